@@ -1,0 +1,58 @@
+"""Every error that `adpa` raises on purpose: what happened, what to type next, and the exit code.
+
+A bug shows a traceback; an `AdpaError` never does.
+"""
+
+from __future__ import annotations
+
+
+class AdpaError(Exception):
+    """A failure the user can act on.
+
+    `message` says what was asked and what was found; `hint` is the next command or change, shown after `try:`.
+    """
+
+    exit_code = 1
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+
+class UsageError(AdpaError):
+    """The command line itself is wrong."""
+
+    exit_code = 2
+
+
+class NotFound(AdpaError):
+    """A name that means nothing here: no such artifact, tag, file, alias, or an empty stdin."""
+
+    exit_code = 3
+
+
+class Busy(AdpaError):
+    """Another process is building the artifact and the caller asked not to wait."""
+
+    exit_code = 4
+
+
+class Corrupt(AdpaError):
+    """Stored bytes are not what their manifest or their checksums say."""
+
+    exit_code = 5
+
+
+class DataError(AdpaError):
+    """A data set cannot be used as it is; the message names file, row and field."""
+
+
+class Stopped(AdpaError):
+    """Stopped by a signal after the work was saved."""
+
+    CODES = {"SIGUSR1": 75, "SIGINT": 130, "SIGTERM": 143, "SIGHUP": 129}
+
+    def __init__(self, signal_name: str, message: str, hint: str = "") -> None:
+        super().__init__(message, hint)
+        self.exit_code = self.CODES[signal_name]

@@ -1,0 +1,148 @@
+"""Training methods: one file here is one method, found by listing this folder.
+
+A method file defines
+
+* ``VERSION``  int, raised when its numbers change (part of every id)
+* ``SOURCE``   where the equation is printed
+* ``SUMMARY``  one line, and ``FORMULA``, the loss as text, for ``adpa methods``
+* ``NEEDS``    tuple of `Need`: the answers it reads, and the teacher signal on each
+* ``Params``   frozen dataclass of its parameters, each made with `param`
+* ``PRESETS``  optional: preset name -> values that replace defaults (parameters, ``lr``, ``epochs``)
+* ``terms(views, p)``  the loss, as unreduced `Term`s
+
+`terms` is a pure function over small tensors; the loop masks, weighs and divides. This module and the module level of
+the method files import no torch, so that planning and ``adpa methods`` stay quick.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import importlib
+import pkgutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from adpa_cli.errors import UsageError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Part = Literal["chosen", "rejected", "rollout"]
+Teacher = Literal["aligned", "reference"]
+Reduction = Literal["seqmean", "tokmean", "seqsum"]
+
+
+@dataclass(frozen=True)
+class Need:
+    """One kind of answer that a method reads.
+
+    `signal` names the teachers whose cached signal must cover these answers; `start` asks for the log-probs of the
+    answers under the frozen model that training starts from (the reference of DPO).
+    """
+
+    part: Part
+    signal: tuple[Teacher, ...] = ()
+    start: bool = False
+
+
+@dataclass(frozen=True)
+class Signal:
+    """Teacher signal of one part, constants without gradient. Float32, nats; K ids per position, best first or not.
+
+    `logps` [B,T,K] at the aligned teacher's ids; `label_logps` [B,T]; `rest_logps` [B,T] is the log of the mass outside
+    the ids *and* the label. The other fields are None when no reference teacher was captured: `difference` [B,T,K] is
+    aligned - reference at the same ids, `in_reference` [B,T,K] whether the id is in the reference's own top k,
+    `reference_kth` [B,T] its k-th log-prob, and its `reference_label_logps`, `reference_rest_logps` [B,T] likewise.
+    """
+
+    logps: Tensor
+    label_logps: Tensor
+    rest_logps: Tensor
+    difference: Tensor | None = None
+    in_reference: Tensor | None = None
+    reference_kth: Tensor | None = None
+    reference_label_logps: Tensor | None = None
+    reference_rest_logps: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class View:
+    """The student on one part of a batch, and what is known about the same positions.
+
+    All float32, nats. `logps` [B,T] student's log-prob of the label; `mask` [B,T] bool, answer positions (a position
+    predicts the token it is labelled with, the end token included); `end` [B,T] bool, the position of the end token.
+    `topk_logps` [B,T,K] student's full-softmax log-probs at the signal's ids, `rest_logps` [B,T] log of its mass outside
+    the ids and the label, `label_in_topk` [B,T] bool; these three and `signal` are None without signal.
+    `start_logps` [B,T] label log-probs under the frozen start model, when the method asked for them.
+    Values at masked positions are finite and arbitrary.
+    """
+
+    logps: Tensor
+    mask: Tensor
+    end: Tensor
+    topk_logps: Tensor | None = None
+    rest_logps: Tensor | None = None
+    label_in_topk: Tensor | None = None
+    signal: Signal | None = None
+    start_logps: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Term:
+    """One summand of the loss, before any mean: `values` [B,T] per token of `part`, or [B] per example.
+
+    The loop computes weight * reduction(values). [B] values are averaged over the examples, whatever the reduction.
+    """
+
+    name: str
+    values: Tensor
+    part: Part
+    weight: float = 1.0
+    reduction: Reduction = "seqmean"
+
+
+@dataclass(frozen=True)
+class Method:
+    """A method file, read."""
+
+    name: str
+    version: int
+    source: str
+    summary: str
+    formula: str
+    needs: tuple[Need, ...]
+    params: type[Any]
+    presets: Mapping[str, Mapping[str, Any]]
+    terms: Callable[[Mapping[Part, View], Any], tuple[Term, ...]]
+
+
+def param(
+    default: Any, doc: str, *, low: float | None = None, high: float | None = None,
+    choices: tuple[Any, ...] = (), origin: Literal["paper", "release", "ours"] = "ours",
+) -> Any:
+    """A documented field of a method's `Params`; `low`/`high` inclusive, `origin` where the default comes from."""
+    meta = {"doc": doc, "low": low, "high": high, "choices": choices, "origin": origin}
+    return dataclasses.field(default=default, metadata=meta)
+
+
+@functools.cache
+def names() -> tuple[str, ...]:
+    """The command-line names of all methods (`q_argmax.py` is `q-argmax`), sorted."""
+    return tuple(sorted(m.name.replace("_", "-") for m in pkgutil.iter_modules(__path__)))
+
+
+@functools.cache
+def load(name: str) -> Method:
+    """The method of that command-line name; UsageError with a suggestion when there is none."""
+    import difflib
+
+    if name not in names():
+        close = difflib.get_close_matches(name, names(), n=1)
+        guess = f"did you mean {close[0]}? " if close else ""
+        raise UsageError(f"no method is called {name!r}", f"{guess}methods: {', '.join(names())}")
+    m = importlib.import_module(f"{__name__}.{name.replace('-', '_')}")
+    return Method(
+        name, m.VERSION, m.SOURCE, m.SUMMARY, m.FORMULA, m.NEEDS, m.Params, getattr(m, "PRESETS", {}), m.terms
+    )
