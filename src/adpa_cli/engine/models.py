@@ -1,0 +1,226 @@
+"""Model folders: load them, check them, run the body without the head, and save them for any other tool.
+
+Weights come from safetensors only, remote code never runs, dropout is off. The head is kept apart from the body
+because log-probs are computed through it tile by tile (`tensors`); `check_head` proves that the model does just that.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel
+from transformers.utils import logging as transformers_logging
+
+from adpa_cli.errors import AdpaError, NotFound
+
+Dtype = Literal["float32", "bfloat16"]
+
+_DTYPES: dict[str, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
+# What transformers, huggingface_hub and safetensors raise on a folder that is not a usable model.
+_LOAD_ERRORS = (
+    OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError, SafetensorError, StrictDataclassError
+)  # fmt: skip
+
+
+def load(folder: Path, dtype: Dtype, *, train: bool = False, device: str = "cpu") -> PreTrainedModel:
+    """The causal language model in `folder`, with dropout off.
+
+    `train=True` gives float32 master weights whatever `dtype` is (compute in bfloat16 is autocast, see
+    `hidden_states`); `train=False` gives frozen weights in `dtype`, in eval mode.
+    Raises NotFound where the folder has no model, AdpaError where it does not load, where a tensor is missing, or
+    where a weight is not finite.
+    """
+    if not (folder / "config.json").is_file():
+        raise NotFound(f"{folder} is not a model folder: it has no config.json.", "adpa models")
+    loader: Any = AutoModelForCausalLM
+    try:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+        _turn_dropout_off(config)
+        with _no_progress_bar():
+            model, info = loader.from_pretrained(
+                folder,
+                config=config,
+                dtype=torch.float32 if train else _DTYPES[dtype],
+                use_safetensors=True,
+                trust_remote_code=False,
+                local_files_only=True,
+                output_loading_info=True,
+            )
+    except _LOAD_ERRORS as error:
+        raise AdpaError(
+            f"The model in {folder} does not load: {_first_line(error)}",
+            "use a folder with config.json and *.safetensors of a causal language model that transformers knows",
+        ) from error
+    _check_weights(model, folder, sorted(info["missing_keys"]))
+    model.to(device)
+    model.train(train)
+    model.requires_grad_(train)
+    checked: PreTrainedModel = model
+    return checked
+
+
+@contextmanager
+def _no_progress_bar() -> Iterator[None]:
+    logs: Any = transformers_logging
+    shown = logs.is_progress_bar_enabled()
+    logs.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logs.enable_progress_bar()
+
+
+def _turn_dropout_off(config: Any) -> None:
+    """Set every dropout probability of `config`, and of the configs nested in it, to 0."""
+    for name, value in list(vars(config).items()):
+        if hasattr(value, "to_diff_dict"):
+            _turn_dropout_off(value)
+        elif "drop" in name and isinstance(value, (int, float)) and not isinstance(value, bool):
+            setattr(config, name, type(value)(0))
+
+
+def _check_weights(model: PreTrainedModel, folder: Path, missing: list[str]) -> None:
+    hint = "fetch or write the folder again: its weights are damaged or belong to another model"
+    if missing:
+        raise AdpaError(f"{folder} lacks {len(missing)} of its model's tensors, {missing[0]} among them.", hint)
+    for name, tensor in model.state_dict().items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise AdpaError(f"The tensor {name} in {folder} holds values that are not finite.", hint)
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip() or type(error).__name__
+    return text.splitlines()[0]
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """The tokenizer in `folder`. Raises NotFound where there is none, AdpaError where it does not load."""
+    hint = "put the tokenizer's files (tokenizer.json, tokenizer_config.json) beside the model"
+    if not any((folder / name).is_file() for name in _TOKENIZER_FILES):
+        raise NotFound(f"{folder} has no tokenizer: none of {', '.join(_TOKENIZER_FILES)} is there.", hint)
+    try:
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    except _LOAD_ERRORS as error:
+        raise AdpaError(f"The tokenizer in {folder} does not load: {_first_line(error)}", hint) from error
+
+
+def body_and_head(model: PreTrainedModel) -> tuple[nn.Module, Tensor, Tensor | None]:
+    """The decoder without its head, the head's weight [V, H], and its bias [V] if it has one."""
+    untyped: Any = model  # transformers does not annotate its getters
+    head = untyped.get_output_embeddings()
+    body = untyped.get_decoder()
+    if body is model:
+        body = model.base_model
+    if body is model or head is None or not isinstance(getattr(head, "weight", None), Tensor):
+        raise AdpaError(
+            f"{type(model).__name__} does not show its decoder and its output embeddings.",
+            "use a decoder-only model such as Llama, Qwen, Mistral, Phi or Pythia",
+        )
+    return body, head.weight, getattr(head, "bias", None)
+
+
+def hidden_states(
+    model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor, *, dtype: Dtype = "float32"
+) -> Tensor:
+    """Last hidden states [B, T, H] of `input_ids` [B, T] (right padded, `attention_mask` [B, T] of 0 and 1).
+
+    With `dtype="bfloat16"` and float32 weights the body runs under autocast.
+    """
+    body, weight, _ = body_and_head(model)
+    mixed = dtype == "bfloat16" and weight.dtype == torch.float32
+    with torch.autocast(input_ids.device.type, torch.bfloat16) if mixed else nullcontext():
+        out = body(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
+    states: Tensor = out.last_hidden_state
+    return states
+
+
+@torch.no_grad()
+def check_head(model: PreTrainedModel) -> None:
+    """Raise AdpaError unless the model's logits are its head applied to its last hidden states and nothing else.
+
+    Small logits hide a soft cap, so the head's output is also replaced by large known values: they must come out of
+    the model as they went in.
+    """
+    _, weight, bias = body_and_head(model)
+    ids = torch.arange(5, device=weight.device).remainder(weight.shape[0])[None]
+    mask = torch.ones_like(ids)
+    untyped: Any = model
+    training = model.training
+    model.train(False)
+    logits = untyped(input_ids=ids, attention_mask=mask, use_cache=False).logits
+    direct = nn.functional.linear(hidden_states(model, ids, mask), weight, bias)
+    known = torch.linspace(-300, 300, logits.numel(), device=weight.device).view_as(logits).to(direct.dtype)
+    hook = untyped.get_output_embeddings().register_forward_hook(lambda *_: known)
+    try:
+        through = untyped(input_ids=ids, attention_mask=mask, use_cache=False).logits
+    finally:
+        hook.remove()
+        model.train(training)
+    tolerance = 1e-4 if weight.dtype == torch.float32 else 1e-2
+    scale = max(1e-6, float(direct.abs().max()))
+    same = float((logits.float() - direct.float()).abs().max()) <= tolerance * scale
+    if not same or not torch.equal(through.float(), known.float()):
+        raise AdpaError(
+            f"{type(model).__name__} changes its logits after the head, so log-probs through the head would be wrong "
+            "(likely logit soft-capping or scaling, as in Gemma 2, Granite or Cohere).",
+            "use a model whose logits are its head applied to its hidden states, such as Llama, Qwen or Mistral",
+        )
+
+
+def save(
+    model: PreTrainedModel,
+    tokenizer: Any,
+    folder: Path,
+    template_text: str,
+    end_token: str,
+    *,
+    state: Mapping[str, Tensor] | None = None,
+) -> None:
+    """Write a plain Hugging Face folder with float32 weights, whose generation stops at `end_token`.
+
+    Tied weights are written once; equal weights give equal bytes (one metadata key). The tokenizer is saved with
+    `template_text` as its chat template and `end_token` as its end token. `state` replaces the model's own state dict
+    (gathered shards). Neither `model` nor `tokenizer` changes. Raises AdpaError where `end_token` is not one token.
+    """
+    end_id = tokenizer.convert_tokens_to_ids(end_token)
+    if end_id is None or tokenizer.convert_ids_to_tokens(end_id) != end_token:
+        raise AdpaError(f"The end token {end_token!r} is not in the tokenizer's vocabulary.", "choose one that is")
+    own = copy.deepcopy(tokenizer)
+    own.chat_template = template_text
+    own.eos_token = end_token
+    pad_id = end_id if own.pad_token_id is None else own.pad_token_id
+
+    tied = model.all_tied_weights_keys
+    weights = {
+        name: tensor.detach().to("cpu", torch.float32) if tensor.is_floating_point() else tensor.detach().cpu()
+        for name, tensor in (model.state_dict() if state is None else state).items()
+        if name not in tied
+    }
+    before = model.generation_config, model.config
+    model.generation_config = _generation_config(own.bos_token_id, end_id, pad_id)
+    model.config = copy.deepcopy(model.config)
+    model.config.eos_token_id = end_id
+    try:
+        with _no_progress_bar():
+            model.save_pretrained(folder, state_dict=weights, max_shard_size="50GB")
+        model.config.dtype = "float32"  # of the bytes written, whatever the dtype in memory
+        model.config.save_pretrained(folder)
+    finally:
+        model.generation_config, model.config = before
+    own.save_pretrained(folder)
+
+
+def _generation_config(bos_id: int | None, end_id: int, pad_id: int) -> GenerationConfig:
+    make: Any = GenerationConfig
+    config: GenerationConfig = make(bos_token_id=bos_id, eos_token_id=end_id, pad_token_id=pad_id)
+    return config
