@@ -1,0 +1,214 @@
+"""Building one artifact: lock, work in private, commit by rename.
+
+    with store.build(recipe, command="adpa sft …", environment={"torch": "2.9"}) as work:
+        if work.hit is not None:
+            return work.hit
+        …write files into work.dir…
+        return work.commit(metrics={…})
+
+Until the rename nothing is visible. The manifest is written after every other file is on the disk, so a manifest inside
+a private folder says that only the rename is missing, and the next build of the same recipe does just that.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import platform
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from adpa_cli.errors import Corrupt
+from adpa_cli.store import manifest as manifests
+from adpa_cli.store.disk import explained, sha256_file, sync_file, sync_folder, write_atomic
+from adpa_cli.store.identity import Recipe
+from adpa_cli.store.lock import locked
+from adpa_cli.store.manifest import Manifest
+
+PARTIAL = ".partial"
+STATE = "state.json"
+RESUME_PREFIX = "_"
+
+
+class Work:
+    """One build in progress, or the finished artifact.
+
+    `hit` is the manifest when the artifact exists (then there is nothing to do and `dir` does not exist); else `dir` is
+    the private folder. Names in it that start with `_` are resume state and are gone after the commit. `progress` is
+    what the last attempt saved, empty at a fresh start.
+    """
+
+    def __init__(self, root: Path, recipe: Recipe, command: str, environment: Mapping[str, Any]) -> None:
+        self.recipe = recipe
+        self.command = command
+        self.environment = dict(environment)
+        self.dir = root / PARTIAL / recipe.id
+        self.target = root / recipe.stage / recipe.id[:12]
+        self.hit: Manifest | None = None
+        self.progress: dict[str, Any] = {}
+        self._seconds_before = 0.0
+        self._started = time.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        """Working time so far, earlier attempts included."""
+        return self._seconds_before + time.monotonic() - self._started
+
+    def save_state(self, progress: Mapping[str, Any], stopped: str = "") -> None:
+        """Record how far the work is (JSON; `step` and `of` are shown), and what stopped it if this is the end."""
+        self.progress = dict(progress)
+        self._write_state(stopped)
+
+    def commit(
+        self,
+        metrics: Mapping[str, Any] | None = None,
+        sources: Mapping[str, Mapping[str, Any]] | None = None,
+        made: Mapping[str, Any] | None = None,
+    ) -> Manifest:
+        """Make the folder an artifact: sync its files, write the manifest, rename. Returns the manifest."""
+        manifests.check_sources(sources or {})
+        about = {
+            "command": self.command, "at": manifests.utc(time.time()), "seconds": round(self.seconds, 3),
+            "host": platform.node(), **self.environment, **(made or {}),
+        }  # fmt: skip
+        recipe = self.recipe.to_json()
+        manifest = Manifest(
+            id=self.recipe.id, **recipe, sources=plain(sources), files=_files(self.dir), metrics=plain(metrics),
+            made=plain(about),
+        )  # fmt: skip
+        for folder in [path for path in self.dir.rglob("*") if path.is_dir()]:
+            sync_folder(folder)
+        manifests.write(self.dir, manifest)
+        self.hit = self.publish()
+        return self.hit
+
+    def publish(self) -> Manifest:
+        """Move a private folder that has its manifest to its place; if another process was first, theirs stays."""
+        for path in self.dir.iterdir():
+            if _is_private(path.name):
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+        sync_folder(self.dir)
+        self.target.parent.mkdir(exist_ok=True)
+        try:
+            os.rename(self.dir, self.target)
+        except OSError:
+            if not (self.target / manifests.FILE_NAME).exists():
+                raise
+            shutil.rmtree(self.dir)
+        sync_folder(self.target.parent)
+        sync_folder(self.target.parent.parent)
+        sync_folder(self.dir.parent)
+        return manifests.read(self.target)
+
+    def open(self, announce: Callable[[str], None] | None) -> None:
+        """Enter the private folder: finish a commit that was cut off, go on with earlier work, or start clean."""
+        if self.find_hit():
+            return
+        if (self.dir / manifests.FILE_NAME).exists():
+            self.hit = self.publish()
+            return
+        state = read_state(self.dir)
+        if state is None or state["environment"] != plain(self.environment):
+            if state is not None and announce:
+                announce(f"{self.recipe.ref} starts again: {_difference(state['environment'], self.environment)}")
+            shutil.rmtree(self.dir, ignore_errors=True)
+            state = {"progress": {}, "seconds": 0.0}
+        self.dir.mkdir(parents=True, exist_ok=True)
+        self.progress, self._seconds_before = state["progress"], state["seconds"]
+        self._write_state("")
+
+    def find_hit(self) -> bool:
+        """Look whether the artifact is there by now. Raises Corrupt when its place is taken by something else."""
+        if not (self.target / manifests.FILE_NAME).exists():
+            if self.target.is_dir() and any(self.target.iterdir()):
+                raise Corrupt(f"{self.target} has no manifest, so it is no artifact", "move that folder away")
+            return False
+        self.hit = manifests.read(self.target)
+        if self.hit.id != self.recipe.id:
+            raise Corrupt(f"{self.target} holds {self.hit.id}, not {self.recipe.id}", "move that folder away")
+        return True
+
+    def close(self) -> None:
+        """Forget an attempt that failed before it made anything worth going on with."""
+        if self.hit is None and not self.progress and {path.name for path in self.dir.iterdir()} <= {STATE}:
+            shutil.rmtree(self.dir)
+
+    def _write_state(self, stopped: str) -> None:
+        state = {
+            "format": 1, "recipe": self.recipe.to_json(), "command": self.command, "environment": self.environment,
+            "progress": self.progress, "seconds": self.seconds, "stopped": stopped, "at": time.time(),
+        }  # fmt: skip
+        write_atomic(self.dir / STATE, json.dumps(plain(state), ensure_ascii=False).encode())
+
+
+@contextlib.contextmanager
+def build(
+    root: Path,
+    recipe: Recipe,
+    *,
+    command: str,
+    environment: Mapping[str, Any] | None = None,
+    wait: bool = True,
+    announce: Callable[[str], None] | None = None,
+) -> Iterator[Work]:
+    """Open the work on a recipe, alone: see the module's head.
+
+    `environment` is what equal bytes depend on besides the recipe (library versions, threads, dtype): earlier work
+    under another one is thrown away. Raises Busy if another process is at it and `wait` is false, AdpaError on a full
+    disk.
+    """
+    work = Work(root, recipe, command, environment or {})
+    if work.find_hit():
+        yield work
+        return
+    lock = root / PARTIAL / f"{recipe.id}.lock"
+    with (
+        explained(root, f"{recipe.ref} is not made"),
+        locked(lock, command, wait=wait, announce=announce, what=recipe.ref),
+    ):
+        work.open(announce)
+        try:
+            yield work
+        finally:
+            with contextlib.suppress(OSError):
+                work.close()
+
+
+def read_state(folder: Path) -> dict[str, Any] | None:
+    """What the last attempt in a private folder recorded; None when there is nothing to rely on."""
+    try:
+        state = json.loads((folder / STATE).read_bytes())
+        shape = {"recipe": dict, "environment": dict, "progress": dict, "seconds": float, "command": str}
+        return state if state["format"] == 1 and all(isinstance(state[k], t) for k, t in shape.items()) else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def plain(value: Mapping[str, Any] | None) -> dict[str, Any]:
+    """As JSON will give it back, so that what is compared and returned now equals what is read later."""
+    copy: dict[str, Any] = json.loads(json.dumps(manifests.plain(value or {})))
+    return copy
+
+
+def _is_private(name: str) -> bool:
+    # A dot file is the leftover of a write that was cut off.
+    return name == STATE or name.startswith((RESUME_PREFIX, "."))
+
+
+def _files(folder: Path) -> dict[str, dict[str, Any]]:
+    found = {}
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        if path.is_file() and not _is_private(name.split("/")[0]):
+            sync_file(path)
+            found[name] = {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
+    return found
+
+
+def _difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    keys = sorted(key for key in {*before, *now} if before.get(key) != now.get(key))
+    return ", ".join(f"{key} was {before.get(key)}, is {now.get(key)}" for key in keys[:3])

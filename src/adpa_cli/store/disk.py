@@ -1,0 +1,87 @@
+"""Durable files: a reader sees a file whole or not at all, also after a crash or a full disk."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import os
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+
+from adpa_cli.errors import AdpaError
+
+_FULL = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}
+_FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
+_FULL_WORDS = ("No space left on device", "os error 28", "Disk quota exceeded")
+
+
+def sha256_file(path: Path) -> str:
+    """Hex sha256 of a file's bytes, read in chunks."""
+    with path.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def sync_file(path: Path) -> None:
+    """Wait until a file's bytes are on the disk."""
+    handle = os.open(path, os.O_RDONLY if os.name != "nt" else os.O_RDWR)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def sync_folder(path: Path) -> None:
+    """Wait until a folder's list of names is on the disk (Windows has no such call and does without)."""
+    if os.name != "nt":
+        sync_file(path)
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Write `path` under a private name, then rename: nobody reads half of it, and a failure leaves the old file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    private = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
+    try:
+        with private.open("wb") as handle:
+            handle.write(data)
+            handle.flush()
+            os.fsync(handle.fileno())
+        os.replace(private, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            private.unlink()
+        raise
+    sync_folder(path.parent)
+
+
+def is_disk_full(error: BaseException | None) -> bool:
+    """Whether an error, or what caused it, is a full disk or quota; libraries in Rust only say so in words."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in _FULL:
+            return True
+        if any(words in str(error) for words in _FULL_WORDS):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+@contextlib.contextmanager
+def explained(root: Path, lost: str) -> Iterator[None]:
+    """Turn a full disk, and a store that may not be written, into an AdpaError that says what is `lost` by it."""
+    try:
+        yield
+    except AdpaError:
+        raise
+    except Exception as error:
+        if is_disk_full(error):
+            raise AdpaError(
+                f"the disk of {root} is full; {lost}, and nothing half-made is visible",
+                "free some space (adpa gc), then repeat the command: it goes on from the last saved state",
+            ) from error
+        if isinstance(error, OSError) and error.errno in _FORBIDDEN and str(error.filename).startswith(str(root)):
+            raise AdpaError(
+                f"{error.filename} cannot be written ({error.strerror}); {lost}",
+                "use a store that is yours: --store DIR or $ADPA_STORE",
+            ) from error
+        raise

@@ -1,0 +1,102 @@
+"""Kernel locks that name their holder.
+
+The kernel drops such a lock when its process ends, however it ends, so there are no stale locks and the file is never
+unlinked (unlinking a lock file lets two processes hold "the same" lock). Correctness does not rest on it: files are
+renamed into place. On network file systems without working locks two processes may do the same work; one of them wins.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import platform
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from adpa_cli.errors import Busy
+
+POLL_SECONDS = 0.2
+_GRACE_SECONDS = 0.05  # `holder` takes the lock for an instant to look; a builder must not mistake that for work
+
+if sys.platform == "win32":
+    import msvcrt
+
+    _FAR = 1 << 30  # Windows locks are mandatory: lock a byte past the text, so that others can read who holds it
+
+    def _try_lock(handle: int) -> bool:
+        try:
+            os.lseek(handle, _FAR, os.SEEK_SET)
+            msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)
+        except OSError:
+            return False
+        return True
+else:
+    import fcntl
+
+    def _try_lock(handle: int) -> bool:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True
+
+
+@contextlib.contextmanager
+def locked(
+    path: Path, command: str, *, wait: bool = True, announce: Callable[[str], None] | None = None, what: str = ""
+) -> Iterator[None]:
+    """Hold the lock at `path`, with this process and `command` written inside.
+
+    Waits for another holder after naming it through `announce`; raises `Busy` at once when `wait` is false.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        _acquire(handle, path, what or path.stem, wait, announce)
+        note = json.dumps(
+            {"pid": os.getpid(), "host": platform.node(), "command": command}, ensure_ascii=False
+        ).encode()
+        os.ftruncate(handle, 0)
+        os.lseek(handle, 0, os.SEEK_SET)
+        os.write(handle, note)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _acquire(handle: int, path: Path, what: str, wait: bool, announce: Callable[[str], None] | None) -> None:
+    if _try_lock(handle):
+        return
+    time.sleep(_GRACE_SECONDS)
+    if _try_lock(handle):
+        return
+    who = _note(path)
+    if not wait:
+        raise Busy(f"{what} is being built by {who}", "leave out --no-wait to wait for it, or come again later")
+    if announce:
+        announce(f"waiting for {what}, which {who} is building")
+    while not _try_lock(handle):
+        time.sleep(POLL_SECONDS)
+
+
+def holder(path: Path) -> str | None:
+    """Who holds the lock at `path` now ("process 123 on host (command)"), or None when it is free."""
+    try:
+        handle = os.open(path, os.O_RDWR)
+    except OSError:
+        return None
+    try:
+        return None if _try_lock(handle) else _note(path)
+    finally:
+        os.close(handle)
+
+
+def _note(path: Path) -> str:
+    try:
+        note = json.loads(path.read_text(encoding="utf-8"))
+        return f"process {note['pid']} on {note['host']} ({note['command']})"
+    except (OSError, ValueError, KeyError, TypeError):
+        return "another process"  # it holds the lock but has not written its name yet

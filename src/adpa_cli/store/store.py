@@ -1,0 +1,245 @@
+"""The directory that holds every artifact. It is the only record: no database, nothing to fall out of step."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import json
+import os
+import re
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from adpa_cli.errors import AdpaError, Corrupt, NotFound, UsageError
+from adpa_cli.store import build as builds
+from adpa_cli.store import manifest as manifests
+from adpa_cli.store import pins
+from adpa_cli.store.disk import explained, write_atomic
+from adpa_cli.store.identity import STAGE_NAME, HashCache, Recipe
+from adpa_cli.store.lock import holder
+from adpa_cli.store.manifest import Manifest
+
+FOLDER = "adpa-store"
+MARKER = "adpa.json"
+FORMAT = 1
+_HEX = re.compile(r"[0-9a-f]{4,64}")
+_TAG = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,63}")
+
+
+@dataclass(frozen=True)
+class Unfinished:
+    """Work that was begun and not committed: how far it is, what stopped it, and the command that goes on.
+
+    `at` is when it last saved, in seconds since 1970; `holder` names the process that is at it now, or is empty.
+    """
+
+    ref: str
+    recipe: Recipe
+    command: str
+    progress: Mapping[str, Any]
+    stopped: str
+    at: float
+    holder: str
+
+
+@dataclass(frozen=True)
+class Store:
+    """One store at `root`; `created` says that this command made it."""
+
+    root: Path
+    created: bool = False
+
+    @classmethod
+    def find(cls, start: Path | None = None, create: bool = False) -> Store:
+        """The store at `start` (`--store DIR`), else at $ADPA_STORE, else in the working directory or one above it.
+
+        Without one, `create` makes it (at the explicit place, else ./adpa-store) and otherwise NotFound is raised.
+        Raises AdpaError for a store that a newer adpa made.
+        """
+        if start is None and os.environ.get("ADPA_STORE"):
+            start = Path(os.environ["ADPA_STORE"])
+        if start is not None:
+            places = [start.expanduser().absolute()]
+            asked = f"{start} is no store"
+        else:
+            here = Path.cwd()
+            places = [folder / FOLDER for folder in (here, *here.parents)]
+            asked = f"no {FOLDER} in {here} or above it"
+        for place in places:
+            if (place / MARKER).is_file():
+                return cls(_supported(place))
+        if not create:
+            raise NotFound(asked, "name one with --store DIR or $ADPA_STORE; the first adpa sft or distill creates one")
+        return cls._create(places[0])
+
+    @classmethod
+    def _create(cls, root: Path) -> Store:
+        if root.exists() and (not root.is_dir() or any(root.iterdir())):
+            raise UsageError(
+                f"{root} holds other things and is no store", f"give an empty folder: --store {root / FOLDER}"
+            )
+        with explained(root, "the store is not created"):
+            write_atomic(root / MARKER, json.dumps({"format": FORMAT}).encode() + b"\n")
+        return cls(root, created=True)
+
+    @cached_property
+    def hash_cache(self) -> HashCache:
+        """Remembered digests of models and data from outside; may be deleted at any time."""
+        return HashCache(self.root / ".hashes.json")
+
+    def _folders(self, stage: str = "*") -> Iterator[Path]:
+        for stage_folder in self.root.glob(stage):
+            if STAGE_NAME.fullmatch(stage_folder.name) and stage_folder.name != "tags" and stage_folder.is_dir():
+                for entry in os.scandir(stage_folder):
+                    if len(entry.name) == 12 and os.path.exists(f"{entry.path}/{manifests.FILE_NAME}"):
+                        yield Path(entry.path)
+
+    def _find(self, id_or_ref: str) -> Path | None:
+        stage, _, hex_part = id_or_ref.removeprefix("artifact:").rpartition("/")
+        matches = (folder for folder in self._folders(stage or "*") if folder.name == hex_part[:12])
+        return next(matches, None)
+
+    def folder(self, id_or_ref: str) -> Path:
+        """Where an artifact's files are, by full id or `stage/12hex`. Raises NotFound."""
+        found = self._find(id_or_ref)
+        if found is None:
+            raise NotFound(f"{id_or_ref} is not in {self.root}", "see what is: adpa show")
+        return found
+
+    def get(self, id_or_ref: str) -> Manifest | None:
+        """The manifest of a complete artifact, or None."""
+        folder = self._find(id_or_ref)
+        return manifests.read(folder) if folder else None
+
+    def artifacts(self, on_error: Callable[[AdpaError], None] | None = None) -> list[Manifest]:
+        """Every complete artifact, newest first.
+
+        A damaged or too new manifest is raised, or passed to `on_error` and left out.
+        """
+        found = []
+        for folder in self._folders():
+            try:
+                found.append(manifests.read(folder))
+            except AdpaError as error:
+                if on_error is None:
+                    raise
+                on_error(error)
+        return sorted(found, key=lambda manifest: (-manifest.at, manifest.ref))
+
+    def resolve(self, text: str) -> Manifest:
+        """The artifact a user means: an id or 4 or more of its first digits, `stage/digits`, a tag, or `STAGE@latest`.
+
+        Raises UsageError naming all candidates when there are several, NotFound with what comes close when none.
+        """
+        tags = self.tags()
+        if text in tags:
+            found = self.get(tags[text])
+            if found is None:
+                raise NotFound(
+                    f"the tag {text} names {tags[text][:12]}, which is gone", f"move it: adpa tag {text} REF"
+                )
+            return found
+        stage, _, latest = text.partition("@")
+        if latest == "latest":
+            made = [manifest for manifest in self.artifacts() if manifest.stage == stage]
+            if made:
+                return made[0]
+        stage, _, digits = text.removeprefix("artifact:").rpartition("/")
+        digits = digits.lower()
+        if _HEX.fullmatch(digits):
+            folders = [folder for folder in self._folders(stage or "*") if folder.name.startswith(digits[:12])]
+            matches = [manifest for manifest in map(manifests.read, folders) if manifest.id.startswith(digits)]
+            if len(matches) > 1:
+                both = ", ".join(sorted(manifest.ref for manifest in matches))
+                raise UsageError(f"{text} could be any of {both}", "give more digits, or the stage before them")
+            if matches:
+                return matches[0]
+        raise self._unknown(text)
+
+    def _unknown(self, text: str) -> NotFound:
+        for work in self.unfinished():
+            if len(text) >= 4 and (work.ref.startswith(text) or work.recipe.id.startswith(text)):
+                return NotFound(f"{work.ref} is unfinished", f"go on: {work.command}")
+        refs = [f"{folder.parent.name}/{folder.name}" for folder in self._folders()]
+        names = [*self.tags(), *refs, *(ref.split("/")[1] for ref in refs)]
+        close = difflib.get_close_matches(text, names, n=3, cutoff=0.6)
+        meant = f"did you mean {' or '.join(close)}? " if close else ""
+        return NotFound(f"{text} is no tag, id or stage@latest in {self.root}", f"{meant}see what there is: adpa show")
+
+    def tag(self, name: str, id_or_ref: str, reserved: Collection[str] = ()) -> None:
+        """Give an artifact a name, moving the name if it is in use.
+
+        Raises UsageError for a name that could be taken for an id, a path or one of `reserved` (aliases, words).
+        """
+        if not _TAG.fullmatch(name):
+            raise UsageError(f"{name!r} cannot be a tag", "use letters, digits and . _ + -, at most 64, no / or @")
+        if _HEX.fullmatch(name.lower()):
+            raise UsageError(f"{name} looks like an id", f"choose a name that has other letters, e.g. run-{name}")
+        if name in reserved:
+            raise UsageError(f"{name} is a built-in name", f"choose another, e.g. my-{name}")
+        manifest = self.get(id_or_ref)
+        if manifest is None:
+            raise NotFound(f"{id_or_ref} is not in {self.root}", "see what is: adpa show")
+        with explained(self.root, f"{name} is not set"):
+            write_atomic(self.root / "tags" / name, manifest.id.encode() + b"\n")
+
+    def untag(self, name: str) -> None:
+        """Remove a name; what it named stays. Raises NotFound."""
+        if name not in self.tags():
+            raise NotFound(f"there is no tag {name}", f"tags: {', '.join(sorted(self.tags())) or 'none'}")
+        (self.root / "tags" / name).unlink()
+
+    def tags(self) -> dict[str, str]:
+        """Full id by tag, sorted by tag."""
+        with contextlib.suppress(FileNotFoundError):
+            paths = sorted(path for path in (self.root / "tags").iterdir() if _TAG.fullmatch(path.name))
+            return {path.name: path.read_text(encoding="utf-8").strip() for path in paths}
+        return {}
+
+    def pin(self, name: str, lookup: Callable[[str], str], refresh: bool = False) -> str:
+        """The commit that a hub name stands for in this store: `lookup(name)` the first time and on `refresh`."""
+        lock = self.root / builds.PARTIAL / "pins.lock"
+        return pins.pin(self.root, lock, name, lookup, refresh)
+
+    def unfinished(self) -> list[Unfinished]:
+        """Work begun and not committed, most recently saved first."""
+        found = []
+        for folder in (self.root / builds.PARTIAL).glob("*/"):
+            state = builds.read_state(folder)
+            if state is not None:
+                recipe = Recipe(**state["recipe"])
+                at_work = holder(folder.with_name(f"{folder.name}.lock")) or ""
+                found.append(
+                    Unfinished(
+                        recipe.ref, recipe, state["command"], state["progress"], state["stopped"], state["at"], at_work
+                    )
+                )
+        return sorted(found, key=lambda work: -work.at)
+
+    def build(
+        self,
+        recipe: Recipe,
+        *,
+        command: str,
+        environment: Mapping[str, Any] | None = None,
+        wait: bool = True,
+        announce: Callable[[str], None] | None = None,
+    ) -> contextlib.AbstractContextManager[builds.Work]:
+        """Open the work on a recipe, alone, or its finished artifact as `work.hit`: see `adpa_cli.store.build`."""
+        return builds.build(self.root, recipe, command=command, environment=environment, wait=wait, announce=announce)
+
+
+def _supported(root: Path) -> Path:
+    try:
+        version = int(json.loads((root / MARKER).read_bytes())["format"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise Corrupt(f"{root / MARKER} is damaged: {error}", f'restore it: {{"format": {FORMAT}}}') from error
+    if version > FORMAT:
+        raise AdpaError(
+            f"{root} was made by a newer adpa (store format {version}; this one reads up to {FORMAT})",
+            "upgrade: pip install -U adpa-cli",
+        )
+    return root
