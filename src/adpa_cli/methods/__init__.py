@@ -6,6 +6,7 @@ A method file defines
 * ``SOURCE``   where the equation is printed
 * ``SUMMARY``  one line, and ``FORMULA``, the loss as text, for ``adpa methods``
 * ``NEEDS``    tuple of `Need`: the answers it reads, and the teacher signal on each
+* ``needs(p)``  optional: the needs under these parameters, where they differ from ``NEEDS``
 * ``Params``   frozen dataclass of its parameters, each made with `param`
 * ``PRESETS``  optional: preset name -> values that replace defaults (parameters, ``lr``, ``epochs``)
 * ``terms(views, p)``  the loss, as unreduced `Term`s
@@ -22,7 +23,7 @@ import importlib
 import pkgutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from adpa_cli.errors import UsageError
 
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 Part = Literal["chosen", "rejected", "rollout"]
 Teacher = Literal["aligned", "reference"]
 Reduction = Literal["seqmean", "tokmean", "seqsum"]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -73,8 +75,8 @@ class View:
 
     All float32, nats. `logps` [B,T] student's log-prob of the label; `mask` [B,T] bool, answer positions (a position
     predicts the token it is labelled with, the end token included); `end` [B,T] bool, the position of the end token.
-    `topk_logps` [B,T,K] student's full-softmax log-probs at the signal's ids, `rest_logps` [B,T] log of its mass outside
-    the ids and the label, `label_in_topk` [B,T] bool; these three and `signal` are None without signal.
+    `topk_logps` [B,T,K] student's full-softmax log-probs at the signal's ids, `rest_logps` [B,T] log of its mass
+    outside the ids and the label, `label_in_topk` [B,T] bool; these three and `signal` are None without signal.
     `start_logps` [B,T] label log-probs under the frozen start model, when the method asked for them.
     Values at masked positions are finite and arbitrary.
     """
@@ -105,7 +107,7 @@ class Term:
 
 @dataclass(frozen=True)
 class Method:
-    """A method file, read."""
+    """A method file, read. `needs` holds at the defaults, `needs_for(params)` at those parameters."""
 
     name: str
     version: int
@@ -116,6 +118,7 @@ class Method:
     params: type[Any]
     presets: Mapping[str, Mapping[str, Any]]
     terms: Callable[[Mapping[Part, View], Any], tuple[Term, ...]]
+    needs_for: Callable[[Any], tuple[Need, ...]]
 
 
 def param(
@@ -125,6 +128,13 @@ def param(
     """A documented field of a method's `Params`; `low`/`high` inclusive, `origin` where the default comes from."""
     meta = {"doc": doc, "low": low, "high": high, "choices": choices, "origin": origin}
     return dataclasses.field(default=default, metadata=meta)
+
+
+def given(value: T | None) -> T:
+    """A field of a `View` or `Signal` that the method's needs promise; TypeError if the caller left it out."""
+    if value is None:
+        raise TypeError("the batch lacks what the method declared in NEEDS")
+    return value
 
 
 @functools.cache
@@ -143,6 +153,6 @@ def load(name: str) -> Method:
         guess = f"did you mean {close[0]}? " if close else ""
         raise UsageError(f"no method is called {name!r}", f"{guess}methods: {', '.join(names())}")
     m = importlib.import_module(f"{__name__}.{name.replace('-', '_')}")
-    return Method(
-        name, m.VERSION, m.SOURCE, m.SUMMARY, m.FORMULA, m.NEEDS, m.Params, getattr(m, "PRESETS", {}), m.terms
-    )
+    needs_for = getattr(m, "needs", lambda p: m.NEEDS)
+    presets = getattr(m, "PRESETS", {})
+    return Method(name, m.VERSION, m.SOURCE, m.SUMMARY, m.FORMULA, m.NEEDS, m.Params, presets, m.terms, needs_for)

@@ -1,0 +1,92 @@
+"""ADPA: on the student's own answers, move its probability towards the tokens that alignment favoured."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, get_args
+
+from adpa_cli.errors import UsageError
+from adpa_cli.methods import Need, Part, Reduction, Term, View, given, param
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+VERSION = 1
+SOURCE = "Gao et al. 2025, Eqs. 8-10 and Algorithm 1"
+SUMMARY = "advantage-guided distillation on the student's own answers"
+FORMULA = "L_SFT(y_w) - γ mean_t Σ_a π(a|s_t) A(s_t,a), A = log π_aligned - log π_reference, on ŷ"
+NEEDS = (Need("chosen"), Need("rollout", signal=("aligned", "reference")))
+PRESETS = {
+    "release": {
+        "gamma": 1.6, "clamp": "release", "missing_reference": "aligned", "kd_on_eos": False, "reduction": "seqmean",
+        "lr": 5e-7, "epochs": 1.0,
+    }
+}  # fmt: skip
+
+MissingReference = Literal["kth", "aligned", "exact"]
+StudentTail = Literal["zero", "bucket", "floor"]
+
+
+@dataclass(frozen=True)
+class Params:
+    """Weight and reading of the advantage."""
+
+    gamma: float = param(1.5, "weight of the expected advantage", low=0.0, high=1000.0, origin="paper")
+    missing_reference: MissingReference = param(
+        "kth", "log-prob of a token outside the reference's top k: its k-th, the aligned list's last, or the true one",
+        choices=get_args(MissingReference), origin="paper",
+    )
+    student_tail: StudentTail = param(
+        "zero", "advantage of what is outside the aligned top k: none, the two masses' log-ratio, or the row's least",
+        choices=get_args(StudentTail), origin="paper",
+    )
+    clamp: str = param("none", "bounds of the advantage: none, release (1e-8 to 1-1e-8), or low,high", origin="paper")
+    kd_on_eos: bool = param(True, "use the advantage at the end token too", origin="paper")
+    reduction: Reduction = param(
+        "seqmean", "mean per answer, over all tokens of the batch, or sum per answer", choices=get_args(Reduction)
+    )
+
+    def __post_init__(self) -> None:
+        bounds(self.clamp)
+
+
+def bounds(clamp: str) -> tuple[float, float] | None:
+    """The two numbers that `clamp` names, None for "none"; UsageError when it names no interval."""
+    if clamp in ("none", "release"):
+        return None if clamp == "none" else (1e-8, 1 - 1e-8)
+    try:
+        low, high = (float(part) for part in clamp.split(","))
+    except ValueError:
+        low, high = 1.0, 0.0
+    if not low <= high:
+        raise UsageError(f"clamp={clamp}", "clamp is none, release, or two numbers such as clamp=-2,2")
+    return low, high
+
+
+def terms(views: Mapping[Part, View], p: Params) -> tuple[Term, ...]:
+    """-log π(y_t) at chosen tokens, and minus the expected advantage at each token of the student's own answer."""
+    return (
+        Term("sft", -views["chosen"].logps, "chosen", reduction=p.reduction),
+        Term("advantage", -_expected(views["rollout"], p), "rollout", p.gamma, p.reduction),
+    )
+
+
+def _expected(view: View, p: Params) -> Tensor:
+    """Σ_a π(a) A(a) at each position, [B,T]."""
+    from adpa_cli.tensors.divergence import advantage, expected_advantage, outside, rest_advantage
+
+    signal, known, clamp = given(view.signal), given(view.label_in_topk), bounds(p.clamp)
+    scores = advantage(
+        signal.logps, given(signal.difference), given(signal.reference_kth), given(signal.in_reference),
+        missing_reference=p.missing_reference, clamp=clamp,
+    )  # fmt: skip
+    rest_scores = rest_advantage(
+        outside(signal.label_logps, signal.rest_logps, known),
+        outside(given(signal.reference_label_logps), given(signal.reference_rest_logps), known), clamp,
+    )  # fmt: skip
+    values = expected_advantage(
+        given(view.topk_logps), scores, student_tail=p.student_tail,
+        student_rest=outside(view.logps, given(view.rest_logps), known), rest_values=rest_scores,
+    )  # fmt: skip
+    return values if p.kd_on_eos else values.masked_fill(view.end, 0.0)

@@ -1,0 +1,67 @@
+"""DCKD: copy the aligned teacher's distribution on chosen and on rejected answers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, get_args
+
+from adpa_cli.methods import Need, Part, Reduction, Term, View, given, param
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+VERSION = 1
+SOURCE = "Gao et al. 2025, Eqs. 5-7"
+SUMMARY = "dual-constrained distillation from an aligned teacher's top k"
+FORMULA = "L_SFT(y_w) + α [KL(π_aligned‖π) on y_w + KL(π_aligned‖π) on y_l]"
+NEEDS = (Need("chosen", signal=("aligned",)), Need("rejected", signal=("aligned",)))
+PRESETS = {"release": {"alpha": 0.1, "kd_on_eos": False, "lr": 5e-7, "epochs": 1.0}}
+
+Tail = Literal["bucket", "renormalised"]
+
+
+@dataclass(frozen=True)
+class Params:
+    """Weight and reading of the two divergences."""
+
+    alpha: float = param(0.2, "weight of each divergence", low=0.0, high=1000.0, origin="paper")
+    dispreferred: bool = param(True, "also distil on rejected answers", origin="paper")
+    tail: Tail = param(
+        "bucket", "what is outside the teacher's top k: one class, or renormalised away", choices=get_args(Tail),
+        origin="release",
+    )
+    kd_on_eos: bool = param(True, "distil at the end token too")
+    reduction: Reduction = param(
+        "seqmean", "mean per answer, over all tokens of the batch, or sum per answer", choices=get_args(Reduction)
+    )
+
+
+def needs(p: Params) -> tuple[Need, ...]:
+    """Rejected answers only where they are distilled on."""
+    return NEEDS if p.dispreferred else NEEDS[:1]
+
+
+def terms(views: Mapping[Part, View], p: Params) -> tuple[Term, ...]:
+    """-log π(y_t) at chosen tokens, and the teacher's divergence at chosen and rejected ones."""
+    chosen = views["chosen"]
+    out = [Term("sft", -chosen.logps, "chosen", reduction=p.reduction)]
+    for need in needs(p):
+        out.append(Term(f"kl_{need.part}", _divergence(views[need.part], p), need.part, p.alpha, p.reduction))
+    return tuple(out)
+
+
+def _divergence(view: View, p: Params) -> Tensor:
+    """KL(teacher || student) at each position, [B,T]."""
+    from adpa_cli.tensors.divergence import bucket_kl, outside, renormalised_kl
+
+    signal, topk = given(view.signal), given(view.topk_logps)
+    if p.tail == "renormalised":
+        values = renormalised_kl(signal.logps, topk)
+    else:
+        known = given(view.label_in_topk)
+        values = bucket_kl(
+            signal.logps, outside(signal.label_logps, signal.rest_logps, known),
+            topk, outside(view.logps, given(view.rest_logps), known),
+        )  # fmt: skip
+    return values if p.kd_on_eos else values.masked_fill(view.end, 0.0)

@@ -1,0 +1,29 @@
+"""SFT: the student learns to write the chosen answers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import get_args
+
+from adpa_cli.methods import Need, Part, Reduction, Term, View, param
+
+VERSION = 1
+SOURCE = "Gao et al. 2025, L_SFT in Eq. 1"
+SUMMARY = "fine-tune on the chosen answers"
+FORMULA = "mean over answers of -1/|y| Σ_t log π(y_t)"
+NEEDS = (Need("chosen"),)
+
+
+@dataclass(frozen=True)
+class Params:
+    """How token losses are averaged."""
+
+    reduction: Reduction = param(
+        "seqmean", "mean per answer, over all tokens of the batch, or sum per answer", choices=get_args(Reduction)
+    )
+
+
+def terms(views: Mapping[Part, View], p: Params) -> tuple[Term, ...]:
+    """-log π(y_t) at every chosen token."""
+    return (Term("sft", -views["chosen"].logps, "chosen", reduction=p.reduction),)
