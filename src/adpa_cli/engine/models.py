@@ -130,10 +130,11 @@ def body_and_head(model: PreTrainedModel) -> tuple[nn.Module, Tensor, Tensor | N
 
 
 def hidden_states(
-    model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor, *, dtype: Dtype = "float32"
+    model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor | None, *, dtype: Dtype = "float32"
 ) -> Tensor:
     """Last hidden states [B, T, H] of `input_ids` [B, T] (right padded, `attention_mask` [B, T] of 0 and 1).
 
+    Without a mask the states of real tokens are the same: under right padding a causal model never looks at padding.
     With `dtype="bfloat16"` and float32 weights the body runs under autocast.
     """
     body, weight, _ = body_and_head(model)
