@@ -1,0 +1,107 @@
+"""What is trained on: preference pairs and dialogues, their identity, and which of them are held out."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+from adpa_cli.data.turns import Message, Problem, Prompt, plain
+
+HELD_OUT_SHARE = 20  # one prompt in twenty
+HELD_OUT_MOST = 500
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A prompt with a better and a worse answer; `id` is 16 hex of their content, `row` where they stood."""
+
+    id: str
+    prompt: Prompt
+    chosen: str
+    rejected: str
+    row: int
+
+
+@dataclass(frozen=True)
+class Dialogue:
+    """Turns that end with an answer; `id` is 16 hex of their content, `row` where they stood."""
+
+    id: str
+    messages: Prompt
+    row: int
+
+
+Item = TypeVar("Item", bound=Pair | Dialogue)
+
+
+def sha256(value: object) -> str:
+    """sha256 over canonical JSON, in hex."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def make_pair(prompt: Sequence[Message], chosen: str, rejected: str, row: int = 0) -> Pair:
+    """A pair with the id of its content. Raises Problem where it cannot be trained on."""
+    if not prompt or prompt[-1].role != "user":
+        last = f"ends with the {prompt[-1].role}'s turn" if prompt else "nothing before the answer"
+        raise Problem("prompt does not end with the user", "prompt", last, "let the user speak last")
+    if not prompt[-1].content.strip():
+        raise Problem("empty prompt", "prompt", "the last turn is empty", "write what the user asks")
+    for name, answer in (("chosen", chosen), ("rejected", rejected)):
+        if not answer.strip():
+            raise Problem(f"empty {name}", name, "an empty answer", "write an answer")
+    if chosen == rejected:
+        raise Problem("chosen equals rejected", "rejected", "the same text as chosen", "give two different answers")
+    return Pair(sha256([plain(prompt), chosen, rejected])[:16], tuple(prompt), chosen, rejected, row)
+
+
+def make_dialogue(messages: Sequence[Message], row: int = 0) -> Dialogue:
+    """A dialogue with the id of its content. Raises Problem where it cannot be trained on."""
+    roles = [message.role for message in messages]
+    if "user" not in roles:
+        raise Problem("no prompt", "messages", "no turn of the user", "begin with the user")
+    if roles[-1] != "assistant":
+        raise Problem("no answer", "messages", f"ends with the {roles[-1]}'s turn", "let the assistant answer")
+    for index, message in enumerate(messages):
+        if message.role == "assistant" and not message.content.strip():
+            raise Problem("empty answer", f"messages[{index}]", "an empty turn of the assistant", "write an answer")
+    return Dialogue(sha256(plain(messages))[:16], tuple(messages), row)
+
+
+def as_dialogue(item: Pair | Dialogue) -> Dialogue:
+    """A pair as the dialogue that ends with its chosen answer; a dialogue as it is."""
+    if isinstance(item, Dialogue):
+        return item
+    return make_dialogue((*item.prompt, Message("assistant", item.chosen)), item.row)
+
+
+def trimmed(messages: Prompt) -> Prompt:
+    """A dialogue without what has no part in training: answers before the first question, questions after the last."""
+    lead = next((index for index, message in enumerate(messages) if message.role != "system"), len(messages))
+    first = next((index for index, message in enumerate(messages) if message.role == "user"), lead)
+    last = max((index for index, message in enumerate(messages) if message.role == "assistant"), default=len(messages))
+    return messages[:lead] + messages[first : last + 1]
+
+
+def prompt_key(item: Pair | Dialogue) -> str:
+    """sha256 of what data are split by: the prompt of a pair, a dialogue up to its first user turn."""
+    if isinstance(item, Pair):
+        return sha256(plain(item.prompt))
+    first = next(index for index, message in enumerate(item.messages) if message.role == "user")
+    return sha256(plain(item.messages[: first + 1]))
+
+
+def held_out_keys(items: Sequence[Pair | Dialogue]) -> frozenset[str]:
+    """Keys of the prompts held out: 5 %, at most 500, at least one of two; the smallest, whatever the order of rows."""
+    prompts = sorted({prompt_key(item) for item in items})
+    count = min(HELD_OUT_MOST, max(len(prompts) // HELD_OUT_SHARE, 1), max(len(prompts) - 1, 0))
+    return frozenset(prompts[:count])
+
+
+def hold_out(items: Sequence[Item]) -> tuple[list[Item], list[Item]]:
+    """(train, test): split by prompt, never by row; all rows of a prompt are on one side."""
+    held = held_out_keys(items)
+    kept = [item for item in items if prompt_key(item) not in held]
+    return kept, [item for item in items if prompt_key(item) in held]
