@@ -113,9 +113,9 @@ class _Reader:
             sample.update((name, value) for name, value in row.items() if value is not None and name not in sample)
         make, join = self._maker(part, sample)
         items: list[Pair | Dialogue] = []
-        for number, row in join(rows):
+        for number, joined in join(rows):
             try:
-                items.append(make(row, number))
+                items.append(make(joined, number))
             except Passed as passed:
                 self.passed[passed.kind] += 1
             except Problem as problem:

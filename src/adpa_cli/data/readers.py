@@ -23,10 +23,8 @@ def read_file(path: Path) -> Iterator[tuple[int, Row]]:
     if not path.is_file():
         raise NotFound(f"{path}: no such file", "check the path; relative ones start at the working directory")
     name = path.name.lower()
-    for endings, reader in READERS.items():
-        if name.endswith(endings):
-            break
-    else:
+    reader = next((reader for endings, reader in READERS.items() if name.endswith(endings)), None)
+    if reader is None:
         raise DataError(f"{path}: unknown kind of file", "known: " + " ".join(EXTENSIONS))
     count = 0
     for number, row in reader(path):
@@ -51,9 +49,7 @@ def read_jsonl(path: Path) -> Iterator[tuple[int, Any]]:
     except UnicodeDecodeError as error:
         raise DataError(f"{path} row {number}: not UTF-8: {error.reason}", "convert the file to UTF-8") from error
     except (EOFError, OSError) as error:
-        raise DataError(
-            f"{path} row {number + 1}: {error}", "the file is damaged or cut short; fetch it again"
-        ) from error
+        raise DataError(f"{path} row {number + 1}: {error}", "damaged or cut short; fetch it again") from error
 
 
 def open_lines(path: Path) -> Iterator[bytes]:
@@ -131,8 +127,8 @@ def read_csv(path: Path) -> Iterator[tuple[int, Any]]:
 
 def read_parquet(path: Path) -> Iterator[tuple[int, Any]]:
     """Rows of a Parquet file, read batch by batch."""
-    import pyarrow
-    import pyarrow.parquet
+    import pyarrow  # type: ignore[import-untyped]
+    import pyarrow.parquet  # type: ignore[import-untyped]
 
     try:
         with pyarrow.parquet.ParquetFile(path) as file:

@@ -6,9 +6,9 @@ example). A shape is told by its columns, `sample` being the first value of each
 
 from __future__ import annotations
 
-import os.path
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any, Generic, TypeVar
 
 from adpa_cli.data.turns import (
@@ -28,6 +28,7 @@ from adpa_cli.data.turns import (
 T = TypeVar("T")
 Sides = tuple[Prompt, str, str]  # prompt, chosen, rejected
 Numbered = tuple[int, Row]
+Join = Callable[[Iterable[Numbered]], Iterator[Numbered]]
 
 
 def _as_they_are(rows: Iterable[Numbered]) -> Iterator[Numbered]:
@@ -41,7 +42,7 @@ class Shape(Generic[T]):
     name: str
     fits: Callable[[Row], bool]
     read: Callable[[Row], T]
-    join: Callable[[Iterable[Numbered]], Iterator[Numbered]] = _as_they_are
+    join: Join = _as_they_are
 
 
 def has(*fields: str, **types: type) -> Callable[[Row], bool]:
@@ -56,7 +57,7 @@ def has(*fields: str, **types: type) -> Callable[[Row], bool]:
 
 
 def sided_turns(row: Row) -> Sides:
-    """`chosen` and `rejected` as lists of turns (with the prompt's turns, or beside a `prompt`), or as answers to it."""
+    """`chosen` and `rejected` as turns (that hold the prompt, or follow a column of it) or as plain answers to it."""
     given = given_prompt(row)
     (prompt, chosen), (other, rejected) = (_side(row, field, given) for field in ("chosen", "rejected"))
     if prompt != other:
@@ -96,7 +97,7 @@ def _side(row: Row, field: str, given: Prompt) -> tuple[Prompt, str]:
 def shared_beginning(row: Row) -> Sides:
     """`chosen` and `rejected` as two plain texts: the words that both begin with are the prompt."""
     chosen, rejected = text_of(row, "chosen"), text_of(row, "rejected")
-    shared = os.path.commonprefix([chosen, rejected])
+    shared = "".join(a for a, _ in takewhile(lambda both: both[0] == both[1], zip(chosen, rejected, strict=False)))
     shared = shared[: max(shared.rfind(" "), shared.rfind("\n")) + 1]
     if not shared.strip():
         raise Problem("no prompt", "chosen", "the two texts share no beginning", "add a column prompt")
@@ -164,16 +165,21 @@ def asked_and_answered(question: str, answer: str) -> Callable[[Row], Prompt]:
         if question == "instruction" and row.get("input"):
             prompt = (Message("user", f"{prompt[-1].content}\n\n{text_of(row, 'input')}"),)
         value = value_of(row, answer)
-        return prompt + (
-            (Message("assistant", checked(value, answer)),) if isinstance(value, str) else turns_of(value, answer)
-        )
+        if isinstance(value, str):
+            return (*prompt, Message("assistant", checked(value, answer)))
+        return prompt + turns_of(value, answer)
 
     return read
 
 
-def _is_transcript(sample: Row, field: str = "chosen") -> bool:
+def _is_transcript(sample: Row, field: str) -> bool:
     value = sample.get(field)
     return isinstance(value, str) and bool(transcript(value))
+
+
+def _is_completion(sample: Row) -> bool:
+    """Completions with a `label` are good and bad ones mixed: not to be imitated."""
+    return has("prompt", "completion")(sample) and "label" not in sample
 
 
 def _is_prompted(sample: Row) -> bool:
@@ -182,36 +188,19 @@ def _is_prompted(sample: Row) -> bool:
 
 both = has("chosen", "rejected")
 PAIRS: tuple[Shape[Sides], ...] = (
-    Shape(
-        "AlpacaEval annotations (output_1, output_2, preference)",
-        has("output_1", "output_2", "preference"),
-        alpaca_judgement,
-    ),
-    Shape(
-        "HelpSteer2 ratings (prompt, response, helpfulness)",
-        has("prompt", "response", "helpfulness"),
-        rated_twice,
-        join_responses,
-    ),
-    Shape("transcripts (chosen, rejected)", lambda s: both(s) and _is_transcript(s), sided_turns),
-    Shape("turns (chosen, rejected)", lambda s: both(s) and isinstance(s["chosen"], list), sided_turns),
-    Shape("prompt and answers (prompt, chosen, rejected)", lambda s: both(s) and _is_prompted(s), sided_turns),
-    Shape("texts with a shared beginning (chosen, rejected)", both, shared_beginning),
+    Shape("AlpacaEval annotations", has("output_1", "output_2", "preference"), alpaca_judgement),
+    Shape("HelpSteer2 ratings", has("prompt", "response", "helpfulness"), rated_twice, join_responses),
+    Shape("preference transcripts", lambda sample: both(sample) and _is_transcript(sample, "chosen"), sided_turns),
+    Shape("preference turns", lambda sample: both(sample) and isinstance(sample["chosen"], list), sided_turns),
+    Shape("prompt, chosen, rejected", lambda sample: both(sample) and _is_prompted(sample), sided_turns),
+    Shape("chosen and rejected texts; their shared beginning is the prompt", both, shared_beginning),
 )
 DIALOGUES: tuple[Shape[Prompt], ...] = (
-    Shape("turns (messages)", has(messages=list), listed_turns("messages")),
-    Shape("ShareGPT (conversations)", has(conversations=list), listed_turns("conversations")),
-    Shape(
-        "prompt and completion",
-        lambda s: has("prompt", "completion")(s) and "label" not in s,
-        asked_and_answered("prompt", "completion"),
-    ),
-    Shape(
-        "AlpacaEval answers (instruction, output)",
-        has("instruction", "output"),
-        asked_and_answered("instruction", "output"),
-    ),
-    Shape("transcripts (text)", lambda s: _is_transcript(s, "text"), listed_turns("text")),
+    Shape("messages", has(messages=list), listed_turns("messages")),
+    Shape("ShareGPT conversations", has(conversations=list), listed_turns("conversations")),
+    Shape("prompt and completion", _is_completion, asked_and_answered("prompt", "completion")),
+    Shape("instruction and output", has("instruction", "output"), asked_and_answered("instruction", "output")),
+    Shape("text transcripts", lambda sample: _is_transcript(sample, "text"), listed_turns("text")),
 )
 
 

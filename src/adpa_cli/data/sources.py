@@ -105,9 +105,7 @@ def located(source: Source) -> Source:
     if source.kind == "hub" and source.path is None:
         source = replace(source, path=download(source, source.revision))
     if source.path is not None and not source.path.exists():
-        raise NotFound(
-            f"{source.text}: no such {source.kind}", "check the path; relative ones start at the working directory"
-        )
+        raise NotFound(f"{source.text}: no such {source.kind}", "check the path")
     return source
 
 
