@@ -59,7 +59,7 @@ class Manifest:
         return datetime.fromisoformat(str(self.made["at"])).timestamp()
 
     def parents(self) -> list[tuple[str, str]]:
-        """(role, id) of every input that is an artifact, in the manifest's order."""
+        """(role, id) of every input that is an artifact, by role."""
         flat = [(role, item) for role, value in self.inputs.items() for item in _as_list(value)]
         return [(role, item.removeprefix("artifact:")) for role, item in flat if item.startswith("artifact:")]
 

@@ -90,16 +90,16 @@ class Store:
         """Remembered digests of models and data from outside; may be deleted at any time."""
         return HashCache(self.root / ".hashes.json")
 
-    def _folders(self, stage: str = "*") -> Iterator[Path]:
-        for stage_folder in self.root.glob(stage):
-            if STAGE_NAME.fullmatch(stage_folder.name) and stage_folder.name != "tags" and stage_folder.is_dir():
-                for entry in os.scandir(stage_folder):
-                    if len(entry.name) == 12 and os.path.exists(f"{entry.path}/{manifests.FILE_NAME}"):
-                        yield Path(entry.path)
+    def _folders(self, only: str = "") -> Iterator[Path]:
+        for stage in [only] if only else sorted(os.listdir(self.root)):
+            if STAGE_NAME.fullmatch(stage) and stage != "tags" and (self.root / stage).is_dir():
+                for name in os.listdir(self.root / stage):
+                    if len(name) == 12 and os.path.exists(f"{self.root}/{stage}/{name}/{manifests.FILE_NAME}"):
+                        yield self.root / stage / name
 
     def _find(self, id_or_ref: str) -> Path | None:
         stage, _, hex_part = id_or_ref.removeprefix("artifact:").rpartition("/")
-        matches = (folder for folder in self._folders(stage or "*") if folder.name == hex_part[:12])
+        matches = (folder for folder in self._folders(stage) if folder.name == hex_part[:12])
         return next(matches, None)
 
     def folder(self, id_or_ref: str) -> Path:
@@ -150,7 +150,7 @@ class Store:
         stage, _, digits = text.removeprefix("artifact:").rpartition("/")
         digits = digits.lower()
         if _HEX.fullmatch(digits):
-            folders = [folder for folder in self._folders(stage or "*") if folder.name.startswith(digits[:12])]
+            folders = [folder for folder in self._folders(stage) if folder.name.startswith(digits[:12])]
             matches = [manifest for manifest in map(manifests.read, folders) if manifest.id.startswith(digits)]
             if len(matches) > 1:
                 both = ", ".join(sorted(manifest.ref for manifest in matches))
