@@ -68,6 +68,9 @@ class Signal:
     reference_label_logps: Tensor | None = None
     reference_rest_logps: Tensor | None = None
 
+    def __post_init__(self) -> None:
+        _constants(self, [f.name for f in dataclasses.fields(self)])
+
 
 @dataclass(frozen=True)
 class View:
@@ -89,6 +92,9 @@ class View:
     label_in_topk: Tensor | None = None
     signal: Signal | None = None
     start_logps: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        _constants(self, ["start_logps"])
 
 
 @dataclass(frozen=True)
@@ -128,6 +134,12 @@ def param(
     """A documented field of a method's `Params`; `low`/`high` inclusive, `origin` where the default comes from."""
     meta = {"doc": doc, "low": low, "high": high, "choices": choices, "origin": origin}
     return dataclasses.field(default=default, metadata=meta)
+
+
+def _constants(owner: Signal | View, fields: list[str]) -> None:
+    live = [name for name in fields if getattr(getattr(owner, name), "requires_grad", False)]
+    if live:
+        raise TypeError(f"{live[0]} of a {type(owner).__name__} is a constant, but it requires a gradient")
 
 
 def given(value: T | None) -> T:
