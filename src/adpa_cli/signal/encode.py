@@ -1,0 +1,109 @@
+"""Rows to the content of a frame: docs/format.md, "The content of a frame"."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from adpa_cli.errors import DataError
+from adpa_cli.signal.frame import Ranking, expected_in_reference, key_tag, lowest
+from adpa_cli.signal.numbers import INFINITE, Streams, dequantise, quantise, rounded, zigzag
+from adpa_cli.signal.rows import (
+    AnswerKey,
+    Bools,
+    Floats,
+    Ints,
+    SignalRows,
+    SignalSpec,
+    finite_or_zero,
+    label_positions,
+    pair_of,
+)
+
+
+def encode_frame(key: AnswerKey, rows: SignalRows, spec: SignalSpec, ranking: Ranking) -> list[bytes]:
+    """The content of a frame in pieces. `rows` must be `checked`.
+
+    Raises DataError when a token names an id twice or the label's log-prob is not the entry at its id.
+    """
+    where = f"answer {key.example_id!r} ({key.part})"
+    order, ranks = _by_rank(rows.ids, ranking)
+    deltas = np.diff(ranks, axis=1, prepend=np.int32(-1)) - np.int32(1)
+    if deltas.size and deltas.min() < 0:
+        raise DataError(f"{where}: field ids names an id twice in one token")
+    rows = _in_order(rows, order)
+    column, inside = label_positions(rows)
+    entry = np.take_along_axis(rows.logps, column[:, None], axis=1)[:, 0]
+    if not np.allclose(entry[inside], rows.label_logps[inside], rtol=1e-4, atol=1e-3):
+        raise DataError(f"{where}: field label_logps differs from the log-prob at the label's id")
+    out = Streams()
+    out.pieces.append(np.array([key_tag(key), len(rows)], dtype="<u4").tobytes())
+    out.ints(deltas)
+    out.ints(np.where(inside, column + 1, 0).astype(np.int32))
+    out.ints(ranking.ranks[rows.label_ids[~inside]])
+    seen = _encode_aligned(out, rows, ~inside, spec.step)
+    if spec.has_reference:
+        _encode_reference(out, rows, seen, ~inside, spec.difference_step)
+    return out.pieces
+
+
+def _by_rank(ids: Ints, ranking: Ranking) -> tuple[NDArray[np.int64], Ints]:
+    """([T, K] columns by falling frequency, [T, K] their ranks): one sort of rank and column packed together."""
+    bits = (ids.shape[1] - 1).bit_length()
+    packed = (ranking.ranks[ids].astype(np.int64) << bits) | np.arange(ids.shape[1], dtype=np.int64)
+    packed.sort(axis=1)
+    return packed & ((1 << bits) - 1), (packed >> bits).astype(np.int32)
+
+
+def _in_order(rows: SignalRows, order: NDArray[np.int64]) -> SignalRows:
+    ids, logps = np.take_along_axis(rows.ids, order, axis=1), np.take_along_axis(rows.logps, order, axis=1)
+    if rows.difference is None:
+        return replace(rows, ids=ids, logps=logps)
+    difference, in_reference, *_ = pair_of(rows)
+    return replace(
+        rows,
+        ids=ids,
+        logps=logps,
+        difference=np.take_along_axis(difference, order, axis=1),
+        in_reference=np.take_along_axis(in_reference, order, axis=1),
+    )
+
+
+def _encode_aligned(out: Streams, rows: SignalRows, outside: Bools, step: float) -> tuple[Floats, Floats, Floats]:
+    """Writes the aligned teacher's values; returns them (ids, label, rest) as a reader will see them."""
+    if step == 0:
+        out.floats(rows.logps)
+        out.floats(rows.label_logps[outside])
+        out.floats(rows.rest_logps)
+        return rows.logps, rows.label_logps, rows.rest_logps
+    codes, label, rest = (quantise(v, step) for v in (rows.logps, rows.label_logps, rows.rest_logps))
+    finite = codes != INFINITE
+    base = np.where(finite, codes, 0).max(axis=1)
+    out.ints(zigzag(np.diff(base, prepend=np.int32(0))))
+    out.ints(np.where(finite, base[:, None] - codes, INFINITE))
+    for values, at in ((label[outside], base[outside]), (rest, base)):
+        out.ints(np.where(values == INFINITE, INFINITE, zigzag(values - at)))
+    return dequantise(codes, step), dequantise(label, step), dequantise(rest, step)
+
+
+def _encode_reference(
+    out: Streams, rows: SignalRows, seen: tuple[Floats, Floats, Floats], outside: Bools, step: float
+) -> None:
+    """Writes the reference as differences, and the ids at which `reference >= k-th` does not tell membership."""
+    difference, in_reference, kth, label, rest = pair_of(rows)
+    lost = np.isneginf(seen[0])
+    difference = np.where(lost, difference - finite_or_zero(rows.logps), difference)
+    below = lowest(seen[0]) - kth
+    out.signed(difference, step)
+    out.signed(below, step)
+    for own, other, shown, at in (
+        (rows.label_logps, label, seen[1], outside),
+        (rows.rest_logps, rest, seen[2], np.ones_like(outside)),
+    ):
+        out.signed((np.where(np.isneginf(shown), np.float32(0), own) - other)[at], step)
+    expected = expected_in_reference(seen[0], rounded(difference, step), lowest(seen[0]) - rounded(below, step))
+    flips = np.flatnonzero(expected != in_reference)
+    out.ints(np.array([flips.size], dtype=np.int32))
+    out.ints((np.diff(flips, prepend=-1) - 1).astype(np.int32))

@@ -1,0 +1,177 @@
+"""What a teacher says about one answer, which answer that is, and what a shard promises about all of them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from adpa_cli.errors import DataError
+
+Ints = NDArray[np.int32]
+Floats = NDArray[np.float32]
+Bools = NDArray[np.bool_]
+
+MAX_VOCABULARY = 1 << 22
+MAX_TOKENS = 1 << 24
+"""Most tokens of one answer, and a bound on what a damaged header can make a reader allocate."""
+
+
+@dataclass(frozen=True)
+class AnswerKey:
+    """Names one answer: its example, its part (`chosen`, `rejected`, `rollout`) and a hash of its token ids."""
+
+    example_id: str
+    part: str
+    tokens: str
+    """32 hex digits of `token_hash`."""
+
+
+def token_hash(prompt_ids: Sequence[int] | ArrayLike, answer_ids: Sequence[int] | ArrayLike) -> str:
+    """32 hex digits of a sha256 over the prompt's length, its ids and the answer's ids (int64, little endian)."""
+    prompt, answer = (np.asarray(ids, dtype="<i8").reshape(-1) for ids in (prompt_ids, answer_ids))
+    length = np.array([prompt.size], dtype="<i8")
+    return hashlib.sha256(length.tobytes() + prompt.tobytes() + answer.tobytes()).hexdigest()[:32]
+
+
+@dataclass(frozen=True)
+class SignalSpec:
+    """What a shard needs besides its rows; everything here is written into its header."""
+
+    k: int
+    """Ids per token."""
+    vocab_size: int
+    step: float = 1 / 32
+    """Quantisation step of the log-probs in nats; 0 stores float32."""
+    difference_step: float = 1 / 128
+    """Step of everything that concerns the reference teacher, in nats; 0 stores float32."""
+    teachers: Mapping[str, str] = field(default_factory=dict)
+    """Role (`aligned`, `reference`) -> id of the model. A shard holds a pair when `reference` is among the roles."""
+    dtype: str = "float32"
+    """The dtype that the teachers computed in."""
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.k <= self.vocab_size <= MAX_VOCABULARY:
+            raise DataError(
+                f"a signal of k={self.k} ids over a vocabulary of {self.vocab_size}: "
+                f"1 <= k <= vocabulary <= {MAX_VOCABULARY} must hold",
+                "choose another --top-k",
+            )
+        for name in ("step", "difference_step"):
+            step = getattr(self, name)
+            if step != 0 and not 1e-6 <= step <= 16:
+                raise DataError(
+                    f"{name}={step} nats: must be 0 (exact) or from 1e-6 to 16", "use --precision 0.03125"
+                )
+
+    @property
+    def has_reference(self) -> bool:
+        """Whether the rows carry the reference teacher too."""
+        return "reference" in self.teachers
+
+
+@dataclass(frozen=True)
+class SignalRows:
+    """One answer of T tokens; log-probs in nats under the full softmax of the teacher.
+
+    The ids of a row are a set: a shard gives them back in its own order, not by falling probability.
+    The fields after `rest_logps` are None without a reference teacher.
+    """
+
+    ids: Ints
+    """[T, K] the aligned teacher's top K."""
+    logps: Floats
+    """[T, K] its log-probs there; may be -inf."""
+    label_ids: Ints
+    """[T] the tokens of the answer, end token included."""
+    label_logps: Floats
+    """[T] the aligned teacher's log-prob of the label: the entry at that id when the label is among the ids."""
+    rest_logps: Floats
+    """[T] log of the mass outside the ids and the label; -inf when there is none."""
+    difference: Floats | None = None
+    """[T, K] aligned - reference at the same ids; where the aligned log-prob is -inf, 0 - reference."""
+    in_reference: Bools | None = None
+    """[T, K] whether the id is in the reference's own top K."""
+    reference_kth: Floats | None = None
+    """[T] the reference's own K-th log-prob, the floor of the paper's section 4.1."""
+    reference_label_logps: Floats | None = None
+    """[T]"""
+    reference_rest_logps: Floats | None = None
+    """[T] log of the reference's mass outside the aligned ids and the label."""
+
+    def __len__(self) -> int:
+        return len(self.label_ids)
+
+
+PAIR_FIELDS = ("difference", "in_reference", "reference_kth", "reference_label_logps", "reference_rest_logps")
+_PER_ID = {"ids": np.int32, "logps": np.float32, "difference": np.float32, "in_reference": np.bool_}
+
+
+def pair_of(rows: SignalRows) -> tuple[Floats, Bools, Floats, Floats, Floats]:
+    """The five fields of the reference, in their order. Raises DataError when the rows have no reference teacher."""
+    if (
+        rows.difference is None
+        or rows.in_reference is None
+        or rows.reference_kth is None
+        or rows.reference_label_logps is None
+        or rows.reference_rest_logps is None
+    ):
+        raise DataError("this signal has no reference teacher", "capture it with --reference")
+    label, rest = rows.reference_label_logps, rows.reference_rest_logps
+    return rows.difference, rows.in_reference, rows.reference_kth, label, rest
+
+
+def finite_or_zero(logps: Floats) -> Floats:
+    """The log-probs with -inf replaced by 0: what a difference is taken from."""
+    return np.where(np.isneginf(logps), np.float32(0), logps)
+
+
+def difference_of(aligned: Floats, reference: Floats) -> Floats:
+    """aligned - reference in nats, by the rule of `SignalRows.difference`; +inf where the reference has no mass."""
+    return finite_or_zero(aligned) - reference
+
+
+def reference_logps(rows: SignalRows) -> Floats:
+    """[T, K] the reference teacher's log-probs at the aligned ids. Raises DataError when the rows have no reference."""
+    return finite_or_zero(rows.logps) - pair_of(rows)[0]
+
+
+def label_positions(rows: SignalRows) -> tuple[NDArray[np.intp], Bools]:
+    """([T] column of the label among the ids, [T] whether it is there)."""
+    hits = rows.ids == rows.label_ids[:, None]
+    return hits.argmax(axis=1), hits.any(axis=1)
+
+
+def checked(rows: SignalRows, spec: SignalSpec, where: str) -> SignalRows:
+    """The rows with exact dtypes, or DataError naming `where` and the field that cannot be stored."""
+    arrays: dict[str, Any] = {}
+    n = len(rows)
+    if n > MAX_TOKENS:
+        raise DataError(f"{where}: {n} tokens; an answer has at most {MAX_TOKENS}")
+    for name in ("ids", "logps", "label_ids", "label_logps", "rest_logps", *PAIR_FIELDS):
+        value, wanted = getattr(rows, name), name not in PAIR_FIELDS or spec.has_reference
+        if (value is not None) != wanted:
+            raise DataError(f"{where}: field {name} is {'missing' if wanted else 'given, but no reference teacher is'}")
+        if not wanted:
+            continue
+        dtype = np.int32 if name == "label_ids" else _PER_ID.get(name, np.float32)
+        shape = (n, spec.k) if name in _PER_ID else (n,)
+        array: NDArray[Any] = np.ascontiguousarray(value, dtype=dtype)
+        if array.shape != shape:
+            raise DataError(f"{where}: field {name} has shape {array.shape}, expected {shape}")
+        if dtype is np.float32 and np.isnan(array).any():
+            raise DataError(f"{where}: field {name} is not a number at token {int(np.argwhere(np.isnan(array))[0][0])}")
+        if name == "difference" and np.isneginf(array).any():
+            raise DataError(
+                f"{where}: field difference is -inf (see the rule in SignalRows.difference)"
+            )
+        if dtype is np.float32 and name != "difference" and (array > 0.01).any():
+            raise DataError(f"{where}: field {name} has a log-prob above 0")
+        if dtype is np.int32 and n and not 0 <= array.min() <= array.max() < spec.vocab_size:
+            raise DataError(f"{where}: field {name} has an id outside 0 … {spec.vocab_size - 1}")
+        arrays[name] = array
+    return SignalRows(**arrays)

@@ -1,0 +1,157 @@
+"""One shard file: header, ranking, one zstandard frame per answer. The bytes are specified in docs/format.md."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+import weakref
+from collections.abc import Iterable, Iterator
+from itertools import accumulate
+from pathlib import Path
+
+import numpy as np
+
+from adpa_cli.errors import Corrupt, DataError, NotFound
+from adpa_cli.signal.compress import Compressor, Decompressor
+from adpa_cli.signal.decode import decode_frame
+from adpa_cli.signal.encode import encode_frame
+from adpa_cli.signal.files import atomic
+from adpa_cli.signal.frame import Ranking
+from adpa_cli.signal.header import (
+    PRELUDE,
+    Index,
+    header_size,
+    rank,
+    read_index,
+    read_ranking,
+    write_index,
+    write_ranking,
+)
+from adpa_cli.signal.rows import AnswerKey, SignalRows, SignalSpec, checked
+
+Answers = Iterable[tuple[AnswerKey, SignalRows]]
+
+
+def write_shard(path: Path, spec: SignalSpec, answers: Answers) -> None:
+    """Writes the answers, in their order, as one shard; the same answers give the same bytes.
+
+    The answers are walked twice (to count ids, to encode), so a large source should be re-iterable: a plain iterator is
+    held in memory. The file appears whole or not at all. Raises DataError when a row cannot be stored or a key repeats.
+    """
+    if iter(answers) is answers:
+        answers = list(answers)
+    counts = np.zeros(spec.vocab_size, dtype=np.int64)
+    for key, rows in answers:
+        counts += np.bincount(checked(rows, spec, _name(key)).ids.reshape(-1), minlength=spec.vocab_size)
+    frequent, classes = rank(counts)
+    ranking, ranking_frame = Ranking(frequent, spec.vocab_size), write_ranking(frequent, classes)
+    compressor = Compressor()
+    keys, tokens, sizes = [], [], []
+    with tempfile.TemporaryFile(dir=path.parent) as frames:
+        for key, rows in answers:
+            frame = compressor.frame(encode_frame(key, checked(rows, spec, _name(key)), spec, ranking))
+            frames.write(frame)
+            keys.append(key)
+            tokens.append(len(rows))
+            sizes.append(len(frame))
+        if len({(key.example_id, key.part) for key in keys}) < len(keys):
+            raise DataError(f"{path.name}: an example and part occur twice", "give every answer its own example id")
+        index = Index(spec, tuple(keys), tuple(tokens), tuple(sizes), len(ranking_frame), classes)
+        with atomic(path) as out:
+            out.write(write_index(index) + ranking_frame)
+            frames.seek(0)
+            shutil.copyfileobj(frames, out)
+
+
+def _name(key: AnswerKey) -> str:
+    return f"answer {key.example_id!r} ({key.part})"
+
+
+class Shard:
+    """A shard file, open for reading; reads from several threads or forked processes do not disturb each other.
+
+    Raises NotFound, and Corrupt when the header is damaged or the file's length is not what the header says;
+    `partial=True` lets the length pass, so that `verify` can name the rows that are gone.
+    """
+
+    def __init__(self, path: Path, *, partial: bool = False) -> None:
+        self.path = Path(path)
+        try:
+            self._file = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            raise NotFound(f"no teacher signal at {self.path}", "adpa show lists the artifacts") from None
+        self._close = weakref.finalize(self, os.close, self._file)
+        try:
+            length = os.fstat(self._file).st_size
+            prelude = os.pread(self._file, PRELUDE, 0)
+            size = header_size(prelude, length)
+            self._index = read_index(prelude, os.pread(self._file, size, PRELUDE))
+            ranking = os.pread(self._file, min(self._index.ranking_size, length), PRELUDE + size)
+            self._ranking = read_ranking(ranking, self._index)
+            start = PRELUDE + size + self._index.ranking_size
+            self._offsets = list(accumulate(self._index.sizes, initial=start))
+            if not partial and self._offsets[-1] != length:
+                raise Corrupt(f"{length} bytes where the header says {self._offsets[-1]}")
+        except Corrupt as problem:
+            hint = problem.hint or "adpa verify names what is damaged"
+            raise Corrupt(f"{self.path}: {problem.message}", hint) from None
+        self._decompressor = Decompressor()
+
+    @property
+    def spec(self) -> SignalSpec:
+        """What the header says about every row."""
+        return self._index.spec
+
+    @property
+    def keys(self) -> tuple[AnswerKey, ...]:
+        """The key of each row, in file order."""
+        return self._index.keys
+
+    @property
+    def tokens(self) -> tuple[int, ...]:
+        """The number of answer tokens of each row."""
+        return self._index.tokens
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """The stored bytes of each row's frame."""
+        return self._index.sizes
+
+    def __len__(self) -> int:
+        return len(self._index.keys)
+
+    def read(self, i: int, *, raw: bool = False) -> SignalRows:
+        """Row i, each teacher's classes summing to 1; `raw` gives the stored values. Raises Corrupt."""
+        try:
+            return self._read(i, raw)
+        except Corrupt as problem:
+            raise Corrupt(
+                f"{self.path}: row {i}, {_name(self.keys[i])}: {problem.message}", "adpa verify names every damaged row"
+            ) from None
+
+    def _read(self, i: int, raw: bool) -> SignalRows:
+        size, tokens = self._index.sizes[i], self._index.tokens[i]
+        frame = os.pread(self._file, size, self._offsets[i])
+        if len(frame) < size:
+            raise Corrupt("the file ends too early")
+        content = self._decompressor.content(frame)
+        return decode_frame(self.keys[i], tokens, content, self.spec, self._ranking, raw)
+
+    def __iter__(self) -> Iterator[tuple[AnswerKey, SignalRows]]:
+        for i, key in enumerate(self.keys):
+            yield key, self.read(i)
+
+    def verify(self) -> list[tuple[int, AnswerKey, str]]:
+        """Reads every row: (row, key, problem) of those that are damaged."""
+        problems = []
+        for i, key in enumerate(self.keys):
+            try:
+                self._read(i, raw=True)
+            except Corrupt as problem:
+                problems.append((i, key, problem.message))
+        return problems
+
+    def close(self) -> None:
+        """Closes the file; safe to call twice."""
+        self._close()
