@@ -152,7 +152,8 @@ def test_tied_head_adds_both_gradients():
 @pytest.mark.parametrize("weight_dtype", [torch.float32, torch.bfloat16])
 def test_bfloat16_hidden_states(weight_dtype):
     inputs, ids, pulls = problem(rows=16, width=32, vocabulary=50, dtype=torch.float32)
-    hidden, weight = inputs[0].detach().bfloat16().requires_grad_(), inputs[1].detach().to(weight_dtype).requires_grad_()
+    hidden = inputs[0].detach().bfloat16().requires_grad_()
+    weight = inputs[1].detach().to(weight_dtype).requires_grad_()
     out = selected_logps(hidden, weight, ids, tile=(5, 17))
     assert out.logps.dtype == out.rest.dtype == torch.float32
     want = dense(hidden, weight.bfloat16(), ids)
