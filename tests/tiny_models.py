@@ -1,0 +1,44 @@
+"""Random models of a few thousand parameters with a word-level tokenizer, for the tests of the engine."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+SPECIAL = ("<unk>", "<pad>", "<s>", "</s>", "<end>")
+WORDS = tuple(f"w{number}" for number in range(32))
+VOCABULARY = len(SPECIAL) + len(WORDS)
+PAD, END = 1, 4
+TEMPLATE = "{% for message in messages %}{{ message['content'] }} <end> {% endfor %}"
+
+
+def tiny_tokenizer() -> Any:
+    vocabulary = {token: number for number, token in enumerate(SPECIAL + WORDS)}
+    inner = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=inner,
+        unk_token="<unk>",
+        pad_token="<pad>",
+        bos_token="<s>",
+        eos_token="</s>",
+        additional_special_tokens=["<end>"],
+    )
+
+
+def tiny_llama(seed: int = 0, vocabulary: int = VOCABULARY, **settings: Any) -> LlamaForCausalLM:
+    """Weights large enough for next-token distributions that are far from flat."""
+    config = LlamaConfig(
+        vocab_size=vocabulary,
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=64,
+        **{"initializer_range": 0.4, **settings},
+    )
+    torch.manual_seed(seed)
+    return LlamaForCausalLM(config).eval()
