@@ -61,10 +61,10 @@ def marked(ids: Sequence[int], mask: Sequence[bool], encoder: Encoder, marks: tu
     text = ""
     for trained, run in groupby(zip(ids, mask, strict=True), key=lambda each: each[1]):
         piece = encoder.decode([id_ for id_, _ in run], special=True)
-        piece = _escape(piece) if markup else piece
         if trained:
-            left, right = (_escape(mark) for mark in marks) if markup else marks
-            piece = f"[green]{left}{piece}{right}[/green]" if markup else f"{left}{piece}{right}"
+            piece = marks[0] + piece + marks[1]
+        if markup:
+            piece = f"[green]{_escape(piece)}[/green]" if trained else _escape(piece)
         text += piece
     return text
 
