@@ -181,7 +181,7 @@ def _check_answer(answer: Answer, known: Sequence[bool]) -> None:
         outside = [token for token in tokens if not 0 <= token < len(known)]
         if outside:
             raise DataError(
-                f"Row {answer.row_id!r}: the {name} has the token {outside[0]}; the teacher knows ids below {len(known)}.",
+                f"Row {answer.row_id!r}: the {name} has the token {outside[0]}; the teacher has {len(known)} ids.",
                 "tokenise the rows with the teacher's own vocabulary",
             )
     lacking = [token for token in answer.answer if not known[token]]
