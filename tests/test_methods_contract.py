@@ -98,7 +98,7 @@ def test_row_order_changes_nothing(method, params):
 
 
 @every
-@pytest.mark.parametrize("cuts", [(1, 1, 1, 1), (1, 3), (3, 1), (4,)])
+@pytest.mark.parametrize("cuts", [(1, 1, 1, 1), (1, 3)])
 def test_any_split_into_micro_batches_adds_up_to_the_whole(method, params, cuts):
     inputs = batch_for(method, params)
     needs = method.needs_for(params)
@@ -154,9 +154,8 @@ def test_gradients_sum_to_zero_over_the_vocabulary(method, params):
 
 
 @every
-@pytest.mark.parametrize("scale", [1e2, 1e4])
-def test_finite_at_extreme_logits(method, params, scale):
-    loss, grads = value_and_gradients(method, params, batch_for(method, params, dtype=torch.float32, scale=scale))
+def test_finite_at_extreme_logits(method, params):
+    loss, grads = value_and_gradients(method, params, batch_for(method, params, dtype=torch.float32, scale=1e4))
     assert loss.isfinite()
     assert all(g.isfinite().all() for g in grads.values())
 
