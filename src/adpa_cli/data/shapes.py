@@ -87,10 +87,8 @@ def _side(row: Row, field: str, given: Prompt) -> tuple[Prompt, str]:
         turns = given + turns
     if turns[-1].role != "assistant":
         if isinstance(value, str):
-            raise Problem(f"empty {field}", field, "the transcript ends without an answer", "let the assistant answer")
-        raise Problem(
-            f"{field}: no answer", field, f"the last turn is the {turns[-1].role}'s", "end with the assistant"
-        )
+            raise Problem(f"empty {field}", field, "a transcript without an answer", "end with the assistant")
+        raise Problem(f"{field}: no answer", field, f"ends with the {turns[-1].role}'s turn", "end with the assistant")
     return turns[:-1], turns[-1].content
 
 

@@ -67,11 +67,14 @@ def read_rows(source: Source) -> Iterator[tuple[int, Row]]:
 
     Raises NotFound when nothing is there, DataError (file and row named) when it cannot be read or is empty.
     """
-    yield from chain.from_iterable(_read_part(part) for part in parts(source))
+    side = "test" if is_test(source.split or "") else "train"
+    yield from chain.from_iterable(_read_part(part) for part in parts(source, side))
 
 
 def _read_part(part: Source) -> Iterator[tuple[int, Row]]:
     if part.kind == "rows":
+        if not part.rows:
+            raise DataError(f"{part.text}: no rows", "name a source that has rows")
         yield from ((number, dict(row)) for number, row in enumerate(part.rows, 1))
     elif part.path is not None:
         yield from read_file(part.path)
@@ -155,7 +158,8 @@ def choose_split(source: Source, names: list[str], side: str, purpose: str) -> s
         return fitting[0]
     listed = ", ".join(f"#{name}" for name in names)
     base = source.text.partition("#")[0]
-    raise DataError(f"{base}: no one split for {side} {purpose}; it has {listed}", f"name one: {base}#{names[0]}")
+    hint = f"name one: {base}#{fitting[0]}" if fitting else f"name a source that has rows to {side} on"
+    raise DataError(f"{base}: no one split for {side} {purpose}; it has {listed}", hint)
 
 
 def is_test(split: str) -> bool:

@@ -1,0 +1,253 @@
+"""Sources: what a name means, every kind of file, splits of folders, and damaged input."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import zstandard
+
+from adpa_cli.data import sources
+from adpa_cli.data.sources import Source, download, has_test, parse_source, parts, read_rows, source_files
+from adpa_cli.errors import AdpaError, DataError, NotFound, UsageError
+
+ROWS = [{"prompt": "a", "chosen": "b", "rejected": "c"}, {"prompt": "d\u2028e", "chosen": "é", "rejected": "g"}]
+
+
+def write(path: Path, rows=ROWS) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
+    if path.name.endswith(".jsonl"):
+        path.write_bytes(lines)
+    elif path.name.endswith(".jsonl.gz"):
+        path.write_bytes(gzip.compress(lines))
+    elif path.name.endswith(".jsonl.zst"):
+        half = len(lines) // 2
+        path.write_bytes(zstandard.compress(lines[:half]) + zstandard.compress(lines[half:]))
+    elif path.name.endswith(".json"):
+        path.write_text(json.dumps(rows))
+    elif path.name.endswith(".parquet"):
+        pq.write_table(pa.Table.from_pylist(rows), path)
+    else:
+        with path.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, list(rows[0]))
+            writer.writeheader()
+            writer.writerows(rows)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("d/x.jsonl.zst", Source("d/x.jsonl.zst", "file", Path("d/x.jsonl.zst"))),
+        ("x.csv", Source("x.csv", "file", Path("x.csv"))),
+        ("./d", Source("./d", "folder", Path("d"))),
+        ("../d#test", Source("../d#test", "folder", Path("../d"), "test")),
+        ("org/name", Source("org/name", "hub")),
+        ("org/name@9f1c#test_prefs", Source("org/name#test_prefs", "hub", None, "test_prefs", "9f1c")),
+        ("org/na.me-2@refs/pr/1", Source("org/na.me-2", "hub", None, None, "refs/pr/1")),
+    ],
+)
+def test_a_name_means_one_thing(text, expected):
+    assert parse_source(text) == expected
+
+
+def test_home_is_expanded():
+    assert parse_source("~/x.jsonl").path == Path.home() / "x.jsonl"
+    assert parse_source("~/d#train") == Source("~/d#train", "folder", Path.home() / "d", "train")
+
+
+@pytest.mark.parametrize(
+    ("text", "error"), [("", UsageError), ("word", NotFound), ("a/b/c", NotFound), ("x.jsonl#test", UsageError)]
+)
+def test_what_means_nothing_is_refused_with_a_hint(text, error):
+    with pytest.raises(error) as caught:
+        parse_source(text)
+    assert caught.value.hint
+
+
+def test_a_file_of_an_unknown_kind_lists_the_known(tmp_path):
+    (tmp_path / "rows.txt").write_text("x")
+    with pytest.raises(DataError, match=r"rows\.txt: unknown kind") as caught:
+        parse_source(str(tmp_path / "rows.txt"))
+    assert ".jsonl.zst" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("name", "first"),
+    [("r.jsonl", 1), ("r.jsonl.gz", 1), ("r.jsonl.zst", 1), ("r.json", 1), ("r.parquet", 1), ("r.csv", 2)],
+)
+def test_every_kind_of_file_gives_the_same_rows(tmp_path, name, first):
+    source = parse_source(str(write(tmp_path / name)))
+    assert list(read_rows(source)) == [(first, ROWS[0]), (first + 1, ROWS[1])]
+    assert source_files(source) == [tmp_path / name]
+
+
+def test_lines_are_counted_as_an_editor_counts_them(tmp_path):
+    path = tmp_path / "r.jsonl"
+    path.write_bytes(b'\xef\xbb\xbf\n{"a": 1}\r\n\n  \n{"a": 2}')
+    assert list(read_rows(parse_source(str(path)))) == [(2, {"a": 1}), (5, {"a": 2})]
+
+
+def test_json_lines_under_the_name_of_json(tmp_path):
+    path = tmp_path / "r.json"
+    path.write_text('{"a": 1}\n{"a": 2}\n')
+    assert list(read_rows(parse_source(str(path)))) == [(1, {"a": 1}), (2, {"a": 2})]
+
+
+def test_rows_in_memory():
+    source = Source("tiny", "rows", rows=tuple(ROWS))
+    assert list(read_rows(source)) == [(1, ROWS[0]), (2, ROWS[1])]
+    assert source_files(source) == []
+    with pytest.raises(DataError, match="tiny: no rows"):
+        list(read_rows(Source("tiny", "rows")))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "found"),
+    [
+        ("a.jsonl", b'{"a": 1}\n{"a": \n', "a.jsonl row 2: broken JSON"),
+        ("a.jsonl", b'{"a": 1}\n[1]\n', "a.jsonl row 2: list instead of an object"),
+        ("a.jsonl", b'{"a": 1}\n{"a": "\xff"}\n', "a.jsonl row 2: not UTF-8"),
+        ("a.jsonl", b"\n\n", "a.jsonl: no rows"),
+        ("a.json", b"[]", "a.json: no rows"),
+        ("a.json", b'[{"a": 1},\n{"a"]', "a.json row 2: broken JSON"),
+        ("a.json", b"3", "a.json: int instead of a list"),
+        ("a.json", b'[{"a": 1}, 2]', "a.json row 2: int instead of an object"),
+        ("a.csv", b"a,b\n1,2\n3\n", "a.csv row 3: more or fewer cells"),
+        ("a.csv", b"a,b\n1,\xff\n", "a.csv row 2: .*utf-8"),
+        ("a.csv", b"a,b\n", "a.csv: no rows"),
+        ("a.parquet", b"no parquet", "a.parquet: not readable as Parquet"),
+        ("a.jsonl.gz", b"no gzip", "a.jsonl.gz row 1"),
+        ("a.jsonl.zst", b"no zstandard", "a.jsonl.zst row 1"),
+    ],
+)
+def test_damaged_files_name_file_and_row(tmp_path, name, content, found):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError, match=found) as caught:
+        list(read_rows(parse_source(str(tmp_path / name))))
+    assert caught.value.hint
+
+
+@pytest.mark.parametrize("name", ["r.jsonl.gz", "r.jsonl.zst"])
+def test_a_compressed_file_that_was_cut_short_is_not_read_as_whole(tmp_path, name):
+    path = write(tmp_path / name, ROWS * 50)
+    path.write_bytes(path.read_bytes()[:-6])
+    with pytest.raises(DataError, match=r"ended|end-of-stream"):
+        list(read_rows(parse_source(str(path))))
+
+
+def test_missing_files_and_folders_are_not_found(tmp_path):
+    for text in (str(tmp_path / "r.jsonl"), str(tmp_path / "nowhere")):
+        with pytest.raises(NotFound, match="no such"):
+            list(read_rows(parse_source(text)))
+    with pytest.raises(DataError, match="no data files"):
+        list(read_rows(parse_source(str(tmp_path))))
+
+
+def names(found):
+    return [part.text for part in found]
+
+
+def test_splits_of_a_downloaded_data_set(tmp_path):
+    for split in ("train_prefs", "train_sft", "test_prefs", "test_sft", "train_gen"):
+        write(tmp_path / "data" / f"{split}-00000-of-00001.parquet")
+    (tmp_path / "dataset_infos.json").write_text("{}")
+    write(tmp_path / ".cache" / "train.jsonl")
+    write(tmp_path / "extra.jsonl")
+    source = parse_source(str(tmp_path))
+    assert has_test(source)
+    assert names(parts(source, "train", "pairs")) == ["data/train_prefs-00000-of-00001.parquet"]
+    assert names(parts(source, "test", "pairs")) == ["data/test_prefs-00000-of-00001.parquet"]
+    assert names(parts(source, "train", "dialogues")) == ["data/train_sft-00000-of-00001.parquet"]
+    assert len(source_files(source)) == 5
+    named = parse_source(f"{tmp_path}#train_sft")
+    assert names(parts(named, "train", "pairs")) == ["data/train_sft-00000-of-00001.parquet"]
+    assert names(parts(named, "test", "pairs")) == ["data/test_sft-00000-of-00001.parquet"]
+    with pytest.raises(NotFound, match="no split 'dev'") as caught:
+        parts(parse_source(f"{tmp_path}#dev"))
+    assert "#train_prefs" in caught.value.hint
+
+
+def test_splits_by_folder_and_validation_as_test(tmp_path):
+    write(tmp_path / "default" / "train" / "0000.parquet")
+    write(tmp_path / "default" / "train" / "0001.parquet", ROWS[:1])
+    write(tmp_path / "validation.jsonl.gz")
+    source = parse_source(str(tmp_path))
+    assert len(list(read_rows(source))) == 3
+    assert names(parts(source, "test")) == ["validation.jsonl.gz"]
+
+
+def test_files_without_split_names_all_belong(tmp_path):
+    write(tmp_path / "b.jsonl")
+    write(tmp_path / "a.jsonl")
+    source = parse_source(str(tmp_path))
+    assert not has_test(source)
+    assert names(parts(source)) == ["a.jsonl", "b.jsonl"]
+
+
+def test_splits_that_leave_a_choice_are_listed(tmp_path):
+    for split in ("train_easy", "train_hard"):
+        write(tmp_path / f"{split}.jsonl")
+    with pytest.raises(DataError, match="it has #train_easy, #train_hard"):
+        parts(parse_source(str(tmp_path)))
+
+
+def test_folders_written_by_the_datasets_library(tmp_path):
+    from datasets import Dataset, DatasetDict
+
+    rows = Dataset.from_list(ROWS)
+    rows.save_to_disk(tmp_path / "one")
+    DatasetDict({"train": rows, "test": rows.select([1])}).save_to_disk(tmp_path / "both")
+    assert list(read_rows(parse_source(str(tmp_path / "one")))) == [(1, ROWS[0]), (2, ROWS[1])]
+    both = parse_source(str(tmp_path / "both"))
+    assert has_test(both)
+    assert list(read_rows(both)) == [(1, ROWS[0]), (2, ROWS[1])]
+    assert list(read_rows(parse_source(f"{tmp_path}/both#test"))) == [(1, ROWS[1])]
+
+
+def test_a_hub_data_set_is_read_from_where_it_was_downloaded(tmp_path, monkeypatch):
+    write(tmp_path / "train.jsonl")
+    asked = []
+    monkeypatch.setattr(sources, "download", lambda source, revision: asked.append((source.text, revision)) or tmp_path)
+    assert len(list(read_rows(parse_source("org/name@9f1c")))) == 2
+    assert asked == [("org/name", "9f1c")]
+
+
+@pytest.mark.parametrize(
+    ("kind", "error", "said"),
+    [
+        ("GatedRepoError", AdpaError, "gated"),
+        ("RepositoryNotFoundError", NotFound, "no such data set"),
+        ("RevisionNotFoundError", NotFound, "no revision '9f1c'"),
+        ("HfHubHTTPError", AdpaError, "download failed"),
+    ],
+)
+def test_reasons_why_a_download_fails_are_told_apart(monkeypatch, kind, error, said):
+    import huggingface_hub
+    from huggingface_hub import errors
+
+    def fail(*args, **options):
+        refusal = getattr(errors, kind)
+        raise refusal.__new__(refusal, "no")  # its __init__ wants a response of whichever HTTP library is in use
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fail)
+    with pytest.raises(error, match=said) as caught:
+        download(parse_source("org/name#train"), "9f1c")
+    assert caught.value.hint
+    assert type(caught.value) is error
+
+
+def test_offline_a_data_set_that_was_never_fetched_says_so(tmp_path, monkeypatch):
+    import huggingface_hub
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(AdpaError, match="org/name: not on this machine, and the hub cannot be reached") as caught:
+        list(read_rows(parse_source("org/name")))
+    assert "tiny" in caught.value.hint
