@@ -1,0 +1,1 @@
+"""The screens of `adpa show`, as pure functions from the store to text."""

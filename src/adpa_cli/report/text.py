@@ -1,0 +1,184 @@
+"""Numbers, times, tables and curves as text of a given width. Pure functions; nothing here prints."""
+
+from __future__ import annotations
+
+import math
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+BLOCKS = "▁▂▃▄▅▆▇█"
+_UNITS = ("B", "kB", "MB", "GB", "TB", "PB")
+_DAY = 86400
+_AGES = (
+    (60, 1, "s"), (3600, 60, "min"), (2 * _DAY, 3600, "h"), (60 * _DAY, _DAY, "d"), (730 * _DAY, 30.44 * _DAY, "mo")
+)  # fmt: skip
+_ASCII = str.maketrans({
+    "·": "|", "–": "-", "−": "-", "±": "+-", "…": "...", "→": "->", "├": "|", "└": "`", "│": "|", "×": "x", "†": "*",
+    "⟦": "[[", "⟧": "]]", **dict(zip(BLOCKS, "_.,-=+*#", strict=True)),
+})  # fmt: skip
+
+
+def human_size(size: int) -> str:
+    """Bytes in decimal units, three digits at most or one decimal: 512 B, 2.5 GB, 304 MB."""
+    value, unit = float(size), 0
+    while value >= 999.5 and unit < len(_UNITS) - 1:
+        value, unit = value / 1000, unit + 1
+    return f"{value:.0f} B" if unit == 0 else f"{value:.{1 if value < 99.95 else 0}f} {_UNITS[unit]}"
+
+
+def human_age(seconds: float) -> str:
+    """How long ago, rounded down: 12 s, 48 min, 30 h, 6 d, 3 mo, 2 y."""
+    value = max(0.0, seconds)  # clocks of two machines may disagree
+    for limit, size, unit in _AGES:
+        if value < limit:
+            return f"{int(value / size)} {unit}"
+    return f"{int(value / (365.25 * _DAY))} y"
+
+
+def human_time(seconds: float) -> str:
+    """A duration of work: 12 s, 48 min, 1.1 h, 3.2 d."""
+    for limit, size, digits, unit in ((99.5, 1, 0, "s"), (5970, 60, 0, "min"), (172800, 3600, 1, "h")):
+        if seconds < limit:
+            return f"{seconds / size:.{digits}f} {unit}"
+    return f"{seconds / 86400:.1f} d"
+
+
+def number(value: Any) -> str:
+    """Any JSON scalar for reading: thousands are grouped, other numbers have four digits, None is a dash."""
+    if value is None:
+        return "–"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, float):
+        return f"{value:.4g}".replace("e-0", "e-").replace("e+0", "e+")
+    return str(value)
+
+
+def flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested objects as one level with dotted names; lists stay values."""
+    found: dict[str, Any] = {}
+    for key, item in value.items():
+        if isinstance(item, Mapping):
+            found.update(flat(item, f"{prefix}{key}."))
+        else:
+            found[f"{prefix}{key}"] = item
+    return found
+
+
+def brief(value: Any) -> str:
+    """`number`, for lists too."""
+    return ", ".join(number(item) for item in value) if isinstance(value, list) else number(value)
+
+
+def width_of(text: str) -> int:
+    """Terminal columns: East Asian wide characters take two, combining marks none."""
+    if text.isascii():
+        return len(text)
+    return sum(
+        0 if unicodedata.combining(letter) else 2 if unicodedata.east_asian_width(letter) in "WF" else 1
+        for letter in text
+    )
+
+
+def cut(text: str, width: int) -> str:
+    """At most `width` columns; what is cut off is marked by an ellipsis."""
+    if width_of(text) <= width:
+        return text
+    while text and width_of(text) > width - 1:
+        text = text[:-1]
+    return f"{text.rstrip()}…" if width > 0 else ""
+
+
+def pad(text: str, width: int, right: bool = False) -> str:
+    """Exactly `width` columns, if the text is no longer."""
+    space = " " * (width - width_of(text))
+    return space + text if right else text + space
+
+
+def table(
+    header: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    width: int,
+    flexible: int = 0,
+    right: Sequence[int] = (),
+    expendable: Sequence[int] = (),
+    floor: int = 14,
+) -> list[str]:
+    """Lines of aligned columns, two spaces apart, no longer than `width`.
+
+    Only the column `flexible` is shortened, down to `floor`; then the `expendable` columns are left out in that order,
+    and what is still too long is cut.
+    """
+    lines = [list(header), *map(list, rows)]
+    kept = list(range(len(header)))
+    widths = [max(width_of(line[column]) for line in lines) for column in kept]
+    natural, widths[flexible] = widths[flexible], min(floor, widths[flexible])
+    for column in expendable:
+        if sum(widths[c] + 2 for c in kept) - 2 > width:
+            kept.remove(column)
+    spare = width + 2 - sum(widths[c] + 2 for c in kept)
+    widths[flexible] = min(natural, widths[flexible] + max(0, spare))
+    return [
+        cut("  ".join(pad(cut(line[c], widths[c]), widths[c], c in right) for c in kept).rstrip(), width)
+        for line in lines
+    ]
+
+
+def tsv(rows: Iterable[Sequence[Any]]) -> str:
+    """Tab-separated lines, uncut; tabs and line ends inside a value become spaces."""
+    return "".join("\t".join(" ".join(str(value).split()) for value in row) + "\n" for row in rows)
+
+
+def wrap(label: str, items: Sequence[str], width: int, gap: str = "  ") -> list[str]:
+    """`label` and items side by side in lines no longer than `width`, continued under the first item."""
+    lines = [pad(label, 10)]
+    empty = True
+    for item in items:
+        if not empty and width_of(lines[-1]) + len(gap) + width_of(item) > width:
+            lines.append(" " * 10)
+            empty = True
+        lines[-1] += item if empty else gap + item
+        empty = False
+    return lines
+
+
+def sparkline(values: Sequence[float | None], width: int = 14) -> str:
+    """A curve in one line: means of up to `width` equal parts; a part without finite values is blank."""
+    count = min(width, len(values))
+    parts = [values[len(values) * i // count : len(values) * (i + 1) // count] for i in range(count)]
+    means = [mean(part) for part in parts]
+    known = [value for value in means if value is not None]
+    if not known:
+        return " " * count
+    low, span = min(known), max(known) - min(known)
+    if span == 0:
+        return "".join(" " if value is None else BLOCKS[3] for value in means)
+    return "".join(" " if value is None else BLOCKS[round((value - low) / span * 7)] for value in means)
+
+
+def mean(values: Sequence[float | None]) -> float | None:
+    """The mean of the finite values, or None without any."""
+    known = [value for value in values if value is not None and math.isfinite(value)]
+    return sum(known) / len(known) if known else None
+
+
+def for_encoding(text: str, encoding: str | None) -> str:
+    """The text as a stream of this encoding can show it: plain ASCII signs where it has not got ours."""
+    try:
+        text.encode(encoding or "ascii")
+        return text
+    except (UnicodeEncodeError, LookupError):
+        return text.translate(_ASCII)
+
+
+def beside(left: Sequence[str], right: Sequence[str], width: int, gap: int = 3) -> list[str]:
+    """Two blocks side by side where both fit `width` uncut, else one below the other, cut."""
+    column = max(map(width_of, left), default=0) + gap
+    if left and right and column + max(map(width_of, right)) <= width:
+        count = max(len(left), len(right))
+        pairs = zip([*left, *[""] * (count - len(left))], [*right, *[""] * (count - len(right))], strict=True)
+        return [(pad(one, column) + other).rstrip() for one, other in pairs]
+    return [cut(line, width) for line in (*left, *right)]
