@@ -167,6 +167,12 @@ def test_a_missing_tensor_is_named_instead_of_drawn_at_random(folder: Path) -> N
         load(folder, "float32")
 
 
+def test_a_tensor_of_another_shape_is_named(folder: Path) -> None:
+    edit_config(folder, intermediate_size=24)
+    with pytest.raises(AdpaError, match=r"model\.layers\.0\.mlp\.down_proj\.weight .* is \[16, 32\]; .*\[16, 24\]"):
+        load(folder, "float32")
+
+
 def damage_nothing_there(folder: Path) -> None:
     (folder / "config.json").unlink()
 
@@ -181,10 +187,6 @@ def damage_kind(folder: Path) -> None:
 
 def damage_task(folder: Path) -> None:
     edit_config(folder, model_type="t5")
-
-
-def damage_shape(folder: Path) -> None:
-    edit_config(folder, hidden_size=24, head_dim=12)
 
 
 def damage_weights(folder: Path) -> None:
@@ -209,7 +211,6 @@ def remote_code(folder: Path) -> None:
         damage_config,
         damage_kind,
         damage_task,
-        damage_shape,
         damage_weights,
         pickle_instead,
         remote_code,

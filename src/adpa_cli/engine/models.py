@@ -53,6 +53,7 @@ def load(folder: Path, dtype: Dtype, *, train: bool = False, device: str = "cpu"
                 use_safetensors=True,
                 trust_remote_code=False,
                 local_files_only=True,
+                ignore_mismatched_sizes=True,  # refused below, by name
                 output_loading_info=True,
             )
     except _LOAD_ERRORS as error:
@@ -60,7 +61,7 @@ def load(folder: Path, dtype: Dtype, *, train: bool = False, device: str = "cpu"
             f"The model in {folder} does not load: {_first_line(error)}",
             "use a folder with config.json and *.safetensors of a causal language model that transformers knows",
         ) from error
-    _check_weights(model, folder, sorted(info["missing_keys"]))
+    _check_weights(model, folder, info)
     model.to(device)
     model.train(train)
     model.requires_grad_(train)
@@ -89,10 +90,14 @@ def _turn_dropout_off(config: Any) -> None:
             setattr(config, name, type(value)(0))
 
 
-def _check_weights(model: PreTrainedModel, folder: Path, missing: list[str]) -> None:
+def _check_weights(model: PreTrainedModel, folder: Path, info: dict[str, Any]) -> None:
+    missing, mismatched = sorted(info["missing_keys"]), sorted(info["mismatched_keys"])
     hint = "fetch or write the folder again: its weights are damaged or belong to another model"
     if missing:
         raise AdpaError(f"{folder} lacks {len(missing)} of its model's tensors, {missing[0]} among them.", hint)
+    if mismatched:
+        name, found, expected = mismatched[0]
+        raise AdpaError(f"The tensor {name} in {folder} is {list(found)}; config.json says {list(expected)}.", hint)
     for name, tensor in model.state_dict().items():
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise AdpaError(f"The tensor {name} in {folder} holds values that are not finite.", hint)
