@@ -38,14 +38,15 @@ def encode_frame(key: AnswerKey, rows: SignalRows, spec: SignalSpec, ranking: Ra
     entry = np.take_along_axis(rows.logps, column[:, None], axis=1)[:, 0]
     if not np.allclose(entry[inside], rows.label_logps[inside], rtol=1e-4, atol=1e-3):
         raise DataError(f"{where}: field label_logps differs from the log-prob at the label's id")
+    outside = ~inside
+    place = np.where(inside, column + 1, 0).astype(np.int32)
+    labels = np.concatenate([place, ranking.ranks[rows.label_ids[outside]]])
     out = Streams()
-    out.pieces.append(np.array([key_tag(key), len(rows)], dtype="<u4").tobytes())
+    out.pieces.append(np.array([key_tag(key), len(rows), np.count_nonzero(outside)], dtype="<u4").tobytes())
     out.ints(deltas)
-    out.ints(np.where(inside, column + 1, 0).astype(np.int32))
-    out.ints(ranking.ranks[rows.label_ids[~inside]])
-    seen = _encode_aligned(out, rows, ~inside, spec.step)
+    seen = _encode_aligned(out, rows, labels, outside, spec.step)
     if spec.has_reference:
-        _encode_reference(out, rows, seen, ~inside, spec.difference_step)
+        _encode_reference(out, rows, seen, outside, spec.difference_step)
     return out.pieces
 
 
@@ -71,20 +72,22 @@ def _in_order(rows: SignalRows, order: NDArray[np.int64]) -> SignalRows:
     )
 
 
-def _encode_aligned(out: Streams, rows: SignalRows, outside: Bools, step: float) -> tuple[Floats, Floats, Floats]:
-    """Writes the aligned teacher's values; returns them (ids, label, rest) as a reader will see them."""
+def _encode_aligned(
+    out: Streams, rows: SignalRows, labels: Ints, outside: Bools, step: float
+) -> tuple[Floats, Floats, Floats]:
+    """Writes labels and the aligned teacher's values; returns those (ids, label, rest) as a reader will see them."""
     if step == 0:
-        out.floats(rows.logps)
-        out.floats(rows.label_logps[outside])
-        out.floats(rows.rest_logps)
+        out.ints(labels)
+        out.floats(np.concatenate([rows.logps.reshape(-1), rows.rest_logps, rows.label_logps[outside]]))
         return rows.logps, rows.label_logps, rows.rest_logps
     codes, label, rest = (quantise(v, step) for v in (rows.logps, rows.label_logps, rows.rest_logps))
     finite = codes != INFINITE
     base = np.where(finite, codes, 0).max(axis=1)
-    out.ints(zigzag(np.diff(base, prepend=np.int32(0))))
+    beside = np.concatenate([rest, label[outside]])
+    relative = zigzag(beside - np.concatenate([base, base[outside]]))
+    relative[beside == INFINITE] = INFINITE
     out.ints(np.where(finite, base[:, None] - codes, INFINITE))
-    for values, at in ((label[outside], base[outside]), (rest, base)):
-        out.ints(np.where(values == INFINITE, INFINITE, zigzag(values - at)))
+    out.ints(np.concatenate([labels, zigzag(np.diff(base, prepend=np.int32(0))), relative]))
     return dequantise(codes, step), dequantise(label, step), dequantise(rest, step)
 
 
@@ -93,17 +96,26 @@ def _encode_reference(
 ) -> None:
     """Writes the reference as differences, and the ids at which `reference >= k-th` does not tell membership."""
     difference, in_reference, kth, label, rest = pair_of(rows)
-    lost = np.isneginf(seen[0])
-    difference = np.where(lost, difference - finite_or_zero(rows.logps), difference)
-    below = lowest(seen[0]) - kth
+    logps, seen_label, seen_rest = seen
+    difference = _shift(logps, rows.logps) + difference
+    below = lowest(logps) - kth
     out.signed(difference, step)
-    out.signed(below, step)
-    for own, other, shown, at in (
-        (rows.label_logps, label, seen[1], outside),
-        (rows.rest_logps, rest, seen[2], np.ones_like(outside)),
-    ):
-        out.signed((np.where(np.isneginf(shown), np.float32(0), own) - other)[at], step)
-    expected = expected_in_reference(seen[0], rounded(difference, step), lowest(seen[0]) - rounded(below, step))
+    out.signed(
+        np.concatenate(
+            [
+                below,
+                _shift(seen_rest, rows.rest_logps) + finite_or_zero(rows.rest_logps) - rest,
+                (_shift(seen_label, rows.label_logps) + finite_or_zero(rows.label_logps) - label)[outside],
+            ]
+        ),
+        step,
+    )
+    expected = expected_in_reference(logps, rounded(difference, step), lowest(logps) - rounded(below, step))
     flips = np.flatnonzero(expected != in_reference)
     out.ints(np.array([flips.size], dtype=np.int32))
     out.ints((np.diff(flips, prepend=-1) - 1).astype(np.int32))
+
+
+def _shift(seen: Floats, own: Floats) -> Floats:
+    """What a difference needs where a finite log-prob is stored as -inf: the reader will put 0 in its place."""
+    return np.where(np.isneginf(seen), -finite_or_zero(own), np.float32(0))

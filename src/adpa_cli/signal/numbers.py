@@ -113,29 +113,32 @@ class Cursor:
         self.at += count
         return np.frombuffer(self.buffer, np.uint8, count, self.at - count)
 
-    def ints(self, count: int) -> Ints:
-        """The next `count` integers written by `Streams.ints`."""
-        escapes, width = (int(x) for x in self.bytes(8).view("<u4"))
+    def head(self, count: int) -> tuple[int, ...]:
+        """The next `count` u32."""
+        return tuple(self.bytes(4 * count).view("<u4").tolist())
+
+    def ints(self, count: int, limit: int = INFINITE) -> Ints:
+        """The next `count` integers written by `Streams.ints`, at most `limit` (255 or more) each."""
+        escapes, width = self.head(2)
         plane = self.bytes(count)
-        if width > 4 or escapes > count or bool(escapes) != bool(width):
-            raise Corrupt("a frame has impossible escape counts")
         values: Ints = plane.astype(np.int32)
-        at = np.flatnonzero(plane == ESCAPE)
-        if at.size != escapes:
+        if not escapes:
+            return values
+        (at,) = (plane == ESCAPE).nonzero()
+        if at.size != escapes or not 1 <= width <= 4:
             raise Corrupt("a frame's escapes do not match their count")
-        if escapes:
-            extra = np.zeros((escapes, 4), dtype=np.uint8)
-            extra[:, :width] = self.bytes(escapes * width).reshape(width, escapes).T
-            more = extra.view("<u4").reshape(-1)
-            if more.max() > INFINITE - ESCAPE:
-                raise Corrupt("a frame has an integer out of range")
-            values[at] += more.astype(np.int32)
+        extra = np.zeros((escapes, 4), dtype=np.uint8)
+        extra[:, :width] = self.bytes(escapes * width).reshape(width, escapes).T
+        more = extra.view("<u4").reshape(-1)
+        if more.max() > limit - ESCAPE:
+            raise Corrupt("a frame has an integer out of range")
+        values[at] += more.astype(np.int32)
         return values
 
     def floats(self, count: int) -> Floats:
         """The next `count` float32 written by `Streams.floats`."""
         planes = self.bytes(4 * count).reshape(4, count)
-        return np.ascontiguousarray(planes.T).view("<f4").reshape(-1).astype(np.float32, copy=False)
+        return planes.T.copy().view("<f4").reshape(-1).astype(np.float32, copy=False)
 
     def signed(self, count: int, step: float) -> Floats:
         """The next `count` values written by `Streams.signed`."""

@@ -64,9 +64,7 @@ class SignalSpec:
         for name in ("step", "difference_step"):
             step = getattr(self, name)
             if step != 0 and not 1e-6 <= step <= 16:
-                raise DataError(
-                    f"{name}={step} nats: must be 0 (exact) or from 1e-6 to 16", "use --precision 0.03125"
-                )
+                raise DataError(f"{name}={step} nats: must be 0 (exact) or from 1e-6 to 16", "use --precision 0.03125")
 
     @property
     def has_reference(self) -> bool:
@@ -166,9 +164,7 @@ def checked(rows: SignalRows, spec: SignalSpec, where: str) -> SignalRows:
         if dtype is np.float32 and np.isnan(array).any():
             raise DataError(f"{where}: field {name} is not a number at token {int(np.argwhere(np.isnan(array))[0][0])}")
         if name == "difference" and np.isneginf(array).any():
-            raise DataError(
-                f"{where}: field difference is -inf (see the rule in SignalRows.difference)"
-            )
+            raise DataError(f"{where}: field difference is -inf (see the rule in SignalRows.difference)")
         if dtype is np.float32 and name != "difference" and (array > 0.01).any():
             raise DataError(f"{where}: field {name} has a log-prob above 0")
         if dtype is np.int32 and n and not 0 <= array.min() <= array.max() < spec.vocab_size:
