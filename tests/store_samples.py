@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +48,7 @@ def place(store: Store, artifact: Recipe, at: float = 0.0, **fields: Any) -> Man
     manifest = Manifest(id=artifact.id, **artifact.to_json(), **record)
     folder = store.root / artifact.ref
     folder.mkdir(parents=True)
-    manifests.write(folder, manifest)
+    (folder / manifests.FILE_NAME).write_text(json.dumps(asdict(manifest)), encoding="utf-8")
     return manifest
 
 

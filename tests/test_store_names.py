@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from adpa_cli.errors import AdpaError, Corrupt, NotFound, UsageError
+from adpa_cli.store import manifest as manifests
 from adpa_cli.store.identity import Recipe
 from adpa_cli.store.store import Store
 from store_samples import make, new_store, place, recipe
@@ -136,8 +137,9 @@ def test_latest_is_the_newest_of_its_stage(store: Store) -> None:
     for number, at in ((1, 50.0), (2, 70.0), (3, 60.0)):
         place(store, recipe(n=number), at=at)
     place(store, recipe("dpo", n=4), at=90.0)
+    place(store, recipe(n=5), at=80.0, made={"at": manifests.utc(80.0), "smoke": True})
     assert store.resolve("sft@latest").spec == {"n": 2}
-    assert [manifest.spec["n"] for manifest in store.artifacts()] == [4, 2, 3, 1]
+    assert [manifest.spec["n"] for manifest in store.artifacts()] == [4, 5, 2, 3, 1]
 
 
 def test_tags_move_and_go(store: Store) -> None:

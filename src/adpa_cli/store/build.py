@@ -38,7 +38,7 @@ class Work:
     """One build in progress, or the finished artifact.
 
     `hit` is the manifest when the artifact exists (then there is nothing to do and `dir` does not exist); else `dir` is
-    the private folder. Names in it that start with `_` are resume state and are gone after the commit. `progress` is
+    the private folder. Names in it that start with `_` (resume state) or a dot are gone after the commit. `progress` is
     what the last attempt saved, empty at a fresh start.
     """
 
@@ -182,7 +182,8 @@ def read_state(folder: Path) -> dict[str, Any] | None:
     """What the last attempt in a private folder recorded; None when there is nothing to rely on."""
     try:
         state = json.loads((folder / STATE).read_bytes())
-        shape = {"recipe": dict, "environment": dict, "progress": dict, "seconds": float, "command": str}
+        shape = {"recipe": dict, "environment": dict, "progress": dict, "seconds": float, "command": str,
+                 "stopped": str, "at": float}  # fmt: skip
         return state if state["format"] == 1 and all(isinstance(state[k], t) for k, t in shape.items()) else None
     except (OSError, ValueError, KeyError, TypeError):
         return None

@@ -7,6 +7,7 @@ import errno
 import hashlib
 import os
 import secrets
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from adpa_cli.errors import AdpaError
 
 _FULL = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}
 _FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
+_ROOM = 10**9  # with this many bytes free it was hardly the store that filled up
 _FULL_WORDS = ("No space left on device", "os error 28", "Disk quota exceeded")
 
 
@@ -75,8 +77,11 @@ def explained(root: Path, lost: str) -> Iterator[None]:
         raise
     except Exception as error:
         if is_disk_full(error):
+            full = f"the disk of {root} is full"
+            if shutil.disk_usage(root).free > _ROOM:
+                full = f"a disk or quota is full, though {root} has room (look at $TMPDIR and $HF_HOME)"
             raise AdpaError(
-                f"the disk of {root} is full; {lost}, and nothing half-made is visible",
+                f"{full}; {lost}, and nothing half-made is visible",
                 "free some space (adpa gc), then repeat the command: it goes on from the last saved state",
             ) from error
         if isinstance(error, OSError) and error.errno in _FORBIDDEN and str(error.filename).startswith(str(root)):

@@ -105,7 +105,7 @@ def read(folder: Path) -> Manifest:
     try:
         raw = json.loads(path.read_bytes())
         version = raw["format"]
-    except (ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise Corrupt(f"{path} is no manifest: {error}", _remake(folder)) from error
     raw = migrate(raw, f"{folder.parent.name}/{folder.name}") if version != FORMAT else raw
     try:

@@ -95,7 +95,7 @@ class Store:
             if STAGE_NAME.fullmatch(stage) and stage != "tags" and (self.root / stage).is_dir():
                 for name in os.listdir(self.root / stage):
                     if len(name) == 12 and os.path.exists(f"{self.root}/{stage}/{name}/{manifests.FILE_NAME}"):
-                        yield self.root / stage / name
+                        yield self.root.joinpath(stage, name)
 
     def _find(self, id_or_ref: str) -> Path | None:
         stage, _, hex_part = id_or_ref.removeprefix("artifact:").rpartition("/")
@@ -130,7 +130,8 @@ class Store:
         return sorted(found, key=lambda manifest: (-manifest.at, manifest.ref))
 
     def resolve(self, text: str) -> Manifest:
-        """The artifact a user means: an id or 4 or more of its first digits, `stage/digits`, a tag, or `STAGE@latest`.
+        """The artifact a user means: an id or 4 or more of its first digits, `stage/digits`, a tag, or `STAGE@latest`
+        (rehearsals, whose `made` says `smoke`, are never the latest).
 
         Raises UsageError naming all candidates when there are several, NotFound with what comes close when none.
         """
@@ -144,7 +145,9 @@ class Store:
             return found
         stage, _, latest = text.partition("@")
         if latest == "latest":
-            made = [manifest for manifest in self.artifacts() if manifest.stage == stage]
+            made = [
+                manifest for manifest in self.artifacts() if manifest.stage == stage and not manifest.made.get("smoke")
+            ]
             if made:
                 return made[0]
         stage, _, digits = text.removeprefix("artifact:").rpartition("/")
