@@ -25,11 +25,11 @@ def save_block(path: Path, answers: Sequence[tuple[AnswerKey, SignalRows]]) -> N
     pair = bool(answers) and answers[0][1].difference is not None
     fields = (*_FIELDS, *PAIR_FIELDS) if pair else _FIELDS
     tensors = {name: np.concatenate([getattr(rows, name) for _, rows in answers]) for name in fields if answers}
-    head = {
+    head: dict[str, Any] = {
         "keys": [asdict(key) for key, _ in answers],
         "tokens": [len(rows) for _, rows in answers],
-        "crc": _crc(tensors),
     }
+    head["crc"] = _crc(head, tensors)
     with atomic(path) as out:
         out.write(save(tensors, {"block": json.dumps(head, sort_keys=True)}))
 
@@ -43,7 +43,7 @@ def load_block(path: Path) -> list[tuple[AnswerKey, SignalRows]]:
     try:
         head = _metadata(data)
         tensors: dict[str, Any] = load(data)
-        if head["crc"] != _crc(tensors):
+        if head.pop("crc") != _crc(head, tensors):
             raise ValueError("its checksum does not match")
         keys, ends = [AnswerKey(**key) for key in head["keys"]], np.cumsum(head["tokens"], dtype=np.int64)
         bounds = list(zip([0, *ends[:-1].tolist()], ends.tolist(), strict=False))
@@ -62,8 +62,8 @@ def _metadata(data: bytes) -> dict[str, Any]:
     return head
 
 
-def _crc(tensors: dict[str, Any]) -> int:
-    crc = 0
+def _crc(head: dict[str, Any], tensors: dict[str, Any]) -> int:
+    crc = zlib.crc32(json.dumps(head, sort_keys=True).encode())
     for name in sorted(tensors):
         crc = zlib.crc32(np.ascontiguousarray(tensors[name]).tobytes(), zlib.crc32(name.encode(), crc))
     return crc

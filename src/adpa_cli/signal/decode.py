@@ -39,8 +39,6 @@ def decode_frame(
     labels, logps, beside = _decode_aligned(data, tokens, missing, spec)
     place = labels[:tokens]
     outside = place == 0
-    if tokens and (place.max() > spec.k or np.count_nonzero(outside) != missing):
-        raise Corrupt("a frame places a label beyond its ids")
     flat = np.arange(-1, tokens * spec.k - 1, spec.k) + place
     label_ids, label_logps = ids.reshape(-1)[flat], logps.reshape(-1)[flat]
     label_ids[outside] = _to_ids(labels[tokens:], ranking)
@@ -72,13 +70,15 @@ def _decode_aligned(data: Cursor, tokens: int, missing: int, spec: SignalSpec) -
     size = tokens * spec.k
     if spec.step == 0:
         labels, floats = data.ints(tokens + missing), data.floats(size + tokens + missing)
+        _check_places(labels[:tokens], missing, spec.k)
         return labels, floats[:size].reshape(tokens, spec.k), floats[size:]
     above = data.ints(size).reshape(tokens, spec.k)
     columns = data.ints(3 * tokens + 2 * missing)
     labels, stored = columns[: tokens + missing], columns[tokens + missing :]
+    _check_places(labels[:tokens], missing, spec.k)
     codes = unzigzag(stored)
     base = np.cumsum(codes[:tokens], dtype=np.int32)
-    codes = codes[tokens:] + np.concatenate([base, base[labels[:tokens] == 0][:missing]])
+    codes = codes[tokens:] + np.concatenate([base, base[labels[:tokens] == 0]])
     step = np.float32(spec.step)
     logps, beside = above.astype(np.float32), codes.astype(np.float32) * -step
     logps -= base[:, None].astype(np.float32)
@@ -87,6 +87,11 @@ def _decode_aligned(data: Cursor, tokens: int, missing: int, spec: SignalSpec) -
         if absent.size and absent.max() == INFINITE:
             values[absent == INFINITE] = -np.inf
     return labels, logps, beside
+
+
+def _check_places(place: Ints, missing: int, k: int) -> None:
+    if place.size and (place.max() > k or np.count_nonzero(place) != place.size - missing):
+        raise Corrupt("a frame places a label beyond its ids")
 
 
 def _decode_reference(
