@@ -108,7 +108,7 @@ def test_without_the_end_token_it_adds_nothing_there_but_still_counts():
 
 
 def test_release_preset_against_the_released_formula():
-    """One pair per micro-batch: token mean of CE plus 0.1 times each side's token mean of the KL, 0 at the end token."""
+    """One pair per micro-batch: token mean of CE plus 0.1 times each side's mean of the KL, 0 at the end token."""
     from adpa_cli.spec import make
 
     preset = {k: v for k, v in DCKD.presets["release"].items() if k not in ("lr", "epochs")}

@@ -221,6 +221,16 @@ def test_the_logits_never_exist_beyond_the_budget(frozen_head):
     assert seen.elements <= (64 * 101 if frozen_head else weight.numel())
 
 
+@pytest.mark.parametrize("keep", [False, True])
+def test_logits_are_kept_for_the_backward_only_within_the_budget(keep):
+    hidden, weight = torch.randn(64, 4, requires_grad=True), torch.randn(3000, 4)
+    sizes = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: sizes.append(t.numel()) or t, lambda t: t):
+        budget = 64 * 3000 * 4 - (not keep)
+        selected_logps(hidden, weight, torch.randint(0, 3000, (64, 5)), budget=budget, tile=(64, 100))
+    assert (sum(sizes) >= 64 * 3000) == keep
+
+
 def test_no_positions_and_no_ids():
     weight = torch.randn(5, 3, requires_grad=True)
     out = selected_logps(torch.zeros(0, 3, requires_grad=True), weight, torch.zeros(0, 2, dtype=torch.long), stats=True)

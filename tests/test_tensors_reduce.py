@@ -32,6 +32,12 @@ def test_one_value_per_example_is_averaged_whatever_the_reduction(reduction):
     assert reduce(torch.tensor([1.0, 4.0]), MASK, reduction, batch_rows=10, batch_tokens=4).item() == 0.5
 
 
+def test_sizes_are_those_of_the_whole_batch():
+    """Half of a batch of 4 rows and 10 tokens."""
+    got = [reduce(VALUES, MASK, r, batch_rows=4, batch_tokens=10).item() for r in ("seqmean", "tokmean", "seqsum")]
+    assert got == pytest.approx([(9 / 3 + 4) / 4, 13 / 10, 13 / 4])
+
+
 @pytest.mark.parametrize("reduction", ["seqmean", "tokmean", "seqsum"])
 def test_a_row_of_filling_adds_nothing(reduction):
     empty = reduce(VALUES, torch.zeros_like(MASK), reduction, batch_rows=2, batch_tokens=0)

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from adpa_cli.tensors.topk import head_topk
+from adpa_cli.tensors.topk import head_topk, sort_keys
 
 TILES = [None, (7, 1), (2, 3), (100, 64), (3, 1000)]
 
@@ -31,14 +31,21 @@ def test_equals_a_stable_sort_with_ties(tile, dtype):
     assert got.ids[3].tolist() == list(range(60))
 
 
-def test_by_hand_with_bias_and_both_zeros():
-    """Logits (-0, log 2, 0, -1): zero and minus zero are one value, so id 0 comes before id 2."""
-    bias = torch.tensor([-0.0, math.log(2), 0.0, -1.0])
+def test_by_hand_with_bias_and_a_tie():
+    """Logits (0, log 2, 0, -1): two equal logits go to the lower id."""
+    bias = torch.tensor([0.0, math.log(2), 0.0, -1.0])
     got = head_topk(torch.zeros(1, 2), torch.zeros(4, 2), 3, bias, tile=(1, 2))
     mass = 1 + 2 + 1 + math.exp(-1)
     assert got.ids.tolist() == [[1, 0, 2]]
     assert got.logps[0].tolist() == pytest.approx([math.log(2 / mass), -math.log(mass), -math.log(mass)])
     assert got.lse.item() == pytest.approx(math.log(mass))
+
+
+def test_keys_sort_by_value_then_by_lower_id():
+    """Zero and minus zero are one value; which of them a product gives depends on the machine."""
+    logits = torch.tensor([[-0.0, 0.0, -1e30, 1e30, -1e-30, 1e-30, -2.0, -2.0]])
+    order = sort_keys(logits, 100)[0].argsort(descending=True)
+    assert order.tolist() == [3, 5, 0, 1, 4, 6, 7, 2]
 
 
 def test_negative_logits_sort_by_value():

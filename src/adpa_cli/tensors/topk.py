@@ -40,7 +40,7 @@ def head_topk(
             for span in spans(weight.shape[0], columns_step):
                 logits = tile_logits(hidden[rows], weight[span], None if bias is None else bias[span], dtype).float()
                 lse = torch.logaddexp(lse, logits.logsumexp(1))
-                keys = torch.cat([best, _keys(logits, span.start)], dim=1)
+                keys = torch.cat([best, sort_keys(logits, span.start)], dim=1)
                 best = keys.topk(min(k, keys.shape[1]), dim=1).values
             parts.append((_logits(best) - lse[:, None], LOW_BITS - (best & LOW_BITS), lse))
     if not parts:
@@ -49,7 +49,7 @@ def head_topk(
     return TopK(*(torch.cat(columns) for columns in zip(*parts, strict=True)))
 
 
-def _keys(logits: Tensor, start: int) -> Tensor:
+def sort_keys(logits: Tensor, start: int) -> Tensor:
     """One int64 per logit [n,columns] that sorts by value, then by lower id; none are equal, so topk has no choice."""
     ids = torch.arange(start, start + logits.shape[1], device=logits.device)
     # Adding 0 turns -0.0 into 0.0. The bits of a float sort as it does, once those of a negative one are flipped.
