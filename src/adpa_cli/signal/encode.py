@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,13 +31,14 @@ def encode_frame(key: AnswerKey, rows: SignalRows, spec: SignalSpec, ranking: Ra
     """
     where = f"answer {key.example_id!r} ({key.part})"
     order, ranks = _by_rank(rows.ids, ranking)
-    deltas = np.diff(ranks, axis=1, prepend=np.int32(-1)) - np.int32(1)
+    deltas = ranks.copy()
+    deltas[:, 1:] -= ranks[:, :-1] + 1
     if deltas.size and deltas.min() < 0:
         raise DataError(f"{where}: field ids names an id twice in one token")
     rows = _in_order(rows, order)
     column, inside = label_positions(rows)
-    entry = np.take_along_axis(rows.logps, column[:, None], axis=1)[:, 0]
-    if not np.allclose(entry[inside], rows.label_logps[inside], rtol=1e-4, atol=1e-3):
+    entry = finite_or_zero(rows.logps[np.arange(len(rows)), column])
+    if (np.abs(entry - finite_or_zero(rows.label_logps)) > 1e-3 - 1e-4 * entry)[inside].any():
         raise DataError(f"{where}: field label_logps differs from the log-prob at the label's id")
     outside = ~inside
     place = np.where(inside, column + 1, 0).astype(np.int32)
@@ -44,42 +46,39 @@ def encode_frame(key: AnswerKey, rows: SignalRows, spec: SignalSpec, ranking: Ra
     out = Streams()
     out.pieces.append(np.array([key_tag(key), len(rows), np.count_nonzero(outside)], dtype="<u4").tobytes())
     out.ints(deltas)
-    seen = _encode_aligned(out, rows, labels, outside, spec.step)
+    codes = _encode_aligned(out, rows, labels, outside, spec.step)
     if spec.has_reference:
+        seen = [dequantise(c, spec.step) for c in codes] or [rows.logps, rows.label_logps, rows.rest_logps]
         _encode_reference(out, rows, seen, outside, spec.difference_step)
     return out.pieces
 
 
-def _by_rank(ids: Ints, ranking: Ranking) -> tuple[NDArray[np.int64], Ints]:
-    """([T, K] columns by falling frequency, [T, K] their ranks): one sort of rank and column packed together."""
-    bits = (ids.shape[1] - 1).bit_length()
-    packed = (ranking.ranks[ids].astype(np.int64) << bits) | np.arange(ids.shape[1], dtype=np.int64)
+def _by_rank(ids: Ints, ranking: Ranking) -> tuple[NDArray[Any], Ints]:
+    """([T, K] flat positions by rank, [T, K] the ranks): one sort of rank and column packed into one integer."""
+    tokens, k = ids.shape
+    bits = (k - 1).bit_length()
+    wide = (ranking.vocab_size - 1).bit_length() + bits > 31
+    packed: NDArray[Any] = ranking.ranks.take(ids).astype(np.int64 if wide else np.int32) << bits
+    packed += np.arange(k, dtype=packed.dtype)
     packed.sort(axis=1)
-    return packed & ((1 << bits) - 1), (packed >> bits).astype(np.int32)
+    order = (packed & ((1 << bits) - 1)) + np.arange(0, tokens * k, k)[:, None]
+    return order, (packed >> bits).astype(np.int32)
 
 
-def _in_order(rows: SignalRows, order: NDArray[np.int64]) -> SignalRows:
-    ids, logps = np.take_along_axis(rows.ids, order, axis=1), np.take_along_axis(rows.logps, order, axis=1)
+def _in_order(rows: SignalRows, order: NDArray[Any]) -> SignalRows:
+    moved = replace(rows, ids=rows.ids.take(order), logps=rows.logps.take(order))
     if rows.difference is None:
-        return replace(rows, ids=ids, logps=logps)
+        return moved
     difference, in_reference, *_ = pair_of(rows)
-    return replace(
-        rows,
-        ids=ids,
-        logps=logps,
-        difference=np.take_along_axis(difference, order, axis=1),
-        in_reference=np.take_along_axis(in_reference, order, axis=1),
-    )
+    return replace(moved, difference=difference.take(order), in_reference=in_reference.take(order))
 
 
-def _encode_aligned(
-    out: Streams, rows: SignalRows, labels: Ints, outside: Bools, step: float
-) -> tuple[Floats, Floats, Floats]:
-    """Writes labels and the aligned teacher's values; returns those (ids, label, rest) as a reader will see them."""
+def _encode_aligned(out: Streams, rows: SignalRows, labels: Ints, outside: Bools, step: float) -> tuple[Ints, ...]:
+    """Writes labels and the aligned teacher's values; returns the codes of (ids, label, rest), none when exact."""
     if step == 0:
         out.ints(labels)
         out.floats(np.concatenate([rows.logps.reshape(-1), rows.rest_logps, rows.label_logps[outside]]))
-        return rows.logps, rows.label_logps, rows.rest_logps
+        return ()
     codes, label, rest = (quantise(v, step) for v in (rows.logps, rows.label_logps, rows.rest_logps))
     finite = codes != INFINITE
     base = np.where(finite, codes, 0).max(axis=1)
@@ -88,12 +87,10 @@ def _encode_aligned(
     relative[beside == INFINITE] = INFINITE
     out.ints(np.where(finite, base[:, None] - codes, INFINITE))
     out.ints(np.concatenate([labels, zigzag(np.diff(base, prepend=np.int32(0))), relative]))
-    return dequantise(codes, step), dequantise(label, step), dequantise(rest, step)
+    return codes, label, rest
 
 
-def _encode_reference(
-    out: Streams, rows: SignalRows, seen: tuple[Floats, Floats, Floats], outside: Bools, step: float
-) -> None:
+def _encode_reference(out: Streams, rows: SignalRows, seen: list[Floats], outside: Bools, step: float) -> None:
     """Writes the reference as differences, and the ids at which `reference >= k-th` does not tell membership."""
     difference, in_reference, kth, label, rest = pair_of(rows)
     logps, seen_label, seen_rest = seen

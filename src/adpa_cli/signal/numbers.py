@@ -19,11 +19,7 @@ ESCAPE = 255
 
 def quantise(logps: Floats, step: float) -> Ints:
     """Codes round(-logp / step), at least 0; -inf and anything below -MAX_CODE steps becomes INFINITE."""
-    codes = np.rint(np.asarray(logps, dtype=np.float64) / -step)
-    far = codes > MAX_CODE
-    codes = np.clip(codes, 0, MAX_CODE).astype(np.int32)
-    codes[far] = INFINITE
-    return codes
+    return _rounded_codes(logps, -step, 0)
 
 
 def quantise_signed(values: Floats, step: float) -> Ints:
@@ -31,9 +27,15 @@ def quantise_signed(values: Floats, step: float) -> Ints:
 
     Too small a value is held at -MAX_CODE steps.
     """
-    scaled = np.rint(np.asarray(values, dtype=np.float64) / step)
+    codes = _rounded_codes(values, step, -MAX_CODE)
+    return np.where(codes == INFINITE, INFINITE, zigzag(codes))
+
+
+def _rounded_codes(values: Floats, step: float, least: int) -> Ints:
+    scaled: Floats = np.divide(values, np.float32(step), dtype=np.float32)
+    np.rint(scaled, out=scaled)
     far = scaled > MAX_CODE
-    codes = zigzag(np.clip(scaled, -MAX_CODE, MAX_CODE).astype(np.int32))
+    codes: Ints = np.clip(scaled, least, MAX_CODE).astype(np.int32)
     codes[far] = INFINITE
     return codes
 

@@ -144,6 +144,14 @@ def label_positions(rows: SignalRows) -> tuple[NDArray[np.intp], Bools]:
     return hits.argmax(axis=1), hits.any(axis=1)
 
 
+def checked_ids(rows: SignalRows, spec: SignalSpec, where: str) -> Ints:
+    """All ids of the rows, flat. Raises DataError naming `where` when one is outside the vocabulary."""
+    ids: Ints = np.asarray(rows.ids, dtype=np.int32).reshape(-1)
+    if ids.size and not 0 <= ids.min() <= ids.max() < spec.vocab_size:
+        raise DataError(f"{where}: field ids has an id outside 0 … {spec.vocab_size - 1}")
+    return ids
+
+
 def checked(rows: SignalRows, spec: SignalSpec, where: str) -> SignalRows:
     """The rows with exact dtypes, or DataError naming `where` and the field that cannot be stored."""
     arrays: dict[str, Any] = {}

@@ -11,6 +11,7 @@ from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from adpa_cli.errors import Corrupt, DataError, NotFound
 from adpa_cli.signal.compress import Compressor, Decompressor
@@ -28,7 +29,7 @@ from adpa_cli.signal.header import (
     write_index,
     write_ranking,
 )
-from adpa_cli.signal.rows import AnswerKey, SignalRows, SignalSpec, checked
+from adpa_cli.signal.rows import AnswerKey, Ints, SignalRows, SignalSpec, checked, checked_ids
 
 Answers = Iterable[tuple[AnswerKey, SignalRows]]
 
@@ -41,10 +42,7 @@ def write_shard(path: Path, spec: SignalSpec, answers: Answers) -> None:
     """
     if iter(answers) is answers:
         answers = list(answers)
-    counts = np.zeros(spec.vocab_size, dtype=np.int64)
-    for key, rows in answers:
-        counts += np.bincount(checked(rows, spec, _name(key)).ids.reshape(-1), minlength=spec.vocab_size)
-    frequent, classes = rank(counts)
+    frequent, classes = rank(_count_ids(answers, spec))
     ranking, ranking_frame = Ranking(frequent, spec.vocab_size), write_ranking(frequent, classes)
     compressor = Compressor()
     keys, tokens, sizes = [], [], []
@@ -62,6 +60,22 @@ def write_shard(path: Path, spec: SignalSpec, answers: Answers) -> None:
             out.write(write_index(index) + ranking_frame)
             frames.seek(0)
             shutil.copyfileobj(frames, out)
+
+
+def _count_ids(answers: Answers, spec: SignalSpec) -> NDArray[np.int64]:
+    """[V] how often each id occurs, counted in batches since each count walks the whole vocabulary."""
+    counts = np.zeros(spec.vocab_size, dtype=np.int64)
+    batch: list[Ints] = []
+    waiting = 0
+    for key, rows in answers:
+        batch.append(checked_ids(rows, spec, _name(key)))
+        waiting += batch[-1].size
+        if waiting > 1 << 20:
+            counts += np.bincount(np.concatenate(batch), minlength=spec.vocab_size)
+            batch, waiting = [], 0
+    if batch:
+        counts += np.bincount(np.concatenate(batch), minlength=spec.vocab_size)
+    return counts
 
 
 def _name(key: AnswerKey) -> str:
