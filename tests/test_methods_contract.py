@@ -68,6 +68,7 @@ def test_terms_are_named_shaped_and_belong_to_a_needed_part(method, params):
         assert tuple(t.values.shape) in {(4,), (4, 6)}
         assert t.values.isfinite().all()
         assert t.reduction in get_args(Reduction)
+        assert t.values.dim() == 1 or t.reduction == getattr(params, "reduction", t.reduction)
 
 
 def pad(x: torch.Tensor) -> torch.Tensor:
