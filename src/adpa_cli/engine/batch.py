@@ -1,0 +1,159 @@
+"""One micro-batch as tensors: what goes into the model, and how its answers come back as the views of a method.
+
+The student's log-probs are computed flat, for the N answer positions of all sequences, at the label and at the K ids of
+the teacher's signal; `views` lays them out again as [B,T] per part.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from adpa_cli.engine.schedule import Example
+from adpa_cli.methods import Need, Signal, View
+from adpa_cli.signal import SignalRows
+
+SignalOf = Callable[[str, str], SignalRows]
+"""(example id, part) -> the cached signal of that answer."""
+
+
+@dataclass(frozen=True)
+class PartBatch:
+    """One part of a micro-batch: `where` [B,T] indexes the flat positions, `mask` [B,T] says which of them count."""
+
+    where: Tensor
+    mask: Tensor
+    end: Tensor
+    in_topk: Tensor | None
+    signal: Signal | None
+    start: Tensor | None
+
+
+@dataclass(frozen=True)
+class Batch:
+    """`input_ids` [S,L] right padded; answer position n of N is predicted at (`rows`[n], `columns`[n]);
+    `ids` [N,1+K] holds the label, then the signal's ids, -1 where there is none."""
+
+    input_ids: Tensor
+    rows: Tensor
+    columns: Tensor
+    ids: Tensor
+    parts: Mapping[str, PartBatch]
+    examples: int
+
+    def to(self, device: torch.device) -> Batch:
+        """The same batch on another device."""
+        return _moved(self, device)  # type: ignore[no-any-return]
+
+
+def _moved(value: Any, device: torch.device) -> Any:
+    if isinstance(value, Tensor):
+        return value.to(device, non_blocking=True)
+    if isinstance(value, Mapping):
+        return {key: _moved(item, device) for key, item in value.items()}
+    if isinstance(value, Batch | PartBatch | Signal):
+        return type(value)(**{name: _moved(item, device) for name, item in vars(value).items()})
+    return value
+
+
+def collate(
+    examples: Sequence[Example],
+    needs: Sequence[Need],
+    end_id: int,
+    signal_of: SignalOf,
+    start_of: Mapping[tuple[str, str], np.ndarray[Any, Any]],
+) -> Batch:
+    """Lay out a micro-batch. `start_of` gives the start model's label log-probs [T] of (example id, part)."""
+    sequences = [example.parts[need.part] for need in needs for example in examples]
+    longest = max(len(sequence) for sequence in sequences)
+    input_ids = np.zeros((len(sequences), longest), dtype=np.int64)
+    rows, columns, labels = [], [], []
+    for i, sequence in enumerate(sequences):
+        input_ids[i, : len(sequence)] = sequence.ids
+        at = np.flatnonzero(sequence.answer)
+        rows.append(np.full(len(at), i))
+        columns.append(at - 1)
+        labels.append(sequence.ids[at].astype(np.int64))
+    flat = np.concatenate(labels)
+    signals = {need.part: [signal_of(e.id, need.part) for e in examples] for need in needs if need.signal}
+    k = max((s.ids.shape[1] for part in signals.values() for s in part), default=0)
+    ids = np.full((len(flat), 1 + k), -1, dtype=np.int64)
+    ids[:, 0] = flat
+    parts: dict[str, PartBatch] = {}
+    starts = np.concatenate([[0], np.cumsum([len(part) for part in labels])])
+    for n, need in enumerate(needs):
+        own = slice(n * len(examples), (n + 1) * len(examples))
+        offsets = [int(start) for start in starts[own]]
+        lengths = [len(part) for part in labels[own]]
+        for offset, rows_of in zip(offsets, signals.get(need.part, ()), strict=False):
+            ids[offset : offset + len(rows_of.ids), 1 : 1 + rows_of.ids.shape[1]] = rows_of.ids
+        start = [start_of[example.id, need.part] for example in examples] if need.start else None
+        parts[need.part] = _part(offsets, lengths, flat == end_id, ids, signals.get(need.part), start)
+    return Batch(
+        torch.from_numpy(input_ids), torch.from_numpy(np.concatenate(rows)), torch.from_numpy(np.concatenate(columns)),
+        torch.from_numpy(ids), parts, len(examples),
+    )  # fmt: skip
+
+
+def _part(
+    offsets: list[int],
+    lengths: list[int],
+    is_end: Any,
+    ids: Any,
+    signals: list[SignalRows] | None,
+    start: list[Any] | None,
+) -> PartBatch:
+    longest = max(1, *lengths)
+    steps = np.arange(longest)
+    mask = steps[None] < np.array(lengths)[:, None]
+    where = np.where(mask, np.array(offsets)[:, None] + steps[None], 0)
+    in_topk = (ids[where, 1:] == ids[where, :1, None][..., 0]).any(-1) if signals else None
+    return PartBatch(
+        torch.from_numpy(where), torch.from_numpy(mask), torch.from_numpy(is_end[where] & mask),
+        None if in_topk is None else torch.from_numpy(in_topk),
+        _signal(signals, longest) if signals else None,
+        None if start is None else _padded(start, longest),
+    )  # fmt: skip
+
+
+def _padded(rows: Sequence[Any], longest: int) -> Tensor:
+    """[B,T,...] of arrays [t,...], padded with 0."""
+    first = rows[0]
+    out = np.zeros((len(rows), longest, *first.shape[1:]), dtype=first.dtype)
+    for i, row in enumerate(rows):
+        out[i, : len(row)] = row
+    return torch.from_numpy(out)
+
+
+SIGNAL_FIELDS = (
+    "logps", "label_logps", "rest_logps", "difference", "in_reference", "reference_kth", "reference_label_logps",
+    "reference_rest_logps",
+)  # fmt: skip
+
+
+def _signal(rows: Sequence[SignalRows], longest: int) -> Signal:
+    fields: dict[str, Any] = {}
+    for name in SIGNAL_FIELDS:
+        values = [getattr(row, name) for row in rows]
+        fields[name] = None if values[0] is None else _padded(values, longest)
+    return Signal(**fields)
+
+
+def views(batch: Batch, logps: Tensor, rest: Tensor) -> dict[Any, View]:
+    """The student's log-probs [N,1+K] and rest mass [N] as one `View` per part."""
+    out = {}
+    for name, part in batch.parts.items():
+        picked = logps[part.where]
+        k = part.signal.logps.shape[-1] if part.signal else 0
+        out[name] = View(
+            logps=picked[..., 0], mask=part.mask, end=part.end,
+            topk_logps=picked[..., 1 : 1 + k] if part.signal else None,
+            rest_logps=rest[part.where] if part.signal else None,
+            label_in_topk=part.in_topk, signal=part.signal, start_logps=part.start,
+        )  # fmt: skip
+    return out

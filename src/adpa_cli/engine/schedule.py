@@ -1,0 +1,90 @@
+"""Which examples make up an optimizer step, and how a step is cut into micro-batches.
+
+The first depends on the spec alone; the second on the machine, and never changes more than rounding.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class TokenSequence:
+    """Token ids [L] of one dialogue, and which of them are answer tokens [L] (trained; predicted from the one before)."""
+
+    ids: NDArray[np.int32]
+    answer: NDArray[np.bool_]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def tokens(self) -> int:
+        """Answer tokens."""
+        return int(self.answer.sum())
+
+
+@dataclass(frozen=True)
+class Example:
+    """One row of the data: the sequences it is trained on, by part (`chosen`, `rejected`, `rollout`)."""
+
+    id: str
+    parts: Mapping[str, TokenSequence]
+
+    @property
+    def length(self) -> int:
+        """Tokens of the longest part."""
+        return max(len(part) for part in self.parts.values())
+
+
+def whole_steps(rows: int, epochs: float, batch_size: int, max_steps: int | None = None) -> int:
+    """Optimizer steps of a run; the last one may be short."""
+    steps = math.ceil(round(rows * epochs) / batch_size)
+    return min(steps, max_steps) if max_steps else steps
+
+
+def step_rows(rows: int, epochs: float, batch_size: int, seed: int, step: int) -> list[int]:
+    """Row numbers of one optimizer step: a slice of the epochs' permutations laid end to end."""
+    start, stop = step * batch_size, min((step + 1) * batch_size, round(rows * epochs))
+    picked: list[int] = []
+    for epoch in range(start // rows, (stop - 1) // rows + 1):
+        order = np.random.Generator(np.random.PCG64([seed, epoch])).permutation(rows)
+        low, high = max(start - epoch * rows, 0), min(stop - epoch * rows, rows)
+        picked += [int(i) for i in order[low:high]]
+    return picked
+
+
+def micro_batches(lengths: Sequence[int], parts: int, tokens: int, processes: int = 1) -> list[list[list[int]]]:
+    """Cut a step's examples into micro-batches: for each process a list of lists of positions into `lengths`.
+
+    Examples are sorted by length and dealt out in turn, so that processes carry equal loads; then cut so that
+    longest x count x `parts`, the padded size, is at most `tokens`. Every process gets equally many micro-batches;
+    those that run out repeat an example, which the caller must weigh 0: an empty list stands for that.
+    """
+    order = sorted(range(len(lengths)), key=lambda i: (lengths[i], i))
+    cut = [_cut(order[rank::processes], lengths, parts, tokens) for rank in range(processes)]
+    most = max(len(batches) for batches in cut)
+    return [batches + [[] for _ in range(most - len(batches))] for batches in cut]
+
+
+def _cut(order: Sequence[int], lengths: Sequence[int], parts: int, tokens: int) -> list[list[int]]:
+    batches: list[list[int]] = []
+    for i in order:
+        if batches and lengths[i] * (len(batches[-1]) + 1) * parts <= tokens:
+            batches[-1].append(i)
+        else:
+            batches.append([i])
+    return batches
+
+
+def learning_rate(step: int, steps: int, peak: float, warmup_ratio: float) -> float:
+    """Linear warm-up to `peak` over `warmup_ratio` of the steps, then a cosine to 0; `step` counts from 0."""
+    warmup = math.ceil(warmup_ratio * steps)
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    return peak * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))

@@ -1,0 +1,43 @@
+"""Label log-probs of given answers under one model, without gradient."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from adpa_cli.engine.batch import collate
+from adpa_cli.engine.schedule import Example, micro_batches
+from adpa_cli.engine.student import Student
+from adpa_cli.methods import Need, Part
+from adpa_cli.signal import SignalRows
+
+LabelLogps = dict[tuple[str, str], NDArray[np.float32]]
+"""Float32 log-probs [T], in nats, of the answer tokens of (example id, part)."""
+
+
+@torch.no_grad()
+def label_logps(
+    student: Student, examples: Sequence[Example], parts: Sequence[Part], tokens: int, device: torch.device | str
+) -> LabelLogps:
+    """Score every part of every example in length-sorted batches of at most `tokens` padded tokens."""
+    needs = [Need(part) for part in parts]
+    found: LabelLogps = {}
+    student.to(device)
+    for positions in micro_batches([example.length for example in examples], len(parts), tokens)[0]:
+        chosen = [examples[p] for p in positions]
+        batch = collate(chosen, needs, -1, _none, {}).to(torch.device(device))
+        logps, _ = student(batch.input_ids, batch.rows, batch.columns, batch.ids)
+        flat = logps[:, 0].float().cpu().numpy()
+        for name, part in batch.parts.items():
+            where, mask = part.where.cpu().numpy(), part.mask.cpu().numpy()
+            for i, example in enumerate(chosen):
+                found[example.id, name] = flat[where[i][mask[i]]]
+    return found
+
+
+def _none(example_id: str, part: str) -> Any | SignalRows:
+    raise KeyError((example_id, part))

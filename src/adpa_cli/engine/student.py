@@ -1,0 +1,48 @@
+"""The one module that is prepared for training: a language model whose forward ends in selected log-probs.
+
+The head is called inside `forward` because wrappers that shard parameters gather them only there.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from adpa_cli.engine.models import Dtype, body_and_head, hidden_states
+from adpa_cli.tensors.head import selected_logps
+
+
+class Student(nn.Module):
+    """`model` with float32 weights; `dtype` is what it computes in (autocast when bfloat16)."""
+
+    def __init__(self, model: PreTrainedModel, dtype: Dtype) -> None:
+        super().__init__()
+        self.model = model
+        self.dtype: Dtype = dtype
+        self._no_split_modules: Any = getattr(model, "_no_split_modules", None)
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The inner model's embeddings; sharding wrappers ask for them."""
+        return self.model.get_input_embeddings()
+
+    def get_output_embeddings(self) -> Any:
+        """The inner model's head."""
+        inner: Any = self.model
+        return inner.get_output_embeddings()
+
+    def tie_weights(self) -> None:
+        """Tie the inner model's head to its embeddings where its configuration says so."""
+        self.model.tie_weights()
+
+    def forward(self, input_ids: Tensor, rows: Tensor, columns: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Log-probs [N,J] at `ids` [N,J], and the log of the mass outside them [N], float32.
+
+        Position n is predicted from token (`rows`[n], `columns`[n]) of `input_ids` [S,L]. Padding is on the right,
+        where a causal model cannot see it, so there is no attention mask.
+        """
+        hidden = hidden_states(self.model, input_ids, None, dtype=self.dtype)[rows, columns]
+        _, weight, bias = body_and_head(self.model)
+        selected = selected_logps(hidden, weight, ids, bias)
+        return selected.logps, selected.rest

@@ -1,0 +1,128 @@
+"""The paper's teacher/student pairs with their data and hyperparameters, and the built-in tiny family.
+
+A student's alias selects everything else. Settings are grouped by stage; the more specific key wins:
+`sft` < `sft.teacher`, `distill` < `distill.adpa`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+Settings = Mapping[str, Mapping[str, Any]]
+Side = Literal["student", "teacher"]
+
+PAPER: Settings = {
+    "sft": {"lr": 2e-5, "epochs": 3, "batch_size": 128},
+    "dpo-teacher": {"lr": 5e-7, "epochs": 2, "batch_size": 128, "beta": 0.05},
+    "cache-teacher": {},
+    "rollout": {"temperature": 0.0},
+    "distill": {"lr": 1e-5, "epochs": 3, "batch_size": 128},
+    "distill.dpo": {"lr": 5e-7, "epochs": 2},
+    "eval": {},
+}
+
+
+@dataclass(frozen=True)
+class Family:
+    """A student, the teacher it learns from, their data, their chat template and their settings.
+
+    `student` and `teacher` are hub ids, or names of the models that ship with the package (`builtin:`).
+    """
+
+    alias: str
+    teacher_alias: str
+    student: str
+    teacher: str
+    template: str
+    sft_data: str = "deita-10k"
+    data: str = "dpo-mix-7k"
+    suite: str = "accuracy"
+    dtype: str = "bfloat16"
+    settings: Settings = field(default_factory=lambda: PAPER)
+
+
+@dataclass(frozen=True)
+class ReadyPair:
+    """An aligned teacher that is published together with the model it was aligned from."""
+
+    alias: str
+    aligned: str
+    reference: str
+
+
+DATA_ALIASES = {
+    "deita-10k": "HuggingFaceH4/deita-10k-v0-sft",
+    "dpo-mix-7k": "argilla/dpo-mix-7k",
+    "helpsteer2": "nvidia/HelpSteer2",
+    "ultrafeedback": "HuggingFaceH4/ultrafeedback_binarized",
+    "hh-rlhf": "Anthropic/hh-rlhf",
+    "tiny-sft": "builtin:tiny-sft",
+    "tiny-pairs": "builtin:tiny-pairs",
+}
+
+TINY: Settings = {
+    "sft": {"max_length": 128},
+    "sft.student": {"lr": 1e-3, "epochs": 2, "batch_size": 32},
+    "sft.teacher": {"lr": 1e-3, "epochs": 2, "batch_size": 32},
+    "dpo-teacher": {"lr": 2e-5, "epochs": 2, "batch_size": 32, "beta": 0.1, "max_length": 128},
+    "cache-teacher": {"max_length": 128},
+    "rollout": {"temperature": 0.7, "max_new_tokens": 48, "max_length": 128},
+    "distill": {"lr": 1e-3, "epochs": 2, "batch_size": 32, "max_length": 128},
+    "distill.dckd": {"alpha": 1.0},
+    "distill.adpa": {"gamma": 2.0},
+    "distill.dpo": {"lr": 3e-4, "beta": 0.5},
+    "eval": {"max_length": 128},
+}
+
+FAMILIES: tuple[Family, ...] = (
+    Family(
+        "tiny", "tiny-teacher", "builtin:student", "builtin:teacher", "tiny",
+        sft_data="tiny-sft", data="tiny-pairs", suite="tiny", dtype="float32", settings=TINY,
+    ),
+    Family("llama-3.2-1b", "llama-3.1-8b", "meta-llama/Llama-3.2-1B", "meta-llama/Llama-3.1-8B", "llama-3"),
+    Family("danube3-500m", "mistral-7b", "h2oai/h2o-danube3-500m-base", "mistralai/Mistral-7B-v0.1", "zephyr"),
+    Family("danube2-1.8b", "mistral-7b", "h2oai/h2o-danube2-1.8b-base", "mistralai/Mistral-7B-v0.1", "zephyr"),
+    Family("llama-2-7b", "llama-2-13b", "meta-llama/Llama-2-7b-hf", "meta-llama/Llama-2-13b-hf", "zephyr"),
+)  # fmt: skip
+GENERIC = Family("", "", "", "", "zephyr")
+"""The paper's settings, for models that belong to no family."""
+
+READY_PAIRS: tuple[ReadyPair, ...] = (
+    ReadyPair("tulu-3-8b", "allenai/Llama-3.1-Tulu-3-8B-DPO", "allenai/Llama-3.1-Tulu-3-8B-SFT"),
+    ReadyPair("zephyr-7b", "alignment-handbook/zephyr-7b-dpo-full", "alignment-handbook/zephyr-7b-sft-full"),
+)
+
+
+@dataclass(frozen=True)
+class Alias:
+    """A bare word that stands for one side of a family."""
+
+    family: Family
+    side: Side
+
+    @property
+    def model(self) -> str:
+        return self.family.student if self.side == "student" else self.family.teacher
+
+
+def aliases() -> dict[str, Alias]:
+    """Every family alias; where two families share a teacher the first one's settings are used."""
+    found: dict[str, Alias] = {}
+    for family in FAMILIES:
+        found[family.alias] = Alias(family, "student")
+        found.setdefault(family.teacher_alias, Alias(family, "teacher"))
+    return found
+
+
+def ready_pairs() -> dict[str, ReadyPair]:
+    return {pair.alias: pair for pair in READY_PAIRS}
+
+
+def stage_settings(family: Family, *keys: str) -> dict[str, Any]:
+    """The family's settings of a stage, later keys winning, with its dtype."""
+    merged: dict[str, Any] = {"dtype": family.dtype}
+    for key in keys:
+        merged.update(family.settings.get(key, {}))
+    return merged

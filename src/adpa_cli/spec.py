@@ -1,0 +1,207 @@
+"""What determines a result: one frozen spec per stage, coerced to its declared types before it is hashed.
+
+Everything else (device, processes, micro-batch budget, waiting) is a `Runtime` and never enters an id.
+A field that is added later declares `neutral`, the value that means the old behaviour: it is left out of the hash there.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeVar, Union
+
+from adpa_cli.errors import UsageError
+
+Dtype = Literal["float32", "bfloat16"]
+Split = Literal["train", "test"]
+S = TypeVar("S")
+
+
+@dataclass(frozen=True)
+class TrainSpec:
+    """One training stage: `sft`, `dpo-teacher` or `distill`."""
+
+    method: str
+    method_version: int
+    params: dict[str, Any]
+    template: str
+    end: str
+    lr: float = 1e-5
+    epochs: float = 3.0
+    batch_size: int = 128
+    max_length: int = 2048
+    max_steps: int | None = None
+    limit: int | None = None
+    seed: int = 0
+    dtype: Dtype = "bfloat16"
+    warmup_ratio: float = 0.1
+    weight_decay: float = 0.0
+    adam_beta1: float = 0.9
+    adam_beta2: float = 0.999
+    clip: float = 1.0
+    skip_bad_rows: bool = field(default=False, metadata={"neutral": False})
+
+
+@dataclass(frozen=True)
+class CaptureSpec:
+    """One `cache-teacher` stage: top-k teacher signal on given answers."""
+
+    parts: tuple[str, ...]
+    template: str
+    end: str
+    top_k: int = 50
+    precision: float = 1 / 32
+    pair_precision: float = 1 / 128
+    support: Literal["topk"] = "topk"
+    dtype: Dtype = "bfloat16"
+    max_length: int = 2048
+    block_tokens: int = 16384
+    limit: int | None = None
+    skip_bad_rows: bool = field(default=False, metadata={"neutral": False})
+
+
+@dataclass(frozen=True)
+class RolloutSpec:
+    """One `rollout` stage: an answer to every prompt."""
+
+    template: str
+    end: str
+    split: Split = "train"
+    temperature: float = 0.0
+    top_p: float = 1.0
+    max_new_tokens: int = 1024
+    max_length: int = 2048
+    seed: int = 0
+    dtype: Dtype = "bfloat16"
+    engine: Literal["transformers"] = "transformers"
+    block_tokens: int = 16384
+    limit: int | None = None
+    skip_bad_rows: bool = field(default=False, metadata={"neutral": False})
+
+    def without_effect(self) -> set[str]:
+        return {"seed", "top_p"} if self.temperature == 0 else set()
+
+
+@dataclass(frozen=True)
+class EvalSpec:
+    """One `eval` stage: the numbers of one model on one data set under one scorer."""
+
+    template: str
+    end: str
+    suite: Literal["accuracy", "tiny", "reward-model", "implicit"] = "accuracy"
+    bootstrap: int = 2000
+    seed: int = 0
+    dtype: Dtype = "bfloat16"
+    max_length: int = 2048
+    block_tokens: int = 16384
+    limit: int | None = None
+    skip_bad_rows: bool = field(default=False, metadata={"neutral": False})
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """How a stage runs; may change a result by floating-point noise, never by more."""
+
+    processes: int = 1
+    tokens_per_device: int = 8192
+    threads: int = 0
+    """Threads of one process; 0 leaves the choice to `threads_per_process`."""
+    wait: bool = True
+    checkpoint_steps: int = 0
+    """Steps between resume points; 0 means half an epoch."""
+
+
+STAGE_VERSIONS = {"sft": 1, "dpo-teacher": 1, "cache-teacher": 1, "rollout": 1, "distill": 1, "eval": 1}
+POSITIVE = {"lr", "epochs", "batch_size", "max_length", "max_steps", "limit", "top_k", "pair_precision",
+            "max_new_tokens", "block_tokens", "clip", "bootstrap", "top_p"}  # fmt: skip
+
+
+def coerce(kind: Any, value: Any, name: str) -> Any:
+    """`value` as the declared type `kind`, from text or JSON; UsageError naming the option when it does not fit."""
+    origin, args = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (Union, types.UnionType):
+        if value is None or (isinstance(value, str) and value.lower() in ("none", "null")):
+            return None
+        return coerce(next(a for a in args if a is not type(None)), value, name)
+    if origin is Literal:
+        if value not in args:
+            raise UsageError(f"{name}={value}", f"{name} is one of {', '.join(map(str, args))}")
+        return value
+    if origin is tuple:
+        items = value.split(",") if isinstance(value, str) else value
+        return tuple(coerce(args[0], v, name) for v in items)
+    try:
+        return _SCALARS[kind](value)
+    except (ValueError, TypeError):
+        raise UsageError(f"{name}={value!r} is not {_WORDS[kind]}", f"give {name} as {_WORDS[kind]}") from None
+
+
+def _integer(value: Any) -> int:
+    number = float(value)
+    if number != int(number):
+        raise ValueError
+    return (
+        int(value) if isinstance(value, int | str) and "e" not in str(value) and "." not in str(value) else int(number)
+    )
+
+
+def _boolean(value: Any) -> bool:
+    words = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
+    if str(value).lower() not in words:
+        raise ValueError
+    return words[str(value).lower()]
+
+
+def _real(value: Any) -> float:
+    number = float(value)
+    if number != number or number in (float("inf"), float("-inf")):
+        raise ValueError
+    return number
+
+
+def _mapping(value: Any) -> dict[str, Any]:
+    return dict(value)
+
+
+_SCALARS: dict[Any, Any] = {int: _integer, float: _real, bool: _boolean, str: str, dict[str, Any]: _mapping}
+_WORDS: dict[Any, str] = {
+    int: "a whole number", float: "a finite number", bool: "true or false", str: "text", dict[str, Any]: "a table",
+}  # fmt: skip
+
+
+def make(cls: type[S], values: Mapping[str, Any]) -> S:
+    """A spec of class `cls` with every value coerced to its declared type and checked against its range."""
+    kinds = typing.get_type_hints(cls)
+    known = {f.name for f in dataclasses.fields(cls)}  # type: ignore[arg-type]  # every caller passes a dataclass
+    unknown = sorted(set(values) - known)
+    if unknown:
+        raise UsageError(f"no setting is called {unknown[0]!r}", f"settings: {', '.join(sorted(known))}")
+    spec = cls(**{name: coerce(kinds[name], value, name) for name, value in values.items()})
+    for f in dataclasses.fields(cls):  # type: ignore[arg-type]
+        _check_range(f, getattr(spec, f.name))
+    return spec
+
+
+def _check_range(f: dataclasses.Field[Any], value: Any) -> None:
+    if f.name in POSITIVE and value is not None and not value > 0:
+        raise UsageError(f"{f.name}={value} makes no sense", f"{f.name} must be above 0")
+    low, high, choices = (f.metadata.get(key) for key in ("low", "high", "choices"))
+    if isinstance(value, int | float) and ((low is not None and value < low) or (high is not None and value > high)):
+        raise UsageError(f"{f.name}={value} is out of range", f"{f.name} lies between {low} and {high}")
+    if choices and value not in choices:
+        raise UsageError(f"{f.name}={value}", f"{f.name} is one of {', '.join(map(str, choices))}")
+
+
+def hashed(spec: Any) -> dict[str, Any]:
+    """The JSON form of a spec that enters its id: no field without effect, no later field at its neutral value."""
+    idle: set[str] = spec.without_effect() if hasattr(type(spec), "without_effect") else set()
+    out: dict[str, Any] = {}
+    for f in dataclasses.fields(spec):
+        value = getattr(spec, f.name)
+        if f.name in idle or ("neutral" in f.metadata and value == f.metadata["neutral"]):
+            continue
+        out[f.name] = list(value) if isinstance(value, tuple) else value
+    return out
