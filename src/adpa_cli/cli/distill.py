@@ -1,0 +1,73 @@
+"""`adpa distill`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from adpa_cli.cli import options as opt
+
+
+def distill(
+    method: Annotated[
+        str | None, opt.option("--method", help="dckd, adpa, adpa+, dpo, sft.", panel=opt.WHAT, metavar="NAME")
+    ] = None,
+    student: Annotated[
+        str | None,
+        opt.option(
+            "--student", help="Alias (is fine-tuned first) or a model to start from.", panel=opt.WHAT, metavar="MODEL"
+        ),
+    ] = None,
+    teacher: opt.Teacher = None,
+    reference: opt.Reference = None,
+    data: opt.Data = None,
+    sft_data: opt.SftData = None,
+    rollouts: Annotated[
+        list[str] | None, opt.option("--rollouts", help="Use these rollouts.", panel=opt.WHAT, metavar="ID")
+    ] = None,
+    cache: Annotated[
+        list[str] | None,
+        opt.option("--cache", help="Use this signal; may be repeated; - reads stdin.", panel=opt.WHAT, metavar="ID"),
+    ] = None,
+    sets: opt.Sets = None,
+    skip_bad_rows: opt.SkipBadRows = False,
+    seed: opt.Seed = None,
+    seed_all: opt.SeedAll = None,
+    limit: opt.Limit = None,
+    max_steps: opt.MaxSteps = None,
+    lr: opt.Lr = None,
+    epochs: opt.Epochs = None,
+    batch_size: opt.BatchSize = None,
+    gpus: opt.Gpus = None,
+    tokens_per_device: opt.Tokens = None,
+    no_wait: opt.NoWait = False,
+    refresh: opt.Refresh = False,
+    tag: opt.Tag = None,
+    no_eval: Annotated[
+        bool, opt.option("--no-eval", help="Leave out the evaluation at the end.", panel=opt.AFTER)
+    ] = False,
+    dry_run: opt.DryRun = False,
+) -> None:
+    """Train a small model on a larger model's preferences. Builds whatever is missing first.
+
+    adpa distill --method adpa+ --student tiny            minutes, offline, CPU
+    """
+    from adpa_cli.cli.make import Options, make
+    from adpa_cli.cli.streams import at_most_one, dashes, needed, one, several
+    from adpa_cli.stages.request_distill import Distill, plan_distill
+
+    options = Options(
+        sets=sets or (), lr=lr, epochs=epochs, batch_size=batch_size, max_steps=max_steps, limit=limit, seed=seed,
+        seed_all=seed_all, gpus=gpus, tokens_per_device=tokens_per_device, no_wait=no_wait, dry_run=dry_run, tag=tag,
+        skip_bad_rows=skip_bad_rows, refresh=refresh,
+    ).checked()  # fmt: skip
+    chosen = needed("--method", method)
+    read = dashes({
+        "--student": [needed("--student", student)], "--teacher": several(teacher), "--reference": several(reference),
+        "--rollouts": rollouts or [], "--cache": cache or [],
+    })  # fmt: skip
+    asked = Distill(
+        method=chosen, student=one("--student", read["--student"]), teacher=at_most_one("--teacher", read["--teacher"]),
+        reference=at_most_one("--reference", read["--reference"]), data=tuple(data or ()), sft_data=tuple(sft_data or ()),
+        rollouts=tuple(read["--rollouts"]), cache=tuple(read["--cache"]), evaluate=not no_eval,
+    )  # fmt: skip
+    make(options, lambda names, given: plan_distill(names, given, asked))

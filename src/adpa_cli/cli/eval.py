@@ -1,0 +1,56 @@
+"""`adpa eval`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from adpa_cli.cli import options as opt
+
+
+def evaluate(
+    models: Annotated[
+        list[str] | None, typer.Argument(metavar="REF…", help="Models to measure; - reads stdin.", show_default=False)
+    ] = None,
+    suite: Annotated[
+        str | None,
+        opt.option(
+            "--suite", help="accuracy, tiny, reward-model or implicit [family].", panel=opt.WHAT, metavar="NAME"
+        ),
+    ] = None,
+    against: Annotated[
+        str | None,
+        opt.option("--against", help="The model whose answers are to be beaten.", panel=opt.WHAT, metavar="MODEL"),
+    ] = None,
+    reward_model: Annotated[
+        str | None,
+        opt.option("--reward-model", help="A sequence classifier that judges.", panel=opt.WHAT, metavar="DIR"),
+    ] = None,
+    teacher: opt.Teacher = None,
+    reference: opt.Reference = None,
+    data: opt.Data = None,
+    sets: opt.Sets = None,
+    skip_bad_rows: opt.SkipBadRows = False,
+    limit: opt.Limit = None,
+    no_wait: opt.NoWait = False,
+    refresh: opt.Refresh = False,
+    dry_run: opt.DryRun = False,
+) -> None:
+    """Measure models on held-out data: one numbers artifact per model.
+
+    adpa eval best --against sft/3f9c0a1b2c4d --reward-model ./rm
+    """
+    from adpa_cli.cli.make import Options, make
+    from adpa_cli.cli.streams import dashes
+    from adpa_cli.errors import UsageError
+    from adpa_cli.stages.request_distill import Evaluate, plan_eval
+
+    if not models:
+        raise UsageError("no model to measure", "adpa eval REF…")
+    read = dashes({"REF": list(models)})["REF"]
+    asked = Evaluate(tuple(read), suite, against, reward_model, teacher, reference, tuple(data or ()))
+    options = Options(
+        sets or (), limit=limit, no_wait=no_wait, dry_run=dry_run, skip_bad_rows=skip_bad_rows, refresh=refresh
+    )
+    make(options, lambda names, given: plan_eval(names, given, asked))

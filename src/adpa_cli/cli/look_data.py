@@ -1,0 +1,90 @@
+"""What `adpa data` prints: rows as a model sees them, and what was said while reading them all."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from adpa_cli.cli.look import out
+from adpa_cli.cli.streams import GLOBALS
+from adpa_cli.errors import UsageError
+from adpa_cli.families import DATA_ALIASES, GENERIC, Alias, ReadyPair, aliases
+from adpa_cli.stages import lineage
+from adpa_cli.stages.graph import External
+from adpa_cli.stages.names import BUILTIN, Names, open_sources
+from adpa_cli.store.store import Store
+
+
+def show_data(
+    texts: Sequence[str],
+    model: str | None,
+    dialogues: bool,
+    count: int,
+    split: str,
+    max_length: int,
+    skip_bad_rows: bool,
+    refresh: bool,
+) -> None:
+    """Read everything, then print the first rows; without a model the turns with the answers marked."""
+    from adpa_cli.data.preferences import load_dialogues, load_pairs
+    from adpa_cli.data.preview import marks_for, preview
+
+    where = [DATA_ALIASES.get(text, text) for text in texts]
+    load: Any = load_dialogues if dialogues or "builtin:tiny-sft" in where else load_pairs
+    loaded = load(open_sources(where), split, None, skip_bad_rows)
+    if model is None and all(name.startswith(BUILTIN) for name in where):
+        model = "tiny"
+    marks = marks_for(sys.stdout)
+    head = [f"{' + '.join(texts)}: {len(loaded.items)} rows ({split}), read as {loaded.shape}", *loaded.notes]
+    if model is None:
+        head.append("no --model: turns as text; name one to see its template and tokens")
+        body = "\n\n".join(_plain(item, marks) for item in loaded.items[:count])
+    else:
+        encoder = _encoder(model, refresh)
+        body = preview(loaded.items, encoder, count=count, max_length=max_length, marks=marks)
+    text = "\n".join([*head, "", body])
+    record = {"rows": len(loaded.items), "shape": loaded.shape, "notes": list(loaded.notes), "preview": body}
+    out(lambda: text, lambda: text, lambda: record)
+
+
+def _encoder(model: str, refresh: bool) -> Any:
+    """The tokenizer of a model under its template, its family's or the default one."""
+    from adpa_cli.data.chat import DEFAULT_TEMPLATES, Encoder, Template
+    from adpa_cli.engine.models import load_tokenizer
+    from adpa_cli.lab import BASES, END, TEMPLATE
+
+    if model in aliases() and aliases()[model].family.template == "tiny":
+        return Encoder(load_tokenizer(BASES / aliases()[model].side), Template(TEMPLATE, END))
+    store = Store.find(GLOBALS.store, create=not model.startswith((".", "/", "~")))
+    names = Names(store, refresh)
+    found = names.model(model, "--model")
+    if isinstance(found, ReadyPair):
+        raise UsageError(f"--model {model} is a pair", f"name one: {found.aligned}")
+    family = found.family if isinstance(found, Alias) else GENERIC
+    item = names.base(found.model) if isinstance(found, Alias) else found
+    folder = Path(item.where[0]) if isinstance(item, External) else store.folder(item.label)
+    own = lineage.template_of(item)
+    template = Template(*own) if own else DEFAULT_TEMPLATES[family.template]
+    return Encoder(load_tokenizer(folder), template)
+
+
+def _plain(item: Any, marks: tuple[str, str]) -> str:
+    from adpa_cli.data.examples import Dialogue
+
+    turns = item.messages if isinstance(item, Dialogue) else item.prompt
+    lines = [f"row {item.row} · {item.id}"]
+    for turn in turns:
+        content = (
+            f"{marks[0]}{turn.content}{marks[1]}"
+            if turn.role == "assistant" and isinstance(item, Dialogue)
+            else turn.content
+        )
+        lines.append(f"{turn.role}: {content}")
+    if not isinstance(item, Dialogue):
+        lines += [
+            f"{name}: {marks[0]}{text}{marks[1]}"
+            for name, text in (("chosen", item.chosen), ("rejected", item.rejected))
+        ]
+    return "\n".join(lines)

@@ -1,0 +1,57 @@
+"""`adpa rollout`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from adpa_cli.cli import options as opt
+
+
+def rollout(
+    student: Annotated[
+        str | None,
+        opt.option("--student", help="The model that answers; - reads stdin.", panel=opt.WHAT, metavar="MODEL"),
+    ] = None,
+    data: opt.Data = None,
+    split: Annotated[
+        str,
+        opt.option("--split", help="Which side of the data: train or test [train].", panel=opt.WHAT, metavar="SIDE"),
+    ] = "train",
+    sets: opt.Sets = None,
+    skip_bad_rows: opt.SkipBadRows = False,
+    temperature: Annotated[
+        float | None, opt.option("--temperature", help="0 is greedy [family].", panel=opt.MUCH, metavar="T")
+    ] = None,
+    top_p: Annotated[
+        float | None, opt.option("--top-p", help="Mass of the nucleus [1].", panel=opt.MUCH, metavar="P")
+    ] = None,
+    max_new_tokens: Annotated[
+        int | None, opt.option("--max-new-tokens", help="Tokens of an answer at most.", panel=opt.MUCH, metavar="N")
+    ] = None,
+    seed: opt.Seed = None,
+    limit: opt.Limit = None,
+    gpus: opt.Gpus = None,
+    no_wait: opt.NoWait = False,
+    refresh: opt.Refresh = False,
+    tag: opt.Tag = None,
+    dry_run: opt.DryRun = False,
+) -> None:
+    """Let a model answer every prompt of the data, once.
+
+    adpa rollout --student distill/c0ffee123456 --data pairs.jsonl
+    """
+    from adpa_cli.cli.make import Options, make
+    from adpa_cli.cli.streams import dashes, needed, one
+    from adpa_cli.errors import UsageError
+    from adpa_cli.stages.requests import plan_rollout
+
+    if split not in ("train", "test"):
+        raise UsageError(f"--split {split}", "it is train or test")
+    who = one("--student", dashes({"--student": [needed("--student", student)]})["--student"])
+    named = (("temperature", temperature), ("top_p", top_p), ("max_new_tokens", max_new_tokens))
+    extra = [f"{key}={value}" for key, value in named if value is not None]
+    options = Options(
+        [*(sets or ()), *extra], limit=limit, seed=seed, gpus=gpus, no_wait=no_wait, dry_run=dry_run, tag=tag,
+        skip_bad_rows=skip_bad_rows, refresh=refresh,
+    ).checked()  # fmt: skip
+    make(options, lambda names, given: plan_rollout(names, given, who, data or (), (), split))

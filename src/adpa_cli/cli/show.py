@@ -1,0 +1,65 @@
+"""`adpa show`: the store, one artifact, several side by side, or one row."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+
+def show(
+    refs: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="REF…", help="Artifacts; none lists the store; - reads stdin.", show_default=False),
+    ] = None,
+    row: Annotated[
+        int | None,
+        typer.Option("--row", help="One row of rollouts or signals, from 1.", metavar="N", show_default=False),
+    ] = None,
+    everything: Annotated[bool, typer.Option("--all", help="List everything.", show_default=False)] = False,
+) -> None:
+    """Show what is in the store: the list, one artifact, what differs between several, or one row.
+
+    adpa show · adpa show best · adpa show best other · adpa show cache-teacher/0d9e --row 17
+    """
+    import time
+
+    from adpa_cli.cli.look import out, terminal_width
+    from adpa_cli.cli.streams import GLOBALS, dashes
+    from adpa_cli.errors import UsageError
+    from adpa_cli.report import compare, listing, page
+    from adpa_cli.store.store import Store
+
+    store = Store.find(GLOBALS.store)
+    width, now = terminal_width(), time.time()
+    found = [store.resolve(ref) for ref in dashes({"REF": list(refs or ())})["REF"]]
+    if row is not None:
+        from adpa_cli.report import rows
+
+        if len(found) != 1:
+            raise UsageError("--row shows a row of one artifact", "adpa show REF --row N")
+        out(
+            lambda: rows.row_screen(store, found[0], row, width), lambda: rows.row_tsv(store, found[0], row),
+            lambda: rows.row_record(store, found[0], row),
+        )  # fmt: skip
+    elif not found:
+        seen = listing.collect(store)
+        out(
+            lambda: listing.screen(seen, width, now, everything),
+            lambda: listing.tsv(seen),
+            lambda: listing.record(seen),
+        )
+    elif len(found) == 1:
+        one = page.collect(store, found[0])
+        out(
+            lambda: page.screen(one, width, now, {"show", "tag", "path", "eval"}),
+            lambda: page.tsv(one),
+            lambda: page.record(one),
+        )
+    else:
+        refs_found = [manifest.ref for manifest in found]
+        differing = compare.collect(store, found)
+        out(
+            lambda: compare.screen(differing, refs_found, width), lambda: compare.tsv(differing, refs_found),
+            lambda: compare.record(differing, refs_found),
+        )  # fmt: skip

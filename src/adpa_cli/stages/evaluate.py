@@ -1,0 +1,136 @@
+"""The `eval` stage: what one model scores on held-out data.
+
+Reward accuracy (Gao et al. 2025, section 4.5): how often the mean log-prob of the chosen answer exceeds that of the
+rejected one. Where the suite judges answers: their mean reward, and how often they beat another model's answers to the
+same prompts (ties count half). Every figure has a 95 % interval from a bootstrap over prompts, paired where two models
+are compared.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from adpa_cli.spec import EvalSpec, make
+from adpa_cli.stages.job import Job, Monitor, stop_if_asked, write_json
+
+Floats = NDArray[np.float64]
+
+
+def compute(job: Job, monitor: Monitor, rank: int = 0, processes: int = 1) -> None:
+    """Leave one file per figure in the work folder; those that are there are kept. One process does it all."""
+    if rank:
+        return
+    spec = make(EvalSpec, job.spec)
+    parts: dict[str, Callable[[], dict[str, Any]]] = {"margins": lambda: _margins(job, spec)}
+    if "rollouts" in job.inputs:
+        parts["rewards"] = lambda: _rewards(job, spec, "rollouts")
+    if "against" in job.inputs:
+        parts["against"] = lambda: _rewards(job, spec, "against")
+    for n, (name, measure) in enumerate(parts.items()):
+        path = job.folder / f"_{name}.json"
+        if not path.exists():
+            write_json(path, measure())
+        monitor.progress(n + 1, len(parts), {})
+        if n + 1 < len(parts):
+            stop_if_asked(monitor, n + 1, len(parts))
+
+
+def finish(job: Job) -> dict[str, Any]:
+    """Scores with their intervals; the numbers of every row stay in scores.json."""
+    spec = make(EvalSpec, job.spec)
+    read = {
+        name: json.loads((job.folder / f"_{name}.json").read_text())
+        for name in ("margins", "rewards", "against")
+        if (job.folder / f"_{name}.json").exists()
+    }
+    write_json(job.folder / "scores.json", read)
+    (margins,) = _aligned(read["margins"])
+    scores = {"reward_accuracy": bootstrap((margins > 0) + 0.5 * (margins == 0), spec)}
+    if "rewards" in read:
+        scores["mean_reward"] = bootstrap(_aligned(read["rewards"])[0], spec)
+    if "against" in read:
+        ours, theirs = _aligned(read["rewards"], read["against"])
+        wins = bootstrap((ours > theirs) + 0.5 * (ours == theirs), spec)
+        scores["win_rate"] = {**wins, "against": job.one("against").values.get("by", "")}
+    return {"suite": spec.suite, "data": job.one("data").label, "scores": scores}
+
+
+def bootstrap(values: Any, spec: EvalSpec) -> dict[str, float]:
+    """Mean of `values` [n] with its 95 % percentile interval over `spec.bootstrap` resamples of the rows."""
+    numbers = np.asarray(values, dtype=np.float64)
+    picks = np.random.Generator(np.random.PCG64(spec.seed)).integers(0, len(numbers), (spec.bootstrap, len(numbers)))
+    low, high = np.percentile(numbers[picks].mean(1), [2.5, 97.5])
+    return {"value": float(numbers.mean()), "low": float(low), "high": float(high), "n": len(numbers)}
+
+
+def _aligned(*tables: dict[str, float]) -> list[Floats]:
+    """The rows that all tables have, in one order."""
+    common = sorted(set(tables[0]).intersection(*tables[1:]))
+    return [np.array([table[key] for key in common], dtype=np.float64) for table in tables]
+
+
+def _margins(job: Job, spec: EvalSpec) -> dict[str, float]:
+    """Mean log-prob per token of the chosen answer minus that of the rejected, per pair."""
+    from adpa_cli.engine.models import load_tokenizer
+    from adpa_cli.engine.schedule import Example
+    from adpa_cli.stages import examples as ex
+
+    folder = job.one("model").path
+    encoder = ex.encoder_of(load_tokenizer(folder), spec)
+    source = job.one("data")
+    pairs = ex.pairs_of(source.where, "test", spec.limit, spec.skip_bad_rows).items
+    made = {
+        part: ex.pair_answers(pairs, part, encoder, spec.max_length, source.label) for part in ("chosen", "rejected")
+    }
+    both = zip(made["chosen"], made["rejected"], strict=True)
+    examples = [
+        Example(good.key.example_id, {"chosen": good.sequence(), "rejected": bad.sequence()}) for good, bad in both
+    ]
+    means = {key: float(v.mean()) for key, v in _scored(folder, spec, examples, ("chosen", "rejected")).items()}
+    return {e.id: means[e.id, "chosen"] - means[e.id, "rejected"] for e in examples}
+
+
+def _scored(folder: Any, spec: EvalSpec, examples: Sequence[Any], parts: Any) -> Any:
+    from adpa_cli.engine.models import check_head, load
+    from adpa_cli.engine.score import label_logps
+    from adpa_cli.engine.student import Student
+    from adpa_cli.stages.device import device
+
+    model = load(folder, spec.dtype, device=device())
+    check_head(model)
+    return label_logps(Student(model, spec.dtype), examples, parts, spec.block_tokens, device())
+
+
+def _rewards(job: Job, spec: EvalSpec, role: str) -> dict[str, float]:
+    """The reward of every answer of a rollout artifact, by the hash of its prompt."""
+    from adpa_cli.stages.examples import read_rollouts
+
+    rollouts = read_rollouts(job.one(role).path)
+    if spec.suite == "tiny":
+        from adpa_cli.lab import world
+
+        return {row.id: world.reward(row.prompt[-1].content, row.text) for row in rollouts}
+    if spec.suite == "reward-model":
+        from adpa_cli.engine.reward import classifier_rewards
+        from adpa_cli.stages.device import device
+
+        dialogues = [([(m.role, m.content) for m in row.prompt], row.text) for row in rollouts]
+        folder = job.one("reward_model").path
+        values = classifier_rewards(folder, dialogues, spec.template, spec.max_length, spec.dtype, device())
+        return {row.id: value for row, value in zip(rollouts, values, strict=True)}
+    return _implicit(job, spec, rollouts)
+
+
+def _implicit(job: Job, spec: EvalSpec, rollouts: Sequence[Any]) -> dict[str, float]:
+    """Sum over the answer's tokens of log π_aligned - log π_reference: the reward that DPO fits, without its β."""
+    from adpa_cli.engine.schedule import Example
+    from adpa_cli.stages.examples import rollout_answers
+
+    examples = [Example(a.key.example_id, {"rollout": a.sequence()}) for a in rollout_answers(rollouts)]
+    aligned, reference = (_scored(job.one(who).path, spec, examples, ("rollout",)) for who in ("aligned", "reference"))
+    return {key[0]: float((values - reference[key]).astype(np.float64).sum()) for key, values in aligned.items()}

@@ -1,0 +1,139 @@
+"""From data sets and rollouts to token ids, the same for every stage, so that teacher and student see the same tokens."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from adpa_cli.data.chat import Encoder, Template, fit, fit_dialogue
+from adpa_cli.data.examples import prompt_key
+from adpa_cli.data.preferences import Dialogue, Loaded, Message, Pair, load_dialogues, load_pairs
+from adpa_cli.engine.schedule import Example, TokenSequence
+from adpa_cli.errors import DataError
+from adpa_cli.signal import AnswerKey, token_hash
+from adpa_cli.stages.names import open_sources
+
+ROWS = "rows-00000.parquet"
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One answer as it is trained on and captured: `key` names it in a signal."""
+
+    key: AnswerKey
+    prompt: tuple[int, ...]
+    answer: tuple[int, ...]
+
+    def sequence(self) -> TokenSequence:
+        """The whole as ids with a mask on the answer."""
+        ids = np.array([*self.prompt, *self.answer], dtype=np.int32)
+        return TokenSequence(ids, np.arange(len(ids)) >= len(self.prompt))
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """One generated answer of a rollout artifact; `id` is the hash of its prompt."""
+
+    id: str
+    prompt: tuple[Message, ...]
+    prompt_ids: tuple[int, ...]
+    answer_ids: tuple[int, ...]
+    text: str
+    cut: bool
+
+
+@functools.lru_cache(maxsize=8)
+def pairs_of(where: tuple[str, ...], split: str, limit: int | None, skip_bad_rows: bool) -> Loaded[Pair]:
+    """Preference pairs, read once per process."""
+    return load_pairs(open_sources(where), split, limit, skip_bad_rows)
+
+
+@functools.lru_cache(maxsize=8)
+def dialogues_of(where: tuple[str, ...], split: str, limit: int | None, skip_bad_rows: bool) -> Loaded[Dialogue]:
+    """Dialogues, read once per process."""
+    return load_dialogues(open_sources(where), split, limit, skip_bad_rows)
+
+
+def encoder_of(tokenizer: Any, spec: Any) -> Encoder:
+    """The tokenizer under a spec's template and end token."""
+    return Encoder(tokenizer, Template(spec.template, spec.end))
+
+
+def dialogue_examples(items: Sequence[Dialogue], encoder: Encoder, max_length: int, name: str) -> list[Example]:
+    """Supervised examples: every assistant turn is trained."""
+    found = []
+    for item in items:
+        ids, mask = encoder.dialogue(item.messages)
+        kept, answer, _ = fit_dialogue(ids, mask, max_length, bos_id=encoder.bos_id, where=f"{name} row {item.row}")
+        sequence = TokenSequence(np.array(kept, dtype=np.int32), np.array(answer, dtype=np.bool_))
+        found.append(Example(item.id, {"chosen": sequence}))
+    return found
+
+
+def pair_answers(items: Sequence[Pair], part: str, encoder: Encoder, max_length: int, name: str) -> list[Answer]:
+    """The chosen or rejected answer of every pair, tokenised and fitted."""
+    found = []
+    for item in items:
+        text = item.chosen if part == "chosen" else item.rejected
+        where = f"{name} row {item.row}, {part}"
+        fitted = fit(encoder.prompt(item.prompt), encoder.answer(text), max_length, bos_id=encoder.bos_id, where=where)
+        if not fitted.answer:
+            raise DataError(f"{where}: nothing is left of the answer", f"--set max_length={max_length * 2}")
+        key = AnswerKey(item.id, part, token_hash(fitted.prompt, fitted.answer))
+        found.append(Answer(key, fitted.prompt, fitted.answer))
+    return found
+
+
+def rollout_answers(rollouts: Sequence[Rollout]) -> list[Answer]:
+    """Generated answers, by the hash of their prompt; empty ones teach nothing and are left out."""
+    return [
+        Answer(AnswerKey(row.id, "rollout", token_hash(row.prompt_ids, row.answer_ids)), row.prompt_ids, row.answer_ids)
+        for row in rollouts
+        if row.answer_ids
+    ]
+
+
+def rollout_id(pair: Pair) -> str:
+    """The id under which a pair's prompt is answered: pairs with one prompt share their rollout."""
+    return prompt_key(pair)[:16]
+
+
+def write_rollouts(path: Path, rows: Sequence[Rollout]) -> None:
+    """Write rollouts as one Parquet file."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    ids = pa.list_(pa.int32())
+    schema = pa.schema([
+        ("id", pa.string()), ("prompt", pa.string()), ("prompt_ids", ids), ("answer_ids", ids),
+        ("text", pa.string()), ("cut", pa.bool_()),
+    ])  # fmt: skip
+    table = pa.Table.from_pylist([as_record(row) for row in rows], schema=schema)
+    pq.write_table(table, path, compression="zstd")
+
+
+def read_rollouts(folder: Path) -> list[Rollout]:
+    """The rows of a rollout artifact."""
+    import pyarrow.parquet as pq
+
+    return [as_rollout(record) for record in pq.read_table(folder / ROWS).to_pylist()]
+
+
+def as_record(row: Rollout) -> dict[str, Any]:
+    """A rollout as JSON values."""
+    turns = [{"role": m.role, "content": m.content} for m in row.prompt]
+    prompt = json.dumps(turns, ensure_ascii=False)
+    return {**vars(row), "prompt": prompt, "prompt_ids": list(row.prompt_ids), "answer_ids": list(row.answer_ids)}
+
+
+def as_rollout(record: Mapping[str, Any]) -> Rollout:
+    """The inverse of `as_record`."""
+    prompt = tuple(Message(**turn) for turn in json.loads(record["prompt"]))
+    ids = {name: tuple(record[name]) for name in ("prompt_ids", "answer_ids")}
+    return Rollout(**{**record, "prompt": prompt, **ids})

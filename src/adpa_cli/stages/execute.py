@@ -1,0 +1,162 @@
+"""Carrying a plan out: build what is missing, inputs first, one stage at a time, in this process or several."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import platform
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from adpa_cli.errors import AdpaError, Stopped
+from adpa_cli.spec import Runtime
+from adpa_cli.stages.graph import Artifact, External, Input, Node
+from adpa_cli.stages.job import Job, Located, Monitor
+from adpa_cli.stages.plan import Plan
+from adpa_cli.store.manifest import Manifest
+from adpa_cli.store.store import Store
+
+MODULES = {
+    "sft": "train", "dpo-teacher": "train", "distill": "train", "cache-teacher": "cache_teacher",
+    "rollout": "rollout", "eval": "evaluate",
+}  # fmt: skip
+LIBRARIES = ("adpa-cli", "torch", "transformers", "accelerate", "numpy", "tokenizers", "zstandard", "pyarrow")
+
+
+@dataclass(frozen=True)
+class Show:
+    """How a plan's progress is shown: at the start and the end of a stage, in between, and remarks."""
+
+    start: Callable[[Node, int, int], None]
+    done: Callable[[Node, Manifest, bool], None]
+    progress: Callable[[int, int, Mapping[str, float]], None]
+    note: Callable[[str], None]
+    stop: Callable[[], str | None]
+
+
+def execute(plan: Plan, store: Store, runtime: Runtime, command: str, show: Show) -> dict[str, Manifest]:
+    """Make every stage of a plan that the store lacks; returns the manifests by full id.
+
+    `show.done` is called for each stage as soon as it is committed or found.
+    """
+    nodes = plan.nodes
+    made = {node.recipe.id: store.get(node.label) for node in nodes}
+    if any(found is None for found in made.values()):
+        from adpa_cli.stages.preflight import check
+
+        check([node for node in nodes if made[node.recipe.id] is None], store, show.note)
+    finished: dict[str, Manifest] = {}
+    for n, node in enumerate(nodes, 1):
+        found = made[node.recipe.id]
+        if found is None:
+            show.start(node, n, len(nodes))
+            found, fresh = _build(node, store, runtime, command, show)
+        else:
+            fresh = False
+        finished[node.recipe.id] = found
+        show.done(node, found, fresh)
+    return finished
+
+
+def _build(node: Node, store: Store, runtime: Runtime, command: str, show: Show) -> tuple[Manifest, bool]:
+    """Make one artifact, or wait for whoever is making it."""
+    threads = threads_per_process(runtime)
+    environment = {
+        "machine": platform.machine(), "device": _device(), "threads": threads, "dtype": node.spec.dtype,
+        "versions": {name: version(name) for name in LIBRARIES},
+    }  # fmt: skip
+    with store.build(
+        node.recipe, command=command, environment=environment, wait=runtime.wait, announce=show.note
+    ) as work:
+        if work.hit is not None:
+            return work.hit, False
+        job = Job(node.stage, node.label, node.recipe.spec, _located(node, store), str(work.dir), runtime)
+
+        def progress(step: int, of: int, numbers: Mapping[str, float]) -> None:
+            work.progress = {"step": step, "of": of}
+            show.progress(step, of, numbers)
+
+        monitor = Monitor(progress, show.note, show.stop)
+        work.save_state({"step": 0, "of": 0} if not work.progress else work.progress)
+        try:
+            metrics = run(job, monitor, threads)
+        except Stopped as stopped:
+            work.save_state(work.progress, stopped=_signal_of(stopped))
+            raise type(stopped)(_signal_of(stopped), stopped.message, command) from None
+        except AdpaError as error:
+            work.save_state(work.progress, stopped=error.message.splitlines()[0])
+            raise
+        sources = {i.content: dict(i.facts) for _, i in node.flat_inputs() if isinstance(i, External)}
+        about = {"role": node.role, "processes": runtime.processes}
+        return work.commit({**metrics, "what": _what(node)}, sources, about), True
+
+
+def run(job: Job, monitor: Monitor, threads: int) -> dict[str, Any]:
+    """Compute a stage in this process, or in as many as the runtime asks for, and finish it here."""
+    module = importlib.import_module(f"adpa_cli.stages.{MODULES[job.stage]}")
+    import torch
+
+    torch.set_num_threads(threads)
+    if job.runtime.processes > 1:
+        from adpa_cli.stages.ranks import compute_in_processes
+
+        compute_in_processes(job, monitor, threads)
+    else:
+        module.compute(job, monitor)
+    metrics: dict[str, Any] = module.finish(job)
+    return metrics
+
+
+def threads_per_process(runtime: Runtime) -> int:
+    """What the user or OMP_NUM_THREADS says, else an equal share of the cores this process may use."""
+    if runtime.threads:
+        return runtime.threads
+    if os.environ.get("OMP_NUM_THREADS", "").isdigit():
+        return int(os.environ["OMP_NUM_THREADS"])
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, cores // runtime.processes)
+
+
+def _device() -> str:
+    import torch
+
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+
+
+def _signal_of(stopped: Stopped) -> str:
+    return next(name for name, code in Stopped.CODES.items() if code == stopped.exit_code)
+
+
+def _what(node: Node) -> str:
+    return f"{node.role}: {node.what}" if node.stage == "sft" else node.what
+
+
+def _located(node: Node, store: Store) -> dict[str, tuple[Located, ...]]:
+    found: dict[str, list[Located]] = {}
+    for role, item in node.flat_inputs():
+        found.setdefault(role, []).append(locate(item, store))
+    return {role: tuple(items) for role, items in found.items()}
+
+
+def locate(item: Input, store: Store) -> Located:
+    """Where an input is on this machine."""
+    if isinstance(item, External):
+        kind = "data" if item.content.startswith("data:") else "model"
+        return Located(kind, item.content, item.label, item.where)
+    folder: Path = store.folder(item.label)
+    values = dict(item.values)
+    if isinstance(item, Artifact | Node) and item.stage == "rollout":
+        values["by"] = _answered_by(item)
+    return Located("artifact", item.content, item.label, (str(folder),), values)
+
+
+def _answered_by(item: Artifact | Node) -> str:
+    """The reference of the model whose answers a rollout holds."""
+    if isinstance(item, Node):
+        model = item.inputs["model"]
+        return model.label if not isinstance(model, tuple) else ""
+    content = str(item.manifest.inputs["model"])
+    return content

@@ -1,0 +1,112 @@
+"""What a plan is made of: models and data from outside, artifacts that exist, and stages still to be built.
+
+All three are inputs to a stage, told apart by where their content id comes from. No torch here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from adpa_cli.spec import STAGE_VERSIONS, hashed
+from adpa_cli.store.identity import Recipe
+from adpa_cli.store.manifest import Manifest
+
+
+@dataclass(frozen=True)
+class External:
+    """A model folder or a data set from outside the store.
+
+    `content` is `model:<sha256>` or `data:<sha256>`; `where` finds it on this machine and is not hashed; `facts` is its
+    provenance (name, repository, commit), kept in manifests.
+    """
+
+    content: str
+    label: str
+    where: tuple[str, ...]
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A complete artifact of the store, used exactly as it is."""
+
+    manifest: Manifest
+
+    @property
+    def content(self) -> str:
+        return f"artifact:{self.manifest.id}"
+
+    @property
+    def label(self) -> str:
+        return self.manifest.ref
+
+    @property
+    def stage(self) -> str:
+        return self.manifest.stage
+
+    @property
+    def values(self) -> Mapping[str, Any]:
+        """The spec that made it."""
+        return self.manifest.spec
+
+
+@dataclass(frozen=True)
+class Node:
+    """A stage with its spec and inputs, whether it is built already or not. `role` and `what` are for people."""
+
+    stage: str
+    spec: Any
+    inputs: Mapping[str, Input | tuple[Input, ...]]
+    role: str
+    what: str
+
+    @cached_property
+    def recipe(self) -> Recipe:
+        """What the node's id is the hash of."""
+        contents: dict[str, str | list[str]] = {}
+        for name, value in self.inputs.items():
+            contents[name] = [item.content for item in value] if isinstance(value, tuple) else value.content
+        return Recipe(self.stage, STAGE_VERSIONS[self.stage], hashed(self.spec), contents)
+
+    @property
+    def content(self) -> str:
+        return f"artifact:{self.recipe.id}"
+
+    @property
+    def label(self) -> str:
+        return self.recipe.ref
+
+    @property
+    def values(self) -> Mapping[str, Any]:
+        """The spec as it is hashed."""
+        return self.recipe.spec
+
+    def flat_inputs(self) -> Iterator[tuple[str, Input]]:
+        """(role, input) of every input, lists laid out."""
+        for name, value in self.inputs.items():
+            for item in value if isinstance(value, tuple) else (value,):
+                yield name, item
+
+
+Input = External | Artifact | Node
+Made = Artifact | Node
+
+
+def in_order(targets: tuple[Node, ...]) -> list[Node]:
+    """Every stage that the targets rest on, and themselves, each once, inputs before what uses them."""
+    found: dict[str, Node] = {}
+
+    def visit(node: Node) -> None:
+        if node.recipe.id in found:
+            return
+        for _, item in node.flat_inputs():
+            if isinstance(item, Node):
+                visit(item)
+        found[node.recipe.id] = node
+
+    for target in targets:
+        visit(target)
+    return list(found.values())

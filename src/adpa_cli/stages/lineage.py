@@ -1,0 +1,83 @@
+"""What can be read off an input's history: its family, its template, its reference teacher, its data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from adpa_cli.errors import NotFound, UsageError
+from adpa_cli.families import FAMILIES, GENERIC, Family
+from adpa_cli.stages.graph import Artifact, External, Input, Made, Node
+from adpa_cli.stages.names import folder_template
+from adpa_cli.store.store import Store
+
+
+def inputs_of(made: Made, store: Store) -> dict[str, tuple[Input | None, ...]]:
+    """The inputs of a stage by role; None stands for one that is not in this store (external, or collected)."""
+    if isinstance(made, Node):
+        return {name: value if isinstance(value, tuple) else (value,) for name, value in made.inputs.items()}
+    found: dict[str, tuple[Input | None, ...]] = {}
+    for role, value in made.manifest.inputs.items():
+        contents = [value] if isinstance(value, str) else value
+        manifests = [store.get(c) if c.startswith("artifact:") else None for c in contents]
+        found[role] = tuple(Artifact(m) if m else None for m in manifests)
+    return found
+
+
+def single(made: Made, role: str, store: Store) -> Input | None:
+    """The one input of a role, if it is at hand."""
+    return next(iter(inputs_of(made, store).get(role, ())), None)
+
+
+def _names(item: Input, store: Store) -> Iterator[str]:
+    """Names under which the base model of `item` is known."""
+    while isinstance(item, Artifact | Node):
+        if isinstance(item, Artifact):
+            content = item.manifest.inputs.get("model")
+            facts: Mapping[str, Any] = item.manifest.sources.get(str(content), {})
+            yield str(facts.get("name", ""))
+        below = single(item, "model", store)
+        if below is None:
+            return
+        item = below
+    yield str(item.facts.get("name", ""))
+
+
+def family_of(item: Input, store: Store) -> Family:
+    """The family whose student or teacher the model was trained from; the paper's settings for a model of none."""
+    for name in _names(item, store):
+        for family in FAMILIES:
+            if name in (family.student, family.teacher):
+                return family
+    return GENERIC
+
+
+def template_of(item: Input) -> tuple[str, str] | None:
+    """(chat template, end token) that a model was trained with or brings along; None for a base model."""
+    if isinstance(item, External):
+        return folder_template(Path(item.where[0]))
+    return str(item.values["template"]), str(item.values["end"])
+
+
+def reference_of(teacher: Input, store: Store) -> Input | None:
+    """The model that an aligned teacher was aligned from, when its lineage tells."""
+    if isinstance(teacher, External) or teacher.stage != "dpo-teacher":
+        return None
+    found = single(teacher, "model", store)
+    if found is None and isinstance(teacher, Artifact):
+        raise NotFound(
+            f"{teacher.label} was aligned from a model that is not in this store", "name it with --reference MODEL"
+        )
+    return found
+
+
+def same_template(wanted: tuple[str, str], model: Input, role: str) -> None:
+    """Refuse a model trained with another template than the plan's."""
+    own = template_of(model)
+    if isinstance(model, External) or own is None or own == wanted:
+        return
+    raise UsageError(
+        f"the {role} {model.label} was trained with another chat template (ends {own[1]}) than the teacher (ends {wanted[1]})",
+        "train it with this template first: adpa sft --model BASE --set sft.… or give the alias to --student",
+    )

@@ -1,0 +1,154 @@
+"""From a command to the stages it needs: what exists is reused, what is missing is built, inputs first.
+
+Planning reads names, JSON and hashes only. No torch, transformers or datasets, so a repeated command is quick.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from adpa_cli.data.chat import DEFAULT_TEMPLATES
+from adpa_cli.errors import UsageError
+from adpa_cli.families import Alias, Family
+from adpa_cli.lab import END, TEMPLATE
+from adpa_cli.spec import CaptureSpec, RolloutSpec
+from adpa_cli.stages.graph import External, Input, Made, Node, in_order
+from adpa_cli.stages.names import Names, end_token
+from adpa_cli.stages.settings import Given, plain_spec, train_spec, user_settings
+
+Template = tuple[str, str]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a command makes (`targets`, whose ids it prints), what it measures afterwards, and remarks for people."""
+
+    targets: tuple[Node, ...]
+    template: Template
+    evals: tuple[Node, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def nodes(self) -> list[Node]:
+        """Every stage, inputs before what uses them."""
+        return in_order((*self.targets, *self.evals))
+
+
+@dataclass(frozen=True)
+class Planner:
+    """Makes nodes for one command; `own` names the stages that bare settings belong to."""
+
+    names: Names
+    given: Given
+    own: tuple[str, ...]
+
+    def user(self, stage: str, method: str = "", seeded: bool = False) -> dict[str, Any]:
+        """The user's settings of a stage."""
+        own = stage in self.own
+        values = user_settings(self.given, stage, method, own, seeded or own)
+        if self.given.limit is not None and (own or stage in ("cache-teacher", "rollout")):
+            values.setdefault("limit", self.given.limit)
+        return values
+
+    def base(self, alias: Alias) -> External:
+        return self.names.base(alias.model)
+
+    def family_template(self, family: Family, base: Input) -> Template:
+        """The template that a family gives to a base model that has none."""
+        if family.template == "tiny":
+            return TEMPLATE, END
+        if not isinstance(base, External):
+            raise UsageError(f"{base.label} has no chat template", "start from a base model: adpa sft --model M")
+        default = DEFAULT_TEMPLATES[family.template]
+        return default.text, default.end or end_token(Path(base.where[0]))
+
+    def sft(self, base: Input, data: External, family: Family, side: str, template: Template, role: str) -> Node:
+        """Supervised fine-tuning of a base model on dialogues."""
+        spec = train_spec("sft", "sft", family, ("sft", f"sft.{side}"), self.user("sft", "sft"), template)
+        return Node("sft", spec, {"model": base, "data": data}, role, f"{base.label} on {data.label}")
+
+    def dpo_teacher(self, reference: Input, data: External, family: Family, template: Template) -> Node:
+        """The aligned teacher, by DPO from the reference teacher."""
+        user = self.user("dpo-teacher", "dpo")
+        spec = train_spec("dpo-teacher", "dpo", family, ("dpo-teacher",), user, template)
+        what = f"dpo β {spec.params['beta']:g} from {reference.label}"
+        return Node("dpo-teacher", spec, {"model": reference, "data": data}, "aligned teacher", what)
+
+    def capture(
+        self,
+        aligned: Input,
+        reference: Input | None,
+        answers: dict[str, Input],
+        parts: Sequence[str],
+        family: Family,
+        template: Template,
+    ) -> Node:
+        """Top-k teacher signal on the answers of `data` or of `rollouts`."""
+        fixed = {"parts": tuple(parts), "template": template[0], "end": template[1]}
+        user = self.user("cache-teacher")
+        spec = plain_spec(CaptureSpec, "cache-teacher", family, ("cache-teacher",), user, fixed)
+        inputs: dict[str, Input | tuple[Input, ...]] = {"aligned": aligned, **answers}
+        if reference is not None:
+            inputs["reference"] = reference
+        who = "aligned+reference" if reference else "aligned"
+        on = "+".join(parts) if "data" in answers else f"rollouts {next(iter(answers.values())).label}"
+        return Node("cache-teacher", spec, inputs, "signal", f"{who}, on {on}")
+
+    def rollout(
+        self,
+        model: Input,
+        data: External,
+        family: Family,
+        template: Template,
+        split: str = "train",
+    ) -> Node:
+        """An answer of `model` to every prompt of one side of the data."""
+        keys = ("rollout",) if split == "train" else ("rollout", "eval.rollout")
+        # The answers that are judged are drawn the same way for every model and seed of training.
+        user = self.user("rollout", seeded=split == "train") if split == "train" else {}
+        fixed = {"template": template[0], "end": template[1], "split": split}
+        spec = plain_spec(RolloutSpec, "rollout", family, keys, user, fixed)
+        how = f"temperature {spec.temperature:g}" if spec.temperature else "greedy"
+        what = f"by {model.label}, {how}, {split} prompts"
+        return Node("rollout", spec, {"model": model, "data": data}, "rollouts", what)
+
+    def distill(
+        self,
+        method: str,
+        start: Input,
+        data: External,
+        caches: Sequence[Made],
+        rollouts: Made | None,
+        family: Family,
+        template: Template,
+    ) -> Node:
+        """One training of the student with one method."""
+        user = self.user("distill", method)
+        spec = train_spec("distill", method, family, ("distill", f"distill.{method}"), user, template)
+        inputs: dict[str, Input | tuple[Input, ...]] = {"model": start, "data": data}
+        if caches:
+            inputs["cache"] = tuple(caches)
+        if rollouts is not None:
+            inputs["rollouts"] = rollouts
+        return Node("distill", spec, inputs, f"distill {method}", f"{method_words(spec)} from {start.label}")
+
+    # Models by the role that an option asks for.
+
+    def sft_of(self, alias: Alias, sft_data: External, template: Template) -> Node:
+        """The fine-tuned model of one side of a family."""
+        role = "student" if alias.side == "student" else "reference teacher"
+        return self.sft(self.base(alias), sft_data, alias.family, alias.side, template, role)
+
+    def family_data(self, texts: Sequence[str], family: Family, kind: str) -> External:
+        """The given data, else the family's."""
+        return self.names.data(tuple(texts) or ((family.sft_data if kind == "sft" else family.data),))
+
+
+def method_words(spec: Any) -> str:
+    """A method with its one telling parameter, for people."""
+    signs = (("gamma", "γ"), ("alpha", "α"), ("beta", "β"))
+    found = [f" {sign} {spec.params[name]:g}" for name, sign in signs if name in spec.params]
+    return f"{spec.method}{found[0] if found else ''}"

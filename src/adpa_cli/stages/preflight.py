@@ -1,0 +1,115 @@
+"""What is checked for a whole plan before the first byte of work: data, vocabularies, template, context lengths."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from adpa_cli.errors import AdpaError, DataError
+from adpa_cli.stages.graph import Artifact, External, Input, Node
+from adpa_cli.store.store import Store
+
+CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "max_sequence_length", "n_ctx")
+
+
+def check(nodes: Sequence[Node], store: Store, note: Callable[[str], None]) -> None:
+    """Raise one error with every problem of the stages about to be built; `note` hears what is worth saying."""
+    problems: list[AdpaError] = []
+    said: set[str] = set()
+    for action in _actions(nodes, store):
+        try:
+            for text in action():
+                if text not in said:
+                    said.add(text)
+                    note(text)
+        except AdpaError as error:
+            if error.message not in {known.message for known in problems}:
+                problems.append(error)
+    if len(problems) == 1:
+        raise problems[0]
+    if problems:
+        lines = "".join(f"\n  {error.message}" for error in problems)
+        hints = "\n or: ".join(dict.fromkeys(error.hint for error in problems if error.hint))
+        raise type(problems[0])(f"{len(problems)} problems (nothing was started){lines}", hints)
+
+
+def _actions(nodes: Sequence[Node], store: Store) -> Iterator[Callable[[], Sequence[str]]]:
+    seen: set[Any] = set()
+    for node in nodes:
+        data = node.inputs.get("data")
+        if isinstance(data, External):
+            kind = "dialogues" if node.stage == "sft" else "pairs"
+            split = "test" if node.stage == "eval" else getattr(node.spec, "split", "train")
+            key = (data.where, kind, split, node.spec.limit, node.spec.skip_bad_rows)
+            if key not in seen:
+                seen.add(key)
+                yield lambda key=key: _data(*key)  # type: ignore[misc]
+        models = [(role, item) for role, item in node.flat_inputs() if role in ("model", "aligned", "reference")]
+        folders = [(role, folder_of(item, store)) for role, item in models]
+        for _, folder in folders:
+            yield lambda folder=folder, node=node: _fits(folder, node)  # type: ignore[misc]
+        teachers = [f for role, f in folders if role != "model"] + _teachers_behind(node, store)
+        students = [f for role, f in folders if role == "model"] or teachers[:1]
+        for pair in {(t, s) for t in teachers for s in students if t != s} - seen:
+            seen.add(pair)
+            yield lambda pair=pair: _vocabularies(*pair)  # type: ignore[misc]
+
+
+def folder_of(item: Input, store: Store) -> Path:
+    """A folder with the tokenizer and configuration of a model, built or not: training changes neither."""
+    while isinstance(item, Node):
+        if store.get(item.label) is not None:
+            return store.folder(item.label)
+        below = item.inputs["model"]
+        if isinstance(below, tuple):
+            raise AdpaError(f"{item.label} has several models")
+        item = below
+    if isinstance(item, Artifact):
+        return store.folder(item.label)
+    return Path(item.where[0])
+
+
+def _teachers_behind(node: Node, store: Store) -> list[Path]:
+    """The aligned teachers whose signal a training reads."""
+    found = []
+    for role, item in node.flat_inputs():
+        if role == "cache" and isinstance(item, Node):
+            aligned = item.inputs["aligned"]
+            if not isinstance(aligned, tuple):
+                found.append(folder_of(aligned, store))
+        elif role == "cache" and isinstance(item, Artifact):
+            below = store.get(str(item.manifest.inputs["aligned"]))
+            found += [store.folder(below.ref)] if below else []
+    return found
+
+
+def _data(where: tuple[str, ...], kind: str, split: str, limit: int | None, skip_bad_rows: bool) -> Sequence[str]:
+    from adpa_cli.stages import examples
+
+    read = examples.dialogues_of if kind == "dialogues" else examples.pairs_of
+    return [f"data {split}: {note}" for note in read(where, split, limit, skip_bad_rows).notes]
+
+
+def _vocabularies(teacher: Path, student: Path) -> Sequence[str]:
+    from adpa_cli.data.vocabulary import compare
+    from adpa_cli.engine.models import load_tokenizer
+
+    return compare(load_tokenizer(teacher), load_tokenizer(student))
+
+
+def _fits(folder: Path, node: Node) -> Sequence[str]:
+    """The context holds `max_length`, and the end token is one id of the tokenizer."""
+    from adpa_cli.engine.models import load_tokenizer
+    from adpa_cli.stages.examples import encoder_of
+
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    context = next((int(config[key]) for key in CONTEXT_KEYS if config.get(key)), None)
+    if context is not None and node.spec.max_length > context:
+        raise DataError(
+            f"{node.stage}: max_length {node.spec.max_length} exceeds the context of {context} tokens of {folder.name}",
+            f"--set {node.stage}.max_length={context}",
+        )
+    encoder_of(load_tokenizer(folder), node.spec)
+    return ()

@@ -1,0 +1,261 @@
+"""`adpa distill` and `adpa eval` as plans."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from adpa_cli import methods
+from adpa_cli.errors import UsageError
+from adpa_cli.families import GENERIC, Alias, Family, ReadyPair
+from adpa_cli.spec import EvalSpec
+from adpa_cli.stages import lineage
+from adpa_cli.stages.graph import Artifact, External, Input, Made, Node
+from adpa_cli.stages.names import Names
+from adpa_cli.stages.plan import Plan, Planner, Template
+from adpa_cli.stages.requests import Teachers, data_for, data_of, reference_model, teachers
+from adpa_cli.stages.settings import Given, check_own, plain_spec, train_spec
+
+
+@dataclass(frozen=True)
+class Distill:
+    """What `adpa distill` was asked for."""
+
+    method: str
+    student: str
+    teacher: str | None = None
+    reference: str | None = None
+    data: tuple[str, ...] = ()
+    sft_data: tuple[str, ...] = ()
+    rollouts: tuple[str, ...] = ()
+    cache: tuple[str, ...] = ()
+    evaluate: bool = True
+
+
+def needed_methods(method: str) -> tuple[str, ...]:
+    """The methods that a `--method` runs one after the other."""
+    if method in ("adpa+", "adpa-plus"):
+        return ("dckd", "adpa")
+    return (methods.load(method).name,)
+
+
+def plan_distill(names: Names, given: Given, asked: Distill) -> Plan:
+    """`adpa distill --method NAME --student S …`: whatever is missing, then the student."""
+    chain = needed_methods(asked.method)
+    planner = Planner(names, given, ("distill",))
+    check_own(given, [("distill", method) for method in chain])
+    caches = [names.made(text, ("cache-teacher",), "--cache") for text in asked.cache]
+    rollouts = [names.made(text, ("rollout",), "--rollouts") for text in asked.rollouts]
+    found = names.model(asked.student, "--student")
+    if isinstance(found, ReadyPair):
+        raise UsageError(f"--student {asked.student} is a pair of teachers", f"use it as --teacher {asked.student}")
+    family = found.family if isinstance(found, Alias) else lineage.family_of(found, names.store)
+    who = _teachers(planner, asked, chain, caches, family)
+    if isinstance(found, Alias):
+        template = who.template if who else planner.family_template(family, planner.base(found))
+        start: Input = planner.sft_of(found, planner.family_data(asked.sft_data, family, "sft"), template)
+    else:
+        start = found
+        own = lineage.template_of(found)
+        if own is None and who is None:
+            raise UsageError(
+                f"--student {found.label} is a base model without chat template",
+                f"fine-tune it first: adpa sft --model {asked.student}",
+            )
+        template = who.template if who else own or ("", "")
+        lineage.same_template(template, found, "student")
+    data = _data(planner, asked, caches, start, family)
+    builder = _Chain(planner, family, template, data, who, caches, rollouts)
+    nodes: list[Node] = []
+    for method in chain:
+        nodes.append(builder.step(method, nodes[-1] if nodes else start, last=method == chain[-1]))
+    evals = _family_evals(planner, family, template, data, start, nodes, who) if asked.evaluate else ()
+    return Plan((nodes[-1],), template, evals)
+
+
+def _teachers(
+    planner: Planner, asked: Distill, chain: Sequence[str], caches: Sequence[Artifact], family: Family
+) -> Teachers | None:
+    """The teachers, unless every signal that the methods need is given."""
+    wanted = {role for m in chain for need in methods.load(m).needs for role in need.signal}
+    if asked.teacher is None and (not wanted or caches or not family.alias):
+        if wanted and not caches:
+            raise UsageError(
+                f"{asked.method} needs a teacher, and the student belongs to no family",
+                "name one: --teacher MODEL, or give its signal: --cache ID",
+            )
+        return None
+    found = teachers(planner, asked.teacher, asked.reference, family, asked.data, asked.sft_data)
+    if "reference" in wanted and found.reference is None:
+        raise UsageError(
+            f"{asked.method} needs the model that the teacher was aligned from; {found.aligned.label} does not say",
+            "name it: --reference MODEL",
+        )
+    return found
+
+
+def _data(planner: Planner, asked: Distill, caches: Sequence[Artifact], start: Input, family: Family) -> External:
+    if asked.data or not caches:
+        return data_for(planner, start, asked.data, family)
+    return data_of(planner.names, caches[0])
+
+
+@dataclass(frozen=True)
+class _Chain:
+    """Builds the distillation stages, giving each the answers and the signal that its method needs."""
+
+    planner: Planner
+    family: Family
+    template: Template
+    data: External
+    who: Teachers | None
+    caches: Sequence[Artifact]
+    rollouts: Sequence[Artifact]
+
+    def step(self, method: str, start: Input, last: bool) -> Node:
+        """One training with one method; what was given by hand serves the last one of a chain, or any it fits."""
+        user = self.planner.user("distill", method)
+        read = methods.load(method)
+        keys = ("distill", f"distill.{method}")
+        params = train_spec("distill", method, self.family, keys, user, self.template).params
+        needs = read.needs_for(read.params(**params))
+        used: list[Made] = []
+        fixed = [need for need in needs if need.part != "rollout" and need.signal]
+        if fixed:
+            used.append(self._signal(tuple(n.part for n in fixed), fixed[0].signal, {"data": self.data}))
+        rollouts: Made | None = None
+        on_policy = next((need for need in needs if need.part == "rollout"), None)
+        if on_policy:
+            rollouts = self._rollouts(start) if last else None
+            if rollouts is None:
+                rollouts = self.planner.rollout(start, self.data, self.family, self.template)
+            if on_policy.signal:
+                used.append(self._signal(("rollout",), on_policy.signal, {"rollouts": rollouts}))
+        return self.planner.distill(method, start, self.data, used, rollouts, self.family, self.template)
+
+    def _rollouts(self, start: Input) -> Made | None:
+        if self.rollouts:
+            return self.rollouts[0]
+        for cache in self.caches:
+            below = lineage.single(cache, "rollouts", self.planner.names.store)
+            if isinstance(below, Artifact):
+                return below
+        return None
+
+    def _signal(self, parts: tuple[str, ...], roles: tuple[str, ...], answers: dict[str, Input]) -> Made:
+        for cache in self.caches:
+            covers = set(parts) <= set(cache.values["parts"]) and set(roles) <= {"aligned", *cache.manifest.inputs}
+            if covers:
+                lineage.same_template(self.template, cache, "signal")
+                return cache
+        if self.who is None:
+            role = " and ".join(roles)
+            raise UsageError(
+                f"none of the caches given covers the {role} teacher on {'+'.join(parts)}",
+                "make it: adpa cache-teacher --teacher T "
+                + ("--rollouts R" if "rollouts" in answers else "--data SRC"),
+            )
+        reference = self.who.reference if "reference" in roles else None
+        return self.planner.capture(self.who.aligned, reference, answers, parts, self.family, self.template)
+
+
+def _family_evals(
+    planner: Planner,
+    family: Family,
+    template: Template,
+    data: External,
+    start: Input,
+    nodes: Sequence[Node],
+    who: Teachers | None,
+) -> tuple[Node, ...]:
+    """The family's evaluation of the start, of every student trained, and of the teachers it was trained from."""
+    models: list[tuple[Input, str]] = [(start, "start"), *((n, n.what.split(" from ")[0]) for n in nodes)]
+    if who is not None and family.suite == "tiny":
+        models += [
+            (m, role) for m, role in ((who.reference, "reference teacher"), (who.aligned, "aligned teacher")) if m
+        ]
+    return tuple(eval_node(planner, family, template, data, m, role, start, family.suite) for m, role in models)
+
+
+def eval_node(
+    planner: Planner,
+    family: Family,
+    template: Template,
+    data: External,
+    model: Input,
+    role: str,
+    against: Input | None,
+    suite: str,
+    scorers: dict[str, Input] | None = None,
+) -> Node:
+    """The numbers of one model; its answers are judged against those of `against` where the suite judges answers."""
+    inputs: dict[str, Input | tuple[Input, ...]] = {"model": model, "data": data, **(scorers or {})}
+    if suite != "accuracy":
+        inputs["rollouts"] = planner.rollout(model, data, family, template, "test")
+        if against is not None and against.content != model.content:
+            inputs["against"] = planner.rollout(against, data, family, template, "test")
+    fixed = {"template": template[0], "end": template[1], "suite": suite}
+    spec = plain_spec(EvalSpec, "eval", family, ("eval",), planner.user("eval"), fixed)
+    return Node("eval", spec, inputs, "eval", f"{suite} of {role}")
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """What `adpa eval` was asked for."""
+
+    models: tuple[str, ...]
+    suite: str | None = None
+    against: str | None = None
+    reward_model: str | None = None
+    teacher: str | None = None
+    reference: str | None = None
+    data: tuple[str, ...] = ()
+
+
+def plan_eval(names: Names, given: Given, asked: Evaluate) -> Plan:
+    """`adpa eval REF… [--suite NAME] [--against REF]`: one numbers artifact per model."""
+    planner = Planner(names, given, ("eval",))
+    check_own(given, [("eval", "")])
+    found = [_model(planner, text, "REF") for text in asked.models]
+    family = found[0][1]
+    template = found[0][2]
+    suite = asked.suite or ("reward-model" if asked.reward_model else "implicit" if asked.teacher else family.suite)
+    scorers: dict[str, Input] = {}
+    if suite == "reward-model":
+        if not asked.reward_model:
+            raise UsageError("the suite reward-model needs one", "give --reward-model FOLDER")
+        scorers["reward_model"] = _reward_model(names, asked.reward_model)
+    if suite == "implicit":
+        who = teachers(planner, asked.teacher, asked.reference, family, asked.data, ())
+        if who.reference is None:
+            raise UsageError(
+                "the implicit reward needs the model the teacher was aligned from", "give --reference MODEL"
+            )
+        scorers |= {"aligned": who.aligned, "reference": who.reference}
+    against = _model(planner, asked.against, "--against")[0] if asked.against else None
+    nodes = []
+    for model, own_family, own_template in found:
+        lineage.same_template(template, model, "model")
+        data = data_for(planner, model, asked.data, own_family)
+        nodes.append(eval_node(planner, own_family, own_template, data, model, model.label, against, suite, scorers))
+    return Plan(tuple(nodes), template)
+
+
+def _reward_model(names: Names, text: str) -> External:
+    found = names.model(text, "--reward-model")
+    if not isinstance(found, External):
+        raise UsageError(f"--reward-model {text} is no reward model", "give the folder of a sequence classifier: ./rm")
+    return found
+
+
+def _model(planner: Planner, text: str, option: str) -> tuple[Input, Family, Template]:
+    """A model to measure: an alias is its fine-tuned student."""
+    found = planner.names.model(text, option)
+    if isinstance(found, ReadyPair):
+        hub = planner.names.hub_model(found.aligned)
+        return hub, GENERIC, lineage.template_of(hub) or ("", "")
+    if isinstance(found, Alias):
+        template = planner.family_template(found.family, planner.base(found))
+        node = planner.sft_of(found, planner.family_data((), found.family, "sft"), template)
+        return node, found.family, template
+    return reference_model(planner, text, (), option)

@@ -1,0 +1,188 @@
+"""One function per making command: from the words of the command line to a `Plan`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from adpa_cli.errors import UsageError
+from adpa_cli.families import GENERIC, Alias, Family, ReadyPair
+from adpa_cli.stages import lineage
+from adpa_cli.stages.graph import Artifact, External, Input
+from adpa_cli.stages.names import MODEL_STAGES, Names
+from adpa_cli.stages.plan import Plan, Planner, Template
+from adpa_cli.stages.settings import Given, check_own
+
+
+def plan_sft(names: Names, given: Given, model: str, data: Sequence[str]) -> Plan:
+    """`adpa sft --model M [--data D]`."""
+    planner = Planner(names, given, ("sft",))
+    check_own(given, [("sft", "sft")])
+    found = names.model(model, "--model")
+    if isinstance(found, ReadyPair):
+        raise UsageError(
+            f"--model {model}: a ready pair is trained already", f"give it to --teacher: adpa distill --teacher {model}"
+        )
+    if isinstance(found, Alias):
+        base: Input = planner.base(found)
+        family, side = found.family, found.side
+    else:
+        base, family, side = found, lineage.family_of(found, names.store), "student"
+    own = lineage.template_of(base)
+    template = own or planner.family_template(family, base)
+    notes = (
+        ()
+        if own or family is not GENERIC
+        else (f"{base.label} has no chat template; the default one (zephyr) is set and saved",)
+    )
+    texts = data or ((family.sft_data,) if family.alias else (GENERIC.sft_data,))
+    role = "reference teacher" if side == "teacher" else "student"
+    return Plan((planner.sft(base, names.data(texts), family, side, template, role),), template, notes=notes)
+
+
+def plan_dpo_teacher(names: Names, given: Given, reference: str, data: Sequence[str], sft_data: Sequence[str]) -> Plan:
+    """`adpa dpo-teacher --reference R [--data D]`."""
+    planner = Planner(names, given, ("dpo-teacher",))
+    check_own(given, [("dpo-teacher", "dpo")])
+    start, family, template = reference_model(planner, reference, sft_data, "--reference")
+    pairs = planner.family_data(data, family, "pairs")
+    return Plan((planner.dpo_teacher(start, pairs, family, template),), template)
+
+
+def reference_model(
+    planner: Planner, text: str, sft_data: Sequence[str], option: str
+) -> tuple[Input, Family, Template]:
+    """What an option for the reference teacher means: the model, its family, its template."""
+    found = planner.names.model(text, option)
+    if isinstance(found, ReadyPair):
+        hub = planner.names.hub_model(found.reference)
+        return hub, GENERIC, _needed_template(hub, option)
+    if isinstance(found, Alias):
+        teacher = replace(found, side="teacher")
+        template = planner.family_template(found.family, planner.base(teacher))
+        data = planner.family_data(sft_data, found.family, "sft")
+        return planner.sft_of(teacher, data, template), found.family, template
+    return found, lineage.family_of(found, planner.names.store), _needed_template(found, option)
+
+
+def _needed_template(model: Input, option: str) -> Template:
+    template = lineage.template_of(model)
+    if template is None:
+        raise UsageError(
+            f"{option} {model.label} has no chat template: it is a base model",
+            f"fine-tune it first: adpa sft --model {model.label}",
+        )
+    return template
+
+
+@dataclass(frozen=True)
+class Teachers:
+    """The aligned teacher, the model it was aligned from (None when nothing tells), and their template."""
+
+    aligned: Input
+    reference: Input | None
+    template: Template
+    family: Family
+
+
+def teachers(
+    planner: Planner,
+    teacher: str | None,
+    reference: str | None,
+    family: Family,
+    data: Sequence[str],
+    sft_data: Sequence[str],
+) -> Teachers:
+    """The teachers that a command names, or its family's."""
+    names = planner.names
+    text = teacher or family.alias
+    if not text:
+        raise UsageError("no teacher is named, and the student belongs to no family", "name one: --teacher MODEL")
+    found = names.model(text, "--teacher")
+    if isinstance(found, Alias):
+        start, owner, template = reference_model(planner, reference or found.family.alias, sft_data, "--reference")
+        pairs = planner.family_data(data, found.family, "pairs")
+        return Teachers(planner.dpo_teacher(start, pairs, found.family, template), start, template, owner)
+    if isinstance(found, ReadyPair):
+        aligned, below = names.hub_model(found.aligned), names.hub_model(reference or found.reference)
+        return Teachers(aligned, below, _needed_template(aligned, "--teacher"), GENERIC)
+    below_found: Input | None
+    if reference:
+        below_found = reference_model(planner, reference, sft_data, "--reference")[0]
+    else:
+        below_found = lineage.reference_of(found, names.store)
+    own = lineage.family_of(found, names.store)
+    return Teachers(found, below_found, _needed_template(found, "--teacher"), own)
+
+
+def plan_capture(
+    names: Names,
+    given: Given,
+    teacher: str,
+    reference: str | None,
+    data: Sequence[str],
+    rollouts: Sequence[str],
+    sft_data: Sequence[str],
+) -> Plan:
+    """`adpa cache-teacher --teacher T [--reference R] (--data D or --rollouts A)`."""
+    planner = Planner(names, given, ("cache-teacher",))
+    check_own(given, [("cache-teacher", "")])
+    found = teachers(planner, teacher, reference, GENERIC, data, sft_data)
+    if data and rollouts:
+        raise UsageError("both --data and --rollouts are given", "one cache covers one of them; run the command twice")
+    if rollouts:
+        targets = []
+        for text in rollouts:
+            answers = names.made(text, ("rollout",), "--rollouts")
+            lineage.same_template(found.template, answers, "rollouts")
+            targets.append(planner.capture(
+                found.aligned, found.reference, {"rollouts": answers}, ("rollout",), found.family, found.template
+            ))  # fmt: skip
+        return Plan(tuple(targets), found.template)
+    pairs = planner.family_data(data, found.family, "pairs")
+    node = planner.capture(
+        found.aligned,
+        found.reference if reference else None,
+        {"data": pairs},
+        ("chosen", "rejected"),
+        found.family,
+        found.template,
+    )
+    return Plan((node,), found.template)
+
+
+def plan_rollout(
+    names: Names, given: Given, student: str, data: Sequence[str], sft_data: Sequence[str], split: str
+) -> Plan:
+    """`adpa rollout --student S [--data D]`."""
+    planner = Planner(names, given, ("rollout",))
+    check_own(given, [("rollout", "")])
+    found = names.model(student, "--student")
+    if isinstance(found, ReadyPair):
+        found = names.hub_model(found.aligned)
+    if isinstance(found, Alias):
+        family = found.family
+        template = planner.family_template(family, planner.base(found))
+        model: Input = planner.sft_of(found, planner.family_data(sft_data, family, "sft"), template)
+    else:
+        model, family, template = found, lineage.family_of(found, names.store), _needed_template(found, "--student")
+    pairs = data_for(planner, model, data, family)
+    return Plan((planner.rollout(model, pairs, family, template, split),), template)
+
+
+def data_for(planner: Planner, model: Input, data: Sequence[str], family: Family) -> External:
+    """The given preference data, else those the model was trained on, else the family's."""
+    if not data and isinstance(model, Artifact) and model.stage in MODEL_STAGES[1:]:
+        return data_of(planner.names, model)
+    return planner.family_data(data, family, "pairs")
+
+
+def data_of(names: Names, made: Artifact) -> External:
+    """The data that an artifact was made from, found again; through its rollouts if it has them."""
+    content = made.manifest.inputs.get("data")
+    if content is None:
+        below = names.store.get(str(made.manifest.inputs.get("rollouts")))
+        if below is None:
+            raise UsageError(f"{made.label} does not tell its data", "name them: --data SRC")
+        return data_of(names, Artifact(below))
+    return names.data_of(made.manifest.sources[str(content)], str(content))

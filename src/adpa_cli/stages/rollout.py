@@ -1,0 +1,91 @@
+"""The `rollout` stage: one answer to every prompt, in blocks that are computed whole."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from adpa_cli.spec import RolloutSpec, make
+from adpa_cli.stages.job import Job, Monitor, stop_if_asked, write_json
+
+
+def compute(job: Job, monitor: Monitor, rank: int = 0, processes: int = 1) -> None:
+    """Leave one `_block-NNNNNN.json` per finished block in the work folder; blocks that are there are kept."""
+    from adpa_cli.engine.generate import Sampling, generate_block
+    from adpa_cli.engine.models import load, load_tokenizer
+    from adpa_cli.stages.device import device
+
+    spec = make(RolloutSpec, job.spec)
+    folder = job.one("model").path
+    encoder, blocks = _blocks(job, spec, load_tokenizer(folder))
+    mine = [block for block in blocks[rank::processes] if not _path(job, block.index).exists()]
+    if not mine:
+        return
+    model = load(folder, spec.dtype, device=device())
+    sampling = Sampling(spec.temperature, spec.top_p, spec.max_new_tokens, spec.seed)
+    pad_id = encoder.tokenizer.pad_token_id
+    done = len(blocks[rank::processes]) - len(mine)
+    for n, block in enumerate(mine, 1):
+        prompts, ids = [item[1] for item in block.items], [item[0] for item in block.items]
+        made = generate_block(
+            model, prompts, ids, encoder.end_id, encoder.end_id if pad_id is None else pad_id, sampling, spec.max_length
+        )
+        write_json(_path(job, block.index), [
+            {"id": row, "prompt_ids": list(prompt), "answer_ids": answer.ids, "cut": answer.cut, "text": encoder.decode(answer.ids)}
+            for row, prompt, answer in zip(ids, prompts, made, strict=True)
+        ])  # fmt: skip
+        tokens = sum(len(answer.ids) for answer in made) / len(made)
+        monitor.progress(done + n, done + len(mine), {"tokens/answer": tokens})
+        if n < len(mine):
+            stop_if_asked(monitor, done + n, done + len(mine))
+
+
+def finish(job: Job) -> dict[str, Any]:
+    """Put the blocks together, in the order of the data."""
+    from adpa_cli.engine.models import load_tokenizer
+    from adpa_cli.stages.examples import ROWS, Rollout, write_rollouts
+
+    spec = make(RolloutSpec, job.spec)
+    _, blocks = _blocks(job, spec, load_tokenizer(job.one("model").path))
+    made = {row["id"]: row for b in blocks for row in json.loads(_path(job, b.index).read_text(encoding="utf-8"))}
+    rows = [
+        Rollout(
+            id=row, prompt=prompt, prompt_ids=tuple(made[row]["prompt_ids"]),
+            answer_ids=tuple(made[row]["answer_ids"]), text=made[row]["text"], cut=made[row]["cut"],
+        )
+        for row, prompt in _prompts(job, spec).items()
+    ]  # fmt: skip
+    write_rollouts(job.folder / ROWS, rows)
+    lengths = [len(row.answer_ids) for row in rows]
+    return {
+        "answers": len(rows), "tokens": sum(lengths), "mean_tokens": sum(lengths) / len(rows),
+        "cut": sum(row.cut for row in rows) / len(rows), "blocks": len(blocks),
+    }  # fmt: skip
+
+
+def _path(job: Job, index: int) -> Any:
+    return job.folder / f"_block-{index:06d}.json"
+
+
+def _prompts(job: Job, spec: RolloutSpec) -> dict[str, Any]:
+    """Prompts by id, each once, in the order of the data."""
+    from adpa_cli.stages.examples import pairs_of, rollout_id
+
+    pairs = pairs_of(job.one("data").where, spec.split, spec.limit, spec.skip_bad_rows)
+    return {rollout_id(pair): pair.prompt for pair in pairs.items}
+
+
+def _blocks(job: Job, spec: RolloutSpec, tokenizer: Any) -> tuple[Any, Any]:
+    from adpa_cli.data.chat import fit
+    from adpa_cli.engine.blocks import cut_blocks
+    from adpa_cli.stages.examples import encoder_of
+
+    encoder = encoder_of(tokenizer, spec)
+    items = []
+    for row, prompt in _prompts(job, spec).items():
+        # Room for an answer is kept as if one of the full length were there.
+        room = [encoder.end_id] * min(spec.max_new_tokens, spec.max_length - spec.max_length // 2)
+        fitted = fit(encoder.prompt(prompt), room, spec.max_length, bos_id=encoder.bos_id, where=f"prompt {row}")
+        items.append((row, fitted.prompt))
+    longest = min(spec.max_new_tokens, spec.max_length)
+    return encoder, cut_blocks(items, lambda item: len(item[1]) + longest, lambda item: item[0], spec.block_tokens)

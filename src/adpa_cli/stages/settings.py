@@ -1,0 +1,129 @@
+"""From family defaults, presets and what the user typed to the spec of a stage.
+
+The more specific wins: stage default < family < preset < the user's own. A bare `--set key` belongs to the stages that
+the command is about; `--set STAGE.key` to that stage wherever it is built.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from adpa_cli import methods
+from adpa_cli.errors import UsageError
+from adpa_cli.families import Family, stage_settings
+from adpa_cli.spec import STAGE_VERSIONS, CaptureSpec, EvalSpec, RolloutSpec, TrainSpec, make
+
+S = TypeVar("S")
+DERIVED = {"method", "method_version", "params", "template", "end", "parts", "split", "suite"}
+"""Fields that a plan fills in itself; nobody sets them by hand."""
+
+
+@dataclass(frozen=True)
+class Given:
+    """What the user typed: `own` for the stages the command is about, `by_stage` for named ones, and the seeds."""
+
+    own: Mapping[str, Any] = field(default_factory=dict)
+    by_stage: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    seed: int | None = None
+    seed_all: int | None = None
+    limit: int | None = None
+    skip_bad_rows: bool = False
+
+
+def parse_sets(items: Sequence[str]) -> tuple[dict[str, str], dict[str, dict[str, str]]]:
+    """`key=value` and `stage.key=value` items, as (own, by stage). Raises UsageError for anything else."""
+    own: dict[str, str] = {}
+    by_stage: dict[str, dict[str, str]] = {}
+    for item in items:
+        name, equals, value = item.partition("=")
+        if not equals or not name or not value:
+            raise UsageError(f"--set {item}", "write --set KEY=VALUE or --set STAGE.KEY=VALUE, e.g. --set gamma=2")
+        stage, dot, key = name.rpartition(".")
+        if dot and stage not in STAGE_VERSIONS:
+            raise UsageError(f"--set {item}: no stage is called {stage!r}", f"stages: {', '.join(STAGE_VERSIONS)}")
+        (by_stage.setdefault(stage, {}) if dot else own)[key.replace("-", "_")] = value
+    return own, by_stage
+
+
+def settable(stage: str, method: str = "") -> dict[str, Any]:
+    """Every key of a stage (and of its method) with its default."""
+    cls: Any = {"cache-teacher": CaptureSpec, "rollout": RolloutSpec, "eval": EvalSpec}.get(stage, TrainSpec)
+    found = _defaults(cls)
+    if method:
+        found.update(_defaults(methods.load(method).params))
+        found["preset"] = "paper"
+    return {name: value for name, value in found.items() if name not in DERIVED}
+
+
+def _defaults(cls: Any) -> dict[str, Any]:
+    return {f.name: f.default for f in dataclasses.fields(cls)}
+
+
+def check_own(given: Given, stages: Sequence[tuple[str, str]]) -> None:
+    """Every bare key must be known to one of the command's own (stage, method); UsageError listing all otherwise."""
+    known: dict[str, Any] = {}
+    for stage, method in stages:
+        known.update(settable(stage, method))
+    for key in given.own:
+        if key not in known:
+            close = difflib.get_close_matches(key, known, n=1)
+            elsewhere = [s for s in STAGE_VERSIONS if key in settable(s)]
+            guess = f"did you mean {close[0]}? " if close else ""
+            guess += f"of another stage: --set {elsewhere[0]}.{key}=…; " if elsewhere else ""
+            listed = ", ".join(f"{name}={value}" for name, value in known.items())
+            raise UsageError(f"--set {key}: no such setting here", f"{guess}settings: {listed}")
+
+
+def user_settings(given: Given, stage: str, method: str, own: bool, seeded: bool) -> dict[str, Any]:
+    """What the user said about one stage; `own` when the command is about it, `seeded` when `--seed` moves it."""
+    known = settable(stage, method)
+    named = given.by_stage.get(stage, {})
+    for key in named:
+        if key not in known and not _known_to_sibling(stage, key):
+            listed = ", ".join(f"{name}={value}" for name, value in known.items())
+            raise UsageError(f"--set {stage}.{key}: no such setting", f"settings: {listed}")
+    values: dict[str, Any] = {}
+    if given.skip_bad_rows:
+        values["skip_bad_rows"] = True
+    for seed, acts in ((given.seed_all, True), (given.seed, seeded)):
+        if seed is not None and acts and "seed" in known:
+            values["seed"] = seed
+    return {**values, **{k: v for k, v in {**(given.own if own else {}), **named}.items() if k in known}}
+
+
+def _known_to_sibling(stage: str, key: str) -> bool:
+    return stage == "distill" and any(key in settable(stage, name) for name in methods.names())
+
+
+def train_spec(
+    stage: str, method: str, family: Family, keys: Sequence[str], user: Mapping[str, Any], template: tuple[str, str]
+) -> TrainSpec:
+    """The spec of a training stage with the typed parameters of its method."""
+    read = methods.load(method)
+    defaults = {**settable(stage, method), **_own_defaults(stage_settings(family, *keys), stage, method)}
+    preset = user.get("preset", defaults.get("preset", "paper"))
+    if preset not in ("paper", *read.presets):
+        raise UsageError(f"{method} has no preset {preset!r}", f"presets: {', '.join(('paper', *read.presets))}")
+    merged = {**defaults, **read.presets.get(preset, {}), **user}
+    merged.pop("preset")
+    names = {f.name for f in dataclasses.fields(read.params)}
+    params = make(read.params, {name: value for name, value in merged.items() if name in names})
+    rest = {name: value for name, value in merged.items() if name not in names}
+    fixed = {"method": method, "method_version": read.version, "params": dataclasses.asdict(params)}
+    return make(TrainSpec, {**rest, **fixed, "template": template[0], "end": template[1]})
+
+
+def _own_defaults(settings: Mapping[str, Any], stage: str, method: str) -> dict[str, Any]:
+    known = settable(stage, method)
+    return {name: value for name, value in settings.items() if name in known}
+
+
+def plain_spec(
+    cls: type[S], stage: str, family: Family, keys: Sequence[str], user: Mapping[str, Any], fixed: Mapping[str, Any]
+) -> S:
+    """The spec of a stage without a method."""
+    return make(cls, {**_own_defaults(stage_settings(family, *keys), stage, ""), **user, **fixed})

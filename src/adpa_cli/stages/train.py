@@ -1,0 +1,123 @@
+"""The training stages: `sft`, `dpo-teacher` and `distill`. One body, for the method decides what is trained."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from adpa_cli import methods
+from adpa_cli.errors import DataError
+from adpa_cli.methods import Method
+from adpa_cli.signal import AnswerKey, SignalReader, SignalRows
+from adpa_cli.spec import TrainSpec, make
+from adpa_cli.stages.job import Job, Monitor, write_json
+
+RESULT = "_result.json"
+
+
+def compute(job: Job, monitor: Monitor, rank: int = 0, processes: int = 1) -> None:
+    """Train, and leave a Hugging Face folder and metrics.jsonl in the work folder."""
+    from adpa_cli.engine.loop import Run, make_accelerator, score_start, train
+    from adpa_cli.engine.models import check_head, load, load_tokenizer, save
+    from adpa_cli.engine.student import Student
+    from adpa_cli.stages.examples import encoder_of
+
+    spec = make(TrainSpec, job.spec)
+    method = methods.load(spec.method)
+    params = method.params(**spec.params)
+    model_folder = job.one("model").path
+    tokenizer = load_tokenizer(model_folder)
+    encoder = encoder_of(tokenizer, spec)
+    data = _gather(job, spec, method, params, encoder, monitor)
+    accelerator = make_accelerator()
+    model = load(model_folder, spec.dtype, train=True, device=str(accelerator.device))
+    check_head(model)
+    student = Student(model, spec.dtype)
+    run = Run(
+        spec=spec, method=method, params=params, examples=data.examples, end_id=encoder.end_id,
+        signal_of=data.signal_of, work=job.folder, runtime=job.runtime, progress=monitor.progress, stop=monitor.stop,
+    )  # fmt: skip
+    score_start(student, run, accelerator)
+    summary = train(student, run, accelerator)
+    if accelerator.is_main_process:
+        save(model, tokenizer, job.folder, spec.template, spec.end)
+        parameters = sum(p.numel() for p in model.parameters())
+        write_json(job.folder / RESULT, {
+            "final": summary, "examples": len(data.examples), "notes": list(data.notes), "parameters": parameters,
+            "tokens": sum(part.tokens for e in data.examples for part in e.parts.values()),
+        })  # fmt: skip
+    accelerator.wait_for_everyone()
+
+
+def finish(job: Job) -> dict[str, Any]:
+    """The metrics of a finished training."""
+    found: dict[str, Any] = json.loads((job.folder / RESULT).read_text())
+    return found
+
+
+@dataclass(frozen=True)
+class _Data:
+    examples: list[Any]
+    signal_of: Any
+    notes: tuple[str, ...]
+
+
+def _gather(job: Job, spec: TrainSpec, method: Method, params: Any, encoder: Any, monitor: Monitor) -> _Data:
+    """Examples with every part that the method reads, and the way to their signal."""
+    from adpa_cli.engine.schedule import Example
+    from adpa_cli.stages import examples as ex
+
+    source = job.one("data")
+    if job.stage == "sft":
+        loaded = ex.dialogues_of(source.where, "train", spec.limit, spec.skip_bad_rows)
+        found = ex.dialogue_examples(loaded.items, encoder, spec.max_length, source.label)
+        return _Data(found, _no_signal, loaded.notes)
+    pairs = ex.pairs_of(source.where, "train", spec.limit, spec.skip_bad_rows)
+    needs = method.needs_for(params)
+    answers: dict[str, dict[str, Any]] = {}
+    for need in needs:
+        if need.part != "rollout":
+            made = ex.pair_answers(pairs.items, need.part, encoder, spec.max_length, source.label)
+            answers[need.part] = {answer.key.example_id: answer for answer in made}
+        else:
+            rows = {a.key.example_id: a for a in ex.rollout_answers(ex.read_rollouts(job.one("rollouts").path))}
+            answers["rollout"] = {p.id: rows[ex.rollout_id(p)] for p in pairs.items if ex.rollout_id(p) in rows}
+    kept = [p for p in pairs.items if all(p.id in answers[need.part] for need in needs)]
+    notes = list(pairs.notes)
+    if len(kept) < len(pairs.items):
+        notes.append(f"{len(pairs.items) - len(kept)} of {len(pairs.items)} pairs have no rollout and are left out")
+    if not kept:
+        raise DataError(
+            f"no pair of {source.label} has a rollout in {job.one('rollouts').label}", "adpa rollout --data …"
+        )
+    for note in notes:
+        monitor.note(note)
+    made_examples = [Example(p.id, {need.part: answers[need.part][p.id].sequence() for need in needs}) for p in kept]
+    keys: dict[tuple[str, str], AnswerKey] = {
+        (p.id, need.part): answers[need.part][p.id].key for p in kept for need in needs if need.signal
+    }
+    return _Data(made_examples, _signals(job, keys) if keys else _no_signal, tuple(notes))
+
+
+def _no_signal(example_id: str, part: str) -> SignalRows:
+    raise DataError(f"example {example_id} ({part}) was asked for signal that its method does not need")
+
+
+def _signals(job: Job, keys: Mapping[tuple[str, str], AnswerKey]) -> Any:
+    """Reads the signal of an answer from whichever of the given caches covers its part; all are checked at once."""
+    readers: dict[str, SignalReader] = {}
+    for cache in job.inputs.get("cache", ()):
+        reader = SignalReader(Path(cache.path))
+        readers.update(dict.fromkeys(reader.parts, reader))
+    for part, reader in readers.items():
+        missing = reader.covers([key for (_, own), key in keys.items() if own == part])
+        if missing:
+            reader.read(missing[0])
+
+    def signal_of(example_id: str, part: str) -> SignalRows:
+        return readers[part].read(keys[example_id, part])
+
+    return signal_of
