@@ -11,8 +11,11 @@ from typing import BinaryIO
 
 @contextmanager
 def atomic(path: Path) -> Iterator[BinaryIO]:
-    """A private file beside `path` to write to; on leaving it is synced and renamed, on an error removed."""
-    private = path.with_name(f".{path.name}.{os.getpid()}")
+    """A private file beside `path` to write to; on leaving it is synced and renamed, on an error removed.
+
+    Its name is fixed, so that what a killed writer leaves behind is overwritten by the next: one writer at a time.
+    """
+    private = path.with_name(f".{path.name}.tmp")
     try:
         with open(private, "wb") as out:
             yield out

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import struct
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -117,7 +119,7 @@ class Cursor:
 
     def head(self, count: int) -> tuple[int, ...]:
         """The next `count` u32."""
-        return tuple(self.bytes(4 * count).view("<u4").tolist())
+        return struct.unpack(f"<{count}I", self.bytes(4 * count).tobytes())
 
     def ints(self, count: int, limit: int = INFINITE) -> Ints:
         """The next `count` integers written by `Streams.ints`, at most `limit` (255 or more) each."""
@@ -134,7 +136,7 @@ class Cursor:
         more = extra.view("<u4").reshape(-1)
         if more.max() > limit - ESCAPE:
             raise Corrupt("a frame has an integer out of range")
-        values[at] += more.astype(np.int32)
+        values[at] = more.astype(np.int32) + ESCAPE
         return values
 
     def floats(self, count: int) -> Floats:

@@ -83,7 +83,7 @@ def _name(key: AnswerKey) -> str:
 
 
 class Shard:
-    """A shard file, open for reading; reads from several threads or forked processes do not disturb each other.
+    """A shard file, open for reading. Forked processes may share one; threads need one each.
 
     Raises NotFound, and Corrupt when the header is damaged or the file's length is not what the header says;
     `partial=True` lets the length pass, so that `verify` can name the rows that are gone.
