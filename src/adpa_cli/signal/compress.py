@@ -10,6 +10,8 @@ LEVEL = 9
 MAX_RATIO = 4096
 """No frame may decompress to more than this times its size, plus `FREE`: what refuses a zip bomb."""
 FREE = 1 << 20
+_LEAST = 256
+"""Pieces shorter than this share the block of the next: a block of its own would cost them more than it saves."""
 _SLICE = 8192
 """A block costs at least 4 bytes, so blocks of this size keep any content within MAX_RATIO."""
 
@@ -24,7 +26,7 @@ class Compressor:
         self._zstd = zstandard.ZstdCompressor(compression_params=parameters)
 
     def frame(self, pieces: list[bytes]) -> bytes:
-        """One frame with content size and checksum, a new block at each piece."""
+        """One frame with content size and checksum, a new block after each piece that is not short."""
         size = sum(map(len, pieces))
         frame = self._blocks(pieces, size)
         if size > FREE + MAX_RATIO * len(frame):
@@ -34,10 +36,13 @@ class Compressor:
 
     def _blocks(self, pieces: list[bytes], size: int) -> bytes:
         stream = self._zstd.compressobj(size=size)
-        parts = []
+        parts, waiting = [], 0
         for piece in pieces:
             parts.append(stream.compress(piece))
-            parts.append(stream.flush(zstandard.COMPRESSOBJ_FLUSH_BLOCK))
+            waiting += len(piece)
+            if waiting >= _LEAST:
+                parts.append(stream.flush(zstandard.COMPRESSOBJ_FLUSH_BLOCK))
+                waiting = 0
         return b"".join([*parts, stream.flush()])
 
 
