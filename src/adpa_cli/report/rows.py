@@ -1,0 +1,113 @@
+"""`adpa show REF --row N` and `--rows N`: single rows of an artifact, counted from 1 in its own order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+from adpa_cli.errors import NotFound, UsageError
+from adpa_cli.report import text
+from adpa_cli.report.row_answers import Answers, cell, lines_of
+from adpa_cli.report.row_scores import Measured
+from adpa_cli.report.row_signal import Signals
+from adpa_cli.report.tokens import printable
+from adpa_cli.store.build import plain
+from adpa_cli.store.manifest import Manifest
+from adpa_cli.store.store import Store
+
+
+class Rows(Protocol):
+    """The rows of one artifact; `place` counts from 0."""
+
+    def __len__(self) -> int: ...
+
+    def record(self, place: int) -> dict[str, Any]:
+        """Everything about one row."""
+        ...
+
+    def brief(self, place: int) -> dict[str, Any]:
+        """One row as one line of a list."""
+        ...
+
+    def lines(self, place: int, width: int) -> list[str]:
+        """One row for a terminal."""
+        ...
+
+    def tsv(self, place: int) -> str:
+        """One row for a pipe."""
+        ...
+
+
+def row_screen(store: Store, manifest: Manifest, index: int, width: int) -> str:
+    """One row for a terminal of `width` columns. Raises NotFound outside 1 … n, UsageError for a stage without rows."""
+    rows = _open(store, manifest)
+    lines = rows.lines(_place(rows, manifest, index), width)
+    return "\n".join(text.cut(line.rstrip(), width) for line in lines) + "\n"
+
+
+def row_record(store: Store, manifest: Manifest, index: int) -> dict[str, Any]:
+    """One row as JSON (null for what is not finite); raises like `row_screen`."""
+    rows = _open(store, manifest)
+    place = _place(rows, manifest, index)
+    return plain({"ref": manifest.ref, "row": index, "rows": len(rows), **rows.record(place)})
+
+
+def row_tsv(store: Store, manifest: Manifest, index: int) -> str:
+    """One row as tab-separated lines under a header: a signal has one line for each token, others one in all."""
+    rows = _open(store, manifest)
+    return rows.tsv(_place(rows, manifest, index))
+
+
+def first_records(store: Store, manifest: Manifest, count: int) -> list[dict[str, Any]]:
+    """The first `count` rows as JSON, each flat and in short; raises UsageError unless `count` is at least 1."""
+    if count < 1:
+        raise UsageError(f"--rows {count} shows nothing", f"adpa show {manifest.ref} --rows 10")
+    rows = _open(store, manifest)
+    return [plain({"row": place + 1, **rows.brief(place)}) for place in range(min(count, len(rows)))]
+
+
+def first_tsv(store: Store, manifest: Manifest, count: int) -> str:
+    """The first `count` rows as tab-separated lines under a header."""
+    return lines_of(first_records(store, manifest, count))
+
+
+def first_screen(store: Store, manifest: Manifest, count: int, width: int) -> str:
+    """The first `count` rows as a table of `width` columns: texts are cut, a prompt is its last turn."""
+    records = first_records(store, manifest, count)
+    names = list(dict.fromkeys(name for record in records for name in record))
+    wide = "text" if "text" in names else "id"
+    cells = [
+        [text.cut(_in_line(record.get(name)), 200 if name == wide else 20) for name in names] for record in records
+    ]
+    lines = text.table(names, cells, width, names.index(wide), (0,)) if cells else ["no rows"]
+    return "\n".join(lines) + "\n"
+
+
+def _in_line(value: Any) -> str:
+    shown = value[-1]["content"] if isinstance(value, list) and value else value
+    shown = f"{shown:.4g}" if isinstance(shown, float) else cell(shown)
+    return printable(" ".join(shown.split()))
+
+
+_KINDS: Mapping[str, Callable[[Store, Manifest], Rows]] = {
+    "cache-teacher": Signals,
+    "rollout": Answers,
+    "eval": Measured,
+}
+
+
+def _open(store: Store, manifest: Manifest) -> Rows:
+    kind = _KINDS.get(manifest.stage)
+    if kind is None:
+        raise UsageError(
+            f"{manifest.ref} has no rows: only {', '.join(_KINDS)} artifacts have", f"adpa show {manifest.ref}"
+        )
+    return kind(store, manifest)
+
+
+def _place(rows: Rows, manifest: Manifest, index: int) -> int:
+    if not 1 <= index <= len(rows):
+        valid = f"rows 1 to {len(rows)}" if len(rows) else "no rows"
+        hint = f"adpa show {manifest.ref} --row {min(max(index, 1), len(rows))}" if len(rows) else ""
+        raise NotFound(f"row {index} of {manifest.ref}: it has {valid}", hint)
+    return index - 1
