@@ -143,7 +143,7 @@ def test_the_screen_of_a_signal_row(store: Store) -> None:
         {manifest.ref}   top 2 of 8 · step 0 (exact) · aligned - reference 0 (exact) · 2 answers, 4 tokens
         teachers  aligned tulu-3-8b-dpo@a7bea7b   reference {reference}   {sizes}
         mass in top 2   mean 0.775   5 % of tokens below 0.75   taken token outside top 2: 50.0 %
-        row 2 of 2   prompt 4 tokens, answer 2   rollout of 1111111111111111   from {rollout}#2
+        row 2 of 2   prompt 4, answer 2 tokens   rollout of 1111111111111111   from {rollout}#2
         t  taken   log p  log p_ref  A(taken)  best A         worst A            rest
         0  "Sure"  -0.69      -0.92     +0.22  (taken) +0.22  "Certainly" -0.18  0.25
         1  "Yeah"  -2.30      -1.61   outside  <end> +0.69    "\\n" -0.69         0.10

@@ -47,8 +47,8 @@ class Signals:
     def lines(self, place: int, width: int) -> list[str]:
         """The figures of the whole signal, then a table of the answer's tokens."""
         answer, found = self._answer(place), self._source(place)
-        prompt = f"prompt {found['prompt_tokens']:,} tokens, " if "prompt_tokens" in found else ""
-        head = [f"{prompt}answer {answer['answer_tokens']:,}", f"{answer['part']} of {answer['example_id']}"]
+        prompt = f"prompt {found['prompt_tokens']:,}, " if "prompt_tokens" in found else ""
+        head = [f"{prompt}answer {answer['answer_tokens']:,} tokens", f"{answer['part']} of {answer['example_id']}"]
         head += [f"from {found['from']}"] if "from" in found else []
         return [
             *_head(self._manifest.ref, self._facts(), width),
