@@ -1,0 +1,75 @@
+"""`nox -s lint types tests bench` share one environment, installed once; `quickstart` makes one as a user would."""
+
+from __future__ import annotations
+
+import os
+import re
+import tempfile
+import time
+from pathlib import Path
+
+import nox
+
+nox.options.sessions = ["lint", "types", "tests"]
+nox.options.envdir = os.environ.get("NOX_ENVDIR", ".nox")
+
+FIRST_RUN_SECONDS, REPEATED_SECONDS = 360.0, 3.0
+BIN: list[str] = []  # where `dev` put the tools; it runs before every session that requires it
+
+
+@nox.session(reuse_venv=True)
+def dev(session: nox.Session) -> None:
+    """The environment of the other sessions: this checkout, its dependencies as tested, and the developers' tools."""
+    session.install("-c", "constraints.txt", "-e", ".[dev]")
+    BIN[:] = [session.bin]
+
+
+def tool(session: nox.Session, name: str, *args: str, **env: str) -> None:
+    """Run a tool of the shared environment."""
+    session.run(str(Path(BIN[0], name)), *args, env=env, external=True)
+
+
+@nox.session(venv_backend="none", requires=["dev"])
+def lint(session: nox.Session) -> None:
+    """Rules and format."""
+    tool(session, "ruff", "check", ".")
+    tool(session, "ruff", "format", "--check", ".")
+
+
+@nox.session(venv_backend="none", requires=["dev"])
+def types(session: nox.Session) -> None:
+    """mypy --strict over the package."""
+    tool(session, "mypy")
+
+
+@nox.session(venv_backend="none", requires=["dev"])
+def tests(session: nox.Session) -> None:
+    """All tests; `nox -s tests -- -k store` selects some."""
+    tool(session, "pytest", "-n", "2", *session.posargs, OMP_NUM_THREADS="1")
+
+
+@nox.session(venv_backend="none", requires=["dev"])
+def bench(session: nox.Session) -> None:
+    """Every benchmark, as JSON."""
+    for script in sorted(Path("benchmarks").glob("*.py")):
+        tool(session, "python", str(script), "--json")
+
+
+@nox.session(venv_backend="none")
+def quickstart(session: nox.Session) -> None:
+    """README's first command as it stands, in a clone of the last commit, then its last part again; both timed."""
+    block = re.search(r"```bash\n(.*?)```", Path("README.md").read_text(encoding="utf-8"), re.DOTALL)
+    if block is None:
+        session.error("README.md has no bash block")
+    *setup, command = block[1].strip().split(" && ")
+    repository = Path.cwd()
+    with tempfile.TemporaryDirectory() as folder, session.chdir(folder):
+        session.run("git", "clone", "--quiet", str(repository), ".", external=True)
+        session.run("bash", "-ec", " && ".join(setup), external=True)
+        for limit in (FIRST_RUN_SECONDS, REPEATED_SECONDS):
+            start = time.perf_counter()
+            session.run("bash", "-ec", f". .venv/bin/activate && {command}", external=True)
+            seconds = time.perf_counter() - start
+            session.log(f"{command}: {seconds:.1f} s of at most {limit:.0f} s")
+            if seconds > limit:
+                session.error("too slow")
