@@ -12,6 +12,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from random import Random
 from typing import TYPE_CHECKING
 
 from adpa_cli.lab import END, SPECIAL, world
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 SEED = 20250
 BATCH = 64
+POOL = 16
 WARMUP = 0.05
 
 
@@ -34,7 +36,7 @@ class Size:
     lr: float
 
 
-SIZES = {"teacher": Size(96, 4, 1500, 2e-3), "student": Size(48, 2, 1300, 3e-3)}
+SIZES = {"teacher": Size(96, 4, 3000, 2e-3), "student": Size(48, 2, 2800, 4e-3)}
 
 
 def tokenizer() -> PreTrainedTokenizerFast:
@@ -105,8 +107,13 @@ def train(name: str) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
 
 
 def _batches(texts: Iterator[str]) -> Iterator[list[str]]:
+    """Batches of texts of like length, since padding would be half of a mixed one, in random order."""
+    rng = Random(SEED)
     while True:
-        yield list(itertools.islice(texts, BATCH))
+        pool = sorted(itertools.islice(texts, BATCH * POOL), key=lambda text: text.count(" "))
+        batches = [pool[i : i + BATCH] for i in range(0, len(pool), BATCH)]
+        while batches:
+            yield batches.pop(int(rng.random() * len(batches)))
 
 
 def _rate(done: float) -> float:
