@@ -1,7 +1,8 @@
 """One stage in several local processes: the parent plans, resolves and shows; ranks only compute.
 
-A rank is `python -m adpa_cli.stages.ranks`, with its job on stdin. It speaks to the parent in JSON lines on a pipe of
-its own, so that whatever a library prints goes to stderr and nowhere else.
+A rank is `python -m adpa_cli.stages.ranks`, with its job on stdin, which stays open as long as the parent lives. It
+speaks to the parent in JSON lines on a pipe of its own, so that whatever a library prints goes to stderr and nowhere
+else.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Mapping
 from typing import IO, Any
 
@@ -30,7 +32,7 @@ def compute_in_processes(job: Job, monitor: Monitor, threads: int) -> None:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     children: list[subprocess.Popen[str]] = []
-    pipes: list[IO[str]] = []
+    pipes: list[IO[bytes]] = []
     for rank in range(count):
         reading, writing = os.pipe()
         environment = {
@@ -39,49 +41,58 @@ def compute_in_processes(job: Job, monitor: Monitor, threads: int) -> None:
             "OMP_NUM_THREADS": str(threads), CHANNEL: str(writing),
         }  # fmt: skip
         child = subprocess.Popen(
-            [sys.executable, "-m", "adpa_cli.stages.ranks"], stdin=subprocess.PIPE, stdout=sys.stderr.fileno(),
+            [sys.executable, "-m", "adpa_cli.stages.ranks"], stdin=subprocess.PIPE, stdout=2,
             env=environment, pass_fds=(writing,), text=True, start_new_session=True,
         )  # fmt: skip
         os.close(writing)
         children.append(child)
-        pipes.append(os.fdopen(reading))
-        assert child.stdin is not None
-        child.stdin.write(job.to_json())
-        child.stdin.close()
+        # Unbuffered: a line held back in a buffer would not wake select.
+        pipes.append(os.fdopen(reading, "rb", 0))
+        _write(child, job.to_json() + "\n")
     try:
         failure = _listen(children, pipes, monitor)
     finally:
-        for child in children:
-            if child.poll() is None:
-                child.terminate()
-            child.wait()
+        _kill(children)
     if failure is not None:
         raise failure
 
 
-def _listen(children: list[subprocess.Popen[str]], pipes: list[IO[str]], monitor: Monitor) -> AdpaError | None:
-    """Pass on what the ranks say until all have ended; the first failure ends the others."""
+def _write(child: subprocess.Popen[str], text: str) -> None:
+    if child.stdin is not None:
+        child.stdin.write(text)
+        child.stdin.flush()
+
+
+def _listen(children: list[subprocess.Popen[str]], pipes: list[IO[bytes]], monitor: Monitor) -> AdpaError | None:
+    """Pass on what the ranks say, and to all of them a signal to stop, until all have ended.
+
+    Returns what the first failing rank raised; an error ends the others at once, for they may wait for that rank.
+    """
     open_pipes = dict(enumerate(pipes))
     failure: AdpaError | None = None
-    passed_on = False
+    asked: str | None = None
     while open_pipes:
-        asked = monitor.stop()
-        if asked and not passed_on:
-            passed_on = True
-            children[0].send_signal(getattr(signal, asked))
+        if asked is None and (asked := monitor.stop()):
+            for child in children:
+                child.send_signal(getattr(signal, asked))
         ready, _, _ = select.select(list(open_pipes.values()), [], [], 0.2)
         for rank in [r for r, pipe in open_pipes.items() if pipe in ready]:
             line = open_pipes[rank].readline()
-            if not line:
-                open_pipes.pop(rank).close()
-                if children[rank].wait() and failure is None:
-                    failure = AdpaError(
-                        f"process {rank} of {len(children)} died with status {children[rank].returncode}"
-                    )
-                    _end(children)
+            if line:
+                failure = failure or _heard(json.loads(line), rank, monitor)
             else:
-                failure = _heard(json.loads(line), rank, monitor) or failure
+                open_pipes.pop(rank).close()
+                failure = failure or _ended(children[rank].wait(), rank, len(children), asked)
+        if failure is not None and not isinstance(failure, Stopped):
+            _kill(children)
     return failure
+
+
+def _ended(status: int, rank: int, count: int, asked: str | None) -> AdpaError | None:
+    """What the exit status of a rank that has said nothing of a failure means."""
+    if asked and status == -getattr(signal, asked):
+        return Stopped(asked, f"stopped by {asked} before process {rank} of {count} had started")
+    return AdpaError(f"process {rank} of {count} died with status {status}") if status else None
 
 
 def _heard(message: Mapping[str, Any], rank: int, monitor: Monitor) -> AdpaError | None:
@@ -98,16 +109,27 @@ def _heard(message: Mapping[str, Any], rank: int, monitor: Monitor) -> AdpaError
     return None
 
 
-def _end(children: list[subprocess.Popen[str]]) -> None:
+def _kill(children: list[subprocess.Popen[str]]) -> None:
     for child in children:
         if child.poll() is None:
-            child.terminate()
+            child.kill()
+        child.wait()
+        if child.stdin is not None:
+            child.stdin.close()
+
+
+def _leave_with_the_parent() -> None:
+    """Leave when stdin closes: ranks of a parent that was killed must not write where the next run works."""
+    while os.read(0, 4096):
+        pass
+    os._exit(1)
 
 
 def main() -> int:
     """The life of one rank."""
     channel = os.fdopen(int(os.environ[CHANNEL]), "w", buffering=1)
-    job = Job.from_json(sys.stdin.read())
+    job = Job.from_json(sys.stdin.readline())
+    threading.Thread(target=_leave_with_the_parent, daemon=True).start()
     rank, processes = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     asked: list[str] = []
     for name in Stopped.CODES:
