@@ -105,3 +105,21 @@ def test_weights_are_stored_in_float16(name: str) -> None:
     header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
     header.pop("__metadata__", None)
     assert {tensor["dtype"] for tensor in header.values()} == {"F16"}
+
+
+def test_pretraining_gives_the_shape_and_words_of_the_shipped_base(words, monkeypatch, tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    monkeypatch.setitem(pretrain.SIZES, "student", pretrain.Size(48, 2, 2, 1e-3))
+    assert pretrain.main([str(tmp_path), "student"]) == 0
+    assert (tmp_path / "student/tokenizer.json").read_text() == (BASES / "student/tokenizer.json").read_text()
+    made, shipped = (
+        AutoModelForCausalLM.from_pretrained(folder / "student").state_dict() for folder in (tmp_path, BASES)
+    )
+    assert {name: weight.shape for name, weight in made.items()} == {name: w.shape for name, w in shipped.items()}
+
+
+def test_an_unknown_base_is_refused(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    with pytest.raises(SystemExit):
+        pretrain.main([str(tmp_path), "giant"])
+    assert "no base model giant; there are teacher, student" in capsys.readouterr().err

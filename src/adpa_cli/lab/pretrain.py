@@ -6,6 +6,7 @@ with the package, and are meant to be computed with in float32, which `config.js
 
 from __future__ import annotations
 
+import argparse
 import itertools
 import math
 import sys
@@ -132,13 +133,18 @@ def save(folder: Path, net: LlamaForCausalLM, words: PreTrainedTokenizerFast) ->
     words.save_pretrained(folder)
 
 
-def main(arguments: list[str]) -> int:
-    """`OUT [NAME…]`: make the named base models, or both, in OUT."""
-    out, *names = arguments
-    for name in names or SIZES:
-        save(Path(out) / name, *train(name))
+def main(arguments: list[str] | None = None) -> int:
+    """Make the named base models, or both, in a folder."""
+    parser = argparse.ArgumentParser(prog="python -m adpa_cli.lab.pretrain", description=main.__doc__)
+    parser.add_argument("out", type=Path, metavar="OUT")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=" or ".join(SIZES))
+    chosen = parser.parse_args(arguments)
+    if unknown := set(chosen.names) - set(SIZES):
+        parser.error(f"no base model {', '.join(sorted(unknown))}; there are {', '.join(SIZES)}")
+    for name in chosen.names or SIZES:
+        save(chosen.out / name, *train(name))
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())
