@@ -5,6 +5,8 @@ A bug shows a traceback; an `AdpaError` never does.
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 
 class AdpaError(Exception):
     """A failure the user can act on.
@@ -51,7 +53,7 @@ class DataError(AdpaError):
 class Stopped(AdpaError):
     """Stopped by a signal after the work was saved."""
 
-    CODES = {"SIGUSR1": 75, "SIGINT": 130, "SIGTERM": 143, "SIGHUP": 129}
+    CODES: ClassVar[dict[str, int]] = {"SIGUSR1": 75, "SIGINT": 130, "SIGTERM": 143, "SIGHUP": 129}
 
     def __init__(self, signal_name: str, message: str, hint: str = "") -> None:
         super().__init__(message, hint)

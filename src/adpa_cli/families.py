@@ -41,6 +41,8 @@ class Family:
     suite: str = "accuracy"
     dtype: str = "bfloat16"
     settings: Settings = field(default_factory=lambda: PAPER)
+    gamma_rms: float | None = None
+    """γ times the RMS of the advantage where the family's γ was tuned, in nats; None where nobody measured it."""
 
 
 @dataclass(frozen=True)

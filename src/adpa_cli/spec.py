@@ -1,7 +1,7 @@
 """What determines a result: one frozen spec per stage, coerced to its declared types before it is hashed.
 
 Everything else (device, processes, micro-batch budget, waiting) is a `Runtime` and never enters an id.
-A field that is added later declares `neutral`, the value that means the old behaviour: it is left out of the hash there.
+A field that is added later declares `neutral`, the value that means the old behaviour: there it is not hashed.
 """
 
 from __future__ import annotations
@@ -54,7 +54,8 @@ class CaptureSpec:
     end: str
     top_k: int = 50
     precision: float = 1 / 32
-    pair_precision: float = 1 / 128
+    pair_precision: float | None = 1 / 128
+    """Step of the pair's difference; None where there is no reference teacher."""
     support: Literal["topk"] = "topk"
     dtype: Dtype = "bfloat16"
     max_length: int = 2048

@@ -44,6 +44,14 @@ def show_data(
     else:
         encoder = _encoder(model, refresh)
         body = preview(loaded.items, encoder, count=count, max_length=max_length, marks=marks)
+        if sys.stdout.isatty() and not GLOBALS.json:
+            from rich.console import Console
+
+            coloured = preview(loaded.items, encoder, count=count, max_length=max_length, marks=marks, markup=True)
+            console = Console(highlight=False, soft_wrap=True)
+            console.print("\n".join([*head, ""]), markup=False)
+            console.print(coloured)
+            return
     text = "\n".join([*head, "", body])
     record = {"rows": len(loaded.items), "shape": loaded.shape, "notes": list(loaded.notes), "preview": body}
     out(lambda: text, lambda: text, lambda: record)

@@ -29,11 +29,17 @@ from adpa_cli.cli.tag import tag
 from adpa_cli.cli.verify import verify
 from adpa_cli.errors import AdpaError, UsageError
 
+EPILOG = (
+    "Everywhere: --json · --store DIR · -q · -v.  Exit: 0 done  1 failed  2 usage  3 not found  4 busy  5 corrupt  "
+    "75 come again  129/130/143 stopped"
+)
 app = typer.Typer(
-    name="adpa", no_args_is_help=True, pretty_exceptions_enable=False, context_settings={"help_option_names": ["-h", "--help"]},
-    epilog="Everywhere: --json · --store DIR · -q · -v.  Exit: 0 done  1 failed  2 usage  3 not found  4 busy  5 corrupt  "
-    "75 come again  129/130/143 stopped",
-)  # fmt: skip
+    name="adpa",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog=EPILOG,
+)
 PANELS: dict[str, tuple[tuple[str, Any], ...]] = {
     "Build": (
         ("sft", sft), ("dpo-teacher", dpo_teacher), ("cache-teacher", cache_teacher), ("rollout", rollout),

@@ -35,9 +35,12 @@ def methods(name: Annotated[str | None, typer.Argument(help="One method in full.
     lines = [
         f"{method.name}   {method.summary}", f"source    {method.source}", f"loss      {method.formula}",
         f"needs     {', '.join(needs)}", "",
-        *(f"  {p['name']:<18} {p['default']!s:<10} [{p['origin']}]  {p['doc']}" + (f" ({p['range']})" if p["range"] else "") for p in params),
-        *(f"  --set preset={preset}: {', '.join(f'{k}={v}' for k, v in values.items())}" for preset, values in method.presets.items()),
     ]  # fmt: skip
+    for p in params:
+        limits = f" ({p['range']})" if p["range"] else ""
+        lines.append(f"  {p['name']:<18} {p['default']!s:<10} [{p['origin']}]  {p['doc']}{limits}")
+    for preset, values in method.presets.items():
+        lines.append(f"  --set preset={preset}: {', '.join(f'{k}={v}' for k, v in values.items())}")
     full = {
         "method": method.name,
         "source": method.source,

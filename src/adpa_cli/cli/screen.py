@@ -1,4 +1,4 @@
-"""A maker's words on stderr: the plan, one line per finished stage, one live bar at a terminal, plain lines elsewhere."""
+"""A maker's words on stderr: the plan, a line per finished stage, and one live bar at a terminal, else plain lines."""
 
 from __future__ import annotations
 
@@ -98,7 +98,11 @@ class Screen:
         """A stage is finished, or was there."""
         if fresh:
             seconds = text.human_time(float(manifest.made["seconds"]))
-            self.say(f"done   {node.label:<27} {node.role:<17} {seconds:>6}  {text.human_size(manifest.size)}")
+            said = "; ".join(manifest.metrics.get("say", ()))
+            line = f"done   {node.label:<27} {node.role:<17} {seconds:>6}  {text.human_size(manifest.size):>8}  {said}"
+            self.say(line.rstrip())
+            for warning in manifest.metrics.get("watch", ()):
+                self.say(f"watch  {warning}")
 
     def _draw(self, line: str) -> None:
         width = shutil.get_terminal_size().columns - 1

@@ -127,8 +127,8 @@ def read_csv(path: Path) -> Iterator[tuple[int, Any]]:
 
 def read_parquet(path: Path) -> Iterator[tuple[int, Any]]:
     """Rows of a Parquet file, read batch by batch."""
-    import pyarrow  # type: ignore[import-untyped]
-    import pyarrow.parquet  # type: ignore[import-untyped]
+    import pyarrow
+    import pyarrow.parquet
 
     try:
         with pyarrow.parquet.ParquetFile(path) as file:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForSequenceClassification
+from safetensors import SafetensorError
+from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from adpa_cli.engine.models import load_tokenizer
 from adpa_cli.errors import AdpaError
@@ -24,22 +26,17 @@ def classifier_rewards(
 ) -> list[float]:
     """The one logit of a reward model for every (prompt turns, answer), in its own chat template if it has one.
 
-    Too long dialogues keep their end. Raises AdpaError when the model has not exactly one output.
+    Too long dialogues keep their end. Raises AdpaError when the model does not load, has not exactly one output, lacks
+    the weights of its head, or gives a reward that is no number.
     """
     tokenizer = load_tokenizer(folder)
-    loader: Any = AutoModelForSequenceClassification
-    model = loader.from_pretrained(
-        folder, dtype=getattr(torch, dtype), use_safetensors=True, local_files_only=True, trust_remote_code=False
-    )
-    if model.config.num_labels != 1:
-        raise AdpaError(
-            f"the classifier in {folder.name} has {model.config.num_labels} outputs; a reward model has one",
-            "give a reward model with a scalar head to --reward-model",
-        )
-    model.to(device).train(False)
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    model.config.pad_token_id = pad
+    model = _load(folder, dtype).to(device)
     encoded = [_encode(tokenizer, turns, answer, template)[-max_length:] for turns, answer in dialogues]
+    pad = model.config.pad_token_id
+    if pad is None:
+        # The head reads the last token that is no padding, so padding must be an id that no dialogue ends with.
+        ends = {ids[-1] for ids in encoded}
+        pad = model.config.pad_token_id = next(i for i in range(len(ends) + 1) if i not in ends)
     order = sorted(range(len(encoded)), key=lambda i: (len(encoded[i]), i))
     rewards = [0.0] * len(encoded)
     start = 0
@@ -54,7 +51,30 @@ def classifier_rewards(
         for i, value in zip(rows, model(input_ids=ids, attention_mask=mask).logits[:, 0].float().tolist(), strict=True):
             rewards[i] = value
         start = stop
+    broken = next((n for n, reward in enumerate(rewards, 1) if not math.isfinite(reward)), None)
+    if broken:
+        raise AdpaError(f"{folder.name} gives row {broken} the reward {rewards[broken - 1]}", "check its weights")
     return rewards
+
+
+def _load(folder: Path, dtype: str) -> Any:
+    loader: Any = AutoModelForSequenceClassification
+    hint = "give the folder of a reward model with a scalar head to --reward-model"
+    plain: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+    try:
+        outputs = AutoConfig.from_pretrained(folder, **plain).num_labels
+        if outputs != 1:
+            raise AdpaError(f"the classifier in {folder.name} has {outputs} outputs; a reward model has one", hint)
+        model, info = loader.from_pretrained(
+            folder, dtype=getattr(torch, dtype), use_safetensors=True, output_loading_info=True, **plain
+        )
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        problem = (str(error) or type(error).__name__).splitlines()[0]
+        raise AdpaError(f"the reward model in {folder.name} does not load: {problem}", hint) from error
+    if info["missing_keys"]:
+        lacking = ", ".join(sorted(info["missing_keys"])[:3])
+        raise AdpaError(f"{folder.name} is no reward model: its weights lack {lacking}", hint)
+    return model.train(False)
 
 
 def _encode(tokenizer: Any, turns: Turns, answer: str, template: str) -> list[int]:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True)
 class TokenSequence:
-    """Token ids [L] of one dialogue, and which of them are answer tokens [L] (trained; predicted from the one before)."""
+    """Token ids [L] of one dialogue, and which are answer tokens [L] (trained; predicted from the one before)."""
 
     ids: NDArray[np.int32]
     answer: NDArray[np.bool_]

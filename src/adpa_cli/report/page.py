@@ -20,7 +20,7 @@ from adpa_cli.store.store import Store
 from adpa_cli.store.verify import verified_at
 
 MOST_CHILDREN = 12
-_SHOWN_ELSEWHERE = {"what", "watch", "scores", "suite", "data", "scorer"}
+_SHOWN_ELSEWHERE = {"what", "watch", "say", "scores", "suite", "data", "scorer"}
 
 
 @dataclass(frozen=True)
@@ -160,12 +160,11 @@ def next_commands(page: Page) -> list[str]:
             f"adpa eval {name}",
             f"adpa chat {name}",
             f"adpa path {name}",
-            f"adpa show {name} --recipe > again.toml",
         ]
     if stage == "rollout":
-        return [f"adpa show {name} --row 0", f"adpa cache-teacher --teacher MODEL --rollouts {name}"]
+        return [f"adpa show {name} --row 1", f"adpa cache-teacher --teacher MODEL --rollouts {name}"]
     if stage == "cache-teacher":
-        return [f"adpa show {name} --row 0", f"adpa distill --method NAME --student MODEL --cache {name}"]
+        return [f"adpa show {name} --row 1", f"adpa distill --method NAME --student MODEL --cache {name}"]
     return [f"adpa show {ref}" for ref in (link.ref for link in page.parents if link.role == "model" and link.ref)][:1]
 
 

@@ -5,6 +5,8 @@ One teacher is in memory at a time: first all blocks of the aligned teacher, the
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ from adpa_cli.spec import CaptureSpec, make
 from adpa_cli.stages.job import Job, Monitor, stop_if_asked
 
 SHARD_TOKENS = 1 << 18
+FEWEST_STEPS = 8  # below this the rounding of a stored difference is felt in the gradient
 
 
 def compute(job: Job, monitor: Monitor, rank: int = 0, processes: int = 1) -> None:
@@ -61,62 +64,92 @@ def finish(job: Job) -> dict[str, Any]:
     from adpa_cli.signal import SignalSpec, load_block, write_shard
 
     spec = make(CaptureSpec, job.spec)
-    pair = "reference" in job.inputs
-    blocks = _blocks(job, spec)
-    paths = [_path(job, "reference" if pair else "aligned", block.index) for block in blocks]
+    roles = [role for role in ("aligned", "reference") if role in job.inputs]
+    paths = sorted(job.folder.glob(f"_{roles[-1]}-*.block"))
     sample = load_block(paths[0])[0][1]
-    made_by = {role: job.one(role).content for role in ("aligned", "reference") if role in job.inputs}
     signal = SignalSpec(
         k=int(sample.ids.shape[1]), vocab_size=_vocabulary(job.one("aligned").path), step=spec.precision,
-        difference_step=spec.pair_precision, teachers=made_by, dtype=spec.dtype,
+        difference_step=spec.pair_precision or 0.0, teachers={role: job.one(role).content for role in roles},
+        dtype=spec.dtype,
     )  # fmt: skip
-    shards = _shards(blocks, paths)
-    for n, group in enumerate(shards):
-        answers = (answer for path in group for answer in load_block(path))
-        write_shard(job.folder / f"signal-{n:05d}.adpa", signal, answers)
+    facts = _Facts()
+    groups: list[list[Path]] = []
+    for path in paths:
+        if not groups or facts.of_shard >= SHARD_TOKENS:
+            groups.append([])
+            facts.of_shard = 0
+        groups[-1].append(path)
+        facts.add(load_block(path))
+    for n, group in enumerate(groups):
+        write_shard(job.folder / f"signal-{n:05d}.adpa", signal, _Spool(group))
     tokenizer = job.one("aligned").path / "tokenizer.json"
     if tokenizer.exists():
         packed = zstandard.ZstdCompressor(level=19).compress(tokenizer.read_bytes())
         (job.folder / "tokenizer.json.zst").write_bytes(packed)
-    return _metrics(job, paths, signal, pair)
-
-
-def _metrics(job: Job, paths: list[Path], signal: Any, pair: bool) -> dict[str, Any]:
-    import numpy as np
-
-    from adpa_cli.signal import load_block, rms_advantage
-
-    tokens, answers, mass, outside, squares = 0, 0, 0.0, 0, 0.0
-    for path in paths:
-        for _, rows in load_block(path):
-            answers, tokens = answers + 1, tokens + len(rows.ids)
-            mass += float(np.exp(rows.logps).sum())
-            outside += int((~(rows.ids == rows.label_ids[:, None]).any(1)).sum())
-            squares += rms_advantage([rows]) ** 2 * len(rows.ids) if pair else 0.0
     size = sum(path.stat().st_size for path in job.folder.glob("signal-*.adpa"))
-    found: dict[str, Any] = {
-        "answers": answers, "tokens": tokens, "bytes_per_token": size / max(tokens, 1), "k": signal.k,
-        "mean_mass": mass / max(tokens, 1), "taken_outside": outside / max(tokens, 1), "step": signal.step,
-    }  # fmt: skip
-    if pair:
-        found["rms_advantage"] = (squares / max(tokens, 1)) ** 0.5
+    return {**facts.metrics(signal), "bytes_per_token": size / facts.tokens}
+
+
+@dataclass(frozen=True)
+class _Spool:
+    """The answers of some spooled blocks, which may be walked several times with one block in memory."""
+
+    paths: list[Path]
+
+    def __iter__(self) -> Iterator[Any]:
+        from adpa_cli.signal import load_block
+
+        for path in self.paths:
+            yield from load_block(path)
+
+
+@dataclass
+class _Facts:
+    """What a capture reports about its signal, gathered block by block."""
+
+    answers: int = 0
+    tokens: int = 0
+    of_shard: int = 0
+    mass: float = 0.0
+    outside: int = 0
+    squares: float = 0.0
+    pair: bool = False
+
+    def add(self, block: list[Any]) -> None:
+        """Take in the answers of one block."""
+        import numpy as np
+
+        from adpa_cli.signal import rms_advantage
+
+        for _, rows in block:
+            self.mass += float(np.exp(rows.logps).sum())
+            self.outside += int((rows.ids != rows.label_ids[:, None]).all(1).sum())
+            self.tokens += len(rows)
+            self.of_shard += len(rows)
+        self.answers += len(block)
+        self.pair = block[0][1].difference is not None
+        if self.pair:
+            self.squares += rms_advantage(rows for _, rows in block) ** 2 * sum(len(rows) for _, rows in block)
+
+    def metrics(self, signal: Any) -> dict[str, Any]:
+        """Means per token; the size of the advantage against the step it is stored with, and a warning when coarse."""
+        found: dict[str, Any] = {
+            "answers": self.answers, "tokens": self.tokens, "k": signal.k, "mean_mass": self.mass / self.tokens,
+            "taken_outside": self.outside / self.tokens, "step": signal.step,
+        }  # fmt: skip
+        if not self.pair:
+            return found
+        rms = (self.squares / self.tokens) ** 0.5
+        found |= {"rms_advantage": rms, "say": [f"RMS of the advantage {rms:.3g} nat"]}
         if signal.difference_step:
-            found["rms_advantage_steps"] = found["rms_advantage"] / signal.difference_step
-    return found
-
-
-def _shards(blocks: list[Any], paths: list[Path]) -> list[list[Path]]:
-    """Consecutive blocks of about SHARD_TOKENS answer tokens."""
-    groups: list[list[Path]] = [[]]
-    room = SHARD_TOKENS
-    for block, path in zip(blocks, paths, strict=True):
-        size = sum(len(item.answer) for item in block.items)
-        if groups[-1] and size > room:
-            groups.append([])
-            room = SHARD_TOKENS
-        groups[-1].append(path)
-        room -= size
-    return groups
+            steps = found["rms_advantage_steps"] = rms / signal.difference_step
+            found["say"] = [f"{found['say'][0]}, {steps:.3g} steps of the stored difference"]
+            if steps < FEWEST_STEPS:
+                found["watch"] = [
+                    f"the advantage is only {steps:.2g} steps of the stored difference: rounding is felt; "
+                    f"--set pair_precision={signal.difference_step / 8:g}"
+                ]
+        return found
 
 
 def _vocabulary(folder: Path) -> int:
@@ -132,21 +165,14 @@ def _path(job: Job, role: str, index: int) -> Path:
 def _blocks(job: Job, spec: CaptureSpec) -> list[Any]:
     """The answers to capture, each once, in blocks."""
     from adpa_cli.engine.blocks import cut_blocks
-    from adpa_cli.engine.models import load_tokenizer
     from adpa_cli.stages import examples as ex
 
     if "rollouts" in job.inputs:
         rollouts = ex.read_rollouts(job.one("rollouts").path)
         answers = ex.rollout_answers(rollouts[: spec.limit])
     else:
-        source = job.one("data")
-        encoder = ex.encoder_of(load_tokenizer(job.one("aligned").path), spec)
-        pairs = ex.pairs_of(source.where, "train", spec.limit, spec.skip_bad_rows)
-        answers = [
-            answer
-            for part in spec.parts
-            for answer in ex.pair_answers(pairs.items, part, encoder, spec.max_length, source.label)
-        ]
+        folder = job.one("aligned").path
+        answers = [a for part in spec.parts for a in ex.answers_for(spec, job.one("data"), "train", part, folder)]
     return cut_blocks(
         answers,
         lambda a: len(a.prompt) + len(a.answer),

@@ -76,17 +76,11 @@ def _aligned(*tables: dict[str, float]) -> list[Floats]:
 
 def _margins(job: Job, spec: EvalSpec) -> dict[str, float]:
     """Mean log-prob per token of the chosen answer minus that of the rejected, per pair."""
-    from adpa_cli.engine.models import load_tokenizer
     from adpa_cli.engine.schedule import Example
     from adpa_cli.stages import examples as ex
 
     folder = job.one("model").path
-    encoder = ex.encoder_of(load_tokenizer(folder), spec)
-    source = job.one("data")
-    pairs = ex.pairs_of(source.where, "test", spec.limit, spec.skip_bad_rows).items
-    made = {
-        part: ex.pair_answers(pairs, part, encoder, spec.max_length, source.label) for part in ("chosen", "rejected")
-    }
+    made = {part: ex.answers_for(spec, job.one("data"), "test", part, folder) for part in ("chosen", "rejected")}
     both = zip(made["chosen"], made["rejected"], strict=True)
     examples = [
         Example(good.key.example_id, {"chosen": good.sequence(), "rejected": bad.sequence()}) for good, bad in both

@@ -1,4 +1,4 @@
-"""From data sets and rollouts to token ids, the same for every stage, so that teacher and student see the same tokens."""
+"""From data sets and rollouts to token ids, the same for every stage: teacher and student see the same tokens."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from adpa_cli.data.preferences import Dialogue, Loaded, Message, Pair, load_dial
 from adpa_cli.engine.schedule import Example, TokenSequence
 from adpa_cli.errors import DataError
 from adpa_cli.signal import AnswerKey, token_hash
+from adpa_cli.stages.job import Located
 from adpa_cli.stages.names import open_sources
 
 ROWS = "rows-00000.parquet"
@@ -88,6 +89,33 @@ def pair_answers(items: Sequence[Pair], part: str, encoder: Encoder, max_length:
         key = AnswerKey(item.id, part, token_hash(fitted.prompt, fitted.answer))
         found.append(Answer(key, fitted.prompt, fitted.answer))
     return found
+
+
+@functools.lru_cache(maxsize=4)
+def answers_of(
+    where: tuple[str, ...],
+    split: str,
+    limit: int | None,
+    skip_bad_rows: bool,
+    part: str,
+    folder: Path,
+    template: tuple[str, str],
+    max_length: int,
+    name: str,
+) -> list[Answer]:
+    """The chosen or rejected answers of a data set under the tokenizer in `folder`, tokenised once per process."""
+    from adpa_cli.engine.models import load_tokenizer
+
+    encoder = Encoder(load_tokenizer(folder), Template(*template))
+    return pair_answers(pairs_of(where, split, limit, skip_bad_rows).items, part, encoder, max_length, name)
+
+
+def answers_for(spec: Any, source: Located, split: str, part: str, folder: Path) -> list[Answer]:
+    """`answers_of` for a stage's spec and data input."""
+    template = (spec.template, spec.end)
+    return answers_of(
+        source.where, split, spec.limit, spec.skip_bad_rows, part, folder, template, spec.max_length, source.label
+    )
 
 
 def rollout_answers(rollouts: Sequence[Rollout]) -> list[Answer]:

@@ -73,7 +73,7 @@ def _build(node: Node, store: Store, runtime: Runtime, command: str, show: Show)
     ) as work:
         if work.hit is not None:
             return work.hit, False
-        job = Job(node.stage, node.label, node.recipe.spec, _located(node, store), str(work.dir), runtime)
+        job = Job(node.stage, node.label, node.recipe.spec, _located(node, store), str(work.dir), runtime, node.hints)
 
         def progress(step: int, of: int, numbers: Mapping[str, float]) -> None:
             work.progress = {"step": step, "of": of}

@@ -62,6 +62,8 @@ class Node:
     inputs: Mapping[str, Input | tuple[Input, ...]]
     role: str
     what: str
+    hints: Mapping[str, Any] = field(default_factory=dict)
+    """What helps to judge the result; never hashed."""
 
     @cached_property
     def recipe(self) -> Recipe:

@@ -42,6 +42,8 @@ class Job:
     inputs: Mapping[str, tuple[Located, ...]]
     work: str
     runtime: Runtime = Runtime()
+    hints: Mapping[str, Any] = field(default_factory=dict)
+    """What helps to judge the result; never hashed."""
 
     @property
     def folder(self) -> Path:

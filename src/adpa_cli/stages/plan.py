@@ -87,8 +87,10 @@ class Planner:
         template: Template,
     ) -> Node:
         """Top-k teacher signal on the answers of `data` or of `rollouts`."""
-        fixed = {"parts": tuple(parts), "template": template[0], "end": template[1]}
+        fixed: dict[str, Any] = {"parts": tuple(parts), "template": template[0], "end": template[1]}
         user = self.user("cache-teacher")
+        if reference is None:
+            fixed["pair_precision"] = None
         spec = plain_spec(CaptureSpec, "cache-teacher", family, ("cache-teacher",), user, fixed)
         inputs: dict[str, Input | tuple[Input, ...]] = {"aligned": aligned, **answers}
         if reference is not None:
@@ -108,7 +110,9 @@ class Planner:
         """An answer of `model` to every prompt of one side of the data."""
         keys = ("rollout",) if split == "train" else ("rollout", "eval.rollout")
         # The answers that are judged are drawn the same way for every model and seed of training.
-        user = self.user("rollout", seeded=split == "train") if split == "train" else {}
+        user = self.user("rollout", seeded=True) if split == "train" else {}
+        if "eval" in self.own and self.given.limit is not None:
+            user["limit"] = self.given.limit
         fixed = {"template": template[0], "end": template[1], "split": split}
         spec = plain_spec(RolloutSpec, "rollout", family, keys, user, fixed)
         how = f"temperature {spec.temperature:g}" if spec.temperature else "greedy"
@@ -133,7 +137,8 @@ class Planner:
             inputs["cache"] = tuple(caches)
         if rollouts is not None:
             inputs["rollouts"] = rollouts
-        return Node("distill", spec, inputs, f"distill {method}", f"{method_words(spec)} from {start.label}")
+        what = f"{method_words(spec)} from {start.label}"
+        return Node("distill", spec, inputs, f"distill {method}", what, {"gamma_rms": family.gamma_rms})
 
     # Models by the role that an option asks for.
 

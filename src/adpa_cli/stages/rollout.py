@@ -30,10 +30,11 @@ def compute(job: Job, monitor: Monitor, rank: int = 0, processes: int = 1) -> No
         made = generate_block(
             model, prompts, ids, encoder.end_id, encoder.end_id if pad_id is None else pad_id, sampling, spec.max_length
         )
-        write_json(_path(job, block.index), [
-            {"id": row, "prompt_ids": list(prompt), "answer_ids": answer.ids, "cut": answer.cut, "text": encoder.decode(answer.ids)}
-            for row, prompt, answer in zip(ids, prompts, made, strict=True)
-        ])  # fmt: skip
+        rows = [
+            {"id": row, "prompt_ids": list(prompt), "answer_ids": a.ids, "cut": a.cut, "text": encoder.decode(a.ids)}
+            for row, prompt, a in zip(ids, prompts, made, strict=True)
+        ]
+        write_json(_path(job, block.index), rows)
         tokens = sum(len(answer.ids) for answer in made) / len(made)
         monitor.progress(done + n, done + len(mine), {"tokens/answer": tokens})
         if n < len(mine):

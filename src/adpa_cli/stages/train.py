@@ -16,6 +16,7 @@ from adpa_cli.spec import TrainSpec, make
 from adpa_cli.stages.job import Job, Monitor, write_json
 
 RESULT = "_result.json"
+SCALE_APART = 3.0  # γ × RMS(A) outside this factor of the tuned one is worth a warning
 
 
 def compute(job: Job, monitor: Monitor, rank: int = 0, processes: int = 1) -> None:
@@ -53,8 +54,28 @@ def compute(job: Job, monitor: Monitor, rank: int = 0, processes: int = 1) -> No
 
 
 def finish(job: Job) -> dict[str, Any]:
-    """The metrics of a finished training."""
+    """The metrics of a finished training; with an advantage, γ times its RMS, which is what may be compared."""
     found: dict[str, Any] = json.loads((job.folder / RESULT).read_text())
+    gamma = job.spec["params"].get("gamma")
+    sizes = [rms for cache in job.inputs.get("cache", ()) if (rms := _rms_advantage(cache.path)) is not None]
+    if gamma is None or not sizes:
+        return found
+    product = found["gamma_rms"] = gamma * sizes[0]
+    usual = job.hints.get("gamma_rms")
+    beside = f" (the family's: {usual:.3g})" if usual else ""
+    found["say"] = [f"γ × RMS of the advantage {product:.3g} nat{beside}"]
+    if usual and not usual / SCALE_APART <= product <= usual * SCALE_APART:
+        found["watch"] = [
+            f"γ × RMS of the advantage is {product:.3g} where the family's γ was tuned at {usual:.3g}: "
+            f"γ does not carry over between teachers; try --set gamma={usual / sizes[0]:.2g}"
+        ]
+    return found
+
+
+def _rms_advantage(folder: Path) -> float | None:
+    """The size of the advantage that a signal artifact recorded; None for the signal of one teacher."""
+    manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    found: float | None = manifest["metrics"].get("rms_advantage")
     return found
 
 
@@ -80,7 +101,7 @@ def _gather(job: Job, spec: TrainSpec, method: Method, params: Any, encoder: Any
     answers: dict[str, dict[str, Any]] = {}
     for need in needs:
         if need.part != "rollout":
-            made = ex.pair_answers(pairs.items, need.part, encoder, spec.max_length, source.label)
+            made = ex.answers_for(spec, source, "train", need.part, job.one("model").path)
             answers[need.part] = {answer.key.example_id: answer for answer in made}
         else:
             rows = {a.key.example_id: a for a in ex.rollout_answers(ex.read_rollouts(job.one("rollouts").path))}
