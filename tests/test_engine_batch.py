@@ -73,9 +73,9 @@ def test_rows_of_one_token_fill_a_batch() -> None:
     assert view.logps.shape == (2, 1)
     assert view.topk_logps.shape == (2, 1, K)
     for i, example in enumerate(short):
-        full = answer_logps(tiny_llama(0), example.parts["rollout"])
-        torch.testing.assert_close(view.topk_logps[i], full.gather(1, torch.from_numpy(
-            signal_rows(tiny_llama(1), tiny_llama(2), example.parts["rollout"]).ids.astype(np.int64))), **CLOSE)  # fmt: skip
+        part = example.parts["rollout"]
+        ids = torch.from_numpy(signal_rows(tiny_llama(1), tiny_llama(2), part).ids.astype(np.int64))
+        torch.testing.assert_close(view.topk_logps[i], answer_logps(tiny_llama(0), part).gather(1, ids), **CLOSE)
 
 
 def test_start_log_probs_stay_with_their_tokens() -> None:
