@@ -78,7 +78,7 @@ class RolloutSpec:
     seed: int = 0
     dtype: Dtype = "bfloat16"
     engine: Literal["transformers"] = "transformers"
-    block_tokens: int = 16384
+    block_tokens: int = 65536
     limit: int | None = None
     skip_bad_rows: bool = field(default=False, metadata={"neutral": False})
 

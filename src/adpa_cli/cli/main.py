@@ -9,8 +9,8 @@ import errno
 import sys
 from typing import Annotated, Any
 
-import click
 import typer
+from typer.exceptions import TyperException
 
 from adpa_cli import __version__
 from adpa_cli.cli.cache_teacher import cache_teacher
@@ -76,11 +76,11 @@ def main(argv: list[str] | None = None) -> int:
         result = app(take_globals(words), standalone_mode=False, prog_name="adpa")
     except AdpaError as error:
         return fail(error)
-    except click.exceptions.Exit as exit_:
+    except typer.Exit as exit_:
         return int(exit_.exit_code)
-    except click.exceptions.Abort:
+    except typer.Abort:
         return 130
-    except click.ClickException as error:
+    except TyperException as error:
         return fail(_usage(error))
     except KeyboardInterrupt:
         return 130
@@ -95,13 +95,13 @@ def main(argv: list[str] | None = None) -> int:
     return result if isinstance(result, int) else 0
 
 
-def _usage(error: click.ClickException) -> UsageError:
-    """A click error in our form; `--gamma 3` is answered with how parameters are set."""
+def _usage(error: TyperException) -> UsageError:
+    """An error of the command line's parser in our form; `--gamma 3` is answered with how parameters are set."""
     ctx = getattr(error, "ctx", None)
     command = ctx.command_path if ctx is not None else "adpa"
     hint = f"{command} --help"
     name = getattr(error, "option_name", None)
-    if isinstance(error, click.NoSuchOption) and name:
+    if name and not isinstance(error, typer.BadParameter):
         from adpa_cli import methods as every
         from adpa_cli.stages.settings import settable
 
@@ -109,9 +109,9 @@ def _usage(error: click.ClickException) -> UsageError:
         known = {key for method in every.names() for key in settable("distill", method)}
         if key in known:
             hint = f"did you mean --set {key}=…?"
-        elif error.possibilities:
-            hint = f"did you mean {' or '.join(error.possibilities)}?"
-    return UsageError(error.format_message(), hint)
+        elif close := getattr(error, "possibilities", None):
+            hint = f"did you mean {' or '.join(close)}?"
+    return UsageError(str(getattr(error, "format_message", error.__str__)()), hint)
 
 
 def run() -> None:
