@@ -35,7 +35,6 @@ EPILOG = (
 )
 app = typer.Typer(
     name="adpa",
-    no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog=EPILOG,
@@ -73,7 +72,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run one command line; returns the exit code. Bugs show their traceback, everything else a message."""
     words = list(sys.argv[1:] if argv is None else argv)
     try:
-        result = app(take_globals(words), standalone_mode=False, prog_name="adpa")
+        result = app(take_globals(words) or ["--help"], standalone_mode=False, prog_name="adpa")
     except AdpaError as error:
         return fail(error)
     except typer.Exit as exit_:
