@@ -131,9 +131,11 @@ def trl_trainer(folder, beta):
         args=DPOConfig(
             output_dir=str(folder), beta=beta, use_cpu=True, bf16=False, report_to=[], per_device_train_batch_size=2
         ),
-        train_dataset=Dataset.from_list([
-            {"prompt": "a b", "chosen": " c d e", "rejected": " f"},
-            {"prompt": "b", "chosen": " g", "rejected": " h a b c"},
-        ]),
+        train_dataset=Dataset.from_list(
+            [
+                {"prompt": "a b", "chosen": " c d e", "rejected": " f"},
+                {"prompt": "b", "chosen": " g", "rejected": " h a b c"},
+            ]
+        ),
         processing_class=PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>", eos_token="<eos>"),
     )

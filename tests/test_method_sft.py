@@ -21,9 +21,7 @@ def test_two_tokens_by_hand():
     x = dataclasses.replace(x, logits=logits, labels=labels, mask=mask, end=torch.tensor([[False, True, False]]))
     loss, grads = value_and_gradients(SFT, SFT.params(), {"chosen": x})
     assert loss.item() == pytest.approx((math.log(2) + math.log(3)) / 2)
-    assert grads["chosen"][0].flatten().tolist() == pytest.approx(
-        [-1 / 4, 1 / 8, 1 / 8, 1 / 6, -1 / 3, 1 / 6, 0, 0, 0]
-    )
+    assert grads["chosen"][0].flatten().tolist() == pytest.approx([-1 / 4, 1 / 8, 1 / 8, 1 / 6, -1 / 3, 1 / 6, 0, 0, 0])
 
 
 @pytest.mark.parametrize(("rows", "reduction"), [(1, "seqmean"), (4, "tokmean")])

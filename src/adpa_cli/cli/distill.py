@@ -67,7 +67,8 @@ def distill(
     })  # fmt: skip
     asked = Distill(
         method=chosen, student=one("--student", read["--student"]), teacher=at_most_one("--teacher", read["--teacher"]),
-        reference=at_most_one("--reference", read["--reference"]), data=tuple(data or ()), sft_data=tuple(sft_data or ()),
-        rollouts=tuple(read["--rollouts"]), cache=tuple(read["--cache"]), evaluate=not no_eval,
+        reference=at_most_one("--reference", read["--reference"]), data=tuple(data or ()),
+        sft_data=tuple(sft_data or ()), rollouts=tuple(read["--rollouts"]), cache=tuple(read["--cache"]),
+        evaluate=not no_eval,
     )  # fmt: skip
     make(options, lambda names, given: plan_distill(names, given, asked))

@@ -128,8 +128,13 @@ class Method:
 
 
 def param(
-    default: Any, doc: str, *, low: float | None = None, high: float | None = None,
-    choices: tuple[Any, ...] = (), origin: Literal["paper", "release", "ours"] = "ours",
+    default: Any,
+    doc: str,
+    *,
+    low: float | None = None,
+    high: float | None = None,
+    choices: tuple[Any, ...] = (),
+    origin: Literal["paper", "release", "ours"] = "ours",
 ) -> Any:
     """A documented field of a method's `Params`; `low`/`high` inclusive, `origin` where the default comes from."""
     meta = {"doc": doc, "low": low, "high": high, "choices": choices, "origin": origin}

@@ -34,12 +34,16 @@ class Params:
 
     gamma: float = param(1.5, "weight of the expected advantage", low=0.0, high=1000.0, origin="paper")
     missing_reference: MissingReference = param(
-        "kth", "log-prob of a token outside the reference's top k: its k-th, the aligned list's last, or the true one",
-        choices=get_args(MissingReference), origin="paper",
+        "kth",
+        "log-prob of a token outside the reference's top k: its k-th, the aligned list's last, or the true one",
+        choices=get_args(MissingReference),
+        origin="paper",
     )
     student_tail: StudentTail = param(
-        "zero", "advantage of what is outside the aligned top k: none, the two masses' log-ratio, or the row's least",
-        choices=get_args(StudentTail), origin="paper",
+        "zero",
+        "advantage of what is outside the aligned top k: none, the two masses' log-ratio, or the row's least",
+        choices=get_args(StudentTail),
+        origin="paper",
     )
     clamp: str = param("none", "bounds of the advantage: none, release (1e-8 to 1-1e-8), or low,high", origin="paper")
     kd_on_eos: bool = param(True, "use the advantage at the end token too", origin="paper")

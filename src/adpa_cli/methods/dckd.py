@@ -28,7 +28,9 @@ class Params:
     alpha: float = param(0.2, "weight of each divergence", low=0.0, high=1000.0, origin="paper")
     dispreferred: bool = param(True, "also distil on rejected answers", origin="paper")
     tail: Tail = param(
-        "bucket", "what is outside the teacher's top k: one class, or renormalised away", choices=get_args(Tail),
+        "bucket",
+        "what is outside the teacher's top k: one class, or renormalised away",
+        choices=get_args(Tail),
         origin="release",
     )
     kd_on_eos: bool = param(True, "distil at the end token too")

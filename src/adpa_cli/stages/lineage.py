@@ -78,7 +78,7 @@ def same_template(wanted: tuple[str, str], model: Input, role: str) -> None:
     if isinstance(model, External) or own is None or own == wanted:
         return
     raise UsageError(
-        f"the {role} {model.label} was trained with another chat template (ends turns with {own[1]}) than the teacher's "
-        f"(ends turns with {wanted[1]})",
+        f"the {role} {model.label} was trained with another chat template (ends turns with {own[1]}) than "
+        f"the teacher's (ends turns with {wanted[1]})",
         "give the base model's alias to --student: it is then fine-tuned with the teacher's template",
     )

@@ -41,8 +41,13 @@ def renormalised_kl(teacher_logps: Tensor, student_logps: Tensor) -> Tensor:
 
 
 def advantage(
-    logps: Tensor, difference: Tensor, reference_kth: Tensor, in_reference: Tensor, *,
-    missing_reference: Missing = "kth", clamp: tuple[float, float] | None = None,
+    logps: Tensor,
+    difference: Tensor,
+    reference_kth: Tensor,
+    in_reference: Tensor,
+    *,
+    missing_reference: Missing = "kth",
+    clamp: tuple[float, float] | None = None,
 ) -> Tensor:
     """A = log p_aligned - log p_reference at the aligned ids, [...,K]; Eq. 10 and section 4.1 of Gao et al. 2025.
 
@@ -72,8 +77,12 @@ def rest_advantage(aligned_rest: Tensor, reference_rest: Tensor, clamp: tuple[fl
 
 
 def expected_advantage(
-    student_logps: Tensor, values: Tensor, *, student_tail: StudentTail = "zero",
-    student_rest: Tensor | None = None, rest_values: Tensor | None = None,
+    student_logps: Tensor,
+    values: Tensor,
+    *,
+    student_tail: StudentTail = "zero",
+    student_rest: Tensor | None = None,
+    rest_values: Tensor | None = None,
 ) -> Tensor:
     """Sum over the ids of p_student * A, [...]; the inner sum of Eq. 10.
 

@@ -37,8 +37,14 @@ class Selected:
 
 
 def selected_logps(
-    hidden: Tensor, weight: Tensor, ids: Tensor, bias: Tensor | None = None, *,
-    stats: bool = False, budget: int = KEEP_BYTES, tile: tuple[int, int] | None = None,
+    hidden: Tensor,
+    weight: Tensor,
+    ids: Tensor,
+    bias: Tensor | None = None,
+    *,
+    stats: bool = False,
+    budget: int = KEEP_BYTES,
+    tile: tuple[int, int] | None = None,
 ) -> Selected:
     """Full-softmax log-probs at `ids` and the log of the mass outside the *set* of those ids, with exact gradients.
 
@@ -118,8 +124,15 @@ class _SelectedLogps(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, ids: Tensor,
-        dtype: torch.dtype, shape: tuple[int, int], keep: bool, stats: bool,
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        ids: Tensor,
+        dtype: torch.dtype,
+        shape: tuple[int, int],
+        keep: bool,
+        stats: bool,
     ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
         chosen = hidden.new_zeros(ids.shape, dtype=torch.promote_types(dtype, torch.float32))
         outside = chosen.new_full(ids.shape[:1], NEVER)

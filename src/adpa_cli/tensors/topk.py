@@ -23,7 +23,12 @@ class TopK:
 
 @torch.no_grad()
 def head_topk(
-    hidden: Tensor, weight: Tensor, k: int, bias: Tensor | None = None, *, tile: tuple[int, int] | None = None,
+    hidden: Tensor,
+    weight: Tensor,
+    k: int,
+    bias: Tensor | None = None,
+    *,
+    tile: tuple[int, int] | None = None,
 ) -> TopK:
     """Top k of softmax(hidden @ weight.T + bias) in nats; k is cut to V, equal logits go to the lower id.
 
@@ -44,8 +49,12 @@ def head_topk(
                 best = keys.topk(min(k, keys.shape[1]), dim=1).values
             parts.append((_logits(best) - lse[:, None], LOW_BITS - (best & LOW_BITS), lse))
     if not parts:
-        return TopK(*(hidden.new_empty(shape, dtype=kind) for shape, kind in (
-            ((0, k), torch.float32), ((0, k), torch.int64), ((0,), torch.float32))))
+        return TopK(
+            *(
+                hidden.new_empty(shape, dtype=kind)
+                for shape, kind in (((0, k), torch.float32), ((0, k), torch.int64), ((0,), torch.float32))
+            )
+        )
     return TopK(*(torch.cat(columns) for columns in zip(*parts, strict=True)))
 
 
