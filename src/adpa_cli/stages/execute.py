@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import platform
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -24,6 +25,7 @@ MODULES = {
     "rollout": "rollout", "eval": "evaluate",
 }  # fmt: skip
 LIBRARIES = ("adpa-cli", "torch", "transformers", "accelerate", "numpy", "tokenizers", "zstandard", "pyarrow")
+SAVE_SECONDS = 5.0  # how old the progress may be that a killed stage leaves behind for `adpa show`
 
 
 @dataclass(frozen=True)
@@ -75,8 +77,14 @@ def _build(node: Node, store: Store, runtime: Runtime, command: str, show: Show)
             return work.hit, False
         job = Job(node.stage, node.label, node.recipe.spec, _located(node, store), str(work.dir), runtime, node.hints)
 
+        saved = float("-inf")
+
         def progress(step: int, of: int, numbers: Mapping[str, float]) -> None:
+            nonlocal saved
             work.progress = {"step": step, "of": of}
+            if time.monotonic() - saved >= SAVE_SECONDS:
+                saved = time.monotonic()
+                work.save_state(work.progress)
             show.progress(step, of, numbers)
 
         monitor = Monitor(progress, show.note, show.stop)
