@@ -45,7 +45,7 @@ def _actions(nodes: Sequence[Node], store: Store) -> Iterator[Callable[[], Seque
             key = (data.where, kind, split, node.spec.limit, node.spec.skip_bad_rows)
             if key not in seen:
                 seen.add(key)
-                yield lambda key=key: _data(*key)  # type: ignore[misc]
+                yield lambda name=data.label, key=key: _data(name, *key)  # type: ignore[misc]
         models = [(role, item) for role, item in node.flat_inputs() if role in ("model", "aligned", "reference")]
         folders = [(role, folder_of(item, store)) for role, item in models]
         for _, folder in folders:
@@ -85,11 +85,16 @@ def _teachers_behind(node: Node, store: Store) -> list[Path]:
     return found
 
 
-def _data(where: tuple[str, ...], kind: str, split: str, limit: int | None, skip_bad_rows: bool) -> Sequence[str]:
+def _data(
+    name: str, where: tuple[str, ...], kind: str, split: str, limit: int | None, skip_bad_rows: bool
+) -> Sequence[str]:
+    """Read one side of a data set whole; how much of it is used, and what was said while reading."""
     from adpa_cli.stages import examples
 
     read = examples.dialogues_of if kind == "dialogues" else examples.pairs_of
-    return [f"data {split}: {note}" for note in read(where, split, limit, skip_bad_rows).notes]
+    found = read(where, split, limit, skip_bad_rows)
+    used = f"{len(found.items):,} {kind}" + (f" (limit {limit:,})" if limit == len(found.items) else "")
+    return [" · ".join([f"data {name}, {split}: {used}", *found.notes])]
 
 
 def _vocabularies(teacher: Path, student: Path) -> Sequence[str]:

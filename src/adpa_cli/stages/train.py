@@ -110,12 +110,11 @@ def _gather(job: Job, spec: TrainSpec, method: Method, params: Any, encoder: Any
     notes = list(pairs.notes)
     if len(kept) < len(pairs.items):
         notes.append(f"{len(pairs.items) - len(kept)} of {len(pairs.items)} pairs have no rollout and are left out")
+        monitor.note(notes[-1])
     if not kept:
         raise DataError(
             f"no pair of {source.label} has a rollout in {job.one('rollouts').label}", "adpa rollout --data …"
         )
-    for note in notes:
-        monitor.note(note)
     made_examples = [Example(p.id, {need.part: answers[need.part][p.id].sequence() for need in needs}) for p in kept]
     keys: dict[tuple[str, str], AnswerKey] = {
         (p.id, need.part): answers[need.part][p.id].key for p in kept for need in needs if need.signal
