@@ -139,7 +139,7 @@ def _signal_of(stopped: Stopped) -> str:
 
 
 def _what(node: Node) -> str:
-    return f"{node.role}: {node.what}" if node.stage == "sft" else node.what
+    return f"{node.role}: {node.what}" if node.stage == "sft" and node.role != "sft" else node.what
 
 
 def _located(node: Node, store: Store) -> dict[str, tuple[Located, ...]]:

@@ -36,7 +36,8 @@ def plan_sft(names: Names, given: Given, model: str, data: Sequence[str]) -> Pla
         else (f"{base.label} has no chat template; the default one (zephyr) is set and saved",)
     )
     texts = data or ((family.sft_data,) if family.alias else (GENERIC.sft_data,))
-    role = "reference teacher" if side == "teacher" else "student"
+    # Nothing tells which side of a pair a folder or hub model is going to be.
+    role = ("reference teacher" if side == "teacher" else "student") if isinstance(found, Alias) else "sft"
     return Plan((planner.sft(base, names.data(texts), family, side, template, role),), template, notes=notes)
 
 
