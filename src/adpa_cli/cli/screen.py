@@ -84,7 +84,7 @@ class Screen:
         now = time.monotonic()
         shown = "  ".join(f"{name} {value:.4g}" for name, value in _told(numbers))
         left = (now - self._started) / share * (1 - share) if share else 0.0
-        words = f"{self._head}  {step}/{of}  {text.human_time(left)} left  {shown}"
+        words = f"{self._head}  {step}/{of}  {text.human_time(left)} left  {shown}".rstrip()
         if self.live:
             filled = round(20 * share)
             self._draw(f"{'█' * filled}{'░' * (20 - filled)} {words}")
@@ -123,4 +123,6 @@ class Screen:
 
 
 def _told(numbers: Mapping[str, float]) -> Sequence[tuple[str, Any]]:
-    return [(name, value) for name, value in numbers.items() if name != "grad_norm"][:3]
+    """The loss and the first other numbers."""
+    told = [(name, value) for name, value in numbers.items() if name != "grad_norm"]
+    return sorted(told, key=lambda number: number[0] != "loss")[:3]
