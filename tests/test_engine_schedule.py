@@ -41,6 +41,10 @@ def test_every_row_occurs_once_in_every_epoch(batch_size: int) -> None:
     assert epochs[0] != epochs[1] != epochs[2]
 
 
+def test_a_share_of_an_epoch_that_is_no_row_is_one_row() -> None:
+    assert [len(step) for step in run_rows(20, 0.01, 4)] == [1]
+
+
 def test_half_an_epoch_meets_half_the_rows_once() -> None:
     flat = [row for step in run_rows(10, 1.5, 4) for row in step]
     assert Counter(Counter(flat).values()) == {1: 5, 2: 5}

@@ -43,14 +43,18 @@ class Example:
 
 
 def whole_steps(rows: int, epochs: float, batch_size: int, max_steps: int | None = None) -> int:
-    """Optimizer steps of a run; the last one may be short."""
-    steps = math.ceil(round(rows * epochs) / batch_size)
+    """Optimizer steps of a run, at least one; the last one may be short."""
+    steps = math.ceil(_rows_met(rows, epochs) / batch_size)
     return min(steps, max_steps) if max_steps else steps
+
+
+def _rows_met(rows: int, epochs: float) -> int:
+    return max(1, round(rows * epochs))
 
 
 def step_rows(rows: int, epochs: float, batch_size: int, seed: int, step: int) -> list[int]:
     """Row numbers of one optimizer step: a slice of the epochs' permutations laid end to end."""
-    start, stop = step * batch_size, min((step + 1) * batch_size, round(rows * epochs))
+    start, stop = step * batch_size, min((step + 1) * batch_size, _rows_met(rows, epochs))
     picked: list[int] = []
     for epoch in range(start // rows, (stop - 1) // rows + 1):
         order = np.random.Generator(np.random.PCG64([seed, epoch])).permutation(rows)
