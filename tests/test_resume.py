@@ -24,7 +24,7 @@ from adpa_cli.store.store import Store
 
 SMALL = [
     "--method", "adpa", "--student", "tiny", "--limit", "48", "--epochs", "4", "--set", "batch_size=4",
-    "--set", "sft.limit=64", "--set", "sft.batch_size=4", "--set", "sft.epochs=4",
+    "--set", "sft.limit=40", "--set", "sft.batch_size=4", "--set", "sft.epochs=4",
     "--set", "dpo-teacher.limit=32", "--set", "dpo-teacher.batch_size=4",
     "--set", "rollout.max_new_tokens=16", "--set", "rollout.block_tokens=250", "--set", "cache-teacher.block_tokens=64",
     "--set", "eval.bootstrap=150000",
