@@ -195,3 +195,6 @@ def test_a_setting_is_the_same_by_its_bare_and_by_its_full_name(adpa: Shell, tmp
     )
     assert bare == full != default == said
     adpa(*command, "sft.dtipe=float32", exit_code=2)
+    assert "sft.dtipe" in adpa.stderr
+    adpa(*command, "rollout.dtipe=float32", exit_code=2)
+    assert "rollout.dtipe" in adpa.stderr, "a slip in another stage's setting shows in the first command"

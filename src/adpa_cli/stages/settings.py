@@ -64,7 +64,11 @@ def _defaults(cls: Any) -> dict[str, Any]:
 
 
 def check_own(given: Given, stages: Sequence[tuple[str, str]]) -> None:
-    """Every bare key must be known to one of the command's own (stage, method); UsageError listing all otherwise."""
+    """Every bare key must be known to one of the command's own (stage, method); UsageError listing all otherwise.
+
+    Keys with a stage are checked too where the command does not build that stage: a pipeline gives one set of options
+    to all its commands, and a slip must show in the first.
+    """
     known: dict[str, Any] = {}
     for stage, method in stages:
         known.update(settable(stage, method))
@@ -76,16 +80,18 @@ def check_own(given: Given, stages: Sequence[tuple[str, str]]) -> None:
             guess += f"of another stage: --set {elsewhere[0]}.{key}=…; " if elsewhere else ""
             listed = ", ".join(f"{name}={value}" for name, value in known.items())
             raise UsageError(f"--set {key}: no such setting here", f"{guess}settings: {listed}")
+    for stage, named in given.by_stage.items():
+        known = {key: value for method in _methods_of(stage) for key, value in settable(stage, method).items()}
+        for key in named:
+            if key not in known:
+                listed = ", ".join(f"{name}={value}" for name, value in known.items())
+                raise UsageError(f"--set {stage}.{key}: no such setting", f"settings: {listed}")
 
 
 def user_settings(given: Given, stage: str, method: str, own: bool, seeded: bool) -> dict[str, Any]:
     """What the user said about one stage; `own` when the command is about it, `seeded` when `--seed` moves it."""
     known = settable(stage, method)
     named = given.by_stage.get(stage, {})
-    for key in named:
-        if key not in known and not _known_to_sibling(stage, key):
-            listed = ", ".join(f"{name}={value}" for name, value in known.items())
-            raise UsageError(f"--set {stage}.{key}: no such setting", f"settings: {listed}")
     values: dict[str, Any] = {}
     if given.skip_bad_rows:
         values["skip_bad_rows"] = True
@@ -95,8 +101,9 @@ def user_settings(given: Given, stage: str, method: str, own: bool, seeded: bool
     return {**values, **{k: v for k, v in {**(given.own if own else {}), **named}.items() if k in known}}
 
 
-def _known_to_sibling(stage: str, key: str) -> bool:
-    return stage == "distill" and any(key in settable(stage, name) for name in methods.names())
+def _methods_of(stage: str) -> tuple[str, ...]:
+    """The methods that a stage may train with; "" for a stage that trains nothing."""
+    return {"sft": ("sft",), "dpo-teacher": ("dpo",), "distill": tuple(methods.names())}.get(stage, ("",))
 
 
 def train_spec(
