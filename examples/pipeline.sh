@@ -2,7 +2,7 @@
 # The whole of ADPA+ by hand: every stage prints the id of what it made, and the next one is given that id.
 #
 #   examples/pipeline.sh DATA TEACHER STUDENT [OPTION…]
-#   examples/pipeline.sh pairs.jsonl ./models/teacher ./models/student --max-steps 4 --limit 64 --set max_length=512
+#   examples/pipeline.sh pairs.jsonl ./models/teacher ./models/student --max-steps 4 --batch-size 8 --set max_length=512
 #
 # DATA is preference data. TEACHER and STUDENT are base models with one vocabulary: folders (./NAME) or hub ids.
 # Options of training reach the training stages, all others every stage: so --set takes a key that all of them have
