@@ -66,14 +66,14 @@ DATA_ALIASES = {
 
 TINY: Settings = {
     "sft": {"max_length": 128},
-    "sft.student": {"lr": 1e-3, "epochs": 2, "batch_size": 32},
-    "sft.teacher": {"lr": 1e-3, "epochs": 2, "batch_size": 32},
+    "sft.student": {"lr": 2e-3, "epochs": 2, "batch_size": 32},
+    "sft.teacher": {"lr": 1e-3, "epochs": 1.2, "batch_size": 32},
     "dpo-teacher": {"lr": 2e-5, "epochs": 2, "batch_size": 32, "beta": 0.1, "max_length": 128},
     "cache-teacher": {"max_length": 128},
-    "rollout": {"temperature": 0.7, "max_new_tokens": 48, "max_length": 128},
+    "rollout": {"temperature": 0.7, "max_new_tokens": 64, "max_length": 128},
     "distill": {"lr": 1e-3, "epochs": 2, "batch_size": 32, "max_length": 128},
     "distill.dckd": {"alpha": 1.0},
-    "distill.adpa": {"gamma": 2.0},
+    "distill.adpa": {"gamma": 1.0, "lr": 2e-3, "epochs": 4},
     "distill.dpo": {"lr": 3e-4, "beta": 0.5},
     "eval": {"max_length": 128},
 }
@@ -81,7 +81,7 @@ TINY: Settings = {
 FAMILIES: tuple[Family, ...] = (
     Family(
         "tiny", "tiny-teacher", "builtin:student", "builtin:teacher", "tiny",
-        sft_data="tiny-sft", data="tiny-pairs", suite="tiny", dtype="float32", settings=TINY,
+        sft_data="tiny-sft", data="tiny-pairs", suite="tiny", dtype="float32", settings=TINY, gamma_rms=0.57,
     ),
     Family("llama-3.2-1b", "llama-3.1-8b", "meta-llama/Llama-3.2-1B", "meta-llama/Llama-3.1-8B", "llama-3"),
     Family("danube3-500m", "mistral-7b", "h2oai/h2o-danube3-500m-base", "mistralai/Mistral-7B-v0.1", "zephyr"),
