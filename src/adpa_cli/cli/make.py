@@ -9,12 +9,12 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from adpa_cli.cli.results import results
 from adpa_cli.cli.screen import Screen, plan_text, plan_tsv
 from adpa_cli.cli.stopping import stoppable
 from adpa_cli.cli.streams import GLOBALS, Output, ids_only
 from adpa_cli.errors import UsageError
 from adpa_cli.families import aliases, ready_pairs
-from adpa_cli.report.results import results
 from adpa_cli.report.text import human_age
 from adpa_cli.spec import Runtime
 from adpa_cli.stages.execute import Show, execute
@@ -70,6 +70,8 @@ class Options:
     def runtime(self) -> Runtime:
         """How to run."""
         defaults = Runtime()
+        if self.tokens_per_device is not None and self.tokens_per_device < 1:
+            raise UsageError(f"--tokens-per-device {self.tokens_per_device}", "give 1 or more; a longer row goes alone")
         return Runtime(
             processes=processes(self.gpus), tokens_per_device=self.tokens_per_device or defaults.tokens_per_device,
             wait=not self.no_wait,
