@@ -6,7 +6,7 @@
 #
 # DATA is preference data. TEACHER and STUDENT are base models with one vocabulary: folders (./NAME) or hub ids.
 # Options of training reach the training stages, all others every stage: so --set takes a key that all of them have
-# (max_length, dtype), or one with its stage (rollout.max_new_tokens=64). Repeating the command goes on where it stopped.
+# (max_length, dtype), or one with its stage (rollout.max_new_tokens=64). Repeating the command goes on.
 # The last line printed is the folder of the trained student.
 set -euo pipefail
 
