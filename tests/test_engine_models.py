@@ -54,7 +54,7 @@ def header(folder: Path) -> dict[str, Any]:
 
 
 def test_a_saved_model_loads_with_the_same_weights(folder: Path) -> None:
-    loaded, original = load(folder, "float32"), tiny_llama()
+    loaded, original = load(folder), tiny_llama()
     assert not loaded.training
     assert not any(weight.requires_grad for weight in loaded.parameters())
     for name, weight in original.state_dict().items():
@@ -62,8 +62,8 @@ def test_a_saved_model_loads_with_the_same_weights(folder: Path) -> None:
 
 
 def test_dtypes_of_inference_and_of_training(folder: Path) -> None:
-    assert {weight.dtype for weight in load(folder, "bfloat16").parameters()} == {torch.bfloat16}
-    trained = load(folder, "bfloat16", train=True)
+    assert {weight.dtype for weight in load(folder).parameters()} == {torch.float32}
+    trained = load(folder, train=True)
     assert trained.training
     assert {(weight.dtype, weight.requires_grad) for weight in trained.parameters()} == {(torch.float32, True)}
 
@@ -74,7 +74,7 @@ def test_dropout_is_off_in_training(tmp_path: Path) -> None:
         bos_token_id=2, eos_token_id=4,
     )  # fmt: skip
     save(AutoModelForCausalLM.from_config(config), tiny_tokenizer(), tmp_path, TEMPLATE, "<end>")
-    model: Any = load(tmp_path, "float32", train=True)
+    model: Any = load(tmp_path, train=True)
     assert torch.equal(model(input_ids=IDS).logits, model(input_ids=IDS).logits)
     assert (model.config.resid_pdrop, model.config.embd_pdrop, model.config.attn_pdrop) == (0, 0, 0)
 
@@ -129,7 +129,7 @@ def test_files_are_float32_with_one_metadata_key_and_equal_bytes(
     assert {entry["dtype"] for entry in tensors.values()} == {"F32"}
     assert ("lm_head.weight" in tensors) is not tied
     assert json.loads((folders[0] / "config.json").read_text())["dtype"] == "float32"
-    loaded = load(folders[0], "float32")
+    loaded = load(folders[0])
     _, head, _ = body_and_head(loaded)
     assert (head.data_ptr() == loaded.get_input_embeddings().weight.data_ptr()) is tied
 
@@ -139,7 +139,7 @@ def test_a_gathered_state_dict_is_saved_in_place_of_the_models(tmp_path: Path) -
     # As gathered from shards: tied weights are two tensors by then.
     gathered = {name: weight.clone() + 1 for name, weight in model.state_dict().items()}
     save(model, tiny_tokenizer(), tmp_path, TEMPLATE, "<end>", state=gathered)
-    loaded = load(tmp_path, "float32").state_dict()
+    loaded = load(tmp_path).state_dict()
     assert all(torch.equal(loaded[name], weight) for name, weight in gathered.items())
 
 
@@ -156,7 +156,7 @@ def test_a_weight_that_is_not_finite_is_named(folder: Path, value: float, train:
     name = "model.layers.1.mlp.up_proj.weight"
     edit_weights(folder, lambda weights: weights[name].view(-1)[5:6].fill_(value))
     with pytest.raises(AdpaError, match=name) as caught:
-        load(folder, "float32", train=train)
+        load(folder, train=train)
     assert str(folder) in caught.value.message
     assert caught.value.hint
 
@@ -164,13 +164,13 @@ def test_a_weight_that_is_not_finite_is_named(folder: Path, value: float, train:
 def test_a_missing_tensor_is_named_instead_of_drawn_at_random(folder: Path) -> None:
     edit_weights(folder, lambda weights: weights.pop("model.norm.weight"))
     with pytest.raises(AdpaError, match=r"lacks 1 .*model\.norm\.weight"):
-        load(folder, "float32")
+        load(folder)
 
 
 def test_a_tensor_of_another_shape_is_named(folder: Path) -> None:
     edit_config(folder, intermediate_size=24)
     with pytest.raises(AdpaError, match=r"model\.layers\.0\.mlp\.down_proj\.weight .* is \[16, 32\]; .*\[16, 24\]"):
-        load(folder, "float32")
+        load(folder)
 
 
 def damage_nothing_there(folder: Path) -> None:
@@ -219,7 +219,7 @@ def remote_code(folder: Path) -> None:
 def test_a_folder_that_does_not_load_is_named_with_a_hint(folder: Path, damage: Any) -> None:
     damage(folder)
     with pytest.raises(AdpaError) as caught:
-        load(folder, "float32")
+        load(folder)
     assert str(folder) in caught.value.message
     assert caught.value.hint
     assert not (folder / "ran").exists()

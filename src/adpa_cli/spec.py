@@ -55,13 +55,15 @@ class CaptureSpec:
     top_k: int = 50
     precision: float = 1 / 32
     pair_precision: float | None = 1 / 128
-    """Step of the pair's difference; None where there is no reference teacher."""
+    """Step of the pair's difference, 0 for exact; None where there is no reference teacher."""
     support: Literal["topk"] = "topk"
     dtype: Dtype = "bfloat16"
     max_length: int = 2048
     block_tokens: int = 16384
     limit: int | None = None
     skip_bad_rows: bool = field(default=False, metadata={"neutral": False})
+    student_vocab: int | None = field(default=None, metadata={"neutral": None})
+    """Ids from here on are only the teacher's: they stay out of the top k, in the rest mass."""
 
 
 @dataclass(frozen=True)
@@ -116,8 +118,13 @@ class Runtime:
 
 
 STAGE_VERSIONS = {"sft": 1, "dpo-teacher": 1, "cache-teacher": 1, "rollout": 1, "distill": 1, "eval": 1}
-POSITIVE = {"lr", "epochs", "batch_size", "max_length", "max_steps", "limit", "top_k", "pair_precision",
+POSITIVE = {"lr", "epochs", "batch_size", "max_length", "max_steps", "limit", "top_k",
             "max_new_tokens", "block_tokens", "clip", "bootstrap", "top_p"}  # fmt: skip
+RANGES: dict[str, tuple[float, float]] = {
+    "seed": (0, 2**63 - 1), "warmup_ratio": (0, 1), "weight_decay": (0, 1000), "adam_beta1": (0, 0.999999),
+    "adam_beta2": (0, 0.999999), "temperature": (0, 1000), "top_p": (0, 1), "pair_precision": (0, 16),
+    "precision": (0, 16),
+}  # fmt: skip
 
 
 def coerce(kind: Any, value: Any, name: str) -> Any:
@@ -189,9 +196,12 @@ def make(cls: type[S], values: Mapping[str, Any]) -> S:
 def _check_range(f: dataclasses.Field[Any], value: Any) -> None:
     if f.name in POSITIVE and value is not None and not value > 0:
         raise UsageError(f"{f.name}={value} makes no sense", f"{f.name} must be above 0")
-    low, high, choices = (f.metadata.get(key) for key in ("low", "high", "choices"))
+    low, high = RANGES.get(f.name, (f.metadata.get("low"), f.metadata.get("high")))
+    choices = f.metadata.get("choices")
     if isinstance(value, int | float) and ((low is not None and value < low) or (high is not None and value > high)):
         raise UsageError(f"{f.name}={value} is out of range", f"{f.name} lies between {low} and {high}")
+    if f.name in ("precision", "pair_precision") and value is not None and 0 < value < 1e-6:
+        raise UsageError(f"{f.name}={value} is out of range", f"{f.name} is 0 (exact), or lies between 1e-6 and 16")
     if choices and value not in choices:
         raise UsageError(f"{f.name}={value}", f"{f.name} is one of {', '.join(map(str, choices))}")
 

@@ -53,7 +53,7 @@ def distill(
     """
     from adpa_cli.cli.make import Options, make
     from adpa_cli.cli.streams import at_most_one, dashes, needed, one, several
-    from adpa_cli.stages.request_distill import Distill, plan_distill
+    from adpa_cli.stages.request_distill import Distill, needed_methods, plan_distill
 
     options = Options(
         sets=sets or (), lr=lr, epochs=epochs, batch_size=batch_size, max_steps=max_steps, limit=limit, seed=seed,
@@ -61,6 +61,7 @@ def distill(
         skip_bad_rows=skip_bad_rows, refresh=refresh,
     ).checked()  # fmt: skip
     chosen = needed("--method", method)
+    needed_methods(chosen)
     read = dashes({
         "--student": [needed("--student", student)], "--teacher": several(teacher), "--reference": several(reference),
         "--rollouts": rollouts or [], "--cache": cache or [],

@@ -42,12 +42,16 @@ def evaluate(
     adpa eval best --against sft/3f9c0a1b2c4d --reward-model ./rm
     """
     from adpa_cli.cli.make import Options, make
-    from adpa_cli.cli.streams import dashes
+    from adpa_cli.cli.streams import dashes, needed
     from adpa_cli.errors import UsageError
-    from adpa_cli.stages.request_distill import Evaluate, plan_eval
+    from adpa_cli.stages.request_eval import Evaluate, plan_eval
 
     if not models:
         raise UsageError("no model to measure", "adpa eval REF…")
+    named = {"--against": against, "--reward-model": reward_model, "--teacher": teacher, "--reference": reference}
+    for option, value in named.items():
+        if value is not None:
+            needed(option, value)
     read = dashes({"REF": list(models)})["REF"]
     asked = Evaluate(tuple(read), suite, against, reward_model, teacher, reference, tuple(data or ()))
     options = Options(

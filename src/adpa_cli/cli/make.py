@@ -94,24 +94,27 @@ def processes(gpus: str | None) -> int:
 def make(options: Options, planned: Callable[[Names, Given], Plan]) -> None:
     """Plan, show, build, print one id per target; the only place that does so."""
     given, runtime = options.given(), options.runtime()
-    store = Store.find(GLOBALS.store, create=True)
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
     with ids_only() as output:
         screen = Screen(GLOBALS.quiet)
-        if store.created:
-            screen.say(f"created the store {store.root}")
-        plan = planned(Names(store, options.refresh), given)
+        seen = Store.find_or_empty(GLOBALS.store)
+        plan = planned(Names(seen, options.refresh), given)
         width = shutil.get_terminal_size((120, 24)).columns
         if options.dry_run:
             terminal = os.isatty(output.descriptor)
-            output.line(plan_text(plan, store, width) if terminal else plan_tsv(plan, store).rstrip("\n"))
+            output.line(plan_text(plan, seen, width) if terminal else plan_tsv(plan, seen).rstrip("\n"))
             return
-        if any(store.get(node.label) is None for node in plan.nodes):
+        store = Store.find(GLOBALS.store, create=True)
+        if store.created:
+            screen.say(f"created the store {store.root}")
+            seen.hash_cache.save()
+            plan = planned(Names(store, options.refresh), given)  # once more, now that hub names can be pinned
+        if all(store.get(node.label) for node in plan.nodes(store)):
+            _say_found(plan, store, options.tag, screen, output)
+        else:
             screen.say(plan_text(plan, store, width))
             _execute(plan, store, runtime, options.tag, screen, output)
-        else:
-            _say_found(plan, store, options.tag, screen, output)
         if plan.evals:
             screen.say(results(store, plan.evals))
 
@@ -120,18 +123,13 @@ def _execute(plan: Plan, store: Store, runtime: Runtime, tag: str | None, screen
     targets = {target.recipe.id for target in plan.targets}
     with stoppable() as stopping:
 
-        def start(node: Node, n: int, of: int) -> None:
-            stopping.working = True
-            screen.start(node, n, of)
-
         def done(node: Node, manifest: Manifest, fresh: bool) -> None:
-            stopping.working = False
             screen.done(node, manifest, fresh)
             if node.recipe.id in targets:
                 _hand_over(manifest, store, tag, output)
 
         try:
-            show = Show(start, done, screen.progress, screen.say, lambda: stopping.asked)
+            show = Show(screen.start, done, screen.progress, screen.say, lambda: stopping.asked, stopping.is_working)
             execute(plan, store, runtime, GLOBALS.command, show)
         finally:
             screen.close()
@@ -142,9 +140,8 @@ def _say_found(plan: Plan, store: Store, tag: str | None, screen: Screen, output
         found = store.get(target.label)
         if found is not None:
             age = human_age(time.time() - found.at)
-            rest = len(plan.nodes) - 1
-            also = f", {rest} stages beneath and beside it too" if rest else ""
-            screen.say(f"found, nothing to do: {found.ref} (made {age} ago by the same spec{also})")
+            measured = f", {len(plan.evals)} evaluations reused" if plan.evals else ""
+            screen.say(f"found, nothing to do: {found.ref} (made {age} ago by the same spec{measured})")
             _hand_over(found, store, tag, output)
 
 

@@ -21,7 +21,7 @@ EVERY_SHARE = 0.05
 def plan_rows(plan: Plan, store: Store) -> list[tuple[str, ...]]:
     """(number, found|build, stage, what, id) of every stage of a plan."""
     rows: list[tuple[str, ...]] = []
-    for n, node in enumerate(plan.nodes, 1):
+    for n, node in enumerate(plan.nodes(store), 1):
         state = "found" if store.get(node.label) else "build"
         rows.append((str(n), state, node.role, node.what, node.label))
     return rows
@@ -29,7 +29,7 @@ def plan_rows(plan: Plan, store: Store) -> list[tuple[str, ...]]:
 
 def plan_text(plan: Plan, store: Store, width: int) -> str:
     """A plan for a terminal of `width` columns."""
-    free = text.human_size(shutil.disk_usage(store.root).free)
+    free = text.human_size(shutil.disk_usage(next(p for p in (store.root, *store.root.parents) if p.exists())).free)
     end = plan.template[1]
     head = f"store {store.root} · template ends {end} · disk free {free}"
     rows = plan_rows(plan, store)

@@ -19,6 +19,10 @@ class Stopping:
         self.asked: str | None = None
         self.working = False
 
+    def is_working(self, busy: bool) -> None:
+        """A stage begins or ends to compute."""
+        self.working = busy
+
     def handle(self, number: int, frame: FrameType | None) -> None:
         """Note the signal; outside of stage work stop at once."""
         name = signal.Signals(number).name

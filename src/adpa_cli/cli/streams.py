@@ -109,8 +109,18 @@ def dashes(options: dict[str, list[str]]) -> dict[str, list[str]]:
     if len(asked) > 1:
         raise UsageError("stdin can be read once, and several options ask for it", "name the others by id")
     for name, i in asked:
-        options[name][i : i + 1] = read_ids(name)
+        found = read_ids(name)
+        options[name][i : i + 1] = found
+        GLOBALS.argv = _spelled_out(GLOBALS.argv, name, found)
     return options
+
+
+def _spelled_out(argv: Sequence[str], option: str, found: Sequence[str]) -> list[str]:
+    """The command line with the ids that came through the pipe, so that it can be repeated without the pipe."""
+    at = next((i for i, word in enumerate(argv) if word in ("-", f"{option}=-")), len(argv))
+    named = [f"{option}={item}" for item in found] if option.startswith("--") else list(found)
+    before = at - 1 if option.startswith("--") and at < len(argv) and argv[at] == "-" else at
+    return [*argv[:before], *named, *argv[at + 1 :]]
 
 
 def one(option: str, values: Sequence[str]) -> str:
@@ -121,8 +131,8 @@ def one(option: str, values: Sequence[str]) -> str:
 
 
 def at_most_one(option: str, values: Sequence[str]) -> str | None:
-    """The value of an option that may be left out."""
-    return one(option, values) if values else None
+    """The value of an option that may be left out, but must not be empty."""
+    return needed(option, one(option, values)) if values else None
 
 
 def several(value: str | None) -> list[str]:

@@ -8,10 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from datetime import datetime
 from typing import Any
 
 from adpa_cli.data.turns import Message
 from adpa_cli.errors import AdpaError, DataError
+
+FIXED_DAY = datetime(2024, 7, 26)
+"""What templates that print today's date are told, or a prompt would be another one tomorrow."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +67,7 @@ class Encoder:
         bos = tokenizer.bos_token_id
         if bos is not None and tokenizer("a", add_special_tokens=True)["input_ids"][:1] == [bos]:
             self.bos_id = bos
+        self._line_break = self._plain("\n")
 
     def prompt(self, messages: Sequence[Message]) -> list[int]:
         """Ids of the turns and of the header that asks for an answer, with one BOS if the tokenizer uses one."""
@@ -70,8 +75,11 @@ class Encoder:
 
     def answer(self, text: str) -> list[int]:
         """Ids of an answer and one end token. Names of special tokens inside the text are read as plain text."""
-        ids = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
-        return [*ids, self.end_id]
+        alone = self._plain(text)
+        # SentencePiece tokenizers put a space before the first word of a text; after a line break they do not.
+        after = self._plain("\n" + text)
+        inside = after[: len(self._line_break)] == self._line_break
+        return [*(after[len(self._line_break) :] if inside else alone), self.end_id]
 
     def dialogue(self, messages: Sequence[Message]) -> tuple[list[int], list[bool]]:
         """Ids of a dialogue up to its last answer, and True on every answer token, the end tokens included.
@@ -106,7 +114,11 @@ class Encoder:
         turns = [{"role": message.role, "content": message.content} for message in messages]
         try:
             text = self.tokenizer.apply_chat_template(
-                turns, chat_template=self.template.text, add_generation_prompt=ask, tokenize=False
+                turns,
+                chat_template=self.template.text,
+                add_generation_prompt=ask,
+                tokenize=False,
+                strftime_now=FIXED_DAY.strftime,
             )
         except jinja2.TemplateError as error:
             roles = ", ".join(message.role for message in messages)
@@ -126,6 +138,9 @@ class Encoder:
             found = "renders the beginning of a dialogue differently from the whole"
         message = f"no mask can be made: the chat template {found} (turn {index + 1})"
         raise DataError(message, "choose a template that writes each turn once and ends it with the end token")
+
+    def _plain(self, text: str) -> list[int]:
+        return list(self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"])
 
     def _ids(self, text: str) -> list[int]:
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from adpa_cli.engine.models import body_and_head, hidden_states
+from adpa_cli.engine.models import Dtype, body_and_head, hidden_states
 from adpa_cli.errors import AdpaError, DataError
 from adpa_cli.signal.rows import Floats, Ints, SignalRows, difference_of
 from adpa_cli.tensors.head import selected_logps
@@ -57,7 +57,13 @@ ALL_KNOWN = Known()
 
 
 def aligned_pass(
-    model: PreTrainedModel, answers: Sequence[Answer], k: int, *, teacher: str, known: Known = ALL_KNOWN
+    model: PreTrainedModel,
+    answers: Sequence[Answer],
+    k: int,
+    *,
+    teacher: str,
+    known: Known = ALL_KNOWN,
+    dtype: Dtype = "float32",
 ) -> list[SignalRows]:
     """The aligned teacher's rows of each answer, without a reference; K is `k`, or all known ids if they are fewer.
 
@@ -66,7 +72,7 @@ def aligned_pass(
     """
     if not answers:
         return []
-    hidden, weight, bias, mask = _states(model, answers, known)
+    hidden, weight, bias, mask = _states(model, answers, known, dtype)
     labels = torch.tensor([token for answer in answers for token in answer.answer], device=hidden.device)
     ids = _top_ids(hidden, weight, bias, mask, k)
     selected = selected_logps(hidden, weight, torch.cat([labels[:, None], ids], 1), bias)
@@ -92,6 +98,7 @@ def reference_pass(
     *,
     teacher: str,
     known: Known = ALL_KNOWN,
+    dtype: Dtype = "float32",
 ) -> list[SignalRows]:
     """`rows` with the reference teacher's view of the same answers at the same ids; its own K-th is among known ids.
 
@@ -100,7 +107,7 @@ def reference_pass(
     if not answers:
         return []
     _check_same(answers, rows)
-    hidden, weight, bias, mask = _states(model, answers, known)
+    hidden, weight, bias, mask = _states(model, answers, known, dtype)
     labels, ids = (
         torch.from_numpy(np.concatenate(parts)).long().to(hidden.device)
         for parts in ([row.label_ids for row in rows], [row.ids for row in rows])
@@ -135,7 +142,7 @@ def reference_pass(
 
 @torch.no_grad()
 def _states(
-    model: PreTrainedModel, answers: Sequence[Answer], known: Known
+    model: PreTrainedModel, answers: Sequence[Answer], known: Known, dtype: Dtype
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
     """Hidden states [N, H] of the positions before the answers' tokens; the head's weight [V, H], bias; known [V]."""
     _, weight, bias = body_and_head(model)
@@ -153,9 +160,9 @@ def _states(
         ids[row, : len(sequence)] = torch.tensor(sequence)
         attention[row, : len(sequence)] = 1
         wanted[row, len(answer.prompt) - 1 : len(sequence)] = 1
-    states = hidden_states(model, ids.to(weight.device), attention.to(weight.device))
+    states = hidden_states(model, ids.to(weight.device), attention.to(weight.device), dtype=dtype)
     bias = None if bias is None else bias.detach()
-    return states[wanted.bool().to(weight.device)].detach(), weight.detach(), bias, mask
+    return states[wanted.bool().to(weight.device)].detach().float(), weight.detach(), bias, mask
 
 
 def _top_ids(hidden: Tensor, weight: Tensor, bias: Tensor | None, known: Tensor, k: int) -> Tensor:

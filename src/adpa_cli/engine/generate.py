@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedModel
 
+from adpa_cli.engine.models import Dtype, computing
 from adpa_cli.errors import AdpaError, UsageError
 
 _GOLDEN = 0x9E3779B97F4A7C15 - 2**64  # splitmix64's increment, as a signed 64-bit integer
@@ -61,6 +62,7 @@ def generate_block(
     pad_id: int,
     sampling: Sampling,
     context: int,
+    dtype: Dtype = "float32",
 ) -> list[Generated]:
     """One answer per prompt, of at most `max_new_tokens` and of at most the room left in `context` tokens.
 
@@ -78,7 +80,8 @@ def generate_block(
         mask[row, width - len(prompt) :] = 1
     chooser = _Chooser(sampling, row_ids, width)
     settings = {"max_new_tokens": max(limits), "eos_token_id": end_id, "pad_token_id": pad_id}
-    output = _greedy(model, ids, mask, chooser, context, settings)
+    with computing(dtype, model.device):
+        output = _greedy(model, ids, mask, chooser, context, settings)
     if chooser.broken is not None and bool(chooser.broken.any()):
         row = int(chooser.broken.int().argmax())
         raise AdpaError(

@@ -53,7 +53,8 @@ class Run:
 
 def make_accelerator() -> Accelerator:
     """One process on the GPU or CPU at hand, or a rank of several (gloo on CPU, nccl on GPU)."""
-    accelerator = Accelerator(cpu=not torch.cuda.is_available())
+    # Both would otherwise be read from the environment, and change results under the same id.
+    accelerator = Accelerator(cpu=not torch.cuda.is_available(), mixed_precision="no", gradient_accumulation_steps=1)
     kinds = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
     if accelerator.distributed_type not in kinds:
         raise AdpaError(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,7 +23,6 @@ from adpa_cli.errors import AdpaError, NotFound
 
 Dtype = Literal["float32", "bfloat16"]
 
-_DTYPES: dict[str, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
 # What transformers, huggingface_hub and safetensors raise on a folder that is not a usable model.
 _LOAD_ERRORS = (
@@ -31,11 +30,11 @@ _LOAD_ERRORS = (
 )  # fmt: skip
 
 
-def load(folder: Path, dtype: Dtype, *, train: bool = False, device: str = "cpu") -> PreTrainedModel:
+def load(folder: Path, *, train: bool = False, device: str = "cpu") -> PreTrainedModel:
     """The causal language model in `folder`, with dropout off.
 
-    `train=True` gives float32 master weights whatever `dtype` is (compute in bfloat16 is autocast, see
-    `hidden_states`); `train=False` gives frozen weights in `dtype`, in eval mode.
+    Weights are float32; another compute dtype is autocast (see `hidden_states`). Rounded weights would lose most of a
+    small preference step, and with it the advantage. `train=False` freezes them, in eval mode.
     Raises NotFound where the folder has no model, AdpaError where it does not load, where a tensor is missing, or
     where a weight is not finite.
     """
@@ -49,7 +48,7 @@ def load(folder: Path, dtype: Dtype, *, train: bool = False, device: str = "cpu"
             model, info = loader.from_pretrained(
                 folder,
                 config=config,
-                dtype=torch.float32 if train else _DTYPES[dtype],
+                dtype=torch.float32,
                 use_safetensors=True,
                 trust_remote_code=False,
                 local_files_only=True,
@@ -134,17 +133,21 @@ def body_and_head(model: PreTrainedModel) -> tuple[nn.Module, Tensor, Tensor | N
     return body, head.weight, getattr(head, "bias", None)
 
 
+def computing(dtype: Dtype, device: torch.device) -> AbstractContextManager[Any]:
+    """The context in which float32 weights compute in `dtype`."""
+    return torch.autocast(device.type, torch.bfloat16) if dtype == "bfloat16" else nullcontext()
+
+
 def hidden_states(
     model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor | None, *, dtype: Dtype = "float32"
 ) -> Tensor:
     """Last hidden states [B, T, H] of `input_ids` [B, T] (right padded, `attention_mask` [B, T] of 0 and 1).
 
     Without a mask the states of real tokens are the same: under right padding a causal model never looks at padding.
-    With `dtype="bfloat16"` and float32 weights the body runs under autocast.
+    With `dtype="bfloat16"` the body runs under autocast.
     """
-    body, weight, _ = body_and_head(model)
-    mixed = dtype == "bfloat16" and weight.dtype == torch.float32
-    with torch.autocast(input_ids.device.type, torch.bfloat16) if mixed else nullcontext():
+    body, _, _ = body_and_head(model)
+    with computing(dtype, input_ids.device):
         out = body(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
     states: Tensor = out.last_hidden_state
     return states

@@ -42,7 +42,7 @@ class Student(nn.Module):
         Position n is predicted from token (`rows`[n], `columns`[n]) of `input_ids` [S,L]. Padding is on the right,
         where a causal model cannot see it, so there is no attention mask.
         """
-        hidden = hidden_states(self.model, input_ids, None, dtype=self.dtype)[rows, columns]
+        hidden = hidden_states(self.model, input_ids, None, dtype=self.dtype)[rows, columns].float()
         _, weight, bias = body_and_head(self.model)
         selected = selected_logps(hidden, weight, ids, bias)
         return selected.logps, selected.rest

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from adpa_cli.spec import CaptureSpec, make
-from adpa_cli.stages.job import Job, Monitor, stop_if_asked
+from adpa_cli.stages.job import Job, Monitor, stop_if_asked, vocabulary
 
 SHARD_TOKENS = 1 << 18
 FEWEST_STEPS = 8  # below this the rounding of a stored difference is felt in the gradient
@@ -32,7 +32,7 @@ def compute(job: Job, monitor: Monitor, rank: int = 0, processes: int = 1) -> No
 
 def _pass(job: Job, spec: CaptureSpec, role: str, blocks: list[Any], monitor: Monitor, done: int, of: int) -> None:
     """One teacher over some blocks."""
-    from adpa_cli.engine.capture import Answer, aligned_pass, reference_pass
+    from adpa_cli.engine.capture import Answer, Known, aligned_pass, reference_pass
     from adpa_cli.engine.models import check_head, load
     from adpa_cli.signal import load_block, save_block
     from adpa_cli.stages.device import device
@@ -40,15 +40,16 @@ def _pass(job: Job, spec: CaptureSpec, role: str, blocks: list[Any], monitor: Mo
     if not blocks:
         return
     teacher = job.one(role)
-    model = load(teacher.path, spec.dtype, device=device())
+    model = load(teacher.path, device=device())
     check_head(model)
+    settings: dict[str, Any] = {"teacher": teacher.label, "known": Known(spec.student_vocab), "dtype": spec.dtype}
     for n, block in enumerate(blocks, 1):
         answers = [Answer(item.key.example_id, item.prompt, item.answer) for item in block.items]
         if role == "aligned":
-            rows = aligned_pass(model, answers, spec.top_k, teacher=teacher.label)
+            rows = aligned_pass(model, answers, spec.top_k, **settings)
         else:
             before = _path(job, "aligned", block.index)
-            rows = reference_pass(model, answers, [r for _, r in load_block(before)], teacher=teacher.label)
+            rows = reference_pass(model, answers, [r for _, r in load_block(before)], **settings)
         save_block(_path(job, role, block.index), [(i.key, r) for i, r in zip(block.items, rows, strict=True)])
         if role == "reference":
             before.unlink()
@@ -68,7 +69,7 @@ def finish(job: Job) -> dict[str, Any]:
     paths = sorted(job.folder.glob(f"_{roles[-1]}-*.block"))
     sample = load_block(paths[0])[0][1]
     signal = SignalSpec(
-        k=int(sample.ids.shape[1]), vocab_size=_vocabulary(job.one("aligned").path), step=spec.precision,
+        k=int(sample.ids.shape[1]), vocab_size=vocabulary(job.one("aligned").path), step=spec.precision,
         difference_step=spec.pair_precision or 0.0, teachers={role: job.one(role).content for role in roles},
         dtype=spec.dtype,
     )  # fmt: skip
@@ -150,12 +151,6 @@ class _Facts:
                     f"--set pair_precision={signal.difference_step / 8:g}"
                 ]
         return found
-
-
-def _vocabulary(folder: Path) -> int:
-    import json
-
-    return int(json.loads((folder / "config.json").read_text(encoding="utf-8"))["vocab_size"])
 
 
 def _path(job: Job, role: str, index: int) -> Path:

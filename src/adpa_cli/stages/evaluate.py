@@ -95,7 +95,7 @@ def _scored(folder: Any, spec: EvalSpec, examples: Sequence[Any], parts: Any) ->
     from adpa_cli.engine.student import Student
     from adpa_cli.stages.device import device
 
-    model = load(folder, spec.dtype, device=device())
+    model = load(folder, device=device())
     check_head(model)
     return label_logps(Student(model, spec.dtype), examples, parts, spec.block_tokens, device())
 
@@ -127,4 +127,5 @@ def _implicit(job: Job, spec: EvalSpec, rollouts: Sequence[Any]) -> dict[str, fl
 
     examples = [Example(a.key.example_id, {"rollout": a.sequence()}) for a in rollout_answers(rollouts)]
     aligned, reference = (_scored(job.one(who).path, spec, examples, ("rollout",)) for who in ("aligned", "reference"))
-    return {key[0]: float((values - reference[key]).astype(np.float64).sum()) for key, values in aligned.items()}
+    found = {key[0]: float((values - reference[key]).astype(np.float64).sum()) for key, values in aligned.items()}
+    return {row.id: found.get(row.id, 0.0) for row in rollouts}  # the sum over an empty answer is 0

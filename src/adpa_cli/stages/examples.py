@@ -25,11 +25,12 @@ ROWS = "rows-00000.parquet"
 
 @dataclass(frozen=True)
 class Answer:
-    """One answer as it is trained on and captured: `key` names it in a signal."""
+    """One answer as it is trained on and captured: `key` names it in a signal, `cut` tells that some was cut away."""
 
     key: AnswerKey
     prompt: tuple[int, ...]
     answer: tuple[int, ...]
+    cut: bool = False
 
     def sequence(self) -> TokenSequence:
         """The whole as ids with a mask on the answer."""
@@ -66,15 +67,23 @@ def encoder_of(tokenizer: Any, spec: Any) -> Encoder:
     return Encoder(tokenizer, Template(spec.template, spec.end))
 
 
-def dialogue_examples(items: Sequence[Dialogue], encoder: Encoder, max_length: int, name: str) -> list[Example]:
-    """Supervised examples: every assistant turn is trained."""
-    found = []
+def dialogue_examples(
+    items: Sequence[Dialogue], encoder: Encoder, max_length: int, name: str
+) -> tuple[list[Example], int]:
+    """Supervised examples, every assistant turn trained; and how many of them were cut to fit."""
+    found, shorter = [], 0
     for item in items:
         ids, mask = encoder.dialogue(item.messages)
-        kept, answer, _ = fit_dialogue(ids, mask, max_length, bos_id=encoder.bos_id, where=f"{name} row {item.row}")
+        kept, answer, cut = fit_dialogue(ids, mask, max_length, bos_id=encoder.bos_id, where=f"{name} row {item.row}")
         sequence = TokenSequence(np.array(kept, dtype=np.int32), np.array(answer, dtype=np.bool_))
         found.append(Example(item.id, {"chosen": sequence}))
-    return found
+        shorter += cut > 0
+    return found, shorter
+
+
+def cut_words(cut: int, of: int, what: str, max_length: int) -> list[str]:
+    """What is said of rows that were cut to fit; nothing when none was."""
+    return [f"{cut:,} of {of:,} {what} were cut to max_length {max_length}"] if cut else []
 
 
 def pair_answers(items: Sequence[Pair], part: str, encoder: Encoder, max_length: int, name: str) -> list[Answer]:
@@ -87,7 +96,7 @@ def pair_answers(items: Sequence[Pair], part: str, encoder: Encoder, max_length:
         if not fitted.answer:
             raise DataError(f"{where}: nothing is left of the answer", f"--set max_length={max_length * 2}")
         key = AnswerKey(item.id, part, token_hash(fitted.prompt, fitted.answer))
-        found.append(Answer(key, fitted.prompt, fitted.answer))
+        found.append(Answer(key, fitted.prompt, fitted.answer, fitted.cut_prompt + fitted.cut_answer > 0))
     return found
 
 

@@ -37,6 +37,8 @@ class Show:
     progress: Callable[[int, int, Mapping[str, float]], None]
     note: Callable[[str], None]
     stop: Callable[[], str | None]
+    working: Callable[[bool], None] = lambda busy: None
+    """Told when a stage begins and ends to compute: meanwhile it looks at `stop` itself."""
 
 
 def execute(plan: Plan, store: Store, runtime: Runtime, command: str, show: Show) -> dict[str, Manifest]:
@@ -44,7 +46,7 @@ def execute(plan: Plan, store: Store, runtime: Runtime, command: str, show: Show
 
     `show.done` is called for each stage as soon as it is committed or found.
     """
-    nodes = plan.nodes
+    nodes = plan.nodes(store)
     made = {node.recipe.id: store.get(node.label) for node in nodes}
     if any(found is None for found in made.values()):
         from adpa_cli.stages.preflight import check
@@ -89,6 +91,7 @@ def _build(node: Node, store: Store, runtime: Runtime, command: str, show: Show)
 
         monitor = Monitor(progress, show.note, show.stop)
         work.save_state({"step": 0, "of": 0} if not work.progress else work.progress)
+        show.working(True)
         try:
             metrics = run(job, monitor, threads)
         except Stopped as stopped:
@@ -97,6 +100,8 @@ def _build(node: Node, store: Store, runtime: Runtime, command: str, show: Show)
         except AdpaError as error:
             work.save_state(work.progress, stopped=error.message.splitlines()[0])
             raise
+        finally:
+            show.working(False)
         sources = {i.content: dict(i.facts) for _, i in node.flat_inputs() if isinstance(i, External)}
         about = {"role": node.role, "processes": runtime.processes}
         return work.commit({**metrics, "what": _what(node)}, sources, about), True
@@ -105,10 +110,10 @@ def _build(node: Node, store: Store, runtime: Runtime, command: str, show: Show)
 def run(job: Job, monitor: Monitor, threads: int) -> dict[str, Any]:
     """Compute a stage in this process, or in as many as the runtime asks for, and finish it here."""
     module = importlib.import_module(f"adpa_cli.stages.{MODULES[job.stage]}")
-    import torch
+    from adpa_cli.stages.device import prepare
 
-    torch.set_num_threads(threads)
-    if job.runtime.processes > 1:
+    prepare(threads)
+    if job.runtime.processes > 1 and job.stage != "eval":  # figures of one model: one process makes them
         from adpa_cli.stages.ranks import compute_in_processes
 
         compute_in_processes(job, monitor, threads)
@@ -157,14 +162,15 @@ def locate(item: Input, store: Store) -> Located:
     folder: Path = store.folder(item.label)
     values = dict(item.values)
     if isinstance(item, Artifact | Node) and item.stage == "rollout":
-        values["by"] = _answered_by(item)
+        values["by"] = _answered_by(item, store)
     return Located("artifact", item.content, item.label, (str(folder),), values)
 
 
-def _answered_by(item: Artifact | Node) -> str:
+def _answered_by(item: Artifact | Node, store: Store) -> str:
     """The reference of the model whose answers a rollout holds."""
     if isinstance(item, Node):
         model = item.inputs["model"]
         return model.label if not isinstance(model, tuple) else ""
     content = str(item.manifest.inputs["model"])
-    return content
+    below = store.get(content)
+    return below.ref if below else content

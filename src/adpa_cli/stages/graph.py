@@ -5,7 +5,7 @@ All three are inputs to a stage, told apart by where their content id comes from
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -97,14 +97,14 @@ Input = External | Artifact | Node
 Made = Artifact | Node
 
 
-def in_order(targets: tuple[Node, ...]) -> list[Node]:
-    """Every stage that the targets rest on, and themselves, each once, inputs before what uses them."""
+def in_order(targets: tuple[Node, ...], have: Callable[[Node], bool]) -> list[Node]:
+    """The targets and the stages they rest on, each once, inputs before what uses them; none beneath one we `have`."""
     found: dict[str, Node] = {}
 
     def visit(node: Node) -> None:
         if node.recipe.id in found:
             return
-        for _, item in node.flat_inputs():
+        for _, item in node.flat_inputs() if not have(node) else ():
             if isinstance(item, Node):
                 visit(item)
         found[node.recipe.id] = node

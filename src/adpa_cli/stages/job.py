@@ -14,6 +14,7 @@ from typing import Any
 
 from adpa_cli.errors import AdpaError
 from adpa_cli.spec import Runtime
+from adpa_cli.store.disk import write_atomic
 
 
 @dataclass(frozen=True)
@@ -83,9 +84,7 @@ class Monitor:
 
 def write_json(path: Path, value: Any) -> None:
     """Write JSON whole or not at all."""
-    private = path.with_name(f"{path.name}.tmp")
-    private.write_text(json.dumps(value), encoding="utf-8")
-    private.rename(path)
+    write_atomic(path, json.dumps(value).encode())
 
 
 def stop_if_asked(monitor: Monitor, done: int, of: int) -> None:
@@ -95,3 +94,9 @@ def stop_if_asked(monitor: Monitor, done: int, of: int) -> None:
     signal = monitor.stop()
     if signal:
         raise Stopped(signal, f"stopped by {signal} after block {done} of {of}; finished blocks are kept")
+
+
+def vocabulary(folder: Path) -> int:
+    """How many ids the model in `folder` can predict."""
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    return int(config["vocab_size"] if "vocab_size" in config else config["text_config"]["vocab_size"])

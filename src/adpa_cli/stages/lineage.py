@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -82,3 +84,33 @@ def same_template(wanted: tuple[str, str], model: Input, role: str) -> None:
         f"the teacher's (ends turns with {wanted[1]})",
         "give the base model's alias to --student: it is then fine-tuned with the teacher's template",
     )
+
+
+def folder_of(item: Input, store: Store) -> Path:
+    """A folder with the tokenizer and configuration of a model, built or not: training changes neither."""
+    while isinstance(item, Node):
+        if store.get(item.label) is not None:
+            return store.folder(item.label)
+        below = item.inputs["model"]
+        if isinstance(below, tuple):
+            raise UsageError(f"{item.label} has several models", "name one of them")
+        item = below
+    return store.folder(item.label) if isinstance(item, Artifact) else Path(item.where[0])
+
+
+def smaller_vocabulary(student: Input, teacher: Input, store: Store) -> int | None:
+    """How many ids the student's tokenizer has, when the teacher's has more; None when it has no more."""
+    own, other = (_vocabulary(folder_of(item, store)) for item in (student, teacher))
+    return own if own is not None and other is not None and other > own else None
+
+
+@functools.lru_cache(maxsize=8)
+def _vocabulary(folder: Path) -> int | None:
+    """One more than the greatest id of a fast tokenizer; None for a tokenizer in another format."""
+    path = folder / "tokenizer.json"
+    if not path.exists():
+        return None
+    raw = json.loads(path.read_bytes())
+    vocabulary = raw["model"].get("vocab", {})
+    ids = list(vocabulary.values()) if isinstance(vocabulary, dict) else list(range(len(vocabulary)))
+    return 1 + max([*ids, *(entry["id"] for entry in raw.get("added_tokens") or ())], default=-1)

@@ -14,7 +14,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from adpa_cli.data.sources import HUB_ID, Source, located, parse_source, source_files
+from adpa_cli.data.sources import HUB_ID, Source, located, parse_source, source_files, split_name
 from adpa_cli.errors import AdpaError, DataError, NotFound, UsageError
 from adpa_cli.families import DATA_ALIASES, Alias, ReadyPair, aliases, ready_pairs
 from adpa_cli.stages.graph import Artifact, External
@@ -96,16 +96,22 @@ class Names:
         where: list[str] = []
         for text in texts:
             if not text:
-                raise UsageError("--data is empty", "name a file, a folder (./NAME), a hub data set (org/name)")
+                raise UsageError("a data source is empty", "name a file, a folder (./NAME), a hub data set (org/name)")
             base, _, split = (
                 DATA_ALIASES.get(text.partition("#")[0], text.partition("#")[0]),
                 "",
                 text.partition("#")[2],
             )
             whole = base + (f"#{split}" if split else "")
-            where.append(whole if base.startswith((BUILTIN, "/")) or not _is_path(whole) else _absolute(whole))
             described.append(self._described(whole))
-        digest = hashlib.sha256(canonical([{k: d[k] for k in ("files", "split")} for d in described])).hexdigest()
+            commit = described[-1].get("commit")
+            if commit:
+                whole = f"{base.partition('@')[0]}@{commit}" + (f"#{split}" if split else "")
+            elif not base.startswith(BUILTIN):
+                whole = _absolute(whole)
+            where.append(whole)
+        hashed = [{key: entry[key] for key in ("files", "splits", "split")} for entry in described]
+        digest = hashlib.sha256(canonical(hashed)).hexdigest()
         label = " + ".join(d["name"] for d in described)
         return External(f"data:{digest}", label, tuple(where), {"name": label, "sources": described})
 
@@ -116,7 +122,7 @@ class Names:
             name = text.removeprefix(BUILTIN)
             if name not in BUILTIN_DATA:
                 raise NotFound(f"no built-in data set is called {name}", f"there are {', '.join(BUILTIN_DATA)}")
-            return {"name": name, "files": [f"{name} {world.VERSION}"], "split": ""}
+            return {"name": name, "files": [f"{name} {world.VERSION}"], "splits": [""], "split": ""}
         source = parse_source(text)
         commit = ""
         if source.kind == "hub":
@@ -125,9 +131,13 @@ class Names:
             commit = self.store.pin(pinned, lambda _: hub_commit(name, source.revision, "dataset"), self.refresh)
             source = replace(source, revision=commit)
         source = located(source)
-        files = [file_digest(path, self.store.hash_cache) for path in source_files(source)]
+        paths = source_files(source)
+        files = [file_digest(path, self.store.hash_cache) for path in paths]
+        # In a folder the names decide what is trained on and what is held out.
+        folder = source.path if source.kind != "file" else None
+        splits = [split_name(path.relative_to(folder)) if folder else "" for path in paths]
         shown = source.text if source.kind == "hub" else Path(source.text.partition("#")[0]).name
-        facts = {"name": shown, "files": files, "split": source.split or ""}
+        facts = {"name": shown, "files": files, "splits": splits, "split": source.split or ""}
         return {**facts, "commit": commit} if commit else facts
 
     def data_of(self, facts: Any, content: str) -> External:
@@ -169,10 +179,6 @@ def open_sources(where: Sequence[str]) -> list[Source]:
         else:
             opened.append(parse_source(text))
     return opened
-
-
-def _is_path(text: str) -> bool:
-    return parse_source(text).kind in ("file", "folder")
 
 
 def _absolute(text: str) -> str:

@@ -15,9 +15,11 @@ from adpa_cli.errors import UsageError
 from adpa_cli.families import Alias, Family
 from adpa_cli.lab import END, TEMPLATE
 from adpa_cli.spec import CaptureSpec, RolloutSpec
+from adpa_cli.stages import lineage
 from adpa_cli.stages.graph import External, Input, Made, Node, in_order
 from adpa_cli.stages.names import Names, end_token
 from adpa_cli.stages.settings import Given, plain_spec, train_spec, user_settings
+from adpa_cli.store.store import Store
 
 Template = tuple[str, str]
 
@@ -31,10 +33,9 @@ class Plan:
     evals: tuple[Node, ...] = ()
     notes: tuple[str, ...] = ()
 
-    @property
-    def nodes(self) -> list[Node]:
-        """Every stage, inputs before what uses them."""
-        return in_order((*self.targets, *self.evals))
+    def nodes(self, store: Store) -> list[Node]:
+        """Every stage that is looked at, inputs before what uses them; nothing beneath what the store has."""
+        return in_order((*self.targets, *self.evals), lambda node: store.get(node.label) is not None)
 
 
 @dataclass(frozen=True)
@@ -49,15 +50,22 @@ class Planner:
         """The user's settings of a stage."""
         own = stage in self.own
         values = user_settings(self.given, stage, method, own, seeded or own)
-        if self.given.limit is not None and (own or stage in ("cache-teacher", "rollout")):
+        # These two decide which answers a training reads, so what is made for it follows them.
+        follows = stage in ("cache-teacher", "rollout") or (stage == "eval" and not own)
+        if self.given.limit is not None and (own or (follows and stage != "eval")):
             values.setdefault("limit", self.given.limit)
+        if "max_length" in self.given.own and follows:
+            values.setdefault("max_length", self.given.own["max_length"])
         return values
 
     def base(self, alias: Alias) -> External:
         return self.names.base(alias.model)
 
     def family_template(self, family: Family, base: Input) -> Template:
-        """The template that a family gives to a base model that has none."""
+        """The base model's own template, else the family's."""
+        own = lineage.template_of(base)
+        if own is not None:
+            return own
         if family.template == "tiny":
             return TEMPLATE, END
         if not isinstance(base, External):
@@ -85,12 +93,17 @@ class Planner:
         parts: Sequence[str],
         family: Family,
         template: Template,
+        student: Input | None = None,
     ) -> Node:
-        """Top-k teacher signal on the answers of `data` or of `rollouts`."""
+        """Top-k teacher signal on the answers of `data` or of `rollouts`, on ids that `student` has."""
         fixed: dict[str, Any] = {"parts": tuple(parts), "template": template[0], "end": template[1]}
         user = self.user("cache-teacher")
         if reference is None:
             fixed["pair_precision"] = None
+        elif float(user.get("precision", 1)) == 0:
+            user.setdefault("pair_precision", 0)
+        if student is not None:
+            fixed["student_vocab"] = lineage.smaller_vocabulary(student, aligned, self.names.store)
         spec = plain_spec(CaptureSpec, "cache-teacher", family, ("cache-teacher",), user, fixed)
         inputs: dict[str, Input | tuple[Input, ...]] = {"aligned": aligned, **answers}
         if reference is not None:
@@ -106,13 +119,16 @@ class Planner:
         family: Family,
         template: Template,
         split: str = "train",
+        judged: bool = False,
     ) -> Node:
-        """An answer of `model` to every prompt of one side of the data."""
-        keys = ("rollout",) if split == "train" else ("rollout", "eval.rollout")
-        # The answers that are judged are drawn the same way for every model and seed of training.
-        user = self.user("rollout", seeded=True) if split == "train" else {}
-        if "eval" in self.own and self.given.limit is not None:
-            user["limit"] = self.given.limit
+        """An answer of `model` to every prompt of one side of the data; `judged` when it is made for an evaluation."""
+        keys = ("rollout", "eval.rollout") if judged else ("rollout",)
+        user = self.user("rollout", seeded=True)
+        if judged:
+            # Drawn the same way for every model and seed of training, or their numbers could not be compared.
+            user = {key: user[key] for key in ("max_length", "skip_bad_rows") if key in user}
+            if "eval" in self.own and self.given.limit is not None:
+                user["limit"] = self.given.limit
         fixed = {"template": template[0], "end": template[1], "split": split}
         spec = plain_spec(RolloutSpec, "rollout", family, keys, user, fixed)
         how = f"temperature {spec.temperature:g}" if spec.temperature else "greedy"

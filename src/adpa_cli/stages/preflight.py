@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from adpa_cli.errors import AdpaError, DataError
-from adpa_cli.stages.graph import Artifact, External, Input, Node
+from adpa_cli.stages.graph import Artifact, External, Node
+from adpa_cli.stages.lineage import folder_of
 from adpa_cli.store.store import Store
 
 CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "max_sequence_length", "n_ctx")
@@ -55,20 +56,6 @@ def _actions(nodes: Sequence[Node], store: Store) -> Iterator[Callable[[], Seque
         for pair in {(t, s) for t in teachers for s in students if t != s} - seen:
             seen.add(pair)
             yield lambda pair=pair: _vocabularies(*pair)  # type: ignore[misc]
-
-
-def folder_of(item: Input, store: Store) -> Path:
-    """A folder with the tokenizer and configuration of a model, built or not: training changes neither."""
-    while isinstance(item, Node):
-        if store.get(item.label) is not None:
-            return store.folder(item.label)
-        below = item.inputs["model"]
-        if isinstance(below, tuple):
-            raise AdpaError(f"{item.label} has several models")
-        item = below
-    if isinstance(item, Artifact):
-        return store.folder(item.label)
-    return Path(item.where[0])
 
 
 def _teachers_behind(node: Node, store: Store) -> list[Path]:

@@ -145,9 +145,10 @@ def main() -> int:
     )
     import torch
 
+    from adpa_cli.stages.device import prepare
     from adpa_cli.stages.execute import MODULES
 
-    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+    prepare(int(os.environ["OMP_NUM_THREADS"]))
     module = importlib.import_module(f"adpa_cli.stages.{MODULES[job.stage]}")
     try:
         module.compute(job, monitor, rank, processes)

@@ -8,6 +8,8 @@ from typing import Any
 from adpa_cli.spec import RolloutSpec, make
 from adpa_cli.stages.job import Job, Monitor, stop_if_asked, write_json
 
+LEAST_ROOM = 64  # tokens kept for an answer to a prompt that fills the context
+
 
 def compute(job: Job, monitor: Monitor, rank: int = 0, processes: int = 1) -> None:
     """Leave one `_block-NNNNNN.json` per finished block in the work folder; blocks that are there are kept."""
@@ -21,15 +23,14 @@ def compute(job: Job, monitor: Monitor, rank: int = 0, processes: int = 1) -> No
     mine = [block for block in blocks[rank::processes] if not _path(job, block.index).exists()]
     if not mine:
         return
-    model = load(folder, spec.dtype, device=device())
+    model = load(folder, device=device())
     sampling = Sampling(spec.temperature, spec.top_p, spec.max_new_tokens, spec.seed)
-    pad_id = encoder.tokenizer.pad_token_id
+    padding = encoder.tokenizer.pad_token_id
+    pad_id = encoder.end_id if padding is None else padding
     done = len(blocks[rank::processes]) - len(mine)
     for n, block in enumerate(mine, 1):
         prompts, ids = [item[1] for item in block.items], [item[0] for item in block.items]
-        made = generate_block(
-            model, prompts, ids, encoder.end_id, encoder.end_id if pad_id is None else pad_id, sampling, spec.max_length
-        )
+        made = generate_block(model, prompts, ids, encoder.end_id, pad_id, sampling, spec.max_length, spec.dtype)
         rows = [
             {"id": row, "prompt_ids": list(prompt), "answer_ids": a.ids, "cut": a.cut, "text": encoder.decode(a.ids)}
             for row, prompt, a in zip(ids, prompts, made, strict=True)
@@ -84,9 +85,13 @@ def _blocks(job: Job, spec: RolloutSpec, tokenizer: Any) -> tuple[Any, Any]:
     encoder = encoder_of(tokenizer, spec)
     items = []
     for row, prompt in _prompts(job, spec).items():
-        # Room for an answer is kept as if one of the full length were there.
-        room = [encoder.end_id] * min(spec.max_new_tokens, spec.max_length - spec.max_length // 2)
+        # A prompt is cut only where no answer would fit beside it: training sees the same prompt.
+        room = [encoder.end_id] * min(LEAST_ROOM, spec.max_new_tokens, spec.max_length // 2)
         fitted = fit(encoder.prompt(prompt), room, spec.max_length, bos_id=encoder.bos_id, where=f"prompt {row}")
         items.append((row, fitted.prompt))
-    longest = min(spec.max_new_tokens, spec.max_length)
-    return encoder, cut_blocks(items, lambda item: len(item[1]) + longest, lambda item: item[0], spec.block_tokens)
+    return encoder, cut_blocks(
+        items,
+        lambda item: min(len(item[1]) + spec.max_new_tokens, spec.max_length),
+        lambda item: item[0],
+        spec.block_tokens,
+    )

@@ -13,7 +13,7 @@ from adpa_cli.errors import DataError
 from adpa_cli.methods import Method
 from adpa_cli.signal import AnswerKey, SignalReader, SignalRows
 from adpa_cli.spec import TrainSpec, make
-from adpa_cli.stages.job import Job, Monitor, write_json
+from adpa_cli.stages.job import Job, Monitor, vocabulary, write_json
 
 RESULT = "_result.json"
 SCALE_APART = 3.0  # γ × RMS(A) outside this factor of the tuned one is worth a warning
@@ -34,7 +34,7 @@ def compute(job: Job, monitor: Monitor, rank: int = 0, processes: int = 1) -> No
     encoder = encoder_of(tokenizer, spec)
     data = _gather(job, spec, method, params, encoder, monitor)
     accelerator = make_accelerator()
-    model = load(model_folder, spec.dtype, train=True, device=str(accelerator.device))
+    model = load(model_folder, train=True, device=str(accelerator.device))
     check_head(model)
     student = Student(model, spec.dtype)
     run = Run(
@@ -94,8 +94,11 @@ def _gather(job: Job, spec: TrainSpec, method: Method, params: Any, encoder: Any
     source = job.one("data")
     if job.stage == "sft":
         loaded = ex.dialogues_of(source.where, "train", spec.limit, spec.skip_bad_rows)
-        found = ex.dialogue_examples(loaded.items, encoder, spec.max_length, source.label)
-        return _Data(found, _no_signal, loaded.notes)
+        found, cut = ex.dialogue_examples(loaded.items, encoder, spec.max_length, source.label)
+        said = ex.cut_words(cut, len(found), "dialogues", spec.max_length)
+        for text in said:
+            monitor.note(text)
+        return _Data(found, _no_signal, (*loaded.notes, *said))
     pairs = ex.pairs_of(source.where, "train", spec.limit, spec.skip_bad_rows)
     needs = method.needs_for(params)
     answers: dict[str, dict[str, Any]] = {}
@@ -107,19 +110,22 @@ def _gather(job: Job, spec: TrainSpec, method: Method, params: Any, encoder: Any
             rows = {a.key.example_id: a for a in ex.rollout_answers(ex.read_rollouts(job.one("rollouts").path))}
             answers["rollout"] = {p.id: rows[ex.rollout_id(p)] for p in pairs.items if ex.rollout_id(p) in rows}
     kept = [p for p in pairs.items if all(p.id in answers[need.part] for need in needs)]
-    notes = list(pairs.notes)
+    fixed = [a for need in needs if need.part != "rollout" for a in answers[need.part].values()]
+    said = ex.cut_words(sum(a.cut for a in fixed), len(fixed), "prompts with an answer", spec.max_length)
     if len(kept) < len(pairs.items):
-        notes.append(f"{len(pairs.items) - len(kept)} of {len(pairs.items)} pairs have no rollout and are left out")
-        monitor.note(notes[-1])
+        said.append(f"{len(pairs.items) - len(kept)} of {len(pairs.items)} pairs have no rollout and are left out")
+    for text in said:
+        monitor.note(text)
     if not kept:
         raise DataError(
             f"no pair of {source.label} has a rollout in {job.one('rollouts').label}", "adpa rollout --data …"
         )
     made_examples = [Example(p.id, {need.part: answers[need.part][p.id].sequence() for need in needs}) for p in kept]
+    notes = (*pairs.notes, *said)
     keys: dict[tuple[str, str], AnswerKey] = {
         (p.id, need.part): answers[need.part][p.id].key for p in kept for need in needs if need.signal
     }
-    return _Data(made_examples, _signals(job, keys) if keys else _no_signal, tuple(notes))
+    return _Data(made_examples, _signals(job, keys) if keys else _no_signal, notes)
 
 
 def _no_signal(example_id: str, part: str) -> SignalRows:
@@ -132,12 +138,24 @@ def _signals(job: Job, keys: Mapping[tuple[str, str], AnswerKey]) -> Any:
     for cache in job.inputs.get("cache", ()):
         reader = SignalReader(Path(cache.path))
         readers.update(dict.fromkeys(reader.parts, reader))
+    for part in {part for _, part in keys} - readers.keys():
+        raise DataError(
+            f"{job.ref}: no signal given covers the {part} answers", "give one with --cache, or leave it out"
+        )
     for part, reader in readers.items():
         missing = reader.covers([key for (_, own), key in keys.items() if own == part])
         if missing:
             reader.read(missing[0])
 
+    ids = vocabulary(job.one("model").path)
+
     def signal_of(example_id: str, part: str) -> SignalRows:
-        return readers[part].read(keys[example_id, part])
+        rows = readers[part].read(keys[example_id, part])
+        if rows.ids.size and int(rows.ids.max()) >= ids:
+            raise DataError(
+                f"the signal in {readers[part].folder.name} has the id {int(rows.ids.max())}; the student has {ids} ids",
+                f"capture it for this student: adpa cache-teacher … --set student_vocab={ids}",
+            )
+        return rows
 
     return signal_of

@@ -64,14 +64,14 @@ class HashCache:
     def put(self, path: Path, stat: Stat, sha: str) -> None:
         """Remember that the file with this stat has this sha256."""
         self._files[os.path.abspath(path)] = (stat, time.time_ns(), sha)
-        self._save()
+        self.save()
 
     def put_folder(self, folder: Path, sha: str) -> None:
         """Remember where a model folder with this digest was seen."""
         where = os.path.abspath(folder)
         if self._folders.get(sha) != where:
             self._folders[sha] = where
-            self._save()
+            self.save()
 
     def locate(self, sha: str) -> Path | None:
         """A file or model folder that has this digest now (looked up, then checked), or None."""
@@ -86,12 +86,14 @@ class HashCache:
                     return folder
         return None
 
-    def _save(self) -> None:
+    def save(self) -> None:
+        """Write the cache, if its folder exists."""
         files, folders = self._load()  # another process may have written since: keep what it learnt
         self._files, self._folders = {**files, **self._files}, {**folders, **self._folders}
         flat = {name: [*stat, hashed, sha] for name, (stat, hashed, sha) in self._files.items()}
         with contextlib.suppress(OSError):
-            write_atomic(self.path, json.dumps({"files": flat, "folders": self._folders}).encode())
+            if self.path.parent.exists():
+                write_atomic(self.path, json.dumps({"files": flat, "folders": self._folders}).encode())
 
 
 def _stat(path: Path) -> Stat | None:

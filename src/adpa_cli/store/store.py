@@ -76,6 +76,15 @@ class Store:
         return cls._create(places[0])
 
     @classmethod
+    def find_or_empty(cls, start: Path | None = None) -> Store:
+        """The store that `find` would find, else an empty one at the place where it would be created, not created."""
+        try:
+            return cls.find(start)
+        except NotFound:
+            given = start or os.environ.get("ADPA_STORE")
+            return cls(Path(given).expanduser().absolute() if given else Path.cwd() / FOLDER)
+
+    @classmethod
     def _create(cls, root: Path) -> Store:
         if root.exists() and (not root.is_dir() or any(root.iterdir())):
             raise UsageError(
@@ -204,6 +213,8 @@ class Store:
 
     def pin(self, name: str, lookup: Callable[[str], str], refresh: bool = False) -> str:
         """The commit that a hub name stands for in this store: `lookup(name)` the first time and on `refresh`."""
+        if not self.root.exists():
+            return lookup(name)  # an empty store that is only planned with keeps nothing
         lock = self.root / builds.PARTIAL / "pins.lock"
         return pins.pin(self.root, lock, name, lookup, refresh)
 
