@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from pathlib import Path
 
 import pytest
+
+from cli_samples import Cli, Pipeline, build_pipeline
 
 
 @pytest.fixture(scope="session")
@@ -15,3 +19,28 @@ def shared_data() -> Path:
         if (folder / "shared" / "data").is_dir():
             return folder / "shared" / "data"
     pytest.skip("no shared/data beside the repository")
+
+
+@pytest.fixture
+def cli(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Cli:
+    """`adpa` in this process, in an empty working directory, one thread."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("ADPA_STORE", raising=False)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    return Cli(capfd, monkeypatch)
+
+
+@pytest.fixture(scope="session")
+def shared_pipeline(tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
+    """The small pipeline, made once for all processes of a test run; nothing may be written there."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "pipeline"
+    folder.mkdir(exist_ok=True)
+    return build_pipeline(folder)
+
+
+@pytest.fixture
+def pipeline(shared_pipeline: Pipeline, cli: Cli, tmp_path: Path) -> Pipeline:
+    """A copy of the small pipeline whose store is the one of the working directory."""
+    shutil.copytree(shared_pipeline.store, tmp_path / "adpa-store")
+    return Pipeline(tmp_path / "adpa-store", shared_pipeline.data)

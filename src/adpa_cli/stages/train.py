@@ -153,7 +153,7 @@ def _signals(job: Job, keys: Mapping[tuple[str, str], AnswerKey]) -> Any:
         rows = readers[part].read(keys[example_id, part])
         if rows.ids.size and int(rows.ids.max()) >= ids:
             raise DataError(
-                f"the signal in {readers[part].folder.name} has the id {int(rows.ids.max())}; the student has {ids} ids",
+                f"the signal in {readers[part].folder.name} has the id {int(rows.ids.max())}; the student has {ids}",
                 f"capture it for this student: adpa cache-teacher … --set student_vocab={ids}",
             )
         return rows
