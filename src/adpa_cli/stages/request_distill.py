@@ -69,8 +69,20 @@ def plan_distill(names: Names, given: Given, asked: Distill) -> Plan:
     nodes: list[Node] = []
     for method in chain:
         nodes.append(builder.step(method, nodes[-1] if nodes else start, last=method == chain[-1]))
+    _all_used((*caches, *rollouts), nodes, asked.method)
     evals = family_evals(planner, family, template, data, start, nodes, who) if asked.evaluate else ()
     return Plan((nodes[-1],), template, evals)
+
+
+def _all_used(given: Sequence[Artifact], nodes: Sequence[Node], method: str) -> None:
+    """Raise UsageError for a cache or rollouts that serve no training: what was named must not be passed over."""
+    used = {item.content for node in nodes for _, item in node.flat_inputs()}
+    for made in given:
+        if made.content not in used:
+            parts = f" ({'+'.join(made.values['parts'])})" if made.stage == "cache-teacher" else ""
+            raise UsageError(
+                f"{method} has no use for {made.label}{parts}", "leave it out; adpa methods NAME says what one reads"
+            )
 
 
 def _teachers(
