@@ -100,7 +100,8 @@ class Store:
         return HashCache(self.root / ".hashes.json")
 
     def _folders(self, only: str = "") -> Iterator[Path]:
-        for stage in [only] if only else sorted(os.listdir(self.root)):
+        known = sorted(os.listdir(self.root)) if self.root.is_dir() else []  # see `find_or_empty`
+        for stage in [only] if only else known:
             if STAGE_NAME.fullmatch(stage) and stage != "tags" and (self.root / stage).is_dir():
                 for name in os.listdir(self.root / stage):
                     if len(name) == 12 and os.path.exists(f"{self.root}/{stage}/{name}/{manifests.FILE_NAME}"):
