@@ -8,14 +8,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime
 from typing import Any
 
 from adpa_cli.data.turns import Message
 from adpa_cli.errors import AdpaError, DataError
 
-FIXED_DAY = datetime(2024, 7, 26)
-"""What templates that print today's date are told, or a prompt would be another one tomorrow."""
+FIXED_DAY = {
+    "%d": "26", "%b": "Jul", "%B": "July", "%m": "07", "%Y": "2024", "%y": "24", "%a": "Fri", "%A": "Friday",
+    "%H": "00", "%M": "00", "%S": "00",
+}  # fmt: skip
+CLOCK = (
+    "{%- macro strftime_now(format) -%}{{ format"
+    + "".join(f"|replace('{mark}', '{text}')" for mark, text in FIXED_DAY.items())
+    + " }}{%- endmacro -%}"
+)
+"""Put before templates that print today's date: or a prompt would be another one tomorrow."""
 
 
 @dataclass(frozen=True)
@@ -115,10 +122,9 @@ class Encoder:
         try:
             text = self.tokenizer.apply_chat_template(
                 turns,
-                chat_template=self.template.text,
+                chat_template=(CLOCK if "strftime_now" in self.template.text else "") + self.template.text,
                 add_generation_prompt=ask,
                 tokenize=False,
-                strftime_now=FIXED_DAY.strftime,
             )
         except jinja2.TemplateError as error:
             roles = ", ".join(message.role for message in messages)
