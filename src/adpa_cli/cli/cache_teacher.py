@@ -41,15 +41,15 @@ def cache_teacher(
     from adpa_cli.cli.streams import at_most_one, dashes, needed, one, several
     from adpa_cli.stages.requests import plan_capture
 
+    extra = [f"{k}={v}" for k, v in (("top_k", top_k), ("precision", precision)) if v is not None]
+    options = Options(
+        [*(sets or ()), *extra], limit=limit, gpus=gpus, no_wait=no_wait, dry_run=dry_run, tag=tag,
+        skip_bad_rows=skip_bad_rows, refresh=refresh,
+    ).checked()  # fmt: skip
     read = dashes({
         "--teacher": [needed("--teacher", teacher)], "--reference": several(reference),
         "--rollouts": rollouts or [],
     })  # fmt: skip
     who = one("--teacher", read["--teacher"])
     below = at_most_one("--reference", read["--reference"])
-    extra = [f"{k}={v}" for k, v in (("top_k", top_k), ("precision", precision)) if v is not None]
-    options = Options(
-        [*(sets or ()), *extra], limit=limit, gpus=gpus, no_wait=no_wait, dry_run=dry_run, tag=tag,
-        skip_bad_rows=skip_bad_rows, refresh=refresh,
-    ).checked()  # fmt: skip
     make(options, lambda names, given: plan_capture(names, given, who, below, data or (), read["--rollouts"], ()))

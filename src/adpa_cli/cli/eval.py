@@ -52,9 +52,9 @@ def evaluate(
     for option, value in named.items():
         if value is not None:
             needed(option, value)
-    read = dashes({"REF": list(models)})["REF"]
-    asked = Evaluate(tuple(read), suite, against, reward_model, teacher, reference, tuple(data or ()))
     options = Options(
         sets or (), limit=limit, no_wait=no_wait, dry_run=dry_run, skip_bad_rows=skip_bad_rows, refresh=refresh
-    )
+    ).checked()
+    read = dashes({"REF": list(models)})["REF"]
+    asked = Evaluate(tuple(read), suite, against, reward_model, teacher, reference, tuple(data or ()))
     make(options, lambda names, given: plan_eval(names, given, asked))

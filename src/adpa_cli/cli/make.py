@@ -88,6 +88,10 @@ def processes(gpus: str | None) -> int:
         return max(1, torch.cuda.device_count())
     if not gpus.isdigit() or int(gpus) < 1:
         raise UsageError(f"--gpus {gpus}", "give a number of processes, or all")
+    import torch
+
+    if torch.cuda.is_available() and int(gpus) > torch.cuda.device_count():
+        raise UsageError(f"--gpus {gpus}, and there are {torch.cuda.device_count()}", "--gpus all uses every one")
     return int(gpus)
 
 

@@ -47,11 +47,11 @@ def rollout(
 
     if split not in ("train", "test"):
         raise UsageError(f"--split {split}", "it is train or test")
-    who = one("--student", dashes({"--student": [needed("--student", student)]})["--student"])
     named = (("temperature", temperature), ("top_p", top_p), ("max_new_tokens", max_new_tokens))
     extra = [f"{key}={value}" for key, value in named if value is not None]
     options = Options(
         [*(sets or ()), *extra], limit=limit, seed=seed, gpus=gpus, no_wait=no_wait, dry_run=dry_run, tag=tag,
         skip_bad_rows=skip_bad_rows, refresh=refresh,
     ).checked()  # fmt: skip
+    who = one("--student", dashes({"--student": [needed("--student", student)]})["--student"])
     make(options, lambda names, given: plan_rollout(names, given, who, data or (), (), split))

@@ -6,7 +6,6 @@ There is no other state: dropout is off, the order of the data and the learning 
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,8 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+
+from adpa_cli.store.disk import sync_file, sync_folder, write_atomic
 
 POINTER = "_resume.json"
 
@@ -27,13 +28,10 @@ def save_resume(work: Path, step: int, model: nn.Module, optimizer: torch.optim.
         {name: p.detach().cpu().contiguous() for name, p in model.named_parameters()}, folder / "model.safetensors"
     )
     save_file(_moments(optimizer), folder / "optimizer.safetensors")
-    for name in ("model.safetensors", "optimizer.safetensors", "."):
-        _sync(folder / name)
-    private = work / f"{POINTER}.tmp"
-    private.write_text(json.dumps({"step": step, "folder": folder.name}))
-    _sync(private)
-    private.rename(work / POINTER)
-    _sync(work)
+    for path in folder.iterdir():
+        sync_file(path)
+    sync_folder(folder)
+    write_atomic(work / POINTER, json.dumps({"step": step, "folder": folder.name}).encode())
     for old in work.glob("_resume-*"):
         if old != folder:
             shutil.rmtree(old)
@@ -67,11 +65,3 @@ def load_resume(work: Path, model: nn.Module, optimizer: torch.optim.Optimizer) 
 def _moments(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     state: dict[int, dict[str, Any]] = optimizer.state_dict()["state"]
     return {f"{i}.{name}": v.detach().cpu().contiguous() for i, entry in state.items() for name, v in entry.items()}
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -68,16 +68,28 @@ def reference_of(teacher: Input, store: Store) -> Input | None:
         return None
     found = single(teacher, "model", store)
     if found is None and isinstance(teacher, Artifact):
+        content = str(teacher.manifest.inputs["model"])
+        folder = store.hash_cache.locate(content.removeprefix("model:"))
+        if folder is not None:
+            return External(content, folder.name, (str(folder),), teacher.manifest.sources[content])
         raise NotFound(
             f"{teacher.label} was aligned from a model that is not in this store", "name it with --reference MODEL"
         )
     return found
 
 
+def typed(item: Input) -> str:
+    """How a user names an input on the command line."""
+    if isinstance(item, External):
+        commit = item.facts.get("commit")
+        return f"{item.facts['name']}@{commit}" if commit else item.where[0]
+    return item.label
+
+
 def same_template(wanted: tuple[str, str], model: Input, role: str) -> None:
     """Refuse a model trained with another template than the plan's."""
     own = template_of(model)
-    if isinstance(model, External) or own is None or own == wanted:
+    if own is None or own == wanted:
         return
     raise UsageError(
         f"the {role} {model.label} was trained with another chat template (ends turns with {own[1]}) than "

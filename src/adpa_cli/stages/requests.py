@@ -71,7 +71,7 @@ def _needed_template(model: Input, option: str) -> Template:
     if template is None:
         raise UsageError(
             f"{option} {model.label} has no chat template: it is a base model",
-            f"fine-tune it first: adpa sft --model {model.label}",
+            f"fine-tune it first: adpa sft --model {lineage.typed(model)}",
         )
     return template
 
