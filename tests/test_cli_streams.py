@@ -60,9 +60,11 @@ def test_readers_write_tabs_into_a_pipe_and_json_when_asked(pipeline: Pipeline, 
     assert "\x1b" not in piped.out
     if words[0] not in ("path", "data"):
         assert all("\t" in line for line in piped.out.splitlines())
-    before, after = cli("--json", *words), cli(*words, "--json")
-    assert json.loads(before.out)
-    assert before.out == after.out
+    before, after = (json.loads(cli(*form).out) for form in (("--json", *words), (*words, "--json")))
+    if isinstance(before, dict):
+        before.pop("free", None), after.pop("free", None)  # others use the same disk meanwhile
+    assert before
+    assert before == after
 
 
 def test_a_dry_run_is_a_table_of_stages(pipeline: Pipeline, cli: Cli) -> None:
