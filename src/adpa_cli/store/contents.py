@@ -38,8 +38,9 @@ class HashCache:
     A missing, torn or foreign file is an empty cache; a cache that cannot be written is not kept.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, beside: Path | None = None) -> None:
         self.path = path
+        self.beside = beside or path.parent
         self._files, self._folders = self._load()
 
     def _load(self) -> tuple[dict[str, tuple[Stat, int, str]], dict[str, str]]:
@@ -87,12 +88,12 @@ class HashCache:
         return None
 
     def save(self) -> None:
-        """Write the cache, if its folder exists."""
+        """Write the cache, if what it belongs to (`beside`, else its folder) exists."""
         files, folders = self._load()  # another process may have written since: keep what it learnt
         self._files, self._folders = {**files, **self._files}, {**folders, **self._folders}
         flat = {name: [*stat, hashed, sha] for name, (stat, hashed, sha) in self._files.items()}
         with contextlib.suppress(OSError):
-            if self.path.parent.exists():
+            if self.beside.exists():
                 write_atomic(self.path, json.dumps({"files": flat, "folders": self._folders}).encode())
 
 

@@ -97,7 +97,7 @@ class Store:
     @cached_property
     def hash_cache(self) -> HashCache:
         """Remembered digests of models and data from outside; may be deleted at any time."""
-        return HashCache(self.root / ".hashes.json")
+        return HashCache(self.root / ".hashes.json", beside=self.root / MARKER)
 
     def _folders(self, only: str = "") -> Iterator[Path]:
         known = sorted(os.listdir(self.root)) if self.root.is_dir() else []  # see `find_or_empty`
