@@ -62,7 +62,8 @@ class Cli:
         """What a command that must fail with `code` says; its stdout must be empty."""
         ran = self(*words, stdin=stdin)
         assert (ran.code, ran.out) == (code, ""), ran.err
-        found = ran.err[ran.err.rindex("error: ") :]
+        _, start, found = f"\n{ran.err}".partition("\nerror: ")
+        assert start, ran.err
         assert "\ntry: " in found, found
         return found
 
@@ -84,7 +85,7 @@ class Pipeline:
         from adpa_cli.store.store import Store
 
         name, _, number = role.partition(" #")
-        found = [m for m in reversed(Store.find(self.store).artifacts()) if m.made["role"] == name]
+        found = [m for m in reversed(Store.find(self.store).artifacts()) if m.made.get("role") == name]
         return found[int(number or 1) - 1].ref
 
 
