@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from adpa_cli.cli.main import main as adpa
+from adpa_cli.cli.streams import ids_only
 from adpa_cli.stages.names import Names
 from adpa_cli.stages.request_distill import Distill, plan_distill
 from adpa_cli.stages.settings import Given
@@ -28,7 +29,9 @@ def run(store: Path, seed: int) -> dict[str, dict[str, Any]]:
     """Scores by role of one seed, and the seconds it took."""
     command = ["distill", "--method", "adpa+", "--student", "tiny", "--seed-all", str(seed), "--store", str(store)]
     started = time.perf_counter()
-    if adpa(command):
+    with ids_only():  # the ids go to stderr's side: stdout is for the table
+        failed = adpa(command)
+    if failed:
         raise SystemExit(f"failed: adpa {' '.join(command)}")
     seconds = time.perf_counter() - started
     opened = Store.find(store)
