@@ -24,6 +24,7 @@ from adpa_cli.stages.plan import Plan
 from adpa_cli.stages.settings import Given, parse_sets
 from adpa_cli.store.manifest import Manifest
 from adpa_cli.store.store import Store
+from adpa_cli.store.tags import check_tag
 
 QUIET = {
     "TOKENIZERS_PARALLELISM": "false", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "TRANSFORMERS_VERBOSITY": "error",
@@ -56,6 +57,8 @@ class Options:
         self.given(), self.runtime()
         if self.tag == "":
             raise UsageError("--tag is empty", "give a name: --tag NAME")
+        if self.tag:
+            check_tag(self.tag, reserved_words())
         return self
 
     def given(self) -> Given:

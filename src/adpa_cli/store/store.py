@@ -6,7 +6,6 @@ import contextlib
 import difflib
 import json
 import os
-import re
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,12 +20,11 @@ from adpa_cli.store.disk import explained, write_atomic
 from adpa_cli.store.identity import STAGE_NAME, HashCache, Recipe
 from adpa_cli.store.lock import holder
 from adpa_cli.store.manifest import Manifest
+from adpa_cli.store.tags import DIGITS, TAG, check_tag
 
 FOLDER = "adpa-store"
 MARKER = "adpa.json"
 FORMAT = 1
-_HEX = re.compile(r"[0-9a-f]{4,64}")
-_TAG = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,63}")
 
 
 @dataclass(frozen=True)
@@ -162,7 +160,7 @@ class Store:
                 return made[0]
         stage, _, digits = text.removeprefix("artifact:").rpartition("/")
         digits = digits.lower()
-        if _HEX.fullmatch(digits):
+        if DIGITS.fullmatch(digits):
             folders = [folder for folder in self._folders(stage) if folder.name.startswith(digits[:12])]
             matches = [manifest for manifest in map(manifests.read, folders) if manifest.id.startswith(digits)]
             if len(matches) > 1:
@@ -185,14 +183,9 @@ class Store:
     def tag(self, name: str, id_or_ref: str, reserved: Collection[str] = ()) -> None:
         """Give an artifact a name, moving the name if it is in use.
 
-        Raises UsageError for a name that could be taken for an id, a path or one of `reserved` (aliases, words).
+        Raises UsageError for a name that `check_tag` refuses.
         """
-        if not _TAG.fullmatch(name):
-            raise UsageError(f"{name!r} cannot be a tag", "use letters, digits and . _ + -, at most 64, no / or @")
-        if _HEX.fullmatch(name.lower()):
-            raise UsageError(f"{name} looks like an id", f"choose a name that has other letters, e.g. run-{name}")
-        if name in reserved:
-            raise UsageError(f"{name} is a built-in name", f"choose another, e.g. my-{name}")
+        check_tag(name, reserved)
         manifest = self.get(id_or_ref)
         if manifest is None:
             raise NotFound(f"{id_or_ref} is not in {self.root}", "see what is: adpa show")
@@ -208,7 +201,7 @@ class Store:
     def tags(self) -> dict[str, str]:
         """Full id by tag, sorted by tag."""
         with contextlib.suppress(FileNotFoundError):
-            paths = sorted(path for path in (self.root / "tags").iterdir() if _TAG.fullmatch(path.name))
+            paths = sorted(path for path in (self.root / "tags").iterdir() if TAG.fullmatch(path.name))
             return {path.name: path.read_text(encoding="utf-8").strip() for path in paths}
         return {}
 
