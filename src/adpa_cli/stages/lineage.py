@@ -91,9 +91,9 @@ def same_template(wanted: tuple[str, str], model: Input, role: str) -> None:
     own = template_of(model)
     if own is None or own == wanted:
         return
+    ends = f" (it ends turns with {own[1]}, not {wanted[1]})" if own[1] != wanted[1] else ""
     raise UsageError(
-        f"the {role} {model.label} was trained with another chat template (ends turns with {own[1]}) than "
-        f"the teacher's (ends turns with {wanted[1]})",
+        f"the {role} {model.label} was made with another chat template than the teacher{ends}",
         "give the base model's alias to --student: it is then fine-tuned with the teacher's template",
     )
 
