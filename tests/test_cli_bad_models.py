@@ -92,7 +92,8 @@ def test_a_base_model_without_template_gets_the_default_one_said_and_saved(
 def test_a_base_model_is_refused_where_a_trained_one_is_needed(cli: Cli, base: Path, words: list[str]) -> None:
     said = cli.refused(2, *words)
     assert "chat template" in said
-    assert "adpa sft --model ./base" in said
+    assert "adpa sft --model " in said
+    assert said.rstrip().endswith("/base")
 
 
 def test_not_a_number_in_the_weights_is_named(pipeline: Pipeline, cli: Cli, teacher: Path) -> None:
