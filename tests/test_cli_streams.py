@@ -74,6 +74,12 @@ def test_a_dry_run_is_a_table_of_stages(pipeline: Pipeline, cli: Cli) -> None:
     assert rows[0][2:] == ["student", "tiny base student on tiny-sft", pipeline.made("student")]
 
 
+def test_a_dry_run_makes_no_store(cli: Cli, tmp_path: Path) -> None:
+    ran = cli("distill", "--method", "adpa+", "--student", "tiny", "--dry-run")
+    assert ran.rows[0][1] == "build"
+    assert (ran.err, list(tmp_path.iterdir())) == ("", [])
+
+
 @pytest.mark.parametrize(
     "words", [["show"], ["show", "best"], ["verify"], ["path", "best"], ["tag"], ["tag", "a", "b"]]
 )
