@@ -20,6 +20,7 @@ PAPER: Settings = {
     "rollout": {"temperature": 0.0},
     "distill": {"lr": 1e-5, "epochs": 3, "batch_size": 128},
     "distill.dpo": {"lr": 5e-7, "epochs": 2},
+    "eval.rollout": {"temperature": 0.0, "max_new_tokens": 512},
     "eval": {},
 }
 

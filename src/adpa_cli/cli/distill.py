@@ -9,7 +9,8 @@ from adpa_cli.cli import options as opt
 
 def distill(
     method: Annotated[
-        str | None, opt.option("--method", help="dckd, adpa, adpa+, dpo, sft.", panel=opt.WHAT, metavar="NAME")
+        str | None,
+        opt.option("--method", help="dckd, adpa, adpa+, dpo, … All: adpa methods.", panel=opt.WHAT, metavar="NAME"),
     ] = None,
     student: Annotated[
         str | None,

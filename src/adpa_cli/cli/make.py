@@ -102,7 +102,8 @@ def make(options: Options, planned: Callable[[Names, Given], Plan]) -> None:
     """Plan, show, build, print one id per target; the only place that does so."""
     given, runtime = options.given(), options.runtime()
     for name, value in QUIET.items():
-        os.environ.setdefault(name, value)
+        if not GLOBALS.verbose or name == "TOKENIZERS_PARALLELISM":
+            os.environ.setdefault(name, value)
     with ids_only() as output:
         screen = Screen(GLOBALS.quiet)
         seen = Store.find_or_empty(GLOBALS.store)

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import sys
+import traceback
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -150,7 +151,9 @@ def needed(option: str, value: str | None) -> str:
 
 
 def fail(error: AdpaError) -> int:
-    """Say what went wrong on stderr; returns the exit code."""
+    """Say what went wrong on stderr, with -v also where; returns the exit code."""
+    if GLOBALS.verbose and not GLOBALS.json:
+        traceback.print_exception(error)
     if GLOBALS.json:
         record = {"error": error.message, "hint": error.hint, "exit": error.exit_code}
         sys.stderr.write(json.dumps(record, ensure_ascii=False) + "\n")
