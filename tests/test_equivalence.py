@@ -150,12 +150,19 @@ def test_a_signal_stops_every_process_and_its_blocks_are_those_of_one(stores: di
 
 
 @pytest.mark.slow
-def test_a_failing_process_ends_the_others(stores: dict[str, Path], tmp_path: Path) -> None:
-    (tmp_path / "_block-000001.json.tmp").mkdir()  # the second process cannot write its first block
+def test_a_failing_process_ends_the_others(
+    stores: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken = "import os\nif os.environ.get('RANK') == '1':\n    del os.replace\n"  # it cannot put a block in place
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "sitecustomize.py").write_text(broken)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "site"))
+    work = tmp_path / "work"
+    work.mkdir()
     with pytest.raises(AdpaError, match="process 1 of 2 died with status 1"):
-        run_stage(rollout_job(stores["beneath"], tmp_path), Monitor(), 1)
-    assert not (tmp_path / "_block-000001.json").exists()
-    assert len(list(tmp_path.glob("_block-*.json"))) < 1000
+        run_stage(rollout_job(stores["beneath"], work), Monitor(), 1)
+    assert not (work / "_block-000001.json").exists()
+    assert len(list(work.glob("_block-*.json"))) < 1000
 
 
 @pytest.mark.slow

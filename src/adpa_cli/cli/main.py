@@ -30,8 +30,8 @@ from adpa_cli.cli.verify import verify
 from adpa_cli.errors import AdpaError, UsageError
 
 EPILOG = (
-    "Everywhere: --json · --store DIR · -q quiet · -v libraries speak, errors say where.  Exit: 0 done  1 failed  2 usage  "
-    "3 not found  4 busy  5 corrupt  75 come again  129/130/143 stopped"
+    "Everywhere: --json · --store DIR · -q quiet · -v libraries speak, errors say where.  Exit: 0 done  1 failed  "
+    "2 usage  3 not found  4 busy  5 corrupt  75 come again  129/130/143 stopped"
 )
 app = typer.Typer(
     name="adpa",
