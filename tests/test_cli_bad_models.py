@@ -52,6 +52,16 @@ def test_a_teacher_with_another_vocabulary_is_refused_before_any_work(
     assert len(Store.find(pipeline.store).artifacts()) == before
 
 
+def test_a_teacher_that_cuts_a_text_otherwise_is_refused_before_any_work(
+    pipeline: Pipeline, cli: Cli, teacher: Path
+) -> None:
+    path = teacher / "tokenizer.json"
+    raw = json.loads(path.read_text())
+    path.write_text(json.dumps({**raw, "pre_tokenizer": {"type": "Whitespace"}}))
+    words = ("distill", "--method", "dckd", "--student", pipeline.made("student"), "--data", pipeline.data)
+    assert "cut a text differently" in cli.refused(1, *words, "--teacher", "./t")
+
+
 def test_a_folder_without_a_tokenizer_is_refused(pipeline: Pipeline, cli: Cli, base: Path, teacher: Path) -> None:
     for folder in (base, teacher):
         (folder / "tokenizer.json").unlink()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ from adpa_cli.stages.graph import Artifact, External, Node
 from adpa_cli.stages.lineage import folder_of
 from adpa_cli.store.store import Store
 
+SAMPLE = "Hello, world! 12 3456\n\n  naïve 你好 <b>don't</b>"
 CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "max_sequence_length", "n_ctx")
 
 
@@ -46,16 +48,16 @@ def _actions(nodes: Sequence[Node], store: Store) -> Iterator[Callable[[], Seque
             key = (data.where, kind, split, node.spec.limit, node.spec.skip_bad_rows)
             if key not in seen:
                 seen.add(key)
-                yield lambda name=data.label, key=key: _data(name, *key)  # type: ignore[misc]
+                yield functools.partial(_data, data.label, *key)
         models = [(role, item) for role, item in node.flat_inputs() if role in ("model", "aligned", "reference")]
         folders = [(role, folder_of(item, store)) for role, item in models]
         for _, folder in folders:
-            yield lambda folder=folder, node=node: _fits(folder, node)  # type: ignore[misc]
+            yield functools.partial(_fits, folder, node)
         teachers = [f for role, f in folders if role != "model"] + _teachers_behind(node, store)
         students = [f for role, f in folders if role == "model"] or teachers[:1]
         for pair in {(t, s) for t in teachers for s in students if t != s} - seen:
             seen.add(pair)
-            yield lambda pair=pair: _vocabularies(*pair)  # type: ignore[misc]
+            yield functools.partial(_vocabularies, *pair, node.spec)
 
 
 def _teachers_behind(node: Node, store: Store) -> list[Path]:
@@ -84,16 +86,33 @@ def _data(
     return [" · ".join([f"data {name}, {split}: {used}", *found.notes])]
 
 
-def _vocabularies(teacher: Path, student: Path) -> Sequence[str]:
-    from adpa_cli.data.vocabulary import compare
+@functools.lru_cache(maxsize=8)
+def _tokenizer(folder: Path) -> Any:
     from adpa_cli.engine.models import load_tokenizer
 
-    return compare(load_tokenizer(teacher), load_tokenizer(student))
+    return load_tokenizer(folder)
+
+
+def _vocabularies(teacher: Path, student: Path, spec: Any) -> Sequence[str]:
+    """One id for every token the student has, and one way of cutting a text into tokens."""
+    from adpa_cli.data.turns import Message
+    from adpa_cli.data.vocabulary import compare
+    from adpa_cli.stages.examples import encoder_of
+
+    notes = compare(_tokenizer(teacher), _tokenizer(student))
+    both = [encoder_of(_tokenizer(folder), spec) for folder in (teacher, student)]
+    ids = [(encoder.prompt((Message("user", SAMPLE),)), encoder.answer(SAMPLE)) for encoder in both]
+    if ids[0] != ids[1]:
+        raise DataError(
+            f"the tokenizers in {teacher.name} and {student.name} have one vocabulary and cut a text differently "
+            "(merges, normaliser or begin token)",
+            "use models of one family, or copy the teacher's tokenizer files beside the student",
+        )
+    return notes
 
 
 def _fits(folder: Path, node: Node) -> Sequence[str]:
     """The context holds `max_length`, and the end token is one id of the tokenizer."""
-    from adpa_cli.engine.models import load_tokenizer
     from adpa_cli.stages.examples import encoder_of
 
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
@@ -103,5 +122,5 @@ def _fits(folder: Path, node: Node) -> Sequence[str]:
             f"{node.stage}: max_length {node.spec.max_length} exceeds the context of {context} tokens of {folder.name}",
             f"--set {node.stage}.max_length={context}",
         )
-    encoder_of(load_tokenizer(folder), node.spec)
+    encoder_of(_tokenizer(folder), node.spec)
     return ()
