@@ -50,7 +50,9 @@ def finish(job: Job) -> dict[str, Any]:
     }
     write_json(job.folder / "scores.json", read)
     (margins,) = _aligned(read["margins"])
-    scores = {"reward_accuracy": bootstrap((margins > 0) + 0.5 * (margins == 0), spec)}
+    prompts = _prompt_of_pairs(job, spec)
+    asked = [prompts[pair] for pair in sorted(read["margins"])]
+    scores = {"reward_accuracy": bootstrap((margins > 0) + 0.5 * (margins == 0), spec, asked)}
     if "rewards" in read:
         scores["mean_reward"] = bootstrap(_aligned(read["rewards"])[0], spec)
     if "against" in read:
@@ -60,12 +62,26 @@ def finish(job: Job) -> dict[str, Any]:
     return {"suite": spec.suite, "data": job.one("data").label, "scores": scores}
 
 
-def bootstrap(values: Any, spec: EvalSpec) -> dict[str, float]:
-    """Mean of `values` [n] with its 95 % percentile interval over `spec.bootstrap` resamples of the rows."""
+def bootstrap(values: Any, spec: EvalSpec, prompts: Sequence[str] = ()) -> dict[str, float]:
+    """Mean of `values` [n] with its 95 % percentile interval over `spec.bootstrap` resamples of the prompts.
+
+    `prompts` [n] names the prompt of each value, for data with several pairs of one prompt: such values are not
+    independent and are drawn together. Without it every value is its own prompt.
+    """
     numbers = np.asarray(values, dtype=np.float64)
-    picks = np.random.Generator(np.random.PCG64(spec.seed)).integers(0, len(numbers), (spec.bootstrap, len(numbers)))
-    low, high = np.percentile(numbers[picks].mean(1), [2.5, 97.5])
+    places = {prompt: i for i, prompt in enumerate(dict.fromkeys(prompts))}
+    groups = np.array([places[prompt] for prompt in prompts]) if prompts else np.arange(len(numbers))
+    sums, counts = np.bincount(groups, numbers), np.bincount(groups)
+    picks = np.random.Generator(np.random.PCG64(spec.seed)).integers(0, len(sums), (spec.bootstrap, len(sums)))
+    low, high = np.percentile(sums[picks].sum(1) / counts[picks].sum(1), [2.5, 97.5])
     return {"value": float(numbers.mean()), "low": float(low), "high": float(high), "n": len(numbers)}
+
+
+def _prompt_of_pairs(job: Job, spec: EvalSpec) -> dict[str, str]:
+    from adpa_cli.stages import examples as ex
+
+    pairs = ex.pairs_of(job.one("data").where, "test", spec.limit, spec.skip_bad_rows).items
+    return {pair.id: ex.rollout_id(pair) for pair in pairs}
 
 
 def _aligned(*tables: dict[str, float]) -> list[Floats]:
