@@ -111,5 +111,4 @@ def test_file_map_names_what_exists_and_every_part_of_the_package() -> None:
     assert [path for path in named if not (ROOT / path).exists()] == []
     package = ROOT / "src" / "adpa_cli"
     folders = {f"src/adpa_cli/{path.parent.name}/" for path in package.glob("*/*.py")}
-    methods = {f"src/adpa_cli/methods/{p.name}" for p in (package / "methods").glob("*.py") if p.stem != "__init__"}
-    assert folders | methods <= set(named)
+    assert folders <= set(named)

@@ -178,6 +178,8 @@ class _Chain:
                 + ("--rollouts R" if "rollouts" in answers else "--data SRC"),
             )
         reference = who.reference if "reference" in roles else None
+        if "data" in answers:
+            parts = ("chosen", "rejected")  # one capture serves every method
         return self.planner.capture(
             who.aligned, reference, answers, parts, self.family, self.template, student=self.start
         )
