@@ -1,0 +1,41 @@
+"""SimPO: raise the chosen answer's average log-prob over the rejected one's by a margin, without a reference."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from adpa_cli.methods import Need, Part, Term, View, param
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+VERSION = 1
+SOURCE = "Meng et al. 2024, the SimPO objective"
+SUMMARY = "simple preference optimisation: length-normalised, with a target margin"
+FORMULA = "-log σ(β [mean_t log π(y_w) - mean_t log π(y_l) - ρ]), ρ = γ/β of the source"
+NEEDS = (Need("chosen"), Need("rejected"))
+
+
+@dataclass(frozen=True)
+class Params:
+    """Scale of the reward and the margin asked of it."""
+
+    beta: float = param(2.0, "scale of the average log-prob", low=0.0, high=1000.0, origin="release")
+    gamma_beta_ratio: float = param(
+        0.5, "margin between the two averages, in nats per token", low=0.0, high=100.0, origin="release"
+    )
+
+
+def terms(views: Mapping[Part, View], p: Params) -> tuple[Term, ...]:
+    """-log σ(β (difference of the averages - margin)) for every pair."""
+    from torch.nn.functional import logsigmoid
+
+    gap = _average(views["chosen"]) - _average(views["rejected"])
+    return (Term("simpo", -logsigmoid(p.beta * (gap - p.gamma_beta_ratio)), "chosen"),)
+
+
+def _average(view: View) -> Tensor:
+    """Mean over the answer, end token included, of log π, [B]."""
+    return (view.logps * view.mask).sum(1) / view.mask.sum(1).clamp_min(1)
