@@ -1,0 +1,47 @@
+"""PLaD: a hinge that ranks the chosen answer over the rejected one, beside SFT."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, get_args
+
+from adpa_cli.methods import Need, Part, Reduction, Term, View, param
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+VERSION = 1
+SOURCE = "Zhang et al. 2024, re-implemented as the rank hinge of Zhao et al. 2023 (SLiC) on true preference pairs"
+SUMMARY = "preference-based distillation as a ranking hinge (re-implementation)"
+FORMULA = "max(0, δ - s_w + s_l) + λ L_SFT(y_w), s = Σ_t log π(y_t)"
+NEEDS = (Need("chosen"), Need("rejected"))
+
+
+@dataclass(frozen=True)
+class Params:
+    """Margin of the hinge and weight of SFT beside it."""
+
+    delta: float = param(1.0, "margin by which the chosen answer must win, in nats", low=0.0, high=1000.0)
+    sft_weight: float = param(1.0, "weight of SFT on the chosen answers", low=0.0, high=1000.0)
+    length_norm: bool = param(False, "score an answer by its mean log-prob per token, not by the sum")
+    reduction: Reduction = param(
+        "seqmean", "of SFT: mean per answer, over all tokens of the batch, or sum per answer",
+        choices=get_args(Reduction),
+    )  # fmt: skip
+
+
+def terms(views: Mapping[Part, View], p: Params) -> tuple[Term, ...]:
+    """The hinge of every pair, and -log π(y_t) at chosen tokens."""
+    chosen = views["chosen"]
+    gap = _score(chosen, p) - _score(views["rejected"], p)
+    return (
+        Term("rank", (p.delta - gap).relu(), "chosen"),
+        Term("sft", -chosen.logps, "chosen", p.sft_weight, p.reduction),
+    )
+
+
+def _score(view: View, p: Params) -> Tensor:
+    """Sum or mean over the answer, end token included, of log π, [B]."""
+    total = (view.logps * view.mask).sum(1)
+    return total / view.mask.sum(1).clamp_min(1) if p.length_norm else total
