@@ -1,0 +1,49 @@
+"""DPKD: raise the chosen answer over the rejected one, relative to the aligned teacher, beside SFT."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, get_args
+
+from adpa_cli.methods import Need, Part, Reduction, Term, View, given, param
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+VERSION = 1
+SOURCE = "Li et al. 2024, Eqs. 8-9 and Algorithm 1, on true preference pairs"
+SUMMARY = "direct preference knowledge distillation: DPO with the aligned teacher as its reference"
+FORMULA = "(1-m) L_SFT(y_w) - m log σ(β [r_w - r_l]), r = mean_t (log π(y_t) - log π_aligned(y_t))"
+NEEDS = (Need("chosen", signal=("aligned",)), Need("rejected", signal=("aligned",)))
+
+
+@dataclass(frozen=True)
+class Params:
+    """Scale of the log-ratios and their share beside SFT."""
+
+    beta: float = param(0.1, "scale of the log-ratio to the teacher", low=0.0, high=1000.0, origin="release")
+    length_norm: bool = param(True, "compare the mean log-ratio per token (Eq. 9), not the sum (Eq. 8)", origin="paper")
+    mix: float = param(0.5, "weight of the preference loss; SFT has the rest", low=0.0, high=1.0, origin="release")
+    reduction: Reduction = param(
+        "seqmean", "of SFT: mean per answer, over all tokens of the batch, or sum per answer",
+        choices=get_args(Reduction),
+    )  # fmt: skip
+
+
+def terms(views: Mapping[Part, View], p: Params) -> tuple[Term, ...]:
+    """-log π(y_t) at chosen tokens, and -log σ(β (r_w - r_l)) for every pair."""
+    from torch.nn.functional import logsigmoid
+
+    chosen = views["chosen"]
+    h = _log_ratio(chosen, p) - _log_ratio(views["rejected"], p)
+    return (
+        Term("sft", -chosen.logps, "chosen", 1 - p.mix, p.reduction),
+        Term("dpkd", -logsigmoid(p.beta * h), "chosen", p.mix),
+    )
+
+
+def _log_ratio(view: View, p: Params) -> Tensor:
+    """Mean or sum over the answer, end token included, of log π - log π_aligned, [B]."""
+    total = ((view.logps - given(view.signal).label_logps) * view.mask).sum(1)
+    return total / view.mask.sum(1).clamp_min(1) if p.length_norm else total
