@@ -1,0 +1,60 @@
+"""Q-argmax: on the student's own answers, learn the one token that alignment favoured most."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, get_args
+
+from adpa_cli.methods import Need, Part, Reduction, Signal, Term, View, given, param
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+VERSION = 1
+SOURCE = "Gao et al. 2025, Eq. 30"
+SUMMARY = "fine-tune on the token of the largest advantage, on the student's own answers"
+FORMULA = "L_SFT(y_w) - γ mean_t log π(a*_t|s_t), a*_t = argmax over the aligned top k of A(s_t,a), on ŷ"
+NEEDS = (Need("chosen"), Need("rollout", signal=("aligned", "reference")))
+
+
+@dataclass(frozen=True)
+class Params:
+    """Weight of the favoured token, and which tokens may be it."""
+
+    gamma: float = param(1.5, "weight of the favoured token", low=0.0, high=1000.0)
+    plausibility: float = param(
+        0.0, "least aligned probability of the favoured token; where none has it, the likeliest", low=0.0, high=1.0
+    )
+    kd_on_eos: bool = param(True, "learn the favoured token where the answer ends too")
+    reduction: Reduction = param(
+        "seqmean", "mean per answer, over all tokens of the batch, or sum per answer", choices=get_args(Reduction)
+    )
+
+
+def terms(views: Mapping[Part, View], p: Params) -> tuple[Term, ...]:
+    """-log π(y_t) at chosen tokens, and -log π(a*_t) at each position of the student's own answer."""
+    view = views["rollout"]
+    favoured = favourite(given(view.signal), p.plausibility)
+    values = -given(view.topk_logps).gather(-1, favoured[..., None])[..., 0]
+    return (
+        Term("sft", -views["chosen"].logps, "chosen", reduction=p.reduction),
+        Term("favoured", values if p.kd_on_eos else values.masked_fill(view.end, 0.0), "rollout", p.gamma, p.reduction),
+    )
+
+
+def favourite(signal: Signal, plausibility: float) -> Tensor:
+    """Place among the ids of the largest advantage (the paper's floor rule), [B,T]; ties go to the likeliest of them.
+
+    Only ids of at least that aligned probability take part; where there is none, only the likeliest.
+    """
+    from adpa_cli.tensors.divergence import advantage
+
+    logps = signal.logps
+    scores = advantage(logps, given(signal.difference), given(signal.reference_kth), given(signal.in_reference))
+    least = math.log(plausibility) if plausibility > 0 else -math.inf
+    may = (logps > -math.inf) & (logps >= logps.amax(-1, keepdim=True).clamp_max(least))
+    scores = scores.masked_fill(~may, -math.inf)
+    best = scores == scores.amax(-1, keepdim=True)
+    return logps.masked_fill(~best, -math.inf).argmax(-1)
