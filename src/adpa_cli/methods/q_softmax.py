@@ -1,0 +1,54 @@
+"""Q-softmax: on the student's own answers, copy the distribution that the advantages make."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, get_args
+
+from adpa_cli.methods import Need, Part, Reduction, Term, View, given, param
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+VERSION = 1
+SOURCE = "Gao et al. 2025, Eq. 31"
+SUMMARY = "distil the softmax of the advantages, on the student's own answers"
+FORMULA = "L_SFT(y_w) + γ mean_t KL(softmax over the aligned top k of β A(s_t,·) ‖ π), on ŷ"
+NEEDS = (Need("chosen"), Need("rollout", signal=("aligned", "reference")))
+
+
+@dataclass(frozen=True)
+class Params:
+    """Weight of the divergence and sharpness of its target."""
+
+    gamma: float = param(1.5, "weight of the divergence", low=0.0, high=1000.0)
+    beta: float = param(
+        0.05, "scale of the advantage in the softmax: the teacher's DPO beta by Eq. 8, or 1 for the plain log-ratio",
+        low=0.0, high=1e6, origin="paper",
+    )  # fmt: skip
+    kd_on_eos: bool = param(True, "distil where the answer ends too")
+    reduction: Reduction = param(
+        "seqmean", "mean per answer, over all tokens of the batch, or sum per answer", choices=get_args(Reduction)
+    )
+
+
+def terms(views: Mapping[Part, View], p: Params) -> tuple[Term, ...]:
+    """-log π(y_t) at chosen tokens, and KL(target || π) at each position of the student's own answer."""
+    return (
+        Term("sft", -views["chosen"].logps, "chosen", reduction=p.reduction),
+        Term("kl_advantage", _divergence(views["rollout"], p), "rollout", p.gamma, p.reduction),
+    )
+
+
+def _divergence(view: View, p: Params) -> Tensor:
+    """KL(softmax of β A over the aligned ids || student's full softmax) at each position, [B,T]; paper's floor rule."""
+    from adpa_cli.tensors.divergence import advantage, renormalised_kl
+
+    signal = given(view.signal)
+    scores = p.beta * advantage(
+        signal.logps, given(signal.difference), given(signal.reference_kth), given(signal.in_reference)
+    )
+    values = renormalised_kl(scores.masked_fill(signal.logps == -math.inf, -math.inf), given(view.topk_logps))
+    return values if p.kd_on_eos else values.masked_fill(view.end, 0.0)
