@@ -1,0 +1,78 @@
+"""ATKD: on chosen answers, teach diversity everywhere and the label's own probability where the teacher doubts it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from adpa_cli.methods import Need, Part, Term, View, given, param
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+VERSION = 1
+SOURCE = "Zhong et al. 2024, 'Revisiting Knowledge Distillation for Autoregressive Language Models'"
+SUMMARY = "token-adaptive distillation: easy and hard tokens are taught differently"
+FORMULA = (
+    "λ mean_easy DKD + (1-λ) mean_hard (TKD + DKD), TKD = KL over {y_t, others}, DKD = KL over the others, "
+    "easy = 1-π_aligned(y_t) below the answer's median"
+)
+NEEDS = (Need("chosen", signal=("aligned",)),)
+
+
+@dataclass(frozen=True)
+class Params:
+    """Balance of the two sets of tokens."""
+
+    easy_weight: float = param(0.2, "λ: weight of the easy tokens; the hard ones take 1-λ", low=0.0, high=1.0,
+                               origin="release")  # fmt: skip
+    sft_weight: float = param(0.0, "weight of -log π(y_t), mean per answer", low=0.0, high=1000.0, origin="release")
+
+
+def terms(views: Mapping[Part, View], p: Params) -> tuple[Term, ...]:
+    """Per answer, the mean of DKD over its easy tokens and that of TKD + DKD over its hard ones."""
+    from adpa_cli.tensors.divergence import bucket_kl
+
+    view = views["chosen"]
+    signal = given(view.signal)
+    teacher, student = others(view)
+    doubt, distrust = teacher.logsumexp(-1), student.logsumexp(-1)
+    target = bucket_kl(signal.label_logps[..., None], doubt, view.logps[..., None], distrust)
+    teacher, student = teacher - doubt[..., None], student - distrust[..., None]
+    diverse = bucket_kl(teacher[..., :-1], teacher[..., -1], student[..., :-1], student[..., -1])
+    easy = view.mask & (doubt < _median(doubt, view.mask))
+    hard = view.mask & ~easy
+    out = (
+        Term("easy", _mean(diverse, easy), "chosen", p.easy_weight),
+        Term("hard", _mean(target + diverse, hard), "chosen", 1 - p.easy_weight),
+    )
+    return (*out, Term("sft", -view.logps, "chosen", p.sft_weight)) if p.sft_weight else out
+
+
+def others(view: View) -> tuple[Tensor, Tensor]:
+    """Teacher's and student's log-probs of all but the label, [B,T,K+1]: the ids, -inf at the label, and the rest.
+
+    The label's place is where both agree with its own log-probs; two ids that tie in both are interchangeable here.
+    """
+    import torch
+
+    signal, topk = given(view.signal), given(view.topk_logps)
+    apart = (signal.logps - signal.label_logps[..., None]).abs() + (topk - view.logps[..., None]).detach().abs()
+    label = torch.zeros_like(signal.logps, dtype=torch.bool).scatter(-1, apart.argmin(-1, keepdim=True), True)
+    gone = (label & given(view.label_in_topk)[..., None]) | (signal.logps == -math.inf)
+    pairs = ((signal.logps, signal.rest_logps), (topk, given(view.rest_logps)))
+    teacher, student = (torch.cat([x.masked_fill(gone, -math.inf), rest[..., None]], -1) for x, rest in pairs)
+    return teacher, student
+
+
+def _median(values: Tensor, mask: Tensor) -> Tensor:
+    """The lower median of each row's unmasked values, [B,1]."""
+    middle = (mask.sum(1, keepdim=True) - 1).clamp_min(0) // 2
+    return values.masked_fill(~mask, math.inf).sort(1).values.gather(1, middle)
+
+
+def _mean(values: Tensor, chosen: Tensor) -> Tensor:
+    """Mean of each row over its chosen positions, [B]; 0 where there are none."""
+    return values.masked_fill(~chosen, 0.0).sum(1) / chosen.sum(1).clamp_min(1)
