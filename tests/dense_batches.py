@@ -79,11 +79,12 @@ def view_of(x: Inputs, need: Need, k: int) -> View:
     label = x.labels[..., None]
     here = logps.gather(-1, label)[..., 0]
     start = x.start.log_softmax(-1).gather(-1, label)[..., 0] if need.start else None
+    squares = (2 * logps.detach()).logsumexp(-1) if need.stats else None
     if not need.signal:
-        return View(here, x.mask, x.end, start_logps=start)
+        return View(here, x.mask, x.end, start_logps=start, log_sum_squares=squares)
     signal, ids = signal_of(x, k, "reference" in need.signal)
     rest = log_mass_outside(logps, torch.cat([ids, label], -1))
-    return View(here, x.mask, x.end, logps.gather(-1, ids), rest, (ids == label).any(-1), signal, start)
+    return View(here, x.mask, x.end, logps.gather(-1, ids), rest, (ids == label).any(-1), signal, start, squares)
 
 
 def reduced(values: Tensor, mask: Tensor, reduction: str) -> Tensor:

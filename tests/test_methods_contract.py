@@ -201,12 +201,15 @@ def through_head(hidden, weight, view: View, x: Inputs, budget: int) -> View:
     ids = x.labels[..., None]
     if view.signal is not None:
         ids = torch.cat([ids, x.aligned.log_softmax(-1).topk(4, dim=-1).indices], -1)
-    out = selected_logps(hidden[x.mask], weight, ids[x.mask], budget=budget, tile=(5, 4))
+    out = selected_logps(hidden[x.mask], weight, ids[x.mask], stats=True, budget=budget, tile=(5, 4))
     logps = torch.zeros(ids.shape, dtype=torch.float64).masked_scatter(x.mask[..., None].expand(ids.shape), out.logps)
     rest = torch.zeros(x.mask.shape, dtype=torch.float64).masked_scatter(x.mask, out.rest)
     changed = {"logps": logps[..., 0]}
     if view.signal is not None:
         changed |= {"topk_logps": logps[..., 1:], "rest_logps": rest}
+    if view.log_sum_squares is not None:
+        squares = torch.zeros(x.mask.shape, dtype=torch.float64).masked_scatter(x.mask, out.log_sum_squares)
+        changed |= {"log_sum_squares": squares}
     return dataclasses.replace(view, **changed)
 
 

@@ -144,8 +144,8 @@ def _signal(rows: Sequence[SignalRows], longest: int) -> Signal:
     return Signal(**fields)
 
 
-def views(batch: Batch, logps: Tensor, rest: Tensor) -> dict[Any, View]:
-    """The student's log-probs [N,1+K] and rest mass [N] as one `View` per part."""
+def views(batch: Batch, logps: Tensor, rest: Tensor, squares: Tensor | None = None) -> dict[Any, View]:
+    """The student's log-probs [N,1+K], rest mass [N] and log of Σ p² [N], if asked for, as one `View` per part."""
     out = {}
     for name, part in batch.parts.items():
         picked = logps[part.where]
@@ -155,5 +155,6 @@ def views(batch: Batch, logps: Tensor, rest: Tensor) -> dict[Any, View]:
             topk_logps=picked[..., 1 : 1 + k] if part.signal else None,
             rest_logps=rest[part.where] if part.signal else None,
             label_in_topk=part.in_topk, signal=part.signal, start_logps=part.start,
+            log_sum_squares=None if squares is None else squares[part.where],
         )  # fmt: skip
     return out

@@ -106,6 +106,7 @@ def _step(
     """One optimizer step over the global batch `examples`; returns its numbers and the signal to stop at, if any."""
     needs = run.method.needs_for(run.params)
     tokens = {need.part: sum(e.parts[need.part].tokens for e in examples) for need in needs}
+    stats = any(need.stats for need in needs)
     batches = micro_batches(
         [e.length for e in examples], len(needs), run.runtime.tokens_per_device, accelerator.num_processes
     )[accelerator.process_index]
@@ -117,9 +118,9 @@ def _step(
         chosen = [examples[p] for p in positions or [0]]
         batch = collate(chosen, needs, run.end_id, run.signal_of, run.start_of).to(accelerator.device)
         with nullcontext() if final else accelerator.no_sync(module):
-            logps, rest = module(batch.input_ids, batch.rows, batch.columns, batch.ids)
+            seen = views(batch, *module(batch.input_ids, batch.rows, batch.columns, batch.ids, stats))
             weight = 1.0 if positions else 0.0
-            loss = weight * _loss(run, views(batch, logps, rest), batch.parts, len(examples), tokens, weight, sums)
+            loss = weight * _loss(run, seen, batch.parts, len(examples), tokens, weight, sums)
             accelerator.backward(loss * accelerator.num_processes)
     norm = accelerator.clip_grad_norm_(module.parameters(), run.spec.clip)
     numbers, signal = _agree(accelerator, sums, run.stop())

@@ -36,13 +36,15 @@ class Student(nn.Module):
         """Tie the inner model's head to its embeddings where its configuration says so."""
         self.model.tie_weights()
 
-    def forward(self, input_ids: Tensor, rows: Tensor, columns: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Log-probs [N,J] at `ids` [N,J], and the log of the mass outside them [N], float32.
+    def forward(
+        self, input_ids: Tensor, rows: Tensor, columns: Tensor, ids: Tensor, stats: bool = False
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Log-probs [N,J] at `ids` [N,J], and the log of the mass outside them [N]; with `stats` the log of Σ p² [N].
 
-        Position n is predicted from token (`rows`[n], `columns`[n]) of `input_ids` [S,L]. Padding is on the right,
-        where a causal model cannot see it, so there is no attention mask.
+        All float32. Position n is predicted from token (`rows`[n], `columns`[n]) of `input_ids` [S,L]. Padding is on
+        the right, where a causal model cannot see it, so there is no attention mask.
         """
         hidden = hidden_states(self.model, input_ids, None, dtype=self.dtype)[rows, columns].float()
         _, weight, bias = body_and_head(self.model)
-        selected = selected_logps(hidden, weight, ids, bias)
-        return selected.logps, selected.rest
+        selected = selected_logps(hidden, weight, ids, bias, stats=stats)
+        return selected.logps, selected.rest, selected.log_sum_squares

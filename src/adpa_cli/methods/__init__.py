@@ -41,12 +41,14 @@ class Need:
     """One kind of answer that a method reads.
 
     `signal` names the teachers whose cached signal must cover these answers; `start` asks for the log-probs of the
-    answers under the frozen model that training starts from (the reference of DPO).
+    answers under the frozen model that training starts from (the reference of DPO); `stats` asks for the student's own
+    sum of squared probabilities.
     """
 
     part: Part
     signal: tuple[Teacher, ...] = ()
     start: bool = False
+    stats: bool = False
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,8 @@ class View:
     predicts the token it is labelled with, the end token included); `end` [B,T] bool, the position of the end token.
     `topk_logps` [B,T,K] student's full-softmax log-probs at the signal's ids, `rest_logps` [B,T] log of its mass
     outside the ids and the label, `label_in_topk` [B,T] bool; these three and `signal` are None without signal.
-    `start_logps` [B,T] label log-probs under the frozen start model, when the method asked for them.
+    `start_logps` [B,T] label log-probs under the frozen start model, and `log_sum_squares` [B,T] log of the student's
+    Σ p² over the vocabulary, without gradient, when the method asked for them.
     Values at masked positions are finite and arbitrary.
     """
 
@@ -92,9 +95,10 @@ class View:
     label_in_topk: Tensor | None = None
     signal: Signal | None = None
     start_logps: Tensor | None = None
+    log_sum_squares: Tensor | None = None
 
     def __post_init__(self) -> None:
-        _constants(self, ["start_logps"])
+        _constants(self, ["start_logps", "log_sum_squares"])
 
 
 @dataclass(frozen=True)
