@@ -75,6 +75,10 @@ TINY: Settings = {
     "distill": {"lr": 1e-3, "epochs": 2, "batch_size": 32, "max_length": 128},
     "distill.dckd": {"alpha": 1.0},
     "distill.adpa": {"gamma": 1.0, "lr": 2e-3, "epochs": 4},
+    "distill.adpa-noref": {"gamma": 1.0, "lr": 2e-3, "epochs": 4},
+    "distill.q-argmax": {"gamma": 0.1, "lr": 2e-3, "epochs": 4},
+    "distill.q-softmax": {"gamma": 0.1, "lr": 2e-3, "epochs": 4},
+    "distill.atkd": {"lr": 2e-3, "epochs": 4},
     "distill.dpo": {"lr": 3e-4, "beta": 0.5},
     "eval": {"max_length": 128},
 }
