@@ -80,6 +80,12 @@ TINY: Settings = {
     "distill.q-softmax": {"gamma": 0.1, "lr": 2e-3, "epochs": 4},
     "distill.atkd": {"lr": 2e-3, "epochs": 4},
     "distill.dpo": {"lr": 3e-4, "beta": 0.5},
+    "distill.vanilla-kd": {"alpha": 1.0},
+    "distill.simpo": {"lr": 1e-4},
+    "distill.wpo": {"lr": 3e-4, "beta": 0.5},
+    "distill.plad": {"length_norm": True},
+    "distill.dpkd": {"beta": 1.0},
+    "distill.ddpo": {"lr": 3e-4, "beta": 0.1, "beta_teacher": 0.1},
     "eval": {"max_length": 128},
 }
 
