@@ -51,6 +51,22 @@ def test_three_tokens_by_hand(k):
     assert third == pytest.approx([0, 0, 0])
 
 
+@pytest.mark.parametrize("label", [1, 2])
+def test_a_token_as_likely_to_the_teacher_as_the_label_is_another(label):
+    """Teacher (1/2, 1/4, 1/4), student (1/4, 1/2, 1/4) or, for label 1, (1/4, 1/4, 1/2): p = q = 1/4 at the label.
+
+    TKD = 0; the others are 2/3 : 1/3 against 1/3 : 2/3, DKD = 1/3 log 2.
+    """
+    student = [1 / 4, 1 / 4, 1 / 4]
+    student[3 - label] = 1 / 2
+    x = answer([student], [[1 / 2, 1 / 4, 1 / 4]], [label])
+    loss, grads = value_and_gradients(ATKD, ATKD.params(), {"chosen": x}, k=3)
+    assert loss.item() == pytest.approx(0.8 / 3 * LOG(2))
+    want = [-0.8 / 3, 0.8 / 3, 0.8 / 3]
+    want[label] = 0.0
+    assert grads["chosen"][0, 0].tolist() == pytest.approx(want)
+
+
 def reference(x: Inputs, k: int) -> list[list[tuple[float, float, float]]]:
     """(u, TKD, DKD) of each answer token, from dense probabilities in plain floats, with the top-k classes."""
     out = []

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from adpa_cli import methods
+from adpa_cli.methods import Signal
 from adpa_cli.methods.q_argmax import favourite
 from dense_batches import Inputs, batch_for, signal_of, value_and_gradients, view_of
 from signal_changes import assert_same_terms, shuffled, with_absent_id
@@ -93,6 +94,16 @@ def test_among_equal_advantages_the_likeliest_token_is_favoured():
     for now, its in ((signal, ids), (mixed, ids[..., order])):
         chosen = its.gather(-1, favourite(now, 0.0)[..., None])[..., 0]
         assert torch.equal(chosen, x.aligned.argmax(-1))
+
+
+def test_an_absent_id_is_not_favoured_over_negative_advantages():
+    """Advantages -1 and -2 at real ids, log-prob -inf at the first one, which the student lacks."""
+    flat = torch.zeros(1, 1)
+    logps = torch.tensor([[[-math.inf, -1.0, -2.0]]])
+    difference, known = torch.tensor([[[0.0, -2.0, -1.0]]]), torch.ones(1, 1, 3, dtype=torch.bool)
+    signal = Signal(logps, flat, flat, difference, known, flat - 9, flat, flat)
+    assert favourite(signal, 0.0).item() == 2
+    assert favourite(signal, 1.0).item() == 1
 
 
 def test_scale_and_shift_of_the_advantage_change_nothing():

@@ -154,7 +154,9 @@ class Planner:
         if rollouts is not None:
             inputs["rollouts"] = rollouts
         what = f"{method_words(spec)} from {start.label}"
-        return Node("distill", spec, inputs, f"distill {method}", what, {"gamma_rms": family.gamma_rms})
+        # Of the methods with a γ only this one's objective is γ times the advantage.
+        hints = {"gamma_rms": family.gamma_rms} if method == "adpa" else {}
+        return Node("distill", spec, inputs, f"distill {method}", what, hints)
 
     # Models by the role that an option asks for.
 

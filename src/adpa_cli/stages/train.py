@@ -58,7 +58,7 @@ def finish(job: Job) -> dict[str, Any]:
     found: dict[str, Any] = json.loads((job.folder / RESULT).read_text())
     gamma = job.spec["params"].get("gamma")
     sizes = [rms for cache in job.inputs.get("cache", ()) if (rms := _rms_advantage(cache.path)) is not None]
-    if gamma is None or not sizes:
+    if gamma is None or not sizes or "gamma_rms" not in job.hints:
         return found
     product = found["gamma_rms"] = gamma * sizes[0]
     usual = job.hints.get("gamma_rms")
