@@ -38,7 +38,7 @@ _FLAGS = {"--json": "json", "-q": "quiet", "--quiet": "quiet", "-v": "verbose", 
 
 def take_globals(argv: Sequence[str]) -> list[str]:
     """Set GLOBALS from `argv` and return the rest. Raises UsageError when --store has no value."""
-    GLOBALS.__init__(argv=list(argv))  # type: ignore[misc]  # one process may run several commands, as tests do
+    vars(GLOBALS).update(vars(Globals(argv=list(argv))))  # one process may run several commands, as tests do
     rest: list[str] = []
     words = iter(argv)
     for word in words:

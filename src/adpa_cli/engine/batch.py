@@ -48,7 +48,8 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on another device."""
-        return _moved(self, device)  # type: ignore[no-any-return]
+        moved: Batch = _moved(self, device)
+        return moved
 
 
 def _moved(value: Any, device: torch.device) -> Any:
