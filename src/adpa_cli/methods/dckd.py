@@ -49,16 +49,18 @@ def terms(views: Mapping[Part, View], p: Params) -> tuple[Term, ...]:
     chosen = views["chosen"]
     out = [Term("sft", -chosen.logps, "chosen", reduction=p.reduction)]
     for need in needs(p):
-        out.append(Term(f"kl_{need.part}", _divergence(views[need.part], p), need.part, p.alpha, p.reduction))
+        out.append(
+            Term(f"kl_{need.part}", divergence(views[need.part], p.tail, p.kd_on_eos), need.part, p.alpha, p.reduction)
+        )
     return tuple(out)
 
 
-def _divergence(view: View, p: Params) -> Tensor:
-    """KL(teacher || student) at each position, [B,T]."""
+def divergence(view: View, tail: Tail, kd_on_eos: bool) -> Tensor:
+    """KL(teacher || student) at each position, [B,T], nats; 0 at the end token unless `kd_on_eos`."""
     from adpa_cli.tensors.divergence import bucket_kl, outside, renormalised_kl
 
     signal, topk = given(view.signal), given(view.topk_logps)
-    if p.tail == "renormalised":
+    if tail == "renormalised":
         values = renormalised_kl(signal.logps, topk)
     else:
         known = given(view.label_in_topk)
@@ -66,4 +68,4 @@ def _divergence(view: View, p: Params) -> Tensor:
             signal.logps, outside(signal.label_logps, signal.rest_logps, known),
             topk, outside(view.logps, given(view.rest_logps), known),
         )  # fmt: skip
-    return values if p.kd_on_eos else values.masked_fill(view.end, 0.0)
+    return values if kd_on_eos else values.masked_fill(view.end, 0.0)

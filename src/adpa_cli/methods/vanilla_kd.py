@@ -4,20 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import get_args
 
-from adpa_cli.methods import Need, Part, Reduction, Term, View, given, param
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from adpa_cli.methods import Need, Part, Reduction, Term, View, param
+from adpa_cli.methods.dckd import Tail, divergence
 
 VERSION = 1
 SOURCE = "Hinton et al. 2015; Gao et al. 2025, Eq. 1 with the sign that minimises the divergence"
 SUMMARY = "token-level distillation from an aligned teacher's top k on chosen answers"
 FORMULA = "L_SFT(y_w) + α KL(π_aligned‖π) on y_w"
 NEEDS = (Need("chosen", signal=("aligned",)),)
-
-Tail = Literal["bucket", "renormalised"]
 
 
 @dataclass(frozen=True)
@@ -42,20 +38,5 @@ def terms(views: Mapping[Part, View], p: Params) -> tuple[Term, ...]:
     chosen = views["chosen"]
     return (
         Term("sft", -chosen.logps, "chosen", reduction=p.reduction),
-        Term("kl_chosen", _divergence(chosen, p), "chosen", p.alpha, p.reduction),
+        Term("kl_chosen", divergence(chosen, p.tail, p.kd_on_eos), "chosen", p.alpha, p.reduction),
     )
-
-
-def _divergence(view: View, p: Params) -> Tensor:
-    """KL(teacher || student) at each position, [B,T]."""
-    from adpa_cli.tensors.divergence import bucket_kl, outside, renormalised_kl
-
-    signal, topk = given(view.signal), given(view.topk_logps)
-    if p.tail == "renormalised":
-        values = renormalised_kl(signal.logps, topk)
-    else:
-        known = given(view.label_in_topk)
-        teacher_rest = outside(signal.label_logps, signal.rest_logps, known)
-        student_rest = outside(view.logps, given(view.rest_logps), known)
-        values = bucket_kl(signal.logps, teacher_rest, topk, student_rest)
-    return values if p.kd_on_eos else values.masked_fill(view.end, 0.0)
