@@ -54,7 +54,6 @@ class Screen:
     def __init__(self, quiet: bool) -> None:
         self.quiet = quiet
         self.live = sys.stderr.isatty() and not quiet
-        self._node: Node | None = None
         self._head = ""
         self._started = 0.0
         self._last = (0.0, 0.0)
@@ -71,7 +70,7 @@ class Screen:
 
     def start(self, node: Node, n: int, of: int) -> None:
         """A stage begins."""
-        self._node, self._head = node, f"[{n}/{of}] {node.role}"
+        self._head = f"[{n}/{of}] {node.role}"
         self._started, self._last = time.monotonic(), (time.monotonic(), 0.0)
         if not self.live:
             self.say(f"{self._head}: {node.what}  {node.label}")

@@ -27,6 +27,7 @@ from adpa_cli.engine.student import Student
 from adpa_cli.errors import AdpaError, Stopped
 from adpa_cli.methods import Method, Part
 from adpa_cli.spec import Runtime, TrainSpec
+from adpa_cli.store.disk import write_atomic
 from adpa_cli.tensors.reduce import reduce
 
 METRICS = "metrics.jsonl"
@@ -183,9 +184,7 @@ class _Log:
     def flush(self) -> None:
         """Write every line so far, whole."""
         if self.writes:
-            private = self.path.with_name(f"_{self.path.name}")
-            private.write_text("".join(json.dumps(row) + "\n" for row in self.rows))
-            private.rename(self.path)
+            write_atomic(self.path, "".join(json.dumps(row) + "\n" for row in self.rows).encode())
 
     def summary(self, steps: int) -> dict[str, float]:
         """Mean of each number over the last tenth of the steps."""

@@ -22,9 +22,7 @@ Floats = NDArray[np.float64]
 
 
 def compute(job: Job, monitor: Monitor, rank: int = 0, processes: int = 1) -> None:
-    """Leave one file per figure in the work folder; those that are there are kept. One process does it all."""
-    if rank:
-        return
+    """Leave one file per figure in the work folder; those that are there are kept. Run by one process only."""
     spec = make(EvalSpec, job.spec)
     parts: dict[str, Callable[[], dict[str, Any]]] = {"margins": lambda: _margins(job, spec)}
     if "rollouts" in job.inputs:

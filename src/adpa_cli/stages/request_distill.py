@@ -1,4 +1,4 @@
-"""`adpa distill` and `adpa eval` as plans."""
+"""`adpa distill` as a plan."""
 
 from __future__ import annotations
 
@@ -142,14 +142,15 @@ class _Chain:
         rollouts: Made | None = None
         on_policy = next((need for need in needs if need.part == "rollout"), None)
         if on_policy:
-            rollouts = self._rollouts(start) if last else None
+            rollouts = self._rollouts() if last else None
             if rollouts is None:
                 rollouts = self.planner.rollout(start, self.data, self.family, self.template)
             if on_policy.signal:
                 used.append(self._signal(("rollout",), on_policy.signal, {"rollouts": rollouts}))
         return self.planner.distill(method, start, self.data, used, rollouts, self.family, self.template)
 
-    def _rollouts(self, start: Input) -> Made | None:
+    def _rollouts(self) -> Made | None:
+        """The rollouts that were given, by themselves or beneath a cache."""
         if self.rollouts:
             lineage.same_template(self.template, self.rollouts[0], "rollouts")
             return self.rollouts[0]

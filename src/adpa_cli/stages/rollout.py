@@ -44,12 +44,11 @@ def compute(job: Job, monitor: Monitor, rank: int = 0, processes: int = 1) -> No
 
 def finish(job: Job) -> dict[str, Any]:
     """Put the blocks together, in the order of the data."""
-    from adpa_cli.engine.models import load_tokenizer
     from adpa_cli.stages.examples import ROWS, Rollout, write_rollouts
 
     spec = make(RolloutSpec, job.spec)
-    _, blocks = _blocks(job, spec, load_tokenizer(job.one("model").path))
-    made = {row["id"]: row for b in blocks for row in json.loads(_path(job, b.index).read_text(encoding="utf-8"))}
+    blocks = sorted(job.folder.glob("_block-*.json"))
+    made = {row["id"]: row for path in blocks for row in json.loads(path.read_text(encoding="utf-8"))}
     rows = [
         Rollout(
             id=row, prompt=prompt, prompt_ids=tuple(made[row]["prompt_ids"]),
