@@ -17,7 +17,15 @@ from adpa_cli.errors import UsageError
 
 Dtype = Literal["float32", "bfloat16"]
 Split = Literal["train", "test"]
-S = TypeVar("S")
+
+
+class Dataclass(typing.Protocol):
+    """Any dataclass."""
+
+    __dataclass_fields__: typing.ClassVar[dict[str, dataclasses.Field[Any]]]
+
+
+S = TypeVar("S", bound=Dataclass)
 
 
 @dataclass(frozen=True)
@@ -183,12 +191,12 @@ _WORDS: dict[Any, str] = {
 def make(cls: type[S], values: Mapping[str, Any]) -> S:
     """A spec of class `cls` with every value coerced to its declared type and checked against its range."""
     kinds = typing.get_type_hints(cls)
-    known = {f.name for f in dataclasses.fields(cls)}  # type: ignore[arg-type]  # every caller passes a dataclass
+    known = {f.name for f in dataclasses.fields(cls)}
     unknown = sorted(set(values) - known)
     if unknown:
         raise UsageError(f"no setting is called {unknown[0]!r}", f"settings: {', '.join(sorted(known))}")
     spec = cls(**{name: coerce(kinds[name], value, name) for name, value in values.items()})
-    for f in dataclasses.fields(cls):  # type: ignore[arg-type]
+    for f in dataclasses.fields(cls):
         _check_range(f, getattr(spec, f.name))
     return spec
 

@@ -48,7 +48,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
     words = {word: i for i, word in enumerate((*SPECIAL, *world.vocabulary()))}
     inner = Tokenizer(models.WordLevel(words, unk_token="<|unk|>"))
     inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
+    return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]  # transformers does not annotate it
         tokenizer_object=inner,
         bos_token="<|bos|>",
         eos_token=END,

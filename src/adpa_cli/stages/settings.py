@@ -15,9 +15,9 @@ from typing import Any, TypeVar
 from adpa_cli import methods
 from adpa_cli.errors import UsageError
 from adpa_cli.families import Family, stage_settings
-from adpa_cli.spec import STAGE_VERSIONS, CaptureSpec, EvalSpec, RolloutSpec, TrainSpec, make
+from adpa_cli.spec import STAGE_VERSIONS, CaptureSpec, Dataclass, EvalSpec, RolloutSpec, TrainSpec, make
 
-S = TypeVar("S")
+S = TypeVar("S", bound=Dataclass)
 DERIVED = {"method", "method_version", "params", "template", "end", "parts", "split", "suite"}
 """Fields that a plan fills in itself; nobody sets them by hand."""
 

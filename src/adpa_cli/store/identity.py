@@ -50,8 +50,8 @@ def _check(value: object, where: str) -> None:
             if type(key) is not str:
                 raise TypeError(f"{where} has the key {key!r}; keys are text")
             _check(item, f"{where}.{key}")
-    elif type(value) in (list, tuple):
-        for index, item in enumerate(value):  # type: ignore[arg-type]
+    elif isinstance(value, list | tuple) and type(value) in (list, tuple):
+        for index, item in enumerate(value):
             _check(item, f"{where}[{index}]")
     else:
         raise TypeError(f"{where} is a {type(value).__name__}, which JSON does not have")
