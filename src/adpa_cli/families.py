@@ -133,6 +133,11 @@ def ready_pairs() -> dict[str, ReadyPair]:
     return {pair.alias: pair for pair in READY_PAIRS}
 
 
+def reserved_words() -> set[str]:
+    """Words that cannot be tags because they mean something else."""
+    return {*aliases(), *ready_pairs()}
+
+
 def stage_settings(family: Family, *keys: str) -> dict[str, Any]:
     """The family's settings of a stage, later keys winning, with its dtype."""
     merged: dict[str, Any] = {"dtype": family.dtype}

@@ -7,6 +7,7 @@ from typing import Annotated
 from adpa_cli.cli import options as opt
 
 
+@opt.making(*opt.INFERENCE)
 def cache_teacher(
     teacher: opt.Teacher = None,
     reference: opt.Reference = None,
@@ -15,8 +16,6 @@ def cache_teacher(
         list[str] | None,
         opt.option("--rollouts", help="Answers to score; - reads stdin.", panel=opt.WHAT, metavar="ID"),
     ] = None,
-    sets: opt.Sets = None,
-    skip_bad_rows: opt.SkipBadRows = False,
     top_k: Annotated[
         int | None, opt.option("--top-k", help="Ids kept per token [50].", panel=opt.MUCH, metavar="K")
     ] = None,
@@ -26,30 +25,22 @@ def cache_teacher(
             "--precision", help="Step of stored log-probs in nats [1/32]; 0 is exact.", panel=opt.MUCH, metavar="NATS"
         ),
     ] = None,
-    limit: opt.Limit = None,
-    gpus: opt.Gpus = None,
-    no_wait: opt.NoWait = False,
-    refresh: opt.Refresh = False,
-    tag: opt.Tag = None,
-    dry_run: opt.DryRun = False,
+    *,
+    options: opt.Options,
 ) -> None:
     """Keep a teacher's top-k signal on given answers, so that training needs no teacher.
 
     adpa cache-teacher --teacher T --data pairs.jsonl · adpa cache-teacher --teacher T --rollouts R
     """
-    from adpa_cli.cli.make import Options, make
+    from adpa_cli.cli.make import make
     from adpa_cli.cli.streams import at_most_one, dashes, needed, one, several
     from adpa_cli.stages.requests import plan_capture
 
-    extra = [f"{k}={v}" for k, v in (("top_k", top_k), ("precision", precision)) if v is not None]
-    options = Options(
-        [*(sets or ()), *extra], limit=limit, gpus=gpus, no_wait=no_wait, dry_run=dry_run, tag=tag,
-        skip_bad_rows=skip_bad_rows, refresh=refresh,
-    ).checked()  # fmt: skip
     read = dashes({
         "--teacher": [needed("--teacher", teacher)], "--reference": several(reference),
         "--rollouts": rollouts or [],
     })  # fmt: skip
     who = one("--teacher", read["--teacher"])
     below = at_most_one("--reference", read["--reference"])
+    options = options.setting(top_k=top_k, precision=precision)
     make(options, lambda names, given: plan_capture(names, given, who, below, data or (), read["--rollouts"], ()))

@@ -7,6 +7,7 @@ from typing import Annotated
 from adpa_cli.cli import options as opt
 
 
+@opt.making(*opt.TRAINING, "seed_all")
 def distill(
     method: Annotated[
         str | None,
@@ -29,38 +30,20 @@ def distill(
         list[str] | None,
         opt.option("--cache", help="Use this signal; may be repeated; - reads stdin.", panel=opt.WHAT, metavar="ID"),
     ] = None,
-    sets: opt.Sets = None,
-    skip_bad_rows: opt.SkipBadRows = False,
-    seed: opt.Seed = None,
-    seed_all: opt.SeedAll = None,
-    limit: opt.Limit = None,
-    max_steps: opt.MaxSteps = None,
-    lr: opt.Lr = None,
-    epochs: opt.Epochs = None,
-    batch_size: opt.BatchSize = None,
-    gpus: opt.Gpus = None,
-    tokens_per_device: opt.Tokens = None,
-    no_wait: opt.NoWait = False,
-    refresh: opt.Refresh = False,
-    tag: opt.Tag = None,
     no_eval: Annotated[
         bool, opt.option("--no-eval", help="Leave out the evaluation at the end.", panel=opt.AFTER)
     ] = False,
-    dry_run: opt.DryRun = False,
+    *,
+    options: opt.Options,
 ) -> None:
     """Train a small model on a larger model's preferences. Builds whatever is missing first.
 
     adpa distill --method adpa+ --student tiny            minutes, offline, CPU
     """
-    from adpa_cli.cli.make import Options, make
+    from adpa_cli.cli.make import make
     from adpa_cli.cli.streams import at_most_one, dashes, needed, one, several
     from adpa_cli.stages.request_distill import Distill, needed_methods, plan_distill
 
-    options = Options(
-        sets=sets or (), lr=lr, epochs=epochs, batch_size=batch_size, max_steps=max_steps, limit=limit, seed=seed,
-        seed_all=seed_all, gpus=gpus, tokens_per_device=tokens_per_device, no_wait=no_wait, dry_run=dry_run, tag=tag,
-        skip_bad_rows=skip_bad_rows, refresh=refresh,
-    ).checked()  # fmt: skip
     chosen = needed("--method", method)
     needed_methods(chosen)
     read = dashes({

@@ -9,6 +9,7 @@ import typer
 from adpa_cli.cli import options as opt
 
 
+@opt.making("sets", "skip_bad_rows", "limit", "no_wait", "refresh", "dry_run")
 def evaluate(
     models: Annotated[
         list[str] | None, typer.Argument(metavar="REF…", help="Models to measure; - reads stdin.", show_default=False)
@@ -30,18 +31,14 @@ def evaluate(
     teacher: opt.Teacher = None,
     reference: opt.Reference = None,
     data: opt.Data = None,
-    sets: opt.Sets = None,
-    skip_bad_rows: opt.SkipBadRows = False,
-    limit: opt.Limit = None,
-    no_wait: opt.NoWait = False,
-    refresh: opt.Refresh = False,
-    dry_run: opt.DryRun = False,
+    *,
+    options: opt.Options,
 ) -> None:
     """Measure models on held-out data: one numbers artifact per model.
 
     adpa eval best --against sft/3f9c0a1b2c4d --reward-model ./rm
     """
-    from adpa_cli.cli.make import Options, make
+    from adpa_cli.cli.make import make
     from adpa_cli.cli.streams import dashes, needed
     from adpa_cli.errors import UsageError
     from adpa_cli.stages.request_eval import Evaluate, plan_eval
@@ -52,9 +49,6 @@ def evaluate(
     for option, value in named.items():
         if value is not None:
             needed(option, value)
-    options = Options(
-        sets or (), limit=limit, no_wait=no_wait, dry_run=dry_run, skip_bad_rows=skip_bad_rows, refresh=refresh
-    ).checked()
     read = dashes({"REF": list(models)})["REF"]
     asked = Evaluate(tuple(read), suite, against, reward_model, teacher, reference, tuple(data or ()))
     make(options, lambda names, given: plan_eval(names, given, asked))

@@ -1,12 +1,21 @@
-"""Options that several commands share, each declared once."""
+"""Options that several commands share, each declared once: a field of `Options`, given to a command by `making`."""
 
 from __future__ import annotations
 
-from typing import Annotated
+import functools
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
+if TYPE_CHECKING:
+    from adpa_cli.spec import Runtime
+    from adpa_cli.stages.settings import Given
+
 WHAT, MUCH, WHERE, AFTER, FIRST = "What", "How much", "Where and when (noise at most)", "After", "Look first"
+PANELS = (WHAT, MUCH, WHERE, AFTER, FIRST)
 
 
 def option(*names: str, help: str, panel: str, metavar: str | None = None) -> typer.models.OptionInfo:
@@ -26,27 +35,138 @@ Teacher = Annotated[
 Reference = Annotated[
     str | None, option("--reference", help="The model the teacher was aligned from.", panel=WHAT, metavar="MODEL")
 ]
-Sets = Annotated[
-    list[str] | None,
-    option("--set", help="Parameter, e.g. gamma=2, sft.lr=1e-5.", panel=WHAT, metavar="[STAGE.]KEY=VAL"),
-]
-Seed = Annotated[int | None, option("--seed", help="Seed of what comes after the student's SFT [0].", panel=MUCH)]
-SeedAll = Annotated[int | None, option("--seed-all", help="Seed of every stage.", panel=MUCH)]
-Limit = Annotated[int | None, option("--limit", help="Use the first N rows of the data.", panel=MUCH, metavar="N")]
-MaxSteps = Annotated[int | None, option("--max-steps", help="Stop training after N steps.", panel=MUCH, metavar="N")]
-Lr = Annotated[float | None, option("--lr", help="Peak learning rate.", panel=MUCH, metavar="X")]
-Epochs = Annotated[float | None, option("--epochs", help="Passes over the data.", panel=MUCH, metavar="X")]
-BatchSize = Annotated[
-    int | None, option("--batch-size", help="Rows of an optimizer step, over all processes.", panel=MUCH, metavar="N")
-]
 SkipBadRows = Annotated[bool, option("--skip-bad-rows", help="Leave out rows that cannot be used.", panel=WHAT)]
-Gpus = Annotated[
-    str | None, option("--gpus", help="Processes: one per GPU, or sharing the CPU.", panel=WHERE, metavar="N|all")
-]
-Tokens = Annotated[
-    int | None, option("--tokens-per-device", help="Padded tokens of a micro-batch.", panel=WHERE, metavar="N")
-]
-NoWait = Annotated[bool, option("--no-wait", help="Exit 4 if another process builds the same.", panel=WHERE)]
 Refresh = Annotated[bool, option("--refresh", help="Ask the hub again what its names mean now.", panel=WHERE)]
-Tag = Annotated[str | None, option("--tag", help="Name what is made.", panel=AFTER, metavar="NAME")]
-DryRun = Annotated[bool, option("--dry-run", "-n", help="Show the plan only.", panel=FIRST)]
+
+
+@dataclass(frozen=True)
+class Options:
+    """What making commands take besides their inputs. A command names the fields it has; the rest stay as here."""
+
+    sets: Annotated[
+        list[str] | None,
+        option("--set", help="Parameter, e.g. gamma=2, sft.lr=1e-5.", panel=WHAT, metavar="[STAGE.]KEY=VAL"),
+    ] = None
+    skip_bad_rows: SkipBadRows = False
+    seed: Annotated[
+        int | None, option("--seed", help="Seed of what comes after the student's SFT [0].", panel=MUCH)
+    ] = None
+    seed_all: Annotated[int | None, option("--seed-all", help="Seed of every stage.", panel=MUCH)] = None
+    limit: Annotated[
+        int | None, option("--limit", help="Use the first N rows of the data.", panel=MUCH, metavar="N")
+    ] = None
+    max_steps: Annotated[
+        int | None, option("--max-steps", help="Stop training after N steps.", panel=MUCH, metavar="N")
+    ] = None
+    lr: Annotated[float | None, option("--lr", help="Peak learning rate.", panel=MUCH, metavar="X")] = None
+    epochs: Annotated[float | None, option("--epochs", help="Passes over the data.", panel=MUCH, metavar="X")] = None
+    batch_size: Annotated[
+        int | None,
+        option("--batch-size", help="Rows of an optimizer step, over all processes.", panel=MUCH, metavar="N"),
+    ] = None
+    gpus: Annotated[
+        str | None, option("--gpus", help="Processes: one per GPU, or sharing the CPU.", panel=WHERE, metavar="N|all")
+    ] = None
+    tokens_per_device: Annotated[
+        int | None, option("--tokens-per-device", help="Padded tokens of a micro-batch.", panel=WHERE, metavar="N")
+    ] = None
+    no_wait: Annotated[bool, option("--no-wait", help="Exit 4 if another process builds the same.", panel=WHERE)] = (
+        False
+    )
+    refresh: Refresh = False
+    tag: Annotated[str | None, option("--tag", help="Name what is made.", panel=AFTER, metavar="NAME")] = None
+    dry_run: Annotated[bool, option("--dry-run", "-n", help="Show the plan only.", panel=FIRST)] = False
+
+    def setting(self, **values: Any) -> Options:
+        """The same with parameters that have an option of their own; None leaves one as it is."""
+        more = [f"{key}={value}" for key, value in values.items() if value is not None]
+        return replace(self, sets=[*(self.sets or ()), *more])
+
+    def checked(self) -> Options:
+        """The same, after everything that can be checked without reading stdin or a store."""
+        from adpa_cli.errors import UsageError
+        from adpa_cli.families import reserved_words
+        from adpa_cli.store.tags import check_tag
+
+        self.given(), self.runtime()
+        if self.tag == "":
+            raise UsageError("--tag is empty", "give a name: --tag NAME")
+        if self.tag:
+            check_tag(self.tag, reserved_words())
+        return self
+
+    def given(self) -> Given:
+        """What the user said about specs."""
+        from adpa_cli.stages.settings import Given, parse_sets
+
+        own, by_stage = parse_sets(self.sets or ())
+        typed = {name: getattr(self, name) for name in ("lr", "epochs", "batch_size", "max_steps")}
+        named = {name: value for name, value in typed.items() if value is not None}
+        return Given({**own, **named}, by_stage, self.seed, self.seed_all, self.limit, self.skip_bad_rows)
+
+    def runtime(self) -> Runtime:
+        """How to run."""
+        from adpa_cli.errors import UsageError
+        from adpa_cli.spec import Runtime
+
+        if self.tokens_per_device is not None and self.tokens_per_device < 1:
+            raise UsageError(f"--tokens-per-device {self.tokens_per_device}", "give 1 or more; a longer row goes alone")
+        return Runtime(
+            processes=processes(self.gpus), tokens_per_device=self.tokens_per_device or Runtime().tokens_per_device,
+            wait=not self.no_wait,
+        )  # fmt: skip
+
+
+INFERENCE = ("sets", "skip_bad_rows", "limit", "gpus", "no_wait", "refresh", "tag", "dry_run")
+"""What every command has that runs a model over data."""
+TRAINING = (*INFERENCE, "seed", "max_steps", "lr", "epochs", "batch_size", "tokens_per_device")
+"""What every command has that trains."""
+
+
+def making(*names: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Decorate a making command: it gets the named fields of `Options` as options, and their values as `options`."""
+
+    def decorate(function: Callable[..., None]) -> Callable[..., None]:
+        hints = get_type_hints(Options, include_extras=True)
+        own = [p for p in inspect.signature(function, eval_str=True).parameters.values() if p.name != "options"]
+        shared = [
+            inspect.Parameter(f.name, inspect.Parameter.KEYWORD_ONLY, default=f.default, annotation=hints[f.name])
+            for f in fields(Options) if f.name in names
+        ]  # fmt: skip
+        declared = sorted([p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own] + shared, key=_place)
+
+        @functools.wraps(function)
+        def command(**values: Any) -> None:
+            options = Options(**{name: values.pop(name) for name in names}).checked()
+            function(options=options, **values)
+
+        vars(command)["__signature__"] = inspect.Signature(declared)
+        command.__annotations__ = {p.name: p.annotation for p in declared}
+        return command
+
+    return decorate
+
+
+def _place(parameter: inspect.Parameter) -> int:
+    """Panels keep their order whoever declares an option; arguments come first."""
+    (found,) = [meta for meta in parameter.annotation.__metadata__ if isinstance(meta, typer.models.ParameterInfo)]
+    return PANELS.index(str(found.rich_help_panel)) if found.rich_help_panel else -1
+
+
+def processes(gpus: str | None) -> int:
+    """How many processes `--gpus N|all` asks for; without a GPU they share the CPU."""
+    from adpa_cli.errors import UsageError
+
+    if gpus is None:
+        return 1
+    if gpus == "all":
+        import torch
+
+        return max(1, torch.cuda.device_count())
+    if not gpus.isdigit() or int(gpus) < 1:
+        raise UsageError(f"--gpus {gpus}", "give a number of processes, or all")
+    import torch
+
+    if torch.cuda.is_available() and int(gpus) > torch.cuda.device_count():
+        raise UsageError(f"--gpus {gpus}, and there are {torch.cuda.device_count()}", "--gpus all uses every one")
+    return int(gpus)

@@ -7,6 +7,7 @@ from typing import Annotated
 from adpa_cli.cli import options as opt
 
 
+@opt.making(*opt.INFERENCE, "seed")
 def rollout(
     student: Annotated[
         str | None,
@@ -17,8 +18,6 @@ def rollout(
         str,
         opt.option("--split", help="Which side of the data: train or test [train].", panel=opt.WHAT, metavar="SIDE"),
     ] = "train",
-    sets: opt.Sets = None,
-    skip_bad_rows: opt.SkipBadRows = False,
     temperature: Annotated[
         float | None, opt.option("--temperature", help="0 is greedy [family].", panel=opt.MUCH, metavar="T")
     ] = None,
@@ -28,30 +27,20 @@ def rollout(
     max_new_tokens: Annotated[
         int | None, opt.option("--max-new-tokens", help="Tokens of an answer at most.", panel=opt.MUCH, metavar="N")
     ] = None,
-    seed: opt.Seed = None,
-    limit: opt.Limit = None,
-    gpus: opt.Gpus = None,
-    no_wait: opt.NoWait = False,
-    refresh: opt.Refresh = False,
-    tag: opt.Tag = None,
-    dry_run: opt.DryRun = False,
+    *,
+    options: opt.Options,
 ) -> None:
     """Let a model answer every prompt of the data, once.
 
     adpa rollout --student distill/c0ffee123456 --data pairs.jsonl
     """
-    from adpa_cli.cli.make import Options, make
+    from adpa_cli.cli.make import make
     from adpa_cli.cli.streams import dashes, needed, one
     from adpa_cli.errors import UsageError
     from adpa_cli.stages.requests import plan_rollout
 
     if split not in ("train", "test"):
         raise UsageError(f"--split {split}", "it is train or test")
-    named = (("temperature", temperature), ("top_p", top_p), ("max_new_tokens", max_new_tokens))
-    extra = [f"{key}={value}" for key, value in named if value is not None]
-    options = Options(
-        [*(sets or ()), *extra], limit=limit, seed=seed, gpus=gpus, no_wait=no_wait, dry_run=dry_run, tag=tag,
-        skip_bad_rows=skip_bad_rows, refresh=refresh,
-    ).checked()  # fmt: skip
     who = one("--student", dashes({"--student": [needed("--student", student)]})["--student"])
+    options = options.setting(temperature=temperature, top_p=top_p, max_new_tokens=max_new_tokens)
     make(options, lambda names, given: plan_rollout(names, given, who, data or (), (), split))
