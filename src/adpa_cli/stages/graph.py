@@ -27,6 +27,10 @@ class External:
     label: str
     where: tuple[str, ...]
     facts: Mapping[str, Any] = field(default_factory=dict)
+    size: int = 0
+    """Bytes of the files that determine it, on this machine or not."""
+    download: int = 0
+    """Bytes of them that are still to be fetched."""
 
 
 @dataclass(frozen=True)
