@@ -51,6 +51,8 @@ class TrainSpec:
     adam_beta2: float = 0.999
     clip: float = 1.0
     skip_bad_rows: bool = field(default=False, metadata={"neutral": False})
+    smoke: bool = field(default=False, metadata={"neutral": False})
+    """A rehearsal: a few rows and steps, under an id of its own."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,7 @@ class CaptureSpec:
     block_tokens: int = 16384
     limit: int | None = None
     skip_bad_rows: bool = field(default=False, metadata={"neutral": False})
+    smoke: bool = field(default=False, metadata={"neutral": False})
     student_vocab: int | None = field(default=None, metadata={"neutral": None})
     """Ids from here on are only the teacher's: they stay out of the top k, in the rest mass."""
 
@@ -91,6 +94,7 @@ class RolloutSpec:
     block_tokens: int = 65536
     limit: int | None = None
     skip_bad_rows: bool = field(default=False, metadata={"neutral": False})
+    smoke: bool = field(default=False, metadata={"neutral": False})
 
     def without_effect(self) -> set[str]:
         return {"seed", "top_p"} if self.temperature == 0 else set()
@@ -110,6 +114,7 @@ class EvalSpec:
     block_tokens: int = 16384
     limit: int | None = None
     skip_bad_rows: bool = field(default=False, metadata={"neutral": False})
+    smoke: bool = field(default=False, metadata={"neutral": False})
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import typer
 from adpa_cli.cli import options as opt
 
 
-@opt.making("sets", "skip_bad_rows", "limit", "no_wait", "refresh", "dry_run")
+@opt.making("sets", "skip_bad_rows", "limit", "smoke", "no_wait", "refresh", "dry_run")
 def evaluate(
     models: Annotated[
         list[str] | None, typer.Argument(metavar="REF…", help="Models to measure; - reads stdin.", show_default=False)

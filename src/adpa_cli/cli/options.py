@@ -64,6 +64,7 @@ class Options:
         int | None,
         option("--batch-size", help="Rows of an optimizer step, over all processes.", panel=MUCH, metavar="N"),
     ] = None
+    smoke: Annotated[bool, option("--smoke", help="Rehearse every stage on 64 rows and 4 steps.", panel=MUCH)] = False
     gpus: Annotated[
         str | None, option("--gpus", help="Processes: one per GPU, or sharing the CPU.", panel=WHERE, metavar="N|all")
     ] = None
@@ -102,7 +103,7 @@ class Options:
         own, by_stage = parse_sets(self.sets or ())
         typed = {name: getattr(self, name) for name in ("lr", "epochs", "batch_size", "max_steps")}
         named = {name: value for name, value in typed.items() if value is not None}
-        return Given({**own, **named}, by_stage, self.seed, self.seed_all, self.limit, self.skip_bad_rows)
+        return Given({**own, **named}, by_stage, self.seed, self.seed_all, self.limit, self.skip_bad_rows, self.smoke)
 
     def runtime(self) -> Runtime:
         """How to run."""
@@ -117,7 +118,7 @@ class Options:
         )  # fmt: skip
 
 
-INFERENCE = ("sets", "skip_bad_rows", "limit", "gpus", "no_wait", "refresh", "tag", "dry_run")
+INFERENCE = ("sets", "skip_bad_rows", "limit", "smoke", "gpus", "no_wait", "refresh", "tag", "dry_run")
 """What every command has that runs a model over data."""
 TRAINING = (*INFERENCE, "seed", "max_steps", "lr", "epochs", "batch_size", "tokens_per_device")
 """What every command has that trains."""

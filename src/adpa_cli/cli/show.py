@@ -46,7 +46,7 @@ def show(
         seen = listing.collect(store)
         out(
             lambda: listing.screen(seen, width, now, everything),
-            lambda: listing.tsv(seen),
+            lambda: listing.tsv(seen, everything),
             lambda: listing.record(seen),
         )
     elif len(found) == 1:

@@ -62,7 +62,8 @@ def collect(store: Store) -> Listing:
     errors: list[AdpaError] = []
     artifacts = store.artifacts(errors.append)
     scored = by_model(artifacts)
-    newest = next((score for manifest in artifacts for score in _plain_scores(scored, measured(manifest))), None)
+    real = (manifest for manifest in artifacts if not manifest.made.get("smoke"))
+    newest = next((score for manifest in real for score in _plain_scores(scored, measured(manifest))), None)
     starts = {score.against for found in scored.values() for score in found if score.metric == WIN}
     names: dict[str, list[str]] = {}
     for tag, artifact in store.tags().items():
@@ -147,14 +148,14 @@ def _progress(progress: Any) -> str:
     return f"step {step:,}, " if isinstance(step, int) else ""
 
 
-def tsv(listing: Listing) -> str:
-    """The same columns, uncut, without a head: bytes, ISO time, plain numbers."""
+def tsv(listing: Listing, everything: bool = False) -> str:
+    """The same columns, uncut, without a head: bytes, ISO time, plain numbers; rehearsals only with `everything`."""
     return text.tsv(
         (
             row.manifest.ref, what(row.manifest), ",".join(row.tags), row.manifest.size, row.manifest.made["at"],
             "" if row.score is None else row.score.value, "" if row.win is None else row.win.value,
         )
-        for row in listing.rows
+        for row in listing.rows if everything or not row.manifest.made.get("smoke")
     )  # fmt: skip
 
 

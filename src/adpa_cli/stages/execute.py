@@ -103,7 +103,7 @@ def _build(node: Node, store: Store, runtime: Runtime, command: str, show: Show)
         finally:
             show.working(False)
         sources = {i.content: dict(i.facts) for _, i in node.flat_inputs() if isinstance(i, External)}
-        about = {"role": node.role, "processes": runtime.processes}
+        about = {"role": node.role, "processes": runtime.processes, **({"smoke": True} if node.spec.smoke else {})}
         return work.commit({**metrics, "what": _what(node)}, sources, about), True
 
 

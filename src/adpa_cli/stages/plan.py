@@ -126,7 +126,7 @@ class Planner:
         user = self.user("rollout", seeded=True)
         if judged:
             # Drawn the same way for every model and seed of training, or their numbers could not be compared.
-            user = {key: user[key] for key in ("max_length", "skip_bad_rows") if key in user}
+            user = {key: user[key] for key in ("max_length", "skip_bad_rows", "smoke") if key in user}
             if "eval" in self.own and self.given.limit is not None:
                 user["limit"] = self.given.limit
         fixed = {"template": template[0], "end": template[1], "split": split}

@@ -18,8 +18,10 @@ from adpa_cli.families import Family, stage_settings
 from adpa_cli.spec import STAGE_VERSIONS, CaptureSpec, Dataclass, EvalSpec, RolloutSpec, TrainSpec, make
 
 S = TypeVar("S", bound=Dataclass)
-DERIVED = {"method", "method_version", "params", "template", "end", "parts", "split", "suite"}
+DERIVED = {"method", "method_version", "params", "template", "end", "parts", "split", "suite", "smoke"}
 """Fields that a plan fills in itself; nobody sets them by hand."""
+REHEARSAL = {"limit": 64, "max_steps": 4, "batch_size": 16}
+"""The most that a stage does under `--smoke`: four steps that see every one of its rows once."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,7 @@ class Given:
     seed_all: int | None = None
     limit: int | None = None
     skip_bad_rows: bool = False
+    smoke: bool = False
 
 
 def parse_sets(items: Sequence[str]) -> tuple[dict[str, str], dict[str, dict[str, str]]]:
@@ -95,6 +98,8 @@ def user_settings(given: Given, stage: str, method: str, own: bool, seeded: bool
     values: dict[str, Any] = {}
     if given.skip_bad_rows:
         values["skip_bad_rows"] = True
+    if given.smoke:
+        values["smoke"] = True
     for seed, acts in ((given.seed_all, True), (given.seed, seeded)):
         if seed is not None and acts and "seed" in known:
             values["seed"] = seed
@@ -121,7 +126,15 @@ def train_spec(
     params = make(read.params, {name: value for name, value in merged.items() if name in names})
     rest = {name: value for name, value in merged.items() if name not in names}
     fixed = {"method": method, "method_version": read.version, "params": dataclasses.asdict(params)}
-    return make(TrainSpec, {**rest, **fixed, "template": template[0], "end": template[1]})
+    return rehearsed(make(TrainSpec, {**rest, **fixed, "template": template[0], "end": template[1]}))
+
+
+def rehearsed(spec: S) -> S:
+    """A spec that is marked `smoke`, cut down to the size of a rehearsal; any other as it is."""
+    if not getattr(spec, "smoke", False):
+        return spec
+    most = {name: size for name, size in REHEARSAL.items() if hasattr(spec, name)}
+    return dataclasses.replace(spec, **{name: min(getattr(spec, name) or size, size) for name, size in most.items()})
 
 
 def _own_defaults(settings: Mapping[str, Any], stage: str, method: str) -> dict[str, Any]:
@@ -133,4 +146,4 @@ def plain_spec(
     cls: type[S], stage: str, family: Family, keys: Sequence[str], user: Mapping[str, Any], fixed: Mapping[str, Any]
 ) -> S:
     """The spec of a stage without a method."""
-    return make(cls, {**_own_defaults(stage_settings(family, *keys), stage, ""), **user, **fixed})
+    return rehearsed(make(cls, {**_own_defaults(stage_settings(family, *keys), stage, ""), **user, **fixed}))
