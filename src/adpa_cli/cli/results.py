@@ -18,22 +18,21 @@ COLUMNS = (
 
 def results(store: Store, evals: Sequence[Node]) -> str:
     """One row per evaluated model, in the plan's order; ± is half of the 95 % interval."""
-    rows: list[tuple[str, ...]] = []
-    size = 0
-    for node in evals:
-        found = store.get(node.label)
-        if found is None:
-            continue
-        scores = found.metrics["scores"]
+    found = [(node, manifest.metrics["scores"]) for node in evals if (manifest := store.get(node.label))]
+    if not found:
+        return "nothing was measured"
+    shown = [column for column in COLUMNS if any(column[0] in scores for _, scores in found)]
+    rows = [("MODEL", *(title for _, title, _, _ in shown), "ID")]
+    for node, scores in found:
         model = node.inputs["model"]
-        size = max(score["n"] for score in scores.values())
+        cells = tuple(_cell(scores.get(key), scale, digits) for key, _, scale, digits in shown)
         name = node.what.removeprefix(f"{node.spec.suite} of ")
-        cells = tuple(_cell(scores.get(key), scale, digits) for key, _, scale, digits in COLUMNS)
         rows.append((name, *cells, "" if isinstance(model, tuple) else model.label))
-    head = ("MODEL", *(title for _, title, _, _ in COLUMNS), "ID")
-    widths = [max(text.width_of(row[i]) for row in (head, *rows)) for i in range(len(head))]
-    lines = ["  ".join(text.pad(cell, width) for cell, width in zip(row, widths, strict=True)) for row in (head, *rows)]
-    judged = "win rate against start, in %" if any(row[2] for row in rows) else "accuracy in %"
+    size = max(score["n"] for _, scores in found for score in scores.values())
+    widths = [max(map(text.width_of, column)) for column in zip(*rows, strict=True)]
+    lines = ["  ".join(text.pad(cell, width) for cell, width in zip(row, widths, strict=True)) for row in rows]
+    won = any(key == "win_rate" for key, *_ in shown)
+    judged = "win rate against start in %, 50 = nothing gained" if won else "accuracy in %"
     return "\n".join([f"held-out prompts: {size}; {judged}; ± half of a 95 % interval", *map(str.rstrip, lines)])
 
 
