@@ -27,12 +27,11 @@ def cache_teacher(
     ] = None,
     *,
     options: opt.Options,
-) -> None:
+) -> opt.Request:
     """Keep a teacher's top-k signal on given answers, so that training needs no teacher.
 
     adpa cache-teacher --teacher T --data pairs.jsonl · adpa cache-teacher --teacher T --rollouts R
     """
-    from adpa_cli.cli.make import make
     from adpa_cli.cli.streams import at_most_one, dashes, needed, one, several
     from adpa_cli.stages.requests import plan_capture
 
@@ -43,4 +42,6 @@ def cache_teacher(
     who = one("--teacher", read["--teacher"])
     below = at_most_one("--reference", read["--reference"])
     options = options.setting(top_k=top_k, precision=precision)
-    make(options, lambda names, given: plan_capture(names, given, who, below, data or (), read["--rollouts"], ()))
+    return opt.Request(
+        options, lambda names, given: plan_capture(names, given, who, below, data or (), read["--rollouts"], ())
+    )

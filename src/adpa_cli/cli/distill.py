@@ -30,17 +30,20 @@ def distill(
         list[str] | None,
         opt.option("--cache", help="Use this signal; may be repeated; - reads stdin.", panel=opt.WHAT, metavar="ID"),
     ] = None,
+    allow_foreign_rollouts: Annotated[
+        bool,
+        opt.option("--allow-foreign-rollouts", help="Train on answers of another model.", panel=opt.WHAT),
+    ] = False,
     no_eval: Annotated[
         bool, opt.option("--no-eval", help="Leave out the evaluation at the end.", panel=opt.AFTER)
     ] = False,
     *,
     options: opt.Options,
-) -> None:
+) -> opt.Request:
     """Train a small model on a larger model's preferences. Builds whatever is missing first.
 
     adpa distill --method adpa+ --student tiny            minutes, offline, CPU
     """
-    from adpa_cli.cli.make import make
     from adpa_cli.cli.streams import at_most_one, dashes, needed, one, several
     from adpa_cli.stages.request_distill import Distill, needed_methods, plan_distill
 
@@ -54,6 +57,6 @@ def distill(
         method=chosen, student=one("--student", read["--student"]), teacher=at_most_one("--teacher", read["--teacher"]),
         reference=at_most_one("--reference", read["--reference"]), data=tuple(data or ()),
         sft_data=tuple(sft_data or ()), rollouts=tuple(read["--rollouts"]), cache=tuple(read["--cache"]),
-        evaluate=not no_eval,
+        evaluate=not no_eval, allow_foreign_rollouts=allow_foreign_rollouts,
     )  # fmt: skip
-    make(options, lambda names, given: plan_distill(names, given, asked))
+    return opt.Request(options, lambda names, given: plan_distill(names, given, asked))

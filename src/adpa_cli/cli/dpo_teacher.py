@@ -19,15 +19,14 @@ def dpo_teacher(
     sft_data: opt.SftData = None,
     *,
     options: opt.Options,
-) -> None:
+) -> opt.Request:
     """Align the reference teacher with DPO: the aligned teacher.
 
     adpa dpo-teacher --reference sft/3f9c0a1b2c4d --data pairs.jsonl
     """
-    from adpa_cli.cli.make import make
     from adpa_cli.cli.streams import dashes, needed, one
     from adpa_cli.stages.requests import plan_dpo_teacher
 
     read = dashes({"--reference": [needed("--reference", reference)]})
     start = one("--reference", read["--reference"])
-    make(options, lambda names, given: plan_dpo_teacher(names, given, start, data or (), sft_data or ()))
+    return opt.Request(options, lambda names, given: plan_dpo_teacher(names, given, start, data or (), sft_data or ()))

@@ -33,12 +33,11 @@ def evaluate(
     data: opt.Data = None,
     *,
     options: opt.Options,
-) -> None:
+) -> opt.Request:
     """Measure models on held-out data: one numbers artifact per model.
 
     adpa eval best --against sft/3f9c0a1b2c4d --reward-model ./rm
     """
-    from adpa_cli.cli.make import make
     from adpa_cli.cli.streams import dashes, needed
     from adpa_cli.errors import UsageError
     from adpa_cli.stages.request_eval import Evaluate, plan_eval
@@ -51,4 +50,4 @@ def evaluate(
             needed(option, value)
     read = dashes({"REF": list(models)})["REF"]
     asked = Evaluate(tuple(read), suite, against, reward_model, teacher, reference, tuple(data or ()))
-    make(options, lambda names, given: plan_eval(names, given, asked))
+    return opt.Request(options, lambda names, given: plan_eval(names, given, asked))

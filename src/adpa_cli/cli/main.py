@@ -20,6 +20,7 @@ from adpa_cli.cli.dpo_teacher import dpo_teacher
 from adpa_cli.cli.eval import evaluate
 from adpa_cli.cli.methods import methods
 from adpa_cli.cli.models import models
+from adpa_cli.cli.options import Request
 from adpa_cli.cli.path import path
 from adpa_cli.cli.rollout import rollout
 from adpa_cli.cli.sft import sft
@@ -73,6 +74,10 @@ def main(argv: list[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     try:
         result = app(take_globals(words) or ["--help"], standalone_mode=False, prog_name="adpa")
+        if isinstance(result, Request):
+            from adpa_cli.cli.make import make
+
+            make(result.options, result.planned)
     except AdpaError as error:
         return fail(error)
     except typer.Exit as exit_:

@@ -12,6 +12,8 @@ import typer
 
 if TYPE_CHECKING:
     from adpa_cli.spec import Runtime
+    from adpa_cli.stages.names import Names
+    from adpa_cli.stages.plan import Plan
     from adpa_cli.stages.settings import Given
 
 WHAT, MUCH, WHERE, AFTER, FIRST = "What", "How much", "Where and when (noise at most)", "After", "Look first"
@@ -76,6 +78,13 @@ class Options:
     )
     refresh: Refresh = False
     tag: Annotated[str | None, option("--tag", help="Name what is made.", panel=AFTER, metavar="NAME")] = None
+    select: Annotated[
+        str | None, option("--select", help="Whose weights are kept [last].", panel=AFTER, metavar="last|best|STEP")
+    ] = None
+    keep: Annotated[
+        str | None,
+        option("--keep", help="The other points' weights too [selected].", panel=AFTER, metavar="selected|all"),
+    ] = None
     dry_run: Annotated[bool, option("--dry-run", "-n", help="Show the plan only.", panel=FIRST)] = False
 
     def setting(self, **values: Any) -> Options:
@@ -101,7 +110,7 @@ class Options:
         from adpa_cli.stages.settings import Given, parse_sets
 
         own, by_stage = parse_sets(self.sets or ())
-        typed = {name: getattr(self, name) for name in ("lr", "epochs", "batch_size", "max_steps")}
+        typed = {name: getattr(self, name) for name in TYPED}
         named = {name: value for name, value in typed.items() if value is not None}
         return Given({**own, **named}, by_stage, self.seed, self.seed_all, self.limit, self.skip_bad_rows, self.smoke)
 
@@ -118,16 +127,26 @@ class Options:
         )  # fmt: skip
 
 
+@dataclass(frozen=True)
+class Request:
+    """What a making command was asked for: its shared options, and how it plans. `main` carries it out."""
+
+    options: Options
+    planned: Callable[[Names, Given], Plan]
+
+
 INFERENCE = ("sets", "skip_bad_rows", "limit", "smoke", "gpus", "no_wait", "refresh", "tag", "dry_run")
 """What every command has that runs a model over data."""
-TRAINING = (*INFERENCE, "seed", "max_steps", "lr", "epochs", "batch_size", "tokens_per_device")
+TRAINING = (*INFERENCE, "seed", "max_steps", "lr", "epochs", "batch_size", "tokens_per_device", "select", "keep")
 """What every command has that trains."""
+TYPED = ("lr", "epochs", "batch_size", "max_steps", "select", "keep")
+"""Options that are settings of a spec by the same name."""
 
 
-def making(*names: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+def making(*names: str) -> Callable[[Callable[..., Request]], Callable[..., Request]]:
     """Decorate a making command: it gets the named fields of `Options` as options, and their values as `options`."""
 
-    def decorate(function: Callable[..., None]) -> Callable[..., None]:
+    def decorate(function: Callable[..., Request]) -> Callable[..., Request]:
         hints = get_type_hints(Options, include_extras=True)
         own = [p for p in inspect.signature(function, eval_str=True).parameters.values() if p.name != "options"]
         shared = [
@@ -137,9 +156,9 @@ def making(*names: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
         declared = sorted([p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own] + shared, key=_place)
 
         @functools.wraps(function)
-        def command(**values: Any) -> None:
+        def command(**values: Any) -> Request:
             options = Options(**{name: values.pop(name) for name in names}).checked()
-            function(options=options, **values)
+            return function(options=options, **values)
 
         vars(command)["__signature__"] = inspect.Signature(declared)
         command.__annotations__ = {p.name: p.annotation for p in declared}

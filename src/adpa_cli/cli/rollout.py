@@ -29,12 +29,11 @@ def rollout(
     ] = None,
     *,
     options: opt.Options,
-) -> None:
+) -> opt.Request:
     """Let a model answer every prompt of the data, once.
 
     adpa rollout --student distill/c0ffee123456 --data pairs.jsonl
     """
-    from adpa_cli.cli.make import make
     from adpa_cli.cli.streams import dashes, needed, one
     from adpa_cli.errors import UsageError
     from adpa_cli.stages.requests import plan_rollout
@@ -43,4 +42,4 @@ def rollout(
         raise UsageError(f"--split {split}", "it is train or test")
     who = one("--student", dashes({"--student": [needed("--student", student)]})["--student"])
     options = options.setting(temperature=temperature, top_p=top_p, max_new_tokens=max_new_tokens)
-    make(options, lambda names, given: plan_rollout(names, given, who, data or (), (), split))
+    return opt.Request(options, lambda names, given: plan_rollout(names, given, who, data or (), (), split))

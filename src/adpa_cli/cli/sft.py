@@ -21,14 +21,13 @@ def sft(
     ] = None,
     *,
     options: opt.Options,
-) -> None:
+) -> opt.Request:
     """Fine-tune a base model on dialogues: the student to start from, or the reference teacher.
 
     adpa sft --model ./small --data dialogues.jsonl
     """
-    from adpa_cli.cli.make import make
     from adpa_cli.cli.streams import needed
     from adpa_cli.stages.requests import plan_sft
 
     base = needed("--model", model)
-    make(options, lambda names, given: plan_sft(names, given, base, data or ()))
+    return opt.Request(options, lambda names, given: plan_sft(names, given, base, data or ()))
