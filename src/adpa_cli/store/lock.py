@@ -13,7 +13,7 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from adpa_cli.errors import Busy
@@ -46,9 +46,15 @@ else:
 
 @contextlib.contextmanager
 def locked(
-    path: Path, command: str, *, wait: bool = True, announce: Callable[[str], None] | None = None, what: str = ""
+    path: Path,
+    command: str,
+    *,
+    wait: bool = True,
+    announce: Callable[[str], None] | None = None,
+    what: str = "",
+    needs: Sequence[str] = (),
 ) -> Iterator[None]:
-    """Hold the lock at `path`, with this process and `command` written inside.
+    """Hold the lock at `path`, with this process, `command` and the ids that it `needs` written inside.
 
     Waits for another holder after naming it through `announce`; raises `Busy` at once when `wait` is false.
     """
@@ -56,9 +62,8 @@ def locked(
     handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     try:
         _acquire(handle, path, what or path.stem, wait, announce)
-        note = json.dumps(
-            {"pid": os.getpid(), "host": platform.node(), "command": command}, ensure_ascii=False
-        ).encode()
+        about = {"pid": os.getpid(), "host": platform.node(), "command": command, "needs": list(needs)}
+        note = json.dumps(about, ensure_ascii=False).encode()
         os.ftruncate(handle, 0)
         os.lseek(handle, 0, os.SEEK_SET)
         os.write(handle, note)
@@ -92,6 +97,14 @@ def holder(path: Path) -> str | None:
         return None if _try_lock(handle) else _note(path)
     finally:
         os.close(handle)
+
+
+def needed(path: Path) -> list[str]:
+    """The ids that the holder of the lock at `path` wrote down."""
+    try:
+        return [str(item) for item in json.loads(path.read_text(encoding="utf-8"))["needs"]]
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
 
 
 def _note(path: Path) -> str:

@@ -20,6 +20,7 @@ from adpa_cli.store.disk import explained, write_atomic
 from adpa_cli.store.identity import STAGE_NAME, HashCache, Recipe
 from adpa_cli.store.lock import holder
 from adpa_cli.store.manifest import Manifest
+from adpa_cli.store.reserve import collecting
 from adpa_cli.store.tags import DIGITS, TAG, check_tag
 
 FOLDER = "adpa-store"
@@ -143,9 +144,17 @@ class Store:
 
         Raises UsageError naming all candidates when there are several, NotFound with what comes close when none.
         """
-        tags = self.tags()
+        tags, begun = self.tags(), self._beginning_with(text)
         if text in tags:
             found = self.get(tags[text])
+            if begun:
+                meanings = [
+                    f"the tag of {found.ref if found else tags[text][:12]}",
+                    *(f"the id {m.ref}" for m in begun),
+                ]
+                raise UsageError(
+                    f"{text} could be {' or '.join(meanings)}", f"remove the tag: adpa tag --delete {text}"
+                )
             if found is None:
                 raise NotFound(
                     f"the tag {text} names {tags[text][:12]}, which is gone", f"move it: adpa tag {text} REF"
@@ -158,17 +167,21 @@ class Store:
             ]
             if made:
                 return made[0]
+        if len(begun) > 1:
+            both = ", ".join(sorted(manifest.ref for manifest in begun))
+            raise UsageError(f"{text} could be any of {both}", "give more digits, or the stage before them")
+        if begun:
+            return begun[0]
+        raise self._unknown(text)
+
+    def _beginning_with(self, text: str) -> list[Manifest]:
+        """The artifacts whose id begins with `text`, which may have the stage before it; 4 digits at least."""
         stage, _, digits = text.removeprefix("artifact:").rpartition("/")
         digits = digits.lower()
-        if DIGITS.fullmatch(digits):
-            folders = [folder for folder in self._folders(stage) if folder.name.startswith(digits[:12])]
-            matches = [manifest for manifest in map(manifests.read, folders) if manifest.id.startswith(digits)]
-            if len(matches) > 1:
-                both = ", ".join(sorted(manifest.ref for manifest in matches))
-                raise UsageError(f"{text} could be any of {both}", "give more digits, or the stage before them")
-            if matches:
-                return matches[0]
-        raise self._unknown(text)
+        if not DIGITS.fullmatch(digits):
+            return []
+        folders = [folder for folder in self._folders(stage) if folder.name.startswith(digits[:12])]
+        return [manifest for manifest in map(manifests.read, folders) if manifest.id.startswith(digits)]
 
     def _unknown(self, text: str) -> NotFound:
         for work in self.unfinished():
@@ -186,10 +199,10 @@ class Store:
         Raises UsageError for a name that `check_tag` refuses.
         """
         check_tag(name, reserved)
-        manifest = self.get(id_or_ref)
-        if manifest is None:
-            raise NotFound(f"{id_or_ref} is not in {self.root}", "see what is: adpa show")
-        with explained(self.root, f"{name} is not set"):
+        with explained(self.root, f"{name} is not set"), collecting(self.root, f"adpa tag {name}"):
+            manifest = self.get(id_or_ref)
+            if manifest is None:
+                raise NotFound(f"{id_or_ref} is not in {self.root}", "see what is: adpa show")
             write_atomic(self.root / "tags" / name, manifest.id.encode() + b"\n")
 
     def untag(self, name: str) -> None:
@@ -235,9 +248,12 @@ class Store:
         environment: Mapping[str, Any] | None = None,
         wait: bool = True,
         announce: Callable[[str], None] | None = None,
+        again: str = "",
     ) -> contextlib.AbstractContextManager[builds.Work]:
         """Open the work on a recipe, alone, or its finished artifact as `work.hit`: see `adpa_cli.store.build`."""
-        return builds.build(self.root, recipe, command=command, environment=environment, wait=wait, announce=announce)
+        return builds.build(
+            self.root, recipe, command=command, environment=environment, wait=wait, announce=announce, again=again
+        )
 
 
 def _supported(root: Path) -> Path:

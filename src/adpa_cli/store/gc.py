@@ -1,0 +1,227 @@
+"""What may go from a store, and why the rest stays.
+
+Kept is what a tag, a named artifact, a finished result (a distilled checkpoint, an evaluation), a command at work or
+recent work reaches through its inputs. Rehearsals are no results and are recent for a day only. What goes is renamed
+out of sight first and deleted then: a kill in between leaves nothing half visible, and the next run deletes the rest.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import shutil
+import time
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from adpa_cli.errors import Busy
+from adpa_cli.store import manifest as manifests
+from adpa_cli.store.build import PARTIAL, read_state
+from adpa_cli.store.disk import explained
+from adpa_cli.store.identity import Recipe
+from adpa_cli.store.lock import holder, locked
+from adpa_cli.store.manifest import Manifest
+from adpa_cli.store.reserve import collecting, forget_dead, reservations
+from adpa_cli.store.store import Store
+
+RESULTS = ("distill", "eval")
+DAY = 86400.0
+DAYS = 14.0
+SMOKE_DAYS = 1.0
+TRASH = "trash"
+
+
+@dataclass(frozen=True)
+class Item:
+    """One artifact, one piece of unfinished work (`ref` of what it would have become), or one leftover.
+
+    `why` says why it stays, or why it goes; `at` is in seconds since 1970.
+    """
+
+    kind: str  # "artifact" | "unfinished" | "leftover"
+    ref: str
+    what: str
+    size: int
+    at: float
+    why: str
+    folder: Path
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """What goes, in the order of removal (what rests on others first), and what stays, newest first."""
+
+    removed: tuple[Item, ...]
+    kept: tuple[Item, ...]
+
+
+@dataclass(frozen=True)
+class Work:
+    """A private folder of unfinished work: what it was going to be, when it last saved, who is at it (or empty)."""
+
+    recipe: Recipe | None
+    folder: Path
+    at: float
+    holder: str
+
+    @property
+    def smoke(self) -> bool:
+        return self.recipe is not None and bool(self.recipe.spec.get("smoke"))
+
+
+def survey(store: Store, named: Collection[str] = (), days: float = DAYS, now: float | None = None) -> Sweep:
+    """Sort everything in a store into what goes and what stays.
+
+    `named` holds full ids to keep. Raises Corrupt, or AdpaError for one of a newer adpa, where a manifest cannot be
+    read: nobody could tell what that artifact needs.
+    """
+    now = time.time() if now is None else now
+    artifacts = store.artifacts()
+    works = list(_works(store.root))
+    live = {work.folder: _alive(work, days, now) for work in works}
+    reasons = _reached(artifacts, _roots(store, artifacts, works, live, frozenset(named), days, now))
+    removed: list[Item] = []
+    kept: list[Item] = []
+    for manifest in artifacts:
+        why = reasons.get(manifest.id)
+        what = str(manifest.metrics.get("what") or manifest.stage)
+        gone = "a rehearsal" if manifest.made.get("smoke") else f"no result, tag or use in {days:g} days needs it"
+        folder = store.root / manifest.ref
+        item = Item("artifact", manifest.ref, what, _size(folder), manifest.at, why or gone, folder)
+        (kept if why else removed).append(item)
+    for work in works:
+        ref = work.recipe.ref if work.recipe else f"{PARTIAL}/{work.folder.name[:12]}"
+        why = live[work.folder]
+        gone = "a rehearsal that stopped" if work.smoke else f"not gone on with for {days:g} days"
+        item = Item("unfinished", ref, "unfinished", _size(work.folder), work.at, why or gone, work.folder)
+        (kept if why else removed).append(item)
+    removed += _leftovers(store.root)
+    return Sweep(tuple(removed), tuple(kept))
+
+
+def collect(store: Store, chosen: Sweep, named: Collection[str], days: float, command: str) -> tuple[Item, ...]:
+    """Remove what was `chosen` and may still go: what somebody has tagged, used or gone on with meanwhile stays.
+
+    Returns what was removed. Raises AdpaError where the store may not be written.
+    """
+    trash = store.root / PARTIAL / TRASH
+    moved: list[Item] = []
+    with explained(store.root, "nothing more is removed"):
+        with collecting(store.root, command):
+            forget_dead(store.root)
+            allowed = {item.folder for item in survey(store, named, days).removed}
+            for item in chosen.removed:
+                if item.folder in allowed and item.kind != "leftover" and _move(store.root, item, trash, command):
+                    moved.append(item)
+        moved += [item for item in chosen.removed if item.kind == "leftover"]
+        for folder in trash.glob("*"):
+            shutil.rmtree(folder, ignore_errors=True)  # another collector may be deleting it too
+    return tuple(moved)
+
+
+def _roots(
+    store: Store,
+    artifacts: Iterable[Manifest],
+    works: Iterable[Work],
+    live: dict[Path, str],
+    named: frozenset[str],
+    days: float,
+    now: float,
+) -> Iterator[tuple[str, str]]:
+    """(full id, why it stays) of what is kept for its own sake, the strongest reasons first."""
+    for tag, artifact in store.tags().items():
+        yield artifact, f"tag {tag}"
+    for artifact in sorted(named):
+        yield artifact, "named"
+    for manifest in artifacts:
+        if manifest.stage in RESULTS and not manifest.made.get("smoke"):
+            yield manifest.id, "a finished result"
+    for artifact, who in reservations(store.root).items():
+        yield artifact, f"in use by {who}"
+    for work in works:
+        if live[work.folder] and work.recipe is not None:
+            for content in _contents(work.recipe.inputs.values()):
+                yield content, f"needed by {work.recipe.ref}, which is unfinished"
+    for manifest in artifacts:
+        if now - manifest.at < DAY * _limit(days, bool(manifest.made.get("smoke"))):
+            yield manifest.id, f"made in the last {_limit(days, bool(manifest.made.get('smoke'))):g} days"
+
+
+def _limit(days: float, smoke: bool) -> float:
+    return min(days, SMOKE_DAYS) if smoke else days
+
+
+def _contents(values: Iterable[str | list[str]]) -> list[str]:
+    flat = [item for value in values for item in ([value] if isinstance(value, str) else value)]
+    return [item.removeprefix("artifact:") for item in flat if item.startswith("artifact:")]
+
+
+def _reached(artifacts: Iterable[Manifest], roots: Iterable[tuple[str, str]]) -> dict[str, str]:
+    """Why each artifact stays, by full id, for those that do."""
+    by_id = {manifest.id: manifest for manifest in artifacts}
+    reasons: dict[str, str] = {}
+    deeper: list[tuple[str, str]] = []
+    for artifact, why in roots:
+        if artifact in by_id and artifact not in reasons:
+            reasons[artifact] = why
+            deeper.append((artifact, by_id[artifact].ref))
+    for artifact, root in deeper:
+        for _, parent in by_id[artifact].parents():
+            if parent in by_id and parent not in reasons:
+                reasons[parent] = f"needed by {root}"
+                deeper.append((parent, root))
+    return reasons
+
+
+def _works(root: Path) -> Iterator[Work]:
+    for folder in sorted((root / PARTIAL).glob("*/")):
+        if folder.name == TRASH:
+            continue
+        state = read_state(folder)
+        recipe = Recipe(**state["recipe"]) if state else None
+        at = state["at"] if state else folder.stat().st_mtime
+        yield Work(recipe, folder, at, holder(folder.with_name(f"{folder.name}.lock")) or "")
+
+
+def _alive(work: Work, days: float, now: float) -> str:
+    """Why unfinished work stays, or nothing."""
+    if work.holder:
+        return f"being built by {work.holder}"
+    limit = _limit(days, work.smoke)
+    return f"can be gone on with, saved in the last {limit:g} days" if now - work.at < DAY * limit else ""
+
+
+def _leftovers(root: Path) -> Iterator[Item]:
+    """What a removal that was killed had not deleted yet."""
+    for folder in sorted((root / PARTIAL / TRASH).glob("*")):
+        at = folder.stat().st_mtime
+        yield Item("leftover", f"{PARTIAL}/{TRASH}/{folder.name}", "", _size(folder), at, "removed before", folder)
+
+
+def _move(root: Path, item: Item, trash: Path, command: str) -> bool:
+    """Rename a folder out of sight, unless it is being built at this moment."""
+    lock = root / PARTIAL / f"{_id(item)}.lock"
+    trash.mkdir(parents=True, exist_ok=True)
+    try:
+        with locked(lock, command, wait=False):
+            (root / ".verified" / _id(item)).unlink(missing_ok=True)
+            os.rename(item.folder, trash / f"{item.folder.name[:12]}-{secrets.token_hex(4)}")
+    except (Busy, FileNotFoundError):
+        return False
+    return True
+
+
+def _id(item: Item) -> str:
+    return manifests.read(item.folder).id if item.kind == "artifact" else item.folder.name
+
+
+def _size(folder: Path) -> int:
+    """Bytes of all files of a folder, also of those that no manifest names."""
+    total = 0
+    for where, _, names in os.walk(folder):
+        for name in names:
+            with contextlib.suppress(OSError):
+                total += os.lstat(os.path.join(where, name)).st_size
+    return total
