@@ -11,12 +11,17 @@ from adpa_cli.cli import options as opt
 def distill(
     method: Annotated[
         str | None,
-        opt.option("--method", help="dckd, adpa, adpa+, dpo, … All: adpa methods.", panel=opt.WHAT, metavar="NAME"),
+        opt.option(
+            "--method", help="dckd, adpa, adpa+, dpo, … All: adpa methods [required].", panel=opt.WHAT, metavar="NAME"
+        ),
     ] = None,
     student: Annotated[
         str | None,
         opt.option(
-            "--student", help="Alias (is fine-tuned first) or a model to start from.", panel=opt.WHAT, metavar="MODEL"
+            "--student",
+            help="Alias (is fine-tuned first) or a model to start from [required].",
+            panel=opt.WHAT,
+            metavar="MODEL",
         ),
     ] = None,
     teacher: opt.Teacher = None,
@@ -42,7 +47,9 @@ def distill(
 ) -> opt.Request:
     """Train a small model on a larger model's preferences. Builds whatever is missing first.
 
-    adpa distill --method adpa+ --student tiny            minutes, offline, CPU
+    adpa distill --method adpa+ --student tiny                                minutes, offline, CPU
+    adpa distill --method adpa+ --student llama-3.2-1b --teacher tulu-3-8b    one 24 GB GPU
+    adpa distill --method dckd --student $S --cache -                         in a pipe
     """
     from adpa_cli.cli.streams import at_most_one, dashes, needed, one, several
     from adpa_cli.stages.request_distill import Distill, needed_methods, plan_distill

@@ -12,7 +12,11 @@ def dpo_teacher(
     reference: Annotated[
         str | None,
         opt.option(
-            "--reference", "--teacher", help="The fine-tuned teacher to align.", panel=opt.WHAT, metavar="MODEL"
+            "--reference",
+            "--teacher",
+            help="The fine-tuned teacher to align [required].",
+            panel=opt.WHAT,
+            metavar="MODEL",
         ),
     ] = None,
     data: opt.Data = None,

@@ -13,11 +13,13 @@ import typer
 from typer.exceptions import TyperException
 
 from adpa_cli import __version__
+from adpa_cli.cli.app import Command, Group, declared
 from adpa_cli.cli.cache_teacher import cache_teacher
 from adpa_cli.cli.data import data
 from adpa_cli.cli.distill import distill
 from adpa_cli.cli.dpo_teacher import dpo_teacher
 from adpa_cli.cli.eval import evaluate
+from adpa_cli.cli.gc import gc
 from adpa_cli.cli.methods import methods
 from adpa_cli.cli.models import models
 from adpa_cli.cli.options import Request
@@ -30,15 +32,12 @@ from adpa_cli.cli.tag import tag
 from adpa_cli.cli.verify import verify
 from adpa_cli.errors import AdpaError, UsageError
 
-EPILOG = (
-    "Everywhere: --json · --store DIR · -q quiet · -v libraries speak, errors say where.  Exit: 0 done  1 failed  "
-    "2 usage  3 not found  4 busy  5 corrupt  75 come again  129/130/143 stopped"
-)
 app = typer.Typer(
     name="adpa",
+    cls=Group,
+    rich_markup_mode=None,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
-    epilog=EPILOG,
 )
 PANELS: dict[str, tuple[tuple[str, Any], ...]] = {
     "Build": (
@@ -47,11 +46,11 @@ PANELS: dict[str, tuple[tuple[str, Any], ...]] = {
     ),
     "Look": (("show", show), ("data", data), ("methods", methods), ("models", models)),
     "Use": (("path", path),),
-    "Keep": (("tag", tag), ("verify", verify)),
+    "Keep": (("tag", tag), ("verify", verify), ("gc", gc)),
 }  # fmt: skip
 for _panel, _commands in PANELS.items():
     for _name, _function in _commands:
-        app.command(_name, rich_help_panel=_panel, no_args_is_help=False)(_function)
+        app.command(_name, cls=Command, rich_help_panel=_panel)(declared(_name, _function))
 
 
 def _version(asked: bool) -> None:
@@ -60,13 +59,15 @@ def _version(asked: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
 def adpa(
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
     """Align small language models by distilling preferences from larger, aligned ones."""
+
+
+app.callback()(declared("", adpa))
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -28,14 +28,18 @@ def option(*names: str, help: str, panel: str, metavar: str | None = None) -> ty
 
 
 Data = Annotated[
-    list[str] | None, option("--data", help="Preference data; several are concatenated.", panel=WHAT, metavar="SRC")
+    list[str] | None,
+    option("--data", help="Preference data; several are concatenated [family].", panel=WHAT, metavar="SRC"),
 ]
-SftData = Annotated[list[str] | None, option("--sft-data", help="Data of the SFT stages.", panel=WHAT, metavar="SRC")]
+SftData = Annotated[
+    list[str] | None, option("--sft-data", help="Data of the SFT stages [family].", panel=WHAT, metavar="SRC")
+]
 Teacher = Annotated[
-    str | None, option("--teacher", help="The aligned teacher, or a ready pair.", panel=WHAT, metavar="MODEL")
+    str | None, option("--teacher", help="The aligned teacher, or a ready pair [family].", panel=WHAT, metavar="MODEL")
 ]
 Reference = Annotated[
-    str | None, option("--reference", help="The model the teacher was aligned from.", panel=WHAT, metavar="MODEL")
+    str | None,
+    option("--reference", help="The model the teacher was aligned from [family].", panel=WHAT, metavar="MODEL"),
 ]
 SkipBadRows = Annotated[bool, option("--skip-bad-rows", help="Leave out rows that cannot be used.", panel=WHAT)]
 Refresh = Annotated[bool, option("--refresh", help="Ask the hub again what its names mean now.", panel=WHERE)]
@@ -51,12 +55,10 @@ class Options:
     ] = None
     skip_bad_rows: SkipBadRows = False
     seed: Annotated[
-        int | None, option("--seed", help="Seed of what comes after the student's SFT [0].", panel=MUCH)
+        int | None, option("--seed", help="Seed of what comes after the student's SFT [0].", panel=MUCH, metavar="N")
     ] = None
-    seed_all: Annotated[int | None, option("--seed-all", help="Seed of every stage.", panel=MUCH)] = None
-    limit: Annotated[
-        int | None, option("--limit", help="Use the first N rows of the data.", panel=MUCH, metavar="N")
-    ] = None
+    seed_all: Annotated[int | None, option("--seed-all", help="Seed of every stage.", panel=MUCH, metavar="N")] = None
+    limit: Annotated[int | None, option("--limit", help="Use the first N rows.", panel=MUCH, metavar="N")] = None
     max_steps: Annotated[
         int | None, option("--max-steps", help="Stop training after N steps.", panel=MUCH, metavar="N")
     ] = None

@@ -11,7 +11,9 @@ from adpa_cli.cli import options as opt
 def rollout(
     student: Annotated[
         str | None,
-        opt.option("--student", help="The model that answers; - reads stdin.", panel=opt.WHAT, metavar="MODEL"),
+        opt.option(
+            "--student", help="The model that answers; - reads stdin [required].", panel=opt.WHAT, metavar="MODEL"
+        ),
     ] = None,
     data: opt.Data = None,
     split: Annotated[

@@ -11,7 +11,9 @@ from adpa_cli.cli import options as opt
 def sft(
     model: Annotated[
         str | None,
-        opt.option("--model", help="The base model: alias, folder or hub id.", panel=opt.WHAT, metavar="MODEL"),
+        opt.option(
+            "--model", help="The base model: alias, folder or hub id [required].", panel=opt.WHAT, metavar="MODEL"
+        ),
     ] = None,
     data: Annotated[
         list[str] | None,

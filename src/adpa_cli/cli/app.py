@@ -1,0 +1,89 @@
+"""How commands are put together: our help screens, the options that every command takes, and shell completion."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from copy import copy
+from functools import wraps
+from itertools import pairwise
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperCommand, TyperGroup, TyperOption
+from typer.models import ParameterInfo
+
+from adpa_cli.cli import complete, help
+from adpa_cli.cli.look import terminal_width
+from adpa_cli.errors import UsageError
+
+
+def _everywhere(*names: str, metavar: str | None = None) -> Any:
+    return typer.Option(*names, metavar=metavar, rich_help_panel=help.EVERYWHERE, show_default=False)
+
+
+GLOBAL_OPTIONS: dict[str, tuple[Any, Any]] = {
+    "json": (Annotated[bool, _everywhere("--json")], False),
+    "store": (Annotated[str | None, _everywhere("--store", metavar="DIR")], None),
+    "quiet": (Annotated[bool, _everywhere("-q", "--quiet")], False),
+    "verbose": (Annotated[bool, _everywhere("-v", "--verbose")], False),
+}
+"""`streams.take_globals` has taken these before a command line is parsed; declared, they are completed and shown."""
+
+
+class Command(TyperCommand):
+    """A command with our help screen, that does not take an option for the value of another."""
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        formatter.write(help.command_help(self, ctx.command_path, terminal_width()))
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if not ctx.resilient_parsing:
+            _refuse_swallowed(self, args)
+        return super().parse_args(ctx, args)
+
+
+class Group(TyperGroup):
+    """The program with our help screen."""
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        formatter.write(help.group_help(self, ctx.command_path, terminal_width()))
+
+
+def _refuse_swallowed(command: TyperCommand, args: list[str]) -> None:
+    """`--student --teacher T` is a `$student` that was empty. A value may begin with dashes after `=`."""
+    options = {name: param for param in command.params if isinstance(param, TyperOption) for name in param.opts}
+    for word, following in pairwise(args):
+        if word == "--":
+            return
+        if word in options and not options[word].is_flag and following in options:
+            raise UsageError(f"{word} has no value", f"the command before it may have failed; give it: {word} VALUE")
+
+
+def declared(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function of a command with the options that every command takes, and completion on its parameters."""
+    own = inspect.signature(function, eval_str=True).parameters.values()
+    parameters = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY, annotation=_completed(name, p)) for p in own]
+    parameters += [
+        inspect.Parameter(key, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=hint)
+        for key, (hint, default) in GLOBAL_OPTIONS.items()
+    ]
+
+    @wraps(function)
+    def command(**values: Any) -> Any:
+        return function(**{key: value for key, value in values.items() if key not in GLOBAL_OPTIONS})
+
+    vars(command)["__signature__"] = inspect.Signature(parameters)
+    command.__annotations__ = {p.name: p.annotation for p in parameters}
+    return command
+
+
+def _completed(command: str, parameter: inspect.Parameter) -> Any:
+    """The annotation of a parameter with what completes its values, by the name that it has in every command."""
+    answer = complete.of(command, parameter.name)
+    if answer is None:
+        return parameter.annotation
+    (found,) = [meta for meta in parameter.annotation.__metadata__ if isinstance(meta, ParameterInfo)]
+    info = copy(found)  # shared options are one object for all commands
+    info.autocompletion = answer
+    return Annotated[parameter.annotation.__origin__, info]

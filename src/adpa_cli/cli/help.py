@@ -1,0 +1,166 @@
+"""The help of a command as plain text that fits a screen. `python -m adpa_cli.cli.help` writes docs/help.md.
+
+Two conventions make the screens: a docstring is one sentence, an empty line, and examples one a line, each with what it
+costs after three spaces; a trailing `[…]` of an option's help is its default, and `[required]` puts it into the usage.
+"""
+
+from __future__ import annotations
+
+import re
+import textwrap
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import zip_longest
+
+from typer.core import TyperArgument, TyperCommand, TyperGroup, TyperOption
+
+WIDEST = 100
+"""Wider terminals get no wider lines."""
+LINES = 40
+"""What a screen shows; a command with more options names some without a word on them."""
+FOLDABLE = {"How much", "Where and when (noise at most)"}
+EVERYWHERE = "Everywhere"
+"""The panel of the options that every command takes: one line at the end."""
+EXIT = (
+    "Exit:", "0 done", "1 failed", "2 usage", "3 not found", "4 busy", "5 corrupt", "75 come again",
+    "129/130/143 stopped",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One option or argument: its names with the metavar, what it means, and its default in brackets or ``""``."""
+
+    panel: str
+    names: str
+    text: str
+    default: str
+
+    @property
+    def brief(self) -> str:
+        """Names and default, for names that speak for themselves."""
+        return " ".join(part for part in (self.names, self.default) if part)
+
+    @property
+    def told(self) -> str:
+        """Meaning and default as one text."""
+        return " ".join(part for part in (self.text, self.default) if part)
+
+
+def command_help(command: TyperCommand, path: str, width: int) -> str:
+    """The screen of one command that is called as `path`, at most `width` columns where words allow it."""
+    width = min(width, WIDEST)
+    entries = _entries(command)
+    needed = [told.names for told in entries if told.default == "[required]" or not told.names.startswith("-")]
+    lines = [*wrapped(f"Usage: {' '.join([path, *needed, '[OPTIONS]'])}", width, "       "), *about(command, width)]
+    tail = everywhere(entries, width)
+    panels = {told.panel: [e for e in entries if e.panel == told.panel] for told in entries if told.panel != EVERYWHERE}
+    column = max((len(told.names) for told in entries if len(told.names) < width // 3), default=0)
+    shown = {panel: [panel, *rows(found, width, column)] for panel, found in panels.items()}
+    for panel in sorted(FOLDABLE & shown.keys(), key=lambda name: -len(shown[name])):
+        if len(lines) + len(tail) + sum(map(len, shown.values())) > LINES:
+            shown[panel] = [panel, *(f"  {line}" for line in flowed([e.brief for e in panels[panel]], width - 2))]
+    return "\n".join([*lines, *(line for panel in shown.values() for line in panel), *tail])
+
+
+def group_help(group: TyperGroup, path: str, width: int) -> str:
+    """The screen of the program itself: its commands by panel, one line each."""
+    width = min(width, WIDEST)
+    lines = [f"Usage: {path} COMMAND [OPTIONS]", *about(group, width)]
+    commands = [one for one in group.commands.values() if isinstance(one, TyperCommand) and not one.hidden]
+    column = max(len(str(command.name)) for command in commands)
+    for panel in dict.fromkeys(command.rich_help_panel for command in commands):
+        lines.append(str(panel))
+        for command in commands:
+            if command.rich_help_panel == panel:
+                lines += row(str(command.name), column, first_sentence(command.help or ""), width)
+    entries = _entries(group)
+    own = [told.names for told in entries if told.panel != EVERYWHERE]
+    lines += [f"{path} COMMAND --help tells more.", *flowed(own, width), *everywhere(entries, width)]
+    return "\n".join(lines)
+
+
+def _entries(command: TyperCommand | TyperGroup) -> list[Entry]:
+    own = [param for param in command.params if isinstance(param, TyperOption | TyperArgument)]
+    return [entry(param) for param in own if not param.hidden]
+
+
+def entry(param: TyperOption | TyperArgument) -> Entry:
+    """What the screen says of one parameter."""
+    told, default = re.fullmatch(r"(.*?)\s*(\[[^\]]+\])?\.?", param.help or "", re.DOTALL).groups()  # type: ignore[union-attr]
+    if not default and param.show_default and param.default not in (None, False, [], ()):
+        default = f"[{param.default}]"
+    if isinstance(param, TyperArgument):
+        metavar = param.metavar or param.name.upper()
+        return Entry("What", metavar if param.required else f"[{metavar}]", told, default or "")
+    names = " ".join(sorted(param.opts, key=len))
+    if not param.is_flag:
+        names += f" {param.metavar or param.name.upper().replace('_', '-')}"
+    return Entry(param.rich_help_panel or "What", names, told, default or "")
+
+
+def about(command: TyperCommand | TyperGroup, width: int) -> Iterator[str]:
+    """The sentence of a command and its examples, whose costs stand in one column where there is room."""
+    sentence, _, examples = (command.help or "").partition("\n\n")
+    yield from wrapped(" ".join(sentence.split()), width, "  ", "  ")
+    pairs = [line.strip().partition("   ")[::2] for line in examples.splitlines() if line.strip()]
+    column = max((len(line) for line, cost in pairs if cost), default=0)
+    for line, cost in pairs:
+        if cost and column + len(cost.strip()) + 5 <= width:
+            yield f"  {line:<{column}}   {cost.strip()}"
+        else:
+            yield from _example(line, width)
+
+
+def _example(line: str, width: int) -> list[str]:
+    """Examples of one line, on several where it is too long: one each, then in parts that a shell joins again."""
+    if len(line) + 2 <= width:
+        return [f"  {line}"]
+    return ["  " + " \\\n    ".join(wrapped(piece, width - 6, "")) for piece in line.split(" · ")]
+
+
+def rows(entries: Sequence[Entry], width: int, column: int) -> Iterator[str]:
+    """The options of a panel, those that are short last and two on a line."""
+    half = width // 2
+    narrow = max((len(told.names) for told in entries if len(told.names) <= half // 2), default=0)
+    short = [told for told in entries if width >= 80 and len(f"  {told.names:<{narrow}}  {told.told}  ") <= half]
+    if len(short) == 1:
+        short = []
+    for told in entries:
+        if told not in short:
+            yield from row(told.names, column, told.told, width)
+    cells = [f"{told.names:<{narrow}}  {told.told}" for told in short]
+    for left, right in zip_longest(cells[::2], cells[1::2], fillvalue=""):
+        yield f"  {left:<{half}}{right}".rstrip()
+
+
+def row(names: str, column: int, text: str, width: int) -> list[str]:
+    """One option with its meaning beside it, or below it where the screen is narrow."""
+    if width < 60:
+        return [f"  {names}", *wrapped(text, width, "      ", "      ")]
+    return wrapped(f"  {names:<{column}}  {text}", width, " " * (column + 4), "")
+
+
+def everywhere(entries: Iterable[Entry], width: int) -> list[str]:
+    """The last lines: what every command takes, and what its exit code means."""
+    names = [told.names for told in entries if told.panel == EVERYWHERE]
+    return [*flowed([EVERYWHERE + ":", *names, "-h --help"], width), *flowed(EXIT, width)]
+
+
+def flowed(items: Sequence[str], width: int) -> list[str]:
+    """Items with two spaces between them, never broken within one."""
+    held = [item.replace(" ", "\0") for item in items]
+    return [line.replace("\0", " ") for line in wrapped("  ".join(held), width, "  ")]
+
+
+def wrapped(text: str, width: int, following: str, first: str = "") -> list[str]:
+    """A text as lines of at most `width`; its inner spaces stay."""
+    return textwrap.wrap(
+        first + text, max(width, 20), subsequent_indent=following, break_long_words=False, break_on_hyphens=False
+    )
+
+
+def first_sentence(text: str) -> str:
+    """What a command does, for the list of commands."""
+    sentence = " ".join(text.partition("\n\n")[0].split())
+    return re.split(r"(?<=[.:;]) ", sentence)[0].rstrip(".:;")
