@@ -13,8 +13,10 @@ import torch
 
 from adpa_cli.engine import loop
 from adpa_cli.engine.checkpoints import resume_step
-from adpa_cli.engine.loop import METRICS, Run, make_accelerator, score_start, train
+from adpa_cli.engine.loop import Run, score_start, train
+from adpa_cli.engine.processes import make_accelerator
 from adpa_cli.engine.schedule import learning_rate, step_rows
+from adpa_cli.engine.steplog import METRICS, Budget
 from adpa_cli.engine.student import Student
 from adpa_cli.errors import AdpaError, Stopped
 from adpa_cli.signal import SignalRows
@@ -31,6 +33,11 @@ def fresh() -> Student:
     return Student(tiny_llama(0).requires_grad_(), "float32")
 
 
+def whole(run: Run) -> Budget:
+    """Nothing has run out of memory yet."""
+    return Budget(run.runtime.tokens_per_device, run.runtime.tokens_per_device)
+
+
 def gradients(run: Run, student: Student) -> tuple[dict[str, torch.Tensor], dict[str, float]]:
     """The gradients that the optimizer meets in one step over all rows, and the numbers of that step."""
     accelerator = make_accelerator()
@@ -43,7 +50,7 @@ def gradients(run: Run, student: Student) -> tuple[dict[str, torch.Tensor], dict
     optimizer.register_step_pre_hook(keep)
     module, prepared = accelerator.prepare(student, optimizer)
     score_start(student, run, accelerator)
-    numbers, signal = loop._step(module, prepared, run, accelerator, list(run.examples))
+    numbers, signal = loop._step(module, prepared, run, accelerator, list(run.examples), whole(run))
     assert signal is None
     return found, numbers
 
@@ -62,7 +69,7 @@ def test_one_step_is_the_gradient_of_the_equation(method: str, tokens: int, tmp_
         assert numbers["loss"] == pytest.approx(math.log(2), abs=1e-6)
         run.start_of.update(before)
         student = fresh()
-        numbers, _ = loop._step(*_prepared(student, found), run, make_accelerator(), list(ROWS))
+        numbers, _ = loop._step(*_prepared(student, found), run, make_accelerator(), list(ROWS), whole(run))
     dense = tiny_llama(0).double().requires_grad_()
     loss = dense_loss(method, dense, tiny_llama(3).double(), ROWS, SIGNAL, run.params)
     loss.backward()

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from adpa_cli import methods
-from adpa_cli.engine.loop import make_accelerator, score_start, train
+from adpa_cli.engine.loop import score_start, train
+from adpa_cli.engine.processes import make_accelerator
 from adpa_cli.engine.student import Student
 from adpa_cli.methods import View
 from dense_batches import Inputs, batch_for, value_and_gradients, view_of

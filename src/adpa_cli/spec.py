@@ -7,6 +7,7 @@ A field that is added later declares `neutral`, the value that means the old beh
 from __future__ import annotations
 
 import dataclasses
+import re
 import types
 import typing
 from collections.abc import Mapping
@@ -53,6 +54,25 @@ class TrainSpec:
     skip_bad_rows: bool = field(default=False, metadata={"neutral": False})
     smoke: bool = field(default=False, metadata={"neutral": False})
     """A rehearsal: a few rows and steps, under an id of its own."""
+    select: str = field(default="last", metadata={"neutral": "last", "pattern": r"last|best|[1-9][0-9]*"})
+    """Whose weights the artifact has: those of the last step, of the best point, or of a step by its number."""
+    keep: Literal["selected", "all"] = field(default="selected", metadata={"neutral": "selected"})
+    """Whether the weights of the other points stay beside them."""
+
+    def __post_init__(self) -> None:
+        if self.max_steps is not None:
+            self.last_step(self.max_steps)
+
+    def last_step(self, steps: int) -> int:
+        """The step that a run of `steps` need not go beyond; UsageError when it does not get that far."""
+        if not self.select.isdigit():
+            return steps
+        if int(self.select) > steps and not self.smoke:
+            raise UsageError(
+                f"--select {self.select}: the run has {steps} steps",
+                f"give a step up to {steps}, or best; more steps come with --epochs and --max-steps",
+            )
+        return min(int(self.select), steps)
 
 
 @dataclass(frozen=True)
@@ -126,6 +146,8 @@ class Runtime:
     threads: int = 0
     """Threads of one process; 0 leaves the choice to `threads_per_process`."""
     wait: bool = True
+    stop_after: float | None = None
+    """Seconds after which the command stops as on a signal."""
     checkpoint_steps: int = 0
     """Steps between resume points; 0 means half an epoch."""
 
@@ -217,6 +239,8 @@ def _check_range(f: dataclasses.Field[Any], value: Any) -> None:
         raise UsageError(f"{f.name}={value} is out of range", f"{f.name} is 0 (exact), or lies between 1e-6 and 16")
     if choices and value not in choices:
         raise UsageError(f"{f.name}={value}", f"{f.name} is one of {', '.join(map(str, choices))}")
+    if "pattern" in f.metadata and not re.fullmatch(f.metadata["pattern"], value):
+        raise UsageError(f"{f.name}={value}", f"{f.name} is last, best, or the number of a step from 1")
 
 
 def hashed(spec: Any) -> dict[str, Any]:

@@ -48,6 +48,17 @@ def whole_steps(rows: int, epochs: float, batch_size: int, max_steps: int | None
     return min(steps, max_steps) if max_steps else steps
 
 
+def half_epoch(rows: int, batch_size: int) -> int:
+    """Steps of half a pass over the data, at least one."""
+    return max(1, math.ceil(rows / batch_size / 2))
+
+
+def points(rows: int, batch_size: int, end: int) -> frozenset[int]:
+    """The steps at which a run that ends with step `end` is looked at: each half epoch, and the end."""
+    every = half_epoch(rows, batch_size)
+    return frozenset({*range(every, end, every), end})
+
+
 def _rows_met(rows: int, epochs: float) -> int:
     return max(1, round(rows * epochs))
 

@@ -20,7 +20,8 @@ from adpa_cli.store.store import Store
 from adpa_cli.store.verify import verified_at
 
 MOST_CHILDREN = 12
-_SHOWN_ELSEWHERE = {"what", "watch", "say", "scores", "suite", "data", "scorer"}
+_MEASURED = ("accuracy", "margin", "nll")
+_SHOWN_ELSEWHERE = {"what", "watch", "say", "scores", "suite", "data", "scorer", "selection"}
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,7 @@ def screen(page: Page, width: int, now: float, commands: Collection[str] | None 
     lines += text.beside(_parents(page.parents), _children(page.children), width)
     lines += _scores(page.scores, manifest, width)
     lines += _metrics(manifest, width)
+    lines += _points(manifest.metrics.get("selection", {}), width)
     lines += curves.lines(page.curves, width)
     watch = manifest.metrics.get("watch", [])
     for warning in [watch] if isinstance(watch, str) else watch:
@@ -150,6 +152,17 @@ def _metrics(manifest: Manifest, width: int) -> list[str]:
     rest = {key: value for key, value in manifest.metrics.items() if key not in _SHOWN_ELSEWHERE}
     items = [f"{key} {text.cut(text.brief(value), 60)}" for key, value in text.flat(rest).items()]
     return text.wrap("metrics", items, width) if items else []
+
+
+def _points(selection: Mapping[str, Any], width: int) -> list[str]:
+    """Whose weights were selected, and what was measured at each point of the training."""
+    if not selection:
+        return []
+    items = [f"step {selection['step']} ({selection['rule']})"]
+    for point in selection["points"]:
+        numbers = [f"{name} {text.number(value)}" for name, value in point.items() if name in _MEASURED]
+        items.append(" ".join([f"{point['step']}:", *numbers]) if numbers else f"step-{point['step']:06d}")
+    return text.wrap("selected", items, width, " · ")
 
 
 def next_commands(page: Page) -> list[str]:

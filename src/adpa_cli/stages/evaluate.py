@@ -90,17 +90,12 @@ def _aligned(*tables: dict[str, float]) -> list[Floats]:
 
 def _margins(job: Job, spec: EvalSpec) -> dict[str, float]:
     """Mean log-prob per token of the chosen answer minus that of the rejected, per pair."""
-    from adpa_cli.engine.schedule import Example
+    from adpa_cli.engine.score import pair_margins
     from adpa_cli.stages import examples as ex
 
     folder = job.one("model").path
-    made = {part: ex.answers_for(spec, job.one("data"), "test", part, folder) for part in ("chosen", "rejected")}
-    both = zip(made["chosen"], made["rejected"], strict=True)
-    examples = [
-        Example(good.key.example_id, {"chosen": good.sequence(), "rejected": bad.sequence()}) for good, bad in both
-    ]
-    means = {key: float(v.mean()) for key, v in _scored(folder, spec, examples, ("chosen", "rejected")).items()}
-    return {e.id: means[e.id, "chosen"] - means[e.id, "rejected"] for e in examples}
+    examples = ex.pair_examples(spec, job.one("data"), "test", folder)
+    return pair_margins(_scored(folder, spec, examples, ("chosen", "rejected")), examples)
 
 
 def _scored(folder: Any, spec: EvalSpec, examples: Sequence[Any], parts: Any) -> Any:

@@ -127,6 +127,15 @@ def answers_for(spec: Any, source: Located, split: str, part: str, folder: Path)
     )
 
 
+def pair_examples(spec: Any, source: Located, split: str, folder: Path) -> list[Example]:
+    """The chosen and the rejected answer of every pair, under the tokenizer in `folder`."""
+    chosen, rejected = (answers_for(spec, source, split, part, folder) for part in ("chosen", "rejected"))
+    return [
+        Example(good.key.example_id, {"chosen": good.sequence(), "rejected": bad.sequence()})
+        for good, bad in zip(chosen, rejected, strict=True)
+    ]
+
+
 def rollout_answers(rollouts: Sequence[Rollout]) -> list[Answer]:
     """Generated answers, by the hash of their prompt; empty ones teach nothing and are left out."""
     return [

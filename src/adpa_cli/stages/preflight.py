@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from adpa_cli.errors import AdpaError, DataError
+from adpa_cli.spec import TrainSpec
 from adpa_cli.stages.graph import Artifact, External, Node
 from adpa_cli.stages.lineage import folder_of
 from adpa_cli.store.store import Store
@@ -49,6 +50,8 @@ def _actions(nodes: Sequence[Node], store: Store) -> Iterator[Callable[[], Seque
             if key not in seen:
                 seen.add(key)
                 yield functools.partial(_data, data.label, *key)
+            if isinstance(node.spec, TrainSpec) and node.spec.select != "last":
+                yield functools.partial(_selects, data, kind, node.spec)
         models = [(role, item) for role, item in node.flat_inputs() if role in ("model", "aligned", "reference")]
         folders = [(role, folder_of(item, store)) for role, item in models]
         for _, folder in folders:
@@ -84,6 +87,24 @@ def _data(
     found = read(where, split, limit, skip_bad_rows)
     used = f"{len(found.items):,} {kind}" + (f" (limit {limit:,})" if limit == len(found.items) else "")
     return [" · ".join([f"data {name}, {split}: {used}", *found.notes])]
+
+
+def _selects(data: External, kind: str, spec: TrainSpec) -> Sequence[str]:
+    """Whether there are rows for `--select best` to look at, or steps enough for `--select STEP`."""
+    from adpa_cli.engine.schedule import whole_steps
+    from adpa_cli.stages import examples
+
+    read = examples.dialogues_of if kind == "dialogues" else examples.pairs_of
+    if spec.select == "best":
+        try:
+            read(data.where, "test", spec.limit, spec.skip_bad_rows)
+        except DataError as error:
+            hint = "give data with a test split or more prompts, or leave out --select"
+            raise DataError(f"--select best looks at held-out rows of {data.label}: {error.message}", hint) from error
+        return ()
+    rows = len(read(data.where, "train", spec.limit, spec.skip_bad_rows).items)
+    spec.last_step(whole_steps(rows, spec.epochs, spec.batch_size, spec.max_steps))
+    return ()
 
 
 @functools.lru_cache(maxsize=8)

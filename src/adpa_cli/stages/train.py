@@ -21,8 +21,11 @@ SCALE_APART = 3.0  # γ × RMS(A) outside this factor of the tuned one is worth 
 
 def compute(job: Job, monitor: Monitor, rank: int = 0, processes: int = 1) -> None:
     """Train, and leave a Hugging Face folder and metrics.jsonl in the work folder."""
-    from adpa_cli.engine.loop import Run, make_accelerator, score_start, train
+    from adpa_cli.engine import schedule
+    from adpa_cli.engine.loop import Run, score_start, train
     from adpa_cli.engine.models import check_head, load, load_tokenizer, save
+    from adpa_cli.engine.points import Points, records
+    from adpa_cli.engine.processes import make_accelerator
     from adpa_cli.engine.student import Student
     from adpa_cli.stages.examples import encoder_of
 
@@ -33,22 +36,37 @@ def compute(job: Job, monitor: Monitor, rank: int = 0, processes: int = 1) -> No
     tokenizer = load_tokenizer(model_folder)
     encoder = encoder_of(tokenizer, spec)
     data = _gather(job, spec, method, params, encoder, monitor)
+    rows = len(data.examples)
+    end = spec.last_step(schedule.whole_steps(rows, spec.epochs, spec.batch_size, spec.max_steps))
+    held = _held_out(job, spec, encoder) if spec.select == "best" else None
     accelerator = make_accelerator()
     model = load(model_folder, train=True, device=str(accelerator.device))
     check_head(model)
     student = Student(model, spec.dtype)
+
+    def save_in(folder: Path) -> None:
+        save(model, tokenizer, folder, spec.template, spec.end)
+
+    points = Points(job.folder, student, accelerator, save_in, held, spec.keep == "all")
+    looked_at = schedule.points(rows, spec.batch_size, end) if held or spec.keep == "all" else frozenset()
     run = Run(
         spec=spec, method=method, params=params, examples=data.examples, end_id=encoder.end_id,
-        signal_of=data.signal_of, work=job.folder, runtime=job.runtime, progress=monitor.progress, stop=monitor.stop,
+        signal_of=data.signal_of, work=job.folder, runtime=job.runtime, stage=job.stage, progress=monitor.progress,
+        note=monitor.note, stop=monitor.stop, points=looked_at, at_point=points.at,
     )  # fmt: skip
     score_start(student, run, accelerator)
     summary = train(student, run, accelerator)
     if accelerator.is_main_process:
-        save(model, tokenizer, job.folder, spec.template, spec.end)
-        parameters = sum(p.numel() for p in model.parameters())
+        if held:
+            end = points.take_best()
+        else:
+            save_in(job.folder)
+        chosen = {"rule": spec.select, "step": end, "points": records(job.folder)}
         write_json(job.folder / RESULT, {
-            "final": summary, "examples": len(data.examples), "notes": list(data.notes), "parameters": parameters,
+            "final": summary, "examples": rows, "notes": list(data.notes),
+            "parameters": sum(p.numel() for p in model.parameters()),
             "tokens": sum(part.tokens for e in data.examples for part in e.parts.values()),
+            **({"selection": chosen} if looked_at or spec.select != "last" else {}),
         })  # fmt: skip
     accelerator.wait_for_everyone()
 
@@ -56,6 +74,9 @@ def compute(job: Job, monitor: Monitor, rank: int = 0, processes: int = 1) -> No
 def finish(job: Job) -> dict[str, Any]:
     """The metrics of a finished training; with an advantage, γ times its RMS, which is what may be compared."""
     found: dict[str, Any] = json.loads((job.folder / RESULT).read_text())
+    if job.spec.get("select") == "best":
+        chosen = found["selection"]
+        found["say"] = [f"step {chosen['step']} of {chosen['points'][-1]['step']} is the best"]
     gamma = job.spec["params"].get("gamma")
     sizes = [rms for cache in job.inputs.get("cache", ()) if (rms := _rms_advantage(cache.path)) is not None]
     if gamma is None or not sizes or "gamma_rms" not in job.hints:
@@ -63,7 +84,7 @@ def finish(job: Job) -> dict[str, Any]:
     product = found["gamma_rms"] = gamma * sizes[0]
     usual = job.hints.get("gamma_rms")
     beside = f" (the family's: {usual:.3g})" if usual else ""
-    found["say"] = [f"γ × RMS of the advantage {product:.3g} nat{beside}"]
+    found["say"] = [*found.get("say", ()), f"γ × RMS of the advantage {product:.3g} nat{beside}"]
     if usual and not usual / SCALE_APART <= product <= usual * SCALE_APART:
         found["watch"] = [
             f"γ × RMS of the advantage is {product:.3g} where the family's γ was tuned at {usual:.3g}: "
@@ -126,6 +147,18 @@ def _gather(job: Job, spec: TrainSpec, method: Method, params: Any, encoder: Any
         (p.id, need.part): answers[need.part][p.id].key for p in kept for need in needs if need.signal
     }
     return _Data(made_examples, _signals(job, keys) if keys else _no_signal, notes)
+
+
+def _held_out(job: Job, spec: TrainSpec, encoder: Any) -> Any:
+    """The rows that `--select best` looks at: pairs, or the dialogues of `sft`."""
+    from adpa_cli.engine.points import Held
+    from adpa_cli.stages import examples as ex
+
+    source = job.one("data")
+    if job.stage != "sft":
+        return Held(ex.pair_examples(spec, source, "test", job.one("model").path), ("chosen", "rejected"))
+    loaded = ex.dialogues_of(source.where, "test", spec.limit, spec.skip_bad_rows)
+    return Held(ex.dialogue_examples(loaded.items, encoder, spec.max_length, source.label)[0], ("chosen",))
 
 
 def _no_signal(example_id: str, part: str) -> SignalRows:

@@ -1,0 +1,119 @@
+"""Looking at a run at its points (each half epoch and the end): held-out scores, and weights that may be wanted later.
+
+Nothing here depends on when a run was interrupted. What belongs to steps beyond a resume point is made again, so the
+best weights so far are forgotten only at the next point, when a resume point has followed them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+
+from adpa_cli.engine.schedule import Example
+from adpa_cli.engine.score import halving_logps, pair_margins, wins
+from adpa_cli.engine.student import Student
+from adpa_cli.methods import Part
+from adpa_cli.store.disk import sync_file, sync_folder, write_atomic
+
+SCORES = "_points.json"
+SCORE_TOKENS = 16384
+
+Record = dict[str, Any]
+"""`step`, and what was measured after it: `accuracy`, `margin` and `pairs`, or `nll` and `tokens`, or nothing."""
+
+
+@dataclass(frozen=True)
+class Held:
+    """The held-out side: pairs (`chosen` and `rejected`) are scored by preference, dialogues (`chosen`) by likelihood.
+
+    The preference is that of `adpa eval --suite accuracy`.
+    """
+
+    examples: Sequence[Example]
+    parts: tuple[Part, ...]
+
+    def score(self, student: Student, accelerator: Accelerator) -> Record:
+        """The scores of `student`; each process does its share of the rows."""
+        mine = self.examples[accelerator.process_index :: accelerator.num_processes]
+        logps = halving_logps(student, mine, self.parts, SCORE_TOKENS, accelerator.device)
+        if "rejected" in self.parts:
+            margins = np.array(list(pair_margins(logps, mine).values()), dtype=np.float64)
+            won, margin, pairs = _summed(accelerator, wins(margins).sum(), margins.sum(), len(margins))
+            return {"accuracy": won / pairs, "margin": margin / pairs, "pairs": int(pairs)}
+        flat = [values.astype(np.float64) for values in logps.values()]
+        nats, tokens = _summed(accelerator, -sum(v.sum() for v in flat), sum(map(len, flat)))
+        return {"nll": nats / tokens, "tokens": int(tokens)}
+
+
+def _summed(accelerator: Accelerator, *values: float) -> list[float]:
+    packed = torch.tensor(values, dtype=torch.float64, device=accelerator.device)
+    return [float(value) for value in accelerator.reduce(packed, reduction="sum")]
+
+
+@dataclass(frozen=True)
+class Points:
+    """What is done at a point: `save` writes the weights of this moment as a Hugging Face folder."""
+
+    work: Path
+    student: Student
+    accelerator: Accelerator
+    save: Callable[[Path], None]
+    held: Held | None
+    keep_all: bool
+
+    def at(self, step: int) -> None:
+        """Score the student after `step`; keep its weights if they are the best so far, or if all are kept."""
+        record = {"step": step, **(self.held.score(self.student, self.accelerator) if self.held else {})}
+        if not self.accelerator.is_main_process:
+            return
+        before = [known for known in records(self.work) if known["step"] < step]
+        if not self.keep_all:
+            wanted = {self.folder(best(before)["step"])} if before else set()
+            for old in set(self.work.glob("_step-*")) - wanted:
+                shutil.rmtree(old)
+        found = [*before, record]
+        if self.keep_all or best(found) is record:
+            self._write(self.folder(step))
+        write_atomic(self.work / SCORES, json.dumps(found).encode())
+
+    def folder(self, step: int) -> Path:
+        """Where the weights of a point lie; a name with `_` in front is gone after the commit."""
+        return self.work / f"{'' if self.keep_all else '_'}step-{step:06d}"
+
+    def take_best(self) -> int:
+        """Make the best point's weights those of the artifact; returns its step."""
+        step = int(best(records(self.work))["step"])
+        shutil.copytree(self.folder(step), self.work, dirs_exist_ok=True)
+        return step
+
+    def _write(self, folder: Path) -> None:
+        fresh = folder.with_name(f"_new-{folder.name}")
+        shutil.rmtree(fresh, ignore_errors=True)
+        self.save(fresh)
+        for path in fresh.rglob("*"):
+            sync_folder(path) if path.is_dir() else sync_file(path)
+        sync_folder(fresh)
+        shutil.rmtree(folder, ignore_errors=True)
+        os.replace(fresh, folder)
+        sync_folder(self.work)
+
+
+def records(work: Path) -> list[Record]:
+    """What was measured so far, in the order of the steps."""
+    path = work / SCORES
+    found: list[Record] = json.loads(path.read_text()) if path.exists() else []
+    return found
+
+
+def best(found: Sequence[Record]) -> Record:
+    """The highest accuracy, at a tie the wider margin; or the likeliest; at a tie the later step."""
+    return max(found, key=lambda r: (r.get("accuracy", 0.0), r.get("margin", 0.0), -r.get("nll", 0.0), r["step"]))
