@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from adpa_cli import methods
 from adpa_cli.errors import UsageError
 from adpa_cli.families import Alias, Family, ReadyPair
-from adpa_cli.stages import lineage
+from adpa_cli.stages import hub, lineage
 from adpa_cli.stages.graph import Artifact, External, Input, Made, Node
 from adpa_cli.stages.names import Names
 from adpa_cli.stages.plan import Plan, Planner, Template
@@ -30,6 +30,8 @@ class Distill:
     rollouts: tuple[str, ...] = ()
     cache: tuple[str, ...] = ()
     evaluate: bool = True
+    allow_foreign_rollouts: bool = False
+    """Train on answers of another model than the one that is trained: a permission, for the rollouts are an input."""
 
 
 def needed_methods(method: str) -> tuple[str, ...]:
@@ -51,19 +53,7 @@ def plan_distill(names: Names, given: Given, asked: Distill) -> Plan:
         raise UsageError(f"--student {asked.student} is a pair of teachers", f"use it as --teacher {asked.student}")
     family = found.family if isinstance(found, Alias) else lineage.family_of(found, names.store)
     who = _teachers(planner, asked, chain, caches, family)
-    if isinstance(found, Alias):
-        template = who.template if who else planner.family_template(family, planner.base(found))
-        start: Input = planner.sft_of(found, planner.family_data(asked.sft_data, family, "sft"), template)
-    else:
-        start = found
-        own = lineage.template_of(found)
-        if own is None and who is None:
-            raise UsageError(
-                f"--student {found.label} is a base model without chat template",
-                f"fine-tune it first: adpa sft --model {asked.student}",
-            )
-        template = who.template if who else own or ("", "")
-        lineage.same_template(template, found, "student")
+    start, template = _start(planner, asked, found, family, who.template if who else _cached_template(caches))
     data = _data(planner, asked, caches, start, family)
     builder = _Chain(planner, family, template, data, asked, start, who, caches, rollouts)
     nodes: list[Node] = []
@@ -72,6 +62,36 @@ def plan_distill(names: Names, given: Given, asked: Distill) -> Plan:
     _all_used((*caches, *rollouts), nodes, asked.method)
     evals = family_evals(planner, family, template, data, start, nodes, who) if asked.evaluate else ()
     return Plan((nodes[-1],), template, evals)
+
+
+def _cached_template(caches: Sequence[Artifact]) -> Template | None:
+    return lineage.template_of(caches[0]) if caches else None
+
+
+def _start(
+    planner: Planner, asked: Distill, found: Alias | Artifact | External, family: Family, taught: Template | None
+) -> tuple[Input, Template]:
+    """The model that training starts from, and the plan's template: the teacher's, else the student's or family's.
+
+    An alias, and a base model whose SFT data are named, are fine-tuned first with that template.
+    """
+    if isinstance(found, Alias):
+        template = taught or planner.family_template(family, planner.base(found))
+        return planner.sft_of(found, planner.family_data(asked.sft_data, family, "sft"), template), template
+    own = lineage.template_of(found)
+    if own is not None:
+        lineage.same_template(taught or own, found, "student")
+        return found, taught or own
+    if not asked.sft_data:
+        alias = lineage.alias_of(found)
+        raise UsageError(
+            f"--student {found.label} is a base model without chat template",
+            (f"--student {alias}, which is fine-tuned first\n or: " if alias else "")
+            + f"--student {asked.student} --sft-data DIALOGUES, which fine-tunes it first",
+        )
+    template = taught or planner.family_template(family, found)
+    data = planner.names.data(asked.sft_data)
+    return planner.sft(found, data, family, "student", template, "student"), template
 
 
 def _all_used(given: Sequence[Artifact], nodes: Sequence[Node], method: str) -> None:
@@ -101,11 +121,21 @@ def _teachers(
         return None
     found = teachers(planner, asked.teacher, asked.reference, family, asked.data, asked.sft_data)
     if "reference" in wanted and found.reference is None:
-        raise UsageError(
-            f"{asked.method} needs the model that the teacher was aligned from; {found.aligned.label} does not say",
-            "name it: --reference MODEL",
-        )
+        raise _no_reference(planner, asked, found.aligned)
     return found
+
+
+def _no_reference(planner: Planner, asked: Distill, aligned: Input) -> UsageError:
+    """The teacher does not say what it was aligned from; its card may, and one method does without."""
+    commit = aligned.facts.get("commit") if isinstance(aligned, External) else None
+    what = "a hub model" if commit else "a folder" if isinstance(aligned, External) else aligned.label
+    named = ""
+    if isinstance(aligned, External) and commit:
+        named = hub.base_of(str(aligned.facts["name"]), str(commit), planner.names.store.hash_cache)
+    hint = f"… --reference {named}     (its card names this one; check it)" if named else "… --reference MODEL"
+    if needed_methods(asked.method)[-1] == "adpa":
+        hint += "\n or: --method adpa-noref, which does without"
+    return UsageError(f"{asked.method} needs the model that the teacher was aligned from; {what} does not say", hint)
 
 
 def _data(planner: Planner, asked: Distill, caches: Sequence[Artifact], start: Input, family: Family) -> External:
@@ -142,18 +172,28 @@ class _Chain:
         rollouts: Made | None = None
         on_policy = next((need for need in needs if need.part == "rollout"), None)
         if on_policy:
-            rollouts = self._rollouts() if last else None
+            rollouts = self._rollouts(start) if last else None
             if rollouts is None:
                 rollouts = self.planner.rollout(start, self.data, self.family, self.template)
             if on_policy.signal:
                 used.append(self._signal(("rollout",), on_policy.signal, {"rollouts": rollouts}))
         return self.planner.distill(method, start, self.data, used, rollouts, self.family, self.template)
 
-    def _rollouts(self) -> Made | None:
-        """The rollouts that were given, by themselves or beneath a cache."""
-        if self.rollouts:
-            lineage.same_template(self.template, self.rollouts[0], "rollouts")
-            return self.rollouts[0]
+    def _rollouts(self, start: Input) -> Made | None:
+        """The rollouts that were given, by themselves or beneath a cache; refused when `start` did not answer."""
+        given = next(iter(self.rollouts), None) or self._beneath_caches()
+        if given is not None:
+            lineage.same_template(self.template, given, "rollouts")
+            if given.manifest.inputs["model"] != start.content and not self.asked.allow_foreign_rollouts:
+                by = lineage.single(given, "model", self.planner.names.store)
+                raise UsageError(
+                    f"the rollouts {given.label} are answers of {by.label if by else 'another model'}; "
+                    f"{self.asked.method} trains {start.label} on its own",
+                    f"adpa rollout --student {lineage.typed(start)}, or --allow-foreign-rollouts",
+                )
+        return given
+
+    def _beneath_caches(self) -> Artifact | None:
         for cache in self.caches:
             below = lineage.single(cache, "rollouts", self.planner.names.store)
             if isinstance(below, Artifact):

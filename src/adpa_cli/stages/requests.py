@@ -57,21 +57,24 @@ def reference_model(
     found = planner.names.model(text, option)
     if isinstance(found, ReadyPair):
         hub = planner.names.hub_model(found.reference)
-        return hub, GENERIC, _needed_template(hub, option)
+        return hub, GENERIC, needed_template(hub, option)
     if isinstance(found, Alias):
         teacher = replace(found, side="teacher")
         template = planner.family_template(found.family, planner.base(teacher))
         data = planner.family_data(sft_data, found.family, "sft")
         return planner.sft_of(teacher, data, template), found.family, template
-    return found, lineage.family_of(found, planner.names.store), _needed_template(found, option)
+    return found, lineage.family_of(found, planner.names.store), needed_template(found, option)
 
 
-def _needed_template(model: Input, option: str) -> Template:
+def needed_template(model: Input, option: str) -> Template:
+    """The template of a model that is used as it is; UsageError for a base model, which has none."""
     template = lineage.template_of(model)
     if template is None:
+        alias = lineage.alias_of(model)
+        hint = f"adpa sft --model {lineage.typed(model)} --data DIALOGUES"
         raise UsageError(
             f"{option} {model.label} has no chat template: it is a base model",
-            f"fine-tune it first: adpa sft --model {lineage.typed(model)}",
+            f"fine-tune it first: {hint}" + (f"\n or: {option} {alias}, which is fine-tuned first" if alias else ""),
         )
     return template
 
@@ -105,15 +108,16 @@ def teachers(
         pairs = planner.family_data(data, found.family, "pairs")
         return Teachers(planner.dpo_teacher(start, pairs, found.family, template), start, template, owner)
     if isinstance(found, ReadyPair):
-        aligned, below = names.hub_model(found.aligned), names.hub_model(reference or found.reference)
-        return Teachers(aligned, below, _needed_template(aligned, "--teacher"), GENERIC)
+        aligned = names.hub_model(found.aligned)
+        below = reference_model(planner, reference or text, sft_data, "--reference")[0]
+        return Teachers(aligned, below, needed_template(aligned, "--teacher"), GENERIC)
     below_found: Input | None
     if reference:
         below_found = reference_model(planner, reference, sft_data, "--reference")[0]
     else:
         below_found = lineage.reference_of(found, names.store)
     own = lineage.family_of(found, names.store)
-    return Teachers(found, below_found, _needed_template(found, "--teacher"), own)
+    return Teachers(found, below_found, needed_template(found, "--teacher"), own)
 
 
 def plan_capture(
@@ -166,7 +170,7 @@ def plan_rollout(
         template = planner.family_template(family, planner.base(found))
         model: Input = planner.sft_of(found, planner.family_data(sft_data, family, "sft"), template)
     else:
-        model, family, template = found, lineage.family_of(found, names.store), _needed_template(found, "--student")
+        model, family, template = found, lineage.family_of(found, names.store), needed_template(found, "--student")
     pairs = data_for(planner, model, data, family)
     return Plan((planner.rollout(model, pairs, family, template, split),), template)
 
