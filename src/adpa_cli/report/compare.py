@@ -10,6 +10,7 @@ from adpa_cli.errors import AdpaError
 from adpa_cli.report import text
 from adpa_cli.report.lineage import source
 from adpa_cli.report.listing import what
+from adpa_cli.report.paired import differences
 from adpa_cli.report.scores import by_model, scores
 from adpa_cli.store.manifest import Manifest
 from adpa_cli.store.store import Store
@@ -22,7 +23,8 @@ _BESIDES = {"what", "watch", "scores", "suite", "data", "scorer"}
 def collect(store: Store, manifests: Sequence[Manifest]) -> dict[str, list[Any]]:
     """Row name -> one value for each artifact (None where it has none), of the rows in which they differ.
 
-    Scores stand in one row only when suite, data, scorer and opponent are the same.
+    Scores stand in one row only when suite, data, scorer and opponent are the same; then come their differences, paired
+    row by row.
     """
     unreadable: list[AdpaError] = []
     artifacts = store.artifacts(unreadable.append)
@@ -30,7 +32,8 @@ def collect(store: Store, manifests: Sequence[Manifest]) -> dict[str, list[Any]]
     columns = [_facts(manifest, by_id) | _numbers(manifest, scored) for manifest in manifests]
     names = dict.fromkeys(name for column in columns for name in column)
     rows = {name: [column.get(name) for column in columns] for name in names}
-    return {name: values for name, values in rows.items() if len({json.dumps(value) for value in values}) > 1}
+    apart = {name: values for name, values in rows.items() if len({json.dumps(value) for value in values}) > 1}
+    return apart | differences(store, [scores(manifest) or scored.get(manifest.id, ()) for manifest in manifests])
 
 
 def _facts(manifest: Manifest, by_id: Mapping[str, Manifest]) -> dict[str, Any]:

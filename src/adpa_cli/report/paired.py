@@ -1,0 +1,84 @@
+"""Differences between models measured on the same rows, with the interval of a bootstrap over those rows."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from adpa_cli.report.scores import Score
+from adpa_cli.store.store import Store
+
+RESAMPLES = 2000
+Table = Mapping[str, float]
+
+
+def differences(store: Store, columns: Sequence[Sequence[Score]]) -> dict[str, list[str | None]]:
+    """Row name -> for each model its difference to the first one that was measured alike (None for that one).
+
+    Scores are compared only within one suite, data set, scorer and opponent. Shares are in percent points.
+    """
+    newest = [_newest(found) for found in columns]
+    rows: dict[str, list[str | None]] = {}
+    for kind in dict.fromkeys(kind for found in newest for kind in found):
+        places = [place for place, found in enumerate(newest) if kind in found]
+        first = newest[places[0]][kind]
+        base = values(store.folder(first.ref), first.metric)
+        row: list[str | None] = [None] * len(columns)
+        for place in places[1:]:
+            other = newest[place][kind]
+            row[place] = _words(values(store.folder(other.ref), other.metric), base, first.is_share)
+        if any(row):
+            against = f" against {first.against}" if first.against else ""
+            suite = f" [{first.suite}]" if first.suite else ""
+            rows[f"{first.label}{against}{suite}: more than column {places[0] + 1}"] = row
+    return rows
+
+
+def _newest(found: Sequence[Score]) -> dict[Any, Score]:
+    kinds: dict[Any, Score] = {}
+    for score in found:
+        kinds.setdefault(score.kind, score)
+    return kinds
+
+
+def values(folder: Path, metric: str) -> dict[str, float]:
+    """What each row added to a metric of the evaluation in `folder`; empty where that was not kept."""
+    try:
+        read = json.loads((folder / "scores.json").read_bytes())
+    except (OSError, ValueError):
+        return {}
+    if metric == "reward_accuracy":
+        return {row: _won(margin) for row, margin in read.get("margins", {}).items()}
+    ours: Table = read.get("rewards", {})
+    if metric == "mean_reward":
+        return dict(ours)
+    theirs: Table = read.get("against", {})
+    return {row: _won(ours[row] - theirs[row]) for row in ours.keys() & theirs.keys()}
+
+
+def _won(margin: float) -> float:
+    return 1.0 if margin > 0 else 0.5 if margin == 0 else 0.0
+
+
+def paired(ours: Table, theirs: Table) -> tuple[float, float, float] | None:
+    """Mean of ours - theirs over the rows that both have, with its 95 % percentile interval; None without such rows."""
+    rows = sorted(ours.keys() & theirs.keys())
+    if not rows:
+        return None
+    import numpy as np
+
+    found = np.array([ours[row] - theirs[row] for row in rows])
+    picks = np.random.Generator(np.random.PCG64(0)).integers(0, len(found), (RESAMPLES, len(found)))
+    low, high = np.percentile(found[picks].mean(1), [2.5, 97.5])
+    return float(found.mean()), float(low), float(high)
+
+
+def _words(ours: Table, theirs: Table, share: bool) -> str | None:
+    found = paired(ours, theirs)
+    if found is None:
+        return None
+    mean, low, high = (100 * number for number in found) if share else found
+    digits = 1 if share else 2
+    return f"{mean:+.{digits}f} ({low:+.{digits}f} to {high:+.{digits}f})"
