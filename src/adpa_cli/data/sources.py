@@ -8,10 +8,10 @@ the position in JSON, Parquet and Arrow.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import chain
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from adpa_cli.data.readers import EXTENSIONS, read_file
@@ -22,6 +22,7 @@ Row = dict[str, Any]
 HUB_ID = re.compile(r"(?P<name>[\w.\-]+/[\w.\-]+)(@(?P<revision>[\w./\-]+))?")
 SPLIT_NAME = re.compile(r"(?:^|[_.\-])(train|test|validation|valid|val|eval|dev)(_[a-z]+)?(?=$|[_.\-])", re.IGNORECASE)
 METADATA = {"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"}
+PATTERNS = [f"*{extension}" for extension in (*EXTENSIONS, ".arrow")]
 PURPOSES = {"pairs": "_prefs", "dialogues": "_sft"}
 
 
@@ -117,24 +118,25 @@ def find_splits(folder: Path) -> dict[str, list[Path]]:
 
     Where some files are named after splits, files that are not are left out.
     """
-    files = [
-        path
-        for path in sorted(folder.rglob("*"))
-        if path.name.lower().endswith((*EXTENSIONS, ".arrow"))
-        and path.name not in METADATA
-        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-    ]
-    if not files:
+    splits = by_split(path.relative_to(folder) for path in sorted(folder.rglob("*")))
+    if not splits:
         raise DataError(f"{folder}: no data files in this folder", "known: " + " ".join(EXTENSIONS) + " .arrow")
-    splits: dict[str, list[Path]] = {}
-    for path in files:
-        splits.setdefault(split_name(path.relative_to(folder)), []).append(path)
+    return {split: [folder / path for path in paths] for split, paths in splits.items()}
+
+
+def by_split(paths: Iterable[PurePath]) -> dict[str, list[PurePath]]:
+    """The data files among some paths inside a folder, by split as in `find_splits`; empty when there are none."""
+    splits: dict[str, list[PurePath]] = {}
+    for path in paths:
+        known = path.name.lower().endswith((*EXTENSIONS, ".arrow")) and path.name not in METADATA
+        if known and not any(part.startswith(".") for part in path.parts):
+            splits.setdefault(split_name(path), []).append(path)
     if len(splits) > 1:
         splits.pop("", None)
     return splits
 
 
-def split_name(path: Path) -> str:
+def split_name(path: PurePath) -> str:
     """`data/train_prefs-00000-of-00001.parquet` and `train_prefs/0.parquet` -> "train_prefs"; "" when none."""
     for part in reversed(path.parts):
         if found := SPLIT_NAME.search(part.split(".")[0]):
@@ -184,9 +186,8 @@ def download(source: Source, revision: str | None) -> Path:
 
     name = source.text.partition("#")[0]
     asked = f"{name}@{revision}" if revision else name
-    patterns = [f"*{extension}" for extension in (*EXTENSIONS, ".arrow")]
     try:
-        return Path(snapshot_download(name, repo_type="dataset", revision=revision, allow_patterns=patterns))
+        return Path(snapshot_download(name, repo_type="dataset", revision=revision, allow_patterns=PATTERNS))
     except errors.GatedRepoError as error:
         hint = f"hf auth login, then accept the terms on https://huggingface.co/datasets/{name}"
         raise AdpaError(f"{asked}: gated, not open to you", hint) from error

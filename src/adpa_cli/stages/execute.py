@@ -6,7 +6,7 @@ import importlib
 import os
 import platform
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -14,10 +14,14 @@ from typing import Any
 
 from adpa_cli.errors import AdpaError, Stopped
 from adpa_cli.spec import Runtime
-from adpa_cli.stages.graph import Artifact, External, Input, Node
+from adpa_cli.stages import hub
+from adpa_cli.stages.graph import Artifact, External, HubFile, Input, Node
 from adpa_cli.stages.job import Job, Located, Monitor
+from adpa_cli.stages.log import Log
 from adpa_cli.stages.plan import Plan
+from adpa_cli.store.build import LOG, Work
 from adpa_cli.store.manifest import Manifest
+from adpa_cli.store.reserve import reserved
 from adpa_cli.store.store import Store
 
 MODULES = {
@@ -39,6 +43,8 @@ class Show:
     stop: Callable[[], str | None]
     working: Callable[[bool], None] = lambda busy: None
     """Told when a stage begins and ends to compute: meanwhile it looks at `stop` itself."""
+    again: str = ""
+    """The command that goes on after a stop, from any folder."""
 
 
 def execute(plan: Plan, store: Store, runtime: Runtime, command: str, show: Show) -> dict[str, Manifest]:
@@ -47,11 +53,24 @@ def execute(plan: Plan, store: Store, runtime: Runtime, command: str, show: Show
     `show.done` is called for each stage as soon as it is committed or found.
     """
     nodes = plan.nodes(store)
+    with reserved(store.root, _needed(nodes), command):
+        return _execute(nodes, store, runtime, command, show)
+
+
+def _needed(nodes: Sequence[Node]) -> list[str]:
+    """Full ids of the stages and of the artifacts that they use."""
+    given = [item.manifest.id for node in nodes for _, item in node.flat_inputs() if isinstance(item, Artifact)]
+    return [*(node.recipe.id for node in nodes), *given]
+
+
+def _execute(nodes: Sequence[Node], store: Store, runtime: Runtime, command: str, show: Show) -> dict[str, Manifest]:
     made = {node.recipe.id: store.get(node.label) for node in nodes}
     if any(found is None for found in made.values()):
         from adpa_cli.stages.preflight import check
 
-        check([node for node in nodes if made[node.recipe.id] is None], store, show.note)
+        building = [node for node in nodes if made[node.recipe.id] is None]
+        hub.fetch(hub_files(building, "dataset"), store.hash_cache, show.note)  # the check reads every row
+        check(building, store, show.note)
     finished: dict[str, Manifest] = {}
     for n, node in enumerate(nodes, 1):
         found = made[node.recipe.id]
@@ -62,6 +81,10 @@ def execute(plan: Plan, store: Store, runtime: Runtime, command: str, show: Show
             fresh = False
         finished[node.recipe.id] = found
         show.done(node, found, fresh)
+        left = sum(made[later.recipe.id] is None for later in nodes[n:])
+        if left and (name := show.stop()):
+            by = Stopped.words(name)
+            raise Stopped(name, f"stopped by {by} after {found.ref}, with {left} more to make", show.again or command)
     return finished
 
 
@@ -73,38 +96,61 @@ def _build(node: Node, store: Store, runtime: Runtime, command: str, show: Show)
         "versions": {name: version(name) for name in LIBRARIES},
     }  # fmt: skip
     with store.build(
-        node.recipe, command=command, environment=environment, wait=runtime.wait, announce=show.note
+        node.recipe, command=command, environment=environment, wait=runtime.wait, announce=show.note, again=show.again
     ) as work:
         if work.hit is not None:
             return work.hit, False
-        job = Job(node.stage, node.label, node.recipe.spec, _located(node, store), str(work.dir), runtime, node.hints)
-
-        saved = float("-inf")
-
-        def progress(step: int, of: int, numbers: Mapping[str, float]) -> None:
-            nonlocal saved
-            work.progress = {"step": step, "of": of}
-            if time.monotonic() - saved >= SAVE_SECONDS:
-                saved = time.monotonic()
-                work.save_state(work.progress)
-            show.progress(step, of, numbers)
-
-        monitor = Monitor(progress, show.note, show.stop)
-        work.save_state({"step": 0, "of": 0} if not work.progress else work.progress)
+        job = Job(
+            node.stage,
+            node.label,
+            node.recipe.spec,
+            _located(node, store, show.note),
+            str(work.dir),
+            runtime,
+            node.hints,
+        )
+        log = Log(work.dir / LOG)
+        log.say(f"$ {command}\n{node.role}: {node.what}  {node.label}")
+        work.save_state(work.progress or {"step": 0, "of": 0})
         show.working(True)
         try:
-            metrics = run(job, monitor, threads)
-        except Stopped as stopped:
-            work.save_state(work.progress, stopped=_signal_of(stopped))
-            raise type(stopped)(_signal_of(stopped), stopped.message, command) from None
-        except AdpaError as error:
-            work.save_state(work.progress, stopped=error.message.splitlines()[0])
-            raise
+            metrics = _computed(job, work, threads, log, show)
+            sources = {i.content: dict(i.facts) for _, i in node.flat_inputs() if isinstance(i, External)}
+            about = {"role": node.role, "processes": runtime.processes, **({"smoke": True} if node.spec.smoke else {})}
+            return work.commit({**metrics, "what": _what(node)}, sources, about), True
         finally:
             show.working(False)
-        sources = {i.content: dict(i.facts) for _, i in node.flat_inputs() if isinstance(i, External)}
-        about = {"role": node.role, "processes": runtime.processes, **({"smoke": True} if node.spec.smoke else {})}
-        return work.commit({**metrics, "what": _what(node)}, sources, about), True
+
+
+def _computed(job: Job, work: Work, threads: int, log: Log, show: Show) -> dict[str, Any]:
+    """The metrics of a stage, after its work; what stops it is recorded."""
+    saved = float("-inf")
+
+    def progress(step: int, of: int, numbers: Mapping[str, float]) -> None:
+        nonlocal saved
+        work.progress = {"step": step, "of": of}
+        if time.monotonic() - saved >= SAVE_SECONDS:
+            saved = time.monotonic()
+            work.save_state(work.progress)
+        log.progress(step, of, numbers)
+        show.progress(step, of, numbers)
+
+    def note(text: str) -> None:
+        log.say(text)
+        show.note(text)
+
+    try:
+        metrics = run(job, Monitor(progress, note, show.stop), threads)
+    except AdpaError as error:
+        log.say(error.message)
+        by = Stopped.words(error.signal_name) if isinstance(error, Stopped) else error.message.splitlines()[0]
+        work.save_state(work.progress, stopped=by)
+        if isinstance(error, Stopped):
+            raise Stopped(error.signal_name, error.message, work.again) from None
+        raise
+    for text in (*metrics.get("say", ()), *metrics.get("watch", ()), "done"):
+        log.say(text)
+    return metrics
 
 
 def run(job: Job, monitor: Monitor, threads: int) -> dict[str, Any]:
@@ -139,19 +185,24 @@ def _device() -> str:
     return torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
 
 
-def _signal_of(stopped: Stopped) -> str:
-    return next(name for name, code in Stopped.CODES.items() if code == stopped.exit_code)
-
-
 def _what(node: Node) -> str:
     return f"{node.role}: {node.what}" if node.stage == "sft" and node.role != "sft" else node.what
 
 
-def _located(node: Node, store: Store) -> dict[str, tuple[Located, ...]]:
+def _located(node: Node, store: Store, note: Callable[[str], None]) -> dict[str, tuple[Located, ...]]:
+    """Where the inputs of a stage are, once what the hub has of them is here and checked."""
     found: dict[str, list[Located]] = {}
     for role, item in node.flat_inputs():
+        if isinstance(item, External):
+            hub.fetch(item.files, store.hash_cache, note)
         found.setdefault(role, []).append(locate(item, store))
     return {role: tuple(items) for role, items in found.items()}
+
+
+def hub_files(nodes: Sequence[Node], kind: str) -> list[HubFile]:
+    """What the hub has ("model" or "dataset") of the inputs of some stages, each file once."""
+    items = [item for node in nodes for _, item in node.flat_inputs() if isinstance(item, External)]
+    return list(dict.fromkeys(file for item in items for file in item.files if file.kind == kind))
 
 
 def locate(item: Input, store: Store) -> Located:

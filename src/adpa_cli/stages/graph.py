@@ -8,11 +8,25 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from adpa_cli.spec import STAGE_VERSIONS, hashed
 from adpa_cli.store.identity import Recipe
 from adpa_cli.store.manifest import Manifest
+
+
+@dataclass(frozen=True)
+class HubFile:
+    """A file of a hub model or data set at a commit: what it must hash to, its bytes, and where it is or will be."""
+
+    repo: str
+    kind: str  # "model" | "dataset"
+    commit: str
+    name: str
+    size: int
+    sha: str
+    path: Path
 
 
 @dataclass(frozen=True)
@@ -31,6 +45,13 @@ class External:
     """Bytes of the files that determine it, on this machine or not."""
     download: int = 0
     """Bytes of them that are still to be fetched."""
+    files: tuple[HubFile, ...] = ()
+    """Those of them that the hub has; empty for what is local."""
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it could be looked at; what could not only stands in, until the plan is refused."""
+        return bool(self.where)
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from adpa_cli.errors import NotFound, UsageError
-from adpa_cli.families import FAMILIES, GENERIC, Family
+from adpa_cli.families import FAMILIES, GENERIC, Family, aliases
+from adpa_cli.stages import hub
 from adpa_cli.stages.graph import Artifact, External, Input, Made, Node
-from adpa_cli.stages.names import folder_template
+from adpa_cli.stages.templates import folder_template
 from adpa_cli.store.store import Store
+
+UNKNOWN = ("", "")
+"""Stands for the template of a model that could not be looked at; the plan is refused when it is made."""
 
 
 def inputs_of(made: Made, store: Store) -> dict[str, tuple[Input | None, ...]]:
@@ -55,10 +59,16 @@ def family_of(item: Input, store: Store) -> Family:
     return GENERIC
 
 
+def alias_of(base: Input) -> str:
+    """The alias that stands for the fine-tuned form of a family's base model; "" for another model."""
+    name = base.facts.get("name") if isinstance(base, External) else None
+    return next((word for word, alias in aliases().items() if alias.model == name), "")
+
+
 def template_of(item: Input) -> tuple[str, str] | None:
     """(chat template, end token) that a model was trained with or brings along; None for a base model."""
     if isinstance(item, External):
-        return folder_template(Path(item.where[0]))
+        return folder_template(Path(item.where[0])) if item.is_open else UNKNOWN
     return str(item.values["template"]), str(item.values["end"])
 
 
@@ -69,9 +79,12 @@ def reference_of(teacher: Input, store: Store) -> Input | None:
     found = single(teacher, "model", store)
     if found is None and isinstance(teacher, Artifact):
         content = str(teacher.manifest.inputs["model"])
+        facts = teacher.manifest.sources.get(content, {})
+        if facts.get("commit"):
+            return hub.model(str(facts["name"]), str(facts["commit"]), store.hash_cache)
         folder = store.hash_cache.locate(content.removeprefix("model:"))
         if folder is not None:
-            return External(content, folder.name, (str(folder),), teacher.manifest.sources[content])
+            return External(content, folder.name, (str(folder),), facts)
         raise NotFound(
             f"{teacher.label} was aligned from a model that is not in this store", "name it with --reference MODEL"
         )
@@ -89,7 +102,7 @@ def typed(item: Input) -> str:
 def same_template(wanted: tuple[str, str], model: Input, role: str) -> None:
     """Refuse a model trained with another template than the plan's."""
     own = template_of(model)
-    if own is None or own == wanted:
+    if own is None or own == wanted or UNKNOWN in (own, wanted):
         return
     ends = f" (it ends turns with {own[1]}, not {wanted[1]})" if own[1] != wanted[1] else ""
     raise UsageError(
@@ -112,8 +125,18 @@ def folder_of(item: Input, store: Store) -> Path:
 
 def smaller_vocabulary(student: Input, teacher: Input, store: Store) -> int | None:
     """How many ids the student's tokenizer has, when the teacher's has more; None when it has no more."""
+    if not (_is_open(student, store) and _is_open(teacher, store)):
+        return None
     own, other = (_vocabulary(folder_of(item, store)) for item in (student, teacher))
     return own if own is not None and other is not None and other > own else None
+
+
+def _is_open(item: Input, store: Store) -> bool:
+    """Whether the model at the bottom of some trainings could be looked at."""
+    while isinstance(item, Node) and store.get(item.label) is None:
+        below = item.inputs["model"]
+        item = below[0] if isinstance(below, tuple) else below
+    return not isinstance(item, External) or item.is_open
 
 
 @functools.lru_cache(maxsize=8)

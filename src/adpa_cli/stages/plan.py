@@ -17,8 +17,9 @@ from adpa_cli.lab import END, TEMPLATE
 from adpa_cli.spec import CaptureSpec, RolloutSpec
 from adpa_cli.stages import lineage
 from adpa_cli.stages.graph import External, Input, Made, Node, in_order
-from adpa_cli.stages.names import Names, end_token
+from adpa_cli.stages.names import Names
 from adpa_cli.stages.settings import Given, plain_spec, train_spec, user_settings
+from adpa_cli.stages.templates import end_token
 from adpa_cli.store.store import Store
 
 Template = tuple[str, str]

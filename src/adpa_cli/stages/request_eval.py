@@ -12,7 +12,7 @@ from adpa_cli.stages import lineage
 from adpa_cli.stages.graph import External, Input, Node
 from adpa_cli.stages.names import Names
 from adpa_cli.stages.plan import Plan, Planner, Template
-from adpa_cli.stages.requests import Teachers, data_for, reference_model, teachers
+from adpa_cli.stages.requests import Teachers, data_for, needed_template, reference_model, teachers
 from adpa_cli.stages.settings import Given, check_own, plain_spec
 
 
@@ -112,7 +112,7 @@ def _model(planner: Planner, text: str, option: str) -> tuple[Input, Family, Tem
     found = planner.names.model(text, option)
     if isinstance(found, ReadyPair):
         hub = planner.names.hub_model(found.aligned)
-        return hub, GENERIC, lineage.template_of(hub) or ("", "")
+        return hub, GENERIC, needed_template(hub, option)
     if isinstance(found, Alias):
         template = planner.family_template(found.family, planner.base(found))
         node = planner.sft_of(found, planner.family_data((), found.family, "sft"), template)

@@ -8,8 +8,9 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 from adpa_cli.errors import Corrupt, DataError, NotFound
 from adpa_cli.store.disk import sha256_file, write_atomic
@@ -27,6 +28,7 @@ _DETERMINING = (
     "config.json", "generation_config.json", "tokenizer*", "special_tokens_map*", "added_tokens*",
     "merges.txt", "chat_template*", *_TOKENIZER,
 )  # fmt: skip
+INDEX = "model.safetensors.index.json"
 _RACY_NS = 1_000_000_000  # a file this young when it was hashed may change again within one tick of its clock
 
 Stat = tuple[int, int, int]  # size in bytes, mtime in ns, inode
@@ -35,24 +37,27 @@ Stat = tuple[int, int, int]  # size in bytes, mtime in ns, inode
 class HashCache:
     """Remembers the sha256 of files by path, size, mtime and inode, in one JSON file that may be deleted at any time.
 
+    It also keeps what a hub said of a repository at a commit, which never changes.
+
     A missing, torn or foreign file is an empty cache; a cache that cannot be written is not kept.
     """
 
     def __init__(self, path: Path, beside: Path | None = None) -> None:
         self.path = path
         self.beside = beside or path.parent
-        self._files, self._folders = self._load()
+        self._files, self._folders, self._repos = self._load()
 
-    def _load(self) -> tuple[dict[str, tuple[Stat, int, str]], dict[str, str]]:
+    def _load(self) -> tuple[dict[str, tuple[Stat, int, str]], dict[str, str], dict[str, Any]]:
         try:
             raw = json.loads(self.path.read_bytes())
             files = {
                 str(name): ((int(size), int(mtime), int(inode)), int(hashed), str(sha))
                 for name, (size, mtime, inode, hashed, sha) in raw["files"].items()
             }
-            return files, {str(sha): str(folder) for sha, folder in raw["folders"].items()}
+            folders = {str(sha): str(folder) for sha, folder in raw["folders"].items()}
+            return files, folders, dict(raw.get("repos", {}))
         except (OSError, ValueError, TypeError, KeyError, AttributeError):
-            return {}, {}
+            return {}, {}, {}
 
     def get(self, path: Path) -> str | None:
         """The remembered sha256 of a file, or None when it is unknown or may have changed since."""
@@ -74,6 +79,15 @@ class HashCache:
             self._folders[sha] = where
             self.save()
 
+    def repo(self, key: str) -> Any:
+        """What is remembered of a repository at a commit, or None."""
+        return self._repos.get(key)
+
+    def put_repo(self, key: str, record: Any) -> None:
+        """Remember what a hub said of a repository at a commit (JSON)."""
+        self._repos[key] = record
+        self.save()
+
     def locate(self, sha: str) -> Path | None:
         """A file or model folder that has this digest now (looked up, then checked), or None."""
         for name in [name for name, known in self._files.items() if known[2] == sha]:
@@ -89,12 +103,14 @@ class HashCache:
 
     def save(self) -> None:
         """Write the cache, if what it belongs to (`beside`, else its folder) exists."""
-        files, folders = self._load()  # another process may have written since: keep what it learnt
+        files, folders, repos = self._load()  # another process may have written since: keep what it learnt
         self._files, self._folders = {**files, **self._files}, {**folders, **self._folders}
+        self._repos = {**repos, **self._repos}
         flat = {name: [*stat, hashed, sha] for name, (stat, hashed, sha) in self._files.items()}
         with contextlib.suppress(OSError):
             if self.beside.exists():
-                write_atomic(self.path, json.dumps({"files": flat, "folders": self._folders}).encode())
+                kept = {"files": flat, "folders": self._folders, "repos": self._repos}
+                write_atomic(self.path, json.dumps(kept).encode())
 
 
 def _stat(path: Path) -> Stat | None:
@@ -127,11 +143,16 @@ def model_digest(folder: Path, cache: HashCache | None = None) -> str:
     a training state or weights in other formats are not. Raises NotFound without the folder, DataError for a folder
     that lacks one of them.
     """
-    lines = [f"{name}\0{file_digest(folder / name, cache)}\n" for name in model_files(folder)]
-    sha = hashlib.sha256("".join(lines).encode()).hexdigest()
+    sha = digest_of({name: file_digest(folder / name, cache) for name in model_files(folder)})
     if cache is not None:
         cache.put_folder(folder, sha)
     return sha
+
+
+def digest_of(shas: Mapping[str, str]) -> str:
+    """Hex sha256 over the sorted (name, sha256) of some files."""
+    lines = (f"{name}\0{sha}\n" for name, sha in sorted(shas.items()))
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 def model_files(folder: Path) -> list[str]:
@@ -139,42 +160,49 @@ def model_files(folder: Path) -> list[str]:
     if not folder.is_dir():
         raise NotFound(f"{folder} is no folder", "give a model folder, a hub name (org/name) or an artifact")
     names = sorted(item.name for item in folder.iterdir() if item.is_file())
+    return determining(names, str(folder), lambda: (folder / INDEX).read_bytes())
+
+
+def determining(names: list[str], where: str, index: Callable[[], bytes]) -> list[str]:
+    """Those of the sorted file names of a model, in a folder or on a hub, that determine what it computes.
+
+    `where` is said in errors; `index` reads the list of shards, if there is one. Raises DataError, Corrupt.
+    """
     if "config.json" not in names:
-        raise DataError(f"{folder} has no config.json, so it is no model", "name the folder that holds config.json")
+        raise DataError(f"{where} has no config.json, so it is no model", "name the folder that holds config.json")
     if not _matching(names, _TOKENIZER):
         raise DataError(
-            f"{folder} has a model but no tokenizer (tokenizer.json)",
+            f"{where} has a model but no tokenizer (tokenizer.json)",
             "copy the tokenizer files there: adpa never guesses which tokenizer a model was trained with",
         )
-    return sorted({*_matching(names, _DETERMINING), *_weights(folder, names)})
+    return sorted({*_matching(names, _DETERMINING), *_weights(where, names, index)})
 
 
 def _matching(names: Iterable[str], patterns: Iterable[str]) -> list[str]:
     return [name for name in names if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)]
 
 
-def _weights(folder: Path, names: list[str]) -> list[str]:
+def _weights(where: str, names: list[str], index: Callable[[], bytes]) -> list[str]:
     # The order in which transformers looks; a second copy of the weights beside them is never read.
     if "model.safetensors" in names:
         return ["model.safetensors"]
-    if "model.safetensors.index.json" in names:
-        return ["model.safetensors.index.json", *_shards(folder, names)]
+    if INDEX in names:
+        return [INDEX, *_shards(where, names, index)]
     if found := _matching(names, ["*.safetensors"]):
         return found
     others = _matching(names, ["*.bin", "*.pt", "*.pth", "*.gguf", "*.h5"])
     held = f"only {', '.join(others[:3])}" if others else "none"
     raise DataError(
-        f"{folder} has no safetensors weights ({held}); weights load from safetensors only",
+        f"{where} has no safetensors weights ({held}); weights load from safetensors only",
         "convert them once: model.save_pretrained(FOLDER) writes safetensors",
     )
 
 
-def _shards(folder: Path, names: list[str]) -> list[str]:
-    index = folder / "model.safetensors.index.json"
+def _shards(where: str, names: list[str], index: Callable[[], bytes]) -> list[str]:
     try:
-        shards = sorted({str(name) for name in json.loads(index.read_bytes())["weight_map"].values()})
+        shards = sorted({str(name) for name in json.loads(index())["weight_map"].values()})
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise Corrupt(f"{index} is no list of weight files: {error}", "download the model again") from error
+        raise Corrupt(f"{where}/{INDEX} is no list of weight files: {error}", "download the model again") from error
     if missing := [name for name in shards if name not in names]:
-        raise DataError(f"{folder} lacks {', '.join(missing[:3])}, which its index names", "download the model again")
+        raise DataError(f"{where} lacks {', '.join(missing[:3])}, which its index names", "download the model again")
     return shards

@@ -1,0 +1,198 @@
+"""Models and data sets of the Hugging Face hub: what determines one, found without its weights, and fetching the rest.
+
+What the hub says of a repository at a commit is kept beside the store's digests, so a second plan needs no network.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from adpa_cli.data.sources import PATTERNS, by_split
+from adpa_cli.errors import Corrupt, DataError
+from adpa_cli.stages.graph import External, HubFile
+from adpa_cli.stages.hub_access import closed, offline
+from adpa_cli.store.contents import INDEX, HashCache, determining, digest_of, file_digest, model_digest, model_files
+
+WEIGHTS = ".safetensors"
+COMMIT = re.compile(r"[0-9a-f]{40}")
+
+
+def commit_of(name: str, revision: str | None, kind: str) -> str:
+    """The commit that a hub name stands for now; without a hub, the one in the Hugging Face cache. Raises Closed."""
+    from huggingface_hub import HfApi
+
+    try:
+        offline(name)
+        return str(HfApi().repo_info(name, revision=revision, repo_type=kind).sha)
+    except Exception as error:  # whatever HTTP library lies under huggingface_hub in this version raises its own
+        why = closed(error, name, revision, kind)
+        known = _cached_commit(name, revision or "main", kind) if why.away else None
+        if known is None:
+            raise why from error
+        return known
+
+
+def model(name: str, commit: str, cache: HashCache) -> External:
+    """A hub model at a commit, by the digest that the folder would have. Raises Closed, DataError, Corrupt."""
+    said = _said(name, "model", commit, cache)
+    if said is None:
+        files = _local_model(name, commit, cache)
+    else:
+        names = sorted(path for path in said["files"] if "/" not in path)
+        here = snapshot(name, "model", commit)
+        wanted = determining(names, f"{name}@{commit[:8]}", lambda: _get(name, "model", commit, INDEX).read_bytes())
+        for small in (file for file in wanted if not file.endswith(WEIGHTS) and not (here / file).exists()):
+            _get(name, "model", commit, small)
+        files = _hashed(name, "model", commit, said["files"], wanted, cache)
+    facts = {"name": name, "commit": commit}
+    content = f"model:{digest_of({file.name: file.sha for file in files})}"
+    where = (str(snapshot(name, "model", commit)),)
+    return External(content, f"{name}@{commit[:4]}", where, facts, *sizes(files), files)
+
+
+def data_files(name: str, commit: str, cache: HashCache) -> tuple[HubFile, ...]:
+    """The files that determine a hub data set at a commit, those `source_files` finds there. Raises as `model`."""
+    said = _said(name, "dataset", commit, cache)
+    folder = snapshot(name, "dataset", commit)
+    if said is None:
+        _whole_data(name, commit)
+        found = [str(path.relative_to(folder)) for path in sorted(folder.rglob("*")) if path.is_file()]
+        listed = {path: [(folder / path).stat().st_size, ""] for path in found}
+    else:
+        listed = said["files"]
+    splits = by_split(sorted(map(PurePosixPath, listed)))
+    if not splits:
+        raise DataError(f"{name}: no data files in this data set", "name one with .parquet, .jsonl or .csv files")
+    wanted = [str(path) for path in sorted(path for paths in splits.values() for path in paths)]
+    return _hashed(name, "dataset", commit, listed, wanted, cache)
+
+
+def sizes(files: Sequence[HubFile]) -> tuple[int, int]:
+    """(bytes of some files, bytes of those that are not on this machine)."""
+    return sum(file.size for file in files), sum(file.size for file in files if not file.path.exists())
+
+
+def base_of(name: str, commit: str, cache: HashCache) -> str:
+    """The model that a model's card names as the one it was made from; "" when nothing is at hand."""
+    return str((cache.repo(f"model/{name}@{commit}") or {}).get("base", ""))
+
+
+def fetch(files: Sequence[HubFile], cache: HashCache, note: Callable[[str], None]) -> None:
+    """Bring what is missing to this machine, going on where an earlier try stopped, and check all of it.
+
+    Raises Closed, and Corrupt (file named) for bytes that are not those the hub announced when it was planned with.
+    """
+    for repo, own in _by_repo(files):
+        missing = [file for file in own if not file.path.exists()]
+        left = sum(file.size for file in missing)
+        if missing:
+            note(f"download {repo}: {_gb(left)} in {len(missing)} file{'s' * (len(missing) > 1)}")
+        for file in missing:
+            _get(file.repo, file.kind, file.commit, file.name)
+            left -= file.size
+            note(f"  {file.name} is here" + (f", {_gb(left)} to go" if left else ""))
+        for file in own:
+            if file_digest(file.path, cache) != file.sha:
+                raise Corrupt(
+                    f"{file.name} of {repo} is not what the hub announced: its sha256 is not {file.sha[:12]}…",
+                    f"delete {file.path.resolve()} and {file.path}, then repeat the command; it is fetched again",
+                )
+        if own and own[0].kind == "model":
+            cache.put_folder(own[0].path.parent, digest_of({file.name: file.sha for file in own}))
+
+
+def snapshot(name: str, kind: str, commit: str) -> Path:
+    """The folder of the Hugging Face cache that holds a repository at a commit."""
+    return _cached(name, kind) / "snapshots" / commit
+
+
+def _cached(name: str, kind: str) -> Path:
+    from huggingface_hub import constants
+
+    return Path(constants.HF_HUB_CACHE).expanduser().absolute() / "--".join([f"{kind}s", *name.split("/")])
+
+
+def _cached_commit(name: str, revision: str, kind: str) -> str | None:
+    ref = _cached(name, kind) / "refs" / revision
+    commit = revision if COMMIT.fullmatch(revision) else ref.read_text().strip() if ref.is_file() else ""
+    return commit if commit and snapshot(name, kind, commit).is_dir() else None
+
+
+def _said(name: str, kind: str, commit: str, cache: HashCache) -> Mapping[str, Any] | None:
+    """{"files": {path: [bytes, sha256 or ""]}, "base": …} by the hub, asked once; None where the cache must do."""
+    key = f"{kind}/{name}@{commit}"
+    if (known := cache.repo(key)) is not None:
+        return dict(known)
+    from huggingface_hub import HfApi
+
+    try:
+        offline(name)
+        info = HfApi().repo_info(name, revision=commit, repo_type=kind, files_metadata=True)
+    except Exception as error:  # see commit_of
+        why = closed(error, name, commit, kind)
+        if why.away and snapshot(name, kind, commit).is_dir():
+            return None
+        raise why from error
+    listed = {s.rfilename: [s.size or 0, s.lfs.sha256 if s.lfs else ""] for s in getattr(info, "siblings", None) or ()}
+    base = getattr(getattr(info, "card_data", None), "base_model", None) or ""
+    said = {"files": listed, "base": base if isinstance(base, str) else str(base[0]) if len(base) == 1 else ""}
+    cache.put_repo(key, said)
+    return said
+
+
+def _local_model(name: str, commit: str, cache: HashCache) -> tuple[HubFile, ...]:
+    """A model that is whole in the Hugging Face cache, when nobody can say what belongs to it."""
+    folder = snapshot(name, "model", commit)
+    try:
+        model_digest(folder, cache)
+        listed = {file: [(folder / file).stat().st_size, ""] for file in model_files(folder)}
+    except DataError as error:
+        raise closed(error, name, commit, "model") from error
+    return _hashed(name, "model", commit, listed, list(listed), cache)
+
+
+def _whole_data(name: str, commit: str) -> None:
+    """Raise Closed unless the Hugging Face cache knows that it has all of a data set: part of one is another one."""
+    from huggingface_hub import snapshot_download
+
+    try:
+        snapshot_download(name, repo_type="dataset", revision=commit, allow_patterns=PATTERNS, local_files_only=True)
+    except Exception as error:  # see commit_of
+        raise closed(error, name, commit, "dataset") from error
+
+
+def _hashed(
+    name: str, kind: str, commit: str, listed: Mapping[str, Any], wanted: Sequence[str], cache: HashCache
+) -> tuple[HubFile, ...]:
+    """The wanted files with their digests; those that the hub keeps without one are small, and fetched for it."""
+    found = []
+    for path in wanted:
+        size, sha = listed[path]
+        place = snapshot(name, kind, commit) / path
+        if not sha:
+            sha = file_digest(place if place.exists() else _get(name, kind, commit, path), cache)
+        found.append(HubFile(name, kind, commit, path, size, sha, place))
+    return tuple(found)
+
+
+def _get(name: str, kind: str, commit: str, path: str) -> Path:
+    """One file in the Hugging Face cache, fetched if it is not there. Raises Closed."""
+    from huggingface_hub import hf_hub_download
+
+    try:
+        return Path(hf_hub_download(name, path, revision=commit, repo_type=kind))
+    except Exception as error:  # see commit_of
+        raise closed(error, name, commit, kind) from error
+
+
+def _by_repo(files: Sequence[HubFile]) -> Iterator[tuple[str, list[HubFile]]]:
+    for repo in dict.fromkeys((file.repo, file.kind, file.commit) for file in files):
+        own = [file for file in files if (file.repo, file.kind, file.commit) == repo]
+        yield f"{repo[0]}@{repo[2][:4]}", own
+
+
+def _gb(size: int) -> str:
+    return f"{size / 1e9:.1f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"
