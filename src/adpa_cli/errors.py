@@ -51,10 +51,16 @@ class DataError(AdpaError):
 
 
 class Stopped(AdpaError):
-    """Stopped by a signal after the work was saved."""
+    """Stopped by a signal, or by `--stop-after` (the kernel's alarm), after the work was saved."""
 
-    CODES: ClassVar[dict[str, int]] = {"SIGUSR1": 75, "SIGINT": 130, "SIGTERM": 143, "SIGHUP": 129}
+    CODES: ClassVar[dict[str, int]] = {"SIGUSR1": 75, "SIGALRM": 75, "SIGINT": 130, "SIGTERM": 143, "SIGHUP": 129}
 
     def __init__(self, signal_name: str, message: str, hint: str = "") -> None:
         super().__init__(message, hint)
+        self.signal_name = signal_name
         self.exit_code = self.CODES[signal_name]
+
+    @staticmethod
+    def words(signal_name: str) -> str:
+        """How a signal is called to people."""
+        return "--stop-after" if signal_name == "SIGALRM" else signal_name

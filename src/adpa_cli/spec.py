@@ -150,6 +150,8 @@ class Runtime:
     """Seconds after which the command stops as on a signal."""
     checkpoint_steps: int = 0
     """Steps between resume points; 0 means half an epoch."""
+    rendezvous: str = ""
+    """The file through which several processes find each other."""
 
 
 STAGE_VERSIONS = {"sft": 1, "dpo-teacher": 1, "cache-teacher": 1, "rollout": 1, "distill": 1, "eval": 1}

@@ -9,10 +9,11 @@ import typer
 from adpa_cli.cli import options as opt
 
 
-@opt.making("sets", "skip_bad_rows", "limit", "smoke", "no_wait", "refresh", "dry_run")
+@opt.making("sets", "skip_bad_rows", "limit", "smoke", "stop_after", "no_wait", "refresh", "dry_run")
 def evaluate(
     models: Annotated[
-        list[str] | None, typer.Argument(metavar="REF…", help="Models to measure; - reads stdin.", show_default=False)
+        list[str] | None,
+        typer.Argument(metavar="REF…", help="Models to measure; - reads stdin [required].", show_default=False),
     ] = None,
     suite: Annotated[
         str | None,

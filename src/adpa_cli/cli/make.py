@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
 
+from adpa_cli.cli.descriptors import Output, ids_only, no_stdin
 from adpa_cli.cli.options import Options
+from adpa_cli.cli.plan import plan_in
 from adpa_cli.cli.results import results
-from adpa_cli.cli.screen import Screen, plan_text, plan_tsv
-from adpa_cli.cli.stopping import stoppable
-from adpa_cli.cli.streams import GLOBALS, Output, ids_only
+from adpa_cli.cli.screen import Screen, plan_json, plan_text, plan_tsv
+from adpa_cli.cli.stopping import Stopping, stoppable
+from adpa_cli.cli.streams import GLOBALS
+from adpa_cli.errors import UsageError
 from adpa_cli.families import reserved_words
-from adpa_cli.report.text import human_age
+from adpa_cli.report.text import for_encoding, human_age
 from adpa_cli.spec import Runtime
 from adpa_cli.stages.execute import Show, execute
 from adpa_cli.stages.graph import Node
@@ -30,64 +37,112 @@ QUIET = {
 """Libraries must not draw bars of their own, or fork after threads have started."""
 
 
-def make(options: Options, planned: Callable[[Names, Given], Plan]) -> None:
-    """Plan, show, build, print one id per target; the only place that does so."""
-    given, runtime = options.given(), options.runtime()
+@dataclass(frozen=True)
+class Console:
+    """Where a maker speaks, where it prints ids, and what tells it to stop."""
+
+    screen: Screen
+    output: Output
+    stopping: Stopping
+
+
+@contextlib.contextmanager
+def console(seen: Store, stop_after: float | None) -> Iterator[Console]:
+    """The streams and signals of a maker that works in the store that `seen` is, or will be created from."""
     for name, value in QUIET.items():
         if not GLOBALS.verbose or name == "TOKENIZERS_PARALLELISM":
             os.environ.setdefault(name, value)
-    with ids_only() as output:
-        screen = Screen(GLOBALS.quiet)
-        seen = Store.find_or_empty(GLOBALS.store)
-        plan = planned(Names(seen, options.refresh), given)
+    with ids_only() as output, stoppable(lambda: GLOBALS.again(seen.root), stop_after) as stopping:
+        # A program that reads errors as JSON is told nothing else.
+        screen = Screen(GLOBALS.quiet or (GLOBALS.json and not sys.stderr.isatty()), output.is_pipe)
+        yield Console(screen, output, stopping)
+
+
+def make(options: Options, planned: Callable[[Names, Given], Plan]) -> None:
+    """Plan, show, build, print one id per target: one command's whole work."""
+    runtime = options.runtime()
+    seen = Store.find_or_empty(GLOBALS.store)
+    with console(seen, runtime.stop_after) as desk:
+        plan = plan_in(seen, options, planned)
+        check_tag_fits(plan, options.tag)
         width = shutil.get_terminal_size((120, 24)).columns
         if options.dry_run:
-            terminal = os.isatty(output.descriptor)
-            output.line(plan_text(plan, seen, width) if terminal else plan_tsv(plan, seen).rstrip("\n"))
+            terminal = os.isatty(desk.output.descriptor)
+            text = plan_text(plan, seen, width) if terminal else plan_tsv(plan, seen).rstrip("\n")
+            shown = plan_json(plan, seen) if GLOBALS.json else text
+            desk.output.line(for_encoding(shown, sys.stdout.encoding))
             return
-        store = Store.find(GLOBALS.store, create=True)
+        store = created(seen, desk.screen)
         if store.created:
-            screen.say(f"created the store {store.root}")
-            seen.hash_cache.save()
-            plan = planned(Names(store, options.refresh), given)  # once more, now that hub names can be pinned
+            plan = plan_in(store, options, planned)  # once more, now that hub names can be pinned
+
+        def made(manifest: Manifest) -> None:
+            hand_over(manifest, store, options.tag, desk.output)
+
         if all(store.get(node.label) for node in plan.nodes(store)):
-            _say_found(plan, store, options.tag, screen, output)
+            _say_found(plan, store, desk.screen, made)
         else:
-            screen.say(plan_text(plan, store, width))
-            _execute(plan, store, runtime, options.tag, screen, output)
+            desk.screen.say(plan_text(plan, store, width))
+            carry_out(plan, store, runtime, desk, made)
         if plan.evals:
-            screen.say(results(store, plan.evals))
+            desk.screen.say(results(store, plan.evals))
 
 
-def _execute(plan: Plan, store: Store, runtime: Runtime, tag: str | None, screen: Screen, output: Output) -> None:
+def created(seen: Store, screen: Screen) -> Store:
+    """The store to work in, created and announced if there was none; what was hashed while planning is kept."""
+    store = Store.find(GLOBALS.store, create=True)
+    if store.created:
+        screen.say(f"created the store {store.root}")
+        seen.hash_cache.save()
+    return store
+
+
+def check_tag_fits(plan: Plan, tag: str | None) -> None:
+    """Raise UsageError for one tag on several artifacts: the last one would win."""
+    if tag and len({target.recipe.id for target in plan.targets}) > 1:
+        names = ", ".join(target.label for target in plan.targets)
+        raise UsageError(
+            f"--tag {tag} names one artifact, and this makes {len(plan.targets)}: {names}",
+            f"leave out --tag, and name them afterwards: adpa tag {tag}-1 {plan.targets[0].label}",
+        )
+
+
+def carry_out(plan: Plan, store: Store, runtime: Runtime, desk: Console, made: Callable[[Manifest], None]) -> None:
+    """Build what is missing; `made` hears of each target as soon as it is committed or found."""
     targets = {target.recipe.id for target in plan.targets}
-    with stoppable() as stopping:
 
-        def done(node: Node, manifest: Manifest, fresh: bool) -> None:
-            screen.done(node, manifest, fresh)
-            if node.recipe.id in targets:
-                _hand_over(manifest, store, tag, output)
+    def done(node: Node, manifest: Manifest, fresh: bool) -> None:
+        desk.screen.done(node, manifest, fresh)
+        if node.recipe.id in targets:
+            made(manifest)
 
-        try:
-            show = Show(screen.start, done, screen.progress, screen.say, lambda: stopping.asked, stopping.is_working)
+    stopping = desk.stopping
+    show = Show(
+        desk.screen.start, done, desk.screen.progress, desk.screen.say, lambda: stopping.asked, stopping.is_working,
+        GLOBALS.again(store.root),
+    )  # fmt: skip
+    try:
+        with no_stdin():
             execute(plan, store, runtime, GLOBALS.command, show)
-        finally:
-            screen.close()
+    finally:
+        desk.screen.close()
 
 
-def _say_found(plan: Plan, store: Store, tag: str | None, screen: Screen, output: Output) -> None:
+def _say_found(plan: Plan, store: Store, screen: Screen, made: Callable[[Manifest], None]) -> None:
     for target in plan.targets:
         found = store.get(target.label)
         if found is not None:
             age = human_age(time.time() - found.at)
             measured = f", {len(plan.evals)} evaluations reused" if plan.evals else ""
             screen.say(f"found, nothing to do: {found.ref} (made {age} ago by the same spec{measured})")
-            _hand_over(found, store, tag, output)
+            made(found)
 
 
-def _hand_over(manifest: Manifest, store: Store, tag: str | None, output: Output) -> None:
-    """Tag a finished target and print its id."""
+def hand_over(
+    manifest: Manifest, store: Store, tag: str | None, output: Output, also: Mapping[str, Any] | None = None
+) -> None:
+    """Tag a finished target and print its id; `also` is said about it in JSON."""
     if tag:
         store.tag(tag, manifest.id, reserved_words())
-    record = {"id": manifest.id, "ref": manifest.ref, "path": str(store.root / manifest.ref)}
-    output.line(json.dumps(record) if GLOBALS.json else manifest.ref)
+    record = {"id": manifest.id, "ref": manifest.ref, "path": str(store.root / manifest.ref), **(also or {})}
+    output.line(json.dumps(record, ensure_ascii=False) if GLOBALS.json else manifest.ref)

@@ -75,6 +75,10 @@ class Options:
     tokens_per_device: Annotated[
         int | None, option("--tokens-per-device", help="Padded tokens of a micro-batch.", panel=WHERE, metavar="N")
     ] = None
+    stop_after: Annotated[
+        str | None,
+        option("--stop-after", help="Save and exit 75 after, e.g., 3h50m.", panel=WHERE, metavar="TIME"),
+    ] = None
     no_wait: Annotated[bool, option("--no-wait", help="Exit 4 if another process builds the same.", panel=WHERE)] = (
         False
     )
@@ -100,7 +104,7 @@ class Options:
         from adpa_cli.families import reserved_words
         from adpa_cli.store.tags import check_tag
 
-        self.given(), self.runtime()
+        self.given(), self.runtime(look=False)
         if self.tag == "":
             raise UsageError("--tag is empty", "give a name: --tag NAME")
         if self.tag:
@@ -116,16 +120,18 @@ class Options:
         named = {name: value for name, value in typed.items() if value is not None}
         return Given({**own, **named}, by_stage, self.seed, self.seed_all, self.limit, self.skip_bad_rows, self.smoke)
 
-    def runtime(self) -> Runtime:
-        """How to run."""
+    def runtime(self, look: bool = True) -> Runtime:
+        """How to run; without a `look` at the machine, which loads torch, only the words are checked."""
+        from adpa_cli.cli.stopping import seconds_of
         from adpa_cli.errors import UsageError
         from adpa_cli.spec import Runtime
 
         if self.tokens_per_device is not None and self.tokens_per_device < 1:
             raise UsageError(f"--tokens-per-device {self.tokens_per_device}", "give 1 or more; a longer row goes alone")
         return Runtime(
-            processes=processes(self.gpus), tokens_per_device=self.tokens_per_device or Runtime().tokens_per_device,
-            wait=not self.no_wait,
+            processes=processes(self.gpus, look), wait=not self.no_wait,
+            tokens_per_device=self.tokens_per_device or Runtime().tokens_per_device,
+            stop_after=None if self.stop_after is None else seconds_of(self.stop_after),
         )  # fmt: skip
 
 
@@ -137,10 +143,15 @@ class Request:
     planned: Callable[[Names, Given], Plan]
 
 
-INFERENCE = ("sets", "skip_bad_rows", "limit", "smoke", "gpus", "no_wait", "refresh", "tag", "dry_run")
+INFERENCE = ("sets", "skip_bad_rows", "limit", "smoke", "gpus", "stop_after", "no_wait", "refresh", "tag", "dry_run")
 """What every command has that runs a model over data."""
 TRAINING = (*INFERENCE, "seed", "max_steps", "lr", "epochs", "batch_size", "tokens_per_device", "select", "keep")
 """What every command has that trains."""
+RUNNING = tuple(
+    name for name, hint in get_type_hints(Options, include_extras=True).items()
+    if hint.__metadata__[0].rich_help_panel in (WHERE, FIRST)
+)  # fmt: skip
+"""What says how to run and never enters an id."""
 TYPED = ("lr", "epochs", "batch_size", "max_steps", "select", "keep")
 """Options that are settings of a spec by the same name."""
 
@@ -175,11 +186,11 @@ def _place(parameter: inspect.Parameter) -> int:
     return PANELS.index(str(found.rich_help_panel)) if found.rich_help_panel else -1
 
 
-def processes(gpus: str | None) -> int:
+def processes(gpus: str | None, look: bool = True) -> int:
     """How many processes `--gpus N|all` asks for; without a GPU they share the CPU."""
     from adpa_cli.errors import UsageError
 
-    if gpus is None:
+    if gpus is None or (gpus == "all" and not look):
         return 1
     if gpus == "all":
         import torch
@@ -187,6 +198,8 @@ def processes(gpus: str | None) -> int:
         return max(1, torch.cuda.device_count())
     if not gpus.isdigit() or int(gpus) < 1:
         raise UsageError(f"--gpus {gpus}", "give a number of processes, or all")
+    if not look:
+        return int(gpus)
     import torch
 
     if torch.cuda.is_available() and int(gpus) > torch.cuda.device_count():

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import os
+import json
 import shutil
 import sys
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from adpa_cli.cli import streams
 from adpa_cli.report import text
 from adpa_cli.stages.graph import Node
+from adpa_cli.stages.log import Pace
 from adpa_cli.stages.plan import Plan
 from adpa_cli.store.manifest import Manifest
 from adpa_cli.store.store import Store
 
-EVERY_SECONDS = 60.0
-EVERY_SHARE = 0.05
+REDRAW_SECONDS = 0.1
 
 
 def plan_rows(plan: Plan, store: Store) -> list[tuple[str, ...]]:
@@ -48,53 +51,72 @@ def plan_tsv(plan: Plan, store: Store) -> str:
     return text.tsv(plan_rows(plan, store))
 
 
-class Screen:
-    """Shows a plan being carried out. `live` is set at a terminal; the bar is drawn with carriage returns only."""
+def plan_json(plan: Plan, store: Store) -> str:
+    """A plan as a list of objects."""
+    names = ("number", "state", "role", "what", "id")
+    return json.dumps([dict(zip(names, row, strict=True)) for row in plan_rows(plan, store)], ensure_ascii=False, indent=1)
 
-    def __init__(self, quiet: bool) -> None:
+
+class Screen:
+    """Shows a plan being carried out: a line per finished stage, and where it is `live` one bar for the current one.
+
+    The bar is drawn with carriage returns only, by a command in the foreground of a terminal whose ids go to no other
+    program: that one may share the terminal, and two bars would be drawn over each other.
+    """
+
+    def __init__(self, quiet: bool, into_a_pipe: bool = False) -> None:
         self.quiet = quiet
-        self.live = sys.stderr.isatty() and not quiet
+        self.live = not quiet and not into_a_pipe and _can_draw()
+        self.stage = ""
+        """The stage that was begun last."""
         self._head = ""
-        self._started = 0.0
-        self._last = (0.0, 0.0)
-        self._drawn = False
+        self._pace = Pace()
+        self._began, self._share_before = 0.0, 0.0
+        self._drawn_at, self._drawn = 0.0, False
+        self._seconds: dict[str, float] = {}
+
+    def expect(self, seconds: Mapping[str, float]) -> None:
+        """How long the stages that are still to be made may take, by label: the bar then shows the whole time left."""
+        self._seconds = dict(seconds)
 
     def say(self, line: str) -> None:
         """One line, above the bar."""
-        if self.quiet:
-            return
-        self._clear()
-        encoding = sys.stderr.encoding or "utf-8"
-        sys.stderr.write(text.for_encoding(line, encoding) + "\n")
-        sys.stderr.flush()
+        if not self.quiet:
+            self._clear()
+            streams.say(line + "\n")
 
     def start(self, node: Node, n: int, of: int) -> None:
         """A stage begins."""
-        self._head = f"[{n}/{of}] {node.role}"
-        self._started, self._last = time.monotonic(), (time.monotonic(), 0.0)
-        if not self.live:
-            self.say(f"{self._head}: {node.what}  {node.label}")
-        else:
+        self.stage, self._head = node.label, f"[{n}/{of}] {node.role}"
+        self._pace, self._began, self._share_before = Pace(), time.monotonic(), -1.0
+        self._seconds.pop(node.label, None)
+        if self.live:
             self._draw(f"{self._head}: {node.what}")
+        else:
+            self.say(f"{self._head}: {node.what}  {node.label}")
 
     def progress(self, step: int, of: int, numbers: Mapping[str, float]) -> None:
         """A stage has done `step` of `of`."""
-        share = step / max(of, 1)
-        now = time.monotonic()
-        shown = "  ".join(f"{name} {value:.4g}" for name, value in _told(numbers))
-        left = (now - self._started) / share * (1 - share) if share else 0.0
-        words = f"{self._head}  {step}/{of}  {text.human_time(left)} left  {shown}".rstrip()
+        share, now = step / max(of, 1), time.monotonic()
+        if self._share_before < 0:  # work of an earlier command says nothing of the pace of this one
+            self._share_before = max(0.0, share - 1 / max(of, 1))
+        is_due = now - self._drawn_at >= REDRAW_SECONDS or step == of if self.live else self._pace.is_due(share)
+        if not is_due:
+            return
+        done = share - self._share_before
+        left = (now - self._began) / done * (1 - share) if done > 0 else 0.0
+        whole = left + sum(self._seconds.values())
+        time_left = f"{text.human_time(left)} left"
+        time_left += f", {text.human_time(whole)} in all" if self._seconds else ""
+        words = [f"{step}/{of}", time_left, *(f"{name} {value:.4g}" for name, value in _told(numbers))]
         if self.live:
-            filled = round(20 * share)
-            self._draw(f"{'█' * filled}{'░' * (20 - filled)} {words}")
-        elif now - self._last[0] >= EVERY_SECONDS or (
-            share - self._last[1] >= EVERY_SHARE and now - self._last[0] >= 5
-        ):
-            self._last = (now, share)
-            self.say(f"  {words}")
+            self._draw("  ".join([f"{self._head} {_bar(share, _columns())}", *words]))
+        else:
+            self.say("  ".join([f"  {self._head}", *words]))
 
     def done(self, node: Node, manifest: Manifest, fresh: bool) -> None:
         """A stage is finished, or was there."""
+        self._seconds.pop(node.label, None)
         if fresh:
             seconds = text.human_time(float(manifest.made["seconds"]))
             said = "; ".join(manifest.metrics.get("say", ()))
@@ -104,21 +126,46 @@ class Screen:
                 self.say(f"watch  {warning}")
 
     def _draw(self, line: str) -> None:
-        width = shutil.get_terminal_size().columns - 1
-        encoding = sys.stderr.encoding or "utf-8"
-        sys.stderr.write("\r" + text.for_encoding(text.pad(text.cut(line, width), width), encoding))
-        sys.stderr.flush()
-        self._drawn = True
+        width = _columns() - 1
+        shown = text.for_encoding(line, sys.stderr.encoding)
+        streams.say("\r" + text.pad(_fitted(shown, width), width))
+        self._drawn_at, self._drawn = time.monotonic(), True
 
     def _clear(self) -> None:
         if self._drawn:
-            sys.stderr.write("\r" + " " * (shutil.get_terminal_size().columns - 1) + "\r")
+            streams.say("\r" + " " * (_columns() - 1) + "\r")
             self._drawn = False
 
     def close(self) -> None:
         """Leave a clean line."""
         self._clear()
-        sys.stderr.flush()
+
+
+def _can_draw() -> bool:
+    """Whether stderr is a terminal that moves its cursor, and this command is in its foreground."""
+    if not sys.stderr.isatty() or os.environ.get("TERM", "dumb") in ("dumb", "unknown", ""):
+        return False
+    try:
+        return os.tcgetpgrp(sys.stderr.fileno()) == os.getpgrp()
+    except OSError:
+        return True
+
+
+def _columns() -> int:
+    return shutil.get_terminal_size().columns
+
+
+def _bar(share: float, columns: int) -> str:
+    room = 20 if columns >= 80 else 8
+    filled = int(room * share)
+    return "█" * filled + "░" * (room - filled)
+
+
+def _fitted(line: str, width: int) -> str:
+    """As many of the parts of a line as fit."""
+    while "  " in line and text.width_of(line) > width:
+        line = line.rpartition("  ")[0].rstrip()
+    return line if text.width_of(line) <= width else line[: max(width, 0)]
 
 
 def _told(numbers: Mapping[str, float]) -> Sequence[tuple[str, Any]]:

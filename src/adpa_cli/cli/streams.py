@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
+import shlex
 import sys
+import time
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from adpa_cli.errors import AdpaError, NotFound, UsageError
+from adpa_cli.report.text import for_encoding
 
 
 @dataclass
@@ -23,22 +25,35 @@ class Globals:
     verbose: bool = False
     store: Path | None = None
     argv: list[str] = field(default_factory=list)
+    begun: float = 0.0
+    """When the command started, on the monotonic clock."""
 
     @property
     def command(self) -> str:
-        """The command line as it was typed."""
-        import shlex
+        """The command line as it was typed, with the ids that came through a pipe."""
+        return command_line(self.argv)
 
-        return shlex.join(["adpa", *self.argv])
+    def again(self, root: Path | None = None) -> str:
+        """The command line that goes on from any folder: paths are whole, and the store at `root` is named."""
+        words = whole_paths(self.argv)
+        return command_line(words if root is None or self.store is not None else [*words, "--store", str(root)])
+
+
+def command_line(words: Sequence[str]) -> str:
+    """Words after `adpa` as a shell takes them."""
+    return shlex.join(["adpa", *words])
 
 
 GLOBALS = Globals()
 _FLAGS = {"--json": "json", "-q": "quiet", "--quiet": "quiet", "-v": "verbose", "--verbose": "verbose"}
+_OWN_WORDS = ("--store", "--tag", "--set", "--data", "--sft-data")  # these say themselves what they lack
+_FILES = ("--store", "--data", "--sft-data", "--reward-model")  # a bare word after these may be a file
 
 
 def take_globals(argv: Sequence[str]) -> list[str]:
-    """Set GLOBALS from `argv` and return the rest. Raises UsageError when --store has no value."""
-    vars(GLOBALS).update(vars(Globals(argv=list(argv))))  # one process may run several commands, as tests do
+    """Set GLOBALS from `argv` and return the rest. Raises UsageError for a value that is empty."""
+    # One process may run several commands, as tests do.
+    vars(GLOBALS).update(vars(Globals(argv=list(argv), begun=time.monotonic())))
     rest: list[str] = []
     words = iter(argv)
     for word in words:
@@ -53,54 +68,85 @@ def take_globals(argv: Sequence[str]) -> list[str]:
             GLOBALS.store = Path(value)
         else:
             rest.append(word)
+    _check_values(rest)
     return rest
 
 
-@dataclass
-class Output:
-    """The stdout of a maker. File descriptor 1 points to stderr meanwhile, for libraries and children that print."""
+def _check_values(words: Sequence[str]) -> None:
+    """Raise UsageError for the empty word that a failed `$(adpa …)` leaves behind."""
+    for before, word in zip(["", *words], words, strict=False):
+        name, mark, value = word.partition("=") if word.startswith("--") else (before, "=", word)
+        if mark and not value.strip():
+            option = name if name.startswith("-") else "REF"
+            if option not in _OWN_WORDS:
+                raise UsageError(f"{option} is empty", "the command before it may have failed; give it a value")
 
-    descriptor: int
 
-    def line(self, text: str) -> None:
-        """Write one line at once."""
-        os.write(self.descriptor, (text + "\n").encode())
+def whole_paths(argv: Sequence[str]) -> list[str]:
+    """The words with every path in them made absolute."""
+    found = []
+    for before, word in zip(["", *argv], argv, strict=False):
+        head, mark, value = word.partition("=") if word.startswith("--") else ("", "", word)
+        option = head or before
+        path, split_mark, split = value.partition("#")
+        named = path.startswith(("./", "../")) or path in (".", "..")
+        if named or (option in _FILES and not path.startswith("~") and (option == "--store" or os.path.exists(path))):
+            value = os.path.abspath(path) + split_mark + split
+        found.append(head + mark + value)
+    return found
 
 
-@contextlib.contextmanager
-def ids_only() -> Iterator[Output]:
-    """Keep stdout for what is written through the yielded `Output`."""
-    sys.stdout.flush()
-    kept = os.dup(1)
-    os.dup2(2, 1)
+def say(text: str) -> None:
+    """Write to stderr what it can show; once it is gone (a closed terminal or pipe) nothing is said any more."""
     try:
-        yield Output(kept)
-    finally:
-        sys.stdout.flush()
-        os.dup2(kept, 1)
-        os.close(kept)
+        sys.stderr.write(for_encoding(text, sys.stderr.encoding))
+        sys.stderr.flush()
+    except OSError:
+        nothing = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nothing, 2)
+        os.close(nothing)
 
 
 def read_ids(option: str) -> list[str]:
-    """Artifact references from stdin, one a line, or one JSON object with an `id` a line; read to the end.
+    """Artifact references from stdin, or JSON objects with an `id` such as manifests; read to the end.
 
     Raises UsageError at a terminal, NotFound when nothing came.
     """
-    if sys.stdin is None or sys.stdin.isatty():
+    if sys.stdin is not None and sys.stdin.isatty():
         raise UsageError(f"{option} - reads ids from a pipe, and stdin is a terminal", f"adpa … | adpa … {option} -")
-    lines = [line.strip() for line in sys.stdin.read().splitlines() if line.strip()]
-    if not lines:
+    try:
+        text = "" if sys.stdin is None else sys.stdin.read()
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{option} -: what came through the pipe is no text", "pipe ids: adpa … | adpa …") from error
+    except OSError:  # a stdin that was closed, or a folder
+        text = ""
+    found = _ids_in(text.removeprefix("\ufeff"), option)
+    if not found:
         raise NotFound(f"{option} -: nothing came through the pipe", "the command before it failed, or made nothing")
-    found = []
-    for line in lines:
-        if line.startswith("{"):
+    return found
+
+
+def _ids_in(text: str, option: str) -> list[str]:
+    """Ids apart by white space, folders (./NAME) by line, and JSON objects over any number of lines."""
+    found: list[str] = []
+    while text := text.lstrip():
+        if text.startswith("{"):
             try:
-                line = str(json.loads(line)["id"])
+                value, end = json.JSONDecoder().raw_decode(text)
+                found.append(str(value["id"]))
             except (ValueError, KeyError) as error:
+                line = text.splitlines()[0][:60]
                 raise UsageError(
-                    f"{option} -: a line is no manifest: {line[:60]}", "pipe ids, or adpa show --json"
+                    f"{option} -: this is no manifest: {line}", "pipe ids, or adpa show REF --json"
                 ) from error
-        found.append(line)
+            text = text[end:]
+        elif text.startswith((".", "/", "~")):
+            line, _, text = text.partition("\n")
+            found.append(line.rstrip())
+        else:
+            word = text.split(maxsplit=1)[0]
+            found.append(word)
+            text = text[len(word) :]
     return found
 
 
@@ -152,14 +198,11 @@ def needed(option: str, value: str | None) -> str:
 
 def fail(error: AdpaError) -> int:
     """Say what went wrong on stderr, with -v also where; returns the exit code."""
-    if GLOBALS.verbose and not GLOBALS.json:
-        traceback.print_exception(error)
     if GLOBALS.json:
         record = {"error": error.message, "hint": error.hint, "exit": error.exit_code}
-        sys.stderr.write(json.dumps(record, ensure_ascii=False) + "\n")
+        say(json.dumps(record, ensure_ascii=False) + "\n")
     else:
+        where = "".join(traceback.format_exception(error)) if GLOBALS.verbose else ""
         hint = f"\ntry: {error.hint}" if error.hint else ""
-        text = f"error: {error.message}{hint}\n"
-        sys.stderr.write(text.encode(sys.stderr.encoding or "utf-8", "replace").decode(sys.stderr.encoding or "utf-8"))
-    sys.stderr.flush()
+        say(f"{where}error: {error.message}{hint}\n")
     return error.exit_code

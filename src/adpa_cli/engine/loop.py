@@ -91,7 +91,9 @@ def train(student: Student, run: Run, accelerator: Accelerator) -> dict[str, flo
                 checkpoints.save_resume(run.work, step + 1, student, optimizer)
             accelerator.wait_for_everyone()
         if signal and not last:
-            raise Stopped(signal, f"stopped by {signal} after step {step + 1} of {end}; the work is saved")
+            raise Stopped(
+                signal, f"stopped by {Stopped.words(signal)} after step {step + 1} of {end}; the work is saved"
+            )
     log.flush()
     return log.summary(end)
 

@@ -15,7 +15,8 @@ _AGES = (
 )  # fmt: skip
 _ASCII = str.maketrans({
     "·": "|", "–": "-", "−": "-", "±": "+-", "…": "...", "→": "->", "├": "|", "└": "`", "│": "|", "×": "x", "†": "*",
-    "⟦": "[[", "⟧": "]]", **dict(zip(BLOCKS, "_.,-=+*#", strict=True)),
+    "⟦": "[[", "⟧": "]]", "α": "alpha", "β": "beta", "γ": "gamma", "░": ".",
+    **dict(zip(BLOCKS, "_.,-=+*#", strict=True)),
 })  # fmt: skip
 
 
@@ -166,12 +167,12 @@ def mean(values: Sequence[float | None]) -> float | None:
 
 
 def for_encoding(text: str, encoding: str | None) -> str:
-    """The text as a stream of this encoding can show it: plain ASCII signs where it has not got ours."""
+    """The text as a stream of this encoding can show it: plain ASCII signs where it has not got ours, else `?`."""
     try:
         text.encode(encoding or "ascii")
         return text
     except (UnicodeEncodeError, LookupError):
-        return text.translate(_ASCII)
+        return text.translate(_ASCII).encode("ascii", "replace").decode("ascii")
 
 
 def beside(left: Sequence[str], right: Sequence[str], width: int, gap: int = 3) -> list[str]:

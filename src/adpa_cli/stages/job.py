@@ -93,7 +93,8 @@ def stop_if_asked(monitor: Monitor, done: int, of: int) -> None:
 
     signal = monitor.stop()
     if signal:
-        raise Stopped(signal, f"stopped by {signal} after block {done} of {of}; finished blocks are kept")
+        by = Stopped.words(signal)
+        raise Stopped(signal, f"stopped by {by} after block {done} of {of}; finished blocks are kept")
 
 
 def vocabulary(folder: Path) -> int:

@@ -31,6 +31,8 @@ from adpa_cli.store.manifest import Manifest
 
 PARTIAL = ".partial"
 STATE = "state.json"
+LOG = "log.txt"
+"""What the stage said. Kept with the artifact, but no part of it: times differ where bytes are equal."""
 RESUME_PREFIX = "_"
 
 
@@ -42,9 +44,12 @@ class Work:
     what the last attempt saved, empty at a fresh start.
     """
 
-    def __init__(self, root: Path, recipe: Recipe, command: str, environment: Mapping[str, Any]) -> None:
+    def __init__(
+        self, root: Path, recipe: Recipe, command: str, environment: Mapping[str, Any], again: str = ""
+    ) -> None:
         self.recipe = recipe
         self.command = command
+        self.again = again or command
         self.environment = dict(environment)
         self.dir = root / PARTIAL / recipe.id
         self.target = root / recipe.stage / recipe.id[:12]
@@ -134,12 +139,12 @@ class Work:
 
     def close(self) -> None:
         """Forget an attempt that failed before it made anything worth going on with."""
-        if self.hit is None and not self.progress and {path.name for path in self.dir.iterdir()} <= {STATE}:
+        if self.hit is None and not self.progress and {path.name for path in self.dir.iterdir()} <= {STATE, LOG}:
             shutil.rmtree(self.dir)
 
     def _write_state(self, stopped: str) -> None:
         state = {
-            "format": 1, "recipe": self.recipe.to_json(), "command": self.command, "environment": self.environment,
+            "format": 1, "recipe": self.recipe.to_json(), "command": self.again, "environment": self.environment,
             "progress": self.progress, "seconds": self.seconds, "stopped": stopped, "at": time.time(),
         }  # fmt: skip
         write_atomic(self.dir / STATE, json.dumps(plain(state), ensure_ascii=False).encode())
@@ -154,14 +159,15 @@ def build(
     environment: Mapping[str, Any] | None = None,
     wait: bool = True,
     announce: Callable[[str], None] | None = None,
+    again: str = "",
 ) -> Iterator[Work]:
-    """Open the work on a recipe, alone: see the module's head.
+    """Open the work on a recipe, alone: see the module's head. `again` is the command that goes on with it.
 
     `environment` is what equal bytes depend on besides the recipe (library versions, threads, dtype): earlier work
     under another one is thrown away. Raises Busy if another process is at it and `wait` is false, AdpaError on a full
     disk.
     """
-    work = Work(root, recipe, command, environment or {})
+    work = Work(root, recipe, command, environment or {}, again)
     if work.find_hit():
         yield work
         return
@@ -204,7 +210,7 @@ def _files(folder: Path) -> dict[str, dict[str, Any]]:
     found = {}
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
-        if path.is_file() and not _is_private(name.split("/")[0]):
+        if path.is_file() and name != LOG and not _is_private(name.split("/")[0]):
             sync_file(path)
             found[name] = {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
     return found
