@@ -12,17 +12,17 @@ from torch import Tensor, nn
 
 from adpa_cli.errors import AdpaError, Stopped
 
-RENDEZVOUS = "ADPA_RENDEZVOUS"
-"""Names the file through which the processes of one stage find each other."""
 
+def make_accelerator(rendezvous: str = "") -> Accelerator:
+    """One process on the GPU or CPU at hand, or a rank of several (gloo on CPU, nccl on GPU).
 
-def make_accelerator() -> Accelerator:
-    """One process on the GPU or CPU at hand, or a rank of several (gloo on CPU, nccl on GPU)."""
-    if RENDEZVOUS in os.environ and not torch.distributed.is_initialized():
+    Ranks know their number from the environment and find each other through the file `rendezvous`.
+    """
+    if rendezvous and not torch.distributed.is_initialized():
         if torch.cuda.is_available():
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
         torch.distributed.init_process_group(
-            "nccl" if torch.cuda.is_available() else "gloo", init_method=f"file://{os.environ[RENDEZVOUS]}",
+            "nccl" if torch.cuda.is_available() else "gloo", init_method=f"file://{rendezvous}",
             rank=int(os.environ["RANK"]), world_size=int(os.environ["WORLD_SIZE"]),
         )  # fmt: skip
     # Both would otherwise be read from the environment, and change results under the same id.

@@ -33,6 +33,7 @@ def compute(job: Job, monitor: Monitor, rank: int = 0, processes: int = 1) -> No
 def _pass(job: Job, spec: CaptureSpec, role: str, blocks: list[Any], monitor: Monitor, done: int, of: int) -> None:
     """One teacher over some blocks."""
     from adpa_cli.engine.capture import Answer, Known, aligned_pass, reference_pass
+    from adpa_cli.engine.memory import block_that_fits
     from adpa_cli.engine.models import check_head, load
     from adpa_cli.signal import load_block, save_block
     from adpa_cli.stages.device import device
@@ -45,11 +46,12 @@ def _pass(job: Job, spec: CaptureSpec, role: str, blocks: list[Any], monitor: Mo
     settings: dict[str, Any] = {"teacher": teacher.label, "known": Known(spec.student_vocab), "dtype": spec.dtype}
     for n, block in enumerate(blocks, 1):
         answers = [Answer(item.key.example_id, item.prompt, item.answer) for item in block.items]
-        if role == "aligned":
-            rows = aligned_pass(model, answers, spec.top_k, **settings)
-        else:
-            before = _path(job, "aligned", block.index)
-            rows = reference_pass(model, answers, [r for _, r in load_block(before)], **settings)
+        before = _path(job, "aligned", block.index)
+        with block_that_fits(job.stage, len(answers), max(len(a.prompt) + len(a.answer) for a in answers)):
+            if role == "aligned":
+                rows = aligned_pass(model, answers, spec.top_k, **settings)
+            else:
+                rows = reference_pass(model, answers, [r for _, r in load_block(before)], **settings)
         save_block(_path(job, role, block.index), [(i.key, r) for i, r in zip(block.items, rows, strict=True)])
         if role == "reference":
             before.unlink()

@@ -99,6 +99,7 @@ def _margins(job: Job, spec: EvalSpec) -> dict[str, float]:
 
 
 def _scored(folder: Any, spec: EvalSpec, examples: Sequence[Any], parts: Any) -> Any:
+    from adpa_cli.engine.memory import refused_when_full
     from adpa_cli.engine.models import check_head, load
     from adpa_cli.engine.score import label_logps
     from adpa_cli.engine.student import Student
@@ -106,7 +107,9 @@ def _scored(folder: Any, spec: EvalSpec, examples: Sequence[Any], parts: Any) ->
 
     model = load(folder, device=device())
     check_head(model)
-    return label_logps(Student(model, spec.dtype), examples, parts, spec.block_tokens, device())
+    tokens = spec.block_tokens
+    with refused_when_full(f"eval: a block of {tokens:,} tokens", f"--set eval.block_tokens={max(1, tokens // 2)}"):
+        return label_logps(Student(model, spec.dtype), examples, parts, tokens, device())
 
 
 def _rewards(job: Job, spec: EvalSpec, role: str) -> dict[str, float]:
@@ -119,12 +122,15 @@ def _rewards(job: Job, spec: EvalSpec, role: str) -> dict[str, float]:
 
         return {row.id: world.reward(row.prompt[-1].content, row.text) for row in rollouts}
     if spec.suite == "reward-model":
+        from adpa_cli.engine.memory import ROOM, refused_when_full
         from adpa_cli.engine.reward import classifier_rewards
         from adpa_cli.stages.device import device
 
         dialogues = [([(m.role, m.content) for m in row.prompt], row.text) for row in rollouts]
         folder = job.one("reward_model").path
-        values = classifier_rewards(folder, dialogues, spec.template, spec.max_length, spec.dtype, device())
+        smaller = f"--set eval.max_length={max(1, spec.max_length // 2)}, or {ROOM}"
+        with refused_when_full("eval: a block of the reward model", smaller):
+            values = classifier_rewards(folder, dialogues, spec.template, spec.max_length, spec.dtype, device())
         return {row.id: value for row, value in zip(rollouts, values, strict=True)}
     return _implicit(job, spec, rollouts)
 

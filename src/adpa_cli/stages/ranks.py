@@ -12,11 +12,12 @@ import json
 import os
 import select
 import signal
-import socket
 import subprocess
 import sys
+import tempfile
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import IO, Any
 
 from adpa_cli.errors import AdpaError, Stopped
@@ -27,34 +28,38 @@ CHANNEL = "ADPA_CHANNEL"
 
 def compute_in_processes(job: Job, monitor: Monitor, threads: int) -> None:
     """Compute a stage in `job.runtime.processes` processes; raises what the first failing one raised."""
-    count = job.runtime.processes
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    children: list[subprocess.Popen[str]] = []
-    pipes: list[IO[bytes]] = []
-    for rank in range(count):
-        reading, writing = os.pipe()
-        environment = {
-            **os.environ, "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count),
-            "LOCAL_WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
-            "OMP_NUM_THREADS": str(threads), CHANNEL: str(writing),
-        }  # fmt: skip
-        child = subprocess.Popen(
-            [sys.executable, "-m", "adpa_cli.stages.ranks"], stdin=subprocess.PIPE, stdout=2,
-            env=environment, pass_fds=(writing,), text=True, start_new_session=True,
-        )  # fmt: skip
-        os.close(writing)
-        children.append(child)
-        # Unbuffered: a line held back in a buffer would not wake select.
-        pipes.append(os.fdopen(reading, "rb", 0))
-        _write(child, job.to_json() + "\n")
-    try:
-        failure = _listen(children, pipes, monitor)
-    finally:
-        _kill(children)
+    # They find each other through a file that nobody else knows: a port that is free may be taken before it is used.
+    with tempfile.TemporaryDirectory(prefix="adpa-") as folder:
+        meeting = replace(job, runtime=replace(job.runtime, rendezvous=f"{folder}/rendezvous"))
+        children: list[subprocess.Popen[str]] = []
+        pipes: list[IO[bytes]] = []
+        try:
+            for rank in range(job.runtime.processes):
+                child, pipe = _start(rank, job.runtime.processes, threads)
+                children.append(child)
+                pipes.append(pipe)
+                _write(child, meeting.to_json() + "\n")
+            failure = _listen(children, pipes, monitor)
+        finally:
+            _kill(children)
     if failure is not None:
         raise failure
+
+
+def _start(rank: int, count: int, threads: int) -> tuple[subprocess.Popen[str], IO[bytes]]:
+    """A rank, and the end of its pipe that is read."""
+    reading, writing = os.pipe()
+    environment = {
+        **os.environ, "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count),
+        "LOCAL_WORLD_SIZE": str(count), "OMP_NUM_THREADS": str(threads), CHANNEL: str(writing),
+    }  # fmt: skip
+    child = subprocess.Popen(
+        [sys.executable, "-m", "adpa_cli.stages.ranks"], stdin=subprocess.PIPE, stdout=2,
+        env=environment, pass_fds=(writing,), text=True, start_new_session=True,
+    )  # fmt: skip
+    os.close(writing)
+    # Unbuffered: a line held back in a buffer would not wake select.
+    return child, os.fdopen(reading, "rb", 0)
 
 
 def _write(child: subprocess.Popen[str], text: str) -> None:
@@ -66,10 +71,12 @@ def _write(child: subprocess.Popen[str], text: str) -> None:
 def _listen(children: list[subprocess.Popen[str]], pipes: list[IO[bytes]], monitor: Monitor) -> AdpaError | None:
     """Pass on what the ranks say, and to all of them a signal to stop, until all have ended.
 
-    Returns what the first failing rank raised; an error ends the others at once, for they may wait for that rank.
+    Returns what the first failing rank raised, else how one died; either ends the others at once, for they may wait for
+    that rank. What a rank says of its failure goes before a death, which may only follow from it.
     """
     open_pipes = dict(enumerate(pipes))
-    failure: AdpaError | None = None
+    said: AdpaError | None = None
+    died: AdpaError | None = None
     asked: str | None = None
     while open_pipes:
         if asked is None and (asked := monitor.stop()):
@@ -79,20 +86,32 @@ def _listen(children: list[subprocess.Popen[str]], pipes: list[IO[bytes]], monit
         for rank in [r for r, pipe in open_pipes.items() if pipe in ready]:
             line = open_pipes[rank].readline()
             if line:
-                failure = failure or _heard(json.loads(line), rank, monitor)
-            else:
-                open_pipes.pop(rank).close()
-                failure = failure or _ended(children[rank].wait(), rank, len(children), asked)
-        if failure is not None and not isinstance(failure, Stopped):
+                said = said or _heard(json.loads(line), rank, monitor)
+                continue
+            open_pipes.pop(rank).close()
+            if children[rank].wait() and died is None:
+                died = _death([child.poll() for child in children], asked)
+                _kill(children)
+        if said is not None and not isinstance(said, Stopped):
             _kill(children)
-    return failure
+    return said or died
 
 
-def _ended(status: int, rank: int, count: int, asked: str | None) -> AdpaError | None:
-    """What the exit status of a rank that has said nothing of a failure means."""
-    if asked and status == -getattr(signal, asked):
-        return Stopped(asked, f"stopped by {asked} before process {rank} of {count} had started")
-    return AdpaError(f"process {rank} of {count} died with status {status}") if status else None
+def _death(statuses: Sequence[int | None], asked: str | None) -> AdpaError:
+    """What the exit statuses of ranks mean that have said nothing of a failure; None stands for one that lives.
+
+    A rank that a signal killed takes the others with it, who then fail for want of it.
+    """
+    ended = [(status, rank) for rank, status in enumerate(statuses) if status]
+    status, rank = min(ended)
+    who = f"process {rank} of {len(statuses)}"
+    if status > 0:
+        return AdpaError(f"{who} died with status {status}", "what it said is above; repeat the command to go on")
+    name = signal.Signals(-status).name
+    if name == asked:
+        return Stopped(name, f"stopped by {Stopped.words(name)} before {who} had started")
+    hint = "the kernel does this when memory runs out (see dmesg): fewer processes, or --tokens-per-device N"
+    return AdpaError(f"{who} was killed by {name}", hint if name == "SIGKILL" else "repeat the command to go on")
 
 
 def _heard(message: Mapping[str, Any], rank: int, monitor: Monitor) -> AdpaError | None:
@@ -104,7 +123,7 @@ def _heard(message: Mapping[str, Any], rank: int, monitor: Monitor) -> AdpaError
         return Stopped(message["signal"], message["text"])
     if message["kind"] == "error":
         failure = AdpaError(message["text"], message["hint"])
-        failure.exit_code = message["code"]
+        failure.exit_code = message["code"]  # of the class it had over there
         return failure
     return None
 
@@ -153,7 +172,7 @@ def main() -> int:
     try:
         module.compute(job, monitor, rank, processes)
     except Stopped as stopped:
-        say(kind="stopped", signal=asked[0] if asked else "SIGTERM", text=stopped.message)
+        say(kind="stopped", signal=stopped.signal_name, text=stopped.message)
     except AdpaError as error:
         say(kind="error", text=error.message, hint=error.hint, code=error.exit_code)
         return 1

@@ -14,6 +14,7 @@ LEAST_ROOM = 64  # tokens kept for an answer to a prompt that fills the context
 def compute(job: Job, monitor: Monitor, rank: int = 0, processes: int = 1) -> None:
     """Leave one `_block-NNNNNN.json` per finished block in the work folder; blocks that are there are kept."""
     from adpa_cli.engine.generate import Sampling, generate_block
+    from adpa_cli.engine.memory import block_that_fits
     from adpa_cli.engine.models import load, load_tokenizer
     from adpa_cli.stages.device import device
 
@@ -30,7 +31,9 @@ def compute(job: Job, monitor: Monitor, rank: int = 0, processes: int = 1) -> No
     done = len(blocks[rank::processes]) - len(mine)
     for n, block in enumerate(mine, 1):
         prompts, ids = [item[1] for item in block.items], [item[0] for item in block.items]
-        made = generate_block(model, prompts, ids, encoder.end_id, pad_id, sampling, spec.max_length, spec.dtype)
+        length = min(max(map(len, prompts)) + spec.max_new_tokens, spec.max_length)
+        with block_that_fits(job.stage, len(prompts), length):
+            made = generate_block(model, prompts, ids, encoder.end_id, pad_id, sampling, spec.max_length, spec.dtype)
         rows = [
             {"id": row, "prompt_ids": list(prompt), "answer_ids": a.ids, "cut": a.cut, "text": encoder.decode(a.ids)}
             for row, prompt, a in zip(ids, prompts, made, strict=True)

@@ -39,7 +39,7 @@ def compute(job: Job, monitor: Monitor, rank: int = 0, processes: int = 1) -> No
     rows = len(data.examples)
     end = spec.last_step(schedule.whole_steps(rows, spec.epochs, spec.batch_size, spec.max_steps))
     held = _held_out(job, spec, encoder) if spec.select == "best" else None
-    accelerator = make_accelerator()
+    accelerator = make_accelerator(job.runtime.rendezvous)
     model = load(model_folder, train=True, device=str(accelerator.device))
     check_head(model)
     student = Student(model, spec.dtype)
