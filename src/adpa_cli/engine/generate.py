@@ -71,14 +71,14 @@ def generate_block(
     """
     if not prompts:
         return []
-    limits = [_limit(len(prompt), row, sampling, context) for prompt, row in zip(prompts, row_ids, strict=True)]
+    limits = [answer_limit(len(prompt), row, sampling, context) for prompt, row in zip(prompts, row_ids, strict=True)]
     width = max(len(prompt) for prompt in prompts)
     ids = torch.full((len(prompts), width), pad_id, dtype=torch.int64)
     mask = torch.zeros_like(ids)
     for row, prompt in enumerate(prompts):
         ids[row, width - len(prompt) :] = torch.tensor(prompt)
         mask[row, width - len(prompt) :] = 1
-    chooser = _Chooser(sampling, row_ids, width)
+    chooser = Chooser(sampling, row_ids, width)
     settings = {"max_new_tokens": max(limits), "eos_token_id": end_id, "pad_token_id": pad_id}
     with computing(dtype, model.device):
         output = _greedy(model, ids, mask, chooser, context, settings)
@@ -90,7 +90,8 @@ def generate_block(
     return [_kept(tokens[width:].tolist(), end_id, limit) for tokens, limit in zip(output, limits, strict=True)]
 
 
-def _limit(prompt_tokens: int, row_id: str, sampling: Sampling, context: int) -> int:
+def answer_limit(prompt_tokens: int, row_id: str, sampling: Sampling, context: int) -> int:
+    """The most tokens that an answer to a prompt may have. Raises AdpaError where the prompt leaves no room."""
     if not 0 < prompt_tokens < context:
         raise AdpaError(
             f"Row {row_id!r}: a prompt of {prompt_tokens} tokens leaves no answer to generate in {context}.",
@@ -138,7 +139,7 @@ def _greedy(
     return tokens
 
 
-class _Chooser(LogitsProcessor):
+class Chooser(LogitsProcessor):
     """Makes the argmax of its output the token to take: temperature, nucleus and noise, in float32."""
 
     def __init__(self, sampling: Sampling, row_ids: Sequence[str], width: int) -> None:

@@ -1,0 +1,182 @@
+"""What `adpa chat` does: a conversation at a terminal, or answers to the prompts of a pipe."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from adpa_cli.cli.look import terminal_width
+from adpa_cli.cli.streams import GLOBALS
+from adpa_cli.data.turns import Message
+from adpa_cli.errors import AdpaError, NotFound, UsageError
+from adpa_cli.report import text
+from adpa_cli.report.columns import column_width, side_by_side
+from adpa_cli.stages.trained import Trained
+
+if TYPE_CHECKING:
+    from adpa_cli.engine.generate import Sampling
+    from adpa_cli.stages.talk import Talker
+
+COMMANDS = "/reset forgets the conversation, /quit leaves"
+
+
+@dataclass(frozen=True)
+class Asked:
+    """How to answer."""
+
+    system: str | None
+    temperature: float
+    max_new_tokens: int
+    seed: int
+
+    @property
+    def opening(self) -> list[Message]:
+        """What every conversation begins with."""
+        return [] if self.system is None else [Message("system", self.system)]
+
+    def sampling(self) -> Sampling:
+        """The same for the engine."""
+        from adpa_cli.engine.generate import Sampling
+
+        return Sampling(temperature=self.temperature, max_new_tokens=self.max_new_tokens, seed=self.seed)
+
+
+def check(temperature: float, max_new_tokens: int) -> None:
+    """Raise UsageError for values without meaning, before anything is loaded."""
+    if not 0 <= temperature < float("inf"):
+        raise UsageError(f"--temperature is {temperature}", "give 0 (greedy) or more")
+    if max_new_tokens < 1:
+        raise UsageError(f"--max-new-tokens is {max_new_tokens}", "give 1 or more")
+
+
+def read_prompts() -> list[str]:
+    """The lines of stdin, to its end, empty ones left out. Raises UsageError at a terminal, NotFound without any."""
+    if sys.stdin is None or sys.stdin.isatty():
+        raise UsageError("chat - reads prompts from a pipe, and stdin is a terminal", "leave out the - to talk here")
+    lines = [line for line in sys.stdin.read().splitlines() if line.strip()]
+    if not lines:
+        raise NotFound("chat -: nothing came through the pipe", "send one prompt a line")
+    return lines
+
+
+def answer_all(found: Sequence[Trained], prompts: Sequence[str], asked: Asked, write: Callable[[str], None]) -> None:
+    """One line per prompt: the answers of the models, or an object with all about them."""
+    from adpa_cli.stages.talk import answers
+
+    talkers, sampling = _load(found), asked.sampling()
+    turns = [[*asked.opening, Message("user", prompt)] for prompt in prompts]
+    rows = zip(*(answers(talker, turns, sampling) for talker in talkers), strict=True)
+    for prompt, row in zip(prompts, rows, strict=True):
+        if GLOBALS.json:
+            made = [{"ref": talker.label, **vars(answer)} for talker, answer in zip(talkers, row, strict=True)]
+            write(json.dumps({"prompt": prompt, "answers": made}, ensure_ascii=False))
+        else:
+            write(text.tsv([[answer.text for answer in row]]).removesuffix("\n"))
+
+
+def converse(found: Sequence[Trained], asked: Asked) -> int:
+    """Read, answer, repeat; returns the exit code: 0, or 130 when Ctrl-C ended it."""
+    with suppress(ImportError):
+        import readline  # noqa: F401  gives input() a history and its keys
+
+    talkers, sampling = _load(found), asked.sampling()
+    _note(f"{' · '.join(talker.label for talker in talkers)} · {COMMANDS}")
+    spoken = [list(asked.opening) for _ in talkers]
+    pressed = False
+    while True:
+        try:
+            line = _ask().strip()
+            pressed = False
+            if line == "/quit":
+                return 0
+            if line == "/reset":
+                spoken = [list(asked.opening) for _ in talkers]
+                _note("forgotten")
+            elif line.startswith("/"):
+                _note(COMMANDS)
+            elif line:
+                spoken, pressed = _turn(talkers, spoken, line, sampling)
+        except EOFError:
+            _note("")
+            return 0
+        except KeyboardInterrupt:
+            _note("")
+            if pressed:
+                return 130
+            pressed = True
+            _note("once more to leave, or Ctrl-D")
+
+
+def _turn(
+    talkers: Sequence[Talker], spoken: Sequence[list[Message]], line: str, sampling: Sampling
+) -> tuple[list[list[Message]], bool]:
+    """Answer a line. Returns the conversations with what was said, and whether Ctrl-C stopped it."""
+    from adpa_cli.stages.talk import fitted, say
+
+    asked = [[*turns, Message("user", line)] for turns in spoken]
+    heard = [""] * len(talkers)
+    stopped = False
+    try:
+        streams = []
+        for talker, turns in zip(talkers, asked, strict=True):
+            ids, dropped = fitted(talker, turns, sampling)
+            if dropped:
+                _note(f"({talker.label}: {dropped} old turns no longer fit into {talker.context} tokens)")
+            streams.append(say(talker, ids, sampling))
+        _show(talkers, streams, heard)
+    except KeyboardInterrupt:
+        stopped = True
+        _write("\n")
+        _note("(stopped)")
+    except AdpaError as error:
+        _note(f"{error.message}\n{error.hint}")
+        return [list(turns) for turns in spoken], False
+    return [[*turns, Message("assistant", said)] for turns, said in zip(asked, heard, strict=True)], stopped
+
+
+def _show(talkers: Sequence[Talker], streams: Sequence[Iterator[str]], heard: list[str]) -> None:
+    """Write answers as they come: one as it is, two in columns, or one after the other in a narrow terminal."""
+    each = column_width(len(talkers), terminal_width())
+    if each:
+        heads: list[Iterator[str]] = [iter([talker.label]) for talker in talkers]
+        for line in side_by_side(heads, [""] * len(talkers), each):
+            _write(line + "\n")
+        for line in side_by_side(streams, heard, each):
+            _write(line + "\n")
+        return
+    for place, (talker, stream) in enumerate(zip(talkers, streams, strict=True)):
+        if len(talkers) > 1:
+            _write(f"{talker.label}\n")
+        for piece in stream:
+            heard[place] += piece
+            _write(piece)
+        _write("\n")
+
+
+def _load(found: Sequence[Trained]) -> list[Talker]:
+    from adpa_cli.stages.talk import open_talker
+
+    return [open_talker(one) for one in found]
+
+
+def _ask() -> str:
+    """A line from the terminal; the prompt is on stdout only where that is the same terminal."""
+    if sys.stdout.isatty():
+        return input("> ")
+    sys.stderr.write("> ")
+    sys.stderr.flush()
+    return input()
+
+
+def _write(piece: str) -> None:
+    sys.stdout.write(text.for_encoding(piece, sys.stdout.encoding))
+    sys.stdout.flush()
+
+
+def _note(line: str) -> None:
+    sys.stderr.write(text.for_encoding(line, sys.stderr.encoding) + "\n")
+    sys.stderr.flush()

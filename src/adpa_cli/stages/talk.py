@@ -1,0 +1,109 @@
+"""A model that answers: its encoder, its context, and answers whole or piece by piece."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from adpa_cli.data.chat import Encoder
+from adpa_cli.data.turns import Message
+from adpa_cli.stages.trained import Trained
+
+if TYPE_CHECKING:
+    from adpa_cli.engine.generate import Sampling
+
+LEAST_ROOM = 64  # tokens kept for an answer before old turns are dropped
+BLOCK = 16  # prompts that are answered together
+
+
+@dataclass(frozen=True)
+class Talker:
+    """A loaded model under its own template; `context` is the most tokens that it can see."""
+
+    label: str
+    encoder: Encoder
+    model: Any
+    context: int
+
+
+@dataclass(frozen=True)
+class Answer:
+    """An answer's text, its length in tokens with the end token, and whether a limit stopped it."""
+
+    text: str
+    tokens: int
+    cut: bool
+
+
+def open_talker(found: Trained) -> Talker:
+    """Load a model to answer with: float32 on a CPU, bfloat16 on a GPU."""
+    import torch
+
+    from adpa_cli.engine.models import load, load_tokenizer
+    from adpa_cli.stages.device import device
+
+    encoder = Encoder(load_tokenizer(found.folder), found.template)
+    model: Any = load(found.folder)
+    if device() != "cpu":
+        model = model.to(torch.bfloat16).to(device())
+    longest = getattr(model.config, "max_position_embeddings", None) or 4096
+    return Talker(found.label, encoder, model, int(longest))
+
+
+def fitted(talker: Talker, turns: Sequence[Message], sampling: Sampling) -> tuple[list[int], int]:
+    """Ids of a conversation that leave room for an answer, and how many of its oldest turns had to be left out."""
+    room = min(sampling.max_new_tokens, LEAST_ROOM, talker.context // 2)
+    lead = [turn for turn in turns[:1] if turn.role == "system"]
+    rest = list(turns[len(lead) :])
+    dropped = 0
+    while True:
+        ids = talker.encoder.prompt([*lead, *rest])
+        if len(ids) + room <= talker.context or len(rest) <= 2:
+            return ids, dropped
+        rest, dropped = rest[2:], dropped + 2
+
+
+def say(talker: Talker, ids: Sequence[int], sampling: Sampling) -> Iterator[str]:
+    """The text of an answer, piece by piece."""
+    from adpa_cli.engine.stream import stream
+
+    return pieces(
+        talker.encoder,
+        stream(talker.model, ids, row_id(ids), talker.encoder.end_id, sampling, talker.context),
+    )
+
+
+def answers(talker: Talker, prompts: Sequence[Sequence[Message]], sampling: Sampling) -> Iterator[Answer]:
+    """An answer to each prompt, in order, several computed together."""
+    from adpa_cli.engine.generate import generate_block
+
+    pad = talker.encoder.tokenizer.pad_token_id
+    for start in range(0, len(prompts), BLOCK):
+        ids = [fitted(talker, prompt, sampling)[0] for prompt in prompts[start : start + BLOCK]]
+        made = generate_block(
+            talker.model, ids, [row_id(prompt) for prompt in ids], talker.encoder.end_id,
+            talker.encoder.end_id if pad is None else pad, sampling, talker.context,
+        )  # fmt: skip
+        for answer in made:
+            yield Answer(talker.encoder.decode(answer.ids), len(answer.ids), answer.cut)
+
+
+def row_id(ids: Sequence[int]) -> str:
+    """The noise of sampling depends on the conversation, so that the same words and seed get the same answer."""
+    return hashlib.sha256(" ".join(map(str, ids)).encode()).hexdigest()
+
+
+def pieces(encoder: Encoder, ids: Iterable[int]) -> Iterator[str]:
+    """The text of growing ids, as it grows; a character of several tokens comes when it is whole."""
+    got: list[int] = []
+    text = said = ""
+    for token in ids:
+        got.append(token)
+        text = encoder.decode(got)
+        if text.startswith(said) and not text.endswith("\N{REPLACEMENT CHARACTER}"):
+            yield text[len(said) :]
+            said = text
+    if text != said:
+        yield text[len(said) :]
