@@ -21,7 +21,7 @@ ADPA_PLUS = ("distill", "--method", "adpa+", "--student", "tiny")
 @pytest.mark.parametrize(
     ("words", "names", "answer"),
     [
-        ([*ADPA_PLUS, "--gamma", "3"], "--gamma", "did you mean --set gamma=…?"),
+        ([*ADPA_PLUS, "--gamma", "3"], "--gamma", "did you mean --set gamma=3?"),
         ([*ADPA_PLUS, "--xyzzy", "3"], "--xyzzy", "adpa distill --help"),
         ([*ADPA_PLUS, "--sed", "3"], "--sed", "did you mean --seed"),
         ([*ADPA_PLUS, "--limit", "many"], "--limit", "adpa distill --help"),

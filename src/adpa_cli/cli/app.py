@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from copy import copy
+from difflib import get_close_matches
 from functools import wraps
 from itertools import pairwise
 from typing import Annotated, Any
@@ -42,12 +43,25 @@ class Command(TyperCommand):
             _refuse_swallowed(self, args)
         return super().parse_args(ctx, args)
 
+    def shell_complete(self, ctx: Any, incomplete: str) -> list[Any]:
+        found = super().shell_complete(ctx, incomplete)
+        for item in found:
+            item.help = help.split_default(item.help or "")[0]  # shells print it through rich, which eats brackets
+        return found
+
 
 class Group(TyperGroup):
     """The program with our help screen."""
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         formatter.write(help.group_help(self, ctx.command_path, terminal_width()))
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        if not ctx.resilient_parsing and args[0] not in self.commands and not args[0].startswith("-"):
+            close = get_close_matches(args[0], self.commands)
+            guess = f"did you mean {' or '.join(close)}? " if close else ""
+            raise UsageError(f"no command is called {args[0]!r}", f"{guess}all commands: {ctx.command_path} --help")
+        return super().resolve_command(ctx, args)
 
 
 def _refuse_swallowed(command: TyperCommand, args: list[str]) -> None:

@@ -55,7 +55,8 @@ def command_help(command: TyperCommand, path: str, width: int) -> str:
     lines = [*wrapped(f"Usage: {' '.join([path, *needed, '[OPTIONS]'])}", width, "       "), *about(command, width)]
     tail = everywhere(entries, width)
     panels = {told.panel: [e for e in entries if e.panel == told.panel] for told in entries if told.panel != EVERYWHERE}
-    column = max((len(told.names) for told in entries if len(told.names) < width // 3), default=0)
+    fitting = [len(told.names) for found in panels.values() for told in found if len(told.names) < width // 3]
+    column = max(fitting, default=0)
     shown = {panel: [panel, *rows(found, width, column)] for panel, found in panels.items()}
     for panel in sorted(FOLDABLE & shown.keys(), key=lambda name: -len(shown[name])):
         if len(lines) + len(tail) + sum(map(len, shown.values())) > LINES:
@@ -73,7 +74,7 @@ def group_help(group: TyperGroup, path: str, width: int) -> str:
         lines.append(str(panel))
         for command in commands:
             if command.rich_help_panel == panel:
-                lines += row(str(command.name), column, first_sentence(command.help or ""), width)
+                lines += row(str(command.name), column, command.short_help or "", width)
     entries = _entries(group)
     own = [told.names for told in entries if told.panel != EVERYWHERE]
     lines += [f"{path} COMMAND --help tells more.", *flowed(own, width), *everywhere(entries, width)]
@@ -87,16 +88,22 @@ def _entries(command: TyperCommand | TyperGroup) -> list[Entry]:
 
 def entry(param: TyperOption | TyperArgument) -> Entry:
     """What the screen says of one parameter."""
-    told, default = re.fullmatch(r"(.*?)\s*(\[[^\]]+\])?\.?", param.help or "", re.DOTALL).groups()  # type: ignore[union-attr]
+    told, default = split_default(param.help or "")
     if not default and param.show_default and param.default not in (None, False, [], ()):
         default = f"[{param.default}]"
     if isinstance(param, TyperArgument):
         metavar = param.metavar or param.name.upper()
-        return Entry("What", metavar if param.required else f"[{metavar}]", told, default or "")
+        return Entry("What", metavar if param.required or default == "[required]" else f"[{metavar}]", told, default)
     names = " ".join(sorted(param.opts, key=len))
     if not param.is_flag:
         names += f" {param.metavar or param.name.upper().replace('_', '-')}"
-    return Entry(param.rich_help_panel or "What", names, told, default or "")
+    return Entry(param.rich_help_panel or "What", names, told, default)
+
+
+def split_default(text: str) -> tuple[str, str]:
+    """A help text without its full stop, and the default in brackets at its end."""
+    told, _, default = text.rstrip(".").rpartition(" [") if text.rstrip(".").endswith("]") else (text, "", "")
+    return told.rstrip("."), f"[{default}" if default else ""
 
 
 def about(command: TyperCommand | TyperGroup, width: int) -> Iterator[str]:
@@ -131,7 +138,7 @@ def rows(entries: Sequence[Entry], width: int, column: int) -> Iterator[str]:
             yield from row(told.names, column, told.told, width)
     cells = [f"{told.names:<{narrow}}  {told.told}" for told in short]
     for left, right in zip_longest(cells[::2], cells[1::2], fillvalue=""):
-        yield f"  {left:<{half}}{right}".rstrip()
+        yield f"  {left:<{half - 2}}{right}".rstrip()
 
 
 def row(names: str, column: int, text: str, width: int) -> list[str]:
@@ -163,4 +170,4 @@ def wrapped(text: str, width: int, following: str, first: str = "") -> list[str]
 def first_sentence(text: str) -> str:
     """What a command does, for the list of commands."""
     sentence = " ".join(text.partition("\n\n")[0].split())
-    return re.split(r"(?<=[.:;]) ", sentence)[0].rstrip(".:;")
+    return re.split(r"[:;] |\. (?=[A-Z])", sentence)[0].rstrip(".:;")

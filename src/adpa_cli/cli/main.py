@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import errno
 import sys
+from collections.abc import Sequence
+from difflib import get_close_matches
 from typing import Annotated, Any
 
 import typer
@@ -15,16 +17,21 @@ from typer.exceptions import TyperException
 from adpa_cli import __version__
 from adpa_cli.cli.app import Command, Group, declared
 from adpa_cli.cli.cache_teacher import cache_teacher
+from adpa_cli.cli.chat import chat
 from adpa_cli.cli.data import data
+from adpa_cli.cli.descriptors import nobody_reads, open_closed
 from adpa_cli.cli.distill import distill
 from adpa_cli.cli.dpo_teacher import dpo_teacher
 from adpa_cli.cli.eval import evaluate
 from adpa_cli.cli.gc import gc
+from adpa_cli.cli.help import first_sentence
 from adpa_cli.cli.methods import methods
 from adpa_cli.cli.models import models
 from adpa_cli.cli.options import Request
 from adpa_cli.cli.path import path
+from adpa_cli.cli.plan import PASSED_ON, plan
 from adpa_cli.cli.rollout import rollout
+from adpa_cli.cli.run import run as run_recipe
 from adpa_cli.cli.sft import sft
 from adpa_cli.cli.show import show
 from adpa_cli.cli.streams import fail, take_globals
@@ -42,15 +49,19 @@ app = typer.Typer(
 PANELS: dict[str, tuple[tuple[str, Any], ...]] = {
     "Build": (
         ("sft", sft), ("dpo-teacher", dpo_teacher), ("cache-teacher", cache_teacher), ("rollout", rollout),
-        ("distill", distill), ("eval", evaluate),
+        ("distill", distill), ("eval", evaluate), ("run", run_recipe),
     ),
-    "Look": (("show", show), ("data", data), ("methods", methods), ("models", models)),
-    "Use": (("path", path),),
+    "Look": (("show", show), ("plan", plan), ("data", data), ("methods", methods), ("models", models)),
+    "Use": (("chat", chat), ("path", path)),
     "Keep": (("tag", tag), ("verify", verify), ("gc", gc)),
 }  # fmt: skip
 for _panel, _commands in PANELS.items():
     for _name, _function in _commands:
-        app.command(_name, cls=Command, rich_help_panel=_panel)(declared(_name, _function))
+        _short = first_sentence(_function.__doc__)
+        _settings = PASSED_ON if _name == "plan" else None
+        app.command(_name, cls=Command, rich_help_panel=_panel, short_help=_short, context_settings=_settings)(
+            declared(_name, _function)
+        )
 
 
 def _version(asked: bool) -> None:
@@ -86,12 +97,11 @@ def main(argv: list[str] | None = None) -> int:
     except typer.Abort:
         return 130
     except TyperException as error:
-        return fail(_usage(error))
+        return fail(usage_error(error, words))
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
-        sys.stderr.close()
-        return 1
+        return nobody_reads()
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             name = f": {error.filename}" if error.filename else ""
@@ -100,25 +110,41 @@ def main(argv: list[str] | None = None) -> int:
     return result if isinstance(result, int) else 0
 
 
-def _usage(error: TyperException) -> UsageError:
+def usage_error(error: TyperException, words: Sequence[str]) -> UsageError:
     """An error of the command line's parser in our form; `--gamma 3` is answered with how parameters are set."""
     ctx = getattr(error, "ctx", None)
-    command = ctx.command_path if ctx is not None else "adpa"
-    hint = f"{command} --help"
-    name = getattr(error, "option_name", None)
-    if name and not isinstance(error, typer.BadParameter):
-        from adpa_cli import methods as every
-        from adpa_cli.stages.settings import settable
+    path = ctx.command_path if ctx is not None else "adpa"
+    option, close = getattr(error, "option_name", None), getattr(error, "possibilities", None)
+    if option and close is not None and ctx is not None:
+        takes_settings = any(param.name == "sets" for param in ctx.command.params)
+        setting = _as_setting(str(ctx.command.name), option, words) if takes_settings else ""
+        meant = f"--set {setting}" if setting else "".join(get_close_matches(option, close, n=1))
+        hint = f"did you mean {meant}? all options: {path} --help" if meant else f"{path} --help"
+        return UsageError(f"{path} has no option {option}", hint)
+    if option and not isinstance(error, typer.BadParameter):
+        return UsageError(f"{option} has no value", f"give it: {option} VALUE")
+    return UsageError(str(getattr(error, "format_message", error.__str__)()), f"{path} --help")
 
-        key = name.lstrip("-").replace("-", "_")
-        known = {key for method in every.names() for key in settable("distill", method)}
-        if key in known:
-            hint = f"did you mean --set {key}=…?"
-        elif close := getattr(error, "possibilities", None):
-            hint = f"did you mean {' or '.join(close)}?"
-    return UsageError(str(getattr(error, "format_message", error.__str__)()), hint)
+
+def _as_setting(stage: str, option: str, words: Sequence[str]) -> str:
+    """`--gamma 3` or `--gamma=3` as `gamma=3`, or "" when no stage has such a key."""
+    from adpa_cli import methods as every
+    from adpa_cli.spec import STAGE_VERSIONS
+    from adpa_cli.stages.settings import settable
+
+    key = option.lstrip("-").replace("-", "_")
+    at = next((n for n, word in enumerate(words) if word.partition("=")[0] == option), len(words))
+    typed, _, value = words[at].partition("=") if at < len(words) else (option, "", "")
+    if typed == option and not value and at + 1 < len(words) and not words[at + 1].startswith("--"):
+        value = words[at + 1]
+    for found in dict.fromkeys((stage, *STAGE_VERSIONS)):
+        of_methods = every.names() if found == "distill" else ("",)
+        if found in STAGE_VERSIONS and any(key in settable(found, method) for method in of_methods):
+            return f"{'' if found == stage else found + '.'}{key}={value or '…'}"
+    return ""
 
 
 def run() -> None:
     """The console script."""
+    open_closed()
     sys.exit(main())

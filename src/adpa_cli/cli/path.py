@@ -7,7 +7,9 @@ from typing import Annotated
 import typer
 
 
-def path(ref: Annotated[str, typer.Argument(help="An artifact or tag; - reads stdin.", show_default=False)]) -> None:
+def path(
+    ref: Annotated[str, typer.Argument(metavar="REF", help="An artifact or tag; - reads stdin.", show_default=False)],
+) -> None:
     """Print the folder of an artifact, for other tools.
 
     vllm serve $(adpa path best)
