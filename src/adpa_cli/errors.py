@@ -5,21 +5,24 @@ A bug shows a traceback; an `AdpaError` never does.
 
 from __future__ import annotations
 
-from typing import ClassVar
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 
 class AdpaError(Exception):
     """A failure the user can act on.
 
-    `message` says what was asked and what was found; `hint` is the next command or change, shown after `try:`.
+    `message` says what was asked and what was found; `hint` is the next command or change, shown after `try:`;
+    `facts` are for programs that read errors as JSON.
     """
 
     exit_code = 1
 
-    def __init__(self, message: str, hint: str = "") -> None:
+    def __init__(self, message: str, hint: str = "", facts: Mapping[str, Any] | None = None) -> None:
         super().__init__(message)
         self.message = message
         self.hint = hint
+        self.facts = dict(facts or {})
 
 
 class UsageError(AdpaError):

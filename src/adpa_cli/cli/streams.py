@@ -199,7 +199,7 @@ def needed(option: str, value: str | None) -> str:
 def fail(error: AdpaError) -> int:
     """Say what went wrong on stderr, with -v also where; returns the exit code."""
     if GLOBALS.json:
-        record = {"error": error.message, "hint": error.hint, "exit": error.exit_code}
+        record = {"error": error.message, "hint": error.hint, "exit": error.exit_code, **error.facts}
         say(json.dumps(record, ensure_ascii=False) + "\n")
     else:
         where = "".join(traceback.format_exception(error)) if GLOBALS.verbose else ""

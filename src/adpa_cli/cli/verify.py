@@ -31,14 +31,15 @@ def verify(
     for ref, damaged in damages.items():
         lines += [f"{ref}\t{d.file}\t{d.problem}\t{' '.join(d.rows)}".rstrip() for d in damaged] or [f"{ref}\twhole"]
     record = {ref: [vars(damage) for damage in damaged] for ref, damaged in damages.items()}
+    if bad := [line for line in lines if not line.endswith("\twhole")]:
+        count = sum(map(bool, damages.values()))
+        raise Corrupt(
+            "\n".join([f"{count} of {len(found)} artifacts are damaged", *(f"  {line}" for line in bad)]),
+            "move a damaged folder away and repeat the command that made it (adpa show REF names it)",
+            {"damage": {ref: damaged for ref, damaged in record.items() if damaged}},
+        )
     text = "\n".join(lines)
     out(lambda: text.expandtabs(30), lambda: text, lambda: record)
-    bad = [ref for ref, damaged in damages.items() if damaged]
-    if bad:
-        raise Corrupt(
-            f"{len(bad)} of {len(found)} artifacts are damaged: {', '.join(bad)}",
-            "move a damaged folder away and repeat the command that made it (adpa show REF names it)",
-        )
 
 
 def damaged_rows(path: Path) -> list[str]:
