@@ -5,6 +5,7 @@ All three are inputs to a stage, told apart by where their content id comes from
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -52,6 +53,11 @@ class External:
     def is_open(self) -> bool:
         """Whether it could be looked at; what could not only stands in, until the plan is refused."""
         return bool(self.where)
+
+
+def stand_in(kind: str, name: str) -> External:
+    """In place of a "model" or "data" of the hub that is closed to us, so that the rest of a plan can be looked at."""
+    return External(f"{kind}:{hashlib.sha256(name.encode()).hexdigest()}", name, (), {"name": name})
 
 
 @dataclass(frozen=True)

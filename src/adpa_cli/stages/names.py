@@ -17,7 +17,7 @@ from adpa_cli.data.sources import HUB_ID, Source, located, parse_source, source_
 from adpa_cli.errors import NotFound, UsageError
 from adpa_cli.families import DATA_ALIASES, Alias, ReadyPair, aliases, ready_pairs
 from adpa_cli.stages import hub
-from adpa_cli.stages.graph import Artifact, External, HubFile
+from adpa_cli.stages.graph import Artifact, External, HubFile, stand_in
 from adpa_cli.stages.hub_access import Access, Closed
 from adpa_cli.store.contents import file_digest, model_digest, model_files
 from adpa_cli.store.identity import canonical
@@ -100,13 +100,13 @@ class Names:
         """A hub model at the commit this store has pinned, found without its weights. Raises Closed."""
         name, _, revision = text.partition("@")
         if self.access and self.access.asked.get(text):
-            return External(f"model:{text}", name, (), {"name": name})
+            return stand_in("model", name)
         try:
             commit = self.store.pin(text, lambda _: hub.commit_of(name, revision or None, "model"), self.refresh)
             found = hub.model(name, commit, self.store.hash_cache)
         except Closed as why:
             self._note(text, why)
-            return External(f"model:{text}", name, (), {"name": name})
+            return stand_in("model", name)
         self._note(text, None)
         return found
 
@@ -136,7 +136,7 @@ class Names:
                 found = self._described(whole)
             except Closed as why:
                 self._note(f"data {base}", why)
-                return External(f"data:{base}", base, (), {"name": base})
+                return stand_in("data", base)
             described.append(found.facts)
             where.append(found.where)
             files += found.files

@@ -72,7 +72,7 @@ class Planner:
         if not isinstance(base, External):
             raise UsageError(f"{base.label} has no chat template", "start from a base model: adpa sft --model M")
         default = DEFAULT_TEMPLATES[family.template]
-        return default.text, default.end or end_token(Path(base.where[0]))
+        return default.text, default.end or (end_token(Path(base.where[0])) if base.is_open else "")
 
     def sft(self, base: Input, data: External, family: Family, side: str, template: Template, role: str) -> Node:
         """Supervised fine-tuning of a base model on dialogues."""
