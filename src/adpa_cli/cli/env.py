@@ -1,0 +1,21 @@
+"""`adpa env`."""
+
+from __future__ import annotations
+
+
+def env() -> None:
+    """Show what this machine offers: versions, devices, cores, memory, the store, the Hugging Face cache.
+
+    adpa env · adpa env --json > env.json
+    """
+    from adpa_cli.cli.look import out
+    from adpa_cli.cli.streams import GLOBALS
+    from adpa_cli.report import machine, text
+    from adpa_cli.store.store import Store
+
+    facts = machine.facts(Store.find_or_empty(GLOBALS.store))
+    out(
+        lambda: "".join(f"{text.pad(name, 21)} {machine.shown(name, value)}\n" for name, value in facts.items()),
+        lambda: text.tsv((name, machine.plain(value)) for name, value in facts.items()),
+        lambda: facts,
+    )

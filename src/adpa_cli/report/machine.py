@@ -1,0 +1,108 @@
+"""What a machine offers: libraries, devices, cores, memory, disks and caches. Imports none of what it names."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import subprocess
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from adpa_cli.report import text
+from adpa_cli.store.store import FORMAT, Store
+
+LIBRARIES = (
+    "torch", "transformers", "accelerate", "tokenizers", "safetensors", "huggingface-hub", "numpy", "pyarrow",
+    "zstandard", "datasets", "peft", "bitsandbytes", "liger-kernel", "flash-attn", "vllm", "deepspeed",
+)  # fmt: skip
+VARIABLES = ("ADPA_STORE", "HF_HUB_OFFLINE", "OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "LLAMA_CPP", "TMPDIR")
+SIZES = ("memory", "store.free", "hub.free")
+
+
+def facts(store: Store, environ: Mapping[str, str] = os.environ) -> dict[str, Any]:
+    """By name, in the order of showing; sizes in bytes. A library that is not installed is None."""
+    exists = store.root.is_dir()
+    home = Path(environ.get("HF_HOME") or Path(environ.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface")
+    cache = Path(environ.get("HF_HUB_CACHE") or environ.get("HUGGINGFACE_HUB_CACHE") or home / "hub").expanduser()
+    token = Path(environ.get("HF_TOKEN_PATH") or home / "token").expanduser()
+    return {
+        "adpa": installed("adpa-cli"),
+        "python": platform.python_version(),
+        "system": platform.platform(),
+        **{name: installed(name) for name in LIBRARIES},
+        "devices": devices(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "memory": memory(),
+        "store": str(store.root) if exists else None,
+        "store.format": FORMAT if exists else None,
+        "store.artifacts": len(store.artifacts(lambda error: None)) if exists else None,
+        "store.free": free(store.root),
+        "hub.cache": str(cache),
+        "hub.free": free(cache),
+        "hub.token": bool(environ.get("HF_TOKEN") or environ.get("HUGGING_FACE_HUB_TOKEN") or token.is_file()),
+        **{name: environ.get(name) for name in VARIABLES},
+    }
+
+
+def installed(name: str) -> str | None:
+    """The version of a distribution, or None."""
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def devices() -> list[str]:
+    """The GPUs that the NVIDIA driver lists, with their memory; empty without any."""
+    program = shutil.which("nvidia-smi")
+    if program is None:
+        return []
+    asked = [program, "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"]
+    try:
+        done = subprocess.run(asked, capture_output=True, text=True, timeout=20, check=True, stdin=subprocess.DEVNULL)
+    except (OSError, subprocess.SubprocessError) as error:
+        return [f"nvidia-smi fails: {error}"]
+    return [line.strip() for line in done.stdout.splitlines() if line.strip()]
+
+
+def memory(limits: Path = Path("/sys/fs/cgroup/memory.max")) -> int | None:
+    """Bytes of memory that this process may use: the machine's, or less where a container sets a limit."""
+    try:
+        whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (ValueError, OSError, AttributeError):
+        return None
+    try:
+        return min(whole, int(limits.read_text(encoding="ascii")))
+    except (OSError, ValueError):
+        return whole
+
+
+def free(folder: Path) -> int | None:
+    """Free bytes where a folder is or would be."""
+    there = next((path for path in (folder.absolute(), *folder.absolute().parents) if path.exists()), None)
+    return shutil.disk_usage(there).free if there else None
+
+
+def shown(name: str, value: Any) -> str:
+    """A fact for reading."""
+    if name in SIZES and value is not None:
+        return text.human_size(value)
+    if name == "devices" and not value:
+        return "no GPU, the CPU computes"
+    if isinstance(value, list):
+        return " · ".join(value)
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return "–" if value is None else str(value)
+
+
+def plain(value: Any) -> str:
+    """A fact for a pipe; what is not there is empty."""
+    if isinstance(value, list):
+        return ", ".join(value)
+    if isinstance(value, bool):
+        return str(value).lower()
+    return "" if value is None else str(value)
