@@ -61,8 +61,8 @@ def collect(store: Store, manifest: Manifest) -> Page:
     )
 
 
-def screen(page: Page, width: int, now: float, commands: Collection[str] | None = None) -> str:
-    """The page for a terminal; `commands` are those that exist, for the last line (None: all)."""
+def screen(page: Page, width: int, now: float) -> str:
+    """The page for a terminal."""
     manifest = page.manifest
     tags = f"  tag {' '.join(page.tags)}" if page.tags else ""
     seen = "not verified yet" if page.verified is None else f"verified {text.human_age(now - page.verified)} ago"
@@ -82,7 +82,7 @@ def screen(page: Page, width: int, now: float, commands: Collection[str] | None 
     watch = manifest.metrics.get("watch", [])
     for warning in [watch] if isinstance(watch, str) else watch:
         lines += text.wrap("watch", [str(warning)], width)
-    following = [command for command in next_commands(page) if commands is None or command.split()[1] in commands]
+    following = next_commands(page)
     return "\n".join(lines + (text.wrap("next", following, width, " · ") if following else [])) + "\n"
 
 
@@ -170,9 +170,11 @@ def next_commands(page: Page) -> list[str]:
     name, stage = page.name, page.manifest.stage
     if any(file.endswith(".safetensors") and "/" not in file for file in page.manifest.files):
         return [
-            f"adpa eval {name}",
             f"adpa chat {name}",
-            f"adpa path {name}",
+            f"adpa eval {name}",
+            f"vllm serve $(adpa path {name})",
+            f"adpa export {name} DIR --to hf",
+            f"adpa show {name} --recipe > again.toml",
         ]
     if stage == "rollout":
         return [f"adpa show {name} --row 1", f"adpa cache-teacher --teacher MODEL --rollouts {name}"]
