@@ -57,6 +57,18 @@ def write_atomic(path: Path, data: bytes) -> None:
     sync_folder(path.parent)
 
 
+def make_folder(path: Path) -> None:
+    """Make a folder and those above it. Raises AdpaError where none can be made; a full disk stays an OSError."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        if is_disk_full(error):
+            raise
+        raise AdpaError(
+            f"{path} cannot be written: {error.strerror}", "use a folder that is yours: --store DIR or $ADPA_STORE"
+        ) from error
+
+
 def is_disk_full(error: BaseException | None) -> bool:
     """Whether an error, or what caused it, is a full disk or quota; libraries in Rust only say so in words."""
     while error is not None:

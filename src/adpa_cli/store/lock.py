@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from adpa_cli.errors import Busy
+from adpa_cli.store.disk import explained
 
 POLL_SECONDS = 0.2
 _GRACE_SECONDS = 0.05  # `holder` takes the lock for an instant to look; a builder must not mistake that for work
@@ -58,8 +59,9 @@ def locked(
 
     Waits for another holder after naming it through `announce`; raises `Busy` at once when `wait` is false.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    with explained(path.parent, f"{what or path.stem} needs its lock there"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     try:
         _acquire(handle, path, what or path.stem, wait, announce)
         about = {"pid": os.getpid(), "host": platform.node(), "command": command, "needs": list(needs)}

@@ -16,7 +16,7 @@ from adpa_cli.errors import AdpaError, Corrupt, NotFound, UsageError
 from adpa_cli.store import build as builds
 from adpa_cli.store import manifest as manifests
 from adpa_cli.store import pins
-from adpa_cli.store.disk import explained, write_atomic
+from adpa_cli.store.disk import explained, make_folder, write_atomic
 from adpa_cli.store.identity import STAGE_NAME, HashCache, Recipe
 from adpa_cli.store.lock import holder
 from adpa_cli.store.manifest import Manifest
@@ -81,7 +81,7 @@ class Store:
             return cls.find(start)
         except NotFound:
             given = start or os.environ.get("ADPA_STORE")
-            return cls(Path(given).expanduser().absolute() if given else Path.cwd() / FOLDER)
+            return cls(_free_place(Path(given).expanduser().absolute() if given else Path.cwd() / FOLDER))
 
     @classmethod
     def _create(cls, root: Path) -> Store:
@@ -90,6 +90,7 @@ class Store:
                 f"{root} holds other things and is no store", f"give an empty folder: --store {root / FOLDER}"
             )
         with explained(root, "the store is not created"):
+            make_folder(root)
             write_atomic(root / MARKER, json.dumps({"format": FORMAT}).encode() + b"\n")
         return cls(root, created=True)
 
@@ -254,6 +255,14 @@ class Store:
         return builds.build(
             self.root, recipe, command=command, environment=environment, wait=wait, announce=announce, again=again
         )
+
+
+def _free_place(root: Path) -> Path:
+    """The same path. Raises UsageError where no folder can be made, because something in its path is a file."""
+    existing = next(path for path in (root, *root.parents) if path.exists())
+    if not existing.is_dir():
+        raise UsageError(f"{root} cannot be a store: {existing} is a file", "give a folder: --store DIR")
+    return root
 
 
 def _supported(root: Path) -> Path:
