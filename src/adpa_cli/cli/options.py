@@ -6,7 +6,7 @@ import functools
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_type_hints
 
 import typer
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from adpa_cli.stages.plan import Plan
     from adpa_cli.stages.settings import Given
 
+R = TypeVar("R")
 WHAT, MUCH, WHERE, AFTER, FIRST = "What", "How much", "Where and when (noise at most)", "After", "Look first"
 PANELS = (WHAT, MUCH, WHERE, AFTER, FIRST)
 
@@ -156,10 +157,10 @@ TYPED = ("lr", "epochs", "batch_size", "max_steps", "select", "keep")
 """Options that are settings of a spec by the same name."""
 
 
-def making(*names: str) -> Callable[[Callable[..., Request]], Callable[..., Request]]:
+def making(*names: str) -> Callable[[Callable[..., R]], Callable[..., R]]:
     """Decorate a making command: it gets the named fields of `Options` as options, and their values as `options`."""
 
-    def decorate(function: Callable[..., Request]) -> Callable[..., Request]:
+    def decorate(function: Callable[..., R]) -> Callable[..., R]:
         hints = get_type_hints(Options, include_extras=True)
         own = [p for p in inspect.signature(function, eval_str=True).parameters.values() if p.name != "options"]
         shared = [
@@ -169,7 +170,7 @@ def making(*names: str) -> Callable[[Callable[..., Request]], Callable[..., Requ
         declared = sorted([p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own] + shared, key=_place)
 
         @functools.wraps(function)
-        def command(**values: Any) -> Request:
+        def command(**values: Any) -> R:
             options = Options(**{name: values.pop(name) for name in names}).checked()
             return function(options=options, **values)
 

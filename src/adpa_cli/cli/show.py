@@ -16,6 +16,9 @@ def show(
         int | None,
         typer.Option("--row", help="One row of rollouts or signals, from 1.", metavar="N", show_default=False),
     ] = None,
+    recipe: Annotated[
+        bool, typer.Option("--recipe", help="The TOML that makes it again: adpa run.", show_default=False)
+    ] = False,
     everything: Annotated[bool, typer.Option("--all", help="List everything.", show_default=False)] = False,
 ) -> None:
     """Show what is in the store: the list, one artifact, what differs between several, or one row.
@@ -33,7 +36,15 @@ def show(
     store = Store.find(GLOBALS.store)
     width, now = terminal_width(), time.time()
     found = [store.resolve(ref) for ref in dashes({"REF": list(refs or ())})["REF"]]
-    if row is not None:
+    if recipe:
+        from adpa_cli.cli import remade
+
+        if len(found) != 1 or row is not None:
+            raise UsageError("--recipe is of one artifact", "adpa show REF --recipe")
+        again = remade.recipe_of(store, found[0])
+        text = remade.toml(again, found[0])
+        out(lambda: text, lambda: text, lambda: remade.record(again, found[0]))
+    elif row is not None:
         from adpa_cli.report import rows
 
         if len(found) != 1:
@@ -52,7 +63,7 @@ def show(
     elif len(found) == 1:
         one = page.collect(store, found[0])
         out(
-            lambda: page.screen(one, width, now, {"show", "tag", "path", "eval"}),
+            lambda: page.screen(one, width, now),
             lambda: page.tsv(one),
             lambda: page.record(one),
         )

@@ -84,7 +84,7 @@ def check_own(given: Given, stages: Sequence[tuple[str, str]]) -> None:
             listed = ", ".join(f"{name}={value}" for name, value in known.items())
             raise UsageError(f"--set {key}: no such setting here", f"{guess}settings: {listed}")
     for stage, named in given.by_stage.items():
-        known = {key: value for method in _methods_of(stage) for key, value in settable(stage, method).items()}
+        known = {key: value for method in methods_of(stage) for key, value in settable(stage, method).items()}
         for key in named:
             if key not in known:
                 listed = ", ".join(f"{name}={value}" for name, value in known.items())
@@ -106,7 +106,7 @@ def user_settings(given: Given, stage: str, method: str, own: bool, seeded: bool
     return {**values, **{k: v for k, v in {**(given.own if own else {}), **named}.items() if k in known}}
 
 
-def _methods_of(stage: str) -> tuple[str, ...]:
+def methods_of(stage: str) -> tuple[str, ...]:
     """The methods that a stage may train with; "" for a stage that trains nothing."""
     return {"sft": ("sft",), "dpo-teacher": ("dpo",), "distill": tuple(methods.names())}.get(stage, ("",))
 
