@@ -120,7 +120,8 @@ def test_an_answer_cut_to_nothing_is_named(pipeline: Pipeline, cli: Cli, tmp_pat
         assert "do not fit into 1" in said
         assert "--set max_length=" in said
     said = cli.refused(1, "rollout", "--student", student, "--data", "pairs.jsonl", "--set", "max_length=1")
-    assert "leaves no answer to generate in 1" in said
+    assert "pairs.jsonl row 1, prompt: leaves no answer to generate in 1" in said
+    assert "try: --set rollout.max_length=2" in said
 
 
 def test_a_limit_beyond_the_context_names_the_setting(pipeline: Pipeline, cli: Cli) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from adpa_cli.errors import DataError
 from adpa_cli.spec import RolloutSpec, make
 from adpa_cli.stages.job import Job, Monitor, stop_if_asked, write_json
 
@@ -54,10 +55,10 @@ def finish(job: Job) -> dict[str, Any]:
     made = {row["id"]: row for path in blocks for row in json.loads(path.read_text(encoding="utf-8"))}
     rows = [
         Rollout(
-            id=row, prompt=prompt, prompt_ids=tuple(made[row]["prompt_ids"]),
+            id=row, prompt=pair.prompt, prompt_ids=tuple(made[row]["prompt_ids"]),
             answer_ids=tuple(made[row]["answer_ids"]), text=made[row]["text"], cut=made[row]["cut"],
         )
-        for row, prompt in _prompts(job, spec).items()
+        for row, pair in _asked(job, spec).items()
     ]  # fmt: skip
     write_rollouts(job.folder / ROWS, rows)
     lengths = [len(row.answer_ids) for row in rows]
@@ -71,12 +72,15 @@ def _path(job: Job, index: int) -> Any:
     return job.folder / f"_block-{index:06d}.json"
 
 
-def _prompts(job: Job, spec: RolloutSpec) -> dict[str, Any]:
-    """Prompts by id, each once, in the order of the data."""
+def _asked(job: Job, spec: RolloutSpec) -> dict[str, Any]:
+    """The first pair with each prompt by the prompt's id, in the order of the data."""
     from adpa_cli.stages.examples import pairs_of, rollout_id
 
     pairs = pairs_of(job.one("data").where, spec.split, spec.limit, spec.skip_bad_rows)
-    return {rollout_id(pair): pair.prompt for pair in pairs.items}
+    found: dict[str, Any] = {}
+    for pair in pairs.items:
+        found.setdefault(rollout_id(pair), pair)
+    return found
 
 
 def _blocks(job: Job, spec: RolloutSpec, tokenizer: Any) -> tuple[Any, Any]:
@@ -86,10 +90,16 @@ def _blocks(job: Job, spec: RolloutSpec, tokenizer: Any) -> tuple[Any, Any]:
 
     encoder = encoder_of(tokenizer, spec)
     items = []
-    for row, prompt in _prompts(job, spec).items():
+    for row, pair in _asked(job, spec).items():
         # A prompt is cut only where no answer would fit beside it: training sees the same prompt.
         room = [encoder.end_id] * min(LEAST_ROOM, spec.max_new_tokens, spec.max_length // 2)
-        fitted = fit(encoder.prompt(prompt), room, spec.max_length, bos_id=encoder.bos_id, where=f"prompt {row}")
+        where = f"{job.one('data').label} row {pair.row}, prompt"
+        fitted = fit(encoder.prompt(pair.prompt), room, spec.max_length, bos_id=encoder.bos_id, where=where)
+        if len(fitted.prompt) >= spec.max_length:
+            raise DataError(
+                f"{where}: leaves no answer to generate in {spec.max_length} tokens",
+                f"--set {job.stage}.max_length={2 * spec.max_length}",
+            )
         items.append((row, fitted.prompt))
     return encoder, cut_blocks(
         items,
