@@ -70,7 +70,8 @@ def test_a_wrong_word_is_named_and_answered(cli: Cli, words: list[str], names: s
     [
         ("gamma=-1", "between 0.0 and 1000.0"), ("gamma=nan", "a finite number"), ("gamma=much", "a finite number"),
         ("lr=0", "above 0"), ("lr=inf", "a finite number"), ("epochs=-1", "above 0"), ("batch_size=0", "above 0"),
-        ("batch_size=1.5", "a whole number"), ("max_steps=0", "above 0"), ("dtype=float16", "float32, bfloat16"),
+        ("batch_size=1.5", "a whole number"),
+        ("batch_size=1e999", "a whole number"), ("lr=1e999", "a finite number"), ("max_steps=0", "above 0"), ("dtype=float16", "float32, bfloat16"),
         ("warmup_ratio=2", "between 0 and 1"), ("adam_beta1=1", "between 0 and 0.999999"), ("clip=0", "above 0"),
         ("weight_decay=-1", "between 0"), ("seed=-1", "between 0"), ("reduction=max", "seqmean"),
         ("rollout.temperature=-1", "between 0"), ("rollout.top_p=1.5", "between 0 and 1"),
@@ -85,7 +86,8 @@ def test_a_value_out_of_range_is_refused_before_any_work(cli: Cli, setting: str,
 
 
 @pytest.mark.parametrize(
-    "option", ["--limit 0", "--lr -1", "--epochs 0", "--batch-size 0", "--max-steps 0", "--seed -1", "--seed-all -1",
+    "option", ["--limit 0", "--lr nan", "--lr 1e999", "--epochs nan",
+               "--lr -1", "--epochs 0", "--batch-size 0", "--max-steps 0", "--seed -1", "--seed-all -1",
                "--tokens-per-device 0", "--gpus 0"],
 )  # fmt: skip
 def test_an_option_out_of_range_is_refused_before_any_work(cli: Cli, option: str) -> None:

@@ -180,7 +180,7 @@ def coerce(kind: Any, value: Any, name: str) -> Any:
         return tuple(coerce(args[0], v, name) for v in items)
     try:
         return _SCALARS[kind](value)
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, OverflowError):
         raise UsageError(f"{name}={value!r} is not {_WORDS[kind]}", f"give {name} as {_WORDS[kind]}") from None
 
 
