@@ -1,30 +1,39 @@
-"""How long `adpa --help` and `adpa show` on a store of 500 artifacts take, beside a bare interpreter.
+"""How long the commands that only look take to answer, on a store of 500 artifacts, beside a bare interpreter.
 
-`help_s`, `show_s`, `python_s`: medians of the wall-clock seconds of whole processes, taken in turns.
-`heavy`: which of the slow libraries each command loads; none is expected.
+`seconds`: per command the median wall-clock time of whole processes, taken in turns; `heavy`: which of the slow
+libraries it loads (none is expected); `help_s`, `show_s`, `python_s`, `worst_s`: four of the seconds by themselves.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
+import shlex
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
+from adpa_cli.cli.main import PANELS
 from adpa_cli.store.identity import Recipe
 from adpa_cli.store.manifest import FILE_NAME, Manifest, utc
 from adpa_cli.store.store import Store
 
-HEAVY = ("torch", "transformers", "datasets", "accelerate", "tokenizers", "pyarrow", "pandas", "numpy")
+HEAVY = ("torch", "transformers", "datasets", "accelerate", "pyarrow", "tokenizers", "pandas", "numpy")
 LOADED = (
-    "import json, sys; from adpa_cli.cli.main import main; code = main(sys.argv[1:]); "
-    f"print(json.dumps([code, [name for name in {HEAVY} if name in sys.modules]]), file=sys.stderr)"
+    "import atexit, json, sys; atexit.register(lambda: print(json.dumps([name for name in "
+    f"{HEAVY} if name in sys.modules]), file=sys.stderr)); from adpa_cli.cli.main import run; run()"
 )
+LOOKS = (
+    "show", "show --all --json", "show sft@latest", "path sft@latest", "tag", "methods", "methods adpa", "models",
+    "env", "gc -n", "plan distill --method adpa+ --student tiny",
+)  # fmt: skip
+COMPLETED = ("di", "distill --method ad", "distill --method adpa --set gam", "show ", "distill --student t")
 
 
 def fill(folder: Path, count: int) -> Path:
@@ -44,48 +53,62 @@ def fill(folder: Path, count: int) -> Path:
     return store.root
 
 
-def seconds(argv: list[str]) -> float:
+def commands() -> dict[str, tuple[list[str], dict[str, str]]]:
+    """What is measured: per name the words after `adpa`, and what is added to the environment."""
+    names = [name for panel in PANELS.values() for name, _ in panel]
+    lines = ["--help", *(f"{name} --help" for name in names), *(look for look in LOOKS if look.split()[0] in names)]
+    found: dict[str, tuple[list[str], dict[str, str]]] = {line: (shlex.split(line), {}) for line in lines}
+    for line in COMPLETED:
+        words = ["adpa", *line.split(" ")]
+        asked = {"_ADPA_COMPLETE": "complete_bash", "COMP_WORDS": "\n".join(words), "COMP_CWORD": str(len(words) - 1)}
+        found[f"{line} TAB"] = ([], asked)
+    return found
+
+
+def seconds(argv: list[str], folder: Path, environment: Mapping[str, str]) -> float:
     """Wall-clock time of one process."""
     start = time.perf_counter()
-    subprocess.run(argv, check=True, stdout=subprocess.DEVNULL)
+    subprocess.run(argv, check=True, stdout=subprocess.DEVNULL, cwd=folder, env={**os.environ, **environment})
     return time.perf_counter() - start
 
 
-def loaded(words: list[str]) -> list[str]:
+def loaded(words: list[str], folder: Path, environment: Mapping[str, str]) -> list[str]:
     """The slow libraries that a command loads."""
-    done = subprocess.run([sys.executable, "-c", LOADED, *words], check=True, capture_output=True, text=True)
-    code, found = json.loads(done.stderr.splitlines()[-1])
-    if code != 0:
-        raise SystemExit(f"adpa {' '.join(words)} exited with {code}")
-    return list(found)
+    argv = [sys.executable, "-c", LOADED, *words]
+    done = subprocess.run(
+        argv, check=True, capture_output=True, text=True, cwd=folder, env={**os.environ, **environment}
+    )
+    return list(json.loads(done.stderr.splitlines()[-1]))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--artifacts", type=int, default=500)
-    parser.add_argument("--runs", type=int, default=9)
+    parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     args = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        show = ["show", "--store", str(fill(Path(folder), args.artifacts))]
-        adpa = [sys.executable, "-m", "adpa_cli"]
-        commands = {
-            "help_s": [*adpa, "--help"], "show_s": [*adpa, *show], "python_s": [sys.executable, "-c", "pass"],
-        }  # fmt: skip
-        times: dict[str, list[float]] = {name: [] for name in commands}
+    measured = commands()
+    with tempfile.TemporaryDirectory() as name:
+        folder = fill(Path(name), args.artifacts).parent
+        argvs = {line: ([sys.executable, "-m", "adpa_cli", *words], env) for line, (words, env) in measured.items()}
+        argvs["python"] = ([sys.executable, "-c", "pass"], {})
+        times: dict[str, list[float]] = {line: [] for line in argvs}
         for _ in range(args.runs):
-            for name, argv in commands.items():
-                times[name].append(seconds(argv))
-        result = {name: round(statistics.median(taken), 3) for name, taken in times.items()}
-        record = {
-            **result, "artifacts": args.artifacts, "runs": args.runs,
-            "heavy": {"help": loaded(["--help"]), "show": loaded(show)},
-        }  # fmt: skip
+            for line, (argv, environment) in argvs.items():
+                times[line].append(seconds(argv, folder, environment))
+        heavy = {line: loaded(words, folder, environment) for line, (words, environment) in measured.items()}
+    result = {line: round(statistics.median(taken), 3) for line, taken in times.items()}
+    record = {
+        "help_s": result["--help"], "show_s": result["show"], "python_s": result.pop("python"),
+        "worst_s": max(result.values()), "artifacts": args.artifacts, "runs": args.runs,
+        "seconds": result, "heavy": heavy,
+    }  # fmt: skip
     if args.json:
         print(json.dumps(record, indent=2))
-    else:
-        for name, value in record.items():
-            print(f"{name:12} {value}")
+        return
+    for line, taken in result.items():
+        print(f"{taken:.3f}  {line:45} {' '.join(heavy[line])}")
+    print("  ".join(f"{key} {record[key]}" for key in ("python_s", "help_s", "show_s", "worst_s", "artifacts", "runs")))
 
 
 if __name__ == "__main__":

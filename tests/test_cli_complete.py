@@ -116,6 +116,12 @@ def test_keys_of_a_stage(offered: Offer) -> None:
     assert offered(line + "nosuch.l") == []
 
 
+def test_a_plan_is_completed_as_the_command_it_plans(offered: Offer) -> None:
+    assert offered("adpa plan di") == ["distill"]
+    assert offered("adpa plan distill --meth") == ["--method"]
+    assert offered("adpa plan distill --method adpa --set gam") == ["gamma=", "gamma=1.5"]
+
+
 def test_data_suites_and_words(offered: Offer, tmp_path: Path) -> None:
     for name in ("pairs.jsonl", "pairs.txt", "more.parquet"):
         (tmp_path / name).touch()

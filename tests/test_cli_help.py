@@ -18,7 +18,7 @@ COMMANDS: dict[str, TyperCommand] = GROUP.commands
 
 
 def make(function: Any) -> TyperCommand:
-    """A function as a command of a program called `prog`."""
+    """A function as a command of a program."""
     app = typer.Typer(cls=Group, rich_markup_mode=None)
     app.command("bake", cls=Command)(declared("bake", function))
     app.command("other", cls=Command)(lambda: None)
@@ -36,16 +36,19 @@ def bake(
     """Bake cakes, one after
     the other.
 
-    prog bake apple --oven left     about an hour
-    prog bake - --oven x            in a pipe
+    Cakes rise.
+
+    adpa bake apple --oven left     about an hour
+    adpa bake - --oven x            in a pipe
     """
 
 
 SCREEN = """\
-Usage: prog bake CAKE… --oven NAME [OPTIONS]
+Usage: adpa bake CAKE… --oven NAME [OPTIONS]
   Bake cakes, one after the other.
-  prog bake apple --oven left   about an hour
-  prog bake - --oven x          in a pipe
+  Cakes rise.
+  adpa bake apple --oven left   about an hour
+  adpa bake - --oven x          in a pipe
 What
   CAKE…        Which ones                         --oven NAME  Where [required]
 How much
@@ -54,11 +57,12 @@ Everywhere:  --json  --store DIR  -q --quiet  -v --verbose  -h --help
 Exit:  0 done  1 failed  2 usage  3 not found  4 busy  5 corrupt  75 come again  129/130/143 stopped"""
 
 NARROW = """\
-Usage: prog bake CAKE… --oven NAME
+Usage: adpa bake CAKE… --oven NAME
        [OPTIONS]
   Bake cakes, one after the other.
-  prog bake apple --oven left
-  prog bake - --oven x
+  Cakes rise.
+  adpa bake apple --oven left
+  adpa bake - --oven x
 What
   CAKE…
       Which ones
@@ -77,8 +81,8 @@ Exit:  0 done  1 failed  2 usage
 
 
 def test_a_screen_is_what_was_drawn_by_hand() -> None:
-    assert command_help(make(bake), "prog bake", 100).splitlines() == SCREEN.splitlines()
-    assert command_help(make(bake), "prog bake", 40).splitlines() == NARROW.splitlines()
+    assert command_help(make(bake), "adpa bake", 100).splitlines() == SCREEN.splitlines()
+    assert command_help(make(bake), "adpa bake", 40).splitlines() == NARROW.splitlines()
 
 
 def test_more_than_a_screenful_names_the_obvious_without_a_word() -> None:
@@ -99,7 +103,7 @@ def test_more_than_a_screenful_names_the_obvious_without_a_word() -> None:
          for n, p in enumerate(parameters)]
     )  # fmt: skip
     vars(crowded)["__signature__"] = signature
-    screen = command_help(make(crowded), "prog bake", 100)
+    screen = command_help(make(crowded), "adpa bake", 100)
     assert "explanation" not in screen
     assert all(f"{name} N [7]" in screen for name in names)
     assert len(screen.splitlines()) <= LINES

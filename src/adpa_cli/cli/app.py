@@ -57,6 +57,8 @@ class Group(TyperGroup):
         formatter.write(help.group_help(self, ctx.command_path, terminal_width()))
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        if ctx.resilient_parsing and args[0] == "plan" and args[1:2] and args[1] in self.commands:
+            args = args[1:]  # a plan's line is completed as that of the command it plans
         if not ctx.resilient_parsing and args[0] not in self.commands and not args[0].startswith("-"):
             close = get_close_matches(args[0], self.commands)
             guess = f"did you mean {' or '.join(close)}? " if close else ""

@@ -150,10 +150,18 @@ def _beginning(incomplete: str, names: Iterable[str]) -> list[str]:
     return [name for name in names if name.startswith(incomplete)]
 
 
+def commands(ctx: typer.Context, incomplete: str) -> list[str]:
+    """The command that is to be planned; what follows it is completed as its own line (`Group.resolve_command`)."""
+    from adpa_cli.cli.main import PANELS
+
+    return _beginning(incomplete, [name for name, _ in PANELS["Build"]])
+
+
 ANSWERS: dict[str, Answer] = {
-    "method": methods, "methods name": methods, "tag name": tags, "sets": settings,
+    "method": methods, "methods name": methods, "tag name": tags, "sets": settings, "plan words": commands,
     "student": models, "model": models, "models": models, "against": models,
     "teacher": teachers, "reference": teachers, "refs": made_by(), "ref": made_by(),
+    "chat refs": made_by(*MODELS), "export ref": made_by(*MODELS), "to": words("hf", "ollama", "gguf"),
     "rollouts": made_by("rollout"), "cache": made_by("cache-teacher"), "tag": tags,
     "data": data, "sft_data": data, "sources": data,
     "suite": words("accuracy", "tiny", "reward-model", "implicit"), "split": words("train", "test"),

@@ -23,9 +23,9 @@ def gc(
     dry_run: Annotated[bool, typer.Option("--dry-run", "-n", help="Only show what would go.")] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
 ) -> None:
-    """Remove what no tag, named artifact, finished result (distill, eval) or recent work needs, after showing it.
+    """Remove what no tag, finished result or recent work needs, after showing it.
 
-    Rehearsals go after a day, unfinished work after --days. Never what a command at work is building or using.
+    Finished results are what distill and eval made. Rehearsals go after a day, unfinished work after --days. Never what a command at work is building or using.
 
     adpa gc · adpa gc best --days 3 · adpa gc -n
     """

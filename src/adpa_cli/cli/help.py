@@ -1,7 +1,8 @@
 """The help of a command as plain text that fits a screen. `python -m adpa_cli.cli.help` writes docs/help.md.
 
-Two conventions make the screens: a docstring is one sentence, an empty line, and examples one a line, each with what it
-costs after three spaces; a trailing `[…]` of an option's help is its default, and `[required]` puts it into the usage.
+Two conventions make the screens. A docstring is one sentence and a paragraph of examples, one a line, each with what it
+costs after three spaces; more paragraphs are prose. A `[…]` at the end of an option's help is its default, and
+`[required]` puts the option into the usage.
 """
 
 from __future__ import annotations
@@ -89,7 +90,7 @@ def _entries(command: TyperCommand | TyperGroup) -> list[Entry]:
 def entry(param: TyperOption | TyperArgument) -> Entry:
     """What the screen says of one parameter."""
     told, default = split_default(param.help or "")
-    if not default and param.show_default and param.default not in (None, False, [], ()):
+    if not default and param.show_default and param.default not in (None, [], ()) and param.default is not False:
         default = f"[{param.default}]"
     if isinstance(param, TyperArgument):
         metavar = param.metavar or param.name.upper()
@@ -108,9 +109,12 @@ def split_default(text: str) -> tuple[str, str]:
 
 def about(command: TyperCommand | TyperGroup, width: int) -> Iterator[str]:
     """The sentence of a command and its examples, whose costs stand in one column where there is room."""
-    sentence, _, examples = (command.help or "").partition("\n\n")
-    yield from wrapped(" ".join(sentence.split()), width, "  ", "  ")
-    pairs = [line.strip().partition("   ")[::2] for line in examples.splitlines() if line.strip()]
+    paragraphs = (command.help or "").split("\n\n")
+    examples = [text for text in paragraphs[1:] if re.match(r"adpa |.*\$\(adpa ", text)]
+    for prose in paragraphs:
+        if prose not in examples:
+            yield from wrapped(" ".join(prose.split()), width, "  ", "  ")
+    pairs = [line.strip().partition("   ")[::2] for text in examples for line in text.splitlines()]
     column = max((len(line) for line, cost in pairs if cost), default=0)
     for line, cost in pairs:
         if cost and column + len(cost.strip()) + 5 <= width:
