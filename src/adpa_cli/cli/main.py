@@ -22,7 +22,9 @@ from adpa_cli.cli.data import data
 from adpa_cli.cli.descriptors import nobody_reads, open_closed
 from adpa_cli.cli.distill import distill
 from adpa_cli.cli.dpo_teacher import dpo_teacher
+from adpa_cli.cli.env import env
 from adpa_cli.cli.eval import evaluate
+from adpa_cli.cli.export import export
 from adpa_cli.cli.gc import gc
 from adpa_cli.cli.help import first_sentence
 from adpa_cli.cli.methods import methods
@@ -51,8 +53,8 @@ PANELS: dict[str, tuple[tuple[str, Any], ...]] = {
         ("sft", sft), ("dpo-teacher", dpo_teacher), ("cache-teacher", cache_teacher), ("rollout", rollout),
         ("distill", distill), ("eval", evaluate), ("run", run_recipe),
     ),
-    "Look": (("show", show), ("plan", plan), ("data", data), ("methods", methods), ("models", models)),
-    "Use": (("chat", chat), ("path", path)),
+    "Look": (("show", show), ("plan", plan), ("data", data), ("methods", methods), ("models", models), ("env", env)),
+    "Use": (("chat", chat), ("path", path), ("export", export)),
     "Keep": (("tag", tag), ("verify", verify), ("gc", gc)),
 }  # fmt: skip
 for _panel, _commands in PANELS.items():
@@ -83,6 +85,7 @@ app.callback()(declared("", adpa))
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command line; returns the exit code. Bugs show their traceback, everything else a message."""
+    open_closed()
     words = list(sys.argv[1:] if argv is None else argv)
     try:
         result = app(take_globals(words) or ["--help"], standalone_mode=False, prog_name="adpa")
@@ -102,6 +105,10 @@ def main(argv: list[str] | None = None) -> int:
         return 130
     except BrokenPipeError:
         return nobody_reads()
+    except SystemExit as leaving:  # how the parser passes a closed pipe on
+        if isinstance(leaving.__context__, BrokenPipeError):
+            return nobody_reads()
+        raise
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             name = f": {error.filename}" if error.filename else ""
@@ -146,5 +153,4 @@ def _as_setting(stage: str, option: str, words: Sequence[str]) -> str:
 
 def run() -> None:
     """The console script."""
-    open_closed()
     sys.exit(main())
