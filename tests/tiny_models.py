@@ -31,14 +31,9 @@ def tiny_tokenizer() -> Any:
 
 def tiny_llama(seed: int = 0, vocabulary: int = VOCABULARY, **settings: Any) -> LlamaForCausalLM:
     """Weights large enough for next-token distributions that are far from flat."""
+    usual = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
     config = LlamaConfig(
-        vocab_size=vocabulary,
-        hidden_size=16,
-        intermediate_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        max_position_embeddings=64,
-        **{"initializer_range": 0.4, **settings},
+        vocab_size=vocabulary, **{**usual, "max_position_embeddings": 64, "initializer_range": 0.4, **settings}
     )
     torch.manual_seed(seed)
     return LlamaForCausalLM(config).eval()

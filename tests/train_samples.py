@@ -130,7 +130,11 @@ _ROW_LOSSES = {"sft": _sft, "dpo": _dpo, "dckd": _dckd, "adpa": _adpa}
 
 def make_run(method: str, rows: Sequence[Example], signal: Any, work: Path, **settings: Any) -> Run:
     """A run of a method at its default parameters; `runtime` and what the loop calls may be given too."""
-    own = {key: settings.pop(key) for key in ("runtime", "progress", "stop") if key in settings}
+    own = {
+        key: settings.pop(key)
+        for key in ("runtime", "progress", "note", "stop", "points", "at_point")
+        if key in settings
+    }
     read = methods.load(method)
     fixed = {"method": method, "method_version": read.version, "params": {}, "template": TEMPLATE, "end": "<end>"}
     spec = TrainSpec(**fixed, dtype="float32", **{"lr": 1e-2, "epochs": 1.0, "batch_size": 4, **settings})

@@ -30,6 +30,8 @@ from adpa_cli.methods import Method, Part
 from adpa_cli.spec import Runtime, TrainSpec
 from adpa_cli.tensors.reduce import reduce
 
+BESIDE = "what a step needs beside its rows (a gradient and two moments for each trained weight)"
+
 
 @dataclass(frozen=True)
 class Run:
@@ -91,9 +93,8 @@ def train(student: Student, run: Run, accelerator: Accelerator) -> dict[str, flo
                 checkpoints.save_resume(run.work, step + 1, student, optimizer)
             accelerator.wait_for_everyone()
         if signal and not last:
-            raise Stopped(
-                signal, f"stopped by {Stopped.words(signal)} after step {step + 1} of {end}; the work is saved"
-            )
+            by = Stopped.words(signal)
+            raise Stopped(signal, f"stopped by {by} after step {step + 1} of {end}; the work is saved")
     log.flush()
     return log.summary(end)
 
@@ -117,7 +118,8 @@ def _step(
         budget.tokens = _less(dealt, examples, parts, run)
     if budget.tokens < before:
         run.note(f"out of memory: going on with --tokens-per-device {budget.tokens}")
-    sum_gradients(student, accelerator)
+    with refused_when_full(BESIDE, f"use {ROOM}"):
+        sum_gradients(student, accelerator)
     norm = accelerator.clip_grad_norm_(student.parameters(), run.spec.clip)
     numbers, signal = agree(accelerator, sums, run.stop())
     if not math.isfinite(numbers["loss"]) or not math.isfinite(float(norm)):
@@ -125,7 +127,7 @@ def _step(
             f"the loss or its gradient is not finite ({numbers['loss']}, {float(norm)})",
             "lower the learning rate (--lr), or look at the data: adpa data SOURCE",
         )
-    with refused_when_full("the optimizer's state, two numbers for each trained weight,", f"use {ROOM}"):
+    with refused_when_full(BESIDE, f"use {ROOM}"):
         optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     return {**numbers, "grad_norm": float(norm)}, signal
