@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any
 
 import pytest
@@ -10,7 +11,16 @@ from typer.core import TyperCommand, TyperGroup
 
 from adpa_cli.cli import main
 from adpa_cli.cli.app import Command, Group, declared
-from adpa_cli.cli.help import EVERYWHERE, LINES, command_help, entry, first_sentence, group_help, split_default
+from adpa_cli.cli.help import (
+    EVERYWHERE,
+    LINES,
+    command_help,
+    document,
+    entry,
+    first_sentence,
+    group_help,
+    split_default,
+)
 from cli_samples import Cli
 
 GROUP: Any = typer.main.get_command(main.app)
@@ -197,3 +207,9 @@ def test_a_mistyped_command_is_told_the_nearest(cli: Cli) -> None:
     assert "did you mean distill? " in cli.refused(2, "distil", "--method", "adpa")
     assert "did you mean" not in cli.refused(2, "xyzzy")
     assert "--set" not in cli.refused(2, "show", "--gamma", "3")
+
+
+def test_docs_help_is_what_the_app_says() -> None:
+    page = (Path(__file__).resolve().parents[1] / "docs" / "help.md").read_text(encoding="utf-8")
+    assert page == document(GROUP, "adpa"), "run: python -m adpa_cli.cli.help > docs/help.md"
+    assert all(f"\n## adpa {name}\n" in page for name in COMMANDS)

@@ -25,7 +25,8 @@ def gc(
 ) -> None:
     """Remove what no tag, finished result or recent work needs, after showing it.
 
-    Finished results are what distill and eval made. Rehearsals go after a day, unfinished work after --days. Never what a command at work is building or using.
+    Finished results are what distill and eval made. Rehearsals go after a day, unfinished work after --days. Never what
+    a command at work is building or using.
 
     adpa gc · adpa gc best --days 3 · adpa gc -n
     """

@@ -175,3 +175,30 @@ def first_sentence(text: str) -> str:
     """What a command does, for the list of commands."""
     sentence = " ".join(text.partition("\n\n")[0].split())
     return re.split(r"[:;] |\. (?=[A-Z])", sentence)[0].rstrip(".:;")
+
+
+def document(group: TyperGroup, path: str) -> str:
+    """All screens as a page of Markdown."""
+    screens = {path: group_help(group, path, WIDEST)}
+    for name, command in group.commands.items():
+        if isinstance(command, TyperCommand):
+            screens[f"{path} {name}"] = command_help(command, f"{path} {name}", WIDEST)
+    parts = [f"## {called}\n\n```text\n{screen}\n```\n" for called, screen in screens.items()]
+    return "\n".join(["# Every command and option\n\nMade by `python -m adpa_cli.cli.help`.\n", *parts])
+
+
+def main() -> None:
+    """Write docs/help.md to stdout."""
+    import sys
+
+    from typer.main import get_command
+
+    from adpa_cli.cli.main import app
+
+    group = get_command(app)
+    if isinstance(group, TyperGroup):
+        sys.stdout.write(document(group, "adpa"))
+
+
+if __name__ == "__main__":
+    main()

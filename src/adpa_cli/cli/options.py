@@ -93,6 +93,7 @@ class Options:
         option("--keep", help="The other points' weights too [selected].", panel=AFTER, metavar="selected|all"),
     ] = None
     dry_run: Annotated[bool, option("--dry-run", "-n", help="Show the plan only.", panel=FIRST)] = False
+    yes: Annotated[bool, option("--yes", "-y", help="Do not ask before a large plan.", panel=FIRST)] = False
 
     def setting(self, **values: Any) -> Options:
         """The same with parameters that have an option of their own; None leaves one as it is."""
@@ -144,7 +145,7 @@ class Request:
     planned: Callable[[Names, Given], Plan]
 
 
-INFERENCE = ("sets", "skip_bad_rows", "limit", "smoke", "gpus", "stop_after", "no_wait", "refresh", "tag", "dry_run")
+INFERENCE = ("sets", "skip_bad_rows", "limit", "smoke", "gpus", "stop_after", "no_wait", "refresh", "tag", "dry_run", "yes")
 """What every command has that runs a model over data."""
 TRAINING = (*INFERENCE, "seed", "max_steps", "lr", "epochs", "batch_size", "tokens_per_device", "select", "keep")
 """What every command has that trains."""
@@ -161,7 +162,7 @@ def making(*names: str) -> Callable[[Callable[..., R]], Callable[..., R]]:
     """Decorate a making command: it gets the named fields of `Options` as options, and their values as `options`."""
 
     def decorate(function: Callable[..., R]) -> Callable[..., R]:
-        hints = get_type_hints(Options, include_extras=True)
+        hints = _hints()
         own = [p for p in inspect.signature(function, eval_str=True).parameters.values() if p.name != "options"]
         shared = [
             inspect.Parameter(f.name, inspect.Parameter.KEYWORD_ONLY, default=f.default, annotation=hints[f.name])
@@ -179,6 +180,11 @@ def making(*names: str) -> Callable[[Callable[..., R]], Callable[..., R]]:
         return command
 
     return decorate
+
+
+@functools.cache
+def _hints() -> dict[str, Any]:
+    return get_type_hints(Options, include_extras=True)
 
 
 def _place(parameter: inspect.Parameter) -> int:
