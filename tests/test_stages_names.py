@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
-import huggingface_hub
 import pytest
 from tokenizers import Tokenizer, models, normalizers
 from transformers import PreTrainedTokenizerFast
@@ -16,9 +14,9 @@ from adpa_cli.data.turns import Message
 from adpa_cli.engine.models import load, save
 from adpa_cli.errors import DataError
 from adpa_cli.lab import BASES, END
-from adpa_cli.stages import lineage, names
+from adpa_cli.stages import lineage
 from adpa_cli.stages.graph import External
-from adpa_cli.stages.names import Names, open_sources
+from adpa_cli.stages.names import Names
 from adpa_cli.stages.plan import Planner
 from adpa_cli.stages.request_distill import Distill, plan_distill
 from adpa_cli.stages.settings import Given
@@ -49,26 +47,6 @@ def test_the_file_names_that_decide_a_split_are_part_of_the_data(tmp_path: Path,
     lines(tmp_path / "again" / "x_dev.jsonl", "a", "b")
     lines(tmp_path / "again" / "x_train.jsonl", "c", "d")
     assert found.data([str(tmp_path / "again")]).content == split, "other words of a name decide nothing"
-
-
-def test_hub_data_are_read_at_the_commit_they_are_hashed_at(
-    tmp_path: Path, store: Store, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    asked: list[str | None] = []
-    lines(tmp_path / "hub" / "train.jsonl", "a", "b", "c")
-
-    def snapshot(name: str, *, revision: str | None = None, **_: Any) -> str:
-        asked.append(revision)
-        return str(tmp_path / "hub")
-
-    monkeypatch.setattr(names, "hub_commit", lambda name, revision, kind: "c0ffee" * 6 + "c0ff")
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
-    data = Names(store).data(["org/data#train"])
-    from adpa_cli.data.preferences import load_pairs
-
-    assert load_pairs(open_sources(data.where)).items
-    assert asked
-    assert set(asked) == {"c0ffee" * 6 + "c0ff"}
 
 
 def test_nothing_beneath_a_finished_artifact_is_looked_at(store: Store) -> None:

@@ -125,6 +125,7 @@ class Encoder:
                 chat_template=(CLOCK if "strftime_now" in self.template.text else "") + self.template.text,
                 add_generation_prompt=ask,
                 tokenize=False,
+                eos_token=self.template.end,  # a base model's own is another one, until it is trained and saved
             )
         except jinja2.TemplateError as error:
             roles = ", ".join(message.role for message in messages)

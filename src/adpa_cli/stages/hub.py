@@ -109,6 +109,12 @@ def snapshot(name: str, kind: str, commit: str) -> Path:
     return _cached(name, kind) / "snapshots" / commit
 
 
+def title(folder: Path) -> str:
+    """How people call a model folder: the name of a hub model in the Hugging Face cache, else the folder's."""
+    repo = folder.parent.parent.name.partition("--")[2]
+    return repo.replace("--", "/") if folder.parent.name == "snapshots" and repo else folder.name
+
+
 def _cached(name: str, kind: str) -> Path:
     from huggingface_hub import constants
 

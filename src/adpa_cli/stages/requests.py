@@ -71,10 +71,10 @@ def needed_template(model: Input, option: str) -> Template:
     template = lineage.template_of(model)
     if template is None:
         alias = lineage.alias_of(model)
-        hint = f"adpa sft --model {lineage.typed(model)} --data DIALOGUES"
         raise UsageError(
             f"{option} {model.label} has no chat template: it is a base model",
-            f"fine-tune it first: {hint}" + (f"\n or: {option} {alias}, which is fine-tuned first" if alias else ""),
+            f"fine-tune it first: adpa sft --model {lineage.typed(model)}"
+            + (f"\n or: {option} {alias}, which is fine-tuned first" if alias else ""),
         )
     return template
 

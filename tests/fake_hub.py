@@ -1,0 +1,173 @@
+"""A server on this machine that answers like the Hugging Face hub, for the folders it is given."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+
+import pytest
+
+LFS = (".safetensors", ".parquet")
+WHERE = re.compile(r"/api/(models|datasets)/([^/]+/[^/]+)(?:/revision/([^/?]+))?")
+FILE = re.compile(r"/(datasets/)?([^/]+/[^/]+)/resolve/([^/]+)/([^?]+)")
+
+
+@dataclass
+class Repo:
+    """A repository of one commit. `gated` lets nobody read its files; `base` is what its card names."""
+
+    folder: Path
+    commit: str
+    gated: bool = False
+    base: str = ""
+
+
+@dataclass
+class Hub:
+    """What is served, by name (`datasets/org/name` for data sets), and the requests that came."""
+
+    url: str = ""
+    repos: dict[str, Repo] = field(default_factory=dict)
+    asked: list[str] = field(default_factory=list)
+    cut: dict[str, int] = field(default_factory=dict)
+    """Break off after so many bytes of a file, once."""
+
+    def add(self, name: str, folder: Path, **facts: Any) -> Repo:
+        self.repos[name] = Repo(folder, hashlib.sha1(name.encode()).hexdigest(), **facts)
+        return self.repos[name]
+
+    def bodies(self) -> list[str]:
+        """The paths of files whose bytes were asked for."""
+        return [path.partition(" ")[2] for path in self.asked if path.startswith("GET ") and "/resolve/" in path]
+
+
+def sha_of(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+class Handler(BaseHTTPRequestHandler):
+    """One request."""
+
+    protocol_version = "HTTP/1.1"
+    hub: Hub
+
+    def log_message(self, *_: object) -> None:
+        """Silent."""
+
+    def do_HEAD(self) -> None:
+        self.answer(body=False)
+
+    def do_GET(self) -> None:
+        self.answer(body=True)
+
+    def answer(self, body: bool) -> None:
+        path = unquote(self.path)
+        self.hub.asked.append(f"{self.command} {path.partition('?')[0]}")
+        if found := WHERE.match(path):
+            kind, name, revision = found.groups()
+            repo = self.repo(("datasets/" if kind == "datasets" else "") + name, revision)
+            if repo is not None:
+                self.send(200, json.dumps(self.info(name, repo)).encode(), {"Content-Type": "application/json"}, body)
+        elif found := FILE.match(path):
+            data, name, revision, file = found.groups()
+            repo = self.repo((data or "") + name, revision)
+            if repo is not None:
+                self.file(repo, file, body)
+        else:
+            self.refuse(404, "EntryNotFound")
+
+    def repo(self, name: str, revision: str | None) -> Repo | None:
+        """The repository asked for; an unknown one is told to log in, as the hub does."""
+        repo = self.hub.repos.get(name)
+        if repo is None:
+            self.refuse(404 if "Authorization" in self.headers else 401, "RepoNotFound")
+        elif revision not in (None, "main", repo.commit):
+            self.refuse(404, "RevisionNotFound")
+        else:
+            return repo
+        return None
+
+    def info(self, name: str, repo: Repo) -> dict[str, Any]:
+        siblings = []
+        for path in sorted(p for p in repo.folder.rglob("*") if p.is_file()):
+            entry: dict[str, Any] = {"rfilename": str(path.relative_to(repo.folder)), "size": path.stat().st_size}
+            if path.name.endswith(LFS):
+                entry["lfs"] = {"sha256": sha_of(path), "size": entry["size"], "pointerSize": 130}
+            siblings.append(entry)
+        card = {"cardData": {"base_model": repo.base}} if repo.base else {}
+        return {"id": name, "sha": repo.commit, "siblings": siblings, "tags": [], **card}
+
+    def file(self, repo: Repo, name: str, body: bool) -> None:
+        path = repo.folder / name
+        if repo.gated:
+            self.refuse(403 if "Authorization" in self.headers else 401, "GatedRepo")
+        elif not path.is_file():
+            self.refuse(404, "EntryNotFound")
+        else:
+            data = path.read_bytes()
+            etag = {"ETag": f'"{sha_of(path)}"', "X-Repo-Commit": repo.commit, "Accept-Ranges": "bytes"}
+            start = int((re.match(r"bytes=(\d+)-", self.headers.get("Range", "")) or [0, 0])[1])
+            ranged = {"Content-Range": f"bytes {start}-{len(data) - 1}/{len(data)}"} if start else {}
+            self.send(
+                206 if start else 200,
+                data[start:],
+                {**etag, **ranged},
+                body,
+                self.hub.cut.pop(name, None) if body else None,
+            )
+
+    def refuse(self, status: int, code: str) -> None:
+        self.send(status, b"{}", {"X-Error-Code": code, "X-Error-Message": code}, self.command == "GET")
+
+    def send(self, status: int, data: bytes, headers: dict[str, str], body: bool, cut: int | None = None) -> None:
+        self.send_response(status)
+        for key, value in {**headers, "Content-Length": str(len(data))}.items():
+            self.send_header(key, value)
+        self.end_headers()
+        if body:
+            self.wfile.write(data[:cut])
+        if cut is not None:
+            self.close_connection = True
+
+
+@contextmanager
+def serve() -> Iterator[Hub]:
+    """A hub on a free port of this machine."""
+    hub = Hub()
+    server = ThreadingHTTPServer(("127.0.0.1", 0), type("Own", (Handler,), {"hub": hub}))
+    hub.url = f"http://127.0.0.1:{server.server_address[1]}"
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
+    thread.start()
+    try:
+        yield hub
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+def use(hub: Hub, cache: Path, patch: pytest.MonkeyPatch, token: str | None = None) -> None:
+    """Let huggingface_hub ask this hub and keep files in `cache`; it has read its environment already."""
+    from huggingface_hub import constants
+
+    hf_api = __import__("huggingface_hub.hf_api", fromlist=["api"])
+    patch.setattr(constants, "ENDPOINT", hub.url)
+    patch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.url + "/{repo_id}/resolve/{revision}/{filename}")
+    patch.setattr(hf_api.api, "endpoint", hub.url)
+    patch.setattr(constants, "HF_HUB_CACHE", str(cache))
+    patch.setattr(constants, "HF_TOKEN_PATH", str(cache / "token"))
+    patch.setattr(constants, "HF_HUB_OFFLINE", False)
+    patch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
+        patch.delenv(name, raising=False)
+    if token:
+        patch.setenv("HF_TOKEN", token)
