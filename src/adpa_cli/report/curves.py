@@ -10,6 +10,7 @@ from adpa_cli.report import text
 
 FILE_NAME = "metrics.jsonl"
 _NOT_CURVES = {"step", "epoch", "lr", "seconds", "time", "at", "tokens", "of", "rows"}
+_FIRST = ("loss", "advantage", "entropy", "length")
 
 Curves = Mapping[str, Sequence[float | None]]
 
@@ -45,7 +46,7 @@ def _number(value: object) -> float | None:
 def lines(curves: Curves, width: int, count: int = 4) -> list[str]:
     """`name  first curve last`: the loss first, then up to `count` - 1 other numbers that change."""
     names = [name for name in curves if name not in _NOT_CURVES and name.rpartition(".")[2] not in _NOT_CURVES]
-    names.sort(key=lambda name: name != "loss")
+    names.sort(key=lambda name: _FIRST.index(name) if name in _FIRST else len(_FIRST))
     varied = [name for name in names if name == "loss" or len(set(curves[name]) - {None}) > 1]
     items = [f"{name} {_curve(curves[name])}" for name in varied[:count]]
     return text.wrap("curves", items, width, "    ") if items else []

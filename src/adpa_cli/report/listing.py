@@ -77,8 +77,8 @@ def collect(store: Store) -> Listing:
         aside = bool(manifest.made.get("smoke")) or measured(manifest) in present
         rows.append(
             Row(
-                manifest, tuple(names.get(manifest.id, ())), next(iter(alike or mine), None), bool(alike),
-                next(iter(wins), None), manifest.ref in starts, aside,
+                manifest, tuple(names.get(manifest.id, ())), next(iter(alike or mine), None),
+                bool(alike) or newest is None, next(iter(wins), None), manifest.ref in starts, aside,
             )
         )  # fmt: skip
     total = sum(manifest.size for manifest in artifacts)

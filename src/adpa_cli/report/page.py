@@ -12,6 +12,7 @@ from typing import Any
 from adpa_cli import methods
 from adpa_cli.errors import AdpaError, UsageError
 from adpa_cli.report import curves, text
+from adpa_cli.report.departures import departures
 from adpa_cli.report.lineage import Link, made_from, used_by
 from adpa_cli.report.listing import score_record, what
 from adpa_cli.report.scores import Score, by_model, scores
@@ -36,6 +37,8 @@ class Page:
     children: tuple[tuple[str, str], ...]
     scores: tuple[Score, ...]
     curves: curves.Curves
+    departures: tuple[str, ...] | None = None
+    """Settings that are not the family's; None for a model of no family."""
 
     @property
     def name(self) -> str:
@@ -58,6 +61,7 @@ def collect(store: Store, manifest: Manifest) -> Page:
         tuple(used_by(manifest, artifacts)),
         tuple(scores(manifest) or by_model(artifacts).get(manifest.id, ())),
         curves.read(folder),
+        None if (found := departures(manifest, by_id)) is None else tuple(found),
     )
 
 
@@ -74,6 +78,8 @@ def screen(page: Page, width: int, now: float) -> str:
         lines += text.wrap("what", [what(manifest)], width)
     lines += text.wrap("made by", [str(manifest.made.get("command", "?")), _effort(manifest, now)], width, "     ")
     lines += text.wrap("method" if "method" in manifest.spec else "spec", settings(manifest.spec), width)
+    if page.departures:
+        lines += text.wrap("differs", ["from the family's defaults:", *page.departures], width)
     lines += text.beside(_parents(page.parents), _children(page.children), width)
     lines += _scores(page.scores, manifest, width)
     lines += _metrics(manifest, width)
@@ -205,4 +211,5 @@ def record(page: Page) -> dict[str, Any]:
         ],
         "used_by": [{"ref": ref, "what": purpose} for ref, purpose in page.children],
         "scores": [score_record(score) for score in page.scores],
+        "differs": None if page.departures is None else list(page.departures),
     }
