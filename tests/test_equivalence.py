@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -16,11 +17,11 @@ import pytest
 from safetensors.numpy import load_file
 
 from adpa_cli.cli.main import main
-from adpa_cli.errors import AdpaError, Stopped
+from adpa_cli.errors import AdpaError, Corrupt, DataError, NotFound, Stopped, UsageError
 from adpa_cli.spec import Runtime
 from adpa_cli.stages.execute import run as run_stage
 from adpa_cli.stages.job import Job, Located, Monitor
-from adpa_cli.stages.ranks import CHANNEL
+from adpa_cli.stages.ranks import CHANNEL, _death, _heard
 from adpa_cli.store.store import Store
 
 METHODS = ["sft", "dpo", "dckd", "adpa"]
@@ -163,6 +164,30 @@ def test_a_failing_process_ends_the_others(
         run_stage(rollout_job(stores["beneath"], work), Monitor(), 1)
     assert not (work / "_block-000001.json").exists()
     assert len(list(work.glob("_block-*.json"))) < 1000
+
+
+@pytest.mark.parametrize(
+    ("statuses", "asked", "words", "code"),
+    [
+        ([1, -signal.SIGKILL, None], None, "process 1 of 3 was killed by SIGKILL", 1),
+        ([1, -signal.SIGSEGV], None, "process 1 of 2 was killed by SIGSEGV", 1),
+        ([None, 7], None, "process 1 of 2 died with status 7", 1),
+        ([1, -signal.SIGHUP], "SIGHUP", "stopped by SIGHUP before process 1 of 2 had started", 129),
+        ([-signal.SIGTERM, None], "SIGHUP", "process 0 of 2 was killed by SIGTERM", 1),
+    ],
+)
+def test_how_a_process_died_is_named(statuses: list[int | None], asked: str | None, words: str, code: int) -> None:
+    found = _death(statuses, asked)
+    assert (found.message, found.exit_code) == (words, code)
+
+
+@pytest.mark.parametrize("kind", [UsageError, NotFound, Corrupt, DataError])
+def test_a_failure_keeps_its_exit_code_on_the_way_from_a_process(kind: type[AdpaError]) -> None:
+    raised = kind("what", "try this")
+    told = {"kind": "error", "text": raised.message, "hint": raised.hint, "code": raised.exit_code}
+    heard = _heard(told, 1, Monitor())
+    assert heard is not None
+    assert (heard.message, heard.hint, heard.exit_code) == ("what", "try this", kind.exit_code)
 
 
 @pytest.mark.slow
