@@ -9,7 +9,7 @@ from pathlib import Path
 from adpa_cli.report import text
 
 FILE_NAME = "metrics.jsonl"
-_NOT_CURVES = {"step", "epoch", "lr", "seconds", "time", "at", "tokens", "of", "rows"}
+_NOT_CURVES = {"step", "epoch", "lr", "seconds", "time", "at", "tokens", "of", "rows", "tokens_per_device"}
 _FIRST = ("loss", "advantage", "entropy", "length")
 
 Curves = Mapping[str, Sequence[float | None]]
