@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from cli_samples import Cli, Pipeline
+from cli_samples import Cli, Pipeline, Ran
 
 # Whoever moves these ids makes everybody train again: a new family setting or a new way of hashing, nothing less.
 TINY_PLAN = [
@@ -61,11 +61,16 @@ def test_a_repeated_command_finds_everything_without_torch(pipeline: Pipeline) -
     ],
 )
 def test_a_default_said_aloud_and_how_to_run_leave_the_ids_alone(cli: Cli, said: list[str]) -> None:
-    assert cli(*ADPA_PLUS, *said, "-n").out == cli(*ADPA_PLUS, "-n").out
+    assert stages(cli(*ADPA_PLUS, *said, "-n")) == stages(cli(*ADPA_PLUS, "-n"))
 
 
 def test_adpa_plus_has_two_spellings(cli: Cli) -> None:
-    assert cli("distill", "--method", "adpa-plus", "--student", "tiny", "-n").out == cli(*ADPA_PLUS, "-n").out
+    assert stages(cli("distill", "--method", "adpa-plus", "--student", "tiny", "-n")) == stages(cli(*ADPA_PLUS, "-n"))
+
+
+def stages(ran: Ran) -> list[list[str]]:
+    """A plan without its sizes and times, which depend on the machine."""
+    return [row[:5] for row in ran.rows]
 
 
 def test_adpa_plus_is_dckd_followed_by_adpa(pipeline: Pipeline, cli: Cli) -> None:

@@ -71,7 +71,8 @@ def test_a_dry_run_is_a_table_of_stages(pipeline: Pipeline, cli: Cli) -> None:
     rows = cli(*pipeline.words, "--seed", "9", "-n").rows
     assert [row[0] for row in rows] == [str(n + 1) for n in range(len(rows))]
     assert {row[1] for row in rows} == {"found", "build"}
-    assert rows[0][2:] == ["student", "tiny base student on tiny-sft", pipeline.made("student")]
+    assert rows[0][2:5] == ["student", "tiny base student on tiny-sft", pipeline.made("student")]
+    assert all(row[5].isdigit() and row[6].isdigit() for row in rows), "bytes and seconds of every stage"
 
 
 def test_a_dry_run_makes_no_store(cli: Cli, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import typer
 from adpa_cli.cli import options as opt
 
 
-@opt.making("sets", "skip_bad_rows", "limit", "smoke", "stop_after", "no_wait", "refresh", "dry_run")
+@opt.making("sets", "skip_bad_rows", "limit", "smoke", "stop_after", "no_wait", "refresh", "dry_run", "yes")
 def evaluate(
     models: Annotated[
         list[str] | None,

@@ -12,14 +12,16 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from adpa_cli.cli.ask import confirm
 from adpa_cli.cli.descriptors import Output, ids_only, no_stdin
 from adpa_cli.cli.options import Options
 from adpa_cli.cli.plan import plan_in
+from adpa_cli.cli.plan_screen import Look, look, look_closely
 from adpa_cli.cli.results import results
-from adpa_cli.cli.screen import Screen, plan_json, plan_text, plan_tsv
+from adpa_cli.cli.screen import Screen
 from adpa_cli.cli.stopping import Stopping, stoppable
 from adpa_cli.cli.streams import GLOBALS
-from adpa_cli.errors import UsageError
+from adpa_cli.errors import AdpaError, UsageError
 from adpa_cli.families import reserved_words
 from adpa_cli.report.text import for_encoding, human_age
 from adpa_cli.spec import Runtime
@@ -67,10 +69,7 @@ def make(options: Options, planned: Callable[[Names, Given], Plan]) -> None:
         check_tag_fits(plan, options.tag)
         width = shutil.get_terminal_size((120, 24)).columns
         if options.dry_run:
-            terminal = os.isatty(desk.output.descriptor)
-            text = plan_text(plan, seen, width) if terminal else plan_tsv(plan, seen).rstrip("\n")
-            shown = plan_json(plan, seen) if GLOBALS.json else text
-            desk.output.line(for_encoding(shown, sys.stdout.encoding))
+            show_only(look_closely(plan, seen, runtime), desk, width)
             return
         store = created(seen, desk.screen)
         if store.created:
@@ -82,8 +81,10 @@ def make(options: Options, planned: Callable[[Names, Given], Plan]) -> None:
         if all(store.get(node.label) for node in plan.nodes(store)):
             _say_found(plan, store, desk.screen, made)
         else:
-            desk.screen.say(plan_text(plan, store, width))
-            carry_out(plan, store, runtime, desk, made)
+            known = look(plan, store, runtime)
+            desk.screen.say(known.text(width))
+            ask_if_large(known, options.yes)
+            carry_out(plan, store, runtime, desk, made, known)
         if plan.evals:
             desk.screen.say(results(store, plan.evals))
 
@@ -107,7 +108,31 @@ def check_tag_fits(plan: Plan, tag: str | None) -> None:
         )
 
 
-def carry_out(plan: Plan, store: Store, runtime: Runtime, desk: Console, made: Callable[[Manifest], None]) -> None:
+def show_only(known: Look, desk: Console, width: int) -> None:
+    """What --dry-run prints: the plan to stdout, what stands against it to stderr."""
+    terminal = os.isatty(desk.output.descriptor)
+    shown = known.json() if GLOBALS.json else known.text(width) if terminal else known.tsv()
+    desk.output.line(for_encoding(shown, sys.stdout.encoding))
+    if known.problems:
+        desk.screen.say(known.warnings(width))
+
+
+def ask_if_large(known: Look, yes: bool) -> None:
+    """Ask a person at a terminal before a large plan begins; one that cannot begin is not asked about."""
+    if yes or known.problems or not known.estimate.large:
+        return
+    if not confirm("Go on?", True):
+        raise AdpaError("nothing was started", "the same command with --yes goes ahead without asking")
+
+
+def carry_out(
+    plan: Plan,
+    store: Store,
+    runtime: Runtime,
+    desk: Console,
+    made: Callable[[Manifest], None],
+    known: Look | None = None,
+) -> None:
     """Build what is missing; `made` hears of each target as soon as it is committed or found."""
     targets = {target.recipe.id for target in plan.targets}
 
@@ -117,13 +142,14 @@ def carry_out(plan: Plan, store: Store, runtime: Runtime, desk: Console, made: C
             made(manifest)
 
     stopping = desk.stopping
+    desk.screen.expect(known.seconds if known else {})
     show = Show(
         desk.screen.start, done, desk.screen.progress, desk.screen.say, lambda: stopping.asked, stopping.is_working,
         GLOBALS.again(store.root),
     )  # fmt: skip
     try:
         with no_stdin():
-            execute(plan, store, runtime, GLOBALS.command, show)
+            execute(plan, store, runtime, GLOBALS.command, show, known.problems if known else ())
     finally:
         desk.screen.close()
 

@@ -145,7 +145,9 @@ class Request:
     planned: Callable[[Names, Given], Plan]
 
 
-INFERENCE = ("sets", "skip_bad_rows", "limit", "smoke", "gpus", "stop_after", "no_wait", "refresh", "tag", "dry_run", "yes")
+INFERENCE = (
+    "sets", "skip_bad_rows", "limit", "smoke", "gpus", "stop_after", "no_wait", "refresh", "tag", "dry_run", "yes",
+)  # fmt: skip
 """What every command has that runs a model over data."""
 TRAINING = (*INFERENCE, "seed", "max_steps", "lr", "epochs", "batch_size", "tokens_per_device", "select", "keep")
 """What every command has that trains."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import json
 import shutil
 import sys
 import time
@@ -14,47 +13,9 @@ from adpa_cli.cli import streams
 from adpa_cli.report import text
 from adpa_cli.stages.graph import Node
 from adpa_cli.stages.log import Pace
-from adpa_cli.stages.plan import Plan
 from adpa_cli.store.manifest import Manifest
-from adpa_cli.store.store import Store
 
 REDRAW_SECONDS = 0.1
-
-
-def plan_rows(plan: Plan, store: Store) -> list[tuple[str, ...]]:
-    """(number, found|build, stage, what, id) of every stage of a plan."""
-    rows: list[tuple[str, ...]] = []
-    for n, node in enumerate(plan.nodes(store), 1):
-        state = "found" if store.get(node.label) else "build"
-        rows.append((str(n), state, node.role, node.what, node.label))
-    return rows
-
-
-def plan_text(plan: Plan, store: Store, width: int) -> str:
-    """A plan for a terminal of `width` columns."""
-    free = text.human_size(shutil.disk_usage(next(p for p in (store.root, *store.root.parents) if p.exists())).free)
-    end = plan.template[1]
-    head = f"store {store.root} · template ends {end} · disk free {free}"
-    rows = plan_rows(plan, store)
-    building = sum(row[1] == "build" for row in rows)
-    room = max(20, width - 62)
-    lines = [
-        f"{n:>2}  {state}  {role:<17}  {text.pad(text.cut(what, room), room)}  {ref}"
-        for n, state, role, what, ref in rows
-    ]
-    tail = f"{building} of {len(rows)} stages to build · time ? · every stage can be interrupted and repeated"
-    return "\n".join([head, *lines, *plan.notes, tail])
-
-
-def plan_tsv(plan: Plan, store: Store) -> str:
-    """A plan for a pipe."""
-    return text.tsv(plan_rows(plan, store))
-
-
-def plan_json(plan: Plan, store: Store) -> str:
-    """A plan as a list of objects."""
-    names = ("number", "state", "role", "what", "id")
-    return json.dumps([dict(zip(names, row, strict=True)) for row in plan_rows(plan, store)], ensure_ascii=False, indent=1)
 
 
 class Screen:
@@ -98,21 +59,25 @@ class Screen:
     def progress(self, step: int, of: int, numbers: Mapping[str, float]) -> None:
         """A stage has done `step` of `of`."""
         share, now = step / max(of, 1), time.monotonic()
-        if self._share_before < 0:  # work of an earlier command says nothing of the pace of this one
-            self._share_before = max(0.0, share - 1 / max(of, 1))
+        if self._share_before < 0:  # loading, and the work of an earlier command, say nothing of the pace
+            self._share_before, self._began = share, now
         is_due = now - self._drawn_at >= REDRAW_SECONDS or step == of if self.live else self._pace.is_due(share)
         if not is_due:
             return
         done = share - self._share_before
-        left = (now - self._began) / done * (1 - share) if done > 0 else 0.0
-        whole = left + sum(self._seconds.values())
-        time_left = f"{text.human_time(left)} left"
-        time_left += f", {text.human_time(whole)} in all" if self._seconds else ""
-        words = [f"{step}/{of}", time_left, *(f"{name} {value:.4g}" for name, value in _told(numbers))]
+        left = (now - self._began) / done * (1 - share) if done > 0 else None
+        words = [f"{step}/{of}", self._time(left), *(f"{name} {value:.4g}" for name, value in _told(numbers))]
         if self.live:
             self._draw("  ".join([f"{self._head} {_bar(share, _columns())}", *words]))
         else:
             self.say("  ".join([f"  {self._head}", *words]))
+
+    def _time(self, left: float | None) -> str:
+        """The time that this stage still takes, and all of them together where their times are estimated."""
+        here = f"{text.human_time(left)} left" if left is not None else "? left"
+        if left is None or not self._seconds:
+            return here
+        return f"{here}, {text.human_time(left + sum(self._seconds.values()))} in all"
 
     def done(self, node: Node, manifest: Manifest, fresh: bool) -> None:
         """A stage is finished, or was there."""

@@ -14,11 +14,12 @@ from typing import Any
 
 from adpa_cli.cli.descriptors import Output
 from adpa_cli.cli.look import terminal_width
-from adpa_cli.cli.make import Console, carry_out, check_tag_fits, console, created, hand_over
+from adpa_cli.cli.make import Console, ask_if_large, carry_out, check_tag_fits, console, created, hand_over
 from adpa_cli.cli.options import Request
 from adpa_cli.cli.plan import plan_in
-from adpa_cli.cli.recipe import Cell
-from adpa_cli.cli.screen import Screen, plan_text
+from adpa_cli.cli.plan_screen import Look, look
+from adpa_cli.cli.recipe import Cell, as_text
+from adpa_cli.cli.screen import Screen
 from adpa_cli.cli.streams import GLOBALS
 from adpa_cli.errors import AdpaError, Stopped, UsageError
 from adpa_cli.report import sweep as report
@@ -41,7 +42,7 @@ class Step:
 
     @property
     def settings(self) -> dict[str, str]:
-        return {key: _shown(value) for key, value in self.cell.settings.items()}
+        return {key: as_text(value) for key, value in self.cell.settings.items()}
 
     @property
     def identity(self) -> tuple[str, ...]:
@@ -56,10 +57,6 @@ class Failure:
     step: Step
     stage: str
     error: AdpaError
-
-
-def _shown(value: Any) -> str:
-    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def plan_cells(requests: Sequence[tuple[Cell, Request]], store: Store, shard: tuple[int, int]) -> list[Step]:
@@ -102,7 +99,10 @@ def sweep(requests: Sequence[tuple[Cell, Request]], shard: tuple[int, int], dry_
     stop_after = requests[0][1].options.runtime(look=False).stop_after
     with console(seen, stop_after) as desk:
         steps = plan_cells(requests, seen, shard)
-        if dry_run or not steps:
+        if not steps:
+            desk.screen.say("this shard has no cell")
+            return
+        if dry_run:
             _list(steps, seen, desk.output)
             return
         store = created(seen, desk.screen)
@@ -110,8 +110,11 @@ def sweep(requests: Sequence[tuple[Cell, Request]], shard: tuple[int, int], dry_
             steps = plan_cells(requests, store, shard)  # once more, now that hub names can be pinned
         whole = together(steps)
         if not all(store.get(node.label) for node in whole.nodes(store)):
-            desk.screen.say(plan_text(whole, store, terminal_width()))
-            _check(whole, store, desk.screen)
+            options = requests[0][1].options
+            known = look(whole, store, options.runtime())
+            desk.screen.say(known.text(terminal_width()))
+            ask_if_large(known, options.yes)
+            _check(known, desk.screen)
         else:
             desk.screen.say(f"found, nothing to do: {len(steps)} cell{'s' * (len(steps) != 1)}")
         failures = _make_each(steps, store, desk)
@@ -120,11 +123,11 @@ def sweep(requests: Sequence[tuple[Cell, Request]], shard: tuple[int, int], dry_
             raise _summary(failures, len(steps))
 
 
-def _check(plan: Plan, store: Store, screen: Screen) -> None:
+def _check(known: Look, screen: Screen) -> None:
     """What can be known before the first cell is said before the first cell."""
     from adpa_cli.stages.preflight import check
 
-    check([node for node in plan.nodes(store) if store.get(node.label) is None], store, screen.say)
+    check([cost.node for cost in known.estimate.building], known.store, screen.say, known.problems)
 
 
 def _make_each(steps: Sequence[Step], store: Store, desk: Console) -> list[Failure]:
@@ -158,9 +161,7 @@ def _outcome(step: Step, store: Store, desk: Console) -> AdpaError | None:
         with _typed(step.cell.words):
             carry_out(step.plan, store, options.runtime(), desk, made)
     except Stopped as stopped:
-        if (
-            "-" not in GLOBALS.argv
-        ):  # what came through a pipe cannot be read again: then the cell's own command goes on
+        if "-" not in GLOBALS.argv:  # a recipe from a pipe is gone: then the cell's own command goes on
             stopped.hint = GLOBALS.again(store.root)
         raise
     except BrokenPipeError:
@@ -194,16 +195,15 @@ def _list(steps: Sequence[Step], store: Store, output: Output) -> None:
     if GLOBALS.json:
         keys = ("cell", "state", "ref", "settings")
         output.line(json.dumps([dict(zip(keys, row, strict=True)) for row in rows], ensure_ascii=False, indent=1))
-    elif not steps:
-        output.line("no cell is in this shard")
     elif os.isatty(output.descriptor):
         varying = report.differing([step.settings for step in steps])
         head = ("", "", "ID", *map(str.upper, varying))
-        cells = [(*row[:3], *(_shown(row[3].get(key, "")) for key in varying)) for row in rows]
+        cells = [(*row[:3], *(as_text(row[3].get(key, "")) for key in varying)) for row in rows]
         table = text.table(head, cells, terminal_width(), flexible=2, floor=27)
-        output.line("\n".join([plan_text(together(steps), store, terminal_width()), "", *table]))
+        known = look(together(steps), store, steps[0].request.options.runtime())
+        output.line("\n".join([known.text(terminal_width()), "", *table]))
     else:
-        pairs = [(*row[:3], " ".join(f"{key}={_shown(value)}" for key, value in row[3].items())) for row in rows]
+        pairs = [(*row[:3], " ".join(f"{key}={as_text(value)}" for key, value in row[3].items())) for row in rows]
         output.line(text.tsv(pairs).rstrip("\n"))
 
 

@@ -47,14 +47,17 @@ class Show:
     """The command that goes on after a stop, from any folder."""
 
 
-def execute(plan: Plan, store: Store, runtime: Runtime, command: str, show: Show) -> dict[str, Manifest]:
+def execute(
+    plan: Plan, store: Store, runtime: Runtime, command: str, show: Show, problems: Sequence[AdpaError] = ()
+) -> dict[str, Manifest]:
     """Make every stage of a plan that the store lacks; returns the manifests by full id.
 
-    `show.done` is called for each stage as soon as it is committed or found.
+    `show.done` is called for each stage as soon as it is committed or found. `problems` are known already: nothing is
+    started with any, and they are told with those that are found here.
     """
     nodes = plan.nodes(store)
     with reserved(store.root, _needed(nodes), command):
-        return _execute(nodes, store, runtime, command, show)
+        return _execute(nodes, store, runtime, command, show, problems)
 
 
 def _needed(nodes: Sequence[Node]) -> list[str]:
@@ -63,14 +66,16 @@ def _needed(nodes: Sequence[Node]) -> list[str]:
     return [*(node.recipe.id for node in nodes), *given]
 
 
-def _execute(nodes: Sequence[Node], store: Store, runtime: Runtime, command: str, show: Show) -> dict[str, Manifest]:
+def _execute(
+    nodes: Sequence[Node], store: Store, runtime: Runtime, command: str, show: Show, problems: Sequence[AdpaError]
+) -> dict[str, Manifest]:
     made = {node.recipe.id: store.get(node.label) for node in nodes}
     if any(found is None for found in made.values()):
         from adpa_cli.stages.preflight import check
 
         building = [node for node in nodes if made[node.recipe.id] is None]
         hub.fetch(hub_files(building, "dataset"), store.hash_cache, show.note)  # the check reads every row
-        check(building, store, show.note)
+        check(building, store, show.note, problems)
     finished: dict[str, Manifest] = {}
     for n, node in enumerate(nodes, 1):
         found = made[node.recipe.id]

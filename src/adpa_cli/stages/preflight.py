@@ -4,33 +4,26 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from adpa_cli.errors import AdpaError, DataError
 from adpa_cli.spec import TrainSpec
+from adpa_cli.stages import hub
 from adpa_cli.stages.graph import Artifact, External, Node
 from adpa_cli.stages.lineage import folder_of
 from adpa_cli.store.store import Store
 
 SAMPLE = "Hello, world! 12 3456\n\n  naïve 你好 <b>don't</b>"
+Action = Callable[[], Sequence[str]]
+"""A check: returns remarks, raises AdpaError."""
 CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "max_sequence_length", "n_ctx")
 
 
-def check(nodes: Sequence[Node], store: Store, note: Callable[[str], None]) -> None:
-    """Raise one error with every problem of the stages about to be built; `note` hears what is worth saying."""
-    problems: list[AdpaError] = []
-    said: set[str] = set()
-    for action in _actions(nodes, store):
-        try:
-            for text in action():
-                if text not in said:
-                    said.add(text)
-                    note(text)
-        except AdpaError as error:
-            if error.message not in {known.message for known in problems}:
-                problems.append(error)
+def check(nodes: Sequence[Node], store: Store, note: Callable[[str], None], known: Sequence[AdpaError] = ()) -> None:
+    """Raise one error with every problem of the stages about to be built, `known` ones first; `note` hears remarks."""
+    problems = [*known, *_failures((*_plain(nodes, store), *_deep(nodes, store)), note)]
     if len(problems) == 1:
         raise problems[0]
     if problems:
@@ -39,7 +32,34 @@ def check(nodes: Sequence[Node], store: Store, note: Callable[[str], None]) -> N
         raise type(problems[0])(f"{len(problems)} problems (nothing was started){lines}", hints)
 
 
-def _actions(nodes: Sequence[Node], store: Store) -> Iterator[Callable[[], Sequence[str]]]:
+def problems_without_torch(nodes: Sequence[Node], store: Store) -> list[AdpaError]:
+    """The problems that a plan can name without loading a model's libraries: of data that are here, and of lengths."""
+    return _failures(_plain([node for node in nodes if _is_here(node)], store), lambda text: None)
+
+
+def _is_here(node: Node) -> bool:
+    externals = [item for _, item in node.flat_inputs() if isinstance(item, External)]
+    return all(item.is_open and not (item.download and item.content.startswith("data:")) for item in externals)
+
+
+def _failures(actions: Iterable[Action], note: Callable[[str], None]) -> list[AdpaError]:
+    """What goes wrong in each of the checks, once; `note` hears what the others say, once."""
+    problems: list[AdpaError] = []
+    said: set[str] = set()
+    for action in actions:
+        try:
+            for text in action():
+                if text not in said:
+                    said.add(text)
+                    note(text)
+        except AdpaError as error:
+            if error.message not in {known.message for known in problems}:
+                problems.append(error)
+    return problems
+
+
+def _plain(nodes: Sequence[Node], store: Store) -> Iterator[Action]:
+    """Checks that need no torch."""
     seen: set[Any] = set()
     for node in nodes:
         data = node.inputs.get("data")
@@ -52,10 +72,23 @@ def _actions(nodes: Sequence[Node], store: Store) -> Iterator[Callable[[], Seque
                 yield functools.partial(_data, data.label, *key)
             if isinstance(node.spec, TrainSpec) and node.spec.select != "last":
                 yield functools.partial(_selects, data, kind, node.spec)
-        models = [(role, item) for role, item in node.flat_inputs() if role in ("model", "aligned", "reference")]
-        folders = [(role, folder_of(item, store)) for role, item in models]
+        for _, folder in _models(node, store):
+            yield functools.partial(_context, folder, node)
+
+
+def _models(node: Node, store: Store) -> list[tuple[str, Path]]:
+    """The models that a stage reads, by role."""
+    roles = ("model", "aligned", "reference")
+    return [(role, folder_of(item, store)) for role, item in node.flat_inputs() if role in roles]
+
+
+def _deep(nodes: Sequence[Node], store: Store) -> Iterator[Action]:
+    """Checks that load tokenizers."""
+    seen: set[Any] = set()
+    for node in nodes:
+        folders = _models(node, store)
         for _, folder in folders:
-            yield functools.partial(_fits, folder, node)
+            yield functools.partial(_end_token, folder, node)
         teachers = [f for role, f in folders if role != "model"] + _teachers_behind(node, store)
         students = [f for role, f in folders if role == "model"] or teachers[:1]
         for pair in {(t, s) for t in teachers for s in students if t != s} - seen:
@@ -125,23 +158,29 @@ def _vocabularies(teacher: Path, student: Path, spec: Any) -> Sequence[str]:
     ids = [(encoder.prompt((Message("user", SAMPLE),)), encoder.answer(SAMPLE)) for encoder in both]
     if ids[0] != ids[1]:
         raise DataError(
-            f"the tokenizers in {teacher.name} and {student.name} have one vocabulary and cut a text differently "
-            "(merges, normaliser or begin token)",
+            f"the tokenizers in {hub.title(teacher)} and {hub.title(student)} have one vocabulary and cut a text "
+            "differently (merges, normaliser or begin token)",
             "use models of one family, or copy the teacher's tokenizer files beside the student",
         )
     return notes
 
 
-def _fits(folder: Path, node: Node) -> Sequence[str]:
-    """The context holds `max_length`, and the end token is one id of the tokenizer."""
+def _end_token(folder: Path, node: Node) -> Sequence[str]:
+    """The end token is one id of the tokenizer."""
     from adpa_cli.stages.examples import encoder_of
 
+    encoder_of(_tokenizer(folder), node.spec)
+    return ()
+
+
+def _context(folder: Path, node: Node) -> Sequence[str]:
+    """The context holds `max_length`."""
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     context = next((int(config[key]) for key in CONTEXT_KEYS if config.get(key)), None)
     if context is not None and node.spec.max_length > context:
         raise DataError(
-            f"{node.stage}: max_length {node.spec.max_length} exceeds the context of {context} tokens of {folder.name}",
+            f"{node.stage}: max_length {node.spec.max_length} exceeds the context of {context} tokens "
+            f"of {hub.title(folder)}",
             f"--set {node.stage}.max_length={context}",
         )
-    encoder_of(_tokenizer(folder), node.spec)
     return ()

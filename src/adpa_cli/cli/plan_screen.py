@@ -1,0 +1,275 @@
+"""A plan for people, pipes and programs: the stages with their sizes and times, and what the whole takes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from adpa_cli.errors import AdpaError
+from adpa_cli.report import text
+from adpa_cli.spec import Runtime
+from adpa_cli.stages.graph import External, Node
+from adpa_cli.stages.plan import Plan
+from adpa_cli.store.store import Store
+
+if TYPE_CHECKING:
+    from adpa_cli.stages.estimate import Estimate
+    from adpa_cli.stages.stage_cost import Cost
+
+COLUMNS = ("n", "state", "role", "what", "id", "size", "time")
+ROLES = {
+    "aligned": "aligned teacher", "reference": "reference teacher", "model": "model", "reward_model": "reward model",
+}  # fmt: skip
+GAP = "  "
+CALM = "Every stage can be interrupted and repeated."
+CALM_WIDTH = 88  # below this the numbers of a stage stand on a line of their own
+
+
+@dataclass(frozen=True)
+class Look:
+    """A plan with what it takes, and what is known to stand against it."""
+
+    plan: Plan
+    store: Store
+    estimate: Estimate
+    problems: tuple[AdpaError, ...]
+
+    def text(self, width: int) -> str:
+        """For a terminal."""
+        return plan_text(self.plan, self.estimate, self.store, width)
+
+    def tsv(self) -> str:
+        """For a pipe."""
+        return plan_tsv(self.estimate).rstrip("\n")
+
+    def json(self) -> str:
+        """For a program: one object."""
+        record = plan_json(self.plan, self.estimate, self.store, self.problems)
+        return json.dumps(record, ensure_ascii=False, indent=1)
+
+    def warnings(self, width: int) -> str:
+        """The problems, for a person who only looks."""
+        lines: list[str] = []
+        for problem in self.problems:
+            hint = [f"try: {problem.hint}"] if problem.hint else []
+            for part in (f"problem: {problem.message}", *hint):
+                lines += [piece for line in part.splitlines() for piece in _filled([line], width)]
+        return "\n".join(lines)
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """How long each stage that is to be made may take, by label; those that nobody can tell are left out."""
+        return {c.node.label: c.seconds for c in self.estimate.building if c.seconds is not None}
+
+
+def look(plan: Plan, store: Store, runtime: Runtime) -> Look:
+    """Estimate a plan, and see what cannot fit here."""
+    # A command that finds all it makes needs none of this, nor the time to import it.
+    from adpa_cli.stages.estimate import estimate
+    from adpa_cli.stages.fits import problems
+
+    found = estimate(plan, store, runtime)
+    return Look(plan, store, found, tuple(problems(found, store, runtime)))
+
+
+def look_closely(plan: Plan, store: Store, runtime: Runtime) -> Look:
+    """The same with every problem that can be told without loading a library of models."""
+    from adpa_cli.stages.preflight import problems_without_torch
+
+    seen = look(plan, store, runtime)
+    more = problems_without_torch([cost.node for cost in seen.estimate.building], store)
+    return replace(seen, problems=(*seen.problems, *more))
+
+
+def plan_rows(found: Estimate) -> list[tuple[str, ...]]:
+    """(number, found|build, role, what, id, bytes, seconds) of every stage, uncut; `?` for what nobody can tell."""
+    rows: list[tuple[str, ...]] = []
+    for n, cost in enumerate(found.costs, 1):
+        size = _bytes(cost)
+        seconds = "0" if cost.found else "?" if cost.seconds is None else f"{cost.seconds:.0f}"
+        state = "found" if cost.found else "build"
+        rows.append((str(n), state, cost.node.role, cost.node.what, cost.node.label, _or(size, str), seconds))
+    return rows
+
+
+def plan_tsv(found: Estimate) -> str:
+    """A plan for a pipe."""
+    return text.tsv(plan_rows(found))
+
+
+def plan_json(plan: Plan, found: Estimate, store: Store, against: Sequence[AdpaError]) -> dict[str, Any]:
+    """A plan for a program: its rows, its totals, what is fetched, and what does not fit."""
+    rows = [_record(n, cost) for n, cost in enumerate(found.costs, 1)]
+    totals = {
+        "download": found.download, "keeps": found.keeps, "peak": found.peak, "free": found.machine.disk,
+        "memory": found.memory, "memory_available": found.machine.memory, "device": found.machine.name,
+        "seconds": found.seconds, "basis": found.basis, "large": found.large,
+    }  # fmt: skip
+    models = [
+        {"role": role, "name": item.label, "size": item.size, "download": item.download}
+        for role, item in _models(found)
+    ]
+    return {
+        "store": str(store.root), "end": plan.template[1], "models": models, "rows": rows, "totals": totals,
+        "notes": list(plan.notes), "problems": [{"error": p.message, "hint": p.hint} for p in against],
+    }  # fmt: skip
+
+
+def _record(n: int, cost: Cost) -> dict[str, Any]:
+    needs = None if cost.memory is None else cost.memory.device
+    return {
+        "n": n, "state": "found" if cost.found else "build", "stage": cost.node.stage, "role": cost.node.role,
+        "what": cost.node.what, "id": cost.node.label, "size": _bytes(cost),
+        "extra": None if cost.disk is None else cost.disk.extra, "memory": needs, "seconds": cost.seconds,
+        "rows": cost.rows,
+    }  # fmt: skip
+
+
+def plan_text(plan: Plan, found: Estimate, store: Store, width: int) -> str:
+    """A plan for a terminal of `width` columns; no line is longer."""
+    lines = [*_head(plan, found, store, width)]
+    lines += [text.cut(line, width) for line in _table(found, width)]
+    for note in plan.notes:
+        lines += _filled([note], width, " ")
+    return "\n".join([*lines, *_foot(found, width), *_filled([CALM], width, " ")])
+
+
+def _head(plan: Plan, found: Estimate, store: Store, width: int) -> Iterator[str]:
+    held = len(store.artifacts(on_error=lambda error: None))
+    root = str(store.root)
+    home = str(Path.home())
+    shown = f"~{root[len(home) :]}" if root.startswith(f"{home}/") else root
+    facts = [f"store {shown} ({held} artifact{'s' * (held != 1)})", *_who(plan, found)]
+    yield from _filled([*facts, f"template {template_name(plan)}, ends {plan.template[1]}"], width)
+    data = dict(_data(found))
+    if data:
+        sets = [f"{name} {count}".rstrip() for name, count in data.items()]
+        yield from _filled([f"data  {sets[0]}", *sets[1:]], width)
+
+
+def _who(plan: Plan, found: Estimate) -> Iterator[str]:
+    """The student that is trained, and its teacher."""
+    nodes = [cost.node for cost in found.costs]
+    students = [node for node in nodes if node.role == "student"]
+    if students:
+        yield f"student {_start(students[0])}"
+    signals = [node for node in nodes if "aligned" in node.inputs]
+    if signals:
+        aligned = signals[0].inputs["aligned"]
+        yield f"teacher {aligned[0].label if isinstance(aligned, tuple) else aligned.label}"
+
+
+def _start(node: Node) -> str:
+    model = node.inputs["model"]
+    return model[0].label if isinstance(model, tuple) else model.label
+
+
+def template_name(plan: Plan) -> str:
+    """The name of a template that this package knows, else how long a foreign one is."""
+    from adpa_cli.data.chat import DEFAULT_TEMPLATES
+    from adpa_cli.lab import TEMPLATE
+
+    known = {template.text: name for name, template in DEFAULT_TEMPLATES.items()} | {TEMPLATE: "tiny"}
+    return known.get(plan.template[0], "of the model")
+
+
+def _data(found: Estimate) -> Iterator[tuple[str, str]]:
+    """Each data set by name, with the rows that training reads where they are known."""
+    for cost in found.costs:
+        data = cost.node.inputs.get("data")
+        if isinstance(data, External) and cost.node.stage != "eval" and getattr(cost.node.spec, "split", "") != "test":
+            kind = "dialogues" if cost.node.stage == "sft" else "prompts" if cost.node.stage == "rollout" else "pairs"
+            if kind != "prompts":
+                yield data.label, "" if cost.rows is None else f"{cost.rows:,} {kind}"
+
+
+def _table(found: Estimate, width: int) -> Iterator[str]:
+    """One line a stage where the terminal is wide enough, else two."""
+    models = [
+        ("", "found", role, item.label, f"download {_size(item.download)}" if item.download else "in HF cache", "", "")
+        for role, item in _models(found)
+    ]
+    stages = [
+        (str(n), "found" if c.found else "build", c.node.role, c.node.what, c.node.label, _size(_bytes(c)), _time(c))
+        for n, c in enumerate(found.costs, 1)
+    ]
+    rows = [*models, *stages]
+    widths = [max((text.width_of(row[i]) for row in rows), default=0) for i in range(len(COLUMNS))]
+    fixed = sum(widths) - widths[3] + len(GAP) * (len(COLUMNS) - 1)
+    widths[3] = max(min(widths[3], width - fixed), 0)
+    wide = width >= CALM_WIDTH and widths[3] >= 14
+    for row in rows:
+        if wide:
+            cells = (text.pad(text.cut(row[i], w), w, i in (0, 5, 6)) for i, w in enumerate(widths))
+            yield GAP.join(cells).rstrip()
+        else:
+            yield GAP.join((text.pad(row[0], widths[0], True), row[1], row[2], row[3])).rstrip()
+            yield " " * (widths[0] + 2) + GAP.join(filter(None, (row[4], row[5], row[6])))
+
+
+def _foot(found: Estimate, width: int) -> Iterator[str]:
+    machine = found.machine
+    if not found.building:
+        return
+    device = f"{machine.name}'s memory" if machine.kind == "cuda" else "memory"
+    seconds = found.seconds
+    about = "about ?" if seconds is None else f"about {text.human_time(seconds)}, {found.basis}"
+    yield from _filled(
+        [
+            f"download {_size(found.download)}", f"keeps {_size(found.keeps)}",
+            f"peak +{_size(found.peak)} (free {_size(machine.disk)})",
+            f"{device} {_size(found.memory)} of {_size(machine.memory)}", about,
+        ],
+        width,
+    )  # fmt: skip
+
+
+def _filled(facts: Sequence[str], width: int, mark: str = " · ") -> Iterator[str]:
+    """Facts in as few lines as they need; one that is longer than a line is broken at its spaces, or cut."""
+    line = ""
+    for fact in facts:
+        if line and text.width_of(line) + len(mark) + text.width_of(fact) <= width:
+            line += mark + fact
+            continue
+        if line:
+            yield line
+        line = ""
+        for word in fact.split(" "):
+            if line and text.width_of(line) + 1 + text.width_of(word) > width:
+                yield line
+                line = text.cut(word, width)
+            else:
+                line = text.cut(f"{line} {word}" if line else word, width)
+    if line:
+        yield line
+
+
+def _models(found: Estimate) -> list[tuple[str, External]]:
+    """The models from the hub that the plan reads, each once, with what they are for."""
+    seen: dict[str, tuple[str, External]] = {}
+    for cost in found.building:
+        for role, item in cost.node.flat_inputs():
+            if isinstance(item, External) and role in ROLES and item.facts.get("commit"):
+                seen.setdefault(item.content, (f"{cost.node.role} base" if role == "model" else ROLES[role], item))
+    return list(seen.values())
+
+
+def _bytes(cost: Cost) -> int | None:
+    if cost.found is not None:
+        return cost.found.size
+    return None if cost.disk is None else cost.disk.keeps
+
+
+def _size(count: int | None) -> str:
+    return "?" if count is None else text.human_size(count)
+
+
+def _time(cost: Cost) -> str:
+    return "" if cost.found else "?" if cost.seconds is None else text.human_time(cost.seconds)
+
+
+def _or(value: int | None, show: Any) -> str:
+    return "?" if value is None else str(show(value))

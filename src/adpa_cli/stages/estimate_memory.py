@@ -1,0 +1,138 @@
+"""What a stage needs in memory: on the device that computes, and of the machine beside it. Bytes; pure functions.
+
+The numbers of floats that a layer keeps were counted on a Llama (saved tensors of a forward pass), the rest follows
+from how the stages work: float32 weights, AdamW, a head in tiles (`tensors/head.py`), blocks computed whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from adpa_cli.stages.model_size import ModelSize
+from adpa_cli.stages.row_lengths import Row, Rows
+
+PYTHON = 390_000_000  # resident: Python, torch, transformers, accelerate, pyarrow
+CUDA = 600_000_000  # context and kernels on a card
+KEEP_BYTES = 64 * 2**20  # as in tensors/head.py
+TILE_CELLS = 2**23
+TILES = 4  # of logits alive at once: product, padded copy, exponentials, gradient
+ROW_IN_PYTHON, TOKEN_IN_PYTHON = 3000, 45  # bytes of a row, and of each of its tokens, in the lists that keep them
+RETAINED = {"cpu": 1.4, "cuda": 1.15}
+"""What an allocator holds of blocks in changing shapes, over what is in use."""
+
+
+@dataclass(frozen=True)
+class Memory:
+    """`device` is what the computing device must hold; `host` is of the machine beside a card, 0 without one."""
+
+    device: int
+    host: int = 0
+
+
+@dataclass(frozen=True)
+class Where:
+    """The kind of device, "cpu" or "cuda", and how many processes share the work; on a CPU they share the memory."""
+
+    kind: str = "cpu"
+    processes: int = 1
+
+    def total(self, weights: float, work: float, rows: float) -> Memory:
+        """`weights` and `work` of one process, and the rows that each holds in Python."""
+        held = weights + RETAINED[self.kind] * work
+        if self.kind == "cpu":
+            return Memory(int(self.processes * (PYTHON + held + rows)))
+        return Memory(int(CUDA + held), int(self.processes * (PYTHON + CUDA + rows) + weights))
+
+
+def training(
+    model: ModelSize, rows: Rows, dtype: str, batch_size: int, tokens_per_device: int, ids: int, where: Where
+) -> Memory:
+    """Weights, gradients, two moments; activations and head of the largest micro-batch. `ids` are read per position."""
+    micro = largest_micro_batch(rows, tokens_per_device, batch_size)
+    answers = micro * answer_share(rows)
+    weights = model.parameters * (16 + (2 if dtype == "bfloat16" else 0) + (4 if where.processes > 1 else 0))
+    work = activations(model, micro, dtype) + head_training(model, answers, ids)
+    return where.total(weights, work, row_bytes(rows))
+
+
+def largest_micro_batch(rows: Rows, tokens: int, batch_size: int) -> float:
+    """Padded tokens of the fullest micro-batch: whole examples within `tokens`, or the longest example alone."""
+    parts = len(rows)
+    lengths = sorted(max(row.whole for row in example) for example in zip(*rows.values(), strict=True))
+    if not lengths:
+        return 0.0
+    batch = sum(lengths[-batch_size:]) * parts  # the longest step there can be
+    return float(max(lengths[-1] * parts, min(float(tokens), batch)))
+
+
+def answer_share(rows: Rows) -> float:
+    """Answer tokens among all tokens."""
+    every = [row for part in rows.values() for row in part]
+    return sum(row.answer for row in every) / max(1.0, sum(row.whole for row in every))
+
+
+def activations(model: ModelSize, tokens: float, dtype: str) -> float:
+    """What the backward pass needs of `tokens`: per layer 8.5 hidden states, keys and values, 4 feed-forward widths.
+
+    Under autocast the inputs of products are kept in two bytes, the norms and the residual in four.
+    """
+    wide, narrow = (4.0, 4.0) if dtype == "float32" else (2.0, 3.4)
+    of_layer = narrow * (8.5 * model.hidden + 2 * model.keys) + wide * 4 * model.inner
+    return tokens * (model.layers * of_layer + 12 * model.hidden)
+
+
+def head_training(model: ModelSize, positions: float, ids: int) -> float:
+    """Tiles of logits, the kept logits where they fit, hidden states, chosen ids, and a second gradient when tied."""
+    kept = 4 * positions * model.vocabulary
+    tied = 4 * model.head if model.tied else 0
+    chosen = positions * (12 * model.hidden + 24 * ids)
+    return tiles(model, positions) + (kept if kept <= KEEP_BYTES else 0) + chosen + tied
+
+
+def tiles(model: ModelSize, positions: float) -> float:
+    """The logits alive at once."""
+    return 4 * TILES * min(positions * model.vocabulary, TILE_CELLS)
+
+
+def scoring(model: ModelSize, rows: Rows, dtype: str, block_tokens: int, ids: int, where: Where) -> Memory:
+    """One model over blocks of given answers, without gradient: one layer's widths, the mask, the head in tiles."""
+    longest = max((row.whole for part in rows.values() for row in part), default=0.0)
+    every = sum(row.whole for part in rows.values() for row in part)
+    block = max(longest, min(float(block_tokens), every))
+    answers = block * answer_share(rows)
+    work = passing(model, block, dtype) + 5 * block * longest + tiles(model, answers)
+    work += answers * (8 * model.hidden + 24 * ids)
+    return where.total(frozen(model, dtype), work, row_bytes(rows))
+
+
+def passing(model: ModelSize, tokens: float, dtype: str) -> float:
+    """The widest moment of one layer: feed-forward, residual and states, in the dtype of the products."""
+    wide = 4 if dtype == "float32" else 2
+    return tokens * (wide * 3 * model.inner + 4 * 4 * model.hidden)
+
+
+def frozen(model: ModelSize, dtype: str) -> float:
+    """Float32 weights, and one layer's in the dtype of the products."""
+    return 4 * model.parameters + (0 if dtype == "float32" else 2 * model.body / max(1, model.layers) + 2 * model.head)
+
+
+def generating(
+    model: ModelSize, rows: Sequence[Row], dtype: str, block_tokens: int, new: int, longest: int, where: Where
+) -> Memory:
+    """A block of prompts with the keys and values of all layers, grown by copying, and the scores of its rows."""
+    room = [min(row.prompt + new, float(longest)) for row in rows]
+    widest = max(room, default=0.0)
+    block = max(widest, min(float(block_tokens), sum(room)))
+    count = block / max(1.0, sum(room) / max(1, len(room)))
+    prompts = min(block, count * sum(row.prompt for row in rows) / max(1, len(rows)))
+    cache = 2 * model.layers * model.keys * block * (4 if dtype == "float32" else 3)
+    grown = cache / max(1, model.layers)
+    scores = count * model.vocabulary * 40
+    work = cache + 2 * grown + max(passing(model, prompts, dtype), scores)
+    return where.total(frozen(model, dtype), work, row_bytes({"rollout": list(rows)}))
+
+
+def row_bytes(rows: Rows) -> float:
+    """What the rows themselves take in Python."""
+    return sum(ROW_IN_PYTHON + TOKEN_IN_PYTHON * row.whole for part in rows.values() for row in part)

@@ -1,0 +1,99 @@
+"""The machine as far as a plan must know it: its device, memory and disks. Asks the system, not torch."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+CGROUPS = (
+    ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
+    ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+)
+BOUNDLESS = 1 << 60  # a cgroup without a limit says a number near 2**63
+
+
+@dataclass(frozen=True)
+class Machine:
+    """`kind` "cpu" or "cuda"; bytes of `memory` that the device has for us, of `host` memory, free on the `disk` of the
+    store and on that of the `cache` of downloads (None when they are one)."""
+
+    kind: str
+    name: str
+    host: str
+    memory: int
+    host_memory: int
+    disk: int
+    cache: int | None = None
+
+    def made(self, about: Mapping[str, Any]) -> bool:
+        """Whether a manifest's `made` says that it was this machine and device."""
+        return about.get("host") == self.host and about.get("device") == self.name
+
+    @classmethod
+    def here(cls, root: Path) -> Machine:
+        """This machine, for a store at `root`, which need not exist yet."""
+        available = available_memory()
+        store, cache = _existing(root), _existing(hub_cache())
+        apart = store.stat().st_dev != cache.stat().st_dev
+        free = shutil.disk_usage(store).free
+        other = shutil.disk_usage(cache).free if apart else None
+        card = first_card()
+        if card is None:
+            return cls("cpu", "cpu", platform.node(), available, available, free, other)
+        return cls("cuda", card[0], platform.node(), card[1], available, free, other)
+
+
+def available_memory() -> int:
+    """Bytes that a new process can use: what the kernel calls available, within the limit of a container."""
+    free = BOUNDLESS
+    try:
+        for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
+            if line.startswith("MemAvailable:"):
+                free = int(line.split()[1]) * 1024
+    except OSError:
+        free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return min([free, *(limit_of(Path(most), Path(used)) for most, used in CGROUPS)])
+
+
+def limit_of(most: Path, used: Path) -> int:
+    """What a control group still allows; boundless where there is none."""
+    try:
+        limit = most.read_text(encoding="ascii").strip()
+        if limit == "max" or int(limit) >= BOUNDLESS:
+            return BOUNDLESS
+        return max(0, int(limit) - int(used.read_text(encoding="ascii")))
+    except (OSError, ValueError):
+        return BOUNDLESS
+
+
+def first_card() -> tuple[str, int] | None:
+    """Name and bytes of the first card that this process may use, or None."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible in ("", "-1") or shutil.which("nvidia-smi") is None:
+        return None
+    asked = ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader,nounits"]
+    if visible:
+        asked.append(f"--id={visible.split(',')[0]}")
+    try:
+        said = subprocess.run(asked, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=10, check=False)
+        name, _, mebibytes = said.stdout.splitlines()[0].rpartition(", ")
+        return name, int(mebibytes) * 2**20
+    except (OSError, subprocess.SubprocessError, ValueError, IndexError):
+        return None
+
+
+def hub_cache() -> Path:
+    """Where huggingface_hub keeps downloads."""
+    home = os.environ.get("HF_HOME") or os.path.join(os.environ.get("XDG_CACHE_HOME", "~/.cache"), "huggingface")
+    return Path(os.environ.get("HF_HUB_CACHE") or os.path.join(home, "hub")).expanduser()
+
+
+def _existing(path: Path) -> Path:
+    """The nearest folder at or above `path` that exists."""
+    return next(folder for folder in (path.absolute(), *path.absolute().parents) if folder.exists())

@@ -1,0 +1,172 @@
+"""What one stage of a plan takes: bytes on disk, memory, time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from adpa_cli import methods
+from adpa_cli.engine import schedule
+from adpa_cli.errors import AdpaError
+from adpa_cli.spec import Runtime
+from adpa_cli.stages import estimate_disk as disk
+from adpa_cli.stages import estimate_memory as memory
+from adpa_cli.stages import estimate_time as times
+from adpa_cli.stages.estimate_disk import Disk
+from adpa_cli.stages.estimate_memory import Memory, Where
+from adpa_cli.stages.graph import External, Node
+from adpa_cli.stages.lineage import folder_of
+from adpa_cli.stages.machine import Machine
+from adpa_cli.stages.model_size import ModelSize, model_size
+from adpa_cli.stages.row_lengths import Row, Rows, rows_of
+from adpa_cli.store.manifest import Manifest
+from adpa_cli.store.store import Store
+
+UNREAD_STEPS = 1000
+
+
+@dataclass(frozen=True)
+class Cost:
+    """One stage of a plan: the artifact where it is found, else what building it takes (None: nobody can tell)."""
+
+    node: Node
+    found: Manifest | None = None
+    disk: Disk | None = None
+    memory: Memory | None = None
+    seconds: float | None = None
+    rows: int | None = None
+    trained: int = 0
+    """Parameters of the model that it trains."""
+
+
+class Clock:
+    """Speeds by kind of stage, looked up once a plan."""
+
+    def __init__(self, store: Store, machine: Machine) -> None:
+        self.store, self.machine = store, machine
+        self.made = store.artifacts(on_error=lambda error: None)
+        self.guessed = False
+
+    @property
+    def basis(self) -> str:
+        return times.GUESSED if self.guessed else times.DID
+
+    @cached_property
+    def product(self) -> float:
+        """Measured only where nothing else tells."""
+        return times.product_speed(self.store, self.machine)
+
+    def seconds(self, kind: str, flops: float, share: float, processes: int) -> float:
+        past = times.past_speed(self.store, kind, self.machine, self.made, share)
+        if past:
+            return flops / past
+        self.guessed = True
+        speed = self.product * times.REACHED[kind]
+        at_once = processes if self.machine.kind == "cuda" else 1  # on a CPU they share its cores
+        return times.START_SECONDS + flops / (speed * at_once)
+
+
+def cost_of(node: Node, store: Store, runtime: Runtime, machine: Machine, clock: Clock) -> Cost:
+    """What one stage takes; only what can be told, when its data or its model cannot be read yet."""
+    where = Where(machine.kind, 1 if node.stage == "eval" else runtime.processes)
+    try:
+        models = models_of(node, store)
+    except (AdpaError, OSError, KeyError, IndexError):
+        return Cost(node)
+    try:
+        rows = rows_of(node, store)
+    except (AdpaError, OSError, KeyError, IndexError):
+        return _unread(node, models, runtime, where)
+    count = max(map(len, rows.values()), default=0)
+    share = memory.answer_share(rows)
+    kind = times.KINDS[node.stage]
+    seconds = clock.seconds(kind, _flops(node, rows, models), share, where.processes)
+    trained = models[0].parameters if kind == "training" else 0
+    return Cost(
+        node, None, _disk(node, rows, models, runtime, store), memory_of(node, rows, models, runtime, where),
+        seconds, count, trained,
+    )  # fmt: skip
+
+
+def _unread(node: Node, models: Sequence[ModelSize], runtime: Runtime, where: Where) -> Cost:
+    """A stage whose data nobody can count yet: as large as rows of full length make it; its time is not guessed."""
+    longest = node.spec.max_length
+    row = Row(longest / 2, longest / 2)
+    parts = ("chosen",) if node.stage == "sft" else ("rollout",) if node.stage == "rollout" else ("chosen", "rejected")
+    count = max(1, max(runtime.tokens_per_device, getattr(node.spec, "block_tokens", 0)) // longest)
+    needs = memory_of(node, {part: [row] * count for part in parts}, models, runtime, where)
+    if times.KINDS[node.stage] != "training":
+        return Cost(node, memory=needs)
+    steps = min(node.spec.max_steps or UNREAD_STEPS, UNREAD_STEPS)
+    return Cost(node, None, disk.training(models[0], steps, 1), needs, trained=models[0].parameters)
+
+
+def models_of(node: Node, store: Store) -> list[ModelSize]:
+    """The sizes of the models that a stage loads, one after the other."""
+    roles = ("model", "aligned", "reference", "reward_model")
+    return [model_size(item, store) for role, item in node.flat_inputs() if role in roles]
+
+
+def signal_ids(node: Node) -> int:
+    """Ids that a training reads per position: the label, and those of its signal."""
+    caches = [item for role, item in node.flat_inputs() if role == "cache" and not isinstance(item, External)]
+    return 1 + max((int(cache.values["top_k"]) for cache in caches), default=0)
+
+
+def _flops(node: Node, rows: Rows, models: Sequence[ModelSize]) -> float:
+    if times.KINDS[node.stage] == "training":
+        read = methods.load(node.spec.method)
+        needs = read.needs_for(read.params(**node.spec.params))
+        used: Rows = {str(need.part): rows[need.part] for need in needs if need.part in rows} or rows
+        count = max(map(len, used.values()), default=0)
+        scored = sum(need.start for need in needs)
+        return times.training_flops(models[0], used, times.passes(node.spec, count), scored) if count else 0.0
+    return sum(times.forward_flops(m, row) for m in models for part in rows.values() for row in part)
+
+
+def _disk(node: Node, rows: Rows, models: Sequence[ModelSize], runtime: Runtime, store: Store) -> Disk:
+    spec = node.spec
+    count = max(map(len, rows.values()), default=0)
+    if times.KINDS[node.stage] == "training":
+        steps = schedule.whole_steps(count, spec.epochs, spec.batch_size, spec.max_steps)
+        looked_at = spec.keep == "all" or spec.select == "best"
+        points = len(schedule.points(count, spec.batch_size, steps)) if looked_at else 0
+        every = runtime.checkpoint_steps or schedule.half_epoch(count, spec.batch_size)
+        return disk.training(models[0], steps, every, points, spec.keep == "all")
+    flat = [row for part in rows.values() for row in part]
+    if node.stage == "rollout":
+        return disk.rollout(flat, models[0].vocabulary)
+    if node.stage == "eval":
+        return disk.evaluation(count, 1 + ("rollouts" in node.inputs) + ("against" in node.inputs))
+    aligned = node.inputs["aligned"]
+    pair = spec.pair_precision if "reference" in node.inputs else None
+    tokenizer = 0 if isinstance(aligned, tuple) else _tokenizer_bytes(node, store)
+    k = min(spec.top_k, models[0].vocabulary)
+    per_token = disk.signal_bytes_per_token(models[0].vocabulary, k, spec.precision, pair)
+    return disk.capture(flat, per_token, k, pair is not None, tokenizer)
+
+
+def _tokenizer_bytes(node: Node, store: Store) -> int:
+    aligned = node.inputs["aligned"]
+    path = None if isinstance(aligned, tuple) else folder_of(aligned, store) / "tokenizer.json"
+    return path.stat().st_size if path and path.exists() else 0
+
+
+def memory_of(node: Node, rows: Rows, models: Sequence[ModelSize], runtime: Runtime, where: Where) -> Memory:
+    """The largest of the models of a stage, which are loaded one after the other."""
+    spec = node.spec
+    if times.KINDS[node.stage] == "training":
+        read = methods.load(spec.method)
+        used = {str(need.part) for need in read.needs_for(read.params(**spec.params))}
+        own: Rows = {part: found for part, found in rows.items() if part in used} or rows
+        return memory.training(
+            models[0], own, spec.dtype, spec.batch_size, runtime.tokens_per_device, signal_ids(node), where
+        )
+    if node.stage == "rollout":
+        return memory.generating(
+            models[0], rows["rollout"], spec.dtype, spec.block_tokens, spec.max_new_tokens, spec.max_length, where
+        )
+    ids = 1 + getattr(spec, "top_k", 0)
+    each = [memory.scoring(model, rows, spec.dtype, spec.block_tokens, ids, where) for model in models]
+    return Memory(max(m.device for m in each), max(m.host for m in each))
