@@ -77,3 +77,22 @@ def test_evaluations_without_their_rows_have_no_differences(tmp_path: Path, cont
     if content is not None:
         (tmp_path / "scores.json").write_text(content)
     assert paired.values(tmp_path, "reward_accuracy") == {}
+
+
+def test_manifests_hold_names_hashes_and_counts_but_no_paths_and_no_rows(pipeline: Pipeline) -> None:
+    words = {turn["content"] for row in (pipeline.data / "train.jsonl").read_text().splitlines()
+             for turn in json.loads(row)["chosen"] if turn["role"] == "assistant"}  # fmt: skip
+    assert words
+    for manifest in Store.find(pipeline.store).artifacts():
+        raw = json.loads((pipeline.store / manifest.ref / "manifest.json").read_text())
+        raw["made"].pop("command")  # as it was typed
+        texts = list(every_text(raw))
+        assert [text for text in texts if text.startswith(("/", "~")) or str(pipeline.data.parent) in text] == []
+        assert not words & set(texts)
+
+
+def every_text(value: Any) -> list[str]:
+    if isinstance(value, str):
+        return [value]
+    inner = value if isinstance(value, list) else [*value, *value.values()] if isinstance(value, dict) else []
+    return [text for item in inner for text in every_text(item)]
