@@ -32,7 +32,7 @@ def chat(
     from adpa_cli.cli import talking
     from adpa_cli.cli.descriptors import ids_only
     from adpa_cli.cli.make import QUIET
-    from adpa_cli.cli.streams import GLOBALS
+    from adpa_cli.cli.streams import GLOBALS, say
     from adpa_cli.errors import UsageError
     from adpa_cli.stages.names import Names
     from adpa_cli.stages.trained import trained
@@ -47,7 +47,7 @@ def chat(
     talking.check(temperature, max_new_tokens)
     prompts = talking.read_prompts() if piped else []
     names = Names(Store.find_or_empty(GLOBALS.store))
-    found = [trained(names, text) for text in models]
+    found = [trained(names, text, lambda line: say(f"{line}\n")) for text in models]
     for name, value in QUIET.items():
         if not GLOBALS.verbose:
             os.environ.setdefault(name, value)

@@ -38,10 +38,13 @@ def plan(
     typed = [word for word in words or () if word != FETCH]
     if not typed:
         raise UsageError("no command to plan", "adpa plan distill --method adpa+ --student tiny")
+    fetching = fetch or FETCH in (words or ())
+    if fetching and typed[0] == "run":
+        raise UsageError("adpa run plans its cells one by one", "adpa plan COMMAND … --fetch for the command of a cell")
     request = _request(typed)
     if not isinstance(request, opt.Request):
         return None
-    if fetch or FETCH in (words or ()):
+    if fetching:
         fetch_all(request)
     return replace(request, options=replace(request.options, dry_run=True))
 

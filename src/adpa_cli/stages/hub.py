@@ -24,6 +24,8 @@ def commit_of(name: str, revision: str | None, kind: str) -> str:
     """The commit that a hub name stands for now; without a hub, the one in the Hugging Face cache. Raises Closed."""
     from huggingface_hub import HfApi
 
+    if revision and COMMIT.fullmatch(revision):
+        return revision
     try:
         offline(name)
         return str(HfApi().repo_info(name, revision=revision, repo_type=kind).sha)

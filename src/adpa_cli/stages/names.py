@@ -183,8 +183,8 @@ class Names:
         where = str(hub.snapshot(name, "dataset", commit)) + (f"#{source.split}" if source.split else "")
         return _Described(facts, where, files, sum(file.size for file in files))
 
-    def data_of(self, facts: Any, content: str) -> External:
-        """The data set that an artifact was made from, found again by content. Raises NotFound when it has moved."""
+    def data_words(self, facts: Any) -> list[str]:
+        """What to type for the data that an artifact was made from. Raises NotFound when they have moved."""
         where = []
         for source in facts["sources"]:
             if source.get("commit"):
@@ -199,7 +199,11 @@ class Names:
                     )
                 where.append(str(paths[0]) if len(paths) == 1 else str(paths[0].parent))
             where[-1] += f"#{source['split']}" if source["split"] else ""
-        found = self.data(where)
+        return where
+
+    def data_of(self, facts: Any, content: str) -> External:
+        """The data set that an artifact was made from, found again by content. Raises NotFound when it has moved."""
+        found = self.data(self.data_words(facts))
         if found.content != content:
             raise NotFound(f"{facts['name']} has changed since this was made", "give --data with the data to use")
         return found

@@ -147,7 +147,9 @@ class Remaker:
 
     def data_words(self, facts: Mapping[str, Any], content: str) -> list[str]:
         """How to name a data set: hub names with their commit, files as they are seen from the working directory."""
-        return [_data_word(text) for text in Names(self.store).data_of(facts, content).where]
+        names = Names(self.store)
+        names.data_of(facts, content)
+        return [_data_word(text) for text in names.data_words(facts)]
 
     # What to try.
 

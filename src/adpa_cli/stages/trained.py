@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from adpa_cli.data.chat import Template
 from adpa_cli.errors import NotFound, UsageError
 from adpa_cli.families import Alias, ReadyPair
+from adpa_cli.stages import hub
 from adpa_cli.stages.graph import Artifact, External
 from adpa_cli.stages.lineage import template_of
 from adpa_cli.stages.names import Names
@@ -30,7 +32,7 @@ class Trained:
     manifest: Manifest | None
 
 
-def trained(names: Names, text: str) -> Trained:
+def trained(names: Names, text: str, note: Callable[[str], None] = lambda text: None) -> Trained:
     """What `text` means to a command that never builds: an artifact, tag, folder, hub model, or an alias.
 
     An alias means the family's fine-tuned student, or its aligned teacher, when the store has one. Raises NotFound with
@@ -47,6 +49,8 @@ def trained(names: Names, text: str) -> Trained:
             f"{text} has no chat template: it is a base model that was not taught to answer",
             f"fine-tune it first: adpa sft --model {text}",
         )
+    if isinstance(found, External):
+        hub.fetch(found.files, names.store.hash_cache, note)
     manifest = found.manifest if isinstance(found, Artifact) else None
     folder = Path(found.where[0]) if isinstance(found, External) else names.store.folder(found.label)
     return Trained(found.label, folder, Template(*template), manifest)
