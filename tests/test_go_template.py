@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping, Sequence
+from importlib import resources
+from pathlib import Path
 from typing import Any
 
 import jinja2
 import pytest
+from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from adpa_cli.data.chat import LLAMA3, ZEPHYR
 from adpa_cli.data.go_template import Render, go_template
@@ -32,6 +36,10 @@ NO_SYSTEM = (
     "{{ '<' + m['role'] + '>' + m['content'] + '</s>' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<assistant>' }}{% endif %}"
 )
+PHI = (
+    "{% for m in messages %}{{ '<|' + m['role'] + '|>\\n' + m['content'] + '<|end|>\\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>\\n' }}{% else %}{{ eos_token }}{% endif %}"
+)
 LAST_ONLY = "{{ 'Q: ' + messages[-1]['content'] }}{% if add_generation_prompt %}{{ '\\nA:' }}{% endif %}"
 TWICE = "{% for m in messages %}{{ m['content'] + m['content'] }}{% endfor %}"
 FIRST = [Message("user", "hi {there}")]
@@ -43,13 +51,18 @@ def renderer(template: str) -> Render:
     def refuse(text: str) -> str:
         raise jinja2.TemplateError(text)
 
-    compiled = jinja2.Environment().from_string(template)
+    # the settings of transformers
+    surroundings = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+    )
+    surroundings.filters["tojson"] = lambda value, **_: json.dumps(value)
+    compiled = surroundings.from_string(template)
 
     def render(turns: Sequence[Message], asked: bool) -> str:
         try:
             return compiled.render(
                 messages=[vars(turn) for turn in turns], add_generation_prompt=asked, bos_token="<s>",
-                eos_token="</s>", raise_exception=refuse,
+                eos_token="</s>", raise_exception=refuse, strftime_now=lambda _: "26 Jul 2024",
             )  # fmt: skip
         except jinja2.TemplateError as error:
             raise DataError(str(error)) from error
@@ -129,7 +142,7 @@ def ollama(template: str, turns: Sequence[Message]) -> str:
     return Go(template).run({"System": system, "Messages": messages, "Prompt": prompt, "Response": ""})
 
 
-@pytest.mark.parametrize("template", [ZEPHYR.text, LLAMA3.text, LLAMA2, QWEN])
+@pytest.mark.parametrize("template", [ZEPHYR.text, LLAMA3.text, LLAMA2, QWEN, PHI])
 @pytest.mark.parametrize("turns", [FIRST, SECOND, SYSTEM + FIRST, SYSTEM + SECOND])
 def test_every_conversation_is_written_as_the_chat_template_writes_it(template: str, turns: list[Message]) -> None:
     translated, several = go_template(renderer(template))
@@ -142,6 +155,20 @@ def test_a_template_that_takes_no_system_message_still_takes_turns() -> None:
     assert several
     assert ollama(translated, SECOND) == "<user>hi {there}</s><assistant>a\nb</s><user>and?</s><assistant>"
     assert "System" not in translated
+
+
+@pytest.mark.parametrize(
+    "name", ["llama3_2", "qwen2_5", "qwen3", "gemma3", "phi3_5", "gptoss", "deepseekv3", "cohere2"]
+)
+def test_templates_of_known_models_are_written_as_they_write_them(name: str) -> None:
+    path = Path(str(resources.files("trl"))) / "chat_templates" / f"{name}.jinja"
+    if not path.exists():
+        pytest.skip(f"this trl brings no {name}.jinja")
+    render = renderer(path.read_text(encoding="utf-8"))
+    translated, several = go_template(render)
+    assert several
+    for turns in (FIRST, SECOND, SYSTEM + FIRST, SYSTEM + SECOND):
+        assert ollama(translated, turns) == render(turns, True)
 
 
 def test_one_bos_is_left_to_ollama() -> None:

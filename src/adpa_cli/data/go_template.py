@@ -56,8 +56,10 @@ def _several(render: Render) -> Pieces | None:
         _, _, closing = _around(render(long[:2], False), U, A)
     except (DataError, ValueError):
         return None
-    if single is None or not end.endswith(single.ask) or not later.startswith(closing):
+    if single is None or not end.endswith(single.ask):
         return None
+    if not later.startswith(closing):
+        closing = ""  # a text that ends with an answer has an end of its own
     after = end.removesuffix(single.ask)
     if not between.startswith(after):
         return None
