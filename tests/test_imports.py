@@ -151,6 +151,8 @@ def test_every_help_and_every_look_at_500_artifacts_does_without_slow_libraries(
         ["show", last.ref],
         ["path", last.ref],
         ["tag"],
+        ["gc", "-n"],
+        ["env"],
         ["methods"],
         ["models"],
     ]
