@@ -90,7 +90,8 @@ def whole_paths(argv: Sequence[str]) -> list[str]:
         option = head or before
         path, split_mark, split = value.partition("#")
         named = path.startswith(("./", "../")) or path in (".", "..")
-        if named or (option in _FILES and not path.startswith("~") and (option == "--store" or os.path.exists(path))):
+        is_file = option in _FILES and path and not path.startswith("~")
+        if named or (is_file and (option == "--store" or os.path.exists(path))):
             value = os.path.abspath(path) + split_mark + split
         found.append(head + mark + value)
     return found
