@@ -21,7 +21,7 @@ from adpa_cli.stages.request_distill import needed_methods
 from adpa_cli.stages.settings import methods_of, settable
 
 SET = "set"
-_PLACEHOLDER = re.compile(r"\{([^{}]*)\}")
+_PLACEHOLDER = re.compile(r"([._-]?)\{([^{}]*)\}")
 _HEADER = re.compile(r"\s*\[\s*([^\[\]]+?)\s*\]\s*(#.*)?$")
 
 
@@ -131,7 +131,7 @@ def expand(recipe: Recipe, keys: Mapping[str, Key]) -> list[Cell]:
     return list(cells.values())
 
 
-def option(key: str, keys: Mapping[str, Key]) -> str:
+def option(key: str, keys: Collection[str]) -> str:
     """A key as the command spells it: hyphens in options, underscores in settings."""
     option = key.replace("_", "-")
     return option if option in keys else key.replace("-", "_") if "." not in key else key
@@ -194,15 +194,21 @@ def _whose(recipe: Recipe) -> str:
 
 
 def _tag(recipe: Recipe, tag: str, settings: Mapping[str, Any], every: Collection[str]) -> str:
-    """A tag with `{key}` replaced by what the key is in this cell, and by nothing where the cell has no such key."""
+    """A tag with `{key}` replaced by what the key is in this cell; where it has none the mark before goes too."""
 
     def value(match: re.Match[str]) -> str:
-        if match[1] not in every or match[1] == "tag":
-            allowed = ", ".join(f"{{{key}}}" for key in every if key != "tag")
-            raise recipe.refused("tag", f"{{{match[1]}}} is no key of this recipe", f"there are {allowed}")
-        return str(settings.get(match[1], ""))
+        key = option(match[2], settings) if match[2] not in every else match[2]
+        if key not in every or key == "tag":
+            allowed = ", ".join(f"{{{name}}}" for name in every if name != "tag")
+            raise recipe.refused("tag", f"{{{match[2]}}} is no key of this recipe", f"there are {allowed}")
+        return match[1] + as_text(settings[key]) if key in settings else ""
 
-    return re.sub(r"([._+-])[._+-]+", r"\1", _PLACEHOLDER.sub(value, tag)).strip("._+-")
+    return _PLACEHOLDER.sub(value, tag)
+
+
+def as_text(value: Any) -> str:
+    """A value of a recipe for people: lists with commas."""
+    return ",".join(map(word, value)) if isinstance(value, list) else word(value)
 
 
 def _words(command: str, settings: Mapping[str, Any], keys: Mapping[str, Key]) -> tuple[str, ...]:

@@ -120,7 +120,7 @@ def sweep(requests: Sequence[tuple[Cell, Request]], shard: tuple[int, int], dry_
         failures = _make_each(steps, store, desk)
         desk.screen.say(report.screen(_lines(steps, store, failures), terminal_width()))
         if failures:
-            raise _summary(failures, len(steps))
+            raise _summary(failures, steps)
 
 
 def _check(known: Look, screen: Screen) -> None:
@@ -236,12 +236,13 @@ def _scores(node: Node, store: Store) -> tuple[Any, ...]:
     return tuple(scores(manifest)) if manifest else ()
 
 
-def _summary(failures: Sequence[Failure], count: int) -> AdpaError:
-    varying = report.differing([failure.step.settings for failure in failures])
+def _summary(failures: Sequence[Failure], steps: Sequence[Step]) -> AdpaError:
+    varying = [key for key in report.differing([step.settings for step in steps]) if key != "tag"]
     lines = []
     for failure in failures:
-        settings = " ".join(f"{key}={failure.step.settings[key]}" for key in varying if key in failure.step.settings)
-        lines.append(f"\n  cell {failure.step.number} {settings}: {failure.error.message}")
+        own = failure.step.settings
+        named = " ".join([str(failure.step.number), *(f"{key}={own[key]}" for key in varying if key in own)])
+        lines.append(f"\n  cell {named}: {failure.error.message}")
     hints = dict.fromkeys(failure.error.hint for failure in failures if failure.error.hint)
     again = f"{GLOBALS.command}   (finished cells are found)"
-    return AdpaError(f"{len(failures)} of {count} cells failed{''.join(lines)}", "\n or: ".join([*hints, again]))
+    return AdpaError(f"{len(failures)} of {len(steps)} cells failed{''.join(lines)}", "\n or: ".join([*hints, again]))

@@ -23,7 +23,7 @@ class Line:
     tags: tuple[str, ...] = ()
     name: str = ""
     note: str = ""
-    """What takes the place of scores, e.g. failed."""
+    """What is said behind its id, e.g. failed."""
 
 
 def screen(lines: Sequence[Line], width: int) -> str:
@@ -35,9 +35,10 @@ def screen(lines: Sequence[Line], width: int) -> str:
     rows = []
     for n, line in enumerate(lines, 1):
         settings = (line.settings.get(key, "") for key in varying)
-        scores = (line.note, *[""] * (len(columns) - 1)) if line.note and columns else _scores(line, columns)
         tags = (" ".join(line.tags),) if tagged else ()
-        rows.append((line.name or str(n), *settings, *scores, *tags, line.ref))
+        rows.append(
+            (line.name or str(n), *settings, *_scores(line, columns), *tags, f"{line.ref}  {line.note}".rstrip())
+        )
     shown = _table(head, rows, width)
     over_seeds = _means(lines, columns, [key for key in varying if key not in SEEDS])
     if over_seeds:
