@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 import json
 import os
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -20,8 +19,9 @@ from adpa_cli.store.disk import explained, make_folder, write_atomic
 from adpa_cli.store.identity import STAGE_NAME, HashCache, Recipe
 from adpa_cli.store.lock import holder
 from adpa_cli.store.manifest import Manifest
+from adpa_cli.store.meaning import meaning
 from adpa_cli.store.reserve import collecting
-from adpa_cli.store.tags import DIGITS, TAG, check_tag
+from adpa_cli.store.tags import TAG, check_tag
 
 FOLDER = "adpa-store"
 MARKER = "adpa.json"
@@ -99,7 +99,8 @@ class Store:
         """Remembered digests of models and data from outside; may be deleted at any time."""
         return HashCache(self.root / ".hashes.json", beside=self.root / MARKER)
 
-    def _folders(self, only: str = "") -> Iterator[Path]:
+    def folders(self, only: str = "") -> Iterator[Path]:
+        """The folder of every complete artifact, or of those of one stage."""
         known = sorted(os.listdir(self.root)) if self.root.is_dir() else []  # see `find_or_empty`
         for stage in [only] if only else known:
             if STAGE_NAME.fullmatch(stage) and stage != "tags" and (self.root / stage).is_dir():
@@ -109,7 +110,7 @@ class Store:
 
     def _find(self, id_or_ref: str) -> Path | None:
         stage, _, hex_part = id_or_ref.removeprefix("artifact:").rpartition("/")
-        matches = (folder for folder in self._folders(stage) if folder.name == hex_part[:12])
+        matches = (folder for folder in self.folders(stage) if folder.name == hex_part[:12])
         return next(matches, None)
 
     def folder(self, id_or_ref: str) -> Path:
@@ -130,7 +131,7 @@ class Store:
         A damaged or too new manifest is raised, or passed to `on_error` and left out.
         """
         found = []
-        for folder in self._folders():
+        for folder in self.folders():
             try:
                 found.append(manifests.read(folder))
             except AdpaError as error:
@@ -140,59 +141,8 @@ class Store:
         return sorted(found, key=lambda manifest: (-manifest.at, manifest.ref))
 
     def resolve(self, text: str) -> Manifest:
-        """The artifact a user means: an id or 4 or more of its first digits, `stage/digits`, a tag, or `STAGE@latest`
-        (rehearsals, whose `made` says `smoke`, are never the latest).
-
-        Raises UsageError naming all candidates when there are several, NotFound with what comes close when none.
-        """
-        tags, begun = self.tags(), self._beginning_with(text)
-        if text in tags:
-            found = self.get(tags[text])
-            if begun:
-                meanings = [
-                    f"the tag of {found.ref if found else tags[text][:12]}",
-                    *(f"the id {m.ref}" for m in begun),
-                ]
-                raise UsageError(
-                    f"{text} could be {' or '.join(meanings)}", f"remove the tag: adpa tag --delete {text}"
-                )
-            if found is None:
-                raise NotFound(
-                    f"the tag {text} names {tags[text][:12]}, which is gone", f"move it: adpa tag {text} REF"
-                )
-            return found
-        stage, _, latest = text.partition("@")
-        if latest == "latest":
-            made = [
-                manifest for manifest in self.artifacts() if manifest.stage == stage and not manifest.made.get("smoke")
-            ]
-            if made:
-                return made[0]
-        if len(begun) > 1:
-            both = ", ".join(sorted(manifest.ref for manifest in begun))
-            raise UsageError(f"{text} could be any of {both}", "give more digits, or the stage before them")
-        if begun:
-            return begun[0]
-        raise self._unknown(text)
-
-    def _beginning_with(self, text: str) -> list[Manifest]:
-        """The artifacts whose id begins with `text`, which may have the stage before it; 4 digits at least."""
-        stage, _, digits = text.removeprefix("artifact:").rpartition("/")
-        digits = digits.lower()
-        if not DIGITS.fullmatch(digits):
-            return []
-        folders = [folder for folder in self._folders(stage) if folder.name.startswith(digits[:12])]
-        return [manifest for manifest in map(manifests.read, folders) if manifest.id.startswith(digits)]
-
-    def _unknown(self, text: str) -> NotFound:
-        for work in self.unfinished():
-            if len(text) >= 4 and (work.ref.startswith(text) or work.recipe.id.startswith(text)):
-                return NotFound(f"{work.ref} is unfinished", f"go on: {work.command}")
-        refs = [f"{folder.parent.name}/{folder.name}" for folder in self._folders()]
-        names = [*self.tags(), *refs, *(ref.split("/")[1] for ref in refs)]
-        close = difflib.get_close_matches(text, names, n=3, cutoff=0.6)
-        meant = f"did you mean {' or '.join(close)}? " if close else ""
-        return NotFound(f"{text} is no tag, id or stage@latest in {self.root}", f"{meant}see what there is: adpa show")
+        """The artifact a user means: see `adpa_cli.store.meaning`."""
+        return meaning(self, text)
 
     def tag(self, name: str, id_or_ref: str, reserved: Collection[str] = ()) -> None:
         """Give an artifact a name, moving the name if it is in use.
