@@ -1,12 +1,14 @@
 """A training under a real limit of memory, run as a program of its own: `python memory_limit.py FOLDER`.
 
 It forks one process after the other, none of which has threads: one without a limit, in small micro-batches; one with a
-limit that the wanted micro-batches exceed; two that train together, of which only the second has a limit; and one that
-not even single rows fit. Each leaves its numbers in FOLDER.
+limit that the wanted micro-batches exceed; two that train together, of which only the second has a limit; one that not
+even single rows fit; and one for each stage of inference, in a block as large as its data. Each leaves in FOLDER what
+became of it.
 """
 
 from __future__ import annotations
 
+import importlib
 import json
 import multiprocessing
 import os
@@ -25,7 +27,11 @@ from adpa_cli.engine.processes import make_accelerator
 from adpa_cli.engine.schedule import Example, TokenSequence
 from adpa_cli.engine.student import Student
 from adpa_cli.errors import AdpaError
+from adpa_cli.lab import BASES, TEMPLATE
+from adpa_cli.lab import END as TINY_END
 from adpa_cli.spec import Runtime
+from adpa_cli.stages.execute import MODULES
+from adpa_cli.stages.job import Job, Located, Monitor
 from tiny_models import END, VOCABULARY, tiny_llama
 from train_samples import make_run
 
@@ -78,6 +84,31 @@ def rank(number: int, *given: Any) -> None:
     body(*given)
 
 
+def block(folder: Path, stage: str) -> None:
+    """A stage of inference: first in small blocks, until one is done, then in one block that does not fit."""
+    module = importlib.import_module(f"adpa_cli.stages.{MODULES[stage]}")
+    model = Located("model", "model:tiny", "tiny", (str(BASES / "teacher"),))
+    inputs = {
+        "model": (model,),
+        "aligned": (model,),
+        "data": (Located("data", "data:p", "p", ("builtin:tiny-pairs",)),),
+    }
+    more = {"parts": ("chosen", "rejected"), "pair_precision": None} if stage == "cache-teacher" else {}
+    said = ""
+    for tokens in (256, 10**6):
+        spec = {"template": TEMPLATE, "end": TINY_END, "dtype": "float32", "max_length": 128, "limit": 400, **more}
+        work = folder / str(tokens)
+        work.mkdir(parents=True)
+        job = Job(stage, f"{stage}/test", {**spec, "block_tokens": tokens}, inputs, str(work))
+        try:
+            module.compute(job, Monitor(stop=lambda: "SIGTERM"))
+        except AdpaError as error:
+            said = f"{error.message} | {error.hint}"
+        if tokens == 256:
+            limit(2**23)
+    (folder / "told.json").write_text(json.dumps(said))
+
+
 def forked(*calls: tuple[Callable[..., None], tuple[Any, ...]]) -> None:
     """Run some calls at once, each in a process of its own; all must end well."""
     context = multiprocessing.get_context("fork")
@@ -102,6 +133,8 @@ def main(folder: Path) -> None:
         (rank, (1, folder / "rank1", WANTED // 2, ROOM, meet)),
     )
     forked((body, (folder / "none", WANTED, 2**20)))
+    for stage in ("rollout", "cache-teacher", "eval"):
+        forked((block, (folder / stage, stage)))
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -74,6 +75,16 @@ def test_a_row_that_does_not_fit_is_refused_with_what_would_help(left: Path) -> 
     assert "one row of 2 × 48 tokens does not fit in memory" in refused["error"]
     assert refused["hint"].startswith("--set max_length=24, or a device with more memory")
     assert not (left / "none" / "weights.safetensors").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["rollout", "cache-teacher", "eval"])
+def test_a_block_of_a_stage_that_does_not_fit_is_refused_with_a_smaller_one(stage: str, left: Path) -> None:
+    words = rf"{stage}: a block of .+ does not fit in memory \| --set {stage}.block_tokens=(\d+)"
+    said = re.fullmatch(words, told(left / stage))
+    assert said
+    assert 256 < int(said[1]) <= 10**6 // 2
+    assert not list((left / stage / "1000000").glob("_*"))
 
 
 def exhausted() -> torch.Tensor:

@@ -107,9 +107,10 @@ def _scored(folder: Any, spec: EvalSpec, examples: Sequence[Any], parts: Any) ->
 
     model = load(folder, device=device())
     check_head(model)
-    tokens = spec.block_tokens
-    with refused_when_full(f"eval: a block of {tokens:,} tokens", f"--set eval.block_tokens={max(1, tokens // 2)}"):
-        return label_logps(Student(model, spec.dtype), examples, parts, tokens, device())
+    longest = max((example.length for example in examples), default=1)
+    size = min(spec.block_tokens, longest * len(examples) * len(parts))
+    with refused_when_full(f"eval: a block of {size:,} tokens", f"--set eval.block_tokens={max(1, size // 2)}"):
+        return label_logps(Student(model, spec.dtype), examples, parts, spec.block_tokens, device())
 
 
 def _rewards(job: Job, spec: EvalSpec, role: str) -> dict[str, float]:
