@@ -54,13 +54,28 @@ def check(temperature: float, max_new_tokens: int) -> None:
 
 
 def read_prompts() -> list[str]:
-    """The lines of stdin, to its end, empty ones left out. Raises UsageError at a terminal, NotFound without any."""
+    """The lines of stdin, to its end, empty ones left out.
+
+    Raises UsageError at a terminal and for bytes that are no text, NotFound without any.
+    """
     if sys.stdin is None or sys.stdin.isatty():
         raise UsageError("chat - reads prompts from a pipe, and stdin is a terminal", "leave out the - to talk here")
     lines = [line for line in sys.stdin.read().splitlines() if line.strip()]
     if not lines:
         raise NotFound("chat -: nothing came through the pipe", "send one prompt a line")
+    for number, line in enumerate(lines, 1):
+        if not is_text(line):
+            raise UsageError(f"chat -: prompt {number} is not UTF-8 text", "iconv -t UTF-8")
     return lines
+
+
+def is_text(line: str) -> bool:
+    """Whether a line could be read whole: bytes that are no text come as lone surrogates."""
+    try:
+        line.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def answer_all(found: Sequence[Trained], prompts: Sequence[str], asked: Asked, write: Callable[[str], None]) -> None:
@@ -98,6 +113,8 @@ def converse(found: Sequence[Trained], asked: Asked) -> int:
                 _note("forgotten")
             elif line.startswith("/"):
                 _note(COMMANDS)
+            elif not is_text(line):
+                _note("that is not UTF-8 text")
             elif line:
                 spoken, pressed = _turn(talkers, spoken, line, sampling)
         except EOFError:

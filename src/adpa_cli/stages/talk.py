@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from adpa_cli.data.chat import Encoder
 from adpa_cli.data.turns import Message
+from adpa_cli.errors import DataError
 from adpa_cli.stages.trained import Trained
 
 if TYPE_CHECKING:
@@ -76,14 +77,24 @@ def say(talker: Talker, ids: Sequence[int], sampling: Sampling) -> Iterator[str]
 
 
 def answers(talker: Talker, prompts: Sequence[Sequence[Message]], sampling: Sampling) -> Iterator[Answer]:
-    """An answer to each prompt, in order, several computed together."""
+    """An answer to each prompt, in order, several computed together.
+
+    Raises DataError at the first, before any answer, when a prompt does not fit into the model's context.
+    """
     from adpa_cli.engine.generate import generate_block
 
+    every = [fitted(talker, prompt, sampling)[0] for prompt in prompts]
+    for number, ids in enumerate(every, 1):
+        if len(ids) >= talker.context:
+            raise DataError(
+                f"prompt {number} has {len(ids)} tokens, and {talker.label} sees {talker.context} with the answer",
+                "shorten it",
+            )
     pad = talker.encoder.tokenizer.pad_token_id
-    for start in range(0, len(prompts), BLOCK):
-        ids = [fitted(talker, prompt, sampling)[0] for prompt in prompts[start : start + BLOCK]]
+    for start in range(0, len(every), BLOCK):
+        block = every[start : start + BLOCK]
         made = generate_block(
-            talker.model, ids, [row_id(prompt) for prompt in ids], talker.encoder.end_id,
+            talker.model, block, [row_id(ids) for ids in block], talker.encoder.end_id,
             talker.encoder.end_id if pad is None else pad, sampling, talker.context,
         )  # fmt: skip
         for answer in made:
