@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from adpa_cli.engine.batch import SIGNAL_FIELDS, collate, views
+from adpa_cli.engine.batch import SIGNAL_FIELDS, collate, similar, views
 from adpa_cli.engine.schedule import Example, TokenSequence
 from adpa_cli.engine.score import label_logps
 from adpa_cli.engine.student import Student
@@ -30,7 +30,7 @@ def start_of(rows: list[Example]) -> dict:
 def seen(rows: list[Example], needs=NEEDS) -> dict[str, View]:
     student, signal = Student(tiny_llama(0), "float32"), signal_source(rows, tiny_llama(1), tiny_llama(2))
     batch = collate(rows, needs, END, signal, start_of(rows))
-    return views(batch, *student(batch.input_ids, batch.rows, batch.columns, batch.ids))
+    return views(batch, *student(batch.pieces, batch.ids))
 
 
 @pytest.mark.parametrize("name", ["chosen", "rejected", "rollout"])
@@ -99,14 +99,15 @@ def test_padding_and_batch_mates_are_inert() -> None:
 def test_masked_positions_are_finite_and_the_padding_token_does_not_matter() -> None:
     student, signal = Student(tiny_llama(0), "float32"), signal_source(ROWS, tiny_llama(1), tiny_llama(2))
     batch = collate(ROWS, NEEDS, END, signal, start_of(ROWS))
-    for view in views(batch, *student(batch.input_ids, batch.rows, batch.columns, batch.ids)).values():
+    for view in views(batch, *student(batch.pieces, batch.ids)).values():
         assert view.logps.isfinite().all()
         if view.topk_logps is not None:
             assert view.topk_logps.isfinite().all()
-    padded = batch.input_ids == 0
-    assert padded.any()
-    batch.input_ids[padded] = 9
-    changed = views(batch, *student(batch.input_ids, batch.rows, batch.columns, batch.ids))
+    padded = [piece.input_ids == 0 for piece in batch.pieces]
+    assert any(where.any() for where in padded)
+    for piece, where in zip(batch.pieces, padded, strict=True):
+        piece.input_ids[where] = 9
+    changed = views(batch, *student(batch.pieces, batch.ids))
     for name, view in seen(ROWS).items():
         torch.testing.assert_close(changed[name].logps[view.mask], view.logps[view.mask], **CLOSE)
 
@@ -132,7 +133,7 @@ def test_parts_may_have_signals_of_different_k() -> None:
 
     student = Student(tiny_llama(0), "float32")
     batch = collate(ROWS, NEEDS, END, narrow, start_of(ROWS))
-    found = views(batch, *student(batch.input_ids, batch.rows, batch.columns, batch.ids))
+    found = views(batch, *student(batch.pieces, batch.ids))
     assert found["rejected"].topk_logps.shape[-1] == 2
     assert found["rollout"].topk_logps.shape[-1] == K
     part = ROWS[1].parts["rejected"]
@@ -152,3 +153,14 @@ def test_scores_of_given_answers_equal_dense_ones(tokens: int) -> None:
             dense = answer_logps(model, part).gather(1, labels(part)[:, None])[:, 0].detach().numpy()
             assert found[example.id, name].dtype == np.float32
             np.testing.assert_allclose(found[example.id, name], dense, rtol=0, atol=2e-5)
+
+
+def test_sequences_of_similar_length_are_run_together() -> None:
+    assert similar([100, 10, 98, 11]) == [[0, 2], [3, 1]]
+    assert similar([7] * 5) == [[0, 1, 2, 3, 4]]
+    assert similar([1000, 40, 30, 20, 1000]) == [[0, 4], [1, 2, 3]], "few tokens are not worth a forward of their own"
+    lengths = [int(n) for n in np.random.default_rng(0).lognormal(4.5, 0.6, 60)]
+    groups = similar(lengths)
+    assert sorted(i for group in groups for i in group) == list(range(60))
+    assert all(lengths[group[0]] == max(lengths[i] for i in group) for group in groups)
+    assert sum(lengths[group[0]] * len(group) for group in groups) < 1.15 * sum(lengths)

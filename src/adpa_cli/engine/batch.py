@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from adpa_cli.engine.schedule import Example
+from adpa_cli.engine.schedule import Example, TokenSequence
 from adpa_cli.methods import Need, Signal, View
 from adpa_cli.signal import SignalRows
 
@@ -35,13 +35,22 @@ class PartBatch:
 
 
 @dataclass(frozen=True)
-class Batch:
-    """`input_ids` [S,L] right padded; answer position n of N is predicted at (`rows`[n], `columns`[n]);
-    `ids` [N,1+K] holds the label, then the signal's ids, -1 where there is none."""
+class Piece:
+    """Sequences of similar length in one forward: `input_ids` [S,L] right padded; the answer position that is number
+    `where`[n] of the batch is predicted at (`rows`[n], `columns`[n])."""
 
     input_ids: Tensor
     rows: Tensor
     columns: Tensor
+    where: Tensor
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The sequences as `pieces`, so that a short one is not padded to the longest; their N answer positions are
+    numbered by part, then example. `ids` [N,1+K] holds the label, then the signal's ids, -1 where there is none."""
+
+    pieces: tuple[Piece, ...]
     ids: Tensor
     parts: Mapping[str, PartBatch]
     examples: int
@@ -55,9 +64,11 @@ class Batch:
 def _moved(value: Any, device: torch.device) -> Any:
     if isinstance(value, Tensor):
         return value.to(device, non_blocking=True)
+    if isinstance(value, tuple):
+        return tuple(_moved(item, device) for item in value)
     if isinstance(value, Mapping):
         return {key: _moved(item, device) for key, item in value.items()}
-    if isinstance(value, Batch | PartBatch | Signal):
+    if isinstance(value, Batch | Piece | PartBatch | Signal):
         return type(value)(**{name: _moved(item, device) for name, item in vars(value).items()})
     return value
 
@@ -71,15 +82,7 @@ def collate(
 ) -> Batch:
     """Lay out a micro-batch. `start_of` gives the start model's label log-probs [T] of (example id, part)."""
     sequences = [example.parts[need.part] for need in needs for example in examples]
-    longest = max(len(sequence) for sequence in sequences)
-    input_ids = np.zeros((len(sequences), longest), dtype=np.int64)
-    rows, columns, labels = [], [], []
-    for i, sequence in enumerate(sequences):
-        input_ids[i, : len(sequence)] = sequence.ids
-        at = np.flatnonzero(sequence.answer)
-        rows.append(np.full(len(at), i))
-        columns.append(at - 1)
-        labels.append(sequence.ids[at].astype(np.int64))
+    labels = [sequence.ids[sequence.answer].astype(np.int64) for sequence in sequences]
     flat = np.concatenate(labels)
     signals = {need.part: [signal_of(e.id, need.part) for e in examples] for need in needs if need.signal}
     k = max((s.ids.shape[1] for part in signals.values() for s in part), default=0)
@@ -95,10 +98,40 @@ def collate(
             ids[offset : offset + len(rows_of.ids), 1 : 1 + rows_of.ids.shape[1]] = rows_of.ids
         start = [start_of[example.id, need.part] for example in examples] if need.start else None
         parts[need.part] = _part(offsets, lengths, flat == end_id, ids, signals.get(need.part), start)
-    return Batch(
-        torch.from_numpy(input_ids), torch.from_numpy(np.concatenate(rows)), torch.from_numpy(np.concatenate(columns)),
-        torch.from_numpy(ids), parts, len(examples),
-    )  # fmt: skip
+    pieces = tuple(_piece(group, sequences, starts) for group in similar([len(sequence) for sequence in sequences]))
+    return Batch(pieces, torch.from_numpy(ids), parts, len(examples))
+
+
+def similar(lengths: Sequence[int]) -> list[list[int]]:
+    """Group positions of `lengths`, longest first, so that a group is at most a tenth padding.
+
+    A group smaller than an eighth of all tokens takes the next one anyway: small forwards cost more than padding.
+    """
+    least = sum(lengths) / 8
+    groups: list[list[int]] = []
+    held = 0
+    for i in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+        padding = lengths[groups[-1][0]] * (len(groups[-1]) + 1) - held - lengths[i] if groups else 0
+        if not groups or (held >= least and padding > (held + lengths[i]) / 10):
+            groups.append([])
+            held = 0
+        groups[-1].append(i)
+        held += lengths[i]
+    return groups
+
+
+def _piece(group: Sequence[int], sequences: Sequence[TokenSequence], starts: Any) -> Piece:
+    """The sequences of `group`, the first of which is the longest; `starts` [S+1] numbers their answer positions."""
+    input_ids = np.zeros((len(group), len(sequences[group[0]])), dtype=np.int64)
+    rows, columns, where = [], [], []
+    for row, i in enumerate(group):
+        sequence = sequences[i]
+        input_ids[row, : len(sequence)] = sequence.ids
+        at = np.flatnonzero(sequence.answer)
+        rows.append(np.full(len(at), row))
+        columns.append(at - 1)
+        where.append(np.arange(starts[i], starts[i + 1]))
+    return Piece(torch.from_numpy(input_ids), *(torch.from_numpy(np.concatenate(x)) for x in (rows, columns, where)))
 
 
 def _part(

@@ -147,7 +147,7 @@ def _gradients(
     for positions in batches:
         chosen = [examples[p] for p in positions or [0]]
         batch = collate(chosen, needs, run.end_id, run.signal_of, run.start_of).to(accelerator.device)
-        seen = views(batch, *student(batch.input_ids, batch.rows, batch.columns, batch.ids, stats))
+        seen = views(batch, *student(batch.pieces, batch.ids, stats))
         weight = 1.0 if positions else 0.0
         loss = weight * _loss(run, seen, batch.parts, len(examples), tokens, weight, sums)
         accelerator.backward(loss)

@@ -33,7 +33,7 @@ def label_logps(
     for positions in micro_batches([example.length for example in examples], len(parts), tokens)[0]:
         chosen = [examples[p] for p in positions]
         batch = collate(chosen, needs, -1, _none, {}).to(torch.device(device))
-        logps, *_ = student(batch.input_ids, batch.rows, batch.columns, batch.ids)
+        logps, *_ = student(batch.pieces, batch.ids)
         flat = logps[:, 0].float().cpu().numpy()
         for name, part in batch.parts.items():
             where, mask = part.where.cpu().numpy(), part.mask.cpu().numpy()

@@ -5,11 +5,14 @@ The head is called inside `forward` because wrappers that shard parameters gathe
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from adpa_cli.engine.batch import Piece
 from adpa_cli.engine.models import Dtype, body_and_head, hidden_states
 from adpa_cli.tensors.head import selected_logps
 
@@ -37,14 +40,17 @@ class Student(nn.Module):
         self.model.tie_weights()
 
     def forward(
-        self, input_ids: Tensor, rows: Tensor, columns: Tensor, ids: Tensor, stats: bool = False
+        self, pieces: Sequence[Piece], ids: Tensor, stats: bool = False
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """Log-probs [N,J] at `ids` [N,J], and the log of the mass outside them [N]; with `stats` the log of Σ p² [N].
 
-        All float32. Position n is predicted from token (`rows`[n], `columns`[n]) of `input_ids` [S,L]. Padding is on
-        the right, where a causal model cannot see it, so there is no attention mask.
+        All float32. Padding is on the right, where a causal model cannot see it, so there is no attention mask.
         """
-        hidden = hidden_states(self.model, input_ids, None, dtype=self.dtype)[rows, columns].float()
+        found = [
+            hidden_states(self.model, piece.input_ids, None, dtype=self.dtype)[piece.rows, piece.columns].float()
+            for piece in pieces
+        ]
+        hidden = torch.cat(found)[torch.cat([piece.where for piece in pieces]).argsort()]
         _, weight, bias = body_and_head(self.model)
         selected = selected_logps(hidden, weight, ids, bias, stats=stats)
         return selected.logps, selected.rest, selected.log_sum_squares
