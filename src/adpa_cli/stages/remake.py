@@ -6,24 +6,21 @@ and kept when the very id comes out. So whatever a command can say can be found 
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Any
 
 from adpa_cli.errors import AdpaError, NotFound
-from adpa_cli.families import DATA_ALIASES, FAMILIES
 from adpa_cli.stages.graph import Node, in_order
-from adpa_cli.stages.names import BUILTIN, Names
+from adpa_cli.stages.names import Names
 from adpa_cli.stages.plan import Plan
+from adpa_cli.stages.remake_words import Candidates, Values, data_word
 from adpa_cli.stages.settings import DERIVED
 from adpa_cli.store.manifest import Manifest
 from adpa_cli.store.store import Store
 
 ROUNDS = 8
 MOST_DESCENDANTS = 6
-Values = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -41,16 +38,19 @@ class Remaker:
 
     store: Store
     planned: Callable[[str, Values], Plan]
+    reasons: list[str] = field(default_factory=list)
+    """Why tries could not be planned."""
 
     def recipe(self, manifest: Manifest) -> Found:
         """What makes it again, by names that hold anywhere if it can be, else by ids of this store. Raises NotFound."""
-        by_names, by_ids = (list(self._candidates(manifest, ids)) for ids in (False, True))
+        by_names, by_ids = (list(Candidates(self.store).of(manifest, ids)) for ids in (False, True))
         found = self._first(manifest, by_names)
         if found is None:
             found = self._on_the_way(manifest) or self._first(manifest, by_ids)
         if found is None:
+            why = f": {self.reasons[-1]}" if self.reasons else ""
             raise NotFound(
-                f"no command of this adpa makes {manifest.ref} again from what is here",
+                f"no command of this adpa makes {manifest.ref} again from what is here{why}",
                 f"it was made by: {manifest.made.get('command', '?')}",
             )
         return found
@@ -67,7 +67,7 @@ class Remaker:
     def _on_the_way(self, manifest: Manifest) -> Found | None:
         """A student whose recipe, named without ids, makes this on the way."""
         for student in self._students(manifest):
-            found = self._first(student, list(self._candidates(student, ids=False)))
+            found = self._first(student, list(Candidates(self.store).of(student, ids=False)))
             if found is not None:
                 plan = self.planned(found.command, found.values)
                 every = in_order((*plan.targets, *plan.evals), lambda node: False)
@@ -101,7 +101,8 @@ class Remaker:
                 if target.recipe.id == manifest.id:
                     return values
                 better = self._corrected(values, target, manifest)
-            except AdpaError:
+            except AdpaError as error:
+                self.reasons.append(error.message)
                 return None
             if better == values:
                 return None
@@ -149,130 +150,7 @@ class Remaker:
         """How to name a data set: hub names with their commit, files as they are seen from the working directory."""
         names = Names(self.store)
         names.data_of(facts, content)
-        return [_data_word(text) for text in names.data_words(facts)]
-
-    # What to try.
-
-    def _candidates(self, manifest: Manifest, ids: bool) -> Iterator[Values]:
-        """First tries, with names that mean the same anywhere, or with ids of this store."""
-        makers: Mapping[str, Callable[[Manifest, bool], Iterator[Values]]] = {
-            "sft": self._sft, "dpo-teacher": self._dpo_teacher, "cache-teacher": self._capture,
-            "rollout": self._rollout, "distill": self._distill, "eval": self._eval,
-        }  # fmt: skip
-        seeds = {made.spec["seed"] for made in self._lineage(manifest) if "seed" in made.spec}
-        moved = {"seed-all": next(iter(seeds))} if len(seeds) == 1 and seeds != {0} else {}
-        for values in makers[manifest.stage](manifest, ids):
-            # Only distill spells --seed-all; a command of one stage has --seed for it.
-            if moved and manifest.stage == "distill":
-                yield {**values, **moved}
-            yield values
-
-    def _lineage(self, manifest: Manifest) -> list[Manifest]:
-        found, open_ = {manifest.id: manifest}, [manifest]
-        while open_:
-            for _, parent in open_.pop().parents():
-                made = self.store.get(parent)
-                if made is not None and parent not in found:
-                    found[parent] = made
-                    open_.append(made)
-        return list(found.values())
-
-    def _sft(self, manifest: Manifest, ids: bool) -> Iterator[Values]:
-        yield from ({"model": word} for word in self._words(manifest, "model", ids, base=True))
-
-    def _dpo_teacher(self, manifest: Manifest, ids: bool) -> Iterator[Values]:
-        yield from ({"reference": word} for word in self._words(manifest, "model", ids))
-
-    def _rollout(self, manifest: Manifest, ids: bool) -> Iterator[Values]:
-        split = {} if manifest.spec["split"] == "train" else {"split": manifest.spec["split"]}
-        yield from ({"student": word, **split} for word in self._words(manifest, "model", ids))
-
-    def _capture(self, manifest: Manifest, ids: bool) -> Iterator[Values]:
-        on: dict[str, Any] = {}
-        if "rollouts" in manifest.inputs:
-            if not ids:
-                return
-            on = {"rollouts": [f"rollout/{str(manifest.inputs['rollouts']).removeprefix('artifact:')[:12]}"]}
-        for who in self._teachers(manifest, ids):
-            yield {**who, **on}
-
-    def _teachers(self, capture: Manifest, ids: bool) -> Iterator[dict[str, str]]:
-        """--teacher and --reference of a capture."""
-        below = self._words(capture, "reference", ids) if "reference" in capture.inputs else [None]
-        for teacher, reference in itertools.product(self._words(capture, "aligned", ids), below):
-            yield {"teacher": teacher, **({"reference": reference} if reference else {})}
-
-    def _distill(self, manifest: Manifest, ids: bool) -> Iterator[Values]:
-        start = self._parent(manifest, "model")
-        chained = (
-            start and start.stage == "distill" and (start.spec["method"], manifest.spec["method"]) == ("dckd", "adpa")
-        )
-        captures = [m for _, p in manifest.parents() if (m := self.store.get(p)) and m.stage == "cache-teacher"]
-        teachers: list[dict[str, Any]] = [{}]
-        for capture in captures:
-            teachers += [who for who in self._teachers(capture, ids) if who not in teachers]
-        signal: dict[str, Any] = {}
-        if ids and captures:
-            signal["cache"] = [capture.ref for capture in captures]
-        if ids and (answers := self._parent(manifest, "rollouts")):
-            signal["rollouts"] = [answers.ref]
-        if chained and start:
-            for student, who in itertools.product(self._words(start, "model", ids), teachers):
-                yield {"method": "adpa+", "student": student, **who, "no-eval": True}
-        for student in self._words(manifest, "model", ids):
-            common = {"method": manifest.spec["method"], "student": student, "no-eval": True}
-            yield from ({**common, **who} for who in teachers)
-            if signal:
-                yield from ({**common, **who, **signal} for who in teachers)
-
-    def _eval(self, manifest: Manifest, ids: bool) -> Iterator[Values]:
-        scorer: dict[str, Any] = {"suite": manifest.spec["suite"]}
-        if "reward_model" in manifest.inputs:
-            scorer["reward-model"] = next(iter(self._words(manifest, "reward_model", ids)), "")
-        opponent = self._parent(manifest, "against")
-        against = self._words(opponent, "model", ids) if opponent else [None]
-        teachers = list(self._teachers(manifest, ids)) if "aligned" in manifest.inputs else [{}]
-        for word, other, who in itertools.product(self._words(manifest, "model", ids), against, teachers):
-            yield {"models": [word], **scorer, **({"against": other} if other else {}), **who}
-
-    def _parent(self, manifest: Manifest, role: str) -> Manifest | None:
-        return self.store.get(str(manifest.inputs.get(role, "")))
-
-    def _words(self, manifest: Manifest, role: str, ids: bool, base: bool = False) -> list[str]:
-        """What to type for a model that went in; `base` where an alias means the base model itself."""
-        content = str(manifest.inputs[role])
-        if content.startswith("artifact:"):
-            made = self.store.get(content)
-            if made is None:
-                return []
-            alias = None if base else self._alias_of(made)
-            return [alias] if alias and not ids else [made.ref] if ids else []
-        facts = manifest.sources[content]
-        alias = _alias(str(facts.get("name", "")))
-        if base and alias:
-            return [alias]
-        if facts.get("commit"):
-            return [f"{facts['name']}@{facts['commit']}"]
-        folder = self.store.hash_cache.locate(content.removeprefix("model:"))
-        return [_path_word(folder)] if folder is not None else []
-
-    def _alias_of(self, made: Manifest) -> str | None:
-        """The alias that stands for a fine-tuned student, a fine-tuned teacher or an aligned one."""
-        while made.stage == "dpo-teacher":
-            below = self._parent(made, "model")
-            if below is None:
-                return None
-            made = below
-        if made.stage != "sft":
-            return None
-        return _alias(str(made.sources.get(str(made.inputs["model"]), {}).get("name", "")))
-
-
-def _alias(name: str) -> str | None:
-    for family in FAMILIES:
-        if name in (family.student, family.teacher):
-            return family.alias if name == family.student else family.teacher_alias
-    return None
+        return [data_word(text) for text in names.data_words(facts)]
 
 
 def _differences(planned: Mapping[str, Any], made: Mapping[str, Any]) -> dict[str, Any]:
@@ -291,15 +169,3 @@ def _text(value: Any) -> Any:
     if isinstance(value, list):
         return ",".join(map(str, value))
     return "none" if value is None else value
-
-
-def _data_word(text: str) -> str:
-    if text.startswith(BUILTIN):
-        return next((alias for alias, name in DATA_ALIASES.items() if name == text), text)
-    return _path_word(Path(text)) if text.startswith("/") else text
-
-
-def _path_word(path: Path) -> str:
-    """A path from the working directory when it lies below, else whole."""
-    here = Path.cwd()
-    return f"./{path.relative_to(here)}" if path.is_relative_to(here) else str(path)
