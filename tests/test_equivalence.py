@@ -95,10 +95,22 @@ def test_one_sequence_at_a_time_equals_all_at_once(method: str, stores: dict[str
 def test_two_processes_equal_one_in_training(stores: dict[str, Path], tmp_path: Path) -> None:
     shutil.copytree(stores["beneath"], tmp_path / "store")
     # Seven pairs, one at a time: the second process has three of them, and one of weight 0.
-    distill(tmp_path / "store", "dpo", "--gpus", "2", "--tokens-per-device", "1")
-    assert distance(weights(tmp_path / "store"), weights(stores["dpo"])) < 1e-5
+    more = ["--tokens-per-device", "1", "--select", "best", "--keep", "all"]
+    distill(tmp_path / "store", "dpo", "--gpus", "2", *more)
+    [folder] = (tmp_path / "store" / "distill").iterdir()
+    last = load_file(folder / "step-000030" / "model.safetensors")
+    assert distance(last, weights(stores["dpo"])) < 1e-5
     [made] = [m for m in Store(tmp_path / "store").artifacts() if m.stage == "distill"]
     assert made.made["processes"] == 2
+
+    shutil.copytree(stores["beneath"], tmp_path / "one")
+    distill(tmp_path / "one", "dpo", *more)
+    [alone] = [m for m in Store(tmp_path / "one").artifacts() if m.stage == "distill"]
+    assert alone.id == made.id
+    ours, theirs = (m.metrics["selection"]["points"] for m in (made, alone))
+    assert [point["step"] for point in ours] == [4, 8, 12, 16, 20, 24, 28, 30]
+    assert [(p["step"], p["pairs"], p["accuracy"]) for p in ours] == [(p["step"], 48, p["accuracy"]) for p in theirs]
+    assert [p["margin"] for p in ours] == pytest.approx([p["margin"] for p in theirs], rel=1e-4)
 
 
 @pytest.mark.slow
