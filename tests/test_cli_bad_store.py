@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -10,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from adpa_cli.cli.screen import Screen
+from adpa_cli.stages.graph import Node
 from adpa_cli.store.store import Store
 from cli_samples import Cli
 
@@ -69,23 +72,36 @@ def test_a_read_only_store_serves_what_it_has_and_refuses_to_make_more(cli: Cli,
     assert "cannot be written" in cli.refused(1, *SFT, "--store", store.with_name("other") / "deep")
 
 
-def test_a_disk_that_fills_in_mid_plan_keeps_what_is_whole_and_the_command_goes_on(cli: Cli, disk: Disk) -> None:
+def test_a_disk_that_fills_in_mid_plan_keeps_what_is_whole_and_the_command_goes_on(
+    cli: Cli, disk: Disk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Somebody else takes all the room as soon as the third stage begins."""
     words = ("distill", "--method", "adpa+", "--student", "tiny", "--smoke", "--no-eval")
     plan = [row[4] for row in cli(*words, "-n").rows]
-    store = disk("size=3m") / "store"
-    ran = cli(*words, "--store", store)
+    place = disk("size=32m")
+    store = place / "store"
+    start = Screen.start
+
+    def start_and_fill(screen: Screen, node: Node, n: int, of: int) -> None:
+        start(screen, node, n, of)
+        if n == 3:
+            with contextlib.suppress(OSError), (place / "ballast").open("wb", buffering=0) as ballast:
+                while True:
+                    ballast.write(bytes(4096))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Screen, "start", start_and_fill)
+        ran = cli(*words, "--store", store)
     said, _, tried = ran.err.partition("\nerror: ")[2].partition("\ntry: ")
     assert (ran.code, ran.out) == (1, "")
     assert "is full" in said
     assert "nothing half-made is visible" in said
     assert "repeat the command: it goes on" in tried
-    whole = {manifest.ref for manifest in Store.find(store).artifacts()}
-    assert plan[0] in whole
-    assert plan[-1] not in whole
+    assert {manifest.ref for manifest in Store.find(store).artifacts()} == set(plan[:2])
     assert {line.split("\t")[1] for line in cli("verify", "--store", store).out.splitlines()} == {"whole"}
-    disk("size=64m")
+    (place / "ballast").unlink()
     again = cli(*words, "--store", store)
     assert again.ref == plan[-1]
-    assert all(f"done   {ref}" not in again.err for ref in whole)
+    assert all(f"done   {ref}" not in again.err for ref in plan[:2])
     assert {manifest.ref for manifest in Store.find(store).artifacts()} == set(plan)
     assert Store.find(store).unfinished() == []
