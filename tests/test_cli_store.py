@@ -112,7 +112,9 @@ def test_an_alias_that_is_a_tag_too_is_refused(pipeline: Pipeline, cli: Cli) -> 
     assert "tiny is a built-in name" in cli.refused(2, "tag", "tiny", "sft@latest")
     (pipeline.store / "tags").mkdir(exist_ok=True)
     (pipeline.store / "tags" / "tiny").write_text("0" * 64)
-    assert "tiny has two meanings: the alias tiny, and the tag of 000000000000" in cli.refused(2, "rollout", "--student", "tiny")
+    assert "tiny has two meanings: the alias tiny, and the tag of 000000000000" in cli.refused(
+        2, "rollout", "--student", "tiny"
+    )
 
 
 def test_a_folder_with_other_things_is_not_made_a_store(cli: Cli, tmp_path: Path) -> None:
