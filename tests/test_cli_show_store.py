@@ -70,6 +70,8 @@ def test_the_difference_of_pairs_is_narrower_than_that_of_strangers() -> None:
     assert found is not None
     assert found[0] == pytest.approx(0.5)
     assert (found[1], found[2]) == (0.0, 1.0)
+    together = paired.paired({"1": 1.0, "2": 0.0}, {"1": 0.0, "2": 0.0}, {"1": "p", "2": "p"})
+    assert together == (0.5, 0.5, 0.5), "two pairs of one prompt are one draw"
 
 
 @pytest.mark.parametrize("content", [None, "{", '{"margins": {}}'])

@@ -46,9 +46,10 @@ def finish(job: Job) -> dict[str, Any]:
         for name in ("margins", "rewards", "against")
         if (job.folder / f"_{name}.json").exists()
     }
-    write_json(job.folder / "scores.json", read)
-    (margins,) = _aligned(read["margins"])
     prompts = _prompt_of_pairs(job, spec)
+    shared = len(set(prompts.values())) < len(prompts)  # such pairs are drawn together when models are compared
+    write_json(job.folder / "scores.json", {**read, "prompts": prompts} if shared else read)
+    (margins,) = _aligned(read["margins"])
     asked = [prompts[pair] for pair in sorted(read["margins"])]
     scores = {"reward_accuracy": bootstrap((margins > 0) + 0.5 * (margins == 0), spec, asked)}
     if "rewards" in read:
