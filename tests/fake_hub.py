@@ -71,7 +71,8 @@ class Handler(BaseHTTPRequestHandler):
 
     def answer(self, body: bool) -> None:
         path = unquote(self.path)
-        self.hub.asked.append(f"{self.command} {path.partition('?')[0]}")
+        start = re.match(r"bytes=(\d+)-", self.headers.get("Range", ""))
+        self.hub.asked.append(f"{self.command}{f' (from {start[1]})' if start else ''} {path.partition('?')[0]}")
         if found := WHERE.match(path):
             kind, name, revision = found.groups()
             repo = self.repo(("datasets/" if kind == "datasets" else "") + name, revision)

@@ -15,6 +15,7 @@ from adpa_cli.lab import BASES, world
 from adpa_cli.stages import hub as hubs
 from adpa_cli.stages.hub_access import Closed
 from adpa_cli.stages.names import Names, open_sources
+from adpa_cli.stages.trained import trained
 from adpa_cli.store.store import Store
 from cli_samples import SMALL, Cli, Pipeline, write_rows
 from fake_hub import Hub, serve, sha_of, use
@@ -144,19 +145,26 @@ def test_a_hub_data_set_is_the_folder_with_the_same_files(hub: Hub, store: Store
     assert repo.commit in str(sources[0].path)
 
 
-def test_a_download_that_broke_off_goes_on(hub: Hub, store: Store) -> None:
-    hub.add("org/m", BASES / "student")
+def test_a_download_that_broke_off_goes_on_and_is_told_about(
+    hub: Hub, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = Path(shutil.copytree(BASES / "student", tmp_path / "m"))
+    with (folder / "model.safetensors").open("ab") as file:
+        file.write(bytes(25_000_000))
+    hub.add("org/m", folder)
     model = Names(store).hub_model("org/m")
-    hub.cut["model.safetensors"] = 50_000
+    monkeypatch.setattr(hubs, "EVERY_SECONDS", 0.0)
+    hub.cut["model.safetensors"] = 12_000_000
     said: list[str] = []
     hub.asked.clear()
-    for _ in range(2):
-        try:
-            hubs.fetch(model.files, store.hash_cache, said.append)
-        except Closed:
-            continue
-    assert sha_of(Path(model.where[0]) / "model.safetensors") == sha_of(BASES / "student" / "model.safetensors")
-    assert said[0] == f"download org/m@{model.facts['commit'][:4]}: 0.1 MB in 1 file"
+    hubs.fetch(model.files, store.hash_cache, said.append)
+    assert sha_of(Path(model.where[0]) / "model.safetensors") == sha_of(folder / "model.safetensors")
+    resumed = re.fullmatch(r"GET \(from (\d+)\) .*/model\.safetensors", hub.asked[-1])
+    assert resumed is not None
+    assert int(resumed[1]) > 10_000_000, "whole pieces of what had come are kept"
+    assert said[0] == f"download {model.label}: 25.1 MB in 1 file"
+    assert re.fullmatch(r"  model\.safetensors: \d+\.\d MB of 25\.1 MB", said[1])
+    assert said[-1] == "  model.safetensors is here"
 
 
 def test_bytes_that_the_hub_did_not_announce_are_refused(hub: Hub, store: Store, tmp_path: Path) -> None:
@@ -234,15 +242,17 @@ def test_fetch_prepares_a_machine_without_network(
     assert not [path for path in hub.bodies() if path.endswith((".safetensors", ".parquet"))]
     assert cli("plan", *asked).rows == planned
     fetched = cli("plan", *asked, "--fetch")
-    assert fetched.rows == planned
+    (row,) = fetched.rows
+    assert row[:5] == planned[0][:5]
+    assert (planned[0][5], row[5].isdigit()) == ("?", True), "the rows to answer can be counted now"
     assert "fetched: org/ready, org/pairs" in fetched.err
     assert len([path for path in hub.bodies() if path.endswith(".safetensors")]) == 1
-    assert json.loads(cli("plan", *asked, "--json").out)[0]["id"] == planned[0][-1]
+    assert json.loads(cli("plan", *asked, "--json").out)["rows"][0]["id"] == planned[0][4]
     hub.asked.clear()
     offline(monkeypatch)
     long = (*asked[:-1], "max_length=999")
     assert "exceeds the context of 256 tokens of org/ready" in cli.refused(1, *long)
-    assert cli(*asked).ref == planned[0][-1]
+    assert cli(*asked).ref == planned[0][4]
     assert hub.asked == []
     assert "nothing to fetch" in cli("plan", *asked, "--fetch").err
 
@@ -255,6 +265,16 @@ def test_weights_come_right_before_the_stage_that_reads_them(hub: Hub, cli: Cli,
     assert started < loaded
     local = cli("sft", "--model", BASES / "student", "--data", "tiny-sft", *STEPS)
     assert local.ref == ran.ref, "the same bytes from a folder are the same model"
+
+
+def test_a_model_of_the_hub_to_talk_to_is_fetched(hub: Hub, store: Store, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(BASES / "teacher", tmp_path / "m"))
+    (folder / "chat_template.jinja").write_text("{{ messages }}")
+    hub.add("org/m", folder)
+    said: list[str] = []
+    found = trained(Names(store), "org/m", said.append)
+    assert sha_of(found.folder / "model.safetensors") == sha_of(folder / "model.safetensors")
+    assert said[-1] == "  model.safetensors is here"
 
 
 def test_only_making_commands_are_planned(cli: Cli) -> None:

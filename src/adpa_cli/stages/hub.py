@@ -17,6 +17,7 @@ from adpa_cli.stages.hub_access import closed, offline
 from adpa_cli.store.contents import INDEX, HashCache, determining, digest_of, file_digest, model_digest, model_files
 
 WEIGHTS = ".safetensors"
+EVERY_SECONDS = 20.0
 COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
@@ -93,7 +94,7 @@ def fetch(files: Sequence[HubFile], cache: HashCache, note: Callable[[str], None
         if missing:
             note(f"download {repo}: {_gb(left)} in {len(missing)} file{'s' * (len(missing) > 1)}")
         for file in missing:
-            _get(file.repo, file.kind, file.commit, file.name)
+            _get(file.repo, file.kind, file.commit, file.name, _meter(file.name, note))
             left -= file.size
             note(f"  {file.name} is here" + (f", {_gb(left)} to go" if left else ""))
         for file in own:
@@ -186,14 +187,32 @@ def _hashed(
     return tuple(found)
 
 
-def _get(name: str, kind: str, commit: str, path: str) -> Path:
+def _get(name: str, kind: str, commit: str, path: str, meter: Any = None) -> Path:
     """One file in the Hugging Face cache, fetched if it is not there. Raises Closed."""
     from huggingface_hub import hf_hub_download
 
     try:
-        return Path(hf_hub_download(name, path, revision=commit, repo_type=kind))
+        return Path(hf_hub_download(name, path, revision=commit, repo_type=kind, tqdm_class=meter))
     except Exception as error:  # see commit_of
         raise closed(error, name, commit, kind) from error
+
+
+def _meter(name: str, note: Callable[[str], None]) -> Any:
+    """What huggingface_hub counts the bytes of a file with: a line now and then instead of a bar."""
+    from tqdm import tqdm
+
+    class Meter(tqdm):  # type: ignore[misc]  # untyped
+        monitor_interval = 0
+
+        def __init__(self, *_: Any, total: float | None = None, initial: float = 0, **__: Any) -> None:
+            super().__init__(total=total, initial=initial, mininterval=EVERY_SECONDS, miniters=1)
+
+        def display(self, *_: Any, **__: Any) -> bool:
+            if self.total and 0 < self.n < self.total:
+                note(f"  {name}: {_gb(int(self.n))} of {_gb(int(self.total))}")
+            return True
+
+    return Meter
 
 
 def _by_repo(files: Sequence[HubFile]) -> Iterator[tuple[str, list[HubFile]]]:
