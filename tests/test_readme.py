@@ -15,19 +15,25 @@ from adpa_cli.cli.main import app
 from adpa_cli.cli.streams import take_globals
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
 README = PAGES[0].read_text(encoding="utf-8")
 
 
 def commands(text: str) -> Iterator[list[str]]:
-    """The words of every simple command in the bash blocks of a page, those within `$( )` and pipes included."""
-    for block in re.findall(r"^```bash\n(.*?)^```", text, re.DOTALL | re.MULTILINE):
-        for line in re.sub(r"[|\\]\n", "| ", block).splitlines():
+    """The words of every simple command in the shell blocks of a page, those within `$( )` and pipes included.
+
+    Of a console block only what stands after `$` is typed; `NAME=VALUE` before a command is left out.
+    """
+    for kind, block in re.findall(r"^```(bash|console)[^\n]*\n(.*?)^```", text, re.DOTALL | re.MULTILINE):
+        if kind == "console":
+            block = "".join(f"{line[2:]}\n" for line in block.splitlines() if line.startswith("$ "))
+        block = re.sub(r"^(\w+=\S+ )+(?=adpa )", "", block, flags=re.MULTILINE)
+        for line in re.sub(r"\\\n", " ", re.sub(r"\|\n", "| ", block)).splitlines():
             lexer = shlex.shlex(line, posix=True, punctuation_chars="|&;()")
             lexer.whitespace_split = True
             words: list[str] = []
             for word in [*lexer, ";"]:
-                if set(word) <= set("|&;()"):
+                if word and set(word) <= set("|&;()"):
                     if words:
                         yield words
                     words = []
@@ -36,7 +42,7 @@ def commands(text: str) -> Iterator[list[str]]:
 
 
 WRITTEN = [words for page in PAGES for words in commands(page.read_text(encoding="utf-8"))]
-OURS = [words[1:] for words in WRITTEN if words[0] == "adpa"]
+OURS = [words[1:] for words in WRITTEN if words[0] == "adpa" and "" not in words]
 
 
 def parse(words: list[str]) -> None:
