@@ -113,13 +113,15 @@ def test_a_stop_in_any_stage_goes_on_to_the_same_bytes(tmp_path: Path, capfd: py
         assert main([*words, "--dry-run"]) == 0
         rows = [line.split("\t") for line in capfd.readouterr().out.splitlines()]
         assert main([*CHAIN, "--data", str(data), "--store", "whole"]) == 0
-    refs = {re.sub(r" .*", "", row[2]): next(c for c in row if "/" in c and len(c.split("/")[1]) == 12) for row in rows}
+    refs = {
+        re.sub(r" .*", "", row[2]): next(cell for cell in row if re.fullmatch(r"[a-z-]+/[0-9a-f]{12}", cell))
+        for row in reversed(rows)
+    }
     where = tmp_path
     for stage, how in (
-        ("student", signal.SIGINT), ("student", signal.SIGTERM), ("aligned", signal.SIGTERM),
-        ("aligned", signal.SIGHUP), ("rollouts", signal.SIGUSR1), ("rollouts", signal.SIGINT),
-        ("signal", signal.SIGHUP), ("signal", signal.SIGTERM), ("distill", signal.SIGALRM),
-        ("distill", signal.SIGUSR1), ("eval", signal.SIGINT),
+        ("student", signal.SIGINT), ("student", signal.SIGTERM), ("aligned", signal.SIGHUP),
+        ("rollouts", signal.SIGUSR1), ("signal", signal.SIGTERM), ("distill", signal.SIGALRM),
+        ("eval", signal.SIGINT),
     ):  # fmt: skip
         before = step_of(store, refs[stage])
         with adpa(words, where) as running:
