@@ -94,7 +94,7 @@ def fetch(files: Sequence[HubFile], cache: HashCache, note: Callable[[str], None
         if missing:
             note(f"download {repo}: {_gb(left)} in {len(missing)} file{'s' * (len(missing) > 1)}")
         for file in missing:
-            _get(file.repo, file.kind, file.commit, file.name, _meter(file.name, note))
+            _get(file.repo, file.kind, file.commit, file.name, note)
             left -= file.size
             note(f"  {file.name} is here" + (f", {_gb(left)} to go" if left else ""))
         for file in own:
@@ -187,12 +187,12 @@ def _hashed(
     return tuple(found)
 
 
-def _get(name: str, kind: str, commit: str, path: str, meter: Any = None) -> Path:
-    """One file in the Hugging Face cache, fetched if it is not there. Raises Closed."""
+def _get(name: str, kind: str, commit: str, path: str, note: Callable[[str], None] = lambda text: None) -> Path:
+    """One file in the Hugging Face cache, fetched if it is not there, without a bar. Raises Closed."""
     from huggingface_hub import hf_hub_download
 
     try:
-        return Path(hf_hub_download(name, path, revision=commit, repo_type=kind, tqdm_class=meter))
+        return Path(hf_hub_download(name, path, revision=commit, repo_type=kind, tqdm_class=_meter(path, note)))
     except Exception as error:  # see commit_of
         raise closed(error, name, commit, kind) from error
 

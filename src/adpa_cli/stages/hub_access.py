@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from adpa_cli.errors import AdpaError, NotFound
+from adpa_cli.spec import STAGE_VERSIONS
 
 LOG_IN = "hf auth login, then accept the licence on the model's page"
 
@@ -106,7 +107,8 @@ class Access:
         width = max(len(why.name) for why in found)
         lines = [f"{len(found)} of {total} {verb} (nothing was started)"]
         lines += [f"  {why.name:<{width}}   {why.reason}" for why in found]
-        hints = [why.hint.replace("adpa plan …", f"adpa plan {shlex.join(self.argv)}") for why in found]
+        command = shlex.join(self.argv) if self.argv and self.argv[0] in STAGE_VERSIONS else "…"
+        hints = [why.hint.replace("adpa plan …", f"adpa plan {command}") for why in found]
         if any("licence" in why.reason or why.hint == LOG_IN for why in found):
             hints += self._instead({why.name for why in found})
         missing = all(why.exit_code == NotFound.exit_code for why in found)
