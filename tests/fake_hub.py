@@ -33,7 +33,7 @@ class Repo:
 
 @dataclass
 class Hub:
-    """What is served, by name (`datasets/org/name` for data sets), and the requests that came."""
+    """What is served, by name (`datasets/org/name` for data sets; old ones: `NAME@COMMIT`), and the requests that came."""
 
     url: str = ""
     repos: dict[str, Repo] = field(default_factory=dict)
@@ -88,7 +88,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def repo(self, name: str, revision: str | None) -> Repo | None:
         """The repository asked for; an unknown one is told to log in, as the hub does."""
-        repo = self.hub.repos.get(name)
+        repo = self.hub.repos.get(f"{name}@{revision}", self.hub.repos.get(name))
         if repo is None:
             self.refuse(404 if "Authorization" in self.headers else 401, "RepoNotFound")
         elif revision not in (None, "main", repo.commit):

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from adpa_cli.lab import BASES, world
 from adpa_cli.store.store import Store
-from cli_samples import Cli, Pipeline
+from cli_samples import Cli, Pipeline, write_rows
+from fake_hub import serve, use
 
 STEPS = ("--max-steps", "2", "--limit", "12", "--no-eval")
 
@@ -130,6 +133,33 @@ def test_files_are_named_from_here_with_their_digest(pipeline: Pipeline, cli: Cl
     os.remove(source)
     said = cli.refused(3, "show", ref, "--recipe")
     assert f"no command of this adpa makes {ref} again from what is here: pairs.jsonl" in said
+
+
+def test_names_of_the_hub_keep_their_commits_on_another_machine(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An alias and a family's data, whose names have moved on by the time the recipe is run."""
+    (tmp_path / "data").mkdir()
+    write_rows(tmp_path / "data" / "train.jsonl", world.demonstrations("train")[:8])
+    words = ("sft", "--model", "danube3-500m", "--max-steps", 1, "--set", "max_length=128")
+    with serve() as hub:
+        use(hub, tmp_path / "hf", monkeypatch)
+        base = hub.add("h2oai/h2o-danube3-500m-base", BASES / "student")
+        data = hub.add("datasets/HuggingFaceH4/deita-10k-v0-sft", tmp_path / "data")
+        ref = cli(*words).ref
+        name = recipe(cli, ref)
+        assert tomllib.loads(Path(name).read_text(encoding="utf-8"))["pins"] == {
+            "h2oai/h2o-danube3-500m-base": base.commit, "datasets/HuggingFaceH4/deita-10k-v0-sft": data.commit,
+        }  # fmt: skip
+        meant = base.commit
+        hub.repos[f"h2oai/h2o-danube3-500m-base@{meant}"] = replace(base)
+        base.commit, base.folder = "f" * 40, BASES / "teacher"
+        assert [row[4] for row in cli(*words, "-n", "--store", "other").rows] != [ref]
+        assert [row[2] for row in cli("run", name, "-n", "--store", "other").rows] == [ref]
+        assert cli("run", name).ref == ref
+        cli(*words, "--refresh")
+        said = cli.refused(2, "run", name)
+    assert f"h2oai/h2o-danube3-500m-base is {meant[:8]} in the recipe, and ffffffff in" in said
 
 
 def test_recipe_is_of_one_artifact(pipeline: Pipeline, cli: Cli) -> None:

@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from adpa_cli.cli.grid import option
 from adpa_cli.cli.plan import plan_in
-from adpa_cli.cli.recipe import Recipe, option, word
+from adpa_cli.cli.recipe import Recipe, word
 from adpa_cli.cli.run import keys_for, requests
 from adpa_cli.spec import STAGE_VERSIONS
 from adpa_cli.stages.plan import Plan
@@ -41,12 +42,16 @@ def toml(found: Found, manifest: Manifest) -> str:
         own = {key.partition(".")[2]: value for key, value in found.values.items() if key.startswith(f"{stage}.")}
         if own:
             tables += ["", f"[{stage}]", *(f"{key} = {_value(value)}" for key, value in own.items())]
-    return "\n".join([*head, *top, *tables]) + "\n"
+    pins = [f"{json.dumps(name)} = {json.dumps(commit)}" for name, commit in found.pins.items()]
+    return "\n".join([*head, *top, *tables, *(["", "[pins]", *pins] if pins else [])]) + "\n"
 
 
 def record(found: Found, manifest: Manifest) -> dict[str, Any]:
     """A recipe as JSON."""
-    return {"makes": manifest.ref, "command": found.command, "values": dict(found.values), "way": found.on_the_way_to}
+    return {
+        "makes": manifest.ref, "command": found.command, "values": dict(found.values), "pins": dict(found.pins),
+        "way": found.on_the_way_to,
+    }  # fmt: skip
 
 
 def _value(value: Any) -> str:

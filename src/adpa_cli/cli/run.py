@@ -13,7 +13,8 @@ import typer
 from adpa_cli.cli import options as opt
 
 if TYPE_CHECKING:
-    from adpa_cli.cli.recipe import Cell, Key, Recipe
+    from adpa_cli.cli.grid import Cell, Key
+    from adpa_cli.cli.recipe import Recipe
 
 
 @opt.making("smoke", *opt.RUNNING)
@@ -36,19 +37,19 @@ def run(
     from adpa_cli.cli.sweep import sweep
 
     part = _shard(shard)
-    cells = read_cells(needed("RECIPE.toml", recipe))
+    read = read_recipe(needed("RECIPE.toml", recipe))
     neutral = opt.Options()
     own = {f.name: getattr(options, f.name) for f in fields(options)}
     own = {name: value for name, value in own.items() if value != getattr(neutral, name)}
-    sweep([(cell, replace(request, options=replace(request.options, **own))) for cell, request in cells], part,
-          options.dry_run)  # fmt: skip
+    sweep([(cell, replace(request, options=replace(request.options, **own))) for cell, request in requests(read)], part,
+          options.dry_run, read.pins)  # fmt: skip
 
 
-def read_cells(name: str) -> list[tuple[Cell, opt.Request]]:
-    """The cells of a recipe file (`-`: of stdin), each as what its command was asked for."""
+def read_recipe(name: str) -> Recipe:
+    """A recipe file (`-`: stdin)."""
     from adpa_cli.cli.recipe import read
 
-    return requests(read(_text(name), "stdin" if name == "-" else name))
+    return read(_text(name), "stdin" if name == "-" else name)
 
 
 def _text(name: str) -> str:
@@ -72,8 +73,8 @@ def _text(name: str) -> str:
 
 def keys_for(recipe: Recipe) -> dict[str, Key]:
     """What the command of a recipe takes. Raises UsageError for a command that makes nothing."""
+    from adpa_cli.cli.grid import keys_of
     from adpa_cli.cli.main import PANELS
-    from adpa_cli.cli.recipe import keys_of
 
     makers = {name: function for name, function in PANELS["Build"] if name != "run"}
     if recipe.command not in makers:
@@ -85,8 +86,8 @@ def requests(recipe: Recipe) -> list[tuple[Cell, opt.Request]]:
     """The cells of a recipe, each as what its command was asked for. Raises UsageError naming the file."""
     from typer.exceptions import TyperException
 
+    from adpa_cli.cli.grid import expand
     from adpa_cli.cli.main import app, usage_error
-    from adpa_cli.cli.recipe import expand
     from adpa_cli.errors import UsageError
 
     program = typer.main.get_command(app)

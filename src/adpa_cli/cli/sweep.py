@@ -8,17 +8,18 @@ import os
 import shlex
 import sys
 import traceback
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from adpa_cli.cli.descriptors import Output
+from adpa_cli.cli.grid import Cell
 from adpa_cli.cli.look import terminal_width
 from adpa_cli.cli.make import Console, ask_if_large, carry_out, check_tag_fits, console, created, hand_over
 from adpa_cli.cli.options import Request
 from adpa_cli.cli.plan import plan_in
 from adpa_cli.cli.plan_screen import Look, look
-from adpa_cli.cli.recipe import Cell, as_text
+from adpa_cli.cli.recipe import as_text
 from adpa_cli.cli.screen import Screen
 from adpa_cli.cli.streams import GLOBALS
 from adpa_cli.errors import AdpaError, Stopped, UsageError
@@ -90,12 +91,15 @@ def together(steps: Sequence[Step]) -> Plan:
     return Plan(tuple(targets.values()), plans[0].template, tuple(evals.values()), tuple(notes))
 
 
-def sweep(requests: Sequence[tuple[Cell, Request]], shard: tuple[int, int], dry_run: bool) -> None:
+def sweep(
+    requests: Sequence[tuple[Cell, Request]], shard: tuple[int, int], dry_run: bool, pins: Mapping[str, str]
+) -> None:
     """Plan all cells, make one after the other, print their ids in grid order, end with a table.
 
+    `pins` are the commits that names of the hub have in the recipe.
     A cell that fails does not keep the others from being made; AdpaError at the end names those that did.
     """
-    seen = Store.find_or_empty(GLOBALS.store)
+    seen = replace(Store.find_or_empty(GLOBALS.store), pinned=pins)
     stop_after = requests[0][1].options.runtime(look=False).stop_after
     with console(seen, stop_after) as desk:
         steps = plan_cells(requests, seen, shard)
@@ -105,7 +109,7 @@ def sweep(requests: Sequence[tuple[Cell, Request]], shard: tuple[int, int], dry_
         if dry_run:
             _list(steps, seen, desk.output)
             return
-        store = created(seen, desk.screen)
+        store = replace(created(seen, desk.screen), pinned=pins)
         if store.created:
             steps = plan_cells(requests, store, shard)  # once more, now that hub names can be pinned
         whole = together(steps)

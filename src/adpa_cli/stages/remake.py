@@ -7,7 +7,7 @@ and kept when the very id comes out. So whatever a command can say can be found 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from adpa_cli.errors import AdpaError, NotFound
@@ -30,6 +30,8 @@ class Found:
     command: str
     values: Values
     on_the_way_to: str = ""
+    pins: Mapping[str, str] = field(default_factory=dict)
+    """What the names of the hub meant that it starts from: commits by name."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,7 @@ class Remaker:
             if fitted is not None:
                 if manifest.stage == "distill" and self._measured(manifest):
                     fitted = {key: value for key, value in fitted.items() if key != "no-eval"}
-                return Found(manifest.stage, fitted)
+                return Found(manifest.stage, fitted, pins=self._pins(manifest, fitted))
         return None
 
     def _on_the_way(self, manifest: Manifest) -> Found | None:
@@ -72,7 +74,7 @@ class Remaker:
                 plan = self.planned(found.command, found.values)
                 every = in_order((*plan.targets, *plan.evals), lambda node: False)
                 if manifest.id in {node.recipe.id for node in every}:
-                    return Found(found.command, found.values, student.ref)
+                    return replace(found, on_the_way_to=student.ref)
         return None
 
     def _students(self, manifest: Manifest) -> list[Manifest]:
@@ -90,6 +92,18 @@ class Remaker:
     def _measured(self, manifest: Manifest) -> bool:
         evaluations = [other for other in self.store.artifacts(lambda error: None) if other.stage == "eval"]
         return any(("model", manifest.id) in other.parents() for other in evaluations)
+
+    def _pins(self, manifest: Manifest, values: Values) -> dict[str, str]:
+        """Hub names of the lineage that no value pins by itself: those behind an alias or a family's data."""
+        found: dict[str, str] = {}
+        for made in Candidates(self.store).lineage(manifest):
+            for facts in made.sources.values():
+                found |= {str(facts["name"]): str(facts["commit"])} if facts.get("commit") else {}
+                for source in facts.get("sources", ()):
+                    name = f"datasets/{str(source['name']).partition('#')[0]}"
+                    found |= {name: str(source["commit"])} if source.get("commit") else {}
+        said = str(values)
+        return {n: commit for n, commit in found.items() if f"{n.removeprefix('datasets/')}@{commit}" not in said}
 
     # Correcting what was tried by what the plan says.
 
@@ -144,13 +158,11 @@ class Remaker:
         if data is None or isinstance(data, tuple) or data.content == content or content not in made.sources:
             return {}
         option = "sft-data" if node.stage == "sft" and not own else "data"
-        return {option: self.data_words(made.sources[content], content)}
+        return {option: self.data_words(made.sources[content])}
 
-    def data_words(self, facts: Mapping[str, Any], content: str) -> list[str]:
+    def data_words(self, facts: Mapping[str, Any]) -> list[str]:
         """How to name a data set: hub names with their commit, files as they are seen from the working directory."""
-        names = Names(self.store)
-        names.data_of(facts, content)
-        return [data_word(text) for text in names.data_words(facts)]
+        return [data_word(text) for text in Names(self.store).data_words(facts)]
 
 
 def _differences(planned: Mapping[str, Any], made: Mapping[str, Any]) -> dict[str, Any]:

@@ -28,7 +28,7 @@ class Candidates:
             "sft": self._sft, "dpo-teacher": self._dpo_teacher, "cache-teacher": self._capture,
             "rollout": self._rollout, "distill": self._distill, "eval": self._eval,
         }  # fmt: skip
-        seeds = {made.spec["seed"] for made in self._lineage(manifest) if "seed" in made.spec}
+        seeds = {made.spec["seed"] for made in self.lineage(manifest) if "seed" in made.spec}
         moved = {"seed-all": next(iter(seeds))} if len(seeds) == 1 and seeds != {0} else {}
         size = {"smoke": True} if manifest.made.get("smoke") else {}
         for tried in makers[manifest.stage](manifest, ids):
@@ -38,7 +38,8 @@ class Candidates:
                 yield {**values, **moved}
             yield values
 
-    def _lineage(self, manifest: Manifest) -> list[Manifest]:
+    def lineage(self, manifest: Manifest) -> list[Manifest]:
+        """An artifact and everything below it that is still here."""
         found, open_ = {manifest.id: manifest}, [manifest]
         while open_:
             for _, parent in open_.pop().parents():

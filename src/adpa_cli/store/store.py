@@ -6,7 +6,7 @@ import contextlib
 import json
 import os
 from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -50,6 +50,8 @@ class Store:
 
     root: Path
     created: bool = False
+    pinned: Mapping[str, str] = field(default_factory=dict, compare=False)
+    """Commits that hub names must have here, by name: what a recipe says of them."""
 
     @classmethod
     def find(cls, start: Path | None = None, create: bool = False) -> Store:
@@ -170,11 +172,21 @@ class Store:
         return {}
 
     def pin(self, name: str, lookup: Callable[[str], str], refresh: bool = False) -> str:
-        """The commit that a hub name stands for in this store: `lookup(name)` the first time and on `refresh`."""
+        """The commit that a hub name stands for in this store: `lookup(name)` the first time and on `refresh`.
+
+        Raises UsageError when it is not the one that must be.
+        """
+        meant = self.pinned.get(name)
+        look = (lambda _: meant) if meant is not None else lookup
         if not self.root.exists():
-            return lookup(name)  # an empty store that is only planned with keeps nothing
-        lock = self.root / builds.PARTIAL / "pins.lock"
-        return pins.pin(self.root, lock, name, lookup, refresh)
+            return look(name)  # an empty store that is only planned with keeps nothing
+        found = pins.pin(self.root, self.root / builds.PARTIAL / "pins.lock", name, look, refresh)
+        if meant not in (None, found):
+            raise UsageError(
+                f"{name} is {meant[:8]} in the recipe, and {found[:8]} in {self.root}",
+                "make it in a store of its own: --store DIR; --refresh moves the name in this one",
+            )
+        return found
 
     def unfinished(self) -> list[Unfinished]:
         """Work begun and not committed, most recently saved first."""
