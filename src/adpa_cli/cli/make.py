@@ -16,7 +16,7 @@ from adpa_cli.cli.ask import confirm
 from adpa_cli.cli.descriptors import Output, ids_only, no_stdin
 from adpa_cli.cli.options import Options
 from adpa_cli.cli.plan import plan_in
-from adpa_cli.cli.plan_screen import Look, look, look_closely
+from adpa_cli.cli.plan_look import Look, look, look_closely
 from adpa_cli.cli.results import results
 from adpa_cli.cli.screen import Screen
 from adpa_cli.cli.stopping import Stopping, stoppable
@@ -132,8 +132,9 @@ def carry_out(
     desk: Console,
     made: Callable[[Manifest], None],
     known: Look | None = None,
+    note: Callable[[str], None] | None = None,
 ) -> None:
-    """Build what is missing; `made` hears of each target as soon as it is committed or found."""
+    """Build what is missing; `made` hears of each target as soon as it is committed or found, `note` of remarks."""
     targets = {target.recipe.id for target in plan.targets}
 
     def done(node: Node, manifest: Manifest, fresh: bool) -> None:
@@ -144,8 +145,8 @@ def carry_out(
     stopping = desk.stopping
     desk.screen.expect(known.seconds if known else {})
     show = Show(
-        desk.screen.start, done, desk.screen.progress, desk.screen.say, lambda: stopping.asked, stopping.is_working,
-        GLOBALS.again(store.root),
+        desk.screen.start, done, desk.screen.progress, note or desk.screen.say, lambda: stopping.asked,
+        stopping.is_working, GLOBALS.again(store.root),
     )  # fmt: skip
     try:
         with no_stdin():

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adpa_cli.errors import AdpaError
 from adpa_cli.report import text
-from adpa_cli.spec import Runtime
 from adpa_cli.stages.graph import External, Node
 from adpa_cli.stages.plan import Plan
 from adpa_cli.store.store import Store
@@ -26,62 +23,6 @@ ROLES = {
 GAP = "  "
 CALM = "Every stage can be interrupted and repeated."
 CALM_WIDTH = 88  # below this the numbers of a stage stand on a line of their own
-
-
-@dataclass(frozen=True)
-class Look:
-    """A plan with what it takes, and what is known to stand against it."""
-
-    plan: Plan
-    store: Store
-    estimate: Estimate
-    problems: tuple[AdpaError, ...]
-
-    def text(self, width: int) -> str:
-        """For a terminal."""
-        return plan_text(self.plan, self.estimate, self.store, width)
-
-    def tsv(self) -> str:
-        """For a pipe."""
-        return plan_tsv(self.estimate).rstrip("\n")
-
-    def json(self) -> str:
-        """For a program: one object."""
-        record = plan_json(self.plan, self.estimate, self.store, self.problems)
-        return json.dumps(record, ensure_ascii=False, indent=1)
-
-    def warnings(self, width: int) -> str:
-        """The problems, for a person who only looks."""
-        lines: list[str] = []
-        for problem in self.problems:
-            hint = [f"try: {problem.hint}"] if problem.hint else []
-            for part in (f"problem: {problem.message}", *hint):
-                lines += [piece for line in part.splitlines() for piece in _filled([line], width)]
-        return "\n".join(lines)
-
-    @property
-    def seconds(self) -> dict[str, float]:
-        """How long each stage that is to be made may take, by label; those that nobody can tell are left out."""
-        return {c.node.label: c.seconds for c in self.estimate.building if c.seconds is not None}
-
-
-def look(plan: Plan, store: Store, runtime: Runtime) -> Look:
-    """Estimate a plan, and see what cannot fit here."""
-    # A command that finds all it makes needs none of this, nor the time to import it.
-    from adpa_cli.stages.estimate import estimate
-    from adpa_cli.stages.fits import problems
-
-    found = estimate(plan, store, runtime)
-    return Look(plan, store, found, tuple(problems(found, store, runtime)))
-
-
-def look_closely(plan: Plan, store: Store, runtime: Runtime) -> Look:
-    """The same with every problem that can be told without loading a library of models."""
-    from adpa_cli.stages.preflight import problems_without_torch
-
-    seen = look(plan, store, runtime)
-    more = problems_without_torch([cost.node for cost in seen.estimate.building], store)
-    return replace(seen, problems=(*seen.problems, *more))
 
 
 def plan_rows(found: Estimate) -> list[tuple[str, ...]]:
@@ -133,8 +74,8 @@ def plan_text(plan: Plan, found: Estimate, store: Store, width: int) -> str:
     lines = [*_head(plan, found, store, width)]
     lines += [text.cut(line, width) for line in _table(found, width)]
     for note in plan.notes:
-        lines += _filled([note], width, " ")
-    return "\n".join([*lines, *_foot(found, width), *_filled([CALM], width, " ")])
+        lines += filled([note], width, " ")
+    return "\n".join([*lines, *_foot(found, width), *filled([CALM], width, " ")])
 
 
 def _head(plan: Plan, found: Estimate, store: Store, width: int) -> Iterator[str]:
@@ -142,29 +83,37 @@ def _head(plan: Plan, found: Estimate, store: Store, width: int) -> Iterator[str
     root = str(store.root)
     home = str(Path.home())
     shown = f"~{root[len(home) :]}" if root.startswith(f"{home}/") else root
-    facts = [f"store {shown} ({held} artifact{'s' * (held != 1)})", *_who(plan, found)]
-    yield from _filled([*facts, f"template {template_name(plan)}, ends {plan.template[1]}"], width)
+    facts = [f"store {shown} ({held} artifact{'s' * (held != 1)})", *_who(found)]
+    yield from filled([*facts, f"template {template_name(plan)}, ends {plan.template[1]}"], width)
     data = dict(_data(found))
     if data:
         sets = [f"{name} {count}".rstrip() for name, count in data.items()]
-        yield from _filled([f"data  {sets[0]}", *sets[1:]], width)
+        yield from filled([f"data  {sets[0]}", *sets[1:]], width)
 
 
-def _who(plan: Plan, found: Estimate) -> Iterator[str]:
+def _who(found: Estimate) -> Iterator[str]:
     """The student that is trained, and its teacher."""
     nodes = [cost.node for cost in found.costs]
-    students = [node for node in nodes if node.role == "student"]
+    students = [node for node in nodes if node.role == "student" or node.stage == "distill"]
     if students:
-        yield f"student {_start(students[0])}"
+        yield f"student {_called(students[0].inputs['model'])}"
     signals = [node for node in nodes if "aligned" in node.inputs]
     if signals:
-        aligned = signals[0].inputs["aligned"]
-        yield f"teacher {aligned[0].label if isinstance(aligned, tuple) else aligned.label}"
+        yield f"teacher {_called(signals[0].inputs['aligned'])}"
 
 
-def _start(node: Node) -> str:
-    model = node.inputs["model"]
-    return model[0].label if isinstance(model, tuple) else model.label
+def _called(item: Any) -> str:
+    """The alias that a model is known by, else its own name."""
+    from adpa_cli.families import FAMILIES, READY_PAIRS
+
+    below = item
+    while isinstance(below, Node) and "model" in below.inputs:
+        below = below.inputs["model"]
+    name = below.facts.get("name") if isinstance(below, External) else None
+    known = {pair.aligned: pair.alias for pair in READY_PAIRS}
+    for family in reversed(FAMILIES):
+        known |= {family.student: family.alias, family.teacher: family.teacher_alias}
+    return str(known.get(str(name)) or item.label)
 
 
 def template_name(plan: Plan) -> str:
@@ -217,7 +166,7 @@ def _foot(found: Estimate, width: int) -> Iterator[str]:
     device = f"{machine.name}'s memory" if machine.kind == "cuda" else "memory"
     seconds = found.seconds
     about = "about ?" if seconds is None else f"about {text.human_time(seconds)}, {found.basis}"
-    yield from _filled(
+    yield from filled(
         [
             f"download {_size(found.download)}", f"keeps {_size(found.keeps)}",
             f"peak +{_size(found.peak)} (free {_size(machine.disk)})",
@@ -227,7 +176,7 @@ def _foot(found: Estimate, width: int) -> Iterator[str]:
     )  # fmt: skip
 
 
-def _filled(facts: Sequence[str], width: int, mark: str = " · ") -> Iterator[str]:
+def filled(facts: Sequence[str], width: int, mark: str = " · ") -> Iterator[str]:
     """Facts in as few lines as they need; one that is longer than a line is broken at its spaces, or cut."""
     line = ""
     for fact in facts:

@@ -8,47 +8,27 @@ import os
 import shlex
 import sys
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from adpa_cli.cli.descriptors import Output
 from adpa_cli.cli.grid import Cell
 from adpa_cli.cli.look import terminal_width
-from adpa_cli.cli.make import Console, ask_if_large, carry_out, check_tag_fits, console, created, hand_over
+from adpa_cli.cli.make import Console, ask_if_large, carry_out, console, created, hand_over
 from adpa_cli.cli.options import Request
-from adpa_cli.cli.plan import plan_in
-from adpa_cli.cli.plan_screen import Look, look
+from adpa_cli.cli.plan_look import look
 from adpa_cli.cli.recipe import as_text
-from adpa_cli.cli.screen import Screen
+from adpa_cli.cli.steps import Step, plan_cells, together
 from adpa_cli.cli.streams import GLOBALS
-from adpa_cli.errors import AdpaError, Stopped, UsageError
+from adpa_cli.errors import AdpaError, Stopped
 from adpa_cli.report import sweep as report
 from adpa_cli.report import text
 from adpa_cli.report.scores import scores
+from adpa_cli.stages.execute import prepare
 from adpa_cli.stages.graph import Node
-from adpa_cli.stages.plan import Plan
 from adpa_cli.store.manifest import Manifest
 from adpa_cli.store.store import Store
-
-
-@dataclass(frozen=True)
-class Step:
-    """One cell with its plan; `number` is its place in the grid, from 1."""
-
-    number: int
-    cell: Cell
-    request: Request
-    plan: Plan
-
-    @property
-    def settings(self) -> dict[str, str]:
-        return {key: as_text(value) for key, value in self.cell.settings.items()}
-
-    @property
-    def identity(self) -> tuple[str, ...]:
-        """What tells two cells apart: the ids of what they make and measure."""
-        return tuple(node.recipe.id for node in (*self.plan.targets, *self.plan.evals))
 
 
 @dataclass(frozen=True)
@@ -58,37 +38,6 @@ class Failure:
     step: Step
     stage: str
     error: AdpaError
-
-
-def plan_cells(requests: Sequence[tuple[Cell, Request]], store: Store, shard: tuple[int, int]) -> list[Step]:
-    """Plan every cell of this shard. Cells that come to the same artifacts are one; UsageError for two of one tag."""
-    steps: dict[tuple[str, ...], Step] = {}
-    for cell, request in requests:
-        plan = plan_in(store, request.options, request.planned)
-        check_tag_fits(plan, request.options.tag)
-        step = Step(len(steps) + 1, cell, request, plan)
-        steps.setdefault(step.identity, step)
-    tags: dict[str, Step] = {}
-    for step in steps.values():
-        tag = step.request.options.tag
-        if tag and tags.setdefault(tag, step) is not step:
-            varying = report.differing([other.settings for other in steps.values()])
-            example = "-".join(f"{{{key}}}" for key in varying if key != "tag")
-            raise UsageError(f"several cells would carry the tag {tag}", f'tell them apart: tag = "{tag}-{example}"')
-    index, count = shard
-    return list(steps.values())[index - 1 :: count]
-
-
-def together(steps: Sequence[Step]) -> Plan:
-    """One plan for all cells, so that what they share is shown once."""
-    plans = [step.plan for step in steps]
-    ends = dict.fromkeys(plan.template[1] for plan in plans)
-    notes = list(dict.fromkeys(note for plan in plans for note in plan.notes))
-    if len(ends) > 1:
-        notes.append(f"the cells have {len(ends)} templates, which end with {', '.join(ends)}")
-    targets = {node.recipe.id: node for plan in plans for node in plan.targets}
-    evals = {node.recipe.id: node for plan in plans for node in plan.evals}
-    return Plan(tuple(targets.values()), plans[0].template, tuple(evals.values()), tuple(notes))
 
 
 def sweep(
@@ -112,29 +61,34 @@ def sweep(
         store = replace(created(seen, desk.screen), pinned=pins)
         if store.created:
             steps = plan_cells(requests, store, shard)  # once more, now that hub names can be pinned
-        whole = together(steps)
+        whole, note = together(steps), _once(desk.screen.say)
         if not all(store.get(node.label) for node in whole.nodes(store)):
             options = requests[0][1].options
             known = look(whole, store, options.runtime())
             desk.screen.say(known.text(terminal_width()))
             ask_if_large(known, options.yes)
-            _check(known, desk.screen)
+            prepare([cost.node for cost in known.estimate.building], store, note, known.problems)
         else:
             desk.screen.say(f"found, nothing to do: {len(steps)} cell{'s' * (len(steps) != 1)}")
-        failures = _make_each(steps, store, desk)
+        failures = _make_each(steps, store, desk, note)
         desk.screen.say(report.screen(_lines(steps, store, failures), terminal_width()))
         if failures:
             raise _summary(failures, steps)
 
 
-def _check(known: Look, screen: Screen) -> None:
-    """What can be known before the first cell is said before the first cell."""
-    from adpa_cli.stages.preflight import check
+def _once(say: Callable[[str], None]) -> Callable[[str], None]:
+    """Says every line once: cells have data and vocabularies in common."""
+    heard: set[str] = set()
 
-    check([cost.node for cost in known.estimate.building], known.store, screen.say, known.problems)
+    def note(line: str) -> None:
+        if line not in heard:
+            heard.add(line)
+            say(line)
+
+    return note
 
 
-def _make_each(steps: Sequence[Step], store: Store, desk: Console) -> list[Failure]:
+def _make_each(steps: Sequence[Step], store: Store, desk: Console, note: Callable[[str], None]) -> list[Failure]:
     failures: list[Failure] = []
     for place, step in enumerate(steps, 1):
         failed = {failure.stage: failure.step for failure in failures}
@@ -146,7 +100,7 @@ def _make_each(steps: Sequence[Step], store: Store, desk: Console) -> list[Failu
             continue
         if any(store.get(label) is None for label in stages):
             desk.screen.say(f"cell {place} of {len(steps)}: {shlex.join(['adpa', *step.cell.words])}")
-        error = _outcome(step, store, desk)
+        error = _outcome(step, store, desk, note)
         if error is not None:
             missing = next((label for label in stages if store.get(label) is None), "")
             failures.append(Failure(step, missing, error))
@@ -154,7 +108,7 @@ def _make_each(steps: Sequence[Step], store: Store, desk: Console) -> list[Failu
     return failures
 
 
-def _outcome(step: Step, store: Store, desk: Console) -> AdpaError | None:
+def _outcome(step: Step, store: Store, desk: Console, note: Callable[[str], None]) -> AdpaError | None:
     """Make one cell; the error that it failed with, if it did. Raises Stopped."""
     options = step.request.options
 
@@ -163,7 +117,7 @@ def _outcome(step: Step, store: Store, desk: Console) -> AdpaError | None:
 
     try:
         with _typed(step.cell.words):
-            carry_out(step.plan, store, options.runtime(), desk, made)
+            carry_out(step.plan, store, options.runtime(), desk, made, note=note)
     except Stopped as stopped:
         if "-" not in GLOBALS.argv:  # a recipe from a pipe is gone: then the cell's own command goes on
             stopped.hint = GLOBALS.again(store.root)

@@ -15,6 +15,7 @@ TOKENIZER_PACKED = 0.3  # of tokenizer.json, by zstandard
 TOKEN_JSON = 1.9  # bytes of a token id in a block of a rollout, besides its digits
 TOKEN_TEXT = 4.0
 TOKEN_PARQUET = 1.7
+PARQUET = 6_000  # bytes of a file without rows
 ROW_JSON = 75
 SCORE_LINE = 36  # bytes of scores.json for one figure of one row
 
@@ -77,7 +78,8 @@ def rollout(rows: Sequence[Row], vocabulary: int) -> Disk:
     """Answers in Parquet; meanwhile blocks of JSON."""
     tokens, answers = sum(row.whole for row in rows), sum(row.answer for row in rows)
     of_token = TOKEN_JSON + math.log10(vocabulary)
-    return Disk(int(TOKEN_PARQUET * tokens), int(of_token * tokens + TOKEN_TEXT * answers + ROW_JSON * len(rows)))
+    blocks = of_token * tokens + TOKEN_TEXT * answers + ROW_JSON * len(rows)
+    return Disk(int(PARQUET + TOKEN_PARQUET * tokens), int(blocks))
 
 
 def evaluation(rows: int, figures: int) -> Disk:

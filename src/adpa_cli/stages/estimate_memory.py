@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from adpa_cli.stages.model_size import ModelSize
 from adpa_cli.stages.row_lengths import Row, Rows
 
+SECOND_MODEL = 50_000_000  # of loading another model after the first
 PYTHON = 390_000_000  # resident: Python, torch, transformers, accelerate, pyarrow
 CUDA = 600_000_000  # context and kernels on a card
 KEEP_BYTES = 64 * 2**20  # as in tensors/head.py
@@ -104,6 +105,12 @@ def scoring(model: ModelSize, rows: Rows, dtype: str, block_tokens: int, ids: in
     work = passing(model, block, dtype) + 5 * block * longest + tiles(model, answers)
     work += answers * (8 * model.hidden + 24 * ids)
     return where.total(frozen(model, dtype), work, row_bytes(rows))
+
+
+def one_after_the_other(models: Sequence[ModelSize], each: Sequence[Memory], where: Where) -> Memory:
+    """Several models in turn: the largest; on a CPU the room of those before is rarely given back."""
+    left = sum(SECOND_MODEL + 4 * model.parameters for model in models[1:]) if where.kind == "cpu" else 0
+    return Memory(max(m.device for m in each) + where.processes * left, max(m.host for m in each))
 
 
 def passing(model: ModelSize, tokens: float, dtype: str) -> float:

@@ -11,8 +11,7 @@ from adpa_cli.stages.estimate import Estimate
 from adpa_cli.stages.estimate_memory import Where
 from adpa_cli.stages.estimate_time import KINDS
 from adpa_cli.stages.graph import Node
-from adpa_cli.stages.row_lengths import rows_of
-from adpa_cli.stages.stage_cost import Cost, memory_of, models_of
+from adpa_cli.stages.stage_cost import Cost, memory_of, models_of, planned_rows
 from adpa_cli.store.store import Store
 
 SMALLEST = 256  # tokens: nobody is told to go below
@@ -70,7 +69,7 @@ def _has(found: Estimate) -> str:
 
 def _smaller(node: Node, store: Store, runtime: Runtime, where: Where, room: int) -> tuple[str, bool]:
     """What would make a stage fit, and whether a smaller micro-batch of training alone does."""
-    rows, models = rows_of(node, store), models_of(node, store)
+    rows, models = planned_rows(node, store, runtime)[0], models_of(node, store)
 
     def fits(stage: Node, run: Runtime, at: Where) -> bool:
         return memory_of(stage, rows, models, run, at).device <= room

@@ -24,6 +24,8 @@ from adpa_cli.store.manifest import Manifest
 from adpa_cli.store.store import Store
 
 UNREAD_STEPS = 1000
+CANNOT_TELL = (AdpaError, OSError, KeyError, IndexError)
+"""What a model or data that are not here, or not sound, raise; the checks before the work say which."""
 
 
 @dataclass(frozen=True)
@@ -72,34 +74,30 @@ def cost_of(node: Node, store: Store, runtime: Runtime, machine: Machine, clock:
     where = Where(machine.kind, 1 if node.stage == "eval" else runtime.processes)
     try:
         models = models_of(node, store)
-    except (AdpaError, OSError, KeyError, IndexError):
+    except CANNOT_TELL:
         return Cost(node)
-    try:
-        rows = rows_of(node, store)
-    except (AdpaError, OSError, KeyError, IndexError):
-        return _unread(node, models, runtime, where)
-    count = max(map(len, rows.values()), default=0)
-    share = memory.answer_share(rows)
+    rows, read = planned_rows(node, store, runtime)
+    needs = memory_of(node, rows, models, runtime, where)
     kind = times.KINDS[node.stage]
-    seconds = clock.seconds(kind, _flops(node, rows, models), share, where.processes)
     trained = models[0].parameters if kind == "training" else 0
-    return Cost(
-        node, None, _disk(node, rows, models, runtime, store), memory_of(node, rows, models, runtime, where),
-        seconds, count, trained,
-    )  # fmt: skip
+    if not read:
+        steps = min(node.spec.max_steps or UNREAD_STEPS, UNREAD_STEPS) if trained else 0
+        return Cost(node, None, disk.training(models[0], steps, 1) if trained else None, needs, trained=trained)
+    seconds = clock.seconds(kind, _flops(node, rows, models), memory.answer_share(rows), where.processes)
+    count = max(map(len, rows.values()), default=0)
+    return Cost(node, None, _disk(node, rows, models, runtime, store), needs, seconds, count, trained)
 
 
-def _unread(node: Node, models: Sequence[ModelSize], runtime: Runtime, where: Where) -> Cost:
-    """A stage whose data nobody can count yet: as large as rows of full length make it; its time is not guessed."""
-    longest = node.spec.max_length
-    row = Row(longest / 2, longest / 2)
-    parts = ("chosen",) if node.stage == "sft" else ("rollout",) if node.stage == "rollout" else ("chosen", "rejected")
-    count = max(1, max(runtime.tokens_per_device, getattr(node.spec, "block_tokens", 0)) // longest)
-    needs = memory_of(node, {part: [row] * count for part in parts}, models, runtime, where)
-    if times.KINDS[node.stage] != "training":
-        return Cost(node, memory=needs)
-    steps = min(node.spec.max_steps or UNREAD_STEPS, UNREAD_STEPS)
-    return Cost(node, None, disk.training(models[0], steps, 1), needs, trained=models[0].parameters)
+def planned_rows(node: Node, store: Store, runtime: Runtime) -> tuple[Rows, bool]:
+    """The rows of a stage and True; for data that cannot be read yet rows of full length, and False."""
+    try:
+        return rows_of(node, store), True
+    except CANNOT_TELL:
+        longest = node.spec.max_length
+        row = Row(longest / 2, longest / 2)
+        parts = {"sft": ("chosen",), "rollout": ("rollout",)}.get(node.stage, ("chosen", "rejected"))
+        tokens = max(runtime.tokens_per_device, getattr(node.spec, "block_tokens", 0))
+        return {part: [row] * max(1, tokens // longest) for part in parts}, False
 
 
 def models_of(node: Node, store: Store) -> list[ModelSize]:
@@ -169,4 +167,4 @@ def memory_of(node: Node, rows: Rows, models: Sequence[ModelSize], runtime: Runt
         )
     ids = 1 + getattr(spec, "top_k", 0)
     each = [memory.scoring(model, rows, spec.dtype, spec.block_tokens, ids, where) for model in models]
-    return Memory(max(m.device for m in each), max(m.host for m in each))
+    return memory.one_after_the_other(models, each, where)
