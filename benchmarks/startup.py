@@ -2,6 +2,7 @@
 
 `seconds`: per command the median wall-clock time of whole processes, taken in turns; `heavy`: which of the slow
 libraries it loads (none is expected); `help_s`, `show_s`, `python_s`, `worst_s`: four of the seconds by themselves.
+A plan also reads and measures all data, with numpy and the tokenizer: it is listed, and not among the worst.
 """
 
 from __future__ import annotations
@@ -31,8 +32,9 @@ LOADED = (
 )
 LOOKS = (
     "show", "show --all --json", "show sft@latest", "path sft@latest", "tag", "methods", "methods adpa", "models",
-    "env", "gc -n", "plan distill --method adpa+ --student tiny",
+    "env", "gc -n",
 )  # fmt: skip
+PLAN = "plan distill --method adpa+ --student tiny"
 COMPLETED = ("di", "distill --method ad", "distill --method adpa --set gam", "show ", "distill --student t")
 
 
@@ -56,7 +58,7 @@ def fill(folder: Path, count: int) -> Path:
 def commands() -> dict[str, tuple[list[str], dict[str, str]]]:
     """What is measured: per name the words after `adpa`, and what is added to the environment."""
     names = [name for panel in PANELS.values() for name, _ in panel]
-    lines = ["--help", *(f"{name} --help" for name in names), *(look for look in LOOKS if look.split()[0] in names)]
+    lines = ["--help", *(f"{name} --help" for name in names), *LOOKS, PLAN]
     found: dict[str, tuple[list[str], dict[str, str]]] = {line: (shlex.split(line), {}) for line in lines}
     for line in COMPLETED:
         words = ["adpa", *line.split(" ")]
@@ -100,7 +102,8 @@ def main() -> None:
     result = {line: round(statistics.median(taken), 3) for line, taken in times.items()}
     record = {
         "help_s": result["--help"], "show_s": result["show"], "python_s": result.pop("python"),
-        "worst_s": max(result.values()), "artifacts": args.artifacts, "runs": args.runs,
+        "worst_s": max(taken for line, taken in result.items() if line != PLAN),
+        "artifacts": args.artifacts, "runs": args.runs,
         "seconds": result, "heavy": heavy,
     }  # fmt: skip
     if args.json:

@@ -10,7 +10,9 @@ import typer
 def chat(
     refs: Annotated[
         list[str] | None,
-        typer.Argument(metavar="REF [REF]", help="Who answers; - reads one prompt a line.", show_default=False),
+        typer.Argument(
+            metavar="REF [REF]", help="Who answers; - reads one prompt a line [required].", show_default=False
+        ),
     ] = None,
     system: Annotated[
         str | None, typer.Option("--system", help="Said before the conversation.", metavar="TEXT", show_default=False)

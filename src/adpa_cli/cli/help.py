@@ -90,7 +90,9 @@ def _entries(command: TyperCommand | TyperGroup) -> list[Entry]:
 def entry(param: TyperOption | TyperArgument) -> Entry:
     """What the screen says of one parameter."""
     told, default = split_default(param.help or "")
-    if not default and param.show_default and param.default not in (None, [], ()) and param.default is not False:
+    if isinstance(param.show_default, str):
+        default = default or f"[{param.show_default}]"
+    elif not default and param.show_default and param.default not in (None, [], ()) and param.default is not False:
         default = f"[{param.default}]"
     if isinstance(param, TyperArgument):
         metavar = param.metavar or param.name.upper()

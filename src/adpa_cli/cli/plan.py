@@ -24,7 +24,7 @@ FETCH = "--fetch"
 def plan(
     words: Annotated[
         list[str] | None,
-        typer.Argument(metavar="COMMAND…", help="A making command with its options.", show_default=False),
+        typer.Argument(metavar="COMMAND…", help="A making command with its options [required].", show_default=False),
     ] = None,
     fetch: Annotated[bool, opt.option(FETCH, help="Download every model and data set of the plan.", panel="")] = False,
 ) -> opt.Request | None:

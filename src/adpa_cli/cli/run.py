@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 @opt.making("smoke", *opt.RUNNING)
 def run(
     recipe: Annotated[
-        str | None, typer.Argument(metavar="RECIPE.toml", help="What to make; - reads stdin.", show_default=False)
+        str | None,
+        typer.Argument(metavar="RECIPE.toml", help="What to make; - reads stdin [required].", show_default=False),
     ] = None,
     shard: Annotated[
         str | None,
