@@ -33,7 +33,7 @@ class Repo:
 
 @dataclass
 class Hub:
-    """What is served, by name (`datasets/org/name` for data sets; old ones: `NAME@COMMIT`), and the requests that came."""
+    """What is served, by name (`datasets/org/name`; an old state: `NAME@COMMIT`), and the requests that came."""
 
     url: str = ""
     repos: dict[str, Repo] = field(default_factory=dict)

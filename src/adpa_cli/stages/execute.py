@@ -60,6 +60,16 @@ def execute(
         return _execute(nodes, store, runtime, command, show, problems)
 
 
+def prepare(
+    building: Sequence[Node], store: Store, note: Callable[[str], None], problems: Sequence[AdpaError] = ()
+) -> None:
+    """Fetch the data of the stages to be built and check all that can be known before; raises one error with all."""
+    from adpa_cli.stages.preflight import check
+
+    hub.fetch(hub_files(building, "dataset"), store.hash_cache, note)  # the check reads every row
+    check(building, store, note, problems)
+
+
 def _needed(nodes: Sequence[Node]) -> list[str]:
     """Full ids of the stages and of the artifacts that they use."""
     given = [item.manifest.id for node in nodes for _, item in node.flat_inputs() if isinstance(item, Artifact)]
@@ -71,11 +81,7 @@ def _execute(
 ) -> dict[str, Manifest]:
     made = {node.recipe.id: store.get(node.label) for node in nodes}
     if any(found is None for found in made.values()):
-        from adpa_cli.stages.preflight import check
-
-        building = [node for node in nodes if made[node.recipe.id] is None]
-        hub.fetch(hub_files(building, "dataset"), store.hash_cache, show.note)  # the check reads every row
-        check(building, store, show.note, problems)
+        prepare([node for node in nodes if made[node.recipe.id] is None], store, show.note, problems)
     finished: dict[str, Manifest] = {}
     for n, node in enumerate(nodes, 1):
         found = made[node.recipe.id]
