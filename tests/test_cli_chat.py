@@ -213,6 +213,8 @@ class Terminal:
         return text
 
     def type(self, keys: str) -> None:
+        if keys == "\x03":
+            time.sleep(0.5)  # Python misses a signal that comes between the prompt and its wait for keys
         os.write(self.descriptor, keys.encode())
 
 
