@@ -213,6 +213,4 @@ def test_the_command_that_goes_on_works_elsewhere(tmp_path: Path, monkeypatch: p
         "--rollouts=rollout/0123456789ab", "--store", f"{tmp_path}/adpa-store",
     ]  # fmt: skip
     take_globals(["--store", "here", "sft", "--model", "tiny", "--data=argilla/dpo-mix-7k"])
-    assert shlex.split(GLOBALS.again(Path("/else")))[1:] == [
-        "--store", f"{tmp_path}/here", "sft", "--model", "tiny", "--data=argilla/dpo-mix-7k",
-    ]  # fmt: skip
+    assert GLOBALS.again(Path("/the store")) == ("adpa sft --model tiny --data=argilla/dpo-mix-7k --store '/the store'")

@@ -162,7 +162,8 @@ def test_long_lists_are_cut_and_rehearsals_hidden(store: Store) -> None:
     assert listing.screen(found, 100, NOW, everything=True).count("sft/") == 31
 
 
-def test_unfinished_work_shows_how_far_it_is_and_how_to_go_on(store: Store) -> None:
+def test_unfinished_work_shows_how_far_it_is_and_how_to_go_on(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ADPA_STORE", str(store.root))  # so that the store need not be named
     command = "adpa distill --method adpa+ --student llama-3.2-1b --teacher tulu-3-8b --set gamma=5 --tag " + "x" * 60
     with store.build(recipe("distill", n=1), command=command) as work:
         work.save_state({"step": 94, "of": 151}, "SIGTERM")

@@ -152,7 +152,8 @@ def test_resume_state_is_kept_until_the_commit(tmp_path: Path) -> None:
     with store.build(recipe(), command="adpa sft", environment={"torch": "2"}) as work:
         save_half(work)
     (unfinished,) = store.unfinished()
-    assert (unfinished.ref, unfinished.command, unfinished.stopped) == (recipe().ref, "adpa sft", "SIGTERM")
+    named = f"adpa sft --store {store.root}"
+    assert (unfinished.ref, unfinished.command, unfinished.stopped) == (recipe().ref, named, "SIGTERM")
     assert (unfinished.progress, unfinished.holder, unfinished.recipe) == ({"step": 94, "of": 151}, "", recipe())
     assert store.artifacts() == []
     with store.build(recipe(), command="adpa sft", environment={"torch": "2"}) as work:

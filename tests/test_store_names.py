@@ -130,7 +130,7 @@ def test_unfinished_work_is_named_with_the_command_that_goes_on(store: Store) ->
         work.save_state({"step": 1})
     with pytest.raises(NotFound, match="unfinished") as found:
         store.resolve(recipe().id[:8])
-    assert found.value.hint == "go on: adpa sft --model tiny"
+    assert found.value.hint == f"go on: adpa sft --model tiny --store {store.root}"
 
 
 def test_latest_is_the_newest_of_its_stage(store: Store) -> None:

@@ -21,7 +21,7 @@ from adpa_cli.cli.results import results
 from adpa_cli.cli.screen import Screen
 from adpa_cli.cli.stopping import Stopping, stoppable
 from adpa_cli.cli.streams import GLOBALS
-from adpa_cli.errors import AdpaError, UsageError
+from adpa_cli.errors import AdpaError, Stopped, UsageError
 from adpa_cli.families import reserved_words
 from adpa_cli.report.text import for_encoding, human_age
 from adpa_cli.spec import Runtime
@@ -146,11 +146,14 @@ def carry_out(
     desk.screen.expect(known.seconds if known else {})
     show = Show(
         desk.screen.start, done, desk.screen.progress, note or desk.screen.say, lambda: stopping.asked,
-        stopping.is_working, GLOBALS.again(store.root),
+        stopping.is_working, GLOBALS.again(),
     )  # fmt: skip
     try:
         with no_stdin():
             execute(plan, store, runtime, GLOBALS.command, show, known.problems if known else ())
+    except Stopped as stopped:
+        stopped.hint = GLOBALS.again(store.root)
+        raise
     finally:
         desk.screen.close()
 

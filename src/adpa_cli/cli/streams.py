@@ -34,9 +34,9 @@ class Globals:
         return command_line(self.argv)
 
     def again(self, root: Path | None = None) -> str:
-        """The command line that goes on from any folder: paths are whole, and the store at `root` is named."""
+        """The command line that goes on from any folder, in the store at `root` (None leaves that to be added)."""
         words = whole_paths(self.argv)
-        return command_line(words if root is None or self.store is not None else [*words, "--store", str(root)])
+        return command_line(words if root is None else [*words, "--store", str(root)])
 
 
 def command_line(words: Sequence[str]) -> str:
@@ -47,7 +47,7 @@ def command_line(words: Sequence[str]) -> str:
 GLOBALS = Globals()
 _FLAGS = {"--json": "json", "-q": "quiet", "--quiet": "quiet", "-v": "verbose", "--verbose": "verbose"}
 _OWN_WORDS = ("--store", "--tag", "--set", "--data", "--sft-data")  # these say themselves what they lack
-_FILES = ("--store", "--data", "--sft-data", "--reward-model")  # a bare word after these may be a file
+_FILES = ("--data", "--sft-data", "--reward-model")  # a bare word after these may be a file
 
 
 def take_globals(argv: Sequence[str]) -> list[str]:
@@ -83,15 +83,16 @@ def _check_values(words: Sequence[str]) -> None:
 
 
 def whole_paths(argv: Sequence[str]) -> list[str]:
-    """The words with every path in them made absolute."""
-    found = []
+    """The words with every path in them made absolute, and without `--store`."""
+    found: list[str] = []
     for before, word in zip(["", *argv], argv, strict=False):
         head, mark, value = word.partition("=") if word.startswith("--") else ("", "", word)
         option = head or before
+        if option == "--store":
+            continue
         path, split_mark, split = value.partition("#")
-        named = path.startswith(("./", "../")) or path in (".", "..")
-        is_file = option in _FILES and path and not path.startswith("~")
-        if named or (is_file and (option == "--store" or os.path.exists(path))):
+        is_file = option in _FILES and path and not path.startswith("~") and os.path.exists(path)
+        if is_file or path.startswith(("./", "../")) or path in (".", ".."):
             value = os.path.abspath(path) + split_mark + split
         found.append(head + mark + value)
     return found

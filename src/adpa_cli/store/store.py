@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shlex
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -95,6 +96,13 @@ class Store:
             make_folder(root)
             write_atomic(root / MARKER, json.dumps({"format": FORMAT}).encode() + b"\n")
         return cls(root, created=True)
+
+    @property
+    def is_usual(self) -> bool:
+        """Whether a command without --store finds this one from the working directory."""
+        with contextlib.suppress(AdpaError):
+            return Store.find().root == self.root
+        return False
 
     @cached_property
     def hash_cache(self) -> HashCache:
@@ -191,15 +199,14 @@ class Store:
     def unfinished(self) -> list[Unfinished]:
         """Work begun and not committed, most recently saved first."""
         found = []
+        named = "" if self.is_usual else f" --store {shlex.quote(str(self.root))}"
         for folder in (self.root / builds.PARTIAL).glob("*/"):
             state = builds.read_state(folder)
             if state is not None:
-                recipe = Recipe(**state["recipe"])
+                recipe, command = Recipe(**state["recipe"]), state["command"] + named
                 at_work = holder(folder.with_name(f"{folder.name}.lock")) or ""
                 found.append(
-                    Unfinished(
-                        recipe.ref, recipe, state["command"], state["progress"], state["stopped"], state["at"], at_work
-                    )
+                    Unfinished(recipe.ref, recipe, command, state["progress"], state["stopped"], state["at"], at_work)
                 )
         return sorted(found, key=lambda work: -work.at)
 
