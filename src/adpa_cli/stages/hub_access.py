@@ -63,7 +63,7 @@ def closed(error: Exception, name: str, revision: str | None, kind: str) -> Clos
     if constants.HF_HUB_OFFLINE or isinstance(error, errors.OfflineModeIsEnabled):
         return _not_here(name)
     cause = type(error.__cause__ or error).__name__ if status is None else str(status)
-    hint = f"connect and repeat the command, or name a folder (./{name}); the built-in tiny needs no network"
+    hint = "connect and repeat the command, or name folders (./NAME) instead; the built-in tiny needs no network"
     return Closed(name, f"not on this machine · the hub cannot be reached ({cause})" + _folder(name), hint, away=True)
 
 
