@@ -173,10 +173,15 @@ def test_what_this_machine_did_comes_before_a_guess(pipeline: Pipeline, cli: Cli
     plan = plan_sft(Names(store), Given(own={"max_steps": 3}, limit=64), "tiny", ())
     about = store.artifacts()[0].made
     same = replace(MACHINE, host=about["host"], name=about["device"])
+    assert estimate(plan, store, Runtime(), same).basis == times.GUESSED, "a stage of a second tells no speed"
+    for n, path in enumerate(sorted(store.root.glob("*/*/manifest.json"))):
+        record = json.loads(path.read_text())
+        record["made"]["seconds"] = 11.0 + n
+        path.write_text(json.dumps(record))
     known, other = estimate(plan, store, Runtime(), same), estimate(plan, store, Runtime(), MACHINE)
     assert (known.basis, other.basis) == (times.DID, times.GUESSED)
     past = [m for m in store.artifacts() if times.KINDS[m.stage] == "training"][:3]
-    speeds = sorted(times._flops_of(m, store, 0.5) / m.made["seconds"] for m in past)
+    speeds = sorted(times._flops_of(m, store, 0.5) / (m.made["seconds"] - 1) for m in past)
     assert times.past_speed(store, "training", same, store.artifacts(), 0.5) == pytest.approx(speeds[1])
 
 

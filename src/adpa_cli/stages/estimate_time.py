@@ -32,7 +32,8 @@ REACHED = {"training": 0.35, "scoring": 0.35, "generating": 0.1}
 """Share of a product's speed that each kind of stage reached with models of 12 M parameters on a CPU."""
 START_SECONDS = 1.0  # of a stage, besides its arithmetic
 REMEMBERED = ".speed.json"
-RECENT = 3
+RECENT, TELLING_SECONDS = 3, 5.0
+"""How many finished stages are asked, and how long one must have worked to tell a speed."""
 DID, GUESSED = "from what this machine did", "guessed from the model sizes"
 
 
@@ -69,13 +70,17 @@ def past_speed(store: Store, kind: str, machine: Machine, made: list[Manifest], 
     """
     found = []
     for manifest in made:
-        if KINDS.get(manifest.stage) == kind and machine.made(manifest.made) and manifest.made["seconds"] > 0:
+        if KINDS.get(manifest.stage) == kind and machine.made(manifest.made) and _worked(manifest) >= TELLING_SECONDS:
             flops = _flops_of(manifest, store, share)
             if flops:
-                found.append(flops / float(manifest.made["seconds"]))
+                found.append(flops / _worked(manifest))
         if len(found) == RECENT:
             break
     return statistics.median(found) if found else None
+
+
+def _worked(manifest: Manifest) -> float:
+    return float(manifest.made["seconds"]) - START_SECONDS
 
 
 def _flops_of(manifest: Manifest, store: Store, share: float) -> float:

@@ -62,7 +62,7 @@ class Clock:
     def seconds(self, kind: str, flops: float, share: float, processes: int) -> float:
         past = times.past_speed(self.store, kind, self.machine, self.made, share)
         if past:
-            return flops / past
+            return times.START_SECONDS + flops / past
         self.guessed = True
         speed = self.product * times.REACHED[kind]
         at_once = processes if self.machine.kind == "cuda" else 1  # on a CPU they share its cores
