@@ -7,10 +7,13 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer
 
-from adpa_cli.cli.main import main
+from adpa_cli.cli import complete
+from adpa_cli.cli.main import app, main
 from adpa_cli.store.store import Store
 from cli_samples import Cli
 from store_samples import new_store, place, recipe
@@ -133,6 +136,23 @@ def test_data_suites_and_words(offered: Offer, tmp_path: Path) -> None:
     assert offered("adpa eval x --suite re") == ["reward-model"]
     assert offered("adpa distill --select be") == ["best"]
     assert offered("adpa methods adpa") == METHOD
+
+
+def test_every_answer_belongs_to_a_parameter_and_every_choice_is_taken(cli: Cli) -> None:
+    group: Any = typer.main.get_command(app)
+    names = {param.name for command in group.commands.values() for param in command.params}
+    pairs = {f"{name} {param.name}" for name, command in group.commands.items() for param in command.params}
+    assert set(complete.ANSWERS) <= names | pairs
+    answers = {
+        param.name: param.shell_complete(None, "")
+        for command in group.commands.values()
+        for param in command.params
+        if param.name in ("suite", "split", "select", "keep", "gpus")
+    }
+    words = {name: [item.value for item in found] for name, found in answers.items()}
+    said = cli.refused(2, "eval", "tiny", "--suite", "nosuch")
+    assert all(word in said for word in words["suite"])
+    assert "best" in words["select"]
 
 
 @pytest.mark.parametrize(
