@@ -236,8 +236,17 @@ def test_what_rests_on_a_failed_stage_is_not_tried(pipeline: Pipeline, cli: Cli)
 def test_a_stopped_sweep_says_what_goes_on(pipeline: Pipeline, cli: Cli) -> None:
     name = small(pipeline, 'method = "sft"\nseed = [7, 8]')
     said = cli.refused(75, "run", name, "--stop-after", "0.01s")
-    assert f"adpa run {name}" in said or f"adpa run {Path(name).resolve()}" in said
+    assert f"try: adpa run {Path(name).resolve()} --stop-after 0.01s --store {pipeline.store}" in said
     assert len(cli("run", name).out.split()) == 2
+
+
+def test_two_jobs_share_a_sweep(pipeline: Pipeline, cli: Cli) -> None:
+    name = small(pipeline, 'method = "sft"\nseed = [3, 4, 5]')
+    refs = [row[2] for row in cli("run", name, "-n").rows]
+    assert cli("run", name, "--shard", "2/2").out.split() == [refs[1]]
+    assert cli("run", name, "--shard", "1/2").out.split() == [refs[0], refs[2]]
+    assert [row[1] for row in cli("run", name, "-n").rows] == ["found"] * 3
+    assert "this shard has no cell" in cli("run", name, "--shard", "4/4").err
 
 
 def test_the_closing_table_has_means_over_seeds(pipeline: Pipeline, cli: Cli) -> None:

@@ -47,7 +47,7 @@ def command_line(words: Sequence[str]) -> str:
 GLOBALS = Globals()
 _FLAGS = {"--json": "json", "-q": "quiet", "--quiet": "quiet", "-v": "verbose", "--verbose": "verbose"}
 _OWN_WORDS = ("--store", "--tag", "--set", "--data", "--sft-data")  # these say themselves what they lack
-_FILES = ("--data", "--sft-data", "--reward-model")  # a bare word after these may be a file
+_FILES = ("run", "--data", "--sft-data", "--reward-model")  # a bare word after these may be a file
 
 
 def take_globals(argv: Sequence[str]) -> list[str]:

@@ -30,6 +30,8 @@ from adpa_cli.stages.graph import Node
 from adpa_cli.store.manifest import Manifest
 from adpa_cli.store.store import Store
 
+UNCUT = 10_000  # columns of what is no terminal
+
 
 @dataclass(frozen=True)
 class Failure:
@@ -71,7 +73,8 @@ def sweep(
         else:
             desk.screen.say(f"found, nothing to do: {len(steps)} cell{'s' * (len(steps) != 1)}")
         failures = _make_each(steps, store, desk, note)
-        desk.screen.say(report.screen(_lines(steps, store, failures), terminal_width()))
+        width = terminal_width() if sys.stderr.isatty() else UNCUT
+        desk.screen.say(report.screen(_lines(steps, store, failures), width))
         if failures:
             raise _summary(failures, steps)
 
