@@ -111,6 +111,18 @@ def test_keys_of_the_method_on_the_line(offered: Offer) -> None:
     assert offered("adpa rollout --set temp") == ["temperature=", "temperature=0.0"]
 
 
+def test_values_of_a_key(offered: Offer) -> None:
+    line = "adpa distill --method adpa --set "
+    known = ["kth", "exact"]
+    whole = offered(line + "missing_reference=")
+    assert whole[:2] == ["missing_reference=", "missing_reference=kth"]
+    assert set(known) <= {value.partition("=")[2] for value in whole}
+    assert set(known) <= set(offered(line + "missing_reference ="))  # as bash splits it
+    assert offered(line + "missing_reference = k") == ["kth"]
+    assert offered(line + "kd_on_eos=f") == ["kd_on_eos=false"]
+    assert offered(line + "gamma=2 --lr 1 --meth") == []
+
+
 def test_keys_of_a_stage(offered: Offer) -> None:
     line = "adpa distill --method adpa+ --student tiny --set "
     assert offered(line + "rollout.temp") == ["rollout.temperature=", "rollout.temperature=0.0"]

@@ -44,6 +44,9 @@ class Command(TyperCommand):
         return super().parse_args(ctx, args)
 
     def shell_complete(self, ctx: Any, incomplete: str) -> list[Any]:
+        typed = (ctx.params.get("sets") or [""])[-1]
+        if typed and "=" not in typed and not incomplete.startswith("-"):
+            return _values(self, ctx, typed, incomplete)
         found = super().shell_complete(ctx, incomplete)
         for item in found:
             item.help = help.split_default(item.help or "")[0]  # shells print it through rich, which eats brackets
@@ -64,6 +67,15 @@ class Group(TyperGroup):
             guess = f"did you mean {' or '.join(close)}? " if close else ""
             raise UsageError(f"no command is called {args[0]!r}", f"{guess}all commands: {ctx.command_path} --help")
         return super().resolve_command(ctx, args)
+
+
+def _values(command: TyperCommand, ctx: Any, key: str, incomplete: str) -> list[Any]:
+    """What completes `--set KEY=`, which bash passes on as three words."""
+    (sets,) = [param for param in command.params if param.name == "sets"]
+    found = sets.shell_complete(ctx, f"{key}={incomplete}")
+    for item in found:
+        item.value = item.value.partition("=")[2]
+    return [item for item in found if item.value]
 
 
 def _refuse_swallowed(command: TyperCommand, args: list[str]) -> None:

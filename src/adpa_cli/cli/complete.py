@@ -5,6 +5,7 @@ An empty answer lets the shell complete file names.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -68,51 +69,43 @@ def words(*known: str) -> Answer:
 
 
 def settings(ctx: typer.Context, incomplete: str) -> list[str]:
-    """`KEY=` of the method on the line, or `STAGE.KEY=`, with the default. Of one key, its values."""
+    """`KEY=DEFAULT` of the method on the line, or `STAGE.KEY=DEFAULT`; of an only key all known values."""
     from adpa_cli.spec import STAGE_VERSIONS
-    from adpa_cli.stages.settings import settable
 
-    stage = ctx.command.name or ""
-    stage_typed, dot, _ = incomplete.partition("=")[0].rpartition(".")
-    if dot:
-        stages = [stage_typed] if stage_typed in STAGE_VERSIONS else []
-        chosen = {f"{name}.{key}": value for name in stages for key, value in _keys(name, ctx).items()}
-    else:
-        chosen = _keys(stage, ctx) if stage in STAGE_VERSIONS else settable("distill")
-        begun = [name for name in STAGE_VERSIONS if incomplete and name.startswith(incomplete)]
-        chosen |= {f"{name}.{key}": value for name in begun for key, value in _keys(name, ctx).items()}
-    return _assignments(chosen, incomplete)
-
-
-def _assignments(chosen: dict[str, Any], incomplete: str) -> list[str]:
-    """`key=default` of every key that fits; of the only one `key=` too, after which the shell sets no space."""
-    fitting = {key: value for key, value in chosen.items() if f"{key}=".startswith(incomplete.partition("=")[0])}
-    exact = incomplete.partition("=")[0]
-    if "=" in incomplete:
-        fitting = {key: value for key, value in fitting.items() if key == exact}
-    shown = [f"{key}={_said(value)}" for key, value in fitting.items()]
-    only = [f"{key}=" for key in fitting] if len(fitting) == 1 else []
-    return _beginning(incomplete, dict.fromkeys([*only, *shown]))
+    stage, typed = ctx.command.name or "", incomplete.partition("=")[0]
+    named, dot, _ = typed.rpartition(".")
+    chosen = {} if dot else _keys(stage, ctx)
+    begun = [name for name in STAGE_VERSIONS if (name == named if dot else typed and name.startswith(typed))]
+    chosen |= {f"{name}.{key}": values for name in begun for key, values in _keys(name, ctx).items()}
+    fitting = {key: v for key, v in chosen.items() if (key == typed if "=" in incomplete else key.startswith(typed))}
+    if len(fitting) == 1:
+        # `key=` by itself comes first: shells set a space after an only candidate
+        return _beginning(
+            incomplete, [f"{key}={value}" for key, v in fitting.items() for value in dict.fromkeys(["", *v])]
+        )
+    return [f"{key}={values[0]}" for key, values in fitting.items()]
 
 
-def _keys(stage: str, ctx: typer.Context) -> dict[str, Any]:
-    """The keys of a stage with their defaults, those of its method too."""
-    from adpa_cli.errors import UsageError
+def _keys(stage: str, ctx: typer.Context) -> dict[str, list[str]]:
+    """The keys of a stage, those of its method too, each with its default and the other values it may have."""
+    from adpa_cli import methods as every
     from adpa_cli.stages.settings import settable
 
     method = {"sft": "sft", "dpo-teacher": "dpo", "distill": ctx.params.get("method") or ""}.get(stage, "")
-    found: dict[str, Any] = {}
-    try:
-        for name in ("dckd", "adpa") if method in ("adpa+", "adpa-plus") else (method,):
-            found |= settable(stage, name)
-    except UsageError:  # a method that does not exist
-        return settable(stage)
+    chain = ("dckd", "adpa") if method in ("adpa+", "adpa-plus") else (method,)
+    known = [name for name in chain if name in every.names()]
+    found = {key: _said(value) for name in known or [""] for key, value in settable(stage, name).items()}
+    for name in known:
+        for field in dataclasses.fields(every.load(name).params):
+            found[field.name] = list(dict.fromkeys([*found[field.name], *map(str, field.metadata["choices"])]))
     return found
 
 
-def _said(value: Any) -> str:
-    """A default as it would be typed; None is left open."""
-    return "" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+def _said(value: Any) -> list[str]:
+    """A default as it would be typed, and its opposite if it has one; None is left open."""
+    if isinstance(value, bool):
+        return [str(value).lower(), str(not value).lower()]
+    return ["" if value is None else str(value)]
 
 
 def _stored(ctx: typer.Context, incomplete: str, stages: Iterable[str]) -> Iterator[str]:
@@ -165,6 +158,7 @@ ANSWERS: dict[str, Answer] = {
     "rollouts": made_by("rollout"), "cache": made_by("cache-teacher"), "tag": tags,
     "data": data, "sft_data": data, "sources": data,
     "suite": words("accuracy", "tiny", "reward-model", "implicit"), "split": words("train", "test"),
+    "states": words("student", "chosen", "rejected", "teacher"),
     "select": words("last", "best"), "keep": words("selected", "all"), "gpus": words("all"),
 }  # fmt: skip
 """By the name of the parameter, or by command and parameter where the same name means two things."""

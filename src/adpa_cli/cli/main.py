@@ -130,7 +130,8 @@ def usage_error(error: TyperException, words: Sequence[str]) -> UsageError:
         return UsageError(f"{path} has no option {option}", hint)
     if option and not isinstance(error, typer.BadParameter):
         return UsageError(f"{option} has no value", f"give it: {option} VALUE")
-    return UsageError(str(getattr(error, "format_message", error.__str__)()), f"{path} --help")
+    said, _, _ = str(getattr(error, "format_message", error.__str__)()).partition(", unable to parse")
+    return UsageError(said, f"{path} --help")
 
 
 def _as_setting(stage: str, option: str, words: Sequence[str]) -> str:
