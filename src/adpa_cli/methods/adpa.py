@@ -23,6 +23,22 @@ PRESETS = {
         "lr": 5e-7, "epochs": 1.0,
     }
 }  # fmt: skip
+READINGS = {
+    "clamp": "The paper has no clamp. The released code bounds A to [1e-8, 1-1e-8], so that tokens which alignment made"
+    " less likely count as unchanged and no token counts for more than 1: `release`.",
+    "missing_reference": "By the paper an aligned id that the reference's top k lacks takes the least log-prob of the "
+    "reference's list; the released code takes that of the aligned list: `aligned`.",
+    "kd_on_eos": "The released cache has no end token: A is 0 there and it still counts in the mean: `false`.",
+    "reduction": "The paper sums over tokens (`seqsum`); the released code averages over the tokens of a micro-batch of"
+    " one answer (`seqmean`).",
+    "lr": "1e-5 in the paper, 5e-7 in the released recipe.",
+}
+NOTES = (
+    "The objective is linear in π: only L_SFT and few steps keep π from a point mass. Watch entropy and length.",
+    "A has no β, so γ does not carry over between teacher pairs: compare γ times the RMS of A, which plans print.",
+    "Without a clamp a token outside the top k (A = 0) beats every token inside with A < 0: at a large γ mass leaks "
+    "there, unless `student_tail=floor`.",
+)
 
 MissingReference = Literal["kth", "aligned", "exact"]
 StudentTail = Literal["zero", "bucket", "floor"]

@@ -20,6 +20,12 @@ FORMULA = (
     "easy = 1-π_aligned(y_t) below the answer's median"
 )
 NEEDS = (Need("chosen", signal=("aligned",)),)
+READINGS = {"sft_weight": "The released ATKD trains without SFT; whether the paper's comparison added it is not said."}
+NOTES = (
+    "The median is taken within each answer, as the released code does at a micro-batch of one.",
+    "The comparison is strict: an answer of two tokens or fewer has no easy token, and its mean of them is 0.",
+    "DKD is not weighed by 1-π_aligned(y_t), although KL = TKD + (1-π_aligned(y_t)) DKD.",
+)
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,15 @@ SUMMARY = "dual-constrained distillation from an aligned teacher's top k"
 FORMULA = "L_SFT(y_w) + α [KL(π_aligned‖π) on y_w + KL(π_aligned‖π) on y_l]"
 NEEDS = (Need("chosen", signal=("aligned",)), Need("rejected", signal=("aligned",)))
 PRESETS = {"release": {"alpha": 0.1, "kd_on_eos": False, "lr": 5e-7, "epochs": 1.0}}
+READINGS = {
+    "tail": "The paper keeps the teacher's top 50 and does not say what becomes of the rest; the released code makes it"
+    " one class (`bucket`), others renormalise the list.",
+    "kd_on_eos": "The released cache has no end token: KL is 0 there and it still counts in the mean: `false`.",
+    "reduction": "Eqs. 5-6 sum over tokens (`seqsum`) beside a mean L_SFT; the released code averages both.",
+    "alpha": "The paper sweeps 0.1 to 5 and finds 0.2 best once; the released recipe has 0.1.",
+    "lr": "1e-5 in the paper, 5e-7 in the released recipe.",
+}
+NOTES = ("`dispreferred=false` is the paper's ablation, and the same loss as `vanilla-kd`.",)
 
 Tail = Literal["bucket", "renormalised"]
 

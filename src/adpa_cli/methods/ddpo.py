@@ -19,6 +19,11 @@ NEEDS = (
     Need("chosen", signal=("aligned", "reference"), start=True),
     Need("rejected", signal=("aligned", "reference"), start=True),
 )
+READINGS = {"beta": "Neither paper nor released code gives the β of this baseline; that of the teacher's DPO is taken."}
+NOTES = (
+    "Which answer of a pair is the chosen one does not matter: the teachers' margin says how much better it is.",
+    "The error is squared over sums of whole answers, so gradients are large: keep the clipping of gradients.",
+)
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,12 @@ SOURCE = "Li et al. 2024, Eqs. 8-9 and Algorithm 1, on true preference pairs"
 SUMMARY = "direct preference knowledge distillation: DPO with the aligned teacher as its reference"
 FORMULA = "(1-m) L_SFT(y_w) - m log σ(β [r_w - r_l]), r = mean_t (log π(y_t) - log π_aligned(y_t))"
 NEEDS = (Need("chosen", signal=("aligned",)), Need("rejected", signal=("aligned",)))
+READINGS = {
+    "length_norm": "Eq. 9 divides by the length, Eq. 8 does not (`false`). The released code compares the two models' "
+    "likeliest tokens position by position instead, which needs no pairs: not offered.",
+    "mix": "The source weighs its language modelling loss by λ; the released code mixes halves.",
+}
+NOTES = ("The reference is the teacher, not the start model. With means the logits are tiny: sweep β over 0.1, 1, 2.",)
 
 
 @dataclass(frozen=True)

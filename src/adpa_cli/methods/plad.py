@@ -16,6 +16,12 @@ SOURCE = "Zhang et al. 2024, re-implemented as the rank hinge of Zhao et al. 202
 SUMMARY = "preference-based distillation as a ranking hinge (re-implementation)"
 FORMULA = "max(0, δ - s_w + s_l) + λ L_SFT(y_w), s = Σ_t log π(y_t)"
 NEEDS = (Need("chosen"), Need("rejected"))
+READINGS = {
+    "length_norm": "The source ranks log P(y|x), a sum; scores averaged over the length are offered (`true`).",
+    "delta": "No code was published and the constants are not printed: sweep 0.5, 1, 5.",
+    "sft_weight": "Whether SFT goes with it is not said: sweep 0, 0.1, 1.",
+}
+NOTES = ("A re-implementation: the source pairs teacher with student answers, here the pairs are true preferences.",)
 
 
 @dataclass(frozen=True)

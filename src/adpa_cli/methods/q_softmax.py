@@ -17,6 +17,11 @@ SOURCE = "Gao et al. 2025, Eq. 31"
 SUMMARY = "distil the softmax of the advantages, on the student's own answers"
 FORMULA = "L_SFT(y_w) + γ mean_t KL(softmax over the aligned top k of β A(s_t,·) ‖ π), on ŷ"
 NEEDS = (Need("chosen"), Need("rollout", signal=("aligned", "reference")))
+READINGS = {
+    "beta": "Eq. 31 uses the advantage of Eq. 8, which carries the teacher's β, so that the target is almost uniform "
+    "over the ids; the helper in the released code leaves β out: 1.",
+    "gamma": "The paper gives none for this ablation.",
+}
 
 
 @dataclass(frozen=True)

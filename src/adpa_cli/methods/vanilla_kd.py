@@ -14,6 +14,12 @@ SOURCE = "Hinton et al. 2015; Gao et al. 2025, Eq. 1 with the sign that minimise
 SUMMARY = "token-level distillation from an aligned teacher's top k on chosen answers"
 FORMULA = "L_SFT(y_w) + α KL(π_aligned‖π) on y_w"
 NEEDS = (Need("chosen", signal=("aligned",)),)
+READINGS = {
+    "tail": "The paper keeps the teacher's top 50 and does not say what becomes of the rest; the released code makes it"
+    " one class (`bucket`), others renormalise the list.",
+    "alpha": "The paper gives none for this baseline; that of dckd is taken.",
+}
+NOTES = ("As printed, Eq. 1 has a minus before the bracket with the divergence and would maximise it.",)
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,10 @@ SOURCE = "Zhou et al. 2024, with sampled alignment of the weights and the clamp 
 SUMMARY = "weighted preference optimisation: DPO on pairs weighted by how on-policy they are"
 FORMULA = "-w log σ(β h), h as in dpo, w = min(1, exp(ω_w + ω_l)), ω = mean_t (log π(y_t) - log Σ_v π(v|s_t)²)"
 NEEDS = (Need("chosen", start=True, stats=True), Need("rejected", start=True, stats=True))
+NOTES = (
+    "The weight follows the student at every step and carries no gradient.",
+    "TRL multiplies the two weights without the clamp at 1 of the released code.",
+)
 
 
 @dataclass(frozen=True)
