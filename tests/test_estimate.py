@@ -29,7 +29,8 @@ from adpa_cli.stages.machine import Machine, available_memory, limit_of
 from adpa_cli.stages.model_size import ModelSize, model_size
 from adpa_cli.stages.names import Names
 from adpa_cli.stages.plan import Plan
-from adpa_cli.stages.request_distill import Distill, plan_distill
+from adpa_cli.stages.chain import Distill
+from adpa_cli.stages.request_distill import plan_distill
 from adpa_cli.stages.requests import plan_sft
 from adpa_cli.stages.row_lengths import Row, ruler_for
 from adpa_cli.stages.settings import Given

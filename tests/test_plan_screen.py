@@ -22,7 +22,8 @@ from adpa_cli.stages.estimate_memory import Memory
 from adpa_cli.stages.graph import External
 from adpa_cli.stages.machine import Machine
 from adpa_cli.stages.names import Names
-from adpa_cli.stages.request_distill import Distill, plan_distill
+from adpa_cli.stages.chain import Distill
+from adpa_cli.stages.request_distill import plan_distill
 from adpa_cli.stages.settings import Given
 from adpa_cli.stages.stage_cost import Cost
 from adpa_cli.store.store import Store

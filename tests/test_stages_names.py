@@ -18,7 +18,8 @@ from adpa_cli.stages import lineage
 from adpa_cli.stages.graph import External
 from adpa_cli.stages.names import Names
 from adpa_cli.stages.plan import Planner
-from adpa_cli.stages.request_distill import Distill, plan_distill
+from adpa_cli.stages.chain import Distill
+from adpa_cli.stages.request_distill import plan_distill
 from adpa_cli.stages.settings import Given
 from adpa_cli.store.store import Store
 from tiny_models import TEMPLATE, tiny_llama, tiny_tokenizer

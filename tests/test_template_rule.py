@@ -17,7 +17,8 @@ from adpa_cli.lab import BASES
 from adpa_cli.stages.graph import Node
 from adpa_cli.stages.names import Names
 from adpa_cli.stages.plan import Plan
-from adpa_cli.stages.request_distill import Distill, plan_distill
+from adpa_cli.stages.chain import Distill
+from adpa_cli.stages.request_distill import plan_distill
 from adpa_cli.stages.settings import Given
 from adpa_cli.store.store import Store
 from cli_samples import Cli, Pipeline

@@ -58,6 +58,16 @@ class TrainSpec:
     """Whose weights the artifact has: those of the last step, of the best point, or of a step by its number."""
     keep: Literal["selected", "all"] = field(default="selected", metadata={"neutral": "selected"})
     """Whether the weights of the other points stay beside them."""
+    states: Literal["student", "chosen", "rejected", "teacher"] = "student"
+    """Whose answers a method trains on where it reads rollouts."""
+
+    def without_effect(self) -> set[str]:
+        """The rollouts are an input, which tells whose they are; answers of the data themselves are none."""
+        return {"states"} if self.source("rollout") == "rollout" else set()
+
+    def source(self, part: str) -> str:
+        """The part of the data, or "rollout", that a part of the method's batch is read from."""
+        return self.states if part == "rollout" and self.states in ("chosen", "rejected") else part
 
     def __post_init__(self) -> None:
         if self.max_steps is not None:

@@ -35,6 +35,15 @@ def distill(
         list[str] | None,
         opt.option("--cache", help="Use this signal; may be repeated; - reads stdin.", panel=opt.WHAT, metavar="ID"),
     ] = None,
+    states: Annotated[
+        str | None,
+        opt.option(
+            "--states",
+            help="Whose answers stand in for rollouts [student].",
+            panel=opt.WHAT,
+            metavar="student|chosen|rejected|teacher",
+        ),
+    ] = None,
     allow_foreign_rollouts: Annotated[
         bool,
         opt.option("--allow-foreign-rollouts", help="Train on answers of another model.", panel=opt.WHAT),
@@ -52,7 +61,8 @@ def distill(
     adpa distill --method dckd --student $S --cache -                         in a pipe
     """
     from adpa_cli.cli.streams import at_most_one, dashes, needed, one, several
-    from adpa_cli.stages.request_distill import Distill, needed_methods, plan_distill
+    from adpa_cli.stages.chain import Distill
+    from adpa_cli.stages.request_distill import needed_methods, plan_distill
 
     chosen = needed("--method", method)
     needed_methods(chosen)
@@ -66,4 +76,4 @@ def distill(
         sft_data=tuple(sft_data or ()), rollouts=tuple(read["--rollouts"]), cache=tuple(read["--cache"]),
         evaluate=not no_eval, allow_foreign_rollouts=allow_foreign_rollouts,
     )  # fmt: skip
-    return opt.Request(options, lambda names, given: plan_distill(names, given, asked))
+    return opt.Request(options.setting(states=states), lambda names, given: plan_distill(names, given, asked))

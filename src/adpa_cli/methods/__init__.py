@@ -8,7 +8,10 @@ A method file defines
 * ``NEEDS``    tuple of `Need`: the answers it reads, and the teacher signal on each
 * ``needs(p)``  optional: the needs under these parameters, where they differ from ``NEEDS``
 * ``Params``   frozen dataclass of its parameters, each made with `param`
+* ``STATES``   optional: whose answers are the rollouts that it reads, "student" unless said; one of `Sources`
 * ``PRESETS``  optional: preset name -> values that replace defaults (parameters, ``lr``, ``epochs``)
+* ``READINGS``  optional: option -> where paper and code, or two sources, differ, and what the option chooses
+* ``NOTES``  optional: tuple of sentences on what one can fall into
 * ``terms(views, p)``  the loss, as unreduced `Term`s
 
 `terms` is a pure function over small tensors; the loop masks, weighs and divides. This module and the module level of
@@ -23,7 +26,7 @@ import importlib
 import pkgutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
 
 from adpa_cli.errors import UsageError
 
@@ -33,6 +36,9 @@ if TYPE_CHECKING:
 Part = Literal["chosen", "rejected", "rollout"]
 Teacher = Literal["aligned", "reference"]
 Reduction = Literal["seqmean", "tokmean", "seqsum"]
+States = Literal["student", "chosen", "rejected", "teacher"]
+UNLISTED = ("reward-model",)
+"""Of stages of their own, in files that begin with `_`: they make no student."""
 T = TypeVar("T")
 
 
@@ -42,13 +48,17 @@ class Need:
 
     `signal` names the teachers whose cached signal must cover these answers; `start` asks for the log-probs of the
     answers under the frozen model that training starts from (the reference of DPO); `stats` asks for the student's own
-    sum of squared probabilities.
+    sum of squared probabilities. `online` answers are drawn from the student while it trains, and both teachers are
+    models then: there is no cached signal, but a critic and what was known when the answers were drawn. `reward` asks
+    for what a reward model gave to the whole answer.
     """
 
     part: Part
     signal: tuple[Teacher, ...] = ()
     start: bool = False
     stats: bool = False
+    online: bool = False
+    reward: bool = False
 
 
 @dataclass(frozen=True)
@@ -75,6 +85,23 @@ class Signal:
 
 
 @dataclass(frozen=True)
+class Experience:
+    """What was known of drawn answers when they were drawn, [B,T] each, constants without gradient.
+
+    `logps` under the policy that drew them and `values` of the critic then, before each token; `advantages`, and the
+    `returns` that the critic is to predict.
+    """
+
+    logps: Tensor
+    values: Tensor
+    advantages: Tensor
+    returns: Tensor
+
+    def __post_init__(self) -> None:
+        _constants(self, [f.name for f in dataclasses.fields(self)])
+
+
+@dataclass(frozen=True)
 class View:
     """The student on one part of a batch, and what is known about the same positions.
 
@@ -83,7 +110,9 @@ class View:
     `topk_logps` [B,T,K] student's full-softmax log-probs at the signal's ids, `rest_logps` [B,T] log of its mass
     outside the ids and the label, `label_in_topk` [B,T] bool; these three and `signal` are None without signal.
     `start_logps` [B,T] label log-probs under the frozen start model, and `log_sum_squares` [B,T] log of the student's
-    Σ p² over the vocabulary, without gradient, when the method asked for them.
+    Σ p² over the vocabulary, without gradient, when the method asked for them. Answers drawn online have `values` [B,T]
+    of the critic before each token, and their `experience`; where a reward model is trained, `values` are its numbers
+    after each token. `reward` [B] is what one gave to each answer, where the method asked for it.
     Values at masked positions are finite and arbitrary.
     """
 
@@ -96,9 +125,12 @@ class View:
     signal: Signal | None = None
     start_logps: Tensor | None = None
     log_sum_squares: Tensor | None = None
+    values: Tensor | None = None
+    experience: Experience | None = None
+    reward: Tensor | None = None
 
     def __post_init__(self) -> None:
-        _constants(self, ["start_logps", "log_sum_squares"])
+        _constants(self, ["start_logps", "log_sum_squares", "reward"])
 
 
 @dataclass(frozen=True)
@@ -129,6 +161,21 @@ class Method:
     presets: Mapping[str, Mapping[str, Any]]
     terms: Callable[[Mapping[Part, View], Any], tuple[Term, ...]]
     needs_for: Callable[[Any], tuple[Need, ...]]
+    states: States = "student"
+    readings: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    @property
+    def sources(self) -> Mapping[str, str]:
+        """The settings of `Sources` that mean something to it, with their defaults.
+
+        `states` where it reads rollouts; `kd_teacher` where it learns from the aligned teacher alone.
+        """
+        answered = any(need.part == "rollout" and not need.online for need in self.needs)
+        found = {"states": self.states} if answered else {}
+        roles = {role for need in self.needs for role in need.signal}
+        alone = roles == {"aligned"} or found.get("states") == "teacher"
+        return {**found, "kd_teacher": "aligned"} if alone else found
 
 
 def param(
@@ -145,10 +192,26 @@ def param(
     return dataclasses.field(default=default, metadata=meta)
 
 
-def _constants(owner: Signal | View, fields: list[str]) -> None:
+@dataclass(frozen=True)
+class Sources:
+    """Where the inputs of a method come from: settings of the plan, which enter an id through those inputs."""
+
+    states: str = param(
+        "student", "whose answers take the place of the student's own (appendix E)", choices=get_args(States)
+    )
+    kd_teacher: str = param(
+        "aligned",
+        "the teacher: the aligned one, its reference, or that one fine-tuned on the chosen answers",
+        choices=("aligned", "reference", "sft-chosen"),
+    )
+
+
+def _constants(owner: Signal | View | Experience, fields: list[str]) -> None:
     live = [name for name in fields if getattr(getattr(owner, name), "requires_grad", False)]
     if live:
-        raise TypeError(f"{live[0]} of a {type(owner).__name__} is a constant, but it requires a gradient")
+        name = type(owner).__name__
+        article = "an" if name[0] in "AEIOU" else "a"
+        raise TypeError(f"{live[0]} of {article} {name} is a constant, but it requires a gradient")
 
 
 def given(value: T | None) -> T:
@@ -161,7 +224,7 @@ def given(value: T | None) -> T:
 @functools.cache
 def names() -> tuple[str, ...]:
     """The command-line names of all methods (`q_argmax.py` is `q-argmax`), sorted."""
-    return tuple(sorted(m.name.replace("_", "-") for m in pkgutil.iter_modules(__path__)))
+    return tuple(sorted(m.name.replace("_", "-") for m in pkgutil.iter_modules(__path__) if m.name[0] != "_"))
 
 
 @functools.cache
@@ -169,11 +232,15 @@ def load(name: str) -> Method:
     """The method of that command-line name; UsageError with a suggestion when there is none."""
     import difflib
 
-    if name not in names():
+    if name not in (*names(), *UNLISTED):
         close = difflib.get_close_matches(name, names(), n=1)
         guess = f"did you mean {close[0]}? " if close else ""
         raise UsageError(f"no method is called {name!r}", f"{guess}methods: {', '.join(names())}")
-    m = importlib.import_module(f"{__name__}.{name.replace('-', '_')}")
+    m = importlib.import_module(f"{__name__}.{'_' * (name in UNLISTED)}{name.replace('-', '_')}")
     needs_for = getattr(m, "needs", lambda p: m.NEEDS)
     presets = getattr(m, "PRESETS", {})
-    return Method(name, m.VERSION, m.SOURCE, m.SUMMARY, m.FORMULA, m.NEEDS, m.Params, presets, m.terms, needs_for)
+    states: States = getattr(m, "STATES", "student")
+    return Method(
+        name, m.VERSION, m.SOURCE, m.SUMMARY, m.FORMULA, m.NEEDS, m.Params, presets, m.terms, needs_for, states,
+        getattr(m, "READINGS", {}), getattr(m, "NOTES", ()),
+    )  # fmt: skip

@@ -5,11 +5,12 @@ Planning reads names, JSON and hashes only. No torch, transformers or datasets, 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from adpa_cli import methods
 from adpa_cli.data.chat import DEFAULT_TEMPLATES
 from adpa_cli.errors import UsageError
 from adpa_cli.families import Alias, Family
@@ -95,8 +96,9 @@ class Planner:
         family: Family,
         template: Template,
         student: Input | None = None,
+        name: str = "aligned",
     ) -> Node:
-        """Top-k teacher signal on the answers of `data` or of `rollouts`, on ids that `student` has."""
+        """Top-k signal of a teacher called `name` on the answers of `data` or of `rollouts`, on ids of `student`."""
         fixed: dict[str, Any] = {"parts": tuple(parts), "template": template[0], "end": template[1]}
         user = self.user("cache-teacher")
         if reference is None:
@@ -109,7 +111,7 @@ class Planner:
         inputs: dict[str, Input | tuple[Input, ...]] = {"aligned": aligned, **answers}
         if reference is not None:
             inputs["reference"] = reference
-        who = "aligned+reference" if reference else "aligned"
+        who = f"{name}+reference" if reference else name
         on = "+".join(parts) if "data" in answers else f"rollouts {next(iter(answers.values())).label}"
         return Node("cache-teacher", spec, inputs, "signal", f"{who}, on {on}")
 
@@ -145,8 +147,9 @@ class Planner:
         rollouts: Made | None,
         family: Family,
         template: Template,
+        teachers: Mapping[str, Input] | None = None,
     ) -> Node:
-        """One training of the student with one method."""
+        """One training of the student with one method; `teachers` are the models that it needs at hand, by role."""
         user = self.user("distill", method)
         spec = train_spec("distill", method, family, ("distill", f"distill.{method}"), user, template)
         inputs: dict[str, Input | tuple[Input, ...]] = {"model": start, "data": data}
@@ -154,6 +157,7 @@ class Planner:
             inputs["cache"] = tuple(caches)
         if rollouts is not None:
             inputs["rollouts"] = rollouts
+        inputs |= teachers or {}
         what = f"{method_words(spec)} from {start.label}"
         # Of the methods with a γ only this one's objective is γ times the advantage.
         hints = {"gamma_rms": family.gamma_rms} if method == "adpa" else {}
@@ -175,4 +179,5 @@ def method_words(spec: Any) -> str:
     """A method with its one telling parameter, for people."""
     signs = (("gamma", "γ"), ("alpha", "α"), ("beta", "β"))
     found = [f" {sign} {spec.params[name]:g}" for name, sign in signs if name in spec.params]
-    return f"{spec.method}{found[0] if found else ''}"
+    on = f" on {spec.states} answers" if spec.states != methods.load(spec.method).states else ""
+    return f"{spec.method}{found[0] if found else ''}{on}"

@@ -96,17 +96,21 @@ def _deep(nodes: Sequence[Node], store: Store) -> Iterator[Action]:
             yield functools.partial(_vocabularies, *pair, node.spec)
 
 
+BEHIND = {"cache": "aligned", "rollouts": "model"}
+"""The input of an input of a training that must have the student's vocabulary."""
+
+
 def _teachers_behind(node: Node, store: Store) -> list[Path]:
-    """The aligned teachers whose signal a training reads."""
+    """The models whose signal or whose answers a training reads."""
     found = []
-    for role, item in node.flat_inputs():
-        if role == "cache" and isinstance(item, Node):
-            aligned = item.inputs["aligned"]
-            if not isinstance(aligned, tuple):
-                found.append(folder_of(aligned, store))
-        elif role == "cache" and isinstance(item, Artifact):
-            below = store.get(str(item.manifest.inputs["aligned"]))
-            found += [store.folder(below.ref)] if below else []
+    for role, item in node.flat_inputs() if isinstance(node.spec, TrainSpec) else ():
+        if role in BEHIND and isinstance(item, Node):
+            below = item.inputs[BEHIND[role]]
+            if not isinstance(below, tuple):
+                found.append(folder_of(below, store))
+        elif role in BEHIND and isinstance(item, Artifact):
+            made = store.get(str(item.manifest.inputs[BEHIND[role]]))
+            found += [store.folder(made.ref)] if made else []
     return found
 
 

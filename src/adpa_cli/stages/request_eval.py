@@ -12,7 +12,7 @@ from adpa_cli.stages import lineage
 from adpa_cli.stages.graph import External, Input, Node
 from adpa_cli.stages.names import Names
 from adpa_cli.stages.plan import Plan, Planner, Template
-from adpa_cli.stages.requests import Teachers, data_for, needed_template, reference_model, teachers
+from adpa_cli.stages.requests import data_for, needed_template, reference_model, teachers
 from adpa_cli.stages.settings import Given, check_own, plain_spec
 
 
@@ -23,14 +23,12 @@ def family_evals(
     data: External,
     start: Input,
     nodes: Sequence[Node],
-    who: Teachers | None,
+    teachers: Sequence[tuple[Input, str]],
 ) -> tuple[Node, ...]:
-    """The family's evaluation of the start, of every student trained, and of the teachers it was trained from."""
+    """The family's evaluation of the start, of every student trained, and of its teachers with their roles."""
     models: list[tuple[Input, str]] = [(start, "start"), *((n, n.what.split(" from ")[0]) for n in nodes)]
-    if who is not None and family.suite == "tiny":
-        models += [
-            (m, role) for m, role in ((who.reference, "reference teacher"), (who.aligned, "aligned teacher")) if m
-        ]
+    if family.suite == "tiny":
+        models += teachers
     return tuple(eval_node(planner, family, template, data, m, role, start, family.suite) for m, role in models)
 
 

@@ -56,10 +56,12 @@ def settable(stage: str, method: str = "") -> dict[str, Any]:
     """Every key of a stage (and of its method) with its default."""
     cls: Any = {"cache-teacher": CaptureSpec, "rollout": RolloutSpec, "eval": EvalSpec}.get(stage, TrainSpec)
     found = _defaults(cls)
+    sources: Mapping[str, str] = {}
     if method:
-        found.update(_defaults(methods.load(method).params))
-        found["preset"] = "paper"
-    return {name: value for name, value in found.items() if name not in DERIVED}
+        read = methods.load(method)
+        sources = read.sources if stage == "distill" else {}
+        found.update({**_defaults(read.params), "preset": "paper", **sources})
+    return {name: v for name, v in found.items() if name not in DERIVED and (name != "states" or name in sources)}
 
 
 def _defaults(cls: Any) -> dict[str, Any]:
@@ -121,12 +123,22 @@ def train_spec(
     if preset not in ("paper", *read.presets):
         raise UsageError(f"{method} has no preset {preset!r}", f"presets: {', '.join(('paper', *read.presets))}")
     merged = {**defaults, **read.presets.get(preset, {}), **user}
-    merged.pop("preset")
+    merged = {name: value for name, value in merged.items() if name not in ("preset", "kd_teacher")}
     names = {f.name for f in dataclasses.fields(read.params)}
-    params = make(read.params, {name: value for name, value in merged.items() if name in names})
+    try:
+        params = make(read.params, {name: value for name, value in merged.items() if name in names})
+    except UsageError as error:
+        listed = ", ".join(f"{name}={value}" for name, value in _defaults(read.params).items())
+        raise UsageError(error.message, f"{error.hint}\nparameters of {method}: {listed}") from None
     rest = {name: value for name, value in merged.items() if name not in names}
     fixed = {"method": method, "method_version": read.version, "params": dataclasses.asdict(params)}
     return rehearsed(make(TrainSpec, {**rest, **fixed, "template": template[0], "end": template[1]}))
+
+
+def kd_teacher(method: str, user: Mapping[str, Any]) -> str:
+    """Which teacher a method learns from: "aligned", "reference" or "sft-chosen". UsageError for another word."""
+    chosen = {name: user[name] for name in ("kd_teacher",) if name in user and name in methods.load(method).sources}
+    return make(methods.Sources, chosen).kd_teacher
 
 
 def rehearsed(spec: S) -> S:

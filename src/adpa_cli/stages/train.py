@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from adpa_cli import methods
-from adpa_cli.errors import DataError
-from adpa_cli.methods import Method
-from adpa_cli.signal import AnswerKey, SignalReader, SignalRows
 from adpa_cli.spec import TrainSpec, make
-from adpa_cli.stages.job import Job, Monitor, vocabulary, write_json
+from adpa_cli.stages.job import Job, Monitor, write_json
+from adpa_cli.stages.training_data import gather
 
 RESULT = "_result.json"
 SCALE_APART = 3.0  # γ × RMS(A) outside this factor of the tuned one is worth a warning
@@ -22,8 +18,10 @@ SCALE_APART = 3.0  # γ × RMS(A) outside this factor of the tuned one is worth 
 def compute(job: Job, monitor: Monitor, rank: int = 0, processes: int = 1) -> None:
     """Train, and leave a Hugging Face folder and metrics.jsonl in the work folder."""
     from adpa_cli.engine import schedule
+    from adpa_cli.engine.critic import critic_of
     from adpa_cli.engine.loop import Run, score_start, train
     from adpa_cli.engine.models import check_head, load, load_tokenizer, save
+    from adpa_cli.engine.online import Online
     from adpa_cli.engine.points import Points, records
     from adpa_cli.engine.processes import make_accelerator
     from adpa_cli.engine.student import Student
@@ -35,14 +33,18 @@ def compute(job: Job, monitor: Monitor, rank: int = 0, processes: int = 1) -> No
     model_folder = job.one("model").path
     tokenizer = load_tokenizer(model_folder)
     encoder = encoder_of(tokenizer, spec)
-    data = _gather(job, spec, method, params, encoder, monitor)
+    data = gather(job, spec, method, params, encoder, monitor)
     rows = len(data.examples)
-    end = spec.last_step(schedule.whole_steps(rows, spec.epochs, spec.batch_size, spec.max_steps))
+    end = spec.last_step(schedule.steps_of(rows, spec))
     held = _held_out(job, spec, encoder) if spec.select == "best" else None
     accelerator = make_accelerator(job.runtime.rendezvous)
     model = load(model_folder, train=True, device=str(accelerator.device))
     check_head(model)
-    student = Student(model, spec.dtype)
+    student = Student(model, spec.dtype, critic_of(model, spec.dtype) if data.online else None)
+    feed: Online | None = None
+    if data.online:
+        tokens = job.runtime.tokens_per_device
+        feed = Online(student, accelerator, data.examples, data.online, spec, params, job.folder, tokens)
 
     def save_in(folder: Path) -> None:
         save(model, tokenizer, folder, spec.template, spec.end)
@@ -53,6 +55,7 @@ def compute(job: Job, monitor: Monitor, rank: int = 0, processes: int = 1) -> No
         spec=spec, method=method, params=params, examples=data.examples, end_id=encoder.end_id,
         signal_of=data.signal_of, work=job.folder, runtime=job.runtime, stage=job.stage, progress=monitor.progress,
         note=monitor.note, stop=monitor.stop, points=looked_at, at_point=points.at,
+        feed=feed, critic_lr=params.critic_lr if feed else 0.0,
     )  # fmt: skip
     score_start(student, run, accelerator)
     summary = train(student, run, accelerator)
@@ -100,55 +103,6 @@ def _rms_advantage(folder: Path) -> float | None:
     return found
 
 
-@dataclass(frozen=True)
-class _Data:
-    examples: list[Any]
-    signal_of: Any
-    notes: tuple[str, ...]
-
-
-def _gather(job: Job, spec: TrainSpec, method: Method, params: Any, encoder: Any, monitor: Monitor) -> _Data:
-    """Examples with every part that the method reads, and the way to their signal."""
-    from adpa_cli.engine.schedule import Example
-    from adpa_cli.stages import examples as ex
-
-    source = job.one("data")
-    if job.stage == "sft":
-        loaded = ex.dialogues_of(source.where, "train", spec.limit, spec.skip_bad_rows)
-        found, cut = ex.dialogue_examples(loaded.items, encoder, spec.max_length, source.label)
-        said = ex.cut_words(cut, len(found), "dialogues", spec.max_length)
-        for text in said:
-            monitor.note(text)
-        return _Data(found, _no_signal, (*loaded.notes, *said))
-    pairs = ex.pairs_of(source.where, "train", spec.limit, spec.skip_bad_rows)
-    needs = method.needs_for(params)
-    answers: dict[str, dict[str, Any]] = {}
-    for need in needs:
-        if need.part != "rollout":
-            made = ex.answers_for(spec, source, "train", need.part, job.one("model").path)
-            answers[need.part] = {answer.key.example_id: answer for answer in made}
-        else:
-            rows = {a.key.example_id: a for a in ex.rollout_answers(ex.read_rollouts(job.one("rollouts").path))}
-            answers["rollout"] = {p.id: rows[ex.rollout_id(p)] for p in pairs.items if ex.rollout_id(p) in rows}
-    kept = [p for p in pairs.items if all(p.id in answers[need.part] for need in needs)]
-    fixed = [a for need in needs if need.part != "rollout" for a in answers[need.part].values()]
-    said = ex.cut_words(sum(a.cut for a in fixed), len(fixed), "prompts with an answer", spec.max_length)
-    if len(kept) < len(pairs.items):
-        said.append(f"{len(pairs.items) - len(kept)} of {len(pairs.items)} pairs have no rollout and are left out")
-    for text in said:
-        monitor.note(text)
-    if not kept:
-        raise DataError(
-            f"no pair of {source.label} has a rollout in {job.one('rollouts').label}", "adpa rollout --data …"
-        )
-    made_examples = [Example(p.id, {need.part: answers[need.part][p.id].sequence() for need in needs}) for p in kept]
-    notes = (*pairs.notes, *said)
-    keys: dict[tuple[str, str], AnswerKey] = {
-        (p.id, need.part): answers[need.part][p.id].key for p in kept for need in needs if need.signal
-    }
-    return _Data(made_examples, _signals(job, keys) if keys else _no_signal, notes)
-
-
 def _held_out(job: Job, spec: TrainSpec, encoder: Any) -> Any:
     """The rows that `--select best` looks at: pairs, or the dialogues of `sft`."""
     from adpa_cli.engine.points import Held
@@ -159,36 +113,3 @@ def _held_out(job: Job, spec: TrainSpec, encoder: Any) -> Any:
         return Held(ex.pair_examples(spec, source, "test", job.one("model").path), ("chosen", "rejected"))
     loaded = ex.dialogues_of(source.where, "test", spec.limit, spec.skip_bad_rows)
     return Held(ex.dialogue_examples(loaded.items, encoder, spec.max_length, source.label)[0], ("chosen",))
-
-
-def _no_signal(example_id: str, part: str) -> SignalRows:
-    raise DataError(f"example {example_id} ({part}) was asked for signal that its method does not need")
-
-
-def _signals(job: Job, keys: Mapping[tuple[str, str], AnswerKey]) -> Any:
-    """Reads the signal of an answer from whichever of the given caches covers its part; all are checked at once."""
-    readers: dict[str, SignalReader] = {}
-    for cache in job.inputs.get("cache", ()):
-        reader = SignalReader(Path(cache.path))
-        readers.update(dict.fromkeys(reader.parts, reader))
-    for part in {part for _, part in keys} - readers.keys():
-        raise DataError(
-            f"{job.ref}: no signal given covers the {part} answers", "give one with --cache, or leave it out"
-        )
-    for part, reader in readers.items():
-        missing = reader.covers([key for (_, own), key in keys.items() if own == part])
-        if missing:
-            reader.read(missing[0])
-
-    ids = vocabulary(job.one("model").path)
-
-    def signal_of(example_id: str, part: str) -> SignalRows:
-        rows = readers[part].read(keys[example_id, part])
-        if rows.ids.size and int(rows.ids.max()) >= ids:
-            raise DataError(
-                f"the signal in {readers[part].folder.name} has the id {int(rows.ids.max())}; the student has {ids}",
-                f"capture it for this student: adpa cache-teacher … --set student_vocab={ids}",
-            )
-        return rows
-
-    return signal_of

@@ -1,0 +1,30 @@
+"""SeqKD: fine-tune on the teacher's answers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import get_args
+
+from adpa_cli.methods import Need, Part, Reduction, Term, View, param
+
+VERSION = 1
+SOURCE = "Kim & Rush 2016, sequence-level knowledge distillation"
+SUMMARY = "fine-tune on the aligned teacher's own answers to the prompts"
+FORMULA = "mean over answers of -1/|y| Σ_t log π(y_t), y the teacher's answer"
+NEEDS = (Need("rollout"),)
+STATES = "teacher"
+
+
+@dataclass(frozen=True)
+class Params:
+    """How token losses are averaged."""
+
+    reduction: Reduction = param(
+        "seqmean", "mean per answer, over all tokens of the batch, or sum per answer", choices=get_args(Reduction)
+    )
+
+
+def terms(views: Mapping[Part, View], p: Params) -> tuple[Term, ...]:
+    """-log π(y_t) at every token of the answer."""
+    return (Term("sft", -views["rollout"].logps, "rollout", reduction=p.reduction),)
