@@ -13,9 +13,9 @@ import pytest
 from adpa_cli import methods
 from adpa_cli.cli.options import Options
 from adpa_cli.spec import CaptureSpec, EvalSpec, RolloutSpec, TrainSpec, hashed
+from adpa_cli.stages.chain import Distill
 from adpa_cli.stages.graph import Node
 from adpa_cli.stages.names import Names
-from adpa_cli.stages.chain import Distill
 from adpa_cli.stages.request_distill import plan_distill
 from adpa_cli.stages.settings import DERIVED, Given, parse_sets, settable
 from adpa_cli.store.store import Store

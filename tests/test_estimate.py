@@ -20,6 +20,7 @@ from adpa_cli.stages import estimate as estimates
 from adpa_cli.stages import estimate_disk as disk
 from adpa_cli.stages import estimate_memory as memory
 from adpa_cli.stages import estimate_time as times
+from adpa_cli.stages.chain import Distill
 from adpa_cli.stages.estimate import Estimate, estimate
 from adpa_cli.stages.estimate_disk import Disk
 from adpa_cli.stages.estimate_memory import Memory, Where
@@ -29,7 +30,6 @@ from adpa_cli.stages.machine import Machine, available_memory, limit_of
 from adpa_cli.stages.model_size import ModelSize, model_size
 from adpa_cli.stages.names import Names
 from adpa_cli.stages.plan import Plan
-from adpa_cli.stages.chain import Distill
 from adpa_cli.stages.request_distill import plan_distill
 from adpa_cli.stages.requests import plan_sft
 from adpa_cli.stages.row_lengths import Row, ruler_for

@@ -9,9 +9,9 @@ import pytest
 
 from adpa_cli.errors import Stopped
 from adpa_cli.spec import Runtime
+from adpa_cli.stages.chain import Distill
 from adpa_cli.stages.execute import Show, execute
 from adpa_cli.stages.names import Names
-from adpa_cli.stages.chain import Distill
 from adpa_cli.stages.request_distill import plan_distill
 from adpa_cli.stages.settings import Given
 from adpa_cli.store.store import Store

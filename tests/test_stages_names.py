@@ -15,10 +15,10 @@ from adpa_cli.engine.models import load, save
 from adpa_cli.errors import DataError
 from adpa_cli.lab import BASES, END
 from adpa_cli.stages import lineage
+from adpa_cli.stages.chain import Distill
 from adpa_cli.stages.graph import External
 from adpa_cli.stages.names import Names
 from adpa_cli.stages.plan import Planner
-from adpa_cli.stages.chain import Distill
 from adpa_cli.stages.request_distill import plan_distill
 from adpa_cli.stages.settings import Given
 from adpa_cli.store.store import Store

@@ -14,10 +14,10 @@ from adpa_cli.data.chat import ZEPHYR, Encoder, Template
 from adpa_cli.data.turns import Message
 from adpa_cli.engine.models import load_tokenizer
 from adpa_cli.lab import BASES
+from adpa_cli.stages.chain import Distill
 from adpa_cli.stages.graph import Node
 from adpa_cli.stages.names import Names
 from adpa_cli.stages.plan import Plan
-from adpa_cli.stages.chain import Distill
 from adpa_cli.stages.request_distill import plan_distill
 from adpa_cli.stages.settings import Given
 from adpa_cli.store.store import Store

@@ -93,6 +93,8 @@ def rows_of(node: Node, store: Store) -> Rows:
         answers = single(node, "rollouts", store)
         mean = _mean_answer(answers, store) if isinstance(answers, Node | Artifact) else None
         rows["rollout"] = [Row(r.prompt, r.answer if mean is None else mean) for r in rows["chosen"]]
+    elif node.stage == "distill" and spec.source("rollout") != "rollout":
+        rows["rollout"] = rows[spec.source("rollout")]
     return rows
 
 
