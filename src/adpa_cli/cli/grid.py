@@ -66,9 +66,10 @@ def expand(recipe: Recipe, keys: Mapping[str, Key]) -> list[Cell]:
     ))]  # fmt: skip
     known = [_known(recipe.command, point) for point in grid]
     _check_keys(recipe, named, keys, known)
+    some = {key for settings in known for key in settings}  # an option may be a setting too, as --states is
     cells: dict[tuple[str, ...], Cell] = {}
     for point, settings in zip(grid, known, strict=True):
-        here = {key: value for key, value in point.items() if key in keys or key in settings}
+        here = {key: value for key, value in point.items() if key in settings or (key in keys and key not in some)}
         if "tag" in here:
             here["tag"] = _tag(recipe, str(here["tag"]), here, point)
         words = _words(recipe.command, here, keys)

@@ -39,6 +39,7 @@ Reduction = Literal["seqmean", "tokmean", "seqsum"]
 States = Literal["student", "chosen", "rejected", "teacher"]
 UNLISTED = ("reward-model",)
 """Of stages of their own, in files that begin with `_`: they make no student."""
+KD_TEACHERS = ("aligned", "reference", "sft-chosen")
 T = TypeVar("T")
 
 
@@ -202,7 +203,7 @@ class Sources:
     kd_teacher: str = param(
         "aligned",
         "the teacher: the aligned one, its reference, or that one fine-tuned on the chosen answers",
-        choices=("aligned", "reference", "sft-chosen"),
+        choices=KD_TEACHERS,
     )
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from adpa_cli import methods
 from adpa_cli.families import DATA_ALIASES, FAMILIES
 from adpa_cli.stages.names import BUILTIN
 from adpa_cli.store.manifest import Manifest
@@ -91,11 +92,21 @@ class Candidates:
         if chained and start:
             for student, who in itertools.product(self._words(start, "model", ids), teachers):
                 yield {"method": "adpa+", "student": student, **who, "no-eval": True}
-        for student in self._words(manifest, "model", ids):
-            common = {"method": manifest.spec["method"], "student": student, "no-eval": True}
+        for student, sources in itertools.product(self._words(manifest, "model", ids), self._sources(manifest)):
+            common = {"method": manifest.spec["method"], "student": student, "no-eval": True, **sources}
             yield from ({**common, **who} for who in teachers)
             if signal:
                 yield from ({**common, **who, **signal} for who in teachers)
+
+    def _sources(self, manifest: Manifest) -> list[dict[str, str]]:
+        """Settings that no spec tells, for they only chose the inputs: whose rollouts, and which teacher."""
+        known = methods.load(str(manifest.spec["method"])).sources
+        answers = self._parent(manifest, "rollouts")
+        foreign = answers is not None and answers.inputs["model"] != manifest.inputs["model"]
+        states = {"states": ("teacher", "student") if foreign else ("student",) if answers else ()}
+        tried = {"kd_teacher": methods.KD_TEACHERS, **states}
+        axes = [[(key, word) for word in words] for key, words in tried.items() if key in known and words]
+        return [{key: word for key, word in one if word != known[key]} for one in itertools.product(*axes)]
 
     def _eval(self, manifest: Manifest, ids: bool) -> Iterator[Values]:
         scorer: dict[str, Any] = {"suite": manifest.spec["suite"]}
