@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from adpa_cli.methods import Method, Need, Signal, View
+from adpa_cli.methods import Experience, Method, Need, Signal, View
 
 
 @dataclass(frozen=True)
@@ -81,10 +81,19 @@ def view_of(x: Inputs, need: Need, k: int) -> View:
     start = x.start.log_softmax(-1).gather(-1, label)[..., 0] if need.start else None
     squares = (2 * logps.detach()).logsumexp(-1) if need.stats else None
     if not need.signal:
-        return View(here, x.mask, x.end, start_logps=start, log_sum_squares=squares)
+        plain = View(here, x.mask, x.end, start_logps=start, log_sum_squares=squares)
+        return dataclasses.replace(plain, **drawn_online(x, here)) if need.online else plain
     signal, ids = signal_of(x, k, "reference" in need.signal)
     rest = log_mass_outside(logps, torch.cat([ids, label], -1))
     return View(here, x.mask, x.end, logps.gather(-1, ids), rest, (ids == label).any(-1), signal, start, squares)
+
+
+def drawn_online(x: Inputs, here: Tensor) -> dict[str, Tensor | Experience]:
+    """A critic's numbers, and an experience of a policy near the student, of moderate size."""
+    values, near, gained, earned = (
+        torch.tanh(logits[..., 0]) for logits in (x.aligned, x.reference, x.start, x.aligned - x.start)
+    )
+    return {"values": values, "experience": Experience(here.detach() + 0.3 * near, values - 0.1 * near, gained, earned)}
 
 
 def reduced(values: Tensor, mask: Tensor, reduction: str) -> Tensor:

@@ -16,10 +16,12 @@ Side = Literal["student", "teacher"]
 PAPER: Settings = {
     "sft": {"lr": 2e-5, "epochs": 3, "batch_size": 128},
     "dpo-teacher": {"lr": 5e-7, "epochs": 2, "batch_size": 128, "beta": 0.05},
+    "reward-model": {"lr": 1e-5, "epochs": 1, "batch_size": 128},
     "cache-teacher": {},
     "rollout": {"temperature": 0.0},
     "distill": {"lr": 1e-5, "epochs": 3, "batch_size": 128},
     "distill.dpo": {"lr": 5e-7, "epochs": 2},
+    "distill.dppo": {"lr": 5e-7, "epochs": 1, "adam_beta2": 0.95},
     "eval.rollout": {"temperature": 0.0, "max_new_tokens": 512},
     "eval": {},
 }
@@ -70,6 +72,8 @@ TINY: Settings = {
     "sft.student": {"lr": 2e-3, "epochs": 2, "batch_size": 32},
     "sft.teacher": {"lr": 1e-3, "epochs": 1.2, "batch_size": 32},
     "dpo-teacher": {"lr": 2e-5, "epochs": 2, "batch_size": 32, "beta": 0.1, "max_length": 128},
+    "reward-model": {"lr": 1e-4, "epochs": 2, "batch_size": 32, "max_length": 128},
+    "rewards": {"max_length": 128},
     "cache-teacher": {"max_length": 128},
     "rollout": {"temperature": 0.7, "max_new_tokens": 64, "max_length": 128},
     "distill": {"lr": 1e-3, "epochs": 2, "batch_size": 32, "max_length": 128},
@@ -86,6 +90,9 @@ TINY: Settings = {
     "distill.plad": {"length_norm": True},
     "distill.dpkd": {"beta": 1.0},
     "distill.ddpo": {"lr": 3e-4, "beta": 0.1, "beta_teacher": 0.1},
+    "distill.dppo": {
+        "lr": 3e-4, "critic_lr": 1e-3, "epochs": 2, "beta": 0.1, "rollout_batch": 256, "max_new_tokens": 64,
+    },
     "eval": {"max_length": 128},
 }
 

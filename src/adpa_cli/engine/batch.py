@@ -7,7 +7,7 @@ the teacher's signal; `views` lays them out again as [B,T] per part.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,11 +15,13 @@ import torch
 from torch import Tensor
 
 from adpa_cli.engine.schedule import Example, TokenSequence
-from adpa_cli.methods import Need, Signal, View
+from adpa_cli.methods import Experience, Need, Signal, View
 from adpa_cli.signal import SignalRows
 
 SignalOf = Callable[[str, str], SignalRows]
 """(example id, part) -> the cached signal of that answer."""
+ExperienceOf = Mapping[str, Mapping[str, np.ndarray[Any, Any]]]
+"""Example id -> the fields [T] of the experience of its drawn answer."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,8 @@ class PartBatch:
     in_topk: Tensor | None
     signal: Signal | None
     start: Tensor | None
+    experience: Experience | None = None
+    reward: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -48,12 +52,14 @@ class Piece:
 @dataclass(frozen=True)
 class Batch:
     """The sequences as `pieces`, so that a short one is not padded to the longest; their N answer positions are
-    numbered by part, then example. `ids` [N,1+K] holds the label, then the signal's ids, -1 where there is none."""
+    numbered by part, then example. `ids` [N,1+K] holds the label, then the signal's ids, -1 where there is none.
+    `drawn` are the pieces that the critic reads: the answers drawn online, which are the last ones."""
 
     pieces: tuple[Piece, ...]
     ids: Tensor
     parts: Mapping[str, PartBatch]
     examples: int
+    drawn: tuple[Piece, ...] = ()
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on another device."""
@@ -68,7 +74,7 @@ def _moved(value: Any, device: torch.device) -> Any:
         return tuple(_moved(item, device) for item in value)
     if isinstance(value, Mapping):
         return {key: _moved(item, device) for key, item in value.items()}
-    if isinstance(value, Batch | Piece | PartBatch | Signal):
+    if isinstance(value, Batch | Piece | PartBatch | Signal | Experience):
         return type(value)(**{name: _moved(item, device) for name, item in vars(value).items()})
     return value
 
@@ -79,8 +85,13 @@ def collate(
     end_id: int,
     signal_of: SignalOf,
     start_of: Mapping[tuple[str, str], np.ndarray[Any, Any]],
+    experience_of: ExperienceOf | None = None,
+    reward_of: Mapping[tuple[str, str], float] | None = None,
 ) -> Batch:
-    """Lay out a micro-batch. `start_of` gives the start model's label log-probs [T] of (example id, part)."""
+    """Lay out a micro-batch. `start_of` gives the start model's label log-probs [T] of (example id, part), `reward_of`
+    what a reward model gave to it.
+    """
+    needs = sorted(needs, key=lambda need: need.online)
     sequences = [example.parts[need.part] for need in needs for example in examples]
     labels = [sequence.ids[sequence.answer].astype(np.int64) for sequence in sequences]
     flat = np.concatenate(labels)
@@ -97,9 +108,14 @@ def collate(
         for offset, rows_of in zip(offsets, signals.get(need.part, ()), strict=False):
             ids[offset : offset + len(rows_of.ids), 1 : 1 + rows_of.ids.shape[1]] = rows_of.ids
         start = [start_of[example.id, need.part] for example in examples] if need.start else None
-        parts[need.part] = _part(offsets, lengths, flat == end_id, ids, signals.get(need.part), start)
-    pieces = tuple(_piece(group, sequences, starts) for group in similar([len(sequence) for sequence in sequences]))
-    return Batch(pieces, torch.from_numpy(ids), parts, len(examples))
+        known = [experience_of[example.id] for example in examples] if need.online and experience_of else None
+        parts[need.part] = _part(offsets, lengths, flat == end_id, ids, signals.get(need.part), start, known)
+        if need.reward and reward_of is not None:
+            rewards = torch.tensor([reward_of[example.id, need.part] for example in examples], dtype=torch.float32)
+            parts[need.part] = replace(parts[need.part], reward=rewards)
+    fixed = sum(not need.online for need in needs) * len(examples)
+    drawn = _pieces(sequences[fixed:], starts[fixed:]) if fixed < len(sequences) else ()
+    return Batch(_pieces(sequences, starts), torch.from_numpy(ids), parts, len(examples), drawn)
 
 
 def similar(lengths: Sequence[int]) -> list[list[int]]:
@@ -118,6 +134,15 @@ def similar(lengths: Sequence[int]) -> list[list[int]]:
         groups[-1].append(i)
         held += lengths[i]
     return groups
+
+
+def in_order(found: Sequence[Tensor], pieces: Sequence[Piece]) -> Tensor:
+    """What was computed at the positions of each of the pieces, put together in the order of their numbers."""
+    return torch.cat(list(found))[torch.cat([piece.where for piece in pieces]).argsort()]
+
+
+def _pieces(sequences: Sequence[TokenSequence], starts: Any) -> tuple[Piece, ...]:
+    return tuple(_piece(group, sequences, starts) for group in similar([len(sequence) for sequence in sequences]))
 
 
 def _piece(group: Sequence[int], sequences: Sequence[TokenSequence], starts: Any) -> Piece:
@@ -141,6 +166,7 @@ def _part(
     ids: Any,
     signals: list[SignalRows] | None,
     start: list[Any] | None,
+    known: Sequence[Mapping[str, Any]] | None,
 ) -> PartBatch:
     longest = max(1, *lengths)
     steps = np.arange(longest)
@@ -152,6 +178,7 @@ def _part(
         None if in_topk is None else torch.from_numpy(in_topk),
         _signal(signals, longest) if signals else None,
         None if start is None else _padded(start, longest),
+        Experience(**{k: _padded([row[k] for row in known], longest) for k in known[0]}) if known else None,
     )  # fmt: skip
 
 
@@ -178,9 +205,16 @@ def _signal(rows: Sequence[SignalRows], longest: int) -> Signal:
     return Signal(**fields)
 
 
-def views(batch: Batch, logps: Tensor, rest: Tensor, squares: Tensor | None = None) -> dict[Any, View]:
-    """The student's log-probs [N,1+K], rest mass [N] and log of Σ p² [N], if asked for, as one `View` per part."""
+def views(
+    batch: Batch, logps: Tensor, rest: Tensor, squares: Tensor | None = None, values: Tensor | None = None
+) -> dict[Any, View]:
+    """The student's log-probs [N,1+K], rest mass [N] and log of Σ p² [N], if asked for, as one `View` per part.
+
+    `values` are those of the critic at the drawn answers, whose positions are the last of the N, or of a model that is
+    trained to give them, at all.
+    """
     out = {}
+    fixed = 0 if values is None else len(logps) - len(values)
     for name, part in batch.parts.items():
         picked = logps[part.where]
         k = part.signal.logps.shape[-1] if part.signal else 0
@@ -190,5 +224,7 @@ def views(batch: Batch, logps: Tensor, rest: Tensor, squares: Tensor | None = No
             rest_logps=rest[part.where] if part.signal else None,
             label_in_topk=part.in_topk, signal=part.signal, start_logps=part.start,
             log_sum_squares=None if squares is None else squares[part.where],
+            values=values[(part.where - fixed).clamp(min=0)] if values is not None and (part.experience or not fixed) else None,
+            experience=part.experience, reward=part.reward,
         )  # fmt: skip
     return out

@@ -21,7 +21,7 @@ from adpa_cli.engine import checkpoints
 from adpa_cli.engine.batch import SignalOf, collate, views
 from adpa_cli.engine.memory import ROOM, fitting, refused_when_full
 from adpa_cli.engine.processes import agree, all_fit, sum_gradients
-from adpa_cli.engine.schedule import Example, half_epoch, learning_rate, micro_batches, step_rows, whole_steps
+from adpa_cli.engine.schedule import Example, Feed, Fixed, half_epoch, learning_rate, micro_batches, steps_of
 from adpa_cli.engine.score import halving_logps
 from adpa_cli.engine.steplog import METRICS, Budget, StepLog
 from adpa_cli.engine.student import Student
@@ -55,6 +55,12 @@ class Run:
     at_point: Callable[[int], None] = lambda step: None
     start_of: dict[tuple[str, str], Any] = field(default_factory=dict)
     """Label log-probs of the start model by (example id, part), filled by `score_start` when the method needs them."""
+    reward_of: Mapping[tuple[str, str], float] = field(default_factory=dict)
+    """What a reward model gave to (example id, part), when the method needs it."""
+    feed: Feed | None = None
+    """Where the rows of a step come from, if not from `examples` alone."""
+    critic_lr: float = 0.0
+    """Peak learning rate of the student's critic."""
 
 
 def train(student: Student, run: Run, accelerator: Accelerator) -> dict[str, float]:
@@ -64,10 +70,13 @@ def train(student: Student, run: Run, accelerator: Accelerator) -> dict[str, flo
     AdpaError when the loss is not finite or a row does not fit in memory, UsageError when the step does not exist.
     """
     spec = run.spec
-    steps = whole_steps(len(run.examples), spec.epochs, spec.batch_size, spec.max_steps)
+    steps = steps_of(len(run.examples), spec)
     end = spec.last_step(steps)
+    feed = run.feed or Fixed(run.examples, spec)
+    peaks = (spec.lr, run.critic_lr)
     optimizer: Any = torch.optim.AdamW(
-        [p for p in student.parameters() if p.requires_grad],
+        [{"params": [p for p in model.parameters() if p.requires_grad], "lr": peak}
+         for model, peak in zip((student.model, student.critic), peaks, strict=True) if model is not None],
         lr=spec.lr, betas=(spec.adam_beta1, spec.adam_beta2), weight_decay=spec.weight_decay, fused=True,
     )  # fmt: skip
     optimizer = accelerator.prepare(optimizer)
@@ -78,10 +87,11 @@ def train(student: Student, run: Run, accelerator: Accelerator) -> dict[str, flo
     every = run.runtime.checkpoint_steps or half_epoch(len(run.examples), spec.batch_size)
     for step in range(done, end):
         rate = learning_rate(step, steps, spec.lr, spec.warmup_ratio)
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        rows = step_rows(len(run.examples), spec.epochs, spec.batch_size, spec.seed, step)
-        numbers, signal = _step(student, optimizer, run, accelerator, [run.examples[i] for i in rows], budget)
+        for group, peak in zip(optimizer.param_groups, peaks, strict=False):
+            group["lr"] = learning_rate(step, steps, peak, spec.warmup_ratio)
+        examples, about = feed.at(step)
+        numbers, signal = _step(student, optimizer, run, accelerator, examples, budget)
+        numbers |= about
         log.add({"step": step + 1, **numbers, "lr": rate, **budget.record()})
         run.progress(step + 1, end, numbers)
         last = step + 1 == end
@@ -120,17 +130,17 @@ def _step(
         run.note(f"out of memory: going on with --tokens-per-device {budget.tokens}")
     with refused_when_full(BESIDE, f"use {ROOM}"):
         sum_gradients(student, accelerator)
-    norm = accelerator.clip_grad_norm_(student.parameters(), run.spec.clip)
+    norms = [float(accelerator.clip_grad_norm_(group["params"], run.spec.clip)) for group in optimizer.param_groups]
     numbers, signal = agree(accelerator, sums, run.stop())
-    if not math.isfinite(numbers["loss"]) or not math.isfinite(float(norm)):
+    if not all(map(math.isfinite, (numbers["loss"], *norms))):
         raise AdpaError(
-            f"the loss or its gradient is not finite ({numbers['loss']}, {float(norm)})",
+            f"the loss or its gradient is not finite ({numbers['loss']}, {', '.join(map(str, norms))})",
             "lower the learning rate (--lr), or look at the data: adpa data SOURCE",
         )
     with refused_when_full(BESIDE, f"use {ROOM}"):
         optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    return {**numbers, "grad_norm": float(norm)}, signal
+    return {**numbers, **dict(zip(("grad_norm", "critic_grad_norm"), norms, strict=False))}, signal
 
 
 def _gradients(
@@ -146,8 +156,10 @@ def _gradients(
     sums: dict[str, Tensor] = {}
     for positions in batches:
         chosen = [examples[p] for p in positions or [0]]
-        batch = collate(chosen, needs, run.end_id, run.signal_of, run.start_of).to(accelerator.device)
-        seen = views(batch, *student(batch.pieces, batch.ids, stats))
+        known = run.feed.experience if run.feed else None
+        found = collate(chosen, needs, run.end_id, run.signal_of, run.start_of, known, run.reward_of)
+        batch = found.to(accelerator.device)
+        seen = views(batch, *student(batch.pieces, batch.ids, stats, batch.drawn))
         weight = 1.0 if positions else 0.0
         loss = weight * _loss(run, seen, batch.parts, len(examples), tokens, weight, sums)
         accelerator.backward(loss)

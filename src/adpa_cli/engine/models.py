@@ -16,12 +16,21 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedModel,
+)
 from transformers.utils import logging as transformers_logging
 
 from adpa_cli.errors import AdpaError, NotFound
 
 Dtype = Literal["float32", "bfloat16"]
+SCALAR_HEAD = "score.weight"
+"""As classifiers of decoders call it in transformers."""
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
 # What transformers, huggingface_hub and safetensors raise on a folder that is not a usable model.
@@ -30,8 +39,9 @@ _LOAD_ERRORS = (
 )  # fmt: skip
 
 
-def load(folder: Path, *, train: bool = False, device: str = "cpu") -> PreTrainedModel:
-    """The causal language model in `folder`, with dropout off.
+def load(folder: Path, *, train: bool = False, device: str = "cpu", scalar: bool = False) -> PreTrainedModel:
+    """The causal language model in `folder`, with dropout off; with `scalar` its body under a head of one output,
+    a sequence classifier, which is 0 where the folder has none.
 
     Weights are float32; another compute dtype is autocast (see `hidden_states`). Rounded weights would lose most of a
     small preference step, and with it the advantage. `train=False` freezes them, in eval mode.
@@ -40,26 +50,26 @@ def load(folder: Path, *, train: bool = False, device: str = "cpu") -> PreTraine
     """
     if not (folder / "config.json").is_file():
         raise NotFound(f"{folder} is not a model folder: it has no config.json.", "adpa models")
-    loader: Any = AutoModelForCausalLM
+    loader: Any = AutoModelForSequenceClassification if scalar else AutoModelForCausalLM
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
         _turn_dropout_off(config)
+        if scalar:
+            config.num_labels = 1
         with _no_progress_bar():
             model, info = loader.from_pretrained(
-                folder,
-                config=config,
-                dtype=torch.float32,
-                use_safetensors=True,
-                trust_remote_code=False,
-                local_files_only=True,
+                folder, config=config, dtype=torch.float32, use_safetensors=True, trust_remote_code=False,
+                local_files_only=True, output_loading_info=True,
                 ignore_mismatched_sizes=True,  # refused below, by name
-                output_loading_info=True,
-            )
+            )  # fmt: skip
     except _LOAD_ERRORS as error:
         raise AdpaError(
             f"The model in {folder} does not load: {_first_line(error)}",
             "use a folder with config.json and *.safetensors of a causal language model that transformers knows",
         ) from error
+    if scalar and SCALAR_HEAD in info["missing_keys"]:
+        torch.nn.init.zeros_(model.get_parameter(SCALAR_HEAD))
+        info["missing_keys"] = set(info["missing_keys"]) - {SCALAR_HEAD}
     _check_weights(model, folder, info)
     model.to(device)
     model.train(train)
@@ -146,7 +156,11 @@ def hidden_states(
     Without a mask the states of real tokens are the same: under right padding a causal model never looks at padding.
     With `dtype="bfloat16"` the body runs under autocast.
     """
-    body, _, _ = body_and_head(model)
+    return body_states(body_and_head(model)[0], input_ids, attention_mask, dtype)
+
+
+def body_states(body: nn.Module, input_ids: Tensor, attention_mask: Tensor | None, dtype: Dtype) -> Tensor:
+    """`hidden_states` of a decoder without its head."""
     with computing(dtype, input_ids.device):
         out = body(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
     states: Tensor = out.last_hidden_state

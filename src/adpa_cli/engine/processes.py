@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
@@ -11,6 +12,9 @@ from accelerate.utils import DistributedType
 from torch import Tensor, nn
 
 from adpa_cli.errors import AdpaError, Stopped
+
+Key = TypeVar("Key")
+Value = TypeVar("Value")
 
 
 def make_accelerator(rendezvous: str = "") -> Accelerator:
@@ -34,6 +38,15 @@ def make_accelerator(rendezvous: str = "") -> Accelerator:
             "launch plain processes: --gpus N",
         )
     return accelerator
+
+
+def gathered(accelerator: Accelerator, items: Mapping[Key, Value]) -> dict[Key, Value]:
+    """The items of all processes, in each of them; keys are of one process."""
+    if accelerator.num_processes == 1:
+        return dict(items)
+    found: list[Any] = [None] * accelerator.num_processes
+    torch.distributed.all_gather_object(found, dict(items))
+    return {key: value for part in found for key, value in part.items()}
 
 
 def all_fit(accelerator: Accelerator, fits: bool) -> bool:

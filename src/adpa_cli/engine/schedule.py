@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
+from adpa_cli.spec import TrainSpec
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,41 @@ class Example:
     def length(self) -> int:
         """Tokens of the longest part."""
         return max(len(part) for part in self.parts.values())
+
+
+class Feed(Protocol):
+    """Where the rows of an optimizer step come from; the same in every process."""
+
+    @property
+    def experience(self) -> Mapping[str, Mapping[str, NDArray[Any]]]:
+        """What is known of drawn answers, by example id, as far as the last step asked for needs it."""
+
+    def at(self, step: int) -> tuple[list[Example], Mapping[str, float]]:
+        """The global batch of a step, counted from 0, and numbers to log with it. Asked for in order."""
+
+
+@dataclass
+class Fixed:
+    """Rows that are there from the beginning."""
+
+    examples: Sequence[Example]
+    spec: TrainSpec
+    experience: Mapping[str, Mapping[str, NDArray[Any]]] = field(default_factory=dict)
+
+    def at(self, step: int) -> tuple[list[Example], Mapping[str, float]]:
+        """A slice of the permuted epochs, and nothing to log."""
+        return [self.examples[i] for i in rows_at(len(self.examples), self.spec, step)], {}
+
+
+def rows_at(rows: int, spec: TrainSpec, step: int) -> list[int]:
+    """`step_rows` under a spec."""
+    return step_rows(rows, spec.epochs, spec.batch_size, spec.seed, step)
+
+
+def steps_of(rows: int, spec: TrainSpec) -> int:
+    """Optimizer steps of a training: as many for each pass over the same answers as a method makes."""
+    steps = whole_steps(rows, spec.epochs, spec.batch_size) * int(spec.params.get("ppo_epochs", 1))
+    return min(steps, spec.max_steps) if spec.max_steps else steps
 
 
 def whole_steps(rows: int, epochs: float, batch_size: int, max_steps: int | None = None) -> int:

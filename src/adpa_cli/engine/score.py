@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
-from adpa_cli.engine.batch import collate
+from adpa_cli.engine.batch import Batch, collate
 from adpa_cli.engine.memory import ROOM, fitting
 from adpa_cli.engine.schedule import Example, micro_batches
 from adpa_cli.engine.student import Student
@@ -22,19 +23,29 @@ LabelLogps = dict[tuple[str, str], NDArray[np.float32]]
 """Float32 log-probs [T], in nats, of the answer tokens of (example id, part)."""
 
 
-@torch.no_grad()
 def label_logps(
     student: Student, examples: Sequence[Example], parts: Sequence[Part], tokens: int, device: torch.device | str
 ) -> LabelLogps:
     """Score every part of every example in length-sorted batches of at most `tokens` padded tokens."""
+    student.to(device)
+    return at_answers(lambda batch: student(batch.pieces, batch.ids)[0][:, 0], examples, parts, tokens, device)
+
+
+@torch.no_grad()
+def at_answers(
+    number: Callable[[Batch], Tensor],
+    examples: Sequence[Example],
+    parts: Sequence[Part],
+    tokens: int,
+    device: torch.device | str,
+) -> LabelLogps:
+    """The `number` [N] that a model gives to every answer position of a batch, as float32 [T] by (example id, part)."""
     needs = [Need(part) for part in parts]
     found: LabelLogps = {}
-    student.to(device)
     for positions in micro_batches([example.length for example in examples], len(parts), tokens)[0]:
         chosen = [examples[p] for p in positions]
         batch = collate(chosen, needs, -1, _none, {}).to(torch.device(device))
-        logps, *_ = student(batch.pieces, batch.ids)
-        flat = logps[:, 0].float().cpu().numpy()
+        flat = number(batch).float().cpu().numpy()
         for name, part in batch.parts.items():
             where, mask = part.where.cpu().numpy(), part.mask.cpu().numpy()
             for i, example in enumerate(chosen):
@@ -45,12 +56,23 @@ def label_logps(
 def halving_logps(
     student: Student, examples: Sequence[Example], parts: Sequence[Part], tokens: int, device: torch.device | str
 ) -> LabelLogps:
-    """`label_logps` with half the `tokens` at a time as often as memory runs out; AdpaError when a row does not fit.
+    """`label_logps` with half the `tokens` at a time as often as memory runs out; AdpaError when a row does not fit."""
+    return halving(functools.partial(label_logps, student), examples, parts, tokens, device)
 
-    Each process scores by itself, so none need agree.
+
+def halving(
+    score: Callable[[Sequence[Example], Sequence[Part], int, torch.device | str], LabelLogps],
+    examples: Sequence[Example],
+    parts: Sequence[Part],
+    tokens: int,
+    device: torch.device | str,
+) -> LabelLogps:
+    """What `score` finds with at most `tokens` at a time, halved as often as memory runs out.
+
+    Each process scores by itself, so none need agree. Raises AdpaError when a row does not fit.
     """
     while True:
-        found = fitting(functools.partial(label_logps, student, examples, parts, tokens, device))
+        found = fitting(functools.partial(score, examples, parts, tokens, device))
         if found is not None:
             return found
         longest = max(example.length for example in examples)

@@ -8,21 +8,25 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from adpa_cli.engine.batch import Piece
+from adpa_cli.engine.batch import Piece, in_order
+from adpa_cli.engine.critic import Critic
 from adpa_cli.engine.models import Dtype, body_and_head, hidden_states
 from adpa_cli.tensors.head import selected_logps
 
 
 class Student(nn.Module):
-    """`model` with float32 weights; `dtype` is what it computes in (autocast when bfloat16)."""
+    """`model` with float32 weights; `dtype` is what it computes in (autocast when bfloat16).
 
-    def __init__(self, model: PreTrainedModel, dtype: Dtype) -> None:
+    With a `critic` both are trained as one; the critic is no part of the student's artifact.
+    """
+
+    def __init__(self, model: PreTrainedModel, dtype: Dtype, critic: Critic | None = None) -> None:
         super().__init__()
         self.model = model
+        self.critic = critic
         self.dtype: Dtype = dtype
         self._no_split_modules: Any = getattr(model, "_no_split_modules", None)
 
@@ -40,17 +44,18 @@ class Student(nn.Module):
         self.model.tie_weights()
 
     def forward(
-        self, pieces: Sequence[Piece], ids: Tensor, stats: bool = False
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        self, pieces: Sequence[Piece], ids: Tensor, stats: bool = False, drawn: tuple[Piece, ...] = ()
+    ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
         """Log-probs [N,J] at `ids` [N,J], and the log of the mass outside them [N]; with `stats` the log of Σ p² [N].
 
-        All float32. Padding is on the right, where a causal model cannot see it, so there is no attention mask.
+        Last the critic's values [M] at the positions of the `drawn` pieces, if there are any. All float32. Padding is
+        on the right, where a causal model cannot see it, so there is no attention mask.
         """
         found = [
             hidden_states(self.model, piece.input_ids, None, dtype=self.dtype)[piece.rows, piece.columns].float()
             for piece in pieces
         ]
-        hidden = torch.cat(found)[torch.cat([piece.where for piece in pieces]).argsort()]
         _, weight, bias = body_and_head(self.model)
-        selected = selected_logps(hidden, weight, ids, bias, stats=stats)
-        return selected.logps, selected.rest, selected.log_sum_squares
+        selected = selected_logps(in_order(found, pieces), weight, ids, bias, stats=stats)
+        values = self.critic(drawn) if self.critic is not None and drawn else None
+        return selected.logps, selected.rest, selected.log_sum_squares, values

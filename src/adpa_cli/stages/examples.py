@@ -21,6 +21,7 @@ from adpa_cli.stages.job import Located
 from adpa_cli.stages.names import open_sources
 
 ROWS = "rows-00000.parquet"
+LEAST_ROOM = 64  # tokens kept for an answer to a prompt that fills the context
 
 
 @dataclass(frozen=True)
@@ -134,6 +135,24 @@ def pair_examples(spec: Any, source: Located, split: str, folder: Path) -> list[
         Example(good.key.example_id, {"chosen": good.sequence(), "rejected": bad.sequence()})
         for good, bad in zip(chosen, rejected, strict=True)
     ]
+
+
+def fitted_prompt(
+    pair: Pair, encoder: Encoder, spec: Any, max_new_tokens: int, label: str, stage: str
+) -> tuple[int, ...]:
+    """The ids of a prompt that is to be answered: cut only where no answer would fit beside it.
+
+    Raises DataError, naming the row of the data `label`, where even then none does.
+    """
+    room = [encoder.end_id] * min(LEAST_ROOM, max_new_tokens, spec.max_length // 2)
+    where = f"{label} row {pair.row}, prompt"
+    fitted = fit(encoder.prompt(pair.prompt), room, spec.max_length, bos_id=encoder.bos_id, where=where)
+    if len(fitted.prompt) >= spec.max_length:
+        raise DataError(
+            f"{where}: leaves no answer to generate in {spec.max_length} tokens",
+            f"--set {stage}.max_length={2 * spec.max_length}",
+        )
+    return fitted.prompt
 
 
 def rollout_answers(rollouts: Sequence[Rollout]) -> list[Answer]:

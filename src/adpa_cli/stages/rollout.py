@@ -5,11 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from adpa_cli.errors import DataError
 from adpa_cli.spec import RolloutSpec, make
 from adpa_cli.stages.job import Job, Monitor, stop_if_asked, write_json
-
-LEAST_ROOM = 64  # tokens kept for an answer to a prompt that fills the context
 
 
 def compute(job: Job, monitor: Monitor, rank: int = 0, processes: int = 1) -> None:
@@ -84,23 +81,14 @@ def _asked(job: Job, spec: RolloutSpec) -> dict[str, Any]:
 
 
 def _blocks(job: Job, spec: RolloutSpec, tokenizer: Any) -> tuple[Any, Any]:
-    from adpa_cli.data.chat import fit
     from adpa_cli.engine.blocks import cut_blocks
-    from adpa_cli.stages.examples import encoder_of
+    from adpa_cli.stages.examples import encoder_of, fitted_prompt
 
     encoder = encoder_of(tokenizer, spec)
     items = []
     for row, pair in _asked(job, spec).items():
-        # A prompt is cut only where no answer would fit beside it: training sees the same prompt.
-        room = [encoder.end_id] * min(LEAST_ROOM, spec.max_new_tokens, spec.max_length // 2)
-        where = f"{job.one('data').label} row {pair.row}, prompt"
-        fitted = fit(encoder.prompt(pair.prompt), room, spec.max_length, bos_id=encoder.bos_id, where=where)
-        if len(fitted.prompt) >= spec.max_length:
-            raise DataError(
-                f"{where}: leaves no answer to generate in {spec.max_length} tokens",
-                f"--set {job.stage}.max_length={2 * spec.max_length}",
-            )
-        items.append((row, fitted.prompt))
+        label = job.one("data").label
+        items.append((row, fitted_prompt(pair, encoder, spec, spec.max_new_tokens, label, job.stage)))
     return encoder, cut_blocks(
         items,
         lambda item: min(len(item[1]) + spec.max_new_tokens, spec.max_length),
