@@ -1,0 +1,226 @@
+"""What is known about each method, read off its file and the families: for `adpa methods` and docs/methods.md."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from adpa_cli import methods
+from adpa_cli.families import FAMILIES
+from adpa_cli.methods import Method, Need
+from adpa_cli.spec import make
+
+CHAINS = {"adpa+": ("dckd", "adpa")}
+"""Names that run several methods one after the other, each from the student of the one before."""
+SYMBOLS = {"chosen": "y_w", "rejected": "y_l", "rollout": "ŷ"}
+ANSWERS = {"chosen": "chosen answers y_w", "rejected": "rejected answers y_l"}
+ROLLOUTS = {"student": "the student's own answers ŷ", "teacher": "the teacher's answers ŷ"}
+ASKED = {
+    "start": "log-probs of the start model",
+    "stats": "the student's Σ_v π(v)²",
+    "online": "drawn from the student while it trains, both teachers at hand",
+}
+BRIEFLY = {"start": "start model", "stats": "student's Σ π²", "online": "teachers, start model, critic in training"}
+"""What a field of `Need` asks for beside answers and signal, in full and for a cell."""
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One `--set KEY=VALUE`: where its default comes from, what it may be, and what it means."""
+
+    name: str
+    default: str
+    origin: str
+    limits: str
+    doc: str
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One word for `--method`, all as text. `needs` pairs a kind of answer with what is asked of it.
+
+    `columns` says the same in brief: the answers, whose signal on which of them, and what else.
+    """
+
+    name: str
+    summary: str
+    source: str
+    formula: str
+    columns: tuple[str, str, str]
+    needs: tuple[tuple[str, str], ...]
+    variants: tuple[str, ...]
+    parameters: tuple[Parameter, ...]
+    presets: Mapping[str, Mapping[str, Any]]
+    family: Mapping[str, Any]
+    stages: tuple[tuple[str, str], ...]
+    readings: Mapping[str, str]
+    notes: tuple[str, ...]
+
+    @property
+    def example(self) -> str:
+        """A command that runs it offline."""
+        return f"adpa distill --method {self.name} --student tiny"
+
+
+def every() -> tuple[Entry, ...]:
+    """All methods and chains of methods by name."""
+    return tuple(entry(name) for name in sorted((*methods.names(), *CHAINS)))
+
+
+def entry(name: str) -> Entry:
+    """What is known about one; UsageError with a suggestion when there is none."""
+    name = "adpa+" if name == "adpa-plus" else name
+    if name in CHAINS:
+        return _chain(name)
+    read = methods.load(name)
+    return Entry(
+        name, read.summary, read.source, read.formula, brief(read.needs, read.states),
+        tuple(told(read.needs, read.states)), tuple(variants(read)), tuple(parameters(read)), read.presets,
+        family_defaults(name), tuple(stages((name,))), read.readings, read.notes,
+    )  # fmt: skip
+
+
+def _chain(name: str) -> Entry:
+    chain = CHAINS[name]
+    reads = [methods.load(one) for one in chain]
+    words = ", then ".join([f"first {chain[0]}", *(f"{one} from the student it makes" for one in chain[1:])])
+    needs = [need for read in reads for need in read.needs]
+    needs = [need for need in needs if need.signal or need.part not in {n.part for n in needs if n.signal}]
+    note = f"A bare `--set KEY=VALUE` is taken by each of {' and '.join(chain)} that has such a parameter."
+    return Entry(
+        name, words, "Gao et al. 2025, Algorithm 2", "; then ".join(f"{read.name}: {read.formula}" for read in reads),
+        brief(needs, "student"), tuple(told(needs, "student")), (), tuple(_united(reads)), {}, family_defaults(*chain),
+        tuple(stages(chain)), {}, (note,),
+    )  # fmt: skip
+
+
+def _united(reads: Sequence[Method]) -> Iterator[Parameter]:
+    """The parameters of several methods, each once, with the methods that take it."""
+    found = [(read.name, p) for read in reads for p in parameters(read)]
+    for name in dict.fromkeys(p.name for _, p in found):
+        having = [(method, p) for method, p in found if p.name == name]
+        first = having[0][1]
+        yield dataclasses.replace(first, doc=f"{first.doc} ({', '.join(method for method, _ in having)})")
+
+
+def told(needs: Sequence[Need], states: str) -> Iterator[tuple[str, str]]:
+    """Each kind of answer with what is asked of it, in words; fields of `Need` without words of ours by name."""
+    for need in needs:
+        extra = [ASKED.get(f.name, f"{f.name} {value(getattr(need, f.name))}") for f in _extra(need)]
+        signal = [f"signal of the {' and the '.join(need.signal)} teacher"] if need.signal else []
+        yield whose(need, states), ", ".join([*signal, *extra])
+
+
+def brief(needs: Sequence[Need], states: str) -> tuple[str, str, str]:
+    """The needs as three cells of a table, in symbols: answers, whose signal on which, and what else by its field."""
+    symbols = {need.part: _symbol(need, states) for need in needs}
+    signal: dict[str, list[str]] = {}
+    for need in needs:
+        if need.signal:
+            signal.setdefault("+".join(need.signal), []).append(symbols[need.part])
+    extra = {f.name: None for need in needs for f in _extra(need)}
+    return (
+        ", ".join(symbols.values()),
+        "; ".join(f"{who} on {', '.join(on)}" for who, on in signal.items()),
+        ", ".join(BRIEFLY.get(name, name) for name in extra),
+    )
+
+
+def _symbol(need: Need, states: str) -> str:
+    if need.online:
+        return "ŷ drawn in training"
+    return f"ŷ of the {states}" if need.part == "rollout" and states != "student" else SYMBOLS[need.part]
+
+
+def _extra(need: Need) -> list[Any]:
+    """The fields of a need beside answers and signal that ask for something."""
+    known = ("part", "signal")
+    return [f for f in dataclasses.fields(need) if f.name not in known and getattr(need, f.name) != f.default]
+
+
+def whose(need: Need, states: str) -> str:
+    """Which answers a need means, in words."""
+    if need.part == "rollout":
+        return "answers ŷ" if need.online else ROLLOUTS.get(states, f"{states} answers as ŷ")
+    return ANSWERS[need.part]
+
+
+def variants(read: Method) -> Iterator[str]:
+    """Choices of single parameters that change what the method needs."""
+    for field in dataclasses.fields(read.params):
+        options = field.metadata["choices"] or ((True, False) if isinstance(field.default, bool) else ())
+        for option in options:
+            needs = read.needs_for(make(read.params, {field.name: option}))
+            if needs != read.needs:
+                words = "; ".join(" with ".join(filter(None, pair)) for pair in told(needs, read.states))
+                yield f"{field.name}={value(option)} reads {words}"
+
+
+def parameters(read: Method) -> Iterator[Parameter]:
+    """The parameters of a method, then the settings that choose where its inputs come from."""
+    for field in dataclasses.fields(read.params):
+        yield _parameter(field, field.default)
+    for field in dataclasses.fields(methods.Sources):
+        if field.name in read.sources:
+            yield _parameter(field, read.sources[field.name])
+
+
+def _parameter(field: Any, default: Any) -> Parameter:
+    meta = field.metadata
+    limits = " | ".join(value(option) for option in meta["choices"])
+    low, high = meta["low"], meta["high"]
+    if isinstance(default, bool):
+        limits = "true | false"
+    elif low is not None or high is not None:
+        limits = f"{'' if low is None else value(low)} … {'' if high is None else value(high)}".strip()
+    return Parameter(field.name, value(default), meta["origin"], limits, meta["doc"])
+
+
+def value(one: Any) -> str:
+    """A value as it is typed after `--set`: true, 0.5, 5e-7, 1000; None is the word none."""
+    if one is None or isinstance(one, bool):
+        return str(one).lower()
+    return f"{one:g}".replace("e-0", "e-").replace("e+0", "e") if isinstance(one, int | float) else str(one)
+
+
+def settings(values: Mapping[str, Any]) -> list[str]:
+    """Values as they are typed after `--set`."""
+    return [f"{key}={value(one)}" for key, one in values.items()]
+
+
+def family_defaults(*names: str) -> dict[str, Any]:
+    """What the built-in family sets otherwise than the methods; of several, what is no parameter with its method."""
+    found: dict[str, Any] = {}
+    for name in names:
+        own = {f.name for f in dataclasses.fields(methods.load(name).params)}
+        for key, one in FAMILIES[0].settings.get(f"distill.{name}", {}).items():
+            found[key if len(names) == 1 or key in own else f"{name} {key}"] = one
+    return found
+
+
+def stages(chain: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """What `adpa distill` builds in order for an alias as the student, evaluation apart: stage and what it makes."""
+    reads = [methods.load(name) for name in chain]
+    yield "sft", "the student, from its base model on dialogues"
+    if any(_taught(need, read.states) for read in reads for need in read.needs):
+        yield "sft", "the reference teacher, likewise"
+        yield "dpo-teacher", "the aligned teacher, from the reference teacher on preference pairs"
+    start = "the student"
+    for read in reads:
+        fixed = next((need for need in read.needs if need.part != "rollout" and need.signal), None)
+        if fixed:
+            yield "cache-teacher", f"{'+'.join(fixed.signal)} signal on chosen and rejected answers"
+        drawn = next((need for need in read.needs if need.part == "rollout" and not need.online), None)
+        if drawn:
+            yield "rollout", f"answers of {start if read.states == 'student' else 'the aligned teacher'}"
+            if drawn.signal:
+                yield "cache-teacher", f"{'+'.join(drawn.signal)} signal on these answers"
+        yield "distill", f"{read.name} from {start}"
+        start = f"the {read.name} student"
+
+
+def _taught(need: Need, states: str) -> bool:
+    """Whether a teacher must be there."""
+    return bool(need.signal) or need.online or (need.part == "rollout" and states == "teacher")
