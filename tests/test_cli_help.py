@@ -194,7 +194,7 @@ def test_an_option_is_not_taken_for_the_value_of_another(cli: Cli) -> None:
         (["distill", "--gamma=0.5"], "--set gamma=0.5"),
         (["distill", "--gamma"], "--set gamma=…"),
         (["distill", "--length-norm", "true"], "--set length_norm=true"),
-        (["distill", "--temperature", "1"], "--set rollout.temperature=1"),
+        (["distill", "--method", "adpa+", "--temperature", "1"], "--set rollout.temperature=1"),
         (["sft", "--warmup-ratio", "0.1"], "--set warmup_ratio=0.1"),
         (["sft", "--modl", "x"], "--model"),
     ],

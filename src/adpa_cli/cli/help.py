@@ -150,7 +150,7 @@ def rows(entries: Sequence[Entry], width: int, column: int) -> Iterator[str]:
 def row(names: str, column: int, text: str, width: int) -> list[str]:
     """One option with its meaning beside it, or below it where the screen is narrow."""
     if width < 60:
-        return [f"  {names}", *wrapped(text, width, "      ", "      ")]
+        return [*wrapped(f"  {names}", width, "      "), *wrapped(text, width, "      ", "      ")]
     return wrapped(f"  {names:<{column}}  {text}", width, " " * (column + 4), "")
 
 

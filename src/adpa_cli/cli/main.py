@@ -9,6 +9,7 @@ import errno
 import sys
 from collections.abc import Sequence
 from difflib import get_close_matches
+from itertools import pairwise
 from typing import Annotated, Any
 
 import typer
@@ -136,7 +137,6 @@ def usage_error(error: TyperException, words: Sequence[str]) -> UsageError:
 
 def _as_setting(stage: str, option: str, words: Sequence[str]) -> str:
     """`--gamma 3` or `--gamma=3` as `gamma=3`, or "" when no stage has such a key."""
-    from adpa_cli import methods as every
     from adpa_cli.spec import STAGE_VERSIONS
     from adpa_cli.stages.settings import settable
 
@@ -146,10 +146,20 @@ def _as_setting(stage: str, option: str, words: Sequence[str]) -> str:
     if typed == option and not value and at + 1 < len(words) and not words[at + 1].startswith("--"):
         value = words[at + 1]
     for found in dict.fromkeys((stage, *STAGE_VERSIONS)):
-        of_methods = every.names() if found == "distill" else ("",)
+        of_methods = _methods_of(words) if found == "distill" else ("",)
         if found in STAGE_VERSIONS and any(key in settable(found, method) for method in of_methods):
             return f"{'' if found == stage else found + '.'}{key}={value or '…'}"
     return ""
+
+
+def _methods_of(words: Sequence[str]) -> Sequence[str]:
+    """The methods that a command line runs; all when it names none that exists."""
+    from adpa_cli import methods as every
+
+    spelled = " ".join(words).replace("--method=", "--method ").split()
+    typed = [after for word, after in pairwise(spelled) if word == "--method"]
+    chosen = [name for word in typed for name in {"adpa+": ["dckd", "adpa"]}.get(word, [word]) if name in every.names()]
+    return chosen or every.names()
 
 
 def run() -> None:
