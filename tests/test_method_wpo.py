@@ -14,6 +14,7 @@ from adpa_cli.methods import View
 from dense_batches import Inputs, batch_for, value_and_gradients, view_of
 from tiny_models import tiny_llama
 from train_samples import examples, make_run
+from trl_pairs import both_losses, trl_trainer
 
 WPO, DPO = methods.load("wpo"), methods.load("dpo")
 
@@ -75,6 +76,18 @@ def test_answers_drawn_from_k_equal_tokens_weigh_1(k):
         for part, x in inputs.items()
     }
     assert torch.equal(ratios(top, params), torch.ones(4, dtype=torch.float64))
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("seed", range(2))
+def test_equals_trl_on_a_small_llama_where_no_weight_is_clamped(tmp_path, seed):
+    """TRL has no clamp; below 1 value and gradient of every weight are those of its trainer."""
+    pytest.importorskip("trl")
+    trainer = trl_trainer(tmp_path, seed, beta=0.5, use_weighting=True)
+    theirs, ours, views = both_losses(trainer, WPO, WPO.params(beta=0.5))
+    sums = [((v.logps - v.log_sum_squares) * v.mask).sum(1) / v.mask.sum(1) for v in views.values()]
+    assert (sum(sums) < -0.01).all(), "a weight is clamped"
+    torch.testing.assert_close(ours, theirs)
 
 
 def test_squares_that_carry_a_gradient_are_refused():
