@@ -102,6 +102,40 @@ def test_over_the_whole_vocabulary_it_is_a_difference_of_divergences():
     torch.testing.assert_close(grad, (-pi * (a - r - (pi * (a - r)).sum(-1, keepdim=True))).detach())
 
 
+@pytest.mark.parametrize("k", [4, 9])
+def test_a_shift_of_the_advantage_moves_only_mass_across_the_border(k):
+    """A + c at every id: the gradient changes by -c π_a (1[a in S] - mass of S), by nothing at K = V."""
+    inputs = batch_for(ADPA, ADPA.params())
+    params = ADPA.params(missing_reference="exact")
+    views = {n.part: view_of(inputs[n.part], n, k) for n in ADPA.needs}
+    signal = views["rollout"].signal
+    moved = dataclasses.replace(signal, difference=signal.difference + 3)
+    views["moved"] = dataclasses.replace(views["rollout"], signal=moved)
+    x = inputs["rollout"]
+    grads = [
+        torch.autograd.grad(
+            ADPA.terms({"chosen": views["chosen"], "rollout": views[one]}, params)[1].values.sum(), x.logits,
+            retain_graph=True,
+        )[0]
+        for one in ("moved", "rollout")
+    ]  # fmt: skip
+    pi = x.logits.detach().softmax(-1)
+    inside = torch.zeros_like(pi).scatter(-1, x.aligned.topk(k, dim=-1).indices, 1.0)
+    mass = (pi * inside).sum(-1, keepdim=True)
+    torch.testing.assert_close(grads[0] - grads[1], -3 * pi * (inside - mass))
+
+
+def test_it_is_the_expected_gradient_of_policy_improvement_on_answers_of_one_token():
+    """T = 1, K = V: the mean over drawn tokens a of A(a) times the gradient of -log π(a) (Williams 1992)."""
+    x = batch_for(ADPA, ADPA.params())["rollout"]
+    term, _ = advantage_term({"chosen": x, "rollout": x}, ADPA.params(missing_reference="exact"), k=9)
+    grad = torch.autograd.grad(term.values.sum(), x.logits)[0]
+    pi = x.logits.detach().softmax(-1)
+    a = (x.aligned.log_softmax(-1) - x.reference.log_softmax(-1))[..., None]
+    score = pi[..., None, :] - torch.eye(9, dtype=torch.float64)
+    torch.testing.assert_close(grad, (pi[..., None] * a * score).sum(-2))
+
+
 @pytest.mark.parametrize(("which", "sign"), [("reference", -1), ("aligned", 1)])
 def test_a_student_equal_to_a_teacher(which, sign):
     """pi = reference: -KL(reference || aligned); pi = aligned: KL(aligned || reference), as expected advantage."""
@@ -167,11 +201,16 @@ def test_release_preset_against_the_released_formula():
     for seed, scale in ((0, 1.5), (1, 6.0), (2, 12.0)):
         inputs = batch_for(ADPA, params, seed=seed, rows=2, scale=scale)
         inputs = {k: x.apply(lambda t: t[:1]) for k, x in inputs.items()}
-        loss, _ = value_and_gradients(ADPA, params, inputs)
-        assert loss.item() == pytest.approx(released(inputs["chosen"], inputs["rollout"]), abs=1e-9)
+        loss, grads = value_and_gradients(ADPA, params, inputs)
+        want, slopes = released(inputs["chosen"], inputs["rollout"])
+        assert loss.item() == pytest.approx(want, abs=1e-9)
+        for got, slope in zip(grads["rollout"][0].tolist(), slopes, strict=True):
+            assert got == pytest.approx(slope, abs=1e-9)
 
 
-def released(chosen: Inputs, rollout: Inputs, k: int = 4) -> float:
+def released(chosen: Inputs, rollout: Inputs, k: int = 4) -> tuple[float, list[list[float]]]:
+    """The loss, and its gradient for the logits of the student's answer: -1.6 q (margin - mean margin) / length."""
+
     def probabilities(logits):
         return logits.detach()[0].softmax(-1).tolist()
 
@@ -182,15 +221,19 @@ def released(chosen: Inputs, rollout: Inputs, k: int = 4) -> float:
     nll = sum(-LOG(probabilities(chosen.logits)[t][chosen.labels[0, t]]) for t in at) / len(at)
     at = [t for t in range(6) if rollout.mask[0, t]]
     q, p, r = (probabilities(x) for x in (rollout.logits, rollout.aligned, rollout.reference))
-    total = 0.0
+    total, slopes = 0.0, [[0.0] * 9 for _ in range(6)]
     for t in at:
         if rollout.end[0, t]:
             continue
         ours, theirs = top(p[t]), top(r[t])
+        margins = [0.0] * 9
         for i, v in ours.items():
             margin = LOG(max(v, 1e-7) / max(theirs.get(i, min(ours.values())), 1e-7))
-            total += q[t][i] * min(max(margin, 1e-8), 1 - 1e-8)
-    return nll - 1.6 * total / len(at)
+            margins[i] = min(max(margin, 1e-8), 1 - 1e-8)
+        mean = sum(a * b for a, b in zip(q[t], margins, strict=True))
+        slopes[t] = [-1.6 * a * (b - mean) / len(at) for a, b in zip(q[t], margins, strict=True)]
+        total += mean
+    return nll - 1.6 * total / len(at), slopes
 
 
 def test_clamp_reads_two_numbers_and_nothing_else():

@@ -80,6 +80,17 @@ def test_it_is_adpa_with_a_uniform_reference_up_to_a_constant(k):
     torch.testing.assert_close(grads, adpa)
 
 
+@pytest.mark.parametrize("k", [4, 9])
+def test_it_is_least_where_all_mass_lies_on_the_teachers_likeliest_token(k):
+    inputs = batch_for(NOREF, NOREF.params())
+    x = inputs["rollout"]
+    best = x.aligned.log_softmax(-1).amax(-1)
+    assert (cross_entropy(inputs, k) > -best).all()
+    sure = torch.nn.functional.one_hot(x.aligned.argmax(-1), 9) * 200.0
+    there = inputs | {"rollout": dataclasses.replace(x, logits=sure.double().requires_grad_())}
+    torch.testing.assert_close(cross_entropy(there, k), -best)
+
+
 def test_tokens_outside_the_top_k_never_gain():
     """They score the least of all, so that descent cannot raise their logits."""
     inputs = batch_for(NOREF, NOREF.params())

@@ -114,7 +114,7 @@ def test_release_preset_against_the_released_formula():
     preset = {k: v for k, v in DCKD.presets["release"].items() if k not in ("lr", "epochs")}
     inputs = batch_for(DCKD, DCKD.params(), rows=2)
     inputs = {k: x.apply(lambda t: t[:1]) for k, x in inputs.items()}
-    loss, _ = value_and_gradients(DCKD, make(DCKD.params, preset), inputs)
+    loss, grads = value_and_gradients(DCKD, make(DCKD.params, preset), inputs)
     want = 0.0
     for part, x in inputs.items():
         q, p = (t.detach()[0].softmax(-1).tolist() for t in (x.logits, x.aligned))
@@ -127,4 +127,11 @@ def test_release_preset_against_the_released_formula():
                 pairs = [(p[t][i], q[t][i]) for i in ids]
                 pairs.append((1 - sum(a for a, _ in pairs), 1 - sum(b for _, b in pairs)))
                 want += 0.1 * sum(a * math.log(a / b) for a, b in pairs) / len(at)
+            if part == "rejected":
+                left, mine = (0.0, 0.0) if x.end[0, t] else pairs[-1]
+                slopes = [
+                    0.0 if x.end[0, t] else q[t][i] - p[t][i] if i in ids else q[t][i] * (1 - left / mine)
+                    for i in range(9)
+                ]  # fmt: skip
+                assert grads[part][0, t].tolist() == pytest.approx([0.1 * s / len(at) for s in slopes], abs=1e-12)
     assert loss.item() == pytest.approx(want)

@@ -73,13 +73,14 @@ def test_without_sft_weight_the_sft_term_is_gone():
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_equals_trl_hinge_without_reference():
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_equals_trl_hinge_without_reference(dtype):
     """TRL's own sums and loss at beta 1, called on the same logits."""
     cpo = pytest.importorskip("trl.experimental.cpo").CPOTrainer
     trainer = cpo.__new__(cpo)
     trainer.alpha, trainer.beta, trainer.loss_type = 0.0, 1.0, "hinge"
     trainer.accelerator = torch.zeros(1)  # it is only asked for its device
-    inputs = {"chosen": random_inputs(0), "rejected": random_inputs(1)}
+    inputs = {"chosen": random_inputs(0, dtype=dtype), "rejected": random_inputs(1, dtype=dtype)}
     sums = [cpo.get_batch_logps(*shifted(x)) for x in inputs.values()]
     hinges = trainer.cpo_loss(*sums)[0]
     assert (hinges == 0).any()

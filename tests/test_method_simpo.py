@@ -61,15 +61,16 @@ def test_a_longer_answer_with_the_same_average_changes_nothing():
 
 
 @pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize(("beta", "ratio"), [(2.0, 0.5), (10.0, 0.3)])
-def test_equals_trl(beta, ratio):
+def test_equals_trl(beta, ratio, dtype):
     """TRL's own averages and loss, called on the same logits; its gamma is beta times our ratio."""
     cpo = pytest.importorskip("trl.experimental.cpo").CPOTrainer
     trainer = cpo.__new__(cpo)
     trainer.alpha, trainer.loss_type, trainer.label_smoothing = 0.0, "simpo", 0.0
     trainer.beta, trainer.simpo_gamma = beta, beta * ratio
     trainer.accelerator = torch.zeros(1)  # it is only asked for its device
-    inputs = batch_for(SIMPO, SIMPO.params())
+    inputs = batch_for(SIMPO, SIMPO.params(), dtype=dtype)
     averages = [cpo.get_batch_logps(*shifted(x), average_log_prob=True) for x in inputs.values()]
     theirs = trainer.cpo_loss(*averages)[0].mean()
     want = torch.autograd.grad(theirs, [x.logits for x in inputs.values()])
