@@ -11,6 +11,7 @@ from adpa_cli.errors import UsageError
 from adpa_cli.methods.adpa import bounds
 from adpa_cli.spec import make
 from dense_batches import Inputs, batch_for, reduced, value_and_gradients, view_of
+from signal_changes import assert_same_terms, shuffled, with_absent_id
 
 ADPA, SFT = methods.load("adpa"), methods.load("sft")
 LOG = math.log
@@ -243,3 +244,12 @@ def test_clamp_reads_two_numbers_and_nothing_else():
     for bad in ("", "1", "2,1", "a,b", "nan,1", "1,2,3"):
         with pytest.raises(UsageError, match="clamp="):
             ADPA.params(clamp=bad)
+
+
+@pytest.mark.parametrize("change", [shuffled, with_absent_id])
+@pytest.mark.parametrize("tail", ["zero", "bucket", "floor"])
+@pytest.mark.parametrize("missing", ["kth", "aligned", "exact"])
+def test_neither_the_order_of_the_ids_nor_an_absent_one_matters(change, tail, missing):
+    for clamp in ("none", "release", "0.2,0.5"):
+        params = ADPA.params(student_tail=tail, missing_reference=missing, clamp=clamp)
+        assert_same_terms(ADPA, params, change)

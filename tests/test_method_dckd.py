@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from adpa_cli import methods
 from adpa_cli.methods import Need
 from dense_batches import Inputs, batch_for, random_inputs, reduced, value_and_gradients, view_of
+from signal_changes import assert_same_terms, shuffled, with_absent_id
 
 DCKD, SFT = methods.load("dckd"), methods.load("sft")
 
@@ -135,3 +136,9 @@ def test_release_preset_against_the_released_formula():
                 ]  # fmt: skip
                 assert grads[part][0, t].tolist() == pytest.approx([0.1 * s / len(at) for s in slopes], abs=1e-12)
     assert loss.item() == pytest.approx(want)
+
+
+@pytest.mark.parametrize("change", [shuffled, with_absent_id])
+@pytest.mark.parametrize("tail", ["bucket", "renormalised"])
+def test_neither_the_order_of_the_ids_nor_an_absent_one_matters(change, tail):
+    assert_same_terms(DCKD, DCKD.params(tail=tail), change)

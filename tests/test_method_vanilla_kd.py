@@ -8,6 +8,7 @@ import torch
 
 from adpa_cli import methods
 from dense_batches import Inputs, batch_for, value_and_gradients, view_of
+from signal_changes import assert_same_terms, shuffled, with_absent_id
 
 KD, DCKD, SFT = (methods.load(name) for name in ("vanilla-kd", "dckd", "sft"))
 
@@ -73,3 +74,9 @@ def test_without_the_end_token_it_adds_nothing_there_but_still_counts():
     assert not off[x.end].any()
     assert on[x.end].all()
     assert torch.equal(off[~x.end], on[~x.end])
+
+
+@pytest.mark.parametrize("change", [shuffled, with_absent_id])
+@pytest.mark.parametrize("tail", ["bucket", "renormalised"])
+def test_neither_the_order_of_the_ids_nor_an_absent_one_matters(change, tail):
+    assert_same_terms(KD, KD.params(tail=tail), change)

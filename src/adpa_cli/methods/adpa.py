@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, get_args
@@ -108,5 +109,6 @@ def _expected(view: View, p: Params) -> Tensor:
     values = expected_advantage(
         given(view.topk_logps), scores, student_tail=p.student_tail,
         student_rest=outside(view.logps, given(view.rest_logps), known), rest_values=rest_scores,
+        present=signal.logps > -math.inf,
     )  # fmt: skip
     return values if p.kd_on_eos else values.masked_fill(view.end, 0.0)

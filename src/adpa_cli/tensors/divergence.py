@@ -83,16 +83,18 @@ def expected_advantage(
     student_tail: StudentTail = "zero",
     student_rest: Tensor | None = None,
     rest_values: Tensor | None = None,
+    present: Tensor | None = None,
 ) -> Tensor:
     """Sum over the ids of p_student * A, [...]; the inner sum of Eq. 10.
 
     `student_logps`, `values` [...,K]. The student's mass outside the ids, `student_rest` [...], scores 0 (`zero`),
-    `rest_values` [...] (`bucket`), or the least of `values` (`floor`).
+    `rest_values` [...] (`bucket`), or the least of `values` (`floor`) where `present` [...,K], by default everywhere.
     """
     inside = (student_logps.exp() * values).sum(-1)
     if student_tail == "zero":
         return inside
-    tail = values.amin(-1) if student_tail == "floor" else rest_values
+    real = values if present is None else values.masked_fill(~present, math.inf)
+    tail = real.amin(-1) if student_tail == "floor" else rest_values
     if student_rest is None or tail is None:
         raise TypeError(f"student_tail={student_tail!r} needs the student's rest and, for 'bucket', rest_values")
     return inside + student_rest.exp() * tail
