@@ -20,7 +20,10 @@ FORMULA = (
     "easy = 1-π_aligned(y_t) below the answer's median"
 )
 NEEDS = (Need("chosen", signal=("aligned",)),)
-READINGS = {"sft_weight": "The released ATKD trains without SFT; whether the paper's comparison added it is not said."}
+READINGS = {
+    "sft_weight": "The released ATKD trains without SFT; whether the paper's comparison added it is not said.",
+    "kd_teacher": "The paper does not say which teacher this baseline has; that of its own methods is taken.",
+}
 NOTES = (
     "The median is taken within each answer, as the released code does at a micro-batch of one.",
     "The comparison is strict: an answer of two tokens or fewer has no easy token, and its mean of them is 0.",

@@ -25,7 +25,10 @@ READINGS = {
     "alpha": "The paper sweeps 0.1 to 5 and finds 0.2 best once; the released recipe has 0.1.",
     "lr": "1e-5 in the paper, 5e-7 in the released recipe.",
 }
-NOTES = ("`dispreferred=false` is the paper's ablation, and the same loss as `vanilla-kd`.",)
+NOTES = (
+    "`dispreferred=false` is an ablation of the paper's Table 2, and the same loss as `vanilla-kd`.",
+    "`kd_teacher=sft-chosen` is the other: a teacher fine-tuned on the chosen answers instead of aligned by DPO.",
+)
 
 Tail = Literal["bucket", "renormalised"]
 

@@ -19,6 +19,7 @@ NEEDS = (Need("chosen", signal=("aligned",)), Need("rejected", signal=("aligned"
 READINGS = {
     "length_norm": "Eq. 9 divides by the length, Eq. 8 does not (`false`). The released code compares the two models' "
     "likeliest tokens position by position instead, which needs no pairs: not offered.",
+    "kd_teacher": "The paper does not say which teacher this baseline has; that of its own methods is taken.",
     "mix": "The source weighs its language modelling loss by λ; the released code mixes halves.",
 }
 NOTES = ("The reference is the teacher, not the start model. With means the logits are tiny: sweep β over 0.1, 1, 2.",)

@@ -16,6 +16,16 @@ FORMULA = (
     "r_t = β log π_aligned/π_reference - β log π_old/π_start, Â by GAE"
 )
 NEEDS = (Need("chosen"), Need("rollout", online=True))
+READINGS = {
+    "token_reward_clip": "The paper names no bound; the code of RTO (Zhong et al. 2024), where the reward per token"
+    " comes from, clips it to ±0.05.",
+    "reward": "Both are the paper's: Eq. 29 (`token`), Eqs. 26-27 (`sequence`).",
+}
+NOTES = (
+    "The constants of PPO are not in the paper but those of RTO's code; the critic is a head that starts at 0.",
+    "Eq. 27 pays at the end token; an answer that was cut has none and is paid at its last token.",
+    "The distance to the start model is part of the reward and is not differentiated.",
+)
 
 Reward = Literal["token", "sequence"]
 

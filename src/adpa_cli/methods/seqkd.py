@@ -14,6 +14,10 @@ SUMMARY = "fine-tune on the aligned teacher's own answers to the prompts"
 FORMULA = "mean over answers of -1/|y| Σ_t log π(y_t), y the teacher's answer"
 NEEDS = (Need("rollout"),)
 STATES = "teacher"
+READINGS = {
+    "kd_teacher": "The paper does not say which teacher this baseline has; that of its own methods is taken.",
+}
+NOTES = ("The source decodes with a beam, the paper does not say how; here the settings of `rollout` hold.",)
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ READINGS = {
     "tail": "The paper keeps the teacher's top 50 and does not say what becomes of the rest; the released code makes it"
     " one class (`bucket`), others renormalise the list.",
     "alpha": "The paper gives none for this baseline; that of dckd is taken.",
+    "kd_teacher": "The paper does not say which teacher this baseline has; that of its own methods is taken.",
 }
 NOTES = ("As printed, Eq. 1 has a minus before the bracket with the divergence and would maximise it.",)
 

@@ -21,8 +21,12 @@ ASKED = {
     "start": "log-probs of the start model",
     "stats": "the student's Σ_v π(v)²",
     "online": "drawn from the student while it trains, both teachers at hand",
+    "reward": "the reward of a reward model",
 }
-BRIEFLY = {"start": "start model", "stats": "student's Σ π²", "online": "teachers, start model, critic in training"}
+BRIEFLY = {
+    "start": "start model", "stats": "student's Σ π²", "online": "teachers, start model, critic in training",
+    "reward": "reward model",
+}  # fmt: skip
 """What a field of `Need` asks for beside answers and signal, in full and for a cell."""
 
 
