@@ -82,6 +82,7 @@ TINY: Settings = {
     "distill.adpa-noref": {"gamma": 1.0, "lr": 2e-3, "epochs": 4},
     "distill.q-argmax": {"gamma": 0.1, "lr": 2e-3, "epochs": 4},
     "distill.q-softmax": {"gamma": 0.1, "lr": 2e-3, "epochs": 4},
+    "distill.seqkd": {"lr": 2e-3, "epochs": 4},
     "distill.atkd": {"lr": 2e-3, "epochs": 4},
     "distill.dpo": {"lr": 3e-4, "beta": 0.5},
     "distill.vanilla-kd": {"alpha": 1.0},
