@@ -1,4 +1,4 @@
-"""Rewards, advantages and losses of PPO by hand, by their identities, and against TRL."""
+"""Rewards, advantages and losses of PPO by hand, by their identities, and against sums in numpy."""
 
 import numpy as np
 import pytest
