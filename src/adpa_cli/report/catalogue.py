@@ -20,7 +20,7 @@ ROLLOUTS = {"student": "the student's own answers ŷ", "teacher": "the teacher's
 ASKED = {
     "start": "log-probs of the start model",
     "stats": "the student's Σ_v π(v)²",
-    "online": "drawn from the student while it trains, both teachers at hand",
+    "online": "both teachers, the start model and a critic at hand",
     "reward": "the reward of a reward model",
 }
 BRIEFLY = {
@@ -147,7 +147,11 @@ def _extra(need: Need) -> list[Any]:
 def whose(need: Need, states: str) -> str:
     """Which answers a need means, in words."""
     if need.part == "rollout":
-        return "answers ŷ" if need.online else ROLLOUTS.get(states, f"{states} answers as ŷ")
+        return (
+            "answers ŷ drawn from the student while it trains"
+            if need.online
+            else ROLLOUTS.get(states, f"{states} answers as ŷ")
+        )
     return ANSWERS[need.part]
 
 
