@@ -44,7 +44,7 @@ def test_models_are_compared_row_by_row(pipeline: Pipeline, cli: Cli) -> None:
     """The three figures are counted by hand from the margins of the two evaluations."""
     start, student = pipeline.made("student"), pipeline.made("distill adpa")
     rows = {line[0]: line[1:] for line in cli("show", start, student).rows}
-    name = "reward-accuracy on pairs (n=12) [tiny]: more than column 1"
+    name = "more than column 1: reward-accuracy on pairs (n=12) [tiny]"
     empty, said = rows[name]
     assert empty == "null"
     store = Store.find(pipeline.store)

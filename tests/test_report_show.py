@@ -162,6 +162,36 @@ def test_long_lists_are_cut_and_rehearsals_hidden(store: Store) -> None:
     assert listing.screen(found, 100, NOW, everything=True).count("sft/") == 31
 
 
+def test_a_cut_list_keeps_what_is_named_or_measured(store: Store) -> None:
+    start, model = (add(store, stage, {}, 90 * HOUR, n=stage) for stage in ("sft", "distill"))
+    named = add(store, "rollout", {}, 80 * HOUR, n="named")
+    store.tag("kept", named.id)
+    measure(store, model, 70 * HOUR, against=start.ref, win_rate=0.63)
+    for number in range(20):
+        add(store, "rollout", {}, number * HOUR, n=number)
+    screen = listing.screen(listing.collect(store), 120, NOW)
+    refs = [line.split()[0] for line in screen.splitlines()[2:] if "/" in line.split()[0]]
+    assert {named.ref, model.ref, start.ref} <= set(refs)
+    assert "50 (start)" in screen
+    assert len(refs) == listing.SHORT
+
+
+def test_a_long_text_does_not_push_numbers_out_of_their_columns(store: Store) -> None:
+    one, two, three = (add(store, "sft", {}, HOUR, "long " * 20 + str(n), lr=n) for n in range(3))
+    refs = [one.ref, two.ref, three.ref]
+    lines = compare.screen(compare.collect(store, [one, two, three]), refs, 118).splitlines()
+    assert lines[0].split() == ["differs", "in", *refs]
+    assert lines[2].split() == ["lr", "0", "1", "2"]
+
+
+def test_a_warning_is_wrapped_between_words_and_empty_lists_are_no_metrics(store: Store) -> None:
+    made = add(store, "sft", {}, HOUR, metrics={"watch": ["a word " * 30], "notes": [], "tokens": 3})
+    screen = page.screen(page.collect(store, made), 60, NOW)
+    assert max(map(len, screen.splitlines())) <= 60
+    assert "notes" not in screen
+    assert "tokens 3" in screen
+
+
 def test_unfinished_work_shows_how_far_it_is_and_how_to_go_on(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ADPA_STORE", str(store.root))  # so that the store need not be named
     command = "adpa distill --method adpa+ --student llama-3.2-1b --teacher tulu-3-8b --set gamma=5 --tag " + "x" * 60

@@ -15,9 +15,11 @@ from adpa_cli.report.scores import by_model, scores
 from adpa_cli.store.manifest import Manifest
 from adpa_cli.store.store import Store
 
+LABEL = 44
+"""Columns of a row's name in a table."""
 Rows = Mapping[str, Sequence[Any]]
 
-_BESIDES = {"what", "watch", "scores", "suite", "data", "scorer"}
+_BESIDES = {"what", "watch", "say", "notes", "scores", "suite", "data", "scorer"}
 
 
 def collect(store: Store, manifests: Sequence[Manifest]) -> dict[str, list[Any]]:
@@ -70,8 +72,10 @@ def screen(rows: Rows, refs: Sequence[str], width: int) -> str:
     if not rows:
         return "no difference in what they are made from or what was measured\n"
     cells = [(name, *(text.cut(text.brief(value), 40) for value in values)) for name, values in rows.items()]
-    short = [(text.cut(name, 44), *values) for name, *values in cells]
-    lines = text.table(("differs in", *refs), short, 10**6, floor=44)
+    # A long text beside short numbers is cut before the columns are given up; the label keeps what tells it apart.
+    each = max((width - LABEL) // len(refs) - 2, *map(text.width_of, refs))
+    short = [(text.cut(name, LABEL), *(text.cut(value, each) for value in values)) for name, *values in cells]
+    lines = text.table(("differs in", *refs), short, 10**6, floor=LABEL)
     if max(map(text.width_of, lines)) > width:
         lines = [
             line

@@ -91,8 +91,8 @@ def _plain_scores(scored: dict[str, list[Score]], model: str | None) -> list[Sco
 
 
 def screen(listing: Listing, width: int, now: float, everything: bool = False, limit: int = SHORT) -> str:
-    """The list for a terminal of `width` columns; without `everything` the `limit` newest of those not aside."""
-    rows = listing.rows if everything else tuple(row for row in listing.rows if not row.aside)[:limit]
+    """The list for a terminal of `width` columns; without `everything` the `limit` that tell most, newest first."""
+    rows = listing.rows if everything else _telling(listing.rows, limit)
     cells = [
         (
             row.manifest.ref, what(row.manifest), " ".join(row.tags) or "–", text.human_size(row.manifest.size),
@@ -109,6 +109,14 @@ def screen(listing: Listing, width: int, now: float, everything: bool = False, l
     lines += unfinished(listing.unfinished, width, now)
     lines += [text.cut(f"unreadable: {error.message}", width) for error in listing.errors]
     return "\n".join(lines) + "\n"
+
+
+def _telling(rows: Sequence[Row], limit: int) -> tuple[Row, ...]:
+    """The `limit` rows to see first, in their order: named or measured ones and starts before the rest, none aside."""
+    shown = [row for row in rows if not row.aside]
+    ranked = sorted(shown, key=lambda row: not (row.tags or row.score or row.win or row.is_start))
+    kept = {row.manifest.id for row in ranked[:limit]}
+    return tuple(row for row in shown if row.manifest.id in kept)
 
 
 def _head(listing: Listing, width: int) -> list[str]:

@@ -21,7 +21,7 @@ from adpa_cli.store.store import Store
 from adpa_cli.store.verify import verified_at
 
 MOST_CHILDREN = 12
-_MEASURED = ("accuracy", "margin", "nll")
+_MEASURED = ("reward", "accuracy", "margin", "nll")
 _SHOWN_ELSEWHERE = {"what", "watch", "say", "scores", "suite", "data", "scorer", "selection"}
 
 
@@ -87,7 +87,7 @@ def screen(page: Page, width: int, now: float) -> str:
     lines += curves.lines(page.curves, width)
     watch = manifest.metrics.get("watch", [])
     for warning in [watch] if isinstance(watch, str) else watch:
-        lines += text.wrap("watch", [str(warning)], width)
+        lines += text.wrap("watch", str(warning).split(), width, " ")
     following = next_commands(page)
     return "\n".join(lines + (text.wrap("next", following, width, " · ") if following else [])) + "\n"
 
@@ -156,7 +156,7 @@ def _scores(found: Collection[Score], manifest: Manifest, width: int) -> list[st
 
 def _metrics(manifest: Manifest, width: int) -> list[str]:
     rest = {key: value for key, value in manifest.metrics.items() if key not in _SHOWN_ELSEWHERE}
-    items = [f"{key} {text.cut(text.brief(value), 60)}" for key, value in text.flat(rest).items()]
+    items = [f"{key} {text.cut(text.brief(value), 60)}" for key, value in text.flat(rest).items() if value != []]
     return text.wrap("metrics", items, width) if items else []
 
 

@@ -33,7 +33,7 @@ def differences(store: Store, columns: Sequence[Sequence[Score]]) -> dict[str, l
         if any(row):
             against = f" against {first.against}" if first.against else ""
             suite = f" [{first.suite}]" if first.suite else ""
-            rows[f"{first.label}{against}{suite}: more than column {places[0] + 1}"] = row
+            rows[f"more than column {places[0] + 1}: {first.label}{against}{suite}"] = row
     return rows
 
 
