@@ -118,6 +118,22 @@ def test_two_meanings_are_an_error_that_lists_both(store: Store) -> None:
     assert store.resolve(first.id[:12]).id == first.id
 
 
+@pytest.mark.parametrize(
+    ("name", "message", "hint"),
+    [
+        ("tiny", "tiny is a built-in name, not an artifact", "adpa models"),
+        ("sft@latest", "no sft is finished in", "adpa show --all"),
+        ("abc", "abc is no tag", "an id takes 4 digits or more"),
+    ],
+)
+def test_a_word_that_almost_means_something_is_told_what(store: Store, name: str, message: str, hint: str) -> None:
+    place(store, recipe(n=1), made={"at": manifests.utc(80.0), "smoke": True})
+    with pytest.raises(NotFound) as found:
+        store.resolve(name)
+    assert message in found.value.message
+    assert hint in found.value.hint
+
+
 def test_close_names_are_offered(store: Store) -> None:
     store.tag("best-run", make(store).id)
     with pytest.raises(NotFound) as wrong:

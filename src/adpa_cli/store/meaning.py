@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import difflib
+import re
 from typing import TYPE_CHECKING
 
 from adpa_cli.errors import NotFound, UsageError
+from adpa_cli.families import reserved_words
+from adpa_cli.spec import STAGE_VERSIONS
 from adpa_cli.store import manifest as manifests
 from adpa_cli.store.manifest import Manifest
 from adpa_cli.store.tags import DIGITS
@@ -59,8 +62,21 @@ def _unknown(store: Store, text: str) -> NotFound:
     for work in store.unfinished():
         if len(text) >= 4 and (work.ref.startswith(text) or work.recipe.id.startswith(text)):
             return NotFound(f"{work.ref} is unfinished", f"go on: {work.command}")
+    stage, _, latest = text.partition("@")
+    if latest == "latest" and stage in STAGE_VERSIONS:
+        return NotFound(
+            f"{text}: no {stage} is finished in {store.root} (rehearsals are never the latest)",
+            "see what there is: adpa show --all",
+        )
+    if text in reserved_words():
+        return NotFound(
+            f"{text} is a built-in name, not an artifact of {store.root}", "see what there is: adpa show, adpa models"
+        )
     refs = [f"{folder.parent.name}/{folder.name}" for folder in store.folders()]
     names = [*store.tags(), *refs, *(ref.split("/")[1] for ref in refs)]
     close = difflib.get_close_matches(text, names, n=3, cutoff=0.6)
     meant = f"did you mean {' or '.join(close)}? " if close else ""
-    return NotFound(f"{text} is no tag, id or stage@latest in {store.root}", f"{meant}see what there is: adpa show")
+    short = "an id takes 4 digits or more; " if re.fullmatch("[0-9a-f]{1,3}", text) else ""
+    return NotFound(
+        f"{text} is no tag, id or stage@latest in {store.root}", f"{meant}{short}see what there is: adpa show"
+    )
