@@ -52,7 +52,7 @@ def command_help(command: TyperCommand, path: str, width: int) -> str:
     """The screen of one command that is called as `path`, at most `width` columns where words allow it."""
     width = min(width, WIDEST)
     entries = _entries(command)
-    needed = [told.names for told in entries if told.default == "[required]" or not told.names.startswith("-")]
+    needed = [one_name(told) for told in entries if told.default == "[required]" or not told.names.startswith("-")]
     lines = [*wrapped(f"Usage: {' '.join([path, *needed, '[OPTIONS]'])}", width, "       "), *about(command, width)]
     tail = everywhere(entries, width)
     panels = {told.panel: [e for e in entries if e.panel == told.panel] for told in entries if told.panel != EVERYWHERE}
@@ -97,10 +97,16 @@ def entry(param: TyperOption | TyperArgument) -> Entry:
     if isinstance(param, TyperArgument):
         metavar = param.metavar or param.name.upper()
         return Entry("What", metavar if param.required or default == "[required]" else f"[{metavar}]", told, default)
-    names = " ".join(sorted(param.opts, key=len))
+    names = " ".join(sorted(param.opts, key=lambda name: name.startswith("--")))
     if not param.is_flag:
         names += f" {param.metavar or param.name.upper().replace('_', '-')}"
     return Entry(param.rich_help_panel or "What", names, told, default)
+
+
+def one_name(told: Entry) -> str:
+    """The first of an option's names with its metavar, as a usage line says it; an argument as it is."""
+    first, *rest = told.names.split()
+    return " ".join([first, *(word for word in rest if not word.startswith("-"))]) if rest else first
 
 
 def split_default(text: str) -> tuple[str, str]:
