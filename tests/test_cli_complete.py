@@ -121,6 +121,10 @@ def test_values_of_a_key(offered: Offer) -> None:
     assert offered(line + "missing_reference = k") == ["kth"]
     assert offered(line + "kd_on_eos=f") == ["kd_on_eos=false"]
     assert offered(line + "gamma=2 --lr 1 --meth") == []
+    teachers = ["kd_teacher=", "kd_teacher=aligned", "kd_teacher=reference", "kd_teacher=sft-chosen"]
+    assert offered("adpa distill --method dckd --set kd_t") == teachers
+    assert offered("adpa distill --method seqkd --set states=")[:2] == ["states=", "states=teacher"]
+    assert offered("adpa distill --states ") == ["student", "chosen", "rejected", "teacher"]
 
 
 def test_keys_of_a_stage(offered: Offer) -> None:

@@ -43,6 +43,13 @@ def teachers(ctx: typer.Context, incomplete: str) -> list[str]:
     return _beginning(incomplete, [*aliases(), *ready_pairs(), *_stored(ctx, incomplete, MODELS)])
 
 
+def rankers(ctx: typer.Context, incomplete: str) -> list[str]:
+    """A reward model: that of a family, or one of the store."""
+    from adpa_cli.families import aliases
+
+    return _beginning(incomplete, [*aliases(), *_stored(ctx, incomplete, ("reward-model",))])
+
+
 def made_by(*stages: str) -> Answer:
     """Artifacts of some stages, or of all, with the tags that name one."""
     return lambda ctx, incomplete: _beginning(incomplete, _stored(ctx, incomplete, stages))
@@ -89,15 +96,16 @@ def settings(ctx: typer.Context, incomplete: str) -> list[str]:
 def _keys(stage: str, ctx: typer.Context) -> dict[str, list[str]]:
     """The keys of a stage, those of its method too, each with its default and the other values it may have."""
     from adpa_cli import methods as every
-    from adpa_cli.stages.settings import settable
+    from adpa_cli.stages.settings import methods_of, settable
 
-    method = {"sft": "sft", "dpo-teacher": "dpo", "distill": ctx.params.get("method") or ""}.get(stage, "")
+    method = ctx.params.get("method") or "" if stage == "distill" else methods_of(stage)[0]
     chain = ("dckd", "adpa") if method in ("adpa+", "adpa-plus") else (method,)
     known = [name for name in chain if name in every.names()]
     found = {key: _said(value) for name in known or [""] for key, value in settable(stage, name).items()}
     for name in known:
-        for field in dataclasses.fields(every.load(name).params):
-            found[field.name] = list(dict.fromkeys([*found[field.name], *map(str, field.metadata["choices"])]))
+        for field in (*dataclasses.fields(every.load(name).params), *dataclasses.fields(every.Sources)):
+            if field.name in found:
+                found[field.name] = list(dict.fromkeys([*found[field.name], *map(str, field.metadata["choices"])]))
     return found
 
 
@@ -153,7 +161,7 @@ def commands(ctx: typer.Context, incomplete: str) -> list[str]:
 ANSWERS: dict[str, Answer] = {
     "method": methods, "methods name": methods, "tag name": tags, "sets": settings, "plan words": commands,
     "student": models, "model": models, "models": models, "against": models,
-    "teacher": teachers, "reference": teachers, "refs": made_by(), "ref": made_by(),
+    "teacher": teachers, "reference": teachers, "reward_model": rankers, "refs": made_by(), "ref": made_by(),
     "chat refs": made_by(*MODELS), "export ref": made_by(*MODELS), "to": words("hf", "ollama", "gguf"),
     "rollouts": made_by("rollout"), "cache": made_by("cache-teacher"), "tag": tags,
     "data": data, "sft_data": data, "sources": data,
