@@ -129,25 +129,32 @@ def test_methods_and_models_list_what_there_is(cli: Cli) -> None:
 
 
 def test_data_shows_rows_as_the_model_sees_them(cli: Cli, tmp_path: Path) -> None:
-    shown = cli("data", "tiny-pairs", "--rows", "2", "--split", "test").out
-    assert shown.startswith("tiny-pairs: 600 rows (test)")
-    assert shown.count("· chosen ·") == shown.count("· rejected ·") == 2
-    assert shown.count("⟦") == 4
-    assert "<|end|>⟧" in shown
-    assert "read as messages" in cli("data", "tiny-sft", "--rows", "1").out
+    ran = cli("data", "tiny-pairs", "--rows", "2", "--split", "test")
+    assert ran.err.startswith("tiny-pairs: 600 rows (test)")
+    head, *rows = ran.rows
+    assert [row[2] for row in rows] == ["chosen", "rejected"] * 2
+    for row in rows:
+        text = row[head.index("text")]
+        assert text.count("⟦") == 1
+        assert text.endswith("<|end|>⟧")
+        assert 0 < int(row[head.index("trained")]) < int(row[head.index("tokens")])
+    assert "read as messages" in cli("data", "tiny-sft", "--rows", "1").err
+    assert cli("data", "tiny-sft", "--rows", "1", "-q").err == ""
     assert list(tmp_path.iterdir()) == []  # no store is needed, and none is made
 
 
 def test_data_of_a_file_needs_a_model_for_its_tokens(pipeline: Pipeline, cli: Cli, tmp_path: Path) -> None:
     write_rows(tmp_path / "pairs.jsonl", world.preferences("train")[:6])
-    plain = cli("data", "pairs.jsonl", "--rows", "1").out
-    assert "no --model" in plain
-    assert "<|assistant|>" not in plain
+    plain = cli("data", "pairs.jsonl", "--rows", "1")
+    assert "no --model" in plain.err
+    assert len(plain.rows) == 2
+    assert "<|assistant|>" not in plain.out
     ref = pipeline.made("student")
     for model in ("tiny", ref, f"./adpa-store/{ref}"):
         shown = cli("data", "pairs.jsonl", "--rows", "1", "--model", model).out
         assert "<|assistant|>⟦" in shown
     record = json.loads(cli("data", "pairs.jsonl", "--json").out)
+    assert [line["row"] for line in record["shown"]] == [int(row[0]) for row in cli("data", "pairs.jsonl").rows[1:]]
     assert record["rows"] == 5  # one prompt is held out
     assert any("1 prompts held out" in note for note in record["notes"])
     assert "--split dev" in cli.refused(2, "data", "pairs.jsonl", "--split", "dev")

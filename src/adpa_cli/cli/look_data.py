@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from adpa_cli.cli.look import out
-from adpa_cli.cli.streams import GLOBALS
+from adpa_cli.cli.streams import GLOBALS, say
 from adpa_cli.errors import UsageError
 from adpa_cli.families import DATA_ALIASES, GENERIC, Alias, ReadyPair, aliases
+from adpa_cli.report.text import tsv
 from adpa_cli.stages import lineage
 from adpa_cli.stages.graph import External
 from adpa_cli.stages.names import BUILTIN, Names, open_sources
 from adpa_cli.store.store import Store
+
+HEADER = ("row", "id", "side", "tokens", "trained", "text")
 
 
 def show_data(
@@ -38,6 +42,7 @@ def show_data(
         model = "tiny"
     marks = marks_for(sys.stdout)
     head = [f"{' + '.join(texts)}: {len(loaded.items)} rows ({split}), read as {loaded.shape}", *loaded.notes]
+    encoder = None
     if model is None:
         head.append("no --model: turns as text; name one to see its template and tokens")
         body = "\n\n".join(_plain(item, marks) for item in loaded.items[:count])
@@ -52,9 +57,26 @@ def show_data(
             console.print("\n".join([*head, ""]), markup=False)
             console.print(coloured)
             return
-    text = "\n".join([*head, "", body])
-    record = {"rows": len(loaded.items), "shape": loaded.shape, "notes": list(loaded.notes), "preview": body}
-    out(lambda: text, lambda: text, lambda: record)
+    if not (sys.stdout.isatty() or GLOBALS.json or GLOBALS.quiet):
+        say("\n".join([*head, ""]))
+    shown = [line for item in islice(loaded.items, count) for line in _rows(item, encoder, max_length, marks)]
+    record = {
+        "rows": len(loaded.items), "shape": loaded.shape, "notes": list(loaded.notes), "preview": body,
+        "shown": [dict(zip(HEADER, line, strict=True)) for line in shown],
+    }  # fmt: skip
+    out(lambda: "\n".join([*head, "", body]), lambda: tsv([HEADER, *shown]), lambda: record)
+
+
+def _rows(item: Any, encoder: Any, max_length: int, marks: tuple[str, str]) -> Iterator[tuple[Any, ...]]:
+    """One example as lines under HEADER; without an encoder its turns, not counted."""
+    from adpa_cli.data.preview import marked, views
+
+    if encoder is None:
+        yield item.row, item.id, "", "", "", _plain(item, marks).partition("\n")[2]
+        return
+    for view in views(item, encoder, max_length):
+        text = marked(view.ids, view.mask, encoder, marks, False)
+        yield view.row, view.id, view.side, len(view.ids), sum(view.mask), text
 
 
 def _encoder(model: str, refresh: bool) -> Any:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from itertools import groupby
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby, islice
 from typing import IO
 
 from adpa_cli.data.chat import Encoder, fit_dialogue
@@ -22,6 +23,28 @@ def marks_for(stream: IO[str]) -> tuple[str, str]:
     return MARKS
 
 
+@dataclass(frozen=True)
+class View:
+    """One sequence that a model sees: `side` is chosen, rejected, or empty for a dialogue; `mask` is what is trained.
+
+    `cut` counts the tokens that the maximum length took away.
+    """
+
+    row: int
+    id: str
+    side: str
+    ids: Sequence[int]
+    mask: Sequence[bool]
+    cut: int
+
+    @property
+    def head(self) -> str:
+        """One line about it."""
+        lost = f", {self.cut} cut away" if self.cut else ""
+        side = f"{self.side} · " if self.side else ""
+        return f"row {self.row} · {self.id} · {side}{len(self.ids)} tokens, {sum(self.mask)} trained{lost}"
+
+
 def preview(
     items: Iterable[Pair | Dialogue],
     encoder: Encoder,
@@ -32,28 +55,28 @@ def preview(
     markup: bool = False,
 ) -> str:
     """Text of the first `count` items, special tokens shown; `markup` colours what is trained on (rich markup)."""
-    shown = [item for _, item in zip(range(count), items, strict=False)]
-    return "\n\n".join("\n".join(_lines(item, encoder, max_length, marks, markup)) for item in shown)
+    return "\n\n".join(
+        "\n".join(
+            f"{_escape(view.head) if markup else view.head}\n{marked(view.ids, view.mask, encoder, marks, markup)}"
+            for view in views(item, encoder, max_length)
+        )
+        for item in islice(items, count)
+    )
 
 
-def _lines(
-    item: Pair | Dialogue, encoder: Encoder, max_length: int, marks: tuple[str, str], markup: bool
-) -> Iterable[str]:
-    where = f"row {item.row}"
+def views(item: Pair | Dialogue, encoder: Encoder, max_length: int) -> Iterator[View]:
+    """What a model sees of one example."""
     if isinstance(item, Dialogue):
-        views = [("", *encoder.dialogue(item.messages))]
+        found = [("", *encoder.dialogue(item.messages))]
     else:
         prompt = encoder.prompt(item.prompt)
-        views = []
+        found = []
         for name, text in (("chosen", item.chosen), ("rejected", item.rejected)):
             answer = encoder.answer(text)
-            views.append((name, prompt + answer, [False] * len(prompt) + [True] * len(answer)))
-    for name, ids, mask in views:
-        kept, seen, cut = fit_dialogue(ids, mask, max_length, bos_id=encoder.bos_id, where=where)
-        lost = f", {cut} cut away" if cut else ""
-        head = f"{where} · {item.id} · {name + ' · ' if name else ''}{len(kept)} tokens, {sum(seen)} trained{lost}"
-        yield _escape(head) if markup else head
-        yield marked(kept, seen, encoder, marks, markup)
+            found.append((name, prompt + answer, [False] * len(prompt) + [True] * len(answer)))
+    for name, ids, mask in found:
+        kept, seen, cut = fit_dialogue(ids, mask, max_length, bos_id=encoder.bos_id, where=f"row {item.row}")
+        yield View(item.row, item.id, name, kept, seen, cut)
 
 
 def marked(ids: Sequence[int], mask: Sequence[bool], encoder: Encoder, marks: tuple[str, str], markup: bool) -> str:
