@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from adpa_cli.engine import online
+from adpa_cli.engine import generate, online
 from adpa_cli.engine.buffer import Buffer
 from adpa_cli.engine.checkpoints import resume_step
 from adpa_cli.engine.critic import critic_of
@@ -202,7 +202,7 @@ def test_an_answer_depends_on_its_row_and_buffer_alone(
             raise torch.OutOfMemoryError
         return generate_block(model, prompts, *others)
 
-    monkeypatch.setattr(online, "generate_block", cramped)
+    monkeypatch.setattr(generate, "generate_block", cramped)
     halved, _ = go(folders, tmp_path / "halved", runtime=KEEPING)
     assert max(tried) == 4
     again = [Buffer.load(path) for path in sorted((tmp_path / "halved").glob("_buffer-*"))]

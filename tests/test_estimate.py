@@ -151,7 +151,7 @@ def test_operations_of_a_forward_pass() -> None:
 
 
 def test_passes_over_the_rows() -> None:
-    spec = SimpleNamespace(epochs=3.0, batch_size=4, max_steps=None)
+    spec = SimpleNamespace(epochs=3.0, batch_size=4, max_steps=None, params={})
     assert times.passes(spec, 10) == 3.0
     spec.max_steps = 5
     assert times.passes(spec, 10) == 2.0

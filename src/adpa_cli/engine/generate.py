@@ -7,6 +7,7 @@ any device; only float rounding of the logits is left to differ.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedModel
 
+from adpa_cli.engine.memory import ROOM, fitting
 from adpa_cli.engine.models import Dtype, computing
 from adpa_cli.errors import AdpaError, UsageError
 
@@ -88,6 +90,30 @@ def generate_block(
             f"The logits of row {row_ids[row]!r} are not finite.", "check the model's weights, or use float32"
         )
     return [_kept(tokens[width:].tolist(), end_id, limit) for tokens, limit in zip(output, limits, strict=True)]
+
+
+def generate_fitting(
+    model: PreTrainedModel,
+    prompts: Sequence[Sequence[int]],
+    row_ids: Sequence[str],
+    end_id: int,
+    pad_id: int,
+    sampling: Sampling,
+    context: int,
+    dtype: Dtype = "float32",
+) -> list[Generated]:
+    """`generate_block`, half of it at a time as often as memory runs out; AdpaError when one answer does not fit."""
+    rest = (end_id, pad_id, sampling, context, dtype)
+    made = fitting(functools.partial(generate_block, model, prompts, row_ids, *rest))
+    if made is not None:
+        return made
+    if len(prompts) == 1:
+        raise AdpaError(f"an answer of {sampling.max_new_tokens:,} tokens does not fit in memory", f"use {ROOM}")
+    half = len(prompts) // 2
+    return [
+        *generate_fitting(model, prompts[:half], row_ids[:half], *rest),
+        *generate_fitting(model, prompts[half:], row_ids[half:], *rest),
+    ]
 
 
 def answer_limit(prompt_tokens: int, row_id: str, sampling: Sampling, context: int) -> int:

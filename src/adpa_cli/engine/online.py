@@ -18,8 +18,7 @@ from numpy.typing import NDArray
 from adpa_cli.engine.blocks import cut_blocks
 from adpa_cli.engine.buffer import Buffer, experience, numbers
 from adpa_cli.engine.checkpoints import resume_step
-from adpa_cli.engine.generate import Generated, Sampling, generate_block
-from adpa_cli.engine.memory import ROOM, fitting
+from adpa_cli.engine.generate import Generated, Sampling, generate_fitting
 from adpa_cli.engine.models import body_and_head, check_head, load
 from adpa_cli.engine.processes import gathered
 from adpa_cli.engine.schedule import Example, TokenSequence, rows_at, steps_of
@@ -137,22 +136,12 @@ class Online:
         blocks = cut_blocks(ids, lambda i: min(len(prompts[i]) + p.max_new_tokens, longest), str, DRAW_TOKENS)
         found: dict[str, Generated] = {}
         for block in blocks[self.accelerator.process_index :: self.accelerator.num_processes]:
-            found.update(zip(block.items, self._generate(number, block.items, sampling), strict=True))
+            made = generate_fitting(
+                self.student.model, [prompts[i] for i in block.items], [f"{i} in buffer {number}" for i in block.items],
+                self.sources.end_id, self.sources.pad_id, sampling, longest, self.student.dtype,
+            )  # fmt: skip
+            found.update(zip(block.items, made, strict=True))
         return gathered(self.accelerator, found)
-
-    def _generate(self, number: int, ids: Sequence[str], sampling: Sampling) -> list[Generated]:
-        """The answers of one block, half of it at a time as often as memory runs out."""
-        made = fitting(functools.partial(
-            generate_block, self.student.model, [self.sources.prompts[i] for i in ids],
-            [f"{i} in buffer {number}" for i in ids], self.sources.end_id, self.sources.pad_id, sampling,
-            self.spec.max_length, self.student.dtype,
-        ))  # fmt: skip
-        if made is not None:
-            return made
-        if len(ids) == 1:
-            raise AdpaError(f"an answer of {sampling.max_new_tokens:,} tokens does not fit in memory", f"use {ROOM}")
-        half = len(ids) // 2
-        return [*self._generate(number, ids[:half], sampling), *self._generate(number, ids[half:], sampling)]
 
     def _score(self, examples: Sequence[Example]) -> dict[str, dict[str, NDArray[np.float32]]]:
         """Scores [T] of each answer by example id and name, one model after the other."""

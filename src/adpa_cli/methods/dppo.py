@@ -17,6 +17,21 @@ FORMULA = (
 )
 NEEDS = (Need("chosen"), Need("rollout", online=True))
 READINGS = {
+    "reward": "The paper's DPPO pays at each token (Eq. 29); its sequence-level variant pays the sum at the last one "
+    "(Eqs. 26-27): `sequence`.",
+    "rollout_batch": "The paper gives no constant of PPO: these, the clips, λ and both learning rates are those of RTO's"
+    " script for OpenRLHF. TRL makes 4 passes (`ppo_epochs=4`) with `value_weight=0.1` at temperature 0.7.",
+    "token_reward_clip": "The paper mentions none; RTO bounds the reward of a token to ± 0.05.",
+}
+NOTES = (
+    "The critic starts as a copy of the start model under a head of zeros. It is trained at its own rate and is no part "
+    "of the artifact.",
+    "An answer that a limit cut is paid at its last token; the column `cut` of metrics.jsonl says how many were.",
+    "Log-probs are those at temperature 1, whatever answers are drawn at.",
+    "Student, critic and their optimizers are in memory together; start model and teachers are loaded in turn, for each "
+    "time that answers are drawn.",
+)
+READINGS = {
     "token_reward_clip": "The paper names no bound; the code of RTO (Zhong et al. 2024), where the reward per token"
     " comes from, clips it to ±0.05.",
     "reward": "Both are the paper's: Eq. 29 (`token`), Eqs. 26-27 (`sequence`).",
@@ -37,7 +52,7 @@ class Params:
     reward: Reward = param("token", "where the teachers' log-ratio is paid", choices=get_args(Reward), origin="paper")
     beta: float = param(0.05, "β of the reward and of its distance to the start", low=0.0, high=100.0, origin="paper")
     token_reward_clip: float | None = param(None, "greatest reward of one token, in nats", low=0.0, high=1000.0)
-    rollout_batch: int = param(1024, "prompts answered at a time, a multiple of the batch size", low=1, high=1e6)
+    rollout_batch: int = param(1024, "prompts answered at a time, in whole batches", low=1, high=1e6)
     ppo_epochs: int = param(1, "passes over the answers of one time", low=1, high=100)
     temperature: float = param(1.0, "of the answers", low=0.0, high=100.0)
     max_new_tokens: int = param(1024, "tokens of an answer at most", low=1, high=1e6)

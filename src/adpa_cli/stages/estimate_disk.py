@@ -28,12 +28,15 @@ class Disk:
     extra: int = 0
 
 
-def training(model: ModelSize, steps: int, every: int, points: int = 0, keep_all: bool = False) -> Disk:
+def training(
+    model: ModelSize, steps: int, every: int, points: int = 0, keep_all: bool = False, critic: bool = False
+) -> Disk:
     """A checkpoint, and with `keep_all` one for each of the `points` that are looked at.
 
-    Meanwhile resume points of weights and two moments, the new one beside the old; and the best point beside a better.
+    Meanwhile resume points of weights and two moments, the new one beside the old, a critic's with them; and the best
+    point beside a better.
     """
-    resume = 12 * model.parameters
+    resume = 12 * model.parameters * (2 if critic else 1)
     saved = (steps - 1) // every
     last = model.checkpoint + LOG_LINE * steps
     beside = points * model.checkpoint if keep_all else 0

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from adpa_cli.stages.model_size import ModelSize
 from adpa_cli.stages.row_lengths import Row, Rows
@@ -17,6 +18,7 @@ PYTHON = 390_000_000  # resident: Python, torch, transformers, accelerate, pyarr
 CUDA = 600_000_000  # context and kernels on a card
 KEEP_BYTES = 64 * 2**20  # as in tensors/head.py
 TILE_CELLS = 2**23
+DRAWN_TOGETHER = 32768  # as in engine/online.py
 TILES = 4  # of logits alive at once: product, padded copy, exponentials, gradient
 ROW_IN_PYTHON, TOKEN_IN_PYTHON = 3000, 45  # bytes of a row, and of each of its tokens, in the lists that keep them
 RETAINED = {"cpu": 1.4, "cuda": 1.15}
@@ -52,9 +54,28 @@ def training(
     """Weights, gradients, two moments; activations and head of the largest micro-batch. `ids` are read per position."""
     micro = largest_micro_batch(rows, tokens_per_device, batch_size)
     answers = micro * answer_share(rows)
-    weights = model.parameters * (16 + (2 if dtype == "bfloat16" else 0) + (4 if where.processes > 1 else 0))
     work = activations(model, micro, dtype) + head_training(model, answers, ids)
-    return where.total(weights, work, row_bytes(rows))
+    return where.total(trained(model, dtype, where), work, row_bytes(rows))
+
+
+def online(models: Sequence[ModelSize], rows: Rows, spec: Any, tokens: int, where: Where) -> Memory:
+    """A student and its critic with gradients and moments; beside them the most of a step, of drawing answers, and of
+    one of the models that read them in turn."""
+    student = models[0]
+    micro = largest_micro_batch(rows, tokens, spec.batch_size)
+    answers = micro * answer_share(rows)
+    weights = trained(student, spec.dtype, where) * 2
+    step = activations(student, micro, spec.dtype) * (1 + 1 / len(rows)) + head_training(student, answers, 1)
+    new = spec.params["max_new_tokens"]
+    drawing = block_of_answers(student, rows["rollout"], spec.dtype, DRAWN_TOGETHER, new, spec.max_length)
+    reading = max(frozen(m, spec.dtype) + passing(m, micro, spec.dtype) + tiles(m, answers) for m in models)
+    left = SECOND_MODEL if where.kind == "cpu" else 0
+    return where.total(weights + left, max(step, drawing, reading), row_bytes(rows))
+
+
+def trained(model: ModelSize, dtype: str, where: Where) -> float:
+    """Weights, gradients and two moments, and what several processes sum gradients in."""
+    return model.parameters * (16.0 + (2 if dtype == "bfloat16" else 0) + (4 if where.processes > 1 else 0))
 
 
 def largest_micro_batch(rows: Rows, tokens: int, batch_size: int) -> float:
@@ -127,6 +148,14 @@ def frozen(model: ModelSize, dtype: str) -> float:
 def generating(
     model: ModelSize, rows: Sequence[Row], dtype: str, block_tokens: int, new: int, longest: int, where: Where
 ) -> Memory:
+    """Drawing answers in blocks."""
+    work = block_of_answers(model, rows, dtype, block_tokens, new, longest)
+    return where.total(frozen(model, dtype), work, row_bytes({"rollout": list(rows)}))
+
+
+def block_of_answers(
+    model: ModelSize, rows: Sequence[Row], dtype: str, block_tokens: int, new: int, longest: int
+) -> float:
     """A block of prompts with the keys and values of all layers, grown by copying, and the scores of its rows."""
     room = [min(row.prompt + new, float(longest)) for row in rows]
     widest = max(room, default=0.0)
@@ -136,8 +165,7 @@ def generating(
     cache = 2 * model.layers * model.keys * block * (4 if dtype == "float32" else 3)
     grown = cache / max(1, model.layers)
     scores = count * model.vocabulary * 40
-    work = cache + 2 * grown + max(passing(model, prompts, dtype), scores)
-    return where.total(frozen(model, dtype), work, row_bytes({"rollout": list(rows)}))
+    return cache + 2 * grown + max(passing(model, prompts, dtype), scores)
 
 
 def row_bytes(rows: Rows) -> float:

@@ -11,11 +11,12 @@ import json
 import os
 import statistics
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from adpa_cli.engine.schedule import whole_steps
+from adpa_cli.engine.schedule import steps_of, whole_steps
 from adpa_cli.errors import AdpaError
 from adpa_cli.stages.machine import Machine
 from adpa_cli.stages.model_size import ModelSize, model_size
@@ -26,7 +27,7 @@ from adpa_cli.store.store import Store
 
 KINDS = {
     "sft": "training", "dpo-teacher": "training", "distill": "training", "cache-teacher": "scoring",
-    "eval": "scoring", "rollout": "generating",
+    "eval": "scoring", "rollout": "generating", "reward-model": "training", "rewards": "scoring",
 }  # fmt: skip
 REACHED = {"training": 0.35, "scoring": 0.35, "generating": 0.1}
 """Share of a product's speed that each kind of stage reached with models of 12 M parameters on a CPU."""
@@ -59,8 +60,21 @@ def forward_flops(model: ModelSize, row: Row) -> float:
 
 def passes(spec: Any, rows: int) -> float:
     """How often a training sees its rows."""
-    steps = whole_steps(rows, spec.epochs, spec.batch_size, spec.max_steps)
-    return float(min(steps * spec.batch_size / rows, spec.epochs))
+    again = spec.params.get("ppo_epochs", 1)
+    return float(min(steps_of(rows, spec) * spec.batch_size / rows, spec.epochs * again))
+
+
+def online_flops(models: Sequence[ModelSize], rows: Sequence[Row], passes: float, drawn: float) -> float:
+    """What the answers `rows` cost that are drawn in training, beside the student's own steps.
+
+    The critic trains on them `passes` times. `drawn` times they are generated, which is slower than training by as much
+    as is known of both, and read by the student, the critic, the start model and the two teachers.
+    """
+    student, *teachers = models
+    slower = REACHED["training"] / REACHED["generating"]
+    once = sum(forward_flops(student, row) for row in rows)
+    taught = sum(forward_flops(teacher, row) for teacher in teachers for row in rows)
+    return once * (3 * passes + (slower + 3) * drawn) + taught * drawn
 
 
 def past_speed(store: Store, kind: str, machine: Machine, made: list[Manifest], share: float) -> float | None:
@@ -90,6 +104,8 @@ def _flops_of(manifest: Manifest, store: Store, share: float) -> float:
     if not tokens:
         return 0.0
     if KINDS[manifest.stage] == "training":
+        if "aligned" in manifest.inputs:
+            return 0.0  # most of its work was not training
         rows = int(metrics["examples"])
         steps = whole_steps(rows, spec["epochs"], spec["batch_size"], spec["max_steps"])
         seen = float(min(steps * spec["batch_size"] / rows, spec["epochs"]))

@@ -16,6 +16,9 @@ from adpa_cli.errors import AdpaError
 from adpa_cli.spec import Runtime
 from adpa_cli.store.disk import write_atomic
 
+ALONE = ("eval", "rewards")
+"""Stages that make figures of one model: one process does."""
+
 
 @dataclass(frozen=True)
 class Located:

@@ -128,7 +128,7 @@ def _data(
 
 def _selects(data: External, kind: str, spec: TrainSpec) -> Sequence[str]:
     """Whether there are rows for `--select best` to look at, or steps enough for `--select STEP`."""
-    from adpa_cli.engine.schedule import whole_steps
+    from adpa_cli.engine.schedule import steps_of
     from adpa_cli.stages import examples
 
     read = examples.dialogues_of if kind == "dialogues" else examples.pairs_of
@@ -140,7 +140,7 @@ def _selects(data: External, kind: str, spec: TrainSpec) -> Sequence[str]:
             raise DataError(f"--select best looks at held-out rows of {data.label}: {error.message}", hint) from error
         return ()
     rows = len(read(data.where, "train", spec.limit, spec.skip_bad_rows).items)
-    spec.last_step(whole_steps(rows, spec.epochs, spec.batch_size, spec.max_steps))
+    spec.last_step(steps_of(rows, spec))
     return ()
 
 

@@ -74,7 +74,7 @@ def rows_of(node: Node, store: Store) -> Rows:
         return {part: [row.fitted(node.spec.max_length) for row in found[: node.spec.limit]]
                 for part, found in rows.items()}  # fmt: skip
     data = node.inputs["data"]
-    model = node.inputs.get("model") or node.inputs["aligned"]
+    model = next(node.inputs[role] for role in ("model", "aligned", "reward_model") if role in node.inputs)
     if isinstance(model, tuple) or not isinstance(data, External):
         raise AdpaError(f"{node.label} does not tell what it reads")
     if data.download or not data.is_open:
@@ -93,6 +93,8 @@ def rows_of(node: Node, store: Store) -> Rows:
         answers = single(node, "rollouts", store)
         mean = _mean_answer(answers, store) if isinstance(answers, Node | Artifact) else None
         rows["rollout"] = [Row(r.prompt, r.answer if mean is None else mean) for r in rows["chosen"]]
+    elif "aligned" in node.inputs and node.stage == "distill":  # drawn in training: guessed, as those of a rollout
+        rows["rollout"] = rows["chosen"]
     elif node.stage == "distill" and spec.source("rollout") != "rollout":
         rows["rollout"] = rows[spec.source("rollout")]
     return rows

@@ -5,17 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 from adpa_cli import methods
 from adpa_cli.engine import schedule
 from adpa_cli.errors import AdpaError
-from adpa_cli.spec import Runtime
+from adpa_cli.spec import Runtime, auto_target
 from adpa_cli.stages import estimate_disk as disk
 from adpa_cli.stages import estimate_memory as memory
 from adpa_cli.stages import estimate_time as times
 from adpa_cli.stages.estimate_disk import Disk
 from adpa_cli.stages.estimate_memory import Memory, Where
 from adpa_cli.stages.graph import External, Node
+from adpa_cli.stages.job import ALONE
 from adpa_cli.stages.lineage import folder_of
 from adpa_cli.stages.machine import Machine
 from adpa_cli.stages.model_size import ModelSize, model_size
@@ -71,7 +73,7 @@ class Clock:
 
 def cost_of(node: Node, store: Store, runtime: Runtime, machine: Machine, clock: Clock) -> Cost:
     """What one stage takes; only what can be told, when its data or its model cannot be read yet."""
-    where = Where(machine.kind, 1 if node.stage == "eval" else runtime.processes)
+    where = Where(machine.kind, 1 if node.stage in ALONE else runtime.processes)
     try:
         models = models_of(node, store)
     except CANNOT_TELL:
@@ -96,6 +98,8 @@ def planned_rows(node: Node, store: Store, runtime: Runtime) -> tuple[Rows, bool
         longest = node.spec.max_length
         row = Row(longest / 2, longest / 2)
         parts = {"sft": ("chosen",), "rollout": ("rollout",)}.get(node.stage, ("chosen", "rejected"))
+        if node.stage == "distill" and is_online(node.spec):
+            parts = ("chosen", "rollout")
         tokens = max(runtime.tokens_per_device, getattr(node.spec, "block_tokens", 0))
         return {part: [row] * max(1, tokens // longest) for part in parts}, False
 
@@ -104,6 +108,12 @@ def models_of(node: Node, store: Store) -> list[ModelSize]:
     """The sizes of the models that a stage loads, one after the other."""
     roles = ("model", "aligned", "reference", "reward_model")
     return [model_size(item, store) for role, item in node.flat_inputs() if role in roles]
+
+
+def is_online(spec: Any) -> bool:
+    """Whether a training draws answers while it goes on."""
+    read = methods.load(spec.method)
+    return any(need.online for need in read.needs_for(read.params(**spec.params)))
 
 
 def signal_ids(node: Node) -> int:
@@ -119,7 +129,11 @@ def _flops(node: Node, rows: Rows, models: Sequence[ModelSize]) -> float:
         used: Rows = {str(need.part): rows[need.part] for need in needs if need.part in rows} or rows
         count = max(map(len, used.values()), default=0)
         scored = sum(need.start for need in needs)
-        return times.training_flops(models[0], used, times.passes(node.spec, count), scored) if count else 0.0
+        passes = times.passes(node.spec, count) if count else 0.0
+        flops = times.training_flops(models[0], used, passes, scored)
+        if any(need.online for need in needs):
+            flops += times.online_flops(models, used["rollout"], passes, passes / node.spec.params["ppo_epochs"])
+        return flops
     return sum(times.forward_flops(m, row) for m in models for part in rows.values() for row in part)
 
 
@@ -127,21 +141,24 @@ def _disk(node: Node, rows: Rows, models: Sequence[ModelSize], runtime: Runtime,
     spec = node.spec
     count = max(map(len, rows.values()), default=0)
     if times.KINDS[node.stage] == "training":
-        steps = schedule.whole_steps(count, spec.epochs, spec.batch_size, spec.max_steps)
+        steps = schedule.steps_of(count, spec)
         looked_at = spec.keep == "all" or spec.select == "best"
         points = len(schedule.points(count, spec.batch_size, steps)) if looked_at else 0
         every = runtime.checkpoint_steps or schedule.half_epoch(count, spec.batch_size)
-        return disk.training(models[0], steps, every, points, spec.keep == "all")
+        return disk.training(models[0], steps, every, points, spec.keep == "all", critic=is_online(spec))
     flat = [row for part in rows.values() for row in part]
     if node.stage == "rollout":
         return disk.rollout(flat, models[0].vocabulary)
     if node.stage == "eval":
         return disk.evaluation(count, 1 + ("rollouts" in node.inputs) + ("against" in node.inputs))
+    if node.stage == "rewards":
+        return disk.evaluation(count, len(rows))
     aligned = node.inputs["aligned"]
     pair = spec.pair_precision if "reference" in node.inputs else None
     tokenizer = 0 if isinstance(aligned, tuple) else _tokenizer_bytes(node, store)
     k = min(spec.top_k, models[0].vocabulary)
-    per_token = disk.signal_bytes_per_token(models[0].vocabulary, k, spec.precision, pair)
+    step = spec.precision if auto_target(spec.precision) is None else 1 / 32
+    per_token = disk.signal_bytes_per_token(models[0].vocabulary, k, step, pair)
     return disk.capture(flat, per_token, k, pair is not None, tokenizer)
 
 
@@ -158,6 +175,8 @@ def memory_of(node: Node, rows: Rows, models: Sequence[ModelSize], runtime: Runt
         read = methods.load(spec.method)
         used = {str(need.part) for need in read.needs_for(read.params(**spec.params))}
         own: Rows = {part: found for part, found in rows.items() if part in used} or rows
+        if is_online(spec):
+            return memory.online(models, own, spec, runtime.tokens_per_device, where)
         return memory.training(
             models[0], own, spec.dtype, spec.batch_size, runtime.tokens_per_device, signal_ids(node), where
         )

@@ -1,0 +1,89 @@
+"""`adpa distill --method dppo`: both teachers are inputs, a plan shows them and their cost, and it runs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from adpa_cli.store.store import Store
+from cli_samples import SMALL, Cli, Pipeline
+
+DPPO = ("distill", "--method", "dppo", "--student", "tiny", "--no-eval")
+
+
+def test_a_plan_has_the_teachers_and_neither_signal_nor_rollouts_of_the_student(cli: Cli) -> None:
+    rows = cli(*DPPO, "-n").rows
+    assert [row[2] for row in rows] == ["student", "reference teacher", "aligned teacher", "distill dppo"]
+    assert rows[3][3] == f"dppo β 0.1 from {rows[0][4]}"
+    plain = cli("distill", "--method", "dpo", "--student", "tiny", "--no-eval", "-n").rows[-1]
+    assert int(rows[3][6]) > int(plain[6]) > 0  # seconds
+    other = cli(*DPPO, "--set", "reward=sequence", "-n").rows
+    ids, others = ([row[4] for row in found] for found in (rows, other))
+    assert ids[:3] == others[:3]
+    assert ids[3] != others[3]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--set", "reward=word"), "reward is one of token, sequence"),
+        (("--set", "ppo_epochs=0"), "ppo_epochs lies between 1 and 100"),
+        (("--set", "states=teacher"), "no such setting here"),
+    ],
+)
+def test_what_it_does_not_take_is_refused(words: tuple[str, ...], said: str, cli: Cli) -> None:
+    assert said in cli.refused(2, *DPPO, *words)
+
+
+def test_it_trains_a_student_that_the_others_can_use(pipeline: Pipeline, cli: Cli) -> None:
+    """Four steps of 16 prompts in two passes: one buffer of 32."""
+    words = (*DPPO, "--data", pipeline.data, *SMALL, "--batch-size", 16, "--max-steps", 4, "--set", "ppo_epochs=2")
+    ref = cli(*words).ref
+    store = Store(pipeline.store)
+    made = store.get(ref)
+    assert made is not None
+    assert set(made.inputs) == {"model", "data", "aligned", "reference"}
+    below = {role: store.get(str(made.inputs[role])).ref for role in ("model", "aligned", "reference")}
+    assert below == {
+        role: pipeline.made(name)
+        for role, name in (("model", "student"), ("aligned", "aligned teacher"), ("reference", "reference teacher"))
+    }
+    folder = store.folder(ref)
+    ours, theirs = (load_file(path / "model.safetensors") for path in (folder, store.folder(below["model"])))
+    assert ours.keys() == theirs.keys(), "the critic is no part of the student"
+    assert any(bool((ours[name] != theirs[name]).any()) for name in ours)
+    assert not list(folder.glob("_*"))
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2, 3, 4]
+    assert len({line["reward"] for line in lines}) == 1
+    assert lines[0]["kl"] == pytest.approx(0.0, abs=1e-4)
+    shown = cli("show", ref).out
+    assert all(name in shown for name in below.values())
+    assert "nothing to do" in cli(*words).err
+
+    assert f"dppo has no use for {pipeline.made('signal')}" in cli.refused(
+        2, *words, "--cache", pipeline.made("signal")
+    )
+    assert "dppo has no use for" in cli.refused(2, *words, "--rollouts", pipeline.made("rollouts"))
+
+
+def test_a_student_of_no_family_needs_both_teachers_named(pipeline: Pipeline, cli: Cli, tmp_path: Path) -> None:
+    student, aligned = (pipeline.store / pipeline.made(role) for role in ("student", "aligned teacher"))
+    words = ("distill", "--method", "dppo", "--data", pipeline.data, "--no-eval", "-n")
+    folders = []
+    for folder in (student, aligned):  # models of which nothing is known but their weights
+        folders.append(tmp_path / folder.name)
+        folders[-1].mkdir()
+        for path in folder.iterdir():
+            if path.name not in ("manifest.json", "card.md", "README.md"):
+                (folders[-1] / path.name).write_bytes(path.read_bytes())
+    words = (*words, "--student", folders[0])
+    said = cli.refused(2, *words)
+    assert "dppo needs a teacher" in said
+    assert "--cache" not in said
+    assert "needs the model that the teacher was aligned from" in cli.refused(2, *words, "--teacher", folders[1])
+    rows = cli(*words, "--teacher", folders[1], "--reference", folders[0]).rows
+    assert [row[2] for row in rows] == ["distill dppo"]
