@@ -129,6 +129,13 @@ def test_adpa_plus_takes_states_for_its_last_method(cli: Cli) -> None:
     assert roles == [STUDENT, REFERENCE, ALIGNED, "signal", "distill dckd", "signal", "distill adpa"]
 
 
+def cache_of(pipeline: Pipeline, ref: str) -> str:
+    """The signal that a student was trained on."""
+    made = Store.find(pipeline.store).get(ref)
+    assert made is not None
+    return f"cache-teacher/{made.inputs['cache'][0].removeprefix('artifact:')[:12]}"
+
+
 def recipe_makes(cli: Cli, ref: str, said: str) -> None:
     """The recipe of an artifact says how, and makes it from nothing."""
     text = cli("show", ref, "--recipe").out
@@ -169,6 +176,9 @@ def test_the_four_trainings_read_the_same_prompts_and_chosen_answers(
         assert rows.difference is not None
     recipe_makes(cli, refs[1], 'states = "chosen"')
     recipe_makes(cli, refs[3], 'states = "teacher"')
+    by_hand = ["distill", "--method", "adpa", "--student", pipeline.made("student"), *pipeline.words[5:], "--no-eval"]
+    for states, ref in zip(STATES, refs, strict=True):
+        assert cli(*by_hand, "--states", states, "--cache", cache_of(pipeline, ref)).ref == ref
 
 
 def test_seqkd_on_chosen_answers_trains_what_sft_trains(pipeline: Pipeline, cli: Cli) -> None:
@@ -216,11 +226,8 @@ def test_a_signal_given_by_hand_makes_the_same_id(pipeline: Pipeline, cli: Cli) 
     words = [*pipeline.words, "--no-eval", "--set", "kd_teacher=sft-chosen"]
     words[2] = "dckd"
     ref = cli(*words).ref
-    made = Store.find(pipeline.store).get(ref)
-    assert made is not None
-    cache = made.inputs["cache"][0]
     student = pipeline.made("student")
-    by_hand = ["distill", "--method", "dckd", "--student", student, "--cache", f"cache-teacher/{cache[9:21]}"]
+    by_hand = ["distill", "--method", "dckd", "--student", student, "--cache", cache_of(pipeline, ref)]
     assert cli(*by_hand, *pipeline.words[5:], "--no-eval").ref == ref
     recipe_makes(cli, ref, 'kd_teacher = "sft-chosen"')
 
