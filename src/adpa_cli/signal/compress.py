@@ -52,7 +52,7 @@ class Decompressor:
     def __init__(self) -> None:
         self._zstd = zstandard.ZstdDecompressor()
 
-    def content(self, frame: bytes) -> bytes:
+    def content(self, frame: bytes | memoryview) -> bytes:
         """The content of exactly one frame. Raises Corrupt on damage, a missing size or checksum, or a zip bomb."""
         try:
             facts = zstandard.get_frame_parameters(frame)

@@ -1,8 +1,10 @@
-"""The content of a frame to rows, and the sums to 1: docs/format.md, "The content of a frame"."""
+"""The content of frames to rows, and the sums to 1: docs/format.md, "The content of a frame"."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import fields, replace
+from itertools import accumulate, pairwise
 from typing import Any
 
 import numpy as np
@@ -10,10 +12,9 @@ from numpy.typing import NDArray
 
 from adpa_cli.errors import Corrupt
 from adpa_cli.signal.frame import Ranking, expected_in_reference, key_tag, lowest
-from adpa_cli.signal.numbers import ESCAPE, INFINITE, Cursor, unzigzag
+from adpa_cli.signal.numbers import ESCAPE, INFINITE, Cursor, among, columns, sums, unzigzag
 from adpa_cli.signal.rows import (
     AnswerKey,
-    Bools,
     Floats,
     Ints,
     SignalRows,
@@ -23,39 +24,55 @@ from adpa_cli.signal.rows import (
     reference_logps,
 )
 
+Positions = NDArray[np.intp]
+_NONE = -(1 << 30)
+"""What INFINITE, the code of no mass, becomes when it is read as a signed number."""
+Framed = tuple[AnswerKey, int, bytes]
+"""The key of an answer, its number of tokens, the content of its frame."""
 
-def decode_frame(
-    key: AnswerKey, tokens: int, content: bytes, spec: SignalSpec, ranking: Ranking, raw: bool
-) -> SignalRows:
-    """The rows of one frame: the stored values when `raw`, else with each teacher's classes summing to 1.
 
-    Raises Corrupt when the content does not fit the key, the number of tokens or the spec.
+def decode_frames(frames: Sequence[Framed], spec: SignalSpec, ranking: Ranking, raw: bool) -> list[SignalRows]:
+    """The rows of each frame: the stored values when `raw`, else with each teacher's classes summing to 1.
+
+    They are slices of arrays that all frames share. Raises Corrupt when a content does not fit its key, its number of
+    tokens or the spec; which one it was is told by decoding them one by one.
     """
-    data = Cursor(content)
-    tag, count, missing = data.head(3)
-    if (tag, count) != (key_tag(key), tokens):
+    data = Cursor([content for _, _, content in frames])
+    heads, tokens = data.head(3), [count for _, count, _ in frames]
+    if [head[:2] for head in heads] != [(key_tag(key), count) for key, count, _ in frames]:
         raise Corrupt("a frame belongs to another answer")
+    missing = [head[2] for head in heads]
     ids = _decode_ids(data, tokens, spec, ranking)
-    labels, logps, beside = _decode_aligned(data, tokens, missing, spec)
-    place = labels[:tokens]
-    outside = place == 0
-    flat = np.arange(-1, tokens * spec.k - 1, spec.k) + place
-    label_ids, label_logps = ids.reshape(-1)[flat], logps.reshape(-1)[flat]
-    label_ids[outside] = _to_ids(labels[tokens:], ranking)
-    label_logps[outside] = beside[tokens:]
-    rows = SignalRows(ids, logps, label_ids, label_logps, beside[:tokens])
+    place, outside, ranks, logps, rest, label = _decode_aligned(data, tokens, missing, spec)
+    flat = np.arange(-1, ids.size - 1, spec.k) + place
+    label_ids, label_logps = ids.take(flat), logps.take(flat)
+    label_ids[outside] = _to_ids(ranks, ranking)
+    label_logps[outside] = label
+    rows = SignalRows(ids, logps, label_ids, label_logps, rest)
     if spec.has_reference:
-        rows = _decode_reference(data, rows, outside, flat, spec.difference_step)
+        rows = _decode_reference(data, rows, tokens, missing, outside, flat, spec.difference_step)
     data.finish()
-    return rows if raw else _renormalised(rows, outside)
+    return _apart(rows if raw else _renormalised(rows, outside), tokens)
 
 
-def _decode_ids(data: Cursor, tokens: int, spec: SignalSpec, ranking: Ranking) -> Ints:
-    deltas = data.ints(tokens * spec.k, limit=max(spec.vocab_size, ESCAPE)).reshape(tokens, spec.k)
+def _apart(rows: SignalRows, tokens: Sequence[int]) -> list[SignalRows]:
+    """The rows of each answer, of rows that hold all of them."""
+    if len(tokens) == 1:
+        return [rows]
+    bounds = list(pairwise(accumulate(tokens, initial=0)))
+    arrays: dict[str, Any] = {field.name: getattr(rows, field.name) for field in fields(SignalRows)}
+    stored = {name: array for name, array in arrays.items() if array is not None}
+    return [SignalRows(**{name: array[a:b] for name, array in stored.items()}) for a, b in bounds]
+
+
+def _decode_ids(data: Cursor, tokens: Sequence[int], spec: SignalSpec, ranking: Ranking) -> Ints:
+    k = spec.k
+    deltas = data.ints([n * k for n in tokens], limit=max(spec.vocab_size, ESCAPE)).reshape(-1, k)
     deltas += 1
-    wide = spec.k * (spec.vocab_size + ESCAPE) > INFINITE
-    ranks = np.cumsum(deltas, axis=1, dtype=np.int64 if wide else np.int32)
-    return _to_ids(np.subtract(ranks, 1, out=ranks), ranking)
+    wide = k * (spec.vocab_size + ESCAPE) > INFINITE
+    ranks = deltas.cumsum(axis=1, dtype=np.int64 if wide else np.int32)
+    ranks -= 1
+    return _to_ids(ranks, ranking)
 
 
 def _to_ids(ranks: NDArray[Any], ranking: Ranking) -> Ints:
@@ -65,63 +82,93 @@ def _to_ids(ranks: NDArray[Any], ranking: Ranking) -> Ints:
         raise Corrupt("a frame has an id outside the vocabulary") from None
 
 
-def _decode_aligned(data: Cursor, tokens: int, missing: int, spec: SignalSpec) -> tuple[Ints, Floats, Floats]:
-    """([T + missing] places and ranks of the labels, [T, K] log-probs, [T + missing] of the rest and the label)."""
-    size = tokens * spec.k
+def _decode_aligned(
+    data: Cursor, tokens: Sequence[int], missing: Sequence[int], spec: SignalSpec
+) -> tuple[Ints, Positions, Ints, Floats, Floats, Floats]:
+    """[T] places of the labels, [M] tokens of those outside the ids, [M] their ranks; log-probs [T, K], rest, [M]."""
+    each = [n * spec.k for n in tokens]
     if spec.step == 0:
-        labels, floats = data.ints(tokens + missing), data.floats(size + tokens + missing)
-        _check_places(labels[:tokens], missing, spec.k)
-        return labels, floats[:size].reshape(tokens, spec.k), floats[size:]
-    above = data.ints(size).reshape(tokens, spec.k)
-    columns = data.ints(3 * tokens + 2 * missing)
-    labels, stored = columns[: tokens + missing], columns[tokens + missing :]
-    _check_places(labels[:tokens], missing, spec.k)
-    codes = unzigzag(stored)
-    base = np.cumsum(codes[:tokens], dtype=np.int32)
-    codes = codes[tokens:] + np.concatenate([base, base[labels[:tokens] == 0]])
-    step = np.float32(spec.step)
-    logps, beside = above.astype(np.float32), codes.astype(np.float32) * -step
+        place, ranks = columns(data.ints(_total(tokens, missing)), (tokens, missing))
+        outside = _outside(place, tokens, missing, spec.k)
+        lengths = (each, tokens, missing)
+        flat, rest, label = columns(data.floats(_total(*lengths)), lengths)
+        return place, outside, ranks, flat.reshape(-1, spec.k), rest, label
+    logps = data.ints_as_floats(each).reshape(-1, spec.k)
+    several = (tokens, missing, tokens, tokens, missing)
+    stored = data.ints(_total(*several))
+    place, ranks, *_ = columns(stored, several)
+    outside = _outside(place, tokens, missing, spec.k)
+    _, _, moves, rests, labels = columns(unzigzag(stored), several)
+    base = sums(moves, tokens)
+    absent = logps == INFINITE if logps.max(initial=0) == INFINITE else None
     logps -= base[:, None].astype(np.float32)
-    logps *= step
-    for values, absent in ((logps, above), (beside, stored[tokens:])):
-        if absent.size and absent.max() == INFINITE:
-            values[absent == INFINITE] = -np.inf
-    return labels, logps, beside
+    logps *= np.float32(spec.step)
+    if absent is not None:
+        logps[absent] = -np.inf
+    return place, outside, ranks, logps, _beside(rests, base, spec.step), _beside(labels, base[outside], spec.step)
 
 
-def _check_places(place: Ints, missing: int, k: int) -> None:
-    if place.size and (place.max() > k or np.count_nonzero(place) != place.size - missing):
+def _beside(moves: Ints, base: Ints, step: float) -> Floats:
+    """Log-probs that are stored against the base of their token."""
+    values: Floats = (moves + base).astype(np.float32)
+    values *= np.float32(-step)
+    values[moves == _NONE] = -np.inf
+    return values
+
+
+def _total(*lengths: Sequence[int]) -> list[int]:
+    return list(map(sum, zip(*lengths, strict=True)))
+
+
+def _outside(place: Ints, tokens: Sequence[int], missing: Sequence[int], k: int) -> Positions:
+    """[M] the tokens whose label is not among their ids."""
+    outside: Positions = (place == 0).nonzero()[0]
+    if place.max(initial=0) > k or among(outside, tokens) != missing:
         raise Corrupt("a frame places a label beyond its ids")
+    return outside
 
 
 def _decode_reference(
-    data: Cursor, rows: SignalRows, outside: Bools, flat: NDArray[np.intp], step: float
+    data: Cursor,
+    rows: SignalRows,
+    tokens: Sequence[int],
+    missing: Sequence[int],
+    outside: Positions,
+    flat: Positions,
+    step: float,
 ) -> SignalRows:
-    tokens = len(rows)
-    difference = data.signed(rows.ids.size, step)
-    beside = data.signed(2 * tokens + int(np.count_nonzero(outside)), step)
-    kth = lowest(rows.logps) - beside[:tokens]
-    below = difference[flat]
-    below[outside] = beside[2 * tokens :]
-    label = finite_or_zero(rows.label_logps) - below
-    rest = finite_or_zero(rows.rest_logps) - beside[tokens : 2 * tokens]
+    each = [n * rows.ids.shape[1] for n in tokens]
+    difference = data.signed(each, step)
+    lengths = (tokens, tokens, missing)
+    depth, rest, label = columns(data.signed(_total(*lengths), step), lengths)
+    kth = lowest(rows.logps) - depth
+    below = difference.take(flat)
+    below[outside] = label
     difference = difference.reshape(rows.ids.shape)
     in_reference = expected_in_reference(rows.logps, difference, kth)
-    flips = np.cumsum(data.ints(int(data.ints(1)[0])).astype(np.int64) + 1) - 1
-    if flips.size and flips[-1] >= in_reference.size:
-        raise Corrupt("a frame marks an id that it does not have")
-    in_reference.reshape(-1)[flips] ^= True
+    in_reference.reshape(-1)[_decode_flips(data, each)] ^= True
     return replace(
         rows,
         difference=difference,
         in_reference=in_reference,
         reference_kth=kth,
-        reference_label_logps=label,
-        reference_rest_logps=rest,
+        reference_label_logps=finite_or_zero(rows.label_logps) - below,
+        reference_rest_logps=finite_or_zero(rows.rest_logps) - rest,
     )
 
 
-def _renormalised(rows: SignalRows, outside: Bools) -> SignalRows:
+def _decode_flips(data: Cursor, each: Sequence[int]) -> Positions:
+    """The positions of the flipped bits among all frames' ids, of which each frame has `each`."""
+    counts = data.ints([1] * len(each)).tolist()
+    gaps = data.ints(counts).astype(np.int64) + 1
+    starts = list(accumulate(each, initial=0))
+    found = [gaps[a:b].cumsum() - 1 for a, b in pairwise(accumulate(counts, initial=0))]
+    if any(run.size and run[-1] >= size for run, size in zip(found, each, strict=True)):
+        raise Corrupt("a frame marks an id that it does not have")
+    return np.concatenate([run + start for run, start in zip(found, starts, strict=False)])
+
+
+def _renormalised(rows: SignalRows, outside: Positions) -> SignalRows:
     """Each teacher's log-probs less the log of what its classes {ids, label if outside, rest} sum to; in place."""
     excess = log_total(rows.logps, rows.label_logps, rows.rest_logps, outside)
     if rows.difference is not None:
@@ -138,15 +185,15 @@ def _renormalised(rows: SignalRows, outside: Bools) -> SignalRows:
     return rows
 
 
-def log_total(logps: Floats, label: Floats, rest: Floats, outside: Bools) -> Floats:
+def log_total(logps: Floats, label: Floats, rest: Floats, outside: Positions) -> Floats:
     """[T] log of the mass of the classes; 0 where nothing has mass, so that subtracting it is always defined."""
     with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
         total = np.einsum("tk->t", np.exp(logps))
         total += np.exp(rest)
-        total += np.exp(label) * outside
+        total[outside] += np.exp(label[outside])
         result: Floats = np.log(total)
     for t in (~np.isfinite(result)).nonzero()[0]:
-        classes = np.concatenate([logps[t], rest[t : t + 1], label[t : t + 1][outside[t : t + 1]]])
+        classes = np.concatenate([logps[t], rest[t : t + 1], label[t : t + 1] if t in outside else rest[:0]])
         top = classes.max()
         result[t] = top + np.log(np.exp(classes - top).sum()) if np.isfinite(top) else 0
     return result

@@ -125,11 +125,11 @@ def write_ranking(ids: Ints, classes: Sequence[int]) -> bytes:
 
 def read_ranking(frame: bytes, index: Index) -> Ranking:
     """The inverse of `write_ranking`. Raises Corrupt."""
-    data = Cursor(Decompressor().content(frame))
+    data = Cursor([Decompressor().content(frame)])
     total, vocabulary = sum(index.classes), index.spec.vocab_size
     if total > vocabulary:
         raise Corrupt("the ranking has more ids than the vocabulary")
-    gaps = data.ints(total).astype(np.int64) + 1
+    gaps = data.ints([total]).astype(np.int64) + 1
     data.finish()
     bounds = np.cumsum([0, *index.classes])
     ids = np.concatenate([np.zeros(0, dtype=np.int64), *(np.cumsum(gaps[a:b]) - 1 for a, b in pairwise(bounds))])

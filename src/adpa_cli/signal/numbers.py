@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
+from itertools import accumulate, pairwise
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +14,7 @@ from adpa_cli.errors import Corrupt
 from adpa_cli.signal.rows import Floats, Ints
 
 Bytes = NDArray[np.uint8]
+T = TypeVar("T", bound=np.generic)
 
 MAX_CODE = 1 << 24
 """Largest magnitude of a code: every integer up to here is exact in float32."""
@@ -104,51 +108,114 @@ class Streams:
 
 
 class Cursor:
-    """Reads the streams of one decompressed frame in order; raises Corrupt when they do not fit."""
+    """Reads the streams of several decompressed frames side by side: each call takes the next stream of every frame.
 
-    def __init__(self, buffer: bytes) -> None:
-        self.buffer = buffer
-        self.at = 0
+    `counts` has one entry per frame; what is returned is one frame's after the other's. Frames are read together since
+    numpy's calls, not its work, are most of what a short answer costs. Raises Corrupt when a frame does not fit.
+    """
 
-    def bytes(self, count: int) -> Bytes:
-        """The next `count` bytes, as a view."""
-        if count > len(self.buffer) - self.at:
-            raise Corrupt("a frame ends too early")
-        self.at += count
-        return np.frombuffer(self.buffer, np.uint8, count, self.at - count)
+    def __init__(self, buffers: Sequence[bytes]) -> None:
+        self._buffers = [memoryview(buffer) for buffer in buffers]
+        self._at = [0] * len(buffers)
 
-    def head(self, count: int) -> tuple[int, ...]:
-        """The next `count` u32."""
-        return struct.unpack(f"<{count}I", self.bytes(4 * count).tobytes())
+    def head(self, count: int) -> list[tuple[int, ...]]:
+        """The next `count` u32 of each frame."""
+        numbers = struct.Struct(f"<{count}I")
+        try:
+            found = [numbers.unpack_from(buffer, at) for buffer, at in zip(self._buffers, self._at, strict=True)]
+        except struct.error:
+            raise Corrupt("a frame ends too early") from None
+        self._at = [at + numbers.size for at in self._at]
+        return found
 
-    def ints(self, count: int, limit: int = INFINITE) -> Ints:
-        """The next `count` integers written by `Streams.ints`, at most `limit` (255 or more) each."""
-        escapes, width = self.head(2)
-        plane = self.bytes(count)
-        values: Ints = plane.astype(np.int32)
-        if not escapes:
-            return values
+    def bytes(self, counts: Sequence[int]) -> Bytes:
+        """The next bytes of each frame."""
+        return _joined(self._pieces(counts))
+
+    def ints(self, counts: Sequence[int], limit: int = INFINITE) -> Ints:
+        """The next integers written by `Streams.ints`, at most `limit` (255 or more) each."""
+        return self._ints(counts, limit, np.int32)
+
+    def ints_as_floats(self, counts: Sequence[int]) -> Floats:
+        """The same as float32, exact up to 2**24 and for INFINITE, which becomes 2**31."""
+        return self._ints(counts, INFINITE, np.float32)
+
+    def _ints(self, counts: Sequence[int], limit: int, dtype: type[T]) -> NDArray[T]:
+        heads = self.head(2)
+        plane = self.bytes(counts)
+        values = plane.astype(dtype)
         (at,) = (plane == ESCAPE).nonzero()
-        if at.size != escapes or not 1 <= width <= 4:
+        found = among(at, counts)
+        if any(n != m or width > 4 or (width == 0) != (n == 0) for (n, width), m in zip(heads, found, strict=True)):
             raise Corrupt("a frame's escapes do not match their count")
-        extra = np.zeros((escapes, 4), dtype=np.uint8)
-        extra[:, :width] = self.bytes(escapes * width).reshape(width, escapes).T
-        more = extra.view("<u4").reshape(-1)
-        if more.max() > limit - ESCAPE:
-            raise Corrupt("a frame has an integer out of range")
-        values[at] = more.astype(np.int32) + ESCAPE
+        if at.size:
+            values[at] = self._escaped(heads, limit)
         return values
 
-    def floats(self, count: int) -> Floats:
-        """The next `count` float32 written by `Streams.floats`."""
-        planes = self.bytes(4 * count).reshape(4, count)
-        return planes.T.copy().view("<f4").reshape(-1).astype(np.float32, copy=False)
+    def _escaped(self, heads: Sequence[tuple[int, ...]], limit: int) -> Ints:
+        """The integers behind the escapes: (escapes, width) of each frame, whose higher planes are 0."""
+        width = max(own for _, own in heads)
+        pieces = list(zip(self._pieces([n * own for n, own in heads]), heads, strict=True))
+        more = np.zeros(1, dtype=np.int32)
+        for i in range(width):
+            plane = [piece[i * n : i * n + n] if i < own else bytes(n) for piece, (n, own) in pieces]
+            more = more | (_joined(plane).astype(np.int32) << 8 * i)
+        if more.max() > limit - ESCAPE or (width == 4 and more.min() < 0):
+            raise Corrupt("a frame has an integer out of range")
+        more += ESCAPE
+        return more
 
-    def signed(self, count: int, step: float) -> Floats:
-        """The next `count` values written by `Streams.signed`."""
-        return dequantise_signed(self.ints(count), step) if step else self.floats(count)
+    def floats(self, counts: Sequence[int]) -> Floats:
+        """The next float32 written by `Streams.floats`."""
+        pieces = self._pieces([4 * count for count in counts])
+        found = [_joined([piece]).reshape(4, -1).T.copy().view("<f4").reshape(-1) for piece in pieces]
+        return (found[0] if len(found) == 1 else np.concatenate(found)).astype(np.float32, copy=False)
+
+    def signed(self, counts: Sequence[int], step: float) -> Floats:
+        """The next values written by `Streams.signed`."""
+        return dequantise_signed(self.ints(counts), step) if step else self.floats(counts)
 
     def finish(self) -> None:
         """Raises Corrupt when bytes are left over."""
-        if self.at != len(self.buffer):
+        if self._at != [len(buffer) for buffer in self._buffers]:
             raise Corrupt("a frame is longer than its rows")
+
+    def _pieces(self, counts: Sequence[int]) -> list[memoryview]:
+        pieces = []
+        for i, (buffer, count) in enumerate(zip(self._buffers, counts, strict=True)):
+            at = self._at[i]
+            self._at[i] = end = at + count
+            if end > len(buffer):
+                raise Corrupt("a frame ends too early")
+            pieces.append(buffer[at:end])
+        return pieces
+
+
+def _joined(pieces: Sequence[bytes | memoryview]) -> Bytes:
+    return np.frombuffer(pieces[0] if len(pieces) == 1 else b"".join(pieces), np.uint8)
+
+
+def among(rising: NDArray[np.intp], counts: Sequence[int]) -> list[int]:
+    """How many of the rising positions fall into each of the consecutive runs of `counts` elements."""
+    if len(counts) == 1:
+        return [rising.size]
+    found: list[int] = np.diff(rising.searchsorted(list(accumulate(counts, initial=0)))).tolist()
+    return found
+
+
+def sums(values: Ints, counts: Sequence[int]) -> Ints:
+    """Cumulative sums that start again at each of the consecutive runs of `counts` elements; int32, modulo 2**32."""
+    total: Ints = values.cumsum(dtype=np.int32)
+    if len(counts) > 1:
+        before = np.concatenate([np.zeros(1, dtype=np.int32), total])[list(accumulate(counts[:-1], initial=0))]
+        total -= before.repeat(counts)
+    return total
+
+
+def columns(values: NDArray[T], lengths: Sequence[Sequence[int]]) -> list[NDArray[T]]:
+    """Column j of every frame, one frame's after the other's; lengths[j][i] is its length in frame i."""
+    bounds = pairwise(accumulate((n for frame in zip(*lengths, strict=True) for n in frame), initial=0))
+    parts = [values[a:b] for a, b in bounds]
+    if len(parts) == len(lengths):
+        return parts
+    return [np.concatenate(parts[j :: len(lengths)]) for j in range(len(lengths))]

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from adpa_cli.errors import Corrupt, DataError, NotFound
 from adpa_cli.signal.compress import Compressor, Decompressor
-from adpa_cli.signal.decode import decode_frame
+from adpa_cli.signal.decode import decode_frames
 from adpa_cli.signal.encode import encode_frame
 from adpa_cli.signal.files import atomic
 from adpa_cli.signal.frame import Ranking
@@ -32,6 +32,8 @@ from adpa_cli.signal.header import (
 from adpa_cli.signal.rows import AnswerKey, Ints, SignalRows, SignalSpec, checked, checked_ids
 
 Answers = Iterable[tuple[AnswerKey, SignalRows]]
+BATCH = 1 << 18
+"""Ids that iteration decodes at a time: enough to outweigh numpy's calls, few enough to stay in the cache."""
 
 
 def write_shard(path: Path, spec: SignalSpec, answers: Answers) -> None:
@@ -138,30 +140,52 @@ class Shard:
     def read(self, i: int, *, raw: bool = False) -> SignalRows:
         """Row i, each teacher's classes summing to 1; `raw` gives the stored values. Raises Corrupt."""
         try:
-            return self._read(i, raw)
+            return self._read(i, i + 1, raw)[0]
         except Corrupt as problem:
             raise Corrupt(
                 f"{self.path}: row {i}, {_name(self.keys[i])}: {problem.message}", "adpa verify names every damaged row"
             ) from None
 
-    def _read(self, i: int, raw: bool) -> SignalRows:
-        size, tokens = self._index.sizes[i], self._index.tokens[i]
-        frame = os.pread(self._file, size, self._offsets[i])
-        if len(frame) < size:
+    def _read(self, start: int, end: int, raw: bool) -> list[SignalRows]:
+        """The rows from `start` on, up to but not `end`."""
+        first, last = self._offsets[start], self._offsets[end]
+        data = memoryview(os.pread(self._file, last - first, first))
+        if len(data) < last - first:
             raise Corrupt("the file ends too early")
-        content = self._decompressor.content(frame)
-        return decode_frame(self.keys[i], tokens, content, self.spec, self._ranking, raw)
+        frames = []
+        for i in range(start, end):
+            frame = data[self._offsets[i] - first : self._offsets[i + 1] - first]
+            frames.append((self.keys[i], self.tokens[i], self._decompressor.content(frame)))
+        return decode_frames(frames, self.spec, self._ranking, raw)
 
     def __iter__(self) -> Iterator[tuple[AnswerKey, SignalRows]]:
-        for i, key in enumerate(self.keys):
-            yield key, self.read(i)
+        for start, end in self._batches():
+            try:
+                rows = self._read(start, end, raw=False)
+            except Corrupt:
+                for i in range(start, end):
+                    yield self.keys[i], self.read(i)
+            else:
+                yield from zip(self.keys[start:end], rows, strict=True)
+
+    def _batches(self) -> Iterator[tuple[int, int]]:
+        """Runs of answers that are decoded together: of about `BATCH` ids, or one answer that is longer."""
+        start, waiting = 0, 0
+        for i, tokens in enumerate(self.tokens):
+            size = (tokens + 1) * self.spec.k
+            if i > start and waiting + size > BATCH:
+                yield start, i
+                start, waiting = i, 0
+            waiting += size
+        if start < len(self):
+            yield start, len(self)
 
     def verify(self) -> list[tuple[int, AnswerKey, str]]:
         """Reads every row: (row, key, problem) of those that are damaged."""
         problems = []
         for i, key in enumerate(self.keys):
             try:
-                self._read(i, raw=True)
+                self._read(i, i + 1, raw=True)
             except Corrupt as problem:
                 problems.append((i, key, problem.message))
         return problems
