@@ -17,7 +17,7 @@ PAPER: Settings = {
     "sft": {"lr": 2e-5, "epochs": 3, "batch_size": 128},
     "dpo-teacher": {"lr": 5e-7, "epochs": 2, "batch_size": 128, "beta": 0.05},
     "reward-model": {"lr": 1e-5, "epochs": 1, "batch_size": 128},
-    "cache-teacher": {},
+    "cache-teacher": {"prompts": "auto"},
     "rollout": {"temperature": 0.0},
     "distill": {"lr": 1e-5, "epochs": 3, "batch_size": 128},
     "distill.dpo": {"lr": 5e-7, "epochs": 2},
@@ -91,9 +91,7 @@ TINY: Settings = {
     "distill.plad": {"length_norm": True},
     "distill.dpkd": {"beta": 1.0},
     "distill.ddpo": {"lr": 3e-4, "beta": 0.1, "beta_teacher": 0.1},
-    "distill.dppo": {
-        "lr": 3e-4, "critic_lr": 1e-3, "epochs": 2, "beta": 0.1, "rollout_batch": 256, "max_new_tokens": 64,
-    },
+    "distill.dppo": {"beta": 0.1, "critic_lr": 1e-3, "rollout_batch": 256, "ppo_epochs": 2, "max_new_tokens": 64},
     "eval": {"max_length": 128},
 }
 

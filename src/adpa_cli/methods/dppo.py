@@ -17,29 +17,19 @@ FORMULA = (
 )
 NEEDS = (Need("chosen"), Need("rollout", online=True))
 READINGS = {
-    "reward": "The paper's DPPO pays at each token (Eq. 29); its sequence-level variant pays the sum at the last one "
-    "(Eqs. 26-27): `sequence`.",
-    "rollout_batch": "The paper gives no constant of PPO: these, the clips, λ and both learning rates are those of RTO's"
-    " script for OpenRLHF. TRL makes 4 passes (`ppo_epochs=4`) with `value_weight=0.1` at temperature 0.7.",
-    "token_reward_clip": "The paper mentions none; RTO bounds the reward of a token to ± 0.05.",
-}
-NOTES = (
-    "The critic starts as a copy of the start model under a head of zeros. It is trained at its own rate and is no part "
-    "of the artifact.",
-    "An answer that a limit cut is paid at its last token; the column `cut` of metrics.jsonl says how many were.",
-    "Log-probs are those at temperature 1, whatever answers are drawn at.",
-    "Student, critic and their optimizers are in memory together; start model and teachers are loaded in turn, for each "
-    "time that answers are drawn.",
-)
-READINGS = {
-    "token_reward_clip": "The paper names no bound; the code of RTO (Zhong et al. 2024), where the reward per token"
-    " comes from, clips it to ±0.05.",
+    "token_reward_clip": "The paper names no bound; the code of RTO (Zhong et al. 2024), where the reward per token "
+    "comes from, clips it to ±0.05.",
     "reward": "Both are the paper's: Eq. 29 (`token`), Eqs. 26-27 (`sequence`).",
 }
 NOTES = (
-    "The constants of PPO are not in the paper but those of RTO's code; the critic is a head that starts at 0.",
-    "Eq. 27 pays at the end token; an answer that was cut has none and is paid at its last token.",
+    "The constants of PPO are not in the paper but those of RTO's code. The critic starts as a copy of the start model "
+    "under a head of zeros; it is no part of the artifact.",
+    "Eq. 27 pays at the end token; an answer that was cut has none and is paid at its last token. `cut` in "
+    "metrics.jsonl says how many were.",
     "The distance to the start model is part of the reward and is not differentiated.",
+    "Log-probs are those at temperature 1, whatever answers are drawn at.",
+    "Student, critic and their optimizers are in memory together; start model and teachers are loaded in turn each "
+    "time that answers are drawn.",
 )
 
 Reward = Literal["token", "sequence"]
