@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Sequence
 from itertools import islice
 from random import Random
 
@@ -99,7 +100,7 @@ def test_only_rude_phrases_hold_rude_words() -> None:
     assert all(world.explain(prompt, phrase)["civil"] == 1 for phrase in tasks.FILLERS)
 
 
-def _questions(rows: list[dict]) -> set[tuple]:
+def _questions(rows: Sequence[dict]) -> set[tuple]:
     prompts = [(row["prompt"] if "prompt" in row else row["messages"])[0]["content"] for row in rows]
     assert len(set(prompts)) == len(rows)
     return {(q.task, q.items, q.old, q.new) for q in map(tasks.read, prompts)}
@@ -164,3 +165,8 @@ def test_pretraining_texts_are_pinned() -> None:
     assert (
         hashlib.sha256(text.encode()).hexdigest() == "b389b4f9a7e291babe3f4d551856bd7b74e7f7aa1836c764d6b2d12b2bdafe82"
     )
+
+
+def test_rows_are_made_once_for_all_who_read_them() -> None:
+    assert world.preferences("test") is world.preferences("test")
+    assert world.demonstrations("test") is not world.demonstrations("train")

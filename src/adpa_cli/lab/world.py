@@ -162,7 +162,8 @@ def _turn(role: str, content: str) -> dict[str, str]:
     return {"role": role, "content": content}
 
 
-def demonstrations(split: Split) -> list[dict[str, Any]]:
+@cache  # one plan reads them for every stage
+def demonstrations(split: Split) -> tuple[dict[str, Any], ...]:
     """Rows for supervised tuning: `messages`, one question and its answer. 4,000 to train on, 400 to test."""
     buckets, count = _size(split, {"train": (DEMONSTRATIONS, 4000), "test": (VALIDATION, 400)})
     rng = Random(f"demonstrations/{split}/{VERSION}")
@@ -171,10 +172,11 @@ def demonstrations(split: Split) -> list[dict[str, Any]]:
         rows.append({"messages": [_turn("user", prompt), _turn("assistant", write(rng, question, CAREFUL))]})
         if len(rows) == count:
             break
-    return rows
+    return tuple(rows)
 
 
-def preferences(split: Split) -> list[dict[str, Any]]:
+@cache  # one plan reads them for every stage
+def preferences(split: Split) -> tuple[dict[str, Any], ...]:
     """Rows `prompt`, `chosen`, `rejected`, each a list of turns. 4,000 to train on, 600 to test.
 
     Two careless answers ranked by the reward; near-ties are dropped, and 8 in 100 labels are wrong. The questions of
@@ -197,7 +199,7 @@ def preferences(split: Split) -> list[dict[str, Any]]:
         )
         if len(rows) == count:
             break
-    return rows
+    return tuple(rows)
 
 
 def _size(split: str, sizes: dict[str, tuple[range, int]]) -> tuple[range, int]:
