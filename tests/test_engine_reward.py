@@ -54,11 +54,10 @@ def plain(model: Any, dialogues: Any, most: int = 1000, prefix: tuple[int, ...] 
 @pytest.mark.parametrize("pad", [None, PAD])
 @pytest.mark.parametrize("budget", [1, 24, 8192])
 def test_rewards_equal_a_plain_forward(
-    pad: int | None, budget: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    pad: int | None, budget: int, tmp_path: Path
 ) -> None:
     model = made(tmp_path, pad=pad)
-    monkeypatch.setattr(reward, "BATCH_TOKENS", budget)
-    found = classifier_rewards(tmp_path, DIALOGUES, TEMPLATE, 64, "float32", "cpu")
+    found = classifier_rewards(tmp_path, DIALOGUES, TEMPLATE, 64, "float32", "cpu", budget)
     assert found == pytest.approx(plain(model, DIALOGUES), abs=1e-5)
     assert len({round(value, 4) for value in found}) == len(DIALOGUES)
 

@@ -18,6 +18,10 @@ from adpa_cli.errors import UsageError
 
 Dtype = Literal["float32", "bfloat16"]
 Split = Literal["train", "test"]
+Step = typing.NewType("Step", float)
+"""A quantisation step in nats, also written as a fraction, or `exact` for 0."""
+Auto = typing.NewType("Auto", str)
+"""`auto=X`: the coarsest step that keeps a mean KL of X nats."""
 
 
 class Dataclass(typing.Protocol):
@@ -31,7 +35,7 @@ S = TypeVar("S", bound=Dataclass)
 
 @dataclass(frozen=True)
 class TrainSpec:
-    """One training stage: `sft`, `dpo-teacher` or `distill`."""
+    """One training stage: `sft`, `dpo-teacher`, `reward-model` or `distill`."""
 
     method: str
     method_version: int
@@ -58,6 +62,8 @@ class TrainSpec:
     """Whose weights the artifact has: those of the last step, of the best point, or of a step by its number."""
     keep: Literal["selected", "all"] = field(default="selected", metadata={"neutral": "selected"})
     """Whether the weights of the other points stay beside them."""
+    judged_tokens: int | None = field(default=None, metadata={"neutral": None})
+    """The most tokens of the answers by which a reward model selects; None where no reward model does."""
     states: Literal["student", "chosen", "rejected", "teacher"] = "student"
     """Whose answers a method trains on where it reads rollouts."""
 
@@ -93,7 +99,7 @@ class CaptureSpec:
     template: str
     end: str
     top_k: int = 50
-    precision: float = 1 / 32
+    precision: float | Auto = 1 / 32
     pair_precision: float | None = 1 / 128
     """Step of the pair's difference, 0 for exact; None where there is no reference teacher."""
     support: Literal["topk"] = "topk"
@@ -105,6 +111,8 @@ class CaptureSpec:
     smoke: bool = field(default=False, metadata={"neutral": False})
     student_vocab: int | None = field(default=None, metadata={"neutral": None})
     """Ids from here on are only the teacher's: they stay out of the top k, in the rest mass."""
+    prompts: Literal["apart", "auto"] = field(default="apart", metadata={"neutral": "apart"})
+    """Whether a prompt that several answers share may be computed once: by the sizes, or never."""
 
 
 @dataclass(frozen=True)
@@ -148,6 +156,20 @@ class EvalSpec:
 
 
 @dataclass(frozen=True)
+class RewardsSpec:
+    """One `rewards` stage: what a reward model gives to both answers of every pair."""
+
+    template: str
+    end: str
+    dtype: Dtype = "bfloat16"
+    max_length: int = 2048
+    block_tokens: int = 16384
+    limit: int | None = None
+    skip_bad_rows: bool = False
+    smoke: bool = False
+
+
+@dataclass(frozen=True)
 class Runtime:
     """How a stage runs; may change a result by floating-point noise, never by more."""
 
@@ -164,7 +186,10 @@ class Runtime:
     """The file through which several processes find each other."""
 
 
-STAGE_VERSIONS = {"sft": 1, "dpo-teacher": 1, "cache-teacher": 1, "rollout": 1, "distill": 1, "eval": 1}
+STAGE_VERSIONS = {
+    "sft": 1, "dpo-teacher": 1, "reward-model": 1, "cache-teacher": 1, "rollout": 1, "rewards": 1,
+    "distill": 1, "eval": 1,
+}  # fmt: skip
 POSITIVE = {"lr", "epochs", "batch_size", "max_length", "max_steps", "limit", "top_k",
             "max_new_tokens", "block_tokens", "clip", "bootstrap", "top_p"}  # fmt: skip
 RANGES: dict[str, tuple[float, float]] = {
@@ -172,6 +197,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "adam_beta2": (0, 0.999999), "temperature": (0, 1000), "top_p": (0, 1), "pair_precision": (0, 16),
     "precision": (0, 16),
 }  # fmt: skip
+STEPS = ("precision", "pair_precision")
 
 
 def coerce(kind: Any, value: Any, name: str) -> Any:
@@ -180,7 +206,10 @@ def coerce(kind: Any, value: Any, name: str) -> Any:
     if origin in (Union, types.UnionType):
         if value is None or (isinstance(value, str) and value.lower() in ("none", "null")):
             return None
-        return coerce(next(a for a in args if a is not type(None)), value, name)
+        kinds = [a for a in args if a is not type(None)]
+        if Auto in kinds and str(value).startswith("auto"):
+            return coerce(Auto, value, name)
+        return coerce(kinds[0], value, name)
     if origin is Literal:
         if value not in args:
             raise UsageError(f"{name}={value}", f"{name} is one of {', '.join(map(str, args))}")
@@ -188,9 +217,11 @@ def coerce(kind: Any, value: Any, name: str) -> Any:
     if origin is tuple:
         items = value.split(",") if isinstance(value, str) else value
         return tuple(coerce(args[0], v, name) for v in items)
+    if name in STEPS and kind is float:
+        kind = Step
     try:
         return _SCALARS[kind](value)
-    except (ValueError, TypeError, OverflowError):
+    except (ValueError, TypeError, OverflowError, ZeroDivisionError):
         raise UsageError(f"{name}={value!r} is not {_WORDS[kind]}", f"give {name} as {_WORDS[kind]}") from None
 
 
@@ -217,13 +248,36 @@ def _real(value: Any) -> float:
     return number
 
 
+def _step(value: Any) -> Step:
+    if value == "exact":
+        return Step(0.0)
+    number, _, parts = str(value).partition("/")
+    return Step(_real(number) / _real(parts or 1))
+
+
+def auto_target(precision: float | Auto) -> float | None:
+    """The mean KL in nats that `auto=X` allows; None for a step."""
+    return float(precision.removeprefix("auto=")) if isinstance(precision, str) else None
+
+
+def _auto(value: Any) -> Auto:
+    word, _, number = str(value).partition("=")
+    if word != "auto" or not 0 < _real(number) <= 1:
+        raise ValueError
+    return Auto(f"auto={float(number):g}")
+
+
 def _mapping(value: Any) -> dict[str, Any]:
     return dict(value)
 
 
-_SCALARS: dict[Any, Any] = {int: _integer, float: _real, bool: _boolean, str: str, dict[str, Any]: _mapping}
+_SCALARS: dict[Any, Any] = {
+    int: _integer, float: _real, bool: _boolean, str: str, dict[str, Any]: _mapping,
+    Step: _step, Auto: _auto,
+}  # fmt: skip
 _WORDS: dict[Any, str] = {
     int: "a whole number", float: "a finite number", bool: "true or false", str: "text", dict[str, Any]: "a table",
+    Step: "a number of nats such as 1/32, or exact", Auto: "auto=NATS with a mean KL above 0, such as auto=0.001",
 }  # fmt: skip
 
 
@@ -247,7 +301,7 @@ def _check_range(f: dataclasses.Field[Any], value: Any) -> None:
     choices = f.metadata.get("choices")
     if isinstance(value, int | float) and ((low is not None and value < low) or (high is not None and value > high)):
         raise UsageError(f"{f.name}={value} is out of range", f"{f.name} lies between {low} and {high}")
-    if f.name in ("precision", "pair_precision") and value is not None and 0 < value < 1e-6:
+    if f.name in STEPS and isinstance(value, float) and 0 < value < 1e-6:
         raise UsageError(f"{f.name}={value} is out of range", f"{f.name} is 0 (exact), or lies between 1e-6 and 16")
     if choices and value not in choices:
         raise UsageError(f"{f.name}={value}", f"{f.name} is one of {', '.join(map(str, choices))}")

@@ -48,6 +48,15 @@ def distill(
         bool,
         opt.option("--allow-foreign-rollouts", help="Train on answers of another model.", panel=opt.WHAT),
     ] = False,
+    reward_model: Annotated[
+        str | None,
+        opt.option(
+            "--reward-model",
+            help="Judges in the closing eval, for --select best and ddpo.",
+            panel=opt.WHAT,
+            metavar="MODEL",
+        ),
+    ] = None,
     no_eval: Annotated[
         bool, opt.option("--no-eval", help="Leave out the evaluation at the end.", panel=opt.AFTER)
     ] = False,
@@ -68,12 +77,13 @@ def distill(
     needed_methods(chosen)
     read = dashes({
         "--student": [needed("--student", student)], "--teacher": several(teacher), "--reference": several(reference),
-        "--rollouts": rollouts or [], "--cache": cache or [],
+        "--rollouts": rollouts or [], "--cache": cache or [], "--reward-model": several(reward_model),
     })  # fmt: skip
     asked = Distill(
         method=chosen, student=one("--student", read["--student"]), teacher=at_most_one("--teacher", read["--teacher"]),
         reference=at_most_one("--reference", read["--reference"]), data=tuple(data or ()),
         sft_data=tuple(sft_data or ()), rollouts=tuple(read["--rollouts"]), cache=tuple(read["--cache"]),
         evaluate=not no_eval, allow_foreign_rollouts=allow_foreign_rollouts,
+        reward_model=at_most_one("--reward-model", read["--reward-model"]),
     )  # fmt: skip
     return opt.Request(options.setting(states=states), lambda names, given: plan_distill(names, given, asked))

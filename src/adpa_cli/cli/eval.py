@@ -27,7 +27,12 @@ def evaluate(
     ] = None,
     reward_model: Annotated[
         str | None,
-        opt.option("--reward-model", help="A sequence classifier that judges.", panel=opt.WHAT, metavar="DIR"),
+        opt.option(
+            "--reward-model",
+            help="A reward model that judges; an alias: its family's.",
+            panel=opt.WHAT,
+            metavar="MODEL",
+        ),
     ] = None,
     teacher: opt.Teacher = None,
     reference: opt.Reference = None,
@@ -37,7 +42,7 @@ def evaluate(
 ) -> opt.Request:
     """Measure models on held-out data: one numbers artifact per model.
 
-    adpa eval best --against sft/3f9c0a1b2c4d --reward-model ./rm
+    adpa eval best --against sft/3f9c0a1b2c4d --reward-model reward-model/0c5e7a1b2d3f
     """
     from adpa_cli.cli.streams import dashes, needed
     from adpa_cli.errors import UsageError

@@ -33,6 +33,7 @@ from adpa_cli.cli.models import models
 from adpa_cli.cli.options import Request
 from adpa_cli.cli.path import path
 from adpa_cli.cli.plan import PASSED_ON, plan
+from adpa_cli.cli.reward_model import reward_model
 from adpa_cli.cli.rollout import rollout
 from adpa_cli.cli.run import run as run_recipe
 from adpa_cli.cli.sft import sft
@@ -51,8 +52,8 @@ app = typer.Typer(
 )
 PANELS: dict[str, tuple[tuple[str, Any], ...]] = {
     "Build": (
-        ("sft", sft), ("dpo-teacher", dpo_teacher), ("cache-teacher", cache_teacher), ("rollout", rollout),
-        ("distill", distill), ("eval", evaluate), ("run", run_recipe),
+        ("sft", sft), ("dpo-teacher", dpo_teacher), ("reward-model", reward_model), ("cache-teacher", cache_teacher),
+        ("rollout", rollout), ("distill", distill), ("eval", evaluate), ("run", run_recipe),
     ),
     "Look": (("show", show), ("plan", plan), ("data", data), ("methods", methods), ("models", models), ("env", env)),
     "Use": (("chat", chat), ("path", path), ("export", export)),

@@ -224,7 +224,8 @@ def views(
             rest_logps=rest[part.where] if part.signal else None,
             label_in_topk=part.in_topk, signal=part.signal, start_logps=part.start,
             log_sum_squares=None if squares is None else squares[part.where],
-            values=values[(part.where - fixed).clamp(min=0)] if values is not None and (part.experience or not fixed) else None,
+            values=None if values is None or (fixed and not part.experience)
+            else values[(part.where - fixed).clamp(min=0)],
             experience=part.experience, reward=part.reward,
         )  # fmt: skip
     return out

@@ -229,8 +229,9 @@ def save(
         for name, tensor in (model.state_dict() if state is None else state).items()
         if name not in tied
     }
-    before = model.generation_config, model.config
-    model.generation_config = _generation_config(own.bos_token_id, end_id, pad_id)
+    before = {name: value for name, value in vars(model).items() if name in ("generation_config", "config")}
+    if model.can_generate():
+        model.generation_config = _generation_config(own.bos_token_id, end_id, pad_id)
     model.config = copy.deepcopy(model.config)
     model.config.eos_token_id = end_id
     try:
@@ -239,7 +240,7 @@ def save(
         model.config.dtype = "float32"  # of the bytes written, whatever the dtype in memory
         model.config.save_pretrained(folder)
     finally:
-        model.generation_config, model.config = before
+        vars(model).update(before)
     own.save_pretrained(folder)
 
 

@@ -12,14 +12,15 @@ import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 
+from adpa_cli.engine.ranker import Ranker
 from adpa_cli.engine.schedule import Example
-from adpa_cli.engine.score import halving_logps, pair_margins, wins
+from adpa_cli.engine.score import halving, halving_logps, pair_margins, wins
 from adpa_cli.engine.student import Student
 from adpa_cli.methods import Part
 from adpa_cli.store.disk import sync_file, sync_folder, write_atomic
@@ -28,14 +29,22 @@ SCORES = "_points.json"
 SCORE_TOKENS = 16384
 
 Record = dict[str, Any]
-"""`step`, and what was measured after it: `accuracy`, `margin` and `pairs`, or `nll` and `tokens`, or nothing."""
+"""`step`, and what was measured after it: `accuracy`, `margin` and `pairs`, or `nll` and `tokens`, or `reward` and
+`prompts`, or nothing."""
+
+
+class Measure(Protocol):
+    """What looks at a student after a step."""
+
+    def score(self, student: Student, accelerator: Accelerator) -> Record:
+        """The scores of `student`; all processes take part."""
 
 
 @dataclass(frozen=True)
 class Held:
     """The held-out side: pairs (`chosen` and `rejected`) are scored by preference, dialogues (`chosen`) by likelihood.
 
-    The preference is that of `adpa eval --suite accuracy`.
+    The preference is that of `adpa eval --suite accuracy`; of a reward model, that of its rewards.
     """
 
     examples: Sequence[Example]
@@ -44,17 +53,23 @@ class Held:
     def score(self, student: Student, accelerator: Accelerator) -> Record:
         """The scores of `student`; each process does its share of the rows."""
         mine = self.examples[accelerator.process_index :: accelerator.num_processes]
-        logps = halving_logps(student, mine, self.parts, SCORE_TOKENS, accelerator.device)
+        device = accelerator.device
+        if isinstance(student, Ranker):
+            numbers = halving(student.values_after, mine, self.parts, SCORE_TOKENS, device)
+            logps = {key: values[-1:] for key, values in numbers.items()}
+        else:
+            logps = halving_logps(student, mine, self.parts, SCORE_TOKENS, device)
         if "rejected" in self.parts:
             margins = np.array(list(pair_margins(logps, mine).values()), dtype=np.float64)
-            won, margin, pairs = _summed(accelerator, wins(margins).sum(), margins.sum(), len(margins))
+            won, margin, pairs = summed(accelerator, wins(margins).sum(), margins.sum(), len(margins))
             return {"accuracy": won / pairs, "margin": margin / pairs, "pairs": int(pairs)}
         flat = [values.astype(np.float64) for values in logps.values()]
-        nats, tokens = _summed(accelerator, -sum(v.sum() for v in flat), sum(map(len, flat)))
+        nats, tokens = summed(accelerator, -sum(v.sum() for v in flat), sum(map(len, flat)))
         return {"nll": nats / tokens, "tokens": int(tokens)}
 
 
-def _summed(accelerator: Accelerator, *values: float) -> list[float]:
+def summed(accelerator: Accelerator, *values: float) -> list[float]:
+    """Each of the values summed over the processes."""
     packed = torch.tensor(values, dtype=torch.float64, device=accelerator.device)
     return [float(value) for value in accelerator.reduce(packed, reduction="sum")]
 
@@ -67,7 +82,7 @@ class Points:
     student: Student
     accelerator: Accelerator
     save: Callable[[Path], None]
-    held: Held | None
+    held: Measure | None
     keep_all: bool
 
     def at(self, step: int) -> None:
@@ -115,5 +130,6 @@ def records(work: Path) -> list[Record]:
 
 
 def best(found: Sequence[Record]) -> Record:
-    """The highest accuracy, at a tie the wider margin; or the likeliest; at a tie the later step."""
-    return max(found, key=lambda r: (r.get("accuracy", 0.0), r.get("margin", 0.0), -r.get("nll", 0.0), r["step"]))
+    """The highest reward; or accuracy, at a tie the wider margin; or the likeliest; at a tie the later step."""
+    signs = {"reward": 1, "accuracy": 1, "margin": 1, "nll": -1}
+    return max(found, key=lambda r: (*(sign * r.get(name, 0.0) for name, sign in signs.items()), r["step"]))

@@ -14,24 +14,40 @@ from transformers import AutoConfig, AutoModelForSequenceClassification
 from adpa_cli.engine.models import load_tokenizer
 from adpa_cli.errors import AdpaError
 
-BATCH_TOKENS = 8192
+BLOCK_TOKENS = 16384
 
 Turns = Sequence[tuple[str, str]]
 """(role, content) of a prompt's turns."""
 
 
-@torch.no_grad()
 def classifier_rewards(
-    folder: Path, dialogues: Sequence[tuple[Turns, str]], template: str, max_length: int, dtype: str, device: str
+    folder: Path,
+    dialogues: Sequence[tuple[Turns, str]],
+    template: str,
+    max_length: int,
+    dtype: str,
+    device: str,
+    block_tokens: int = BLOCK_TOKENS,
 ) -> list[float]:
-    """The one logit of a reward model for every (prompt turns, answer), in its own chat template if it has one.
+    """`sequence_rewards` of every (prompt turns, answer), in the model's own chat template if it has one.
 
-    Too long dialogues keep their end. Raises AdpaError when the model does not load, has not exactly one output, lacks
-    the weights of its head, or gives a reward that is no number.
+    Too long dialogues keep their end.
     """
     tokenizer = load_tokenizer(folder)
-    model = _load(folder, dtype).to(device)
     encoded = [_encode(tokenizer, turns, answer, template)[-max_length:] for turns, answer in dialogues]
+    return sequence_rewards(folder, encoded, dtype, device, block_tokens)
+
+
+@torch.no_grad()
+def sequence_rewards(
+    folder: Path, encoded: Sequence[Sequence[int]], dtype: str, device: str, block_tokens: int = BLOCK_TOKENS
+) -> list[float]:
+    """The one logit of a reward model for every sequence of ids, read at its last one.
+
+    At most `block_tokens` padded tokens go through at once, or one longer sequence. Raises AdpaError when the model
+    does not load, has not exactly one output, lacks the weights of its head, or gives a reward that is no number.
+    """
+    model = _load(folder, dtype).to(device)
     pad = model.config.pad_token_id
     if pad is None:
         # The head reads the last token that is no padding, so padding must be an id that no dialogue ends with.
@@ -42,11 +58,11 @@ def classifier_rewards(
     start = 0
     while start < len(order):
         stop = start + 1
-        while stop < len(order) and len(encoded[order[stop]]) * (stop + 1 - start) <= BATCH_TOKENS:
+        while stop < len(order) and len(encoded[order[stop]]) * (stop + 1 - start) <= block_tokens:
             stop += 1
         rows = order[start:stop]
         longest = max(len(encoded[i]) for i in rows)
-        ids = torch.tensor([encoded[i] + [pad] * (longest - len(encoded[i])) for i in rows], device=device)
+        ids = torch.tensor([[*encoded[i]] + [pad] * (longest - len(encoded[i])) for i in rows], device=device)
         mask = torch.tensor([[1] * len(encoded[i]) + [0] * (longest - len(encoded[i])) for i in rows], device=device)
         for i, value in zip(rows, model(input_ids=ids, attention_mask=mask).logits[:, 0].float().tolist(), strict=True):
             rewards[i] = value

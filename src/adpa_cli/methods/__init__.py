@@ -37,8 +37,7 @@ Part = Literal["chosen", "rejected", "rollout"]
 Teacher = Literal["aligned", "reference"]
 Reduction = Literal["seqmean", "tokmean", "seqsum"]
 States = Literal["student", "chosen", "rejected", "teacher"]
-UNLISTED = ("reward-model",)
-"""Of stages of their own, in files that begin with `_`: they make no student."""
+UNLISTED = ("reward-model",)  # of stages of their own, in files that begin with `_`: they make no student
 KD_TEACHERS = ("aligned", "reference", "sft-chosen")
 T = TypeVar("T")
 
@@ -187,9 +186,13 @@ def param(
     high: float | None = None,
     choices: tuple[Any, ...] = (),
     origin: Literal["paper", "release", "ours"] = "ours",
+    later: bool = False,
 ) -> Any:
-    """A documented field of a method's `Params`; `low`/`high` inclusive, `origin` where the default comes from."""
-    meta = {"doc": doc, "low": low, "high": high, "choices": choices, "origin": origin}
+    """A documented field of a method's `Params`; `low`/`high` inclusive, `origin` where the default comes from.
+
+    One that came `later` than the method is no part of an id at its default, which means what there was before.
+    """
+    meta = {"doc": doc, "low": low, "high": high, "choices": choices, "origin": origin, "later": later}
     return dataclasses.field(default=default, metadata=meta)
 
 

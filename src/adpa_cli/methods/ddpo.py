@@ -12,14 +12,23 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 VERSION = 1
-SOURCE = "Fisch et al. 2024, distilled DPO; the reward is the aligned teacher's implicit one"
-SUMMARY = "regress the student's reward margin of each pair on the teachers'"
-FORMULA = "(Δr - β h)², Δr = β_T [Σ_t A(y_w) - Σ_t A(y_l)], A = log π_aligned - log π_reference, h as in dpo"
+SOURCE = "Fisch et al. 2024, distilled DPO; the reward is the teachers' implicit one, or that of a reward model"
+SUMMARY = "regress the student's reward margin of each pair on the teachers', or a reward model's"
+FORMULA = (
+    "(Δr - β h)², h as in dpo; implicit: Δr = β_T [Σ_t A(y_w) - Σ_t A(y_l)], A = log π_aligned - log π_reference; "
+    "explicit: Δr = r(y_w) - r(y_l) of a reward model (Eq. 2)"
+)
 NEEDS = (
     Need("chosen", signal=("aligned", "reference"), start=True),
     Need("rejected", signal=("aligned", "reference"), start=True),
 )
-READINGS = {"beta": "Neither paper nor released code gives the β of this baseline; that of the teacher's DPO is taken."}
+READINGS = {
+    "beta": "Neither paper nor released code gives the β of this baseline; that of the teacher's DPO is taken.",
+    "reward": (
+        "The paper does not say which reward is distilled. implicit needs no model beside the teachers; explicit is "
+        "nearer to Fisch et al., who fit a reward model."
+    ),
+}
 NOTES = (
     "Which answer of a pair is the chosen one does not matter: the teachers' margin says how much better it is.",
     "The error is squared over sums of whole answers, so gradients are large: keep the clipping of gradients.",
@@ -35,6 +44,21 @@ class Params:
         0.05, "scale of the teachers' implicit reward: the β that aligned the teacher", low=0.0, high=100.0,
         origin="paper",
     )  # fmt: skip
+    reward: str = param(
+        "implicit", "whose margin is fitted: the teachers' log-ratio, or a reward model's (adpa reward-model)",
+        choices=("implicit", "explicit"), later=True,
+    )  # fmt: skip
+
+    def without_effect(self) -> set[str]:
+        """A reward model has a scale of its own."""
+        return {"beta_teacher"} if self.reward == "explicit" else set()
+
+
+def needs(p: Params) -> tuple[Need, ...]:
+    """The teachers' signal on both answers, or their rewards."""
+    if p.reward == "implicit":
+        return NEEDS
+    return (Need("chosen", start=True, reward=True), Need("rejected", start=True, reward=True))
 
 
 def terms(views: Mapping[Part, View], p: Params) -> tuple[Term, ...]:
@@ -44,8 +68,10 @@ def terms(views: Mapping[Part, View], p: Params) -> tuple[Term, ...]:
 
 
 def _reward_gap(view: View, p: Params) -> Tensor:
-    """The teachers' implicit reward of the answer minus the student's, sums with the end token, [B]."""
+    """The reward of the answer minus the student's implicit one, a sum with the end token, [B]."""
+    student = p.beta * (view.logps - given(view.start_logps))
+    if p.reward == "explicit":
+        return given(view.reward) - (student * view.mask).sum(1)
     signal = given(view.signal)
     teachers = signal.label_logps - given(signal.reference_label_logps)
-    student = view.logps - given(view.start_logps)
-    return ((p.beta_teacher * teachers - p.beta * student) * view.mask).sum(1)
+    return ((p.beta_teacher * teachers - student) * view.mask).sum(1)

@@ -13,11 +13,13 @@ from adpa_cli.errors import UsageError
 from adpa_cli.families import FAMILIES, Family, stage_settings
 from adpa_cli.lab import TEMPLATE
 from adpa_cli.report import text
-from adpa_cli.spec import CaptureSpec, EvalSpec, RolloutSpec, TrainSpec
+from adpa_cli.spec import CaptureSpec, EvalSpec, RewardsSpec, RolloutSpec, TrainSpec
 from adpa_cli.store.manifest import Manifest
 
 Artifacts = Mapping[str, Manifest]
-_SPECS: dict[str, Any] = {"cache-teacher": CaptureSpec, "rollout": RolloutSpec, "eval": EvalSpec}
+_SPECS: dict[str, Any] = {
+    "cache-teacher": CaptureSpec, "rollout": RolloutSpec, "rewards": RewardsSpec, "eval": EvalSpec,
+}  # fmt: skip
 
 
 def departures(manifest: Manifest, artifacts: Artifacts) -> list[str] | None:

@@ -29,6 +29,7 @@ class Distill:
     rollouts: tuple[str, ...] = ()
     cache: tuple[str, ...] = ()
     evaluate: bool = True
+    reward_model: str | None = None
     allow_foreign_rollouts: bool = False
     """Train on answers of another model than the one that is trained: a permission, for the rollouts are an input."""
 
@@ -46,6 +47,8 @@ class Chain:
     who: Teachers | None
     caches: Sequence[Artifact]
     rollouts: Sequence[Artifact]
+    judge: Input | None = None
+    """The reward model that was named."""
 
     def step(self, method: str, start: Input, last: bool) -> Node:
         """One training with one method; what was given by hand serves the last one of a chain, or any it fits."""
@@ -66,8 +69,23 @@ class Chain:
             rollouts = self._answers(start, spec, learned, last)
             if sampled.signal:
                 used.append(self._signal(("rollout",), sampled.signal, {"rollouts": rollouts}, learned))
-        models = self._models() if any(need.online for need in needs) else None
-        return self.planner.distill(method, start, self.data, used, rollouts, self.family, self.template, models)
+        others = self._models() if any(need.online for need in needs) else {}
+        if any(need.reward for need in needs):
+            others["rewards"] = self.planner.rewards(self._judge(), self.data, self.family, self.template)
+        if spec.select == "best" and self.judge is not None:
+            others["reward_model"] = self.judge
+        return self.planner.distill(method, start, self.data, used, rollouts, self.family, self.template, others)
+
+    def _judge(self) -> Input:
+        """The reward model that was given, else one that is trained from the reference teacher."""
+        if self.judge is not None:
+            return self.judge
+        who = self._known()
+        if who is None or who.reference is None:
+            raise UsageError(
+                f"{self.asked.method} needs a reward model", "name one: --reward-model MODEL, or a teacher of its own"
+            )
+        return self.planner.reward_model(who.reference, self.data, who.family, who.template)
 
     def _models(self) -> dict[str, Input]:
         """Both teachers, for a method that asks them while it trains."""

@@ -124,15 +124,11 @@ def _rewards(job: Job, spec: EvalSpec, role: str) -> dict[str, float]:
 
         return {row.id: world.reward(row.prompt[-1].content, row.text) for row in rollouts}
     if spec.suite == "reward-model":
-        from adpa_cli.engine.memory import ROOM, refused_when_full
-        from adpa_cli.engine.reward import classifier_rewards
-        from adpa_cli.stages.device import device
+        from adpa_cli.stages.judging import rewards_of
 
-        dialogues = [([(m.role, m.content) for m in row.prompt], row.text) for row in rollouts]
-        folder = job.one("reward_model").path
-        smaller = f"--set eval.max_length={max(1, spec.max_length // 2)}, or {ROOM}"
-        with refused_when_full("eval: a block of the reward model", smaller):
-            values = classifier_rewards(folder, dialogues, spec.template, spec.max_length, spec.dtype, device())
+        dialogues = [(row.prompt, row.text) for row in rollouts]
+        option = "--set eval.block_tokens="
+        values = rewards_of(job.one("reward_model"), dialogues, spec, spec.block_tokens, option)
         return {row.id: value for row, value in zip(rollouts, values, strict=True)}
     return _implicit(job, spec, rollouts)
 

@@ -16,7 +16,7 @@ from adpa_cli.errors import AdpaError, Stopped
 from adpa_cli.spec import Runtime
 from adpa_cli.stages import hub
 from adpa_cli.stages.graph import Artifact, External, HubFile, Input, Node
-from adpa_cli.stages.job import Job, Located, Monitor
+from adpa_cli.stages.job import ALONE, Job, Located, Monitor
 from adpa_cli.stages.log import Log
 from adpa_cli.stages.plan import Plan
 from adpa_cli.store.build import LOG, Work
@@ -26,7 +26,7 @@ from adpa_cli.store.store import Store
 
 MODULES = {
     "sft": "train", "dpo-teacher": "train", "distill": "train", "cache-teacher": "cache_teacher",
-    "rollout": "rollout", "eval": "evaluate",
+    "rollout": "rollout", "eval": "evaluate", "reward-model": "train", "rewards": "rewards",
 }  # fmt: skip
 LIBRARIES = ("adpa-cli", "torch", "transformers", "accelerate", "numpy", "tokenizers", "zstandard", "pyarrow")
 SAVE_SECONDS = 5.0  # how old the progress may be that a killed stage leaves behind for `adpa show`
@@ -170,7 +170,7 @@ def run(job: Job, monitor: Monitor, threads: int) -> dict[str, Any]:
     from adpa_cli.stages.device import prepare
 
     prepare(threads)
-    if job.runtime.processes > 1 and job.stage != "eval":  # figures of one model: one process makes them
+    if job.runtime.processes > 1 and job.stage not in ALONE:
         from adpa_cli.stages.ranks import compute_in_processes
 
         compute_in_processes(job, monitor, threads)

@@ -11,6 +11,7 @@ from adpa_cli.stages.estimate import Estimate
 from adpa_cli.stages.estimate_memory import Where
 from adpa_cli.stages.estimate_time import KINDS
 from adpa_cli.stages.graph import Node
+from adpa_cli.stages.job import ALONE
 from adpa_cli.stages.stage_cost import Cost, memory_of, models_of, planned_rows
 from adpa_cli.store.store import Store
 
@@ -47,7 +48,7 @@ def _memory(cost: Cost, found: Estimate, store: Store, runtime: Runtime) -> Iter
         return
     need = cost.memory.device
     node = cost.node
-    where = Where(machine.kind, 1 if node.stage == "eval" else runtime.processes)
+    where = Where(machine.kind, 1 if node.stage in ALONE else runtime.processes)
     if need > machine.memory:
         hint, halves = _smaller(node, store, runtime, where, machine.memory)
         if not (halves and machine.kind == "cuda"):  # training halves its micro-batches on a card by itself

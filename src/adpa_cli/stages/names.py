@@ -16,6 +16,7 @@ from typing import Any
 from adpa_cli.data.sources import HUB_ID, Source, located, parse_source, source_files, split_name
 from adpa_cli.errors import NotFound, UsageError
 from adpa_cli.families import DATA_ALIASES, Alias, ReadyPair, aliases, ready_pairs
+from adpa_cli.spec import STAGE_VERSIONS
 from adpa_cli.stages import hub
 from adpa_cli.stages.graph import Artifact, External, HubFile, stand_in
 from adpa_cli.stages.hub_access import Access, Closed
@@ -39,8 +40,10 @@ class Names:
     refresh: bool = False
     access: Access | None = None
 
-    def model(self, text: str, option: str) -> Alias | ReadyPair | Artifact | External:
-        """What a model option means. Raises UsageError on an empty value or two meanings, NotFound otherwise."""
+    def model(
+        self, text: str, option: str, stages: Sequence[str] = MODEL_STAGES
+    ) -> Alias | ReadyPair | Artifact | External:
+        """What a model option means; an artifact is of one of `stages`. Raises UsageError and NotFound."""
         if not text:
             raise UsageError(f"{option} is empty", "the command before it may have failed; give a model")
         if text.startswith((".", "/", "~")):
@@ -55,9 +58,9 @@ class Names:
                     f"write {ref} for the artifact, or remove the tag: adpa tag --delete {text}",
                 )
             return known[text]
-        if HUB_ID.fullmatch(text) and text.split("/")[0] not in (*MODEL_STAGES, "rollout", "cache-teacher", "eval"):
+        if HUB_ID.fullmatch(text) and text.split("/")[0] not in STAGE_VERSIONS:
             return self.hub_model(text)
-        return self.made(text, MODEL_STAGES, option)
+        return self.made(text, stages, option)
 
     def made(self, text: str, stages: Sequence[str], option: str) -> Artifact:
         """The artifact of one of `stages` that `text` names."""

@@ -5,6 +5,7 @@ Planning reads names, JSON and hashes only. No torch, transformers or datasets, 
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,9 +14,9 @@ from typing import Any
 from adpa_cli import methods
 from adpa_cli.data.chat import DEFAULT_TEMPLATES
 from adpa_cli.errors import UsageError
-from adpa_cli.families import Alias, Family
+from adpa_cli.families import Alias, Family, stage_settings
 from adpa_cli.lab import END, TEMPLATE
-from adpa_cli.spec import CaptureSpec, RolloutSpec
+from adpa_cli.spec import Auto, CaptureSpec, RewardsSpec, RolloutSpec, coerce
 from adpa_cli.stages import lineage
 from adpa_cli.stages.graph import External, Input, Made, Node, in_order
 from adpa_cli.stages.names import Names
@@ -53,7 +54,7 @@ class Planner:
         own = stage in self.own
         values = user_settings(self.given, stage, method, own, seeded or own)
         # These two decide which answers a training reads, so what is made for it follows them.
-        follows = stage in ("cache-teacher", "rollout") or (stage == "eval" and not own)
+        follows = stage in ("cache-teacher", "rollout", "rewards") or (stage == "eval" and not own)
         if self.given.limit is not None and (own or (follows and stage != "eval")):
             values.setdefault("limit", self.given.limit)
         if "max_length" in self.given.own and follows:
@@ -87,6 +88,18 @@ class Planner:
         what = f"dpo β {spec.params['beta']:g} from {reference.label}"
         return Node("dpo-teacher", spec, {"model": reference, "data": data}, "aligned teacher", what)
 
+    def reward_model(self, model: Input, data: External, family: Family, template: Template) -> Node:
+        """A scalar head on `model`, fitted to the preferences of `data`."""
+        user = self.user("reward-model", "reward-model")
+        spec = train_spec("reward-model", "reward-model", family, ("reward-model",), user, template)
+        return Node("reward-model", spec, {"model": model, "data": data}, "reward model", f"reward of {model.label}")
+
+    def rewards(self, judge: Input, data: External, family: Family, template: Template) -> Node:
+        """What a reward model gives to both answers of every pair."""
+        fixed = {"template": template[0], "end": template[1]}
+        spec = plain_spec(RewardsSpec, "rewards", family, ("rewards",), self.user("rewards"), fixed)
+        return Node("rewards", spec, {"reward_model": judge, "data": data}, "rewards", f"of pairs, by {judge.label}")
+
     def capture(
         self,
         aligned: Input,
@@ -103,7 +116,7 @@ class Planner:
         user = self.user("cache-teacher")
         if reference is None:
             fixed["pair_precision"] = None
-        elif float(user.get("precision", 1)) == 0:
+        elif coerce(float | Auto, user.get("precision", 1), "precision") == 0:
             user.setdefault("pair_precision", 0)
         if student is not None:
             fixed["student_vocab"] = lineage.smaller_vocabulary(student, aligned, self.names.store)
@@ -147,9 +160,9 @@ class Planner:
         rollouts: Made | None,
         family: Family,
         template: Template,
-        teachers: Mapping[str, Input] | None = None,
+        others: Mapping[str, Input] | None = None,
     ) -> Node:
-        """One training of the student with one method; `teachers` are the models that it needs at hand, by role."""
+        """One training of the student with one method; `others` are what else it needs at hand, by role."""
         user = self.user("distill", method)
         spec = train_spec("distill", method, family, ("distill", f"distill.{method}"), user, template)
         inputs: dict[str, Input | tuple[Input, ...]] = {"model": start, "data": data}
@@ -157,7 +170,9 @@ class Planner:
             inputs["cache"] = tuple(caches)
         if rollouts is not None:
             inputs["rollouts"] = rollouts
-        inputs |= teachers or {}
+        inputs |= others or {}
+        if "reward_model" in inputs:
+            spec = dataclasses.replace(spec, judged_tokens=judged_tokens(family))
         what = f"{method_words(spec)} from {start.label}"
         # Of the methods with a γ only this one's objective is γ times the advantage.
         hints = {"gamma_rms": family.gamma_rms} if method == "adpa" else {}
@@ -173,6 +188,11 @@ class Planner:
     def family_data(self, texts: Sequence[str], family: Family, kind: str) -> External:
         """The given data, else the family's."""
         return self.names.data(tuple(texts) or ((family.sft_data if kind == "sft" else family.data),))
+
+
+def judged_tokens(family: Family) -> int:
+    """How long an answer may be that a family has judged."""
+    return int(stage_settings(family, "rollout", "eval.rollout").get("max_new_tokens", RolloutSpec.max_new_tokens))
 
 
 def method_words(spec: Any) -> str:

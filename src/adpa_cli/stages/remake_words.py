@@ -28,6 +28,7 @@ class Candidates:
         makers: Mapping[str, Callable[[Manifest, bool], Iterator[Values]]] = {
             "sft": self._sft, "dpo-teacher": self._dpo_teacher, "cache-teacher": self._capture,
             "rollout": self._rollout, "distill": self._distill, "eval": self._eval,
+            "reward-model": self._reward_model, "rewards": lambda made, ids: iter(()),  # on the way to a student only
         }  # fmt: skip
         seeds = {made.spec["seed"] for made in self.lineage(manifest) if "seed" in made.spec}
         moved = {"seed-all": next(iter(seeds))} if len(seeds) == 1 and seeds != {0} else {}
@@ -55,6 +56,9 @@ class Candidates:
 
     def _dpo_teacher(self, manifest: Manifest, ids: bool) -> Iterator[Values]:
         yield from ({"reference": word} for word in self._words(manifest, "model", ids))
+
+    def _reward_model(self, manifest: Manifest, ids: bool) -> Iterator[Values]:
+        yield from ({"model": word} for word in self._words(manifest, "model", ids))
 
     def _rollout(self, manifest: Manifest, ids: bool) -> Iterator[Values]:
         split = {} if manifest.spec["split"] == "train" else {"split": manifest.spec["split"]}
@@ -92,11 +96,19 @@ class Candidates:
         if chained and start:
             for student, who in itertools.product(self._words(start, "model", ids), teachers):
                 yield {"method": "adpa+", "student": student, **who, "no-eval": True}
-        for student, sources in itertools.product(self._words(manifest, "model", ids), self._sources(manifest)):
-            common = {"method": manifest.spec["method"], "student": student, "no-eval": True, **sources}
+        students, judges = self._words(manifest, "model", ids), self._judges(manifest, ids)
+        for student, sources, judge in itertools.product(students, self._sources(manifest), judges):
+            common = {"method": manifest.spec["method"], "student": student, "no-eval": True, **sources, **judge}
             yield from ({**common, **who} for who in teachers)
             if signal:
                 yield from ({**common, **who, **signal} for who in teachers)
+
+    def _judges(self, manifest: Manifest, ids: bool) -> list[dict[str, str]]:
+        """--reward-model of a student: it selected, or gave rewards; one that was not named is made for those."""
+        given = self._parent(manifest, "rewards")
+        held = manifest if "reward_model" in manifest.inputs else given
+        words = self._words(held, "reward_model", ids) if held else []
+        return [*({} for _ in range(held is not manifest)), *({"reward-model": word} for word in words)]
 
     def _sources(self, manifest: Manifest) -> list[dict[str, str]]:
         """Settings that no spec tells, for they only chose the inputs: whose rollouts, and which teacher."""
@@ -140,8 +152,8 @@ class Candidates:
         return [_path_word(folder)] if folder is not None else []
 
     def _alias_of(self, made: Manifest) -> str | None:
-        """The alias that stands for a fine-tuned student, a fine-tuned teacher or an aligned one."""
-        while made.stage == "dpo-teacher":
+        """The alias that stands for a fine-tuned student, a fine-tuned teacher, an aligned one or a reward model."""
+        while made.stage in ("dpo-teacher", "reward-model"):
             below = self._parent(made, "model")
             if below is None:
                 return None

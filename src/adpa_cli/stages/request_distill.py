@@ -13,8 +13,9 @@ from adpa_cli.stages.graph import Artifact, External, Input, Node
 from adpa_cli.stages.names import Names
 from adpa_cli.stages.plan import Plan, Planner, Template
 from adpa_cli.stages.request_eval import family_evals
+from adpa_cli.stages.request_reward import judge
 from adpa_cli.stages.requests import Teachers, data_for, data_of, teachers
-from adpa_cli.stages.settings import Given, check_own, kd_teacher
+from adpa_cli.stages.settings import Given, check_own, kd_teacher, needs_of
 
 
 def needed_methods(method: str) -> tuple[str, ...]:
@@ -39,13 +40,14 @@ def plan_distill(names: Names, given: Given, asked: Distill) -> Plan:
     taught = who.template if who else _given_template((*caches, *rollouts))
     start, template = _start(planner, asked, found, family, taught)
     data = _data(planner, asked, caches, start, family)
-    builder = Chain(planner, family, template, data, asked, start, who, caches, rollouts)
+    named = judge(planner, asked.reward_model, asked.data, asked.sft_data) if asked.reward_model else None
+    builder = Chain(planner, family, template, data, asked, start, who, caches, rollouts, named)
     nodes: list[Node] = []
     for method in chain:
         nodes.append(builder.step(method, nodes[-1] if nodes else start, last=method == chain[-1]))
     _all_used((*caches, *rollouts), nodes, asked.method)
     judged = builder.judged(chain)
-    evals = family_evals(planner, family, template, data, start, nodes, judged) if asked.evaluate else ()
+    evals = family_evals(planner, family, template, data, start, nodes, judged, named) if asked.evaluate else ()
     return Plan((nodes[-1],), template, evals)
 
 
@@ -114,8 +116,9 @@ def _teachers(
 def _wanted(planner: Planner, method: str, answered: bool) -> set[str]:
     """The teachers whose signal or, unless they were `answered` already, whose answers a method reads."""
     read, user = methods.load(method), planner.user("distill", method)
-    found: set[str] = {role for need in read.needs for role in need.signal}
-    if any(need.online for need in read.needs):
+    needs = needs_of(method, user)
+    found: set[str] = {role for need in needs for role in need.signal}
+    if any(need.online for need in needs):
         found |= {"aligned", "reference"}
     if read.sources and user.get("states", read.states) == "teacher" and not answered:
         found.add("aligned")

@@ -12,6 +12,7 @@ from adpa_cli.stages import lineage
 from adpa_cli.stages.graph import External, Input, Node
 from adpa_cli.stages.names import Names
 from adpa_cli.stages.plan import Plan, Planner, Template
+from adpa_cli.stages.request_reward import judge
 from adpa_cli.stages.requests import data_for, needed_template, reference_model, teachers
 from adpa_cli.stages.settings import Given, check_own, plain_spec
 
@@ -24,12 +25,19 @@ def family_evals(
     start: Input,
     nodes: Sequence[Node],
     teachers: Sequence[tuple[Input, str]],
+    judge: Input | None = None,
 ) -> tuple[Node, ...]:
-    """The family's evaluation of the start, of every student trained, and of its teachers with their roles."""
+    """The family's evaluation of the start, of every student trained, and of its teachers with their roles.
+
+    A reward model judges where the family has no judge of its own.
+    """
+    suite, scorers = family.suite, None
+    if judge is not None and suite == "accuracy":
+        suite, scorers = "reward-model", {"reward_model": judge}
     models: list[tuple[Input, str]] = [(start, "start"), *((n, n.what.split(" from ")[0]) for n in nodes)]
     if family.suite == "tiny":
         models += teachers
-    return tuple(eval_node(planner, family, template, data, m, role, start, family.suite) for m, role in models)
+    return tuple(eval_node(planner, family, template, data, m, role, start, suite, scorers) for m, role in models)
 
 
 def eval_node(
@@ -78,8 +86,11 @@ def plan_eval(names: Names, given: Given, asked: Evaluate) -> Plan:
     scorers: dict[str, Input] = {}
     if suite == "reward-model":
         if not asked.reward_model:
-            raise UsageError("the suite reward-model needs one", "give --reward-model FOLDER")
-        scorers["reward_model"] = _reward_model(names, asked.reward_model)
+            raise UsageError(
+                "the suite reward-model needs one",
+                "give --reward-model MODEL (a folder, hub id or artifact), or make one: adpa reward-model --model M",
+            )
+        scorers["reward_model"] = judge(planner, asked.reward_model, asked.data)
     if suite == "implicit":
         who = teachers(planner, asked.teacher, asked.reference, family, asked.data, ())
         if who.reference is None:
@@ -96,13 +107,6 @@ def plan_eval(names: Names, given: Given, asked: Evaluate) -> Plan:
         data = data_for(planner, model, asked.data, own_family)
         nodes.append(eval_node(planner, own_family, own_template, data, model, model.label, against, suite, scorers))
     return Plan(tuple(nodes), template)
-
-
-def _reward_model(names: Names, text: str) -> External:
-    found = names.model(text, "--reward-model")
-    if not isinstance(found, External):
-        raise UsageError(f"--reward-model {text} is no reward model", "give the folder of a sequence classifier: ./rm")
-    return found
 
 
 def _model(planner: Planner, text: str, option: str) -> tuple[Input, Family, Template]:

@@ -15,11 +15,17 @@ from typing import Any, TypeVar
 from adpa_cli import methods
 from adpa_cli.errors import UsageError
 from adpa_cli.families import Family, stage_settings
-from adpa_cli.spec import STAGE_VERSIONS, CaptureSpec, Dataclass, EvalSpec, RolloutSpec, TrainSpec, make
+from adpa_cli.spec import STAGE_VERSIONS, CaptureSpec, Dataclass, EvalSpec, RewardsSpec, RolloutSpec, TrainSpec, make
 
 S = TypeVar("S", bound=Dataclass)
-DERIVED = {"method", "method_version", "params", "template", "end", "parts", "split", "suite", "smoke"}
+DERIVED = {"method", "method_version", "params", "template", "end", "parts", "split", "suite", "smoke", "judged_tokens"}
 """Fields that a plan fills in itself; nobody sets them by hand."""
+SPECS: dict[str, type[Any]] = {
+    "cache-teacher": CaptureSpec, "rollout": RolloutSpec, "rewards": RewardsSpec, "eval": EvalSpec,
+}  # fmt: skip
+"""Of the stages that train nothing."""
+OWN_METHOD = {"sft": ("sft",), "dpo-teacher": ("dpo",), "reward-model": ("reward-model",)}
+"""The one method of a stage that has no other."""
 REHEARSAL = {"limit": 64, "max_steps": 4, "batch_size": 16}
 """The most that a stage does under `--smoke`: four steps that see every one of its rows once."""
 
@@ -54,7 +60,7 @@ def parse_sets(items: Sequence[str]) -> tuple[dict[str, str], dict[str, dict[str
 
 def settable(stage: str, method: str = "") -> dict[str, Any]:
     """Every key of a stage (and of its method) with its default."""
-    cls: Any = {"cache-teacher": CaptureSpec, "rollout": RolloutSpec, "eval": EvalSpec}.get(stage, TrainSpec)
+    cls: Any = SPECS.get(stage, TrainSpec)
     found = _defaults(cls)
     sources: Mapping[str, str] = {}
     if method:
@@ -110,7 +116,7 @@ def user_settings(given: Given, stage: str, method: str, own: bool, seeded: bool
 
 def methods_of(stage: str) -> tuple[str, ...]:
     """The methods that a stage may train with; "" for a stage that trains nothing."""
-    return {"sft": ("sft",), "dpo-teacher": ("dpo",), "distill": tuple(methods.names())}.get(stage, ("",))
+    return {**OWN_METHOD, "distill": tuple(methods.names())}.get(stage, ("",))
 
 
 def train_spec(
@@ -125,14 +131,35 @@ def train_spec(
     merged = {**defaults, **read.presets.get(preset, {}), **user}
     merged = {name: value for name, value in merged.items() if name not in ("preset", "kd_teacher")}
     names = {f.name for f in dataclasses.fields(read.params)}
-    try:
-        params = make(read.params, {name: value for name, value in merged.items() if name in names})
-    except UsageError as error:
-        listed = ", ".join(f"{name}={value}" for name, value in _defaults(read.params).items())
-        raise UsageError(error.message, f"{error.hint}\nparameters of {method}: {listed}") from None
+    params = _params(method, merged)
     rest = {name: value for name, value in merged.items() if name not in names}
-    fixed = {"method": method, "method_version": read.version, "params": dataclasses.asdict(params)}
+    fixed = {"method": method, "method_version": read.version, "params": _hashed(params)}
     return rehearsed(make(TrainSpec, {**rest, **fixed, "template": template[0], "end": template[1]}))
+
+
+def _params(method: str, values: Mapping[str, Any]) -> Any:
+    """The parameters of a method among some values. UsageError that lists them all where one is out of range."""
+    cls = methods.load(method).params
+    own = _defaults(cls)
+    try:
+        return make(cls, {name: value for name, value in values.items() if name in own})
+    except UsageError as error:
+        listed = ", ".join(f"{name}={value}" for name, value in own.items())
+        raise UsageError(error.message, f"{error.hint}\nparameters of {method}: {listed}") from None
+
+
+def _hashed(params: Any) -> dict[str, Any]:
+    """The parameters of a method that mean something: no later one at its default, and none without effect."""
+    idle: set[str] = params.without_effect() if hasattr(params, "without_effect") else set()
+    later = {
+        f.name for f in dataclasses.fields(params) if f.metadata.get("later") and f.default == getattr(params, f.name)
+    }
+    return {name: value for name, value in dataclasses.asdict(params).items() if name not in idle | later}
+
+
+def needs_of(method: str, user: Mapping[str, Any]) -> tuple[methods.Need, ...]:
+    """What a method reads under the parameters that the user gave."""
+    return methods.load(method).needs_for(_params(method, user))
 
 
 def kd_teacher(method: str, user: Mapping[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""The training stages: `sft`, `dpo-teacher` and `distill`. One body, for the method decides what is trained."""
+"""The training stages: `sft`, `dpo-teacher`, `reward-model`, `distill`. One body, for the method decides what it is."""
 
 from __future__ import annotations
 
@@ -7,7 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from adpa_cli import methods
+from adpa_cli.data.chat import Encoder
+from adpa_cli.errors import DataError
 from adpa_cli.spec import TrainSpec, make
+from adpa_cli.stages.held_out import held_out
 from adpa_cli.stages.job import Job, Monitor, write_json
 from adpa_cli.stages.training_data import gather
 
@@ -18,29 +21,25 @@ SCALE_APART = 3.0  # γ × RMS(A) outside this factor of the tuned one is worth 
 def compute(job: Job, monitor: Monitor, rank: int = 0, processes: int = 1) -> None:
     """Train, and leave a Hugging Face folder and metrics.jsonl in the work folder."""
     from adpa_cli.engine import schedule
-    from adpa_cli.engine.critic import critic_of
     from adpa_cli.engine.loop import Run, score_start, train
-    from adpa_cli.engine.models import check_head, load, load_tokenizer, save
+    from adpa_cli.engine.models import load_tokenizer, save
     from adpa_cli.engine.online import Online
     from adpa_cli.engine.points import Points, records
     from adpa_cli.engine.processes import make_accelerator
-    from adpa_cli.engine.student import Student
     from adpa_cli.stages.examples import encoder_of
 
     spec = make(TrainSpec, job.spec)
     method = methods.load(spec.method)
     params = method.params(**spec.params)
-    model_folder = job.one("model").path
-    tokenizer = load_tokenizer(model_folder)
+    tokenizer = load_tokenizer(job.one("model").path)
     encoder = encoder_of(tokenizer, spec)
     data = gather(job, spec, method, params, encoder, monitor)
     rows = len(data.examples)
     end = spec.last_step(schedule.steps_of(rows, spec))
-    held = _held_out(job, spec, encoder) if spec.select == "best" else None
+    held = held_out(job, spec, encoder) if spec.select == "best" else None
     accelerator = make_accelerator(job.runtime.rendezvous)
-    model = load(model_folder, train=True, device=str(accelerator.device))
-    check_head(model)
-    student = Student(model, spec.dtype, critic_of(model, spec.dtype) if data.online else None)
+    student = _student(job, spec, encoder, str(accelerator.device), bool(data.online))
+    model = student.model
     feed: Online | None = None
     if data.online:
         tokens = job.runtime.tokens_per_device
@@ -55,23 +54,52 @@ def compute(job: Job, monitor: Monitor, rank: int = 0, processes: int = 1) -> No
         spec=spec, method=method, params=params, examples=data.examples, end_id=encoder.end_id,
         signal_of=data.signal_of, work=job.folder, runtime=job.runtime, stage=job.stage, progress=monitor.progress,
         note=monitor.note, stop=monitor.stop, points=looked_at, at_point=points.at,
-        feed=feed, critic_lr=params.critic_lr if feed else 0.0,
+        feed=feed, critic_lr=params.critic_lr if feed else 0.0, reward_of=data.reward_of,
     )  # fmt: skip
     score_start(student, run, accelerator)
     summary = train(student, run, accelerator)
+    accuracy = _preferred(job, spec, encoder, student, accelerator) if job.stage == "reward-model" and not held else {}
     if accelerator.is_main_process:
         if held:
             end = points.take_best()
         else:
             save_in(job.folder)
         chosen = {"rule": spec.select, "step": end, "points": records(job.folder)}
+        if held and job.stage == "reward-model":
+            accuracy = next(point for point in records(job.folder) if point["step"] == end)
         write_json(job.folder / RESULT, {
+            **{key: value for key, value in accuracy.items() if key != "step"},
             "final": summary, "examples": rows, "notes": list(data.notes),
             "parameters": sum(p.numel() for p in model.parameters()),
             "tokens": sum(part.tokens for e in data.examples for part in e.parts.values()),
             **({"selection": chosen} if looked_at or spec.select != "last" else {}),
         })  # fmt: skip
     accelerator.wait_for_everyone()
+
+
+def _student(job: Job, spec: TrainSpec, encoder: Encoder, device: str, online: bool) -> Any:
+    """What is trained: the model, with a critic where answers are drawn online, or under a scalar head."""
+    from adpa_cli.engine.critic import critic_of
+    from adpa_cli.engine.models import check_head, load
+    from adpa_cli.engine.ranker import Ranker, load_ranker
+    from adpa_cli.engine.student import Student
+
+    folder = job.one("model").path
+    if job.stage == "reward-model":
+        return Ranker(load_ranker(folder, encoder.tokenizer, encoder.end_id, device), spec.dtype)
+    model = load(folder, train=True, device=device)
+    check_head(model)
+    return Student(model, spec.dtype, critic_of(model, spec.dtype) if online else None)
+
+
+def _preferred(job: Job, spec: TrainSpec, encoder: Encoder, student: Any, accelerator: Any) -> dict[str, Any]:
+    """How often a finished reward model prefers the chosen of two held-out answers; nothing where none are."""
+    try:
+        held = held_out(job, spec, encoder)
+    except DataError:  # which says that the data have no held-out side
+        return {}
+    found: dict[str, Any] = held.score(student, accelerator)
+    return found
 
 
 def finish(job: Job) -> dict[str, Any]:
@@ -101,15 +129,3 @@ def _rms_advantage(folder: Path) -> float | None:
     manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
     found: float | None = manifest["metrics"].get("rms_advantage")
     return found
-
-
-def _held_out(job: Job, spec: TrainSpec, encoder: Any) -> Any:
-    """The rows that `--select best` looks at: pairs, or the dialogues of `sft`."""
-    from adpa_cli.engine.points import Held
-    from adpa_cli.stages import examples as ex
-
-    source = job.one("data")
-    if job.stage != "sft":
-        return Held(ex.pair_examples(spec, source, "test", job.one("model").path), ("chosen", "rejected"))
-    loaded = ex.dialogues_of(source.where, "test", spec.limit, spec.skip_bad_rows)
-    return Held(ex.dialogue_examples(loaded.items, encoder, spec.max_length, source.label)[0], ("chosen",))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from adpa_cli.methods import Method, Need
 from adpa_cli.signal import AnswerKey, SignalReader, SignalRows
 from adpa_cli.spec import TrainSpec
 from adpa_cli.stages.job import Job, Monitor, vocabulary
+from adpa_cli.stages.rewards import read_rewards
 
 SCORERS = {"start": "model", "aligned": "aligned", "reference": "reference"}
 """The input that gives each score of an answer which is drawn online."""
@@ -20,12 +21,15 @@ SCORERS = {"start": "model", "aligned": "aligned", "reference": "reference"}
 
 @dataclass(frozen=True)
 class Data:
-    """`online` says where answers come from that are drawn while the student trains; None where none are."""
+    """`reward_of` is what a reward model gave to (example id, part), if the method asks. `online` says where answers come
+    from that are drawn while the student trains; None where none are.
+    """
 
     examples: list[Any]
     signal_of: Any
     notes: tuple[str, ...]
     online: Any = None
+    reward_of: Mapping[tuple[str, str], float] = field(default_factory=dict)
 
 
 def gather(job: Job, spec: TrainSpec, method: Method, params: Any, encoder: Any, monitor: Monitor) -> Data:
@@ -69,7 +73,8 @@ def gather(job: Job, spec: TrainSpec, method: Method, params: Any, encoder: Any,
         (p.id, need.part): answers[need.part][p.id].key for p in kept for need in needs if need.signal
     }
     online = _online(job, spec, params, encoder, kept) if len(needs) < len(every) else None
-    return Data(made_examples, _signals(job, keys) if keys else _no_signal, notes, online)
+    rewards = read_rewards(job.one("rewards").path) if any(need.reward for need in needs) else {}
+    return Data(made_examples, _signals(job, keys) if keys else _no_signal, notes, online, rewards)
 
 
 def _online(job: Job, spec: TrainSpec, params: Any, encoder: Any, pairs: Sequence[Pair]) -> Any:

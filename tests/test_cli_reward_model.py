@@ -1,0 +1,121 @@
+"""Reward models through the command line: trained, plain for transformers, judging, selecting and feeding a method."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+from adpa_cli.lab import world
+from adpa_cli.store.store import Store
+from cli_samples import Cli, write_rows
+
+FEW = ["--set", "sft.max_steps=2", "--set", "sft.limit=64", "--limit", "24", "--max-steps", "2"]
+UPSTREAM = ["--set", "reward-model.max_steps=2", "--set", "reward-model.limit=24"]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with pairs; the store of the tests of this module is beside them."""
+    folder = tmp_path_factory.mktemp("reward")
+    (folder / "pairs").mkdir()
+    for split, count in (("train", 24), ("test", 8)):
+        write_rows(folder / "pairs" / f"{split}.jsonl", world.preferences(split)[:count])
+    return folder
+
+
+@pytest.fixture
+def here(cli: Cli, place: Path, monkeypatch: pytest.MonkeyPatch) -> Cli:
+    monkeypatch.chdir(place)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    return cli
+
+
+def stages(here: Cli, *words: object) -> list[str]:
+    """The stages of a plan, in order."""
+    return [row[4].split("/")[0] for row in here(*words, "-n").rows if row[0].isdigit()]
+
+
+def planned(here: Cli, *words: object) -> str:
+    """The reference of what a plan makes in the end."""
+    return here(*words, "-n").rows[-1][4]
+
+
+def train(here: Cli) -> str:
+    return here("reward-model", "--model", "tiny", "--data", "./pairs", *FEW).ref
+
+
+def test_the_artifact_is_a_plain_classifier_with_its_accuracy(here: Cli, place: Path) -> None:
+    ref = train(here)
+    folder = Path(here("path", ref).ref)
+    model, info = AutoModelForSequenceClassification.from_pretrained(folder, output_loading_info=True)
+    assert not info["missing_keys"]
+    assert model.config.num_labels == 1
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    assert tokenizer.pad_token_id == model.config.pad_token_id != tokenizer.eos_token_id
+    margins = []
+    for row in world.preferences("test")[:8]:
+        rewards = []
+        for part in ("chosen", "rejected"):
+            turns = [*row["prompt"], *row[part]]
+            ids = tokenizer.apply_chat_template(turns, return_tensors="pt", return_dict=True)
+            assert int(ids["input_ids"][0, -1]) == tokenizer.eos_token_id
+            with torch.no_grad():
+                rewards.append(float(model(**ids).logits[0, 0]))
+        margins.append(rewards[0] - rewards[1])
+    metrics = Store.find(place / "adpa-store").get(ref).metrics
+    assert metrics["pairs"] == 8
+    assert metrics["margin"] == pytest.approx(sum(margins) / 8, abs=1e-5)
+    assert metrics["accuracy"] == pytest.approx(sum((m > 0) + 0.5 * (m == 0) for m in margins) / 8)
+    page = here("show", ref).out
+    assert f"accuracy\t{metrics['accuracy']}" in page
+
+
+def test_its_recipe_makes_it_again_and_a_stop_changes_nothing(here: Cli, place: Path) -> None:
+    ref = train(here)
+    recipe = here("show", ref, "--recipe")
+    (place / "again.toml").write_text(recipe.out)
+    assert here("run", "./again.toml", "--dry-run").code == 0
+    assert 'command = "reward-model"' in recipe.out
+    assert here("run", "./again.toml").ref == ref
+
+
+def test_it_judges_answers_under_every_name(here: Cli, place: Path) -> None:
+    ref = train(here)
+    student = here("sft", "--model", "tiny", *FEW).ref
+    few = ["--data", "./pairs", "--set", "rollout.max_new_tokens=6"]
+    by_id = here("eval", student, *few, "--reward-model", ref).ref
+    scores = Store.find(place / "adpa-store").get(by_id).metrics
+    assert scores["suite"] == "reward-model"
+    assert "mean_reward" in scores["scores"]
+    by_path = here("eval", student, *few, "--reward-model", str(Path(here("path", ref).ref))).ref
+    again = Store.find(place / "adpa-store").get(by_path).metrics
+    assert by_path != by_id
+    assert again["scores"]["mean_reward"]["value"] == pytest.approx(scores["scores"]["mean_reward"]["value"], abs=1e-5)
+    assert "is no reward-model" in here.refused(2, "eval", student, "--reward-model", student)
+
+
+def test_ddpo_fits_the_rewards_of_one(here: Cli, place: Path) -> None:
+    words = ["distill", "--method", "ddpo", "--student", "tiny", "--data", "./pairs", "--no-eval", *FEW, *UPSTREAM]
+    explicit = [*words, "--set", "reward=explicit"]
+    assert stages(here, *explicit) == ["sft", "sft", "reward-model", "rewards", "distill"]
+    made = Store.find(place / "adpa-store").get(here(*explicit).ref)
+    assert made.spec["params"]["reward"] == "explicit"
+    assert "beta_teacher" not in made.spec["params"]
+    assert planned(here, *explicit, "--set", "beta_teacher=3") == made.ref
+    assert "cache-teacher" in stages(here, *words)
+    assert planned(here, *explicit, "--reward-model", train(here)) != made.ref
+
+
+def test_the_best_point_is_the_one_whose_answers_it_prefers(here: Cli, place: Path) -> None:
+    judge = train(here)
+    words = ["distill", "--method", "sft", "--student", "tiny", "--data", "./pairs", "--no-eval", *FEW,
+             "--set", "batch_size=6", "--max-steps", "4", "--select", "best"]  # fmt: skip
+    without, judged = here(*words).ref, here(*words, "--reward-model", judge).ref
+    assert without != judged
+    made = Store.find(place / "adpa-store").get(judged)
+    points = made.metrics["selection"]["points"]
+    assert made.metrics["selection"]["step"] == max(points, key=lambda p: (p["reward"], p["step"]))["step"]
+    assert {p["prompts"] for p in points} == {8}
+    assert made.spec["judged_tokens"] == 64
+    assert planned(here, *words[:-2], "--reward-model", judge) == planned(here, *words[:-2])
