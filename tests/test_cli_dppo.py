@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -87,3 +88,21 @@ def test_a_student_of_no_family_needs_both_teachers_named(pipeline: Pipeline, cl
     assert "needs the model that the teacher was aligned from" in cli.refused(2, *words, "--teacher", folders[1])
     rows = cli(*words, "--teacher", folders[1], "--reference", folders[0]).rows
     assert [row[2] for row in rows] == ["distill dppo"]
+
+
+@pytest.mark.slow
+def test_two_processes_draw_and_train_as_one(pipeline: Pipeline, cli: Cli, tmp_path: Path) -> None:
+    words = (
+        *DPPO, "--data", pipeline.data, *SMALL, "--batch-size", 8, "--max-steps", 10, "--set", "ppo_epochs=2",
+        "--set", "rollout_batch=16", "--tokens-per-device", 64, "--select", "best", "--keep", "all",
+    )  # fmt: skip
+    shutil.copytree(pipeline.store, tmp_path / "other")
+    one = cli(*words).ref
+    assert cli(*words, "--gpus", 2, "--store", tmp_path / "other").ref == one
+    stores = [Store(pipeline.store), Store(tmp_path / "other")]
+    assert [store.get(one).made["processes"] for store in stores] == [1, 2]
+    ours, theirs = (load_file(store.folder(one) / "step-000010" / "model.safetensors") for store in stores)
+    assert max(float((ours[name] - theirs[name]).abs().max()) for name in ours) < 1e-5
+    lines = [(store.folder(one) / "metrics.jsonl").read_text().splitlines() for store in stores]
+    for here, there in zip(*(map(json.loads, found) for found in lines), strict=True):
+        assert there == pytest.approx(here, rel=1e-3, abs=1e-4)
