@@ -1,78 +1,84 @@
-"""The tiled top k against a stable sort of all logits."""
+"""Rows of logits in tiles, their top ids and the mass elsewhere, against a stable sort and a dense softmax."""
+
+from __future__ import annotations
 
 import math
 
 import pytest
 import torch
+from torch import Tensor
 
-from adpa_cli.tensors.topk import head_topk, sort_keys
+from adpa_cli.tensors.head import selected_logps
+from adpa_cli.tensors.topk import Head, sort_keys, split, tile_rows, top_ids
 
-TILES = [None, (7, 1), (2, 3), (100, 64), (3, 1000)]
 
-
-def expected(logits, k):
+def stable(logits: Tensor, k: int) -> list[list[int]]:
     """Python's stable sort: by descending logit, then by lower id."""
-    ids = [sorted(range(len(row)), key=lambda i, row=row: (-row[i], i))[:k] for row in logits.tolist()]
-    ids = torch.tensor(ids)
-    return logits.log_softmax(1).gather(1, ids), ids, logits.logsumexp(1)
+    return [sorted(range(len(row)), key=lambda i, row=row: (-row[i], i))[:k] for row in logits.tolist()]
 
 
-@pytest.mark.parametrize("tile", TILES)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_equals_a_stable_sort_with_ties(tile, dtype):
-    g = torch.Generator().manual_seed(1)
-    hidden, weight = torch.randn(9, 5, generator=g).to(dtype), torch.randn(200, 5, generator=g).to(dtype)
-    weight[50:90] = weight[10]
-    hidden[3] = 0
-    got = head_topk(hidden, weight, 60, tile=tile)
-    logps, ids, lse = expected((hidden @ weight.T).float(), 60)
-    assert torch.equal(got.ids, ids)
-    torch.testing.assert_close((got.logps, got.lse), (logps, lse))
-    assert got.ids[3].tolist() == list(range(60))
+@pytest.mark.parametrize(("size", "k"), [(200, 60), (200, 200), (200, 300), (1000, 1), (3333, 7), (9999, 50), (64, 1)])
+def test_top_ids_are_those_of_a_stable_sort_with_ties(size: int, k: int) -> None:
+    logits = torch.randn(9, size, generator=torch.Generator().manual_seed(1))
+    logits[0] = 0
+    logits[1] = logits[1].round()
+    logits[2, : size // 2] = -math.inf
+    logits[3] = -math.inf
+    logits[4, -1] = 9
+    logits[5, ::3] = 5
+    assert top_ids(logits, k).tolist() == stable(logits, k)
 
 
-def test_by_hand_with_bias_and_a_tie():
-    """Logits (0, log 2, 0, -1): two equal logits go to the lower id."""
-    bias = torch.tensor([0.0, math.log(2), 0.0, -1.0])
-    got = head_topk(torch.zeros(1, 2), torch.zeros(4, 2), 3, bias, tile=(1, 2))
-    mass = 1 + 2 + 1 + math.exp(-1)
-    assert got.ids.tolist() == [[1, 0, 2]]
-    assert got.logps[0].tolist() == pytest.approx([math.log(2 / mass), -math.log(mass), -math.log(mass)])
-    assert got.lse.item() == pytest.approx(math.log(mass))
-
-
-def test_keys_sort_by_value_then_by_lower_id():
+def test_keys_sort_by_value_then_by_lower_id() -> None:
     """Zero and minus zero are one value; which of them a product gives depends on the machine."""
     logits = torch.tensor([[-0.0, 0.0, -1e30, 1e30, -1e-30, 1e-30, -2.0, -2.0]])
-    order = sort_keys(logits, 100)[0].argsort(descending=True)
+    order = sort_keys(logits, torch.arange(100, 108)[None])[0].argsort(descending=True)
     assert order.tolist() == [3, 5, 0, 1, 4, 6, 7, 2]
 
 
-def test_negative_logits_sort_by_value():
-    bias = torch.tensor([-3.0, -1e30, -2.5, -1e-30, -2.0])
-    assert head_topk(torch.zeros(1, 2), torch.zeros(5, 2), 5, bias).ids.tolist() == [[3, 4, 2, 0, 1]]
+def test_by_hand_with_bias_and_a_tie() -> None:
+    """Logits (0, log 2, 0, -1): two equal logits go to the lower id."""
+    bias = torch.tensor([0.0, math.log(2), 0.0, -1.0])
+    ((span, logits),) = Head(torch.zeros(4, 2), bias).rows(torch.zeros(1, 2), torch.tensor([0]))
+    ids = top_ids(logits, 3)
+    logps, rest = split(logits, ids)
+    mass = 1 + 2 + 1 + math.exp(-1)
+    assert span == slice(0, 1)
+    assert ids.tolist() == [[1, 0, 2]]
+    assert logps[0].tolist() == pytest.approx([math.log(2 / mass), -math.log(mass), -math.log(mass)])
+    assert rest.item() == pytest.approx(-1 - math.log(mass))
 
 
-def test_k_is_cut_to_the_vocabulary_and_no_rows_are_fine():
-    weight = torch.randn(4, 3)
-    assert head_topk(torch.randn(2, 3), weight, 50).ids.shape == (2, 4)
-    empty = head_topk(torch.zeros(0, 3), weight, 2)
-    assert (empty.logps.shape, empty.ids.dtype, empty.lse.shape) == ((0, 2), torch.int64, (0,))
+@pytest.mark.parametrize("step", [0, 1, 2, 3])
+def test_tiles_of_rows_give_the_log_probs_of_all_at_once(step: int) -> None:
+    g = torch.Generator().manual_seed(3)
+    hidden, weight, bias = (torch.randn(*shape, generator=g) for shape in ((20, 5), (300, 5), (300,)))
+    where = torch.tensor([19, 4, 4, 7, 0])
+    asked = torch.randint(300, (5, 8), generator=g)
+    asked[:, 1] = asked[:, 0]
+    head = Head(weight.requires_grad_(), bias)
+    parts = [split(logits, asked[span]) for span, logits in head.rows(hidden, where, step=step)]
+    logps, rest = (torch.cat(column) for column in zip(*parts, strict=True))
+    dense = (hidden[where] @ weight.detach().T + bias).double().log_softmax(1)
+    expected = selected_logps(hidden[where], weight.detach(), asked, bias)
+    torch.testing.assert_close(logps.double(), dense.gather(1, asked))
+    torch.testing.assert_close((logps, rest), (expected.logps, expected.rest))
+    assert not logps.requires_grad
 
 
-def test_no_gradient_and_a_broken_logit_shows():
-    weight = torch.randn(4, 3, requires_grad=True)
-    assert not head_topk(torch.randn(2, 3, requires_grad=True), weight, 2).logps.requires_grad
-    broken = weight.detach().clone()
-    broken[2, 1] = math.nan
-    assert not head_topk(torch.ones(1, 3), broken, 2).lse.isfinite().any()
+def test_the_tile_depends_on_sizes_and_is_never_empty() -> None:
+    cpu = torch.device("cpu")
+    assert tile_rows(32_000, cpu) == 262
+    assert tile_rows(1 << 24, cpu) == 1
+    assert list(Head(torch.zeros(4, 3)).rows(torch.zeros(2, 3), torch.zeros(0, dtype=torch.int64))) == []
 
 
-def test_autocast_runs_the_product_in_bfloat16():
-    hidden, weight = torch.randn(6, 32), torch.randn(100, 32)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        got = head_topk(hidden, weight, 5)
-    want = head_topk(hidden.bfloat16(), weight.bfloat16(), 5)
-    assert torch.equal(got.ids, want.ids)
-    assert torch.equal(got.logps, want.logps)
-    assert got.logps.dtype == torch.float32
+def test_nothing_outside_is_minus_infinity_and_a_broken_logit_shows() -> None:
+    logits = torch.tensor([[0.0, 1.0, 2.0]])
+    logps, rest = split(logits.clone(), torch.tensor([[2, 0, 1]]))
+    assert rest.item() == -math.inf
+    assert logps.exp().sum().item() == pytest.approx(1)
+    for broken in (math.nan, math.inf):
+        logps, rest = split(torch.tensor([[0.0, broken, 2.0]]), torch.tensor([[0]]))
+        assert torch.isnan(rest).any() or not torch.isfinite(logps).all()
+        assert top_ids(torch.tensor([[0.0, broken, 2.0]]), 1).tolist() == [[1]]

@@ -20,9 +20,17 @@ def cache_teacher(
         int | None, opt.option("--top-k", help="Ids kept per token [50].", panel=opt.MUCH, metavar="K")
     ] = None,
     precision: Annotated[
-        float | None,
+        str | None,
         opt.option(
-            "--precision", help="Step of stored log-probs in nats [1/32]; 0 is exact.", panel=opt.MUCH, metavar="NATS"
+            "--precision", help="Step of stored log-probs [1/32], exact, or auto=KL that finds one.",
+            panel=opt.MUCH, metavar="NATS",
+        ),
+    ] = None,
+    pair_precision: Annotated[
+        str | None,
+        opt.option(
+            "--pair-precision", help="Step of the stored difference to the reference [1/128], or exact.",
+            panel=opt.MUCH, metavar="NATS",
         ),
     ] = None,
     *,
@@ -41,7 +49,7 @@ def cache_teacher(
     })  # fmt: skip
     who = one("--teacher", read["--teacher"])
     below = at_most_one("--reference", read["--reference"])
-    options = options.setting(top_k=top_k, precision=precision)
+    options = options.setting(top_k=top_k, precision=precision, pair_precision=pair_precision)
     return opt.Request(
         options, lambda names, given: plan_capture(names, given, who, below, data or (), read["--rollouts"], ())
     )

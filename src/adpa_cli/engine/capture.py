@@ -1,7 +1,7 @@
 """What a teacher says about given answers: its top k, the label and the mass outside both, per answer token.
 
 Two passes, so that one teacher is in memory at a time: `aligned_pass` picks the ids, `reference_pass` adds the other
-teacher's view of the same ids. Only hidden states of answer positions meet the head, tile by tile.
+teacher's view of the same ids. Only hidden states of answer positions meet the head, some rows at a time, and once.
 
 T tokens of an answer, N of all answers of a block, K ids, H hidden size, V the teacher's vocabulary. Nats, float32.
 """
@@ -10,28 +10,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from adpa_cli.engine.models import Dtype, body_and_head, hidden_states
+from adpa_cli.engine.models import Dtype, body_and_head
+from adpa_cli.engine.prompts import Answer, apart, together
+from adpa_cli.engine.prompts import states as states_of
 from adpa_cli.errors import AdpaError, DataError
 from adpa_cli.signal.rows import Floats, Ints, SignalRows, difference_of
-from adpa_cli.tensors.head import selected_logps
-from adpa_cli.tensors.topk import head_topk
+from adpa_cli.tensors.topk import Head, split, top_ids
 
 MIN_COVERAGE = 1e-6  # an answer none of whose tokens has this much mass on ids the student knows teaches nothing
-
-
-@dataclass(frozen=True)
-class Answer:
-    """One row to capture: its id, for messages, and the token ids of its prompt and answer, end token included."""
-
-    row_id: str
-    prompt: Sequence[int]
-    answer: Sequence[int]
 
 
 @dataclass(frozen=True)
@@ -64,26 +57,33 @@ def aligned_pass(
     teacher: str,
     known: Known = ALL_KNOWN,
     dtype: Dtype = "float32",
+    share: bool = False,
 ) -> list[SignalRows]:
     """The aligned teacher's rows of each answer, without a reference; K is `k`, or all known ids if they are fewer.
 
-    Raises DataError naming the row for an empty prompt or answer, or a token outside a vocabulary, and AdpaError
-    naming `teacher` and the row for logits that are not finite or answers with no mass on known ids.
+    With `share` the prompt of answers that follow one another is computed once. Raises DataError naming the row for an
+    empty prompt or answer, or a token outside a vocabulary, and AdpaError naming `teacher` and the row for logits that
+    are not finite or answers with no mass on known ids.
     """
     if not answers:
         return []
-    hidden, weight, bias, mask = _states(model, answers, known, dtype)
-    labels = torch.tensor([token for answer in answers for token in answer.answer], device=hidden.device)
-    ids = _top_ids(hidden, weight, bias, mask, k)
-    selected = selected_logps(hidden, weight, torch.cat([labels[:, None], ids], 1), bias)
+    states, where, head, mask = _forward(model, answers, known, dtype, share)
+    labels = torch.tensor([token for answer in answers for token in answer.answer], device=states.device)
+    k = min(k, int(mask.sum()))
+    tiles = []
+    for span, logits in head.rows(states, where):
+        ids = top_ids(_barred(logits, mask), k)
+        logps, rest = split(logits, torch.cat([labels[span, None], ids], 1))
+        tiles.append((_ints(ids), _floats(logps), _floats(rest)))
+    ids, logps, rest = _joined(tiles)
     rows = []
     for answer, span in _spans(answers):
         row = SignalRows(
-            ids=_ints(ids[span]),
-            logps=_floats(selected.logps[span, 1:]),
-            label_ids=_ints(labels[span]),
-            label_logps=_floats(selected.logps[span, 0]),
-            rest_logps=_floats(selected.rest[span]),
+            ids=ids[span],
+            logps=logps[span, 1:],
+            label_ids=np.array(answer.answer, dtype=np.int32),
+            label_logps=logps[span, 0],
+            rest_logps=rest[span],
         )
         _check_finite(teacher, answer, row.logps, row.label_logps, row.rest_logps)
         _check_coverage(teacher, answer, row.logps)
@@ -99,6 +99,7 @@ def reference_pass(
     teacher: str,
     known: Known = ALL_KNOWN,
     dtype: Dtype = "float32",
+    share: bool = False,
 ) -> list[SignalRows]:
     """`rows` with the reference teacher's view of the same answers at the same ids; its own K-th is among known ids.
 
@@ -107,44 +108,44 @@ def reference_pass(
     if not answers:
         return []
     _check_same(answers, rows)
-    hidden, weight, bias, mask = _states(model, answers, known, dtype)
-    labels, ids = (
-        torch.from_numpy(np.concatenate(parts)).long().to(hidden.device)
-        for parts in ([row.label_ids for row in rows], [row.ids for row in rows])
-    )
-    if int(ids.max()) >= weight.shape[0]:
-        raise AdpaError(
-            f"The aligned teacher's top k has the id {int(ids.max())}, but {teacher} has {weight.shape[0]} ids.",
-            "use two teachers with one vocabulary",
-        )
-    kth = _top_ids(hidden, weight, bias, mask, ids.shape[1])[:, -1:]
-    asked = torch.cat([labels[:, None], ids], 1)
-    # One call for all three, so that a log-prob and the K-th it is compared with are rounded alike.
-    selected = selected_logps(hidden, weight, torch.cat([asked, kth], 1), bias)
-    label_logps, logps, kth_logps = selected.logps[:, 0], selected.logps[:, 1:-1], selected.logps[:, -1]
-    new = (asked != kth).all(1)  # the K-th is outside the aligned ids and the label: its mass goes back to the rest
-    rest = torch.where(new, torch.logaddexp(selected.rest, kth_logps), selected.rest)
+    states, where, head, mask = _forward(model, answers, known, dtype, share)
+    asked = np.concatenate([np.concatenate([row.label_ids[:, None], row.ids], 1) for row in rows])
+    _check_ids(asked, teacher, head.weight.shape[0])
+    wanted = torch.from_numpy(asked).long().to(states.device)
+    tiles = [
+        _at_ids(logits, wanted[span], top_ids(_barred(logits, mask), wanted.shape[1] - 1)[:, -1:])
+        for span, logits in head.rows(states, where)
+    ]
+    logps, kth, rest = _joined(tiles)
     done = []
     for (answer, span), row in zip(_spans(answers), rows, strict=True):
-        here = _floats(logps[span])
-        _check_finite(teacher, answer, here, _floats(label_logps[span]), _floats(rest[span]))
+        here, label = logps[span, 1:], logps[span, 0]
+        _check_finite(teacher, answer, here, label, rest[span])
         full = replace(
             row,
             difference=difference_of(row.logps, here),
-            in_reference=(logps[span] >= kth_logps[span, None]).cpu().numpy(),
-            reference_kth=_floats(kth_logps[span]),
-            reference_label_logps=_floats(label_logps[span]),
-            reference_rest_logps=_floats(rest[span]),
+            in_reference=here >= kth[span],
+            reference_kth=kth[span, 0],
+            reference_label_logps=label,
+            reference_rest_logps=rest[span],
         )
         done.append(full)
     return done
 
 
-@torch.no_grad()
-def _states(
-    model: PreTrainedModel, answers: Sequence[Answer], known: Known, dtype: Dtype
-) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
-    """Hidden states [N, H] of the positions before the answers' tokens; the head's weight [V, H], bias; known [V]."""
+def _at_ids(logits: Tensor, asked: Tensor, kth: Tensor) -> tuple[Floats, Floats, Floats]:
+    """Log-probs at the `asked` ids [n,1+K] and at the `kth` one [n,1], and of the mass outside the asked [n]."""
+    # One call for both, so that a log-prob and the K-th it is compared with are rounded alike.
+    logps, rest = split(logits, torch.cat([asked, kth], 1))
+    new = (asked != kth).all(1)  # the K-th is outside the aligned ids and the label: its mass goes back to the rest
+    rest = torch.where(new, torch.logaddexp(rest, logps[:, -1]), rest)
+    return _floats(logps[:, :-1]), _floats(logps[:, -1:]), _floats(rest)
+
+
+def _forward(
+    model: PreTrainedModel, answers: Sequence[Answer], known: Known, dtype: Dtype, share: bool
+) -> tuple[Tensor, Tensor, Head, Tensor]:
+    """Hidden states [P,H]; which of them [N] predict the answers' tokens; the head; known ids [V]."""
     _, weight, bias = body_and_head(model)
     mask = known.mask(weight.shape[0], weight.device)
     if not bool(mask.any()):
@@ -152,25 +153,18 @@ def _states(
     has_id = mask.tolist()
     for answer in answers:
         _check_answer(answer, has_id)
-    # The last token is predicted, never read.
-    sequences = [[*answer.prompt, *answer.answer][:-1] for answer in answers]
-    shape = len(sequences), max(map(len, sequences))
-    ids, attention, wanted = (torch.zeros(shape, dtype=torch.int64) for _ in range(3))
-    for row, (sequence, answer) in enumerate(zip(sequences, answers, strict=True)):
-        ids[row, : len(sequence)] = torch.tensor(sequence)
-        attention[row, : len(sequence)] = 1
-        wanted[row, len(answer.prompt) - 1 : len(sequence)] = 1
-    states = hidden_states(model, ids.to(weight.device), attention.to(weight.device), dtype=dtype)
-    bias = None if bias is None else bias.detach()
-    return states[wanted.bool().to(weight.device)].detach().float(), weight.detach(), bias, mask
+    layout = (together if share else apart)(answers)
+    return states_of(model, layout, dtype), layout.where.to(weight.device), Head(weight, bias), mask
 
 
-def _top_ids(hidden: Tensor, weight: Tensor, bias: Tensor | None, known: Tensor, k: int) -> Tensor:
-    """[N, K] known ids by falling probability; K = min(k, known ids)."""
-    if not bool(known.all()):
-        barred = torch.zeros(known.shape, device=known.device).masked_fill(~known, -float("inf"))
-        bias = barred if bias is None else bias.float() + barred
-    return head_topk(hidden, weight, min(k, int(known.sum())), bias).ids
+def _barred(logits: Tensor, known: Tensor) -> Tensor:
+    """The logits with -inf at ids that the student lacks; the same tensor where it lacks none."""
+    return logits if bool(known.all()) else logits.masked_fill(~known, -float("inf"))
+
+
+def _joined(tiles: Sequence[tuple[Any, ...]]) -> tuple[Any, ...]:
+    """The columns of all tiles, each in one array."""
+    return tuple(np.concatenate(column) for column in zip(*tiles, strict=True))
 
 
 def _spans(answers: Sequence[Answer]) -> Iterator[tuple[Answer, slice]]:
@@ -213,6 +207,14 @@ def _check_coverage(teacher: str, answer: Answer, logps: Floats) -> None:
         raise AdpaError(
             f"{teacher} puts no mass on ids that the student has, for row {answer.row_id!r}.",
             "use a teacher and a student of one vocabulary",
+        )
+
+
+def _check_ids(ids: Ints, teacher: str, vocabulary: int) -> None:
+    if int(ids.max()) >= vocabulary:
+        raise AdpaError(
+            f"The aligned teacher's top k has the id {int(ids.max())}, but {teacher} has {vocabulary} ids.",
+            "use two teachers with one vocabulary",
         )
 
 

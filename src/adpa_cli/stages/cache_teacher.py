@@ -1,178 +1,230 @@
-"""The `cache-teacher` stage: top-k signal of one teacher, or of the aligned/reference pair, on given answers.
+"""The `cache-teacher` stage: signal of one teacher, or of the aligned/reference pair, on given answers.
 
-One teacher is in memory at a time: first all blocks of the aligned teacher, then all of the reference.
+One teacher is in memory at a time: first all blocks of the aligned teacher, then all of the reference. A block is
+written, and a shard that has all of its blocks compressed, while the teacher works on the next block.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+import functools
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from adpa_cli.spec import CaptureSpec, make
-from adpa_cli.stages.job import Job, Monitor, stop_if_asked, vocabulary
+from adpa_cli.spec import CaptureSpec, auto_target, make
+from adpa_cli.stages import spool
+from adpa_cli.stages.job import Job, Monitor, stop_if_asked, vocabulary, write_json
 
-SHARD_TOKENS = 1 << 18
-FEWEST_STEPS = 8  # below this the rounding of a stored difference is felt in the gradient
+MOST_SHARED = 7 / 8
+"""Prompts that answers share are computed once where that leaves at most this part of the tokens."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The blocks of a capture; with `shared` the answers to one prompt follow one another in a block."""
+
+    blocks: list[Any]
+    shared: bool
+
+    def shards(self) -> list[range]:
+        """Blocks by shard."""
+        return spool.shards_of([sum(len(item.answer) for item in block.items) for block in self.blocks])
 
 
 def compute(job: Job, monitor: Monitor, rank: int = 0, processes: int = 1) -> None:
     """Leave one spooled block per block of answers in the work folder; blocks that are there are kept."""
     spec = make(CaptureSpec, job.spec)
-    blocks = _blocks(job, spec)
-    roles = [role for role in ("aligned", "reference") if role in job.inputs]
-    last = roles[-1]
-    for role in roles:
-        wanted = blocks[rank::processes]
-        todo = [b for b in wanted if not _path(job, role, b.index).exists() and not _path(job, last, b.index).exists()]
-        offset = roles.index(role) * len(wanted)
-        _pass(job, spec, role, todo, monitor, offset + len(wanted) - len(todo), len(roles) * len(wanted))
+    plan = _plan(job, spec)
+    roles = _roles(job)
+    wanted = plan.blocks[rank::processes]
+    for n, role in enumerate(roles):
+        todo = [b for b in wanted if not any(_path(job, r, b.index).exists() for r in {role, roles[-1]})]
+        done, of = n * len(wanted) + len(wanted) - len(todo), len(roles) * len(wanted)
+        early = role == roles[-1] and processes == 1 and auto_target(spec.precision) is None
+        _pass(job, spec, role, replace(plan, blocks=todo), monitor, done, of, plan.shards() if early else [])
 
 
-def _pass(job: Job, spec: CaptureSpec, role: str, blocks: list[Any], monitor: Monitor, done: int, of: int) -> None:
-    """One teacher over some blocks."""
-    from adpa_cli.engine.capture import Answer, Known, aligned_pass, reference_pass
+def _pass(
+    job: Job, spec: CaptureSpec, role: str, plan: Plan, monitor: Monitor, done: int, of: int, shards: Sequence[range]
+) -> None:
+    """One teacher over the blocks of a plan, and those of the `shards` whose last block is among them."""
+    from adpa_cli.engine.capture import ALL_KNOWN, Known
     from adpa_cli.engine.memory import block_that_fits
     from adpa_cli.engine.models import check_head, load
-    from adpa_cli.signal import load_block, save_block
+    from adpa_cli.engine.prompts import can_share
     from adpa_cli.stages.device import device
 
-    if not blocks:
+    if not plan.blocks:
         return
     teacher = job.one(role)
     model = load(teacher.path, device=device())
     check_head(model)
-    settings: dict[str, Any] = {"teacher": teacher.label, "known": Known(spec.student_vocab), "dtype": spec.dtype}
-    for n, block in enumerate(blocks, 1):
-        answers = [Answer(item.key.example_id, item.prompt, item.answer) for item in block.items]
-        before = _path(job, "aligned", block.index)
-        with block_that_fits(job.stage, len(answers), max(len(a.prompt) + len(a.answer) for a in answers)):
-            if role == "aligned":
-                rows = aligned_pass(model, answers, spec.top_k, **settings)
-            else:
-                rows = reference_pass(model, answers, [r for _, r in load_block(before)], **settings)
-        save_block(_path(job, role, block.index), [(i.key, r) for i, r in zip(block.items, rows, strict=True)])
-        if role == "reference":
-            before.unlink()
-        monitor.progress(done + n, of, {})
-        if n < len(blocks):
-            stop_if_asked(monitor, done + n, of)
+    known = ALL_KNOWN if spec.student_vocab is None else Known(spec.student_vocab)
+    share = plan.shared and can_share(model, spec.max_length)
+    write_json(job.folder / f"_prompts-{role}.json", share)
+    settings: dict[str, Any] = {"teacher": teacher.label, "known": known, "dtype": spec.dtype, "share": share}
+    lasts = {shard[-1]: number for number, shard in enumerate(shards)}
+    with spool.behind() as writer:
+        for n, block in enumerate(plan.blocks, 1):
+            longest = max(len(item.prompt) + len(item.answer) for item in block.items)
+            with block_that_fits(job.stage, len(block.items), longest):
+                rows = _rows(job, spec, role, block, model, plan.shared and not share, settings)
+            writer.do(_keep, job, role, block, rows)
+            if block.index in lasts:
+                number = lasts[block.index]
+                paths = [_path(job, role, index) for index in shards[number]]
+                writer.do(_encode, job, spec, number, paths)
+            monitor.progress(done + n, of, {})
+            if n < len(plan.blocks):
+                stop_if_asked(monitor, done + n, of)
+
+
+def _rows(
+    job: Job, spec: CaptureSpec, role: str, block: Any, model: Any, halves: bool, settings: dict[str, Any]
+) -> list[Any]:
+    """What one teacher says about the answers of a block.
+
+    In `halves` it is computed in two: a block that was cut for shared prompts is too large for a teacher that cannot
+    share them.
+    """
+    from adpa_cli.engine.capture import aligned_pass, reference_pass
+    from adpa_cli.engine.prompts import Answer
+    from adpa_cli.signal import load_block
+
+    answers = [Answer(item.key.example_id, item.prompt, item.answer) for item in block.items]
+    middle = (len(answers) + 1) // 2
+    parts = [slice(0, middle), slice(middle, None)] if halves else [slice(None)]
+    if role == "aligned":
+        return [row for part in parts for row in aligned_pass(model, answers[part], spec.top_k, **settings)]
+    rows = [row for _, row in load_block(_path(job, "aligned", block.index))]
+    return [row for part in parts for row in reference_pass(model, answers[part], rows[part], **settings)]
+
+
+def _keep(job: Job, role: str, block: Any, rows: Sequence[Any]) -> None:
+    """Write one finished block; the reference's holds the aligned one's too."""
+    from adpa_cli.signal import save_block
+
+    save_block(_path(job, role, block.index), [(i.key, r) for i, r in zip(block.items, rows, strict=True)])
+    if role == "reference":
+        _path(job, "aligned", block.index).unlink()
+
+
+def _encode(job: Job, spec: CaptureSpec, number: int, paths: Sequence[Path]) -> None:
+    from adpa_cli.signal import load_block
+
+    spool.write(job.folder, number, _signal(job, spec, load_block(paths[0])[0][1]), paths)
 
 
 def finish(job: Job) -> dict[str, Any]:
-    """Encode the spooled blocks into shards, and keep the tokenizer beside them."""
+    """Encode the shards that are not there yet, and keep the tokenizer beside them."""
     import zstandard
 
-    from adpa_cli.signal import SignalSpec, load_block, write_shard
+    from adpa_cli.signal import load_block
+    from adpa_cli.stages.capture_facts import Facts
 
     spec = make(CaptureSpec, job.spec)
-    roles = [role for role in ("aligned", "reference") if role in job.inputs]
-    paths = sorted(job.folder.glob(f"_{roles[-1]}-*.block"))
-    sample = load_block(paths[0])[0][1]
-    signal = SignalSpec(
-        k=int(sample.ids.shape[1]), vocab_size=vocabulary(job.one("aligned").path), step=spec.precision,
-        difference_step=spec.pair_precision or 0.0, teachers={role: job.one(role).content for role in roles},
-        dtype=spec.dtype,
-    )  # fmt: skip
-    facts = _Facts()
-    groups: list[list[Path]] = []
+    role = _roles(job)[-1]
+    paths = sorted(job.folder.glob(f"_{role}-*.block"))
+    facts, tokens = Facts(), []
     for path in paths:
-        if not groups or facts.of_shard >= SHARD_TOKENS:
-            groups.append([])
-            facts.of_shard = 0
-        groups[-1].append(path)
+        before = facts.tokens
         facts.add(load_block(path))
-    for n, group in enumerate(groups):
-        write_shard(job.folder / f"signal-{n:05d}.adpa", signal, _Spool(group))
+        tokens.append(facts.tokens - before)
+    signal = _signal(job, spec, load_block(paths[0])[0][1])
+    chosen: dict[str, Any] = {}
+    target = auto_target(spec.precision)
+    if target is not None:
+        signal, chosen = _fitting(signal, paths, target)
+    for number, shard in enumerate(spool.shards_of(tokens)):
+        spool.write(job.folder, number, signal, [paths[index] for index in shard])
     tokenizer = job.one("aligned").path / "tokenizer.json"
     if tokenizer.exists():
         packed = zstandard.ZstdCompressor(level=19).compress(tokenizer.read_bytes())
         (job.folder / "tokenizer.json.zst").write_bytes(packed)
     size = sum(path.stat().st_size for path in job.folder.glob("signal-*.adpa"))
-    return {**facts.metrics(signal), "bytes_per_token": size / facts.tokens}
+    found = facts.metrics(signal)
+    found["say"] += chosen.pop("say", [])
+    return {**found, **chosen, **_sharing(job), "bytes_per_token": size / facts.tokens}
 
 
-@dataclass(frozen=True)
-class _Spool:
-    """The answers of some spooled blocks, which may be walked several times with one block in memory."""
+def _fitting(signal: Any, paths: Sequence[Path], target: float) -> tuple[Any, dict[str, Any]]:
+    """The signal with the coarsest step that meets a target, on answers spread over all blocks; what is said of it."""
+    from adpa_cli.signal import load_block
+    from adpa_cli.stages.capture_facts import coarsest, spread
 
-    paths: list[Path]
+    sample = []
+    for path in (paths[n] for n in spread(len(paths))):
+        block = load_block(path)
+        sample += [block[n] for n in spread(len(block), max(1, 64 // min(64, len(paths))))]
+    step, error = coarsest(signal, sample, target)
+    word = f"1/{round(1 / step)}" if step else "0 (exact)"
+    said = f"step {word}: mean KL error {error:.2g} nat on {len(sample)} answers, {target:g} allowed"
+    return replace(signal, step=step), {"kl_error": error, "say": [said]}
 
-    def __iter__(self) -> Iterator[Any]:
-        from adpa_cli.signal import load_block
 
-        for path in self.paths:
-            yield from load_block(path)
+def _signal(job: Job, spec: CaptureSpec, rows: Any) -> Any:
+    """What the shards say of themselves; `rows` are any of theirs."""
+    from adpa_cli.signal import SignalSpec
+
+    step = spec.precision if auto_target(spec.precision) is None else 0.0
+    return SignalSpec(
+        k=int(rows.ids.shape[1]), vocab_size=vocabulary(job.one("aligned").path), step=float(step),
+        difference_step=spec.pair_precision or 0.0, teachers={role: job.one(role).content for role in _roles(job)},
+        dtype=spec.dtype,
+    )  # fmt: skip
 
 
-@dataclass
-class _Facts:
-    """What a capture reports about its signal, gathered block by block."""
+def _sharing(job: Job) -> dict[str, Any]:
+    """Whether each teacher computed the prompts that answers share once."""
+    files = {role: job.folder / f"_prompts-{role}.json" for role in _roles(job)}
+    return {"shared_prompts": {role: json.loads(path.read_text()) for role, path in files.items() if path.exists()}}
 
-    answers: int = 0
-    tokens: int = 0
-    of_shard: int = 0
-    mass: float = 0.0
-    outside: int = 0
-    squares: float = 0.0
-    pair: bool = False
 
-    def add(self, block: list[Any]) -> None:
-        """Take in the answers of one block."""
-        import numpy as np
-
-        from adpa_cli.signal import rms_advantage
-
-        for _, rows in block:
-            self.mass += float(np.exp(rows.logps).sum())
-            self.outside += int((rows.ids != rows.label_ids[:, None]).all(1).sum())
-            self.tokens += len(rows)
-            self.of_shard += len(rows)
-        self.answers += len(block)
-        self.pair = block[0][1].difference is not None
-        if self.pair:
-            self.squares += rms_advantage(rows for _, rows in block) ** 2 * sum(len(rows) for _, rows in block)
-
-    def metrics(self, signal: Any) -> dict[str, Any]:
-        """Means per token; the size of the advantage against the step it is stored with, and a warning when coarse."""
-        found: dict[str, Any] = {
-            "answers": self.answers, "tokens": self.tokens, "k": signal.k, "mean_mass": self.mass / self.tokens,
-            "taken_outside": self.outside / self.tokens, "step": signal.step,
-        }  # fmt: skip
-        if not self.pair:
-            return found
-        rms = (self.squares / self.tokens) ** 0.5
-        found |= {"rms_advantage": rms, "say": [f"RMS of the advantage {rms:.3g} nat"]}
-        if signal.difference_step:
-            steps = found["rms_advantage_steps"] = rms / signal.difference_step
-            found["say"] = [f"{found['say'][0]}, {steps:.3g} steps of the stored difference"]
-            if steps < FEWEST_STEPS:
-                found["watch"] = [
-                    f"the advantage is only {steps:.2g} steps of the stored difference: rounding is felt; "
-                    f"--set pair_precision={signal.difference_step / 8:g}"
-                ]
-        return found
+def _roles(job: Job) -> list[str]:
+    return [role for role in ("aligned", "reference") if role in job.inputs]
 
 
 def _path(job: Job, role: str, index: int) -> Path:
-    return job.folder / f"_{role}-{index:06d}.block"
+    return spool.block_path(job.folder, role, index)
 
 
-def _blocks(job: Job, spec: CaptureSpec) -> list[Any]:
-    """The answers to capture, each once, in blocks."""
-    from adpa_cli.engine.blocks import cut_blocks
+def _answers(job: Job, spec: CaptureSpec) -> list[Any]:
+    """The answers to capture, each once."""
     from adpa_cli.stages import examples as ex
 
     if "rollouts" in job.inputs:
         rollouts = ex.read_rollouts(job.one("rollouts").path)
-        answers = ex.rollout_answers(rollouts[: spec.limit])
-    else:
-        folder = job.one("aligned").path
-        answers = [a for part in spec.parts for a in ex.answers_for(spec, job.one("data"), "train", part, folder)]
-    return cut_blocks(
-        answers,
-        lambda a: len(a.prompt) + len(a.answer),
-        lambda a: f"{a.key.example_id}/{a.key.part}",
-        spec.block_tokens,
-    )
+        return list(ex.rollout_answers(rollouts[: spec.limit]))
+    folder = job.one("aligned").path
+    return [a for part in spec.parts for a in ex.answers_for(spec, job.one("data"), "train", part, folder)]
+
+
+def _plan(job: Job, spec: CaptureSpec) -> Plan:
+    """The answers in blocks: of single rows, or of the answers to one prompt where the sizes make that worth it."""
+    from adpa_cli.engine.blocks import Block, cut_blocks
+
+    answers = _answers(job, spec)
+    cut = functools.partial(cut_blocks, id_of=lambda group: _name(group[0]), tokens=spec.block_tokens)
+    groups = _by_prompt(answers) if spec.prompts == "auto" else []
+    shared = bool(groups) and sum(map(_length, groups)) <= MOST_SHARED * sum(_length([a]) for a in answers)
+    blocks = cut(groups if shared else [[answer] for answer in answers], _length)
+    return Plan([Block(b.index, tuple(answer for group in b.items for answer in group)) for b in blocks], shared)
+
+
+def _by_prompt(answers: Sequence[Any]) -> list[list[Any]]:
+    """The answers of each example that have one prompt, together; it may have been cut in different ways."""
+    groups: dict[Any, list[Any]] = {}
+    for answer in answers:
+        groups.setdefault((answer.key.example_id, answer.prompt), []).append(answer)
+    return list(groups.values())
+
+
+def _length(group: Sequence[Any]) -> int:
+    """Tokens of a row with one prompt and some answers to it."""
+    return len(group[0].prompt) + sum(len(answer.answer) for answer in group)
+
+
+def _name(answer: Any) -> str:
+    return f"{answer.key.example_id}/{answer.key.part}"

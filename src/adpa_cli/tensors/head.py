@@ -89,7 +89,7 @@ def _columns(ids: Tensor, span: slice) -> Tensor:
     return torch.where((local >= 0) & (local < width), local, width)
 
 
-def _set_logsumexp(ids: Tensor, logits: Tensor) -> Tensor:
+def set_logsumexp(ids: Tensor, logits: Tensor) -> Tensor:
     """logsumexp of the logits over the distinct ids of each row; -inf for a row without ids."""
     ordered, order = ids.sort(dim=1)
     skip = ordered < 0
@@ -152,7 +152,7 @@ class _SelectedLogps(torch.autograd.Function):
                     outside[rows] = torch.logaddexp(outside[rows], logits.logsumexp(1))
                     if keep and any(ctx.needs_input_grad[:3]):
                         kept.append(logits)
-            total = torch.logaddexp(outside, _set_logsumexp(ids, chosen))
+            total = torch.logaddexp(outside, set_logsumexp(ids, chosen))
         logps = torch.where(ids < 0, 0.0, chosen - total[:, None])
         rest = outside - total
         ctx.save_for_backward(hidden, weight, bias, ids, logps, rest, outside, *kept)

@@ -1,0 +1,185 @@
+"""How fast `cache-teacher` captures, beside the bare forward of the same answers.
+
+A Llama of random weights, 768 wide, 12 layers, V = 32,000 in float32; on a GPU Llama-3.1-8B's shape under bfloat16.
+Pairs of answers to one prompt, half of all tokens prompts. *Capture* is the stage itself, from tokens to shards on
+disk: the blocks that it cuts, top 50, quantised, compressed. *Bare* is the decoder over each answer behind its own
+prompt, in blocks of the same size, and the logits at answer positions, thrown away. Both are timed in turn, over and
+over; speeds are of all tokens given, a prompt counted with each of its answers; `ratio` is the median over rounds.
+
+`peak_extra_mb` is the most memory that capture holds beside the decoder's states, for as many answer tokens as are a
+tile of logits, and for 4 and 16 times as many.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import tempfile
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import numpy as np
+import torch
+from torch.profiler import ProfilerActivity, profile
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from adpa_cli.engine.blocks import cut_blocks
+from adpa_cli.engine.models import body_and_head
+from adpa_cli.engine.prompts import Answer, apart, states
+from adpa_cli.signal import AnswerKey, token_hash
+from adpa_cli.spec import CaptureSpec, hashed
+from adpa_cli.stages import cache_teacher
+from adpa_cli.stages.examples import Answer as Row
+from adpa_cli.stages.job import Job, Located, Monitor
+from adpa_cli.tensors.topk import Head, split, tile_rows, top_ids
+
+K = 50
+CPU = {"vocab_size": 32_000, "hidden_size": 768, "intermediate_size": 2048, "num_hidden_layers": 12,
+       "num_attention_heads": 12, "num_key_value_heads": 12}  # fmt: skip
+GPU = {"vocab_size": 128_256, "hidden_size": 4096, "intermediate_size": 14_336, "num_hidden_layers": 32,
+       "num_attention_heads": 32, "num_key_value_heads": 8, "rope_theta": 500_000.0}  # fmt: skip
+"""Llama-3.1-8B."""
+
+
+def model(shape: dict[str, Any]) -> LlamaForCausalLM:
+    torch.manual_seed(0)
+    with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
+        made = LlamaForCausalLM(LlamaConfig(**shape, max_position_embeddings=4096, initializer_range=0.05))
+    return made.eval().requires_grad_(False)
+
+
+def pairs(count: int, mean: int, vocabulary: int) -> list[Row]:
+    """Two answers to each of `count` prompts, log-normal around `mean` tokens, and a prompt as long as their mean."""
+    rng = np.random.default_rng(0)
+    rows = []
+    for number in range(count):
+        lengths = np.clip(rng.lognormal(np.log(mean), 0.4, 2), 8, 4 * mean).astype(int)
+        prompt = tuple(rng.integers(5, vocabulary, int(lengths.sum()) // 2).tolist())
+        for part, length in zip(("chosen", "rejected"), lengths, strict=True):
+            answer = tuple(rng.integers(5, vocabulary, int(length)).tolist())
+            rows.append(Row(AnswerKey(str(number), part, token_hash(prompt, answer)), prompt, answer))
+    return rows
+
+
+def capture(job: Job, rows: list[Row], teacher: Any) -> None:
+    """The stage with its rows and its loaded teacher at hand."""
+    import adpa_cli.engine.models as models
+
+    kept = cache_teacher._answers, models.load
+    cache_teacher._answers, models.load = lambda *_: rows, lambda *_, **__: teacher
+    try:
+        with tempfile.TemporaryDirectory(dir=job.work) as folder:
+            own = Job(**{**vars(job), "work": folder})
+            cache_teacher.compute(own, Monitor())
+            cache_teacher.finish(own)
+    finally:
+        cache_teacher._answers, models.load = kept
+
+
+@torch.no_grad()
+def bare(rows: list[Row], teacher: Any, spec: CaptureSpec) -> None:
+    """The decoder and the head at answer positions, and nothing else."""
+    answers = [Answer(str(n), row.prompt, row.answer) for n, row in enumerate(rows)]
+    head = body_and_head(teacher)[1]
+    for block in cut_blocks(answers, lambda a: len(a.prompt) + len(a.answer), lambda a: a.row_id, spec.block_tokens):
+        layout = apart(block.items)
+        found = states(teacher, layout, spec.dtype)[layout.where.to(head.device)]
+        logits = torch.nn.functional.linear(found.to(head.dtype), head)
+        float(logits[-1, -1])  # waits for a GPU
+
+
+def extra_mb(teacher: Any, positions: int) -> float:
+    """MB that a pass holds at once beside its input, [positions, H], and its output."""
+    _, weight, _ = body_and_head(teacher)
+    hidden = torch.randn(positions, weight.shape[1], device=weight.device)
+    where = torch.arange(positions, device=weight.device)
+
+    def work() -> None:
+        for span, logits in Head(weight).rows(hidden, where):
+            ids = top_ids(logits, K)
+            split(logits, torch.cat([where[span, None] % weight.shape[0], ids], 1))
+
+    if weight.is_cuda:
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        work()
+        return (torch.cuda.max_memory_allocated() - before) / 2**20
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
+        work()
+    held = most = 0
+    for event in seen.profiler.kineto_results.events():
+        if event.name() == "[memory]":
+            held += event.nbytes()
+            most = max(most, held)
+    return most / 2**20
+
+
+def measure(job: Job, spec: CaptureSpec, rows: list[Row], teacher: Any, rounds: int) -> dict[str, Any]:
+    """Medians over rounds in which both are timed, the first of them by turns."""
+    seconds: dict[str, list[float]] = {"capture": [], "bare": []}
+    work = {"capture": lambda: capture(job, rows, teacher), "bare": lambda: bare(rows, teacher, spec)}
+    for n in range(-1, rounds):
+        for name in sorted(work, reverse=bool(n % 2)):
+            start = time.perf_counter()
+            work[name]()
+            if n >= 0:
+                seconds[name].append(time.perf_counter() - start)
+    tokens = sum(len(row.prompt) + len(row.answer) for row in rows)
+    speed = {name: tokens / statistics.median(found) for name, found in seconds.items()}
+    ratios = [b / c for c, b in zip(seconds["capture"], seconds["bare"], strict=True)]
+    return {
+        "capture_tokens_per_s": round(speed["capture"], 1), "bare_forward_tokens_per_s": round(speed["bare"], 1),
+        "ratio": round(statistics.median(ratios), 3), "ratio_rounds": [round(ratio, 3) for ratio in ratios],
+    }  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--pairs", type=int, help="prompts with two answers each [8, on a GPU 128]")
+    parser.add_argument("--apart", action="store_true", help="measure without sharing prompts too")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    asked = parser.parse_args()
+    torch.set_num_threads(asked.threads)
+    gpu = torch.cuda.is_available()
+    shape = GPU if gpu else CPU
+    teacher = model(shape)
+    rows = pairs(asked.pairs or (128 if gpu else 8), 400 if gpu else 60, shape["vocab_size"])
+    spec = CaptureSpec(
+        ("chosen", "rejected"), "", "", dtype="bfloat16" if gpu else "float32", pair_precision=None, prompts="auto",
+        block_tokens=16384 if gpu else 2048,
+    )  # fmt: skip
+    result: dict[str, Any] = {"device": torch.cuda.get_device_name() if gpu else "cpu", "threads": asked.threads}
+    with tempfile.TemporaryDirectory() as name:
+        (Path(name) / "config.json").write_text(json.dumps(shape))
+        where = Located("model", "model:0", "random", (name,))
+        job = Job("cache-teacher", "cache-teacher/benchmark", hashed(spec), {"aligned": (where,)}, name)
+        result |= measure(job, spec, rows, teacher, asked.rounds)
+        if asked.apart:
+            result |= measure_apart(job, spec, rows, teacher, asked.rounds)
+    tile = tile_rows(shape["vocab_size"], teacher.device)
+    sizes = {n: round(extra_mb(teacher, n), 1) for n in (tile, 4 * tile, 16 * tile)}
+    result |= {"peak_extra_mb": max(sizes.values()), "peak_extra_mb_by_answer_tokens": sizes}
+    result |= {"tokens": sum(len(row.prompt) + len(row.answer) for row in rows), "shape": shape, "spec": asdict(spec)}
+    if asked.json:
+        print(json.dumps(result, indent=2))
+    else:
+        for key, value in result.items():
+            print(f"{key:34} {value}")
+
+
+def measure_apart(job: Job, spec: CaptureSpec, rows: list[Row], teacher: Any, rounds: int) -> dict[str, Any]:
+    """The same with every prompt computed as often as it is given."""
+    own = Job(**{**vars(job), "spec": {**job.spec, "prompts": "apart"}})
+    return {f"{name}_apart": value for name, value in measure(own, spec, rows, teacher, rounds).items()}
+
+
+if __name__ == "__main__":
+    main()
