@@ -78,10 +78,11 @@ def view_of(x: Inputs, need: Need, k: int) -> View:
     logps = x.logits.log_softmax(-1)
     label = x.labels[..., None]
     here = logps.gather(-1, label)[..., 0]
+    reward = (x.aligned.mean(-1) * x.mask).sum(1) if need.reward else None
     start = x.start.log_softmax(-1).gather(-1, label)[..., 0] if need.start else None
     squares = (2 * logps.detach()).logsumexp(-1) if need.stats else None
     if not need.signal:
-        plain = View(here, x.mask, x.end, start_logps=start, log_sum_squares=squares)
+        plain = View(here, x.mask, x.end, start_logps=start, log_sum_squares=squares, reward=reward)
         return dataclasses.replace(plain, **drawn_online(x, here)) if need.online else plain
     signal, ids = signal_of(x, k, "reference" in need.signal)
     rest = log_mass_outside(logps, torch.cat([ids, label], -1))

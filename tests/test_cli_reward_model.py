@@ -98,7 +98,9 @@ def test_it_judges_answers_under_every_name(here: Cli, place: Path) -> None:
 def test_ddpo_fits_the_rewards_of_one(here: Cli, place: Path) -> None:
     words = ["distill", "--method", "ddpo", "--student", "tiny", "--data", "./pairs", "--no-eval", *FEW, *UPSTREAM]
     explicit = [*words, "--set", "reward=explicit"]
-    assert stages(here, *explicit) == ["sft", "sft", "reward-model", "rewards", "distill"]
+    found = stages(here, *explicit)
+    assert found[-3:] == ["reward-model", "rewards", "distill"]
+    assert set(found[:-3]) <= {"sft"}
     made = Store.find(place / "adpa-store").get(here(*explicit).ref)
     assert made.spec["params"]["reward"] == "explicit"
     assert "beta_teacher" not in made.spec["params"]

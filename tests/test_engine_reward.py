@@ -9,7 +9,6 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
 
-from adpa_cli.engine import reward
 from adpa_cli.engine.reward import classifier_rewards
 from adpa_cli.errors import AdpaError, NotFound
 from tiny_models import PAD, TEMPLATE, VOCABULARY, tiny_tokenizer

@@ -93,3 +93,20 @@ def test_the_same_reward_added_to_both_answers_cancels():
     torch.testing.assert_close(moved.values, plain.values)
     (one,) = DDPO.terms(views | {"chosen": raised(views["chosen"])}, params)
     assert not torch.allclose(one.values, plain.values)
+
+
+def test_three_tokens_and_the_rewards_of_a_model_by_hand():
+    """Of the same answers h = 2 log 2. β = 1/2: rewards 3 and 1 are 2 apart, log 2 less is left to fit."""
+    a, b, c = [1 / 2, 1 / 4, 1 / 4], [1 / 4, 1 / 2, 1 / 4], [5 / 8, 1 / 8, 1 / 4]
+    inputs = {"chosen": answer([a, a], [a, b], [b, a], [b, a], [0, 1]), "rejected": answer([c], [a], [c], [a], [1])}
+    params = DDPO.params(beta=0.5, beta_teacher=9.0, reward="explicit")
+    views = {need.part: view_of(inputs[need.part], need, 1) for need in DDPO.needs_for(params)}
+    assert all(view.signal is None for view in views.values())
+    rewards = {"chosen": 3.0, "rejected": 1.0}
+    views = {part: dataclasses.replace(v, reward=torch.tensor([rewards[part]])) for part, v in views.items()}
+    (term,) = DDPO.terms(views, params)
+    assert term.values.item() == pytest.approx((2 - LOG(2)) ** 2)
+    grads = torch.autograd.grad(term.values.sum(), [x.logits for x in inputs.values()])
+    pull = -2 * 0.5 * (2 - LOG(2))
+    assert grads[0].flatten().tolist() == pytest.approx([pull * g for g in (1 / 2, -1 / 4, -1 / 4, -1 / 2, 3 / 4, -1 / 4)])
+    assert grads[1].flatten().tolist() == pytest.approx([pull * g for g in (5 / 8, -7 / 8, 1 / 4)])

@@ -21,8 +21,8 @@ SCORERS = {"start": "model", "aligned": "aligned", "reference": "reference"}
 
 @dataclass(frozen=True)
 class Data:
-    """`reward_of` is what a reward model gave to (example id, part), if the method asks. `online` says where answers come
-    from that are drawn while the student trains; None where none are.
+    """`reward_of` is what a reward model gave to (example id, part), if the method asks. `online` says where answers
+    come from that are drawn while the student trains; None where none are.
     """
 
     examples: list[Any]
