@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -13,41 +12,50 @@ def verify(
         list[str] | None,
         typer.Argument(metavar="REF…", help="Artifacts; none checks all; - reads stdin.", show_default=False),
     ] = None,
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Compute damaged rows of signals again.", show_default=False)
+    ] = False,
+    teacher: Annotated[
+        str | None,
+        typer.Option("--teacher", help="Where the recorded teacher is.", metavar="MODEL", show_default="looked for"),
+    ] = None,
+    reference: Annotated[
+        str | None,
+        typer.Option("--reference", help="Where its reference is.", metavar="MODEL", show_default="looked for"),
+    ] = None,
 ) -> None:
     """Rehash every file and name what is damaged: the file, and for signals the row.
 
-    adpa verify · adpa verify best
+    adpa verify · adpa verify best · adpa verify 0d9e --repair
     """
     from adpa_cli.cli.look import out
+    from adpa_cli.cli.repair import advice, damaged_rows, mend
     from adpa_cli.cli.streams import GLOBALS, dashes
-    from adpa_cli.errors import Corrupt
+    from adpa_cli.errors import Corrupt, UsageError
     from adpa_cli.store import verify as checks
     from adpa_cli.store.store import Store
 
+    if repair and not refs:
+        raise UsageError("--repair needs to be told of what", "name it: adpa verify REF --repair")
+    if not repair and (teacher or reference):
+        raise UsageError("--teacher and --reference are for --repair", "add --repair, or leave them out")
     store = Store.find(GLOBALS.store)
     found = [store.resolve(ref) for ref in dashes({"REF": list(refs)})["REF"]] if refs else store.artifacts()
     damages = {manifest.ref: checks.verify(store, manifest, damaged_rows) for manifest in found}
+    said = mend(store, damages, found, {"aligned": teacher, "reference": reference}) if repair else {}
+    for ref in said:
+        damages[ref] = checks.verify(store, store.resolve(ref), damaged_rows)
     lines = []
     for ref, damaged in damages.items():
-        lines += [f"{ref}\t{d.file}\t{d.problem}\t{' '.join(d.rows)}".rstrip() for d in damaged] or [f"{ref}\twhole"]
+        well = f"{ref}\trepaired\t{said[ref]}" if ref in said else f"{ref}\twhole"
+        lines += [f"{ref}\t{d.file}\t{d.problem}\t{' '.join(d.rows)}".rstrip() for d in damaged] or [well]
     record = {ref: [vars(damage) for damage in damaged] for ref, damaged in damages.items()}
-    if bad := [line for line in lines if not line.endswith("\twhole")]:
+    if bad := [line for line in lines if line.split("\t")[1] not in ("whole", "repaired")]:
         count = sum(map(bool, damages.values()))
         raise Corrupt(
             "\n".join([f"{count} of {len(found)} artifacts are damaged", *(f"  {line}" for line in bad)]),
-            "move a damaged folder away and repeat the command that made it (adpa show REF names it)",
+            advice(damages, found),
             {"damage": {ref: damaged for ref, damaged in record.items() if damaged}},
         )
     text = "\n".join(lines)
     out(lambda: text.expandtabs(30), lambda: text, lambda: record)
-
-
-def damaged_rows(path: Path) -> list[str]:
-    """The rows of a damaged signal shard whose bytes are bad."""
-    from adpa_cli.errors import Corrupt
-    from adpa_cli.signal import Shard
-
-    try:
-        return [f"row {index + 1} ({key.example_id} {key.part})" for index, key, _ in Shard(path).verify()]
-    except Corrupt as error:
-        return [error.message]

@@ -13,7 +13,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from adpa_cli.spec import CaptureSpec, auto_target, make
+from adpa_cli.coerce import auto_target
+from adpa_cli.spec import CaptureSpec, make
 from adpa_cli.stages import spool
 from adpa_cli.stages.job import Job, Monitor, stop_if_asked, vocabulary, write_json
 
@@ -36,13 +37,14 @@ class Plan:
 def compute(job: Job, monitor: Monitor, rank: int = 0, processes: int = 1) -> None:
     """Leave one spooled block per block of answers in the work folder; blocks that are there are kept."""
     spec = make(CaptureSpec, job.spec)
-    plan = _plan(job, spec)
+    plan = plan_of(job, spec)
     roles = _roles(job)
     wanted = plan.blocks[rank::processes]
     for n, role in enumerate(roles):
         todo = [b for b in wanted if not any(_path(job, r, b.index).exists() for r in {role, roles[-1]})]
         done, of = n * len(wanted) + len(wanted) - len(todo), len(roles) * len(wanted)
-        early = role == roles[-1] and processes == 1 and auto_target(spec.precision) is None
+        # What else a header says is known when all blocks are there.
+        early = role == roles[-1] and processes == 1 and auto_target(spec.precision) is None and spec.support == "topk"
         _pass(job, spec, role, replace(plan, blocks=todo), monitor, done, of, plan.shards() if early else [])
 
 
@@ -97,9 +99,36 @@ def _rows(
     middle = (len(answers) + 1) // 2
     parts = [slice(0, middle), slice(middle, None)] if halves else [slice(None)]
     if role == "aligned":
-        return [row for part in parts for row in aligned_pass(model, answers[part], spec.top_k, **settings)]
+        draws = [_draws(spec, block.items[part]) for part in parts]
+        return [
+            row for part, drawn in zip(parts, draws, strict=True)
+            for row in aligned_pass(model, answers[part], spec.top_k, draws=drawn, **settings)
+        ]  # fmt: skip
     rows = [row for _, row in load_block(_path(job, "aligned", block.index))]
     return [row for part in parts for row in reference_pass(model, answers[part], rows[part], **settings)]
+
+
+def _draws(spec: CaptureSpec, items: Sequence[Any]) -> Any:
+    """How ids are drawn for some answers, None where they are a top k: an answer's draws do not depend on the others."""
+    from adpa_cli.engine.draws import Draws
+    from adpa_cli.engine.generate import row_key
+
+    if spec.support == "topk":
+        return None
+    keys = [row_key(spec.seed, f"signal/{i.key.example_id}/{i.key.part}/{i.key.tokens}") for i in items]
+    return Draws(spec.samples, keys)
+
+
+def recompute(job: Job, plan: Plan, indices: Sequence[int], monitor: Monitor) -> dict[tuple[str, str], Any]:
+    """What the teachers say of the answers in some blocks, by (example id, part), each block whole and in its shape."""
+    from adpa_cli.signal import load_block
+
+    spec, roles = make(CaptureSpec, job.spec), _roles(job)
+    todo = replace(plan, blocks=[block for block in plan.blocks if block.index in indices])
+    for n, role in enumerate(roles):
+        _pass(job, spec, role, todo, monitor, n * len(todo.blocks), len(roles) * len(todo.blocks), [])
+    blocks = (load_block(_path(job, roles[-1], block.index)) for block in todo.blocks)
+    return {(key.example_id, key.part): rows for block in blocks for key, rows in block}
 
 
 def _keep(job: Job, role: str, block: Any, rows: Sequence[Any]) -> None:
@@ -114,7 +143,7 @@ def _keep(job: Job, role: str, block: Any, rows: Sequence[Any]) -> None:
 def _encode(job: Job, spec: CaptureSpec, number: int, paths: Sequence[Path]) -> None:
     from adpa_cli.signal import load_block
 
-    spool.write(job.folder, number, _signal(job, spec, load_block(paths[0])[0][1]), paths)
+    spool.write(job.folder, number, signal_of(job, spec, load_block(paths[0])[0][1]), paths)
 
 
 def finish(job: Job) -> dict[str, Any]:
@@ -127,12 +156,14 @@ def finish(job: Job) -> dict[str, Any]:
     spec = make(CaptureSpec, job.spec)
     role = _roles(job)[-1]
     paths = sorted(job.folder.glob(f"_{role}-*.block"))
-    facts, tokens = Facts(), []
+    facts, tokens = Facts(), list[int]()
     for path in paths:
         before = facts.tokens
         facts.add(load_block(path))
         tokens.append(facts.tokens - before)
-    signal = _signal(job, spec, load_block(paths[0])[0][1])
+    signal = signal_of(job, spec, load_block(paths[0])[0][1])
+    if signal.draws:
+        signal = replace(signal, k=facts.most_ids)
     chosen: dict[str, Any] = {}
     target = auto_target(spec.precision)
     if target is not None:
@@ -164,7 +195,7 @@ def _fitting(signal: Any, paths: Sequence[Path], target: float) -> tuple[Any, di
     return replace(signal, step=step), {"kl_error": error, "say": [said]}
 
 
-def _signal(job: Job, spec: CaptureSpec, rows: Any) -> Any:
+def signal_of(job: Job, spec: CaptureSpec, rows: Any) -> Any:
     """What the shards say of themselves; `rows` are any of theirs."""
     from adpa_cli.signal import SignalSpec
 
@@ -172,7 +203,7 @@ def _signal(job: Job, spec: CaptureSpec, rows: Any) -> Any:
     return SignalSpec(
         k=int(rows.ids.shape[1]), vocab_size=vocabulary(job.one("aligned").path), step=float(step),
         difference_step=spec.pair_precision or 0.0, teachers={role: job.one(role).content for role in _roles(job)},
-        dtype=spec.dtype,
+        dtype=spec.dtype, draws=spec.samples if spec.support == "sampled" else 0,
     )  # fmt: skip
 
 
@@ -201,7 +232,7 @@ def _answers(job: Job, spec: CaptureSpec) -> list[Any]:
     return [a for part in spec.parts for a in ex.answers_for(spec, job.one("data"), "train", part, folder)]
 
 
-def _plan(job: Job, spec: CaptureSpec) -> Plan:
+def plan_of(job: Job, spec: CaptureSpec) -> Plan:
     """The answers in blocks: of single rows, or of the answers to one prompt where the sizes make that worth it."""
     from adpa_cli.engine.blocks import Block, cut_blocks
 
