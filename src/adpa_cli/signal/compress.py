@@ -52,11 +52,16 @@ class Decompressor:
     def __init__(self) -> None:
         self._zstd = zstandard.ZstdDecompressor()
 
-    def content(self, frame: bytes | memoryview) -> bytes:
-        """The content of exactly one frame. Raises Corrupt on damage, a missing size or checksum, or a zip bomb."""
+    def content(self, frame: bytes | memoryview, most: int | None = None) -> bytes:
+        """The content of exactly one frame, at most `most` bytes.
+
+        Raises Corrupt on damage, a missing size or checksum, or a zip bomb; before anything is allocated for it.
+        """
+        bound = FREE + MAX_RATIO * len(frame)
+        bound = bound if most is None else min(bound, most)
         try:
             facts = zstandard.get_frame_parameters(frame)
-            if not facts.has_checksum or facts.dict_id or facts.content_size > FREE + MAX_RATIO * len(frame):
+            if not facts.has_checksum or facts.dict_id or facts.content_size > bound:
                 raise Corrupt("a frame has no checksum, or an impossible size")
             return self._zstd.decompress(frame, read_across_frames=False, allow_extra_data=False)
         except zstandard.ZstdError as error:

@@ -8,7 +8,7 @@ from functools import cached_property
 
 import numpy as np
 
-from adpa_cli.signal.rows import AnswerKey, Bools, Floats, Ints, finite_or_zero
+from adpa_cli.signal.rows import AnswerKey, Bools, Floats, Ints, SignalSpec, finite_or_zero
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,12 @@ class Ranking:
 def key_tag(key: AnswerKey) -> int:
     """What ties a frame to its row of the index: a crc32 of the three parts of the key, joined by zero bytes."""
     return zlib.crc32("\0".join((key.example_id, key.part, key.tokens)).encode())
+
+
+def most_content(tokens: int, spec: SignalSpec) -> int:
+    """The most bytes that the content of a frame can have: every integer an escape of four bytes more."""
+    per_id, per_token = 5, 8
+    return 128 + 5 * tokens * (per_id * spec.k + per_token)
 
 
 def lowest(logps: Floats) -> Floats:

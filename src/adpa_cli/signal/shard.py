@@ -18,7 +18,7 @@ from adpa_cli.signal.compress import Compressor, Decompressor
 from adpa_cli.signal.decode import decode_frames
 from adpa_cli.signal.encode import encode_frame
 from adpa_cli.signal.files import atomic
-from adpa_cli.signal.frame import Ranking
+from adpa_cli.signal.frame import Ranking, most_content
 from adpa_cli.signal.header import (
     PRELUDE,
     Index,
@@ -155,7 +155,8 @@ class Shard:
         frames = []
         for i in range(start, end):
             frame = data[self._offsets[i] - first : self._offsets[i + 1] - first]
-            frames.append((self.keys[i], self.tokens[i], self._decompressor.content(frame)))
+            content = self._decompressor.content(frame, most_content(self.tokens[i], self.spec))
+            frames.append((self.keys[i], self.tokens[i], content))
         return decode_frames(frames, self.spec, self._ranking, raw)
 
     def __iter__(self) -> Iterator[tuple[AnswerKey, SignalRows]]:
