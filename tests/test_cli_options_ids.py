@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import typing
 from collections.abc import Iterator
 from pathlib import Path
@@ -41,7 +42,7 @@ SPEC: dict[str, tuple[list[str], list[str]]] = {
     "limit": (["--limit", "7"], [*TRAINED, *SIGNALS]),
     "seed": (["--seed", "7"], [*TRAINED, "rollouts"]),
     "seed_all": (["--seed-all", "7"], [*MODELS, "rollouts", "eval"]),
-    "skip_bad_rows": (["--skip-bad-rows"], ["everything"]), "smoke": (["--smoke"], ["everything"]),
+    "skip_bad_rows": (["--skip-bad-rows"], ["all but the family's SFT"]), "smoke": (["--smoke"], ["everything"]),
 }  # fmt: skip
 """Options that say what to make, and the stages whose own recipe they are in."""
 
@@ -82,6 +83,8 @@ def test_options_of_the_spec_move_the_stages_they_belong_to(store: Store) -> Non
         moved = own_recipe(before, nodes(store, options.given()))
         if roles == ["everything"]:
             assert moved == set(before), name
+        elif roles == ["all but the family's SFT"]:
+            assert moved == {role for role, node in before.items() if node.stage != "sft"}, name
         else:
             judged = {role for role in before if role.startswith("eval")} if "eval" in roles else set()
             assert moved == {role for role in roles if role != "eval"} | judged, name
@@ -93,6 +96,17 @@ def typed(name: str, words: list[str]) -> dict[str, Any]:
     if len(words) == 1:
         return {name: True}
     return {name: words[1] if name in ("select", "keep") else float(words[1]) if name == "lr" else int(words[1])}
+
+
+def test_leaving_bad_rows_out_reaches_dialogues_that_were_named(store: Store, tmp_path: Path) -> None:
+    words = {"prompt": "say one", "completion": "one"}
+    (tmp_path / "own.jsonl").write_text(json.dumps(words) + "\n")
+    before, after = (
+        nodes(store, Given(skip_bad_rows=skip), sft_data=(str(tmp_path / "own.jsonl"),)) for skip in (False, True)
+    )
+    assert own_recipe(before, after) == set(before)
+    given = Given(by_stage={"sft": {"skip_bad_rows": "true"}})
+    assert own_recipe(nodes(store, Given()), nodes(store, given)) == {"student", "reference teacher"}
 
 
 def test_every_shared_option_is_on_one_side() -> None:

@@ -109,12 +109,15 @@ def check_tag_fits(plan: Plan, tag: str | None) -> None:
 
 
 def show_only(known: Look, desk: Console, width: int) -> None:
-    """What --dry-run prints: the plan to stdout, what stands against it to stderr."""
+    """What --dry-run prints. A plan that cannot be carried out is shown on stderr and refused, as a build would."""
+    if known.problems:
+        from adpa_cli.stages.preflight import refuse
+
+        desk.screen.say(known.text(width))
+        refuse(known.problems)
     terminal = os.isatty(desk.output.descriptor)
     shown = known.json() if GLOBALS.json else known.text(width) if terminal else known.tsv()
     desk.output.line(for_encoding(shown, sys.stdout.encoding))
-    if known.problems:
-        desk.screen.say(known.warnings(width))
 
 
 def ask_if_large(known: Look, yes: bool) -> None:

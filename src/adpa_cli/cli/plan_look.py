@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from adpa_cli.cli.plan_screen import filled, plan_json, plan_text, plan_tsv
+from adpa_cli.cli.plan_screen import plan_json, plan_text, plan_tsv
 from adpa_cli.errors import AdpaError
 from adpa_cli.spec import Runtime
 from adpa_cli.stages.plan import Plan
@@ -35,17 +35,8 @@ class Look:
 
     def json(self) -> str:
         """For a program: one object."""
-        record = plan_json(self.plan, self.estimate, self.store, self.problems)
+        record = plan_json(self.plan, self.estimate, self.store)
         return json.dumps(record, ensure_ascii=False, indent=1)
-
-    def warnings(self, width: int) -> str:
-        """The problems, for a person who only looks."""
-        lines: list[str] = []
-        for problem in self.problems:
-            hint = [f"try: {problem.hint}"] if problem.hint else []
-            for part in (f"problem: {problem.message}", *hint):
-                lines += [piece for line in part.splitlines() for piece in filled([line], width)]
-        return "\n".join(lines)
 
     @property
     def seconds(self) -> dict[str, float]:

@@ -41,7 +41,7 @@ def plan_tsv(found: Estimate) -> str:
     return text.tsv(plan_rows(found))
 
 
-def plan_json(plan: Plan, found: Estimate, store: Store, against: Sequence[AdpaError]) -> dict[str, Any]:
+def plan_json(plan: Plan, found: Estimate, store: Store) -> dict[str, Any]:
     """A plan for a program: its rows, its totals, what is fetched, and what does not fit."""
     rows = [_record(n, cost) for n, cost in enumerate(found.costs, 1)]
     totals = {
@@ -55,7 +55,7 @@ def plan_json(plan: Plan, found: Estimate, store: Store, against: Sequence[AdpaE
     ]
     return {
         "store": str(store.root), "end": plan.template[1], "models": models, "rows": rows, "totals": totals,
-        "notes": list(plan.notes), "problems": [{"error": p.message, "hint": p.hint} for p in against],
+        "notes": list(plan.notes),
     }  # fmt: skip
 
 

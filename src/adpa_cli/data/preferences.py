@@ -149,7 +149,8 @@ class _Reader:
         shown = "".join(f"\n  {problem}" for problem in self.problems[:SHOWN_PROBLEMS])
         more = f"\n  … {total - SHOWN_PROBLEMS} more" if total > SHOWN_PROBLEMS else ""
         message = f"{total} of {self.rows} rows cannot be used{shown}{more}\n  by kind: {kinds}"
-        raise DataError(message, "mend these rows, or leave them out: --skip-bad-rows")
+        other = " (a family's own dialogues: --set sft.skip_bad_rows=true)" if self.purpose == "dialogues" else ""
+        raise DataError(message, f"mend these rows, or leave them out: --skip-bad-rows{other}")
 
     def loaded(self, items: Iterable[Item], limit: int | None) -> Loaded[Item]:
         """The items without repetitions, so that an id is a key; DataError when none are left."""

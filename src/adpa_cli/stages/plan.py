@@ -12,15 +12,16 @@ from pathlib import Path
 from typing import Any
 
 from adpa_cli import methods
+from adpa_cli.coerce import Auto, coerce
 from adpa_cli.data.chat import DEFAULT_TEMPLATES
 from adpa_cli.errors import UsageError
-from adpa_cli.families import Alias, Family, stage_settings
+from adpa_cli.families import DATA_ALIASES, Alias, Family, stage_settings
 from adpa_cli.lab import END, TEMPLATE
-from adpa_cli.spec import Auto, CaptureSpec, RewardsSpec, RolloutSpec, coerce
+from adpa_cli.spec import CaptureSpec, RewardsSpec, RolloutSpec
 from adpa_cli.stages import lineage
 from adpa_cli.stages.graph import External, Input, Made, Node, in_order
-from adpa_cli.stages.names import Names
-from adpa_cli.stages.settings import Given, plain_spec, train_spec, user_settings
+from adpa_cli.stages.names import BUILTIN, Names
+from adpa_cli.stages.settings import Given, plain_spec, settable, train_spec, user_settings
 from adpa_cli.stages.templates import end_token
 from adpa_cli.store.store import Store
 
@@ -57,6 +58,9 @@ class Planner:
         follows = stage in ("cache-teacher", "rollout", "rewards") or (stage == "eval" and not own)
         if self.given.limit is not None and (own or (follows and stage != "eval")):
             values.setdefault("limit", self.given.limit)
+        drawn = self.given.by_stage.get("cache-teacher", {}).get("support") == "sampled"
+        if drawn and stage == "distill" and "tail" in settable(stage, method):
+            values.setdefault("tail", "sampled")
         if "max_length" in self.given.own and follows:
             values.setdefault("max_length", self.given.own["max_length"])
         return values
@@ -78,7 +82,12 @@ class Planner:
 
     def sft(self, base: Input, data: External, family: Family, side: str, template: Template, role: str) -> Node:
         """Supervised fine-tuning of a base model on dialogues."""
-        spec = train_spec("sft", "sft", family, ("sft", f"sft.{side}"), self.user("sft", "sft"), template)
+        user = self.user("sft", "sft")
+        asked = "sft" in self.own or "skip_bad_rows" in self.given.by_stage.get("sft", {})
+        if not asked and data.label == DATA_ALIASES[family.sft_data].removeprefix(BUILTIN):
+            # The flag is about data that the user named: no teacher is trained again because of it.
+            user.pop("skip_bad_rows", None)
+        spec = train_spec("sft", "sft", family, ("sft", f"sft.{side}"), user, template)
         return Node("sft", spec, {"model": base, "data": data}, role, f"{base.label} on {data.label}")
 
     def dpo_teacher(self, reference: Input, data: External, family: Family, template: Template) -> Node:
@@ -110,17 +119,25 @@ class Planner:
         template: Template,
         student: Input | None = None,
         name: str = "aligned",
+        support: str = "topk",
     ) -> Node:
-        """Top-k signal of a teacher called `name` on the answers of `data` or of `rollouts`, on ids of `student`."""
+        """Signal of a teacher called `name` on the answers of `data` or of `rollouts`, on ids of `student`."""
         fixed: dict[str, Any] = {"parts": tuple(parts), "template": template[0], "end": template[1]}
         user = self.user("cache-teacher")
         if reference is None:
             fixed["pair_precision"] = None
         elif coerce(float | Auto, user.get("precision", 1), "precision") == 0:
             user.setdefault("pair_precision", 0)
+        if support == "sampled":
+            user.setdefault("support", support)
         if student is not None:
             fixed["student_vocab"] = lineage.smaller_vocabulary(student, aligned, self.names.store)
         spec = plain_spec(CaptureSpec, "cache-teacher", family, ("cache-teacher",), user, fixed)
+        if reference is not None and spec.support == "sampled":
+            raise UsageError(
+                "support=sampled is of one teacher: an advantage needs both at the ids of a top k",
+                "leave --reference away, or --set cache-teacher.support=topk",
+            )
         inputs: dict[str, Input | tuple[Input, ...]] = {"aligned": aligned, **answers}
         if reference is not None:
             inputs["reference"] = reference

@@ -23,7 +23,11 @@ CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "max_sequence_length",
 
 def check(nodes: Sequence[Node], store: Store, note: Callable[[str], None], known: Sequence[AdpaError] = ()) -> None:
     """Raise one error with every problem of the stages about to be built, `known` ones first; `note` hears remarks."""
-    problems = [*known, *_failures((*_plain(nodes, store), *_deep(nodes, store)), note)]
+    refuse([*known, *_failures((*_plain(nodes, store), *_deep(nodes, store)), note)])
+
+
+def refuse(problems: Sequence[AdpaError]) -> None:
+    """Raise all problems of a plan as one error; nothing without any."""
     if len(problems) == 1:
         raise problems[0]
     if problems:
