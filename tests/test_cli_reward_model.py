@@ -106,7 +106,9 @@ def test_ddpo_fits_the_rewards_of_one(here: Cli, place: Path) -> None:
     assert "beta_teacher" not in made.spec["params"]
     assert planned(here, *explicit, "--set", "beta_teacher=3") == made.ref
     assert "cache-teacher" in stages(here, *words)
-    assert planned(here, *explicit, "--reward-model", train(here)) != made.ref
+    assert planned(here, *explicit, "--reward-model", train(here)) == made.ref, "it is the one that the plan makes"
+    other = here("reward-model", "--model", "tiny", "--data", "./pairs", *FEW, "--seed", "1").ref
+    assert planned(here, *explicit, "--reward-model", other) != made.ref
 
 
 def test_the_best_point_is_the_one_whose_answers_it_prefers(here: Cli, place: Path) -> None:
