@@ -8,9 +8,10 @@ from functools import cached_property
 from typing import Any
 
 from adpa_cli import methods
+from adpa_cli.coerce import auto_target
 from adpa_cli.engine import schedule
 from adpa_cli.errors import AdpaError
-from adpa_cli.spec import Runtime, auto_target
+from adpa_cli.spec import Runtime
 from adpa_cli.stages import estimate_disk as disk
 from adpa_cli.stages import estimate_memory as memory
 from adpa_cli.stages import estimate_time as times

@@ -1,0 +1,97 @@
+"""A value from the command line, a recipe or a manifest as the type that a spec or a method declares."""
+
+from __future__ import annotations
+
+import types
+import typing
+from typing import Any, Literal, Union
+
+from adpa_cli.errors import UsageError
+
+Step = typing.NewType("Step", float)
+"""A quantisation step in nats, also written as a fraction, or `exact` for 0."""
+Auto = typing.NewType("Auto", str)
+"""`auto=X`: the coarsest step that keeps a mean KL of X nats."""
+STEPS = ("precision", "pair_precision")
+"""Settings that are a quantisation step wherever they are a number."""
+
+
+def coerce(kind: Any, value: Any, name: str) -> Any:
+    """`value` as the declared type `kind`, from text or JSON; UsageError naming the option when it does not fit."""
+    origin, args = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (Union, types.UnionType):
+        if value is None or (isinstance(value, str) and value.lower() in ("none", "null")):
+            return None
+        kinds = [a for a in args if a is not type(None)]
+        if Auto in kinds and str(value).startswith("auto"):
+            return coerce(Auto, value, name)
+        return coerce(kinds[0], value, name)
+    if origin is Literal:
+        if value not in args:
+            raise UsageError(f"{name}={value}", f"{name} is one of {', '.join(map(str, args))}")
+        return value
+    if origin is tuple:
+        items = value.split(",") if isinstance(value, str) else value
+        return tuple(coerce(args[0], v, name) for v in items)
+    if name in STEPS and kind is float:
+        kind = Step
+    try:
+        return _SCALARS[kind](value)
+    except (ValueError, TypeError, OverflowError, ZeroDivisionError):
+        raise UsageError(f"{name}={value!r} is not {_WORDS[kind]}", f"give {name} as {_WORDS[kind]}") from None
+
+
+def _integer(value: Any) -> int:
+    number = float(value)
+    if number != int(number):
+        raise ValueError
+    return (
+        int(value) if isinstance(value, int | str) and "e" not in str(value) and "." not in str(value) else int(number)
+    )
+
+
+def _boolean(value: Any) -> bool:
+    words = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
+    if str(value).lower() not in words:
+        raise ValueError
+    return words[str(value).lower()]
+
+
+def _real(value: Any) -> float:
+    number = float(value)
+    if number != number or number in (float("inf"), float("-inf")):
+        raise ValueError
+    return number
+
+
+def _step(value: Any) -> Step:
+    if value == "exact":
+        return Step(0.0)
+    number, _, parts = str(value).partition("/")
+    return Step(_real(number) / _real(parts or 1))
+
+
+def auto_target(precision: float | Auto) -> float | None:
+    """The mean KL in nats that `auto=X` allows; None for a step."""
+    return float(precision.removeprefix("auto=")) if isinstance(precision, str) else None
+
+
+def _auto(value: Any) -> Auto:
+    word, _, number = str(value).partition("=")
+    if word != "auto" or not 0 < _real(number) <= 1:
+        raise ValueError
+    return Auto(f"auto={float(number):g}")
+
+
+def _mapping(value: Any) -> dict[str, Any]:
+    return dict(value)
+
+
+_SCALARS: dict[Any, Any] = {
+    int: _integer, float: _real, bool: _boolean, str: str, dict[str, Any]: _mapping,
+    Step: _step, Auto: _auto,
+}  # fmt: skip
+_WORDS: dict[Any, str] = {
+    int: "a whole number", float: "a finite number", bool: "true or false", str: "text", dict[str, Any]: "a table",
+    Step: "a number of nats such as 1/32, or exact", Auto: "auto=NATS with a mean KL above 0, such as auto=0.001",
+}  # fmt: skip
