@@ -9,9 +9,11 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
+from adpa_cli.stages.remake_words import Candidates
 from adpa_cli.store.store import Store
 from cli_samples import SMALL, Cli, Pipeline
 
+ONE_STEP = ("--max-steps", 1, "--limit", 4, "--set", "max_new_tokens=4", "--set", "max_length=96")
 DPPO = ("distill", "--method", "dppo", "--student", "tiny", "--no-eval")
 
 
@@ -73,7 +75,7 @@ def test_it_trains_a_student_that_the_others_can_use(pipeline: Pipeline, cli: Cl
 
 def test_a_student_of_no_family_needs_both_teachers_named(pipeline: Pipeline, cli: Cli, tmp_path: Path) -> None:
     student, aligned = (pipeline.store / pipeline.made(role) for role in ("student", "aligned teacher"))
-    words = ("distill", "--method", "dppo", "--data", pipeline.data, "--no-eval", "-n")
+    words = ("distill", "--method", "dppo", "--data", pipeline.data, "--no-eval", *ONE_STEP, "-n")
     folders = []
     for folder in (student, aligned):  # models of which nothing is known but their weights
         folders.append(tmp_path / folder.name)
@@ -88,6 +90,14 @@ def test_a_student_of_no_family_needs_both_teachers_named(pipeline: Pipeline, cl
     assert "needs the model that the teacher was aligned from" in cli.refused(2, *words, "--teacher", folders[1])
     rows = cli(*words, "--teacher", folders[1], "--reference", folders[0]).rows
     assert [row[2] for row in rows] == ["distill dppo"]
+
+    # What is tried to make it again names both, for no signal tells of them.
+    ref = cli(*[word for word in words if word != "-n"], "--teacher", folders[1], "--reference", folders[0]).ref
+    store = Store(pipeline.store)
+    tried = list(Candidates(store).of(store.get(ref), ids=False))
+    start, teacher = (f"./{folder.name}" for folder in folders)
+    named = {"student": start, "teacher": teacher, "reference": start}
+    assert any(named.items() <= values.items() for values in tried), tried
 
 
 @pytest.mark.slow

@@ -86,8 +86,8 @@ class Candidates:
         )
         captures = [m for _, p in manifest.parents() if (m := self.store.get(p)) and m.stage == "cache-teacher"]
         teachers: list[dict[str, Any]] = [{}]
-        for capture in captures:
-            teachers += [who for who in self._teachers(capture, ids) if who not in teachers]
+        for taught in (*captures, *([manifest] if "aligned" in manifest.inputs else [])):
+            teachers += [who for who in self._teachers(taught, ids) if who not in teachers]
         signal: dict[str, Any] = {}
         if ids and captures:
             signal["cache"] = [capture.ref for capture in captures]
