@@ -174,6 +174,12 @@ def _points(selection: Mapping[str, Any], width: int) -> list[str]:
 def next_commands(page: Page) -> list[str]:
     """What one does with such an artifact."""
     name, stage = page.name, page.manifest.stage
+    if stage == "reward-model":
+        return [
+            f"adpa eval MODEL --reward-model {name}",
+            f"adpa distill --method NAME --student MODEL --select best --reward-model {name}",
+            f"adpa show {name} --recipe > again.toml",
+        ]
     if any(file.endswith(".safetensors") and "/" not in file for file in page.manifest.files):
         return [
             f"adpa chat {name}",

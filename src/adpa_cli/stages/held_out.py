@@ -27,10 +27,11 @@ def held_out(job: Job, spec: TrainSpec, encoder: Encoder) -> Any:
 def judge(job: Job, spec: TrainSpec, encoder: Encoder) -> Any:
     """Greedy answers to each held-out prompt once, judged by the reward model of the job."""
     from adpa_cli.engine.judge import Judge
+    from adpa_cli.engine.points import SCORE_TOKENS
     from adpa_cli.stages import examples as ex
     from adpa_cli.stages.judging import rewards_of
 
-    source, tokens = job.one("data"), job.runtime.tokens_per_device
+    source = job.one("data")
     longest = spec.judged_tokens or spec.max_length
     pairs = ex.pairs_of(source.where, "test", spec.limit, spec.skip_bad_rows).items
     asked = {ex.rollout_id(pair): pair for pair in reversed(pairs)}
@@ -40,7 +41,7 @@ def judge(job: Job, spec: TrainSpec, encoder: Encoder) -> Any:
 
     def rewards(answers: Mapping[str, Sequence[int]]) -> list[float]:
         dialogues = [(asked[name].prompt, encoder.decode(ids)) for name, ids in answers.items()]
-        return rewards_of(job.one("reward_model"), dialogues, spec, tokens, "--tokens-per-device ")
+        return rewards_of(job.one("reward_model"), dialogues, spec, SCORE_TOKENS, "")
 
     padding = encoder.tokenizer.pad_token_id
     pad_id = encoder.end_id if padding is None else padding

@@ -17,13 +17,13 @@ def rewards_of(model: Located, dialogues: Dialogues, spec: Any, tokens: int, opt
     """The reward of every dialogue, under the dtype and `max_length` of a stage's spec, `tokens` at a time.
 
     A model that was made here reads the tokens it was trained on; another one its own chat template, else the stage's.
-    Raises AdpaError as `engine.reward` does, and where a block does not fit in memory: `option` makes it smaller.
+    Raises AdpaError as `engine.reward` does, and where a block does not fit in memory: `option`, if any, makes it smaller.
     """
     from adpa_cli.engine.memory import ROOM, refused_when_full
     from adpa_cli.engine.reward import classifier_rewards, sequence_rewards
     from adpa_cli.stages.device import device
 
-    smaller = f"{option}{max(1, tokens // 2)}, or {ROOM}"
+    smaller = f"{option}{max(1, tokens // 2)}, or {ROOM}" if option else f"use {ROOM}"
     with refused_when_full(f"a block of {tokens:,} tokens of the reward model", smaller):
         if model.kind == "artifact":
             encoded = _as_trained(model, dialogues)
