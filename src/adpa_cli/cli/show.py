@@ -20,6 +20,19 @@ def show(
         bool, typer.Option("--recipe", help="The TOML that makes it again: adpa run.", show_default=False)
     ] = False,
     everything: Annotated[bool, typer.Option("--all", help="List everything.", show_default=False)] = False,
+    fidelity: Annotated[
+        bool, typer.Option("--fidelity", help="What a signal keeps, and its bytes.", show_default=False)
+    ] = False,
+    teacher: Annotated[
+        str | None,
+        typer.Option(
+            "--teacher", help="With --fidelity: compare with it; or `recorded`.", metavar="MODEL", show_default=False
+        ),
+    ] = None,
+    count: Annotated[
+        int | None,
+        typer.Option("--rows", help="With --teacher: answers to compare on.", metavar="N", show_default="8"),
+    ] = None,
 ) -> None:
     """Show what is in the store: the list, one artifact, what differs between several, or one row.
 
@@ -36,7 +49,17 @@ def show(
     store = Store.find(GLOBALS.store)
     width, now = terminal_width(), time.time()
     found = [store.resolve(ref) for ref in dashes({"REF": list(refs or ())})["REF"]]
-    if recipe:
+    if (teacher is not None and not fidelity) or (count is not None and teacher is None):
+        raise UsageError(
+            "--teacher and --rows compare a signal with its teacher", "adpa show REF --fidelity --teacher recorded"
+        )
+    if fidelity:
+        from adpa_cli.cli.look_fidelity import fidelity as look_at
+
+        if len(found) != 1 or row is not None or recipe:
+            raise UsageError("--fidelity is of one signal", "adpa show REF --fidelity")
+        look_at(store, found[0], teacher, count)
+    elif recipe:
         from adpa_cli.cli import remade
 
         if len(found) != 1 or row is not None:

@@ -1,0 +1,42 @@
+"""`adpa show SIGNAL --fidelity`."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from adpa_cli.cli.look import out, terminal_width
+from adpa_cli.cli.streams import needed
+from adpa_cli.report import fidelity as report
+from adpa_cli.store.build import plain
+from adpa_cli.store.manifest import Manifest
+from adpa_cli.store.store import Store
+
+
+def fidelity(store: Store, manifest: Manifest, teacher: str | None, count: int | None) -> None:
+    """Print what a signal keeps; with a `teacher` also how far it is from it on `count` answers."""
+    found = report.collect(store, manifest)
+    if teacher is not None:
+        found["measured"] = _measured(store, manifest, needed("--teacher", teacher), count)
+    width = terminal_width()
+    out(lambda: report.screen(found, width), lambda: report.tsv(found), lambda: plain(found))
+
+
+def _measured(store: Store, manifest: Manifest, teacher: str, count: int | None) -> dict[str, Any]:
+    from adpa_cli.cli.make import console
+    from adpa_cli.spec import Runtime
+    from adpa_cli.stages.device import prepare
+    from adpa_cli.stages.execute import threads_per_process
+    from adpa_cli.stages.fidelity import ANSWERS, measure
+    from adpa_cli.stages.job import Monitor
+    from adpa_cli.stages.names import Names
+
+    with console(store, None) as desk, tempfile.TemporaryDirectory(prefix="adpa-fidelity-") as work:
+        prepare(threads_per_process(Runtime()))
+        monitor = Monitor(desk.screen.progress, desk.screen.say, lambda: desk.stopping.asked)
+        try:
+            number = ANSWERS if count is None else count
+            return measure(Names(store), manifest, {"aligned": teacher}, number, Path(work), monitor)
+        finally:
+            desk.screen.close()
