@@ -109,7 +109,7 @@ def _rows(
 
 
 def _draws(spec: CaptureSpec, items: Sequence[Any]) -> Any:
-    """How ids are drawn for some answers, None where they are a top k: an answer's draws do not depend on the others."""
+    """How ids are drawn for some answers, each by a key of its own; None where they are a top k."""
     from adpa_cli.engine.draws import Draws
     from adpa_cli.engine.generate import row_key
 
@@ -187,7 +187,7 @@ def _fitting(signal: Any, paths: Sequence[Path], target: float) -> tuple[Any, di
 
     sample = []
     for path in (paths[n] for n in spread(len(paths))):
-        block = load_block(path)
+        block = [(key, spool.narrowed(rows, signal.k)) for key, rows in load_block(path)]
         sample += [block[n] for n in spread(len(block), max(1, 64 // min(64, len(paths))))]
     step, error = coarsest(signal, sample, target)
     word = f"1/{round(1 / step)}" if step else "0 (exact)"
@@ -221,7 +221,7 @@ def _path(job: Job, role: str, index: int) -> Path:
     return spool.block_path(job.folder, role, index)
 
 
-def _answers(job: Job, spec: CaptureSpec) -> list[Any]:
+def answers_of(job: Job, spec: CaptureSpec) -> list[Any]:
     """The answers to capture, each once."""
     from adpa_cli.stages import examples as ex
 
@@ -236,7 +236,7 @@ def plan_of(job: Job, spec: CaptureSpec) -> Plan:
     """The answers in blocks: of single rows, or of the answers to one prompt where the sizes make that worth it."""
     from adpa_cli.engine.blocks import Block, cut_blocks
 
-    answers = _answers(job, spec)
+    answers = answers_of(job, spec)
     cut = functools.partial(cut_blocks, id_of=lambda group: _name(group[0]), tokens=spec.block_tokens)
     groups = _by_prompt(answers) if spec.prompts == "auto" else []
     shared = bool(groups) and sum(map(_length, groups)) <= MOST_SHARED * sum(_length([a]) for a in answers)
