@@ -28,13 +28,11 @@ def chat(
     With - each line is a prompt of its own; one line per answer goes to stdout (a column per model, line breaks as
     spaces; --json keeps them). Ctrl-C stops an answer, Ctrl-D leaves; /reset starts again, /quit leaves.
     """
-    import os
     import sys
 
     from adpa_cli.cli import talking
     from adpa_cli.cli.descriptors import ids_only
-    from adpa_cli.cli.make import QUIET
-    from adpa_cli.cli.streams import GLOBALS, say
+    from adpa_cli.cli.streams import GLOBALS, quiet_libraries, say
     from adpa_cli.errors import UsageError
     from adpa_cli.stages.names import Names
     from adpa_cli.stages.trained import trained
@@ -50,11 +48,9 @@ def chat(
     prompts = talking.read_prompts() if piped else []
     names = Names(Store.find_or_empty(GLOBALS.store))
     found = [trained(names, text, lambda line: say(f"{line}\n")) for text in models]
-    for name, value in QUIET.items():
-        if not GLOBALS.verbose:
-            os.environ.setdefault(name, value)
-    if piped:
-        with ids_only() as output:
-            talking.answer_all(found, prompts, talking.Asked(system, temperature, max_new_tokens, seed), output.line)
-    else:
-        raise typer.Exit(talking.converse(found, talking.Asked(system, temperature, max_new_tokens, seed)))
+    quiet_libraries()
+    asked = talking.Asked(system, temperature, max_new_tokens, seed)
+    if not piped:
+        raise typer.Exit(talking.converse(found, asked))
+    with ids_only() as output:
+        talking.answer_all(found, prompts, asked, output.line)

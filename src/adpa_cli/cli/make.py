@@ -20,7 +20,7 @@ from adpa_cli.cli.plan_look import Look, look, look_closely
 from adpa_cli.cli.results import results
 from adpa_cli.cli.screen import Screen
 from adpa_cli.cli.stopping import Stopping, stoppable
-from adpa_cli.cli.streams import GLOBALS
+from adpa_cli.cli.streams import GLOBALS, quiet_libraries
 from adpa_cli.errors import AdpaError, Stopped, UsageError
 from adpa_cli.families import reserved_words
 from adpa_cli.report.text import for_encoding, human_age
@@ -32,11 +32,6 @@ from adpa_cli.stages.plan import Plan
 from adpa_cli.stages.settings import Given
 from adpa_cli.store.manifest import Manifest
 from adpa_cli.store.store import Store
-
-QUIET = {
-    "TOKENIZERS_PARALLELISM": "false", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "TRANSFORMERS_VERBOSITY": "error",
-}  # fmt: skip
-"""Libraries must not draw bars of their own, or fork after threads have started."""
 
 
 @dataclass(frozen=True)
@@ -51,9 +46,7 @@ class Console:
 @contextlib.contextmanager
 def console(seen: Store, stop_after: float | None) -> Iterator[Console]:
     """The streams and signals of a maker that works in the store that `seen` is, or will be created from."""
-    for name, value in QUIET.items():
-        if not GLOBALS.verbose or name == "TOKENIZERS_PARALLELISM":
-            os.environ.setdefault(name, value)
+    quiet_libraries()
     with ids_only() as output, stoppable(lambda: GLOBALS.again(seen.root), stop_after) as stopping:
         # A program that reads errors as JSON is told nothing else.
         screen = Screen(GLOBALS.quiet or (GLOBALS.json and not sys.stderr.isatty()), output.is_pipe)

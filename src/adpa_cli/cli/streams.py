@@ -109,6 +109,14 @@ def say(text: str) -> None:
         os.close(nothing)
 
 
+def quiet_libraries() -> None:
+    """Keep libraries from drawing bars of their own and, with -v too, from forking after threads have started."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    if not GLOBALS.verbose:
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+        os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+
+
 def read_ids(option: str) -> list[str]:
     """Artifact references from stdin, or JSON objects with an `id` such as manifests; read to the end.
 

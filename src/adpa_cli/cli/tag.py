@@ -19,7 +19,7 @@ def tag(
     from adpa_cli.cli.look import out
     from adpa_cli.cli.streams import GLOBALS, dashes, one
     from adpa_cli.errors import UsageError
-    from adpa_cli.families import aliases, ready_pairs
+    from adpa_cli.families import reserved_words
     from adpa_cli.store.store import Store
 
     store = Store.find(GLOBALS.store)
@@ -33,4 +33,4 @@ def tag(
         raise UsageError(f"what should {name} name?", f"adpa tag {name} REF")
     else:
         found = store.resolve(one("REF", dashes({"REF": [ref]})["REF"]))
-        store.tag(name, found.id, {*aliases(), *ready_pairs()})
+        store.tag(name, found.id, reserved_words())
