@@ -23,7 +23,12 @@ CONVERTER = "convert_hf_to_gguf.py"
 GGUF_TYPES = {None: "auto", "float32": "f32", "bfloat16": "bf16"}
 LONGEST = 8192  # tokens of context that Ollama is asked for at most: it reserves them
 CARD = "README.md"
-EXPORTED = ("config.json", "Modelfile")  # what an export leaves, by which one is told from other folders
+EXPORTED = (
+    "config.json",
+    "Modelfile",
+    "signal-00000.parquet",
+    "signal-00000.safetensors",
+)  # what an export leaves, by which one is told from other folders
 
 
 def export(found: Trained, target: Path, to: str, dtype: Any, force: bool, converter: str | None, card: str) -> None:

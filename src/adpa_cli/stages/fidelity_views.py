@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def kl_and_top(dense: Tensor, rows: SignalRows) -> tuple[float, int]:
-    """Sum of KL(teacher || signal) over {ids, label if not among them, rest}, in nats; count of tokens with one top-1."""
+    """(KL(teacher || signal) over {ids, label if outside, rest}, summed over tokens; tokens with the same top-1)."""
     import torch
 
     ids, labels, outside = _ids(rows)
