@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import re
 import shutil
@@ -13,7 +14,7 @@ import pytest
 from adpa_cli.errors import Corrupt
 from adpa_cli.lab import BASES, world
 from adpa_cli.stages import hub as hubs
-from adpa_cli.stages.hub_access import Closed
+from adpa_cli.stages.hub_access import Closed, closed
 from adpa_cli.stages.names import Names, open_sources
 from adpa_cli.stages.trained import trained
 from adpa_cli.store.store import Store
@@ -281,3 +282,18 @@ def test_only_making_commands_are_planned(cli: Cli) -> None:
     assert "show makes nothing that could be planned" in cli.refused(2, "plan", "show")
     assert "no command to plan" in cli.refused(2, "plan", "--fetch")
     assert "--methd" in cli.refused(2, "plan", "distill", "--methd", "dckd")
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), "the disk of the Hugging Face cache is full"),
+        (RuntimeError("Data processing error: No space left on device (os error 28)"), "Hugging Face cache is full"),
+        (PermissionError(errno.EACCES, "Permission denied", "/cache/hub"), "cannot be written (/cache/hub)"),
+    ],
+)
+def test_a_cache_that_takes_nothing_is_not_a_hub_that_cannot_be_reached(error: Exception, reason: str) -> None:
+    found = closed(error, "org/model", None, "model")
+    assert reason in found.reason
+    assert "HF_HOME" in found.hint
+    assert not found.away

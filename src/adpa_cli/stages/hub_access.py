@@ -10,6 +10,7 @@ from pathlib import Path
 
 from adpa_cli.errors import AdpaError, NotFound
 from adpa_cli.spec import STAGE_VERSIONS
+from adpa_cli.store.disk import is_disk_full
 
 LOG_IN = "hf auth login, then accept the licence on the model's page"
 
@@ -39,6 +40,12 @@ def closed(error: Exception, name: str, revision: str | None, kind: str) -> Clos
 
     if isinstance(error, Closed):
         return error
+    if is_disk_full(error):
+        hint = "free some space, or keep the cache on another disk: export HF_HOME=DIR; the same command goes on"
+        return Closed(name, f"the disk of the Hugging Face cache is full ({constants.HF_HUB_CACHE})", hint)
+    if isinstance(error, PermissionError):
+        hint = "keep the cache where you may write: export HF_HOME=DIR"
+        return Closed(name, f"the Hugging Face cache cannot be written ({error.filename})", hint)
     status = getattr(getattr(error, "response", None), "status_code", None)
     what = "data set" if kind == "dataset" else "model"
     page = f"https://huggingface.co/{'datasets/' * (kind == 'dataset')}{name}"
