@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 
 from adpa_cli.errors import Stopped
 from adpa_cli.spec import Runtime
+from adpa_cli.stages import ranks
 from adpa_cli.stages.chain import Distill
 from adpa_cli.stages.execute import Show, execute
 from adpa_cli.stages.names import Names
@@ -58,3 +60,12 @@ def test_a_signal_in_the_last_step_stops_before_the_next_stage(
     assert again.finished == [first, last]
     assert again.asked == "SIGUSR1"
     assert {manifest.ref for manifest in made.values()} == {first, last}
+
+
+def test_a_rank_that_dies_before_it_reads_its_job_is_no_closed_pipe() -> None:
+    child = subprocess.Popen(["false"], stdin=subprocess.PIPE, text=True)
+    child.wait()
+    ranks._write(child, "a job\n")
+    ranks._kill([child])
+    assert child.stdin is not None
+    assert child.stdin.closed

@@ -7,6 +7,7 @@ else.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
 import os
@@ -42,6 +43,8 @@ def compute_in_processes(job: Job, monitor: Monitor, threads: int) -> None:
             failure = _listen(children, pipes, monitor)
         finally:
             _kill(children)
+            for pipe in pipes:
+                pipe.close()
     if failure is not None:
         raise failure
 
@@ -63,9 +66,11 @@ def _start(rank: int, count: int, threads: int) -> tuple[subprocess.Popen[str], 
 
 
 def _write(child: subprocess.Popen[str], text: str) -> None:
+    """Hand a rank its job; one that has died already is noticed by its pipe."""
     if child.stdin is not None:
-        child.stdin.write(text)
-        child.stdin.flush()
+        with contextlib.suppress(BrokenPipeError):
+            child.stdin.write(text)
+            child.stdin.flush()
 
 
 def _listen(children: list[subprocess.Popen[str]], pipes: list[IO[bytes]], monitor: Monitor) -> AdpaError | None:
@@ -134,7 +139,8 @@ def _kill(children: list[subprocess.Popen[str]]) -> None:
             child.kill()
         child.wait()
         if child.stdin is not None:
-            child.stdin.close()
+            with contextlib.suppress(BrokenPipeError):  # a job that was never read
+                child.stdin.close()
 
 
 def _leave_with_the_parent() -> None:
