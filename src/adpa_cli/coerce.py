@@ -67,8 +67,8 @@ def _real(value: Any) -> float:
 def _step(value: Any) -> Step:
     if value == "exact":
         return Step(0.0)
-    number, _, parts = str(value).partition("/")
-    return Step(_real(number) / _real(parts or 1))
+    number, slash, parts = str(value).partition("/")
+    return Step(_real(number) / _real(parts) if slash else _real(number))
 
 
 def auto_target(precision: float | Auto) -> float | None:
