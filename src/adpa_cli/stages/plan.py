@@ -101,7 +101,7 @@ class Planner:
         """A scalar head on `model`, fitted to the preferences of `data`."""
         user = self.user("reward-model", "reward-model")
         spec = train_spec("reward-model", "reward-model", family, ("reward-model",), user, template)
-        return Node("reward-model", spec, {"model": model, "data": data}, "reward model", f"reward of {model.label}")
+        return Node("reward-model", spec, {"model": model, "data": data}, "reward model", f"reward model on {model.label}")
 
     def rewards(self, judge: Input, data: External, family: Family, template: Template) -> Node:
         """What a reward model gives to both answers of every pair."""
@@ -125,6 +125,8 @@ class Planner:
         fixed: dict[str, Any] = {"parts": tuple(parts), "template": template[0], "end": template[1]}
         user = self.user("cache-teacher")
         if reference is None:
+            if "cache-teacher" in self.own and "pair_precision" in user:
+                raise UsageError("--pair-precision, and no reference teacher", "name one: --reference MODEL")
             fixed["pair_precision"] = None
         elif coerce(float | Auto, user.get("precision", 1), "precision") == 0:
             user.setdefault("pair_precision", 0)
