@@ -7,7 +7,7 @@ prompt, in blocks of the same size, and the logits at answer positions, thrown a
 over; speeds are of all tokens given, a prompt counted with each of its answers; `ratio` is the median over rounds.
 
 `peak_extra_mb` is the most memory that capture holds beside the decoder's states, for as many answer tokens as are a
-tile of logits, and for 4 and 16 times as many.
+tile of logits, and for 4 and 8 times as many.
 """
 
 from __future__ import annotations
@@ -143,7 +143,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--pairs", type=int, help="prompts with two answers each [8, on a GPU 128]")
+    parser.add_argument("--pairs", type=int, help="prompts with two answers each [4, on a GPU 128]")
     parser.add_argument("--apart", action="store_true", help="measure without sharing prompts too")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     asked = parser.parse_args()
@@ -151,7 +151,7 @@ def main() -> None:
     gpu = torch.cuda.is_available()
     shape = GPU if gpu else CPU
     teacher = model(shape)
-    rows = pairs(asked.pairs or (128 if gpu else 8), 400 if gpu else 60, shape["vocab_size"])
+    rows = pairs(asked.pairs or (128 if gpu else 4), 400 if gpu else 60, shape["vocab_size"])
     spec = CaptureSpec(
         ("chosen", "rejected"), "", "", dtype="bfloat16" if gpu else "float32", pair_precision=None, prompts="auto",
         block_tokens=16384 if gpu else 2048,
@@ -165,7 +165,7 @@ def main() -> None:
         if asked.apart:
             result |= measure_apart(job, spec, rows, teacher, asked.rounds)
     tile = tile_rows(shape["vocab_size"], teacher.device)
-    sizes = {n: round(extra_mb(teacher, n), 1) for n in (tile, 4 * tile, 16 * tile)}
+    sizes = {n: round(extra_mb(teacher, n), 1) for n in (tile, 4 * tile, 8 * tile)}
     result |= {"peak_extra_mb": max(sizes.values()), "peak_extra_mb_by_answer_tokens": sizes}
     result |= {"tokens": sum(len(row.prompt) + len(row.answer) for row in rows), "shape": shape, "spec": asdict(spec)}
     if asked.json:

@@ -61,7 +61,7 @@ def signal_of(x: Inputs, k: int, reference: bool) -> tuple[Signal, Tensor]:
     seen = torch.cat([top.indices, label], -1)
     own = [top.values, aligned.gather(-1, label)[..., 0], log_mass_outside(aligned, seen)]
     if not reference:
-        return Signal(*own), top.indices
+        return Signal(*own, weights=top.values.softmax(-1)), top.indices  # as if drawn; a top k has no use for them
     theirs = ref.topk(k, dim=-1)
     pair = (
         top.values - ref.gather(-1, top.indices),

@@ -98,7 +98,8 @@ class CaptureSpec:
     precision: float | Auto = 1 / 32
     pair_precision: float | None = 1 / 128
     """Step of the pair's difference, 0 for exact; None where there is no reference teacher."""
-    support: Literal["topk"] = "topk"
+    support: Literal["topk", "sampled"] = "topk"
+    """Whether the ids of a token are the likeliest `top_k`, or those of `samples` draws from the teacher."""
     dtype: Dtype = "bfloat16"
     max_length: int = 2048
     block_tokens: int = 16384
@@ -109,6 +110,13 @@ class CaptureSpec:
     """Ids from here on are only the teacher's: they stay out of the top k, in the rest mass."""
     prompts: Literal["apart", "auto"] = field(default="apart", metadata={"neutral": "apart"})
     """Whether a prompt that several answers share may be computed once: by the sizes, or never."""
+    samples: int = field(default=50, metadata={"low": 1, "high": 65536})
+    seed: int = 0
+    """Of the draws."""
+
+    def without_effect(self) -> set[str]:
+        """Nothing is drawn where the ids are a top k."""
+        return {"top_k"} if self.support == "sampled" else {"samples", "seed"}
 
 
 @dataclass(frozen=True)

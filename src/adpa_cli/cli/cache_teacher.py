@@ -33,6 +33,10 @@ def cache_teacher(
             panel=opt.MUCH, metavar="NATS",
         ),
     ] = None,
+    support: Annotated[
+        str | None,
+        opt.option("--support", help="Which ids: topk, or sampled (drawn).", panel=opt.MUCH, metavar="KIND"),
+    ] = None,
     *,
     options: opt.Options,
 ) -> opt.Request:
@@ -49,7 +53,7 @@ def cache_teacher(
     })  # fmt: skip
     who = one("--teacher", read["--teacher"])
     below = at_most_one("--reference", read["--reference"])
-    options = options.setting(top_k=top_k, precision=precision, pair_precision=pair_precision)
+    options = options.setting(top_k=top_k, precision=precision, pair_precision=pair_precision, support=support)
     return opt.Request(
         options, lambda names, given: plan_capture(names, given, who, below, data or (), read["--rollouts"], ())
     )

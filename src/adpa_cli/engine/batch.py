@@ -193,7 +193,7 @@ def _padded(rows: Sequence[Any], longest: int) -> Tensor:
 
 SIGNAL_FIELDS = (
     "logps", "label_logps", "rest_logps", "difference", "in_reference", "reference_kth", "reference_label_logps",
-    "reference_rest_logps",
+    "reference_rest_logps", "weights",
 )  # fmt: skip
 
 

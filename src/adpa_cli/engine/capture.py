@@ -17,6 +17,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from adpa_cli.engine.draws import Draws, sampled
+from adpa_cli.engine.generate import uniforms
 from adpa_cli.engine.models import Dtype, body_and_head
 from adpa_cli.engine.prompts import Answer, apart, together
 from adpa_cli.engine.prompts import states as states_of
@@ -58,10 +60,11 @@ def aligned_pass(
     known: Known = ALL_KNOWN,
     dtype: Dtype = "float32",
     share: bool = False,
+    draws: Draws | None = None,
 ) -> list[SignalRows]:
     """The aligned teacher's rows of each answer, without a reference; K is `k`, or all known ids if they are fewer.
 
-    With `share` the prompt of answers that follow one another is computed once. Raises DataError naming the row for an
+    With `share` the prompt of answers that follow one another is computed once. With `draws` the ids are drawn. Raises DataError naming the row for an
     empty prompt or answer, or a token outside a vocabulary, and AdpaError naming `teacher` and the row for logits that
     are not finite or answers with no mass on known ids.
     """
@@ -70,12 +73,15 @@ def aligned_pass(
     states, where, head, mask = _forward(model, answers, known, dtype, share)
     labels = torch.tensor([token for answer in answers for token in answer.answer], device=states.device)
     k = min(k, int(mask.sum()))
-    tiles = []
-    for span, logits in head.rows(states, where):
-        ids = top_ids(_barred(logits, mask), k)
-        logps, rest = split(logits, torch.cat([labels[span, None], ids], 1))
-        tiles.append((_ints(ids), _floats(logps), _floats(rest)))
-    ids, logps, rest = _joined(tiles)
+    if draws is None:
+        tiles = [_likeliest(logits, labels[span], mask, k) for span, logits in head.rows(states, where)]
+    else:
+        keys, positions = draws.noise([len(answer.answer) for answer in answers], states.device)
+        tiles = [
+            _drawn(logits, labels[span], mask, uniforms(keys[span], positions[span], draws.count))
+            for span, logits in head.rows(states, where)
+        ]
+    ids, logps, rest, weights = _joined(tiles)
     rows = []
     for answer, span in _spans(answers):
         row = SignalRows(
@@ -84,11 +90,25 @@ def aligned_pass(
             label_ids=np.array(answer.answer, dtype=np.int32),
             label_logps=logps[span, 0],
             rest_logps=rest[span],
+            weights=None if draws is None else weights[span],
         )
         _check_finite(teacher, answer, row.logps, row.label_logps, row.rest_logps)
         _check_coverage(teacher, answer, row.logps)
         rows.append(row)
     return rows
+
+
+def _likeliest(logits: Tensor, labels: Tensor, known: Tensor, k: int) -> tuple[Any, ...]:
+    """One tile of a top k: ids [n,K], log-probs of the label and of them [n,1+K], of the mass outside [n]."""
+    ids = top_ids(_barred(logits, known), k)
+    logps, rest = split(logits, torch.cat([labels[:, None], ids], 1))
+    return _ints(ids), _floats(logps), _floats(rest), np.zeros((len(ids), 0), dtype=np.float32)
+
+
+def _drawn(logits: Tensor, labels: Tensor, known: Tensor, noise: Tensor) -> tuple[Any, ...]:
+    """One tile of drawn ids: as `_likeliest`, and the part of the draws on each id [n,K]."""
+    ids, logps, weights, label, rest = sampled(logits, labels, known, noise)
+    return _ints(ids), _floats(torch.cat([label[:, None], logps], 1)), _floats(rest), _floats(weights)
 
 
 def reference_pass(

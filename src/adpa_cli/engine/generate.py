@@ -205,12 +205,17 @@ def row_key(seed: int, row_id: str) -> int:
 
 def gumbel(keys: Tensor, position: int, vocabulary: int) -> Tensor:
     """Standard Gumbel noise [B, V] float32, a function of each row's key [B] int64, the position and the token id."""
-    step = _mix(keys + torch.tensor(position, device=keys.device) * _GOLDEN)
-    counter = torch.arange(1, vocabulary + 1, device=keys.device) * _GOLDEN
-    bits = _shift(_mix(step[:, None] + counter), 64 - _BITS)
-    uniform = (bits.double() + 0.5) * 2.0**-_BITS
-    noise: Tensor = -torch.log(-torch.log(uniform))
+    at = torch.tensor(position, device=keys.device)
+    noise: Tensor = -torch.log(-torch.log(uniforms(keys, at, vocabulary)))
     return noise.float()
+
+
+def uniforms(keys: Tensor, positions: Tensor, count: int) -> Tensor:
+    """Numbers in (0, 1), [B, count] float64, a function of each row's key [B] int64, its position [B] and the place."""
+    step = _mix(keys + positions * _GOLDEN)
+    counter = torch.arange(1, count + 1, device=keys.device) * _GOLDEN
+    bits = _shift(_mix(step[:, None] + counter), 64 - _BITS)
+    return (bits.double() + 0.5) * 2.0**-_BITS
 
 
 def _mix(x: Tensor) -> Tensor:

@@ -69,6 +69,7 @@ class Signal:
     the ids *and* the label. The other fields are None when no reference teacher was captured: `difference` [B,T,K] is
     aligned - reference at the same ids, `in_reference` [B,T,K] whether the id is in the reference's own top k,
     `reference_kth` [B,T] its k-th log-prob, and its `reference_label_logps`, `reference_rest_logps` [B,T] likewise.
+    `weights` [B,T,K], None for a top k, is the part of all draws that fell on each id, where the ids were drawn.
     """
 
     logps: Tensor
@@ -79,6 +80,7 @@ class Signal:
     reference_kth: Tensor | None = None
     reference_label_logps: Tensor | None = None
     reference_rest_logps: Tensor | None = None
+    weights: Tensor | None = None
 
     def __post_init__(self) -> None:
         _constants(self, [f.name for f in dataclasses.fields(self)])

@@ -28,9 +28,11 @@ READINGS = {
 NOTES = (
     "`dispreferred=false` is an ablation of the paper's Table 2, and the same loss as `vanilla-kd`.",
     "`kd_teacher=sft-chosen` is the other: a teacher fine-tuned on the chosen answers instead of aligned by DPO.",
+    "Of the full KL's gradient `bucket` has the ids right and shares out the rest by the student; `renormalised` "
+    "presses all mass onto the ids; `sampled` is unbiased and noisy, on ids that were drawn: `--support sampled`.",
 )
 
-Tail = Literal["bucket", "renormalised"]
+Tail = Literal["bucket", "renormalised", "sampled"]
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,7 @@ class Params:
     dispreferred: bool = param(True, "also distil on rejected answers", origin="paper")
     tail: Tail = param(
         "bucket",
-        "what is outside the teacher's top k: one class, or renormalised away",
+        "what is outside the teacher's top k: one class, or renormalised away; sampled: of ids drawn, nothing is",
         choices=get_args(Tail),
         origin="release",
     )
@@ -69,10 +71,12 @@ def terms(views: Mapping[Part, View], p: Params) -> tuple[Term, ...]:
 
 def divergence(view: View, tail: Tail, kd_on_eos: bool) -> Tensor:
     """KL(teacher || student) at each position, [B,T], nats; 0 at the end token unless `kd_on_eos`."""
-    from adpa_cli.tensors.divergence import bucket_kl, outside, renormalised_kl
+    from adpa_cli.tensors.divergence import bucket_kl, outside, renormalised_kl, sampled_kl
 
     signal, topk = given(view.signal), given(view.topk_logps)
-    if tail == "renormalised":
+    if tail == "sampled":
+        values = sampled_kl(given(signal.weights), signal.logps, topk)
+    elif tail == "renormalised":
         values = renormalised_kl(signal.logps, topk)
     else:
         known = given(view.label_in_topk)

@@ -30,7 +30,7 @@ class Params:
     alpha: float = param(0.2, "weight of the divergence", low=0.0, high=1000.0)
     tail: Tail = param(
         "bucket",
-        "what is outside the teacher's top k: one class, or renormalised away",
+        "what is outside the teacher's top k: one class, or renormalised away; sampled: of ids drawn, nothing is",
         choices=get_args(Tail),
         origin="release",
     )

@@ -24,6 +24,8 @@ def save_block(path: Path, answers: Sequence[tuple[AnswerKey, SignalRows]]) -> N
     """Writes the answers of one block in float32, whole or not at all; the same answers give the same bytes."""
     pair = bool(answers) and answers[0][1].difference is not None
     fields = (*_FIELDS, *PAIR_FIELDS) if pair else _FIELDS
+    if answers and answers[0][1].weights is not None:
+        fields = (*fields, "weights")
     tensors = {name: np.concatenate([getattr(rows, name) for _, rows in answers]) for name in fields if answers}
     head: dict[str, Any] = {
         "keys": [asdict(key) for key, _ in answers],

@@ -43,12 +43,13 @@ def decode_frames(frames: Sequence[Framed], spec: SignalSpec, ranking: Ranking, 
         raise Corrupt("a frame belongs to another answer")
     missing = [head[2] for head in heads]
     ids = _decode_ids(data, tokens, spec, ranking)
+    weights = _decode_weights(data, tokens, spec) if spec.draws else None
     place, outside, ranks, logps, rest, label = _decode_aligned(data, tokens, missing, spec)
     flat = np.arange(-1, ids.size - 1, spec.k) + place
     label_ids, label_logps = ids.take(flat), logps.take(flat)
     label_ids[outside] = _to_ids(ranks, ranking)
     label_logps[outside] = label
-    rows = SignalRows(ids, logps, label_ids, label_logps, rest)
+    rows = SignalRows(ids, logps, label_ids, label_logps, rest, weights=weights)
     if spec.has_reference:
         rows = _decode_reference(data, rows, tokens, missing, outside, flat, spec.difference_step)
     data.finish()
@@ -73,6 +74,15 @@ def _decode_ids(data: Cursor, tokens: Sequence[int], spec: SignalSpec, ranking: 
     ranks = deltas.cumsum(axis=1, dtype=np.int64 if wide else np.int32)
     ranks -= 1
     return _to_ids(ranks, ranking)
+
+
+def _decode_weights(data: Cursor, tokens: Sequence[int], spec: SignalSpec) -> Floats:
+    counts = data.ints([n * spec.k for n in tokens], limit=max(spec.draws, ESCAPE)).reshape(-1, spec.k)
+    if counts.size and counts.sum(axis=1, dtype=np.int64).max() > spec.draws:
+        raise Corrupt("a frame counts more draws than there were")
+    weights: Floats = counts.astype(np.float32)
+    weights /= np.float32(spec.draws)
+    return weights
 
 
 def _to_ids(ranks: NDArray[Any], ranking: Ranking) -> Ints:
@@ -192,7 +202,7 @@ def log_total(logps: Floats, label: Floats, rest: Floats, outside: Positions) ->
         total += np.exp(rest)
         total[outside] += np.exp(label[outside])
         result: Floats = np.log(total)
-    for t in (~np.isfinite(result)).nonzero()[0]:
+    for t in (~(np.abs(result) < 60)).nonzero()[0]:  # a sum near what float32 ends at has lost its digits
         classes = np.concatenate([logps[t], rest[t : t + 1], label[t : t + 1] if t in outside else rest[:0]])
         top = classes.max()
         result[t] = top + np.log(np.exp(classes - top).sum()) if np.isfinite(top) else 0

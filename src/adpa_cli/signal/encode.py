@@ -46,6 +46,8 @@ def encode_frame(key: AnswerKey, rows: SignalRows, spec: SignalSpec, ranking: Ra
     out = Streams()
     out.pieces.append(np.array([key_tag(key), len(rows), np.count_nonzero(outside)], dtype="<u4").tobytes())
     out.ints(deltas)
+    if rows.weights is not None:
+        out.ints(np.rint(rows.weights * spec.draws).astype(np.int32))
     codes = _encode_aligned(out, rows, labels, outside, spec.step)
     if spec.has_reference:
         seen = [dequantise(c, spec.step) for c in codes] or [rows.logps, rows.label_logps, rows.rest_logps]
@@ -67,6 +69,8 @@ def _by_rank(ids: Ints, ranking: Ranking) -> tuple[NDArray[Any], Ints]:
 
 def _in_order(rows: SignalRows, order: NDArray[Any]) -> SignalRows:
     moved = replace(rows, ids=rows.ids.take(order), logps=rows.logps.take(order))
+    if rows.weights is not None:
+        moved = replace(moved, weights=rows.weights.take(order))
     if rows.difference is None:
         return moved
     difference, in_reference, *_ = pair_of(rows)

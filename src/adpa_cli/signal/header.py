@@ -43,6 +43,8 @@ class Index:
 def write_index(index: Index) -> bytes:
     """Prelude and header."""
     spec = asdict(index.spec) | {"teachers": dict(sorted(index.spec.teachers.items()))}
+    if not index.spec.draws:
+        del spec["draws"]
     answers = {
         "example_id": [key.example_id for key in index.keys],
         "part": [key.part for key in index.keys],
@@ -87,6 +89,7 @@ def read_index(prelude: bytes, frame: bytes) -> Index:
             difference_step=float(header["difference_step"]),
             teachers={str(role): str(name) for role, name in header["teachers"].items()},
             dtype=str(header["dtype"]),
+            draws=_count(header.get("draws", 0)),
         )
         tokens, sizes = (tuple(map(_count, column)) for column in columns[3:])
         if max(tokens, default=0) > MAX_TOKENS:

@@ -17,6 +17,7 @@ Floats = NDArray[np.float32]
 Bools = NDArray[np.bool_]
 
 MAX_VOCABULARY = 1 << 22
+MAX_DRAWS = 1 << 16
 MAX_TOKENS = 1 << 24
 """Most tokens of one answer, and a bound on what a damaged header can make a reader allocate."""
 
@@ -53,8 +54,12 @@ class SignalSpec:
     """Role (`aligned`, `reference`) -> id of the model. A shard holds a pair when `reference` is among the roles."""
     dtype: str = "float32"
     """The dtype that the teachers computed in."""
+    draws: int = 0
+    """Ids drawn per token from the teacher's softmax, with replacement; 0 where the ids are its top k."""
 
     def __post_init__(self) -> None:
+        if not 0 <= self.draws <= MAX_DRAWS or (self.draws and self.has_reference):
+            raise DataError(f"draws={self.draws}: from 0 to {MAX_DRAWS}, and 0 with a reference teacher")
         if not 1 <= self.k <= self.vocab_size <= MAX_VOCABULARY:
             raise DataError(
                 f"a signal of k={self.k} ids over a vocabulary of {self.vocab_size}: "
@@ -100,13 +105,17 @@ class SignalRows:
     """[T]"""
     reference_rest_logps: Floats | None = None
     """[T] log of the reference's mass outside the aligned ids and the label."""
+    weights: Floats | None = None
+    """[T, K] the part of the draws that fell on each id, where the ids were drawn. An id that no draw fell on fills the
+    row: its log-prob is -inf, unless it is the label, and its mass stays in the rest."""
 
     def __len__(self) -> int:
         return len(self.label_ids)
 
 
 PAIR_FIELDS = ("difference", "in_reference", "reference_kth", "reference_label_logps", "reference_rest_logps")
-_PER_ID = {"ids": np.int32, "logps": np.float32, "difference": np.float32, "in_reference": np.bool_}
+_PER_ID = {"ids": np.int32, "logps": np.float32, "difference": np.float32, "in_reference": np.bool_,
+           "weights": np.float32}  # fmt: skip
 
 
 def pair_of(rows: SignalRows) -> tuple[Floats, Bools, Floats, Floats, Floats]:
@@ -158,10 +167,13 @@ def checked(rows: SignalRows, spec: SignalSpec, where: str) -> SignalRows:
     n = len(rows)
     if n > MAX_TOKENS:
         raise DataError(f"{where}: {n} tokens; an answer has at most {MAX_TOKENS}")
-    for name in ("ids", "logps", "label_ids", "label_logps", "rest_logps", *PAIR_FIELDS):
+    for name in ("ids", "logps", "label_ids", "label_logps", "rest_logps", *PAIR_FIELDS, "weights"):
         value, wanted = getattr(rows, name), name not in PAIR_FIELDS or spec.has_reference
+        absent = "no reference teacher is"
+        if name == "weights":
+            wanted, absent = spec.draws > 0, "no ids were drawn"
         if (value is not None) != wanted:
-            raise DataError(f"{where}: field {name} is {'missing' if wanted else 'given, but no reference teacher is'}")
+            raise DataError(f"{where}: field {name} is {'missing' if wanted else f'given, but {absent}'}")
         if not wanted:
             continue
         dtype = np.int32 if name == "label_ids" else _PER_ID.get(name, np.float32)
@@ -173,7 +185,9 @@ def checked(rows: SignalRows, spec: SignalSpec, where: str) -> SignalRows:
             raise DataError(f"{where}: field {name} is not a number at token {int(np.argwhere(np.isnan(array))[0][0])}")
         if name == "difference" and np.isneginf(array).any():
             raise DataError(f"{where}: field difference is -inf (see the rule in SignalRows.difference)")
-        if dtype is np.float32 and name != "difference" and (array > 0.01).any():
+        if name == "weights" and (array.min(initial=0) < 0 or (array.sum(1) > 1.001).any()):
+            raise DataError(f"{where}: field weights has a row that does not lie between 0 and 1")
+        if dtype is np.float32 and name not in ("difference", "weights") and (array > 0.01).any():
             raise DataError(f"{where}: field {name} has a log-prob above 0")
         if dtype is np.int32 and n and not 0 <= array.min() <= array.max() < spec.vocab_size:
             raise DataError(f"{where}: field {name} has an id outside 0 … {spec.vocab_size - 1}")

@@ -29,6 +29,8 @@ class Facts:
     outside: int = 0
     squares: float = 0.0
     pair: bool = False
+    most_ids: int = 1
+    """Most ids that were drawn for one token."""
 
     def add(self, block: Captured) -> None:
         """Take in the answers of one block."""
@@ -36,8 +38,11 @@ class Facts:
 
         for _, rows in block:
             self.mass += float(np.exp(rows.logps).sum())
-            self.outside += int((rows.ids != rows.label_ids[:, None]).all(1).sum())
+            there = rows.ids == rows.label_ids[:, None]
+            self.outside += int((~(there if rows.weights is None else there & (rows.weights > 0)).any(1)).sum())
             self.tokens += len(rows)
+            if rows.weights is not None:
+                self.most_ids = max(self.most_ids, int(np.count_nonzero(rows.weights, axis=1).max()))
         self.answers += len(block)
         self.pair = block[0][1].difference is not None
         if self.pair:
@@ -49,6 +54,8 @@ class Facts:
             "answers": self.answers, "tokens": self.tokens, "k": signal.k, "mean_mass": self.mass / self.tokens,
             "taken_outside": self.outside / self.tokens, "step": signal.step, "say": [],
         }  # fmt: skip
+        if signal.draws:
+            found |= {"draws": signal.draws, "say": [f"{signal.draws} draws per token, at most {signal.k} ids"]}
         if not self.pair:
             return found
         rms = found["rms_advantage"] = (self.squares / self.tokens) ** 0.5

@@ -62,13 +62,13 @@ class Chain:
         if fixed:
             roles = tuple(dict.fromkeys(role for need in fixed for role in need.signal))
             parts = tuple(spec.source(need.part) for need in fixed)
-            used.append(self._signal(parts, roles, {"data": self.data}, learned))
+            used.append(self._signal(parts, roles, {"data": self.data}, learned, spec))
         rollouts: Made | None = None
         sampled = next((need for need in needs if spec.source(need.part) == "rollout" and not need.online), None)
         if sampled:
             rollouts = self._answers(start, spec, learned, last)
             if sampled.signal:
-                used.append(self._signal(("rollout",), sampled.signal, {"rollouts": rollouts}, learned))
+                used.append(self._signal(("rollout",), sampled.signal, {"rollouts": rollouts}, learned, spec))
         others = self._models() if any(need.online for need in needs) else {}
         if any(need.reward for need in needs):
             others["rewards"] = self.planner.rewards(self._judge(), self.data, self.family, self.template)
@@ -163,7 +163,27 @@ class Chain:
     def _unknown_teacher(self, signal: str) -> UsageError:
         return UsageError(f"{self.asked.method} needs a teacher", f"name one: --teacher MODEL\n or: {signal}")
 
-    def _signal(self, parts: tuple[str, ...], roles: tuple[str, ...], answers: dict[str, Input], learned: str) -> Made:
+    def _signal(
+        self, parts: tuple[str, ...], roles: tuple[str, ...], answers: dict[str, Input], learned: str, spec: TrainSpec
+    ) -> Made:
+        """`_found_signal`, if its ids are what the method reads: a top k, or drawn ones where its `tail` says so."""
+        wanted = "sampled" if spec.params.get("tail") == "sampled" else "topk"
+        made = self._found_signal(parts, roles, answers, learned, wanted)
+        found = str(made.values.get("support", "topk"))
+        if found == wanted:
+            return made
+        if wanted == "sampled":
+            hint = "--set tail=bucket, or a signal of --support sampled"
+        elif "tail" in spec.params:
+            hint = "--set tail=sampled, which reads such ids"
+        else:
+            hint = "leave away cache-teacher.support=sampled: only dckd and vanilla-kd read such ids, with tail=sampled"
+        words = {"topk": "a top k", "sampled": "ids drawn from the teacher"}
+        raise UsageError(f"{spec.method} reads {words[wanted]}; the signal {made.label} has {words[found]}", hint)
+
+    def _found_signal(
+        self, parts: tuple[str, ...], roles: tuple[str, ...], answers: dict[str, Input], learned: str, support: str
+    ) -> Made:
         """A cache that was given and covers this, else a capture. One capture serves as many methods as it can."""
         for cache in self.caches:
             covers = set(parts) <= set(cache.values["parts"]) and set(roles) <= {"aligned", *cache.manifest.inputs}
@@ -178,9 +198,9 @@ class Chain:
                 "make it: adpa cache-teacher --teacher T "
                 + ("--rollouts R" if "rollouts" in answers else "--data SRC"),
             )
-        both = "reference" in roles or ("rollouts" in answers and learned == "aligned")
+        both = "reference" in roles or ("rollouts" in answers and learned == "aligned" and support == "topk")
         on = ("chosen", "rejected") if "data" in answers else parts
         return self.planner.capture(
             self._teacher(who, learned), who.reference if both else None, answers, on, self.family, self.template,
-            student=self.start, name=learned,
+            student=self.start, name=learned, support=support,
         )  # fmt: skip

@@ -65,7 +65,8 @@ class Answers:
 
 def narrowed(rows: SignalRows, k: int) -> SignalRows:
     """The rows with their first `k` ids: those of sampled support are followed by ids that were not drawn."""
-    return replace(rows, ids=rows.ids[:, :k], logps=rows.logps[:, :k])
+    weights = None if rows.weights is None else rows.weights[:, :k]
+    return replace(rows, ids=rows.ids[:, :k], logps=rows.logps[:, :k], weights=weights)
 
 
 @dataclass

@@ -120,7 +120,7 @@ def is_online(spec: Any) -> bool:
 def signal_ids(node: Node) -> int:
     """Ids that a training reads per position: the label, and those of its signal."""
     caches = [item for role, item in node.flat_inputs() if role == "cache" and not isinstance(item, External)]
-    return 1 + max((int(cache.values["top_k"]) for cache in caches), default=0)
+    return 1 + max((int(cache.values.get("top_k") or cache.values["samples"]) for cache in caches), default=0)
 
 
 def _flops(node: Node, rows: Rows, models: Sequence[ModelSize]) -> float:
@@ -157,7 +157,7 @@ def _disk(node: Node, rows: Rows, models: Sequence[ModelSize], runtime: Runtime,
     aligned = node.inputs["aligned"]
     pair = spec.pair_precision if "reference" in node.inputs else None
     tokenizer = 0 if isinstance(aligned, tuple) else _tokenizer_bytes(node, store)
-    k = min(spec.top_k, models[0].vocabulary)
+    k = min(spec.top_k if spec.support == "topk" else spec.samples, models[0].vocabulary)
     step = spec.precision if auto_target(spec.precision) is None else 1 / 32
     per_token = disk.signal_bytes_per_token(models[0].vocabulary, k, step, pair)
     return disk.capture(flat, per_token, k, pair is not None, tokenizer)

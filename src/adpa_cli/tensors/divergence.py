@@ -40,6 +40,14 @@ def renormalised_kl(teacher_logps: Tensor, student_logps: Tensor) -> Tensor:
     return _gap(teacher_logps.log_softmax(-1), student_logps, 0.0).sum(-1)
 
 
+def sampled_kl(weights: Tensor, teacher_logps: Tensor, student_logps: Tensor) -> Tensor:
+    """Σ w (log p - log q) over ids drawn from the teacher, [...]: in expectation KL(teacher || student), and so its
+    gradient that of the full KL. `weights` [...,K], the part of the draws on each id. Anshumann et al. 2025 (ACL)."""
+    counts = weights > 0
+    gap = torch.where(counts, teacher_logps, 0.0) - torch.where(counts, student_logps.clamp_min(LOWEST), 0.0)
+    return (weights * gap).sum(-1)
+
+
 def advantage(
     logps: Tensor,
     difference: Tensor,
