@@ -123,7 +123,7 @@ def test_limit_takes_the_first_rows(pipeline: Pipeline, cli: Cli) -> None:
 def test_what_an_evaluation_needs_is_named(pipeline: Pipeline, cli: Cli, reward_model: Path) -> None:
     student = pipeline.made("student")
     words = ("eval", student, "--data", pipeline.data)
-    assert "--reward-model FOLDER" in cli.refused(2, *words, "--suite", "reward-model")
+    assert "--reward-model MODEL" in cli.refused(2, *words, "--suite", "reward-model")
     teacher = pipeline.made("reference teacher")
     assert "--reference MODEL" in cli.refused(2, *words, "--teacher", teacher)
     raw = json.loads((reward_model / "config.json").read_text())

@@ -71,13 +71,28 @@ def test_the_artifact_is_a_plain_classifier_with_its_accuracy(here: Cli, place: 
     assert f"accuracy\t{metrics['accuracy']}" in page
 
 
-def test_its_recipe_makes_it_again_and_a_stop_changes_nothing(here: Cli, place: Path) -> None:
-    ref = train(here)
+def again(here: Cli, ref: str) -> str:
+    """What the recipe of an artifact makes."""
     recipe = here("show", ref, "--recipe")
-    (place / "again.toml").write_text(recipe.out)
-    assert here("run", "./again.toml", "--dry-run").code == 0
-    assert 'command = "reward-model"' in recipe.out
-    assert here("run", "./again.toml").ref == ref
+    assert recipe.code == 0, recipe.err
+    Path("again.toml").write_text(recipe.out)
+    return here("run", "./again.toml").ref
+
+
+def test_its_recipe_makes_it_again(here: Cli) -> None:
+    ref = train(here)
+    assert again(here, ref) == ref
+    assert 'command = "reward-model"' in Path("again.toml").read_text()
+
+
+def test_it_closes_a_distillation_where_the_family_has_no_judge(here: Cli, place: Path) -> None:
+    judge = train(here)
+    student = here("path", here("sft", "--model", "tiny", *FEW).ref).ref
+    words = ["distill", "--method", "sft", "--student", student, "--data", "./pairs", "--set", "max_length=128",
+             "--set", "dtype=float32", "--set", "eval.max_length=128", "--max-steps", "2"]  # fmt: skip
+    plain, judged = stages(here, *words), stages(here, *words, "--reward-model", judge)
+    assert (plain.count("eval"), plain.count("rollout")) == (2, 0)
+    assert (judged.count("eval"), judged.count("rollout")) == (2, 2)
 
 
 def test_it_judges_answers_under_every_name(here: Cli, place: Path) -> None:
@@ -92,6 +107,8 @@ def test_it_judges_answers_under_every_name(here: Cli, place: Path) -> None:
     again = Store.find(place / "adpa-store").get(by_path).metrics
     assert by_path != by_id
     assert again["scores"]["mean_reward"]["value"] == pytest.approx(scores["scores"]["mean_reward"]["value"], abs=1e-5)
+    upstream = ["--set", "sft.max_steps=2", "--set", "sft.limit=64", *UPSTREAM]
+    assert planned(here, "eval", student, *few, *upstream, "--reward-model", "tiny") == by_id, "the family's own"
     assert "is no reward-model" in here.refused(2, "eval", student, "--reward-model", student)
 
 
@@ -109,6 +126,7 @@ def test_ddpo_fits_the_rewards_of_one(here: Cli, place: Path) -> None:
     assert planned(here, *explicit, "--reward-model", train(here)) == made.ref, "it is the one that the plan makes"
     other = here("reward-model", "--model", "tiny", "--data", "./pairs", *FEW, "--seed", "1").ref
     assert planned(here, *explicit, "--reward-model", other) != made.ref
+    assert again(here, made.ref) == made.ref
 
 
 def test_the_best_point_is_the_one_whose_answers_it_prefers(here: Cli, place: Path) -> None:
@@ -122,4 +140,5 @@ def test_the_best_point_is_the_one_whose_answers_it_prefers(here: Cli, place: Pa
     assert made.metrics["selection"]["step"] == max(points, key=lambda p: (p["reward"], p["step"]))["step"]
     assert {p["prompts"] for p in points} == {8}
     assert made.spec["judged_tokens"] == 64
+    assert again(here, judged) == judged
     assert planned(here, *words[:-2], "--reward-model", judge) == planned(here, *words[:-2])

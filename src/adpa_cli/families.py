@@ -72,7 +72,7 @@ TINY: Settings = {
     "sft.student": {"lr": 2e-3, "epochs": 2, "batch_size": 32},
     "sft.teacher": {"lr": 1e-3, "epochs": 1.2, "batch_size": 32},
     "dpo-teacher": {"lr": 2e-5, "epochs": 2, "batch_size": 32, "beta": 0.1, "max_length": 128},
-    "reward-model": {"lr": 1e-4, "epochs": 2, "batch_size": 32, "max_length": 128},
+    "reward-model": {"lr": 3e-4, "epochs": 2, "batch_size": 32, "max_length": 128},
     "rewards": {"max_length": 128},
     "cache-teacher": {"max_length": 128},
     "rollout": {"temperature": 0.7, "max_new_tokens": 64, "max_length": 128},

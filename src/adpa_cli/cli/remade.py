@@ -37,8 +37,10 @@ def toml(found: Found, manifest: Manifest) -> str:
     head += [f"# {name}: sha256 {digest}" for name, digest in _files(manifest)]
     head += [] if found.command == "distill" else [f'command = "{found.command}"']
     top = [f"{key} = {_value(value)}" for key, value in found.values.items() if "." not in key]
+    options = [stage for stage in STAGE_VERSIONS if stage in found.values]  # TOML has a value or a table of one name
+    top += [f"{json.dumps(key)} = {_value(v)}" for key, v in found.values.items() if key.rpartition(".")[0] in options]
     tables = []
-    for stage in STAGE_VERSIONS:
+    for stage in (stage for stage in STAGE_VERSIONS if stage not in options):
         own = {key.partition(".")[2]: value for key, value in found.values.items() if key.startswith(f"{stage}.")}
         if own:
             tables += ["", f"[{stage}]", *(f"{key} = {_value(value)}" for key, value in own.items())]

@@ -101,7 +101,8 @@ class Planner:
         """A scalar head on `model`, fitted to the preferences of `data`."""
         user = self.user("reward-model", "reward-model")
         spec = train_spec("reward-model", "reward-model", family, ("reward-model",), user, template)
-        return Node("reward-model", spec, {"model": model, "data": data}, "reward model", f"reward model on {model.label}")
+        inputs: dict[str, Input | tuple[Input, ...]] = {"model": model, "data": data}
+        return Node("reward-model", spec, inputs, "reward model", f"reward model on {model.label}")
 
     def rewards(self, judge: Input, data: External, family: Family, template: Template) -> Node:
         """What a reward model gives to both answers of every pair."""
