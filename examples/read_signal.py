@@ -63,6 +63,7 @@ def answer(f, key, n, header, order):
     if (tag, tokens) != (zlib.crc32(key.encode()), n):
         raise ValueError("a frame belongs to another answer")
     ids = order[(f.ints(n * k).reshape(n, k) + 1).cumsum(axis=1) - 1]
+    weights = f.ints(n * k).reshape(n, k) / np.float64(header["draws"]) if "draws" in header else None
     if step:
         above = f.ints(n * k).reshape(n, k)
         place, ranks, moves, *ends = np.split(f.ints(3 * n + 2 * m), [n, n + m, 2 * n + m, 3 * n + m])
@@ -77,7 +78,7 @@ def answer(f, key, n, header, order):
         logps = flat.reshape(n, k)
     inside, at = place > 0, (np.arange(n), place - 1)
     rows = {"ids": ids, "logps": logps, "rest_logps": rest, "label_ids": ids[at], "label_logps": logps[at]}
-    rows["label_ids"][~inside], rows["label_logps"][~inside] = order[ranks], label
+    rows["label_ids"][~inside], rows["label_logps"][~inside], rows["weights"] = order[ranks], label, weights
     if "reference" in header["teachers"]:
         d = np.float32(header["difference_step"])
         difference = f.signed(n * k, d).reshape(n, k)

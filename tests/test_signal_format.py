@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import runpy
 import sys
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -40,9 +40,20 @@ def test_a_reader_written_from_the_page_agrees(tmp_path, example, pair, step, pa
         for field in fields(SignalRows):
             expected = getattr(ours, field.name)
             if expected is None:
-                assert field.name not in rows
+                assert rows.get(field.name) is None
             else:
                 np.testing.assert_array_equal(rows[field.name], expected, err_msg=field.name)
+
+
+def test_the_reader_reads_ids_that_were_drawn(tmp_path, example):
+    path, (key, rows) = tmp_path / "s.adpa", sample_answers((9,), 6, 700, pair=False)[0]
+    counts = np.random.default_rng(0).multinomial(300, np.full(6, 1 / 6), 9)
+    spec = replace(spec_of(6, 700, pair=False), draws=300)
+    write_shard(path, spec, [(key, replace(rows, weights=(counts / 300).astype(np.float32)))])
+    (found,) = example["read"](path)[1]
+    np.testing.assert_array_equal(found["ids"], Shard(path).read(0).ids)
+    np.testing.assert_allclose(found["weights"], Shard(path).read(0).weights, rtol=1e-6)
+    np.testing.assert_array_equal(np.sort(np.rint(found["weights"] * 300)), np.sort(counts))
 
 
 def test_the_reader_refuses_a_damaged_header_and_swapped_frames(tmp_path, example):
