@@ -55,9 +55,19 @@ def test_show_of_a_row(pipeline: Pipeline, cli: Cli, role: str) -> None:
     assert f"adpa show {ref} --row" in said
 
 
+def test_the_first_rows_are_listed_a_line_each(pipeline: Pipeline, cli: Cli) -> None:
+    ref = pipeline.made("rollouts")
+    head, *lines = cli("show", ref, "--rows", "3").rows
+    assert [line[head.index("row")] for line in lines] == ["1", "2", "3"]
+    records = json.loads(cli("show", ref, "--rows", "3", "--json").out)
+    assert [record["id"] for record in records] == [line[head.index("id")] for line in lines]
+    assert "--rows 0" in cli.refused(2, "show", ref, "--rows", "0")
+    assert "not shown together" in cli.refused(2, "show", ref, "--rows", "3", "--row", "1")
+
+
 def test_a_row_is_asked_of_one_artifact_that_has_rows(pipeline: Pipeline, cli: Cli) -> None:
     assert "has no rows" in cli.refused(2, "show", pipeline.made("student"), "--row", "1")
-    assert "--row shows a row of one artifact" in cli.refused(2, "show", "--row", "1")
+    assert "--row N is of one artifact" in cli.refused(2, "show", "--row", "1")
 
 
 def test_unfinished_work_is_listed_with_the_command_that_goes_on(
