@@ -24,19 +24,10 @@ def fidelity(store: Store, manifest: Manifest, teacher: str | None, count: int |
 
 
 def _measured(store: Store, manifest: Manifest, teacher: str, count: int | None) -> dict[str, Any]:
-    from adpa_cli.cli.make import console
-    from adpa_cli.spec import Runtime
-    from adpa_cli.stages.device import prepare
-    from adpa_cli.stages.execute import threads_per_process
+    from adpa_cli.cli.make import computing
     from adpa_cli.stages.fidelity import ANSWERS, measure
-    from adpa_cli.stages.job import Monitor
     from adpa_cli.stages.names import Names
 
-    with console(store, None) as desk, tempfile.TemporaryDirectory(prefix="adpa-fidelity-") as work:
-        prepare(threads_per_process(Runtime()))
-        monitor = Monitor(desk.screen.progress, desk.screen.say, lambda: desk.stopping.asked)
-        try:
-            number = ANSWERS if count is None else count
-            return measure(Names(store), manifest, {"aligned": teacher}, number, Path(work), monitor)
-        finally:
-            desk.screen.close()
+    with computing(store) as monitor, tempfile.TemporaryDirectory(prefix="adpa-fidelity-") as work:
+        number = ANSWERS if count is None else count
+        return measure(Names(store), manifest, {"aligned": teacher}, number, Path(work), monitor)

@@ -25,8 +25,9 @@ from adpa_cli.errors import AdpaError, Stopped, UsageError
 from adpa_cli.families import reserved_words
 from adpa_cli.report.text import for_encoding, human_age
 from adpa_cli.spec import Runtime
-from adpa_cli.stages.execute import Show, execute
+from adpa_cli.stages.execute import Show, execute, threads_per_process
 from adpa_cli.stages.graph import Node
+from adpa_cli.stages.job import Monitor
 from adpa_cli.stages.names import Names
 from adpa_cli.stages.plan import Plan
 from adpa_cli.stages.settings import Given
@@ -51,6 +52,19 @@ def console(seen: Store, stop_after: float | None) -> Iterator[Console]:
         # A program that reads errors as JSON is told nothing else.
         screen = Screen(GLOBALS.quiet or (GLOBALS.json and not sys.stderr.isatty()), output.is_pipe)
         yield Console(screen, output, stopping)
+
+
+@contextlib.contextmanager
+def computing(store: Store, threads: int = 0) -> Iterator[Monitor]:
+    """For a reader that runs a model: a bar, signals and `threads` (0: as many as a stage takes) as a maker has."""
+    from adpa_cli.stages.device import prepare
+
+    with console(store, None) as desk:
+        prepare(threads or threads_per_process(Runtime()))
+        try:
+            yield Monitor(desk.screen.progress, desk.screen.say, lambda: desk.stopping.asked)
+        finally:
+            desk.screen.close()
 
 
 def make(options: Options, planned: Callable[[Names, Given], Plan]) -> None:

@@ -41,12 +41,8 @@ def mend(
     store: Store, damages: Mapping[str, Sequence[Damage]], made: Sequence[Manifest], given: Mapping[str, str | None]
 ) -> dict[str, str]:
     """Repair the damaged signals; by reference, what is said of each. Raises Corrupt when another file is damaged."""
-    from adpa_cli.cli.make import console
+    from adpa_cli.cli.make import computing
     from adpa_cli.cli.streams import GLOBALS
-    from adpa_cli.spec import Runtime
-    from adpa_cli.stages.device import prepare
-    from adpa_cli.stages.execute import threads_per_process
-    from adpa_cli.stages.job import Monitor
     from adpa_cli.stages.names import Names
     from adpa_cli.stages.repair import repair, signal_files
 
@@ -61,13 +57,8 @@ def mend(
                 f"{manifest.ref}: {', '.join(others or files)} cannot be computed again by itself",
                 advice(damages, [manifest]),
             )
-        with console(store, None) as desk:
-            prepare(int(manifest.made.get("threads", 0)) or threads_per_process(Runtime()))
-            monitor = Monitor(desk.screen.progress, desk.screen.say, lambda: desk.stopping.asked)
-            try:
-                record = repair(Names(store), manifest, files, given, GLOBALS.command, monitor)
-            finally:
-                desk.screen.close()
+        with computing(store, int(manifest.made.get("threads", 0))) as monitor:
+            record = repair(Names(store), manifest, files, given, GLOBALS.command, monitor)
         found[manifest.ref] = told(record)
     return found
 
