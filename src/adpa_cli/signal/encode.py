@@ -84,12 +84,15 @@ def _encode_aligned(out: Streams, rows: SignalRows, labels: Ints, outside: Bools
         out.floats(np.concatenate([rows.logps.reshape(-1), rows.rest_logps, rows.label_logps[outside]]))
         return ()
     codes, label, rest = (quantise(v, step) for v in (rows.logps, rows.label_logps, rows.rest_logps))
-    finite = codes != INFINITE
-    base = np.where(finite, codes, 0).max(axis=1)
+    absent = codes == INFINITE if codes.max(initial=0) == INFINITE else None
+    base = (codes if absent is None else np.where(absent, 0, codes)).max(axis=1)
     beside = np.concatenate([rest, label[outside]])
     relative = zigzag(beside - np.concatenate([base, base[outside]]))
     relative[beside == INFINITE] = INFINITE
-    out.ints(np.where(finite, base[:, None] - codes, INFINITE))
+    above = base[:, None] - codes
+    if absent is not None:
+        above[absent] = INFINITE
+    out.ints(above)
     out.ints(np.concatenate([labels, zigzag(np.diff(base, prepend=np.int32(0))), relative]))
     return codes, label, rest
 

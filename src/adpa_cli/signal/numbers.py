@@ -40,9 +40,11 @@ def quantise_signed(values: Floats, step: float) -> Ints:
 def _rounded_codes(values: Floats, step: float, least: int) -> Ints:
     scaled: Floats = np.divide(values, np.float32(step), dtype=np.float32)
     np.rint(scaled, out=scaled)
-    far = scaled > MAX_CODE
-    codes: Ints = np.clip(scaled, least, MAX_CODE).astype(np.int32)
-    codes[far] = INFINITE
+    far = scaled > MAX_CODE if scaled.max(initial=0) > MAX_CODE else None
+    np.clip(scaled, least, MAX_CODE, out=scaled)
+    codes: Ints = scaled.astype(np.int32)
+    if far is not None:
+        codes[far] = INFINITE
     return codes
 
 
@@ -88,7 +90,7 @@ class Streams:
     def ints(self, values: Ints) -> None:
         """Non-negative int32 as a byte each; 255 and more are escapes, whose value - 255 follows in byte planes."""
         flat = values.reshape(-1)
-        escaped = flat[flat >= ESCAPE] - ESCAPE
+        escaped = flat.take((flat >= ESCAPE).nonzero()[0]) - ESCAPE
         width = max(1, (int(escaped.max()).bit_length() + 7) // 8) if escaped.size else 0
         planes = escaped.astype("<i4").view(np.uint8).reshape(-1, 4).T
         self.pieces.append(np.array([escaped.size, width], dtype="<u4").tobytes())
