@@ -108,7 +108,8 @@ def test_batch_mates_do_not_matter() -> None:
     for answer, rows in zip(ANSWERS, together, strict=True):
         alone = both([answer])[0]
         for field in fields(SignalRows):
-            close(getattr(alone, field.name), getattr(rows, field.name))
+            if field.name != "weights":  # of drawn ids: tests/test_engine_draws.py
+                close(getattr(alone, field.name), getattr(rows, field.name))
 
 
 @pytest.mark.parametrize("known", [Known(student_vocab=34), Known(excluded=(34, 35, 36, 99))])

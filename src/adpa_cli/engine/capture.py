@@ -17,16 +17,15 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from adpa_cli.engine.capture_checks import check_answer, check_coverage, check_finite, check_ids, check_same
 from adpa_cli.engine.draws import Draws, sampled
 from adpa_cli.engine.generate import uniforms
 from adpa_cli.engine.models import Dtype, body_and_head
 from adpa_cli.engine.prompts import Answer, apart, together
 from adpa_cli.engine.prompts import states as states_of
-from adpa_cli.errors import AdpaError, DataError
+from adpa_cli.errors import AdpaError
 from adpa_cli.signal.rows import Floats, Ints, SignalRows, difference_of
 from adpa_cli.tensors.topk import Head, split, top_ids
-
-MIN_COVERAGE = 1e-6  # an answer none of whose tokens has this much mass on ids the student knows teaches nothing
 
 
 @dataclass(frozen=True)
@@ -64,9 +63,9 @@ def aligned_pass(
 ) -> list[SignalRows]:
     """The aligned teacher's rows of each answer, without a reference; K is `k`, or all known ids if they are fewer.
 
-    With `share` the prompt of answers that follow one another is computed once. With `draws` the ids are drawn. Raises DataError naming the row for an
-    empty prompt or answer, or a token outside a vocabulary, and AdpaError naming `teacher` and the row for logits that
-    are not finite or answers with no mass on known ids.
+    With `share` the prompt of answers that follow one another is computed once; with `draws` the ids are drawn. Raises
+    DataError naming the row for an empty prompt or answer, or a token outside a vocabulary, and AdpaError naming
+    `teacher` and the row for logits that are not finite or answers with no mass on known ids.
     """
     if not answers:
         return []
@@ -92,8 +91,8 @@ def aligned_pass(
             rest_logps=rest[span],
             weights=None if draws is None else weights[span],
         )
-        _check_finite(teacher, answer, row.logps, row.label_logps, row.rest_logps)
-        _check_coverage(teacher, answer, row.logps)
+        check_finite(teacher, answer, row.logps, row.label_logps, row.rest_logps)
+        check_coverage(teacher, answer, row.logps)
         rows.append(row)
     return rows
 
@@ -127,10 +126,10 @@ def reference_pass(
     """
     if not answers:
         return []
-    _check_same(answers, rows)
+    check_same(answers, rows)
     states, where, head, mask = _forward(model, answers, known, dtype, share)
     asked = np.concatenate([np.concatenate([row.label_ids[:, None], row.ids], 1) for row in rows])
-    _check_ids(asked, teacher, head.weight.shape[0])
+    check_ids(asked, teacher, head.weight.shape[0])
     wanted = torch.from_numpy(asked).long().to(states.device)
     tiles = [
         _at_ids(logits, wanted[span], top_ids(_barred(logits, mask), wanted.shape[1] - 1)[:, -1:])
@@ -140,7 +139,7 @@ def reference_pass(
     done = []
     for (answer, span), row in zip(_spans(answers), rows, strict=True):
         here, label = logps[span, 1:], logps[span, 0]
-        _check_finite(teacher, answer, here, label, rest[span])
+        check_finite(teacher, answer, here, label, rest[span])
         full = replace(
             row,
             difference=difference_of(row.logps, here),
@@ -172,7 +171,7 @@ def _forward(
         raise AdpaError("No id of the teacher's vocabulary is known to the student.", "use models of one vocabulary")
     has_id = mask.tolist()
     for answer in answers:
-        _check_answer(answer, has_id)
+        check_answer(answer, has_id)
     layout = (together if share else apart)(answers)
     return states_of(model, layout, dtype), layout.where.to(weight.device), Head(weight, bias), mask
 
@@ -193,58 +192,6 @@ def _spans(answers: Sequence[Answer]) -> Iterator[tuple[Answer, slice]]:
     for answer in answers:
         yield answer, slice(start, start + len(answer.answer))
         start += len(answer.answer)
-
-
-def _check_answer(answer: Answer, known: Sequence[bool]) -> None:
-    for name, tokens in (("prompt", answer.prompt), ("answer", answer.answer)):
-        if not tokens:
-            raise DataError(f"Row {answer.row_id!r}: the {name} has no tokens.", "drop the row, or its template")
-        outside = [token for token in tokens if not 0 <= token < len(known)]
-        if outside:
-            raise DataError(
-                f"Row {answer.row_id!r}: the {name} has the token {outside[0]}; the teacher has {len(known)} ids.",
-                "tokenise the rows with the teacher's own vocabulary",
-            )
-    lacking = [token for token in answer.answer if not known[token]]
-    if lacking:
-        raise DataError(
-            f"Row {answer.row_id!r}: the answer has the token {lacking[0]}, which the student lacks.",
-            "tokenise the rows with the student's own vocabulary",
-        )
-
-
-def _check_finite(teacher: str, answer: Answer, logps: Floats, label: Floats, rest: Floats) -> None:
-    """-inf is allowed at an id that is not the label (unused ids of a vocabulary) and for an empty rest (K = V)."""
-    if np.isnan(logps).any() or np.isnan(rest).any() or not np.isfinite(label).all():
-        raise AdpaError(
-            f"{teacher} gives logits that are not finite for row {answer.row_id!r}.",
-            "check the model's weights, or compute in float32",
-        )
-
-
-def _check_coverage(teacher: str, answer: Answer, logps: Floats) -> None:
-    if float(np.exp(logps.astype(np.float64)).sum(1).max()) < MIN_COVERAGE:
-        raise AdpaError(
-            f"{teacher} puts no mass on ids that the student has, for row {answer.row_id!r}.",
-            "use a teacher and a student of one vocabulary",
-        )
-
-
-def _check_ids(ids: Ints, teacher: str, vocabulary: int) -> None:
-    if int(ids.max()) >= vocabulary:
-        raise AdpaError(
-            f"The aligned teacher's top k has the id {int(ids.max())}, but {teacher} has {vocabulary} ids.",
-            "use two teachers with one vocabulary",
-        )
-
-
-def _check_same(answers: Sequence[Answer], rows: Sequence[SignalRows]) -> None:
-    for answer, row in zip(answers, rows, strict=True):
-        if list(answer.answer) != row.label_ids.tolist():
-            raise DataError(
-                f"Row {answer.row_id!r}: the aligned teacher's rows are of another answer.",
-                "capture both teachers over the same answers",
-            )
 
 
 def _floats(values: Tensor) -> Floats:

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from adpa_cli.engine.generate import uniforms
 from adpa_cli.tensors.topk import split, top_ids
 
 

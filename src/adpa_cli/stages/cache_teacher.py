@@ -151,7 +151,7 @@ def finish(job: Job) -> dict[str, Any]:
     import zstandard
 
     from adpa_cli.signal import load_block
-    from adpa_cli.stages.capture_facts import Facts
+    from adpa_cli.stages.capture_facts import Facts, fitting
 
     spec = make(CaptureSpec, job.spec)
     role = _roles(job)[-1]
@@ -167,7 +167,7 @@ def finish(job: Job) -> dict[str, Any]:
     chosen: dict[str, Any] = {}
     target = auto_target(spec.precision)
     if target is not None:
-        signal, chosen = _fitting(signal, paths, target)
+        signal, chosen = fitting(signal, paths, target)
     for number, shard in enumerate(spool.shards_of(tokens)):
         spool.write(job.folder, number, signal, [paths[index] for index in shard])
     tokenizer = job.one("aligned").path / "tokenizer.json"
@@ -178,21 +178,6 @@ def finish(job: Job) -> dict[str, Any]:
     found = facts.metrics(signal)
     found["say"] += chosen.pop("say", [])
     return {**found, **chosen, **_sharing(job), "bytes_per_token": size / facts.tokens}
-
-
-def _fitting(signal: Any, paths: Sequence[Path], target: float) -> tuple[Any, dict[str, Any]]:
-    """The signal with the coarsest step that meets a target, on answers spread over all blocks; what is said of it."""
-    from adpa_cli.signal import load_block
-    from adpa_cli.stages.capture_facts import coarsest, spread
-
-    sample = []
-    for path in (paths[n] for n in spread(len(paths))):
-        block = [(key, spool.narrowed(rows, signal.k)) for key, rows in load_block(path)]
-        sample += [block[n] for n in spread(len(block), max(1, 64 // min(64, len(paths))))]
-    step, error = coarsest(signal, sample, target)
-    word = f"1/{round(1 / step)}" if step else "0 (exact)"
-    said = f"step {word}: mean KL error {error:.2g} nat on {len(sample)} answers, {target:g} allowed"
-    return replace(signal, step=step), {"kl_error": error, "say": [said]}
 
 
 def signal_of(job: Job, spec: CaptureSpec, rows: Any) -> Any:

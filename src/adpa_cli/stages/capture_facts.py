@@ -8,8 +8,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from adpa_cli.signal import AnswerKey, Shard, SignalRows, SignalSpec, rms_advantage, write_shard
+from adpa_cli.signal import AnswerKey, Shard, SignalRows, SignalSpec, load_block, rms_advantage, write_shard
 from adpa_cli.signal.rows import Floats
+from adpa_cli.stages.spool import narrowed
 
 FEWEST_STEPS = 8  # below this the rounding of a stored difference is felt in the gradient
 STEPS = (1 / 8, 1 / 16, 1 / 32, 1 / 64, 1 / 128, 1 / 256)
@@ -70,6 +71,18 @@ class Facts:
                 ]
         found["say"].append(said)
         return found
+
+
+def fitting(signal: SignalSpec, paths: Sequence[Path], target: float) -> tuple[SignalSpec, dict[str, Any]]:
+    """The signal with the coarsest step that meets a target, on answers spread over all blocks; what is said of it."""
+    sample: list[tuple[AnswerKey, SignalRows]] = []
+    for path in (paths[n] for n in spread(len(paths))):
+        block = [(key, narrowed(rows, signal.k)) for key, rows in load_block(path)]
+        sample += [block[n] for n in spread(len(block), max(1, SAMPLE_ANSWERS // min(SAMPLE_ANSWERS, len(paths))))]
+    step, error = coarsest(signal, sample, target)
+    word = f"1/{round(1 / step)}" if step else "0 (exact)"
+    said = f"step {word}: mean KL error {error:.2g} nat on {len(sample)} answers, {target:g} allowed"
+    return replace(signal, step=step), {"kl_error": error, "say": [said]}
 
 
 def coarsest(signal: SignalSpec, sample: Captured, target: float) -> tuple[float, float]:
