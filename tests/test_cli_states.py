@@ -320,4 +320,5 @@ def test_answers_of_a_teacher_that_nobody_named_are_taken_as_the_teachers(
     shutil.copytree(pipeline.store / pipeline.made("student"), tmp_path / "mine")
     rollouts = cli("rollout", "--student", pipeline.made(REFERENCE), "--limit", 8, "--max-new-tokens", 8).ref
     words = ["distill", "--method", "seqkd", "--student", "./mine", "--data", pipeline.data, "--rollouts", rollouts]
+    words += ["--set", "max_length=256"]
     assert [row[2] for row in cli(*words, "--no-eval", "-n").rows] == ["distill seqkd"]
