@@ -179,8 +179,6 @@ class Runtime:
 
     processes: int = 1
     tokens_per_device: int = 8192
-    threads: int = 0
-    """Threads of one process; 0 leaves the choice to `threads_per_process`."""
     wait: bool = True
     stop_after: float | None = None
     """Seconds after which the command stops as on a signal."""

@@ -9,10 +9,9 @@ from accelerate import Accelerator
 
 from adpa_cli.engine.blocks import cut_blocks
 from adpa_cli.engine.generate import Sampling, generate_fitting
+from adpa_cli.engine.memory import DRAW_TOKENS
 from adpa_cli.engine.points import Record, summed
 from adpa_cli.engine.student import Student
-
-DRAW_TOKENS = 32768  # padded, of the prompts and answers that are generated together
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from adpa_cli.engine.blocks import cut_blocks
 from adpa_cli.engine.buffer import Buffer, experience, numbers
 from adpa_cli.engine.checkpoints import resume_step
 from adpa_cli.engine.generate import Generated, Sampling, generate_fitting
+from adpa_cli.engine.memory import DRAW_TOKENS
 from adpa_cli.engine.models import body_and_head, check_head, load
 from adpa_cli.engine.processes import gathered
 from adpa_cli.engine.schedule import Example, TokenSequence, rows_at, steps_of
@@ -27,8 +28,6 @@ from adpa_cli.engine.student import Student
 from adpa_cli.errors import AdpaError
 from adpa_cli.methods import given
 from adpa_cli.spec import TrainSpec
-
-DRAW_TOKENS = 32768  # padded, of the prompts and answers that are generated together
 
 
 @dataclass(frozen=True)

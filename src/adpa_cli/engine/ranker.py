@@ -32,17 +32,10 @@ class Ranker(Student):
         nothing = torch.zeros_like(values)
         return nothing[:, None].expand(ids.shape), nothing, None, values
 
-    def rewards(
-        self, examples: Sequence[Example], parts: Sequence[Part], tokens: int, device: torch.device | str
-    ) -> dict[tuple[str, str], float]:
-        """The reward of each answer, by (example id, part), in batches of at most `tokens`, without gradient."""
-        found = self.values_after(examples, parts, tokens, device)
-        return {key: float(values[-1]) for key, values in found.items()}
-
     def values_after(
         self, examples: Sequence[Example], parts: Sequence[Part], tokens: int, device: torch.device | str
     ) -> LabelLogps:
-        """The head's numbers [T] after the tokens of each answer, by (example id, part)."""
+        """The head's numbers [T] after the tokens of each answer, by (example id, part); the last is its reward."""
 
         def last(batch: Any) -> Tensor:
             found: Tensor = self(batch.pieces, batch.ids)[3]

@@ -111,15 +111,8 @@ def _build(node: Node, store: Store, runtime: Runtime, command: str, show: Show)
     ) as work:
         if work.hit is not None:
             return work.hit, False
-        job = Job(
-            node.stage,
-            node.label,
-            node.recipe.spec,
-            _located(node, store, show.note),
-            str(work.dir),
-            runtime,
-            node.hints,
-        )
+        located = _located(node, store, show.note)
+        job = Job(node.stage, node.label, node.recipe.spec, located, str(work.dir), runtime, node.hints)
         log = Log(work.dir / LOG)
         log.say(f"$ {command}\n{node.role}: {node.what}  {node.label}")
         work.save_state(work.progress or {"step": 0, "of": 0})
@@ -181,9 +174,7 @@ def run(job: Job, monitor: Monitor, threads: int) -> dict[str, Any]:
 
 
 def threads_per_process(runtime: Runtime) -> int:
-    """What the user or OMP_NUM_THREADS says, else an equal share of the cores this process may use."""
-    if runtime.threads:
-        return runtime.threads
+    """What OMP_NUM_THREADS says, else an equal share of the cores this process may use."""
     if os.environ.get("OMP_NUM_THREADS", "").isdigit():
         return int(os.environ["OMP_NUM_THREADS"])
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -24,7 +24,7 @@ def compute(job: Job, monitor: Monitor, rank: int = 0, processes: int = 1) -> No
     from adpa_cli.engine.loop import Run, score_start, train
     from adpa_cli.engine.models import load_tokenizer, save
     from adpa_cli.engine.online import Online
-    from adpa_cli.engine.points import Points, records
+    from adpa_cli.engine.points import Points
     from adpa_cli.engine.processes import make_accelerator
     from adpa_cli.stages.examples import encoder_of
 
@@ -40,10 +40,8 @@ def compute(job: Job, monitor: Monitor, rank: int = 0, processes: int = 1) -> No
     accelerator = make_accelerator(job.runtime.rendezvous)
     student = _student(job, spec, encoder, str(accelerator.device), bool(data.online))
     model = student.model
-    feed: Online | None = None
-    if data.online:
-        tokens = job.runtime.tokens_per_device
-        feed = Online(student, accelerator, data.examples, data.online, spec, params, job.folder, tokens)
+    given = (data.examples, data.online, spec, params, job.folder, job.runtime.tokens_per_device)
+    feed = Online(student, accelerator, *given) if data.online else None
 
     def save_in(folder: Path) -> None:
         save(model, tokenizer, folder, spec.template, spec.end)
@@ -58,23 +56,32 @@ def compute(job: Job, monitor: Monitor, rank: int = 0, processes: int = 1) -> No
     )  # fmt: skip
     score_start(student, run, accelerator)
     summary = train(student, run, accelerator)
-    accuracy = _preferred(job, spec, encoder, student, accelerator) if job.stage == "reward-model" and not held else {}
+    preferred = _preferred(job, spec, encoder, student, accelerator) if job.stage == "reward-model" and not held else {}
     if accelerator.is_main_process:
         if held:
             end = points.take_best()
         else:
             save_in(job.folder)
-        chosen = {"rule": spec.select, "step": end, "points": records(job.folder)}
-        if held and job.stage == "reward-model":
-            accuracy = next(point for point in records(job.folder) if point["step"] == end)
         write_json(job.folder / RESULT, {
-            **{key: value for key, value in accuracy.items() if key != "step"},
+            **preferred, **_selected(job, spec, end, bool(held), bool(looked_at)),
             "final": summary, "examples": rows, "notes": list(data.notes),
             "parameters": sum(p.numel() for p in model.parameters()),
             "tokens": sum(part.tokens for e in data.examples for part in e.parts.values()),
-            **({"selection": chosen} if looked_at or spec.select != "last" else {}),
         })  # fmt: skip
     accelerator.wait_for_everyone()
+
+
+def _selected(job: Job, spec: TrainSpec, step: int, held: bool, looked_at: bool) -> dict[str, Any]:
+    """Which step's weights these are, if that was a choice; of a reward model that was selected also its scores."""
+    from adpa_cli.engine.points import records
+
+    points = records(job.folder)
+    scores = next(point for point in points if point["step"] == step) if held and job.stage == "reward-model" else {}
+    chosen = {"rule": spec.select, "step": step, "points": points}
+    return {
+        **{key: value for key, value in scores.items() if key != "step"},
+        **({"selection": chosen} if looked_at or spec.select != "last" else {}),
+    }
 
 
 def _student(job: Job, spec: TrainSpec, encoder: Encoder, device: str, online: bool) -> Any:
