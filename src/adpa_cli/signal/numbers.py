@@ -158,10 +158,10 @@ class Cursor:
         """The integers behind the escapes: (escapes, width) of each frame, whose higher planes are 0."""
         width = max(own for _, own in heads)
         pieces = list(zip(self._pieces([n * own for n, own in heads]), heads, strict=True))
-        more = np.zeros(1, dtype=np.int32)
+        more = np.zeros(sum(n for n, _ in heads), dtype=np.int32)
         for i in range(width):
-            plane = [piece[i * n : i * n + n] if i < own else bytes(n) for piece, (n, own) in pieces]
-            more = more | (_joined(plane).astype(np.int32) << 8 * i)
+            plane = _joined([piece[i * n : i * n + n] if i < own else bytes(n) for piece, (n, own) in pieces])
+            more |= plane.astype(np.int32) << 8 * i
         if more.max() > limit - ESCAPE or (width == 4 and more.min() < 0):
             raise Corrupt("a frame has an integer out of range")
         more += ESCAPE
