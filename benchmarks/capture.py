@@ -71,15 +71,15 @@ def capture(job: Job, rows: list[Row], teacher: Any) -> None:
     """The stage with its rows and its loaded teacher at hand."""
     import adpa_cli.engine.models as models
 
-    kept = cache_teacher._answers, models.load
-    cache_teacher._answers, models.load = lambda *_: rows, lambda *_, **__: teacher
+    kept = cache_teacher.answers_of, models.load
+    cache_teacher.answers_of, models.load = lambda *_: rows, lambda *_, **__: teacher
     try:
         with tempfile.TemporaryDirectory(dir=job.work) as folder:
             own = Job(**{**vars(job), "work": folder})
             cache_teacher.compute(own, Monitor())
             cache_teacher.finish(own)
     finally:
-        cache_teacher._answers, models.load = kept
+        cache_teacher.answers_of, models.load = kept
 
 
 @torch.no_grad()

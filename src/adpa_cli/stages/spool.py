@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,7 +37,7 @@ def shards_of(tokens: Sequence[int]) -> list[range]:
             starts.append(number)
             held = 0
         held += count
-    return [range(a, b) for a, b in zip(starts, [*starts[1:], len(tokens)], strict=True)]
+    return [range(a, b) for a, b in pairwise([*starts, len(tokens)])]
 
 
 def write(folder: Path, number: int, signal: SignalSpec, blocks: Sequence[Path]) -> None:
