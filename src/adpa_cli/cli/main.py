@@ -28,6 +28,7 @@ from adpa_cli.cli.eval import evaluate
 from adpa_cli.cli.export import export
 from adpa_cli.cli.gc import gc
 from adpa_cli.cli.help import first_sentence
+from adpa_cli.cli.import_ import import_
 from adpa_cli.cli.methods import methods
 from adpa_cli.cli.models import models
 from adpa_cli.cli.options import Request
@@ -53,7 +54,7 @@ app = typer.Typer(
 PANELS: dict[str, tuple[tuple[str, Any], ...]] = {
     "Build": (
         ("sft", sft), ("dpo-teacher", dpo_teacher), ("reward-model", reward_model), ("cache-teacher", cache_teacher),
-        ("rollout", rollout), ("distill", distill), ("eval", evaluate), ("run", run_recipe),
+        ("rollout", rollout), ("distill", distill), ("eval", evaluate), ("run", run_recipe), ("import", import_),
     ),
     "Look": (("show", show), ("plan", plan), ("data", data), ("methods", methods), ("models", models), ("env", env)),
     "Use": (("chat", chat), ("path", path), ("export", export)),
@@ -156,10 +157,11 @@ def _as_setting(stage: str, option: str, words: Sequence[str]) -> str:
 def _methods_of(words: Sequence[str]) -> Sequence[str]:
     """The methods that a command line runs; all when it names none that exists."""
     from adpa_cli import methods as every
+    from adpa_cli.families import chain_of
 
     spelled = " ".join(words).replace("--method=", "--method ").split()
     typed = [after for word, after in pairwise(spelled) if word == "--method"]
-    chosen = [name for word in typed for name in {"adpa+": ["dckd", "adpa"]}.get(word, [word]) if name in every.names()]
+    chosen = [name for word in typed for name in chain_of(word) if name in every.names()]
     return chosen or every.names()
 
 

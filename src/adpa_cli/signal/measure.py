@@ -73,6 +73,9 @@ def _runs(content: bytes, tokens: int, spec: SignalSpec) -> list[_Run]:
     each = tokens * spec.k
     data.ints([each])
     took([("ids", each)])
+    if spec.draws:
+        data.ints([each])
+        took([("aligned", each)])
     if spec.step == 0:
         data.ints([tokens + missing])
         took([("label", tokens + missing)])

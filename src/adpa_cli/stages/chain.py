@@ -118,7 +118,7 @@ class Chain:
         model, own = str(given.manifest.inputs["model"]), {by.content}
         if spec.states == "teacher" and (who is None or self.caches):
             # Then the signal says whose answers these should be, or they themselves do.
-            own = {str(made.manifest.inputs["aligned"]) for made in self.caches} or {model}
+            own = {str(made.manifest.inputs.get("aligned")) for made in self.caches} or {model}
         if model not in own and not self.asked.allow_foreign_rollouts:
             raise self._foreign(given, by, spec.states)
         return given

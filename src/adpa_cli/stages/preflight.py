@@ -113,7 +113,8 @@ def _teachers_behind(node: Node, store: Store) -> list[Path]:
             if not isinstance(below, tuple):
                 found.append(folder_of(below, store))
         elif role in BEHIND and isinstance(item, Artifact):
-            made = store.get(str(item.manifest.inputs[BEHIND[role]]))
+            given = item.manifest.inputs  # an imported signal has the model whose tokenizer it is of
+            made = store.get(str(given.get(BEHIND[role], given.get("tokenizer"))))
             found += [store.folder(made.ref)] if made else []
     return found
 

@@ -74,7 +74,9 @@ class Candidates:
             yield {**who, **on}
 
     def _teachers(self, capture: Manifest, ids: bool) -> Iterator[dict[str, str]]:
-        """--teacher and --reference of a capture."""
+        """--teacher and --reference of a capture; none of one that was imported."""
+        if "aligned" not in capture.inputs:
+            return
         below = self._words(capture, "reference", ids) if "reference" in capture.inputs else [None]
         for teacher, reference in itertools.product(self._words(capture, "aligned", ids), below):
             yield {"teacher": teacher, **({"reference": reference} if reference else {})}
