@@ -108,6 +108,9 @@ FAMILIES: tuple[Family, ...] = (
 GENERIC = Family("", "", "", "", "zephyr")
 """The paper's settings, for models that belong to no family."""
 
+CHAINS: Mapping[str, tuple[str, ...]] = {"adpa+": ("dckd", "adpa")}
+"""Words for `--method` that run several, each from the student of the one before (paper, Algorithm 2)."""
+
 READY_PAIRS: tuple[ReadyPair, ...] = (
     ReadyPair("tulu-3-8b", "allenai/Llama-3.1-Tulu-3-8B-DPO", "allenai/Llama-3.1-Tulu-3-8B-SFT"),
     ReadyPair("zephyr-7b", "alignment-handbook/zephyr-7b-dpo-full", "alignment-handbook/zephyr-7b-sft-full"),
@@ -137,6 +140,11 @@ def aliases() -> dict[str, Alias]:
 
 def ready_pairs() -> dict[str, ReadyPair]:
     return {pair.alias: pair for pair in READY_PAIRS}
+
+
+def chain_of(method: str) -> tuple[str, ...]:
+    """The methods that a word for `--method` runs one after the other; another word stands for itself."""
+    return CHAINS.get("adpa+" if method == "adpa-plus" else method, (method,))
 
 
 def reserved_words() -> set[str]:

@@ -25,8 +25,9 @@ def of(command: str, parameter: str) -> Answer | None:
 def methods(ctx: typer.Context, incomplete: str) -> list[str]:
     """`--method`."""
     from adpa_cli import methods as every
+    from adpa_cli.families import CHAINS
 
-    return _beginning(incomplete, sorted(["adpa+", *every.names()]))
+    return _beginning(incomplete, sorted([*CHAINS, *every.names()]))
 
 
 def models(ctx: typer.Context, incomplete: str) -> list[str]:
@@ -96,11 +97,11 @@ def settings(ctx: typer.Context, incomplete: str) -> list[str]:
 def _keys(stage: str, ctx: typer.Context) -> dict[str, list[str]]:
     """The keys of a stage, those of its method too, each with its default and the other values it may have."""
     from adpa_cli import methods as every
+    from adpa_cli.families import chain_of
     from adpa_cli.stages.settings import methods_of, settable
 
     method = ctx.params.get("method") or "" if stage == "distill" else methods_of(stage)[0]
-    chain = ("dckd", "adpa") if method in ("adpa+", "adpa-plus") else (method,)
-    known = [name for name in chain if name in every.names()]
+    known = [name for name in chain_of(method) if name in every.names()]
     found = {key: _said(value) for name in known or [""] for key, value in settable(stage, name).items()}
     for name in known:
         for field in (*dataclasses.fields(every.load(name).params), *dataclasses.fields(every.Sources)):

@@ -8,12 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from adpa_cli import methods
-from adpa_cli.families import FAMILIES
+from adpa_cli.families import CHAINS, FAMILIES, chain_of
 from adpa_cli.methods import Method, Need
 from adpa_cli.spec import make
 
-CHAINS = {"adpa+": ("dckd", "adpa")}
-"""Names that run several methods one after the other, each from the student of the one before."""
 SYMBOLS = {"chosen": "y_w", "rejected": "y_l", "rollout": "ŷ"}
 ANSWERS = {"chosen": "chosen answers y_w", "rejected": "rejected answers y_l"}
 ROLLOUTS = {"student": "the student's own answers ŷ", "teacher": "the teacher's answers ŷ"}
@@ -75,9 +73,9 @@ def every() -> tuple[Entry, ...]:
 
 def entry(name: str) -> Entry:
     """What is known about one; UsageError with a suggestion when there is none."""
-    name = "adpa+" if name == "adpa-plus" else name
-    if name in CHAINS:
-        return _chain(name)
+    for chained, chain in CHAINS.items():
+        if chain == chain_of(name):
+            return _chain(chained)
     read = methods.load(name)
     return Entry(
         name, read.summary, read.source, read.formula, brief(read.needs, read.states),

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from adpa_cli import methods
 from adpa_cli.errors import UsageError
-from adpa_cli.families import Alias, Family, ReadyPair
+from adpa_cli.families import Alias, Family, ReadyPair, chain_of
 from adpa_cli.stages import hub, lineage
 from adpa_cli.stages.chain import Chain, Distill
 from adpa_cli.stages.graph import Artifact, External, Input, Node
@@ -19,10 +19,8 @@ from adpa_cli.stages.settings import Given, check_own, kd_teacher, needs_of
 
 
 def needed_methods(method: str) -> tuple[str, ...]:
-    """The methods that a `--method` runs one after the other."""
-    if method in ("adpa+", "adpa-plus"):
-        return ("dckd", "adpa")
-    return (methods.load(method).name,)
+    """The methods that a `--method` runs one after the other; UsageError for a word that is none."""
+    return tuple(methods.load(name).name for name in chain_of(method))
 
 
 def plan_distill(names: Names, given: Given, asked: Distill) -> Plan:
