@@ -53,7 +53,7 @@ ADPA_PLUS = ("distill", "--method", "adpa+", "--student", "tiny")
         (["eval", ""], "REF is empty", "command before it"),
         (["eval"], "no model to measure", "adpa eval REF"),
         (["eval", "tiny", "--suite", "best"], "suite=best", "accuracy, tiny, reward-model, implicit"),
-        (["eval", "tiny", "--suite", "reward-model"], "reward-model", "--reward-model FOLDER"),
+        (["eval", "tiny", "--suite", "reward-model"], "reward-model", "--reward-model MODEL"),
         (["distill", "--method", "dpoo", "--student", "tiny"], "'dpoo'", "did you mean dpo?"),
         (["distill", "--method", "dpo", "--student", "tulu-3-8b"], "pair of teachers", "--teacher tulu-3-8b"),
         (["methods", "adpaa"], "'adpaa'", "did you mean adpa?"),
