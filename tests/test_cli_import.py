@@ -163,6 +163,8 @@ def test_a_capture_of_distillkit_is_keyed_by_its_data_and_trains(
         "--no-eval",
     )  # fmt: skip
     assert trained.ref.startswith("distill/")
+    words = ["distill", "--student", pipeline.made("student"), "--cache", ref, "--max-steps", "2", "--no-eval"]
+    assert "train with dckd or vanilla-kd" in cli.refused(1, *words, "--method", "atkd")
     assert "imported" in cli.refused(2, "show", ref, "--fidelity", "--teacher", "recorded")
     assert "made by: adpa import capture" in cli.refused(3, "show", ref, "--recipe")
     assert cli("show", trained.ref, "--recipe").code == 0

@@ -43,7 +43,7 @@ def test_verify_names_the_damaged_row(pipeline: Pipeline, cli: Cli, damaged: str
     assert (ref, file, problem) == (damaged, "signal-00000.adpa", "its bytes have changed")
     assert rows.startswith("row ")
     assert "rollout" in rows
-    assert "move" in tried
+    assert tried == f"try: adpa verify {damaged} --repair"
     ran = cli("verify", damaged, "--json")
     record = json.loads(ran.err)
     assert (ran.code, ran.out, record["exit"]) == (5, "", 5)

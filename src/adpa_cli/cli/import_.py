@@ -6,8 +6,6 @@ from typing import Annotated, Literal
 
 import typer
 
-from adpa_cli.cli import options as opt
-
 
 def import_(
     files: Annotated[
@@ -34,7 +32,12 @@ def import_(
             "--model", help="Whose tokenizer and template the tokens are of.", metavar="MODEL", show_default=False
         ),
     ] = None,
-    data: opt.Data = None,
+    data: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--data", help="Preference data that it belongs to.", metavar="SRC", show_default="its own tokens"
+        ),
+    ] = None,
     precision: Annotated[
         float | None,
         typer.Option(
@@ -52,7 +55,7 @@ def import_(
     ] = False,
     tag: Annotated[str | None, typer.Option("--tag", help="Name it.", metavar="NAME", show_default=False)] = None,
 ) -> None:
-    """Keep what another tool captured of a teacher as signal, for the data that it belongs to.
+    """Keep another tool's capture of a teacher as signal.
 
     adpa import ./capture --format distillkit --model ./T --data pairs.jsonl
     """

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from adpa_cli.data.preferences import Pair
 from adpa_cli.errors import DataError
 from adpa_cli.methods import Method, Need
@@ -15,6 +17,8 @@ from adpa_cli.spec import TrainSpec
 from adpa_cli.stages.job import Job, Monitor, vocabulary
 from adpa_cli.stages.rewards import read_rewards
 
+WITHOUT_LABELS = ("dckd", "vanilla-kd")
+"""Methods that read the taken token and the rest as one class: imported signal may not tell them apart."""
 SCORERS = {"start": "model", "aligned": "aligned", "reference": "reference"}
 """The input that gives each score of an answer which is drawn online."""
 
@@ -74,7 +78,7 @@ def gather(job: Job, spec: TrainSpec, method: Method, params: Any, encoder: Any,
     }
     online = _online(job, spec, params, encoder, kept) if len(needs) < len(every) else None
     rewards = read_rewards(job.one("rewards").path) if any(need.reward for need in needs) else {}
-    return Data(made_examples, _signals(job, keys) if keys else _no_signal, notes, online, rewards)
+    return Data(made_examples, _signals(job, keys, method.name) if keys else _no_signal, notes, online, rewards)
 
 
 def _online(job: Job, spec: TrainSpec, params: Any, encoder: Any, pairs: Sequence[Pair]) -> Any:
@@ -109,7 +113,7 @@ def _no_signal(example_id: str, part: str) -> SignalRows:
     raise DataError(f"example {example_id} ({part}) was asked for signal that its method does not need")
 
 
-def _signals(job: Job, keys: Mapping[tuple[str, str], AnswerKey]) -> Any:
+def _signals(job: Job, keys: Mapping[tuple[str, str], AnswerKey], method: str) -> Any:
     """Reads the signal of an answer from whichever of the given caches covers its part; all are checked at once."""
     readers: dict[str, SignalReader] = {}
     for cache in job.inputs.get("cache", ()):
@@ -135,6 +139,12 @@ def _signals(job: Job, keys: Mapping[tuple[str, str], AnswerKey]) -> Any:
             raise DataError(
                 f"the signal in {reader.folder.name} has the id {int(rows.ids.max())}; the student has {ids}",
                 f"capture it for this student: adpa cache-teacher … --set student_vocab={ids}",
+            )
+        if method not in WITHOUT_LABELS and np.isneginf(rows.label_logps).any():
+            raise DataError(
+                f"{method} needs the teacher's log-prob of every token; the signal in {reader.folder.name} lacks some "
+                f"of example {example_id} ({part})",
+                f"capture it with adpa cache-teacher, or train with {' or '.join(WITHOUT_LABELS)}",
             )
         return rows
 
