@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from adpa_cli.report import machine
+from adpa_cli.report import env
 from cli_samples import Cli
 from store_samples import make, new_store
 
@@ -43,12 +43,12 @@ def test_env_names_versions_store_and_cache_but_never_the_token(
 
 
 def test_a_container_may_have_less_memory_than_its_machine(tmp_path: Path) -> None:
-    whole = machine.memory(tmp_path / "none")
+    whole = env.memory(tmp_path / "none")
     assert whole is not None
     (tmp_path / "limit").write_text("1000000\n")
-    assert machine.memory(tmp_path / "limit") == 1_000_000
+    assert env.memory(tmp_path / "limit") == 1_000_000
     (tmp_path / "limit").write_text("max\n")
-    assert machine.memory(tmp_path / "limit") == whole
+    assert env.memory(tmp_path / "limit") == whole
 
 
 def test_gpus_are_those_that_the_driver_lists(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -56,17 +56,17 @@ def test_gpus_are_those_that_the_driver_lists(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setenv("PATH", f"{tmp_path}:/bin:/usr/bin")
     program.write_text("#!/bin/sh\necho 'NVIDIA L4, 23034 MiB, 550.54'\n")
     program.chmod(0o755)
-    assert machine.devices() == ["NVIDIA L4, 23034 MiB, 550.54"]
+    assert env.devices() == ["NVIDIA L4, 23034 MiB, 550.54"]
     program.write_text("#!/bin/sh\nexit 9\n")
-    (broken,) = machine.devices()
+    (broken,) = env.devices()
     assert "nvidia-smi fails" in broken
     monkeypatch.setenv("PATH", str(tmp_path / "none"))
-    assert machine.devices() == []
+    assert env.devices() == []
 
 
 def test_a_screen_says_what_is_missing_in_words() -> None:
-    assert machine.shown("memory", 16_000_000_000) == "16.0 GB"
-    assert machine.shown("devices", []) == "no GPU, the CPU computes"
-    assert machine.shown("peft", None) == "–"
-    assert machine.shown("hub.token", False) == "no"
-    assert machine.plain(None) == ""
+    assert env.shown("memory", 16_000_000_000) == "16.0 GB"
+    assert env.shown("devices", []) == "no GPU, the CPU computes"
+    assert env.shown("peft", None) == "–"
+    assert env.shown("hub.token", False) == "no"
+    assert env.plain(None) == ""

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from adpa_cli.lab import BASES, END, TEMPLATE
+from adpa_cli.machine import Machine, available_memory, limit_of
 from adpa_cli.spec import Runtime
 from adpa_cli.stages import estimate as estimates
 from adpa_cli.stages import estimate_disk as disk
@@ -26,7 +27,6 @@ from adpa_cli.stages.estimate_disk import Disk
 from adpa_cli.stages.estimate_memory import Memory, Where
 from adpa_cli.stages.fits import problems
 from adpa_cli.stages.graph import External, Node
-from adpa_cli.stages.machine import Machine, available_memory, limit_of
 from adpa_cli.stages.model_size import ModelSize, model_size
 from adpa_cli.stages.names import Names
 from adpa_cli.stages.plan import Plan

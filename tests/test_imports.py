@@ -24,6 +24,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 # Imports go strictly down; units on one floor do not know each other. The longest name that fits a module counts.
 FLOORS = {
     "adpa_cli": 0, "adpa_cli.errors": 0, "adpa_cli.coerce": 0, "adpa_cli.spec": 0, "adpa_cli.families": 0,
+    "adpa_cli.machine": 0,
     "adpa_cli.store": 1, "adpa_cli.signal": 1, "adpa_cli.data": 1, "adpa_cli.tensors": 1, "adpa_cli.lab": 1,
     "adpa_cli.methods": 2,
     "adpa_cli.engine": 3, "adpa_cli.lab.pretrain": 3,
@@ -31,7 +32,10 @@ FLOORS = {
     "adpa_cli.cli": 5, "adpa_cli.__main__": 6,
 }  # fmt: skip
 SLOW = ["torch", "transformers", "datasets", "accelerate"]
-WITHOUT_TORCH = ("errors.py", "coerce.py", "spec.py", "families.py", "store", "signal", "report", "methods/__init__.py")
+WITHOUT_TORCH = (
+    "errors.py", "coerce.py", "spec.py", "families.py", "machine.py", "store", "signal", "report",
+    "methods/__init__.py",
+)  # fmt: skip
 DISTRIBUTIONS = {"huggingface_hub": "huggingface-hub"}  # where the import has another name
 
 

@@ -14,6 +14,7 @@ from adpa_cli.cli import ask, make
 from adpa_cli.cli.plan_look import Look, look
 from adpa_cli.cli.plan_screen import plan_text, plan_tsv
 from adpa_cli.errors import AdpaError
+from adpa_cli.machine import Machine
 from adpa_cli.report.text import width_of
 from adpa_cli.spec import Runtime
 from adpa_cli.stages.chain import Distill
@@ -21,7 +22,6 @@ from adpa_cli.stages.estimate import Estimate
 from adpa_cli.stages.estimate_disk import Disk
 from adpa_cli.stages.estimate_memory import Memory
 from adpa_cli.stages.graph import External
-from adpa_cli.stages.machine import Machine
 from adpa_cli.stages.names import Names
 from adpa_cli.stages.request_distill import plan_distill
 from adpa_cli.stages.settings import Given

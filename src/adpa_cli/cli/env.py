@@ -10,12 +10,13 @@ def env() -> None:
     """
     from adpa_cli.cli.look import out
     from adpa_cli.cli.streams import GLOBALS
-    from adpa_cli.report import machine, text
+    from adpa_cli.report import env as report
+    from adpa_cli.report import text
     from adpa_cli.store.store import Store
 
-    facts = machine.facts(Store.find_or_empty(GLOBALS.store))
+    facts = report.facts(Store.find_or_empty(GLOBALS.store))
     out(
-        lambda: "".join(f"{text.pad(name, 21)} {machine.shown(name, value)}\n" for name, value in facts.items()),
-        lambda: text.tsv((name, machine.plain(value)) for name, value in facts.items()),
+        lambda: "".join(f"{text.pad(name, 21)} {report.shown(name, value)}\n" for name, value in facts.items()),
+        lambda: text.tsv((name, report.plain(value)) for name, value in facts.items()),
         lambda: facts,
     )

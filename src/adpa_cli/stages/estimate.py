@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from adpa_cli.machine import Machine
 from adpa_cli.spec import Runtime
 from adpa_cli.stages.graph import External
-from adpa_cli.stages.machine import Machine
 from adpa_cli.stages.plan import Plan
 from adpa_cli.stages.stage_cost import Clock, Cost, cost_of
 from adpa_cli.store.store import Store

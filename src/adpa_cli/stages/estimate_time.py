@@ -18,7 +18,7 @@ from typing import Any
 
 from adpa_cli.engine.schedule import steps_of, whole_steps
 from adpa_cli.errors import AdpaError
-from adpa_cli.stages.machine import Machine
+from adpa_cli.machine import Machine
 from adpa_cli.stages.model_size import ModelSize, model_size
 from adpa_cli.stages.row_lengths import Row, Rows
 from adpa_cli.store.disk import write_atomic

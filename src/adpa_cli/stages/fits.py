@@ -12,6 +12,7 @@ from adpa_cli.stages.estimate_memory import Where
 from adpa_cli.stages.estimate_time import KINDS
 from adpa_cli.stages.graph import Node
 from adpa_cli.stages.job import ALONE
+from adpa_cli.stages.log import size_words
 from adpa_cli.stages.stage_cost import Cost, memory_of, models_of, planned_rows
 from adpa_cli.store.store import Store
 
@@ -31,13 +32,14 @@ def _disks(found: Estimate, store: Store) -> Iterator[AdpaError]:
     if together > machine.disk:
         stage = f", while {at.node.role} is made" if at else ""
         yield AdpaError(
-            f"the disk of {store.root} has {size(machine.disk)} free; the plan needs {size(together)} there{stage}",
+            f"the disk of {store.root} has {size_words(machine.disk)} free; "
+            f"the plan needs {size_words(together)} there{stage}",
             "free some space (adpa gc), or keep the store on another disk: --store DIR",
         )
     if machine.cache is not None and found.download > machine.cache:
         yield AdpaError(
-            f"the disk of the Hugging Face cache has {size(machine.cache)} free; {size(found.download)} are to be "
-            "downloaded",
+            f"the disk of the Hugging Face cache has {size_words(machine.cache)} free; "
+            f"{size_words(found.download)} are to be downloaded",
             "free some space, or keep the cache on another disk: export HF_HOME=DIR",
         )
 
@@ -53,13 +55,14 @@ def _memory(cost: Cost, found: Estimate, store: Store, runtime: Runtime) -> Iter
         hint, halves = _smaller(node, store, runtime, where, machine.memory)
         if not (halves and machine.kind == "cuda"):  # training halves its micro-batches on a card by itself
             yield AdpaError(
-                f"{node.role} ({node.label}) needs about {size(need)} of memory; {_has(found)} {size(machine.memory)}",
+                f"{node.role} ({node.label}) needs about {size_words(need)} of memory; "
+                f"{_has(found)} {size_words(machine.memory)}",
                 hint,
             )
     elif cost.memory.host > machine.host_memory:
         yield AdpaError(
-            f"{node.role} ({node.label}) needs about {size(cost.memory.host)} of memory beside the GPU's; "
-            f"{size(machine.host_memory)} are available",
+            f"{node.role} ({node.label}) needs about {size_words(cost.memory.host)} of memory beside the GPU's; "
+            f"{size_words(machine.host_memory)} are available",
             "fewer processes (--gpus 1), or a smaller model",
         )
 
@@ -104,8 +107,3 @@ def _halved(start: int, fits: Callable[[int], bool]) -> int | None:
             return tokens
         tokens //= 2
     return None
-
-
-def size(count: int) -> str:
-    """Bytes for people."""
-    return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"

@@ -14,6 +14,7 @@ from adpa_cli.data.sources import PATTERNS, by_split
 from adpa_cli.errors import Corrupt, DataError
 from adpa_cli.stages.graph import External, HubFile
 from adpa_cli.stages.hub_access import closed, offline
+from adpa_cli.stages.log import size_words
 from adpa_cli.store.contents import INDEX, HashCache, determining, digest_of, file_digest, model_digest, model_files
 
 WEIGHTS = ".safetensors"
@@ -92,11 +93,11 @@ def fetch(files: Sequence[HubFile], cache: HashCache, note: Callable[[str], None
         missing = [file for file in own if not file.path.exists()]
         left = sum(file.size for file in missing)
         if missing:
-            note(f"download {repo}: {_gb(left)} in {len(missing)} file{'s' * (len(missing) > 1)}")
+            note(f"download {repo}: {size_words(left)} in {len(missing)} file{'s' * (len(missing) > 1)}")
         for file in missing:
             _get(file.repo, file.kind, file.commit, file.name, note)
             left -= file.size
-            note(f"  {file.name} is here" + (f", {_gb(left)} to go" if left else ""))
+            note(f"  {file.name} is here" + (f", {size_words(left)} to go" if left else ""))
         for file in own:
             if file_digest(file.path, cache) != file.sha:
                 raise Corrupt(
@@ -209,7 +210,7 @@ def _meter(name: str, note: Callable[[str], None]) -> Any:
 
         def display(self, *_: Any, **__: Any) -> bool:
             if self.total and 0 < self.n < self.total:
-                note(f"  {name}: {_gb(int(self.n))} of {_gb(int(self.total))}")
+                note(f"  {name}: {size_words(int(self.n))} of {size_words(int(self.total))}")
             return True
 
     return Meter
@@ -219,7 +220,3 @@ def _by_repo(files: Sequence[HubFile]) -> Iterator[tuple[str, list[HubFile]]]:
     for repo in dict.fromkeys((file.repo, file.kind, file.commit) for file in files):
         own = [file for file in files if (file.repo, file.kind, file.commit) == repo]
         yield f"{repo[0]}@{repo[2][:4]}", own
-
-
-def _gb(size: int) -> str:
-    return f"{size / 1e9:.1f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"

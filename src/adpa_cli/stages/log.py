@@ -1,4 +1,4 @@
-"""What a stage said, kept with its artifact in log.txt; and how often progress is worth a line."""
+"""What a stage said, kept with its artifact in log.txt; how often progress is worth a line, and bytes in words."""
 
 from __future__ import annotations
 
@@ -11,6 +11,11 @@ from pathlib import Path
 EVERY_SECONDS = 60.0
 EVERY_SHARE = 0.05
 LEAST_SECONDS = 5.0
+
+
+def size_words(count: int) -> str:
+    """Bytes for people: 16.1 GB, 24.0 MB."""
+    return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"
 
 
 class Pace:

@@ -11,6 +11,7 @@ from adpa_cli import methods
 from adpa_cli.coerce import auto_target
 from adpa_cli.engine import schedule
 from adpa_cli.errors import AdpaError
+from adpa_cli.machine import Machine
 from adpa_cli.spec import Runtime
 from adpa_cli.stages import estimate_disk as disk
 from adpa_cli.stages import estimate_memory as memory
@@ -20,7 +21,6 @@ from adpa_cli.stages.estimate_memory import Memory, Where
 from adpa_cli.stages.graph import External, Node
 from adpa_cli.stages.job import ALONE
 from adpa_cli.stages.lineage import folder_of
-from adpa_cli.stages.machine import Machine
 from adpa_cli.stages.model_size import ModelSize, model_size
 from adpa_cli.stages.row_lengths import Row, Rows, rows_of
 from adpa_cli.store.manifest import Manifest

@@ -11,6 +11,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from adpa_cli.machine import free_bytes, hub_cache, hub_home
 from adpa_cli.report import text
 from adpa_cli.store.store import FORMAT, Store
 
@@ -25,9 +26,8 @@ SIZES = ("memory", "store.free", "hub.free")
 def facts(store: Store, environ: Mapping[str, str] = os.environ) -> dict[str, Any]:
     """By name, in the order of showing; sizes in bytes. A library that is not installed is None."""
     exists = store.root.is_dir()
-    home = Path(environ.get("HF_HOME") or Path(environ.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface")
-    cache = Path(environ.get("HF_HUB_CACHE") or environ.get("HUGGINGFACE_HUB_CACHE") or home / "hub").expanduser()
-    token = Path(environ.get("HF_TOKEN_PATH") or home / "token").expanduser()
+    cache = hub_cache(environ)
+    token = Path(environ.get("HF_TOKEN_PATH") or hub_home(environ) / "token").expanduser()
     return {
         "adpa": installed("adpa-cli"),
         "python": platform.python_version(),
@@ -39,9 +39,9 @@ def facts(store: Store, environ: Mapping[str, str] = os.environ) -> dict[str, An
         "store": str(store.root) if exists else None,
         "store.format": FORMAT if exists else None,
         "store.artifacts": len(store.artifacts(lambda error: None)) if exists else None,
-        "store.free": free(store.root),
+        "store.free": free_bytes(store.root),
         "hub.cache": str(cache),
-        "hub.free": free(cache),
+        "hub.free": free_bytes(cache),
         "hub.token": bool(environ.get("HF_TOKEN") or environ.get("HUGGING_FACE_HUB_TOKEN") or token.is_file()),
         **{name: environ.get(name) for name in VARIABLES},
     }
@@ -78,12 +78,6 @@ def memory(limits: Path = Path("/sys/fs/cgroup/memory.max")) -> int | None:
         return min(whole, int(limits.read_text(encoding="ascii")))
     except (OSError, ValueError):
         return whole
-
-
-def free(folder: Path) -> int | None:
-    """Free bytes where a folder is or would be."""
-    there = next((path for path in (folder.absolute(), *folder.absolute().parents) if path.exists()), None)
-    return shutil.disk_usage(there).free if there else None
 
 
 def shown(name: str, value: Any) -> str:

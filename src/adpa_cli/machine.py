@@ -41,8 +41,8 @@ class Machine:
         available = available_memory()
         store, cache = _existing(root), _existing(hub_cache())
         apart = store.stat().st_dev != cache.stat().st_dev
-        free = shutil.disk_usage(store).free
-        other = shutil.disk_usage(cache).free if apart else None
+        free = free_bytes(store)
+        other = free_bytes(cache) if apart else None
         card = first_card()
         if card is None:
             return cls("cpu", "cpu", platform.node(), available, available, free, other)
@@ -88,10 +88,21 @@ def first_card() -> tuple[str, int] | None:
         return None
 
 
-def hub_cache() -> Path:
+def hub_home(environ: Mapping[str, str] = os.environ) -> Path:
+    """Where the Hugging Face libraries keep what is theirs; the token too."""
+    cache = Path(environ.get("XDG_CACHE_HOME") or "~/.cache")
+    return Path(environ.get("HF_HOME") or cache / "huggingface").expanduser()
+
+
+def hub_cache(environ: Mapping[str, str] = os.environ) -> Path:
     """Where huggingface_hub keeps downloads."""
-    home = os.environ.get("HF_HOME") or os.path.join(os.environ.get("XDG_CACHE_HOME", "~/.cache"), "huggingface")
-    return Path(os.environ.get("HF_HUB_CACHE") or os.path.join(home, "hub")).expanduser()
+    named = environ.get("HF_HUB_CACHE") or environ.get("HUGGINGFACE_HUB_CACHE")
+    return Path(named).expanduser() if named else hub_home(environ) / "hub"
+
+
+def free_bytes(folder: Path) -> int:
+    """Free bytes where a folder is or would be."""
+    return shutil.disk_usage(_existing(folder)).free
 
 
 def _existing(path: Path) -> Path:
