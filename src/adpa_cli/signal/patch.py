@@ -7,11 +7,12 @@ from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
 from pathlib import Path
 
+from adpa_cli.errors import Corrupt
 from adpa_cli.signal.compress import Compressor
 from adpa_cli.signal.encode import encode_frame
 from adpa_cli.signal.files import atomic
 from adpa_cli.signal.frame import Ranking
-from adpa_cli.signal.header import PRELUDE, Index, header_size, read_index, read_ranking, write_index
+from adpa_cli.signal.header import PRELUDE, Index, header_size, read_index, read_ranking, write_index, write_ranking
 from adpa_cli.signal.rows import SignalRows, checked
 from adpa_cli.signal.shard import Shard
 
@@ -57,6 +58,8 @@ def damage(path: Path) -> list[int]:
     shard = Shard(path, partial=True)
     found = {row for row, _, _ in shard.verify()}
     stored = stored_frames(path)
+    if write_ranking(stored.order.frequent, stored.index.classes) != stored.ranking:
+        raise Corrupt(f"{path}: the ranking has changed")
     for i in range(len(shard)):
         if i not in found and frame_of(stored, i, shard.read(i, raw=True)) != stored.frames[i]:
             found.add(i)
