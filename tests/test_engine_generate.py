@@ -205,7 +205,7 @@ def test_logits_that_are_not_finite_name_the_row() -> None:
 
 @pytest.mark.parametrize("prompt", [[], [2] * 10, [2] * 11])
 def test_a_prompt_without_room_names_the_row(prompt: list[int]) -> None:
-    with pytest.raises(AdpaError, match=f"Row 'b': a prompt of {len(prompt)} tokens"):
+    with pytest.raises(AdpaError, match=f"row 'b': a prompt of {len(prompt)} tokens"):
         generate(tiny_llama(), [PROMPTS[0], prompt], ["a", "b"], Sampling(), context=10)
 
 

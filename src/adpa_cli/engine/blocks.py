@@ -31,14 +31,14 @@ def cut_blocks(
     the cut, would depend on the order given) or where `tokens` is below 1.
     """
     if tokens < 1:
-        raise AdpaError(f"A block of {tokens} tokens was asked for.", "give a token budget of 1 or more")
+        raise AdpaError(f"a block of {tokens} tokens was asked for", "give a token budget of 1 or more")
     ordered = sorted(items, key=lambda item: (length_of(item), id_of(item)))
     seen: set[str] = set()
     blocks: list[Block[Item]] = []
     current: list[Item] = []
     for item in ordered:
         if id_of(item) in seen:
-            raise AdpaError(f"Two rows have the id {id_of(item)!r}.", "give every row an id of its own")
+            raise AdpaError(f"two rows have the id {id_of(item)!r}", "give every row an id of its own")
         seen.add(id_of(item))
         if current and length_of(item) * (len(current) + 1) > tokens:
             blocks.append(Block(len(blocks), tuple(current)))

@@ -168,7 +168,7 @@ def _forward(
     _, weight, bias = body_and_head(model)
     mask = known.mask(weight.shape[0], weight.device)
     if not bool(mask.any()):
-        raise AdpaError("No id of the teacher's vocabulary is known to the student.", "use models of one vocabulary")
+        raise AdpaError("no id of the teacher's vocabulary is known to the student", "use models of one vocabulary")
     has_id = mask.tolist()
     for answer in answers:
         check_answer(answer, has_id)

@@ -41,11 +41,11 @@ class Sampling:
 
     def __post_init__(self) -> None:
         if not 0 <= self.temperature < float("inf"):
-            raise UsageError(f"temperature is {self.temperature}.", "give 0 (greedy) or more")
+            raise UsageError(f"temperature is {self.temperature}", "give 0 (greedy) or more")
         if not 0 < self.top_p <= 1:
-            raise UsageError(f"top_p is {self.top_p}.", "give a number above 0, at most 1")
+            raise UsageError(f"top_p is {self.top_p}", "give a number above 0, at most 1")
         if self.max_new_tokens < 1:
-            raise UsageError(f"max_new_tokens is {self.max_new_tokens}.", "give 1 or more")
+            raise UsageError(f"max_new_tokens is {self.max_new_tokens}", "give 1 or more")
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ def generate_block(
     if chooser.broken is not None and bool(chooser.broken.any()):
         row = int(chooser.broken.int().argmax())
         raise AdpaError(
-            f"The logits of row {row_ids[row]!r} are not finite.", "check the model's weights, or use float32"
+            f"the logits of row {row_ids[row]!r} are not finite", "check the model's weights, or use float32"
         )
     return [_kept(tokens[width:].tolist(), end_id, limit) for tokens, limit in zip(output, limits, strict=True)]
 
@@ -120,7 +120,7 @@ def answer_limit(prompt_tokens: int, row_id: str, sampling: Sampling, context: i
     """The most tokens that an answer to a prompt may have. Raises AdpaError where the prompt leaves no room."""
     if not 0 < prompt_tokens < context:
         raise AdpaError(
-            f"Row {row_id!r}: a prompt of {prompt_tokens} tokens leaves no answer to generate in {context}.",
+            f"row {row_id!r}: a prompt of {prompt_tokens} tokens leaves no answer to generate in {context}",
             "cut the prompt from the left, or allow a longer context",
         )
     return min(sampling.max_new_tokens, context - prompt_tokens)

@@ -49,7 +49,7 @@ def load(folder: Path, *, train: bool = False, device: str = "cpu", scalar: bool
     where a weight is not finite.
     """
     if not (folder / "config.json").is_file():
-        raise NotFound(f"{folder} is not a model folder: it has no config.json.", "adpa models")
+        raise NotFound(f"{folder} is not a model folder: it has no config.json", "adpa models")
     loader: Any = AutoModelForSequenceClassification if scalar else AutoModelForCausalLM
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
@@ -64,7 +64,7 @@ def load(folder: Path, *, train: bool = False, device: str = "cpu", scalar: bool
             )  # fmt: skip
     except _LOAD_ERRORS as error:
         raise AdpaError(
-            f"The model in {folder} does not load: {_first_line(error)}",
+            f"the model in {folder} does not load: {_first_line(error)}",
             "use a folder with config.json and *.safetensors of a causal language model that transformers knows",
         ) from error
     if scalar and SCALAR_HEAD in info["missing_keys"]:
@@ -103,13 +103,13 @@ def _check_weights(model: PreTrainedModel, folder: Path, info: dict[str, Any]) -
     missing, mismatched = sorted(info["missing_keys"]), sorted(info["mismatched_keys"])
     hint = "fetch or write the folder again: its weights are damaged or belong to another model"
     if missing:
-        raise AdpaError(f"{folder} lacks {len(missing)} of its model's tensors, {missing[0]} among them.", hint)
+        raise AdpaError(f"{folder} lacks {len(missing)} of its model's tensors, {missing[0]} among them", hint)
     if mismatched:
         name, found, expected = mismatched[0]
-        raise AdpaError(f"The tensor {name} in {folder} is {list(found)}; config.json says {list(expected)}.", hint)
+        raise AdpaError(f"the tensor {name} in {folder} is {list(found)}; config.json says {list(expected)}", hint)
     for name, tensor in model.state_dict().items():
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            raise AdpaError(f"The tensor {name} in {folder} holds values that are not finite.", hint)
+            raise AdpaError(f"the tensor {name} in {folder} holds values that are not finite", hint)
 
 
 def _first_line(error: BaseException) -> str:
@@ -121,11 +121,11 @@ def load_tokenizer(folder: Path) -> Any:
     """The tokenizer in `folder`. Raises NotFound where there is none, AdpaError where it does not load."""
     hint = "put the tokenizer's files (tokenizer.json, tokenizer_config.json) beside the model"
     if not any((folder / name).is_file() for name in _TOKENIZER_FILES):
-        raise NotFound(f"{folder} has no tokenizer: none of {', '.join(_TOKENIZER_FILES)} is there.", hint)
+        raise NotFound(f"{folder} has no tokenizer: none of {', '.join(_TOKENIZER_FILES)} is there", hint)
     try:
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     except _LOAD_ERRORS as error:
-        raise AdpaError(f"The tokenizer in {folder} does not load: {_first_line(error)}", hint) from error
+        raise AdpaError(f"the tokenizer in {folder} does not load: {_first_line(error)}", hint) from error
 
 
 def body_and_head(model: PreTrainedModel) -> tuple[nn.Module, Tensor, Tensor | None]:
@@ -137,7 +137,7 @@ def body_and_head(model: PreTrainedModel) -> tuple[nn.Module, Tensor, Tensor | N
         body = model.base_model
     if body is model or head is None or not isinstance(getattr(head, "weight", None), Tensor):
         raise AdpaError(
-            f"{type(model).__name__} does not show its decoder and its output embeddings.",
+            f"{type(model).__name__} does not show its decoder and its output embeddings",
             "use a decoder-only model such as Llama, Qwen, Mistral, Phi or Pythia",
         )
     return body, head.weight, getattr(head, "bias", None)
@@ -195,7 +195,7 @@ def check_head(model: PreTrainedModel) -> None:
     if not same or not torch.equal(through.float(), known.float()):
         raise AdpaError(
             f"{type(model).__name__} changes its logits after the head, so log-probs through the head would be wrong "
-            "(likely logit soft-capping or scaling, as in Gemma 2, Granite or Cohere).",
+            "(likely logit soft-capping or scaling, as in Gemma 2, Granite or Cohere)",
             "use a model whose logits are its head applied to its hidden states, such as Llama, Qwen or Mistral",
         )
 
@@ -217,7 +217,7 @@ def save(
     """
     end_id = tokenizer.convert_tokens_to_ids(end_token)
     if end_id is None or tokenizer.convert_ids_to_tokens(end_id) != end_token:
-        raise AdpaError(f"The end token {end_token!r} is not in the tokenizer's vocabulary.", "choose one that is")
+        raise AdpaError(f"the end token {end_token!r} is not in the tokenizer's vocabulary", "choose one that is")
     own = copy.deepcopy(tokenizer)
     own.chat_template = template_text
     own.eos_token = end_token

@@ -159,7 +159,10 @@ class Online:
             check_head(model)
             ids = body_and_head(model)[1].shape[0]
             if max(int(e.parts["rollout"].ids.max()) for e in examples) >= ids:
-                raise AdpaError(f"the student drew a token that {folder.name} lacks: it has {ids:,} ids")
+                raise AdpaError(
+                    f"the student drew a token that {folder.name} lacks: it has {ids:,} ids",
+                    "take teachers that have every id of the student",
+                )
             found[name] = halving_logps(Student(model, self.spec.dtype), examples, ("rollout",), self.tokens, device)
             del model
         return {e.id: {name: scores[e.id, "rollout"] for name, scores in found.items()} for e in examples}

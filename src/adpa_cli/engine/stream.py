@@ -35,7 +35,7 @@ def stream(
         scores, cache = _step(model, new, cache, dtype)
         token = int(chooser(ids, scores).argmax(-1))
         if chooser.broken is not None and bool(chooser.broken.any()):
-            raise AdpaError("The logits are not finite.", "check the model's weights, or use float32")
+            raise AdpaError("the logits are not finite", "check the model's weights, or use float32")
         yield token
         if token == end_id:
             return
