@@ -6,9 +6,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from adpa_cli.errors import AdpaError
 from adpa_cli.report import text
-from adpa_cli.stages.graph import External, Node
+from adpa_cli.stages.graph import External, Input, Node
 from adpa_cli.stages.plan import Plan
 from adpa_cli.store.store import Store
 
@@ -22,17 +21,18 @@ ROLES = {
 }  # fmt: skip
 GAP = "  "
 CALM = "Every stage can be interrupted and repeated."
-CALM_WIDTH = 88  # below this the numbers of a stage stand on a line of their own
+WIDE = 88  # columns below which the numbers of a stage stand on a line of their own
 
 
 def plan_rows(found: Estimate) -> list[tuple[str, ...]]:
     """(number, found|build, role, what, id, bytes, seconds) of every stage, uncut; `?` for what nobody can tell."""
     rows: list[tuple[str, ...]] = []
     for n, cost in enumerate(found.costs, 1):
-        size = _bytes(cost)
+        known = _bytes(cost)
+        size = "?" if known is None else str(known)
         seconds = "0" if cost.found else "?" if cost.seconds is None else f"{cost.seconds:.0f}"
         state = "found" if cost.found else "build"
-        rows.append((str(n), state, cost.node.role, cost.node.what, cost.node.label, _or(size, str), seconds))
+        rows.append((str(n), state, cost.node.role, cost.node.what, cost.node.label, size, seconds))
     return rows
 
 
@@ -102,11 +102,12 @@ def _who(found: Estimate) -> Iterator[str]:
         yield f"teacher {_called(signals[0].inputs['aligned'])}"
 
 
-def _called(item: Any) -> str:
+def _called(item: Input | tuple[Input, ...]) -> str:
     """The alias that a model is known by, else its own name."""
     from adpa_cli.families import FAMILIES, READY_PAIRS
 
-    below = item
+    item = item[0] if isinstance(item, tuple) else item
+    below: Input | tuple[Input, ...] = item
     while isinstance(below, Node) and "model" in below.inputs:
         below = below.inputs["model"]
     name = below.facts.get("name") if isinstance(below, External) else None
@@ -149,7 +150,7 @@ def _table(found: Estimate, width: int) -> Iterator[str]:
     widths = [max((text.width_of(row[i]) for row in rows), default=0) for i in range(len(COLUMNS))]
     fixed = sum(widths) - widths[3] + len(GAP) * (len(COLUMNS) - 1)
     widths[3] = max(min(widths[3], width - fixed), 0)
-    wide = width >= CALM_WIDTH and widths[3] >= 14
+    wide = width >= WIDE and widths[3] >= 14
     for row in rows:
         if wide:
             cells = (text.pad(text.cut(row[i], w), w, i in (0, 5, 6)) for i, w in enumerate(widths))
@@ -218,7 +219,3 @@ def _size(count: int | None) -> str:
 
 def _time(cost: Cost) -> str:
     return "" if cost.found else "?" if cost.seconds is None else text.human_time(cost.seconds)
-
-
-def _or(value: int | None, show: Any) -> str:
-    return "?" if value is None else str(show(value))

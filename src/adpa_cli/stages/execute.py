@@ -10,12 +10,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from adpa_cli.errors import AdpaError, Stopped
 from adpa_cli.spec import Runtime
 from adpa_cli.stages import hub
-from adpa_cli.stages.graph import Artifact, External, HubFile, Input, Node
+from adpa_cli.stages.graph import Artifact, External, HubFile, Input, Kind, Node
 from adpa_cli.stages.job import ALONE, Job, Located, Monitor
 from adpa_cli.stages.log import Log
 from adpa_cli.stages.plan import Plan
@@ -104,7 +104,7 @@ def _build(node: Node, store: Store, runtime: Runtime, command: str, show: Show)
     threads = threads_per_process(runtime)
     environment = {
         "machine": platform.machine(), "device": _device(), "threads": threads, "dtype": node.spec.dtype,
-        "versions": {name: version(name) for name in LIBRARIES},
+        "versions": versions(),
     }  # fmt: skip
     with store.build(
         node.recipe, command=command, environment=environment, wait=runtime.wait, announce=show.note, again=show.again
@@ -173,6 +173,11 @@ def run(job: Job, monitor: Monitor, threads: int) -> dict[str, Any]:
     return metrics
 
 
+def versions() -> dict[str, str]:
+    """The libraries that equal bytes depend on, by name."""
+    return {name: version(name) for name in LIBRARIES}
+
+
 def threads_per_process(runtime: Runtime) -> int:
     """What OMP_NUM_THREADS says, else an equal share of the cores this process may use."""
     if os.environ.get("OMP_NUM_THREADS", "").isdigit():
@@ -201,7 +206,7 @@ def _located(node: Node, store: Store, note: Callable[[str], None]) -> dict[str,
     return {role: tuple(items) for role, items in found.items()}
 
 
-def hub_files(nodes: Sequence[Node], kind: str) -> list[HubFile]:
+def hub_files(nodes: Sequence[Node], kind: Kind) -> list[HubFile]:
     """What the hub has ("model" or "dataset") of the inputs of some stages, each file once."""
     items = [item for node in nodes for _, item in node.flat_inputs() if isinstance(item, External)]
     return list(dict.fromkeys(file for item in items for file in item.files if file.kind == kind))
@@ -210,7 +215,7 @@ def hub_files(nodes: Sequence[Node], kind: str) -> list[HubFile]:
 def locate(item: Input, store: Store) -> Located:
     """Where an input is on this machine."""
     if isinstance(item, External):
-        kind = "data" if item.content.startswith("data:") else "model"
+        kind: Literal["data", "model"] = "data" if item.content.startswith("data:") else "model"
         return Located(kind, item.content, item.label, item.where)
     folder: Path = store.folder(item.label)
     values = dict(item.values)

@@ -10,11 +10,14 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from adpa_cli.spec import STAGE_VERSIONS, hashed
 from adpa_cli.store.identity import Recipe
 from adpa_cli.store.manifest import Manifest
+
+Kind = Literal["model", "dataset"]
+"""What a repository of the hub holds."""
 
 
 @dataclass(frozen=True)
@@ -22,7 +25,7 @@ class HubFile:
     """A file of a hub model or data set at a commit: what it must hash to, its bytes, and where it is or will be."""
 
     repo: str
-    kind: str  # "model" | "dataset"
+    kind: Kind
     commit: str
     name: str
     size: int

@@ -12,7 +12,7 @@ from typing import Any
 
 from adpa_cli.data.sources import PATTERNS, by_split
 from adpa_cli.errors import Corrupt, DataError
-from adpa_cli.stages.graph import External, HubFile
+from adpa_cli.stages.graph import External, HubFile, Kind
 from adpa_cli.stages.hub_access import closed, offline
 from adpa_cli.stages.log import size_words
 from adpa_cli.store.contents import INDEX, HashCache, determining, digest_of, file_digest, model_digest, model_files
@@ -22,7 +22,7 @@ EVERY_SECONDS = 20.0
 COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
-def commit_of(name: str, revision: str | None, kind: str) -> str:
+def commit_of(name: str, revision: str | None, kind: Kind) -> str:
     """The commit that a hub name stands for now; without a hub, the one in the Hugging Face cache. Raises Closed."""
     from huggingface_hub import HfApi
 
@@ -108,7 +108,7 @@ def fetch(files: Sequence[HubFile], cache: HashCache, note: Callable[[str], None
             cache.put_folder(own[0].path.parent, digest_of({file.name: file.sha for file in own}))
 
 
-def snapshot(name: str, kind: str, commit: str) -> Path:
+def snapshot(name: str, kind: Kind, commit: str) -> Path:
     """The folder of the Hugging Face cache that holds a repository at a commit."""
     return _cached(name, kind) / "snapshots" / commit
 
@@ -119,19 +119,19 @@ def title(folder: Path) -> str:
     return repo.replace("--", "/") if folder.parent.name == "snapshots" and repo else folder.name
 
 
-def _cached(name: str, kind: str) -> Path:
+def _cached(name: str, kind: Kind) -> Path:
     from huggingface_hub import constants
 
     return Path(constants.HF_HUB_CACHE).expanduser().absolute() / "--".join([f"{kind}s", *name.split("/")])
 
 
-def _cached_commit(name: str, revision: str, kind: str) -> str | None:
+def _cached_commit(name: str, revision: str, kind: Kind) -> str | None:
     ref = _cached(name, kind) / "refs" / revision
     commit = revision if COMMIT.fullmatch(revision) else ref.read_text().strip() if ref.is_file() else ""
     return commit if commit and snapshot(name, kind, commit).is_dir() else None
 
 
-def _said(name: str, kind: str, commit: str, cache: HashCache) -> Mapping[str, Any] | None:
+def _said(name: str, kind: Kind, commit: str, cache: HashCache) -> Mapping[str, Any] | None:
     """{"files": {path: [bytes, sha256 or ""]}, "base": …} by the hub, asked once; None where the cache must do."""
     key = f"{kind}/{name}@{commit}"
     if (known := cache.repo(key)) is not None:
@@ -175,7 +175,7 @@ def _whole_data(name: str, commit: str) -> None:
 
 
 def _hashed(
-    name: str, kind: str, commit: str, listed: Mapping[str, Any], wanted: Sequence[str], cache: HashCache
+    name: str, kind: Kind, commit: str, listed: Mapping[str, Any], wanted: Sequence[str], cache: HashCache
 ) -> tuple[HubFile, ...]:
     """The wanted files with their digests; those that the hub keeps without one are small, and fetched for it."""
     found = []
@@ -188,7 +188,7 @@ def _hashed(
     return tuple(found)
 
 
-def _get(name: str, kind: str, commit: str, path: str, note: Callable[[str], None] = lambda text: None) -> Path:
+def _get(name: str, kind: Kind, commit: str, path: str, note: Callable[[str], None] = lambda text: None) -> Path:
     """One file in the Hugging Face cache, fetched if it is not there, without a bar. Raises Closed."""
     from huggingface_hub import hf_hub_download
 

@@ -140,9 +140,9 @@ def rows_of(item: Keyed, k: int) -> SignalRows:
         mass = np.exp(logps).sum(axis=1) + np.where(inside, 0.0, np.exp(label))
         rest = np.log1p(-np.minimum(mass, 1.0))
     ids, logps = _filled(ids, logps, labels, k)
-    floats = (array.astype(np.float32) for array in (logps, label, rest))
-    logps, label, rest = floats
-    return SignalRows(ids, logps, labels, label, rest)
+    return SignalRows(
+        ids, logps.astype(np.float32), labels, label.astype(np.float32), np.asarray(rest, dtype=np.float32)
+    )
 
 
 def _filled(ids: Any, logps: Any, labels: Any, k: int) -> tuple[Any, Any]:

@@ -10,7 +10,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from adpa_cli.errors import AdpaError
 from adpa_cli.spec import Runtime
@@ -24,7 +24,7 @@ ALONE = ("eval", "rewards")
 class Located:
     """An input and where it is: a model or artifact folder, or the sources of a data set."""
 
-    kind: str  # "model" | "artifact" | "data"
+    kind: Literal["model", "artifact", "data"]
     content: str
     label: str
     where: tuple[str, ...]

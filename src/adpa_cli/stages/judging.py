@@ -17,7 +17,8 @@ def rewards_of(model: Located, dialogues: Dialogues, spec: Any, tokens: int, opt
     """The reward of every dialogue, under the dtype and `max_length` of a stage's spec, `tokens` at a time.
 
     A model that was made here reads the tokens it was trained on; another one its own chat template, else the stage's.
-    Raises AdpaError as `engine.reward` does, and where a block does not fit in memory: `option`, if any, makes it smaller.
+    Raises AdpaError as `engine.reward` does, and where a block does not fit in memory: `option`, if any, makes it
+    smaller.
     """
     from adpa_cli.engine.memory import ROOM, refused_when_full
     from adpa_cli.engine.reward import classifier_rewards, sequence_rewards

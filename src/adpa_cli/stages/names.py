@@ -129,14 +129,10 @@ class Names:
         for text in texts:
             if not text:
                 raise UsageError("a data source is empty", "name a file, a folder (./NAME), a hub data set (org/name)")
-            base, _, split = (
-                DATA_ALIASES.get(text.partition("#")[0], text.partition("#")[0]),
-                "",
-                text.partition("#")[2],
-            )
-            whole = base + (f"#{split}" if split else "")
+            name, _, split = text.partition("#")
+            base = DATA_ALIASES.get(name, name)
             try:
-                found = self._described(whole)
+                found = self._described(f"{base}#{split}" if split else base)
             except Closed as why:
                 self._note(f"data {base}", why)
                 return stand_in("data", base)

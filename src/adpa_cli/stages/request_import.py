@@ -16,7 +16,7 @@ from adpa_cli.families import Alias, ReadyPair
 from adpa_cli.signal import SignalSpec
 from adpa_cli.spec import STAGE_VERSIONS, CaptureSpec
 from adpa_cli.stages import hub, import_signal, lineage
-from adpa_cli.stages.execute import LIBRARIES, locate, version
+from adpa_cli.stages.execute import locate, versions
 from adpa_cli.stages.graph import Artifact, External
 from adpa_cli.stages.job import Monitor, vocabulary
 from adpa_cli.stages.names import Names
@@ -68,8 +68,8 @@ def import_signal_of(names: Names, store: Store, asked: Asked, command: str, mon
     inputs |= {"data": data.content} if data is not None else {}
     sources = {content: facts} | {i.content: dict(i.facts) for i in (model, data) if isinstance(i, External)}
     recipe = Recipe("cache-teacher", STAGE_VERSIONS["cache-teacher"], spec, inputs)
-    versions = {"versions": {name: version(name) for name in LIBRARIES}}
-    with store.build(recipe, command=command, environment=versions, announce=monitor.note) as work:
+    environment = {"versions": versions()}
+    with store.build(recipe, command=command, environment=environment, announce=monitor.note) as work:
         if work.hit is not None:
             return work.hit
         signal = SignalSpec(k, size, float(asked.precision), 0.0, {"aligned": content}, "float32")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -44,7 +45,7 @@ def finish(job: Job) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def read_rewards(folder: Any) -> dict[tuple[str, str], float]:
+def read_rewards(folder: Path) -> dict[tuple[str, str], float]:
     """The rewards of a `rewards` artifact by (pair id, part)."""
     table = json.loads((folder / TABLE).read_text(encoding="utf-8"))
     return {(pair, part): value for part, values in table.items() for pair, value in values.items()}

@@ -15,6 +15,7 @@ import time
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from adpa_cli.errors import Busy
 from adpa_cli.store import manifest as manifests
@@ -40,7 +41,7 @@ class Item:
     `why` says why it stays, or why it goes; `at` is in seconds since 1970.
     """
 
-    kind: str  # "artifact" | "unfinished" | "leftover"
+    kind: Literal["artifact", "unfinished", "leftover"]
     ref: str
     what: str
     size: int
