@@ -22,15 +22,19 @@ def cache_teacher(
     precision: Annotated[
         str | None,
         opt.option(
-            "--precision", help="Step of stored log-probs [1/32], exact, or auto=KL that finds one.",
-            panel=opt.MUCH, metavar="NATS",
+            "--precision",
+            help="Step of stored log-probs [1/32], exact, or auto=KL that finds one.",
+            panel=opt.MUCH,
+            metavar="NATS",
         ),
     ] = None,
     pair_precision: Annotated[
         str | None,
         opt.option(
-            "--pair-precision", help="Step of the stored difference to the reference [1/128], or exact.",
-            panel=opt.MUCH, metavar="NATS",
+            "--pair-precision",
+            help="Step of the stored difference to the reference [1/128], or exact.",
+            panel=opt.MUCH,
+            metavar="NATS",
         ),
     ] = None,
     support: Annotated[

@@ -25,7 +25,7 @@ def dense_logps(
     ids = torch.tensor([[*prompt, *answer][:-1]], device=weight.device)
     states = hidden_states(model, ids, torch.ones_like(ids), dtype=dtype)[0, len(prompt) - 1 :].float()
     rows = max(1, BLOCK_BYTES // (8 * weight.shape[0]))
-    for run in states.split(rows):
+    for run in torch.split(states, rows):
         logits = torch.nn.functional.linear(run, weight.float(), None if bias is None else bias.float())
         logps = logits.double().log_softmax(-1).cpu()
         yield torch.cat([logps[:, :known], logps[:, known:].logsumexp(-1, keepdim=True)], 1)
