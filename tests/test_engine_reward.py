@@ -52,9 +52,7 @@ def plain(model: Any, dialogues: Any, most: int = 1000, prefix: tuple[int, ...] 
 
 @pytest.mark.parametrize("pad", [None, PAD])
 @pytest.mark.parametrize("budget", [1, 24, 8192])
-def test_rewards_equal_a_plain_forward(
-    pad: int | None, budget: int, tmp_path: Path
-) -> None:
+def test_rewards_equal_a_plain_forward(pad: int | None, budget: int, tmp_path: Path) -> None:
     model = made(tmp_path, pad=pad)
     found = classifier_rewards(tmp_path, DIALOGUES, TEMPLATE, 64, "float32", "cpu", budget)
     assert found == pytest.approx(plain(model, DIALOGUES), abs=1e-5)

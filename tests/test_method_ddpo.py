@@ -108,5 +108,7 @@ def test_three_tokens_and_the_rewards_of_a_model_by_hand():
     assert term.values.item() == pytest.approx((2 - LOG(2)) ** 2)
     grads = torch.autograd.grad(term.values.sum(), [x.logits for x in inputs.values()])
     pull = -2 * 0.5 * (2 - LOG(2))
-    assert grads[0].flatten().tolist() == pytest.approx([pull * g for g in (1 / 2, -1 / 4, -1 / 4, -1 / 2, 3 / 4, -1 / 4)])
+    assert grads[0].flatten().tolist() == pytest.approx(
+        [pull * g for g in (1 / 2, -1 / 4, -1 / 4, -1 / 2, 3 / 4, -1 / 4)]
+    )
     assert grads[1].flatten().tolist() == pytest.approx([pull * g for g in (5 / 8, -7 / 8, 1 / 4)])

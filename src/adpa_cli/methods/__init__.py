@@ -215,9 +215,7 @@ class Sources:
 def _constants(owner: Signal | View | Experience, fields: list[str]) -> None:
     live = [name for name in fields if getattr(getattr(owner, name), "requires_grad", False)]
     if live:
-        name = type(owner).__name__
-        article = "an" if name[0] in "AEIOU" else "a"
-        raise TypeError(f"{live[0]} of {article} {name} is a constant, but it requires a gradient")
+        raise TypeError(f"{type(owner).__name__}.{live[0]} is a constant, but it requires a gradient")
 
 
 def given(value: T | None) -> T:
