@@ -45,17 +45,15 @@ def verify(
     said = mend(store, damages, found, {"aligned": teacher, "reference": reference}) if repair else {}
     for ref in said:
         damages[ref] = checks.verify(store, store.resolve(ref), damaged_rows)
-    lines = []
-    for ref, damaged in damages.items():
-        well = f"{ref}\trepaired\t{said[ref]}" if ref in said else f"{ref}\twhole"
-        lines += [f"{ref}\t{d.file}\t{d.problem}\t{' '.join(d.rows)}".rstrip() for d in damaged] or [well]
     record = {ref: [vars(damage) for damage in damaged] for ref, damaged in damages.items()}
-    if bad := [line for line in lines if line.split("\t")[1] not in ("whole", "repaired")]:
-        count = sum(map(bool, damages.values()))
+    if bad := {ref: damaged for ref, damaged in damages.items() if damaged}:
+        lines = [
+            f"  {ref}\t{damage.file}\t{damage.problem}\t{' '.join(damage.rows)}".rstrip()
+            for ref, damaged in bad.items() for damage in damaged
+        ]  # fmt: skip
         raise Corrupt(
-            "\n".join([f"{count} of {len(found)} artifacts are damaged", *(f"  {line}" for line in bad)]),
-            advice(damages, found),
-            {"damage": {ref: damaged for ref, damaged in record.items() if damaged}},
-        )
-    text = "\n".join(lines)
+            "\n".join([f"{len(bad)} of {len(found)} artifacts are damaged", *lines]), advice(damages, found),
+            {"damage": {ref: record[ref] for ref in bad}},
+        )  # fmt: skip
+    text = "\n".join(f"{ref}\trepaired\t{said[ref]}" if ref in said else f"{ref}\twhole" for ref in damages)
     out(lambda: text.expandtabs(30), lambda: text, lambda: record)
