@@ -64,8 +64,10 @@ class Stopping:
         numbers = {getattr(signal, name): name for name in _names()}
         patience: float | None = None
         came = 0
+        poll = select.poll()  # unlike select, it takes any descriptor
+        poll.register(wakeup, select.POLLIN)
         while True:
-            ready, _, _ = select.select([wakeup], [], [], patience)
+            ready = poll.poll(patience and 1000 * patience)
             if not ready and not self.working:
                 os._exit(fail(self.stopped()))
             read = os.read(wakeup, 64) if ready else b""

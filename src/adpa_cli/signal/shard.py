@@ -110,6 +110,7 @@ class Shard:
             if not partial and self._offsets[-1] != length:
                 raise Corrupt(f"{length} bytes where the header says {self._offsets[-1]}")
         except Corrupt as problem:
+            self._close()
             hint = problem.hint or "adpa verify names what is damaged"
             raise Corrupt(f"{self.path}: {problem.message}", hint) from None
         self._decompressor = Decompressor()
