@@ -84,7 +84,7 @@ def test_a_block_of_a_stage_that_does_not_fit_is_refused_with_a_smaller_one(stag
     said = re.fullmatch(words, told(left / stage))
     assert said
     assert 256 < int(said[1]) <= 10**6 // 2
-    assert not list((left / stage / "1000000").glob("_*"))
+    assert not list((left / stage / "1000000").glob("_block*"))
 
 
 def exhausted() -> torch.Tensor:

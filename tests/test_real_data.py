@@ -189,7 +189,7 @@ def test_the_pipeline_script_chains_ids(adpa: Shell, tmp_path: Path) -> None:
 def test_a_setting_is_the_same_by_its_bare_and_by_its_full_name(adpa: Shell, tmp_path: Path) -> None:
     data = invented_pairs(tmp_path / "pairs.jsonl", 4)
     adpa.models(data, "--vocabulary", "300")
-    command = ("sft", "--model", "./student", "--data", data, "--dry-run", "--set")
+    command = ("sft", "--model", "./student", "--data", data, "--set", "max_length=1024", "--dry-run", "--set")
     bare, full, default, said = (
         adpa(*command, setting) for setting in ("dtype=float32", "sft.dtype=float32", "seed=0", "dtype=bfloat16")
     )
