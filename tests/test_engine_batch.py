@@ -159,7 +159,8 @@ def test_scores_of_given_answers_equal_dense_ones(tokens: int) -> None:
 
 
 def test_sequences_of_similar_length_are_run_together() -> None:
-    assert similar([100, 10, 98, 11]) == [[0, 2], [3, 1]]
+    assert similar([1000, 100, 980, 110]) == [[0, 2], [3, 1]]
+    assert similar([100, 10, 98, 11]) == [[0, 2, 3, 1]], "few tokens are run as one"
     assert similar([7] * 5) == [[0, 1, 2, 3, 4]]
     assert similar([1000, 40, 30, 20, 1000]) == [[0, 4], [1, 2, 3]], "few tokens are not worth a forward of their own"
     lengths = [int(n) for n in np.random.default_rng(0).lognormal(4.5, 0.6, 60)]

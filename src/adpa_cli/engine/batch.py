@@ -18,6 +18,7 @@ from adpa_cli.engine.schedule import Example, TokenSequence
 from adpa_cli.methods import Experience, Need, Signal, View
 from adpa_cli.signal import SignalRows
 
+FEW_TOKENS = 512
 SignalOf = Callable[[str, str], SignalRows]
 """(example id, part) -> the cached signal of that answer."""
 ExperienceOf = Mapping[str, Mapping[str, np.ndarray[Any, Any]]]
@@ -121,9 +122,10 @@ def collate(
 def similar(lengths: Sequence[int]) -> list[list[int]]:
     """Group positions of `lengths`, longest first, so that a group is at most a tenth padding.
 
-    A group smaller than an eighth of all tokens takes the next one anyway: small forwards cost more than padding.
+    A group of few tokens, or of less than an eighth of all, takes the next one anyway: small forwards cost more than
+    padding.
     """
-    least = sum(lengths) / 8
+    least = max(FEW_TOKENS, sum(lengths) / 8)
     groups: list[list[int]] = []
     held = 0
     for i in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
