@@ -18,7 +18,7 @@ def test_show_lists_every_artifact_newest_first(pipeline: Pipeline, cli: Cli) ->
     assert len(rows) == 18
     assert [row[5] for row in rows] == sorted((row[5] for row in rows), reverse=True) or rows[0][0].startswith("eval/")
     student = next(row for row in rows if row[0] == pipeline.made("distill adpa"))
-    assert student[1].startswith("adpa γ")
+    assert student[1] == "adpa+ γ 1 tiny"
     assert 0 <= float(student[5]) <= 1
     assert 0 <= float(student[6]) <= 1
 

@@ -13,6 +13,7 @@ from adpa_cli.errors import UsageError
 from adpa_cli.families import FAMILIES, Family, stage_settings
 from adpa_cli.lab import TEMPLATE
 from adpa_cli.report import text
+from adpa_cli.report.listing import base_name
 from adpa_cli.spec import CaptureSpec, EvalSpec, RewardsSpec, RolloutSpec, TrainSpec
 from adpa_cli.store.manifest import Manifest
 
@@ -27,7 +28,7 @@ def departures(manifest: Manifest, artifacts: Artifacts) -> list[str] | None:
 
     None for a model of no family.
     """
-    base = _base(manifest, artifacts, ("model", "aligned"))
+    base = base_name(manifest, artifacts, ("model", "aligned"))
     family = next((f for f in FAMILIES if base in (f.student, f.teacher)), None)
     if family is None:
         return None
@@ -60,19 +61,10 @@ def _defaults(manifest: Manifest, family: Family, side: str) -> dict[str, Any]:
     return {key: value for key, value in {**plain, **stage_settings(family, *keys)}.items() if key in plain}
 
 
-def _base(manifest: Manifest, artifacts: Artifacts, roles: tuple[str, ...]) -> str:
-    """The name of the model from outside that an artifact goes back to; empty when it is not known."""
-    content = next((str(manifest.inputs[role]) for role in roles if role in manifest.inputs), "")
-    kind, _, digest = content.partition(":")
-    if kind != "artifact":
-        return str(manifest.sources.get(content, {}).get("name", ""))
-    return _base(artifacts[digest], artifacts, roles) if digest in artifacts else ""
-
-
 def _teacher(manifest: Manifest, artifacts: Artifacts) -> str:
     caches = manifest.inputs.get("cache", [])
     for content in [caches] if isinstance(caches, str) else caches:
         cache = artifacts.get(content.removeprefix("artifact:"))
         if cache is not None:
-            return _base(cache, artifacts, ("aligned", "model"))
+            return base_name(cache, artifacts, ("aligned", "model"))
     return ""

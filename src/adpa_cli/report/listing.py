@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from adpa_cli.errors import AdpaError
+from adpa_cli.families import CHAINS, FAMILIES
 from adpa_cli.report import text
 from adpa_cli.report.scores import WIN, Score, by_model, measured
 from adpa_cli.store.manifest import Manifest
@@ -23,6 +24,7 @@ class Row:
     """One artifact. `comparable` says that its score is of the kind that the head of the list names."""
 
     manifest: Manifest
+    what: str
     tags: tuple[str, ...]
     score: Score | None
     comparable: bool
@@ -57,6 +59,31 @@ def what(manifest: Manifest) -> str:
     return " ".join(str(manifest.metrics.get("what") or manifest.stage).split())
 
 
+def title(manifest: Manifest, artifacts: Mapping[str, Manifest]) -> str:
+    """A trained student by its methods and its family, `adpa+ γ 1  tiny`; anything else as its stage wrote it."""
+    words, mark, _ = what(manifest).partition(" from ")
+    if manifest.stage != "distill" or not mark:
+        return what(manifest)
+    start = artifacts.get(str(manifest.inputs.get("model")).removeprefix("artifact:"))
+    before = start.spec.get("method") if start is not None and start.stage == "distill" else None
+    for name, chain in CHAINS.items():
+        if chain == (before, manifest.spec["method"]):
+            words = words.replace(chain[-1], name, 1)
+            before = None
+    base = base_name(manifest, artifacts, ("model",))
+    family = next((family.alias for family in FAMILIES if base == family.student), base.rpartition("/")[2])
+    return f"{words}{f' after {before}' if before else ''}  {family}".rstrip()
+
+
+def base_name(manifest: Manifest, artifacts: Mapping[str, Manifest], roles: tuple[str, ...]) -> str:
+    """The name of the model from outside that an artifact goes back to; empty when it is not known."""
+    content = next((str(manifest.inputs[role]) for role in roles if role in manifest.inputs), "")
+    kind, _, digest = content.partition(":")
+    if kind != "artifact":
+        return str(manifest.sources.get(content, {}).get("name", ""))
+    return base_name(artifacts[digest], artifacts, roles) if digest in artifacts else ""
+
+
 def collect(store: Store) -> Listing:
     """Read the store. A manifest that cannot be read is kept as an error and does not hide the others."""
     errors: list[AdpaError] = []
@@ -68,16 +95,16 @@ def collect(store: Store) -> Listing:
     names: dict[str, list[str]] = {}
     for tag, artifact in store.tags().items():
         names.setdefault(artifact, []).append(tag)
-    present = {manifest.id for manifest in artifacts}
+    by_id = {manifest.id: manifest for manifest in artifacts}
     rows = []
     for manifest in artifacts:
         mine = _plain_scores(scored, manifest.id)
         alike = [score for score in mine if newest is not None and score.kind == newest.kind]
         wins = [score for score in scored.get(manifest.id, []) if score.metric == WIN]
-        aside = bool(manifest.made.get("smoke")) or measured(manifest) in present
+        aside = bool(manifest.made.get("smoke")) or measured(manifest) in by_id
         rows.append(
             Row(
-                manifest, tuple(names.get(manifest.id, ())), next(iter(alike or mine), None),
+                manifest, title(manifest, by_id), tuple(names.get(manifest.id, ())), next(iter(alike or mine), None),
                 bool(alike) or newest is None, next(iter(wins), None), manifest.ref in starts, aside,
             )
         )  # fmt: skip
@@ -95,7 +122,7 @@ def screen(listing: Listing, width: int, now: float, everything: bool = False, l
     rows = listing.rows if everything else _telling(listing.rows, limit)
     cells = [
         (
-            row.manifest.ref, what(row.manifest), " ".join(row.tags) or "–", text.human_size(row.manifest.size),
+            row.manifest.ref, row.what, " ".join(row.tags) or "–", text.human_size(row.manifest.size),
             text.human_age(now - row.manifest.at), row.score_text, row.win_text,
         )
         for row in rows
@@ -160,7 +187,7 @@ def tsv(listing: Listing, everything: bool = False) -> str:
     """The same columns, uncut, without a head: bytes, ISO time, plain numbers; rehearsals only with `everything`."""
     return text.tsv(
         (
-            row.manifest.ref, what(row.manifest), ",".join(row.tags), row.manifest.size, row.manifest.made["at"],
+            row.manifest.ref, row.what, ",".join(row.tags), row.manifest.size, row.manifest.made["at"],
             "" if row.score is None else row.score.value, "" if row.win is None else row.win.value,
         )
         for row in listing.rows if everything or not row.manifest.made.get("smoke")
@@ -175,7 +202,7 @@ def record(listing: Listing) -> dict[str, Any]:
         "free": listing.free,
         "artifacts": [
             {
-                "id": row.manifest.ref, "full_id": row.manifest.id, "what": what(row.manifest), "tags": list(row.tags),
+                "id": row.manifest.ref, "full_id": row.manifest.id, "what": row.what, "tags": list(row.tags),
                 "bytes": row.manifest.size, "at": row.manifest.made["at"], "score": score_record(row.score),
                 "win": score_record(row.win), "smoke": bool(row.manifest.made.get("smoke")),
             }
