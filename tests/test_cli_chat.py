@@ -180,9 +180,11 @@ def test_ctrl_c_stops_the_answer_which_stays_in_the_conversation(
     talker: talk.Talker, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out: Any = Interrupting(at=3)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     monkeypatch.setattr(sys, "stdout", out)
     spoken, stopped = talking._turn([talker], [[]], "hello", Sampling(temperature=3.0, max_new_tokens=100))
     monkeypatch.undo()
+    signal.signal(signal.SIGINT, before)
     assert stopped
     assert [turn.role for turn in spoken[0]] == ["user", "assistant"]
     assert spoken[0][1].content == "".join(out.written[:3])

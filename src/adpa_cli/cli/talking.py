@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
@@ -98,6 +99,8 @@ def converse(found: Sequence[Trained], asked: Asked) -> int:
     with suppress(ImportError):
         import readline  # noqa: F401  gives input() a history and its keys
 
+    # Whoever started us may have ignored it, as shells do for what runs in the background.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     talkers, sampling = _load(found), asked.sampling()
     _note(f"{' · '.join(talker.label for talker in talkers)} · {COMMANDS}")
     spoken = [list(asked.opening) for _ in talkers]
