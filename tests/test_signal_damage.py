@@ -13,7 +13,7 @@ from adpa_cli.errors import Corrupt
 from adpa_cli.signal import Shard, write_shard
 from adpa_cli.signal.apart import steps_apart
 from adpa_cli.signal.patch import damage, patch_shard, stored_frames
-from signal_samples import sample_answers, spec_of
+from signal_samples import key_of, sample_answers, spec_of
 
 
 @pytest.mark.parametrize("pair", [True, False])
@@ -69,3 +69,21 @@ def test_distance_is_in_steps_of_what_is_stored() -> None:
     ids[0, least] = next(i for i in range(60) if i not in rows.ids[0])
     logps[0, least] += 1 / 64
     assert steps_apart(rows, replace(rows, ids=ids, logps=logps), spec) <= 0.51
+
+
+def test_rounding_that_lifts_a_log_prob_above_0_is_no_damage(tmp_path: Path) -> None:
+    """-0.0155 is stored as 0, its difference of -0.0154 as -2/128: the reference's label is read back as +0.0156."""
+    path = tmp_path / "signal-00000.adpa"
+    answers = []
+    for key, rows in sample_answers((4, 3), 10, 300):
+        outside = [next(i for i in range(300) if i not in ids) for ids in rows.ids]
+        near, at = np.full(len(rows), -0.0155, np.float32), np.full(len(rows), -0.0001, np.float32)
+        lifted = replace(rows, label_ids=np.array(outside, np.int32), label_logps=near, reference_label_logps=at)
+        answers.append((key_of(lifted, key.example_id), lifted))
+    write_shard(path, spec_of(10, 300), answers)
+    assert float(Shard(path).read(0, raw=True).reference_label_logps.max()) > 0.01
+    assert damage(path) == []
+    whole = bytearray(path.read_bytes())
+    whole[-9] ^= 1
+    path.write_bytes(whole)
+    assert damage(path) == [1]

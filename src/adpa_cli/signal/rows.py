@@ -161,8 +161,11 @@ def checked_ids(rows: SignalRows, spec: SignalSpec, where: str) -> Ints:
     return ids
 
 
-def checked(rows: SignalRows, spec: SignalSpec, where: str) -> SignalRows:
-    """The rows with exact dtypes, or DataError naming `where` and the field that cannot be stored."""
+def checked(rows: SignalRows, spec: SignalSpec, where: str, slack: float = 0.01) -> SignalRows:
+    """The rows with exact dtypes, or DataError naming `where` and the field that cannot be stored.
+
+    A log-prob may exceed 0 by `slack` nats: rounding lifts it, that of the softmax and that of values read back.
+    """
     arrays: dict[str, Any] = {}
     n = len(rows)
     if n > MAX_TOKENS:
@@ -187,7 +190,7 @@ def checked(rows: SignalRows, spec: SignalSpec, where: str) -> SignalRows:
             raise DataError(f"{where}: field difference is -inf (see the rule in SignalRows.difference)")
         if name == "weights" and (array.min(initial=0) < 0 or (array.sum(1) > 1.001).any()):
             raise DataError(f"{where}: field weights has a row that does not lie between 0 and 1")
-        if dtype is np.float32 and name not in ("difference", "weights") and (array > 0.01).any():
+        if dtype is np.float32 and name not in ("difference", "weights") and (array > slack).any():
             raise DataError(f"{where}: field {name} has a log-prob above 0")
         if dtype is np.int32 and n and not 0 <= array.min() <= array.max() < spec.vocab_size:
             raise DataError(f"{where}: field {name} has an id outside 0 … {spec.vocab_size - 1}")
