@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from adpa_cli.cli import screen
 from adpa_cli.stages import rollout
 from cli_samples import Cli, Pipeline
 
@@ -151,3 +152,15 @@ def test_an_option_that_takes_one_model_refuses_two(pipeline: Pipeline, cli: Cli
     refs = "\n".join([pipeline.made("distill dckd"), pipeline.made("distill adpa")])
     assert "takes one model, and stdin has 2" in cli.refused(2, "rollout", "--student", "-", stdin=refs)
     assert "is no manifest" in cli.refused(2, "rollout", "--student", "-", stdin="{broken")
+
+
+def test_work_that_is_no_stage_tells_the_time_since_its_own_start(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown = screen.Screen(quiet=False)
+    monkeypatch.setattr(shown._pace, "is_due", lambda share: True)
+    shown.progress(1, 3, {})
+    shown.progress(2, 3, {})
+    said = capfd.readouterr().err.splitlines()
+    assert "? left" in said[0]
+    assert "  0 s left" in said[1]

@@ -32,7 +32,7 @@ class Screen:
         """The stage that was begun last."""
         self._head = ""
         self._pace = Pace()
-        self._began, self._share_before = 0.0, 0.0
+        self._began, self._share_before = 0.0, -1.0
         self._drawn_at, self._drawn = 0.0, False
         self._seconds: dict[str, float] = {}
 
