@@ -43,6 +43,7 @@ class Params:
 def terms(views: Mapping[Part, View], p: Params) -> tuple[Term, ...]:
     """Per answer, the mean of DKD over its easy tokens and that of TKD + DKD over its hard ones."""
     from adpa_cli.tensors.divergence import bucket_kl
+    from adpa_cli.tensors.reduce import over_answer
 
     view = views["chosen"]
     signal = given(view.signal)
@@ -54,8 +55,8 @@ def terms(views: Mapping[Part, View], p: Params) -> tuple[Term, ...]:
     easy = view.mask & (doubt < _median(doubt, view.mask))
     hard = view.mask & ~easy
     out = (
-        Term("easy", _mean(diverse, easy), "chosen", p.easy_weight),
-        Term("hard", _mean(target + diverse, hard), "chosen", 1 - p.easy_weight),
+        Term("easy", over_answer(diverse, easy, mean=True), "chosen", p.easy_weight),
+        Term("hard", over_answer(target + diverse, hard, mean=True), "chosen", 1 - p.easy_weight),
     )
     return (*out, Term("sft", -view.logps, "chosen", p.sft_weight)) if p.sft_weight else out
 
@@ -80,8 +81,3 @@ def _median(values: Tensor, mask: Tensor) -> Tensor:
     """The lower median of each row's unmasked values, [B,1]."""
     middle = (mask.sum(1, keepdim=True) - 1).clamp_min(0) // 2
     return values.masked_fill(~mask, math.inf).sort(1).values.gather(1, middle)
-
-
-def _mean(values: Tensor, chosen: Tensor) -> Tensor:
-    """Mean of each row over its chosen positions, [B]; 0 where there are none."""
-    return values.masked_fill(~chosen, 0.0).sum(1) / chosen.sum(1).clamp_min(1)

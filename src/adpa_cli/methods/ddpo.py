@@ -69,9 +69,11 @@ def terms(views: Mapping[Part, View], p: Params) -> tuple[Term, ...]:
 
 def _reward_gap(view: View, p: Params) -> Tensor:
     """The reward of the answer minus the student's implicit one, a sum with the end token, [B]."""
+    from adpa_cli.tensors.reduce import over_answer
+
     student = p.beta * (view.logps - given(view.start_logps))
     if p.reward == "explicit":
-        return given(view.reward) - (student * view.mask).sum(1)
+        return given(view.reward) - over_answer(student, view.mask, mean=False)
     signal = given(view.signal)
     teachers = signal.label_logps - given(signal.reference_label_logps)
-    return ((p.beta_teacher * teachers - student) * view.mask).sum(1)
+    return over_answer(p.beta_teacher * teachers - student, view.mask, mean=False)

@@ -31,10 +31,12 @@ def terms(views: Mapping[Part, View], p: Params) -> tuple[Term, ...]:
     """-log σ(β h) for every pair."""
     from torch.nn.functional import logsigmoid
 
-    h = _log_ratio(views["chosen"]) - _log_ratio(views["rejected"])
+    h = log_ratio(views["chosen"]) - log_ratio(views["rejected"])
     return (Term("dpo", -logsigmoid(p.beta * h), "chosen"),)
 
 
-def _log_ratio(view: View) -> Tensor:
+def log_ratio(view: View) -> Tensor:
     """Sum over the answer, end token included, of log π - log π_start, [B]."""
-    return ((view.logps - given(view.start_logps)) * view.mask).sum(1)
+    from adpa_cli.tensors.reduce import over_answer
+
+    return over_answer(view.logps - given(view.start_logps), view.mask, mean=False)

@@ -49,5 +49,6 @@ def terms(views: Mapping[Part, View], p: Params) -> tuple[Term, ...]:
 
 def _score(view: View, p: Params) -> Tensor:
     """Sum or mean over the answer, end token included, of log π, [B]."""
-    total = (view.logps * view.mask).sum(1)
-    return total / view.mask.sum(1).clamp_min(1) if p.length_norm else total
+    from adpa_cli.tensors.reduce import over_answer
+
+    return over_answer(view.logps, view.mask, mean=p.length_norm)

@@ -40,4 +40,6 @@ def terms(views: Mapping[Part, View], p: Params) -> tuple[Term, ...]:
 
 def _average(view: View) -> Tensor:
     """Mean over the answer, end token included, of log π, [B]."""
-    return (view.logps * view.mask).sum(1) / view.mask.sum(1).clamp_min(1)
+    from adpa_cli.tensors.reduce import over_answer
+
+    return over_answer(view.logps, view.mask, mean=True)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from adpa_cli.methods import Need, Part, Term, View, given, param
+from adpa_cli.methods.dpo import log_ratio
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -34,17 +35,13 @@ def terms(views: Mapping[Part, View], p: Params) -> tuple[Term, ...]:
     from torch.nn.functional import logsigmoid
 
     chosen, rejected = views["chosen"], views["rejected"]
-    h = _log_ratio(chosen) - _log_ratio(rejected)
+    h = log_ratio(chosen) - log_ratio(rejected)
     weight = (_likeness(chosen) + _likeness(rejected)).clamp_max(0.0).exp()
     return (Term("wpo", -weight * logsigmoid(p.beta * h), "chosen"),)
 
 
-def _log_ratio(view: View) -> Tensor:
-    """Sum over the answer, end token included, of log π - log π_start, [B]."""
-    return ((view.logps - given(view.start_logps)) * view.mask).sum(1)
-
-
 def _likeness(view: View) -> Tensor:
     """ω: mean over the answer of log π minus its expectation's proxy log Σ π², [B], without gradient."""
-    gap = (view.logps.detach() - given(view.log_sum_squares)) * view.mask
-    return gap.sum(1) / view.mask.sum(1).clamp_min(1)
+    from adpa_cli.tensors.reduce import over_answer
+
+    return over_answer(view.logps.detach() - given(view.log_sum_squares), view.mask, mean=True)

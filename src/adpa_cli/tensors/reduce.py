@@ -21,10 +21,12 @@ def reduce(
     """
     if values.dim() == 1:
         return values.sum() / batch_rows
-    kept = torch.where(mask, values, 0.0)
     if reduction == "tokmean":
-        return kept.sum() / max(batch_tokens, 1)
-    sums = kept.sum(1)
-    if reduction == "seqmean":
-        sums = sums / mask.sum(1).clamp_min(1)
-    return sums.sum() / batch_rows
+        return torch.where(mask, values, 0.0).sum() / max(batch_tokens, 1)
+    return over_answer(values, mask, mean=reduction == "seqmean").sum() / batch_rows
+
+
+def over_answer(values: Tensor, mask: Tensor, *, mean: bool) -> Tensor:
+    """Sum or mean of `values` [B,T] over the positions of `mask` [B,T] bool of each row, [B]; 0 for an empty row."""
+    sums = torch.where(mask, values, 0.0).sum(1)
+    return sums / mask.sum(1).clamp_min(1) if mean else sums
