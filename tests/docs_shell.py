@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -69,13 +70,13 @@ def _serve(line: socket.socket, capfd: pytest.CaptureFixture[str]) -> None:
         caller.sendall(json.dumps(_answer(asked, capfd)).encode())
 
 
-def _answer(asked: dict[str, object], capfd: pytest.CaptureFixture[str]) -> dict[str, object]:
+def _answer(asked: dict[str, Any], capfd: pytest.CaptureFixture[str]) -> dict[str, object]:
     """One command, run in this process as if typed there."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(str(asked["folder"]))
         patch.setattr("sys.stdin", io.StringIO(str(asked["stdin"])))
         patch.setenv("ADPA_STORE", str(asked["store"]))
         capfd.readouterr()
-        code = main([str(word) for word in asked["words"]])  # type: ignore[attr-defined]
+        code = main([str(word) for word in asked["words"]])
         out, err = capfd.readouterr()
     return {"code": code, "out": out, "err": err}

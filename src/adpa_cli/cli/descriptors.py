@@ -71,7 +71,8 @@ def open_closed() -> None:
                 os.dup2(found, number)
                 os.close(found)
         if getattr(sys, name) is None:
-            setattr(sys, name, open(number, mode, encoding="utf-8", errors="replace", closefd=False))  # noqa: SIM115
+            stream = open(number, mode, encoding="utf-8", errors="replace", closefd=False)  # noqa: SIM115  stays open
+            setattr(sys, name, stream)
 
 
 def nobody_reads() -> int:

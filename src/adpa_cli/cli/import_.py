@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -72,12 +72,12 @@ def import_(
     if tag is not None:
         check_tag(needed("--tag", tag), reserved_words())
     given = {"precision": precision, "max_length": max_length}
-    known = {key: value for key, value in given.items() if value is not None}
+    known: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
     make(CaptureSpec, {"parts": "text", "template": "", "end": "", **known})  # the ranges of a capture hold
     words = tuple(needed("FILE", word) for word in files)
     asked = Asked(
         words, format, settings, model and needed("--model", model), tuple(data or ()), skip_bad_rows=skip_bad_rows,
-        **known,  # type: ignore[arg-type]
+        **known,
     )  # fmt: skip
     seen = Store.find_or_empty(GLOBALS.store)
     with console(seen, None) as desk:

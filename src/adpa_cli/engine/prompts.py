@@ -86,11 +86,6 @@ def together(answers: Sequence[Answer]) -> Layout:
     )  # fmt: skip
 
 
-def shared_length(answers: Sequence[Answer]) -> int:
-    """Tokens of the row of some answers with one prompt."""
-    return len(answers[0].prompt) + sum(len(answer.answer) for answer in answers)
-
-
 def _padded(rows: Sequence[Sequence[int]], length: int, filler: int = 0) -> Tensor:
     return torch.tensor([[*row, *[filler] * (length - len(row))] for row in rows])
 

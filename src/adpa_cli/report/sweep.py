@@ -76,9 +76,11 @@ def _scores(line: Line, columns: Sequence[Column]) -> tuple[str, ...]:
     cells = []
     for column in columns:
         score = next((score for score in line.scores if _kind(score) == column), None)
-        bounded = score is not None and score.low is not None and score.high is not None
-        half = (score.high - score.low) / 2 if score and bounded else None  # type: ignore[operator]
-        cells.append("" if score is None else _number(score.value, half, score.is_share))
+        if score is None:
+            cells.append("")
+            continue
+        half = None if score.low is None or score.high is None else (score.high - score.low) / 2
+        cells.append(_number(score.value, half, score.is_share))
     return tuple(cells)
 
 
