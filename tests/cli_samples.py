@@ -97,7 +97,8 @@ def build_pipeline(folder: Path) -> Pipeline:
         patch.setenv("OMP_NUM_THREADS", "1")
         made.data.mkdir(exist_ok=True)
         for split, count in (("train", 40), ("test", 12)):
-            write_rows(made.data / f"{split}.jsonl", world.preferences(split)[:count])
+            if not (path := made.data / f"{split}.jsonl").exists():  # another process of the tests may be reading it
+                write_rows(path, world.preferences(split)[:count])
         assert main([*made.words, "--store", str(made.store), "-q"]) == 0
     return made
 
