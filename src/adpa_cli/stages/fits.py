@@ -79,9 +79,13 @@ def _smaller(node: Node, store: Store, runtime: Runtime, where: Where, room: int
         return memory_of(stage, rows, models, run, at).device <= room
 
     if KINDS[node.stage] == "training":
-        tokens = _halved(runtime.tokens_per_device, lambda n: fits(node, replace(runtime, tokens_per_device=n), where))
-        if tokens:
-            return f"--tokens-per-device {tokens}", True
+        for stage, run, words in _leaner(node, runtime):
+            whole = run.tokens_per_device
+            if words and fits(stage, run, where):
+                return words, False
+            tokens = _halved(whole, lambda n, s=stage, r=run: fits(s, replace(r, tokens_per_device=n), where))
+            if tokens:
+                return f"{words} --tokens-per-device {tokens}".lstrip(), not words
     else:
         tokens = _halved(
             node.spec.block_tokens,
@@ -97,6 +101,17 @@ def _smaller(node: Node, store: Store, runtime: Runtime, where: Where, room: int
     if KINDS[node.stage] == "training":
         return "a smaller student (adpa models), or a machine with more memory", False
     return "a smaller model (adpa models), or a machine with more memory", False
+
+
+def _leaner(node: Node, runtime: Runtime) -> Iterator[tuple[Node, Runtime, str]]:
+    """A training as it is and in less memory, with the words that ask for it: what costs least first."""
+    again = replace(runtime, recompute=True)
+    small = replace(node, spec=replace(node.spec, weights="bfloat16"))
+    recompute, weights = "--runtime recompute=true", f"--set {node.stage}.weights=bfloat16"
+    yield node, runtime, ""
+    yield node, again, recompute
+    yield small, runtime, weights
+    yield small, again, f"{recompute} {weights}"
 
 
 def _halved(start: int, fits: Callable[[int], bool]) -> int | None:

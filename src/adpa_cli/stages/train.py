@@ -38,7 +38,7 @@ def compute(job: Job, monitor: Monitor, rank: int = 0, processes: int = 1) -> No
     end = spec.last_step(schedule.steps_of(rows, spec))
     held = held_out(job, spec, encoder) if spec.select == "best" else None
     accelerator = make_accelerator(job.runtime.rendezvous)
-    student = _student(job, spec, encoder, str(accelerator.device), bool(data.online))
+    student, tuned = _student(job, spec, encoder, str(accelerator.device), bool(data.online))
     model = student.model
     given = (data.examples, data.online, spec, params, job.folder, job.runtime.tokens_per_device)
     feed = Online(student, accelerator, *given) if data.online else None
@@ -64,7 +64,7 @@ def compute(job: Job, monitor: Monitor, rank: int = 0, processes: int = 1) -> No
             save_in(job.folder)
         write_json(job.folder / RESULT, {
             **preferred, **_selected(job, spec, end, bool(held), bool(looked_at)),
-            "final": summary, "examples": rows, "notes": list(data.notes),
+            **({"runtime": tuned} if tuned else {}), "final": summary, "examples": rows, "notes": list(data.notes),
             "parameters": sum(p.numel() for p in model.parameters()),
             "tokens": sum(part.tokens for e in data.examples for part in e.parts.values()),
         })  # fmt: skip
@@ -84,19 +84,23 @@ def _selected(job: Job, spec: TrainSpec, step: int, held: bool, looked_at: bool)
     }
 
 
-def _student(job: Job, spec: TrainSpec, encoder: Encoder, device: str, online: bool) -> Any:
-    """What is trained: the model, with a critic where answers are drawn online, or under a scalar head."""
+def _student(job: Job, spec: TrainSpec, encoder: Encoder, device: str, online: bool) -> tuple[Any, dict[str, Any]]:
+    """What is trained: the model, with a critic where answers are drawn online, or under a scalar head; and how."""
     from adpa_cli.engine.critic import critic_of
     from adpa_cli.engine.models import check_head, load
     from adpa_cli.engine.ranker import Ranker, load_ranker
     from adpa_cli.engine.student import Student
+    from adpa_cli.engine.tuning import tune
 
     folder = job.one("model").path
     if job.stage == "reward-model":
-        return Ranker(load_ranker(folder, encoder.tokenizer, encoder.end_id, device), spec.dtype)
+        ranker = load_ranker(folder, encoder.tokenizer, encoder.end_id, device)
+        tuned = tune(ranker, spec, job.runtime)
+        return Ranker(ranker, spec.dtype), tuned
     model = load(folder, train=True, device=device)
     check_head(model)
-    return Student(model, spec.dtype, critic_of(model, spec.dtype) if online else None)
+    tuned = tune(model, spec, job.runtime)
+    return Student(model, spec.dtype, critic_of(model, spec.dtype) if online else None), tuned
 
 
 def _preferred(job: Job, spec: TrainSpec, encoder: Encoder, student: Any, accelerator: Any) -> dict[str, Any]:
