@@ -60,9 +60,9 @@ class RoundingAdamW(torch.optim.Optimizer):
         places = [(group, weight) for group in self.param_groups for weight in group["params"]]
         for number, (group, weight) in enumerate(places):
             if weight.grad is not None:
-                self._update(weight, group, number)
+                self._update(weight, weight.grad, group, number)
 
-    def _update(self, weight: Tensor, group: dict[str, Any], number: int) -> None:
+    def _update(self, weight: Tensor, grads: Tensor, group: dict[str, Any], number: int) -> None:
         state = self.state[weight]
         if not state:
             state.update(step=torch.zeros(()), exp_avg=torch.zeros_like(weight), exp_avg_sq=torch.zeros_like(weight))
@@ -71,8 +71,8 @@ class RoundingAdamW(torch.optim.Optimizer):
         source = torch.Generator(weight.device)
         source.manual_seed(int(np.random.SeedSequence([self.seed, step, number]).generate_state(1)[0]))
         kept = (weight, state["exp_avg"], state["exp_avg_sq"])
-        chunks = (tensor.view(-1).split(CHUNK) for tensor in kept)
-        for grad, *old in zip(weight.grad.reshape(-1).split(CHUNK), *chunks, strict=True):
+        chunks = (torch.split(tensor.view(-1), CHUNK) for tensor in kept)
+        for grad, *old in zip(torch.split(grads.reshape(-1), CHUNK), *chunks, strict=True):
             new = adamw(*(tensor.float() for tensor in (grad, *old)), step=step, **group)
             noise = torch.randint(2 ** (LOW * len(old)), grad.shape, generator=source, device=grad.device)
             for tensor, values in zip(old, new, strict=True):
@@ -106,5 +106,5 @@ def rounded(values: Tensor, noise: Tensor) -> Tensor:
 
     The probability is the part of the distance that the value has come, exactly; what bfloat16 has stays as it is.
     """
-    bits = values.view(torch.int32) + noise.int()
-    return (bits & -(2**LOW)).view(torch.float32).bfloat16()
+    bits: Tensor = (values.view(torch.int32) + noise.int()) & -(2**LOW)
+    return bits.view(torch.float32).bfloat16()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import importlib.util
 import os
 import shutil
@@ -14,7 +15,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.utils import is_liger_kernel_available
+from transformers.utils.import_utils import is_liger_kernel_available
 
 from adpa_cli.engine.models import SCALAR_HEAD
 from adpa_cli.errors import AdpaError, UsageError
@@ -113,11 +114,10 @@ def _fuse(model: PreTrainedModel, asked: str) -> bool:
 
 def _fused(model: PreTrainedModel) -> str:
     """Do it; why it cannot be done, or ""."""
-    from transformers.integrations.liger import apply_liger_kernel
-
+    integration: Any = importlib.import_module("transformers.integrations.liger")
     try:
         with _restored(sys.modules[type(model).__module__]):
-            apply_liger_kernel(model, WITHOUT_ITS_LOSS)
+            integration.apply_liger_kernel(model, WITHOUT_ITS_LOSS)
     except ImportError as error:  # of a triton, or for a transformers, that it does not work with
         return str(error)
     done = any("forward" in vars(module) for module in model.modules())

@@ -79,13 +79,8 @@ def _smaller(node: Node, store: Store, runtime: Runtime, where: Where, room: int
         return memory_of(stage, rows, models, run, at).device <= room
 
     if KINDS[node.stage] == "training":
-        for stage, run, words in _leaner(node, runtime):
-            whole = run.tokens_per_device
-            if words and fits(stage, run, where):
-                return words, False
-            tokens = _halved(whole, lambda n, s=stage, r=run: fits(s, replace(r, tokens_per_device=n), where))
-            if tokens:
-                return f"{words} --tokens-per-device {tokens}".lstrip(), not words
+        if found := _leaner(node, runtime, lambda stage, run: fits(stage, run, where)):
+            return found
     else:
         tokens = _halved(
             node.spec.block_tokens,
@@ -103,15 +98,25 @@ def _smaller(node: Node, store: Store, runtime: Runtime, where: Where, room: int
     return "a smaller model (adpa models), or a machine with more memory", False
 
 
-def _leaner(node: Node, runtime: Runtime) -> Iterator[tuple[Node, Runtime, str]]:
-    """A training as it is and in less memory, with the words that ask for it: what costs least first."""
+def _leaner(node: Node, runtime: Runtime, fits: Callable[[Node, Runtime], bool]) -> tuple[str, bool] | None:
+    """What makes a training fit, what costs least first, and whether smaller micro-batches are all."""
     again = replace(runtime, recompute=True)
     small = replace(node, spec=replace(node.spec, weights="bfloat16"))
     recompute, weights = "--runtime recompute=true", f"--set {node.stage}.weights=bfloat16"
-    yield node, runtime, ""
-    yield node, again, recompute
-    yield small, runtime, weights
-    yield small, again, f"{recompute} {weights}"
+    ways = (
+        (node, runtime, ""), (node, again, recompute), (small, runtime, weights),
+        (small, again, f"{recompute} {weights}"),
+    )  # fmt: skip
+    for stage, run, words in ways:
+        if words and fits(stage, run):
+            return words, False
+
+        def with_tokens(tokens: int, stage: Node = stage, run: Runtime = run) -> bool:
+            return fits(stage, replace(run, tokens_per_device=tokens))
+
+        if tokens := _halved(run.tokens_per_device, with_tokens):
+            return f"{words} --tokens-per-device {tokens}".lstrip(), not words
+    return None
 
 
 def _halved(start: int, fits: Callable[[int], bool]) -> int | None:
