@@ -38,7 +38,8 @@ def compute(job: Job, monitor: Monitor, rank: int = 0, processes: int = 1) -> No
     end = spec.last_step(schedule.steps_of(rows, spec))
     held = held_out(job, spec, encoder) if spec.select == "best" else None
     accelerator = make_accelerator(job.runtime.rendezvous)
-    student = _student(job, spec, encoder, str(accelerator.device), bool(data.online))
+    longest = max(example.length for example in data.examples)
+    student = _student(job, spec, encoder, str(accelerator.device), bool(data.online), longest)
     model = student.model
     given = (data.examples, data.online, spec, params, job.folder, job.runtime.tokens_per_device)
     feed = Online(student, accelerator, *given) if data.online else None
@@ -84,10 +85,12 @@ def _selected(job: Job, spec: TrainSpec, step: int, held: bool, looked_at: bool)
     }
 
 
-def _student(job: Job, spec: TrainSpec, encoder: Encoder, device: str, online: bool) -> Any:
-    """What is trained: the model, with a critic where answers are drawn online, or under a scalar head."""
+def _student(job: Job, spec: TrainSpec, encoder: Encoder, device: str, online: bool, longest: int) -> Any:
+    """What is trained on rows of up to `longest` tokens: the model, with a critic where answers are drawn online, or
+    under a scalar head."""
     from adpa_cli.engine.critic import critic_of
     from adpa_cli.engine.models import check_head, load
+    from adpa_cli.engine.packed import packer_of
     from adpa_cli.engine.ranker import Ranker, load_ranker
     from adpa_cli.engine.student import Student
 
@@ -96,7 +99,9 @@ def _student(job: Job, spec: TrainSpec, encoder: Encoder, device: str, online: b
         return Ranker(load_ranker(folder, encoder.tokenizer, encoder.end_id, device), spec.dtype)
     model = load(folder, train=True, device=device)
     check_head(model)
-    return Student(model, spec.dtype, critic_of(model, spec.dtype) if online else None)
+    student = Student(model, spec.dtype, critic_of(model, spec.dtype) if online else None)
+    student.packer = packer_of(model, spec.dtype, longest)
+    return student
 
 
 def _preferred(job: Job, spec: TrainSpec, encoder: Encoder, student: Any, accelerator: Any) -> dict[str, Any]:
