@@ -5,12 +5,14 @@ On a CPU each stretch attends by itself; on a GPU one flash attention kernel tak
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.nn.attention.varlen import varlen_attn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
@@ -23,6 +25,7 @@ from adpa_cli.engine.schedule import TokenSequence
 NAME = "packed"
 TOLERANCE = {"float32": 1e-3, "bfloat16": 5e-2}
 LEAST_CAPABILITY = (8, 0)  # of a GPU that flash attention runs on
+GROUPED = "enable_gqa" in inspect.signature(varlen_attn).parameters  # torch 2.12; earlier keys and values are repeated
 TRIAL = ((4, 3), (4, 2), (3, 4))
 """Tokens of prompt and answer of the sequences that a model is tried with; those of equal prompts share one."""
 
@@ -72,15 +75,19 @@ def _stretches(query: Tensor, key: Tensor, value: Tensor, scaling: float | None,
 
 def _flash(query: Tensor, key: Tensor, value: Tensor, scaling: float | None, packing: Packing) -> Tensor:
     """[1,T,heads,d] by torch's kernel for sequences of varying length."""
-    from torch.nn.attention.varlen import varlen_attn
-
     longest = max(packing.lengths)
-    if query.shape[1] != key.shape[1]:
+    if query.shape[1] != key.shape[1] and not GROUPED:
         key, value = (states.repeat_interleave(query.shape[1] // key.shape[1], 1) for states in (key, value))
+    more: dict[str, Any] = {"window_size": (-1, 0), "scale": scaling}
+    if GROUPED:
+        more["enable_gqa"] = query.shape[1] != key.shape[1]
     query, key, value = (states[0].transpose(0, 1) for states in (query, key, value))
-    bounds = packing.bounds
-    found: Tensor = varlen_attn(query, key, value, bounds, bounds, longest, longest, scale=scaling, window_size=(-1, 0))
-    return found[None]
+    bounds, longest = packing.bounds, max(packing.lengths)
+    found: Any = varlen_attn(
+        query, key, value, bounds, bounds, longest, longest, scale=scaling, window_size=(-1, 0), **more
+    )
+    output: Tensor = found[None]
+    return output
 
 
 AttentionInterface.register(NAME, attend)
