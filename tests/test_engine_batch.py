@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from adpa_cli.engine.batch import SIGNAL_FIELDS, collate, similar, views
+from adpa_cli.engine.batch import SIGNAL_FIELDS, collate, views
+from adpa_cli.engine.pieces import similar
 from adpa_cli.engine.schedule import Example, TokenSequence
 from adpa_cli.engine.score import label_logps
 from adpa_cli.engine.student import Student

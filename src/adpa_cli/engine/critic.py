@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from adpa_cli.engine.batch import Piece, in_order
-from adpa_cli.engine.models import Dtype, body_and_head, body_states
+from adpa_cli.engine.models import Dtype, body_and_head
+from adpa_cli.engine.pieces import Piece, in_order, piece_states
 
 
 class Critic(nn.Module):
@@ -28,7 +28,7 @@ class Critic(nn.Module):
 
 def scalars(body: nn.Module, score: nn.Module, pieces: Sequence[Piece], dtype: Dtype) -> Tensor:
     """What the head `score` makes of the states of `body` at the positions [N] of `pieces`: float32 [N], in order."""
-    found = [body_states(body, piece.input_ids, None, dtype)[piece.rows, piece.columns].float() for piece in pieces]
+    found = [piece_states(body, piece, dtype).float() for piece in pieces]
     values: Tensor = score(in_order(found, pieces))[:, 0]
     return values
 

@@ -19,9 +19,17 @@ from torch import Tensor
 from adpa_cli.engine import checkpoints
 from adpa_cli.engine.batch import SignalOf, collate, views
 from adpa_cli.engine.memory import ROOM, fitting, refused_when_full
+from adpa_cli.engine.micro import less, step_batches
 from adpa_cli.engine.optimizer import make_optimizer
 from adpa_cli.engine.processes import agree, all_fit, sum_gradients
-from adpa_cli.engine.schedule import Example, Feed, Fixed, half_epoch, learning_rate, micro_batches, steps_of
+from adpa_cli.engine.schedule import (
+    Example,
+    Feed,
+    Fixed,
+    half_epoch,
+    learning_rate,
+    steps_of,
+)
 from adpa_cli.engine.score import halving_logps
 from adpa_cli.engine.steplog import METRICS, Budget, StepLog
 from adpa_cli.engine.student import Student
@@ -115,13 +123,13 @@ def _step(
     before = budget.tokens
     parts = len(run.method.needs_for(run.params))
     while True:
-        dealt = micro_batches([e.length for e in examples], parts, budget.tokens, accelerator.num_processes)
+        dealt = step_batches(examples, parts, budget.tokens, accelerator.num_processes, student.packer)
         mine = dealt[accelerator.process_index]
         sums = fitting(functools.partial(_gradients, student, run, accelerator, examples, mine))
         if all_fit(accelerator, sums is not None) and sums is not None:
             break
         optimizer.zero_grad(set_to_none=True)
-        budget.tokens = _less(dealt, examples, parts, run)
+        budget.tokens = less(dealt, examples, parts, student.packer, run.stage)
     if budget.tokens < before:
         run.note(f"out of memory: going on with --tokens-per-device {budget.tokens}")
     with refused_when_full(BESIDE, f"use {ROOM}"):
@@ -153,29 +161,13 @@ def _gradients(
     for positions in batches:
         chosen = [examples[p] for p in positions or [0]]
         known = run.feed.experience if run.feed else None
-        found = collate(chosen, needs, run.end_id, run.signal_of, run.start_of, known, run.reward_of)
+        found = collate(chosen, needs, run.end_id, run.signal_of, run.start_of, known, run.reward_of, student.packer)
         batch = found.to(accelerator.device)
         seen = views(batch, *student(batch.pieces, batch.ids, stats, batch.drawn))
         weight = 1.0 if positions else 0.0
         loss = weight * _loss(run, seen, batch.parts, len(examples), tokens, weight, sums)
         accelerator.backward(loss)
     return sums
-
-
-def _less(dealt: list[list[list[int]]], examples: Sequence[Example], parts: int, run: Run) -> int:
-    """Half of the largest micro-batch that can be cut; AdpaError when each is a single row already."""
-    longest = max(example.length for example in examples)
-    sizes = [
-        max(examples[i].length for i in batch) * len(batch) * parts
-        for batches in dealt for batch in batches if len(batch) > 1
-    ]  # fmt: skip
-    if not sizes:
-        key = f"{run.stage}.max_length" if run.stage else "max_length"
-        raise AdpaError(
-            f"one row of {parts} × {longest:,} tokens does not fit in memory, with the weights and their optimizer",
-            f"--set {key}={max(1, longest // 2)}, or {ROOM}",
-        )
-    return max(1, max(sizes) // 2)
 
 
 def _loss(

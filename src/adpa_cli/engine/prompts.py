@@ -116,7 +116,7 @@ def can_share(model: PreTrainedModel, longest: int) -> bool:
     It must take positions and a mask of its own, as attention does and recurrence does not: a few tokens are tried.
     Windows are read from its configuration, since no short trial meets them.
     """
-    if any(window < longest for window in _windows(model.config)) or model.config._attn_implementation != "sdpa":
+    if any(window < longest for window in windows(model.config)) or model.config._attn_implementation != "sdpa":
         return False
     size = body_and_head(model)[1].shape[0]
     prompt = [token % size for token in (2, 3, 5, 7)]
@@ -129,7 +129,8 @@ def can_share(model: PreTrainedModel, longest: int) -> bool:
     return float((one - other).abs().max()) <= TOLERANCE * float(one.abs().max())
 
 
-def _windows(config: Any) -> Iterator[int]:
+def windows(config: Any) -> Iterator[int]:
+    """The stretches of tokens beyond which some of a model's layers see nothing."""
     for name in WINDOWS:
         value = getattr(config, name, None)
         if isinstance(value, int) and getattr(config, f"use_{name}", True):

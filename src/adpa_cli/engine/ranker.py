@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from adpa_cli.engine.batch import Piece
 from adpa_cli.engine.critic import scalars
 from adpa_cli.engine.models import load
+from adpa_cli.engine.pieces import Piece
 from adpa_cli.engine.schedule import Example
 from adpa_cli.engine.score import LabelLogps, at_answers
 from adpa_cli.engine.student import Student

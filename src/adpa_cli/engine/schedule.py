@@ -1,7 +1,4 @@
-"""Which examples make up an optimizer step, and how a step is cut into micro-batches.
-
-The first depends on the spec alone; the second on the machine, and never changes more than rounding.
-"""
+"""Which examples make up an optimizer step, and its learning rate: functions of the spec alone."""
 
 from __future__ import annotations
 
@@ -43,6 +40,11 @@ class Example:
     def length(self) -> int:
         """Tokens of the longest part."""
         return max(len(part) for part in self.parts.values())
+
+    @property
+    def size(self) -> int:
+        """Tokens of all parts."""
+        return sum(len(part) for part in self.parts.values())
 
 
 class Feed(Protocol):
@@ -110,29 +112,6 @@ def step_rows(rows: int, epochs: float, batch_size: int, seed: int, step: int) -
         low, high = max(start - epoch * rows, 0), min(stop - epoch * rows, rows)
         picked += [int(i) for i in order[low:high]]
     return picked
-
-
-def micro_batches(lengths: Sequence[int], parts: int, tokens: int, processes: int = 1) -> list[list[list[int]]]:
-    """Cut a step's examples into micro-batches: for each process a list of lists of positions into `lengths`.
-
-    Examples are sorted by length and dealt out in turn, so that processes carry equal loads; then cut so that
-    longest x count x `parts`, the padded size, is at most `tokens`. Every process gets equally many micro-batches;
-    those that run out repeat an example, which the caller must weigh 0: an empty list stands for that.
-    """
-    order = sorted(range(len(lengths)), key=lambda i: (lengths[i], i))
-    cut = [_cut(order[rank::processes], lengths, parts, tokens) for rank in range(processes)]
-    most = max(len(batches) for batches in cut)
-    return [batches + [[] for _ in range(most - len(batches))] for batches in cut]
-
-
-def _cut(order: Sequence[int], lengths: Sequence[int], parts: int, tokens: int) -> list[list[int]]:
-    batches: list[list[int]] = []
-    for i in order:
-        if batches and lengths[i] * (len(batches[-1]) + 1) * parts <= tokens:
-            batches[-1].append(i)
-        else:
-            batches.append([i])
-    return batches
 
 
 def learning_rate(step: int, steps: int, peak: float, warmup_ratio: float) -> float:

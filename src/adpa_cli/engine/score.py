@@ -13,7 +13,8 @@ from torch import Tensor
 
 from adpa_cli.engine.batch import Batch, collate
 from adpa_cli.engine.memory import ROOM, fitting
-from adpa_cli.engine.schedule import Example, micro_batches
+from adpa_cli.engine.micro import micro_batches
+from adpa_cli.engine.schedule import Example
 from adpa_cli.engine.student import Student
 from adpa_cli.errors import AdpaError
 from adpa_cli.methods import Need, Part

@@ -11,9 +11,9 @@ from typing import Any
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from adpa_cli.engine.batch import Piece, in_order
 from adpa_cli.engine.critic import Critic
-from adpa_cli.engine.models import Dtype, body_and_head, hidden_states
+from adpa_cli.engine.models import Dtype, body_and_head, computing
+from adpa_cli.engine.pieces import Packer, Piece, in_order, piece_states
 from adpa_cli.tensors.head import selected_logps
 
 
@@ -28,6 +28,8 @@ class Student(nn.Module):
         self.model = model
         self.critic = critic
         self.dtype: Dtype = dtype
+        self.packer: Packer | None = None
+        """How batches for it are packed, if they are."""
         self._no_split_modules: Any = getattr(model, "_no_split_modules", None)
 
     def get_input_embeddings(self) -> nn.Module:
@@ -48,14 +50,11 @@ class Student(nn.Module):
     ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
         """Log-probs [N,J] at `ids` [N,J], and the log of the mass outside them [N]; with `stats` the log of Σ p² [N].
 
-        Last the critic's values [M] at the positions of the `drawn` pieces, if there are any. All float32. Padding is
-        on the right, where a causal model cannot see it, so there is no attention mask.
+        Last the critic's values [M] at the positions of the `drawn` pieces, if there are any. All float32.
         """
-        found = [
-            hidden_states(self.model, piece.input_ids, None, dtype=self.dtype)[piece.rows, piece.columns].float()
-            for piece in pieces
-        ]
-        _, weight, bias = body_and_head(self.model)
-        selected = selected_logps(in_order(found, pieces), weight, ids, bias, stats=stats)
+        body, weight, bias = body_and_head(self.model)
+        found = [piece_states(body, piece, self.dtype).float() for piece in pieces]
+        with computing(self.dtype, ids.device):
+            selected = selected_logps(in_order(found, pieces), weight, ids, bias, stats=stats)
         values = self.critic(drawn) if self.critic is not None and drawn else None
         return selected.logps, selected.rest, selected.log_sum_squares, values

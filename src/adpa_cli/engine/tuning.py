@@ -13,10 +13,11 @@ from importlib.metadata import version
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel
+from transformers import AttentionInterface, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils.import_utils import is_liger_kernel_available
 
+from adpa_cli.engine import packed
 from adpa_cli.engine.models import SCALAR_HEAD
 from adpa_cli.errors import AdpaError, UsageError
 from adpa_cli.spec import Runtime, TrainSpec
@@ -89,6 +90,8 @@ def _compile(model: PreTrainedModel) -> None:
     if lacking or not layers:
         why = f"torch.compile needs {lacking}" if lacking else f"the layers of {type(model).__name__} are not known"
         raise AdpaError(f"--runtime compile=true: {why}", "--runtime compile=false")
+    apart: Any = torch.compiler.disable  # attention to packed rows reads their layout, which no two share
+    AttentionInterface.register(packed.NAME, apart(packed.attend))
     for layer in layers:
         layer.compile(dynamic=True)
 

@@ -38,7 +38,8 @@ def compute(job: Job, monitor: Monitor, rank: int = 0, processes: int = 1) -> No
     end = spec.last_step(schedule.steps_of(rows, spec))
     held = held_out(job, spec, encoder) if spec.select == "best" else None
     accelerator = make_accelerator(job.runtime.rendezvous)
-    student, tuned = _student(job, spec, encoder, str(accelerator.device), bool(data.online))
+    longest = max(example.length for example in data.examples)
+    student, tuned = _student(job, spec, encoder, str(accelerator.device), bool(data.online), longest)
     model = student.model
     given = (data.examples, data.online, spec, params, job.folder, job.runtime.tokens_per_device)
     feed = Online(student, accelerator, *given) if data.online else None
@@ -84,10 +85,14 @@ def _selected(job: Job, spec: TrainSpec, step: int, held: bool, looked_at: bool)
     }
 
 
-def _student(job: Job, spec: TrainSpec, encoder: Encoder, device: str, online: bool) -> tuple[Any, dict[str, Any]]:
-    """What is trained: the model, with a critic where answers are drawn online, or under a scalar head; and how."""
+def _student(
+    job: Job, spec: TrainSpec, encoder: Encoder, device: str, online: bool, longest: int
+) -> tuple[Any, dict[str, Any]]:
+    """What is trained on rows of up to `longest` tokens: the model, with a critic where answers are drawn online, or
+    under a scalar head; and how it was tuned."""
     from adpa_cli.engine.critic import critic_of
     from adpa_cli.engine.models import check_head, load
+    from adpa_cli.engine.packed import packer_of
     from adpa_cli.engine.ranker import Ranker, load_ranker
     from adpa_cli.engine.student import Student
     from adpa_cli.engine.tuning import tune
@@ -99,8 +104,11 @@ def _student(job: Job, spec: TrainSpec, encoder: Encoder, device: str, online: b
         return Ranker(ranker, spec.dtype), tuned
     model = load(folder, train=True, device=device)
     check_head(model)
+    packer = packer_of(model, spec.dtype, longest) if job.runtime.attention == "auto" else None
     tuned = tune(model, spec, job.runtime)
-    return Student(model, spec.dtype, critic_of(model, spec.dtype) if online else None), tuned
+    student = Student(model, spec.dtype, critic_of(model, spec.dtype) if online else None)
+    student.packer = packer
+    return student, tuned
 
 
 def _preferred(job: Job, spec: TrainSpec, encoder: Encoder, student: Any, accelerator: Any) -> dict[str, Any]:
