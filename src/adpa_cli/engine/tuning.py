@@ -42,7 +42,7 @@ def tune(model: PreTrainedModel, spec: TrainSpec, runtime: Runtime) -> dict[str,
         _recompute(model)
         done["recompute"] = True
     if runtime.compile:
-        _compile(model)
+        _compile(model, runtime.recompute)
         done["compile"] = True
     if spec.weights == "bfloat16":
         _round(model)
@@ -78,8 +78,12 @@ def _recompute(model: PreTrainedModel) -> None:
         ) from error
 
 
-def _compile(model: PreTrainedModel) -> None:
-    """Compile each layer by itself: all have one code, so this takes the time of one; any batch and length."""
+def _compile(model: PreTrainedModel, recompute: bool) -> None:
+    """Compile each layer by itself, for any batch and length: all have one code, so this takes the time of one.
+
+    What is computed again must be one graph to the compiler, which attention to packed rows is not: there the parts of
+    a layer are compiled.
+    """
     kind = model.device.type
     named = os.environ.get("CXX" if kind == "cpu" else "CC", "")
     compilers = [name for name in (named, "g++", "gcc", "clang++", "clang", "cc") if name]
@@ -92,8 +96,8 @@ def _compile(model: PreTrainedModel) -> None:
         raise AdpaError(f"--runtime compile=true: {why}", "--runtime compile=false")
     apart: Any = torch.compiler.disable  # attention to packed rows reads their layout, which no two share
     AttentionInterface.register(packed.NAME, apart(packed.attend))
-    for layer in layers:
-        layer.compile(dynamic=True)
+    for part in [part for layer in layers for part in layer.children()] if recompute else layers:
+        part.compile(dynamic=True)
 
 
 def _fuse(model: PreTrainedModel, asked: str) -> bool:
