@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import importlib.util
+from typing import Any
+
 import pytest
 import torch
+from transformers.models.llama import modeling_llama
 
 from adpa_cli.engine.batch import collate, views
+from adpa_cli.engine.critic import critic_of
+from adpa_cli.engine.optimizer import RoundingAdamW
 from adpa_cli.engine.packed import packer_of
 from adpa_cli.engine.student import Student
+from adpa_cli.engine.tuning import tune
+from adpa_cli.errors import AdpaError
+from adpa_cli.spec import Runtime
 from test_engine_packed import NEEDS, ROWS
+from test_engine_tuning import check_equal, computed, made, spec
 from tiny_models import END, tiny_llama
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
@@ -29,3 +39,38 @@ def test_packed_rows_equal_padded_ones(heads: int) -> None:
         gradients.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
     torch.testing.assert_close(*seen, rtol=0, atol=5e-2)
     assert torch.cosine_similarity(*gradients, dim=0) > 0.999
+
+
+@pytest.mark.skipif(importlib.util.find_spec("liger_kernel") is None, reason="needs liger-kernel")
+def test_fused_layers_compute_the_same_in_this_model_only() -> None:
+    ours, theirs = made().cuda(), made().cuda()
+    before = dict(vars(modeling_llama))
+    assert set(tune(ours, spec(), Runtime(liger="on"))) == {"liger"}
+    assert dict(vars(modeling_llama)) == before
+    assert {type(made().model.norm)} == {type(theirs.model.norm)} == {modeling_llama.LlamaRMSNorm}
+    assert "forward" not in vars(theirs.model.norm)
+    check_equal(computed(ours), computed(theirs))
+    copied: Any = critic_of(ours, "float32").body
+    assert copied.norm.forward.__self__ is copied.norm
+    with pytest.raises(AdpaError, match="does not know GPT2"):
+        tune(made("gpt2").cuda(), spec(), Runtime(liger="on"))
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.filterwarnings("default")  # torch's compiler uses what torch warns of
+def test_compiled_layers_compute_the_same(recompute: bool) -> None:
+    ours, theirs = made().cuda(), made().cuda()
+    assert tune(ours, spec(), Runtime(compile=True, recompute=recompute, liger="off"))["compile"]
+    check_equal(computed(ours), computed(theirs))
+
+
+def test_bfloat16_weights_step_on_a_gpu_as_on_a_cpu_on_average() -> None:
+    found = []
+    for device in ("cpu", "cuda"):
+        weight = torch.nn.Parameter(torch.full((2**16,), 0.7, dtype=torch.bfloat16, device=device))
+        stepped = RoundingAdamW([weight], betas=(0.9, 0.999), weight_decay=0.1, seed=0, lr=1e-3)
+        for _ in range(3):
+            weight.grad = torch.full_like(weight, 0.3)
+            stepped.step()
+        found.append(weight.detach().double().mean().item())
+    assert found[1] == pytest.approx(found[0], abs=1e-4)
