@@ -24,6 +24,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from adpa_cli import methods
 from adpa_cli.engine.loop import Run, train
+from adpa_cli.engine.packed import packer_of
 from adpa_cli.engine.processes import make_accelerator
 from adpa_cli.engine.schedule import Example, TokenSequence
 from adpa_cli.engine.student import Student
@@ -61,14 +62,17 @@ def measured(name: str, kind: str, threads: int, steps: int) -> tuple[float, flo
     method = methods.load("sft")
     spec = TrainSpec("sft", 1, {}, "", "", epochs=float(steps), batch_size=len(rows), lr=1e-5, **settings)
     asked = Runtime(tokens_per_device=TOKENS[kind], **runtime)
+    packer = packer_of(model, spec.dtype, max(row.length for row in rows))
     tune(model, spec, asked)
+    student = Student(model, spec.dtype)
+    student.packer = packer
     times = [time.perf_counter()]
     with tempfile.TemporaryDirectory() as work:
         run = Run(
             spec=spec, method=method, params=method.params(), examples=rows, end_id=2, signal_of=lambda e, p: None,
             work=Path(work), runtime=asked, progress=lambda *_: times.append(time.perf_counter()),
         )  # fmt: skip
-        last = train(Student(model, spec.dtype), run, accelerator)
+        last = train(student, run, accelerator)
     return statistics.median(np.diff(times)[2:]), _peak(kind) - before, last["loss"]
 
 
