@@ -59,11 +59,11 @@ class TrainSpec:
     """Whether the weights of the other points stay beside them."""
     judged_tokens: int | None = field(default=None, metadata={"neutral": None})
     """The most tokens of the answers by which a reward model selects; None where no reward model does."""
-    states: Literal["student", "chosen", "rejected", "teacher"] = "student"
-    """Whose answers a method trains on where it reads rollouts."""
     weights: Dtype = field(default="float32", metadata={"neutral": "float32"})
     """Of the weights in training. bfloat16 keeps gradients and both moments so too (8 bytes a parameter instead of 18),
     rounds every update at random, unbiased, and computes in bfloat16 whatever `dtype` says; the artifact is float32."""
+    states: Literal["student", "chosen", "rejected", "teacher"] = "student"
+    """Whose answers a method trains on where it reads rollouts."""
 
     def without_effect(self) -> set[str]:
         """The rollouts are an input, which tells whose they are; answers of the data themselves are none."""

@@ -57,8 +57,11 @@ def _round(model: PreTrainedModel) -> None:
 
 
 def _attend(model: PreTrainedModel, name: str) -> None:
+    before = model.config._attn_implementation
     try:
         model.set_attn_implementation(name)
+        if before != name and model.config._attn_implementation == before:  # which it only logs
+            raise ValueError(f"{type(model).__name__} has {before} only")
     except (ValueError, ImportError, OSError) as error:
         raise UsageError(
             f"--runtime attention={name}: {str(error).strip().splitlines()[0]}",
@@ -68,7 +71,7 @@ def _attend(model: PreTrainedModel, name: str) -> None:
 
 def _recompute(model: PreTrainedModel) -> None:
     untyped: Any = model
-    # transformers 5.20 has the first name only without a warning; the oldest that we take has the second only
+    # newer versions of transformers warn of the second name, the oldest that we take have no other
     enable = getattr(untyped, "activation_checkpointing_enable", None) or untyped.gradient_checkpointing_enable
     try:
         enable({"use_reentrant": False})
