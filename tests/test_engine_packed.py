@@ -145,6 +145,18 @@ def test_models_that_take_packed_rows_are_found_by_trying(config: Any, served: b
             torch.testing.assert_close(got[name], gradient, rtol=1e-3, atol=1e-4)
 
 
+def test_bfloat16_rows_are_packed_too() -> None:
+    model = tiny_llama(0, num_attention_heads=4, num_key_value_heads=2, initializer_range=0.1)
+    student = Student(model, "bfloat16")
+    seen = []
+    for packer in (None, packer_of(model, "bfloat16", 32)):
+        batch = collate(ROWS, NEEDS, END, lambda example, part: None, {}, packer=packer)
+        found = views(batch, *student(batch.pieces, batch.ids))
+        seen.append(torch.cat([view.logps[view.mask] for view in found.values()]))
+    assert packer is not None
+    torch.testing.assert_close(*seen, rtol=0, atol=5e-2)
+
+
 def test_a_packed_model_still_pads_generates_and_saves_as_before(tmp_path: Any) -> None:
     model, other = tiny_llama(0), tiny_llama(0)
     packer_of(model, "float32", 32)

@@ -81,7 +81,8 @@ def _flash(query: Tensor, key: Tensor, value: Tensor, scaling: float | None, pac
     more: dict[str, Any] = {"window_size": (-1, 0), "scale": scaling}
     if GROUPED:
         more["enable_gqa"] = query.shape[1] != key.shape[1]
-    query, key, value = (states[0].transpose(0, 1) for states in (query, key, value))
+    # Under autocast rotary embeddings leave queries and keys in float32, and the kernel is not on its list.
+    query, key, value = (states[0].transpose(0, 1).to(value.dtype) for states in (query, key, value))
     bounds, longest = packing.bounds, max(packing.lengths)
     found: Any = varlen_attn(
         query, key, value, bounds, bounds, longest, longest, scale=scaling, window_size=(-1, 0), **more
