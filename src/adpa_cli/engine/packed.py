@@ -75,12 +75,10 @@ def _stretches(query: Tensor, key: Tensor, value: Tensor, scaling: float | None,
 
 def _flash(query: Tensor, key: Tensor, value: Tensor, scaling: float | None, packing: Packing) -> Tensor:
     """[1,T,heads,d] by torch's kernel for sequences of varying length."""
-    longest = max(packing.lengths)
-    if query.shape[1] != key.shape[1] and not GROUPED:
+    grouped = query.shape[1] != key.shape[1]
+    more: dict[str, Any] = {"enable_gqa": grouped} if GROUPED else {}
+    if grouped and not GROUPED:
         key, value = (states.repeat_interleave(query.shape[1] // key.shape[1], 1) for states in (key, value))
-    more: dict[str, Any] = {"window_size": (-1, 0), "scale": scaling}
-    if GROUPED:
-        more["enable_gqa"] = query.shape[1] != key.shape[1]
     # Under autocast rotary embeddings leave queries and keys in float32, and the kernel is not on its list.
     query, key, value = (states[0].transpose(0, 1).to(value.dtype) for states in (query, key, value))
     bounds, longest = packing.bounds, max(packing.lengths)
