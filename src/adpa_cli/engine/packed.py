@@ -58,7 +58,8 @@ def attend(
 
 def _stretches(query: Tensor, key: Tensor, value: Tensor, scaling: float | None, packing: Packing) -> Tensor:
     """[1,heads,T,d]; splitting once, not slicing, keeps the backward pass linear in the number of stretches."""
-    queries, keys, values = (states.split(packing.lengths, 2) for states in (query, key, value))
+    untyped: Any = torch
+    queries, keys, values = (untyped.split(states, packing.lengths, 2) for states in (query, key, value))
     grouped = query.shape[1] != key.shape[1]
     found = []
     for i, (after, mask) in enumerate(zip(packing.follows, packing.masks, strict=True)):
