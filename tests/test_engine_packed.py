@@ -23,7 +23,7 @@ from transformers import (
 )
 
 from adpa_cli.engine.batch import collate, views
-from adpa_cli.engine.packed import NAME, packer_of
+from adpa_cli.engine.packed import NAME, _flash, packer_of
 from adpa_cli.engine.pieces import Packer, moved, pieces_of
 from adpa_cli.engine.schedule import Example, TokenSequence
 from adpa_cli.engine.student import Student
@@ -143,6 +143,30 @@ def test_models_that_take_packed_rows_are_found_by_trying(config: Any, served: b
             torch.testing.assert_close(packed[name].logps[view.mask], view.logps[view.mask], **CLOSE)
         for name, gradient in want.items():
             torch.testing.assert_close(got[name], gradient, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("heads", [4, 2])
+def test_the_kernel_of_a_gpu_takes_what_it_is_given(heads: int) -> None:
+    """On tensors without data: their kernel looks at shapes and arguments only."""
+    (piece,) = pieces_of([e.parts[p] for e in ROWS for p in PARTS], np.arange(11) * 4, Packer(16, False))
+    packing, tokens = moved(piece.packing, torch.device("meta")), piece.input_ids.shape[1]
+    query = torch.empty(1, 4, tokens, 8, device="meta")
+    key, value = (torch.empty(1, heads, tokens, 8, device="meta", dtype=kind) for kind in (torch.float, torch.bfloat16))
+    found = _flash(query, key, value, 0.5, packing)
+    assert found.shape == (1, tokens, 4, 8)
+    assert found.dtype == torch.bfloat16
+
+
+def test_bfloat16_rows_are_packed_too() -> None:
+    model = tiny_llama(0, num_attention_heads=4, num_key_value_heads=2, initializer_range=0.1)
+    student = Student(model, "bfloat16")
+    seen = []
+    for packer in (None, packer_of(model, "bfloat16", 32)):
+        batch = collate(ROWS, NEEDS, END, lambda example, part: None, {}, packer=packer)
+        found = views(batch, *student(batch.pieces, batch.ids))
+        seen.append(torch.cat([view.logps[view.mask] for view in found.values()]))
+    assert packer is not None
+    torch.testing.assert_close(*seen, rtol=0, atol=5e-2)
 
 
 def test_a_packed_model_still_pads_generates_and_saves_as_before(tmp_path: Any) -> None:

@@ -58,7 +58,8 @@ def attend(
 
 def _stretches(query: Tensor, key: Tensor, value: Tensor, scaling: float | None, packing: Packing) -> Tensor:
     """[1,heads,T,d]; splitting once, not slicing, keeps the backward pass linear in the number of stretches."""
-    queries, keys, values = (states.split(packing.lengths, 2) for states in (query, key, value))
+    untyped: Any = torch
+    queries, keys, values = (untyped.split(states, packing.lengths, 2) for states in (query, key, value))
     grouped = query.shape[1] != key.shape[1]
     found = []
     for i, (after, mask) in enumerate(zip(packing.follows, packing.masks, strict=True)):
@@ -75,13 +76,12 @@ def _stretches(query: Tensor, key: Tensor, value: Tensor, scaling: float | None,
 
 def _flash(query: Tensor, key: Tensor, value: Tensor, scaling: float | None, packing: Packing) -> Tensor:
     """[1,T,heads,d] by torch's kernel for sequences of varying length."""
-    longest = max(packing.lengths)
-    if query.shape[1] != key.shape[1] and not GROUPED:
+    grouped = query.shape[1] != key.shape[1]
+    more: dict[str, Any] = {"enable_gqa": grouped} if GROUPED else {}
+    if grouped and not GROUPED:
         key, value = (states.repeat_interleave(query.shape[1] // key.shape[1], 1) for states in (key, value))
-    more: dict[str, Any] = {"window_size": (-1, 0), "scale": scaling}
-    if GROUPED:
-        more["enable_gqa"] = query.shape[1] != key.shape[1]
-    query, key, value = (states[0].transpose(0, 1) for states in (query, key, value))
+    # Under autocast rotary embeddings leave queries and keys in float32, and the kernel is not on its list.
+    query, key, value = (states[0].transpose(0, 1).to(value.dtype) for states in (query, key, value))
     bounds, longest = packing.bounds, max(packing.lengths)
     found: Any = varlen_attn(
         query, key, value, bounds, bounds, longest, longest, scale=scaling, window_size=(-1, 0), **more

@@ -131,7 +131,8 @@ def _padded(group: Sequence[int], sequences: Sequence[TokenSequence], starts: An
         rows.append(np.full(len(at), row))
         columns.append(at - 1)
         where.append(np.arange(starts[i], starts[i + 1]))
-    return Piece(torch.from_numpy(input_ids), *(torch.from_numpy(np.concatenate(x)) for x in (rows, columns, where)))
+    flat = [torch.from_numpy(np.concatenate(numbers)) for numbers in (rows, columns, where)]
+    return Piece(torch.from_numpy(input_ids), flat[0], flat[1], flat[2])
 
 
 def _packed(sequences: Sequence[TokenSequence], starts: Any, packer: Packer) -> Piece:
