@@ -127,6 +127,15 @@ def test_values_of_a_key(offered: Offer) -> None:
     assert offered("adpa distill --states ") == ["student", "chosen", "rejected", "teacher"]
 
 
+def test_keys_and_values_of_the_runtime(offered: Offer) -> None:
+    line = "adpa distill --method adpa --runtime "
+    assert {"recompute=false", "liger=auto", "fused=true"} <= set(offered(line))
+    assert offered(line + "rec") == ["recompute=", "recompute=false", "recompute=true"]
+    assert offered(line + "liger=o") == ["liger=on", "liger=off"]
+    assert offered(line + "liger = o") == ["on", "off"]  # as bash splits it
+    assert offered("adpa rollout --runtime rec") == []
+
+
 def test_keys_of_a_stage(offered: Offer) -> None:
     line = "adpa distill --method adpa+ --student tiny --set "
     assert offered(line + "rollout.temp") == ["rollout.temperature=", "rollout.temperature=0.0"]

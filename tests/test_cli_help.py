@@ -196,6 +196,7 @@ def test_an_option_is_not_taken_for_the_value_of_another(cli: Cli) -> None:
         (["distill", "--length-norm", "true"], "--set length_norm=true"),
         (["distill", "--method", "adpa+", "--temperature", "1"], "--set rollout.temperature=1"),
         (["sft", "--warmup-ratio", "0.1"], "--set warmup_ratio=0.1"),
+        (["sft", "--recompute", "true"], "--runtime recompute=true"),
         (["sft", "--modl", "x"], "--model"),
     ],
 )

@@ -31,7 +31,7 @@ SIGNALS = ["signal", *ANSWERS]
 RUNTIME: dict[str, list[str]] = {
     "gpus": ["--gpus", "2"], "tokens_per_device": ["--tokens-per-device", "77"], "no_wait": ["--no-wait"],
     "tag": ["--tag", "mine"], "refresh": ["--refresh"], "dry_run": ["--dry-run"], "stop_after": ["--stop-after", "1h"],
-    "yes": ["--yes"], "launch": ["--launch", "ddp"],
+    "yes": ["--yes"], "launch": ["--launch", "ddp"], "knobs": ["--runtime", "recompute=true", "--runtime", "fused=no"],
 }  # fmt: skip
 """Options that say where, when and how to run: they move no id."""
 SPEC: dict[str, tuple[list[str], list[str]]] = {

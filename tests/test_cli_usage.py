@@ -104,6 +104,16 @@ def test_an_unknown_setting_lists_all_with_their_defaults(cli: Cli) -> None:
     assert "missing_reference=kth" in said
 
 
+def test_a_key_of_the_runtime_is_named_and_typed(cli: Cli) -> None:
+    assert "did you mean recompute?" in (said := cli.refused(2, *ADPA_PLUS, "--runtime", "recomputed=true"))
+    assert "recompute=false, compile=false, liger=auto, attention=auto, fused=true" in said
+    assert "keys: recompute=false" in cli.refused(2, *ADPA_PLUS, "--runtime", "recompute")
+    assert "true or false" in cli.refused(2, *ADPA_PLUS, "--runtime", "recompute=maybe")
+    assert "auto, on, off" in cli.refused(2, *ADPA_PLUS, "--runtime", "liger=perhaps")
+    assert "no such key" in cli.refused(2, *ADPA_PLUS, "--runtime", "processes=2"), "which is --gpus"
+    assert "no option --runtime" in cli.refused(2, "rollout", "--runtime", "recompute=true")
+
+
 def test_an_unknown_setting_of_a_stage_lists_those_of_the_stage(cli: Cli) -> None:
     said = cli.refused(2, *ADPA_PLUS, "--set", "rollout.temprature=1")
     assert "rollout.temprature" in said

@@ -44,6 +44,11 @@ MACHINE = Machine("cpu", "cpu", "here", memory=64 * 10**9, host_memory=64 * 10**
 FLOAT32 = "float32"
 
 
+def spec_of(batch: int = 1, dtype: str = FLOAT32, weights: str = FLOAT32) -> Any:
+    """What of a training's spec its memory depends on."""
+    return SimpleNamespace(batch_size=batch, dtype=dtype, weights=weights)
+
+
 # Disk.
 
 
@@ -91,17 +96,74 @@ def test_a_training_holds_weights_gradients_and_two_moments() -> None:
     head = 4 * 4 * 2 * 40 + 4 * 2 * 40 + 2 * (12 * 10 + 24 * 3) + 4 * 400
     row = memory.ROW_IN_PYTHON + 4 * memory.TOKEN_IN_PYTHON
     expected = memory.PYTHON + 16_000 + 1.4 * (activations + head) + row
-    assert memory.training(SMALL, rows, FLOAT32, 1, 8192, 3, Where()).device == pytest.approx(expected, abs=1)
+    assert memory.training(SMALL, rows, spec_of(), Runtime(), 3, Where()).device == pytest.approx(expected, abs=1)
 
 
 def test_processes_share_the_memory_of_a_cpu_and_not_that_of_cards() -> None:
     rows = {"chosen": [Row(2, 2)]}
-    one = memory.training(SMALL, rows, FLOAT32, 1, 8192, 1, Where("cpu", 1))
-    two = memory.training(SMALL, rows, FLOAT32, 1, 8192, 1, Where("cpu", 2))
+    one = memory.training(SMALL, rows, spec_of(), Runtime(), 1, Where("cpu", 1))
+    two = memory.training(SMALL, rows, spec_of(), Runtime(), 1, Where("cpu", 2))
     assert two.device == pytest.approx(2 * (one.device + 4 * 1000), abs=2), "and the gradients' buckets"
-    card = memory.training(SMALL, rows, FLOAT32, 1, 8192, 1, Where("cuda", 2))
+    card = memory.training(SMALL, rows, spec_of(), Runtime(), 1, Where("cuda", 2))
     assert memory.CUDA < card.device < memory.CUDA + 10**6
     assert card.host > 2 * memory.PYTHON
+
+
+def test_weights_in_bfloat16_take_eight_bytes_instead_of_eighteen() -> None:
+    usual, small = spec_of(dtype="bfloat16"), spec_of(dtype="bfloat16", weights="bfloat16")
+    assert memory.trained(SMALL, usual, Where()) == 18 * 1000, "and copies of them for products"
+    assert memory.trained(SMALL, small, Where()) == 8 * 1000
+    assert memory.trained(SMALL, small, Where("cpu", 2)) == 10 * 1000
+    tied = memory.head_training(SMALL, 2, 1, usual) - memory.head_training(SMALL, 2, 1, small)
+    assert tied == 2 * 400, "the second gradient"
+
+
+def test_recomputing_keeps_what_enters_a_layer_and_one_layer() -> None:
+    usual, small = spec_of(dtype="bfloat16"), spec_of(dtype="bfloat16", weights="bfloat16")
+    of_layer = 3.4 * (8.5 * 10 + 2 * 5) + 2 * 4 * 30
+    assert memory.activations(SMALL, 7, usual, True) == pytest.approx(7 * (2 * 4 * 10 + of_layer + 120))
+    of_layer = 2.4 * (8.5 * 10 + 2 * 5) + 2 * 4 * 30
+    assert memory.activations(SMALL, 7, small, True) == pytest.approx(7 * (2 * 2 * 10 + of_layer + 120))
+    rows = {"chosen": [Row(500, 500)] * 4}
+    runs = [memory.training(SMALL, rows, usual, Runtime(recompute=again), 1, Where()).device for again in (False, True)]
+    assert runs[1] < runs[0]
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("weights", ["float32", "bfloat16"])
+def test_activations_are_those_that_a_llama_saves(weights: str, recompute: bool) -> None:
+    """Bytes a token, of two layers more and of the rest; what several operations save counts once."""
+    import torch
+
+    from adpa_cli.engine.models import hidden_states
+    from adpa_cli.engine.tuning import tune
+    from adpa_cli.spec import Dtype, TrainSpec, make
+    from tiny_models import tiny_llama
+
+    fixed = {"method": "sft", "method_version": 1, "params": {}, "template": "", "end": "", "dtype": "bfloat16"}
+    spec = make(TrainSpec, {**fixed, "weights": weights})
+    dtype: Dtype = "bfloat16"
+
+    def saved(layers: int, tokens: int) -> int:
+        model = tiny_llama(hidden_size=64, intermediate_size=160, num_hidden_layers=layers, num_attention_heads=4,
+                           num_key_value_heads=2, max_position_embeddings=256).train()  # fmt: skip
+        tune(model, spec, Runtime(recompute=recompute))
+        kept: dict[int, torch.Tensor] = {}
+
+        def keep(tensor: torch.Tensor) -> torch.Tensor:
+            kept[tensor.untyped_storage().data_ptr()] = tensor
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            hidden_states(model, torch.full((3, tokens), 5), None, dtype=dtype)
+        return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+
+    shape = replace(SMALL, hidden=64, inner=160, keys=32)
+    found = [(saved(layers, 128) - saved(layers, 64)) / (3 * 64) for layers in (1, 3)]
+    told = [memory.activations(replace(shape, layers=layers), 1, spec, recompute) for layers in (1, 3)]
+    assert told[1] - told[0] == pytest.approx(found[1] - found[0], rel=0.02)
+    if not recompute:
+        assert told[1] == pytest.approx(found[1], rel=0.06)
 
 
 @pytest.mark.parametrize(
@@ -117,7 +179,7 @@ def test_the_largest_micro_batch(tokens: int, batch: int, expected: float) -> No
 def test_the_logits_of_a_tile_are_bounded_and_kept_where_they_fit() -> None:
     large = replace(SMALL, vocabulary=128_256, hidden=1, parameters=10**6, tied=False)
     assert memory.tiles(large, 10**6) == 4 * 4 * 2**23
-    few, many = memory.head_training(large, 100, 0), memory.head_training(large, 200, 0)
+    few, many = (memory.head_training(large, positions, 0, spec_of()) for positions in (100, 200))
     assert few == 4 * 4 * 2**23 + 4 * 100 * 128_256 + 1200
     assert many == 4 * 4 * 2**23 + 2400, "200 rows of logits would take more than 64 MiB"
 
@@ -269,6 +331,31 @@ def test_the_hint_is_the_largest_half_that_fits(tmp_path: Path) -> None:
     assert error.hint.startswith("--tokens-per-device ")
     smaller = replace(runtime, tokens_per_device=int(error.hint.split()[-1]))
     assert not [e for e in problems(plan_of(store, smaller, tight)[1], store, smaller) if cost.node.label in e.message]
+
+
+def test_what_saves_memory_is_told_in_the_order_of_what_it_costs(tmp_path: Path) -> None:
+    store = Store(tmp_path / "s")
+    plan = plan_sft(Names(store), Given({"dtype": "bfloat16"}, limit=40), "tiny", ())
+    (node,) = plan.targets
+
+    def hint(room: int, runtime: Runtime) -> str:
+        found = estimate(plan, store, runtime, replace(MACHINE, memory=room))
+        return next((error.hint for error in problems(found, store, runtime)), "")
+
+    def needs(runtime: Runtime, weights: str = "float32") -> int:
+        small: Any = replace(node, spec=replace(node.spec, weights=weights))
+        found = cost_of(small, store, runtime, MACHINE, Clock(store, MACHINE)).memory
+        assert found
+        return found.device
+
+    least = Runtime(tokens_per_device=memory.DRAWN_TOGETHER // 2**7)  # of which no half is worth telling
+    again = replace(least, recompute=True)
+    assert hint(needs(least), least) == ""
+    assert hint(needs(least) - 1, least) == "--runtime recompute=true"
+    assert hint(needs(again) - 1, least) == "--set sft.weights=bfloat16"
+    both = needs(again, "bfloat16")
+    assert hint(both, least) == "--runtime recompute=true --set sft.weights=bfloat16"
+    assert "smaller student" in hint(both - 1, least)
 
 
 def test_downloads_count_on_the_disk_they_go_to(tmp_path: Path) -> None:

@@ -44,9 +44,10 @@ class Command(TyperCommand):
         return super().parse_args(ctx, args)
 
     def shell_complete(self, ctx: Any, incomplete: str) -> list[Any]:
-        typed = (ctx.params.get("sets") or [""])[-1]
-        if typed and "=" not in typed and not incomplete.startswith("-"):
-            return _values(self, ctx, typed, incomplete)
+        for name in ("sets", "knobs"):
+            typed = (ctx.params.get(name) or [""])[-1]
+            if typed and "=" not in typed and not incomplete.startswith("-"):
+                return _values(self, ctx, name, typed, incomplete)
         found = super().shell_complete(ctx, incomplete)
         for item in found:
             item.help = help.split_default(item.help or "")[0]  # shells print it through rich, which eats brackets
@@ -69,10 +70,10 @@ class Group(TyperGroup):
         return super().resolve_command(ctx, args)
 
 
-def _values(command: TyperCommand, ctx: Any, key: str, incomplete: str) -> list[Any]:
-    """What completes `--set KEY=`, which bash passes on as three words."""
-    (sets,) = [param for param in command.params if param.name == "sets"]
-    found = sets.shell_complete(ctx, f"{key}={incomplete}")
+def _values(command: TyperCommand, ctx: Any, name: str, key: str, incomplete: str) -> list[Any]:
+    """What completes `--set KEY=` or `--runtime KEY=`, which bash passes on as three words."""
+    (option,) = [param for param in command.params if param.name == name]
+    found = option.shell_complete(ctx, f"{key}={incomplete}")
     for item in found:
         item.value = item.value.partition("=")[2]
     return [item for item in found if item.value]

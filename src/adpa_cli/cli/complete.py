@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +85,24 @@ def settings(ctx: typer.Context, incomplete: str) -> list[str]:
     chosen = {} if dot else _keys(stage, ctx)
     begun = [name for name in STAGE_VERSIONS if (name == named if dot else typed and name.startswith(typed))]
     chosen |= {f"{name}.{key}": values for name in begun for key, values in _keys(name, ctx).items()}
+    return _key_values(incomplete, chosen)
+
+
+def knobs(ctx: typer.Context, incomplete: str) -> list[str]:
+    """`KEY=DEFAULT` of `--runtime`; of an only key the other values too."""
+    import typing
+
+    from adpa_cli.spec import Runtime
+    from adpa_cli.stages import settings
+
+    kinds = typing.get_type_hints(Runtime)
+    every = {f.name: [*_said(f.default), *map(str, typing.get_args(kinds[f.name]))] for f in settings.knobs()}
+    return _key_values(incomplete, every)
+
+
+def _key_values(incomplete: str, chosen: Mapping[str, list[str]]) -> list[str]:
+    """The keys that begin so, each with its first value; of an only one all values."""
+    typed = incomplete.partition("=")[0]
     fitting = {key: v for key, v in chosen.items() if (key == typed if "=" in incomplete else key.startswith(typed))}
     if len(fitting) == 1:
         # `key=` by itself comes first: shells set a space after an only candidate
@@ -160,7 +178,8 @@ def commands(ctx: typer.Context, incomplete: str) -> list[str]:
 
 
 ANSWERS: dict[str, Answer] = {
-    "method": methods, "methods name": methods, "tag name": tags, "sets": settings, "plan words": commands,
+    "method": methods, "methods name": methods, "tag name": tags, "plan words": commands,
+    "sets": settings, "knobs": knobs,
     "student": models, "model": models, "models": models, "against": models,
     "teacher": teachers, "reference": teachers, "reward_model": rankers, "refs": made_by(), "ref": made_by(),
     "chat refs": made_by(*MODELS), "export ref": made_by(*MODELS), "to": words("hf", "ollama", "gguf"),

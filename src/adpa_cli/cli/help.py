@@ -59,7 +59,7 @@ def command_help(command: TyperCommand, path: str, width: int) -> str:
     fitting = [len(told.names) for found in panels.values() for told in found if len(told.names) < width // 3]
     column = max(fitting, default=0)
     shown = {panel: [panel, *rows(found, width, column)] for panel, found in panels.items()}
-    for panel in sorted(FOLDABLE & shown.keys(), key=lambda name: -len(shown[name])):
+    for panel in sorted(FOLDABLE & shown.keys(), key=lambda name: (-len(shown[name]), name)):
         if len(lines) + len(tail) + sum(map(len, shown.values())) > LINES:
             shown[panel] = [panel, *(f"  {line}" for line in flowed([e.brief for e in panels[panel]], width - 2))]
     return "\n".join([*lines, *(line for panel in shown.values() for line in panel), *tail])

@@ -128,7 +128,7 @@ def usage_error(error: TyperException, words: Sequence[str]) -> UsageError:
     if option and close is not None and ctx is not None:
         takes_settings = any(param.name == "sets" for param in ctx.command.params)
         setting = _as_setting(str(ctx.command.name), option, words) if takes_settings else ""
-        meant = f"--set {setting}" if setting else "".join(get_close_matches(option, close, n=1))
+        meant = setting or "".join(get_close_matches(option, close, n=1))
         hint = f"did you mean {meant}? all options: {path} --help" if meant else f"{path} --help"
         return UsageError(f"{path} has no option {option}", hint)
     if option and not isinstance(error, typer.BadParameter):
@@ -138,9 +138,9 @@ def usage_error(error: TyperException, words: Sequence[str]) -> UsageError:
 
 
 def _as_setting(stage: str, option: str, words: Sequence[str]) -> str:
-    """`--gamma 3` or `--gamma=3` as `gamma=3`, or "" when no stage has such a key."""
+    """`--gamma 3` or `--gamma=3` as `--set gamma=3` or `--runtime gamma=3`, or "" when nothing has such a key."""
     from adpa_cli.spec import STAGE_VERSIONS
-    from adpa_cli.stages.settings import settable
+    from adpa_cli.stages.settings import knobs, settable
 
     key = option.lstrip("-").replace("-", "_")
     at = next((n for n, word in enumerate(words) if word.partition("=")[0] == option), len(words))
@@ -150,8 +150,8 @@ def _as_setting(stage: str, option: str, words: Sequence[str]) -> str:
     for found in dict.fromkeys((stage, *STAGE_VERSIONS)):
         of_methods = _methods_of(words) if found == "distill" else ("",)
         if found in STAGE_VERSIONS and any(key in settable(found, method) for method in of_methods):
-            return f"{'' if found == stage else found + '.'}{key}={value or '…'}"
-    return ""
+            return f"--set {'' if found == stage else found + '.'}{key}={value or '…'}"
+    return f"--runtime {key}={value or '…'}" if key in {field.name for field in knobs()} else ""
 
 
 def _methods_of(words: Sequence[str]) -> Sequence[str]:

@@ -76,6 +76,10 @@ class Options:
     tokens_per_device: Annotated[
         int | None, option("--tokens-per-device", help="Padded tokens of a micro-batch.", panel=WHERE, metavar="N")
     ] = None
+    knobs: Annotated[
+        list[str] | None,
+        option("--runtime", help="How training runs, e.g. recompute=true.", panel=WHERE, metavar="KEY=VAL"),
+    ] = None
     stop_after: Annotated[
         str | None,
         option("--stop-after", help="Save and exit 75 after, e.g., 3h50m.", panel=WHERE, metavar="TIME"),
@@ -126,15 +130,17 @@ class Options:
         """How to run; without a `look` at the machine, which loads torch, only the words are checked."""
         from adpa_cli.cli.stopping import seconds_of
         from adpa_cli.errors import UsageError
-        from adpa_cli.spec import Runtime
+        from adpa_cli.spec import Runtime, make
+        from adpa_cli.stages.settings import parse_runtime
 
         if self.tokens_per_device is not None and self.tokens_per_device < 1:
             raise UsageError(f"--tokens-per-device {self.tokens_per_device}", "give 1 or more; a longer row goes alone")
-        return Runtime(
-            processes=processes(self.gpus, look), wait=not self.no_wait,
-            tokens_per_device=self.tokens_per_device or Runtime().tokens_per_device,
-            stop_after=None if self.stop_after is None else seconds_of(self.stop_after),
-        )  # fmt: skip
+        return make(Runtime, {
+            "processes": processes(self.gpus, look), "wait": not self.no_wait,
+            "tokens_per_device": self.tokens_per_device or Runtime().tokens_per_device,
+            "stop_after": None if self.stop_after is None else seconds_of(self.stop_after),
+            **parse_runtime(self.knobs or ()),
+        })  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -149,7 +155,18 @@ INFERENCE = (
     "sets", "skip_bad_rows", "limit", "smoke", "gpus", "stop_after", "no_wait", "refresh", "tag", "dry_run", "yes",
 )  # fmt: skip
 """What every command has that runs a model over data."""
-TRAINING = (*INFERENCE, "seed", "max_steps", "lr", "epochs", "batch_size", "tokens_per_device", "select", "keep")
+TRAINING = (
+    *INFERENCE,
+    "seed",
+    "max_steps",
+    "lr",
+    "epochs",
+    "batch_size",
+    "tokens_per_device",
+    "knobs",
+    "select",
+    "keep",
+)
 """What every command has that trains."""
 RUNNING = tuple(
     name for name, hint in get_type_hints(Options, include_extras=True).items()

@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from accelerate import Accelerator
 from torch import Tensor
 
@@ -21,6 +20,7 @@ from adpa_cli.engine import checkpoints
 from adpa_cli.engine.batch import SignalOf, collate, views
 from adpa_cli.engine.memory import ROOM, fitting, refused_when_full
 from adpa_cli.engine.micro import less, step_batches
+from adpa_cli.engine.optimizer import make_optimizer
 from adpa_cli.engine.processes import agree, all_fit, sum_gradients
 from adpa_cli.engine.schedule import (
     Example,
@@ -82,12 +82,8 @@ def train(student: Student, run: Run, accelerator: Accelerator) -> dict[str, flo
     end = spec.last_step(steps)
     feed = run.feed or Fixed(run.examples, spec)
     peaks = (spec.lr, run.critic_lr)
-    optimizer: Any = torch.optim.AdamW(
-        [{"params": [p for p in model.parameters() if p.requires_grad], "lr": peak}
-         for model, peak in zip((student.model, student.critic), peaks, strict=True) if model is not None],
-        lr=spec.lr, betas=(spec.adam_beta1, spec.adam_beta2), weight_decay=spec.weight_decay, fused=True,
-    )  # fmt: skip
-    optimizer = accelerator.prepare(optimizer)
+    models = [model for model in (student.model, student.critic) if model is not None]
+    optimizer = accelerator.prepare(make_optimizer(models, peaks[: len(models)], spec, run.runtime.fused))
     student.to(accelerator.device)
     done = checkpoints.load_resume(run.work, student, optimizer)
     log = StepLog(run.work / METRICS, done, accelerator.is_main_process)

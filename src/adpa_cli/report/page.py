@@ -22,7 +22,7 @@ from adpa_cli.store.verify import verified_at
 
 MOST_CHILDREN = 12
 _MEASURED = ("reward", "accuracy", "margin", "nll")
-_SHOWN_ELSEWHERE = {"what", "watch", "say", "scores", "suite", "data", "scorer", "selection"}
+_SHOWN_ELSEWHERE = {"what", "watch", "say", "scores", "suite", "data", "scorer", "selection", "runtime"}
 
 
 @dataclass(frozen=True)
@@ -80,6 +80,8 @@ def screen(page: Page, width: int, now: float) -> str:
     lines += text.wrap("method" if "method" in manifest.spec else "spec", settings(manifest.spec), width)
     if page.departures:
         lines += text.wrap("differs", ["from the family's defaults:", *page.departures], width)
+    if tuned := manifest.metrics.get("runtime"):
+        lines += text.wrap("runtime", [f"{key} {text.brief(value)}" for key, value in tuned.items()], width)
     lines += text.beside(_parents(page.parents), _children(page.children), width)
     lines += _scores(page.scores, manifest, width)
     lines += _metrics(manifest, width)

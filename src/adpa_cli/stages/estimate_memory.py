@@ -1,7 +1,8 @@
 """What a stage needs in memory: on the device that computes, and of the machine beside it. Bytes; pure functions.
 
 The numbers of floats that a layer keeps were counted on a Llama (saved tensors of a forward pass), the rest follows
-from how the stages work: float32 weights, AdamW, a head in tiles (`tensors/head.py`), blocks computed whole.
+from how the stages work: float32 weights (in training bfloat16 on demand), AdamW, a head in tiles (`tensors/head.py`),
+blocks computed whole.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from adpa_cli.spec import Runtime
 from adpa_cli.stages.model_size import ModelSize
 from adpa_cli.stages.row_lengths import Row, Rows
 
@@ -48,24 +50,23 @@ class Where:
         return Memory(int(CUDA + held), int(self.processes * (PYTHON + CUDA + rows) + weights))
 
 
-def training(
-    model: ModelSize, rows: Rows, dtype: str, batch_size: int, tokens_per_device: int, ids: int, where: Where
-) -> Memory:
+def training(model: ModelSize, rows: Rows, spec: Any, runtime: Runtime, ids: int, where: Where) -> Memory:
     """Weights, gradients, two moments; activations and head of the largest micro-batch. `ids` are read per position."""
-    micro = largest_micro_batch(rows, tokens_per_device, batch_size)
+    micro = largest_micro_batch(rows, runtime.tokens_per_device, spec.batch_size)
     answers = micro * answer_share(rows)
-    work = activations(model, micro, dtype) + head_training(model, answers, ids)
-    return where.total(trained(model, dtype, where), work, row_bytes(rows))
+    work = activations(model, micro, spec, runtime.recompute) + head_training(model, answers, ids, spec)
+    return where.total(trained(model, spec, where), work, row_bytes(rows))
 
 
-def online(models: Sequence[ModelSize], rows: Rows, spec: Any, tokens: int, where: Where) -> Memory:
+def online(models: Sequence[ModelSize], rows: Rows, spec: Any, runtime: Runtime, where: Where) -> Memory:
     """A student and its critic with gradients and moments; beside them the most of a step, of drawing answers, and of
     one of the models that read them in turn."""
     student = models[0]
-    micro = largest_micro_batch(rows, tokens, spec.batch_size)
+    micro = largest_micro_batch(rows, runtime.tokens_per_device, spec.batch_size)
     answers = micro * answer_share(rows)
-    weights = trained(student, spec.dtype, where) * 2
-    step = activations(student, micro, spec.dtype) * (1 + 1 / len(rows)) + head_training(student, answers, 1)
+    weights = trained(student, spec, where) * 2
+    step = activations(student, micro, spec, runtime.recompute) * (1 + 1 / len(rows))
+    step += head_training(student, answers, 1, spec)
     new = spec.params["max_new_tokens"]
     drawing = block_of_answers(student, rows["rollout"], spec.dtype, DRAWN_TOGETHER, new, spec.max_length)
     reading = max(frozen(m, spec.dtype) + passing(m, micro, spec.dtype) + tiles(m, answers) for m in models)
@@ -73,9 +74,16 @@ def online(models: Sequence[ModelSize], rows: Rows, spec: Any, tokens: int, wher
     return where.total(weights + left, max(step, drawing, reading), row_bytes(rows))
 
 
-def trained(model: ModelSize, dtype: str, where: Where) -> float:
-    """Weights, gradients and two moments, and what several processes sum gradients in."""
-    return model.parameters * (16.0 + (2 if dtype == "bfloat16" else 0) + (4 if where.processes > 1 else 0))
+def trained(model: ModelSize, spec: Any, where: Where) -> float:
+    """Weights, gradients and two moments, copies of weights for products, and what processes sum gradients in."""
+    size = weight_bytes(spec)
+    copies = 2 if spec.dtype != spec.weights else 0
+    return model.parameters * (4.0 * size + copies + (size if where.processes > 1 else 0))
+
+
+def weight_bytes(spec: Any) -> int:
+    """Bytes of a weight that is trained."""
+    return 2 if spec.weights == "bfloat16" else 4
 
 
 def largest_micro_batch(rows: Rows, tokens: int, batch_size: int) -> float:
@@ -94,20 +102,24 @@ def answer_share(rows: Rows) -> float:
     return sum(row.answer for row in every) / max(1.0, sum(row.whole for row in every))
 
 
-def activations(model: ModelSize, tokens: float, dtype: str) -> float:
+def activations(model: ModelSize, tokens: float, spec: Any, recompute: bool = False) -> float:
     """What the backward pass needs of `tokens`: per layer 8.5 hidden states, keys and values, 4 feed-forward widths.
 
-    Under autocast the inputs of products are kept in two bytes, the norms and the residual in four.
+    Under autocast the inputs of products are kept in two bytes; the norms in four, and the residual too where weights
+    are. With `recompute` only the residual is kept, and all of one layer at a time.
     """
-    wide, narrow = (4.0, 4.0) if dtype == "float32" else (2.0, 3.4)
+    wide, narrow = (4.0, 4.0) if spec.dtype == "float32" else (2.0, 3.4 if spec.weights == "float32" else 2.4)
     of_layer = narrow * (8.5 * model.hidden + 2 * model.keys) + wide * 4 * model.inner
-    return tokens * (model.layers * of_layer + 12 * model.hidden)
+    layers = model.layers * of_layer
+    if recompute:
+        layers = model.layers * weight_bytes(spec) * model.hidden + of_layer
+    return tokens * (layers + 12 * model.hidden)
 
 
-def head_training(model: ModelSize, positions: float, ids: int) -> float:
+def head_training(model: ModelSize, positions: float, ids: int, spec: Any) -> float:
     """Tiles of logits, the kept logits where they fit, hidden states, chosen ids, and a second gradient when tied."""
     kept = 4 * positions * model.vocabulary
-    tied = 4 * model.head if model.tied else 0
+    tied = weight_bytes(spec) * model.head if model.tied else 0
     chosen = positions * (12 * model.hidden + 24 * ids)
     return tiles(model, positions) + (kept if kept <= KEEP_BYTES else 0) + chosen + tied
 

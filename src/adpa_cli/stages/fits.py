@@ -79,9 +79,8 @@ def _smaller(node: Node, store: Store, runtime: Runtime, where: Where, room: int
         return memory_of(stage, rows, models, run, at).device <= room
 
     if KINDS[node.stage] == "training":
-        tokens = _halved(runtime.tokens_per_device, lambda n: fits(node, replace(runtime, tokens_per_device=n), where))
-        if tokens:
-            return f"--tokens-per-device {tokens}", True
+        if found := _leaner(node, runtime, lambda stage, run: fits(stage, run, where)):
+            return found
     else:
         tokens = _halved(
             node.spec.block_tokens,
@@ -97,6 +96,27 @@ def _smaller(node: Node, store: Store, runtime: Runtime, where: Where, room: int
     if KINDS[node.stage] == "training":
         return "a smaller student (adpa models), or a machine with more memory", False
     return "a smaller model (adpa models), or a machine with more memory", False
+
+
+def _leaner(node: Node, runtime: Runtime, fits: Callable[[Node, Runtime], bool]) -> tuple[str, bool] | None:
+    """What makes a training fit, what costs least first, and whether smaller micro-batches are all."""
+    again = replace(runtime, recompute=True)
+    small = replace(node, spec=replace(node.spec, weights="bfloat16"))
+    recompute, weights = "--runtime recompute=true", f"--set {node.stage}.weights=bfloat16"
+    ways = (
+        (node, runtime, ""), (node, again, recompute), (small, runtime, weights),
+        (small, again, f"{recompute} {weights}"),
+    )  # fmt: skip
+    for stage, run, words in ways:
+        if words and fits(stage, run):
+            return words, False
+
+        def with_tokens(tokens: int, stage: Node = stage, run: Runtime = run) -> bool:
+            return fits(stage, replace(run, tokens_per_device=tokens))
+
+        if tokens := _halved(run.tokens_per_device, with_tokens):
+            return f"{words} --tokens-per-device {tokens}".lstrip(), not words
+    return None
 
 
 def _halved(start: int, fits: Callable[[int], bool]) -> int | None:

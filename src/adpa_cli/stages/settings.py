@@ -15,7 +15,17 @@ from typing import Any, TypeVar
 from adpa_cli import methods
 from adpa_cli.errors import UsageError
 from adpa_cli.families import Family, stage_settings
-from adpa_cli.spec import STAGE_VERSIONS, CaptureSpec, Dataclass, EvalSpec, RewardsSpec, RolloutSpec, TrainSpec, make
+from adpa_cli.spec import (
+    STAGE_VERSIONS,
+    CaptureSpec,
+    Dataclass,
+    EvalSpec,
+    RewardsSpec,
+    RolloutSpec,
+    Runtime,
+    TrainSpec,
+    make,
+)
 
 S = TypeVar("S", bound=Dataclass)
 DERIVED = {"method", "method_version", "params", "template", "end", "parts", "split", "suite", "smoke", "judged_tokens"}
@@ -56,6 +66,28 @@ def parse_sets(items: Sequence[str]) -> tuple[dict[str, str], dict[str, dict[str
             raise UsageError(f"--set {item}: no stage is called {stage!r}", f"stages: {', '.join(STAGE_VERSIONS)}")
         (by_stage.setdefault(stage, {}) if dot else own)[key.replace("-", "_")] = value
     return own, by_stage
+
+
+def parse_runtime(items: Sequence[str]) -> dict[str, str]:
+    """`key=value` items of `--runtime`. Raises UsageError for anything else, listing every key with its default."""
+    known = ", ".join(f"{f.name}={str(f.default).lower()}" for f in knobs())
+    found: dict[str, str] = {}
+    for item in items:
+        name, _, value = item.partition("=")
+        key = name.replace("-", "_")
+        if not value or key not in {f.name for f in knobs()}:
+            what = "no such key" if value else "write KEY=VALUE"
+            guess = difflib.get_close_matches(key, [f.name for f in knobs()], n=1) if value else []
+            raise UsageError(
+                f"--runtime {item}: {what}", f"{f'did you mean {guess[0]}? ' if guess else ''}keys: {known}"
+            )
+        found[key] = value
+    return found
+
+
+def knobs() -> list[dataclasses.Field[Any]]:
+    """The fields of `Runtime` that `--runtime` sets."""
+    return [f for f in dataclasses.fields(Runtime) if f.metadata.get("knob")]
 
 
 def settable(stage: str, method: str = "") -> dict[str, Any]:

@@ -177,10 +177,8 @@ def memory_of(node: Node, rows: Rows, models: Sequence[ModelSize], runtime: Runt
         used = {str(need.part) for need in read.needs_for(read.params(**spec.params))}
         own: Rows = {part: found for part, found in rows.items() if part in used} or rows
         if is_online(spec):
-            return memory.online(models, own, spec, runtime.tokens_per_device, where)
-        return memory.training(
-            models[0], own, spec.dtype, spec.batch_size, runtime.tokens_per_device, signal_ids(node), where
-        )
+            return memory.online(models, own, spec, runtime, where)
+        return memory.training(models[0], own, spec, runtime, signal_ids(node), where)
     if node.stage == "rollout":
         return memory.generating(
             models[0], rows["rollout"], spec.dtype, spec.block_tokens, spec.max_new_tokens, spec.max_length, where

@@ -39,7 +39,7 @@ def compute(job: Job, monitor: Monitor, rank: int = 0, processes: int = 1) -> No
     held = held_out(job, spec, encoder) if spec.select == "best" else None
     accelerator = make_accelerator(job.runtime.rendezvous)
     longest = max(example.length for example in data.examples)
-    student = _student(job, spec, encoder, str(accelerator.device), bool(data.online), longest)
+    student, tuned = _student(job, spec, encoder, str(accelerator.device), bool(data.online), longest)
     model = student.model
     given = (data.examples, data.online, spec, params, job.folder, job.runtime.tokens_per_device)
     feed = Online(student, accelerator, *given) if data.online else None
@@ -65,7 +65,7 @@ def compute(job: Job, monitor: Monitor, rank: int = 0, processes: int = 1) -> No
             save_in(job.folder)
         write_json(job.folder / RESULT, {
             **preferred, **_selected(job, spec, end, bool(held), bool(looked_at)),
-            "final": summary, "examples": rows, "notes": list(data.notes),
+            **({"runtime": tuned} if tuned else {}), "final": summary, "examples": rows, "notes": list(data.notes),
             "parameters": sum(p.numel() for p in model.parameters()),
             "tokens": sum(part.tokens for e in data.examples for part in e.parts.values()),
         })  # fmt: skip
@@ -85,23 +85,30 @@ def _selected(job: Job, spec: TrainSpec, step: int, held: bool, looked_at: bool)
     }
 
 
-def _student(job: Job, spec: TrainSpec, encoder: Encoder, device: str, online: bool, longest: int) -> Any:
+def _student(
+    job: Job, spec: TrainSpec, encoder: Encoder, device: str, online: bool, longest: int
+) -> tuple[Any, dict[str, Any]]:
     """What is trained on rows of up to `longest` tokens: the model, with a critic where answers are drawn online, or
-    under a scalar head."""
+    under a scalar head; and how it was tuned."""
     from adpa_cli.engine.critic import critic_of
     from adpa_cli.engine.models import check_head, load
     from adpa_cli.engine.packed import packer_of
     from adpa_cli.engine.ranker import Ranker, load_ranker
     from adpa_cli.engine.student import Student
+    from adpa_cli.engine.tuning import tune
 
     folder = job.one("model").path
     if job.stage == "reward-model":
-        return Ranker(load_ranker(folder, encoder.tokenizer, encoder.end_id, device), spec.dtype)
+        ranker = load_ranker(folder, encoder.tokenizer, encoder.end_id, device)
+        tuned = tune(ranker, spec, job.runtime)
+        return Ranker(ranker, spec.dtype), tuned
     model = load(folder, train=True, device=device)
     check_head(model)
+    packer = packer_of(model, spec.dtype, longest) if job.runtime.attention == "auto" else None
+    tuned = tune(model, spec, job.runtime)
     student = Student(model, spec.dtype, critic_of(model, spec.dtype) if online else None)
-    student.packer = packer_of(model, spec.dtype, longest)
-    return student
+    student.packer = packer
+    return student, tuned
 
 
 def _preferred(job: Job, spec: TrainSpec, encoder: Encoder, student: Any, accelerator: Any) -> dict[str, Any]:
