@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -169,3 +171,12 @@ def test_sequences_of_similar_length_are_run_together() -> None:
     assert sorted(i for group in groups for i in group) == list(range(60))
     assert all(lengths[group[0]] == max(lengths[i] for i in group) for group in groups)
     assert sum(lengths[group[0]] * len(group) for group in groups) < 1.15 * sum(lengths)
+
+
+def test_padding_is_what_no_token_fills_and_never_less_than_nothing() -> None:
+    needs = (Need("chosen"), Need("rejected"))
+    batch = collate(ROWS, needs, END, signal_source(ROWS, tiny_llama(1), tiny_llama(2)), {})
+    assert batch.tokens == sum(len(e.parts[need.part]) for e in ROWS for need in needs)
+    assert batch.cells == sum(piece.input_ids.numel() for piece in batch.pieces) > batch.tokens
+    assert batch.padding == batch.cells - batch.tokens
+    assert replace(batch, tokens=batch.cells + 5).padding == 0  # a prompt that goes through once for two answers

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import json
 import math
 from pathlib import Path
@@ -14,8 +15,9 @@ import torch
 from adpa_cli.engine import loop
 from adpa_cli.engine.checkpoints import resume_step
 from adpa_cli.engine.loop import Run, score_start, train
+from adpa_cli.engine.objective import Objective
 from adpa_cli.engine.processes import make_accelerator
-from adpa_cli.engine.schedule import learning_rate, step_rows
+from adpa_cli.engine.schedule import Fixed, learning_rate, step_rows
 from adpa_cli.engine.steplog import METRICS, Budget
 from adpa_cli.engine.student import Student
 from adpa_cli.errors import AdpaError, Stopped
@@ -33,14 +35,20 @@ def fresh() -> Student:
     return Student(tiny_llama(0).requires_grad_(), "float32")
 
 
-def whole(run: Run) -> Budget:
-    """Nothing has run out of memory yet."""
-    return Budget(run.runtime.tokens_per_device, run.runtime.tokens_per_device)
+def one_step(student: Any, optimizer: Any, run: Run) -> dict[str, float]:
+    """The numbers of a step over all rows of a run whose batches hold them."""
+    accelerator, tokens = make_accelerator(), run.runtime.tokens_per_device
+    feed = Fixed(run.examples, run.spec)
+    objective = Objective(run.method, run.params, feed.at(0)[0])
+    with loop.reading_ahead(student, run, feed, accelerator, 1) as ahead:
+        batches = functools.partial(ahead.batches, 0)
+        numbers, signal = loop._step(student, optimizer, run, accelerator, objective, batches, Budget(tokens, tokens))
+    assert signal is None
+    return numbers
 
 
 def gradients(run: Run, student: Student) -> tuple[dict[str, torch.Tensor], dict[str, float]]:
     """The gradients that the optimizer meets in one step over all rows, and the numbers of that step."""
-    accelerator = make_accelerator()
     optimizer = torch.optim.SGD(student.model.parameters(), lr=0.0)
     found: dict[str, torch.Tensor] = {}
 
@@ -48,17 +56,15 @@ def gradients(run: Run, student: Student) -> tuple[dict[str, torch.Tensor], dict
         found.update({name: p.grad.clone() for name, p in student.model.named_parameters()})
 
     optimizer.register_step_pre_hook(keep)
-    module, prepared = accelerator.prepare(student, optimizer)
-    score_start(student, run, accelerator)
-    numbers, signal = loop._step(module, prepared, run, accelerator, list(run.examples), whole(run))
-    assert signal is None
-    return found, numbers
+    module, prepared = make_accelerator().prepare(student, optimizer)
+    score_start(student, run, make_accelerator())
+    return found, one_step(module, prepared, run)
 
 
 @pytest.mark.parametrize("tokens", [1, 60, 100_000])
 @pytest.mark.parametrize("method", METHODS)
 def test_one_step_is_the_gradient_of_the_equation(method: str, tokens: int, tmp_path: Path) -> None:
-    run = make_run(method, ROWS, SIGNAL, tmp_path, runtime=Runtime(tokens_per_device=tokens), clip=1e9)
+    run = make_run(method, ROWS, SIGNAL, tmp_path, runtime=Runtime(tokens_per_device=tokens), clip=1e9, batch_size=9)
     student = fresh()
     with torch.no_grad():  # a student that has moved from its start, for DPO to compare
         score_start(Student(tiny_llama(3), "float32"), run, make_accelerator())
@@ -69,7 +75,7 @@ def test_one_step_is_the_gradient_of_the_equation(method: str, tokens: int, tmp_
         assert numbers["loss"] == pytest.approx(math.log(2), abs=1e-6)
         run.start_of.update(before)
         student = fresh()
-        numbers, _ = loop._step(*_prepared(student, found), run, make_accelerator(), list(ROWS), whole(run))
+        numbers = one_step(*_prepared(student, found), run)
     dense = tiny_llama(0).double().requires_grad_()
     loss = dense_loss(method, dense, tiny_llama(3).double(), ROWS, SIGNAL, run.params)
     loss.backward()
@@ -122,7 +128,7 @@ def test_a_run_is_adamw_with_clipping_and_the_schedule(method: str, tmp_path: Pa
 def test_terms_are_logged_by_name_and_add_up(tmp_path: Path) -> None:
     run = make_run("adpa", ROWS, SIGNAL, tmp_path)
     summary = train(fresh(), run, make_accelerator())
-    assert set(summary) == {"sft", "advantage", "loss", "grad_norm"}
+    assert set(summary) == {"sft", "advantage", "loss", "grad_norm", "length/rollout"}
     assert summary["loss"] == pytest.approx(summary["sft"] + run.params.gamma * summary["advantage"], rel=1e-5)
 
 

@@ -15,7 +15,14 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
-from adpa_cli.engine.memory import block_that_fits, fitting, is_out_of_memory, refused_when_full
+from adpa_cli.engine.memory import (
+    block_that_fits,
+    fitting,
+    forget_peak,
+    is_out_of_memory,
+    peak_memory,
+    refused_when_full,
+)
 from adpa_cli.engine.steplog import METRICS, StepLog
 from adpa_cli.errors import AdpaError
 from memory_limit import WANTED
@@ -104,6 +111,18 @@ def test_only_running_out_of_memory_is_told_as_such() -> None:
         fitting(lambda: torch.zeros(2) @ torch.zeros(3))
     with pytest.raises(ZeroDivisionError), refused_when_full("it", "less"):
         _ = 1 // 0
+
+
+def test_the_peak_is_that_since_it_was_forgotten() -> None:
+    device, large = torch.device("cpu"), 200 * 2**20
+    forget_peak(device)
+    before = peak_memory(device)
+    held = torch.ones(large // 4)
+    assert peak_memory(device) >= before + 0.9 * large
+    del held
+    assert peak_memory(device) >= before + 0.9 * large, "what was freed was there"
+    forget_peak(device)
+    assert peak_memory(device) < before + 0.5 * large
 
 
 @pytest.mark.parametrize(

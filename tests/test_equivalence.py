@@ -111,6 +111,9 @@ def test_two_processes_equal_one_in_training(stores: dict[str, Path], tmp_path: 
     assert [point["step"] for point in ours] == [4, 8, 12, 16, 20, 24, 28, 30]
     assert [(p["step"], p["pairs"], p["accuracy"]) for p in ours] == [(p["step"], 48, p["accuracy"]) for p in theirs]
     assert [p["margin"] for p in ours] == pytest.approx([p["margin"] for p in theirs], rel=1e-4)
+    assert made.metrics["gradients"] == pytest.approx(alone.metrics["gradients"], rel=1e-4)
+    assert made.metrics["entropy"] == pytest.approx(alone.metrics["entropy"], rel=1e-4)
+    assert 0 < made.metrics["memory"]["peak"] < 2**32
 
 
 @pytest.mark.slow

@@ -368,6 +368,12 @@ def test_curves_bear_gaps_and_torn_lines(tmp_path: Path) -> None:
     assert curves.lines({}, 80) == []
 
 
+def test_curves_join_what_is_measured_on_some_steps_and_put_gradients_last() -> None:
+    steps = {"grad_norm": [4.0, 3.0], "sft": [2.0, 1.0], "entropy/chosen": [1.5, None, None, 0.5], "loss": [3.0, 1.0]}
+    (line,) = curves.lines(steps, 120)
+    assert line == "curves    loss 3 █▁ 1    entropy/chosen 1.5 █▁ 0.5    sft 2 █▁ 1    grad_norm 4 █▁ 3"
+
+
 def test_five_hundred_artifacts_list_without_heavy_libraries(store: Store) -> None:
     for number in range(500):
         add(store, "sft", {}, number * HOUR, n=number)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
+import resource
 import shutil
 import subprocess
 from collections.abc import Mapping
@@ -70,6 +72,22 @@ def limit_of(most: Path, used: Path) -> int:
         return max(0, int(limit) - int(used.read_text(encoding="ascii")))
     except (OSError, ValueError):
         return BOUNDLESS
+
+
+def forget_peak() -> None:
+    """Let `peak_resident` begin anew, where the kernel lets us: else the peak is that of the process so far."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+
+
+def peak_resident() -> int:
+    """The most bytes of this process that were in memory at a time."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most if platform.system() == "Darwin" else most * 1024
 
 
 def first_card() -> tuple[str, int] | None:

@@ -205,6 +205,8 @@ class Runtime:
     """An attention of transformers for the model that is trained, such as sdpa or flash_attention_2."""
     fused: bool = knob(True)
     """Whether AdamW updates all weights in one kernel; without effect where weights are bfloat16."""
+    trackers: str = knob("none")
+    """Where the numbers of each step go besides, such as tensorboard,wandb: names that accelerate has for trackers."""
 
 
 STAGE_VERSIONS = {

@@ -131,15 +131,18 @@ class Options:
         from adpa_cli.cli.stopping import seconds_of
         from adpa_cli.errors import UsageError
         from adpa_cli.spec import Runtime, make
+        from adpa_cli.stages import trackers
         from adpa_cli.stages.settings import parse_runtime
 
         if self.tokens_per_device is not None and self.tokens_per_device < 1:
             raise UsageError(f"--tokens-per-device {self.tokens_per_device}", "give 1 or more; a longer row goes alone")
+        asked = parse_runtime(self.knobs or ())
+        trackers.named(asked.get("trackers", trackers.NONE))
         return make(Runtime, {
             "processes": processes(self.gpus, look), "wait": not self.no_wait,
             "tokens_per_device": self.tokens_per_device or Runtime().tokens_per_device,
             "stop_after": None if self.stop_after is None else seconds_of(self.stop_after),
-            **parse_runtime(self.knobs or ()),
+            **asked,
         })  # fmt: skip
 
 

@@ -7,7 +7,6 @@ import shutil
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from adpa_cli.cli import streams
 from adpa_cli.report import text
@@ -16,6 +15,8 @@ from adpa_cli.stages.log import Pace
 from adpa_cli.store.manifest import Manifest
 
 REDRAW_SECONDS = 0.1
+WAIT_WORTH_SAYING = 0.05
+_ASIDE = {"grad_norm", "critic_grad_norm", "tokens", "padding", "tokens_per_s", "mfu", "wait"}
 
 
 class Screen:
@@ -66,7 +67,7 @@ class Screen:
             return
         done = share - self._share_before
         left = (now - self._began) / done * (1 - share) if done > 0 else None
-        words = [f"{step}/{of}", self._time(left), *(f"{name} {value:.4g}" for name, value in _told(numbers))]
+        words = [f"{step}/{of}", self._time(left), *_told(numbers)]
         if self.live:
             self._draw("  ".join([f"{self._head} {_bar(share, _columns())}", *words]))
         else:
@@ -133,7 +134,12 @@ def _fitted(line: str, width: int) -> str:
     return line if text.width_of(line) <= width else line[: max(width, 0)]
 
 
-def _told(numbers: Mapping[str, float]) -> Sequence[tuple[str, Any]]:
-    """The loss and the first other numbers."""
-    told = [(name, value) for name, value in numbers.items() if name != "grad_norm"]
-    return sorted(told, key=lambda number: number[0] != "loss")[:3]
+def _told(numbers: Mapping[str, float]) -> Sequence[str]:
+    """The loss and the first other numbers; how fast a training goes, and whether it waits."""
+    plain = {name: value for name, value in numbers.items() if "/" not in name and name not in _ASIDE}
+    said = [f"{name} {plain[name]:.4g}" for name in sorted(plain, key=lambda name: name != "loss")[:3]]
+    if "tokens_per_s" in numbers:
+        said.append(f"{text.number(round(numbers['tokens_per_s']))} tokens/s")
+    if numbers.get("wait", 0.0) >= WAIT_WORTH_SAYING:
+        said.append(f"waits {100 * numbers['wait']:.0f} %")
+    return said

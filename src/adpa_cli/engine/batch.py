@@ -14,10 +14,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from adpa_cli.engine.pieces import Packer, Piece, moved, pieces_of
+from adpa_cli.engine.pieces import Packer, Piece, changed, moved, pieces_of
 from adpa_cli.engine.schedule import Example
 from adpa_cli.methods import Experience, Need, Signal, View
 from adpa_cli.signal import SignalRows
+from adpa_cli.tensors.logits import Stats
 
 SignalOf = Callable[[str, str], SignalRows]
 """(example id, part) -> the cached signal of that answer."""
@@ -42,18 +43,34 @@ class PartBatch:
 @dataclass(frozen=True)
 class Batch:
     """The sequences as `pieces`, with little padding or none; their N answer positions are numbered by part, then
-    example. `ids` [N,1+K] holds the label, then the signal's ids, -1 where there is none.
-    `drawn` are the pieces that the critic reads: the answers drawn online, which are the last ones."""
+    example. `ids` [N,1+K] holds the label, then the signal's ids, -1 where there is none. `tokens` are those of all
+    sequences. `drawn` are the pieces that the critic reads: the answers drawn online, which are the last ones."""
 
     pieces: tuple[Piece, ...]
     ids: Tensor
     parts: Mapping[str, PartBatch]
     examples: int
+    tokens: int
     drawn: tuple[Piece, ...] = ()
+
+    @property
+    def cells(self) -> int:
+        """Positions that go through the model."""
+        return sum(piece.input_ids.numel() for piece in self.pieces)
+
+    @property
+    def padding(self) -> int:
+        """How many of them are no token; none where tokens that sequences share go through once."""
+        return max(0, self.cells - self.tokens)
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on another device."""
         other: Batch = moved(self, device)
+        return other
+
+    def pinned(self) -> Batch:
+        """The same batch in memory that a GPU copies from while it computes."""
+        other: Batch = changed(self, Tensor.pin_memory)
         return other
 
 
@@ -94,7 +111,8 @@ def collate(
             parts[need.part] = replace(parts[need.part], reward=rewards)
     fixed = sum(not need.online for need in needs) * len(examples)
     drawn = pieces_of(sequences[fixed:], starts[fixed:]) if fixed < len(sequences) else ()
-    return Batch(pieces_of(sequences, starts, packer), torch.from_numpy(ids), parts, len(examples), drawn)
+    pieces, tokens = pieces_of(sequences, starts, packer), sum(map(len, sequences))
+    return Batch(pieces, torch.from_numpy(ids), parts, len(examples), tokens, drawn)
 
 
 def _part(
@@ -144,7 +162,7 @@ def _signal(rows: Sequence[SignalRows], longest: int) -> Signal:
 
 
 def views(
-    batch: Batch, logps: Tensor, rest: Tensor, squares: Tensor | None = None, values: Tensor | None = None
+    batch: Batch, logps: Tensor, rest: Tensor, stats: Stats | None = None, values: Tensor | None = None
 ) -> dict[Any, View]:
     """The student's log-probs [N,1+K], rest mass [N] and log of Σ p² [N], if asked for, as one `View` per part.
 
@@ -161,7 +179,7 @@ def views(
             topk_logps=picked[..., 1 : 1 + k] if part.signal else None,
             rest_logps=rest[part.where] if part.signal else None,
             label_in_topk=part.in_topk, signal=part.signal, start_logps=part.start,
-            log_sum_squares=None if squares is None else squares[part.where],
+            log_sum_squares=None if stats is None else stats.log_sum_squares[part.where],
             values=None if values is None or (fixed and not part.experience)
             else values[(part.where - fixed).clamp(min=0)],
             experience=part.experience, reward=part.reward,

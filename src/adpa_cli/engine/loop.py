@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,11 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from adpa_cli.engine import checkpoints
-from adpa_cli.engine.batch import SignalOf, collate, views
+from adpa_cli.engine.ahead import Ahead
+from adpa_cli.engine.batch import Batch, SignalOf, collate
 from adpa_cli.engine.memory import ROOM, fitting, refused_when_full
 from adpa_cli.engine.micro import less, step_batches
+from adpa_cli.engine.objective import EVERY, Objective
 from adpa_cli.engine.optimizer import make_optimizer
 from adpa_cli.engine.processes import agree, all_fit, sum_gradients
 from adpa_cli.engine.schedule import (
@@ -31,14 +34,16 @@ from adpa_cli.engine.schedule import (
     steps_of,
 )
 from adpa_cli.engine.score import halving_logps
+from adpa_cli.engine.speed import Clock
 from adpa_cli.engine.steplog import METRICS, Budget, StepLog
 from adpa_cli.engine.student import Student
 from adpa_cli.errors import AdpaError, Stopped
-from adpa_cli.methods import Method, Part
+from adpa_cli.methods import Method
 from adpa_cli.spec import Runtime, TrainSpec
-from adpa_cli.tensors.reduce import reduce
 
 BESIDE = "what a step needs beside its rows (a gradient and two moments for each trained weight)"
+Cut = tuple[list[Example], float]
+Laid = tuple[Batch, float]
 
 
 @dataclass(frozen=True)
@@ -55,6 +60,8 @@ class Run:
     runtime: Runtime = Runtime()
     stage: str = ""
     progress: Callable[[int, int, Mapping[str, float]], None] = lambda step, of, numbers: None
+    track: Callable[[int, Mapping[str, float]], None] = lambda step, numbers: None
+    """Told the same numbers of each step as `progress`, and the learning rate."""
     note: Callable[[str], None] = lambda text: None
     stop: Callable[[], str | None] = lambda: None
     """The name of the signal that asks the run to stop, if one came."""
@@ -88,54 +95,90 @@ def train(student: Student, run: Run, accelerator: Accelerator) -> dict[str, flo
     done = checkpoints.load_resume(run.work, student, optimizer)
     log = StepLog(run.work / METRICS, done, accelerator.is_main_process)
     budget = log.budget(run.runtime.tokens_per_device)
+    clock = Clock(student, run.work, done, accelerator)
     every = run.runtime.checkpoint_steps or half_epoch(len(run.examples), spec.batch_size)
-    for step in range(done, end):
-        rate = learning_rate(step, steps, spec.lr, spec.warmup_ratio)
-        for group, peak in zip(optimizer.param_groups, peaks, strict=False):
-            group["lr"] = learning_rate(step, steps, peak, spec.warmup_ratio)
-        examples, about = feed.at(step)
-        numbers, signal = _step(student, optimizer, run, accelerator, examples, budget)
-        numbers |= about
-        log.add({"step": step + 1, **numbers, "lr": rate, **budget.record()})
-        run.progress(step + 1, end, numbers)
-        last = step + 1 == end
-        if step + 1 in run.points:
-            run.at_point(step + 1)
-        if signal or (not last and ((step + 1) % every == 0 or step + 1 in run.points)):
-            if accelerator.is_main_process:
-                log.flush()
-                checkpoints.save_resume(run.work, step + 1, student, optimizer)
-            accelerator.wait_for_everyone()
-        if signal and not last:
-            by = Stopped.words(signal)
-            raise Stopped(signal, f"stopped by {by} after step {step + 1} of {end}; the work is saved")
+    with reading_ahead(student, run, feed, accelerator, end) as ahead:
+        for step in range(done, end):
+            rate = learning_rate(step, steps, spec.lr, spec.warmup_ratio)
+            for group, peak in zip(optimizer.param_groups, peaks, strict=False):
+                group["lr"] = learning_rate(step, steps, peak, spec.warmup_ratio)
+            examples, about = feed.at(step)
+            objective = Objective(run.method, run.params, examples, measured=step % EVERY == 0)
+            began, waited = time.monotonic(), ahead.waited
+            batches = functools.partial(ahead.batches, step)
+            numbers, signal = _step(student, optimizer, run, accelerator, objective, batches, budget)
+            pace = clock.add(objective.sequences, time.monotonic() - began, ahead.waited - waited)
+            numbers |= about
+            log.add({"step": step + 1, **numbers, "lr": rate, **budget.record()})
+            run.progress(step + 1, end, {**numbers, **pace})
+            run.track(step + 1, {**numbers, "lr": rate, **pace})
+            last = step + 1 == end
+            if step + 1 in run.points:
+                run.at_point(step + 1)
+            if signal or (not last and ((step + 1) % every == 0 or step + 1 in run.points)):
+                clock.save()
+                if accelerator.is_main_process:
+                    log.flush()
+                    checkpoints.save_resume(run.work, step + 1, student, optimizer)
+                accelerator.wait_for_everyone()
+            if signal and not last:
+                by = Stopped.words(signal)
+                raise Stopped(signal, f"stopped by {by} after step {step + 1} of {end}; the work is saved")
+    clock.save()
     log.flush()
     return log.summary(end)
 
 
+def reading_ahead(student: Student, run: Run, feed: Feed, accelerator: Accelerator, end: int) -> Ahead[Cut, Laid]:
+    """The micro-batches of this process up to step `end`, each with its weight: those of one left without rows
+    repeat one and weigh nothing."""
+    needs = run.method.needs_for(run.params)
+
+    def cut(step: int, tokens: int) -> list[Cut]:
+        examples, _ = feed.at(step)
+        dealt = step_batches(examples, len(needs), tokens, accelerator.num_processes, student.packer)
+        mine = dealt[accelerator.process_index]
+        return [([examples[p] for p in positions or [0]], 1.0 if positions else 0.0) for positions in mine]
+
+    def lay_out(item: Cut) -> Laid:
+        examples, weight = item
+        known, rewards = feed.experience, run.reward_of
+        batch = collate(examples, needs, run.end_id, run.signal_of, run.start_of, known, rewards, student.packer)
+        return batch.pinned() if accelerator.device.type == "cuda" else batch, weight
+
+    return Ahead(cut, lay_out, end, feed.known)
+
+
 def _step(
-    student: Student, optimizer: Any, run: Run, accelerator: Accelerator, examples: list[Example], budget: Budget
+    student: Student,
+    optimizer: Any,
+    run: Run,
+    accelerator: Accelerator,
+    objective: Objective,
+    batches: Callable[[int], Iterator[Laid]],
+    budget: Budget,
 ) -> tuple[dict[str, float], str | None]:
-    """One optimizer step over the global batch `examples`; returns its numbers and the signal to stop at, if any.
+    """One optimizer step; returns its numbers and the signal to stop at, if any. `batches` are those of this process
+    at so many tokens at a time.
 
     Where it does not fit in the memory of a process, all of them do it over with half of the tokens at a time.
     """
     before = budget.tokens
-    parts = len(run.method.needs_for(run.params))
     while True:
-        dealt = step_batches(examples, parts, budget.tokens, accelerator.num_processes, student.packer)
-        mine = dealt[accelerator.process_index]
-        sums = fitting(functools.partial(_gradients, student, run, accelerator, examples, mine))
+        sums = fitting(functools.partial(_gradients, student, accelerator, objective, batches(budget.tokens)))
         if all_fit(accelerator, sums is not None) and sums is not None:
             break
         optimizer.zero_grad(set_to_none=True)
+        examples, parts = objective.examples, len(objective.sequences)
+        dealt = step_batches(examples, parts, budget.tokens, accelerator.num_processes, student.packer)
         budget.tokens = less(dealt, examples, parts, student.packer, run.stage)
     if budget.tokens < before:
         run.note(f"out of memory: going on with --tokens-per-device {budget.tokens}")
     with refused_when_full(BESIDE, f"use {ROOM}"):
         sum_gradients(student, accelerator)
     norms = [float(accelerator.clip_grad_norm_(group["params"], run.spec.clip)) for group in optimizer.param_groups]
-    numbers, signal = agree(accelerator, sums, run.stop())
+    found, signal = agree(accelerator, sums, run.stop())
+    numbers = objective.told(found)
     if not all(map(math.isfinite, (numbers["loss"], *norms))):
         raise AdpaError(
             f"the loss or its gradient is not finite ({numbers['loss']}, {', '.join(map(str, norms))})",
@@ -148,44 +191,18 @@ def _step(
 
 
 def _gradients(
-    student: Student, run: Run, accelerator: Accelerator, examples: list[Example], batches: list[list[int]]
+    student: Student, accelerator: Accelerator, objective: Objective, batches: Iterator[Laid]
 ) -> dict[str, Tensor]:
     """Add this process's share of the gradients to the parameters; the sums of its numbers.
 
     No process waits for another in here, so that each may run out of memory on its own.
     """
-    needs = run.method.needs_for(run.params)
-    tokens = {need.part: sum(e.parts[need.part].tokens for e in examples) for need in needs}
-    stats = any(need.stats for need in needs)
     sums: dict[str, Tensor] = {}
-    for positions in batches:
-        chosen = [examples[p] for p in positions or [0]]
-        known = run.feed.experience if run.feed else None
-        found = collate(chosen, needs, run.end_id, run.signal_of, run.start_of, known, run.reward_of, student.packer)
-        batch = found.to(accelerator.device)
-        seen = views(batch, *student(batch.pieces, batch.ids, stats, batch.drawn))
-        weight = 1.0 if positions else 0.0
-        loss = weight * _loss(run, seen, batch.parts, len(examples), tokens, weight, sums)
-        accelerator.backward(loss)
+    for laid, weight in batches:
+        batch = laid.to(accelerator.device)
+        answers = student(batch.pieces, batch.ids, objective.stats, batch.drawn)
+        accelerator.backward(objective.loss(batch, answers, weight, sums))
     return sums
-
-
-def _loss(
-    run: Run, seen: Any, parts: Any, rows: int, tokens: Mapping[Part, int], weight: float, sums: dict[str, Tensor]
-) -> Tensor:
-    """The micro-batch's share of the loss; adds its share of every term to `sums`."""
-    total: Tensor | None = None
-    for term in run.method.terms(seen, run.params):
-        share = reduce(
-            term.values, parts[term.part].mask, term.reduction, batch_rows=rows, batch_tokens=tokens[term.part]
-        )
-        part = term.weight * share
-        total = part if total is None else total + part
-        for name, value in ((term.name, share), ("loss", part)):
-            sums[name] = sums.get(name, 0.0) + weight * value.detach()
-    if total is None:
-        raise AdpaError(f"the method {run.method.name} returned no terms")
-    return total
 
 
 def score_start(student: Student, run: Run, accelerator: Accelerator) -> None:

@@ -12,11 +12,15 @@ from typing import TypeVar
 
 import torch
 
+from adpa_cli import machine
 from adpa_cli.errors import AdpaError
 
 Result = TypeVar("Result")
-_WORDS = ("can't allocate memory", "DefaultCPUAllocator", "CUDA out of memory", "_STATUS_ALLOC_FAILED")
-"""How allocators, and libraries that have their own, say it in a plain RuntimeError."""
+_WORDS = (
+    "can't allocate memory", "DefaultCPUAllocator", "CUDA out of memory", "_STATUS_ALLOC_FAILED",
+    "can't start new thread",
+)  # fmt: skip
+"""How allocators, libraries that have their own, and threads without room for a stack say it in a RuntimeError."""
 ROOM = "a device with more memory, or a smaller model"
 DRAW_TOKENS = 32768  # padded, of the prompts and answers that a training generates together
 
@@ -39,6 +43,18 @@ def fitting(action: Callable[[], Result]) -> Result | None:
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     return None
+
+
+def forget_peak(device: torch.device) -> None:
+    """Let `peak_memory` begin anew."""
+    machine.forget_peak()
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def peak_memory(device: torch.device) -> int:
+    """The most bytes that tensors of this process took on a card; on a CPU all that was resident of it."""
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else machine.peak_resident()
 
 
 @contextlib.contextmanager

@@ -55,6 +55,7 @@ class Online:
     tokens: int
     """Padded tokens that are scored together."""
     experience: dict[str, Mapping[str, NDArray[Any]]] = field(default_factory=dict)
+    known: bool = False
     _number: int | None = None
     _drawn: dict[int, Example] = field(default_factory=dict)
     _about: dict[str, float] = field(default_factory=dict)

@@ -9,7 +9,7 @@ S sequences, T tokens of a row, N answer positions.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, is_dataclass
 from typing import Any
 
@@ -90,14 +90,19 @@ def in_order(found: Sequence[Tensor], pieces: Sequence[Piece]) -> Tensor:
 
 def moved(value: Any, device: torch.device) -> Any:
     """The same dataclasses, tuples and mappings with every tensor in them on `device`."""
+    return changed(value, lambda tensor: tensor.to(device, non_blocking=True))
+
+
+def changed(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """The same dataclasses, tuples and mappings with a `change` to every tensor in them."""
     if isinstance(value, Tensor):
-        return value.to(device, non_blocking=True)
+        return change(value)
     if isinstance(value, tuple):
-        return tuple(moved(item, device) for item in value)
+        return tuple(changed(item, change) for item in value)
     if isinstance(value, Mapping):
-        return {key: moved(item, device) for key, item in value.items()}
+        return {key: changed(item, change) for key, item in value.items()}
     if is_dataclass(value) and not isinstance(value, type):
-        return type(value)(**{name: moved(item, device) for name, item in vars(value).items()})
+        return type(value)(**{name: changed(item, change) for name, item in vars(value).items()})
     return value
 
 

@@ -18,6 +18,7 @@ from adpa_cli.engine.schedule import Example
 from adpa_cli.engine.score import LabelLogps, at_answers
 from adpa_cli.engine.student import Student
 from adpa_cli.methods import Part
+from adpa_cli.tensors.logits import Stats
 
 
 class Ranker(Student):
@@ -25,7 +26,7 @@ class Ranker(Student):
 
     def forward(
         self, pieces: Sequence[Piece], ids: Tensor, stats: bool = False, drawn: tuple[Piece, ...] = ()
-    ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+    ) -> tuple[Tensor, Tensor, Stats | None, Tensor | None]:
         """The head's number [N], float32, after each answer token, last; zeros in place of log-probs."""
         after = tuple(replace(piece, columns=piece.columns + 1) for piece in pieces)
         values = scalars(self.model.base_model, _head(self.model), after, self.dtype)

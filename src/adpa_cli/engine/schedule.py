@@ -54,6 +54,10 @@ class Feed(Protocol):
     def experience(self) -> Mapping[str, Mapping[str, NDArray[Any]]]:
         """What is known of drawn answers, by example id, as far as the last step asked for needs it."""
 
+    @property
+    def known(self) -> bool:
+        """Whether a step may be asked for before those before it are done."""
+
     def at(self, step: int) -> tuple[list[Example], Mapping[str, float]]:
         """The global batch of a step, counted from 0, and numbers to log with it. Asked for in order."""
 
@@ -65,6 +69,7 @@ class Fixed:
     examples: Sequence[Example]
     spec: TrainSpec
     experience: Mapping[str, Mapping[str, NDArray[Any]]] = field(default_factory=dict)
+    known: bool = True
 
     def at(self, step: int) -> tuple[list[Example], Mapping[str, float]]:
         """A slice of the permuted epochs, and nothing to log."""

@@ -10,6 +10,9 @@ from adpa_cli.store.disk import write_atomic
 
 METRICS = "metrics.jsonl"
 TOKENS = "tokens_per_device"
+GRADIENT, ENTROPY, LENGTH = "grad_norm/", "entropy/", "length/"
+SOMETIMES = (GRADIENT, ENTROPY)
+ABOUT = ("step", "lr", "tokens", "padding", TOKENS)
 
 
 @dataclass
@@ -46,10 +49,19 @@ class StepLog:
         return Budget(min(asked, int(self.rows[-1].get(TOKENS, asked))) if self.rows else asked, asked)
 
     def summary(self, steps: int) -> dict[str, float]:
-        """Mean of each number over the last tenth of the steps, and the tokens at a time if they had to be fewer."""
+        """Mean of each number over the last tenth of the steps, and the tokens at a time if they had to be fewer.
+
+        What is measured on some steps only is left out: see `measured`.
+        """
         tail = [row for row in self.rows if row["step"] > steps - max(1, steps // 10)]
         if not tail:
             return {}
-        names = [name for name in tail[0] if name not in ("step", "lr", TOKENS)]
+        names = [name for name in tail[0] if name not in ABOUT and not name.startswith(SOMETIMES)]
         means = {name: sum(row[name] for row in tail) / len(tail) for name in names}
         return {**means, **{name: value for name, value in tail[-1].items() if name == TOKENS}}
+
+    def measured(self, prefix: str) -> dict[str, float]:
+        """Mean of each number with this prefix, which is left out of its name, over the steps that have it."""
+        names = dict.fromkeys(name for row in self.rows for name in row if name.startswith(prefix))
+        found = {name: [row[name] for row in self.rows if name in row] for name in names}
+        return {name.removeprefix(prefix): sum(values) / len(values) for name, values in found.items()}

@@ -15,6 +15,7 @@ from adpa_cli.engine.critic import Critic
 from adpa_cli.engine.models import Dtype, body_and_head, computing
 from adpa_cli.engine.pieces import Packer, Piece, in_order, piece_states
 from adpa_cli.tensors.head import selected_logps
+from adpa_cli.tensors.logits import Stats
 
 
 class Student(nn.Module):
@@ -47,8 +48,8 @@ class Student(nn.Module):
 
     def forward(
         self, pieces: Sequence[Piece], ids: Tensor, stats: bool = False, drawn: tuple[Piece, ...] = ()
-    ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-        """Log-probs [N,J] at `ids` [N,J], and the log of the mass outside them [N]; with `stats` the log of Σ p² [N].
+    ) -> tuple[Tensor, Tensor, Stats | None, Tensor | None]:
+        """Log-probs [N,J] at `ids` [N,J], and the log of the mass outside them [N]; with `stats` what they are like.
 
         Last the critic's values [M] at the positions of the `drawn` pieces, if there are any. All float32.
         """
@@ -57,4 +58,6 @@ class Student(nn.Module):
         with computing(self.dtype, ids.device):
             selected = selected_logps(in_order(found, pieces), weight, ids, bias, stats=stats)
         values = self.critic(drawn) if self.critic is not None and drawn else None
-        return selected.logps, selected.rest, selected.log_sum_squares, values
+        squares, entropy = selected.log_sum_squares, selected.entropy
+        about = None if squares is None or entropy is None else Stats(squares, entropy)
+        return selected.logps, selected.rest, about, values

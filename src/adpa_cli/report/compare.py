@@ -19,7 +19,7 @@ LABEL = 44
 """Columns of a row's name in a table."""
 Rows = Mapping[str, Sequence[Any]]
 
-_BESIDES = {"what", "watch", "say", "notes", "scores", "suite", "data", "scorer"}
+_BESIDES = {"what", "watch", "say", "notes", "scores", "suite", "data", "scorer", "speed", "memory"}
 
 
 def collect(store: Store, manifests: Sequence[Manifest]) -> dict[str, list[Any]]:

@@ -9,7 +9,9 @@ from pathlib import Path
 from adpa_cli.report import text
 
 FILE_NAME = "metrics.jsonl"
-_NOT_CURVES = {"step", "epoch", "lr", "seconds", "time", "at", "tokens", "of", "rows", "tokens_per_device"}
+_NOT_CURVES = {"step", "epoch", "lr", "seconds", "time", "at", "tokens", "of", "rows", "tokens_per_device", "padding"}
+_ASIDE = "grad_norm"
+"""Numbers that begin so are told in other places, and come last."""
 _FIRST = ("loss", "advantage", "entropy", "length")
 
 Curves = Mapping[str, Sequence[float | None]]
@@ -46,13 +48,19 @@ def _number(value: object) -> float | None:
 def lines(curves: Curves, width: int, count: int = 4) -> list[str]:
     """`name  first curve last`: the loss first, then up to `count` - 1 other numbers that change."""
     names = [name for name in curves if name not in _NOT_CURVES and name.rpartition(".")[2] not in _NOT_CURVES]
-    names.sort(key=lambda name: _FIRST.index(name) if name in _FIRST else len(_FIRST))
+    names.sort(key=_place)
     varied = [name for name in names if name == "loss" or len(set(curves[name]) - {None}) > 1]
     items = [f"{name} {_curve(curves[name])}" for name in varied[:count]]
     return text.wrap("curves", items, width, "    ") if items else []
 
 
-def _curve(values: Sequence[float | None]) -> str:
+def _place(name: str) -> int:
+    begin = name.partition("/")[0]
+    return _FIRST.index(begin) if begin in _FIRST else len(_FIRST) + begin.startswith(_ASIDE)
+
+
+def _curve(every: Sequence[float | None]) -> str:
+    values = [value for value in every if value is not None]  # some are measured on some steps only
     tenth = max(1, len(values) // 10)
     first, last = text.mean(values[:tenth]), text.mean(values[-tenth:])
     return f"{text.number(first)} {text.sparkline(values)} {text.number(last)}"

@@ -11,7 +11,7 @@ from typing import Any
 
 from adpa_cli import methods
 from adpa_cli.errors import AdpaError, UsageError
-from adpa_cli.report import curves, text
+from adpa_cli.report import curves, text, training
 from adpa_cli.report.departures import departures
 from adpa_cli.report.lineage import Link, made_from, used_by
 from adpa_cli.report.listing import score_record, what
@@ -22,7 +22,18 @@ from adpa_cli.store.verify import verified_at
 
 MOST_CHILDREN = 12
 _MEASURED = ("reward", "accuracy", "margin", "nll")
-_SHOWN_ELSEWHERE = {"what", "watch", "say", "scores", "suite", "data", "scorer", "selection", "runtime"}
+_SHOWN_ELSEWHERE = {
+    "what",
+    "watch",
+    "say",
+    "scores",
+    "suite",
+    "data",
+    "scorer",
+    "selection",
+    "runtime",
+    *training.SHOWN,
+}
 
 
 @dataclass(frozen=True)
@@ -84,6 +95,7 @@ def screen(page: Page, width: int, now: float) -> str:
         lines += text.wrap("runtime", [f"{key} {text.brief(value)}" for key, value in tuned.items()], width)
     lines += text.beside(_parents(page.parents), _children(page.children), width)
     lines += _scores(page.scores, manifest, width)
+    lines += training.lines(manifest.metrics, width)
     lines += _metrics(manifest, width)
     lines += _points(manifest.metrics.get("selection", {}), width)
     lines += curves.lines(page.curves, width)

@@ -85,7 +85,7 @@ def _name(key: AnswerKey) -> str:
 
 
 class Shard:
-    """A shard file, open for reading. Forked processes may share one; threads need one each.
+    """A shard file, open for reading. Forked processes may share one; of threads one at a time may use it.
 
     Raises NotFound, and Corrupt when the header is damaged or the file's length is not what the header says;
     `partial=True` lets the length pass, so that `verify` can name the rows that are gone.

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from adpa_cli.stages.model_size import ModelSize
 from adpa_cli.stages.row_lengths import Row
 
-LOG_LINE = 160  # bytes of metrics.jsonl for one step
+LOG_LINE = 210  # bytes of metrics.jsonl for one step
 ANSWER_HEAD = 300  # bytes of a signal for each answer: key, offset, checksum, and what compression loses at a start
 TOKENIZER_PACKED = 0.3  # of tokenizer.json, by zstandard
 TOKEN_JSON = 1.9  # bytes of a token id in a block of a rollout, besides its digits

@@ -14,11 +14,12 @@ from typing import Any, Literal
 
 from adpa_cli.errors import AdpaError, Stopped
 from adpa_cli.spec import Runtime
-from adpa_cli.stages import hub
+from adpa_cli.stages import hub, trackers
 from adpa_cli.stages.graph import Artifact, External, HubFile, Input, Kind, Node
 from adpa_cli.stages.job import ALONE, Job, Located, Monitor
-from adpa_cli.stages.log import Log
+from adpa_cli.stages.log import Log, size_words
 from adpa_cli.stages.plan import Plan
+from adpa_cli.stages.stage_cost import expected_memory
 from adpa_cli.store.build import LOG, Work
 from adpa_cli.store.manifest import Manifest
 from adpa_cli.store.reserve import reserved
@@ -112,9 +113,14 @@ def _build(node: Node, store: Store, runtime: Runtime, command: str, show: Show)
         if work.hit is not None:
             return work.hit, False
         located = _located(node, store, show.note)
-        job = Job(node.stage, node.label, node.recipe.spec, located, str(work.dir), runtime, node.hints)
+        memory = expected_memory(node, store, runtime)
+        hints = {**node.hints, **({} if memory is None else {"memory": memory})}
+        logs = str(store.root / trackers.FOLDER)
+        job = Job(node.stage, node.label, node.recipe.spec, located, str(work.dir), runtime, hints, logs)
         log = Log(work.dir / LOG)
         log.say(f"$ {command}\n{node.role}: {node.what}  {node.label}")
+        if memory is not None:
+            log.say(f"about {size_words(memory)} of memory expected{' a process' * (runtime.processes > 1)}")
         work.save_state(work.progress or {"step": 0, "of": 0})
         show.working(True)
         try:

@@ -48,6 +48,8 @@ class Job:
     runtime: Runtime = Runtime()
     hints: Mapping[str, Any] = field(default_factory=dict)
     """What helps to judge the result; never hashed."""
+    logs: str = ""
+    """Where trackers write, which is no part of the artifact."""
 
     @property
     def folder(self) -> Path:

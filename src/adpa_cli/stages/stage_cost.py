@@ -11,7 +11,7 @@ from adpa_cli import methods
 from adpa_cli.coerce import auto_target
 from adpa_cli.engine import schedule
 from adpa_cli.errors import AdpaError
-from adpa_cli.machine import Machine
+from adpa_cli.machine import Machine, first_card
 from adpa_cli.spec import Runtime
 from adpa_cli.stages import estimate_disk as disk
 from adpa_cli.stages import estimate_memory as memory
@@ -89,6 +89,17 @@ def cost_of(node: Node, store: Store, runtime: Runtime, machine: Machine, clock:
     seconds = clock.seconds(kind, _flops(node, rows, models), memory.answer_share(rows), where.processes)
     count = max(map(len, rows.values()), default=0)
     return Cost(node, None, _disk(node, rows, models, runtime, store), needs, seconds, count, trained)
+
+
+def expected_memory(node: Node, store: Store, runtime: Runtime) -> int | None:
+    """Bytes that each process of a stage may need on the device; None where nobody can tell."""
+    kind = "cpu" if first_card() is None else "cuda"
+    where = Where(kind, 1 if node.stage in ALONE else runtime.processes)
+    try:
+        found = memory_of(node, planned_rows(node, store, runtime)[0], models_of(node, store), runtime, where)
+    except CANNOT_TELL:
+        return None
+    return found.device // (where.processes if kind == "cpu" else 1)
 
 
 def planned_rows(node: Node, store: Store, runtime: Runtime) -> tuple[Rows, bool]:

@@ -12,7 +12,9 @@ from adpa_cli.errors import DataError
 from adpa_cli.spec import TrainSpec, make
 from adpa_cli.stages.held_out import held_out
 from adpa_cli.stages.job import Job, Monitor, write_json
+from adpa_cli.stages.trackers import tracking
 from adpa_cli.stages.training_data import gather
+from adpa_cli.stages.training_report import apart, measured
 
 RESULT = "_result.json"
 SCALE_APART = 3.0  # γ × RMS(A) outside this factor of the tuned one is worth a warning
@@ -22,6 +24,7 @@ def compute(job: Job, monitor: Monitor, rank: int = 0, processes: int = 1) -> No
     """Train, and leave a Hugging Face folder and metrics.jsonl in the work folder."""
     from adpa_cli.engine import schedule
     from adpa_cli.engine.loop import Run, score_start, train
+    from adpa_cli.engine.memory import forget_peak
     from adpa_cli.engine.models import load_tokenizer, save
     from adpa_cli.engine.online import Online
     from adpa_cli.engine.points import Points
@@ -49,22 +52,25 @@ def compute(job: Job, monitor: Monitor, rank: int = 0, processes: int = 1) -> No
 
     points = Points(job.folder, student, accelerator, save_in, held, spec.keep == "all")
     looked_at = schedule.points(rows, spec.batch_size, end) if held or spec.keep == "all" else frozenset()
-    run = Run(
-        spec=spec, method=method, params=params, examples=data.examples, end_id=encoder.end_id,
-        signal_of=data.signal_of, work=job.folder, runtime=job.runtime, stage=job.stage, progress=monitor.progress,
-        note=monitor.note, stop=monitor.stop, points=looked_at, at_point=points.at,
-        feed=feed, critic_lr=params.critic_lr if feed else 0.0, reward_of=data.reward_of,
-    )  # fmt: skip
-    score_start(student, run, accelerator)
-    summary = train(student, run, accelerator)
+    forget_peak(accelerator.device)
+    with tracking(job) as track:
+        run = Run(
+            spec=spec, method=method, params=params, examples=data.examples, end_id=encoder.end_id,
+            signal_of=data.signal_of, work=job.folder, runtime=job.runtime, stage=job.stage,
+            progress=monitor.progress, track=track, note=monitor.note, stop=monitor.stop,
+            points=looked_at, at_point=points.at,
+            feed=feed, critic_lr=params.critic_lr if feed else 0.0, reward_of=data.reward_of,
+        )  # fmt: skip
+        score_start(student, run, accelerator)
+        summary = train(student, run, accelerator)
     preferred = _preferred(job, spec, encoder, student, accelerator) if job.stage == "reward-model" and not held else {}
     if accelerator.is_main_process:
-        if held:
-            end = points.take_best()
-        else:
+        chosen = points.take_best() if held else end
+        if not held:
             save_in(job.folder)
         write_json(job.folder / RESULT, {
-            **preferred, **_selected(job, spec, end, bool(held), bool(looked_at)),
+            **preferred, **_selected(job, spec, chosen, bool(held), bool(looked_at)),
+            **measured(job.folder, end, accelerator.device.type),
             **({"runtime": tuned} if tuned else {}), "final": summary, "examples": rows, "notes": list(data.notes),
             "parameters": sum(p.numel() for p in model.parameters()),
             "tokens": sum(part.tokens for e in data.examples for part in e.parts.values()),
@@ -122,25 +128,26 @@ def _preferred(job: Job, spec: TrainSpec, encoder: Encoder, student: Any, accele
 
 
 def finish(job: Job) -> dict[str, Any]:
-    """The metrics of a finished training; with an advantage, γ times its RMS, which is what may be compared."""
+    """The metrics of a finished training, with what to say of them and what to watch."""
     found: dict[str, Any] = json.loads((job.folder / RESULT).read_text())
+    found["memory"] = {"estimate": job.hints.get("memory"), **found["memory"]}
+    say: list[str] = []
+    watch = apart(found.get("gradients", {}))
     if job.spec.get("select") == "best":
         chosen = found["selection"]
-        found["say"] = [f"step {chosen['step']} of {chosen['points'][-1]['step']} is the best"]
-    gamma = job.spec["params"].get("gamma")
+        say.append(f"step {chosen['step']} of {chosen['points'][-1]['step']} is the best")
     sizes = [rms for cache in job.inputs.get("cache", ()) if (rms := _rms_advantage(cache.path)) is not None]
-    if gamma is None or not sizes or "gamma_rms" not in job.hints:
-        return found
-    product = found["gamma_rms"] = gamma * sizes[0]
-    usual = job.hints.get("gamma_rms")
-    beside = f" (the family's: {usual:.3g})" if usual else ""
-    found["say"] = [*found.get("say", ()), f"γ × RMS of the advantage {product:.3g} nat{beside}"]
-    if usual and not usual / SCALE_APART <= product <= usual * SCALE_APART:
-        found["watch"] = [
-            f"γ × RMS of the advantage is {product:.3g} where the family's γ was tuned at {usual:.3g}: "
-            f"γ does not carry over between teachers; try --set gamma={usual / sizes[0]:.2g}"
-        ]
-    return found
+    if "gamma" in job.spec["params"] and "gamma_rms" in job.hints and sizes:
+        product = found["gamma_rms"] = job.spec["params"]["gamma"] * sizes[0]
+        usual = job.hints["gamma_rms"]
+        beside = f" (the family's: {usual:.3g})" if usual else ""
+        say.append(f"γ × RMS of the advantage {product:.3g} nat{beside}")
+        if usual and not usual / SCALE_APART <= product <= usual * SCALE_APART:
+            watch.append(
+                f"γ × RMS of the advantage is {product:.3g} where the family's γ was tuned at {usual:.3g}: "
+                f"γ does not carry over between teachers; try --set gamma={usual / sizes[0]:.2g}"
+            )
+    return {**found, **({"say": say} if say else {}), **({"watch": watch} if watch else {})}
 
 
 def _rms_advantage(folder: Path) -> float | None:

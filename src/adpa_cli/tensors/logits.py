@@ -1,0 +1,48 @@
+"""How large a gradient is at the logits, from the selected log-probs alone: the [N,V] gradient is never formed.
+
+N positions, V vocabulary, J chosen ids per position.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from adpa_cli.tensors.head import NEVER
+
+
+class Stats(NamedTuple):
+    """What the whole softmax of a position is like, [N] each: log of Σ p², and the entropy in nats; no gradient."""
+
+    log_sum_squares: Tensor
+    entropy: Tensor
+
+
+def logit_grad_squares(
+    ids: Tensor, logps: Tensor, rest: Tensor, log_sum_squares: Tensor, grad_logps: Tensor, grad_rest: Tensor
+) -> Tensor:
+    """‖dL/dz‖² [N], float64, of a loss L of `logps` [N,J] and `rest` [N] with respect to the logits z [N,V].
+
+    `ids` [N,J], `logps`, `rest` and `log_sum_squares` as `selected_logps` takes and gives them; `grad_logps` [N,J] and
+    `grad_rest` [N] are dL/dlogps and dL/drest. With S their sum, R the mass outside the ids and g_k the sum of the
+    gradients at id k (an id may repeat, -1 is an absent one): dz_k = g_k - p_k S at the ids, dz_j = p_j (g_rest/R - S)
+    elsewhere, so the square is Σ_ids (g_k - p_k S)² + (g_rest - R S)² (Σ_all p² - Σ_ids p²)/R².
+    """
+    none = rest == NEVER
+    pulled = grad_rest.double().masked_fill(none, 0.0)
+    ordered, order = ids.sort(dim=1)
+    given = grad_logps.double().masked_fill(ids < 0, 0.0).gather(1, order)
+    total = given.sum(1) + pulled
+    first = ordered >= 0
+    first[:, 1:] &= ordered[:, 1:] != ordered[:, :-1]
+    group = (first.cumsum(1) - 1).clamp_min(0)
+    summed = torch.zeros_like(given).scatter_add_(1, group, given).gather(1, group)
+    p = logps.double().gather(1, order).exp().masked_fill(~first, 0.0)
+    inside = (summed.masked_fill(~first, 0.0) - p * total[:, None]).square().sum(1)
+    mass = rest.double().exp()
+    # Σp² is at most (Σp)²; where the outside is small the difference of two sums that agree in most digits is noise.
+    spread = (log_sum_squares.double().exp() - p.square().sum(1)) / mass.square()
+    outside = (pulled - mass * total).square() * spread.clamp(0.0, 1.0)
+    return inside + outside.masked_fill(none, 0.0)
