@@ -17,10 +17,11 @@ from adpa_cli.engine import generate, online
 from adpa_cli.engine.buffer import Buffer
 from adpa_cli.engine.checkpoints import resume_step
 from adpa_cli.engine.critic import critic_of
-from adpa_cli.engine.generate import Sampling, generate_block
+from adpa_cli.engine.generate import generate_block
 from adpa_cli.engine.loop import Run, train
 from adpa_cli.engine.online import Online, Sources
 from adpa_cli.engine.processes import make_accelerator
+from adpa_cli.engine.sampling import Sampling
 from adpa_cli.engine.schedule import Example, learning_rate, step_rows
 from adpa_cli.engine.steplog import METRICS
 from adpa_cli.engine.student import Student

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from accelerate import Accelerator
 
 from adpa_cli.engine.blocks import cut_blocks
-from adpa_cli.engine.generate import Sampling, generate_fitting
+from adpa_cli.engine.generate import generate_fitting
 from adpa_cli.engine.memory import DRAW_TOKENS
 from adpa_cli.engine.points import Record, summed
+from adpa_cli.engine.sampling import Sampling
 from adpa_cli.engine.student import Student
 
 

@@ -11,9 +11,10 @@ from adpa_cli.stages.job import Job, Monitor, stop_if_asked, write_json
 
 def compute(job: Job, monitor: Monitor, rank: int = 0, processes: int = 1) -> None:
     """Leave one `_block-NNNNNN.json` per finished block in the work folder; blocks that are there are kept."""
-    from adpa_cli.engine.generate import Sampling, generate_block
+    from adpa_cli.engine.generate import generate_block
     from adpa_cli.engine.memory import block_that_fits
     from adpa_cli.engine.models import load, load_tokenizer
+    from adpa_cli.engine.sampling import Sampling
     from adpa_cli.stages.device import device
 
     spec = make(RolloutSpec, job.spec)
