@@ -68,18 +68,17 @@ def generate_fitting(
     pad_id: int,
     sampling: Sampling,
     context: int,
-    dtype: Dtype = "float32",
-    tokens: int | None = None,
+    dtype: Dtype,
+    tokens: int,
 ) -> list[Generated]:
-    """`generate_block`, half of it at a time as often as memory runs out; AdpaError when one answer does not fit."""
-    rest = (end_id, pad_id, sampling, context, dtype)
-    made = fitting(functools.partial(generate_block, model, prompts, row_ids, *rest))
-    if made is not None:
-        return made
-    if len(prompts) == 1:
-        raise AdpaError(f"an answer of {sampling.max_new_tokens:,} tokens does not fit in memory", f"use {ROOM}")
-    half = len(prompts) // 2
-    return [
-        *generate_fitting(model, prompts[:half], row_ids[:half], *rest),
-        *generate_fitting(model, prompts[half:], row_ids[half:], *rest),
-    ]
+    """`generate_block` with half of the `tokens` as often as memory runs out; AdpaError when one row does not fit."""
+    one = min(context, max(map(len, prompts), default=0) + sampling.max_new_tokens)
+    tokens = min(tokens, one * len(prompts))
+    while True:
+        rest = (end_id, pad_id, sampling, context, dtype, tokens)
+        made = fitting(functools.partial(generate_block, model, prompts, row_ids, *rest))
+        if made is not None:
+            return made
+        if tokens < 2 * one:
+            raise AdpaError(f"an answer of {sampling.max_new_tokens:,} tokens does not fit in memory", f"use {ROOM}")
+        tokens //= 2

@@ -18,7 +18,9 @@ Result = TypeVar("Result")
 _WORDS = ("can't allocate memory", "DefaultCPUAllocator", "CUDA out of memory", "_STATUS_ALLOC_FAILED")
 """How allocators, and libraries that have their own, say it in a plain RuntimeError."""
 ROOM = "a device with more memory, or a smaller model"
-DRAW_TOKENS = 32768  # padded, of the prompts and answers that a training generates together
+DRAW_TOKENS = 32768  # of the prompts and answers, at their longest, that a training holds at once
+POOL = 4
+"""How many times the rows answered at once a block of answers has, so that a row that ends has a successor."""
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -20,7 +20,8 @@ from adpa_cli.engine.slots import Slots
 from adpa_cli.errors import AdpaError
 
 PREFILL_TOKENS = 4096  # padded, of the prompts that go through the model at once
-BLIND_STEPS = 8  # on a card, before the host looks which rows have ended: it would wait for each look
+LOOK_EVERY = {"cpu": 1, "cuda": 8}
+"""Steps until the host looks which rows have ended: a card would stand still for each look."""
 
 
 @dataclass
@@ -61,8 +62,7 @@ def refill(model: Any, rows: Sequence[Row], end_id: int, pad_id: int, sampling: 
             tokens = batch.add(group, pad_id)
         else:
             group = batch.rows
-            most = 1 if model.device.type == "cpu" else BLIND_STEPS
-            steps = min(most, min(row.limit - len(row.answer) for row in group))
+            steps = min(LOOK_EVERY.get(model.device.type, 1), min(row.limit - len(row.answer) for row in group))
             tokens = torch.stack([batch.step() for _ in range(steps)], dim=1)
         first = len(batch.rows) - len(group)
         found = zip(group, tokens.tolist(), strict=True)

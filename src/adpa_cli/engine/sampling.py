@@ -93,7 +93,7 @@ def row_key(seed: int, row_id: str) -> int:
 
 
 def gumbel(keys: Tensor, positions: Tensor, vocabulary: int) -> Tensor:
-    """Standard Gumbel noise [B, V] float32, a function of each row's key [B] int64, its position [B] and the token id."""
+    """Standard Gumbel noise [B, V] float32, a function of each row's key [B] int64, its position [B] and token id."""
     noise: Tensor = -torch.log(-torch.log(uniforms(keys, positions, vocabulary)))
     return noise.float()
 

@@ -35,12 +35,8 @@ def takes_slots(model: PreTrainedModel) -> bool:
     if model._is_stateful or not asked <= set(inspect.signature(model.forward).parameters):
         return False
     config: Any = model.config.get_text_config(decoder=True)
-    if "chunked_attention" in (getattr(config, "layer_types", None) or ()) or getattr(
-        config, "attention_chunk_size", 0
-    ):
-        return False
     kinds = {type(layer) for layer in DynamicCache(config=config).layers}
-    return kinds <= {DynamicLayer, DynamicSlidingWindowLayer}
+    return kinds <= {DynamicLayer, DynamicSlidingWindowLayer} and not getattr(config, "attention_chunk_size", None)
 
 
 class Slots(Cache):
