@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 from typing import Any
 
 import pytest
 import torch
 import transformers
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM
 
 from adpa_cli.engine import generate, refill, slots
@@ -128,6 +130,30 @@ def test_answers_depend_on_no_size_that_work_is_cut_by(name: str, monkeypatch: p
     else:
         monkeypatch.setattr(refill, "PREFILL_TOKENS", 10)
     assert answered(model, 3) == expected
+
+
+class Rounded(TorchDispatchMode):
+    """Counts what is cast to bfloat16, by shape."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shapes: Counter[tuple[int, ...]] = Counter()
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = kwargs or {}
+        if function is torch.ops.aten._to_copy.default and given.get("dtype") == torch.bfloat16:
+            self.shapes[tuple(args[0].shape)] += 1
+        return function(*args, **given)
+
+
+def test_weights_are_rounded_once_a_block_not_once_a_token() -> None:
+    model = model_that_ends().requires_grad_(False)
+    names = [str(row) for row in range(len(prompts()))]
+    with Rounded() as seen:
+        generate_block(model, prompts(), names, END, PAD, Sampling(max_new_tokens=NEW), CONTEXT, "bfloat16")
+    products = Counter(tuple(layer.weight.shape) for layer in model.modules() if isinstance(layer, torch.nn.Linear))
+    assert {shape: seen.shapes[shape] for shape in products} == dict(products)
+    assert not any(weight.requires_grad for weight in model.parameters())
 
 
 def test_the_last_rows_move_into_the_gaps() -> None:

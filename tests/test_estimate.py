@@ -138,6 +138,8 @@ def test_generating_holds_keys_and_values_of_the_rows_that_are_answered_at_once(
     assert memory.generating(SMALL, rows, FLOAT32, 100, 6, 50, Where()).device == pytest.approx(expected, abs=1)
     many = [memory.block_of_answers(SMALL, rows * n, FLOAT32, 100, 6, 50) for n in (5, 50, 500)]
     assert many[0] == many[1] == many[2], "ten rows at once, however many there are"
+    whole, half = (memory.generating(SMALL, rows, dtype, 100, 6, 50, Where("cuda")) for dtype in (FLOAT32, "bfloat16"))
+    assert half.host - whole.host == 2 * 1000, "the rounded weights beside the others"
 
 
 def test_the_estimate_knows_how_answers_are_drawn() -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -51,13 +52,26 @@ def generate_block(
     ]
     longest = max(len(row.prompt) + row.limit for row in rows)
     slots = len(rows) if tokens is None else min(len(rows), max(1, tokens // longest))
-    with computing(dtype, model.device), torch.no_grad():
+    with _rounded_once(model), computing(dtype, model.device), torch.no_grad():
         if takes_slots(model):
             refill(model, rows, end_id, pad_id, sampling, slots)
         else:
             for start in range(0, len(rows), slots):
                 plain_generate(model, rows[start : start + slots], end_id, pad_id, sampling, context)
     return [Generated(row.answer, cut=row.answer[-1] != end_id) for row in rows]
+
+
+@contextmanager
+def _rounded_once(model: PreTrainedModel) -> Iterator[None]:
+    """Autocast keeps what it rounds of weights that take a gradient; others it would round again for every token."""
+    frozen = [weight for weight in model.parameters() if not weight.requires_grad]
+    for weight in frozen:
+        weight.requires_grad_(True)
+    try:
+        yield
+    finally:
+        for weight in frozen:
+            weight.requires_grad_(False)
 
 
 def generate_fitting(

@@ -44,27 +44,29 @@ class Slots(Cache):
 
     def __init__(self, rows: int, longest: int) -> None:
         self.size = rows, longest
+        self.slots: list[_Layer] = []
         super().__init__(layers=[])
 
-    def add(self, new: Cache) -> None:
-        """Append the rows of `new` [B, H, T, D], whose last column is their last token."""
-        if not self.layers:
-            self.layers = [_Layer(*self.size) for _ in new.layers]
-        for layer, given in zip(self.layers, new.layers, strict=True):
+    def add(self, new: Any) -> None:
+        """Append the rows of the cache `new` [B, H, T, D], whose last column is their last token."""
+        if not self.slots:
+            self.slots = [_Layer(*self.size) for _ in new.layers]
+            self.layers = list(self.slots)
+        for layer, given in zip(self.slots, new.layers, strict=True):
             layer.add(given.keys, given.values)
 
     def keep(self, rows: Sequence[int], width: int) -> None:
         """Leave `rows[n]` in each place n, of which it stands there or behind, and the last `width` columns."""
         into = [place for place, row in enumerate(rows) if place != row]
-        for layer in self.layers:
+        for layer in self.slots:
             layer.keep(into, [rows[place] for place in into], len(rows), width)
 
 
-class _Layer(DynamicLayer):
+class _Layer(DynamicLayer):  # type: ignore[no-untyped-call]
     """`keys` and `values` are windows on buffers that have room for more rows and columns."""
 
     def __init__(self, slots: int, longest: int) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.slots, self.longest = slots, longest
         self.rows = self.start = self.stop = 0
         self.buffers: tuple[Tensor, ...] = ()

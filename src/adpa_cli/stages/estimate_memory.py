@@ -149,9 +149,10 @@ def frozen(model: ModelSize, dtype: str) -> float:
 def generating(
     model: ModelSize, rows: Sequence[Row], dtype: str, block_tokens: int, new: int, longest: int, where: Where
 ) -> Memory:
-    """Drawing answers in blocks."""
+    """Drawing answers in blocks, with all weights in the dtype of the products beside the float32 ones."""
     work = block_of_answers(model, rows, dtype, block_tokens, new, longest)
-    return where.total(frozen(model, dtype), work, row_bytes({"rollout": list(rows)}))
+    weights = model.parameters * (4.0 if dtype == "float32" else 6.0)
+    return where.total(weights, work, row_bytes({"rollout": list(rows)}))
 
 
 def block_of_answers(
