@@ -1,19 +1,21 @@
 """Answers in slots beside plain batched `generate`: the same model, the same prompts, the same tokens, in turns.
 
-The model's head is its embedding table moved by one token, and its embeddings are large beside what its layers add, so it
+The model's head is its embedding table moved by one token, and embeddings are large beside what the layers add, so it
 counts down: a prompt that ends with token n gets n tokens, the last of which, 0, ends the answer. Both sides find a
 length only by computing the answer; neither is told it. Prompts and answers are log-normal. Plain `generate` is greedy
 with its default cache, on prompts sorted by length, in batches of as many rows as there are slots, so that both hold
 the keys and values of equally many rows; each of its batches goes on until the longest answer ends.
 
-CPU: the Llama of `train_step.py` (12.6 M parameters, and the head's own), float32. CUDA: the shape of Llama-3.2-1B,
-bfloat16 under autocast on both sides. `speedup` is the median over rounds of plain seconds over ours;
-`smaller_batches` the same against plain batches of half as many rows.
+CPU: the Llama of `train_step.py` (12.6 M parameters, and a head of its own), float32. CUDA: the shape of Llama-3.2-1B;
+plain with bfloat16 weights, ours with float32 weights and bfloat16 products, as the rollout stage has them. `speedup`
+is plain seconds over ours, the median over rounds. With `--all` also `smaller_batches`, of half the rows, and
+`continuous_batching`, transformers' own, with pages for as many tokens as ours may hold: their seconds over ours.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import statistics
 import time
@@ -23,10 +25,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
+from transformers import ContinuousBatchingConfig, GenerationConfig, LlamaConfig, LlamaForCausalLM
 
 from adpa_cli.engine.generate import generate_block
-from adpa_cli.engine.models import Dtype, computing
+from adpa_cli.engine.models import Dtype
 from adpa_cli.engine.refill import left_padded
 from adpa_cli.engine.sampling import Sampling
 
@@ -43,7 +45,7 @@ LLAMA_1B = {
 
 @dataclass(frozen=True)
 class Load:
-    """What is measured: rows, how many at once, the median tokens of a prompt and of an answer, and the most."""
+    """Rows, how many at once, the median tokens of a prompt and of an answer, the most of each, and rounds."""
 
     shape: dict[str, int]
     dtype: Dtype
@@ -52,10 +54,13 @@ class Load:
     prompt: float
     answer: float
     longest: int
+    rounds: int
 
 
-CPU = Load(SMALL, "float32", 96, 24, 60, 90, 500)
-CUDA = Load(LLAMA_1B, "bfloat16", 256, 64, 120, 210, 1500)
+CPU = Load(SMALL, "float32", 96, 24, 60, 90, 500, 3)
+CUDA = Load(LLAMA_1B, "bfloat16", 256, 64, 120, 210, 1000, 1)
+PAGE = 64  # tokens
+Side = Callable[[list[list[int]]], list[list[int]]]
 
 
 def counting(shape: dict[str, int], device: str) -> LlamaForCausalLM:
@@ -88,7 +93,7 @@ def plain(model: Any, asked: list[list[int]], load: Load, rows: int) -> list[lis
     answers = []
     for start in range(0, len(asked), rows):
         ids, mask = left_padded(asked[start : start + rows], PAD, model.device)
-        with torch.no_grad(), computing(load.dtype, model.device):
+        with torch.no_grad():
             tokens = model.generate(input_ids=ids, attention_mask=mask, generation_config=settings)
         for row in tokens[:, ids.shape[1] :].tolist():
             answers.append(row[: row.index(END) + 1])
@@ -104,44 +109,57 @@ def ours(model: Any, asked: list[list[int]], load: Load) -> list[list[int]]:
     return [answer.ids for answer in made]
 
 
-def measure(
-    sides: dict[str, Callable[[], list[list[int]]]], expected: list[int], rounds: int
-) -> dict[str, list[float]]:
-    """Seconds of each side, in turns, after one round that is not counted."""
+def measure(sides: dict[str, Side], rows: list[list[int]], rounds: int) -> dict[str, list[float]]:
+    """Seconds of each side, in turns, after the rows with the shortest answers, which are not counted."""
     seconds: dict[str, list[float]] = {name: [] for name in sides}
+    short = sorted(sorted(rows, key=lambda row: row[-1])[: len(rows) // 8], key=len)
     for turn in range(rounds + 1):
+        asked = rows if turn else short
         for name, side in sides.items():
             start = time.perf_counter()
-            answers = side()
-            if [len(answer) for answer in answers] != expected:
+            answers = side(asked)
+            if [len(answer) for answer in answers] != [row[-1] for row in asked]:
                 raise SystemExit(f"{name}: an answer has another length than its prompt asks for")
             if turn:
                 seconds[name].append(time.perf_counter() - start)
     return seconds
 
 
+def continuous(model: Any, asked: list[list[int]], load: Load) -> list[list[int]]:
+    """All prompts through transformers' continuous batching, with pages for as many tokens as ours may hold."""
+    make: Any = GenerationConfig
+    settings = make(do_sample=False, max_new_tokens=load.longest + 1, eos_token_id=END, pad_token_id=PAD)
+    pages = load.slots * (len(asked[-1]) + load.longest) // PAGE
+    batching = ContinuousBatchingConfig(
+        page_size=PAGE, num_blocks=pages, max_requests_per_batch=load.slots, max_batch_tokens=512
+    )
+    found = model.generate_batch(inputs=asked, generation_config=settings, continuous_batching_config=batching)
+    return [found[name].generated_tokens for name in sorted(found, key=lambda name: int(name.split("_")[-1]))]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, help="3 on a CPU, 1 on a card")
+    parser.add_argument("--all", action="store_true", help="measure continuous batching and smaller batches too")
     asked = parser.parse_args()
     torch.set_num_threads(asked.threads)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     load = CUDA if device == "cuda" else CPU
     model, rows = counting(load.shape, device), prompts(load)
-    sides = {
-        "ours": lambda: ours(model, rows, load),
-        "plain": lambda: plain(model, rows, load, load.slots),
-        "smaller": lambda: plain(model, rows, load, load.slots // 2),
+    other = copy.deepcopy(model).to(torch.bfloat16) if load.dtype == "bfloat16" else model
+    sides: dict[str, Side] = {
+        "ours": lambda rows: ours(model, rows, load),
+        "plain": lambda rows: plain(other, rows, load, load.slots),
     }
-    if device == "cuda":
-        del sides["smaller"]  # takes long, and a card is the slower the less it has to do
-    seconds = measure(sides, [row[-1] for row in rows], asked.rounds)
+    if asked.all:
+        sides["smaller_batches"] = lambda rows: plain(other, rows, load, load.slots // 2)
+        sides["continuous_batching"] = lambda rows: continuous(other, rows, load)
+    seconds = measure(sides, rows, asked.rounds or load.rounds)
     tokens = sum(row[-1] for row in rows)
     found: dict[str, Any] = {"speedup": _ratio(seconds["plain"], seconds["ours"])}
-    if "smaller" in seconds:
-        found["smaller_batches"] = _ratio(seconds["smaller"], seconds["ours"])
+    found |= {name: _ratio(seconds[name], seconds["ours"]) for name in sides if name not in ("ours", "plain")}
     found |= {
         "tokens_per_s": tokens / statistics.median(seconds["ours"]),
         "plain_tokens_per_s": tokens / statistics.median(seconds["plain"]),
