@@ -17,7 +17,7 @@ import pytest
 
 from adpa_cli.cli import talking
 from adpa_cli.data.turns import Message
-from adpa_cli.engine.generate import Sampling
+from adpa_cli.engine.sampling import Sampling
 from adpa_cli.errors import NotFound, UsageError
 from adpa_cli.report.columns import column_width, side_by_side, wrapped
 from adpa_cli.stages import talk

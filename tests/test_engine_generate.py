@@ -10,7 +10,8 @@ import pytest
 import torch
 from transformers import GenerationConfig, GPT2Config, GPT2LMHeadModel
 
-from adpa_cli.engine.generate import Generated, Sampling, generate_block, gumbel, nucleus, row_key
+from adpa_cli.engine.generate import Generated, generate_block
+from adpa_cli.engine.sampling import Sampling, gumbel, nucleus, row_key
 from adpa_cli.errors import AdpaError, UsageError
 from tiny_models import END, PAD, VOCABULARY, tiny_llama
 
@@ -33,7 +34,7 @@ def splitmix64(state: int) -> int:
 def test_the_noise_equals_an_integer_reference() -> None:
     golden, wrap = 0x9E3779B97F4A7C15, 2**64 - 1
     keys = [row_key(0, "a"), row_key(3, "b"), -1, 2**63 - 1]
-    actual = gumbel(torch.tensor(keys), position=7, vocabulary=5)
+    actual = gumbel(torch.tensor(keys), torch.tensor(7), vocabulary=5)
     for row, key in enumerate(keys):
         step = splitmix64((key + 7 * golden) & wrap)
         for token in range(5):
@@ -61,19 +62,19 @@ def test_argmax_of_noisy_scores_is_a_draw_from_the_softmax(across: str) -> None:
     logits = torch.tensor([2.0, 1.0, 0.0, -1.0, 0.5, -3.0])
     draws = 8000
     if across == "rows":
-        noise = gumbel(torch.tensor([row_key(0, f"row-{row}") for row in range(draws)]), 0, 6)
+        noise = gumbel(torch.tensor([row_key(0, f"row-{row}") for row in range(draws)]), torch.tensor(0), 6)
     elif across == "seeds":
-        noise = gumbel(torch.tensor([row_key(seed, "row") for seed in range(draws)]), 0, 6)
+        noise = gumbel(torch.tensor([row_key(seed, "row") for seed in range(draws)]), torch.tensor(0), 6)
     else:
         key = torch.tensor([row_key(0, "row")])
-        noise = torch.cat([gumbel(key, position, 6) for position in range(draws)])
+        noise = torch.cat([gumbel(key, torch.tensor(position), 6) for position in range(draws)])
     counts = torch.bincount((logits + noise).argmax(-1), minlength=6).double()
     assert chi_square(counts, logits.double().softmax(-1)) < chi_square_limit(5)
 
 
 def test_noise_of_neighbouring_positions_is_not_correlated() -> None:
     keys = torch.tensor([row_key(0, "row")])
-    noise = torch.stack([gumbel(keys, position, 2000)[0] for position in range(6)]).double()
+    noise = torch.stack([gumbel(keys, torch.tensor(position), 2000)[0] for position in range(6)]).double()
     for one, next_one in pairwise(noise):
         assert abs(float(torch.corrcoef(torch.stack([one, next_one]))[0, 1])) < 0.1
     assert float(noise.mean()) == pytest.approx(0.5772, abs=0.06)  # Euler's constant

@@ -17,10 +17,11 @@ from adpa_cli.engine import generate, online
 from adpa_cli.engine.buffer import Buffer
 from adpa_cli.engine.checkpoints import resume_step
 from adpa_cli.engine.critic import critic_of
-from adpa_cli.engine.generate import Sampling, generate_block
+from adpa_cli.engine.generate import generate_block
 from adpa_cli.engine.loop import Run, train
 from adpa_cli.engine.online import Online, Sources
 from adpa_cli.engine.processes import make_accelerator
+from adpa_cli.engine.sampling import Sampling
 from adpa_cli.engine.schedule import Example, learning_rate, step_rows
 from adpa_cli.engine.steplog import METRICS
 from adpa_cli.engine.student import Student
@@ -197,8 +198,9 @@ def test_an_answer_depends_on_its_row_and_buffer_alone(
     tried = []
 
     def cramped(model: Any, prompts: Any, *others: Any) -> Any:
-        tried.append(len(prompts))
-        if len(prompts) > 1:
+        together = others[-1] // (max(map(len, prompts)) + 6)
+        tried.append(together)
+        if together > 1:
             raise torch.OutOfMemoryError
         return generate_block(model, prompts, *others)
 

@@ -191,13 +191,25 @@ def test_scoring_holds_one_layer_of_one_block() -> None:
     assert memory.scoring(SMALL, rows, FLOAT32, 8, 1, Where()).device == pytest.approx(expected, abs=1)
 
 
-def test_generating_holds_keys_and_values_of_a_block() -> None:
+def test_generating_holds_keys_and_values_of_the_rows_that_are_answered_at_once() -> None:
     rows = [Row(4, 2)] * 2
-    room = 2 * (4 + 6)
-    cache = 2 * 2 * 5 * room * 4
-    work = cache + cache + max(8 * (4 * 3 * 30 + 160), 2 * 40 * 40)
+    token = 2 * 2 * 5 * 4
+    cache = token * 2 * (4 + 6 + 32)
+    work = cache + cache / 2 + max(token * 8 + 8 * (4 * 3 * 30 + 160), 2 * 40 * 40)
     expected = memory.PYTHON + 4000 + 1.4 * work + 2 * (memory.ROW_IN_PYTHON + 6 * memory.TOKEN_IN_PYTHON)
     assert memory.generating(SMALL, rows, FLOAT32, 100, 6, 50, Where()).device == pytest.approx(expected, abs=1)
+    many = [memory.block_of_answers(SMALL, rows * n, FLOAT32, 100, 6, 50) for n in (5, 50, 500)]
+    assert many[0] == many[1] == many[2], "ten rows at once, however many there are"
+    whole, half = (memory.generating(SMALL, rows, dtype, 100, 6, 50, Where("cuda")) for dtype in (FLOAT32, "bfloat16"))
+    assert half.host - whole.host == 2 * 1000, "the rounded weights beside the others"
+
+
+def test_the_estimate_knows_how_answers_are_drawn() -> None:
+    from adpa_cli.engine import memory as engine
+    from adpa_cli.engine import refill, slots
+
+    ours = (memory.DRAWN_TOGETHER, memory.READ_TOGETHER, memory.SPARE_COLUMNS)
+    assert ours == (engine.DRAW_TOKENS, refill.PREFILL_TOKENS, slots.MORE)
 
 
 # Time.

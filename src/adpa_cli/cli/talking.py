@@ -19,7 +19,7 @@ from adpa_cli.report.columns import column_width, side_by_side
 from adpa_cli.stages.trained import Trained
 
 if TYPE_CHECKING:
-    from adpa_cli.engine.generate import Sampling
+    from adpa_cli.engine.sampling import Sampling
     from adpa_cli.stages.talk import Talker
 
 COMMANDS = "/reset forgets the conversation, /quit leaves"
@@ -41,7 +41,7 @@ class Asked:
 
     def sampling(self) -> Sampling:
         """The same for the engine."""
-        from adpa_cli.engine.generate import Sampling
+        from adpa_cli.engine.sampling import Sampling
 
         return Sampling(temperature=self.temperature, max_new_tokens=self.max_new_tokens, seed=self.seed)
 

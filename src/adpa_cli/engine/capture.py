@@ -19,10 +19,10 @@ from transformers import PreTrainedModel
 
 from adpa_cli.engine.capture_checks import check_answer, check_coverage, check_finite, check_ids, check_same
 from adpa_cli.engine.draws import Draws, sampled
-from adpa_cli.engine.generate import uniforms
 from adpa_cli.engine.models import Dtype, body_and_head
 from adpa_cli.engine.prompts import Answer, apart, together
 from adpa_cli.engine.prompts import states as states_of
+from adpa_cli.engine.sampling import uniforms
 from adpa_cli.errors import AdpaError
 from adpa_cli.signal.rows import Floats, Ints, SignalRows, difference_of
 from adpa_cli.tensors.topk import Head, split, top_ids

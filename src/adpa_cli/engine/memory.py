@@ -22,7 +22,9 @@ _WORDS = (
 )  # fmt: skip
 """How allocators, libraries that have their own, and threads without room for a stack say it in a RuntimeError."""
 ROOM = "a device with more memory, or a smaller model"
-DRAW_TOKENS = 32768  # padded, of the prompts and answers that a training generates together
+DRAW_TOKENS = 32768  # of the prompts and answers, at their longest, that a training holds at once
+POOL = 4
+"""How many times the rows answered at once a block of answers has, so that a row that ends has a successor."""
 
 
 def is_out_of_memory(error: BaseException) -> bool:

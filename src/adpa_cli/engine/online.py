@@ -18,10 +18,11 @@ from numpy.typing import NDArray
 from adpa_cli.engine.blocks import cut_blocks
 from adpa_cli.engine.buffer import Buffer, experience, numbers
 from adpa_cli.engine.checkpoints import resume_step
-from adpa_cli.engine.generate import Generated, Sampling, generate_fitting
-from adpa_cli.engine.memory import DRAW_TOKENS
+from adpa_cli.engine.generate import Generated, generate_fitting
+from adpa_cli.engine.memory import DRAW_TOKENS, POOL
 from adpa_cli.engine.models import body_and_head, check_head, load
 from adpa_cli.engine.processes import gathered
+from adpa_cli.engine.sampling import Sampling
 from adpa_cli.engine.schedule import Example, TokenSequence, rows_at, steps_of
 from adpa_cli.engine.score import at_answers, halving, halving_logps
 from adpa_cli.engine.student import Student
@@ -133,12 +134,12 @@ class Online:
         prompts, longest = self.sources.prompts, self.spec.max_length
         p = self.params
         sampling = Sampling(p.temperature, 1.0, p.max_new_tokens, self.spec.seed)
-        blocks = cut_blocks(ids, lambda i: min(len(prompts[i]) + p.max_new_tokens, longest), str, DRAW_TOKENS)
+        blocks = cut_blocks(ids, lambda i: min(len(prompts[i]) + p.max_new_tokens, longest), str, POOL * DRAW_TOKENS)
         found: dict[str, Generated] = {}
         for block in blocks[self.accelerator.process_index :: self.accelerator.num_processes]:
             made = generate_fitting(
                 self.student.model, [prompts[i] for i in block.items], [f"{i} in buffer {number}" for i in block.items],
-                self.sources.end_id, self.sources.pad_id, sampling, longest, self.student.dtype,
+                self.sources.end_id, self.sources.pad_id, sampling, longest, self.student.dtype, DRAW_TOKENS,
             )  # fmt: skip
             found.update(zip(block.items, made, strict=True))
         return gathered(self.accelerator, found)

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from adpa_cli.engine.generate import Chooser, Sampling, answer_limit
 from adpa_cli.engine.models import Dtype, computing
+from adpa_cli.engine.sampling import NOT_FINITE, Sampling, answer_limit, choose, row_key
 from adpa_cli.errors import AdpaError
 
 
@@ -28,24 +28,22 @@ def stream(
     The end token is the last of them, unless a limit stops the answer first. Errors as in `generate_block`.
     """
     limit = answer_limit(len(prompt), row_id, sampling, context)
-    chooser = Chooser(sampling, [row_id], len(prompt))
-    ids = torch.tensor([list(prompt)], device=model.device)
-    new, cache = ids, None
-    for _ in range(limit):
-        scores, cache = _step(model, new, cache, dtype)
-        token = int(chooser(ids, scores).argmax(-1))
-        if chooser.broken is not None and bool(chooser.broken.any()):
+    key = torch.tensor([row_key(sampling.seed, row_id)], device=model.device)
+    new, cache = torch.tensor([list(prompt)], device=model.device), None
+    for position in range(limit):
+        logits, cache = _step(model, new, cache, dtype)
+        token = int(choose(logits, key, torch.full_like(key, position), sampling))
+        if token == NOT_FINITE:
             raise AdpaError("the logits are not finite", "check the model's weights, or use float32")
         yield token
         if token == end_id:
             return
         new = torch.tensor([[token]], device=model.device)
-        ids = torch.cat([ids, new], dim=1)
 
 
 @torch.no_grad()
 def _step(model: Any, new: Tensor, cache: Any, dtype: Dtype) -> tuple[Tensor, Any]:
-    """Scores [1, V] float32 after the tokens `new` [1, T], and the cache with them."""
+    """Logits [1, V] after the tokens `new` [1, T], and the cache with them."""
     with computing(dtype, model.device):
         out = model(input_ids=new, past_key_values=cache, use_cache=True)
-    return out.logits[:, -1, :].float(), out.past_key_values
+    return out.logits[:, -1, :], out.past_key_values

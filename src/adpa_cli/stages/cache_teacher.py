@@ -111,7 +111,7 @@ def _rows(
 def _draws(spec: CaptureSpec, items: Sequence[Any]) -> Any:
     """How ids are drawn for some answers, each by a key of its own; None where they are a top k."""
     from adpa_cli.engine.draws import Draws
-    from adpa_cli.engine.generate import row_key
+    from adpa_cli.engine.sampling import row_key
 
     if spec.support == "topk":
         return None

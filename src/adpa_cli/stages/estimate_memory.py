@@ -21,6 +21,7 @@ CUDA = 600_000_000  # context and kernels on a card
 KEEP_BYTES = 64 * 2**20  # as in tensors/head.py
 TILE_CELLS = 2**23
 DRAWN_TOGETHER = 32768  # as in engine/memory.py
+READ_TOGETHER, SPARE_COLUMNS = 4096, 32  # as in engine/refill.py and engine/slots.py
 TILES = 4  # of logits alive at once: product, padded copy, exponentials, gradient
 ROW_IN_PYTHON, TOKEN_IN_PYTHON = 3000, 45  # bytes of a row, and of each of its tokens, in the lists that keep them
 RETAINED = {"cpu": 1.4, "cuda": 1.15}
@@ -160,24 +161,27 @@ def frozen(model: ModelSize, dtype: str) -> float:
 def generating(
     model: ModelSize, rows: Sequence[Row], dtype: str, block_tokens: int, new: int, longest: int, where: Where
 ) -> Memory:
-    """Drawing answers in blocks."""
+    """Drawing answers in blocks, with all weights in the dtype of the products beside the float32 ones."""
     work = block_of_answers(model, rows, dtype, block_tokens, new, longest)
-    return where.total(frozen(model, dtype), work, row_bytes({"rollout": list(rows)}))
+    weights = model.parameters * (4.0 if dtype == "float32" else 6.0)
+    return where.total(weights, work, row_bytes({"rollout": list(rows)}))
 
 
 def block_of_answers(
     model: ModelSize, rows: Sequence[Row], dtype: str, block_tokens: int, new: int, longest: int
 ) -> float:
-    """A block of prompts with the keys and values of all layers, grown by copying, and the scores of its rows."""
+    """The rows answered at once: keys and values of all layers, with spare columns and one layer copied into new ones;
+    the prompts that are read at once; the scores of the rows."""
     room = [min(row.prompt + new, float(longest)) for row in rows]
     widest = max(room, default=0.0)
     block = max(widest, min(float(block_tokens), sum(room)))
     count = block / max(1.0, sum(room) / max(1, len(room)))
-    prompts = min(block, count * sum(row.prompt for row in rows) / max(1, len(rows)))
-    cache = 2 * model.layers * model.keys * block * (4 if dtype == "float32" else 3)
-    grown = cache / max(1, model.layers)
+    prompts = count * sum(row.prompt for row in rows) / max(1, len(rows))
+    read = min(block, prompts, max([READ_TOGETHER, *(row.prompt for row in rows)]))
+    token = 2 * model.layers * model.keys * (4 if dtype == "float32" else 3)
+    cache = token * (block + count * SPARE_COLUMNS)
     scores = count * model.vocabulary * 40
-    return cache + 2 * grown + max(passing(model, prompts, dtype), scores)
+    return cache * (1 + 1 / max(1, model.layers)) + max(token * read + passing(model, read, dtype), scores)
 
 
 def row_bytes(rows: Rows) -> float:

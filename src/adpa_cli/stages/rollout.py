@@ -11,9 +11,10 @@ from adpa_cli.stages.job import Job, Monitor, stop_if_asked, write_json
 
 def compute(job: Job, monitor: Monitor, rank: int = 0, processes: int = 1) -> None:
     """Leave one `_block-NNNNNN.json` per finished block in the work folder; blocks that are there are kept."""
-    from adpa_cli.engine.generate import Sampling, generate_block
+    from adpa_cli.engine.generate import generate_block
     from adpa_cli.engine.memory import block_that_fits
     from adpa_cli.engine.models import load, load_tokenizer
+    from adpa_cli.engine.sampling import Sampling
     from adpa_cli.stages.device import device
 
     spec = make(RolloutSpec, job.spec)
@@ -30,8 +31,11 @@ def compute(job: Job, monitor: Monitor, rank: int = 0, processes: int = 1) -> No
     for n, block in enumerate(mine, 1):
         prompts, ids = [item[1] for item in block.items], [item[0] for item in block.items]
         length = min(max(map(len, prompts)) + spec.max_new_tokens, spec.max_length)
-        with block_that_fits(job.stage, len(prompts), length):
-            made = generate_block(model, prompts, ids, encoder.end_id, pad_id, sampling, spec.max_length, spec.dtype)
+        together = min(len(prompts), max(1, spec.block_tokens // length))
+        with block_that_fits(job.stage, together, length):
+            made = generate_block(
+                model, prompts, ids, encoder.end_id, pad_id, sampling, spec.max_length, spec.dtype, spec.block_tokens
+            )
         rows = [
             {"id": row, "prompt_ids": list(prompt), "answer_ids": a.ids, "cut": a.cut, "text": encoder.decode(a.ids)}
             for row, prompt, a in zip(ids, prompts, made, strict=True)
@@ -82,6 +86,7 @@ def _asked(job: Job, spec: RolloutSpec) -> dict[str, Any]:
 
 def _blocks(job: Job, spec: RolloutSpec, tokenizer: Any) -> tuple[Any, Any]:
     from adpa_cli.engine.blocks import cut_blocks
+    from adpa_cli.engine.memory import POOL
     from adpa_cli.stages.examples import encoder_of, fitted_prompt
 
     encoder = encoder_of(tokenizer, spec)
@@ -93,5 +98,5 @@ def _blocks(job: Job, spec: RolloutSpec, tokenizer: Any) -> tuple[Any, Any]:
         items,
         lambda item: min(len(item[1]) + spec.max_new_tokens, spec.max_length),
         lambda item: item[0],
-        spec.block_tokens,
+        POOL * spec.block_tokens,
     )

@@ -13,7 +13,7 @@ from adpa_cli.errors import DataError
 from adpa_cli.stages.trained import Trained
 
 if TYPE_CHECKING:
-    from adpa_cli.engine.generate import Sampling
+    from adpa_cli.engine.sampling import Sampling
 
 LEAST_ROOM = 64  # tokens kept for an answer before old turns are dropped
 BLOCK = 16  # prompts that are answered together
