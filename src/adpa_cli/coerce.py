@@ -1,7 +1,9 @@
-"""A value from the command line, a recipe or a manifest as the type that a spec or a method declares."""
+"""A value from the command line, a recipe or a manifest: as the type that it is declared with, and within its range."""
 
 from __future__ import annotations
 
+import dataclasses
+import re
 import types
 import typing
 from typing import Any, Literal, Union
@@ -14,6 +16,13 @@ Auto = typing.NewType("Auto", str)
 """`auto=X`: the coarsest step that keeps a mean KL of X nats."""
 STEPS = ("precision", "pair_precision")
 """Settings that are a quantisation step wherever they are a number."""
+POSITIVE = {"lr", "epochs", "batch_size", "max_length", "max_steps", "limit", "top_k",
+            "max_new_tokens", "block_tokens", "clip", "bootstrap", "top_p"}  # fmt: skip
+RANGES: dict[str, tuple[float, float]] = {
+    "seed": (0, 2**63 - 1), "warmup_ratio": (0, 1), "weight_decay": (0, 1000), "adam_beta1": (0, 0.999999),
+    "adam_beta2": (0, 0.999999), "temperature": (0, 1000), "top_p": (0, 1), "pair_precision": (0, 16),
+    "precision": (0, 16),
+}  # fmt: skip
 
 
 def coerce(kind: Any, value: Any, name: str) -> Any:
@@ -95,3 +104,19 @@ _WORDS: dict[Any, str] = {
     int: "a whole number", float: "a finite number", bool: "true or false", str: "text", dict[str, Any]: "a table",
     Step: "a number of nats such as 1/32, or exact", Auto: "auto=NATS with a mean KL above 0, such as auto=0.001",
 }  # fmt: skip
+
+
+def check_range(f: dataclasses.Field[Any], value: Any) -> None:
+    """Raise UsageError for a coerced value that the field of its name, or what this field declares, does not allow."""
+    if f.name in POSITIVE and value is not None and not value > 0:
+        raise UsageError(f"{f.name}={value} makes no sense", f"{f.name} must be above 0")
+    low, high = RANGES.get(f.name, (f.metadata.get("low"), f.metadata.get("high")))
+    choices = f.metadata.get("choices")
+    if isinstance(value, int | float) and ((low is not None and value < low) or (high is not None and value > high)):
+        raise UsageError(f"{f.name}={value} is out of range", f"{f.name} lies between {low} and {high}")
+    if f.name in STEPS and isinstance(value, float) and 0 < value < 1e-6:
+        raise UsageError(f"{f.name}={value} is out of range", f"{f.name} is 0 (exact), or lies between 1e-6 and 16")
+    if choices and value not in choices:
+        raise UsageError(f"{f.name}={value}", f"{f.name} is one of {', '.join(map(str, choices))}")
+    if "pattern" in f.metadata and not re.fullmatch(f.metadata["pattern"], value):
+        raise UsageError(f"{f.name}={value}", f"{f.name} is last, best, or the number of a step from 1")

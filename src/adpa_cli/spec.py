@@ -7,13 +7,12 @@ A field that is added later declares `neutral`, the value that means the old beh
 from __future__ import annotations
 
 import dataclasses
-import re
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
-from adpa_cli.coerce import STEPS, Auto, coerce
+from adpa_cli.coerce import Auto, check_range, coerce
 from adpa_cli.errors import UsageError
 
 Dtype = Literal["float32", "bfloat16"]
@@ -192,13 +191,6 @@ STAGE_VERSIONS = {
     "sft": 1, "dpo-teacher": 1, "reward-model": 1, "cache-teacher": 1, "rollout": 1, "rewards": 1,
     "distill": 1, "eval": 1,
 }  # fmt: skip
-POSITIVE = {"lr", "epochs", "batch_size", "max_length", "max_steps", "limit", "top_k",
-            "max_new_tokens", "block_tokens", "clip", "bootstrap", "top_p"}  # fmt: skip
-RANGES: dict[str, tuple[float, float]] = {
-    "seed": (0, 2**63 - 1), "warmup_ratio": (0, 1), "weight_decay": (0, 1000), "adam_beta1": (0, 0.999999),
-    "adam_beta2": (0, 0.999999), "temperature": (0, 1000), "top_p": (0, 1), "pair_precision": (0, 16),
-    "precision": (0, 16),
-}  # fmt: skip
 
 
 def make(cls: type[S], values: Mapping[str, Any]) -> S:
@@ -210,23 +202,8 @@ def make(cls: type[S], values: Mapping[str, Any]) -> S:
         raise UsageError(f"no setting is called {unknown[0]!r}", f"settings: {', '.join(sorted(known))}")
     spec = cls(**{name: coerce(kinds[name], value, name) for name, value in values.items()})
     for f in dataclasses.fields(cls):
-        _check_range(f, getattr(spec, f.name))
+        check_range(f, getattr(spec, f.name))
     return spec
-
-
-def _check_range(f: dataclasses.Field[Any], value: Any) -> None:
-    if f.name in POSITIVE and value is not None and not value > 0:
-        raise UsageError(f"{f.name}={value} makes no sense", f"{f.name} must be above 0")
-    low, high = RANGES.get(f.name, (f.metadata.get("low"), f.metadata.get("high")))
-    choices = f.metadata.get("choices")
-    if isinstance(value, int | float) and ((low is not None and value < low) or (high is not None and value > high)):
-        raise UsageError(f"{f.name}={value} is out of range", f"{f.name} lies between {low} and {high}")
-    if f.name in STEPS and isinstance(value, float) and 0 < value < 1e-6:
-        raise UsageError(f"{f.name}={value} is out of range", f"{f.name} is 0 (exact), or lies between 1e-6 and 16")
-    if choices and value not in choices:
-        raise UsageError(f"{f.name}={value}", f"{f.name} is one of {', '.join(map(str, choices))}")
-    if "pattern" in f.metadata and not re.fullmatch(f.metadata["pattern"], value):
-        raise UsageError(f"{f.name}={value}", f"{f.name} is last, best, or the number of a step from 1")
 
 
 def hashed(spec: Any) -> dict[str, Any]:
