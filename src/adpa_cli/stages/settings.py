@@ -15,13 +15,24 @@ from typing import Any, TypeVar
 from adpa_cli import methods
 from adpa_cli.errors import UsageError
 from adpa_cli.families import Family, stage_settings
-from adpa_cli.spec import STAGE_VERSIONS, CaptureSpec, Dataclass, EvalSpec, RewardsSpec, RolloutSpec, TrainSpec, make
+from adpa_cli.spec import (
+    STAGE_VERSIONS,
+    CaptureSpec,
+    Dataclass,
+    EvalSpec,
+    RewardsSpec,
+    RolloutSpec,
+    StartSpec,
+    TrainSpec,
+    make,
+)
 
 S = TypeVar("S", bound=Dataclass)
 DERIVED = {"method", "method_version", "params", "template", "end", "parts", "split", "suite", "smoke", "judged_tokens"}
 """Fields that a plan fills in itself; nobody sets them by hand."""
 SPECS: dict[str, type[Any]] = {
-    "cache-teacher": CaptureSpec, "rollout": RolloutSpec, "rewards": RewardsSpec, "eval": EvalSpec,
+    "cache-teacher": CaptureSpec, "rollout": RolloutSpec, "rewards": RewardsSpec, "start-logps": StartSpec,
+    "eval": EvalSpec,
 }  # fmt: skip
 """Of the stages that train nothing."""
 OWN_METHOD = {"sft": ("sft",), "dpo-teacher": ("dpo",), "reward-model": ("reward-model",)}
@@ -71,7 +82,7 @@ def settable(stage: str, method: str = "") -> dict[str, Any]:
 
 
 def _defaults(cls: Any) -> dict[str, Any]:
-    return {f.name: f.default for f in dataclasses.fields(cls)}
+    return {f.name: f.default for f in dataclasses.fields(cls) if f.default is not dataclasses.MISSING}
 
 
 def check_own(given: Given, stages: Sequence[tuple[str, str]]) -> None:
