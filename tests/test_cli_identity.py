@@ -12,10 +12,10 @@ from cli_samples import Cli, Pipeline, Ran
 # Whoever moves these ids makes everybody train again: a new family setting or a new way of hashing, nothing less.
 TINY_PLAN = [
     "sft/3905119e52ac", "sft/002e5accef00", "start-logps/2e543ce7edb7", "dpo-teacher/88ce4bbe399d",
-    "cache-teacher/d9fc3713d8a3", "distill/13a15353da73", "rollout/24f38a88d7cc", "cache-teacher/f85958b724ef", "distill/bd34f374e43b",
-    "rollout/c40727011902", "eval/aed505e5856a", "rollout/a7cf7a74daa1", "eval/53c0edd3141d",
-    "rollout/a7220cdaba66", "eval/f503740c1b97", "rollout/ed326a7b079d", "eval/16e92a33acbf",
-    "rollout/4af8fc65333d", "eval/3ff8b0760b3a",
+    "cache-teacher/d9fc3713d8a3", "distill/13a15353da73", "rollout/24f38a88d7cc", "cache-teacher/f85958b724ef",
+    "distill/bd34f374e43b", "rollout/c40727011902", "eval/aed505e5856a", "rollout/a7cf7a74daa1",
+    "eval/53c0edd3141d", "rollout/a7220cdaba66", "eval/f503740c1b97", "rollout/ed326a7b079d",
+    "eval/16e92a33acbf", "rollout/4af8fc65333d", "eval/3ff8b0760b3a",
 ]  # fmt: skip
 ADPA_PLUS = ("distill", "--method", "adpa+", "--student", "tiny")
 

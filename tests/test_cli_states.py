@@ -53,10 +53,7 @@ def plan(store: Store, method: str, **own: Any) -> list[Node]:
 
 def by_role(nodes: list[Node]) -> dict[str, Node]:
     """A stage that scores a start is told by whose it is."""
-    whose = {
-        node.recipe.id: f"start of the {node.inputs['model'].role}" for node in nodes if node.stage == "start-logps"
-    }
-    found = {whose.get(node.recipe.id, node.role): node for node in nodes}
+    found = {f"start of the {n.inputs['model'].role}" if n.stage == "start-logps" else n.role: n for n in nodes}
     assert len(found) == len(nodes)
     return found
 

@@ -68,8 +68,9 @@ class Remaker:
 
     def _on_the_way(self, manifest: Manifest) -> Found | None:
         """A student whose recipe, named without ids, makes this on the way."""
-        known = settable(manifest.stage)
-        own = {f"{manifest.stage}.{key}": _text(value) for key, value in manifest.spec.items() if key in known}
+        # Of all stages on the way this one alone has settings that leave no trace in what is made from it.
+        untold = settable(manifest.stage) if manifest.stage == "start-logps" else ()
+        own = {f"{manifest.stage}.{key}": _text(manifest.spec[key]) for key in untold}
         for student in self._students(manifest):
             found = self._first(student, list(Candidates(self.store).of(student, ids=False)))
             if found is None:
