@@ -78,13 +78,14 @@ def _scored(
     from adpa_cli.engine.memory import ROOM, refused_when_full
     from adpa_cli.engine.score import label_logps
 
-    longest, count = max(example.length for example in examples), len(spec.parts)
+    parts: Any = spec.parts
+    longest, count = max(example.length for example in examples), len(parts)
     size = longest * count * len(examples)
     hint = f"--set {job.stage}.block_tokens={size // 2}"
     if len(examples) == 1:
         hint = f"--set {job.hints['training']}.max_length={max(1, longest // 2)}, or {ROOM}"
     with refused_when_full(f"{job.stage}: a block of {len(examples):,} × {count} rows of {longest:,} tokens", hint):
-        return label_logps(student, examples, spec.parts, size, device)
+        return label_logps(student, examples, parts, size, device)
 
 
 def _check(found: Mapping[tuple[str, str], Logps], model: str, training: str) -> None:
