@@ -183,3 +183,10 @@ def test_a_damaged_table_stops_a_training_with_what_to_do(pipeline: Pipeline, cl
     shutil.move(table.parent, "away")
     assert cli(*words, "--method", "wpo").ref.startswith("distill/")
     assert Store.find(pipeline.store).get(made.id) is not None
+
+
+def test_what_stands_against_a_training_is_told_once(cli: Cli, words: Sequence[str]) -> None:
+    """The stage that scores its start has the same model, data and lengths."""
+    said = cli.refused(1, *words, "--method", "dpo", "--set", "max_length=100000")
+    assert said.startswith("distill: max_length 100000 exceeds the context of ")
+    assert "problems" not in said
