@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
-from adpa_cli.engine.loop import score_start, train
+from adpa_cli.engine.loop import train
 from adpa_cli.engine.processes import make_accelerator
 from adpa_cli.engine.schedule import Example, TokenSequence
 from adpa_cli.engine.student import Student
@@ -33,11 +33,16 @@ from adpa_cli.spec import Runtime
 from adpa_cli.stages.execute import MODULES
 from adpa_cli.stages.job import Job, Located, Monitor
 from tiny_models import END, VOCABULARY, tiny_llama
-from train_samples import make_run
+from train_samples import make_run, start_of
 
 LENGTH, ROWS = 48, 48
 WANTED = 2 * LENGTH * ROWS  # a pair is two sequences
 ROOM = 100 * 2**20  # gradients and moments take 25 MB of it, the rows wanted more than 200
+OWN: dict[str, dict[str, Any]] = {
+    "cache-teacher": {"parts": ("chosen", "rejected"), "pair_precision": None},
+    "start-logps": {"parts": ("chosen", "rejected"), "skip_bad_rows": False, "smoke": False},
+}
+HINTS = {"training": "distill"}
 SIZE = {"hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 2, "num_attention_heads": 4}
 
 
@@ -63,12 +68,12 @@ def body(folder: Path, tokens: int, more: int | None, rendezvous: str = "") -> N
     folder.mkdir(parents=True, exist_ok=True)
     said: list[str] = []
     student = Student(tiny_llama(0, initializer_range=0.02, **SIZE).requires_grad_(), "float32")
+    rows = pairs()
     run = make_run(
-        "dpo", pairs(), None, folder, batch_size=ROWS, epochs=2.0, lr=1e-4, note=said.append,
-        runtime=Runtime(tokens_per_device=tokens),
+        "dpo", rows, None, folder, batch_size=ROWS, epochs=2.0, lr=1e-4, note=said.append,
+        runtime=Runtime(tokens_per_device=tokens), start_of=start_of(student.model, rows),
     )  # fmt: skip
     accelerator = make_accelerator(rendezvous)
-    score_start(student, run, accelerator)
     if more is not None:
         limit(more)
     try:
@@ -93,13 +98,13 @@ def block(folder: Path, stage: str) -> None:
         "aligned": (model,),
         "data": (Located("data", "data:p", "p", ("builtin:tiny-pairs",)),),
     }
-    more = {"parts": ("chosen", "rejected"), "pair_precision": None} if stage == "cache-teacher" else {}
+    more = OWN.get(stage, {})
     said = ""
     for tokens in (256, 10**6):
         spec = {"template": TEMPLATE, "end": TINY_END, "dtype": "float32", "max_length": 128, "limit": 400, **more}
         work = folder / str(tokens)
         work.mkdir(parents=True)
-        job = Job(stage, f"{stage}/test", {**spec, "block_tokens": tokens}, inputs, str(work))
+        job = Job(stage, f"{stage}/test", {**spec, "block_tokens": tokens}, inputs, str(work), hints=HINTS)
         try:
             module.compute(job, Monitor(stop=lambda: "SIGTERM"))
         except AdpaError as error:
@@ -133,7 +138,7 @@ def main(folder: Path) -> None:
         (rank, (1, folder / "rank1", WANTED // 2, ROOM, meet)),
     )
     forked((body, (folder / "none", WANTED, 2**20)))
-    for stage in ("rollout", "cache-teacher", "eval"):
+    for stage in ("rollout", "cache-teacher", "eval", "start-logps"):
         forked((block, (folder / stage, stage)))
 
 

@@ -19,14 +19,15 @@ DPPO = ("distill", "--method", "dppo", "--student", "tiny", "--no-eval")
 
 def test_a_plan_has_the_teachers_and_neither_signal_nor_rollouts_of_the_student(cli: Cli) -> None:
     rows = cli(*DPPO, "-n").rows
-    assert [row[2] for row in rows] == ["student", "reference teacher", "aligned teacher", "distill dppo"]
-    assert rows[3][3] == f"dppo β 0.1 from {rows[0][4]}"
+    teachers = ["reference teacher", "start log-probs", "aligned teacher"]
+    assert [row[2] for row in rows] == ["student", *teachers, "distill dppo"]
+    assert rows[-1][3] == f"dppo β 0.1 from {rows[0][4]}"
     plain = cli("distill", "--method", "dpo", "--student", "tiny", "--no-eval", "-n").rows[-1]
-    assert int(rows[3][6]) > int(plain[6]) > 0  # seconds
+    assert int(rows[-1][6]) > int(plain[6]) > 0  # seconds
     other = cli(*DPPO, "--set", "reward=sequence", "-n").rows
     ids, others = ([row[4] for row in found] for found in (rows, other))
-    assert ids[:3] == others[:3]
-    assert ids[3] != others[3]
+    assert ids[:-1] == others[:-1]
+    assert ids[-1] != others[-1]
 
 
 @pytest.mark.parametrize(
@@ -112,7 +113,8 @@ def test_two_processes_draw_and_train_as_one(pipeline: Pipeline, cli: Cli, tmp_p
     stores = [Store(pipeline.store), Store(tmp_path / "other")]
     assert [store.get(one).made["processes"] for store in stores] == [1, 2]
     ours, theirs = (load_file(store.folder(one) / "step-000010" / "model.safetensors") for store in stores)
-    assert max(float((ours[name] - theirs[name]).abs().max()) for name in ours) < 1e-5
+    apart = max(float((ours[name] - theirs[name]).abs().max()) for name in ours)
+    assert apart < 1e-4, "a tenth of what one step moves a weight by"
     lines = [(store.folder(one) / "metrics.jsonl").read_text().splitlines() for store in stores]
     for here, there in zip(*(map(json.loads, found) for found in lines), strict=True):
         assert there == pytest.approx(here, rel=1e-3, abs=1e-4)

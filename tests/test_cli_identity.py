@@ -11,11 +11,11 @@ from cli_samples import Cli, Pipeline, Ran
 
 # Whoever moves these ids makes everybody train again: a new family setting or a new way of hashing, nothing less.
 TINY_PLAN = [
-    "sft/3905119e52ac", "sft/002e5accef00", "dpo-teacher/88ce4bbe399d", "cache-teacher/d9fc3713d8a3",
-    "distill/13a15353da73", "rollout/24f38a88d7cc", "cache-teacher/f85958b724ef", "distill/bd34f374e43b",
-    "rollout/c40727011902", "eval/aed505e5856a", "rollout/a7cf7a74daa1", "eval/53c0edd3141d",
-    "rollout/a7220cdaba66", "eval/f503740c1b97", "rollout/ed326a7b079d", "eval/16e92a33acbf",
-    "rollout/4af8fc65333d", "eval/3ff8b0760b3a",
+    "sft/3905119e52ac", "sft/002e5accef00", "start-logps/2e543ce7edb7", "dpo-teacher/88ce4bbe399d",
+    "cache-teacher/d9fc3713d8a3", "distill/13a15353da73", "rollout/24f38a88d7cc", "cache-teacher/f85958b724ef",
+    "distill/bd34f374e43b", "rollout/c40727011902", "eval/aed505e5856a", "rollout/a7cf7a74daa1",
+    "eval/53c0edd3141d", "rollout/a7220cdaba66", "eval/f503740c1b97", "rollout/ed326a7b079d",
+    "eval/16e92a33acbf", "rollout/4af8fc65333d", "eval/3ff8b0760b3a",
 ]  # fmt: skip
 ADPA_PLUS = ("distill", "--method", "adpa+", "--student", "tiny")
 
@@ -85,7 +85,7 @@ def test_adpa_plus_is_dckd_followed_by_adpa(pipeline: Pipeline, cli: Cli) -> Non
 
 
 def test_seed_moves_what_comes_after_the_sft_of_the_student(cli: Cli) -> None:
-    models = ["student", "reference teacher", "aligned teacher", "signal"]
+    models = ["student", "reference teacher", "start log-probs", "aligned teacher", "signal"]
     evaluations = ["rollouts", "eval"] * 3  # of the start and of both teachers
     assert unmoved(ids(cli, *ADPA_PLUS), ids(cli, *ADPA_PLUS, "--seed", "1")) == models + evaluations
 
@@ -99,4 +99,5 @@ def test_a_setting_of_one_stage_moves_only_what_rests_on_it(cli: Cli) -> None:
     after = ids(cli, *ADPA_PLUS, "--set", "gamma=0.3")
     assert len(before) - len(unmoved(before, after)) == 3  # the last training, its answers, its numbers
     after = ids(cli, *ADPA_PLUS, "--set", "dpo-teacher.beta=0.2")
-    assert unmoved(before, after) == ["student", "reference teacher", "rollouts", "eval", "rollouts", "eval"]
+    start = ["student", "reference teacher", "start log-probs"]
+    assert unmoved(before, after) == [*start, "rollouts", "eval", "rollouts", "eval"]

@@ -35,7 +35,7 @@ def stages(cli: Cli, name: str, *words: object) -> set[str]:
 def test_every_artifact_of_a_family_is_made_again_from_nothing(pipeline: Pipeline, cli: Cli) -> None:
     made = Store.find(pipeline.store).artifacts()
     assert {manifest.stage for manifest in made} == {
-        "sft", "dpo-teacher", "cache-teacher", "rollout", "distill", "eval",
+        "sft", "start-logps", "dpo-teacher", "cache-teacher", "rollout", "distill", "eval",
     }  # fmt: skip
     for manifest in made:
         name = recipe(cli, manifest.ref)
@@ -50,7 +50,7 @@ def test_every_artifact_of_a_family_is_made_again_from_nothing(pipeline: Pipelin
         assert [row[1:3] for row in rows] == [["build", target]]
 
 
-STAGES = ("sft", "dpo-teacher", "cache-teacher", "rollout", "distill", "eval")
+STAGES = ("sft", "start-logps", "dpo-teacher", "cache-teacher", "rollout", "distill", "eval")
 
 
 def test_what_is_made_on_the_way_is_in_the_plan_of_its_recipe(pipeline: Pipeline, cli: Cli) -> None:

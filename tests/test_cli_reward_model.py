@@ -116,8 +116,8 @@ def test_ddpo_fits_the_rewards_of_one(here: Cli, place: Path) -> None:
     words = ["distill", "--method", "ddpo", "--student", "tiny", "--data", "./pairs", "--no-eval", *FEW, *UPSTREAM]
     explicit = [*words, "--set", "reward=explicit"]
     found = stages(here, *explicit)
-    assert found[-3:] == ["reward-model", "rewards", "distill"]
-    assert set(found[:-3]) <= {"sft"}
+    assert found[-4:] == ["reward-model", "rewards", "start-logps", "distill"]
+    assert set(found[:-4]) <= {"sft"}
     made = Store.find(place / "adpa-store").get(here(*explicit).ref)
     assert made.spec["params"]["reward"] == "explicit"
     assert "beta_teacher" not in made.spec["params"]

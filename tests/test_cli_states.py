@@ -25,13 +25,14 @@ ON_POLICY = ("adpa", "adpa-noref", "gkd", "q-argmax", "q-softmax", "seqkd")
 KD = ("adpa-noref", "atkd", "dckd", "dpkd", "gkd", "seqkd", "vanilla-kd")
 
 STUDENT, REFERENCE, ALIGNED = "student", "reference teacher", "aligned teacher"
-TEACHERS = [REFERENCE, ALIGNED]
+TEACHERS = [REFERENCE, "start of the reference teacher", ALIGNED]
+COMPARING = ["start of the student"]
 ON_DATA = ("aligned", "chosen+rejected")
 PAIR = ("aligned+reference", "rollouts of the student")
 PLANS: dict[str, tuple[list[str], tuple[str, str] | None]] = {
-    "sft": ([], None), "dpo": ([], None), "simpo": ([], None), "wpo": ([], None), "plad": ([], None),
+    "sft": ([], None), "dpo": (COMPARING, None), "simpo": ([], None), "wpo": (COMPARING, None), "plad": ([], None),
     "vanilla-kd": (TEACHERS, ON_DATA), "atkd": (TEACHERS, ON_DATA), "dckd": (TEACHERS, ON_DATA),
-    "dpkd": (TEACHERS, ON_DATA), "ddpo": (TEACHERS, ("aligned+reference", "chosen+rejected")),
+    "dpkd": (TEACHERS, ON_DATA), "ddpo": ([*TEACHERS, *COMPARING], ("aligned+reference", "chosen+rejected")),
     "adpa": ([*TEACHERS, "rollouts"], PAIR), "q-argmax": ([*TEACHERS, "rollouts"], PAIR),
     "q-softmax": ([*TEACHERS, "rollouts"], PAIR), "adpa-noref": ([*TEACHERS, "rollouts"], PAIR),
     "gkd": ([*TEACHERS, "rollouts"], PAIR), "seqkd": ([*TEACHERS, "rollouts"], None), "dppo": (TEACHERS, None),
@@ -51,7 +52,8 @@ def plan(store: Store, method: str, **own: Any) -> list[Node]:
 
 
 def by_role(nodes: list[Node]) -> dict[str, Node]:
-    found = {node.role: node for node in nodes}
+    """A stage that scores a start is told by whose it is."""
+    found = {f"start of the {n.inputs['model'].role}" if n.stage == "start-logps" else n.role: n for n in nodes}
     assert len(found) == len(nodes)
     return found
 
@@ -126,7 +128,8 @@ def test_teachers_answers_are_drawn_as_the_students_are(store: Store) -> None:
 
 def test_adpa_plus_takes_states_for_its_last_method(cli: Cli) -> None:
     roles = [row[2] for row in cli(*TINY, "--method", "adpa+", "--states", "rejected", "-n").rows]
-    assert roles == [STUDENT, REFERENCE, ALIGNED, "signal", "distill dckd", "signal", "distill adpa"]
+    teachers = [REFERENCE, "start log-probs", ALIGNED]
+    assert roles == [STUDENT, *teachers, "signal", "distill dckd", "signal", "distill adpa"]
 
 
 def cache_of(pipeline: Pipeline, ref: str) -> str:

@@ -14,7 +14,7 @@ import torch
 
 from adpa_cli.engine import loop
 from adpa_cli.engine.checkpoints import resume_step
-from adpa_cli.engine.loop import Run, score_start, train
+from adpa_cli.engine.loop import Run, train
 from adpa_cli.engine.objective import Objective
 from adpa_cli.engine.processes import make_accelerator
 from adpa_cli.engine.schedule import Fixed, learning_rate, step_rows
@@ -24,11 +24,12 @@ from adpa_cli.errors import AdpaError, Stopped
 from adpa_cli.signal import SignalRows
 from adpa_cli.spec import Runtime
 from tiny_models import tiny_llama
-from train_samples import dense_loss, examples, make_run, signal_source
+from train_samples import dense_loss, examples, make_run, signal_source, start_of
 
 METHODS = ["sft", "dpo", "dckd", "adpa"]
 ROWS = examples(9)
 SIGNAL = signal_source(ROWS, tiny_llama(1), tiny_llama(2))
+START = start_of(tiny_llama(0), ROWS)
 
 
 def fresh() -> Student:
@@ -57,27 +58,18 @@ def gradients(run: Run, student: Student) -> tuple[dict[str, torch.Tensor], dict
 
     optimizer.register_step_pre_hook(keep)
     module, prepared = make_accelerator().prepare(student, optimizer)
-    score_start(student, run, make_accelerator())
     return found, one_step(module, prepared, run)
 
 
 @pytest.mark.parametrize("tokens", [1, 60, 100_000])
 @pytest.mark.parametrize("method", METHODS)
 def test_one_step_is_the_gradient_of_the_equation(method: str, tokens: int, tmp_path: Path) -> None:
-    run = make_run(method, ROWS, SIGNAL, tmp_path, runtime=Runtime(tokens_per_device=tokens), clip=1e9, batch_size=9)
-    student = fresh()
-    with torch.no_grad():  # a student that has moved from its start, for DPO to compare
-        score_start(Student(tiny_llama(3), "float32"), run, make_accelerator())
-        before = dict(run.start_of)
-        run.start_of.clear()
-    found, numbers = gradients(run, student)
-    if method == "dpo":
-        assert numbers["loss"] == pytest.approx(math.log(2), abs=1e-6)
-        run.start_of.update(before)
-        student = fresh()
-        numbers = one_step(*_prepared(student, found), run)
+    start = tiny_llama(3)  # the student has moved from its start
+    settings = {"clip": 1e9, "batch_size": 9, "start_of": start_of(start, ROWS)}
+    run = make_run(method, ROWS, SIGNAL, tmp_path, runtime=Runtime(tokens_per_device=tokens), **settings)
+    found, numbers = gradients(run, fresh())
     dense = tiny_llama(0).double().requires_grad_()
-    loss = dense_loss(method, dense, tiny_llama(3).double(), ROWS, SIGNAL, run.params)
+    loss = dense_loss(method, dense, start.double(), ROWS, SIGNAL, run.params)
     loss.backward()
     assert numbers["loss"] == pytest.approx(loss.item(), rel=1e-5)
     scale = max(float(p.grad.abs().max()) for p in dense.parameters())
@@ -85,20 +77,16 @@ def test_one_step_is_the_gradient_of_the_equation(method: str, tokens: int, tmp_
         torch.testing.assert_close(found[name].double(), parameter.grad, rtol=1e-4, atol=1e-5 * scale, msg=name)
 
 
-def _prepared(student: Student, found: dict[str, torch.Tensor]) -> tuple[Any, Any]:
-    optimizer = torch.optim.SGD(student.model.parameters(), lr=0.0)
-    optimizer.register_step_pre_hook(
-        lambda *_: found.update({name: p.grad.clone() for name, p in student.model.named_parameters()})
-    )
-    return make_accelerator().prepare(student, optimizer)
+def test_dpo_begins_where_no_answer_is_preferred(tmp_path: Path) -> None:
+    _, numbers = gradients(make_run("dpo", ROWS, SIGNAL, tmp_path, start_of=START, batch_size=9), fresh())
+    assert numbers["loss"] == pytest.approx(math.log(2), abs=1e-6)
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_run_is_adamw_with_clipping_and_the_schedule(method: str, tmp_path: Path) -> None:
     settings = {"epochs": 2.0, "batch_size": 4, "lr": 3e-3, "clip": 0.5, "weight_decay": 0.1, "adam_beta2": 0.99}
-    run = make_run(method, ROWS, SIGNAL, tmp_path, **settings)
+    run = make_run(method, ROWS, SIGNAL, tmp_path, start_of=START, **settings)
     student = fresh()
-    score_start(student, run, make_accelerator())
     train(student, run, make_accelerator())
 
     start = tiny_llama(0).double()
@@ -152,13 +140,12 @@ class StopAt:
 def stoppable_run(work: Path, at: int | None, **settings: Any) -> tuple[Run, StopAt]:
     stop = StopAt(at)
     given = {"epochs": 4.0, "batch_size": 3, "lr": 3e-3, "runtime": Runtime(tokens_per_device=60, checkpoint_steps=5)}
-    run = make_run("dpo", ROWS, SIGNAL, work, **{**given, **settings}, progress=stop.progress, stop=stop.stop)
-    return run, stop
+    told = {"progress": stop.progress, "stop": stop.stop, "start_of": START}
+    return make_run("dpo", ROWS, SIGNAL, work, **{**given, **settings}, **told), stop
 
 
 def go(run: Run) -> Student:
     student = fresh()
-    score_start(student, run, make_accelerator())
     train(student, run, make_accelerator())
     return student
 
@@ -195,7 +182,7 @@ def test_a_run_that_dies_goes_on_at_its_last_resume_point(tmp_path: Path) -> Non
     expected = bytes_of(go(stoppable_run(tmp_path / "whole", None)[0]))
     run, _ = stoppable_run(tmp_path, None)
     with pytest.raises(Killed):
-        go(Run(**{**vars(run), "progress": die, "start_of": {}}))
+        go(Run(**{**vars(run), "progress": die}))
     assert resume_step(tmp_path) == 5
     run, stop = stoppable_run(tmp_path, None)
     assert bytes_of(go(run)) == expected

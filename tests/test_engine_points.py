@@ -12,16 +12,17 @@ import pytest
 import torch
 
 from adpa_cli.engine import schedule
-from adpa_cli.engine.loop import score_start, train
+from adpa_cli.engine.loop import train
 from adpa_cli.engine.points import SCORES, Held, Points, best, records
 from adpa_cli.engine.processes import make_accelerator
 from adpa_cli.engine.score import wins
 from adpa_cli.engine.student import Student
 from adpa_cli.errors import UsageError
 from tiny_models import tiny_llama
-from train_samples import _taken, examples, make_run
+from train_samples import _taken, examples, make_run, start_of
 
 ROWS, TEST = examples(9), examples(7, seed=5)
+START = start_of(tiny_llama(0), ROWS)
 PAIRS = Held(TEST, ("chosen", "rejected"))
 SETTINGS = {"epochs": 3.0, "batch_size": 3, "lr": 5e-2}  # 9 steps; points 2, 4, 6, 8, 9
 
@@ -46,9 +47,8 @@ def go(
             die(-step)
 
     run = make_run(
-        "dpo", ROWS, None, work, points=schedule.points(len(ROWS), 3, 9), at_point=at, **SETTINGS
-    )  # fmt: skip
-    score_start(student, run, make_accelerator())
+        "dpo", ROWS, None, work, points=schedule.points(len(ROWS), 3, 9), at_point=at, start_of=START, **SETTINGS
+    )
     train(student, run, make_accelerator())
     return points
 
@@ -158,9 +158,8 @@ def test_a_step_is_the_one_of_the_whole_run(tmp_path: Path) -> None:
 
         run = make_run(
             "dpo", ROWS, None, tmp_path / name, points=frozenset({4}), at_point=at,
-            progress=lambda step, of, numbers: seen.append(of), **SETTINGS, **more,
+            progress=lambda step, of, numbers: seen.append(of), start_of=START, **SETTINGS, **more,
         )  # fmt: skip
-        score_start(student, run, make_accelerator())
         train(student, run, make_accelerator())
         assert seen == [4] * 4 if more else [9] * 9
         return found

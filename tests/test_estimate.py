@@ -74,6 +74,13 @@ def test_a_capture_spools_eight_or_thirteen_bytes_an_id() -> None:
     assert disk.capture(rows, 92.0, 50, True, 1000).extra == (13 * 50 + 24) * 40 + 2 * disk.ROW_JSON
 
 
+def test_start_log_probs_take_their_measured_size_twice_while_they_are_put_together() -> None:
+    """Of 4,000 pairs of the tiny family; floats of real models compress as little."""
+    found = disk.start_logps([Row(20, 108_106 / 8000)] * 8000)
+    assert found.keeps == pytest.approx(541_071, rel=0.1)
+    assert found.extra == found.keeps
+
+
 def test_the_signal_of_a_large_vocabulary_has_its_measured_size() -> None:
     """docs/benchmarks.md, answers of 256 tokens."""
     for pair_step, measured in ((None, 92.3), (1 / 128, 141.2)):
@@ -220,8 +227,7 @@ def test_operations_of_a_forward_pass() -> None:
     assert times.forward_flops(SMALL, Row(3, 2)) == 5 * (2 * body + 2 * 2 * 10 * 5) + 2 * 400 * 2
     rows = {"chosen": [Row(3, 2)], "rejected": [Row(3, 2)]}
     once = 2 * times.forward_flops(SMALL, Row(3, 2))
-    assert times.training_flops(SMALL, rows, 2.5, 0) == 7.5 * once
-    assert times.training_flops(SMALL, rows, 1, 2) == 4 * once, "the start model scores both parts"
+    assert times.training_flops(SMALL, rows, 2.5) == 7.5 * once
 
 
 def test_passes_over_the_rows() -> None:

@@ -7,13 +7,13 @@ import pytest
 import torch
 
 from adpa_cli import methods
-from adpa_cli.engine.loop import score_start, train
+from adpa_cli.engine.loop import train
 from adpa_cli.engine.processes import make_accelerator
 from adpa_cli.engine.student import Student
 from adpa_cli.methods import View
 from dense_batches import Inputs, batch_for, value_and_gradients, view_of
 from tiny_models import tiny_llama
-from train_samples import examples, make_run
+from train_samples import examples, make_run, start_of
 from trl_pairs import both_losses, trl_trainer
 
 WPO, DPO = methods.load("wpo"), methods.load("dpo")
@@ -113,7 +113,6 @@ def test_the_loop_hands_it_the_squares_of_the_student(tmp_path):
             total += (taken - logps[at - 1].exp().square().sum(1).log()).mean().item()
         weights.append(min(1.0, math.exp(total)))
     assert min(weights) < 0.99
-    run = make_run("wpo", rows, None, tmp_path, max_steps=1)
+    run = make_run("wpo", rows, None, tmp_path, max_steps=1, start_of=start_of(model, rows))
     student = Student(tiny_llama(0).requires_grad_(), "float32")
-    score_start(student, run, make_accelerator())
     assert train(student, run, make_accelerator())["wpo"] == pytest.approx(math.log(2) * sum(weights) / 4, rel=1e-5)

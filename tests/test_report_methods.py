@@ -51,7 +51,7 @@ def test_adpa_by_hand() -> None:
         ("the student's own answers ŷ", "signal of the aligned and the reference teacher"),
     )
     assert [stage for stage, _ in adpa.stages] == [
-        "sft", "sft", "dpo-teacher", "rollout", "cache-teacher", "distill",
+        "sft", "sft", "start-logps", "dpo-teacher", "rollout", "cache-teacher", "distill",
     ]  # fmt: skip
     gamma = adpa.parameters[0]
     assert (gamma.name, gamma.default, gamma.origin, gamma.limits) == ("gamma", "1.5", "paper", "0 … 1000")

@@ -27,7 +27,8 @@ SMALL = [
     "--set", "sft.limit=40", "--set", "sft.batch_size=4", "--set", "sft.epochs=4",
     "--set", "dpo-teacher.limit=32", "--set", "dpo-teacher.batch_size=4",
     "--set", "rollout.max_new_tokens=16", "--set", "rollout.block_tokens=250", "--set", "cache-teacher.block_tokens=64",
-    "--set", "eval.bootstrap=150000", "--select", "best", "--keep", "all", "--set", "sft.select=best",
+    "--set", "start-logps.block_tokens=250", "--set", "eval.bootstrap=150000", "--select", "best", "--keep", "all",
+    "--set", "sft.select=best",
 ]  # fmt: skip
 PATIENCE = 120.0
 
@@ -100,6 +101,7 @@ def test_a_pipeline_killed_in_every_stage_ends_with_the_same_bytes(
     refs = chain.refs(capfd)
     for role, pattern in (
         ("student", "_resume.json"),
+        ("start log-probs", "_block-000001.parquet"),
         ("rollouts", "_block-000001.json"),
         ("signal", "_aligned-000001.block"),
         ("signal", "_reference-000001.block"),
@@ -131,7 +133,7 @@ def test_a_pipeline_killed_in_every_stage_ends_with_the_same_bytes(
     assert main(whole.words) == 0
     assert contents(chain.store) == contents(whole.store)
     assert {name for files in contents(whole.store).values() for name in files} >= {
-        "model.safetensors", "metrics.jsonl", "rows-00000.parquet", "signal-00000.adpa", "scores.json",
+        "model.safetensors", "metrics.jsonl", "rows-00000.parquet", "signal-00000.adpa", "scores.json", "logps.parquet",
         "step-000006/model.safetensors", "step-000048/tokenizer.json",
     }  # fmt: skip
     assert not [path for path in chain.store.rglob("_*") if path.parent.name != ".partial"]

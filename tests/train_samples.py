@@ -83,6 +83,12 @@ def signal_source(rows: Sequence[Example], aligned: Any, reference: Any) -> Call
     return lambda example_id, part: table[example_id, part]
 
 
+@torch.no_grad()
+def start_of(model: Any, rows: Sequence[Example]) -> dict[tuple[str, str], Any]:
+    """What a training is given of the model it starts from: dense log-probs of both answers' tokens."""
+    return {(e.id, name): _taken(model, e.parts[name]).numpy() for e in rows for name in ("chosen", "rejected")}
+
+
 def dense_loss(name: str, model: Any, start: Any, rows: Sequence[Example], signal: Any, params: Any) -> Tensor:
     """The loss of a batch with the default reductions, from the equations, in the model's dtype."""
     return torch.stack([_ROW_LOSSES[name](model, start, row, signal, params) for row in rows]).mean()
@@ -132,7 +138,7 @@ def make_run(method: str, rows: Sequence[Example], signal: Any, work: Path, **se
     """A run of a method at its default parameters; `runtime` and what the loop calls may be given too."""
     own = {
         key: settings.pop(key)
-        for key in ("runtime", "progress", "note", "stop", "points", "at_point")
+        for key in ("runtime", "progress", "note", "stop", "points", "at_point", "start_of")
         if key in settings
     }
     read = methods.load(method)

@@ -183,6 +183,24 @@ def knob(default: Any) -> Any:
 
 
 @dataclass(frozen=True)
+class StartSpec:
+    """One `start-logps` stage: the log-probs of given answers under the model that trainings start from.
+
+    What has no default is as in those trainings. Only rounding hangs on the rest, so their ids need not tell of it.
+    """
+
+    parts: tuple[str, ...]
+    template: str
+    end: str
+    dtype: Dtype
+    max_length: int
+    limit: int | None
+    skip_bad_rows: bool
+    smoke: bool
+    block_tokens: int = 16384
+
+
+@dataclass(frozen=True)
 class Runtime:
     """How a stage runs; may change a result by floating-point noise, never by more."""
 
@@ -211,7 +229,7 @@ class Runtime:
 
 STAGE_VERSIONS = {
     "sft": 1, "dpo-teacher": 1, "reward-model": 1, "cache-teacher": 1, "rollout": 1, "rewards": 1,
-    "distill": 1, "eval": 1,
+    "start-logps": 1, "distill": 1, "eval": 1,
 }  # fmt: skip
 
 

@@ -25,15 +25,7 @@ from adpa_cli.engine.micro import less, step_batches
 from adpa_cli.engine.objective import EVERY, Objective
 from adpa_cli.engine.optimizer import make_optimizer
 from adpa_cli.engine.processes import agree, all_fit, sum_gradients
-from adpa_cli.engine.schedule import (
-    Example,
-    Feed,
-    Fixed,
-    half_epoch,
-    learning_rate,
-    steps_of,
-)
-from adpa_cli.engine.score import halving_logps
+from adpa_cli.engine.schedule import Example, Feed, Fixed, half_epoch, learning_rate, steps_of
 from adpa_cli.engine.speed import Clock
 from adpa_cli.engine.steplog import METRICS, Budget, StepLog
 from adpa_cli.engine.student import Student
@@ -68,8 +60,8 @@ class Run:
     points: frozenset[int] = frozenset()
     """Steps after which `at_point` is called, in every process; a resume point follows."""
     at_point: Callable[[int], None] = lambda step: None
-    start_of: dict[tuple[str, str], Any] = field(default_factory=dict)
-    """Label log-probs of the start model by (example id, part), filled by `score_start` when the method needs them."""
+    start_of: Mapping[tuple[str, str], Any] = field(default_factory=dict)
+    """Label log-probs [T] of (example id, part) under the start model, when the method needs them."""
     reward_of: Mapping[tuple[str, str], float] = field(default_factory=dict)
     """What a reward model gave to (example id, part), when the method needs it."""
     feed: Feed | None = None
@@ -203,14 +195,3 @@ def _gradients(
         answers = student(batch.pieces, batch.ids, objective.stats, batch.drawn)
         accelerator.backward(objective.loss(batch, answers, weight, sums))
     return sums
-
-
-def score_start(student: Student, run: Run, accelerator: Accelerator) -> None:
-    """Fill `run.start_of`: label log-probs of every answer the method compares with its start model.
-
-    Every process scores everything it may meet; the numbers are those of the untrained `student`.
-    """
-    parts = [need.part for need in run.method.needs_for(run.params) if need.start]
-    if parts:
-        tokens = run.runtime.tokens_per_device
-        run.start_of.update(halving_logps(student, run.examples, parts, tokens, accelerator.device))

@@ -212,6 +212,7 @@ def stages(chain: Sequence[str]) -> Iterator[tuple[str, str]]:
     yield "sft", "the student, from its base model on dialogues"
     if any(_taught(need, read.states) for read in reads for need in read.needs):
         yield "sft", "the reference teacher, likewise"
+        yield "start-logps", "log-probs of the reference teacher on chosen and rejected answers"
         yield "dpo-teacher", "the aligned teacher, from the reference teacher on preference pairs"
     start = "the student"
     for read in reads:
@@ -223,6 +224,8 @@ def stages(chain: Sequence[str]) -> Iterator[tuple[str, str]]:
             yield "rollout", f"answers of {start if read.states == 'student' else 'the aligned teacher'}"
             if drawn.signal:
                 yield "cache-teacher", f"{'+'.join(drawn.signal)} signal on these answers"
+        if any(need.start for need in read.needs):
+            yield "start-logps", f"log-probs of {start} on chosen and rejected answers"
         yield "distill", f"{read.name} from {start}"
         start = f"the {read.name} student"
 

@@ -14,12 +14,13 @@ from adpa_cli.families import FAMILIES, Family, stage_settings
 from adpa_cli.lab import TEMPLATE
 from adpa_cli.report import text
 from adpa_cli.report.listing import base_name
-from adpa_cli.spec import CaptureSpec, EvalSpec, RewardsSpec, RolloutSpec, TrainSpec
+from adpa_cli.spec import CaptureSpec, EvalSpec, RewardsSpec, RolloutSpec, StartSpec, TrainSpec
 from adpa_cli.store.manifest import Manifest
 
 Artifacts = Mapping[str, Manifest]
 _SPECS: dict[str, Any] = {
-    "cache-teacher": CaptureSpec, "rollout": RolloutSpec, "rewards": RewardsSpec, "eval": EvalSpec,
+    "cache-teacher": CaptureSpec, "rollout": RolloutSpec, "rewards": RewardsSpec, "start-logps": StartSpec,
+    "eval": EvalSpec,
 }  # fmt: skip
 
 

@@ -23,7 +23,7 @@ class Link:
 
 
 def made_from(manifest: Manifest, artifacts: Mapping[str, Manifest]) -> list[Link]:
-    """Everything an artifact rests on, nearest first.
+    """Everything an artifact rests on, nearest first, and what it read that follows from this, as far as it is kept.
 
     An artifact that was already shown is named again but not opened again; external content is named once.
     """
@@ -37,6 +37,7 @@ def _open(manifest: Manifest, artifacts: Mapping[str, Manifest], depth: int, ind
         for content in ([value] if isinstance(value, str) else value)
         if content not in seen
     ]
+    flat += [(role, f"artifact:{digest}") for role, digest in manifest.derived() if digest in artifacts]
     links: list[Link] = []
     for place, (role, content) in enumerate(flat):
         kind, _, digest = content.partition(":")
@@ -67,10 +68,10 @@ def source(facts: Mapping[str, Any], digest: str) -> str:
 
 
 def used_by(manifest: Manifest, artifacts: Iterable[Manifest]) -> list[tuple[str, str]]:
-    """(ref, what for) of everything made from an artifact directly; evaluations say what they found."""
+    """(ref, what for) of everything that was made from an artifact or read it; evaluations say what they found."""
     found = []
     for other in artifacts:
-        if any(parent == manifest.id for _, parent in other.parents()):
+        if any(parent == manifest.id for _, parent in (*other.parents(), *other.derived())):
             found.append((other.ref, findings(other) if measured(other) == manifest.id else what(other)))
     return found
 

@@ -16,6 +16,7 @@ TOKEN_JSON = 1.9  # bytes of a token id in a block of a rollout, besides its dig
 TOKEN_TEXT = 4.0
 TOKEN_PARQUET = 1.7
 PARQUET = 6_000  # bytes of a file without rows
+LOGP_PARQUET, KEY_PARQUET = 3.5, 24  # bytes of a float32, and of the name of an answer
 ROW_JSON = 75
 SCORE_LINE = 36  # bytes of scores.json for one figure of one row
 
@@ -83,6 +84,12 @@ def rollout(rows: Sequence[Row], vocabulary: int) -> Disk:
     of_token = TOKEN_JSON + math.log10(vocabulary)
     blocks = of_token * tokens + TOKEN_TEXT * answers + ROW_JSON * len(rows)
     return Disk(int(PARQUET + TOKEN_PARQUET * tokens), int(blocks))
+
+
+def start_logps(rows: Sequence[Row]) -> Disk:
+    """A float32 for every answer token and the key of every answer in Parquet; meanwhile the same in blocks."""
+    size = PARQUET + LOGP_PARQUET * sum(row.answer for row in rows) + KEY_PARQUET * len(rows)
+    return Disk(int(size), int(size))
 
 
 def evaluation(rows: int, figures: int) -> Disk:

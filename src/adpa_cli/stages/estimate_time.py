@@ -28,6 +28,7 @@ from adpa_cli.store.store import Store
 KINDS = {
     "sft": "training", "dpo-teacher": "training", "distill": "training", "cache-teacher": "scoring",
     "eval": "scoring", "rollout": "generating", "reward-model": "training", "rewards": "scoring",
+    "start-logps": "scoring",
 }  # fmt: skip
 REACHED = {"training": 0.35, "scoring": 0.35, "generating": 0.1}
 """Share of a product's speed that each kind of stage reached with models of 12 M parameters on a CPU."""
@@ -46,10 +47,9 @@ class Work:
     flops: float
 
 
-def training_flops(model: ModelSize, rows: Rows, passes: float, scored: int) -> float:
-    """Forward and backward over all parts `passes` times, and forward once over the `scored` parts of the start."""
-    once = sum(forward_flops(model, row) for part in rows.values() for row in part)
-    return once * (3 * passes + scored / max(1, len(rows)))
+def training_flops(model: ModelSize, rows: Rows, passes: float) -> float:
+    """Forward and backward over all parts `passes` times."""
+    return 3 * passes * sum(forward_flops(model, row) for part in rows.values() for row in part)
 
 
 def forward_flops(model: ModelSize, row: Row) -> float:

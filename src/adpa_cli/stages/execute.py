@@ -28,6 +28,7 @@ from adpa_cli.store.store import Store
 MODULES = {
     "sft": "train", "dpo-teacher": "train", "distill": "train", "cache-teacher": "cache_teacher",
     "rollout": "rollout", "eval": "evaluate", "reward-model": "train", "rewards": "rewards",
+    "start-logps": "start_logps",
 }  # fmt: skip
 LIBRARIES = ("adpa-cli", "torch", "transformers", "accelerate", "numpy", "tokenizers", "zstandard", "pyarrow")
 SAVE_SECONDS = 5.0  # how old the progress may be that a killed stage leaves behind for `adpa show`
@@ -126,8 +127,7 @@ def _build(node: Node, store: Store, runtime: Runtime, command: str, show: Show)
         try:
             metrics = _computed(job, work, threads, log, show)
             sources = {i.content: dict(i.facts) for _, i in node.flat_inputs() if isinstance(i, External)}
-            about = {"role": node.role, "processes": runtime.processes, **({"smoke": True} if node.spec.smoke else {})}
-            return work.commit({**metrics, "what": _what(node)}, sources, about), True
+            return work.commit({**metrics, "what": _what(node)}, sources, _about(node, runtime)), True
         finally:
             show.working(False)
 
@@ -198,6 +198,16 @@ def _device() -> str:
     return torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
 
 
+def _about(node: Node, runtime: Runtime) -> dict[str, Any]:
+    """What is recorded of a stage besides its recipe."""
+    about: dict[str, Any] = {"role": node.role, "processes": runtime.processes}
+    if node.spec.smoke:
+        about["smoke"] = True
+    if node.derived:
+        about["derived"] = {role: made.recipe.id for role, made in node.derived.items()}
+    return about
+
+
 def _what(node: Node) -> str:
     return f"{node.role}: {node.what}" if node.stage == "sft" and node.role != "sft" else node.what
 
@@ -205,7 +215,7 @@ def _what(node: Node) -> str:
 def _located(node: Node, store: Store, note: Callable[[str], None]) -> dict[str, tuple[Located, ...]]:
     """Where the inputs of a stage are, once what the hub has of them is here and checked."""
     found: dict[str, list[Located]] = {}
-    for role, item in node.flat_inputs():
+    for role, item in node.reads():
         if isinstance(item, External):
             hub.fetch(item.files, store.hash_cache, note)
         found.setdefault(role, []).append(locate(item, store))

@@ -98,6 +98,8 @@ class Node:
     what: str
     hints: Mapping[str, Any] = field(default_factory=dict)
     """What helps to judge the result; never hashed."""
+    derived: Mapping[str, Node] = field(default_factory=dict)
+    """What it reads besides its inputs and is built before it. It follows from the recipe, and is no part of it."""
 
     @cached_property
     def recipe(self) -> Recipe:
@@ -126,6 +128,11 @@ class Node:
             for item in value if isinstance(value, tuple) else (value,):
                 yield name, item
 
+    def reads(self) -> Iterator[tuple[str, Input]]:
+        """(role, input) of every input, then of what is derived."""
+        yield from self.flat_inputs()
+        yield from self.derived.items()
+
 
 Input = External | Artifact | Node
 Made = Artifact | Node
@@ -138,7 +145,7 @@ def in_order(targets: tuple[Node, ...], have: Callable[[Node], bool]) -> list[No
     def visit(node: Node) -> None:
         if node.recipe.id in found:
             return
-        for _, item in node.flat_inputs() if not have(node) else ():
+        for _, item in node.reads() if not have(node) else ():
             if isinstance(item, Node):
                 visit(item)
         found[node.recipe.id] = node

@@ -17,7 +17,7 @@ from adpa_cli.data.chat import DEFAULT_TEMPLATES
 from adpa_cli.errors import UsageError
 from adpa_cli.families import DATA_ALIASES, Alias, Family, stage_settings
 from adpa_cli.lab import END, TEMPLATE
-from adpa_cli.spec import CaptureSpec, RewardsSpec, RolloutSpec
+from adpa_cli.spec import CaptureSpec, RewardsSpec, RolloutSpec, StartSpec, TrainSpec
 from adpa_cli.stages import lineage
 from adpa_cli.stages.graph import External, Input, Made, Node, in_order
 from adpa_cli.stages.names import BUILTIN, Names
@@ -95,7 +95,9 @@ class Planner:
         user = self.user("dpo-teacher", "dpo")
         spec = train_spec("dpo-teacher", "dpo", family, ("dpo-teacher",), user, template)
         what = f"dpo β {spec.params['beta']:g} from {reference.label}"
-        return Node("dpo-teacher", spec, {"model": reference, "data": data}, "aligned teacher", what)
+        derived = self.derived("dpo-teacher", spec, reference, data, family)
+        inputs: dict[str, Input | tuple[Input, ...]] = {"model": reference, "data": data}
+        return Node("dpo-teacher", spec, inputs, "aligned teacher", what, derived=derived)
 
     def reward_model(self, model: Input, data: External, family: Family, template: Template) -> Node:
         """A scalar head on `model`, fitted to the preferences of `data`."""
@@ -109,6 +111,22 @@ class Planner:
         fixed = {"template": template[0], "end": template[1]}
         spec = plain_spec(RewardsSpec, "rewards", family, ("rewards",), self.user("rewards"), fixed)
         return Node("rewards", spec, {"reward_model": judge, "data": data}, "rewards", f"of pairs, by {judge.label}")
+
+    def derived(self, stage: str, spec: TrainSpec, start: Input, data: External, family: Family) -> dict[str, Node]:
+        """What a training reads that follows from its recipe: log-probs of its start, if its method compares with it.
+
+        They are of both answers of every pair, whichever a method reads, so that all methods share them.
+        """
+        read = methods.load(spec.method)
+        if not any(need.start for need in read.needs_for(read.params(**spec.params))):
+            return {}
+        parts = ("chosen", "rejected")
+        same = ("template", "end", "dtype", "max_length", "limit", "skip_bad_rows", "smoke")
+        fixed = {"parts": parts, **{name: getattr(spec, name) for name in same}}
+        own = plain_spec(StartSpec, "start-logps", family, ("start-logps",), self.user("start-logps"), fixed)
+        what = f"log-probs of {'+'.join(parts)}, under {start.label}"
+        inputs: dict[str, Input | tuple[Input, ...]] = {"model": start, "data": data}
+        return {"start-logps": Node("start-logps", own, inputs, "start log-probs", what, {"training": stage})}
 
     def capture(
         self,
@@ -196,7 +214,8 @@ class Planner:
         what = f"{method_words(spec)} from {start.label}"
         # Of the methods with a γ only this one's objective is γ times the advantage.
         hints = {"gamma_rms": family.gamma_rms} if method == "adpa" else {}
-        return Node("distill", spec, inputs, f"distill {method}", what, hints)
+        derived = self.derived("distill", spec, start, data, family)
+        return Node("distill", spec, inputs, f"distill {method}", what, hints, derived)
 
     # Models by the role that an option asks for.
 

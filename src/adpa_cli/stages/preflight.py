@@ -62,10 +62,16 @@ def _failures(actions: Iterable[Action], note: Callable[[str], None]) -> list[Ad
     return problems
 
 
+def _own(nodes: Sequence[Node]) -> list[Node]:
+    """Those that none of the others derives: what one does has the data, the model and the lengths of that other."""
+    derived = {made.recipe.id for node in nodes for made in node.derived.values()}
+    return [node for node in nodes if node.recipe.id not in derived]
+
+
 def _plain(nodes: Sequence[Node], store: Store) -> Iterator[Action]:
     """Checks that need no torch."""
     seen: set[Any] = set()
-    for node in nodes:
+    for node in _own(nodes):
         data = node.inputs.get("data")
         if isinstance(data, External):
             kind = "dialogues" if node.stage == "sft" else "pairs"
@@ -89,7 +95,7 @@ def _models(node: Node, store: Store) -> list[tuple[str, Path]]:
 def _deep(nodes: Sequence[Node], store: Store) -> Iterator[Action]:
     """Checks that load tokenizers."""
     seen: set[Any] = set()
-    for node in nodes:
+    for node in _own(nodes):
         folders = _models(node, store)
         for _, folder in folders:
             yield functools.partial(_end_token, folder, node)

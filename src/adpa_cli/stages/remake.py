@@ -15,7 +15,7 @@ from adpa_cli.stages.graph import Node, in_order
 from adpa_cli.stages.names import Names
 from adpa_cli.stages.plan import Plan
 from adpa_cli.stages.remake_words import Candidates, Values, data_word
-from adpa_cli.stages.settings import DERIVED
+from adpa_cli.stages.settings import DERIVED, settable
 from adpa_cli.store.manifest import Manifest
 from adpa_cli.store.store import Store
 
@@ -68,26 +68,35 @@ class Remaker:
 
     def _on_the_way(self, manifest: Manifest) -> Found | None:
         """A student whose recipe, named without ids, makes this on the way."""
+        # Of all stages on the way this one alone has settings that leave no trace in what is made from it.
+        untold = settable(manifest.stage) if manifest.stage == "start-logps" else ()
+        own = {f"{manifest.stage}.{key}": _text(manifest.spec[key]) for key in untold}
         for student in self._students(manifest):
             found = self._first(student, list(Candidates(self.store).of(student, ids=False)))
-            if found is not None:
-                plan = self.planned(found.command, found.values)
+            if found is None:
+                continue
+            for values in (found.values, {**found.values, **own}):
+                plan = self.planned(found.command, values)
                 every = in_order((*plan.targets, *plan.evals), lambda node: False)
                 if manifest.id in {node.recipe.id for node in every}:
-                    return replace(found, on_the_way_to=student.ref)
+                    return replace(found, values=values, on_the_way_to=student.ref)
         return None
 
     def _students(self, manifest: Manifest) -> list[Manifest]:
-        """Students made from it, newest first; for answers and figures of a model also those made from that model."""
+        """Students made from it, newest first; for answers and figures of a model also those made from that model.
+
+        What is derived for a training is on the way to that training.
+        """
         artifacts = self.store.artifacts(lambda error: None)
         reached = {manifest.id}
         if manifest.stage in ("eval", "rollout"):
             reached |= {parent for role, parent in manifest.parents() if role == "model"}
         for other in reversed(artifacts):  # oldest first: what rests on something was made after it
-            if any(parent in reached for _, parent in other.parents()):
+            if any(parent in reached for _, parent in (*other.parents(), *other.derived())):
                 reached.add(other.id)
-        found = [other for other in artifacts if other.id in reached - {manifest.id} and other.stage == "distill"]
-        return found[:MOST_DESCENDANTS]
+        later = [other for other in artifacts if other.id in reached - {manifest.id}]
+        readers = [other for other in later if manifest.id in dict(other.derived()).values()]
+        return (readers or [other for other in later if other.stage == "distill"])[:MOST_DESCENDANTS]
 
     def _measured(self, manifest: Manifest) -> bool:
         evaluations = [other for other in self.store.artifacts(lambda error: None) if other.stage == "eval"]

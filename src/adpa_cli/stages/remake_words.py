@@ -28,7 +28,8 @@ class Candidates:
         makers: Mapping[str, Callable[[Manifest, bool], Iterator[Values]]] = {
             "sft": self._sft, "dpo-teacher": self._dpo_teacher, "cache-teacher": self._capture,
             "rollout": self._rollout, "distill": self._distill, "eval": self._eval,
-            "reward-model": self._reward_model, "rewards": lambda made, ids: iter(()),  # on the way to a student only
+            "reward-model": self._reward_model,
+            "rewards": lambda made, ids: iter(()), "start-logps": lambda made, ids: iter(()),  # on the way only
         }  # fmt: skip
         seeds = {made.spec["seed"] for made in self.lineage(manifest) if "seed" in made.spec}
         moved = {"seed-all": next(iter(seeds))} if len(seeds) == 1 and seeds != {0} else {}

@@ -23,6 +23,7 @@ from adpa_cli.spec import (
     RewardsSpec,
     RolloutSpec,
     Runtime,
+    StartSpec,
     TrainSpec,
     make,
 )
@@ -31,7 +32,8 @@ S = TypeVar("S", bound=Dataclass)
 DERIVED = {"method", "method_version", "params", "template", "end", "parts", "split", "suite", "smoke", "judged_tokens"}
 """Fields that a plan fills in itself; nobody sets them by hand."""
 SPECS: dict[str, type[Any]] = {
-    "cache-teacher": CaptureSpec, "rollout": RolloutSpec, "rewards": RewardsSpec, "eval": EvalSpec,
+    "cache-teacher": CaptureSpec, "rollout": RolloutSpec, "rewards": RewardsSpec, "start-logps": StartSpec,
+    "eval": EvalSpec,
 }  # fmt: skip
 """Of the stages that train nothing."""
 OWN_METHOD = {"sft": ("sft",), "dpo-teacher": ("dpo",), "reward-model": ("reward-model",)}
@@ -103,7 +105,7 @@ def settable(stage: str, method: str = "") -> dict[str, Any]:
 
 
 def _defaults(cls: Any) -> dict[str, Any]:
-    return {f.name: f.default for f in dataclasses.fields(cls)}
+    return {f.name: f.default for f in dataclasses.fields(cls) if f.default is not dataclasses.MISSING}
 
 
 def check_own(given: Given, stages: Sequence[tuple[str, str]]) -> None:

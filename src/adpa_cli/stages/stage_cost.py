@@ -140,9 +140,8 @@ def _flops(node: Node, rows: Rows, models: Sequence[ModelSize]) -> float:
         needs = read.needs_for(read.params(**node.spec.params))
         used: Rows = {str(need.part): rows[need.part] for need in needs if need.part in rows} or rows
         count = max(map(len, used.values()), default=0)
-        scored = sum(need.start for need in needs)
         passes = times.passes(node.spec, count) if count else 0.0
-        flops = times.training_flops(models[0], used, passes, scored)
+        flops = times.training_flops(models[0], used, passes)
         if any(need.online for need in needs):
             flops += times.online_flops(models, used["rollout"], passes, passes / node.spec.params["ppo_epochs"])
         return flops
@@ -165,6 +164,8 @@ def _disk(node: Node, rows: Rows, models: Sequence[ModelSize], runtime: Runtime,
         return disk.evaluation(count, 1 + ("rollouts" in node.inputs) + ("against" in node.inputs))
     if node.stage == "rewards":
         return disk.evaluation(count, len(rows))
+    if node.stage == "start-logps":
+        return disk.start_logps(flat)
     aligned = node.inputs["aligned"]
     pair = spec.pair_precision if "reference" in node.inputs else None
     tokenizer = 0 if isinstance(aligned, tuple) else _tokenizer_bytes(node, store)

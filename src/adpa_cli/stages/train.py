@@ -23,7 +23,7 @@ SCALE_APART = 3.0  # γ × RMS(A) outside this factor of the tuned one is worth 
 def compute(job: Job, monitor: Monitor, rank: int = 0, processes: int = 1) -> None:
     """Train, and leave a Hugging Face folder and metrics.jsonl in the work folder."""
     from adpa_cli.engine import schedule
-    from adpa_cli.engine.loop import Run, score_start, train
+    from adpa_cli.engine.loop import Run, train
     from adpa_cli.engine.memory import forget_peak
     from adpa_cli.engine.models import load_tokenizer, save
     from adpa_cli.engine.online import Online
@@ -58,10 +58,9 @@ def compute(job: Job, monitor: Monitor, rank: int = 0, processes: int = 1) -> No
             spec=spec, method=method, params=params, examples=data.examples, end_id=encoder.end_id,
             signal_of=data.signal_of, work=job.folder, runtime=job.runtime, stage=job.stage,
             progress=monitor.progress, track=track, note=monitor.note, stop=monitor.stop,
-            points=looked_at, at_point=points.at,
-            feed=feed, critic_lr=params.critic_lr if feed else 0.0, reward_of=data.reward_of,
+            points=looked_at, at_point=points.at, feed=feed, critic_lr=params.critic_lr if feed else 0.0,
+            reward_of=data.reward_of, start_of=data.start_of,
         )  # fmt: skip
-        score_start(student, run, accelerator)
         summary = train(student, run, accelerator)
     preferred = _preferred(job, spec, encoder, student, accelerator) if job.stage == "reward-model" and not held else {}
     if accelerator.is_main_process:

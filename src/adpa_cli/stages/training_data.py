@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from adpa_cli.signal import AnswerKey, SignalReader, SignalRows
 from adpa_cli.spec import TrainSpec
 from adpa_cli.stages.job import Job, Monitor, vocabulary
 from adpa_cli.stages.rewards import read_rewards
+from adpa_cli.stages.start_logps import StartLogps
 
 WITHOUT_LABELS = ("dckd", "vanilla-kd")
 """Methods that read the taken token and the rest as one class: imported signal may not tell them apart."""
@@ -25,8 +26,9 @@ SCORERS = {"start": "model", "aligned": "aligned", "reference": "reference"}
 
 @dataclass(frozen=True)
 class Data:
-    """`reward_of` is what a reward model gave to (example id, part), if the method asks. `online` says where answers
-    come from that are drawn while the student trains; None where none are.
+    """`reward_of` is what a reward model gave to (example id, part), `start_of` the log-probs [T] of that answer under
+    the start model, if the method asks. `online` says where answers come from that are drawn while the student trains;
+    None where none are.
     """
 
     examples: list[Any]
@@ -34,6 +36,7 @@ class Data:
     notes: tuple[str, ...]
     online: Any = None
     reward_of: Mapping[tuple[str, str], float] = field(default_factory=dict)
+    start_of: Mapping[tuple[str, str], Any] = field(default_factory=dict)
 
 
 def gather(job: Job, spec: TrainSpec, method: Method, params: Any, encoder: Any, monitor: Monitor) -> Data:
@@ -73,12 +76,14 @@ def gather(job: Job, spec: TrainSpec, method: Method, params: Any, encoder: Any,
         )
     made_examples = [Example(p.id, {need.part: answers[need.part][p.id].sequence() for need in needs}) for p in kept]
     notes = (*pairs.notes, *said)
-    keys: dict[tuple[str, str], AnswerKey] = {
-        (p.id, need.part): answers[need.part][p.id].key for p in kept for need in needs if need.signal
-    }
+
+    def keys(asks: Callable[[Need], object]) -> dict[tuple[str, str], AnswerKey]:
+        return {(p.id, need.part): answers[need.part][p.id].key for p in kept for need in needs if asks(need)}
+
     online = _online(job, spec, params, encoder, kept) if len(needs) < len(every) else None
     rewards = read_rewards(job.one("rewards").path) if any(need.reward for need in needs) else {}
-    return Data(made_examples, _signals(job, keys, method.name) if keys else _no_signal, notes, online, rewards)
+    signal_of = _signals(job, keys(lambda need: need.signal), method.name)
+    return Data(made_examples, signal_of, notes, online, rewards, _start_of(job, keys(lambda need: need.start)))
 
 
 def _online(job: Job, spec: TrainSpec, params: Any, encoder: Any, pairs: Sequence[Pair]) -> Any:
@@ -113,8 +118,18 @@ def _no_signal(example_id: str, part: str) -> SignalRows:
     raise DataError(f"example {example_id} ({part}) was asked for signal that its method does not need")
 
 
+def _start_of(job: Job, keys: Mapping[tuple[str, str], AnswerKey]) -> dict[tuple[str, str], Any]:
+    """Log-probs [T] of some answers under the start model."""
+    if not keys:
+        return {}
+    known = StartLogps(job.one("start-logps"))
+    return {name: known.of(key) for name, key in keys.items()}
+
+
 def _signals(job: Job, keys: Mapping[tuple[str, str], AnswerKey], method: str) -> Any:
     """Reads the signal of an answer from whichever of the given caches covers its part; all are checked at once."""
+    if not keys:
+        return _no_signal
     readers: dict[str, SignalReader] = {}
     for cache in job.inputs.get("cache", ()):
         reader = SignalReader(Path(cache.path))

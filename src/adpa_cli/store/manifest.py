@@ -63,6 +63,10 @@ class Manifest:
         flat = [(role, item) for role, value in self.inputs.items() for item in _as_list(value)]
         return [(role, item.removeprefix("artifact:")) for role, item in flat if item.startswith("artifact:")]
 
+    def derived(self) -> list[tuple[str, str]]:
+        """(role, id) of every artifact that was read without being an input, for it follows from the recipe."""
+        return list(self.made.get("derived", {}).items())
+
 
 def _as_list(value: str | list[str]) -> list[str]:
     return [value] if isinstance(value, str) else list(value)
