@@ -110,7 +110,7 @@ def block(folder: Path, stage: str) -> None:
         except AdpaError as error:
             said = f"{error.message} | {error.hint}"
         if tokens == 256:
-            limit(2**23)
+            limit(2**25)  # loading the model once more starts threads, of 8 MB of address space each
     (folder / "told.json").write_text(json.dumps(said))
 
 
