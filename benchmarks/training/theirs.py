@@ -1,14 +1,14 @@
 """TRL's trainers on the same rows, the same weights, the same steps, with the settings they are fastest with.
 
 Rows are grouped by length. Of several batch sizes with accumulation to the same global batch the fastest is taken, and
-gradient checkpointing, which TRL turns on by default, only where it is faster. Rows arrive as token ids where a trainer
-takes them (DPO tokenises text before training), and DPO's reference log-probs are computed before. Packing and
-padding-free batches need flash attention there, and are left out. GKD trains on the given answers alone (`lmbda=0`)
-with the forward KL, the cheapest of its divergences.
+gradient checkpointing, which TRL turns on by default, only where it is faster. Rows are token ids from the start, and
+DPO's reference log-probs are computed before. Packing and padding-free batches need flash attention there, and are left
+out. GKD trains on the given answers alone (`lmbda=0`) with the forward KL, the cheapest of its divergences.
 """
 
 from __future__ import annotations
 
+import functools
 import gc
 import os
 import tempfile
@@ -19,7 +19,7 @@ os.environ["TRL_EXPERIMENTAL_SILENCE"] = "1"
 
 import torch
 from datasets import Dataset
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import Tokenizer, models
 from training.pace import Clock, Pace
 from training.workload import BETA, CLIP, END, LR, Workload
 from transformers import PreTrainedTokenizerFast, PrinterCallback, Trainer, TrainerCallback
@@ -28,7 +28,7 @@ from trl.experimental.gkd import GKDConfig, GKDTrainer
 from trl.trainer import dpo_trainer
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
-PAD, END_WORD = 0, "</s>"
+PAD = 0
 TUNING_STEPS = 2
 
 
@@ -50,12 +50,24 @@ class Paced(TrainerCallback):
             self.losses.append(logs["loss"])
 
 
-@dataclass(frozen=True)
+class Tokenised(DPOTrainer):
+    """Takes pairs of token ids; the trainer's own preparation starts from text."""
+
+    def _prepare_dataset(self, dataset: Dataset, *_: Any) -> Dataset:
+        return dataset
+
+
+@dataclass
 class Theirs:
     """`sft`, `dpo` or `gkd` over all rows."""
 
     method: str
     work: Workload
+
+    @functools.cached_property
+    def data(self) -> Dataset:
+        """One for all trainers: reference log-probs are kept beside it."""
+        return Dataset.from_list(pairs(self.work) if self.method == "dpo" else rows(self.work))
 
     def __call__(self, pace: Pace, steps: int) -> tuple[list[float], dict[str, Any]]:
         # The start is the same in every trainer, and to hash it takes longer than to score all pairs with it.
@@ -95,16 +107,20 @@ class Theirs:
         return paced.losses
 
     def trainer(self, arguments: dict[str, Any]) -> Trainer:
-        given = {"model": self.work.model(self.work.student), "processing_class": words(self.work.vocabulary)}
+        given = {
+            "model": self.work.model(self.work.student),
+            "processing_class": tokenizer(),
+            "train_dataset": self.data,
+        }
         if self.method == "dpo":
-            arguments |= {"beta": BETA, "precompute_ref_log_probs": True, "precompute_ref_batch_size": 2}
-            return DPOTrainer(**given, args=DPOConfig(**arguments), train_dataset=pairs(self.work))
+            arguments |= {"beta": BETA, "precompute_ref_log_probs": True}
+            return Tokenised(**given, args=DPOConfig(**arguments))
         if self.method == "sft":
-            return SFTTrainer(**given, args=SFTConfig(**arguments), train_dataset=rows(self.work))
+            return SFTTrainer(**given, args=SFTConfig(**arguments))
         teacher = self.work.model(self.work.teacher, getattr(torch, self.work.dtype)).requires_grad_(False)
         return GKDTrainer(
             **given, teacher_model=teacher, args=GKDConfig(**arguments, lmbda=0.0, beta=0.0),
-            train_dataset=rows(self.work), data_collator=DataCollatorForLanguageModeling(PAD),
+            data_collator=DataCollatorForLanguageModeling(PAD),
         )  # fmt: skip
 
     def arguments(self, folder: str, batch: int, checkpointing: bool, steps: int) -> dict[str, Any]:
@@ -121,9 +137,9 @@ class Theirs:
         }  # fmt: skip
 
 
-def rows(work: Workload) -> Dataset:
-    """Every answer a row of token ids, the loss on the answer."""
-    found = [
+def rows(work: Workload) -> list[dict[str, Any]]:
+    """Every answer a row of its own, the loss on the answer."""
+    return [
         {
             "input_ids": row.ids.tolist(),
             "labels": [int(i) if own else -100 for i, own in zip(row.ids, row.answer, strict=True)],
@@ -131,30 +147,23 @@ def rows(work: Workload) -> Dataset:
         }
         for row in work.sequences()
     ]
-    return Dataset.from_list(found)
 
 
-def pairs(work: Workload) -> Dataset:
-    """Every pair a row of words, which are the numbers of their tokens."""
+def pairs(work: Workload) -> list[dict[str, Any]]:
+    """Both answers to a prompt."""
     sequences = work.sequences()
-    found = []
-    for chosen, rejected in zip(sequences[::2], sequences[1::2], strict=True):
-        found.append({
-            "prompt": text(chosen.ids[~chosen.answer]),
-            "chosen": " " + text(chosen.ids[chosen.answer]),
-            "rejected": " " + text(rejected.ids[rejected.answer]),
+    return [
+        {
+            "prompt_ids": chosen.ids[~chosen.answer].tolist(),
+            "chosen_ids": chosen.ids[chosen.answer].tolist(),
+            "rejected_ids": rejected.ids[rejected.answer].tolist(),
             "length": max(len(chosen), len(rejected)),
-        })  # fmt: skip
-    return Dataset.from_list(found)
+        }
+        for chosen, rejected in zip(sequences[::2], sequences[1::2], strict=True)
+    ]
 
 
-def text(ids: Any) -> str:
-    return " ".join(END_WORD if i == END else str(i) for i in ids)
-
-
-def words(vocabulary: int) -> PreTrainedTokenizerFast:
-    """A tokenizer that reads what `text` writes."""
-    known = {END_WORD if i == END else str(i): i for i in range(vocabulary)}
-    tokenizer = Tokenizer(models.WordLevel(known, unk_token="1"))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token=str(PAD), unk_token="1", eos_token=END_WORD)
+def tokenizer() -> PreTrainedTokenizerFast:
+    """The ids of padding and of the end are all that trainers ask of it."""
+    named = Tokenizer(models.WordLevel({"<pad>": PAD, "<unk>": 1, "</s>": END}, unk_token="<unk>"))
+    return PreTrainedTokenizerFast(tokenizer_object=named, pad_token="<pad>", unk_token="<unk>", eos_token="</s>")
