@@ -70,9 +70,13 @@ def measure(work: Workload, methods: list[str], rounds: int, threads: int) -> di
             for _ in range(steps - 1):
                 for name in names:
                     sides[name].step()
-            found |= {name: sides[name].finish() for name in names}
+            for name in names:
+                found[name] = sides[name].finish()
+                print(f"{name}: {statistics.median(found[name].seconds):.3f} s a step", file=sys.stderr)
         except EOFError:
             print(f"{', '.join(names)}: failed, see above", file=sys.stderr)
+            for name in names:
+                sides[name].stop()
     return found
 
 
@@ -93,9 +97,11 @@ def compare(found: Mapping[str, Ran], tokens: int) -> dict[str, Any]:
     for method in DISTILLED:
         if {method, "sft"} <= found.keys():
             said[f"{method}_cost"] = ratio(found[method], found["sft"])
-    if "trl_gkd" in found:
-        said["distill_speedup"] = min(said[f"{method}_speedup"] for method in DISTILLED)
-    return said | {"peak_memory_ratio": max(said[f"{method}_peak_memory_ratio"] for method in ("sft", "dpo"))}
+    if speedups := [said[key] for method in DISTILLED if (key := f"{method}_speedup") in said]:
+        said["distill_speedup"] = min(speedups)
+    if peaks := [said[key] for method in ("sft", "dpo") if (key := f"{method}_peak_memory_ratio") in said]:
+        said["peak_memory_ratio"] = max(peaks)
+    return said
 
 
 def ratio(one: Ran, other: Ran) -> float:

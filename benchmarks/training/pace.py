@@ -131,6 +131,11 @@ class Side:
         self.process.join()
         return Ran(self.seconds[MEMORY + 1 :], peak, losses, settings)
 
+    def stop(self) -> None:
+        """End it, wherever it is."""
+        self.process.kill()
+        self.process.join()
+
 
 def _serve(parent: Connection, loop: Loop, steps: int, threads: int) -> None:
     sys.stdout = sys.stderr  # the JSON of the parent is all that is to be read there

@@ -78,7 +78,9 @@ class Theirs:
 
     def fastest(self) -> tuple[int, bool]:
         """The number of sequences at a time that a step is shortest with, and whether it recomputes activations."""
-        seconds = {(batch, False): self.try_out(batch, False) for batch in self.work.batches}
+        # GKD holds the logits of two models, at every position.
+        batches = [batch // 2 for batch in self.work.batches] if self.method == "gkd" else self.work.batches
+        seconds = {(batch, False): self.try_out(batch, False) for batch in batches}
         best = min(seconds, key=seconds.__getitem__)
         if self.work.tries_checkpointing:
             seconds[best[0], True] = self.try_out(best[0], True)
