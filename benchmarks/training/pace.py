@@ -14,8 +14,8 @@ import torch
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
-WARM_UP, MEMORY = 0, 1
-"""The first step makes the optimizer's state and is not measured; of the second memory is, of the others time."""
+MEMORY = 1
+"""The first step makes the optimizer's state and is not measured; of this one memory is, of those after it time."""
 
 
 @dataclass(frozen=True)
@@ -30,10 +30,9 @@ class Ran:
 
 
 class Clock:
-    """Seconds of every step but the first."""
+    """Seconds of every step."""
 
     def __init__(self) -> None:
-        self.steps = 0
         self.seconds: list[float] = []
 
     def begin(self) -> None:
@@ -42,13 +41,11 @@ class Clock:
 
     def end(self, model: nn.Module) -> None:
         _wait()
-        if self.steps != WARM_UP:
-            self.seconds.append(time.perf_counter() - self.start)
-        self.steps += 1
+        self.seconds.append(time.perf_counter() - self.start)
 
 
 class Pace:
-    """The same at the word of a parent, and the memory of the second step.
+    """Takes each step at the word of a parent, which is told its seconds, and measures the memory of one.
 
     Memory is what the allocator of the GPU reports, and on a CPU the profiler, which sees every tensor. What is held
     when a step begins (weights, optimizer state, a teacher) does not count, nor do the gradients that are there when it

@@ -29,7 +29,6 @@ from trl.trainer import dpo_trainer
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 PAD = 0
-TUNING_STEPS = 2
 
 
 class Paced(TrainerCallback):
@@ -90,7 +89,7 @@ class Theirs:
         """Seconds of a step; infinitely many if it does not fit."""
         clock = Clock()
         try:
-            self.train(clock, batch, checkpointing, TUNING_STEPS)
+            self.train(clock, batch, checkpointing, self.work.steps_to_try)
         except torch.OutOfMemoryError:
             return float("inf")
         finally:

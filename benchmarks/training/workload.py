@@ -33,6 +33,8 @@ class Workload:
     """Sequences at a time that TRL is tried with."""
     tries_checkpointing: bool
     """Whether it is also tried with gradient checkpointing."""
+    steps_to_try: int
+    """On a GPU the first one loads kernels."""
 
     @property
     def vocabulary(self) -> int:
@@ -85,7 +87,7 @@ def here() -> Workload:
              "num_attention_heads": 32, "num_key_value_heads": 8},
             {"vocab_size": 128_256, "hidden_size": 4096, "intermediate_size": 14_336, "num_hidden_layers": 43,
              "num_attention_heads": 32, "num_key_value_heads": 8},
-            64, (140, 210), 16_384, (4, 8, 16), False,
+            64, (140, 210), 16_384, (4, 8, 16), False, 2,
         )  # fmt: skip
     return Workload(
         "cpu", "float32",
@@ -93,7 +95,7 @@ def here() -> Workload:
          "num_attention_heads": 8, "num_key_value_heads": 8},
         {"vocab_size": 32_000, "hidden_size": 768, "intermediate_size": 2000, "num_hidden_layers": 11,
          "num_attention_heads": 12, "num_key_value_heads": 12},
-        24, (60, 90), 2048, (4, 8, 16), True,
+        24, (60, 90), 2048, (4, 8, 16), True, 1,
     )  # fmt: skip
 
 
