@@ -1,9 +1,16 @@
-"""What a training step costs with cached signal, beside supervised steps on the same tokens.
+"""What a training step costs, beside TRL's trainers on the same rows, tokens and optimizer steps.
 
-A Llama of 12.6 M parameters, V = 32,000, k = 50, log-normal lengths, micro-batches of 2,048 padded tokens. Every method
-is stepped in turn, over and over: AdamW and the reading of the signal included. `sft_tokens_per_s` trains on both
-answers of each pair as rows of their own; `dckd_tokens_per_s` and `adpa_tokens_per_s` on the same pairs, all sequence
-tokens counted. `dckd_cost`, `adpa_cost`: seconds of a step over those of SFT, the median over rounds.
+A Llama of 12.6 M parameters, V = 32,000, in float32, and 24 pairs of answers of log-normal lengths; on a GPU
+Llama-3.2-1B's shape under bfloat16, and 64 longer pairs. A step is over all rows: the reading of cached signal (k = 50)
+and AdamW included; reference log-probs are computed before, on both sides. SFT trains on both answers of each pair as
+rows of their own, the other methods on the pairs. TRL runs at the fastest settings found (`training/theirs.py`).
+
+Seconds are of steps taken in turns, on a GPU one side after the other; ratios are medians over rounds. `sft_speedup`,
+`dpo_speedup`: TRL's seconds over ours. `distill_speedup`: those of TRL's GKD, with a teacher of 8 times the student
+live, over those of DCKD or ADPA, whichever is slower. `peak_memory_ratio`: ours over TRL's, of the most that a step
+holds at once beyond weights, gradients and optimizer state; the worse of SFT and DPO. `dckd_cost`, `adpa_cost`:
+seconds over those of our SFT. `sft_loss_gap`, `dpo_loss_gap`: how far our losses are from TRL's, relative, at the step
+where they differ most.
 """
 
 from __future__ import annotations
@@ -11,129 +18,96 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import tempfile
-import time
-from pathlib import Path
+import sys
+from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from training.pace import MEMORY, Ran, Side
+from training.workload import Workload, here, parameters
 
-from adpa_cli import methods
-from adpa_cli.engine.loop import Run, train
-from adpa_cli.engine.processes import make_accelerator
-from adpa_cli.engine.schedule import Example, TokenSequence
-from adpa_cli.engine.student import Student
-from adpa_cli.signal import AnswerKey, SignalReader, SignalRows, SignalSpec, token_hash, write_shard
-from adpa_cli.spec import Runtime, TrainSpec
-
-VOCABULARY, K, PAIRS, ROUNDS = 32_000, 50, 24, 5
-METHODS = {"sft": ("chosen",), "dckd": ("chosen", "rejected"), "adpa": ("chosen", "rollout")}
+PEERS = {"sft": "trl_sft", "dpo": "trl_dpo", "dckd": "trl_gkd", "adpa": "trl_gkd"}
+DISTILLED = ("dckd", "adpa")
 
 
-def model() -> LlamaForCausalLM:
-    """12.6 M parameters, tied embeddings."""
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=VOCABULARY, hidden_size=256, intermediate_size=624, num_hidden_layers=6, num_attention_heads=8,
-        num_key_value_heads=8, max_position_embeddings=2048, tie_word_embeddings=True,
-    )  # fmt: skip
-    return LlamaForCausalLM(config)
-
-
-def sequences(rng: np.random.Generator) -> list[TokenSequence]:
-    """Two answers for each of the prompts; lengths log-normal around 60 and 90 tokens."""
-    made = []
-    for _ in range(PAIRS):
-        prompt = rng.integers(5, VOCABULARY, int(np.clip(rng.lognormal(4.1, 0.6), 8, 400)))
-        for _ in range(2):
-            answer = rng.integers(5, VOCABULARY, int(np.clip(rng.lognormal(4.5, 0.6), 8, 500)))
-            ids = np.concatenate([prompt, answer]).astype(np.int32)
-            made.append(TokenSequence(ids, np.arange(len(ids)) >= len(prompt)))
-    return made
-
-
-def signal(rng: np.random.Generator, labels: Any) -> SignalRows:
-    """A pair of teachers on one answer, both with a random softmax over the whole vocabulary."""
-    tokens = len(labels)
-    logits = rng.normal(0, 3, (2, tokens, VOCABULARY)).astype(np.float32)
-    aligned, reference = logits - np.logaddexp.reduce(logits, axis=-1, keepdims=True)
-    ids = np.argpartition(-aligned, K, axis=1)[:, :K].astype(np.int32)
-    row = np.arange(tokens)
-    seen = np.zeros((tokens, VOCABULARY), dtype=bool)
-    np.put_along_axis(seen, ids, True, axis=1)
-    seen[row, labels] = True
-    at = [np.take_along_axis(x, ids, axis=1) for x in (aligned, reference)]
-    rest = [np.log(np.where(seen, 0, np.exp(x)).sum(1)) for x in (aligned, reference)]
-    kth = np.partition(reference, -K, axis=1)[:, -K]
-    return SignalRows(
-        ids, at[0], labels.astype(np.int32), aligned[row, labels], rest[0], at[0] - at[1], at[1] >= kth[:, None], kth,
-        reference[row, labels], rest[1],
-    )  # fmt: skip
-
-
-def cached(folder: Path, answers: dict[AnswerKey, SignalRows]) -> SignalReader:
-    """The signal on disk, as `cache-teacher` leaves it."""
-    spec = SignalSpec(K, VOCABULARY, teachers={"aligned": "a", "reference": "b"})
-    write_shard(folder / "signal-00000.adpa", spec, list(answers.items()))
-    return SignalReader(folder)
-
-
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--rounds", type=int, default=ROUNDS)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--skip", choices=["distill"], help="leave a part out")
     asked = parser.parse_args()
-    torch.set_num_threads(asked.threads)
-    rng = np.random.default_rng(0)
-    rows = sequences(rng)
-    with tempfile.TemporaryDirectory() as folder:
-        keys = [AnswerKey(str(i // 2), ("chosen", "second")[i % 2], token_hash([], r.ids)) for i, r in enumerate(rows)]
-        reader = cached(Path(folder), {k: signal(rng, r.ids[r.answer]) for k, r in zip(keys, rows, strict=True)})
-        runs = {name: run(name, parts, rows, keys, reader, Path(folder)) for name, parts in METHODS.items()}
-        seconds = measure(runs, asked.rounds)
-    tokens = sum(len(row) for row in rows)
-    found: dict[str, float] = {f"{name}_tokens_per_s": tokens / statistics.median(s) for name, s in seconds.items()}
-    for name in ("dckd", "adpa"):
-        found[f"{name}_cost"] = statistics.median(a / b for a, b in zip(seconds[name], seconds["sft"], strict=True))
-    found |= {"tokens": tokens, "parameters": sum(p.numel() for p in model().parameters())}
-    print(json.dumps(found) if asked.json else "\n".join(f"{key}: {value:.4g}" for key, value in found.items()))
+    work = here()
+    methods = [method for method in PEERS if asked.skip is None or method not in DISTILLED]
+    found = measure(work, methods, asked.rounds, asked.threads)
+    report: dict[str, Any] = {
+        "device": torch.cuda.get_device_name() if work.device == "cuda" else "cpu",
+        "dtype": work.dtype,
+    }
+    report |= {"threads": asked.threads, "tokens": sum(map(len, work.sequences()))}
+    report |= {"parameters": parameters(work.student), "teacher_parameters": parameters(work.teacher)}
+    report |= compare(found, report["tokens"])
+    print(json.dumps(report) if asked.json else "\n".join(f"{key}: {value}" for key, value in report.items()))
+    return 0 if all({method, PEERS[method]} <= found.keys() for method in methods) else 1
 
 
-def run(name: str, parts: Any, rows: Any, keys: Any, reader: SignalReader, folder: Path) -> Run:
-    """One optimizer step of a method over all pairs; for SFT every answer is a row."""
-    if name == "sft":
-        examples = [Example(str(i), {"chosen": row}) for i, row in enumerate(rows)]
-    else:
-        examples = [Example(str(i), dict(zip(parts, rows[2 * i : 2 * i + 2], strict=True))) for i in range(PAIRS)]
-    method = methods.load(name)
-    params = method.params()
-    spec = TrainSpec(
-        name, 1, {}, "", "", epochs=1.0, batch_size=len(examples), dtype="float32", lr=1e-5, warmup_ratio=0.0
-    )
-    order = dict(zip(parts, (0, 1), strict=False))
-    return Run(
-        spec=spec, method=method, params=params, examples=examples, end_id=2,
-        signal_of=lambda example, part: reader.read(keys[2 * int(example) + order[part]]),
-        work=folder / name, runtime=Runtime(tokens_per_device=2048),
-    )  # fmt: skip
+def measure(work: Workload, methods: list[str], rounds: int, threads: int) -> dict[str, Ran]:
+    """Step all sides in turns, or on a GPU, whose memory they could not share, one after the other."""
+    from training.ours import Ours  # here, for our processes import this file and need not load TRL
+    from training.theirs import Theirs
+
+    steps = rounds + MEMORY + 1
+    loops = {method: Ours(method, work) for method in methods}
+    loops |= {PEERS[method]: Theirs(PEERS[method].removeprefix("trl_"), work) for method in methods}
+    sides = {name: Side(loop, steps, threads) for name, loop in loops.items()}
+    together = [[name] for name in sides] if work.device == "cuda" else [list(sides)]
+    found: dict[str, Ran] = {}
+    for names in together:
+        try:
+            for name in names:
+                sides[name].go()
+                sides[name].step()  # settings are tried out before it, which others would disturb
+            for _ in range(steps - 1):
+                for name in names:
+                    sides[name].step()
+            for name in names:
+                found[name] = sides[name].finish()
+                print(f"{name}: {statistics.median(found[name].seconds):.3f} s a step", file=sys.stderr)
+        except EOFError:
+            print(f"{', '.join(names)}: failed, see above", file=sys.stderr)
+            for name in names:
+                sides[name].stop()
+    return found
 
 
-def measure(runs: dict[str, Run], rounds: int) -> dict[str, list[float]]:
-    """Seconds of a step of each run, in turns, after one round that is not counted."""
-    students = {name: Student(model(), "float32") for name in runs}
-    seconds: dict[str, list[float]] = {name: [] for name in runs}
-    for turn in range(rounds + 1):
-        for name, one in runs.items():
-            one.work.mkdir(exist_ok=True)
-            start = time.perf_counter()
-            train(students[name], one, make_accelerator())
-            if turn:
-                seconds[name].append(time.perf_counter() - start)
-    return seconds
+def compare(found: Mapping[str, Ran], tokens: int) -> dict[str, Any]:
+    """What can be said of the sides that ran."""
+    said: dict[str, Any] = {f"{name}_tokens_per_s": tokens / statistics.median(r.seconds) for name, r in found.items()}
+    said |= {f"{name}_peak_mb": ran.peak / 2**20 for name, ran in found.items()}
+    said |= {f"{name}_{key}": value for name, ran in found.items() for key, value in ran.settings.items()}
+    for method, peer in PEERS.items():
+        if {method, peer} <= found.keys():
+            ours, theirs = found[method], found[peer]
+            said[f"{method}_speedup"] = ratio(theirs, ours)
+            said[f"{method}_peak_memory_ratio"] = ours.peak / theirs.peak
+            if method not in DISTILLED:
+                said[f"{method}_loss_gap"] = max(
+                    abs(a / b - 1) for a, b in zip(ours.losses, theirs.losses, strict=True)
+                )
+    for method in DISTILLED:
+        if {method, "sft"} <= found.keys():
+            said[f"{method}_cost"] = ratio(found[method], found["sft"])
+    if speedups := [said[key] for method in DISTILLED if (key := f"{method}_speedup") in said]:
+        said["distill_speedup"] = min(speedups)
+    if peaks := [said[key] for method in ("sft", "dpo") if (key := f"{method}_peak_memory_ratio") in said]:
+        said["peak_memory_ratio"] = max(peaks)
+    return said
+
+
+def ratio(one: Ran, other: Ran) -> float:
+    """How many times as long a step takes; the median over rounds."""
+    return statistics.median(a / b for a, b in zip(one.seconds, other.seconds, strict=True))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
