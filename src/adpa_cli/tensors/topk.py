@@ -12,8 +12,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from adpa_cli.tensors.head import NEVER, TILE_CELLS, set_logsumexp, spans
+from adpa_cli.tensors.sums import NEVER, set_logsumexp
+from adpa_cli.tensors.tiles import spans
 
+TILE_CELLS = 2**23
 GPU_CELLS = 8 * TILE_CELLS
 """A GPU needs more rows at a time to be busy: 256 MiB of float32."""
 GROUP = 32

@@ -1,0 +1,67 @@
+"""What is done with one tile of products, on any device; `fused.py` does the same on a GPU in one pass each.
+
+Products [n,C] are hidden states times the weight of C tokens from `start` on; `ids` [n,J] are chosen, of any token.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from adpa_cli.tensors.output import Head
+from adpa_cli.tensors.sums import NEVER, Sums, finite
+from adpa_cli.tensors.tiles import Buffer, Tile
+
+
+class Plain:
+    """Tensor operations in place, with memory for one tile of at most `cells`.
+
+    `spare` takes products that are not kept. With `apart` they outlive `absorb`.
+    """
+
+    def __init__(self, cells: int, dtype: torch.dtype, device: torch.device, apart: bool) -> None:
+        wide = torch.promote_types(dtype, torch.float32)
+        self.spare = Buffer(cells, dtype, device)
+        self.work = Buffer(cells, wide, device) if apart or dtype != wide else self.spare
+
+    def absorb(self, products: Tensor, head: Head, ids: Tensor, tile: Tile, chosen: Tensor, sums: Sums) -> None:
+        """Write the logits of chosen ids that lie in the tile to `chosen` [n,J], and take the others into `sums`."""
+        row, place, column = _chosen_in(tile, ids)
+        logits = head.logits(products, self.work.of(tile))
+        chosen[row, place] = logits[row, column]
+        logits[row, column] = NEVER
+        top = torch.maximum(sums.top, logits.amax(1))
+        shift = finite(top)
+        powers = logits.sub_(shift[:, None])
+        shrink = (sums.top - shift).exp_()
+        if sums.spread is not None and sums.squares is not None:
+            powers = logits.exp()
+            logits[row, column] = 0.0
+            moved = torch.where(sums.top == NEVER, 0.0, sums.top - shift) * sums.total
+            sums.spread.add_(moved).mul_(shrink).add_(logits.mul_(powers).sum(1))
+            sums.squares.mul_(shrink).mul_(shrink).add_(torch.linalg.vector_norm(powers, dim=1).square_())
+        else:
+            powers.exp_()
+        sums.total.mul_(shrink).add_(powers.sum(1))
+        sums.top.copy_(top)
+
+    def gradient(
+        self, products: Tensor, head: Head, ids: Tensor, tile: Tile, values: Tensor, shift: Tensor, push: Tensor
+    ) -> Tensor:
+        """Gradient [n,C] of the products, which may be overwritten: exp(logit - shift) * push * slope, with `shift` and
+        `push` [n], but `values` [n,J] at chosen ids."""
+        logits = head.logits(products, self.work.of(tile))
+        slope = head.slope(logits)
+        logits.sub_(shift[:, None]).exp_().mul_(push[:, None])
+        if not head.straight:
+            logits.mul_(slope)
+        row, place, column = _chosen_in(tile, ids)
+        logits[row, column] = values[row, place]
+        return logits if logits.dtype == products.dtype else self.spare.of(tile).copy_(logits)
+
+
+def _chosen_in(tile: Tile, ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Row, place among the ids and column of each chosen id that lies in a tile."""
+    columns = ids - tile.columns.start
+    row, place = ((columns >= 0) & (columns < tile.shape[1])).nonzero(as_tuple=True)
+    return row, place, columns[row, place]
