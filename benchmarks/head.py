@@ -1,10 +1,10 @@
 """What selected log-probs through the head cost beside the dense way, forward and backward.
 
-*Dense* is `F.linear`, float32 `log_softmax` over all logits, a gather at the chosen ids, a masked logsumexp for the mass
-outside them where the method reads it, and autograd. *Ours* is `selected_logps`. Both are timed in turn, over and over,
-in one process, and differentiate to hidden states and weight. Three needs cover all methods: one label (sft, dpo), a
-label and k ids with the mass outside (dckd, adpa, atkd), one label with the log of Σ p² (wpo). `time_ratio` is the
-median over rounds of ours over dense, the worst need counting. `memory_ratio` is the same of the most bytes alive at
+*Dense* is `F.linear`, float32 `log_softmax` over all logits, a gather at the chosen ids, a masked logsumexp for the
+mass outside them where the method reads it, and autograd. *Ours* is `selected_logps`. Both are timed in turn, over and
+over, in one process, and differentiate to hidden states and weight. Three needs cover all methods: one label (sft,
+dpo), a label and k ids with the mass outside (dckd, adpa, atkd), one label with the log of Σ p² (wpo). `time_ratio` is
+the median over rounds of ours over dense, the worst need counting. `memory_ratio` is that of the most bytes alive at
 once, less the weight and its gradient, which both have. `max_grad_rel_error` is the largest error of an entry of a
 float32 gradient, over the largest entry, against dense float64.
 

@@ -20,7 +20,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from adpa_cli.tensors.output import Head
-from adpa_cli.tensors.sums import NEVER, finite, first_of_each, folded, set_logsumexp
+from adpa_cli.tensors.sums import NEVER, distinct, finite, folded, set_logsumexp
 from adpa_cli.tensors.sweeps import Sweep
 from adpa_cli.tensors.tiles import Kept, kept_bytes, rows_inside, tile_shape
 
@@ -53,8 +53,8 @@ def selected_logps(
     """Full-softmax log-probs at `ids` and the log of the mass outside the *set* of those ids, with exact gradients.
 
     `hidden` [N,H], `weight` [V,H], `bias` [V], `ids` [N,J] int64; an id may repeat, and -1 is an absent id: log-prob 0,
-    no gradient. `scale` and `softcap` as in `Head`. Products run in the autocast dtype, else in hidden's; the softmax is
-    float32 (float64 for float64). `budget` is the most bytes of logits kept for the backward beside the gradients;
+    no gradient. `scale` and `softcap` as in `Head`. Products run in the autocast dtype, else in hidden's; the softmax
+    is float32 (float64 for float64). `budget` is the most bytes of logits kept for the backward beside the gradients;
     it and `tile` (rows, columns) follow from the sizes.
     """
     rows, vocabulary = hidden.shape[0], weight.shape[0]
@@ -75,7 +75,7 @@ def compute_dtype(hidden: Tensor) -> torch.dtype:
 
 @dataclass(frozen=True)
 class Plan:
-    """Dtype of the products, most rows and columns of a tile, bytes kept beside the gradients; scale and cap of `Head`."""
+    """Dtype of the products, most rows and columns of a tile, bytes kept beside the gradients; scale and cap."""
 
     dtype: torch.dtype
     tile: tuple[int, int]
@@ -94,7 +94,7 @@ class _SelectedLogps(torch.autograd.Function):
         head = Head(weight, bias, plan.scale, plan.softcap)
         kept, mean = _between(hidden, weight, plan, *ctx.needs_input_grad[:3])
         with torch.autocast(hidden.device.type, enabled=False):
-            chosen, sums = Sweep(hidden.to(plan.dtype), head, ids, plan.tile, kept).gather(stats, mean)
+            chosen, sums = Sweep(hidden.to(plan.dtype), head, ids.contiguous(), plan.tile, kept).gather(stats, mean)
             outside = sums.outside()
             total = torch.logaddexp(outside, set_logsumexp(ids, chosen))
         logps = torch.where(ids < 0, 0.0, chosen - total[:, None])
@@ -125,8 +125,8 @@ class _SelectedLogps(torch.autograd.Function):
             # The gradient's memory is handed out once: a second backward computes again what it held.
             kept = Kept(plan.dtype, ctx.gradient, ctx.rows, beside=dict(zip(ctx.beside, beside, strict=True)))
             ctx.gradient = None
-            sweep = Sweep(hidden.to(plan.dtype), head, ids, plan.tile, kept)
-            grads = sweep.pull(values, finite(outside), push, ctx.needs_input_grad[:3])
+            sweep = Sweep(hidden.to(plan.dtype), head, ids.contiguous(), plan.tile, kept)
+            grads = sweep.pull(values.contiguous(), finite(outside), push, ctx.needs_input_grad[:3])
         of_hidden, of_weight, of_bias = grads
         of_hidden = None if of_hidden is None else of_hidden.to(hidden.dtype)
         return of_hidden, of_weight, None if of_bias is None else of_bias.to(bias.dtype), None, None, None
@@ -149,6 +149,7 @@ def _between(
 
 def _rows_of(weight: Tensor, ids: Tensor, values: Tensor) -> Tensor:
     """[N,H]: rows of `weight` [V,H] at the distinct `ids` [N,J], weighted with `values` [N,J] and summed."""
-    again = first_of_each(ids) != torch.arange(ids.shape[1], device=ids.device)
-    once = values.masked_fill(again | (ids < 0), 0.0)
-    return F.embedding_bag(ids.clamp_min(0), weight, per_sample_weights=once.to(weight.dtype), mode="sum").to(values.dtype)
+    once = values.masked_fill(~distinct(ids), 0.0)
+    return F.embedding_bag(ids.clamp_min(0), weight, per_sample_weights=once.to(weight.dtype), mode="sum").to(
+        values.dtype
+    )

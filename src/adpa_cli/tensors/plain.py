@@ -1,7 +1,4 @@
-"""What is done with one tile of products, on any device; `fused.py` does the same on a GPU in one pass each.
-
-Products [n,C] are hidden states times the weight of C tokens from `start` on; `ids` [n,J] are chosen, of any token.
-"""
+"""What is done with one tile of products (`sweeps.Kernels`), on any device, in float32 or float64."""
 
 from __future__ import annotations
 
@@ -14,10 +11,7 @@ from adpa_cli.tensors.tiles import Buffer, Tile
 
 
 class Plain:
-    """Tensor operations in place, with memory for one tile of at most `cells`.
-
-    `spare` takes products that are not kept. With `apart` they outlive `absorb`.
-    """
+    """Tensor operations in place, with memory for one tile of at most `cells`, or for two with `apart`."""
 
     def __init__(self, cells: int, dtype: torch.dtype, device: torch.device, apart: bool) -> None:
         wide = torch.promote_types(dtype, torch.float32)
@@ -25,7 +19,7 @@ class Plain:
         self.work = Buffer(cells, wide, device) if apart or dtype != wide else self.spare
 
     def absorb(self, products: Tensor, head: Head, ids: Tensor, tile: Tile, chosen: Tensor, sums: Sums) -> None:
-        """Write the logits of chosen ids that lie in the tile to `chosen` [n,J], and take the others into `sums`."""
+        """`Kernels.absorb`."""
         row, place, column = _chosen_in(tile, ids)
         logits = head.logits(products, self.work.of(tile))
         chosen[row, place] = logits[row, column]
@@ -48,8 +42,7 @@ class Plain:
     def gradient(
         self, products: Tensor, head: Head, ids: Tensor, tile: Tile, values: Tensor, shift: Tensor, push: Tensor
     ) -> Tensor:
-        """Gradient [n,C] of the products, which may be overwritten: exp(logit - shift) * push * slope, with `shift` and
-        `push` [n], but `values` [n,J] at chosen ids."""
+        """`Kernels.gradient`."""
         logits = head.logits(products, self.work.of(tile))
         slope = head.slope(logits)
         logits.sub_(shift[:, None]).exp_().mul_(push[:, None])

@@ -17,8 +17,8 @@ NEVER = -float("inf")
 class Sums:
     """Over the tokens seen so far that are not chosen, with e = exp(logit - top): all [N], written in place.
 
-    `top` is the greatest logit, `total` the sum of e, `spread` of e * (logit - top), `squares` of e squared; the last two
-    are made only when asked for.
+    `top` is the greatest logit, `total` the sum of e, `spread` of e * (logit - top), `squares` of e squared; the last
+    two are made only when asked for.
     """
 
     top: Tensor
@@ -29,12 +29,13 @@ class Sums:
     @staticmethod
     def start(like: Tensor, stats: bool) -> Sums:
         """Of no token."""
-        zeros = [torch.zeros_like(like) for _ in range(3 if stats else 1)]
-        return Sums(torch.full_like(like, NEVER), zeros[0], *(zeros[1:] if stats else (None, None)))
+        spread, squares = (torch.zeros_like(like), torch.zeros_like(like)) if stats else (None, None)
+        return Sums(torch.full_like(like, NEVER), torch.zeros_like(like), spread, squares)
 
     def of(self, rows: slice) -> Sums:
         """Views of some rows."""
-        return Sums(*(None if t is None else t[rows] for t in (self.top, self.total, self.spread, self.squares)))
+        spread, squares = (None if t is None else t[rows] for t in (self.spread, self.squares))
+        return Sums(self.top[rows], self.total[rows], spread, squares)
 
     def outside(self) -> Tensor:
         """logsumexp [N] of the logits that are not chosen; -inf where there are none."""
@@ -43,10 +44,9 @@ class Sums:
     def stats(self, chosen: Tensor, ids: Tensor, total: Tensor) -> tuple[Tensor, Tensor]:
         """Entropy [N] and log of the sum of squared probabilities [N], given the logits of all chosen ids [N,J] and the
         logsumexp `total` [N] of all tokens."""
-        assert self.spread is not None
-        assert self.squares is not None
-        seen = chosen.masked_fill(first_of_each(ids) != torch.arange(ids.shape[1], device=ids.device), NEVER)
-        seen = seen.masked_fill(ids < 0, NEVER) - total[:, None]
+        if self.spread is None or self.squares is None:
+            raise ValueError("these sums were gathered without statistics")
+        seen = chosen.masked_fill(~distinct(ids), NEVER) - total[:, None]
         below = torch.where(self.top == NEVER, 0.0, self.top - total)
         log_p = self.spread + below * self.total
         mean = below.exp() * log_p + (seen.exp() * seen.masked_fill(seen == NEVER, 0.0)).sum(1)
@@ -73,6 +73,11 @@ def first_of_each(ids: Tensor) -> Tensor:
     again[:, 1:] = ordered[:, 1:] == ordered[:, :-1]
     start = torch.arange(ids.shape[1], device=ids.device).masked_fill(again, 0).cummax(1).values
     return torch.empty_like(ids).scatter_(1, order, order.gather(1, start))
+
+
+def distinct(ids: Tensor) -> Tensor:
+    """[N,J]: which ids are there and equal none before them in their row."""
+    return (ids >= 0) & (first_of_each(ids) == torch.arange(ids.shape[1], device=ids.device))
 
 
 def folded(ids: Tensor, values: Tensor) -> Tensor:

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -14,7 +16,30 @@ from torch import Tensor
 from adpa_cli.tensors.output import Head
 from adpa_cli.tensors.plain import Plain
 from adpa_cli.tensors.sums import Sums, finite
-from adpa_cli.tensors.tiles import Kept, Tile, row_slices, spans
+from adpa_cli.tensors.tiles import Buffer, Kept, Tile, row_slices, spans
+
+
+class Kernels(Protocol):
+    """What is done with one tile of products [n,C]: hidden states times the weight of C tokens.
+
+    `ids` [n,J] are chosen, of any token. `spare` is memory for products that are not kept.
+    """
+
+    spare: Buffer
+
+    def absorb(self, products: Tensor, head: Head, ids: Tensor, tile: Tile, chosen: Tensor, sums: Sums) -> None:
+        """Write the logits of chosen ids that lie in the tile to `chosen` [n,J], and take the others into `sums`.
+
+        Products at chosen ids may be overwritten.
+        """
+
+    def gradient(
+        self, products: Tensor, head: Head, ids: Tensor, tile: Tile, values: Tensor, shift: Tensor, push: Tensor
+    ) -> Tensor:
+        """Gradient [n,C] of the products, in memory of the kernels: exp(logit - shift) * push * slope, with `shift` and
+        `push` [n], but `values` [n,J] at chosen ids."""
+        ...
+
 
 Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]
 
@@ -39,14 +64,22 @@ class Sweep:
         for columns in spans(len(self.head.weight), self.shape[1]):
             yield columns, self.head.part(columns, self.states.dtype)
 
-    def kernels(self, apart: bool = False) -> Plain:
-        """What works on one tile, with memory for the largest."""
+    def kernels(self, apart: bool = False) -> Kernels:
+        """What works on one tile, with memory for the largest; with `apart` products outlive `absorb`."""
         cells = max(rows.stop - rows.start for rows in self.rows()) * min(self.shape[1], len(self.head.weight))
-        return Plain(cells, self.states.dtype, self.states.device, apart)
+        dtype, device = self.states.dtype, self.states.device
+        if device.type == "cuda" and dtype != torch.float64 and find_spec("triton"):
+            from adpa_cli.tensors import fused
+
+            if fused.works(device):
+                return fused.Fused(cells, dtype, device)
+        return Plain(cells, dtype, device, apart)
 
     def gather(self, stats: bool, mean: Tensor | None) -> tuple[Tensor, Sums]:
-        """The first sweep: logits [N,J] of the chosen ids, and sums over the other tokens. `mean` [N,H], if there is one,
-        becomes the mean of d logit / d state of these others under their softmax."""
+        """The first sweep: logits [N,J] of the chosen ids, sums over the other tokens.
+
+        `mean` [N,H] of zeros, if there is one, becomes the mean of d logit / d state over these others by their softmax.
+        """
         chosen = self.states.new_zeros(self.ids.shape, dtype=torch.promote_types(self.states.dtype, torch.float32))
         sums = Sums.start(chosen.new_zeros(len(chosen)), stats)
         kernels = self.kernels(apart=mean is not None)
@@ -56,7 +89,7 @@ class Sweep:
                 products = self.kept.make(tile, self.states)
                 products = kernels.spare.of(tile) if products is None else products
                 torch.mm(self.states[rows], head.weight.T, out=products)
-                before = now.top.clone()
+                before = now.top if mean is None else now.top.clone()
                 kernels.absorb(products, head, ids, tile, chosen[rows], now)
                 if mean is not None:
                     shift = finite(now.top)
@@ -68,8 +101,8 @@ class Sweep:
         return chosen, sums
 
     def pull(self, values: Tensor, shift: Tensor, push: Tensor, need: tuple[bool, bool, bool]) -> Gradients:
-        """The second sweep: gradients of states, weight and bias where needed, from those of the products: `values` [N,J]
-        at chosen ids, else exp(logit - shift) * push * slope, with `shift` and `push` [N]."""
+        """The second sweep: gradients of states, weight and bias where needed, from those of the products: `values`
+        [N,J] at chosen ids, else exp(logit - shift) * push * slope, with `shift` and `push` [N]."""
         weight, bias = self.head.weight, self.head.bias
         of_states = torch.zeros_like(self.states, dtype=values.dtype) if need[0] else None
         of_weight = torch.empty_like(weight) if need[1] and self.kept.gradient is None else self.kept.gradient

@@ -86,7 +86,7 @@ class Kept:
     beside: dict[tuple[int, int], Tensor] = field(default_factory=dict)
 
     def make(self, tile: Tile, like: Tensor) -> Tensor | None:
-        """Where to write the products of a tile so that they are kept, on the device of `like`; None if they are not."""
+        """Where to write the products of a tile to keep them, on the device of `like`; None if they are not kept."""
         height, width = tile.shape
         size = height * width * self.dtype.itemsize
         if self._inside(tile) is None and size <= self.budget:
@@ -107,8 +107,8 @@ class Kept:
 
 
 def rows_inside(weight: Tensor, dtype: torch.dtype, rows: int, budget: int) -> int:
-    """How many of `rows` positions keep their products in the gradient of `weight` [V,H]; 0 where splitting is not worth
-    it, since all fit beside it or too few inside."""
+    """How many of `rows` positions keep their products in the gradient of `weight` [V,H]; 0 where splitting is not
+    worth it, since all fit beside it or too few inside."""
     room = weight.shape[1] * weight.element_size() // dtype.itemsize
     all_fit_beside = rows * weight.shape[0] * dtype.itemsize <= budget
     return rows if room >= rows else 0 if all_fit_beside or room * WORTH < rows else room
