@@ -78,7 +78,7 @@ class Sweep:
     def gather(self, stats: bool, mean: Tensor | None) -> tuple[Tensor, Sums]:
         """The first sweep: logits [N,J] of the chosen ids, sums over the other tokens.
 
-        `mean` [N,H] of zeros, if there is one, becomes the mean of d logit / d state over these others by their softmax.
+        `mean` [N,H] of zeros, if there is one, becomes the mean of d logit / d state over the others by their softmax.
         """
         chosen = self.states.new_zeros(self.ids.shape, dtype=torch.promote_types(self.states.dtype, torch.float32))
         sums = Sums.start(chosen.new_zeros(len(chosen)), stats)
