@@ -36,8 +36,8 @@ from adpa_cli.stages.row_lengths import Row, ruler_for
 from adpa_cli.stages.settings import Given
 from adpa_cli.stages.stage_cost import Clock, Cost, cost_of
 from adpa_cli.store.store import Store
+from adpa_cli.tensors import output
 from adpa_cli.tensors import tiles as head_tiles
-from adpa_cli.tensors import topk
 from cli_samples import Cli, Pipeline, write_rows
 from tiny_models import tiny_tokenizer
 
@@ -130,7 +130,7 @@ def test_the_logits_of_a_tile_are_bounded_and_kept_where_they_fit() -> None:
 def test_the_sizes_of_tiles_are_those_of_the_head() -> None:
     names = "KEEP_BYTES", "LOGITS_PER_KEPT_BYTE", "CELLS", "COLUMNS", "ROWS", "GPU_COLUMNS", "GPU_ROWS"
     assert [getattr(memory, name) for name in names] == [getattr(head_tiles, name) for name in names]
-    assert memory.TILE_CELLS == topk.TILE_CELLS
+    assert memory.TILE_CELLS == output.TILE_CELLS
 
 
 def test_scoring_holds_one_layer_of_one_block() -> None:

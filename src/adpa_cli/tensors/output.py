@@ -5,10 +5,17 @@ N positions, H hidden size, V vocabulary. Logits in nats.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from adpa_cli.tensors.tiles import spans
+
+TILE_CELLS = 2**23
+GPU_CELLS = 8 * TILE_CELLS
+"""A GPU needs more rows at a time to be busy: 256 MiB of float32."""
 
 
 @dataclass(frozen=True)
@@ -50,3 +57,26 @@ class Head:
         if self.softcap is None:
             return self.scale
         return (logits / self.softcap).square_().neg_().add_(1.0).mul_(self.scale)
+
+    @torch.no_grad()
+    def rows(self, hidden: Tensor, where: Tensor, *, step: int = 0) -> Iterator[tuple[slice, Tensor]]:
+        """(slice of N, logits [n,V] of hidden[where[slice]]); at most `step` rows at a time, 0: from the sizes.
+
+        `hidden` [P,H], `where` [N]. Products are float32, or float64 for float64. There is one product per row and one
+        buffer for all, which the logits are a view of: the caller may write on them, and they are gone when the next
+        come.
+        """
+        dtype = torch.promote_types(hidden.dtype, torch.float32)
+        step = step or tile_rows(self.weight.shape[0], hidden.device)
+        weight = self.weight.to(dtype).T
+        buffer = hidden.new_empty((min(step, len(where)), weight.shape[1]), dtype=dtype)
+        with torch.autocast(hidden.device.type, enabled=False):
+            for span in spans(len(where), step):
+                products = buffer[: span.stop - span.start]
+                torch.mm(hidden[where[span]].to(dtype), weight, out=products)
+                yield span, self.logits(products, products)
+
+
+def tile_rows(vocabulary: int, device: torch.device) -> int:
+    """Rows of logits held at once by `Head.rows`, from the sizes alone."""
+    return max(1, (TILE_CELLS if device.type == "cpu" else GPU_CELLS) // vocabulary)
