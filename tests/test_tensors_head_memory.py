@@ -114,6 +114,31 @@ def test_a_frozen_head_whose_every_token_is_chosen():
     torch.testing.assert_close(got, torch.autograd.grad((want * pulls[0]).sum(), hidden))
 
 
+class Casts(TorchDispatchMode):
+    """Counts cells that are turned from float32 into bfloat16 while it is on."""
+
+    cells = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        if func.overloadpacket in (torch.ops.aten._to_copy, torch.ops.aten.copy_) and out.dtype == torch.bfloat16:
+            self.cells += out.numel()
+        return out
+
+
+@pytest.mark.parametrize(("rows", "again"), [(6, 1), (12, 2)])
+def test_a_weight_is_turned_to_bfloat16_once_where_the_gradient_has_room_for_it(rows, again):
+    """Of 12 bfloat16 places in a row of the gradient, 6 hold the weight, which leaves room for 6 products."""
+    inputs = problem(rows)
+    hidden, weight = (t.detach().float().requires_grad_() for t in inputs[:2])
+    with Casts() as seen:
+        with torch.autocast("cpu", torch.bfloat16):
+            out = selected_logps(hidden, weight, inputs[3], budget=0, tile=(rows, 10))
+        torch.autograd.grad(out.logps.sum(), weight)
+    # both sweeps turn the hidden states, and the second one what it made of each product
+    assert seen.cells == again * weight.numel() + 2 * hidden.numel() + rows * len(weight)
+
+
 @pytest.mark.parametrize("budget", [0, 2**20])
 @pytest.mark.parametrize("tile", [None, (5, 4)])
 @pytest.mark.parametrize(("scale", "softcap"), [(0.25, None), (1.0, 1.5), (4.0, 3.0)])

@@ -30,10 +30,9 @@ class Head:
     scale: float = 1.0
     softcap: float | None = None
 
-    def part(self, columns: slice, dtype: torch.dtype) -> Head:
-        """The head of some tokens, its weight in `dtype`."""
-        bias = None if self.bias is None else self.bias[columns]
-        return Head(self.weight[columns].to(dtype), bias, self.scale, self.softcap)
+    def part(self, columns: slice) -> Head:
+        """The head of some tokens."""
+        return Head(self.weight[columns], None if self.bias is None else self.bias[columns], self.scale, self.softcap)
 
     def logits(self, products: Tensor, out: Tensor) -> Tensor:
         """Logits of `products` [N,V] (states @ weight.T), written to `out` [N,V], which may be `products` itself."""

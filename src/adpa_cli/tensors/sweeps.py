@@ -6,7 +6,7 @@ N positions, H hidden size, V vocabulary, J chosen ids per position.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from typing import Protocol
 
@@ -59,10 +59,17 @@ class Sweep:
         """The rows of tiles."""
         return row_slices(len(self.states), self.shape[0], self.kept.rows)
 
-    def columns(self) -> Iterator[tuple[slice, Head]]:
-        """The columns of tiles, and the head of each."""
+    def columns(self, again: bool = False) -> Iterator[tuple[slice, Head]]:
+        """Columns of tiles, and the head of each, its weight in the dtype of products; `again`: in the second sweep."""
+        one = len(self.rows()) == 1
         for columns in spans(len(self.head.weight), self.shape[1]):
-            yield columns, self.head.part(columns, self.states.dtype)
+            part = self.head.part(columns)
+            place = self.kept.weight_inside(columns, part.weight) if one else None
+            if place is None:
+                place = part.weight.to(self.states.dtype)
+            elif not again:
+                place.copy_(part.weight)
+            yield columns, replace(part, weight=place)
 
     def kernels(self, apart: bool = False) -> Kernels:
         """What works on one tile, with memory for the largest; with `apart` products outlive `absorb`."""
@@ -108,7 +115,7 @@ class Sweep:
         of_weight = torch.empty_like(weight) if need[1] and self.kept.gradient is None else self.kept.gradient
         of_bias = torch.zeros_like(bias, dtype=values.dtype) if bias is not None and need[2] else None
         kernels, rows_of_tiles = self.kernels(), self.rows()
-        for columns, head in self.columns():
+        for columns, head in self.columns(again=True):
             total = None if of_weight is None else of_weight[columns]
             if total is not None and total.dtype != values.dtype and len(rows_of_tiles) > 1:
                 total = torch.empty_like(total, dtype=values.dtype)

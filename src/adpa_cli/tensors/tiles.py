@@ -87,17 +87,29 @@ class Kept:
 
     def make(self, tile: Tile, like: Tensor) -> Tensor | None:
         """Where to write the products of a tile to keep them, on the device of `like`; None if they are not kept."""
+        inside = self._inside(tile)
         height, width = tile.shape
         size = height * width * self.dtype.itemsize
-        if self._inside(tile) is None and size <= self.budget:
-            self.budget -= size
-            self.beside[tile.at] = like.new_empty(height, width, dtype=self.dtype)
-        return self.find(tile)
+        if inside is not None or size > self.budget:
+            return inside
+        self.budget -= size
+        self.beside[tile.at] = made = like.new_empty(height, width, dtype=self.dtype)
+        return made
 
     def find(self, tile: Tile) -> Tensor | None:
         """The products of a tile [height, width], None if they were not kept."""
         inside = self._inside(tile)
         return self.beside.get(tile.at) if inside is None else inside
+
+    def weight_inside(self, columns: slice, weight: Tensor) -> Tensor | None:
+        """Where the gradient has room for the `weight` [C,H] of some columns in the dtype of products, behind these.
+
+        For one tile of rows only: with more the gradient of the first is written before the weight has been read last.
+        """
+        if self.gradient is None or weight.dtype == self.dtype:
+            return None
+        flat = self.gradient[columns].view(-1).view(self.dtype)[self.rows * len(weight) :]
+        return flat[: weight.numel()].view_as(weight) if len(flat) >= weight.numel() else None
 
     def _inside(self, tile: Tile) -> Tensor | None:
         if self.gradient is None or tile.rows.start or tile.rows.stop > self.rows:
