@@ -21,18 +21,19 @@ class Plain:
     def absorb(self, products: Tensor, head: Head, ids: Tensor, tile: Tile, chosen: Tensor, sums: Sums) -> None:
         """`Kernels.absorb`."""
         row, place, column = _chosen_in(tile, ids)
-        logits = head.logits(products, self.work.of(tile))
+        work = self.work.of(tile)
+        logits = self._logits(products, head, work)
         chosen[row, place] = logits[row, column]
         logits[row, column] = NEVER
         top = torch.maximum(sums.top, logits.amax(1))
         shift = finite(top)
-        powers = logits.sub_(shift[:, None])
+        powers = torch.sub(logits, shift[:, None], out=work)
         shrink = (sums.top - shift).exp_()
         if sums.spread is not None and sums.squares is not None:
-            powers = logits.exp()
-            logits[row, column] = 0.0
+            powers = work.exp()
+            work[row, column] = 0.0
             moved = torch.where(sums.top == NEVER, 0.0, sums.top - shift) * sums.total
-            sums.spread.add_(moved).mul_(shrink).add_(logits.mul_(powers).sum(1))
+            sums.spread.add_(moved).mul_(shrink).add_(work.mul_(powers).sum(1))
             sums.squares.mul_(shrink).mul_(shrink).add_(torch.linalg.vector_norm(powers, dim=1).square_())
         else:
             powers.exp_()
@@ -43,14 +44,21 @@ class Plain:
         self, products: Tensor, head: Head, ids: Tensor, tile: Tile, values: Tensor, shift: Tensor, push: Tensor
     ) -> Tensor:
         """`Kernels.gradient`."""
-        logits = head.logits(products, self.work.of(tile))
+        work = self.work.of(tile)
+        logits = self._logits(products, head, work)
         slope = head.slope(logits)
-        logits.sub_(shift[:, None]).exp_().mul_(push[:, None])
+        torch.sub(logits, shift[:, None], out=work).exp_().mul_(push[:, None])
         if not head.straight:
-            logits.mul_(slope)
+            work.mul_(slope)
         row, place, column = _chosen_in(tile, ids)
-        logits[row, column] = values[row, place]
-        return logits if logits.dtype == products.dtype else self.spare.of(tile).copy_(logits)
+        work[row, column] = values[row, place]
+        return work if work.dtype == products.dtype else self.spare.of(tile).copy_(work)
+
+    @staticmethod
+    def _logits(products: Tensor, head: Head, work: Tensor) -> Tensor:
+        """In `work`, or the products themselves where they are the logits."""
+        alike = head.straight and head.bias is None and products.dtype == work.dtype
+        return products if alike else head.logits(products, work)
 
 
 def _chosen_in(tile: Tile, ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -15,8 +15,8 @@ from torch import Tensor
 KEEP_BYTES = 64 * 2**20
 LOGITS_PER_KEPT_BYTE = 2
 """Beyond KEEP_BYTES: half a byte per logit, 1/24 of the three float32 copies that a dense log_softmax holds."""
-CELLS, COLUMNS, ROWS = 2**20, 2048, 4096
-"""On a CPU: float32 logits of 4 MiB, but never under 2,048 columns, whose products are slower."""
+CELLS, COLUMNS, ROWS = 2**21, 2048, 4096
+"""On a CPU: float32 logits of 8 MiB, but never under 2,048 columns, which take longer in all."""
 GPU_COLUMNS, FEW_ROWS, GPU_ROWS = 8192, 4096, 8192
 """On a GPU: twice these columns for fewer than FEW_ROWS rows, so that the products outlast the launches."""
 WORTH = 4
