@@ -37,7 +37,8 @@ from adpa_cli.spec import CaptureSpec, hashed
 from adpa_cli.stages import cache_teacher
 from adpa_cli.stages.examples import Answer as Row
 from adpa_cli.stages.job import Job, Located, Monitor
-from adpa_cli.tensors.topk import Head, split, tile_rows, top_ids
+from adpa_cli.tensors.output import Head, tile_rows
+from adpa_cli.tensors.topk import split, top_ids
 
 K = 50
 CPU = {"vocab_size": 32_000, "hidden_size": 768, "intermediate_size": 2048, "num_hidden_layers": 12,

@@ -21,8 +21,11 @@ from transformers import (
     Qwen2Config,
 )
 
-from adpa_cli.engine.models import body_and_head, check_head, hidden_states, load, load_tokenizer, save
+from adpa_cli.engine.heads import check_head, output_head
+from adpa_cli.engine.models import body_and_head, hidden_states, load, load_tokenizer, save
 from adpa_cli.errors import AdpaError, NotFound
+from adpa_cli.tensors.head import selected_logps
+from adpa_cli.tensors.output import Head
 from tiny_models import END, PAD, TEMPLATE, VOCABULARY, tiny_llama, tiny_tokenizer
 
 IDS = torch.tensor([[2, 7, 9, 11], [2, 30, PAD, PAD]])
@@ -259,18 +262,42 @@ def test_heads_without_tricks_pass_and_rebuild_the_logits(config: Any, dtype: to
     assert torch.allclose(rebuilt[real], logits[real], atol=1e-5 if dtype == torch.float32 else 2e-2)
 
 
-@pytest.mark.parametrize(
-    "config",
-    [
-        Gemma2Config(**WIDE, num_key_value_heads=1, head_dim=8),
-        GraniteConfig(**WIDE, logits_scaling=8.0),
-        CohereConfig(**WIDE, logit_scale=0.5, eos_token_id=4),
-    ],
-    ids=lambda config: config.model_type,
-)
-def test_heads_with_caps_or_scales_are_refused_even_at_small_logits(config: Any) -> None:
+CHANGED = [
+    (Gemma2Config(**WIDE, num_key_value_heads=1, head_dim=8, final_logit_softcapping=2.0), "final_logit_softcapping"),
+    (GraniteConfig(**WIDE, logits_scaling=8.0), "logits_scaling"),
+    (CohereConfig(**WIDE, logit_scale=0.5, eos_token_id=4), "logit_scale"),
+]
+
+
+@pytest.mark.parametrize(("config", "name"), CHANGED, ids=lambda value: getattr(value, "model_type", ""))
+def test_scaled_and_capped_heads_give_the_models_log_probs_and_gradients(config: Any, name: str) -> None:
+    torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config).eval()
-    with pytest.raises(AdpaError, match=f"{type(model).__name__}.*soft-capping or scaling"):
+    model.get_output_embeddings().weight.data.mul_(20)  # logits that feel the cap
+    check_head(model)
+    head = output_head(model)
+    states = hidden_states(model, IDS, None)[0]
+    asked = torch.tensor([[1, 3], [0, 3], [2, -1], [4, 4]])
+    out = selected_logps(states, head.weight, asked, head.bias, scale=head.scale, softcap=head.softcap)
+    logps = model(input_ids=IDS).logits[0].log_softmax(-1)
+    expected = logps.gather(1, asked.clamp_min(0)).masked_fill(asked < 0, 0.0)
+    torch.testing.assert_close(out.logps, expected, rtol=1e-4, atol=1e-5)
+    got, want = (
+        torch.autograd.grad(x.sum(), list(model.parameters()), allow_unused=True) for x in (out.logps, expected)
+    )
+    for a, b in zip(got, want, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize(("config", "name"), CHANGED, ids=lambda value: getattr(value, "model_type", ""))
+def test_what_a_configuration_does_not_tell_of_the_logits_is_refused(
+    config: Any, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The model scales or caps, and `output_head` does not see it; logits are small."""
+    model = AutoModelForCausalLM.from_config(config).eval()
+    _, weight, bias = body_and_head(model)
+    monkeypatch.setattr("adpa_cli.engine.heads.output_head", lambda _: Head(weight, bias))
+    with pytest.raises(AdpaError, match=f"{type(model).__name__}.*changes its logits"):
         check_head(model)
 
 

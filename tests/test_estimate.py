@@ -36,6 +36,8 @@ from adpa_cli.stages.row_lengths import Row, ruler_for
 from adpa_cli.stages.settings import Given
 from adpa_cli.stages.stage_cost import Clock, Cost, cost_of
 from adpa_cli.store.store import Store
+from adpa_cli.tensors import output
+from adpa_cli.tensors import tiles as head_tiles
 from cli_samples import Cli, Pipeline, write_rows
 from tiny_models import tiny_tokenizer
 
@@ -100,7 +102,7 @@ def test_a_training_holds_weights_gradients_and_two_moments() -> None:
     rows = {"chosen": [Row(2, 2)]}
     by_layer = 4 * (8.5 * 10 + 2 * 5) + 4 * 4 * 30
     activations = 4 * (2 * by_layer + 120)
-    head = 4 * 4 * 2 * 40 + 4 * 2 * 40 + 2 * (12 * 10 + 24 * 3) + 4 * 400
+    head = 8 * 2 * 40 + 2 * (12 * 10 + 24 * 3) + 4 * 400
     row = memory.ROW_IN_PYTHON + 4 * memory.TOKEN_IN_PYTHON
     expected = memory.PYTHON + 16_000 + 1.4 * (activations + head) + row
     assert memory.training(SMALL, rows, spec_of(), Runtime(), 3, Where()).device == pytest.approx(expected, abs=1)
@@ -184,11 +186,21 @@ def test_the_largest_micro_batch(tokens: int, batch: int, expected: float) -> No
 
 
 def test_the_logits_of_a_tile_are_bounded_and_kept_where_they_fit() -> None:
-    large = replace(SMALL, vocabulary=128_256, hidden=1, parameters=10**6, tied=False)
+    large = replace(SMALL, vocabulary=128_256, hidden=100, parameters=10**8, tied=False)
     assert memory.tiles(large, 10**6) == 4 * 4 * 2**23
-    few, many = (memory.head_training(large, positions, 0, spec_of()) for positions in (100, 200))
-    assert few == 4 * 4 * 2**23 + 4 * 100 * 128_256 + 1200
-    assert many == 4 * 4 * 2**23 + 2400, "200 rows of logits would take more than 64 MiB"
+    assert memory.head_tile(large, 10**6, "cpu") == 8 * 4096 * 2048
+    assert memory.head_tile(large, 10**6, "cuda") == 4 * 4096 * 16384 + 4 * 16384 * 100
+    few = memory.head_training(large, 100, 0, spec_of(), "cpu")
+    assert few == 8 * 2**21 + 100 * 1200, "the gradient has room for all"
+    assert memory.kept_logits(large, 101) == 4 * 101 * 128_256
+    assert memory.kept_logits(large, 200) == 2**26, "200 rows of logits would take more than 64 MiB"
+    assert memory.kept_logits(large, 2000) == 1000 * 128_256
+
+
+def test_the_sizes_of_tiles_are_those_of_the_head() -> None:
+    names = "KEEP_BYTES", "LOGITS_PER_KEPT_BYTE", "CELLS", "COLUMNS", "ROWS", "GPU_COLUMNS", "GPU_ROWS"
+    assert [getattr(memory, name) for name in names] == [getattr(head_tiles, name) for name in names]
+    assert memory.TILE_CELLS == output.TILE_CELLS
 
 
 def test_scoring_holds_one_layer_of_one_block() -> None:

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from adpa_cli.tensors.head import selected_logps
-from adpa_cli.tensors.topk import Head, sort_keys, split, tile_rows, top_ids
+from adpa_cli.tensors.output import Head, tile_rows
+from adpa_cli.tensors.topk import sort_keys, split, top_ids
 
 
 def stable(logits: Tensor, k: int) -> list[list[int]]:

@@ -19,13 +19,15 @@ from transformers import PreTrainedModel
 
 from adpa_cli.engine.capture_checks import check_answer, check_coverage, check_finite, check_ids, check_same
 from adpa_cli.engine.draws import Draws, sampled
-from adpa_cli.engine.models import Dtype, body_and_head
+from adpa_cli.engine.heads import output_head
+from adpa_cli.engine.models import Dtype
 from adpa_cli.engine.prompts import Answer, apart, together
 from adpa_cli.engine.prompts import states as states_of
 from adpa_cli.engine.sampling import uniforms
 from adpa_cli.errors import AdpaError
 from adpa_cli.signal.rows import Floats, Ints, SignalRows, difference_of
-from adpa_cli.tensors.topk import Head, split, top_ids
+from adpa_cli.tensors.output import Head
+from adpa_cli.tensors.topk import split, top_ids
 
 
 @dataclass(frozen=True)
@@ -165,15 +167,15 @@ def _forward(
     model: PreTrainedModel, answers: Sequence[Answer], known: Known, dtype: Dtype, share: bool
 ) -> tuple[Tensor, Tensor, Head, Tensor]:
     """Hidden states [P,H]; which of them [N] predict the answers' tokens; the head; known ids [V]."""
-    _, weight, bias = body_and_head(model)
-    mask = known.mask(weight.shape[0], weight.device)
+    head = output_head(model)
+    mask = known.mask(head.weight.shape[0], head.weight.device)
     if not bool(mask.any()):
         raise AdpaError("no id of the teacher's vocabulary is known to the student", "use models of one vocabulary")
     has_id = mask.tolist()
     for answer in answers:
         check_answer(answer, has_id)
     layout = (together if share else apart)(answers)
-    return states_of(model, layout, dtype), layout.where.to(weight.device), Head(weight, bias), mask
+    return states_of(model, layout, dtype), layout.where.to(head.weight.device), head, mask
 
 
 def _barred(logits: Tensor, known: Tensor) -> Tensor:

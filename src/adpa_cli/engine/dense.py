@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from adpa_cli.engine.models import Dtype, body_and_head, hidden_states
+from adpa_cli.engine.heads import output_head
+from adpa_cli.engine.models import Dtype, hidden_states
 
 BLOCK_BYTES = 1 << 26
 
@@ -21,11 +22,12 @@ def dense_logps(
 
     The runs are as long as BLOCK_BYTES allow; together they have a row for each token of `answer`.
     """
-    _, weight, bias = body_and_head(model)
+    head = output_head(model)
+    weight = head.weight.float()
     ids = torch.tensor([[*prompt, *answer][:-1]], device=weight.device)
     states = hidden_states(model, ids, torch.ones_like(ids), dtype=dtype)[0, len(prompt) - 1 :].float()
     rows = max(1, BLOCK_BYTES // (8 * weight.shape[0]))
     for run in torch.split(states, rows):
-        logits = torch.nn.functional.linear(run, weight.float(), None if bias is None else bias.float())
-        logps = logits.double().log_softmax(-1).cpu()
+        products = torch.nn.functional.linear(run, weight)
+        logps = head.logits(products, products).double().log_softmax(-1).cpu()
         yield torch.cat([logps[:, :known], logps[:, known:].logsumexp(-1, keepdim=True)], 1)

@@ -1,7 +1,7 @@
 """Model folders: load them, check them, run the body without the head, and save them for any other tool.
 
 Weights come from safetensors only, remote code never runs, dropout is off. The head is kept apart from the body
-because log-probs are computed through it tile by tile (`tensors`); `check_head` proves that the model does just that.
+because log-probs are computed through it tile by tile (`tensors`); `heads.check_head` proves that the model does that.
 """
 
 from __future__ import annotations
@@ -165,39 +165,6 @@ def body_states(body: nn.Module, input_ids: Tensor, attention_mask: Tensor | Non
         out = body(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
     states: Tensor = out.last_hidden_state
     return states
-
-
-@torch.no_grad()
-def check_head(model: PreTrainedModel) -> None:
-    """Raise AdpaError unless the model's logits are its head applied to its last hidden states and nothing else.
-
-    Small logits hide a soft cap, so the head's output is also replaced by large known values: they must come out of
-    the model as they went in.
-    """
-    _, weight, bias = body_and_head(model)
-    ids = torch.arange(5, device=weight.device).remainder(weight.shape[0])[None]
-    mask = torch.ones_like(ids)
-    untyped: Any = model
-    training = model.training
-    model.train(False)
-    logits = untyped(input_ids=ids, attention_mask=mask, use_cache=False).logits
-    direct = nn.functional.linear(hidden_states(model, ids, mask), weight, bias)
-    known = torch.linspace(-300, 300, logits.numel(), device=weight.device).view_as(logits).to(direct.dtype)
-    hook = untyped.get_output_embeddings().register_forward_hook(lambda *_: known)
-    try:
-        through = untyped(input_ids=ids, attention_mask=mask, use_cache=False).logits
-    finally:
-        hook.remove()
-        model.train(training)
-    tolerance = 1e-4 if weight.dtype == torch.float32 else 1e-2
-    scale = max(1e-6, float(direct.abs().max()))
-    same = float((logits.float() - direct.float()).abs().max()) <= tolerance * scale
-    if not same or not torch.equal(through.float(), known.float()):
-        raise AdpaError(
-            f"{type(model).__name__} changes its logits after the head, so log-probs through the head would be wrong "
-            "(likely logit soft-capping or scaling, as in Gemma 2, Granite or Cohere)",
-            "use a model whose logits are its head applied to its hidden states, such as Llama, Qwen or Mistral",
-        )
 
 
 def save(

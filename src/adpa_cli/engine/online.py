@@ -19,8 +19,9 @@ from adpa_cli.engine.blocks import cut_blocks
 from adpa_cli.engine.buffer import Buffer, experience, numbers
 from adpa_cli.engine.checkpoints import resume_step
 from adpa_cli.engine.generate import Generated, generate_fitting
+from adpa_cli.engine.heads import check_head
 from adpa_cli.engine.memory import DRAW_TOKENS, POOL
-from adpa_cli.engine.models import body_and_head, check_head, load
+from adpa_cli.engine.models import body_and_head, load
 from adpa_cli.engine.processes import gathered
 from adpa_cli.engine.sampling import Sampling
 from adpa_cli.engine.schedule import Example, TokenSequence, rows_at, steps_of

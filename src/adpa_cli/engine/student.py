@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from adpa_cli.engine.critic import Critic
+from adpa_cli.engine.heads import output_head
 from adpa_cli.engine.models import Dtype, body_and_head, computing
 from adpa_cli.engine.pieces import Packer, Piece, in_order, piece_states
 from adpa_cli.tensors.head import selected_logps
@@ -53,10 +54,13 @@ class Student(nn.Module):
 
         Last the critic's values [M] at the positions of the `drawn` pieces, if there are any. All float32.
         """
-        body, weight, bias = body_and_head(self.model)
+        body, head = body_and_head(self.model)[0], output_head(self.model)
         found = [piece_states(body, piece, self.dtype).float() for piece in pieces]
         with computing(self.dtype, ids.device):
-            selected = selected_logps(in_order(found, pieces), weight, ids, bias, stats=stats)
+            states = in_order(found, pieces)
+            selected = selected_logps(
+                states, head.weight, ids, head.bias, stats=stats, scale=head.scale, softcap=head.softcap
+            )
         values = self.critic(drawn) if self.critic is not None and drawn else None
         squares, entropy = selected.log_sum_squares, selected.entropy
         about = None if squares is None or entropy is None else Stats(squares, entropy)

@@ -53,8 +53,9 @@ def _pass(
 ) -> None:
     """One teacher over the blocks of a plan, and those of the `shards` whose last block is among them."""
     from adpa_cli.engine.capture import ALL_KNOWN, Known
+    from adpa_cli.engine.heads import check_head
     from adpa_cli.engine.memory import block_that_fits
-    from adpa_cli.engine.models import check_head, load
+    from adpa_cli.engine.models import load
     from adpa_cli.engine.prompts import can_share
     from adpa_cli.stages.device import device
 

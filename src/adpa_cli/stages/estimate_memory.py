@@ -18,11 +18,13 @@ from adpa_cli.stages.row_lengths import Row, Rows
 SECOND_MODEL = 50_000_000  # of loading another model after the first
 PYTHON = 390_000_000  # resident: Python, torch, transformers, accelerate, pyarrow
 CUDA = 600_000_000  # context and kernels on a card
-KEEP_BYTES = 64 * 2**20  # as in tensors/head.py
-TILE_CELLS = 2**23
+KEEP_BYTES, LOGITS_PER_KEPT_BYTE = 64 * 2**20, 2  # these three lines as in tensors/tiles.py
+CELLS, COLUMNS, ROWS = 2**21, 2048, 4096
+GPU_COLUMNS, GPU_ROWS = 8192, 8192
+TILE_CELLS = 2**23  # as in tensors/output.py
 DRAWN_TOGETHER = 32768  # as in engine/memory.py
 READ_TOGETHER, SPARE_COLUMNS = 4096, 32  # as in engine/refill.py and engine/slots.py
-TILES = 4  # of logits alive at once: product, padded copy, exponentials, gradient
+TILES = 4  # of whole rows of logits alive at once
 ROW_IN_PYTHON, TOKEN_IN_PYTHON = 3000, 45  # bytes of a row, and of each of its tokens, in the lists that keep them
 RETAINED = {"cpu": 1.4, "cuda": 1.15}
 """What an allocator holds of blocks in changing shapes, over what is in use."""
@@ -55,7 +57,7 @@ def training(model: ModelSize, rows: Rows, spec: Any, runtime: Runtime, ids: int
     """Weights, gradients, two moments; activations and head of the largest micro-batch. `ids` are read per position."""
     micro = largest_micro_batch(rows, runtime.tokens_per_device, spec.batch_size)
     answers = micro * answer_share(rows)
-    work = activations(model, micro, spec, runtime.recompute) + head_training(model, answers, ids, spec)
+    work = activations(model, micro, spec, runtime.recompute) + head_training(model, answers, ids, spec, where.kind)
     return where.total(trained(model, spec, where), work, row_bytes(rows))
 
 
@@ -67,7 +69,7 @@ def online(models: Sequence[ModelSize], rows: Rows, spec: Any, runtime: Runtime,
     answers = micro * answer_share(rows)
     weights = trained(student, spec, where) * 2
     step = activations(student, micro, spec, runtime.recompute) * (1 + 1 / len(rows))
-    step += head_training(student, answers, 1, spec)
+    step += head_training(student, answers, 1, spec, where.kind)
     new = spec.params["max_new_tokens"]
     drawing = block_of_answers(student, rows["rollout"], spec.dtype, DRAWN_TOGETHER, new, spec.max_length)
     reading = max(frozen(m, spec.dtype) + passing(m, micro, spec.dtype) + tiles(m, answers) for m in models)
@@ -117,16 +119,30 @@ def activations(model: ModelSize, tokens: float, spec: Any, recompute: bool = Fa
     return tokens * (layers + 12 * model.hidden)
 
 
-def head_training(model: ModelSize, positions: float, ids: int, spec: Any) -> float:
-    """Tiles of logits, the kept logits where they fit, hidden states, chosen ids, and a second gradient when tied."""
-    kept = 4 * positions * model.vocabulary
+def head_training(model: ModelSize, positions: float, ids: int, spec: Any, kind: str) -> float:
+    """A tile of logits, those kept beside the gradient, hidden states, chosen ids, and a second gradient when tied."""
     tied = weight_bytes(spec) * model.head if model.tied else 0
     chosen = positions * (12 * model.hidden + 24 * ids)
-    return tiles(model, positions) + (kept if kept <= KEEP_BYTES else 0) + chosen + tied
+    return head_tile(model, positions, kind) + kept_logits(model, positions) + chosen + tied
+
+
+def kept_logits(model: ModelSize, positions: float) -> float:
+    """Of float32: none while the gradient of the head has room for them, else what fits the head's budget."""
+    budget = max(float(KEEP_BYTES), positions * model.vocabulary / LOGITS_PER_KEPT_BYTE)
+    return 0.0 if positions <= model.hidden else min(4 * positions * model.vocabulary, budget)
+
+
+def head_tile(model: ModelSize, positions: float, kind: str) -> float:
+    """Its products and what is made of them; on a card also its part of the head and of the gradient, in two bytes."""
+    if kind == "cpu":
+        rows = min(positions, float(ROWS))
+        return 8 * min(rows * model.vocabulary, max(float(CELLS), rows * COLUMNS))
+    columns = min(model.vocabulary, 2 * GPU_COLUMNS)
+    return 4 * min(positions, GPU_ROWS / 2) * columns + 4 * columns * model.hidden
 
 
 def tiles(model: ModelSize, positions: float) -> float:
-    """The logits alive at once."""
+    """Whole rows of logits, and what is made of them, in a model that is read."""
     return 4 * TILES * min(positions * model.vocabulary, TILE_CELLS)
 
 

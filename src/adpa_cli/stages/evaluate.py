@@ -100,8 +100,9 @@ def _margins(job: Job, spec: EvalSpec) -> dict[str, float]:
 
 
 def _scored(folder: Any, spec: EvalSpec, examples: Sequence[Any], parts: Any) -> Any:
+    from adpa_cli.engine.heads import check_head
     from adpa_cli.engine.memory import refused_when_full
-    from adpa_cli.engine.models import check_head, load
+    from adpa_cli.engine.models import load
     from adpa_cli.engine.score import label_logps
     from adpa_cli.engine.student import Student
     from adpa_cli.stages.device import device

@@ -50,7 +50,8 @@ def _save(job: Job, role: str, answers: list[Any], known: int, dtype: Any, monit
     import numpy as np
 
     from adpa_cli.engine.dense import dense_logps
-    from adpa_cli.engine.models import check_head, load
+    from adpa_cli.engine.heads import check_head
+    from adpa_cli.engine.models import load
     from adpa_cli.stages.device import device
 
     model = load(job.one(role).path, device=device())

@@ -29,7 +29,8 @@ Row = tuple[AnswerKey, Logps]
 
 def compute(job: Job, monitor: Monitor, rank: int = 0, processes: int = 1) -> None:
     """Leave one `_block-NNNNNN.parquet` per finished block in the work folder; blocks that are there are kept."""
-    from adpa_cli.engine.models import check_head, load
+    from adpa_cli.engine.heads import check_head
+    from adpa_cli.engine.models import load
     from adpa_cli.engine.student import Student
     from adpa_cli.stages.device import device
 

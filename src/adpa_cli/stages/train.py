@@ -96,7 +96,8 @@ def _student(
     """What is trained on rows of up to `longest` tokens: the model, with a critic where answers are drawn online, or
     under a scalar head; and how it was tuned."""
     from adpa_cli.engine.critic import critic_of
-    from adpa_cli.engine.models import check_head, load
+    from adpa_cli.engine.heads import check_head
+    from adpa_cli.engine.models import load
     from adpa_cli.engine.packed import packer_of
     from adpa_cli.engine.ranker import Ranker, load_ranker
     from adpa_cli.engine.student import Student

@@ -1,14 +1,16 @@
 """Log-probs of a few chosen tokens per position, straight from hidden states, without the [N,V] logits.
 
-Two sweeps over vocabulary tiles: the forward one is an online logsumexp, the backward one makes the gradients, each
-tile of the weight's gradient written once. Logits are kept between the sweeps when they fit the budget.
+Two sweeps over tiles of the vocabulary: the first is an online logsumexp, the second makes the gradients, each tile of
+the weight's gradient written once. Between them products of hidden states and weight are kept in the memory of that
+gradient and within a budget (`tiles.Kept`); the others are computed again. A frozen head needs no second sweep:
+the first one gathers the mean of the weight's rows under the softmax outside the chosen ids, which is all that the
+gradient of hidden states needs beside the rows of the chosen ids themselves.
 
 N positions, H hidden size, V vocabulary, J chosen ids per position. All log-probs in nats.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,10 +19,10 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-KEEP_BYTES = 64 * 2**20
-TILE_CELLS = 2**23
-TILE_COLUMNS = 2048
-NEVER = -float("inf")
+from adpa_cli.tensors.output import Head
+from adpa_cli.tensors.sums import NEVER, distinct, finite, folded, set_logsumexp
+from adpa_cli.tensors.sweeps import Sweep
+from adpa_cli.tensors.tiles import Kept, kept_bytes, rows_inside, tile_shape
 
 
 @dataclass(frozen=True)
@@ -43,37 +45,26 @@ def selected_logps(
     bias: Tensor | None = None,
     *,
     stats: bool = False,
-    budget: int = KEEP_BYTES,
+    budget: int | None = None,
     tile: tuple[int, int] | None = None,
+    scale: float = 1.0,
+    softcap: float | None = None,
 ) -> Selected:
     """Full-softmax log-probs at `ids` and the log of the mass outside the *set* of those ids, with exact gradients.
 
     `hidden` [N,H], `weight` [V,H], `bias` [V], `ids` [N,J] int64; an id may repeat, and -1 is an absent id: log-prob 0,
-    no gradient. Products run in the autocast dtype, else in hidden's; the softmax is float32 (float64 for
-    float64). `budget` is the most bytes of logits kept for the backward; `tile` (rows, columns) follows from the sizes.
+    no gradient. `scale` and `softcap` as in `Head`. Products run in the autocast dtype, else in hidden's; the softmax
+    is float32 (float64 for float64). `budget` is the most bytes of logits kept for the backward beside the gradients;
+    it and `tile` (rows, columns) follow from the sizes.
     """
-    dtype = compute_dtype(hidden)
-    shape = tile or tile_shape(hidden.shape[0], weight.shape[0])
-    keep = hidden.shape[0] * weight.shape[0] * 4 <= budget
+    rows, vocabulary = hidden.shape[0], weight.shape[0]
+    budget = kept_bytes(rows, vocabulary) if budget is None else budget
+    shape = tile or tile_shape(rows, vocabulary, hidden.device.type)
+    plan = Plan(compute_dtype(hidden), shape, budget, scale, softcap)
+    if not torch.is_grad_enabled():  # a Function is told what requires a gradient, not whether one will be asked for
+        hidden, weight, bias = hidden.detach(), weight.detach(), None if bias is None else bias.detach()
     apply: Any = _SelectedLogps.apply
-    return Selected(*apply(hidden, weight, bias, ids, dtype, shape, keep, stats))
-
-
-def tile_shape(rows: int, vocabulary: int) -> tuple[int, int]:
-    """Rows and columns of one tile of logits, from the sizes alone: all rows if 2,048 columns fit, else fewer rows."""
-    columns = min(vocabulary, max(TILE_COLUMNS, TILE_CELLS // max(rows, 1)))
-    return min(max(rows, 1), max(1, TILE_CELLS // columns)), columns
-
-
-def tile_logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
-    """Logits of one tile: the product in `dtype`, the result in at least float32."""
-    logits = (hidden.to(dtype) @ weight.to(dtype).T).to(torch.promote_types(dtype, torch.float32))
-    return logits if bias is None else logits + bias.to(logits.dtype)
-
-
-def spans(total: int, step: int) -> Iterator[slice]:
-    """Consecutive slices of at most `step` that cover `total`."""
-    return (slice(start, min(start + step, total)) for start in range(0, total, step))
+    return Selected(*apply(hidden, weight, bias, ids, plan, stats))
 
 
 def compute_dtype(hidden: Tensor) -> torch.dtype:
@@ -82,41 +73,15 @@ def compute_dtype(hidden: Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
 
 
-def _columns(ids: Tensor, span: slice) -> Tensor:
-    """Where the ids lie in a tile; those that do not lie in it, -1 among them, get the spare column after its end."""
-    local = ids - span.start
-    width = span.stop - span.start
-    return torch.where((local >= 0) & (local < width), local, width)
+@dataclass(frozen=True)
+class Plan:
+    """Dtype of the products, most rows and columns of a tile, bytes kept beside the gradients; scale and cap."""
 
-
-def set_logsumexp(ids: Tensor, logits: Tensor) -> Tensor:
-    """logsumexp of the logits over the distinct ids of each row; -inf for a row without ids."""
-    ordered, order = ids.sort(dim=1)
-    skip = ordered < 0
-    skip[:, 1:] |= ordered[:, 1:] == ordered[:, :-1]
-    return logits.gather(1, order).masked_fill(skip, NEVER).logsumexp(1)
-
-
-class _Stats:
-    """Entropy and log of the sum of squares, gathered tile by tile."""
-
-    def __init__(self, like: Tensor) -> None:
-        self.total = torch.full_like(like, NEVER)
-        self.mean = torch.zeros_like(like)
-        self.twice = torch.full_like(like, NEVER)
-
-    def add(self, rows: slice, logits: Tensor) -> None:
-        """Take in one tile of logits [rows, columns]."""
-        here = logits.logsumexp(1)
-        mean = ((logits - here[:, None]).exp() * logits.clamp_min(torch.finfo(logits.dtype).min)).sum(1)
-        total = torch.logaddexp(self.total[rows], here)
-        self.mean[rows] = self.mean[rows] * (self.total[rows] - total).exp() + mean * (here - total).exp()
-        self.twice[rows] = torch.logaddexp(self.twice[rows], (2 * logits).logsumexp(1))
-        self.total[rows] = total
-
-    def result(self) -> tuple[Tensor, Tensor]:
-        """Entropy [N] and log of the sum of squared probabilities [N]."""
-        return self.total - self.mean, self.twice - 2 * self.total
+    dtype: torch.dtype
+    tile: tuple[int, int]
+    budget: int
+    scale: float
+    softcap: float | None
 
 
 class _SelectedLogps(torch.autograd.Function):
@@ -124,86 +89,67 @@ class _SelectedLogps(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any,
-        hidden: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        ids: Tensor,
-        dtype: torch.dtype,
-        shape: tuple[int, int],
-        keep: bool,
-        stats: bool,
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, ids: Tensor, plan: Plan, stats: bool
     ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-        chosen = hidden.new_zeros(ids.shape, dtype=torch.promote_types(dtype, torch.float32))
-        outside = chosen.new_full(ids.shape[:1], NEVER)
-        gathered = _Stats(outside) if stats else None
-        kept = []
+        head = Head(weight, bias, plan.scale, plan.softcap)
+        kept, mean = _between(hidden, weight, plan, *ctx.needs_input_grad[:3])
         with torch.autocast(hidden.device.type, enabled=False):
-            for span in spans(weight.shape[0], shape[1]):
-                head = weight[span].to(dtype)
-                for rows in spans(ids.shape[0], shape[0]):
-                    logits = tile_logits(hidden[rows], head, None if bias is None else bias[span], dtype)
-                    if gathered:
-                        gathered.add(rows, logits)
-                    columns = _columns(ids[rows], span)
-                    logits = F.pad(logits, (0, 1), value=NEVER)
-                    chosen[rows] = torch.where(columns < head.shape[0], logits.gather(1, columns), chosen[rows])
-                    logits.scatter_(1, columns, NEVER)
-                    outside[rows] = torch.logaddexp(outside[rows], logits.logsumexp(1))
-                    if keep and any(ctx.needs_input_grad[:3]):
-                        kept.append(logits)
+            chosen, sums = Sweep(hidden.to(plan.dtype), head, ids.contiguous(), plan.tile, kept).gather(stats, mean)
+            outside = sums.outside()
             total = torch.logaddexp(outside, set_logsumexp(ids, chosen))
         logps = torch.where(ids < 0, 0.0, chosen - total[:, None])
-        rest = outside - total
-        ctx.save_for_backward(hidden, weight, bias, ids, logps, rest, outside, *kept)
-        ctx.dtype, ctx.shape = dtype, shape
-        entropy, squares = gathered.result() if gathered else (None, None)
-        if gathered:
+        ctx.save_for_backward(hidden, weight, bias, ids, logps, outside, total, mean, *kept.beside.values())
+        ctx.plan, ctx.gradient, ctx.rows, ctx.beside = plan, kept.gradient, kept.rows, tuple(kept.beside)
+        entropy, squares = sums.stats(chosen, ids, total) if stats else (None, None)
+        if stats:
             ctx.mark_non_differentiable(entropy, squares)
-        return logps, rest, entropy, squares
+        return logps, outside - total, entropy, squares
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_logps: Tensor, grad_rest: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
-        hidden, weight, bias, ids, logps, rest, outside, *kept = ctx.saved_tensors
+        hidden, weight, bias, ids, logps, outside, total, mean, *beside = ctx.saved_tensors
+        plan: Plan = ctx.plan
+        head = Head(weight, bias, plan.scale, plan.softcap)
+        inside = (outside - total).exp()
         grad_logps = grad_logps.masked_fill(ids < 0, 0.0)
-        grad_rest = grad_rest.masked_fill(rest == NEVER, 0.0)
-        total = grad_logps.sum(1) + grad_rest
-        pull = total[:, None] * logps.exp()
+        grad_rest = grad_rest.masked_fill(outside == NEVER, 0.0)
+        grad_total = grad_logps.sum(1) + grad_rest
         # Over the outside, dz = exp(z - outside) * push: one exponential, and no exp(-rest), which overflows.
-        push = (grad_rest - total * rest.exp())[:, None]
-        shift = torch.where(outside == NEVER, 0.0, outside)[:, None]
-        need_hidden, need_weight, need_bias = ctx.needs_input_grad[:3]
-        grad_hidden = torch.zeros_like(hidden, dtype=logps.dtype) if need_hidden else None
-        grad_weight = torch.empty_like(weight) if need_weight else None
-        grad_bias = torch.empty_like(bias) if need_bias else None
-        tiles = iter(kept)
+        push = grad_rest - grad_total * inside
+        values = (folded(ids, grad_logps) - grad_total[:, None] * logps.exp()) * head.slope(logps + total[:, None])
         with torch.autocast(hidden.device.type, enabled=False):
-            for span in spans(weight.shape[0], ctx.shape[1]):
-                head = weight[span].to(ctx.dtype)
-                weight_sum = torch.zeros_like(head, dtype=logps.dtype)
-                bias_sum = weight_sum.new_zeros(head.shape[0])
-                for rows in spans(ids.shape[0], ctx.shape[0]):
-                    columns = _columns(ids[rows], span)
-                    logits = next(tiles, None)
-                    if logits is None:
-                        logits = tile_logits(hidden[rows], head, None if bias is None else bias[span], ctx.dtype)
-                        logits = F.pad(logits, (0, 1), value=NEVER).scatter_(1, columns, NEVER)
-                    grad = (logits - shift[rows]).exp_().mul_(push[rows])
-                    grad.scatter_add_(1, columns, grad_logps[rows])
-                    # An id that repeats is written twice with one value; its gradients were summed just above.
-                    grad.scatter_(1, columns, grad.gather(1, columns) - pull[rows])
-                    grad = grad[:, :-1]
-                    if grad_bias is not None:
-                        bias_sum += grad.sum(0)
-                    small = grad.to(ctx.dtype)
-                    if grad_hidden is not None:
-                        grad_hidden[rows] += small @ head
-                    if grad_weight is not None:
-                        weight_sum += small.T @ hidden[rows].to(ctx.dtype)
-                if grad_weight is not None:
-                    grad_weight[span] = weight_sum
-                if grad_bias is not None:
-                    grad_bias[span] = bias_sum
-        grad_hidden = None if grad_hidden is None else grad_hidden.to(hidden.dtype)
-        return grad_hidden, grad_weight, grad_bias, None, None, None, None, None
+            if mean is not None:
+                of_chosen = _rows_of(weight, ids, values)
+                return (of_chosen.addcmul_(mean, push[:, None]).to(hidden.dtype), *[None] * 5)
+            # The gradient's memory is handed out once: a second backward computes again what it held.
+            kept = Kept(plan.dtype, ctx.gradient, ctx.rows, beside=dict(zip(ctx.beside, beside, strict=True)))
+            ctx.gradient = None
+            sweep = Sweep(hidden.to(plan.dtype), head, ids.contiguous(), plan.tile, kept)
+            grads = sweep.pull(values.contiguous(), finite(outside), push, ctx.needs_input_grad[:3])
+        of_hidden, of_weight, of_bias = grads
+        of_hidden = None if of_hidden is None else of_hidden.to(hidden.dtype)
+        return of_hidden, of_weight, None if of_bias is None else of_bias.to(bias.dtype), None, None, None
+
+
+def _between(
+    hidden: Tensor, weight: Tensor, plan: Plan, need_hidden: bool, need_weight: bool, need_bias: bool
+) -> tuple[Kept, Tensor | None]:
+    """What the first sweep leaves to the second: memory for products, or for the mean of a frozen head's rows."""
+    rows = len(hidden)
+    fits = rows * len(weight) * plan.dtype.itemsize <= plan.budget
+    if need_weight:
+        inside = rows_inside(weight, plan.dtype, rows, plan.budget)
+        return Kept(plan.dtype, torch.empty_like(weight) if inside else None, inside, plan.budget), None
+    if need_bias or (need_hidden and fits):
+        return Kept(plan.dtype, budget=plan.budget), None
+    wide = torch.promote_types(plan.dtype, torch.float32)
+    return Kept(plan.dtype), torch.zeros_like(hidden, dtype=wide) if need_hidden else None
+
+
+def _rows_of(weight: Tensor, ids: Tensor, values: Tensor) -> Tensor:
+    """[N,H]: rows of `weight` [V,H] at the distinct `ids` [N,J], weighted with `values` [N,J] and summed."""
+    once = values.masked_fill(~distinct(ids), 0.0)
+    return F.embedding_bag(ids.clamp_min(0), weight, per_sample_weights=once.to(weight.dtype), mode="sum").to(
+        values.dtype
+    )

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from adpa_cli.tensors.head import NEVER
+from adpa_cli.tensors.sums import NEVER
 
 
 class Stats(NamedTuple):

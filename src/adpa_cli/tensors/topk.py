@@ -1,56 +1,18 @@
-"""Whole rows of logits, some at a time, straight from hidden states: their k likeliest tokens and the mass elsewhere.
+"""Whole rows of logits, as `output.Head.rows` gives them: their k likeliest tokens and the mass elsewhere.
 
-One product per row and one buffer for all of them, so the memory is that of a tile however many rows there are.
-N positions, H hidden size, V vocabulary, K ids, J asked ids. Logits and log-probs in nats, at least float32.
+V vocabulary, K ids, J asked ids. Logits and log-probs in nats, at least float32.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
-from adpa_cli.tensors.head import NEVER, TILE_CELLS, set_logsumexp, spans
+from adpa_cli.tensors.sums import NEVER, set_logsumexp
 
-GPU_CELLS = 8 * TILE_CELLS
-"""A GPU needs more rows at a time to be busy: 256 MiB of float32."""
 GROUP = 32
 """Neighbouring ids of which the greatest logit stands for all, in the first round of `top_ids`."""
 LOW_BITS = 2**32 - 1
-
-
-@dataclass(frozen=True)
-class Head:
-    """An output head: `weight` [V,H] and, if there is one, `bias` [V]."""
-
-    weight: Tensor
-    bias: Tensor | None = None
-
-    @torch.no_grad()
-    def rows(self, hidden: Tensor, where: Tensor, *, step: int = 0) -> Iterator[tuple[slice, Tensor]]:
-        """(slice of N, logits [n,V] of hidden[where[slice]]); at most `step` rows at a time, 0: from the sizes.
-
-        `hidden` [P,H], `where` [N]. Products are float32, or float64 for float64. The logits are a view of one buffer:
-        the caller may write on them, and they are gone when the next come.
-        """
-        dtype = torch.promote_types(hidden.dtype, torch.float32)
-        step = step or tile_rows(self.weight.shape[0], hidden.device)
-        weight = self.weight.to(dtype).T
-        buffer = hidden.new_empty((min(step, len(where)), weight.shape[1]), dtype=dtype)
-        with torch.autocast(hidden.device.type, enabled=False):
-            for span in spans(len(where), step):
-                logits = buffer[: span.stop - span.start]
-                torch.mm(hidden[where[span]].to(dtype), weight, out=logits)
-                if self.bias is not None:
-                    logits += self.bias.to(dtype)
-                yield span, logits
-
-
-def tile_rows(vocabulary: int, device: torch.device) -> int:
-    """Rows of logits held at once, from the sizes alone."""
-    return max(1, (TILE_CELLS if device.type == "cpu" else GPU_CELLS) // vocabulary)
 
 
 def top_ids(logits: Tensor, k: int) -> Tensor:

@@ -1,0 +1,81 @@
+"""The output head of a language model: what turns hidden states into logits.
+
+N positions, H hidden size, V vocabulary. Logits in nats.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from adpa_cli.tensors.tiles import spans
+
+TILE_CELLS = 2**23
+GPU_CELLS = 8 * TILE_CELLS
+"""A GPU needs more rows at a time to be busy: 256 MiB of float32."""
+
+
+@dataclass(frozen=True)
+class Head:
+    """Logits are `softcap * tanh(x / softcap)` of x = `scale` * (states @ weight.T + bias); x without a `softcap`.
+
+    `weight` [V,H], `bias` [V].
+    """
+
+    weight: Tensor
+    bias: Tensor | None = None
+    scale: float = 1.0
+    softcap: float | None = None
+
+    def part(self, columns: slice) -> Head:
+        """The head of some tokens."""
+        return Head(self.weight[columns], None if self.bias is None else self.bias[columns], self.scale, self.softcap)
+
+    def logits(self, products: Tensor, out: Tensor) -> Tensor:
+        """Logits of `products` [N,V] (states @ weight.T), written to `out` [N,V], which may be `products` itself."""
+        if products is not out:
+            out.copy_(products)
+        if self.bias is not None:
+            out += self.bias
+        if self.scale != 1.0:
+            out *= self.scale
+        if self.softcap is not None:
+            out.div_(self.softcap).tanh_().mul_(self.softcap)
+        return out
+
+    @property
+    def straight(self) -> bool:
+        """Whether logits grow as products do."""
+        return self.scale == 1.0 and self.softcap is None
+
+    def slope(self, logits: Tensor) -> Tensor | float:
+        """d logits / d products, of `logits` in any shape."""
+        if self.softcap is None:
+            return self.scale
+        return (logits / self.softcap).square_().neg_().add_(1.0).mul_(self.scale)
+
+    @torch.no_grad()
+    def rows(self, hidden: Tensor, where: Tensor, *, step: int = 0) -> Iterator[tuple[slice, Tensor]]:
+        """(slice of N, logits [n,V] of hidden[where[slice]]); at most `step` rows at a time, 0: from the sizes.
+
+        `hidden` [P,H], `where` [N]. Products are float32, or float64 for float64. There is one product per row and one
+        buffer for all, which the logits are a view of: the caller may write on them, and they are gone when the next
+        come.
+        """
+        dtype = torch.promote_types(hidden.dtype, torch.float32)
+        step = step or tile_rows(self.weight.shape[0], hidden.device)
+        weight = self.weight.to(dtype).T
+        buffer = hidden.new_empty((min(step, len(where)), weight.shape[1]), dtype=dtype)
+        with torch.autocast(hidden.device.type, enabled=False):
+            for span in spans(len(where), step):
+                products = buffer[: span.stop - span.start]
+                torch.mm(hidden[where[span]].to(dtype), weight, out=products)
+                yield span, self.logits(products, products)
+
+
+def tile_rows(vocabulary: int, device: torch.device) -> int:
+    """Rows of logits held at once by `Head.rows`, from the sizes alone."""
+    return max(1, (TILE_CELLS if device.type == "cpu" else GPU_CELLS) // vocabulary)
