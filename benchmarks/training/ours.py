@@ -13,8 +13,9 @@ from training.workload import BETA, CLIP, END, LR, K, Workload, signal
 
 from adpa_cli import methods
 from adpa_cli.engine.loop import Run, train
+from adpa_cli.engine.packed import packer_of
 from adpa_cli.engine.processes import make_accelerator
-from adpa_cli.engine.schedule import Example, Fixed
+from adpa_cli.engine.schedule import Example
 from adpa_cli.engine.score import label_logps
 from adpa_cli.engine.student import Student
 from adpa_cli.signal import AnswerKey, SignalReader, SignalSpec, token_hash, write_shard
@@ -24,18 +25,6 @@ PARTS = {
     "sft": ("chosen",), "dpo": ("chosen", "rejected"), "dckd": ("chosen", "rejected"), "adpa": ("chosen", "rollout"),
 }  # fmt: skip
 LIKE_TRL = {"sft": {"reduction": "tokmean"}, "dpo": {"beta": BETA}}
-
-
-class PacedRows(Fixed):
-    """All rows in every step, which begins when it asks for them."""
-
-    def __init__(self, examples: list[Example], spec: TrainSpec, pace: Pace) -> None:
-        super().__init__(examples, spec)
-        self.pace = pace
-
-    def at(self, step: int) -> tuple[list[Example], Mapping[str, float]]:
-        self.pace.begin()
-        return super().at(step)
 
 
 @dataclass(frozen=True)
@@ -55,6 +44,7 @@ class Ours:
             warmup_ratio=0.0, clip=CLIP,
         )  # fmt: skip
         student = Student(self.work.model(self.work.student), self.work.dtype)
+        student.packer = packer_of(student.model, self.work.dtype, max(map(len, self.work.sequences())))
         accelerator = make_accelerator()
         tokens = self.work.tokens_per_device
         started = [need.part for need in needs if need.start]
@@ -63,17 +53,19 @@ class Ours:
         def after(step: int, of: int, numbers: Mapping[str, float]) -> None:
             losses.append(numbers["loss"])
             pace.end(student.model)
+            if step < of:
+                pace.begin()
 
         with tempfile.TemporaryDirectory() as folder:
             run = Run(
                 spec=spec, method=method, params=params, examples=examples, end_id=END, work=Path(folder),
                 signal_of=self.signal_in(Path(folder), examples) if any(need.signal for need in needs) else _none,
                 runtime=Runtime(tokens_per_device=tokens, checkpoint_steps=steps), progress=after,
-                feed=PacedRows(examples, spec, pace),
                 start_of=label_logps(student, examples, started, tokens, accelerator.device) if started else {},
             )  # fmt: skip
+            pace.begin()
             train(student, run, accelerator)
-        return losses, {}
+        return losses, {"packed": student.packer is not None}
 
     def examples(self) -> list[Example]:
         parts, rows = PARTS[self.method], self.work.sequences()
