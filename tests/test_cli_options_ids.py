@@ -133,8 +133,8 @@ def test_every_key_of_a_stage_is_in_the_ids_of_that_stage_only(store: Store, sta
 
 
 DRAWN = {("cache-teacher", "samples"), ("cache-teacher", "seed"), ("cache-teacher", "support")}
-START = ("dtype", "max_length", "limit", "skip_bad_rows")
-"""Settings of a training that compares with its start which the scoring of that start shares."""
+START = ("dtype", "weights", "max_length", "limit", "skip_bad_rows")
+"""Settings of a training that the scoring of its start shares, if it has one; `weights` decide the dtype."""
 METHODS = {"sft": ("sft",), "dpo-teacher": ("dpo",), "distill": ("adpa", "dckd")}
 CLASSES: dict[str, Any] = {"cache-teacher": CaptureSpec, "rollout": RolloutSpec, "eval": EvalSpec}
 

@@ -177,11 +177,6 @@ class RewardsSpec:
     smoke: bool = False
 
 
-def knob(default: Any) -> Any:
-    """A field of `Runtime` that `--runtime KEY=VALUE` sets; its name, type and default are all that is said of it."""
-    return field(default=default, metadata={"knob": True})
-
-
 @dataclass(frozen=True)
 class StartSpec:
     """One `start-logps` stage: the log-probs of given answers under the model that trainings start from.
@@ -198,6 +193,11 @@ class StartSpec:
     skip_bad_rows: bool
     smoke: bool
     block_tokens: int = 16384
+
+
+def knob(default: Any) -> Any:
+    """A field of `Runtime` that `--runtime KEY=VALUE` sets; its name, type and default are all that is said of it."""
+    return field(default=default, metadata={"knob": True})
 
 
 @dataclass(frozen=True)
