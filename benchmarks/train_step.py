@@ -73,7 +73,7 @@ def measure(work: Workload, methods: list[str], rounds: int, threads: int) -> di
             for name in names:
                 found[name] = sides[name].finish()
                 print(f"{name}: {statistics.median(found[name].seconds):.3f} s a step", file=sys.stderr)
-        except EOFError:
+        except (EOFError, ConnectionError):
             print(f"{', '.join(names)}: failed, see above", file=sys.stderr)
             for name in names:
                 sides[name].stop()

@@ -103,7 +103,10 @@ Loop = Callable[[Pace, int], tuple[list[float], dict[str, Any]]]
 
 
 class Side:
-    """A loop in a process of its own, which waits for `go`, then for each `step`. EOFError says that it failed."""
+    """A loop in a process of its own, which waits for `go` and then for each `step`.
+
+    When it has failed, its end of the pipe is closed: EOFError or ConnectionError.
+    """
 
     def __init__(self, loop: Loop, steps: int, threads: int) -> None:
         context = multiprocessing.get_context("spawn")
