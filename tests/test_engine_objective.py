@@ -12,13 +12,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from adpa_cli.engine.loop import score_start, train
+from adpa_cli.engine.loop import train
 from adpa_cli.engine.processes import make_accelerator
 from adpa_cli.engine.steplog import METRICS, StepLog
 from adpa_cli.engine.student import Student
 from adpa_cli.spec import Runtime
 from tiny_models import tiny_llama
-from train_samples import answer_logps, dense_loss, examples, make_run, signal_source
+from train_samples import answer_logps, dense_loss, examples, make_run, signal_source, start_of
 
 ROWS = examples(9)
 SIGNAL = signal_source(ROWS, tiny_llama(1), tiny_llama(2))
@@ -45,9 +45,9 @@ class Dense:
 
 def first_step(method: str, tokens: int, work: Path) -> dict[str, float]:
     """The first line of metrics.jsonl of a run whose step holds all rows."""
-    run = make_run(method, ROWS, SIGNAL, work, runtime=Runtime(tokens_per_device=tokens), batch_size=9)
+    settings = {"batch_size": 9, "start_of": start_of(tiny_llama(0), ROWS)}
+    run = make_run(method, ROWS, SIGNAL, work, runtime=Runtime(tokens_per_device=tokens), **settings)
     student = Student(tiny_llama(0).requires_grad_(), "float32")
-    score_start(student, run, make_accelerator())
     train(student, run, make_accelerator())
     line: dict[str, float] = json.loads((work / METRICS).read_text().splitlines()[0])
     return line

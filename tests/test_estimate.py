@@ -123,7 +123,7 @@ def test_weights_in_bfloat16_take_eight_bytes_instead_of_eighteen() -> None:
     assert memory.trained(SMALL, usual, Where()) == 18 * 1000, "and copies of them for products"
     assert memory.trained(SMALL, small, Where()) == 8 * 1000
     assert memory.trained(SMALL, small, Where("cpu", 2)) == 10 * 1000
-    tied = memory.head_training(SMALL, 2, 1, usual) - memory.head_training(SMALL, 2, 1, small)
+    tied = memory.head_training(SMALL, 2, 1, usual, "cpu") - memory.head_training(SMALL, 2, 1, small, "cpu")
     assert tied == 2 * 400, "the second gradient"
 
 
@@ -189,7 +189,8 @@ def test_the_logits_of_a_tile_are_bounded_and_kept_where_they_fit() -> None:
     large = replace(SMALL, vocabulary=128_256, hidden=100, parameters=10**8, tied=False)
     assert memory.tiles(large, 10**6) == 4 * 4 * 2**23
     assert memory.head_tile(large, 10**6, "cpu") == 8 * 4096 * 2048
-    assert memory.head_tile(large, 10**6, "cuda") == 4 * 4096 * 16384 + 4 * 16384 * 100
+    assert memory.head_tile(large, 10**6, "cuda") == 4 * 2**26 + 6 * 8192 * 100
+    assert memory.head_tile(large, 50, "cuda") == 4 * 50 * 128_256, "the gradient has room for the rounded weight"
     few = memory.head_training(large, 100, 0, spec_of(), "cpu")
     assert few == 8 * 2**21 + 100 * 1200, "the gradient has room for all"
     assert memory.kept_logits(large, 101) == 4 * 101 * 128_256
@@ -198,7 +199,7 @@ def test_the_logits_of_a_tile_are_bounded_and_kept_where_they_fit() -> None:
 
 
 def test_the_sizes_of_tiles_are_those_of_the_head() -> None:
-    names = "KEEP_BYTES", "LOGITS_PER_KEPT_BYTE", "CELLS", "COLUMNS", "ROWS", "GPU_COLUMNS", "GPU_ROWS"
+    names = "KEEP_BYTES", "LOGITS_PER_KEPT_BYTE", "CELLS", "COLUMNS", "ROWS", "GPU_CELLS", "GPU_ROWS"
     assert [getattr(memory, name) for name in names] == [getattr(head_tiles, name) for name in names]
     assert memory.TILE_CELLS == output.TILE_CELLS
 

@@ -20,7 +20,7 @@ PYTHON = 390_000_000  # resident: Python, torch, transformers, accelerate, pyarr
 CUDA = 600_000_000  # context and kernels on a card
 KEEP_BYTES, LOGITS_PER_KEPT_BYTE = 64 * 2**20, 2  # these three lines as in tensors/tiles.py
 CELLS, COLUMNS, ROWS = 2**21, 2048, 4096
-GPU_COLUMNS, GPU_ROWS = 8192, 8192
+GPU_CELLS, GPU_ROWS = 2**26, 8192
 TILE_CELLS = 2**23  # as in tensors/output.py
 DRAWN_TOGETHER = 32768  # as in engine/memory.py
 READ_TOGETHER, SPARE_COLUMNS = 4096, 32  # as in engine/refill.py and engine/slots.py
@@ -137,8 +137,9 @@ def head_tile(model: ModelSize, positions: float, kind: str) -> float:
     if kind == "cpu":
         rows = min(positions, float(ROWS))
         return 8 * min(rows * model.vocabulary, max(float(CELLS), rows * COLUMNS))
-    columns = min(model.vocabulary, 2 * GPU_COLUMNS)
-    return 4 * min(positions, GPU_ROWS / 2) * columns + 4 * columns * model.hidden
+    rows = min(max(positions, 1.0), float(GPU_ROWS))
+    columns = min(float(model.vocabulary), GPU_CELLS / rows)
+    return 4 * rows * columns + (6 * columns * model.hidden if positions > model.hidden else 0)
 
 
 def tiles(model: ModelSize, positions: float) -> float:

@@ -139,16 +139,20 @@ class Sweep:
 
 
 def put_product(left: Tensor, right: Tensor, out: Tensor) -> None:
-    """out = left @ right, in the dtype of the operands."""
+    """out = left @ right; a GPU sums in float32 anyway and need not round to the dtype of the operands."""
     if out.dtype == left.dtype:
         torch.mm(left, right, out=out)
+    elif out.device.type == "cuda":
+        torch.mm(left, right, out_dtype=out.dtype, out=out)
     else:
         out.copy_(left @ right)
 
 
 def add_product(left: Tensor, right: Tensor, total: Tensor) -> None:
-    """total += left @ right, the product in the dtype of the operands, the sum in that of `total`."""
+    """total += left @ right, likewise."""
     if total.dtype == left.dtype:
         total.addmm_(left, right)
+    elif total.device.type == "cuda":
+        torch.addmm(total, left, right, out_dtype=total.dtype, out=total)
     else:
         total += left @ right

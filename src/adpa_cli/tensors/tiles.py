@@ -17,8 +17,8 @@ LOGITS_PER_KEPT_BYTE = 2
 """Beyond KEEP_BYTES: half a byte per logit, 1/24 of the three float32 copies that a dense log_softmax holds."""
 CELLS, COLUMNS, ROWS = 2**21, 2048, 4096
 """On a CPU: float32 logits of 8 MiB, but never under 2,048 columns, which take longer in all."""
-GPU_COLUMNS, FEW_ROWS, GPU_ROWS = 8192, 4096, 8192
-"""On a GPU: twice these columns for fewer than FEW_ROWS rows, so that the products outlast the launches."""
+GPU_CELLS, GPU_ROWS = 2**26, 8192
+"""On a GPU: 128 MiB of bfloat16 logits, for launching the work on smaller tiles takes longer than the work."""
 WORTH = 4
 """Rows are split between kept and computed again where one in four can be kept: less saves under 1/16."""
 
@@ -32,7 +32,8 @@ def tile_shape(rows: int, vocabulary: int, device: str = "cpu") -> tuple[int, in
     """Most rows and columns of one tile of logits on a kind of device."""
     if device == "cpu":
         return min(max(rows, 1), ROWS), min(vocabulary, max(COLUMNS, CELLS // max(rows, 1)))
-    return min(max(rows, 1), GPU_ROWS), min(vocabulary, GPU_COLUMNS if rows >= FEW_ROWS else 2 * GPU_COLUMNS)
+    height = min(max(rows, 1), GPU_ROWS)
+    return height, min(vocabulary, GPU_CELLS // height)
 
 
 def kept_bytes(rows: int, vocabulary: int) -> int:
