@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from adpa_cli.tensors.head import selected_logps
-from adpa_cli.tensors.tiles import Kept, Tile, row_slices, rows_inside
+from adpa_cli.tensors.tiles import GPU_ALIGNED, GPU_CELLS, Kept, Tile, row_slices, rows_inside, tile_shape
 
 
 def problem(rows=12, width=6, vocabulary=23, chosen=3):
@@ -190,3 +190,11 @@ def test_the_products_of_a_tile_lie_within_the_gradient_of_its_columns():
     assert gradient[4:7].ne(0).all()
     assert gradient[:4].eq(0).all()
     assert gradient[7:].eq(0).all()
+
+
+@pytest.mark.parametrize("rows", [1, 33, 512, 7300, 8192, 9000])
+def test_tiles_of_a_gpu_are_as_wide_as_matrix_products_like(rows):
+    height, width = tile_shape(rows, 128_256, "cuda")
+    assert width == 128_256 or (width % GPU_ALIGNED == 0 and width > 0)
+    assert height * width <= GPU_CELLS
+    assert min(rows, 8192) == height

@@ -18,6 +18,7 @@ from adpa_cli.engine.processes import make_accelerator
 from adpa_cli.engine.schedule import Example
 from adpa_cli.engine.score import label_logps
 from adpa_cli.engine.student import Student
+from adpa_cli.engine.tuning import tune
 from adpa_cli.signal import AnswerKey, SignalReader, SignalSpec, token_hash, write_shard
 from adpa_cli.spec import Runtime, TrainSpec
 
@@ -44,7 +45,9 @@ class Ours:
             warmup_ratio=0.0, clip=CLIP,
         )  # fmt: skip
         student = Student(self.work.model(self.work.student), self.work.dtype)
+        runtime = Runtime(tokens_per_device=self.work.tokens_per_device, checkpoint_steps=steps)
         student.packer = packer_of(student.model, self.work.dtype, max(map(len, self.work.sequences())))
+        tuned = tune(student.model, spec, runtime)
         accelerator = make_accelerator()
         tokens = self.work.tokens_per_device
         started = [need.part for need in needs if need.start]
@@ -60,12 +63,12 @@ class Ours:
             run = Run(
                 spec=spec, method=method, params=params, examples=examples, end_id=END, work=Path(folder),
                 signal_of=self.signal_in(Path(folder), examples) if any(need.signal for need in needs) else _none,
-                runtime=Runtime(tokens_per_device=tokens, checkpoint_steps=steps), progress=after,
+                runtime=runtime, progress=after,
                 start_of=label_logps(student, examples, started, tokens, accelerator.device) if started else {},
             )  # fmt: skip
             pace.begin()
             train(student, run, accelerator)
-        return losses, {"packed": student.packer is not None}
+        return losses, {"packed": student.packer is not None, **tuned}
 
     def examples(self) -> list[Example]:
         parts, rows = PARTS[self.method], self.work.sequences()

@@ -1,9 +1,10 @@
 """TRL's trainers on the same rows, the same weights, the same steps, with the settings they are fastest with.
 
 Rows are grouped by length. Of several batch sizes with accumulation to the same global batch the fastest is taken, and
-gradient checkpointing, which TRL turns on by default, only where it is faster. Rows are token ids from the start, and
-DPO's reference log-probs are computed before. Packing and padding-free batches need flash attention there, and are left
-out. GKD trains on the given answers alone (`lmbda=0`) with the forward KL, the cheapest of its divergences.
+gradient checkpointing, which TRL turns on by default, and liger-kernel, where it is installed and there is a GPU, only
+where they are faster. Rows are token ids from the start, and DPO's reference log-probs are computed before. Packing and
+padding-free batches need flash attention there, and are left out. GKD trains on the given answers alone (`lmbda=0`)
+with the forward KL, the cheapest of its divergences.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import functools
 import gc
 import os
 import tempfile
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 os.environ["TRL_EXPERIMENTAL_SILENCE"] = "1"
@@ -23,6 +24,7 @@ from tokenizers import Tokenizer, models
 from training.pace import Clock, Pace
 from training.workload import BETA, CLIP, END, LR, Workload
 from transformers import PreTrainedTokenizerFast, PrinterCallback, Trainer, TrainerCallback
+from transformers.utils.import_utils import is_liger_kernel_available
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 from trl.experimental.gkd import GKDConfig, GKDTrainer
 from trl.trainer import dpo_trainer
@@ -56,6 +58,15 @@ class Tokenised(DPOTrainer):
         return dataset
 
 
+@dataclass(frozen=True)
+class Setting:
+    """The sequences at a time, whether activations are recomputed, and whether liger-kernel is used."""
+
+    batch: int
+    gradient_checkpointing: bool = False
+    liger: bool = False
+
+
 @dataclass
 class Theirs:
     """`sft`, `dpo` or `gkd` over all rows."""
@@ -71,25 +82,30 @@ class Theirs:
     def __call__(self, pace: Pace, steps: int) -> tuple[list[float], dict[str, Any]]:
         # The start is the same in every trainer, and to hash it takes longer than to score all pairs with it.
         dpo_trainer.hash_module = lambda module: "start"
-        batch, checkpointing = self.fastest()
-        losses = self.train(pace, batch, checkpointing, steps)
-        return losses, {"batch": batch, "gradient_checkpointing": checkpointing}
+        setting = self.fastest()
+        return self.train(pace, setting, steps), asdict(setting)
 
-    def fastest(self) -> tuple[int, bool]:
-        """The number of sequences at a time that a step is shortest with, and whether it recomputes activations."""
+    def fastest(self) -> Setting:
+        """What a step is shortest with."""
         # GKD holds the logits of two models, at every position.
         batches = [batch // 2 for batch in self.work.batches] if self.method == "gkd" else self.work.batches
-        seconds = {(batch, False): self.try_out(batch, False) for batch in batches}
+        seconds = {setting: self.try_out(setting) for setting in map(Setting, batches)}
         best = min(seconds, key=seconds.__getitem__)
         if self.work.tries_checkpointing:
-            seconds[best[0], True] = self.try_out(best[0], True)
+            other = replace(best, gradient_checkpointing=True)
+            seconds[other] = self.try_out(other)
+        if self.work.device == "cuda" and self.method == "sft" and is_liger_kernel_available():
+            # Its head needs no logits, so that twice the rows may fit.
+            for batch in (best.batch, 2 * best.batch):
+                other = Setting(batch, liger=True)
+                seconds[other] = self.try_out(other)
         return min(seconds, key=seconds.__getitem__)
 
-    def try_out(self, batch: int, checkpointing: bool) -> float:
+    def try_out(self, setting: Setting) -> float:
         """Seconds of a step; infinitely many if it does not fit."""
         clock = Clock()
         try:
-            self.train(clock, batch, checkpointing, self.work.steps_to_try)
+            self.train(clock, setting, self.work.steps_to_try)
         except torch.OutOfMemoryError:
             return float("inf")
         finally:
@@ -97,11 +113,11 @@ class Theirs:
             torch.cuda.empty_cache()
         return min(clock.seconds)
 
-    def train(self, pace: Pace | Clock, batch: int, checkpointing: bool, steps: int) -> list[float]:
+    def train(self, pace: Pace | Clock, setting: Setting, steps: int) -> list[float]:
         """Train from the start, at the given pace; the losses."""
         paced = Paced(pace)
         with tempfile.TemporaryDirectory() as folder:
-            trainer = self.trainer(self.arguments(folder, batch, checkpointing, steps))
+            trainer = self.trainer(self.arguments(folder, setting, steps))
             trainer.remove_callback(PrinterCallback)
             trainer.add_callback(paced)
             trainer.train()
@@ -124,13 +140,14 @@ class Theirs:
             data_collator=DataCollatorForLanguageModeling(PAD),
         )  # fmt: skip
 
-    def arguments(self, folder: str, batch: int, checkpointing: bool, steps: int) -> dict[str, Any]:
+    def arguments(self, folder: str, setting: Setting, steps: int) -> dict[str, Any]:
         gpu = self.work.device == "cuda"
         return {
             "output_dir": folder, "max_steps": steps, "learning_rate": LR, "lr_scheduler_type": "cosine",
             "max_grad_norm": CLIP, "optim": "adamw_torch_fused", "bf16": gpu, "max_length": None,
-            "per_device_train_batch_size": batch // 2 if self.method == "dpo" else batch,
-            "gradient_accumulation_steps": 2 * self.work.pairs // batch, "gradient_checkpointing": checkpointing,
+            "per_device_train_batch_size": setting.batch // 2 if self.method == "dpo" else setting.batch,
+            "gradient_accumulation_steps": 2 * self.work.pairs // setting.batch,
+            "gradient_checkpointing": setting.gradient_checkpointing, "use_liger_kernel": setting.liger,
             "train_sampling_strategy": "group_by_length", "dataloader_num_workers": 0, "dataloader_pin_memory": gpu,
             "remove_unused_columns": False,  # else DPO loses the lengths to group by
             # written to no file or screen, after the clock has stopped

@@ -87,7 +87,7 @@ def here() -> Workload:
              "num_attention_heads": 32, "num_key_value_heads": 8},
             {"vocab_size": 128_256, "hidden_size": 4096, "intermediate_size": 14_336, "num_hidden_layers": 43,
              "num_attention_heads": 32, "num_key_value_heads": 8},
-            64, (140, 210), 16_384, (4, 8, 16), False, 2,
+            64, (140, 210), 16_384, (16, 32), False, 2,
         )  # fmt: skip
     return Workload(
         "cpu", "float32",

@@ -33,6 +33,7 @@ def tune(model: PreTrainedModel, spec: TrainSpec, runtime: Runtime) -> dict[str,
     Raises AdpaError or UsageError, with what else to ask for, where the machine or the model cannot do it.
     """
     done: dict[str, Any] = {} if runtime.fused or spec.weights == "bfloat16" else {"fused": False}
+    _narrow(model)
     if runtime.attention != "auto":
         _attend(model, runtime.attention)
         done["attention"] = runtime.attention
@@ -47,6 +48,24 @@ def tune(model: PreTrainedModel, spec: TrainSpec, runtime: Runtime) -> dict[str,
     if spec.weights == "bfloat16":
         _round(model)
     return done
+
+
+def _narrow(model: PreTrainedModel) -> None:
+    """Let the norms before attention and feed-forward round their output under autocast.
+
+    Each of the products that read it would round it for itself, and hand back a float32 gradient for itself.
+    """
+    for layer in model.modules():
+        if isinstance(layer, GradientCheckpointingLayer) and not hasattr(layer, "post_feedforward_layernorm"):
+            for name in ("input_layernorm", "post_attention_layernorm"):
+                norm = getattr(layer, name, None)
+                if norm is not None:
+                    norm.register_forward_hook(_narrowed)
+
+
+def _narrowed(_module: torch.nn.Module, _args: Any, output: torch.Tensor) -> torch.Tensor:
+    kind = output.device.type
+    return output.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else output
 
 
 def _round(model: PreTrainedModel) -> None:

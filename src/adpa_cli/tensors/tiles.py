@@ -17,8 +17,9 @@ LOGITS_PER_KEPT_BYTE = 2
 """Beyond KEEP_BYTES: half a byte per logit, 1/24 of the three float32 copies that a dense log_softmax holds."""
 CELLS, COLUMNS, ROWS = 2**21, 2048, 4096
 """On a CPU: float32 logits of 8 MiB, but never under 2,048 columns, which take longer in all."""
-GPU_CELLS, GPU_ROWS = 2**26, 8192
-"""On a GPU: 128 MiB of bfloat16 logits, for launching the work on smaller tiles takes longer than the work."""
+GPU_CELLS, GPU_ROWS, GPU_ALIGNED = 2**26, 8192, 256
+"""On a GPU: 128 MiB of bfloat16 logits, for launching the work on smaller tiles takes longer than the work. Columns are a
+multiple of GPU_ALIGNED: matrix products of other widths are several times slower."""
 WORTH = 4
 """Rows are split between kept and computed again where one in four can be kept: less saves under 1/16."""
 
@@ -33,7 +34,7 @@ def tile_shape(rows: int, vocabulary: int, device: str = "cpu") -> tuple[int, in
     if device == "cpu":
         return min(max(rows, 1), ROWS), min(vocabulary, max(COLUMNS, CELLS // max(rows, 1)))
     height = min(max(rows, 1), GPU_ROWS)
-    return height, min(vocabulary, GPU_CELLS // height)
+    return height, min(vocabulary, GPU_CELLS // height // GPU_ALIGNED * GPU_ALIGNED)
 
 
 def kept_bytes(rows: int, vocabulary: int) -> int:
