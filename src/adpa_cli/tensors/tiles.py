@@ -18,8 +18,8 @@ LOGITS_PER_KEPT_BYTE = 2
 CELLS, COLUMNS, ROWS = 2**21, 2048, 4096
 """On a CPU: float32 logits of 8 MiB, but never under 2,048 columns, which take longer in all."""
 GPU_CELLS, GPU_ROWS, GPU_ALIGNED = 2**26, 8192, 256
-"""On a GPU: 128 MiB of bfloat16 logits, for launching the work on smaller tiles takes longer than the work. Columns are a
-multiple of GPU_ALIGNED: matrix products of other widths are several times slower."""
+"""On a GPU: 128 MiB of bfloat16 logits, for launching the work on smaller tiles takes longer than the work. Columns are
+a multiple of GPU_ALIGNED: matrix products of other widths are several times slower."""
 WORTH = 4
 """Rows are split between kept and computed again where one in four can be kept: less saves under 1/16."""
 
