@@ -10,6 +10,8 @@ import torch
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
+    Gemma3Config,
+    Gemma3ForConditionalGeneration,
     GPT2Config,
     GPTNeoXConfig,
     LlamaConfig,
@@ -25,6 +27,7 @@ from transformers import (
 from adpa_cli.engine.batch import collate, views
 from adpa_cli.engine.packed import NAME, _flash, packer_of
 from adpa_cli.engine.pieces import Packer, moved, pieces_of
+from adpa_cli.engine.prompts import can_share
 from adpa_cli.engine.schedule import Example, TokenSequence
 from adpa_cli.engine.student import Student
 from adpa_cli.methods import Need
@@ -167,6 +170,29 @@ def test_bfloat16_rows_are_packed_too() -> None:
         seen.append(torch.cat([view.logps[view.mask] for view in found.values()]))
     assert packer is not None
     torch.testing.assert_close(*seen, rtol=0, atol=5e-2)
+
+
+def test_the_window_of_a_text_part_counts() -> None:
+    text = {**SMALL, "num_key_value_heads": 2, "head_dim": 8, "sliding_window": 8}
+    torch.manual_seed(0)
+    model = Gemma3ForConditionalGeneration(
+        Gemma3Config(
+            text_config=text,
+            vision_config={"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2,
+                           "image_size": 28, "patch_size": 14},
+            mm_tokens_per_image=4,
+        )
+    )  # fmt: skip
+    model.set_attn_implementation("sdpa")
+    assert packer_of(model, "float32", 40) is None
+    assert not can_share(model, 40)
+
+
+def test_small_models_on_short_rows_are_padded_on_a_cpu() -> None:
+    """Calling attention for each stretch would take longer than what padding costs them."""
+    assert packer_of(tiny_llama(0), "float32", 32, mean=30.0) is None
+    assert packer_of(tiny_llama(0, hidden_size=256), "float32", 32, mean=7.0) is None
+    assert packer_of(tiny_llama(0, hidden_size=256), "float32", 32, mean=30.0) is not None
 
 
 def test_a_packed_model_still_pads_generates_and_saves_as_before(tmp_path: Any) -> None:

@@ -22,13 +22,12 @@ from adpa_cli.engine.models import Dtype, computing
 from adpa_cli.engine.schedule import TokenSequence
 
 FEW_TOKENS = 512
-NO_MASK = torch.ones(1, 1, 1, 1, dtype=torch.bool)
-"""A mask that is "prepared already", which transformers passes on as it is: `Packing` tells who sees whom."""
 
 
 @dataclass(frozen=True)
 class Packer:
-    """Asks for packed rows. `width` is the number of features that attention mixes; `share` allows shared prompts."""
+    """Asks for packed rows. `width` is the model's hidden size, by which costs are told; `share` allows shared
+    prompts."""
 
     width: int
     share: bool
@@ -76,7 +75,8 @@ def piece_states(body: nn.Module, piece: Piece, dtype: Dtype) -> Tensor:
     packing = piece.packing
     more: dict[str, Any] = {"attention_mask": None}
     if packing is not None:
-        mask = NO_MASK.to(packing.positions.device)
+        # A mask that is "prepared already", which transformers passes on as it is: the packing tells who sees whom.
+        mask = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=packing.positions.device)
         more = {"attention_mask": mask, "position_ids": packing.positions, "packing": packing}
     with computing(dtype, piece.input_ids.device):
         states: Tensor = body(input_ids=piece.input_ids, use_cache=False, **more).last_hidden_state

@@ -130,8 +130,10 @@ def can_share(model: PreTrainedModel, longest: int) -> bool:
 
 
 def windows(config: Any) -> Iterator[int]:
-    """The stretches of tokens beyond which some of a model's layers see nothing."""
+    """The stretches of tokens beyond which some of a model's layers see nothing; models that also see pictures have
+    them in the configuration of their text part."""
+    text = config.get_text_config()
     for name in WINDOWS:
-        value = getattr(config, name, None)
-        if isinstance(value, int) and getattr(config, f"use_{name}", True):
+        value = getattr(text, name, None)
+        if isinstance(value, int) and getattr(text, f"use_{name}", True):
             yield value

@@ -13,7 +13,7 @@ from adpa_cli.spec import TrainSpec, make
 from adpa_cli.stages.held_out import held_out
 from adpa_cli.stages.job import Job, Monitor, write_json
 from adpa_cli.stages.trackers import tracking
-from adpa_cli.stages.training_data import gather
+from adpa_cli.stages.training_data import Data, gather
 from adpa_cli.stages.training_report import apart, measured
 
 RESULT = "_result.json"
@@ -41,8 +41,7 @@ def compute(job: Job, monitor: Monitor, rank: int = 0, processes: int = 1) -> No
     end = spec.last_step(schedule.steps_of(rows, spec))
     held = held_out(job, spec, encoder) if spec.select == "best" else None
     accelerator = make_accelerator(job.runtime.rendezvous)
-    longest = max(example.length for example in data.examples)
-    student, tuned = _student(job, spec, encoder, str(accelerator.device), bool(data.online), longest)
+    student, tuned = _student(job, spec, encoder, str(accelerator.device), data)
     model = student.model
     given = (data.examples, data.online, spec, params, job.folder, job.runtime.tokens_per_device)
     feed = Online(student, accelerator, *given) if data.online else None
@@ -90,11 +89,9 @@ def _selected(job: Job, spec: TrainSpec, step: int, held: bool, looked_at: bool)
     }
 
 
-def _student(
-    job: Job, spec: TrainSpec, encoder: Encoder, device: str, online: bool, longest: int
-) -> tuple[Any, dict[str, Any]]:
-    """What is trained on rows of up to `longest` tokens: the model, with a critic where answers are drawn online, or
-    under a scalar head; and how it was tuned."""
+def _student(job: Job, spec: TrainSpec, encoder: Encoder, device: str, data: Data) -> tuple[Any, dict[str, Any]]:
+    """What is trained on the data: the model, with a critic where answers are drawn online, or under a scalar head; and
+    how it was tuned."""
     from adpa_cli.engine.critic import critic_of
     from adpa_cli.engine.heads import check_head
     from adpa_cli.engine.models import load
@@ -110,9 +107,13 @@ def _student(
         return Ranker(ranker, spec.dtype), tuned
     model = load(folder, train=True, device=device)
     check_head(model)
-    packer = packer_of(model, spec.dtype, longest) if job.runtime.attention == "auto" else None
+    packer = None
+    if job.runtime.attention == "auto":
+        lengths = [len(sequence) for example in data.examples for sequence in example.parts.values()]
+        longest = spec.max_length if data.online else max(lengths)  # answers that are drawn may be as long as that
+        packer = packer_of(model, spec.dtype, longest, sum(lengths) / len(lengths))
     tuned = tune(model, spec, job.runtime)
-    student = Student(model, spec.dtype, critic_of(model, spec.dtype) if online else None)
+    student = Student(model, spec.dtype, critic_of(model, spec.dtype) if data.online else None)
     student.packer = packer
     return student, tuned
 
