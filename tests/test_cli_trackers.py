@@ -64,7 +64,8 @@ def test_a_tracker_that_does_not_start_is_an_error_that_says_so(tmp_path: Path) 
     from adpa_cli.spec import Runtime
 
     make_accelerator()
-    (tmp_path / "logs").write_text("in the way")
+    (tmp_path / "logs" / "sft").mkdir(parents=True)
+    (tmp_path / "logs" / "sft" / "abc").write_text("in the way")
     job = Job(
         "sft",
         "sft/abc",
@@ -72,7 +73,7 @@ def test_a_tracker_that_does_not_start_is_an_error_that_says_so(tmp_path: Path) 
         {},
         str(tmp_path),
         Runtime(trackers="tensorboard"),
-        logs=str(tmp_path / "logs" / "x"),
+        logs=str(tmp_path / "logs"),
     )
     with pytest.raises(AdpaError, match="the tracker tensorboard did not start"), tracking(job):
         pass

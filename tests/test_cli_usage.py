@@ -110,7 +110,10 @@ def test_a_key_of_the_runtime_is_named_and_typed(cli: Cli) -> None:
     assert "keys: recompute=false" in cli.refused(2, *ADPA_PLUS, "--runtime", "recompute")
     assert "true or false" in cli.refused(2, *ADPA_PLUS, "--runtime", "recompute=maybe")
     assert "auto, on, off" in cli.refused(2, *ADPA_PLUS, "--runtime", "liger=perhaps")
+    assert "exclude each other" in cli.refused(2, *ADPA_PLUS, "--runtime", "liger=on", "--runtime", "compile=true")
     assert "no such key" in cli.refused(2, *ADPA_PLUS, "--runtime", "processes=2"), "which is --gpus"
+    assert "--runtime compile=true" in cli.refused(2, *ADPA_PLUS, "--compile", "true")
+    assert "--runtime" not in cli.refused(2, "rollout", "--student", "tiny", "--compile", "true")
     assert "no option --runtime" in cli.refused(2, "rollout", "--runtime", "recompute=true")
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from transformers import AutoModelForCausalLM, MambaConfig, MixtralConfig
 
 from adpa_cli.engine.flops import Shape, peak_flops, shape_of
 from adpa_cli.engine.loop import train
@@ -32,6 +33,7 @@ def test_operations_by_hand() -> None:
 def test_the_shape_of_a_model_counts_every_weight_once(tied: bool) -> None:
     model = tiny_llama(0, tie_word_embeddings=tied)
     found = shape_of(model)
+    assert found is not None
     config = model.config
     assert found.layers == config.num_hidden_layers
     assert found.width == config.hidden_size
@@ -101,3 +103,11 @@ def test_a_run_in_pieces_adds_up_what_they_took(tmp_path: Path) -> None:
     assert whole.seconds > first.seconds
     assert whole.memory >= first.memory > 0
     assert (tmp_path / FILE).name.startswith("_"), "it is no part of an artifact"
+
+
+def test_no_shape_is_told_of_models_that_the_formula_does_not_fit() -> None:
+    sizes = {"vocab_size": 9, "hidden_size": 8, "num_hidden_layers": 1}
+    mamba = AutoModelForCausalLM.from_config(MambaConfig(**sizes))
+    mixtral = MixtralConfig(**sizes, intermediate_size=8, num_attention_heads=2, num_key_value_heads=2)
+    assert shape_of(mamba) is None
+    assert shape_of(AutoModelForCausalLM.from_config(mixtral)) is None, "a token passes two of eight experts"

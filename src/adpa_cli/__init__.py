@@ -1,3 +1,3 @@
 """Align small language models by distilling preferences from larger, aligned ones."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

@@ -126,8 +126,8 @@ def usage_error(error: TyperException, words: Sequence[str]) -> UsageError:
     path = ctx.command_path if ctx is not None else "adpa"
     option, close = getattr(error, "option_name", None), getattr(error, "possibilities", None)
     if option and close is not None and ctx is not None:
-        takes_settings = any(param.name == "sets" for param in ctx.command.params)
-        setting = _as_setting(str(ctx.command.name), option, words) if takes_settings else ""
+        taken = {str(param.name) for param in ctx.command.params}
+        setting = _as_setting(str(ctx.command.name), option, words, taken)
         meant = setting or "".join(get_close_matches(option, close, n=1))
         hint = f"did you mean {meant}? all options: {path} --help" if meant else f"{path} --help"
         return UsageError(f"{path} has no option {option}", hint)
@@ -137,8 +137,9 @@ def usage_error(error: TyperException, words: Sequence[str]) -> UsageError:
     return UsageError(said, f"{path} --help")
 
 
-def _as_setting(stage: str, option: str, words: Sequence[str]) -> str:
-    """`--gamma 3` or `--gamma=3` as `--set gamma=3` or `--runtime gamma=3`, or "" when nothing has such a key."""
+def _as_setting(stage: str, option: str, words: Sequence[str], taken: set[str]) -> str:
+    """`--gamma 3` or `--gamma=3` as `--set gamma=3` or `--runtime gamma=3`, where the command has `taken` this option;
+    "" when nothing has such a key."""
     from adpa_cli.spec import STAGE_VERSIONS
     from adpa_cli.stages.settings import knobs, settable
 
@@ -147,11 +148,12 @@ def _as_setting(stage: str, option: str, words: Sequence[str]) -> str:
     typed, _, value = words[at].partition("=") if at < len(words) else (option, "", "")
     if typed == option and not value and at + 1 < len(words) and not words[at + 1].startswith("--"):
         value = words[at + 1]
-    for found in dict.fromkeys((stage, *STAGE_VERSIONS)):
+    for found in dict.fromkeys((stage, *STAGE_VERSIONS)) if "sets" in taken else ():
         of_methods = _methods_of(words) if found == "distill" else ("",)
         if found in STAGE_VERSIONS and any(key in settable(found, method) for method in of_methods):
             return f"--set {'' if found == stage else found + '.'}{key}={value or '…'}"
-    return f"--runtime {key}={value or '…'}" if key in {field.name for field in knobs()} else ""
+    known = {field.name for field in knobs()} if "knobs" in taken else set()
+    return f"--runtime {key}={value or '…'}" if key in known else ""
 
 
 def _methods_of(words: Sequence[str]) -> Sequence[str]:

@@ -47,10 +47,16 @@ class Shape:
         return dense + sum(12.0 * self.layers * self.width * len(s) ** 2 for s in sequences)
 
 
-def shape_of(model: Any) -> Shape:
-    """That of a transformers model, under any head."""
+EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts")
+
+
+def shape_of(model: Any) -> Shape | None:
+    """That of a transformers model, under any head; None where a token does not pass through all of it, or where there
+    is no attention."""
     config = model.config.get_text_config()
-    heads = config.num_attention_heads
+    heads = getattr(config, "num_attention_heads", None)
+    if not heads or any((getattr(config, name, None) or 1) > 1 for name in EXPERTS):
+        return None
     width = heads * (getattr(config, "head_dim", None) or config.hidden_size // heads)
     output = model.get_output_embeddings()
     embeddings = model.get_input_embeddings().weight.numel()

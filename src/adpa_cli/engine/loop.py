@@ -108,10 +108,10 @@ def train(student: Student, run: Run, accelerator: Accelerator) -> dict[str, flo
             if step + 1 in run.points:
                 run.at_point(step + 1)
             if signal or (not last and ((step + 1) % every == 0 or step + 1 in run.points)):
-                clock.save()
                 if accelerator.is_main_process:
                     log.flush()
                     checkpoints.save_resume(run.work, step + 1, student, optimizer)
+                clock.save()
                 accelerator.wait_for_everyone()
             if signal and not last:
                 by = Stopped.words(signal)

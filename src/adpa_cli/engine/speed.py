@@ -66,8 +66,8 @@ class Clock:
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
         peak = peak_flops(name, student.dtype)
         # A critic does work that the mathematics of the student does not tell of.
-        self.peak = None if peak is None or student.critic is not None else peak * accelerator.num_processes
-        self.shape = None if self.peak is None else shape_of(student.model)
+        self.shape = None if peak is None or student.critic is not None else shape_of(student.model)
+        self.peak = None if peak is None or self.shape is None else peak * accelerator.num_processes
 
     def add(self, sequences: Mapping[Part, Sequence[TokenSequence]], seconds: float, waited: float) -> dict[str, float]:
         """Take in one step over the global batch; what is told of it."""

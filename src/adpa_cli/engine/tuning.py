@@ -37,7 +37,8 @@ def tune(model: PreTrainedModel, spec: TrainSpec, runtime: Runtime) -> dict[str,
     if runtime.attention != "auto":
         _attend(model, runtime.attention)
         done["attention"] = runtime.attention
-    if _fuse(model, _liger(runtime)):
+    # The compiler fuses the same layers, and cannot look into kernels of others.
+    if _fuse(model, "off" if runtime.compile else runtime.liger):
         done["liger"] = version(LIGER)
     if runtime.recompute:
         _recompute(model)
@@ -120,13 +121,6 @@ def _compile(model: PreTrainedModel, recompute: bool) -> None:
     AttentionInterface.register(packed.NAME, apart(packed.attend))
     for part in [part for layer in layers for part in layer.children()] if recompute else layers:
         part.compile(dynamic=True)
-
-
-def _liger(runtime: Runtime) -> str:
-    """What is asked of liger-kernel: the compiler fuses the same layers, and cannot look into its kernels."""
-    if runtime.compile and runtime.liger == "on":
-        raise UsageError("--runtime liger=on and --runtime compile=true exclude each other", "leave one of them out")
-    return "off" if runtime.compile else runtime.liger
 
 
 def _fuse(model: PreTrainedModel, asked: str) -> bool:

@@ -75,7 +75,7 @@ class Remaker:
             found = self._first(student, list(Candidates(self.store).of(student, ids=False)))
             if found is None:
                 continue
-            for values in (found.values, {**found.values, **own}):
+            for values in [found.values, {**found.values, **own}] if own else [found.values]:
                 plan = self.planned(found.command, values)
                 every = in_order((*plan.targets, *plan.evals), lambda node: False)
                 if manifest.id in {node.recipe.id for node in every}:

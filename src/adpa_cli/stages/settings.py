@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from adpa_cli import methods
+from adpa_cli.coerce import coerce
 from adpa_cli.errors import UsageError
 from adpa_cli.families import Family, stage_settings
 from adpa_cli.spec import (
@@ -84,6 +85,10 @@ def parse_runtime(items: Sequence[str]) -> dict[str, str]:
                 f"--runtime {item}: {what}", f"{f'did you mean {guess[0]}? ' if guess else ''}keys: {known}"
             )
         found[key] = value
+    if found.get("liger") == "on" and coerce(bool, found.get("compile", False), "compile"):
+        raise UsageError(
+            "--runtime liger=on and compile=true exclude each other", "--runtime liger=auto, or without compile=true"
+        )
     return found
 
 

@@ -94,7 +94,8 @@ def _check(found: Mapping[tuple[str, str], Logps], model: str, training: str) ->
         if not np.isfinite(logps).all():
             raise AdpaError(
                 f"the log-probs of example {example_id} ({part}) under {model} are not finite",
-                f"check the weights of the model, or compute in float32: --set {training}.dtype=float32",
+                f"check the weights of the model, or compute in float32: --set {training}.dtype=float32 "
+                f"--set {training}.weights=float32",
             )
 
 

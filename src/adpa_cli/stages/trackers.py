@@ -61,8 +61,8 @@ def tracking(job: Job) -> Iterator[Callable[[int, Mapping[str, float]], None]]:
             try:
                 logs.mkdir(parents=True, exist_ok=True)
                 tracker = kind(project, logs, **more) if kind.requires_logging_directory else kind(project, **more)
-                trackers.append(tracker)
                 tracker.start()
+                trackers.append(tracker)
                 tracker.store_init_configuration(_settings(job.spec))
             except Exception as error:
                 what = f"the tracker {name} did not start: {error}"
