@@ -18,7 +18,7 @@ from adpa_cli.stages.row_lengths import Row, Rows
 SECOND_MODEL = 50_000_000  # of loading another model after the first
 PYTHON = 390_000_000  # resident: Python, torch, transformers, accelerate, pyarrow
 CUDA = 600_000_000  # context and kernels on a card
-KEEP_BYTES, LOGITS_PER_KEPT_BYTE = 64 * 2**20, 2  # these three lines as in tensors/tiles.py
+KEEP_BYTES, LOGITS_PER_KEPT_BYTE = 192 * 2**20, 2  # these three lines as in tensors/tiles.py
 CELLS, COLUMNS, ROWS = 2**21, 2048, 4096
 GPU_CELLS, GPU_ROWS = 2**26, 8192
 TILE_CELLS = 2**23  # as in tensors/output.py
@@ -106,13 +106,14 @@ def answer_share(rows: Rows) -> float:
 
 
 def activations(model: ModelSize, tokens: float, spec: Any, recompute: bool = False) -> float:
-    """What the backward pass needs of `tokens`: per layer 8.5 hidden states, keys and values, 4 feed-forward widths.
+    """What the backward pass needs of `tokens`: per layer 6.75 or 8.5 hidden states, keys and values, 4 inner widths.
 
     Under autocast the inputs of products are kept in two bytes; the norms in four, and the residual too where weights
     are. With `recompute` only the residual is kept, and all of one layer at a time.
     """
     wide, narrow = (4.0, 4.0) if spec.dtype == "float32" else (2.0, 3.4 if spec.weights == "float32" else 2.4)
-    of_layer = narrow * (8.5 * model.hidden + 2 * model.keys) + wide * 4 * model.inner
+    states = 6.75 if narrow == 3.4 else 8.5  # the products behind a norm share one rounded copy of its output
+    of_layer = narrow * (states * model.hidden + 2 * model.keys) + wide * 4 * model.inner
     layers = model.layers * of_layer
     if recompute:
         layers = model.layers * weight_bytes(spec) * model.hidden + of_layer
