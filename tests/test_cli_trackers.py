@@ -75,5 +75,22 @@ def test_a_tracker_that_does_not_start_is_an_error_that_says_so(tmp_path: Path) 
         Runtime(trackers="tensorboard"),
         logs=str(tmp_path / "logs"),
     )
-    with pytest.raises(AdpaError, match="the tracker tensorboard did not start"), tracking(job):
+    with pytest.raises(AdpaError, match="the tracker tensorboard did not start"), tracking(job, print):
         pass
+
+
+def test_a_tracker_that_fails_later_ends_no_training(tmp_path: Path) -> None:
+    from adpa_cli.engine.processes import make_accelerator
+    from adpa_cli.spec import Runtime
+
+    make_accelerator()
+    said: list[str] = []
+    runtime = Runtime(trackers="tensorboard")
+    job = Job("sft", "sft/abc", {"params": {}}, {}, str(tmp_path), runtime, logs=str(tmp_path / "logs"))
+    with tracking(job, said.append) as track:
+        track(1, {"loss": 1.0})
+        for step in (2, 3):
+            track(step, {"loss": {"what": object()}})  # type: ignore[dict-item]
+    assert len(said) == 1
+    assert "tensorboard failed" in said[0]
+    assert list((tmp_path / "logs").rglob("events*"))

@@ -43,8 +43,10 @@ def named(text: str) -> list[str]:
 
 
 @contextlib.contextmanager
-def tracking(job: Job) -> Iterator[Callable[[int, Mapping[str, float]], None]]:
+def tracking(job: Job, note: Callable[[str], None]) -> Iterator[Callable[[int, Mapping[str, float]], None]]:
     """What tells a step and its numbers to the trackers of a job; only the main process writes, once there is one.
+
+    One that fails later is noted and told nothing more: no training ends for it.
 
     Raises AdpaError where a tracker does not start, which most do not without an account.
     """
@@ -68,9 +70,15 @@ def tracking(job: Job) -> Iterator[Callable[[int, Mapping[str, float]], None]]:
                 what = f"the tracker {name} did not start: {error}"
                 raise AdpaError(what, f"set {name} up, or leave it out of --runtime trackers=") from error
 
+        told = list(trackers)
+
         def track(step: int, numbers: Mapping[str, float]) -> None:
-            for tracker in trackers:
-                tracker.log(dict(numbers), step=step)
+            for tracker in list(told):
+                try:
+                    tracker.log(dict(numbers), step=step)
+                except Exception as error:
+                    told.remove(tracker)
+                    note(f"the tracker {tracker.name} failed and is told nothing more: {error}")
 
         yield track
     finally:

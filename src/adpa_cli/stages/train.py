@@ -52,7 +52,7 @@ def compute(job: Job, monitor: Monitor, rank: int = 0, processes: int = 1) -> No
     points = Points(job.folder, student, accelerator, save_in, held, spec.keep == "all")
     looked_at = schedule.points(rows, spec.batch_size, end) if held or spec.keep == "all" else frozenset()
     forget_peak(accelerator.device)
-    with tracking(job) as track:
+    with tracking(job, monitor.note) as track:
         run = Run(
             spec=spec, method=method, params=params, examples=data.examples, end_id=encoder.end_id,
             signal_of=data.signal_of, work=job.folder, runtime=job.runtime, stage=job.stage,
