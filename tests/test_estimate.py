@@ -194,8 +194,8 @@ def test_the_logits_of_a_tile_are_bounded_and_kept_where_they_fit() -> None:
     few = memory.head_training(large, 100, 0, spec_of(), "cpu")
     assert few == 8 * 2**21 + 100 * 1200, "the gradient has room for all"
     assert memory.kept_logits(large, 101) == 4 * 101 * 128_256
-    assert memory.kept_logits(large, 400) == 192 * 2**20, "400 rows of logits would take more"
-    assert memory.kept_logits(large, 4000) == 2000 * 128_256
+    assert memory.kept_logits(large, 200) == 2**26, "200 rows of logits would take more than 64 MiB"
+    assert memory.kept_logits(large, 2000) == 1000 * 128_256
 
 
 def test_the_sizes_of_tiles_are_those_of_the_head() -> None:

@@ -18,7 +18,7 @@ from adpa_cli.stages.row_lengths import Row, Rows
 SECOND_MODEL = 50_000_000  # of loading another model after the first
 PYTHON = 390_000_000  # resident: Python, torch, transformers, accelerate, pyarrow
 CUDA = 600_000_000  # context and kernels on a card
-KEEP_BYTES, LOGITS_PER_KEPT_BYTE = 192 * 2**20, 2  # these three lines as in tensors/tiles.py
+KEEP_BYTES, LOGITS_PER_KEPT_BYTE = 64 * 2**20, 2  # these three lines as in tensors/tiles.py
 CELLS, COLUMNS, ROWS = 2**21, 2048, 4096
 GPU_CELLS, GPU_ROWS = 2**26, 8192
 TILE_CELLS = 2**23  # as in tensors/output.py

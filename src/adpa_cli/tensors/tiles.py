@@ -12,7 +12,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-KEEP_BYTES = 192 * 2**20
+KEEP_BYTES = 64 * 2**20
 LOGITS_PER_KEPT_BYTE = 2
 """Beyond KEEP_BYTES: half a byte per logit, 1/24 of the three float32 copies that a dense log_softmax holds."""
 CELLS, COLUMNS, ROWS = 2**21, 2048, 4096
