@@ -44,7 +44,7 @@ def micro_batches(lengths: Sequence[int], parts: int, tokens: int, processes: in
     those that run out repeat an example, which the caller must weigh 0: an empty list stands for that.
     """
     return _dealt(
-        lengths, processes, lambda own: _cut(own, tokens, lambda held, i: lengths[i] * (len(held) + 1) * parts)
+        lengths, processes, lambda own: _cut(own, tokens, lambda _, count, i: lengths[i] * (count + 1) * parts)
     )
 
 
@@ -55,7 +55,7 @@ def packed_batches(sizes: Sequence[int], tokens: int, processes: int = 1) -> lis
     """
 
     def cut(own: Sequence[int], most: int) -> list[list[int]]:
-        return _cut(own, most, lambda held, i: sum(sizes[j] for j in held) + sizes[i])
+        return _cut(own, most, lambda held, _, i: held + sizes[i])
 
     def balanced(own: Sequence[int]) -> list[list[int]]:
         fewest = len(cut(own, tokens))
@@ -77,12 +77,18 @@ def _dealt(
     return [batches + [[] for _ in range(most - len(batches))] for batches in dealt]
 
 
-def _cut(order: Sequence[int], most: int, size: Callable[[Sequence[int], int], int]) -> list[list[int]]:
-    """Consecutive batches; `size` is that of a batch with one more, and only a batch of one may exceed `most`."""
+def _cut(order: Sequence[int], most: int, size: Callable[[int, int, int], int]) -> list[list[int]]:
+    """Consecutive batches; `size` of (size, count, i) is that of a batch of this size and count with i as one more.
+
+    Only a batch of one may exceed `most`.
+    """
     batches: list[list[int]] = []
+    held = 0
     for i in order:
-        if batches and size(batches[-1], i) <= most:
+        if batches and (more := size(held, len(batches[-1]), i)) <= most:
             batches[-1].append(i)
+            held = more
         else:
             batches.append([i])
+            held = size(0, 0, i)
     return batches
