@@ -61,7 +61,7 @@ def test_trainings_on_one_start_share_them(pipeline: Pipeline, cli: Cli, words: 
     assert states(cli(*words, "--method", "dpo", "--limit", "8", "-n"))[0] == ("build", "start log-probs")
     smoke = cli("show", cli(*words, "--method", "dpo", "--smoke").ref, "--json")
     rehearsed = json.loads(smoke.out)["made"]["derived"]["start-logps"]
-    assert Store.find(pipeline.store).get(rehearsed).made["smoke"] is True  # type: ignore[union-attr]
+    assert Store.find(pipeline.store).get(rehearsed).made["smoke"] is True
 
 
 def test_a_grid_scores_a_start_once(pipeline: Pipeline, cli: Cli, words: Sequence[str]) -> None:
@@ -151,7 +151,7 @@ def test_what_was_made_from_them_stays_whole_without_them(pipeline: Pipeline, cl
     Path("again.toml").write_text(cli("show", ref, "--recipe").out)
     assert cli("run", "again.toml").ref == ref
     cli(*words, "--method", "dpo", "--seed", "5")
-    assert store.get(scored) == made or store.get(scored).files == made.files  # type: ignore[union-attr]
+    assert store.get(scored) == made or store.get(scored).files == made.files
 
 
 def test_their_recipe_is_that_of_a_training_which_reads_them(

@@ -41,7 +41,10 @@ def alone(model: Any, prompt: list[int]) -> Generated:
     return Generated(ids[len(prompt) :], cut=ids[-1] != END)
 
 
-def answered(model: Any, together: int, sampling: Sampling = Sampling(max_new_tokens=NEW)) -> list[Generated]:  # noqa: B008
+GREEDY = Sampling(max_new_tokens=NEW)
+
+
+def answered(model: Any, together: int, sampling: Sampling = GREEDY) -> list[Generated]:
     names = [str(row) for row in range(len(prompts()))]
     return generate_block(model, prompts(), names, END, PAD, sampling, CONTEXT, tokens=together * LONGEST)
 

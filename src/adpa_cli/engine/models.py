@@ -156,13 +156,8 @@ def hidden_states(
     Without a mask the states of real tokens are the same: under right padding a causal model never looks at padding.
     With `dtype="bfloat16"` the body runs under autocast.
     """
-    return body_states(body_and_head(model)[0], input_ids, attention_mask, dtype)
-
-
-def body_states(body: nn.Module, input_ids: Tensor, attention_mask: Tensor | None, dtype: Dtype) -> Tensor:
-    """`hidden_states` of a decoder without its head."""
     with computing(dtype, input_ids.device):
-        out = body(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
+        out = body_and_head(model)[0](input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
     states: Tensor = out.last_hidden_state
     return states
 

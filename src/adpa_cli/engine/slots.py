@@ -62,11 +62,11 @@ class Slots(Cache):
             layer.keep(into, [rows[place] for place in into], len(rows), width)
 
 
-class _Layer(DynamicLayer):  # type: ignore[no-untyped-call]
+class _Layer(DynamicLayer):  # type: ignore[no-untyped-call]  # transformers types neither its hooks nor __init__
     """`keys` and `values` are windows on buffers that have room for more rows and columns."""
 
     def __init__(self, slots: int, longest: int) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()  # type: ignore[no-untyped-call]  # likewise
         self.slots, self.longest = slots, longest
         self.rows = self.start = self.stop = 0
         self.buffers: tuple[Tensor, ...] = ()

@@ -7,10 +7,9 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
-from adpa_cli.tensors.sums import NEVER
+from adpa_cli.tensors.sums import NEVER, distinct, folded
 
 
 class Stats(NamedTuple):
@@ -32,15 +31,11 @@ def logit_grad_squares(
     """
     none = rest == NEVER
     pulled = grad_rest.double().masked_fill(none, 0.0)
-    ordered, order = ids.sort(dim=1)
-    given = grad_logps.double().masked_fill(ids < 0, 0.0).gather(1, order)
+    given = grad_logps.double().masked_fill(ids < 0, 0.0)
     total = given.sum(1) + pulled
-    first = ordered >= 0
-    first[:, 1:] &= ordered[:, 1:] != ordered[:, :-1]
-    group = (first.cumsum(1) - 1).clamp_min(0)
-    summed = torch.zeros_like(given).scatter_add_(1, group, given).gather(1, group)
-    p = logps.double().gather(1, order).exp().masked_fill(~first, 0.0)
-    inside = (summed.masked_fill(~first, 0.0) - p * total[:, None]).square().sum(1)
+    again = ~distinct(ids)
+    p = logps.double().exp().masked_fill(again, 0.0)
+    inside = (folded(ids, given).masked_fill(again, 0.0) - p * total[:, None]).square().sum(1)
     mass = rest.double().exp()
     # Σp² is at most (Σp)²; where the outside is small the difference of two sums that agree in most digits is noise.
     spread = (log_sum_squares.double().exp() - p.square().sum(1)) / mass.square()
