@@ -26,7 +26,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import numpy as np
 import torch
-from torch.profiler import ProfilerActivity, profile
+from common.memory import Peak
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from adpa_cli.engine.blocks import cut_blocks
@@ -106,19 +106,9 @@ def extra_mb(teacher: Any, positions: int) -> float:
             ids = top_ids(logits, K)
             split(logits, torch.cat([where[span, None] % weight.shape[0], ids], 1))
 
-    if weight.is_cuda:
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
+    with Peak() as peak:
         work()
-        return (torch.cuda.max_memory_allocated() - before) / 2**20
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
-        work()
-    held = most = 0
-    for event in seen.profiler.kineto_results.events():
-        if event.name() == "[memory]":
-            held += event.nbytes()
-            most = max(most, held)
-    return most / 2**20
+    return peak.bytes / 2**20
 
 
 def measure(job: Job, spec: CaptureSpec, rows: list[Row], teacher: Any, rounds: int) -> dict[str, Any]:

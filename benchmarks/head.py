@@ -24,9 +24,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from common.memory import Peak
 from torch import Tensor
 from torch.nn import functional as F
-from torch.profiler import ProfilerActivity, profile
 
 from adpa_cli.tensors.head import selected_logps
 
@@ -90,21 +90,11 @@ def seconds(work: Callable[[], Any], device: torch.device) -> float:
     return time.perf_counter() - start
 
 
-def peak_bytes(work: Callable[[], Any], device: torch.device) -> int:
+def peak_bytes(work: Callable[[], Any]) -> int:
     """The most bytes alive at once, beyond those that were before."""
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
+    with Peak() as peak:
         work()
-        return torch.cuda.max_memory_allocated() - before
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
-        work()
-    held = most = 0
-    for event in seen.profiler.kineto_results.events():
-        if event.name() == "[memory]":
-            held += event.nbytes()
-            most = max(most, held)
-    return most
+    return peak.bytes
 
 
 def error(problem: Problem, need: Need, ids: Tensor, pulls: tuple[Tensor, Tensor]) -> float:
@@ -129,7 +119,7 @@ def measure(problem: Problem, need: Need, rounds: int) -> dict[str, Any]:
             if turn >= 0:
                 found[name].append(taken)
     gradient = problem.weight.numel() * problem.weight.element_size()
-    beyond = {name: peak_bytes(one, device) - gradient for name, one in work.items()}
+    beyond = {name: peak_bytes(one) - gradient for name, one in work.items()}
     ratios = [a / b for a, b in zip(found["ours"], found["dense"], strict=True)]
     return {
         "methods": need.methods, "chosen": need.chosen, "time_ratio": round(statistics.median(ratios), 3),

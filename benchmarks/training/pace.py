@@ -11,8 +11,8 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 import torch
+from common.memory import Peak
 from torch import nn
-from torch.profiler import ProfilerActivity, profile
 
 MEMORY = 1
 """The first step makes the optimizer's state and is not measured; of this one memory is, of those after it time."""
@@ -56,12 +56,13 @@ class Pace:
         self.parent = parent
         self.steps = 0
         self.peak = 0.0
+        self.memory = Peak()
 
     def begin(self) -> None:
         self.parent.recv()
         _wait()
         if self.steps == MEMORY:
-            self._begin_memory()
+            self.memory.__enter__()
         self.start = time.perf_counter()
 
     def end(self, model: nn.Module) -> None:
@@ -69,28 +70,10 @@ class Pace:
         seconds = time.perf_counter() - self.start
         if self.steps == MEMORY:
             gradients = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
-            self.peak = self._end_memory() - gradients
+            self.memory.__exit__(None, None, None)
+            self.peak = self.memory.bytes - gradients
         self.steps += 1
         self.parent.send(seconds)
-
-    def _begin_memory(self) -> None:
-        if torch.cuda.is_available():
-            torch.cuda.reset_peak_memory_stats()
-            self.before = torch.cuda.memory_allocated()
-        else:
-            self.profile = profile(activities=[ProfilerActivity.CPU], profile_memory=True)
-            self.profile.start()
-
-    def _end_memory(self) -> float:
-        if torch.cuda.is_available():
-            return torch.cuda.max_memory_allocated() - self.before
-        self.profile.stop()
-        held = most = 0
-        for event in self.profile.profiler.kineto_results.events():
-            if event.name() == "[memory]":
-                held += event.nbytes()
-                most = max(most, held)
-        return most
 
 
 def _wait() -> None:
