@@ -29,16 +29,17 @@ import torch
 from common.memory import Peak
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from adpa_cli.engine.blocks import cut_blocks
+from adpa_cli.engine.layout.examples import Answer as Row
+from adpa_cli.engine.layout.micro_batches import cut_blocks
+from adpa_cli.engine.layout.shared_prompt import Answer, apart, states
 from adpa_cli.engine.models import body_and_head
-from adpa_cli.engine.prompts import Answer, apart, states
+from adpa_cli.hub import Located
 from adpa_cli.signal import AnswerKey, token_hash
-from adpa_cli.spec import CaptureSpec, hashed
-from adpa_cli.stages import cache_teacher
-from adpa_cli.stages.examples import Answer as Row
-from adpa_cli.stages.job import Job, Located, Monitor
+from adpa_cli.spec import hashed
+from adpa_cli.stages import Job, Monitor, cache_teacher
+from adpa_cli.stages.cache_teacher import CaptureSpec
 from adpa_cli.tensors.output import Head, tile_rows
-from adpa_cli.tensors.topk import split, top_ids
+from adpa_cli.tensors.sums import split, top_ids
 
 K = 50
 CPU = {"vocab_size": 32_000, "hidden_size": 768, "intermediate_size": 2048, "num_hidden_layers": 12,

@@ -27,10 +27,10 @@ import numpy as np
 import torch
 from transformers import ContinuousBatchingConfig, GenerationConfig, LlamaConfig, LlamaForCausalLM
 
-from adpa_cli.engine.generate import generate_block
+from adpa_cli.engine.generation.continuous_batching import left_padded
+from adpa_cli.engine.generation.generate import generate_block
+from adpa_cli.engine.generation.sampling import Sampling
 from adpa_cli.engine.models import Dtype
-from adpa_cli.engine.refill import left_padded
-from adpa_cli.engine.sampling import Sampling
 
 END, PAD = 0, 1
 SMALL = {

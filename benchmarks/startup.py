@@ -20,7 +20,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
-from adpa_cli.cli.main import PANELS
+from adpa_cli.cli.commands import every
 from adpa_cli.store.identity import Recipe
 from adpa_cli.store.manifest import FILE_NAME, Manifest, utc
 from adpa_cli.store.store import Store
@@ -57,7 +57,7 @@ def fill(folder: Path, count: int) -> Path:
 
 def commands() -> dict[str, tuple[list[str], dict[str, str]]]:
     """What is measured: per name the words after `adpa`, and what is added to the environment."""
-    names = [name for panel in PANELS.values() for name, _ in panel]
+    names = list(every())
     lines = ["--help", *(f"{name} --help" for name in names), *LOOKS, PLAN]
     found: dict[str, tuple[list[str], dict[str, str]]] = {line: (shlex.split(line), {}) for line in lines}
     for line in COMPLETED:

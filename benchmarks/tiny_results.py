@@ -15,11 +15,11 @@ import time
 from pathlib import Path
 from typing import Any
 
+from adpa_cli.cli.console.streams import ids_only
 from adpa_cli.cli.main import main as adpa
-from adpa_cli.cli.streams import ids_only
-from adpa_cli.stages.names import Names
-from adpa_cli.stages.request_distill import Distill, plan_distill
-from adpa_cli.stages.settings import Given
+from adpa_cli.planning.distill_builder import Distill, plan_distill
+from adpa_cli.planning.resolve_inputs import Names
+from adpa_cli.planning.settings import Given
 from adpa_cli.store.store import Store
 
 ROLES = ("start", "dckd", "adpa", "reference teacher", "aligned teacher")

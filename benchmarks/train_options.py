@@ -23,12 +23,12 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from adpa_cli import methods
-from adpa_cli.engine.loop import Run, train
-from adpa_cli.engine.packed import packer_of
-from adpa_cli.engine.processes import make_accelerator
-from adpa_cli.engine.schedule import Example, TokenSequence
-from adpa_cli.engine.student import Student
-from adpa_cli.engine.tuning import tune
+from adpa_cli.engine.device import make_accelerator
+from adpa_cli.engine.layout.examples import Example, TokenSequence
+from adpa_cli.engine.layout.row_layout import packer_of
+from adpa_cli.engine.training.loop import Run, train
+from adpa_cli.engine.training.optimizer import tune
+from adpa_cli.engine.training.student import Student
 from adpa_cli.spec import Runtime, TrainSpec
 
 SHAPES: dict[str, dict[str, Any]] = {

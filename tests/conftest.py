@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from cli_samples import Cli, Pipeline, build_pipeline
+from support.cli_samples import Cli, Pipeline, build_pipeline
 
 
 @pytest.fixture(scope="session")

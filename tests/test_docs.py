@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
-import docs_shell
 from adpa_cli import families
 from adpa_cli.lab import world
-from cli_samples import Pipeline, write_rows
+from support import docs_shell
+from support.cli_samples import Pipeline, write_rows
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]

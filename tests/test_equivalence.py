@@ -18,10 +18,11 @@ from safetensors.numpy import load_file
 
 from adpa_cli.cli.main import main
 from adpa_cli.errors import AdpaError, Corrupt, DataError, NotFound, Stopped, UsageError
+from adpa_cli.hub import Located
+from adpa_cli.running.execute import run as run_stage
+from adpa_cli.running.processes import CHANNEL, _death, _heard
 from adpa_cli.spec import Runtime
-from adpa_cli.stages.execute import run as run_stage
-from adpa_cli.stages.job import Job, Located, Monitor
-from adpa_cli.stages.ranks import CHANNEL, _death, _heard
+from adpa_cli.stages import Job, Monitor
 from adpa_cli.store.store import Store
 
 METHODS = ["sft", "dpo", "dckd", "adpa"]
@@ -210,7 +211,7 @@ def test_a_rank_leaves_with_its_parent(stores: dict[str, Path], tmp_path: Path) 
     reading, writing = os.pipe()
     environment = {"RANK": "0", "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1", CHANNEL: str(writing)}
     rank = subprocess.Popen(
-        [sys.executable, "-m", "adpa_cli.stages.ranks"], stdin=subprocess.PIPE, text=True,
+        [sys.executable, "-m", "adpa_cli.running.processes"], stdin=subprocess.PIPE, text=True,
         env={**os.environ, **environment}, pass_fds=(writing,),
     )  # fmt: skip
     os.close(writing)

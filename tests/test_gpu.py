@@ -7,19 +7,17 @@ from typing import Any
 
 import pytest
 import torch
+from test_engine_tuning import check_equal, computed, made, spec
 from transformers.models.llama import modeling_llama
 
-from adpa_cli.engine.batch import collate, views
-from adpa_cli.engine.critic import critic_of
-from adpa_cli.engine.optimizer import RoundingAdamW
-from adpa_cli.engine.packed import packer_of
-from adpa_cli.engine.student import Student
-from adpa_cli.engine.tuning import tune
+from adpa_cli.engine.layout.batch import collate, views
+from adpa_cli.engine.layout.row_layout import packer_of
+from adpa_cli.engine.training.optimizer import RoundingAdamW, tune
+from adpa_cli.engine.training.student import Student, critic_of
 from adpa_cli.errors import AdpaError
 from adpa_cli.spec import Runtime
-from test_engine_packed import NEEDS, ROWS
-from test_engine_tuning import check_equal, computed, made, spec
-from tiny_models import END, tiny_llama
+from support.packed_samples import NEEDS, ROWS
+from support.tiny_models import END, tiny_llama
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 

@@ -20,7 +20,7 @@ from pathlib import Path
 import pytest
 
 from adpa_cli.store.store import Store
-from cli_samples import Cli, Pipeline
+from support.cli_samples import Cli, Pipeline
 
 ADPA = f"{shlex.quote(sys.executable)} -m adpa_cli"
 PATIENCE = 120.0
@@ -184,14 +184,14 @@ def test_a_time_that_is_none_is_misuse(cli: Cli, text: str) -> None:
     ("text", "seconds"), [("3h50m", 13800.0), ("90s", 90.0), ("2h", 7200.0), ("1.5m", 90.0), ("1d1s", 86401.0)]
 )
 def test_a_time_in_words(text: str, seconds: float) -> None:
-    from adpa_cli.cli.stopping import seconds_of
+    from adpa_cli.cli.console.stopping import seconds_of
 
     assert seconds_of(text) == seconds
 
 
 def test_stdin_is_read_before_anything_heavy_is_loaded(tmp_path: Path) -> None:
     script = (
-        "import sys\nfrom adpa_cli.cli import streams\n"
+        "import sys\nfrom adpa_cli.cli.console import streams\n"
         "def read(option):\n    print({'torch', 'transformers', 'pyarrow'} & set(sys.modules))\n    return ['x']\n"
         "streams.read_ids = read\nfrom adpa_cli.cli.main import main\n"
         "main(['rollout', '--student', '-', '--gpus', '2', '--stop-after', '2h'])"
@@ -201,11 +201,11 @@ def test_stdin_is_read_before_anything_heavy_is_loaded(tmp_path: Path) -> None:
 
 
 def test_the_command_that_goes_on_works_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from adpa_cli.cli.streams import GLOBALS, dashes, take_globals
+    from adpa_cli.cli.console.streams import GLOBALS, dashes, take_globals
 
     monkeypatch.chdir(tmp_path)
     (tmp_path / "my pairs.jsonl").touch()
-    monkeypatch.setattr("adpa_cli.cli.streams.read_ids", lambda option: ["rollout/0123456789ab"])
+    monkeypatch.setattr("adpa_cli.cli.console.streams.read_ids", lambda option: ["rollout/0123456789ab"])
     take_globals(["cache-teacher", "--data", "my pairs.jsonl#test", "--teacher", "./my model", "--rollouts", "-"])
     dashes({"--rollouts": ["-"]})
     assert shlex.split(GLOBALS.again(tmp_path / "adpa-store"))[1:] == [

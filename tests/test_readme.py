@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import typer
 
-from adpa_cli.cli.main import app
-from adpa_cli.cli.streams import take_globals
+from adpa_cli.cli.console.app import program
+from adpa_cli.cli.console.streams import take_globals
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -48,7 +48,7 @@ OURS = [words[1:] for words in WRITTEN if words[0] == "adpa" and "" not in words
 def parse(words: list[str]) -> None:
     """Read the words as `adpa` does, without running the command; KeyError or TyperException when it has no such."""
     name, *rest = take_globals(words)
-    typer.main.get_command(app).commands[name].make_context(name, rest)
+    program().commands[name].make_context(name, rest)
 
 
 @pytest.mark.parametrize("words", OURS, ids=" ".join)

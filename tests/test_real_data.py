@@ -22,7 +22,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LogitsProcessor, LogitsProcessorList
 
 from adpa_cli.cli.main import main
-from adpa_cli.stages.examples import Rollout, read_rollouts
+from adpa_cli.engine.layout.examples import Rollout, read_rollouts
 
 pytestmark = pytest.mark.slow
 

@@ -20,7 +20,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from adpa_cli.engine.models import save
-from tiny_models import END, TEMPLATE, VOCABULARY, tiny_tokenizer
+from support.tiny_models import END, TEMPLATE, VOCABULARY, tiny_tokenizer
 
 SAYS = ("<end>", "w1", "w2", "<end>")
 

@@ -11,19 +11,18 @@ from typing import Any
 import pytest
 
 from adpa_cli.data.chat import ZEPHYR, Encoder, Template
-from adpa_cli.data.turns import Message
+from adpa_cli.data.examples import Message
 from adpa_cli.engine.models import load_tokenizer
 from adpa_cli.lab import BASES
-from adpa_cli.stages.chain import Distill
-from adpa_cli.stages.graph import Node
-from adpa_cli.stages.names import Names
-from adpa_cli.stages.plan import Plan
-from adpa_cli.stages.request_distill import plan_distill
-from adpa_cli.stages.settings import Given
+from adpa_cli.planning.distill_builder import Distill, plan_distill
+from adpa_cli.planning.planner import Plan
+from adpa_cli.planning.resolve_inputs import Names
+from adpa_cli.planning.settings import Given
+from adpa_cli.stages import Node
 from adpa_cli.store.store import Store
-from cli_samples import Cli, Pipeline
-from fake_hub import Hub, serve, use
-from tiny_models import tiny_tokenizer
+from support.cli_samples import Cli, Pipeline
+from support.fake_hub import Hub, serve, use
+from support.tiny_models import tiny_tokenizer
 
 OWN = (
     "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}{{ eos_token }}{% endfor %}"

@@ -24,8 +24,8 @@ from adpa_cli.lab import world
 from adpa_cli.report import listing
 from adpa_cli.store.lock import locked
 from adpa_cli.store.store import Store
-from cli_samples import write_rows
-from processes import Running, adpa, shown
+from support.cli_samples import write_rows
+from support.processes import Running, adpa, shown
 
 SFT = ("sft", "--model", "tiny", "--limit", "64", "--epochs", "8", "--set", "batch_size=4")
 STUDENT = ("--set", "sft.max_steps=2", "--set", "sft.limit=64")
@@ -39,7 +39,7 @@ CHAIN = (
 CODES = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 129, signal.SIGUSR1: 75, signal.SIGALRM: 75}
 STAND = """
 import sys, time
-import adpa_cli.cli.make as make
+import adpa_cli.cli.console.make as make
 planned = make.plan_in
 def stand(*arguments):
     sys.stderr.write("planning\\n")
@@ -52,8 +52,8 @@ make.plan_in = stand
 """
 ASK = """
 import sys
-import adpa_cli.cli.make as make
-from adpa_cli.cli.ask import confirm
+import adpa_cli.cli.console.make as make
+from adpa_cli.cli.console.streams import confirm
 planned = make.plan_in
 def asked(*arguments):
     sys.stderr.write(f"the answer is {confirm('Go on?', True)}\\n")
@@ -179,7 +179,7 @@ def test_a_signal_outside_of_work_stops_at_once(tmp_path: Path) -> None:
 
 
 def test_the_second_signal_leaves_at_once(tmp_path: Path) -> None:
-    held = "import time, sys\nimport adpa_cli.stages.train as train\ntrain.compute = lambda *_: time.sleep(300)"
+    held = "import time, sys\nimport adpa_cli.stages.training as train\ntrain.compute = lambda *_: time.sleep(300)"
     with adpa(SFT, tmp_path, hook=held) as running:
         running.until(lambda: "[1/1] student" in running.said, "the stage")
         time.sleep(0.3)

@@ -12,13 +12,13 @@ from training.pace import Pace
 from training.workload import BETA, CLIP, END, LR, K, Workload, signal
 
 from adpa_cli import methods
-from adpa_cli.engine.loop import Run, train
-from adpa_cli.engine.packed import packer_of
-from adpa_cli.engine.processes import make_accelerator
-from adpa_cli.engine.schedule import Example
-from adpa_cli.engine.score import label_logps
-from adpa_cli.engine.student import Student
-from adpa_cli.engine.tuning import tune
+from adpa_cli.engine.device import make_accelerator
+from adpa_cli.engine.layout.examples import Example
+from adpa_cli.engine.layout.row_layout import packer_of
+from adpa_cli.engine.scoring import label_logps
+from adpa_cli.engine.training.loop import Run, train
+from adpa_cli.engine.training.optimizer import tune
+from adpa_cli.engine.training.student import Student
 from adpa_cli.signal import AnswerKey, SignalReader, SignalSpec, token_hash, write_shard
 from adpa_cli.spec import Runtime, TrainSpec
 

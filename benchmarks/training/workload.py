@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from adpa_cli.engine.schedule import TokenSequence
+from adpa_cli.engine.layout.examples import TokenSequence
 from adpa_cli.signal import SignalRows
 from adpa_cli.spec import Dtype
 

@@ -10,8 +10,17 @@ import shutil
 import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+LIBRARIES = ("adpa-cli", "torch", "transformers", "accelerate", "numpy", "tokenizers", "zstandard", "pyarrow")
+
+
+def versions() -> dict[str, str]:
+    """The libraries that equal bytes depend on, by name."""
+    return {name: version(name) for name in LIBRARIES}
+
 
 CGROUPS = (
     ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
-from adpa_cli.coerce import Auto, check, coerce
+from adpa_cli.coerce import check, coerce
 from adpa_cli.errors import UsageError
 
 Dtype = Literal["float32", "bfloat16"]
@@ -89,110 +89,6 @@ class TrainSpec:
                 f"give a step up to {steps}, or best; more steps come with --epochs and --max-steps",
             )
         return min(int(self.select), steps)
-
-
-@dataclass(frozen=True)
-class CaptureSpec:
-    """One `cache-teacher` stage: top-k teacher signal on given answers."""
-
-    parts: tuple[str, ...]
-    template: str
-    end: str
-    top_k: int = 50
-    precision: float | Auto = 1 / 32
-    pair_precision: float | None = 1 / 128
-    """Step of the pair's difference, 0 for exact; None where there is no reference teacher."""
-    support: Literal["topk", "sampled"] = "topk"
-    """Whether the ids of a token are the likeliest `top_k`, or those of `samples` draws from the teacher."""
-    dtype: Dtype = "bfloat16"
-    max_length: int = 2048
-    block_tokens: int = 16384
-    limit: int | None = None
-    skip_bad_rows: bool = field(default=False, metadata={"neutral": False})
-    smoke: bool = field(default=False, metadata={"neutral": False})
-    student_vocab: int | None = field(default=None, metadata={"neutral": None})
-    """Ids from here on are only the teacher's: they stay out of the top k, in the rest mass."""
-    prompts: Literal["apart", "auto"] = field(default="apart", metadata={"neutral": "apart"})
-    """Whether a prompt that several answers share may be computed once: by the sizes, or never."""
-    samples: int = field(default=50, metadata={"low": 1, "high": 65536})
-    seed: int = 0
-    """Of the draws."""
-
-    def without_effect(self) -> set[str]:
-        """Nothing is drawn where the ids are a top k."""
-        return {"top_k"} if self.support == "sampled" else {"samples", "seed"}
-
-
-@dataclass(frozen=True)
-class RolloutSpec:
-    """One `rollout` stage: an answer to every prompt."""
-
-    template: str
-    end: str
-    split: Split = "train"
-    temperature: float = 0.0
-    top_p: float = 1.0
-    max_new_tokens: int = 1024
-    max_length: int = 2048
-    seed: int = 0
-    dtype: Dtype = "bfloat16"
-    engine: Literal["transformers"] = "transformers"
-    block_tokens: int = 65536
-    limit: int | None = None
-    skip_bad_rows: bool = field(default=False, metadata={"neutral": False})
-    smoke: bool = field(default=False, metadata={"neutral": False})
-
-    def without_effect(self) -> set[str]:
-        return {"seed", "top_p"} if self.temperature == 0 else set()
-
-
-@dataclass(frozen=True)
-class EvalSpec:
-    """One `eval` stage: the numbers of one model on one data set under one scorer."""
-
-    template: str
-    end: str
-    suite: Literal["accuracy", "tiny", "reward-model", "implicit"] = "accuracy"
-    bootstrap: int = 2000
-    seed: int = 0
-    dtype: Dtype = "bfloat16"
-    max_length: int = 2048
-    block_tokens: int = 16384
-    limit: int | None = None
-    skip_bad_rows: bool = field(default=False, metadata={"neutral": False})
-    smoke: bool = field(default=False, metadata={"neutral": False})
-
-
-@dataclass(frozen=True)
-class RewardsSpec:
-    """One `rewards` stage: what a reward model gives to both answers of every pair."""
-
-    template: str
-    end: str
-    dtype: Dtype = "bfloat16"
-    max_length: int = 2048
-    block_tokens: int = 16384
-    limit: int | None = None
-    skip_bad_rows: bool = False
-    smoke: bool = False
-
-
-@dataclass(frozen=True)
-class StartSpec:
-    """One `start-logps` stage: the log-probs of given answers under the model that trainings start from.
-
-    What has no default is as in those trainings. Only rounding hangs on the rest, so their ids need not tell of it.
-    """
-
-    parts: tuple[str, ...]
-    template: str
-    end: str
-    dtype: Dtype
-    max_length: int
-    limit: int | None
-    skip_bad_rows: bool
-    smoke: bool
-    block_tokens: int = 16384
 
 
 def knob(default: Any) -> Any:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from adpa_cli.data.turns import Message
+from adpa_cli.data.examples import Message
 from adpa_cli.errors import AdpaError, DataError
 
 FIXED_DAY = {

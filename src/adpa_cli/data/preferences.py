@@ -11,7 +11,12 @@ from typing import Any, Generic
 from adpa_cli.data.examples import (
     Dialogue,
     Item,
+    Message,
     Pair,
+    Passed,
+    Problem,
+    Prompt,
+    Row,
     as_dialogue,
     held_out_keys,
     hold_out,
@@ -22,7 +27,6 @@ from adpa_cli.data.examples import (
 )
 from adpa_cli.data.shapes import DIALOGUES, PAIRS, Join, Sides, detect
 from adpa_cli.data.sources import Source, has_test, is_test, parts, read_rows
-from adpa_cli.data.turns import Message, Passed, Problem, Prompt, Row
 from adpa_cli.errors import DataError
 
 __all__ = ["Dialogue", "Loaded", "Message", "Pair", "Prompt", "hold_out", "load_dialogues", "load_pairs"]

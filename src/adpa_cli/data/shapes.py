@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from itertools import takewhile
 from typing import Any, Generic, TypeVar
 
-from adpa_cli.data.turns import (
+from adpa_cli.data.examples import (
     Message,
     Passed,
     Problem,
@@ -51,9 +51,6 @@ def has(*fields: str, **types: type) -> Callable[[Row], bool]:
         all(field in sample for field in fields)
         and all(isinstance(sample.get(field), kind) for field, kind in types.items())
     )
-
-
-# Preference pairs
 
 
 def sided_turns(row: Row) -> Sides:
@@ -138,9 +135,6 @@ def join_responses(rows: Iterable[Numbered]) -> Iterator[Numbered]:
         waiting = number, row
     if waiting is not None:
         yield waiting
-
-
-# Dialogues
 
 
 def listed_turns(field: str) -> Callable[[Row], Prompt]:

@@ -1,9 +1,6 @@
-"""What a teacher says about given answers: its top k, the label and the mass outside both, per answer token.
+"""Sampled support: ids drawn from a teacher's softmax instead of its top k. Anshumann et al. 2025, ACL.
 
-Two passes, so that one teacher is in memory at a time: `aligned_pass` picks the ids, `reference_pass` adds the other
-teacher's view of the same ids. Only hidden states of answer positions meet the head, some rows at a time, and once.
-
-T tokens of an answer, N of all answers of a block, K ids, H hidden size, V the teacher's vocabulary. Nats, float32.
+n positions, V vocabulary, S draws with replacement, K = min(S, V).
 """
 
 from __future__ import annotations
@@ -17,17 +14,110 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from adpa_cli.engine.capture_checks import check_answer, check_coverage, check_finite, check_ids, check_same
-from adpa_cli.engine.draws import Draws, sampled
-from adpa_cli.engine.heads import output_head
-from adpa_cli.engine.models import Dtype
-from adpa_cli.engine.prompts import Answer, apart, together
-from adpa_cli.engine.prompts import states as states_of
-from adpa_cli.engine.sampling import uniforms
-from adpa_cli.errors import AdpaError
+from adpa_cli.engine.generation.sampling import uniforms
+from adpa_cli.engine.layout.shared_prompt import Answer, apart, together
+from adpa_cli.engine.layout.shared_prompt import states as states_of
+from adpa_cli.engine.models import Dtype, output_head
+from adpa_cli.errors import AdpaError, DataError
 from adpa_cli.signal.rows import Floats, Ints, SignalRows, difference_of
 from adpa_cli.tensors.output import Head
-from adpa_cli.tensors.topk import split, top_ids
+from adpa_cli.tensors.sums import split, top_ids
+
+
+@dataclass(frozen=True)
+class Draws:
+    """How many ids are drawn for each token, and a key for each answer: its noise is a function of key and position."""
+
+    count: int
+    keys: Sequence[int]
+
+    def noise(self, lengths: Sequence[int], device: torch.device) -> tuple[Tensor, Tensor]:
+        """([N] key, [N] position in its answer) of every token of answers of these lengths."""
+        counts = torch.tensor(lengths)
+        positions = torch.cat([torch.arange(length) for length in lengths])
+        return torch.tensor(self.keys).repeat_interleave(counts).to(device), positions.to(device)
+
+
+def drawn(logits: Tensor, noise: Tensor) -> Tensor:
+    """[n,S] int64 ids of softmax(`logits` [n,V]), one for each number of `noise` [n,S] in (0, 1)."""
+    reached = logits.double().softmax(1).cumsum(1)
+    # The last sum is 1 but for rounding; scaled to it no draw falls behind the last id, or on one without mass.
+    return torch.searchsorted(reached, noise * reached[:, -1:]).clamp_max(logits.shape[1] - 1)
+
+
+def sampled(
+    logits: Tensor, labels: Tensor, known: Tensor, noise: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """(ids [n,K], log-probs at them, part of the draws on each, log-probs of `labels` [n], of the mass elsewhere [n]).
+
+    Ids that were drawn come first, then the label, then others, which have no log-prob. Draws of ids that are not
+    `known` [V] are lost to the weights, as their terms are to a student that lacks them. `logits` are used up.
+    """
+    ids = drawn(logits, noise)
+    counts = torch.zeros_like(logits).scatter_add_(1, ids, torch.ones_like(noise, dtype=logits.dtype))
+    counts.masked_fill_(~known, 0)
+    order = counts.scatter_add(1, labels[:, None], torch.full_like(labels[:, None], 0.5, dtype=logits.dtype))
+    ids = top_ids(order, noise.shape[1])
+    weights = counts.gather(1, ids) / noise.shape[1]
+    filler = (weights == 0) & (ids != labels[:, None])
+    label = labels[:, None]
+    logps, rest = split(logits, torch.cat([label, torch.where(filler, label, ids)], 1))
+    return ids, logps[:, 1:].masked_fill(filler, -float("inf")), weights, logps[:, 0], rest
+
+
+MIN_COVERAGE = 1e-6  # an answer none of whose tokens has this much mass on ids the student knows teaches nothing
+
+
+def check_answer(answer: Answer, known: Sequence[bool]) -> None:
+    for name, tokens in (("prompt", answer.prompt), ("answer", answer.answer)):
+        if not tokens:
+            raise DataError(f"row {answer.row_id!r}: the {name} has no tokens", "drop the row, or its template")
+        outside = [token for token in tokens if not 0 <= token < len(known)]
+        if outside:
+            raise DataError(
+                f"row {answer.row_id!r}: the {name} has the token {outside[0]}; the teacher has {len(known)} ids",
+                "tokenise the rows with the teacher's own vocabulary",
+            )
+    lacking = [token for token in answer.answer if not known[token]]
+    if lacking:
+        raise DataError(
+            f"row {answer.row_id!r}: the answer has the token {lacking[0]}, which the student lacks",
+            "tokenise the rows with the student's own vocabulary",
+        )
+
+
+def check_finite(teacher: str, answer: Answer, logps: Floats, label: Floats, rest: Floats) -> None:
+    """-inf is allowed at an id that is not the label (unused ids of a vocabulary) and for an empty rest (K = V)."""
+    if np.isnan(logps).any() or np.isnan(rest).any() or not np.isfinite(label).all():
+        raise AdpaError(
+            f"{teacher} gives logits that are not finite for row {answer.row_id!r}",
+            "check the model's weights, or compute in float32",
+        )
+
+
+def check_coverage(teacher: str, answer: Answer, logps: Floats) -> None:
+    if float(np.exp(logps.astype(np.float64)).sum(1).max()) < MIN_COVERAGE:
+        raise AdpaError(
+            f"{teacher} puts no mass on ids that the student has, for row {answer.row_id!r}",
+            "use a teacher and a student of one vocabulary",
+        )
+
+
+def check_ids(ids: Ints, teacher: str, vocabulary: int) -> None:
+    if int(ids.max()) >= vocabulary:
+        raise AdpaError(
+            f"the aligned teacher's top k has the id {int(ids.max())}, but {teacher} has {vocabulary} ids",
+            "use two teachers with one vocabulary",
+        )
+
+
+def check_same(answers: Sequence[Answer], rows: Sequence[SignalRows]) -> None:
+    for answer, row in zip(answers, rows, strict=True):
+        if list(answer.answer) != row.label_ids.tolist():
+            raise DataError(
+                f"row {answer.row_id!r}: the aligned teacher's rows are of another answer",
+                "capture both teachers over the same answers",
+            )
 
 
 @dataclass(frozen=True)

@@ -1,20 +1,19 @@
-"""Model folders: load them, check them, run the body without the head, and save them for any other tool.
-
-Weights come from safetensors only, remote code never runs, dropout is off. The head is kept apart from the body
-because log-probs are computed through it tile by tile (`tensors`); `heads.check_head` proves that the model does that.
-"""
+"""Model folders: load them, check them, run the body without the head, and save them for any other tool."""
 
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import (
     AutoConfig,
@@ -27,6 +26,7 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from adpa_cli.errors import AdpaError, NotFound
+from adpa_cli.tensors.output import Head
 
 Dtype = Literal["float32", "bfloat16"]
 SCALAR_HEAD = "score.weight"
@@ -210,3 +210,72 @@ def _generation_config(bos_id: int | None, end_id: int, pad_id: int) -> Generati
     make: Any = GenerationConfig
     config: GenerationConfig = make(bos_token_id=bos_id, eos_token_id=end_id, pad_token_id=pad_id)
     return config
+
+
+def output_head(model: PreTrainedModel) -> Head:
+    """The head with what its configuration says of scaling (Granite, Cohere) and soft-capping (Gemma) after it."""
+    _, weight, bias = body_and_head(model)
+    config = model.config.get_text_config()
+    found = (getattr(config, name, None) for name in ("logit_scale", "logits_scaling", "final_logit_softcapping"))
+    scale, divisor, softcap = (float(value) if isinstance(value, int | float) and value else None for value in found)
+    return Head(weight, bias, (scale or 1.0) / (divisor or 1.0), softcap)
+
+
+@torch.no_grad()
+def check_head(model: PreTrainedModel) -> None:
+    """Raise AdpaError unless the model's logits are what `output_head` makes of its last hidden states.
+
+    Small logits hide a soft cap, so what the head puts out is also replaced by large known values.
+    """
+    head = output_head(model)
+    ids = torch.arange(5, device=head.weight.device).remainder(head.weight.shape[0])[None]
+    mask = torch.ones_like(ids)
+    untyped: Any = model
+    training = model.training
+    model.train(False)
+    logits = untyped(input_ids=ids, attention_mask=mask, use_cache=False).logits
+    products = nn.functional.linear(hidden_states(model, ids, mask), head.weight)
+    known = torch.linspace(-300, 300, logits.numel(), device=logits.device).view_as(logits).to(products.dtype)
+    hook = untyped.get_output_embeddings().register_forward_hook(lambda *_: known)
+    try:
+        through = untyped(input_ids=ids, attention_mask=mask, use_cache=False).logits
+    finally:
+        hook.remove()
+        model.train(training)
+    pairs = (logits, head.logits(products, products)), (through, replace(head, bias=None).logits(known, known.clone()))
+    if not all(_same(got.float(), expected.float(), head.weight.dtype) for got, expected in pairs):
+        raise AdpaError(
+            f"{type(model).__name__} changes its logits after the head in a way that its configuration does not tell, "
+            "so log-probs through the head would be wrong",
+            "use a model whose logits are its head applied to its hidden states, scaled (logit_scale, logits_scaling) "
+            "or soft-capped (final_logit_softcapping) at most, such as Llama, Qwen, Mistral or Gemma",
+        )
+
+
+def _same(got: Tensor, expected: Tensor, dtype: torch.dtype) -> bool:
+    """Whether logits agree up to the rounding of `dtype`, measured by the greatest."""
+    tolerance = 1e-4 if dtype == torch.float32 else 1e-2
+    return float((got - expected).abs().max()) <= tolerance * max(1e-6, float(expected.abs().max()))
+
+
+def recast(folder: Path, dtype: Dtype) -> None:
+    """Write the float tensors of every safetensors file of a model folder in `dtype`, and say so in its config."""
+    wanted = getattr(torch, dtype)
+    total = 0
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(path, "pt") as opened:
+            metadata = opened.metadata() or {}
+            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118  it is no mapping
+        cast = {name: tensor.to(wanted) if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
+        total += sum(tensor.nbytes for tensor in cast.values())
+        mode = path.stat().st_mode
+        save_file(cast, path, {"format": metadata.get("format", "pt")})
+        path.chmod(mode)  # safetensors writes for the owner alone
+    _edit(folder / "config.json", {"dtype": dtype})
+    _edit(folder / "model.safetensors.index.json", {"metadata": {"total_size": total}})
+
+
+def _edit(path: Path, changes: Mapping[str, Any]) -> None:
+    if path.exists():
+        raw = {**json.loads(path.read_text(encoding="utf-8")), **changes}
+        path.write_text(json.dumps(raw, indent=2) + "\n", encoding="utf-8")

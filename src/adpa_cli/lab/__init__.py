@@ -4,6 +4,8 @@ The folders `bases/teacher` and `bases/student` are plain Hugging Face models wi
 models are; `sft` gives them `TEMPLATE` and its end token `END`.
 """
 
+from __future__ import annotations
+
 from pathlib import Path
 
 END = "<|end|>"

@@ -42,8 +42,7 @@ class Params:
 
 def terms(views: Mapping[Part, View], p: Params) -> tuple[Term, ...]:
     """Per answer, the mean of DKD over its easy tokens and that of TKD + DKD over its hard ones."""
-    from adpa_cli.tensors.divergence import bucket_kl
-    from adpa_cli.tensors.reduce import over_answer
+    from adpa_cli.tensors.divergence import bucket_kl, over_answer
 
     view = views["chosen"]
     signal = given(view.signal)

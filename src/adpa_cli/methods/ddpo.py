@@ -69,7 +69,7 @@ def terms(views: Mapping[Part, View], p: Params) -> tuple[Term, ...]:
 
 def _reward_gap(view: View, p: Params) -> Tensor:
     """The reward of the answer minus the student's implicit one, a sum with the end token, [B]."""
-    from adpa_cli.tensors.reduce import over_answer
+    from adpa_cli.tensors.divergence import over_answer
 
     student = p.beta * (view.logps - given(view.start_logps))
     if p.reward == "explicit":

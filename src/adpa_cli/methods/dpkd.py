@@ -52,6 +52,6 @@ def terms(views: Mapping[Part, View], p: Params) -> tuple[Term, ...]:
 
 def _log_ratio(view: View, p: Params) -> Tensor:
     """Mean or sum over the answer, end token included, of log π - log π_aligned, [B]."""
-    from adpa_cli.tensors.reduce import over_answer
+    from adpa_cli.tensors.divergence import over_answer
 
     return over_answer(view.logps - given(view.signal).label_logps, view.mask, mean=p.length_norm)

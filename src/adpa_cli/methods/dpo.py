@@ -37,6 +37,6 @@ def terms(views: Mapping[Part, View], p: Params) -> tuple[Term, ...]:
 
 def log_ratio(view: View) -> Tensor:
     """Sum over the answer, end token included, of log π - log π_start, [B]."""
-    from adpa_cli.tensors.reduce import over_answer
+    from adpa_cli.tensors.divergence import over_answer
 
     return over_answer(view.logps - given(view.start_logps), view.mask, mean=False)

@@ -49,6 +49,6 @@ def terms(views: Mapping[Part, View], p: Params) -> tuple[Term, ...]:
 
 def _score(view: View, p: Params) -> Tensor:
     """Sum or mean over the answer, end token included, of log π, [B]."""
-    from adpa_cli.tensors.reduce import over_answer
+    from adpa_cli.tensors.divergence import over_answer
 
     return over_answer(view.logps, view.mask, mean=p.length_norm)

@@ -40,6 +40,6 @@ def terms(views: Mapping[Part, View], p: Params) -> tuple[Term, ...]:
 
 def _average(view: View) -> Tensor:
     """Mean over the answer, end token included, of log π, [B]."""
-    from adpa_cli.tensors.reduce import over_answer
+    from adpa_cli.tensors.divergence import over_answer
 
     return over_answer(view.logps, view.mask, mean=True)

@@ -42,6 +42,6 @@ def terms(views: Mapping[Part, View], p: Params) -> tuple[Term, ...]:
 
 def _likeness(view: View) -> Tensor:
     """ω: mean over the answer of log π minus its expectation's proxy log Σ π², [B], without gradient."""
-    from adpa_cli.tensors.reduce import over_answer
+    from adpa_cli.tensors.divergence import over_answer
 
     return over_answer(view.logps.detach() - given(view.log_sum_squares), view.mask, mean=True)

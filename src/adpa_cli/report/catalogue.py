@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -110,7 +111,7 @@ def _united(reads: Sequence[Method]) -> Iterator[Parameter]:
 def told(needs: Sequence[Need], states: str) -> Iterator[tuple[str, str]]:
     """Each kind of answer with what is asked of it, in words; fields of `Need` without words of ours by name."""
     for need in needs:
-        extra = [ASKED.get(f.name, f"{f.name} {value(getattr(need, f.name))}") for f in _extra(need)]
+        extra = [ASKED.get(f.name, f"{f.name} {value_text(getattr(need, f.name))}") for f in _extra(need)]
         signal = [f"signal of the {' and the '.join(need.signal)} teacher"] if need.signal else []
         yield whose(need, states), ", ".join([*signal, *extra])
 
@@ -161,7 +162,7 @@ def variants(read: Method) -> Iterator[str]:
             needs = read.needs_for(make(read.params, {field.name: option}))
             if needs != read.needs:
                 words = "; ".join(" with ".join(filter(None, pair)) for pair in told(needs, read.states))
-                yield f"{field.name}={value(option)} reads {words}"
+                yield f"{field.name}={value_text(option)} reads {words}"
 
 
 def parameters(read: Method) -> Iterator[Parameter]:
@@ -175,16 +176,16 @@ def parameters(read: Method) -> Iterator[Parameter]:
 
 def _parameter(field: Any, default: Any) -> Parameter:
     meta = field.metadata
-    limits = " | ".join(value(option) for option in meta["choices"])
+    limits = " | ".join(value_text(option) for option in meta["choices"])
     low, high = meta["low"], meta["high"]
     if isinstance(default, bool):
         limits = "true | false"
     elif low is not None or high is not None:
-        limits = f"{'' if low is None else value(low)} … {'' if high is None else value(high)}".strip()
-    return Parameter(field.name, value(default), meta["origin"], limits, meta["doc"])
+        limits = f"{'' if low is None else value_text(low)} … {'' if high is None else value_text(high)}".strip()
+    return Parameter(field.name, value_text(default), meta["origin"], limits, meta["doc"])
 
 
-def value(one: Any) -> str:
+def value_text(one: Any) -> str:
     """A value as it is typed after `--set`: true, 0.5, 5e-7, 1000; None is the word none."""
     if one is None or isinstance(one, bool):
         return str(one).lower()
@@ -193,7 +194,7 @@ def value(one: Any) -> str:
 
 def settings(values: Mapping[str, Any]) -> list[str]:
     """Values as they are typed after `--set`."""
-    return [f"{key}={value(one)}" for key, one in values.items()]
+    return [f"{key}={value_text(one)}" for key, one in values.items()]
 
 
 def family_defaults(*names: str) -> dict[str, Any]:
@@ -233,3 +234,216 @@ def stages(chain: Sequence[str]) -> Iterator[tuple[str, str]]:
 def _taught(need: Need, states: str) -> bool:
     """Whether a teacher must be there."""
     return bool(need.signal) or need.online or (need.part == "rollout" and states == "teacher")
+
+
+INDENT = 10
+"""Columns before the text of a labelled paragraph."""
+
+
+def listed(entries: Sequence[Entry], width: int) -> str:
+    """Every method in a few lines: what it is, loss, what it reads, parameters and source."""
+    column = max(len(one.name) for one in entries) + 2
+    lines: list[str] = []
+    for one in entries:
+        lines += _flow(one.name, one.summary, width, column)
+        lines += _flow("", f"loss {one.formula}", width, column)
+        lines += _flow("", f"reads {needs(one)}", width, column)
+        if one.parameters:
+            lines += _flow("", f"set {', '.join(f'{p.name}={p.default}' for p in one.parameters)}", width, column)
+        lines += _flow("", f"from {one.source}", width, column)
+    return "\n".join([*lines, "adpa methods NAME tells more."])
+
+
+def page(one: Entry, width: int) -> str:
+    """One method in full."""
+    lines = _flow(one.name, one.summary, width, max(INDENT, len(one.name) + 2))
+    lines += _flow("source", one.source, width)
+    lines += _flow("loss", one.formula, width)
+    for label, words in zip(_labels("needs"), [*map(_need, one.needs), *one.variants], strict=False):
+        lines += _flow(label, words, width)
+    for number, (stage, what) in enumerate(one.stages, 1):
+        lines += _flow("builds" if number == 1 else "", f"{number} {stage}: {what}", width)
+    lines += _flow("", "then its evaluation, unless --no-eval; what exists is used", width)
+    if one.parameters:
+        lines += ["", "--set KEY=VALUE", *_parameters(one, width), ""]
+    for name, values in one.presets.items():
+        lines += _flow("preset", f"{name}: {', '.join(settings(values))}", width)
+    if one.family:
+        lines += _flow("tiny", f"sets {', '.join(settings(one.family))}", width)
+    for label, (option, words) in zip(_labels("readings"), one.readings.items(), strict=False):
+        lines += _flow(label, f"{option}: {_plain(words)}", width)
+    for label, words in zip(_labels("notes"), one.notes, strict=False):
+        lines += _flow(label, _plain(words), width)
+    return "\n".join([*lines, *_flow("try", one.example, width)])
+
+
+def needs(one: Entry) -> str:
+    """All needs in brief: answers, whose signal on them, and what else."""
+    answers, signal, other = one.columns
+    return " · ".join(filter(None, (answers, signal and f"signal {signal}", other)))
+
+
+def record(one: Entry) -> dict[str, Any]:
+    """One method as a JSON object."""
+    found = dataclasses.asdict(one)
+    return {
+        **found, "example": one.example,
+        "columns": dict(zip(("answers", "signal", "other"), one.columns, strict=True)),
+        "needs": [{"answers": answers, "asked": asked} for answers, asked in one.needs],
+        "stages": [{"stage": stage, "makes": what} for stage, what in one.stages],
+    }  # fmt: skip
+
+
+def list_rows(entries: Sequence[Entry]) -> list[tuple[str, ...]]:
+    """Name, what it is, source, loss, needs and parameters with what they may be."""
+    return [
+        (
+            one.name, one.summary, one.source, one.formula, needs(one),
+            ", ".join(f"{p.name}={p.default}" + (f" ({p.limits})" if p.limits else "") for p in one.parameters),
+        )
+        for one in entries
+    ]  # fmt: skip
+
+
+def page_rows(one: Entry) -> Iterator[tuple[str, ...]]:
+    """One method, a fact a line, its kind first."""
+    yield from (("method", one.name), ("what", one.summary), ("source", one.source), ("loss", one.formula))
+    yield from (("needs", *pair) for pair in one.needs)
+    yield from (("variant", words) for words in one.variants)
+    yield from (("builds", *pair) for pair in one.stages)
+    yield from (("parameter", p.name, p.default, p.origin, p.limits, p.doc) for p in one.parameters)
+    yield from (("preset", name, *settings(values)) for name, values in one.presets.items())
+    if one.family:
+        yield "tiny", *settings(one.family)
+    yield from (("reading", *pair) for pair in one.readings.items())
+    yield from (("note", words) for words in one.notes)
+    yield "example", one.example
+
+
+def _parameters(one: Entry, width: int) -> Iterator[str]:
+    """Name, default, origin and limits in columns, the meaning below."""
+    columns = [max(len(row[i]) for row in map(_cells, one.parameters)) for i in range(3)]
+    for p in one.parameters:
+        cells = "  ".join(f"{cell:<{size}}" for cell, size in zip(_cells(p), columns, strict=True))
+        yield from _flow("", f"{cells}  {p.limits}".rstrip(), width, 2)
+        yield from _flow("", p.doc, width, 6)
+
+
+def _cells(p: Any) -> tuple[str, str, str]:
+    return p.name, p.default, f"[{p.origin}]"
+
+
+def _need(pair: tuple[str, str]) -> str:
+    return " with ".join(filter(None, pair))
+
+
+def _plain(words: str) -> str:
+    """Without the marks of Markdown."""
+    return words.replace("`", "")
+
+
+def _labels(label: str) -> Iterator[str]:
+    """The label once, then nothing for ever."""
+    yield label
+    while True:
+        yield ""
+
+
+def _flow(label: str, words: str, width: int, indent: int = INDENT) -> list[str]:
+    """Words behind a label, wrapped under themselves; their inner spaces stay."""
+    return textwrap.wrap(
+        f"{label:<{indent}}{words}", max(width, 40), subsequent_indent=" " * indent, break_long_words=False,
+        break_on_hyphens=False,
+    )  # fmt: skip
+
+
+COMMAND = "python -m adpa_cli.report.catalogue > docs/methods.md"
+
+HEAD = f"""\
+# Training methods
+
+Made from the files in `src/adpa_cli/methods` by `{COMMAND}`.
+`adpa methods NAME` shows a section of this page at the terminal.
+
+Symbols: y_w is the chosen answer of a pair, y_l the rejected one, ŷ an answer that a model wrote; π is the student,
+π_start the model that training starts from, π_aligned and π_reference the teachers; s_t is the prompt with the answer
+before token t; mean_t runs over the tokens of an answer, the end token included; L_SFT(y) is mean_t of -log π(y_t).
+Every loss is then averaged over the examples of a batch.
+
+A parameter is set by `--set KEY=VALUE`. Its default comes from the paper ([paper]: Gao et al. 2025 for its own methods,
+the cited source for the others), from released code ([release]), or was chosen here ([ours]). `--set preset=NAME` sets
+several. The column `tiny` has what the built-in family sets otherwise.
+"""
+
+
+def document() -> str:
+    """The whole page."""
+    entries = every()
+    links = [[f"[{one.name}](#{_anchor(one.name)})", *one.columns] for one in entries]
+    differing = [[f"`{one.name}`", f"`{key}`", words] for one in entries for key, words in one.readings.items()]
+    parts = [
+        HEAD,
+        "## What each method needs\n",
+        *_table(("method", "answers", "cached signal", "besides"), links),
+        "\n## Where paper and code, or two sources, differ\n",
+        "The default follows the paper unless the section of the method says otherwise.\n",
+        *_table(("method", "option", "what differs"), differing),
+        *(line for one in entries for line in section(one)),
+    ]
+    return "\n".join(parts) + "\n"
+
+
+def section(one: Entry) -> Iterator[str]:
+    """One method."""
+    yield f"\n## {one.name}\n"
+    yield f"{one.summary[0].upper()}{one.summary[1:]}. Source: {one.source}.\n"
+    yield f"```text\n{one.formula}\n```\n"
+    yield from _table(("answers", "with"), one.needs)
+    yield from (f"\n`{words.replace(' ', '` ', 1)}." for words in one.variants)
+    if one.parameters:
+        yield ""
+        heads = ("parameter", "default", "tiny", "range", "from", "meaning")
+        tiny = {key: value_text(value) for key, value in one.family.items()}
+        yield from _table(heads, [
+            (f"`{p.name}`", p.default, tiny.get(p.name, ""), p.limits, f"[{p.origin}]", p.doc) for p in one.parameters
+        ])  # fmt: skip
+    others = [words for words in settings(one.family) if words.split("=")[0] not in {p.name for p in one.parameters}]
+    if others:
+        yield f"\nThe family `tiny` sets {', '.join(f'`{words}`' for words in others)}."
+    for name, values in one.presets.items():
+        yield f"\n`preset={name}` sets {', '.join(f'`{words}`' for words in settings(values))}."
+    yield from _points(one)
+    builds = ", ".join(f"{stage} ({what})" for stage, what in one.stages)
+    yield f"\nBuilds {builds}, and then evaluates.\n"
+    yield f"```console\n$ {one.example}\n```"
+
+
+def _anchor(name: str) -> str:
+    """What a heading is linked by: signs are dropped, and the second of two that are then equal gets a number."""
+    return name.replace("+", "-1")
+
+
+def _points(one: Entry) -> Iterator[str]:
+    if one.readings or one.notes:
+        yield ""
+    yield from (f"- `{key}`: {words}" for key, words in one.readings.items())
+    yield from (f"- {words}" for words in one.notes)
+
+
+def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    """A Markdown table."""
+    yield f"| {' | '.join(heads)} |"
+    yield "|" + "---|" * len(heads)
+    for row in rows:
+        yield f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |"
+
+
+def main() -> None:
+    """Write the page to stdout."""
+    import sys
+
+    sys.stdout.write(document())
+
+
+if __name__ == "__main__":
+    main()

@@ -10,8 +10,7 @@ from adpa_cli.errors import AdpaError
 from adpa_cli.report import text
 from adpa_cli.report.lineage import source
 from adpa_cli.report.listing import what
-from adpa_cli.report.paired import differences
-from adpa_cli.report.scores import by_model, scores
+from adpa_cli.report.scores import by_model, differences, scores
 from adpa_cli.store.manifest import Manifest
 from adpa_cli.store.store import Store
 

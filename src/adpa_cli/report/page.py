@@ -1,7 +1,8 @@
-"""`adpa show REF`: one artifact, what it is made from and what came of it."""
+"""Where an artifact departs from the defaults of its family."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 from collections.abc import Collection, Mapping, Sequence
@@ -10,15 +11,181 @@ from pathlib import Path
 from typing import Any
 
 from adpa_cli import methods
+from adpa_cli.data.chat import DEFAULT_TEMPLATES
 from adpa_cli.errors import AdpaError, UsageError
-from adpa_cli.report import curves, text, training
-from adpa_cli.report.departures import departures
+from adpa_cli.families import FAMILIES, Family, stage_settings
+from adpa_cli.lab import TEMPLATE
+from adpa_cli.report import text
 from adpa_cli.report.lineage import Link, made_from, used_by
-from adpa_cli.report.listing import score_record, what
+from adpa_cli.report.listing import base_name, score_record, what
 from adpa_cli.report.scores import Score, by_model, scores
+from adpa_cli.spec import TrainSpec
+from adpa_cli.stages.cache_teacher import CaptureSpec
+from adpa_cli.stages.rewards import RewardsSpec
+from adpa_cli.stages.rollout import RolloutSpec
+from adpa_cli.stages.start_logps import StartSpec
 from adpa_cli.store.manifest import Manifest
 from adpa_cli.store.store import Store
 from adpa_cli.store.verify import verified_at
+from adpa_cli.suites import EvalSpec
+
+Artifacts = Mapping[str, Manifest]
+_SPECS: dict[str, Any] = {
+    "cache-teacher": CaptureSpec, "rollout": RolloutSpec, "rewards": RewardsSpec, "start-logps": StartSpec,
+    "eval": EvalSpec,
+}  # fmt: skip
+
+
+def departures(manifest: Manifest, artifacts: Artifacts) -> list[str] | None:
+    """`key value (default)` of every setting that is not the family's, and another teacher or template.
+
+    None for a model of no family.
+    """
+    base = base_name(manifest, artifacts, ("model", "aligned"))
+    family = next((f for f in FAMILIES if base in (f.student, f.teacher)), None)
+    if family is None:
+        return None
+    defaults = _defaults(manifest, family, "student" if base == family.student else "teacher")
+    spec = {**manifest.spec, **manifest.spec.get("params", {})}
+    found = [
+        f"{key} {text.brief(spec[key])} ({text.brief(default)})"
+        for key, default in defaults.items()
+        if key in spec and spec[key] != default
+    ]
+    taught_by = _teacher(manifest, artifacts)
+    if taught_by and taught_by != family.teacher:
+        found.append(f"teacher {taught_by}")
+    usual = TEMPLATE if family.template == "tiny" else DEFAULT_TEMPLATES[family.template].text
+    return [*found, "template"] if manifest.spec.get("template", usual) != usual else found
+
+
+def _defaults(manifest: Manifest, family: Family, side: str) -> dict[str, Any]:
+    """What the settings of a stage are when nobody says anything."""
+    stage, method = manifest.stage, str(manifest.spec.get("method", ""))
+    keys = {"sft": ("sft", f"sft.{side}"), "distill": ("distill", f"distill.{method}")}.get(stage, (stage,))
+    if manifest.spec.get("split") == "test":
+        keys = (*keys, "eval.rollout")
+    classes = [_SPECS.get(stage, TrainSpec)]
+    with contextlib.suppress(UsageError):  # made by another version, with a method that this one lacks
+        classes += [methods.load(method).params] if method else []
+    plain = {
+        f.name: f.default for cls in classes for f in dataclasses.fields(cls) if f.default is not dataclasses.MISSING
+    }
+    return {key: value for key, value in {**plain, **stage_settings(family, *keys)}.items() if key in plain}
+
+
+def _teacher(manifest: Manifest, artifacts: Artifacts) -> str:
+    caches = manifest.inputs.get("cache", [])
+    for content in [caches] if isinstance(caches, str) else caches:
+        cache = artifacts.get(content.removeprefix("artifact:"))
+        if cache is not None:
+            return base_name(cache, artifacts, ("aligned", "model"))
+    return ""
+
+
+FILE_NAME = "metrics.jsonl"
+_NOT_CURVES = {"step", "epoch", "lr", "seconds", "time", "at", "tokens", "of", "rows", "tokens_per_device", "padding"}
+_ASIDE = "grad_norm"
+"""Numbers that begin so are told in other places, and come last."""
+_FIRST = ("loss", "advantage", "entropy", "length")
+
+Curves = Mapping[str, Sequence[float | None]]
+
+
+def read_curves(folder: Path) -> dict[str, list[float | None]]:
+    """Every number of every step by name, None where a step has none; empty without the file.
+
+    Lines that are no JSON object (a file cut off by a crash) are skipped.
+    """
+    try:
+        curve_lines = (folder / FILE_NAME).read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return {}
+    steps = []
+    for line in curve_lines:
+        try:
+            step = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(step, dict):
+            steps.append(text.flat(step))
+    names = dict.fromkeys(
+        name for step in steps for name, value in step.items()
+        if isinstance(value, int | float) and not isinstance(value, bool)
+    )  # fmt: skip
+    return {name: [_number(step.get(name)) for step in steps] for name in names}
+
+
+def _number(value: object) -> float | None:
+    return float(value) if isinstance(value, int | float) else None
+
+
+def curve_lines(curves: Curves, width: int, count: int = 4) -> list[str]:
+    """`name  first curve last`: the loss first, then up to `count` - 1 other numbers that change."""
+    names = [name for name in curves if name not in _NOT_CURVES and name.rpartition(".")[2] not in _NOT_CURVES]
+    names.sort(key=_place)
+    varied = [name for name in names if name == "loss" or len(set(curves[name]) - {None}) > 1]
+    items = [f"{name} {_curve(curves[name])}" for name in varied[:count]]
+    return text.wrap("curves", items, width, "    ") if items else []
+
+
+def _place(name: str) -> int:
+    begin = name.partition("/")[0]
+    return _FIRST.index(begin) if begin in _FIRST else len(_FIRST) + begin.startswith(_ASIDE)
+
+
+def _curve(every: Sequence[float | None]) -> str:
+    values = [value for value in every if value is not None]  # some are measured on some steps only
+    tenth = max(1, len(values) // 10)
+    first, last = text.mean(values[:tenth]), text.mean(values[-tenth:])
+    return f"{text.number(first)} {text.sparkline(values)} {text.number(last)}"
+
+
+TRAINING_SHOWN = ("final", "gradients", "entropy", "speed", "memory")
+"""The metrics that are told here."""
+
+
+def training_lines(metrics: Mapping[str, Any], width: int) -> list[str]:
+    """Nothing for what is no training, or was trained by a version that kept less."""
+    rows = (("terms", _terms(metrics)), ("speed", _speed(metrics)), ("memory", _memory(metrics)))
+    return [line for label, items in rows if items for line in text.wrap(label, items, width, " · ")]
+
+
+def _terms(metrics: Mapping[str, Any]) -> list[str]:
+    """Each number of the last tenth of the steps; of a term also its gradient, of a part also the entropy."""
+    final, gradients, entropy = (metrics.get(name, {}) for name in TRAINING_SHOWN[:3])
+    items = [f"loss {text.number(final['loss'])}"] if "loss" in final else []
+    for name, norm in gradients.items():
+        items.append(f"{name} {text.number(final.get(name))}, ∇ {text.number(norm)}")
+    rest = {name: value for name, value in final.items() if name not in ("loss", *gradients)}
+    items += [f"{name} {text.number(value)}" for name, value in rest.items()]
+    return items + [f"entropy/{part} {text.number(value)}" for part, value in entropy.items()]
+
+
+def _speed(metrics: Mapping[str, Any]) -> list[str]:
+    """Tokens a second and where the time and the work went."""
+    found = metrics.get("speed", {})
+    if "tokens_per_s" not in found:
+        return []
+    mfu = [f"{_share(found['mfu'])} of the device's peak"] if found.get("mfu") is not None else []
+    return [
+        f"{text.number(round(found['tokens_per_s']))} tokens/s", *mfu, f"{_share(found['wait'])} waiting for data",
+        f"{_share(found['padding'])} padding", f"{text.human_time(found['seconds'])} in steps",
+    ]  # fmt: skip
+
+
+def _memory(metrics: Mapping[str, Any]) -> list[str]:
+    """The most that a process took, beside what was expected."""
+    found = metrics.get("memory", {})
+    if not found.get("peak"):
+        return []
+    expected = [f"{text.human_size(found['estimate'])} expected"] if found.get("estimate") else []
+    return [f"{text.human_size(found['peak'])} at most ({found['device']})", *expected]
+
+
+def _share(value: float) -> str:
+    return f"{100 * value:.1f} %"
+
 
 MOST_CHILDREN = 12
 _MEASURED = ("reward", "accuracy", "margin", "nll")
@@ -32,7 +199,7 @@ _SHOWN_ELSEWHERE = {
     "scorer",
     "selection",
     "runtime",
-    *training.SHOWN,
+    *TRAINING_SHOWN,
 }
 
 
@@ -47,7 +214,7 @@ class Page:
     parents: tuple[Link, ...]
     children: tuple[tuple[str, str], ...]
     scores: tuple[Score, ...]
-    curves: curves.Curves
+    curves: Curves
     departures: tuple[str, ...] | None = None
     """Settings that are not the family's; None for a model of no family."""
 
@@ -71,7 +238,7 @@ def collect(store: Store, manifest: Manifest) -> Page:
         tuple(made_from(manifest, by_id)),
         tuple(used_by(manifest, artifacts)),
         tuple(scores(manifest) or by_model(artifacts).get(manifest.id, ())),
-        curves.read(folder),
+        read_curves(folder),
         None if (found := departures(manifest, by_id)) is None else tuple(found),
     )
 
@@ -95,10 +262,10 @@ def screen(page: Page, width: int, now: float) -> str:
         lines += text.wrap("runtime", [f"{key} {text.brief(value)}" for key, value in tuned.items()], width)
     lines += text.beside(_parents(page.parents), _children(page.children), width)
     lines += _scores(page.scores, manifest, width)
-    lines += training.lines(manifest.metrics, width)
+    lines += training_lines(manifest.metrics, width)
     lines += _metrics(manifest, width)
     lines += _points(manifest.metrics.get("selection", {}), width)
-    lines += curves.lines(page.curves, width)
+    lines += curve_lines(page.curves, width)
     watch = manifest.metrics.get("watch", [])
     for warning in [watch] if isinstance(watch, str) else watch:
         lines += text.wrap("watch", str(warning).split(), width, " ")

@@ -7,10 +7,9 @@ from typing import Any, Protocol
 
 from adpa_cli.errors import NotFound, UsageError
 from adpa_cli.report import text
-from adpa_cli.report.row_answers import Answers, cell, lines_of
-from adpa_cli.report.row_scores import Measured
-from adpa_cli.report.row_signal import Signals
-from adpa_cli.report.tokens import printable
+from adpa_cli.report.answer_rows import Answers, Measured, cell, lines_of
+from adpa_cli.report.signal_rows import Signals
+from adpa_cli.report.text import printable
 from adpa_cli.store.build import plain
 from adpa_cli.store.manifest import Manifest
 from adpa_cli.store.store import Store

@@ -185,3 +185,30 @@ def beside(left: Sequence[str], right: Sequence[str], width: int, gap: int = 3) 
         pairs = zip([*left, *[""] * (count - len(left))], [*right, *[""] * (count - len(right))], strict=True)
         return [(pad(one, column) + other).rstrip() for one, other in pairs]
     return [cut(line, width) for line in (*left, *right)]
+
+
+def printable(text: str) -> str:
+    """The text with what could move a cursor or hide (control and format characters) escaped; line ends stay."""
+    return "".join(
+        letter if letter.isprintable() or letter == "\n" else letter.encode("unicode_escape").decode()
+        for letter in text
+    )
+
+
+def fold(text: str, width: int, indent: str = "  ") -> list[str]:
+    """Printable lines no wider than `width`, broken after a space where there is one."""
+    room = max(1, width - width_of(indent))
+    return [indent + piece for line in printable(text.expandtabs(4)).split("\n") for piece in _pieces(line, room)]
+
+
+def _pieces(line: str, room: int) -> list[str]:
+    pieces, start, space, used = [], 0, 0, 0
+    for place, letter in enumerate(line):
+        used += width_of(letter)
+        if letter == " ":  # may hang over the edge, where it is not seen
+            space = place + 1
+        elif used > room and place > start:
+            end = space if space > start else place
+            pieces.append(line[start:end].rstrip())
+            start, used = end, width_of(line[end : place + 1])
+    return [*pieces, line[start:].rstrip()]

@@ -13,8 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adpa_cli.errors import Corrupt, DataError
-from adpa_cli.signal.compress import Compressor, Decompressor
-from adpa_cli.signal.frame import Ranking
+from adpa_cli.signal.codec import Compressor, Decompressor, Ranking
 from adpa_cli.signal.numbers import Cursor, Streams
 from adpa_cli.signal.rows import MAX_TOKENS, AnswerKey, Ints, SignalSpec
 

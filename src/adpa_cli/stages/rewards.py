@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from adpa_cli.spec import RewardsSpec, make
-from adpa_cli.stages.job import Job, Monitor, stop_if_asked, write_json
+from adpa_cli.disk import write_json
+from adpa_cli.spec import Dtype, make
+from adpa_cli.stages import Job, Monitor, stop_if_asked
 
 PARTS = ("chosen", "rejected")
 TABLE = "rewards.json"
@@ -18,8 +20,8 @@ OPTION = "--set rewards.block_tokens="
 
 def compute(job: Job, monitor: Monitor, rank: int = 0, processes: int = 1) -> None:
     """Leave one file per part in the work folder; those that are there are kept. Run by one process only."""
-    from adpa_cli.stages.examples import pairs_of
-    from adpa_cli.stages.judging import rewards_of
+    from adpa_cli.engine.rewards.reward_model import rewards_of
+    from adpa_cli.hub.externals import pairs_of
 
     spec = make(RewardsSpec, job.spec)
     pairs = pairs_of(job.one("data").where, "train", spec.limit, spec.skip_bad_rows).items
@@ -49,3 +51,17 @@ def read_rewards(folder: Path) -> dict[tuple[str, str], float]:
     """The rewards of a `rewards` artifact by (pair id, part)."""
     table = json.loads((folder / TABLE).read_text(encoding="utf-8"))
     return {(pair, part): value for part, values in table.items() for pair, value in values.items()}
+
+
+@dataclass(frozen=True)
+class RewardsSpec:
+    """One `rewards` stage: what a reward model gives to both answers of every pair."""
+
+    template: str
+    end: str
+    dtype: Dtype = "bfloat16"
+    max_length: int = 2048
+    block_tokens: int = 16384
+    limit: int | None = None
+    skip_bad_rows: bool = False
+    smoke: bool = False

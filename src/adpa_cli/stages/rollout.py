@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
-from adpa_cli.spec import RolloutSpec, make
-from adpa_cli.stages.job import Job, Monitor, stop_if_asked, write_json
+from adpa_cli.disk import write_json
+from adpa_cli.spec import Dtype, Split, make
+from adpa_cli.stages import Job, Monitor, stop_if_asked
 
 
 def compute(job: Job, monitor: Monitor, rank: int = 0, processes: int = 1) -> None:
     """Leave one `_block-NNNNNN.json` per finished block in the work folder; blocks that are there are kept."""
-    from adpa_cli.engine.generate import generate_block
-    from adpa_cli.engine.memory import block_that_fits
+    from adpa_cli.engine.device import block_that_fits, device
+    from adpa_cli.engine.generation.generate import generate_block
+    from adpa_cli.engine.generation.sampling import Sampling
     from adpa_cli.engine.models import load, load_tokenizer
-    from adpa_cli.engine.sampling import Sampling
-    from adpa_cli.stages.device import device
 
     spec = make(RolloutSpec, job.spec)
     folder = job.one("model").path
@@ -49,7 +50,7 @@ def compute(job: Job, monitor: Monitor, rank: int = 0, processes: int = 1) -> No
 
 def finish(job: Job) -> dict[str, Any]:
     """Put the blocks together, in the order of the data."""
-    from adpa_cli.stages.examples import ROWS, Rollout, write_rollouts
+    from adpa_cli.engine.layout.examples import ROWS, Rollout, write_rollouts
 
     spec = make(RolloutSpec, job.spec)
     blocks = sorted(job.folder.glob("_block-*.json"))
@@ -75,7 +76,8 @@ def _path(job: Job, index: int) -> Any:
 
 def _asked(job: Job, spec: RolloutSpec) -> dict[str, Any]:
     """The first pair with each prompt by the prompt's id, in the order of the data."""
-    from adpa_cli.stages.examples import pairs_of, rollout_id
+    from adpa_cli.engine.layout.examples import rollout_id
+    from adpa_cli.hub.externals import pairs_of
 
     pairs = pairs_of(job.one("data").where, spec.split, spec.limit, spec.skip_bad_rows)
     found: dict[str, Any] = {}
@@ -85,9 +87,9 @@ def _asked(job: Job, spec: RolloutSpec) -> dict[str, Any]:
 
 
 def _blocks(job: Job, spec: RolloutSpec, tokenizer: Any) -> tuple[Any, Any]:
-    from adpa_cli.engine.blocks import cut_blocks
-    from adpa_cli.engine.memory import POOL
-    from adpa_cli.stages.examples import encoder_of, fitted_prompt
+    from adpa_cli.engine.device import POOL
+    from adpa_cli.engine.layout.examples import encoder_of, fitted_prompt
+    from adpa_cli.engine.layout.micro_batches import cut_blocks
 
     encoder = encoder_of(tokenizer, spec)
     items = []
@@ -100,3 +102,26 @@ def _blocks(job: Job, spec: RolloutSpec, tokenizer: Any) -> tuple[Any, Any]:
         lambda item: item[0],
         POOL * spec.block_tokens,
     )
+
+
+@dataclass(frozen=True)
+class RolloutSpec:
+    """One `rollout` stage: an answer to every prompt."""
+
+    template: str
+    end: str
+    split: Split = "train"
+    temperature: float = 0.0
+    top_p: float = 1.0
+    max_new_tokens: int = 1024
+    max_length: int = 2048
+    seed: int = 0
+    dtype: Dtype = "bfloat16"
+    engine: Literal["transformers"] = "transformers"
+    block_tokens: int = 65536
+    limit: int | None = None
+    skip_bad_rows: bool = field(default=False, metadata={"neutral": False})
+    smoke: bool = field(default=False, metadata={"neutral": False})
+
+    def without_effect(self) -> set[str]:
+        return {"seed", "top_p"} if self.temperature == 0 else set()

@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from adpa_cli.disk import write_atomic
 from adpa_cli.errors import AdpaError, Corrupt, DataError
+from adpa_cli.hub import Located
 from adpa_cli.signal import AnswerKey
-from adpa_cli.spec import StartSpec, make
-from adpa_cli.stages.job import Job, Located, Monitor, stop_if_asked
-from adpa_cli.store.disk import write_atomic
+from adpa_cli.spec import Dtype, make
+from adpa_cli.stages import Job, Monitor, stop_if_asked
 
 TABLE = "logps.parquet"
 NAMES = ("example_id", "part", "tokens")
@@ -29,10 +31,9 @@ Row = tuple[AnswerKey, Logps]
 
 def compute(job: Job, monitor: Monitor, rank: int = 0, processes: int = 1) -> None:
     """Leave one `_block-NNNNNN.parquet` per finished block in the work folder; blocks that are there are kept."""
-    from adpa_cli.engine.heads import check_head
-    from adpa_cli.engine.models import load
-    from adpa_cli.engine.student import Student
-    from adpa_cli.stages.device import device
+    from adpa_cli.engine.device import device
+    from adpa_cli.engine.models import check_head, load
+    from adpa_cli.engine.training.student import Student
 
     spec = make(StartSpec, job.spec)
     keys, blocks = _blocks(job, spec)
@@ -58,9 +59,8 @@ def _blocks(job: Job, spec: StartSpec) -> tuple[dict[tuple[str, str], AnswerKey]
 
     A block has at most `block_tokens`, padded to its longest answer.
     """
-    from adpa_cli.engine.blocks import cut_blocks
-    from adpa_cli.engine.schedule import Example
-    from adpa_cli.stages.examples import answers_for
+    from adpa_cli.engine.layout.examples import Example, answers_for
+    from adpa_cli.engine.layout.micro_batches import cut_blocks
 
     folder = job.one("model").path
     answers = [answers_for(spec, job.one("data"), "train", part, folder) for part in spec.parts]
@@ -76,8 +76,8 @@ def _scored(
     job: Job, spec: StartSpec, student: Any, examples: Sequence[Any], device: str
 ) -> Mapping[tuple[str, str], Logps]:
     """One block whole, in one batch; AdpaError where it does not fit in memory."""
-    from adpa_cli.engine.memory import ROOM, refused_when_full
-    from adpa_cli.engine.score import label_logps
+    from adpa_cli.engine.device import ROOM, refused_when_full
+    from adpa_cli.engine.scoring import label_logps
 
     parts: Any = spec.parts
     longest, count = max(example.length for example in examples), len(parts)
@@ -181,3 +181,21 @@ def _read(path: Path) -> list[Row]:
     flat, ends = logps.values.to_numpy(), logps.offsets.to_numpy()
     keys = zip(*(table.column(name).to_pylist() for name in NAMES), strict=True)
     return [(AnswerKey(*key), flat[a:b]) for key, a, b in zip(keys, ends, ends[1:], strict=False)]
+
+
+@dataclass(frozen=True)
+class StartSpec:
+    """One `start-logps` stage: the log-probs of given answers under the model that trainings start from.
+
+    What has no default is as in those trainings. Only rounding hangs on the rest, so their ids need not tell of it.
+    """
+
+    parts: tuple[str, ...]
+    template: str
+    end: str
+    dtype: Dtype
+    max_length: int
+    limit: int | None
+    skip_bad_rows: bool
+    smoke: bool
+    block_tokens: int = 16384

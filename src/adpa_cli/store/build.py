@@ -22,14 +22,13 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from adpa_cli.disk import explained, sha256_file, sync_file, sync_folder, write_atomic
 from adpa_cli.errors import Corrupt
 from adpa_cli.store import manifest as manifests
-from adpa_cli.store.disk import explained, sha256_file, sync_file, sync_folder, write_atomic
 from adpa_cli.store.identity import Recipe
-from adpa_cli.store.lock import locked
+from adpa_cli.store.lock import PARTIAL, locked
 from adpa_cli.store.manifest import Manifest
 
-PARTIAL = ".partial"
 STATE = "state.json"
 LOG = "log.txt"
 """What the stage said. Kept with the artifact, but no part of it: times differ where bytes are equal."""

@@ -17,14 +17,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from adpa_cli.disk import explained
 from adpa_cli.errors import Busy
 from adpa_cli.store import manifest as manifests
-from adpa_cli.store.build import PARTIAL, read_state
-from adpa_cli.store.disk import explained
+from adpa_cli.store.build import read_state
 from adpa_cli.store.identity import Recipe
-from adpa_cli.store.lock import holder, locked
+from adpa_cli.store.lock import PARTIAL, collecting, forget_dead, holder, locked, reservations
 from adpa_cli.store.manifest import Manifest
-from adpa_cli.store.reserve import collecting, forget_dead, reservations
 from adpa_cli.store.store import Store
 
 RESULTS = ("distill", "eval")

@@ -1,9 +1,4 @@
-"""Kernel locks that name their holder.
-
-The kernel drops such a lock when its process ends, however it ends, so there are no stale locks and the file is never
-unlinked (unlinking a lock file lets two processes hold "the same" lock). Correctness does not rest on it: files are
-renamed into place. On network file systems without working locks two processes may do the same work; one of them wins.
-"""
+"""Kernel locks on files that are never unlinked, and the lists of what commands at work rely on."""
 
 from __future__ import annotations
 
@@ -11,13 +6,17 @@ import contextlib
 import json
 import os
 import platform
+import secrets
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+from adpa_cli.disk import explained
 from adpa_cli.errors import Busy
-from adpa_cli.store.disk import explained
+
+PARTIAL = ".partial"
+"""The folder of the store that holds work in progress, and the locks."""
 
 POLL_SECONDS = 0.2
 _GRACE_SECONDS = 0.05  # `holder` takes the lock for an instant to look; a builder must not mistake that for work
@@ -115,3 +114,35 @@ def _note(path: Path) -> str:
         return f"process {note['pid']} on {note['host']} ({note['command']})"
     except (OSError, ValueError, KeyError, TypeError):
         return "another process"  # it holds the lock but has not written its name yet
+
+
+@contextlib.contextmanager
+def collecting(root: Path, command: str) -> Iterator[None]:
+    """Alone among those who collect, reserve or tag in the store at `root`; held for an instant only."""
+    with locked(root / PARTIAL / "gc.lock", command, what="the store's list of what is in use"):
+        yield
+
+
+@contextlib.contextmanager
+def reserved(root: Path, ids: Sequence[str], command: str) -> Iterator[None]:
+    """Keep artifacts with these full ids, there already or still to be made, from being collected meanwhile."""
+    mine = root / PARTIAL / f"use-{os.getpid()}-{secrets.token_hex(4)}.lock"
+    with contextlib.ExitStack() as stack:
+        with collecting(root, command):
+            stack.enter_context(locked(mine, command, needs=ids))
+        # The name is never used again, so nobody else can be waiting for this lock.
+        stack.callback(mine.unlink, missing_ok=True)
+        yield
+
+
+def reservations(root: Path) -> dict[str, str]:
+    """Who is at work with an artifact, by its full id."""
+    notes = [(path, holder(path)) for path in sorted((root / PARTIAL).glob("use-*.lock"))]
+    return {artifact: who for path, who in notes if who for artifact in needed(path)}
+
+
+def forget_dead(root: Path) -> None:
+    """Remove the notes of commands that were killed; under `collecting`, or a new note would look like a dead one."""
+    for path in (root / PARTIAL).glob("use-*.lock"):
+        if holder(path) is None:
+            path.unlink(missing_ok=True)

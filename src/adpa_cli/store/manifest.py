@@ -11,8 +11,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from adpa_cli.disk import write_atomic
 from adpa_cli.errors import AdpaError, Corrupt
-from adpa_cli.store.disk import write_atomic
 
 FILE_NAME = "manifest.json"
 FORMAT = 1

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
 import json
 import os
+import re
 import shlex
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -12,17 +14,123 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from adpa_cli.disk import explained, make_folder, write_atomic
 from adpa_cli.errors import AdpaError, Corrupt, NotFound, UsageError
+from adpa_cli.families import reserved_words
+from adpa_cli.spec import STAGE_VERSIONS
 from adpa_cli.store import build as builds
 from adpa_cli.store import manifest as manifests
-from adpa_cli.store import pins
-from adpa_cli.store.disk import explained, make_folder, write_atomic
 from adpa_cli.store.identity import STAGE_NAME, HashCache, Recipe
-from adpa_cli.store.lock import holder
+from adpa_cli.store.lock import PARTIAL, collecting, holder, locked
 from adpa_cli.store.manifest import Manifest
-from adpa_cli.store.meaning import meaning
-from adpa_cli.store.reserve import collecting
-from adpa_cli.store.tags import TAG, check_tag
+
+DIGITS = re.compile(r"[0-9a-f]{4,64}")
+"""An id, or enough of its beginning."""
+TAG = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,63}")
+
+
+def check_tag(name: str, reserved: Collection[str] = ()) -> None:
+    """Raise UsageError for a name that could be taken for an id, a path or one of `reserved` (aliases, words)."""
+    if not TAG.fullmatch(name):
+        raise UsageError(f"{name!r} cannot be a tag", "use letters, digits and . _ + -, at most 64, no / or @")
+    if DIGITS.fullmatch(name.lower()):
+        raise UsageError(f"{name} looks like an id", f"choose a name that has other letters, e.g. run-{name}")
+    if name in reserved:
+        raise UsageError(f"{name} is a built-in name", f"choose another, e.g. my-{name}")
+
+
+PINS_FILE = "pins.json"
+
+
+def pinned_commit(root: Path, lock: Path, name: str, lookup: Callable[[str], str], refresh: bool) -> str:
+    """The commit of `name` in the store at `root`, asked of `lookup` when it is not known or is to be refreshed."""
+    path = root / PINS_FILE
+    if not refresh and (known := read_pins(path).get(name)):
+        return known
+    commit = lookup(name)
+    with explained(root, f"{name} is not pinned"), locked(lock, f"pin {name}", what=PINS_FILE):
+        pins = read_pins(path)
+        commit = commit if refresh else pins.get(name, commit)
+        write_atomic(path, json.dumps({**pins, name: commit}, indent=1, sort_keys=True).encode() + b"\n")
+    return commit
+
+
+def read_pins(path: Path) -> dict[str, str]:
+    """Commit by name; empty when nothing is pinned yet. Raises Corrupt."""
+    try:
+        return {str(name): str(commit) for name, commit in json.loads(path.read_bytes()).items()}
+    except FileNotFoundError:
+        return {}
+    except (ValueError, AttributeError) as error:
+        raise Corrupt(
+            f"{path} is damaged: {error}", "delete it; names are then pinned to what they mean today"
+        ) from error
+
+
+def resolve(store: Store, text: str) -> Manifest:
+    """The artifact that `text` means; rehearsals, whose `made` says `smoke`, are never the latest.
+
+    Raises UsageError naming all meanings when there are several, NotFound with what comes close when there is none.
+    """
+    begun = _beginning_with(store, text)
+    tagged = store.tags().get(text)
+    if tagged is not None:
+        return _of_tag(store, text, tagged, begun)
+    if len(begun) > 1:
+        both = ", ".join(sorted(manifest.ref for manifest in begun))
+        raise UsageError(f"{text} could be any of {both}", "give more digits, or the stage before them")
+    stage, _, latest = text.partition("@")
+    if latest == "latest":
+        newest_first = (manifest for manifest in store.artifacts() if manifest.stage == stage)
+        begun = [manifest for manifest in newest_first if not manifest.made.get("smoke")]
+    if not begun:
+        raise _unknown(store, text)
+    return begun[0]
+
+
+def _of_tag(store: Store, tag: str, tagged: str, begun: list[Manifest]) -> Manifest:
+    found = store.get(tagged)
+    if begun:
+        both = [f"the tag of {found.ref if found else tagged[:12]}", *(f"the id {other.ref}" for other in begun)]
+        raise UsageError(f"{tag} could be {' or '.join(both)}", f"remove the tag: adpa tag --delete {tag}")
+    if found is None:
+        raise NotFound(f"the tag {tag} names {tagged[:12]}, which is gone", f"move it: adpa tag {tag} REF")
+    return found
+
+
+def _beginning_with(store: Store, text: str) -> list[Manifest]:
+    """The artifacts whose id begins with `text`, which may have the stage before it; 4 digits at least."""
+    stage, _, digits = text.removeprefix("artifact:").rpartition("/")
+    digits = digits.lower()
+    if not DIGITS.fullmatch(digits):
+        return []
+    folders = [folder for folder in store.folders(stage) if folder.name.startswith(digits[:12])]
+    return [manifest for manifest in map(manifests.read, folders) if manifest.id.startswith(digits)]
+
+
+def _unknown(store: Store, text: str) -> NotFound:
+    for work in store.unfinished():
+        if len(text) >= 4 and (work.ref.startswith(text) or work.recipe.id.startswith(text)):
+            return NotFound(f"{work.ref} is unfinished", f"go on: {work.command}")
+    stage, _, latest = text.partition("@")
+    if latest == "latest" and stage in STAGE_VERSIONS:
+        return NotFound(
+            f"{text}: no {stage} is finished in {store.root} (rehearsals are never the latest)",
+            "see what there is: adpa show --all",
+        )
+    if text in reserved_words():
+        return NotFound(
+            f"{text} is a built-in name, not an artifact of {store.root}", "see what there is: adpa show, adpa models"
+        )
+    refs = [f"{folder.parent.name}/{folder.name}" for folder in store.folders()]
+    names = [*store.tags(), *refs, *(ref.split("/")[1] for ref in refs)]
+    close = difflib.get_close_matches(text, names, n=3, cutoff=0.6)
+    meant = f"did you mean {' or '.join(close)}? " if close else ""
+    short = "an id takes 4 digits or more; " if re.fullmatch("[0-9a-f]{1,3}", text) else ""
+    return NotFound(
+        f"{text} is no tag, id or stage@latest in {store.root}", f"{meant}{short}see what there is: adpa show"
+    )
+
 
 FOLDER = "adpa-store"
 MARKER = "adpa.json"
@@ -151,8 +259,8 @@ class Store:
         return sorted(found, key=lambda manifest: (-manifest.at, manifest.ref))
 
     def resolve(self, text: str) -> Manifest:
-        """The artifact a user means: see `adpa_cli.store.meaning`."""
-        return meaning(self, text)
+        """The artifact a user means: see `adpa_cli.store.store`."""
+        return resolve(self, text)
 
     def tag(self, name: str, id_or_ref: str, reserved: Collection[str] = ()) -> None:
         """Give an artifact a name, moving the name if it is in use.
@@ -188,7 +296,7 @@ class Store:
         look = (lambda _: meant) if meant is not None else lookup
         if not self.root.exists():
             return look(name)  # an empty store that is only planned with keeps nothing
-        found = pins.pin(self.root, self.root / builds.PARTIAL / "pins.lock", name, look, refresh)
+        found = pinned_commit(self.root, self.root / PARTIAL / "pins.lock", name, look, refresh)
         if meant not in (None, found):
             raise UsageError(
                 f"{name} is {meant[:8]} in the recipe, and {found[:8]} in {self.root}",
@@ -200,7 +308,7 @@ class Store:
         """Work begun and not committed, most recently saved first."""
         found = []
         named = "" if self.is_usual else f" --store {shlex.quote(str(self.root))}"
-        for folder in (self.root / builds.PARTIAL).glob("*/"):
+        for folder in (self.root / PARTIAL).glob("*/"):
             state = builds.read_state(folder)
             if state is not None:
                 recipe, command = Recipe(**state["recipe"]), state["command"] + named

@@ -8,8 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from adpa_cli.disk import sha256_file, write_atomic
 from adpa_cli.store import manifest as manifests
-from adpa_cli.store.disk import sha256_file, write_atomic
 from adpa_cli.store.identity import Recipe
 from adpa_cli.store.manifest import Manifest
 from adpa_cli.store.store import Store

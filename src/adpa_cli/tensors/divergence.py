@@ -1,8 +1,4 @@
-"""What a student is measured by at a teacher's K ids: divergences, advantages and their expectation.
-
-Pure functions over [...,K] tensors of full-softmax log-probs, nats per token. A teacher's id that the student lacks has
-the teacher log-prob -inf and adds nothing. `rest` is the log of the mass outside the ids, [...].
-"""
+"""Divergences and advantages at the teacher's ids, and the only means that are taken of such values."""
 
 from __future__ import annotations
 
@@ -114,3 +110,28 @@ def _gap(teacher: Tensor, student: Tensor, least: float) -> Tensor:
     counts = weight > least
     student = torch.where(counts & (student > -math.inf), student, torch.where(counts, LOWEST, 0.0))
     return weight * (torch.where(counts, teacher, 0.0) - student)
+
+
+Reduction = Literal["seqmean", "tokmean", "seqsum"]
+
+
+def reduce(
+    values: Tensor, mask: Tensor, reduction: Reduction = "seqmean", *, batch_rows: int, batch_tokens: int
+) -> Tensor:
+    """One scalar; over the micro-batches of a step these add up to the global reduction, however it was split.
+
+    `values` [B,T] per token or [B] per example; `mask` [B,T] bool. `batch_rows` and `batch_tokens` are the rows and the
+    unmasked tokens of this part in the global batch. `seqmean`: mean over rows of each row's token mean; `tokmean`:
+    mean over all tokens; `seqsum`: mean over rows of each row's sum. [B] values: mean over rows. An empty row adds 0.
+    """
+    if values.dim() == 1:
+        return values.sum() / batch_rows
+    if reduction == "tokmean":
+        return torch.where(mask, values, 0.0).sum() / max(batch_tokens, 1)
+    return over_answer(values, mask, mean=reduction == "seqmean").sum() / batch_rows
+
+
+def over_answer(values: Tensor, mask: Tensor, *, mean: bool) -> Tensor:
+    """Sum or mean of `values` [B,T] over the positions of `mask` [B,T] bool of each row, [B]; 0 for an empty row."""
+    sums = torch.where(mask, values, 0.0).sum(1)
+    return sums / mask.sum(1).clamp_min(1) if mean else sums

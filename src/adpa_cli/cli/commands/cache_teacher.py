@@ -1,0 +1,67 @@
+"""`adpa cache-teacher`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from adpa_cli.cli.commands import Command
+from adpa_cli.cli.console import options as opt
+
+
+@opt.making(*opt.INFERENCE)
+def cache_teacher(
+    teacher: opt.Teacher = None,
+    reference: opt.Reference = None,
+    data: opt.Data = None,
+    rollouts: Annotated[
+        list[str] | None,
+        opt.option("--rollouts", help="Answers to score; - reads stdin.", panel=opt.WHAT, metavar="ID"),
+    ] = None,
+    top_k: Annotated[
+        int | None, opt.option("--top-k", help="Ids kept per token [50].", panel=opt.MUCH, metavar="K")
+    ] = None,
+    precision: Annotated[
+        str | None,
+        opt.option(
+            "--precision",
+            help="Step of stored log-probs [1/32], exact, or auto=KL that finds one.",
+            panel=opt.MUCH,
+            metavar="NATS",
+        ),
+    ] = None,
+    pair_precision: Annotated[
+        str | None,
+        opt.option(
+            "--pair-precision",
+            help="Step of the stored difference to the reference [1/128], or exact.",
+            panel=opt.MUCH,
+            metavar="NATS",
+        ),
+    ] = None,
+    support: Annotated[
+        str | None,
+        opt.option("--support", help="Which ids: topk, or sampled (drawn).", panel=opt.MUCH, metavar="KIND"),
+    ] = None,
+    *,
+    options: opt.Options,
+) -> opt.Request:
+    """Keep a teacher's top-k signal on given answers, so that training needs no teacher.
+
+    adpa cache-teacher --teacher T --data pairs.jsonl · adpa cache-teacher --teacher T --rollouts R
+    """
+    from adpa_cli.cli.console.streams import at_most_one, dashes, needed, one, several
+    from adpa_cli.planning.requests import plan_capture
+
+    read = dashes({
+        "--teacher": [needed("--teacher", teacher)], "--reference": several(reference),
+        "--rollouts": rollouts or [],
+    })  # fmt: skip
+    who = one("--teacher", read["--teacher"])
+    below = at_most_one("--reference", read["--reference"])
+    options = options.setting(top_k=top_k, precision=precision, pair_precision=pair_precision, support=support)
+    return opt.Request(
+        options, lambda names, given: plan_capture(names, given, who, below, data or (), read["--rollouts"], ())
+    )
+
+
+COMMAND = Command("cache-teacher", "Build", 4, cache_teacher)

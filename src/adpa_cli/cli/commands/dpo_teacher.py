@@ -1,0 +1,40 @@
+"""`adpa dpo-teacher`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from adpa_cli.cli.commands import Command
+from adpa_cli.cli.console import options as opt
+
+
+@opt.making(*opt.TRAINING)
+def dpo_teacher(
+    reference: Annotated[
+        str | None,
+        opt.option(
+            "--reference",
+            "--teacher",
+            help="The fine-tuned teacher to align [required].",
+            panel=opt.WHAT,
+            metavar="MODEL",
+        ),
+    ] = None,
+    data: opt.Data = None,
+    sft_data: opt.SftData = None,
+    *,
+    options: opt.Options,
+) -> opt.Request:
+    """Align the reference teacher with DPO: the aligned teacher.
+
+    adpa dpo-teacher --reference sft/3f9c0a1b2c4d --data pairs.jsonl
+    """
+    from adpa_cli.cli.console.streams import dashes, needed, one
+    from adpa_cli.planning.requests import plan_dpo_teacher
+
+    read = dashes({"--reference": [needed("--reference", reference)]})
+    start = one("--reference", read["--reference"])
+    return opt.Request(options, lambda names, given: plan_dpo_teacher(names, given, start, data or (), sft_data or ()))
+
+
+COMMAND = Command("dpo-teacher", "Build", 2, dpo_teacher)

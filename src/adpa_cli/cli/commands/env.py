@@ -1,0 +1,127 @@
+"""What a machine offers: libraries, devices, cores, memory, disks and caches. Imports none of what it names."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import subprocess
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from adpa_cli.cli.commands import Command
+from adpa_cli.machine import free_bytes, hub_cache, hub_home
+from adpa_cli.report import text
+
+if TYPE_CHECKING:
+    from adpa_cli.store.store import Store
+
+LIBRARIES = (
+    "torch", "transformers", "accelerate", "tokenizers", "safetensors", "huggingface-hub", "numpy", "pyarrow",
+    "zstandard", "datasets", "peft", "bitsandbytes", "liger-kernel", "flash-attn", "vllm", "deepspeed",
+)  # fmt: skip
+VARIABLES = ("ADPA_STORE", "HF_HUB_OFFLINE", "OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "LLAMA_CPP", "TMPDIR")
+SIZES = ("memory", "store.free", "hub.free")
+
+
+def machine_facts(store: Store, environ: Mapping[str, str] = os.environ) -> dict[str, Any]:
+    """By name, in the order of showing; sizes in bytes. A library that is not installed is None."""
+    from adpa_cli.store.store import FORMAT
+
+    exists = store.root.is_dir()
+    cache = hub_cache(environ)
+    token = Path(environ.get("HF_TOKEN_PATH") or hub_home(environ) / "token").expanduser()
+    return {
+        "adpa": installed("adpa-cli"),
+        "python": platform.python_version(),
+        "system": platform.platform(),
+        **{name: installed(name) for name in LIBRARIES},
+        "devices": devices(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "memory": memory(),
+        "store": str(store.root) if exists else None,
+        "store.format": FORMAT if exists else None,
+        "store.artifacts": len(store.artifacts(lambda error: None)) if exists else None,
+        "store.free": free_bytes(store.root),
+        "hub.cache": str(cache),
+        "hub.free": free_bytes(cache),
+        "hub.token": bool(environ.get("HF_TOKEN") or environ.get("HUGGING_FACE_HUB_TOKEN") or token.is_file()),
+        **{name: environ.get(name) for name in VARIABLES},
+    }
+
+
+def installed(name: str) -> str | None:
+    """The version of a distribution, or None."""
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def devices() -> list[str]:
+    """The GPUs that the NVIDIA driver lists, with their memory; empty without any."""
+    program = shutil.which("nvidia-smi")
+    if program is None:
+        return []
+    asked = [program, "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"]
+    try:
+        done = subprocess.run(asked, capture_output=True, text=True, timeout=20, check=True, stdin=subprocess.DEVNULL)
+    except (OSError, subprocess.SubprocessError) as error:
+        return [f"nvidia-smi fails: {error}"]
+    return [line.strip() for line in done.stdout.splitlines() if line.strip()]
+
+
+def memory(limits: Path = Path("/sys/fs/cgroup/memory.max")) -> int | None:
+    """Bytes of memory that this process may use: the machine's, or less where a container sets a limit."""
+    try:
+        whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (ValueError, OSError, AttributeError):
+        return None
+    try:
+        return min(whole, int(limits.read_text(encoding="ascii")))
+    except (OSError, ValueError):
+        return whole
+
+
+def fact_text(name: str, value: Any) -> str:
+    """A fact for reading."""
+    if name in SIZES and value is not None:
+        return text.human_size(value)
+    if name == "devices" and not value:
+        return "no GPU, the CPU computes"
+    if isinstance(value, list):
+        return " · ".join(value)
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return "–" if value is None else str(value)
+
+
+def fact_plain(value: Any) -> str:
+    """A fact for a pipe; what is not there is empty."""
+    if isinstance(value, list):
+        return ", ".join(value)
+    if isinstance(value, bool):
+        return str(value).lower()
+    return "" if value is None else str(value)
+
+
+def env() -> None:
+    """Show what this machine offers: versions, devices, cores, memory, the store, the Hugging Face cache.
+
+    adpa env · adpa env --json > env.json
+    """
+    from adpa_cli.cli.console.streams import GLOBALS, out
+    from adpa_cli.report import text
+    from adpa_cli.store.store import Store
+
+    facts = machine_facts(Store.find_or_empty(GLOBALS.store))
+    out(
+        lambda: "".join(f"{text.pad(name, 21)} {fact_text(name, value)}\n" for name, value in facts.items()),
+        lambda: text.tsv((name, fact_plain(value)) for name, value in facts.items()),
+        lambda: facts,
+    )
+
+
+COMMAND = Command("env", "Look", 6, env)

@@ -1,0 +1,40 @@
+"""`adpa reward-model`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from adpa_cli.cli.commands import Command
+from adpa_cli.cli.console import options as opt
+
+
+@opt.making(*opt.TRAINING)
+def reward_model(
+    model: Annotated[
+        str | None,
+        opt.option(
+            "--model",
+            "--teacher",
+            help="The model that gets the head; an alias is its reference teacher [required].",
+            panel=opt.WHAT,
+            metavar="MODEL",
+        ),
+    ] = None,
+    data: opt.Data = None,
+    sft_data: opt.SftData = None,
+    *,
+    options: opt.Options,
+) -> opt.Request:
+    """Train a reward model on preferences: a scalar head, Bradley–Terry.
+
+    adpa reward-model --model tiny
+    """
+    from adpa_cli.cli.console.streams import dashes, needed, one
+    from adpa_cli.planning.requests import plan_reward_model
+
+    read = dashes({"--model": [needed("--model", model)]})
+    start = one("--model", read["--model"])
+    return opt.Request(options, lambda names, given: plan_reward_model(names, given, start, data or (), sft_data or ()))
+
+
+COMMAND = Command("reward-model", "Build", 3, reward_model)

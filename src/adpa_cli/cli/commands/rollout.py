@@ -1,0 +1,51 @@
+"""`adpa rollout`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from adpa_cli.cli.commands import Command
+from adpa_cli.cli.console import options as opt
+
+
+@opt.making(*opt.INFERENCE, "seed")
+def rollout(
+    student: Annotated[
+        str | None,
+        opt.option(
+            "--student", help="The model that answers; - reads stdin [required].", panel=opt.WHAT, metavar="MODEL"
+        ),
+    ] = None,
+    data: opt.Data = None,
+    split: Annotated[
+        str,
+        opt.option("--split", help="Which side of the data: train or test [train].", panel=opt.WHAT, metavar="SIDE"),
+    ] = "train",
+    temperature: Annotated[
+        float | None, opt.option("--temperature", help="0 is greedy [family].", panel=opt.MUCH, metavar="T")
+    ] = None,
+    top_p: Annotated[
+        float | None, opt.option("--top-p", help="Mass of the nucleus [1].", panel=opt.MUCH, metavar="P")
+    ] = None,
+    max_new_tokens: Annotated[
+        int | None, opt.option("--max-new-tokens", help="Tokens of an answer at most.", panel=opt.MUCH, metavar="N")
+    ] = None,
+    *,
+    options: opt.Options,
+) -> opt.Request:
+    """Let a model answer every prompt of the data, once.
+
+    adpa rollout --student distill/c0ffee123456 --data pairs.jsonl
+    """
+    from adpa_cli.cli.console.streams import dashes, needed, one
+    from adpa_cli.errors import UsageError
+    from adpa_cli.planning.requests import plan_rollout
+
+    if split not in ("train", "test"):
+        raise UsageError(f"--split {split}", "it is train or test")
+    who = one("--student", dashes({"--student": [needed("--student", student)]})["--student"])
+    options = options.setting(temperature=temperature, top_p=top_p, max_new_tokens=max_new_tokens)
+    return opt.Request(options, lambda names, given: plan_rollout(names, given, who, data or (), (), split))
+
+
+COMMAND = Command("rollout", "Build", 5, rollout)

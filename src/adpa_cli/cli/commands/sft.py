@@ -1,0 +1,39 @@
+"""`adpa sft`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from adpa_cli.cli.commands import Command
+from adpa_cli.cli.console import options as opt
+
+
+@opt.making(*opt.TRAINING)
+def sft(
+    model: Annotated[
+        str | None,
+        opt.option(
+            "--model", help="The base model: alias, folder or hub id [required].", panel=opt.WHAT, metavar="MODEL"
+        ),
+    ] = None,
+    data: Annotated[
+        list[str] | None,
+        opt.option(
+            "--data", help="Dialogues, or preference data (their chosen answers).", panel=opt.WHAT, metavar="SRC"
+        ),
+    ] = None,
+    *,
+    options: opt.Options,
+) -> opt.Request:
+    """Fine-tune a base model on dialogues: the student to start from, or the reference teacher.
+
+    adpa sft --model ./small --data dialogues.jsonl
+    """
+    from adpa_cli.cli.console.streams import needed
+    from adpa_cli.planning.requests import plan_sft
+
+    base = needed("--model", model)
+    return opt.Request(options, lambda names, given: plan_sft(names, given, base, data or ()))
+
+
+COMMAND = Command("sft", "Build", 1, sft)

@@ -1,0 +1,237 @@
+"""Options that several commands share, each declared once: a field of `Options`, given to a command by `making`."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_type_hints
+
+import typer
+
+if TYPE_CHECKING:
+    from adpa_cli.planning.planner import Plan
+    from adpa_cli.planning.resolve_inputs import Names
+    from adpa_cli.planning.settings import Given
+    from adpa_cli.spec import Runtime
+
+R = TypeVar("R")
+WHAT, MUCH, WHERE, AFTER, FIRST = "What", "How much", "Where and when (noise at most)", "After", "Look first"
+FETCH = "--fetch"
+"""Of `adpa plan`: downloads what the plan reads."""
+PANELS = (WHAT, MUCH, WHERE, AFTER, FIRST)
+
+
+def option(*names: str, help: str, panel: str, metavar: str | None = None) -> typer.models.OptionInfo:
+    found: typer.models.OptionInfo = typer.Option(
+        *names, help=help, rich_help_panel=panel, metavar=metavar, show_default=False
+    )
+    return found
+
+
+Data = Annotated[
+    list[str] | None,
+    option("--data", help="Preference data; several are concatenated [family].", panel=WHAT, metavar="SRC"),
+]
+SftData = Annotated[
+    list[str] | None, option("--sft-data", help="Data of the SFT stages [family].", panel=WHAT, metavar="SRC")
+]
+Teacher = Annotated[
+    str | None, option("--teacher", help="The aligned teacher, or a ready pair [family].", panel=WHAT, metavar="MODEL")
+]
+Reference = Annotated[
+    str | None,
+    option("--reference", help="The model the teacher was aligned from [family].", panel=WHAT, metavar="MODEL"),
+]
+SkipBadRows = Annotated[bool, option("--skip-bad-rows", help="Leave out rows that cannot be used.", panel=WHAT)]
+Refresh = Annotated[bool, option("--refresh", help="Ask the hub again what its names mean now.", panel=WHERE)]
+
+
+@dataclass(frozen=True)
+class Options:
+    """What making commands take besides their inputs. A command names the fields it has; the rest stay as here."""
+
+    sets: Annotated[
+        list[str] | None,
+        option("--set", help="Parameter, e.g. gamma=2, sft.lr=1e-5.", panel=WHAT, metavar="[STAGE.]KEY=VAL"),
+    ] = None
+    skip_bad_rows: SkipBadRows = False
+    seed: Annotated[
+        int | None, option("--seed", help="Seed of what comes after the student's SFT [0].", panel=MUCH, metavar="N")
+    ] = None
+    seed_all: Annotated[int | None, option("--seed-all", help="Seed of every stage.", panel=MUCH, metavar="N")] = None
+    limit: Annotated[int | None, option("--limit", help="Use the first N rows.", panel=MUCH, metavar="N")] = None
+    max_steps: Annotated[
+        int | None, option("--max-steps", help="Stop training after N steps.", panel=MUCH, metavar="N")
+    ] = None
+    lr: Annotated[float | None, option("--lr", help="Peak learning rate.", panel=MUCH, metavar="X")] = None
+    epochs: Annotated[float | None, option("--epochs", help="Passes over the data.", panel=MUCH, metavar="X")] = None
+    batch_size: Annotated[
+        int | None,
+        option("--batch-size", help="Rows of an optimizer step, over all processes.", panel=MUCH, metavar="N"),
+    ] = None
+    smoke: Annotated[bool, option("--smoke", help="Rehearse every stage on 64 rows and 4 steps.", panel=MUCH)] = False
+    gpus: Annotated[
+        str | None, option("--gpus", help="Processes: one per GPU, or sharing the CPU.", panel=WHERE, metavar="N|all")
+    ] = None
+    tokens_per_device: Annotated[
+        int | None, option("--tokens-per-device", help="Padded tokens of a micro-batch.", panel=WHERE, metavar="N")
+    ] = None
+    knobs: Annotated[
+        list[str] | None,
+        option("--runtime", help="How training runs, e.g. recompute=true.", panel=WHERE, metavar="KEY=VAL"),
+    ] = None
+    stop_after: Annotated[
+        str | None,
+        option("--stop-after", help="Save and exit 75 after, e.g., 3h50m.", panel=WHERE, metavar="TIME"),
+    ] = None
+    no_wait: Annotated[bool, option("--no-wait", help="Exit 4 if another process builds the same.", panel=WHERE)] = (
+        False
+    )
+    refresh: Refresh = False
+    tag: Annotated[str | None, option("--tag", help="Name what is made.", panel=AFTER, metavar="NAME")] = None
+    select: Annotated[
+        str | None, option("--select", help="Whose weights are kept [last].", panel=AFTER, metavar="last|best|STEP")
+    ] = None
+    keep: Annotated[
+        str | None,
+        option("--keep", help="The other points' weights too [selected].", panel=AFTER, metavar="selected|all"),
+    ] = None
+    dry_run: Annotated[bool, option("--dry-run", "-n", help="Show the plan only.", panel=FIRST)] = False
+    yes: Annotated[bool, option("--yes", "-y", help="Do not ask before a large plan.", panel=FIRST)] = False
+
+    def setting(self, **values: Any) -> Options:
+        """The same with parameters that have an option of their own; None leaves one as it is."""
+        more = [f"{key}={value}" for key, value in values.items() if value is not None]
+        return replace(self, sets=[*(self.sets or ()), *more])
+
+    def checked(self) -> Options:
+        """The same, after everything that can be checked without reading stdin or a store."""
+        from adpa_cli.errors import UsageError
+        from adpa_cli.families import reserved_words
+        from adpa_cli.store.store import check_tag
+
+        self.given(), self.runtime(look=False)
+        if self.tag == "":
+            raise UsageError("--tag is empty", "give a name: --tag NAME")
+        if self.tag:
+            check_tag(self.tag, reserved_words())
+        return self
+
+    def given(self) -> Given:
+        """What the user said about specs."""
+        from adpa_cli.planning.settings import Given, parse_sets
+
+        own, by_stage = parse_sets(self.sets or ())
+        typed = {name: getattr(self, name) for name in TYPED}
+        named = {name: value for name, value in typed.items() if value is not None}
+        return Given({**own, **named}, by_stage, self.seed, self.seed_all, self.limit, self.skip_bad_rows, self.smoke)
+
+    def runtime(self, look: bool = True) -> Runtime:
+        """How to run; without a `look` at the machine, which loads torch, only the words are checked."""
+        from adpa_cli.cli.console.stopping import seconds_of
+        from adpa_cli.errors import UsageError
+        from adpa_cli.planning.settings import NONE, named, parse_runtime
+        from adpa_cli.spec import Runtime, make
+
+        if self.tokens_per_device is not None and self.tokens_per_device < 1:
+            raise UsageError(f"--tokens-per-device {self.tokens_per_device}", "give 1 or more; a longer row goes alone")
+        asked = parse_runtime(self.knobs or ())
+        named(asked.get("trackers", NONE))
+        return make(Runtime, {
+            "processes": processes(self.gpus, look), "wait": not self.no_wait,
+            "tokens_per_device": self.tokens_per_device or Runtime().tokens_per_device,
+            "stop_after": None if self.stop_after is None else seconds_of(self.stop_after),
+            **asked,
+        })  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a making command was asked for: its shared options, and how it plans. `main` carries it out."""
+
+    options: Options
+    planned: Callable[[Names, Given], Plan]
+
+
+INFERENCE = (
+    "sets", "skip_bad_rows", "limit", "smoke", "gpus", "stop_after", "no_wait", "refresh", "tag", "dry_run", "yes",
+)  # fmt: skip
+"""What every command has that runs a model over data."""
+TRAINING = (
+    *INFERENCE,
+    "seed",
+    "max_steps",
+    "lr",
+    "epochs",
+    "batch_size",
+    "tokens_per_device",
+    "knobs",
+    "select",
+    "keep",
+)
+"""What every command has that trains."""
+RUNNING = tuple(
+    name for name, hint in get_type_hints(Options, include_extras=True).items()
+    if hint.__metadata__[0].rich_help_panel in (WHERE, FIRST)
+)  # fmt: skip
+"""What says how to run and never enters an id."""
+TYPED = ("lr", "epochs", "batch_size", "max_steps", "select", "keep")
+"""Options that are settings of a spec by the same name."""
+
+
+def making(*names: str) -> Callable[[Callable[..., R]], Callable[..., R]]:
+    """Decorate a making command: it gets the named fields of `Options` as options, and their values as `options`."""
+
+    def decorate(function: Callable[..., R]) -> Callable[..., R]:
+        hints = _hints()
+        own = [p for p in inspect.signature(function, eval_str=True).parameters.values() if p.name != "options"]
+        shared = [
+            inspect.Parameter(f.name, inspect.Parameter.KEYWORD_ONLY, default=f.default, annotation=hints[f.name])
+            for f in fields(Options) if f.name in names
+        ]  # fmt: skip
+        declared = sorted([p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own] + shared, key=_place)
+
+        @functools.wraps(function)
+        def command(**values: Any) -> R:
+            options = Options(**{name: values.pop(name) for name in names}).checked()
+            return function(options=options, **values)
+
+        vars(command)["__signature__"] = inspect.Signature(declared)
+        command.__annotations__ = {p.name: p.annotation for p in declared}
+        return command
+
+    return decorate
+
+
+@functools.cache
+def _hints() -> dict[str, Any]:
+    return get_type_hints(Options, include_extras=True)
+
+
+def _place(parameter: inspect.Parameter) -> int:
+    """Panels keep their order whoever declares an option; arguments come first."""
+    (found,) = [meta for meta in parameter.annotation.__metadata__ if isinstance(meta, typer.models.ParameterInfo)]
+    return PANELS.index(str(found.rich_help_panel)) if found.rich_help_panel else -1
+
+
+def processes(gpus: str | None, look: bool = True) -> int:
+    """How many processes `--gpus N|all` asks for; without a GPU they share the CPU."""
+    from adpa_cli.errors import UsageError
+
+    if gpus is None or (gpus == "all" and not look):
+        return 1
+    if gpus == "all":
+        import torch
+
+        return max(1, torch.cuda.device_count())
+    if not gpus.isdigit() or int(gpus) < 1:
+        raise UsageError(f"--gpus {gpus}", "give a number of processes, or all")
+    if not look:
+        return int(gpus)
+    import torch
+
+    if torch.cuda.is_available() and int(gpus) > torch.cuda.device_count():
+        raise UsageError(f"--gpus {gpus}, and there are {torch.cuda.device_count()}", "--gpus all uses every one")
+    return int(gpus)

@@ -1,0 +1,273 @@
+"""What goes where: content to stdout, everything else to stderr, stdin only when asked for with `-`."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import shutil
+import sys
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from adpa_cli.errors import AdpaError, NotFound, UsageError
+from adpa_cli.report.text import for_encoding
+
+
+@dataclass
+class Globals:
+    """Options that are accepted before and after every command."""
+
+    json: bool = False
+    quiet: bool = False
+    verbose: bool = False
+    store: Path | None = None
+    argv: list[str] = field(default_factory=list)
+    begun: float = 0.0
+    """When the command started, on the monotonic clock."""
+
+    @property
+    def command(self) -> str:
+        """The command line as it was typed, with the ids that came through a pipe."""
+        return command_line(self.argv)
+
+    def again(self, root: Path | None = None) -> str:
+        """The command line that goes on from any folder, in the store at `root` (None leaves that to be added)."""
+        words = whole_paths(self.argv)
+        return command_line(words if root is None else [*words, "--store", str(root)])
+
+
+def command_line(words: Sequence[str]) -> str:
+    """Words after `adpa` as a shell takes them."""
+    return shlex.join(["adpa", *words])
+
+
+GLOBALS = Globals()
+_FLAGS = {"--json": "json", "-q": "quiet", "--quiet": "quiet", "-v": "verbose", "--verbose": "verbose"}
+_OWN_WORDS = ("--store", "--tag", "--set", "--data", "--sft-data")  # these say themselves what they lack
+_FILES = ("run", "--data", "--sft-data", "--reward-model")  # a bare word after these may be a file
+
+
+def take_globals(argv: Sequence[str]) -> list[str]:
+    """Set GLOBALS from `argv` and return the rest. Raises UsageError for a value that is empty."""
+    # One process may run several commands, as tests do.
+    vars(GLOBALS).update(vars(Globals(argv=list(argv), begun=time.monotonic())))
+    rest: list[str] = []
+    words = iter(argv)
+    for word in words:
+        if word == "--":
+            rest += [word, *words]
+        elif word in _FLAGS:
+            setattr(GLOBALS, _FLAGS[word], True)
+        elif word == "--store" or word.startswith("--store="):
+            value = word.partition("=")[2] if "=" in word else next(words, "")
+            if not value:
+                raise UsageError("--store has no value", "name the store's folder: --store DIR")
+            GLOBALS.store = Path(value)
+        else:
+            rest.append(word)
+    _check_values(rest)
+    return rest
+
+
+def _check_values(words: Sequence[str]) -> None:
+    """Raise UsageError for the empty word that a failed `$(adpa …)` leaves behind."""
+    for before, word in zip(["", *words], words, strict=False):
+        name, mark, value = word.partition("=") if word.startswith("--") else (before, "=", word)
+        if mark and not value.strip():
+            option = name if name.startswith("-") else "REF"
+            if option not in _OWN_WORDS:
+                raise UsageError(f"{option} is empty", "the command before it may have failed; give it a value")
+
+
+def whole_paths(argv: Sequence[str]) -> list[str]:
+    """The words with every path in them made absolute, and without `--store`."""
+    found: list[str] = []
+    for before, word in zip(["", *argv], argv, strict=False):
+        head, mark, value = word.partition("=") if word.startswith("--") else ("", "", word)
+        option = head or before
+        if option == "--store":
+            continue
+        path, split_mark, split = value.partition("#")
+        is_file = option in _FILES and path and not path.startswith("~") and os.path.exists(path)
+        if is_file or path.startswith(("./", "../")) or path in (".", ".."):
+            value = os.path.abspath(path) + split_mark + split
+        found.append(head + mark + value)
+    return found
+
+
+def say(text: str) -> None:
+    """Write to stderr what it can show; once it is gone (a closed terminal or pipe) nothing is said any more."""
+    try:
+        sys.stderr.write(for_encoding(text, sys.stderr.encoding))
+        sys.stderr.flush()
+    except OSError:
+        nothing = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nothing, 2)
+        os.close(nothing)
+
+
+def quiet_libraries() -> None:
+    """Keep libraries from drawing bars of their own and, with -v too, from forking after threads have started."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    if not GLOBALS.verbose:
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+        os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+
+
+def read_ids(option: str) -> list[str]:
+    """Artifact references from stdin, or JSON objects with an `id` such as manifests; read to the end.
+
+    Raises UsageError at a terminal, NotFound when nothing came.
+    """
+    if sys.stdin is not None and sys.stdin.isatty():
+        raise UsageError(f"{option} - reads ids from a pipe, and stdin is a terminal", f"adpa … | adpa … {option} -")
+    try:
+        text = "" if sys.stdin is None else sys.stdin.read()
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{option} -: what came through the pipe is no text", "pipe ids: adpa … | adpa …") from error
+    except OSError:  # a stdin that was closed, or a folder
+        text = ""
+    found = _ids_in(text.removeprefix("\ufeff"), option)
+    if not found:
+        raise NotFound(f"{option} -: nothing came through the pipe", "the command before it failed, or made nothing")
+    return found
+
+
+def _ids_in(text: str, option: str) -> list[str]:
+    """Ids apart by white space, folders (./NAME) by line, and JSON objects over any number of lines."""
+    found: list[str] = []
+    while text := text.lstrip():
+        if text.startswith("{"):
+            try:
+                value, end = json.JSONDecoder().raw_decode(text)
+                found.append(str(value["id"]))
+            except (ValueError, KeyError) as error:
+                line = text.splitlines()[0][:60]
+                raise UsageError(
+                    f"{option} -: this is no manifest: {line}", "pipe ids, or adpa show REF --json"
+                ) from error
+            text = text[end:]
+        elif text.startswith((".", "/", "~")):
+            line, _, text = text.partition("\n")
+            found.append(line.rstrip())
+        else:
+            word = text.split(maxsplit=1)[0]
+            found.append(word)
+            text = text[len(word) :]
+    return found
+
+
+def dashes(options: dict[str, list[str]]) -> dict[str, list[str]]:
+    """Replace the one `-` among the values of some options by what stdin holds."""
+    asked = [(name, i) for name, values in options.items() for i, value in enumerate(values) if value == "-"]
+    if len(asked) > 1:
+        raise UsageError("stdin can be read once, and several options ask for it", "name the others by id")
+    for name, i in asked:
+        found = read_ids(name)
+        options[name][i : i + 1] = found
+        GLOBALS.argv = _spelled_out(GLOBALS.argv, name, found)
+    return options
+
+
+def _spelled_out(argv: Sequence[str], option: str, found: Sequence[str]) -> list[str]:
+    """The command line with the ids that came through the pipe, so that it can be repeated without the pipe."""
+    at = next((i for i, word in enumerate(argv) if word in ("-", f"{option}=-")), len(argv))
+    named = [f"{option}={item}" for item in found] if option.startswith("--") else list(found)
+    before = at - 1 if option.startswith("--") and at < len(argv) and argv[at] == "-" else at
+    return [*argv[:before], *named, *argv[at + 1 :]]
+
+
+def one(option: str, values: Sequence[str]) -> str:
+    """The only value of an option that takes one."""
+    if len(values) != 1:
+        raise UsageError(f"{option} takes one model, and stdin has {len(values)}", "choose one of them")
+    return values[0]
+
+
+def at_most_one(option: str, values: Sequence[str]) -> str | None:
+    """The value of an option that may be left out, but must not be empty."""
+    return needed(option, one(option, values)) if values else None
+
+
+def several(value: str | None) -> list[str]:
+    """An optional value as a list."""
+    return [] if value is None else [value]
+
+
+def needed(option: str, value: str | None) -> str:
+    """An option that must be there and must not be empty."""
+    if value is None:
+        raise UsageError(f"{option} is missing", f"give it: {option} VALUE")
+    if not value:
+        raise UsageError(f"{option} is empty", "the command before it may have failed")
+    return value
+
+
+def fail(error: AdpaError) -> int:
+    """Say what went wrong on stderr, with -v also where; returns the exit code."""
+    if GLOBALS.json:
+        record = {"error": error.message, "hint": error.hint, "exit": error.exit_code, **error.facts}
+        say(json.dumps(record, ensure_ascii=False) + "\n")
+    else:
+        where = "".join(traceback.format_exception(error)) if GLOBALS.verbose else ""
+        hint = f"\ntry: {error.hint}" if error.hint else ""
+        say(f"{where}error: {error.message}{hint}\n")
+    return error.exit_code
+
+
+def out(screen: Callable[[], str], tsv: Callable[[], str], record: Callable[[], Any]) -> None:
+    """Write whichever of the three forms stdout asks for; only that one is made."""
+    from adpa_cli.report.text import for_encoding
+
+    if GLOBALS.json:
+        text = json.dumps(record(), ensure_ascii=False, indent=1)
+    else:
+        text = screen() if sys.stdout.isatty() else tsv()
+    sys.stdout.write(for_encoding(text.rstrip("\n"), sys.stdout.encoding) + "\n" if text else "")
+    sys.stdout.flush()
+
+
+def terminal_width() -> int:
+    """Columns of the terminal, 120 without one."""
+    return shutil.get_terminal_size((120, 24)).columns
+
+
+ANSWERS = {"y": True, "yes": True, "n": False, "no": False}
+
+
+def can_ask() -> bool:
+    """Whether stdin and stderr are terminals, and this process is not in the background of one (reading stops it)."""
+    streams = (sys.stdin, sys.stderr)
+    if any(stream is None or stream.closed or not stream.isatty() for stream in streams):
+        return False
+    try:
+        return os.tcgetpgrp(sys.stdin.fileno()) == os.getpgrp()
+    except OSError:  # a terminal that controls no job, or no descriptor at all
+        return True
+
+
+def confirm(question: str, default: bool) -> bool:
+    """Ask until the answer is yes or no; an empty line is `default`, the end of the input (Ctrl-D) is no.
+
+    Without somebody to ask the answer is `default`: what needs an explicit yes has False there, and looks at `can_ask`
+    to say which option stands for it. A signal that comes meanwhile raises what its handler raises.
+    """
+    if not can_ask():
+        return default
+    while True:
+        sys.stderr.write(f"{question} {'[Y/n]' if default else '[y/N]'} ")
+        sys.stderr.flush()
+        line = sys.stdin.readline()
+        if not line:
+            sys.stderr.write("\n")
+            return False
+        answer = line.strip().lower()
+        if not answer:
+            return default
+        if answer in ANSWERS:
+            return ANSWERS[answer]

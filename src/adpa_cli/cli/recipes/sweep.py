@@ -1,0 +1,267 @@
+"""The cells of a grid with their plans."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shlex
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from adpa_cli.cli.console.make import (
+    Console,
+    ask_if_large,
+    carry_out,
+    check_tag_fits,
+    console,
+    created,
+    hand_over,
+    plan_in,
+)
+from adpa_cli.cli.console.options import Request
+from adpa_cli.cli.console.screens import look
+from adpa_cli.cli.console.stdout_guard import Output
+from adpa_cli.cli.console.streams import GLOBALS, terminal_width
+from adpa_cli.cli.recipes.grid import Cell, as_text
+from adpa_cli.errors import AdpaError, Stopped, UsageError
+from adpa_cli.planning.planner import Plan
+from adpa_cli.report import score_tables as report
+from adpa_cli.report import text
+from adpa_cli.report.scores import scores
+from adpa_cli.running.execute import prepare
+from adpa_cli.stages import Node
+from adpa_cli.store.manifest import Manifest
+from adpa_cli.store.store import Store
+
+
+@dataclass(frozen=True)
+class Step:
+    """One cell with its plan; `number` is its place in the grid, from 1."""
+
+    number: int
+    cell: Cell
+    request: Request
+    plan: Plan
+
+    @property
+    def settings(self) -> dict[str, str]:
+        return {key: as_text(value) for key, value in self.cell.settings.items()}
+
+    @property
+    def identity(self) -> tuple[str, ...]:
+        """What tells two cells apart: the ids of what they make and measure."""
+        return tuple(node.recipe.id for node in (*self.plan.targets, *self.plan.evals))
+
+
+def plan_cells(requests: Sequence[tuple[Cell, Request]], store: Store, shard: tuple[int, int]) -> list[Step]:
+    """Plan every cell of this shard. Cells that come to the same artifacts are one; UsageError for two of one tag."""
+    steps: dict[tuple[str, ...], Step] = {}
+    for cell, request in requests:
+        plan = plan_in(store, request.options, request.planned)
+        check_tag_fits(plan, request.options.tag)
+        step = Step(len(steps) + 1, cell, request, plan)
+        steps.setdefault(step.identity, step)
+    tags: dict[str, Step] = {}
+    for step in steps.values():
+        tag = step.request.options.tag
+        if tag and tags.setdefault(tag, step) is not step:
+            varying = report.differing([other.settings for other in steps.values()])
+            example = "-".join(f"{{{key}}}" for key in varying if key != "tag")
+            raise UsageError(f"several cells would carry the tag {tag}", f'tell them apart: tag = "{tag}-{example}"')
+    index, count = shard
+    return list(steps.values())[index - 1 :: count]
+
+
+def together(steps: Sequence[Step]) -> Plan:
+    """One plan for all cells, so that what they share is shown once."""
+    plans = [step.plan for step in steps]
+    ends = dict.fromkeys(plan.template[1] for plan in plans)
+    notes = list(dict.fromkeys(note for plan in plans for note in plan.notes))
+    if len(ends) > 1:
+        notes.append(f"the cells have {len(ends)} templates, which end with {', '.join(ends)}")
+    targets = {node.recipe.id: node for plan in plans for node in plan.targets}
+    evals = {node.recipe.id: node for plan in plans for node in plan.evals}
+    return Plan(tuple(targets.values()), plans[0].template, tuple(evals.values()), tuple(notes))
+
+
+UNCUT = 10_000  # columns of what is no terminal
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A cell that did not come to an end: the stage where it stopped, and why."""
+
+    step: Step
+    stage: str
+    error: AdpaError
+
+
+def sweep(
+    requests: Sequence[tuple[Cell, Request]], shard: tuple[int, int], dry_run: bool, pins: Mapping[str, str]
+) -> None:
+    """Plan all cells, make one after the other, print their ids in grid order, end with a table.
+
+    `pins` are the commits that names of the hub have in the recipe.
+    A cell that fails does not keep the others from being made; AdpaError at the end names those that did.
+    """
+    seen = replace(Store.find_or_empty(GLOBALS.store), pinned=pins)
+    stop_after = requests[0][1].options.runtime(look=False).stop_after
+    with console(seen, stop_after) as desk:
+        steps = plan_cells(requests, seen, shard)
+        if not steps:
+            desk.screen.say("this shard has no cell")
+            return
+        if dry_run:
+            _list(steps, seen, desk.output)
+            return
+        store = replace(created(seen, desk.screen), pinned=pins)
+        if store.created:
+            steps = plan_cells(requests, store, shard)  # once more, now that hub names can be pinned
+        whole, note = together(steps), _once(desk.screen.say)
+        if not all(store.get(node.label) for node in whole.nodes(store)):
+            options = requests[0][1].options
+            known = look(whole, store, options.runtime())
+            desk.screen.say(known.text(terminal_width()))
+            ask_if_large(known, options.yes)
+            prepare([cost.node for cost in known.estimate.building], store, note, known.problems)
+        else:
+            desk.screen.say(f"found, nothing to do: {len(steps)} cell{'s' * (len(steps) != 1)}")
+        failures = _make_each(steps, store, desk, note)
+        width = terminal_width() if sys.stderr.isatty() else UNCUT
+        desk.screen.say(report.screen(_lines(steps, store, failures), width))
+        if failures:
+            raise _summary(failures, steps)
+
+
+def _once(say: Callable[[str], None]) -> Callable[[str], None]:
+    """Says every line once: cells have data and vocabularies in common."""
+    heard: set[str] = set()
+
+    def note(line: str) -> None:
+        if line not in heard:
+            heard.add(line)
+            say(line)
+
+    return note
+
+
+def _make_each(steps: Sequence[Step], store: Store, desk: Console, note: Callable[[str], None]) -> list[Failure]:
+    failures: list[Failure] = []
+    for place, step in enumerate(steps, 1):
+        failed = {failure.stage: failure.step for failure in failures}
+        stages = [node.label for node in step.plan.nodes(store)]
+        blocked = next((label for label in stages if label in failed), None)
+        if blocked is not None:
+            why = f"needs {blocked}, which failed in cell {failed[blocked].number}"
+            failures.append(Failure(step, blocked, AdpaError(why)))
+            continue
+        if any(store.get(label) is None for label in stages):
+            desk.screen.say(f"cell {place} of {len(steps)}: {shlex.join(['adpa', *step.cell.words])}")
+        error = _outcome(step, store, desk, note)
+        if error is not None:
+            missing = next((label for label in stages if store.get(label) is None), "")
+            failures.append(Failure(step, missing, error))
+            desk.screen.say(f"cell {place} failed: {error.message}")
+    return failures
+
+
+def _outcome(step: Step, store: Store, desk: Console, note: Callable[[str], None]) -> AdpaError | None:
+    """Make one cell; the error that it failed with, if it did. Raises Stopped."""
+    options = step.request.options
+
+    def made(manifest: Manifest) -> None:
+        hand_over(manifest, store, options.tag, desk.output, {"settings": dict(step.cell.settings)})
+
+    try:
+        with _typed(step.cell.words):
+            carry_out(step.plan, store, options.runtime(), desk, made, note=note)
+    except Stopped as stopped:
+        if "-" not in GLOBALS.argv:  # a recipe from a pipe is gone: then the cell's own command goes on
+            stopped.hint = GLOBALS.again(store.root)
+        raise
+    except BrokenPipeError:
+        raise
+    except AdpaError as error:
+        return error
+    except Exception as error:  # a bug, or memory that ran out, in one cell: the others may still work
+        traceback.print_exc(file=sys.stderr)
+        return AdpaError(f"{type(error).__name__}: {error}")
+    return None
+
+
+@contextlib.contextmanager
+def _typed(words: Sequence[str]) -> Iterator[None]:
+    """A cell is a command: what it makes says so, and can be made without the recipe."""
+    before = GLOBALS.argv
+    GLOBALS.argv = [*words, *(["--store", str(GLOBALS.store)] if GLOBALS.store else [])]
+    try:
+        yield
+    finally:
+        GLOBALS.argv = before
+
+
+def _list(steps: Sequence[Step], store: Store, output: Output) -> None:
+    """What --dry-run prints: number, found or build, id, settings of every cell."""
+    rows = [
+        (str(step.number), "found" if store.get(target.label) else "build", target.label, step.cell.settings)
+        for step in steps
+        for target in step.plan.targets
+    ]
+    if GLOBALS.json:
+        keys = ("cell", "state", "ref", "settings")
+        output.line(json.dumps([dict(zip(keys, row, strict=True)) for row in rows], ensure_ascii=False, indent=1))
+    elif os.isatty(output.descriptor):
+        varying = report.differing([step.settings for step in steps])
+        head = ("", "", "ID", *map(str.upper, varying))
+        cells = [(*row[:3], *(as_text(row[3].get(key, "")) for key in varying)) for row in rows]
+        table = text.table(head, cells, terminal_width(), flexible=2, floor=27)
+        known = look(together(steps), store, steps[0].request.options.runtime())
+        output.line("\n".join([known.text(terminal_width()), "", *table]))
+    else:
+        pairs = [(*row[:3], " ".join(f"{key}={as_text(value)}" for key, value in row[3].items())) for row in rows]
+        output.line(text.tsv(pairs).rstrip("\n"))
+
+
+def _lines(steps: Sequence[Step], store: Store, failures: Sequence[Failure]) -> list[report.Line]:
+    """The rows of the closing table: every cell, then the other models that were measured with them."""
+    failed = {failure.step.number for failure in failures}
+    tags: dict[str, list[str]] = {}
+    for tag, artifact in store.tags().items():
+        tags.setdefault(artifact, []).append(tag)
+    lines: list[report.Line] = []
+    others: dict[str, report.Line] = {}
+    for step in steps:
+        for target in step.plan.targets:
+            own = [node for node in step.plan.evals if node.inputs["model"] == target]
+            found = tuple(score for node in (target, *own) for score in _scores(node, store))
+            note = "failed" if step.number in failed else ""
+            settings = {key: value for key, value in step.settings.items() if key != "tag"}
+            lines.append(report.Line(settings, target.label, found, tuple(tags.get(target.recipe.id, ())), note=note))
+        for node in step.plan.evals:
+            model = node.inputs["model"]
+            if model not in step.plan.targets and not isinstance(model, tuple) and (found := _scores(node, store)):
+                name = node.what.removeprefix(f"{node.spec.suite} of ")
+                others.setdefault(node.label, report.Line({}, model.label, found, name=name))
+    made = {line.ref for line in lines}
+    return [*lines, *(line for line in others.values() if line.ref not in made)]
+
+
+def _scores(node: Node, store: Store) -> tuple[Any, ...]:
+    manifest = store.get(node.label)
+    return tuple(scores(manifest)) if manifest else ()
+
+
+def _summary(failures: Sequence[Failure], steps: Sequence[Step]) -> AdpaError:
+    varying = [key for key in report.differing([step.settings for step in steps]) if key != "tag"]
+    lines = []
+    for failure in failures:
+        own = failure.step.settings
+        named = " ".join([str(failure.step.number), *(f"{key}={own[key]}" for key in varying if key in own)])
+        lines.append(f"\n  cell {named}: {failure.error.message}")
+    hints = dict.fromkeys(failure.error.hint for failure in failures if failure.error.hint)
+    again = f"{GLOBALS.command}   (finished cells are found)"
+    return AdpaError(f"{len(failures)} of {len(steps)} cells failed{''.join(lines)}", "\n or: ".join([*hints, again]))

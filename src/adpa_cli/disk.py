@@ -1,0 +1,171 @@
+"""Durable files: a reader sees a file or a folder whole or not at all, also after a crash or a full disk."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import hashlib
+import json
+import os
+import secrets
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from adpa_cli.errors import AdpaError
+
+_FULL = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}
+_FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
+_ROOM = 10**9  # with this many bytes free it was hardly the store that filled up
+_FULL_WORDS = ("No space left on device", "os error 28", "Disk quota exceeded")
+
+
+def sha256_file(path: Path) -> str:
+    """Hex sha256 of a file's bytes, read in chunks."""
+    with path.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def sync_file(path: Path) -> None:
+    """Wait until a file's bytes are on the disk."""
+    handle = os.open(path, os.O_RDONLY if os.name != "nt" else os.O_RDWR)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def sync_folder(path: Path) -> None:
+    """Wait until a folder's list of names is on the disk (Windows has no such call and does without)."""
+    if os.name != "nt":
+        sync_file(path)
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Write `path` under a private name, then rename: nobody reads half of it, and a failure leaves the old file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    private = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
+    try:
+        with private.open("wb") as handle:
+            handle.write(data)
+            handle.flush()
+            os.fsync(handle.fileno())
+        os.replace(private, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            private.unlink()
+        raise
+    sync_folder(path.parent)
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder and those above it. Raises AdpaError where none can be made; a full disk stays an OSError."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        if is_disk_full(error):
+            raise
+        raise AdpaError(
+            f"{path} cannot be written: {error.strerror}", "use a folder that is yours: --store DIR or $ADPA_STORE"
+        ) from error
+
+
+def is_disk_full(error: BaseException | None) -> bool:
+    """Whether an error, or what caused it, is a full disk or quota; libraries in Rust only say so in words."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in _FULL:
+            return True
+        if any(words in str(error) for words in _FULL_WORDS):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+@contextlib.contextmanager
+def explained(root: Path, lost: str) -> Iterator[None]:
+    """Turn a full disk, and a store that may not be written, into an AdpaError that says what is `lost` by it."""
+    try:
+        yield
+    except AdpaError:
+        raise
+    except Exception as error:
+        if is_disk_full(error):
+            full = f"the disk of {root} is full"
+            if shutil.disk_usage(root).free > _ROOM:
+                full = f"a disk or quota is full, though {root} has room (look at $TMPDIR and $HF_HOME)"
+            raise AdpaError(
+                f"{full}; {lost}, and nothing half-made is visible",
+                "free some space (adpa gc), then repeat the command: it goes on from the last saved state",
+            ) from error
+        if isinstance(error, OSError) and error.errno in _FORBIDDEN and str(error.filename).startswith(str(root)):
+            raise AdpaError(
+                f"{error.filename} cannot be written ({error.strerror}); {lost}",
+                "use a store that is yours: --store DIR or $ADPA_STORE",
+            ) from error
+        raise
+
+
+@contextmanager
+def atomic(path: Path) -> Iterator[BinaryIO]:
+    """A private file beside `path` to write to; on leaving it is synced and renamed, on an error removed.
+
+    Its name is fixed, so that what a killed writer leaves behind is overwritten by the next: one writer at a time.
+    """
+    private = path.with_name(f".{path.name}.tmp")
+    try:
+        with open(private, "wb") as out:
+            yield out
+            out.flush()
+            os.fsync(out.fileno())
+        os.replace(private, path)
+    except BaseException:
+        private.unlink(missing_ok=True)
+        raise
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+_EXCHANGE = 2
+_HERE = -100
+_UNABLE = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EPERM)
+
+
+def swap(new: Path, target: Path) -> None:
+    """Exchange two folders of one filesystem in one step; afterwards `new` is the old one.
+
+    Where the system has no such call (it is Linux's), the old one is moved aside first: then a crash between two
+    renames leaves `target` missing, with both folders beside `new`.
+    """
+    if not _exchanged(new, target):
+        aside = new.with_name(f"{new.name}.old")
+        os.rename(target, aside)
+        os.rename(new, target)
+        os.rename(aside, new)
+    sync_folder(target.parent)
+    sync_folder(new.parent)
+
+
+def _exchanged(one: Path, other: Path) -> bool:
+    if not sys.platform.startswith("linux"):
+        return False
+    call = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if call is None:
+        return False
+    if call(_HERE, os.fsencode(one), _HERE, os.fsencode(other), _EXCHANGE) == 0:
+        return True
+    number = ctypes.get_errno()
+    if number in _UNABLE:
+        return False
+    raise OSError(number, os.strerror(number), str(other))
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON whole or not at all."""
+    write_atomic(path, json.dumps(value).encode())

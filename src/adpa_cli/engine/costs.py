@@ -1,0 +1,255 @@
+"""What the engine's passes take in memory and leave on disk, from sizes alone. Bytes; pure functions, no torch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from adpa_cli.sizes import Disk, Memory, ModelSize, Row, Rows, Where
+from adpa_cli.spec import Runtime
+
+SECOND_MODEL = 50_000_000  # of loading another model after the first
+
+KEEP_BYTES, LOGITS_PER_KEPT_BYTE = 64 * 2**20, 2  # these three lines as in tensors/tiles.py
+CELLS, COLUMNS, ROWS = 2**21, 2048, 4096
+GPU_CELLS, GPU_ROWS = 2**26, 8192
+TILE_CELLS = 2**23  # as in tensors/output.py
+DRAWN_TOGETHER = 32768  # as in engine/memory.py
+READ_TOGETHER, SPARE_COLUMNS = 4096, 32  # as in engine/refill.py and engine/slots.py
+TILES = 4  # of whole rows of logits alive at once
+ROW_IN_PYTHON, TOKEN_IN_PYTHON = 3000, 45  # bytes of a row, and of each of its tokens, in the lists that keep them
+
+
+def training_memory(model: ModelSize, rows: Rows, spec: Any, runtime: Runtime, ids: int, where: Where) -> Memory:
+    """Weights, gradients, two moments; activations and head of the largest micro-batch. `ids` are read per position."""
+    micro = largest_micro_batch(rows, runtime.tokens_per_device, spec.batch_size)
+    answers = micro * answer_share(rows)
+    work = activations(model, micro, spec, runtime.recompute) + head_training(model, answers, ids, spec, where.kind)
+    return where.total(trained(model, spec, where), work, row_bytes(rows))
+
+
+def online_memory(models: Sequence[ModelSize], rows: Rows, spec: Any, runtime: Runtime, where: Where) -> Memory:
+    """A student and its critic with gradients and moments; beside them the most of a step, of drawing answers, and of
+    one of the models that read them in turn."""
+    student = models[0]
+    micro = largest_micro_batch(rows, runtime.tokens_per_device, spec.batch_size)
+    answers = micro * answer_share(rows)
+    weights = trained(student, spec, where) * 2
+    step = activations(student, micro, spec, runtime.recompute) * (1 + 1 / len(rows))
+    step += head_training(student, answers, 1, spec, where.kind)
+    new = spec.params["max_new_tokens"]
+    drawing = block_of_answers(student, rows["rollout"], spec.dtype, DRAWN_TOGETHER, new, spec.max_length)
+    reading = max(frozen(m, spec.dtype) + passing(m, micro, spec.dtype) + tiles(m, answers) for m in models)
+    left = SECOND_MODEL if where.kind == "cpu" else 0
+    return where.total(weights + left, max(step, drawing, reading), row_bytes(rows))
+
+
+def trained(model: ModelSize, spec: Any, where: Where) -> float:
+    """Weights, gradients and two moments, copies of weights for products, and what processes sum gradients in."""
+    size = weight_bytes(spec)
+    copies = 2 if spec.dtype != spec.weights else 0
+    return model.parameters * (4.0 * size + copies + (size if where.processes > 1 else 0))
+
+
+def weight_bytes(spec: Any) -> int:
+    """Bytes of a weight that is trained."""
+    return 2 if spec.weights == "bfloat16" else 4
+
+
+def largest_micro_batch(rows: Rows, tokens: int, batch_size: int) -> float:
+    """Padded tokens of the fullest micro-batch: whole examples within `tokens`, or the longest example alone."""
+    parts = len(rows)
+    lengths = sorted(max(row.whole for row in example) for example in zip(*rows.values(), strict=True))
+    if not lengths:
+        return 0.0
+    batch = sum(lengths[-batch_size:]) * parts  # the longest step there can be
+    return float(max(lengths[-1] * parts, min(float(tokens), batch)))
+
+
+def answer_share(rows: Rows) -> float:
+    """Answer tokens among all tokens."""
+    every = [row for part in rows.values() for row in part]
+    return sum(row.answer for row in every) / max(1.0, sum(row.whole for row in every))
+
+
+def activations(model: ModelSize, tokens: float, spec: Any, recompute: bool = False) -> float:
+    """What the backward pass needs of `tokens`: per layer 6.75 or 8.5 hidden states, keys and values, 4 inner widths.
+
+    Under autocast the inputs of products are kept in two bytes; the norms in four, and the residual too where weights
+    are. With `recompute` only the residual is kept, and all of one layer at a time.
+    """
+    wide, narrow = (4.0, 4.0) if spec.dtype == "float32" else (2.0, 3.4 if spec.weights == "float32" else 2.4)
+    states = 6.75 if narrow == 3.4 else 8.5  # the products behind a norm share one rounded copy of its output
+    of_layer = narrow * (states * model.hidden + 2 * model.keys) + wide * 4 * model.inner
+    layers = model.layers * of_layer
+    if recompute:
+        layers = model.layers * weight_bytes(spec) * model.hidden + of_layer
+    return tokens * (layers + 12 * model.hidden)
+
+
+def head_training(model: ModelSize, positions: float, ids: int, spec: Any, kind: str) -> float:
+    """A tile of logits, those kept beside the gradient, hidden states, chosen ids, and a second gradient when tied."""
+    tied = weight_bytes(spec) * model.head if model.tied else 0
+    chosen = positions * (12 * model.hidden + 24 * ids)
+    return head_tile(model, positions, kind) + kept_logits(model, positions) + chosen + tied
+
+
+def kept_logits(model: ModelSize, positions: float) -> float:
+    """Of float32: none while the gradient of the head has room for them, else what fits the head's budget."""
+    budget = max(float(KEEP_BYTES), positions * model.vocabulary / LOGITS_PER_KEPT_BYTE)
+    return 0.0 if positions <= model.hidden else min(4 * positions * model.vocabulary, budget)
+
+
+def head_tile(model: ModelSize, positions: float, kind: str) -> float:
+    """Its products and what is made of them; on a card also its part of the head and of the gradient, in two bytes."""
+    if kind == "cpu":
+        rows = min(positions, float(ROWS))
+        return 8 * min(rows * model.vocabulary, max(float(CELLS), rows * COLUMNS))
+    rows = min(max(positions, 1.0), float(GPU_ROWS))
+    columns = min(float(model.vocabulary), GPU_CELLS / rows)
+    return 4 * rows * columns + (6 * columns * model.hidden if positions > model.hidden else 0)
+
+
+def tiles(model: ModelSize, positions: float) -> float:
+    """Whole rows of logits, and what is made of them, in a model that is read."""
+    return 4 * TILES * min(positions * model.vocabulary, TILE_CELLS)
+
+
+def scoring_memory(model: ModelSize, rows: Rows, dtype: str, block_tokens: int, ids: int, where: Where) -> Memory:
+    """One model over blocks of given answers, without gradient: one layer's widths, the mask, the head in tiles."""
+    longest = max((row.whole for part in rows.values() for row in part), default=0.0)
+    every = sum(row.whole for part in rows.values() for row in part)
+    block = max(longest, min(float(block_tokens), every))
+    answers = block * answer_share(rows)
+    work = passing(model, block, dtype) + 5 * block * longest + tiles(model, answers)
+    work += answers * (8 * model.hidden + 24 * ids)
+    return where.total(frozen(model, dtype), work, row_bytes(rows))
+
+
+def one_after_the_other(models: Sequence[ModelSize], each: Sequence[Memory], where: Where) -> Memory:
+    """Several models in turn: the largest; on a CPU the room of those before is rarely given back."""
+    left = sum(SECOND_MODEL + 4 * model.parameters for model in models[1:]) if where.kind == "cpu" else 0
+    return Memory(max(m.device for m in each) + where.processes * left, max(m.host for m in each))
+
+
+def passing(model: ModelSize, tokens: float, dtype: str) -> float:
+    """The widest moment of one layer: feed-forward, residual and states, in the dtype of the products."""
+    wide = 4 if dtype == "float32" else 2
+    return tokens * (wide * 3 * model.inner + 4 * 4 * model.hidden)
+
+
+def frozen(model: ModelSize, dtype: str) -> float:
+    """Float32 weights, and one layer's in the dtype of the products."""
+    return 4 * model.parameters + (0 if dtype == "float32" else 2 * model.body / max(1, model.layers) + 2 * model.head)
+
+
+def generating_memory(
+    model: ModelSize, rows: Sequence[Row], dtype: str, block_tokens: int, new: int, longest: int, where: Where
+) -> Memory:
+    """Drawing answers in blocks, with all weights in the dtype of the products beside the float32 ones."""
+    work = block_of_answers(model, rows, dtype, block_tokens, new, longest)
+    weights = model.parameters * (4.0 if dtype == "float32" else 6.0)
+    return where.total(weights, work, row_bytes({"rollout": list(rows)}))
+
+
+def block_of_answers(
+    model: ModelSize, rows: Sequence[Row], dtype: str, block_tokens: int, new: int, longest: int
+) -> float:
+    """The rows answered at once: keys and values of all layers, with spare columns and one layer copied into new ones;
+    the prompts that are read at once; the scores of the rows."""
+    room = [min(row.prompt + new, float(longest)) for row in rows]
+    widest = max(room, default=0.0)
+    block = max(widest, min(float(block_tokens), sum(room)))
+    count = block / max(1.0, sum(room) / max(1, len(room)))
+    prompts = count * sum(row.prompt for row in rows) / max(1, len(rows))
+    read = min(block, prompts, max([READ_TOGETHER, *(row.prompt for row in rows)]))
+    token = 2 * model.layers * model.keys * (4 if dtype == "float32" else 3)
+    cache = token * (block + count * SPARE_COLUMNS)
+    scores = count * model.vocabulary * 40
+    return cache * (1 + 1 / max(1, model.layers)) + max(token * read + passing(model, read, dtype), scores)
+
+
+def row_bytes(rows: Rows) -> float:
+    """What the rows themselves take in Python."""
+    return sum(ROW_IN_PYTHON + TOKEN_IN_PYTHON * row.whole for part in rows.values() for row in part)
+
+
+LOG_LINE = 210  # bytes of metrics.jsonl for one step
+ANSWER_HEAD = 300  # bytes of a signal for each answer: key, offset, checksum, and what compression loses at a start
+TOKENIZER_PACKED = 0.3  # of tokenizer.json, by zstandard
+TOKEN_JSON = 1.9  # bytes of a token id in a block of a rollout, besides its digits
+TOKEN_TEXT = 4.0
+TOKEN_PARQUET = 1.7
+PARQUET = 6_000  # bytes of a file without rows
+LOGP_PARQUET, KEY_PARQUET = 3.5, 24  # bytes of a float32, and of the name of an answer
+ROW_JSON = 75
+SCORE_LINE = 36  # bytes of scores.json for one figure of one row
+
+
+def training_disk(
+    model: ModelSize, steps: int, every: int, points: int = 0, keep_all: bool = False, critic: bool = False
+) -> Disk:
+    """A checkpoint, and with `keep_all` one for each of the `points` that are looked at.
+
+    Meanwhile resume points of weights and two moments, the new one beside the old, a critic's with them; and the best
+    point beside a better.
+    """
+    resume = 12 * model.parameters * (2 if critic else 1)
+    saved = (steps - 1) // every
+    last = model.checkpoint + LOG_LINE * steps
+    beside = points * model.checkpoint if keep_all else 0
+    best = 0 if keep_all else min(points, 2) * model.checkpoint
+    fullest = max(min(saved, 2) * resume + best, min(saved, 1) * resume + last + min(best, model.checkpoint))
+    return Disk(last + beside, fullest - last)
+
+
+def signal_bytes_per_token(vocabulary: int, k: int, step: float, pair_step: float | None) -> float:
+    """Of one answer token: its ids by their entropy, and per value the bits that its step leaves to store.
+
+    Fitted to 92 and 141 bytes at V = 128,256, k = 50, steps of 1/32 and 1/128 (docs/benchmarks.md).
+    """
+    k = min(k, vocabulary)
+    ids = IDS_OF_ENTROPY * log2_subsets(vocabulary, k) / 8
+    pair = 0.0 if pair_step is None else _value_bytes(pair_step, PAIR_BITS)
+    return ids + k * (_value_bytes(step, VALUE_BITS) + pair)
+
+
+IDS_OF_ENTROPY = 0.55
+VALUE_BITS, PAIR_BITS = 2.4, 0.85
+
+
+def _value_bytes(step: float, bits: float) -> float:
+    return 3.6 if step == 0 else max(0.25, (bits + math.log2(1 / step)) / 8)
+
+
+def log2_subsets(of: int, k: int) -> float:
+    """log2 of the number of sets of k out of `of`."""
+    return (math.lgamma(of + 1) - math.lgamma(k + 1) - math.lgamma(of - k + 1)) / math.log(2)
+
+
+def signal_disk(rows: Sequence[Row], per_token: float, k: int, pair: bool, tokenizer: int) -> Disk:
+    """A signal and its tokenizer; meanwhile every finished block in float32."""
+    tokens = sum(row.answer for row in rows)
+    keeps = per_token * tokens + ANSWER_HEAD * len(rows) + TOKENIZER_PACKED * tokenizer
+    spooled = (13 * k + 24 if pair else 8 * k + 12) * tokens + ROW_JSON * len(rows)
+    return Disk(int(keeps), int(spooled))
+
+
+def rollout_disk(rows: Sequence[Row], vocabulary: int) -> Disk:
+    """Answers in Parquet; meanwhile blocks of JSON."""
+    tokens, answers = sum(row.whole for row in rows), sum(row.answer for row in rows)
+    of_token = TOKEN_JSON + math.log10(vocabulary)
+    blocks = of_token * tokens + TOKEN_TEXT * answers + ROW_JSON * len(rows)
+    return Disk(int(PARQUET + TOKEN_PARQUET * tokens), int(blocks))
+
+
+def start_logps_disk(rows: Sequence[Row]) -> Disk:
+    """A float32 for every answer token and the key of every answer in Parquet; meanwhile the same in blocks."""
+    size = PARQUET + LOGP_PARQUET * sum(row.answer for row in rows) + KEY_PARQUET * len(rows)
+    return Disk(int(size), int(size))
+
+
+def scores_disk(rows: int, figures: int) -> Disk:
+    """The numbers of every row, twice while they are put together."""
+    return Disk(SCORE_LINE * rows * figures, SCORE_LINE * rows * figures)

@@ -1,0 +1,187 @@
+"""One micro-batch as tensors: what goes into the model, and how its answers come back as the views of a method.
+
+The student's log-probs are computed flat, for the N answer positions of all sequences, at the label and at the K ids of
+the teacher's signal; `views` lays them out again as [B,T] per part.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from adpa_cli.engine.layout.examples import Example
+from adpa_cli.engine.layout.row_layout import Packer, Piece, changed, moved, pieces_of
+from adpa_cli.methods import Experience, Need, Signal, View
+from adpa_cli.signal import SignalRows
+from adpa_cli.tensors.output import Stats
+
+SignalOf = Callable[[str, str], SignalRows]
+"""(example id, part) -> the cached signal of that answer."""
+ExperienceOf = Mapping[str, Mapping[str, np.ndarray[Any, Any]]]
+"""Example id -> the fields [T] of the experience of its drawn answer."""
+
+
+@dataclass(frozen=True)
+class PartBatch:
+    """One part of a micro-batch: `where` [B,T] indexes the flat positions, `mask` [B,T] says which of them count."""
+
+    where: Tensor
+    mask: Tensor
+    end: Tensor
+    in_topk: Tensor | None
+    signal: Signal | None
+    start: Tensor | None
+    experience: Experience | None = None
+    reward: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The sequences as `pieces`, with little padding or none; their N answer positions are numbered by part, then
+    example. `ids` [N,1+K] holds the label, then the signal's ids, -1 where there is none. `tokens` are those of all
+    sequences. `drawn` are the pieces that the critic reads: the answers drawn online, which are the last ones."""
+
+    pieces: tuple[Piece, ...]
+    ids: Tensor
+    parts: Mapping[str, PartBatch]
+    examples: int
+    tokens: int
+    drawn: tuple[Piece, ...] = ()
+
+    @property
+    def cells(self) -> int:
+        """Positions that go through the model."""
+        return sum(piece.input_ids.numel() for piece in self.pieces)
+
+    @property
+    def padding(self) -> int:
+        """How many of them are no token; none where tokens that sequences share go through once."""
+        return max(0, self.cells - self.tokens)
+
+    def to(self, device: torch.device) -> Batch:
+        """The same batch on another device."""
+        other: Batch = moved(self, device)
+        return other
+
+    def pinned(self) -> Batch:
+        """The same batch in memory that a GPU copies from while it computes."""
+        other: Batch = changed(self, Tensor.pin_memory)
+        return other
+
+
+def collate(
+    examples: Sequence[Example],
+    needs: Sequence[Need],
+    end_id: int,
+    signal_of: SignalOf,
+    start_of: Mapping[tuple[str, str], np.ndarray[Any, Any]],
+    experience_of: ExperienceOf | None = None,
+    reward_of: Mapping[tuple[str, str], float] | None = None,
+    packer: Packer | None = None,
+) -> Batch:
+    """Lay out a micro-batch, packed where a `packer` asks for it. `start_of` gives the start model's label log-probs
+    [T] of (example id, part), `reward_of` what a reward model gave to it.
+    """
+    needs = sorted(needs, key=lambda need: need.online)
+    sequences = [example.parts[need.part] for need in needs for example in examples]
+    labels = [sequence.ids[sequence.answer].astype(np.int64) for sequence in sequences]
+    flat = np.concatenate(labels)
+    signals = {need.part: [signal_of(e.id, need.part) for e in examples] for need in needs if need.signal}
+    k = max((s.ids.shape[1] for part in signals.values() for s in part), default=0)
+    ids = np.full((len(flat), 1 + k), -1, dtype=np.int64)
+    ids[:, 0] = flat
+    parts: dict[str, PartBatch] = {}
+    starts = np.concatenate([[0], np.cumsum([len(part) for part in labels])])
+    for n, need in enumerate(needs):
+        own = slice(n * len(examples), (n + 1) * len(examples))
+        offsets = [int(start) for start in starts[own]]
+        lengths = [len(part) for part in labels[own]]
+        for offset, rows_of in zip(offsets, signals.get(need.part, ()), strict=False):
+            ids[offset : offset + len(rows_of.ids), 1 : 1 + rows_of.ids.shape[1]] = rows_of.ids
+        start = [start_of[example.id, need.part] for example in examples] if need.start else None
+        known = [experience_of[example.id] for example in examples] if need.online and experience_of else None
+        parts[need.part] = _part(offsets, lengths, flat == end_id, ids, signals.get(need.part), start, known)
+        if need.reward and reward_of is not None:
+            rewards = torch.tensor([reward_of[example.id, need.part] for example in examples], dtype=torch.float32)
+            parts[need.part] = replace(parts[need.part], reward=rewards)
+    fixed = sum(not need.online for need in needs) * len(examples)
+    drawn = pieces_of(sequences[fixed:], starts[fixed:]) if fixed < len(sequences) else ()
+    pieces, tokens = pieces_of(sequences, starts, packer), sum(map(len, sequences))
+    return Batch(pieces, torch.from_numpy(ids), parts, len(examples), tokens, drawn)
+
+
+def _part(
+    offsets: list[int],
+    lengths: list[int],
+    is_end: Any,
+    ids: Any,
+    signals: list[SignalRows] | None,
+    start: list[Any] | None,
+    known: Sequence[Mapping[str, Any]] | None,
+) -> PartBatch:
+    longest = max(1, *lengths)
+    steps = np.arange(longest)
+    mask = steps[None] < np.array(lengths)[:, None]
+    where = np.where(mask, np.array(offsets)[:, None] + steps[None], 0)
+    in_topk = (ids[where, 1:] == ids[where, :1, None][..., 0]).any(-1) if signals else None
+    return PartBatch(
+        torch.from_numpy(where), torch.from_numpy(mask), torch.from_numpy(is_end[where] & mask),
+        None if in_topk is None else torch.from_numpy(in_topk),
+        _signal(signals, longest) if signals else None,
+        None if start is None else _padded(start, longest),
+        Experience(**{k: _padded([row[k] for row in known], longest) for k in known[0]}) if known else None,
+    )  # fmt: skip
+
+
+def _padded(rows: Sequence[Any], longest: int) -> Tensor:
+    """[B,T,...] of arrays [t,...], padded with 0."""
+    first = rows[0]
+    out = np.zeros((len(rows), longest, *first.shape[1:]), dtype=first.dtype)
+    for i, row in enumerate(rows):
+        out[i, : len(row)] = row
+    return torch.from_numpy(out)
+
+
+SIGNAL_FIELDS = (
+    "logps", "label_logps", "rest_logps", "difference", "in_reference", "reference_kth", "reference_label_logps",
+    "reference_rest_logps", "weights",
+)  # fmt: skip
+
+
+def _signal(rows: Sequence[SignalRows], longest: int) -> Signal:
+    fields: dict[str, Any] = {}
+    for name in SIGNAL_FIELDS:
+        values = [getattr(row, name) for row in rows]
+        fields[name] = None if values[0] is None else _padded(values, longest)
+    return Signal(**fields)
+
+
+def views(
+    batch: Batch, logps: Tensor, rest: Tensor, stats: Stats | None = None, values: Tensor | None = None
+) -> dict[Any, View]:
+    """The student's log-probs [N,1+K], rest mass [N] and log of Σ p² [N], if asked for, as one `View` per part.
+
+    `values` are those of the critic at the drawn answers, whose positions are the last of the N, or of a model that is
+    trained to give them, at all.
+    """
+    out = {}
+    fixed = 0 if values is None else len(logps) - len(values)
+    for name, part in batch.parts.items():
+        picked = logps[part.where]
+        k = part.signal.logps.shape[-1] if part.signal else 0
+        out[name] = View(
+            logps=picked[..., 0], mask=part.mask, end=part.end,
+            topk_logps=picked[..., 1 : 1 + k] if part.signal else None,
+            rest_logps=rest[part.where] if part.signal else None,
+            label_in_topk=part.in_topk, signal=part.signal, start_logps=part.start,
+            log_sum_squares=None if stats is None else stats.log_sum_squares[part.where],
+            values=None if values is None or (fixed and not part.experience)
+            else values[(part.where - fixed).clamp(min=0)],
+            experience=part.experience, reward=part.reward,
+        )  # fmt: skip
+    return out

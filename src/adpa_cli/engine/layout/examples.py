@@ -1,0 +1,227 @@
+"""From data sets and rollouts to token ids, the same for every stage: teacher and student see the same tokens."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from adpa_cli.data.chat import Encoder, Template, fit, fit_dialogue
+from adpa_cli.data.examples import prompt_key
+from adpa_cli.data.preferences import Dialogue, Message, Pair
+from adpa_cli.errors import DataError
+from adpa_cli.hub import Located
+from adpa_cli.hub.externals import pairs_of
+from adpa_cli.signal import AnswerKey, token_hash
+
+
+@dataclass(frozen=True)
+class TokenSequence:
+    """Token ids [L] of one dialogue, and which are answer tokens [L] (trained; predicted from the one before)."""
+
+    ids: NDArray[np.int32]
+    answer: NDArray[np.bool_]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def tokens(self) -> int:
+        """Answer tokens."""
+        return int(self.answer.sum())
+
+
+@dataclass(frozen=True)
+class Example:
+    """One row of the data: the sequences it is trained on, by part (`chosen`, `rejected`, `rollout`)."""
+
+    id: str
+    parts: Mapping[str, TokenSequence]
+
+    @property
+    def length(self) -> int:
+        """Tokens of the longest part."""
+        return max(len(part) for part in self.parts.values())
+
+    @property
+    def size(self) -> int:
+        """Tokens of all parts."""
+        return sum(len(part) for part in self.parts.values())
+
+
+ROWS = "rows-00000.parquet"
+LEAST_ROOM = 64  # tokens kept for an answer to a prompt that fills the context
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One answer as it is trained on and captured: `key` names it in a signal, `cut` tells that some was cut away."""
+
+    key: AnswerKey
+    prompt: tuple[int, ...]
+    answer: tuple[int, ...]
+    cut: bool = False
+
+    def sequence(self) -> TokenSequence:
+        """The whole as ids with a mask on the answer."""
+        ids = np.array([*self.prompt, *self.answer], dtype=np.int32)
+        return TokenSequence(ids, np.arange(len(ids)) >= len(self.prompt))
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """One generated answer of a rollout artifact; `id` is the hash of its prompt."""
+
+    id: str
+    prompt: tuple[Message, ...]
+    prompt_ids: tuple[int, ...]
+    answer_ids: tuple[int, ...]
+    text: str
+    cut: bool
+
+
+def encoder_of(tokenizer: Any, spec: Any) -> Encoder:
+    """The tokenizer under a spec's template and end token."""
+    return Encoder(tokenizer, Template(spec.template, spec.end))
+
+
+def dialogue_examples(
+    items: Sequence[Dialogue], encoder: Encoder, max_length: int, name: str
+) -> tuple[list[Example], int]:
+    """Supervised examples, every assistant turn trained; and how many of them were cut to fit."""
+    found, shorter = [], 0
+    for item in items:
+        ids, mask = encoder.dialogue(item.messages)
+        kept, answer, cut = fit_dialogue(ids, mask, max_length, bos_id=encoder.bos_id, where=f"{name} row {item.row}")
+        sequence = TokenSequence(np.array(kept, dtype=np.int32), np.array(answer, dtype=np.bool_))
+        found.append(Example(item.id, {"chosen": sequence}))
+        shorter += cut > 0
+    return found, shorter
+
+
+def cut_words(cut: int, of: int, what: str, max_length: int) -> list[str]:
+    """What is said of rows that were cut to fit; nothing when none was."""
+    return [f"{cut:,} of {of:,} {what} were cut to max_length {max_length}"] if cut else []
+
+
+def pair_answers(items: Sequence[Pair], part: str, encoder: Encoder, max_length: int, name: str) -> list[Answer]:
+    """The chosen or rejected answer of every pair, tokenised and fitted."""
+    found = []
+    for item in items:
+        text = item.chosen if part == "chosen" else item.rejected
+        where = f"{name} row {item.row}, {part}"
+        fitted = fit(encoder.prompt(item.prompt), encoder.answer(text), max_length, bos_id=encoder.bos_id, where=where)
+        if not fitted.answer:
+            raise DataError(f"{where}: nothing is left of the answer", f"--set max_length={max_length * 2}")
+        key = AnswerKey(item.id, part, token_hash(fitted.prompt, fitted.answer))
+        found.append(Answer(key, fitted.prompt, fitted.answer, fitted.cut_prompt + fitted.cut_answer > 0))
+    return found
+
+
+@functools.lru_cache(maxsize=4)
+def answers_of(
+    where: tuple[str, ...],
+    split: str,
+    limit: int | None,
+    skip_bad_rows: bool,
+    part: str,
+    folder: Path,
+    template: tuple[str, str],
+    max_length: int,
+    name: str,
+) -> list[Answer]:
+    """The chosen or rejected answers of a data set under the tokenizer in `folder`, tokenised once per process."""
+    from adpa_cli.engine.models import load_tokenizer
+
+    encoder = Encoder(load_tokenizer(folder), Template(*template))
+    return pair_answers(pairs_of(where, split, limit, skip_bad_rows).items, part, encoder, max_length, name)
+
+
+def answers_for(spec: Any, source: Located, split: str, part: str, folder: Path) -> list[Answer]:
+    """`answers_of` for a stage's spec and data input."""
+    template = (spec.template, spec.end)
+    return answers_of(
+        source.where, split, spec.limit, spec.skip_bad_rows, part, folder, template, spec.max_length, source.label
+    )
+
+
+def pair_examples(spec: Any, source: Located, split: str, folder: Path) -> list[Example]:
+    """The chosen and the rejected answer of every pair, under the tokenizer in `folder`."""
+    chosen, rejected = (answers_for(spec, source, split, part, folder) for part in ("chosen", "rejected"))
+    return [
+        Example(good.key.example_id, {"chosen": good.sequence(), "rejected": bad.sequence()})
+        for good, bad in zip(chosen, rejected, strict=True)
+    ]
+
+
+def fitted_prompt(
+    pair: Pair, encoder: Encoder, spec: Any, max_new_tokens: int, label: str, stage: str
+) -> tuple[int, ...]:
+    """The ids of a prompt that is to be answered: cut only where no answer would fit beside it.
+
+    Raises DataError, naming the row of the data `label`, where even then none does.
+    """
+    room = [encoder.end_id] * min(LEAST_ROOM, max_new_tokens, spec.max_length // 2)
+    where = f"{label} row {pair.row}, prompt"
+    fitted = fit(encoder.prompt(pair.prompt), room, spec.max_length, bos_id=encoder.bos_id, where=where)
+    if len(fitted.prompt) >= spec.max_length:
+        raise DataError(
+            f"{where}: leaves no answer to generate in {spec.max_length} tokens",
+            f"--set {stage}.max_length={2 * spec.max_length}",
+        )
+    return fitted.prompt
+
+
+def rollout_answers(rollouts: Sequence[Rollout]) -> list[Answer]:
+    """Generated answers, by the hash of their prompt; empty ones teach nothing and are left out."""
+    return [
+        Answer(AnswerKey(row.id, "rollout", token_hash(row.prompt_ids, row.answer_ids)), row.prompt_ids, row.answer_ids)
+        for row in rollouts
+        if row.answer_ids
+    ]
+
+
+def rollout_id(pair: Pair) -> str:
+    """The id under which a pair's prompt is answered: pairs with one prompt share their rollout."""
+    return prompt_key(pair)[:16]
+
+
+def write_rollouts(path: Path, rows: Sequence[Rollout]) -> None:
+    """Write rollouts as one Parquet file."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    ids = pa.list_(pa.int32())
+    schema = pa.schema([
+        ("id", pa.string()), ("prompt", pa.string()), ("prompt_ids", ids), ("answer_ids", ids),
+        ("text", pa.string()), ("cut", pa.bool_()),
+    ])  # fmt: skip
+    table = pa.Table.from_pylist([as_record(row) for row in rows], schema=schema)
+    pq.write_table(table, path, compression="zstd")
+
+
+def read_rollouts(folder: Path) -> list[Rollout]:
+    """The rows of a rollout artifact."""
+    import pyarrow.parquet as pq
+
+    return [as_rollout(record) for record in pq.read_table(folder / ROWS).to_pylist()]
+
+
+def as_record(row: Rollout) -> dict[str, Any]:
+    """A rollout as JSON values."""
+    turns = [{"role": m.role, "content": m.content} for m in row.prompt]
+    prompt = json.dumps(turns, ensure_ascii=False)
+    return {**vars(row), "prompt": prompt, "prompt_ids": list(row.prompt_ids), "answer_ids": list(row.answer_ids)}
+
+
+def as_rollout(record: Mapping[str, Any]) -> Rollout:
+    """The inverse of `as_record`."""
+    prompt = tuple(Message(**turn) for turn in json.loads(record["prompt"]))
+    ids = {name: tuple(record[name]) for name in ("prompt_ids", "answer_ids")}
+    return Rollout(**{**record, "prompt": prompt, **ids})

@@ -1,0 +1,354 @@
+"""How the sequences of a micro-batch lie in the forward passes of a model.
+
+Either *padded*: sequences of similar length side by side, a row each. Or *packed*: one row without padding, in which
+stretches of tokens lie end to end; a stretch sees itself, causally, and the prompt that it follows. Answers to one
+prompt may share it: it is computed once, and what a token sees, and so its state, is as behind a prompt of its own.
+
+S sequences, T tokens of a row, N answer positions.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, is_dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.attention.varlen import varlen_attn
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+from adpa_cli.engine.layout.examples import TokenSequence
+from adpa_cli.engine.layout.shared_prompt import windows
+from adpa_cli.engine.models import Dtype, body_and_head, computing
+
+FEW_TOKENS = 512
+
+
+@dataclass(frozen=True)
+class Packer:
+    """Asks for packed rows. `width` is the model's hidden size, by which costs are told; `share` allows shared
+    prompts."""
+
+    width: int
+    share: bool
+
+
+@dataclass(frozen=True)
+class Packing:
+    """The stretches of a packed row: `positions` [1,T] of each token in its sequence, `lengths` of the stretches, and
+    the number of the stretch that each `follows`, -1 for none. `masks` [n,p+n] bool say what a stretch of n tokens
+    sees of the p before it and of itself, None where it follows none. `bounds` [S+1] int32 are the places where
+    stretches begin, and T.
+    """
+
+    positions: Tensor
+    lengths: tuple[int, ...]
+    follows: tuple[int, ...]
+    masks: tuple[Tensor | None, ...]
+    bounds: Tensor
+
+
+@dataclass(frozen=True)
+class Piece:
+    """One forward: `input_ids` [S,L], right padded, or [1,T] with their `packing`; the answer position that is number
+    `where`[n] of the batch is predicted at (`rows`[n], `columns`[n])."""
+
+    input_ids: Tensor
+    rows: Tensor
+    columns: Tensor
+    where: Tensor
+    packing: Packing | None = None
+
+
+def pieces_of(sequences: Sequence[TokenSequence], starts: Any, packer: Packer | None = None) -> tuple[Piece, ...]:
+    """Lay out `sequences`; their answer positions are numbered from `starts` [S+1]."""
+    if packer is not None:
+        return (_packed(sequences, starts, packer),)
+    return tuple(_padded(group, sequences, starts) for group in similar([len(sequence) for sequence in sequences]))
+
+
+def piece_states(body: nn.Module, piece: Piece, dtype: Dtype) -> Tensor:
+    """Last hidden states [N,H] of the decoder `body` at the answer positions of a piece.
+
+    There is no attention mask: padding is on the right, where a causal model cannot see it.
+    """
+    packing = piece.packing
+    more: dict[str, Any] = {"attention_mask": None}
+    if packing is not None:
+        # A mask that is "prepared already", which transformers passes on as it is: the packing tells who sees whom.
+        mask = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=packing.positions.device)
+        more = {"attention_mask": mask, "position_ids": packing.positions, "packing": packing}
+    with computing(dtype, piece.input_ids.device):
+        states: Tensor = body(input_ids=piece.input_ids, use_cache=False, **more).last_hidden_state
+    return states[piece.rows, piece.columns]
+
+
+def in_order(found: Sequence[Tensor], pieces: Sequence[Piece]) -> Tensor:
+    """What was computed at the positions of each of the pieces, put together in the order of their numbers."""
+    return torch.cat(list(found))[torch.cat([piece.where for piece in pieces]).argsort()]
+
+
+def moved(value: Any, device: torch.device) -> Any:
+    """The same dataclasses, tuples and mappings with every tensor in them on `device`."""
+    return changed(value, lambda tensor: tensor.to(device, non_blocking=True))
+
+
+def changed(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """The same dataclasses, tuples and mappings with a `change` to every tensor in them."""
+    if isinstance(value, Tensor):
+        return change(value)
+    if isinstance(value, tuple):
+        return tuple(changed(item, change) for item in value)
+    if isinstance(value, Mapping):
+        return {key: changed(item, change) for key, item in value.items()}
+    if is_dataclass(value) and not isinstance(value, type):
+        return type(value)(**{name: changed(item, change) for name, item in vars(value).items()})
+    return value
+
+
+def similar(lengths: Sequence[int]) -> list[list[int]]:
+    """Group positions of `lengths`, longest first, so that a group is at most a tenth padding.
+
+    A group of few tokens, or of less than an eighth of all, takes the next one anyway: small forwards cost more than
+    padding.
+    """
+    least = max(FEW_TOKENS, sum(lengths) / 8)
+    groups: list[list[int]] = []
+    held = 0
+    for i in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+        padding = lengths[groups[-1][0]] * (len(groups[-1]) + 1) - held - lengths[i] if groups else 0
+        if not groups or (held >= least and padding > (held + lengths[i]) / 10):
+            groups.append([])
+            held = 0
+        groups[-1].append(i)
+        held += lengths[i]
+    return groups
+
+
+def _padded(group: Sequence[int], sequences: Sequence[TokenSequence], starts: Any) -> Piece:
+    """The sequences of `group`, the first of which is the longest; `starts` [S+1] numbers their answer positions."""
+    input_ids = np.zeros((len(group), len(sequences[group[0]])), dtype=np.int64)
+    rows, columns, where = [], [], []
+    for row, i in enumerate(group):
+        sequence = sequences[i]
+        input_ids[row, : len(sequence)] = sequence.ids
+        at = np.flatnonzero(sequence.answer)
+        rows.append(np.full(len(at), row))
+        columns.append(at - 1)
+        where.append(np.arange(starts[i], starts[i + 1]))
+    flat = [torch.from_numpy(np.concatenate(numbers)) for numbers in (rows, columns, where)]
+    return Piece(torch.from_numpy(input_ids), flat[0], flat[1], flat[2])
+
+
+def _packed(sequences: Sequence[TokenSequence], starts: Any, packer: Packer) -> Piece:
+    """One row; the last token of a sequence, which is predicted and never read, is left out."""
+    row = _Row()
+    columns: list[NDArray[np.int64]] = []
+    where: list[NDArray[np.int64]] = []
+    for group in _by_prompt(sequences, packer.share):
+        prompt = _prompt(sequences[group[0]])
+        tails = [len(sequences[i]) - 1 - prompt for i in group]
+        shared = len(group) > 1 and _saves(prompt, tails, packer.width)
+        begin = row.add(sequences[group[0]].ids[:prompt]) if shared else -1
+        first = len(row.lengths) - 1
+        for i in group:
+            own = sequences[i].ids[:-1]
+            at = np.flatnonzero(sequences[i].answer) - 1
+            if shared:
+                tail = row.add(own[prompt:], prompt, first)
+                at = np.where(at < prompt, begin + at, tail + at - prompt)
+            else:
+                at = at + row.add(own)
+            columns.append(at)
+            where.append(np.arange(starts[i], starts[i + 1]))
+    flat = torch.from_numpy(np.concatenate(columns))
+    ids, packing = row.done()
+    return Piece(ids, torch.zeros_like(flat), flat, torch.from_numpy(np.concatenate(where)), packing)
+
+
+def _prompt(sequence: TokenSequence) -> int:
+    """Tokens before the first answer token."""
+    return int(sequence.answer.argmax())
+
+
+def _by_prompt(sequences: Sequence[TokenSequence], share: bool) -> list[list[int]]:
+    """The positions of sequences that begin with the same prompt, or each alone."""
+    groups: dict[Any, list[int]] = {}
+    for i, sequence in enumerate(sequences):
+        key = sequence.ids[: _prompt(sequence)].tobytes() if share else i
+        groups.setdefault(key, []).append(i)
+    return list(groups.values())
+
+
+def _saves(prompt: int, tails: Sequence[int], width: int) -> bool:
+    """Whether one prompt for all costs less than one for each.
+
+    A token costs about 24 width² operations in a layer. Behind a shared prompt attention takes a mask, and then does
+    not skip the half of its own square that causality leaves out: 2 width n² operations for n tokens.
+    """
+    return 12 * width * prompt * (len(tails) - 1) > sum(n * n for n in tails)
+
+
+class _Row:
+    """A packed row in the making."""
+
+    def __init__(self) -> None:
+        self.ids: list[NDArray[Any]] = []
+        self.positions: list[NDArray[Any]] = []
+        self.lengths: list[int] = []
+        self.follows: list[int] = []
+        self.size = 0
+
+    def add(self, ids: NDArray[Any], position: int = 0, after: int = -1) -> int:
+        """Append a stretch whose first token has `position`; returns where it begins. An empty one is left out."""
+        begin = self.size
+        if len(ids):
+            self.ids.append(ids)
+            self.positions.append(np.arange(position, position + len(ids)))
+            self.lengths.append(len(ids))
+            self.follows.append(after)
+            self.size += len(ids)
+        return begin
+
+    def done(self) -> tuple[Tensor, Packing]:
+        """The token ids [1,T] and how they lie."""
+        ids, positions = (
+            torch.from_numpy(np.concatenate(parts).astype(np.int64))[None] for parts in (self.ids, self.positions)
+        )
+        bounds = torch.from_numpy(np.cumsum([0, *self.lengths]).astype(np.int32))
+        masks = tuple(self._mask(n, after) for n, after in zip(self.lengths, self.follows, strict=True))
+        return ids, Packing(positions, tuple(self.lengths), tuple(self.follows), masks, bounds)
+
+    def _mask(self, length: int, after: int) -> Tensor | None:
+        if after < 0:
+            return None
+        before = self.lengths[after]
+        return torch.ones(length, before + length, dtype=torch.bool).tril(before)
+
+
+NAME = "packed"
+TOLERANCE = {"float32": 1e-3, "bfloat16": 5e-2}
+LEAST_WORK = 500_000
+"""Tokens of a sequence times the square of a model's width, from where on a CPU spends more on padding than on calling
+attention for each stretch: that takes about 0.1 ms of a layer, as 70 operations on a fifth of so many numbers do."""
+LEAST_CAPABILITY = (8, 0)  # of a GPU that flash attention runs on
+GROUPED = "enable_gqa" in inspect.signature(varlen_attn).parameters  # torch 2.12; earlier keys and values are repeated
+TRIAL = ((4, 3), (4, 2), (3, 4))
+"""Tokens of prompt and answer of the sequences that a model is tried with; those of equal prompts share one."""
+
+
+def attend(
+    module: torch.nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    packing: Packing | None = None,
+    **more: Any,
+) -> tuple[Tensor, None]:
+    """[B,T,heads,d] from `query` [B,heads,T,d], `key` and `value`, which may have fewer heads.
+
+    Without `packing` it is transformers' own for `sdpa`. Raises TypeError for what packed rows are not offered with.
+    """
+    if packing is None:
+        usual: tuple[Tensor, None] = sdpa_attention_forward(
+            module, query, key, value, attention_mask, scaling=scaling, **more
+        )
+        return usual
+    if any(more.get(name) is not None for name in ("softcap", "position_bias", "s_aux")):
+        raise TypeError("packed rows are not offered with soft-capped, biased or sink attention")
+    if query.device.type == "cuda":
+        return _flash(query, key, value, scaling, packing), None
+    return _stretches(query, key, value, scaling, packing).transpose(1, 2), None
+
+
+def _stretches(query: Tensor, key: Tensor, value: Tensor, scaling: float | None, packing: Packing) -> Tensor:
+    """[1,heads,T,d]; splitting once, not slicing, keeps the backward pass linear in the number of stretches."""
+    untyped: Any = torch
+    queries, keys, values = (untyped.split(states, packing.lengths, 2) for states in (query, key, value))
+    grouped = query.shape[1] != key.shape[1]
+    found = []
+    for i, (after, mask) in enumerate(zip(packing.follows, packing.masks, strict=True)):
+        k, v = keys[i], values[i]
+        if after >= 0:
+            k, v = torch.cat([keys[after], k], 2), torch.cat([values[after], v], 2)
+        found.append(
+            F.scaled_dot_product_attention(
+                queries[i], k, v, attn_mask=mask, is_causal=mask is None, scale=scaling, enable_gqa=grouped
+            )
+        )
+    return torch.cat(found, 2)
+
+
+def _flash(query: Tensor, key: Tensor, value: Tensor, scaling: float | None, packing: Packing) -> Tensor:
+    """[1,T,heads,d] by torch's kernel for sequences of varying length."""
+    grouped = query.shape[1] != key.shape[1]
+    more: dict[str, Any] = {"enable_gqa": grouped} if GROUPED else {}
+    if grouped and not GROUPED:
+        key, value = (states.repeat_interleave(query.shape[1] // key.shape[1], 1) for states in (key, value))
+    # Under autocast rotary embeddings leave queries and keys in float32, and the kernel is not on its list.
+    query, key, value = (states[0].transpose(0, 1).to(value.dtype) for states in (query, key, value))
+    bounds, longest = packing.bounds, max(packing.lengths)
+    found: Any = varlen_attn(
+        query, key, value, bounds, bounds, longest, longest, scale=scaling, window_size=(-1, 0), **more
+    )
+    output: Tensor = found[None]
+    return output
+
+
+AttentionInterface.register(NAME, attend)
+AttentionMaskInterface.register(NAME, sdpa_mask)
+
+
+def packer_of(model: PreTrainedModel, dtype: Dtype, longest: int, mean: float = math.inf) -> Packer | None:
+    """How `model` may be given packed rows of sequences of up to `longest` tokens, and `mean` tokens on average; None
+    where it may not, or where that would take longer than padding.
+
+    From then on it attends in the way that this asks for. It must take positions and hand what it does not know on to
+    its attention, as current models of transformers do: a few tokens are tried. Windows are read from its
+    configuration, since no short trial meets them.
+    """
+    device = body_and_head(model)[1].device
+    if model.config._attn_implementation != "sdpa" or any(window < longest for window in windows(model.config)):
+        return None
+    width = model.config.get_text_config().hidden_size
+    if device.type == "cpu" and mean * width**2 < LEAST_WORK:
+        return None
+    if device.type == "cuda" and (dtype != "bfloat16" or torch.cuda.get_device_capability(device) < LEAST_CAPABILITY):
+        return None
+    packer = Packer(width, share=device.type == "cpu")
+    model.set_attn_implementation(NAME)
+    if _same(model, packer, dtype):
+        return packer
+    model.set_attn_implementation("sdpa")
+    return None
+
+
+@torch.no_grad()
+def _same(model: PreTrainedModel, packer: Packer, dtype: Dtype) -> bool:
+    """Whether the states of a few sequences, two of them with one prompt, do not depend on how they lie."""
+    body, weight, _ = body_and_head(model)
+    trial = [_sequence(prompt, answer, weight.shape[0]) for prompt, answer in TRIAL]
+    starts = np.cumsum([0, *(sequence.tokens for sequence in trial)])
+    found = []
+    try:
+        for how in (None, packer):
+            pieces = moved(pieces_of(trial, starts, how), weight.device)
+            found.append(in_order([piece_states(body, piece, dtype) for piece in pieces], pieces).float())
+    except Exception:  # whatever a model makes of an argument that it does not know, padded rows it takes
+        return False
+    return float((found[0] - found[1]).abs().max()) <= TOLERANCE[dtype] * float(found[0].abs().max())
+
+
+def _sequence(prompt: int, answer: int, vocabulary: int) -> TokenSequence:
+    ids = np.array([*range(2, 2 + prompt), *range(11 * answer, 12 * answer)], dtype=np.int32) % vocabulary
+    return TokenSequence(ids, np.arange(len(ids)) >= prompt)

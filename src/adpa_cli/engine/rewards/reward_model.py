@@ -1,0 +1,200 @@
+"""Reward models: trained under a scalar head, and asked for the rewards of answers, whether made here or elsewhere."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel
+
+from adpa_cli.data.chat import Encoder, Template, fit
+from adpa_cli.data.examples import Message
+from adpa_cli.engine.layout.examples import Example
+from adpa_cli.engine.layout.row_layout import Piece
+from adpa_cli.engine.models import load, load_tokenizer
+from adpa_cli.engine.scoring import LabelLogps, at_answers
+from adpa_cli.engine.training.student import Student, scalars
+from adpa_cli.errors import AdpaError
+from adpa_cli.hub import Located
+from adpa_cli.methods import Part
+from adpa_cli.tensors.output import Stats
+
+BLOCK_TOKENS = 16384
+
+Turns = Sequence[tuple[str, str]]
+"""(role, content) of a prompt's turns."""
+
+
+def classifier_rewards(
+    folder: Path,
+    dialogues: Sequence[tuple[Turns, str]],
+    template: str,
+    max_length: int,
+    dtype: str,
+    device: str,
+    block_tokens: int = BLOCK_TOKENS,
+) -> list[float]:
+    """`sequence_rewards` of every (prompt turns, answer), in the model's own chat template if it has one.
+
+    Too long dialogues keep their end.
+    """
+    tokenizer = load_tokenizer(folder)
+    encoded = [_encode(tokenizer, turns, answer, template)[-max_length:] for turns, answer in dialogues]
+    return sequence_rewards(folder, encoded, dtype, device, block_tokens)
+
+
+@torch.no_grad()
+def sequence_rewards(
+    folder: Path, encoded: Sequence[Sequence[int]], dtype: str, device: str, block_tokens: int = BLOCK_TOKENS
+) -> list[float]:
+    """The one logit of a reward model for every sequence of ids, read at its last one.
+
+    At most `block_tokens` padded tokens go through at once, or one longer sequence. Raises AdpaError when the model
+    does not load, has not exactly one output, lacks the weights of its head, or gives a reward that is no number.
+    """
+    model = _load(folder, dtype).to(device)
+    pad = model.config.pad_token_id
+    if pad is None:
+        # The head reads the last token that is no padding, so padding must be an id that no dialogue ends with.
+        ends = {ids[-1] for ids in encoded}
+        pad = model.config.pad_token_id = next(i for i in range(len(ends) + 1) if i not in ends)
+    order = sorted(range(len(encoded)), key=lambda i: (len(encoded[i]), i))
+    rewards = [0.0] * len(encoded)
+    start = 0
+    while start < len(order):
+        stop = start + 1
+        while stop < len(order) and len(encoded[order[stop]]) * (stop + 1 - start) <= block_tokens:
+            stop += 1
+        rows = order[start:stop]
+        longest = max(len(encoded[i]) for i in rows)
+        ids = torch.tensor([[*encoded[i]] + [pad] * (longest - len(encoded[i])) for i in rows], device=device)
+        mask = torch.tensor([[1] * len(encoded[i]) + [0] * (longest - len(encoded[i])) for i in rows], device=device)
+        for i, value in zip(rows, model(input_ids=ids, attention_mask=mask).logits[:, 0].float().tolist(), strict=True):
+            rewards[i] = value
+        start = stop
+    broken = next((n for n, reward in enumerate(rewards, 1) if not math.isfinite(reward)), None)
+    if broken:
+        raise AdpaError(f"{folder.name} gives row {broken} the reward {rewards[broken - 1]}", "check its weights")
+    return rewards
+
+
+def _load(folder: Path, dtype: str) -> Any:
+    loader: Any = AutoModelForSequenceClassification
+    hint = "give the folder of a reward model with a scalar head to --reward-model"
+    plain: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+    try:
+        outputs = AutoConfig.from_pretrained(folder, **plain).num_labels
+        if outputs != 1:
+            raise AdpaError(f"the classifier in {folder.name} has {outputs} outputs; a reward model has one", hint)
+        model, info = loader.from_pretrained(
+            folder, dtype=getattr(torch, dtype), use_safetensors=True, output_loading_info=True, **plain
+        )
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        problem = (str(error) or type(error).__name__).splitlines()[0]
+        raise AdpaError(f"the reward model in {folder.name} does not load: {problem}", hint) from error
+    if info["missing_keys"]:
+        lacking = ", ".join(sorted(info["missing_keys"])[:3])
+        raise AdpaError(f"{folder.name} is no reward model: its weights lack {lacking}", hint)
+    return model.train(False)
+
+
+def _encode(tokenizer: Any, turns: Turns, answer: str, template: str) -> list[int]:
+    messages = [{"role": role, "content": content} for role, content in (*turns, ("assistant", answer))]
+    text = tokenizer.apply_chat_template(
+        messages, chat_template=tokenizer.chat_template or template, tokenize=False, add_generation_prompt=False
+    )
+    ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+    bos = tokenizer.bos_token_id
+    starts = bos is not None and tokenizer("a")["input_ids"][:1] == [bos] and ids[:1] != [bos]
+    return [bos, *ids] if starts else ids
+
+
+class Ranker(Student):
+    """A sequence classifier `model` with one output, trained as a student is: it has values, and no log-probs."""
+
+    def forward(
+        self, pieces: Sequence[Piece], ids: Tensor, stats: bool = False, drawn: tuple[Piece, ...] = ()
+    ) -> tuple[Tensor, Tensor, Stats | None, Tensor | None]:
+        """The head's number [N], float32, after each answer token, last; zeros in place of log-probs."""
+        after = tuple(replace(piece, columns=piece.columns + 1) for piece in pieces)
+        values = scalars(self.model.base_model, _head(self.model), after, self.dtype)
+        nothing = torch.zeros_like(values)
+        return nothing[:, None].expand(ids.shape), nothing, None, values
+
+    def values_after(
+        self, examples: Sequence[Example], parts: Sequence[Part], tokens: int, device: torch.device | str
+    ) -> LabelLogps:
+        """The head's numbers [T] after the tokens of each answer, by (example id, part); the last is its reward."""
+
+        def last(batch: Any) -> Tensor:
+            found: Tensor = self(batch.pieces, batch.ids)[3]
+            return found
+
+        self.to(device)
+        return at_answers(last, examples, parts, tokens, device)
+
+
+def load_ranker(folder: Path, tokenizer: Any, end_id: int, device: str) -> PreTrainedModel:
+    """The model in `folder` under a scalar head, which is 0 where the folder has none, to be trained.
+
+    Its head reads the last token that is no padding, so `tokenizer` and configuration get a padding token that no
+    answer ends with. Raises AdpaError for a model that transformers has no such classifier of.
+    """
+    model = load(folder, train=True, device=device, scalar=True)
+    padding = _padding(tokenizer, end_id)
+    model.config.pad_token_id = padding
+    tokenizer.pad_token = tokenizer.convert_ids_to_tokens(padding)
+    return model
+
+
+def _head(model: PreTrainedModel) -> torch.nn.Linear:
+    untyped: Any = model
+    head: torch.nn.Linear = untyped.score
+    return head
+
+
+def _padding(tokenizer: Any, end_id: int) -> int:
+    known = (tokenizer.pad_token_id, tokenizer.bos_token_id, tokenizer.unk_token_id)
+    return next((found for found in known if found not in (None, end_id)), 0 if end_id else 1)
+
+
+Dialogues = Sequence[tuple[Sequence[Message], str]]
+"""(turns of the prompt, answer)."""
+
+
+def rewards_of(model: Located, dialogues: Dialogues, spec: Any, tokens: int, option: str) -> list[float]:
+    """The reward of every dialogue, under the dtype and `max_length` of a stage's spec, `tokens` at a time.
+
+    A model that was made here reads the tokens it was trained on; another one its own chat template, else the stage's.
+    Raises AdpaError as `engine.reward` does, and where a block does not fit in memory: `option`, if any, makes it
+    smaller.
+    """
+    from adpa_cli.engine.device import ROOM, device, refused_when_full
+
+    smaller = f"{option}{max(1, tokens // 2)}, or {ROOM}" if option else f"use {ROOM}"
+    with refused_when_full(f"a block of {tokens:,} tokens of the reward model", smaller):
+        if model.kind == "artifact":
+            encoded = _as_trained(model, dialogues)
+            return sequence_rewards(model.path, encoded, spec.dtype, device(), tokens)
+        plain = [([(m.role, m.content) for m in turns], answer) for turns, answer in dialogues]
+        return classifier_rewards(model.path, plain, spec.template, spec.max_length, spec.dtype, device(), tokens)
+
+
+def _as_trained(model: Located, dialogues: Dialogues) -> list[list[int]]:
+    """Token ids as in the training of `model`: under its template, to its end token, within its length."""
+    from adpa_cli.engine.models import load_tokenizer
+
+    encoder = Encoder(load_tokenizer(model.path), Template(model.values["template"], model.values["end"]))
+    longest = int(model.values["max_length"])
+    found = []
+    for n, (turns, answer) in enumerate(dialogues, 1):
+        said = encoder.answer(answer)
+        fitted = fit(encoder.prompt(tuple(turns)), said, longest, bos_id=encoder.bos_id, where=f"dialogue {n}")
+        found.append([*fitted.prompt, *fitted.answer])
+    return found

@@ -1,0 +1,169 @@
+"""Looking at a run at its points (each half epoch and the end): held-out scores, and weights that may be wanted later.
+
+Nothing here depends on when a run was interrupted. What belongs to steps beyond a resume point is made again, so the
+best weights so far are forgotten only at the next point, when a resume point has followed them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+
+from adpa_cli.disk import sync_file, sync_folder, write_atomic
+from adpa_cli.engine.device import DRAW_TOKENS, POOL
+from adpa_cli.engine.generation.generate import generate_fitting
+from adpa_cli.engine.generation.sampling import Sampling
+from adpa_cli.engine.layout.examples import Example
+from adpa_cli.engine.layout.micro_batches import cut_blocks
+from adpa_cli.engine.rewards.reward_model import Ranker
+from adpa_cli.engine.scoring import halving, halving_logps, pair_margins, wins
+from adpa_cli.engine.training.student import Student
+from adpa_cli.methods import Part
+
+SCORES = "_points.json"
+SCORE_TOKENS = 16384
+
+Record = dict[str, Any]
+"""`step`, and what was measured after it: `accuracy`, `margin` and `pairs`, or `nll` and `tokens`, or `reward` and
+`prompts`, or nothing."""
+
+
+class Measure(Protocol):
+    """What looks at a student after a step."""
+
+    def score(self, student: Student, accelerator: Accelerator) -> Record:
+        """The scores of `student`; all processes take part."""
+
+
+@dataclass(frozen=True)
+class Held:
+    """The held-out side: pairs (`chosen` and `rejected`) are scored by preference, dialogues (`chosen`) by likelihood.
+
+    The preference is that of `adpa eval --suite accuracy`; of a reward model, that of its rewards.
+    """
+
+    examples: Sequence[Example]
+    parts: tuple[Part, ...]
+
+    def score(self, student: Student, accelerator: Accelerator) -> Record:
+        """The scores of `student`; each process does its share of the rows."""
+        mine = self.examples[accelerator.process_index :: accelerator.num_processes]
+        device = accelerator.device
+        if isinstance(student, Ranker):
+            numbers = halving(student.values_after, mine, self.parts, SCORE_TOKENS, device)
+            logps = {key: values[-1:] for key, values in numbers.items()}
+        else:
+            logps = halving_logps(student, mine, self.parts, SCORE_TOKENS, device)
+        if "rejected" in self.parts:
+            margins = np.array(list(pair_margins(logps, mine).values()), dtype=np.float64)
+            won, margin, pairs = summed(accelerator, wins(margins).sum(), margins.sum(), len(margins))
+            return {"accuracy": won / pairs, "margin": margin / pairs, "pairs": int(pairs)}
+        flat = [values.astype(np.float64) for values in logps.values()]
+        nats, tokens = summed(accelerator, -sum(v.sum() for v in flat), sum(map(len, flat)))
+        return {"nll": nats / tokens, "tokens": int(tokens)}
+
+
+def summed(accelerator: Accelerator, *values: float) -> list[float]:
+    """Each of the values summed over the processes."""
+    packed = torch.tensor(values, dtype=torch.float64, device=accelerator.device)
+    return [float(value) for value in accelerator.reduce(packed, reduction="sum")]
+
+
+@dataclass(frozen=True)
+class Points:
+    """What is done at a point: `save` writes the weights of this moment as a Hugging Face folder."""
+
+    work: Path
+    student: Student
+    accelerator: Accelerator
+    save: Callable[[Path], None]
+    held: Measure | None
+    keep_all: bool
+
+    def at(self, step: int) -> None:
+        """Score the student after `step`; keep its weights if they are the best so far, or if all are kept."""
+        record = {"step": step, **(self.held.score(self.student, self.accelerator) if self.held else {})}
+        if not self.accelerator.is_main_process:
+            return
+        before = [known for known in records(self.work) if known["step"] < step]
+        if not self.keep_all:
+            wanted = {self.folder(best(before)["step"])} if before else set()
+            for old in set(self.work.glob("_step-*")) - wanted:
+                shutil.rmtree(old)
+        found = [*before, record]
+        if self.keep_all or best(found) is record:
+            self._write(self.folder(step))
+        write_atomic(self.work / SCORES, json.dumps(found).encode())
+
+    def folder(self, step: int) -> Path:
+        """Where the weights of a point lie; a name with `_` in front is gone after the commit."""
+        return self.work / f"{'' if self.keep_all else '_'}step-{step:06d}"
+
+    def take_best(self) -> int:
+        """Make the best point's weights those of the artifact; returns its step."""
+        step = int(best(records(self.work))["step"])
+        shutil.copytree(self.folder(step), self.work, dirs_exist_ok=True)
+        return step
+
+    def _write(self, folder: Path) -> None:
+        fresh = folder.with_name(f"_new-{folder.name}")
+        shutil.rmtree(fresh, ignore_errors=True)
+        self.save(fresh)
+        for path in fresh.rglob("*"):
+            sync_folder(path) if path.is_dir() else sync_file(path)
+        sync_folder(fresh)
+        shutil.rmtree(folder, ignore_errors=True)
+        os.replace(fresh, folder)
+        sync_folder(self.work)
+
+
+def records(work: Path) -> list[Record]:
+    """What was measured so far, in the order of the steps."""
+    path = work / SCORES
+    found: list[Record] = json.loads(path.read_text()) if path.exists() else []
+    return found
+
+
+def best(found: Sequence[Record]) -> Record:
+    """The highest reward; or accuracy, at a tie the wider margin; or the likeliest; at a tie the later step."""
+    signs = {"reward": 1, "accuracy": 1, "margin": 1, "nll": -1}
+    return max(found, key=lambda r: (*(sign * r.get(name, 0.0) for name, sign in signs.items()), r["step"]))
+
+
+@dataclass(frozen=True)
+class Judge:
+    """`prompts` are the ids of held-out prompts by name, `rewards` judges the ids of an answer to each of some."""
+
+    prompts: Mapping[str, Sequence[int]]
+    rewards: Callable[[Mapping[str, Sequence[int]]], Sequence[float]]
+    end_id: int
+    pad_id: int
+    max_new_tokens: int
+    max_length: int
+
+    def score(self, student: Student, accelerator: Accelerator) -> Record:
+        """The mean reward of the student's greedy answers; each process does its share of the blocks."""
+        sampling = Sampling(0.0, 1.0, self.max_new_tokens)
+        blocks = cut_blocks(self.prompts, self._length, str, POOL * DRAW_TOKENS)
+        answers: dict[str, Sequence[int]] = {}
+        for block in blocks[accelerator.process_index :: accelerator.num_processes]:
+            asked = [self.prompts[name] for name in block.items]
+            made = generate_fitting(
+                student.model, asked, block.items, self.end_id, self.pad_id, sampling, self.max_length, student.dtype,
+                DRAW_TOKENS,
+            )  # fmt: skip
+            answers.update({name: answer.ids for name, answer in zip(block.items, made, strict=True)})
+        total, count = summed(accelerator, sum(self.rewards(answers)) if answers else 0.0, len(answers))
+        return {"reward": total / count, "prompts": int(count)}
+
+    def _length(self, name: str) -> int:
+        return min(len(self.prompts[name]) + self.max_new_tokens, self.max_length)

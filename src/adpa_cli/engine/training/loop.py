@@ -1,0 +1,316 @@
+"""The one training loop: it turns any method's terms into gradients, and is the only place that divides."""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+import shutil
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Generic, TypeVar
+
+import torch
+from accelerate import Accelerator
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from adpa_cli.disk import sync_file, sync_folder, write_atomic
+from adpa_cli.engine.device import ROOM, agree, all_fit, fitting, refused_when_full, sum_gradients
+from adpa_cli.engine.layout.batch import Batch, SignalOf, collate
+from adpa_cli.engine.layout.examples import Example
+from adpa_cli.engine.layout.micro_batches import less, step_batches
+from adpa_cli.engine.training.objective import EVERY, Objective
+from adpa_cli.engine.training.optimizer import make_optimizer
+from adpa_cli.engine.training.schedule import Feed, Fixed, half_epoch, learning_rate, steps_of
+from adpa_cli.engine.training.step_report import METRICS, Budget, Clock, StepLog
+from adpa_cli.engine.training.student import Student
+from adpa_cli.errors import AdpaError, Stopped
+from adpa_cli.methods import Method
+from adpa_cli.spec import Runtime, TrainSpec
+
+POINTER = "_resume.json"
+
+
+def save_resume(work: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Keep the state after `step` steps, then forget the state before it."""
+    folder = work / f"_resume-{step:06d}"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    save_file(
+        {name: p.detach().cpu().contiguous() for name, p in model.named_parameters()}, folder / "model.safetensors"
+    )
+    save_file(_moments(optimizer), folder / "optimizer.safetensors")
+    for path in folder.iterdir():
+        sync_file(path)
+    sync_folder(folder)
+    write_atomic(work / POINTER, json.dumps({"step": step, "folder": folder.name}).encode())
+    for old in work.glob("_resume-*"):
+        if old != folder:
+            shutil.rmtree(old)
+
+
+def resume_step(work: Path) -> int:
+    """Steps done at the last resume point; 0 without one."""
+    path = work / POINTER
+    return int(json.loads(path.read_text())["step"]) if path.exists() else 0
+
+
+def load_resume(work: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
+    """Put the last resume point into `model` and `optimizer`; returns its step, 0 (and nothing changed) without one."""
+    step = resume_step(work)
+    if not step:
+        return 0
+    folder = work / json.loads((work / POINTER).read_text())["folder"]
+    weights = load_file(folder / "model.safetensors")
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.copy_(weights[name])
+    flat = load_file(folder / "optimizer.safetensors")
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, value in flat.items():
+        index, name = key.split(".", 1)
+        state.setdefault(int(index), {})[name] = value
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    return step
+
+
+def _moments(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    state: dict[int, dict[str, Any]] = optimizer.state_dict()["state"]
+    return {f"{i}.{name}": v.detach().cpu().contiguous() for i, entry in state.items() for name, v in entry.items()}
+
+
+Wanted = TypeVar("Wanted")
+
+Ready = TypeVar("Ready")
+
+DEPTH = 3
+"""Micro-batches that wait, or are being made: the loop takes one while the next is made, and one evens out lengths."""
+
+
+class Prefetch(Generic[Wanted, Ready]):
+    """What `lay_out` makes, in a thread of its own, of the micro-batches that `cut` gives for (step, tokens at a time).
+
+    Where `beyond` holds, those of later steps, up to but not `end`, are made before they are asked for; `cut` is called
+    in the thread of the loop. Nothing else may use what `lay_out` reads while this is open. What `lay_out` raises is
+    raised where its batch is taken. Used in a `with`, which ends the thread.
+    """
+
+    def __init__(
+        self, cut: Callable[[int, int], Sequence[Wanted]], lay_out: Callable[[Wanted], Ready], end: int, beyond: bool
+    ) -> None:
+        self._cut, self._lay_out = cut, lay_out
+        self._end, self._beyond = end, beyond
+        self._waiting: deque[tuple[tuple[int, int, int], Future[Ready]]] = deque()
+        self._coming: Iterator[tuple[tuple[int, int, int], Wanted]] = iter(())
+        self._worker = ThreadPoolExecutor(1, "adpa-ahead")
+        self.waited = 0.0
+        """Seconds that the loop has waited so far."""
+
+    def batches(self, step: int, tokens: int) -> Iterator[Ready]:
+        """The micro-batches of a step, in order. What was made for another step, or for another cut, is dropped."""
+        if not self._waiting or self._waiting[0][0] != (step, tokens, 0):
+            self._drop()
+            self._coming = self._from(step, tokens)
+            self._fill()
+        while self._waiting and self._waiting[0][0][:2] == (step, tokens):
+            _, made = self._waiting.popleft()
+            self._fill()
+            began = time.monotonic()
+            try:
+                batch = made.result()
+            finally:
+                self.waited += time.monotonic() - began
+            yield batch
+
+    def _from(self, step: int, tokens: int) -> Iterator[tuple[tuple[int, int, int], Wanted]]:
+        for at in range(step, self._end if self._beyond else step + 1):
+            for number, item in enumerate(self._cut(at, tokens)):
+                yield (at, tokens, number), item
+
+    def _fill(self) -> None:
+        while len(self._waiting) < DEPTH and (found := next(self._coming, None)) is not None:
+            self._waiting.append((found[0], self._worker.submit(self._lay_out, found[1])))
+
+    def _drop(self) -> None:
+        for _, made in self._waiting:
+            made.cancel()
+        self._waiting.clear()
+
+    def __enter__(self) -> Prefetch[Wanted, Ready]:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._drop()
+        self._worker.shutdown(wait=True)
+
+
+BESIDE = "what a step needs beside its rows (a gradient and two moments for each trained weight)"
+Cut = tuple[list[Example], float]
+Laid = tuple[Batch, float]
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a training stage hands to the loop."""
+
+    spec: TrainSpec
+    method: Method
+    params: Any
+    examples: Sequence[Example]
+    end_id: int
+    signal_of: SignalOf
+    work: Path
+    runtime: Runtime = Runtime()
+    stage: str = ""
+    progress: Callable[[int, int, Mapping[str, float]], None] = lambda step, of, numbers: None
+    track: Callable[[int, Mapping[str, float]], None] = lambda step, numbers: None
+    """Told the same numbers of each step as `progress`, and the learning rate."""
+    note: Callable[[str], None] = lambda text: None
+    stop: Callable[[], str | None] = lambda: None
+    """The name of the signal that asks the run to stop, if one came."""
+    points: frozenset[int] = frozenset()
+    """Steps after which `at_point` is called, in every process; a resume point follows."""
+    at_point: Callable[[int], None] = lambda step: None
+    start_of: Mapping[tuple[str, str], Any] = field(default_factory=dict)
+    """Label log-probs [T] of (example id, part) under the start model, when the method needs them."""
+    reward_of: Mapping[tuple[str, str], float] = field(default_factory=dict)
+    """What a reward model gave to (example id, part), when the method needs it."""
+    feed: Feed | None = None
+    """Where the rows of a step come from, if not from `examples` alone."""
+    critic_lr: float = 0.0
+    """Peak learning rate of the student's critic."""
+
+
+def train(student: Student, run: Run, accelerator: Accelerator) -> dict[str, float]:
+    """Train `student` in place to the last step that is asked for; the means of each number over the last tenth.
+
+    Resumes from the last resume point in `run.work`. Raises Stopped after saving when `run.stop` names a signal, and
+    AdpaError when the loss is not finite or a row does not fit in memory, UsageError when the step does not exist.
+    """
+    spec = run.spec
+    steps = steps_of(len(run.examples), spec)
+    end = spec.last_step(steps)
+    feed = run.feed or Fixed(run.examples, spec)
+    peaks = (spec.lr, run.critic_lr)
+    models = [model for model in (student.model, student.critic) if model is not None]
+    optimizer = accelerator.prepare(make_optimizer(models, peaks[: len(models)], spec, run.runtime.fused))
+    student.to(accelerator.device)
+    done = load_resume(run.work, student, optimizer)
+    log = StepLog(run.work / METRICS, done, accelerator.is_main_process)
+    budget = log.budget(run.runtime.tokens_per_device)
+    clock = Clock(student, run.work, done, accelerator)
+    every = run.runtime.checkpoint_steps or half_epoch(len(run.examples), spec.batch_size)
+    with reading_ahead(student, run, feed, accelerator, end) as ahead:
+        for step in range(done, end):
+            rate = learning_rate(step, steps, spec.lr, spec.warmup_ratio)
+            for group, peak in zip(optimizer.param_groups, peaks, strict=False):
+                group["lr"] = learning_rate(step, steps, peak, spec.warmup_ratio)
+            examples, about = feed.at(step)
+            objective = Objective(run.method, run.params, examples, measured=step % EVERY == 0)
+            began, waited = time.monotonic(), ahead.waited
+            batches = functools.partial(ahead.batches, step)
+            numbers, signal = _step(student, optimizer, run, accelerator, objective, batches, budget)
+            pace = clock.add(objective.sequences, time.monotonic() - began, ahead.waited - waited)
+            numbers |= about
+            log.add({"step": step + 1, **numbers, "lr": rate, **budget.record()})
+            run.progress(step + 1, end, {**numbers, **pace})
+            run.track(step + 1, {**numbers, "lr": rate, **pace})
+            last = step + 1 == end
+            if step + 1 in run.points:
+                run.at_point(step + 1)
+            if signal or (not last and ((step + 1) % every == 0 or step + 1 in run.points)):
+                if accelerator.is_main_process:
+                    log.flush()
+                    save_resume(run.work, step + 1, student, optimizer)
+                clock.save()
+                accelerator.wait_for_everyone()
+            if signal and not last:
+                by = Stopped.words(signal)
+                raise Stopped(signal, f"stopped by {by} after step {step + 1} of {end}; the work is saved")
+    clock.save()
+    log.flush()
+    return log.summary(end)
+
+
+def reading_ahead(student: Student, run: Run, feed: Feed, accelerator: Accelerator, end: int) -> Prefetch[Cut, Laid]:
+    """The micro-batches of this process up to step `end`, each with its weight: those of one left without rows
+    repeat one and weigh nothing."""
+    needs = run.method.needs_for(run.params)
+
+    def cut(step: int, tokens: int) -> list[Cut]:
+        examples, _ = feed.at(step)
+        dealt = step_batches(examples, len(needs), tokens, accelerator.num_processes, student.packer)
+        mine = dealt[accelerator.process_index]
+        return [([examples[p] for p in positions or [0]], 1.0 if positions else 0.0) for positions in mine]
+
+    def lay_out(item: Cut) -> Laid:
+        examples, weight = item
+        known, rewards = feed.experience, run.reward_of
+        batch = collate(examples, needs, run.end_id, run.signal_of, run.start_of, known, rewards, student.packer)
+        return batch.pinned() if accelerator.device.type == "cuda" else batch, weight
+
+    return Prefetch(cut, lay_out, end, feed.known)
+
+
+def _step(
+    student: Student,
+    optimizer: Any,
+    run: Run,
+    accelerator: Accelerator,
+    objective: Objective,
+    batches: Callable[[int], Iterator[Laid]],
+    budget: Budget,
+) -> tuple[dict[str, float], str | None]:
+    """One optimizer step; returns its numbers and the signal to stop at, if any. `batches` are those of this process
+    at so many tokens at a time.
+
+    Where it does not fit in the memory of a process, all of them do it over with half of the tokens at a time.
+    """
+    before = budget.tokens
+    while True:
+        sums = fitting(functools.partial(_gradients, student, accelerator, objective, batches(budget.tokens)))
+        if all_fit(accelerator, sums is not None) and sums is not None:
+            break
+        optimizer.zero_grad(set_to_none=True)
+        examples, parts = objective.examples, len(objective.sequences)
+        dealt = step_batches(examples, parts, budget.tokens, accelerator.num_processes, student.packer)
+        budget.tokens = less(dealt, examples, parts, student.packer, run.stage)
+    if budget.tokens < before:
+        run.note(f"out of memory: going on with --tokens-per-device {budget.tokens}")
+    with refused_when_full(BESIDE, f"use {ROOM}"):
+        sum_gradients(student, accelerator)
+    norms = [float(accelerator.clip_grad_norm_(group["params"], run.spec.clip)) for group in optimizer.param_groups]
+    found, signal = agree(accelerator, sums, run.stop())
+    numbers = objective.told(found)
+    if not all(map(math.isfinite, (numbers["loss"], *norms))):
+        raise AdpaError(
+            f"the loss or its gradient is not finite ({numbers['loss']}, {', '.join(map(str, norms))})",
+            "lower the learning rate (--lr), or look at the data: adpa data SOURCE",
+        )
+    with refused_when_full(BESIDE, f"use {ROOM}"):
+        optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return {**numbers, **dict(zip(("grad_norm", "critic_grad_norm"), norms, strict=False))}, signal
+
+
+def _gradients(
+    student: Student, accelerator: Accelerator, objective: Objective, batches: Iterator[Laid]
+) -> dict[str, Tensor]:
+    """Add this process's share of the gradients to the parameters; the sums of its numbers.
+
+    No process waits for another in here, so that each may run out of memory on its own.
+    """
+    sums: dict[str, Tensor] = {}
+    for laid, weight in batches:
+        batch = laid.to(accelerator.device)
+        answers = student(batch.pieces, batch.ids, objective.stats, batch.drawn)
+        accelerator.backward(objective.loss(batch, answers, weight, sums))
+    return sums

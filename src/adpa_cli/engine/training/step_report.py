@@ -1,0 +1,261 @@
+"""What a training says of its steps: their numbers, how fast it goes, and the trackers that hear of both."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from adpa_cli.disk import write_atomic
+from adpa_cli.engine.device import gathered, peak_memory
+from adpa_cli.engine.layout.examples import TokenSequence
+from adpa_cli.engine.training.student import Student
+from adpa_cli.errors import AdpaError
+from adpa_cli.methods import Part
+from adpa_cli.planning.settings import named
+from adpa_cli.stages import Job
+
+TERA = 1e12
+PEAKS = {
+    "B200": 2250, "H200 NVL": 835, "H200": 989, "H100 NVL": 835, "H100 PCIe": 756, "H100": 989, "GH200": 989,
+    "A100": 312, "A40": 149.7, "A30": 165, "A10G": 70, "A10": 125, "RTX A6000": 154.8,
+    "L40S": 362, "L40": 181, "L4": 121, "RTX 6000 Ada": 364.2,
+    "RTX 5090": 209.5, "RTX 4090": 165.2, "RTX 4080": 97.5, "RTX 3090": 71, "RTX 3080": 59.5,
+}  # fmt: skip
+"""TFLOP/s of bfloat16 products without sparsity, summed in float32, by a part of the name that a device gives itself.
+
+From NVIDIA's data sheets and architecture papers (B200, Hopper, GA100, GA102, AD102, GB202); where those tell the
+number with sparsity only, half of it.
+"""
+
+SLOWER = ("MIG", "Laptop", "Ti", "SUPER")
+"""What makes another device of a name, or a part of one."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A decoder: `body` counts its parameters without embeddings and head, `head` those of the head; `width` is the
+    number of features that attention mixes, all heads together."""
+
+    body: int
+    head: int
+    layers: int
+    width: int
+
+    def training(self, sequences: Sequence[TokenSequence]) -> float:
+        """Operations of one training step over whole sequences: 6 body + 12 layers width length a token, 6 head an
+        answer token."""
+        dense = sum(6.0 * self.body * len(s) + 6.0 * self.head * s.tokens for s in sequences)
+        return dense + sum(12.0 * self.layers * self.width * len(s) ** 2 for s in sequences)
+
+
+EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts")
+
+
+def shape_of(model: Any) -> Shape | None:
+    """That of a transformers model, under any head; None where a token does not pass through all of it, or where there
+    is no attention."""
+    config = model.config.get_text_config()
+    heads = getattr(config, "num_attention_heads", None)
+    if not heads or any((getattr(config, name, None) or 1) > 1 for name in EXPERTS):
+        return None
+    width = heads * (getattr(config, "head_dim", None) or config.hidden_size // heads)
+    output = model.get_output_embeddings()
+    embeddings = model.get_input_embeddings().weight.numel()
+    body = sum(p.numel() for p in model.base_model.parameters()) - embeddings
+    return Shape(body, 0 if output is None else output.weight.numel(), config.num_hidden_layers, width)
+
+
+def peak_flops(device: str, dtype: str) -> float | None:
+    """Operations a second that a device of this name offers in bfloat16; None for others, and for other dtypes."""
+    words = f" {device.replace('-', ' ')} "
+    if any(f" {word} " in words for word in SLOWER):
+        return None
+    names = [name for name in PEAKS if f" {name} " in words]
+    return PEAKS[max(names, key=len)] * TERA if names and dtype == "bfloat16" else None
+
+
+FILE = "_speed.json"
+
+
+@dataclass(frozen=True)
+class Speed:
+    """`seconds` in steps (held-out rows, saving and drawing answers are not counted), of which `waited` were spent
+    until data were there; `tokens` of all sequences; `flops` of the mathematics, and how many a second the devices
+    offer, None where that is not known; `memory` is the most bytes that one process had.
+    """
+
+    seconds: float = 0.0
+    waited: float = 0.0
+    tokens: int = 0
+    flops: float = 0.0
+    peak_flops: float | None = None
+    memory: int = 0
+
+    def __add__(self, other: Speed) -> Speed:
+        summed = {name: getattr(self, name) + getattr(other, name) for name in ("seconds", "waited", "tokens", "flops")}
+        return Speed(**summed, peak_flops=other.peak_flops, memory=max(self.memory, other.memory))
+
+    def told(self) -> dict[str, float]:
+        """Tokens a second, the share of the time spent waiting, and the MFU where it is known."""
+        if not self.seconds:
+            return {}
+        found = {"tokens_per_s": self.tokens / self.seconds, "wait": self.waited / self.seconds}
+        return found if self.peak_flops is None else {**found, "mfu": self.flops / self.seconds / self.peak_flops}
+
+    @classmethod
+    def load(cls, work: Path) -> Speed:
+        """What a run left so far; nothing without."""
+        path = work / FILE
+        return cls(**json.loads(path.read_text())) if path.exists() else cls()
+
+
+class Clock:
+    """Adds up the `Speed` of the steps of a student in `work`; a run that goes on after `done` steps goes on here."""
+
+    def __init__(self, student: Student, work: Path, done: int, accelerator: Accelerator) -> None:
+        self.work, self.accelerator = work, accelerator
+        self.total = Speed.load(work) if done else Speed()
+        device = accelerator.device
+        name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+        peak = peak_flops(name, student.dtype)
+        # A critic does work that the mathematics of the student does not tell of.
+        self.shape = None if peak is None or student.critic is not None else shape_of(student.model)
+        self.peak = None if peak is None or self.shape is None else peak * accelerator.num_processes
+
+    def add(self, sequences: Mapping[Part, Sequence[TokenSequence]], seconds: float, waited: float) -> dict[str, float]:
+        """Take in one step over the global batch; what is told of it."""
+        every = [sequence for own in sequences.values() for sequence in own]
+        flops = 0.0 if self.shape is None else self.shape.training(every)
+        step = Speed(seconds, waited, sum(map(len, every)), flops, self.peak)
+        self.total += step
+        return step.told()
+
+    def save(self) -> None:
+        """Keep it beside a resume point; every process takes part, to find the most memory that one of them had."""
+        mine = {self.accelerator.process_index: peak_memory(self.accelerator.device)}
+        most = max(gathered(self.accelerator, mine).values())
+        self.total = replace(self.total, memory=max(self.total.memory, most))
+        if self.accelerator.is_main_process:
+            write_atomic(self.work / FILE, json.dumps(asdict(self.total)).encode())
+
+
+METRICS = "metrics.jsonl"
+TOKENS = "tokens_per_device"
+GRADIENT, ENTROPY, LENGTH = "grad_norm/", "entropy/", "length/"
+SOMETIMES = (GRADIENT, ENTROPY)
+ABOUT = ("step", "lr", "tokens", "padding", TOKENS)
+
+
+@dataclass
+class Budget:
+    """Padded tokens of a micro-batch: as many as asked for, or fewer since memory ran out."""
+
+    tokens: int
+    asked: int
+
+    def record(self) -> dict[str, float]:
+        """What a step's line says of it: nothing, unless it differs from what was asked for."""
+        return {} if self.tokens == self.asked else {TOKENS: self.tokens}
+
+
+class StepLog:
+    """metrics.jsonl: one line per step, cut back to the resume point when a run goes on."""
+
+    def __init__(self, path: Path, done: int, writes: bool) -> None:
+        self.path = path
+        self.writes = writes
+        lines = path.read_text().splitlines() if done and path.exists() else []
+        self.rows: list[dict[str, float]] = [row for row in map(json.loads, lines) if row["step"] <= done]
+
+    def add(self, row: dict[str, float]) -> None:
+        self.rows.append(row)
+
+    def flush(self) -> None:
+        """Write every line so far, whole."""
+        if self.writes:
+            write_atomic(self.path, "".join(json.dumps(row) + "\n" for row in self.rows).encode())
+
+    def budget(self, asked: int) -> Budget:
+        """The tokens to go on with: a run that was cut down stays so, or its bytes would depend on where it resumed."""
+        return Budget(min(asked, int(self.rows[-1].get(TOKENS, asked))) if self.rows else asked, asked)
+
+    def summary(self, steps: int) -> dict[str, float]:
+        """Mean of each number over the last tenth of the steps, and the tokens at a time if they had to be fewer.
+
+        What is measured on some steps only is left out: see `measured`.
+        """
+        tail = [row for row in self.rows if row["step"] > steps - max(1, steps // 10)]
+        if not tail:
+            return {}
+        names = [name for name in tail[0] if name not in ABOUT and not name.startswith(SOMETIMES)]
+        means = {name: sum(row[name] for row in tail) / len(tail) for name in names}
+        return {**means, **{name: value for name, value in tail[-1].items() if name == TOKENS}}
+
+    def measured(self, prefix: str) -> dict[str, float]:
+        """Mean of each number with this prefix, which is left out of its name, over the steps that have it."""
+        names = dict.fromkeys(name for row in self.rows for name in row if name.startswith(prefix))
+        found = {name: [row[name] for row in self.rows if name in row] for name in names}
+        return {name.removeprefix(prefix): sum(values) / len(values) for name, values in found.items()}
+
+
+PROJECT = "adpa"
+RUN_NAME = {"wandb": "name", "trackio": "name", "mlflow": "run_name", "swanlab": "experiment_name"}
+"""The argument that takes the name of a run, in trackers that take it beside that of its project."""
+PROJECTS = (*RUN_NAME, "comet_ml")
+
+
+@contextlib.contextmanager
+def tracking(job: Job, note: Callable[[str], None]) -> Iterator[Callable[[int, Mapping[str, float]], None]]:
+    """What tells a step and its numbers to the trackers of a job; only the main process writes, once there is one.
+
+    One that fails later is noted and told nothing more: no training ends for it.
+
+    Raises AdpaError where a tracker does not start, which most do not without an account.
+    """
+    from accelerate.tracking import LOGGER_TYPE_TO_CLASS
+
+    logs = Path(job.logs or job.folder / "_trackers")
+    trackers: list[Any] = []
+    try:
+        for name in named(job.runtime.trackers):
+            project = PROJECT if name in PROJECTS else job.ref
+            more = {RUN_NAME[name]: job.ref} if name in RUN_NAME else {}
+            more |= {"dir": str(logs)} if name == "wandb" else {}  # else it writes into the working directory
+            kind: Any = LOGGER_TYPE_TO_CLASS[name]
+            try:
+                logs.mkdir(parents=True, exist_ok=True)
+                tracker = kind(project, logs, **more) if kind.requires_logging_directory else kind(project, **more)
+                tracker.start()
+                trackers.append(tracker)
+                tracker.store_init_configuration(_settings(job.spec))
+            except Exception as error:
+                what = f"the tracker {name} did not start: {error}"
+                raise AdpaError(what, f"set {name} up, or leave it out of --runtime trackers=") from error
+
+        told = list(trackers)
+
+        def track(step: int, numbers: Mapping[str, float]) -> None:
+            for tracker in list(told):
+                try:
+                    tracker.log(dict(numbers), step=step)
+                except Exception as error:
+                    told.remove(tracker)
+                    note(f"the tracker {tracker.name} failed and is told nothing more: {error}")
+
+        yield track
+    finally:
+        for tracker in trackers:
+            tracker.finish()
+
+
+def _settings(spec: Mapping[str, Any]) -> dict[str, Any]:
+    """The numbers, switches and short words of a spec."""
+    flat = {**spec, **spec["params"]}
+    return {key: value for key, value in flat.items() if isinstance(value, int | float | str) and key != "template"}

@@ -1,0 +1,92 @@
+"""A model's body with one number instead of a vocabulary at the end: the critic of reinforcement learning."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from adpa_cli.engine.layout.row_layout import Packer, Piece, in_order, piece_states
+from adpa_cli.engine.models import Dtype, body_and_head, computing, output_head
+from adpa_cli.tensors.head import selected_logps
+from adpa_cli.tensors.output import Stats
+
+
+class Critic(nn.Module):
+    """A decoder `body` and its scalar head `score` [1,H], which has no bias, as those of sequence classifiers."""
+
+    def __init__(self, body: nn.Module, score: nn.Linear, dtype: Dtype) -> None:
+        super().__init__()
+        self.body, self.score = body, score
+        self.dtype: Dtype = dtype
+
+    def forward(self, pieces: tuple[Piece, ...]) -> Tensor:
+        """The number [N], float32, at every position that the pieces name, in the order of their `where`."""
+        return scalars(self.body, self.score, pieces, self.dtype)
+
+
+def scalars(body: nn.Module, score: nn.Module, pieces: Sequence[Piece], dtype: Dtype) -> Tensor:
+    """What the head `score` makes of the states of `body` at the positions [N] of `pieces`: float32 [N], in order."""
+    found = [piece_states(body, piece, dtype).float() for piece in pieces]
+    values: Tensor = score(in_order(found, pieces))[:, 0]
+    return values
+
+
+def critic_of(model: PreTrainedModel, dtype: Dtype) -> Critic:
+    """A critic that begins with a copy of the model's body, and values everything at 0."""
+    body, weight, _ = body_and_head(model)
+    score = nn.Linear(weight.shape[1], 1, bias=False, device=weight.device, dtype=torch.float32)
+    nn.init.zeros_(score.weight)
+    return Critic(copy.deepcopy(body), score, dtype)
+
+
+class Student(nn.Module):
+    """`model` with float32 weights; `dtype` is what it computes in (autocast when bfloat16).
+
+    With a `critic` both are trained as one; the critic is no part of the student's artifact.
+    """
+
+    def __init__(self, model: PreTrainedModel, dtype: Dtype, critic: Critic | None = None) -> None:
+        super().__init__()
+        self.model = model
+        self.critic = critic
+        self.dtype: Dtype = dtype
+        self.packer: Packer | None = None
+        """How batches for it are packed, if they are."""
+        self._no_split_modules: Any = getattr(model, "_no_split_modules", None)
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The inner model's embeddings; sharding wrappers ask for them."""
+        return self.model.get_input_embeddings()
+
+    def get_output_embeddings(self) -> Any:
+        """The inner model's head."""
+        inner: Any = self.model
+        return inner.get_output_embeddings()
+
+    def tie_weights(self) -> None:
+        """Tie the inner model's head to its embeddings where its configuration says so."""
+        self.model.tie_weights()
+
+    def forward(
+        self, pieces: Sequence[Piece], ids: Tensor, stats: bool = False, drawn: tuple[Piece, ...] = ()
+    ) -> tuple[Tensor, Tensor, Stats | None, Tensor | None]:
+        """Log-probs [N,J] at `ids` [N,J], and the log of the mass outside them [N]; with `stats` what they are like.
+
+        Last the critic's values [M] at the positions of the `drawn` pieces, if there are any. All float32.
+        """
+        body, head = body_and_head(self.model)[0], output_head(self.model)
+        found = [piece_states(body, piece, self.dtype).float() for piece in pieces]
+        with computing(self.dtype, ids.device):
+            states = in_order(found, pieces)
+            selected = selected_logps(
+                states, head.weight, ids, head.bias, stats=stats, scale=head.scale, softcap=head.softcap
+            )
+        values = self.critic(drawn) if self.critic is not None and drawn else None
+        squares, entropy = selected.log_sum_squares, selected.entropy
+        about = None if squares is None or entropy is None else Stats(squares, entropy)
+        return selected.logps, selected.rest, about, values

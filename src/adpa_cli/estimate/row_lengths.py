@@ -1,0 +1,211 @@
+"""How many tokens the rows of a stage have, before anything is tokenised for it: a sample is, the rest follows.
+
+Reads the data (as the checks before the work do), `tokenizer.json` and the chat template. No torch, no transformers.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from adpa_cli.errors import AdpaError
+from adpa_cli.hub import External
+from adpa_cli.hub.externals import dialogues_of, pairs_of
+from adpa_cli.planning.lineage import folder_of, single
+from adpa_cli.planning.resolve_inputs import Names
+from adpa_cli.sizes import Row, Rows
+from adpa_cli.stages import Artifact, Node
+from adpa_cli.store.store import Store
+
+SAMPLE_BYTES = 150_000
+BYTES_PER_TOKEN = 4.0  # of text under a tokenizer that cannot be asked
+TURN_TOKENS = 5.0  # of a template that cannot be rendered
+
+
+@dataclass(frozen=True)
+class Ruler:
+    """Tokens for a byte of a prompt and of an answer, and for each turn and each whole prompt under a chat template."""
+
+    asked: float
+    said: float
+    turn: float
+    ask: float
+
+    def answer(self, text: str) -> float:
+        """With its end token."""
+        return self.said * len(text.encode()) + 1
+
+    def prompt(self, messages: Sequence[Any]) -> float:
+        """With the header that asks for an answer."""
+        return self.ask + sum(self.turn + self.asked * len(message.content.encode()) for message in messages)
+
+
+def rows_of(node: Node, store: Store) -> Rows:
+    """The rows that a stage reads, as far as they can be known; those of a rollout that is not made are guessed from
+    the chosen answers. Raises AdpaError where the data cannot be read.
+    """
+    if node.stage == "cache-teacher" and "rollouts" in node.inputs:
+        made = single(node, "rollouts", store)
+        rows = {"rollout": answered(made, store)} if isinstance(made, Node | Artifact) else {}
+        return {part: [row.fitted(node.spec.max_length) for row in found[: node.spec.limit]]
+                for part, found in rows.items()}  # fmt: skip
+    data = node.inputs["data"]
+    model = next(node.inputs[role] for role in ("model", "aligned", "reward_model") if role in node.inputs)
+    if isinstance(model, tuple) or not isinstance(data, External):
+        raise AdpaError(f"{node.label} does not tell what it reads")
+    if data.download or not data.is_open:
+        raise AdpaError(f"{data.label} is not on this machine")
+    folder = folder_of(model, store)
+    spec = node.spec
+    if node.stage == "sft":
+        return {"chosen": [r.fitted(spec.max_length) for r in _dialogues(data, spec, folder)]}
+    split = "test" if node.stage == "eval" else getattr(spec, "split", "train")
+    found = pair_rows(data.where, split, spec.limit, spec.skip_bad_rows, folder, (spec.template, spec.end))
+    if node.stage == "rollout":
+        return {"rollout": _guessed(found["chosen"], found["first"], spec)}
+    wanted = {"cache-teacher": getattr(spec, "parts", ())}.get(node.stage, ("chosen", "rejected"))
+    rows = {part: [row.fitted(spec.max_length) for row in found[part]] for part in wanted}
+    if "rollouts" in node.inputs and node.stage == "distill":
+        answers = single(node, "rollouts", store)
+        mean = _mean_answer(answers, store) if isinstance(answers, Node | Artifact) else None
+        rows["rollout"] = [Row(r.prompt, r.answer if mean is None else mean) for r in rows["chosen"]]
+    elif "aligned" in node.inputs and node.stage == "distill":  # drawn in training: guessed, as those of a rollout
+        rows["rollout"] = rows["chosen"]
+    elif node.stage == "distill" and spec.source("rollout") != "rollout":
+        rows["rollout"] = rows[spec.source("rollout")]
+    return rows
+
+
+def answered(made: Node | Artifact, store: Store) -> list[Row]:
+    """The rows of a rollout, one a prompt; for a finished one their number and mean length are known."""
+    if isinstance(made, Node):
+        manifest = store.get(made.label)
+        if manifest is None:
+            return rows_of(made, store)["rollout"]
+        made = Artifact(manifest)
+    count, mean = int(made.manifest.metrics["answers"]), float(made.manifest.metrics["mean_tokens"])
+    return [Row(_mean_prompt(made, store), mean)] * count
+
+
+def _mean_answer(made: Node | Artifact, store: Store) -> float | None:
+    rows = answered(made, store)
+    return sum(row.answer for row in rows) / len(rows) if rows else None
+
+
+def _mean_prompt(made: Artifact, store: Store) -> float:
+    """Mean tokens of the prompts behind a finished rollout; where its data have moved, as many as of its answers."""
+    spec = made.manifest.spec
+    content = str(made.manifest.inputs["data"])
+    below = store.get(str(made.manifest.inputs["model"]))
+    try:
+        data = Names(store).data_of(made.manifest.sources[content], content)
+        folder = store.folder(made.label if below is None else below.ref)
+        found = pair_rows(data.where, str(spec["split"]), spec["limit"], bool(spec.get("skip_bad_rows")), folder,
+                          (str(spec["template"]), str(spec["end"])))["chosen"]  # fmt: skip
+        return sum(row.prompt for row in found) / len(found)
+    except (AdpaError, OSError, KeyError):
+        return float(made.manifest.metrics["mean_tokens"])
+
+
+def _guessed(chosen: Sequence[Row], first: Sequence[Row], spec: Any) -> list[Row]:
+    """Answers that are not written yet: as long as the chosen ones, as far as the stage lets them grow."""
+    asked = [row for row, mark in zip(chosen, first, strict=True) if mark.answer]
+    return [Row(r.prompt, min(r.answer, spec.max_new_tokens, max(1.0, spec.max_length - r.prompt))) for r in asked]
+
+
+@functools.lru_cache(maxsize=16)
+def pair_rows(
+    where: tuple[str, ...], split: str, limit: int | None, skip: bool, folder: Path, template: tuple[str, str]
+) -> Rows:
+    """Both answers of every pair, before fitting; `first` has an answer of 1 where a prompt is met the first time."""
+    items = pairs_of(where, split, limit, skip).items
+    answers = [text for item in items for text in (item.chosen, item.rejected)]
+    ruler = ruler_for(folder, template, [m.content for item in items for m in item.prompt], answers)
+    seen: set[Any] = set()
+    rows: Rows = {"chosen": [], "rejected": [], "first": []}
+    for item in items:
+        prompt = ruler.prompt(item.prompt)
+        rows["chosen"].append(Row(prompt, ruler.answer(item.chosen)))
+        rows["rejected"].append(Row(prompt, ruler.answer(item.rejected)))
+        rows["first"].append(Row(0, 0 if item.prompt in seen else 1))
+        seen.add(item.prompt)
+    return rows
+
+
+def _dialogues(data: External, spec: Any, folder: Path) -> list[Row]:
+    items = dialogues_of(data.where, "train", spec.limit, spec.skip_bad_rows).items
+    turns = [message for item in items for message in item.messages]
+    asked, said = ([m.content for m in turns if (m.role == "assistant") == own] for own in (False, True))
+    ruler = ruler_for(folder, (spec.template, spec.end), asked, said)
+    rows = []
+    for item in items:
+        answers = [m for m in item.messages if m.role == "assistant"]
+        prompt = ruler.prompt([m for m in item.messages if m.role != "assistant"])
+        rows.append(Row(prompt + (len(answers) - 1) * ruler.ask, sum(ruler.answer(m.content) for m in answers)))
+    return rows
+
+
+def ruler_for(folder: Path, template: tuple[str, str], asked: Sequence[str], said: Sequence[str]) -> Ruler:
+    """Measured on some of the prompts and of the answers."""
+    path = folder / "tokenizer.json"
+    if not path.exists():
+        return Ruler(1 / BYTES_PER_TOKEN, 1 / BYTES_PER_TOKEN, TURN_TOKENS, TURN_TOKENS)
+    tokenizer = _tokenizer(path)
+    turn, ask = _template_tokens(folder, template, tokenizer)
+    return Ruler(_tokens_per_byte(asked, tokenizer), _tokens_per_byte(said, tokenizer), turn, ask)
+
+
+def _tokens_per_byte(texts: Sequence[str], tokenizer: Any) -> float:
+    """Of at most about `SAMPLE_BYTES` of texts, drawn with one seed: data often repeat in a rhythm."""
+    share = SAMPLE_BYTES / max(1, sum(map(len, texts)))
+    count = max(1, round(len(texts) * share))
+    sample = list(texts) if share >= 1 else random.Random(0).sample(list(texts), count)
+    tokens = sum(len(e.ids) for e in tokenizer.encode_batch(sample, add_special_tokens=False))
+    return tokens / max(1, sum(len(text.encode()) for text in sample)) or 1 / BYTES_PER_TOKEN
+
+
+@functools.lru_cache(maxsize=8)
+def _tokenizer(path: Path) -> Any:
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(path))
+    tokenizer.no_padding()  # a file may ask for both, and a count wants neither
+    tokenizer.no_truncation()
+    return tokenizer
+
+
+def _template_tokens(folder: Path, template: tuple[str, str], tokenizer: Any) -> tuple[float, float]:
+    """Tokens that a chat template adds to each turn, and to the whole with the header that asks for an answer."""
+    import jinja2
+
+    from adpa_cli.data.chat import CLOCK
+
+    config = folder / "tokenizer_config.json"
+    special = json.loads(config.read_bytes()) if config.exists() else {}
+    names = {name: _token(special.get(name)) for name in ("bos_token", "eos_token", "pad_token")}
+    text = (CLOCK if "strftime_now" in template[0] else "") + template[0]
+    one = [{"role": "user", "content": "a"}]
+    three = [*one, {"role": "assistant", "content": "a"}, *one]
+
+    def count(turns: Sequence[Any]) -> int:
+        shown = read.render(messages=turns, add_generation_prompt=True, **names)
+        return len(tokenizer.encode(shown, add_special_tokens=False).ids)
+
+    try:
+        from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+        read = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True).from_string(text)
+        alone, whole = count(one), count(three)
+    except (jinja2.TemplateError, TypeError):
+        return TURN_TOKENS, TURN_TOKENS
+    turn = max(0.0, (whole - alone) / 2 - 1)
+    return turn, max(0.0, alone - turn - 1)
+
+
+def _token(value: Any) -> str:
+    return str(value.get("content", "")) if isinstance(value, dict) else str(value or "")

@@ -1,0 +1,350 @@
+"""What keeps a hub model or data set from us, and the one error that lists it for a whole plan."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import shlex
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from adpa_cli.data.sources import PATTERNS, by_split
+from adpa_cli.disk import is_disk_full
+from adpa_cli.errors import AdpaError, Corrupt, DataError, NotFound
+from adpa_cli.hub import External, HubFile, Kind
+from adpa_cli.sizes import size_words
+from adpa_cli.spec import STAGE_VERSIONS
+from adpa_cli.store.identity import INDEX, HashCache, determining, digest_of, file_digest, model_digest, model_files
+
+LOG_IN = "hf auth login, then accept the licence on the model's page"
+
+
+class Closed(AdpaError):
+    """A hub input that cannot be had: `reason` in a few words; `away` when no hub was there to ask."""
+
+    def __init__(self, name: str, reason: str, hint: str, away: bool = False, exit_code: int = 1) -> None:
+        super().__init__(f"{name}: {reason}", hint)
+        self.name = name
+        self.reason = reason
+        self.away = away
+        self.exit_code = exit_code
+
+
+def offline(name: str) -> None:
+    """Raise Closed when HF_HUB_OFFLINE is set: then nothing is asked of the hub."""
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE:
+        raise _not_here(name)
+
+
+def closed(error: Exception, name: str, revision: str | None, kind: str) -> Closed:
+    """What an exception of huggingface_hub means to a user."""
+    from huggingface_hub import constants, errors, get_token
+
+    if isinstance(error, Closed):
+        return error
+    if is_disk_full(error):
+        hint = "free some space, or keep the cache on another disk: export HF_HOME=DIR; the same command goes on"
+        return Closed(name, f"the disk of the Hugging Face cache is full ({constants.HF_HUB_CACHE})", hint)
+    if isinstance(error, PermissionError):
+        hint = "keep the cache where you may write: export HF_HOME=DIR"
+        return Closed(name, f"the Hugging Face cache cannot be written ({error.filename})", hint)
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    what = "data set" if kind == "dataset" else "model"
+    page = f"https://huggingface.co/{'datasets/' * (kind == 'dataset')}{name}"
+    if isinstance(error, errors.GatedRepoError):
+        if get_token() is None:
+            return Closed(name, "gated · no token on this machine", LOG_IN)
+        return Closed(name, "gated · its licence is not accepted by the owner of this token", f"accept it on {page}")
+    if isinstance(error, errors.RevisionNotFoundError):
+        return Closed(name, f"no revision {revision}", f"leave it out: {name}", exit_code=3)
+    if isinstance(error, errors.RepositoryNotFoundError):
+        private = "" if get_token() else "; a private one needs: hf auth login"
+        hint = f"check the spelling; a folder is written ./{name}{private}"
+        return Closed(name, f"no such {what} on the hub" + _folder(name), hint, exit_code=3)
+    if isinstance(error, errors.HFValidationError):
+        return Closed(name, "no name that the hub could have", f"a folder is written ./{name}", exit_code=3)
+    if status == 401:
+        return Closed(name, "the token on this machine is not valid", "hf auth login")
+    if status == 403:
+        return Closed(name, "not open to the owner of this token", f"ask for access on {page}")
+    if isinstance(error, errors.HfHubHTTPError) and status is not None and status < 500:
+        return Closed(name, f"the hub answers {status}", "repeat the command; it goes on")
+    if constants.HF_HUB_OFFLINE or isinstance(error, errors.OfflineModeIsEnabled):
+        return _not_here(name)
+    cause = type(error.__cause__ or error).__name__ if status is None else str(status)
+    hint = "connect and repeat the command, or name folders (./NAME) instead; the built-in tiny needs no network"
+    return Closed(name, f"not on this machine · the hub cannot be reached ({cause})" + _folder(name), hint, away=True)
+
+
+def _not_here(name: str) -> Closed:
+    hint = "on a machine with network: adpa plan … --fetch"
+    hint = f"for the folder: ./{name}" if _folder(name) else hint
+    return Closed(name, "not on this machine · HF_HUB_OFFLINE is set" + _folder(name), hint, away=True)
+
+
+def _folder(name: str) -> str:
+    return f" · a folder {name} is here" if Path(name).is_dir() else ""
+
+
+@dataclass(frozen=True)
+class Access:
+    """Collects what is closed while a plan is made for the command line `argv`, so that it is told all at once."""
+
+    argv: Sequence[str] = ()
+    asked: dict[str, Closed | None] = field(default_factory=dict)
+
+    @contextlib.contextmanager
+    def checked(self) -> Iterator[None]:
+        """Refuse the plan made inside, also one that broke off because of what could not be looked at."""
+        try:
+            yield
+        except AdpaError as error:
+            if refused := self.refused():
+                raise refused from error
+            raise
+        if refused := self.refused():
+            raise refused
+
+    def refused(self) -> AdpaError | None:
+        """One error with everything that is closed; None when nothing is."""
+        found = [why for why in self.asked.values() if why is not None]
+        if not found:
+            return None
+        many = len(found) > 1
+        verb = f"{'are' if many else 'is'} not {'here' if all(why.away for why in found) else 'open to you'}"
+        total = f"{len(self.asked)} download{'s' * (len(self.asked) > 1)}"
+        width = max(len(why.name) for why in found)
+        lines = [f"{len(found)} of {total} {verb} (nothing was started)"]
+        lines += [f"  {why.name:<{width}}   {why.reason}" for why in found]
+        command = shlex.join(self.argv) if self.argv and self.argv[0] in STAGE_VERSIONS else "…"
+        hints = [why.hint.replace("adpa plan …", f"adpa plan {command}") for why in found]
+        if any("licence" in why.reason or why.hint == LOG_IN for why in found):
+            hints += self._instead({why.name for why in found})
+        missing = all(why.exit_code == NotFound.exit_code for why in found)
+        return (NotFound if missing else AdpaError)("\n".join(lines), "\n or: ".join(dict.fromkeys(hints)))
+
+    def _instead(self, names: set[str]) -> list[str]:
+        """The same training with models that need no licence."""
+        argv = list(self.argv)
+        open_family = {"--student": "danube2-1.8b", "--teacher": "zephyr-7b"}
+        if argv[:1] != ["distill"] or any("danube" in name or "zephyr" in name for name in names):
+            return []
+        kept: list[str] = []
+        words = iter(argv)
+        for word in words:
+            option = word.partition("=")[0]
+            if option in (*open_family, "--reference"):
+                if "=" not in word:
+                    next(words, None)
+            else:
+                kept.append(word)
+        return [shlex.join(["adpa", *kept, *(w for pair in open_family.items() for w in pair)])]
+
+
+WEIGHTS = ".safetensors"
+EVERY_SECONDS = 20.0
+COMMIT = re.compile(r"[0-9a-f]{40}")
+
+
+def commit_of(name: str, revision: str | None, kind: Kind) -> str:
+    """The commit that a hub name stands for now; without a hub, the one in the Hugging Face cache. Raises Closed."""
+    from huggingface_hub import HfApi
+
+    if revision and COMMIT.fullmatch(revision):
+        return revision
+    try:
+        offline(name)
+        return str(HfApi().repo_info(name, revision=revision, repo_type=kind).sha)
+    except Exception as error:  # whatever HTTP library lies under huggingface_hub in this version raises its own
+        why = closed(error, name, revision, kind)
+        known = _cached_commit(name, revision or "main", kind) if why.away else None
+        if known is None:
+            raise why from error
+        return known
+
+
+def model(name: str, commit: str, cache: HashCache) -> External:
+    """A hub model at a commit, by the digest that the folder would have. Raises Closed, DataError, Corrupt."""
+    said = _said(name, "model", commit, cache)
+    if said is None:
+        files = _local_model(name, commit, cache)
+    else:
+        names = sorted(path for path in said["files"] if "/" not in path)
+        here = snapshot(name, "model", commit)
+        wanted = determining(names, f"{name}@{commit[:8]}", lambda: _get(name, "model", commit, INDEX).read_bytes())
+        for small in (file for file in wanted if not file.endswith(WEIGHTS) and not (here / file).exists()):
+            _get(name, "model", commit, small)
+        files = _hashed(name, "model", commit, said["files"], wanted, cache)
+    facts = {"name": name, "commit": commit}
+    content = f"model:{digest_of({file.name: file.sha for file in files})}"
+    where = (str(snapshot(name, "model", commit)),)
+    return External(content, f"{name}@{commit[:4]}", where, facts, *sizes(files), files)
+
+
+def data_files(name: str, commit: str, cache: HashCache) -> tuple[HubFile, ...]:
+    """The files that determine a hub data set at a commit, those `source_files` finds there. Raises as `model`."""
+    said = _said(name, "dataset", commit, cache)
+    folder = snapshot(name, "dataset", commit)
+    if said is None:
+        _whole_data(name, commit)
+        found = [str(path.relative_to(folder)) for path in sorted(folder.rglob("*")) if path.is_file()]
+        listed = {path: [(folder / path).stat().st_size, ""] for path in found}
+    else:
+        listed = said["files"]
+    splits = by_split(sorted(map(PurePosixPath, listed)))
+    if not splits:
+        raise DataError(f"{name}: no data files in this data set", "name one with .parquet, .jsonl or .csv files")
+    wanted = [str(path) for path in sorted(path for paths in splits.values() for path in paths)]
+    return _hashed(name, "dataset", commit, listed, wanted, cache)
+
+
+def sizes(files: Sequence[HubFile]) -> tuple[int, int]:
+    """(bytes of some files, bytes of those that are not on this machine)."""
+    return sum(file.size for file in files), sum(file.size for file in files if not file.path.exists())
+
+
+def base_of(name: str, commit: str, cache: HashCache) -> str:
+    """The model that a model's card names as the one it was made from; "" when nothing is at hand."""
+    return str((cache.repo(f"model/{name}@{commit}") or {}).get("base", ""))
+
+
+def fetch(files: Sequence[HubFile], cache: HashCache, note: Callable[[str], None]) -> None:
+    """Bring what is missing to this machine, going on where an earlier try stopped, and check all of it.
+
+    Raises Closed, and Corrupt (file named) for bytes that are not those the hub announced when it was planned with.
+    """
+    for repo, own in _by_repo(files):
+        missing = [file for file in own if not file.path.exists()]
+        left = sum(file.size for file in missing)
+        if missing:
+            note(f"download {repo}: {size_words(left)} in {len(missing)} file{'s' * (len(missing) > 1)}")
+        for file in missing:
+            _get(file.repo, file.kind, file.commit, file.name, note)
+            left -= file.size
+            note(f"  {file.name} is here" + (f", {size_words(left)} to go" if left else ""))
+        for file in own:
+            if file_digest(file.path, cache) != file.sha:
+                raise Corrupt(
+                    f"{file.name} of {repo} is not what the hub announced: its sha256 is not {file.sha[:12]}…",
+                    f"delete {file.path.resolve()} and {file.path}, then repeat the command; it is fetched again",
+                )
+        if own and own[0].kind == "model":
+            cache.put_folder(own[0].path.parent, digest_of({file.name: file.sha for file in own}))
+
+
+def snapshot(name: str, kind: Kind, commit: str) -> Path:
+    """The folder of the Hugging Face cache that holds a repository at a commit."""
+    return _cached(name, kind) / "snapshots" / commit
+
+
+def title(folder: Path) -> str:
+    """How people call a model folder: the name of a hub model in the Hugging Face cache, else the folder's."""
+    repo = folder.parent.parent.name.partition("--")[2]
+    return repo.replace("--", "/") if folder.parent.name == "snapshots" and repo else folder.name
+
+
+def _cached(name: str, kind: Kind) -> Path:
+    from huggingface_hub import constants
+
+    return Path(constants.HF_HUB_CACHE).expanduser().absolute() / "--".join([f"{kind}s", *name.split("/")])
+
+
+def _cached_commit(name: str, revision: str, kind: Kind) -> str | None:
+    ref = _cached(name, kind) / "refs" / revision
+    commit = revision if COMMIT.fullmatch(revision) else ref.read_text().strip() if ref.is_file() else ""
+    return commit if commit and snapshot(name, kind, commit).is_dir() else None
+
+
+def _said(name: str, kind: Kind, commit: str, cache: HashCache) -> Mapping[str, Any] | None:
+    """{"files": {path: [bytes, sha256 or ""]}, "base": …} by the hub, asked once; None where the cache must do."""
+    key = f"{kind}/{name}@{commit}"
+    if (known := cache.repo(key)) is not None:
+        return dict(known)
+    from huggingface_hub import HfApi
+
+    try:
+        offline(name)
+        info = HfApi().repo_info(name, revision=commit, repo_type=kind, files_metadata=True)
+    except Exception as error:  # see commit_of
+        why = closed(error, name, commit, kind)
+        if why.away and snapshot(name, kind, commit).is_dir():
+            return None
+        raise why from error
+    listed = {s.rfilename: [s.size or 0, s.lfs.sha256 if s.lfs else ""] for s in getattr(info, "siblings", None) or ()}
+    base = getattr(getattr(info, "card_data", None), "base_model", None) or ""
+    said = {"files": listed, "base": base if isinstance(base, str) else str(base[0]) if len(base) == 1 else ""}
+    cache.put_repo(key, said)
+    return said
+
+
+def _local_model(name: str, commit: str, cache: HashCache) -> tuple[HubFile, ...]:
+    """A model that is whole in the Hugging Face cache, when nobody can say what belongs to it."""
+    folder = snapshot(name, "model", commit)
+    try:
+        model_digest(folder, cache)
+        listed = {file: [(folder / file).stat().st_size, ""] for file in model_files(folder)}
+    except DataError as error:
+        raise closed(error, name, commit, "model") from error
+    return _hashed(name, "model", commit, listed, list(listed), cache)
+
+
+def _whole_data(name: str, commit: str) -> None:
+    """Raise Closed unless the Hugging Face cache knows that it has all of a data set: part of one is another one."""
+    from huggingface_hub import snapshot_download
+
+    try:
+        snapshot_download(name, repo_type="dataset", revision=commit, allow_patterns=PATTERNS, local_files_only=True)
+    except Exception as error:  # see commit_of
+        raise closed(error, name, commit, "dataset") from error
+
+
+def _hashed(
+    name: str, kind: Kind, commit: str, listed: Mapping[str, Any], wanted: Sequence[str], cache: HashCache
+) -> tuple[HubFile, ...]:
+    """The wanted files with their digests; those that the hub keeps without one are small, and fetched for it."""
+    found = []
+    for path in wanted:
+        size, sha = listed[path]
+        place = snapshot(name, kind, commit) / path
+        if not sha:
+            sha = file_digest(place if place.exists() else _get(name, kind, commit, path), cache)
+        found.append(HubFile(name, kind, commit, path, size, sha, place))
+    return tuple(found)
+
+
+def _get(name: str, kind: Kind, commit: str, path: str, note: Callable[[str], None] = lambda text: None) -> Path:
+    """One file in the Hugging Face cache, fetched if it is not there, without a bar. Raises Closed."""
+    from huggingface_hub import hf_hub_download
+
+    try:
+        return Path(hf_hub_download(name, path, revision=commit, repo_type=kind, tqdm_class=_meter(path, note)))
+    except Exception as error:  # see commit_of
+        raise closed(error, name, commit, kind) from error
+
+
+def _meter(name: str, note: Callable[[str], None]) -> Any:
+    """What huggingface_hub counts the bytes of a file with: a line now and then instead of a bar."""
+    from tqdm import tqdm
+
+    class Meter(tqdm):  # type: ignore[misc]  # untyped
+        monitor_interval = 0
+
+        def __init__(self, *_: Any, total: float | None = None, initial: float = 0, **__: Any) -> None:
+            super().__init__(total=total, initial=initial, mininterval=EVERY_SECONDS, miniters=1)
+
+        def display(self, *_: Any, **__: Any) -> bool:
+            if self.total and 0 < self.n < self.total:
+                note(f"  {name}: {size_words(int(self.n))} of {size_words(int(self.total))}")
+            return True
+
+    return Meter
+
+
+def _by_repo(files: Sequence[HubFile]) -> Iterator[tuple[str, list[HubFile]]]:
+    for repo in dict.fromkeys((file.repo, file.kind, file.commit) for file in files):
+        own = [file for file in files if (file.repo, file.kind, file.commit) == repo]
+        yield f"{repo[0]}@{repo[2][:4]}", own

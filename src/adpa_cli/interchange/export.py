@@ -1,0 +1,259 @@
+"""A model or a signal as a folder for other tools: Hugging Face, Ollama, GGUF; Parquet, safetensors."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any, Literal
+
+from adpa_cli.data.chat import Encoder
+from adpa_cli.disk import explained, sha256_file, sync_folder
+from adpa_cli.errors import AdpaError, Corrupt, NotFound, UsageError
+from adpa_cli.planning.lineage import Trained
+from adpa_cli.signal import AnswerKey, Shard, SignalReader, SignalRows
+from adpa_cli.store.identity import model_files
+from adpa_cli.store.manifest import Manifest
+
+CONVERTER = "convert_hf_to_gguf.py"
+GGUF_TYPES = {None: "auto", "float32": "f32", "bfloat16": "bf16"}
+LONGEST = 8192  # tokens of context that Ollama is asked for at most: it reserves them
+CARD = "README.md"
+EXPORTED = (
+    "config.json",
+    "Modelfile",
+    "signal-00000.parquet",
+    "signal-00000.safetensors",
+)  # what an export leaves, by which one is told from other folders
+
+
+def export(found: Trained, target: Path, to: str, dtype: Any, force: bool, converter: str | None, card: str) -> None:
+    """Write a model for `to` (hf, ollama, gguf) into the folder `target`, which appears whole or not at all.
+
+    `card` becomes its README; `dtype` is that of the weights, None as they are.
+    Raises UsageError for a folder that holds other things, NotFound without a converter, Corrupt for damaged files.
+    """
+    program = find_converter(converter) if to == "gguf" else []
+    with explained(target.absolute().parent, f"{target} is not written"), fresh_folder(target, force) as folder:
+        if to == "gguf":
+            convert(program, found.folder, folder / f"{name_of(found)}.gguf", GGUF_TYPES[dtype])
+        else:
+            copy_model(found, folder)
+            if dtype is not None:
+                from adpa_cli.engine.models import recast
+
+                recast(folder, dtype)
+        if to == "ollama":
+            (folder / "Modelfile").write_text(modelfile(found), encoding="utf-8")
+        (folder / CARD).write_text(card, encoding="utf-8")
+
+
+def name_of(found: Trained) -> str:
+    """A file name for a model."""
+    return found.label.replace("/", "-").replace("@", "-")
+
+
+@contextlib.contextmanager
+def fresh_folder(target: Path, force: bool) -> Iterator[Path]:
+    """A private folder beside `target` that takes its name at the end, or leaves nothing when that is not reached.
+
+    With `force` an earlier export at `target` is replaced. Raises UsageError when something else is there.
+    """
+    check_target(target, force)
+    target = target.absolute()
+    target.parent.mkdir(parents=True, exist_ok=True)
+    private = target.with_name(f".{target.name}.{os.getpid()}.{secrets.token_hex(4)}")
+    private.mkdir()
+    try:
+        yield private
+        old = target.with_name(f"{private.name}.old")
+        if target.exists():
+            os.rename(target, old)
+        os.rename(private, target)
+        sync_folder(target.parent)
+        shutil.rmtree(old, ignore_errors=True)
+    finally:
+        shutil.rmtree(private, ignore_errors=True)
+
+
+def check_target(target: Path, force: bool) -> None:
+    """Raise UsageError unless `target` is free, an empty folder, or with `force` an earlier export."""
+    if not target.exists() and not target.is_symlink():
+        return
+    if target.is_symlink() or not target.is_dir():
+        raise UsageError(f"{target} is no folder", "name a folder that does not exist yet")
+    names = [path.name for path in target.iterdir()]
+    if not names:
+        return
+    earlier = CARD in names and (any(name in names for name in EXPORTED) or any(n.endswith(".gguf") for n in names))
+    if not earlier:
+        raise UsageError(f"{target} holds other things ({names[0]}, …)", "name a folder that does not exist yet")
+    if not force:
+        raise UsageError(f"{target} holds a model already", "replace it with --force, or name another folder")
+
+
+def copy_model(found: Trained, folder: Path) -> None:
+    """Copy the files that make up a model, each checked against the manifest where there is one."""
+    for name in model_files(found.folder):
+        shutil.copyfile(found.folder / name, folder / name)
+        known = found.manifest.files.get(name) if found.manifest else None
+        if known is not None and sha256_file(folder / name) != known["sha256"]:
+            raise Corrupt(f"{name} of {found.label} is damaged", f"see what else is: adpa verify {found.label}")
+
+
+def modelfile(found: Trained) -> str:
+    """What `ollama create` reads: the template in Go, the end token, the context."""
+    from adpa_cli.engine.models import load_tokenizer
+    from adpa_cli.interchange.go_template import go_template
+
+    encoder = Encoder(load_tokenizer(found.folder), found.template)
+    # What adds a BOS by itself must not find another one in the template.
+    bos = encoder.tokenizer.bos_token if encoder.bos_id is not None else ""
+    template, several = go_template(encoder.render, bos or "")
+    if '"""' in template:
+        raise AdpaError("the chat template holds three quotes, which a Modelfile cannot", "export --to hf instead")
+    config = json.loads((found.folder / "config.json").read_text(encoding="utf-8"))
+    context = min(int(config.get("max_position_embeddings") or LONGEST), LONGEST)
+    lines = [
+        f"# {found.label}: ollama create NAME -f Modelfile",
+        *(() if several else ("# The chat template takes one question at a time: earlier turns are not repeated.",)),
+        "FROM .",
+        f'TEMPLATE """{template}"""',
+        f"PARAMETER stop {json.dumps(encoder.template.end, ensure_ascii=False)}",
+        f"PARAMETER num_ctx {context}",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def find_converter(given: str | None) -> list[str]:
+    """The command that runs llama.cpp's converter: `given`, $LLAMA_CPP, or on the PATH. Raises NotFound."""
+    named = given or os.environ.get("LLAMA_CPP")
+    place = Path(named).expanduser() if named else Path(shutil.which(CONVERTER) or "")
+    if named and place.is_dir():
+        place = place / CONVERTER
+    if not place.is_file():
+        raise NotFound(
+            f"--to gguf needs {CONVERTER} of llama.cpp, which is not {'at ' + str(place) if named else 'on the PATH'}",
+            "git clone https://github.com/ggml-org/llama.cpp && pip install -r "
+            "llama.cpp/requirements/requirements-convert_hf_to_gguf.txt, then name it: --converter llama.cpp",
+        )
+    runs = os.access(place, os.X_OK) and place.suffix != ".py"
+    return [str(place)] if runs else [sys.executable, str(place)]
+
+
+def convert(program: list[str], model: Path, out: Path, outtype: str) -> None:
+    """Run the converter; what it prints goes to stderr. Raises AdpaError when it fails or writes nothing."""
+    words = [*program, str(model), "--outfile", str(out), "--outtype", outtype]
+    done = subprocess.run(words, stdin=subprocess.DEVNULL, stdout=sys.stderr.fileno(), check=False)
+    if done.returncode != 0 or not out.is_file():
+        raise AdpaError(
+            f"{Path(program[-1]).name} failed (exit {done.returncode}) on {model.name}; its own words are above",
+            "llama.cpp may not know this architecture or tokenizer; --to hf always works",
+        )
+
+
+SignalFormat = Literal["parquet", "safetensors"]
+FORMATS: tuple[SignalFormat, ...] = ("parquet", "safetensors")
+GROUP_TOKENS = 1 << 14
+
+
+def export_signal(folder: Path, manifest: Manifest, target: Path, to: SignalFormat, force: bool) -> None:
+    """Write each shard of a signal as one file of the folder `target`, which appears whole or not at all.
+
+    The values are those that training reads (renormalised). Raises UsageError for a folder that holds other things,
+    Corrupt for a damaged row. The columns are those of docs/signal.md.
+    """
+    reader = SignalReader(folder)
+    place = target.absolute().parent
+    with explained(place, f"{target} is not written"), fresh_folder(target, force) as private:
+        for shard in reader.shards:
+            path = private / f"{shard.path.stem}.{to}"
+            (_parquet if to == "parquet" else _safetensors)(shard, path)
+        (private / CARD).write_text(_card(reader, manifest, to), encoding="utf-8")
+
+
+def _about(shard: Shard) -> dict[str, Any]:
+    """What the header says of every row."""
+    return {**asdict(shard.spec), "teachers": dict(shard.spec.teachers)}
+
+
+def _columns(rows: SignalRows) -> dict[str, Any]:
+    """The fields that the rows have, by name."""
+    values = {field.name: getattr(rows, field.name) for field in fields(SignalRows)}
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _parquet(shard: Shard, path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    writer = None
+    for group in _groups(shard):
+        columns: dict[str, Any] = {
+            "example_id": pa.array([key.example_id for key, _ in group]),
+            "part": pa.array([key.part for key, _ in group]),
+            "tokens_hash": pa.array([key.tokens for key, _ in group]),
+        }
+        for name in _columns(group[0][1]):
+            columns[name] = _lists([getattr(rows, name) for _, rows in group])
+        table = pa.table(columns).replace_schema_metadata({"adpa": json.dumps(_about(shard))})
+        writer = writer or pq.ParquetWriter(path, table.schema, compression="zstd")
+        writer.write_table(table)
+    if writer is not None:
+        writer.close()
+
+
+def _lists(arrays: list[Any]) -> Any:
+    """A list per answer, of numbers [T] or of lists of K numbers [T, K]."""
+    import numpy as np
+    import pyarrow as pa
+
+    ends = np.cumsum([0, *(len(array) for array in arrays)], dtype=np.int32)
+    flat = np.concatenate(arrays)
+    inner = pa.array(flat.reshape(-1))
+    if flat.ndim == 2:
+        starts = np.arange(0, flat.size + 1, flat.shape[1], dtype=np.int32)
+        inner = pa.ListArray.from_arrays(pa.array(starts), inner)
+    return pa.ListArray.from_arrays(pa.array(ends), inner)
+
+
+def _groups(shard: Shard) -> Iterator[list[tuple[AnswerKey, SignalRows]]]:
+    """The answers in runs of about GROUP_TOKENS tokens; one empty run would have no columns, so there is none."""
+    group: list[tuple[AnswerKey, SignalRows]] = []
+    for item in shard:
+        group.append(item)
+        if sum(len(rows) for _, rows in group) >= GROUP_TOKENS:
+            yield group
+            group = []
+    if group:
+        yield group
+
+
+def _safetensors(shard: Shard, path: Path) -> None:
+    import numpy as np
+    from safetensors.numpy import save_file
+
+    answers = list(shard)
+    names = list(_columns(answers[0][1])) if answers else []
+    tensors = {name: np.concatenate([getattr(rows, name) for _, rows in answers]) for name in names}
+    tensors["starts"] = np.cumsum([0, *(len(rows) for _, rows in answers)], dtype=np.int64)
+    keys = [[key.example_id, key.part, key.tokens] for key, _ in answers]
+    save_file(tensors, path, {"adpa": json.dumps({**_about(shard), "keys": keys})})
+
+
+def _card(reader: SignalReader, manifest: Manifest, to: str) -> str:
+    lines = [
+        f"# Teacher signal {manifest.ref}", "",
+        f"Top {reader.spec.k} of {reader.spec.vocab_size:,} ids, {len(reader):,} answers, {reader.tokens:,} tokens.",
+        f"Exported by adpa to {to}; its columns are described in docs/signal.md of adpa-cli.", "",
+        *(f"- {role} teacher: `{content}`" for role, content in reader.spec.teachers.items()),
+        f"- id: `{manifest.id}`",
+    ]  # fmt: skip
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,158 @@
+"""Rows of `rollout` and `eval` artifacts: a prompt with its answer, the margin of a pair, the reward of a prompt."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from adpa_cli.errors import Corrupt
+from adpa_cli.report import text
+from adpa_cli.report.text import fold
+from adpa_cli.store.manifest import Manifest
+from adpa_cli.store.store import Store
+
+_FIELDS = {"id", "prompt", "prompt_ids", "answer_ids", "text", "cut"}
+
+
+class Answers:
+    """The answers of a rollout artifact, in its order. Raises Corrupt when its table cannot be read."""
+
+    def __init__(self, store: Store, manifest: Manifest) -> None:
+        self.ref = manifest.ref
+        self._table = _read_answers(store.folder(manifest.ref))
+
+    def __len__(self) -> int:
+        return int(self._table.num_rows)
+
+    def record(self, place: int) -> dict[str, Any]:
+        """One answer with its turns and token ids."""
+        (row,) = self._table.slice(place, 1).to_pylist()
+        return {
+            "id": row["id"], "prompt": json.loads(row["prompt"]), "text": row["text"],
+            "prompt_tokens": len(row["prompt_ids"]), "answer_tokens": len(row["answer_ids"]), "cut": row["cut"],
+            "prompt_ids": row["prompt_ids"], "answer_ids": row["answer_ids"],
+        }  # fmt: skip
+
+    def brief(self, place: int) -> dict[str, Any]:
+        """One answer without token ids."""
+        return {key: value for key, value in self.record(place).items() if not key.endswith("_ids")}
+
+    def lines(self, place: int, width: int) -> list[str]:
+        """One answer for a terminal."""
+        row = self.record(place)
+        head = [f"row {place + 1:,} of {len(self):,}", f"id {row['id']}"]
+        return [*text.wrap(f"{self.ref}   ", head, width, "   "), *dialogue(row, width)]
+
+    def tsv(self, place: int) -> str:
+        """One answer as a line under its header."""
+        return lines_of([self.brief(place)])
+
+    def find(self, answer_id: str) -> int | None:
+        """The place of an answer by its id."""
+        ids = self._table.column("id").to_pylist()
+        return ids.index(answer_id) if answer_id in ids else None
+
+
+def parent(store: Store, manifest: Manifest, role: str = "rollouts") -> Answers | None:
+    """The rollout artifact that another was made from, while it is in the store."""
+    digest = dict(manifest.parents()).get(role)
+    found = store.get(digest) if digest else None
+    return Answers(store, found) if found else None
+
+
+def dialogue(row: Mapping[str, Any], width: int) -> list[str]:
+    """Every turn of a prompt and the answer, folded to the width."""
+    ended = "cut off at the limit" if row["cut"] else "ended by itself"
+    counts = [f"prompt {row['prompt_tokens']:,} tokens", f"answer {row['answer_tokens']:,} tokens", ended]
+    lines = text.wrap("", counts, width, ", ")
+    lines[0] = lines[0].lstrip()
+    for turn in row["prompt"]:
+        lines += [turn["role"], *fold(turn["content"], width)]
+    return [*lines, "answer", *fold(row["text"], width)]
+
+
+def lines_of(records: list[dict[str, Any]]) -> str:
+    """Flat records as tab-separated lines under a header; nested values as JSON, None as nothing."""
+    names = list(dict.fromkeys(name for record in records for name in record))
+    return text.tsv([names, *([cell(record.get(name)) for name in names] for record in records)])
+
+
+def cell(value: Any) -> str:
+    """A value in a tab-separated line."""
+    if value is None or isinstance(value, str):
+        return value or ""
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _read_answers(folder: Path) -> Any:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        paths = sorted(folder.glob("rows-*.parquet"))
+        table = pa.concat_tables([pq.ParquetFile(path).read(use_threads=False) for path in paths])
+        if missing := sorted(_FIELDS.difference(table.column_names)):
+            raise ValueError(f"there is no field {missing[0]}")
+    except (OSError, ValueError, pa.ArrowException) as error:
+        problem = str(error).partition("\n")[0]
+        hint = f"adpa verify {folder.parent.name}/{folder.name}"
+        raise Corrupt(f"{folder}: the rows cannot be read: {problem}", hint) from error
+    return table
+
+
+FILE_NAME = "scores.json"
+
+
+class Measured:
+    """What an eval artifact measured, row by row. Raises Corrupt when its file cannot be read."""
+
+    def __init__(self, store: Store, manifest: Manifest) -> None:
+        self.ref = manifest.ref
+        self._store, self._manifest = store, manifest
+        self._rows = _read_scores(store.folder(manifest.ref))
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def record(self, place: int) -> dict[str, Any]:
+        """A "pair" with its `margin` in nats per token, or a "prompt" with `reward` and the opponent's (`against`)."""
+        return dict(self._rows[place])
+
+    brief = record
+
+    def lines(self, place: int, width: int) -> list[str]:
+        """One row for a terminal; a prompt with the answer that was judged, while its rollout is in the store."""
+        row = self._rows[place]
+        head = [f"row {place + 1:,} of {len(self):,}", f"{row['kind']} {row['id']}"]
+        lines = text.wrap(f"{self.ref}   ", head, width, "   ")
+        names = [name for name in row if name not in ("kind", "id")]
+        lines += text.wrap("measured", [f"{name} {_signed(row[name])}" for name in names], width, "   ")
+        answers = parent(self._store, self._manifest) if row["kind"] == "prompt" else None
+        at = answers.find(row["id"]) if answers else None
+        if answers is None or at is None:
+            return lines
+        return [*lines, *text.wrap("from", [f"{answers.ref}#{at + 1}"], width), *dialogue(answers.record(at), width)]
+
+    def tsv(self, place: int) -> str:
+        """One row as a line under its header."""
+        return lines_of([self.record(place)])
+
+
+def _signed(value: float | None) -> str:
+    return "–" if value is None else f"{value:+.4f}"
+
+
+def _read_scores(folder: Path) -> list[dict[str, Any]]:
+    try:
+        found = json.loads((folder / FILE_NAME).read_text(encoding="utf-8"))
+        against = found.get("against", {})
+        rows = [{"kind": "pair", "id": key, "margin": float(value)} for key, value in found["margins"].items()]
+        for key, value in found.get("rewards", {}).items():
+            opponent = {"against": float(against[key])} if key in against else {}
+            rows.append({"kind": "prompt", "id": key, "reward": float(value), **opponent})
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        hint = f"adpa verify {folder.parent.name}/{folder.name}"
+        raise Corrupt(f"{folder / FILE_NAME} cannot be read: {error}", hint) from error
+    return rows

@@ -1,0 +1,351 @@
+"""What a signal holds: single answers token by token, and the figures of the whole."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from adpa_cli.errors import Corrupt, UsageError
+from adpa_cli.report import text
+from adpa_cli.report.answer_rows import lines_of, parent
+from adpa_cli.report.lineage import source
+from adpa_cli.report.text import printable
+from adpa_cli.signal import AnswerKey, SignalReader, SignalRows, advantage, rms_advantage
+from adpa_cli.signal.rows import label_positions
+from adpa_cli.signal.stored_frames import COLUMNS, column_bytes
+from adpa_cli.store.manifest import Manifest
+from adpa_cli.store.store import Store
+
+FILE_NAME = "tokenizer.json.zst"
+MAX_BYTES = 1 << 28
+"""A tokenizer that would unpack to more than this is damaged, or a trap."""
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Decodes token ids; without a tokenizer they are shown as numbers."""
+
+    inner: Any = None
+    special: frozenset[int] = frozenset()
+
+    def one(self, token_id: int) -> str:
+        """One token for reading: `"Sure"` quoted as in JSON, special tokens bare, unknown ids as `[7]`."""
+        raw = self.inner.id_to_token(token_id) if self.inner is not None else None
+        if raw is None:
+            return f"[{token_id}]"
+        if token_id in self.special:
+            return printable(raw)
+        decoded = self.inner.decode([token_id], skip_special_tokens=False)
+        if "\ufffd" in decoded:  # part of a character: only the tokenizer's own spelling tells which
+            decoded = raw
+        elif raw.startswith("▁") and not decoded.startswith(" "):  # decoders drop the space that begins a text
+            decoded = f" {decoded}"
+        return printable(json.dumps(decoded, ensure_ascii=False))
+
+    def all(self, token_ids: Sequence[int]) -> str:
+        """The text of some ids, special tokens included."""
+        if self.inner is None:
+            return " ".join(map(self.one, token_ids))
+        return str(self.inner.decode(list(token_ids), skip_special_tokens=False))
+
+
+def load_tokens(folder: Path) -> Tokens:
+    """The tokenizer of a signal's folder; one that shows numbers when there is none. Raises Corrupt."""
+    from tokenizers import Tokenizer
+    from zstandard import ZstdDecompressor, ZstdError, get_frame_parameters
+
+    path = folder / FILE_NAME
+    if not path.exists():
+        return Tokens()
+    try:
+        packed = path.read_bytes()
+        if get_frame_parameters(packed).content_size > MAX_BYTES:
+            raise ValueError("an impossible size")
+        inner = Tokenizer.from_buffer(ZstdDecompressor().decompress(packed))
+    except (ZstdError, ValueError) as error:
+        raise Corrupt(f"{path} is no tokenizer: {error}", "adpa verify names what is damaged") from error
+    special = (token_id for token_id, token in inner.get_added_tokens_decoder().items() if token.special)
+    return Tokens(inner, frozenset(special))
+
+
+SAMPLE = 200
+"""Answers that the figures about the whole signal are taken from."""
+TOKEN_WIDTH = 18
+
+
+class Signals:
+    """The answers of a signal, shard after shard. Raises Corrupt for what is damaged."""
+
+    def __init__(self, store: Store, manifest: Manifest) -> None:
+        self._store, self._manifest = store, manifest
+        folder = store.folder(manifest.ref)
+        self._reader = SignalReader(folder)
+        self._tokens = load_tokens(folder)
+
+    def __len__(self) -> int:
+        return len(self._reader)
+
+    def record(self, place: int) -> dict[str, Any]:
+        """One answer, each of its tokens, and the figures of the whole signal."""
+        return {"signal": self._facts(), **self._answer(place), **self._source(place), "tokens": self._each(place)}
+
+    def brief(self, place: int) -> dict[str, Any]:
+        """One answer: its key, its length, its text and the mean log-prob of its tokens."""
+        return self._answer(place)
+
+    def tsv(self, place: int) -> str:
+        """One line for each token."""
+        return lines_of(self._each(place))
+
+    def lines(self, place: int, width: int) -> list[str]:
+        """The figures of the whole signal, then a table of the answer's tokens."""
+        answer, found = self._answer(place), self._source(place)
+        prompt = f"prompt {found['prompt_tokens']:,}, " if "prompt_tokens" in found else ""
+        head = [f"{prompt}answer {answer['answer_tokens']:,} tokens", f"{answer['part']} of {answer['example_id']}"]
+        head += [f"from {found['from']}"] if "from" in found else []
+        return [
+            *_head(self._manifest.ref, self._facts(), width),
+            *text.wrap(f"row {place + 1:,} of {len(self):,}   ", head, width, "   "),
+            *_table(self._each(place), self._reader.spec.has_reference, width),
+        ]
+
+    def _at(self, place: int) -> tuple[AnswerKey, SignalRows]:
+        for shard in self._reader.shards:
+            if place < len(shard):
+                return shard.keys[place], shard.read(place)
+            place -= len(shard)
+        raise IndexError(place)
+
+    def _answer(self, place: int) -> dict[str, Any]:
+        key, rows = self._at(place)
+        return {
+            "example_id": key.example_id, "part": key.part, "tokens_hash": key.tokens, "answer_tokens": len(rows),
+            "mean_logp": float(rows.label_logps.mean()) if len(rows) else None,
+            "text": self._tokens.all(rows.label_ids.tolist()),
+        }  # fmt: skip
+
+    def _source(self, place: int) -> dict[str, Any]:
+        """Where the answer comes from, as far as the store knows."""
+        answers = parent(self._store, self._manifest)
+        if answers is not None:
+            at = answers.find(self._at(place)[0].example_id)
+            if at is not None:
+                return {"from": f"{answers.ref}#{at + 1}", "prompt_tokens": answers.record(at)["prompt_tokens"]}
+        data = self._manifest.inputs.get("data")
+        return {"from": self._name(data)} if isinstance(data, str) else {}
+
+    def _name(self, content: str) -> str:
+        kind, _, digest = content.rpartition(":")
+        made = self._store.get(digest) if kind == "artifact" else None
+        return made.ref if made else source(self._manifest.sources.get(content, {}), digest)
+
+    def _each(self, place: int) -> list[dict[str, Any]]:
+        return list(_describe(self._at(place)[1], self._tokens))
+
+    def _facts(self) -> dict[str, Any]:
+        """The header of the signal and the figures of a sample of it; errors in nats."""
+        spec = self._reader.spec
+        size = sum(shard.path.stat().st_size for shard in self._reader.shards)
+        places = sample(len(self))
+        rows = [self._at(place)[1] for place in places]
+        pair = {"difference_step": spec.difference_step} if spec.has_reference else {}
+        return {
+            "k": spec.k, "vocabulary": spec.vocab_size, "step": spec.step, "greatest_error": spec.step / 2, **pair,
+            "answers": len(self), "tokens": self._reader.tokens, "bytes": size,
+            "teachers": {role: self._name(content) for role, content in spec.teachers.items()},
+            "sampled_answers": len(places), **_figures(rows),
+        }  # fmt: skip
+
+
+def sample(count: int) -> list[int]:
+    """At most SAMPLE places out of `count`, evenly spread: blocks are sorted by length."""
+    size = min(count, SAMPLE)
+    return [number * count // size for number in range(size)]
+
+
+def _figures(answers: list[SignalRows]) -> dict[str, Any]:
+    """Mass inside the top k per token (mean, 5 % quantile) and the share of taken tokens outside; None without any."""
+    mass = np.concatenate([np.zeros(0), *(np.exp(rows.logps.astype(np.float64)).sum(axis=1) for rows in answers)])
+    if not mass.size:
+        return {"mean_mass": None, "mass_5_percent": None, "taken_outside": None}
+    outside = sum(int(np.count_nonzero(~label_positions(rows)[1])) for rows in answers)
+    low = float(np.quantile(mass, 0.05))
+    return {"mean_mass": float(mass.mean()), "mass_5_percent": low, "taken_outside": outside / mass.size}
+
+
+def _describe(rows: SignalRows, names: Tokens) -> Iterator[dict[str, Any]]:
+    """One record for each token. The paper's advantage of a taken token outside the top k is 0."""
+    column, inside = label_positions(rows)
+    scores = None
+    if rows.difference is not None:  # an id without mass has no advantage to speak of
+        scores = np.where(np.isfinite(rows.logps), advantage(rows), np.float32(np.nan))
+    for t, taken in enumerate(rows.label_ids.tolist()):
+        found: dict[str, Any] = {"t": t, "id": taken, "taken": names.one(taken), "in_top_k": bool(inside[t])}
+        found["logp"] = float(rows.label_logps[t])
+        if scores is not None and rows.reference_label_logps is not None:
+            found["reference_logp"] = float(rows.reference_label_logps[t])
+            found["advantage"] = _finite(scores[t, column[t]]) if inside[t] else 0.0
+            known = np.flatnonzero(np.isfinite(scores[t]))
+            for name, pick in (("best", np.argmax), ("worst", np.argmin)):
+                place = int(known[pick(scores[t, known])]) if known.size else None
+                token_id = None if place is None else int(rows.ids[t, place])
+                found[f"{name}_id"] = token_id
+                found[name] = None if token_id is None else names.one(token_id)
+                found[f"{name}_advantage"] = None if place is None else float(scores[t, place])
+        found["rest"] = float(np.exp(rows.rest_logps[t]))
+        yield found
+
+
+def _finite(value: Any) -> float | None:
+    return float(value) if np.isfinite(value) else None
+
+
+def _head(ref: str, facts: dict[str, Any], width: int) -> list[str]:
+    k = facts["k"]
+    step = f"step {_step(facts['step'])}"
+    if facts["step"]:
+        step += f", greatest error {facts['greatest_error']:.3g} ({facts['step']:.3g} once normalised)"
+    items = [f"top {k} of {facts['vocabulary']:,}", step]
+    items += [f"aligned - reference {_step(facts['difference_step'])}"] if "difference_step" in facts else []
+    items += [f"{facts['answers']:,} answers, {facts['tokens']:,} tokens"]
+    teachers = [f"{role} {name}" for role, name in facts["teachers"].items()]
+    size = f"{facts['bytes'] / max(1, facts['tokens']):.0f} B/token"
+    lines = text.wrap(f"{ref}   ", items, width, " · ")
+    lines += text.wrap("teachers", [*teachers, size, text.human_size(facts["bytes"])], width, "   ")
+    if facts["mean_mass"] is None:
+        return lines
+    about = [
+        f"mean {facts['mean_mass']:.3f}", f"5 % of tokens below {facts['mass_5_percent']:.3g}",
+        f"taken token outside top {k}: {100 * facts['taken_outside']:.1f} %",
+    ]  # fmt: skip
+    if facts["sampled_answers"] < facts["answers"]:
+        about.append(f"(of {facts['sampled_answers']:,} answers, evenly spread)")
+    return lines + text.wrap(f"mass in top {k}   ", about, width, "   ")
+
+
+def _step(step: float) -> str:
+    if not step:
+        return "0 (exact)"
+    return f"1/{round(1 / step)} nat" if step < 1 and (1 / step).is_integer() else f"{step:g} nat"
+
+
+def _table(records: list[dict[str, Any]], pair: bool, width: int) -> list[str]:
+    names = ("t", "taken", "log p", *(("log p_ref", "A(taken)", "best A", "worst A") if pair else ()), "rest")
+    right = (0, 2, 3, 4, 7) if pair else (0, 2, 3)
+    return text.table(names, [_cells(record, pair) for record in records], width, 1, right, (6, 7, 3) if pair else (3,))
+
+
+def _cells(record: dict[str, Any], pair: bool) -> list[str]:
+    cells = [str(record["t"]), record["taken"], f"{record['logp']:.2f}"]
+    if pair:
+        known = "–" if record["advantage"] is None else f"{record['advantage']:+.2f}"
+        own = known if record["in_top_k"] else "outside"
+        cells += [f"{record['reference_logp']:.2f}", own, _extreme(record, "best"), _extreme(record, "worst")]
+    return [*cells, f"{record['rest']:.2f}"]
+
+
+def _extreme(record: dict[str, Any], name: str) -> str:
+    if record[f"{name}_id"] is None:
+        return "–"
+    token = "(taken)" if record[f"{name}_id"] == record["id"] else text.cut(record[name], TOKEN_WIDTH)
+    return f"{token} {record[f'{name}_advantage']:+.2f}"
+
+
+EDGES = (0.0, 0.5, 0.8, 0.9, 0.95, 0.98, 0.99, 0.999, 1.0)
+"""Bounds of the histogram of the mass inside the ids."""
+BAR = 30
+MEASURED = (
+    ("kl_error", "mean KL(teacher ‖ signal) over the stored classes", "{:.2g} nat"),
+    ("top1_agreement", "top-1 token is the teacher's", "{:.2%}"),
+    ("dckd_gradient_cosine", "cosine of DCKD's gradient with the full vocabulary's", "{:.6f}"),
+    ("adpa_gradient_cosine", "cosine of ADPA's gradient with the full vocabulary's", "{:.6f}"),
+)
+
+
+def collect(store: Store, manifest: Manifest) -> dict[str, Any]:
+    """The figures of a whole signal, every answer read once. Raises UsageError for another artifact, Corrupt."""
+    if manifest.stage != "cache-teacher":
+        raise UsageError(f"{manifest.ref} is no signal", "--fidelity is of cache-teacher artifacts")
+    reader = SignalReader(store.folder(manifest.ref))
+    spec, counts = reader.spec, np.zeros(len(EDGES) - 1, dtype=np.int64)
+    mass, outside, squares = 0.0, 0, 0.0
+    for shard in reader.shards:
+        for _, rows in shard:
+            inside = np.exp(rows.logps.astype(np.float64)).sum(axis=1)
+            counts += np.histogram(np.clip(inside, 0, 1), EDGES)[0]
+            mass += float(inside.sum())
+            outside += int(np.count_nonzero(~label_positions(rows)[1]))
+            if spec.has_reference:
+                squares += rms_advantage([rows]) ** 2 * len(rows)
+    tokens = max(1, reader.tokens)
+    found: dict[str, Any] = {
+        "ref": manifest.ref, "k": spec.k, "vocabulary": spec.vocab_size, "answers": len(reader),
+        "tokens": reader.tokens, "step": spec.step, "mean_mass": mass / tokens, "taken_outside": outside / tokens,
+        "mass_histogram": [
+            {"from": low, "to": high, "tokens": int(count)}
+            for low, high, count in zip(EDGES, EDGES[1:], counts, strict=False)
+        ],
+        "bytes_per_token": _bytes(reader),
+    }  # fmt: skip
+    if spec.has_reference:
+        rms = (squares / tokens) ** 0.5
+        steps = rms / spec.difference_step if spec.difference_step else None
+        found |= {"difference_step": spec.difference_step, "rms_advantage": rms, "rms_advantage_steps": steps}
+    return found
+
+
+def _bytes(reader: SignalReader) -> dict[str, float]:
+    """Stored bytes per token by column, and of all of them."""
+    found = dict.fromkeys(COLUMNS, 0.0)
+    for shard in reader.shards:
+        for name, size in column_bytes(shard.path).items():
+            found[name] += size / max(1, reader.tokens)
+    return {**found, "all": sum(found.values())}
+
+
+def screen(found: dict[str, Any], width: int) -> str:
+    """The figures for a terminal of `width` columns."""
+    lines = text.wrap(
+        f"{found['ref']}   ",
+        [f"top {found['k']} of {found['vocabulary']:,}", f"{found['answers']:,} answers, {found['tokens']:,} tokens"],
+        width, " · ",
+    )  # fmt: skip
+    lines.append(f"mass in top {found['k']}   mean {found['mean_mass']:.4f}")
+    most = max(1, *(entry["tokens"] for entry in found["mass_histogram"]))
+    for entry in found["mass_histogram"]:
+        share = entry["tokens"] / max(1, found["tokens"])
+        bar = "#" * round(BAR * entry["tokens"] / most)
+        lines.append(f"  {entry['from']:5.3f} to {entry['to']:5.3f}  {100 * share:5.1f} %  {bar}")
+    lines.append(f"taken token outside the ids: {100 * found['taken_outside']:.2f} %")
+    if "rms_advantage" in found:
+        steps = found["rms_advantage_steps"]
+        told = "stored exactly" if steps is None else f"{steps:.3g} steps of the stored difference"
+        lines.append(f"RMS of the advantage {found['rms_advantage']:.3g} nat, {told}")
+    costs = [f"{name} {size:.1f}" for name, size in found["bytes_per_token"].items() if name != "all" and size]
+    lines += text.wrap("bytes per token   ", [f"{found['bytes_per_token']['all']:.1f}:", *costs], width, "  ")
+    if "measured" in found:
+        lines += _measured(found["measured"])
+    return "\n".join(text.cut(line.rstrip(), width) for line in lines) + "\n"
+
+
+def _measured(found: dict[str, Any]) -> list[str]:
+    lines = [
+        f"against the teacher, {found['answers']} answers, {found['tokens']:,} tokens; student: {found['student']}"
+    ]
+    for name, words, form in MEASURED:
+        if found.get(name) is not None:
+            lines.append(f"  {form.format(found[name]):>12}  {words}")
+    return lines
+
+
+def tsv(found: dict[str, Any]) -> str:
+    """The figures as uncut lines of name and value."""
+    flat = {key: value for key, value in found.items() if key != "mass_histogram"}
+    rows = [(key, "" if value is None else str(value)) for key, value in text.flat(flat).items()]
+    rows += [(f"mass.{e['from']:g}-{e['to']:g}", str(e["tokens"])) for e in found["mass_histogram"]]
+    return text.tsv(rows)

@@ -1,0 +1,260 @@
+"""What a stage said, kept with its artifact in log.txt; how often progress is worth a line, and bytes in words."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import os
+import platform
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from adpa_cli.errors import AdpaError, Stopped
+from adpa_cli.estimate.survey import expected_memory
+from adpa_cli.hub import External, Located
+from adpa_cli.hub import repository as hub
+from adpa_cli.machine import versions
+from adpa_cli.planning.lineage import hub_files, locate
+from adpa_cli.planning.planner import Plan
+from adpa_cli.planning.settings import TRACKERS_FOLDER
+from adpa_cli.sizes import size_words
+from adpa_cli.spec import Runtime
+from adpa_cli.stages import ALONE, Artifact, Job, Monitor, Node
+from adpa_cli.store.build import LOG, Work
+from adpa_cli.store.lock import reserved
+from adpa_cli.store.manifest import Manifest
+from adpa_cli.store.store import Store
+
+EVERY_SECONDS = 60.0
+EVERY_SHARE = 0.05
+LEAST_SECONDS = 5.0
+
+
+class Pace:
+    """Lets a line of progress through every minute, or every 5 % where those take 5 s at least."""
+
+    def __init__(self) -> None:
+        self._at, self._share = time.monotonic(), 0.0
+
+    def is_due(self, share: float) -> bool:
+        """Whether to say that `share` (0 to 1) of the work is done."""
+        waited = time.monotonic() - self._at
+        if waited < EVERY_SECONDS and not (share - self._share >= EVERY_SHARE and waited >= LEAST_SECONDS):
+            return False
+        self._at, self._share = time.monotonic(), share
+        return True
+
+
+class Log:
+    """Appends lines with their time to a file; a file that cannot be written is no reason to stop."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._pace = Pace()
+
+    def say(self, text: str) -> None:
+        """Add lines."""
+        now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        with contextlib.suppress(OSError), self.path.open("a", encoding="utf-8", errors="replace") as file:
+            file.writelines(f"{now}  {line}\n" for line in text.splitlines())
+
+    def progress(self, step: int, of: int, numbers: Mapping[str, float]) -> None:
+        """Add a line of progress, when it is due and at the end."""
+        if step == of or self._pace.is_due(step / max(of, 1)):
+            self.say("  ".join([f"step {step} of {of}", *(f"{name} {value:.4g}" for name, value in numbers.items())]))
+
+
+MODULES = {
+    "sft": "training", "dpo-teacher": "training", "distill": "training", "cache-teacher": "cache_teacher",
+    "rollout": "rollout", "eval": "eval", "reward-model": "training", "rewards": "rewards",
+    "start-logps": "start_logps",
+}  # fmt: skip
+
+SAVE_SECONDS = 5.0  # how old the progress may be that a killed stage leaves behind for `adpa show`
+
+
+@dataclass(frozen=True)
+class Show:
+    """How a plan's progress is shown: at the start and the end of a stage, in between, and remarks."""
+
+    start: Callable[[Node, int, int], None]
+    done: Callable[[Node, Manifest, bool], None]
+    progress: Callable[[int, int, Mapping[str, float]], None]
+    note: Callable[[str], None]
+    stop: Callable[[], str | None]
+    working: Callable[[bool], None] = lambda busy: None
+    """Told when a stage begins and ends to compute: meanwhile it looks at `stop` itself."""
+    again: str = ""
+    """The command that goes on after a stop, from any folder."""
+
+
+def execute(
+    plan: Plan, store: Store, runtime: Runtime, command: str, show: Show, problems: Sequence[AdpaError] = ()
+) -> dict[str, Manifest]:
+    """Make every stage of a plan that the store lacks; returns the manifests by full id.
+
+    `show.done` is called for each stage as soon as it is committed or found. `problems` are known already: nothing is
+    started with any, and they are told with those that are found here.
+    """
+    nodes = plan.nodes(store)
+    with reserved(store.root, _needed(nodes), command):
+        return _execute(nodes, store, runtime, command, show, problems)
+
+
+def prepare(
+    building: Sequence[Node], store: Store, note: Callable[[str], None], problems: Sequence[AdpaError] = ()
+) -> None:
+    """Fetch the data of the stages to be built and check all that can be known before; raises one error with all."""
+    from adpa_cli.estimate.preflight import check
+
+    hub.fetch(hub_files(building, "dataset"), store.hash_cache, note)  # the check reads every row
+    check(building, store, note, problems)
+
+
+def _needed(nodes: Sequence[Node]) -> list[str]:
+    """Full ids of the stages and of the artifacts that they use."""
+    given = [item.manifest.id for node in nodes for _, item in node.flat_inputs() if isinstance(item, Artifact)]
+    return [*(node.recipe.id for node in nodes), *given]
+
+
+def _execute(
+    nodes: Sequence[Node], store: Store, runtime: Runtime, command: str, show: Show, problems: Sequence[AdpaError]
+) -> dict[str, Manifest]:
+    made = {node.recipe.id: store.get(node.label) for node in nodes}
+    if any(found is None for found in made.values()):
+        prepare([node for node in nodes if made[node.recipe.id] is None], store, show.note, problems)
+    finished: dict[str, Manifest] = {}
+    for n, node in enumerate(nodes, 1):
+        found = made[node.recipe.id]
+        if found is None:
+            show.start(node, n, len(nodes))
+            found, fresh = _build(node, store, runtime, command, show)
+        else:
+            fresh = False
+        finished[node.recipe.id] = found
+        show.done(node, found, fresh)
+        left = sum(made[later.recipe.id] is None for later in nodes[n:])
+        if left and (name := show.stop()):
+            by = Stopped.words(name)
+            raise Stopped(name, f"stopped by {by} after {found.ref}, with {left} more to make", show.again or command)
+    return finished
+
+
+def _build(node: Node, store: Store, runtime: Runtime, command: str, show: Show) -> tuple[Manifest, bool]:
+    """Make one artifact, or wait for whoever is making it."""
+    threads = threads_per_process(runtime)
+    environment = {
+        "machine": platform.machine(), "device": _device(), "threads": threads, "dtype": node.spec.dtype,
+        "versions": versions(),
+    }  # fmt: skip
+    with store.build(
+        node.recipe, command=command, environment=environment, wait=runtime.wait, announce=show.note, again=show.again
+    ) as work:
+        if work.hit is not None:
+            return work.hit, False
+        located = _located(node, store, show.note)
+        memory = expected_memory(node, store, runtime)
+        hints = {**node.hints, **({} if memory is None else {"memory": memory})}
+        logs = str(store.root / TRACKERS_FOLDER)
+        job = Job(node.stage, node.label, node.recipe.spec, located, str(work.dir), runtime, hints, logs)
+        log = Log(work.dir / LOG)
+        log.say(f"$ {command}\n{node.role}: {node.what}  {node.label}")
+        if memory is not None:
+            log.say(f"about {size_words(memory)} of memory expected{' a process' * (runtime.processes > 1)}")
+        work.save_state(work.progress or {"step": 0, "of": 0})
+        show.working(True)
+        try:
+            metrics = _computed(job, work, threads, log, show)
+            sources = {i.content: dict(i.facts) for _, i in node.flat_inputs() if isinstance(i, External)}
+            return work.commit({**metrics, "what": _what(node)}, sources, _about(node, runtime)), True
+        finally:
+            show.working(False)
+
+
+def _computed(job: Job, work: Work, threads: int, log: Log, show: Show) -> dict[str, Any]:
+    """The metrics of a stage, after its work; what stops it is recorded."""
+    saved = float("-inf")
+
+    def progress(step: int, of: int, numbers: Mapping[str, float]) -> None:
+        nonlocal saved
+        work.progress = {"step": step, "of": of}
+        if time.monotonic() - saved >= SAVE_SECONDS:
+            saved = time.monotonic()
+            work.save_state(work.progress)
+        log.progress(step, of, numbers)
+        show.progress(step, of, numbers)
+
+    def note(text: str) -> None:
+        log.say(text)
+        show.note(text)
+
+    try:
+        metrics = run(job, Monitor(progress, note, show.stop), threads)
+    except AdpaError as error:
+        log.say(error.message)
+        by = Stopped.words(error.signal_name) if isinstance(error, Stopped) else error.message.splitlines()[0]
+        work.save_state(work.progress, stopped=by)
+        if isinstance(error, Stopped):
+            raise Stopped(error.signal_name, error.message, work.again) from None
+        raise
+    for text in (*metrics.get("say", ()), *metrics.get("watch", ()), "done"):
+        log.say(text)
+    return metrics
+
+
+def run(job: Job, monitor: Monitor, threads: int) -> dict[str, Any]:
+    """Compute a stage in this process, or in as many as the runtime asks for, and finish it here."""
+    module = importlib.import_module(f"adpa_cli.stages.{MODULES[job.stage]}")
+    from adpa_cli.engine.device import prepare
+
+    prepare(threads)
+    if job.runtime.processes > 1 and job.stage not in ALONE:
+        from adpa_cli.running.processes import compute_in_processes
+
+        compute_in_processes(job, monitor, threads)
+    else:
+        module.compute(job, monitor)
+    metrics: dict[str, Any] = module.finish(job)
+    return metrics
+
+
+def threads_per_process(runtime: Runtime) -> int:
+    """What OMP_NUM_THREADS says, else an equal share of the cores this process may use."""
+    if os.environ.get("OMP_NUM_THREADS", "").isdigit():
+        return int(os.environ["OMP_NUM_THREADS"])
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, cores // runtime.processes)
+
+
+def _device() -> str:
+    import torch
+
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+
+
+def _about(node: Node, runtime: Runtime) -> dict[str, Any]:
+    """What is recorded of a stage besides its recipe."""
+    about: dict[str, Any] = {"role": node.role, "processes": runtime.processes}
+    if node.spec.smoke:
+        about["smoke"] = True
+    if node.derived:
+        about["derived"] = {role: made.recipe.id for role, made in node.derived.items()}
+    return about
+
+
+def _what(node: Node) -> str:
+    return f"{node.role}: {node.what}" if node.stage == "sft" and node.role != "sft" else node.what
+
+
+def _located(node: Node, store: Store, note: Callable[[str], None]) -> dict[str, tuple[Located, ...]]:
+    """Where the inputs of a stage are, once what the hub has of them is here and checked."""
+    found: dict[str, list[Located]] = {}
+    for role, item in node.reads():
+        if isinstance(item, External):
+            hub.fetch(item.files, store.hash_cache, note)
+        found.setdefault(role, []).append(locate(item, store))
+    return {role: tuple(items) for role, items in found.items()}

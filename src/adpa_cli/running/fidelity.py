@@ -1,0 +1,243 @@
+"""A signal against its teachers: their full softmax at some answers, in float64, beside what was stored.
+
+The losses of DCKD and ADPA are computed as their methods read them: once from the stored signal, once from the full
+vocabulary. `dense` [T, V + 1] are a teacher's log-probs of V ids and of all others together.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from adpa_cli.errors import UsageError
+from adpa_cli.hub.model_folder import vocabulary
+from adpa_cli.planning.resolve_inputs import Names
+from adpa_cli.running.recorded_inputs import recorded
+from adpa_cli.spec import make
+from adpa_cli.stages import Job, Monitor
+from adpa_cli.stages import cache_teacher as capture
+from adpa_cli.stages.cache_teacher import CaptureSpec
+from adpa_cli.store.manifest import Manifest
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from adpa_cli.signal import SignalRows
+
+
+def kl_and_top(dense: Tensor, rows: SignalRows) -> tuple[float, int]:
+    """(KL(teacher || signal) over {ids, label if outside, rest}, summed over tokens; tokens with the same top-1)."""
+    import torch
+
+    ids, labels, outside = _ids(rows)
+    inside = torch.zeros_like(dense, dtype=torch.bool).scatter(1, ids, True)
+    inside[outside, labels[outside]] = True
+    label = dense.gather(1, labels[:, None])[:, 0]
+    own = [dense.gather(1, ids), _where(outside, label)[:, None], _mass(dense, ~inside)[:, None]]
+    stored_label = torch.from_numpy(rows.label_logps).double()
+    kept = [
+        torch.from_numpy(rows.logps).double(),
+        _where(outside, stored_label)[:, None],
+        torch.from_numpy(rows.rest_logps).double()[:, None],
+    ]
+    p, q = torch.cat(own, 1), torch.cat(kept, 1)
+    gap = torch.where(p > -math.inf, p - q.clamp(min=-1e4), 0.0)
+    top = dense[:, :-1].argmax(1)
+    found = torch.cat([ids, labels[:, None]], 1).gather(1, q[:, :-1].argmax(1, keepdim=True))[:, 0]
+    return float((p.exp() * gap).sum()), int((top == found).sum())
+
+
+def gradients(dense: Sequence[Tensor], rows: SignalRows) -> dict[str, tuple[Tensor, Tensor]]:
+    """By method, the gradient of its loss for the student's logits [T, V]: from the signal, and from full softmaxes."""
+    import torch
+
+    from adpa_cli import methods
+
+    pair = len(dense) > 1
+    start = dense[1][:, :-1] if pair else dense[0][:, :-1] / 2
+    wanted = [("dckd", "kl_chosen", "chosen", {"dispreferred": False})]
+    wanted += [("adpa", "advantage", "rollout", {})] if pair else []
+    ids, labels, _ = _ids(rows)
+    every = torch.arange(start.shape[1]).expand(len(rows), -1)
+    signals = ((ids, _stored(rows)), (every, _full(dense, labels)))
+    found: dict[str, tuple[Tensor, Tensor]] = {}
+    for name, term, part, params in wanted:
+        method, both = methods.load(name), []
+        for at, signal in signals:
+            logits = start.clone().requires_grad_()
+            views: dict[Any, Any] = {"chosen": _view(logits, labels, None, None)}
+            views[part] = _view(logits, labels, at, signal)
+            (values,) = [t.values for t in method.terms(views, method.params(**params)) if t.name == term]
+            both.append(torch.autograd.grad(values.sum(), logits)[0])
+        found[name] = both[0], both[1]
+    return found
+
+
+def _view(logits: Tensor, labels: Tensor, ids: Tensor | None, signal: Any) -> Any:
+    """A student as a method sees it, at one answer."""
+    import torch
+
+    from adpa_cli.methods import View
+
+    logps = logits.log_softmax(-1)
+    here = logps.gather(1, labels[:, None])[:, 0]
+    mask = torch.ones((1, len(labels)), dtype=torch.bool)
+    if ids is None:
+        return View(here[None], mask, ~mask)
+    outside = torch.ones_like(logps, dtype=torch.bool).scatter(1, torch.cat([ids, labels[:, None]], 1), False)
+    rest = _mass(logps, outside)
+    known = (ids == labels[:, None]).any(1)
+    return View(here[None], mask, ~mask, logps.gather(1, ids)[None], rest[None], known[None], signal)
+
+
+def _stored(rows: SignalRows) -> Any:
+    import torch
+
+    from adpa_cli.engine.layout.batch import SIGNAL_FIELDS
+    from adpa_cli.methods import Signal
+
+    def tensor(value: Any) -> Any:
+        found = None if value is None else torch.from_numpy(value)[None]
+        return found.double() if found is not None and found.is_floating_point() else found
+
+    return Signal(**{name: tensor(getattr(rows, name)) for name in SIGNAL_FIELDS})
+
+
+def _full(dense: Sequence[Tensor], labels: Tensor) -> Any:
+    """The signal of a capture with every id: no floor, nothing outside but ids that the student lacks."""
+    import torch
+
+    from adpa_cli.methods import Signal
+
+    aligned, at = dense[0], labels[:, None]
+    own = [aligned[:, :-1], aligned.gather(1, at)[:, 0], aligned[:, -1]]
+    if len(dense) > 1:
+        other = dense[1]
+        difference = aligned[:, :-1] - other[:, :-1]
+        every = torch.ones_like(difference, dtype=torch.bool)
+        own += [difference, every, other[:, :-1].amin(1), other.gather(1, at)[:, 0], other[:, -1]]
+    return Signal(*(value[None] for value in own))
+
+
+def _ids(rows: SignalRows) -> tuple[Tensor, Tensor, Tensor]:
+    """[T, K] ids, [T] labels, [T] whether the label is not among the ids."""
+    import torch
+
+    ids, labels = torch.from_numpy(rows.ids).long(), torch.from_numpy(rows.label_ids).long()
+    return ids, labels, (ids != labels[:, None]).all(1)
+
+
+def _where(here: Tensor, values: Tensor) -> Tensor:
+    """The values where `here`, no mass elsewhere."""
+    return values.masked_fill(~here, -math.inf)
+
+
+def _mass(logps: Tensor, counted: Tensor) -> Tensor:
+    """[T] log of the mass of the classes that are counted, -inf without any; its gradient is 0 there."""
+    some = counted.any(1)
+    found = logps.masked_fill(~counted & some[:, None], -math.inf).logsumexp(1)
+    return found.masked_fill(~some, -math.inf)
+
+
+ANSWERS = 8
+
+
+def measure(
+    names: Names, manifest: Manifest, given: Mapping[str, str | None], count: int, work: Path, monitor: Monitor
+) -> dict[str, Any]:
+    """KL error, top-1 agreement and gradient cosines on `count` answers, the same ones each time; see `recorded`.
+
+    The student of the gradients equals the reference teacher, or has half the logits of the only one.
+    """
+    if count < 1:
+        raise UsageError(f"--rows {count} measures nothing", f"adpa show {manifest.ref} --fidelity --rows {ANSWERS}")
+    job = recorded(names, manifest, given, work)
+    spec = make(CaptureSpec, job.spec)
+    chosen = sorted(capture.answers_of(job, spec), key=_place)[:count]
+    known = min(vocabulary(job.one("aligned").path), spec.student_vocab or math.inf)
+    roles = [role for role in ("aligned", "reference") if role in job.inputs]
+    for n, role in enumerate(roles):
+        _save(job, role, chosen, int(known), spec.dtype, monitor, (n, len(roles)))
+    return _measured(names.store.folder(manifest.ref), work, chosen, roles, spec.support == "topk")
+
+
+def _place(answer: Any) -> str:
+    """A fixed choice that has nothing to do with the order of the rows."""
+    key = answer.key
+    return hashlib.sha256("\0".join((key.example_id, key.part, key.tokens)).encode()).hexdigest()
+
+
+def _save(job: Job, role: str, answers: list[Any], known: int, dtype: Any, monitor: Monitor, at: Any) -> None:
+    """Keep a teacher's log-probs of each run of tokens in the work folder: one teacher is in memory at a time."""
+    import numpy as np
+
+    from adpa_cli.engine.device import device
+    from adpa_cli.engine.models import check_head, load
+    from adpa_cli.engine.scoring import full_vocabulary_logps
+
+    model = load(job.one(role).path, device=device())
+    check_head(model)
+    for n, answer in enumerate(answers):
+        for run, logps in enumerate(full_vocabulary_logps(model, answer.prompt, answer.answer, known, dtype)):
+            np.save(job.folder / f"{role}-{n}-{run}.npy", logps.numpy())
+        monitor.progress(at[0] * len(answers) + n + 1, at[1] * len(answers), {})
+
+
+@dataclass
+class _Sums:
+    """What is added up over runs of tokens."""
+
+    tokens: int = 0
+    kl: float = 0.0
+    hits: int = 0
+    products: dict[str, list[float]] = field(default_factory=dict)
+    """By method: the two gradients' product, and the squares of both."""
+
+
+def _measured(folder: Path, work: Path, answers: list[Any], roles: list[str], topk: bool) -> dict[str, Any]:
+    import numpy as np
+
+    from adpa_cli.signal import SignalReader, SignalRows
+
+    reader, sums = SignalReader(folder), _Sums()
+    for n, answer in enumerate(answers):
+        stored, start = reader.read(answer.key), 0
+        for parts in _runs(work, n, roles):
+            span = slice(start, start + len(parts[0]))
+            start = span.stop
+            parted: dict[str, Any] = {k: None if v is None else np.array(v[span]) for k, v in vars(stored).items()}
+            rows = SignalRows(**parted)
+            if topk:
+                kl, hits = kl_and_top(parts[0], rows)
+                sums.kl, sums.hits = sums.kl + kl, sums.hits + hits
+            sums.tokens += len(rows)
+            for name, (kept, full) in gradients(parts, rows).items():
+                old = sums.products.setdefault(name, [0.0, 0.0, 0.0])
+                new = (float((a * b).sum()) for a, b in ((kept, full), (kept, kept), (full, full)))
+                sums.products[name] = [a + b for a, b in zip(old, new, strict=True)]
+    cosines = {f"{name}_gradient_cosine": _cosine(*values) for name, values in sums.products.items()}
+    student = "the reference teacher" if "reference" in roles else "the teacher with half its logits"
+    share = {"kl_error": sums.kl / sums.tokens, "top1_agreement": sums.hits / sums.tokens} if topk else {}
+    return {"answers": len(answers), "tokens": sums.tokens, "student": student, **share, **cosines}
+
+
+def _runs(work: Path, n: int, roles: list[str]) -> Iterator[list[Any]]:
+    """The log-probs of each teacher, run of tokens by run."""
+    import numpy as np
+    import torch
+
+    run = 0
+    while (work / f"{roles[0]}-{n}-{run}.npy").exists():
+        paths = [work / f"{role}-{n}-{run}.npy" for role in roles]
+        yield [torch.from_numpy(np.load(path)) for path in paths]
+        for path in paths:
+            path.unlink()
+        run += 1
+
+
+def _cosine(product: float, one: float, other: float) -> float | None:
+    return product / math.sqrt(one * other) if one and other else None

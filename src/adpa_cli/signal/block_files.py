@@ -1,0 +1,157 @@
+"""Finished blocks of a capture, kept exact until their shard is written: a killed capture restarts at a block."""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
+
+from adpa_cli.disk import atomic
+from adpa_cli.errors import Corrupt, NotFound
+from adpa_cli.signal.rows import PAIR_FIELDS, AnswerKey, SignalRows
+
+if TYPE_CHECKING:
+    from adpa_cli.signal.rows import SignalSpec
+
+_FIELDS = ("ids", "logps", "label_ids", "label_logps", "rest_logps")
+
+
+def save_block(path: Path, answers: Sequence[tuple[AnswerKey, SignalRows]]) -> None:
+    """Writes the answers of one block in float32, whole or not at all; the same answers give the same bytes."""
+    pair = bool(answers) and answers[0][1].difference is not None
+    fields = (*_FIELDS, *PAIR_FIELDS) if pair else _FIELDS
+    if answers and answers[0][1].weights is not None:
+        fields = (*fields, "weights")
+    tensors = {name: np.concatenate([getattr(rows, name) for _, rows in answers]) for name in fields if answers}
+    head: dict[str, Any] = {
+        "keys": [asdict(key) for key, _ in answers],
+        "tokens": [len(rows) for _, rows in answers],
+    }
+    head["crc"] = _crc(head, tensors)
+    with atomic(path) as out:
+        out.write(save(tensors, {"block": json.dumps(head, sort_keys=True)}))
+
+
+def load_block(path: Path) -> list[tuple[AnswerKey, SignalRows]]:
+    """The answers of `save_block`, exactly. Raises NotFound, and Corrupt when a byte is damaged."""
+    try:
+        data = Path(path).read_bytes()
+    except FileNotFoundError:
+        raise NotFound(f"no block of a capture at {path}") from None
+    try:
+        head = _metadata(data)
+        tensors: dict[str, Any] = load(data)
+        if head.pop("crc") != _crc(head, tensors):
+            raise ValueError("its checksum does not match")
+        keys, ends = [AnswerKey(**key) for key in head["keys"]], np.cumsum(head["tokens"], dtype=np.int64)
+        bounds = list(zip([0, *ends[:-1].tolist()], ends.tolist(), strict=False))
+        return [
+            (key, SignalRows(**{name: tensor[a:b] for name, tensor in tensors.items()}))
+            for key, (a, b) in zip(keys, bounds, strict=True)
+        ]
+    except (SafetensorError, KeyError, TypeError, ValueError, IndexError, RecursionError) as error:
+        hint = "delete it: the capture redoes that block"
+        raise Corrupt(f"{path}: a damaged block of a capture ({error})", hint) from None
+
+
+def _metadata(data: bytes) -> dict[str, Any]:
+    size = int.from_bytes(data[:8], "little")
+    head: dict[str, Any] = json.loads(json.loads(data[8 : 8 + size])["__metadata__"]["block"])
+    return head
+
+
+def _crc(head: dict[str, Any], tensors: dict[str, Any]) -> int:
+    crc = zlib.crc32(json.dumps(head, sort_keys=True).encode())
+    for name in sorted(tensors):
+        crc = zlib.crc32(np.ascontiguousarray(tensors[name]).tobytes(), zlib.crc32(name.encode(), crc))
+    return crc
+
+
+SHARD_TOKENS = 1 << 18
+WAITING = 1
+"""Blocks that wait to be written: each holds its rows in memory."""
+
+
+def block_path(folder: Path, role: str, index: int) -> Path:
+    """The file of one finished block of one teacher."""
+    return folder / f"_{role}-{index:06d}.block"
+
+
+def shard_path(folder: Path, number: int) -> Path:
+    """The file of one shard."""
+    return folder / f"signal-{number:05d}.adpa"
+
+
+def shards_of(tokens: Sequence[int]) -> list[range]:
+    """Blocks by shard, from the answer tokens of each block: a shard is full once it has SHARD_TOKENS."""
+    starts, held = [0] if tokens else [], 0
+    for number, count in enumerate(tokens):
+        if held >= SHARD_TOKENS:
+            starts.append(number)
+            held = 0
+        held += count
+    return [range(a, b) for a, b in pairwise([*starts, len(tokens)])]
+
+
+def write(folder: Path, number: int, signal: SignalSpec, blocks: Sequence[Path]) -> None:
+    """Encode one shard from its blocks, unless it is there: it appears whole, and equal blocks give equal bytes."""
+    from adpa_cli.signal.shard import write_shard
+
+    path = shard_path(folder, number)
+    if not path.exists():
+        write_shard(path, signal, Answers(tuple(blocks), signal.k))
+
+
+@dataclass(frozen=True)
+class Answers:
+    """The answers of some blocks with `k` ids each, which may be walked several times with one block in memory."""
+
+    paths: tuple[Path, ...]
+    k: int
+
+    def __iter__(self) -> Iterator[tuple[AnswerKey, SignalRows]]:
+
+        for path in self.paths:
+            for key, rows in load_block(path):
+                yield key, rows if rows.ids.shape[1] == self.k else narrowed(rows, self.k)
+
+
+def narrowed(rows: SignalRows, k: int) -> SignalRows:
+    """The rows with their first `k` ids: those of sampled support are followed by ids that were not drawn."""
+    weights = None if rows.weights is None else rows.weights[:, :k]
+    return replace(rows, ids=rows.ids[:, :k], logps=rows.logps[:, :k], weights=weights)
+
+
+@dataclass
+class Behind:
+    """Works off tasks in their order in one thread; `do` waits while more than WAITING are not done."""
+
+    pool: ThreadPoolExecutor
+    tasks: deque[Future[Any]] = field(default_factory=deque)
+
+    def do(self, task: Callable[..., Any], *values: Any) -> None:
+        """Add a task. Raises what an earlier one raised."""
+        self.tasks.append(self.pool.submit(task, *values))
+        while len(self.tasks) > WAITING:
+            self.tasks.popleft().result()
+
+
+@contextmanager
+def behind() -> Iterator[Behind]:
+    """A thread for writing; leaving waits for all of its tasks and raises what one of them raised."""
+    with ThreadPoolExecutor(1, "adpa-write") as pool:
+        writer = Behind(pool)
+        yield writer
+        for task in writer.tasks:
+            task.result()

@@ -1,0 +1,104 @@
+"""Sizes that everything else is estimated from: of a model, of rows, on disk and in memory. Bytes; no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+HEADER_OF_TENSOR = 120  # bytes of a safetensors header for each tensor
+
+
+@dataclass(frozen=True)
+class ModelSize:
+    """A decoder: `parameters` counted once where they are tied, `beside` the bytes of the other files.
+
+    `inner` is the width of the feed-forward layer, `keys` that of the keys of one layer.
+    """
+
+    parameters: int
+    hidden: int
+    layers: int
+    inner: int
+    keys: int
+    vocabulary: int
+    tied: bool = True
+    tensors: int = 0
+    beside: int = 0
+
+    @property
+    def body(self) -> int:
+        """Parameters that every token passes through: all but embeddings and head."""
+        return max(0, self.parameters - self.head * (1 if self.tied else 2))
+
+    @property
+    def head(self) -> int:
+        """Parameters of the head."""
+        return self.vocabulary * self.hidden
+
+    @property
+    def checkpoint(self) -> int:
+        """Bytes of the folder that training writes: float32 weights, tokenizer, configuration."""
+        return 4 * self.parameters + HEADER_OF_TENSOR * self.tensors + self.beside
+
+
+PYTHON = 390_000_000  # resident: Python, torch, transformers, accelerate, pyarrow
+CUDA = 600_000_000  # context and kernels on a card
+
+RETAINED = {"cpu": 1.4, "cuda": 1.15}
+"""What an allocator holds of blocks in changing shapes, over what is in use."""
+
+
+@dataclass(frozen=True)
+class Memory:
+    """`device` is what the computing device must hold; `host` is of the machine beside a card, 0 without one."""
+
+    device: int
+    host: int = 0
+
+
+@dataclass(frozen=True)
+class Where:
+    """The kind of device, "cpu" or "cuda", and how many processes share the work; on a CPU they share the memory."""
+
+    kind: str = "cpu"
+    processes: int = 1
+
+    def total(self, weights: float, work: float, rows: float) -> Memory:
+        """`weights` and `work` of one process, and the rows that each holds in Python."""
+        held = weights + RETAINED[self.kind] * work
+        if self.kind == "cpu":
+            return Memory(int(self.processes * (PYTHON + held + rows)))
+        return Memory(int(CUDA + held), int(self.processes * (PYTHON + CUDA + rows) + weights))
+
+
+@dataclass(frozen=True)
+class Disk:
+    """`keeps` stays after the commit; `extra` comes on top of it at the fullest moment before."""
+
+    keeps: int
+    extra: int = 0
+
+
+@dataclass(frozen=True)
+class Row:
+    """One sequence: the tokens before the answer, and of the answer with its end token."""
+
+    prompt: float
+    answer: float
+
+    @property
+    def whole(self) -> float:
+        return self.prompt + self.answer
+
+    def fitted(self, longest: int) -> Row:
+        """What is left of it within `longest` tokens; the prompt is cut first, down to half."""
+        prompt = min(self.prompt, max(longest - self.answer, longest / 2))
+        return Row(prompt, min(self.answer, longest - prompt))
+
+
+Rows = dict[str, list[Row]]
+"""Rows by part: "chosen", "rejected", "rollout"; row n of every part belongs to one example."""
+
+
+def size_words(count: int) -> str:
+    """Bytes for people: 16.1 GB, 24.0 MB."""
+    return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"

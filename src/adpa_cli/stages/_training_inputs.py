@@ -1,0 +1,168 @@
+"""What a training reads: its examples with every part that the method needs, and the way to their signal."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from adpa_cli.data.preferences import Pair
+from adpa_cli.errors import DataError
+from adpa_cli.hub.externals import dialogues_of, pairs_of
+from adpa_cli.hub.model_folder import vocabulary
+from adpa_cli.methods import Method, Need
+from adpa_cli.signal import AnswerKey, SignalReader, SignalRows
+from adpa_cli.spec import TrainSpec
+from adpa_cli.stages import Job, Monitor
+from adpa_cli.stages.rewards import read_rewards
+from adpa_cli.stages.start_logps import StartLogps
+
+WITHOUT_LABELS = ("dckd", "vanilla-kd")
+"""Methods that read the taken token and the rest as one class: imported signal may not tell them apart."""
+SCORERS = {"start": "model", "aligned": "aligned", "reference": "reference"}
+"""The input that gives each score of an answer which is drawn online."""
+
+
+@dataclass(frozen=True)
+class Data:
+    """`reward_of` is what a reward model gave to (example id, part), `start_of` the log-probs [T] of that answer under
+    the start model, if the method asks. `online` says where answers come from that are drawn while the student trains;
+    None where none are.
+    """
+
+    examples: list[Any]
+    signal_of: Any
+    notes: tuple[str, ...]
+    online: Any = None
+    reward_of: Mapping[tuple[str, str], float] = field(default_factory=dict)
+    start_of: Mapping[tuple[str, str], Any] = field(default_factory=dict)
+
+
+def gather(job: Job, spec: TrainSpec, method: Method, params: Any, encoder: Any, monitor: Monitor) -> Data:
+    """Examples with every part that the method reads, and the way to their signal."""
+    from adpa_cli.engine.layout import examples as ex
+    from adpa_cli.engine.layout.examples import Example
+
+    source = job.one("data")
+    if job.stage == "sft":
+        loaded = dialogues_of(source.where, "train", spec.limit, spec.skip_bad_rows)
+        found, cut = ex.dialogue_examples(loaded.items, encoder, spec.max_length, source.label)
+        said = ex.cut_words(cut, len(found), "dialogues", spec.max_length)
+        for text in said:
+            monitor.note(text)
+        return Data(found, _no_signal, (*loaded.notes, *said))
+    pairs = pairs_of(source.where, "train", spec.limit, spec.skip_bad_rows)
+    every = method.needs_for(params)
+    needs = [need for need in every if not need.online]
+    answers: dict[str, dict[str, Any]] = {}
+    for need in needs:
+        if spec.source(need.part) != "rollout":
+            made = ex.answers_for(spec, source, "train", spec.source(need.part), job.one("model").path)
+            answers[need.part] = {answer.key.example_id: answer for answer in made}
+        else:
+            rows = {a.key.example_id: a for a in _rollouts(job, need, encoder.end_id)}
+            answers["rollout"] = {p.id: rows[ex.rollout_id(p)] for p in pairs.items if ex.rollout_id(p) in rows}
+    kept = [p for p in pairs.items if all(p.id in answers[need.part] for need in needs)]
+    fixed = [a for need in needs if spec.source(need.part) != "rollout" for a in answers[need.part].values()]
+    said = ex.cut_words(sum(a.cut for a in fixed), len(fixed), "prompts with an answer", spec.max_length)
+    if len(kept) < len(pairs.items):
+        said.append(f"{len(pairs.items) - len(kept)} of {len(pairs.items)} pairs have no rollout and are left out")
+    for text in said:
+        monitor.note(text)
+    if not kept:
+        raise DataError(
+            f"no pair of {source.label} has a rollout in {job.one('rollouts').label}", "adpa rollout --data …"
+        )
+    made_examples = [Example(p.id, {need.part: answers[need.part][p.id].sequence() for need in needs}) for p in kept]
+    notes = (*pairs.notes, *said)
+
+    def keys(asks: Callable[[Need], object]) -> dict[tuple[str, str], AnswerKey]:
+        return {(p.id, need.part): answers[need.part][p.id].key for p in kept for need in needs if asks(need)}
+
+    online = _online(job, spec, params, encoder, kept) if len(needs) < len(every) else None
+    rewards = read_rewards(job.one("rewards").path) if any(need.reward for need in needs) else {}
+    signal_of = _signals(job, keys(lambda need: need.signal), method.name)
+    return Data(made_examples, signal_of, notes, online, rewards, _start_of(job, keys(lambda need: need.start)))
+
+
+def _online(job: Job, spec: TrainSpec, params: Any, encoder: Any, pairs: Sequence[Pair]) -> Any:
+    """The prompts of `pairs`, and the models that judge the answers which the student draws for them."""
+    from adpa_cli.engine.layout.examples import fitted_prompt
+    from adpa_cli.engine.training.online import Sources
+
+    label = job.one("data").label
+    prompts = {p.id: fitted_prompt(p, encoder, spec, params.max_new_tokens, label, job.stage) for p in pairs}
+    scorers = {name: job.one(role).path for name, role in SCORERS.items()}
+    padding = encoder.tokenizer.pad_token_id
+    return Sources(prompts, scorers, encoder.end_id, encoder.end_id if padding is None else padding)
+
+
+def _rollouts(job: Job, need: Need, end_id: int) -> list[Any]:
+    """The generated answers that a method reads. Where it learns to write them, one of an end token only is none."""
+    from adpa_cli.engine.layout import examples as ex
+
+    source = job.one("rollouts")
+    found = ex.rollout_answers(ex.read_rollouts(source.path))
+    ids = vocabulary(job.one("model").path)
+    most = max((max(answer.answer) for answer in found), default=0)
+    if most >= ids:
+        raise DataError(
+            f"the rollouts {source.label} have the id {most}; the student has {ids}",
+            "take answers of a teacher with the student's vocabulary, or --states student",
+        )
+    return found if need.signal else [answer for answer in found if answer.answer != (end_id,)]
+
+
+def _no_signal(example_id: str, part: str) -> SignalRows:
+    raise DataError(f"example {example_id} ({part}) was asked for signal that its method does not need")
+
+
+def _start_of(job: Job, keys: Mapping[tuple[str, str], AnswerKey]) -> dict[tuple[str, str], Any]:
+    """Log-probs [T] of some answers under the start model."""
+    if not keys:
+        return {}
+    known = StartLogps(job.one("start-logps"))
+    return {name: known.of(key) for name, key in keys.items()}
+
+
+def _signals(job: Job, keys: Mapping[tuple[str, str], AnswerKey], method: str) -> Any:
+    """Reads the signal of an answer from whichever of the given caches covers its part; all are checked at once."""
+    if not keys:
+        return _no_signal
+    readers: dict[str, SignalReader] = {}
+    for cache in job.inputs.get("cache", ()):
+        reader = SignalReader(Path(cache.path))
+        readers.update(dict.fromkeys(reader.parts, reader))
+    for part in {key.part for key in keys.values()} - readers.keys():
+        raise DataError(
+            f"{job.ref}: no signal given covers the {part} answers",
+            f"make it: adpa cache-teacher --teacher T {'--rollouts R' if part == 'rollout' else '--data SRC'}",
+        )
+    for part, reader in readers.items():
+        missing = reader.covers([key for key in keys.values() if key.part == part])
+        if missing:
+            reader.read(missing[0])
+
+    ids = vocabulary(job.one("model").path)
+
+    def signal_of(example_id: str, part: str) -> SignalRows:
+        key = keys[example_id, part]
+        reader = readers[key.part]
+        rows = reader.read(key)
+        if rows.ids.size and int(rows.ids.max()) >= ids:
+            raise DataError(
+                f"the signal in {reader.folder.name} has the id {int(rows.ids.max())}; the student has {ids}",
+                f"capture it for this student: adpa cache-teacher … --set student_vocab={ids}",
+            )
+        if method not in WITHOUT_LABELS and np.isneginf(rows.label_logps).any():
+            raise DataError(
+                f"{method} needs the teacher's log-prob of every token; the signal in {reader.folder.name} lacks some "
+                f"of example {example_id} ({part})",
+                f"capture it with adpa cache-teacher, or train with {' or '.join(WITHOUT_LABELS)}",
+            )
+        return rows
+
+    return signal_of

@@ -1,0 +1,225 @@
+"""The training stages: `sft`, `dpo-teacher`, `reward-model`, `distill`. One body, for the method decides what it is."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from adpa_cli import methods
+from adpa_cli.data.chat import Encoder
+from adpa_cli.disk import write_json
+from adpa_cli.engine.training.step_report import tracking
+from adpa_cli.errors import DataError
+from adpa_cli.hub.externals import dialogues_of, pairs_of
+from adpa_cli.spec import TrainSpec, make
+from adpa_cli.stages import Job, Monitor
+from adpa_cli.stages._training_inputs import Data, gather
+
+RESULT = "_result.json"
+SCALE_APART = 3.0  # γ × RMS(A) outside this factor of the tuned one is worth a warning
+
+
+def compute(job: Job, monitor: Monitor, rank: int = 0, processes: int = 1) -> None:
+    """Train, and leave a Hugging Face folder and metrics.jsonl in the work folder."""
+    from adpa_cli.engine.device import forget_peak, make_accelerator
+    from adpa_cli.engine.layout.examples import encoder_of
+    from adpa_cli.engine.models import load_tokenizer, save
+    from adpa_cli.engine.training import schedule
+    from adpa_cli.engine.training.checkpoint_selection import Points
+    from adpa_cli.engine.training.loop import Run, train
+    from adpa_cli.engine.training.online import Online
+
+    spec = make(TrainSpec, job.spec)
+    method = methods.load(spec.method)
+    params = method.params(**spec.params)
+    tokenizer = load_tokenizer(job.one("model").path)
+    encoder = encoder_of(tokenizer, spec)
+    data = gather(job, spec, method, params, encoder, monitor)
+    rows = len(data.examples)
+    end = spec.last_step(schedule.steps_of(rows, spec))
+    held = held_out(job, spec, encoder) if spec.select == "best" else None
+    accelerator = make_accelerator(job.runtime.rendezvous)
+    student, tuned = _student(job, spec, encoder, str(accelerator.device), data)
+    model = student.model
+    given = (data.examples, data.online, spec, params, job.folder, job.runtime.tokens_per_device)
+    feed = Online(student, accelerator, *given) if data.online else None
+
+    def save_in(folder: Path) -> None:
+        save(model, tokenizer, folder, spec.template, spec.end)
+
+    points = Points(job.folder, student, accelerator, save_in, held, spec.keep == "all")
+    looked_at = schedule.points(rows, spec.batch_size, end) if held or spec.keep == "all" else frozenset()
+    forget_peak(accelerator.device)
+    with tracking(job, monitor.note) as track:
+        run = Run(
+            spec=spec, method=method, params=params, examples=data.examples, end_id=encoder.end_id,
+            signal_of=data.signal_of, work=job.folder, runtime=job.runtime, stage=job.stage,
+            progress=monitor.progress, track=track, note=monitor.note, stop=monitor.stop,
+            points=looked_at, at_point=points.at, feed=feed, critic_lr=params.critic_lr if feed else 0.0,
+            reward_of=data.reward_of, start_of=data.start_of,
+        )  # fmt: skip
+        summary = train(student, run, accelerator)
+    preferred = _preferred(job, spec, encoder, student, accelerator) if job.stage == "reward-model" and not held else {}
+    if accelerator.is_main_process:
+        chosen = points.take_best() if held else end
+        if not held:
+            save_in(job.folder)
+        write_json(job.folder / RESULT, {
+            **preferred, **_selected(job, spec, chosen, bool(held), bool(looked_at)),
+            **measured(job.folder, end, accelerator.device.type),
+            **({"runtime": tuned} if tuned else {}), "final": summary, "examples": rows, "notes": list(data.notes),
+            "parameters": sum(p.numel() for p in model.parameters()),
+            "tokens": sum(part.tokens for e in data.examples for part in e.parts.values()),
+        })  # fmt: skip
+    accelerator.wait_for_everyone()
+
+
+def _selected(job: Job, spec: TrainSpec, step: int, held: bool, looked_at: bool) -> dict[str, Any]:
+    """Which step's weights these are, if that was a choice; of a reward model that was selected also its scores."""
+    from adpa_cli.engine.training.checkpoint_selection import records
+
+    points = records(job.folder)
+    scores = next(point for point in points if point["step"] == step) if held and job.stage == "reward-model" else {}
+    chosen = {"rule": spec.select, "step": step, "points": points}
+    return {
+        **{key: value for key, value in scores.items() if key != "step"},
+        **({"selection": chosen} if looked_at or spec.select != "last" else {}),
+    }
+
+
+def _student(job: Job, spec: TrainSpec, encoder: Encoder, device: str, data: Data) -> tuple[Any, dict[str, Any]]:
+    """What is trained on the data: the model, with a critic where answers are drawn online, or under a scalar head; and
+    how it was tuned."""
+    from adpa_cli.engine.layout.row_layout import packer_of
+    from adpa_cli.engine.models import check_head, load
+    from adpa_cli.engine.rewards.reward_model import Ranker, load_ranker
+    from adpa_cli.engine.training.optimizer import tune
+    from adpa_cli.engine.training.student import Student, critic_of
+
+    folder = job.one("model").path
+    if job.stage == "reward-model":
+        ranker = load_ranker(folder, encoder.tokenizer, encoder.end_id, device)
+        tuned = tune(ranker, spec, job.runtime)
+        return Ranker(ranker, spec.dtype), tuned
+    model = load(folder, train=True, device=device)
+    check_head(model)
+    packer = None
+    if job.runtime.attention == "auto":
+        lengths = [len(sequence) for example in data.examples for sequence in example.parts.values()]
+        longest = spec.max_length if data.online else max(lengths)  # answers that are drawn may be as long as that
+        packer = packer_of(model, spec.dtype, longest, sum(lengths) / len(lengths))
+    tuned = tune(model, spec, job.runtime)
+    student = Student(model, spec.dtype, critic_of(model, spec.dtype) if data.online else None)
+    student.packer = packer
+    return student, tuned
+
+
+def _preferred(job: Job, spec: TrainSpec, encoder: Encoder, student: Any, accelerator: Any) -> dict[str, Any]:
+    """How often a finished reward model prefers the chosen of two held-out answers; nothing where none are."""
+    try:
+        held = held_out(job, spec, encoder)
+    except DataError:  # which says that the data have no held-out side
+        return {}
+    found: dict[str, Any] = held.score(student, accelerator)
+    return found
+
+
+def finish(job: Job) -> dict[str, Any]:
+    """The metrics of a finished training, with what to say of them and what to watch."""
+    found: dict[str, Any] = json.loads((job.folder / RESULT).read_text())
+    found["memory"] = {"estimate": job.hints.get("memory"), **found["memory"]}
+    say: list[str] = []
+    watch = apart(found.get("gradients", {}))
+    if job.spec.get("select") == "best":
+        chosen = found["selection"]
+        say.append(f"step {chosen['step']} of {chosen['points'][-1]['step']} is the best")
+    sizes = [rms for cache in job.inputs.get("cache", ()) if (rms := _rms_advantage(cache.path)) is not None]
+    if "gamma" in job.spec["params"] and "gamma_rms" in job.hints and sizes:
+        product = found["gamma_rms"] = job.spec["params"]["gamma"] * sizes[0]
+        usual = job.hints["gamma_rms"]
+        beside = f" (the family's: {usual:.3g})" if usual else ""
+        say.append(f"γ × RMS of the advantage {product:.3g} nat{beside}")
+        if usual and not usual / SCALE_APART <= product <= usual * SCALE_APART:
+            watch.append(
+                f"γ × RMS of the advantage is {product:.3g} where the family's γ was tuned at {usual:.3g}: "
+                f"γ does not carry over between teachers; try --set gamma={usual / sizes[0]:.2g}"
+            )
+    return {**found, **({"say": say} if say else {}), **({"watch": watch} if watch else {})}
+
+
+def _rms_advantage(folder: Path) -> float | None:
+    """The size of the advantage that a signal artifact recorded; None for the signal of one teacher."""
+    manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    found: float | None = manifest["metrics"].get("rms_advantage")
+    return found
+
+
+GRADIENTS_APART = 30.0
+"""Times that the gradient of one term may exceed that of another before it is worth a warning."""
+
+
+def measured(work: Path, step: int, device: str) -> dict[str, Any]:
+    """From what a training left in `work` after `step` steps: `gradients` of the terms at the logits and `entropy` of
+    the student's tokens, means over the steps where they were measured; `speed`; and `memory` in bytes."""
+    from adpa_cli.engine.training.step_report import ENTROPY, GRADIENT, METRICS, Speed, StepLog
+
+    log, speed = StepLog(work / METRICS, step, False), Speed.load(work)
+    cells = [row["tokens"] / (1 - row["padding"]) for row in log.rows]
+    padding = 1 - sum(row["tokens"] for row in log.rows) / max(1.0, sum(cells))
+    told = {"mfu": None, **speed.told(), "padding": padding, "seconds": speed.seconds}
+    known = {"gradients": log.measured(GRADIENT), "entropy": log.measured(ENTROPY)}
+    return {
+        **{name: found for name, found in known.items() if found},
+        "speed": told, "memory": {"peak": speed.memory, "device": device},
+    }  # fmt: skip
+
+
+def apart(gradients: Mapping[str, float]) -> list[str]:
+    """A warning where the gradients of two terms are of different scales: the smaller one hardly trains."""
+    pulling = sorted((norm, name) for name, norm in gradients.items() if norm > 0)
+    if len(pulling) < 2 or pulling[-1][0] <= GRADIENTS_APART * pulling[0][0]:
+        return []
+    (least, weak), (most, strong) = pulling[0], pulling[-1]
+    return [
+        f"the gradient of {strong} is {most / least:.0f} times that of {weak} ({most:.2g} and {least:.2g} at the "
+        f"logits): {weak} hardly trains; weigh them otherwise, or leave it out"
+    ]
+
+
+def held_out(job: Job, spec: TrainSpec, encoder: Encoder) -> Any:
+    """What scores a point: dialogues of `sft` by likelihood, pairs by preference, or answers by a reward model."""
+    from adpa_cli.engine.layout import examples as ex
+    from adpa_cli.engine.training.checkpoint_selection import Held
+
+    source = job.one("data")
+    if "reward_model" in job.inputs:
+        return judge(job, spec, encoder)
+    if job.stage != "sft":
+        return Held(ex.pair_examples(spec, source, "test", job.one("model").path), ("chosen", "rejected"))
+    loaded = dialogues_of(source.where, "test", spec.limit, spec.skip_bad_rows)
+    return Held(ex.dialogue_examples(loaded.items, encoder, spec.max_length, source.label)[0], ("chosen",))
+
+
+def judge(job: Job, spec: TrainSpec, encoder: Encoder) -> Any:
+    """Greedy answers to each held-out prompt once, judged by the reward model of the job."""
+    from adpa_cli.engine.layout import examples as ex
+    from adpa_cli.engine.rewards.reward_model import rewards_of
+    from adpa_cli.engine.training.checkpoint_selection import SCORE_TOKENS, Judge
+
+    source = job.one("data")
+    longest = spec.judged_tokens or spec.max_length
+    pairs = pairs_of(source.where, "test", spec.limit, spec.skip_bad_rows).items
+    asked = {ex.rollout_id(pair): pair for pair in reversed(pairs)}
+    prompts = {
+        name: ex.fitted_prompt(pair, encoder, spec, longest, source.label, job.stage) for name, pair in asked.items()
+    }
+
+    def rewards(answers: Mapping[str, Sequence[int]]) -> list[float]:
+        dialogues = [(asked[name].prompt, encoder.decode(ids)) for name, ids in answers.items()]
+        return rewards_of(job.one("reward_model"), dialogues, spec, SCORE_TOKENS, "")
+
+    padding = encoder.tokenizer.pad_token_id
+    pad_id = encoder.end_id if padding is None else padding
+    return Judge(prompts, rewards, encoder.end_id, pad_id, longest, spec.max_length)

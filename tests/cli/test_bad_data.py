@@ -1,0 +1,145 @@
+"""Data that cannot be used: the message names file, row and field, and nothing is made."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from adpa_cli.lab import world
+from adpa_cli.store.store import Store
+from support.cli_samples import Cli, Pipeline, write_rows
+
+SFT = ("sft", "--model", "tiny", "--max-steps", "1")
+DPO = ("distill", "--method", "dpo", "--max-steps", "1", "--no-eval")
+
+
+def rows(count: int = 12) -> list[dict[str, Any]]:
+    return [json.loads(json.dumps(row)) for row in world.preferences("train")[:count]]
+
+
+def commands(pipeline: Pipeline, file: str) -> list[list[str]]:
+    """Every command that reads preference data."""
+    student, teacher = pipeline.made("student"), pipeline.made("aligned teacher")
+    return [
+        [*SFT, "--data", file], [*DPO, "--student", student, "--data", file],
+        ["dpo-teacher", "--reference", student, "--data", file], ["rollout", "--student", student, "--data", file],
+        ["cache-teacher", "--teacher", teacher, "--data", file], ["eval", student, "--data", file],
+        ["distill", "--method", "adpa+", "--student", "tiny", "--data", file],
+    ]  # fmt: skip
+
+
+def test_an_empty_data_set_is_refused_by_every_command(pipeline: Pipeline, cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "empty.jsonl").write_text("")
+    before = {manifest.ref for manifest in Store.find(pipeline.store).artifacts()}
+    for words in [*commands(pipeline, "empty.jsonl"), ["data", "empty.jsonl"]]:
+        said = cli.refused(1, *words)
+        assert "empty.jsonl: no rows in this file" in said
+    assert {manifest.ref for manifest in Store.find(pipeline.store).artifacts()} == before
+    assert Store.find(pipeline.store).unfinished() == []
+
+
+def test_a_row_without_rejected_is_named_by_every_command(pipeline: Pipeline, cli: Cli, tmp_path: Path) -> None:
+    spoilt = rows()
+    del spoilt[6]["rejected"]
+    write_rows(tmp_path / "pairs.jsonl", spoilt)
+    for words in [*commands(pipeline, "pairs.jsonl"), ["data", "pairs.jsonl"]]:
+        said = cli.refused(1, *words)
+        assert "1 of 12 rows cannot be used" in said
+        assert "pairs.jsonl row 7, rejected: missing" in said
+        assert "--skip-bad-rows" in said
+
+
+def test_bad_rows_are_left_out_when_asked_and_counted(pipeline: Pipeline, cli: Cli, tmp_path: Path) -> None:
+    spoilt = rows()
+    del spoilt[6]["rejected"]
+    write_rows(tmp_path / "pairs.jsonl", spoilt)
+    words = (*DPO, "--student", pipeline.made("student"), "--data", "pairs.jsonl")
+    ran = cli(*words, "--skip-bad-rows")
+    assert "missing rejected 1" in ran.err
+    notes = Store.find(pipeline.store).resolve(ran.ref).metrics["notes"]
+    assert any("missing rejected 1" in note for note in notes)
+
+
+def test_the_first_five_problems_are_listed_and_all_counted(cli: Cli, tmp_path: Path) -> None:
+    spoilt = rows()
+    for number in range(7):
+        spoilt[number]["chosen"] = ""
+    write_rows(tmp_path / "pairs.jsonl", spoilt)
+    said = cli.refused(1, *DPO, "--student", "tiny", "--data", "pairs.jsonl")
+    assert said.count("pairs.jsonl row ") == 5
+    assert "… 2 more" in said
+    assert "empty chosen 7" in said
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("broken.jsonl", '{"prompt": "a"\n', ["broken.jsonl row 1", "broken JSON"]),
+        ("latin.jsonl", b'{"prompt": "\xe9"}\n', ["latin.jsonl row 1", "not UTF-8"]),
+        ("cut.jsonl.gz", b"\x1f\x8b\x08\x00\x00", ["cut.jsonl.gz", "cut short"]),
+        ("other.jsonl", '{"question": "a", "answer": "b"}\n', ["other.jsonl: unknown shape", "answer, question"]),
+        ("list.jsonl", "[1, 2]\n", ["list.jsonl row 1", "list instead of an object"]),
+        ("notes.txt", "hello", ["notes.txt: unknown kind of file", ".jsonl"]),
+    ],
+)
+def test_a_file_that_cannot_be_read_is_named(
+    cli: Cli, tmp_path: Path, name: str, content: str | bytes, words: list[str]
+) -> None:
+    (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    said = cli.refused(1, *DPO, "--student", "tiny", "--data", f"./{name}")
+    for word in words:
+        assert word in said
+
+
+def test_a_prompt_longer_than_the_context_loses_its_beginning_and_is_counted(
+    pipeline: Pipeline, cli: Cli, tmp_path: Path
+) -> None:
+    """Half of max_length at most goes to a prompt; the end of it and the whole answer are kept."""
+    long = rows()
+    long[2]["prompt"][-1]["content"] = "please " * 300 + long[2]["prompt"][-1]["content"]
+    write_rows(tmp_path / "pairs.jsonl", long)
+    student = pipeline.made("student")
+    ran = cli(*DPO, "--student", student, "--data", "pairs.jsonl")
+    assert "2 of 22 prompts with an answer were cut to max_length 128" in ran.err
+    notes = Store.find(pipeline.store).resolve(ran.ref).metrics["notes"]
+    assert "2 of 22 prompts with an answer were cut to max_length 128" in notes
+    assert "1 of 11 dialogues were cut to max_length 128" in cli(*SFT, "--data", "pairs.jsonl").err
+    answered = cli("rollout", "--student", student, "--data", "pairs.jsonl", "--max-new-tokens", "4")
+    assert len(cli("show", answered.ref, "--row", "3", "--json").out) > 2
+
+
+def test_an_answer_cut_to_nothing_is_named(pipeline: Pipeline, cli: Cli, tmp_path: Path) -> None:
+    write_rows(tmp_path / "pairs.jsonl", rows())
+    student, teacher = pipeline.made("student"), pipeline.made("aligned teacher")
+    for words in ([*SFT], [*DPO, "--student", student], ["cache-teacher", "--teacher", teacher]):
+        said = cli.refused(1, *words, "--data", "pairs.jsonl", "--set", "max_length=1")
+        assert "pairs.jsonl row " in said
+        assert "do not fit into 1" in said
+        assert "--set max_length=" in said
+    said = cli.refused(1, "rollout", "--student", student, "--data", "pairs.jsonl", "--set", "max_length=1")
+    assert "pairs.jsonl row 1, prompt: leaves no answer to generate in 1" in said
+    assert "try: --set rollout.max_length=2" in said
+
+
+def test_a_limit_beyond_the_context_names_the_setting(pipeline: Pipeline, cli: Cli) -> None:
+    said = cli.refused(1, *SFT, "--set", "max_length=999")
+    assert "sft: max_length 999 exceeds the context of 256 tokens" in said
+    assert "--set sft.max_length=256" in said
+
+
+def test_several_problems_come_in_one_list(cli: Cli, tmp_path: Path) -> None:
+    spoilt = rows()
+    del spoilt[6]["rejected"]
+    write_rows(tmp_path / "pairs.jsonl", spoilt)
+    words = ("distill", "--method", "dckd", "--student", "tiny", "--data", "pairs.jsonl", "--no-eval")
+    said = cli.refused(1, *words, "--set", "max_length=999", "--set", "sft.max_length=300")
+    assert "5 problems (nothing was started)" in said
+    assert "row 7, rejected" in said
+    for stage in ("cache-teacher", "distill"):
+        assert f"{stage}: max_length 999 exceeds the context of 256 tokens" in said
+    assert said.count("sft: max_length 300 exceeds the context of 256 tokens") == 2
+    for hint in ("--skip-bad-rows", "--set distill.max_length=256", "--set sft.max_length=256"):
+        assert hint in said

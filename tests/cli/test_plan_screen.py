@@ -1,0 +1,163 @@
+"""The plan for people, pipes and programs, and the question before a large one."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from adpa_cli.cli.console import make
+from adpa_cli.cli.console import streams as ask
+from adpa_cli.cli.console.screens import Look, look, plan_text, plan_tsv
+from adpa_cli.errors import AdpaError
+from adpa_cli.estimate.survey import Cost, Estimate
+from adpa_cli.hub import External
+from adpa_cli.machine import Machine
+from adpa_cli.planning.distill_builder import Distill, plan_distill
+from adpa_cli.planning.resolve_inputs import Names
+from adpa_cli.planning.settings import Given
+from adpa_cli.report.text import width_of
+from adpa_cli.sizes import Disk, Memory
+from adpa_cli.spec import Runtime
+from adpa_cli.store.store import Store
+from support.cli_samples import Cli, Pipeline, write_rows
+
+MACHINE = Machine("cpu", "cpu", "here", memory=24 * 10**9, host_memory=24 * 10**9, disk=812 * 10**9)
+
+
+@pytest.fixture(scope="module")
+def seen(tmp_path_factory: pytest.TempPathFactory) -> Look:
+    store = Store(tmp_path_factory.mktemp("nothing") / "adpa-store")
+    return look(plan_distill(Names(store), Given(), Distill("adpa+", "tiny")), store, Runtime())
+
+
+@pytest.fixture
+def with_hub(seen: Look) -> Look:
+    """The same whose stages also read two hub models, and one whose cost nobody can tell."""
+    first = seen.estimate.costs[0]
+    facts = {"name": "allenai/Llama-3.1-Tulu-3-8B-SFT", "commit": "f2a0" * 10}
+    label, size = "allenai/Llama-3.1-Tulu-3-8B-SFT@f2a0", 16_100_000_000
+    hub = [External(f"model:{n:064x}", label, ("x",), facts, size, n * size) for n in (0, 1)]
+    node = replace(first.node, inputs={**first.node.inputs, "aligned": hub[0], "reference": hub[1]})
+    costs = (replace(first, node=node), *seen.estimate.costs[1:-1], Cost(seen.estimate.costs[-1].node))
+    return replace(seen, estimate=replace(seen.estimate, costs=costs, externals=tuple(hub)))
+
+
+@pytest.mark.parametrize("width", range(40, 201, 8))
+def test_no_line_of_a_plan_is_longer_than_the_terminal(seen: Look, with_hub: Look, width: int) -> None:
+    for one in (seen, with_hub):
+        lines = one.text(width).splitlines()
+        assert max(map(width_of, lines)) <= width
+        whole = " ".join(" ".join(lines).split())
+        assert "Every stage can be interrupted and repeated." in whole
+        assert all(cost.node.label in whole for cost in one.estimate.costs), "ids are whole at any width"
+
+
+def test_what_the_screen_says(with_hub: Look) -> None:
+    lines = with_hub.text(200).splitlines()
+    assert lines[0].startswith("store ")
+    assert "(0 artifacts) · student tiny · teacher allenai/Llama-3.1-Tulu-3-8B-SFT@f2a0 · " in lines[0]
+    assert lines[0].endswith("template tiny, ends <|end|>")
+    assert lines[1] == "data  tiny-sft 4,000 dialogues · tiny-pairs 4,000 pairs"
+    assert "found  aligned teacher" in lines[2]
+    assert lines[2].rstrip().endswith("in HF cache")
+    assert lines[3].rstrip().endswith("download 16.1 GB")
+    assert lines[4].split()[:3] == ["1", "build", "student"]
+    assert lines[-2].startswith("download 16.1 GB · keeps ? · peak +? (free ")
+    assert lines[-2].endswith("· about ?")
+
+
+def test_models_are_called_by_their_alias(seen: Look) -> None:
+    assert "student tiny · teacher tiny-teacher · " in seen.text(200)
+
+
+def test_the_foot_of_a_plan_on_a_card() -> None:
+    node: Any = SimpleNamespace(role="r", what="w", label="sft/0", inputs={}, stage="sft", spec=None, flat_inputs=tuple)
+    cost = Cost(node, None, Disk(8_200_000_000, 6_800_000_000), Memory(21_400_000_000), 15_840.0)
+    card = replace(MACHINE, kind="cuda", name="RTX 4090")
+    plan: Any = SimpleNamespace(template=("x", "</s>"), notes=("mind the gap",))
+    text = plan_text(plan, Estimate((cost,), card, (), "guessed from the model sizes"), Store(Path("/x")), 160)
+    assert text.splitlines()[-3:] == [
+        "mind the gap",
+        "download 0 B · keeps 8.2 GB · peak +15.0 GB (free 812 GB) · RTX 4090's memory 21.4 GB of 24.0 GB · "
+        "about 4.4 h, guessed from the model sizes",
+        "Every stage can be interrupted and repeated.",
+    ]
+
+
+def test_a_pipe_gets_bytes_and_seconds_uncut(with_hub: Look) -> None:
+    rows = [line.split("\t") for line in plan_tsv(with_hub.estimate).splitlines()]
+    assert {len(row) for row in rows} == {7}
+    assert rows[-1][5:] == ["?", "?"]
+    assert rows[0][5:] == [str(with_hub.estimate.costs[0].disk.keeps), f"{with_hub.estimate.costs[0].seconds:.0f}"]  # type: ignore[union-attr]
+
+
+def test_a_program_gets_one_object(cli: Cli) -> None:
+    ran = cli("sft", "--model", "tiny", "--max-steps", "2", "-n", "--json")
+    found = json.loads(ran.out)
+    (row,) = found["rows"]
+    assert (row["state"], row["stage"], row["rows"]) == ("build", "sft", 4000)
+    assert found["totals"]["keeps"] == row["size"]
+    assert found["totals"]["peak"] == row["size"] + row["extra"]
+    assert found["totals"]["seconds"] == row["seconds"] > 0
+    assert found["totals"]["memory"] == row["memory"] < found["totals"]["memory_available"]
+    assert (found["totals"]["large"], ran.err) == (False, "")
+
+
+def test_a_dry_run_and_a_build_stop_with_all_problems(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    bad = write_rows(tmp_path / "bad.jsonl", [{"prompt": "p", "chosen": "a", "rejected": "a"}])
+    words = ["sft", "--model", "tiny", "--data", bad, "--set", "max_length=99999"]
+    looked = cli(*words, "-n")
+    assert (looked.code, looked.out) == (1, "")
+    for part in ("  build  ", "2 problems (nothing was started)", "sft: max_length 99999 exceeds the context"):
+        assert part in looked.err
+    monkeypatch.setattr(Machine, "here", classmethod(lambda cls, root: replace(MACHINE, disk=1000, memory=10**6)))
+    said = cli.refused(1, *words)
+    assert "problems (nothing was started)" in said
+    for part in ("free; the plan needs", "max_length 99999 exceeds"):
+        assert part in said
+    assert not list((tmp_path / "adpa-store").glob("sft/*"))
+
+
+def test_nothing_is_looked_at_for_what_is_found(pipeline: Pipeline, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(make, "look", None)
+    ran = cli(*pipeline.words)
+    assert "found, nothing to do" in ran.err
+
+
+@pytest.mark.parametrize(
+    ("large", "yes", "problem", "asked"),
+    [(True, False, False, True), (False, False, False, False), (True, True, False, False), (True, False, True, False)],
+)
+def test_only_a_large_plan_that_can_begin_is_asked_about(
+    seen: Look, monkeypatch: pytest.MonkeyPatch, large: bool, yes: bool, problem: bool, asked: bool
+) -> None:
+    questions: list[tuple[str, bool]] = []
+
+    def refuse(question: str, default: bool) -> bool:
+        questions.append((question, default))
+        return False
+
+    monkeypatch.setattr(make, "confirm", refuse)
+    slow = tuple(replace(cost, seconds=3600.0 if large else 1.0) for cost in seen.estimate.costs)
+    one = replace(seen, estimate=replace(seen.estimate, costs=slow), problems=(AdpaError("x"),) if problem else ())
+    if asked:
+        with pytest.raises(AdpaError, match="nothing was started") as refused:
+            make.ask_if_large(one, yes)
+        assert refused.value.exit_code == 1
+        assert "--yes" in refused.value.hint
+    else:
+        make.ask_if_large(one, yes)
+    assert questions == ([("Go on?", True)] if asked else [])
+
+
+def test_without_a_terminal_a_large_plan_goes_ahead(seen: Look, monkeypatch: pytest.MonkeyPatch) -> None:
+    slow = tuple(replace(cost, seconds=3600.0) for cost in seen.estimate.costs)
+    assert not ask.can_ask()
+    make.ask_if_large(replace(seen, estimate=replace(seen.estimate, costs=slow)), False)

@@ -1,0 +1,115 @@
+"""`--select` and `--keep`: which weights an artifact has, what is measured on the way, and what stays beside them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from adpa_cli.store.store import Store
+from support.cli_samples import Cli, Pipeline, Ran
+
+LIKE_TINY = ("--set", "max_length=128", "--set", "dtype=float32")
+STEPS = ("--epochs", "2", "--batch-size", "10", "--limit", "40", "--no-eval")  # 8 steps; points 2, 4, 6, 8
+
+
+def distill(cli: Cli, pipeline: Pipeline, *more: object) -> Ran:
+    student = pipeline.made("student")
+    return cli("distill", "--method", "dpo", "--student", student, "--data", pipeline.data, *STEPS, *more)
+
+
+def weights(folder: Path) -> bytes:
+    return (folder / "model.safetensors").read_bytes()
+
+
+@pytest.fixture
+def store(pipeline: Pipeline) -> Store:
+    return Store.find(pipeline.store)
+
+
+def test_a_default_said_aloud_is_the_default(cli: Cli, pipeline: Pipeline) -> None:
+    def planned(*more: str) -> str:
+        return distill(cli, pipeline, "-n", *more).rows[-1][4]
+
+    usual = planned()
+    assert planned("--select", "last", "--keep", "selected") == planned("--set", "distill.select=last") == usual
+    assert len({usual, planned("--select", "best"), planned("--select", "3"), planned("--keep", "all")}) == 4
+
+
+def test_the_best_point_is_what_an_evaluation_finds_best(cli: Cli, pipeline: Pipeline, store: Store) -> None:
+    made = distill(cli, pipeline, "--select", "best", "--keep", "all", "--lr", "3e-3")
+    folder = store.root / made.ref
+    chosen = store.resolve(made.ref).metrics["selection"]
+    assert [point["step"] for point in chosen["points"]] == [2, 4, 6, 8]
+    assert chosen["rule"] == "best"
+    assert f"step {chosen['step']} of 8 is the best" in made.err
+    assert weights(folder) == weights(folder / f"step-{chosen['step']:06d}")
+    assert len({weights(folder / f"step-{step:06d}") for step in (2, 4, 6, 8)}) == 4
+
+    points = {point["step"]: point for point in chosen["points"]}
+    for model, step in ((made.ref, chosen["step"]), (f"./adpa-store/{made.ref}/step-000002", 2)):
+        ran = cli("eval", model, "--suite", "accuracy", "--data", pipeline.data, *LIKE_TINY)
+        assert ran.code == 0, ran.err
+        scores = store.resolve(ran.out.splitlines()[-1]).metrics["scores"]
+        assert scores["reward_accuracy"]["value"] == pytest.approx(points[step]["accuracy"])
+        assert scores["reward_accuracy"]["n"] == points[step]["pairs"] == 12
+    best = max(points.values(), key=lambda p: (p["accuracy"], p["margin"], p["step"]))
+    assert chosen["step"] == best["step"]
+
+    assert cli("verify", made.ref).out == f"{made.ref}\twhole\n"
+    (folder / "step-000004" / "config.json").write_text("{}")
+    damaged = cli("verify", made.ref)
+    assert damaged.code == 5
+    assert "step-000004/config.json" in damaged.err
+    shown = json.loads(cli("show", made.ref, "--json").out)
+    assert shown["metrics"]["selection"] == chosen
+    assert cli("path", made.ref).out == f"{folder}\n"
+
+
+def test_a_step_has_the_weights_of_the_whole_run_after_it(cli: Cli, pipeline: Pipeline, store: Store) -> None:
+    whole = distill(cli, pipeline, "--keep", "all")
+    early = distill(cli, pipeline, "--select", "4")
+    assert weights(store.root / early.ref) == weights(store.root / whole.ref / "step-000004")
+    assert weights(store.root / whole.ref) == weights(store.root / whole.ref / "step-000008")
+    assert len((store.root / early.ref / "metrics.jsonl").read_text().splitlines()) == 4
+    assert not [name for name in store.resolve(early.ref).files if "/" in name]
+    assert "selection" not in distill(cli, pipeline).err
+
+
+def test_sft_selects_by_the_likelihood_of_held_out_dialogues(cli: Cli, pipeline: Pipeline, store: Store) -> None:
+    made = cli("sft", "--model", "tiny", "--data", pipeline.data, "--epochs", "2", "--batch-size", "20",
+               "--limit", "40", "--select", "best")  # fmt: skip
+    chosen = store.resolve(made.ref).metrics["selection"]
+    assert [point["step"] for point in chosen["points"]] == [1, 2, 3, 4]
+    assert chosen["step"] == min(chosen["points"], key=lambda point: point["nll"])["step"]
+    assert chosen["points"][0]["nll"] > chosen["points"][-1]["nll"] > 0
+    assert "step-" not in " ".join(store.resolve(made.ref).files)
+
+
+@pytest.mark.parametrize(
+    ("more", "code", "words"),
+    [
+        (("--select", "9"), 2, "--select 9: the run has 8 steps"),
+        (("--select", "5", "--max-steps", "4"), 2, "--select 5: the run has 4 steps"),
+        (("--select", "first"), 2, "select=first"),
+        (("--select", "0"), 2, "select=0"),
+        (("--keep", "none"), 2, "keep=none"),
+    ],
+)
+def test_what_cannot_be_selected_is_refused(
+    more: tuple[str, ...], code: int, words: str, cli: Cli, pipeline: Pipeline
+) -> None:
+    before = sorted(path.name for path in (pipeline.store / "distill").iterdir())
+    student = ("distill", "--method", "dpo", "--student", pipeline.made("student"), "--data", pipeline.data)
+    assert words in cli.refused(code, *student, *STEPS, *more)
+    assert sorted(path.name for path in (pipeline.store / "distill").iterdir()) == before
+
+
+def test_best_without_held_out_rows_is_refused_before_anything_is_made(cli: Cli, pipeline: Pipeline) -> None:
+    one = pipeline.store.parent / "one.jsonl"
+    one.write_text((pipeline.data / "train.jsonl").read_text().splitlines()[0] + "\n")
+    found = cli.refused(
+        1, "distill", "--method", "dpo", "--student", pipeline.made("student"), "--data", one, "--select", "best"
+    )
+    assert "--select best looks at held-out rows of one.jsonl" in found

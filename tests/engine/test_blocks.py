@@ -1,0 +1,54 @@
+"""The cut of rows into blocks depends on the rows alone and keeps to its budget."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from adpa_cli.engine.layout.micro_batches import Block, cut_blocks
+from adpa_cli.errors import AdpaError
+
+Row = tuple[str, int]
+
+
+def cut(rows: list[Row], tokens: int) -> list[Block[Row]]:
+    return cut_blocks(rows, lambda row: row[1], lambda row: row[0], tokens)
+
+
+def test_a_hand_worked_cut() -> None:
+    rows = [("d", 4), ("a", 2), ("c", 3), ("b", 2), ("e", 11)]
+    assert cut(rows, 8) == [
+        Block(0, (("a", 2), ("b", 2))),  # a third row of 3 would pad to 9
+        Block(1, (("c", 3), ("d", 4))),
+        Block(2, (("e", 11),)),  # longer than the budget: alone
+    ]
+
+
+def test_no_rows_give_no_blocks() -> None:
+    assert cut([], 8) == []
+
+
+@given(st.lists(st.integers(1, 40), max_size=30), st.integers(1, 100), st.randoms())
+def test_every_row_is_in_one_block_within_the_budget_in_any_order(
+    lengths: list[int], tokens: int, order: random.Random
+) -> None:
+    rows = [(f"row-{number}", length) for number, length in enumerate(lengths)]
+    blocks = cut(rows, tokens)
+    assert sorted(row for block in blocks for row in block.items) == sorted(rows)
+    assert [block.index for block in blocks] == list(range(len(blocks)))
+    for block in blocks:
+        longest = max(length for _, length in block.items)
+        assert len(block.items) == 1 or longest * len(block.items) <= tokens
+    shuffled = list(rows)
+    order.shuffle(shuffled)
+    assert cut(shuffled, tokens) == blocks
+
+
+def test_ids_that_repeat_and_empty_budgets_are_refused() -> None:
+    with pytest.raises(AdpaError, match="'a'"):
+        cut([("a", 1), ("a", 2)], 8)
+    with pytest.raises(AdpaError, match="0 tokens"):
+        cut([("a", 1)], 0)

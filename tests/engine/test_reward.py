@@ -1,0 +1,140 @@
+"""A reward model's score is its one logit at the end of the dialogue, however rows are batched."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
+
+from adpa_cli.engine.rewards.reward_model import classifier_rewards
+from adpa_cli.errors import AdpaError, NotFound
+from support.tiny_models import PAD, TEMPLATE, VOCABULARY, tiny_tokenizer
+
+DIALOGUES = [
+    ([("user", "w1 w2")], "w3"),
+    ([("user", "w4")], "w5 w6 w7 w8 w9"),
+    ([("user", "w1"), ("assistant", "w2"), ("user", "w3 w4 w5")], "w6 w6"),
+    ([("user", "w30 w31 w29 w28 w27 w26")], "w25 w24 w23"),
+    ([("user", "w4")], "w5 w6 w7 w8"),
+]
+
+
+def config(labels: int = 1, pad: int | None = None) -> Any:
+    settings: dict[str, Any] = {"num_labels": labels, "pad_token_id": pad, "eos_token_id": 4, "initializer_range": 0.4}
+    return LlamaConfig(
+        vocab_size=VOCABULARY, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
+        max_position_embeddings=64, **settings,
+    )  # fmt: skip
+
+
+def made(folder: Path, labels: int = 1, pad: int | None = None, tokenizer: Any = None) -> Any:
+    """A random reward model saved in `folder`."""
+    torch.manual_seed(0)
+    model = LlamaForSequenceClassification(config(labels, pad)).eval()
+    model.save_pretrained(folder)
+    (tokenizer or tiny_tokenizer()).save_pretrained(folder)
+    return model
+
+
+def plain(model: Any, dialogues: Any, most: int = 1000, prefix: tuple[int, ...] = ()) -> list[float]:
+    """One row at a time, without padding: each turn's words and the end token, by the template's own words."""
+    tokenizer, found = tiny_tokenizer(), []
+    for turns, answer in dialogues:
+        text = " ".join(f"{content} <end>" for _, content in (*turns, ("assistant", answer)))
+        ids = [*prefix, *tokenizer.convert_tokens_to_ids(text.split())][-most:]
+        with torch.no_grad():
+            found.append(float(model(input_ids=torch.tensor([ids])).logits[0, 0]))
+    return found
+
+
+@pytest.mark.parametrize("pad", [None, PAD])
+@pytest.mark.parametrize("budget", [1, 24, 8192])
+def test_rewards_equal_a_plain_forward(pad: int | None, budget: int, tmp_path: Path) -> None:
+    model = made(tmp_path, pad=pad)
+    found = classifier_rewards(tmp_path, DIALOGUES, TEMPLATE, 64, "float32", "cpu", budget)
+    assert found == pytest.approx(plain(model, DIALOGUES), abs=1e-5)
+    assert len({round(value, 4) for value in found}) == len(DIALOGUES)
+
+
+def test_without_a_pad_token_the_end_token_is_still_read(tmp_path: Path) -> None:
+    tokenizer = tiny_tokenizer()
+    tokenizer.pad_token = None
+    tokenizer.eos_token = "<end>"
+    model = made(tmp_path, tokenizer=tokenizer)
+    found = classifier_rewards(tmp_path, DIALOGUES, TEMPLATE, 64, "float32", "cpu")
+    assert found == pytest.approx(plain(model, DIALOGUES), abs=1e-5)
+
+
+def test_the_models_own_template_comes_first(tmp_path: Path) -> None:
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = TEMPLATE
+    model = made(tmp_path, tokenizer=tokenizer)
+    other = "{% for message in messages %}w0 {% endfor %}"
+    found = classifier_rewards(tmp_path, DIALOGUES, other, 64, "float32", "cpu")
+    assert found == pytest.approx(plain(model, DIALOGUES), abs=1e-5)
+
+
+def test_long_dialogues_keep_their_end(tmp_path: Path) -> None:
+    model = made(tmp_path)
+    found = classifier_rewards(tmp_path, DIALOGUES, TEMPLATE, 4, "float32", "cpu")
+    assert found == pytest.approx(plain(model, DIALOGUES, most=4), abs=1e-5)
+    assert found[1] != pytest.approx(plain(model, DIALOGUES)[1], abs=1e-3)
+
+
+def test_a_tokenizer_that_adds_a_start_token_adds_one(tmp_path: Path) -> None:
+    from tokenizers.processors import TemplateProcessing
+
+    tokenizer = tiny_tokenizer()
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 2)])
+    model = made(tmp_path, tokenizer=tokenizer)
+    expected = plain(model, DIALOGUES, prefix=(2,))
+    assert classifier_rewards(tmp_path, DIALOGUES, TEMPLATE, 64, "float32", "cpu") == pytest.approx(expected, abs=1e-5)
+    twice = classifier_rewards(tmp_path, DIALOGUES, "<s> " + TEMPLATE, 64, "float32", "cpu")
+    assert twice == pytest.approx(expected, abs=1e-5)
+
+
+def test_bfloat16_is_near(tmp_path: Path) -> None:
+    model = made(tmp_path)
+    found = classifier_rewards(tmp_path, DIALOGUES, TEMPLATE, 64, "bfloat16", "cpu")
+    assert found == pytest.approx(plain(model, DIALOGUES), abs=0.15)
+    assert found != pytest.approx(plain(model, DIALOGUES), abs=1e-6)
+
+
+@pytest.mark.parametrize("labels", [2, 5])
+def test_a_classifier_of_several_classes_is_refused(labels: int, tmp_path: Path) -> None:
+    made(tmp_path, labels=labels)
+    with pytest.raises(AdpaError, match=f"{labels} outputs") as caught:
+        classifier_rewards(tmp_path, DIALOGUES, TEMPLATE, 64, "float32", "cpu")
+    assert "--reward-model" in caught.value.hint
+
+
+def test_a_language_model_is_no_reward_model(tmp_path: Path) -> None:
+    LlamaForCausalLM(config(labels=1)).save_pretrained(tmp_path)
+    tiny_tokenizer().save_pretrained(tmp_path)
+    with pytest.raises(AdpaError, match=r"score\.weight"):
+        classifier_rewards(tmp_path, DIALOGUES, TEMPLATE, 64, "float32", "cpu")
+
+
+def test_a_damaged_folder_is_said_to_be(tmp_path: Path) -> None:
+    made(tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(b"torn")
+    with pytest.raises(AdpaError, match="does not load"):
+        classifier_rewards(tmp_path, DIALOGUES, TEMPLATE, 64, "float32", "cpu")
+
+
+def test_a_reward_that_is_no_number_names_its_row(tmp_path: Path) -> None:
+    model = made(tmp_path)
+    with torch.no_grad():
+        model.model.embed_tokens.weight[5 + 30] = float("nan")  # w30, in the fourth dialogue only
+    model.save_pretrained(tmp_path)
+    with pytest.raises(AdpaError, match="row 4 the reward nan"):
+        classifier_rewards(tmp_path, DIALOGUES, TEMPLATE, 64, "float32", "cpu")
+
+
+def test_a_folder_without_a_tokenizer_is_refused(tmp_path: Path) -> None:
+    LlamaForSequenceClassification(config()).save_pretrained(tmp_path)
+    with pytest.raises(NotFound, match="tokenizer"):
+        classifier_rewards(tmp_path, DIALOGUES, TEMPLATE, 64, "float32", "cpu")

@@ -1,0 +1,565 @@
+"""What a plan says in numbers: each formula by hand, and the whole against what stages then took."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from adpa_cli.engine import costs as disk
+from adpa_cli.engine import costs as memory
+from adpa_cli.estimate import speed as times
+from adpa_cli.estimate import survey as estimates
+from adpa_cli.estimate.preflight import fit_problems
+from adpa_cli.estimate.row_lengths import ruler_for
+from adpa_cli.estimate.survey import Clock, Cost, Estimate, cost_of, estimate
+from adpa_cli.hub import External
+from adpa_cli.lab import BASES, END, TEMPLATE
+from adpa_cli.machine import Machine, available_memory, limit_of
+from adpa_cli.planning.distill_builder import Distill, plan_distill
+from adpa_cli.planning.lineage import model_size
+from adpa_cli.planning.planner import Plan
+from adpa_cli.planning.requests import plan_sft
+from adpa_cli.planning.resolve_inputs import Names
+from adpa_cli.planning.settings import Given
+from adpa_cli.sizes import CUDA, PYTHON, Disk, Memory, ModelSize, Row, Where
+from adpa_cli.spec import Runtime
+from adpa_cli.stages import Node
+from adpa_cli.store.store import Store
+from adpa_cli.tensors import output
+from adpa_cli.tensors import tiles as head_tiles
+from support.cli_samples import Cli, Pipeline, write_rows
+from support.tiny_models import tiny_tokenizer
+
+SMALL = ModelSize(parameters=1000, hidden=10, layers=2, inner=30, keys=5, vocabulary=40, tensors=3, beside=700)
+MACHINE = Machine("cpu", "cpu", "here", memory=64 * 10**9, host_memory=64 * 10**9, disk=10**12)
+FLOAT32 = "float32"
+
+
+def spec_of(batch: int = 1, dtype: str = FLOAT32, weights: str = FLOAT32) -> Any:
+    """What of a training's spec its memory depends on."""
+    return SimpleNamespace(batch_size=batch, dtype=dtype, weights=weights)
+
+
+# Disk.
+
+
+def test_a_training_keeps_a_checkpoint_and_needs_two_resume_points_beside_it() -> None:
+    kept = 4 * 1000 + 3 * 120 + 700 + 9 * disk.LOG_LINE
+    assert disk.training_disk(SMALL, steps=9, every=10) == Disk(kept, 0)
+    assert disk.training_disk(SMALL, steps=9, every=5) == Disk(kept, 12_000), "one point while the model is written"
+    assert disk.training_disk(SMALL, steps=9, every=2) == Disk(kept, 24_000 - kept), "a new point beside the old"
+
+
+def test_points_that_are_kept_and_points_that_are_looked_at() -> None:
+    last = SMALL.checkpoint + 9 * disk.LOG_LINE
+    assert disk.training_disk(SMALL, 9, 10, points=3, keep_all=True) == Disk(last + 3 * SMALL.checkpoint, 0)
+    best = disk.training_disk(SMALL, 9, 10, points=3)
+    assert best == Disk(last, SMALL.checkpoint), "the best is copied"
+
+
+def test_a_capture_spools_eight_or_thirteen_bytes_an_id() -> None:
+    rows = [Row(5, 10), Row(5, 30)]
+    found = disk.signal_disk(rows, 92.0, 50, False, 1000)
+    assert found.keeps == 92 * 40 + 2 * disk.ANSWER_HEAD + 300
+    assert found.extra == (8 * 50 + 12) * 40 + 2 * disk.ROW_JSON
+    assert disk.signal_disk(rows, 92.0, 50, True, 1000).extra == (13 * 50 + 24) * 40 + 2 * disk.ROW_JSON
+
+
+def test_start_log_probs_take_their_measured_size_twice_while_they_are_put_together() -> None:
+    """Of 4,000 pairs of the tiny family; floats of real models compress as little."""
+    found = disk.start_logps_disk([Row(20, 108_106 / 8000)] * 8000)
+    assert found.keeps == pytest.approx(541_071, rel=0.1)
+    assert found.extra == found.keeps
+
+
+def test_the_signal_of_a_large_vocabulary_has_its_measured_size() -> None:
+    """docs/benchmarks.md, answers of 256 tokens."""
+    for pair_step, measured in ((None, 92.3), (1 / 128, 141.2)):
+        per_token = disk.signal_bytes_per_token(128_256, 50, 1 / 32, pair_step) + disk.ANSWER_HEAD / 256
+        assert per_token == pytest.approx(measured, rel=0.02)
+
+
+def test_subsets_are_counted_in_bits() -> None:
+    assert disk.log2_subsets(5, 2) == pytest.approx(3.321928)  # 10 of them
+    assert disk.log2_subsets(5, 5) == pytest.approx(0)
+
+
+# Memory.
+
+
+def test_a_training_holds_weights_gradients_and_two_moments() -> None:
+    rows = {"chosen": [Row(2, 2)]}
+    by_layer = 4 * (8.5 * 10 + 2 * 5) + 4 * 4 * 30
+    activations = 4 * (2 * by_layer + 120)
+    head = 8 * 2 * 40 + 2 * (12 * 10 + 24 * 3) + 4 * 400
+    row = memory.ROW_IN_PYTHON + 4 * memory.TOKEN_IN_PYTHON
+    expected = PYTHON + 16_000 + 1.4 * (activations + head) + row
+    assert memory.training_memory(SMALL, rows, spec_of(), Runtime(), 3, Where()).device == pytest.approx(
+        expected, abs=1
+    )
+
+
+def test_processes_share_the_memory_of_a_cpu_and_not_that_of_cards() -> None:
+    rows = {"chosen": [Row(2, 2)]}
+    one = memory.training_memory(SMALL, rows, spec_of(), Runtime(), 1, Where("cpu", 1))
+    two = memory.training_memory(SMALL, rows, spec_of(), Runtime(), 1, Where("cpu", 2))
+    assert two.device == pytest.approx(2 * (one.device + 4 * 1000), abs=2), "and the gradients' buckets"
+    card = memory.training_memory(SMALL, rows, spec_of(), Runtime(), 1, Where("cuda", 2))
+    assert CUDA < card.device < CUDA + 10**6
+    assert card.host > 2 * PYTHON
+
+
+def test_weights_in_bfloat16_take_eight_bytes_instead_of_eighteen() -> None:
+    usual, small = spec_of(dtype="bfloat16"), spec_of(dtype="bfloat16", weights="bfloat16")
+    assert memory.trained(SMALL, usual, Where()) == 18 * 1000, "and copies of them for products"
+    assert memory.trained(SMALL, small, Where()) == 8 * 1000
+    assert memory.trained(SMALL, small, Where("cpu", 2)) == 10 * 1000
+    tied = memory.head_training(SMALL, 2, 1, usual, "cpu") - memory.head_training(SMALL, 2, 1, small, "cpu")
+    assert tied == 2 * 400, "the second gradient"
+
+
+def test_recomputing_keeps_what_enters_a_layer_and_one_layer() -> None:
+    usual, small = spec_of(dtype="bfloat16"), spec_of(dtype="bfloat16", weights="bfloat16")
+    of_layer = 3.4 * (6.75 * 10 + 2 * 5) + 2 * 4 * 30
+    assert memory.activations(SMALL, 7, usual, True) == pytest.approx(7 * (2 * 4 * 10 + of_layer + 120))
+    of_layer = 2.4 * (8.5 * 10 + 2 * 5) + 2 * 4 * 30
+    assert memory.activations(SMALL, 7, small, True) == pytest.approx(7 * (2 * 2 * 10 + of_layer + 120))
+    rows = {"chosen": [Row(500, 500)] * 4}
+    runs = [
+        memory.training_memory(SMALL, rows, usual, Runtime(recompute=again), 1, Where()).device
+        for again in (False, True)
+    ]
+    assert runs[1] < runs[0]
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("weights", ["float32", "bfloat16"])
+def test_activations_are_those_that_a_llama_saves(weights: str, recompute: bool) -> None:
+    """Bytes a token, of two layers more and of the rest; what several operations save counts once."""
+    import torch
+
+    from adpa_cli.engine.models import hidden_states
+    from adpa_cli.engine.training.optimizer import tune
+    from adpa_cli.spec import Dtype, TrainSpec, make
+    from support.tiny_models import tiny_llama
+
+    fixed = {"method": "sft", "method_version": 1, "params": {}, "template": "", "end": "", "dtype": "bfloat16"}
+    spec = make(TrainSpec, {**fixed, "weights": weights})
+    dtype: Dtype = "bfloat16"
+
+    def saved(layers: int, tokens: int) -> int:
+        model = tiny_llama(hidden_size=64, intermediate_size=160, num_hidden_layers=layers, num_attention_heads=4,
+                           num_key_value_heads=2, max_position_embeddings=256).train()  # fmt: skip
+        tune(model, spec, Runtime(recompute=recompute))
+        kept: dict[int, torch.Tensor] = {}
+
+        def keep(tensor: torch.Tensor) -> torch.Tensor:
+            kept[tensor.untyped_storage().data_ptr()] = tensor
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            hidden_states(model, torch.full((3, tokens), 5), None, dtype=dtype)
+        return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+
+    shape = replace(SMALL, hidden=64, inner=160, keys=32)
+    found = [(saved(layers, 128) - saved(layers, 64)) / (3 * 64) for layers in (1, 3)]
+    told = [memory.activations(replace(shape, layers=layers), 1, spec, recompute) for layers in (1, 3)]
+    assert told[1] - told[0] == pytest.approx(found[1] - found[0], rel=0.02)
+    if not recompute:
+        assert told[1] == pytest.approx(found[1], rel=0.06)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "batch", "expected"),
+    [(1000, 1, 60), (1000, 3, 120), (50, 3, 60), (80, 3, 80)],
+    ids=["a short step", "a whole step", "the longest row alone", "the budget"],
+)
+def test_the_largest_micro_batch(tokens: int, batch: int, expected: float) -> None:
+    rows = {"chosen": [Row(5, 5), Row(10, 10), Row(10, 20)], "rejected": [Row(5, 4), Row(10, 8), Row(10, 18)]}
+    assert memory.largest_micro_batch(rows, tokens, batch) == expected
+
+
+def test_the_logits_of_a_tile_are_bounded_and_kept_where_they_fit() -> None:
+    large = replace(SMALL, vocabulary=128_256, hidden=100, parameters=10**8, tied=False)
+    assert memory.tiles(large, 10**6) == 4 * 4 * 2**23
+    assert memory.head_tile(large, 10**6, "cpu") == 8 * 4096 * 2048
+    assert memory.head_tile(large, 10**6, "cuda") == 4 * 2**26 + 6 * 8192 * 100
+    assert memory.head_tile(large, 50, "cuda") == 4 * 50 * 128_256, "the gradient has room for the rounded weight"
+    few = memory.head_training(large, 100, 0, spec_of(), "cpu")
+    assert few == 8 * 2**21 + 100 * 1200, "the gradient has room for all"
+    assert memory.kept_logits(large, 101) == 4 * 101 * 128_256
+    assert memory.kept_logits(large, 200) == 2**26, "200 rows of logits would take more than 64 MiB"
+    assert memory.kept_logits(large, 2000) == 1000 * 128_256
+
+
+def test_the_sizes_of_tiles_are_those_of_the_head() -> None:
+    names = "KEEP_BYTES", "LOGITS_PER_KEPT_BYTE", "CELLS", "COLUMNS", "ROWS", "GPU_CELLS", "GPU_ROWS"
+    assert [getattr(memory, name) for name in names] == [getattr(head_tiles, name) for name in names]
+    assert memory.TILE_CELLS == output.TILE_CELLS
+
+
+def test_scoring_holds_one_layer_of_one_block() -> None:
+    rows = {"chosen": [Row(2, 2)] * 10}
+    work = 8 * (4 * 3 * 30 + 16 * 10) + 5 * 8 * 4 + 4 * 4 * 4 * 40 + 4 * (80 + 24)
+    expected = PYTHON + 4000 + 1.4 * work + 10 * (memory.ROW_IN_PYTHON + 4 * memory.TOKEN_IN_PYTHON)
+    assert memory.scoring_memory(SMALL, rows, FLOAT32, 8, 1, Where()).device == pytest.approx(expected, abs=1)
+
+
+def test_generating_holds_keys_and_values_of_the_rows_that_are_answered_at_once() -> None:
+    rows = [Row(4, 2)] * 2
+    token = 2 * 2 * 5 * 4
+    cache = token * 2 * (4 + 6 + 32)
+    work = cache + cache / 2 + max(token * 8 + 8 * (4 * 3 * 30 + 160), 2 * 40 * 40)
+    expected = PYTHON + 4000 + 1.4 * work + 2 * (memory.ROW_IN_PYTHON + 6 * memory.TOKEN_IN_PYTHON)
+    assert memory.generating_memory(SMALL, rows, FLOAT32, 100, 6, 50, Where()).device == pytest.approx(expected, abs=1)
+    many = [memory.block_of_answers(SMALL, rows * n, FLOAT32, 100, 6, 50) for n in (5, 50, 500)]
+    assert many[0] == many[1] == many[2], "ten rows at once, however many there are"
+    whole, half = (
+        memory.generating_memory(SMALL, rows, dtype, 100, 6, 50, Where("cuda")) for dtype in (FLOAT32, "bfloat16")
+    )
+    assert half.host - whole.host == 2 * 1000, "the rounded weights beside the others"
+
+
+def test_the_estimate_knows_how_answers_are_drawn() -> None:
+    from adpa_cli.engine import device as engine
+    from adpa_cli.engine.generation import continuous_batching as refill
+    from adpa_cli.engine.generation import kv_cache as slots
+
+    ours = (memory.DRAWN_TOGETHER, memory.READ_TOGETHER, memory.SPARE_COLUMNS)
+    assert ours == (engine.DRAW_TOKENS, refill.PREFILL_TOKENS, slots.MORE)
+
+
+# Time.
+
+
+def test_operations_of_a_forward_pass() -> None:
+    body = 1000 - 40 * 10
+    assert times.forward_flops(SMALL, Row(3, 2)) == 5 * (2 * body + 2 * 2 * 10 * 5) + 2 * 400 * 2
+    rows = {"chosen": [Row(3, 2)], "rejected": [Row(3, 2)]}
+    once = 2 * times.forward_flops(SMALL, Row(3, 2))
+    assert times.training_flops(SMALL, rows, 2.5) == 7.5 * once
+
+
+def test_passes_over_the_rows() -> None:
+    spec = SimpleNamespace(epochs=3.0, batch_size=4, max_steps=None, params={})
+    assert times.passes(spec, 10) == 3.0
+    spec.max_steps = 5
+    assert times.passes(spec, 10) == 2.0
+
+
+def test_a_product_is_measured_once_a_store(tmp_path: Path) -> None:
+    store = Store.find(tmp_path / "s", create=True)
+    speed = times.product_speed(store, MACHINE)
+    assert speed > 1e8
+    assert times.product_speed(store, MACHINE) == speed
+    (store.root / times.REMEMBERED).write_text("{ torn")
+    assert times.product_speed(store, MACHINE) > 1e8
+    nowhere = Store(tmp_path / "none")
+    assert times.product_speed(nowhere, MACHINE) > 1e8
+    assert not nowhere.root.exists()
+
+
+def test_what_this_machine_did_comes_before_a_guess(pipeline: Pipeline, cli: Cli) -> None:
+    store = Store.find(pipeline.store)
+    plan = plan_sft(Names(store), Given(own={"max_steps": 3}, limit=64), "tiny", ())
+    about = store.artifacts()[0].made
+    same = replace(MACHINE, host=about["host"], name=about["device"])
+    assert estimate(plan, store, Runtime(), same).basis == times.GUESSED, "a stage of a second tells no speed"
+    for n, path in enumerate(sorted(store.root.glob("*/*/manifest.json"))):
+        record = json.loads(path.read_text())
+        record["made"]["seconds"] = 11.0 + n
+        path.write_text(json.dumps(record))
+    known, other = estimate(plan, store, Runtime(), same), estimate(plan, store, Runtime(), MACHINE)
+    assert (known.basis, other.basis) == (times.DID, times.GUESSED)
+    past = [m for m in store.artifacts() if times.KINDS[m.stage] == "training"][:3]
+    speeds = sorted(times._flops_of(m, store, 0.5) / (m.made["seconds"] - 1) for m in past)
+    assert times.past_speed(store, "training", same, store.artifacts(), 0.5) == pytest.approx(speeds[1])
+
+
+# Models, rows, machine.
+
+
+def test_a_model_is_counted_from_the_headers_of_its_weights(tmp_path: Path) -> None:
+    import torch
+    from safetensors.torch import load_file
+
+    for side in ("teacher", "student"):
+        item = External("model:0", side, (str(BASES / side),))
+        weights: dict[str, torch.Tensor] = load_file(BASES / side / "model.safetensors")
+        found = model_size(item, Store(tmp_path))
+        assert found.parameters == sum(w.numel() for w in weights.values())
+        assert (found.vocabulary, found.tied) == (238, True)
+
+
+def test_a_hub_model_without_weights_here_is_as_large_as_its_files_say(tmp_path: Path) -> None:
+    config = json.loads((BASES / "student" / "config.json").read_text()) | {"dtype": "bfloat16"}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    beside = (tmp_path / "config.json").stat().st_size
+    item = External("model:0", "m", (str(tmp_path),), size=2 * 10**9 + beside, download=10**9)
+    assert model_size(item, Store(tmp_path)).parameters == 10**9
+
+
+def test_a_ruler_counts_the_tokens_of_texts_and_of_the_template(tmp_path: Path) -> None:
+    ruler = ruler_for(BASES / "student", (TEMPLATE, END), ["the answer is"], ["the"])
+    assert (ruler.asked, ruler.said) == (3 / 13, 1 / 3), "and the padding that tokenizer.json asks for is not counted"
+    assert (ruler.turn, ruler.ask) == (2, 2), "a turn has its role and its end, a prompt a first and a last token"
+    guess = ruler_for(tmp_path, (TEMPLATE, END), ["x"], ["x"])
+    assert guess.answer("x" * 40) == 11
+
+
+def test_a_row_is_fitted_like_the_data() -> None:
+    assert Row(10, 10).fitted(30) == Row(10, 10)
+    assert Row(25, 10).fitted(30) == Row(20, 10), "the prompt first"
+    assert Row(25, 40).fitted(30) == Row(15, 15), "down to half"
+
+
+def test_a_container_may_have_less_than_the_machine(tmp_path: Path) -> None:
+    most, used = tmp_path / "max", tmp_path / "current"
+    assert limit_of(most, used) > 10**17
+    most.write_text("1000\n")
+    used.write_text("400\n")
+    assert limit_of(most, used) == 600
+    most.write_text("max\n")
+    assert limit_of(most, used) > 10**17
+    assert 10**6 < available_memory() < 10**17
+
+
+# What does not fit, and what is asked about.
+
+
+def plan_of(store: Store, runtime: Runtime, machine: Machine, method: str = "dckd") -> tuple[Plan, Estimate]:
+    plan = plan_distill(Names(store), Given(limit=40), Distill(method, "tiny", evaluate=False))
+    return plan, estimate(plan, store, runtime, machine)
+
+
+def test_a_plan_that_does_not_fit_says_all_that_would(tmp_path: Path) -> None:
+    store, runtime = Store(tmp_path / "s"), Runtime()
+    _, found = plan_of(store, runtime, MACHINE)
+    assert fit_problems(found, store, runtime) == []
+    poor = replace(MACHINE, disk=10**6, memory=10**6)
+    _, found = plan_of(store, runtime, poor)
+    said = fit_problems(found, store, runtime)
+    assert "the disk of" in said[0].message
+    assert "1.0 MB free" in said[0].message
+    assert "--store DIR" in said[0].hint
+    roles = {cost.node.role for cost in found.building}
+    assert all(any(error.message.startswith(role) for error in said) for role in roles), "each stage is named"
+    assert any("ready pair" in error.hint for error in said)
+
+
+def test_the_hint_is_the_largest_half_that_fits(tmp_path: Path) -> None:
+    store = Store(tmp_path / "s")
+    runtime = Runtime(tokens_per_device=8192)
+    _, found = plan_of(store, runtime, MACHINE)
+    cost = max(found.building, key=lambda c: c.memory.device if c.memory and c.trained else 0)
+    room = cost.memory.device - 10**6 if cost.memory else 0
+    tight = replace(MACHINE, memory=room)
+    said = fit_problems(plan_of(store, runtime, tight)[1], store, runtime)
+    error = next(e for e in said if cost.node.label in e.message)
+    assert error.hint.startswith("--tokens-per-device ")
+    smaller = replace(runtime, tokens_per_device=int(error.hint.split()[-1]))
+    assert not [
+        e for e in fit_problems(plan_of(store, smaller, tight)[1], store, smaller) if cost.node.label in e.message
+    ]
+
+
+def test_what_saves_memory_is_told_in_the_order_of_what_it_costs(tmp_path: Path) -> None:
+    store = Store(tmp_path / "s")
+    plan = plan_sft(Names(store), Given({"dtype": "bfloat16"}, limit=40), "tiny", ())
+    (node,) = plan.targets
+
+    def hint(room: int, runtime: Runtime) -> str:
+        found = estimate(plan, store, runtime, replace(MACHINE, memory=room))
+        return next((error.hint for error in fit_problems(found, store, runtime)), "")
+
+    def needs(runtime: Runtime, weights: str = "float32") -> int:
+        small: Any = replace(node, spec=replace(node.spec, weights=weights))
+        found = cost_of(small, store, runtime, MACHINE, Clock(store, MACHINE)).memory
+        assert found
+        return found.device
+
+    least = Runtime(tokens_per_device=memory.DRAWN_TOGETHER // 2**7)  # of which no half is worth telling
+    again = replace(least, recompute=True)
+    assert hint(needs(least), least) == ""
+    assert hint(needs(least) - 1, least) == "--runtime recompute=true"
+    assert hint(needs(again) - 1, least) == "--set sft.weights=bfloat16"
+    both = needs(again, "bfloat16")
+    assert hint(both, least) == "--runtime recompute=true --set sft.weights=bfloat16"
+    assert "smaller student" in hint(both - 1, least)
+
+
+def test_downloads_count_on_the_disk_they_go_to(tmp_path: Path) -> None:
+    item = External("model:0", "m", ("x",), {}, size=5000, download=5000)
+    node: Any = SimpleNamespace(role="sft", label="sft/0", stage="sft")
+    cost = Cost(node, None, Disk(1000, 500), Memory(1), 1.0)
+    store = Store(tmp_path)
+    for machine, count in (
+        (replace(MACHINE, disk=6000), 1), (replace(MACHINE, disk=6500), 0),
+        (replace(MACHINE, disk=1500, cache=5000), 0), (replace(MACHINE, disk=1400, cache=4000), 2),
+    ):  # fmt: skip
+        assert len(fit_problems(Estimate((cost,), machine, (item,)), store, Runtime())) == count
+
+
+def test_the_fullest_moment_is_the_one_with_most_kept_and_at_work() -> None:
+    node: Any = SimpleNamespace(role="r", label="l")
+    costs = [Cost(node, None, Disk(keeps, extra), Memory(need), 10.0)
+             for keeps, extra, need in ((10, 100, 7), (20, 60, 9), (40, 45, 8))]  # fmt: skip
+    found = Estimate(tuple(costs), MACHINE)
+    assert (found.keeps, found.peak, found.memory, found.seconds) == (70, 115, 9, 30.0)
+    unknown = Estimate((*costs, Cost(node)), MACHINE)
+    assert (unknown.keeps, unknown.peak, unknown.memory, unknown.seconds) == (None, None, None, None)
+
+
+@pytest.mark.parametrize(
+    ("cost", "download", "large"),
+    [
+        ({"disk": Disk(10**10)}, 0, False), ({"disk": Disk(10**10)}, 1, True), ({"seconds": 1800.0}, 0, False),
+        ({"seconds": 1801.0}, 0, True), ({"trained": 10**9}, 0, False), ({"trained": 10**9 + 1}, 0, True),
+    ],
+)  # fmt: skip
+def test_large_is_10_gb_half_an_hour_or_a_billion_parameters(cost: dict[str, Any], download: int, large: bool) -> None:
+    node: Any = SimpleNamespace(role="r", label="l")
+    item = External("model:0", "m", ("x",), {}, download, download)
+    whole = {"disk": Disk(0), "seconds": 0.0, **cost}
+    assert Estimate((Cost(node, None, **whole),), MACHINE, (item,)).large is large
+
+
+def test_a_plan_that_is_found_is_not_looked_into(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = Store.find(pipeline.store)
+    names = Names(store)
+    made = next(m for m in store.artifacts() if m.made.get("role") == "student")
+    from adpa_cli.spec import TrainSpec, make
+
+    base = names.builtin_model("student")
+    node = Node("sft", make(TrainSpec, made.spec), {"model": base, "data": names.data(("tiny-sft",))}, "student", "w")
+    monkeypatch.setattr(estimates, "cost_of", None)
+    found = estimate(Plan((node,), (TEMPLATE, END)), store, Runtime(), MACHINE)
+    assert (found.building, found.keeps, found.seconds, found.large) == ((), 0, 0, False)
+
+
+# Against what stages then took.
+
+
+def test_the_disk_of_the_tiny_pipeline(pipeline: Pipeline, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every finished stage again as if it were to be built, its inputs as they are."""
+    store = Store.find(pipeline.store)
+    ran = json.loads(cli(*pipeline.words, "-n", "--json").out)
+    assert {row["state"] for row in ran["rows"]} == {"found"}
+    given = replace(_given(), limit=40)
+    plan = plan_distill(Names(store), given, Distill("adpa+", "tiny", data=(str(pipeline.data),)))
+    nodes = _all_nodes(plan)
+    clock = Clock(store, MACHINE)
+    total = kept = 0
+    for node in nodes:
+        manifest = store.get(node.label)
+        assert manifest is not None
+        cost = cost_of(node, store, Runtime(), MACHINE, clock)
+        assert cost.disk is not None
+        if times.KINDS[node.stage] == "training":
+            assert cost.disk.keeps == pytest.approx(manifest.size, rel=0.1), node.label
+        if node.stage == "cache-teacher":  # how well a signal packs depends on the teacher
+            assert cost.disk.keeps == pytest.approx(manifest.size, rel=0.25), node.label
+        total, kept = total + cost.disk.keeps, kept + manifest.size
+    assert total == pytest.approx(kept, rel=0.1)
+
+
+def _given() -> Given:
+    from adpa_cli.planning.settings import parse_sets
+    from support.cli_samples import SMALL as words
+
+    sets = [words[i + 1] for i, word in enumerate(words) if word == "--set"]
+    own, by_stage = parse_sets(sets)
+    return Given({**own, "max_steps": 2}, by_stage)
+
+
+def _all_nodes(plan: Plan) -> list[Node]:
+    from adpa_cli.stages import in_order
+
+    return in_order((*plan.targets, *plan.evals), lambda node: False)
+
+
+def model_of_12m(folder: Path) -> Path:
+    """A Llama of 12 M parameters that knows nothing."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=16_384, hidden_size=320, intermediate_size=960, num_hidden_layers=5, num_attention_heads=10,
+        max_position_embeddings=1024, tie_word_embeddings=True,
+    )  # fmt: skip
+    LlamaForCausalLM(config).save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def watched(words: list[str], root: Path) -> tuple[int, int]:
+    """(most bytes resident, most bytes below `root`) while a command runs in a process of its own."""
+    resident, fullest, over = [0], [0], threading.Event()
+    child = subprocess.Popen([sys.executable, "-m", "adpa_cli", *words, "-q"], stdout=subprocess.DEVNULL)
+
+    def watch() -> None:
+        while not over.wait(0.005):
+            # What wait4 tells would include this process, of which the child is a fork.
+            status = Path(f"/proc/{child.pid}/status").read_text()
+            most = [int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM:")]
+            resident[0] = max(resident[0], 1024 * sum(most))
+            sizes = []
+            for folder, _, names in os.walk(root):
+                for name in names:
+                    try:
+                        sizes.append(os.stat(f"{folder}/{name}").st_size)
+                    except OSError:  # it was renamed meanwhile
+                        continue
+            fullest[0] = max(fullest[0], sum(sizes))
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)  # ended, and still to be read in /proc
+    finally:
+        over.set()
+        watcher.join()
+    assert child.wait() == 0
+    return resident[0], fullest[0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("which", ["tiny", "12M"])
+def test_disk_and_memory_of_a_training(which: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    words = ["--model", "tiny", "--limit", "300"]
+    given = Given({"max_steps": 3, "batch_size": 4}, limit=300)
+    model = "tiny"
+    data: tuple[str, ...] = ()
+    if which == "12M":
+        model = str(model_of_12m(tmp_path / "model"))
+        text = " ".join(f"w{n % 32}" for n in range(200))
+        rows = [{"prompt": f"{text} w{i}", "chosen": f"w{i} {text}", "rejected": "w1"} for i in range(9)]
+        data = (str(write_rows(tmp_path / "rows.jsonl", rows)),)
+        words = ["--model", model, "--data", *data, "--set", "max_length=512", "--set", "dtype=float32"]
+        given = Given({"max_steps": 3, "batch_size": 4, "max_length": 512, "dtype": FLOAT32})
+    store = Store.find(tmp_path / "s", create=True)
+    plan = plan_sft(Names(store), given, model, data)
+    found = estimate(plan, store, Runtime(), MACHINE)
+    assert found.keeps
+    assert found.peak
+    before = sum(path.stat().st_size for path in store.root.rglob("*") if path.is_file())
+    resident, fullest = watched(
+        ["sft", *words, "--max-steps", "3", "--batch-size", "4", "--store", str(store.root)], store.root
+    )
+    manifest = store.get(plan.targets[0].label)
+    assert manifest is not None
+    assert found.keeps == pytest.approx(manifest.size, rel=0.1)
+    assert found.memory == pytest.approx(resident, rel=0.25)
+    if which == "12M":
+        assert found.peak == pytest.approx(fullest - before, rel=0.1)

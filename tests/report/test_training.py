@@ -1,0 +1,69 @@
+"""What a training did, as its page and the bar tell it, and when its terms are worth a warning."""
+
+from __future__ import annotations
+
+import pytest
+
+from adpa_cli.cli.console import screens as screen
+from adpa_cli.report import page as training
+from adpa_cli.stages.training import apart
+
+METRICS = {
+    "final": {"loss": 1.25, "sft": 1.0, "kl": 0.5, "grad_norm": 2.0, "length/rollout": 312.0},
+    "gradients": {"kl": 0.02, "sft": 0.125},
+    "entropy": {"chosen": 1.5, "rollout": 1.25},
+    "speed": {"tokens_per_s": 12345.6, "wait": 0.0031, "mfu": 0.4123, "padding": 0.04, "seconds": 2880.0},
+    "memory": {"peak": 1_200_000_000, "device": "cuda", "estimate": 1_100_000_000},
+}
+
+
+def test_the_page_shows_terms_with_their_gradients_speed_and_memory() -> None:
+    assert training.training_lines(METRICS, 200) == [
+        "terms     loss 1.25 · kl 0.5, ∇ 0.02 · sft 1, ∇ 0.125 · grad_norm 2 · length/rollout 312"
+        " · entropy/chosen 1.5 · entropy/rollout 1.25",
+        "speed     12,346 tokens/s · 41.2 % of the device's peak · 0.3 % waiting for data · 4.0 % padding"
+        " · 48 min in steps",
+        "memory    1.2 GB at most (cuda) · 1.1 GB expected",
+    ]
+
+
+def test_what_is_not_known_is_left_out() -> None:
+    assert training.training_lines({}, 100) == []
+    speed = {**METRICS["speed"], "mfu": None}
+    memory = {"peak": 500, "device": "cpu", "estimate": None}
+    found = training.training_lines({"final": {"loss": 1.0, "grad_norm": 2.0}, "speed": speed, "memory": memory}, 120)
+    assert found[0] == "terms     loss 1 · grad_norm 2"
+    assert "peak" not in found[1]
+    assert found[2] == "memory    500 B at most (cpu)"
+
+
+@pytest.mark.parametrize(
+    ("gradients", "words"),
+    [
+        ({}, []),
+        ({"sft": 1.0}, []),
+        ({"sft": 1.0, "kl": 0.04}, []),
+        ({"sft": 1.0, "idle": 0.0}, []),
+        ({"sft": 1.0, "kl": 0.5, "advantage": 45.0}, ["advantage is 90 times that of kl (45 and 0.5 at the logits)"]),
+    ],
+)
+def test_terms_on_different_scales_are_worth_a_warning(gradients: dict[str, float], words: list[str]) -> None:
+    found = apart(gradients)
+    assert len(found) == len(words)
+    assert all(expected in said for expected, said in zip(words, found, strict=True))
+
+
+def test_the_bar_tells_the_loss_two_terms_and_the_speed(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown = screen.Screen(quiet=False)
+    monkeypatch.setattr(shown._pace, "is_due", lambda share: True)
+    numbers = {
+        "advantage": 0.5, "entropy/chosen": 1.0, "grad_norm/sft": 3.0, "loss": 2.0, "sft": 1.5, "third": 9.0,
+        "tokens": 800, "padding": 0.1, "grad_norm": 4.0, "tokens_per_s": 5123.4, "wait": 0.01, "mfu": 0.4,
+    }  # fmt: skip
+    shown.progress(1, 3, numbers)
+    shown.progress(2, 3, {**numbers, "wait": 0.123})
+    calm, waiting = capfd.readouterr().err.splitlines()
+    assert calm.endswith("loss 2  advantage 0.5  sft 1.5  5,123 tokens/s")
+    assert waiting.endswith("5,123 tokens/s  waits 12 %")
