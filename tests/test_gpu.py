@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from test_engine_tuning import check_equal, computed, made, spec
 from transformers.models.llama import modeling_llama
 
 from adpa_cli.engine.layout.batch import collate, views
@@ -18,6 +17,7 @@ from adpa_cli.errors import AdpaError
 from adpa_cli.spec import Runtime
 from support.packed_samples import NEEDS, ROWS
 from support.tiny_models import END, tiny_llama
+from support.tuned_models import check_equal, computed, made, spec
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 

@@ -22,13 +22,11 @@ from adpa_cli.engine.training.student import Student
 from adpa_cli.errors import AdpaError, Stopped
 from adpa_cli.signal import SignalRows
 from adpa_cli.spec import Runtime
+from support.stoppable_runs import ROWS, SIGNAL, START, stoppable_run
 from support.tiny_models import tiny_llama
-from support.train_samples import dense_loss, examples, make_run, signal_source, start_of
+from support.train_samples import dense_loss, make_run, start_of
 
 METHODS = ["sft", "dpo", "dckd", "adpa"]
-ROWS = examples(9)
-SIGNAL = signal_source(ROWS, tiny_llama(1), tiny_llama(2))
-START = start_of(tiny_llama(0), ROWS)
 
 
 def fresh() -> Student:
@@ -121,26 +119,6 @@ def test_terms_are_logged_by_name_and_add_up(tmp_path: Path) -> None:
 
 def bytes_of(student: Student) -> list[bytes]:
     return [p.detach().numpy().tobytes() for p in student.parameters()]
-
-
-class StopAt:
-    """Asks to stop once `step` steps are done; counts what the loop reports."""
-
-    def __init__(self, step: int | None) -> None:
-        self.at, self.seen = step, [0]
-
-    def progress(self, step: int, of: int, numbers: Any) -> None:
-        self.seen.append(step)
-
-    def stop(self) -> str | None:
-        return "SIGTERM" if self.at is not None and self.seen[-1] >= self.at - 1 else None
-
-
-def stoppable_run(work: Path, at: int | None, **settings: Any) -> tuple[Run, StopAt]:
-    stop = StopAt(at)
-    given = {"epochs": 4.0, "batch_size": 3, "lr": 3e-3, "runtime": Runtime(tokens_per_device=60, checkpoint_steps=5)}
-    told = {"progress": stop.progress, "stop": stop.stop, "start_of": START}
-    return make_run("dpo", ROWS, SIGNAL, work, **{**given, **settings}, **told), stop
 
 
 def go(run: Run) -> Student:

@@ -29,7 +29,7 @@ from support.memory_limit import WANTED
 
 # Freed memory goes back at once, so that a limit above what is mapped is a limit above what is used.
 MALLOC = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
-PROGRAM = Path(__file__).parents[1] / "support" / "memory_limit.py"
+TESTS = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +37,8 @@ def left(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What the processes of `memory_limit.py` left behind."""
     folder = tmp_path_factory.mktemp("limit")
     environment = {**os.environ, "OMP_NUM_THREADS": "1", **MALLOC}
-    ran = subprocess.run([sys.executable, str(PROGRAM), str(folder)], env=environment, capture_output=True, text=True)
+    argv = [sys.executable, "-m", "support.memory_limit", str(folder)]
+    ran = subprocess.run(argv, cwd=TESTS, env=environment, capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr
     return folder
 

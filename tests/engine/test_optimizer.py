@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from test_engine_loop import stoppable_run
 from torch import Tensor, nn
 
 from adpa_cli.engine.device import make_accelerator
@@ -22,6 +21,7 @@ from adpa_cli.engine.training.optimizer import RoundingAdamW, make_optimizer, ro
 from adpa_cli.engine.training.student import Student
 from adpa_cli.errors import Stopped
 from adpa_cli.spec import Runtime
+from support.stoppable_runs import stoppable_run
 from support.tiny_models import tiny_llama
 from support.train_samples import examples, make_run
 

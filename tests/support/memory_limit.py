@@ -1,4 +1,4 @@
-"""A training under a real limit of memory, run as a program of its own: `python memory_limit.py FOLDER`.
+"""A training under a real limit of memory, as a program: `python -m support.memory_limit FOLDER`, run in `tests`.
 
 It forks one process after the other, none of which has threads: one without a limit, in small micro-batches; one with a
 limit that the wanted micro-batches exceed; two that train together, of which only the second has a limit; one that not
@@ -21,8 +21,6 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors.torch import save_file
-from tiny_models import END, VOCABULARY, tiny_llama
-from train_samples import make_run, start_of
 
 from adpa_cli.engine.device import make_accelerator
 from adpa_cli.engine.layout.examples import Example, TokenSequence
@@ -32,9 +30,10 @@ from adpa_cli.errors import AdpaError
 from adpa_cli.hub import Located
 from adpa_cli.lab import BASES, TEMPLATE
 from adpa_cli.lab import END as TINY_END
-from adpa_cli.running.execute import MODULES
 from adpa_cli.spec import Runtime
 from adpa_cli.stages import Job, Monitor
+from support.tiny_models import END, VOCABULARY, tiny_llama
+from support.train_samples import make_run, start_of
 
 LENGTH, ROWS = 48, 48
 WANTED = 2 * LENGTH * ROWS  # a pair is two sequences
@@ -78,11 +77,11 @@ def body(folder: Path, tokens: int, more: int | None, rendezvous: str = "") -> N
     if more is not None:
         limit(more)
     try:
-        told: dict[str, Any] = {"summary": train(student, run, accelerator)}
+        outcome: dict[str, Any] = {"summary": train(student, run, accelerator)}
         save_file({name: p.detach() for name, p in student.named_parameters()}, folder / "weights.safetensors")
     except AdpaError as error:
-        told = {"error": error.message, "hint": error.hint}
-    (folder / "told.json").write_text(json.dumps({**told, "said": said}))
+        outcome = {"error": error.message, "hint": error.hint}
+    (folder / "told.json").write_text(json.dumps({**outcome, "said": said}))
 
 
 def rank(number: int, *given: Any) -> None:
@@ -92,7 +91,7 @@ def rank(number: int, *given: Any) -> None:
 
 def block(folder: Path, stage: str) -> None:
     """A stage of inference: first in small blocks, until one is done, then in one block that does not fit."""
-    module = importlib.import_module(f"adpa_cli.stages.{MODULES[stage]}")
+    module = importlib.import_module(f"adpa_cli.stages.{stage.replace('-', '_')}")
     model = Located("model", "model:tiny", "tiny", (str(BASES / "teacher"),))
     inputs = {
         "model": (model,),
