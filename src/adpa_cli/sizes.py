@@ -6,6 +6,23 @@ from dataclasses import dataclass
 
 HEADER_OF_TENSOR = 120  # bytes of a safetensors header for each tensor
 
+KEPT_LOGITS_BYTES = 64 * 2**20
+LOGITS_PER_KEPT_BYTE = 2
+"""What the head keeps logits in for its backward pass: KEPT_LOGITS_BYTES or, where that is more, half a byte per logit,
+1/24 of the three float32 copies that a log_softmax over the full vocabulary holds."""
+TILE_CELLS, TILE_COLUMNS, TILE_ROWS = 2**21, 2048, 4096
+"""Of a tile of the head on a CPU: float32 logits of 8 MiB, but never under 2,048 columns, which take longer in all."""
+GPU_TILE_CELLS, GPU_TILE_ROWS = 2**26, 8192
+"""On a GPU: 128 MiB of bfloat16 logits, for launching the work on smaller tiles takes longer than the work."""
+LOGIT_CELLS = 2**23
+"""Logits that are computed at a time where whole rows of them are read, on a CPU: 32 MiB of float32."""
+DRAW_TOKENS = 32768
+"""Tokens of the prompts and answers, at their longest, that a training generates at once."""
+PREFILL_TOKENS = 4096
+"""Padded tokens of the prompts that go through a model at once before their answers are generated."""
+SPARE_COLUMNS = 32
+"""Columns that a key-value cache has to spare, or a quarter of its longest row where that is more."""
+
 
 @dataclass(frozen=True)
 class ModelSize:
@@ -23,6 +40,8 @@ class ModelSize:
     tied: bool = True
     tensors: int = 0
     beside: int = 0
+    tokenizer: int = 0
+    """Bytes of tokenizer.json, which is among them."""
 
     @property
     def body(self) -> int:
@@ -102,3 +121,9 @@ Rows = dict[str, list[Row]]
 def size_words(count: int) -> str:
     """Bytes for people: 16.1 GB, 24.0 MB."""
     return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"
+
+
+def forward_flops(model: ModelSize, row: Row) -> float:
+    """Two per parameter and token, the head at answer tokens only, and the attention over all earlier tokens."""
+    attention = 2 * model.layers * model.hidden * row.whole
+    return row.whole * (2 * model.body + attention) + 2 * model.head * row.answer

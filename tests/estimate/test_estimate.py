@@ -34,8 +34,6 @@ from adpa_cli.sizes import CUDA, PYTHON, Disk, Memory, ModelSize, Row, Where
 from adpa_cli.spec import Runtime
 from adpa_cli.stages import Node
 from adpa_cli.store.store import Store
-from adpa_cli.tensors import output
-from adpa_cli.tensors import tiles as head_tiles
 from support.cli_samples import Cli, Pipeline, write_rows
 from support.tiny_models import tiny_tokenizer
 
@@ -201,12 +199,6 @@ def test_the_logits_of_a_tile_are_bounded_and_kept_where_they_fit() -> None:
     assert memory.kept_logits(large, 2000) == 1000 * 128_256
 
 
-def test_the_sizes_of_tiles_are_those_of_the_head() -> None:
-    names = "KEEP_BYTES", "LOGITS_PER_KEPT_BYTE", "CELLS", "COLUMNS", "ROWS", "GPU_CELLS", "GPU_ROWS"
-    assert [getattr(memory, name) for name in names] == [getattr(head_tiles, name) for name in names]
-    assert memory.TILE_CELLS == output.TILE_CELLS
-
-
 def test_scoring_holds_one_layer_of_one_block() -> None:
     rows = {"chosen": [Row(2, 2)] * 10}
     work = 8 * (4 * 3 * 30 + 16 * 10) + 5 * 8 * 4 + 4 * 4 * 4 * 40 + 4 * (80 + 24)
@@ -227,15 +219,6 @@ def test_generating_holds_keys_and_values_of_the_rows_that_are_answered_at_once(
         memory.generating_memory(SMALL, rows, dtype, 100, 6, 50, Where("cuda")) for dtype in (FLOAT32, "bfloat16")
     )
     assert half.host - whole.host == 2 * 1000, "the rounded weights beside the others"
-
-
-def test_the_estimate_knows_how_answers_are_drawn() -> None:
-    from adpa_cli.engine import device as engine
-    from adpa_cli.engine.generation import continuous_batching as refill
-    from adpa_cli.engine.generation import kv_cache as slots
-
-    ours = (memory.DRAWN_TOGETHER, memory.READ_TOGETHER, memory.SPARE_COLUMNS)
-    assert ours == (engine.DRAW_TOKENS, refill.PREFILL_TOKENS, slots.MORE)
 
 
 # Time.

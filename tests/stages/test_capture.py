@@ -126,10 +126,10 @@ def test_what_fails_behind_the_teacher_is_raised() -> None:
     def fail() -> None:
         raise OSError("disk full")
 
-    with pytest.raises(OSError, match="disk full"), spool.behind() as writer:
+    with pytest.raises(OSError, match="disk full"), spool.background_writer() as writer:
         writer.do(fail)
     done: list[int] = []
-    with spool.behind() as writer:
+    with spool.background_writer() as writer:
         for number in range(9):
             writer.do(done.append, number)
     assert done == list(range(9))

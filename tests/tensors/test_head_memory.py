@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from adpa_cli.tensors.head import selected_logps
-from adpa_cli.tensors.tiles import GPU_ALIGNED, GPU_CELLS, Kept, Tile, row_slices, rows_inside, tile_shape
+from adpa_cli.tensors.tiles import GPU_ALIGNED, GPU_TILE_CELLS, Kept, Tile, row_slices, rows_inside, tile_shape
 
 
 def problem(rows=12, width=6, vocabulary=23, chosen=3):
@@ -196,5 +196,5 @@ def test_the_products_of_a_tile_lie_within_the_gradient_of_its_columns():
 def test_tiles_of_a_gpu_are_as_wide_as_matrix_products_like(rows):
     height, width = tile_shape(rows, 128_256, "cuda")
     assert width == 128_256 or (width % GPU_ALIGNED == 0 and width > 0)
-    assert height * width <= GPU_CELLS
+    assert height * width <= GPU_TILE_CELLS
     assert min(rows, 8192) == height

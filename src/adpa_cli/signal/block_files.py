@@ -1,4 +1,8 @@
-"""Finished blocks of a capture, kept exact until their shard is written: a killed capture restarts at a block."""
+"""Finished blocks of a capture as files, and the shards that are written from them.
+
+A block is kept exact until its shard is written, so that a killed capture restarts at a block. One thread writes behind
+the one that computes.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError
@@ -19,11 +23,12 @@ from safetensors.numpy import load, save
 
 from adpa_cli.disk import atomic
 from adpa_cli.errors import Corrupt, NotFound
-from adpa_cli.signal.rows import PAIR_FIELDS, AnswerKey, SignalRows
+from adpa_cli.signal.rows import PAIR_FIELDS, AnswerKey, SignalRows, SignalSpec
+from adpa_cli.signal.shard import write_shard
 
-if TYPE_CHECKING:
-    from adpa_cli.signal.rows import SignalSpec
-
+SHARD_TOKENS = 1 << 18
+WAITING = 1
+"""Blocks that wait to be written: each holds its rows in memory."""
 _FIELDS = ("ids", "logps", "label_ids", "label_logps", "rest_logps")
 
 
@@ -78,11 +83,6 @@ def _crc(head: dict[str, Any], tensors: dict[str, Any]) -> int:
     return crc
 
 
-SHARD_TOKENS = 1 << 18
-WAITING = 1
-"""Blocks that wait to be written: each holds its rows in memory."""
-
-
 def block_path(folder: Path, role: str, index: int) -> Path:
     """The file of one finished block of one teacher."""
     return folder / f"_{role}-{index:06d}.block"
@@ -106,8 +106,6 @@ def shards_of(tokens: Sequence[int]) -> list[range]:
 
 def write(folder: Path, number: int, signal: SignalSpec, blocks: Sequence[Path]) -> None:
     """Encode one shard from its blocks, unless it is there: it appears whole, and equal blocks give equal bytes."""
-    from adpa_cli.signal.shard import write_shard
-
     path = shard_path(folder, number)
     if not path.exists():
         write_shard(path, signal, Answers(tuple(blocks), signal.k))
@@ -121,7 +119,6 @@ class Answers:
     k: int
 
     def __iter__(self) -> Iterator[tuple[AnswerKey, SignalRows]]:
-
         for path in self.paths:
             for key, rows in load_block(path):
                 yield key, rows if rows.ids.shape[1] == self.k else narrowed(rows, self.k)
@@ -134,7 +131,7 @@ def narrowed(rows: SignalRows, k: int) -> SignalRows:
 
 
 @dataclass
-class Behind:
+class BackgroundWriter:
     """Works off tasks in their order in one thread; `do` waits while more than WAITING are not done."""
 
     pool: ThreadPoolExecutor
@@ -148,10 +145,10 @@ class Behind:
 
 
 @contextmanager
-def behind() -> Iterator[Behind]:
+def background_writer() -> Iterator[BackgroundWriter]:
     """A thread for writing; leaving waits for all of its tasks and raises what one of them raised."""
     with ThreadPoolExecutor(1, "adpa-write") as pool:
-        writer = Behind(pool)
+        writer = BackgroundWriter(pool)
         yield writer
         for task in writer.tasks:
             task.result()

@@ -1,4 +1,9 @@
-"""One frame of a shard: an answer as bytes, and back. docs/format.md gives the layout."""
+"""One frame of a shard: the rows of an answer as bytes, and back.
+
+docs/format.md, "The content of a frame", gives the layout. The ids of a token are sorted by their place in the shard's
+`Ranking` and stored as gaps; values are stored as quantised codes; each stream of numbers is compressed with its own
+statistics. The decoder takes several frames at a time and lets each teacher's classes sum to 1 again.
+"""
 
 from __future__ import annotations
 
@@ -40,6 +45,20 @@ from adpa_cli.signal.rows import (
     pair_of,
     reference_logps,
 )
+
+LEVEL = 9
+MAX_RATIO = 4096
+"""No frame may decompress to more than this times its size, plus `FREE`: what refuses a zip bomb."""
+FREE = 1 << 20
+_LEAST = 256
+"""Pieces shorter than this share the block of the next: a block of its own would cost them more than it saves."""
+_SLICE = 8192
+"""A block costs at least 4 bytes, so blocks of this size keep any content within MAX_RATIO."""
+Positions = NDArray[np.intp]
+_NONE = -(1 << 30)
+"""What INFINITE, the code of no mass, becomes when it is read as a signed number."""
+Framed = tuple[AnswerKey, int, bytes]
+"""The key of an answer, its number of tokens, the content of its frame."""
 
 
 @dataclass(frozen=True)
@@ -85,16 +104,6 @@ def lowest(logps: Floats) -> Floats:
 def expected_in_reference(logps: Floats, difference: Floats, kth: Floats) -> Bools:
     """[T, K] whether the reference's stored log-prob reaches its stored k-th, in float32 arithmetic."""
     return (finite_or_zero(logps) - difference) >= kth[:, None]
-
-
-LEVEL = 9
-MAX_RATIO = 4096
-"""No frame may decompress to more than this times its size, plus `FREE`: what refuses a zip bomb."""
-FREE = 1 << 20
-_LEAST = 256
-"""Pieces shorter than this share the block of the next: a block of its own would cost them more than it saves."""
-_SLICE = 8192
-"""A block costs at least 4 bytes, so blocks of this size keep any content within MAX_RATIO."""
 
 
 class Compressor:
@@ -250,13 +259,6 @@ def _shift(seen: Floats, own: Floats) -> Floats:
     return np.where(np.isneginf(seen), -finite_or_zero(own), np.float32(0))
 
 
-Positions = NDArray[np.intp]
-_NONE = -(1 << 30)
-"""What INFINITE, the code of no mass, becomes when it is read as a signed number."""
-Framed = tuple[AnswerKey, int, bytes]
-"""The key of an answer, its number of tokens, the content of its frame."""
-
-
 def decode_frames(frames: Sequence[Framed], spec: SignalSpec, ranking: Ranking, raw: bool) -> list[SignalRows]:
     """The rows of each frame: the stored values when `raw`, else with each teacher's classes summing to 1.
 
@@ -279,10 +281,10 @@ def decode_frames(frames: Sequence[Framed], spec: SignalSpec, ranking: Ranking, 
     if spec.has_reference:
         rows = _decode_reference(data, rows, tokens, missing, outside, flat, spec.difference_step)
     data.finish()
-    return _apart(rows if raw else _renormalised(rows, outside), tokens)
+    return _by_answer(rows if raw else _renormalised(rows, outside), tokens)
 
 
-def _apart(rows: SignalRows, tokens: Sequence[int]) -> list[SignalRows]:
+def _by_answer(rows: SignalRows, tokens: Sequence[int]) -> list[SignalRows]:
     """The rows of each answer, of rows that hold all of them."""
     if len(tokens) == 1:
         return [rows]
@@ -398,10 +400,10 @@ def _decode_flips(data: Cursor, each: Sequence[int]) -> Positions:
     counts = data.ints([1] * len(each)).tolist()
     gaps = data.ints(counts).astype(np.int64) + 1
     starts = list(accumulate(each, initial=0))
-    found = [gaps[a:b].cumsum() - 1 for a, b in pairwise(accumulate(counts, initial=0))]
-    if any(run.size and run[-1] >= size for run, size in zip(found, each, strict=True)):
+    flips = [gaps[a:b].cumsum() - 1 for a, b in pairwise(accumulate(counts, initial=0))]
+    if any(run.size and run[-1] >= size for run, size in zip(flips, each, strict=True)):
         raise Corrupt("a frame marks an id that it does not have")
-    return np.concatenate([run + start for run, start in zip(found, starts, strict=False)])
+    return np.concatenate([run + start for run, start in zip(flips, starts, strict=False)])
 
 
 def _renormalised(rows: SignalRows, outside: Positions) -> SignalRows:

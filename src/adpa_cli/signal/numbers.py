@@ -124,11 +124,11 @@ class Cursor:
         """The next `count` u32 of each frame."""
         numbers = struct.Struct(f"<{count}I")
         try:
-            found = [numbers.unpack_from(buffer, at) for buffer, at in zip(self._buffers, self._at, strict=True)]
+            heads = [numbers.unpack_from(buffer, at) for buffer, at in zip(self._buffers, self._at, strict=True)]
         except struct.error:
             raise Corrupt("a frame ends too early") from None
         self._at = [at + numbers.size for at in self._at]
-        return found
+        return heads
 
     def bytes(self, counts: Sequence[int]) -> Bytes:
         """The next bytes of each frame."""
@@ -147,8 +147,8 @@ class Cursor:
         plane = self.bytes(counts)
         values = plane.astype(dtype)
         (at,) = (plane == ESCAPE).nonzero()
-        found = among(at, counts)
-        if any(n != m or width > 4 or (width == 0) != (n == 0) for (n, width), m in zip(heads, found, strict=True)):
+        counted = among(at, counts)
+        if any(n != m or width > 4 or (width == 0) != (n == 0) for (n, width), m in zip(heads, counted, strict=True)):
             raise Corrupt("a frame's escapes do not match their count")
         if at.size:
             values[at] = self._escaped(heads, limit)
@@ -170,8 +170,8 @@ class Cursor:
     def floats(self, counts: Sequence[int]) -> Floats:
         """The next float32 written by `Streams.floats`."""
         pieces = self._pieces([4 * count for count in counts])
-        found = [_joined([piece]).reshape(4, -1).T.copy().view("<f4").reshape(-1) for piece in pieces]
-        return (found[0] if len(found) == 1 else np.concatenate(found)).astype(np.float32, copy=False)
+        values = [_joined([piece]).reshape(4, -1).T.copy().view("<f4").reshape(-1) for piece in pieces]
+        return (values[0] if len(values) == 1 else np.concatenate(values)).astype(np.float32, copy=False)
 
     def signed(self, counts: Sequence[int], step: float) -> Floats:
         """The next values written by `Streams.signed`."""
@@ -201,8 +201,8 @@ def among(rising: NDArray[np.intp], counts: Sequence[int]) -> list[int]:
     """How many of the rising positions fall into each of the consecutive runs of `counts` elements."""
     if len(counts) == 1:
         return [rising.size]
-    found: list[int] = np.diff(rising.searchsorted(list(accumulate(counts, initial=0)))).tolist()
-    return found
+    each: list[int] = np.diff(rising.searchsorted(list(accumulate(counts, initial=0)))).tolist()
+    return each
 
 
 def sums(values: Ints, counts: Sequence[int]) -> Ints:

@@ -1,4 +1,7 @@
-"""One shard file: header, ranking, one zstandard frame per answer. The bytes are specified in docs/format.md."""
+"""Shard files: header, ranking, one zstandard frame per answer; and all shards of an artifact behind one lookup.
+
+The bytes are specified in docs/format.md.
+"""
 
 from __future__ import annotations
 
@@ -221,11 +224,11 @@ class SignalReader:
 
     def read(self, key: AnswerKey, *, raw: bool = False) -> SignalRows:
         """The rows of one answer. Raises DataError naming what differs: the example, its part or its tokens."""
-        found, shard, i = self._find(key)
-        if found.tokens != key.tokens:
+        stored, shard, i = self._find(key)
+        if stored.tokens != key.tokens:
             raise DataError(
                 f"{self.folder}: example {key.example_id!r} ({key.part}), field tokens: the signal is for tokens "
-                f"{found.tokens}, the data now give {key.tokens}",
+                f"{stored.tokens}, the data now give {key.tokens}",
                 "the data, the chat template or the tokenizer changed: run `adpa cache-teacher` again",
             )
         return shard.read(i, raw=raw)

@@ -1,4 +1,8 @@
-"""A shard's frames as stored bytes: to measure them, to replace damaged ones, and to tell how far they are from now."""
+"""A shard's frames as stored bytes: where the bytes go, which are damaged, and how to replace these.
+
+The bytes of a frame are shared out over its columns by the blocks of zstandard that hold them. Damaged rows are written
+anew while all others are copied, and `signal_distance` measures how far stored values are from what a teacher says now.
+"""
 
 from __future__ import annotations
 
@@ -17,6 +21,12 @@ from adpa_cli.signal.header import PRELUDE, Index, header_size, read_index, read
 from adpa_cli.signal.numbers import Cursor
 from adpa_cli.signal.rows import Floats, SignalRows, SignalSpec, checked, finite_or_zero, pair_of
 from adpa_cli.signal.shard import Shard
+
+COLUMNS = ("ids", "aligned", "reference", "rest", "label", "framing")
+_Run = tuple[str, int]
+"""A column and how many bytes of a frame's content belong to it; runs follow one another."""
+EXACT = 1 / 1024
+"""What counts as a step, in nats, where the values are stored exactly: more than the noise of floating point."""
 
 
 @dataclass(frozen=True)
@@ -58,14 +68,14 @@ def damage(path: Path) -> list[int]:
     Corrupt when the header or the ranking is damaged: then no row can be told from another.
     """
     shard = Shard(path, partial=True)
-    found = {row for row, _, _ in shard.verify()}
+    damaged = {row for row, _, _ in shard.verify()}
     stored = stored_frames(path)
     if write_ranking(stored.order.frequent, stored.index.classes) != stored.ranking:
         raise Corrupt(f"{path}: the ranking has changed")
-    whole = [i for i in range(len(shard)) if i not in found]
+    whole = [i for i in range(len(shard)) if i not in damaged]
     unlike = [i for i in whole if frame_of(stored, i, shard.read(i, raw=True)) != stored.frames[i]]
     # Another version of zstandard writes every frame in its own way: then nothing follows from that.
-    return sorted(found.union(unlike if len(unlike) < len(whole) else ()))
+    return sorted(damaged.union(unlike if len(unlike) < len(whole) else ()))
 
 
 def frame_of(stored: StoredFrames, i: int, rows: SignalRows) -> bytes:
@@ -74,11 +84,6 @@ def frame_of(stored: StoredFrames, i: int, rows: SignalRows) -> bytes:
     where = f"answer {key.example_id!r} ({key.part})"
     kept = checked(rows, spec, where, slack=0.01 + spec.step + spec.difference_step)
     return Compressor().frame(encode_frame(key, kept, spec, stored.order))
-
-
-COLUMNS = ("ids", "aligned", "reference", "rest", "label", "framing")
-_Run = tuple[str, int]
-"""A column and how many bytes of a frame's content belong to it; runs follow one another."""
 
 
 class _Reader(Cursor):
@@ -93,14 +98,14 @@ def column_bytes(path: Path) -> dict[str, float]:
 
     A block of zstandard that holds several columns counts for each by its share of the content. Raises Corrupt.
     """
-    found, stored = dict.fromkeys(COLUMNS, 0.0), stored_frames(path)
+    sizes, stored = dict.fromkeys(COLUMNS, 0.0), stored_frames(path)
     for frame, tokens in zip(stored.frames, stored.index.tokens, strict=True):
         blocks, content = _blocks(frame)
         runs = _runs(content, tokens, stored.index.spec)
         for name, size in _shared_out(blocks, runs).items():
-            found[name] += size
-    found["framing"] += path.stat().st_size - sum(found.values())
-    return found
+            sizes[name] += size
+    sizes["framing"] += path.stat().st_size - sum(sizes.values())
+    return sizes
 
 
 def _blocks(frame: bytes) -> tuple[list[tuple[int, int]], bytes]:
@@ -162,22 +167,18 @@ def _runs(content: bytes, tokens: int, spec: SignalSpec) -> list[_Run]:
 
 def _shared_out(blocks: list[tuple[int, int]], runs: list[_Run]) -> dict[str, float]:
     """Stored bytes by column: a block's, in proportion to what it holds of each."""
-    found: dict[str, float] = {}
+    shares: dict[str, float] = {}
     waiting = [run for run in runs if run[1]][::-1]
     for stored, size in blocks:
         left = size
         while left and waiting:
             name, have = waiting.pop()
             taken = min(left, have)
-            found[name] = found.get(name, 0.0) + stored * taken / size
+            shares[name] = shares.get(name, 0.0) + stored * taken / size
             left -= taken
             if taken < have:
                 waiting.append((name, have - taken))
-    return found
-
-
-EXACT = 1 / 1024
-"""What counts as a step, in nats, where the values are stored exactly: more than the noise of floating point."""
+    return shares
 
 
 def signal_distance(stored: SignalRows, now: SignalRows, spec: SignalSpec) -> float:
@@ -189,17 +190,17 @@ def signal_distance(stored: SignalRows, now: SignalRows, spec: SignalSpec) -> fl
     if stored.label_ids.tolist() != now.label_ids.tolist() or stored.ids.shape != now.ids.shape:
         return np.inf
     step, pair_step = spec.step or EXACT, spec.difference_step or EXACT
-    found = [_far(stored.label_logps, now.label_logps, step), _far(stored.rest_logps, now.rest_logps, step)]
+    distances = [_far(stored.label_logps, now.label_logps, step), _far(stored.rest_logps, now.rest_logps, step)]
     for t in range(len(now)):
         _, mine, theirs = np.intersect1d(stored.ids[t], now.ids[t], return_indices=True)
-        found.append(_far(stored.logps[t, mine], now.logps[t, theirs], step))
+        distances.append(_far(stored.logps[t, mine], now.logps[t, theirs], step))
         if len(mine) < stored.ids.shape[1]:
-            found += [_alone(stored, now, t, step), _alone(now, stored, t, step)]
+            distances += [_alone(stored, now, t, step), _alone(now, stored, t, step)]
         if spec.has_reference:
-            found.append(_far(pair_of(stored)[0][t, mine], pair_of(now)[0][t, theirs], pair_step))
+            distances.append(_far(pair_of(stored)[0][t, mine], pair_of(now)[0][t, theirs], pair_step))
     if spec.has_reference:
-        found += [_far(a, b, pair_step) for a, b in zip(_beside(stored), _beside(now), strict=True)]
-    return max(found, default=0.0)
+        distances += [_far(a, b, pair_step) for a, b in zip(_beside(stored), _beside(now), strict=True)]
+    return max(distances, default=0.0)
 
 
 def _beside(rows: SignalRows) -> list[Floats]:
@@ -216,5 +217,5 @@ def _alone(one: SignalRows, other: SignalRows, t: int, step: float) -> float:
 
 def _far(stored: Floats, now: Floats, step: float) -> float:
     with np.errstate(invalid="ignore"):
-        apart = np.where(stored == now, 0.0, np.abs(stored.astype(np.float64) - now))
-    return float(np.max(apart, initial=0.0)) / step
+        distance = np.where(stored == now, 0.0, np.abs(stored.astype(np.float64) - now))
+    return float(np.max(distance, initial=0.0)) / step

@@ -1,4 +1,9 @@
-"""Divergences and advantages at the teacher's ids, and the only means that are taken of such values."""
+"""Divergences and advantages at a teacher's K ids, their expectations, and the only means that are taken of them.
+
+Pure functions over [...,K] tensors of full-softmax log-probs, nats per token. A teacher's id that the student lacks has
+the teacher log-prob -inf and adds nothing. `rest` is the log of the mass outside the ids, [...]. `reduce` turns values
+per token into the part of the loss that a micro-batch adds, given the sizes of the global batch.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +15,7 @@ from torch import Tensor
 
 Missing = Literal["kth", "aligned", "exact"]
 StudentTail = Literal["zero", "bucket", "floor"]
+Reduction = Literal["seqmean", "tokmean", "seqsum"]
 
 LEAST_REST = 1e-8
 RELEASED_FLOOR = math.log(1e-7)
@@ -110,9 +116,6 @@ def _gap(teacher: Tensor, student: Tensor, least: float) -> Tensor:
     counts = weight > least
     student = torch.where(counts & (student > -math.inf), student, torch.where(counts, LOWEST, 0.0))
     return weight * (torch.where(counts, teacher, 0.0) - student)
-
-
-Reduction = Literal["seqmean", "tokmean", "seqsum"]
 
 
 def reduce(

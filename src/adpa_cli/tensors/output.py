@@ -1,6 +1,8 @@
-"""The output head of a language model: what turns hidden states into logits.
+"""The output head of a language model: the logits that it makes of hidden states, and gradients at these logits.
 
-N positions, H hidden size, V vocabulary. Logits in nats.
+How large a gradient is at the logits follows from the selected log-probs alone, so the [N,V] gradient is never formed.
+
+N positions, H hidden size, V vocabulary, J chosen ids per position. Logits in nats.
 """
 
 from __future__ import annotations
@@ -12,11 +14,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from adpa_cli.sizes import LOGIT_CELLS
 from adpa_cli.tensors.sums import NEVER, distinct, folded
 from adpa_cli.tensors.tiles import spans
 
-TILE_CELLS = 2**23
-GPU_CELLS = 8 * TILE_CELLS
+GPU_LOGIT_CELLS = 8 * LOGIT_CELLS
 """A GPU needs more rows at a time to be busy: 256 MiB of float32."""
 
 
@@ -80,7 +82,7 @@ class Head:
 
 def tile_rows(vocabulary: int, device: torch.device) -> int:
     """Rows of logits held at once by `Head.rows`, from the sizes alone."""
-    return max(1, (TILE_CELLS if device.type == "cpu" else GPU_CELLS) // vocabulary)
+    return max(1, (LOGIT_CELLS if device.type == "cpu" else GPU_LOGIT_CELLS) // vocabulary)
 
 
 class Stats(NamedTuple):

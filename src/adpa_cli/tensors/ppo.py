@@ -48,14 +48,14 @@ def advantages(rewards: Tensor, values: Tensor, mask: Tensor, *, gamma: float, l
     `values` [B,T] is the critic before each token; nothing is worth anything after the last one.
     """
     values = values.masked_fill(~mask, 0.0)
-    found = torch.zeros_like(rewards)
+    estimates = torch.zeros_like(rewards)
     following = torch.zeros_like(rewards[:, 0])
     for t in range(rewards.shape[1] - 1, -1, -1):
         after = values[:, t + 1] if t + 1 < rewards.shape[1] else torch.zeros_like(following)
         surprise = rewards[:, t] + gamma * after - values[:, t]
         following = torch.where(mask[:, t], surprise + gamma * lam * following, 0.0)
-        found[:, t] = following
-    return found, (found + values).masked_fill(~mask, 0.0)
+        estimates[:, t] = following
+    return estimates, (estimates + values).masked_fill(~mask, 0.0)
 
 
 def whitened(values: Tensor, mask: Tensor) -> Tensor:

@@ -1,6 +1,10 @@
-"""Sums over the vocabulary that are gathered tile by tile, the chosen ids left out of them and added at the end.
+"""Sums over the vocabulary and choices in it: gathered tile by tile, or taken of whole rows of logits.
 
-N positions, J chosen ids per position, -1 for an absent one. Logits and logs in nats.
+In the first the chosen ids are left out of the sums and added at the end. Whole rows, as `output.Head.rows` gives them,
+are asked for their likeliest ids, for the log-probs at some ids and for the mass elsewhere.
+
+N or n positions, V vocabulary, K likeliest ids, J chosen ids per position, -1 for an absent one. Logits and logs in
+nats, at least float32.
 """
 
 from __future__ import annotations
@@ -11,6 +15,9 @@ import torch
 from torch import Tensor
 
 NEVER = -float("inf")
+GROUP = 32
+"""Neighbouring ids of which the greatest logit stands for all, in the first round of `top_ids`."""
+LOW_BITS = 2**32 - 1
 
 
 @dataclass(frozen=True)
@@ -86,11 +93,6 @@ def folded(ids: Tensor, values: Tensor) -> Tensor:
         return values
     first = first_of_each(ids)
     return torch.zeros_like(values).scatter_add_(1, first, values).gather(1, first)
-
-
-GROUP = 32
-"""Neighbouring ids of which the greatest logit stands for all, in the first round of `top_ids`."""
-LOW_BITS = 2**32 - 1
 
 
 def top_ids(logits: Tensor, k: int) -> Tensor:

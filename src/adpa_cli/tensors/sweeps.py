@@ -1,4 +1,7 @@
-"""The two sweeps over tiles of the vocabulary that `head.py` is made of.
+"""The two sweeps over tiles of the vocabulary that `head.py` is made of, and what they do with one tile.
+
+`Kernels` is the interface of the work on a tile. `Plain` does it with tensor operations on any device; on a GPU with
+Triton `fused.py` does it.
 
 N positions, H hidden size, V vocabulary, J chosen ids per position.
 """
@@ -16,6 +19,8 @@ from torch import Tensor
 from adpa_cli.tensors.output import Head
 from adpa_cli.tensors.sums import NEVER, Sums, finite
 from adpa_cli.tensors.tiles import Buffer, Kept, Tile, row_slices, spans
+
+Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]
 
 
 class Kernels(Protocol):
@@ -38,9 +43,6 @@ class Kernels(Protocol):
         """Gradient [n,C] of the products, in memory of the kernels: exp(logit - shift) * push * slope, with `shift` and
         `push` [n], but `values` [n,J] at chosen ids."""
         ...
-
-
-Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]
 
 
 @dataclass(frozen=True)
@@ -70,8 +72,8 @@ class Sweep:
                 place.copy_(part.weight)
             yield columns, replace(part, weight=place)
 
-    def kernels(self, apart: bool = False) -> Kernels:
-        """What works on one tile, with memory for the largest; with `apart` products outlive `absorb`."""
+    def kernels(self, separate: bool = False) -> Kernels:
+        """What works on one tile, with memory for the largest; with `separate` products outlive `absorb`."""
         cells = max(rows.stop - rows.start for rows in self.rows()) * min(self.shape[1], len(self.head.weight))
         dtype, device = self.states.dtype, self.states.device
         if device.type == "cuda" and dtype != torch.float64 and find_spec("triton"):
@@ -79,7 +81,7 @@ class Sweep:
 
             if fused.works(device):
                 return fused.Fused(cells, dtype, device)
-        return Plain(cells, dtype, device, apart)
+        return Plain(cells, dtype, device, separate)
 
     def gather(self, stats: bool, mean: Tensor | None) -> tuple[Tensor, Sums]:
         """The first sweep: logits [N,J] of the chosen ids, sums over the other tokens.
@@ -88,7 +90,7 @@ class Sweep:
         """
         chosen = self.states.new_zeros(self.ids.shape, dtype=torch.promote_types(self.states.dtype, torch.float32))
         sums = Sums.start(chosen.new_zeros(len(chosen)), stats)
-        kernels = self.kernels(apart=mean is not None)
+        kernels = self.kernels(separate=mean is not None)
         for columns, head in self.columns():
             for rows in self.rows():
                 tile, ids, now = Tile(rows, columns), self.ids[rows], sums.of(rows)
@@ -158,12 +160,12 @@ def add_product(left: Tensor, right: Tensor, total: Tensor) -> None:
 
 
 class Plain:
-    """Tensor operations in place, with memory for one tile of at most `cells`, or for two with `apart`."""
+    """Tensor operations in place, with memory for one tile of at most `cells`, or for two with `separate`."""
 
-    def __init__(self, cells: int, dtype: torch.dtype, device: torch.device, apart: bool) -> None:
+    def __init__(self, cells: int, dtype: torch.dtype, device: torch.device, separate: bool) -> None:
         wide = torch.promote_types(dtype, torch.float32)
         self.spare = Buffer(cells, dtype, device)
-        self.work = Buffer(cells, wide, device) if apart or dtype != wide else self.spare
+        self.work = Buffer(cells, wide, device) if separate or dtype != wide else self.spare
 
     def absorb(self, products: Tensor, head: Head, ids: Tensor, tile: Tile, chosen: Tensor, sums: Sums) -> None:
         """`Kernels.absorb`."""

@@ -12,14 +12,18 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-KEEP_BYTES = 64 * 2**20
-LOGITS_PER_KEPT_BYTE = 2
-"""Beyond KEEP_BYTES: half a byte per logit, 1/24 of the three float32 copies that a dense log_softmax holds."""
-CELLS, COLUMNS, ROWS = 2**21, 2048, 4096
-"""On a CPU: float32 logits of 8 MiB, but never under 2,048 columns, which take longer in all."""
-GPU_CELLS, GPU_ROWS, GPU_ALIGNED = 2**26, 8192, 256
-"""On a GPU: 128 MiB of bfloat16 logits, for launching the work on smaller tiles takes longer than the work. Columns are
-a multiple of GPU_ALIGNED: matrix products of other widths are several times slower."""
+from adpa_cli.sizes import (
+    GPU_TILE_CELLS,
+    GPU_TILE_ROWS,
+    KEPT_LOGITS_BYTES,
+    LOGITS_PER_KEPT_BYTE,
+    TILE_CELLS,
+    TILE_COLUMNS,
+    TILE_ROWS,
+)
+
+GPU_ALIGNED = 256
+"""Columns of a tile on a GPU are a multiple of it: matrix products of other widths are several times slower."""
 WORTH = 4
 """Rows are split between kept and computed again where one in four can be kept: less saves under 1/16."""
 
@@ -32,14 +36,14 @@ def spans(total: int, step: int) -> Iterator[slice]:
 def tile_shape(rows: int, vocabulary: int, device: str = "cpu") -> tuple[int, int]:
     """Most rows and columns of one tile of logits on a kind of device."""
     if device == "cpu":
-        return min(max(rows, 1), ROWS), min(vocabulary, max(COLUMNS, CELLS // max(rows, 1)))
-    height = min(max(rows, 1), GPU_ROWS)
-    return height, min(vocabulary, GPU_CELLS // height // GPU_ALIGNED * GPU_ALIGNED)
+        return min(max(rows, 1), TILE_ROWS), min(vocabulary, max(TILE_COLUMNS, TILE_CELLS // max(rows, 1)))
+    height = min(max(rows, 1), GPU_TILE_ROWS)
+    return height, min(vocabulary, GPU_TILE_CELLS // height // GPU_ALIGNED * GPU_ALIGNED)
 
 
 def kept_bytes(rows: int, vocabulary: int) -> int:
     """The most bytes of logits that are kept beside the gradients' own memory."""
-    return max(KEEP_BYTES, rows * vocabulary // LOGITS_PER_KEPT_BYTE)
+    return max(KEPT_LOGITS_BYTES, rows * vocabulary // LOGITS_PER_KEPT_BYTE)
 
 
 @dataclass(frozen=True)
