@@ -28,7 +28,8 @@ SPARE_COLUMNS = 32
 class ModelSize:
     """A decoder: `parameters` counted once where they are tied, `beside` the bytes of the other files.
 
-    `inner` is the width of the feed-forward layer, `keys` that of the keys of one layer.
+    `inner` is the width of the feed-forward layer, `keys` that of the keys of one layer, `width` the number of features
+    that attention mixes, all its heads together. `vocabulary` is 0 where no tokens are predicted.
     """
 
     parameters: int
@@ -36,6 +37,7 @@ class ModelSize:
     layers: int
     inner: int
     keys: int
+    width: int
     vocabulary: int
     tied: bool = True
     tensors: int = 0
@@ -124,6 +126,8 @@ def size_words(count: int) -> str:
 
 
 def forward_flops(model: ModelSize, row: Row) -> float:
-    """Two per parameter and token, the head at answer tokens only, and the attention over all earlier tokens."""
-    attention = 2 * model.layers * model.hidden * row.whole
+    """Operations of one pass over a row: 2 a token and parameter of the body, 2 an answer token and parameter of the
+    head, attention 4 layers width length a token. Chowdhery et al. 2022 (PaLM), appendix B; a step of training takes 3.
+    """
+    attention = 4 * model.layers * model.width * row.whole
     return row.whole * (2 * model.body + attention) + 2 * model.head * row.answer

@@ -5,16 +5,16 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
-from transformers import AutoModelForCausalLM, MambaConfig, MixtralConfig
+from transformers import AutoModelForCausalLM, LlamaForSequenceClassification, MambaConfig, MixtralConfig
 
+from adpa_cli.engine.costs import training_flops
 from adpa_cli.engine.device import make_accelerator
-from adpa_cli.engine.layout.examples import TokenSequence
 from adpa_cli.engine.training.loop import train
-from adpa_cli.engine.training.step_report import FILE, METRICS, Shape, Speed, peak_flops, shape_of
+from adpa_cli.engine.training.step_report import METRICS, SPEED, Speed, peak_flops, size_of
 from adpa_cli.engine.training.student import Student
 from adpa_cli.errors import Stopped
+from adpa_cli.sizes import ModelSize, Row
 from adpa_cli.spec import Runtime
 from support.tiny_models import tiny_llama
 from support.train_samples import examples, make_run
@@ -22,22 +22,27 @@ from support.train_samples import examples, make_run
 
 def test_operations_by_hand() -> None:
     """10 body and 7 head parameters, 2 layers of width 3; 4 tokens, the last 2 of them of the answer."""
-    sequence = TokenSequence(np.zeros(4, dtype=np.int32), np.array([False, False, True, True]))
-    assert Shape(10, 7, 2, 3).training([sequence]) == 6 * 10 * 4 + 6 * 7 * 2 + 12 * 2 * 3 * 4 * 4
-    assert Shape(10, 7, 2, 3).training([sequence, sequence]) == 2 * Shape(10, 7, 2, 3).training([sequence])
+    model = ModelSize(parameters=17, hidden=1, layers=2, inner=0, keys=0, width=3, vocabulary=7)
+    assert (model.body, model.head) == (10, 7)
+    once = 6 * 10 * 4 + 6 * 7 * 2 + 12 * 2 * 3 * 4 * 4
+    assert training_flops(model, {"chosen": [Row(2, 2)]}, 1) == once
+    assert training_flops(model, {"chosen": [Row(2, 2)], "rejected": [Row(2, 2)]}, 1) == 2 * once
 
 
 @pytest.mark.parametrize("tied", [False, True])
 def test_the_shape_of_a_model_counts_every_weight_once(tied: bool) -> None:
     model = tiny_llama(0, tie_word_embeddings=tied)
-    found = shape_of(model)
-    assert found is not None
+    size = size_of(model)
+    assert size is not None
     config = model.config
-    assert found.layers == config.num_hidden_layers
-    assert found.width == config.hidden_size
-    assert found.head == config.vocab_size * config.hidden_size
+    assert size.layers == config.num_hidden_layers
+    assert size.width == config.hidden_size
+    assert size.head == config.vocab_size * config.hidden_size
     every = sum(p.numel() for p in model.parameters())
-    assert found.body == every - found.head * (1 if tied else 2)
+    assert size.body == every - size.head * (1 if tied else 2)
+    ranking = size_of(LlamaForSequenceClassification(config))
+    assert ranking is not None
+    assert (ranking.body, ranking.head) == (size.body, 0), "its head has one row"
 
 
 @pytest.mark.parametrize(
@@ -55,13 +60,13 @@ def test_the_peak_of_known_devices(name: str, teraflops: float | None) -> None:
     assert peak_flops(name, "float32") is None
 
 
-def test_what_is_told_of_a_speed() -> None:
+def test_the_rates_of_a_speed() -> None:
     one = Speed(seconds=2.0, waited=0.5, tokens=1000, flops=4e12, peak_flops=8e12, memory=5)
-    assert one.told() == {"tokens_per_s": 500, "wait": 0.25, "mfu": 0.25}
-    assert (one + Speed(2.0, 0.0, 3000, 0.0, 8e12, 3)).told() == {"tokens_per_s": 1000, "wait": 0.125, "mfu": 0.125}
+    assert one.summary() == {"tokens_per_s": 500, "wait": 0.25, "mfu": 0.25}
+    assert (one + Speed(2.0, 0.0, 3000, 0.0, 8e12, 3)).summary() == {"tokens_per_s": 1000, "wait": 0.125, "mfu": 0.125}
     assert (one + Speed(memory=7)).memory == 7
-    assert Speed().told() == {}
-    assert "mfu" not in Speed(1.0, 0.0, 1).told()
+    assert Speed().summary() == {}
+    assert "mfu" not in Speed(1.0, 0.0, 1).summary()
 
 
 def test_a_run_in_pieces_adds_up_what_they_took(tmp_path: Path) -> None:
@@ -100,12 +105,12 @@ def test_a_run_in_pieces_adds_up_what_they_took(tmp_path: Path) -> None:
     assert whole.tokens == sum(line["tokens"] for line in lines) == 2 * sum(len(e.parts["chosen"]) for e in rows)
     assert whole.seconds > first.seconds
     assert whole.memory >= first.memory > 0
-    assert (tmp_path / FILE).name.startswith("_"), "it is no part of an artifact"
+    assert (tmp_path / SPEED).name.startswith("_"), "it is no part of an artifact"
 
 
-def test_no_shape_is_told_of_models_that_the_formula_does_not_fit() -> None:
+def test_models_that_the_formula_does_not_fit_have_no_size() -> None:
     sizes = {"vocab_size": 9, "hidden_size": 8, "num_hidden_layers": 1}
     mamba = AutoModelForCausalLM.from_config(MambaConfig(**sizes))
     mixtral = MixtralConfig(**sizes, intermediate_size=8, num_attention_heads=2, num_key_value_heads=2)
-    assert shape_of(mamba) is None
-    assert shape_of(AutoModelForCausalLM.from_config(mixtral)) is None, "a token passes two of eight experts"
+    assert size_of(mamba) is None
+    assert size_of(AutoModelForCausalLM.from_config(mixtral)) is None, "a token passes two of eight experts"

@@ -37,7 +37,7 @@ from adpa_cli.store.store import Store
 from support.cli_samples import Cli, Pipeline, write_rows
 from support.tiny_models import tiny_tokenizer
 
-SMALL = ModelSize(parameters=1000, hidden=10, layers=2, inner=30, keys=5, vocabulary=40, tensors=3, beside=700)
+SMALL = ModelSize(parameters=1000, hidden=10, layers=2, inner=30, keys=5, width=10, vocabulary=40, tensors=3, beside=700)
 MACHINE = Machine("cpu", "cpu", "here", memory=64 * 10**9, host_memory=64 * 10**9, disk=10**12)
 FLOAT32 = "float32"
 
@@ -226,7 +226,7 @@ def test_generating_holds_keys_and_values_of_the_rows_that_are_answered_at_once(
 
 def test_operations_of_a_forward_pass() -> None:
     body = 1000 - 40 * 10
-    assert times.forward_flops(SMALL, Row(3, 2)) == 5 * (2 * body + 2 * 2 * 10 * 5) + 2 * 400 * 2
+    assert times.forward_flops(SMALL, Row(3, 2)) == 5 * (2 * body + 4 * 2 * 10 * 5) + 2 * 400 * 2
     rows = {"chosen": [Row(3, 2)], "rejected": [Row(3, 2)]}
     once = 2 * times.forward_flops(SMALL, Row(3, 2))
     assert times.training_flops(SMALL, rows, 2.5) == 7.5 * once

@@ -17,7 +17,7 @@ from adpa_cli import methods
 from adpa_cli.coerce import coerce
 from adpa_cli.errors import UsageError
 from adpa_cli.families import Family, stage_settings
-from adpa_cli.spec import STAGE_VERSIONS, Dataclass, Runtime, TrainSpec, make
+from adpa_cli.spec import STAGE_VERSIONS, Dataclass, Runtime, TrainSpec, make, tracker_names
 from adpa_cli.stages.cache_teacher import CaptureSpec
 from adpa_cli.stages.rewards import RewardsSpec
 from adpa_cli.stages.rollout import RolloutSpec
@@ -36,7 +36,7 @@ NONE = "none"
 
 def named(text: str) -> list[str]:
     """The trackers of `a,b`, or of `none`. Raises UsageError for an unknown one, and for one that is not installed."""
-    names = [] if text == NONE else list(dict.fromkeys(part.strip() for part in text.split(",")))
+    names = tracker_names(text)
     for name in names:
         if name not in PACKAGES:
             raise UsageError(f"--runtime trackers={text}: no tracker is called {name}", f"known: {', '.join(PACKAGES)}")

@@ -1,4 +1,9 @@
-"""What a training says of its steps: their numbers, how fast it goes, and the trackers that hear of both."""
+"""What a training says of its steps: their numbers, how fast it goes, and the trackers that hear of both.
+
+The numbers of the steps are the same each time and stand in metrics.jsonl. The speed is kept beside them: a run that is
+interrupted adds up what its pieces took, as far as that was saved. The MFU is that of Chowdhery et al. 2022 (PaLM),
+appendix B: it counts the operations of the mathematics (`sizes.forward_flops`), without what is computed again.
+"""
 
 from __future__ import annotations
 
@@ -11,16 +16,22 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 
 from adpa_cli.disk import write_atomic
+from adpa_cli.engine.costs import training_flops
 from adpa_cli.engine.device import gathered, peak_memory
 from adpa_cli.engine.layout.examples import TokenSequence
 from adpa_cli.engine.training.student import Student
 from adpa_cli.errors import AdpaError
 from adpa_cli.methods import Part
-from adpa_cli.planning.settings import named
-from adpa_cli.stages import Job
+from adpa_cli.sizes import ModelSize, Row, Rows
 
+METRICS, SPEED = "metrics.jsonl", "_speed.json"
+TOKENS = "tokens_per_device"
+GRADIENT, ENTROPY, LENGTH = "grad_norm/", "entropy/", "length/"
+SOMETIMES = (GRADIENT, ENTROPY)
+ABOUT = ("step", "lr", "tokens", "padding", TOKENS)
 TERA = 1e12
 PEAKS = {
     "B200": 2250, "H200 NVL": 835, "H200": 989, "H100 NVL": 835, "H100 PCIe": 756, "H100": 989, "GH200": 989,
@@ -36,121 +47,11 @@ number with sparsity only, half of it.
 
 SLOWER = ("MIG", "Laptop", "Ti", "SUPER")
 """What makes another device of a name, or a part of one."""
-
-
-@dataclass(frozen=True)
-class Shape:
-    """A decoder: `body` counts its parameters without embeddings and head, `head` those of the head; `width` is the
-    number of features that attention mixes, all heads together."""
-
-    body: int
-    head: int
-    layers: int
-    width: int
-
-    def training(self, sequences: Sequence[TokenSequence]) -> float:
-        """Operations of one training step over whole sequences: 6 body + 12 layers width length a token, 6 head an
-        answer token."""
-        dense = sum(6.0 * self.body * len(s) + 6.0 * self.head * s.tokens for s in sequences)
-        return dense + sum(12.0 * self.layers * self.width * len(s) ** 2 for s in sequences)
-
-
 EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts")
-
-
-def shape_of(model: Any) -> Shape | None:
-    """That of a transformers model, under any head; None where a token does not pass through all of it, or where there
-    is no attention."""
-    config = model.config.get_text_config()
-    heads = getattr(config, "num_attention_heads", None)
-    if not heads or any((getattr(config, name, None) or 1) > 1 for name in EXPERTS):
-        return None
-    width = heads * (getattr(config, "head_dim", None) or config.hidden_size // heads)
-    output = model.get_output_embeddings()
-    embeddings = model.get_input_embeddings().weight.numel()
-    body = sum(p.numel() for p in model.base_model.parameters()) - embeddings
-    return Shape(body, 0 if output is None else output.weight.numel(), config.num_hidden_layers, width)
-
-
-def peak_flops(device: str, dtype: str) -> float | None:
-    """Operations a second that a device of this name offers in bfloat16; None for others, and for other dtypes."""
-    words = f" {device.replace('-', ' ')} "
-    if any(f" {word} " in words for word in SLOWER):
-        return None
-    names = [name for name in PEAKS if f" {name} " in words]
-    return PEAKS[max(names, key=len)] * TERA if names and dtype == "bfloat16" else None
-
-
-FILE = "_speed.json"
-
-
-@dataclass(frozen=True)
-class Speed:
-    """`seconds` in steps (held-out rows, saving and drawing answers are not counted), of which `waited` were spent
-    until data were there; `tokens` of all sequences; `flops` of the mathematics, and how many a second the devices
-    offer, None where that is not known; `memory` is the most bytes that one process had.
-    """
-
-    seconds: float = 0.0
-    waited: float = 0.0
-    tokens: int = 0
-    flops: float = 0.0
-    peak_flops: float | None = None
-    memory: int = 0
-
-    def __add__(self, other: Speed) -> Speed:
-        summed = {name: getattr(self, name) + getattr(other, name) for name in ("seconds", "waited", "tokens", "flops")}
-        return Speed(**summed, peak_flops=other.peak_flops, memory=max(self.memory, other.memory))
-
-    def told(self) -> dict[str, float]:
-        """Tokens a second, the share of the time spent waiting, and the MFU where it is known."""
-        if not self.seconds:
-            return {}
-        found = {"tokens_per_s": self.tokens / self.seconds, "wait": self.waited / self.seconds}
-        return found if self.peak_flops is None else {**found, "mfu": self.flops / self.seconds / self.peak_flops}
-
-    @classmethod
-    def load(cls, work: Path) -> Speed:
-        """What a run left so far; nothing without."""
-        path = work / FILE
-        return cls(**json.loads(path.read_text())) if path.exists() else cls()
-
-
-class Clock:
-    """Adds up the `Speed` of the steps of a student in `work`; a run that goes on after `done` steps goes on here."""
-
-    def __init__(self, student: Student, work: Path, done: int, accelerator: Accelerator) -> None:
-        self.work, self.accelerator = work, accelerator
-        self.total = Speed.load(work) if done else Speed()
-        device = accelerator.device
-        name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-        peak = peak_flops(name, student.dtype)
-        # A critic does work that the mathematics of the student does not tell of.
-        self.shape = None if peak is None or student.critic is not None else shape_of(student.model)
-        self.peak = None if peak is None or self.shape is None else peak * accelerator.num_processes
-
-    def add(self, sequences: Mapping[Part, Sequence[TokenSequence]], seconds: float, waited: float) -> dict[str, float]:
-        """Take in one step over the global batch; what is told of it."""
-        every = [sequence for own in sequences.values() for sequence in own]
-        flops = 0.0 if self.shape is None else self.shape.training(every)
-        step = Speed(seconds, waited, sum(map(len, every)), flops, self.peak)
-        self.total += step
-        return step.told()
-
-    def save(self) -> None:
-        """Keep it beside a resume point; every process takes part, to find the most memory that one of them had."""
-        mine = {self.accelerator.process_index: peak_memory(self.accelerator.device)}
-        most = max(gathered(self.accelerator, mine).values())
-        self.total = replace(self.total, memory=max(self.total.memory, most))
-        if self.accelerator.is_main_process:
-            write_atomic(self.work / FILE, json.dumps(asdict(self.total)).encode())
-
-
-METRICS = "metrics.jsonl"
-TOKENS = "tokens_per_device"
-GRADIENT, ENTROPY, LENGTH = "grad_norm/", "entropy/", "length/"
-SOMETIMES = (GRADIENT, ENTROPY)
-ABOUT = ("step", "lr", "tokens", "padding", TOKENS)
+PROJECT = "adpa"
+RUN_NAME = {"wandb": "name", "trackio": "name", "mlflow": "run_name", "swanlab": "experiment_name"}
+"""The argument that takes the name of a run, in trackers that take it beside that of its project."""
+PROJECTS = (*RUN_NAME, "comet_ml")
 
 
 @dataclass
@@ -201,58 +102,143 @@ class StepLog:
     def measured(self, prefix: str) -> dict[str, float]:
         """Mean of each number with this prefix, which is left out of its name, over the steps that have it."""
         names = dict.fromkeys(name for row in self.rows for name in row if name.startswith(prefix))
-        found = {name: [row[name] for row in self.rows if name in row] for name in names}
-        return {name.removeprefix(prefix): sum(values) / len(values) for name, values in found.items()}
+        values = {name: [row[name] for row in self.rows if name in row] for name in names}
+        return {name.removeprefix(prefix): sum(each) / len(each) for name, each in values.items()}
 
 
-PROJECT = "adpa"
-RUN_NAME = {"wandb": "name", "trackio": "name", "mlflow": "run_name", "swanlab": "experiment_name"}
-"""The argument that takes the name of a run, in trackers that take it beside that of its project."""
-PROJECTS = (*RUN_NAME, "comet_ml")
+@dataclass(frozen=True)
+class Speed:
+    """`seconds` in steps (held-out rows, saving and drawing answers are not counted), of which `waited` were spent
+    until data were there; `tokens` of all sequences; `flops` of the mathematics, and how many a second the devices
+    offer, None where that is not known; `memory` is the most bytes that one process had.
+    """
+
+    seconds: float = 0.0
+    waited: float = 0.0
+    tokens: int = 0
+    flops: float = 0.0
+    peak_flops: float | None = None
+    memory: int = 0
+
+    def __add__(self, other: Speed) -> Speed:
+        summed = {name: getattr(self, name) + getattr(other, name) for name in ("seconds", "waited", "tokens", "flops")}
+        return Speed(**summed, peak_flops=other.peak_flops, memory=max(self.memory, other.memory))
+
+    def summary(self) -> dict[str, float]:
+        """Tokens a second, the share of the time spent waiting, and the MFU where it is known."""
+        if not self.seconds:
+            return {}
+        rates = {"tokens_per_s": self.tokens / self.seconds, "wait": self.waited / self.seconds}
+        return rates if self.peak_flops is None else {**rates, "mfu": self.flops / self.seconds / self.peak_flops}
+
+    @classmethod
+    def load(cls, work: Path) -> Speed:
+        """What a run left so far; nothing without."""
+        path = work / SPEED
+        return cls(**json.loads(path.read_text())) if path.exists() else cls()
+
+
+class Clock:
+    """Adds up the `Speed` of the steps of a student in `work`; a run that goes on after `done` steps goes on here."""
+
+    def __init__(self, student: Student, work: Path, done: int, accelerator: Accelerator) -> None:
+        self.work, self.accelerator = work, accelerator
+        self.total = Speed.load(work) if done else Speed()
+        device = accelerator.device
+        name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+        peak = peak_flops(name, student.dtype)
+        # A critic does work that the mathematics of the student does not tell of.
+        self.size = None if peak is None or student.critic is not None else size_of(student.model)
+        self.peak = None if peak is None or self.size is None else peak * accelerator.num_processes
+
+    def add(self, sequences: Mapping[Part, Sequence[TokenSequence]], seconds: float, waited: float) -> dict[str, float]:
+        """Take in one step over the global batch, and give its rates."""
+        rows: Rows = {part: [Row(len(s) - s.tokens, s.tokens) for s in own] for part, own in sequences.items()}
+        flops = 0.0 if self.size is None else training_flops(self.size, rows, 1)
+        step = Speed(seconds, waited, sum(len(s) for own in sequences.values() for s in own), flops, self.peak)
+        self.total += step
+        return step.summary()
+
+    def save(self) -> None:
+        """Keep it beside a resume point; every process takes part, to find the most memory that one of them had."""
+        mine = {self.accelerator.process_index: peak_memory(self.accelerator.device)}
+        most = max(gathered(self.accelerator, mine).values())
+        self.total = replace(self.total, memory=max(self.total.memory, most))
+        if self.accelerator.is_main_process:
+            write_atomic(self.work / SPEED, json.dumps(asdict(self.total)).encode())
+
+
+def size_of(model: Any) -> ModelSize | None:
+    """That of a transformers model, without a vocabulary where it predicts no tokens; None where the operations do not
+    follow from it: a token does not pass through all of the model, or there is no attention."""
+    config = model.config.get_text_config()
+    heads = getattr(config, "num_attention_heads", None)
+    if not heads or any((getattr(config, name, None) or 1) > 1 for name in EXPERTS):
+        return None
+    of_head = getattr(config, "head_dim", None) or config.hidden_size // heads
+    embeddings, output = model.get_input_embeddings().weight, model.get_output_embeddings()
+    if output is None:
+        parameters, vocabulary = sum(p.numel() for p in model.base_model.parameters()) - embeddings.numel(), 0
+    else:
+        parameters, vocabulary = sum(p.numel() for p in model.parameters()), len(output.weight)
+    return ModelSize(
+        parameters, embeddings.shape[1], config.num_hidden_layers, getattr(config, "intermediate_size", 0),
+        of_head * (getattr(config, "num_key_value_heads", None) or heads), heads * of_head, vocabulary,
+        tied=output is None or output.weight is embeddings,
+    )  # fmt: skip
+
+
+def peak_flops(device: str, dtype: str) -> float | None:
+    """Operations a second that a device of this name offers in bfloat16; None for others, and for other dtypes."""
+    words = f" {device.replace('-', ' ')} "
+    if any(f" {word} " in words for word in SLOWER):
+        return None
+    names = [name for name in PEAKS if f" {name} " in words]
+    return PEAKS[max(names, key=len)] * TERA if names and dtype == "bfloat16" else None
 
 
 @contextlib.contextmanager
-def tracking(job: Job, note: Callable[[str], None]) -> Iterator[Callable[[int, Mapping[str, float]], None]]:
-    """What tells a step and its numbers to the trackers of a job; only the main process writes, once there is one.
+def tracking(
+    names: Sequence[str], ref: str, logs: Path, spec: Mapping[str, Any], note: Callable[[str], None]
+) -> Iterator[Callable[[int, Mapping[str, float]], None]]:
+    """A function that hands the number of a step and its values to the trackers `names`.
 
-    One that fails later is noted and told nothing more: no training ends for it.
+    Each is told the settings of `spec` and writes into `logs`, if at all, under the name `ref`. Only the main process
+    writes, once there is one. A tracker that fails later is noted and hears nothing more: no training ends for it.
 
     Raises AdpaError where a tracker does not start, which most do not without an account.
     """
-    from accelerate.tracking import LOGGER_TYPE_TO_CLASS
-
-    logs = Path(job.logs or job.folder / "_trackers")
-    trackers: list[Any] = []
-    try:
-        for name in named(job.runtime.trackers):
-            project = PROJECT if name in PROJECTS else job.ref
-            more = {RUN_NAME[name]: job.ref} if name in RUN_NAME else {}
-            more |= {"dir": str(logs)} if name == "wandb" else {}  # else it writes into the working directory
-            kind: Any = LOGGER_TYPE_TO_CLASS[name]
+    with contextlib.ExitStack() as finishing:
+        trackers = []
+        for name in names:
             try:
                 logs.mkdir(parents=True, exist_ok=True)
-                tracker = kind(project, logs, **more) if kind.requires_logging_directory else kind(project, **more)
+                tracker = _tracker(name, ref, logs)
                 tracker.start()
-                trackers.append(tracker)
-                tracker.store_init_configuration(_settings(job.spec))
+                finishing.callback(tracker.finish)
+                tracker.store_init_configuration(_settings(spec))
             except Exception as error:
                 what = f"the tracker {name} did not start: {error}"
                 raise AdpaError(what, f"set {name} up, or leave it out of --runtime trackers=") from error
-
-        told = list(trackers)
+            trackers.append(tracker)
 
         def track(step: int, numbers: Mapping[str, float]) -> None:
-            for tracker in list(told):
+            for tracker in list(trackers):
                 try:
                     tracker.log(dict(numbers), step=step)
                 except Exception as error:
-                    told.remove(tracker)
+                    trackers.remove(tracker)
                     note(f"the tracker {tracker.name} failed and is told nothing more: {error}")
 
         yield track
-    finally:
-        for tracker in trackers:
-            tracker.finish()
+
+
+def _tracker(name: str, ref: str, logs: Path) -> Any:
+    project = PROJECT if name in PROJECTS else ref
+    more = {RUN_NAME[name]: ref} if name in RUN_NAME else {}
+    more |= {"dir": str(logs)} if name == "wandb" else {}  # else it writes into the working directory
+    kind: Any = LOGGER_TYPE_TO_CLASS[name]
+    return kind(project, logs, **more) if kind.requires_logging_directory else kind(project, **more)
 
 
 def _settings(spec: Mapping[str, Any]) -> dict[str, Any]:
