@@ -29,9 +29,9 @@ import torch
 from common.memory import Peak
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from adpa_cli.engine.layout.examples import Answer as Row
+from adpa_cli.engine.layout.examples import Answer
 from adpa_cli.engine.layout.micro_batches import cut_blocks
-from adpa_cli.engine.layout.shared_prompt import Answer, apart, states
+from adpa_cli.engine.layout.shared_prompt import separate_rows, states
 from adpa_cli.engine.models import body_and_head
 from adpa_cli.hub import Located
 from adpa_cli.signal import AnswerKey, token_hash
@@ -56,7 +56,7 @@ def model(shape: dict[str, Any]) -> LlamaForCausalLM:
     return made.eval().requires_grad_(False)
 
 
-def pairs(count: int, mean: int, vocabulary: int) -> list[Row]:
+def pairs(count: int, mean: int, vocabulary: int) -> list[Answer]:
     """Two answers to each of `count` prompts, log-normal around `mean` tokens, and a prompt as long as their mean."""
     rng = np.random.default_rng(0)
     rows = []
@@ -65,11 +65,11 @@ def pairs(count: int, mean: int, vocabulary: int) -> list[Row]:
         prompt = tuple(rng.integers(5, vocabulary, int(lengths.sum()) // 2).tolist())
         for part, length in zip(("chosen", "rejected"), lengths, strict=True):
             answer = tuple(rng.integers(5, vocabulary, int(length)).tolist())
-            rows.append(Row(AnswerKey(str(number), part, token_hash(prompt, answer)), prompt, answer))
+            rows.append(Answer(AnswerKey(str(number), part, token_hash(prompt, answer)), prompt, answer))
     return rows
 
 
-def capture(job: Job, rows: list[Row], teacher: Any) -> None:
+def capture(job: Job, rows: list[Answer], teacher: Any) -> None:
     """The stage with its rows and its loaded teacher at hand."""
     import adpa_cli.engine.models as models
 
@@ -85,14 +85,13 @@ def capture(job: Job, rows: list[Row], teacher: Any) -> None:
 
 
 @torch.no_grad()
-def bare(rows: list[Row], teacher: Any, spec: CaptureSpec) -> None:
+def bare(rows: list[Answer], teacher: Any, spec: CaptureSpec) -> None:
     """The decoder and the head at answer positions, and nothing else."""
-    answers = [Answer(str(n), row.prompt, row.answer) for n, row in enumerate(rows)]
     head = body_and_head(teacher)[1]
-    for block in cut_blocks(answers, lambda a: len(a.prompt) + len(a.answer), lambda a: a.row_id, spec.block_tokens):
-        layout = apart(block.items)
-        found = states(teacher, layout, spec.dtype)[layout.where.to(head.device)]
-        logits = torch.nn.functional.linear(found.to(head.dtype), head)
+    for block in cut_blocks(rows, lambda a: len(a.prompt) + len(a.answer), lambda a: str(a.key), spec.block_tokens):
+        layout = separate_rows(block.items)
+        hidden = states(teacher, layout, spec.dtype)[layout.where.to(head.device)]
+        logits = torch.nn.functional.linear(hidden.to(head.dtype), head)
         float(logits[-1, -1])  # waits for a GPU
 
 
@@ -112,7 +111,7 @@ def extra_mb(teacher: Any, positions: int) -> float:
     return peak.bytes / 2**20
 
 
-def measure(job: Job, spec: CaptureSpec, rows: list[Row], teacher: Any, rounds: int) -> dict[str, Any]:
+def measure(job: Job, spec: CaptureSpec, rows: list[Answer], teacher: Any, rounds: int) -> dict[str, Any]:
     """Medians over rounds in which both are timed, the first of them by turns."""
     seconds: dict[str, list[float]] = {"capture": [], "bare": []}
     work = {"capture": lambda: capture(job, rows, teacher), "bare": lambda: bare(rows, teacher, spec)}
@@ -167,7 +166,7 @@ def main() -> None:
             print(f"{key:34} {value}")
 
 
-def measure_apart(job: Job, spec: CaptureSpec, rows: list[Row], teacher: Any, rounds: int) -> dict[str, Any]:
+def measure_apart(job: Job, spec: CaptureSpec, rows: list[Answer], teacher: Any, rounds: int) -> dict[str, Any]:
     """The same with every prompt computed as often as it is given."""
     own = Job(**{**vars(job), "spec": {**job.spec, "prompts": "apart"}})
     return {f"{name}_apart": value for name, value in measure(own, spec, rows, teacher, rounds).items()}

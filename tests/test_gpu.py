@@ -30,7 +30,7 @@ def test_packed_rows_equal_padded_ones(heads: int) -> None:
     for packer in (None, packer_of(model, "bfloat16", 32)):
         assert (packer is None) == (not seen), "the trial failed"
         batch = collate(ROWS, NEEDS, END, lambda example, part: None, {}, packer=packer).to(torch.device("cuda"))
-        found = views(batch, *student(batch.pieces, batch.ids))
+        found = views(batch, *student(batch.layouts, batch.ids))
         model.zero_grad()
         sum(view.logps[view.mask].mean() for view in found.values()).backward()
         seen.append(torch.cat([view.logps[view.mask] for view in found.values()]).detach())

@@ -10,7 +10,7 @@ import torch
 
 from adpa_cli.engine.layout.batch import SIGNAL_FIELDS, collate, views
 from adpa_cli.engine.layout.examples import Example, TokenSequence
-from adpa_cli.engine.layout.row_layout import similar
+from adpa_cli.engine.layout.row_layout import length_groups
 from adpa_cli.engine.scoring import label_logps
 from adpa_cli.engine.training.student import Student
 from adpa_cli.methods import Need, View
@@ -33,7 +33,7 @@ def start_of(rows: list[Example]) -> dict:
 def seen(rows: list[Example], needs=NEEDS) -> dict[str, View]:
     student, signal = Student(tiny_llama(0), "float32"), signal_source(rows, tiny_llama(1), tiny_llama(2))
     batch = collate(rows, needs, END, signal, start_of(rows))
-    return views(batch, *student(batch.pieces, batch.ids))
+    return views(batch, *student(batch.layouts, batch.ids))
 
 
 @pytest.mark.parametrize("name", ["chosen", "rejected", "rollout"])
@@ -105,15 +105,15 @@ def test_padding_and_batch_mates_are_inert() -> None:
 def test_masked_positions_are_finite_and_the_padding_token_does_not_matter() -> None:
     student, signal = Student(tiny_llama(0), "float32"), signal_source(ROWS, tiny_llama(1), tiny_llama(2))
     batch = collate(ROWS, NEEDS, END, signal, start_of(ROWS))
-    for view in views(batch, *student(batch.pieces, batch.ids)).values():
+    for view in views(batch, *student(batch.layouts, batch.ids)).values():
         assert view.logps.isfinite().all()
         if view.topk_logps is not None:
             assert view.topk_logps.isfinite().all()
-    padded = [piece.input_ids == 0 for piece in batch.pieces]
+    padded = [piece.input_ids == 0 for piece in batch.layouts]
     assert any(where.any() for where in padded)
-    for piece, where in zip(batch.pieces, padded, strict=True):
+    for piece, where in zip(batch.layouts, padded, strict=True):
         piece.input_ids[where] = 9
-    changed = views(batch, *student(batch.pieces, batch.ids))
+    changed = views(batch, *student(batch.layouts, batch.ids))
     for name, view in seen(ROWS).items():
         torch.testing.assert_close(changed[name].logps[view.mask], view.logps[view.mask], **CLOSE)
 
@@ -139,7 +139,7 @@ def test_parts_may_have_signals_of_different_k() -> None:
 
     student = Student(tiny_llama(0), "float32")
     batch = collate(ROWS, NEEDS, END, narrow, start_of(ROWS))
-    found = views(batch, *student(batch.pieces, batch.ids))
+    found = views(batch, *student(batch.layouts, batch.ids))
     assert found["rejected"].topk_logps.shape[-1] == 2
     assert found["rollout"].topk_logps.shape[-1] == K
     part = ROWS[1].parts["rejected"]
@@ -162,12 +162,14 @@ def test_scores_of_given_answers_equal_dense_ones(tokens: int) -> None:
 
 
 def test_sequences_of_similar_length_are_run_together() -> None:
-    assert similar([1000, 100, 980, 110]) == [[0, 2], [3, 1]]
-    assert similar([100, 10, 98, 11]) == [[0, 2, 3, 1]], "few tokens are run as one"
-    assert similar([7] * 5) == [[0, 1, 2, 3, 4]]
-    assert similar([1000, 40, 30, 20, 1000]) == [[0, 4], [1, 2, 3]], "few tokens are not worth a forward of their own"
+    assert length_groups([1000, 100, 980, 110]) == [[0, 2], [3, 1]]
+    assert length_groups([100, 10, 98, 11]) == [[0, 2, 3, 1]], "few tokens are run as one"
+    assert length_groups([7] * 5) == [[0, 1, 2, 3, 4]]
+    assert length_groups([1000, 40, 30, 20, 1000]) == [[0, 4], [1, 2, 3]], (
+        "few tokens are not worth a forward of their own"
+    )
     lengths = [int(n) for n in np.random.default_rng(0).lognormal(4.5, 0.6, 60)]
-    groups = similar(lengths)
+    groups = length_groups(lengths)
     assert sorted(i for group in groups for i in group) == list(range(60))
     assert all(lengths[group[0]] == max(lengths[i] for i in group) for group in groups)
     assert sum(lengths[group[0]] * len(group) for group in groups) < 1.15 * sum(lengths)
@@ -177,6 +179,6 @@ def test_padding_is_what_no_token_fills_and_never_less_than_nothing() -> None:
     needs = (Need("chosen"), Need("rejected"))
     batch = collate(ROWS, needs, END, signal_source(ROWS, tiny_llama(1), tiny_llama(2)), {})
     assert batch.tokens == sum(len(e.parts[need.part]) for e in ROWS for need in needs)
-    assert batch.cells == sum(piece.input_ids.numel() for piece in batch.pieces) > batch.tokens
+    assert batch.cells == sum(piece.input_ids.numel() for piece in batch.layouts) > batch.tokens
     assert batch.padding == batch.cells - batch.tokens
     assert replace(batch, tokens=batch.cells + 5).padding == 0  # a prompt that goes through once for two answers

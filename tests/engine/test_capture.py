@@ -10,15 +10,17 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from adpa_cli.engine.capture import Answer, Known, aligned_pass, reference_pass
+from adpa_cli.engine.capture import Known, aligned_pass, reference_pass
+from adpa_cli.engine.layout.examples import Answer
 from adpa_cli.errors import AdpaError, DataError
 from adpa_cli.signal.rows import SignalRows
+from support.answers import named_answer
 from support.tiny_models import VOCABULARY, tiny_llama
 
 ANSWERS = [
-    Answer("first", [2, 7, 9], [11, 12, 4]),
-    Answer("second", [2, 30], [8, 8, 20, 21, 22, 4]),
-    Answer("third", [2, 5, 6, 7, 8, 9, 10], [33]),
+    named_answer("first", [2, 7, 9], [11, 12, 4]),
+    named_answer("second", [2, 30], [8, 8, 20, 21, 22, 4]),
+    named_answer("third", [2, 5, 6, 7, 8, 9, 10], [33]),
 ]
 TOLERANCE = 1e-5
 
@@ -53,7 +55,7 @@ def test_the_aligned_pass_equals_dense_log_probs(k: int) -> None:
         assert rows.ids.shape == (len(answer.answer), min(k, VOCABULARY))
         close(rows.logps, best)
         close(rows.logps, np.take_along_axis(full, rows.ids.astype(np.int64), 1))
-        assert rows.label_ids.tolist() == answer.answer
+        assert tuple(rows.label_ids.tolist()) == answer.answer
         close(rows.label_logps, [full[t, label] for t, label in enumerate(answer.answer)])
         close(
             rows.rest_logps,
@@ -159,7 +161,7 @@ def test_logits_that_are_not_finite_are_refused_by_name() -> None:
 
 def test_a_teacher_without_mass_on_known_ids_is_refused() -> None:
     model = tiny_llama()
-    answers = [Answer("only", [2], [8])]
+    answers = [named_answer("only", [2], [8])]
     with torch.no_grad():
         states = model.model(input_ids=torch.tensor([[2]])).last_hidden_state[0, 0]
         model.lm_head.weight[36] = 100 * states / states.norm() ** 2
@@ -171,10 +173,10 @@ def test_a_teacher_without_mass_on_known_ids_is_refused() -> None:
 @pytest.mark.parametrize(
     ("answer", "known", "message"),
     [
-        (Answer("r", [2], []), Known(), "'r': the answer has no tokens"),
-        (Answer("r", [], [8]), Known(), "'r': the prompt has no tokens"),
-        (Answer("r", [2], [VOCABULARY]), Known(), f"'r': the answer has the token {VOCABULARY}"),
-        (Answer("r", [2], [34]), Known(student_vocab=34), "token 34, which the student lacks"),
+        (named_answer("r", [2], []), Known(), "'r': the answer has no tokens"),
+        (named_answer("r", [], [8]), Known(), "'r': the prompt has no tokens"),
+        (named_answer("r", [2], [VOCABULARY]), Known(), f"'r': the answer has the token {VOCABULARY}"),
+        (named_answer("r", [2], [34]), Known(student_vocab=34), "token 34, which the student lacks"),
     ],
 )
 def test_rows_that_cannot_be_captured_are_named(answer: Answer, known: Known, message: str) -> None:
@@ -185,7 +187,7 @@ def test_rows_that_cannot_be_captured_are_named(answer: Answer, known: Known, me
 def test_a_reference_of_other_answers_or_of_a_smaller_vocabulary_is_refused() -> None:
     rows = aligned_pass(tiny_llama(), ANSWERS, VOCABULARY, teacher="T")
     with pytest.raises(DataError, match=r"'first'.*another answer"):
-        reference_pass(tiny_llama(), [replace(ANSWERS[0], answer=[9, 9, 9]), *ANSWERS[1:]], rows, teacher="R")
+        reference_pass(tiny_llama(), [replace(ANSWERS[0], answer=(9, 9, 9)), *ANSWERS[1:]], rows, teacher="R")
     with pytest.raises(AdpaError, match=f"has the id {VOCABULARY - 1}, but R has {VOCABULARY - 1} ids"):
         reference_pass(tiny_llama(vocabulary=VOCABULARY - 1), ANSWERS, rows, teacher="R")
 

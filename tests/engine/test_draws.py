@@ -11,42 +11,47 @@ import pytest
 import torch
 from torch import Tensor
 
-from adpa_cli.engine.capture import Draws, Known, aligned_pass, drawn, sampled
-from adpa_cli.engine.layout.shared_prompt import Answer
+from adpa_cli.engine.capture import Known, SampledSupport, aligned_pass, sampled_ids, sampled_support
+from adpa_cli.engine.layout.examples import Answer
 from adpa_cli.errors import DataError
 from adpa_cli.signal import AnswerKey, Shard, SignalSpec, write_shard
 from adpa_cli.signal.rows import SignalRows
 from adpa_cli.tensors.divergence import bucket_kl, renormalised_kl, sampled_kl
+from support.answers import named_answer
 from support.tiny_models import VOCABULARY, tiny_llama
 
-ANSWERS = [Answer("a", [2, 7, 9], [11, 12, 4]), Answer("b", [2, 30], [8, 8, 20, 4]), Answer("c", [2], [33])]
+ANSWERS = [
+    named_answer("a", [2, 7, 9], [11, 12, 4]),
+    named_answer("b", [2, 30], [8, 8, 20, 4]),
+    named_answer("c", [2], [33]),
+]
 P = torch.tensor([0.5, 0.3, 0.15, 0.05])
 Q = torch.tensor([0.1, 0.4, 0.2, 0.3])
 
 
-def draws(count: int, answers: list[Answer] = ANSWERS) -> Draws:
-    return Draws(count, [1000 + ord(answer.row_id) for answer in answers])
+def support(count: int, answers: list[Answer] = ANSWERS) -> SampledSupport:
+    return SampledSupport(count, [1000 + ord(answer.key.example_id) for answer in answers])
 
 
 def test_a_number_falls_on_the_id_whose_share_it_lies_in() -> None:
     noise = torch.tensor([[0.001, 0.499, 0.501, 0.799, 0.801, 0.949, 0.951, 0.999]], dtype=torch.float64)
-    assert drawn(P.log()[None], noise).tolist() == [[0, 0, 1, 1, 2, 2, 3, 3]]
+    assert sampled_ids(P.log()[None], noise).tolist() == [[0, 0, 1, 1, 2, 2, 3, 3]]
     barred = torch.tensor([[0.0, -torch.inf, 0.0, -torch.inf]])
-    assert set(drawn(barred, torch.tensor([[1e-16, 0.5, 1 - 1e-16]]).double()).flatten().tolist()) <= {0, 2}
+    assert set(sampled_ids(barred, torch.tensor([[1e-16, 0.5, 1 - 1e-16]]).double()).flatten().tolist()) <= {0, 2}
 
 
 def test_a_hand_worked_row() -> None:
     """Draws 2, 0, 2 and the label 3: the drawn by falling count, the label, then the lowest other id."""
     noise = torch.tensor([[0.9, 0.1, 0.81, 0.94]], dtype=torch.float64)
     everything = torch.ones(4, dtype=torch.bool)
-    ids, logps, weights, label, rest = sampled(P.log()[None], torch.tensor([3]), everything, noise)
+    ids, logps, weights, label, rest = sampled_support(P.log()[None], torch.tensor([3]), everything, noise)
     assert ids.tolist() == [[2, 0, 3, 1]]
     assert weights.tolist() == [[0.75, 0.25, 0, 0]]
     torch.testing.assert_close(logps[:, :3].exp(), torch.tensor([[0.15, 0.5, 0.05]]))
     assert logps[0, 3].item() == -torch.inf
     torch.testing.assert_close((label.exp(), rest.exp()), (torch.tensor([0.05]), torch.tensor([0.3])))
     known = torch.tensor([True, True, False, True])
-    assert sampled(P.log()[None], torch.tensor([3]), known, noise)[2].sum().item() == 0.25
+    assert sampled_support(P.log()[None], torch.tensor([3]), known, noise)[2].sum().item() == 0.25
 
 
 def gradient(loss: Any) -> Tensor:
@@ -78,7 +83,7 @@ def test_the_estimator_is_unbiased_by_enumeration_and_the_truncated_ones_are_not
 def test_captured_draws_follow_the_teacher_and_its_log_probs_are_true() -> None:
     model, count = tiny_llama(), 4000
     exact = aligned_pass(model, ANSWERS, VOCABULARY, teacher="T")
-    for full, rows in zip(exact, aligned_pass(model, ANSWERS, 5, teacher="T", draws=draws(count)), strict=True):
+    for full, rows in zip(exact, aligned_pass(model, ANSWERS, 5, teacher="T", support=support(count)), strict=True):
         assert rows.weights is not None
         np.testing.assert_allclose(rows.weights.sum(1), 1, atol=1e-6)
         where = np.arange(len(rows))[:, None]
@@ -98,19 +103,19 @@ def test_captured_draws_follow_the_teacher_and_its_log_probs_are_true() -> None:
 
 def test_draws_depend_on_the_answer_and_not_on_batch_mates() -> None:
     model = tiny_llama()
-    together = aligned_pass(model, ANSWERS, 5, teacher="T", draws=draws(20))
+    together = aligned_pass(model, ANSWERS, 5, teacher="T", support=support(20))
     for answer, rows in zip(ANSWERS, together, strict=True):
-        (alone,) = aligned_pass(model, [answer], 5, teacher="T", draws=draws(20, [answer]))
+        (alone,) = aligned_pass(model, [answer], 5, teacher="T", support=support(20, [answer]))
         assert (alone.ids == rows.ids).all()
         assert (alone.weights == rows.weights).all()
-    (other,) = aligned_pass(model, ANSWERS[:1], 5, teacher="T", draws=Draws(20, [7]))
+    (other,) = aligned_pass(model, ANSWERS[:1], 5, teacher="T", support=SampledSupport(20, [7]))
     assert (other.weights != together[0].weights).any()
 
 
 def test_ids_that_the_student_lacks_are_lost_to_the_weights() -> None:
     known = Known(student_vocab=34)
-    rows = aligned_pass(tiny_llama(), ANSWERS, 5, teacher="T", known=known, draws=draws(200))
-    every = aligned_pass(tiny_llama(), ANSWERS, 5, teacher="T", draws=draws(200))
+    rows = aligned_pass(tiny_llama(), ANSWERS, 5, teacher="T", known=known, support=support(200))
+    every = aligned_pass(tiny_llama(), ANSWERS, 5, teacher="T", support=support(200))
     for some, full in zip(rows, every, strict=True):
         assert some.weights is not None
         assert full.weights is not None
@@ -121,9 +126,9 @@ def test_ids_that_the_student_lacks_are_lost_to_the_weights() -> None:
 
 @pytest.mark.parametrize("step", [0.0, 1 / 32])
 def test_a_shard_keeps_the_draws_exactly(tmp_path: Path, step: float) -> None:
-    captured = aligned_pass(tiny_llama(), ANSWERS, 5, teacher="T", draws=draws(12))
+    captured = aligned_pass(tiny_llama(), ANSWERS, 5, teacher="T", support=support(12))
     spec = SignalSpec(12, VOCABULARY, step, teachers={"aligned": "t"}, draws=12)
-    keys = [AnswerKey(answer.row_id, "chosen", "0" * 32) for answer in ANSWERS]
+    keys = [AnswerKey(answer.key.example_id, "chosen", "0" * 32) for answer in ANSWERS]
     write_shard(tmp_path / "s.adpa", spec, list(zip(keys, captured, strict=True)))
     shard = Shard(tmp_path / "s.adpa")
     assert shard.spec == spec
@@ -133,7 +138,7 @@ def test_a_shard_keeps_the_draws_exactly(tmp_path: Path, step: float) -> None:
 
 
 def test_draws_without_a_word_in_the_header_and_the_other_way_are_refused(tmp_path: Path) -> None:
-    captured = aligned_pass(tiny_llama(), ANSWERS[:1], 5, teacher="T", draws=draws(12))
+    captured = aligned_pass(tiny_llama(), ANSWERS[:1], 5, teacher="T", support=support(12))
     key = AnswerKey("a", "chosen", "0" * 32)
     with pytest.raises(DataError, match="weights is given, but no ids were drawn"):
         write_shard(tmp_path / "s.adpa", SignalSpec(12, VOCABULARY, teachers={"aligned": "t"}), [(key, captured[0])])

@@ -26,7 +26,7 @@ from transformers import (
 
 from adpa_cli.engine.layout.batch import collate, views
 from adpa_cli.engine.layout.examples import Example
-from adpa_cli.engine.layout.row_layout import NAME, Packer, _flash, moved, packer_of, pieces_of
+from adpa_cli.engine.layout.row_layout import NAME, Packer, _flash, moved, packer_of, row_layouts
 from adpa_cli.engine.layout.shared_prompt import can_share
 from adpa_cli.engine.training.student import Student
 from support.packed_samples import NEEDS, PARTS, ROWS, pairs
@@ -44,7 +44,7 @@ def gradients(model: Any, rows: list[Example], packer: Packer | None) -> tuple[d
     """The mean log-prob's gradients by parameter, the views, and the batch."""
     student = Student(model, "float32")
     batch = collate(rows, NEEDS, END, lambda example, part: None, {}, packer=packer)
-    seen = views(batch, *student(batch.pieces, batch.ids))
+    seen = views(batch, *student(batch.layouts, batch.ids))
     model.zero_grad()
     sum((i + 1) * (view.logps[view.mask] ** 2).mean() for i, view in enumerate(seen.values())).backward()
     return {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}, seen, batch
@@ -57,7 +57,7 @@ def test_log_probs_and_gradients_equal_those_of_padded_rows(share: bool, heads: 
     want, padded, _ = gradients(model, ROWS, None)
     assert packer_of(model, "float32", 32) is not None
     found, packed, batch = gradients(model, ROWS, Packer(16, share))
-    assert len(batch.pieces) == 1
+    assert len(batch.layouts) == 1
     for name, view in padded.items():
         torch.testing.assert_close(packed[name].logps[view.mask], view.logps[view.mask], **CLOSE)
     assert found.keys() == want.keys()
@@ -69,29 +69,29 @@ def test_a_shared_prompt_is_computed_once_and_nothing_is_padded() -> None:
     sequences = [e.parts[part] for e in ROWS for part in PARTS]
     starts = np.cumsum([0, *(s.tokens for s in sequences)])
     for share in (True, False):
-        (piece,) = pieces_of(sequences, starts, Packer(16, share))
+        (layout,) = row_layouts(sequences, starts, Packer(16, share))
         prompts = sum(len(e.parts["chosen"]) - e.parts["chosen"].tokens for e in ROWS)
         answers = sum(s.tokens - 1 for s in sequences)
-        assert piece.input_ids.shape == (1, answers + prompts * (1 if share else 2))
-        assert piece.packing.bounds.tolist() == [0, *np.cumsum(piece.packing.lengths)]
-        assert sorted(piece.where.tolist()) == list(range(starts[-1]))
+        assert layout.input_ids.shape == (1, answers + prompts * (1 if share else 2))
+        assert layout.packing.bounds.tolist() == [0, *np.cumsum(layout.packing.lengths)]
+        assert sorted(layout.where.tolist()) == list(range(starts[-1]))
 
 
 def test_a_short_prompt_before_long_answers_is_not_shared() -> None:
     """1 token saved of a layer of width 16 is 12 * 16; attention under a mask would cost 40² for each answer."""
-    (piece,) = pieces_of([e.parts[p] for e in pairs([(1, 40, 40)]) for p in PARTS], [0, 40, 80], Packer(16, True))
-    assert piece.packing.follows == (-1, -1)
-    (piece,) = pieces_of([e.parts[p] for e in pairs([(30, 40, 40)]) for p in PARTS], [0, 40, 80], Packer(16, True))
-    assert piece.packing.follows == (-1, 0, 0)
-    assert piece.packing.positions[0].tolist() == [*range(30), *range(30, 69), *range(30, 69)]
+    (layout,) = row_layouts([e.parts[p] for e in pairs([(1, 40, 40)]) for p in PARTS], [0, 40, 80], Packer(16, True))
+    assert layout.packing.follows == (-1, -1)
+    (layout,) = row_layouts([e.parts[p] for e in pairs([(30, 40, 40)]) for p in PARTS], [0, 40, 80], Packer(16, True))
+    assert layout.packing.follows == (-1, 0, 0)
+    assert layout.packing.positions[0].tolist() == [*range(30), *range(30, 69), *range(30, 69)]
 
 
 def test_a_packed_batch_moves_whole() -> None:
-    (piece,) = pieces_of([e.parts[p] for e in ROWS for p in PARTS], np.arange(11) * 4, Packer(16, True))
-    other = moved(piece, torch.device("meta"))
+    (layout,) = row_layouts([e.parts[p] for e in ROWS for p in PARTS], np.arange(11) * 4, Packer(16, True))
+    other = moved(layout, torch.device("meta"))
     assert other.packing.positions.device.type == other.packing.bounds.device.type == "meta"
     assert {mask.device.type for mask in other.packing.masks if mask is not None} == {"meta"}
-    assert other.packing.lengths == piece.packing.lengths
+    assert other.packing.lengths == layout.packing.lengths
 
 
 @pytest.mark.parametrize(
@@ -131,8 +131,8 @@ def test_models_that_take_packed_rows_are_found_by_trying(config: Any, served: b
 @pytest.mark.parametrize("heads", [4, 2])
 def test_the_kernel_of_a_gpu_takes_what_it_is_given(heads: int) -> None:
     """On tensors without data: their kernel looks at shapes and arguments only."""
-    (piece,) = pieces_of([e.parts[p] for e in ROWS for p in PARTS], np.arange(11) * 4, Packer(16, False))
-    packing, tokens = moved(piece.packing, torch.device("meta")), piece.input_ids.shape[1]
+    (layout,) = row_layouts([e.parts[p] for e in ROWS for p in PARTS], np.arange(11) * 4, Packer(16, False))
+    packing, tokens = moved(layout.packing, torch.device("meta")), layout.input_ids.shape[1]
     query = torch.empty(1, 4, tokens, 8, device="meta")
     key, value = (torch.empty(1, heads, tokens, 8, device="meta", dtype=kind) for kind in (torch.float, torch.bfloat16))
     found = _flash(query, key, value, 0.5, packing)
@@ -146,7 +146,7 @@ def test_bfloat16_rows_are_packed_too() -> None:
     seen = []
     for packer in (None, packer_of(model, "bfloat16", 32)):
         batch = collate(ROWS, NEEDS, END, lambda example, part: None, {}, packer=packer)
-        found = views(batch, *student(batch.pieces, batch.ids))
+        found = views(batch, *student(batch.layouts, batch.ids))
         seen.append(torch.cat([view.logps[view.mask] for view in found.values()]))
     assert packer is not None
     torch.testing.assert_close(*seen, rtol=0, atol=5e-2)

@@ -26,21 +26,23 @@ from transformers import (
 )  # fmt: skip
 
 from adpa_cli.engine.capture import aligned_pass, reference_pass
-from adpa_cli.engine.layout.shared_prompt import Answer, apart, can_share, states, together
+from adpa_cli.engine.layout.shared_prompt import can_share, separate_rows, shared_rows, states
 from adpa_cli.signal.rows import SignalRows
+from support.answers import named_answer
 from support.tiny_models import VOCABULARY, tiny_llama
 
 ANSWERS = [
-    Answer("a", [2, 7, 9], [11, 12, 4]), Answer("a", [2, 7, 9], [8, 8, 20, 21, 22, 4]), Answer("b", [2, 30], [33]),
-    Answer("c", [2, 5, 6, 7, 8, 9, 10], [31, 4]), Answer("c", [2, 5, 6, 7, 8, 9, 10], [30]),
-    Answer("c", [2, 5, 6, 7, 8, 9, 10], [31, 5, 4]),
+    named_answer("a", [2, 7, 9], [11, 12, 4]), named_answer("a", [2, 7, 9], [8, 8, 20, 21, 22, 4]),
+    named_answer("b", [2, 30], [33]),
+    named_answer("c", [2, 5, 6, 7, 8, 9, 10], [31, 4]), named_answer("c", [2, 5, 6, 7, 8, 9, 10], [30]),
+    named_answer("c", [2, 5, 6, 7, 8, 9, 10], [31, 5, 4]),
 ]  # fmt: skip
 SMALL = {"vocab_size": VOCABULARY, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
 DENSE = {**SMALL, "intermediate_size": 32, "initializer_range": 0.4}
 
 
 def test_a_hand_worked_layout() -> None:
-    layout = together(ANSWERS[:3])
+    layout = shared_rows(ANSWERS[:3])
     assert layout.ids.tolist() == [[2, 7, 9, 11, 12, 8, 8, 20, 21, 22], [2, 30, 0, 0, 0, 0, 0, 0, 0, 0]]
     assert layout.owners.tolist() == [[0, 0, 0, 1, 1, 2, 2, 2, 2, 2], [0, 0, -1, -1, -1, -1, -1, -1, -1, -1]]
     assert layout.positions is not None
@@ -64,7 +66,7 @@ def test_states_are_those_behind_a_prompt_of_ones_own(model: Any) -> None:
     torch.manual_seed(0)
     made = model().eval()
     assert can_share(made, 64)
-    one, other = (states(made, layout)[layout.where] for layout in (apart(ANSWERS), together(ANSWERS)))
+    one, other = (states(made, layout)[layout.where] for layout in (separate_rows(ANSWERS), shared_rows(ANSWERS)))
     torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
 
 

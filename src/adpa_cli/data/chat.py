@@ -76,6 +76,11 @@ class Encoder:
             self.bos_id = bos
         self._line_break = self._plain("\n")
 
+    @property
+    def pad_id(self) -> int:
+        """The id that fills up shorter rows."""
+        return pad_id(self.tokenizer, self.end_id)
+
     def prompt(self, messages: Sequence[Message]) -> list[int]:
         """Ids of the turns and of the header that asks for an answer, with one BOS if the tokenizer uses one."""
         return self._begin(self.render(messages, ask=True))
@@ -160,6 +165,12 @@ class Encoder:
         while bos is not None and ids[written : written + 1] == [bos]:
             written += 1
         return ([bos] if written or self.bos_id is not None else []) + ids[written:]
+
+
+def pad_id(tokenizer: Any, end_id: int) -> int:
+    """The padding of a tokenizer, or `end_id` where it has none."""
+    padding: int | None = tokenizer.pad_token_id
+    return end_id if padding is None else padding
 
 
 def single_token(tokenizer: Any, end: str) -> int:

@@ -1,6 +1,12 @@
-"""Sampled support: ids drawn from a teacher's softmax instead of its top k. Anshumann et al. 2025, ACL.
+"""What a teacher says about given answers: its top k, the label and the mass outside both, per answer token.
 
-n positions, V vocabulary, S draws with replacement, K = min(S, V).
+Two passes, so that one teacher is in memory at a time: `aligned_pass` picks the ids, `reference_pass` adds the other
+teacher's view of the same ids. Only hidden states of answer positions meet the head, some rows at a time, and once.
+Instead of its top k the ids may be sampled support, which is drawn from the teacher's softmax (Anshumann et al. 2025,
+ACL). Answers that cannot be scored and teachers whose numbers mean nothing are refused by name of the row.
+
+n positions or N of all answers of a block, P positions of all tokens, H hidden size, V the teacher's vocabulary, S
+draws with replacement, K ids. Nats, float32.
 """
 
 from __future__ import annotations
@@ -15,7 +21,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from adpa_cli.engine.generation.sampling import uniforms
-from adpa_cli.engine.layout.shared_prompt import Answer, apart, together
+from adpa_cli.engine.layout.examples import Answer
+from adpa_cli.engine.layout.shared_prompt import separate_rows, shared_rows
 from adpa_cli.engine.layout.shared_prompt import states as states_of
 from adpa_cli.engine.models import Dtype, output_head
 from adpa_cli.errors import AdpaError, DataError
@@ -23,101 +30,7 @@ from adpa_cli.signal.rows import Floats, Ints, SignalRows, difference_of
 from adpa_cli.tensors.output import Head
 from adpa_cli.tensors.sums import split, top_ids
 
-
-@dataclass(frozen=True)
-class Draws:
-    """How many ids are drawn for each token, and a key for each answer: its noise is a function of key and position."""
-
-    count: int
-    keys: Sequence[int]
-
-    def noise(self, lengths: Sequence[int], device: torch.device) -> tuple[Tensor, Tensor]:
-        """([N] key, [N] position in its answer) of every token of answers of these lengths."""
-        counts = torch.tensor(lengths)
-        positions = torch.cat([torch.arange(length) for length in lengths])
-        return torch.tensor(self.keys).repeat_interleave(counts).to(device), positions.to(device)
-
-
-def drawn(logits: Tensor, noise: Tensor) -> Tensor:
-    """[n,S] int64 ids of softmax(`logits` [n,V]), one for each number of `noise` [n,S] in (0, 1)."""
-    reached = logits.double().softmax(1).cumsum(1)
-    # The last sum is 1 but for rounding; scaled to it no draw falls behind the last id, or on one without mass.
-    return torch.searchsorted(reached, noise * reached[:, -1:]).clamp_max(logits.shape[1] - 1)
-
-
-def sampled(
-    logits: Tensor, labels: Tensor, known: Tensor, noise: Tensor
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """(ids [n,K], log-probs at them, part of the draws on each, log-probs of `labels` [n], of the mass elsewhere [n]).
-
-    Ids that were drawn come first, then the label, then others, which have no log-prob. Draws of ids that are not
-    `known` [V] are lost to the weights, as their terms are to a student that lacks them. `logits` are used up.
-    """
-    ids = drawn(logits, noise)
-    counts = torch.zeros_like(logits).scatter_add_(1, ids, torch.ones_like(noise, dtype=logits.dtype))
-    counts.masked_fill_(~known, 0)
-    order = counts.scatter_add(1, labels[:, None], torch.full_like(labels[:, None], 0.5, dtype=logits.dtype))
-    ids = top_ids(order, noise.shape[1])
-    weights = counts.gather(1, ids) / noise.shape[1]
-    filler = (weights == 0) & (ids != labels[:, None])
-    label = labels[:, None]
-    logps, rest = split(logits, torch.cat([label, torch.where(filler, label, ids)], 1))
-    return ids, logps[:, 1:].masked_fill(filler, -float("inf")), weights, logps[:, 0], rest
-
-
 MIN_COVERAGE = 1e-6  # an answer none of whose tokens has this much mass on ids the student knows teaches nothing
-
-
-def check_answer(answer: Answer, known: Sequence[bool]) -> None:
-    for name, tokens in (("prompt", answer.prompt), ("answer", answer.answer)):
-        if not tokens:
-            raise DataError(f"row {answer.row_id!r}: the {name} has no tokens", "drop the row, or its template")
-        outside = [token for token in tokens if not 0 <= token < len(known)]
-        if outside:
-            raise DataError(
-                f"row {answer.row_id!r}: the {name} has the token {outside[0]}; the teacher has {len(known)} ids",
-                "tokenise the rows with the teacher's own vocabulary",
-            )
-    lacking = [token for token in answer.answer if not known[token]]
-    if lacking:
-        raise DataError(
-            f"row {answer.row_id!r}: the answer has the token {lacking[0]}, which the student lacks",
-            "tokenise the rows with the student's own vocabulary",
-        )
-
-
-def check_finite(teacher: str, answer: Answer, logps: Floats, label: Floats, rest: Floats) -> None:
-    """-inf is allowed at an id that is not the label (unused ids of a vocabulary) and for an empty rest (K = V)."""
-    if np.isnan(logps).any() or np.isnan(rest).any() or not np.isfinite(label).all():
-        raise AdpaError(
-            f"{teacher} gives logits that are not finite for row {answer.row_id!r}",
-            "check the model's weights, or compute in float32",
-        )
-
-
-def check_coverage(teacher: str, answer: Answer, logps: Floats) -> None:
-    if float(np.exp(logps.astype(np.float64)).sum(1).max()) < MIN_COVERAGE:
-        raise AdpaError(
-            f"{teacher} puts no mass on ids that the student has, for row {answer.row_id!r}",
-            "use a teacher and a student of one vocabulary",
-        )
-
-
-def check_ids(ids: Ints, teacher: str, vocabulary: int) -> None:
-    if int(ids.max()) >= vocabulary:
-        raise AdpaError(
-            f"the aligned teacher's top k has the id {int(ids.max())}, but {teacher} has {vocabulary} ids",
-            "use two teachers with one vocabulary",
-        )
-
-
-def check_same(answers: Sequence[Answer], rows: Sequence[SignalRows]) -> None:
-    for answer, row in zip(answers, rows, strict=True):
-        if list(answer.answer) != row.label_ids.tolist():
-            raise DataError(
-                f"row {answer.row_id!r}: the aligned teacher's rows are of another answer",
-                "capture both teachers over the same answers",
-            )
 
 
 @dataclass(frozen=True)
@@ -142,6 +55,23 @@ class Known:
 ALL_KNOWN = Known()
 
 
+@dataclass(frozen=True)
+class SampledSupport:
+    """How many ids are drawn for each token, and a key for each answer: its noise is a function of key and position.
+
+    The ids are those of Anshumann et al. 2025 (ACL): drawn from a teacher's softmax instead of its top k.
+    """
+
+    count: int
+    keys: Sequence[int]
+
+    def noise(self, lengths: Sequence[int], device: torch.device) -> tuple[Tensor, Tensor]:
+        """([N] key, [N] position in its answer) of every token of answers of these lengths."""
+        counts = torch.tensor(lengths)
+        positions = torch.cat([torch.arange(length) for length in lengths])
+        return torch.tensor(self.keys).repeat_interleave(counts).to(device), positions.to(device)
+
+
 def aligned_pass(
     model: PreTrainedModel,
     answers: Sequence[Answer],
@@ -151,12 +81,12 @@ def aligned_pass(
     known: Known = ALL_KNOWN,
     dtype: Dtype = "float32",
     share: bool = False,
-    draws: Draws | None = None,
+    support: SampledSupport | None = None,
 ) -> list[SignalRows]:
     """The aligned teacher's rows of each answer, without a reference; K is `k`, or all known ids if they are fewer.
 
-    With `share` the prompt of answers that follow one another is computed once; with `draws` the ids are drawn. Raises
-    DataError naming the row for an empty prompt or answer, or a token outside a vocabulary, and AdpaError naming
+    With `share` the prompt of answers that follow one another is computed once; with `support` the ids are drawn.
+    Raises DataError naming the row for an empty prompt or answer, or a token outside a vocabulary, and AdpaError naming
     `teacher` and the row for logits that are not finite or answers with no mass on known ids.
     """
     if not answers:
@@ -164,12 +94,12 @@ def aligned_pass(
     states, where, head, mask = _forward(model, answers, known, dtype, share)
     labels = torch.tensor([token for answer in answers for token in answer.answer], device=states.device)
     k = min(k, int(mask.sum()))
-    if draws is None:
+    if support is None:
         tiles = [_likeliest(logits, labels[span], mask, k) for span, logits in head.rows(states, where)]
     else:
-        keys, positions = draws.noise([len(answer.answer) for answer in answers], states.device)
+        keys, positions = support.noise([len(answer.answer) for answer in answers], states.device)
         tiles = [
-            _drawn(logits, labels[span], mask, uniforms(keys[span], positions[span], draws.count))
+            _sampled(logits, labels[span], mask, uniforms(keys[span], positions[span], support.count))
             for span, logits in head.rows(states, where)
         ]
     ids, logps, rest, weights = _joined(tiles)
@@ -181,25 +111,12 @@ def aligned_pass(
             label_ids=np.array(answer.answer, dtype=np.int32),
             label_logps=logps[span, 0],
             rest_logps=rest[span],
-            weights=None if draws is None else weights[span],
+            weights=None if support is None else weights[span],
         )
         check_finite(teacher, answer, row.logps, row.label_logps, row.rest_logps)
         check_coverage(teacher, answer, row.logps)
         rows.append(row)
     return rows
-
-
-def _likeliest(logits: Tensor, labels: Tensor, known: Tensor, k: int) -> tuple[Any, ...]:
-    """One tile of a top k: ids [n,K], log-probs of the label and of them [n,1+K], of the mass outside [n]."""
-    ids = top_ids(_barred(logits, known), k)
-    logps, rest = split(logits, torch.cat([labels[:, None], ids], 1))
-    return _ints(ids), _floats(logps), _floats(rest), np.zeros((len(ids), 0), dtype=np.float32)
-
-
-def _drawn(logits: Tensor, labels: Tensor, known: Tensor, noise: Tensor) -> tuple[Any, ...]:
-    """One tile of drawn ids: as `_likeliest`, and the part of the draws on each id [n,K]."""
-    ids, logps, weights, label, rest = sampled(logits, labels, known, noise)
-    return _ints(ids), _floats(torch.cat([label[:, None], logps], 1)), _floats(rest), _floats(weights)
 
 
 def reference_pass(
@@ -244,6 +161,19 @@ def reference_pass(
     return done
 
 
+def _likeliest(logits: Tensor, labels: Tensor, known: Tensor, k: int) -> tuple[Any, ...]:
+    """One tile of a top k: ids [n,K], log-probs of the label and of them [n,1+K], of the mass outside [n]."""
+    ids = top_ids(_barred(logits, known), k)
+    logps, rest = split(logits, torch.cat([labels[:, None], ids], 1))
+    return _ints(ids), _floats(logps), _floats(rest), np.zeros((len(ids), 0), dtype=np.float32)
+
+
+def _sampled(logits: Tensor, labels: Tensor, known: Tensor, noise: Tensor) -> tuple[Any, ...]:
+    """One tile of drawn ids: as `_likeliest`, and the part of the draws on each id [n,K]."""
+    ids, logps, weights, label, rest = sampled_support(logits, labels, known, noise)
+    return _ints(ids), _floats(torch.cat([label[:, None], logps], 1)), _floats(rest), _floats(weights)
+
+
 def _at_ids(logits: Tensor, asked: Tensor, kth: Tensor) -> tuple[Floats, Floats, Floats]:
     """Log-probs at the `asked` ids [n,1+K] and at the `kth` one [n,1], and of the mass outside the asked [n]."""
     # One call for both, so that a log-prob and the K-th it is compared with are rounded alike.
@@ -264,7 +194,7 @@ def _forward(
     has_id = mask.tolist()
     for answer in answers:
         check_answer(answer, has_id)
-    layout = (together if share else apart)(answers)
+    layout = (shared_rows if share else separate_rows)(answers)
     return states_of(model, layout, dtype), layout.where.to(head.weight.device), head, mask
 
 
@@ -294,3 +224,83 @@ def _floats(values: Tensor) -> Floats:
 def _ints(values: Tensor) -> Ints:
     array: Ints = values.to(torch.int32).cpu().numpy()
     return array
+
+
+def sampled_support(
+    logits: Tensor, labels: Tensor, known: Tensor, noise: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """(ids [n,K], log-probs at them, part of the draws on each, log-probs of `labels` [n], of the mass elsewhere [n]).
+
+    Ids that were drawn come first, then the label, then others, which have no log-prob. Draws of ids that are not
+    `known` [V] are lost to the weights, as their terms are to a student that lacks them. `logits` are used up.
+    """
+    ids = sampled_ids(logits, noise)
+    counts = torch.zeros_like(logits).scatter_add_(1, ids, torch.ones_like(noise, dtype=logits.dtype))
+    counts.masked_fill_(~known, 0)
+    order = counts.scatter_add(1, labels[:, None], torch.full_like(labels[:, None], 0.5, dtype=logits.dtype))
+    ids = top_ids(order, noise.shape[1])
+    weights = counts.gather(1, ids) / noise.shape[1]
+    filler = (weights == 0) & (ids != labels[:, None])
+    label = labels[:, None]
+    logps, rest = split(logits, torch.cat([label, torch.where(filler, label, ids)], 1))
+    return ids, logps[:, 1:].masked_fill(filler, -float("inf")), weights, logps[:, 0], rest
+
+
+def sampled_ids(logits: Tensor, noise: Tensor) -> Tensor:
+    """[n,S] int64 ids of softmax(`logits` [n,V]), one for each number of `noise` [n,S] in (0, 1)."""
+    reached = logits.double().softmax(1).cumsum(1)
+    # The last sum is 1 but for rounding; scaled to it no draw falls behind the last id, or on one without mass.
+    return torch.searchsorted(reached, noise * reached[:, -1:]).clamp_max(logits.shape[1] - 1)
+
+
+def check_answer(answer: Answer, known: Sequence[bool]) -> None:
+    row = answer.key.example_id
+    for name, tokens in (("prompt", answer.prompt), ("answer", answer.answer)):
+        if not tokens:
+            raise DataError(f"row {row!r}: the {name} has no tokens", "drop the row, or its template")
+        outside = [token for token in tokens if not 0 <= token < len(known)]
+        if outside:
+            raise DataError(
+                f"row {row!r}: the {name} has the token {outside[0]}; the teacher has {len(known)} ids",
+                "tokenise the rows with the teacher's own vocabulary",
+            )
+    lacking = [token for token in answer.answer if not known[token]]
+    if lacking:
+        raise DataError(
+            f"row {row!r}: the answer has the token {lacking[0]}, which the student lacks",
+            "tokenise the rows with the student's own vocabulary",
+        )
+
+
+def check_finite(teacher: str, answer: Answer, logps: Floats, label: Floats, rest: Floats) -> None:
+    """-inf is allowed at an id that is not the label (unused ids of a vocabulary) and for an empty rest (K = V)."""
+    if np.isnan(logps).any() or np.isnan(rest).any() or not np.isfinite(label).all():
+        raise AdpaError(
+            f"{teacher} gives logits that are not finite for row {answer.key.example_id!r}",
+            "check the model's weights, or compute in float32",
+        )
+
+
+def check_coverage(teacher: str, answer: Answer, logps: Floats) -> None:
+    if float(np.exp(logps.astype(np.float64)).sum(1).max()) < MIN_COVERAGE:
+        raise AdpaError(
+            f"{teacher} puts no mass on ids that the student has, for row {answer.key.example_id!r}",
+            "use a teacher and a student of one vocabulary",
+        )
+
+
+def check_ids(ids: Ints, teacher: str, vocabulary: int) -> None:
+    if int(ids.max()) >= vocabulary:
+        raise AdpaError(
+            f"the aligned teacher's top k has the id {int(ids.max())}, but {teacher} has {vocabulary} ids",
+            "use two teachers with one vocabulary",
+        )
+
+
+def check_same(answers: Sequence[Answer], rows: Sequence[SignalRows]) -> None:
+    for answer, row in zip(answers, rows, strict=True):
+        if list(answer.answer) != row.label_ids.tolist():
+            raise DataError(
+                f"row {answer.key.example_id!r}: the aligned teacher's rows are of another answer",
+                "capture both teachers over the same answers",
+            )

@@ -1,4 +1,9 @@
-"""Model folders: load them, check them, run the body without the head, and save them for any other tool."""
+"""Model folders: load them, check them, run the body without the head, and save them for any other tool.
+
+Weights come from safetensors only, remote code never runs, dropout is off. The head is kept apart from the body because
+log-probs are computed through it tile by tile (`tensors`): `output_head` reads what scales and caps its logits, and
+`check_head` proves that the model does that and no more.
+"""
 
 from __future__ import annotations
 
@@ -25,6 +30,7 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
+from adpa_cli.data.chat import pad_id
 from adpa_cli.errors import AdpaError, NotFound
 from adpa_cli.tensors.output import Head
 
@@ -78,16 +84,11 @@ def load(folder: Path, *, train: bool = False, device: str = "cpu", scalar: bool
     return checked
 
 
-@contextmanager
-def _no_progress_bar() -> Iterator[None]:
-    logs: Any = transformers_logging
-    shown = logs.is_progress_bar_enabled()
-    logs.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logs.enable_progress_bar()
+def load_checked(folder: Path, *, train: bool = False, device: str = "cpu") -> PreTrainedModel:
+    """The causal language model in `folder`, whose log-probs its head gives. Raises as `load` and `check_head` do."""
+    model = load(folder, train=train, device=device)
+    check_head(model)
+    return model
 
 
 def _turn_dropout_off(config: Any) -> None:
@@ -105,120 +106,11 @@ def _check_weights(model: PreTrainedModel, folder: Path, info: dict[str, Any]) -
     if missing:
         raise AdpaError(f"{folder} lacks {len(missing)} of its model's tensors, {missing[0]} among them", hint)
     if mismatched:
-        name, found, expected = mismatched[0]
-        raise AdpaError(f"the tensor {name} in {folder} is {list(found)}; config.json says {list(expected)}", hint)
+        name, stored, expected = mismatched[0]
+        raise AdpaError(f"the tensor {name} in {folder} is {list(stored)}; config.json says {list(expected)}", hint)
     for name, tensor in model.state_dict().items():
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise AdpaError(f"the tensor {name} in {folder} holds values that are not finite", hint)
-
-
-def _first_line(error: BaseException) -> str:
-    text = str(error).strip() or type(error).__name__
-    return text.splitlines()[0]
-
-
-def load_tokenizer(folder: Path) -> Any:
-    """The tokenizer in `folder`. Raises NotFound where there is none, AdpaError where it does not load."""
-    hint = "put the tokenizer's files (tokenizer.json, tokenizer_config.json) beside the model"
-    if not any((folder / name).is_file() for name in _TOKENIZER_FILES):
-        raise NotFound(f"{folder} has no tokenizer: none of {', '.join(_TOKENIZER_FILES)} is there", hint)
-    try:
-        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-    except _LOAD_ERRORS as error:
-        raise AdpaError(f"the tokenizer in {folder} does not load: {_first_line(error)}", hint) from error
-
-
-def body_and_head(model: PreTrainedModel) -> tuple[nn.Module, Tensor, Tensor | None]:
-    """The decoder without its head, the head's weight [V, H], and its bias [V] if it has one."""
-    untyped: Any = model  # transformers does not annotate its getters
-    head = untyped.get_output_embeddings()
-    body = untyped.get_decoder()
-    if body is model:
-        body = model.base_model
-    if body is model or head is None or not isinstance(getattr(head, "weight", None), Tensor):
-        raise AdpaError(
-            f"{type(model).__name__} does not show its decoder and its output embeddings",
-            "use a decoder-only model such as Llama, Qwen, Mistral, Phi or Pythia",
-        )
-    return body, head.weight, getattr(head, "bias", None)
-
-
-def computing(dtype: Dtype, device: torch.device) -> AbstractContextManager[Any]:
-    """The context in which float32 weights compute in `dtype`."""
-    return torch.autocast(device.type, torch.bfloat16) if dtype == "bfloat16" else nullcontext()
-
-
-def hidden_states(
-    model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor | None, *, dtype: Dtype = "float32"
-) -> Tensor:
-    """Last hidden states [B, T, H] of `input_ids` [B, T] (right padded, `attention_mask` [B, T] of 0 and 1).
-
-    Without a mask the states of real tokens are the same: under right padding a causal model never looks at padding.
-    With `dtype="bfloat16"` the body runs under autocast.
-    """
-    with computing(dtype, input_ids.device):
-        out = body_and_head(model)[0](input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
-    states: Tensor = out.last_hidden_state
-    return states
-
-
-def save(
-    model: PreTrainedModel,
-    tokenizer: Any,
-    folder: Path,
-    template_text: str,
-    end_token: str,
-    *,
-    state: Mapping[str, Tensor] | None = None,
-) -> None:
-    """Write a plain Hugging Face folder with float32 weights, whose generation stops at `end_token`.
-
-    Tied weights are written once; equal weights give equal bytes (one metadata key). The tokenizer is saved with
-    `template_text` as its chat template and `end_token` as its end token. `state` replaces the model's own state dict
-    (gathered shards). Neither `model` nor `tokenizer` changes. Raises AdpaError where `end_token` is not one token.
-    """
-    end_id = tokenizer.convert_tokens_to_ids(end_token)
-    if end_id is None or tokenizer.convert_ids_to_tokens(end_id) != end_token:
-        raise AdpaError(f"the end token {end_token!r} is not in the tokenizer's vocabulary", "choose one that is")
-    own = copy.deepcopy(tokenizer)
-    own.chat_template = template_text
-    own.eos_token = end_token
-    pad_id = end_id if own.pad_token_id is None else own.pad_token_id
-
-    tied = model.all_tied_weights_keys
-    weights = {
-        name: tensor.detach().to("cpu", torch.float32) if tensor.is_floating_point() else tensor.detach().cpu()
-        for name, tensor in (model.state_dict() if state is None else state).items()
-        if name not in tied
-    }
-    before = {name: value for name, value in vars(model).items() if name in ("generation_config", "config")}
-    if model.can_generate():
-        model.generation_config = _generation_config(own.bos_token_id, end_id, pad_id)
-    model.config = copy.deepcopy(model.config)
-    model.config.eos_token_id = end_id
-    try:
-        with _no_progress_bar():
-            model.save_pretrained(folder, state_dict=weights, max_shard_size="50GB")
-        model.config.dtype = "float32"  # of the bytes written, whatever the dtype in memory
-        model.config.save_pretrained(folder)
-    finally:
-        vars(model).update(before)
-    own.save_pretrained(folder)
-
-
-def _generation_config(bos_id: int | None, end_id: int, pad_id: int) -> GenerationConfig:
-    make: Any = GenerationConfig
-    config: GenerationConfig = make(bos_token_id=bos_id, eos_token_id=end_id, pad_token_id=pad_id)
-    return config
-
-
-def output_head(model: PreTrainedModel) -> Head:
-    """The head with what its configuration says of scaling (Granite, Cohere) and soft-capping (Gemma) after it."""
-    _, weight, bias = body_and_head(model)
-    config = model.config.get_text_config()
-    found = (getattr(config, name, None) for name in ("logit_scale", "logits_scaling", "final_logit_softcapping"))
-    scale, divisor, softcap = (float(value) if isinstance(value, int | float) and value else None for value in found)
-    return Head(weight, bias, (scale or 1.0) / (divisor or 1.0), softcap)
 
 
 @torch.no_grad()
@@ -258,7 +150,79 @@ def _same(got: Tensor, expected: Tensor, dtype: torch.dtype) -> bool:
     return float((got - expected).abs().max()) <= tolerance * max(1e-6, float(expected.abs().max()))
 
 
-def recast(folder: Path, dtype: Dtype) -> None:
+def load_tokenizer(folder: Path) -> Any:
+    """The tokenizer in `folder`. Raises NotFound where there is none, AdpaError where it does not load."""
+    hint = "put the tokenizer's files (tokenizer.json, tokenizer_config.json) beside the model"
+    if not any((folder / name).is_file() for name in _TOKENIZER_FILES):
+        raise NotFound(f"{folder} has no tokenizer: none of {', '.join(_TOKENIZER_FILES)} is there", hint)
+    try:
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    except _LOAD_ERRORS as error:
+        raise AdpaError(f"the tokenizer in {folder} does not load: {_first_line(error)}", hint) from error
+
+
+def save(
+    model: PreTrainedModel,
+    tokenizer: Any,
+    folder: Path,
+    template_text: str,
+    end_token: str,
+    *,
+    state: Mapping[str, Tensor] | None = None,
+) -> None:
+    """Write a plain Hugging Face folder with float32 weights, whose generation stops at `end_token`.
+
+    Tied weights are written once; equal weights give equal bytes (one metadata key). The tokenizer is saved with
+    `template_text` as its chat template and `end_token` as its end token. `state` replaces the model's own state dict
+    (gathered shards). Neither `model` nor `tokenizer` changes. Raises AdpaError where `end_token` is not one token.
+    """
+    end_id = tokenizer.convert_tokens_to_ids(end_token)
+    if end_id is None or tokenizer.convert_ids_to_tokens(end_id) != end_token:
+        raise AdpaError(f"the end token {end_token!r} is not in the tokenizer's vocabulary", "choose one that is")
+    own = copy.deepcopy(tokenizer)
+    own.chat_template = template_text
+    own.eos_token = end_token
+    tied = model.all_tied_weights_keys
+    weights = {
+        name: tensor.detach().to("cpu", torch.float32) if tensor.is_floating_point() else tensor.detach().cpu()
+        for name, tensor in (model.state_dict() if state is None else state).items()
+        if name not in tied
+    }
+    before = {name: value for name, value in vars(model).items() if name in ("generation_config", "config")}
+    if model.can_generate():
+        make: Any = GenerationConfig
+        padding = pad_id(own, end_id)
+        model.generation_config = make(bos_token_id=own.bos_token_id, eos_token_id=end_id, pad_token_id=padding)
+    model.config = copy.deepcopy(model.config)
+    model.config.eos_token_id = end_id
+    try:
+        with _no_progress_bar():
+            model.save_pretrained(folder, state_dict=weights, max_shard_size="50GB")
+        model.config.dtype = "float32"  # of the bytes written, whatever the dtype in memory
+        model.config.save_pretrained(folder)
+    finally:
+        vars(model).update(before)
+    own.save_pretrained(folder)
+
+
+@contextmanager
+def _no_progress_bar() -> Iterator[None]:
+    logs: Any = transformers_logging
+    shown = logs.is_progress_bar_enabled()
+    logs.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logs.enable_progress_bar()
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip() or type(error).__name__
+    return text.splitlines()[0]
+
+
+def cast_weights(folder: Path, dtype: Dtype) -> None:
     """Write the float tensors of every safetensors file of a model folder in `dtype`, and say so in its config."""
     wanted = getattr(torch, dtype)
     total = 0
@@ -279,3 +243,46 @@ def _edit(path: Path, changes: Mapping[str, Any]) -> None:
     if path.exists():
         raw = {**json.loads(path.read_text(encoding="utf-8")), **changes}
         path.write_text(json.dumps(raw, indent=2) + "\n", encoding="utf-8")
+
+
+def body_and_head(model: PreTrainedModel) -> tuple[nn.Module, Tensor, Tensor | None]:
+    """The decoder without its head, the head's weight [V, H], and its bias [V] if it has one."""
+    untyped: Any = model  # transformers does not annotate its getters
+    head = untyped.get_output_embeddings()
+    body = untyped.get_decoder()
+    if body is model:
+        body = model.base_model
+    if body is model or head is None or not isinstance(getattr(head, "weight", None), Tensor):
+        raise AdpaError(
+            f"{type(model).__name__} does not show its decoder and its output embeddings",
+            "use a decoder-only model such as Llama, Qwen, Mistral, Phi or Pythia",
+        )
+    return body, head.weight, getattr(head, "bias", None)
+
+
+def computing(dtype: Dtype, device: torch.device) -> AbstractContextManager[Any]:
+    """The context in which float32 weights compute in `dtype`."""
+    return torch.autocast(device.type, torch.bfloat16) if dtype == "bfloat16" else nullcontext()
+
+
+def hidden_states(
+    model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor | None, *, dtype: Dtype = "float32"
+) -> Tensor:
+    """Last hidden states [B, T, H] of `input_ids` [B, T] (right padded, `attention_mask` [B, T] of 0 and 1).
+
+    Without a mask the states of real tokens are the same: under right padding a causal model never looks at padding.
+    With `dtype="bfloat16"` the body runs under autocast.
+    """
+    with computing(dtype, input_ids.device):
+        out = body_and_head(model)[0](input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
+    states: Tensor = out.last_hidden_state
+    return states
+
+
+def output_head(model: PreTrainedModel) -> Head:
+    """The head with what its configuration says of scaling (Granite, Cohere) and soft-capping (Gemma) after it."""
+    _, weight, bias = body_and_head(model)
+    config = model.config.get_text_config()
+    values = (getattr(config, name, None) for name in ("logit_scale", "logits_scaling", "final_logit_softcapping"))
+    scale, divisor, softcap = (float(value) if isinstance(value, int | float) and value else None for value in values)
+    return Head(weight, bias, (scale or 1.0) / (divisor or 1.0), softcap)

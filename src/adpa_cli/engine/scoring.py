@@ -33,7 +33,7 @@ def label_logps(
 ) -> LabelLogps:
     """Score every part of every example in length-sorted batches of at most `tokens` padded tokens."""
     student.to(device)
-    return at_answers(lambda batch: student(batch.pieces, batch.ids)[0][:, 0], examples, parts, tokens, device)
+    return at_answers(lambda batch: student(batch.layouts, batch.ids)[0][:, 0], examples, parts, tokens, device)
 
 
 @torch.no_grad()

@@ -47,9 +47,9 @@ def export(found: Trained, target: Path, to: str, dtype: Any, force: bool, conve
         else:
             copy_model(found, folder)
             if dtype is not None:
-                from adpa_cli.engine.models import recast
+                from adpa_cli.engine.models import cast_weights
 
-                recast(folder, dtype)
+                cast_weights(folder, dtype)
         if to == "ollama":
             (folder / "Modelfile").write_text(modelfile(found), encoding="utf-8")
         (folder / CARD).write_text(card, encoding="utf-8")

@@ -176,11 +176,10 @@ def _save(job: Job, role: str, answers: list[Any], known: int, dtype: Any, monit
     import numpy as np
 
     from adpa_cli.engine.device import device
-    from adpa_cli.engine.models import check_head, load
+    from adpa_cli.engine.models import load_checked
     from adpa_cli.engine.scoring import full_vocabulary_logps
 
-    model = load(job.one(role).path, device=device())
-    check_head(model)
+    model = load_checked(job.one(role).path, device=device())
     for n, answer in enumerate(answers):
         for run, logps in enumerate(full_vocabulary_logps(model, answer.prompt, answer.answer, known, dtype)):
             np.save(job.folder / f"{role}-{n}-{run}.npy", logps.numpy())

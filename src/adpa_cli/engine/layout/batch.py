@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from adpa_cli.engine.layout.examples import Example
-from adpa_cli.engine.layout.row_layout import Packer, Piece, changed, moved, pieces_of
+from adpa_cli.engine.layout.row_layout import Packer, RowLayout, changed, moved, row_layouts
 from adpa_cli.methods import Experience, Need, Signal, View
 from adpa_cli.signal import SignalRows
 from adpa_cli.tensors.output import Stats
@@ -24,6 +24,10 @@ SignalOf = Callable[[str, str], SignalRows]
 """(example id, part) -> the cached signal of that answer."""
 ExperienceOf = Mapping[str, Mapping[str, np.ndarray[Any, Any]]]
 """Example id -> the fields [T] of the experience of its drawn answer."""
+SIGNAL_FIELDS = (
+    "logps", "label_logps", "rest_logps", "difference", "in_reference", "reference_kth", "reference_label_logps",
+    "reference_rest_logps", "weights",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -42,21 +46,21 @@ class PartBatch:
 
 @dataclass(frozen=True)
 class Batch:
-    """The sequences as `pieces`, with little padding or none; their N answer positions are numbered by part, then
+    """The sequences as `layouts`, with little padding or none; their N answer positions are numbered by part, then
     example. `ids` [N,1+K] holds the label, then the signal's ids, -1 where there is none. `tokens` are those of all
-    sequences. `drawn` are the pieces that the critic reads: the answers drawn online, which are the last ones."""
+    sequences. `drawn` are the layouts that the critic reads: the answers drawn online, which are the last ones."""
 
-    pieces: tuple[Piece, ...]
+    layouts: tuple[RowLayout, ...]
     ids: Tensor
     parts: Mapping[str, PartBatch]
     examples: int
     tokens: int
-    drawn: tuple[Piece, ...] = ()
+    drawn: tuple[RowLayout, ...] = ()
 
     @property
     def cells(self) -> int:
         """Positions that go through the model."""
-        return sum(piece.input_ids.numel() for piece in self.pieces)
+        return sum(layout.input_ids.numel() for layout in self.layouts)
 
     @property
     def padding(self) -> int:
@@ -110,9 +114,35 @@ def collate(
             rewards = torch.tensor([reward_of[example.id, need.part] for example in examples], dtype=torch.float32)
             parts[need.part] = replace(parts[need.part], reward=rewards)
     fixed = sum(not need.online for need in needs) * len(examples)
-    drawn = pieces_of(sequences[fixed:], starts[fixed:]) if fixed < len(sequences) else ()
-    pieces, tokens = pieces_of(sequences, starts, packer), sum(map(len, sequences))
-    return Batch(pieces, torch.from_numpy(ids), parts, len(examples), tokens, drawn)
+    drawn = row_layouts(sequences[fixed:], starts[fixed:]) if fixed < len(sequences) else ()
+    layouts, tokens = row_layouts(sequences, starts, packer), sum(map(len, sequences))
+    return Batch(layouts, torch.from_numpy(ids), parts, len(examples), tokens, drawn)
+
+
+def views(
+    batch: Batch, logps: Tensor, rest: Tensor, stats: Stats | None = None, values: Tensor | None = None
+) -> dict[Any, View]:
+    """The student's log-probs [N,1+K], rest mass [N] and log of Σ p² [N], if asked for, as one `View` per part.
+
+    `values` are those of the critic at the drawn answers, whose positions are the last of the N, or of a model that is
+    trained to give them, at all.
+    """
+    out = {}
+    fixed = 0 if values is None else len(logps) - len(values)
+    for name, part in batch.parts.items():
+        picked = logps[part.where]
+        k = part.signal.logps.shape[-1] if part.signal else 0
+        out[name] = View(
+            logps=picked[..., 0], mask=part.mask, end=part.end,
+            topk_logps=picked[..., 1 : 1 + k] if part.signal else None,
+            rest_logps=rest[part.where] if part.signal else None,
+            label_in_topk=part.in_topk, signal=part.signal, start_logps=part.start,
+            log_sum_squares=None if stats is None else stats.log_sum_squares[part.where],
+            values=None if values is None or (fixed and not part.experience)
+            else values[(part.where - fixed).clamp(min=0)],
+            experience=part.experience, reward=part.reward,
+        )  # fmt: skip
+    return out
 
 
 def _part(
@@ -147,41 +177,9 @@ def _padded(rows: Sequence[Any], longest: int) -> Tensor:
     return torch.from_numpy(out)
 
 
-SIGNAL_FIELDS = (
-    "logps", "label_logps", "rest_logps", "difference", "in_reference", "reference_kth", "reference_label_logps",
-    "reference_rest_logps", "weights",
-)  # fmt: skip
-
-
 def _signal(rows: Sequence[SignalRows], longest: int) -> Signal:
     fields: dict[str, Any] = {}
     for name in SIGNAL_FIELDS:
         values = [getattr(row, name) for row in rows]
         fields[name] = None if values[0] is None else _padded(values, longest)
     return Signal(**fields)
-
-
-def views(
-    batch: Batch, logps: Tensor, rest: Tensor, stats: Stats | None = None, values: Tensor | None = None
-) -> dict[Any, View]:
-    """The student's log-probs [N,1+K], rest mass [N] and log of Σ p² [N], if asked for, as one `View` per part.
-
-    `values` are those of the critic at the drawn answers, whose positions are the last of the N, or of a model that is
-    trained to give them, at all.
-    """
-    out = {}
-    fixed = 0 if values is None else len(logps) - len(values)
-    for name, part in batch.parts.items():
-        picked = logps[part.where]
-        k = part.signal.logps.shape[-1] if part.signal else 0
-        out[name] = View(
-            logps=picked[..., 0], mask=part.mask, end=part.end,
-            topk_logps=picked[..., 1 : 1 + k] if part.signal else None,
-            rest_logps=rest[part.where] if part.signal else None,
-            label_in_topk=part.in_topk, signal=part.signal, start_logps=part.start,
-            log_sum_squares=None if stats is None else stats.log_sum_squares[part.where],
-            values=None if values is None or (fixed and not part.experience)
-            else values[(part.where - fixed).clamp(min=0)],
-            experience=part.experience, reward=part.reward,
-        )  # fmt: skip
-    return out

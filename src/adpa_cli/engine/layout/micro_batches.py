@@ -8,14 +8,47 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 from adpa_cli.engine.device import ROOM
 from adpa_cli.engine.layout.examples import Example
-from adpa_cli.engine.layout.row_layout import Packer
 from adpa_cli.errors import AdpaError
 
 Item = TypeVar("Item")
+
+
+class Load(NamedTuple):
+    """How many rows a batch has, their tokens, and the tokens of the longest."""
+
+    rows: int = 0
+    tokens: int = 0
+    longest: int = 0
+
+    @property
+    def padded(self) -> int:
+        """Tokens where every row is as long as the longest."""
+        return self.rows * self.longest
+
+
+def consecutive_batches(
+    items: Iterable[Item], length_of: Callable[[Item], int], fits: Callable[[Load], bool], least: float = 0
+) -> list[list[Item]]:
+    """`items`, in their order, in batches that are as long as their load `fits`.
+
+    A batch of one may exceed that, and one of fewer than `least` tokens takes the next item anyway.
+    """
+    batches: list[list[Item]] = []
+    load = Load()
+    for item in items:
+        length = length_of(item)
+        more = Load(load.rows + 1, load.tokens + length, max(load.longest, length))
+        if batches and (load.tokens < least or fits(more)):
+            batches[-1].append(item)
+            load = more
+        else:
+            batches.append([item])
+            load = Load(1, length, length)
+    return batches
 
 
 @dataclass(frozen=True)
@@ -38,45 +71,26 @@ def cut_blocks(
         raise AdpaError(f"a block of {tokens} tokens was asked for", "give a token budget of 1 or more")
     ordered = sorted(items, key=lambda item: (length_of(item), id_of(item)))
     seen: set[str] = set()
-    blocks: list[Block[Item]] = []
-    current: list[Item] = []
     for item in ordered:
         if id_of(item) in seen:
             raise AdpaError(f"two rows have the id {id_of(item)!r}", "give every row an id of its own")
         seen.add(id_of(item))
-        if current and length_of(item) * (len(current) + 1) > tokens:
-            blocks.append(Block(len(blocks), tuple(current)))
-            current = []
-        current.append(item)
-    if current:
-        blocks.append(Block(len(blocks), tuple(current)))
-    return blocks
+    batches = consecutive_batches(ordered, length_of, lambda load: load.padded <= tokens)
+    return [Block(index, tuple(batch)) for index, batch in enumerate(batches)]
+
+
+def by_length(lengths: Sequence[int]) -> list[int]:
+    """Positions of `lengths`, shortest first; of equal ones the first comes first."""
+    return sorted(range(len(lengths)), key=lambda i: (lengths[i], i))
 
 
 def step_batches(
-    examples: Sequence[Example], parts: int, tokens: int, processes: int, packer: Packer | None
+    examples: Sequence[Example], parts: int, tokens: int, processes: int, packed: bool
 ) -> list[list[list[int]]]:
     """The micro-batches of each process as positions into `examples`, which have `parts` sequences each."""
-    if packer is not None:
+    if packed:
         return packed_batches([example.size for example in examples], tokens, processes)
     return micro_batches([example.length for example in examples], parts, tokens, processes)
-
-
-def less(
-    dealt: Sequence[Sequence[Sequence[int]]], examples: Sequence[Example], parts: int, packer: Packer | None, stage: str
-) -> int:
-    """Half of the largest micro-batch that can be cut; AdpaError when each is a single example already."""
-    longest = max(example.length for example in examples)
-    cut = [[examples[i] for i in batch] for batches in dealt for batch in batches if len(batch) > 1]
-    if not cut:
-        key = f"{stage}.max_length" if stage else "max_length"
-        raise AdpaError(
-            f"one row of {parts} × {longest:,} tokens does not fit in memory, with the weights and their optimizer",
-            f"--set {key}={max(1, longest // 2)}, or {ROOM}",
-        )
-    if packer is not None:
-        return max(1, max(sum(e.size for e in batch) for batch in cut) // 2)
-    return max(1, max(max(e.length for e in batch) * len(batch) * parts for batch in cut) // 2)
 
 
 def micro_batches(lengths: Sequence[int], parts: int, tokens: int, processes: int = 1) -> list[list[list[int]]]:
@@ -86,9 +100,11 @@ def micro_batches(lengths: Sequence[int], parts: int, tokens: int, processes: in
     longest x count x `parts`, the padded size, is at most `tokens`. Every process gets equally many micro-batches;
     those that run out repeat an example, which the caller must weigh 0: an empty list stands for that.
     """
-    return _dealt(
-        lengths, processes, lambda own: _cut(own, tokens, lambda _, count, i: lengths[i] * (count + 1) * parts)
-    )
+
+    def cut(own: Sequence[int]) -> list[list[int]]:
+        return consecutive_batches(own, lengths.__getitem__, lambda load: load.padded * parts <= tokens)
+
+    return _dealt(lengths, processes, cut)
 
 
 def packed_batches(sizes: Sequence[int], tokens: int, processes: int = 1) -> list[list[list[int]]]:
@@ -98,7 +114,7 @@ def packed_batches(sizes: Sequence[int], tokens: int, processes: int = 1) -> lis
     """
 
     def cut(own: Sequence[int], most: int) -> list[list[int]]:
-        return _cut(own, most, lambda held, _, i: held + sizes[i])
+        return consecutive_batches(own, sizes.__getitem__, lambda load: load.tokens <= most)
 
     def balanced(own: Sequence[int]) -> list[list[int]]:
         fewest = len(cut(own, tokens))
@@ -114,24 +130,24 @@ def packed_batches(sizes: Sequence[int], tokens: int, processes: int = 1) -> lis
 def _dealt(
     lengths: Sequence[int], processes: int, cut: Callable[[Sequence[int]], list[list[int]]]
 ) -> list[list[list[int]]]:
-    order = sorted(range(len(lengths)), key=lambda i: (lengths[i], i))
+    order = by_length(lengths)
     dealt = [cut(order[rank::processes]) for rank in range(processes)]
     most = max(len(batches) for batches in dealt)
     return [batches + [[] for _ in range(most - len(batches))] for batches in dealt]
 
 
-def _cut(order: Sequence[int], most: int, size: Callable[[int, int, int], int]) -> list[list[int]]:
-    """Consecutive batches; `size` of (size, count, i) is that of a batch of this size and count with i as one more.
-
-    Only a batch of one may exceed `most`.
-    """
-    batches: list[list[int]] = []
-    held = 0
-    for i in order:
-        if batches and (more := size(held, len(batches[-1]), i)) <= most:
-            batches[-1].append(i)
-            held = more
-        else:
-            batches.append([i])
-            held = size(0, 0, i)
-    return batches
+def smaller_budget(
+    dealt: Sequence[Sequence[Sequence[int]]], examples: Sequence[Example], parts: int, packed: bool, stage: str
+) -> int:
+    """Half of the largest micro-batch that can be cut; AdpaError when each is a single example already."""
+    longest = max(example.length for example in examples)
+    divisible = [[examples[i] for i in batch] for batches in dealt for batch in batches if len(batch) > 1]
+    if not divisible:
+        key = f"{stage}.max_length" if stage else "max_length"
+        raise AdpaError(
+            f"one row of {parts} × {longest:,} tokens does not fit in memory, with the weights and their optimizer",
+            f"--set {key}={max(1, longest // 2)}, or {ROOM}",
+        )
+    if packed:
+        return max(1, max(sum(e.size for e in batch) for batch in divisible) // 2)
+    return max(1, max(max(e.length for e in batch) * len(batch) * parts for batch in divisible) // 2)

@@ -4,6 +4,9 @@ Either *padded*: sequences of similar length side by side, a row each. Or *packe
 stretches of tokens lie end to end; a stretch sees itself, causally, and the prompt that it follows. Answers to one
 prompt may share it: it is computed once, and what a token sees, and so its state, is as behind a prompt of its own.
 
+Attention over packed rows is registered with transformers as an implementation of its own. On a CPU each stretch
+attends by itself; on a GPU one flash attention kernel takes all of them. `packer_of` finds out which models it serves.
+
 S sequences, T tokens of a row, N answer positions.
 """
 
@@ -26,15 +29,26 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from adpa_cli.engine.layout.examples import TokenSequence
+from adpa_cli.engine.layout.micro_batches import consecutive_batches
 from adpa_cli.engine.layout.shared_prompt import windows
 from adpa_cli.engine.models import Dtype, body_and_head, computing
 
+NAME = "packed"
+TOLERANCE = {"float32": 1e-3, "bfloat16": 5e-2}
+LEAST_WORK = 500_000
+"""Tokens of a sequence times the square of a model's width, from where on a CPU spends more on padding than on calling
+attention for each stretch: that takes about 0.1 ms of a layer, as 70 operations on a fifth of so many numbers do."""
+LEAST_CAPABILITY = (8, 0)  # of a GPU that flash attention runs on
+GROUPED = "enable_gqa" in inspect.signature(varlen_attn).parameters  # torch 2.12; earlier keys and values are repeated
+TRIAL = ((4, 3), (4, 2), (3, 4))
+"""Tokens of prompt and answer of the sequences that a model is tried with; those of equal prompts share one."""
 FEW_TOKENS = 512
+"""Of a group of sequences in one forward: smaller ones cost more than padding."""
 
 
 @dataclass(frozen=True)
 class Packer:
-    """Asks for packed rows. `width` is the model's hidden size, by which costs are told; `share` allows shared
+    """Asks for packed rows. `width` is the model's hidden size, by which costs are reckoned; `share` allows shared
     prompts."""
 
     width: int
@@ -57,7 +71,7 @@ class Packing:
 
 
 @dataclass(frozen=True)
-class Piece:
+class RowLayout:
     """One forward: `input_ids` [S,L], right padded, or [1,T] with their `packing`; the answer position that is number
     `where`[n] of the batch is predicted at (`rows`[n], `columns`[n])."""
 
@@ -68,32 +82,71 @@ class Piece:
     packing: Packing | None = None
 
 
-def pieces_of(sequences: Sequence[TokenSequence], starts: Any, packer: Packer | None = None) -> tuple[Piece, ...]:
+def row_layouts(sequences: Sequence[TokenSequence], starts: Any, packer: Packer | None = None) -> tuple[RowLayout, ...]:
     """Lay out `sequences`; their answer positions are numbered from `starts` [S+1]."""
     if packer is not None:
         return (_packed(sequences, starts, packer),)
-    return tuple(_padded(group, sequences, starts) for group in similar([len(sequence) for sequence in sequences]))
+    return tuple(
+        _padded(group, sequences, starts) for group in length_groups([len(sequence) for sequence in sequences])
+    )
 
 
-def piece_states(body: nn.Module, piece: Piece, dtype: Dtype) -> Tensor:
-    """Last hidden states [N,H] of the decoder `body` at the answer positions of a piece.
+def answer_states(body: nn.Module, layout: RowLayout, dtype: Dtype) -> Tensor:
+    """Last hidden states [N,H] of the decoder `body` at the answer positions of a layout.
 
     There is no attention mask: padding is on the right, where a causal model cannot see it.
     """
-    packing = piece.packing
+    packing = layout.packing
     more: dict[str, Any] = {"attention_mask": None}
     if packing is not None:
         # A mask that is "prepared already", which transformers passes on as it is: the packing tells who sees whom.
         mask = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=packing.positions.device)
         more = {"attention_mask": mask, "position_ids": packing.positions, "packing": packing}
-    with computing(dtype, piece.input_ids.device):
-        states: Tensor = body(input_ids=piece.input_ids, use_cache=False, **more).last_hidden_state
-    return states[piece.rows, piece.columns]
+    with computing(dtype, layout.input_ids.device):
+        states: Tensor = body(input_ids=layout.input_ids, use_cache=False, **more).last_hidden_state
+    return states[layout.rows, layout.columns]
 
 
-def in_order(found: Sequence[Tensor], pieces: Sequence[Piece]) -> Tensor:
-    """What was computed at the positions of each of the pieces, put together in the order of their numbers."""
-    return torch.cat(list(found))[torch.cat([piece.where for piece in pieces]).argsort()]
+def in_order(values: Sequence[Tensor], layouts: Sequence[RowLayout]) -> Tensor:
+    """What was computed at the positions of each of the layouts, put together in the order of their numbers."""
+    return torch.cat(list(values))[torch.cat([layout.where for layout in layouts]).argsort()]
+
+
+def packer_of(model: PreTrainedModel, dtype: Dtype, longest: int, mean: float = math.inf) -> Packer | None:
+    """How `model` may be given packed rows of sequences of up to `longest` tokens, and `mean` tokens on average; None
+    where it may not, or where that would take longer than padding.
+
+    From then on it attends in the way that this asks for. It must take positions and hand what it does not know on to
+    its attention, as current models of transformers do: a few tokens are tried. Windows are read from its
+    configuration, since no short trial meets them.
+    """
+    device = body_and_head(model)[1].device
+    if model.config._attn_implementation != "sdpa" or any(window < longest for window in windows(model.config)):
+        return None
+    width = model.config.get_text_config().hidden_size
+    if device.type == "cpu" and mean * width**2 < LEAST_WORK:
+        return None
+    if device.type == "cuda" and (dtype != "bfloat16" or torch.cuda.get_device_capability(device) < LEAST_CAPABILITY):
+        return None
+    packer = Packer(width, share=device.type == "cpu")
+    model.set_attn_implementation(NAME)
+    if _same(model, packer, dtype):
+        return packer
+    model.set_attn_implementation("sdpa")
+    return None
+
+
+def length_groups(lengths: Sequence[int]) -> list[list[int]]:
+    """Positions of `lengths` in groups, longest first, so that a group is at most a tenth padding.
+
+    A group of few tokens, or of less than an eighth of all, takes the next one anyway: small forwards cost more than
+    padding.
+    """
+    longest_first = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
+    least = max(FEW_TOKENS, sum(lengths) / 8)
+    return consecutive_batches(
+        longest_first, lengths.__getitem__, lambda load: load.padded - load.tokens <= load.tokens / 10, least
+    )
 
 
 def moved(value: Any, device: torch.device) -> Any:
@@ -114,26 +167,7 @@ def changed(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
     return value
 
 
-def similar(lengths: Sequence[int]) -> list[list[int]]:
-    """Group positions of `lengths`, longest first, so that a group is at most a tenth padding.
-
-    A group of few tokens, or of less than an eighth of all, takes the next one anyway: small forwards cost more than
-    padding.
-    """
-    least = max(FEW_TOKENS, sum(lengths) / 8)
-    groups: list[list[int]] = []
-    held = 0
-    for i in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
-        padding = lengths[groups[-1][0]] * (len(groups[-1]) + 1) - held - lengths[i] if groups else 0
-        if not groups or (held >= least and padding > (held + lengths[i]) / 10):
-            groups.append([])
-            held = 0
-        groups[-1].append(i)
-        held += lengths[i]
-    return groups
-
-
-def _padded(group: Sequence[int], sequences: Sequence[TokenSequence], starts: Any) -> Piece:
+def _padded(group: Sequence[int], sequences: Sequence[TokenSequence], starts: Any) -> RowLayout:
     """The sequences of `group`, the first of which is the longest; `starts` [S+1] numbers their answer positions."""
     input_ids = np.zeros((len(group), len(sequences[group[0]])), dtype=np.int64)
     rows, columns, where = [], [], []
@@ -145,10 +179,10 @@ def _padded(group: Sequence[int], sequences: Sequence[TokenSequence], starts: An
         columns.append(at - 1)
         where.append(np.arange(starts[i], starts[i + 1]))
     flat = [torch.from_numpy(np.concatenate(numbers)) for numbers in (rows, columns, where)]
-    return Piece(torch.from_numpy(input_ids), flat[0], flat[1], flat[2])
+    return RowLayout(torch.from_numpy(input_ids), flat[0], flat[1], flat[2])
 
 
-def _packed(sequences: Sequence[TokenSequence], starts: Any, packer: Packer) -> Piece:
+def _packed(sequences: Sequence[TokenSequence], starts: Any, packer: Packer) -> RowLayout:
     """One row; the last token of a sequence, which is predicted and never read, is left out."""
     row = _Row()
     columns: list[NDArray[np.int64]] = []
@@ -171,7 +205,7 @@ def _packed(sequences: Sequence[TokenSequence], starts: Any, packer: Packer) -> 
             where.append(np.arange(starts[i], starts[i + 1]))
     flat = torch.from_numpy(np.concatenate(columns))
     ids, packing = row.done()
-    return Piece(ids, torch.zeros_like(flat), flat, torch.from_numpy(np.concatenate(where)), packing)
+    return RowLayout(ids, torch.zeros_like(flat), flat, torch.from_numpy(np.concatenate(where)), packing)
 
 
 def _prompt(sequence: TokenSequence) -> int:
@@ -234,15 +268,25 @@ class _Row:
         return torch.ones(length, before + length, dtype=torch.bool).tril(before)
 
 
-NAME = "packed"
-TOLERANCE = {"float32": 1e-3, "bfloat16": 5e-2}
-LEAST_WORK = 500_000
-"""Tokens of a sequence times the square of a model's width, from where on a CPU spends more on padding than on calling
-attention for each stretch: that takes about 0.1 ms of a layer, as 70 operations on a fifth of so many numbers do."""
-LEAST_CAPABILITY = (8, 0)  # of a GPU that flash attention runs on
-GROUPED = "enable_gqa" in inspect.signature(varlen_attn).parameters  # torch 2.12; earlier keys and values are repeated
-TRIAL = ((4, 3), (4, 2), (3, 4))
-"""Tokens of prompt and answer of the sequences that a model is tried with; those of equal prompts share one."""
+@torch.no_grad()
+def _same(model: PreTrainedModel, packer: Packer, dtype: Dtype) -> bool:
+    """Whether the states of a few sequences, two of them with one prompt, do not depend on how they lie."""
+    body, weight, _ = body_and_head(model)
+    trial = [_sequence(prompt, answer, weight.shape[0]) for prompt, answer in TRIAL]
+    starts = np.cumsum([0, *(sequence.tokens for sequence in trial)])
+    states = []
+    try:
+        for how in (None, packer):
+            layouts = moved(row_layouts(trial, starts, how), weight.device)
+            states.append(in_order([answer_states(body, layout, dtype) for layout in layouts], layouts).float())
+    except Exception:  # whatever a model makes of an argument that it does not know, padded rows it takes
+        return False
+    return float((states[0] - states[1]).abs().max()) <= TOLERANCE[dtype] * float(states[0].abs().max())
+
+
+def _sequence(prompt: int, answer: int, vocabulary: int) -> TokenSequence:
+    ids = np.array([*range(2, 2 + prompt), *range(11 * answer, 12 * answer)], dtype=np.int32) % vocabulary
+    return TokenSequence(ids, np.arange(len(ids)) >= prompt)
 
 
 def attend(
@@ -276,17 +320,17 @@ def _stretches(query: Tensor, key: Tensor, value: Tensor, scaling: float | None,
     untyped: Any = torch
     queries, keys, values = (untyped.split(states, packing.lengths, 2) for states in (query, key, value))
     grouped = query.shape[1] != key.shape[1]
-    found = []
+    outputs = []
     for i, (after, mask) in enumerate(zip(packing.follows, packing.masks, strict=True)):
         k, v = keys[i], values[i]
         if after >= 0:
             k, v = torch.cat([keys[after], k], 2), torch.cat([values[after], v], 2)
-        found.append(
+        outputs.append(
             F.scaled_dot_product_attention(
                 queries[i], k, v, attn_mask=mask, is_causal=mask is None, scale=scaling, enable_gqa=grouped
             )
         )
-    return torch.cat(found, 2)
+    return torch.cat(outputs, 2)
 
 
 def _flash(query: Tensor, key: Tensor, value: Tensor, scaling: float | None, packing: Packing) -> Tensor:
@@ -298,57 +342,12 @@ def _flash(query: Tensor, key: Tensor, value: Tensor, scaling: float | None, pac
     # Under autocast rotary embeddings leave queries and keys in float32, and the kernel is not on its list.
     query, key, value = (states[0].transpose(0, 1).to(value.dtype) for states in (query, key, value))
     bounds, longest = packing.bounds, max(packing.lengths)
-    found: Any = varlen_attn(
+    kernel: Any = varlen_attn
+    output: Tensor = kernel(
         query, key, value, bounds, bounds, longest, longest, scale=scaling, window_size=(-1, 0), **more
     )
-    output: Tensor = found[None]
-    return output
+    return output[None]
 
 
 AttentionInterface.register(NAME, attend)
 AttentionMaskInterface.register(NAME, sdpa_mask)
-
-
-def packer_of(model: PreTrainedModel, dtype: Dtype, longest: int, mean: float = math.inf) -> Packer | None:
-    """How `model` may be given packed rows of sequences of up to `longest` tokens, and `mean` tokens on average; None
-    where it may not, or where that would take longer than padding.
-
-    From then on it attends in the way that this asks for. It must take positions and hand what it does not know on to
-    its attention, as current models of transformers do: a few tokens are tried. Windows are read from its
-    configuration, since no short trial meets them.
-    """
-    device = body_and_head(model)[1].device
-    if model.config._attn_implementation != "sdpa" or any(window < longest for window in windows(model.config)):
-        return None
-    width = model.config.get_text_config().hidden_size
-    if device.type == "cpu" and mean * width**2 < LEAST_WORK:
-        return None
-    if device.type == "cuda" and (dtype != "bfloat16" or torch.cuda.get_device_capability(device) < LEAST_CAPABILITY):
-        return None
-    packer = Packer(width, share=device.type == "cpu")
-    model.set_attn_implementation(NAME)
-    if _same(model, packer, dtype):
-        return packer
-    model.set_attn_implementation("sdpa")
-    return None
-
-
-@torch.no_grad()
-def _same(model: PreTrainedModel, packer: Packer, dtype: Dtype) -> bool:
-    """Whether the states of a few sequences, two of them with one prompt, do not depend on how they lie."""
-    body, weight, _ = body_and_head(model)
-    trial = [_sequence(prompt, answer, weight.shape[0]) for prompt, answer in TRIAL]
-    starts = np.cumsum([0, *(sequence.tokens for sequence in trial)])
-    found = []
-    try:
-        for how in (None, packer):
-            pieces = moved(pieces_of(trial, starts, how), weight.device)
-            found.append(in_order([piece_states(body, piece, dtype) for piece in pieces], pieces).float())
-    except Exception:  # whatever a model makes of an argument that it does not know, padded rows it takes
-        return False
-    return float((found[0] - found[1]).abs().max()) <= TOLERANCE[dtype] * float(found[0].abs().max())
-
-
-def _sequence(prompt: int, answer: int, vocabulary: int) -> TokenSequence:
-    ids = np.array([*range(2, 2 + prompt), *range(11 * answer, 12 * answer)], dtype=np.int32) % vocabulary
-    return TokenSequence(ids, np.arange(len(ids)) >= prompt)

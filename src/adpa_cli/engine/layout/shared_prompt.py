@@ -1,4 +1,4 @@
-"""How given answers lie in one forward: each behind its own prompt, or all answers to one prompt behind that prompt.
+"""How answers lie in one forward of a teacher: each behind a prompt of its own, or several behind one prompt.
 
 A shared prompt is computed once. Its answers lie one after the other in its row, count their positions from its end,
 and attend to it and to themselves: a token's context, and so its state, is what it is behind a prompt of its own.
@@ -17,20 +17,13 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from adpa_cli.engine.layout.examples import Answer
 from adpa_cli.engine.models import Dtype, body_and_head, computing
+from adpa_cli.signal import AnswerKey
 
 WINDOWS = ("sliding_window", "attention_chunk_size")
 """As configurations call the stretch of tokens beyond which some layers see nothing."""
 TOLERANCE = 1e-3
-
-
-@dataclass(frozen=True)
-class Answer:
-    """One row to capture: its id, for messages, and the token ids of its prompt and answer, end token included."""
-
-    row_id: str
-    prompt: Sequence[int]
-    answer: Sequence[int]
 
 
 @dataclass(frozen=True)
@@ -47,7 +40,7 @@ class Layout:
     positions: Tensor | None = None
 
 
-def apart(answers: Sequence[Answer]) -> Layout:
+def separate_rows(answers: Sequence[Answer]) -> Layout:
     """A row for each answer."""
     # The last token is predicted, never read.
     rows = [[*answer.prompt, *answer.answer][:-1] for answer in answers]
@@ -60,10 +53,10 @@ def apart(answers: Sequence[Answer]) -> Layout:
     return Layout(_padded(rows, length), _padded([[1] * len(row) for row in rows], length), torch.tensor(where))
 
 
-def together(answers: Sequence[Answer]) -> Layout:
+def shared_rows(answers: Sequence[Answer]) -> Layout:
     """A row for each run of answers with one prompt."""
     rows, owners, positions, starts = [], [], [], []
-    for prompt, group in groupby(answers, key=lambda answer: tuple(answer.prompt)):
+    for prompt, group in groupby(answers, key=lambda answer: answer.prompt):
         row, owner, position, begins = list(prompt), [0] * len(prompt), list(range(len(prompt))), []
         for number, answer in enumerate(group, 1):
             begins.append((len(prompt) - 1, len(row), len(answer.answer) - 1))
@@ -86,16 +79,6 @@ def together(answers: Sequence[Answer]) -> Layout:
     )  # fmt: skip
 
 
-def _padded(rows: Sequence[Sequence[int]], length: int, filler: int = 0) -> Tensor:
-    return torch.tensor([[*row, *[filler] * (length - len(row))] for row in rows])
-
-
-def _who_sees_whom(owners: Tensor) -> Tensor:
-    """[S,1,L,L] bool: a token sees what is before it, of the prompt (owner 0) and of its own answer."""
-    seen = (owners[:, None, :] == 0) | (owners[:, None, :] == owners[:, :, None])
-    return (seen & torch.ones(seen.shape[1:], dtype=torch.bool, device=seen.device).tril())[:, None]
-
-
 @torch.no_grad()
 def states(model: PreTrainedModel, layout: Layout, dtype: Dtype = "float32") -> Tensor:
     """Last hidden states [S*L, H]."""
@@ -106,8 +89,8 @@ def states(model: PreTrainedModel, layout: Layout, dtype: Dtype = "float32") -> 
         mask, more = _who_sees_whom(mask), {"position_ids": layout.positions.to(device)}
     with computing(dtype, device):
         out = body(input_ids=layout.ids.to(device), attention_mask=mask, use_cache=False, **more)
-    found: Tensor = out.last_hidden_state
-    return found.flatten(0, 1)
+    flat: Tensor = out.last_hidden_state.flatten(0, 1)
+    return flat
 
 
 def can_share(model: PreTrainedModel, longest: int) -> bool:
@@ -121,9 +104,9 @@ def can_share(model: PreTrainedModel, longest: int) -> bool:
     size = body_and_head(model)[1].shape[0]
     prompt = [token % size for token in (2, 3, 5, 7)]
     answers = [[token % size for token in tokens] for tokens in ((11, 13, 17, 4), (19, 23, 4), (29, 4))]
-    trial = [Answer("", prompt, answer) for answer in answers]
+    trial = [Answer(AnswerKey("", "", ""), tuple(prompt), tuple(answer)) for answer in answers]
     try:
-        one, other = (states(model, layout)[layout.where] for layout in (apart(trial), together(trial)))
+        one, other = (states(model, layout)[layout.where] for layout in (separate_rows(trial), shared_rows(trial)))
     except (TypeError, ValueError, RuntimeError):
         return False
     return float((one - other).abs().max()) <= TOLERANCE * float(one.abs().max())
@@ -137,3 +120,13 @@ def windows(config: Any) -> Iterator[int]:
         value = getattr(text, name, None)
         if isinstance(value, int) and getattr(text, f"use_{name}", True):
             yield value
+
+
+def _padded(rows: Sequence[Sequence[int]], length: int, filler: int = 0) -> Tensor:
+    return torch.tensor([[*row, *[filler] * (length - len(row))] for row in rows])
+
+
+def _who_sees_whom(owners: Tensor) -> Tensor:
+    """[S,1,L,L] bool: a token sees what is before it, of the prompt (owner 0) and of its own answer."""
+    seen = (owners[:, None, :] == 0) | (owners[:, None, :] == owners[:, :, None])
+    return (seen & torch.ones(seen.shape[1:], dtype=torch.bool, device=seen.device).tril())[:, None]

@@ -16,7 +16,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrai
 from adpa_cli.data.chat import Encoder, Template, fit
 from adpa_cli.data.examples import Message
 from adpa_cli.engine.layout.examples import Example
-from adpa_cli.engine.layout.row_layout import Piece
+from adpa_cli.engine.layout.row_layout import RowLayout
 from adpa_cli.engine.models import load, load_tokenizer
 from adpa_cli.engine.scoring import LabelLogps, at_answers
 from adpa_cli.engine.training.student import Student, scalars
@@ -119,10 +119,10 @@ class Ranker(Student):
     """A sequence classifier `model` with one output, trained as a student is: it has values, and no log-probs."""
 
     def forward(
-        self, pieces: Sequence[Piece], ids: Tensor, stats: bool = False, drawn: tuple[Piece, ...] = ()
+        self, layouts: Sequence[RowLayout], ids: Tensor, stats: bool = False, drawn: tuple[RowLayout, ...] = ()
     ) -> tuple[Tensor, Tensor, Stats | None, Tensor | None]:
         """The head's number [N], float32, after each answer token, last; zeros in place of log-probs."""
-        after = tuple(replace(piece, columns=piece.columns + 1) for piece in pieces)
+        after = tuple(replace(layout, columns=layout.columns + 1) for layout in layouts)
         values = scalars(self.model.base_model, _head(self.model), after, self.dtype)
         nothing = torch.zeros_like(values)
         return nothing[:, None].expand(ids.shape), nothing, None, values
@@ -133,7 +133,7 @@ class Ranker(Student):
         """The head's numbers [T] after the tokens of each answer, by (example id, part); the last is its reward."""
 
         def last(batch: Any) -> Tensor:
-            found: Tensor = self(batch.pieces, batch.ids)[3]
+            found: Tensor = self(batch.layouts, batch.ids)[3]
             return found
 
         self.to(device)

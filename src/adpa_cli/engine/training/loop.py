@@ -24,7 +24,7 @@ from adpa_cli.disk import sync_file, sync_folder, write_atomic
 from adpa_cli.engine.device import ROOM, agree, all_fit, fitting, refused_when_full, sum_gradients
 from adpa_cli.engine.layout.batch import Batch, SignalOf, collate
 from adpa_cli.engine.layout.examples import Example
-from adpa_cli.engine.layout.micro_batches import less, step_batches
+from adpa_cli.engine.layout.micro_batches import smaller_budget, step_batches
 from adpa_cli.engine.training.objective import EVERY, Objective
 from adpa_cli.engine.training.optimizer import make_optimizer
 from adpa_cli.engine.training.schedule import Feed, Fixed, half_epoch, learning_rate, steps_of
@@ -247,7 +247,8 @@ def reading_ahead(student: Student, run: Run, feed: Feed, accelerator: Accelerat
 
     def cut(step: int, tokens: int) -> list[Cut]:
         examples, _ = feed.at(step)
-        dealt = step_batches(examples, len(needs), tokens, accelerator.num_processes, student.packer)
+        packed = student.packer is not None
+        dealt = step_batches(examples, len(needs), tokens, accelerator.num_processes, packed)
         mine = dealt[accelerator.process_index]
         return [([examples[p] for p in positions or [0]], 1.0 if positions else 0.0) for positions in mine]
 
@@ -280,9 +281,9 @@ def _step(
         if all_fit(accelerator, sums is not None) and sums is not None:
             break
         optimizer.zero_grad(set_to_none=True)
-        examples, parts = objective.examples, len(objective.sequences)
-        dealt = step_batches(examples, parts, budget.tokens, accelerator.num_processes, student.packer)
-        budget.tokens = less(dealt, examples, parts, student.packer, run.stage)
+        examples, parts, packed = objective.examples, len(objective.sequences), student.packer is not None
+        dealt = step_batches(examples, parts, budget.tokens, accelerator.num_processes, packed)
+        budget.tokens = smaller_budget(dealt, examples, parts, packed, run.stage)
     if budget.tokens < before:
         run.note(f"out of memory: going on with --tokens-per-device {budget.tokens}")
     with refused_when_full(BESIDE, f"use {ROOM}"):
@@ -311,6 +312,6 @@ def _gradients(
     sums: dict[str, Tensor] = {}
     for laid, weight in batches:
         batch = laid.to(accelerator.device)
-        answers = student(batch.pieces, batch.ids, objective.stats, batch.drawn)
+        answers = student(batch.layouts, batch.ids, objective.stats, batch.drawn)
         accelerator.backward(objective.loss(batch, answers, weight, sums))
     return sums

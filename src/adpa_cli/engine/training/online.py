@@ -21,7 +21,7 @@ from adpa_cli.engine.generation.generate import Generated, generate_fitting
 from adpa_cli.engine.generation.sampling import Sampling
 from adpa_cli.engine.layout.examples import Example, TokenSequence
 from adpa_cli.engine.layout.micro_batches import cut_blocks
-from adpa_cli.engine.models import body_and_head, check_head, load
+from adpa_cli.engine.models import body_and_head, load_checked
 from adpa_cli.engine.scoring import at_answers, halving, halving_logps
 from adpa_cli.engine.training.loop import resume_step
 from adpa_cli.engine.training.schedule import rows_at, steps_of
@@ -224,13 +224,12 @@ class Online:
         found = {
             "drawn": halving_logps(student, examples, ("rollout",), self.tokens, device),
             "values": halving(
-                functools.partial(at_answers, lambda batch: critic(batch.pieces)), examples, ("rollout",),
+                functools.partial(at_answers, lambda batch: critic(batch.layouts)), examples, ("rollout",),
                 self.tokens, device,
             ),
         }  # fmt: skip
         for name, folder in self.sources.scorers.items():
-            model = load(folder)
-            check_head(model)
+            model = load_checked(folder)
             ids = body_and_head(model)[1].shape[0]
             if max(int(e.parts["rollout"].ids.max()) for e in examples) >= ids:
                 raise AdpaError(

@@ -1,4 +1,8 @@
-"""A model's body with one number instead of a vocabulary at the end: the critic of reinforcement learning."""
+"""The one module that is prepared for training: a language model whose forward ends in selected log-probs.
+
+The head is called inside `forward` because wrappers that shard parameters gather them only there. With it may go a
+critic, as reinforcement learning needs it: a model's body with one number instead of a vocabulary at the end.
+"""
 
 from __future__ import annotations
 
@@ -10,38 +14,10 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from adpa_cli.engine.layout.row_layout import Packer, Piece, in_order, piece_states
+from adpa_cli.engine.layout.row_layout import Packer, RowLayout, answer_states, in_order
 from adpa_cli.engine.models import Dtype, body_and_head, computing, output_head
 from adpa_cli.tensors.head import selected_logps
 from adpa_cli.tensors.output import Stats
-
-
-class Critic(nn.Module):
-    """A decoder `body` and its scalar head `score` [1,H], which has no bias, as those of sequence classifiers."""
-
-    def __init__(self, body: nn.Module, score: nn.Linear, dtype: Dtype) -> None:
-        super().__init__()
-        self.body, self.score = body, score
-        self.dtype: Dtype = dtype
-
-    def forward(self, pieces: tuple[Piece, ...]) -> Tensor:
-        """The number [N], float32, at every position that the pieces name, in the order of their `where`."""
-        return scalars(self.body, self.score, pieces, self.dtype)
-
-
-def scalars(body: nn.Module, score: nn.Module, pieces: Sequence[Piece], dtype: Dtype) -> Tensor:
-    """What the head `score` makes of the states of `body` at the positions [N] of `pieces`: float32 [N], in order."""
-    found = [piece_states(body, piece, dtype).float() for piece in pieces]
-    values: Tensor = score(in_order(found, pieces))[:, 0]
-    return values
-
-
-def critic_of(model: PreTrainedModel, dtype: Dtype) -> Critic:
-    """A critic that begins with a copy of the model's body, and values everything at 0."""
-    body, weight, _ = body_and_head(model)
-    score = nn.Linear(weight.shape[1], 1, bias=False, device=weight.device, dtype=torch.float32)
-    nn.init.zeros_(score.weight)
-    return Critic(copy.deepcopy(body), score, dtype)
 
 
 class Student(nn.Module):
@@ -73,16 +49,16 @@ class Student(nn.Module):
         self.model.tie_weights()
 
     def forward(
-        self, pieces: Sequence[Piece], ids: Tensor, stats: bool = False, drawn: tuple[Piece, ...] = ()
+        self, layouts: Sequence[RowLayout], ids: Tensor, stats: bool = False, drawn: tuple[RowLayout, ...] = ()
     ) -> tuple[Tensor, Tensor, Stats | None, Tensor | None]:
         """Log-probs [N,J] at `ids` [N,J], and the log of the mass outside them [N]; with `stats` what they are like.
 
-        Last the critic's values [M] at the positions of the `drawn` pieces, if there are any. All float32.
+        Last the critic's values [M] at the positions of the `drawn` layouts, if there are any. All float32.
         """
         body, head = body_and_head(self.model)[0], output_head(self.model)
-        found = [piece_states(body, piece, self.dtype).float() for piece in pieces]
+        each = [answer_states(body, layout, self.dtype).float() for layout in layouts]
         with computing(self.dtype, ids.device):
-            states = in_order(found, pieces)
+            states = in_order(each, layouts)
             selected = selected_logps(
                 states, head.weight, ids, head.bias, stats=stats, scale=head.scale, softcap=head.softcap
             )
@@ -90,3 +66,31 @@ class Student(nn.Module):
         squares, entropy = selected.log_sum_squares, selected.entropy
         about = None if squares is None or entropy is None else Stats(squares, entropy)
         return selected.logps, selected.rest, about, values
+
+
+class Critic(nn.Module):
+    """A decoder `body` and its scalar head `score` [1,H], which has no bias, as those of sequence classifiers."""
+
+    def __init__(self, body: nn.Module, score: nn.Linear, dtype: Dtype) -> None:
+        super().__init__()
+        self.body, self.score = body, score
+        self.dtype: Dtype = dtype
+
+    def forward(self, layouts: tuple[RowLayout, ...]) -> Tensor:
+        """The number [N], float32, at every position that the layouts name, in the order of their `where`."""
+        return scalars(self.body, self.score, layouts, self.dtype)
+
+
+def scalars(body: nn.Module, score: nn.Module, layouts: Sequence[RowLayout], dtype: Dtype) -> Tensor:
+    """What the head `score` makes of the states of `body` at the positions [N] of `layouts`: float32 [N], in order."""
+    states = [answer_states(body, layout, dtype).float() for layout in layouts]
+    values: Tensor = score(in_order(states, layouts))[:, 0]
+    return values
+
+
+def critic_of(model: PreTrainedModel, dtype: Dtype) -> Critic:
+    """A critic that begins with a copy of the model's body, and values everything at 0."""
+    body, weight, _ = body_and_head(model)
+    score = nn.Linear(weight.shape[1], 1, bias=False, device=weight.device, dtype=torch.float32)
+    nn.init.zeros_(score.weight)
+    return Critic(copy.deepcopy(body), score, dtype)
