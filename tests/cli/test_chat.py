@@ -36,8 +36,9 @@ def names(shared_pipeline: Pipeline) -> Names:
 
 
 @pytest.fixture(scope="module")
-def talker(names: Names) -> talk.Talker:
-    return talk.open_talker(trained(names, "tiny"))
+def talker(names: Names) -> talk.ChatModel:
+    found = trained(names, "tiny")
+    return talk.load_chat_model(found.label, found.folder, found.template)
 
 
 def ask(text: str) -> list[Message]:
@@ -45,13 +46,13 @@ def ask(text: str) -> list[Message]:
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_the_stream_is_the_answer_that_a_block_gives(talker: talk.Talker, temperature: float) -> None:
+def test_the_stream_is_the_answer_that_a_block_gives(talker: talk.ChatModel, temperature: float) -> None:
     sampling = Sampling(temperature=temperature, max_new_tokens=40, seed=3)
     for text in ("hello", "what is the capital of turkey ?"):
-        whole = next(talk.answers(talker, [ask(text)], sampling))
-        ids, dropped = talk.fitted(talker, ask(text), sampling)
+        whole = next(talk.chat_answers(talker, [ask(text)], sampling))
+        ids, dropped = talk.fitted_conversation(talker, ask(text), sampling)
         assert dropped == 0
-        assert "".join(talk.say(talker, ids, sampling)) == whole.text != ""
+        assert "".join(talk.answer_text(talker, ids, sampling)) == whole.text != ""
 
 
 def test_a_character_of_several_tokens_comes_when_it_is_whole() -> None:
@@ -62,17 +63,17 @@ def test_a_character_of_several_tokens_comes_when_it_is_whole() -> None:
             return bytes(ids).decode("utf-8", "replace")
 
     encoder: Any = Bytes()
-    assert list(talk.pieces(encoder, "aé€!".encode())) == ["a", "é", "€", "!"]
-    assert list(talk.pieces(encoder, "é".encode()[:1])) == ["\N{REPLACEMENT CHARACTER}"]
+    assert list(talk.text_deltas(encoder, "aé€!".encode())) == ["a", "é", "€", "!"]
+    assert list(talk.text_deltas(encoder, "é".encode()[:1])) == ["\N{REPLACEMENT CHARACTER}"]
 
 
-def test_the_oldest_turns_make_room_and_the_system_message_stays(talker: talk.Talker) -> None:
+def test_the_oldest_turns_make_room_and_the_system_message_stays(talker: talk.ChatModel) -> None:
     turns = [Message("system", "the"), *(Message(r, "the word " * 9) for _ in range(9) for r in ("user", "assistant"))]
-    ids, dropped = talk.fitted(talker, [*turns, *ask("hello")], Sampling(max_new_tokens=100))
+    ids, dropped = talk.fitted_conversation(talker, [*turns, *ask("hello")], Sampling(max_new_tokens=100))
     assert dropped > 0
     assert dropped % 2 == 0
     assert len(ids) + talk.LEAST_ROOM <= talker.context
-    assert talk.fitted(talker, [*turns[:1], *turns[1 + dropped :], *ask("hello")], Sampling())[0] == ids
+    assert talk.fitted_conversation(talker, [*turns[:1], *turns[1 + dropped :], *ask("hello")], Sampling())[0] == ids
 
 
 def test_texts_side_by_side_are_printed_line_by_line_as_they_grow() -> None:
@@ -177,7 +178,7 @@ class Interrupting:
 
 
 def test_ctrl_c_stops_the_answer_which_stays_in_the_conversation(
-    talker: talk.Talker, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    talker: talk.ChatModel, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out: Any = Interrupting(at=3)
     before = signal.signal(signal.SIGINT, signal.default_int_handler)

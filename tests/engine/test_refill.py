@@ -1,4 +1,4 @@
-"""Answers in slots are those of every row alone, for each family of models, and no step is spent on ended rows."""
+"""Answers by continuous batching are those of a row alone, for each family of models; ended rows take no step."""
 
 from __future__ import annotations
 
@@ -12,12 +12,10 @@ import transformers
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM
 
-from adpa_cli.engine.generation import continuous_batching as refill
-from adpa_cli.engine.generation import generate
-from adpa_cli.engine.generation import kv_cache as slots
-from adpa_cli.engine.generation.continuous_batching import Row, left
-from adpa_cli.engine.generation.generate import Generated, generate_block, generate_fitting, plain_generate
-from adpa_cli.engine.generation.kv_cache import takes_slots
+from adpa_cli.engine.generation import continuous_batching, generate, kv_cache
+from adpa_cli.engine.generation.continuous_batching import PartialAnswer, kept_rows
+from adpa_cli.engine.generation.generate import Generated, generate_block, generate_fitting, generate_statically
+from adpa_cli.engine.generation.kv_cache import supports_kv_cache
 from adpa_cli.engine.generation.sampling import Sampling, row_key
 from adpa_cli.errors import AdpaError
 from support.tiny_models import END, PAD, VOCABULARY, tiny_llama
@@ -66,7 +64,7 @@ WINDOW = {"head_dim": 8, "sliding_window": 5}
 
 
 @pytest.mark.parametrize(
-    ("name", "settings", "in_slots"),
+    ("name", "settings", "is_supported"),
     [
         ("Llama", {}, True), ("Qwen2", {}, True), ("Qwen3", {"head_dim": 8}, True), ("GPT2", GPT, True),
         ("GPTNeoX", {}, True), ("Phi", {}, True), ("OPT", {"ffn_dim": 32, "word_embed_proj_dim": 16}, True),
@@ -79,10 +77,10 @@ WINDOW = {"head_dim": 8, "sliding_window": 5}
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )  # fmt: skip
-def test_a_row_in_slots_is_the_row_alone(name: str, settings: dict[str, Any], in_slots: bool) -> None:
+def test_a_row_is_supported_is_the_row_alone(name: str, settings: dict[str, Any], is_supported: bool) -> None:
     model = family(name, **settings)
     expected = [alone(model, prompt) for prompt in prompts()]
-    assert takes_slots(model) is in_slots
+    assert supports_kv_cache(model) is is_supported
     assert answered(model, 3) == expected
     assert len({tuple(answer.ids) for answer in expected}) > 3
 
@@ -99,9 +97,9 @@ def model_that_ends() -> Any:
 @pytest.mark.parametrize("together", [1, 3, 8])
 def test_answers_are_those_of_plain_generate(sampling: Sampling, together: int) -> None:
     model = model_that_ends()
-    rows = [Row(str(n), prompt, row_key(sampling.seed, str(n)), NEW) for n, prompt in enumerate(prompts())]
+    rows = [PartialAnswer(str(n), prompt, row_key(sampling.seed, str(n)), NEW) for n, prompt in enumerate(prompts())]
     with torch.no_grad():
-        plain_generate(model, rows, END, PAD, sampling, CONTEXT)
+        generate_statically(model, rows, END, PAD, sampling, CONTEXT)
     assert [answer.ids for answer in answered(model, together, sampling)] == [row.answer for row in rows]
     assert len({len(row.answer) for row in rows}) > 3
 
@@ -128,11 +126,11 @@ def test_answers_depend_on_no_size_that_work_is_cut_by(name: str, monkeypatch: p
     model = model_that_ends()
     expected = answered(model, 3)
     if name == "looks":
-        monkeypatch.setitem(refill.LOOK_EVERY, "cpu", 5)
+        monkeypatch.setitem(continuous_batching.LOOK_EVERY, "cpu", 5)
     elif name == "columns":
-        monkeypatch.setattr(slots, "MORE", 1)
+        monkeypatch.setattr(kv_cache, "SPARE_COLUMNS", 1)
     else:
-        monkeypatch.setattr(refill, "PREFILL_TOKENS", 10)
+        monkeypatch.setattr(continuous_batching, "PREFILL_TOKENS", 10)
     assert answered(model, 3) == expected
 
 
@@ -161,14 +159,14 @@ def test_weights_are_rounded_once_a_block_not_once_a_token() -> None:
 
 
 def test_the_last_rows_move_into_the_gaps() -> None:
-    assert left(6, [1, 4]) == [0, 5, 2, 3]
-    assert left(4, [2, 3]) == [0, 1]
-    assert left(3, [0, 1, 2]) == []
+    assert kept_rows(6, [1, 4]) == [0, 5, 2, 3]
+    assert kept_rows(4, [2, 3]) == [0, 1]
+    assert kept_rows(3, [0, 1, 2]) == []
     draw = random.Random(0)
     for _ in range(200):
         count = draw.randrange(1, 12)
         gone = draw.sample(range(count), draw.randrange(count + 1))
-        kept = left(count, gone)
+        kept = kept_rows(count, gone)
         assert sorted(kept) == sorted(set(range(count)) - set(gone))
         assert all(row == place or place in gone for place, row in enumerate(kept))
 

@@ -1,7 +1,8 @@
 """The device that this process computes on: its kernels, its memory, and the other processes.
 
 Training goes on with less at a time when memory runs out, which changes rounding only. A block of an inference stage is
-part of what its bytes depend on, so there the user is told what to ask for.
+part of what its bytes depend on, so there the message names what to ask for. The processes of a training meet at the
+start, and in sums over all of them, at the same places in each.
 """
 
 from __future__ import annotations
@@ -19,35 +20,29 @@ from torch import Tensor, nn
 from adpa_cli import machine
 from adpa_cli.errors import AdpaError, Stopped
 
-
-def device() -> str:
-    """`cuda:N` for the local rank N where there is a GPU, else `cpu`."""
-    import torch
-
-    return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
-
-
-def prepare(threads: int) -> None:
-    """Set the threads of this process, and choose the kernels that give the same bytes each time."""
-    import torch
-
-    torch.set_num_threads(threads)
-    if torch.cuda.is_available():
-        # cuBLAS reads this when it starts; kernels without a deterministic form only warn.
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(True, warn_only=True)
-
-
 Result = TypeVar("Result")
+Key = TypeVar("Key")
+Value = TypeVar("Value")
 _WORDS = (
     "can't allocate memory", "DefaultCPUAllocator", "CUDA out of memory", "_STATUS_ALLOC_FAILED",
     "can't start new thread",
 )  # fmt: skip
 """How allocators, libraries that have their own, and threads without room for a stack say it in a RuntimeError."""
 ROOM = "a device with more memory, or a smaller model"
-DRAW_TOKENS = 32768  # of the prompts and answers, at their longest, that a training holds at once
-POOL = 4
-"""How many times the rows answered at once a block of answers has, so that a row that ends has a successor."""
+
+
+def device() -> str:
+    """`cuda:N` for the local rank N where there is a GPU, else `cpu`."""
+    return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
+
+
+def prepare(threads: int) -> None:
+    """Set the threads of this process, and choose the kernels that give the same bytes each time."""
+    torch.set_num_threads(threads)
+    if torch.cuda.is_available():
+        # cuBLAS reads this when it starts; kernels without a deterministic form only warn.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True, warn_only=True)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -106,10 +101,6 @@ def block_that_fits(stage: str, rows: int, length: int) -> Iterator[None]:
         yield
 
 
-Key = TypeVar("Key")
-Value = TypeVar("Value")
-
-
 def make_accelerator(rendezvous: str = "") -> Accelerator:
     """One process on the GPU or CPU at hand, or a rank of several (gloo on CPU, nccl on GPU).
 
@@ -137,9 +128,9 @@ def gathered(accelerator: Accelerator, items: Mapping[Key, Value]) -> dict[Key, 
     """The items of all processes, in each of them; keys are of one process."""
     if accelerator.num_processes == 1:
         return dict(items)
-    found: list[Any] = [None] * accelerator.num_processes
-    torch.distributed.all_gather_object(found, dict(items))
-    return {key: value for part in found for key, value in part.items()}
+    shares: list[Any] = [None] * accelerator.num_processes
+    torch.distributed.all_gather_object(shares, dict(items))
+    return {key: value for share in shares for key, value in share.items()}
 
 
 def all_fit(accelerator: Accelerator, fits: bool) -> bool:

@@ -20,7 +20,7 @@ from adpa_cli.report.text import pad, width_of
 
 if TYPE_CHECKING:
     from adpa_cli.data.examples import Message
-    from adpa_cli.engine.generation.chat_model import Talker
+    from adpa_cli.engine.generation.chat_model import ChatModel
     from adpa_cli.engine.generation.sampling import Sampling
     from adpa_cli.planning.lineage import Trained
 
@@ -139,11 +139,11 @@ def is_text(line: str) -> bool:
 def answer_all(found: Sequence[Trained], prompts: Sequence[str], asked: Asked, write: Callable[[str], None]) -> None:
     """One line per prompt: the answers of the models, or an object with all about them."""
     from adpa_cli.data.examples import Message
-    from adpa_cli.engine.generation.chat_model import answers
+    from adpa_cli.engine.generation.chat_model import chat_answers
 
     talkers, sampling = _load(found), asked.sampling()
     turns = [[*asked.opening, Message("user", prompt)] for prompt in prompts]
-    rows = zip(*(answers(talker, turns, sampling) for talker in talkers), strict=True)
+    rows = zip(*(chat_answers(talker, turns, sampling) for talker in talkers), strict=True)
     for prompt, row in zip(prompts, rows, strict=True):
         if GLOBALS.json:
             made = [{"ref": talker.label, **vars(answer)} for talker, answer in zip(talkers, row, strict=True)]
@@ -190,11 +190,11 @@ def converse(found: Sequence[Trained], asked: Asked) -> int:
 
 
 def _turn(
-    talkers: Sequence[Talker], spoken: Sequence[list[Message]], line: str, sampling: Sampling
+    talkers: Sequence[ChatModel], spoken: Sequence[list[Message]], line: str, sampling: Sampling
 ) -> tuple[list[list[Message]], bool]:
     """Answer a line. Returns the conversations with what was said, and whether Ctrl-C stopped it."""
     from adpa_cli.data.examples import Message
-    from adpa_cli.engine.generation.chat_model import fitted, say
+    from adpa_cli.engine.generation.chat_model import answer_text, fitted_conversation
 
     asked = [[*turns, Message("user", line)] for turns in spoken]
     heard = [""] * len(talkers)
@@ -202,10 +202,10 @@ def _turn(
     try:
         streams = []
         for talker, turns in zip(talkers, asked, strict=True):
-            ids, dropped = fitted(talker, turns, sampling)
+            ids, dropped = fitted_conversation(talker, turns, sampling)
             if dropped:
                 _note(f"({talker.label}: {dropped} old turns no longer fit into {talker.context} tokens)")
-            streams.append(say(talker, ids, sampling))
+            streams.append(answer_text(talker, ids, sampling))
         _show(talkers, streams, heard)
     except KeyboardInterrupt:
         stopped = True
@@ -217,7 +217,7 @@ def _turn(
     return [[*turns, Message("assistant", said)] for turns, said in zip(asked, heard, strict=True)], stopped
 
 
-def _show(talkers: Sequence[Talker], streams: Sequence[Iterator[str]], heard: list[str]) -> None:
+def _show(talkers: Sequence[ChatModel], streams: Sequence[Iterator[str]], heard: list[str]) -> None:
     """Write answers as they come: one as it is, two in columns, or one after the other in a narrow terminal."""
     each = column_width(len(talkers), terminal_width())
     if each:
@@ -236,10 +236,10 @@ def _show(talkers: Sequence[Talker], streams: Sequence[Iterator[str]], heard: li
         _write("\n")
 
 
-def _load(found: Sequence[Trained]) -> list[Talker]:
-    from adpa_cli.engine.generation.chat_model import open_talker
+def _load(found: Sequence[Trained]) -> list[ChatModel]:
+    from adpa_cli.engine.generation.chat_model import load_chat_model
 
-    return [open_talker(one) for one in found]
+    return [load_chat_model(one.label, one.folder, one.template) for one in found]
 
 
 def _ask() -> str:

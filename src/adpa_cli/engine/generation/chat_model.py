@@ -1,28 +1,100 @@
-"""One answer, token by token, for a conversation at a terminal."""
+"""A model to talk to: it is loaded under its own template, and gives its answer token by token or to many prompts."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from adpa_cli.data.chat import Encoder
+from adpa_cli.data.chat import Encoder, Template
 from adpa_cli.data.examples import Message
+from adpa_cli.engine.device import device
+from adpa_cli.engine.generation.generate import generate_block
 from adpa_cli.engine.generation.sampling import NOT_FINITE, Sampling, answer_limit, choose, row_key
-from adpa_cli.engine.models import Dtype, computing
+from adpa_cli.engine.models import Dtype, computing, load, load_tokenizer
 from adpa_cli.errors import AdpaError, DataError
-from adpa_cli.planning.lineage import Trained
 
-if TYPE_CHECKING:
-    from adpa_cli.engine.generation.sampling import Sampling
+LEAST_ROOM = 64  # tokens kept for an answer before old turns are dropped
+BLOCK = 16  # prompts that are answered together
 
 
-def stream(
+@dataclass(frozen=True)
+class ChatModel:
+    """A loaded model under its own template; `context` is the most tokens that it can see."""
+
+    label: str
+    encoder: Encoder
+    model: Any
+    context: int
+
+
+@dataclass(frozen=True)
+class ChatAnswer:
+    """An answer's text, its length in tokens with the end token, and whether a limit stopped it."""
+
+    text: str
+    tokens: int
+    cut: bool
+
+
+def load_chat_model(label: str, folder: Path, template: Template) -> ChatModel:
+    """The model in `folder` to answer with: float32 on a CPU, bfloat16 on a GPU."""
+    encoder = Encoder(load_tokenizer(folder), template)
+    model: Any = load(folder)
+    if device() != "cpu":
+        model = model.to(torch.bfloat16).to(device())
+    longest = getattr(model.config, "max_position_embeddings", None) or 4096
+    return ChatModel(label, encoder, model, int(longest))
+
+
+def fitted_conversation(chat: ChatModel, turns: Sequence[Message], sampling: Sampling) -> tuple[list[int], int]:
+    """Ids of a conversation that leave room for an answer, and how many of its oldest turns had to be left out."""
+    room = min(sampling.max_new_tokens, LEAST_ROOM, chat.context // 2)
+    lead = [turn for turn in turns[:1] if turn.role == "system"]
+    rest = list(turns[len(lead) :])
+    dropped = 0
+    while True:
+        ids = chat.encoder.prompt([*lead, *rest])
+        if len(ids) + room <= chat.context or len(rest) <= 2:
+            return ids, dropped
+        rest, dropped = rest[2:], dropped + 2
+
+
+def answer_text(chat: ChatModel, ids: Sequence[int], sampling: Sampling) -> Iterator[str]:
+    """The text of the answer to the conversation `ids`, as it grows."""
+    tokens = answer_tokens(chat.model, ids, row_id(ids), chat.encoder.end_id, sampling, chat.context)
+    return text_deltas(chat.encoder, tokens)
+
+
+def chat_answers(chat: ChatModel, prompts: Sequence[Sequence[Message]], sampling: Sampling) -> Iterator[ChatAnswer]:
+    """An answer to each prompt, in order, several computed together.
+
+    Raises DataError at the first, before any answer, when a prompt does not fit into the model's context.
+    """
+    every = [fitted_conversation(chat, prompt, sampling)[0] for prompt in prompts]
+    for number, ids in enumerate(every, 1):
+        if len(ids) >= chat.context:
+            raise DataError(
+                f"prompt {number} has {len(ids)} tokens, and {chat.label} sees {chat.context} with the answer",
+                "shorten it",
+            )
+    for start in range(0, len(every), BLOCK):
+        block = every[start : start + BLOCK]
+        made = generate_block(
+            chat.model, block, [row_id(ids) for ids in block], chat.encoder.end_id, chat.encoder.pad_id, sampling,
+            chat.context,
+        )  # fmt: skip
+        for answer in made:
+            yield ChatAnswer(chat.encoder.decode(answer.ids), len(answer.ids), answer.cut)
+
+
+def answer_tokens(
     model: PreTrainedModel,
     prompt: Sequence[int],
     row_id: str,
@@ -57,97 +129,12 @@ def _step(model: Any, new: Tensor, cache: Any, dtype: Dtype) -> tuple[Tensor, An
     return out.logits[:, -1, :], out.past_key_values
 
 
-LEAST_ROOM = 64  # tokens kept for an answer before old turns are dropped
-BLOCK = 16  # prompts that are answered together
-
-
-@dataclass(frozen=True)
-class Talker:
-    """A loaded model under its own template; `context` is the most tokens that it can see."""
-
-    label: str
-    encoder: Encoder
-    model: Any
-    context: int
-
-
-@dataclass(frozen=True)
-class Answer:
-    """An answer's text, its length in tokens with the end token, and whether a limit stopped it."""
-
-    text: str
-    tokens: int
-    cut: bool
-
-
-def open_talker(found: Trained) -> Talker:
-    """Load a model to answer with: float32 on a CPU, bfloat16 on a GPU."""
-    import torch
-
-    from adpa_cli.engine.device import device
-    from adpa_cli.engine.models import load, load_tokenizer
-
-    encoder = Encoder(load_tokenizer(found.folder), found.template)
-    model: Any = load(found.folder)
-    if device() != "cpu":
-        model = model.to(torch.bfloat16).to(device())
-    longest = getattr(model.config, "max_position_embeddings", None) or 4096
-    return Talker(found.label, encoder, model, int(longest))
-
-
-def fitted(talker: Talker, turns: Sequence[Message], sampling: Sampling) -> tuple[list[int], int]:
-    """Ids of a conversation that leave room for an answer, and how many of its oldest turns had to be left out."""
-    room = min(sampling.max_new_tokens, LEAST_ROOM, talker.context // 2)
-    lead = [turn for turn in turns[:1] if turn.role == "system"]
-    rest = list(turns[len(lead) :])
-    dropped = 0
-    while True:
-        ids = talker.encoder.prompt([*lead, *rest])
-        if len(ids) + room <= talker.context or len(rest) <= 2:
-            return ids, dropped
-        rest, dropped = rest[2:], dropped + 2
-
-
-def say(talker: Talker, ids: Sequence[int], sampling: Sampling) -> Iterator[str]:
-    """The text of an answer, piece by piece."""
-
-    return pieces(
-        talker.encoder,
-        stream(talker.model, ids, row_id(ids), talker.encoder.end_id, sampling, talker.context),
-    )
-
-
-def answers(talker: Talker, prompts: Sequence[Sequence[Message]], sampling: Sampling) -> Iterator[Answer]:
-    """An answer to each prompt, in order, several computed together.
-
-    Raises DataError at the first, before any answer, when a prompt does not fit into the model's context.
-    """
-    from adpa_cli.engine.generation.generate import generate_block
-
-    every = [fitted(talker, prompt, sampling)[0] for prompt in prompts]
-    for number, ids in enumerate(every, 1):
-        if len(ids) >= talker.context:
-            raise DataError(
-                f"prompt {number} has {len(ids)} tokens, and {talker.label} sees {talker.context} with the answer",
-                "shorten it",
-            )
-    pad = talker.encoder.tokenizer.pad_token_id
-    for start in range(0, len(every), BLOCK):
-        block = every[start : start + BLOCK]
-        made = generate_block(
-            talker.model, block, [row_id(ids) for ids in block], talker.encoder.end_id,
-            talker.encoder.end_id if pad is None else pad, sampling, talker.context,
-        )  # fmt: skip
-        for answer in made:
-            yield Answer(talker.encoder.decode(answer.ids), len(answer.ids), answer.cut)
-
-
 def row_id(ids: Sequence[int]) -> str:
     """The noise of sampling depends on the conversation, so that the same words and seed get the same answer."""
     return hashlib.sha256(" ".join(map(str, ids)).encode()).hexdigest()
 
 
-def pieces(encoder: Encoder, ids: Iterable[int]) -> Iterator[str]:
+def text_deltas(encoder: Encoder, ids: Iterable[int]) -> Iterator[str]:
     """The text of growing ids, as it grows; a character of several tokens comes when it is whole."""
     got: list[int] = []
     text = said = ""

@@ -1,4 +1,4 @@
-"""Decoding in slots: a row that ends leaves its slot to the next prompt.
+"""Continuous batching: an answer that ends leaves its place in the batch to the next prompt.
 
 All of it is chosen from sizes and tokens, never from a clock, so that a block gives the same bytes whenever it is
 computed.
@@ -15,17 +15,17 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from adpa_cli.engine.generation.kv_cache import Slots
+from adpa_cli.engine.generation.kv_cache import KvCache
 from adpa_cli.engine.generation.sampling import NOT_FINITE, Sampling, choose
 from adpa_cli.errors import AdpaError
+from adpa_cli.sizes import PREFILL_TOKENS
 
-PREFILL_TOKENS = 4096  # padded, of the prompts that go through the model at once
 LOOK_EVERY = {"cpu": 1, "cuda": 8}
 """Steps until the host looks which rows have ended: a card would stand still for each look."""
 
 
 @dataclass
-class Row:
+class PartialAnswer:
     """A prompt, the key of its noise, the most tokens of its answer, and the answer as far as it is known."""
 
     name: str
@@ -47,16 +47,18 @@ class Row:
         return False
 
 
-def refill(model: Any, rows: Sequence[Row], end_id: int, pad_id: int, sampling: Sampling, slots: int) -> None:
-    """Complete the answer of every row, at most `slots` of them at a time, longest prompts first.
+def generate_continuously(
+    model: Any, rows: Sequence[PartialAnswer], end_id: int, pad_id: int, sampling: Sampling, batch_size: int
+) -> None:
+    """Complete the answer of every row, at most `batch_size` of them at a time, longest prompts first.
 
-    Prompts are read several at once as soon as an eighth of the slots is free.
+    Prompts are read several at once as soon as an eighth of the batch is free.
     """
     waiting = sorted(rows, key=lambda row: -len(row.prompt))
-    batch = _Batch(model, sampling, Slots(slots, max(len(row.prompt) + row.limit for row in rows)))
+    batch = _Batch(model, sampling, KvCache(batch_size, max(len(row.prompt) + row.limit for row in rows)))
     while waiting or batch.rows:
-        free = slots - len(batch.rows)
-        if waiting and (not batch.rows or free >= min(len(waiting), -(-slots // 8))):
+        free = batch_size - len(batch.rows)
+        if waiting and (not batch.rows or free >= min(len(waiting), -(-batch_size // 8))):
             count = min(free, max(1, PREFILL_TOKENS // len(waiting[0].prompt)))
             group, waiting = waiting[:count], waiting[count:]
             tokens = batch.add(group, pad_id)
@@ -65,21 +67,21 @@ def refill(model: Any, rows: Sequence[Row], end_id: int, pad_id: int, sampling: 
             steps = min(LOOK_EVERY.get(model.device.type, 1), min(row.limit - len(row.answer) for row in group))
             tokens = torch.stack([batch.step() for _ in range(steps)], dim=1)
         first = len(batch.rows) - len(group)
-        found = zip(group, tokens.tolist(), strict=True)
-        batch.drop([place for place, (row, new) in enumerate(found, first) if row.take(new, end_id)])
+        news = zip(group, tokens.tolist(), strict=True)
+        batch.drop([place for place, (row, new) in enumerate(news, first) if row.take(new, end_id)])
 
 
 class _Batch:
     """The rows that are being answered. `state` [4, B] int64: each row's last token, which is chosen and not yet in the
     cache, the number of its tokens that are, the length of its answer, and its key."""
 
-    def __init__(self, model: Any, sampling: Sampling, cache: Slots) -> None:
+    def __init__(self, model: Any, sampling: Sampling, cache: KvCache) -> None:
         self.model, self.sampling, self.cache = model, sampling, cache
-        self.rows: list[Row] = []
+        self.rows: list[PartialAnswer] = []
         self.state = torch.empty(4, 0, dtype=torch.int64, device=model.device)
         self.last = {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
 
-    def add(self, rows: Sequence[Row], pad_id: int) -> Tensor:
+    def add(self, rows: Sequence[PartialAnswer], pad_id: int) -> Tensor:
         """Read the prompts of some rows; their first tokens [R, 1]."""
         ids, mask = left_padded([row.prompt for row in rows], pad_id, self.model.device)
         new = DynamicCache()
@@ -107,7 +109,7 @@ class _Batch:
         """Take the rows in some places away; the last ones move there."""
         if not places:
             return
-        kept = left(len(self.rows), places)
+        kept = kept_rows(len(self.rows), places)
         self.rows = [self.rows[place] for place in kept]
         self.state = self.state[:, kept]
         self.cache.keep(kept, max((len(row.prompt) + len(row.answer) - 1 for row in self.rows), default=0))
@@ -125,7 +127,7 @@ class _Batch:
         return logits
 
 
-def left(count: int, dropped: Sequence[int]) -> list[int]:
+def kept_rows(count: int, dropped: Sequence[int]) -> list[int]:
     """Which of `count` rows stands in each place once some were dropped and the last ones moved into the gaps."""
     gone = set(dropped)
     stay = count - len(gone)

@@ -1,4 +1,8 @@
-"""Answers by transformers' own `generate`, for models whose state cannot be held in slots (`slots.takes_slots`)."""
+"""Answers from a model, where a row's tokens depend on the row alone, up to float rounding.
+
+Continuous batching gives them; for models whose state its cache cannot hold (`kv_cache.supports_kv_cache`) it is static
+batching by transformers' own `generate`.
+"""
 
 from __future__ import annotations
 
@@ -13,66 +17,14 @@ from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedModel
 
 from adpa_cli.engine.device import ROOM, fitting
-from adpa_cli.engine.generation.continuous_batching import Row, left_padded, refill
-from adpa_cli.engine.generation.kv_cache import takes_slots
+from adpa_cli.engine.generation.continuous_batching import PartialAnswer, generate_continuously, left_padded
+from adpa_cli.engine.generation.kv_cache import supports_kv_cache
 from adpa_cli.engine.generation.sampling import NOT_FINITE, Sampling, answer_limit, noisy, row_key
 from adpa_cli.engine.models import Dtype, computing
 from adpa_cli.errors import AdpaError
 
-
-def plain_generate(
-    model: Any,
-    rows: Sequence[Row],
-    end_id: int,
-    pad_id: int,
-    sampling: Sampling,
-    context: int,
-) -> None:
-    """Complete the answer of every row; all are carried along until the last one ends.
-
-    Positions stay inside the context, for models that look them up in a table. The model's own generation_config,
-    which fills every setting left out, is put aside.
-    """
-
-    def stay_inside(_module: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        if kwargs.get("position_ids") is not None:
-            kwargs["position_ids"] = kwargs["position_ids"].clamp(max=context - 1)
-        return args, kwargs
-
-    make: Any = GenerationConfig
-    ids, mask = left_padded([row.prompt for row in rows], pad_id, model.device)
-    processor = _Noisy(sampling, torch.tensor([row.key for row in rows], device=model.device), ids.shape[1])
-    settings = make(
-        do_sample=False, num_beams=1, use_cache=True, eos_token_id=end_id, pad_token_id=pad_id,
-        max_new_tokens=max(row.limit for row in rows),
-    )  # fmt: skip
-    hook = model.register_forward_pre_hook(stay_inside, with_kwargs=True)
-    own, model.generation_config = model.generation_config, make()
-    try:
-        tokens = model.generate(
-            input_ids=ids, attention_mask=mask, logits_processor=LogitsProcessorList([processor]),
-            generation_config=settings,
-        )  # fmt: skip
-    finally:
-        model.generation_config = own
-        hook.remove()
-    new = torch.where(processor.broken[:, None], NOT_FINITE, tokens[:, ids.shape[1] :])
-    for row, found in zip(rows, new.tolist(), strict=True):
-        row.take(found, end_id)
-
-
-class _Noisy(LogitsProcessor):
-    """Makes the argmax of its output the token to take."""
-
-    def __init__(self, sampling: Sampling, keys: Tensor, width: int) -> None:
-        self.sampling, self.keys, self.width = sampling, keys, width
-        self.broken = torch.zeros_like(keys, dtype=torch.bool)  # read once, after the loop
-
-    def __call__(self, input_ids: Any, scores: Any) -> Any:
-        """Scores [B, V] float32 for the token after `input_ids` [B, width + position]."""
-        self.broken |= ~torch.isfinite(scores.amax(-1))
-        positions = torch.full_like(self.keys, input_ids.shape[1] - self.width)
-        return noisy(scores, self.keys, positions, self.sampling)
+POOL = 4
+"""How many times the rows answered at once a block of answers has, so that a row that ends has a successor."""
 
 
 @dataclass(frozen=True)
@@ -103,31 +55,18 @@ def generate_block(
     if not prompts:
         return []
     rows = [
-        Row(name, prompt, row_key(sampling.seed, name), answer_limit(len(prompt), name, sampling, context))
+        PartialAnswer(name, prompt, row_key(sampling.seed, name), answer_limit(len(prompt), name, sampling, context))
         for name, prompt in zip(row_ids, prompts, strict=True)
     ]
     longest = max(len(row.prompt) + row.limit for row in rows)
-    slots = len(rows) if tokens is None else min(len(rows), max(1, tokens // longest))
+    batch_size = len(rows) if tokens is None else min(len(rows), max(1, tokens // longest))
     with _rounded_once(model), computing(dtype, model.device), torch.no_grad():
-        if takes_slots(model):
-            refill(model, rows, end_id, pad_id, sampling, slots)
+        if supports_kv_cache(model):
+            generate_continuously(model, rows, end_id, pad_id, sampling, batch_size)
         else:
-            for start in range(0, len(rows), slots):
-                plain_generate(model, rows[start : start + slots], end_id, pad_id, sampling, context)
+            for start in range(0, len(rows), batch_size):
+                generate_statically(model, rows[start : start + batch_size], end_id, pad_id, sampling, context)
     return [Generated(row.answer, cut=row.answer[-1] != end_id) for row in rows]
-
-
-@contextmanager
-def _rounded_once(model: PreTrainedModel) -> Iterator[None]:
-    """Autocast keeps what it rounds of weights that take a gradient; others it would round again for every token."""
-    frozen = [weight for weight in model.parameters() if not weight.requires_grad]
-    for weight in frozen:
-        weight.requires_grad_(True)
-    try:
-        yield
-    finally:
-        for weight in frozen:
-            weight.requires_grad_(False)
 
 
 def generate_fitting(
@@ -152,3 +91,66 @@ def generate_fitting(
         if tokens < 2 * one:
             raise AdpaError(f"an answer of {sampling.max_new_tokens:,} tokens does not fit in memory", f"use {ROOM}")
         tokens //= 2
+
+
+def generate_statically(
+    model: Any, rows: Sequence[PartialAnswer], end_id: int, pad_id: int, sampling: Sampling, context: int
+) -> None:
+    """Complete the answer of every row by static batching: all are carried along until the last one ends.
+
+    Positions stay inside the context, for models that look them up in a table. The model's own generation_config,
+    which fills every setting left out, is put aside.
+    """
+
+    def stay_inside(_module: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        if kwargs.get("position_ids") is not None:
+            kwargs["position_ids"] = kwargs["position_ids"].clamp(max=context - 1)
+        return args, kwargs
+
+    make: Any = GenerationConfig
+    ids, mask = left_padded([row.prompt for row in rows], pad_id, model.device)
+    processor = _Noisy(sampling, torch.tensor([row.key for row in rows], device=model.device), ids.shape[1])
+    settings = make(
+        do_sample=False, num_beams=1, use_cache=True, eos_token_id=end_id, pad_token_id=pad_id,
+        max_new_tokens=max(row.limit for row in rows),
+    )  # fmt: skip
+    hook = model.register_forward_pre_hook(stay_inside, with_kwargs=True)
+    own, model.generation_config = model.generation_config, make()
+    try:
+        tokens = model.generate(
+            input_ids=ids, attention_mask=mask, logits_processor=LogitsProcessorList([processor]),
+            generation_config=settings,
+        )  # fmt: skip
+    finally:
+        model.generation_config = own
+        hook.remove()
+    new = torch.where(processor.broken[:, None], NOT_FINITE, tokens[:, ids.shape[1] :])
+    for row, answer in zip(rows, new.tolist(), strict=True):
+        row.take(answer, end_id)
+
+
+class _Noisy(LogitsProcessor):
+    """Makes the argmax of its output the token to take."""
+
+    def __init__(self, sampling: Sampling, keys: Tensor, width: int) -> None:
+        self.sampling, self.keys, self.width = sampling, keys, width
+        self.broken = torch.zeros_like(keys, dtype=torch.bool)  # read once, after the loop
+
+    def __call__(self, input_ids: Any, scores: Any) -> Any:
+        """Scores [B, V] float32 for the token after `input_ids` [B, width + position]."""
+        self.broken |= ~torch.isfinite(scores.amax(-1))
+        positions = torch.full_like(self.keys, input_ids.shape[1] - self.width)
+        return noisy(scores, self.keys, positions, self.sampling)
+
+
+@contextmanager
+def _rounded_once(model: PreTrainedModel) -> Iterator[None]:
+    """Autocast keeps what it rounds of weights that take a gradient; others it would round again for every token."""
+    frozen = [weight for weight in model.parameters() if not weight.requires_grad]
+    for weight in frozen:
+        weight.requires_grad_(True)
+    try:
+        yield
+    finally:
+        for weight in frozen:
+            weight.requires_grad_(False)

@@ -1,4 +1,4 @@
-"""Keys and values of rows that come and go while others are being answered.
+"""The key-value cache of rows that come and go while others are being answered.
 
 Rows are aligned at their last token, so that every model that takes left-padded batches can go on with them:
 
@@ -22,11 +22,11 @@ from torch import Tensor
 from transformers import Cache, DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
-MORE = 32  # columns, or a quarter of the longest row where that is more, that a new buffer has to spare
+from adpa_cli.sizes import SPARE_COLUMNS
 
 
-def takes_slots(model: PreTrainedModel) -> bool:
-    """Whether a model keeps nothing between tokens but keys and values, and is told positions and padding.
+def supports_kv_cache(model: PreTrainedModel) -> bool:
+    """Whether a model keeps nothing between tokens but keys and values, and is given positions and padding.
 
     State spaces, convolutions, layers that share keys and chunks of attention are not of that kind. A sliding window is
     a mask over columns and needs no cache of its own.
@@ -39,35 +39,35 @@ def takes_slots(model: PreTrainedModel) -> bool:
     return kinds <= {DynamicLayer, DynamicSlidingWindowLayer} and not getattr(config, "attention_chunk_size", None)
 
 
-class Slots(Cache):
+class KvCache(Cache):
     """The cache of a model for at most `rows` rows, of at most `longest` tokens each."""
 
     def __init__(self, rows: int, longest: int) -> None:
         self.size = rows, longest
-        self.slots: list[_Layer] = []
+        self.windows: list[_Layer] = []
         super().__init__(layers=[])
 
     def add(self, new: Any) -> None:
         """Append the rows of the cache `new` [B, H, T, D], whose last column is their last token."""
-        if not self.slots:
-            self.slots = [_Layer(*self.size) for _ in new.layers]
-            self.layers = list(self.slots)
-        for layer, given in zip(self.slots, new.layers, strict=True):
+        if not self.windows:
+            self.windows = [_Layer(*self.size) for _ in new.layers]
+            self.layers = list(self.windows)
+        for layer, given in zip(self.windows, new.layers, strict=True):
             layer.add(given.keys, given.values)
 
     def keep(self, rows: Sequence[int], width: int) -> None:
         """Leave `rows[n]` in each place n, of which it stands there or behind, and the last `width` columns."""
         into = [place for place, row in enumerate(rows) if place != row]
-        for layer in self.slots:
+        for layer in self.windows:
             layer.keep(into, [rows[place] for place in into], len(rows), width)
 
 
 class _Layer(DynamicLayer):  # type: ignore[no-untyped-call]  # transformers types neither its hooks nor __init__
     """`keys` and `values` are windows on buffers that have room for more rows and columns."""
 
-    def __init__(self, slots: int, longest: int) -> None:
+    def __init__(self, most_rows: int, longest: int) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # likewise
-        self.slots, self.longest = slots, longest
+        self.most_rows, self.longest = most_rows, longest
         self.rows = self.start = self.stop = 0
         self.buffers: tuple[Tensor, ...] = ()
 
@@ -108,13 +108,13 @@ class _Layer(DynamicLayer):  # type: ignore[no-untyped-call]  # transformers typ
 
     def _copy(self, width: int) -> None:
         """Move the window to the last of the first `width` columns of new buffers."""
-        columns = min(width + max(MORE, width // 4), self.longest + MORE)
+        columns = min(width + max(SPARE_COLUMNS, width // 4), self.longest + SPARE_COLUMNS)
         used = self.stop - self.start if self.rows else 0
         old, self.buffers = self.buffers, ()
         # Zeros, for a masked column may hold anything but a NaN, which 0 times does not take away.
         fresh = []
         for buffer in old:
-            new = torch.zeros(self.slots, buffer.shape[1], columns, buffer.shape[3],
+            new = torch.zeros(self.most_rows, buffer.shape[1], columns, buffer.shape[3],
                               dtype=buffer.dtype, device=buffer.device)  # fmt: skip
             new[: self.rows, :, width - used : width] = buffer[: self.rows, :, self.stop - used : self.stop]
             fresh.append(new)

@@ -19,8 +19,7 @@ import torch
 from accelerate import Accelerator
 
 from adpa_cli.disk import sync_file, sync_folder, write_atomic
-from adpa_cli.engine.device import DRAW_TOKENS, POOL
-from adpa_cli.engine.generation.generate import generate_fitting
+from adpa_cli.engine.generation.generate import POOL, generate_fitting
 from adpa_cli.engine.generation.sampling import Sampling
 from adpa_cli.engine.layout.examples import Example
 from adpa_cli.engine.layout.micro_batches import cut_blocks
@@ -28,6 +27,7 @@ from adpa_cli.engine.rewards.reward_model import Ranker
 from adpa_cli.engine.scoring import halving, halving_logps, pair_margins, wins
 from adpa_cli.engine.training.student import Student
 from adpa_cli.methods import Part
+from adpa_cli.sizes import DRAW_TOKENS
 
 SCORES = "_points.json"
 SCORE_TOKENS = 16384

@@ -16,8 +16,8 @@ from safetensors.numpy import load_file, save
 from torch import Tensor
 
 from adpa_cli.disk import write_atomic
-from adpa_cli.engine.device import DRAW_TOKENS, POOL, gathered
-from adpa_cli.engine.generation.generate import Generated, generate_fitting
+from adpa_cli.engine.device import gathered
+from adpa_cli.engine.generation.generate import POOL, Generated, generate_fitting
 from adpa_cli.engine.generation.sampling import Sampling
 from adpa_cli.engine.layout.examples import Example, TokenSequence
 from adpa_cli.engine.layout.micro_batches import cut_blocks
@@ -28,6 +28,7 @@ from adpa_cli.engine.training.schedule import rows_at, steps_of
 from adpa_cli.engine.training.student import Student
 from adpa_cli.errors import AdpaError
 from adpa_cli.methods import given
+from adpa_cli.sizes import DRAW_TOKENS
 from adpa_cli.spec import TrainSpec
 from adpa_cli.tensors.ppo import advantages, rewards, whitened
 
