@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 HEADER_OF_TENSOR = 120  # bytes of a safetensors header for each tensor
@@ -131,3 +132,8 @@ def forward_flops(model: ModelSize, row: Row) -> float:
     """
     attention = 4 * model.layers * model.width * row.whole
     return row.whole * (2 * model.body + attention) + 2 * model.head * row.answer
+
+
+def fitted(rows: Rows, parts: Iterable[str], longest: int) -> Rows:
+    """What is left of the rows of some parts within `longest` tokens."""
+    return {part: [row.fitted(longest) for row in rows[part]] for part in parts}

@@ -123,10 +123,9 @@ class Runtime:
     """Where the numbers of each step go besides, such as tensorboard,wandb: names that accelerate has for trackers."""
 
 
-STAGE_VERSIONS = {
-    "sft": 1, "dpo-teacher": 1, "reward-model": 1, "cache-teacher": 1, "rollout": 1, "rewards": 1,
-    "start-logps": 1, "distill": 1, "eval": 1,
-}  # fmt: skip
+def tracker_names(text: str) -> list[str]:
+    """The names in `a,b`, each once; none of them in `none`."""
+    return [] if text == "none" else list(dict.fromkeys(part.strip() for part in text.split(",")))
 
 
 def make(cls: type[S], values: Mapping[str, Any]) -> S:

@@ -27,7 +27,7 @@ def main(argv: list[str] | None = None) -> int:
         if isinstance(result, Request):
             from adpa_cli.cli.console.make import make
 
-            make(result.options, result.planned)
+            make(result)
     except AdpaError as error:
         return fail(error)
     except typer.Exit as exit_:

@@ -3,20 +3,33 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from adpa_cli.sizes import Disk, Memory, ModelSize, Row, Rows, Where
+from adpa_cli.sizes import (
+    DRAW_TOKENS,
+    GPU_TILE_CELLS,
+    GPU_TILE_ROWS,
+    KEPT_LOGITS_BYTES,
+    LOGIT_CELLS,
+    LOGITS_PER_KEPT_BYTE,
+    PREFILL_TOKENS,
+    SPARE_COLUMNS,
+    TILE_CELLS,
+    TILE_COLUMNS,
+    TILE_ROWS,
+    Disk,
+    Memory,
+    ModelSize,
+    Row,
+    Rows,
+    Where,
+    forward_flops,
+)
 from adpa_cli.spec import Runtime
 
 SECOND_MODEL = 50_000_000  # of loading another model after the first
 
-KEEP_BYTES, LOGITS_PER_KEPT_BYTE = 64 * 2**20, 2  # these three lines as in tensors/tiles.py
-CELLS, COLUMNS, ROWS = 2**21, 2048, 4096
-GPU_CELLS, GPU_ROWS = 2**26, 8192
-TILE_CELLS = 2**23  # as in tensors/output.py
-DRAWN_TOGETHER = 32768  # as in engine/memory.py
-READ_TOGETHER, SPARE_COLUMNS = 4096, 32  # as in engine/refill.py and engine/slots.py
 TILES = 4  # of whole rows of logits alive at once
 ROW_IN_PYTHON, TOKEN_IN_PYTHON = 3000, 45  # bytes of a row, and of each of its tokens, in the lists that keep them
 
@@ -39,7 +52,7 @@ def online_memory(models: Sequence[ModelSize], rows: Rows, spec: Any, runtime: R
     step = activations(student, micro, spec, runtime.recompute) * (1 + 1 / len(rows))
     step += head_training(student, answers, 1, spec, where.kind)
     new = spec.params["max_new_tokens"]
-    drawing = block_of_answers(student, rows["rollout"], spec.dtype, DRAWN_TOGETHER, new, spec.max_length)
+    drawing = block_of_answers(student, rows["rollout"], spec.dtype, DRAW_TOKENS, new, spec.max_length)
     reading = max(frozen(m, spec.dtype) + passing(m, micro, spec.dtype) + tiles(m, answers) for m in models)
     left = SECOND_MODEL if where.kind == "cpu" else 0
     return where.total(weights + left, max(step, drawing, reading), row_bytes(rows))
@@ -97,23 +110,23 @@ def head_training(model: ModelSize, positions: float, ids: int, spec: Any, kind:
 
 def kept_logits(model: ModelSize, positions: float) -> float:
     """Of float32: none while the gradient of the head has room for them, else what fits the head's budget."""
-    budget = max(float(KEEP_BYTES), positions * model.vocabulary / LOGITS_PER_KEPT_BYTE)
+    budget = max(float(KEPT_LOGITS_BYTES), positions * model.vocabulary / LOGITS_PER_KEPT_BYTE)
     return 0.0 if positions <= model.hidden else min(4 * positions * model.vocabulary, budget)
 
 
 def head_tile(model: ModelSize, positions: float, kind: str) -> float:
     """Its products and what is made of them; on a card also its part of the head and of the gradient, in two bytes."""
     if kind == "cpu":
-        rows = min(positions, float(ROWS))
-        return 8 * min(rows * model.vocabulary, max(float(CELLS), rows * COLUMNS))
-    rows = min(max(positions, 1.0), float(GPU_ROWS))
-    columns = min(float(model.vocabulary), GPU_CELLS / rows)
+        rows = min(positions, float(TILE_ROWS))
+        return 8 * min(rows * model.vocabulary, max(float(TILE_CELLS), rows * TILE_COLUMNS))
+    rows = min(max(positions, 1.0), float(GPU_TILE_ROWS))
+    columns = min(float(model.vocabulary), GPU_TILE_CELLS / rows)
     return 4 * rows * columns + (6 * columns * model.hidden if positions > model.hidden else 0)
 
 
 def tiles(model: ModelSize, positions: float) -> float:
     """Whole rows of logits, and what is made of them, in a model that is read."""
-    return 4 * TILES * min(positions * model.vocabulary, TILE_CELLS)
+    return 4 * TILES * min(positions * model.vocabulary, LOGIT_CELLS)
 
 
 def scoring_memory(model: ModelSize, rows: Rows, dtype: str, block_tokens: int, ids: int, where: Where) -> Memory:
@@ -163,7 +176,7 @@ def block_of_answers(
     block = max(widest, min(float(block_tokens), sum(room)))
     count = block / max(1.0, sum(room) / max(1, len(room)))
     prompts = count * sum(row.prompt for row in rows) / max(1, len(rows))
-    read = min(block, prompts, max([READ_TOGETHER, *(row.prompt for row in rows)]))
+    read = min(block, prompts, max([PREFILL_TOKENS, *(row.prompt for row in rows)]))
     token = 2 * model.layers * model.keys * (4 if dtype == "float32" else 3)
     cache = token * (block + count * SPARE_COLUMNS)
     scores = count * model.vocabulary * 40
@@ -253,3 +266,33 @@ def start_logps_disk(rows: Sequence[Row]) -> Disk:
 def scores_disk(rows: int, figures: int) -> Disk:
     """The numbers of every row, twice while they are put together."""
     return Disk(SCORE_LINE * rows * figures, SCORE_LINE * rows * figures)
+
+
+def scoring_in_turn(
+    models: Sequence[ModelSize], rows: Rows, dtype: str, block_tokens: int, ids: int, where: Where
+) -> Memory:
+    """Of several models over the same blocks of given answers, loaded one after the other."""
+    each = [scoring_memory(model, rows, dtype, block_tokens, ids, where) for model in models]
+    return one_after_the_other(models, each, where)
+
+
+REACHED: Mapping[str, float] = {"training": 0.35, "scoring": 0.35, "generating": 0.1}
+"""Share of a product's speed that each kind of work reached with models of 12 M parameters on a CPU."""
+
+
+def training_flops(model: ModelSize, rows: Rows, passes: float) -> float:
+    """Operations of a forward and a backward pass over all parts, `passes` times."""
+    return 3 * passes * sum(forward_flops(model, row) for part in rows.values() for row in part)
+
+
+def online_flops(models: Sequence[ModelSize], rows: Sequence[Row], passes: float, drawn: float) -> float:
+    """What the answers `rows` cost that are drawn in training, beside the student's own steps.
+
+    The critic trains on them `passes` times. `drawn` times they are generated, which is slower than training by as much
+    as is known of both, and read by the student, the critic, the start model and the two teachers.
+    """
+    student, *teachers = models
+    slower = REACHED["training"] / REACHED["generating"]
+    once = sum(forward_flops(student, row) for row in rows)
+    taught = sum(forward_flops(teacher, row) for teacher in teachers for row in rows)
+    return once * (3 * passes + (slower + 3) * drawn) + taught * drawn

@@ -1,4 +1,4 @@
-"""Whether a teacher's answers mean the same to a student: their id -> token maps, compared entry by entry."""
+"""What is checked for a whole plan before any work: data, vocabularies, templates, lengths, memory, disk."""
 
 from __future__ import annotations
 
@@ -9,16 +9,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from adpa_cli import stages
 from adpa_cli.errors import AdpaError, DataError
-from adpa_cli.estimate.speed import KINDS
-from adpa_cli.estimate.survey import Cost, Estimate, memory_of, models_of, planned_rows
+from adpa_cli.estimate.cost import Cost, fullest
 from adpa_cli.hub import External
 from adpa_cli.hub import repository as hub
 from adpa_cli.hub.externals import dialogues_of, pairs_of
+from adpa_cli.machine import Machine
 from adpa_cli.planning.lineage import folder_of
 from adpa_cli.sizes import Where, size_words
 from adpa_cli.spec import Runtime, TrainSpec
-from adpa_cli.stages import ALONE, Artifact, Node
+from adpa_cli.stages import Load, Node
 from adpa_cli.store.store import Store
 
 SHOWN = 3
@@ -50,14 +51,9 @@ def _token(names: dict[int, str], id_: int) -> str:
 
 
 SAMPLE = "Hello, world! 12 3456\n\n  naïve 你好 <b>don't</b>"
-Action = Callable[[], Sequence[str]]
-"""A check: returns remarks, raises AdpaError."""
+Check = Callable[[], Sequence[str]]
+"""Returns remarks, raises AdpaError."""
 CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "max_sequence_length", "n_ctx")
-
-
-def check(nodes: Sequence[Node], store: Store, note: Callable[[str], None], known: Sequence[AdpaError] = ()) -> None:
-    """Raise one error with every problem of the stages about to be built, `known` ones first; `note` hears remarks."""
-    refuse([*known, *_failures((*_plain(nodes, store), *_deep(nodes, store)), note)])
 
 
 def refuse(problems: Sequence[AdpaError]) -> None:
@@ -70,46 +66,37 @@ def refuse(problems: Sequence[AdpaError]) -> None:
         raise type(problems[0])(f"{len(problems)} problems (nothing was started){lines}", hints)
 
 
-def problems_without_torch(nodes: Sequence[Node], store: Store) -> list[AdpaError]:
-    """The problems that a plan can name without loading a model's libraries: of data that are here, and of lengths."""
-    return _failures(_plain([node for node in nodes if _is_here(node)], store), lambda text: None)
-
-
-def _is_here(node: Node) -> bool:
+def is_here(node: Node) -> bool:
+    """Whether the data that a stage reads are on this machine."""
     externals = [item for _, item in node.flat_inputs() if isinstance(item, External)]
     return all(item.is_open and not (item.download and item.content.startswith("data:")) for item in externals)
 
 
-def _failures(actions: Iterable[Action], note: Callable[[str], None]) -> list[AdpaError]:
-    """What goes wrong in each of the checks, once; `note` hears what the others say, once."""
-    problems: list[AdpaError] = []
-    said: set[str] = set()
-    for action in actions:
+def run_checks(checks: Iterable[Check]) -> tuple[list[AdpaError], list[str]]:
+    """(what goes wrong in some checks, what the others say), each once."""
+    problems: dict[str, AdpaError] = {}
+    remarks: dict[str, None] = {}
+    for check in checks:
         try:
-            for text in action():
-                if text not in said:
-                    said.add(text)
-                    note(text)
+            remarks.update(dict.fromkeys(check()))
         except AdpaError as error:
-            if error.message not in {known.message for known in problems}:
-                problems.append(error)
-    return problems
+            problems.setdefault(error.message, error)
+    return list(problems.values()), list(remarks)
 
 
-def _own(nodes: Sequence[Node]) -> list[Node]:
+def _underived(nodes: Sequence[Node]) -> list[Node]:
     """Those that none of the others derives: what one does has the data, the model and the lengths of that other."""
     derived = {made.recipe.id for node in nodes for made in node.derived.values()}
     return [node for node in nodes if node.recipe.id not in derived]
 
 
-def _plain(nodes: Sequence[Node], store: Store) -> Iterator[Action]:
+def plain_checks(nodes: Sequence[Node], store: Store) -> Iterator[Check]:
     """Checks that need no torch."""
     seen: set[Any] = set()
-    for node in _own(nodes):
+    for node in _underived(nodes):
         data = node.inputs.get("data")
         if isinstance(data, External):
-            kind = "dialogues" if node.stage == "sft" else "pairs"
-            split = "test" if node.stage == "eval" else getattr(node.spec, "split", "train")
+            kind, split = node.declared.reads, node.declared.split(node.spec)
             key = (data.where, kind, split, node.spec.limit, node.spec.skip_bad_rows)
             if key not in seen:
                 seen.add(key)
@@ -126,10 +113,10 @@ def _models(node: Node, store: Store) -> list[tuple[str, Path]]:
     return [(role, folder_of(item, store)) for role, item in node.flat_inputs() if role in roles]
 
 
-def _deep(nodes: Sequence[Node], store: Store) -> Iterator[Action]:
+def deep_checks(nodes: Sequence[Node], store: Store) -> Iterator[Check]:
     """Checks that load tokenizers."""
     seen: set[Any] = set()
-    for node in _own(nodes):
+    for node in _underived(nodes):
         folders = _models(node, store)
         for _, folder in folders:
             yield functools.partial(_end_token, folder, node)
@@ -140,23 +127,21 @@ def _deep(nodes: Sequence[Node], store: Store) -> Iterator[Action]:
             yield functools.partial(_vocabularies, *pair, node.spec)
 
 
-BEHIND = {"cache": "aligned", "rollouts": "model"}
-"""The input of an input of a training that must have the student's vocabulary."""
-
-
 def _teachers_behind(node: Node, store: Store) -> list[Path]:
-    """The models whose signal or whose answers a training reads."""
-    found = []
-    for role, item in node.flat_inputs() if isinstance(node.spec, TrainSpec) else ():
-        if role in BEHIND and isinstance(item, Node):
-            below = item.inputs[BEHIND[role]]
+    """The models whose signal or whose answers a training reads, which must have the student's vocabulary."""
+    folders = []
+    for _, item in node.flat_inputs() if node.declared.kind == "training" else ():
+        if isinstance(item, External) or not (role := stages.every()[item.stage].vocabulary_of):
+            continue
+        if isinstance(item, Node):
+            below = item.inputs[role]
             if not isinstance(below, tuple):
-                found.append(folder_of(below, store))
-        elif role in BEHIND and isinstance(item, Artifact):
+                folders.append(folder_of(below, store))
+        else:
             given = item.manifest.inputs  # an imported signal has the model whose tokenizer it is of
-            made = store.get(str(given.get(BEHIND[role], given.get("tokenizer"))))
-            found += [store.folder(made.ref)] if made else []
-    return found
+            made = store.get(str(given.get(role, given.get("tokenizer"))))
+            folders += [store.folder(made.ref)] if made else []
+    return folders
 
 
 def _data(
@@ -235,44 +220,41 @@ def _context(folder: Path, node: Node) -> Sequence[str]:
 SMALLEST = 256  # tokens: nobody is told to go below
 
 
-def fit_problems(found: Estimate, store: Store, runtime: Runtime) -> list[AdpaError]:
-    """One error for the disk, one for the downloads, one for each stage that does not fit in memory."""
-    memories = (error for cost in found.building for error in _memory(cost, found, store, runtime))
-    return [*_disks(found, store), *memories]
+def fit_problems(costs: Sequence[Cost], machine: Machine, download: int, store: Store) -> list[AdpaError]:
+    """What of some stages to be built cannot fit on a machine: one error for the disk, one for the downloads, one for
+    each stage that does not fit in memory, each with what would."""
+    return [*_disks(costs, machine, download, store), *(error for cost in costs for error in _memory(cost, machine))]
 
 
-def _disks(found: Estimate, store: Store) -> Iterator[AdpaError]:
-    most, at = found.fullest
-    machine = found.machine
-    together = most + (found.download if machine.cache is None else 0)
-    if together > machine.disk:
+def _disks(costs: Sequence[Cost], machine: Machine, download: int, store: Store) -> Iterator[AdpaError]:
+    most, at = fullest(costs)
+    needed = most + (download if machine.cache is None else 0)
+    if needed > machine.disk:
         stage = f", while {at.node.role} is made" if at else ""
         yield AdpaError(
             f"the disk of {store.root} has {size_words(machine.disk)} free; "
-            f"the plan needs {size_words(together)} there{stage}",
+            f"the plan needs {size_words(needed)} there{stage}",
             "free some space (adpa gc), or keep the store on another disk: --store DIR",
         )
-    if machine.cache is not None and found.download > machine.cache:
+    if machine.cache is not None and download > machine.cache:
         yield AdpaError(
             f"the disk of the Hugging Face cache has {size_words(machine.cache)} free; "
-            f"{size_words(found.download)} are to be downloaded",
+            f"{size_words(download)} are to be downloaded",
             "free some space, or keep the cache on another disk: export HF_HOME=DIR",
         )
 
 
-def _memory(cost: Cost, found: Estimate, store: Store, runtime: Runtime) -> Iterator[AdpaError]:
-    machine = found.machine
-    if cost.memory is None:
+def _memory(cost: Cost, machine: Machine) -> Iterator[AdpaError]:
+    if cost.memory is None or cost.load is None:
         return
-    need = cost.memory.device
-    node = cost.node
-    where = Where(machine.kind, 1 if node.stage in ALONE else runtime.processes)
+    need, node = cost.memory.device, cost.node
     if need > machine.memory:
-        hint, halves = _smaller(node, store, runtime, where, machine.memory)
+        hint, halves = _smaller(node, cost.load, machine.memory)
         if not (halves and machine.kind == "cuda"):  # training halves its micro-batches on a card by itself
+            has = f"{machine.name} has" if machine.kind == "cuda" else "this machine has available"
             yield AdpaError(
-                f"{node.role} ({node.label}) needs about {size_words(need)} of memory; "
-                f"{_has(found)} {size_words(machine.memory)}",
+                f"{node.role} ({node.label}) needs about {size_words(need)} of memory; {has} "
+                f"{size_words(machine.memory)}",
                 hint,
             )
     elif cost.memory.host > machine.host_memory:
@@ -283,33 +265,28 @@ def _memory(cost: Cost, found: Estimate, store: Store, runtime: Runtime) -> Iter
         )
 
 
-def _has(found: Estimate) -> str:
-    return f"{found.machine.name} has" if found.machine.kind == "cuda" else "this machine has available"
-
-
-def _smaller(node: Node, store: Store, runtime: Runtime, where: Where, room: int) -> tuple[str, bool]:
+def _smaller(node: Node, load: Load, room: int) -> tuple[str, bool]:
     """What would make a stage fit, and whether a smaller micro-batch of training alone does."""
-    rows, models = planned_rows(node, store, runtime)[0], models_of(node, store)
+    runtime, where = load.runtime, load.where
 
-    def fits(stage: Node, run: Runtime, at: Where) -> bool:
-        return memory_of(stage, rows, models, run, at).device <= room
+    def fits(stage: Node, run: Runtime, at: Where = where) -> bool:
+        return stage.declared.memory(stage, replace(load, runtime=run, where=at)).device <= room
 
-    if KINDS[node.stage] == "training":
-        if found := _leaner(node, runtime, lambda stage, run: fits(stage, run, where)):
-            return found
+    if node.declared.kind == "training":
+        if leaner := _leaner(node, runtime, fits):
+            return leaner
     else:
         tokens = _halved(
-            node.spec.block_tokens,
-            lambda n: fits(replace(node, spec=replace(node.spec, block_tokens=n)), runtime, where),
+            node.spec.block_tokens, lambda n: fits(replace(node, spec=replace(node.spec, block_tokens=n)), runtime)
         )
         if tokens:
             return f"--set {node.stage}.block_tokens={tokens}", False
-    one = Where(where.kind)
-    if where.kind == "cpu" and where.processes > 1 and fits(node, replace(runtime, processes=1), one):
+    one = replace(runtime, processes=1)
+    if where.kind == "cpu" and where.processes > 1 and fits(node, one, Where(where.kind)):
         return "--gpus 1: on a CPU every process holds the whole model", False
-    if node.stage == "dpo-teacher" or node.role == "reference teacher":
+    if node.role in ("aligned teacher", "reference teacher"):
         return "a ready pair, which is not trained: --teacher tulu-3-8b or zephyr-7b; or a smaller teacher", False
-    if KINDS[node.stage] == "training":
+    if node.declared.kind == "training":
         return "a smaller student (adpa models), or a machine with more memory", False
     return "a smaller model (adpa models), or a machine with more memory", False
 

@@ -19,7 +19,7 @@ from adpa_cli.hub.externals import dialogues_of, pairs_of
 from adpa_cli.planning.lineage import folder_of, single
 from adpa_cli.planning.resolve_inputs import Names
 from adpa_cli.sizes import Row, Rows
-from adpa_cli.stages import Artifact, Node
+from adpa_cli.stages import MODEL_ROLES, Artifact, Node
 from adpa_cli.store.store import Store
 
 SAMPLE_BYTES = 150_000
@@ -45,56 +45,51 @@ class Ruler:
         return self.ask + sum(self.turn + self.asked * len(message.content.encode()) for message in messages)
 
 
-def rows_of(node: Node, store: Store) -> Rows:
-    """The rows that a stage reads, as far as they can be known; those of a rollout that is not made are guessed from
-    the chosen answers. Raises AdpaError where the data cannot be read.
-    """
-    if node.stage == "cache-teacher" and "rollouts" in node.inputs:
-        made = single(node, "rollouts", store)
-        rows = {"rollout": answered(made, store)} if isinstance(made, Node | Artifact) else {}
-        return {part: [row.fitted(node.spec.max_length) for row in found[: node.spec.limit]]
-                for part, found in rows.items()}  # fmt: skip
-    data = node.inputs["data"]
-    model = next(node.inputs[role] for role in ("model", "aligned", "reward_model") if role in node.inputs)
-    if isinstance(model, tuple) or not isinstance(data, External):
-        raise AdpaError(f"{node.label} does not tell what it reads")
-    if data.download or not data.is_open:
-        raise AdpaError(f"{data.label} is not on this machine")
-    folder = folder_of(model, store)
-    spec = node.spec
-    if node.stage == "sft":
-        return {"chosen": [r.fitted(spec.max_length) for r in _dialogues(data, spec, folder)]}
-    split = "test" if node.stage == "eval" else getattr(spec, "split", "train")
-    found = pair_rows(data.where, split, spec.limit, spec.skip_bad_rows, folder, (spec.template, spec.end))
-    if node.stage == "rollout":
-        return {"rollout": _guessed(found["chosen"], found["first"], spec)}
-    wanted = {"cache-teacher": getattr(spec, "parts", ())}.get(node.stage, ("chosen", "rejected"))
-    rows = {part: [row.fitted(spec.max_length) for row in found[part]] for part in wanted}
-    if "rollouts" in node.inputs and node.stage == "distill":
-        answers = single(node, "rollouts", store)
-        mean = _mean_answer(answers, store) if isinstance(answers, Node | Artifact) else None
-        rows["rollout"] = [Row(r.prompt, r.answer if mean is None else mean) for r in rows["chosen"]]
-    elif "aligned" in node.inputs and node.stage == "distill":  # drawn in training: guessed, as those of a rollout
-        rows["rollout"] = rows["chosen"]
-    elif node.stage == "distill" and spec.source("rollout") != "rollout":
-        rows["rollout"] = rows[spec.source("rollout")]
-    return rows
+@dataclass(frozen=True)
+class RowLengths:
+    """Measures the rows of one node's inputs: the `Lengths` that its stage asks for."""
 
+    node: Node
+    store: Store
 
-def answered(made: Node | Artifact, store: Store) -> list[Row]:
-    """The rows of a rollout, one a prompt; for a finished one their number and mean length are known."""
-    if isinstance(made, Node):
-        manifest = store.get(made.label)
-        if manifest is None:
-            return rows_of(made, store)["rollout"]
-        made = Artifact(manifest)
-    count, mean = int(made.manifest.metrics["answers"]), float(made.manifest.metrics["mean_tokens"])
-    return [Row(_mean_prompt(made, store), mean)] * count
+    def dialogues(self) -> list[Row]:
+        """Of the dialogues that it trains on."""
+        data, folder, spec = self._data(), self._folder(), self.node.spec
+        return dialogue_rows(data.where, spec.limit, spec.skip_bad_rows, folder, (spec.template, spec.end))
 
+    def pairs(self, split: str) -> Rows:
+        """Of both answers to every pair of one side."""
+        data, folder, spec = self._data(), self._folder(), self.node.spec
+        return pair_rows(data.where, split, spec.limit, spec.skip_bad_rows, folder, (spec.template, spec.end))
 
-def _mean_answer(made: Node | Artifact, store: Store) -> float | None:
-    rows = answered(made, store)
-    return sum(row.answer for row in rows) / len(rows) if rows else None
+    def answers(self) -> list[Row]:
+        """Of its rollouts, one a prompt; for a finished one their number and mean length are known."""
+        made = single(self.node, "rollouts", self.store)
+        if isinstance(made, Node):
+            manifest = self.store.get(made.label)
+            if manifest is None:
+                (rows,) = made.declared.rows(made, RowLengths(made, self.store)).values()
+                return rows
+            made = Artifact(manifest)
+        if not isinstance(made, Artifact):
+            return []
+        count, mean = int(made.manifest.metrics["answers"]), float(made.manifest.metrics["mean_tokens"])
+        return [Row(_mean_prompt(made, self.store), mean)] * count
+
+    def _data(self) -> External:
+        data = self.node.inputs["data"]
+        if not isinstance(data, External):
+            raise AdpaError(f"{self.node.label} does not tell what it reads")
+        if data.download or not data.is_open:
+            raise AdpaError(f"{data.label} is not on this machine")
+        return data
+
+    def _folder(self) -> Path:
+        """Of the model that reads the rows first."""
+        model = next(self.node.inputs[role] for role in MODEL_ROLES if role in self.node.inputs)
+        if isinstance(model, tuple):
+            raise AdpaError(f"{self.node.label} does not tell what it reads")
+        return folder_of(model, self.store)
 
 
 def _mean_prompt(made: Artifact, store: Store) -> float:
@@ -110,12 +105,6 @@ def _mean_prompt(made: Artifact, store: Store) -> float:
         return sum(row.prompt for row in found) / len(found)
     except (AdpaError, OSError, KeyError):
         return float(made.manifest.metrics["mean_tokens"])
-
-
-def _guessed(chosen: Sequence[Row], first: Sequence[Row], spec: Any) -> list[Row]:
-    """Answers that are not written yet: as long as the chosen ones, as far as the stage lets them grow."""
-    asked = [row for row, mark in zip(chosen, first, strict=True) if mark.answer]
-    return [Row(r.prompt, min(r.answer, spec.max_new_tokens, max(1.0, spec.max_length - r.prompt))) for r in asked]
 
 
 @functools.lru_cache(maxsize=16)
@@ -137,11 +126,15 @@ def pair_rows(
     return rows
 
 
-def _dialogues(data: External, spec: Any, folder: Path) -> list[Row]:
-    items = dialogues_of(data.where, "train", spec.limit, spec.skip_bad_rows).items
+@functools.lru_cache(maxsize=16)
+def dialogue_rows(
+    where: tuple[str, ...], limit: int | None, skip: bool, folder: Path, template: tuple[str, str]
+) -> list[Row]:
+    """Every dialogue before fitting: all its answers, and all that is not one."""
+    items = dialogues_of(where, "train", limit, skip).items
     turns = [message for item in items for message in item.messages]
     asked, said = ([m.content for m in turns if (m.role == "assistant") == own] for own in (False, True))
-    ruler = ruler_for(folder, (spec.template, spec.end), asked, said)
+    ruler = ruler_for(folder, template, asked, said)
     rows = []
     for item in items:
         answers = [m for m in item.messages if m.role == "assistant"]

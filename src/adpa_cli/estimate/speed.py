@@ -11,70 +11,27 @@ import json
 import os
 import statistics
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
 
+from adpa_cli import stages
 from adpa_cli.disk import write_atomic
-from adpa_cli.engine.training.schedule import steps_of, whole_steps
+from adpa_cli.engine.costs import REACHED
+from adpa_cli.engine.training.schedule import whole_steps
 from adpa_cli.errors import AdpaError
+from adpa_cli.hub import External
 from adpa_cli.machine import Machine
 from adpa_cli.planning.lineage import model_size
-from adpa_cli.sizes import ModelSize, Row, Rows
+from adpa_cli.stages import Artifact, Input, Stage
 from adpa_cli.store.manifest import Manifest
 from adpa_cli.store.store import Store
 
-KINDS = {
-    "sft": "training", "dpo-teacher": "training", "distill": "training", "cache-teacher": "scoring",
-    "eval": "scoring", "rollout": "generating", "reward-model": "training", "rewards": "scoring",
-    "start-logps": "scoring",
-}  # fmt: skip
-REACHED = {"training": 0.35, "scoring": 0.35, "generating": 0.1}
-"""Share of a product's speed that each kind of stage reached with models of 12 M parameters on a CPU."""
+SPEED_ROLES = ("model", "aligned", "reference")
 START_SECONDS = 1.0  # of a stage, besides its arithmetic
 REMEMBERED = ".speed.json"
 RECENT, TELLING_SECONDS = 3, 5.0
 """How many finished stages are asked, and how long one must have worked to tell a speed."""
 DID, GUESSED = "from what this machine did", "guessed from the model sizes"
-
-
-@dataclass(frozen=True)
-class Work:
-    """Floating-point operations of a stage, and which kind of stage it is."""
-
-    kind: str
-    flops: float
-
-
-def training_flops(model: ModelSize, rows: Rows, passes: float) -> float:
-    """Forward and backward over all parts `passes` times."""
-    return 3 * passes * sum(forward_flops(model, row) for part in rows.values() for row in part)
-
-
-def forward_flops(model: ModelSize, row: Row) -> float:
-    """Two per parameter and token, the head at answer tokens only, and the attention over all earlier tokens."""
-    attention = 2 * model.layers * model.hidden * row.whole
-    return row.whole * (2 * model.body + attention) + 2 * model.head * row.answer
-
-
-def passes(spec: Any, rows: int) -> float:
-    """How often a training sees its rows."""
-    again = spec.params.get("ppo_epochs", 1)
-    return float(min(steps_of(rows, spec) * spec.batch_size / rows, spec.epochs * again))
-
-
-def online_flops(models: Sequence[ModelSize], rows: Sequence[Row], passes: float, drawn: float) -> float:
-    """What the answers `rows` cost that are drawn in training, beside the student's own steps.
-
-    The critic trains on them `passes` times. `drawn` times they are generated, which is slower than training by as much
-    as is known of both, and read by the student, the critic, the start model and the two teachers.
-    """
-    student, *teachers = models
-    slower = REACHED["training"] / REACHED["generating"]
-    once = sum(forward_flops(student, row) for row in rows)
-    taught = sum(forward_flops(teacher, row) for teacher in teachers for row in rows)
-    return once * (3 * passes + (slower + 3) * drawn) + taught * drawn
 
 
 def past_speed(store: Store, kind: str, machine: Machine, made: list[Manifest], share: float) -> float | None:
@@ -84,8 +41,9 @@ def past_speed(store: Store, kind: str, machine: Machine, made: list[Manifest], 
     """
     found = []
     for manifest in made:
-        if KINDS.get(manifest.stage) == kind and machine.made(manifest.made) and _worked(manifest) >= TELLING_SECONDS:
-            flops = _flops_of(manifest, store, share)
+        stage = stages.every().get(manifest.stage)
+        if stage and stage.kind == kind and machine.made(manifest.made) and _worked(manifest) >= TELLING_SECONDS:
+            flops = _flops_of(manifest, stage, store, share)
             if flops:
                 found.append(flops / _worked(manifest))
         if len(found) == RECENT:
@@ -97,13 +55,13 @@ def _worked(manifest: Manifest) -> float:
     return float(manifest.made["seconds"]) - START_SECONDS
 
 
-def _flops_of(manifest: Manifest, store: Store, share: float) -> float:
+def _flops_of(manifest: Manifest, stage: Stage, store: Store, share: float) -> float:
     """Operations of a finished stage; 0 where its manifest does not tell."""
     metrics, spec = manifest.metrics, manifest.spec
     tokens = float(metrics.get("tokens") or 0) / max(share, 1e-3)
     if not tokens:
         return 0.0
-    if KINDS[manifest.stage] == "training":
+    if stage.kind == "training":
         if "aligned" in manifest.inputs:
             return 0.0  # most of its work was not training
         rows = int(metrics["examples"])
@@ -111,7 +69,7 @@ def _flops_of(manifest: Manifest, store: Store, share: float) -> float:
         seen = float(min(steps * spec["batch_size"] / rows, spec["epochs"]))
         return 6 * float(metrics["parameters"]) * tokens * seen
     total = 0.0
-    for role in ("model", "aligned", "reference"):
+    for role in SPEED_ROLES:
         content = manifest.inputs.get(role)
         if isinstance(content, str):
             total += 2 * _parameters(content, store) * tokens
@@ -119,9 +77,6 @@ def _flops_of(manifest: Manifest, store: Store, share: float) -> float:
 
 
 def _parameters(content: str, store: Store) -> float:
-    from adpa_cli.hub import External
-    from adpa_cli.stages import Artifact, Input
-
     found: Input | None = None
     if content.startswith("artifact:"):
         manifest = store.get(content)
@@ -175,3 +130,31 @@ def _product_on_card(side: int = 4096, times: int = 5) -> float:
         torch.cuda.synchronize()
         best = min(best, time.perf_counter() - start)
     return 2 * side**3 / best
+
+
+class Clock:
+    """Speeds by kind of stage, looked up once a plan."""
+
+    def __init__(self, store: Store, machine: Machine) -> None:
+        self.store, self.machine = store, machine
+        self.made = store.artifacts(on_error=lambda error: None)
+        self.guessed = False
+
+    @property
+    def basis(self) -> str:
+        """Where the speeds come from, in words."""
+        return GUESSED if self.guessed else DID
+
+    @cached_property
+    def product(self) -> float:
+        """Measured only where nothing else tells."""
+        return product_speed(self.store, self.machine)
+
+    def seconds(self, kind: str, flops: float, share: float, processes: int) -> float:
+        """How long `flops` operations of a kind of stage take; `share` of its tokens are answers."""
+        past = past_speed(self.store, kind, self.machine, self.made, share)
+        if past:
+            return START_SECONDS + flops / past
+        self.guessed = True
+        at_once = processes if self.machine.kind == "cuda" else 1  # on a CPU they share its cores
+        return START_SECONDS + flops / (self.product * REACHED[kind] * at_once)

@@ -37,6 +37,7 @@ Part = Literal["chosen", "rejected", "rollout"]
 Teacher = Literal["aligned", "reference"]
 Reduction = Literal["seqmean", "tokmean", "seqsum"]
 States = Literal["student", "chosen", "rejected", "teacher"]
+Support = Literal["topk", "sampled"]
 UNLISTED = ("reward-model",)  # of stages of their own, in files that begin with `_`: they make no student
 KD_TEACHERS = ("aligned", "reference", "sft-chosen")
 T = TypeVar("T")
@@ -50,7 +51,8 @@ class Need:
     answers under the frozen model that training starts from (the reference of DPO); `stats` asks for the student's own
     sum of squared probabilities. `online` answers are drawn from the student while it trains, and both teachers are
     models then: there is no cached signal, but a critic and what was known when the answers were drawn. `reward` asks
-    for what a reward model gave to the whole answer.
+    for what a reward model gave to the whole answer. `support` says which ids of a teacher it reads: a top k, or ids
+    drawn from the teacher; `labels` whether the log-prob of the taken token must be told apart from the rest.
     """
 
     part: Part
@@ -59,6 +61,8 @@ class Need:
     stats: bool = False
     online: bool = False
     reward: bool = False
+    support: Support = dataclasses.field(default="topk", compare=False)
+    labels: bool = dataclasses.field(default=True, compare=False)
 
 
 @dataclass(frozen=True)
@@ -150,6 +154,19 @@ class Term:
 
 
 @dataclass(frozen=True)
+class Probe:
+    """What a stored signal is measured by: the gradient of the method's `term`, on `part`, at these parameters.
+
+    `pair` where it needs the reference teacher too.
+    """
+
+    term: str
+    part: Part
+    params: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    pair: bool = False
+
+
+@dataclass(frozen=True)
 class Method:
     """A method file, read. `needs` holds at the defaults, `needs_for(params)` at those parameters."""
 
@@ -166,6 +183,12 @@ class Method:
     states: States = "student"
     readings: Mapping[str, str] = dataclasses.field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    passes: str = ""
+    sampled: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    advantage_weight: str = ""
+    without_reference: str = ""
+    scalar_head: bool = False
+    probe: Probe | None = None
 
     @property
     def sources(self) -> Mapping[str, str]:
@@ -246,5 +269,12 @@ def load(name: str) -> Method:
     states: States = getattr(m, "STATES", "student")
     return Method(
         name, m.VERSION, m.SOURCE, m.SUMMARY, m.FORMULA, m.NEEDS, m.Params, presets, m.terms, needs_for, states,
-        getattr(m, "READINGS", {}), getattr(m, "NOTES", ()),
+        getattr(m, "READINGS", {}), getattr(m, "NOTES", ()), getattr(m, "PASSES", ""), getattr(m, "SAMPLED", {}),
+        getattr(m, "ADVANTAGE_WEIGHT", ""), getattr(m, "WITHOUT_REFERENCE", ""), getattr(m, "SCALAR_HEAD", False),
+        getattr(m, "PROBE", None),
     )  # fmt: skip
+
+
+def passes_of(name: str, params: Mapping[str, Any]) -> int:
+    """How often a method passes over the same answers, under the parameters of a spec."""
+    return int(params[load(name).passes]) if load(name).passes else 1

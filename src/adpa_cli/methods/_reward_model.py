@@ -16,6 +16,7 @@ SOURCE = "Bradley and Terry 1952; Gao et al. 2025, Eq. 2"
 SUMMARY = "fit a scalar head so that preferred answers get the higher reward"
 FORMULA = "-log σ(r(x,y_w) - r(x,y_l)), r = the head's number at the answer's last token"
 NEEDS = (Need("chosen"), Need("rejected"))
+SCALAR_HEAD = True
 
 
 @dataclass(frozen=True)

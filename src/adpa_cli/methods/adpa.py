@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, get_args
 
 from adpa_cli.errors import UsageError
-from adpa_cli.methods import Need, Part, Reduction, Term, View, given, param
+from adpa_cli.methods import Need, Part, Probe, Reduction, Term, View, given, param
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -18,6 +18,9 @@ SOURCE = "Gao et al. 2025, Eqs. 8-10 and Algorithm 1"
 SUMMARY = "advantage-guided distillation on the student's own answers"
 FORMULA = "L_SFT(y_w) - γ mean_t Σ_a π(a|s_t) A(s_t,a), A = log π_aligned - log π_reference, on ŷ"
 NEEDS = (Need("chosen"), Need("rollout", signal=("aligned", "reference")))
+ADVANTAGE_WEIGHT = "gamma"
+WITHOUT_REFERENCE = "adpa-noref"
+PROBE = Probe("advantage", "rollout", pair=True)
 PRESETS = {
     "release": {
         "gamma": 1.6, "clamp": "release", "missing_reference": "aligned", "kd_on_eos": False, "reduction": "seqmean",

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal, get_args
 
-from adpa_cli.methods import Need, Part, Reduction, Term, View, given, param
+from adpa_cli.methods import Need, Part, Probe, Reduction, Support, Term, View, given, param
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -15,7 +15,9 @@ VERSION = 1
 SOURCE = "Gao et al. 2025, Eqs. 5-7"
 SUMMARY = "dual-constrained distillation from an aligned teacher's top k"
 FORMULA = "L_SFT(y_w) + α [KL(π_aligned‖π) on y_w + KL(π_aligned‖π) on y_l]"
-NEEDS = (Need("chosen", signal=("aligned",)), Need("rejected", signal=("aligned",)))
+NEEDS = (Need("chosen", signal=("aligned",), labels=False), Need("rejected", signal=("aligned",), labels=False))
+SAMPLED = {"tail": "sampled"}
+PROBE = Probe("kl_chosen", "chosen", {"dispreferred": False})
 PRESETS = {"release": {"alpha": 0.1, "kd_on_eos": False, "lr": 5e-7, "epochs": 1.0}}
 READINGS = {
     "tail": "The paper keeps the teacher's top 50 and does not say what becomes of the rest; the released code makes it"
@@ -54,8 +56,13 @@ class Params:
 
 
 def needs(p: Params) -> tuple[Need, ...]:
-    """Rejected answers only where they are distilled on."""
-    return NEEDS if p.dispreferred else NEEDS[:1]
+    """Rejected answers only where they are distilled on; drawn ids where the tail says so."""
+    return tuple(replace(need, support=support_of(p.tail)) for need in (NEEDS if p.dispreferred else NEEDS[:1]))
+
+
+def support_of(tail: Tail) -> Support:
+    """Which ids of the teacher a reading of the tail is about."""
+    return "sampled" if tail == "sampled" else "topk"
 
 
 def terms(views: Mapping[Part, View], p: Params) -> tuple[Term, ...]:

@@ -16,6 +16,7 @@ FORMULA = (
     "r_t = β log π_aligned/π_reference - β log π_old/π_start, Â by GAE"
 )
 NEEDS = (Need("chosen"), Need("rollout", online=True))
+PASSES = "ppo_epochs"
 READINGS = {
     "token_reward_clip": "The paper names no bound; the code of RTO (Zhong et al. 2024), where the reward per token "
     "comes from, clips it to ±0.05.",

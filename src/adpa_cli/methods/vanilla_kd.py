@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import get_args
 
 from adpa_cli.methods import Need, Part, Reduction, Term, View, param
-from adpa_cli.methods.dckd import Tail, divergence
+from adpa_cli.methods.dckd import Tail, divergence, support_of
 
 VERSION = 1
 SOURCE = "Hinton et al. 2015; Gao et al. 2025, Eq. 1 with the sign that minimises the divergence"
 SUMMARY = "token-level distillation from an aligned teacher's top k on chosen answers"
 FORMULA = "L_SFT(y_w) + α KL(π_aligned‖π) on y_w"
-NEEDS = (Need("chosen", signal=("aligned",)),)
+NEEDS = (Need("chosen", signal=("aligned",), labels=False),)
+SAMPLED = {"tail": "sampled"}
 READINGS = {
     "tail": "The paper keeps the teacher's top 50 and does not say what becomes of the rest; the released code makes it"
     " one class (`bucket`), others renormalise the list.",
@@ -38,6 +39,11 @@ class Params:
     reduction: Reduction = param(
         "seqmean", "mean per answer, over all tokens of the batch, or sum per answer", choices=get_args(Reduction)
     )
+
+
+def needs(p: Params) -> tuple[Need, ...]:
+    """Drawn ids where the tail says so."""
+    return tuple(replace(need, support=support_of(p.tail)) for need in NEEDS)
 
 
 def terms(views: Mapping[Part, View], p: Params) -> tuple[Term, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -10,13 +11,17 @@ from adpa_cli.errors import UsageError
 from adpa_cli.families import Alias, Family, ReadyPair, chain_of
 from adpa_cli.hub import External
 from adpa_cli.hub import repository as hub
+from adpa_cli.methods import Method, Support
 from adpa_cli.planning import lineage
 from adpa_cli.planning.planner import Plan, Planner, Template
-from adpa_cli.planning.requests import Teachers, data_for, data_of, family_evals, judge, teachers
+from adpa_cli.planning.requests import Teachers, data_for, data_of, family_evals, judge, planner_of, teachers
 from adpa_cli.planning.resolve_inputs import Names
-from adpa_cli.planning.settings import Given, check_own, kd_teacher, needs_of, train_spec
+from adpa_cli.planning.settings import Given, kd_teacher, needs_of, train_spec
 from adpa_cli.spec import TrainSpec
-from adpa_cli.stages import Artifact, Input, Made, Node
+from adpa_cli.stages import Artifact, Input, Made, Node, product_of
+from adpa_cli.stages.cache_teacher import CACHE_TEACHER
+from adpa_cli.stages.rollout import ROLLOUT
+from adpa_cli.stages.training import DISTILL
 
 
 @dataclass(frozen=True)
@@ -55,9 +60,9 @@ class Chain:
 
     def step(self, method: str, start: Input, last: bool) -> Node:
         """One training with one method; what was given by hand serves the last one of a chain, or any it fits."""
-        user = self.planner.user("distill", method)
-        read = methods.load(method)
-        spec = train_spec("distill", method, self.family, ("distill", f"distill.{method}"), user, self.template)
+        stage, read = DISTILL.name, methods.load(method)
+        user = self.planner.user(stage, method)
+        spec = train_spec(stage, method, self.family, (stage, f"{stage}.{method}"), user, self.template)
         learned = kd_teacher(method, user)
         needs = read.needs_for(read.params(**spec.params))
         used: list[Made] = []
@@ -65,13 +70,14 @@ class Chain:
         if fixed:
             roles = tuple(dict.fromkeys(role for need in fixed for role in need.signal))
             parts = tuple(spec.source(need.part) for need in fixed)
-            used.append(self._signal(parts, roles, {"data": self.data}, learned, spec))
+            used.append(self._signal(parts, roles, {"data": self.data}, learned, read, fixed[0].support))
         rollouts: Made | None = None
         sampled = next((need for need in needs if spec.source(need.part) == "rollout" and not need.online), None)
         if sampled:
             rollouts = self._answers(start, spec, learned, last)
             if sampled.signal:
-                used.append(self._signal(("rollout",), sampled.signal, {"rollouts": rollouts}, learned, spec))
+                answers: dict[str, Input] = {"rollouts": rollouts}
+                used.append(self._signal(("rollout",), sampled.signal, answers, learned, read, sampled.support))
         others = self._models() if any(need.online for need in needs) else {}
         if any(need.reward for need in needs):
             others["rewards"] = self.planner.rewards(self._judge(), self.data, self.family, self.template)
@@ -102,7 +108,7 @@ class Chain:
         """The teachers that are measured beside the students, with their roles."""
         if self.who is None:
             return []
-        learned = {kd_teacher(method, self.planner.user("distill", method)) for method in chain}
+        learned = {kd_teacher(method, self.planner.user(DISTILL.name, method)) for method in chain}
         words = [word for word in ("reference", "sft-chosen", "aligned") if word == "reference" or word in learned]
         if self.who.reference is None:
             words.remove("reference")
@@ -167,25 +173,34 @@ class Chain:
         return UsageError(f"{self.asked.method} needs a teacher", f"name one: --teacher MODEL\n or: {signal}")
 
     def _signal(
-        self, parts: tuple[str, ...], roles: tuple[str, ...], answers: dict[str, Input], learned: str, spec: TrainSpec
+        self,
+        parts: tuple[str, ...],
+        roles: tuple[str, ...],
+        answers: dict[str, Input],
+        learned: str,
+        method: Method,
+        support: Support,
     ) -> Made:
-        """`_found_signal`, if its ids are what the method reads: a top k, or drawn ones where its `tail` says so."""
-        wanted = "sampled" if spec.params.get("tail") == "sampled" else "topk"
-        made = self._found_signal(parts, roles, answers, learned, wanted)
-        found = str(made.values.get("support", "topk"))
-        if found == wanted:
+        """`_found_signal`, if its ids are what the method reads: a top k, or drawn ones. Raises UsageError."""
+        made = self._found_signal(parts, roles, answers, learned, support)
+        other = str(made.values.get("support", "topk"))
+        if other == support:
             return made
-        if wanted == "sampled":
-            hint = "--set tail=bucket, or a signal of --support sampled"
-        elif "tail" in spec.params:
-            hint = "--set tail=sampled, which reads such ids"
+        drawn = " ".join(f"--set {key}={value}" for key, value in method.sampled.items())
+        if support == "sampled":
+            fields = {f.name: f.default for f in dataclasses.fields(method.params)}
+            listed = " ".join(f"--set {key}={fields[key]}" for key in method.sampled)
+            hint = f"{listed}, or a signal of --support sampled"
+        elif drawn:
+            hint = f"{drawn}, which reads such ids"
         else:
-            hint = "leave away cache-teacher.support=sampled: only dckd and vanilla-kd read such ids, with tail=sampled"
+            readers = " and ".join(name for name in methods.names() if methods.load(name).sampled)
+            hint = f"leave away {CACHE_TEACHER.name}.support=sampled: only {readers} read such ids"
         words = {"topk": "a top k", "sampled": "ids drawn from the teacher"}
-        raise UsageError(f"{spec.method} reads {words[wanted]}; the signal {made.label} has {words[found]}", hint)
+        raise UsageError(f"{method.name} reads {words[support]}; the signal {made.label} has {words[other]}", hint)
 
     def _found_signal(
-        self, parts: tuple[str, ...], roles: tuple[str, ...], answers: dict[str, Input], learned: str, support: str
+        self, parts: tuple[str, ...], roles: tuple[str, ...], answers: dict[str, Input], learned: str, support: Support
     ) -> Made:
         """A cache that was given and covers this, else a capture. One capture serves as many methods as it can."""
         for cache in self.caches:
@@ -217,10 +232,9 @@ def needed_methods(method: str) -> tuple[str, ...]:
 def plan_distill(names: Names, given: Given, asked: Distill) -> Plan:
     """`adpa distill --method NAME --student S …`: whatever is missing, then the student."""
     chain = needed_methods(asked.method)
-    planner = Planner(names, given, ("distill",))
-    check_own(given, [("distill", method) for method in chain])
-    caches = [names.made(text, ("cache-teacher",), "--cache") for text in asked.cache]
-    rollouts = [names.made(text, ("rollout",), "--rollouts") for text in asked.rollouts]
+    planner = planner_of(DISTILL, names, given, chain)
+    caches = [names.made(text, (CACHE_TEACHER.name,), "--cache") for text in asked.cache]
+    rollouts = [names.made(text, (ROLLOUT.name,), "--rollouts") for text in asked.rollouts]
     found = names.model(asked.student, "--student")
     if isinstance(found, ReadyPair):
         raise UsageError(f"--student {asked.student} is a pair of teachers", f"use it as --teacher {asked.student}")
@@ -253,7 +267,7 @@ def _start(
     """
     if isinstance(found, Alias):
         template = taught or planner.family_template(family, planner.base(found))
-        return planner.sft_of(found, planner.family_data(asked.sft_data, family, "sft"), template), template
+        return planner.sft_of(found, planner.family_data(asked.sft_data, family, "dialogues"), template), template
     own = lineage.template_of(found)
     if own is not None:
         lineage.same_template(taught or own, found, "student")
@@ -275,7 +289,7 @@ def _all_used(given: Sequence[Artifact], nodes: Sequence[Node], method: str) -> 
     used = {item.content for node in nodes for _, item in node.flat_inputs()}
     for made in given:
         if made.content not in used:
-            parts = f" ({'+'.join(made.values['parts'])})" if made.stage == "cache-teacher" else ""
+            parts = f" ({'+'.join(made.values['parts'])})" if product_of(made.stage) == "signal" else ""
             raise UsageError(
                 f"{method} has no use for {made.label}{parts}", "leave it out; adpa methods NAME says what one reads"
             )
@@ -304,7 +318,7 @@ def _teachers(
 
 def _wanted(planner: Planner, method: str, answered: bool) -> set[str]:
     """The teachers whose signal or, unless they were `answered` already, whose answers a method reads."""
-    read, user = methods.load(method), planner.user("distill", method)
+    read, user = methods.load(method), planner.user(DISTILL.name, method)
     needs = needs_of(method, user)
     found: set[str] = {role for need in needs for role in need.signal}
     if any(need.online for need in needs):
@@ -331,8 +345,8 @@ def _no_reference(planner: Planner, asked: Distill, aligned: Input) -> UsageErro
     if isinstance(aligned, External) and commit:
         named = hub.base_of(str(aligned.facts["name"]), str(commit), planner.names.store.hash_cache)
     hint = f"… --reference {named}     (its card names this one; check it)" if named else "… --reference MODEL"
-    if needed_methods(asked.method)[-1] == "adpa":
-        hint += "\n or: --method adpa-noref, which does without"
+    if other := methods.load(needed_methods(asked.method)[-1]).without_reference:
+        hint += f"\n or: --method {other}, which does without"
     return UsageError(f"{asked.method} needs the model that the teacher was aligned from; {what} does not say", hint)
 
 

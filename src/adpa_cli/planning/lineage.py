@@ -17,7 +17,8 @@ from adpa_cli.hub import repository as hub
 from adpa_cli.hub.model_folder import folder_size, folder_template, weight_bytes
 from adpa_cli.planning.resolve_inputs import Names
 from adpa_cli.sizes import ModelSize
-from adpa_cli.stages import Artifact, Input, Made, Node
+from adpa_cli.stages import Artifact, Input, Made, Node, product_of
+from adpa_cli.stages.training import DPO_TEACHER, SFT
 from adpa_cli.store.manifest import Manifest
 from adpa_cli.store.store import Store
 
@@ -80,7 +81,7 @@ def template_of(item: Input) -> tuple[str, str] | None:
 
 def reference_of(teacher: Input, store: Store) -> Input | None:
     """The model that an aligned teacher was aligned from, when its lineage tells."""
-    if isinstance(teacher, External) or teacher.stage != "dpo-teacher":
+    if isinstance(teacher, External) or teacher.stage != DPO_TEACHER.name:
         return None
     found = single(teacher, "model", store)
     if found is None and isinstance(teacher, Artifact):
@@ -158,8 +159,8 @@ def _vocabulary(folder: Path) -> int | None:
 
 
 MADE_BY = {
-    "student": ("sft", "adpa sft --model {alias}"),
-    "teacher": ("dpo-teacher", "adpa dpo-teacher --reference {alias}"),
+    "student": (SFT.name, "adpa sft --model {alias}"),
+    "teacher": (DPO_TEACHER.name, "adpa dpo-teacher --reference {alias}"),
 }
 
 
@@ -239,7 +240,7 @@ def locate(item: Input, store: Store) -> Located:
         return Located(kind, item.content, item.label, item.where)
     folder: Path = store.folder(item.label)
     values = dict(item.values)
-    if isinstance(item, Artifact | Node) and item.stage == "rollout":
+    if isinstance(item, Artifact | Node) and product_of(item.stage) == "answers":
         values["by"] = _answered_by(item, store)
     return Located("artifact", item.content, item.label, (str(folder),), values)
 

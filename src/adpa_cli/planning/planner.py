@@ -9,9 +9,9 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from adpa_cli import methods
+from adpa_cli import methods, stages
 from adpa_cli.coerce import Auto, coerce
 from adpa_cli.data.chat import DEFAULT_TEMPLATES
 from adpa_cli.errors import UsageError
@@ -22,16 +22,20 @@ from adpa_cli.hub.model_folder import end_token
 from adpa_cli.lab import END, TEMPLATE
 from adpa_cli.planning import lineage
 from adpa_cli.planning.resolve_inputs import Names
-from adpa_cli.planning.settings import Given, plain_spec, settable, train_spec, user_settings
+from adpa_cli.planning.settings import Given, plain_spec, train_spec, user_settings
 from adpa_cli.spec import TrainSpec
 from adpa_cli.stages import Input, Made, Node, in_order
-from adpa_cli.stages.cache_teacher import CaptureSpec
-from adpa_cli.stages.rewards import RewardsSpec
-from adpa_cli.stages.rollout import RolloutSpec
-from adpa_cli.stages.start_logps import StartSpec
+from adpa_cli.stages.cache_teacher import CACHE_TEACHER, CaptureSpec
+from adpa_cli.stages.eval import EVAL
+from adpa_cli.stages.rewards import REWARDS, RewardsSpec
+from adpa_cli.stages.rollout import ROLLOUT, RolloutSpec
+from adpa_cli.stages.start_logps import START_LOGPS, StartSpec
+from adpa_cli.stages.training import DISTILL, DPO_TEACHER, REWARD_MODEL, SFT
 from adpa_cli.store.store import Store
 
 Template = tuple[str, str]
+JUDGED = f"{EVAL.name}.{ROLLOUT.name}"
+"""A family's settings of the answers that are judged."""
 
 
 @dataclass(frozen=True)
@@ -50,26 +54,22 @@ class Plan:
 
 @dataclass(frozen=True)
 class Planner:
-    """Makes nodes for one command; `own` names the stages that bare settings belong to."""
+    """Makes nodes for one command; `own` is the stage that it is about, to which bare settings belong."""
 
     names: Names
     given: Given
-    own: tuple[str, ...]
+    own: str
 
     def user(self, stage: str, method: str = "", seeded: bool = False) -> dict[str, Any]:
         """The user's settings of a stage."""
-        own = stage in self.own
+        own, follows = stage == self.own, stages.every()[stage].follows
         values = user_settings(self.given, stage, method, own, seeded or own)
-        # These two decide which answers a training reads, so what is made for it follows them.
-        follows = stage in ("cache-teacher", "rollout", "rewards") or (stage == "eval" and not own)
-        if self.given.limit is not None and (own or (follows and stage != "eval")):
+        if self.given.limit is not None and (own or "limit" in follows):
             values.setdefault("limit", self.given.limit)
-        drawn = self.given.by_stage.get("cache-teacher", {}).get("support") == "sampled"
-        if drawn and stage == "distill" and "tail" in settable(stage, method):
-            values.setdefault("tail", "sampled")
-        if "max_length" in self.given.own and follows:
+        if "max_length" in self.given.own and "max_length" in follows:
             values.setdefault("max_length", self.given.own["max_length"])
-        return values
+        drawn = self.given.by_stage.get(CACHE_TEACHER.name, {}).get("support") == "sampled"
+        return {**(methods.load(method).sampled if drawn and method else {}), **values}
 
     def base(self, alias: Alias) -> External:
         return self.names.base(alias.model)
@@ -88,35 +88,36 @@ class Planner:
 
     def sft(self, base: Input, data: External, family: Family, side: str, template: Template, role: str) -> Node:
         """Supervised fine-tuning of a base model on dialogues."""
-        user = self.user("sft", "sft")
-        asked = "sft" in self.own or "skip_bad_rows" in self.given.by_stage.get("sft", {})
+        (method,) = SFT.methods()
+        user = self.user(SFT.name, method)
+        asked = SFT.name == self.own or "skip_bad_rows" in self.given.by_stage.get(SFT.name, {})
         if not asked and data.label == DATA_ALIASES[family.sft_data].removeprefix(BUILTIN):
             # The flag is about data that the user named: no teacher is trained again because of it.
             user.pop("skip_bad_rows", None)
-        spec = train_spec("sft", "sft", family, ("sft", f"sft.{side}"), user, template)
-        return Node("sft", spec, {"model": base, "data": data}, role, f"{base.label} on {data.label}")
+        spec = train_spec(SFT.name, method, family, (SFT.name, f"{SFT.name}.{side}"), user, template)
+        return Node(SFT.name, spec, {"model": base, "data": data}, role, f"{base.label} on {data.label}")
 
     def dpo_teacher(self, reference: Input, data: External, family: Family, template: Template) -> Node:
         """The aligned teacher, by DPO from the reference teacher."""
-        user = self.user("dpo-teacher", "dpo")
-        spec = train_spec("dpo-teacher", "dpo", family, ("dpo-teacher",), user, template)
-        what = f"dpo β {spec.params['beta']:g} from {reference.label}"
-        derived = self.derived("dpo-teacher", spec, reference, data, family)
-        inputs: dict[str, Input | tuple[Input, ...]] = {"model": reference, "data": data}
-        return Node("dpo-teacher", spec, inputs, "aligned teacher", what, derived=derived)
+        (method,) = DPO_TEACHER.methods()
+        stage, user = DPO_TEACHER.name, self.user(DPO_TEACHER.name, method)
+        spec = train_spec(stage, method, family, (stage,), user, template)
+        what = f"{method_words(spec)} from {reference.label}"
+        derived = self.derived(stage, spec, reference, data, family)
+        return Node(stage, spec, {"model": reference, "data": data}, "aligned teacher", what, derived=derived)
 
     def reward_model(self, model: Input, data: External, family: Family, template: Template) -> Node:
         """A scalar head on `model`, fitted to the preferences of `data`."""
-        user = self.user("reward-model", "reward-model")
-        spec = train_spec("reward-model", "reward-model", family, ("reward-model",), user, template)
-        inputs: dict[str, Input | tuple[Input, ...]] = {"model": model, "data": data}
-        return Node("reward-model", spec, inputs, "reward model", f"reward model on {model.label}")
+        (method,) = REWARD_MODEL.methods()
+        stage, user = REWARD_MODEL.name, self.user(REWARD_MODEL.name, method)
+        spec = train_spec(stage, method, family, (stage,), user, template)
+        return Node(stage, spec, {"model": model, "data": data}, "reward model", f"reward model on {model.label}")
 
     def rewards(self, judge: Input, data: External, family: Family, template: Template) -> Node:
         """What a reward model gives to both answers of every pair."""
-        fixed = {"template": template[0], "end": template[1]}
-        spec = plain_spec(RewardsSpec, "rewards", family, ("rewards",), self.user("rewards"), fixed)
-        return Node("rewards", spec, {"reward_model": judge, "data": data}, "rewards", f"of pairs, by {judge.label}")
+        stage, fixed = REWARDS.name, {"template": template[0], "end": template[1]}
+        spec = plain_spec(RewardsSpec, stage, family, (stage,), self.user(stage), fixed)
+        return Node(stage, spec, {"reward_model": judge, "data": data}, "rewards", f"of pairs, by {judge.label}")
 
     def derived(self, stage: str, spec: TrainSpec, start: Input, data: External, family: Family) -> dict[str, Node]:
         """What a training reads that follows from its recipe: log-probs of its start, if its method compares with it.
@@ -129,10 +130,11 @@ class Planner:
         parts = ("chosen", "rejected")
         same = ("template", "end", "dtype", "max_length", "limit", "skip_bad_rows", "smoke")
         fixed = {"parts": parts, **{name: getattr(spec, name) for name in same}}
-        own = plain_spec(StartSpec, "start-logps", family, ("start-logps",), self.user("start-logps"), fixed)
+        name = START_LOGPS.name
+        own = plain_spec(StartSpec, name, family, (name,), self.user(name), fixed)
         what = f"log-probs of {'+'.join(parts)}, under {start.label}"
         inputs: dict[str, Input | tuple[Input, ...]] = {"model": start, "data": data}
-        return {"start-logps": Node("start-logps", own, inputs, "start log-probs", what, {"training": stage})}
+        return {name: Node(name, own, inputs, "start log-probs", what, {"training": stage})}
 
     def capture(
         self,
@@ -144,13 +146,13 @@ class Planner:
         template: Template,
         student: Input | None = None,
         name: str = "aligned",
-        support: str = "topk",
+        support: methods.Support = "topk",
     ) -> Node:
         """Signal of a teacher called `name` on the answers of `data` or of `rollouts`, on ids of `student`."""
         fixed: dict[str, Any] = {"parts": tuple(parts), "template": template[0], "end": template[1]}
-        user = self.user("cache-teacher")
+        stage, user = CACHE_TEACHER.name, self.user(CACHE_TEACHER.name)
         if reference is None:
-            if "cache-teacher" in self.own and "pair_precision" in user:
+            if stage == self.own and "pair_precision" in user:
                 raise UsageError("--pair-precision, and no reference teacher", "name one: --reference MODEL")
             fixed["pair_precision"] = None
         elif coerce(float | Auto, user.get("precision", 1), "precision") == 0:
@@ -159,18 +161,18 @@ class Planner:
             user.setdefault("support", support)
         if student is not None:
             fixed["student_vocab"] = lineage.smaller_vocabulary(student, aligned, self.names.store)
-        spec = plain_spec(CaptureSpec, "cache-teacher", family, ("cache-teacher",), user, fixed)
+        spec = plain_spec(CaptureSpec, stage, family, (stage,), user, fixed)
         if reference is not None and spec.support == "sampled":
             raise UsageError(
                 "support=sampled is of one teacher: an advantage needs both at the ids of a top k",
-                "leave --reference away, or --set cache-teacher.support=topk",
+                f"leave --reference away, or --set {stage}.support=topk",
             )
         inputs: dict[str, Input | tuple[Input, ...]] = {"aligned": aligned, **answers}
         if reference is not None:
             inputs["reference"] = reference
         who = f"{name}+reference" if reference else name
         on = "+".join(parts) if "data" in answers else f"rollouts {next(iter(answers.values())).label}"
-        return Node("cache-teacher", spec, inputs, "signal", f"{who}, on {on}")
+        return Node(stage, spec, inputs, "signal", f"{who}, on {on}")
 
     def rollout(
         self,
@@ -182,18 +184,19 @@ class Planner:
         judged: bool = False,
     ) -> Node:
         """An answer of `model` to every prompt of one side of the data; `judged` when it is made for an evaluation."""
-        keys = ("rollout", "eval.rollout") if judged else ("rollout",)
-        user = self.user("rollout", seeded=True)
+        stage = ROLLOUT.name
+        keys = (stage, JUDGED) if judged else (stage,)
+        user = self.user(stage, seeded=True)
         if judged:
             # Drawn the same way for every model and seed of training, or their numbers could not be compared.
             user = {key: user[key] for key in ("max_length", "skip_bad_rows", "smoke") if key in user}
-            if "eval" in self.own and self.given.limit is not None:
+            if EVAL.name == self.own and self.given.limit is not None:
                 user["limit"] = self.given.limit
         fixed = {"template": template[0], "end": template[1], "split": split}
-        spec = plain_spec(RolloutSpec, "rollout", family, keys, user, fixed)
+        spec = plain_spec(RolloutSpec, stage, family, keys, user, fixed)
         how = f"temperature {spec.temperature:g}" if spec.temperature else "greedy"
         what = f"by {model.label}, {how}, {split} prompts"
-        return Node("rollout", spec, {"model": model, "data": data}, "rollouts", what)
+        return Node(stage, spec, {"model": model, "data": data}, "rollouts", what)
 
     def distill(
         self,
@@ -207,8 +210,8 @@ class Planner:
         others: Mapping[str, Input] | None = None,
     ) -> Node:
         """One training of the student with one method; `others` are what else it needs at hand, by role."""
-        user = self.user("distill", method)
-        spec = train_spec("distill", method, family, ("distill", f"distill.{method}"), user, template)
+        stage, user = DISTILL.name, self.user(DISTILL.name, method)
+        spec = train_spec(stage, method, family, (stage, f"{stage}.{method}"), user, template)
         inputs: dict[str, Input | tuple[Input, ...]] = {"model": start, "data": data}
         if caches:
             inputs["cache"] = tuple(caches)
@@ -218,10 +221,9 @@ class Planner:
         if "reward_model" in inputs:
             spec = dataclasses.replace(spec, judged_tokens=judged_tokens(family))
         what = f"{method_words(spec)} from {start.label}"
-        # Of the methods with a γ only this one's objective is γ times the advantage.
-        hints = {"gamma_rms": family.gamma_rms} if method == "adpa" else {}
-        derived = self.derived("distill", spec, start, data, family)
-        return Node("distill", spec, inputs, f"distill {method}", what, hints, derived)
+        hints = {"gamma_rms": family.gamma_rms} if methods.load(method).advantage_weight else {}
+        derived = self.derived(stage, spec, start, data, family)
+        return Node(stage, spec, inputs, f"{stage} {method}", what, hints, derived)
 
     # Models by the role that an option asks for.
 
@@ -230,14 +232,14 @@ class Planner:
         role = "student" if alias.side == "student" else "reference teacher"
         return self.sft(self.base(alias), sft_data, alias.family, alias.side, template, role)
 
-    def family_data(self, texts: Sequence[str], family: Family, kind: str) -> External:
+    def family_data(self, texts: Sequence[str], family: Family, kind: Literal["dialogues", "pairs"]) -> External:
         """The given data, else the family's."""
-        return self.names.data(tuple(texts) or ((family.sft_data if kind == "sft" else family.data),))
+        return self.names.data(tuple(texts) or ((family.sft_data if kind == "dialogues" else family.data),))
 
 
 def judged_tokens(family: Family) -> int:
     """How long an answer may be that a family has judged."""
-    return int(stage_settings(family, "rollout", "eval.rollout").get("max_new_tokens", RolloutSpec.max_new_tokens))
+    return int(stage_settings(family, ROLLOUT.name, JUDGED).get("max_new_tokens", RolloutSpec.max_new_tokens))
 
 
 def method_words(spec: Any) -> str:

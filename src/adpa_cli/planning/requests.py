@@ -5,21 +5,31 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from adpa_cli import stages, suites
 from adpa_cli.errors import UsageError
 from adpa_cli.families import GENERIC, Alias, Family, ReadyPair
 from adpa_cli.hub import External
 from adpa_cli.planning import lineage
 from adpa_cli.planning.planner import Plan, Planner, Template
-from adpa_cli.planning.resolve_inputs import MODEL_STAGES, Names
+from adpa_cli.planning.resolve_inputs import Names
 from adpa_cli.planning.settings import Given, check_own, plain_spec
-from adpa_cli.stages import Artifact, Input, Node
-from adpa_cli.suites import EvalSpec
+from adpa_cli.stages import Artifact, Input, Node, Stage
+from adpa_cli.stages.cache_teacher import CACHE_TEACHER
+from adpa_cli.stages.eval import EVAL
+from adpa_cli.stages.rollout import ROLLOUT
+from adpa_cli.stages.training import DPO_TEACHER, REWARD_MODEL, SFT
+from adpa_cli.suites import EvalSpec, Suite
+
+
+def planner_of(stage: Stage, names: Names, given: Given, of_methods: Sequence[str] | None = None) -> Planner:
+    """The planner of a command about one stage, with some of its methods. Raises UsageError for an unknown setting."""
+    check_own(given, stage.name, stage.methods() if of_methods is None else of_methods)
+    return Planner(names, given, stage.name)
 
 
 def plan_sft(names: Names, given: Given, model: str, data: Sequence[str]) -> Plan:
     """`adpa sft --model M [--data D]`."""
-    planner = Planner(names, given, ("sft",))
-    check_own(given, [("sft", "sft")])
+    planner = planner_of(SFT, names, given)
     found = names.model(model, "--model")
     if isinstance(found, ReadyPair):
         raise UsageError(
@@ -39,14 +49,13 @@ def plan_sft(names: Names, given: Given, model: str, data: Sequence[str]) -> Pla
     )
     texts = data or ((family.sft_data,) if family.alias else (GENERIC.sft_data,))
     # Nothing tells which side of a pair a folder or hub model is going to be.
-    role = ("reference teacher" if side == "teacher" else "student") if isinstance(found, Alias) else "sft"
+    role = ("reference teacher" if side == "teacher" else "student") if isinstance(found, Alias) else SFT.name
     return Plan((planner.sft(base, names.data(texts), family, side, template, role),), template, notes=notes)
 
 
 def plan_dpo_teacher(names: Names, given: Given, reference: str, data: Sequence[str], sft_data: Sequence[str]) -> Plan:
     """`adpa dpo-teacher --reference R [--data D]`."""
-    planner = Planner(names, given, ("dpo-teacher",))
-    check_own(given, [("dpo-teacher", "dpo")])
+    planner = planner_of(DPO_TEACHER, names, given)
     start, family, template = reference_model(planner, reference, sft_data, "--reference")
     pairs = planner.family_data(data, family, "pairs")
     return Plan((planner.dpo_teacher(start, pairs, family, template),), template)
@@ -63,7 +72,7 @@ def reference_model(
     if isinstance(found, Alias):
         teacher = replace(found, side="teacher")
         template = planner.family_template(found.family, planner.base(teacher))
-        data = planner.family_data(sft_data, found.family, "sft")
+        data = planner.family_data(sft_data, found.family, "dialogues")
         return planner.sft_of(teacher, data, template), found.family, template
     return found, lineage.family_of(found, planner.names.store), needed_template(found, option)
 
@@ -132,15 +141,14 @@ def plan_capture(
     sft_data: Sequence[str],
 ) -> Plan:
     """`adpa cache-teacher --teacher T [--reference R] (--data D or --rollouts A)`."""
-    planner = Planner(names, given, ("cache-teacher",))
-    check_own(given, [("cache-teacher", "")])
+    planner = planner_of(CACHE_TEACHER, names, given)
     found = teachers(planner, teacher, reference, GENERIC, data, sft_data)
     if data and rollouts:
         raise UsageError("both --data and --rollouts are given", "one cache covers one of them; run the command twice")
     if rollouts:
         targets = []
         for text in rollouts:
-            answers = names.made(text, ("rollout",), "--rollouts")
+            answers = names.made(text, (ROLLOUT.name,), "--rollouts")
             lineage.same_template(found.template, answers, "rollouts")
             targets.append(planner.capture(
                 found.aligned, found.reference, {"rollouts": answers}, ("rollout",), found.family, found.template
@@ -162,15 +170,14 @@ def plan_rollout(
     names: Names, given: Given, student: str, data: Sequence[str], sft_data: Sequence[str], split: str
 ) -> Plan:
     """`adpa rollout --student S [--data D]`."""
-    planner = Planner(names, given, ("rollout",))
-    check_own(given, [("rollout", "")])
+    planner = planner_of(ROLLOUT, names, given)
     found = names.model(student, "--student")
     if isinstance(found, ReadyPair):
         found = names.hub_model(found.aligned)
     if isinstance(found, Alias):
         family = found.family
         template = planner.family_template(family, planner.base(found))
-        model: Input = planner.sft_of(found, planner.family_data(sft_data, family, "sft"), template)
+        model: Input = planner.sft_of(found, planner.family_data(sft_data, family, "dialogues"), template)
     else:
         model, family, template = found, lineage.family_of(found, names.store), needed_template(found, "--student")
     pairs = data_for(planner, model, data, family)
@@ -179,9 +186,15 @@ def plan_rollout(
 
 def data_for(planner: Planner, model: Input, data: Sequence[str], family: Family) -> External:
     """The given preference data, else those the model was trained on, else the family's."""
-    if not data and isinstance(model, Artifact) and model.stage in MODEL_STAGES[1:]:
+    if not data and isinstance(model, Artifact) and _is_fitted_to_pairs(model.stage):
         return data_of(planner.names, model)
     return planner.family_data(data, family, "pairs")
+
+
+def _is_fitted_to_pairs(stage: str) -> bool:
+    """Whether a stage trains models on preferences."""
+    declared = stages.every()[stage]
+    return declared.makes == "model" and declared.reads == "pairs"
 
 
 def data_of(names: Names, made: Artifact) -> External:
@@ -200,8 +213,7 @@ OPTION = "--reward-model"
 
 def plan_reward_model(names: Names, given: Given, model: str, data: Sequence[str], sft_data: Sequence[str]) -> Plan:
     """`adpa reward-model --model M [--data D]`."""
-    planner = Planner(names, given, ("reward-model",))
-    check_own(given, [("reward-model", "reward-model")])
+    planner = planner_of(REWARD_MODEL, names, given)
     node = trained_from(planner, model, data, sft_data, "--model")
     return Plan((node,), (node.spec.template, node.spec.end))
 
@@ -217,7 +229,7 @@ def judge(planner: Planner, text: str, data: Sequence[str] = (), sft_data: Seque
 
     Raises UsageError and NotFound as `Names.model` does.
     """
-    found = planner.names.model(text, OPTION, ("reward-model",))
+    found = planner.names.model(text, OPTION, (REWARD_MODEL.name,))
     if isinstance(found, Alias | ReadyPair):
         return trained_from(planner, text, data, sft_data, OPTION)
     return found
@@ -237,11 +249,11 @@ def family_evals(
 
     A reward model judges where the family has no judge of its own.
     """
-    suite, scorers = family.suite, None
-    if judge is not None and suite == "accuracy":
-        suite, scorers = "reward-model", {"reward_model": judge}
+    suite, scorers = suites.every()[family.suite], None
+    if judge is not None and suite.rewards is None:
+        suite, scorers = suites.judged_by("reward_model"), {"reward_model": judge}
     models: list[tuple[Input, str]] = [(start, "start"), *((n, n.what.split(" from ")[0]) for n in nodes)]
-    if family.suite == "tiny":
+    if suite.with_teachers:
         models += teachers
     return tuple(eval_node(planner, family, template, data, m, role, start, suite, scorers) for m, role in models)
 
@@ -254,18 +266,18 @@ def eval_node(
     model: Input,
     role: str,
     against: Input | None,
-    suite: str,
+    suite: Suite,
     scorers: dict[str, Input] | None = None,
 ) -> Node:
     """The numbers of one model; its answers are judged against those of `against` where the suite judges answers."""
     inputs: dict[str, Input | tuple[Input, ...]] = {"model": model, "data": data, **(scorers or {})}
-    if suite != "accuracy":
+    if suite.rewards is not None:
         inputs["rollouts"] = planner.rollout(model, data, family, template, "test", judged=True)
         if against is not None and against.content != model.content:
             inputs["against"] = planner.rollout(against, data, family, template, "test", judged=True)
-    fixed = {"template": template[0], "end": template[1], "suite": suite}
-    spec = plain_spec(EvalSpec, "eval", family, ("eval",), planner.user("eval"), fixed)
-    return Node("eval", spec, inputs, "eval", f"{suite} of {role}")
+    stage, fixed = EVAL.name, {"template": template[0], "end": template[1], "suite": suite.name}
+    spec = plain_spec(EvalSpec, stage, family, (stage,), planner.user(stage), fixed)
+    return Node(stage, spec, inputs, stage, f"{suite.name} of {role}")
 
 
 @dataclass(frozen=True)
@@ -283,27 +295,12 @@ class Evaluate:
 
 def plan_eval(names: Names, given: Given, asked: Evaluate) -> Plan:
     """`adpa eval REF… [--suite NAME] [--against REF]`: one numbers artifact per model."""
-    planner = Planner(names, given, ("eval",))
-    check_own(given, [("eval", "")])
+    planner = planner_of(EVAL, names, given)
     found = [_model(planner, text, "REF") for text in asked.models]
     family = found[0][1]
     template = found[0][2]
-    suite = asked.suite or ("reward-model" if asked.reward_model else "implicit" if asked.teacher else family.suite)
-    scorers: dict[str, Input] = {}
-    if suite == "reward-model":
-        if not asked.reward_model:
-            raise UsageError(
-                "the suite reward-model needs one",
-                "give --reward-model MODEL (a folder, hub id or artifact), or make one: adpa reward-model --model M",
-            )
-        scorers["reward_model"] = judge(planner, asked.reward_model, asked.data)
-    if suite == "implicit":
-        who = teachers(planner, asked.teacher, asked.reference, family, asked.data, ())
-        if who.reference is None:
-            raise UsageError(
-                "the implicit reward needs the model the teacher was aligned from", "give --reference MODEL"
-            )
-        scorers |= {"aligned": who.aligned, "reference": who.reference}
+    suite = _suite(asked, family)
+    scorers = _scorers(planner, asked, family, suite)
     against = _model(planner, asked.against, "--against")[0] if asked.against else None
     if against is not None:
         lineage.same_template(template, against, "opponent")
@@ -315,6 +312,36 @@ def plan_eval(names: Names, given: Given, asked: Evaluate) -> Plan:
     return Plan(tuple(nodes), template)
 
 
+def _suite(asked: Evaluate, family: Family) -> Suite:
+    """The suite that was named, else the one that judges by what was named, else the family's."""
+    if asked.suite is not None:
+        EvalSpec("", "", asked.suite)  # refuses a name that is none
+        return suites.every()[asked.suite]
+    if asked.reward_model:
+        return suites.judged_by("reward_model")
+    return suites.judged_by("aligned", "reference") if asked.teacher else suites.every()[family.suite]
+
+
+def _scorers(planner: Planner, asked: Evaluate, family: Family, suite: Suite) -> dict[str, Input]:
+    """The models that a suite judges by, as they were named."""
+    found: dict[str, Input] = {}
+    if "reward_model" in suite.scorers:
+        if not asked.reward_model:
+            raise UsageError(
+                f"the suite {suite.name} needs a reward model",
+                "give --reward-model MODEL (a folder, hub id or artifact), or make one: adpa reward-model --model M",
+            )
+        found["reward_model"] = judge(planner, asked.reward_model, asked.data)
+    if "aligned" in suite.scorers:
+        who = teachers(planner, asked.teacher, asked.reference, family, asked.data, ())
+        if who.reference is None:
+            raise UsageError(
+                "the implicit reward needs the model the teacher was aligned from", "give --reference MODEL"
+            )
+        found |= {"aligned": who.aligned, "reference": who.reference}
+    return found
+
+
 def _model(planner: Planner, text: str, option: str) -> tuple[Input, Family, Template]:
     """A model to measure: an alias is its fine-tuned student."""
     found = planner.names.model(text, option)
@@ -323,6 +350,6 @@ def _model(planner: Planner, text: str, option: str) -> tuple[Input, Family, Tem
         return hub, GENERIC, needed_template(hub, option)
     if isinstance(found, Alias):
         template = planner.family_template(found.family, planner.base(found))
-        node = planner.sft_of(found, planner.family_data((), found.family, "sft"), template)
+        node = planner.sft_of(found, planner.family_data((), found.family, "dialogues"), template)
         return node, found.family, template
     return reference_model(planner, text, (), option)

@@ -13,6 +13,7 @@ from importlib import resources
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from adpa_cli import stages
 from adpa_cli.data.sources import HUB_ID, Source, located, parse_source, source_files, split_name
 from adpa_cli.errors import NotFound, UsageError
 from adpa_cli.families import DATA_ALIASES, Alias, ReadyPair, aliases, ready_pairs
@@ -20,12 +21,9 @@ from adpa_cli.hub import External, HubFile, stand_in
 from adpa_cli.hub import repository as hub
 from adpa_cli.hub.externals import BUILTIN, BUILTIN_DATA
 from adpa_cli.hub.repository import Access, Closed
-from adpa_cli.spec import STAGE_VERSIONS
 from adpa_cli.stages import Artifact
 from adpa_cli.store.identity import canonical, file_digest, model_digest, model_files
 from adpa_cli.store.store import Store
-
-MODEL_STAGES = ("sft", "dpo-teacher", "distill")
 
 
 @dataclass(frozen=True)
@@ -40,10 +38,11 @@ class Names:
     refresh: bool = False
     access: Access | None = None
 
-    def model(
-        self, text: str, option: str, stages: Sequence[str] = MODEL_STAGES
-    ) -> Alias | ReadyPair | Artifact | External:
-        """What a model option means; an artifact is of one of `stages`. Raises UsageError and NotFound."""
+    def model(self, text: str, option: str, made_by: Sequence[str] = ()) -> Alias | ReadyPair | Artifact | External:
+        """What a model option means; an artifact is `made_by` one of some stages, any that makes models unless said.
+
+        Raises UsageError and NotFound.
+        """
         if not text:
             raise UsageError(f"{option} is empty", "the command before it may have failed; give a model")
         if text.startswith((".", "/", "~")):
@@ -58,12 +57,12 @@ class Names:
                     f"write {ref} for the artifact, or remove the tag: adpa tag --delete {text}",
                 )
             return known[text]
-        if HUB_ID.fullmatch(text) and text.split("/")[0] not in STAGE_VERSIONS:
+        if HUB_ID.fullmatch(text) and text.split("/")[0] not in stages.names():
             return self.hub_model(text)
-        return self.made(text, stages, option)
+        return self.made(text, made_by or stages.making("model"), option)
 
-    def made(self, text: str, stages: Sequence[str], option: str) -> Artifact:
-        """The artifact of one of `stages` that `text` names."""
+    def made(self, text: str, made_by: Sequence[str], option: str) -> Artifact:
+        """The artifact `made_by` one of some stages that `text` names."""
         if not text:
             raise UsageError(f"{option} is empty", "the command before it may have failed; give an id")
         try:
@@ -74,9 +73,9 @@ class Names:
             if Path(text).is_dir():
                 hint = f"a folder is written with its path: ./{text}"
             raise NotFound(f"{option} {text}: {error.message}", hint) from None
-        if found.stage not in stages:
+        if found.stage not in made_by:
             raise UsageError(
-                f"{option} {text}: {found.ref} is no {' or '.join(stages)}", "see what there is: adpa show"
+                f"{option} {text}: {found.ref} is no {' or '.join(made_by)}", "see what there is: adpa show"
             )
         return Artifact(found)
 

@@ -13,16 +13,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from adpa_cli import methods
+from adpa_cli import methods, stages
 from adpa_cli.coerce import coerce
 from adpa_cli.errors import UsageError
 from adpa_cli.families import Family, stage_settings
-from adpa_cli.spec import STAGE_VERSIONS, Dataclass, Runtime, TrainSpec, make, tracker_names
-from adpa_cli.stages.cache_teacher import CaptureSpec
-from adpa_cli.stages.rewards import RewardsSpec
-from adpa_cli.stages.rollout import RolloutSpec
-from adpa_cli.stages.start_logps import StartSpec
-from adpa_cli.suites import EvalSpec
+from adpa_cli.spec import Dataclass, Runtime, TrainSpec, make, tracker_names
 
 PACKAGES = {
     "tensorboard": "tensorboard", "wandb": "wandb", "trackio": "trackio", "mlflow": "mlflow", "aim": "aim",
@@ -50,13 +45,6 @@ def named(text: str) -> list[str]:
 S = TypeVar("S", bound=Dataclass)
 DERIVED = {"method", "method_version", "params", "template", "end", "parts", "split", "suite", "smoke", "judged_tokens"}
 """Fields that a plan fills in itself; nobody sets them by hand."""
-SPECS: dict[str, type[Any]] = {
-    "cache-teacher": CaptureSpec, "rollout": RolloutSpec, "rewards": RewardsSpec, "start-logps": StartSpec,
-    "eval": EvalSpec,
-}  # fmt: skip
-"""Of the stages that train nothing."""
-OWN_METHOD = {"sft": ("sft",), "dpo-teacher": ("dpo",), "reward-model": ("reward-model",)}
-"""The one method of a stage that has no other."""
 REHEARSAL = {"limit": 64, "max_steps": 4, "batch_size": 16}
 """The most that a stage does under `--smoke`: four steps that see every one of its rows once."""
 
@@ -83,8 +71,8 @@ def parse_sets(items: Sequence[str]) -> tuple[dict[str, str], dict[str, dict[str
         if not equals or not name or not value:
             raise UsageError(f"--set {item}", "write --set KEY=VALUE or --set STAGE.KEY=VALUE, e.g. --set gamma=2")
         stage, dot, key = name.rpartition(".")
-        if dot and stage not in STAGE_VERSIONS:
-            raise UsageError(f"--set {item}: no stage is called {stage!r}", f"stages: {', '.join(STAGE_VERSIONS)}")
+        if dot and stage not in stages.names():
+            raise UsageError(f"--set {item}: no stage is called {stage!r}", f"stages: {', '.join(stages.names())}")
         (by_stage.setdefault(stage, {}) if dot else own)[key.replace("-", "_")] = value
     return own, by_stage
 
@@ -117,12 +105,12 @@ def knobs() -> list[dataclasses.Field[Any]]:
 
 def settable(stage: str, method: str = "") -> dict[str, Any]:
     """Every key of a stage (and of its method) with its default."""
-    cls: Any = SPECS.get(stage, TrainSpec)
-    found = _defaults(cls)
+    declared = stages.every()[stage]
+    found = _defaults(declared.spec)
     sources: Mapping[str, str] = {}
     if method:
         read = methods.load(method)
-        sources = read.sources if stage == "distill" else {}
+        sources = read.sources if declared.any_method else {}
         found.update({**_defaults(read.params), "preset": "paper", **sources})
     return {name: v for name, v in found.items() if name not in DERIVED and (name != "states" or name in sources)}
 
@@ -131,29 +119,29 @@ def _defaults(cls: Any) -> dict[str, Any]:
     return {f.name: f.default for f in dataclasses.fields(cls) if f.default is not dataclasses.MISSING}
 
 
-def check_own(given: Given, stages: Sequence[tuple[str, str]]) -> None:
-    """Every bare key must be known to one of the command's own (stage, method); UsageError listing all otherwise.
+def check_own(given: Given, stage: str, of_methods: Sequence[str]) -> None:
+    """Every bare key must be known to the command's own stage with one of its methods. Raises UsageError listing all.
 
     Keys with a stage are checked too where the command does not build that stage: a pipeline gives one set of options
     to all its commands, and a slip must show in the first.
     """
     known: dict[str, Any] = {}
-    for stage, method in stages:
+    for method in of_methods:
         known.update(settable(stage, method))
     for key in given.own:
         if key not in known:
             close = difflib.get_close_matches(key, known, n=1)
-            elsewhere = [s for s in STAGE_VERSIONS if key in settable(s)]
+            elsewhere = [name for name in stages.names() if key in settable(name)]
             guess = f"did you mean {close[0]}? " if close else ""
             guess += f"of another stage: --set {elsewhere[0]}.{key}=…; " if elsewhere else ""
             listed = ", ".join(f"{name}={value}" for name, value in known.items())
             raise UsageError(f"--set {key}: no such setting here", f"{guess}settings: {listed}")
-    for stage, named in given.by_stage.items():
-        known = {key: value for method in methods_of(stage) for key, value in settable(stage, method).items()}
+    for other, named in given.by_stage.items():
+        known = {key: value for method in methods_of(other) for key, value in settable(other, method).items()}
         for key in named:
             if key not in known:
                 listed = ", ".join(f"{name}={value}" for name, value in known.items())
-                raise UsageError(f"--set {stage}.{key}: no such setting", f"settings: {listed}")
+                raise UsageError(f"--set {other}.{key}: no such setting", f"settings: {listed}")
 
 
 def user_settings(given: Given, stage: str, method: str, own: bool, seeded: bool) -> dict[str, Any]:
@@ -173,7 +161,7 @@ def user_settings(given: Given, stage: str, method: str, own: bool, seeded: bool
 
 def methods_of(stage: str) -> tuple[str, ...]:
     """The methods that a stage may train with; "" for a stage that trains nothing."""
-    return {**OWN_METHOD, "distill": tuple(methods.names())}.get(stage, ("",))
+    return stages.every()[stage].methods()
 
 
 def train_spec(

@@ -140,7 +140,8 @@ def _symbol(need: Need, states: str) -> str:
 def _extra(need: Need) -> list[Any]:
     """The fields of a need beside answers and signal that ask for something."""
     known = ("part", "signal")
-    return [f for f in dataclasses.fields(need) if f.name not in known and getattr(need, f.name) != f.default]
+    asked = [f for f in dataclasses.fields(need) if f.compare and f.name not in known]
+    return [f for f in asked if getattr(need, f.name) != f.default]
 
 
 def whose(need: Need, states: str) -> str:

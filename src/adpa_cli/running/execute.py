@@ -1,29 +1,28 @@
-"""What a stage said, kept with its artifact in log.txt; how often progress is worth a line, and bytes in words."""
+"""Carrying out a plan: every stage that the store lacks, one after the other, inputs before what uses them."""
 
 from __future__ import annotations
 
 import contextlib
-import importlib
 import os
 import platform
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from adpa_cli.errors import AdpaError, Stopped
-from adpa_cli.estimate.survey import expected_memory
+from adpa_cli.estimate.cost import Cost
+from adpa_cli.estimate.survey import Survey, check
 from adpa_cli.hub import External, Located
 from adpa_cli.hub import repository as hub
 from adpa_cli.machine import versions
-from adpa_cli.planning.lineage import hub_files, locate
-from adpa_cli.planning.planner import Plan
+from adpa_cli.planning.lineage import locate
 from adpa_cli.planning.settings import TRACKERS_FOLDER
 from adpa_cli.sizes import size_words
 from adpa_cli.spec import Runtime
-from adpa_cli.stages import ALONE, Artifact, Job, Monitor, Node
+from adpa_cli.stages import Artifact, Job, Monitor, Node, every
 from adpa_cli.store.build import LOG, Work
 from adpa_cli.store.lock import reserved
 from adpa_cli.store.manifest import Manifest
@@ -68,12 +67,6 @@ class Log:
             self.say("  ".join([f"step {step} of {of}", *(f"{name} {value:.4g}" for name, value in numbers.items())]))
 
 
-MODULES = {
-    "sft": "training", "dpo-teacher": "training", "distill": "training", "cache-teacher": "cache_teacher",
-    "rollout": "rollout", "eval": "eval", "reward-model": "training", "rewards": "rewards",
-    "start-logps": "start_logps",
-}  # fmt: skip
-
 SAVE_SECONDS = 5.0  # how old the progress may be that a killed stage leaves behind for `adpa show`
 
 
@@ -92,60 +85,45 @@ class Show:
     """The command that goes on after a stop, from any folder."""
 
 
-def execute(
-    plan: Plan, store: Store, runtime: Runtime, command: str, show: Show, problems: Sequence[AdpaError] = ()
-) -> dict[str, Manifest]:
-    """Make every stage of a plan that the store lacks; returns the manifests by full id.
+def execute(survey: Survey, command: str, request: Mapping[str, Any], show: Show) -> dict[str, Manifest]:
+    """Make every stage of a plan that the store lacked when it was surveyed; returns the manifests by full id.
 
-    `show.done` is called for each stage as soon as it is committed or found. `problems` are known already: nothing is
-    started with any, and they are told with those that are found here.
+    `request` is the command in a form that can be read, which is recorded with each. `show.done` is called for each
+    stage as soon as it is committed, or if it exists. Where a check sees a problem nothing is started, and one error
+    lists all of them.
     """
-    nodes = plan.nodes(store)
-    with reserved(store.root, _needed(nodes), command):
-        return _execute(nodes, store, runtime, command, show, problems)
+    with reserved(survey.store.root, _needed(survey), command):
+        check(survey, show.note)
+        return _execute(survey, command, request, show)
 
 
-def prepare(
-    building: Sequence[Node], store: Store, note: Callable[[str], None], problems: Sequence[AdpaError] = ()
-) -> None:
-    """Fetch the data of the stages to be built and check all that can be known before; raises one error with all."""
-    from adpa_cli.estimate.preflight import check
-
-    hub.fetch(hub_files(building, "dataset"), store.hash_cache, note)  # the check reads every row
-    check(building, store, note, problems)
-
-
-def _needed(nodes: Sequence[Node]) -> list[str]:
+def _needed(survey: Survey) -> list[str]:
     """Full ids of the stages and of the artifacts that they use."""
-    given = [item.manifest.id for node in nodes for _, item in node.flat_inputs() if isinstance(item, Artifact)]
-    return [*(node.recipe.id for node in nodes), *given]
+    inputs = (item for node in survey.nodes for _, item in node.flat_inputs())
+    given = [item.manifest.id for item in inputs if isinstance(item, Artifact)]
+    return [*(node.recipe.id for node in survey.nodes), *given]
 
 
-def _execute(
-    nodes: Sequence[Node], store: Store, runtime: Runtime, command: str, show: Show, problems: Sequence[AdpaError]
-) -> dict[str, Manifest]:
-    made = {node.recipe.id: store.get(node.label) for node in nodes}
-    if any(found is None for found in made.values()):
-        prepare([node for node in nodes if made[node.recipe.id] is None], store, show.note, problems)
+def _execute(survey: Survey, command: str, request: Mapping[str, Any], show: Show) -> dict[str, Manifest]:
     finished: dict[str, Manifest] = {}
-    for n, node in enumerate(nodes, 1):
-        found = made[node.recipe.id]
-        if found is None:
-            show.start(node, n, len(nodes))
-            found, fresh = _build(node, store, runtime, command, show)
-        else:
-            fresh = False
-        finished[node.recipe.id] = found
-        show.done(node, found, fresh)
-        left = sum(made[later.recipe.id] is None for later in nodes[n:])
+    left = len(survey.building)
+    for n, cost in enumerate(survey.costs, 1):
+        made, fresh = cost.artifact, False
+        if made is None:
+            show.start(cost.node, n, len(survey.costs))
+            made, fresh = _build(cost, survey, command, request, show)
+            left -= 1
+        finished[cost.node.recipe.id] = made
+        show.done(cost.node, made, fresh)
         if left and (name := show.stop()):
             by = Stopped.words(name)
-            raise Stopped(name, f"stopped by {by} after {found.ref}, with {left} more to make", show.again or command)
+            raise Stopped(name, f"stopped by {by} after {made.ref}, with {left} more to make", show.again or command)
     return finished
 
 
-def _build(node: Node, store: Store, runtime: Runtime, command: str, show: Show) -> tuple[Manifest, bool]:
+def _build(cost: Cost, survey: Survey, command: str, request: Mapping[str, Any], show: Show) -> tuple[Manifest, bool]:
     """Make one artifact, or wait for whoever is making it."""
+    node, store, runtime = cost.node, survey.store, survey.runtime
     threads = threads_per_process(runtime)
     environment = {
         "machine": platform.machine(), "device": _device(), "threads": threads, "dtype": node.spec.dtype,
@@ -157,7 +135,7 @@ def _build(node: Node, store: Store, runtime: Runtime, command: str, show: Show)
         if work.hit is not None:
             return work.hit, False
         located = _located(node, store, show.note)
-        memory = expected_memory(node, store, runtime)
+        memory = cost.memory_of_process
         hints = {**node.hints, **({} if memory is None else {"memory": memory})}
         logs = str(store.root / TRACKERS_FOLDER)
         job = Job(node.stage, node.label, node.recipe.spec, located, str(work.dir), runtime, hints, logs)
@@ -169,8 +147,9 @@ def _build(node: Node, store: Store, runtime: Runtime, command: str, show: Show)
         show.working(True)
         try:
             metrics = _computed(job, work, threads, log, show)
+            about = {**_about(node, runtime), "request": request}
             sources = {i.content: dict(i.facts) for _, i in node.flat_inputs() if isinstance(i, External)}
-            return work.commit({**metrics, "what": _what(node)}, sources, _about(node, runtime)), True
+            return work.commit({**metrics, "what": _what(node)}, sources, about), True
         finally:
             show.working(False)
 
@@ -208,18 +187,17 @@ def _computed(job: Job, work: Work, threads: int, log: Log, show: Show) -> dict[
 
 def run(job: Job, monitor: Monitor, threads: int) -> dict[str, Any]:
     """Compute a stage in this process, or in as many as the runtime asks for, and finish it here."""
-    module = importlib.import_module(f"adpa_cli.stages.{MODULES[job.stage]}")
+    stage = every()[job.stage]
     from adpa_cli.engine.device import prepare
 
     prepare(threads)
-    if job.runtime.processes > 1 and job.stage not in ALONE:
+    if job.runtime.processes > 1 and not stage.one_process:
         from adpa_cli.running.processes import compute_in_processes
 
         compute_in_processes(job, monitor, threads)
     else:
-        module.compute(job, monitor)
-    metrics: dict[str, Any] = module.finish(job)
-    return metrics
+        stage.compute(job, monitor, 0, 1)
+    return stage.finish(job)
 
 
 def threads_per_process(runtime: Runtime) -> int:
@@ -247,7 +225,9 @@ def _about(node: Node, runtime: Runtime) -> dict[str, Any]:
 
 
 def _what(node: Node) -> str:
-    return f"{node.role}: {node.what}" if node.stage == "sft" and node.role != "sft" else node.what
+    """What a stage makes, for people; of a base model that was fine-tuned also for which role."""
+    is_fine_tuned = node.declared.reads == "dialogues" and node.role != node.stage
+    return f"{node.role}: {node.what}" if is_fine_tuned else node.what
 
 
 def _located(node: Node, store: Store, note: Callable[[str], None]) -> dict[str, tuple[Located, ...]]:

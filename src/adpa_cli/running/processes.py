@@ -8,7 +8,6 @@ else.
 from __future__ import annotations
 
 import contextlib
-import importlib
 import json
 import os
 import select
@@ -22,7 +21,7 @@ from dataclasses import replace
 from typing import IO, Any
 
 from adpa_cli.errors import AdpaError, Stopped
-from adpa_cli.stages import Job, Monitor
+from adpa_cli.stages import Job, Monitor, every
 
 CHANNEL = "ADPA_CHANNEL"
 
@@ -171,12 +170,10 @@ def main() -> int:
     import torch
 
     from adpa_cli.engine.device import prepare
-    from adpa_cli.running.execute import MODULES
 
     prepare(int(os.environ["OMP_NUM_THREADS"]))
-    module = importlib.import_module(f"adpa_cli.stages.{MODULES[job.stage]}")
     try:
-        module.compute(job, monitor, rank, processes)
+        every()[job.stage].compute(job, monitor, rank, processes)
     except Stopped as stopped:
         say(kind="stopped", signal=stopped.signal_name, text=stopped.message)
     except AdpaError as error:

@@ -46,7 +46,7 @@ def recorded(names: Names, manifest: Manifest, given: Mapping[str, str | None], 
 def _model(names: Names, manifest: Manifest, role: str, content: str, text: str | None) -> Input:
     option = OPTIONS[role]
     if text not in (None, RECORDED):
-        found = names.model(str(text), option, stages=("sft", "dpo-teacher", "distill"))
+        found = names.model(str(text), option)
         if isinstance(found, Alias | ReadyPair):
             raise UsageError(f"{option} {text} stands for several models", "name an artifact, or a folder: ./MODEL")
         if found.content != content:

@@ -1,22 +1,144 @@
-"""What a stage is, a node of a plan that is one, and a job that computes one."""
+"""What a stage is: a function from a spec and some artifacts to one artifact. One file here is one stage, or a family.
+
+A stage file ends with its `STAGES`. Each says all that the rest must know about it: its name, version and spec, what
+it reads and makes, what it costs in terms of sizes, what one does with its artifact, and how it is computed. Files are
+found by listing the folder; those that begin with `_` are parts of others. None imports torch, numpy or transformers
+at module level, so that plans and `adpa show` answer at once.
+
+A `Node` is a stage of a plan, built already or not; a `Job` is one that is being computed, as plain JSON, so that it
+runs in this process or in several others alike.
+"""
 
 from __future__ import annotations
 
+import functools
+import importlib
 import json
+import pkgutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, Protocol
 
-from adpa_cli.errors import AdpaError
+from adpa_cli.errors import AdpaError, Stopped
 from adpa_cli.hub import External, Located
-from adpa_cli.spec import STAGE_VERSIONS, Runtime, hashed
+from adpa_cli.sizes import Disk, Memory, ModelSize, Row, Rows, Where, forward_flops
+from adpa_cli.spec import Runtime, hashed
 from adpa_cli.store.identity import Recipe
 from adpa_cli.store.manifest import Manifest
 
-ALONE = ("eval", "rewards")
-"""Stages that make figures of one model: one process does."""
+Kind = Literal["training", "scoring", "generating"]
+"""What the time of a stage depends on."""
+Product = Literal["model", "reward model", "signal", "answers", "rewards", "start log-probs", "scores"]
+MODEL_ROLES = ("model", "aligned", "reference", "reward_model")
+"""The inputs of any stage that are models, which it loads one after the other."""
+
+
+class Lengths(Protocol):
+    """How long the rows of one node's inputs are, measured or guessed. Raises AdpaError where data cannot be read."""
+
+    def dialogues(self) -> list[Row]:
+        """Of the dialogues that it trains on."""
+
+    def pairs(self, split: str) -> Rows:
+        """Of both answers to every pair; `first` has an answer of 1 where a prompt is met the first time."""
+
+    def answers(self) -> list[Row]:
+        """Of its rollouts, one a prompt."""
+
+
+@dataclass(frozen=True)
+class Load:
+    """What a node has to work on: rows by part, the models that it reads in turn, and how and where it runs."""
+
+    rows: Rows
+    models: tuple[ModelSize, ...]
+    runtime: Runtime
+    where: Where
+
+    @property
+    def count(self) -> int:
+        """Examples."""
+        return max(map(len, self.rows.values()), default=0)
+
+    @property
+    def flat(self) -> list[Row]:
+        """The rows of all parts."""
+        return [row for part in self.rows.values() for row in part]
+
+
+def read_once_flops(node: Node, load: Load) -> float:
+    """Operations of a stage that passes every row through each of its models once."""
+    return sum(forward_flops(model, row) for model in load.models for row in load.flat)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """All that the rest asks of a stage.
+
+    `rows` are what a node of it works on, by part; `disk`, `memory` and `flops` what it then takes. `compute` fills
+    the work folder of a job and may be killed at any time; it is given its rank among how many processes. `finish` is
+    run by one process at the end and returns the metrics.
+    """
+
+    name: str
+    place: int
+    """Where it stands in lists of all stages."""
+    version: int
+    spec: type[Any]
+    kind: Kind
+    makes: Product
+    compute: Callable[[Job, Monitor, int, int], None]
+    finish: Callable[[Job], dict[str, Any]]
+    rows: Callable[[Node, Lengths], Rows]
+    disk: Callable[[Node, Load], Disk]
+    memory: Callable[[Node, Load], Memory]
+    flops: Callable[[Node, Load], float] = read_once_flops
+    next_commands: Callable[[str], list[str]] = lambda name: []
+    """What one does with its artifact, of that name."""
+    methods: Callable[[], tuple[str, ...]] = lambda: ("",)
+    """The methods that it may train with; "" for a stage that trains nothing."""
+    any_method: bool = False
+    """Whether the user chooses the method, and where its inputs come from."""
+    reads: Literal["pairs", "dialogues"] = "pairs"
+    parts: Callable[[Any], tuple[str, ...]] = lambda spec: ("chosen", "rejected")
+    """The parts of a spec's rows where the data cannot be read yet."""
+    split: Callable[[Any], str] = lambda spec: "train"
+    """The side of the data that a spec reads."""
+    one_process: bool = False
+    """Whether more processes are of no use."""
+    vocabulary_of: str = ""
+    """The input whose vocabulary the ids in its artifact are of."""
+    follows: tuple[str, ...] = ()
+    """Settings of the stages that a command is about which this one takes over, for they decide what those read."""
+    is_result: bool = False
+    """Whether its artifacts are what people are after, which `adpa gc` keeps."""
+
+
+@functools.cache
+def every() -> dict[str, Stage]:
+    """All stages by name, in their order."""
+    files = [
+        importlib.import_module(f"{__name__}.{m.name}") for m in pkgutil.iter_modules(__path__) if m.name[0] != "_"
+    ]
+    stages: list[Stage] = [stage for file in files for stage in file.STAGES]
+    return {stage.name: stage for stage in sorted(stages, key=lambda stage: stage.place)}
+
+
+def names() -> tuple[str, ...]:
+    """The names of all stages, in their order."""
+    return tuple(every())
+
+
+def making(*products: Product) -> tuple[str, ...]:
+    """The names of the stages that make one of some kinds of artifacts."""
+    return tuple(stage.name for stage in every().values() if stage.makes in products)
+
+
+def product_of(stage: str) -> Product | None:
+    """What a stage makes; None for a name that is none here, such as that of a later version's stage."""
+    return every()[stage].makes if stage in every() else None
 
 
 @dataclass(frozen=True)
@@ -72,8 +194,6 @@ class Monitor:
 
 def stop_if_asked(monitor: Monitor, done: int, of: int) -> None:
     """Raise Stopped between two blocks of an inference stage when a signal came."""
-    from adpa_cli.errors import Stopped
-
     signal = monitor.stop()
     if signal:
         by = Stopped.words(signal)
@@ -118,13 +238,18 @@ class Node:
     derived: Mapping[str, Node] = field(default_factory=dict)
     """What it reads besides its inputs and is built before it. It follows from the recipe, and is no part of it."""
 
+    @property
+    def declared(self) -> Stage:
+        """The stage that it is a node of."""
+        return every()[self.stage]
+
     @cached_property
     def recipe(self) -> Recipe:
         """What the node's id is the hash of."""
         contents: dict[str, str | list[str]] = {}
         for name, value in self.inputs.items():
             contents[name] = [item.content for item in value] if isinstance(value, tuple) else value.content
-        return Recipe(self.stage, STAGE_VERSIONS[self.stage], hashed(self.spec), contents)
+        return Recipe(self.stage, self.declared.version, hashed(self.spec), contents)
 
     @property
     def content(self) -> str:

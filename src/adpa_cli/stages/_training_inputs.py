@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from adpa_cli import methods
 from adpa_cli.data.preferences import Pair
 from adpa_cli.errors import DataError
 from adpa_cli.hub.externals import dialogues_of, pairs_of
@@ -16,12 +17,10 @@ from adpa_cli.hub.model_folder import vocabulary
 from adpa_cli.methods import Method, Need
 from adpa_cli.signal import AnswerKey, SignalReader, SignalRows
 from adpa_cli.spec import TrainSpec
-from adpa_cli.stages import Job, Monitor
+from adpa_cli.stages import Job, Monitor, every
 from adpa_cli.stages.rewards import read_rewards
 from adpa_cli.stages.start_logps import StartLogps
 
-WITHOUT_LABELS = ("dckd", "vanilla-kd")
-"""Methods that read the taken token and the rest as one class: imported signal may not tell them apart."""
 SCORERS = {"start": "model", "aligned": "aligned", "reference": "reference"}
 """The input that gives each score of an answer which is drawn online."""
 
@@ -47,7 +46,7 @@ def gather(job: Job, spec: TrainSpec, method: Method, params: Any, encoder: Any,
     from adpa_cli.engine.layout.examples import Example
 
     source = job.one("data")
-    if job.stage == "sft":
+    if every()[job.stage].reads == "dialogues":
         loaded = dialogues_of(source.where, "train", spec.limit, spec.skip_bad_rows)
         found, cut = ex.dialogue_examples(loaded.items, encoder, spec.max_length, source.label)
         said = ex.cut_words(cut, len(found), "dialogues", spec.max_length)
@@ -55,8 +54,8 @@ def gather(job: Job, spec: TrainSpec, method: Method, params: Any, encoder: Any,
             monitor.note(text)
         return Data(found, _no_signal, (*loaded.notes, *said))
     pairs = pairs_of(source.where, "train", spec.limit, spec.skip_bad_rows)
-    every = method.needs_for(params)
-    needs = [need for need in every if not need.online]
+    wanted = method.needs_for(params)
+    needs = [need for need in wanted if not need.online]
     answers: dict[str, dict[str, Any]] = {}
     for need in needs:
         if spec.source(need.part) != "rollout":
@@ -82,9 +81,9 @@ def gather(job: Job, spec: TrainSpec, method: Method, params: Any, encoder: Any,
     def keys(asks: Callable[[Need], object]) -> dict[tuple[str, str], AnswerKey]:
         return {(p.id, need.part): answers[need.part][p.id].key for p in kept for need in needs if asks(need)}
 
-    online = _online(job, spec, params, encoder, kept) if len(needs) < len(every) else None
+    online = _online(job, spec, params, encoder, kept) if len(needs) < len(wanted) else None
     rewards = read_rewards(job.one("rewards").path) if any(need.reward for need in needs) else {}
-    signal_of = _signals(job, keys(lambda need: need.signal), method.name)
+    signal_of = _signals(job, keys(lambda need: need.signal), method)
     return Data(made_examples, signal_of, notes, online, rewards, _start_of(job, keys(lambda need: need.start)))
 
 
@@ -96,8 +95,7 @@ def _online(job: Job, spec: TrainSpec, params: Any, encoder: Any, pairs: Sequenc
     label = job.one("data").label
     prompts = {p.id: fitted_prompt(p, encoder, spec, params.max_new_tokens, label, job.stage) for p in pairs}
     scorers = {name: job.one(role).path for name, role in SCORERS.items()}
-    padding = encoder.tokenizer.pad_token_id
-    return Sources(prompts, scorers, encoder.end_id, encoder.end_id if padding is None else padding)
+    return Sources(prompts, scorers, encoder.end_id, encoder.pad_id)
 
 
 def _rollouts(job: Job, need: Need, end_id: int) -> list[Any]:
@@ -128,7 +126,7 @@ def _start_of(job: Job, keys: Mapping[tuple[str, str], AnswerKey]) -> dict[tuple
     return {name: known.of(key) for name, key in keys.items()}
 
 
-def _signals(job: Job, keys: Mapping[tuple[str, str], AnswerKey], method: str) -> Any:
+def _signals(job: Job, keys: Mapping[tuple[str, str], AnswerKey], method: Method) -> Any:
     """Reads the signal of an answer from whichever of the given caches covers its part; all are checked at once."""
     if not keys:
         return _no_signal
@@ -147,6 +145,7 @@ def _signals(job: Job, keys: Mapping[tuple[str, str], AnswerKey], method: str) -
             reader.read(missing[0])
 
     ids = vocabulary(job.one("model").path)
+    needs_labels = any(need.labels for need in method.needs if need.signal)
 
     def signal_of(example_id: str, part: str) -> SignalRows:
         key = keys[example_id, part]
@@ -157,12 +156,18 @@ def _signals(job: Job, keys: Mapping[tuple[str, str], AnswerKey], method: str) -
                 f"the signal in {reader.folder.name} has the id {int(rows.ids.max())}; the student has {ids}",
                 f"capture it for this student: adpa cache-teacher … --set student_vocab={ids}",
             )
-        if method not in WITHOUT_LABELS and np.isneginf(rows.label_logps).any():
+        if needs_labels and np.isneginf(rows.label_logps).any():
             raise DataError(
-                f"{method} needs the teacher's log-prob of every token; the signal in {reader.folder.name} lacks some "
-                f"of example {example_id} ({part})",
-                f"capture it with adpa cache-teacher, or train with {' or '.join(WITHOUT_LABELS)}",
+                f"{method.name} needs the teacher's log-prob of every token; the signal in {reader.folder.name} lacks "
+                f"some of example {example_id} ({part})",
+                f"capture it with adpa cache-teacher, or train with {' or '.join(_without_labels())}",
             )
         return rows
 
     return signal_of
+
+
+def _without_labels() -> list[str]:
+    """The methods that read the taken token and the rest as one class: imported signal may not tell them apart."""
+    every_method = (methods.load(name) for name in methods.names())
+    return [m.name for m in every_method if any(n.signal for n in m.needs) and not any(n.labels for n in m.needs)]

@@ -1,4 +1,8 @@
-"""What a capture reports about its signal, and the step that a wanted error asks for."""
+"""The `cache-teacher` stage: signal of one teacher, or of the aligned/reference pair, on given answers.
+
+One teacher is in memory at a time: first all blocks of the aligned teacher, then all of the reference. A block is
+written, and a shard that has all of its blocks compressed, while the teacher works on the next block.
+"""
 
 from __future__ import annotations
 
@@ -8,24 +12,58 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from adpa_cli.coerce import Auto, auto_target
 from adpa_cli.disk import write_json
+from adpa_cli.engine.costs import scoring_in_turn, signal_bytes_per_token, signal_disk
 from adpa_cli.hub.model_folder import vocabulary
-from adpa_cli.signal import AnswerKey, Shard, SignalRows, SignalSpec, load_block, rms_advantage, write_shard
-from adpa_cli.signal import block_files as spool
-from adpa_cli.signal.block_files import narrowed
-from adpa_cli.signal.rows import Floats
+from adpa_cli.sizes import Disk, Memory, Rows, fitted
 from adpa_cli.spec import Dtype, make
-from adpa_cli.stages import Job, Monitor, stop_if_asked
+from adpa_cli.stages import Job, Lengths, Load, Monitor, Node, Stage, stop_if_asked
+
+if TYPE_CHECKING:
+    from adpa_cli.signal import AnswerKey, SignalRows, SignalSpec
+    from adpa_cli.signal.rows import Floats
+
+    Captured = Sequence[tuple[AnswerKey, SignalRows]]
 
 FEWEST_STEPS = 8  # below this the rounding of a stored difference is felt in the gradient
 STEPS = (1 / 8, 1 / 16, 1 / 32, 1 / 64, 1 / 128, 1 / 256)
 """Those that `--precision auto=…` tries, coarsest first; then exact."""
 SAMPLE_ANSWERS = 64
 
-Captured = Sequence[tuple[AnswerKey, SignalRows]]
+
+@dataclass(frozen=True)
+class CaptureSpec:
+    """One `cache-teacher` stage: top-k teacher signal on given answers."""
+
+    parts: tuple[str, ...]
+    template: str
+    end: str
+    top_k: int = 50
+    precision: float | Auto = 1 / 32
+    pair_precision: float | None = 1 / 128
+    """Step of the pair's difference, 0 for exact; None where there is no reference teacher."""
+    support: Literal["topk", "sampled"] = "topk"
+    """Whether the ids of a token are the likeliest `top_k`, or those of `samples` draws from the teacher."""
+    dtype: Dtype = "bfloat16"
+    max_length: int = 2048
+    block_tokens: int = 16384
+    limit: int | None = None
+    skip_bad_rows: bool = field(default=False, metadata={"neutral": False})
+    smoke: bool = field(default=False, metadata={"neutral": False})
+    student_vocab: int | None = field(default=None, metadata={"neutral": None})
+    """Ids from here on are only the teacher's: they stay out of the top k, in the rest mass."""
+    prompts: Literal["apart", "auto"] = field(default="apart", metadata={"neutral": "apart"})
+    """Whether a prompt that several answers share may be computed once: by the sizes, or never."""
+    samples: int = field(default=50, metadata={"low": 1, "high": 65536})
+    seed: int = 0
+    """Of the draws."""
+
+    def without_effect(self) -> set[str]:
+        """Nothing is drawn where the ids are a top k."""
+        return {"top_k"} if self.support == "sampled" else {"samples", "seed"}
 
 
 @dataclass
@@ -44,6 +82,8 @@ class Facts:
     def add(self, block: Captured) -> None:
         """Take in the answers of one block."""
         import numpy as np
+
+        from adpa_cli.signal import rms_advantage
 
         for _, rows in block:
             self.mass += float(np.exp(rows.logps).sum())
@@ -83,6 +123,9 @@ class Facts:
 
 def fitting(signal: SignalSpec, paths: Sequence[Path], target: float) -> tuple[SignalSpec, dict[str, Any]]:
     """The signal with the coarsest step that meets a target, on answers spread over all blocks; what is said of it."""
+    from adpa_cli.signal import load_block
+    from adpa_cli.signal.block_files import narrowed
+
     sample: list[tuple[AnswerKey, SignalRows]] = []
     for path in (paths[n] for n in spread(len(paths))):
         block = [(key, narrowed(rows, signal.k)) for key, rows in load_block(path)]
@@ -109,6 +152,8 @@ def coarsest(signal: SignalSpec, sample: Captured, target: float) -> tuple[float
 def _mean_kl(signal: SignalSpec, sample: Captured) -> float:
     """Mean over tokens of the KL that storing the sample costs, in nats."""
     import numpy as np
+
+    from adpa_cli.signal import Shard, write_shard
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "sample.adpa"
@@ -158,11 +203,13 @@ class Plan:
 
     def shards(self) -> list[range]:
         """Blocks by shard."""
-        return spool.shards_of([sum(len(item.answer) for item in block.items) for block in self.blocks])
+        from adpa_cli.signal import block_files
+
+        return block_files.shards_of([sum(len(item.answer) for item in block.items) for block in self.blocks])
 
 
 def compute(job: Job, monitor: Monitor, rank: int = 0, processes: int = 1) -> None:
-    """Leave one spooled block per block of answers in the work folder; blocks that are there are kept."""
+    """Leave one block per block of answers in the work folder; blocks that are there are kept."""
     spec = make(CaptureSpec, job.spec)
     plan = plan_of(job, spec)
     roles = _roles(job)
@@ -182,19 +229,19 @@ def _pass(
     from adpa_cli.engine.capture import ALL_KNOWN, Known
     from adpa_cli.engine.device import block_that_fits, device
     from adpa_cli.engine.layout.shared_prompt import can_share
-    from adpa_cli.engine.models import check_head, load
+    from adpa_cli.engine.models import load_checked
+    from adpa_cli.signal import block_files
 
     if not plan.blocks:
         return
     teacher = job.one(role)
-    model = load(teacher.path, device=device())
-    check_head(model)
+    model = load_checked(teacher.path, device=device())
     known = ALL_KNOWN if spec.student_vocab is None else Known(spec.student_vocab)
     share = plan.shared and can_share(model, spec.max_length)
     write_json(job.folder / f"_prompts-{role}.json", share)
     settings: dict[str, Any] = {"teacher": teacher.label, "known": known, "dtype": spec.dtype, "share": share}
     lasts = {shard[-1]: number for number, shard in enumerate(shards)}
-    with spool.behind() as writer:
+    with block_files.background_writer() as writer:
         for n, block in enumerate(plan.blocks, 1):
             longest = max(len(item.prompt) + len(item.answer) for item in block.items)
             with block_that_fits(job.stage, len(block.items), longest):
@@ -218,31 +265,30 @@ def _rows(
     share them.
     """
     from adpa_cli.engine.capture import aligned_pass, reference_pass
-    from adpa_cli.engine.layout.shared_prompt import Answer
     from adpa_cli.signal import load_block
 
-    answers = [Answer(item.key.example_id, item.prompt, item.answer) for item in block.items]
+    answers = list(block.items)
     middle = (len(answers) + 1) // 2
     parts = [slice(0, middle), slice(middle, None)] if halves else [slice(None)]
     if role == "aligned":
-        draws = [_draws(spec, block.items[part]) for part in parts]
+        supports = [_support(spec, block.items[part]) for part in parts]
         return [
-            row for part, drawn in zip(parts, draws, strict=True)
-            for row in aligned_pass(model, answers[part], spec.top_k, draws=drawn, **settings)
+            row for part, support in zip(parts, supports, strict=True)
+            for row in aligned_pass(model, answers[part], spec.top_k, support=support, **settings)
         ]  # fmt: skip
     rows = [row for _, row in load_block(_path(job, "aligned", block.index))]
     return [row for part in parts for row in reference_pass(model, answers[part], rows[part], **settings)]
 
 
-def _draws(spec: CaptureSpec, items: Sequence[Any]) -> Any:
+def _support(spec: CaptureSpec, items: Sequence[Any]) -> Any:
     """How ids are drawn for some answers, each by a key of its own; None where they are a top k."""
-    from adpa_cli.engine.capture import Draws
+    from adpa_cli.engine.capture import SampledSupport
     from adpa_cli.engine.generation.sampling import row_key
 
     if spec.support == "topk":
         return None
     keys = [row_key(spec.seed, f"signal/{i.key.example_id}/{i.key.part}/{i.key.tokens}") for i in items]
-    return Draws(spec.samples, keys)
+    return SampledSupport(spec.samples, keys)
 
 
 def recompute(job: Job, plan: Plan, indices: Sequence[int], monitor: Monitor) -> dict[tuple[str, str], Any]:
@@ -267,16 +313,16 @@ def _keep(job: Job, role: str, block: Any, rows: Sequence[Any]) -> None:
 
 
 def _encode(job: Job, spec: CaptureSpec, number: int, paths: Sequence[Path]) -> None:
-    from adpa_cli.signal import load_block
+    from adpa_cli.signal import block_files, load_block
 
-    spool.write(job.folder, number, signal_of(job, spec, load_block(paths[0])[0][1]), paths)
+    block_files.write(job.folder, number, signal_of(job, spec, load_block(paths[0])[0][1]), paths)
 
 
 def finish(job: Job) -> dict[str, Any]:
     """Encode the shards that are not there yet, and keep the tokenizer beside them."""
     import zstandard
 
-    from adpa_cli.signal import load_block
+    from adpa_cli.signal import block_files, load_block
 
     spec = make(CaptureSpec, job.spec)
     role = _roles(job)[-1]
@@ -293,8 +339,8 @@ def finish(job: Job) -> dict[str, Any]:
     target = auto_target(spec.precision)
     if target is not None:
         signal, chosen = fitting(signal, paths, target)
-    for number, shard in enumerate(spool.shards_of(tokens)):
-        spool.write(job.folder, number, signal, [paths[index] for index in shard])
+    for number, shard in enumerate(block_files.shards_of(tokens)):
+        block_files.write(job.folder, number, signal, [paths[index] for index in shard])
     tokenizer = job.one("aligned").path / "tokenizer.json"
     if tokenizer.exists():
         packed = zstandard.ZstdCompressor(level=19).compress(tokenizer.read_bytes())
@@ -328,7 +374,9 @@ def _roles(job: Job) -> list[str]:
 
 
 def _path(job: Job, role: str, index: int) -> Path:
-    return spool.block_path(job.folder, role, index)
+    from adpa_cli.signal import block_files
+
+    return block_files.block_path(job.folder, role, index)
 
 
 def answers_of(job: Job, spec: CaptureSpec) -> list[Any]:
@@ -371,33 +419,35 @@ def _name(answer: Any) -> str:
     return f"{answer.key.example_id}/{answer.key.part}"
 
 
-@dataclass(frozen=True)
-class CaptureSpec:
-    """One `cache-teacher` stage: top-k teacher signal on given answers."""
+def rows(node: Node, lengths: Lengths) -> Rows:
+    """The answers that are captured."""
+    if "rollouts" in node.inputs:
+        return {"rollout": [row.fitted(node.spec.max_length) for row in lengths.answers()[: node.spec.limit]]}
+    return fitted(lengths.pairs("train"), node.spec.parts, node.spec.max_length)
 
-    parts: tuple[str, ...]
-    template: str
-    end: str
-    top_k: int = 50
-    precision: float | Auto = 1 / 32
-    pair_precision: float | None = 1 / 128
-    """Step of the pair's difference, 0 for exact; None where there is no reference teacher."""
-    support: Literal["topk", "sampled"] = "topk"
-    """Whether the ids of a token are the likeliest `top_k`, or those of `samples` draws from the teacher."""
-    dtype: Dtype = "bfloat16"
-    max_length: int = 2048
-    block_tokens: int = 16384
-    limit: int | None = None
-    skip_bad_rows: bool = field(default=False, metadata={"neutral": False})
-    smoke: bool = field(default=False, metadata={"neutral": False})
-    student_vocab: int | None = field(default=None, metadata={"neutral": None})
-    """Ids from here on are only the teacher's: they stay out of the top k, in the rest mass."""
-    prompts: Literal["apart", "auto"] = field(default="apart", metadata={"neutral": "apart"})
-    """Whether a prompt that several answers share may be computed once: by the sizes, or never."""
-    samples: int = field(default=50, metadata={"low": 1, "high": 65536})
-    seed: int = 0
-    """Of the draws."""
 
-    def without_effect(self) -> set[str]:
-        """Nothing is drawn where the ids are a top k."""
-        return {"top_k"} if self.support == "sampled" else {"samples", "seed"}
+def disk(node: Node, load: Load) -> Disk:
+    """Of the signal, and of every finished block meanwhile."""
+    spec, teacher = node.spec, load.models[0]
+    pair = spec.pair_precision if "reference" in node.inputs else None
+    k = min(spec.top_k if spec.support == "topk" else spec.samples, teacher.vocabulary)
+    step = spec.precision if auto_target(spec.precision) is None else 1 / 32
+    per_token = signal_bytes_per_token(teacher.vocabulary, k, step, pair)
+    return signal_disk(load.flat, per_token, k, pair is not None, teacher.tokenizer)
+
+
+def memory(node: Node, load: Load) -> Memory:
+    """Of one teacher after the other over blocks of answers."""
+    spec = node.spec
+    return scoring_in_turn(load.models, load.rows, spec.dtype, spec.block_tokens, 1 + spec.top_k, load.where)
+
+
+def next_commands(name: str) -> list[str]:
+    return [f"adpa show {name} --row 1", f"adpa distill --method NAME --student MODEL --cache {name}"]
+
+
+CACHE_TEACHER = Stage(
+    "cache-teacher", 4, 1, CaptureSpec, "scoring", "signal", compute, finish, rows, disk, memory,
+    next_commands=next_commands, vocabulary_of="aligned", follows=("limit", "max_length"),
+)  # fmt: skip
+STAGES = (CACHE_TEACHER,)

@@ -10,18 +10,24 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from numpy.typing import NDArray
-
+from adpa_cli import suites
+from adpa_cli.data.examples import win
 from adpa_cli.disk import write_json
+from adpa_cli.engine.costs import scores_disk, scoring_in_turn
+from adpa_cli.errors import AdpaError
 from adpa_cli.hub.externals import pairs_of
+from adpa_cli.sizes import Disk, Memory, Rows, fitted
 from adpa_cli.spec import make
-from adpa_cli.stages import Job, Monitor, stop_if_asked
+from adpa_cli.stages import Job, Lengths, Load, Monitor, Node, Stage, stop_if_asked
 from adpa_cli.suites import EvalSpec
 
-Floats = NDArray[np.float64]
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    Floats = NDArray[np.float64]
 
 
 def compute(job: Job, monitor: Monitor, rank: int = 0, processes: int = 1) -> None:
@@ -54,12 +60,12 @@ def finish(job: Job) -> dict[str, Any]:
     write_json(job.folder / "scores.json", {**read, "prompts": prompts} if shared else read)
     (margins,) = _aligned(read["margins"])
     asked = [prompts[pair] for pair in sorted(read["margins"])]
-    scores = {"reward_accuracy": bootstrap((margins > 0) + 0.5 * (margins == 0), spec, asked)}
+    scores = {"reward_accuracy": bootstrap([win(margin) for margin in margins], spec, asked)}
     if "rewards" in read:
         scores["mean_reward"] = bootstrap(_aligned(read["rewards"])[0], spec)
     if "against" in read:
         ours, theirs = _aligned(read["rewards"], read["against"])
-        wins = bootstrap((ours > theirs) + 0.5 * (ours == theirs), spec)
+        wins = bootstrap([win(a - b) for a, b in zip(ours, theirs, strict=True)], spec)
         scores["win_rate"] = {**wins, "against": job.one("against").values.get("by", "")}
     return {"suite": spec.suite, "data": job.one("data").label, "scores": scores}
 
@@ -70,6 +76,8 @@ def bootstrap(values: Any, spec: EvalSpec, prompts: Sequence[str] = ()) -> dict[
     `prompts` [n] names the prompt of each value, for data with several pairs of one prompt: such values are not
     independent and are drawn together. Without it every value is its own prompt.
     """
+    import numpy as np
+
     numbers = np.asarray(values, dtype=np.float64)
     places = {prompt: i for i, prompt in enumerate(dict.fromkeys(prompts))}
     groups = np.array([places[prompt] for prompt in prompts]) if prompts else np.arange(len(numbers))
@@ -88,6 +96,8 @@ def _prompt_of_pairs(job: Job, spec: EvalSpec) -> dict[str, str]:
 
 def _aligned(*tables: dict[str, float]) -> list[Floats]:
     """The rows that all tables have, in one order."""
+    import numpy as np
+
     common = sorted(set(tables[0]).intersection(*tables[1:]))
     return [np.array([table[key] for key in common], dtype=np.float64) for table in tables]
 
@@ -99,47 +109,37 @@ def _margins(job: Job, spec: EvalSpec) -> dict[str, float]:
 
     folder = job.one("model").path
     examples = ex.pair_examples(spec, job.one("data"), "test", folder)
-    return pair_margins(_scored(folder, spec, examples, ("chosen", "rejected")), examples)
-
-
-def _scored(folder: Any, spec: EvalSpec, examples: Sequence[Any], parts: Any) -> Any:
-    from adpa_cli.engine.device import device, refused_when_full
-    from adpa_cli.engine.models import check_head, load
-    from adpa_cli.engine.scoring import label_logps
-    from adpa_cli.engine.training.student import Student
-
-    model = load(folder, device=device())
-    check_head(model)
-    longest = max((example.length for example in examples), default=1)
-    size = min(spec.block_tokens, longest * len(examples) * len(parts))
-    with refused_when_full(f"eval: a block of {size:,} tokens", f"--set eval.block_tokens={max(1, size // 2)}"):
-        return label_logps(Student(model, spec.dtype), examples, parts, spec.block_tokens, device())
+    return pair_margins(suites.answer_logps(folder, spec, examples, ("chosen", "rejected")), examples)
 
 
 def _rewards(job: Job, spec: EvalSpec, role: str) -> dict[str, float]:
     """The reward of every answer of a rollout artifact, by the hash of its prompt."""
     from adpa_cli.engine.layout.examples import read_rollouts
 
-    rollouts = read_rollouts(job.one(role).path)
-    if spec.suite == "tiny":
-        from adpa_cli.lab import world
-
-        return {row.id: world.reward(row.prompt[-1].content, row.text) for row in rollouts}
-    if spec.suite == "reward-model":
-        from adpa_cli.engine.rewards.reward_model import rewards_of
-
-        dialogues = [(row.prompt, row.text) for row in rollouts]
-        option = "--set eval.block_tokens="
-        values = rewards_of(job.one("reward_model"), dialogues, spec, spec.block_tokens, option)
-        return {row.id: value for row, value in zip(rollouts, values, strict=True)}
-    return _implicit(job, spec, rollouts)
+    suite = suites.every()[spec.suite]
+    if suite.rewards is None:
+        raise AdpaError(f"the suite {suite.name} judges no answers")
+    scorers = {scorer: job.one(scorer) for scorer in suite.scorers}
+    return suite.rewards(scorers, spec, read_rollouts(job.one(role).path))
 
 
-def _implicit(job: Job, spec: EvalSpec, rollouts: Sequence[Any]) -> dict[str, float]:
-    """Sum over the answer's tokens of log π_aligned - log π_reference: the reward that DPO fits, without its β."""
-    from adpa_cli.engine.layout.examples import Example, rollout_answers
+def rows(node: Node, lengths: Lengths) -> Rows:
+    """Both answers of every held-out pair."""
+    return fitted(lengths.pairs("test"), ("chosen", "rejected"), node.spec.max_length)
 
-    examples = [Example(a.key.example_id, {"rollout": a.sequence()}) for a in rollout_answers(rollouts)]
-    aligned, reference = (_scored(job.one(who).path, spec, examples, ("rollout",)) for who in ("aligned", "reference"))
-    found = {key[0]: float((values - reference[key]).astype(np.float64).sum()) for key, values in aligned.items()}
-    return {row.id: found.get(row.id, 0.0) for row in rollouts}  # the sum over an empty answer is 0
+
+def disk(node: Node, load: Load) -> Disk:
+    """Of the figures of every row."""
+    return scores_disk(load.count, 1 + ("rollouts" in node.inputs) + ("against" in node.inputs))
+
+
+def memory(node: Node, load: Load) -> Memory:
+    """Of the model, then of those that it is judged by, over blocks of answers."""
+    return scoring_in_turn(load.models, load.rows, node.spec.dtype, node.spec.block_tokens, 1, load.where)
+
+
+EVAL = Stage(
+    "eval", 9, 1, EvalSpec, "scoring", "scores", compute, finish, rows, disk, memory, split=lambda spec: "test",
+    one_process=True, follows=("max_length",), is_result=True,
+)  # fmt: skip
+STAGES = (EVAL,)

@@ -7,50 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from adpa_cli.data.examples import win
 from adpa_cli.disk import write_json
+from adpa_cli.engine.costs import scores_disk, scoring_in_turn
+from adpa_cli.sizes import Disk, Memory, Rows, fitted
 from adpa_cli.spec import Dtype, make
-from adpa_cli.stages import Job, Monitor, stop_if_asked
+from adpa_cli.stages import Job, Lengths, Load, Monitor, Node, Stage, stop_if_asked
 
 PARTS = ("chosen", "rejected")
 TABLE = "rewards.json"
-OPTION = "--set rewards.block_tokens="
-
-
-def compute(job: Job, monitor: Monitor, rank: int = 0, processes: int = 1) -> None:
-    """Leave one file per part in the work folder; those that are there are kept. Run by one process only."""
-    from adpa_cli.engine.rewards.reward_model import rewards_of
-    from adpa_cli.hub.externals import pairs_of
-
-    spec = make(RewardsSpec, job.spec)
-    pairs = pairs_of(job.one("data").where, "train", spec.limit, spec.skip_bad_rows).items
-    for n, part in enumerate(PARTS, 1):
-        path = job.folder / f"_{part}.json"
-        if not path.exists():
-            dialogues = [(pair.prompt, getattr(pair, part)) for pair in pairs]
-            values = rewards_of(job.one("reward_model"), dialogues, spec, spec.block_tokens, OPTION)
-            write_json(path, {pair.id: value for pair, value in zip(pairs, values, strict=True)})
-        monitor.progress(n, len(PARTS), {})
-        if n < len(PARTS):
-            stop_if_asked(monitor, n, len(PARTS))
-
-
-def finish(job: Job) -> dict[str, Any]:
-    """One table, and how the rewards lie: a scale for β to be judged by."""
-    found = {part: json.loads((job.folder / f"_{part}.json").read_text(encoding="utf-8")) for part in PARTS}
-    write_json(job.folder / TABLE, found)
-    margins = np.array([found["chosen"][pair] - found["rejected"][pair] for pair in found["chosen"]])
-    return {
-        "pairs": len(margins), "accuracy": float(np.mean((margins > 0) + 0.5 * (margins == 0))),
-        "margin": float(margins.mean()), "margin_rms": float(np.sqrt(np.mean(margins**2))),
-    }  # fmt: skip
-
-
-def read_rewards(folder: Path) -> dict[tuple[str, str], float]:
-    """The rewards of a `rewards` artifact by (pair id, part)."""
-    table = json.loads((folder / TABLE).read_text(encoding="utf-8"))
-    return {(pair, part): value for part, values in table.items() for pair, value in values.items()}
 
 
 @dataclass(frozen=True)
@@ -65,3 +30,64 @@ class RewardsSpec:
     limit: int | None = None
     skip_bad_rows: bool = False
     smoke: bool = False
+
+
+def compute(job: Job, monitor: Monitor, rank: int = 0, processes: int = 1) -> None:
+    """Leave one file per part in the work folder; those that are there are kept. Run by one process only."""
+    from adpa_cli.engine.rewards.reward_model import reward_scores
+    from adpa_cli.hub.externals import pairs_of
+
+    spec = make(RewardsSpec, job.spec)
+    pairs = pairs_of(job.one("data").where, "train", spec.limit, spec.skip_bad_rows).items
+    for n, part in enumerate(PARTS, 1):
+        path = job.folder / f"_{part}.json"
+        if not path.exists():
+            dialogues = [(pair.prompt, getattr(pair, part)) for pair in pairs]
+            values = reward_scores(
+                job.one("reward_model"), dialogues, spec, spec.block_tokens, f"--set {job.stage}.block_tokens="
+            )
+            write_json(path, {pair.id: value for pair, value in zip(pairs, values, strict=True)})
+        monitor.progress(n, len(PARTS), {})
+        if n < len(PARTS):
+            stop_if_asked(monitor, n, len(PARTS))
+
+
+def finish(job: Job) -> dict[str, Any]:
+    """One table, and how the rewards lie: a scale for β to be judged by."""
+    import numpy as np
+
+    found = {part: json.loads((job.folder / f"_{part}.json").read_text(encoding="utf-8")) for part in PARTS}
+    write_json(job.folder / TABLE, found)
+    margins = np.array([found["chosen"][pair] - found["rejected"][pair] for pair in found["chosen"]])
+    return {
+        "pairs": len(margins), "accuracy": float(np.mean([win(margin) for margin in margins])),
+        "margin": float(margins.mean()), "margin_rms": float(np.sqrt(np.mean(margins**2))),
+    }  # fmt: skip
+
+
+def read_rewards(folder: Path) -> dict[tuple[str, str], float]:
+    """The rewards of a `rewards` artifact by (pair id, part)."""
+    table = json.loads((folder / TABLE).read_text(encoding="utf-8"))
+    return {(pair, part): value for part, values in table.items() for pair, value in values.items()}
+
+
+def rows(node: Node, lengths: Lengths) -> Rows:
+    """Both answers of every pair."""
+    return fitted(lengths.pairs("train"), PARTS, node.spec.max_length)
+
+
+def disk(node: Node, load: Load) -> Disk:
+    """Of a number for each answer."""
+    return scores_disk(load.count, len(load.rows))
+
+
+def memory(node: Node, load: Load) -> Memory:
+    """Of one model over blocks of answers."""
+    return scoring_in_turn(load.models, load.rows, node.spec.dtype, node.spec.block_tokens, 1, load.where)
+
+
+REWARDS = Stage(
+    "rewards", 6, 1, RewardsSpec, "scoring", "rewards", compute, finish, rows, disk, memory, one_process=True,
+    follows=("limit", "max_length"),
+)  # fmt: skip
+STAGES = (REWARDS,)

@@ -7,8 +7,33 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from adpa_cli.disk import write_json
+from adpa_cli.engine.costs import generating_memory, rollout_disk
+from adpa_cli.sizes import Disk, Memory, Row, Rows
 from adpa_cli.spec import Dtype, Split, make
-from adpa_cli.stages import Job, Monitor, stop_if_asked
+from adpa_cli.stages import Job, Lengths, Load, Monitor, Node, Stage, stop_if_asked
+
+
+@dataclass(frozen=True)
+class RolloutSpec:
+    """One `rollout` stage: an answer to every prompt."""
+
+    template: str
+    end: str
+    split: Split = "train"
+    temperature: float = 0.0
+    top_p: float = 1.0
+    max_new_tokens: int = 1024
+    max_length: int = 2048
+    seed: int = 0
+    dtype: Dtype = "bfloat16"
+    engine: Literal["transformers"] = "transformers"
+    block_tokens: int = 65536
+    limit: int | None = None
+    skip_bad_rows: bool = field(default=False, metadata={"neutral": False})
+    smoke: bool = field(default=False, metadata={"neutral": False})
+
+    def without_effect(self) -> set[str]:
+        return {"seed", "top_p"} if self.temperature == 0 else set()
 
 
 def compute(job: Job, monitor: Monitor, rank: int = 0, processes: int = 1) -> None:
@@ -26,8 +51,6 @@ def compute(job: Job, monitor: Monitor, rank: int = 0, processes: int = 1) -> No
         return
     model = load(folder, device=device())
     sampling = Sampling(spec.temperature, spec.top_p, spec.max_new_tokens, spec.seed)
-    padding = encoder.tokenizer.pad_token_id
-    pad_id = encoder.end_id if padding is None else padding
     done = len(blocks[rank::processes]) - len(mine)
     for n, block in enumerate(mine, 1):
         prompts, ids = [item[1] for item in block.items], [item[0] for item in block.items]
@@ -35,8 +58,9 @@ def compute(job: Job, monitor: Monitor, rank: int = 0, processes: int = 1) -> No
         together = min(len(prompts), max(1, spec.block_tokens // length))
         with block_that_fits(job.stage, together, length):
             made = generate_block(
-                model, prompts, ids, encoder.end_id, pad_id, sampling, spec.max_length, spec.dtype, spec.block_tokens
-            )
+                model, prompts, ids, encoder.end_id, encoder.pad_id, sampling, spec.max_length, spec.dtype,
+                spec.block_tokens,
+            )  # fmt: skip
         rows = [
             {"id": row, "prompt_ids": list(prompt), "answer_ids": a.ids, "cut": a.cut, "text": encoder.decode(a.ids)}
             for row, prompt, a in zip(ids, prompts, made, strict=True)
@@ -87,7 +111,7 @@ def _asked(job: Job, spec: RolloutSpec) -> dict[str, Any]:
 
 
 def _blocks(job: Job, spec: RolloutSpec, tokenizer: Any) -> tuple[Any, Any]:
-    from adpa_cli.engine.device import POOL
+    from adpa_cli.engine.generation.generate import POOL
     from adpa_cli.engine.layout.examples import encoder_of, fitted_prompt
     from adpa_cli.engine.layout.micro_batches import cut_blocks
 
@@ -104,24 +128,34 @@ def _blocks(job: Job, spec: RolloutSpec, tokenizer: Any) -> tuple[Any, Any]:
     )
 
 
-@dataclass(frozen=True)
-class RolloutSpec:
-    """One `rollout` stage: an answer to every prompt."""
+def rows(node: Node, lengths: Lengths) -> Rows:
+    """A row for each prompt, with an answer that is not written yet: as long as the chosen one, where it may be."""
+    spec, pairs = node.spec, lengths.pairs(node.spec.split)
+    prompts = [row for row, mark in zip(pairs["chosen"], pairs["first"], strict=True) if mark.answer]
+    longest = [min(r.answer, spec.max_new_tokens, max(1.0, spec.max_length - r.prompt)) for r in prompts]
+    return {"rollout": [Row(r.prompt, answer) for r, answer in zip(prompts, longest, strict=True)]}
 
-    template: str
-    end: str
-    split: Split = "train"
-    temperature: float = 0.0
-    top_p: float = 1.0
-    max_new_tokens: int = 1024
-    max_length: int = 2048
-    seed: int = 0
-    dtype: Dtype = "bfloat16"
-    engine: Literal["transformers"] = "transformers"
-    block_tokens: int = 65536
-    limit: int | None = None
-    skip_bad_rows: bool = field(default=False, metadata={"neutral": False})
-    smoke: bool = field(default=False, metadata={"neutral": False})
 
-    def without_effect(self) -> set[str]:
-        return {"seed", "top_p"} if self.temperature == 0 else set()
+def memory(node: Node, load: Load) -> Memory:
+    """Of drawing answers in blocks."""
+    spec = node.spec
+    return generating_memory(
+        load.models[0], load.flat, spec.dtype, spec.block_tokens, spec.max_new_tokens, spec.max_length, load.where
+    )
+
+
+def disk(node: Node, load: Load) -> Disk:
+    """Of the answers."""
+    return rollout_disk(load.flat, load.models[0].vocabulary)
+
+
+def next_commands(name: str) -> list[str]:
+    return [f"adpa show {name} --row 1", f"adpa cache-teacher --teacher MODEL --rollouts {name}"]
+
+
+ROLLOUT = Stage(
+    "rollout", 5, 1, RolloutSpec, "generating", "answers", compute, finish, rows, disk, memory,
+    next_commands=next_commands, parts=lambda spec: ("rollout",), split=lambda spec: str(spec.split),
+    vocabulary_of="model", follows=("limit", "max_length"),
+)  # fmt: skip
+STAGES = (ROLLOUT,)

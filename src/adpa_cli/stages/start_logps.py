@@ -10,29 +10,52 @@ import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Any
 
 from adpa_cli.disk import write_atomic
+from adpa_cli.engine.costs import scoring_in_turn, start_logps_disk
 from adpa_cli.errors import AdpaError, Corrupt, DataError
 from adpa_cli.hub import Located
-from adpa_cli.signal import AnswerKey
+from adpa_cli.sizes import Disk, Memory, Rows, fitted
 from adpa_cli.spec import Dtype, make
-from adpa_cli.stages import Job, Monitor, stop_if_asked
+from adpa_cli.stages import Job, Lengths, Load, Monitor, Node, Stage, stop_if_asked
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from adpa_cli.signal import AnswerKey
+
+    Logps = NDArray[np.float32]
+    KeyedLogps = tuple[AnswerKey, Logps]
 
 TABLE = "logps.parquet"
 NAMES = ("example_id", "part", "tokens")
 MEANING = "nats, under the full softmax, of every token of the answer, its end token included"
-Logps = NDArray[np.float32]
-Row = tuple[AnswerKey, Logps]
+
+
+@dataclass(frozen=True)
+class StartSpec:
+    """One `start-logps` stage: the log-probs of given answers under the model that trainings start from.
+
+    What has no default is as in those trainings. Only rounding hangs on the rest, so their ids need not tell of it.
+    """
+
+    parts: tuple[str, ...]
+    template: str
+    end: str
+    dtype: Dtype
+    max_length: int
+    limit: int | None
+    skip_bad_rows: bool
+    smoke: bool
+    block_tokens: int = 16384
 
 
 def compute(job: Job, monitor: Monitor, rank: int = 0, processes: int = 1) -> None:
     """Leave one `_block-NNNNNN.parquet` per finished block in the work folder; blocks that are there are kept."""
     from adpa_cli.engine.device import device
-    from adpa_cli.engine.models import check_head, load
+    from adpa_cli.engine.models import load_checked
     from adpa_cli.engine.training.student import Student
 
     spec = make(StartSpec, job.spec)
@@ -41,8 +64,7 @@ def compute(job: Job, monitor: Monitor, rank: int = 0, processes: int = 1) -> No
     todo = [block for block in own if not _path(job, block.index).exists()]
     if not todo:
         return
-    model = load(job.one("model").path, device=device())
-    check_head(model)
+    model = load_checked(job.one("model").path, device=device())
     student = Student(model, spec.dtype)
     done = len(own) - len(todo)
     for n, block in enumerate(todo, 1):
@@ -90,6 +112,8 @@ def _scored(
 
 
 def _check(found: Mapping[tuple[str, str], Logps], model: str, training: str) -> None:
+    import numpy as np
+
     for (example_id, part), logps in found.items():
         if not np.isfinite(logps).all():
             raise AdpaError(
@@ -101,6 +125,8 @@ def _check(found: Mapping[tuple[str, str], Logps], model: str, training: str) ->
 
 def finish(job: Job) -> dict[str, Any]:
     """One table of all blocks, and how likely the answers are to the model."""
+    import numpy as np
+
     rows = [row for path in sorted(job.folder.glob("_block-*.parquet")) for row in _read(path)]
     _write(job.folder / TABLE, rows)
     parts: dict[str, list[Logps]] = {}
@@ -126,7 +152,7 @@ class StartLogps:
         except (OSError, ValueError, KeyError, pa.ArrowException) as error:
             problem = str(error).partition("\n")[0]
             raise Corrupt(f"{source.label}: {TABLE} cannot be read: {problem}", self._again) from error
-        self._rows: dict[str, dict[str, Row]] = {}
+        self._rows: dict[str, dict[str, KeyedLogps]] = {}
         for key, logps in rows:
             self._rows.setdefault(key.example_id, {})[key.part] = (key, logps)
 
@@ -158,8 +184,9 @@ def _path(job: Job, index: int) -> Path:
     return job.folder / f"_block-{index:06d}.parquet"
 
 
-def _write(path: Path, rows: Sequence[Row]) -> None:
+def _write(path: Path, rows: Sequence[KeyedLogps]) -> None:
     """Rows as one Parquet file with checksums, whole or not at all; equal rows give equal bytes."""
+    import numpy as np
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -173,8 +200,10 @@ def _write(path: Path, rows: Sequence[Row]) -> None:
     write_atomic(path, out.getvalue())
 
 
-def _read(path: Path) -> list[Row]:
+def _read(path: Path) -> list[KeyedLogps]:
     import pyarrow.parquet as pq
+
+    from adpa_cli.signal import AnswerKey
 
     table = pq.read_table(path, page_checksum_verification=True).combine_chunks()
     logps = table.column("logps").combine_chunks()
@@ -183,19 +212,22 @@ def _read(path: Path) -> list[Row]:
     return [(AnswerKey(*key), flat[a:b]) for key, a, b in zip(keys, ends, ends[1:], strict=False)]
 
 
-@dataclass(frozen=True)
-class StartSpec:
-    """One `start-logps` stage: the log-probs of given answers under the model that trainings start from.
+def rows(node: Node, lengths: Lengths) -> Rows:
+    """The answers that are scored."""
+    return fitted(lengths.pairs("train"), node.spec.parts, node.spec.max_length)
 
-    What has no default is as in those trainings. Only rounding hangs on the rest, so their ids need not tell of it.
-    """
 
-    parts: tuple[str, ...]
-    template: str
-    end: str
-    dtype: Dtype
-    max_length: int
-    limit: int | None
-    skip_bad_rows: bool
-    smoke: bool
-    block_tokens: int = 16384
+def disk(node: Node, load: Load) -> Disk:
+    """Of a number for each answer token."""
+    return start_logps_disk(load.flat)
+
+
+def memory(node: Node, load: Load) -> Memory:
+    """Of one model over blocks of answers."""
+    return scoring_in_turn(load.models, load.rows, node.spec.dtype, node.spec.block_tokens, 1, load.where)
+
+
+START_LOGPS = Stage(
+    "start-logps", 7, 1, StartSpec, "scoring", "start log-probs", compute, finish, rows, disk, memory
+)  # fmt: skip
+STAGES = (START_LOGPS,)

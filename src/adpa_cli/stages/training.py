@@ -5,17 +5,21 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from adpa_cli import methods
 from adpa_cli.data.chat import Encoder
 from adpa_cli.disk import write_json
-from adpa_cli.engine.training.step_report import tracking
+from adpa_cli.engine import costs
 from adpa_cli.errors import DataError
+from adpa_cli.hub import External
 from adpa_cli.hub.externals import dialogues_of, pairs_of
-from adpa_cli.spec import TrainSpec, make
-from adpa_cli.stages import Job, Monitor
-from adpa_cli.stages._training_inputs import Data, gather
+from adpa_cli.sizes import Disk, Memory, Row, Rows, fitted
+from adpa_cli.spec import TrainSpec, make, tracker_names
+from adpa_cli.stages import Job, Lengths, Load, Monitor, Node, Stage, every
+
+if TYPE_CHECKING:
+    from adpa_cli.stages._training_inputs import Data
 
 RESULT = "_result.json"
 SCALE_APART = 3.0  # γ × RMS(A) outside this factor of the tuned one is worth a warning
@@ -27,9 +31,11 @@ def compute(job: Job, monitor: Monitor, rank: int = 0, processes: int = 1) -> No
     from adpa_cli.engine.layout.examples import encoder_of
     from adpa_cli.engine.models import load_tokenizer, save
     from adpa_cli.engine.training import schedule
-    from adpa_cli.engine.training.checkpoint_selection import Points
+    from adpa_cli.engine.training.checkpoint_selection import CheckpointSelection
     from adpa_cli.engine.training.loop import Run, train
     from adpa_cli.engine.training.online import Online
+    from adpa_cli.engine.training.step_report import tracking
+    from adpa_cli.stages._training_inputs import gather
 
     spec = make(TrainSpec, job.spec)
     method = methods.load(spec.method)
@@ -49,25 +55,26 @@ def compute(job: Job, monitor: Monitor, rank: int = 0, processes: int = 1) -> No
     def save_in(folder: Path) -> None:
         save(model, tokenizer, folder, spec.template, spec.end)
 
-    points = Points(job.folder, student, accelerator, save_in, held, spec.keep == "all")
-    looked_at = schedule.points(rows, spec.batch_size, end) if held or spec.keep == "all" else frozenset()
+    selection = CheckpointSelection(job.folder, student, accelerator, save_in, held, spec.keep == "all")
+    evaluated = schedule.evaluation_steps(rows, spec.batch_size, end) if held or spec.keep == "all" else frozenset()
     forget_peak(accelerator.device)
-    with tracking(job, monitor.note) as track:
+    names, logs = tracker_names(job.runtime.trackers), Path(job.logs or job.folder / "_trackers")
+    with tracking(names, job.ref, logs, job.spec, monitor.note) as track:
         run = Run(
             spec=spec, method=method, params=params, examples=data.examples, end_id=encoder.end_id,
             signal_of=data.signal_of, work=job.folder, runtime=job.runtime, stage=job.stage,
             progress=monitor.progress, track=track, note=monitor.note, stop=monitor.stop,
-            points=looked_at, at_point=points.at, feed=feed, critic_lr=params.critic_lr if feed else 0.0,
+            evaluation_steps=evaluated, evaluate=selection.evaluate, feed=feed, critic_lr=params.critic_lr if feed else 0.0,
             reward_of=data.reward_of, start_of=data.start_of,
         )  # fmt: skip
         summary = train(student, run, accelerator)
-    preferred = _preferred(job, spec, encoder, student, accelerator) if job.stage == "reward-model" and not held else {}
+    preferred = _preferred(job, spec, encoder, student, accelerator) if method.scalar_head and not held else {}
     if accelerator.is_main_process:
-        chosen = points.take_best() if held else end
+        chosen = selection.take_best() if held else end
         if not held:
             save_in(job.folder)
         write_json(job.folder / RESULT, {
-            **preferred, **_selected(job, spec, chosen, bool(held), bool(looked_at)),
+            **preferred, **_selected(job, spec, chosen, bool(held), bool(evaluated)),
             **measured(job.folder, end, accelerator.device.type),
             **({"runtime": tuned} if tuned else {}), "final": summary, "examples": rows, "notes": list(data.notes),
             "parameters": sum(p.numel() for p in model.parameters()),
@@ -76,16 +83,20 @@ def compute(job: Job, monitor: Monitor, rank: int = 0, processes: int = 1) -> No
     accelerator.wait_for_everyone()
 
 
-def _selected(job: Job, spec: TrainSpec, step: int, held: bool, looked_at: bool) -> dict[str, Any]:
+def _selected(job: Job, spec: TrainSpec, step: int, held: bool, evaluated: bool) -> dict[str, Any]:
     """Which step's weights these are, if that was a choice; of a reward model that was selected also its scores."""
     from adpa_cli.engine.training.checkpoint_selection import records
 
     points = records(job.folder)
-    scores = next(point for point in points if point["step"] == step) if held and job.stage == "reward-model" else {}
+    scores = (
+        next(point for point in points if point["step"] == step)
+        if held and methods.load(spec.method).scalar_head
+        else {}
+    )
     chosen = {"rule": spec.select, "step": step, "points": points}
     return {
         **{key: value for key, value in scores.items() if key != "step"},
-        **({"selection": chosen} if looked_at or spec.select != "last" else {}),
+        **({"selection": chosen} if evaluated or spec.select != "last" else {}),
     }
 
 
@@ -93,18 +104,17 @@ def _student(job: Job, spec: TrainSpec, encoder: Encoder, device: str, data: Dat
     """What is trained on the data: the model, with a critic where answers are drawn online, or under a scalar head; and
     how it was tuned."""
     from adpa_cli.engine.layout.row_layout import packer_of
-    from adpa_cli.engine.models import check_head, load
-    from adpa_cli.engine.rewards.reward_model import Ranker, load_ranker
+    from adpa_cli.engine.models import load_checked
+    from adpa_cli.engine.rewards.reward_model import RewardModel, load_reward_model
     from adpa_cli.engine.training.optimizer import tune
     from adpa_cli.engine.training.student import Student, critic_of
 
     folder = job.one("model").path
-    if job.stage == "reward-model":
-        ranker = load_ranker(folder, encoder.tokenizer, encoder.end_id, device)
-        tuned = tune(ranker, spec, job.runtime)
-        return Ranker(ranker, spec.dtype), tuned
-    model = load(folder, train=True, device=device)
-    check_head(model)
+    if methods.load(spec.method).scalar_head:
+        model = load_reward_model(folder, encoder.tokenizer, encoder.end_id, device)
+        tuned = tune(model, spec, job.runtime)
+        return RewardModel(model, spec.dtype), tuned
+    model = load_checked(folder, train=True, device=device)
     packer = None
     if job.runtime.attention == "auto":
         lengths = [len(sequence) for example in data.examples for sequence in example.parts.values()]
@@ -136,8 +146,9 @@ def finish(job: Job) -> dict[str, Any]:
         chosen = found["selection"]
         say.append(f"step {chosen['step']} of {chosen['points'][-1]['step']} is the best")
     sizes = [rms for cache in job.inputs.get("cache", ()) if (rms := _rms_advantage(cache.path)) is not None]
-    if "gamma" in job.spec["params"] and "gamma_rms" in job.hints and sizes:
-        product = found["gamma_rms"] = job.spec["params"]["gamma"] * sizes[0]
+    weight = job.spec["params"].get(methods.load(job.spec["method"]).advantage_weight)
+    if weight is not None and sizes:
+        product = found["gamma_rms"] = weight * sizes[0]
         usual = job.hints["gamma_rms"]
         beside = f" (the family's: {usual:.3g})" if usual else ""
         say.append(f"γ × RMS of the advantage {product:.3g} nat{beside}")
@@ -168,7 +179,7 @@ def measured(work: Path, step: int, device: str) -> dict[str, Any]:
     log, speed = StepLog(work / METRICS, step, False), Speed.load(work)
     cells = [row["tokens"] / (1 - row["padding"]) for row in log.rows]
     padding = 1 - sum(row["tokens"] for row in log.rows) / max(1.0, sum(cells))
-    told = {"mfu": None, **speed.told(), "padding": padding, "seconds": speed.seconds}
+    told = {"mfu": None, **speed.summary(), "padding": padding, "seconds": speed.seconds}
     known = {"gradients": log.measured(GRADIENT), "entropy": log.measured(ENTROPY)}
     return {
         **{name: found for name, found in known.items() if found},
@@ -191,22 +202,22 @@ def apart(gradients: Mapping[str, float]) -> list[str]:
 def held_out(job: Job, spec: TrainSpec, encoder: Encoder) -> Any:
     """What scores a point: dialogues of `sft` by likelihood, pairs by preference, or answers by a reward model."""
     from adpa_cli.engine.layout import examples as ex
-    from adpa_cli.engine.training.checkpoint_selection import Held
+    from adpa_cli.engine.training.checkpoint_selection import HeldOut
 
     source = job.one("data")
     if "reward_model" in job.inputs:
         return judge(job, spec, encoder)
-    if job.stage != "sft":
-        return Held(ex.pair_examples(spec, source, "test", job.one("model").path), ("chosen", "rejected"))
+    if every()[job.stage].reads == "pairs":
+        return HeldOut(ex.pair_examples(spec, source, "test", job.one("model").path), ("chosen", "rejected"))
     loaded = dialogues_of(source.where, "test", spec.limit, spec.skip_bad_rows)
-    return Held(ex.dialogue_examples(loaded.items, encoder, spec.max_length, source.label)[0], ("chosen",))
+    return HeldOut(ex.dialogue_examples(loaded.items, encoder, spec.max_length, source.label)[0], ("chosen",))
 
 
 def judge(job: Job, spec: TrainSpec, encoder: Encoder) -> Any:
     """Greedy answers to each held-out prompt once, judged by the reward model of the job."""
     from adpa_cli.engine.layout import examples as ex
-    from adpa_cli.engine.rewards.reward_model import rewards_of
-    from adpa_cli.engine.training.checkpoint_selection import SCORE_TOKENS, Judge
+    from adpa_cli.engine.rewards.reward_model import reward_scores
+    from adpa_cli.engine.training.checkpoint_selection import SCORE_TOKENS, RewardSelection
 
     source = job.one("data")
     longest = spec.judged_tokens or spec.max_length
@@ -218,8 +229,118 @@ def judge(job: Job, spec: TrainSpec, encoder: Encoder) -> Any:
 
     def rewards(answers: Mapping[str, Sequence[int]]) -> list[float]:
         dialogues = [(asked[name].prompt, encoder.decode(ids)) for name, ids in answers.items()]
-        return rewards_of(job.one("reward_model"), dialogues, spec, SCORE_TOKENS, "")
+        return reward_scores(job.one("reward_model"), dialogues, spec, SCORE_TOKENS, "")
 
-    padding = encoder.tokenizer.pad_token_id
-    pad_id = encoder.end_id if padding is None else padding
-    return Judge(prompts, rewards, encoder.end_id, pad_id, longest, spec.max_length)
+    return RewardSelection(prompts, rewards, encoder.end_id, encoder.pad_id, longest, spec.max_length)
+
+
+def needs_of(spec: TrainSpec) -> tuple[methods.Need, ...]:
+    """What the method of a training reads under its parameters."""
+    method = methods.load(spec.method)
+    return method.needs_for(method.params(**spec.params))
+
+
+def is_online(spec: TrainSpec) -> bool:
+    """Whether a training draws answers while it goes on."""
+    return any(need.online for need in needs_of(spec))
+
+
+def rows(node: Node, lengths: Lengths) -> Rows:
+    """Dialogues, or both answers of every pair with those that the method trains on besides."""
+    spec = node.spec
+    if node.declared.reads == "dialogues":
+        return {"chosen": [row.fitted(spec.max_length) for row in lengths.dialogues()]}
+    parts = fitted(lengths.pairs("train"), ("chosen", "rejected"), spec.max_length)
+    if "rollouts" in node.inputs:
+        answers = lengths.answers()
+        mean = sum(row.answer for row in answers) / len(answers) if answers else None
+        parts["rollout"] = [Row(r.prompt, r.answer if mean is None else mean) for r in parts["chosen"]]
+    elif is_online(spec):  # guessed to be as long as the chosen ones
+        parts["rollout"] = parts["chosen"]
+    elif spec.source("rollout") != "rollout":
+        parts["rollout"] = parts[spec.source("rollout")]
+    return parts
+
+
+def parts_of(spec: TrainSpec) -> tuple[str, ...]:
+    """The parts of its rows where the data cannot be read yet."""
+    return ("chosen", "rollout") if is_online(spec) else ("chosen", "rejected")
+
+
+def _read(node: Node, load: Load) -> Rows:
+    """Those of the rows that the method reads."""
+    parts = {str(need.part) for need in needs_of(node.spec)}
+    return {part: rows for part, rows in load.rows.items() if part in parts} or load.rows
+
+
+def disk(node: Node, load: Load) -> Disk:
+    """Of the checkpoint, of points that are kept, and of resume points meanwhile."""
+    from adpa_cli.engine.training import schedule
+
+    spec, count = node.spec, load.count
+    steps = schedule.steps_of(count, spec)
+    is_looked_at = spec.keep == "all" or spec.select == "best"
+    points = len(schedule.evaluation_steps(count, spec.batch_size, steps)) if is_looked_at else 0
+    every_steps = load.runtime.checkpoint_steps or schedule.half_epoch(count, spec.batch_size)
+    return costs.training_disk(
+        load.models[0], steps, every_steps, points, spec.keep == "all", critic=is_online(spec)
+    )  # fmt: skip
+
+
+def memory(node: Node, load: Load) -> Memory:
+    """Of the largest micro-batch, with weights, gradients and moments."""
+    spec = node.spec
+    if is_online(spec):
+        return costs.online_memory(load.models, _read(node, load), spec, load.runtime, load.where)
+    caches = [item for role, item in node.flat_inputs() if role == "cache" and not isinstance(item, External)]
+    ids = 1 + max((int(cache.values.get("top_k") or cache.values["samples"]) for cache in caches), default=0)
+    return costs.training_memory(load.models[0], _read(node, load), spec, load.runtime, ids, load.where)
+
+
+def flops(node: Node, load: Load) -> float:
+    """Of the passes over the rows, and of drawing answers where a method does."""
+    from adpa_cli.engine.training.schedule import steps_of
+
+    spec, read = node.spec, _read(node, load)
+    count, again = max(map(len, read.values()), default=0), methods.passes_of(spec.method, spec.params)
+    if not count:
+        return 0.0
+    passes = float(min(steps_of(count, spec) * spec.batch_size / count, spec.epochs * again))
+    operations = costs.training_flops(load.models[0], read, passes)
+    if is_online(spec):
+        operations += costs.online_flops(load.models, read["rollout"], passes, passes / again)
+    return operations
+
+
+def next_commands(name: str) -> list[str]:
+    return [
+        f"adpa chat {name}", f"adpa eval {name}", f"vllm serve $(adpa path {name})", f"adpa export {name} DIR --to hf",
+        f"adpa show {name} --recipe > again.toml",
+    ]  # fmt: skip
+
+
+def next_of_reward_model(name: str) -> list[str]:
+    return [
+        f"adpa eval MODEL --reward-model {name}",
+        f"adpa distill --method NAME --student MODEL --select best --reward-model {name}",
+        f"adpa show {name} --recipe > again.toml",
+    ]
+
+
+SFT = Stage(
+    "sft", 1, 1, TrainSpec, "training", "model", compute, finish, rows, disk, memory, flops, next_commands,
+    methods=lambda: ("sft",), reads="dialogues", parts=lambda spec: ("chosen",),
+)  # fmt: skip
+DPO_TEACHER = Stage(
+    "dpo-teacher", 2, 1, TrainSpec, "training", "model", compute, finish, rows, disk, memory, flops, next_commands,
+    methods=lambda: ("dpo",), parts=parts_of,
+)  # fmt: skip
+REWARD_MODEL = Stage(
+    "reward-model", 3, 1, TrainSpec, "training", "reward model", compute, finish, rows, disk, memory, flops,
+    next_of_reward_model, methods=lambda: ("reward-model",), parts=parts_of,
+)  # fmt: skip
+DISTILL = Stage(
+    "distill", 8, 1, TrainSpec, "training", "model", compute, finish, rows, disk, memory, flops, next_commands,
+    methods=methods.names, any_method=True, parts=parts_of, is_result=True,
+)  # fmt: skip
+STAGES = (SFT, DPO_TEACHER, REWARD_MODEL, DISTILL)

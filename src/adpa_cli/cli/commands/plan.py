@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from adpa_cli.cli.commands import Command, makers
 from adpa_cli.cli.console import options as opt
 from adpa_cli.cli.console.options import FETCH
-
-if TYPE_CHECKING:
-    pass
 
 PASSED_ON = {"ignore_unknown_options": True, "allow_interspersed_args": False}
 """For the parser: everything after COMMAND belongs to it."""
@@ -58,7 +55,6 @@ def _request(words: list[str]) -> object:
 
 def fetch_all(request: opt.Request) -> None:
     """Download what the hub has of the plan's inputs into the Hugging Face cache; the store keeps what they are."""
-    from adpa_cli.cli.console.make import plan_in
     from adpa_cli.cli.console.streams import GLOBALS, say
     from adpa_cli.hub import repository as hub
     from adpa_cli.planning.lineage import hub_files
@@ -71,8 +67,7 @@ def fetch_all(request: opt.Request) -> None:
     store = Store.find(GLOBALS.store, create=True)
     if store.created:
         note(f"created the store {store.root}")
-    plan = plan_in(store, request.options, request.planned)
-    building = [node for node in plan.nodes(store) if store.get(node.label) is None]
+    building = [node for node in request.plan(store).nodes(store) if store.get(node.label) is None]
     files = [*hub_files(building, "model"), *hub_files(building, "dataset")]
     hub.fetch(files, store.hash_cache, note)
     names = dict.fromkeys(file.repo for file in files)

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import re
 from dataclasses import fields, replace
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from adpa_cli.cli.commands import Command
 from adpa_cli.cli.console import options as opt
-
-if TYPE_CHECKING:
-    pass
 
 
 @opt.making("smoke", *opt.RUNNING)

@@ -371,17 +371,17 @@ def usage_error(error: TyperException, words: Sequence[str]) -> UsageError:
 def _as_setting(stage: str, option: str, words: Sequence[str], taken: set[str]) -> str:
     """`--gamma 3` or `--gamma=3` as `--set gamma=3` or `--runtime gamma=3`, where the command has `taken` this option;
     "" when nothing has such a key."""
+    from adpa_cli import stages
     from adpa_cli.planning.settings import knobs, settable
-    from adpa_cli.spec import STAGE_VERSIONS
 
     key = option.lstrip("-").replace("-", "_")
     at = next((n for n, word in enumerate(words) if word.partition("=")[0] == option), len(words))
     typed, _, value = words[at].partition("=") if at < len(words) else (option, "", "")
     if typed == option and not value and at + 1 < len(words) and not words[at + 1].startswith("--"):
         value = words[at + 1]
-    for found in dict.fromkeys((stage, *STAGE_VERSIONS)) if "sets" in taken else ():
-        of_methods = _methods_of(words) if found == "distill" else ("",)
-        if found in STAGE_VERSIONS and any(key in settable(found, method) for method in of_methods):
+    for found in dict.fromkeys((stage, *stages.names())) if "sets" in taken else ():
+        of_methods = _methods_of(words) if found in stages.names() and stages.every()[found].any_method else ("",)
+        if found in stages.names() and any(key in settable(found, method) for method in of_methods):
             return f"--set {'' if found == stage else found + '.'}{key}={value or '…'}"
     known = {field.name for field in knobs()} if "knobs" in taken else set()
     return f"--runtime {key}={value or '…'}" if key in known else ""

@@ -78,12 +78,12 @@ def words(*known: str) -> Answer:
 
 def settings(ctx: typer.Context, incomplete: str) -> list[str]:
     """`KEY=DEFAULT` of the method on the line, or `STAGE.KEY=DEFAULT`; of an only key all known values."""
-    from adpa_cli.spec import STAGE_VERSIONS
+    from adpa_cli import stages as every
 
     stage, typed = ctx.command.name or "", incomplete.partition("=")[0]
     named, dot, _ = typed.rpartition(".")
     chosen = {} if dot else _keys(stage, ctx)
-    begun = [name for name in STAGE_VERSIONS if (name == named if dot else typed and name.startswith(typed))]
+    begun = [name for name in every.names() if (name == named if dot else typed and name.startswith(typed))]
     chosen |= {f"{name}.{key}": values for name in begun for key, values in _keys(name, ctx).items()}
     return _key_values(incomplete, chosen)
 
@@ -137,12 +137,12 @@ def _said(value: Any) -> list[str]:
 
 def _stored(ctx: typer.Context, incomplete: str, stages: Iterable[str]) -> Iterator[str]:
     """Tags and `stage/12hex` of some stages, or of all; bare digits once some are typed. None for a path."""
-    from adpa_cli.spec import STAGE_VERSIONS
+    from adpa_cli import stages as every
 
     store = None if incomplete.startswith((".", "/", "~")) else _store(ctx)
     if store is None:
         return
-    kept = {stage: _names(store.root / stage) for stage in stages or STAGE_VERSIONS}
+    kept = {stage: _names(store.root / stage) for stage in stages or every.names()}
     yield from (tag for tag, full in store.tags().items() if any(full[:12] in names for names in kept.values()))
     for stage, names in kept.items():
         yield from (f"{stage}/{name}" for name in names)

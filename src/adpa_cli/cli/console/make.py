@@ -9,20 +9,21 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, replace
+from typing import Any
 
-from adpa_cli.cli.console import options as opt
-from adpa_cli.cli.console.options import FETCH, Options
-from adpa_cli.cli.console.screens import Look, Screen, look, look_closely
+from adpa_cli.cli.console.options import Request
+from adpa_cli.cli.console.plan_screen import plan_json, plan_text, plan_tsv
+from adpa_cli.cli.console.progress import Screen
 from adpa_cli.cli.console.stdout_guard import Output, ids_only, no_stdin
 from adpa_cli.cli.console.stopping import Stopping, stoppable
 from adpa_cli.cli.console.streams import GLOBALS, confirm, quiet_libraries
+from adpa_cli.cli.recipes.recorded import recorded_request
 from adpa_cli.errors import AdpaError, Stopped, UsageError
+from adpa_cli.estimate.preflight import refuse
+from adpa_cli.estimate.survey import Survey, survey
 from adpa_cli.families import reserved_words
 from adpa_cli.planning.planner import Plan
-from adpa_cli.planning.resolve_inputs import Names
-from adpa_cli.planning.settings import Given
 from adpa_cli.report.score_tables import results
 from adpa_cli.report.text import for_encoding, human_age
 from adpa_cli.running.execute import Show, execute, threads_per_process
@@ -30,12 +31,6 @@ from adpa_cli.spec import Runtime
 from adpa_cli.stages import Monitor, Node
 from adpa_cli.store.manifest import Manifest
 from adpa_cli.store.store import Store
-
-if TYPE_CHECKING:
-    from adpa_cli.planning.planner import Plan
-    from adpa_cli.planning.resolve_inputs import Names
-    from adpa_cli.planning.settings import Given
-    from adpa_cli.store.store import Store
 
 
 @dataclass(frozen=True)
@@ -48,10 +43,10 @@ class Console:
 
 
 @contextlib.contextmanager
-def console(seen: Store, stop_after: float | None) -> Iterator[Console]:
-    """The streams and signals of a maker that works in the store that `seen` is, or will be created from."""
+def console(store: Store, stop_after: float | None) -> Iterator[Console]:
+    """The streams and signals of a maker that works in a store, or in the one that will be created there."""
     quiet_libraries()
-    with ids_only() as output, stoppable(lambda: GLOBALS.again(seen.root), stop_after) as stopping:
+    with ids_only() as output, stoppable(lambda: GLOBALS.again(store.root), stop_after) as stopping:
         # A program that reads errors as JSON is told nothing else.
         screen = Screen(GLOBALS.quiet or (GLOBALS.json and not sys.stderr.isatty()), output.is_pipe)
         yield Console(screen, output, stopping)
@@ -70,41 +65,40 @@ def computing(store: Store, threads: int = 0) -> Iterator[Monitor]:
             desk.screen.close()
 
 
-def make(options: Options, planned: Callable[[Names, Given], Plan]) -> None:
+def make(request: Request) -> None:
     """Plan, show, build, print one id per target: one command's whole work."""
-    runtime = options.runtime()
-    seen = Store.find_or_empty(GLOBALS.store)
-    with console(seen, runtime.stop_after) as desk:
-        plan = plan_in(seen, options, planned)
+    options, runtime = request.options, request.options.runtime()
+    store = Store.find_or_empty(GLOBALS.store)
+    with console(store, runtime.stop_after) as desk:
+        plan = request.plan(store)
         check_tag_fits(plan, options.tag)
         width = shutil.get_terminal_size((120, 24)).columns
         if options.dry_run:
-            show_only(look_closely(plan, seen, runtime), desk, width)
+            show_only(survey(plan, store, runtime), desk, width)
             return
-        store = created(seen, desk.screen)
-        if store.created:
-            plan = plan_in(store, options, planned)  # once more, now that hub names can be pinned
+        store = created(store, desk.screen)
+        surveyed = survey(plan, store, runtime)
 
         def made(manifest: Manifest) -> None:
             hand_over(manifest, store, options.tag, desk.output)
 
-        if all(store.get(node.label) for node in plan.nodes(store)):
-            _say_found(plan, store, desk.screen, made)
+        if surveyed.building:
+            desk.screen.say(plan_text(surveyed, width))
+            ask_if_large(surveyed, options.yes)
+            carry_out(surveyed, desk, made)
         else:
-            known = look(plan, store, runtime)
-            desk.screen.say(known.text(width))
-            ask_if_large(known, options.yes)
-            carry_out(plan, store, runtime, desk, made, known)
+            _say_exists(surveyed, desk.screen, made)
         if plan.evals:
             desk.screen.say(results(store, plan.evals))
 
 
-def created(seen: Store, screen: Screen) -> Store:
-    """The store to work in, created and announced if there was none; what was hashed while planning is kept."""
-    store = Store.find(GLOBALS.store, create=True)
+def created(planned_in: Store, screen: Screen) -> Store:
+    """The store to work in, created and announced if there was none; what planning learnt before is kept in it."""
+    store = replace(Store.find(GLOBALS.store, create=True), pinned=planned_in.pinned)
     if store.created:
         screen.say(f"created the store {store.root}")
-        seen.hash_cache.save()
+        planned_in.hash_cache.save()
+        planned_in.keep_pins(store)
     return store
 
 
@@ -118,36 +112,33 @@ def check_tag_fits(plan: Plan, tag: str | None) -> None:
         )
 
 
-def show_only(known: Look, desk: Console, width: int) -> None:
+def show_only(surveyed: Survey, desk: Console, width: int) -> None:
     """What --dry-run prints. A plan that cannot be carried out is shown on stderr and refused, as a build would."""
-    if known.problems:
-        from adpa_cli.estimate.preflight import refuse
-
-        desk.screen.say(known.text(width))
-        refuse(known.problems)
-    terminal = os.isatty(desk.output.descriptor)
-    shown = known.json() if GLOBALS.json else known.text(width) if terminal else known.tsv()
+    if surveyed.problems:
+        desk.screen.say(plan_text(surveyed, width))
+        refuse(surveyed.problems)
+    if GLOBALS.json:
+        shown = json.dumps(plan_json(surveyed), ensure_ascii=False, indent=1)
+    else:
+        shown = plan_text(surveyed, width) if os.isatty(desk.output.descriptor) else plan_tsv(surveyed).rstrip("\n")
     desk.output.line(for_encoding(shown, sys.stdout.encoding))
 
 
-def ask_if_large(known: Look, yes: bool) -> None:
+def ask_if_large(surveyed: Survey, yes: bool) -> None:
     """Ask a person at a terminal before a large plan begins; one that cannot begin is not asked about."""
-    if yes or known.problems or not known.estimate.large:
+    if yes or surveyed.problems or not surveyed.is_large:
         return
     if not confirm("Go on?", True):
         raise AdpaError("nothing was started", "the same command with --yes goes ahead without asking")
 
 
 def carry_out(
-    plan: Plan,
-    store: Store,
-    runtime: Runtime,
+    surveyed: Survey,
     desk: Console,
     made: Callable[[Manifest], None],
-    known: Look | None = None,
-    note: Callable[[str], None] | None = None,
 ) -> None:
-    """Build what is missing; `made` hears of each target as soon as it is committed or found, `note` of remarks."""
+    """Build what is missing; `made` hears of each target as soon as it is committed, or if it exists."""
+    store, plan = surveyed.store, surveyed.plan
     targets = {target.recipe.id for target in plan.targets}
 
     def done(node: Node, manifest: Manifest, fresh: bool) -> None:
@@ -156,14 +147,14 @@ def carry_out(
             made(manifest)
 
     stopping = desk.stopping
-    desk.screen.expect(known.seconds if known else {})
+    desk.screen.expect({c.node.label: c.seconds for c in surveyed.building if c.seconds is not None})
     show = Show(
-        desk.screen.start, done, desk.screen.progress, note or desk.screen.say, lambda: stopping.asked,
+        desk.screen.start, done, desk.screen.progress, desk.screen.say, lambda: stopping.asked,
         stopping.is_working, GLOBALS.again(),
     )  # fmt: skip
     try:
         with no_stdin():
-            execute(plan, store, runtime, GLOBALS.command, show, known.problems if known else ())
+            execute(surveyed, GLOBALS.command, recorded_request(GLOBALS.words, store), show)
     except Stopped as stopped:
         stopped.hint = GLOBALS.again(store.root)
         raise
@@ -171,14 +162,16 @@ def carry_out(
         desk.screen.close()
 
 
-def _say_found(plan: Plan, store: Store, screen: Screen, made: Callable[[Manifest], None]) -> None:
+def _say_exists(surveyed: Survey, screen: Screen, made: Callable[[Manifest], None]) -> None:
+    """Say of each target that it was made before, and hand it over."""
+    plan = surveyed.plan
+    artifacts = {cost.node.recipe.id: cost.artifact for cost in surveyed.costs}
     for target in plan.targets:
-        found = store.get(target.label)
-        if found is not None:
-            age = human_age(time.time() - found.at)
+        if manifest := artifacts[target.recipe.id]:
+            age = human_age(time.time() - manifest.at)
             measured = f", {len(plan.evals)} evaluations reused" if plan.evals else ""
-            screen.say(f"found, nothing to do: {found.ref} (made {age} ago by the same spec{measured})")
-            made(found)
+            screen.say(f"found, nothing to do: {manifest.ref} (made {age} ago by the same spec{measured})")
+            made(manifest)
 
 
 def hand_over(
@@ -189,15 +182,3 @@ def hand_over(
         store.tag(tag, manifest.id, reserved_words())
     record = {"id": manifest.id, "ref": manifest.ref, "path": str(store.root / manifest.ref), **(also or {})}
     output.line(json.dumps(record, ensure_ascii=False) if GLOBALS.json else manifest.ref)
-
-
-def plan_in(store: Store, options: opt.Options, planned: Callable[[Names, Given], Plan]) -> Plan:
-    """The plan of a command in a store; one error lists everything of the hub that is not open to us."""
-    from adpa_cli.cli.console.streams import GLOBALS
-    from adpa_cli.hub.repository import Access
-    from adpa_cli.planning.resolve_inputs import Names
-
-    argv = [word for word in GLOBALS.argv if word not in (FETCH, "--dry-run", "-n")]
-    access = Access(argv[1:] if argv[:1] == ["plan"] else argv)
-    with access.checked():
-        return planned(Names(store, options.refresh, access), options.given())

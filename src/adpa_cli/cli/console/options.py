@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from adpa_cli.planning.resolve_inputs import Names
     from adpa_cli.planning.settings import Given
     from adpa_cli.spec import Runtime
+    from adpa_cli.store.store import Store
 
 R = TypeVar("R")
 WHAT, MUCH, WHERE, AFTER, FIRST = "What", "How much", "Where and when (noise at most)", "After", "Look first"
@@ -153,6 +154,18 @@ class Request:
 
     options: Options
     planned: Callable[[Names, Given], Plan]
+
+    def plan(self, store: Store) -> Plan:
+        """Its plan in a store. Raises one error that lists everything of the hub that is not open to us."""
+        from adpa_cli import stages
+        from adpa_cli.cli.console.streams import GLOBALS
+        from adpa_cli.hub.repository import Access
+        from adpa_cli.planning.resolve_inputs import Names
+
+        words = [word for word in GLOBALS.argv if word not in ("plan", FETCH, "--dry-run", "-n")]
+        access = Access(words if words[:1] and words[0] in stages.names() else [])
+        with access.checked():
+            return self.planned(Names(store, self.options.refresh, access), self.options.given())
 
 
 INFERENCE = (

@@ -27,6 +27,8 @@ class Globals:
     verbose: bool = False
     store: Path | None = None
     argv: list[str] = field(default_factory=list)
+    words: list[str] = field(default_factory=list)
+    """The command with its own options."""
     begun: float = 0.0
     """When the command started, on the monotonic clock."""
 
@@ -71,6 +73,7 @@ def take_globals(argv: Sequence[str]) -> list[str]:
         else:
             rest.append(word)
     _check_values(rest)
+    GLOBALS.words = rest
     return rest
 
 
@@ -170,7 +173,7 @@ def dashes(options: dict[str, list[str]]) -> dict[str, list[str]]:
     for name, i in asked:
         found = read_ids(name)
         options[name][i : i + 1] = found
-        GLOBALS.argv = _spelled_out(GLOBALS.argv, name, found)
+        GLOBALS.argv, GLOBALS.words = (_spelled_out(words, name, found) for words in (GLOBALS.argv, GLOBALS.words))
     return options
 
 

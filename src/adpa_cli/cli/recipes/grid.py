@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import inspect
 import itertools
+import json
 import re
 import sys
 import tomllib
@@ -17,12 +18,12 @@ from typing import Any
 import typer
 from typer.exceptions import TyperException
 
+from adpa_cli import stages
 from adpa_cli.cli.commands import makers
-from adpa_cli.cli.console.options import FIRST, Request
+from adpa_cli.cli.console.options import FIRST, WHERE, Request
 from adpa_cli.errors import NotFound, UsageError
 from adpa_cli.planning.distill_builder import needed_methods
 from adpa_cli.planning.settings import methods_of, settable
-from adpa_cli.spec import STAGE_VERSIONS
 
 SET, PINS = "set", "pins"
 _HEADER = re.compile(r"\s*\[\s*([^\[\]]+?)\s*\]\s*(#.*)?$")
@@ -121,6 +122,20 @@ class Key:
     flag: bool = False
     several: bool = False
     positional: bool = False
+    parameter: str = ""
+    """Its name in the signature."""
+    metavar: str = ""
+    panel: str = ""
+
+    @property
+    def is_model(self) -> bool:
+        """Whether it names models or artifacts."""
+        return self.metavar in ("MODEL", "ID", "REF…")
+
+    @property
+    def is_data(self) -> bool:
+        """Whether it names data sets."""
+        return self.metavar == "SRC"
 
 
 @dataclass(frozen=True)
@@ -137,14 +152,43 @@ def keys_of(function: Callable[..., Any]) -> dict[str, Key]:
     for parameter in inspect.signature(function).parameters.values():
         meta = next(m for m in parameter.annotation.__metadata__ if isinstance(m, typer.models.ParameterInfo))
         kind = typing.get_args(parameter.annotation)[0]
+        shown = (parameter.name, str(meta.metavar or ""), str(meta.rich_help_panel or ""))
         several = any(typing.get_origin(part) is list for part in (kind, *typing.get_args(kind)))
         if isinstance(meta, typer.models.ArgumentInfo):
-            found[parameter.name] = Key(several=several, positional=True)
+            found[parameter.name] = Key(False, several, True, *shown)
         elif meta.rich_help_panel != FIRST:
             # Inside Annotated the parser keeps the first name of an option where its default would be.
             names = [name[2:] for name in (str(meta.default), *(meta.param_decls or ())) if name.startswith("--")]
-            found.update({name: Key(flag=kind is bool, several=several) for name in names if name != SET})
+            found.update({name: Key(kind is bool, several, False, *shown) for name in names if name != SET})
     return found
+
+
+def values_of(words: Sequence[str]) -> dict[str, Any]:
+    """The values of a command line by their names in a recipe, without those that only say how to run.
+
+    Raises what the parser does.
+    """
+    from adpa_cli.cli.console.app import program
+    from adpa_cli.planning.settings import parse_sets
+
+    given = program().commands[words[0]].make_context(words[0], list(words[1:])).params
+    found: dict[str, Any] = {}
+    for name, key in keys_of(makers()[words[0]].function).items():
+        value = given[key.parameter]
+        if key.panel != WHERE and name != "tag" and value not in (None, False, [], ()):
+            found[name] = list(value) if key.several else value
+    own, by_stage = parse_sets(given.get("sets") or ())
+    typed = {**own, **{f"{stage}.{key}": value for stage, named in by_stage.items() for key, value in named.items()}}
+    return {**found, **{name: _toml_value(value) for name, value in typed.items()}}
+
+
+def _toml_value(text: str) -> Any:
+    """Text as the number or truth value that it spells, else as it is."""
+    try:
+        value = json.loads(text)
+    except ValueError:
+        return text
+    return value if isinstance(value, bool | int | float) else text
 
 
 def expand(recipe: Recipe, keys: Mapping[str, Key]) -> list[Cell]:
@@ -191,11 +235,12 @@ def _values(recipe: Recipe, key: str, value: Any, keys: Mapping[str, Key]) -> Se
 
 def _known(command: str, point: Mapping[str, Any]) -> dict[str, Any]:
     """Every setting with its default that a cell may have: bare ones of its own stage, `stage.key` of any."""
-    own = needed_methods(str(point["method"])) if command == "distill" and "method" in point else methods_of(command)
+    chosen = stages.every()[command].any_method and "method" in point
+    own = needed_methods(str(point["method"])) if chosen else methods_of(command)
     found: dict[str, Any] = {}
     for method in own:
         found.update(settable(command, method))
-    for stage in STAGE_VERSIONS:
+    for stage in stages.names():
         for method in own if stage == command else methods_of(stage):
             found.update({f"{stage}.{name}": value for name, value in settable(stage, method).items()})
     return found
@@ -209,9 +254,9 @@ def _check_keys(
         if key in keys or key in settings:
             continue
         stage, dot, name = key.rpartition(".")
-        if dot and stage not in STAGE_VERSIONS:
-            stages = ", ".join(f"[{known_stage}]" for known_stage in STAGE_VERSIONS)
-            raise recipe.refused(key, f"there is no table [{stage}]", f"tables: [{SET}], [{PINS}], {stages}")
+        if dot and stage not in stages.names():
+            tables = ", ".join(f"[{name}]" for name in (SET, PINS, *stages.names()))
+            raise recipe.refused(key, f"there is no table [{stage}]", f"tables: {tables}")
         prefix = f"{stage}." if dot else ""
         own = {
             n.removeprefix(prefix): v

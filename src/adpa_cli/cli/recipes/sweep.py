@@ -8,7 +8,7 @@ import os
 import shlex
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,19 +20,18 @@ from adpa_cli.cli.console.make import (
     console,
     created,
     hand_over,
-    plan_in,
 )
 from adpa_cli.cli.console.options import Request
-from adpa_cli.cli.console.screens import look
+from adpa_cli.cli.console.plan_screen import plan_text
 from adpa_cli.cli.console.stdout_guard import Output
 from adpa_cli.cli.console.streams import GLOBALS, terminal_width
 from adpa_cli.cli.recipes.grid import Cell, as_text
 from adpa_cli.errors import AdpaError, Stopped, UsageError
+from adpa_cli.estimate.survey import Survey, check, survey
 from adpa_cli.planning.planner import Plan
 from adpa_cli.report import score_tables as report
 from adpa_cli.report import text
 from adpa_cli.report.scores import scores
-from adpa_cli.running.execute import prepare
 from adpa_cli.stages import Node
 from adpa_cli.store.manifest import Manifest
 from adpa_cli.store.store import Store
@@ -61,7 +60,7 @@ def plan_cells(requests: Sequence[tuple[Cell, Request]], store: Store, shard: tu
     """Plan every cell of this shard. Cells that come to the same artifacts are one; UsageError for two of one tag."""
     steps: dict[tuple[str, ...], Step] = {}
     for cell, request in requests:
-        plan = plan_in(store, request.options, request.planned)
+        plan = request.plan(store)
         check_tag_fits(plan, request.options.tag)
         step = Step(len(steps) + 1, cell, request, plan)
         steps.setdefault(step.identity, step)
@@ -108,80 +107,66 @@ def sweep(
     `pins` are the commits that names of the hub have in the recipe.
     A cell that fails does not keep the others from being made; AdpaError at the end names those that did.
     """
-    seen = replace(Store.find_or_empty(GLOBALS.store), pinned=pins)
-    stop_after = requests[0][1].options.runtime(look=False).stop_after
-    with console(seen, stop_after) as desk:
-        steps = plan_cells(requests, seen, shard)
+    store = replace(Store.find_or_empty(GLOBALS.store), pinned=pins)
+    options = requests[0][1].options
+    with console(store, options.runtime(look=False).stop_after) as desk:
+        steps = plan_cells(requests, store, shard)
         if not steps:
             desk.screen.say("this shard has no cell")
             return
         if dry_run:
-            _list(steps, seen, desk.output)
+            _list(steps, store, desk.output)
             return
-        store = replace(created(seen, desk.screen), pinned=pins)
-        if store.created:
-            steps = plan_cells(requests, store, shard)  # once more, now that hub names can be pinned
-        whole, note = together(steps), _once(desk.screen.say)
-        if not all(store.get(node.label) for node in whole.nodes(store)):
-            options = requests[0][1].options
-            known = look(whole, store, options.runtime())
-            desk.screen.say(known.text(terminal_width()))
-            ask_if_large(known, options.yes)
-            prepare([cost.node for cost in known.estimate.building], store, note, known.problems)
+        store = created(store, desk.screen)
+        whole = survey(together(steps), store, options.runtime())
+        if whole.building:
+            desk.screen.say(plan_text(whole, terminal_width()))
+            ask_if_large(whole, options.yes)
+            check(whole, desk.screen.say)
         else:
             desk.screen.say(f"found, nothing to do: {len(steps)} cell{'s' * (len(steps) != 1)}")
-        failures = _make_each(steps, store, desk, note)
+        failures = _make_each(steps, whole, desk)
         width = terminal_width() if sys.stderr.isatty() else UNCUT
         desk.screen.say(report.screen(_lines(steps, store, failures), width))
         if failures:
             raise _summary(failures, steps)
 
 
-def _once(say: Callable[[str], None]) -> Callable[[str], None]:
-    """Says every line once: cells have data and vocabularies in common."""
-    heard: set[str] = set()
-
-    def note(line: str) -> None:
-        if line not in heard:
-            heard.add(line)
-            say(line)
-
-    return note
-
-
-def _make_each(steps: Sequence[Step], store: Store, desk: Console, note: Callable[[str], None]) -> list[Failure]:
+def _make_each(steps: Sequence[Step], whole: Survey, desk: Console) -> list[Failure]:
+    store = whole.store
     failures: list[Failure] = []
     for place, step in enumerate(steps, 1):
         failed = {failure.stage: failure.step for failure in failures}
-        stages = [node.label for node in step.plan.nodes(store)]
-        blocked = next((label for label in stages if label in failed), None)
+        own = whole.of(step.plan)
+        labels = [node.label for node in own.nodes]
+        blocked = next((label for label in labels if label in failed), None)
         if blocked is not None:
             why = f"needs {blocked}, which failed in cell {failed[blocked].number}"
             failures.append(Failure(step, blocked, AdpaError(why)))
             continue
-        if any(store.get(label) is None for label in stages):
+        if own.building:
             desk.screen.say(f"cell {place} of {len(steps)}: {shlex.join(['adpa', *step.cell.words])}")
-        error = _outcome(step, store, desk, note)
+        error = _outcome(step, own, desk)
         if error is not None:
-            missing = next((label for label in stages if store.get(label) is None), "")
+            missing = next((label for label in labels if store.get(label) is None), "")
             failures.append(Failure(step, missing, error))
             desk.screen.say(f"cell {place} failed: {error.message}")
     return failures
 
 
-def _outcome(step: Step, store: Store, desk: Console, note: Callable[[str], None]) -> AdpaError | None:
+def _outcome(step: Step, own: Survey, desk: Console) -> AdpaError | None:
     """Make one cell; the error that it failed with, if it did. Raises Stopped."""
-    options = step.request.options
 
     def made(manifest: Manifest) -> None:
-        hand_over(manifest, store, options.tag, desk.output, {"settings": dict(step.cell.settings)})
+        settings = {"settings": dict(step.cell.settings)}
+        hand_over(manifest, own.store, step.request.options.tag, desk.output, settings)
 
     try:
         with _typed(step.cell.words):
-            carry_out(step.plan, store, options.runtime(), desk, made, note=note)
+            carry_out(own, desk, made)
     except Stopped as stopped:
         if "-" not in GLOBALS.argv:  # a recipe from a pipe is gone: then the cell's own command goes on
-            stopped.hint = GLOBALS.again(store.root)
+            stopped.hint = GLOBALS.again(own.store.root)
         raise
     except BrokenPipeError:
         raise
@@ -196,12 +181,13 @@ def _outcome(step: Step, store: Store, desk: Console, note: Callable[[str], None
 @contextlib.contextmanager
 def _typed(words: Sequence[str]) -> Iterator[None]:
     """A cell is a command: what it makes says so, and can be made without the recipe."""
-    before = GLOBALS.argv
+    before = GLOBALS.argv, GLOBALS.words
     GLOBALS.argv = [*words, *(["--store", str(GLOBALS.store)] if GLOBALS.store else [])]
+    GLOBALS.words = list(words)
     try:
         yield
     finally:
-        GLOBALS.argv = before
+        GLOBALS.argv, GLOBALS.words = before
 
 
 def _list(steps: Sequence[Step], store: Store, output: Output) -> None:
@@ -219,8 +205,8 @@ def _list(steps: Sequence[Step], store: Store, output: Output) -> None:
         head = ("", "", "ID", *map(str.upper, varying))
         cells = [(*row[:3], *(as_text(row[3].get(key, "")) for key in varying)) for row in rows]
         table = text.table(head, cells, terminal_width(), flexible=2, floor=27)
-        known = look(together(steps), store, steps[0].request.options.runtime())
-        output.line("\n".join([known.text(terminal_width()), "", *table]))
+        whole = survey(together(steps), store, steps[0].request.options.runtime())
+        output.line("\n".join([plan_text(whole, terminal_width()), "", *table]))
     else:
         pairs = [(*row[:3], " ".join(f"{key}={as_text(value)}" for key, value in row[3].items())) for row in rows]
         output.line(text.tsv(pairs).rstrip("\n"))

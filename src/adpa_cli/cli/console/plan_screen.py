@@ -1,0 +1,221 @@
+"""The plan of a making command, as its screen, for a pipe and for a program."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from adpa_cli.hub import External
+from adpa_cli.planning.planner import Plan
+from adpa_cli.report import text
+from adpa_cli.stages import Input, Node
+
+if TYPE_CHECKING:
+    from adpa_cli.estimate.cost import Cost
+    from adpa_cli.estimate.survey import Survey
+
+COLUMNS = ("n", "state", "role", "what", "id", "size", "time")
+ROLES = {
+    "aligned": "aligned teacher", "reference": "reference teacher", "model": "model", "reward_model": "reward model",
+}  # fmt: skip
+GAP = "  "
+CALM = "Every stage can be interrupted and repeated."
+WIDE = 88  # columns below which the numbers of a stage stand on a line of their own
+
+
+def plan_rows(survey: Survey) -> list[tuple[str, ...]]:
+    """(number, found|build, role, what, id, bytes, seconds) of every stage, uncut; `?` for what nobody can tell."""
+    rows: list[tuple[str, ...]] = []
+    for n, cost in enumerate(survey.costs, 1):
+        known = _bytes(cost)
+        size = "?" if known is None else str(known)
+        seconds = "0" if cost.artifact else "?" if cost.seconds is None else f"{cost.seconds:.0f}"
+        state = "found" if cost.artifact else "build"
+        rows.append((str(n), state, cost.node.role, cost.node.what, cost.node.label, size, seconds))
+    return rows
+
+
+def plan_tsv(survey: Survey) -> str:
+    """A plan for a pipe."""
+    return text.tsv(plan_rows(survey))
+
+
+def plan_json(survey: Survey) -> dict[str, Any]:
+    """A plan for a program: its rows, its totals, what is fetched, and what does not fit."""
+    rows = [_record(n, cost) for n, cost in enumerate(survey.costs, 1)]
+    totals = {
+        "download": survey.download, "keeps": survey.keeps, "peak": survey.peak, "free": survey.machine.disk,
+        "memory": survey.memory, "memory_available": survey.machine.memory, "device": survey.machine.name,
+        "seconds": survey.seconds, "basis": survey.basis, "large": survey.is_large,
+    }  # fmt: skip
+    models = [
+        {"role": role, "name": item.label, "size": item.size, "download": item.download}
+        for role, item in _models(survey)
+    ]
+    return {
+        "store": str(survey.store.root), "end": survey.plan.template[1], "models": models, "rows": rows,
+        "totals": totals, "notes": list(survey.plan.notes),
+    }  # fmt: skip
+
+
+def _record(n: int, cost: Cost) -> dict[str, Any]:
+    needs = None if cost.memory is None else cost.memory.device
+    return {
+        "n": n, "state": "found" if cost.artifact else "build", "stage": cost.node.stage, "role": cost.node.role,
+        "what": cost.node.what, "id": cost.node.label, "size": _bytes(cost),
+        "extra": None if cost.disk is None else cost.disk.extra, "memory": needs, "seconds": cost.seconds,
+        "rows": cost.rows,
+    }  # fmt: skip
+
+
+def plan_text(survey: Survey, width: int) -> str:
+    """A plan for a terminal of `width` columns; no line is longer."""
+    lines = [*_head(survey, width)]
+    lines += [text.cut(line, width) for line in _table(survey, width)]
+    for note in survey.plan.notes:
+        lines += filled([note], width, " ")
+    return "\n".join([*lines, *_foot(survey, width), *filled([CALM], width, " ")])
+
+
+def _head(survey: Survey, width: int) -> Iterator[str]:
+    plan, store = survey.plan, survey.store
+    held = len(store.artifacts(on_error=lambda error: None))
+    root = str(store.root)
+    home = str(Path.home())
+    shown = f"~{root[len(home) :]}" if root.startswith(f"{home}/") else root
+    facts = [f"store {shown} ({held} artifact{'s' * (held != 1)})", *_who(survey)]
+    yield from filled([*facts, f"template {template_name(plan)}, ends {plan.template[1]}"], width)
+    data = dict(_data(survey))
+    if data:
+        sets = [f"{name} {count}".rstrip() for name, count in data.items()]
+        yield from filled([f"data  {sets[0]}", *sets[1:]], width)
+
+
+def _who(survey: Survey) -> Iterator[str]:
+    """The student that is trained, and its teacher."""
+    nodes = [cost.node for cost in survey.costs]
+    students = [node for node in nodes if node.role == "student" or node.declared.any_method]
+    if students:
+        yield f"student {_called(students[0].inputs['model'])}"
+    signals = [node for node in nodes if "aligned" in node.inputs]
+    if signals:
+        yield f"teacher {_called(signals[0].inputs['aligned'])}"
+
+
+def _called(item: Input | tuple[Input, ...]) -> str:
+    """The alias that a model is known by, else its own name."""
+    from adpa_cli.families import FAMILIES, READY_PAIRS
+
+    item = item[0] if isinstance(item, tuple) else item
+    below: Input | tuple[Input, ...] = item
+    while isinstance(below, Node) and "model" in below.inputs:
+        below = below.inputs["model"]
+    name = below.facts.get("name") if isinstance(below, External) else None
+    known = {pair.aligned: pair.alias for pair in READY_PAIRS}
+    for family in reversed(FAMILIES):
+        known |= {family.student: family.alias, family.teacher: family.teacher_alias}
+    return str(known.get(str(name)) or item.label)
+
+
+def template_name(plan: Plan) -> str:
+    """The name of a template that this package knows, else how long a foreign one is."""
+    from adpa_cli.data.chat import DEFAULT_TEMPLATES
+    from adpa_cli.lab import TEMPLATE
+
+    known = {template.text: name for name, template in DEFAULT_TEMPLATES.items()} | {TEMPLATE: "tiny"}
+    return known.get(plan.template[0], "of the model")
+
+
+def _data(survey: Survey) -> Iterator[tuple[str, str]]:
+    """Each data set by name, with the rows that training reads where they are known."""
+    for cost in survey.costs:
+        data = cost.node.inputs.get("data")
+        stage = cost.node.declared
+        if isinstance(data, External) and stage.kind != "generating" and stage.split(cost.node.spec) == "train":
+            yield data.label, "" if cost.rows is None else f"{cost.rows:,} {stage.reads}"
+
+
+def _table(survey: Survey, width: int) -> Iterator[str]:
+    """One line a stage where the terminal is wide enough, else two."""
+    models = [
+        ("", "found", role, item.label, f"download {_size(item.download)}" if item.download else "in HF cache", "", "")
+        for role, item in _models(survey)
+    ]
+    stages = [
+        (str(n), "found" if c.artifact else "build", c.node.role, c.node.what, c.node.label, _size(_bytes(c)), _time(c))
+        for n, c in enumerate(survey.costs, 1)
+    ]
+    rows = [*models, *stages]
+    widths = [max((text.width_of(row[i]) for row in rows), default=0) for i in range(len(COLUMNS))]
+    fixed = sum(widths) - widths[3] + len(GAP) * (len(COLUMNS) - 1)
+    widths[3] = max(min(widths[3], width - fixed), 0)
+    wide = width >= WIDE and widths[3] >= 14
+    for row in rows:
+        if wide:
+            cells = (text.pad(text.cut(row[i], w), w, i in (0, 5, 6)) for i, w in enumerate(widths))
+            yield GAP.join(cells).rstrip()
+        else:
+            yield GAP.join((text.pad(row[0], widths[0], True), row[1], row[2], row[3])).rstrip()
+            yield " " * (widths[0] + 2) + GAP.join(filter(None, (row[4], row[5], row[6])))
+
+
+def _foot(survey: Survey, width: int) -> Iterator[str]:
+    machine = survey.machine
+    if not survey.building:
+        return
+    device = f"{machine.name}'s memory" if machine.kind == "cuda" else "memory"
+    seconds = survey.seconds
+    about = "about ?" if seconds is None else f"about {text.human_time(seconds)}, {survey.basis}"
+    yield from filled(
+        [
+            f"download {_size(survey.download)}", f"keeps {_size(survey.keeps)}",
+            f"peak +{_size(survey.peak)} (free {_size(machine.disk)})",
+            f"{device} {_size(survey.memory)} of {_size(machine.memory)}", about,
+        ],
+        width,
+    )  # fmt: skip
+
+
+def filled(facts: Sequence[str], width: int, mark: str = " · ") -> Iterator[str]:
+    """Facts in as few lines as they need; one that is longer than a line is broken at its spaces, or cut."""
+    line = ""
+    for fact in facts:
+        if line and text.width_of(line) + len(mark) + text.width_of(fact) <= width:
+            line += mark + fact
+            continue
+        if line:
+            yield line
+        line = ""
+        for word in fact.split(" "):
+            if line and text.width_of(line) + 1 + text.width_of(word) > width:
+                yield line
+                line = text.cut(word, width)
+            else:
+                line = text.cut(f"{line} {word}" if line else word, width)
+    if line:
+        yield line
+
+
+def _models(survey: Survey) -> list[tuple[str, External]]:
+    """The models from the hub that the plan reads, each once, with what they are for."""
+    seen: dict[str, tuple[str, External]] = {}
+    for cost in survey.building:
+        for role, item in cost.node.flat_inputs():
+            if isinstance(item, External) and role in ROLES and item.facts.get("commit"):
+                seen.setdefault(item.content, (f"{cost.node.role} base" if role == "model" else ROLES[role], item))
+    return list(seen.values())
+
+
+def _bytes(cost: Cost) -> int | None:
+    if cost.artifact is not None:
+        return cost.artifact.size
+    return None if cost.disk is None else cost.disk.keeps
+
+
+def _size(count: int | None) -> str:
+    return "?" if count is None else text.human_size(count)
+
+
+def _time(cost: Cost) -> str:
+    return "" if cost.artifact else "?" if cost.seconds is None else text.human_time(cost.seconds)

@@ -1,0 +1,145 @@
+"""How a plan is carried out, as a person sees it: a line for every finished stage, a bar for the one at work."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import time
+from collections.abc import Mapping, Sequence
+
+from adpa_cli.cli.console import streams
+from adpa_cli.report import text
+from adpa_cli.running.execute import Pace
+from adpa_cli.stages import Node
+from adpa_cli.store.manifest import Manifest
+
+REDRAW_SECONDS = 0.1
+WAIT_WORTH_SAYING = 0.05
+_ASIDE = {"grad_norm", "critic_grad_norm", "tokens", "padding", "tokens_per_s", "mfu", "wait"}
+
+
+class Screen:
+    """Shows a plan being carried out: a line per finished stage, and where it is `live` one bar for the current one.
+
+    The bar is drawn with carriage returns only, by a command in the foreground of a terminal whose ids go to no other
+    program: that one may share the terminal, and two bars would be drawn over each other.
+    """
+
+    def __init__(self, quiet: bool, into_a_pipe: bool = False) -> None:
+        self.quiet = quiet
+        self.live = not quiet and not into_a_pipe and _can_draw()
+        self.stage = ""
+        """The stage that was begun last."""
+        self._head = ""
+        self._pace = Pace()
+        self._began, self._share_before = 0.0, -1.0
+        self._drawn_at, self._drawn = 0.0, False
+        self._seconds: dict[str, float] = {}
+
+    def expect(self, seconds: Mapping[str, float]) -> None:
+        """How long the stages that are still to be made may take, by label: the bar then shows the whole time left."""
+        self._seconds = dict(seconds)
+
+    def say(self, line: str) -> None:
+        """One line, above the bar."""
+        if not self.quiet:
+            self._clear()
+            streams.say(line + "\n")
+
+    def start(self, node: Node, n: int, of: int) -> None:
+        """A stage begins."""
+        self.stage, self._head = node.label, f"[{n}/{of}] {node.role}"
+        self._pace, self._began, self._share_before = Pace(), time.monotonic(), -1.0
+        self._seconds.pop(node.label, None)
+        if self.live:
+            self._draw(f"{self._head}: {node.what}")
+        else:
+            self.say(f"{self._head}: {node.what}  {node.label}")
+
+    def progress(self, step: int, of: int, numbers: Mapping[str, float]) -> None:
+        """A stage has done `step` of `of`."""
+        share, now = step / max(of, 1), time.monotonic()
+        if self._share_before < 0:  # loading, and the work of an earlier command, say nothing of the pace
+            self._share_before, self._began = share, now
+        is_due = now - self._drawn_at >= REDRAW_SECONDS or step == of if self.live else self._pace.is_due(share)
+        if not is_due:
+            return
+        done = share - self._share_before
+        left = (now - self._began) / done * (1 - share) if done > 0 else None
+        words = [f"{step}/{of}", self._time(left), *_told(numbers)]
+        if self.live:
+            self._draw("  ".join([f"{self._head} {_bar(share, _columns())}", *words]))
+        else:
+            self.say("  ".join([f"  {self._head}", *words]))
+
+    def _time(self, left: float | None) -> str:
+        """The time that this stage still takes, and all of them together where their times are estimated."""
+        here = f"{text.human_time(left)} left" if left is not None else "? left"
+        if left is None or not self._seconds:
+            return here
+        return f"{here}, {text.human_time(left + sum(self._seconds.values()))} in all"
+
+    def done(self, node: Node, manifest: Manifest, fresh: bool) -> None:
+        """A stage is finished, or was there."""
+        self._seconds.pop(node.label, None)
+        if fresh:
+            seconds = text.human_time(float(manifest.made["seconds"]))
+            said = "; ".join(manifest.metrics.get("say", ()))
+            line = f"done   {node.label:<27} {node.role:<17} {seconds:>6}  {text.human_size(manifest.size):>8}  {said}"
+            self.say(line.rstrip())
+            for warning in manifest.metrics.get("watch", ()):
+                self.say(f"watch  {warning}")
+
+    def _draw(self, line: str) -> None:
+        width = _columns() - 1
+        shown = text.for_encoding(line, sys.stderr.encoding)
+        streams.say("\r" + text.pad(_fitted(shown, width), width))
+        self._drawn_at, self._drawn = time.monotonic(), True
+
+    def _clear(self) -> None:
+        if self._drawn:
+            streams.say("\r" + " " * (_columns() - 1) + "\r")
+            self._drawn = False
+
+    def close(self) -> None:
+        """Leave a clean line."""
+        self._clear()
+
+
+def _can_draw() -> bool:
+    """Whether stderr is a terminal that moves its cursor, and this command is in its foreground."""
+    if not sys.stderr.isatty() or os.environ.get("TERM", "dumb") in ("dumb", "unknown", ""):
+        return False
+    try:
+        return os.tcgetpgrp(sys.stderr.fileno()) == os.getpgrp()
+    except OSError:
+        return True
+
+
+def _columns() -> int:
+    return shutil.get_terminal_size().columns
+
+
+def _bar(share: float, columns: int) -> str:
+    room = 20 if columns >= 80 else 8
+    filled = int(room * share)
+    return "█" * filled + "░" * (room - filled)
+
+
+def _fitted(line: str, width: int) -> str:
+    """As many of the parts of a line as fit."""
+    while "  " in line and text.width_of(line) > width:
+        line = line.rpartition("  ")[0].rstrip()
+    return line if text.width_of(line) <= width else line[: max(width, 0)]
+
+
+def _told(numbers: Mapping[str, float]) -> Sequence[str]:
+    """The loss and the first other numbers; how fast a training goes, and whether it waits."""
+    plain = {name: value for name, value in numbers.items() if "/" not in name and name not in _ASIDE}
+    said = [f"{name} {plain[name]:.4g}" for name in sorted(plain, key=lambda name: name != "loss")[:3]]
+    if "tokens_per_s" in numbers:
+        said.append(f"{text.number(round(numbers['tokens_per_s']))} tokens/s")
+    if numbers.get("wait", 0.0) >= WAIT_WORTH_SAYING:
+        said.append(f"waits {100 * numbers['wait']:.0f} %")
+    return said

@@ -1,0 +1,25 @@
+"""`reward-model`: answers judged by a reward model, made here or elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from adpa_cli.hub import Located
+from adpa_cli.suites import EvalSpec, Suite
+
+if TYPE_CHECKING:
+    from adpa_cli.engine.layout.examples import Rollout
+
+
+def rewards(scorers: Mapping[str, Located], spec: EvalSpec, rollouts: Sequence[Rollout]) -> dict[str, float]:
+    """The number that the reward model gives to every answer, by the hash of its prompt."""
+    from adpa_cli.engine.rewards.reward_model import reward_scores
+
+    dialogues = [(row.prompt, row.text) for row in rollouts]
+    option = "--set eval.block_tokens="
+    values = reward_scores(scorers["reward_model"], dialogues, spec, spec.block_tokens, option)
+    return {row.id: value for row, value in zip(rollouts, values, strict=True)}
+
+
+SUITE = Suite("reward-model", 3, rewards, ("reward_model",))
