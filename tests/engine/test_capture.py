@@ -110,7 +110,7 @@ def test_batch_mates_do_not_matter() -> None:
     for answer, rows in zip(ANSWERS, together, strict=True):
         alone = both([answer])[0]
         for field in fields(SignalRows):
-            if field.name != "weights":  # of drawn ids: tests/engine/test_draws.py
+            if field.name != "weights":  # of drawn ids: tests/engine/test_sampled_support.py
                 close(getattr(alone, field.name), getattr(rows, field.name))
 
 

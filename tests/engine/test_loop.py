@@ -38,7 +38,7 @@ def one_step(student: Any, optimizer: Any, run: Run) -> dict[str, float]:
     accelerator, tokens = make_accelerator(), run.runtime.tokens_per_device
     feed = Fixed(run.examples, run.spec)
     objective = Objective(run.method, run.params, feed.at(0)[0])
-    with loop.reading_ahead(student, run, feed, accelerator, 1) as ahead:
+    with loop.prefetched_batches(student, run, feed, accelerator, 1) as ahead:
         batches = functools.partial(ahead.batches, 0)
         numbers, signal = loop._step(student, optimizer, run, accelerator, objective, batches, Budget(tokens, tokens))
     assert signal is None

@@ -20,7 +20,7 @@ from adpa_cli.engine.generation.sampling import Sampling
 from adpa_cli.engine.layout.examples import Example
 from adpa_cli.engine.training import online
 from adpa_cli.engine.training.loop import Run, resume_step, train
-from adpa_cli.engine.training.online import Buffer, Online, Sources
+from adpa_cli.engine.training.online import Online, RolloutBuffer, Sources
 from adpa_cli.engine.training.schedule import learning_rate, step_rows
 from adpa_cli.engine.training.step_report import METRICS
 from adpa_cli.engine.training.student import Student, critic_of
@@ -93,7 +93,7 @@ def test_the_steps_of_a_buffer_are_those_of_ppo(reward: str, folders: dict[str, 
         folders, tmp_path, reward=reward, ppo_epochs=2, max_steps=4, gae_lambda=0.8, discount=0.9, value_weight=0.5,
         clip=0.1, value_clip=0.05,
     )  # fmt: skip
-    buffer = Buffer.load(tmp_path / "_buffer-000000.safetensors")
+    buffer = RolloutBuffer.load(tmp_path / "_buffer-000000.safetensors")
     steps = [step_rows(7, 1.0, 2, 0, step) for step in (0, 1, 0, 1)]
     rows = sorted({row for step in steps for row in step})
     drawn = {}
@@ -172,7 +172,7 @@ def test_the_numbers_of_a_buffer_are_logged_with_its_steps(folders: dict[str, Pa
     assert about[0] == about[1] != about[2] == about[3]
     assert about[0][1] == pytest.approx(0.0, abs=1e-5)
     assert about[2][1] > 1e-3
-    first = Buffer.load(tmp_path / "_buffer-000000.safetensors")
+    first = RolloutBuffer.load(tmp_path / "_buffer-000000.safetensors")
     assert all(cut == (ids[-1] != END) for cut, ids in zip(first.cut, first.ids, strict=True))
     assert lines[0]["cut"] == sum(first.cut) / len(first.ids) > 0
     assert lines[0]["answer_tokens"] == np.mean([len(ids) for ids in first.ids]) <= 2
@@ -187,7 +187,7 @@ def test_an_answer_depends_on_its_row_and_buffer_alone(
     folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole, _ = go(folders, tmp_path / "whole", runtime=KEEPING)
-    buffers = [Buffer.load(path) for path in sorted((tmp_path / "whole").glob("_buffer-*"))]
+    buffers = [RolloutBuffer.load(path) for path in sorted((tmp_path / "whole").glob("_buffer-*"))]
     first = [i for step in (0, 1) for i in step_rows(7, 1.0, 2, 0, step)]
     row = CHOSEN[min(first)].id
     sampling = Sampling(1.0, 1.0, 6, 0)
@@ -206,7 +206,7 @@ def test_an_answer_depends_on_its_row_and_buffer_alone(
     monkeypatch.setattr(generate, "generate_block", cramped)
     halved, _ = go(folders, tmp_path / "halved", runtime=KEEPING)
     assert max(tried) == 4
-    again = [Buffer.load(path) for path in sorted((tmp_path / "halved").glob("_buffer-*"))]
+    again = [RolloutBuffer.load(path) for path in sorted((tmp_path / "halved").glob("_buffer-*"))]
     assert [[ids.tolist() for ids in b.ids] for b in again] == [[ids.tolist() for ids in b.ids] for b in buffers]
     for ours, theirs in zip(whole.parameters(), halved.parameters(), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)

@@ -138,7 +138,7 @@ def make_run(method: str, rows: Sequence[Example], signal: Any, work: Path, **se
     """A run of a method at its default parameters; `runtime` and what the loop calls may be given too."""
     own = {
         key: settings.pop(key)
-        for key in ("runtime", "progress", "note", "stop", "points", "at_point", "start_of")
+        for key in ("runtime", "progress", "note", "stop", "evaluation_steps", "evaluate", "start_of")
         if key in settings
     }
     read = methods.load(method)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -24,11 +24,11 @@ Prompt = tuple[Message, ...]
 
 
 class Problem(Exception):
-    """A row that cannot be used: the kind that is counted, the field, what was found there, and what would do."""
+    """A row that cannot be used: the kind that is counted, the field, what is in it, and what would do."""
 
-    def __init__(self, kind: str, field: str, found: str, fix: str) -> None:
+    def __init__(self, kind: str, field: str, content: str, fix: str) -> None:
         super().__init__(kind)
-        self.kind, self.field, self.found, self.fix = kind, field, found, fix
+        self.kind, self.field, self.content, self.fix = kind, field, content, fix
 
 
 class Passed(Exception):
@@ -98,15 +98,15 @@ def turns_of(value: object, field: str) -> Prompt:
     if isinstance(value, str):
         return transcript(checked(value, field)) or (Message("user", value),)
     if not isinstance(value, list) or not value:
-        found = "an empty list" if value == [] else f"{type(value).__name__} instead of turns"
-        raise Problem(f"{field}: wrong type", field, found, "write a list of {role, content}")
+        content = "an empty list" if value == [] else f"{type(value).__name__} instead of turns"
+        raise Problem(f"{field}: wrong type", field, content, "write a list of {role, content}")
     return tuple(_turn(turn, f"{field}[{index}]", field) for index, turn in enumerate(value))
 
 
 def _turn(turn: object, place: str, field: str) -> Message:
     if not isinstance(turn, Mapping):
-        found = f"{type(turn).__name__} instead of {{role, content}}"
-        raise Problem(f"{field}: wrong type", place, found, "write a list of {role, content}")
+        content = f"{type(turn).__name__} instead of {{role, content}}"
+        raise Problem(f"{field}: wrong type", place, content, "write a list of {role, content}")
     name, said = ("from", "value") if "from" in turn else ("role", "content")
     role = turn.get(name)
     if not isinstance(role, str) or role.lower() not in ROLES:
@@ -208,6 +208,11 @@ def trimmed(messages: Prompt) -> Prompt:
     return messages[:lead] + messages[first : last + 1]
 
 
+def win(margin: float) -> float:
+    """1 where a margin prefers the chosen side, one half at a tie, else 0: the mean is how often it is preferred."""
+    return 1.0 if margin > 0 else 0.5 if margin == 0 else 0.0
+
+
 def prompt_key(item: Pair | Dialogue) -> str:
     """sha256 of what data are split by: the prompt of a pair, a dialogue up to its first user turn."""
     if isinstance(item, Pair):
@@ -216,15 +221,16 @@ def prompt_key(item: Pair | Dialogue) -> str:
     return sha256(plain(item.messages[: first + 1]))
 
 
-def held_out_keys(items: Sequence[Pair | Dialogue]) -> frozenset[str]:
+def held_out_keys(keys: Iterable[str]) -> frozenset[str]:
     """Keys of the prompts held out: 5 %, at most 500, at least one of two; the smallest, whatever the order of rows."""
-    prompts = sorted({prompt_key(item) for item in items})
+    prompts = sorted(set(keys))
     count = min(HELD_OUT_MOST, max(len(prompts) // HELD_OUT_SHARE, 1), max(len(prompts) - 1, 0))
     return frozenset(prompts[:count])
 
 
 def hold_out(items: Sequence[Item]) -> tuple[list[Item], list[Item]]:
     """(train, test): split by prompt, never by row; all rows of a prompt are on one side."""
-    held = held_out_keys(items)
-    kept = [item for item in items if prompt_key(item) not in held]
-    return kept, [item for item in items if prompt_key(item) in held]
+    keys = [prompt_key(item) for item in items]
+    held = held_out_keys(keys)
+    keyed = list(zip(items, keys, strict=True))
+    return [item for item, key in keyed if key not in held], [item for item, key in keyed if key in held]

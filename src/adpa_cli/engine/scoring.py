@@ -1,10 +1,12 @@
-"""Log-probs of given answers under one model, without gradient: at the labels, or at every id of the vocabulary."""
+"""Log-probs of given answers under one model, without gradient: at the labels, or over the full vocabulary.
+
+The full vocabulary is the yardstick for a signal.
+"""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -46,16 +48,16 @@ def at_answers(
 ) -> LabelLogps:
     """The `number` [N] that a model gives to every answer position of a batch, as float32 [T] by (example id, part)."""
     needs = [Need(part) for part in parts]
-    found: LabelLogps = {}
+    logps: LabelLogps = {}
     for positions in micro_batches([example.length for example in examples], len(parts), tokens)[0]:
         chosen = [examples[p] for p in positions]
-        batch = collate(chosen, needs, -1, _none, {}).to(torch.device(device))
+        batch = collate(chosen, needs, -1, _no_signal, {}).to(torch.device(device))
         flat = number(batch).float().cpu().numpy()
         for name, part in batch.parts.items():
             where, mask = part.where.cpu().numpy(), part.mask.cpu().numpy()
             for i, example in enumerate(chosen):
-                found[example.id, name] = flat[where[i][mask[i]]]
-    return found
+                logps[example.id, name] = flat[where[i][mask[i]]]
+    return logps
 
 
 def halving_logps(
@@ -72,14 +74,14 @@ def halving(
     tokens: int,
     device: torch.device | str,
 ) -> LabelLogps:
-    """What `score` finds with at most `tokens` at a time, halved as often as memory runs out.
+    """What `score` gives with at most `tokens` at a time, halved as often as memory runs out.
 
     Each process scores by itself, so none need agree. Raises AdpaError when a row does not fit.
     """
     while True:
-        found = fitting(functools.partial(score, examples, parts, tokens, device))
-        if found is not None:
-            return found
+        logps = fitting(functools.partial(score, examples, parts, tokens, device))
+        if logps is not None:
+            return logps
         longest = max(example.length for example in examples)
         if tokens <= longest * len(parts):
             raise AdpaError(f"a row of {len(parts)} × {longest:,} tokens does not fit in memory", f"use {ROOM}")
@@ -92,13 +94,7 @@ def pair_margins(logps: LabelLogps, examples: Sequence[Example]) -> dict[str, fl
     return {e.id: means[e.id, "chosen"] - means[e.id, "rejected"] for e in examples}
 
 
-def wins(margins: NDArray[np.float64]) -> NDArray[np.float64]:
-    """[n] 1 where the margin [n] prefers the chosen answer, one half at a tie, else 0: their mean is the accuracy."""
-    won: NDArray[np.float64] = (margins > 0) + 0.5 * (margins == 0)
-    return won
-
-
-def _none(example_id: str, part: str) -> Any | SignalRows:
+def _no_signal(example_id: str, part: str) -> SignalRows:
     raise KeyError((example_id, part))
 
 

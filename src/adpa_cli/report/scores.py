@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from adpa_cli.data.examples import win
 from adpa_cli.report.text import number
 from adpa_cli.store.manifest import Manifest
 from adpa_cli.store.store import Store
@@ -138,12 +139,12 @@ def values(folder: Path, metric: str) -> dict[str, float]:
     """What each row added to a metric of the evaluation in `folder`; empty where that was not kept."""
     read = _read(folder)
     if metric == "reward_accuracy":
-        return {row: _won(margin) for row, margin in read.get("margins", {}).items()}
+        return {row: win(margin) for row, margin in read.get("margins", {}).items()}
     ours: Table = read.get("rewards", {})
     if metric == "mean_reward":
         return dict(ours)
     theirs: Table = read.get("against", {})
-    return {row: _won(ours[row] - theirs[row]) for row in ours.keys() & theirs.keys()}
+    return {row: win(ours[row] - theirs[row]) for row in ours.keys() & theirs.keys()}
 
 
 def _read(folder: Path) -> dict[str, Any]:
@@ -152,10 +153,6 @@ def _read(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return found
-
-
-def _won(margin: float) -> float:
-    return 1.0 if margin > 0 else 0.5 if margin == 0 else 0.0
 
 
 def paired(ours: Table, theirs: Table, prompts: Mapping[str, str] | None = None) -> tuple[float, float, float] | None:

@@ -1,4 +1,7 @@
-"""Reward models: trained under a scalar head, and asked for the rewards of answers, whether made here or elsewhere."""
+"""Reward models: the rewards that they give to answers, whether made here or elsewhere, and one that is trained.
+
+A reward model is a decoder under the scalar head of transformers' sequence classifiers.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,9 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrai
 
 from adpa_cli.data.chat import Encoder, Template, fit
 from adpa_cli.data.examples import Message
+from adpa_cli.engine.device import ROOM, device, refused_when_full
 from adpa_cli.engine.layout.examples import Example
+from adpa_cli.engine.layout.micro_batches import by_length, consecutive_batches
 from adpa_cli.engine.layout.row_layout import RowLayout
 from adpa_cli.engine.models import load, load_tokenizer
 from adpa_cli.engine.scoring import LabelLogps, at_answers
@@ -29,6 +34,24 @@ BLOCK_TOKENS = 16384
 
 Turns = Sequence[tuple[str, str]]
 """(role, content) of a prompt's turns."""
+Dialogues = Sequence[tuple[Sequence[Message], str]]
+"""(turns of the prompt, answer)."""
+
+
+def reward_scores(model: Located, dialogues: Dialogues, spec: Any, tokens: int, option: str) -> list[float]:
+    """The reward of every dialogue, under the dtype and `max_length` of a stage's spec, `tokens` at a time.
+
+    A model that was made here reads the tokens it was trained on; another one its own chat template, else the stage's.
+    Raises AdpaError as `sequence_rewards` does, and where a block does not fit in memory: `option`, if any, makes it
+    smaller.
+    """
+    smaller = f"{option}{max(1, tokens // 2)}, or {ROOM}" if option else f"use {ROOM}"
+    with refused_when_full(f"a block of {tokens:,} tokens of the reward model", smaller):
+        if model.kind == "artifact":
+            encoded = _as_trained(model, dialogues)
+            return sequence_rewards(model.path, encoded, spec.dtype, device(), tokens)
+        plain = [([(m.role, m.content) for m in turns], answer) for turns, answer in dialogues]
+        return classifier_rewards(model.path, plain, spec.template, spec.max_length, spec.dtype, device(), tokens)
 
 
 def classifier_rewards(
@@ -64,24 +87,64 @@ def sequence_rewards(
         # The head reads the last token that is no padding, so padding must be an id that no dialogue ends with.
         ends = {ids[-1] for ids in encoded}
         pad = model.config.pad_token_id = next(i for i in range(len(ends) + 1) if i not in ends)
-    order = sorted(range(len(encoded)), key=lambda i: (len(encoded[i]), i))
+    lengths = [len(ids) for ids in encoded]
     rewards = [0.0] * len(encoded)
-    start = 0
-    while start < len(order):
-        stop = start + 1
-        while stop < len(order) and len(encoded[order[stop]]) * (stop + 1 - start) <= block_tokens:
-            stop += 1
-        rows = order[start:stop]
-        longest = max(len(encoded[i]) for i in rows)
-        ids = torch.tensor([[*encoded[i]] + [pad] * (longest - len(encoded[i])) for i in rows], device=device)
-        mask = torch.tensor([[1] * len(encoded[i]) + [0] * (longest - len(encoded[i])) for i in rows], device=device)
-        for i, value in zip(rows, model(input_ids=ids, attention_mask=mask).logits[:, 0].float().tolist(), strict=True):
+    for rows in consecutive_batches(by_length(lengths), lengths.__getitem__, lambda load: load.padded <= block_tokens):
+        longest = max(lengths[i] for i in rows)
+        ids = torch.tensor([[*encoded[i]] + [pad] * (longest - lengths[i]) for i in rows], device=device)
+        mask = torch.tensor([[1] * lengths[i] + [0] * (longest - lengths[i]) for i in rows], device=device)
+        values = model(input_ids=ids, attention_mask=mask).logits[:, 0].float().tolist()
+        for i, value in zip(rows, values, strict=True):
             rewards[i] = value
-        start = stop
     broken = next((n for n, reward in enumerate(rewards, 1) if not math.isfinite(reward)), None)
     if broken:
         raise AdpaError(f"{folder.name} gives row {broken} the reward {rewards[broken - 1]}", "check its weights")
     return rewards
+
+
+class RewardModel(Student):
+    """A sequence classifier `model` with one output, trained as a student is: it has values, and no log-probs."""
+
+    def forward(
+        self, layouts: Sequence[RowLayout], ids: Tensor, stats: bool = False, drawn: tuple[RowLayout, ...] = ()
+    ) -> tuple[Tensor, Tensor, Stats | None, Tensor | None]:
+        """The head's number [N], float32, after each answer token, last; zeros in place of log-probs."""
+        after = tuple(replace(layout, columns=layout.columns + 1) for layout in layouts)
+        values = scalars(self.model.base_model, _head(self.model), after, self.dtype)
+        nothing = torch.zeros_like(values)
+        return nothing[:, None].expand(ids.shape), nothing, None, values
+
+    def values_after(
+        self, examples: Sequence[Example], parts: Sequence[Part], tokens: int, device: torch.device | str
+    ) -> LabelLogps:
+        """The head's numbers [T] after the tokens of each answer, by (example id, part); the last is its reward."""
+        self.to(device)
+        return at_answers(lambda batch: self(batch.layouts, batch.ids)[3], examples, parts, tokens, device)
+
+
+def load_reward_model(folder: Path, tokenizer: Any, end_id: int, device: str) -> PreTrainedModel:
+    """The model in `folder` under a scalar head, which is 0 where the folder has none, to be trained.
+
+    Its head reads the last token that is no padding, so `tokenizer` and configuration get a padding token that no
+    answer ends with. Raises AdpaError for a model that transformers has no such classifier of.
+    """
+    model = load(folder, train=True, device=device, scalar=True)
+    padding = _padding(tokenizer, end_id)
+    model.config.pad_token_id = padding
+    tokenizer.pad_token = tokenizer.convert_ids_to_tokens(padding)
+    return model
+
+
+def _as_trained(model: Located, dialogues: Dialogues) -> list[list[int]]:
+    """Token ids as in the training of `model`: under its template, to its end token, within its length."""
+    encoder = Encoder(load_tokenizer(model.path), Template(model.values["template"], model.values["end"]))
+    longest = int(model.values["max_length"])
+    sequences = []
+    for n, (turns, answer) in enumerate(dialogues, 1):
+        said = encoder.answer(answer)
+        fitted = fit(encoder.prompt(tuple(turns)), said, longest, bos_id=encoder.bos_id, where=f"dialogue {n}")
+        sequences.append([*fitted.prompt, *fitted.answer])
+    return sequences
 
 
 def _load(folder: Path, dtype: str) -> Any:
@@ -115,44 +178,6 @@ def _encode(tokenizer: Any, turns: Turns, answer: str, template: str) -> list[in
     return [bos, *ids] if starts else ids
 
 
-class Ranker(Student):
-    """A sequence classifier `model` with one output, trained as a student is: it has values, and no log-probs."""
-
-    def forward(
-        self, layouts: Sequence[RowLayout], ids: Tensor, stats: bool = False, drawn: tuple[RowLayout, ...] = ()
-    ) -> tuple[Tensor, Tensor, Stats | None, Tensor | None]:
-        """The head's number [N], float32, after each answer token, last; zeros in place of log-probs."""
-        after = tuple(replace(layout, columns=layout.columns + 1) for layout in layouts)
-        values = scalars(self.model.base_model, _head(self.model), after, self.dtype)
-        nothing = torch.zeros_like(values)
-        return nothing[:, None].expand(ids.shape), nothing, None, values
-
-    def values_after(
-        self, examples: Sequence[Example], parts: Sequence[Part], tokens: int, device: torch.device | str
-    ) -> LabelLogps:
-        """The head's numbers [T] after the tokens of each answer, by (example id, part); the last is its reward."""
-
-        def last(batch: Any) -> Tensor:
-            found: Tensor = self(batch.layouts, batch.ids)[3]
-            return found
-
-        self.to(device)
-        return at_answers(last, examples, parts, tokens, device)
-
-
-def load_ranker(folder: Path, tokenizer: Any, end_id: int, device: str) -> PreTrainedModel:
-    """The model in `folder` under a scalar head, which is 0 where the folder has none, to be trained.
-
-    Its head reads the last token that is no padding, so `tokenizer` and configuration get a padding token that no
-    answer ends with. Raises AdpaError for a model that transformers has no such classifier of.
-    """
-    model = load(folder, train=True, device=device, scalar=True)
-    padding = _padding(tokenizer, end_id)
-    model.config.pad_token_id = padding
-    tokenizer.pad_token = tokenizer.convert_ids_to_tokens(padding)
-    return model
-
-
 def _head(model: PreTrainedModel) -> torch.nn.Linear:
     untyped: Any = model
     head: torch.nn.Linear = untyped.score
@@ -161,40 +186,4 @@ def _head(model: PreTrainedModel) -> torch.nn.Linear:
 
 def _padding(tokenizer: Any, end_id: int) -> int:
     known = (tokenizer.pad_token_id, tokenizer.bos_token_id, tokenizer.unk_token_id)
-    return next((found for found in known if found not in (None, end_id)), 0 if end_id else 1)
-
-
-Dialogues = Sequence[tuple[Sequence[Message], str]]
-"""(turns of the prompt, answer)."""
-
-
-def rewards_of(model: Located, dialogues: Dialogues, spec: Any, tokens: int, option: str) -> list[float]:
-    """The reward of every dialogue, under the dtype and `max_length` of a stage's spec, `tokens` at a time.
-
-    A model that was made here reads the tokens it was trained on; another one its own chat template, else the stage's.
-    Raises AdpaError as `engine.reward` does, and where a block does not fit in memory: `option`, if any, makes it
-    smaller.
-    """
-    from adpa_cli.engine.device import ROOM, device, refused_when_full
-
-    smaller = f"{option}{max(1, tokens // 2)}, or {ROOM}" if option else f"use {ROOM}"
-    with refused_when_full(f"a block of {tokens:,} tokens of the reward model", smaller):
-        if model.kind == "artifact":
-            encoded = _as_trained(model, dialogues)
-            return sequence_rewards(model.path, encoded, spec.dtype, device(), tokens)
-        plain = [([(m.role, m.content) for m in turns], answer) for turns, answer in dialogues]
-        return classifier_rewards(model.path, plain, spec.template, spec.max_length, spec.dtype, device(), tokens)
-
-
-def _as_trained(model: Located, dialogues: Dialogues) -> list[list[int]]:
-    """Token ids as in the training of `model`: under its template, to its end token, within its length."""
-    from adpa_cli.engine.models import load_tokenizer
-
-    encoder = Encoder(load_tokenizer(model.path), Template(model.values["template"], model.values["end"]))
-    longest = int(model.values["max_length"])
-    found = []
-    for n, (turns, answer) in enumerate(dialogues, 1):
-        said = encoder.answer(answer)
-        fitted = fit(encoder.prompt(tuple(turns)), said, longest, bos_id=encoder.bos_id, where=f"dialogue {n}")
-        found.append([*fitted.prompt, *fitted.answer])
-    return found
+    return next((token for token in known if token not in (None, end_id)), 0 if end_id else 1)

@@ -1,7 +1,9 @@
-"""Looking at a run at its points (each half epoch and the end): held-out scores, and weights that may be wanted later.
+"""The evaluation of a run each half epoch and at its end: held-out scores, and weights that may be wanted later.
 
-Nothing here depends on when a run was interrupted. What belongs to steps beyond a resume point is made again, so the
-best weights so far are forgotten only at the next point, when a resume point has followed them.
+Held-out rows are scored by preference or likelihood, or a reward model scores greedy answers to held-out prompts (Gao
+et al. 2025, section 4.1). Nothing here depends on when a run was interrupted. What belongs to steps beyond a resume
+point is made again, so the best weights so far are forgotten only at the next evaluation, when a resume point has
+followed them.
 """
 
 from __future__ import annotations
@@ -18,13 +20,14 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
+from adpa_cli.data.examples import win
 from adpa_cli.disk import sync_file, sync_folder, write_atomic
 from adpa_cli.engine.generation.generate import POOL, generate_fitting
 from adpa_cli.engine.generation.sampling import Sampling
 from adpa_cli.engine.layout.examples import Example
 from adpa_cli.engine.layout.micro_batches import cut_blocks
-from adpa_cli.engine.rewards.reward_model import Ranker
-from adpa_cli.engine.scoring import halving, halving_logps, pair_margins, wins
+from adpa_cli.engine.rewards.reward_model import RewardModel
+from adpa_cli.engine.scoring import halving, halving_logps, pair_margins
 from adpa_cli.engine.training.student import Student
 from adpa_cli.methods import Part
 from adpa_cli.sizes import DRAW_TOKENS
@@ -45,71 +48,37 @@ class Measure(Protocol):
 
 
 @dataclass(frozen=True)
-class Held:
-    """The held-out side: pairs (`chosen` and `rejected`) are scored by preference, dialogues (`chosen`) by likelihood.
-
-    The preference is that of `adpa eval --suite accuracy`; of a reward model, that of its rewards.
-    """
-
-    examples: Sequence[Example]
-    parts: tuple[Part, ...]
-
-    def score(self, student: Student, accelerator: Accelerator) -> Record:
-        """The scores of `student`; each process does its share of the rows."""
-        mine = self.examples[accelerator.process_index :: accelerator.num_processes]
-        device = accelerator.device
-        if isinstance(student, Ranker):
-            numbers = halving(student.values_after, mine, self.parts, SCORE_TOKENS, device)
-            logps = {key: values[-1:] for key, values in numbers.items()}
-        else:
-            logps = halving_logps(student, mine, self.parts, SCORE_TOKENS, device)
-        if "rejected" in self.parts:
-            margins = np.array(list(pair_margins(logps, mine).values()), dtype=np.float64)
-            won, margin, pairs = summed(accelerator, wins(margins).sum(), margins.sum(), len(margins))
-            return {"accuracy": won / pairs, "margin": margin / pairs, "pairs": int(pairs)}
-        flat = [values.astype(np.float64) for values in logps.values()]
-        nats, tokens = summed(accelerator, -sum(v.sum() for v in flat), sum(map(len, flat)))
-        return {"nll": nats / tokens, "tokens": int(tokens)}
-
-
-def summed(accelerator: Accelerator, *values: float) -> list[float]:
-    """Each of the values summed over the processes."""
-    packed = torch.tensor(values, dtype=torch.float64, device=accelerator.device)
-    return [float(value) for value in accelerator.reduce(packed, reduction="sum")]
-
-
-@dataclass(frozen=True)
-class Points:
-    """What is done at a point: `save` writes the weights of this moment as a Hugging Face folder."""
+class CheckpointSelection:
+    """What is done after some steps: `save` writes the weights of this moment as a Hugging Face folder."""
 
     work: Path
     student: Student
     accelerator: Accelerator
     save: Callable[[Path], None]
-    held: Measure | None
+    measure: Measure | None
     keep_all: bool
 
-    def at(self, step: int) -> None:
+    def evaluate(self, step: int) -> None:
         """Score the student after `step`; keep its weights if they are the best so far, or if all are kept."""
-        record = {"step": step, **(self.held.score(self.student, self.accelerator) if self.held else {})}
+        record = {"step": step, **(self.measure.score(self.student, self.accelerator) if self.measure else {})}
         if not self.accelerator.is_main_process:
             return
-        before = [known for known in records(self.work) if known["step"] < step]
+        before = [earlier for earlier in records(self.work) if earlier["step"] < step]
         if not self.keep_all:
             wanted = {self.folder(best(before)["step"])} if before else set()
             for old in set(self.work.glob("_step-*")) - wanted:
                 shutil.rmtree(old)
-        found = [*before, record]
-        if self.keep_all or best(found) is record:
+        so_far = [*before, record]
+        if self.keep_all or best(so_far) is record:
             self._write(self.folder(step))
-        write_atomic(self.work / SCORES, json.dumps(found).encode())
+        write_atomic(self.work / SCORES, json.dumps(so_far).encode())
 
     def folder(self, step: int) -> Path:
-        """Where the weights of a point lie; a name with `_` in front is gone after the commit."""
+        """Where the weights of a step lie; a name with `_` in front is gone after the commit."""
         return self.work / f"{'' if self.keep_all else '_'}step-{step:06d}"
 
     def take_best(self) -> int:
-        """Make the best point's weights those of the artifact; returns its step."""
+        """Make the best step's weights those of the artifact; returns that step."""
         step = int(best(records(self.work))["step"])
         shutil.copytree(self.folder(step), self.work, dirs_exist_ok=True)
         return step
@@ -129,19 +98,47 @@ class Points:
 def records(work: Path) -> list[Record]:
     """What was measured so far, in the order of the steps."""
     path = work / SCORES
-    found: list[Record] = json.loads(path.read_text()) if path.exists() else []
-    return found
+    read: list[Record] = json.loads(path.read_text()) if path.exists() else []
+    return read
 
 
-def best(found: Sequence[Record]) -> Record:
+def best(evaluations: Sequence[Record]) -> Record:
     """The highest reward; or accuracy, at a tie the wider margin; or the likeliest; at a tie the later step."""
     signs = {"reward": 1, "accuracy": 1, "margin": 1, "nll": -1}
-    return max(found, key=lambda r: (*(sign * r.get(name, 0.0) for name, sign in signs.items()), r["step"]))
+    return max(evaluations, key=lambda r: (*(sign * r.get(name, 0.0) for name, sign in signs.items()), r["step"]))
 
 
 @dataclass(frozen=True)
-class Judge:
-    """`prompts` are the ids of held-out prompts by name, `rewards` judges the ids of an answer to each of some."""
+class HeldOut:
+    """The held-out side: pairs (`chosen` and `rejected`) are scored by preference, dialogues (`chosen`) by likelihood.
+
+    The preference is that of `adpa eval --suite accuracy`; of a reward model, that of its rewards.
+    """
+
+    examples: Sequence[Example]
+    parts: tuple[Part, ...]
+
+    def score(self, student: Student, accelerator: Accelerator) -> Record:
+        """The scores of `student`; each process does its share of the rows."""
+        mine = self.examples[accelerator.process_index :: accelerator.num_processes]
+        device = accelerator.device
+        if isinstance(student, RewardModel):
+            numbers = halving(student.values_after, mine, self.parts, SCORE_TOKENS, device)
+            logps = {key: values[-1:] for key, values in numbers.items()}
+        else:
+            logps = halving_logps(student, mine, self.parts, SCORE_TOKENS, device)
+        if "rejected" in self.parts:
+            margins = np.array(list(pair_margins(logps, mine).values()), dtype=np.float64)
+            won, margin, pairs = summed(accelerator, sum(map(win, margins)), margins.sum(), len(margins))
+            return {"accuracy": won / pairs, "margin": margin / pairs, "pairs": int(pairs)}
+        flat = [values.astype(np.float64) for values in logps.values()]
+        nats, tokens = summed(accelerator, -sum(v.sum() for v in flat), sum(map(len, flat)))
+        return {"nll": nats / tokens, "tokens": int(tokens)}
+
+
+@dataclass(frozen=True)
+class RewardSelection:
+    """`prompts` are the ids of held-out prompts by name, `rewards` are those of some answers, given as ids by name."""
 
     prompts: Mapping[str, Sequence[int]]
     rewards: Callable[[Mapping[str, Sequence[int]]], Sequence[float]]
@@ -157,13 +154,19 @@ class Judge:
         answers: dict[str, Sequence[int]] = {}
         for block in blocks[accelerator.process_index :: accelerator.num_processes]:
             asked = [self.prompts[name] for name in block.items]
-            made = generate_fitting(
+            generated = generate_fitting(
                 student.model, asked, block.items, self.end_id, self.pad_id, sampling, self.max_length, student.dtype,
                 DRAW_TOKENS,
             )  # fmt: skip
-            answers.update({name: answer.ids for name, answer in zip(block.items, made, strict=True)})
+            answers.update({name: answer.ids for name, answer in zip(block.items, generated, strict=True)})
         total, count = summed(accelerator, sum(self.rewards(answers)) if answers else 0.0, len(answers))
         return {"reward": total / count, "prompts": int(count)}
 
     def _length(self, name: str) -> int:
         return min(len(self.prompts[name]) + self.max_new_tokens, self.max_length)
+
+
+def summed(accelerator: Accelerator, *values: float) -> list[float]:
+    """Each of the values summed over the processes."""
+    packed = torch.tensor(values, dtype=torch.float64, device=accelerator.device)
+    return [float(value) for value in accelerator.reduce(packed, reduction="sum")]

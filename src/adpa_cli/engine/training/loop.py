@@ -1,4 +1,11 @@
-"""The one training loop: it turns any method's terms into gradients, and is the only place that divides."""
+"""The one training loop: it turns any method's terms into gradients, and is the only place that divides.
+
+Weights that are known before the forward pass (rows and tokens of the *global* batch) make the result independent of
+micro-batches, accumulation and the number of processes, up to rounding. One thread lays out micro-batches ahead of the
+loop: signal is read and decoded while the step before computes. A resume point holds weights, optimizer moments and the
+step, written whole or not at all; there is no other state, for dropout is off, and the order of the data and the
+learning rate are functions of the step.
+"""
 
 from __future__ import annotations
 
@@ -35,126 +42,13 @@ from adpa_cli.methods import Method
 from adpa_cli.spec import Runtime, TrainSpec
 
 POINTER = "_resume.json"
-
-
-def save_resume(work: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Keep the state after `step` steps, then forget the state before it."""
-    folder = work / f"_resume-{step:06d}"
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    save_file(
-        {name: p.detach().cpu().contiguous() for name, p in model.named_parameters()}, folder / "model.safetensors"
-    )
-    save_file(_moments(optimizer), folder / "optimizer.safetensors")
-    for path in folder.iterdir():
-        sync_file(path)
-    sync_folder(folder)
-    write_atomic(work / POINTER, json.dumps({"step": step, "folder": folder.name}).encode())
-    for old in work.glob("_resume-*"):
-        if old != folder:
-            shutil.rmtree(old)
-
-
-def resume_step(work: Path) -> int:
-    """Steps done at the last resume point; 0 without one."""
-    path = work / POINTER
-    return int(json.loads(path.read_text())["step"]) if path.exists() else 0
-
-
-def load_resume(work: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
-    """Put the last resume point into `model` and `optimizer`; returns its step, 0 (and nothing changed) without one."""
-    step = resume_step(work)
-    if not step:
-        return 0
-    folder = work / json.loads((work / POINTER).read_text())["folder"]
-    weights = load_file(folder / "model.safetensors")
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            parameter.copy_(weights[name])
-    flat = load_file(folder / "optimizer.safetensors")
-    state: dict[int, dict[str, Tensor]] = {}
-    for key, value in flat.items():
-        index, name = key.split(".", 1)
-        state.setdefault(int(index), {})[name] = value
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-    return step
-
-
-def _moments(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    state: dict[int, dict[str, Any]] = optimizer.state_dict()["state"]
-    return {f"{i}.{name}": v.detach().cpu().contiguous() for i, entry in state.items() for name, v in entry.items()}
-
-
-Wanted = TypeVar("Wanted")
-
-Ready = TypeVar("Ready")
-
 DEPTH = 3
 """Micro-batches that wait, or are being made: the loop takes one while the next is made, and one evens out lengths."""
-
-
-class Prefetch(Generic[Wanted, Ready]):
-    """What `lay_out` makes, in a thread of its own, of the micro-batches that `cut` gives for (step, tokens at a time).
-
-    Where `beyond` holds, those of later steps, up to but not `end`, are made before they are asked for; `cut` is called
-    in the thread of the loop. Nothing else may use what `lay_out` reads while this is open. What `lay_out` raises is
-    raised where its batch is taken. Used in a `with`, which ends the thread.
-    """
-
-    def __init__(
-        self, cut: Callable[[int, int], Sequence[Wanted]], lay_out: Callable[[Wanted], Ready], end: int, beyond: bool
-    ) -> None:
-        self._cut, self._lay_out = cut, lay_out
-        self._end, self._beyond = end, beyond
-        self._waiting: deque[tuple[tuple[int, int, int], Future[Ready]]] = deque()
-        self._coming: Iterator[tuple[tuple[int, int, int], Wanted]] = iter(())
-        self._worker = ThreadPoolExecutor(1, "adpa-ahead")
-        self.waited = 0.0
-        """Seconds that the loop has waited so far."""
-
-    def batches(self, step: int, tokens: int) -> Iterator[Ready]:
-        """The micro-batches of a step, in order. What was made for another step, or for another cut, is dropped."""
-        if not self._waiting or self._waiting[0][0] != (step, tokens, 0):
-            self._drop()
-            self._coming = self._from(step, tokens)
-            self._fill()
-        while self._waiting and self._waiting[0][0][:2] == (step, tokens):
-            _, made = self._waiting.popleft()
-            self._fill()
-            began = time.monotonic()
-            try:
-                batch = made.result()
-            finally:
-                self.waited += time.monotonic() - began
-            yield batch
-
-    def _from(self, step: int, tokens: int) -> Iterator[tuple[tuple[int, int, int], Wanted]]:
-        for at in range(step, self._end if self._beyond else step + 1):
-            for number, item in enumerate(self._cut(at, tokens)):
-                yield (at, tokens, number), item
-
-    def _fill(self) -> None:
-        while len(self._waiting) < DEPTH and (found := next(self._coming, None)) is not None:
-            self._waiting.append((found[0], self._worker.submit(self._lay_out, found[1])))
-
-    def _drop(self) -> None:
-        for _, made in self._waiting:
-            made.cancel()
-        self._waiting.clear()
-
-    def __enter__(self) -> Prefetch[Wanted, Ready]:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._drop()
-        self._worker.shutdown(wait=True)
-
-
 BESIDE = "what a step needs beside its rows (a gradient and two moments for each trained weight)"
 Cut = tuple[list[Example], float]
 Laid = tuple[Batch, float]
+Wanted = TypeVar("Wanted")
+Ready = TypeVar("Ready")
 
 
 @dataclass(frozen=True)
@@ -172,13 +66,13 @@ class Run:
     stage: str = ""
     progress: Callable[[int, int, Mapping[str, float]], None] = lambda step, of, numbers: None
     track: Callable[[int, Mapping[str, float]], None] = lambda step, numbers: None
-    """Told the same numbers of each step as `progress`, and the learning rate."""
+    """Given the same numbers of each step as `progress`, and the learning rate."""
     note: Callable[[str], None] = lambda text: None
     stop: Callable[[], str | None] = lambda: None
     """The name of the signal that asks the run to stop, if one came."""
-    points: frozenset[int] = frozenset()
-    """Steps after which `at_point` is called, in every process; a resume point follows."""
-    at_point: Callable[[int], None] = lambda step: None
+    evaluation_steps: frozenset[int] = frozenset()
+    """Steps after which `evaluate` is called, in every process; a resume point follows."""
+    evaluate: Callable[[int], None] = lambda step: None
     start_of: Mapping[tuple[str, str], Any] = field(default_factory=dict)
     """Label log-probs [T] of (example id, part) under the start model, when the method needs them."""
     reward_of: Mapping[tuple[str, str], float] = field(default_factory=dict)
@@ -208,25 +102,25 @@ def train(student: Student, run: Run, accelerator: Accelerator) -> dict[str, flo
     budget = log.budget(run.runtime.tokens_per_device)
     clock = Clock(student, run.work, done, accelerator)
     every = run.runtime.checkpoint_steps or half_epoch(len(run.examples), spec.batch_size)
-    with reading_ahead(student, run, feed, accelerator, end) as ahead:
+    with prefetched_batches(student, run, feed, accelerator, end) as prefetch:
         for step in range(done, end):
             rate = learning_rate(step, steps, spec.lr, spec.warmup_ratio)
             for group, peak in zip(optimizer.param_groups, peaks, strict=False):
                 group["lr"] = learning_rate(step, steps, peak, spec.warmup_ratio)
             examples, about = feed.at(step)
             objective = Objective(run.method, run.params, examples, measured=step % EVERY == 0)
-            began, waited = time.monotonic(), ahead.waited
-            batches = functools.partial(ahead.batches, step)
+            began, waited = time.monotonic(), prefetch.waited
+            batches = functools.partial(prefetch.batches, step)
             numbers, signal = _step(student, optimizer, run, accelerator, objective, batches, budget)
-            pace = clock.add(objective.sequences, time.monotonic() - began, ahead.waited - waited)
+            pace = clock.add(objective.sequences, time.monotonic() - began, prefetch.waited - waited)
             numbers |= about
             log.add({"step": step + 1, **numbers, "lr": rate, **budget.record()})
             run.progress(step + 1, end, {**numbers, **pace})
             run.track(step + 1, {**numbers, "lr": rate, **pace})
             last = step + 1 == end
-            if step + 1 in run.points:
-                run.at_point(step + 1)
-            if signal or (not last and ((step + 1) % every == 0 or step + 1 in run.points)):
+            if step + 1 in run.evaluation_steps:
+                run.evaluate(step + 1)
+            if signal or (not last and ((step + 1) % every == 0 or step + 1 in run.evaluation_steps)):
                 if accelerator.is_main_process:
                     log.flush()
                     save_resume(run.work, step + 1, student, optimizer)
@@ -240,7 +134,9 @@ def train(student: Student, run: Run, accelerator: Accelerator) -> dict[str, flo
     return log.summary(end)
 
 
-def reading_ahead(student: Student, run: Run, feed: Feed, accelerator: Accelerator, end: int) -> Prefetch[Cut, Laid]:
+def prefetched_batches(
+    student: Student, run: Run, feed: Feed, accelerator: Accelerator, end: int
+) -> Prefetch[Cut, Laid]:
     """The micro-batches of this process up to step `end`, each with its weight: those of one left without rows
     repeat one and weigh nothing."""
     needs = run.method.needs_for(run.params)
@@ -289,8 +185,8 @@ def _step(
     with refused_when_full(BESIDE, f"use {ROOM}"):
         sum_gradients(student, accelerator)
     norms = [float(accelerator.clip_grad_norm_(group["params"], run.spec.clip)) for group in optimizer.param_groups]
-    found, signal = agree(accelerator, sums, run.stop())
-    numbers = objective.told(found)
+    totals, signal = agree(accelerator, sums, run.stop())
+    numbers = objective.numbers(totals)
     if not all(map(math.isfinite, (numbers["loss"], *norms))):
         raise AdpaError(
             f"the loss or its gradient is not finite ({numbers['loss']}, {', '.join(map(str, norms))})",
@@ -315,3 +211,110 @@ def _gradients(
         answers = student(batch.layouts, batch.ids, objective.stats, batch.drawn)
         accelerator.backward(objective.loss(batch, answers, weight, sums))
     return sums
+
+
+class Prefetch(Generic[Wanted, Ready]):
+    """What `lay_out` makes, in a thread of its own, of the micro-batches that `cut` gives for (step, tokens at a time).
+
+    Where `beyond` holds, those of later steps, up to but not `end`, are made before they are asked for; `cut` is called
+    in the thread of the loop. Nothing else may use what `lay_out` reads while this is open. What `lay_out` raises is
+    raised where its batch is taken. Used in a `with`, which ends the thread.
+    """
+
+    def __init__(
+        self, cut: Callable[[int, int], Sequence[Wanted]], lay_out: Callable[[Wanted], Ready], end: int, beyond: bool
+    ) -> None:
+        self._cut, self._lay_out = cut, lay_out
+        self._end, self._beyond = end, beyond
+        self._waiting: deque[tuple[tuple[int, int, int], Future[Ready]]] = deque()
+        self._coming: Iterator[tuple[tuple[int, int, int], Wanted]] = iter(())
+        self._worker = ThreadPoolExecutor(1, "adpa-prefetch")
+        self.waited = 0.0
+        """Seconds that the loop has waited so far."""
+
+    def batches(self, step: int, tokens: int) -> Iterator[Ready]:
+        """The micro-batches of a step, in order. What was made for another step, or for another cut, is dropped."""
+        if not self._waiting or self._waiting[0][0] != (step, tokens, 0):
+            self._drop()
+            self._coming = self._from(step, tokens)
+            self._fill()
+        while self._waiting and self._waiting[0][0][:2] == (step, tokens):
+            _, made = self._waiting.popleft()
+            self._fill()
+            began = time.monotonic()
+            try:
+                batch = made.result()
+            finally:
+                self.waited += time.monotonic() - began
+            yield batch
+
+    def _from(self, step: int, tokens: int) -> Iterator[tuple[tuple[int, int, int], Wanted]]:
+        for at in range(step, self._end if self._beyond else step + 1):
+            for number, item in enumerate(self._cut(at, tokens)):
+                yield (at, tokens, number), item
+
+    def _fill(self) -> None:
+        while len(self._waiting) < DEPTH and (coming := next(self._coming, None)) is not None:
+            self._waiting.append((coming[0], self._worker.submit(self._lay_out, coming[1])))
+
+    def _drop(self) -> None:
+        for _, made in self._waiting:
+            made.cancel()
+        self._waiting.clear()
+
+    def __enter__(self) -> Prefetch[Wanted, Ready]:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._drop()
+        self._worker.shutdown(wait=True)
+
+
+def save_resume(work: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Keep the state after `step` steps, then forget the state before it."""
+    folder = work / f"_resume-{step:06d}"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    save_file(
+        {name: p.detach().cpu().contiguous() for name, p in model.named_parameters()}, folder / "model.safetensors"
+    )
+    save_file(_moments(optimizer), folder / "optimizer.safetensors")
+    for path in folder.iterdir():
+        sync_file(path)
+    sync_folder(folder)
+    write_atomic(work / POINTER, json.dumps({"step": step, "folder": folder.name}).encode())
+    for old in work.glob("_resume-*"):
+        if old != folder:
+            shutil.rmtree(old)
+
+
+def resume_step(work: Path) -> int:
+    """Steps done at the last resume point; 0 without one."""
+    path = work / POINTER
+    return int(json.loads(path.read_text())["step"]) if path.exists() else 0
+
+
+def load_resume(work: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
+    """Put the last resume point into `model` and `optimizer`; returns its step, 0 (and nothing changed) without one."""
+    step = resume_step(work)
+    if not step:
+        return 0
+    folder = work / json.loads((work / POINTER).read_text())["folder"]
+    weights = load_file(folder / "model.safetensors")
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.copy_(weights[name])
+    flat = load_file(folder / "optimizer.safetensors")
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, value in flat.items():
+        index, name = key.split(".", 1)
+        state.setdefault(int(index), {})[name] = value
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    return step
+
+
+def _moments(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    state: dict[int, dict[str, Any]] = optimizer.state_dict()["state"]
+    return {f"{i}.{name}": v.detach().cpu().contiguous() for i, entry in state.items() for name, v in entry.items()}

@@ -87,8 +87,8 @@ class Objective:
         for term, share in self._shares(seen, batch.parts):
             if not share.requires_grad:
                 continue
-            found = torch.autograd.grad(weight * term.weight * share, leaves, retain_graph=True, allow_unused=True)
-            grads = [torch.zeros_like(leaf) if g is None else g for g, leaf in zip(found, leaves, strict=True)]
+            pulls = torch.autograd.grad(weight * term.weight * share, leaves, retain_graph=True, allow_unused=True)
+            grads = [torch.zeros_like(leaf) if g is None else g for g, leaf in zip(pulls, leaves, strict=True)]
             squares = logit_grad_squares(batch.ids, logps, rest, stats.log_sum_squares, *grads).sum()
             name = GRADIENT + term.name
             sums[name] = sums.get(name, 0.0) + squares
@@ -96,14 +96,14 @@ class Objective:
             total = torch.where(own.mask, stats.entropy[own.where].double(), 0.0).sum()
             sums[ENTROPY + part] = sums.get(ENTROPY + part, 0.0) + weight * total
 
-    def told(self, sums: Mapping[str, float]) -> dict[str, float]:
+    def numbers(self, sums: Mapping[str, float]) -> dict[str, float]:
         """The numbers of the step, of the sums over all micro-batches and processes."""
         known = {name: value for name, value in sums.items() if name not in (CELLS, PADDING)}
-        found = {name: value**0.5 if name.startswith(GRADIENT) else value for name, value in known.items()}
+        numbers = {name: value**0.5 if name.startswith(GRADIENT) else value for name, value in known.items()}
         for part, count in self.tokens.items():
-            if ENTROPY + part in found:
-                found[ENTROPY + part] /= max(1, count)
+            if ENTROPY + part in numbers:
+                numbers[ENTROPY + part] /= max(1, count)
         rows = len(self.examples)
         lengths = {f"{LENGTH}{part}": count / rows for part, count in self.tokens.items() if part == "rollout"}
         tokens = sum(len(sequence) for own in self.sequences.values() for sequence in own)
-        return {**found, **lengths, "tokens": tokens, "padding": sums[PADDING] / sums[CELLS]}
+        return {**numbers, **lengths, "tokens": tokens, "padding": sums[PADDING] / sums[CELLS]}

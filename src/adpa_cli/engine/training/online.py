@@ -1,4 +1,8 @@
-"""Answers drawn at one time, with everything that was known of them then; kept in one file until they are used up."""
+"""Rows whose answers the student itself draws while it trains: a bufferful at a time, then some steps on them.
+
+A buffer holds answers drawn at one time, with everything that was known of them then. It is computed whole, written to
+one file, and read again by a run that goes on: nothing depends on when it was interrupted.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +42,7 @@ SCORES = ("drawn", "start", "aligned", "reference", "values")
 
 
 @dataclass(frozen=True)
-class Buffer:
+class RolloutBuffer:
     """`ids` of each answer, whether a limit `cut` it, and its `scores` [T] by name."""
 
     ids: Sequence[NDArray[np.int32]]
@@ -53,7 +57,7 @@ class Buffer:
         write_atomic(path, save({**flat, "ids": np.concatenate(self.ids), "lengths": lengths, "cut": cut}))
 
     @classmethod
-    def load(cls, path: Path) -> Buffer:
+    def load(cls, path: Path) -> RolloutBuffer:
         """What `save` wrote."""
         flat = load_file(path)
         ends = np.cumsum(flat["lengths"])[:-1]
@@ -61,28 +65,28 @@ class Buffer:
         return cls(np.split(flat["ids"], ends), [bool(cut) for cut in flat["cut"]], scores)
 
 
-def experience(buffer: Buffer, params: Any) -> list[dict[str, NDArray[np.float32]]]:
+def experience(buffer: RolloutBuffer, params: Any) -> list[dict[str, NDArray[np.float32]]]:
     """The fields [T] of the `Experience` of each answer, under the reward and the constants of `params`."""
     mask, scores = _padded(buffer)
     earned = _rewards(scores, mask, params)
-    found, returns = advantages(earned, scores["values"], mask, gamma=params.discount, lam=params.gae_lambda)
+    estimates, returns = advantages(earned, scores["values"], mask, gamma=params.discount, lam=params.gae_lambda)
     if params.whiten:
-        found = whitened(found, mask)
-    fields = {"logps": scores["drawn"], "values": scores["values"], "advantages": found, "returns": returns}
+        estimates = whitened(estimates, mask)
+    fields = {"logps": scores["drawn"], "values": scores["values"], "advantages": estimates, "returns": returns}
     return [
         {name: values[row, : len(answer)].numpy() for name, values in fields.items()}
         for row, answer in enumerate(buffer.ids)
     ]
 
 
-def numbers(buffer: Buffer, params: Any) -> dict[str, float]:
+def buffer_metrics(buffer: RolloutBuffer, params: Any) -> dict[str, float]:
     """What one wants to know of the answers: their mean reward and distance to the start model, both per answer, the
     mean of -log π per token (an estimate of the entropy), their mean length, and how many a limit cut."""
     mask, scores = _padded(buffer)
     paid = _rewards({**scores, "start": scores["drawn"]}, mask, params)
-    apart = (scores["drawn"] - scores["start"]).masked_fill(~mask, 0.0)
+    distance = (scores["drawn"] - scores["start"]).masked_fill(~mask, 0.0)
     return {
-        "reward": float(paid.sum(1).mean()), "kl": float(apart.sum(1).mean()),
+        "reward": float(paid.sum(1).mean()), "kl": float(distance.sum(1).mean()),
         "entropy": -float(scores["drawn"][mask].mean()), "answer_tokens": float(mask.sum(1).float().mean()),
         "cut": sum(buffer.cut) / len(buffer.cut),
     }  # fmt: skip
@@ -96,7 +100,7 @@ def _rewards(scores: Mapping[str, Tensor], mask: Tensor, params: Any) -> Tensor:
     )
 
 
-def _padded(buffer: Buffer) -> tuple[Tensor, dict[str, Tensor]]:
+def _padded(buffer: RolloutBuffer) -> tuple[Tensor, dict[str, Tensor]]:
     """The mask [B,T], and the scores [B,T] padded with 0."""
     lengths = torch.tensor([len(answer) for answer in buffer.ids])
     mask = torch.arange(int(lengths.max()))[None] < lengths[:, None]
@@ -106,7 +110,7 @@ def _padded(buffer: Buffer) -> tuple[Tensor, dict[str, Tensor]]:
 
 @dataclass(frozen=True)
 class Sources:
-    """What answers are drawn for and judged by: prompt ids by example id, and a model folder by the name of its score
+    """What answers are drawn for and scored by: prompt ids by example id, and a model folder by the name of its score
     ("start", "aligned", "reference")."""
 
     prompts: Mapping[str, Sequence[int]]
@@ -163,13 +167,13 @@ class Online:
         rows = sorted({row for step in steps for row in step})
         path = self.work / f"_buffer-{number:06d}.safetensors"
         if path.exists():
-            buffer = Buffer.load(path)
+            buffer = RolloutBuffer.load(path)
         else:
             buffer = self._make(number, [self.examples[row] for row in rows])
             if self.accelerator.is_main_process:
                 buffer.save(path)
                 self._forget()
-        self._number, self._about = number, numbers(buffer, self.params)
+        self._number, self._about = number, buffer_metrics(buffer, self.params)
         self.experience.clear()
         self._drawn.clear()
         for row, ids, known in zip(rows, buffer.ids, experience(buffer, self.params), strict=True):
@@ -189,7 +193,7 @@ class Online:
         ids = np.array([*prompt, *answer], dtype=np.int32)
         return TokenSequence(ids, np.arange(len(ids)) >= len(prompt))
 
-    def _make(self, number: int, examples: Sequence[Example]) -> Buffer:
+    def _make(self, number: int, examples: Sequence[Example]) -> RolloutBuffer:
         """An answer to each prompt by the student as it is now, and the scores of all; processes share the work."""
         answers = self._draw(number, [example.id for example in examples])
         share = examples[self.accelerator.process_index :: self.accelerator.num_processes]
@@ -197,7 +201,7 @@ class Online:
         scored = gathered(self.accelerator, self._score(mine) if mine else {})
         made = [answers[example.id] for example in examples]
         names = ("drawn", "values", *self.sources.scorers)
-        return Buffer(
+        return RolloutBuffer(
             [np.array(answer.ids, dtype=np.int32) for answer in made], [answer.cut for answer in made],
             {name: [scored[example.id][name] for example in examples] for name in names},
         )  # fmt: skip
@@ -208,21 +212,21 @@ class Online:
         p = self.params
         sampling = Sampling(p.temperature, 1.0, p.max_new_tokens, self.spec.seed)
         blocks = cut_blocks(ids, lambda i: min(len(prompts[i]) + p.max_new_tokens, longest), str, POOL * DRAW_TOKENS)
-        found: dict[str, Generated] = {}
+        answers: dict[str, Generated] = {}
         for block in blocks[self.accelerator.process_index :: self.accelerator.num_processes]:
             made = generate_fitting(
                 self.student.model, [prompts[i] for i in block.items], [f"{i} in buffer {number}" for i in block.items],
                 self.sources.end_id, self.sources.pad_id, sampling, longest, self.student.dtype, DRAW_TOKENS,
             )  # fmt: skip
-            found.update(zip(block.items, made, strict=True))
-        return gathered(self.accelerator, found)
+            answers.update(zip(block.items, made, strict=True))
+        return gathered(self.accelerator, answers)
 
     def _score(self, examples: Sequence[Example]) -> dict[str, dict[str, NDArray[np.float32]]]:
         """Scores [T] of each answer by example id and name, one model after the other."""
         device = self.accelerator.device
         student = self.student
         critic = given(student.critic)
-        found = {
+        scores = {
             "drawn": halving_logps(student, examples, ("rollout",), self.tokens, device),
             "values": halving(
                 functools.partial(at_answers, lambda batch: critic(batch.layouts)), examples, ("rollout",),
@@ -237,6 +241,6 @@ class Online:
                     f"the student drew a token that {folder.name} lacks: it has {ids:,} ids",
                     "take teachers that have every id of the student",
                 )
-            found[name] = halving_logps(Student(model, self.spec.dtype), examples, ("rollout",), self.tokens, device)
+            scores[name] = halving_logps(Student(model, self.spec.dtype), examples, ("rollout",), self.tokens, device)
             del model
-        return {e.id: {name: scores[e.id, "rollout"] for name, scores in found.items()} for e in examples}
+        return {e.id: {name: logps[e.id, "rollout"] for name, logps in scores.items()} for e in examples}

@@ -1,9 +1,13 @@
-"""The optimizer of a training: AdamW, or where weights are bfloat16 one that rounds each of its results at random.
+"""The optimizer of a training, and what `--runtime` and the dtype of the weights do to the model that is trained.
+
+The optimizer is AdamW, or where weights are bfloat16 one that rounds each of its results at random.
 
 A float32 weight w takes 16 bytes (itself, gradient, two moments) and 2 of its copy in products. In bfloat16 all four
 take 8, but a step is often smaller than half the distance of two neighbours, so rounding to the nearest would lose it,
 and the second moment, which moves by a thousandth, would stand still. A result x between neighbours a < b is rounded to
 b with probability (x - a) / (b - a): its mean is x, and small steps add up.
+
+`tune` changes the model that is trained in place, and no other model.
 """
 
 from __future__ import annotations
@@ -25,7 +29,7 @@ from transformers import AttentionInterface, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils.import_utils import is_liger_kernel_available
 
-from adpa_cli.engine.layout import row_layout as packed
+from adpa_cli.engine.layout import row_layout
 from adpa_cli.engine.models import SCALAR_HEAD
 from adpa_cli.errors import AdpaError, UsageError
 from adpa_cli.spec import Runtime, TrainSpec
@@ -34,6 +38,9 @@ CHUNK = 2**21
 """Weights updated at a time, in some 40 bytes of float32 and noise each."""
 LOW = 16
 """Bits of a float32 that a bfloat16 has not."""
+LIGER = "liger-kernel"
+WITHOUT_ITS_LOSS = {"cross_entropy": False, "fused_linear_cross_entropy": False, "rope": False}
+"""Losses are ours, and rotary positions are a function of transformers' module, which teachers use too."""
 
 
 def make_optimizer(models: Sequence[nn.Module], peaks: Sequence[float], spec: TrainSpec, fused: bool) -> Any:
@@ -121,11 +128,6 @@ def rounded(values: Tensor, noise: Tensor) -> Tensor:
     """
     bits: Tensor = (values.view(torch.int32) + noise.int()) & -(2**LOW)
     return bits.view(torch.float32).bfloat16()
-
-
-LIGER = "liger-kernel"
-WITHOUT_ITS_LOSS = {"cross_entropy": False, "fused_linear_cross_entropy": False, "rope": False}
-"""Losses are ours, and rotary positions are a function of transformers' module, which teachers use too."""
 
 
 def tune(model: PreTrainedModel, spec: TrainSpec, runtime: Runtime) -> dict[str, Any]:
@@ -218,8 +220,8 @@ def _compile(model: PreTrainedModel, recompute: bool) -> None:
     if lacking or not layers:
         why = f"torch.compile needs {lacking}" if lacking else f"the layers of {type(model).__name__} are not known"
         raise AdpaError(f"--runtime compile=true: {why}", "--runtime compile=false")
-    apart: Any = torch.compiler.disable  # attention to packed rows reads their layout, which no two share
-    AttentionInterface.register(packed.NAME, apart(packed.attend))
+    uncompiled: Any = torch.compiler.disable  # attention to packed rows reads their layout, which no two share
+    AttentionInterface.register(row_layout.NAME, uncompiled(row_layout.attend))
     for part in [part for layer in layers for part in layer.children()] if recompute else layers:
         part.compile(dynamic=True)
 

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adpa_cli.engine.layout.examples import Example
+from adpa_cli.methods import passes_of
 from adpa_cli.spec import TrainSpec
 
 
@@ -50,7 +51,7 @@ def rows_at(rows: int, spec: TrainSpec, step: int) -> list[int]:
 
 def steps_of(rows: int, spec: TrainSpec) -> int:
     """Optimizer steps of a training: as many for each pass over the same answers as a method makes."""
-    steps = whole_steps(rows, spec.epochs, spec.batch_size) * int(spec.params.get("ppo_epochs", 1))
+    steps = whole_steps(rows, spec.epochs, spec.batch_size) * passes_of(spec.method, spec.params)
     return min(steps, spec.max_steps) if spec.max_steps else steps
 
 
@@ -65,8 +66,8 @@ def half_epoch(rows: int, batch_size: int) -> int:
     return max(1, math.ceil(rows / batch_size / 2))
 
 
-def points(rows: int, batch_size: int, end: int) -> frozenset[int]:
-    """The steps at which a run that ends with step `end` is looked at: each half epoch, and the end."""
+def evaluation_steps(rows: int, batch_size: int, end: int) -> frozenset[int]:
+    """The steps after which a run that ends with step `end` is evaluated: each half epoch, and the end."""
     every = half_epoch(rows, batch_size)
     return frozenset({*range(every, end, every), end})
 

@@ -16,8 +16,8 @@ from adpa_cli import methods
 from adpa_cli.engine.device import make_accelerator
 from adpa_cli.engine.layout.examples import Example
 from adpa_cli.engine.models import load, save
-from adpa_cli.engine.rewards.reward_model import Ranker, load_ranker, sequence_rewards
-from adpa_cli.engine.training.checkpoint_selection import Held, Judge, best
+from adpa_cli.engine.rewards.reward_model import RewardModel, load_reward_model, sequence_rewards
+from adpa_cli.engine.training.checkpoint_selection import HeldOut, RewardSelection, best
 from adpa_cli.engine.training.loop import train
 from adpa_cli.engine.training.student import Student
 from adpa_cli.errors import AdpaError, Stopped
@@ -40,8 +40,8 @@ def base(tmp_path: Path) -> Path:
     return tmp_path / "base"
 
 
-def fresh(base: Path) -> Ranker:
-    return Ranker(load_ranker(base, tiny_tokenizer(), END, "cpu"), "float32")
+def fresh(base: Path) -> RewardModel:
+    return RewardModel(load_reward_model(base, tiny_tokenizer(), END, "cpu"), "float32")
 
 
 def rewards(model: Any, rows: list[Example], part: str) -> torch.Tensor:
@@ -116,9 +116,9 @@ def test_a_stopped_run_goes_on_to_the_same_weights(base: Path, tmp_path: Path) -
 
 def test_padding_is_no_token_that_ends_an_answer(base: Path) -> None:
     tokenizer = tiny_tokenizer()
-    assert load_ranker(base, tokenizer, END, "cpu").config.pad_token_id == PAD == tokenizer.pad_token_id
+    assert load_reward_model(base, tokenizer, END, "cpu").config.pad_token_id == PAD == tokenizer.pad_token_id
     tokenizer.pad_token = "<end>"
-    model = load_ranker(base, tokenizer, END, "cpu")
+    model = load_reward_model(base, tokenizer, END, "cpu")
     assert model.config.pad_token_id == tokenizer.pad_token_id == tokenizer.bos_token_id != END
 
 
@@ -133,7 +133,7 @@ def test_a_classifier_of_several_classes_is_refused(tmp_path: Path) -> None:
 def test_held_out_pairs_are_preferred_by_their_rewards(base: Path) -> None:
     ranker = fresh(base)
     torch.nn.init.normal_(ranker.model.get_parameter("score.weight"), generator=torch.Generator().manual_seed(1))
-    found = Held(ROWS, ("chosen", "rejected")).score(ranker, make_accelerator())
+    found = HeldOut(ROWS, ("chosen", "rejected")).score(ranker, make_accelerator())
     with torch.no_grad():
         margins = rewards(ranker.model, ROWS, "chosen") - rewards(ranker.model, ROWS, "rejected")
     assert found["accuracy"] == pytest.approx(float((margins > 0).float().mean()))
@@ -148,7 +148,7 @@ def test_a_judge_hears_greedy_answers_to_every_prompt() -> None:
         return [float(len(ids)) for ids in answers.values()]
 
     prompts = {"a": [5, 6], "b": [7], "c": [8, 9, 10]}
-    found = Judge(prompts, length, END, PAD, 4, 64).score(Student(model, "float32"), make_accelerator())
+    found = RewardSelection(prompts, length, END, PAD, 4, 64).score(Student(model, "float32"), make_accelerator())
     for name, ids in prompts.items():
         taken = list(ids)
         while len(taken) < len(ids) + 4 and taken[-1] != END:

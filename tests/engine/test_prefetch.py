@@ -24,7 +24,7 @@ def ahead(lay_out: Callable[[str], str], end: int = 3, beyond: bool = True) -> P
 
 
 def workers() -> list[str]:
-    return [thread.name for thread in threading.enumerate() if thread.name.startswith("adpa-ahead")]
+    return [thread.name for thread in threading.enumerate() if thread.name.startswith("adpa-prefetch")]
 
 
 def test_every_step_gets_its_batches_in_order() -> None:

@@ -1,7 +1,8 @@
-"""At the points of a run: scores worked out apart, the best one kept, the same bytes wherever it was interrupted."""
+"""Evaluations of a run: scores worked out by hand, the best weights kept, the same bytes whenever it was stopped."""
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -11,10 +12,10 @@ import numpy as np
 import pytest
 import torch
 
+from adpa_cli.data.examples import win
 from adpa_cli.engine.device import make_accelerator
-from adpa_cli.engine.scoring import wins
 from adpa_cli.engine.training import schedule
-from adpa_cli.engine.training.checkpoint_selection import SCORES, Held, Points, best, records
+from adpa_cli.engine.training.checkpoint_selection import SCORES, CheckpointSelection, HeldOut, best, records
 from adpa_cli.engine.training.loop import train
 from adpa_cli.engine.training.student import Student
 from adpa_cli.errors import UsageError
@@ -23,7 +24,7 @@ from support.train_samples import _taken, examples, make_run, start_of
 
 ROWS, TEST = examples(9), examples(7, seed=5)
 START = start_of(tiny_llama(0), ROWS)
-PAIRS = Held(TEST, ("chosen", "rejected"))
+PAIRS = HeldOut(TEST, ("chosen", "rejected"))
 SETTINGS = {"epochs": 3.0, "batch_size": 3, "lr": 5e-2}  # 9 steps; points 2, 4, 6, 8, 9
 
 
@@ -32,25 +33,25 @@ class Killed(Exception):
 
 
 def go(
-    work: Path, keep_all: bool = False, held: Held | None = PAIRS, die: Callable[[int], None] | None = None
-) -> Points:
-    """Train in `work`, going on with what is there; `die` is called before each point is looked at."""
+    work: Path, keep_all: bool = False, held: HeldOut | None = PAIRS, die: Callable[[int], None] | None = None
+) -> CheckpointSelection:
+    """Train in `work`, going on with what is there; `die` is called before each evaluation, and after it."""
     work.mkdir(exist_ok=True)
     student = Student(tiny_llama(0).requires_grad_(), "float32")
-    points = Points(work, student, make_accelerator(), lambda folder: keep(student, folder), held, keep_all)
+    save = functools.partial(keep, student)
+    selection = CheckpointSelection(work, student, make_accelerator(), save, held, keep_all)
 
     def at(step: int) -> None:
         if die:
             die(step)
-        points.at(step)
+        selection.evaluate(step)
         if die:
             die(-step)
 
-    run = make_run(
-        "dpo", ROWS, None, work, points=schedule.points(len(ROWS), 3, 9), at_point=at, start_of=START, **SETTINGS
-    )
+    steps = schedule.evaluation_steps(len(ROWS), 3, 9)
+    run = make_run("dpo", ROWS, None, work, evaluation_steps=steps, evaluate=at, start_of=START, **SETTINGS)
     train(student, run, make_accelerator())
-    return points
+    return selection
 
 
 def keep(student: Student, folder: Path) -> None:
@@ -58,11 +59,11 @@ def keep(student: Student, folder: Path) -> None:
     np.save(folder / "weights.npy", np.concatenate([p.detach().numpy().ravel() for p in student.parameters()]))
 
 
-def test_points_are_half_epochs_and_the_end() -> None:
-    assert schedule.points(9, 3, 9) == {2, 4, 6, 8, 9}
-    assert schedule.points(8, 4, 6) == {1, 2, 3, 4, 5, 6}
-    assert schedule.points(100, 8, 3) == {3}
-    assert schedule.points(1, 32, 1) == {1}
+def test_evaluations_come_each_half_epoch_and_at_the_end() -> None:
+    assert schedule.evaluation_steps(9, 3, 9) == {2, 4, 6, 8, 9}
+    assert schedule.evaluation_steps(8, 4, 6) == {1, 2, 3, 4, 5, 6}
+    assert schedule.evaluation_steps(100, 8, 3) == {3}
+    assert schedule.evaluation_steps(1, 32, 1) == {1}
 
 
 def test_pairs_are_scored_by_their_mean_log_probs() -> None:
@@ -76,14 +77,14 @@ def test_pairs_are_scored_by_their_mean_log_probs() -> None:
     assert found["margin"] == pytest.approx(sum(margins) / 7, rel=1e-4)
     assert found["pairs"] == 7
     assert 0 < found["accuracy"] < 1
-    assert wins(np.array([2.0, 0.0, -1.0])).tolist() == [1.0, 0.5, 0.0]
+    assert list(map(win, (2.0, 0.0, -1.0))) == [1.0, 0.5, 0.0]
 
 
 def test_dialogues_are_scored_by_the_likelihood_of_a_token() -> None:
     model = tiny_llama(0)
     with torch.no_grad():
         every = torch.cat([_taken(model, e.parts["chosen"]) for e in TEST])
-    found = Held(TEST, ("chosen",)).score(Student(model, "float32"), make_accelerator())
+    found = HeldOut(TEST, ("chosen",)).score(Student(model, "float32"), make_accelerator())
     assert found["nll"] == pytest.approx(-float(every.double().mean()), rel=1e-5)
     assert found["tokens"] == len(every)
 
@@ -105,7 +106,7 @@ def test_only_the_best_weights_so_far_are_kept(tmp_path: Path) -> None:
         if step < 0:
             seen.append((-step, sorted(path.name for path in tmp_path.glob("*step-*"))))
 
-    points = go(tmp_path, die=look)
+    selection = go(tmp_path, die=look)
     found = records(tmp_path)
     assert [record["step"] for record in found] == [2, 4, 6, 8, 9]
     assert len({record["margin"] for record in found}) == 5
@@ -114,9 +115,9 @@ def test_only_the_best_weights_so_far_are_kept(tmp_path: Path) -> None:
         assert found[n]["step"] == step
         assert f"_step-{so_far:06d}" in names
         assert len(names) <= 2
-    wanted = points.folder(best(found)["step"]) / "weights.npy"
+    wanted = selection.folder(best(found)["step"]) / "weights.npy"
     expected = wanted.read_bytes()
-    assert points.take_best() == best(found)["step"]
+    assert selection.take_best() == best(found)["step"]
     assert (tmp_path / "weights.npy").read_bytes() == expected
 
 
@@ -157,7 +158,7 @@ def test_a_step_is_the_one_of_the_whole_run(tmp_path: Path) -> None:
             found.extend(p.detach().numpy().tobytes() for p in student.parameters())
 
         run = make_run(
-            "dpo", ROWS, None, tmp_path / name, points=frozenset({4}), at_point=at,
+            "dpo", ROWS, None, tmp_path / name, evaluation_steps=frozenset({4}), evaluate=at,
             progress=lambda step, of, numbers: seen.append(of), start_of=START, **SETTINGS, **more,
         )  # fmt: skip
         train(student, run, make_accelerator())
