@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from adpa_cli.engine.device import POOL
+from adpa_cli.engine.generation.generate import POOL
 from adpa_cli.engine.layout.examples import read_rollouts
 from adpa_cli.errors import Stopped
 from adpa_cli.hub import Located

@@ -1,6 +1,6 @@
 """Model folders: load them, check them, run the body without the head, and save them for any other tool.
 
-Weights come from safetensors only, remote code never runs, dropout is off. The head is kept apart from the body because
+Weights come from safetensors only, remote code never runs, dropout is off. The head is separate from the body because
 log-probs are computed through it tile by tile (`tensors`): `output_head` reads what scales and caps its logits, and
 `check_head` proves that the model does that and no more.
 """

@@ -263,7 +263,7 @@ def decode_frames(frames: Sequence[Framed], spec: SignalSpec, ranking: Ranking, 
     """The rows of each frame: the stored values when `raw`, else with each teacher's classes summing to 1.
 
     They are slices of arrays that all frames share. Raises Corrupt when a content does not fit its key, its number of
-    tokens or the spec; which one it was is told by decoding them one by one.
+    tokens or the spec; decoding them one by one shows which one it was.
     """
     data = Cursor([content for _, _, content in frames])
     heads, tokens = data.head(3), [count for _, count, _ in frames]

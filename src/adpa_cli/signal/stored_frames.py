@@ -65,7 +65,7 @@ def damage(path: Path) -> list[int]:
     """Rows whose stored bytes are not what they were; those that still read, but were written otherwise, included.
 
     A changed byte can lie where zstandard ignores it; such a frame is found by encoding its values again. Raises
-    Corrupt when the header or the ranking is damaged: then no row can be told from another.
+    Corrupt when the header or the ranking is damaged: then rows cannot be distinguished.
     """
     shard = Shard(path, partial=True)
     damaged = {row for row, _, _ in shard.verify()}

@@ -61,7 +61,7 @@ def selected_logps(
     budget = kept_bytes(rows, vocabulary) if budget is None else budget
     shape = tile or tile_shape(rows, vocabulary, hidden.device.type)
     plan = Plan(compute_dtype(hidden), shape, budget, scale, softcap)
-    if not torch.is_grad_enabled():  # a Function is told what requires a gradient, not whether one will be asked for
+    if not torch.is_grad_enabled():  # a Function knows what requires a gradient, not whether one will be asked for
         hidden, weight, bias = hidden.detach(), weight.detach(), None if bias is None else bias.detach()
     apply: Any = _SelectedLogps.apply
     return Selected(*apply(hidden, weight, bias, ids, plan, stats))

@@ -7,12 +7,13 @@ batching by transformers' own `generate`.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedModel
 
@@ -20,8 +21,10 @@ from adpa_cli.engine.device import ROOM, fitting
 from adpa_cli.engine.generation.continuous_batching import PartialAnswer, generate_continuously, left_padded
 from adpa_cli.engine.generation.kv_cache import supports_kv_cache
 from adpa_cli.engine.generation.sampling import NOT_FINITE, Sampling, answer_limit, noisy, row_key
+from adpa_cli.engine.layout.micro_batches import cut_blocks
 from adpa_cli.engine.models import Dtype, computing
 from adpa_cli.errors import AdpaError
+from adpa_cli.sizes import DRAW_TOKENS
 
 POOL = 4
 """How many times the rows answered at once a block of answers has, so that a row that ends has a successor."""
@@ -67,6 +70,34 @@ def generate_block(
             for start in range(0, len(rows), batch_size):
                 generate_statically(model, rows[start : start + batch_size], end_id, pad_id, sampling, context)
     return [Generated(row.answer, cut=row.answer[-1] != end_id) for row in rows]
+
+
+def generate_share(
+    model: PreTrainedModel,
+    prompts: Mapping[str, Sequence[int]],
+    row_id: Callable[[str], str],
+    end_id: int,
+    pad_id: int,
+    sampling: Sampling,
+    context: int,
+    dtype: Dtype,
+    accelerator: Accelerator,
+) -> dict[str, Generated]:
+    """Answers to this process's share of some prompts, by their names; `row_id` of a name seeds the noise of its row.
+
+    The blocks in which they are generated depend on the prompts alone. Raises as `generate_fitting` does.
+    """
+
+    def length(name: str) -> int:
+        return min(len(prompts[name]) + sampling.max_new_tokens, context)
+
+    answers: dict[str, Generated] = {}
+    blocks = cut_blocks(prompts, length, str, POOL * DRAW_TOKENS)
+    for block in blocks[accelerator.process_index :: accelerator.num_processes]:
+        asked, row_ids = [prompts[name] for name in block.items], [row_id(name) for name in block.items]
+        rest = (end_id, pad_id, sampling, context, dtype, DRAW_TOKENS)
+        answers.update(zip(block.items, generate_fitting(model, asked, row_ids, *rest), strict=True))
+    return answers
 
 
 def generate_fitting(

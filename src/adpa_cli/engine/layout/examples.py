@@ -95,14 +95,14 @@ def dialogue_examples(
     items: Sequence[Dialogue], encoder: Encoder, max_length: int, name: str
 ) -> tuple[list[Example], int]:
     """Supervised examples, every assistant turn trained; and how many of them were cut to fit."""
-    found, shorter = [], 0
+    examples, shorter = [], 0
     for item in items:
         ids, mask = encoder.dialogue(item.messages)
         kept, answer, cut = fit_dialogue(ids, mask, max_length, bos_id=encoder.bos_id, where=f"{name} row {item.row}")
         sequence = TokenSequence(np.array(kept, dtype=np.int32), np.array(answer, dtype=np.bool_))
-        found.append(Example(item.id, {"chosen": sequence}))
+        examples.append(Example(item.id, {"chosen": sequence}))
         shorter += cut > 0
-    return found, shorter
+    return examples, shorter
 
 
 def cut_words(cut: int, of: int, what: str, max_length: int) -> list[str]:
@@ -112,7 +112,7 @@ def cut_words(cut: int, of: int, what: str, max_length: int) -> list[str]:
 
 def pair_answers(items: Sequence[Pair], part: str, encoder: Encoder, max_length: int, name: str) -> list[Answer]:
     """The chosen or rejected answer of every pair, tokenised and fitted."""
-    found = []
+    answers = []
     for item in items:
         text = item.chosen if part == "chosen" else item.rejected
         where = f"{name} row {item.row}, {part}"
@@ -120,8 +120,8 @@ def pair_answers(items: Sequence[Pair], part: str, encoder: Encoder, max_length:
         if not fitted.answer:
             raise DataError(f"{where}: nothing is left of the answer", f"--set max_length={max_length * 2}")
         key = AnswerKey(item.id, part, token_hash(fitted.prompt, fitted.answer))
-        found.append(Answer(key, fitted.prompt, fitted.answer, fitted.cut_prompt + fitted.cut_answer > 0))
-    return found
+        answers.append(Answer(key, fitted.prompt, fitted.answer, fitted.cut_prompt + fitted.cut_answer > 0))
+    return answers
 
 
 @functools.lru_cache(maxsize=4)

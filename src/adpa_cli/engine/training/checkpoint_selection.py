@@ -22,15 +22,13 @@ from accelerate import Accelerator
 
 from adpa_cli.data.examples import win
 from adpa_cli.disk import sync_file, sync_folder, write_atomic
-from adpa_cli.engine.generation.generate import POOL, generate_fitting
+from adpa_cli.engine.generation.generate import generate_share
 from adpa_cli.engine.generation.sampling import Sampling
 from adpa_cli.engine.layout.examples import Example
-from adpa_cli.engine.layout.micro_batches import cut_blocks
 from adpa_cli.engine.rewards.reward_model import RewardModel
 from adpa_cli.engine.scoring import halving, halving_logps, pair_margins
 from adpa_cli.engine.training.student import Student
 from adpa_cli.methods import Part
-from adpa_cli.sizes import DRAW_TOKENS
 
 SCORES = "_points.json"
 SCORE_TOKENS = 16384
@@ -149,21 +147,13 @@ class RewardSelection:
 
     def score(self, student: Student, accelerator: Accelerator) -> Record:
         """The mean reward of the student's greedy answers; each process does its share of the blocks."""
-        sampling = Sampling(0.0, 1.0, self.max_new_tokens)
-        blocks = cut_blocks(self.prompts, self._length, str, POOL * DRAW_TOKENS)
-        answers: dict[str, Sequence[int]] = {}
-        for block in blocks[accelerator.process_index :: accelerator.num_processes]:
-            asked = [self.prompts[name] for name in block.items]
-            generated = generate_fitting(
-                student.model, asked, block.items, self.end_id, self.pad_id, sampling, self.max_length, student.dtype,
-                DRAW_TOKENS,
-            )  # fmt: skip
-            answers.update({name: answer.ids for name, answer in zip(block.items, generated, strict=True)})
+        generated = generate_share(
+            student.model, self.prompts, str, self.end_id, self.pad_id, Sampling(0.0, 1.0, self.max_new_tokens),
+            self.max_length, student.dtype, accelerator,
+        )  # fmt: skip
+        answers = {name: answer.ids for name, answer in generated.items()}
         total, count = summed(accelerator, sum(self.rewards(answers)) if answers else 0.0, len(answers))
         return {"reward": total / count, "prompts": int(count)}
-
-    def _length(self, name: str) -> int:
-        return min(len(self.prompts[name]) + self.max_new_tokens, self.max_length)
 
 
 def summed(accelerator: Accelerator, *values: float) -> list[float]:

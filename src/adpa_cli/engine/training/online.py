@@ -21,10 +21,9 @@ from torch import Tensor
 
 from adpa_cli.disk import write_atomic
 from adpa_cli.engine.device import gathered
-from adpa_cli.engine.generation.generate import POOL, Generated, generate_fitting
+from adpa_cli.engine.generation.generate import Generated, generate_share
 from adpa_cli.engine.generation.sampling import Sampling
 from adpa_cli.engine.layout.examples import Example, TokenSequence
-from adpa_cli.engine.layout.micro_batches import cut_blocks
 from adpa_cli.engine.models import body_and_head, load_checked
 from adpa_cli.engine.scoring import at_answers, halving, halving_logps
 from adpa_cli.engine.training.loop import resume_step
@@ -32,7 +31,6 @@ from adpa_cli.engine.training.schedule import rows_at, steps_of
 from adpa_cli.engine.training.student import Student
 from adpa_cli.errors import AdpaError
 from adpa_cli.methods import given
-from adpa_cli.sizes import DRAW_TOKENS
 from adpa_cli.spec import TrainSpec
 from adpa_cli.tensors.ppo import advantages, rewards, whitened
 
@@ -208,17 +206,12 @@ class Online:
 
     def _draw(self, number: int, ids: Sequence[str]) -> dict[str, Generated]:
         """Answers by example id. The noise depends on the seed, the row and the buffer, not on who else is drawn."""
-        prompts, longest = self.sources.prompts, self.spec.max_length
-        p = self.params
-        sampling = Sampling(p.temperature, 1.0, p.max_new_tokens, self.spec.seed)
-        blocks = cut_blocks(ids, lambda i: min(len(prompts[i]) + p.max_new_tokens, longest), str, POOL * DRAW_TOKENS)
-        answers: dict[str, Generated] = {}
-        for block in blocks[self.accelerator.process_index :: self.accelerator.num_processes]:
-            made = generate_fitting(
-                self.student.model, [prompts[i] for i in block.items], [f"{i} in buffer {number}" for i in block.items],
-                self.sources.end_id, self.sources.pad_id, sampling, longest, self.student.dtype, DRAW_TOKENS,
-            )  # fmt: skip
-            answers.update(zip(block.items, made, strict=True))
+        p, sources = self.params, self.sources
+        answers = generate_share(
+            self.student.model, {i: sources.prompts[i] for i in ids}, lambda i: f"{i} in buffer {number}",
+            sources.end_id, sources.pad_id, Sampling(p.temperature, 1.0, p.max_new_tokens, self.spec.seed),
+            self.spec.max_length, self.student.dtype, self.accelerator,
+        )  # fmt: skip
         return gathered(self.accelerator, answers)
 
     def _score(self, examples: Sequence[Example]) -> dict[str, dict[str, NDArray[np.float32]]]:

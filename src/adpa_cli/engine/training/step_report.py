@@ -203,7 +203,7 @@ def tracking(
 ) -> Iterator[Callable[[int, Mapping[str, float]], None]]:
     """A function that hands the number of a step and its values to the trackers `names`.
 
-    Each is told the settings of `spec` and writes into `logs`, if at all, under the name `ref`. Only the main process
+    Each gets the settings of `spec` and writes into `logs`, if at all, under the name `ref`. Only the main process
     writes, once there is one. A tracker that fails later is noted and hears nothing more: no training ends for it.
 
     Raises AdpaError where a tracker does not start, which most do not without an account.
