@@ -26,7 +26,7 @@ GROUND = ("errors", "coerce", "machine", "families", "spec", "sizes", "disk")
 FLOORS = {
     **dict.fromkeys(("adpa_cli", *(f"adpa_cli.{name}" for name in GROUND)), 0),
     "adpa_cli.tensors": 1, "adpa_cli.signal": 1, "adpa_cli.data": 1, "adpa_cli.store": 1,
-    "adpa_cli.hub": 2, "adpa_cli.lab": 2, "adpa_cli.methods": 2,
+    "adpa_cli.lab": 1, "adpa_cli.hub": 2, "adpa_cli.methods": 2,
     "adpa_cli.engine": 3, "adpa_cli.lab.pretrain": 4,
     "adpa_cli.suites": 4, "adpa_cli.stages": 5,
     "adpa_cli.planning": 6, "adpa_cli.estimate": 7,
@@ -37,7 +37,7 @@ SLOW = ["torch", "transformers", "datasets", "accelerate"]
 WITHOUT_TORCH = (
     *(f"{name}.py" for name in GROUND), "store", "signal", "report", "methods/__init__.py",
 )  # fmt: skip
-DISTRIBUTIONS = {"huggingface_hub": "huggingface-hub"}  # where the import has another name
+DISTRIBUTIONS = {"huggingface_hub": "huggingface-hub", "yaml": "pyyaml"}  # where the import has another name
 WITH_TORCH = {"triton"}  # what PyTorch brings along on some machines, and the package does without on others
 
 

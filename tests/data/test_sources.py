@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import gzip
 import json
+import sys
 from pathlib import Path
 
 import pyarrow as pa
@@ -85,7 +86,6 @@ def test_a_file_of_an_unknown_kind_lists_the_known(tmp_path):
 def test_every_kind_of_file_gives_the_same_rows(tmp_path, name, first):
     source = parse_source(str(write(tmp_path / name)))
     assert list(read_rows(source)) == [(first, ROWS[0]), (first + 1, ROWS[1])]
-    assert source_files(source) == [tmp_path / name]
 
 
 def test_lines_are_counted_as_an_editor_counts_them(tmp_path):
@@ -103,7 +103,6 @@ def test_json_lines_under_the_name_of_json(tmp_path):
 def test_rows_in_memory():
     source = Source("tiny", "rows", rows=tuple(ROWS))
     assert list(read_rows(source)) == [(1, ROWS[0]), (2, ROWS[1])]
-    assert source_files(source) == []
     with pytest.raises(DataError, match="tiny: no rows"):
         list(read_rows(Source("tiny", "rows")))
 
@@ -165,6 +164,7 @@ def test_splits_of_a_downloaded_data_set(tmp_path):
     assert names(parts(source, "train", "pairs")) == ["data/train_prefs-00000-of-00001.parquet"]
     assert names(parts(source, "test", "pairs")) == ["data/test_prefs-00000-of-00001.parquet"]
     assert names(parts(source, "train", "dialogues")) == ["data/train_sft-00000-of-00001.parquet"]
+    assert source_files(source)[0] == ("data/test_prefs-00000-of-00001.parquet", "test_prefs")
     assert len(source_files(source)) == 5
     named = parse_source(f"{tmp_path}#train_sft")
     assert names(parts(named, "train", "pairs")) == ["data/train_sft-00000-of-00001.parquet"]
@@ -251,3 +251,171 @@ def test_offline_a_data_set_that_was_never_fetched_says_so(tmp_path, monkeypatch
     with pytest.raises(AdpaError, match="org/name: not on this machine, and the hub cannot be reached") as caught:
         list(read_rows(parse_source("org/name")))
     assert "tiny" in caught.value.hint
+
+
+# Several configurations, one of them with splits whose names stand in no file.
+TWO = """---
+license: mit
+configs:
+- config_name: easy
+  data_files:
+  - split: train
+    path: easy/a.jsonl
+  - split: test
+    path: "easy/b*.jsonl"
+- config_name: hard
+  data_files: hard/*.parquet
+---
+words
+"""
+
+
+def readme(folder: Path, text: str) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "README.md").write_text(text, encoding="utf-8")
+    return folder
+
+
+def configured(default: str, files: dict[str, str]) -> str:
+    """The README.md of one configuration: split -> pattern."""
+    listed = "".join(f"  - split: {split}\n    path: '{pattern}'\n" for split, pattern in files.items())
+    return f"---\nconfigs:\n- config_name: {default}\n  data_files:\n{listed}---\n"
+
+
+def two_configurations(folder: Path) -> Path:
+    for name in ("easy/a.jsonl", "easy/b1.jsonl", "easy/b2.jsonl", "hard/train_1.parquet", "hard/2.parquet", "c.jsonl"):
+        write(folder / name)
+    return readme(folder, TWO)
+
+
+def test_a_readme_says_which_files_are_which_split(tmp_path):
+    for name in ("a.jsonl", "b.parquet", "left_out.jsonl"):
+        write(tmp_path / name)
+    readme(tmp_path, configured("default", {"train": "a.jsonl", "Held_out_test": "b.*"}))
+    source = parse_source(str(tmp_path))
+    assert source_files(source) == [("a.jsonl", "train"), ("b.parquet", "held_out_test")]
+    assert names(parts(source)) == ["a.jsonl"]
+    assert names(parts(parse_source(f"{tmp_path}#held_out_test"))) == ["b.parquet"]
+
+
+def test_several_configurations_are_listed_unless_one_is_named_or_is_the_default(tmp_path):
+    folder = two_configurations(tmp_path / "d")
+    with pytest.raises(DataError, match=r"d: several configurations, and no default one: #easy, #hard$") as caught:
+        parts(parse_source(str(folder)))
+    assert caught.value.hint == f"name one: {folder}#easy"
+    easy = parse_source(f"{folder}#easy")
+    assert has_test(easy)
+    assert names(parts(easy)) == ["easy/a.jsonl"]
+    assert names(parts(easy, "test")) == ["easy/b1.jsonl", "easy/b2.jsonl"]
+    test = parse_source(f"{folder}#easy/test")
+    assert test.names_test
+    assert len(list(read_rows(test))) == 4
+    hard = parse_source(f"{folder}#hard")
+    assert source_files(hard) == [("hard/2.parquet", "train"), ("hard/train_1.parquet", "train")]
+    assert len(list(read_rows(hard))) == 4
+    with pytest.raises(NotFound, match="no configuration 'soft'") as missing:
+        parts(parse_source(f"{folder}#soft/train"))
+    assert "#easy, #hard" in missing.value.hint
+    with pytest.raises(NotFound, match="no split 'dev'") as missing:
+        parts(parse_source(f"{folder}#easy/dev"))
+    assert missing.value.hint == "it has #easy/train, #easy/test"
+    readme(folder, TWO.replace("config_name: hard", "config_name: hard\n  default: true"))
+    assert source_files(parse_source(str(folder))) == source_files(hard)
+    assert names(parts(parse_source(f"{folder}#easy"))) == ["easy/a.jsonl"]
+
+
+@pytest.mark.parametrize(
+    ("files", "splits"),
+    [
+        (("data/train-00000-of-00001.parquet", "data/test-00000-of-00001.parquet"),
+         {"train": "data/train-*", "test": "data/test-*"}),
+        (("train_prefs.jsonl", "train_sft.jsonl", "test_prefs.jsonl"), {"train": "train_*", "test": "test_*"}),
+        (("train.jsonl", "dev.jsonl"), {"train": "train.jsonl", "validation": "dev.jsonl"}),
+        (("a.jsonl", "b.jsonl"), {"train": "*.jsonl"}),
+        (("x.parquet",), {"test": "x.parquet"}),
+    ],
+)  # fmt: skip
+def test_a_readme_that_says_what_names_say_changes_nothing(tmp_path, files, splits):
+    for name in files:
+        write(tmp_path / name)
+    plain = source_files(parse_source(str(tmp_path)))
+    readme(tmp_path, configured("default", splits))
+    assert source_files(parse_source(str(tmp_path))) == plain
+
+
+@pytest.mark.parametrize(
+    ("head", "said"),
+    [
+        ("configs: 3", "Expected configs to be a list"),
+        ("configs:\n- data_files: a.jsonl", "config_name"),
+        ("configs:\n- config_name: a\n  data_files: https://example.org/a.jsonl", "files that are elsewhere"),
+        ("configs: [", "expected the node content"),
+        ("configs:\n- config_name: a\n  data_files: none.jsonl", "no data files in the configuration a"),
+    ],
+)
+def test_a_readme_that_cannot_be_followed_is_named(tmp_path, head, said):
+    write(tmp_path / "a.jsonl")
+    readme(tmp_path, f"---\n{head}\n---\n")
+    with pytest.raises(DataError, match=said) as caught:
+        parts(parse_source(str(tmp_path)))
+    assert str(tmp_path) in caught.value.message
+    assert caught.value.hint
+
+
+def test_a_readme_without_configurations_is_not_asked(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    write(tmp_path / "train.jsonl")
+    readme(tmp_path, "---\nlicense: mit\n---\n# configs:\n\nconfigs: none\n")
+    assert source_files(parse_source(str(tmp_path))) == [("train.jsonl", "train")]
+
+
+NESTED = [
+    {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": None}], "n": 1, "s": "007",
+     "deep": {"lists": [[1, 2], []], "none": None}},
+    {"messages": [], "n": None, "s": "2020-01-01", "deep": None},
+]  # fmt: skip
+
+
+def test_nested_values_come_out_as_they_were_written(tmp_path):
+    from datasets import Dataset
+
+    pq.write_table(pa.Table.from_pylist(NESTED), tmp_path / "r.parquet")
+    Dataset.from_list(NESTED).save_to_disk(tmp_path / "saved")
+    Dataset.from_list(NESTED).to_parquet(tmp_path / "theirs.parquet")
+    for source in ("r.parquet", "saved", "theirs.parquet"):
+        assert list(read_rows(parse_source(str(tmp_path / source)))) == list(enumerate(NESTED, 1))
+
+
+def test_a_path_with_signs_of_a_pattern_is_one_file(tmp_path):
+    write(tmp_path / "a[1]*" / "train?.parquet")
+    write(tmp_path / "a1" / "train0.parquet", ROWS[:1])
+    assert len(list(read_rows(parse_source(str(tmp_path / "a[1]*"))))) == 2
+
+
+def test_a_parquet_file_is_read_in_batches_and_may_be_empty(tmp_path):
+    write(tmp_path / "many.parquet", [{"n": n} for n in range(3000)])
+    rows = list(read_rows(parse_source(str(tmp_path / "many.parquet"))))
+    assert rows == [(n + 1, {"n": n}) for n in range(3000)]
+    pq.write_table(pa.table({"n": pa.array([], pa.int64())}), tmp_path / "none.parquet")
+    with pytest.raises(DataError, match=r"none\.parquet: no rows in this file"):
+        list(read_rows(parse_source(str(tmp_path / "none.parquet"))))
+
+
+def test_damage_inside_a_file_of_columns_names_it(tmp_path, capfd):
+    from datasets import Dataset
+
+    write(tmp_path / "r.parquet", [{"n": "x" * 100 + str(n)} for n in range(5000)])
+    torn = bytearray((tmp_path / "r.parquet").read_bytes())
+    torn[1000:3000] = bytes(2000)
+    (tmp_path / "r.parquet").write_bytes(torn)
+    Dataset.from_list(ROWS).save_to_disk(tmp_path / "saved")
+    (arrow,) = (tmp_path / "saved").glob("*.arrow")
+    arrow.write_bytes(arrow.read_bytes()[:-300])
+    for source, said in (
+        ("r.parquet", r"r\.parquet: not readable as Parquet"),
+        ("saved", r"\.arrow: not readable as Arrow"),
+    ):
+        with pytest.raises(DataError, match=said) as caught:
+            list(read_rows(parse_source(str(tmp_path / source))))
+        assert "damaged" in caught.value.hint
+    assert capfd.readouterr() == ("", "")

@@ -6,12 +6,13 @@ import errno
 import json
 import re
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from adpa_cli.errors import Corrupt
+from adpa_cli.errors import Corrupt, DataError
 from adpa_cli.hub import repository as hubs
 from adpa_cli.hub.externals import open_sources
 from adpa_cli.hub.repository import Closed, closed
@@ -87,7 +88,7 @@ def test_a_hub_model_is_the_folder_with_the_same_bytes_and_no_weight_is_asked_fo
     folder = sharded(tmp_path / "m") if shards else BASES / "student"
     repo = hub.add("org/m", folder)
     found = Names(store).hub_model("org/m")
-    local = Names(store).folder(folder, str(folder))
+    local = Names(store).folder(folder)
     assert (found.content, found.size) == (local.content, local.size)
     weights = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
     assert (found.download, local.download) == (weights, 0)
@@ -298,3 +299,35 @@ def test_a_cache_that_takes_nothing_is_not_a_hub_that_cannot_be_reached(error: E
     assert reason in found.reason
     assert "HF_HOME" in found.hint
     assert not found.away
+
+
+def test_a_hub_data_set_follows_its_readme_and_the_store_remembers_what_it_says(
+    hub: Hub, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two configurations, of which one is named; neither needs its data to be described, nor datasets a second time."""
+    from adpa_cli.data import sources
+
+    folder = tmp_path / "two"
+    for name in ("easy/a.jsonl", "easy/b.jsonl", "hard/a.jsonl"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        write_rows(folder / name, world.preferences("train")[: len(name)])
+    (folder / "README.md").write_text(
+        "---\nconfigs:\n- config_name: hard\n  data_files: hard/*\n- config_name: easy\n  data_files:\n"
+        "  - split: train\n    path: easy/b.jsonl\n  - split: test\n    path: easy/a.jsonl\n---\n"
+    )
+    hub.add("datasets/org/two", folder)
+    with pytest.raises(DataError, match=r"org/two: several configurations, and no default one: #hard, #easy") as caught:
+        Names(store).data(["org/two"])
+    assert caught.value.hint == "name one: org/two#hard"
+    easy = Names(store).data(["org/two#easy"])
+    assert easy.content == Names(store).data([f"{folder}#easy"]).content
+    assert [split for source in easy.facts["sources"] for split in source["splits"]] == ["test", "train"]
+    assert Names(store).data_of(easy.facts, easy.content) == easy
+    hubs.fetch(easy.files, store.hash_cache, lambda text: None)
+    (source,) = open_sources(easy.where)
+    assert [part.text for part in sources.parts(source, "test")] == ["easy/a.jsonl"]
+    monkeypatch.setattr(hubs, "ask_datasets", None)
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    again = Names(Store.find(store.root))
+    assert again.data(["org/two#easy"]) == easy
+    assert again.data(["org/two#hard"]).content != easy.content

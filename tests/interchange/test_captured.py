@@ -5,10 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from adpa_cli.data import flat_yaml
 from adpa_cli.interchange import captured as distillkit
 from adpa_cli.interchange.captured import spelling
-from support.import_samples import DOCUMENTED
 
 
 def test_every_kind_of_code_is_read() -> None:
@@ -27,8 +25,6 @@ def test_every_kind_of_code_is_read() -> None:
         distillkit.decode(code[None], distillkit.settings_of(raw, "here"))[0], expected, rtol=2e-3
     )
     assert distillkit.unpack(np.array([[0b10101100, 0b01000000]], np.uint8), 5, 2).tolist() == [[21, 17]]
-    assert flat_yaml.parse(DOCUMENTED)["polynomial_terms"] == [0, 1, "sqrt"]
-    assert flat_yaml.parse("a:\n- 0\n- sqrt\nb: -1.5\nc: null\n") == {"a": [0, "sqrt"], "b": -1.5, "c": None}
 
 
 def test_tokens_are_told_by_their_bytes() -> None:

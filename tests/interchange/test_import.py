@@ -96,9 +96,10 @@ def test_rows_of_other_data_are_named_or_left_out(
 
 @pytest.mark.parametrize(
     ("settings", "expected"),
-    [("k: 12\n", "d"), ("d: 40\nk: 13\nexact_k: 14\n", "0 <= exact_k"), ("- 3\n", "a list without a name"),
+    [("k: 12\n", "d"), ("d: 40\nk: 13\nexact_k: 14\n", "0 <= exact_k"), ("- 3\n", "other.yaml: no table of settings"),
+     ("d: [\n", "other.yaml: while parsing a flow node"),
      (DOCUMENTED.format(d=60).replace("exact_k: 4 ", "exact_k: 3 "), "bytes of log-probs"),
-     ("legacy_logit_compression:\n  k: 3\n", "key: value")],
+     ("legacy_logit_compression:\n  k: 3\n", "legacy captures hold logits")],
 )  # fmt: skip
 def test_settings_that_do_not_fit_are_refused(
     pipeline: Pipeline, cli: Cli, sequences: Sequences, tmp_path: Path, settings: str, expected: str

@@ -64,7 +64,7 @@ def test_a_capture_for_a_smaller_vocabulary_says_so_in_its_spec(tmp_path: Path, 
         tokenizer.add_tokens(list(words))
         save(tiny_llama(vocabulary=64), tokenizer, tmp_path / name, TEMPLATE, "<end>")
     found = Names(store)
-    student, teacher = (found.folder(tmp_path / name, name) for name in ("student", "teacher"))
+    student, teacher = (found.folder(tmp_path / name) for name in ("student", "teacher"))
     size = len(tiny_tokenizer())
     assert lineage.smaller_vocabulary(student, teacher, store) == size
     assert lineage.smaller_vocabulary(teacher, student, store) is None

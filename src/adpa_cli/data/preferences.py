@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, Generic
+from typing import Any, Generic, Literal
 
 from adpa_cli.data.examples import (
     Dialogue,
@@ -19,19 +19,19 @@ from adpa_cli.data.examples import (
     Row,
     as_dialogue,
     held_out_keys,
-    hold_out,
     make_dialogue,
     make_pair,
     prompt_key,
     trimmed,
 )
 from adpa_cli.data.shapes import DIALOGUES, PAIRS, Join, Sides, detect
-from adpa_cli.data.sources import Source, has_test, is_test, parts, read_rows
+from adpa_cli.data.sources import Source, has_test, parts, read_part
 from adpa_cli.errors import DataError
 
-__all__ = ["Dialogue", "Loaded", "Message", "Pair", "Prompt", "hold_out", "load_dialogues", "load_pairs"]
+__all__ = ["DataSet", "Dialogue", "Loaded", "Message", "Pair", "Prompt", "load_dialogues", "load_pairs"]
 
 SHOWN_PROBLEMS = 5
+Purpose = Literal["pairs", "dialogues"]
 
 
 @dataclass(frozen=True)
@@ -51,9 +51,7 @@ def load_pairs(
 
     Raises DataError that names the first unusable rows (unless they are skipped), or says that nothing is left.
     """
-    reader = _Reader("pairs", skip_bad_rows)
-    pairs = [item for item in _side(sources, split, reader) if isinstance(item, Pair)]
-    return reader.loaded(pairs, limit)
+    return DataSet(sources, "pairs", skip_bad_rows).pairs(split, limit)
 
 
 def load_dialogues(
@@ -63,121 +61,181 @@ def load_dialogues(
 
     Preference data are split as pairs, so that both loaders hold out the same prompts. Raises as `load_pairs` does.
     """
-    reader = _Reader("dialogues", skip_bad_rows)
-    return reader.loaded([as_dialogue(item) for item in _side(sources, split, reader)], limit)
+    return DataSet(sources, "dialogues", skip_bad_rows).dialogues(split, limit)
 
 
-def _side(sources: Sequence[Source], side: str, reader: _Reader) -> list[Pair | Dialogue]:
-    """What one side of all sources holds.
+@dataclass(frozen=True)
+class FileItems:
+    """The sound items of one file and the name of its shape; how many rows it has, the first problems, how many rows
+    were unusable or hold no example, by kind, and how many dialogues were trimmed."""
 
-    A source named with a test split serves the test side only, and then nothing is held out of the others; a folder
-    with a test split keeps its own; the remaining sources are split together, so that no prompt is on both sides.
-    """
-    if side not in ("train", "test"):
-        raise DataError(f"data have no side {side!r}", "it is train or test")
-    named = any(is_test(source.split or "") for source in sources)
-    found: list[tuple[bool, list[Pair | Dialogue]]] = []
-    for source in sources:
-        if named and is_test(source.split or "") != (side == "test"):
-            continue
-        whole = named or has_test(source)
-        files = parts(source, side if whole else "train", reader.purpose)
-        found.append((whole, [item for part in files for item in reader.read(part)]))
-    if not found:
-        names = ", ".join(source.text for source in sources) or "no source"
-        raise DataError(f"{names}: only test splits, nothing to train on", "add --data with a training split")
-    reader.check()
-    pool = [item for whole, items in found if not whole for item in items]
-    held = held_out_keys(pool)
-    if pool:
-        reader.notes.append(f"no test split: {len(held)} prompts held out by hash")
-    return [item for whole, items in found for item in items if whole or (prompt_key(item) in held) == (side == "test")]
+    items: tuple[Pair | Dialogue, ...]
+    shape: str
+    rows: int
+    problems: tuple[str, ...]
+    bad: Counter[str]
+    passed: Counter[str]
+    trims: int
 
 
-class _Reader:
-    """Turns rows into items and keeps count of the rest."""
+class DataSet:
+    """Some sources, read for one purpose: each file once, for both sides and every limit."""
 
-    def __init__(self, purpose: str, skip_bad_rows: bool) -> None:
+    def __init__(self, sources: Sequence[Source], purpose: Purpose, skip_bad_rows: bool) -> None:
+        self.sources = sources
         self.purpose = purpose
         self.skip_bad_rows = skip_bad_rows
-        self.rows = 0
-        self.shapes: dict[str, None] = {}
-        self.notes: list[str] = []
-        self.problems: list[str] = []
-        self.bad: Counter[str] = Counter()
-        self.passed: Counter[str] = Counter()
-        self.trims = 0
+        self._files: dict[tuple[int, str], FileItems] = {}
+        self._sides: dict[str, Loaded[Any]] = {}
+        self._keys: dict[int, str] = {}
 
-    def read(self, part: Source) -> list[Pair | Dialogue]:
-        """All sound items of one file; problems are kept for `check`."""
-        rows = list(read_rows(part))
-        self.rows += len(rows)
-        sample: dict[str, Any] = {}
-        for _, row in rows:
-            sample.update((name, value) for name, value in row.items() if value is not None and name not in sample)
-        make, join = self._maker(part, sample)
-        items: list[Pair | Dialogue] = []
-        for number, joined in join(rows):
-            try:
-                items.append(make(joined, number))
-            except Passed as passed:
-                self.passed[passed.kind] += 1
-            except Problem as problem:
-                self.bad[problem.kind] += 1
-                where = f"{part.text} row {number}, {problem.field}"
-                self.problems.append(f"{where}: {problem.found} ({problem.fix})")
-        return items
+    def pairs(self, split: str, limit: int | None = None) -> Loaded[Pair]:
+        """The pairs of one side; see `load_pairs`."""
+        return self._limited(split, limit, lambda item: item)
 
-    def _maker(self, part: Source, sample: Row) -> tuple[Callable[[Row, int], Pair | Dialogue], Join]:
-        """What makes an item of a row with these columns; preference data make pairs for either purpose."""
-        if self.purpose == "dialogues" and (turns := detect(DIALOGUES, sample)):
-            self.shapes[turns.name] = None
-            return partial(self._dialogue, turns.read), turns.join
-        if sides := detect(PAIRS, sample):
-            self.shapes[sides.name] = None
-            return partial(_pair, sides.read), sides.join
-        raise unknown_shape(part, sample, self.purpose)
+    def dialogues(self, split: str, limit: int | None = None) -> Loaded[Dialogue]:
+        """The dialogues of one side; see `load_dialogues`."""
+        return self._limited(split, limit, as_dialogue)
 
-    def _dialogue(self, read: Callable[[Row], Prompt], row: Row, number: int) -> Dialogue:
-        messages = read(row)
-        kept = trimmed(messages)
-        self.trims += kept != messages
-        return make_dialogue(kept, number)
+    def _limited(self, split: str, limit: int | None, form: Callable[[Any], Item]) -> Loaded[Item]:
+        if split not in self._sides:
+            self._sides[split] = self._side(split, form)
+        side = self._sides[split]
+        return replace(side, items=side.items[:limit])
 
-    def check(self) -> None:
-        """Raise the problems found, unless they are to be skipped."""
-        if not self.bad or self.skip_bad_rows:
-            return
-        kinds = ", ".join(f"{kind} {count}" for kind, count in self.bad.most_common())
-        total = self.bad.total()
-        shown = "".join(f"\n  {problem}" for problem in self.problems[:SHOWN_PROBLEMS])
-        more = f"\n  … {total - SHOWN_PROBLEMS} more" if total > SHOWN_PROBLEMS else ""
-        message = f"{total} of {self.rows} rows cannot be used{shown}{more}\n  by kind: {kinds}"
-        other = " (a family's own dialogues: --set sft.skip_bad_rows=true)" if self.purpose == "dialogues" else ""
-        raise DataError(message, f"mend these rows, or leave them out: --skip-bad-rows{other}")
+    def _side(self, side: str, form: Callable[[Any], Item]) -> Loaded[Item]:
+        """What one side of all sources holds.
 
-    def loaded(self, items: Iterable[Item], limit: int | None) -> Loaded[Item]:
-        """The items without repetitions, so that an id is a key; DataError when none are left."""
-        found = list(items)
-        unique = {item.id: item for item in reversed(found)}
-        kept = [item for item in found if unique[item.id] is item]
-        if not kept:
-            raise DataError(
-                f"no {self.purpose} left of {self.rows} rows" + _counts({**self.bad, **self.passed}),
-                "look at them with: adpa data SOURCE",
-            )
-        dropped = {**self.bad, **self.passed}
-        if len(found) > len(kept):
-            dropped["repeated"] = len(found) - len(kept)
-        if self.trims:
-            self.notes.append(f"{self.trims} dialogues lost turns before the first question or after the last answer")
-        if dropped:
-            self.notes.append("left out" + _counts(dropped))
-        return Loaded(tuple(kept[:limit]), " + ".join(self.shapes), tuple(self.notes), dropped)
+        A source named with a test split serves the test side only, and then nothing is held out of the others; a folder
+        with a test split keeps its own; the remaining sources are split together, so that no prompt is on both sides.
+        """
+        if side not in ("train", "test"):
+            raise DataError(f"data have no side {side!r}", "it is train or test")
+        named = any(source.names_test for source in self.sources)
+        read: list[tuple[bool, FileItems]] = []
+        for number, source in enumerate(self.sources):
+            if named and source.names_test != (side == "test"):
+                continue
+            whole = named or has_test(source)
+            for part in parts(source, side if whole else "train", self.purpose):
+                read.append((whole, self._file(number, part)))
+        if not read:
+            names = ", ".join(source.text for source in self.sources) or "no source"
+            raise DataError(f"{names}: only test splits, nothing to train on", "add --data with a training split")
+        files = [file for _, file in read]
+        if not self.skip_bad_rows:
+            _check(files, self.purpose)
+        pool = [self._key(item) for whole, file in read if not whole for item in file.items]
+        held = held_out_keys(pool)
+        notes = [f"no test split: {len(held)} prompts held out by hash"] if pool else []
+        chosen = (
+            form(item)
+            for whole, file in read
+            for item in file.items
+            if whole or (self._key(item) in held) == (side == "test")
+        )
+        return _without_repetitions(chosen, files, notes, self.purpose)
+
+    def _file(self, number: int, part: Source) -> FileItems:
+        key = (number, part.text)
+        if key not in self._files:
+            self._files[key] = read_items(part, self.purpose)
+        return self._files[key]
+
+    def _key(self, item: Pair | Dialogue) -> str:
+        """The key of an item's prompt, hashed once."""
+        key = self._keys.get(id(item))
+        if key is None:
+            key = self._keys[id(item)] = prompt_key(item)
+        return key
+
+
+def read_items(part: Source, purpose: Purpose) -> FileItems:
+    """All sound items of one file; its problems are for whoever uses them. Raises DataError for an unknown shape."""
+    rows = list(read_part(part))
+    sample: dict[str, Any] = {}
+    for _, row in rows:
+        sample.update((name, value) for name, value in row.items() if value is not None and name not in sample)
+    trims: list[int] = []
+    shape, make, join = _maker(part, sample, purpose, trims)
+    items: list[Pair | Dialogue] = []
+    problems: list[str] = []
+    bad: Counter[str] = Counter()
+    passed: Counter[str] = Counter()
+    for number, joined in join(rows):
+        try:
+            items.append(make(joined, number))
+        except Passed as reason:
+            passed[reason.kind] += 1
+        except Problem as problem:
+            bad[problem.kind] += 1
+            if len(problems) < SHOWN_PROBLEMS:
+                problems.append(f"{part.text} row {number}, {problem.field}: {problem.content} ({problem.fix})")
+    return FileItems(tuple(items), shape, len(rows), tuple(problems), bad, passed, len(trims))
+
+
+def _maker(
+    part: Source, sample: Row, purpose: Purpose, trims: list[int]
+) -> tuple[str, Callable[[Row, int], Pair | Dialogue], Join]:
+    """The shape of rows with these columns, what makes an item of one, and what joins them before.
+
+    Preference data make pairs for either purpose. The numbers of rows whose dialogue is trimmed are added to `trims`.
+    """
+    if purpose == "dialogues" and (turns := detect(DIALOGUES, sample)):
+        return turns.name, partial(_dialogue, turns.read, trims), turns.join
+    if sides := detect(PAIRS, sample):
+        return sides.name, partial(_pair, sides.read), sides.join
+    raise unknown_shape(part, sample, purpose)
+
+
+def _dialogue(read: Callable[[Row], Prompt], trims: list[int], row: Row, number: int) -> Dialogue:
+    messages = read(row)
+    kept = trimmed(messages)
+    if kept != messages:
+        trims.append(number)
+    return make_dialogue(kept, number)
 
 
 def _pair(read: Callable[[Row], Sides], row: Row, number: int) -> Pair:
     return make_pair(*read(row), number)
+
+
+def _check(files: Sequence[FileItems], purpose: Purpose) -> None:
+    """Raise the problems of the files of one side."""
+    bad = _total(file.bad for file in files)
+    if not bad:
+        return
+    kinds = ", ".join(f"{kind} {count}" for kind, count in bad.most_common())
+    shown = "".join(f"\n  {problem}" for problem in [p for file in files for p in file.problems][:SHOWN_PROBLEMS])
+    more = f"\n  … {bad.total() - SHOWN_PROBLEMS} more" if bad.total() > SHOWN_PROBLEMS else ""
+    rows = sum(file.rows for file in files)
+    message = f"{bad.total()} of {rows} rows cannot be used{shown}{more}\n  by kind: {kinds}"
+    other = " (a family's own dialogues: --set sft.skip_bad_rows=true)" if purpose == "dialogues" else ""
+    raise DataError(message, f"mend these rows, or leave them out: --skip-bad-rows{other}")
+
+
+def _without_repetitions(
+    items: Iterable[Item], files: Sequence[FileItems], notes: list[str], purpose: Purpose
+) -> Loaded[Item]:
+    """The items of one side, each id once, so that an id is a key; DataError when none are left."""
+    given = list(items)
+    unique = {item.id: item for item in reversed(given)}
+    kept = [item for item in given if unique[item.id] is item]
+    dropped = {**_total(file.bad for file in files), **_total(file.passed for file in files)}
+    if not kept:
+        rows = sum(file.rows for file in files)
+        raise DataError(f"no {purpose} left of {rows} rows{_counts(dropped)}", "look at them with: adpa data SOURCE")
+    if len(given) > len(kept):
+        dropped["repeated"] = len(given) - len(kept)
+    if trims := sum(file.trims for file in files):
+        notes.append(f"{trims} dialogues lost turns before the first question or after the last answer")
+    if dropped:
+        notes.append("left out" + _counts(dropped))
+    return Loaded(tuple(kept), " + ".join(dict.fromkeys(file.shape for file in files)), tuple(notes), dropped)
+
+
+def _total(counts: Iterable[Counter[str]]) -> Counter[str]:
+    return sum(counts, start=Counter())
 
 
 def _counts(counts: Mapping[str, int]) -> str:

@@ -58,8 +58,8 @@ def sided_turns(row: Row) -> Sides:
     given = given_prompt(row)
     (prompt, chosen), (other, rejected) = (_side(row, field, given) for field in ("chosen", "rejected"))
     if prompt != other:
-        found = "chosen and rejected answer different prompts"
-        raise Problem("prompts differ", "rejected", found, "let both begin with the same turns")
+        content = "chosen and rejected answer different prompts"
+        raise Problem("prompts differ", "rejected", content, "let both begin with the same turns")
     return prompt, chosen, rejected
 
 

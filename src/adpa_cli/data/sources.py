@@ -1,183 +1,66 @@
-"""Read the rows of one file, whatever its kind, with the number that finds a row again."""
+"""What the name of a data source means, and which of its files serve which split.
+
+A folder or a data set of the hub may have a README.md that lists configurations. It says which files are which split,
+and the datasets library reads it. Without one, the names of files and folders tell the splits. That rule is our own:
+the library's would leave `data/train.jsonl` out beside `data/test-00000-of-00001.parquet`, and would put `train_prefs`
+and `train_sft` into one split.
+"""
 
 from __future__ import annotations
 
-import gzip
-import json
+import functools
 import re
-from collections.abc import Iterable, Iterator, Mapping
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
-from pathlib import Path, PurePath
-from typing import Any, BinaryIO
+from pathlib import Path, PurePath, PurePosixPath
+from typing import Any
 
+from adpa_cli.data.examples import Row
+from adpa_cli.data.files import EXTENSIONS, quiet_datasets, read_file
 from adpa_cli.errors import AdpaError, DataError, NotFound, UsageError
-
-Row = dict[str, Any]
-
-EXTENSIONS = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".json", ".parquet", ".csv")
-
-
-def read_file(path: Path) -> Iterator[tuple[int, Row]]:
-    """(row number, row) of a file, told by its extension.
-
-    Raises NotFound when the file is missing, DataError (file and row named) when it is broken, empty or unknown.
-    """
-    if not path.is_file():
-        raise NotFound(f"{path}: no such file", "check the path; relative ones start at the working directory")
-    name = path.name.lower()
-    reader = next((reader for endings, reader in READERS.items() if name.endswith(endings)), None)
-    if reader is None:
-        raise DataError(f"{path}: unknown kind of file", "known: " + " ".join(EXTENSIONS))
-    count = 0
-    for number, row in reader(path):
-        if not isinstance(row, dict):
-            raise DataError(f"{path} row {number}: {type(row).__name__} instead of an object", "write one object a row")
-        count += 1
-        yield number, row
-    if count == 0:
-        raise DataError(f"{path}: no rows in this file", "name a file that has rows")
-
-
-def read_jsonl(path: Path) -> Iterator[tuple[int, Any]]:
-    """One JSON value a line, plain or compressed; blank lines are passed over but counted."""
-    number = 0
-    try:
-        for number, line in enumerate(open_lines(path), 1):
-            text = line.decode("utf-8-sig" if number == 1 else "utf-8")
-            if text.strip():
-                yield number, json.loads(text)
-    except json.JSONDecodeError as error:
-        raise DataError(f"{path} row {number}: broken JSON: {error}", f"look at line {number}") from error
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path} row {number}: not UTF-8: {error.reason}", "convert the file to UTF-8") from error
-    except (EOFError, OSError) as error:
-        raise DataError(f"{path} row {number + 1}: {error}", "damaged or cut short; fetch it again") from error
-
-
-def open_lines(path: Path) -> Iterator[bytes]:
-    """Lines as bytes, split at newlines only."""
-    with path.open("rb") as file:
-        if path.name.lower().endswith(".gz"):
-            with gzip.open(file) as unpacked:
-                yield from unpacked
-        elif path.name.lower().endswith(".zst"):
-            yield from _lines(_unzstd(file))
-        else:
-            yield from file
-
-
-def _unzstd(file: BinaryIO) -> Iterator[bytes]:
-    """Decompressed pieces. A frame that does not end is an error; the library's own reader stops there silently."""
-    import zstandard
-
-    unpacker = None
-    while piece := file.read(1 << 20):
-        while piece:
-            unpacker = unpacker or zstandard.ZstdDecompressor().decompressobj()
-            try:
-                yield unpacker.decompress(piece)
-            except zstandard.ZstdError as error:
-                raise OSError(str(error)) from error
-            piece = unpacker.unused_data if unpacker.eof else b""
-            unpacker = None if unpacker.eof else unpacker
-    if unpacker is not None:
-        raise EOFError("compressed file ended before its end-of-frame mark")
-
-
-def _lines(pieces: Iterable[bytes]) -> Iterator[bytes]:
-    rest = b""
-    for piece in pieces:
-        *lines, rest = (rest + piece).split(b"\n")
-        yield from lines
-    if rest:
-        yield rest
-
-
-def read_json(path: Path) -> Iterator[tuple[int, Any]]:
-    """One JSON list of objects; a file that is really JSON Lines is read as such."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8-sig"))
-    except json.JSONDecodeError as error:
-        if error.msg == "Extra data":
-            yield from read_jsonl(path)
-            return
-        raise DataError(f"{path} row {error.lineno}: broken JSON: {error}", f"look at line {error.lineno}") from error
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: not UTF-8: {error.reason}", "convert the file to UTF-8") from error
-    if isinstance(value, dict):
-        value = [value]
-    if not isinstance(value, list):
-        raise DataError(f"{path}: {type(value).__name__} instead of a list of objects", "write [{…}, {…}]")
-    yield from enumerate(value, 1)
-
-
-def read_csv(path: Path) -> Iterator[tuple[int, Any]]:
-    """Comma-separated values under a header; the first row after the header is row 2, as a sheet counts."""
-    import csv
-
-    csv.field_size_limit(2**31 - 1)
-    number = 1
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            for number, row in enumerate(csv.DictReader(file), 2):
-                if None in row or None in row.values():
-                    raise DataError(f"{path} row {number}: more or fewer cells than the header", "check its quotes")
-                yield number, row
-    except (csv.Error, UnicodeDecodeError) as error:
-        raise DataError(f"{path} row {number + 1}: {error}", "save it as UTF-8 CSV") from error
-
-
-def read_parquet(path: Path) -> Iterator[tuple[int, Any]]:
-    """Rows of a Parquet file, read batch by batch."""
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        with pyarrow.parquet.ParquetFile(path) as file:
-            batches = (batch.to_pylist() for batch in file.iter_batches(1024))
-            yield from enumerate((row for batch in batches for row in batch), 1)
-    except (pyarrow.ArrowException, OSError) as error:
-        raise DataError(f"{path}: not readable as Parquet: {error}", "the file is damaged; fetch it again") from error
-
-
-def read_arrow(path: Path) -> Iterator[tuple[int, Any]]:
-    """Rows of an Arrow file as `save_to_disk` of the datasets library writes it (a stream)."""
-    import pyarrow
-
-    try:
-        with pyarrow.memory_map(str(path)) as file, pyarrow.ipc.open_stream(file) as stream:
-            yield from enumerate((row for batch in stream for row in batch.to_pylist()), 1)
-    except (pyarrow.ArrowException, OSError) as error:
-        raise DataError(f"{path}: not readable as Arrow: {error}", "the file is damaged; save it again") from error
-
-
-READERS = {
-    (".jsonl", ".jsonl.gz", ".jsonl.zst"): read_jsonl,
-    (".json",): read_json,
-    (".csv",): read_csv,
-    (".parquet",): read_parquet,
-    (".arrow",): read_arrow,
-}
-
 
 HUB_ID = re.compile(r"(?P<name>[\w.\-]+/[\w.\-]+)(@(?P<revision>[\w./\-]+))?")
 SPLIT_NAME = re.compile(r"(?:^|[_.\-])(train|test|validation|valid|val|eval|dev)(_[a-z]+)?(?=$|[_.\-])", re.IGNORECASE)
-METADATA = {"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"}
 PATTERNS = [f"*{extension}" for extension in (*EXTENSIONS, ".arrow")]
 PURPOSES = {"pairs": "_prefs", "dialogues": "_sft"}
+README = "README.md"
+CONFIGURED = re.compile(r"\A---\s*\n(?:(?!---).*\n)*?configs:")
+"""The head of a README.md that lists configurations."""
+ABOUT_DATA = {"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"}
+"""What the datasets library writes beside data, which holds none. Named here so that a plan need not import it."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """One place that rows come from; `text` is what the user typed, `rows` serves the kind "rows" only."""
+    """One place that rows come from; `text` is what the user typed, `rows` serves the kind "rows" only.
+
+    `split` is what stands after #: SPLIT, CONFIG or CONFIG/SPLIT.
+    """
 
     text: str
     kind: str  # "file" | "folder" | "hub" | "rows"
     path: Path | None = None
     split: str | None = None
     revision: str | None = None
-    rows: tuple[Mapping[str, Any], ...] = ()
+    rows: Sequence[Row] | Callable[[], Sequence[Row]] = ()
+
+    @property
+    def base(self) -> str:
+        """What was typed, without the split."""
+        return self.text.partition("#")[0]
+
+    @property
+    def names_test(self) -> bool:
+        """Whether it is named with a split that nothing is trained on."""
+        return is_test((self.split or "").rpartition("/")[2])
+
+
+Layout = Mapping[str, Any]
+"""{"default": configuration or None, "configs": {configuration: {split: names of files}}}, as JSON. A folder without
+configurations has one that is called ""; files that no split is named after are in the split ""."""
+Ask = Callable[[tuple[str, ...], str], Layout]
 
 
 def parse_source(text: str) -> Source:
@@ -198,11 +81,11 @@ def parse_source(text: str) -> Source:
         if path.is_file():
             raise DataError(f"{base}: unknown kind of file", "known: " + " ".join(EXTENSIONS))
         return Source(text, "folder", path, split or None)
-    found = HUB_ID.fullmatch(base)
-    if found is None:
+    hub_id = HUB_ID.fullmatch(base)
+    if hub_id is None:
         hint = f"a folder is written ./{base}, a hub data set org/name, a file with one of {' '.join(EXTENSIONS)}"
         raise NotFound(f"no data source is called {base!r}", hint)
-    return Source(found["name"] + (f"#{split}" if split else ""), "hub", None, split or None, found["revision"])
+    return Source(hub_id["name"] + (f"#{split}" if split else ""), "hub", None, split or None, hub_id["revision"])
 
 
 def read_rows(source: Source) -> Iterator[tuple[int, Row]]:
@@ -210,15 +93,16 @@ def read_rows(source: Source) -> Iterator[tuple[int, Row]]:
 
     Raises NotFound when nothing is there, DataError (file and row named) when it cannot be read or is empty.
     """
-    side = "test" if is_test(source.split or "") else "train"
-    yield from chain.from_iterable(_read_part(part) for part in parts(source, side))
+    yield from chain.from_iterable(read_part(part) for part in parts(source, "test" if source.names_test else "train"))
 
 
-def _read_part(part: Source) -> Iterator[tuple[int, Row]]:
+def read_part(part: Source) -> Iterator[tuple[int, Row]]:
+    """All rows of one of the `parts` of a source."""
     if part.kind == "rows":
-        if not part.rows:
+        rows = part.rows() if callable(part.rows) else part.rows
+        if not rows:
             raise DataError(f"{part.text}: no rows", "name a source that has rows")
-        yield from ((number, dict(row)) for number, row in enumerate(part.rows, 1))
+        yield from ((number, dict(row)) for number, row in enumerate(rows, 1))
     elif part.path is not None:
         yield from read_file(part.path)
 
@@ -231,19 +115,28 @@ def parts(source: Source, side: str = "train", purpose: str = "pairs") -> list[S
     source = located(source)
     if source.path is None or source.kind == "file":
         return [source]
-    splits = find_splits(source.path)
-    files = splits.get("") or splits[choose_split(source, list(splits), side, purpose)]
-    return [replace(source, text=str(file.relative_to(source.path)), kind="file", path=file) for file in files]
+    mark, splits, named = configuration(source, layout_of(source.path))
+    names = splits.get("") or splits[_choose_split(source.base, mark, splits, named, side, purpose)]
+    return [replace(source, text=name, kind="file", path=source.path / name) for name in names]
 
 
-def source_files(source: Source) -> list[Path]:
-    """The files that determine a source, sorted; of a folder with splits all that carry a split's name."""
+def has_test(source: Source) -> bool:
+    """Whether a folder or hub data set brings a test split of its own beside what it trains on."""
     source = located(source)
-    if source.path is None:
-        return []
-    if source.kind == "file":
-        return [source.path]
-    return sorted(chain.from_iterable(find_splits(source.path).values()))
+    if source.kind not in ("folder", "hub") or source.path is None:
+        return False
+    return any(is_test(name) for name in configuration(source, layout_of(source.path))[1])
+
+
+def source_files(source: Source, layout: Layout | None = None) -> list[tuple[str, str]]:
+    """(name inside the folder, split) of the files that determine a folder or a hub data set, in order of their paths.
+
+    Of a folder with splits they are all that are in one; of one with configurations those of the chosen one.
+    """
+    if layout is None:
+        layout = layout_of(located(source).path or Path())
+    files = [(name, split) for split, names in configuration(source, layout)[1].items() for name in names]
+    return sorted(files, key=lambda file: PurePosixPath(file[0]))
 
 
 def located(source: Source) -> Source:
@@ -255,68 +148,75 @@ def located(source: Source) -> Source:
     return source
 
 
-def find_splits(folder: Path) -> dict[str, list[Path]]:
-    """Split name -> data files, told from file and folder names; {"": files} when no name tells a split.
+def layout_of(folder: Path, ask: Ask | None = None) -> Layout:
+    """The layout of a folder. Raises DataError where it has no data files, or its README.md cannot be followed."""
+    paths = (path.relative_to(folder) for path in folder.rglob("*") if not path.is_dir())
+    return look(paths, readme_in(folder), str(folder), ask)
 
-    Where some files are named after splits, files that are not are left out.
+
+def readme_in(folder: Path) -> str:
+    """The text of the README.md of a folder; "" without one."""
+    path = folder / README
+    return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+
+
+def look(names: Iterable[PurePath], readme: str, where: str, ask: Ask | None = None) -> Layout:
+    """The layout of files that are called `names`, under a README.md of that text.
+
+    `ask` is how the datasets library is asked, which takes time: an answer depends on the two arguments only. Raises as
+    `layout_of`; `where` is said in errors.
     """
-    splits = by_split(path.relative_to(folder) for path in sorted(folder.rglob("*")))
+    data = sorted(name for name in names if holds_data(name))
+    if not data:
+        raise DataError(f"{where}: no data files in this folder", "known: " + " ".join(EXTENSIONS) + " .arrow")
+    if CONFIGURED.match(readme) is None:
+        return {"default": "", "configs": {"": _by_name(data)}}
+    try:
+        return (ask or ask_datasets)(tuple(name.as_posix() for name in data), readme)
+    except (ValueError, TypeError, AttributeError, OSError) as error:
+        hint = "mend the configs in its head, or name files instead of the folder"
+        raise DataError(f"{where}/{README}: {' '.join(str(error).split())}", hint) from error
+
+
+def configuration(source: Source, layout: Layout) -> tuple[str, dict[str, list[str]], str]:
+    """(what comes before a split's name after #, files by split, the split that is named or "") of a source.
+
+    Raises DataError where several configurations leave a choice, NotFound for one that there is not.
+    """
+    configs, default, named = layout["configs"], layout["default"], source.split or ""
+    config, slash, split = named.rpartition("/")
+    if not slash:
+        is_config = named in configs and named not in configs.get(default, ())
+        config, split = (named, "") if named and is_config else (default, named)
+    listed = ", ".join(f"#{name}" for name in configs if name) or "none"
+    if config is None:
+        hint = f"name one: {source.base}#{next(iter(configs))}"
+        raise DataError(f"{source.base}: several configurations, and no default one: {listed}", hint)
+    if config not in configs:
+        raise NotFound(f"{source.text}: no configuration {config!r}", f"configurations: {listed}")
+    splits = configs[config]
     if not splits:
-        raise DataError(f"{folder}: no data files in this folder", "known: " + " ".join(EXTENSIONS) + " .arrow")
-    return {split: [folder / path for path in paths] for split, paths in splits.items()}
-
-
-def by_split(paths: Iterable[PurePath]) -> dict[str, list[PurePath]]:
-    """The data files among some paths inside a folder, by split as in `find_splits`; empty when there are none."""
-    splits: dict[str, list[PurePath]] = {}
-    for path in paths:
-        known = path.name.lower().endswith((*EXTENSIONS, ".arrow")) and path.name not in METADATA
-        if known and not any(part.startswith(".") for part in path.parts):
-            splits.setdefault(split_name(path), []).append(path)
-    if len(splits) > 1:
-        splits.pop("", None)
-    return splits
+        raise DataError(f"{source.base}: no data files in the configuration {config}", f"configurations: {listed}")
+    return (f"{config}/" if config != default else ""), splits, split
 
 
 def split_name(path: PurePath) -> str:
     """`data/train_prefs-00000-of-00001.parquet` and `train_prefs/0.parquet` -> "train_prefs"; "" when none."""
     for part in reversed(path.parts):
-        if found := SPLIT_NAME.search(part.split(".")[0]):
-            return found[0].lstrip("_.-").lower()
+        if match := SPLIT_NAME.search(part.split(".")[0]):
+            return match[0].lstrip("_.-").lower()
     return ""
 
 
-def choose_split(source: Source, names: list[str], side: str, purpose: str) -> str:
-    """The split of a folder that serves one side: the named one, its sibling, or the plain one."""
-    if source.split and source.split not in names:
-        raise NotFound(f"{source.text}: no split {source.split!r}", "it has " + ", ".join(f"#{name}" for name in names))
-    if source.split and is_test(source.split) == (side == "test"):
-        return source.split
-    fitting = [name for name in names if is_test(name) == (side == "test")]
-    suffix = "_" + source.split.partition("_")[2] if source.split and "_" in source.split else ""
-    for ending in (suffix, PURPOSES[purpose]) if suffix else ("", PURPOSES[purpose]):
-        for stem in ("train", "test", "validation", "valid", "val", "eval", "dev"):
-            if stem + ending in fitting:
-                return stem + ending
-    if len(fitting) == 1:
-        return fitting[0]
-    listed = ", ".join(f"#{name}" for name in names)
-    base = source.text.partition("#")[0]
-    hint = f"name one: {base}#{fitting[0]}" if fitting else f"name a source that has rows to {side} on"
-    raise DataError(f"{base}: no one split for {side} {purpose}; it has {listed}", hint)
+def holds_data(path: PurePath) -> bool:
+    """Whether a file inside a folder or a data set is one of data, by its name."""
+    visible = not path.is_absolute() and not any(part.startswith(".") for part in path.parts)
+    return visible and path.name.lower().endswith((*EXTENSIONS, ".arrow")) and path.name not in ABOUT_DATA
 
 
 def is_test(split: str) -> bool:
     """Whether a split's name says that nothing is trained on it."""
     return not split.startswith("train") and SPLIT_NAME.match(split) is not None
-
-
-def has_test(source: Source) -> bool:
-    """Whether a folder or hub data set brings a test split of its own beside what it trains on."""
-    source = located(source)
-    if source.kind not in ("folder", "hub") or source.path is None:
-        return False
-    return any(is_test(name) for name in find_splits(source.path))
 
 
 def download(source: Source, revision: str | None) -> Path:
@@ -326,10 +226,11 @@ def download(source: Source, revision: str | None) -> Path:
     """
     from huggingface_hub import errors, snapshot_download
 
-    name = source.text.partition("#")[0]
+    name = source.base
     asked = f"{name}@{revision}" if revision else name
+    wanted = [*PATTERNS, README]
     try:
-        return Path(snapshot_download(name, repo_type="dataset", revision=revision, allow_patterns=PATTERNS))
+        return Path(snapshot_download(name, repo_type="dataset", revision=revision, allow_patterns=wanted))
     except errors.GatedRepoError as error:
         hint = f"hf auth login, then accept the terms on https://huggingface.co/datasets/{name}"
         raise AdpaError(f"{asked}: gated, not open to you", hint) from error
@@ -343,3 +244,87 @@ def download(source: Source, revision: str | None) -> Path:
         raise AdpaError(f"{asked}: not on this machine, and the hub cannot be reached", hint) from error
     except (errors.HfHubHTTPError, OSError) as error:
         raise AdpaError(f"{asked}: the download failed: {error}", "repeat the command; it goes on") from error
+
+
+@functools.lru_cache(maxsize=32)
+def ask_datasets(names: tuple[str, ...], readme: str) -> Layout:
+    """The layout that the head of a README.md gives to files of these names. Raises ValueError, TypeError, OSError.
+
+    The library looks for files on a disk, and those of a hub are not here yet: an empty file stands for each.
+    """
+    quiet_datasets()
+    from datasets.data_files import DataFilesDict, get_data_patterns, sanitize_patterns
+    from datasets.utils.metadata import MetadataConfigs
+    from huggingface_hub import DatasetCard
+    from yaml import YAMLError
+
+    try:
+        configs = MetadataConfigs.from_dataset_card_data(DatasetCard(readme).data)
+    except YAMLError as error:
+        raise ValueError(str(error)) from error
+    layouts: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as place:
+        root = Path(place).resolve()
+        for name in names:
+            (root / name).parent.mkdir(parents=True, exist_ok=True)
+            (root / name).touch()
+        for config, entry in configs.items():
+            base = str(root / entry.get("data_dir", ""))
+            try:
+                wanted = sanitize_patterns(entry["data_files"]) if "data_files" in entry else get_data_patterns(base)
+                if any("://" in str(pattern) for patterns in wanted.values() for pattern in patterns):
+                    raise ValueError(f"the configuration {config} has files that are elsewhere")
+                given = DataFilesDict.from_patterns(wanted, base_path=base)
+            except FileNotFoundError:  # as when another configuration is here only
+                given = {}
+            files = {s: [Path(path).relative_to(root) for path in paths] for s, paths in given.items()}
+            layouts[config] = _named({s: [path for path in paths if holds_data(path)] for s, paths in files.items()})
+    return {"default": configs.get_default_config_name(), "configs": layouts}
+
+
+def _by_name(paths: Iterable[PurePath]) -> dict[str, list[str]]:
+    """Names by the split that they tell; where some tell one, files that do not are left out."""
+    splits: dict[str, list[str]] = {}
+    for path in paths:
+        splits.setdefault(split_name(path), []).append(path.as_posix())
+    if len(splits) > 1:
+        splits.pop("", None)
+    return splits
+
+
+def _named(given: Mapping[str, Sequence[PurePath]]) -> dict[str, list[str]]:
+    """The splits of a README.md under the names that files have by themselves, as far as both divide them alike.
+
+    So data that are described keep the ids that they have by the names of their files, and a split `train` of files
+    called train_prefs and train_sft is still two.
+    """
+    told = {split: {split_name(path) for path in paths} for split, paths in given.items() if paths}
+    if list(told.values()) == [{""}]:
+        return _by_name(sorted(path for paths in given.values() for path in paths))
+    splits: dict[str, list[str]] = {}
+    for split, names in told.items():
+        others = set().union(*(other for key, other in told.items() if key != split))
+        alike = "" not in names and not names & others and all(is_test(name) == is_test(split) for name in names)
+        for path in sorted(given[split]):
+            splits.setdefault(split_name(path) if alike else split.lower(), []).append(path.as_posix())
+    return splits
+
+
+def _choose_split(base: str, mark: str, names: Iterable[str], named: str, side: str, purpose: str) -> str:
+    """The split of a folder that serves one side: the named one, its sibling, or the plain one."""
+    names = list(names)
+    listed = ", ".join(f"#{mark}{name}" for name in names)
+    if named and named not in names:
+        raise NotFound(f"{base}#{mark}{named}: no split {named!r}", f"it has {listed}")
+    if named and is_test(named) == (side == "test"):
+        return named
+    fitting = [name for name in names if is_test(name) == (side == "test")]
+    suffix = "_" + named.partition("_")[2] if "_" in named else ""
+    for ending in (suffix, PURPOSES[purpose]) if suffix else ("", PURPOSES[purpose]):
+        for stem in ("train", "test", "validation", "valid", "val", "eval", "dev"):
+            if stem + ending in fitting:
+                return stem + ending
+    if len(fitting) == 1:
+        return fitting[0]
+    hint = f"name one: {base}#{mark}{fitting[0]}" if fitting else f"name a source that has rows to {side} on"
+    raise DataError(f"{base}: no one split for {side} {purpose}; it has {listed}", hint)

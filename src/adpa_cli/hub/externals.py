@@ -1,33 +1,49 @@
-"""The rows behind a data input, read once in a process."""
+"""Models and data sets from outside the store, described by their content, and the rows behind a data set.
+
+Everything here reads JSON and hashes files; nothing loads a model.
+"""
 
 from __future__ import annotations
 
 import functools
+import hashlib
 from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
 
-from adpa_cli.data.preferences import Dialogue, Loaded, Pair, load_dialogues, load_pairs
-from adpa_cli.data.sources import Source, parse_source
-
-
-@functools.lru_cache(maxsize=8)
-def pairs_of(where: tuple[str, ...], split: str, limit: int | None, skip_bad_rows: bool) -> Loaded[Pair]:
-    """Preference pairs, read once per process."""
-    return load_pairs(open_sources(where), split, limit, skip_bad_rows)
-
-
-@functools.lru_cache(maxsize=8)
-def dialogues_of(where: tuple[str, ...], split: str, limit: int | None, skip_bad_rows: bool) -> Loaded[Dialogue]:
-    """Dialogues, read once per process."""
-    return load_dialogues(open_sources(where), split, limit, skip_bad_rows)
-
+from adpa_cli.data.preferences import DataSet, Dialogue, Loaded, Pair, Purpose
+from adpa_cli.data.sources import Source, layout_of, located, parse_source, source_files
+from adpa_cli.errors import NotFound, UsageError
+from adpa_cli.families import DATA_ALIASES
+from adpa_cli.hub import External, HubFile, stand_in
+from adpa_cli.hub import repository as hub
+from adpa_cli.hub.repository import Access, Closed
+from adpa_cli.store.identity import canonical, file_digest, model_digest, model_files
+from adpa_cli.store.store import Store
 
 BUILTIN = "builtin:"
-
 BUILTIN_DATA = ("tiny-sft", "tiny-pairs")
 
 
+def pairs_of(where: tuple[str, ...], split: str, limit: int | None, skip_bad_rows: bool) -> Loaded[Pair]:
+    """Preference pairs of one side ("train" or "test") of a data input; each file is read once in a process."""
+    return _data_set(where, "pairs", skip_bad_rows).pairs(split, limit)
+
+
+def dialogues_of(where: tuple[str, ...], split: str, limit: int | None, skip_bad_rows: bool) -> Loaded[Dialogue]:
+    """Dialogues of one side ("train" or "test") of a data input; each file is read once in a process."""
+    return _data_set(where, "dialogues", skip_bad_rows).dialogues(split, limit)
+
+
+@functools.lru_cache(maxsize=8)
+def _data_set(where: tuple[str, ...], purpose: Purpose, skip_bad_rows: bool) -> DataSet:
+    return DataSet(open_sources(where), purpose, skip_bad_rows)
+
+
 def open_sources(where: Sequence[str]) -> list[Source]:
-    """The sources behind a data input, ready to be read."""
+    """The sources behind a data input, ready to be read; rows that are built in are made when they are."""
     opened: list[Source] = []
     for text in where:
         if text.startswith(BUILTIN):
@@ -35,8 +51,171 @@ def open_sources(where: Sequence[str]) -> list[Source]:
 
             name = text.removeprefix(BUILTIN)
             rows_of = world.demonstrations if name == "tiny-sft" else world.preferences
-            for split in ("train", "test"):
-                opened.append(Source(name, "rows", split=split, rows=tuple(rows_of(split))))
+            for split in world.SPLITS:
+                opened.append(Source(name, "rows", split=split, rows=functools.partial(rows_of, split)))
         else:
             opened.append(parse_source(text))
     return opened
+
+
+@dataclass(frozen=True)
+class Externals:
+    """Describes what comes from outside one store; `refresh` asks the hub again what a pinned name means now.
+
+    With `access` a hub name that is closed to us is noted there, and something stands in for it until the plan is
+    refused; without, its error is raised at once.
+    """
+
+    store: Store
+    refresh: bool = False
+    access: Access | None = None
+
+    def folder(self, path: Path) -> External:
+        """A model folder, by the content of the files that determine it."""
+        name = path.resolve().name
+        return self._model(path, name, name)
+
+    def builtin_model(self, side: str) -> External:
+        """A base model that ships with the package."""
+        path = Path(str(resources.files("adpa_cli.lab") / "bases" / side))
+        return self._model(path, f"tiny base {side}", f"{BUILTIN}{side}")
+
+    def _model(self, path: Path, label: str, name: str) -> External:
+        digest = model_digest(path, self.store.hash_cache)
+        size = sum((path / file).stat().st_size for file in model_files(path))
+        return External(f"model:{digest}", label, (str(path.resolve()),), {"name": name}, size)
+
+    def base(self, name: str) -> External:
+        """The base model that a family names: built in, or of the hub."""
+        if name.startswith(BUILTIN):
+            return self.builtin_model(name.removeprefix(BUILTIN))
+        return self.hub_model(name)
+
+    def hub_model(self, text: str) -> External:
+        """A hub model at the commit this store has pinned, described without its weights. Raises Closed."""
+        name, _, revision = text.partition("@")
+        if self.access and self.access.asked.get(text):
+            return stand_in("model", name)
+        try:
+            commit = self.store.pin(text, lambda _: hub.commit_of(name, revision or None, "model"), self.refresh)
+            model = hub.model(name, commit, self.store.hash_cache)
+        except Closed as why:
+            self._note(text, why)
+            return stand_in("model", name)
+        self._note(text, None)
+        return model
+
+    def data(self, texts: Sequence[str]) -> External:
+        """One or several data sources as one input, by the content of their files."""
+        sources: list[_DataSource] = []
+        for text in texts:
+            if not text:
+                raise UsageError("a data source is empty", "name a file, a folder (./NAME), a hub data set (org/name)")
+            name, _, split = text.partition("#")
+            base = DATA_ALIASES.get(name, name)
+            try:
+                sources.append(self._data_source(f"{base}#{split}" if split else base))
+            except Closed as why:
+                self._note(f"data {base}", why)
+                return stand_in("data", base)
+        hashed = [{key: source.facts[key] for key in ("files", "splits", "split")} for source in sources]
+        label = " + ".join(source.facts["name"] for source in sources)
+        files = [file for source in sources for file in source.files]
+        return External(
+            f"data:{hashlib.sha256(canonical(hashed)).hexdigest()}",
+            label,
+            tuple(source.where for source in sources),
+            {"name": label, "sources": [source.facts for source in sources]},
+            sum(source.size for source in sources),
+            hub.sizes(files)[1],
+            tuple(files),
+        )
+
+    def data_of(self, facts: Any, content: str) -> External:
+        """The data set that an artifact was made from, found again by content. Raises NotFound when it has moved."""
+        data = self.data(self.data_words(facts))
+        if data.content != content:
+            raise NotFound(f"{facts['name']} has changed since this was made", "give --data with the data to use")
+        return data
+
+    def data_words(self, facts: Any) -> list[str]:
+        """What to type for the data that an artifact was made from. Raises NotFound when they have moved."""
+        where = []
+        for source in facts["sources"]:
+            if source.get("commit"):
+                where.append(f"{source['name'].partition('#')[0]}@{source['commit']}")
+            elif source["files"][0].rpartition(" ")[0] in BUILTIN_DATA:
+                where.append(BUILTIN + source["name"])
+            else:
+                paths = [self.store.hash_cache.locate(sha) for sha in source["files"]]
+                if not paths or paths[0] is None:
+                    raise NotFound(
+                        f"{source['name']}, which this was made from, is not where it was", "give --data FILE"
+                    )
+                where.append(str(paths[0]) if len(paths) == 1 else str(paths[0].parent))
+            where[-1] += f"#{source['split']}" if source["split"] else ""
+        return where
+
+    def _data_source(self, text: str) -> _DataSource:
+        if text.startswith(BUILTIN):
+            return _builtin_data(text)
+        source = parse_source(text)
+        if source.kind == "hub":
+            return self._hub_data(source)
+        path = located(source).path or Path()
+        names = [("", "")]
+        if source.kind == "folder":
+            names = source_files(source, layout_of(path, hub.asking(self.store.hash_cache)))
+        paths = [path / name for name, _ in names]
+        facts = {
+            "name": Path(source.base).name,
+            "files": [file_digest(file, self.store.hash_cache) for file in paths],
+            "splits": [split for _, split in names],  # they decide what is trained on and what is held out
+            "split": source.split or "",
+        }
+        return _DataSource(facts, _absolute(text), (), sum(file.stat().st_size for file in paths))
+
+    def _hub_data(self, source: Source) -> _DataSource:
+        asked = source.base + (f"@{source.revision}" if source.revision else "")
+        commit = self.store.pin(
+            f"datasets/{asked}", lambda _: hub.commit_of(source.base, source.revision, "dataset"), self.refresh
+        )
+        files, splits = hub.data_files(source, commit, self.store.hash_cache)
+        self._note(f"data {asked}", None)
+        split = source.split or ""
+        shas = [file.sha for file in files]
+        facts = {"name": source.text, "files": shas, "splits": splits, "split": split, "commit": commit}
+        where = str(hub.snapshot(source.base, "dataset", commit)) + (f"#{split}" if split else "")
+        return _DataSource(facts, where, files, sum(file.size for file in files))
+
+    def _note(self, text: str, why: Closed | None) -> None:
+        """Remember what the hub says of a name; raise it when nobody collects."""
+        if self.access is not None:
+            self.access.asked[text] = why
+        elif why is not None:
+            raise why
+
+
+@dataclass(frozen=True)
+class _DataSource:
+    """One data source: what a manifest keeps of it, where its rows are read, its hub files and its bytes."""
+
+    facts: dict[str, Any]
+    where: str
+    files: tuple[HubFile, ...] = ()
+    size: int = 0
+
+
+def _builtin_data(text: str) -> _DataSource:
+    from adpa_cli.lab import world
+
+    name = text.removeprefix(BUILTIN)
+    if name not in BUILTIN_DATA:
+        raise NotFound(f"no built-in data set is called {name}", f"there are {', '.join(BUILTIN_DATA)}")
+    facts = {"name": name, "files": [f"{name} {world.VERSION}"], "splits": [""], "split": ""}
+    return _DataSource(facts, text)
+
+
+def _absolute(text: str) -> str:
+    base, mark, split = text.partition("#")
+    return str(Path(base).expanduser().resolve()) + mark + split

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import json
 import re
 import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -10,12 +12,22 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from adpa_cli.data.sources import PATTERNS, by_split
+from adpa_cli.data.sources import (
+    PATTERNS,
+    README,
+    Ask,
+    Layout,
+    Source,
+    ask_datasets,
+    holds_data,
+    look,
+    readme_in,
+    source_files,
+)
 from adpa_cli.disk import is_disk_full
 from adpa_cli.errors import AdpaError, Corrupt, DataError, NotFound
 from adpa_cli.hub import External, HubFile, Kind
 from adpa_cli.sizes import size_words
-from adpa_cli.spec import STAGE_VERSIONS
 from adpa_cli.store.identity import INDEX, HashCache, determining, digest_of, file_digest, model_digest, model_files
 
 LOG_IN = "hf auth login, then accept the licence on the model's page"
@@ -92,7 +104,10 @@ def _folder(name: str) -> str:
 
 @dataclass(frozen=True)
 class Access:
-    """Collects what is closed while a plan is made for the command line `argv`, so that it is told all at once."""
+    """Collects what is closed while a plan is made, so that one error says it all.
+
+    `argv` is the command that makes the plan, where it is one that `adpa plan` takes.
+    """
 
     argv: Sequence[str] = ()
     asked: dict[str, Closed | None] = field(default_factory=dict)
@@ -120,7 +135,7 @@ class Access:
         width = max(len(why.name) for why in found)
         lines = [f"{len(found)} of {total} {verb} (nothing was started)"]
         lines += [f"  {why.name:<{width}}   {why.reason}" for why in found]
-        command = shlex.join(self.argv) if self.argv and self.argv[0] in STAGE_VERSIONS else "…"
+        command = shlex.join(self.argv) or "…"
         hints = [why.hint.replace("adpa plan …", f"adpa plan {command}") for why in found]
         if any("licence" in why.reason or why.hint == LOG_IN for why in found):
             hints += self._instead({why.name for why in found})
@@ -131,7 +146,8 @@ class Access:
         """The same training with models that need no licence."""
         argv = list(self.argv)
         open_family = {"--student": "danube2-1.8b", "--teacher": "zephyr-7b"}
-        if argv[:1] != ["distill"] or any("danube" in name or "zephyr" in name for name in names):
+        is_distillation = any(word.startswith("--method") for word in argv)
+        if not is_distillation or any("danube" in name or "zephyr" in name for name in names):
             return []
         kept: list[str] = []
         words = iter(argv)
@@ -185,21 +201,41 @@ def model(name: str, commit: str, cache: HashCache) -> External:
     return External(content, f"{name}@{commit[:4]}", where, facts, *sizes(files), files)
 
 
-def data_files(name: str, commit: str, cache: HashCache) -> tuple[HubFile, ...]:
-    """The files that determine a hub data set at a commit, those `source_files` finds there. Raises as `model`."""
+def data_files(source: Source, commit: str, cache: HashCache) -> tuple[tuple[HubFile, ...], list[str]]:
+    """The files that determine a hub data set at a commit, as `source_files` lists them, and the split of each.
+
+    Raises as `model`.
+    """
+    name = source.base
     said = _said(name, "dataset", commit, cache)
     folder = snapshot(name, "dataset", commit)
     if said is None:
         _whole_data(name, commit)
-        found = [str(path.relative_to(folder)) for path in sorted(folder.rglob("*")) if path.is_file()]
-        listed = {path: [(folder / path).stat().st_size, ""] for path in found}
+        here = [str(path.relative_to(folder)) for path in sorted(folder.rglob("*")) if path.is_file()]
+        listed = {path: [(folder / path).stat().st_size, ""] for path in here}
     else:
         listed = said["files"]
-    splits = by_split(sorted(map(PurePosixPath, listed)))
-    if not splits:
+    if README in listed and not (folder / README).exists():
+        _get(name, "dataset", commit, README)  # it stays beside the data, to be read with them
+    if not any(holds_data(path) for path in map(PurePosixPath, listed)):
         raise DataError(f"{name}: no data files in this data set", "name one with .parquet, .jsonl or .csv files")
-    wanted = [str(path) for path in sorted(path for paths in splits.values() for path in paths)]
-    return _hashed(name, "dataset", commit, listed, wanted, cache)
+    files = source_files(source, look(map(PurePosixPath, listed), readme_in(folder), name, asking(cache)))
+    hashed = _hashed(name, "dataset", commit, listed, [path for path, _ in files], cache)
+    return hashed, [split for _, split in files]
+
+
+def asking(cache: HashCache) -> Ask:
+    """How the datasets library is asked for the layout of files, once for all plans of a store."""
+
+    def ask(names: tuple[str, ...], readme: str) -> Layout:
+        key = f"layout/{hashlib.sha256(json.dumps([names, readme]).encode()).hexdigest()}"
+        layout = cache.recall(key)
+        if layout is None:
+            layout = ask_datasets(names, readme)
+            cache.remember(key, layout)
+        return dict(layout)
+
+    return ask
 
 
 def sizes(files: Sequence[HubFile]) -> tuple[int, int]:
@@ -209,7 +245,7 @@ def sizes(files: Sequence[HubFile]) -> tuple[int, int]:
 
 def base_of(name: str, commit: str, cache: HashCache) -> str:
     """The model that a model's card names as the one it was made from; "" when nothing is at hand."""
-    return str((cache.repo(f"model/{name}@{commit}") or {}).get("base", ""))
+    return str((cache.recall(f"model/{name}@{commit}") or {}).get("base", ""))
 
 
 def fetch(files: Sequence[HubFile], cache: HashCache, note: Callable[[str], None]) -> None:
@@ -262,7 +298,7 @@ def _cached_commit(name: str, revision: str, kind: Kind) -> str | None:
 def _said(name: str, kind: Kind, commit: str, cache: HashCache) -> Mapping[str, Any] | None:
     """{"files": {path: [bytes, sha256 or ""]}, "base": …} by the hub, asked once; None where the cache must do."""
     key = f"{kind}/{name}@{commit}"
-    if (known := cache.repo(key)) is not None:
+    if (known := cache.recall(key)) is not None:
         return dict(known)
     from huggingface_hub import HfApi
 
@@ -277,7 +313,7 @@ def _said(name: str, kind: Kind, commit: str, cache: HashCache) -> Mapping[str, 
     listed = {s.rfilename: [s.size or 0, s.lfs.sha256 if s.lfs else ""] for s in getattr(info, "siblings", None) or ()}
     base = getattr(getattr(info, "card_data", None), "base_model", None) or ""
     said = {"files": listed, "base": base if isinstance(base, str) else str(base[0]) if len(base) == 1 else ""}
-    cache.put_repo(key, said)
+    cache.remember(key, said)
     return said
 
 

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import yaml
 
-from adpa_cli.data import flat_yaml
 from adpa_cli.data.chat import Encoder, Template
 from adpa_cli.errors import DataError, NotFound, UsageError
 from adpa_cli.families import Alias, ReadyPair
@@ -29,9 +29,8 @@ from adpa_cli.planning.lineage import locate
 from adpa_cli.planning.resolve_inputs import Names
 from adpa_cli.signal import AnswerKey, SignalRows, SignalSpec, token_hash, write_shard
 from adpa_cli.signal.block_files import SHARD_TOKENS, shard_path
-from adpa_cli.spec import STAGE_VERSIONS
 from adpa_cli.stages import Artifact, Monitor
-from adpa_cli.stages.cache_teacher import CaptureSpec
+from adpa_cli.stages.cache_teacher import CACHE_TEACHER, CaptureSpec
 from adpa_cli.store.identity import HashCache, Recipe, canonical, file_digest
 from adpa_cli.store.manifest import Manifest
 from adpa_cli.store.store import Store
@@ -254,7 +253,7 @@ def import_signal_of(names: Names, store: Store, asked: Asked, command: str, mon
     inputs |= {"tokenizer": model.content} if model is not None else {}
     inputs |= {"data": data.content} if data is not None else {}
     sources = {content: facts} | {i.content: dict(i.facts) for i in (model, data) if isinstance(i, External)}
-    recipe = Recipe("cache-teacher", STAGE_VERSIONS["cache-teacher"], spec, inputs)
+    recipe = Recipe(CACHE_TEACHER.name, CACHE_TEACHER.version, spec, inputs)
     environment = {"versions": versions()}
     with store.build(recipe, command=command, environment=environment, announce=monitor.note) as work:
         if work.hit is not None:
@@ -286,12 +285,13 @@ def _settings(asked: Asked, first: Path) -> distillkit.Settings:
     if not path.is_file():
         raise NotFound(f"{path} is not there: what the capture was compressed with", "name it: --settings FILE")
     try:
-        raw = flat_yaml.parse(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise DataError(
-            f"{path.name}: {error}", "give DistillKit's compression_config.yaml, or the same as JSON"
-        ) from None
-    return distillkit.settings_of(raw, path.name)
+        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+        if not isinstance(settings, dict):
+            raise ValueError("no table of settings")
+    except (ValueError, yaml.YAMLError) as error:
+        message = f"{path.name}: {' '.join(str(error).split())}"
+        raise DataError(message, "give DistillKit's compression_config.yaml, or the same as JSON") from None
+    return distillkit.settings_of(settings, path.name)
 
 
 def _model(names: Names, asked: Asked, monitor: Monitor) -> Artifact | External | None:

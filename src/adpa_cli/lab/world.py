@@ -6,7 +6,7 @@ import hashlib
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import cache
 from random import Random
 from typing import Any, Literal, TypeVar
 
@@ -149,11 +149,20 @@ def draw(rng: Random) -> Question:
 
 def word(rng: Random, question: Question) -> str:
     """A prompt that asks `question`, in a random wording."""
+    return _put(question, *_wording(rng, question))
+
+
+def _wording(rng: Random, question: Question) -> tuple[str, str, str, str]:
+    """How to put a question: phrasing, opener, closer, request. Cheap, for most questions are drawn in vain."""
     phrase = pick(rng, TASKS[question.task].phrasings)
-    asked = phrase.format(x=" ".join(question.items), old=question.old, new=question.new) + " ."
     opener = pick(rng, OPENERS) if rng.random() < 0.3 else ""
     closer = pick(rng, CLOSERS) if rng.random() < 0.3 else ""
-    return " ".join(part for part in (opener, pick(rng, REQUESTS[question.mode]), asked, closer) if part)
+    return phrase, opener, closer, pick(rng, REQUESTS[question.mode])
+
+
+def _put(question: Question, phrase: str, opener: str, closer: str, request: str) -> str:
+    asked = phrase.format(x=" ".join(question.items), old=question.old, new=question.new) + " ."
+    return " ".join(part for part in (opener, request, asked, closer) if part)
 
 
 @cache
@@ -190,6 +199,7 @@ def read(prompt: str) -> Question:
 
 VERSION = 1
 Split = Literal["train", "test"]
+SPLITS: tuple[Split, ...] = ("train", "test")
 
 # Buckets of the question's hash: what a split may ask. No question crosses two of them.
 TEST, PREFERENCES, DEMONSTRATIONS, VALIDATION = range(0, 2), range(2, 6), range(6, 15), range(15, 16)
@@ -236,12 +246,15 @@ def explain(prompt: str, answer: str) -> dict[str, float]:
     frame that the prompt asks for; `concise`: falls linearly with the words beyond the ideal answer; `civil`: no rude
     word. An answer without any value word earns civility at most. Raises `DataError` for a prompt of another world.
     """
-    question = read(prompt)
-    words = answer.split()
+    return _explained(read(prompt), answer)
+
+
+def _explained(question: Question, answer: str) -> dict[str, float]:
+    words, gold = answer.split(), question.gold
     payload = _payload(words)
-    excess = max(0, len(words) - len(_framed(question.mode, question.gold).split()))
+    excess = max(0, len(words) - len(_framed(question.mode, gold).split()))
     parts = {
-        "correct": _similarity(payload, question.gold),
+        "correct": 1.0 if payload == gold else _similarity(payload, gold),
         "style": float(bool(payload) and " ".join(words) == _framed(question.mode, payload)),
         "concise": max(0.0, 1 - excess / PATIENCE) if payload else 0.0,
         "civil": float(not _rude_words() & set(words)),
@@ -320,8 +333,8 @@ def _prompts(rng: Random, buckets: range) -> Iterator[tuple[str, Question]]:
     seen: set[str] = set()
     while True:
         question = draw(rng)
-        prompt = word(rng, question)
-        if question.bucket in buckets and prompt not in seen:
+        wording = _wording(rng, question)
+        if question.bucket in buckets and (prompt := _put(question, *wording)) not in seen:
             seen.add(prompt)
             yield prompt, question
 
@@ -354,9 +367,11 @@ def preferences(split: Split) -> tuple[dict[str, Any], ...]:
     rng = Random(f"preferences/{split}/{VERSION}")
     rows: list[dict[str, Any]] = []
     for prompt, question in _prompts(rng, buckets):
-        worse, better = sorted((write(rng, question, CARELESS) for _ in range(2)), key=partial(reward, prompt))
-        if reward(prompt, better) - reward(prompt, worse) < 0.05:
+        answers = [write(rng, question, CARELESS) for _ in range(2)]
+        rewards = [_explained(question, answer)["reward"] for answer in answers]
+        if abs(rewards[0] - rewards[1]) < 0.05:
             continue
+        worse, better = answers if rewards[0] < rewards[1] else answers[::-1]
         chosen, rejected = (worse, better) if rng.random() < 0.08 else (better, worse)
         rows.append(
             {

@@ -41,7 +41,7 @@ Stat = tuple[int, int, int]  # size in bytes, mtime in ns, inode
 class HashCache:
     """Remembers the sha256 of files by path, size, mtime and inode, in one JSON file that may be deleted at any time.
 
-    It also keeps what a hub said of a repository at a commit, which never changes.
+    It also keeps records of what others said that never changes: a hub of a repository at a commit, for one.
 
     A missing, torn or foreign file is an empty cache; a cache that cannot be written is not kept.
     """
@@ -49,7 +49,7 @@ class HashCache:
     def __init__(self, path: Path, beside: Path | None = None) -> None:
         self.path = path
         self.beside = beside or path.parent
-        self._files, self._folders, self._repos = self._load()
+        self._files, self._folders, self._records = self._load()
 
     def _load(self) -> tuple[dict[str, tuple[Stat, int, str]], dict[str, str], dict[str, Any]]:
         try:
@@ -83,13 +83,13 @@ class HashCache:
             self._folders[sha] = where
             self.save()
 
-    def repo(self, key: str) -> Any:
-        """What is remembered of a repository at a commit, or None."""
-        return self._repos.get(key)
+    def recall(self, key: str) -> Any:
+        """The record that is remembered under a key, or None."""
+        return self._records.get(key)
 
-    def put_repo(self, key: str, record: Any) -> None:
-        """Remember what a hub said of a repository at a commit (JSON)."""
-        self._repos[key] = record
+    def remember(self, key: str, record: Any) -> None:
+        """Keep a record (JSON) of what is so for ever."""
+        self._records[key] = record
         self.save()
 
     def locate(self, sha: str) -> Path | None:
@@ -107,13 +107,13 @@ class HashCache:
 
     def save(self) -> None:
         """Write the cache, if what it belongs to (`beside`, else its folder) exists."""
-        files, folders, repos = self._load()  # another process may have written since: keep what it learnt
+        files, folders, records = self._load()  # another process may have written since: keep what it learnt
         self._files, self._folders = {**files, **self._files}, {**folders, **self._folders}
-        self._repos = {**repos, **self._repos}
+        self._records = {**records, **self._records}
         flat = {name: [*stat, hashed, sha] for name, (stat, hashed, sha) in self._files.items()}
         with contextlib.suppress(OSError):
             if self.beside.exists():
-                kept = {"files": flat, "folders": self._folders, "repos": self._repos}
+                kept = {"files": flat, "folders": self._folders, "repos": self._records}
                 write_atomic(self.path, json.dumps(kept).encode())
 
 

@@ -17,7 +17,6 @@ from typing import Any
 from adpa_cli.disk import explained, make_folder, write_atomic
 from adpa_cli.errors import AdpaError, Corrupt, NotFound, UsageError
 from adpa_cli.families import reserved_words
-from adpa_cli.spec import STAGE_VERSIONS
 from adpa_cli.store import build as builds
 from adpa_cli.store import manifest as manifests
 from adpa_cli.store.identity import STAGE_NAME, HashCache, Recipe
@@ -113,7 +112,7 @@ def _unknown(store: Store, text: str) -> NotFound:
         if len(text) >= 4 and (work.ref.startswith(text) or work.recipe.id.startswith(text)):
             return NotFound(f"{work.ref} is unfinished", f"go on: {work.command}")
     stage, _, latest = text.partition("@")
-    if latest == "latest" and stage in STAGE_VERSIONS:
+    if latest == "latest" and STAGE_NAME.fullmatch(stage):
         return NotFound(
             f"{text}: no {stage} is finished in {store.root} (rehearsals are never the latest)",
             "see what there is: adpa show --all",
@@ -160,6 +159,7 @@ class Store:
     root: Path
     created: bool = False
     pinned: Mapping[str, str] = field(default_factory=dict, compare=False)
+    unsaved_pins: dict[str, str] = field(default_factory=dict, compare=False)
     """Commits that hub names must have here, by name: what a recipe says of them."""
 
     @classmethod
@@ -295,7 +295,7 @@ class Store:
         meant = self.pinned.get(name)
         look = (lambda _: meant) if meant is not None else lookup
         if not self.root.exists():
-            return look(name)  # an empty store that is only planned with keeps nothing
+            return self.unsaved_pins.setdefault(name, look(name))  # kept once the store is created
         found = pinned_commit(self.root, self.root / PARTIAL / "pins.lock", name, look, refresh)
         if meant not in (None, found):
             raise UsageError(
@@ -303,6 +303,15 @@ class Store:
                 "make it in a store of its own: --store DIR; --refresh moves the name in this one",
             )
         return found
+
+    def keep_pins(self, created: Store) -> None:
+        """Pin in a store that was created what hub names meant while this one, not there yet, was planned with.
+
+        Raises AdpaError where another command has pinned one otherwise meanwhile.
+        """
+        for name, commit in self.unsaved_pins.items():
+            if created.pin(name, lambda _, commit=commit: commit) != commit:  # type: ignore[misc]
+                raise AdpaError(f"{name} was pinned to another commit meanwhile", "repeat the command")
 
     def unfinished(self) -> list[Unfinished]:
         """Work begun and not committed, most recently saved first."""
