@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from adpa_cli.engine.device import make_accelerator
 from adpa_cli.engine.training.step_report import tracking
 from adpa_cli.errors import AdpaError
 from adpa_cli.planning.settings import PACKAGES, named
-from adpa_cli.stages import Job
 from adpa_cli.store.store import Store
 from support.cli_samples import Cli
 
@@ -61,34 +61,19 @@ def test_the_names_are_those_that_accelerate_knows() -> None:
 
 
 def test_a_tracker_that_does_not_start_is_an_error_that_says_so(tmp_path: Path) -> None:
-    from adpa_cli.engine.device import make_accelerator
-    from adpa_cli.spec import Runtime
-
     make_accelerator()
     (tmp_path / "logs" / "sft").mkdir(parents=True)
     (tmp_path / "logs" / "sft" / "abc").write_text("in the way")
-    job = Job(
-        "sft",
-        "sft/abc",
-        {"params": {}},
-        {},
-        str(tmp_path),
-        Runtime(trackers="tensorboard"),
-        logs=str(tmp_path / "logs"),
-    )
-    with pytest.raises(AdpaError, match="the tracker tensorboard did not start"), tracking(job, print):
+    given = (["tensorboard"], "sft/abc", tmp_path / "logs", {"params": {}})
+    with pytest.raises(AdpaError, match="the tracker tensorboard did not start"), tracking(*given, print):
         pass
 
 
 def test_a_tracker_that_fails_later_ends_no_training(tmp_path: Path) -> None:
-    from adpa_cli.engine.device import make_accelerator
-    from adpa_cli.spec import Runtime
-
     make_accelerator()
     said: list[str] = []
-    runtime = Runtime(trackers="tensorboard")
-    job = Job("sft", "sft/abc", {"params": {}}, {}, str(tmp_path), runtime, logs=str(tmp_path / "logs"))
-    with tracking(job, said.append) as track:
+    given = (["tensorboard"], "sft/abc", tmp_path / "logs", {"params": {}})
+    with tracking(*given, said.append) as track:
         track(1, {"loss": 1.0})
         for step in (2, 3):
             track(step, {"loss": {"what": object()}})

@@ -3,7 +3,7 @@
 Two passes, so that one teacher is in memory at a time: `aligned_pass` picks the ids, `reference_pass` adds the other
 teacher's view of the same ids. Only hidden states of answer positions meet the head, some rows at a time, and once.
 Instead of its top k the ids may be sampled support, which is drawn from the teacher's softmax (Anshumann et al. 2025,
-ACL). Answers that cannot be scored and teachers whose numbers mean nothing are refused by name of the row.
+ACL). Answers that cannot be scored, and teachers whose numbers mean nothing, are refused with the row named.
 
 n positions or N of all answers of a block, P positions of all tokens, H hidden size, V the teacher's vocabulary, S
 draws with replacement, K ids. Nats, float32.
@@ -113,8 +113,8 @@ def aligned_pass(
             rest_logps=rest[span],
             weights=None if support is None else weights[span],
         )
-        check_finite(teacher, answer, row.logps, row.label_logps, row.rest_logps)
-        check_coverage(teacher, answer, row.logps)
+        _check_finite(teacher, answer, row.logps, row.label_logps, row.rest_logps)
+        _check_coverage(teacher, answer, row.logps)
         rows.append(row)
     return rows
 
@@ -135,10 +135,10 @@ def reference_pass(
     """
     if not answers:
         return []
-    check_same(answers, rows)
+    _check_same(answers, rows)
     states, where, head, mask = _forward(model, answers, known, dtype, share)
     asked = np.concatenate([np.concatenate([row.label_ids[:, None], row.ids], 1) for row in rows])
-    check_ids(asked, teacher, head.weight.shape[0])
+    _check_ids(asked, teacher, head.weight.shape[0])
     wanted = torch.from_numpy(asked).long().to(states.device)
     tiles = [
         _at_ids(logits, wanted[span], top_ids(_barred(logits, mask), wanted.shape[1] - 1)[:, -1:])
@@ -148,7 +148,7 @@ def reference_pass(
     done = []
     for (answer, span), row in zip(_spans(answers), rows, strict=True):
         here, label = logps[span, 1:], logps[span, 0]
-        check_finite(teacher, answer, here, label, rest[span])
+        _check_finite(teacher, answer, here, label, rest[span])
         full = replace(
             row,
             difference=difference_of(row.logps, here),
@@ -159,6 +159,33 @@ def reference_pass(
         )
         done.append(full)
     return done
+
+
+def sampled_support(
+    logits: Tensor, labels: Tensor, known: Tensor, noise: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """(ids [n,K], log-probs at them, part of the draws on each, log-probs of `labels` [n], of the mass elsewhere [n]).
+
+    Ids that were drawn come first, then the label, then others, which have no log-prob. Draws of ids that are not
+    `known` [V] are lost to the weights, as their terms are to a student that lacks them. `logits` are used up.
+    """
+    ids = sampled_ids(logits, noise)
+    counts = torch.zeros_like(logits).scatter_add_(1, ids, torch.ones_like(noise, dtype=logits.dtype))
+    counts.masked_fill_(~known, 0)
+    order = counts.scatter_add(1, labels[:, None], torch.full_like(labels[:, None], 0.5, dtype=logits.dtype))
+    ids = top_ids(order, noise.shape[1])
+    weights = counts.gather(1, ids) / noise.shape[1]
+    filler = (weights == 0) & (ids != labels[:, None])
+    label = labels[:, None]
+    logps, rest = split(logits, torch.cat([label, torch.where(filler, label, ids)], 1))
+    return ids, logps[:, 1:].masked_fill(filler, -float("inf")), weights, logps[:, 0], rest
+
+
+def sampled_ids(logits: Tensor, noise: Tensor) -> Tensor:
+    """[n,S] int64 ids of softmax(`logits` [n,V]), one for each number of `noise` [n,S] in (0, 1)."""
+    reached = logits.double().softmax(1).cumsum(1)
+    # The last sum is 1 but for rounding; scaled to it no draw falls behind the last id, or on one without mass.
+    return torch.searchsorted(reached, noise * reached[:, -1:]).clamp_max(logits.shape[1] - 1)
 
 
 def _likeliest(logits: Tensor, labels: Tensor, known: Tensor, k: int) -> tuple[Any, ...]:
@@ -193,7 +220,7 @@ def _forward(
         raise AdpaError("no id of the teacher's vocabulary is known to the student", "use models of one vocabulary")
     has_id = mask.tolist()
     for answer in answers:
-        check_answer(answer, has_id)
+        _check_answer(answer, has_id)
     layout = (shared_rows if share else separate_rows)(answers)
     return states_of(model, layout, dtype), layout.where.to(head.weight.device), head, mask
 
@@ -226,34 +253,7 @@ def _ints(values: Tensor) -> Ints:
     return array
 
 
-def sampled_support(
-    logits: Tensor, labels: Tensor, known: Tensor, noise: Tensor
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """(ids [n,K], log-probs at them, part of the draws on each, log-probs of `labels` [n], of the mass elsewhere [n]).
-
-    Ids that were drawn come first, then the label, then others, which have no log-prob. Draws of ids that are not
-    `known` [V] are lost to the weights, as their terms are to a student that lacks them. `logits` are used up.
-    """
-    ids = sampled_ids(logits, noise)
-    counts = torch.zeros_like(logits).scatter_add_(1, ids, torch.ones_like(noise, dtype=logits.dtype))
-    counts.masked_fill_(~known, 0)
-    order = counts.scatter_add(1, labels[:, None], torch.full_like(labels[:, None], 0.5, dtype=logits.dtype))
-    ids = top_ids(order, noise.shape[1])
-    weights = counts.gather(1, ids) / noise.shape[1]
-    filler = (weights == 0) & (ids != labels[:, None])
-    label = labels[:, None]
-    logps, rest = split(logits, torch.cat([label, torch.where(filler, label, ids)], 1))
-    return ids, logps[:, 1:].masked_fill(filler, -float("inf")), weights, logps[:, 0], rest
-
-
-def sampled_ids(logits: Tensor, noise: Tensor) -> Tensor:
-    """[n,S] int64 ids of softmax(`logits` [n,V]), one for each number of `noise` [n,S] in (0, 1)."""
-    reached = logits.double().softmax(1).cumsum(1)
-    # The last sum is 1 but for rounding; scaled to it no draw falls behind the last id, or on one without mass.
-    return torch.searchsorted(reached, noise * reached[:, -1:]).clamp_max(logits.shape[1] - 1)
-
-
-def check_answer(answer: Answer, known: Sequence[bool]) -> None:
+def _check_answer(answer: Answer, known: Sequence[bool]) -> None:
     row = answer.key.example_id
     for name, tokens in (("prompt", answer.prompt), ("answer", answer.answer)):
         if not tokens:
@@ -272,7 +272,7 @@ def check_answer(answer: Answer, known: Sequence[bool]) -> None:
         )
 
 
-def check_finite(teacher: str, answer: Answer, logps: Floats, label: Floats, rest: Floats) -> None:
+def _check_finite(teacher: str, answer: Answer, logps: Floats, label: Floats, rest: Floats) -> None:
     """-inf is allowed at an id that is not the label (unused ids of a vocabulary) and for an empty rest (K = V)."""
     if np.isnan(logps).any() or np.isnan(rest).any() or not np.isfinite(label).all():
         raise AdpaError(
@@ -281,7 +281,7 @@ def check_finite(teacher: str, answer: Answer, logps: Floats, label: Floats, res
         )
 
 
-def check_coverage(teacher: str, answer: Answer, logps: Floats) -> None:
+def _check_coverage(teacher: str, answer: Answer, logps: Floats) -> None:
     if float(np.exp(logps.astype(np.float64)).sum(1).max()) < MIN_COVERAGE:
         raise AdpaError(
             f"{teacher} puts no mass on ids that the student has, for row {answer.key.example_id!r}",
@@ -289,7 +289,7 @@ def check_coverage(teacher: str, answer: Answer, logps: Floats) -> None:
         )
 
 
-def check_ids(ids: Ints, teacher: str, vocabulary: int) -> None:
+def _check_ids(ids: Ints, teacher: str, vocabulary: int) -> None:
     if int(ids.max()) >= vocabulary:
         raise AdpaError(
             f"the aligned teacher's top k has the id {int(ids.max())}, but {teacher} has {vocabulary} ids",
@@ -297,7 +297,7 @@ def check_ids(ids: Ints, teacher: str, vocabulary: int) -> None:
         )
 
 
-def check_same(answers: Sequence[Answer], rows: Sequence[SignalRows]) -> None:
+def _check_same(answers: Sequence[Answer], rows: Sequence[SignalRows]) -> None:
     for answer, row in zip(answers, rows, strict=True):
         if list(answer.answer) != row.label_ids.tolist():
             raise DataError(
