@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +14,7 @@ from adpa_cli.estimate.cost import Cost, fullest
 from adpa_cli.hub import External
 from adpa_cli.hub import repository as hub
 from adpa_cli.hub.externals import dialogues_of, pairs_of
+from adpa_cli.hub.model_folder import ModelFolder
 from adpa_cli.machine import Machine
 from adpa_cli.planning.lineage import folder_of
 from adpa_cli.sizes import Where, size_words
@@ -53,7 +53,6 @@ def _token(names: dict[int, str], id_: int) -> str:
 SAMPLE = "Hello, world! 12 3456\n\n  naïve 你好 <b>don't</b>"
 Check = Callable[[], Sequence[str]]
 """Returns remarks, raises AdpaError."""
-CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "max_sequence_length", "n_ctx")
 
 
 def refuse(problems: Sequence[AdpaError]) -> None:
@@ -206,8 +205,7 @@ def _end_token(folder: Path, node: Node) -> Sequence[str]:
 
 def _context(folder: Path, node: Node) -> Sequence[str]:
     """The context holds `max_length`."""
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    context = next((int(config[key]) for key in CONTEXT_KEYS if config.get(key)), None)
+    context = ModelFolder.of(folder).context
     if context is not None and node.spec.max_length > context:
         raise DataError(
             f"{node.stage}: max_length {node.spec.max_length} exceeds the context of {context} tokens "

@@ -6,7 +6,6 @@ Reads the data (as the checks before the work do), `tokenizer.json` and the chat
 from __future__ import annotations
 
 import functools
-import json
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from typing import Any
 from adpa_cli.errors import AdpaError
 from adpa_cli.hub import External
 from adpa_cli.hub.externals import dialogues_of, pairs_of
+from adpa_cli.hub.model_folder import ModelFolder
 from adpa_cli.planning.lineage import folder_of, single
 from adpa_cli.planning.resolve_inputs import Names
 from adpa_cli.sizes import Row, Rows
@@ -178,9 +178,7 @@ def _template_tokens(folder: Path, template: tuple[str, str], tokenizer: Any) ->
 
     from adpa_cli.data.chat import CLOCK
 
-    config = folder / "tokenizer_config.json"
-    special = json.loads(config.read_bytes()) if config.exists() else {}
-    names = {name: _token(special.get(name)) for name in ("bos_token", "eos_token", "pad_token")}
+    names = {name: ModelFolder.of(folder).token(name) for name in ("bos_token", "eos_token", "pad_token")}
     text = (CLOCK if "strftime_now" in template[0] else "") + template[0]
     one = [{"role": "user", "content": "a"}]
     three = [*one, {"role": "assistant", "content": "a"}, *one]
@@ -198,7 +196,3 @@ def _template_tokens(folder: Path, template: tuple[str, str], tokenizer: Any) ->
         return TURN_TOKENS, TURN_TOKENS
     turn = max(0.0, (whole - alone) / 2 - 1)
     return turn, max(0.0, alone - turn - 1)
-
-
-def _token(value: Any) -> str:
-    return str(value.get("content", "")) if isinstance(value, dict) else str(value or "")

@@ -17,6 +17,7 @@ from typing import Any, Literal
 from adpa_cli.data.chat import Encoder
 from adpa_cli.disk import explained, sha256_file, sync_folder
 from adpa_cli.errors import AdpaError, Corrupt, NotFound, UsageError
+from adpa_cli.hub.model_folder import ModelFolder
 from adpa_cli.planning.lineage import Trained
 from adpa_cli.signal import AnswerKey, Shard, SignalReader, SignalRows
 from adpa_cli.store.identity import model_files
@@ -119,8 +120,7 @@ def modelfile(found: Trained) -> str:
     template, several = go_template(encoder.render, bos or "")
     if '"""' in template:
         raise AdpaError("the chat template holds three quotes, which a Modelfile cannot", "export --to hf instead")
-    config = json.loads((found.folder / "config.json").read_text(encoding="utf-8"))
-    context = min(int(config.get("max_position_embeddings") or LONGEST), LONGEST)
+    context = min(ModelFolder.of(found.folder).context or LONGEST, LONGEST)
     lines = [
         f"# {found.label}: ollama create NAME -f Modelfile",
         *(() if several else ("# The chat template takes one question at a time: earlier turns are not repeated.",)),

@@ -19,7 +19,7 @@ from adpa_cli.families import Alias, ReadyPair
 from adpa_cli.hub import External
 from adpa_cli.hub import repository as hub
 from adpa_cli.hub.externals import pairs_of
-from adpa_cli.hub.model_folder import vocabulary
+from adpa_cli.hub.model_folder import ModelFolder
 from adpa_cli.interchange import captured as distillkit
 from adpa_cli.interchange import captured as top_logprobs
 from adpa_cli.interchange.captured import Captured
@@ -241,7 +241,7 @@ def import_signal_of(names: Names, store: Store, asked: Asked, command: str, mon
     known = _known(data, encoder, asked) if data is not None and encoder is not None else None
     prompt_ids = encoder.prompt if encoder is not None else None
     items = list(keyed(_rows(asked, files, settings, folder), known, asked.skip_bad_rows, prompt_ids))
-    least = max(settings.d if settings else 0, vocabulary(folder) if folder is not None else 0)
+    least = max(settings.d if settings else 0, ModelFolder.of(folder).vocabulary if folder is not None else 0)
     k, size = vocabulary_of(items, least)
     spec = {
         "imported": asked.format, "settings": json.loads(json.dumps(asdict(settings))) if settings else {},

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,7 +12,7 @@ from adpa_cli.errors import AdpaError, NotFound, UsageError
 from adpa_cli.families import FAMILIES, GENERIC, Alias, Family, ReadyPair, aliases
 from adpa_cli.hub import External, HubFile, Kind, Located
 from adpa_cli.hub import repository as hub
-from adpa_cli.hub.model_folder import folder_size, folder_template, weight_bytes
+from adpa_cli.hub.model_folder import ModelFolder
 from adpa_cli.planning.resolve_inputs import Names
 from adpa_cli.sizes import ModelSize
 from adpa_cli.stages import Artifact, Input, Made, Node, product_of
@@ -75,7 +73,7 @@ def alias_of(base: Input) -> str:
 def template_of(item: Input) -> tuple[str, str] | None:
     """(chat template, end token) that a model was trained with or brings along; None for a base model."""
     if isinstance(item, External):
-        return folder_template(Path(item.where[0])) if item.is_open else UNKNOWN
+        return ModelFolder.of(Path(item.where[0])).template if item.is_open else UNKNOWN
     return str(item.values["template"]), str(item.values["end"])
 
 
@@ -134,7 +132,7 @@ def smaller_vocabulary(student: Input, teacher: Input, store: Store) -> int | No
     """How many ids the student's tokenizer has, when the teacher's has more; None when it has no more."""
     if not (_is_open(student, store) and _is_open(teacher, store)):
         return None
-    own, other = (_vocabulary(folder_of(item, store)) for item in (student, teacher))
+    own, other = (ModelFolder.of(folder_of(item, store)).token_ids for item in (student, teacher))
     return own if own is not None and other is not None and other > own else None
 
 
@@ -144,18 +142,6 @@ def _is_open(item: Input, store: Store) -> bool:
         below = item.inputs["model"]
         item = below[0] if isinstance(below, tuple) else below
     return not isinstance(item, External) or item.is_open
-
-
-@functools.lru_cache(maxsize=8)
-def _vocabulary(folder: Path) -> int | None:
-    """One more than the greatest id of a fast tokenizer; None for a tokenizer in another format."""
-    path = folder / "tokenizer.json"
-    if not path.exists():
-        return None
-    raw = json.loads(path.read_bytes())
-    vocabulary = raw["model"].get("vocab", {})
-    ids = list(vocabulary.values()) if isinstance(vocabulary, dict) else list(range(len(vocabulary)))
-    return 1 + max([*ids, *(entry["id"] for entry in raw.get("added_tokens") or ())], default=-1)
 
 
 MADE_BY = {
@@ -260,8 +246,8 @@ def model_size(item: Input, store: Store) -> ModelSize:
 
     A hub model whose weights are not here yet is as large as its files say.
     """
-    folder = folder_of(item, store)
-    shape = folder_size(folder)
+    folder = ModelFolder.of(folder_of(item, store))
+    shape = folder.size
     if shape.parameters:
         return shape
     while isinstance(item, Node):
@@ -272,4 +258,4 @@ def model_size(item: Input, store: Store) -> ModelSize:
     known = item.size if isinstance(item, External) else 0
     if not known:
         raise AdpaError(f"{item.label} has no weights to measure")
-    return replace(shape, parameters=int((known - shape.beside) / weight_bytes(folder)))
+    return replace(shape, parameters=int((known - shape.beside) / folder.weight_bytes))

@@ -18,7 +18,7 @@ from adpa_cli.errors import UsageError
 from adpa_cli.families import DATA_ALIASES, Alias, Family, stage_settings
 from adpa_cli.hub import External
 from adpa_cli.hub.externals import BUILTIN
-from adpa_cli.hub.model_folder import end_token
+from adpa_cli.hub.model_folder import ModelFolder
 from adpa_cli.lab import END, TEMPLATE
 from adpa_cli.planning import lineage
 from adpa_cli.planning.resolve_inputs import Names
@@ -84,7 +84,7 @@ class Planner:
         if not isinstance(base, External):
             raise UsageError(f"{base.label} has no chat template", "start from a base model: adpa sft --model M")
         default = DEFAULT_TEMPLATES[family.template]
-        return default.text, default.end or (end_token(Path(base.where[0])) if base.is_open else "")
+        return default.text, default.end or (ModelFolder.of(Path(base.where[0])).end_token if base.is_open else "")
 
     def sft(self, base: Input, data: External, family: Family, side: str, template: Template, role: str) -> Node:
         """Supervised fine-tuning of a base model on dialogues."""

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adpa_cli.errors import UsageError
-from adpa_cli.hub.model_folder import vocabulary
+from adpa_cli.hub.model_folder import ModelFolder
 from adpa_cli.planning.resolve_inputs import Names
 from adpa_cli.running.recorded_inputs import recorded
 from adpa_cli.spec import make
@@ -158,7 +158,7 @@ def measure(
     job = recorded(names, manifest, given, work)
     spec = make(CaptureSpec, job.spec)
     chosen = sorted(capture.answers_of(job, spec), key=_place)[:count]
-    known = min(vocabulary(job.one("aligned").path), spec.student_vocab or math.inf)
+    known = min(ModelFolder.of(job.one("aligned").path).vocabulary, spec.student_vocab or math.inf)
     roles = [role for role in ("aligned", "reference") if role in job.inputs]
     for n, role in enumerate(roles):
         _save(job, role, chosen, int(known), spec.dtype, monitor, (n, len(roles)))

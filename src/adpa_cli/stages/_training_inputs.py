@@ -13,7 +13,7 @@ from adpa_cli import methods
 from adpa_cli.data.preferences import Pair
 from adpa_cli.errors import DataError
 from adpa_cli.hub.externals import dialogues_of, pairs_of
-from adpa_cli.hub.model_folder import vocabulary
+from adpa_cli.hub.model_folder import ModelFolder
 from adpa_cli.methods import Method, Need
 from adpa_cli.signal import AnswerKey, SignalReader, SignalRows
 from adpa_cli.spec import TrainSpec
@@ -104,7 +104,7 @@ def _rollouts(job: Job, need: Need, end_id: int) -> list[Any]:
 
     source = job.one("rollouts")
     found = ex.rollout_answers(ex.read_rollouts(source.path))
-    ids = vocabulary(job.one("model").path)
+    ids = ModelFolder.of(job.one("model").path).vocabulary
     most = max((max(answer.answer) for answer in found), default=0)
     if most >= ids:
         raise DataError(
@@ -144,7 +144,7 @@ def _signals(job: Job, keys: Mapping[tuple[str, str], AnswerKey], method: Method
         if missing:
             reader.read(missing[0])
 
-    ids = vocabulary(job.one("model").path)
+    ids = ModelFolder.of(job.one("model").path).vocabulary
     needs_labels = any(need.labels for need in method.needs if need.signal)
 
     def signal_of(example_id: str, part: str) -> SignalRows:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from adpa_cli.coerce import Auto, auto_target
 from adpa_cli.disk import write_json
 from adpa_cli.engine.costs import scoring_in_turn, signal_bytes_per_token, signal_disk
-from adpa_cli.hub.model_folder import vocabulary
+from adpa_cli.hub.model_folder import ModelFolder
 from adpa_cli.sizes import Disk, Memory, Rows, fitted
 from adpa_cli.spec import Dtype, make
 from adpa_cli.stages import Job, Lengths, Load, Monitor, Node, Stage, stop_if_asked
@@ -357,7 +357,7 @@ def signal_of(job: Job, spec: CaptureSpec, rows: Any) -> Any:
 
     step = spec.precision if auto_target(spec.precision) is None else 0.0
     return SignalSpec(
-        k=int(rows.ids.shape[1]), vocab_size=vocabulary(job.one("aligned").path), step=float(step),
+        k=int(rows.ids.shape[1]), vocab_size=ModelFolder.of(job.one("aligned").path).vocabulary, step=float(step),
         difference_step=spec.pair_precision or 0.0, teachers={role: job.one(role).content for role in _roles(job)},
         dtype=spec.dtype, draws=spec.samples if spec.support == "sampled" else 0,
     )  # fmt: skip

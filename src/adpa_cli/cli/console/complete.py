@@ -64,7 +64,7 @@ def tags(ctx: typer.Context, incomplete: str) -> list[str]:
 
 def data(ctx: typer.Context, incomplete: str) -> list[str]:
     """Aliases of data sets and the data files here; a path is left to the shell."""
-    from adpa_cli.data.sources import EXTENSIONS
+    from adpa_cli.data.files import EXTENSIONS
     from adpa_cli.families import DATA_ALIASES
 
     here = sorted(name for name in os.listdir() if name.lower().endswith(EXTENSIONS))

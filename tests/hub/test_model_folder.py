@@ -1,0 +1,72 @@
+"""What a model folder says of itself."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from adpa_cli.errors import AdpaError, DataError
+from adpa_cli.hub.model_folder import ModelFolder
+from adpa_cli.lab import BASES
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return Path(shutil.copytree(BASES / "student", tmp_path / "m"))
+
+
+def change(path: Path, **fields: Any) -> None:
+    """Other fields in a JSON file; None takes one away."""
+    values = {**json.loads(path.read_text()), **fields}
+    path.write_text(json.dumps({name: value for name, value in values.items() if value is not None}))
+
+
+def test_a_folder_is_read_once_and_anew_when_it_changes(folder: Path) -> None:
+    first = ModelFolder.of(folder)
+    assert ModelFolder.of(folder) is first
+    assert (first.context, first.vocabulary, first.token_ids) == (256, 238, 238)
+    assert first.template is None
+    state = (folder / "config.json").stat()
+    change(folder / "config.json", max_position_embeddings=128)
+    os.utime(folder / "config.json", ns=(state.st_atime_ns, state.st_mtime_ns + 1))
+    (folder / "chat_template.jinja").write_text("{{ messages }}")
+    assert ModelFolder.of(folder).context == 128
+    assert ModelFolder.of(folder).template == ("{{ messages }}", "<|end|>")
+
+
+def test_sizes_are_those_of_the_weights(folder: Path) -> None:
+    from safetensors import safe_open
+
+    size = ModelFolder.of(folder).size
+    with safe_open(folder / "model.safetensors", "np") as weights:
+        shapes = {name: tuple(weights.get_slice(name).get_shape()) for name in weights.keys()}  # noqa: SIM118
+    assert ModelFolder.of(folder).shapes == shapes
+    assert (size.hidden, size.layers, size.inner, size.keys, size.width, size.tied) == (48, 2, 96, 48, 48, True)
+    assert size.tokenizer == (folder / "tokenizer.json").stat().st_size < size.beside
+    (folder / "model.safetensors").unlink()
+    assert ModelFolder.of(folder).size.parameters == 0
+
+
+def test_what_a_folder_does_not_say_is_named(folder: Path) -> None:
+    change(folder / "config.json", hidden_size=None)
+    with pytest.raises(AdpaError, match=r"m/config\.json does not tell 'hidden_size'"):
+        _ = ModelFolder.of(folder).size
+    change(folder / "tokenizer_config.json", eos_token=None)
+    with pytest.raises(DataError, match="names no end token"):
+        _ = ModelFolder.of(folder).end_token
+    (folder / "special_tokens_map.json").write_text(json.dumps({"eos_token": {"content": "<end>"}}))
+    assert ModelFolder.of(folder).end_token == "<end>"
+    assert ModelFolder.of(folder).token("bos_token") == "<|bos|>"
+
+
+def test_a_model_of_several_parts_says_so_of_the_one_that_reads_text(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    outer = {"model_type": "any", "text_config": config, "dtype": "bfloat16"}
+    (folder / "config.json").write_text(json.dumps(outer))
+    inside = ModelFolder.of(folder)
+    assert (inside.vocabulary, inside.context, inside.size.hidden) == (238, 256, 48)
