@@ -1,4 +1,4 @@
-"""Durable files: a reader sees a file or a folder whole or not at all, also after a crash or a full disk."""
+"""Durable files on POSIX: a reader sees a file or a folder whole or not at all, also after a crash or a full disk."""
 
 from __future__ import annotations
 
@@ -12,16 +12,18 @@ import secrets
 import shutil
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from adpa_cli.errors import AdpaError
 
-_FULL = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}
+_FULL = {errno.ENOSPC, errno.EDQUOT}
+_FULL_WORDS = ("No space left on device", "os error 28", "Disk quota exceeded")
 _FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
 _ROOM = 10**9  # with this many bytes free it was hardly the store that filled up
-_FULL_WORDS = ("No space left on device", "os error 28", "Disk quota exceeded")
+_RENAME_EXCHANGE = 2
+_AT_WORKING_FOLDER = -100
+_UNABLE = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EPERM}
 
 
 def sha256_file(path: Path) -> str:
@@ -31,8 +33,8 @@ def sha256_file(path: Path) -> str:
 
 
 def sync_file(path: Path) -> None:
-    """Wait until a file's bytes are on the disk."""
-    handle = os.open(path, os.O_RDONLY if os.name != "nt" else os.O_RDWR)
+    """Wait until a file's bytes, or a folder's list of names, are on the disk."""
+    handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:
@@ -40,20 +42,41 @@ def sync_file(path: Path) -> None:
 
 
 def sync_folder(path: Path) -> None:
-    """Wait until a folder's list of names is on the disk (Windows has no such call and does without)."""
-    if os.name != "nt":
-        sync_file(path)
+    """Wait until a folder's list of names is on the disk."""
+    sync_file(path)
 
 
 def write_atomic(path: Path, data: bytes) -> None:
-    """Write `path` under a private name, then rename: nobody reads half of it, and a failure leaves the old file."""
+    """Write a file, and make the folders above it: nobody reads half of it, and a failure leaves the old file."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    private = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
+    with _replacing(path, f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}") as out:
+        out.write(data)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON whole or not at all."""
+    write_atomic(path, json.dumps(value).encode())
+
+
+@contextlib.contextmanager
+def atomic(path: Path) -> Iterator[BinaryIO]:
+    """A private file beside `path` to write to; on leaving it takes that name, on an error it is removed.
+
+    Its own name is fixed, so that what a killed writer leaves behind is overwritten by the next: one writer at a time.
+    """
+    with _replacing(path, f".{path.name}.tmp") as out:
+        yield out
+
+
+@contextlib.contextmanager
+def _replacing(path: Path, name: str) -> Iterator[BinaryIO]:
+    """A file called `name` beside `path`, synced and renamed at the end: a reader sees the old file or the new one."""
+    private = path.with_name(name)
     try:
-        with private.open("wb") as handle:
-            handle.write(data)
-            handle.flush()
-            os.fsync(handle.fileno())
+        with private.open("wb") as out:
+            yield out
+            out.flush()
+            os.fsync(out.fileno())
         os.replace(private, path)
     except BaseException:
         with contextlib.suppress(OSError):
@@ -109,39 +132,12 @@ def explained(root: Path, lost: str) -> Iterator[None]:
         raise
 
 
-@contextmanager
-def atomic(path: Path) -> Iterator[BinaryIO]:
-    """A private file beside `path` to write to; on leaving it is synced and renamed, on an error removed.
-
-    Its name is fixed, so that what a killed writer leaves behind is overwritten by the next: one writer at a time.
-    """
-    private = path.with_name(f".{path.name}.tmp")
-    try:
-        with open(private, "wb") as out:
-            yield out
-            out.flush()
-            os.fsync(out.fileno())
-        os.replace(private, path)
-    except BaseException:
-        private.unlink(missing_ok=True)
-        raise
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
-
-
-_EXCHANGE = 2
-_HERE = -100
-_UNABLE = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EPERM)
-
-
 def swap(new: Path, target: Path) -> None:
     """Exchange two folders of one filesystem in one step; afterwards `new` is the old one.
 
-    Where the system has no such call (it is Linux's), the old one is moved aside first: then a crash between two
-    renames leaves `target` missing, with both folders beside `new`.
+    The step is Linux's renameat2, called by ctypes since Python has no name for it: two renames cannot do, for between
+    them an artifact would not be there. Where a system lacks the call they have to, and a crash between them leaves
+    both folders beside `new`.
     """
     if not _exchanged(new, target):
         aside = new.with_name(f"{new.name}.old")
@@ -153,19 +149,16 @@ def swap(new: Path, target: Path) -> None:
 
 
 def _exchanged(one: Path, other: Path) -> bool:
+    """Whether the system exchanged the two."""
     if not sys.platform.startswith("linux"):
         return False
     call = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
     if call is None:
         return False
-    if call(_HERE, os.fsencode(one), _HERE, os.fsencode(other), _EXCHANGE) == 0:
+    here = _AT_WORKING_FOLDER
+    if call(here, os.fsencode(one), here, os.fsencode(other), _RENAME_EXCHANGE) == 0:
         return True
     number = ctypes.get_errno()
     if number in _UNABLE:
         return False
     raise OSError(number, os.strerror(number), str(other))
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write JSON whole or not at all."""
-    write_atomic(path, json.dumps(value).encode())

@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,11 @@ from support.store_samples import DATA, make, new_store, place, recipe
 
 DAY = 86400.0
 NOW = time.time()
+
+
+def keep(named: Sequence[str] = (), days: float = gc.DAYS) -> gc.Keep:
+    """What `adpa gc` keeps."""
+    return gc.Keep(("distill", "eval"), named, days)
 
 
 def put(store: Store, stage: str, age: float, inputs: list[Manifest] | None = None, **fields: Any) -> Manifest:
@@ -39,7 +45,7 @@ def _iso(seconds: float) -> str:
 
 def sorted_out(store: Store, named: list[str] | None = None, days: float = 14.0) -> tuple[set[str], dict[str, str]]:
     """(references that go, why by reference that stays)."""
-    sweep = gc.survey(store, named or [], days)
+    sweep = gc.survey(store, keep(named or [], days))
     return {item.ref for item in sweep.removed}, {item.ref: item.why for item in sweep.kept}
 
 
@@ -94,8 +100,8 @@ def test_unfinished_work_stays_with_its_inputs_until_nobody_goes_on(tmp_path: Pa
         assert kept[base.ref] == f"needed by {wanted.ref}, which is unfinished"
     assert wanted.ref in sorted_out(store)[1]
     assert sorted_out(store, days=0)[0] == {wanted.ref, base.ref}
-    sweep = gc.survey(store, days=0)
-    assert {item.ref for item in gc.collect(store, sweep, [], 0, "adpa gc")} == {wanted.ref, base.ref}
+    sweep = gc.survey(store, keep(days=0))
+    assert {item.ref for item in gc.collect(store, sweep, keep(days=0), "adpa gc")} == {wanted.ref, base.ref}
     assert store.unfinished() == []
     assert (store.root / ".partial" / f"{wanted.id}.lock").exists()
 
@@ -103,14 +109,14 @@ def test_unfinished_work_stays_with_its_inputs_until_nobody_goes_on(tmp_path: Pa
 def test_what_a_command_at_work_uses_stays_though_it_was_chosen(tmp_path: Path) -> None:
     store = new_store(tmp_path)
     used, tagged, idle = (put(store, "sft", 90, n=number) for number in range(3))
-    sweep = gc.survey(store)
+    sweep = gc.survey(store, keep())
     assert len(sweep.removed) == 3
     with reserved(store.root, [used.id], "adpa distill --student x"):
         store.tag("late", tagged.id)
         assert f"in use by process {os.getpid()}" in sorted_out(store)[1][used.ref]
-        assert [item.ref for item in gc.collect(store, sweep, [], 14, "adpa gc")] == [idle.ref]
+        assert [item.ref for item in gc.collect(store, sweep, keep(), "adpa gc")] == [idle.ref]
     assert store.get(used.ref)
-    assert [item.ref for item in gc.survey(store).removed] == [used.ref]
+    assert [item.ref for item in gc.survey(store, keep()).removed] == [used.ref]
     assert list((store.root / ".partial").glob("use-*")) == []
 
 
@@ -123,7 +129,7 @@ def test_the_note_of_a_killed_command_keeps_nothing(tmp_path: Path) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
     os.waitpid(child, 0)
     assert len(list((store.root / ".partial").glob("use-*"))) == 1
-    gc.collect(store, gc.survey(store), [], 14, "adpa gc")
+    gc.collect(store, gc.survey(store, keep()), keep(), "adpa gc")
     assert store.get(idle.ref) is None
     assert list((store.root / ".partial").glob("use-*")) == []
 
@@ -136,7 +142,7 @@ def test_a_kill_at_any_step_leaves_whole_artifacts_and_the_next_run_finishes(tmp
         child = os.fork()
         if child == 0:
             _die_before(step)
-            gc.collect(store, gc.survey(store), [], 14, "adpa gc")
+            gc.collect(store, gc.survey(store, keep()), keep(), "adpa gc")
             os._exit(0)
         finished = os.waitpid(child, 0)[1] == 0
         folder = store.root / manifest.ref
@@ -145,7 +151,7 @@ def test_a_kill_at_any_step_leaves_whole_artifacts_and_the_next_run_finishes(tmp
         seen_half += bool(list((store.root / ".partial" / "trash").glob("*")))
         if finished:
             break
-        gc.collect(store, gc.survey(store), [], 14, "adpa gc")
+        gc.collect(store, gc.survey(store, keep()), keep(), "adpa gc")
         assert not folder.exists()
         assert list((store.root / ".partial" / "trash").glob("*")) == []
     assert finished
@@ -172,7 +178,7 @@ def test_a_manifest_that_cannot_be_read_stops_the_collector(tmp_path: Path) -> N
     broken = put(store, "distill", 90)
     (store.root / broken.ref / "manifest.json").write_text("{")
     with pytest.raises(Corrupt, match="is no manifest"):
-        gc.survey(store)
+        gc.survey(store, keep())
 
 
 def test_the_command_shows_asks_and_removes(tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:

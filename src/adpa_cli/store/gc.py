@@ -1,7 +1,7 @@
 """What may go from a store, and why the rest stays.
 
-Kept is what a tag, a named artifact, a finished result (a distilled checkpoint, an evaluation), a command at work or
-recent work reaches through its inputs. Rehearsals are no results and are recent for a day only. What goes is renamed
+Kept is what a tag, a named artifact, a finished result (of a stage that makes what people are after), a command at work
+or recent work reaches through its inputs. Rehearsals are no results and are recent for a day only. What goes is renamed
 out of sight first and deleted then: a kill in between leaves nothing half visible, and the next run deletes the rest.
 """
 
@@ -26,11 +26,19 @@ from adpa_cli.store.lock import PARTIAL, collecting, forget_dead, holder, locked
 from adpa_cli.store.manifest import Manifest
 from adpa_cli.store.store import Store
 
-RESULTS = ("distill", "eval")
 DAY = 86400.0
 DAYS = 14.0
 SMOKE_DAYS = 1.0
 TRASH = "trash"
+
+
+@dataclass(frozen=True)
+class Keep:
+    """What stays for its own sake: finished artifacts of the stages `results`, the full ids `named`, work of `days`."""
+
+    results: Collection[str]
+    named: Collection[str] = ()
+    days: float = DAYS
 
 
 @dataclass(frozen=True)
@@ -58,7 +66,7 @@ class Sweep:
 
 
 @dataclass(frozen=True)
-class Work:
+class Attempt:
     """A private folder of unfinished work: what it was going to be, when it last saved, who is at it (or empty)."""
 
     recipe: Recipe | None
@@ -71,37 +79,37 @@ class Work:
         return self.recipe is not None and bool(self.recipe.spec.get("smoke"))
 
 
-def survey(store: Store, named: Collection[str] = (), days: float = DAYS, now: float | None = None) -> Sweep:
+def survey(store: Store, keep: Keep, now: float | None = None) -> Sweep:
     """Sort everything in a store into what goes and what stays.
 
-    `named` holds full ids to keep. Raises Corrupt, or AdpaError for one of a newer adpa, where a manifest cannot be
+    Raises Corrupt, or AdpaError for one of a newer adpa, where a manifest cannot be
     read: nobody could tell what that artifact needs.
     """
     now = time.time() if now is None else now
     artifacts = store.artifacts()
-    works = list(_works(store.root))
-    live = {work.folder: _alive(work, days, now) for work in works}
-    reasons = _reached(artifacts, _roots(store, artifacts, works, live, frozenset(named), days, now))
+    attempts = list(_attempts(store.root))
+    live = {attempt.folder: _alive(attempt, keep.days, now) for attempt in attempts}
+    reasons = _reached(artifacts, _roots(store, artifacts, attempts, live, keep, now))
     removed: list[Item] = []
     kept: list[Item] = []
     for manifest in artifacts:
         why = reasons.get(manifest.id)
         what = str(manifest.metrics.get("what") or manifest.stage)
-        gone = "a rehearsal" if manifest.made.get("smoke") else f"no result, tag or use in {days:g} days needs it"
+        gone = "a rehearsal" if manifest.made.get("smoke") else f"no result, tag or use in {keep.days:g} days needs it"
         folder = store.root / manifest.ref
         item = Item("artifact", manifest.ref, what, _size(folder), manifest.at, why or gone, folder)
         (kept if why else removed).append(item)
-    for work in works:
-        ref = work.recipe.ref if work.recipe else f"{PARTIAL}/{work.folder.name[:12]}"
-        why = live[work.folder]
-        gone = "a rehearsal that stopped" if work.smoke else f"not gone on with for {days:g} days"
-        item = Item("unfinished", ref, "unfinished", _size(work.folder), work.at, why or gone, work.folder)
+    for attempt in attempts:
+        ref = attempt.recipe.ref if attempt.recipe else f"{PARTIAL}/{attempt.folder.name[:12]}"
+        why = live[attempt.folder]
+        gone = "a rehearsal that stopped" if attempt.smoke else f"not gone on with for {keep.days:g} days"
+        item = Item("unfinished", ref, "unfinished", _size(attempt.folder), attempt.at, why or gone, attempt.folder)
         (kept if why else removed).append(item)
     removed += _leftovers(store.root)
     return Sweep(tuple(removed), tuple(kept))
 
 
-def collect(store: Store, chosen: Sweep, named: Collection[str], days: float, command: str) -> tuple[Item, ...]:
+def collect(store: Store, chosen: Sweep, keep: Keep, command: str) -> tuple[Item, ...]:
     """Remove what was `chosen` and may still go: what somebody has tagged, used or gone on with meanwhile stays.
 
     Returns what was removed. Raises AdpaError where the store may not be written.
@@ -111,7 +119,7 @@ def collect(store: Store, chosen: Sweep, named: Collection[str], days: float, co
     with explained(store.root, "nothing more is removed"):
         with collecting(store.root, command):
             forget_dead(store.root)
-            allowed = {item.folder for item in survey(store, named, days).removed}
+            allowed = {item.folder for item in survey(store, keep).removed}
             for item in chosen.removed:
                 if item.folder in allowed and item.kind != "leftover" and _move(store.root, item, trash, command):
                     moved.append(item)
@@ -124,29 +132,29 @@ def collect(store: Store, chosen: Sweep, named: Collection[str], days: float, co
 def _roots(
     store: Store,
     artifacts: Iterable[Manifest],
-    works: Iterable[Work],
+    attempts: Iterable[Attempt],
     live: dict[Path, str],
-    named: frozenset[str],
-    days: float,
+    keep: Keep,
     now: float,
 ) -> Iterator[tuple[str, str]]:
     """(full id, why it stays) of what is kept for its own sake, the strongest reasons first."""
     for tag, artifact in store.tags().items():
         yield artifact, f"tag {tag}"
-    for artifact in sorted(named):
+    for artifact in sorted(set(keep.named)):
         yield artifact, "named"
     for manifest in artifacts:
-        if manifest.stage in RESULTS and not manifest.made.get("smoke"):
+        if manifest.stage in keep.results and not manifest.made.get("smoke"):
             yield manifest.id, "a finished result"
     for artifact, who in reservations(store.root).items():
         yield artifact, f"in use by {who}"
-    for work in works:
-        if live[work.folder] and work.recipe is not None:
-            for content in _contents(work.recipe.inputs.values()):
-                yield content, f"needed by {work.recipe.ref}, which is unfinished"
+    for attempt in attempts:
+        if live[attempt.folder] and attempt.recipe is not None:
+            for content in _contents(attempt.recipe.inputs.values()):
+                yield content, f"needed by {attempt.recipe.ref}, which is unfinished"
     for manifest in artifacts:
-        if now - manifest.at < DAY * _limit(days, bool(manifest.made.get("smoke"))):
-            yield manifest.id, f"made in the last {_limit(days, bool(manifest.made.get('smoke'))):g} days"
+        limit = _limit(keep.days, bool(manifest.made.get("smoke")))
+        if now - manifest.at < DAY * limit:
+            yield manifest.id, f"made in the last {limit:g} days"
 
 
 def _limit(days: float, smoke: bool) -> float:
@@ -175,22 +183,22 @@ def _reached(artifacts: Iterable[Manifest], roots: Iterable[tuple[str, str]]) ->
     return reasons
 
 
-def _works(root: Path) -> Iterator[Work]:
+def _attempts(root: Path) -> Iterator[Attempt]:
     for folder in sorted((root / PARTIAL).glob("*/")):
         if folder.name == TRASH:
             continue
         state = read_state(folder)
         recipe = Recipe(**state["recipe"]) if state else None
         at = state["at"] if state else folder.stat().st_mtime
-        yield Work(recipe, folder, at, holder(folder.with_name(f"{folder.name}.lock")) or "")
+        yield Attempt(recipe, folder, at, holder(folder.with_name(f"{folder.name}.lock")) or "")
 
 
-def _alive(work: Work, days: float, now: float) -> str:
+def _alive(attempt: Attempt, days: float, now: float) -> str:
     """Why unfinished work stays, or nothing."""
-    if work.holder:
-        return f"being built by {work.holder}"
-    limit = _limit(days, work.smoke)
-    return f"can be gone on with, saved in the last {limit:g} days" if now - work.at < DAY * limit else ""
+    if attempt.holder:
+        return f"being built by {attempt.holder}"
+    limit = _limit(days, attempt.smoke)
+    return f"can be gone on with, saved in the last {limit:g} days" if now - attempt.at < DAY * limit else ""
 
 
 def _leftovers(root: Path) -> Iterator[Item]:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import platform
 import secrets
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -20,28 +20,6 @@ PARTIAL = ".partial"
 
 POLL_SECONDS = 0.2
 _GRACE_SECONDS = 0.05  # `holder` takes the lock for an instant to look; a builder must not mistake that for work
-
-if sys.platform == "win32":
-    import msvcrt
-
-    _FAR = 1 << 30  # Windows locks are mandatory: lock a byte past the text, so that others can read who holds it
-
-    def _try_lock(handle: int) -> bool:
-        try:
-            os.lseek(handle, _FAR, os.SEEK_SET)
-            msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)
-        except OSError:
-            return False
-        return True
-else:
-    import fcntl
-
-    def _try_lock(handle: int) -> bool:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        return True
 
 
 @contextlib.contextmanager
@@ -86,6 +64,14 @@ def _acquire(handle: int, path: Path, what: str, wait: bool, announce: Callable[
         announce(f"waiting for {what}, which {who} is building")
     while not _try_lock(handle):
         time.sleep(POLL_SECONDS)
+
+
+def _try_lock(handle: int) -> bool:
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def holder(path: Path) -> str | None:

@@ -34,6 +34,7 @@ def gc(
     """
     from dataclasses import replace
 
+    from adpa_cli import stages
     from adpa_cli.cli.console.streams import GLOBALS, can_ask, confirm, dashes, out, terminal_width
     from adpa_cli.errors import UsageError
     from adpa_cli.report.text import human_size
@@ -45,14 +46,16 @@ def gc(
         raise UsageError("gc deletes, and there is no terminal to ask at", "look with adpa gc -n, then adpa gc --yes")
     store = Store.find(GLOBALS.store)
     named = [store.resolve(ref).id for ref in dashes({"REF": list(refs or ())})["REF"]]
-    sweep = collector.survey(store, named, days)
+    results = [stage.name for stage in stages.every().values() if stage.is_result]
+    keep = collector.Keep(results, named, days)
+    sweep = collector.survey(store, keep)
     if not dry_run and not asking:
-        sweep = replace(sweep, removed=collector.collect(store, sweep, named, days, GLOBALS.command))
+        sweep = replace(sweep, removed=collector.collect(store, sweep, keep, GLOBALS.command))
     out(lambda: screen(sweep, terminal_width()), lambda: tsv(sweep), lambda: record(sweep))
     if asking and sweep.removed:
         size = human_size(sum(item.size for item in sweep.removed))
         if confirm(f"Delete what goes ({size})?", default=False):
-            sweep = replace(sweep, removed=collector.collect(store, sweep, named, days, GLOBALS.command))
+            sweep = replace(sweep, removed=collector.collect(store, sweep, keep, GLOBALS.command))
         else:
             dry_run = True
     if not (dry_run or GLOBALS.quiet):
