@@ -37,7 +37,8 @@ from adpa_cli.store.store import Store
 from support.cli_samples import Cli, Pipeline, write_rows
 from support.tiny_models import tiny_tokenizer
 
-SMALL = ModelSize(parameters=1000, hidden=10, layers=2, inner=30, keys=5, width=10, vocabulary=40, tensors=3, beside=700)
+SIDES = {"hidden": 10, "layers": 2, "inner": 30, "keys": 5, "width": 10, "vocabulary": 40}
+SMALL = ModelSize(parameters=1000, **SIDES, tensors=3, beside=700)
 MACHINE = Machine("cpu", "cpu", "here", memory=64 * 10**9, host_memory=64 * 10**9, disk=10**12)
 FLOAT32 = "float32"
 

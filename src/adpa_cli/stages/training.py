@@ -64,8 +64,8 @@ def compute(job: Job, monitor: Monitor, rank: int = 0, processes: int = 1) -> No
             spec=spec, method=method, params=params, examples=data.examples, end_id=encoder.end_id,
             signal_of=data.signal_of, work=job.folder, runtime=job.runtime, stage=job.stage,
             progress=monitor.progress, track=track, note=monitor.note, stop=monitor.stop,
-            evaluation_steps=evaluated, evaluate=selection.evaluate, feed=feed, critic_lr=params.critic_lr if feed else 0.0,
-            reward_of=data.reward_of, start_of=data.start_of,
+            evaluation_steps=evaluated, evaluate=selection.evaluate, feed=feed,
+            critic_lr=params.critic_lr if feed else 0.0, reward_of=data.reward_of, start_of=data.start_of,
         )  # fmt: skip
         summary = train(student, run, accelerator)
     preferred = _preferred(job, spec, encoder, student, accelerator) if method.scalar_head and not held else {}
