@@ -39,8 +39,7 @@ CHAIN = (
 CODES = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 129, signal.SIGUSR1: 75, signal.SIGALRM: 75}
 STAND = """
 import sys, time
-import adpa_cli.cli.console.make as make
-planned = make.plan_in
+from adpa_cli.cli.console.options import Request
 def stand(*arguments):
     sys.stderr.write("planning\\n")
     while True:
@@ -48,28 +47,30 @@ def stand(*arguments):
             time.sleep(60)
         except {swallowed}:
             pass
-make.plan_in = stand
+Request.plan = stand
 """
 ASK = """
 import sys
-import adpa_cli.cli.console.make as make
+from adpa_cli.cli.console.options import Request
 from adpa_cli.cli.console.streams import confirm
-planned = make.plan_in
+planned = Request.plan
 def asked(*arguments):
     sys.stderr.write(f"the answer is {confirm('Go on?', True)}\\n")
     return planned(*arguments)
-make.plan_in = asked
+Request.plan = asked
 """
 NOISE = """
 import os
-import adpa_cli.stages.rollout as rollout
+from dataclasses import replace
+from adpa_cli import stages
+rollout = stages.every()["rollout"]
 compute = rollout.compute
 def noisy(*arguments):
     print("a library's print")
     os.write(1, b"a library's write\\n")
     os.system("echo the echo of a child; cat")
     compute(*arguments)
-rollout.compute = noisy
+stages.every()["rollout"] = replace(rollout, compute=noisy)
 """
 
 

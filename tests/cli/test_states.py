@@ -15,7 +15,6 @@ from adpa_cli.planning.settings import Given
 from adpa_cli.spec import hashed
 from adpa_cli.stages import Node
 from adpa_cli.stages import _training_inputs as training_data
-from adpa_cli.stages import training as train
 from adpa_cli.store.store import Store
 from support.cli_samples import Cli, Pipeline
 
@@ -152,11 +151,13 @@ def test_the_four_trainings_read_the_same_prompts_and_chosen_answers(
 ) -> None:
     read: list[training_data.Data] = []
 
+    gather = training_data.gather
+
     def watched(*args: Any) -> training_data.Data:
-        read.append(training_data.gather(*args))
+        read.append(gather(*args))
         return read[-1]
 
-    monkeypatch.setattr(train, "gather", watched)
+    monkeypatch.setattr(training_data, "gather", watched)
     words = [*pipeline.words, "--no-eval"]
     words[2] = "adpa"
     refs = [cli(*words, "--states", states).ref for states in STATES]

@@ -70,7 +70,7 @@ def test_a_capture_for_a_smaller_vocabulary_says_so_in_its_spec(tmp_path: Path, 
     assert lineage.smaller_vocabulary(teacher, student, store) is None
     family = lineage.family_of(student, store)
     data = External("data:" + "0" * 64, "d", ())
-    planner = Planner(found, Given(), ())
+    planner = Planner(found, Given(), "")
     node = planner.capture(teacher, None, {"data": data}, ("chosen",), family, (TEMPLATE, "<end>"), student=student)
     assert node.recipe.spec["student_vocab"] == size
     node = planner.capture(teacher, None, {"data": data}, ("chosen",), family, (TEMPLATE, "<end>"), student=teacher)
@@ -78,7 +78,7 @@ def test_a_capture_for_a_smaller_vocabulary_says_so_in_its_spec(tmp_path: Path, 
 
 
 def test_exact_precision_is_exact_for_the_pair_too(store: Store) -> None:
-    planner = Planner(Names(store), Given({"precision": "0"}), ("cache-teacher",))
+    planner = Planner(Names(store), Given({"precision": "0"}), "cache-teacher")
     model, data = External("model:" + "1" * 64, "m", (str(BASES / "teacher"),)), External("data:" + "0" * 64, "d", ())
     family = lineage.family_of(model, store)
     node = planner.capture(model, model, {"data": data}, ("chosen",), family, ("t", END))

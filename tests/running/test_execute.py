@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from adpa_cli.errors import Stopped
+from adpa_cli.estimate.survey import survey
 from adpa_cli.planning.distill_builder import Distill, plan_distill
 from adpa_cli.planning.resolve_inputs import Names
 from adpa_cli.planning.settings import Given
@@ -50,12 +51,12 @@ def test_a_signal_in_the_last_step_stops_before_the_next_stage(
 
     watching = Watching()
     with pytest.raises(Stopped, match=f"stopped by SIGUSR1 after {first}, with 1 more to make") as caught:
-        execute(plan, store, Runtime(), "adpa distill …", watching.show())
+        execute(survey(plan, store, Runtime()), "adpa distill …", {}, watching.show())
     assert (caught.value.exit_code, caught.value.hint) == (75, "adpa distill …")
     assert watching.finished == [first]
 
     again = Watching()
-    made = execute(plan, store, Runtime(), "adpa distill …", again.show())
+    made = execute(survey(plan, store, Runtime()), "adpa distill …", {}, again.show())
     assert again.finished == [first, last]
     assert again.asked == "SIGUSR1"
     assert {manifest.ref for manifest in made.values()} == {first, last}

@@ -154,7 +154,7 @@ def carry_out(
     )  # fmt: skip
     try:
         with no_stdin():
-            execute(surveyed, GLOBALS.command, recorded_request(GLOBALS.words, store), show)
+            execute(surveyed, GLOBALS.command, recorded_request(GLOBALS.words, plan, store), show)
     except Stopped as stopped:
         stopped.hint = GLOBALS.again(store.root)
         raise

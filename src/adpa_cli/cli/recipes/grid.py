@@ -24,6 +24,7 @@ from adpa_cli.cli.console.options import FIRST, WHERE, Request
 from adpa_cli.errors import NotFound, UsageError
 from adpa_cli.planning.distill_builder import needed_methods
 from adpa_cli.planning.settings import methods_of, settable
+from adpa_cli.stages.training import DISTILL
 
 SET, PINS = "set", "pins"
 _HEADER = re.compile(r"\s*\[\s*([^\[\]]+?)\s*\]\s*(#.*)?$")
@@ -63,7 +64,7 @@ def read(text: str, source: str) -> Recipe:
             values.update({prefix + name.replace("-", "_"): item for name, item in value.items()})
         else:
             values[key] = value
-    recipe = Recipe(source, text, str(values.pop("command", "distill")), values, pins)
+    recipe = Recipe(source, text, str(values.pop("command", DISTILL.name)), values, pins)
     if not isinstance(pins, dict) or not all(isinstance(commit, str) for commit in pins.values()):
         raise recipe.refused(PINS, "is no table of commits", 'write "org/name" = "COMMIT" below [pins]')
     for key, value in values.items():

@@ -9,47 +9,64 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from typer.exceptions import TyperException
+
 from adpa_cli import stages
 from adpa_cli.cli.commands import makers
 from adpa_cli.cli.recipes.grid import Key, Recipe, keys_of, requests, values_of, word
-from adpa_cli.data.sources import parse_source
 from adpa_cli.errors import AdpaError, NotFound
 from adpa_cli.families import aliases, ready_pairs
 from adpa_cli.hub import External
 from adpa_cli.planning.lineage import base_name
 from adpa_cli.planning.planner import Plan
+from adpa_cli.planning.resolve_inputs import Names
+from adpa_cli.stages.training import DISTILL
 from adpa_cli.store.manifest import Manifest
 from adpa_cli.store.store import Store
 
 Values = Mapping[str, Any]
 
 
-def recorded_request(words: Sequence[str], store: Store) -> dict[str, Any]:
-    """A command line as JSON that means the same in any folder: its command, and its values as a recipe has them.
+def recorded_request(words: Sequence[str], plan: Plan, store: Store) -> dict[str, Any]:
+    """A command line as JSON that means the same in any folder: its command and its values as a recipe has them.
 
-    Options that only say how to run are left out.
+    Options that only say how to run are left out. What lies on this machine is named by its content: `sources` has, by
+    the name that stands among the values, what a manifest keeps of it. Artifacts are named by their references, for
+    tags move and new ids make short ones ambiguous.
     """
+    local, sources = _local(plan), dict[str, Any]()
 
     def resolved(key: Key, text: str) -> str:
-        return _model(text, store) if key.is_model else _data(text) if key.is_data else text
+        if key.is_data or (key.is_model and text.startswith((".", "/", "~"))):
+            base, mark, split = text.partition("#")
+            name, facts = local.get(f"{Path(base).expanduser().resolve()}{mark}{split}", ("", None))
+            if facts is not None:
+                sources[name] = facts
+            return name or text
+        return _reference(text, store) if key.is_model else text
 
-    return {"command": words[0], "values": _changed(words[0], values_of(words), resolved)}
+    return {"command": words[0], "values": _changed(words[0], values_of(words), resolved), "sources": sources}
 
 
-def _changed(command: str, values: Values, change: Callable[[Key, str], str]) -> dict[str, Any]:
-    """The values of a command, those of its options that are text changed."""
-    keys, found = keys_of(makers()[command].function), dict(values)
-    for name, value in values.items():
-        if name in keys and isinstance(value, str | list):
-            items = [change(keys[name], item) for item in ([value] if isinstance(value, str) else value)]
-            found[name] = items if isinstance(value, list) else items[0]
+def _local(plan: Plan) -> dict[str, tuple[str, Mapping[str, Any]]]:
+    """By the path of every local model and data source of a plan: its name, and what identifies it."""
+    found: dict[str, tuple[str, Mapping[str, Any]]] = {}
+    for external in _externals(plan):
+        for path, facts in zip(external.where, external.facts.get("sources", ({},)), strict=False):
+            is_local = not (facts or external.facts).get("commit")
+            name = str((facts or external.facts)["name"])
+            if is_local:
+                found[path] = (name, facts or {"model": external.content})
     return found
 
 
-def _model(text: str, store: Store) -> str:
-    """A model or artifact by a name that stays: tags move, and new ids make short ones ambiguous."""
-    if text.startswith((".", "/", "~")):
-        return str(Path(text).expanduser().resolve())
+def _externals(plan: Plan) -> Iterator[External]:
+    for node in stages.in_order((*plan.targets, *plan.evals), lambda node: False):
+        yield from (item for _, item in node.reads() if isinstance(item, External))
+
+
+def _reference(text: str, store: Store) -> str:
+    """The reference of the artifact that a word names; a word that names none stays."""
     if text in aliases() or text in ready_pairs():
         return text
     try:
@@ -58,10 +75,14 @@ def _model(text: str, store: Store) -> str:
         return text
 
 
-def _data(text: str) -> str:
-    base, mark, split = text.partition("#")
-    path = Path(base).expanduser()
-    return f"{path.resolve()}{mark}{split}" if path.exists() and parse_source(text).kind != "hub" else text
+def _changed(command: str, values: Values, change: Callable[[Key, str], str]) -> dict[str, Any]:
+    """The values of a command, those of its options that are text changed."""
+    keys, changed = keys_of(makers()[command].function), dict(values)
+    for name, value in values.items():
+        if name in keys and isinstance(value, str | list):
+            items = [change(keys[name], item) for item in ([value] if isinstance(value, str) else value)]
+            changed[name] = items if isinstance(value, list) else items[0]
+    return changed
 
 
 @dataclass(frozen=True)
@@ -82,11 +103,12 @@ def recipe_of(store: Store, manifest: Manifest) -> Again:
     without a recorded request the command is read.
     """
     typed, why = str(manifest.made.get("command", "")), ""
-    request = manifest.made.get("request") or _read(typed)
-    command = request["command"] if request else ""
-    for values in _readings(command, request["values"], store) if request else ():
-        ((_, asked),) = requests(Recipe("recipe", "", command, values))
+    request: dict[str, Any] = manifest.made.get("request") or _read(typed)
+    command = request.get("command", "")
+    for change in READINGS if command else ():
         try:
+            values = change(_placed(request, store), command, store)
+            ((_, asked),) = requests(Recipe("recipe", "", command, values))
             plan = asked.plan(store)
         except AdpaError as error:
             why = f": {error.message}"
@@ -101,25 +123,54 @@ def recipe_of(store: Store, manifest: Manifest) -> Again:
     )
 
 
-def _read(command: str) -> dict[str, Any] | None:
-    """The request of a command line as it was typed; None for what is no making command of this version."""
+def _read(command: str) -> dict[str, Any]:
+    """The request of a command line as it was typed; empty for what is no making command of this version."""
     words = shlex.split(command)
     at = next((n for n, word in enumerate(words) if word in makers()), None)
     if at is None:
-        return None
+        return {}
     try:
         return {"command": words[at], "values": values_of(words[at:])}
-    except Exception:  # the parser's own errors: an option of another version
-        return None
+    except TyperException:  # an option of another version
+        return {}
 
 
-def _readings(command: str, values: Values, store: Store) -> Iterator[Values]:
-    """What may make the same: with aliases alone, with aliases for models, and with ids as they were recorded."""
-    recorded = _changed(command, values, lambda key, text: _path_word(text) if key.is_model or key.is_data else text)
-    aliased = _changed(command, recorded, lambda key, text: _alias(text, store) if key.is_model else text)
-    yield {name: value for name, value in aliased.items() if name not in ("cache", "rollouts")}
-    yield aliased
-    yield recorded
+def _placed(request: Mapping[str, Any], store: Store) -> dict[str, Any]:
+    """The values of a request with the paths where its sources are now. Raises NotFound for one that is gone."""
+    sources = request.get("sources", {})
+
+    def path(key: Key, text: str) -> str:
+        facts = sources.get(text) if key.is_model or key.is_data else None
+        if facts is None:
+            return text
+        if "model" not in facts:
+            return _path_word(Names(store).data_words({"sources": [facts]})[0])
+        folder = store.hash_cache.locate(str(facts["model"]).removeprefix("model:"))
+        if folder is None:
+            raise NotFound(f"{text}, which this was made from, is not where it was")
+        return _path_word(str(folder))
+
+    return _changed(request["command"], request["values"], path)
+
+
+def _as_recorded(values: Values, command: str, store: Store) -> Values:
+    """With the ids that were recorded."""
+    return values
+
+
+def _with_aliases(values: Values, command: str, store: Store) -> Values:
+    """With aliases in place of the ids of models."""
+    return _changed(command, values, lambda key, text: _alias(text, store) if key.is_model else text)
+
+
+def _by_aliases_alone(values: Values, command: str, store: Store) -> Values:
+    """With aliases, and without answers and signal, which are then made again."""
+    kept = {name: value for name, value in values.items() if name not in ("cache", "rollouts")}
+    return _with_aliases(kept, command, store)
+
+
+READINGS = (_by_aliases_alone, _with_aliases, _as_recorded)
+"""What may make the same id; the first that does is the recipe, for it holds in most places."""
 
 
 def _alias(text: str, store: Store) -> str:
@@ -141,14 +192,12 @@ def _path_word(text: str) -> str:
 def _pins(plan: Plan, values: Values) -> dict[str, str]:
     """The commits of hub names behind a plan that no value has with its commit; data sets as `datasets/NAME`."""
     found: dict[str, str] = {}
-    for node in stages.in_order((*plan.targets, *plan.evals), lambda node: False):
-        for _, item in node.reads():
-            facts = item.facts if isinstance(item, External) else {}
-            if facts.get("commit"):
-                found[str(facts["name"])] = str(facts["commit"])
-            for source in facts.get("sources", ()):
-                if source.get("commit"):
-                    found[f"datasets/{str(source['name']).partition('#')[0]}"] = str(source["commit"])
+    for facts in (external.facts for external in _externals(plan)):
+        if facts.get("commit"):
+            found[str(facts["name"])] = str(facts["commit"])
+        for source in facts.get("sources", ()):
+            if source.get("commit"):
+                found[f"datasets/{str(source['name']).partition('#')[0]}"] = str(source["commit"])
     said = str(values)
     return {n: commit for n, commit in found.items() if f"{n.removeprefix('datasets/')}@{commit}" not in said}
 
@@ -158,7 +207,7 @@ def toml(again: Again, manifest: Manifest) -> str:
     way = f", on the way to {again.on_the_way_to}" if again.on_the_way_to else ""
     head = [f"# makes {manifest.ref}{way}: adpa run FILE"]
     head += [f"# {name}: sha256 {digest}" for name, digest in _files(manifest)]
-    head += [] if again.command == "distill" else [f'command = "{again.command}"']
+    head += [] if again.command == DISTILL.name else [f'command = "{again.command}"']
     top = [f"{key} = {_value(value)}" for key, value in again.values.items() if "." not in key]
     options = [stage for stage in stages.names() if stage in again.values]  # TOML has a value or a table of one name
     top += [f"{json.dumps(key)} = {_value(v)}" for key, v in again.values.items() if key.rpartition(".")[0] in options]
