@@ -145,10 +145,10 @@ class Encoder:
             for said in (content, content.strip()):
                 if rest.startswith(said + self.template.end):
                     return said
-            found = f"writes {rest[: len(content) + 20]!r} where the answer and {self.template.end!r} belong"
+            fault = f"writes {rest[: len(content) + 20]!r} where the answer and {self.template.end!r} belong"
         else:
-            found = "renders the beginning of a dialogue differently from the whole"
-        message = f"no mask can be made: the chat template {found} (turn {index + 1})"
+            fault = "renders the beginning of a dialogue differently from the whole"
+        message = f"no mask can be made: the chat template {fault} (turn {index + 1})"
         raise DataError(message, "choose a template that writes each turn once and ends it with the end token")
 
     def _plain(self, text: str) -> list[int]:
@@ -178,9 +178,9 @@ def single_token(tokenizer: Any, end: str) -> int:
     ids = tokenizer(end, add_special_tokens=False)["input_ids"] if end else []
     if len(ids) == 1 and tokenizer.convert_ids_to_tokens(ids[0]) == end:
         return int(ids[0])
-    found = f"{end!r} is {len(ids)} tokens of this tokenizer" if end else "the tokenizer has no end token"
+    fault = f"{end!r} is {len(ids)} tokens of this tokenizer" if end else "the tokenizer has no end token"
     known = ", ".join(repr(token) for token in tokenizer.all_special_tokens) or "none"
-    raise AdpaError(f"no end of turn: {found}, not one", f"choose one of its special tokens as end token: {known}")
+    raise AdpaError(f"no end of turn: {fault}, not one", f"choose one of its special tokens as end token: {known}")
 
 
 def fit(

@@ -21,7 +21,7 @@ BATCH = 1024  # rows in memory at a time
 
 
 def read_file(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(row number, row) of a file, told by its extension.
+    """(row number, row) of a file, whose extension says what it is.
 
     Raises NotFound when the file is missing, DataError (file and row named) when it is broken, empty or unknown.
     """

@@ -67,14 +67,14 @@ def preview(
 def views(item: Pair | Dialogue, encoder: Encoder, max_length: int) -> Iterator[View]:
     """What a model sees of one example."""
     if isinstance(item, Dialogue):
-        found = [("", *encoder.dialogue(item.messages))]
+        sequences = [("", *encoder.dialogue(item.messages))]
     else:
         prompt = encoder.prompt(item.prompt)
-        found = []
+        sequences = []
         for name, text in (("chosen", item.chosen), ("rejected", item.rejected)):
             answer = encoder.answer(text)
-            found.append((name, prompt + answer, [False] * len(prompt) + [True] * len(answer)))
-    for name, ids, mask in found:
+            sequences.append((name, prompt + answer, [False] * len(prompt) + [True] * len(answer)))
+    for name, ids, mask in sequences:
         kept, seen, cut = fit_dialogue(ids, mask, max_length, bos_id=encoder.bos_id, where=f"row {item.row}")
         yield View(item.row, item.id, name, kept, seen, cut)
 

@@ -1,7 +1,7 @@
 """One small function per shape of data set; `PAIRS` and `DIALOGUES` list them in the order they are tried.
 
 A function turns one row into a pair or a dialogue, or raises `Problem` (the row is unusable) or `Passed` (it holds no
-example). A shape is told by its columns, `sample` being the first value of each.
+example). A shape is known by its columns: `sample` has the first value of each.
 """
 
 from __future__ import annotations

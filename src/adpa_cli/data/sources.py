@@ -298,12 +298,12 @@ def _named(given: Mapping[str, Sequence[PurePath]]) -> dict[str, list[str]]:
     So data that are described keep the ids that they have by the names of their files, and a split `train` of files
     called train_prefs and train_sft is still two.
     """
-    told = {split: {split_name(path) for path in paths} for split, paths in given.items() if paths}
-    if list(told.values()) == [{""}]:
+    names_of = {split: {split_name(path) for path in paths} for split, paths in given.items() if paths}
+    if list(names_of.values()) == [{""}]:
         return _by_name(sorted(path for paths in given.values() for path in paths))
     splits: dict[str, list[str]] = {}
-    for split, names in told.items():
-        others = set().union(*(other for key, other in told.items() if key != split))
+    for split, names in names_of.items():
+        others = set().union(*(other for key, other in names_of.items() if key != split))
         alike = "" not in names and not names & others and all(is_test(name) == is_test(split) for name in names)
         for path in sorted(given[split]):
             splits.setdefault(split_name(path) if alike else split.lower(), []).append(path.as_posix())

@@ -126,20 +126,20 @@ class Access:
 
     def refused(self) -> AdpaError | None:
         """One error with everything that is closed; None when nothing is."""
-        found = [why for why in self.asked.values() if why is not None]
-        if not found:
+        shut = [why for why in self.asked.values() if why is not None]
+        if not shut:
             return None
-        many = len(found) > 1
-        verb = f"{'are' if many else 'is'} not {'here' if all(why.away for why in found) else 'open to you'}"
+        many = len(shut) > 1
+        verb = f"{'are' if many else 'is'} not {'here' if all(why.away for why in shut) else 'open to you'}"
         total = f"{len(self.asked)} download{'s' * (len(self.asked) > 1)}"
-        width = max(len(why.name) for why in found)
-        lines = [f"{len(found)} of {total} {verb} (nothing was started)"]
-        lines += [f"  {why.name:<{width}}   {why.reason}" for why in found]
+        width = max(len(why.name) for why in shut)
+        lines = [f"{len(shut)} of {total} {verb} (nothing was started)"]
+        lines += [f"  {why.name:<{width}}   {why.reason}" for why in shut]
         command = shlex.join(self.argv) or "…"
-        hints = [why.hint.replace("adpa plan …", f"adpa plan {command}") for why in found]
-        if any("licence" in why.reason or why.hint == LOG_IN for why in found):
-            hints += self._instead({why.name for why in found})
-        missing = all(why.exit_code == NotFound.exit_code for why in found)
+        hints = [why.hint.replace("adpa plan …", f"adpa plan {command}") for why in shut]
+        if any("licence" in why.reason or why.hint == LOG_IN for why in shut):
+            hints += self._instead({why.name for why in shut})
+        missing = all(why.exit_code == NotFound.exit_code for why in shut)
         return (NotFound if missing else AdpaError)("\n".join(lines), "\n or: ".join(dict.fromkeys(hints)))
 
     def _instead(self, names: set[str]) -> list[str]:
@@ -342,14 +342,14 @@ def _hashed(
     name: str, kind: Kind, commit: str, listed: Mapping[str, Any], wanted: Sequence[str], cache: HashCache
 ) -> tuple[HubFile, ...]:
     """The wanted files with their digests; those that the hub keeps without one are small, and fetched for it."""
-    found = []
+    hashed = []
     for path in wanted:
         size, sha = listed[path]
         place = snapshot(name, kind, commit) / path
         if not sha:
             sha = file_digest(place if place.exists() else _get(name, kind, commit, path), cache)
-        found.append(HubFile(name, kind, commit, path, size, sha, place))
-    return tuple(found)
+        hashed.append(HubFile(name, kind, commit, path, size, sha, place))
+    return tuple(hashed)
 
 
 def _get(name: str, kind: Kind, commit: str, path: str, note: Callable[[str], None] = lambda text: None) -> Path:

@@ -62,11 +62,11 @@ class Spelling:
             return int(token[9:])
         if not raw and not token:
             raise ValueError("a token without text")
-        found = self.ids.get(bytes(raw) if raw else str(token).encode(), ())
-        if len(found) != 1:
-            shown = f"the ids {', '.join(map(str, found[:3]))}" if found else "no id"
+        ids = self.ids.get(bytes(raw) if raw else str(token).encode(), ())
+        if len(ids) != 1:
+            shown = f"the ids {', '.join(map(str, ids[:3]))}" if ids else "no id"
             raise ValueError(f"the token {token!r} is {shown} of the vocabulary")
-        return found[0]
+        return ids[0]
 
 
 def spelling(pieces: Sequence[str | None], added: Mapping[str, int], byte_level: bool) -> Spelling:
@@ -115,8 +115,8 @@ def read_top_logprobs(path: Path, words: Spelling) -> Iterator[Captured]:
 
 
 def _completion(raw: Any) -> Any:
-    found = raw.get("response", raw)
-    return found.get("body", found)
+    response = raw.get("response", raw)
+    return response.get("body", response)
 
 
 def _prompt(raw: Any) -> Prompt | None:
@@ -204,13 +204,13 @@ def settings_of(raw: Mapping[str, Any], where: str) -> Settings:
         bins = tuple(Bin(**{name: b[name] for name in Bin.__annotations__}) for b in raw.get("residual_bins") or ())
         known = {name: raw[name] for name in Settings.__annotations__ if raw.get(name) is not None}
         terms = tuple(raw.get("polynomial_terms") or ())
-        found = Settings(**{**known, "residual_bins": bins, "polynomial_terms": terms})
-        _check(found)
+        settings = Settings(**{**known, "residual_bins": bins, "polynomial_terms": terms})
+        _check(settings)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise DataError(
             f"{where}: no settings of DistillKit's compressor ({error})", "give its compression_config.yaml"
         ) from None
-    return found
+    return settings
 
 
 def _check(s: Settings) -> None:

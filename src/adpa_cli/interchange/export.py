@@ -32,10 +32,10 @@ EXPORTED = (
     "Modelfile",
     "signal-00000.parquet",
     "signal-00000.safetensors",
-)  # what an export leaves, by which one is told from other folders
+)  # what an export leaves, by which it is known
 
 
-def export(found: Trained, target: Path, to: str, dtype: Any, force: bool, converter: str | None, card: str) -> None:
+def export(model: Trained, target: Path, to: str, dtype: Any, force: bool, converter: str | None, card: str) -> None:
     """Write a model for `to` (hf, ollama, gguf) into the folder `target`, which appears whole or not at all.
 
     `card` becomes its README; `dtype` is that of the weights, None as they are.
@@ -44,21 +44,21 @@ def export(found: Trained, target: Path, to: str, dtype: Any, force: bool, conve
     program = find_converter(converter) if to == "gguf" else []
     with explained(target.absolute().parent, f"{target} is not written"), fresh_folder(target, force) as folder:
         if to == "gguf":
-            convert(program, found.folder, folder / f"{name_of(found)}.gguf", GGUF_TYPES[dtype])
+            convert(program, model.folder, folder / f"{name_of(model)}.gguf", GGUF_TYPES[dtype])
         else:
-            copy_model(found, folder)
+            copy_model(model, folder)
             if dtype is not None:
                 from adpa_cli.engine.models import cast_weights
 
                 cast_weights(folder, dtype)
         if to == "ollama":
-            (folder / "Modelfile").write_text(modelfile(found), encoding="utf-8")
+            (folder / "Modelfile").write_text(modelfile(model), encoding="utf-8")
         (folder / CARD).write_text(card, encoding="utf-8")
 
 
-def name_of(found: Trained) -> str:
+def name_of(model: Trained) -> str:
     """A file name for a model."""
-    return found.label.replace("/", "-").replace("@", "-")
+    return model.label.replace("/", "-").replace("@", "-")
 
 
 @contextlib.contextmanager
@@ -100,29 +100,29 @@ def check_target(target: Path, force: bool) -> None:
         raise UsageError(f"{target} holds a model already", "replace it with --force, or name another folder")
 
 
-def copy_model(found: Trained, folder: Path) -> None:
+def copy_model(model: Trained, folder: Path) -> None:
     """Copy the files that make up a model, each checked against the manifest where there is one."""
-    for name in model_files(found.folder):
-        shutil.copyfile(found.folder / name, folder / name)
-        known = found.manifest.files.get(name) if found.manifest else None
+    for name in model_files(model.folder):
+        shutil.copyfile(model.folder / name, folder / name)
+        known = model.manifest.files.get(name) if model.manifest else None
         if known is not None and sha256_file(folder / name) != known["sha256"]:
-            raise Corrupt(f"{name} of {found.label} is damaged", f"see what else is: adpa verify {found.label}")
+            raise Corrupt(f"{name} of {model.label} is damaged", f"see what else is: adpa verify {model.label}")
 
 
-def modelfile(found: Trained) -> str:
+def modelfile(model: Trained) -> str:
     """What `ollama create` reads: the template in Go, the end token, the context."""
     from adpa_cli.engine.models import load_tokenizer
     from adpa_cli.interchange.go_template import go_template
 
-    encoder = Encoder(load_tokenizer(found.folder), found.template)
+    encoder = Encoder(load_tokenizer(model.folder), model.template)
     # What adds a BOS by itself must not find another one in the template.
     bos = encoder.tokenizer.bos_token if encoder.bos_id is not None else ""
     template, several = go_template(encoder.render, bos or "")
     if '"""' in template:
         raise AdpaError("the chat template holds three quotes, which a Modelfile cannot", "export --to hf instead")
-    context = min(ModelFolder.of(found.folder).context or LONGEST, LONGEST)
+    context = min(ModelFolder.of(model.folder).context or LONGEST, LONGEST)
     lines = [
-        f"# {found.label}: ollama create NAME -f Modelfile",
+        f"# {model.label}: ollama create NAME -f Modelfile",
         *(() if several else ("# The chat template takes one question at a time: earlier turns are not repeated.",)),
         "FROM .",
         f'TEMPLATE """{template}"""',

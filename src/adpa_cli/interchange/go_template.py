@@ -87,13 +87,13 @@ def _single(render: Render) -> Pieces | None:
 
 def _around(text: str, *words: str) -> list[str]:
     """The texts before, between and after some words, each of which stands there once. Raises ValueError."""
-    found = []
+    pieces = []
     for word in words:
         before, _, text = text.partition(word)
-        found.append(before)
-    if not _ or any(word in part for part in (*found, text) for word in words):
+        pieces.append(before)
+    if not _ or any(word in part for part in (*pieces, text) for word in words):
         raise ValueError(f"{words} do not stand there once each")
-    return [*found, text]
+    return [*pieces, text]
 
 
 def _dialogues(pieces: Pieces) -> Iterator[list[Message]]:

@@ -51,17 +51,17 @@ class Known:
 
     def by_text(self) -> dict[tuple[int, ...], list[Any]]:
         """Answers by the ids of their prompt and of themselves."""
-        found = defaultdict(list)
+        by_ids = defaultdict(list)
         for answer in self.answers:
-            found[(*answer.prompt, *answer.answer)].append(answer)
-        return found
+            by_ids[(*answer.prompt, *answer.answer)].append(answer)
+        return by_ids
 
     def by_answer(self) -> dict[tuple[int, ...], list[Any]]:
         """Answers by their own ids."""
-        found = defaultdict(list)
+        by_ids = defaultdict(list)
         for answer in self.answers:
-            found[answer.answer].append(answer)
-        return found
+            by_ids[answer.answer].append(answer)
+        return by_ids
 
 
 Keyed = tuple[AnswerKey, Captured, int, int]
@@ -80,11 +80,11 @@ def keyed(rows: Iterable[Captured], known: Known | None, skip: bool, prompt_ids:
     for row in rows:
         count += 1
         try:
-            found = list(_own(row, prompt_ids) if known is None else _matched(row, texts, answers, known, prompt_ids))
+            items = list(_own(row, prompt_ids) if known is None else _matched(row, texts, answers, known, prompt_ids))
         except ValueError as problem:
             problems.append(f"{row.where}: {problem}")
             continue
-        for item in found:
+        for item in items:
             if (name := (item[0].example_id, item[0].part)) not in seen:
                 seen.add(name)
                 yield item
@@ -118,15 +118,15 @@ def _matched(row: Captured, texts: Any, answers: Any, known: Known, prompt_ids: 
             if whole[:size] in texts:
                 return
         raise ValueError(_nearest(whole, known))
-    found = answers.get(row.tokens, [])
+    matches = answers.get(row.tokens, [])
     if row.prompt is not None:
         before = tuple(prompt_ids(row.prompt))
-        found = [answer for answer in found if answer.prompt == before]
-    if len({answer.prompt for answer in found}) > 1:
-        raise ValueError(f"{len(found)} prompts of {known.name} have this answer: give the `messages` with it")
-    if not found:
+        matches = [answer for answer in matches if answer.prompt == before]
+    if len({answer.prompt for answer in matches}) > 1:
+        raise ValueError(f"{len(matches)} prompts of {known.name} have this answer: give the `messages` with it")
+    if not matches:
         raise ValueError(_nearest(row.tokens, known, answers_only=True))
-    for answer in found:
+    for answer in matches:
         yield answer.key, row, 0, len(row.tokens)
 
 
@@ -268,15 +268,15 @@ def import_signal_of(names: Names, store: Store, asked: Asked, command: str, mon
 
 def _files(asked: Asked) -> list[Path]:
     """The files to read; of a folder all of the format, in the order of their names."""
-    found: list[Path] = []
+    files: list[Path] = []
     ending = ".parquet" if asked.format == "distillkit" else ".jsonl"
     for word in asked.files:
         path = Path(word).expanduser()
         inside = sorted(path.glob(f"*{ending}"), key=lambda p: (len(p.name), p.name)) if path.is_dir() else [path]
         if not inside or not inside[0].is_file():
             raise NotFound(f"{word}: no {ending.removeprefix('.')} file is there", "name the files, or their folder")
-        found += inside
-    return found
+        files += inside
+    return files
 
 
 def _settings(asked: Asked, first: Path) -> distillkit.Settings:
@@ -300,16 +300,16 @@ def _model(names: Names, asked: Asked, monitor: Monitor) -> Artifact | External 
         if asked.data or asked.format == "top-logprobs":
             raise UsageError("--model is missing: whose tokenizer and template", "give it: --model MODEL")
         return None
-    found = names.model(asked.model, "--model")
-    if isinstance(found, Alias | ReadyPair):
+    model = names.model(asked.model, "--model")
+    if isinstance(model, Alias | ReadyPair):
         raise UsageError(f"--model {asked.model} stands for several models", "name an artifact, a folder or org/name")
-    if isinstance(found, External):
-        hub.fetch(found.files, names.store.hash_cache, monitor.note)
-    if asked.data and lineage.template_of(found) is None:
+    if isinstance(model, External):
+        hub.fetch(model.files, names.store.hash_cache, monitor.note)
+    if asked.data and lineage.template_of(model) is None:
         raise UsageError(
-            f"--model {found.label} has no chat template", "name the model that was captured, or its student"
+            f"--model {model.label} has no chat template", "name the model that was captured, or its student"
         )
-    return found
+    return model
 
 
 def _encoder(folder: Path, template: tuple[str, str]) -> Encoder | None:

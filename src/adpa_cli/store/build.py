@@ -206,13 +206,13 @@ def _is_private(name: str) -> bool:
 
 
 def _files(folder: Path) -> dict[str, dict[str, Any]]:
-    found = {}
+    files = {}
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
         if path.is_file() and name != LOG and not _is_private(name.split("/")[0]):
             sync_file(path)
-            found[name] = {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
-    return found
+            files[name] = {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
+    return files
 
 
 def _difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:

@@ -119,10 +119,10 @@ class HashCache:
 
 def _stat(path: Path) -> Stat | None:
     try:
-        found = path.stat()
+        stat = path.stat()
     except OSError:
         return None
-    return found.st_size, found.st_mtime_ns, found.st_ino
+    return stat.st_size, stat.st_mtime_ns, stat.st_ino
 
 
 def file_digest(path: Path, cache: HashCache | None = None) -> str:
@@ -192,8 +192,8 @@ def _weights(where: str, names: list[str], index: Callable[[], bytes]) -> list[s
         return ["model.safetensors"]
     if INDEX in names:
         return [INDEX, *_shards(where, names, index)]
-    if found := _matching(names, ["*.safetensors"]):
-        return found
+    if single_files := _matching(names, ["*.safetensors"]):
+        return single_files
     others = _matching(names, ["*.bin", "*.pt", "*.pth", "*.gguf", "*.h5"])
     held = f"only {', '.join(others[:3])}" if others else "none"
     raise DataError(

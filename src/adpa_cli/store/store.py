@@ -88,13 +88,13 @@ def resolve(store: Store, text: str) -> Manifest:
 
 
 def _of_tag(store: Store, tag: str, tagged: str, begun: list[Manifest]) -> Manifest:
-    found = store.get(tagged)
+    manifest = store.get(tagged)
     if begun:
-        both = [f"the tag of {found.ref if found else tagged[:12]}", *(f"the id {other.ref}" for other in begun)]
+        both = [f"the tag of {manifest.ref if manifest else tagged[:12]}", *(f"the id {other.ref}" for other in begun)]
         raise UsageError(f"{tag} could be {' or '.join(both)}", f"remove the tag: adpa tag --delete {tag}")
-    if found is None:
+    if manifest is None:
         raise NotFound(f"the tag {tag} names {tagged[:12]}, which is gone", f"move it: adpa tag {tag} REF")
-    return found
+    return manifest
 
 
 def _beginning_with(store: Store, text: str) -> list[Manifest]:
@@ -233,10 +233,10 @@ class Store:
 
     def folder(self, id_or_ref: str) -> Path:
         """Where an artifact's files are, by full id or `stage/12hex`. Raises NotFound."""
-        found = self._find(id_or_ref)
-        if found is None:
+        folder = self._find(id_or_ref)
+        if folder is None:
             raise NotFound(f"{id_or_ref} is not in {self.root}", "see what is: adpa show")
-        return found
+        return folder
 
     def get(self, id_or_ref: str) -> Manifest | None:
         """The manifest of a complete artifact, or None."""
@@ -248,15 +248,15 @@ class Store:
 
         A damaged or too new manifest is raised, or passed to `on_error` and left out.
         """
-        found = []
+        manifests_here = []
         for folder in self.folders():
             try:
-                found.append(manifests.read(folder))
+                manifests_here.append(manifests.read(folder))
             except AdpaError as error:
                 if on_error is None:
                     raise
                 on_error(error)
-        return sorted(found, key=lambda manifest: (-manifest.at, manifest.ref))
+        return sorted(manifests_here, key=lambda manifest: (-manifest.at, manifest.ref))
 
     def resolve(self, text: str) -> Manifest:
         """The artifact a user means: see `adpa_cli.store.store`."""
@@ -296,13 +296,13 @@ class Store:
         look = (lambda _: meant) if meant is not None else lookup
         if not self.root.exists():
             return self.unsaved_pins.setdefault(name, look(name))  # kept once the store is created
-        found = pinned_commit(self.root, self.root / PARTIAL / "pins.lock", name, look, refresh)
-        if meant not in (None, found):
+        commit = pinned_commit(self.root, self.root / PARTIAL / "pins.lock", name, look, refresh)
+        if meant not in (None, commit):
             raise UsageError(
-                f"{name} is {meant[:8]} in the recipe, and {found[:8]} in {self.root}",
+                f"{name} is {meant[:8]} in the recipe, and {commit[:8]} in {self.root}",
                 "make it in a store of its own: --store DIR; --refresh moves the name in this one",
             )
-        return found
+        return commit
 
     def keep_pins(self, created: Store) -> None:
         """Pin in a store that was created what hub names meant while this one, not there yet, was planned with.
@@ -315,17 +315,17 @@ class Store:
 
     def unfinished(self) -> list[Unfinished]:
         """Work begun and not committed, most recently saved first."""
-        found = []
+        works = []
         named = "" if self.is_usual else f" --store {shlex.quote(str(self.root))}"
         for folder in (self.root / PARTIAL).glob("*/"):
             state = builds.read_state(folder)
             if state is not None:
                 recipe, command = Recipe(**state["recipe"]), state["command"] + named
                 at_work = holder(folder.with_name(f"{folder.name}.lock")) or ""
-                found.append(
+                works.append(
                     Unfinished(recipe.ref, recipe, command, state["progress"], state["stopped"], state["at"], at_work)
                 )
-        return sorted(found, key=lambda work: -work.at)
+        return sorted(works, key=lambda work: -work.at)
 
     def build(
         self,

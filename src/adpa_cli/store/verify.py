@@ -33,8 +33,8 @@ def verify(store: Store, manifest: Manifest, rows: Callable[[Path], list[str]] |
     found whole, and when, is remembered for `verified_at`.
     """
     folder = store.folder(manifest.ref)
-    found = [_check(folder, name, manifest, rows) for name in sorted(manifest.files)]
-    damages = [damage for damage in found if damage is not None]
+    checks = [_check(folder, name, manifest, rows) for name in sorted(manifest.files)]
+    damages = [damage for damage in checks if damage is not None]
     recipe = Recipe(manifest.stage, manifest.version, manifest.spec, manifest.inputs)
     if recipe.id != manifest.id:
         damages.append(Damage(manifests.FILE_NAME, f"its recipe hashes to {recipe.id[:12]}, not {manifest.id[:12]}"))
