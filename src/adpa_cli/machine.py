@@ -51,9 +51,8 @@ class Machine:
         """This machine, for a store at `root`, which need not exist yet."""
         available = available_memory()
         store, cache = _existing(root), _existing(hub_cache())
-        apart = store.stat().st_dev != cache.stat().st_dev
         free = free_bytes(store)
-        other = free_bytes(cache) if apart else None
+        other = free_bytes(cache) if store.stat().st_dev != cache.stat().st_dev else None
         card = first_card()
         if card is None:
             return cls("cpu", "cpu", platform.node(), available, available, free, other)

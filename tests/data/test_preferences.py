@@ -417,3 +417,41 @@ def test_real_annotations_and_answers(shared_data):
     assert len(loaded.items) + len(load_dialogues([answers], "test").items) == 805
     assert all(isinstance(item, Dialogue) for item in loaded.items)
     assert all(isinstance(item, Pair) for item in test.items)
+
+
+def test_a_source_is_read_once_for_both_sides_and_every_limit(tmp_path, monkeypatch):
+    from adpa_cli.data import files
+    from adpa_cli.hub import externals
+
+    lines = [json.dumps({"prompt": f"q {n}", "chosen": A, "rejected": B if n else A}) + "\n" for n in range(40)]
+    (tmp_path / "pairs.jsonl").write_text("".join(lines))
+    read = []
+    lines_of = files.open_lines
+    monkeypatch.setattr(files, "open_lines", lambda path: read.append(path.name) or lines_of(path))
+    where = (str(tmp_path / "pairs.jsonl"),)
+    with pytest.raises(DataError, match="1 of 40 rows cannot be used"):
+        externals.pairs_of(where, "train", None, False)
+    with pytest.raises(DataError, match="1 of 40 rows cannot be used"):
+        externals.pairs_of(where, "test", None, False)
+    assert read == ["pairs.jsonl"]
+    train, test, few = (
+        externals.pairs_of(where, side, n, True) for side, n in (("train", None), ("test", None), ("train", 3))
+    )
+    assert read == ["pairs.jsonl"] * 2
+    assert few.items == train.items[:3]
+    assert len(train.items) + len(test.items) == 39
+    assert train.notes == test.notes == few.notes
+    assert train == load_pairs([parse_source(where[0])], skip_bad_rows=True)
+    assert test == load_pairs([parse_source(where[0])], "test", skip_bad_rows=True)
+
+
+def test_rows_that_are_built_in_are_made_for_the_side_that_is_read(monkeypatch):
+    from adpa_cli.hub import externals
+    from adpa_cli.lab import world
+
+    made = []
+    monkeypatch.setattr(world, "demonstrations", lambda split: made.append(split) or world.preferences("test")[:4])
+    sources = externals.open_sources(["builtin:tiny-sft"])
+    assert made == []
+    assert len(load_dialogues(sources).items) == 4
+    assert made == ["train"]

@@ -1,4 +1,7 @@
-"""What is trained on: turns, preference pairs and dialogues, their identity, and which of them are held out."""
+"""What is trained on: turns, preference pairs and dialogues, their identity, and which of them are held out.
+
+The values of a row become turns here too; one that cannot be used raises a `Problem` that names its field.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,19 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 Row = Mapping[str, Any]
+ROLES = {
+    "system": "system",
+    "user": "user",
+    "human": "user",
+    "assistant": "assistant",
+    "gpt": "assistant",
+    "chatgpt": "assistant",
+    "model": "assistant",
+}
+HUMAN = re.compile(r"\n\n(Human|Assistant):[ ]?")
+EXTRA = re.compile(r"\n?<extra_id_1>(User|Assistant)(?:\n|$)")
+HELD_OUT_SHARE = 20  # one prompt in twenty
+HELD_OUT_MOST = 500
 
 
 @dataclass(frozen=True)
@@ -37,19 +53,6 @@ class Passed(Exception):
     def __init__(self, kind: str) -> None:
         super().__init__(kind)
         self.kind = kind
-
-
-ROLES = {
-    "system": "system",
-    "user": "user",
-    "human": "user",
-    "assistant": "assistant",
-    "gpt": "assistant",
-    "chatgpt": "assistant",
-    "model": "assistant",
-}
-HUMAN = re.compile(r"\n\n(Human|Assistant):[ ]?")
-EXTRA = re.compile(r"\n?<extra_id_1>(User|Assistant)(?:\n|$)")
 
 
 def plain(messages: Sequence[Message]) -> list[list[str]]:
@@ -103,19 +106,6 @@ def turns_of(value: object, field: str) -> Prompt:
     return tuple(_turn(turn, f"{field}[{index}]", field) for index, turn in enumerate(value))
 
 
-def _turn(turn: object, place: str, field: str) -> Message:
-    if not isinstance(turn, Mapping):
-        content = f"{type(turn).__name__} instead of {{role, content}}"
-        raise Problem(f"{field}: wrong type", place, content, "write a list of {role, content}")
-    name, said = ("from", "value") if "from" in turn else ("role", "content")
-    role = turn.get(name)
-    if not isinstance(role, str) or role.lower() not in ROLES:
-        raise Problem(f"{field}: unknown role", f"{place}.{name}", repr(role), "use system, user or assistant")
-    if turn.get(said) is None:
-        raise Problem(f"{field}: missing {said}", f"{place}.{said}", "missing", "write the turn's text")
-    return Message(ROLES[role.lower()], checked(turn[said], f"{place}.{said}"))
-
-
 def transcript(text: str) -> Prompt:
     """Turns of `\\n\\nHuman: …\\n\\nAssistant: …` or of `…<extra_id_1>Assistant…`; () when the text is neither.
 
@@ -131,10 +121,6 @@ def transcript(text: str) -> Prompt:
     if turns[-1] == Message("assistant", ""):
         turns.pop()
     return tuple(turns)
-
-
-HELD_OUT_SHARE = 20  # one prompt in twenty
-HELD_OUT_MOST = 500
 
 
 @dataclass(frozen=True)
@@ -234,3 +220,16 @@ def hold_out(items: Sequence[Item]) -> tuple[list[Item], list[Item]]:
     held = held_out_keys(keys)
     keyed = list(zip(items, keys, strict=True))
     return [item for item, key in keyed if key not in held], [item for item, key in keyed if key in held]
+
+
+def _turn(turn: object, place: str, field: str) -> Message:
+    if not isinstance(turn, Mapping):
+        content = f"{type(turn).__name__} instead of {{role, content}}"
+        raise Problem(f"{field}: wrong type", place, content, "write a list of {role, content}")
+    name, said = ("from", "value") if "from" in turn else ("role", "content")
+    role = turn.get(name)
+    if not isinstance(role, str) or role.lower() not in ROLES:
+        raise Problem(f"{field}: unknown role", f"{place}.{name}", repr(role), "use system, user or assistant")
+    if turn.get(said) is None:
+        raise Problem(f"{field}: missing {said}", f"{place}.{said}", "missing", "write the turn's text")
+    return Message(ROLES[role.lower()], checked(turn[said], f"{place}.{said}"))

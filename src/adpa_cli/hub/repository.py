@@ -1,4 +1,8 @@
-"""What keeps a hub model or data set from us, and the one error that lists it for a whole plan."""
+"""Models and data sets of the Hugging Face hub: what one is at a commit, its files, and how they get to this machine.
+
+What a hub says of a commit never changes, so it is asked once and remembered by the store; weights and data are fetched
+only when they are read. What keeps a model or data set from us is collected, and one error lists it for a whole plan.
+"""
 
 from __future__ import annotations
 
@@ -31,6 +35,9 @@ from adpa_cli.sizes import size_words
 from adpa_cli.store.identity import INDEX, HashCache, determining, digest_of, file_digest, model_digest, model_files
 
 LOG_IN = "hf auth login, then accept the licence on the model's page"
+WEIGHTS = ".safetensors"
+EVERY_SECONDS = 20.0
+COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 class Closed(AdpaError):
@@ -92,16 +99,6 @@ def closed(error: Exception, name: str, revision: str | None, kind: str) -> Clos
     return Closed(name, f"not on this machine · the hub cannot be reached ({cause})" + _folder(name), hint, away=True)
 
 
-def _not_here(name: str) -> Closed:
-    hint = "on a machine with network: adpa plan … --fetch"
-    hint = f"for the folder: ./{name}" if _folder(name) else hint
-    return Closed(name, "not on this machine · HF_HUB_OFFLINE is set" + _folder(name), hint, away=True)
-
-
-def _folder(name: str) -> str:
-    return f" · a folder {name} is here" if Path(name).is_dir() else ""
-
-
 @dataclass(frozen=True)
 class Access:
     """Collects what is closed while a plan is made, so that one error says it all.
@@ -159,11 +156,6 @@ class Access:
             else:
                 kept.append(word)
         return [shlex.join(["adpa", *kept, *(w for pair in open_family.items() for w in pair)])]
-
-
-WEIGHTS = ".safetensors"
-EVERY_SECONDS = 20.0
-COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 def commit_of(name: str, revision: str | None, kind: Kind) -> str:
@@ -281,6 +273,16 @@ def title(folder: Path) -> str:
     """How people call a model folder: the name of a hub model in the Hugging Face cache, else the folder's."""
     repo = folder.parent.parent.name.partition("--")[2]
     return repo.replace("--", "/") if folder.parent.name == "snapshots" and repo else folder.name
+
+
+def _not_here(name: str) -> Closed:
+    hint = "on a machine with network: adpa plan … --fetch"
+    hint = f"for the folder: ./{name}" if _folder(name) else hint
+    return Closed(name, "not on this machine · HF_HUB_OFFLINE is set" + _folder(name), hint, away=True)
+
+
+def _folder(name: str) -> str:
+    return f" · a folder {name} is here" if Path(name).is_dir() else ""
 
 
 def _cached(name: str, kind: Kind) -> Path:

@@ -1,4 +1,8 @@
-"""What other tools captured of a teacher: DistillKit's Parquet, and chat completions with top_logprobs."""
+"""What other tools captured of a teacher: DistillKit's Parquet, and chat completions with top_logprobs.
+
+DistillKit stores ids and log-probs of the likeliest tokens packed into bytes, under settings that are read here.
+Completions spell their tokens as texts or bytes, which stand for ids of one tokenizer.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +18,14 @@ from numpy.typing import NDArray
 
 from adpa_cli.data.examples import Message, Prompt
 from adpa_cli.errors import DataError
+
+MOST_MASS = 1.01  # of the listed tokens: more is no softmax
+HINT = "ask the server for ids: vLLM has return_tokens_as_token_ids"
+_BYTE = re.compile(r"<0x([0-9A-F]{2})>")
+Float = Literal["float16", "bfloat16", "float32", "float64"]
+COLUMNS = ("input_ids", "compressed_logprobs", "bytepacked_indices")
+_BYTES = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
+_TERMS = ("sqrt", "exp")
 
 
 @dataclass(frozen=True)
@@ -39,11 +51,6 @@ class Captured:
         """The arrays of some of the tokens, by name."""
         names = ("ids", "logps", "label_logps")
         return {name: getattr(self, name)[start:end] for name in names}
-
-
-MOST_MASS = 1.01  # of the listed tokens: more is no softmax
-HINT = "ask the server for ids: vLLM has return_tokens_as_token_ids"
-_BYTE = re.compile(r"<0x([0-9A-F]{2})>")
 
 
 @dataclass(frozen=True)
@@ -88,13 +95,6 @@ def spelling(pieces: Sequence[str | None], added: Mapping[str, int], byte_level:
     return Spelling(len(pieces), ids)
 
 
-def _byte_letters() -> dict[int, str]:
-    """GPT-2's letter for each byte: printable ones are themselves, the others follow from 256 on."""
-    plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    others = [number for number in range(256) if number not in plain]
-    return {number: chr(number) for number in plain} | {number: chr(256 + n) for n, number in enumerate(others)}
-
-
 def read_top_logprobs(path: Path, words: Spelling) -> Iterator[Captured]:
     """The answers of one file. Raises DataError naming the line and the position."""
     with path.open(encoding="utf-8") as lines:
@@ -112,56 +112,6 @@ def read_top_logprobs(path: Path, words: Spelling) -> Iterator[Captured]:
                 ) from None
             for n, choice in enumerate(choices, 1):
                 yield _captured_completion(f"{where}, choice {n}" if len(choices) > 1 else where, choice, prompt, words)
-
-
-def _completion(raw: Any) -> Any:
-    response = raw.get("response", raw)
-    return response.get("body", response)
-
-
-def _prompt(raw: Any) -> Prompt | None:
-    request = raw.get("request", raw)
-    turns = request.get("body", request).get("messages")
-    return None if turns is None else tuple(Message(str(turn["role"]), str(turn["content"])) for turn in turns)
-
-
-def _captured_completion(where: str, choice: Any, prompt: Prompt | None, words: Spelling) -> Captured:
-    content = ((choice.get("logprobs") or {}) if isinstance(choice, dict) else {}).get("content")
-    if not content:
-        raise DataError(f"{where}: it has no logprobs.content", "ask the server for logprobs and top_logprobs")
-    tokens, labels, rows = [], [], []
-    for position, entry in enumerate(content):
-        try:
-            tokens.append(words.id_of(entry))
-            labels.append(float(entry["logprob"]))
-            row = [(words.id_of(top), float(top["logprob"])) for top in entry["top_logprobs"]]
-            rows.append(_checked(row, tokens[-1], labels[-1]))
-        except (ValueError, KeyError, TypeError) as error:
-            raise DataError(f"{where}, position {position}: {error}", HINT) from None
-    k = max(map(len, rows))
-    ids = np.full((len(rows), k), -1, dtype=np.int32)
-    logps = np.full((len(rows), k), -np.inf)
-    for t, row in enumerate(rows):
-        ids[t, : len(row)] = [token for token, _ in row]
-        logps[t, : len(row)] = [logp for _, logp in row]
-    return Captured(where, tuple(tokens), ids, logps, np.array(labels), prompt=prompt)
-
-
-def _checked(row: list[tuple[int, float]], token: int, logp: float) -> list[tuple[int, float]]:
-    if not row:
-        raise ValueError("top_logprobs is empty")
-    if len(dict(row)) < len(row):
-        raise ValueError("an id is listed twice")
-    mass = sum(np.exp(value) for value in {**dict(row), token: dict(row).get(token, logp)}.values())
-    if not mass <= MOST_MASS:
-        raise ValueError(f"its tokens have a mass of {mass:.3g}")
-    return [(number, min(value, 0.0)) for number, value in row]
-
-
-Float = Literal["float16", "bfloat16", "float32", "float64"]
-COLUMNS = ("input_ids", "compressed_logprobs", "bytepacked_indices")
-_BYTES = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
-_TERMS = ("sqrt", "exp")
 
 
 @dataclass(frozen=True)
@@ -213,26 +163,6 @@ def settings_of(raw: Mapping[str, Any], where: str) -> Settings:
     return settings
 
 
-def _check(s: Settings) -> None:
-    for name in (s.exact_dtype, s.term_dtype, *(b.scale_dtype for b in s.residual_bins)):
-        if name not in get_args(Float):
-            raise ValueError(f"the type {name!r}")
-    counts = [s.d, s.k, *(n for b in s.residual_bins for n in (b.element_bits, b.num_elements))]
-    if (
-        not all(type(n) is int and n > 0 for n in counts)
-        or type(s.exact_k) is not int
-        or not 0 <= s.exact_k <= s.k <= s.d
-    ):
-        raise ValueError("counts that do not fit: 0 <= exact_k <= k <= d")
-    if (
-        any(b.element_bits > 32 for b in s.residual_bins)
-        or sum(b.num_elements for b in s.residual_bins) > s.k - s.exact_k
-    ):
-        raise ValueError("residual_bins that do not fit")
-    if any(not (type(t) is int or t in _TERMS) for t in s.polynomial_terms):
-        raise ValueError(f"polynomial_terms {s.polynomial_terms}")
-
-
 def decode(codes: NDArray[np.uint8], s: Settings) -> NDArray[np.float64]:
     """[T, B] codes to [T, k] log-probs. Raises ValueError when B is not what the settings say."""
     at = 0
@@ -264,31 +194,12 @@ def decode(codes: NDArray[np.uint8], s: Settings) -> NDArray[np.float64]:
     return values.cumsum(axis=1) if s.delta_encoding else values
 
 
-def _curve(s: Settings, count: int) -> NDArray[np.float64]:
-    """[count, terms] the curve's terms at the ranks behind the exact ones."""
-    t = np.linspace(0, 1, count) if s.normalize_t else np.arange(count, dtype=np.float64)
-    t = _as(s.term_dtype, t)
-    with np.errstate(over="ignore"):
-        terms = [{"sqrt": np.sqrt, "exp": np.exp}[i](t) if isinstance(i, str) else t**i for i in s.polynomial_terms]
-        return _as(s.term_dtype, np.stack(terms, axis=1))
-
-
 def floats(raw: NDArray[np.uint8], dtype: str) -> NDArray[np.float64]:
     """[T, n × bytes] little-endian floats of one of the four types."""
     raw = np.ascontiguousarray(raw)
     if dtype == "bfloat16":
         return (raw.view("<u2").astype(np.uint32) << 16).view(np.float32).astype(np.float64)
     return raw.view({"float16": "<f2", "float32": "<f4", "float64": "<f8"}[dtype]).astype(np.float64)
-
-
-def _as(dtype: str, values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The values rounded to a type: the curve was fitted, and its residuals taken, in it."""
-    if dtype == "bfloat16":
-        bits = values.astype(np.float32).view(np.uint32)
-        bits = (bits + 0x7FFF + (bits >> 16 & 1)) & np.uint32(0xFFFF0000)
-        return bits.view(np.float32).astype(np.float64)
-    with np.errstate(over="ignore"):
-        return values.astype(dtype).astype(np.float64)
 
 
 def unpack(raw: NDArray[np.uint8], bits: int, count: int) -> NDArray[np.int64]:
@@ -327,6 +238,96 @@ def read_distillkit(path: Path, s: Settings) -> Iterator[Captured]:
                 raise DataError(
                     f"{where}: {error}", "give the compression_config.yaml that it was captured with"
                 ) from None
+
+
+def _byte_letters() -> dict[int, str]:
+    """GPT-2's letter for each byte: printable ones are themselves, the others follow from 256 on."""
+    plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [number for number in range(256) if number not in plain]
+    return {number: chr(number) for number in plain} | {number: chr(256 + n) for n, number in enumerate(others)}
+
+
+def _completion(raw: Any) -> Any:
+    response = raw.get("response", raw)
+    return response.get("body", response)
+
+
+def _prompt(raw: Any) -> Prompt | None:
+    request = raw.get("request", raw)
+    turns = request.get("body", request).get("messages")
+    return None if turns is None else tuple(Message(str(turn["role"]), str(turn["content"])) for turn in turns)
+
+
+def _captured_completion(where: str, choice: Any, prompt: Prompt | None, words: Spelling) -> Captured:
+    content = ((choice.get("logprobs") or {}) if isinstance(choice, dict) else {}).get("content")
+    if not content:
+        raise DataError(f"{where}: it has no logprobs.content", "ask the server for logprobs and top_logprobs")
+    tokens, labels, rows = [], [], []
+    for position, entry in enumerate(content):
+        try:
+            tokens.append(words.id_of(entry))
+            labels.append(float(entry["logprob"]))
+            row = [(words.id_of(top), float(top["logprob"])) for top in entry["top_logprobs"]]
+            rows.append(_checked(row, tokens[-1], labels[-1]))
+        except (ValueError, KeyError, TypeError) as error:
+            raise DataError(f"{where}, position {position}: {error}", HINT) from None
+    k = max(map(len, rows))
+    ids = np.full((len(rows), k), -1, dtype=np.int32)
+    logps = np.full((len(rows), k), -np.inf)
+    for t, row in enumerate(rows):
+        ids[t, : len(row)] = [token for token, _ in row]
+        logps[t, : len(row)] = [logp for _, logp in row]
+    return Captured(where, tuple(tokens), ids, logps, np.array(labels), prompt=prompt)
+
+
+def _checked(row: list[tuple[int, float]], token: int, logp: float) -> list[tuple[int, float]]:
+    if not row:
+        raise ValueError("top_logprobs is empty")
+    if len(dict(row)) < len(row):
+        raise ValueError("an id is listed twice")
+    mass = sum(np.exp(value) for value in {**dict(row), token: dict(row).get(token, logp)}.values())
+    if not mass <= MOST_MASS:
+        raise ValueError(f"its tokens have a mass of {mass:.3g}")
+    return [(number, min(value, 0.0)) for number, value in row]
+
+
+def _check(s: Settings) -> None:
+    for name in (s.exact_dtype, s.term_dtype, *(b.scale_dtype for b in s.residual_bins)):
+        if name not in get_args(Float):
+            raise ValueError(f"the type {name!r}")
+    counts = [s.d, s.k, *(n for b in s.residual_bins for n in (b.element_bits, b.num_elements))]
+    if (
+        not all(type(n) is int and n > 0 for n in counts)
+        or type(s.exact_k) is not int
+        or not 0 <= s.exact_k <= s.k <= s.d
+    ):
+        raise ValueError("counts that do not fit: 0 <= exact_k <= k <= d")
+    if (
+        any(b.element_bits > 32 for b in s.residual_bins)
+        or sum(b.num_elements for b in s.residual_bins) > s.k - s.exact_k
+    ):
+        raise ValueError("residual_bins that do not fit")
+    if any(not (type(t) is int or t in _TERMS) for t in s.polynomial_terms):
+        raise ValueError(f"polynomial_terms {s.polynomial_terms}")
+
+
+def _curve(s: Settings, count: int) -> NDArray[np.float64]:
+    """[count, terms] the curve's terms at the ranks behind the exact ones."""
+    t = np.linspace(0, 1, count) if s.normalize_t else np.arange(count, dtype=np.float64)
+    t = _as(s.term_dtype, t)
+    with np.errstate(over="ignore"):
+        terms = [{"sqrt": np.sqrt, "exp": np.exp}[i](t) if isinstance(i, str) else t**i for i in s.polynomial_terms]
+        return _as(s.term_dtype, np.stack(terms, axis=1))
+
+
+def _as(dtype: str, values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The values rounded to a type: the curve was fitted, and its residuals taken, in it."""
+    if dtype == "bfloat16":
+        bits = values.astype(np.float32).view(np.uint32)
+        bits = (bits + 0x7FFF + (bits >> 16 & 1)) & np.uint32(0xFFFF0000)
+        return bits.view(np.float32).astype(np.float64)
+    with np.errstate(over="ignore"):
+        return values.astype(dtype).astype(np.float64)
 
 
 def _captured_text(where: str, row: Mapping[str, Any], s: Settings) -> Captured:

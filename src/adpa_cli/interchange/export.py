@@ -1,4 +1,7 @@
-"""A model or a signal as a folder for other tools: Hugging Face, Ollama, GGUF; Parquet, safetensors."""
+"""A model or a signal as a folder for other tools: Hugging Face, Ollama, GGUF; Parquet, safetensors.
+
+A folder appears whole or not at all, and every export has a README.md.
+"""
 
 from __future__ import annotations
 
@@ -33,6 +36,9 @@ EXPORTED = (
     "signal-00000.parquet",
     "signal-00000.safetensors",
 )  # what an export leaves, by which it is known
+SignalFormat = Literal["parquet", "safetensors"]
+FORMATS: tuple[SignalFormat, ...] = ("parquet", "safetensors")
+GROUP_TOKENS = 1 << 14
 
 
 def export(model: Trained, target: Path, to: str, dtype: Any, force: bool, converter: str | None, card: str) -> None:
@@ -157,11 +163,6 @@ def convert(program: list[str], model: Path, out: Path, outtype: str) -> None:
             f"{Path(program[-1]).name} failed (exit {done.returncode}) on {model.name}; its own words are above",
             "llama.cpp may not know this architecture or tokenizer; --to hf always works",
         )
-
-
-SignalFormat = Literal["parquet", "safetensors"]
-FORMATS: tuple[SignalFormat, ...] = ("parquet", "safetensors")
-GROUP_TOKENS = 1 << 14
 
 
 def export_signal(folder: Path, manifest: Manifest, target: Path, to: SignalFormat, force: bool) -> None:

@@ -1,4 +1,8 @@
-"""What another tool captured as a `cache-teacher` artifact, keyed by the data it belongs to or by its tokens."""
+"""What another tool captured as an artifact of `cache-teacher`, keyed by the data it belongs to or by its tokens.
+
+A capture is matched with the answers of preference data by token ids, brought into the form of a signal, and stored as
+if the stage had made it. Without data its own tokens are its key.
+"""
 
 from __future__ import annotations
 
@@ -20,9 +24,15 @@ from adpa_cli.hub import External
 from adpa_cli.hub import repository as hub
 from adpa_cli.hub.externals import pairs_of
 from adpa_cli.hub.model_folder import ModelFolder
-from adpa_cli.interchange import captured as distillkit
-from adpa_cli.interchange import captured as top_logprobs
-from adpa_cli.interchange.captured import Captured
+from adpa_cli.interchange.captured import (
+    Captured,
+    Settings,
+    Spelling,
+    read_distillkit,
+    read_top_logprobs,
+    settings_of,
+    spelling,
+)
 from adpa_cli.machine import versions
 from adpa_cli.planning import lineage
 from adpa_cli.planning.lineage import locate
@@ -40,6 +50,10 @@ OWN = "text"
 """The part of what is keyed by its own tokens."""
 BEHIND = 8
 """Tokens of a text that may follow an answer: a line break of the template, an end of text, padding."""
+Keyed = tuple[AnswerKey, Captured, int, int]
+"""Whose answer the tokens from one number up to another of a capture are."""
+SETTINGS = "compression_config.yaml"
+PARTS = ("chosen", "rejected")
 
 
 @dataclass(frozen=True)
@@ -62,10 +76,6 @@ class Known:
         for answer in self.answers:
             by_ids[answer.answer].append(answer)
         return by_ids
-
-
-Keyed = tuple[AnswerKey, Captured, int, int]
-"""Whose answer the tokens from one number up to another of a capture are."""
 
 
 def keyed(rows: Iterable[Captured], known: Known | None, skip: bool, prompt_ids: Any = None) -> Iterator[Keyed]:
@@ -99,52 +109,6 @@ def keyed(rows: Iterable[Captured], known: Known | None, skip: bool, prompt_ids:
         raise DataError("there is nothing to import: no row", "name a file with rows")
 
 
-def _own(row: Captured, prompt_ids: Any) -> Iterator[Keyed]:
-    """The whole of a capture under a hash of its ids; a prompt that is known comes before."""
-    before = row.before if row.before is not None else ()
-    if row.prompt is not None and prompt_ids is not None:
-        before = tuple(prompt_ids(row.prompt))
-    digest = token_hash(before, row.tokens)
-    yield AnswerKey(digest[:16], OWN, digest), row, 0, len(row.tokens)
-
-
-def _matched(row: Captured, texts: Any, answers: Any, known: Known, prompt_ids: Any) -> Iterator[Keyed]:
-    if row.before is not None:
-        whole = (*row.before, *row.tokens)
-        for size in range(len(whole), max(0, len(whole) - BEHIND - 1), -1):
-            for answer in texts.get(whole[:size], ()):
-                start = len(answer.prompt) - len(row.before)
-                yield answer.key, row, start, start + len(answer.answer)
-            if whole[:size] in texts:
-                return
-        raise ValueError(_nearest(whole, known))
-    matches = answers.get(row.tokens, [])
-    if row.prompt is not None:
-        before = tuple(prompt_ids(row.prompt))
-        matches = [answer for answer in matches if answer.prompt == before]
-    if len({answer.prompt for answer in matches}) > 1:
-        raise ValueError(f"{len(matches)} prompts of {known.name} have this answer: give the `messages` with it")
-    if not matches:
-        raise ValueError(_nearest(row.tokens, known, answers_only=True))
-    for answer in matches:
-        yield answer.key, row, 0, len(row.tokens)
-
-
-def _nearest(ids: tuple[int, ...], known: Known, answers_only: bool = False) -> str:
-    """What differs from the answer of the data that agrees for longest."""
-    best, at = None, -1
-    for answer in known.answers:
-        own = answer.answer if answers_only else (*answer.prompt, *answer.answer)
-        same = next((n for n, (a, b) in enumerate(zip(ids, own, strict=False)) if a != b), min(len(ids), len(own)))
-        if same > at:
-            best, at = answer, same
-    if best is None:
-        return "the data have no answers"
-    own = best.answer if answers_only else (*best.prompt, *best.answer)
-    here, there = (f"id {x[at]}" if at < len(x) else "the end" for x in (ids, own))
-    return f"differs from {best.key.example_id} {best.key.part} at token {at}: {here}, the data have {there}"
-
-
 def rows_of(item: Keyed, k: int) -> SignalRows:
     """One answer as signal: what is not listed is in the rest; missing places of the k hold ids without mass."""
     _, row, start, end = item
@@ -160,17 +124,6 @@ def rows_of(item: Keyed, k: int) -> SignalRows:
     return SignalRows(
         ids, logps.astype(np.float32), labels, label.astype(np.float32), np.asarray(rest, dtype=np.float32)
     )
-
-
-def _filled(ids: Any, logps: Any, labels: Any, k: int) -> tuple[Any, Any]:
-    """[T, k]: places that no token was listed for get the least ids that are free."""
-    wide = np.full((len(ids), k), -1, dtype=np.int32)
-    values = np.full((len(ids), k), -np.inf)
-    wide[:, : ids.shape[1]], values[:, : ids.shape[1]] = ids, logps
-    for t in np.flatnonzero((wide < 0).any(axis=1)):
-        taken, empty = {*wide[t].tolist(), int(labels[t])}, np.flatnonzero(wide[t] < 0)
-        wide[t, empty] = [number for number in range(k + len(taken)) if number not in taken][: len(empty)]
-    return wide, values
 
 
 def write_signal(folder: Path, spec: SignalSpec, items: Sequence[Keyed]) -> dict[str, Any]:
@@ -208,10 +161,6 @@ def vocabulary_of(items: Sequence[Keyed], least: int) -> tuple[int, int]:
                 f"{row.where}: the id {most}; the vocabulary has {least}", "give the tokenizer it was made with"
             )
     return min(k, least), least
-
-
-SETTINGS = "compression_config.yaml"
-PARTS = ("chosen", "rejected")
 
 
 @dataclass(frozen=True)
@@ -266,6 +215,63 @@ def import_signal_of(names: Names, store: Store, asked: Asked, command: str, mon
         return work.commit({**metrics, "what": f"{asked.format}, on {on}"}, sources, {"role": "signal"})
 
 
+def _own(row: Captured, prompt_ids: Any) -> Iterator[Keyed]:
+    """The whole of a capture under a hash of its ids; a prompt that is known comes before."""
+    before = row.before if row.before is not None else ()
+    if row.prompt is not None and prompt_ids is not None:
+        before = tuple(prompt_ids(row.prompt))
+    digest = token_hash(before, row.tokens)
+    yield AnswerKey(digest[:16], OWN, digest), row, 0, len(row.tokens)
+
+
+def _matched(row: Captured, texts: Any, answers: Any, known: Known, prompt_ids: Any) -> Iterator[Keyed]:
+    if row.before is not None:
+        whole = (*row.before, *row.tokens)
+        for size in range(len(whole), max(0, len(whole) - BEHIND - 1), -1):
+            for answer in texts.get(whole[:size], ()):
+                start = len(answer.prompt) - len(row.before)
+                yield answer.key, row, start, start + len(answer.answer)
+            if whole[:size] in texts:
+                return
+        raise ValueError(_nearest(whole, known))
+    matches = answers.get(row.tokens, [])
+    if row.prompt is not None:
+        before = tuple(prompt_ids(row.prompt))
+        matches = [answer for answer in matches if answer.prompt == before]
+    if len({answer.prompt for answer in matches}) > 1:
+        raise ValueError(f"{len(matches)} prompts of {known.name} have this answer: give the `messages` with it")
+    if not matches:
+        raise ValueError(_nearest(row.tokens, known, answers_only=True))
+    for answer in matches:
+        yield answer.key, row, 0, len(row.tokens)
+
+
+def _nearest(ids: tuple[int, ...], known: Known, answers_only: bool = False) -> str:
+    """What differs from the answer of the data that agrees for longest."""
+    best, at = None, -1
+    for answer in known.answers:
+        own = answer.answer if answers_only else (*answer.prompt, *answer.answer)
+        same = next((n for n, (a, b) in enumerate(zip(ids, own, strict=False)) if a != b), min(len(ids), len(own)))
+        if same > at:
+            best, at = answer, same
+    if best is None:
+        return "the data have no answers"
+    own = best.answer if answers_only else (*best.prompt, *best.answer)
+    here, there = (f"id {x[at]}" if at < len(x) else "the end" for x in (ids, own))
+    return f"differs from {best.key.example_id} {best.key.part} at token {at}: {here}, the data have {there}"
+
+
+def _filled(ids: Any, logps: Any, labels: Any, k: int) -> tuple[Any, Any]:
+    """[T, k]: places that no token was listed for get the least ids that are free."""
+    wide = np.full((len(ids), k), -1, dtype=np.int32)
+    values = np.full((len(ids), k), -np.inf)
+    wide[:, : ids.shape[1]], values[:, : ids.shape[1]] = ids, logps
+    for t in np.flatnonzero((wide < 0).any(axis=1)):
+        taken, empty = {*wide[t].tolist(), int(labels[t])}, np.flatnonzero(wide[t] < 0)
+        wide[t, empty] = [number for number in range(k + len(taken)) if number not in taken][: len(empty)]
+    return wide, values
+
+
 def _files(asked: Asked) -> list[Path]:
     """The files to read; of a folder all of the format, in the order of their names."""
     files: list[Path] = []
@@ -279,7 +285,7 @@ def _files(asked: Asked) -> list[Path]:
     return files
 
 
-def _settings(asked: Asked, first: Path) -> distillkit.Settings:
+def _settings(asked: Asked, first: Path) -> Settings:
     """The settings of DistillKit's compressor: the file that is named, else the one beside the capture."""
     path = Path(asked.settings).expanduser() if asked.settings else first.parent / SETTINGS
     if not path.is_file():
@@ -291,7 +297,7 @@ def _settings(asked: Asked, first: Path) -> distillkit.Settings:
     except (ValueError, yaml.YAMLError) as error:
         message = f"{path.name}: {' '.join(str(error).split())}"
         raise DataError(message, "give DistillKit's compression_config.yaml, or the same as JSON") from None
-    return distillkit.settings_of(settings, path.name)
+    return settings_of(settings, path.name)
 
 
 def _model(names: Names, asked: Asked, monitor: Monitor) -> Artifact | External | None:
@@ -332,14 +338,14 @@ def _known(data: External, encoder: Encoder, asked: Asked) -> Known:
 def _rows(asked: Asked, files: Sequence[Path], settings: Any, folder: Path | None) -> Iterator[Captured]:
     if settings is not None:
         for path in files:
-            yield from distillkit.read_distillkit(path, settings)
+            yield from read_distillkit(path, settings)
     elif folder is not None:
         words = _spelling(folder)
         for path in files:
-            yield from top_logprobs.read_top_logprobs(path, words)
+            yield from read_top_logprobs(path, words)
 
 
-def _spelling(folder: Path) -> top_logprobs.Spelling:
+def _spelling(folder: Path) -> Spelling:
     from adpa_cli.engine.models import load_tokenizer
 
     tokenizer = load_tokenizer(folder)
@@ -347,7 +353,7 @@ def _spelling(folder: Path) -> top_logprobs.Spelling:
     decoder = json.loads(path.read_bytes()).get("decoder") if path.exists() else None
     added = {str(text): int(number) for text, number in tokenizer.get_added_vocab().items()}
     pieces = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
-    return top_logprobs.spelling(pieces, added, "ByteLevel" in json.dumps(decoder))
+    return spelling(pieces, added, "ByteLevel" in json.dumps(decoder))
 
 
 def _keep_tokenizer(folder: Path, work: Path) -> None:

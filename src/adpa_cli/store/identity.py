@@ -34,8 +34,11 @@ _DETERMINING = (
 )  # fmt: skip
 INDEX = "model.safetensors.index.json"
 _RACY_NS = 1_000_000_000  # a file this young when it was hashed may change again within one tick of its clock
-
 Stat = tuple[int, int, int]  # size in bytes, mtime in ns, inode
+SCHEME = 1
+"""Number of this way of hashing. A new number gives every artifact a new id."""
+STAGE_NAME = re.compile(r"[a-z][a-z0-9-]*")
+_INPUT = re.compile(r"(artifact|model|data):[0-9a-f]{64}")
 
 
 class HashCache:
@@ -117,14 +120,6 @@ class HashCache:
                 write_atomic(self.path, json.dumps(kept).encode())
 
 
-def _stat(path: Path) -> Stat | None:
-    try:
-        stat = path.stat()
-    except OSError:
-        return None
-    return stat.st_size, stat.st_mtime_ns, stat.st_ino
-
-
 def file_digest(path: Path, cache: HashCache | None = None) -> str:
     """Hex sha256 of a file's content. Raises NotFound without the file, DataError when it changes meanwhile."""
     before = _stat(path)
@@ -182,45 +177,6 @@ def determining(names: list[str], where: str, index: Callable[[], bytes]) -> lis
     return sorted({*_matching(names, _DETERMINING), *_weights(where, names, index)})
 
 
-def _matching(names: Iterable[str], patterns: Iterable[str]) -> list[str]:
-    return [name for name in names if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)]
-
-
-def _weights(where: str, names: list[str], index: Callable[[], bytes]) -> list[str]:
-    # The order in which transformers looks; a second copy of the weights beside them is never read.
-    if "model.safetensors" in names:
-        return ["model.safetensors"]
-    if INDEX in names:
-        return [INDEX, *_shards(where, names, index)]
-    if single_files := _matching(names, ["*.safetensors"]):
-        return single_files
-    others = _matching(names, ["*.bin", "*.pt", "*.pth", "*.gguf", "*.h5"])
-    held = f"only {', '.join(others[:3])}" if others else "none"
-    raise DataError(
-        f"{where} has no safetensors weights ({held}); weights load from safetensors only",
-        "convert them once: model.save_pretrained(FOLDER) writes safetensors",
-    )
-
-
-def _shards(where: str, names: list[str], index: Callable[[], bytes]) -> list[str]:
-    try:
-        shards = sorted({str(name) for name in json.loads(index())["weight_map"].values()})
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise Corrupt(f"{where}/{INDEX} is no list of weight files: {error}", "download the model again") from error
-    if missing := [name for name in shards if name not in names]:
-        raise DataError(f"{where} lacks {', '.join(missing[:3])}, which its index names", "download the model again")
-    return shards
-
-
-__all__ = ["SCHEME", "HashCache", "Recipe", "canonical", "file_digest", "model_digest"]
-
-SCHEME = 1
-"""Number of this way of hashing. A new number gives every artifact a new id."""
-
-STAGE_NAME = re.compile(r"[a-z][a-z0-9-]*")
-_INPUT = re.compile(r"(artifact|model|data):[0-9a-f]{64}")
-
-
 def canonical(value: object) -> bytes:
     """The one JSON text of a value: sorted keys, compact, UTF-8.
 
@@ -234,25 +190,6 @@ def canonical(value: object) -> bytes:
         return text.encode("utf-8")
     except UnicodeEncodeError as error:
         raise UsageError(f"a value in the recipe is not UTF-8 text: {error.object!r}") from error
-
-
-def _check(value: object, where: str) -> None:
-    # Exact types: a subclass (an enum, a numpy float) may print differently in another version of its library.
-    if value is None or type(value) in (bool, int, str):
-        return
-    if type(value) is float:
-        if not math.isfinite(value):
-            raise UsageError(f"{where} is {value}", "give a finite number")
-    elif isinstance(value, Mapping):
-        for key, item in value.items():
-            if type(key) is not str:
-                raise TypeError(f"{where} has the key {key!r}; keys are text")
-            _check(item, f"{where}.{key}")
-    elif isinstance(value, list | tuple) and type(value) in (list, tuple):
-        for index, item in enumerate(value):
-            _check(item, f"{where}[{index}]")
-    else:
-        raise TypeError(f"{where} is a {type(value).__name__}, which JSON does not have")
 
 
 @dataclass(frozen=True)
@@ -292,3 +229,60 @@ class Recipe:
     def to_json(self) -> dict[str, Any]:
         """The recipe as a JSON object, without the scheme."""
         return {"stage": self.stage, "version": self.version, "spec": self.spec, "inputs": self.inputs}
+
+
+def _stat(path: Path) -> Stat | None:
+    try:
+        stat = path.stat()
+    except OSError:
+        return None
+    return stat.st_size, stat.st_mtime_ns, stat.st_ino
+
+
+def _matching(names: Iterable[str], patterns: Iterable[str]) -> list[str]:
+    return [name for name in names if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)]
+
+
+def _weights(where: str, names: list[str], index: Callable[[], bytes]) -> list[str]:
+    # The order in which transformers looks; a second copy of the weights beside them is never read.
+    if "model.safetensors" in names:
+        return ["model.safetensors"]
+    if INDEX in names:
+        return [INDEX, *_shards(where, names, index)]
+    if single_files := _matching(names, ["*.safetensors"]):
+        return single_files
+    others = _matching(names, ["*.bin", "*.pt", "*.pth", "*.gguf", "*.h5"])
+    held = f"only {', '.join(others[:3])}" if others else "none"
+    raise DataError(
+        f"{where} has no safetensors weights ({held}); weights load from safetensors only",
+        "convert them once: model.save_pretrained(FOLDER) writes safetensors",
+    )
+
+
+def _shards(where: str, names: list[str], index: Callable[[], bytes]) -> list[str]:
+    try:
+        shards = sorted({str(name) for name in json.loads(index())["weight_map"].values()})
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise Corrupt(f"{where}/{INDEX} is no list of weight files: {error}", "download the model again") from error
+    if missing := [name for name in shards if name not in names]:
+        raise DataError(f"{where} lacks {', '.join(missing[:3])}, which its index names", "download the model again")
+    return shards
+
+
+def _check(value: object, where: str) -> None:
+    # Exact types: a subclass (an enum, a numpy float) may print differently in another version of its library.
+    if value is None or type(value) in (bool, int, str):
+        return
+    if type(value) is float:
+        if not math.isfinite(value):
+            raise UsageError(f"{where} is {value}", "give a finite number")
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            if type(key) is not str:
+                raise TypeError(f"{where} has the key {key!r}; keys are text")
+            _check(item, f"{where}.{key}")
+    elif isinstance(value, list | tuple) and type(value) in (list, tuple):
+        for index, item in enumerate(value):
+            _check(item, f"{where}[{index}]")
+    else:
+        raise TypeError(f"{where} is a {type(value).__name__}, which JSON does not have")

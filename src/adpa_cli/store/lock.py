@@ -17,7 +17,6 @@ from adpa_cli.errors import Busy
 
 PARTIAL = ".partial"
 """The folder of the store that holds work in progress, and the locks."""
-
 POLL_SECONDS = 0.2
 _GRACE_SECONDS = 0.05  # `holder` takes the lock for an instant to look; a builder must not mistake that for work
 
@@ -51,29 +50,6 @@ def locked(
         os.close(handle)
 
 
-def _acquire(handle: int, path: Path, what: str, wait: bool, announce: Callable[[str], None] | None) -> None:
-    if _try_lock(handle):
-        return
-    time.sleep(_GRACE_SECONDS)
-    if _try_lock(handle):
-        return
-    who = _note(path)
-    if not wait:
-        raise Busy(f"{what} is being built by {who}", "leave out --no-wait to wait for it, or come again later")
-    if announce:
-        announce(f"waiting for {what}, which {who} is building")
-    while not _try_lock(handle):
-        time.sleep(POLL_SECONDS)
-
-
-def _try_lock(handle: int) -> bool:
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
-
-
 def holder(path: Path) -> str | None:
     """Who holds the lock at `path` now ("process 123 on host (command)"), or None when it is free."""
     try:
@@ -92,14 +68,6 @@ def needed(path: Path) -> list[str]:
         return [str(item) for item in json.loads(path.read_text(encoding="utf-8"))["needs"]]
     except (OSError, ValueError, KeyError, TypeError):
         return []
-
-
-def _note(path: Path) -> str:
-    try:
-        note = json.loads(path.read_text(encoding="utf-8"))
-        return f"process {note['pid']} on {note['host']} ({note['command']})"
-    except (OSError, ValueError, KeyError, TypeError):
-        return "another process"  # it holds the lock but has not written its name yet
 
 
 @contextlib.contextmanager
@@ -132,3 +100,34 @@ def forget_dead(root: Path) -> None:
     for path in (root / PARTIAL).glob("use-*.lock"):
         if holder(path) is None:
             path.unlink(missing_ok=True)
+
+
+def _acquire(handle: int, path: Path, what: str, wait: bool, announce: Callable[[str], None] | None) -> None:
+    if _try_lock(handle):
+        return
+    time.sleep(_GRACE_SECONDS)
+    if _try_lock(handle):
+        return
+    who = _note(path)
+    if not wait:
+        raise Busy(f"{what} is being built by {who}", "leave out --no-wait to wait for it, or come again later")
+    if announce:
+        announce(f"waiting for {what}, which {who} is building")
+    while not _try_lock(handle):
+        time.sleep(POLL_SECONDS)
+
+
+def _try_lock(handle: int) -> bool:
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _note(path: Path) -> str:
+    try:
+        note = json.loads(path.read_text(encoding="utf-8"))
+        return f"process {note['pid']} on {note['host']} ({note['command']})"
+    except (OSError, ValueError, KeyError, TypeError):
+        return "another process"  # it holds the lock but has not written its name yet

@@ -1,4 +1,8 @@
-"""The directory that holds every artifact. It is the only record: no database, nothing to fall out of step."""
+"""The directory that holds every artifact. It is the only record: no database, nothing to fall out of step.
+
+A user names an artifact by a tag, by its id or the beginning of one, or as the latest of a stage. A name of the hub is
+pinned to the commit that it meant when it was used first.
+"""
 
 from __future__ import annotations
 
@@ -26,6 +30,10 @@ from adpa_cli.store.manifest import Manifest
 DIGITS = re.compile(r"[0-9a-f]{4,64}")
 """An id, or enough of its beginning."""
 TAG = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,63}")
+PINS_FILE = "pins.json"
+FOLDER = "adpa-store"
+MARKER = "adpa.json"
+FORMAT = 1
 
 
 def check_tag(name: str, reserved: Collection[str] = ()) -> None:
@@ -36,9 +44,6 @@ def check_tag(name: str, reserved: Collection[str] = ()) -> None:
         raise UsageError(f"{name} looks like an id", f"choose a name that has other letters, e.g. run-{name}")
     if name in reserved:
         raise UsageError(f"{name} is a built-in name", f"choose another, e.g. my-{name}")
-
-
-PINS_FILE = "pins.json"
 
 
 def pinned_commit(root: Path, lock: Path, name: str, lookup: Callable[[str], str], refresh: bool) -> str:
@@ -85,55 +90,6 @@ def resolve(store: Store, text: str) -> Manifest:
     if not begun:
         raise _unknown(store, text)
     return begun[0]
-
-
-def _of_tag(store: Store, tag: str, tagged: str, begun: list[Manifest]) -> Manifest:
-    manifest = store.get(tagged)
-    if begun:
-        both = [f"the tag of {manifest.ref if manifest else tagged[:12]}", *(f"the id {other.ref}" for other in begun)]
-        raise UsageError(f"{tag} could be {' or '.join(both)}", f"remove the tag: adpa tag --delete {tag}")
-    if manifest is None:
-        raise NotFound(f"the tag {tag} names {tagged[:12]}, which is gone", f"move it: adpa tag {tag} REF")
-    return manifest
-
-
-def _beginning_with(store: Store, text: str) -> list[Manifest]:
-    """The artifacts whose id begins with `text`, which may have the stage before it; 4 digits at least."""
-    stage, _, digits = text.removeprefix("artifact:").rpartition("/")
-    digits = digits.lower()
-    if not DIGITS.fullmatch(digits):
-        return []
-    folders = [folder for folder in store.folders(stage) if folder.name.startswith(digits[:12])]
-    return [manifest for manifest in map(manifests.read, folders) if manifest.id.startswith(digits)]
-
-
-def _unknown(store: Store, text: str) -> NotFound:
-    for work in store.unfinished():
-        if len(text) >= 4 and (work.ref.startswith(text) or work.recipe.id.startswith(text)):
-            return NotFound(f"{work.ref} is unfinished", f"go on: {work.command}")
-    stage, _, latest = text.partition("@")
-    if latest == "latest" and STAGE_NAME.fullmatch(stage):
-        return NotFound(
-            f"{text}: no {stage} is finished in {store.root} (rehearsals are never the latest)",
-            "see what there is: adpa show --all",
-        )
-    if text in reserved_words():
-        return NotFound(
-            f"{text} is a built-in name, not an artifact of {store.root}", "see what there is: adpa show, adpa models"
-        )
-    refs = [f"{folder.parent.name}/{folder.name}" for folder in store.folders()]
-    names = [*store.tags(), *refs, *(ref.split("/")[1] for ref in refs)]
-    close = difflib.get_close_matches(text, names, n=3, cutoff=0.6)
-    meant = f"did you mean {' or '.join(close)}? " if close else ""
-    short = "an id takes 4 digits or more; " if re.fullmatch("[0-9a-f]{1,3}", text) else ""
-    return NotFound(
-        f"{text} is no tag, id or stage@latest in {store.root}", f"{meant}{short}see what there is: adpa show"
-    )
-
-
-FOLDER = "adpa-store"
-MARKER = "adpa.json"
-FORMAT = 1
 
 
 @dataclass(frozen=True)
@@ -341,6 +297,50 @@ class Store:
         return builds.build(
             self.root, recipe, command=command, environment=environment, wait=wait, announce=announce, again=again
         )
+
+
+def _of_tag(store: Store, tag: str, tagged: str, begun: list[Manifest]) -> Manifest:
+    manifest = store.get(tagged)
+    if begun:
+        both = [f"the tag of {manifest.ref if manifest else tagged[:12]}", *(f"the id {other.ref}" for other in begun)]
+        raise UsageError(f"{tag} could be {' or '.join(both)}", f"remove the tag: adpa tag --delete {tag}")
+    if manifest is None:
+        raise NotFound(f"the tag {tag} names {tagged[:12]}, which is gone", f"move it: adpa tag {tag} REF")
+    return manifest
+
+
+def _beginning_with(store: Store, text: str) -> list[Manifest]:
+    """The artifacts whose id begins with `text`, which may have the stage before it; 4 digits at least."""
+    stage, _, digits = text.removeprefix("artifact:").rpartition("/")
+    digits = digits.lower()
+    if not DIGITS.fullmatch(digits):
+        return []
+    folders = [folder for folder in store.folders(stage) if folder.name.startswith(digits[:12])]
+    return [manifest for manifest in map(manifests.read, folders) if manifest.id.startswith(digits)]
+
+
+def _unknown(store: Store, text: str) -> NotFound:
+    for work in store.unfinished():
+        if len(text) >= 4 and (work.ref.startswith(text) or work.recipe.id.startswith(text)):
+            return NotFound(f"{work.ref} is unfinished", f"go on: {work.command}")
+    stage, _, latest = text.partition("@")
+    if latest == "latest" and STAGE_NAME.fullmatch(stage):
+        return NotFound(
+            f"{text}: no {stage} is finished in {store.root} (rehearsals are never the latest)",
+            "see what there is: adpa show --all",
+        )
+    if text in reserved_words():
+        return NotFound(
+            f"{text} is a built-in name, not an artifact of {store.root}", "see what there is: adpa show, adpa models"
+        )
+    refs = [f"{folder.parent.name}/{folder.name}" for folder in store.folders()]
+    names = [*store.tags(), *refs, *(ref.split("/")[1] for ref in refs)]
+    close = difflib.get_close_matches(text, names, n=3, cutoff=0.6)
+    meant = f"did you mean {' or '.join(close)}? " if close else ""
+    short = "an id takes 4 digits or more; " if re.fullmatch("[0-9a-f]{1,3}", text) else ""
+    return NotFound(
+        f"{text} is no tag, id or stage@latest in {store.root}", f"{meant}{short}see what there is: adpa show"
+    )
 
 
 def _free_place(root: Path) -> Path:
