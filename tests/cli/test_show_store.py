@@ -9,8 +9,7 @@ from typing import Any
 
 import pytest
 
-from adpa_cli.report import page
-from adpa_cli.report import scores as paired
+from adpa_cli.report import compare, page
 from adpa_cli.store.store import Store
 from support.cli_samples import Cli, Pipeline
 
@@ -65,13 +64,13 @@ def test_the_difference_of_pairs_is_narrower_than_that_of_strangers() -> None:
     """Rows that are hard for one model are hard for the other: only a paired bootstrap sees it."""
     hard = {str(n): float(n % 10) for n in range(100)}
     better = {row: value + 1.0 for row, value in hard.items()}
-    assert paired.paired(better, hard) == (1.0, 1.0, 1.0)
-    assert paired.paired({"a": 1.0}, {"b": 1.0}) is None
-    found = paired.paired({"1": 1.0, "2": 0.0, "3": 5.0}, {"1": 0.0, "2": 0.0})
+    assert compare.paired(better, hard) == (1.0, 1.0, 1.0)
+    assert compare.paired({"a": 1.0}, {"b": 1.0}) is None
+    found = compare.paired({"1": 1.0, "2": 0.0, "3": 5.0}, {"1": 0.0, "2": 0.0})
     assert found is not None
     assert found[0] == pytest.approx(0.5)
     assert (found[1], found[2]) == (0.0, 1.0)
-    together = paired.paired({"1": 1.0, "2": 0.0}, {"1": 0.0, "2": 0.0}, {"1": "p", "2": "p"})
+    together = compare.paired({"1": 1.0, "2": 0.0}, {"1": 0.0, "2": 0.0}, {"1": "p", "2": "p"})
     assert together == (0.5, 0.5, 0.5), "two pairs of one prompt are one draw"
 
 
@@ -79,7 +78,7 @@ def test_the_difference_of_pairs_is_narrower_than_that_of_strangers() -> None:
 def test_evaluations_without_their_rows_have_no_differences(tmp_path: Path, content: str | None) -> None:
     if content is not None:
         (tmp_path / "scores.json").write_text(content)
-    assert paired.values(tmp_path, "reward_accuracy") == {}
+    assert compare.values(tmp_path, "reward_accuracy") == {}
 
 
 def test_manifests_hold_names_hashes_and_counts_but_no_paths_and_no_rows(pipeline: Pipeline) -> None:

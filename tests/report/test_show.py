@@ -11,8 +11,7 @@ from typing import Any
 
 import pytest
 
-from adpa_cli.report import compare, listing, page, text
-from adpa_cli.report import page as curves
+from adpa_cli.report import compare, listing, page, settings, text
 from adpa_cli.store import manifest as manifests
 from adpa_cli.store.manifest import Manifest
 from adpa_cli.store.store import Store
@@ -311,7 +310,7 @@ def test_lineage_opens_each_artifact_once_and_bears_gaps(store: Store) -> None:
 
 def test_a_parameter_of_an_unknown_method_is_shown_without_origin(store: Store) -> None:
     made = add(store, "distill", {}, HOUR, method="from-the-future", params={"gamma": 2.0}, seed=0)
-    assert page.settings(made.spec) == ["from-the-future", "gamma 2", "seed 0"]
+    assert settings.spec_items(made.spec) == ["from-the-future", "gamma 2", "seed 0"]
 
 
 def test_defaults_that_the_paper_does_not_give_say_whose_they_are() -> None:
@@ -320,9 +319,9 @@ def test_defaults_that_the_paper_does_not_give_say_whose_they_are() -> None:
     params = {field.name: field for field in methods.load("adpa").params.__dataclass_fields__.values()}
     ours = [name for name, field in params.items() if field.metadata["origin"] == "ours"]
     spec = {"method": "adpa", "params": {name: field.default for name, field in params.items()}}
-    shown = page.settings(spec)
+    shown = settings.spec_items(spec)
     assert [item.split()[0] for item in shown if item.endswith(" [ours]")] == ours
-    assert "gamma 77" in page.settings({"method": "adpa", "params": {**spec["params"], "gamma": 77.0}})
+    assert "gamma 77" in settings.spec_items({"method": "adpa", "params": {**spec["params"], "gamma": 77.0}})
 
 
 def test_the_piped_page_is_name_and_value(store: Store, family: dict[str, Manifest]) -> None:
@@ -358,21 +357,6 @@ def test_external_content_is_compared_by_digest(store: Store) -> None:
     named = {"data:" + digit * 64: {"name": "pairs.jsonl"} for digit in "12"}
     one, two = (add(store, "sft", {"data": "data:" + digit * 64}, HOUR, sources=named) for digit in "12")
     assert compare.collect(store, [one, two]) == {"from data": ["pairs.jsonl (11111111)", "pairs.jsonl (22222222)"]}
-
-
-def test_curves_bear_gaps_and_torn_lines(tmp_path: Path) -> None:
-    (tmp_path / "metrics.jsonl").write_text(
-        '{"step": 1, "loss": 1.5, "terms": {"kl": 2}}\nnot json\n[1]\n{"step": 2, "loss": null}\n{"st'
-    )
-    assert curves.read_curves(tmp_path) == {"step": [1.0, 2.0], "loss": [1.5, None], "terms.kl": [2.0, None]}
-    assert curves.read_curves(tmp_path / "none") == {}
-    assert curves.curve_lines({}, 80) == []
-
-
-def test_curves_join_what_is_measured_on_some_steps_and_put_gradients_last() -> None:
-    steps = {"grad_norm": [4.0, 3.0], "sft": [2.0, 1.0], "entropy/chosen": [1.5, None, None, 0.5], "loss": [3.0, 1.0]}
-    (line,) = curves.curve_lines(steps, 120)
-    assert line == "curves    loss 3 █▁ 1    entropy/chosen 1.5 █▁ 0.5    sft 2 █▁ 1    grad_norm 4 █▁ 3"
 
 
 def test_five_hundred_artifacts_list_without_heavy_libraries(store: Store) -> None:

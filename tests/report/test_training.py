@@ -1,11 +1,13 @@
-"""What a training did, as its page and the bar tell it, and when its terms are worth a warning."""
+"""What the page and the bar show of a training, its curves included, and when its terms are worth a warning."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
-from adpa_cli.cli.console import screens as screen
-from adpa_cli.report import page as training
+from adpa_cli.cli.console import progress as screen
+from adpa_cli.report import training
 from adpa_cli.stages.training import apart
 
 METRICS = {
@@ -35,6 +37,21 @@ def test_what_is_not_known_is_left_out() -> None:
     assert found[0] == "terms     loss 1 · grad_norm 2"
     assert "peak" not in found[1]
     assert found[2] == "memory    500 B at most (cpu)"
+
+
+def test_curves_bear_gaps_and_torn_lines(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_text(
+        '{"step": 1, "loss": 1.5, "terms": {"kl": 2}}\nnot json\n[1]\n{"step": 2, "loss": null}\n{"st'
+    )
+    assert training.read_curves(tmp_path) == {"step": [1.0, 2.0], "loss": [1.5, None], "terms.kl": [2.0, None]}
+    assert training.read_curves(tmp_path / "none") == {}
+    assert training.curve_lines({}, 80) == []
+
+
+def test_curves_join_what_is_measured_on_some_steps_and_put_gradients_last() -> None:
+    steps = {"grad_norm": [4.0, 3.0], "sft": [2.0, 1.0], "entropy/chosen": [1.5, None, None, 0.5], "loss": [3.0, 1.0]}
+    (line,) = training.curve_lines(steps, 120)
+    assert line == "curves    loss 3 █▁ 1    entropy/chosen 1.5 █▁ 0.5    sft 2 █▁ 1    grad_norm 4 █▁ 3"
 
 
 @pytest.mark.parametrize(

@@ -9,10 +9,10 @@ from typing import Any
 
 from adpa_cli.errors import Corrupt
 from adpa_cli.report import text
-from adpa_cli.report.text import fold
 from adpa_cli.store.manifest import Manifest
 from adpa_cli.store.store import Store
 
+SCORES = "scores.json"
 _FIELDS = {"id", "prompt", "prompt_ids", "answer_ids", "text", "cut"}
 
 
@@ -45,9 +45,9 @@ class Answers:
         head = [f"row {place + 1:,} of {len(self):,}", f"id {row['id']}"]
         return [*text.wrap(f"{self.ref}   ", head, width, "   "), *dialogue(row, width)]
 
-    def tsv(self, place: int) -> str:
-        """One answer as a line under its header."""
-        return lines_of([self.brief(place)])
+    def records(self, place: int) -> list[dict[str, Any]]:
+        """One answer as a line."""
+        return [self.brief(place)]
 
     def find(self, answer_id: str) -> int | None:
         """The place of an answer by its id."""
@@ -55,11 +55,11 @@ class Answers:
         return ids.index(answer_id) if answer_id in ids else None
 
 
-def parent(store: Store, manifest: Manifest, role: str = "rollouts") -> Answers | None:
-    """The rollout artifact that another was made from, while it is in the store."""
-    digest = dict(manifest.parents()).get(role)
-    found = store.get(digest) if digest else None
-    return Answers(store, found) if found else None
+def parent_answers(store: Store, manifest: Manifest) -> Answers | None:
+    """The answers that an artifact was made from, while their rollout is in the store."""
+    digest = dict(manifest.parents()).get("rollouts")
+    rollout = store.get(digest) if digest else None
+    return Answers(store, rollout) if rollout else None
 
 
 def dialogue(row: Mapping[str, Any], width: int) -> list[str]:
@@ -69,21 +69,8 @@ def dialogue(row: Mapping[str, Any], width: int) -> list[str]:
     lines = text.wrap("", counts, width, ", ")
     lines[0] = lines[0].lstrip()
     for turn in row["prompt"]:
-        lines += [turn["role"], *fold(turn["content"], width)]
-    return [*lines, "answer", *fold(row["text"], width)]
-
-
-def lines_of(records: list[dict[str, Any]]) -> str:
-    """Flat records as tab-separated lines under a header; nested values as JSON, None as nothing."""
-    names = list(dict.fromkeys(name for record in records for name in record))
-    return text.tsv([names, *([cell(record.get(name)) for name in names] for record in records)])
-
-
-def cell(value: Any) -> str:
-    """A value in a tab-separated line."""
-    if value is None or isinstance(value, str):
-        return value or ""
-    return json.dumps(value, ensure_ascii=False)
+        lines += [turn["role"], *text.fold(turn["content"], width)]
+    return [*lines, "answer", *text.fold(row["text"], width)]
 
 
 def _read_answers(folder: Path) -> Any:
@@ -102,10 +89,7 @@ def _read_answers(folder: Path) -> Any:
     return table
 
 
-FILE_NAME = "scores.json"
-
-
-class Measured:
+class Evaluated:
     """What an eval artifact measured, row by row. Raises Corrupt when its file cannot be read."""
 
     def __init__(self, store: Store, manifest: Manifest) -> None:
@@ -122,6 +106,10 @@ class Measured:
 
     brief = record
 
+    def records(self, place: int) -> list[dict[str, Any]]:
+        """One row as a line."""
+        return [self.record(place)]
+
     def lines(self, place: int, width: int) -> list[str]:
         """One row for a terminal; a prompt with the answer that was judged, while its rollout is in the store."""
         row = self._rows[place]
@@ -129,15 +117,11 @@ class Measured:
         lines = text.wrap(f"{self.ref}   ", head, width, "   ")
         names = [name for name in row if name not in ("kind", "id")]
         lines += text.wrap("measured", [f"{name} {_signed(row[name])}" for name in names], width, "   ")
-        answers = parent(self._store, self._manifest) if row["kind"] == "prompt" else None
+        answers = parent_answers(self._store, self._manifest) if row["kind"] == "prompt" else None
         at = answers.find(row["id"]) if answers else None
         if answers is None or at is None:
             return lines
         return [*lines, *text.wrap("from", [f"{answers.ref}#{at + 1}"], width), *dialogue(answers.record(at), width)]
-
-    def tsv(self, place: int) -> str:
-        """One row as a line under its header."""
-        return lines_of([self.record(place)])
 
 
 def _signed(value: float | None) -> str:
@@ -146,13 +130,13 @@ def _signed(value: float | None) -> str:
 
 def _read_scores(folder: Path) -> list[dict[str, Any]]:
     try:
-        found = json.loads((folder / FILE_NAME).read_text(encoding="utf-8"))
-        against = found.get("against", {})
-        rows = [{"kind": "pair", "id": key, "margin": float(value)} for key, value in found["margins"].items()]
-        for key, value in found.get("rewards", {}).items():
+        scores = json.loads((folder / SCORES).read_text(encoding="utf-8"))
+        against = scores.get("against", {})
+        rows = [{"kind": "pair", "id": key, "margin": float(value)} for key, value in scores["margins"].items()]
+        for key, value in scores.get("rewards", {}).items():
             opponent = {"against": float(against[key])} if key in against else {}
             rows.append({"kind": "prompt", "id": key, "reward": float(value), **opponent})
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         hint = f"adpa verify {folder.parent.name}/{folder.name}"
-        raise Corrupt(f"{folder / FILE_NAME} cannot be read: {error}", hint) from error
+        raise Corrupt(f"{folder / SCORES} cannot be read: {error}", hint) from error
     return rows

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import PurePath
 
 from adpa_cli import __version__
-from adpa_cli.report.lineage import made_from
-from adpa_cli.report.listing import what
-from adpa_cli.report.page import settings
+from adpa_cli.report.lineage import made_from, what
 from adpa_cli.report.scores import by_model
+from adpa_cli.report.settings import spec_items
 from adpa_cli.store.manifest import Manifest
 from adpa_cli.store.store import Store
 
@@ -19,15 +18,15 @@ LICENCE = "choose one that the licences of the base model and of the data allow"
 
 def card(title: str, end: str, manifest: Manifest | None, store: Store) -> str:
     """Markdown with the front matter that the Hugging Face hub reads; the licence is left to the user."""
-    used = _used(manifest, store) if manifest else []
+    sources = _sources(manifest, store) if manifest else []
     lines = ["---", "library_name: transformers", "pipeline_tag: text-generation", *_tags(manifest)]
-    lines += _listed("base_model", _names(used, "model:"))
-    lines += _listed("datasets", _names(used, "data:"))
+    lines += _listed("base_model", _names(sources, "model:"))
+    lines += _listed("datasets", _names(sources, "data:"))
     lines += [f"# license: {LICENCE}", "---", "", f"# {title}", ""]
     if manifest is None:
         lines += [f"Exported by adpa {__version__} from a model that it did not make.", ""]
     else:
-        lines += _made(manifest, store)
+        lines += _recipe_and_scores(manifest, store)
     lines += ["## Use", "", f"Answers end with `{end}`; the chat template is in the tokenizer.", ""]
     lines += ["```python", *_EXAMPLE, "```", "", "## Licence", "", f"Not stated yet: {LICENCE}.", ""]
     return "\n".join(lines)
@@ -41,22 +40,18 @@ _EXAMPLE = (
 )
 
 
-def _made(manifest: Manifest, store: Store) -> list[str]:
+def _recipe_and_scores(manifest: Manifest, store: Store) -> list[str]:
     by_id = {other.id: other for other in store.artifacts(lambda error: None)}
     version = manifest.made.get("versions", {}).get("adpa-cli", __version__)
     lines = [f"`{manifest.ref}`, {what(manifest)}, made by adpa {version}.", "", "## Training", ""]
     lines += ["```", without_paths(str(manifest.made.get("command", ""))), "```", ""]
-    lines += [f"- {item}" for item in settings({k: v for k, v in manifest.spec.items() if k != "template"})]
+    lines += [f"- {item}" for item in spec_items({k: v for k, v in manifest.spec.items() if k != "template"})]
     lines += ["", "Made from:", "", "```"]
     lines += [f"{link.branch}{link.ref or link.text}  {link.text if link.ref else ''} ({link.role})".rstrip()
               for link in made_from(manifest, by_id)]  # fmt: skip
     lines += ["```", "", f"Id of the recipe: `{manifest.id}`", ""]
-    found = by_model(by_id.values()).get(manifest.id, [])
-    if found:
-        lines += ["## Scores", "", "| what | score |", "|---|---|"]
-        rows = (f"| {s.label}{f' against {s.against}' if s.against else ''} | {s.text} |" for s in found)
-        lines += [*dict.fromkeys(rows), ""]
-    return lines
+    rows = dict.fromkeys(f"| {s.label}{s.opponent} | {s.text} |" for s in by_model(by_id.values()).get(manifest.id, ()))
+    return [*lines, "## Scores", "", "| what | score |", "|---|---|", *rows, ""] if rows else lines
 
 
 def without_paths(command: str) -> str:
@@ -70,24 +65,22 @@ def without_paths(command: str) -> str:
     return " ".join(words)
 
 
-def _used(manifest: Manifest, store: Store) -> list[tuple[str, str]]:
+def _sources(manifest: Manifest, store: Store) -> list[tuple[str, str]]:
     """(content, name) of what comes from outside, in an artifact and in what it was trained from."""
-    found: dict[str, str] = {}
+    sources: dict[tuple[str, str], None] = {}
     todo: list[Manifest | None] = [manifest]
     for one in todo:
         if one is None:
             continue
         for content, facts in one.sources.items():
-            inner: Iterable[str] = [str(source.get("name", "")) for source in facts.get("sources", ())]
-            for name in inner if facts.get("sources") else [str(facts.get("name", ""))]:
-                found.setdefault(f"{content}\0{name}", name)
+            sources |= {(content, str(part.get("name", ""))): None for part in facts.get("sources") or [facts]}
         todo += [store.get(parent) for role, parent in one.parents() if role == "model"]
-    return [(content.partition("\0")[0], name) for content, name in found.items()]
+    return list(sources)
 
 
-def _names(used: Sequence[tuple[str, str]], kind: str) -> list[str]:
+def _names(sources: Sequence[tuple[str, str]], kind: str) -> list[str]:
     """Names that the hub knows."""
-    names = (name.partition("#")[0] for content, name in used if content.startswith(kind))
+    names = (name.partition("#")[0] for content, name in sources if content.startswith(kind))
     return list(dict.fromkeys(name for name in names if name.count("/") == 1))
 
 

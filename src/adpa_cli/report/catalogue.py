@@ -12,6 +12,10 @@ from adpa_cli import methods
 from adpa_cli.families import CHAINS, FAMILIES, chain_of
 from adpa_cli.methods import Method, Need
 from adpa_cli.spec import make
+from adpa_cli.stages.cache_teacher import CACHE_TEACHER
+from adpa_cli.stages.rollout import ROLLOUT
+from adpa_cli.stages.start_logps import START_LOGPS
+from adpa_cli.stages.training import DISTILL, DPO_TEACHER, SFT
 
 SYMBOLS = {"chosen": "y_w", "rejected": "y_l", "rollout": "ŷ"}
 ANSWERS = {"chosen": "chosen answers y_w", "rejected": "rejected answers y_l"}
@@ -211,24 +215,24 @@ def family_defaults(*names: str) -> dict[str, Any]:
 def stages(chain: Sequence[str]) -> Iterator[tuple[str, str]]:
     """What `adpa distill` builds in order for an alias as the student, evaluation apart: stage and what it makes."""
     reads = [methods.load(name) for name in chain]
-    yield "sft", "the student, from its base model on dialogues"
+    yield SFT.name, "the student, from its base model on dialogues"
     if any(_taught(need, read.states) for read in reads for need in read.needs):
-        yield "sft", "the reference teacher, likewise"
-        yield "start-logps", "log-probs of the reference teacher on chosen and rejected answers"
-        yield "dpo-teacher", "the aligned teacher, from the reference teacher on preference pairs"
+        yield SFT.name, "the reference teacher, likewise"
+        yield START_LOGPS.name, "log-probs of the reference teacher on chosen and rejected answers"
+        yield DPO_TEACHER.name, "the aligned teacher, from the reference teacher on preference pairs"
     start = "the student"
     for read in reads:
         fixed = next((need for need in read.needs if need.part != "rollout" and need.signal), None)
         if fixed:
-            yield "cache-teacher", f"{'+'.join(fixed.signal)} signal on chosen and rejected answers"
+            yield CACHE_TEACHER.name, f"{'+'.join(fixed.signal)} signal on chosen and rejected answers"
         drawn = next((need for need in read.needs if need.part == "rollout" and not need.online), None)
         if drawn:
-            yield "rollout", f"answers of {start if read.states == 'student' else 'the aligned teacher'}"
+            yield ROLLOUT.name, f"answers of {start if read.states == 'student' else 'the aligned teacher'}"
             if drawn.signal:
-                yield "cache-teacher", f"{'+'.join(drawn.signal)} signal on these answers"
+                yield CACHE_TEACHER.name, f"{'+'.join(drawn.signal)} signal on these answers"
         if any(need.start for need in read.needs):
-            yield "start-logps", f"log-probs of {start} on chosen and rejected answers"
-        yield "distill", f"{read.name} from {start}"
+            yield START_LOGPS.name, f"log-probs of {start} on chosen and rejected answers"
+        yield DISTILL.name, f"{read.name} from {start}"
         start = f"the {read.name} student"
 
 

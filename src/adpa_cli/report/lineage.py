@@ -1,13 +1,12 @@
-"""What an artifact was made from, and what was made from it."""
+"""What an artifact is, in a line; what it was made from, and what was made from it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from adpa_cli.report.listing import what
-from adpa_cli.report.scores import measured, scores
+from adpa_cli.report.scores import measured_model, scores
 from adpa_cli.store.manifest import Manifest
 
 
@@ -22,41 +21,66 @@ class Link:
     text: str
 
 
+def what(manifest: Manifest) -> str:
+    """The short text its stage wrote about an artifact, else the stage."""
+    return " ".join(str(manifest.metrics.get("what") or manifest.stage).split())
+
+
+def base_name(manifest: Manifest, artifacts: Mapping[str, Manifest], roles: tuple[str, ...]) -> str:
+    """The name of the model from outside that an artifact goes back to; empty where the store lacks it."""
+    content = next((str(manifest.inputs[role]) for role in roles if role in manifest.inputs), "")
+    kind, _, digest = content.partition(":")
+    if kind != "artifact":
+        return str(manifest.sources.get(content, {}).get("name", ""))
+    return base_name(artifacts[digest], artifacts, roles) if digest in artifacts else ""
+
+
 def made_from(manifest: Manifest, artifacts: Mapping[str, Manifest]) -> list[Link]:
     """Everything an artifact rests on, nearest first, and what it read that follows from this, as far as it is kept.
 
     An artifact that was already shown is named again but not opened again; external content is named once.
     """
-    return _open(manifest, artifacts, 0, "", {manifest.id})
+    return _links(manifest, artifacts, 0, "", {manifest.id})
 
 
-def _open(manifest: Manifest, artifacts: Mapping[str, Manifest], depth: int, indent: str, seen: set[str]) -> list[Link]:
-    flat = [
+def _links(
+    manifest: Manifest, artifacts: Mapping[str, Manifest], depth: int, indent: str, shown: set[str]
+) -> list[Link]:
+    inputs = [
         (role, content)
         for role, value in sorted(manifest.inputs.items())
         for content in ([value] if isinstance(value, str) else value)
-        if content not in seen
+        if content not in shown
     ]
-    flat += [(role, f"artifact:{digest}") for role, digest in manifest.derived() if digest in artifacts]
+    inputs += [(role, f"artifact:{digest}") for role, digest in manifest.derived() if digest in artifacts]
     links: list[Link] = []
-    for place, (role, content) in enumerate(flat):
+    for place, (role, content) in enumerate(inputs):
         kind, _, digest = content.partition(":")
-        last = place == len(flat) - 1
+        last = place == len(inputs) - 1
         branch = indent + ("" if depth == 0 else "└ " if last else "├ ")
         parent = artifacts.get(digest)
         if kind != "artifact":
             links.append(Link(depth, branch, role, "", source(manifest.sources.get(content, {}), digest)))
-            seen.add(content)
+            shown.add(content)
         elif parent is None:
             links.append(Link(depth, branch, role, digest[:12], "not in this store"))
-        elif digest in seen:
+        elif digest in shown:
             links.append(Link(depth, branch, role, parent.ref, "see above"))
         else:
-            seen.add(digest)
+            shown.add(digest)
             links.append(Link(depth, branch, role, parent.ref, what(parent)))
             deeper = indent + ("" if depth == 0 else "  " if last else "│ ")
-            links += _open(parent, artifacts, depth + 1, deeper, seen)
+            links += _links(parent, artifacts, depth + 1, deeper, shown)
     return links
+
+
+def content_name(
+    content: str, sources: Mapping[str, Mapping[str, Any]], artifact: Callable[[str], Manifest | None]
+) -> str:
+    """An artifact by its ref, content from outside by its source; by its digest what is not in the store."""
+    kind, _, digest = content.rpartition(":")
+    manifest = artifact(digest) if kind == "artifact" else None
+    return manifest.ref if manifest else source(sources.get(content, {}), digest)
 
 
 def source(facts: Mapping[str, Any], digest: str) -> str:
@@ -68,17 +92,15 @@ def source(facts: Mapping[str, Any], digest: str) -> str:
 
 
 def used_by(manifest: Manifest, artifacts: Iterable[Manifest]) -> list[tuple[str, str]]:
-    """(ref, what for) of everything that was made from an artifact or read it; evaluations say what they found."""
-    found = []
-    for other in artifacts:
-        if any(parent == manifest.id for _, parent in (*other.parents(), *other.derived())):
-            found.append((other.ref, findings(other) if measured(other) == manifest.id else what(other)))
-    return found
+    """(ref, what for) of everything that was made from an artifact or read it; of its evaluations the scores."""
+    return [
+        (other.ref, score_line(other) if measured_model(other) == manifest.id else what(other))
+        for other in artifacts
+        if any(parent == manifest.id for _, parent in (*other.parents(), *other.derived()))
+    ]
 
 
-def findings(evaluation: Manifest) -> str:
+def score_line(evaluation: Manifest) -> str:
     """The scores of an eval artifact in a line: reward-accuracy 68.1 ±1.7, win-rate 63.0 ±1.9 against sft/3f9c."""
-    return ", ".join(
-        f"{score.metric.replace('_', '-')} {score.text}{' against ' + score.against if score.against else ''}"
-        for score in scores(evaluation)
-    ) or what(evaluation)
+    numbers = (f"{score.metric.replace('_', '-')} {score.text}{score.opponent}" for score in scores(evaluation))
+    return ", ".join(numbers) or what(evaluation)

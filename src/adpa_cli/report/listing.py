@@ -11,7 +11,9 @@ from typing import Any
 from adpa_cli.errors import AdpaError
 from adpa_cli.families import CHAINS, FAMILIES
 from adpa_cli.report import text
-from adpa_cli.report.scores import WIN, Score, by_model, measured
+from adpa_cli.report.lineage import base_name, what
+from adpa_cli.report.scores import WIN, Score, by_model, measured_model
+from adpa_cli.stages import every
 from adpa_cli.store.manifest import Manifest
 from adpa_cli.store.store import Store, Unfinished
 
@@ -20,7 +22,7 @@ SHORT = 12
 
 
 @dataclass(frozen=True)
-class Row:
+class ListRow:
     """One artifact. `comparable` says that its score is of the kind that the head of the list names."""
 
     manifest: Manifest
@@ -46,7 +48,7 @@ class Listing:
     """The whole store; `rows` are newest first, those `aside` (rehearsals, evaluations) are shown on request only."""
 
     root: Path
-    rows: tuple[Row, ...]
+    rows: tuple[ListRow, ...]
     unfinished: tuple[Unfinished, ...]
     bytes: int
     free: int
@@ -54,18 +56,13 @@ class Listing:
     errors: tuple[AdpaError, ...]
 
 
-def what(manifest: Manifest) -> str:
-    """The short text its stage wrote about an artifact, else the stage."""
-    return " ".join(str(manifest.metrics.get("what") or manifest.stage).split())
-
-
 def title(manifest: Manifest, artifacts: Mapping[str, Manifest]) -> str:
     """A trained student by its methods and its family, `adpa+ γ 1  tiny`; anything else as its stage wrote it."""
     words, mark, _ = what(manifest).partition(" from ")
-    if manifest.stage != "distill" or not mark:
+    if not _is_student(manifest) or not mark:
         return what(manifest)
     start = artifacts.get(str(manifest.inputs.get("model")).removeprefix("artifact:"))
-    before = start.spec.get("method") if start is not None and start.stage == "distill" else None
+    before = start.spec.get("method") if start is not None and _is_student(start) else None
     for name, chain in CHAINS.items():
         if chain == (before, manifest.spec["method"]):
             words = words.replace(chain[-1], name, 1)
@@ -75,37 +72,35 @@ def title(manifest: Manifest, artifacts: Mapping[str, Manifest]) -> str:
     return f"{words}{f' after {before}' if before else ''}  {family}".rstrip()
 
 
-def base_name(manifest: Manifest, artifacts: Mapping[str, Manifest], roles: tuple[str, ...]) -> str:
-    """The name of the model from outside that an artifact goes back to; empty when it is not known."""
-    content = next((str(manifest.inputs[role]) for role in roles if role in manifest.inputs), "")
-    kind, _, digest = content.partition(":")
-    if kind != "artifact":
-        return str(manifest.sources.get(content, {}).get("name", ""))
-    return base_name(artifacts[digest], artifacts, roles) if digest in artifacts else ""
+def _is_student(manifest: Manifest) -> bool:
+    """Whether the user chose the method that trained it."""
+    return manifest.stage in every() and every()[manifest.stage].any_method
 
 
 def collect(store: Store) -> Listing:
     """Read the store. A manifest that cannot be read is kept as an error and does not hide the others."""
     errors: list[AdpaError] = []
     artifacts = store.artifacts(errors.append)
-    scored = by_model(artifacts)
-    real = (manifest for manifest in artifacts if not manifest.made.get("smoke"))
-    newest = next((score for manifest in real for score in _plain_scores(scored, measured(manifest))), None)
-    starts = {score.against for found in scored.values() for score in found if score.metric == WIN}
-    names: dict[str, list[str]] = {}
+    scores = by_model(artifacts)
+    plain = {model: [score for score in column if score.metric != WIN] for model, column in scores.items()}
+    wins = {model: [score for score in column if score.metric == WIN] for model, column in scores.items()}
+    models = (measured_model(manifest) or "" for manifest in artifacts if not manifest.made.get("smoke"))
+    newest = next((score for model in models for score in plain.get(model, ())), None)
+    starts = {win.against for column in wins.values() for win in column}
+    tags: dict[str, list[str]] = {}
     for tag, artifact in store.tags().items():
-        names.setdefault(artifact, []).append(tag)
+        tags.setdefault(artifact, []).append(tag)
     by_id = {manifest.id: manifest for manifest in artifacts}
     rows = []
     for manifest in artifacts:
-        mine = _plain_scores(scored, manifest.id)
-        alike = [score for score in mine if newest is not None and score.kind == newest.kind]
-        wins = [score for score in scored.get(manifest.id, []) if score.metric == WIN]
-        aside = bool(manifest.made.get("smoke")) or measured(manifest) in by_id
+        column = plain.get(manifest.id, [])
+        alike = [score for score in column if newest is not None and score.kind == newest.kind]
+        aside = bool(manifest.made.get("smoke")) or measured_model(manifest) in by_id
         rows.append(
-            Row(
-                manifest, title(manifest, by_id), tuple(names.get(manifest.id, ())), next(iter(alike or mine), None),
-                bool(alike) or newest is None, next(iter(wins), None), manifest.ref in starts, aside,
+            ListRow(
+                manifest, title(manifest, by_id), tuple(tags.get(manifest.id, ())), next(iter(alike or column), None),
+                bool(alike) or newest is None, next(iter(wins.get(manifest.id, ())), None), manifest.ref in starts,
+                aside,
             )
         )  # fmt: skip
     total = sum(manifest.size for manifest in artifacts)
@@ -113,13 +108,9 @@ def collect(store: Store) -> Listing:
     return Listing(store.root, tuple(rows), tuple(store.unfinished()), total, free, newest, tuple(errors))
 
 
-def _plain_scores(scored: dict[str, list[Score]], model: str | None) -> list[Score]:
-    return [score for score in scored.get(model or "", []) if score.metric != WIN]
-
-
 def screen(listing: Listing, width: int, now: float, everything: bool = False, limit: int = SHORT) -> str:
     """The list for a terminal of `width` columns; without `everything` the `limit` that tell most, newest first."""
-    rows = listing.rows if everything else _telling(listing.rows, limit)
+    rows = listing.rows if everything else _first_rows(listing.rows, limit)
     cells = [
         (
             row.manifest.ref, row.what, " ".join(row.tags) or "–", text.human_size(row.manifest.size),
@@ -133,12 +124,12 @@ def screen(listing: Listing, width: int, now: float, everything: bool = False, l
         lines.append(f"… {len(listing.rows) - len(rows)} more (adpa show --all)")
     if any(row.score and not row.comparable for row in rows):
         lines += text.wrap("", ["† measured in another way;", "see adpa show ID"], width, " ")
-    lines += unfinished(listing.unfinished, width, now)
+    lines += _unfinished(listing, width, now)
     lines += [text.cut(f"unreadable: {error.message}", width) for error in listing.errors]
     return "\n".join(lines) + "\n"
 
 
-def _telling(rows: Sequence[Row], limit: int) -> tuple[Row, ...]:
+def _first_rows(rows: Sequence[ListRow], limit: int) -> tuple[ListRow, ...]:
     """The `limit` rows to see first, in their order: named or measured ones and starts before the rest, none aside."""
     shown = [row for row in rows if not row.aside]
     ranked = sorted(shown, key=lambda row: not (row.tags or row.score or row.win or row.is_start))
@@ -147,11 +138,10 @@ def _telling(rows: Sequence[Row], limit: int) -> tuple[Row, ...]:
 
 
 def _head(listing: Listing, width: int) -> list[str]:
-    count = len(listing.rows)
-    left = (
-        f"{tilde(listing.root)}   {count} artifact{'s' * (count != 1)}, {text.human_size(listing.bytes)}, "
-        f"disk free {text.human_size(listing.free)}"
-    )
+    root, home, count = listing.root, Path.home(), len(listing.rows)
+    place = f"~/{root.relative_to(home)}" if root.is_relative_to(home) else str(root)
+    sizes = f"{text.human_size(listing.bytes)}, disk free {text.human_size(listing.free)}"
+    left = f"{place}   {count} artifact{'s' * (count != 1)}, {sizes}"
     right = f"score: {listing.score.label}" if listing.score else ""
     space = width - text.width_of(left) - text.width_of(right)
     if not right or space >= 3:
@@ -159,15 +149,10 @@ def _head(listing: Listing, width: int) -> list[str]:
     return [text.cut(left, width), text.cut(right, width)]
 
 
-def tilde(path: Path) -> str:
-    """A path below the home folder starts with ~."""
-    return f"~/{path.relative_to(Path.home())}" if path.is_relative_to(Path.home()) else str(path)
-
-
-def unfinished(work: Sequence[Unfinished], width: int, now: float) -> list[str]:
+def _unfinished(listing: Listing, width: int, now: float) -> list[str]:
     """What was begun, how far it is, and the command that goes on (never cut: it is there to be copied)."""
-    lines = ["unfinished"] if work else []
-    for item in work:
+    lines = ["unfinished"] if listing.unfinished else []
+    for item in listing.unfinished:
         state = "being built by " + item.holder if item.holder else "stopped " + text.human_age(now - item.at) + " ago"
         by = f" by {item.stopped}" if item.stopped and not item.holder else ""
         lines.append(text.cut(f"{item.ref}  {_progress(item.progress)}{state}{by}", width))
@@ -176,7 +161,7 @@ def unfinished(work: Sequence[Unfinished], width: int, now: float) -> list[str]:
     return lines
 
 
-def _progress(progress: Any) -> str:
+def _progress(progress: Mapping[str, Any]) -> str:
     step, of = progress.get("step"), progress.get("of")
     if isinstance(step, int) and isinstance(of, int) and of > 0:
         return f"{100 * step // of} %, step {step:,} of {of:,}, "
@@ -203,8 +188,8 @@ def record(listing: Listing) -> dict[str, Any]:
         "artifacts": [
             {
                 "id": row.manifest.ref, "full_id": row.manifest.id, "what": row.what, "tags": list(row.tags),
-                "bytes": row.manifest.size, "at": row.manifest.made["at"], "score": score_record(row.score),
-                "win": score_record(row.win), "smoke": bool(row.manifest.made.get("smoke")),
+                "bytes": row.manifest.size, "at": row.manifest.made["at"], "score": row.score and row.score.record(),
+                "win": row.win and row.win.record(), "smoke": bool(row.manifest.made.get("smoke")),
             }
             for row in listing.rows
         ],
@@ -217,11 +202,3 @@ def record(listing: Listing) -> dict[str, Any]:
         ],
         "unreadable": [error.message for error in listing.errors],
     }  # fmt: skip
-
-
-def score_record(score: Score | None) -> dict[str, Any] | None:
-    """A score as JSON, with the eval artifact it is from."""
-    if score is None:
-        return None
-    names = ("metric", "value", "low", "high", "n", "suite", "data", "scorer", "against", "ref")
-    return {name: getattr(score, name) for name in names}

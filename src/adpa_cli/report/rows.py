@@ -7,9 +7,9 @@ from typing import Any, Protocol
 
 from adpa_cli.errors import NotFound, UsageError
 from adpa_cli.report import text
-from adpa_cli.report.answer_rows import Answers, Measured, cell, lines_of
+from adpa_cli.report.answer_rows import Answers, Evaluated
 from adpa_cli.report.signal_rows import Signals
-from adpa_cli.report.text import printable
+from adpa_cli.stages import Product, making, product_of
 from adpa_cli.store.build import plain
 from adpa_cli.store.manifest import Manifest
 from adpa_cli.store.store import Store
@@ -32,9 +32,16 @@ class Rows(Protocol):
         """One row for a terminal."""
         ...
 
-    def tsv(self, place: int) -> str:
-        """One row for a pipe."""
+    def records(self, place: int) -> list[dict[str, Any]]:
+        """One row for a pipe, a record a line."""
         ...
+
+
+_ROWS: Mapping[Product, Callable[[Store, Manifest], Rows]] = {
+    "signal": Signals,
+    "answers": Answers,
+    "scores": Evaluated,
+}
 
 
 def row_screen(store: Store, manifest: Manifest, index: int, width: int) -> str:
@@ -54,7 +61,7 @@ def row_record(store: Store, manifest: Manifest, index: int) -> dict[str, Any]:
 def row_tsv(store: Store, manifest: Manifest, index: int) -> str:
     """One row as tab-separated lines under a header: a signal has one line for each token, others one in all."""
     rows = _open(store, manifest)
-    return rows.tsv(_place(rows, manifest, index))
+    return text.records_tsv(rows.records(_place(rows, manifest, index)))
 
 
 def first_records(store: Store, manifest: Manifest, count: int) -> list[dict[str, Any]]:
@@ -67,7 +74,7 @@ def first_records(store: Store, manifest: Manifest, count: int) -> list[dict[str
 
 def first_tsv(store: Store, manifest: Manifest, count: int) -> str:
     """The first `count` rows as tab-separated lines under a header."""
-    return lines_of(first_records(store, manifest, count))
+    return text.records_tsv(first_records(store, manifest, count))
 
 
 def first_screen(store: Store, manifest: Manifest, count: int, width: int) -> str:
@@ -84,24 +91,17 @@ def first_screen(store: Store, manifest: Manifest, count: int, width: int) -> st
 
 def _in_line(value: Any) -> str:
     shown = value[-1]["content"] if isinstance(value, list) and value else value
-    shown = f"{shown:.4g}" if isinstance(shown, float) else cell(shown)
-    return printable(" ".join(shown.split()))
-
-
-_KINDS: Mapping[str, Callable[[Store, Manifest], Rows]] = {
-    "cache-teacher": Signals,
-    "rollout": Answers,
-    "eval": Measured,
-}
+    shown = f"{shown:.4g}" if isinstance(shown, float) else text.cell(shown)
+    return text.printable(" ".join(shown.split()))
 
 
 def _open(store: Store, manifest: Manifest) -> Rows:
-    kind = _KINDS.get(manifest.stage)
-    if kind is None:
+    product = product_of(manifest.stage)
+    if product is None or product not in _ROWS:
         raise UsageError(
-            f"{manifest.ref} has no rows: only {', '.join(_KINDS)} artifacts have", f"adpa show {manifest.ref}"
+            f"{manifest.ref} has no rows: only {', '.join(making(*_ROWS))} artifacts have", f"adpa show {manifest.ref}"
         )
-    return kind(store, manifest)
+    return _ROWS[product](store, manifest)
 
 
 def _place(rows: Rows, manifest: Manifest, index: int) -> int:

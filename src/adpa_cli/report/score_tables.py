@@ -5,15 +5,17 @@ from __future__ import annotations
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from adpa_cli.report import text
-from adpa_cli.report.scores import Score
+from adpa_cli.report.scores import ACCURACY, REWARD, WIN, Score, scores, value_words
 from adpa_cli.stages import Node
 from adpa_cli.store.store import Store
 
 SEEDS = ("seed", "seed-all")
+DIGITS = 3
+"""Of what is no share, behind the point."""
 Column = tuple[str, str, str, str]
+"""What was measured: (metric, suite, data, scorer). Numbers of two kinds never share a column."""
 
 
 @dataclass(frozen=True)
@@ -31,25 +33,25 @@ class Line:
 
 def screen(lines: Sequence[Line], width: int) -> str:
     """The table for `width` columns; below it the means where cells differ in a seed only."""
-    columns = _columns(lines)
+    columns = list(dict.fromkeys(_column(score) for line in lines for score in line.scores))
     varying = differing([line.settings for line in lines if not line.name])
-    tagged = ("TAG",) if any(line.tags for line in lines) else ()
-    head = ("", *map(str.upper, varying), *_titles(columns), *tagged, "ID")
+    tagged = any(line.tags for line in lines)
+    head = ("", *map(str.upper, varying), *_titles(columns), *["TAG"] * tagged, "ID")
     rows = []
     for n, line in enumerate(lines, 1):
         settings = (line.settings.get(key, "") for key in varying)
-        tags = (" ".join(line.tags),) if tagged else ()
-        rows.append(
-            (line.name or str(n), *settings, *_scores(line, columns), *tags, f"{line.ref}  {line.note}".rstrip())
-        )
+        numbers = {_column(score): score.words(DIGITS) for score in reversed(line.scores)}
+        cells = (numbers.get(column, "") for column in columns)
+        tags = [" ".join(line.tags)] * tagged
+        rows.append((line.name or str(n), *settings, *cells, *tags, f"{line.ref}  {line.note}".rstrip()))
     shown = _table(head, rows, width)
-    over_seeds = _means(lines, columns, [key for key in varying if key not in SEEDS])
+    kept = [key for key in varying if key not in SEEDS]
+    over_seeds = _means(lines, columns, kept)
     if over_seeds:
-        head = ("over seeds", *(key.upper() for key in varying if key not in SEEDS), *_titles(columns))
-        shown += ["", *_table(head, over_seeds, width)]
-    said = ["± half of a 95 % interval"] if columns else []
-    said += ["over seeds: mean ± standard deviation"] if over_seeds else []
-    return "\n".join([*shown, "; ".join(said)]).rstrip("\n")
+        shown += ["", *_table(("over seeds", *map(str.upper, kept), *_titles(columns)), over_seeds, width)]
+    notes = ["± half of a 95 % interval"] if columns else []
+    notes += ["over seeds: mean ± standard deviation"] if over_seeds else []
+    return "\n".join([*shown, "; ".join(notes)]).rstrip("\n")
 
 
 def differing(settings: Sequence[Mapping[str, str]]) -> list[str]:
@@ -58,39 +60,20 @@ def differing(settings: Sequence[Mapping[str, str]]) -> list[str]:
     return [key for key in keys if len({each.get(key) for each in settings}) > 1]
 
 
-def _columns(lines: Sequence[Line]) -> list[Column]:
-    """What was measured: (metric, suite, data, scorer). Numbers of two kinds never share a column."""
-    return list(dict.fromkeys(_kind(score) for line in lines for score in line.scores))
-
-
-def _kind(score: Score) -> Column:
+def _column(score: Score) -> Column:
     return score.metric, score.suite, score.data, score.scorer
 
 
 def _titles(columns: Sequence[Column]) -> list[str]:
     metrics = [column[0] for column in columns]
     return [
-        metric.replace("_", " ").upper() + (f" on {data or suite}" if metrics.count(metric) > 1 else "")
+        _title(metric) + (f" on {data or suite}" if metrics.count(metric) > 1 else "")
         for metric, suite, data, _ in columns
     ]
 
 
-def _scores(line: Line, columns: Sequence[Column]) -> tuple[str, ...]:
-    cells = []
-    for column in columns:
-        score = next((score for score in line.scores if _kind(score) == column), None)
-        if score is None:
-            cells.append("")
-            continue
-        half = None if score.low is None or score.high is None else (score.high - score.low) / 2
-        cells.append(_number(score.value, half, score.is_share))
-    return tuple(cells)
-
-
-def _number(value: float, spread: float | None, is_share: bool) -> str:
-    scale, digits = (100.0, 1) if is_share else (1.0, 3)
-    behind = "" if spread is None else f" ±{scale * spread:.{digits}f}"
-    return f"{scale * value:.{digits}f}{behind}"
+def _title(metric: str) -> str:
+    return metric.replace("_", " ").upper()
 
 
 def _means(lines: Sequence[Line], columns: Sequence[Column], kept: Sequence[str]) -> list[tuple[str, ...]]:
@@ -100,55 +83,39 @@ def _means(lines: Sequence[Line], columns: Sequence[Column], kept: Sequence[str]
         if line.scores:
             key = (line.name, *(line.settings.get(name, "") for name in kept))
             groups.setdefault(key, []).append(line)
-    rows = []
-    for (name, *settings), members in groups.items():
-        if len(members) < 2:
-            continue
-        cells = []
-        for column in columns:
-            found = [score for line in members for score in line.scores if _kind(score) == column]
-            values = [score.value for score in found]
-            several = len(values) > 1
-            cells.append(
-                _number(statistics.fmean(values), statistics.stdev(values), found[0].is_share) if several else ""
-            )
-        rows.append((f"{name} {len(members)} seeds".strip(), *settings, *cells))
-    return rows
+    return [
+        (f"{name} {len(members)} seeds".strip(), *settings, *(_mean(members, column) for column in columns))
+        for (name, *settings), members in groups.items()
+        if len(members) > 1
+    ]
+
+
+def _mean(lines: Sequence[Line], column: Column) -> str:
+    same = [score for line in lines for score in line.scores if _column(score) == column]
+    values = [score.value for score in same]
+    if len(values) < 2:
+        return ""
+    return value_words(statistics.fmean(values), statistics.stdev(values), same[0].is_share, DIGITS)
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> list[str]:
     return text.table(head, rows, max(width, 60), expendable=())
 
 
-COLUMNS = (
-    ("mean_reward", "MEAN REWARD", 1.0, 3),
-    ("win_rate", "WIN RATE", 100.0, 1),
-    ("reward_accuracy", "REWARD ACCURACY", 100.0, 1),
-)
-
-
 def results(store: Store, evals: Sequence[Node]) -> str:
     """One row per evaluated model, in the plan's order; ± is half of the 95 % interval."""
-    found = [(node, manifest.metrics["scores"]) for node in evals if (manifest := store.get(node.label))]
-    if not found:
+    measured = [(node, scores(manifest)) for node in evals if (manifest := store.get(node.label))]
+    if not measured:
         return "nothing was measured"
-    shown = [column for column in COLUMNS if any(column[0] in scores for _, scores in found)]
-    rows = [("MODEL", *(title for _, title, _, _ in shown), "ID")]
-    for node, scores in found:
+    every = [score for _, numbers in measured for score in numbers]
+    metrics = [metric for metric in (REWARD, WIN, ACCURACY) if any(score.metric == metric for score in every)]
+    rows = []
+    for node, numbers in measured:
+        cells = {score.metric: score.words(DIGITS) for score in numbers}
         model = node.inputs["model"]
-        cells = tuple(_cell(scores.get(key), scale, digits) for key, _, scale, digits in shown)
         name = node.what.removeprefix(f"{node.spec.suite} of ")
-        rows.append((name, *cells, "" if isinstance(model, tuple) else model.label))
-    size = max(score["n"] for _, scores in found for score in scores.values())
-    widths = [max(map(text.width_of, column)) for column in zip(*rows, strict=True)]
-    lines = ["  ".join(text.pad(cell, width) for cell, width in zip(row, widths, strict=True)) for row in rows]
-    won = any(key == "win_rate" for key, *_ in shown)
-    judged = "win rate against start in %, 50 = nothing gained" if won else "accuracy in %"
-    return "\n".join([f"held-out prompts: {size}; {judged}; ± half of a 95 % interval", *map(str.rstrip, lines)])
-
-
-def _cell(score: Any, scale: float, digits: int) -> str:
-    if score is None:
-        return ""
-    half = (score["high"] - score["low"]) / 2 * scale
-    return f"{score['value'] * scale:.{digits}f} ±{half:.{digits}f}"
+        rows.append((name, *(cells.get(m, "") for m in metrics), "" if isinstance(model, tuple) else model.label))
+    size = max(score.n or 0 for score in every)
+    judged = "win rate against start in %, 50 = nothing gained" if WIN in metrics else "accuracy in %"
+    table = text.table(("MODEL", *map(_title, metrics), "ID"), rows, 10**6)
+    return "\n".join([f"held-out prompts: {size}; {judged}; ± half of a 95 % interval", *table])

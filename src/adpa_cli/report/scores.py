@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import asdict, dataclass
 from typing import Any
 
-from adpa_cli.data.examples import win
 from adpa_cli.report.text import number
+from adpa_cli.stages import product_of
 from adpa_cli.store.manifest import Manifest
-from adpa_cli.store.store import Store
 
-WIN = "win_rate"
-_PREFERRED = ("reward_accuracy", "mean_reward")
+ACCURACY, REWARD, WIN = "reward_accuracy", "mean_reward", "win_rate"
 _SHARES = ("accuracy", "rate", "share")
 
 
@@ -49,12 +45,7 @@ class Score:
     @property
     def text(self) -> str:
         """68.1 ±1.7: percent for shares, half the width of the interval behind it."""
-        if self.low is None or self.high is None:
-            return f"{100 * self.value:.1f}" if self.is_share else f"{self.value:.2f}"
-        half = (self.high - self.low) / 2
-        if self.is_share:
-            return f"{100 * self.value:.1f} ±{100 * half:.1f}"
-        return f"{self.value:.2f} ±{half:.2f}"
+        return self.words(2)
 
     @property
     def label(self) -> str:
@@ -64,14 +55,40 @@ class Score:
         count = f" (n={number(self.n)})" if self.n is not None else ""
         return f"{self.metric.replace('_', '-')}{where}{by}{count}"
 
+    @property
+    def opponent(self) -> str:
+        """What stands behind the label of a win rate: against sft/3f9c."""
+        return f" against {self.against}" if self.against else ""
+
+    @property
+    def full_label(self) -> str:
+        """The label with opponent and suite."""
+        return f"{self.label}{self.opponent}{f' [{self.suite}]' if self.suite else ''}"
+
+    def words(self, digits: int) -> str:
+        """The value with half of its interval; `digits` behind the point unless it is a share."""
+        half = None if self.low is None or self.high is None else (self.high - self.low) / 2
+        return value_words(self.value, half, self.is_share, digits)
+
+    def record(self) -> dict[str, Any]:
+        """The score as JSON, with the eval artifact it is from."""
+        return {key: value for key, value in asdict(self).items() if key != "at"}
+
+
+def value_words(value: float, spread: float | None, is_share: bool, digits: int) -> str:
+    """A number and its spread: a share in percent with one digit, anything else with so many `digits`."""
+    scale, places = (100, 1) if is_share else (1, digits)
+    behind = "" if spread is None else f" ±{scale * spread:.{places}f}"
+    return f"{scale * value:.{places}f}{behind}"
+
 
 def scores(manifest: Manifest) -> list[Score]:
     """The numbers of one eval artifact, the most telling first; empty for other artifacts."""
     metrics = manifest.metrics
-    if manifest.stage != "eval" or not isinstance(metrics.get("scores"), dict):
+    if product_of(manifest.stage) != "scores" or not isinstance(metrics.get("scores"), dict):
         return []
     suite, data, scorer = (str(metrics.get(key) or "") for key in ("suite", "data", "scorer"))
-    found = [
+    numbers = [
         Score(
             name, float(entry["value"]), entry.get("low"), entry.get("high"), entry.get("n"),
             suite, data, scorer, str(entry.get("against") or ""), manifest.ref, manifest.at,
@@ -79,105 +96,29 @@ def scores(manifest: Manifest) -> list[Score]:
         for name, entry in metrics["scores"].items()
         if isinstance(entry, dict) and isinstance(entry.get("value"), int | float)
     ]  # fmt: skip
-    order = {name: place for place, name in enumerate(_PREFERRED)}
-    return sorted(found, key=lambda score: (order.get(score.metric, len(order)), score.metric == WIN, score.metric))
+    order = (ACCURACY, REWARD)
+    places = {name: place for place, name in enumerate(order)}
+    return sorted(numbers, key=lambda s: (places.get(s.metric, len(order)), s.metric == WIN, s.metric))
 
 
-def measured(manifest: Manifest) -> str | None:
+def measured_model(manifest: Manifest) -> str | None:
     """The id of the model that an eval artifact measured, when that is an artifact."""
     model = manifest.inputs.get("model")
-    if manifest.stage != "eval" or not isinstance(model, str) or not model.startswith("artifact:"):
+    if product_of(manifest.stage) != "scores" or not isinstance(model, str) or not model.startswith("artifact:"):
         return None
     return model.removeprefix("artifact:")
 
 
 def by_model(artifacts: Iterable[Manifest]) -> dict[str, list[Score]]:
     """All scores by the id of the model, newest first."""
-    found: dict[str, list[Score]] = {}
+    measured: dict[str, list[Score]] = {}
     for manifest in sorted(artifacts, key=lambda item: -item.at):
-        model = measured(manifest)
+        model = measured_model(manifest)
         if model is not None:
-            found.setdefault(model, []).extend(scores(manifest))
-    return found
+            measured.setdefault(model, []).extend(scores(manifest))
+    return measured
 
 
-RESAMPLES = 2000
-Table = Mapping[str, float]
-
-
-def differences(store: Store, columns: Sequence[Sequence[Score]]) -> dict[str, list[str | None]]:
-    """Row name -> for each model its difference to the first one that was measured alike (None for that one).
-
-    Scores are compared only within one suite, data set, scorer and opponent. Shares are in percent points.
-    """
-    newest = [_newest(found) for found in columns]
-    rows: dict[str, list[str | None]] = {}
-    for kind in dict.fromkeys(kind for found in newest for kind in found):
-        places = [place for place, found in enumerate(newest) if kind in found]
-        first = newest[places[0]][kind]
-        base = values(store.folder(first.ref), first.metric)
-        prompts = _read(store.folder(first.ref)).get("prompts", {})
-        row: list[str | None] = [None] * len(columns)
-        for place in places[1:]:
-            other = newest[place][kind]
-            row[place] = _words(paired(values(store.folder(other.ref), other.metric), base, prompts), first.is_share)
-        if any(row):
-            against = f" against {first.against}" if first.against else ""
-            suite = f" [{first.suite}]" if first.suite else ""
-            rows[f"more than column {places[0] + 1}: {first.label}{against}{suite}"] = row
-    return rows
-
-
-def _newest(found: Sequence[Score]) -> dict[Any, Score]:
-    kinds: dict[Any, Score] = {}
-    for score in found:
-        kinds.setdefault(score.kind, score)
-    return kinds
-
-
-def values(folder: Path, metric: str) -> dict[str, float]:
-    """What each row added to a metric of the evaluation in `folder`; empty where that was not kept."""
-    read = _read(folder)
-    if metric == "reward_accuracy":
-        return {row: win(margin) for row, margin in read.get("margins", {}).items()}
-    ours: Table = read.get("rewards", {})
-    if metric == "mean_reward":
-        return dict(ours)
-    theirs: Table = read.get("against", {})
-    return {row: win(ours[row] - theirs[row]) for row in ours.keys() & theirs.keys()}
-
-
-def _read(folder: Path) -> dict[str, Any]:
-    try:
-        found: dict[str, Any] = json.loads((folder / "scores.json").read_bytes())
-    except (OSError, ValueError):
-        return {}
-    return found
-
-
-def paired(ours: Table, theirs: Table, prompts: Mapping[str, str] | None = None) -> tuple[float, float, float] | None:
-    """Mean of ours - theirs over the rows that both have, with its 95 % percentile interval; None without such rows.
-
-    Rows of one prompt, which `prompts` names by row, are drawn together; a row without one is its own prompt.
-    """
-    import numpy as np
-
-    rows = sorted(ours.keys() & theirs.keys())
-    if not rows:
-        return None
-    found = np.array([ours[row] - theirs[row] for row in rows])
-    asked = [(prompts or {}).get(row, row) for row in rows]
-    places = {prompt: place for place, prompt in enumerate(dict.fromkeys(asked))}
-    groups = np.array([places[prompt] for prompt in asked])
-    sums, counts = np.bincount(groups, found), np.bincount(groups)
-    picks = np.random.Generator(np.random.PCG64(0)).integers(0, len(sums), (RESAMPLES, len(sums)))
-    low, high = np.percentile(sums[picks].sum(1) / counts[picks].sum(1), [2.5, 97.5])
-    return float(found.mean()), float(low), float(high)
-
-
-def _words(found: tuple[float, float, float] | None, share: bool) -> str | None:
-    if found is None:
-        return None
-    mean, low, high = (100 * number for number in found) if share else found
-    digits = 1 if share else 2
-    return f"{mean:+.{digits}f} ({low:+.{digits}f} to {high:+.{digits}f})"
+def scores_of(manifest: Manifest, measured: Mapping[str, Sequence[Score]]) -> Sequence[Score]:
+    """The numbers of an eval artifact, or those of a model among all that were `measured`."""
+    return scores(manifest) or measured.get(manifest.id, ())

@@ -9,15 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from adpa_cli.errors import Corrupt, UsageError
 from adpa_cli.report import text
-from adpa_cli.report.answer_rows import lines_of, parent
-from adpa_cli.report.lineage import source
-from adpa_cli.report.text import printable
+from adpa_cli.report.answer_rows import parent_answers
+from adpa_cli.report.lineage import content_name
 from adpa_cli.signal import AnswerKey, SignalReader, SignalRows, advantage, rms_advantage
 from adpa_cli.signal.rows import label_positions
 from adpa_cli.signal.stored_frames import COLUMNS, column_bytes
+from adpa_cli.stages import making, product_of
 from adpa_cli.store.manifest import Manifest
 from adpa_cli.store.store import Store
 
@@ -39,13 +40,13 @@ class Tokens:
         if raw is None:
             return f"[{token_id}]"
         if token_id in self.special:
-            return printable(raw)
+            return text.printable(raw)
         decoded = self.inner.decode([token_id], skip_special_tokens=False)
         if "\ufffd" in decoded:  # part of a character: only the tokenizer's own spelling tells which
             decoded = raw
         elif raw.startswith("▁") and not decoded.startswith(" "):  # decoders drop the space that begins a text
             decoded = f" {decoded}"
-        return printable(json.dumps(decoded, ensure_ascii=False))
+        return text.printable(json.dumps(decoded, ensure_ascii=False))
 
     def all(self, token_ids: Sequence[int]) -> str:
         """The text of some ids, special tokens included."""
@@ -85,33 +86,38 @@ class Signals:
         self._store, self._manifest = store, manifest
         folder = store.folder(manifest.ref)
         self._reader = SignalReader(folder)
-        self._tokens = load_tokens(folder)
+        self._tokenizer = load_tokens(folder)
 
     def __len__(self) -> int:
         return len(self._reader)
 
     def record(self, place: int) -> dict[str, Any]:
         """One answer, each of its tokens, and the figures of the whole signal."""
-        return {"signal": self._facts(), **self._answer(place), **self._source(place), "tokens": self._each(place)}
+        return {"signal": self._facts(), **self.brief(place), **self._source(place), "tokens": self.records(place)}
 
     def brief(self, place: int) -> dict[str, Any]:
         """One answer: its key, its length, its text and the mean log-prob of its tokens."""
-        return self._answer(place)
+        key, rows = self._at(place)
+        return {
+            "example_id": key.example_id, "part": key.part, "tokens_hash": key.tokens, "answer_tokens": len(rows),
+            "mean_logp": float(rows.label_logps.mean()) if len(rows) else None,
+            "text": self._tokenizer.all(rows.label_ids.tolist()),
+        }  # fmt: skip
 
-    def tsv(self, place: int) -> str:
-        """One line for each token."""
-        return lines_of(self._each(place))
+    def records(self, place: int) -> list[dict[str, Any]]:
+        """Each token of one answer."""
+        return list(_token_records(self._at(place)[1], self._tokenizer))
 
     def lines(self, place: int, width: int) -> list[str]:
         """The figures of the whole signal, then a table of the answer's tokens."""
-        answer, found = self._answer(place), self._source(place)
-        prompt = f"prompt {found['prompt_tokens']:,}, " if "prompt_tokens" in found else ""
+        answer, source = self.brief(place), self._source(place)
+        prompt = f"prompt {source['prompt_tokens']:,}, " if "prompt_tokens" in source else ""
         head = [f"{prompt}answer {answer['answer_tokens']:,} tokens", f"{answer['part']} of {answer['example_id']}"]
-        head += [f"from {found['from']}"] if "from" in found else []
+        head += [f"from {source['from']}"] if "from" in source else []
         return [
             *_head(self._manifest.ref, self._facts(), width),
             *text.wrap(f"row {place + 1:,} of {len(self):,}   ", head, width, "   "),
-            *_table(self._each(place), self._reader.spec.has_reference, width),
+            *_table(self.records(place), self._reader.spec.has_reference, width),
         ]
 
     def _at(self, place: int) -> tuple[AnswerKey, SignalRows]:
@@ -121,17 +127,9 @@ class Signals:
             place -= len(shard)
         raise IndexError(place)
 
-    def _answer(self, place: int) -> dict[str, Any]:
-        key, rows = self._at(place)
-        return {
-            "example_id": key.example_id, "part": key.part, "tokens_hash": key.tokens, "answer_tokens": len(rows),
-            "mean_logp": float(rows.label_logps.mean()) if len(rows) else None,
-            "text": self._tokens.all(rows.label_ids.tolist()),
-        }  # fmt: skip
-
     def _source(self, place: int) -> dict[str, Any]:
         """Where the answer comes from, as far as the store knows."""
-        answers = parent(self._store, self._manifest)
+        answers = parent_answers(self._store, self._manifest)
         if answers is not None:
             at = answers.find(self._at(place)[0].example_id)
             if at is not None:
@@ -140,25 +138,19 @@ class Signals:
         return {"from": self._name(data)} if isinstance(data, str) else {}
 
     def _name(self, content: str) -> str:
-        kind, _, digest = content.rpartition(":")
-        made = self._store.get(digest) if kind == "artifact" else None
-        return made.ref if made else source(self._manifest.sources.get(content, {}), digest)
-
-    def _each(self, place: int) -> list[dict[str, Any]]:
-        return list(_describe(self._at(place)[1], self._tokens))
+        return content_name(content, self._manifest.sources, self._store.get)
 
     def _facts(self) -> dict[str, Any]:
         """The header of the signal and the figures of a sample of it; errors in nats."""
         spec = self._reader.spec
-        size = sum(shard.path.stat().st_size for shard in self._reader.shards)
         places = sample(len(self))
-        rows = [self._at(place)[1] for place in places]
         pair = {"difference_step": spec.difference_step} if spec.has_reference else {}
         return {
             "k": spec.k, "vocabulary": spec.vocab_size, "step": spec.step, "greatest_error": spec.step / 2, **pair,
-            "answers": len(self), "tokens": self._reader.tokens, "bytes": size,
+            "answers": len(self), "tokens": self._reader.tokens,
+            "bytes": sum(shard.path.stat().st_size for shard in self._reader.shards),
             "teachers": {role: self._name(content) for role, content in spec.teachers.items()},
-            "sampled_answers": len(places), **_figures(rows),
+            "sampled_answers": len(places), **_figures([self._at(place)[1] for place in places]),
         }  # fmt: skip
 
 
@@ -168,37 +160,47 @@ def sample(count: int) -> list[int]:
     return [number * count // size for number in range(size)]
 
 
-def _figures(answers: list[SignalRows]) -> dict[str, Any]:
+def _mass(rows: SignalRows) -> NDArray[np.float64]:
+    """[T] mass inside the ids of every token."""
+    mass: NDArray[np.float64] = np.exp(rows.logps.astype(np.float64)).sum(axis=1)
+    return mass
+
+
+def _outside(rows: SignalRows) -> int:
+    """How many taken tokens are none of the ids."""
+    return int(np.count_nonzero(~label_positions(rows)[1]))
+
+
+def _figures(answers: list[SignalRows]) -> dict[str, float | None]:
     """Mass inside the top k per token (mean, 5 % quantile) and the share of taken tokens outside; None without any."""
-    mass = np.concatenate([np.zeros(0), *(np.exp(rows.logps.astype(np.float64)).sum(axis=1) for rows in answers)])
+    mass = np.concatenate([np.zeros(0), *map(_mass, answers)])
     if not mass.size:
         return {"mean_mass": None, "mass_5_percent": None, "taken_outside": None}
-    outside = sum(int(np.count_nonzero(~label_positions(rows)[1])) for rows in answers)
-    low = float(np.quantile(mass, 0.05))
+    low, outside = float(np.quantile(mass, 0.05)), sum(map(_outside, answers))
     return {"mean_mass": float(mass.mean()), "mass_5_percent": low, "taken_outside": outside / mass.size}
 
 
-def _describe(rows: SignalRows, names: Tokens) -> Iterator[dict[str, Any]]:
+def _token_records(rows: SignalRows, names: Tokens) -> Iterator[dict[str, Any]]:
     """One record for each token. The paper's advantage of a taken token outside the top k is 0."""
     column, inside = label_positions(rows)
     scores = None
     if rows.difference is not None:  # an id without mass has no advantage to speak of
         scores = np.where(np.isfinite(rows.logps), advantage(rows), np.float32(np.nan))
     for t, taken in enumerate(rows.label_ids.tolist()):
-        found: dict[str, Any] = {"t": t, "id": taken, "taken": names.one(taken), "in_top_k": bool(inside[t])}
-        found["logp"] = float(rows.label_logps[t])
+        token: dict[str, Any] = {"t": t, "id": taken, "taken": names.one(taken), "in_top_k": bool(inside[t])}
+        token["logp"] = float(rows.label_logps[t])
         if scores is not None and rows.reference_label_logps is not None:
-            found["reference_logp"] = float(rows.reference_label_logps[t])
-            found["advantage"] = _finite(scores[t, column[t]]) if inside[t] else 0.0
-            known = np.flatnonzero(np.isfinite(scores[t]))
+            token["reference_logp"] = float(rows.reference_label_logps[t])
+            token["advantage"] = _finite(scores[t, column[t]]) if inside[t] else 0.0
+            finite = np.flatnonzero(np.isfinite(scores[t]))
             for name, pick in (("best", np.argmax), ("worst", np.argmin)):
-                place = int(known[pick(scores[t, known])]) if known.size else None
+                place = int(finite[pick(scores[t, finite])]) if finite.size else None
                 token_id = None if place is None else int(rows.ids[t, place])
-                found[f"{name}_id"] = token_id
-                found[name] = None if token_id is None else names.one(token_id)
-                found[f"{name}_advantage"] = None if place is None else float(scores[t, place])
-        found["rest"] = float(np.exp(rows.rest_logps[t]))
-        yield found
+                token[f"{name}_id"] = token_id
+                token[name] = None if token_id is None else names.one(token_id)
+                token[f"{name}_advantage"] = None if place is None else float(scores[t, place])
+        token["rest"] = float(np.exp(rows.rest_logps[t]))
+        yield token
 
 
 def _finite(value: Any) -> float | None:
@@ -243,9 +245,9 @@ def _table(records: list[dict[str, Any]], pair: bool, width: int) -> list[str]:
 def _cells(record: dict[str, Any], pair: bool) -> list[str]:
     cells = [str(record["t"]), record["taken"], f"{record['logp']:.2f}"]
     if pair:
-        known = "–" if record["advantage"] is None else f"{record['advantage']:+.2f}"
-        own = known if record["in_top_k"] else "outside"
-        cells += [f"{record['reference_logp']:.2f}", own, _extreme(record, "best"), _extreme(record, "worst")]
+        inside = "–" if record["advantage"] is None else f"{record['advantage']:+.2f}"
+        cells += [f"{record['reference_logp']:.2f}", inside if record["in_top_k"] else "outside"]
+        cells += [_extreme(record, "best"), _extreme(record, "worst")]
     return [*cells, f"{record['rest']:.2f}"]
 
 
@@ -269,83 +271,82 @@ MEASURED = (
 
 def collect(store: Store, manifest: Manifest) -> dict[str, Any]:
     """The figures of a whole signal, every answer read once. Raises UsageError for another artifact, Corrupt."""
-    if manifest.stage != "cache-teacher":
-        raise UsageError(f"{manifest.ref} is no signal", "--fidelity is of cache-teacher artifacts")
+    if product_of(manifest.stage) != "signal":
+        raise UsageError(f"{manifest.ref} is no signal", f"--fidelity is of {', '.join(making('signal'))} artifacts")
     reader = SignalReader(store.folder(manifest.ref))
     spec, counts = reader.spec, np.zeros(len(EDGES) - 1, dtype=np.int64)
-    mass, outside, squares = 0.0, 0, 0.0
+    total, outside, squares = 0.0, 0, 0.0
     for shard in reader.shards:
         for _, rows in shard:
-            inside = np.exp(rows.logps.astype(np.float64)).sum(axis=1)
-            counts += np.histogram(np.clip(inside, 0, 1), EDGES)[0]
-            mass += float(inside.sum())
-            outside += int(np.count_nonzero(~label_positions(rows)[1]))
+            mass = _mass(rows)
+            counts += np.histogram(np.clip(mass, 0, 1), EDGES)[0]
+            total += float(mass.sum())
+            outside += _outside(rows)
             if spec.has_reference:
                 squares += rms_advantage([rows]) ** 2 * len(rows)
     tokens = max(1, reader.tokens)
-    found: dict[str, Any] = {
+    figures: dict[str, Any] = {
         "ref": manifest.ref, "k": spec.k, "vocabulary": spec.vocab_size, "answers": len(reader),
-        "tokens": reader.tokens, "step": spec.step, "mean_mass": mass / tokens, "taken_outside": outside / tokens,
+        "tokens": reader.tokens, "step": spec.step, "mean_mass": total / tokens, "taken_outside": outside / tokens,
         "mass_histogram": [
             {"from": low, "to": high, "tokens": int(count)}
             for low, high, count in zip(EDGES, EDGES[1:], counts, strict=False)
         ],
-        "bytes_per_token": _bytes(reader),
+        "bytes_per_token": _bytes_per_token(reader),
     }  # fmt: skip
     if spec.has_reference:
         rms = (squares / tokens) ** 0.5
         steps = rms / spec.difference_step if spec.difference_step else None
-        found |= {"difference_step": spec.difference_step, "rms_advantage": rms, "rms_advantage_steps": steps}
-    return found
+        figures |= {"difference_step": spec.difference_step, "rms_advantage": rms, "rms_advantage_steps": steps}
+    return figures
 
 
-def _bytes(reader: SignalReader) -> dict[str, float]:
+def _bytes_per_token(reader: SignalReader) -> dict[str, float]:
     """Stored bytes per token by column, and of all of them."""
-    found = dict.fromkeys(COLUMNS, 0.0)
+    sizes = dict.fromkeys(COLUMNS, 0.0)
     for shard in reader.shards:
         for name, size in column_bytes(shard.path).items():
-            found[name] += size / max(1, reader.tokens)
-    return {**found, "all": sum(found.values())}
+            sizes[name] += size / max(1, reader.tokens)
+    return {**sizes, "all": sum(sizes.values())}
 
 
-def screen(found: dict[str, Any], width: int) -> str:
+def screen(figures: dict[str, Any], width: int) -> str:
     """The figures for a terminal of `width` columns."""
-    lines = text.wrap(
-        f"{found['ref']}   ",
-        [f"top {found['k']} of {found['vocabulary']:,}", f"{found['answers']:,} answers, {found['tokens']:,} tokens"],
-        width, " · ",
-    )  # fmt: skip
-    lines.append(f"mass in top {found['k']}   mean {found['mean_mass']:.4f}")
-    most = max(1, *(entry["tokens"] for entry in found["mass_histogram"]))
-    for entry in found["mass_histogram"]:
-        share = entry["tokens"] / max(1, found["tokens"])
+    k, answers, tokens = (figures[name] for name in ("k", "answers", "tokens"))
+    head = [f"top {k} of {figures['vocabulary']:,}", f"{answers:,} answers, {tokens:,} tokens"]
+    lines = text.wrap(f"{figures['ref']}   ", head, width, " · ")
+    lines.append(f"mass in top {k}   mean {figures['mean_mass']:.4f}")
+    most = max(1, *(entry["tokens"] for entry in figures["mass_histogram"]))
+    for entry in figures["mass_histogram"]:
+        share = entry["tokens"] / max(1, tokens)
         bar = "#" * round(BAR * entry["tokens"] / most)
         lines.append(f"  {entry['from']:5.3f} to {entry['to']:5.3f}  {100 * share:5.1f} %  {bar}")
-    lines.append(f"taken token outside the ids: {100 * found['taken_outside']:.2f} %")
-    if "rms_advantage" in found:
-        steps = found["rms_advantage_steps"]
-        told = "stored exactly" if steps is None else f"{steps:.3g} steps of the stored difference"
-        lines.append(f"RMS of the advantage {found['rms_advantage']:.3g} nat, {told}")
-    costs = [f"{name} {size:.1f}" for name, size in found["bytes_per_token"].items() if name != "all" and size]
-    lines += text.wrap("bytes per token   ", [f"{found['bytes_per_token']['all']:.1f}:", *costs], width, "  ")
-    if "measured" in found:
-        lines += _measured(found["measured"])
+    lines.append(f"taken token outside the ids: {100 * figures['taken_outside']:.2f} %")
+    if "rms_advantage" in figures:
+        steps = figures["rms_advantage_steps"]
+        stored = "stored exactly" if steps is None else f"{steps:.3g} steps of the stored difference"
+        lines.append(f"RMS of the advantage {figures['rms_advantage']:.3g} nat, {stored}")
+    sizes = figures["bytes_per_token"]
+    costs = [f"{name} {size:.1f}" for name, size in sizes.items() if name != "all" and size]
+    lines += text.wrap("bytes per token   ", [f"{sizes['all']:.1f}:", *costs], width, "  ")
+    if "measured" in figures:
+        lines += _measured(figures["measured"])
     return "\n".join(text.cut(line.rstrip(), width) for line in lines) + "\n"
 
 
-def _measured(found: dict[str, Any]) -> list[str]:
-    lines = [
-        f"against the teacher, {found['answers']} answers, {found['tokens']:,} tokens; student: {found['student']}"
-    ]
-    for name, words, form in MEASURED:
-        if found.get(name) is not None:
-            lines.append(f"  {form.format(found[name]):>12}  {words}")
-    return lines
+def _measured(distances: dict[str, Any]) -> list[str]:
+    """How far the signal is from its teacher."""
+    size = f"{distances['answers']} answers, {distances['tokens']:,} tokens"
+    return [
+        f"against the teacher, {size}; student: {distances['student']}",
+        *(f"  {form.format(distances[name]):>12}  {words}" for name, words, form in MEASURED
+          if distances.get(name) is not None),
+    ]  # fmt: skip
 
 
-def tsv(found: dict[str, Any]) -> str:
+def tsv(figures: dict[str, Any]) -> str:
     """The figures as uncut lines of name and value."""
-    flat = {key: value for key, value in found.items() if key != "mass_histogram"}
-    rows = [(key, "" if value is None else str(value)) for key, value in text.flat(flat).items()]
-    rows += [(f"mass.{e['from']:g}-{e['to']:g}", str(e["tokens"])) for e in found["mass_histogram"]]
+    flat = text.flat({key: value for key, value in figures.items() if key != "mass_histogram"})
+    rows = [(key, "" if value is None else str(value)) for key, value in flat.items()]
+    rows += [(f"mass.{e['from']:g}-{e['to']:g}", str(e["tokens"])) for e in figures["mass_histogram"]]
     return text.tsv(rows)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import json
 import math
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
@@ -62,13 +64,10 @@ def number(value: Any) -> str:
 
 def flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested objects as one level with dotted names; lists stay values."""
-    found: dict[str, Any] = {}
+    level: dict[str, Any] = {}
     for key, item in value.items():
-        if isinstance(item, Mapping):
-            found.update(flat(item, f"{prefix}{key}."))
-        else:
-            found[f"{prefix}{key}"] = item
-    return found
+        level |= flat(item, f"{prefix}{key}.") if isinstance(item, Mapping) else {f"{prefix}{key}": item}
+    return level
 
 
 def brief(value: Any) -> str:
@@ -135,6 +134,19 @@ def tsv(rows: Iterable[Sequence[Any]]) -> str:
     return "".join("\t".join(" ".join(str(value).split()) for value in row) + "\n" for row in rows)
 
 
+def records_tsv(records: Sequence[Mapping[str, Any]]) -> str:
+    """Flat records as tab-separated lines under a header; nested values as JSON, None as nothing."""
+    names = list(dict.fromkeys(name for record in records for name in record))
+    return tsv([names, *([cell(record.get(name)) for name in names] for record in records)])
+
+
+def cell(value: Any) -> str:
+    """A value in a tab-separated line."""
+    if value is None or isinstance(value, str):
+        return value or ""
+    return json.dumps(value, ensure_ascii=False)
+
+
 def wrap(label: str, items: Sequence[str], width: int, gap: str = "  ") -> list[str]:
     """`label` and items side by side in lines no longer than `width`, continued under the first item."""
     lines = [pad(label, 10)]
@@ -151,21 +163,17 @@ def wrap(label: str, items: Sequence[str], width: int, gap: str = "  ") -> list[
 def sparkline(values: Sequence[float | None], width: int = 14) -> str:
     """A curve in one line: means of up to `width` equal parts; a part without finite values is blank."""
     count = min(width, len(values))
-    parts = [values[len(values) * i // count : len(values) * (i + 1) // count] for i in range(count)]
-    means = [mean(part) for part in parts]
-    known = [value for value in means if value is not None]
-    if not known:
-        return " " * count
-    low, span = min(known), max(known) - min(known)
-    if span == 0:
-        return "".join(" " if value is None else BLOCKS[3] for value in means)
-    return "".join(" " if value is None else BLOCKS[round((value - low) / span * 7)] for value in means)
+    means = [mean(values[len(values) * i // count : len(values) * (i + 1) // count]) for i in range(count)]
+    finite = [value for value in means if value is not None]
+    low = min(finite, default=0.0)
+    span = max(finite, default=0.0) - low
+    return "".join(" " if m is None else BLOCKS[round((m - low) / span * 7) if span else 3] for m in means)
 
 
 def mean(values: Sequence[float | None]) -> float | None:
     """The mean of the finite values, or None without any."""
-    known = [value for value in values if value is not None and math.isfinite(value)]
-    return sum(known) / len(known) if known else None
+    finite = [value for value in values if value is not None and math.isfinite(value)]
+    return sum(finite) / len(finite) if finite else None
 
 
 def for_encoding(text: str, encoding: str | None) -> str:
@@ -181,8 +189,7 @@ def beside(left: Sequence[str], right: Sequence[str], width: int, gap: int = 3) 
     """Two blocks side by side where both fit `width` uncut, else one below the other, cut."""
     column = max(map(width_of, left), default=0) + gap
     if left and right and column + max(map(width_of, right)) <= width:
-        count = max(len(left), len(right))
-        pairs = zip([*left, *[""] * (count - len(left))], [*right, *[""] * (count - len(right))], strict=True)
+        pairs = itertools.zip_longest(left, right, fillvalue="")
         return [(pad(one, column) + other).rstrip() for one, other in pairs]
     return [cut(line, width) for line in (*left, *right)]
 
