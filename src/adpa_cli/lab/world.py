@@ -108,6 +108,9 @@ TASKS = {
 }  # fmt: skip
 
 
+TASK_NAMES, MODES = tuple(TASKS), tuple(FRAMES)
+
+
 @dataclass(frozen=True)
 class Question:
     """What a prompt asks, without its wording."""
@@ -137,8 +140,8 @@ def pick(rng: Random, choices: Sequence[T]) -> T:
 
 def draw(rng: Random) -> Question:
     """A random question: every task and mode equally likely."""
-    name = pick(rng, tuple(TASKS))
-    task, mode = TASKS[name], pick(rng, tuple(FRAMES))
+    name = pick(rng, TASK_NAMES)
+    task, mode = TASKS[name], pick(rng, MODES)
     least = 1 if task.longest == 3 else 2
     length = least + int(rng.random() * (task.longest - least + 1))
     items = tuple(pick(rng, task.source) for _ in range(length))
@@ -305,7 +308,7 @@ def write(rng: Random, question: Question, noise: Noise) -> str:
     payload = list(question.gold)
     if rng.random() < noise.wrong:
         payload = _spoil(rng, payload, TASKS[question.task].target)
-    mode = pick(rng, tuple(FRAMES)) if rng.random() < noise.mode else question.mode
+    mode = pick(rng, MODES) if rng.random() < noise.mode else question.mode
     parts = [_framed(mode, payload)]
     if rng.random() < noise.filler:
         parts.insert(0, pick(rng, FILLERS))
