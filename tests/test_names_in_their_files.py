@@ -20,7 +20,10 @@ OTHER_MEANINGS = {
     "start-logps": "the input of a training that holds what its start model gave",
     "accuracy": "a number that is measured, by its name in metrics",
     "tiny": "the built-in family",
+    "adpa": "the program",
 }
+IN_DATA = ("data/sources.py", "eval")
+"""A word that other people's data sets have for the rows that are held out."""
 
 
 def names() -> dict[str, set[str]]:
@@ -53,5 +56,6 @@ def test_no_name_stands_outside_its_own_file() -> None:
         if not path.relative_to(PACKAGE).as_posix().startswith(OWN)
         for literal in literals(path)
         if literal in known and literal not in OTHER_MEANINGS
+        if (path.relative_to(PACKAGE).as_posix(), literal) != IN_DATA
     ]
     assert foreign == []

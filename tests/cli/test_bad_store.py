@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from adpa_cli.cli.console.screens import Screen
+from adpa_cli.cli.console.progress import Screen
 from adpa_cli.stages import Node
 from adpa_cli.store.store import Store
 from support.cli_samples import Cli

@@ -12,9 +12,11 @@ import pytest
 
 from adpa_cli.cli.console import make
 from adpa_cli.cli.console import streams as ask
-from adpa_cli.cli.console.screens import Look, look, plan_text, plan_tsv
+from adpa_cli.cli.console.plan_screen import plan_text, plan_tsv
 from adpa_cli.errors import AdpaError
-from adpa_cli.estimate.survey import Cost, Estimate
+from adpa_cli.estimate import survey as surveys
+from adpa_cli.estimate.cost import Cost
+from adpa_cli.estimate.survey import Survey, survey
 from adpa_cli.hub import External
 from adpa_cli.machine import Machine
 from adpa_cli.planning.distill_builder import Distill, plan_distill
@@ -23,6 +25,7 @@ from adpa_cli.planning.settings import Given
 from adpa_cli.report.text import width_of
 from adpa_cli.sizes import Disk, Memory
 from adpa_cli.spec import Runtime
+from adpa_cli.stages import every
 from adpa_cli.store.store import Store
 from support.cli_samples import Cli, Pipeline, write_rows
 
@@ -30,35 +33,35 @@ MACHINE = Machine("cpu", "cpu", "here", memory=24 * 10**9, host_memory=24 * 10**
 
 
 @pytest.fixture(scope="module")
-def seen(tmp_path_factory: pytest.TempPathFactory) -> Look:
+def seen(tmp_path_factory: pytest.TempPathFactory) -> Survey:
     store = Store(tmp_path_factory.mktemp("nothing") / "adpa-store")
-    return look(plan_distill(Names(store), Given(), Distill("adpa+", "tiny")), store, Runtime())
+    return survey(plan_distill(Names(store), Given(), Distill("adpa+", "tiny")), store, Runtime())
 
 
 @pytest.fixture
-def with_hub(seen: Look) -> Look:
+def with_hub(seen: Survey) -> Survey:
     """The same whose stages also read two hub models, and one whose cost nobody can tell."""
-    first = seen.estimate.costs[0]
+    first = seen.costs[0]
     facts = {"name": "allenai/Llama-3.1-Tulu-3-8B-SFT", "commit": "f2a0" * 10}
     label, size = "allenai/Llama-3.1-Tulu-3-8B-SFT@f2a0", 16_100_000_000
     hub = [External(f"model:{n:064x}", label, ("x",), facts, size, n * size) for n in (0, 1)]
     node = replace(first.node, inputs={**first.node.inputs, "aligned": hub[0], "reference": hub[1]})
-    costs = (replace(first, node=node), *seen.estimate.costs[1:-1], Cost(seen.estimate.costs[-1].node))
-    return replace(seen, estimate=replace(seen.estimate, costs=costs, externals=tuple(hub)))
+    costs = (replace(first, node=node), *seen.costs[1:-1], Cost(seen.costs[-1].node))
+    return replace(seen, costs=costs)
 
 
 @pytest.mark.parametrize("width", range(40, 201, 8))
-def test_no_line_of_a_plan_is_longer_than_the_terminal(seen: Look, with_hub: Look, width: int) -> None:
+def test_no_line_of_a_plan_is_longer_than_the_terminal(seen: Survey, with_hub: Survey, width: int) -> None:
     for one in (seen, with_hub):
-        lines = one.text(width).splitlines()
+        lines = plan_text(one, width).splitlines()
         assert max(map(width_of, lines)) <= width
         whole = " ".join(" ".join(lines).split())
         assert "Every stage can be interrupted and repeated." in whole
-        assert all(cost.node.label in whole for cost in one.estimate.costs), "ids are whole at any width"
+        assert all(cost.node.label in whole for cost in one.costs), "ids are whole at any width"
 
 
-def test_what_the_screen_says(with_hub: Look) -> None:
-    lines = with_hub.text(200).splitlines()
+def test_what_the_screen_says(with_hub: Survey) -> None:
+    lines = plan_text(with_hub, 200).splitlines()
     assert lines[0].startswith("store ")
     assert "(0 artifacts) · student tiny · teacher allenai/Llama-3.1-Tulu-3-8B-SFT@f2a0 · " in lines[0]
     assert lines[0].endswith("template tiny, ends <|end|>")
@@ -71,16 +74,19 @@ def test_what_the_screen_says(with_hub: Look) -> None:
     assert lines[-2].endswith("· about ?")
 
 
-def test_models_are_called_by_their_alias(seen: Look) -> None:
-    assert "student tiny · teacher tiny-teacher · " in seen.text(200)
+def test_models_are_called_by_their_alias(seen: Survey) -> None:
+    assert "student tiny · teacher tiny-teacher · " in plan_text(seen, 200)
 
 
 def test_the_foot_of_a_plan_on_a_card() -> None:
-    node: Any = SimpleNamespace(role="r", what="w", label="sft/0", inputs={}, stage="sft", spec=None, flat_inputs=tuple)
+    node: Any = SimpleNamespace(
+        role="r", what="w", label="sft/0", inputs={}, declared=every()["sft"], spec=None, flat_inputs=tuple
+    )
     cost = Cost(node, None, Disk(8_200_000_000, 6_800_000_000), Memory(21_400_000_000), 15_840.0)
     card = replace(MACHINE, kind="cuda", name="RTX 4090")
     plan: Any = SimpleNamespace(template=("x", "</s>"), notes=("mind the gap",))
-    text = plan_text(plan, Estimate((cost,), card, (), "guessed from the model sizes"), Store(Path("/x")), 160)
+    store = Store(Path("/x"))
+    text = plan_text(Survey(plan, store, Runtime(), card, (cost,), "guessed from the model sizes"), 160)
     assert text.splitlines()[-3:] == [
         "mind the gap",
         "download 0 B · keeps 8.2 GB · peak +15.0 GB (free 812 GB) · RTX 4090's memory 21.4 GB of 24.0 GB · "
@@ -89,11 +95,11 @@ def test_the_foot_of_a_plan_on_a_card() -> None:
     ]
 
 
-def test_a_pipe_gets_bytes_and_seconds_uncut(with_hub: Look) -> None:
-    rows = [line.split("\t") for line in plan_tsv(with_hub.estimate).splitlines()]
+def test_a_pipe_gets_bytes_and_seconds_uncut(with_hub: Survey) -> None:
+    rows = [line.split("\t") for line in plan_tsv(with_hub).splitlines()]
     assert {len(row) for row in rows} == {7}
     assert rows[-1][5:] == ["?", "?"]
-    assert rows[0][5:] == [str(with_hub.estimate.costs[0].disk.keeps), f"{with_hub.estimate.costs[0].seconds:.0f}"]  # type: ignore[union-attr]
+    assert rows[0][5:] == [str(with_hub.costs[0].disk.keeps), f"{with_hub.costs[0].seconds:.0f}"]  # type: ignore[union-attr]
 
 
 def test_a_program_gets_one_object(cli: Cli) -> None:
@@ -126,7 +132,8 @@ def test_a_dry_run_and_a_build_stop_with_all_problems(
 
 
 def test_nothing_is_looked_at_for_what_is_found(pipeline: Pipeline, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(make, "look", None)
+    monkeypatch.setattr(surveys, "cost_of", None)
+    monkeypatch.setattr(surveys, "plain_checks", None)
     ran = cli(*pipeline.words)
     assert "found, nothing to do" in ran.err
 
@@ -136,7 +143,7 @@ def test_nothing_is_looked_at_for_what_is_found(pipeline: Pipeline, cli: Cli, mo
     [(True, False, False, True), (False, False, False, False), (True, True, False, False), (True, False, True, False)],
 )
 def test_only_a_large_plan_that_can_begin_is_asked_about(
-    seen: Look, monkeypatch: pytest.MonkeyPatch, large: bool, yes: bool, problem: bool, asked: bool
+    seen: Survey, monkeypatch: pytest.MonkeyPatch, large: bool, yes: bool, problem: bool, asked: bool
 ) -> None:
     questions: list[tuple[str, bool]] = []
 
@@ -145,8 +152,8 @@ def test_only_a_large_plan_that_can_begin_is_asked_about(
         return False
 
     monkeypatch.setattr(make, "confirm", refuse)
-    slow = tuple(replace(cost, seconds=3600.0 if large else 1.0) for cost in seen.estimate.costs)
-    one = replace(seen, estimate=replace(seen.estimate, costs=slow), problems=(AdpaError("x"),) if problem else ())
+    slow = tuple(replace(cost, seconds=3600.0 if large else 1.0) for cost in seen.costs)
+    one = replace(seen, costs=slow, problems=(AdpaError("x"),) if problem else ())
     if asked:
         with pytest.raises(AdpaError, match="nothing was started") as refused:
             make.ask_if_large(one, yes)
@@ -157,7 +164,7 @@ def test_only_a_large_plan_that_can_begin_is_asked_about(
     assert questions == ([("Go on?", True)] if asked else [])
 
 
-def test_without_a_terminal_a_large_plan_goes_ahead(seen: Look, monkeypatch: pytest.MonkeyPatch) -> None:
-    slow = tuple(replace(cost, seconds=3600.0) for cost in seen.estimate.costs)
+def test_without_a_terminal_a_large_plan_goes_ahead(seen: Survey, monkeypatch: pytest.MonkeyPatch) -> None:
+    slow = tuple(replace(cost, seconds=3600.0) for cost in seen.costs)
     assert not ask.can_ask()
-    make.ask_if_large(replace(seen, estimate=replace(seen.estimate, costs=slow)), False)
+    make.ask_if_large(replace(seen, costs=slow), False)

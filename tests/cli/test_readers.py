@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from adpa_cli import methods
 from adpa_cli.lab import world
+from adpa_cli.stages import every
 from adpa_cli.store.store import Store
 from support.cli_samples import Cli, Pipeline, write_rows
 
@@ -73,14 +75,12 @@ def test_a_row_is_asked_of_one_artifact_that_has_rows(pipeline: Pipeline, cli: C
 def test_unfinished_work_is_listed_with_the_command_that_goes_on(
     pipeline: Pipeline, cli: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from adpa_cli.stages import training as train
-
     def broken(*_: object) -> None:
         raise RuntimeError("a bug")
 
     words = ["sft", "--model", "tiny", "--max-steps", "1", "--limit", "8", "--seed", "3"]
     with monkeypatch.context() as patch:
-        patch.setattr(train, "compute", broken)
+        patch.setitem(every(), "sft", replace(every()["sft"], compute=broken))
         with pytest.raises(RuntimeError, match="a bug"):
             cli(*words)
     record = json.loads(cli("show", "--json").out)

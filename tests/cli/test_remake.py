@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import tomllib
 from dataclasses import replace
@@ -63,7 +64,7 @@ def test_what_is_made_on_the_way_is_in_the_plan_of_its_recipe(pipeline: Pipeline
 
 
 def test_the_best_model_comes_out_again_in_an_empty_store(pipeline: Pipeline, cli: Cli) -> None:
-    best = pipeline.made("distill dckd")
+    best = pipeline.made("distill adpa")
     cli("tag", "best", best)
     name = recipe(cli, "best")
     assert cli("run", name).ref == best
@@ -168,11 +169,38 @@ def test_recipe_is_of_one_artifact(pipeline: Pipeline, cli: Cli) -> None:
     assert "--recipe is of one artifact" in cli.refused(2, "show", *both, "--recipe")
 
 
-@pytest.mark.parametrize("stage", ["sft", "distill"])
-def test_json_holds_the_same(pipeline: Pipeline, cli: Cli, stage: str) -> None:
-    import json
+@pytest.mark.parametrize("role", ["student", "distill adpa"])
+def test_json_holds_the_same(pipeline: Pipeline, cli: Cli, role: str) -> None:
+    """What is made on the way to a student was asked for by the command of that student."""
+    ref, student = pipeline.made(role), pipeline.made("distill adpa")
+    recipe = json.loads(cli("show", ref, "--recipe", "--json").out)
+    assert (recipe["makes"], recipe["command"]) == (ref, "distill")
+    assert recipe["way"] == ("" if ref == student else student)
+    assert (recipe["values"]["sft.limit"], recipe["values"]["limit"]) == (64, 40)
 
-    ref = pipeline.made("student" if stage == "sft" else "distill adpa")
-    found = json.loads(cli("show", ref, "--recipe", "--json").out)
-    assert (found["makes"], found["command"]) == (ref, stage)
-    assert found["values"]["limit"] == (64 if stage == "sft" else 40)
+
+def test_an_artifact_without_a_recorded_request_answers_with_its_command(pipeline: Pipeline, cli: Cli) -> None:
+    """As one of an earlier version; a command that is none any more is told as it was."""
+    ref = pipeline.made("distill adpa")
+    path = pipeline.store / ref / "manifest.json"
+    manifest = json.loads(path.read_text())
+    del manifest["made"]["request"]
+    path.write_text(json.dumps(manifest))
+    assert cli("run", recipe(cli, ref)).ref == ref
+    manifest["made"]["command"] = "adpa distill --method adpa+ --student tiny --loudly"
+    path.write_text(json.dumps(manifest))
+    said = cli.refused(3, "show", ref, "--recipe")
+    assert f"no command of this adpa makes {ref} again" in said
+    assert "it was made by: adpa distill --method adpa+ --student tiny --loudly" in said
+
+
+def test_an_id_becomes_the_alias_that_gives_the_same(cli: Cli) -> None:
+    """And what came through a pipe, or was named by a tag that has moved, is what it was then."""
+    start = cli("sft", "--model", "tiny", "--smoke").ref
+    other = cli("sft", "--model", "tiny", "--smoke", "--seed", 1).ref
+    cli("tag", "mine", other)
+    words = ("distill", "--method", "sft", "--smoke", "--no-eval", "--student")
+    refs = [cli(*words, "-", stdin=start).ref, cli(*words, "mine").ref]
+    cli("tag", "mine", start)
+    students = [tomllib.loads(cli("show", ref, "--recipe").out)["student"] for ref in refs]
+    assert students == ["tiny", other]

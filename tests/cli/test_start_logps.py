@@ -19,6 +19,8 @@ from support.cli_samples import Cli, Pipeline, Ran
 
 STEPS = ("--max-steps", "2", "--no-eval")
 
+RESULTS = ("distill", "eval")
+
 
 @pytest.fixture
 def words(pipeline: Pipeline) -> list[str]:
@@ -140,11 +142,13 @@ def test_what_was_made_from_them_stays_whole_without_them(pipeline: Pipeline, cl
     assert cli("verify", made.ref).rows == [[made.ref, "whole"]]
 
     store = Store.find(pipeline.store)
-    assert {item.ref: item.why for item in gc.survey(store, gc.Keep(())).kept}[made.ref] == "made in the last 14 days"
-    gone = gc.survey(store, gc.Keep((), days=0)).removed
+    assert {item.ref: item.why for item in gc.survey(store, gc.Keep(RESULTS)).kept}[
+        made.ref
+    ] == "made in the last 14 days"
+    gone = gc.survey(store, gc.Keep(RESULTS, days=0)).removed
     assert made.ref in {item.ref for item in gone}
     assert ref not in {item.ref for item in gone}
-    gc.collect(store, gc.survey(store, gc.Keep((), days=0)), gc.Keep((), days=0), "adpa gc")
+    gc.collect(store, gc.survey(store, gc.Keep(RESULTS, days=0)), gc.Keep(RESULTS, days=0), "adpa gc")
     assert "start-logps" not in json.dumps(json.loads(cli("show", ref, "--json").out)["made_from"])
     assert "found, nothing to do" in cli(*words, "--method", "dpo").err
     assert store.get(scored) is None, "nothing is built for what is there"
@@ -159,8 +163,7 @@ def test_their_recipe_is_that_of_a_training_which_reads_them(
 ) -> None:
     (of_teacher,) = of_stage(pipeline.store, "start-logps")
     text = cli("show", of_teacher.ref, "--recipe").out
-    assert text.startswith(f"# makes {of_teacher.ref}, on the way to {pipeline.made('aligned teacher')}: ")
-    assert 'command = "dpo-teacher"' in text
+    assert text.startswith(f"# makes {of_teacher.ref}, on the way to {pipeline.made('distill adpa')}: ")
     ref = cli(*words, "--method", "dpo", "--set", "start-logps.block_tokens=64").ref
     (made,) = (one for one in of_stage(pipeline.store, "start-logps") if one != of_teacher)
     Path("again.toml").write_text(cli("show", made.ref, "--recipe").out)

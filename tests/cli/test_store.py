@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from adpa_cli.cli.console.screens import Screen
+from adpa_cli.cli.console.progress import Screen
 from adpa_cli.store.store import Store
 from support.cli_samples import Cli, Pipeline
 from support.store_samples import place, recipe

@@ -5,19 +5,21 @@ from __future__ import annotations
 import json
 import os
 import pty
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from adpa_cli.cli.console import screens as screen
-from adpa_cli.stages import rollout
+from adpa_cli.cli.console import progress as screen
+from adpa_cli.stages import every
 from support.cli_samples import Cli, Pipeline
 
 
 def test_a_maker_writes_one_line_whatever_libraries_print(
     pipeline: Pipeline, cli: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    rollout = every()["rollout"]
     compute = rollout.compute
 
     def noisy(*arguments: Any) -> None:
@@ -27,7 +29,7 @@ def test_a_maker_writes_one_line_whatever_libraries_print(
         os.system("echo the echo of a child")
         compute(*arguments)
 
-    monkeypatch.setattr(rollout, "compute", noisy)
+    monkeypatch.setitem(every(), "rollout", replace(rollout, compute=noisy))
     ran = cli("rollout", "--student", pipeline.made("student"), "--data", pipeline.data, "--limit", "2")
     assert (pipeline.store / ran.ref / "manifest.json").exists()
     assert ran.ref.startswith("rollout/")

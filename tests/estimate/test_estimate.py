@@ -17,10 +17,12 @@ import pytest
 from adpa_cli.engine import costs as disk
 from adpa_cli.engine import costs as memory
 from adpa_cli.estimate import speed as times
-from adpa_cli.estimate import survey as estimates
+from adpa_cli.estimate import survey as surveys
+from adpa_cli.estimate.cost import Cost, cost_of
 from adpa_cli.estimate.preflight import fit_problems
 from adpa_cli.estimate.row_lengths import ruler_for
-from adpa_cli.estimate.survey import Clock, Cost, Estimate, cost_of, estimate
+from adpa_cli.estimate.speed import Clock
+from adpa_cli.estimate.survey import Survey, survey
 from adpa_cli.hub import External
 from adpa_cli.lab import BASES, END, TEMPLATE
 from adpa_cli.machine import Machine, available_memory, limit_of
@@ -30,9 +32,9 @@ from adpa_cli.planning.planner import Plan
 from adpa_cli.planning.requests import plan_sft
 from adpa_cli.planning.resolve_inputs import Names
 from adpa_cli.planning.settings import Given
-from adpa_cli.sizes import CUDA, PYTHON, Disk, Memory, ModelSize, Row, Where
-from adpa_cli.spec import Runtime
-from adpa_cli.stages import Node
+from adpa_cli.sizes import CUDA, PYTHON, Disk, Memory, ModelSize, Row, Where, forward_flops
+from adpa_cli.spec import Runtime, TrainSpec
+from adpa_cli.stages import Load, Node, every, training
 from adpa_cli.store.store import Store
 from support.cli_samples import Cli, Pipeline, write_rows
 from support.tiny_models import tiny_tokenizer
@@ -227,17 +229,20 @@ def test_generating_holds_keys_and_values_of_the_rows_that_are_answered_at_once(
 
 def test_operations_of_a_forward_pass() -> None:
     body = 1000 - 40 * 10
-    assert times.forward_flops(SMALL, Row(3, 2)) == 5 * (2 * body + 4 * 2 * 10 * 5) + 2 * 400 * 2
+    assert forward_flops(SMALL, Row(3, 2)) == 5 * (2 * body + 4 * 2 * 10 * 5) + 2 * 400 * 2
     rows = {"chosen": [Row(3, 2)], "rejected": [Row(3, 2)]}
-    once = 2 * times.forward_flops(SMALL, Row(3, 2))
-    assert times.training_flops(SMALL, rows, 2.5) == 7.5 * once
+    once = 2 * forward_flops(SMALL, Row(3, 2))
+    assert memory.training_flops(SMALL, rows, 2.5) == 7.5 * once
 
 
 def test_passes_over_the_rows() -> None:
-    spec = SimpleNamespace(epochs=3.0, batch_size=4, max_steps=None, params={})
-    assert times.passes(spec, 10) == 3.0
-    spec.max_steps = 5
-    assert times.passes(spec, 10) == 2.0
+    rows = {"chosen": [Row(3, 2)] * 10}
+    load = Load(rows, (SMALL,), Runtime(), Where())
+    once = 3 * 10 * forward_flops(SMALL, Row(3, 2))
+    params: dict[str, Any] = {}
+    spec = TrainSpec("sft", 1, params, "", "", epochs=3.0, batch_size=4, select="last")
+    for given, passes in ((spec, 3.0), (replace(spec, max_steps=5), 2.0)):
+        assert training.flops(Node("sft", given, {}, "r", "w"), load) == passes * once
 
 
 def test_a_product_is_measured_once_a_store(tmp_path: Path) -> None:
@@ -257,15 +262,15 @@ def test_what_this_machine_did_comes_before_a_guess(pipeline: Pipeline, cli: Cli
     plan = plan_sft(Names(store), Given(own={"max_steps": 3}, limit=64), "tiny", ())
     about = store.artifacts()[0].made
     same = replace(MACHINE, host=about["host"], name=about["device"])
-    assert estimate(plan, store, Runtime(), same).basis == times.GUESSED, "a stage of a second tells no speed"
+    assert survey(plan, store, Runtime(), same).basis == times.GUESSED, "a stage of a second tells no speed"
     for n, path in enumerate(sorted(store.root.glob("*/*/manifest.json"))):
         record = json.loads(path.read_text())
         record["made"]["seconds"] = 11.0 + n
         path.write_text(json.dumps(record))
-    known, other = estimate(plan, store, Runtime(), same), estimate(plan, store, Runtime(), MACHINE)
+    known, other = survey(plan, store, Runtime(), same), survey(plan, store, Runtime(), MACHINE)
     assert (known.basis, other.basis) == (times.DID, times.GUESSED)
-    past = [m for m in store.artifacts() if times.KINDS[m.stage] == "training"][:3]
-    speeds = sorted(times._flops_of(m, store, 0.5) / (m.made["seconds"] - 1) for m in past)
+    past = [m for m in store.artifacts() if every()[m.stage].kind == "training"][:3]
+    speeds = sorted(times._flops_of(m, every()[m.stage], store, 0.5) / (m.made["seconds"] - 1) for m in past)
     assert times.past_speed(store, "training", same, store.artifacts(), 0.5) == pytest.approx(speeds[1])
 
 
@@ -320,18 +325,27 @@ def test_a_container_may_have_less_than_the_machine(tmp_path: Path) -> None:
 # What does not fit, and what is asked about.
 
 
-def plan_of(store: Store, runtime: Runtime, machine: Machine, method: str = "dckd") -> tuple[Plan, Estimate]:
+def survey_of(store: Store, runtime: Runtime, machine: Machine, method: str = "dckd") -> Survey:
     plan = plan_distill(Names(store), Given(limit=40), Distill(method, "tiny", evaluate=False))
-    return plan, estimate(plan, store, runtime, machine)
+    return survey(plan, store, runtime, machine)
+
+
+def survey_with(store: Store, machine: Machine, *costs: Cost) -> Survey:
+    plan: Any = None
+    return Survey(plan, store, Runtime(), machine, costs)
+
+
+def node_with(*inputs: External) -> Any:
+    """What of a node its survey reads."""
+    return SimpleNamespace(role="r", label="l", stage="sft", flat_inputs=lambda: [("model", item) for item in inputs])
 
 
 def test_a_plan_that_does_not_fit_says_all_that_would(tmp_path: Path) -> None:
     store, runtime = Store(tmp_path / "s"), Runtime()
-    _, found = plan_of(store, runtime, MACHINE)
-    assert fit_problems(found, store, runtime) == []
+    assert survey_of(store, runtime, MACHINE).problems == ()
     poor = replace(MACHINE, disk=10**6, memory=10**6)
-    _, found = plan_of(store, runtime, poor)
-    said = fit_problems(found, store, runtime)
+    found = survey_of(store, runtime, poor)
+    said = found.problems
     assert "the disk of" in said[0].message
     assert "1.0 MB free" in said[0].message
     assert "--store DIR" in said[0].hint
@@ -343,17 +357,15 @@ def test_a_plan_that_does_not_fit_says_all_that_would(tmp_path: Path) -> None:
 def test_the_hint_is_the_largest_half_that_fits(tmp_path: Path) -> None:
     store = Store(tmp_path / "s")
     runtime = Runtime(tokens_per_device=8192)
-    _, found = plan_of(store, runtime, MACHINE)
+    found = survey_of(store, runtime, MACHINE)
     cost = max(found.building, key=lambda c: c.memory.device if c.memory and c.trained else 0)
     room = cost.memory.device - 10**6 if cost.memory else 0
     tight = replace(MACHINE, memory=room)
-    said = fit_problems(plan_of(store, runtime, tight)[1], store, runtime)
+    said = survey_of(store, runtime, tight).problems
     error = next(e for e in said if cost.node.label in e.message)
     assert error.hint.startswith("--tokens-per-device ")
     smaller = replace(runtime, tokens_per_device=int(error.hint.split()[-1]))
-    assert not [
-        e for e in fit_problems(plan_of(store, smaller, tight)[1], store, smaller) if cost.node.label in e.message
-    ]
+    assert not [e for e in survey_of(store, smaller, tight).problems if cost.node.label in e.message]
 
 
 def test_what_saves_memory_is_told_in_the_order_of_what_it_costs(tmp_path: Path) -> None:
@@ -362,8 +374,7 @@ def test_what_saves_memory_is_told_in_the_order_of_what_it_costs(tmp_path: Path)
     (node,) = plan.targets
 
     def hint(room: int, runtime: Runtime) -> str:
-        found = estimate(plan, store, runtime, replace(MACHINE, memory=room))
-        return next((error.hint for error in fit_problems(found, store, runtime)), "")
+        return next((error.hint for error in survey(plan, store, runtime, replace(MACHINE, memory=room)).problems), "")
 
     def needs(runtime: Runtime, weights: str = "float32") -> int:
         small: Any = replace(node, spec=replace(node.spec, weights=weights))
@@ -371,7 +382,7 @@ def test_what_saves_memory_is_told_in_the_order_of_what_it_costs(tmp_path: Path)
         assert found
         return found.device
 
-    least = Runtime(tokens_per_device=memory.DRAWN_TOGETHER // 2**7)  # of which no half is worth telling
+    least = Runtime(tokens_per_device=memory.DRAW_TOKENS // 2**7)  # of which no half is worth telling
     again = replace(least, recompute=True)
     assert hint(needs(least), least) == ""
     assert hint(needs(least) - 1, least) == "--runtime recompute=true"
@@ -383,23 +394,23 @@ def test_what_saves_memory_is_told_in_the_order_of_what_it_costs(tmp_path: Path)
 
 def test_downloads_count_on_the_disk_they_go_to(tmp_path: Path) -> None:
     item = External("model:0", "m", ("x",), {}, size=5000, download=5000)
-    node: Any = SimpleNamespace(role="sft", label="sft/0", stage="sft")
-    cost = Cost(node, None, Disk(1000, 500), Memory(1), 1.0)
+    cost = Cost(node_with(item), None, Disk(1000, 500), Memory(1), 1.0)
     store = Store(tmp_path)
     for machine, count in (
         (replace(MACHINE, disk=6000), 1), (replace(MACHINE, disk=6500), 0),
         (replace(MACHINE, disk=1500, cache=5000), 0), (replace(MACHINE, disk=1400, cache=4000), 2),
     ):  # fmt: skip
-        assert len(fit_problems(Estimate((cost,), machine, (item,)), store, Runtime())) == count
+        found = survey_with(store, machine, cost)
+        assert len(fit_problems(found.building, machine, found.download, store)) == count
 
 
 def test_the_fullest_moment_is_the_one_with_most_kept_and_at_work() -> None:
-    node: Any = SimpleNamespace(role="r", label="l")
+    node = node_with()
     costs = [Cost(node, None, Disk(keeps, extra), Memory(need), 10.0)
              for keeps, extra, need in ((10, 100, 7), (20, 60, 9), (40, 45, 8))]  # fmt: skip
-    found = Estimate(tuple(costs), MACHINE)
+    found = survey_with(Store(Path("s")), MACHINE, *costs)
     assert (found.keeps, found.peak, found.memory, found.seconds) == (70, 115, 9, 30.0)
-    unknown = Estimate((*costs, Cost(node)), MACHINE)
+    unknown = survey_with(Store(Path("s")), MACHINE, *costs, Cost(node))
     assert (unknown.keeps, unknown.peak, unknown.memory, unknown.seconds) == (None, None, None, None)
 
 
@@ -411,10 +422,9 @@ def test_the_fullest_moment_is_the_one_with_most_kept_and_at_work() -> None:
     ],
 )  # fmt: skip
 def test_large_is_10_gb_half_an_hour_or_a_billion_parameters(cost: dict[str, Any], download: int, large: bool) -> None:
-    node: Any = SimpleNamespace(role="r", label="l")
     item = External("model:0", "m", ("x",), {}, download, download)
     whole = {"disk": Disk(0), "seconds": 0.0, **cost}
-    assert Estimate((Cost(node, None, **whole),), MACHINE, (item,)).large is large
+    assert survey_with(Store(Path("s")), MACHINE, Cost(node_with(item), None, **whole)).is_large is large
 
 
 def test_a_plan_that_is_found_is_not_looked_into(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -425,9 +435,9 @@ def test_a_plan_that_is_found_is_not_looked_into(pipeline: Pipeline, monkeypatch
 
     base = names.builtin_model("student")
     node = Node("sft", make(TrainSpec, made.spec), {"model": base, "data": names.data(("tiny-sft",))}, "student", "w")
-    monkeypatch.setattr(estimates, "cost_of", None)
-    found = estimate(Plan((node,), (TEMPLATE, END)), store, Runtime(), MACHINE)
-    assert (found.building, found.keeps, found.seconds, found.large) == ((), 0, 0, False)
+    monkeypatch.setattr(surveys, "cost_of", None)
+    found = survey(Plan((node,), (TEMPLATE, END)), store, Runtime(), MACHINE)
+    assert (found.building, found.keeps, found.seconds, found.is_large) == ((), 0, 0, False)
 
 
 # Against what stages then took.
@@ -448,7 +458,7 @@ def test_the_disk_of_the_tiny_pipeline(pipeline: Pipeline, cli: Cli, monkeypatch
         assert manifest is not None
         cost = cost_of(node, store, Runtime(), MACHINE, clock)
         assert cost.disk is not None
-        if times.KINDS[node.stage] == "training":
+        if node.declared.kind == "training":
             assert cost.disk.keeps == pytest.approx(manifest.size, rel=0.1), node.label
         if node.stage == "cache-teacher":  # how well a signal packs depends on the teacher
             assert cost.disk.keeps == pytest.approx(manifest.size, rel=0.25), node.label
@@ -534,7 +544,7 @@ def test_disk_and_memory_of_a_training(which: str, tmp_path: Path, monkeypatch: 
         given = Given({"max_steps": 3, "batch_size": 4, "max_length": 512, "dtype": FLOAT32})
     store = Store.find(tmp_path / "s", create=True)
     plan = plan_sft(Names(store), given, model, data)
-    found = estimate(plan, store, Runtime(), MACHINE)
+    found = survey(plan, store, Runtime(), MACHINE)
     assert found.keeps
     assert found.peak
     before = sum(path.stat().st_size for path in store.root.rglob("*") if path.is_file())
