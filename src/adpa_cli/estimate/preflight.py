@@ -149,9 +149,9 @@ def _data(
     """Read one side of a data set whole; how much of it is used, and what was said while reading."""
 
     read = dialogues_of if kind == "dialogues" else pairs_of
-    found = read(where, split, limit, skip_bad_rows)
-    used = f"{len(found.items):,} {kind}" + (f" (limit {limit:,})" if limit == len(found.items) else "")
-    return [" · ".join([f"data {name}, {split}: {used}", *found.notes])]
+    loaded = read(where, split, limit, skip_bad_rows)
+    used = f"{len(loaded.items):,} {kind}" + (f" (limit {limit:,})" if limit == len(loaded.items) else "")
+    return [" · ".join([f"data {name}, {split}: {used}", *loaded.notes])]
 
 
 def _selects(data: External, kind: str, spec: TrainSpec) -> Sequence[str]:

@@ -100,9 +100,9 @@ def _mean_prompt(made: Artifact, store: Store) -> float:
     try:
         data = Names(store).data_of(made.manifest.sources[content], content)
         folder = store.folder(made.label if below is None else below.ref)
-        found = pair_rows(data.where, str(spec["split"]), spec["limit"], bool(spec.get("skip_bad_rows")), folder,
+        rows = pair_rows(data.where, str(spec["split"]), spec["limit"], bool(spec.get("skip_bad_rows")), folder,
                           (str(spec["template"]), str(spec["end"])))["chosen"]  # fmt: skip
-        return sum(row.prompt for row in found) / len(found)
+        return sum(row.prompt for row in rows) / len(rows)
     except (AdpaError, OSError, KeyError):
         return float(made.manifest.metrics["mean_tokens"])
 

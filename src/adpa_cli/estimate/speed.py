@@ -39,16 +39,16 @@ def past_speed(store: Store, kind: str, machine: Machine, made: list[Manifest], 
 
     A manifest tells its answer tokens; `share` of all its tokens they are taken to be, as in the plan.
     """
-    found = []
+    speeds = []
     for manifest in made:
         stage = stages.every().get(manifest.stage)
         if stage and stage.kind == kind and machine.made(manifest.made) and _worked(manifest) >= TELLING_SECONDS:
             flops = _flops_of(manifest, stage, store, share)
             if flops:
-                found.append(flops / _worked(manifest))
-        if len(found) == RECENT:
+                speeds.append(flops / _worked(manifest))
+        if len(speeds) == RECENT:
             break
-    return statistics.median(found) if found else None
+    return statistics.median(speeds) if speeds else None
 
 
 def _worked(manifest: Manifest) -> float:
@@ -66,8 +66,8 @@ def _flops_of(manifest: Manifest, stage: Stage, store: Store, share: float) -> f
             return 0.0  # most of its work was not training
         rows = int(metrics["examples"])
         steps = whole_steps(rows, spec["epochs"], spec["batch_size"], spec["max_steps"])
-        seen = float(min(steps * spec["batch_size"] / rows, spec["epochs"]))
-        return 6 * float(metrics["parameters"]) * tokens * seen
+        passes = float(min(steps * spec["batch_size"] / rows, spec["epochs"]))
+        return 6 * float(metrics["parameters"]) * tokens * passes
     total = 0.0
     for role in SPEED_ROLES:
         content = manifest.inputs.get(role)
@@ -77,15 +77,15 @@ def _flops_of(manifest: Manifest, stage: Stage, store: Store, share: float) -> f
 
 
 def _parameters(content: str, store: Store) -> float:
-    found: Input | None = None
+    model: Input | None = None
     if content.startswith("artifact:"):
         manifest = store.get(content)
-        found = Artifact(manifest) if manifest else None
+        model = Artifact(manifest) if manifest else None
     else:
         folder = store.hash_cache.locate(content.removeprefix("model:"))
-        found = External(content, folder.name, (str(folder),)) if folder else None
+        model = External(content, folder.name, (str(folder),)) if folder else None
     try:
-        return 0.0 if found is None else float(model_size(found, store).parameters)
+        return 0.0 if model is None else float(model_size(model, store).parameters)
     except AdpaError:
         return 0.0
 
@@ -94,15 +94,15 @@ def product_speed(store: Store, machine: Machine) -> float:
     """Operations a second of a float32 product on this machine, measured once a store and remembered there."""
     path = store.root / REMEMBERED
     key = f"{machine.host} {machine.name} {os.environ.get('OMP_NUM_THREADS', '')}".strip()
-    known: dict[str, float] = {}
+    remembered: dict[str, float] = {}
     with contextlib.suppress(OSError, ValueError):
-        known = dict(json.loads(path.read_bytes()))
+        remembered = dict(json.loads(path.read_bytes()))
     with contextlib.suppress(KeyError, TypeError, ValueError):
-        return float(known[key])
+        return float(remembered[key])
     speed = _product_on_card() if machine.kind == "cuda" else _product_here()
     if store.root.exists():
         with contextlib.suppress(OSError):
-            write_atomic(Path(path), json.dumps({**known, key: speed}).encode())
+            write_atomic(Path(path), json.dumps({**remembered, key: speed}).encode())
     return speed
 
 

@@ -65,8 +65,8 @@ class Survey:
     @property
     def keeps(self) -> int | None:
         """Bytes that stay in the store; None when a stage cannot tell."""
-        known = [cost.disk.keeps for cost in self.building if cost.disk is not None]
-        return sum(known) if len(known) == len(self.building) else None
+        sizes = [cost.disk.keeps for cost in self.building if cost.disk is not None]
+        return sum(sizes) if len(sizes) == len(self.building) else None
 
     @property
     def peak(self) -> int | None:
@@ -76,14 +76,14 @@ class Survey:
     @property
     def memory(self) -> int | None:
         """Bytes that the device must hold at most; None when a stage cannot tell."""
-        known = [cost.memory.device for cost in self.building if cost.memory is not None]
-        return max(known, default=0) if len(known) == len(self.building) else None
+        sizes = [cost.memory.device for cost in self.building if cost.memory is not None]
+        return max(sizes, default=0) if len(sizes) == len(self.building) else None
 
     @property
     def seconds(self) -> float | None:
         """Of all stages together; None when one cannot tell."""
-        known = [cost.seconds for cost in self.building if cost.seconds is not None]
-        return sum(known) if len(known) == len(self.building) else None
+        seconds = [cost.seconds for cost in self.building if cost.seconds is not None]
+        return sum(seconds) if len(seconds) == len(self.building) else None
 
     @property
     def is_large(self) -> bool:
@@ -94,9 +94,9 @@ class Survey:
 
     def of(self, plan: Plan) -> Survey:
         """The same for a plan that is a part of this one, whose problems were raised with the whole."""
-        known = {cost.node.recipe.id: cost for cost in self.costs}
-        costs = tuple(known.get(node.recipe.id) or Cost(node) for node in plan.nodes(self.store))
-        return replace(self, plan=plan, costs=costs, problems=(), remarks=(), is_checked=True)
+        costs = {cost.node.recipe.id: cost for cost in self.costs}
+        own = tuple(costs.get(node.recipe.id) or Cost(node) for node in plan.nodes(self.store))
+        return replace(self, plan=plan, costs=own, problems=(), remarks=(), is_checked=True)
 
 
 def survey(plan: Plan, store: Store, runtime: Runtime, machine: Machine | None = None) -> Survey:
@@ -119,24 +119,24 @@ def survey(plan: Plan, store: Store, runtime: Runtime, machine: Machine | None =
         else Cost(node, existing[node.recipe.id])
         for node in nodes
     )
-    seen = Survey(plan, store, runtime, machine, costs, clock.basis)
+    surveyed = Survey(plan, store, runtime, machine, costs, clock.basis)
     problems, remarks = run_checks(plain_checks([node for node in missing if is_here(node)], store))
-    return replace(seen, problems=(*fit_problems(seen.building, machine, seen.download, store), *problems),
-                   remarks=tuple(remarks))  # fmt: skip
+    problems = [*fit_problems(surveyed.building, machine, surveyed.download, store), *problems]
+    return replace(surveyed, problems=tuple(problems), remarks=tuple(remarks))
 
 
-def check(seen: Survey, note: Callable[[str], None]) -> None:
+def check(survey: Survey, note: Callable[[str], None]) -> None:
     """Fetch the data of the stages to be built, and check the rest of what can be known before any work.
 
     `note` hears remarks. Raises one error with all problems.
     """
-    if seen.is_checked:
+    if survey.is_checked:
         return
-    missing = [cost.node for cost in seen.building]
-    hub.fetch(hub_files(missing, "dataset"), seen.store.hash_cache, note)  # the checks read every row
+    missing = [cost.node for cost in survey.building]
+    hub.fetch(hub_files(missing, "dataset"), survey.store.hash_cache, note)  # the checks read every row
     late = [node for node in missing if not is_here(node)]
-    known = {error.message for error in seen.problems}
-    problems, remarks = run_checks((*plain_checks(late, seen.store), *deep_checks(missing, seen.store)))
-    for text in dict.fromkeys((*seen.remarks, *remarks)):
+    reported = {error.message for error in survey.problems}
+    problems, remarks = run_checks((*plain_checks(late, survey.store), *deep_checks(missing, survey.store)))
+    for text in dict.fromkeys((*survey.remarks, *remarks)):
         note(text)
-    refuse([*seen.problems, *(error for error in problems if error.message not in known)])
+    refuse([*survey.problems, *(error for error in problems if error.message not in reported)])

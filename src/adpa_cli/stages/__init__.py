@@ -15,12 +15,13 @@ import functools
 import importlib
 import json
 import pkgutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, TypeVar
 
+from adpa_cli.engine.costs import scoring_in_turn
 from adpa_cli.errors import AdpaError, Stopped
 from adpa_cli.hub import External, Located
 from adpa_cli.sizes import Disk, Memory, ModelSize, Row, Rows, Where, forward_flops
@@ -28,6 +29,7 @@ from adpa_cli.spec import Runtime, hashed
 from adpa_cli.store.identity import Recipe
 from adpa_cli.store.manifest import Manifest
 
+T = TypeVar("T")
 Kind = Literal["training", "scoring", "generating"]
 """What the time of a stage depends on."""
 Product = Literal["model", "reward model", "signal", "answers", "rewards", "start log-probs", "scores"]
@@ -73,6 +75,11 @@ def read_once_flops(node: Node, load: Load) -> float:
     return sum(forward_flops(model, row) for model in load.models for row in load.flat)
 
 
+def scoring_memory(node: Node, load: Load) -> Memory:
+    """Of a stage that reads blocks of given answers with one model after the other."""
+    return scoring_in_turn(load.models, load.rows, node.spec.dtype, node.spec.block_tokens, 1, load.where)
+
+
 @dataclass(frozen=True)
 class Stage:
     """All that the rest asks of a stage.
@@ -93,7 +100,7 @@ class Stage:
     finish: Callable[[Job], dict[str, Any]]
     rows: Callable[[Node, Lengths], Rows]
     disk: Callable[[Node, Load], Disk]
-    memory: Callable[[Node, Load], Memory]
+    memory: Callable[[Node, Load], Memory] = scoring_memory
     flops: Callable[[Node, Load], float] = read_once_flops
     next_commands: Callable[[str], list[str]] = lambda name: []
     """What one does with its artifact, of that name."""
@@ -200,6 +207,19 @@ def stop_if_asked(monitor: Monitor, done: int, of: int) -> None:
         raise Stopped(signal, f"stopped by {by} after block {done} of {of}; finished blocks are kept")
 
 
+def with_progress(items: Sequence[T], monitor: Monitor, done: int = 0, of: int = 0) -> Iterator[T]:
+    """The items one by one: progress is shown after each, `done` of `of` before the first, and a signal stops between.
+
+    Raises Stopped.
+    """
+    of = of or done + len(items)
+    for n, item in enumerate(items, done + 1):
+        yield item
+        monitor.progress(n, of, {})
+        if n < done + len(items):
+            stop_if_asked(monitor, n, of)
+
+
 @dataclass(frozen=True)
 class Artifact:
     """A complete artifact of the store, used exactly as it is."""
@@ -282,16 +302,16 @@ Made = Artifact | Node
 
 def in_order(targets: tuple[Node, ...], have: Callable[[Node], bool]) -> list[Node]:
     """The targets and the stages they rest on, each once, inputs before what uses them; none beneath one we `have`."""
-    found: dict[str, Node] = {}
+    nodes: dict[str, Node] = {}
 
     def visit(node: Node) -> None:
-        if node.recipe.id in found:
+        if node.recipe.id in nodes:
             return
         for _, item in node.reads() if not have(node) else ():
             if isinstance(item, Node):
                 visit(item)
-        found[node.recipe.id] = node
+        nodes[node.recipe.id] = node
 
     for target in targets:
         visit(target)
-    return list(found.values())
+    return list(nodes.values())

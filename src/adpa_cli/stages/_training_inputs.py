@@ -48,11 +48,11 @@ def gather(job: Job, spec: TrainSpec, method: Method, params: Any, encoder: Any,
     source = job.one("data")
     if every()[job.stage].reads == "dialogues":
         loaded = dialogues_of(source.where, "train", spec.limit, spec.skip_bad_rows)
-        found, cut = ex.dialogue_examples(loaded.items, encoder, spec.max_length, source.label)
-        said = ex.cut_words(cut, len(found), "dialogues", spec.max_length)
+        dialogues, cut = ex.dialogue_examples(loaded.items, encoder, spec.max_length, source.label)
+        said = ex.cut_words(cut, len(dialogues), "dialogues", spec.max_length)
         for text in said:
             monitor.note(text)
-        return Data(found, _no_signal, (*loaded.notes, *said))
+        return Data(dialogues, _no_signal, (*loaded.notes, *said))
     pairs = pairs_of(source.where, "train", spec.limit, spec.skip_bad_rows)
     wanted = method.needs_for(params)
     needs = [need for need in wanted if not need.online]
@@ -103,15 +103,15 @@ def _rollouts(job: Job, need: Need, end_id: int) -> list[Any]:
     from adpa_cli.engine.layout import examples as ex
 
     source = job.one("rollouts")
-    found = ex.rollout_answers(ex.read_rollouts(source.path))
+    answers = ex.rollout_answers(ex.read_rollouts(source.path))
     ids = ModelFolder.of(job.one("model").path).vocabulary
-    most = max((max(answer.answer) for answer in found), default=0)
+    most = max((max(answer.answer) for answer in answers), default=0)
     if most >= ids:
         raise DataError(
             f"the rollouts {source.label} have the id {most}; the student has {ids}",
             "take answers of a teacher with the student's vocabulary, or --states student",
         )
-    return found if need.signal else [answer for answer in found if answer.answer != (end_id,)]
+    return answers if need.signal else [answer for answer in answers if answer.answer != (end_id,)]
 
 
 def _no_signal(example_id: str, part: str) -> SignalRows:
@@ -122,8 +122,8 @@ def _start_of(job: Job, keys: Mapping[tuple[str, str], AnswerKey]) -> dict[tuple
     """Log-probs [T] of some answers under the start model."""
     if not keys:
         return {}
-    known = StartLogps(job.one("start-logps"))
-    return {name: known.of(key) for name, key in keys.items()}
+    table = StartLogps(job.one("start-logps"))
+    return {name: table.of(key) for name, key in keys.items()}
 
 
 def _signals(job: Job, keys: Mapping[tuple[str, str], AnswerKey], method: Method) -> Any:

@@ -20,7 +20,7 @@ from adpa_cli.engine.costs import scoring_in_turn, signal_bytes_per_token, signa
 from adpa_cli.hub.model_folder import ModelFolder
 from adpa_cli.sizes import Disk, Memory, Rows, fitted
 from adpa_cli.spec import Dtype, make
-from adpa_cli.stages import Job, Lengths, Load, Monitor, Node, Stage, stop_if_asked
+from adpa_cli.stages import Job, Lengths, Load, Monitor, Node, Stage, with_progress
 
 if TYPE_CHECKING:
     from adpa_cli.signal import AnswerKey, SignalRows, SignalSpec
@@ -99,26 +99,26 @@ class Facts:
 
     def metrics(self, signal: SignalSpec) -> dict[str, Any]:
         """Means per token; the size of the advantage against the step it is stored with, and a warning when coarse."""
-        found: dict[str, Any] = {
+        metrics: dict[str, Any] = {
             "answers": self.answers, "tokens": self.tokens, "k": signal.k, "mean_mass": self.mass / self.tokens,
             "taken_outside": self.outside / self.tokens, "step": signal.step, "say": [],
         }  # fmt: skip
         if signal.draws:
-            found |= {"draws": signal.draws, "say": [f"{signal.draws} draws per token, at most {signal.k} ids"]}
+            metrics |= {"draws": signal.draws, "say": [f"{signal.draws} draws per token, at most {signal.k} ids"]}
         if not self.pair:
-            return found
-        rms = found["rms_advantage"] = (self.squares / self.tokens) ** 0.5
+            return metrics
+        rms = metrics["rms_advantage"] = (self.squares / self.tokens) ** 0.5
         said = f"RMS of the advantage {rms:.3g} nat"
         if signal.difference_step:
-            steps = found["rms_advantage_steps"] = rms / signal.difference_step
+            steps = metrics["rms_advantage_steps"] = rms / signal.difference_step
             said += f", {steps:.3g} steps of the stored difference"
             if steps < FEWEST_STEPS:
-                found["watch"] = [
+                metrics["watch"] = [
                     f"the advantage is only {steps:.2g} steps of the stored difference: rounding is felt; "
                     f"--pair-precision {signal.difference_step / 8:g}"
                 ]
-        found["say"].append(said)
-        return found
+        metrics["say"].append(said)
+        return metrics
 
 
 def fitting(signal: SignalSpec, paths: Sequence[Path], target: float) -> tuple[SignalSpec, dict[str, Any]]:
@@ -195,7 +195,7 @@ MOST_SHARED = 7 / 8
 
 
 @dataclass(frozen=True)
-class Plan:
+class Blocks:
     """The blocks of a capture; with `shared` the answers to one prompt follow one another in a block."""
 
     blocks: list[Any]
@@ -223,7 +223,7 @@ def compute(job: Job, monitor: Monitor, rank: int = 0, processes: int = 1) -> No
 
 
 def _pass(
-    job: Job, spec: CaptureSpec, role: str, plan: Plan, monitor: Monitor, done: int, of: int, shards: Sequence[range]
+    job: Job, spec: CaptureSpec, role: str, plan: Blocks, monitor: Monitor, done: int, of: int, shards: Sequence[range]
 ) -> None:
     """One teacher over the blocks of a plan, and those of the `shards` whose last block is among them."""
     from adpa_cli.engine.capture import ALL_KNOWN, Known
@@ -236,13 +236,13 @@ def _pass(
         return
     teacher = job.one(role)
     model = load_checked(teacher.path, device=device())
-    known = ALL_KNOWN if spec.student_vocab is None else Known(spec.student_vocab)
+    student_ids = ALL_KNOWN if spec.student_vocab is None else Known(spec.student_vocab)
     share = plan.shared and can_share(model, spec.max_length)
     write_json(job.folder / f"_prompts-{role}.json", share)
-    settings: dict[str, Any] = {"teacher": teacher.label, "known": known, "dtype": spec.dtype, "share": share}
+    settings: dict[str, Any] = {"teacher": teacher.label, "known": student_ids, "dtype": spec.dtype, "share": share}
     lasts = {shard[-1]: number for number, shard in enumerate(shards)}
     with block_files.background_writer() as writer:
-        for n, block in enumerate(plan.blocks, 1):
+        for block in with_progress(plan.blocks, monitor, done, of):
             longest = max(len(item.prompt) + len(item.answer) for item in block.items)
             with block_that_fits(job.stage, len(block.items), longest):
                 rows = _rows(job, spec, role, block, model, plan.shared and not share, settings)
@@ -251,9 +251,6 @@ def _pass(
                 number = lasts[block.index]
                 paths = [_path(job, role, index) for index in shards[number]]
                 writer.do(_encode, job, spec, number, paths)
-            monitor.progress(done + n, of, {})
-            if n < len(plan.blocks):
-                stop_if_asked(monitor, done + n, of)
 
 
 def _rows(
@@ -291,7 +288,7 @@ def _support(spec: CaptureSpec, items: Sequence[Any]) -> Any:
     return SampledSupport(spec.samples, keys)
 
 
-def recompute(job: Job, plan: Plan, indices: Sequence[int], monitor: Monitor) -> dict[tuple[str, str], Any]:
+def recompute(job: Job, plan: Blocks, indices: Sequence[int], monitor: Monitor) -> dict[tuple[str, str], Any]:
     """What the teachers say of the answers in some blocks, by (example id, part), each block whole and in its shape."""
     from adpa_cli.signal import load_block
 
@@ -346,9 +343,9 @@ def finish(job: Job) -> dict[str, Any]:
         packed = zstandard.ZstdCompressor(level=19).compress(tokenizer.read_bytes())
         (job.folder / "tokenizer.json.zst").write_bytes(packed)
     size = sum(path.stat().st_size for path in job.folder.glob("signal-*.adpa"))
-    found = facts.metrics(signal)
-    found["say"] += chosen.pop("say", [])
-    return {**found, **chosen, **_sharing(job), "bytes_per_token": size / facts.tokens}
+    metrics = facts.metrics(signal)
+    metrics["say"] += chosen.pop("say", [])
+    return {**metrics, **chosen, **_sharing(job), "bytes_per_token": size / facts.tokens}
 
 
 def signal_of(job: Job, spec: CaptureSpec, rows: Any) -> Any:
@@ -390,7 +387,7 @@ def answers_of(job: Job, spec: CaptureSpec) -> list[Any]:
     return [a for part in spec.parts for a in ex.answers_for(spec, job.one("data"), "train", part, folder)]
 
 
-def plan_of(job: Job, spec: CaptureSpec) -> Plan:
+def plan_of(job: Job, spec: CaptureSpec) -> Blocks:
     """The answers in blocks: of single rows, or of the answers to one prompt where the sizes make that worth it."""
     from adpa_cli.engine.layout.micro_batches import Block, cut_blocks
 
@@ -399,7 +396,7 @@ def plan_of(job: Job, spec: CaptureSpec) -> Plan:
     groups = _by_prompt(answers) if spec.prompts == "auto" else []
     shared = bool(groups) and sum(map(_length, groups)) <= MOST_SHARED * sum(_length([a]) for a in answers)
     blocks = cut(groups if shared else [[answer] for answer in answers], _length)
-    return Plan([Block(b.index, tuple(answer for group in b.items for answer in group)) for b in blocks], shared)
+    return Blocks([Block(b.index, tuple(answer for group in b.items for answer in group)) for b in blocks], shared)
 
 
 def _by_prompt(answers: Sequence[Any]) -> list[list[Any]]:

@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any
 from adpa_cli import suites
 from adpa_cli.data.examples import win
 from adpa_cli.disk import write_json
-from adpa_cli.engine.costs import scores_disk, scoring_in_turn
+from adpa_cli.engine.costs import scores_disk
 from adpa_cli.errors import AdpaError
 from adpa_cli.hub.externals import pairs_of
-from adpa_cli.sizes import Disk, Memory, Rows, fitted
+from adpa_cli.sizes import Disk, Rows, fitted
 from adpa_cli.spec import make
-from adpa_cli.stages import Job, Lengths, Load, Monitor, Node, Stage, stop_if_asked
+from adpa_cli.stages import Job, Lengths, Load, Monitor, Node, Stage, with_progress
 from adpa_cli.suites import EvalSpec
 
 if TYPE_CHECKING:
@@ -38,13 +38,10 @@ def compute(job: Job, monitor: Monitor, rank: int = 0, processes: int = 1) -> No
         parts["rewards"] = lambda: _rewards(job, spec, "rollouts")
     if "against" in job.inputs:
         parts["against"] = lambda: _rewards(job, spec, "against")
-    for n, (name, measure) in enumerate(parts.items()):
+    for name, measure in with_progress(list(parts.items()), monitor):
         path = job.folder / f"_{name}.json"
         if not path.exists():
             write_json(path, measure())
-        monitor.progress(n + 1, len(parts), {})
-        if n + 1 < len(parts):
-            stop_if_asked(monitor, n + 1, len(parts))
 
 
 def finish(job: Job) -> dict[str, Any]:
@@ -133,13 +130,8 @@ def disk(node: Node, load: Load) -> Disk:
     return scores_disk(load.count, 1 + ("rollouts" in node.inputs) + ("against" in node.inputs))
 
 
-def memory(node: Node, load: Load) -> Memory:
-    """Of the model, then of those that it is judged by, over blocks of answers."""
-    return scoring_in_turn(load.models, load.rows, node.spec.dtype, node.spec.block_tokens, 1, load.where)
-
-
 EVAL = Stage(
-    "eval", 9, 1, EvalSpec, "scoring", "scores", compute, finish, rows, disk, memory, split=lambda spec: "test",
+    "eval", 9, 1, EvalSpec, "scoring", "scores", compute, finish, rows, disk, split=lambda spec: "test",
     one_process=True, follows=("max_length",), is_result=True,
 )  # fmt: skip
 STAGES = (EVAL,)

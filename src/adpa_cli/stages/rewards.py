@@ -9,10 +9,10 @@ from typing import Any
 
 from adpa_cli.data.examples import win
 from adpa_cli.disk import write_json
-from adpa_cli.engine.costs import scores_disk, scoring_in_turn
-from adpa_cli.sizes import Disk, Memory, Rows, fitted
+from adpa_cli.engine.costs import scores_disk
+from adpa_cli.sizes import Disk, Rows, fitted
 from adpa_cli.spec import Dtype, make
-from adpa_cli.stages import Job, Lengths, Load, Monitor, Node, Stage, stop_if_asked
+from adpa_cli.stages import Job, Lengths, Load, Monitor, Node, Stage, with_progress
 
 PARTS = ("chosen", "rejected")
 TABLE = "rewards.json"
@@ -39,7 +39,7 @@ def compute(job: Job, monitor: Monitor, rank: int = 0, processes: int = 1) -> No
 
     spec = make(RewardsSpec, job.spec)
     pairs = pairs_of(job.one("data").where, "train", spec.limit, spec.skip_bad_rows).items
-    for n, part in enumerate(PARTS, 1):
+    for part in with_progress(PARTS, monitor):
         path = job.folder / f"_{part}.json"
         if not path.exists():
             dialogues = [(pair.prompt, getattr(pair, part)) for pair in pairs]
@@ -47,18 +47,15 @@ def compute(job: Job, monitor: Monitor, rank: int = 0, processes: int = 1) -> No
                 job.one("reward_model"), dialogues, spec, spec.block_tokens, f"--set {job.stage}.block_tokens="
             )
             write_json(path, {pair.id: value for pair, value in zip(pairs, values, strict=True)})
-        monitor.progress(n, len(PARTS), {})
-        if n < len(PARTS):
-            stop_if_asked(monitor, n, len(PARTS))
 
 
 def finish(job: Job) -> dict[str, Any]:
     """One table, and how the rewards lie: a scale for β to be judged by."""
     import numpy as np
 
-    found = {part: json.loads((job.folder / f"_{part}.json").read_text(encoding="utf-8")) for part in PARTS}
-    write_json(job.folder / TABLE, found)
-    margins = np.array([found["chosen"][pair] - found["rejected"][pair] for pair in found["chosen"]])
+    rewards = {part: json.loads((job.folder / f"_{part}.json").read_text(encoding="utf-8")) for part in PARTS}
+    write_json(job.folder / TABLE, rewards)
+    margins = np.array([rewards["chosen"][pair] - rewards["rejected"][pair] for pair in rewards["chosen"]])
     return {
         "pairs": len(margins), "accuracy": float(np.mean([win(margin) for margin in margins])),
         "margin": float(margins.mean()), "margin_rms": float(np.sqrt(np.mean(margins**2))),
@@ -81,13 +78,8 @@ def disk(node: Node, load: Load) -> Disk:
     return scores_disk(load.count, len(load.rows))
 
 
-def memory(node: Node, load: Load) -> Memory:
-    """Of one model over blocks of answers."""
-    return scoring_in_turn(load.models, load.rows, node.spec.dtype, node.spec.block_tokens, 1, load.where)
-
-
 REWARDS = Stage(
-    "rewards", 6, 1, RewardsSpec, "scoring", "rewards", compute, finish, rows, disk, memory, one_process=True,
+    "rewards", 6, 1, RewardsSpec, "scoring", "rewards", compute, finish, rows, disk, one_process=True,
     follows=("limit", "max_length"),
 )  # fmt: skip
 STAGES = (REWARDS,)

@@ -103,11 +103,11 @@ def _asked(job: Job, spec: RolloutSpec) -> dict[str, Any]:
     from adpa_cli.engine.layout.examples import rollout_id
     from adpa_cli.hub.externals import pairs_of
 
-    pairs = pairs_of(job.one("data").where, spec.split, spec.limit, spec.skip_bad_rows)
-    found: dict[str, Any] = {}
-    for pair in pairs.items:
-        found.setdefault(rollout_id(pair), pair)
-    return found
+    loaded = pairs_of(job.one("data").where, spec.split, spec.limit, spec.skip_bad_rows)
+    pairs: dict[str, Any] = {}
+    for pair in loaded.items:
+        pairs.setdefault(rollout_id(pair), pair)
+    return pairs
 
 
 def _blocks(job: Job, spec: RolloutSpec, tokenizer: Any) -> tuple[Any, Any]:

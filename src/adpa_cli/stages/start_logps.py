@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adpa_cli.disk import write_atomic
-from adpa_cli.engine.costs import scoring_in_turn, start_logps_disk
+from adpa_cli.engine.costs import start_logps_disk
 from adpa_cli.errors import AdpaError, Corrupt, DataError
 from adpa_cli.hub import Located
-from adpa_cli.sizes import Disk, Memory, Rows, fitted
+from adpa_cli.sizes import Disk, Rows, fitted
 from adpa_cli.spec import Dtype, make
-from adpa_cli.stages import Job, Lengths, Load, Monitor, Node, Stage, stop_if_asked
+from adpa_cli.stages import Job, Lengths, Load, Monitor, Node, Stage, with_progress
 
 if TYPE_CHECKING:
     import numpy as np
@@ -66,14 +66,10 @@ def compute(job: Job, monitor: Monitor, rank: int = 0, processes: int = 1) -> No
         return
     model = load_checked(job.one("model").path, device=device())
     student = Student(model, spec.dtype)
-    done = len(own) - len(todo)
-    for n, block in enumerate(todo, 1):
-        found = _scored(job, spec, student, block.items, device())
-        _check(found, job.one("model").label, job.hints["training"])
-        _write(_path(job, block.index), [(keys[key], logps) for key, logps in found.items()])
-        monitor.progress(done + n, len(own), {})
-        if n < len(todo):
-            stop_if_asked(monitor, done + n, len(own))
+    for block in with_progress(todo, monitor, len(own) - len(todo)):
+        scored = _scored(job, spec, student, block.items, device())
+        _check(scored, job.one("model").label, job.hints["training"])
+        _write(_path(job, block.index), [(keys[key], logps) for key, logps in scored.items()])
 
 
 def _blocks(job: Job, spec: StartSpec) -> tuple[dict[tuple[str, str], AnswerKey], Sequence[Any]]:
@@ -111,10 +107,10 @@ def _scored(
         return label_logps(student, examples, parts, size, device)
 
 
-def _check(found: Mapping[tuple[str, str], Logps], model: str, training: str) -> None:
+def _check(scored: Mapping[tuple[str, str], Logps], model: str, training: str) -> None:
     import numpy as np
 
-    for (example_id, part), logps in found.items():
+    for (example_id, part), logps in scored.items():
         if not np.isfinite(logps).all():
             raise AdpaError(
                 f"the log-probs of example {example_id} ({part}) under {model} are not finite",
@@ -132,7 +128,7 @@ def finish(job: Job) -> dict[str, Any]:
     parts: dict[str, list[Logps]] = {}
     for key, logps in rows:
         parts.setdefault(key.part, []).append(logps)
-    means = {part: float(np.concatenate(found).mean(dtype=np.float64)) for part, found in sorted(parts.items())}
+    means = {part: float(np.concatenate(logps).mean(dtype=np.float64)) for part, logps in sorted(parts.items())}
     return {
         "answers": len(rows), "tokens": sum(len(logps) for _, logps in rows), "mean_logp": means,
         "say": [f"mean log-prob of a token: {', '.join(f'{part} {mean:.3g}' for part, mean in means.items())}"],
@@ -170,11 +166,11 @@ class StartLogps:
                 f"only {', '.join(sorted(parts))}",
                 self._again,
             )
-        found, logps = parts[key.part]
-        if found.tokens != key.tokens:
+        scored, logps = parts[key.part]
+        if scored.tokens != key.tokens:
             raise DataError(
                 f"{self._label}: example {key.example_id!r} ({key.part}), field tokens: the log-probs are of tokens "
-                f"{found.tokens}, the data now give {key.tokens}",
+                f"{scored.tokens}, the data now give {key.tokens}",
                 self._again,
             )
         return logps
@@ -222,12 +218,5 @@ def disk(node: Node, load: Load) -> Disk:
     return start_logps_disk(load.flat)
 
 
-def memory(node: Node, load: Load) -> Memory:
-    """Of one model over blocks of answers."""
-    return scoring_in_turn(load.models, load.rows, node.spec.dtype, node.spec.block_tokens, 1, load.where)
-
-
-START_LOGPS = Stage(
-    "start-logps", 7, 1, StartSpec, "scoring", "start log-probs", compute, finish, rows, disk, memory
-)  # fmt: skip
+START_LOGPS = Stage("start-logps", 7, 1, StartSpec, "scoring", "start log-probs", compute, finish, rows, disk)
 STAGES = (START_LOGPS,)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from adpa_cli.stages._training_inputs import Data
 
 RESULT = "_result.json"
-SCALE_APART = 3.0  # γ × RMS(A) outside this factor of the tuned one is worth a warning
+GAMMA_RATIO = 3.0  # γ × RMS(A) outside this factor of the tuned one is worth a warning
 
 
 def compute(job: Job, monitor: Monitor, rank: int = 0, processes: int = 1) -> None:
@@ -132,42 +132,42 @@ def _preferred(job: Job, spec: TrainSpec, encoder: Encoder, student: Any, accele
         held = held_out(job, spec, encoder)
     except DataError:  # which says that the data have no held-out side
         return {}
-    found: dict[str, Any] = held.score(student, accelerator)
-    return found
+    scores: dict[str, Any] = held.score(student, accelerator)
+    return scores
 
 
 def finish(job: Job) -> dict[str, Any]:
     """The metrics of a finished training, with what to say of them and what to watch."""
-    found: dict[str, Any] = json.loads((job.folder / RESULT).read_text())
-    found["memory"] = {"estimate": job.hints.get("memory"), **found["memory"]}
+    metrics: dict[str, Any] = json.loads((job.folder / RESULT).read_text())
+    metrics["memory"] = {"estimate": job.hints.get("memory"), **metrics["memory"]}
     say: list[str] = []
-    watch = apart(found.get("gradients", {}))
+    watch = unequal_gradients(metrics.get("gradients", {}))
     if job.spec.get("select") == "best":
-        chosen = found["selection"]
+        chosen = metrics["selection"]
         say.append(f"step {chosen['step']} of {chosen['points'][-1]['step']} is the best")
     sizes = [rms for cache in job.inputs.get("cache", ()) if (rms := _rms_advantage(cache.path)) is not None]
     weight = job.spec["params"].get(methods.load(job.spec["method"]).advantage_weight)
     if weight is not None and sizes:
-        product = found["gamma_rms"] = weight * sizes[0]
+        product = metrics["gamma_rms"] = weight * sizes[0]
         usual = job.hints["gamma_rms"]
         beside = f" (the family's: {usual:.3g})" if usual else ""
         say.append(f"γ × RMS of the advantage {product:.3g} nat{beside}")
-        if usual and not usual / SCALE_APART <= product <= usual * SCALE_APART:
+        if usual and not usual / GAMMA_RATIO <= product <= usual * GAMMA_RATIO:
             watch.append(
                 f"γ × RMS of the advantage is {product:.3g} where the family's γ was tuned at {usual:.3g}: "
                 f"γ does not carry over between teachers; try --set gamma={usual / sizes[0]:.2g}"
             )
-    return {**found, **({"say": say} if say else {}), **({"watch": watch} if watch else {})}
+    return {**metrics, **({"say": say} if say else {}), **({"watch": watch} if watch else {})}
 
 
 def _rms_advantage(folder: Path) -> float | None:
     """The size of the advantage that a signal artifact recorded; None for the signal of one teacher."""
     manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-    found: float | None = manifest["metrics"].get("rms_advantage")
-    return found
+    rms: float | None = manifest["metrics"].get("rms_advantage")
+    return rms
 
 
-GRADIENTS_APART = 30.0
+GRADIENT_RATIO = 30.0
 """Times that the gradient of one term may exceed that of another before it is worth a warning."""
 
 
@@ -179,18 +179,18 @@ def measured(work: Path, step: int, device: str) -> dict[str, Any]:
     log, speed = StepLog(work / METRICS, step, False), Speed.load(work)
     cells = [row["tokens"] / (1 - row["padding"]) for row in log.rows]
     padding = 1 - sum(row["tokens"] for row in log.rows) / max(1.0, sum(cells))
-    told = {"mfu": None, **speed.summary(), "padding": padding, "seconds": speed.seconds}
-    known = {"gradients": log.measured(GRADIENT), "entropy": log.measured(ENTROPY)}
+    summary = {"mfu": None, **speed.summary(), "padding": padding, "seconds": speed.seconds}
+    means = {"gradients": log.measured(GRADIENT), "entropy": log.measured(ENTROPY)}
     return {
-        **{name: found for name, found in known.items() if found},
-        "speed": told, "memory": {"peak": speed.memory, "device": device},
+        **{name: values for name, values in means.items() if values},
+        "speed": summary, "memory": {"peak": speed.memory, "device": device},
     }  # fmt: skip
 
 
-def apart(gradients: Mapping[str, float]) -> list[str]:
+def unequal_gradients(gradients: Mapping[str, float]) -> list[str]:
     """A warning where the gradients of two terms are of different scales: the smaller one hardly trains."""
     pulling = sorted((norm, name) for name, norm in gradients.items() if norm > 0)
-    if len(pulling) < 2 or pulling[-1][0] <= GRADIENTS_APART * pulling[0][0]:
+    if len(pulling) < 2 or pulling[-1][0] <= GRADIENT_RATIO * pulling[0][0]:
         return []
     (least, weak), (most, strong) = pulling[0], pulling[-1]
     return [
