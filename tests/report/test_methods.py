@@ -61,7 +61,7 @@ def test_adpa_by_hand() -> None:
     assert catalogue.entry("adpa-plus") == catalogue.entry("adpa+")
 
 
-def test_what_a_switch_changes_is_told() -> None:
+def test_what_a_switch_changes_is_named() -> None:
     dckd = catalogue.entry("dckd")
     assert dckd.variants == ("dispreferred=false reads chosen answers y_w with signal of the aligned teacher",)
 
@@ -116,12 +116,12 @@ class Asking(Need):
     patience: float = 0.0
 
 
-def test_a_field_without_words_is_told_by_its_name() -> None:
+def test_a_field_without_words_goes_by_its_name() -> None:
     needs = (Asking("chosen", patience=0.5), Asking("rejected"))
-    assert dict(catalogue.told(needs, "student")) == {
+    assert dict(catalogue.need_words(needs, "student")) == {
         "chosen answers y_w": "patience 0.5", "rejected answers y_l": "",
     }  # fmt: skip
-    assert catalogue.brief(needs, "student") == ("y_w, y_l", "", "patience")
+    assert catalogue.columns(needs, "student") == ("y_w, y_l", "", "patience")
 
 
 @pytest.mark.parametrize(

@@ -20,8 +20,9 @@ from adpa_cli.engine.layout.examples import ROWS, Rollout, write_rollouts
 from adpa_cli.errors import Corrupt, NotFound, UsageError
 from adpa_cli.report import rows, text
 from adpa_cli.report import signal_rows as tokens
-from adpa_cli.report.signal_rows import SAMPLE, sample
+from adpa_cli.report.signal_rows import SAMPLE
 from adpa_cli.signal import AnswerKey, SignalRows, SignalSpec, difference_of, token_hash, write_shard
+from adpa_cli.stages.cache_teacher import spread
 from adpa_cli.store.manifest import Manifest
 from adpa_cli.store.store import Store
 from support.signal_samples import sample_answers, spec_of
@@ -199,7 +200,8 @@ def test_figures_of_a_large_signal_are_of_an_even_sample_and_say_so(store: Store
     assert "(of 200 answers, evenly spread)" in rows.row_screen(store, manifest, 250, 120)
     assert "greatest error 0.0156 (0.0312 once normalised)" in rows.row_screen(store, manifest, 250, 120)
     assert rows.row_record(store, manifest, 250)["example_id"] == "example-249"
-    assert (sample(3), len(set(sample(1000))), sample(1000)[:2], sample(0)) == ([0, 1, 2], SAMPLE, [0, 5], [])
+    few, many = spread(3, SAMPLE), spread(1000, SAMPLE)
+    assert (few, len(set(many)), many[:2], spread(0, SAMPLE)) == ([0, 1, 2], SAMPLE, [0, 5], [])
 
 
 def test_a_rollout_row_shows_turns_answer_and_how_it_ended(store: Store) -> None:

@@ -285,6 +285,25 @@ def test_a_page_of_every_stage_fits_and_names_what_comes_next(store: Store, fami
         assert max(map(text.width_of, screen.splitlines())) <= 100
 
 
+def test_what_a_later_version_made_is_shown_by_what_it_holds(store: Store, family: dict[str, Manifest]) -> None:
+    """Of a stage that is none here: with weights it is a model, without any it leads to the model that it is about."""
+    inputs = {"model": f"artifact:{family['one'].id}", "data": DATA}
+    weights = {"model.safetensors": {"bytes": 9, "sha256": "0" * 64}}
+    spec = {"method": "zeta", "params": {"x": 1}, "lr": 3e-5}
+    model = add(store, "later-model", inputs, HOUR, "zeta of best", files=weights, **spec)
+    judged = add(store, "later-scores", inputs, HOUR, metrics={"scores": {"win_rate": {"value": 0.5}}})
+    shown = page.screen(page.collect(store, model), 100, NOW)
+    assert "method    zeta  x 1  lr 3e-5" in shown.splitlines()
+    assert f"adpa chat {model.ref}" in shown
+    other = page.collect(store, judged)
+    assert page.next_commands(other) == [f"adpa show {family['one'].ref}"]
+    assert list(other.scores) == [], "what it measured is not known"
+    rows = lines_of(listing.screen(listing.collect(store), 120, NOW, everything=True))
+    assert " zeta of best " in rows[model.ref]
+    assert " later-scores " in rows[judged.ref]
+    assert compare.collect(store, [model, judged])["stage"] == ["later-model", "later-scores"]
+
+
 def test_a_page_says_when_it_was_verified(store: Store) -> None:
     made = add(store, "sft", {}, HOUR)
     assert verify(store, made) == []

@@ -8,7 +8,7 @@ import pytest
 
 from adpa_cli.cli.console import progress as screen
 from adpa_cli.report import training
-from adpa_cli.stages.training import apart
+from adpa_cli.stages.training import unequal_gradients
 
 METRICS = {
     "final": {"loss": 1.25, "sft": 1.0, "kl": 0.5, "grad_norm": 2.0, "length/rollout": 312.0},
@@ -65,7 +65,7 @@ def test_curves_join_what_is_measured_on_some_steps_and_put_gradients_last() -> 
     ],
 )
 def test_terms_on_different_scales_are_worth_a_warning(gradients: dict[str, float], words: list[str]) -> None:
-    found = apart(gradients)
+    found = unequal_gradients(gradients)
     assert len(found) == len(words)
     assert all(expected in said for expected, said in zip(words, found, strict=True))
 

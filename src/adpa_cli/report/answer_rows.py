@@ -115,17 +115,13 @@ class Evaluated:
         row = self._rows[place]
         head = [f"row {place + 1:,} of {len(self):,}", f"{row['kind']} {row['id']}"]
         lines = text.wrap(f"{self.ref}   ", head, width, "   ")
-        names = [name for name in row if name not in ("kind", "id")]
-        lines += text.wrap("measured", [f"{name} {_signed(row[name])}" for name in names], width, "   ")
+        numbers = [f"{name} {value:+.4f}" for name, value in row.items() if name not in ("kind", "id")]
+        lines += text.wrap("measured", numbers, width, "   ")
         answers = parent_answers(self._store, self._manifest) if row["kind"] == "prompt" else None
         at = answers.find(row["id"]) if answers else None
         if answers is None or at is None:
             return lines
         return [*lines, *text.wrap("from", [f"{answers.ref}#{at + 1}"], width), *dialogue(answers.record(at), width)]
-
-
-def _signed(value: float | None) -> str:
-    return "–" if value is None else f"{value:+.4f}"
 
 
 def _read_scores(folder: Path) -> list[dict[str, Any]]:

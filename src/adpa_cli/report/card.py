@@ -19,9 +19,9 @@ LICENCE = "choose one that the licences of the base model and of the data allow"
 def card(title: str, end: str, manifest: Manifest | None, store: Store) -> str:
     """Markdown with the front matter that the Hugging Face hub reads; the licence is left to the user."""
     sources = _sources(manifest, store) if manifest else []
-    lines = ["---", "library_name: transformers", "pipeline_tag: text-generation", *_tags(manifest)]
-    lines += _listed("base_model", _names(sources, "model:"))
-    lines += _listed("datasets", _names(sources, "data:"))
+    lines = ["---", "library_name: transformers", "pipeline_tag: text-generation", "tags:", "- adpa"]
+    lines += [f"- {manifest.spec['method']}"] if manifest and manifest.spec.get("method") else []
+    lines += _hub_names("base_model", sources, "model:") + _hub_names("datasets", sources, "data:")
     lines += [f"# license: {LICENCE}", "---", "", f"# {title}", ""]
     if manifest is None:
         lines += [f"Exported by adpa {__version__} from a model that it did not make.", ""]
@@ -50,7 +50,9 @@ def _recipe_and_scores(manifest: Manifest, store: Store) -> list[str]:
     lines += [f"{link.branch}{link.ref or link.text}  {link.text if link.ref else ''} ({link.role})".rstrip()
               for link in made_from(manifest, by_id)]  # fmt: skip
     lines += ["```", "", f"Id of the recipe: `{manifest.id}`", ""]
-    rows = dict.fromkeys(f"| {s.label}{s.opponent} | {s.text} |" for s in by_model(by_id.values()).get(manifest.id, ()))
+    rows = dict.fromkeys(
+        f"| {s.label}{s.opponent} | {s.words()} |" for s in by_model(by_id.values()).get(manifest.id, ())
+    )
     return [*lines, "## Scores", "", "| what | score |", "|---|---|", *rows, ""] if rows else lines
 
 
@@ -78,16 +80,8 @@ def _sources(manifest: Manifest, store: Store) -> list[tuple[str, str]]:
     return list(sources)
 
 
-def _names(sources: Sequence[tuple[str, str]], kind: str) -> list[str]:
-    """Names that the hub knows."""
+def _hub_names(key: str, sources: Sequence[tuple[str, str]], kind: str) -> list[str]:
+    """The front matter's list of sources of one kind, by the names that the hub knows."""
     names = (name.partition("#")[0] for content, name in sources if content.startswith(kind))
-    return list(dict.fromkeys(name for name in names if name.count("/") == 1))
-
-
-def _tags(manifest: Manifest | None) -> list[str]:
-    method = str(manifest.spec.get("method", "")) if manifest else ""
-    return ["tags:", "- adpa", *([f"- {method}"] if method else [])]
-
-
-def _listed(key: str, names: Sequence[str]) -> list[str]:
-    return [f"{key}:", *(f"- {name}" for name in names)] if names else []
+    items = dict.fromkeys(f"- {name}" for name in names if name.count("/") == 1)
+    return [f"{key}:", *items] if items else []

@@ -1,10 +1,11 @@
-"""What is known about each method, read off its file and the families: for `adpa methods` and docs/methods.md."""
+"""What each method is, read off its file and the families: for `adpa methods` and docs/methods.md."""
 
 from __future__ import annotations
 
 import dataclasses
+import sys
 import textwrap
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,19 +18,14 @@ from adpa_cli.stages.rollout import ROLLOUT
 from adpa_cli.stages.start_logps import START_LOGPS
 from adpa_cli.stages.training import DISTILL, DPO_TEACHER, SFT
 
-SYMBOLS = {"chosen": "y_w", "rejected": "y_l", "rollout": "ŷ"}
-ANSWERS = {"chosen": "chosen answers y_w", "rejected": "rejected answers y_l"}
-ROLLOUTS = {"student": "the student's own answers ŷ", "teacher": "the teacher's answers ŷ"}
-ASKED = {
-    "start": "log-probs of the start model",
-    "stats": "the student's Σ_v π(v)²",
-    "online": "both teachers, the start model and a critic at hand",
-    "reward": "the reward of a reward model",
+ANSWERS = {"chosen": ("chosen answers", "y_w"), "rejected": ("rejected answers", "y_l")}
+"""The parts of the data, in words and as symbols."""
+EXTRA = {
+    "start": ("log-probs of the start model", "start model"),
+    "stats": ("the student's Σ_v π(v)²", "student's Σ π²"),
+    "online": ("both teachers, the start model and a critic at hand", "teachers, start model, critic in training"),
+    "reward": ("the reward of a reward model", "reward model"),
 }
-BRIEFLY = {
-    "start": "start model", "stats": "student's Σ π²", "online": "teachers, start model, critic in training",
-    "reward": "reward model",
-}  # fmt: skip
 """What a field of `Need` asks for beside answers and signal, in full and for a cell."""
 
 
@@ -77,109 +73,113 @@ def every() -> tuple[Entry, ...]:
 
 
 def entry(name: str) -> Entry:
-    """What is known about one; UsageError with a suggestion when there is none."""
-    for chained, chain in CHAINS.items():
+    """One method or chain of methods; UsageError with a suggestion when there is none."""
+    for word, chain in CHAINS.items():
         if chain == chain_of(name):
-            return _chain(chained)
-    read = methods.load(name)
+            return _chain(word)
+    method = methods.load(name)
     return Entry(
-        name, read.summary, read.source, read.formula, brief(read.needs, read.states),
-        tuple(told(read.needs, read.states)), tuple(variants(read)), tuple(parameters(read)), read.presets,
-        family_defaults(name), tuple(stages((name,))), read.readings, read.notes,
+        name, method.summary, method.source, method.formula, columns(method.needs, method.states),
+        tuple(need_words(method.needs, method.states)), tuple(variants(method)), tuple(parameters(method)),
+        method.presets, family_defaults(name), tuple(stages((name,))), method.readings, method.notes,
     )  # fmt: skip
 
 
 def _chain(name: str) -> Entry:
     chain = CHAINS[name]
-    reads = [methods.load(one) for one in chain]
-    words = ", then ".join([f"first {chain[0]}", *(f"{one} from the student it makes" for one in chain[1:])])
-    needs = [need for read in reads for need in read.needs]
+    each = [methods.load(one) for one in chain]
+    summary = ", then ".join([f"first {chain[0]}", *(f"{one} from the student it makes" for one in chain[1:])])
+    needs = [need for method in each for need in method.needs]
     needs = [need for need in needs if need.signal or need.part not in {n.part for n in needs if n.signal}]
+    formula = "; then ".join(f"{method.name}: {method.formula}" for method in each)
     note = f"A bare `--set KEY=VALUE` is taken by each of {' and '.join(chain)} that has such a parameter."
     return Entry(
-        name, words, "Gao et al. 2025, Algorithm 2", "; then ".join(f"{read.name}: {read.formula}" for read in reads),
-        brief(needs, "student"), tuple(told(needs, "student")), (), tuple(_united(reads)), {}, family_defaults(*chain),
+        name, summary, "Gao et al. 2025, Algorithm 2", formula, columns(needs, "student"),
+        tuple(need_words(needs, "student")), (), tuple(_united(each)), {}, family_defaults(*chain),
         tuple(stages(chain)), {}, (note,),
     )  # fmt: skip
 
 
-def _united(reads: Sequence[Method]) -> Iterator[Parameter]:
+def _united(each: Sequence[Method]) -> Iterator[Parameter]:
     """The parameters of several methods, each once, with the methods that take it."""
-    found = [(read.name, p) for read in reads for p in parameters(read)]
-    for name in dict.fromkeys(p.name for _, p in found):
-        having = [(method, p) for method, p in found if p.name == name]
-        first = having[0][1]
-        yield dataclasses.replace(first, doc=f"{first.doc} ({', '.join(method for method, _ in having)})")
+    takers: dict[str, list[tuple[str, Parameter]]] = {}
+    for method in each:
+        for p in parameters(method):
+            takers.setdefault(p.name, []).append((method.name, p))
+    for pairs in takers.values():
+        first = pairs[0][1]
+        yield dataclasses.replace(first, doc=f"{first.doc} ({', '.join(name for name, _ in pairs)})")
 
 
-def told(needs: Sequence[Need], states: str) -> Iterator[tuple[str, str]]:
+def need_words(needs: Sequence[Need], states: str) -> Iterator[tuple[str, str]]:
     """Each kind of answer with what is asked of it, in words; fields of `Need` without words of ours by name."""
     for need in needs:
-        extra = [ASKED.get(f.name, f"{f.name} {value_text(getattr(need, f.name))}") for f in _extra(need)]
         signal = [f"signal of the {' and the '.join(need.signal)} teacher"] if need.signal else []
-        yield whose(need, states), ", ".join([*signal, *extra])
+        extra = [
+            EXTRA[f.name][0] if f.name in EXTRA else f"{f.name} {value_text(getattr(need, f.name))}"
+            for f in _extra(need)
+        ]
+        yield _answers(need, states)[0], ", ".join([*signal, *extra])
 
 
-def brief(needs: Sequence[Need], states: str) -> tuple[str, str, str]:
+def columns(needs: Sequence[Need], states: str) -> tuple[str, str, str]:
     """The needs as three cells of a table, in symbols: answers, whose signal on which, and what else by its field."""
-    symbols = {need.part: _symbol(need, states) for need in needs}
+    symbols = {need.part: _answers(need, states)[1] for need in needs}
     signal: dict[str, list[str]] = {}
     for need in needs:
         if need.signal:
             signal.setdefault("+".join(need.signal), []).append(symbols[need.part])
-    extra = {f.name: None for need in needs for f in _extra(need)}
+    extra = dict.fromkeys(f.name for need in needs for f in _extra(need))
     return (
         ", ".join(symbols.values()),
         "; ".join(f"{who} on {', '.join(on)}" for who, on in signal.items()),
-        ", ".join(BRIEFLY.get(name, name) for name in extra),
+        ", ".join(EXTRA[name][1] if name in EXTRA else name for name in extra),
     )
 
 
-def _symbol(need: Need, states: str) -> str:
+def _answers(need: Need, states: str) -> tuple[str, str]:
+    """Which answers a need means, in words and as a symbol."""
+    if need.part != "rollout":
+        words, symbol = ANSWERS[need.part]
+        return f"{words} {symbol}", symbol
     if need.online:
-        return "ŷ drawn in training"
-    return f"ŷ of the {states}" if need.part == "rollout" and states != "student" else SYMBOLS[need.part]
+        return "answers ŷ drawn from the student while it trains", "ŷ drawn in training"
+    if states == "student":
+        return "the student's own answers ŷ", "ŷ"
+    return "the teacher's answers ŷ" if states == "teacher" else f"{states} answers as ŷ", f"ŷ of the {states}"
 
 
-def _extra(need: Need) -> list[Any]:
+def _extra(need: Need) -> list[dataclasses.Field[Any]]:
     """The fields of a need beside answers and signal that ask for something."""
-    known = ("part", "signal")
-    asked = [f for f in dataclasses.fields(need) if f.compare and f.name not in known]
-    return [f for f in asked if getattr(need, f.name) != f.default]
+    fields = [f for f in dataclasses.fields(need) if f.compare and f.name not in ("part", "signal")]
+    return [f for f in fields if getattr(need, f.name) != f.default]
 
 
-def whose(need: Need, states: str) -> str:
-    """Which answers a need means, in words."""
-    if need.part == "rollout":
-        return (
-            "answers ŷ drawn from the student while it trains"
-            if need.online
-            else ROLLOUTS.get(states, f"{states} answers as ŷ")
-        )
-    return ANSWERS[need.part]
-
-
-def variants(read: Method) -> Iterator[str]:
+def variants(method: Method) -> Iterator[str]:
     """Choices of single parameters that change what the method needs."""
-    for field in dataclasses.fields(read.params):
+    for field in dataclasses.fields(method.params):
         options = field.metadata["choices"] or ((True, False) if isinstance(field.default, bool) else ())
         for option in options:
-            needs = read.needs_for(make(read.params, {field.name: option}))
-            if needs != read.needs:
-                words = "; ".join(" with ".join(filter(None, pair)) for pair in told(needs, read.states))
+            needs = method.needs_for(make(method.params, {field.name: option}))
+            if needs != method.needs:
+                words = "; ".join(map(_with, need_words(needs, method.states)))
                 yield f"{field.name}={value_text(option)} reads {words}"
 
 
-def parameters(read: Method) -> Iterator[Parameter]:
+def _with(need: tuple[str, str]) -> str:
+    return " with ".join(filter(None, need))
+
+
+def parameters(method: Method) -> Iterator[Parameter]:
     """The parameters of a method, then the settings that choose where its inputs come from."""
-    for field in dataclasses.fields(read.params):
+    for field in dataclasses.fields(method.params):
         yield _parameter(field, field.default)
     for field in dataclasses.fields(methods.Sources):
-        if field.name in read.sources:
-            yield _parameter(field, read.sources[field.name])
+        if field.name in method.sources:
+            yield _parameter(field, method.sources[field.name])
 
 
-def _parameter(field: Any, default: Any) -> Parameter:
+def _parameter(field: dataclasses.Field[Any], default: Any) -> Parameter:
     meta = field.metadata
     limits = " | ".join(value_text(option) for option in meta["choices"])
     low, high = meta["low"], meta["high"]
@@ -204,40 +204,39 @@ def settings(values: Mapping[str, Any]) -> list[str]:
 
 def family_defaults(*names: str) -> dict[str, Any]:
     """What the built-in family sets otherwise than the methods; of several, what is no parameter with its method."""
-    found: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     for name in names:
-        own = {f.name for f in dataclasses.fields(methods.load(name).params)}
-        for key, one in FAMILIES[0].settings.get(f"distill.{name}", {}).items():
-            found[key if len(names) == 1 or key in own else f"{name} {key}"] = one
-    return found
+        params = {f.name for f in dataclasses.fields(methods.load(name).params)}
+        for key, value in FAMILIES[0].settings.get(f"{DISTILL.name}.{name}", {}).items():
+            values[key if len(names) == 1 or key in params else f"{name} {key}"] = value
+    return values
 
 
 def stages(chain: Sequence[str]) -> Iterator[tuple[str, str]]:
     """What `adpa distill` builds in order for an alias as the student, evaluation apart: stage and what it makes."""
-    reads = [methods.load(name) for name in chain]
+    each = [methods.load(name) for name in chain]
     yield SFT.name, "the student, from its base model on dialogues"
-    if any(_taught(need, read.states) for read in reads for need in read.needs):
+    if any(_needs_teacher(need, method.states) for method in each for need in method.needs):
         yield SFT.name, "the reference teacher, likewise"
         yield START_LOGPS.name, "log-probs of the reference teacher on chosen and rejected answers"
         yield DPO_TEACHER.name, "the aligned teacher, from the reference teacher on preference pairs"
     start = "the student"
-    for read in reads:
-        fixed = next((need for need in read.needs if need.part != "rollout" and need.signal), None)
+    for method in each:
+        fixed = next((need for need in method.needs if need.part != "rollout" and need.signal), None)
         if fixed:
             yield CACHE_TEACHER.name, f"{'+'.join(fixed.signal)} signal on chosen and rejected answers"
-        drawn = next((need for need in read.needs if need.part == "rollout" and not need.online), None)
+        drawn = next((need for need in method.needs if need.part == "rollout" and not need.online), None)
         if drawn:
-            yield ROLLOUT.name, f"answers of {start if read.states == 'student' else 'the aligned teacher'}"
+            yield ROLLOUT.name, f"answers of {start if method.states == 'student' else 'the aligned teacher'}"
             if drawn.signal:
                 yield CACHE_TEACHER.name, f"{'+'.join(drawn.signal)} signal on these answers"
-        if any(need.start for need in read.needs):
+        if any(need.start for need in method.needs):
             yield START_LOGPS.name, f"log-probs of {start} on chosen and rejected answers"
-        yield DISTILL.name, f"{read.name} from {start}"
-        start = f"the {read.name} student"
+        yield DISTILL.name, f"{method.name} from {start}"
+        start = f"the {method.name} student"
 
 
-def _taught(need: Need, states: str) -> bool:
-    """Whether a teacher must be there."""
+def _needs_teacher(need: Need, states: str) -> bool:
     return bool(need.signal) or need.online or (need.part == "rollout" and states == "teacher")
 
 
@@ -250,36 +249,29 @@ def listed(entries: Sequence[Entry], width: int) -> str:
     column = max(len(one.name) for one in entries) + 2
     lines: list[str] = []
     for one in entries:
-        lines += _flow(one.name, one.summary, width, column)
-        lines += _flow("", f"loss {one.formula}", width, column)
-        lines += _flow("", f"reads {needs(one)}", width, column)
-        if one.parameters:
-            lines += _flow("", f"set {', '.join(f'{p.name}={p.default}' for p in one.parameters)}", width, column)
-        lines += _flow("", f"from {one.source}", width, column)
+        values = [f"set {', '.join(f'{p.name}={p.default}' for p in one.parameters)}"] if one.parameters else []
+        facts = [f"loss {one.formula}", f"reads {needs(one)}", *values, f"from {one.source}"]
+        lines += _flow(one.name, [one.summary, *facts], width, column)
     return "\n".join([*lines, "adpa methods NAME tells more."])
 
 
 def page(one: Entry, width: int) -> str:
     """One method in full."""
-    lines = _flow(one.name, one.summary, width, max(INDENT, len(one.name) + 2))
-    lines += _flow("source", one.source, width)
-    lines += _flow("loss", one.formula, width)
-    for label, words in zip(_labels("needs"), [*map(_need, one.needs), *one.variants], strict=False):
-        lines += _flow(label, words, width)
-    for number, (stage, what) in enumerate(one.stages, 1):
-        lines += _flow("builds" if number == 1 else "", f"{number} {stage}: {what}", width)
-    lines += _flow("", "then its evaluation, unless --no-eval; what exists is used", width)
+    lines = _flow(one.name, [one.summary], width, max(INDENT, len(one.name) + 2))
+    lines += _flow("source", [one.source], width)
+    lines += _flow("loss", [one.formula], width)
+    lines += _flow("needs", [*map(_with, one.needs), *one.variants], width)
+    builds = [f"{number} {stage}: {what}" for number, (stage, what) in enumerate(one.stages, 1)]
+    lines += _flow("builds", [*builds, "then its evaluation, unless --no-eval; what exists is used"], width)
     if one.parameters:
         lines += ["", "--set KEY=VALUE", *_parameters(one, width), ""]
     for name, values in one.presets.items():
-        lines += _flow("preset", f"{name}: {', '.join(settings(values))}", width)
+        lines += _flow("preset", [f"{name}: {', '.join(settings(values))}"], width)
     if one.family:
-        lines += _flow("tiny", f"sets {', '.join(settings(one.family))}", width)
-    for label, (option, words) in zip(_labels("readings"), one.readings.items(), strict=False):
-        lines += _flow(label, f"{option}: {_plain(words)}", width)
-    for label, words in zip(_labels("notes"), one.notes, strict=False):
-        lines += _flow(label, _plain(words), width)
-    return "\n".join([*lines, *_flow("try", one.example, width)])
+        lines += _flow("tiny", [f"sets {', '.join(settings(one.family))}"], width)
+    lines += _flow("readings", [_plain(f"{option}: {words}") for option, words in one.readings.items()], width)
+    lines += _flow("notes", map(_plain, one.notes), width)
+    return "\n".join([*lines, *_flow("try", [one.example], width)])
 
 
 def needs(one: Entry) -> str:
@@ -290,9 +282,8 @@ def needs(one: Entry) -> str:
 
 def record(one: Entry) -> dict[str, Any]:
     """One method as a JSON object."""
-    found = dataclasses.asdict(one)
     return {
-        **found, "example": one.example,
+        **dataclasses.asdict(one), "example": one.example,
         "columns": dict(zip(("answers", "signal", "other"), one.columns, strict=True)),
         "needs": [{"answers": answers, "asked": asked} for answers, asked in one.needs],
         "stages": [{"stage": stage, "makes": what} for stage, what in one.stages],
@@ -327,19 +318,12 @@ def page_rows(one: Entry) -> Iterator[tuple[str, ...]]:
 
 def _parameters(one: Entry, width: int) -> Iterator[str]:
     """Name, default, origin and limits in columns, the meaning below."""
-    columns = [max(len(row[i]) for row in map(_cells, one.parameters)) for i in range(3)]
-    for p in one.parameters:
-        cells = "  ".join(f"{cell:<{size}}" for cell, size in zip(_cells(p), columns, strict=True))
-        yield from _flow("", f"{cells}  {p.limits}".rstrip(), width, 2)
-        yield from _flow("", p.doc, width, 6)
-
-
-def _cells(p: Any) -> tuple[str, str, str]:
-    return p.name, p.default, f"[{p.origin}]"
-
-
-def _need(pair: tuple[str, str]) -> str:
-    return " with ".join(filter(None, pair))
+    rows = [(p.name, p.default, f"[{p.origin}]") for p in one.parameters]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for p, row in zip(one.parameters, rows, strict=True):
+        cells = "  ".join(f"{cell:<{size}}" for cell, size in zip(row, widths, strict=True))
+        yield from _flow("", [f"{cells}  {p.limits}".rstrip()], width, 2)
+        yield from _flow("", [p.doc], width, 6)
 
 
 def _plain(words: str) -> str:
@@ -347,19 +331,12 @@ def _plain(words: str) -> str:
     return words.replace("`", "")
 
 
-def _labels(label: str) -> Iterator[str]:
-    """The label once, then nothing for ever."""
-    yield label
-    while True:
-        yield ""
-
-
-def _flow(label: str, words: str, width: int, indent: int = INDENT) -> list[str]:
-    """Words behind a label, wrapped under themselves; their inner spaces stay."""
-    return textwrap.wrap(
-        f"{label:<{indent}}{words}", max(width, 40), subsequent_indent=" " * indent, break_long_words=False,
-        break_on_hyphens=False,
-    )  # fmt: skip
+def _flow(label: str, texts: Iterable[str], width: int, indent: int = INDENT) -> list[str]:
+    """Texts behind a label, each wrapped under itself; their inner spaces stay."""
+    wrapper = textwrap.TextWrapper(
+        max(width, 40), subsequent_indent=" " * indent, break_long_words=False, break_on_hyphens=False
+    )
+    return [line for n, words in enumerate(texts) for line in wrapper.wrap(f"{'' if n else label:<{indent}}{words}")]
 
 
 COMMAND = "python -m adpa_cli.report.catalogue > docs/methods.md"
@@ -384,7 +361,8 @@ several. The column `tiny` has what the built-in family sets otherwise.
 def document() -> str:
     """The whole page."""
     entries = every()
-    links = [[f"[{one.name}](#{_anchor(one.name)})", *one.columns] for one in entries]
+    # An anchor lacks the signs of its heading, and the second of two that are then equal has a number.
+    links = [[f"[{one.name}](#{one.name.replace('+', '-1')})", *one.columns] for one in entries]
     differing = [[f"`{one.name}`", f"`{key}`", words] for one in entries for key, words in one.readings.items()]
     parts = [
         HEAD,
@@ -417,22 +395,11 @@ def section(one: Entry) -> Iterator[str]:
         yield f"\nThe family `tiny` sets {', '.join(f'`{words}`' for words in others)}."
     for name, values in one.presets.items():
         yield f"\n`preset={name}` sets {', '.join(f'`{words}`' for words in settings(values))}."
-    yield from _points(one)
+    notes = [*(f"- `{key}`: {words}" for key, words in one.readings.items()), *(f"- {words}" for words in one.notes)]
+    yield from ["", *notes] if notes else []
     builds = ", ".join(f"{stage} ({what})" for stage, what in one.stages)
     yield f"\nBuilds {builds}, and then evaluates.\n"
     yield f"```console\n$ {one.example}\n```"
-
-
-def _anchor(name: str) -> str:
-    """What a heading is linked by: signs are dropped, and the second of two that are then equal gets a number."""
-    return name.replace("+", "-1")
-
-
-def _points(one: Entry) -> Iterator[str]:
-    if one.readings or one.notes:
-        yield ""
-    yield from (f"- `{key}`: {words}" for key, words in one.readings.items())
-    yield from (f"- {words}" for words in one.notes)
 
 
 def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
@@ -443,12 +410,5 @@ def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]
         yield f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |"
 
 
-def main() -> None:
-    """Write the page to stdout."""
-    import sys
-
-    sys.stdout.write(document())
-
-
 if __name__ == "__main__":
-    main()
+    sys.stdout.write(document())

@@ -62,7 +62,7 @@ def _input(manifest: Manifest, value: str | list[str], by_id: Mapping[str, Manif
 def _numbers(scored: Sequence[Score]) -> dict[str, str]:
     numbers: dict[str, str] = {}
     for score in scored:
-        numbers.setdefault(score.full_label, score.text)  # the newest of its kind comes first
+        numbers.setdefault(score.full_label, score.words())  # the newest of its kind comes first
     return numbers
 
 
@@ -133,7 +133,7 @@ def screen(rows: Rows, refs: Sequence[str], width: int) -> str:
     """The comparison for a terminal: a table where it fits, else one block of lines for each row."""
     if not rows:
         return "no difference in what they are made from or what was measured\n"
-    cells = [(name, *(text.cut(text.brief(value), 40) for value in values)) for name, values in rows.items()]
+    cells = [(name, *(text.cut(text.number(value), 40) for value in values)) for name, values in rows.items()]
     # A long text beside short numbers is cut before the columns are given up; the label keeps what tells it apart.
     each = max((width - LABEL) // len(refs) - 2, *map(text.width_of, refs))
     short = [(text.cut(name, LABEL), *(text.cut(value, each) for value in values)) for name, *values in cells]

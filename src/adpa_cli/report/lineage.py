@@ -56,21 +56,19 @@ def _links(
     links: list[Link] = []
     for place, (role, content) in enumerate(inputs):
         kind, _, digest = content.partition(":")
-        last = place == len(inputs) - 1
-        branch = indent + ("" if depth == 0 else "└ " if last else "├ ")
-        parent = artifacts.get(digest)
+        mark, deeper = ("", "") if depth == 0 else ("└ ", "  ") if place == len(inputs) - 1 else ("├ ", "│ ")
+        parent = artifacts.get(digest) if kind == "artifact" else None
         if kind != "artifact":
-            links.append(Link(depth, branch, role, "", source(manifest.sources.get(content, {}), digest)))
+            ref, words = "", source(manifest.sources.get(content, {}), digest)
             shown.add(content)
         elif parent is None:
-            links.append(Link(depth, branch, role, digest[:12], "not in this store"))
-        elif digest in shown:
-            links.append(Link(depth, branch, role, parent.ref, "see above"))
+            ref, words = digest[:12], "not in this store"
         else:
+            ref, words = parent.ref, "see above" if digest in shown else what(parent)
+        links.append(Link(depth, indent + mark, role, ref, words))
+        if parent is not None and digest not in shown:
             shown.add(digest)
-            links.append(Link(depth, branch, role, parent.ref, what(parent)))
-            deeper = indent + ("" if depth == 0 else "  " if last else "│ ")
-            links += _links(parent, artifacts, depth + 1, deeper, shown)
+            links += _links(parent, artifacts, depth + 1, indent + deeper, shown)
     return links
 
 
@@ -102,5 +100,5 @@ def used_by(manifest: Manifest, artifacts: Iterable[Manifest]) -> list[tuple[str
 
 def score_line(evaluation: Manifest) -> str:
     """The scores of an eval artifact in a line: reward-accuracy 68.1 ±1.7, win-rate 63.0 ±1.9 against sft/3f9c."""
-    numbers = (f"{score.metric.replace('_', '-')} {score.text}{score.opponent}" for score in scores(evaluation))
+    numbers = (f"{score.metric.replace('_', '-')} {score.words()}{score.opponent}" for score in scores(evaluation))
     return ", ".join(numbers) or what(evaluation)

@@ -34,14 +34,6 @@ class ListRow:
     is_start: bool
     aside: bool
 
-    @property
-    def score_text(self) -> str:
-        return "" if self.score is None else self.score.text + ("" if self.comparable else " †")
-
-    @property
-    def win_text(self) -> str:
-        return self.win.text if self.win else "50 (start)" if self.is_start else ""
-
 
 @dataclass(frozen=True)
 class Listing:
@@ -114,7 +106,9 @@ def screen(listing: Listing, width: int, now: float, everything: bool = False, l
     cells = [
         (
             row.manifest.ref, row.what, " ".join(row.tags) or "–", text.human_size(row.manifest.size),
-            text.human_age(now - row.manifest.at), row.score_text, row.win_text,
+            text.human_age(now - row.manifest.at),
+            row.score.words() + " †" * (not row.comparable) if row.score else "",
+            row.win.words() if row.win else "50 (start)" * row.is_start,
         )
         for row in rows
     ]  # fmt: skip

@@ -74,8 +74,8 @@ def screen(page: Page, width: int, now: float) -> str:
     if page.non_defaults:
         lines += text.wrap("differs", ["from the family's defaults:", *page.non_defaults], width)
     if tuned := metrics.get("runtime"):
-        lines += text.wrap("runtime", [f"{key} {text.brief(value)}" for key, value in tuned.items()], width)
-    lines += text.beside(_parents(page.parents), _children(page.children), width)
+        lines += text.wrap("runtime", [f"{key} {text.number(value)}" for key, value in tuned.items()], width)
+    lines += _lineage(page, width)
     lines += _scores(page, width)
     lines += training_lines(metrics, width)
     lines += _metrics(manifest, width)
@@ -104,28 +104,28 @@ def _effort(manifest: Manifest, now: float) -> str:
     return f"{text.human_time(float(made.get('seconds', 0)))}{where}, {text.human_age(now - manifest.at)} ago"
 
 
-def _parents(links: Sequence[Link]) -> list[str]:
-    lines = [f"  {link.branch}{link.ref}{'  ' if link.ref else ''}{link.text}  ({link.role})" for link in links]
-    return ["made from", *lines] if lines else []
-
-
-def _children(children: Sequence[tuple[str, str]]) -> list[str]:
-    lines = [f"  {ref}  {purpose}" for ref, purpose in children[:MOST_CHILDREN]]
-    if len(children) > MOST_CHILDREN:
-        lines.append(f"  … {len(children) - MOST_CHILDREN} more")
-    return ["used by", *lines] if lines else []
+def _lineage(page: Page, width: int) -> list[str]:
+    parents = [
+        f"  {link.branch}{link.ref}{'  ' if link.ref else ''}{link.text}  ({link.role})" for link in page.parents
+    ]
+    children = [f"  {ref}  {purpose}" for ref, purpose in page.children[:MOST_CHILDREN]]
+    if len(page.children) > MOST_CHILDREN:
+        children.append(f"  … {len(page.children) - MOST_CHILDREN} more")
+    left, right = ["made from", *parents], ["used by", *children]
+    return text.beside(left if parents else [], right if children else [], width)
 
 
 def _scores(page: Page, width: int) -> list[str]:
     rows = [
-        (f"  {s.label}", s.text, s.opponent.strip(), "" if s.ref == page.manifest.ref else s.ref) for s in page.scores
+        (f"  {s.label}", s.words(), s.opponent.strip(), "" if s.ref == page.manifest.ref else s.ref)
+        for s in page.scores
     ]
     return [line for line in text.table(("scores", "", "", ""), rows, width, right=(1,)) if line] if rows else []
 
 
 def _metrics(manifest: Manifest, width: int) -> list[str]:
     rest = {key: value for key, value in manifest.metrics.items() if key not in _SHOWN_ELSEWHERE}
-    items = [f"{key} {text.cut(text.brief(value), 60)}" for key, value in text.flat(rest).items() if value != []]
+    items = [f"{key} {text.cut(text.number(value), 60)}" for key, value in text.flat(rest).items() if value != []]
     return text.wrap("metrics", items, width) if items else []
 
 

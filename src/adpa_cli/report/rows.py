@@ -22,19 +22,15 @@ class Rows(Protocol):
 
     def record(self, place: int) -> dict[str, Any]:
         """Everything about one row."""
-        ...
 
     def brief(self, place: int) -> dict[str, Any]:
         """One row as one line of a list."""
-        ...
 
     def lines(self, place: int, width: int) -> list[str]:
         """One row for a terminal."""
-        ...
 
     def records(self, place: int) -> list[dict[str, Any]]:
         """One row for a pipe, a record a line."""
-        ...
 
 
 _ROWS: Mapping[Product, Callable[[Store, Manifest], Rows]] = {
@@ -46,22 +42,21 @@ _ROWS: Mapping[Product, Callable[[Store, Manifest], Rows]] = {
 
 def row_screen(store: Store, manifest: Manifest, index: int, width: int) -> str:
     """One row for a terminal of `width` columns. Raises NotFound outside 1 … n, UsageError for a stage without rows."""
-    rows = _open(store, manifest)
-    lines = rows.lines(_place(rows, manifest, index), width)
+    rows, place = _row(store, manifest, index)
+    lines = rows.lines(place, width)
     return "\n".join(text.cut(line.rstrip(), width) for line in lines) + "\n"
 
 
 def row_record(store: Store, manifest: Manifest, index: int) -> dict[str, Any]:
     """One row as JSON (null for what is not finite); raises like `row_screen`."""
-    rows = _open(store, manifest)
-    place = _place(rows, manifest, index)
+    rows, place = _row(store, manifest, index)
     return plain({"ref": manifest.ref, "row": index, "rows": len(rows), **rows.record(place)})
 
 
 def row_tsv(store: Store, manifest: Manifest, index: int) -> str:
     """One row as tab-separated lines under a header: a signal has one line for each token, others one in all."""
-    rows = _open(store, manifest)
-    return text.records_tsv(rows.records(_place(rows, manifest, index)))
+    rows, place = _row(store, manifest, index)
+    return text.records_tsv(rows.records(place))
 
 
 def first_records(store: Store, manifest: Manifest, count: int) -> list[dict[str, Any]]:
@@ -104,9 +99,11 @@ def _open(store: Store, manifest: Manifest) -> Rows:
     return _ROWS[product](store, manifest)
 
 
-def _place(rows: Rows, manifest: Manifest, index: int) -> int:
+def _row(store: Store, manifest: Manifest, index: int) -> tuple[Rows, int]:
+    """The rows of an artifact, and the place of one of them."""
+    rows = _open(store, manifest)
     if not 1 <= index <= len(rows):
         valid = f"rows 1 to {len(rows)}" if len(rows) else "no rows"
         hint = f"adpa show {manifest.ref} --row {min(max(index, 1), len(rows))}" if len(rows) else ""
         raise NotFound(f"row {index} of {manifest.ref}: it has {valid}", hint)
-    return index - 1
+    return rows, index - 1

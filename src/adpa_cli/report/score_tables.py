@@ -33,22 +33,23 @@ class Line:
 
 def screen(lines: Sequence[Line], width: int) -> str:
     """The table for `width` columns; below it the means where cells differ in a seed only."""
-    columns = list(dict.fromkeys(_column(score) for line in lines for score in line.scores))
+    width = max(width, 60)
+    columns = list(dict.fromkeys(score.kind[:4] for line in lines for score in line.scores))
     varying = differing([line.settings for line in lines if not line.name])
     tagged = any(line.tags for line in lines)
     head = ("", *map(str.upper, varying), *_titles(columns), *["TAG"] * tagged, "ID")
     rows = []
     for n, line in enumerate(lines, 1):
         settings = (line.settings.get(key, "") for key in varying)
-        numbers = {_column(score): score.words(DIGITS) for score in reversed(line.scores)}
+        numbers = {score.kind[:4]: score.words(DIGITS) for score in reversed(line.scores)}
         cells = (numbers.get(column, "") for column in columns)
         tags = [" ".join(line.tags)] * tagged
         rows.append((line.name or str(n), *settings, *cells, *tags, f"{line.ref}  {line.note}".rstrip()))
-    shown = _table(head, rows, width)
+    shown = text.table(head, rows, width)
     kept = [key for key in varying if key not in SEEDS]
     over_seeds = _means(lines, columns, kept)
     if over_seeds:
-        shown += ["", *_table(("over seeds", *map(str.upper, kept), *_titles(columns)), over_seeds, width)]
+        shown += ["", *text.table(("over seeds", *map(str.upper, kept), *_titles(columns)), over_seeds, width)]
     notes = ["± half of a 95 % interval"] if columns else []
     notes += ["over seeds: mean ± standard deviation"] if over_seeds else []
     return "\n".join([*shown, "; ".join(notes)]).rstrip("\n")
@@ -58,10 +59,6 @@ def differing(settings: Sequence[Mapping[str, str]]) -> list[str]:
     """The keys that do not have one value in all of them, in the order in which they come."""
     keys = dict.fromkeys(key for each in settings for key in each)
     return [key for key in keys if len({each.get(key) for each in settings}) > 1]
-
-
-def _column(score: Score) -> Column:
-    return score.metric, score.suite, score.data, score.scorer
 
 
 def _titles(columns: Sequence[Column]) -> list[str]:
@@ -91,15 +88,11 @@ def _means(lines: Sequence[Line], columns: Sequence[Column], kept: Sequence[str]
 
 
 def _mean(lines: Sequence[Line], column: Column) -> str:
-    same = [score for line in lines for score in line.scores if _column(score) == column]
+    same = [score for line in lines for score in line.scores if score.kind[:4] == column]
     values = [score.value for score in same]
     if len(values) < 2:
         return ""
     return value_words(statistics.fmean(values), statistics.stdev(values), same[0].is_share, DIGITS)
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> list[str]:
-    return text.table(head, rows, max(width, 60), expendable=())
 
 
 def results(store: Store, evals: Sequence[Node]) -> str:

@@ -43,11 +43,6 @@ class Score:
         return self.metric.rpartition("_")[2] in _SHARES
 
     @property
-    def text(self) -> str:
-        """68.1 ±1.7: percent for shares, half the width of the interval behind it."""
-        return self.words(2)
-
-    @property
     def label(self) -> str:
         """What was measured: reward-accuracy on dpo-mix-7k#test (n=750)."""
         where = f" on {self.data}" if self.data else ""
@@ -65,8 +60,8 @@ class Score:
         """The label with opponent and suite."""
         return f"{self.label}{self.opponent}{f' [{self.suite}]' if self.suite else ''}"
 
-    def words(self, digits: int) -> str:
-        """The value with half of its interval; `digits` behind the point unless it is a share."""
+    def words(self, digits: int = 2) -> str:
+        """68.1 ±1.7: percent for shares, else so many digits, and behind it half the width of the interval."""
         half = None if self.low is None or self.high is None else (self.high - self.low) / 2
         return value_words(self.value, half, self.is_share, digits)
 
@@ -96,9 +91,7 @@ def scores(manifest: Manifest) -> list[Score]:
         for name, entry in metrics["scores"].items()
         if isinstance(entry, dict) and isinstance(entry.get("value"), int | float)
     ]  # fmt: skip
-    order = (ACCURACY, REWARD)
-    places = {name: place for place, name in enumerate(order)}
-    return sorted(numbers, key=lambda s: (places.get(s.metric, len(order)), s.metric == WIN, s.metric))
+    return sorted(numbers, key=lambda s: (s.metric != ACCURACY, s.metric != REWARD, s.metric == WIN, s.metric))
 
 
 def measured_model(manifest: Manifest) -> str | None:

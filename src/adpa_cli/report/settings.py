@@ -33,9 +33,9 @@ def spec_items(spec: Mapping[str, Any]) -> list[str]:
     for key, value in text.flat(params if isinstance(params, Mapping) else {}).items():
         origin = fields[key].metadata.get("origin", "paper") if key in fields else "paper"
         is_default = origin != "paper" and value == fields[key].default
-        items.append(f"{key} {text.brief(value)}" + (f" [{origin}]" if is_default else ""))
+        items.append(f"{key} {text.number(value)}" + (f" [{origin}]" if is_default else ""))
     rest = text.flat({key: value for key, value in spec.items() if key not in ("method", "method_version", "params")})
-    return items + [f"{key} {text.cut(text.brief(value), 60)}" for key, value in rest.items() if value is not None]
+    return items + [f"{key} {text.cut(text.number(value), 60)}" for key, value in rest.items() if value is not None]
 
 
 def non_defaults(manifest: Manifest, artifacts: Artifacts) -> list[str] | None:
@@ -50,7 +50,7 @@ def non_defaults(manifest: Manifest, artifacts: Artifacts) -> list[str] | None:
     defaults = _defaults(manifest, family, "student" if base == family.student else "teacher")
     spec = {**manifest.spec, **manifest.spec.get("params", {})}
     items = [
-        f"{key} {text.brief(spec[key])} ({text.brief(default)})"
+        f"{key} {text.number(spec[key])} ({text.number(default)})"
         for key, default in defaults.items()
         if key in spec and spec[key] != default
     ]
@@ -84,9 +84,5 @@ def _method(spec: Mapping[str, Any]) -> methods.Method | None:
 
 def _teacher(manifest: Manifest, artifacts: Artifacts) -> str:
     """The name of the model whose signal it was trained on; empty without one."""
-    caches = manifest.inputs.get("cache", [])
-    for content in [caches] if isinstance(caches, str) else caches:
-        cache = artifacts.get(content.removeprefix("artifact:"))
-        if cache is not None:
-            return base_name(cache, artifacts, ("aligned", "model"))
-    return ""
+    caches = [artifacts[parent] for role, parent in manifest.parents() if role == "cache" and parent in artifacts]
+    return base_name(caches[0], artifacts, ("aligned", "model")) if caches else ""

@@ -19,6 +19,7 @@ from adpa_cli.signal import AnswerKey, SignalReader, SignalRows, advantage, rms_
 from adpa_cli.signal.rows import label_positions
 from adpa_cli.signal.stored_frames import COLUMNS, column_bytes
 from adpa_cli.stages import making, product_of
+from adpa_cli.stages.cache_teacher import spread
 from adpa_cli.store.manifest import Manifest
 from adpa_cli.store.store import Store
 
@@ -143,7 +144,7 @@ class Signals:
     def _facts(self) -> dict[str, Any]:
         """The header of the signal and the figures of a sample of it; errors in nats."""
         spec = self._reader.spec
-        places = sample(len(self))
+        places = spread(len(self), SAMPLE)  # blocks are sorted by length
         pair = {"difference_step": spec.difference_step} if spec.has_reference else {}
         return {
             "k": spec.k, "vocabulary": spec.vocab_size, "step": spec.step, "greatest_error": spec.step / 2, **pair,
@@ -152,12 +153,6 @@ class Signals:
             "teachers": {role: self._name(content) for role, content in spec.teachers.items()},
             "sampled_answers": len(places), **_figures([self._at(place)[1] for place in places]),
         }  # fmt: skip
-
-
-def sample(count: int) -> list[int]:
-    """At most SAMPLE places out of `count`, evenly spread: blocks are sorted by length."""
-    size = min(count, SAMPLE)
-    return [number * count // size for number in range(size)]
 
 
 def _mass(rows: SignalRows) -> NDArray[np.float64]:
@@ -191,7 +186,8 @@ def _token_records(rows: SignalRows, names: Tokens) -> Iterator[dict[str, Any]]:
         token["logp"] = float(rows.label_logps[t])
         if scores is not None and rows.reference_label_logps is not None:
             token["reference_logp"] = float(rows.reference_label_logps[t])
-            token["advantage"] = _finite(scores[t, column[t]]) if inside[t] else 0.0
+            score = float(scores[t, column[t]]) if inside[t] else 0.0
+            token["advantage"] = score if np.isfinite(score) else None
             finite = np.flatnonzero(np.isfinite(scores[t]))
             for name, pick in (("best", np.argmax), ("worst", np.argmin)):
                 place = int(finite[pick(scores[t, finite])]) if finite.size else None
@@ -201,10 +197,6 @@ def _token_records(rows: SignalRows, names: Tokens) -> Iterator[dict[str, Any]]:
                 token[f"{name}_advantage"] = None if place is None else float(scores[t, place])
         token["rest"] = float(np.exp(rows.rest_logps[t]))
         yield token
-
-
-def _finite(value: Any) -> float | None:
-    return float(value) if np.isfinite(value) else None
 
 
 def _head(ref: str, facts: dict[str, Any], width: int) -> list[str]:
@@ -238,17 +230,18 @@ def _step(step: float) -> str:
 
 def _table(records: list[dict[str, Any]], pair: bool, width: int) -> list[str]:
     names = ("t", "taken", "log p", *(("log p_ref", "A(taken)", "best A", "worst A") if pair else ()), "rest")
-    right = (0, 2, 3, 4, 7) if pair else (0, 2, 3)
-    return text.table(names, [_cells(record, pair) for record in records], width, 1, right, (6, 7, 3) if pair else (3,))
+    right, expendable = ((0, 2, 3, 4, 7), (6, 7, 3)) if pair else ((0, 2, 3), (3,))
+    rows = [
+        (str(r["t"]), r["taken"], f"{r['logp']:.2f}", *(_pair_cells(r) if pair else ()), f"{r['rest']:.2f}")
+        for r in records
+    ]
+    return text.table(names, rows, width, 1, right, expendable)
 
 
-def _cells(record: dict[str, Any], pair: bool) -> list[str]:
-    cells = [str(record["t"]), record["taken"], f"{record['logp']:.2f}"]
-    if pair:
-        inside = "–" if record["advantage"] is None else f"{record['advantage']:+.2f}"
-        cells += [f"{record['reference_logp']:.2f}", inside if record["in_top_k"] else "outside"]
-        cells += [_extreme(record, "best"), _extreme(record, "worst")]
-    return [*cells, f"{record['rest']:.2f}"]
+def _pair_cells(record: dict[str, Any]) -> tuple[str, ...]:
+    advantage = "–" if record["advantage"] is None else f"{record['advantage']:+.2f}"
+    taken = advantage if record["in_top_k"] else "outside"
+    return f"{record['reference_logp']:.2f}", taken, _extreme(record, "best"), _extreme(record, "worst")
 
 
 def _extreme(record: dict[str, Any], name: str) -> str:

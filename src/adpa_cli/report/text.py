@@ -50,7 +50,9 @@ def human_time(seconds: float) -> str:
 
 
 def number(value: Any) -> str:
-    """Any JSON scalar for reading: thousands are grouped, other numbers have four digits, None is a dash."""
+    """JSON scalars, or a list of them, for reading: thousands grouped, else four digits; a dash for None."""
+    if isinstance(value, list):
+        return ", ".join(map(number, value))
     if value is None:
         return "–"
     if isinstance(value, bool):
@@ -68,11 +70,6 @@ def flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     for key, item in value.items():
         level |= flat(item, f"{prefix}{key}.") if isinstance(item, Mapping) else {f"{prefix}{key}": item}
     return level
-
-
-def brief(value: Any) -> str:
-    """`number`, for lists too."""
-    return ", ".join(number(item) for item in value) if isinstance(value, list) else number(value)
 
 
 def width_of(text: str) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -31,12 +32,9 @@ def read_curves(folder: Path) -> dict[str, list[float | None]]:
         return {}
     steps = []
     for line in lines:
-        try:
-            step = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(step, dict):
-            steps.append({name: value for name, value in text.flat(step).items() if isinstance(value, int | float)})
+        with contextlib.suppress(ValueError):
+            if isinstance(step := json.loads(line), dict):
+                steps.append({name: value for name, value in text.flat(step).items() if isinstance(value, int | float)})
     names = dict.fromkeys(name for step in steps for name, value in step.items() if not isinstance(value, bool))
     return {name: [float(step[name]) if name in step else None for step in steps] for name in names}
 
