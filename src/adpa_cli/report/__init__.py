@@ -1,1 +1,1 @@
-"""The screens of `adpa show`, as pure functions from the store to text."""
+"""Lists, pages and tables of artifacts, scores and methods: pure functions from what is stored to text and JSON."""

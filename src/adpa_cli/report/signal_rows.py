@@ -26,6 +26,18 @@ from adpa_cli.store.store import Store
 FILE_NAME = "tokenizer.json.zst"
 MAX_BYTES = 1 << 28
 """A tokenizer that would unpack to more than this is damaged, or a trap."""
+SAMPLE = 200
+"""Answers that the figures beside a single row are taken from."""
+TOKEN_WIDTH = 18
+EDGES = (0.0, 0.5, 0.8, 0.9, 0.95, 0.98, 0.99, 0.999, 1.0)
+"""Bounds of the histogram of the mass inside the ids."""
+BAR = 30
+DISTANCES = {
+    "kl_error": ("{:.2g} nat", "mean KL(teacher ‖ signal) over the stored classes"),
+    "top1_agreement": ("{:.2%}", "top-1 token is the teacher's"),
+}
+COSINE = "_gradient_cosine"
+"""A distance whose name ends so is of the gradient of the method that the name begins with."""
 
 
 @dataclass(frozen=True)
@@ -73,11 +85,6 @@ def load_tokens(folder: Path) -> Tokens:
         raise Corrupt(f"{path} is no tokenizer: {error}", "adpa verify names what is damaged") from error
     special = (token_id for token_id, token in inner.get_added_tokens_decoder().items() if token.special)
     return Tokens(inner, frozenset(special))
-
-
-SAMPLE = 200
-"""Answers that the figures about the whole signal are taken from."""
-TOKEN_WIDTH = 18
 
 
 class Signals:
@@ -251,17 +258,6 @@ def _extreme(record: dict[str, Any], name: str) -> str:
     return f"{token} {record[f'{name}_advantage']:+.2f}"
 
 
-EDGES = (0.0, 0.5, 0.8, 0.9, 0.95, 0.98, 0.99, 0.999, 1.0)
-"""Bounds of the histogram of the mass inside the ids."""
-BAR = 30
-MEASURED = (
-    ("kl_error", "mean KL(teacher ‖ signal) over the stored classes", "{:.2g} nat"),
-    ("top1_agreement", "top-1 token is the teacher's", "{:.2%}"),
-    ("dckd_gradient_cosine", "cosine of DCKD's gradient with the full vocabulary's", "{:.6f}"),
-    ("adpa_gradient_cosine", "cosine of ADPA's gradient with the full vocabulary's", "{:.6f}"),
-)
-
-
 def collect(store: Store, manifest: Manifest) -> dict[str, Any]:
     """The figures of a whole signal, every answer read once. Raises UsageError for another artifact, Corrupt."""
     if product_of(manifest.stage) != "signal":
@@ -330,11 +326,12 @@ def screen(figures: dict[str, Any], width: int) -> str:
 def _measured(distances: dict[str, Any]) -> list[str]:
     """How far the signal is from its teacher."""
     size = f"{distances['answers']} answers, {distances['tokens']:,} tokens"
-    return [
-        f"against the teacher, {size}; student: {distances['student']}",
-        *(f"  {form.format(distances[name]):>12}  {words}" for name, words, form in MEASURED
-          if distances.get(name) is not None),
-    ]  # fmt: skip
+    rows = [(distances.get(name), form, words) for name, (form, words) in DISTANCES.items()]
+    for name, value in distances.items():
+        method, end, _ = name.partition(COSINE)
+        rows += [(value, "{:.6f}", f"cosine of {method.upper()}'s gradient with the full vocabulary's")] if end else []
+    lines = [f"  {form.format(value):>12}  {words}" for value, form, words in rows if value is not None]
+    return [f"against the teacher, {size}; student: {distances['student']}", *lines]
 
 
 def tsv(figures: dict[str, Any]) -> str:

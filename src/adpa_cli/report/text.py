@@ -1,4 +1,4 @@
-"""Numbers, times, tables and curves as text of a given width. Pure functions; nothing here prints."""
+"""Numbers, times, tables and curves as text, for a terminal or a pipe. Pure functions; nothing here prints."""
 
 from __future__ import annotations
 
