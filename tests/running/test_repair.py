@@ -12,7 +12,7 @@ import pytest
 
 from adpa_cli import disk as swaps
 from adpa_cli.signal import Shard
-from adpa_cli.signal.stored_frames import patch_shard, stored_frames
+from adpa_cli.signal.stored_frames import patch_shard
 from adpa_cli.store.store import Store
 from support.cli_samples import Cli, Pipeline
 
@@ -84,9 +84,9 @@ def test_a_lost_header_or_tail_is_made_again(pipeline: Pipeline, cli: Cli, place
 def test_rows_that_come_out_otherwise_and_other_teachers_are_refused(pipeline: Pipeline, cli: Cli) -> None:
     ref = pipeline.made("signal #1")
     path = pipeline.store / ref / SHARD
-    stored = stored_frames(path)
+    stored = Shard(path)
     rows = Shard(path).read(2, raw=True)
-    moved = rows.rest_logps - 2 * stored.index.spec.step
+    moved = rows.rest_logps - 2 * stored.spec.step
     patch_shard(path, stored, {2: replace(rows, rest_logps=moved)})  # a whole frame with other values
     flipped(path, frames_of(path)[5].start + 40)
     after = path.read_bytes()

@@ -11,7 +11,7 @@ import pytest
 
 from adpa_cli.errors import Corrupt
 from adpa_cli.signal import Shard, write_shard
-from adpa_cli.signal.stored_frames import damage, patch_shard, signal_distance, stored_frames
+from adpa_cli.signal.stored_frames import damage, patch_shard, signal_distance
 from support.signal_samples import key_of, sample_answers, spec_of
 
 
@@ -40,13 +40,13 @@ def test_a_flipped_bit_anywhere_is_named_by_its_row_or_refused(tmp_path: Path, p
 def test_new_frames_leave_the_others_as_they_are(tmp_path: Path) -> None:
     path, answers = tmp_path / "signal-00000.adpa", sample_answers((6, 4, 5), 8, 60)
     write_shard(path, spec_of(8, 60), answers)
-    whole, stored = path.read_bytes(), stored_frames(path)
+    whole, stored = path.read_bytes(), Shard(path)
     patch_shard(path, stored, {1: answers[1][1]})
     assert path.read_bytes() == whole
     lower = replace(answers[1][1], rest_logps=answers[1][1].rest_logps - 1)
     patch_shard(path, stored, {1: lower})
-    again = stored_frames(path)
-    assert [a == b for a, b in zip(again.frames, stored.frames, strict=True)] == [True, False, True]
+    again = Shard(path)
+    assert [again.frame(i) == stored.frame(i) for i in range(3)] == [True, False, True]
     assert Shard(path).read(1, raw=True).rest_logps == pytest.approx(lower.rest_logps, abs=1 / 64)
 
 

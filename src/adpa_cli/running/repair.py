@@ -182,10 +182,11 @@ def _compared(undamaged: Mapping[Key, tuple[Shard, int]], rows: Mapping[Key, Sig
 
 def _write_patched(damage: Damage, path: Path, rows: Mapping[Key, SignalRows]) -> None:
     """A shard whose damaged frames are replaced; the others keep their bytes."""
-    from adpa_cli.signal.stored_frames import patch_shard, stored_frames
+    from adpa_cli.signal import Shard
+    from adpa_cli.signal.stored_frames import patch_shard
 
-    stored = stored_frames(damage.path)
-    keys, k = stored.index.keys, stored.index.spec.k
+    stored = Shard(damage.path, partial=True)
+    keys, k = stored.keys, stored.spec.k
     patch_shard(path, stored, {i: narrowed(rows[keys[i].example_id, keys[i].part], k) for i in damage.rows or ()})
 
 

@@ -12,33 +12,29 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import load, save
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
 
 from adpa_cli.disk import atomic
 from adpa_cli.errors import Corrupt, NotFound
-from adpa_cli.signal.rows import PAIR_FIELDS, AnswerKey, SignalRows, SignalSpec
+from adpa_cli.signal.rows import AnswerKey, SignalRows, SignalSpec, per_id
 from adpa_cli.signal.shard import write_shard
 
 SHARD_TOKENS = 1 << 18
 WAITING = 1
 """Blocks that wait to be written: each holds its rows in memory."""
-_FIELDS = ("ids", "logps", "label_ids", "label_logps", "rest_logps")
 
 
 def save_block(path: Path, answers: Sequence[tuple[AnswerKey, SignalRows]]) -> None:
     """Writes the answers of one block in float32, whole or not at all; the same answers give the same bytes."""
-    pair = bool(answers) and answers[0][1].difference is not None
-    fields = (*_FIELDS, *PAIR_FIELDS) if pair else _FIELDS
-    if answers and answers[0][1].weights is not None:
-        fields = (*fields, "weights")
-    tensors = {name: np.concatenate([getattr(rows, name) for _, rows in answers]) for name in fields if answers}
+    columns = {f.name: [getattr(rows, f.name) for _, rows in answers] for f in fields(SignalRows)} if answers else {}
+    tensors = {name: np.concatenate(column) for name, column in columns.items() if column[0] is not None}
     head: dict[str, Any] = {
         "keys": [asdict(key) for key, _ in answers],
         "tokens": [len(rows) for _, rows in answers],
@@ -51,12 +47,9 @@ def save_block(path: Path, answers: Sequence[tuple[AnswerKey, SignalRows]]) -> N
 def load_block(path: Path) -> list[tuple[AnswerKey, SignalRows]]:
     """The answers of `save_block`, exactly. Raises NotFound, and Corrupt when a byte is damaged."""
     try:
-        data = Path(path).read_bytes()
-    except FileNotFoundError:
-        raise NotFound(f"no block of a capture at {path}") from None
-    try:
-        head = _metadata(data)
-        tensors: dict[str, Any] = load(data)
+        with safe_open(path, "numpy") as opened:
+            head: dict[str, Any] = json.loads(opened.metadata()["block"])
+            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118  it is no mapping
         if head.pop("crc") != _crc(head, tensors):
             raise ValueError("its checksum does not match")
         keys, ends = [AnswerKey(**key) for key in head["keys"]], np.cumsum(head["tokens"], dtype=np.int64)
@@ -65,15 +58,11 @@ def load_block(path: Path) -> list[tuple[AnswerKey, SignalRows]]:
             (key, SignalRows(**{name: tensor[a:b] for name, tensor in tensors.items()}))
             for key, (a, b) in zip(keys, bounds, strict=True)
         ]
+    except FileNotFoundError:
+        raise NotFound(f"no block of a capture at {path}") from None
     except (SafetensorError, KeyError, TypeError, ValueError, IndexError, RecursionError) as error:
         hint = "delete it: the capture redoes that block"
         raise Corrupt(f"{path}: a damaged block of a capture ({error})", hint) from None
-
-
-def _metadata(data: bytes) -> dict[str, Any]:
-    size = int.from_bytes(data[:8], "little")
-    head: dict[str, Any] = json.loads(json.loads(data[8 : 8 + size])["__metadata__"]["block"])
-    return head
 
 
 def _crc(head: dict[str, Any], tensors: dict[str, Any]) -> int:
@@ -126,8 +115,7 @@ class Answers:
 
 def narrowed(rows: SignalRows, k: int) -> SignalRows:
     """The rows with their first `k` ids: those of sampled support are followed by ids that were not drawn."""
-    weights = None if rows.weights is None else rows.weights[:, :k]
-    return replace(rows, ids=rows.ids[:, :k], logps=rows.logps[:, :k], weights=weights)
+    return per_id(rows, lambda values: values[:, :k])
 
 
 @dataclass

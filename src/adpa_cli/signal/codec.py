@@ -43,6 +43,7 @@ from adpa_cli.signal.rows import (
     finite_or_zero,
     label_positions,
     pair_of,
+    per_id,
     reference_logps,
 )
 
@@ -163,17 +164,16 @@ def encode_frame(key: AnswerKey, rows: SignalRows, spec: SignalSpec, ranking: Ra
 
     Raises DataError when a token names an id twice or the label's log-prob is not the entry at its id.
     """
-    where = f"answer {key.example_id!r} ({key.part})"
     order, ranks = _by_rank(rows.ids, ranking)
     deltas = ranks.copy()
     deltas[:, 1:] -= ranks[:, :-1] + 1
     if deltas.size and deltas.min() < 0:
-        raise DataError(f"{where}: field ids names an id twice in one token")
-    rows = _in_order(rows, order)
+        raise DataError(f"{key.label}: field ids names an id twice in one token")
+    rows = per_id(rows, lambda values: values.take(order))
     column, inside = label_positions(rows)
     entry = finite_or_zero(rows.logps[np.arange(len(rows)), column])
     if (np.abs(entry - finite_or_zero(rows.label_logps)) > 1e-3 - 1e-4 * entry)[inside].any():
-        raise DataError(f"{where}: field label_logps differs from the log-prob at the label's id")
+        raise DataError(f"{key.label}: field label_logps differs from the log-prob at the label's id")
     outside = ~inside
     place = np.where(inside, column + 1, 0).astype(np.int32)
     labels = np.concatenate([place, ranking.ranks[rows.label_ids[outside]]])
@@ -199,16 +199,6 @@ def _by_rank(ids: Ints, ranking: Ranking) -> tuple[NDArray[Any], Ints]:
     packed.sort(axis=1)
     order = (packed & ((1 << bits) - 1)) + np.arange(0, tokens * k, k)[:, None]
     return order, (packed >> bits).astype(np.int32)
-
-
-def _in_order(rows: SignalRows, order: NDArray[Any]) -> SignalRows:
-    moved = replace(rows, ids=rows.ids.take(order), logps=rows.logps.take(order))
-    if rows.weights is not None:
-        moved = replace(moved, weights=rows.weights.take(order))
-    if rows.difference is None:
-        return moved
-    difference, in_reference, *_ = pair_of(rows)
-    return replace(moved, difference=difference.take(order), in_reference=in_reference.take(order))
 
 
 def _encode_aligned(out: Streams, rows: SignalRows, labels: Ints, outside: Bools, step: float) -> tuple[Ints, ...]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -31,6 +31,11 @@ class AnswerKey:
     part: str
     tokens: str
     """32 hex digits of `token_hash`."""
+
+    @property
+    def label(self) -> str:
+        """What messages call it."""
+        return f"answer {self.example_id!r} ({self.part})"
 
 
 def token_hash(prompt_ids: Sequence[int] | ArrayLike, answer_ids: Sequence[int] | ArrayLike) -> str:
@@ -115,8 +120,9 @@ class SignalRows:
 
 
 PAIR_FIELDS = ("difference", "in_reference", "reference_kth", "reference_label_logps", "reference_rest_logps")
-_PER_ID = {"ids": np.int32, "logps": np.float32, "difference": np.float32, "in_reference": np.bool_,
-           "weights": np.float32}  # fmt: skip
+PER_ID = {"ids": np.int32, "logps": np.float32, "difference": np.float32, "in_reference": np.bool_,
+          "weights": np.float32}  # fmt: skip
+"""The dtypes of the fields [T, K]."""
 
 
 def pair_of(rows: SignalRows) -> tuple[Floats, Bools, Floats, Floats, Floats]:
@@ -131,6 +137,12 @@ def pair_of(rows: SignalRows) -> tuple[Floats, Bools, Floats, Floats, Floats]:
         raise DataError("this signal has no reference teacher", "capture it with --reference")
     label, rest = rows.reference_label_logps, rows.reference_rest_logps
     return rows.difference, rows.in_reference, rows.reference_kth, label, rest
+
+
+def per_id(rows: SignalRows, change: Callable[[NDArray[Any]], NDArray[Any]]) -> SignalRows:
+    """The rows with a `change` to each of their fields [T, K]."""
+    given = {name: getattr(rows, name) for name in PER_ID}
+    return replace(rows, **{name: change(values) for name, values in given.items() if values is not None})
 
 
 def finite_or_zero(logps: Floats) -> Floats:
@@ -180,8 +192,8 @@ def checked(rows: SignalRows, spec: SignalSpec, where: str, slack: float = 0.01)
             raise DataError(f"{where}: field {name} is {'missing' if wanted else f'given, but {absent}'}")
         if not wanted:
             continue
-        dtype = np.int32 if name == "label_ids" else _PER_ID.get(name, np.float32)
-        shape = (n, spec.k) if name in _PER_ID else (n,)
+        dtype = np.int32 if name == "label_ids" else PER_ID.get(name, np.float32)
+        shape = (n, spec.k) if name in PER_ID else (n,)
         array: NDArray[Any] = np.ascontiguousarray(value, dtype=dtype)
         if array.shape != shape:
             raise DataError(f"{where}: field {name} has shape {array.shape}, expected {shape}")

@@ -50,7 +50,7 @@ def write_shard(path: Path, spec: SignalSpec, answers: Answers) -> None:
     keys, tokens, sizes = [], [], []
     with tempfile.TemporaryFile(dir=path.parent) as frames:
         for key, rows in answers:
-            frame = compressor.frame(encode_frame(key, checked(rows, spec, _name(key)), spec, ranking))
+            frame = compressor.frame(encode_frame(key, checked(rows, spec, key.label), spec, ranking))
             frames.write(frame)
             keys.append(key)
             tokens.append(len(rows))
@@ -70,7 +70,7 @@ def _count_ids(answers: Answers, spec: SignalSpec) -> NDArray[np.int64]:
     batch: list[Ints] = []
     waiting = 0
     for key, rows in answers:
-        batch.append(checked_ids(rows, spec, _name(key)))
+        batch.append(checked_ids(rows, spec, key.label))
         waiting += batch[-1].size
         if waiting > 1 << 20:
             counts += np.bincount(np.concatenate(batch), minlength=spec.vocab_size)
@@ -80,13 +80,11 @@ def _count_ids(answers: Answers, spec: SignalSpec) -> NDArray[np.int64]:
     return counts
 
 
-def _name(key: AnswerKey) -> str:
-    return f"answer {key.example_id!r} ({key.part})"
-
-
 class Shard:
     """A shard file, open for reading. Forked processes may share one; of threads one at a time may use it.
 
+    `spec` is what the header says about every row; `keys`, `tokens` and `sizes` are the key, the number of answer
+    tokens and the stored bytes of each row, in file order.
     Raises NotFound, and Corrupt when the header is damaged or the file's length is not what the header says;
     `partial=True` lets the length pass, so that `verify` can name the rows that are gone.
     """
@@ -102,11 +100,11 @@ class Shard:
             length = os.fstat(self._file).st_size
             prelude = os.pread(self._file, PRELUDE, 0)
             size = header_size(prelude, length)
-            self._index = read_index(prelude, os.pread(self._file, size, PRELUDE))
-            ranking = os.pread(self._file, min(self._index.ranking_size, length), PRELUDE + size)
-            self._ranking = read_ranking(ranking, self._index)
-            start = PRELUDE + size + self._index.ranking_size
-            self._offsets = list(accumulate(self._index.sizes, initial=start))
+            self.index = index = read_index(prelude, os.pread(self._file, size, PRELUDE))
+            self.spec, self.keys, self.tokens, self.sizes = index.spec, index.keys, index.tokens, index.sizes
+            self.ranking_frame = os.pread(self._file, min(index.ranking_size, length), PRELUDE + size)
+            self.ranking = read_ranking(self.ranking_frame, index)
+            self._offsets = list(accumulate(index.sizes, initial=PRELUDE + size + index.ranking_size))
             if not partial and self._offsets[-1] != length:
                 raise Corrupt(f"{length} bytes where the header says {self._offsets[-1]}")
         except Corrupt as problem:
@@ -115,28 +113,8 @@ class Shard:
             raise Corrupt(f"{self.path}: {problem.message}", hint) from None
         self._decompressor = Decompressor()
 
-    @property
-    def spec(self) -> SignalSpec:
-        """What the header says about every row."""
-        return self._index.spec
-
-    @property
-    def keys(self) -> tuple[AnswerKey, ...]:
-        """The key of each row, in file order."""
-        return self._index.keys
-
-    @property
-    def tokens(self) -> tuple[int, ...]:
-        """The number of answer tokens of each row."""
-        return self._index.tokens
-
-    @property
-    def sizes(self) -> tuple[int, ...]:
-        """The stored bytes of each row's frame."""
-        return self._index.sizes
-
     def __len__(self) -> int:
-        return len(self._index.keys)
+        return len(self.keys)
 
     def read(self, i: int, *, raw: bool = False) -> SignalRows:
         """Row i, each teacher's classes summing to 1; `raw` gives the stored values. Raises Corrupt."""
@@ -144,8 +122,12 @@ class Shard:
             return self._read(i, i + 1, raw)[0]
         except Corrupt as problem:
             raise Corrupt(
-                f"{self.path}: row {i}, {_name(self.keys[i])}: {problem.message}", "adpa verify names every damaged row"
+                f"{self.path}: row {i}, {self.keys[i].label}: {problem.message}", "adpa verify names every damaged row"
             ) from None
+
+    def frame(self, i: int) -> bytes:
+        """The stored bytes of row i; of a truncated file what there is of them."""
+        return os.pread(self._file, self.sizes[i], self._offsets[i])
 
     def _read(self, start: int, end: int, raw: bool) -> list[SignalRows]:
         """The rows from `start` on, up to but not `end`."""
@@ -158,7 +140,7 @@ class Shard:
             frame = data[self._offsets[i] - first : self._offsets[i + 1] - first]
             content = self._decompressor.content(frame, most_content(self.tokens[i], self.spec))
             frames.append((self.keys[i], self.tokens[i], content))
-        return decode_frames(frames, self.spec, self._ranking, raw)
+        return decode_frames(frames, self.spec, self.ranking, raw)
 
     def __iter__(self) -> Iterator[tuple[AnswerKey, SignalRows]]:
         for start, end in self._batches():

@@ -7,8 +7,8 @@ anew while all others are copied, and `signal_distance` measures how far stored 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from itertools import accumulate, pairwise
+from dataclasses import replace
+from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +16,8 @@ import zstandard
 
 from adpa_cli.disk import atomic
 from adpa_cli.errors import Corrupt
-from adpa_cli.signal.codec import Compressor, Ranking, encode_frame
-from adpa_cli.signal.header import PRELUDE, Index, header_size, read_index, read_ranking, write_index, write_ranking
+from adpa_cli.signal.codec import Compressor, encode_frame
+from adpa_cli.signal.header import write_index, write_ranking
 from adpa_cli.signal.numbers import Cursor
 from adpa_cli.signal.rows import Floats, SignalRows, SignalSpec, checked, finite_or_zero, pair_of
 from adpa_cli.signal.shard import Shard
@@ -29,35 +29,11 @@ EXACT = 1 / 1024
 """What counts as a step, in nats, where the values are stored exactly: more than the noise of floating point."""
 
 
-@dataclass(frozen=True)
-class StoredFrames:
-    """The bytes of a shard as they lie in the file; what a truncated file lacks is missing from the last frames."""
-
-    index: Index
-    ranking: bytes
-    frames: tuple[bytes, ...]
-    order: Ranking
-
-
-def stored_frames(path: Path) -> StoredFrames:
-    """The frames of a shard, none of them decompressed. Raises Corrupt when the header or the ranking is damaged."""
-    data = path.read_bytes()
-    prelude = data[:PRELUDE]
-    start = PRELUDE + header_size(prelude, len(data))
-    index = read_index(prelude, data[PRELUDE:start])
-    bounds = accumulate(index.sizes, initial=start + index.ranking_size)
-    ranking = data[start : start + index.ranking_size]
-    order = read_ranking(ranking, index)
-    return StoredFrames(index, ranking, tuple(data[a:b] for a, b in pairwise(bounds)), order)
-
-
-def patch_shard(path: Path, stored: StoredFrames, new: Mapping[int, SignalRows]) -> None:
+def patch_shard(path: Path, stored: Shard, new: Mapping[int, SignalRows]) -> None:
     """Write `stored` as a shard whose rows numbered in `new` are those; the other frames are copied byte by byte."""
-    frames, index = list(stored.frames), stored.index
-    for i, rows in new.items():
-        frames[i] = frame_of(stored, i, rows)
+    frames = [frame_of(stored, i, new[i]) if i in new else stored.frame(i) for i in range(len(stored))]
     with atomic(path) as out:
-        out.write(write_index(replace(index, sizes=tuple(map(len, frames)))) + stored.ranking)
+        out.write(write_index(replace(stored.index, sizes=tuple(map(len, frames)))) + stored.ranking_frame)
         out.writelines(frames)
 
 
@@ -69,21 +45,19 @@ def damage(path: Path) -> list[int]:
     """
     shard = Shard(path, partial=True)
     damaged = {row for row, _, _ in shard.verify()}
-    stored = stored_frames(path)
-    if write_ranking(stored.order.frequent, stored.index.classes) != stored.ranking:
+    if write_ranking(shard.ranking.frequent, shard.index.classes) != shard.ranking_frame:
         raise Corrupt(f"{path}: the ranking has changed")
     whole = [i for i in range(len(shard)) if i not in damaged]
-    unlike = [i for i in whole if frame_of(stored, i, shard.read(i, raw=True)) != stored.frames[i]]
+    unlike = [i for i in whole if frame_of(shard, i, shard.read(i, raw=True)) != shard.frame(i)]
     # Another version of zstandard writes every frame in its own way: then nothing follows from that.
     return sorted(damaged.union(unlike if len(unlike) < len(whole) else ()))
 
 
-def frame_of(stored: StoredFrames, i: int, rows: SignalRows) -> bytes:
+def frame_of(shard: Shard, i: int, rows: SignalRows) -> bytes:
     """The frame of row i with these values. Raises DataError when they cannot be stored."""
-    key, spec = stored.index.keys[i], stored.index.spec
-    where = f"answer {key.example_id!r} ({key.part})"
-    kept = checked(rows, spec, where, slack=0.01 + spec.step + spec.difference_step)
-    return Compressor().frame(encode_frame(key, kept, spec, stored.order))
+    key, spec = shard.keys[i], shard.spec
+    kept = checked(rows, spec, key.label, slack=0.01 + spec.step + spec.difference_step)
+    return Compressor().frame(encode_frame(key, kept, spec, shard.ranking))
 
 
 class _Reader(Cursor):
@@ -98,10 +72,10 @@ def column_bytes(path: Path) -> dict[str, float]:
 
     A block of zstandard that holds several columns counts for each by its share of the content. Raises Corrupt.
     """
-    sizes, stored = dict.fromkeys(COLUMNS, 0.0), stored_frames(path)
-    for frame, tokens in zip(stored.frames, stored.index.tokens, strict=True):
-        blocks, content = _blocks(frame)
-        runs = _runs(content, tokens, stored.index.spec)
+    sizes, shard = dict.fromkeys(COLUMNS, 0.0), Shard(path, partial=True)
+    for i, tokens in enumerate(shard.tokens):
+        blocks, content = _blocks(shard.frame(i))
+        runs = _runs(content, tokens, shard.spec)
         for name, size in _shared_out(blocks, runs).items():
             sizes[name] += size
     sizes["framing"] += path.stat().st_size - sum(sizes.values())
