@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from collections.abc import Mapping
+from typing import Any
 
 from adpa_cli.errors import NotFound, UsageError
 from adpa_cli.report import text
@@ -14,30 +14,9 @@ from adpa_cli.store.build import plain
 from adpa_cli.store.manifest import Manifest
 from adpa_cli.store.store import Store
 
-
-class Rows(Protocol):
-    """The rows of one artifact; `place` counts from 0."""
-
-    def __len__(self) -> int: ...
-
-    def record(self, place: int) -> dict[str, Any]:
-        """Everything about one row."""
-
-    def brief(self, place: int) -> dict[str, Any]:
-        """One row as one line of a list."""
-
-    def lines(self, place: int, width: int) -> list[str]:
-        """One row for a terminal."""
-
-    def records(self, place: int) -> list[dict[str, Any]]:
-        """One row for a pipe, a record a line."""
-
-
-_ROWS: Mapping[Product, Callable[[Store, Manifest], Rows]] = {
-    "signal": Signals,
-    "answers": Answers,
-    "scores": Evaluated,
-}
+Rows = Answers | Evaluated | Signals
+"""The rows of one artifact by place, from 0: whole, in brief, as lines for a terminal, as records for a pipe."""
+_ROWS: Mapping[Product, type[Rows]] = {"signal": Signals, "answers": Answers, "scores": Evaluated}
 
 
 def row_screen(store: Store, manifest: Manifest, index: int, width: int) -> str:
