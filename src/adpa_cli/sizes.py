@@ -126,14 +126,12 @@ def size_words(count: int) -> str:
     return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"
 
 
-def forward_flops(model: ModelSize, row: Row) -> float:
-    """Operations of one pass over a row: 2 a token and parameter of the body, 2 an answer token and parameter of the
+def forward_flops(model: ModelSize, rows: Iterable[Row]) -> float:
+    """Operations of one pass over rows: 2 a token and parameter of the body, 2 an answer token and parameter of the
     head, attention 4 layers width length a token. Chowdhery et al. 2022 (PaLM), appendix B; a step of training takes 3.
     """
-    attention = 4 * model.layers * model.width * row.whole
-    return row.whole * (2 * model.body + attention) + 2 * model.head * row.answer
-
-
-def fitted(rows: Rows, parts: Iterable[str], longest: int) -> Rows:
-    """What is left of the rows of some parts within `longest` tokens."""
-    return {part: [row.fitted(longest) for row in rows[part]] for part in parts}
+    tokens = answers = squares = 0.0
+    for row in rows:
+        whole = row.prompt + row.answer
+        tokens, answers, squares = tokens + whole, answers + row.answer, squares + whole * whole
+    return 2 * model.body * tokens + 2 * model.head * answers + 4 * model.layers * model.width * squares

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from adpa_cli.data.chat import Template
 from adpa_cli.engine import costs as disk
 from adpa_cli.engine import costs as memory
 from adpa_cli.estimate import speed as times
@@ -229,16 +230,16 @@ def test_generating_holds_keys_and_values_of_the_rows_that_are_answered_at_once(
 
 def test_operations_of_a_forward_pass() -> None:
     body = 1000 - 40 * 10
-    assert forward_flops(SMALL, Row(3, 2)) == 5 * (2 * body + 4 * 2 * 10 * 5) + 2 * 400 * 2
+    assert forward_flops(SMALL, [Row(3, 2)]) == 5 * (2 * body + 4 * 2 * 10 * 5) + 2 * 400 * 2
     rows = {"chosen": [Row(3, 2)], "rejected": [Row(3, 2)]}
-    once = 2 * forward_flops(SMALL, Row(3, 2))
+    once = 2 * forward_flops(SMALL, [Row(3, 2)])
     assert memory.training_flops(SMALL, rows, 2.5) == 7.5 * once
 
 
 def test_passes_over_the_rows() -> None:
     rows = {"chosen": [Row(3, 2)] * 10}
     load = Load(rows, (SMALL,), Runtime(), Where())
-    once = 3 * 10 * forward_flops(SMALL, Row(3, 2))
+    once = 3 * 10 * forward_flops(SMALL, [Row(3, 2)])
     params: dict[str, Any] = {}
     spec = TrainSpec("sft", 1, params, "", "", epochs=3.0, batch_size=4, select="last")
     for given, passes in ((spec, 3.0), (replace(spec, max_steps=5), 2.0)):
@@ -436,7 +437,7 @@ def test_a_plan_that_is_found_is_not_looked_into(pipeline: Pipeline, monkeypatch
     base = names.builtin_model("student")
     node = Node("sft", make(TrainSpec, made.spec), {"model": base, "data": names.data(("tiny-sft",))}, "student", "w")
     monkeypatch.setattr(surveys, "cost_of", None)
-    found = survey(Plan((node,), (TEMPLATE, END)), store, Runtime(), MACHINE)
+    found = survey(Plan((node,), Template(TEMPLATE, END)), store, Runtime(), MACHINE)
     assert (found.building, found.keeps, found.seconds, found.is_large) == ((), 0, 0, False)
 
 

@@ -282,7 +282,7 @@ REACHED: Mapping[str, float] = {"training": 0.35, "scoring": 0.35, "generating":
 
 def training_flops(model: ModelSize, rows: Rows, passes: float) -> float:
     """Operations of a forward and a backward pass over all parts, `passes` times."""
-    return 3 * passes * sum(forward_flops(model, row) for part in rows.values() for row in part)
+    return 3 * passes * sum(forward_flops(model, part) for part in rows.values())
 
 
 def online_flops(models: Sequence[ModelSize], rows: Sequence[Row], passes: float, drawn: float) -> float:
@@ -293,6 +293,6 @@ def online_flops(models: Sequence[ModelSize], rows: Sequence[Row], passes: float
     """
     student, *teachers = models
     slower = REACHED["training"] / REACHED["generating"]
-    once = sum(forward_flops(student, row) for row in rows)
-    taught = sum(forward_flops(teacher, row) for teacher in teachers for row in rows)
+    once = forward_flops(student, rows)
+    taught = sum(forward_flops(teacher, rows) for teacher in teachers)
     return once * (3 * passes + (slower + 3) * drawn) + taught * drawn

@@ -6,6 +6,7 @@ Reads the data (as the checks before the work do), `tokenizer.json` and the chat
 from __future__ import annotations
 
 import functools
+import hashlib
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,9 +23,12 @@ from adpa_cli.sizes import Row, Rows
 from adpa_cli.stages import MODEL_ROLES, Artifact, Node
 from adpa_cli.store.store import Store
 
-SAMPLE_BYTES = 150_000
+SAMPLE_BYTES = 50_000
 BYTES_PER_TOKEN = 4.0  # of text under a tokenizer that cannot be asked
 TURN_TOKENS = 5.0  # of a template that cannot be rendered
+SPECIAL = ("bos_token", "eos_token", "pad_token")
+Reading = tuple[tuple[str, ...], str, int | None, bool]
+"""Where data are, the side that is read, how many rows, and whether bad ones are left out."""
 
 
 @dataclass(frozen=True)
@@ -53,14 +57,19 @@ class RowLengths:
     store: Store
 
     def dialogues(self) -> list[Row]:
-        """Of the dialogues that it trains on."""
-        data, folder, spec = self._data(), self._folder(), self.node.spec
-        return dialogue_rows(data.where, spec.limit, spec.skip_bad_rows, folder, (spec.template, spec.end))
+        """Of the dialogues that it trains on, within its `max_length`."""
+        return _within(self.node.spec.max_length, dialogue_rows(*self._read("train")))
 
     def pairs(self, split: str) -> Rows:
-        """Of both answers to every pair of one side."""
-        data, folder, spec = self._data(), self._folder(), self.node.spec
-        return pair_rows(data.where, split, spec.limit, spec.skip_bad_rows, folder, (spec.template, spec.end))
+        """Of both answers to every pair of one side, within its `max_length`."""
+        chosen, rejected, _ = pair_rows(*self._read(split))
+        longest = self.node.spec.max_length
+        return {"chosen": _within(longest, chosen), "rejected": _within(longest, rejected)}
+
+    def prompts(self, split: str) -> list[Row]:
+        """Of the prompts of one side, each once and whole, with the chosen answer."""
+        chosen, _, firsts = pair_rows(*self._read(split))
+        return [chosen[place] for place in firsts]
 
     def answers(self) -> list[Row]:
         """Of its rollouts, one a prompt; for a finished one their number and mean length are known."""
@@ -76,20 +85,16 @@ class RowLengths:
         count, mean = int(made.manifest.metrics["answers"]), float(made.manifest.metrics["mean_tokens"])
         return [Row(_mean_prompt(made, self.store), mean)] * count
 
-    def _data(self) -> External:
-        data = self.node.inputs["data"]
-        if not isinstance(data, External):
+    def _read(self, split: str) -> tuple[Reading, Path, tuple[str, str]]:
+        """What is read of the data, and the folder and template of the model that reads it first."""
+        data, spec = self.node.inputs["data"], self.node.spec
+        model = next(self.node.inputs[role] for role in MODEL_ROLES if role in self.node.inputs)
+        if not isinstance(data, External) or isinstance(model, tuple):
             raise AdpaError(f"{self.node.label} does not tell what it reads")
         if data.download or not data.is_open:
             raise AdpaError(f"{data.label} is not on this machine")
-        return data
-
-    def _folder(self) -> Path:
-        """Of the model that reads the rows first."""
-        model = next(self.node.inputs[role] for role in MODEL_ROLES if role in self.node.inputs)
-        if isinstance(model, tuple):
-            raise AdpaError(f"{self.node.label} does not tell what it reads")
-        return folder_of(model, self.store)
+        reading = (data.where, split, spec.limit, spec.skip_bad_rows)
+        return reading, _with_same_tokenizer(folder_of(model, self.store)), (spec.template, spec.end)
 
 
 def _mean_prompt(made: Artifact, store: Store) -> float:
@@ -100,38 +105,40 @@ def _mean_prompt(made: Artifact, store: Store) -> float:
     try:
         data = Names(store).data_of(made.manifest.sources[content], content)
         folder = store.folder(made.label if below is None else below.ref)
-        rows = pair_rows(data.where, str(spec["split"]), spec["limit"], bool(spec.get("skip_bad_rows")), folder,
-                          (str(spec["template"]), str(spec["end"])))["chosen"]  # fmt: skip
+        reading = (data.where, str(spec["split"]), spec["limit"], bool(spec.get("skip_bad_rows")))
+        rows, _, _ = pair_rows(reading, _with_same_tokenizer(folder), (str(spec["template"]), str(spec["end"])))
         return sum(row.prompt for row in rows) / len(rows)
     except (AdpaError, OSError, KeyError):
         return float(made.manifest.metrics["mean_tokens"])
 
 
+def _within(longest: int, rows: Sequence[Row]) -> list[Row]:
+    """What is left of rows within `longest` tokens; most rows are short enough as they are."""
+    return [row if row.prompt + row.answer <= longest else row.fitted(longest) for row in rows]
+
+
 @functools.lru_cache(maxsize=16)
 def pair_rows(
-    where: tuple[str, ...], split: str, limit: int | None, skip: bool, folder: Path, template: tuple[str, str]
-) -> Rows:
-    """Both answers of every pair, before fitting; `first` has an answer of 1 where a prompt is met the first time."""
-    items = pairs_of(where, split, limit, skip).items
+    reading: Reading, folder: Path, template: tuple[str, str]
+) -> tuple[tuple[Row, ...], tuple[Row, ...], tuple[int, ...]]:
+    """The chosen and the rejected answer of every pair, before fitting; and where a prompt is met the first time."""
+    items = pairs_of(*reading).items
     answers = [text for item in items for text in (item.chosen, item.rejected)]
     ruler = ruler_for(folder, template, [m.content for item in items for m in item.prompt], answers)
-    seen: set[Any] = set()
-    rows: Rows = {"chosen": [], "rejected": [], "first": []}
-    for item in items:
+    firsts: dict[Any, int] = {}
+    chosen, rejected = [], []
+    for place, item in enumerate(items):
+        firsts.setdefault(item.prompt, place)
         prompt = ruler.prompt(item.prompt)
-        rows["chosen"].append(Row(prompt, ruler.answer(item.chosen)))
-        rows["rejected"].append(Row(prompt, ruler.answer(item.rejected)))
-        rows["first"].append(Row(0, 0 if item.prompt in seen else 1))
-        seen.add(item.prompt)
-    return rows
+        chosen.append(Row(prompt, ruler.answer(item.chosen)))
+        rejected.append(Row(prompt, ruler.answer(item.rejected)))
+    return tuple(chosen), tuple(rejected), tuple(firsts.values())
 
 
 @functools.lru_cache(maxsize=16)
-def dialogue_rows(
-    where: tuple[str, ...], limit: int | None, skip: bool, folder: Path, template: tuple[str, str]
-) -> list[Row]:
+def dialogue_rows(reading: Reading, folder: Path, template: tuple[str, str]) -> tuple[Row, ...]:
     """Every dialogue before fitting: all its answers, and all that is not one."""
-    items = dialogues_of(where, "train", limit, skip).items
+    items = dialogues_of(*reading).items
     turns = [message for item in items for message in item.messages]
     asked, said = ([m.content for m in turns if (m.role == "assistant") == own] for own in (False, True))
     ruler = ruler_for(folder, template, asked, said)
@@ -140,7 +147,19 @@ def dialogue_rows(
         answers = [m for m in item.messages if m.role == "assistant"]
         prompt = ruler.prompt([m for m in item.messages if m.role != "assistant"])
         rows.append(Row(prompt + (len(answers) - 1) * ruler.ask, sum(ruler.answer(m.content) for m in answers)))
-    return rows
+    return tuple(rows)
+
+
+def _with_same_tokenizer(folder: Path) -> Path:
+    """The first folder that was met with this tokenizer, so that a family's texts are measured once."""
+    path = folder / "tokenizer.json"
+    if not path.exists():
+        return folder
+    names = tuple(ModelFolder.of(folder).token(name) for name in SPECIAL)
+    return _FOLDERS.setdefault((hashlib.sha256(path.read_bytes()).digest(), names), folder)
+
+
+_FOLDERS: dict[tuple[bytes, tuple[str, ...]], Path] = {}
 
 
 def ruler_for(folder: Path, template: tuple[str, str], asked: Sequence[str], said: Sequence[str]) -> Ruler:
@@ -178,7 +197,7 @@ def _template_tokens(folder: Path, template: tuple[str, str], tokenizer: Any) ->
 
     from adpa_cli.data.chat import CLOCK
 
-    names = {name: ModelFolder.of(folder).token(name) for name in ("bos_token", "eos_token", "pad_token")}
+    names = {name: ModelFolder.of(folder).token(name) for name in SPECIAL}
     text = (CLOCK if "strftime_now" in template[0] else "") + template[0]
     one = [{"role": "user", "content": "a"}]
     three = [*one, {"role": "assistant", "content": "a"}, *one]

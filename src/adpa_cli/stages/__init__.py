@@ -41,10 +41,13 @@ class Lengths(Protocol):
     """How long the rows of one node's inputs are, measured or guessed. Raises AdpaError where data cannot be read."""
 
     def dialogues(self) -> list[Row]:
-        """Of the dialogues that it trains on."""
+        """Of the dialogues that it trains on, within its `max_length`."""
 
     def pairs(self, split: str) -> Rows:
-        """Of both answers to every pair; `first` has an answer of 1 where a prompt is met the first time."""
+        """Of the chosen and of the rejected answer to every pair of one side, within its `max_length`."""
+
+    def prompts(self, split: str) -> list[Row]:
+        """Of the prompts of one side, each once and whole, with the chosen answer."""
 
     def answers(self) -> list[Row]:
         """Of its rollouts, one a prompt."""
@@ -72,7 +75,7 @@ class Load:
 
 def read_once_flops(node: Node, load: Load) -> float:
     """Operations of a stage that passes every row through each of its models once."""
-    return sum(forward_flops(model, row) for model in load.models for row in load.flat)
+    return sum(forward_flops(model, load.flat) for model in load.models)
 
 
 def scoring_memory(node: Node, load: Load) -> Memory:

@@ -18,7 +18,7 @@ from adpa_cli.coerce import Auto, auto_target
 from adpa_cli.disk import write_json
 from adpa_cli.engine.costs import scoring_in_turn, signal_bytes_per_token, signal_disk
 from adpa_cli.hub.model_folder import ModelFolder
-from adpa_cli.sizes import Disk, Memory, Rows, fitted
+from adpa_cli.sizes import Disk, Memory, Rows
 from adpa_cli.spec import Dtype, make
 from adpa_cli.stages import Job, Lengths, Load, Monitor, Node, Stage, with_progress
 
@@ -420,7 +420,8 @@ def rows(node: Node, lengths: Lengths) -> Rows:
     """The answers that are captured."""
     if "rollouts" in node.inputs:
         return {"rollout": [row.fitted(node.spec.max_length) for row in lengths.answers()[: node.spec.limit]]}
-    return fitted(lengths.pairs("train"), node.spec.parts, node.spec.max_length)
+    pairs = lengths.pairs("train")
+    return {part: pairs[part] for part in node.spec.parts}
 
 
 def disk(node: Node, load: Load) -> Disk:

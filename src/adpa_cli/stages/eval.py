@@ -18,7 +18,7 @@ from adpa_cli.disk import write_json
 from adpa_cli.engine.costs import scores_disk
 from adpa_cli.errors import AdpaError
 from adpa_cli.hub.externals import pairs_of
-from adpa_cli.sizes import Disk, Rows, fitted
+from adpa_cli.sizes import Disk, Rows
 from adpa_cli.spec import make
 from adpa_cli.stages import Job, Lengths, Load, Monitor, Node, Stage, with_progress
 from adpa_cli.suites import EvalSpec
@@ -122,7 +122,7 @@ def _rewards(job: Job, spec: EvalSpec, role: str) -> dict[str, float]:
 
 def rows(node: Node, lengths: Lengths) -> Rows:
     """Both answers of every held-out pair."""
-    return fitted(lengths.pairs("test"), ("chosen", "rejected"), node.spec.max_length)
+    return lengths.pairs("test")
 
 
 def disk(node: Node, load: Load) -> Disk:

@@ -10,7 +10,7 @@ from typing import Any
 from adpa_cli.data.examples import win
 from adpa_cli.disk import write_json
 from adpa_cli.engine.costs import scores_disk
-from adpa_cli.sizes import Disk, Rows, fitted
+from adpa_cli.sizes import Disk, Rows
 from adpa_cli.spec import Dtype, make
 from adpa_cli.stages import Job, Lengths, Load, Monitor, Node, Stage, with_progress
 
@@ -70,7 +70,7 @@ def read_rewards(folder: Path) -> dict[tuple[str, str], float]:
 
 def rows(node: Node, lengths: Lengths) -> Rows:
     """Both answers of every pair."""
-    return fitted(lengths.pairs("train"), PARTS, node.spec.max_length)
+    return lengths.pairs("train")
 
 
 def disk(node: Node, load: Load) -> Disk:

@@ -130,8 +130,7 @@ def _blocks(job: Job, spec: RolloutSpec, tokenizer: Any) -> tuple[Any, Any]:
 
 def rows(node: Node, lengths: Lengths) -> Rows:
     """A row for each prompt, with an answer that is not written yet: as long as the chosen one, where it may be."""
-    spec, pairs = node.spec, lengths.pairs(node.spec.split)
-    prompts = [row for row, mark in zip(pairs["chosen"], pairs["first"], strict=True) if mark.answer]
+    spec, prompts = node.spec, lengths.prompts(node.spec.split)
     longest = [min(r.answer, spec.max_new_tokens, max(1.0, spec.max_length - r.prompt)) for r in prompts]
     return {"rollout": [Row(r.prompt, answer) for r, answer in zip(prompts, longest, strict=True)]}
 

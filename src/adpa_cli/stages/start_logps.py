@@ -16,7 +16,7 @@ from adpa_cli.disk import write_atomic
 from adpa_cli.engine.costs import start_logps_disk
 from adpa_cli.errors import AdpaError, Corrupt, DataError
 from adpa_cli.hub import Located
-from adpa_cli.sizes import Disk, Rows, fitted
+from adpa_cli.sizes import Disk, Rows
 from adpa_cli.spec import Dtype, make
 from adpa_cli.stages import Job, Lengths, Load, Monitor, Node, Stage, with_progress
 
@@ -210,7 +210,8 @@ def _read(path: Path) -> list[KeyedLogps]:
 
 def rows(node: Node, lengths: Lengths) -> Rows:
     """The answers that are scored."""
-    return fitted(lengths.pairs("train"), node.spec.parts, node.spec.max_length)
+    pairs = lengths.pairs("train")
+    return {part: pairs[part] for part in node.spec.parts}
 
 
 def disk(node: Node, load: Load) -> Disk:

@@ -14,7 +14,7 @@ from adpa_cli.engine import costs
 from adpa_cli.errors import DataError
 from adpa_cli.hub import External
 from adpa_cli.hub.externals import dialogues_of, pairs_of
-from adpa_cli.sizes import Disk, Memory, Row, Rows, fitted
+from adpa_cli.sizes import Disk, Memory, Row, Rows
 from adpa_cli.spec import TrainSpec, make, tracker_names
 from adpa_cli.stages import Job, Lengths, Load, Monitor, Node, Stage, every
 
@@ -249,8 +249,8 @@ def rows(node: Node, lengths: Lengths) -> Rows:
     """Dialogues, or both answers of every pair with those that the method trains on besides."""
     spec = node.spec
     if node.declared.reads == "dialogues":
-        return {"chosen": [row.fitted(spec.max_length) for row in lengths.dialogues()]}
-    parts = fitted(lengths.pairs("train"), ("chosen", "rejected"), spec.max_length)
+        return {"chosen": lengths.dialogues()}
+    parts = dict(lengths.pairs("train"))
     if "rollouts" in node.inputs:
         answers = lengths.answers()
         mean = sum(row.answer for row in answers) / len(answers) if answers else None

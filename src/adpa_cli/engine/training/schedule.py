@@ -5,14 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
-from adpa_cli.engine.layout.examples import Example
 from adpa_cli.methods import passes_of
 from adpa_cli.spec import TrainSpec
+
+if TYPE_CHECKING:  # plans ask for the number of steps, and read no example
+    from numpy.typing import NDArray
+
+    from adpa_cli.engine.layout.examples import Example
 
 
 class Feed(Protocol):
