@@ -8,7 +8,7 @@ import re
 import subprocess
 import sys
 import tomllib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -83,6 +83,30 @@ def test_imports_go_strictly_down() -> None:
         if name.startswith("adpa_cli.") and not allowed(unit(name_of(path)), unit(name))
     ]
     assert upward == []
+
+
+def test_no_module_imports_one_that_imports_it() -> None:
+    """Directly or through others, in function bodies too; what a folder lists is not imported by name."""
+    modules = {name_of(path) for path in MODULES}
+    beneath = {
+        name_of(path): {
+            module
+            for _, name in imports(path)
+            if (module := name if name in modules else name.rpartition(".")[0]) in modules - {name_of(path)}
+        }
+        for path in MODULES
+    }
+    assert beneath["adpa_cli.cli.main"]
+    assert cycle_in(beneath) == []
+    assert cycle_in({**beneath, "adpa_cli.errors": {"adpa_cli.cli.main"}})[0] in beneath
+
+
+def cycle_in(beneath: Mapping[str, set[str]]) -> list[str]:
+    """Modules that lead to each other; empty where none do."""
+    left = {name: set(others) for name, others in beneath.items()}
+    while ends := {name for name, others in left.items() if not others & left.keys()}:
+        left = {name: others for name, others in left.items() if name not in ends}
+    return sorted(left)
 
 
 def test_the_floor_rule_itself() -> None:
