@@ -163,11 +163,10 @@ def test_data_suites_and_words(offered: Offer, tmp_path: Path) -> None:
     assert offered("adpa methods adpa") == METHOD
 
 
-def test_every_answer_belongs_to_a_parameter_and_every_choice_is_taken(cli: Cli) -> None:
+def test_every_choice_is_taken_and_every_metavar_that_is_completed_is_that_of_an_option(cli: Cli) -> None:
     group: Any = program()
-    names = {param.name for command in group.commands.values() for param in command.params}
-    pairs = {f"{name} {param.name}" for name, command in group.commands.items() for param in command.params}
-    assert set(complete.ANSWERS) <= names | pairs
+    metavars = {param.metavar for command in group.commands.values() for param in command.params}
+    assert set(complete.BY_METAVAR) <= metavars
     answers = {
         param.name: param.shell_complete(None, "")
         for command in group.commands.values()

@@ -10,18 +10,15 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from adpa_cli.cli import commands
-from adpa_cli.cli.console.app import (
+from adpa_cli.cli.console.app import Command, Group, declared, program
+from adpa_cli.cli.console.help_screens import (
     EVERYWHERE,
     LINES,
-    Command,
-    Group,
     command_help,
-    declared,
     document,
     entry,
     first_sentence,
     group_help,
-    program,
     split_default,
 )
 from support.cli_samples import Cli
@@ -33,7 +30,7 @@ COMMANDS: dict[str, TyperCommand] = GROUP.commands
 def make(function: Any) -> TyperCommand:
     """A function as a command of a program."""
     app = typer.Typer(cls=Group, rich_markup_mode=None)
-    app.command("bake", cls=Command)(declared("bake", function))
+    app.command("bake", cls=Command)(declared(function))
     app.command("other", cls=Command)(lambda: None)
     group: Any = typer.main.get_command(app)
     return group.commands["bake"]  # type: ignore[no-any-return]

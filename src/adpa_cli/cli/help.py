@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sys
 
-from adpa_cli.cli.console.app import document, program
+from adpa_cli.cli.console.app import program
+from adpa_cli.cli.console.help_screens import document
 
 
 def main() -> None:

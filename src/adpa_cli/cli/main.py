@@ -13,8 +13,7 @@ from typer.exceptions import TyperException
 
 from adpa_cli.cli.console.app import run_words, usage_error
 from adpa_cli.cli.console.options import Request
-from adpa_cli.cli.console.stdout_guard import nobody_reads, open_closed
-from adpa_cli.cli.console.streams import fail, take_globals
+from adpa_cli.cli.console.streams import fail, nobody_reads, open_closed, take_globals
 from adpa_cli.errors import AdpaError
 
 

@@ -1,4 +1,4 @@
-"""`adpa cache-teacher`."""
+"""`adpa cache-teacher`: the signal of a teacher, or of a pair, on given answers."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from typing import Annotated
 
 from adpa_cli.cli.commands import Command
 from adpa_cli.cli.console import options as opt
+from adpa_cli.cli.console.complete import artifacts
+from adpa_cli.cli.console.streams import dashes, needed
 
 
 @opt.making(*opt.INFERENCE)
@@ -15,7 +17,9 @@ def cache_teacher(
     data: opt.Data = None,
     rollouts: Annotated[
         list[str] | None,
-        opt.option("--rollouts", help="Answers to score; - reads stdin.", panel=opt.WHAT, metavar="ID"),
+        opt.option(
+            "--rollouts", help="Answers to score; - reads stdin.", metavar="ID", completion=artifacts("answers")
+        ),
     ] = None,
     top_k: Annotated[
         int | None, opt.option("--top-k", help="Ids kept per token [50].", panel=opt.MUCH, metavar="K")
@@ -49,18 +53,13 @@ def cache_teacher(
 
     adpa cache-teacher --teacher T --data pairs.jsonl · adpa cache-teacher --teacher T --rollouts R
     """
-    from adpa_cli.cli.console.streams import at_most_one, dashes, needed, one, several
     from adpa_cli.planning.requests import plan_capture
 
-    read = dashes({
-        "--teacher": [needed("--teacher", teacher)], "--reference": several(reference),
-        "--rollouts": rollouts or [],
-    })  # fmt: skip
-    who = one("--teacher", read["--teacher"])
-    below = at_most_one("--reference", read["--reference"])
+    values = dashes({"--teacher": needed("--teacher", teacher), "--reference": reference, "--rollouts": rollouts})
+    aligned, below, answers = values.one("--teacher"), values.optional("--reference"), values["--rollouts"]
     options = options.setting(top_k=top_k, precision=precision, pair_precision=pair_precision, support=support)
     return opt.Request(
-        options, lambda names, given: plan_capture(names, given, who, below, data or (), read["--rollouts"], ())
+        options, lambda names, given: plan_capture(names, given, aligned, below, data or (), answers, ())
     )
 
 

@@ -1,4 +1,7 @@
-"""Texts that grow at the same time, side by side, line by line: no cursor is moved, so any terminal can show it."""
+"""`adpa chat`: a conversation at the terminal with one model, or with two side by side; or answers through a pipe.
+
+Two answers that grow at the same time are shown line by line: no cursor is moved, so any terminal can show it.
+"""
 
 from __future__ import annotations
 
@@ -8,12 +11,15 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import chain
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from adpa_cli.cli.commands import Command
-from adpa_cli.cli.console.streams import GLOBALS, terminal_width
+from adpa_cli.cli.console import complete
+from adpa_cli.cli.console import options as opt
+from adpa_cli.cli.console.streams import GLOBALS, ids_only, quiet_libraries, say, terminal_width
 from adpa_cli.errors import AdpaError, NotFound, UsageError
 from adpa_cli.report import text
 from adpa_cli.report.text import pad, width_of
@@ -24,9 +30,196 @@ if TYPE_CHECKING:
     from adpa_cli.engine.generation.sampling import Sampling
     from adpa_cli.planning.lineage import Trained
 
+COMMANDS = "/reset forgets the conversation, /quit leaves"
 GAP = " │ "
 LEAST = 24
 """Columns below which two texts are shown one after the other."""
+
+
+def chat(
+    refs: Annotated[
+        list[str] | None,
+        opt.argument("REF [REF]", "Who answers; - reads one prompt a line [required].", complete.artifacts("model")),
+    ] = None,
+    system: Annotated[str | None, opt.option("--system", help="Said before the conversation.", metavar="TEXT")] = None,
+    temperature: Annotated[float, opt.option("--temperature", help="0 is greedy.", metavar="X")] = 0.0,
+    max_new_tokens: Annotated[int, opt.option("--max-new-tokens", help="Per answer.", metavar="N")] = 512,
+    seed: Annotated[int, opt.option("--seed", help="Of the sampling.", metavar="N")] = 0,
+) -> None:
+    """Talk to a model with its own chat template, or to two side by side. Nothing is built for it.
+
+    adpa chat best · adpa chat best distill/51c0 · adpa chat best - < prompts.txt > answers.txt
+
+    With - each line is a prompt of its own; one line per answer goes to stdout (a column per model, line breaks as
+    spaces; --json keeps them). Ctrl-C stops an answer, Ctrl-D leaves; /reset starts again, /quit leaves.
+    """
+    from adpa_cli.planning.lineage import trained
+    from adpa_cli.planning.resolve_inputs import Names
+    from adpa_cli.store.store import Store
+
+    words = [ref for ref in refs or () if ref != "-"]
+    piped = len(words) < len(refs or ())
+    if not 1 <= len(words) <= 2:
+        raise UsageError(f"chat takes one or two models, not {len(words)}", "adpa chat REF [REF], see adpa show")
+    if not piped and not (sys.stdin is not None and sys.stdin.isatty()):
+        raise UsageError("chat talks at a terminal, and stdin is none", f"adpa chat {' '.join(words)} - < prompts")
+    if not 0 <= temperature < float("inf"):
+        raise UsageError(f"--temperature is {temperature}", "give 0 (greedy) or more")
+    if max_new_tokens < 1:
+        raise UsageError(f"--max-new-tokens is {max_new_tokens}", "give 1 or more")
+    prompts = read_prompts() if piped else []
+    names = Names(Store.find_or_empty(GLOBALS.store))
+    models = [trained(names, word, _note) for word in words]
+    quiet_libraries()
+    settings = Settings(system, temperature, max_new_tokens, seed)
+    if not piped:
+        raise typer.Exit(converse(models, settings))
+    with ids_only() as output:
+        answer_all(models, prompts, settings, output.line)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to answer."""
+
+    system: str | None
+    temperature: float
+    max_new_tokens: int
+    seed: int
+
+    @property
+    def opening(self) -> list[Message]:
+        """What every conversation begins with."""
+        from adpa_cli.data.examples import Message
+
+        return [] if self.system is None else [Message("system", self.system)]
+
+    def sampling(self) -> Sampling:
+        """The same for the engine."""
+        from adpa_cli.engine.generation.sampling import Sampling
+
+        return Sampling(temperature=self.temperature, max_new_tokens=self.max_new_tokens, seed=self.seed)
+
+
+def read_prompts() -> list[str]:
+    """The lines of stdin, to its end, empty ones left out.
+
+    Raises UsageError at a terminal and for bytes that are no text, NotFound without any.
+    """
+    if sys.stdin is None or sys.stdin.isatty():
+        raise UsageError("chat - reads prompts from a pipe, and stdin is a terminal", "leave out the - to talk here")
+    lines = [line for line in sys.stdin.read().splitlines() if line.strip()]
+    if not lines:
+        raise NotFound("chat -: nothing came through the pipe", "send one prompt a line")
+    for number, line in enumerate(lines, 1):
+        if not is_text(line):
+            raise UsageError(f"chat -: prompt {number} is not UTF-8 text", "iconv -t UTF-8")
+    return lines
+
+
+def is_text(line: str) -> bool:
+    """Whether a line could be read whole: bytes that are no text come as lone surrogates."""
+    return not any("\ud800" <= letter <= "\udfff" for letter in line)
+
+
+def answer_all(
+    trained: Sequence[Trained], prompts: Sequence[str], settings: Settings, write: Callable[[str], None]
+) -> None:
+    """Write one line per prompt: the answers of the models, or an object with all about them."""
+    from adpa_cli.data.examples import Message
+    from adpa_cli.engine.generation.chat_model import chat_answers
+
+    models, sampling = _load(trained), settings.sampling()
+    turns = [[*settings.opening, Message("user", prompt)] for prompt in prompts]
+    rows = zip(*(chat_answers(model, turns, sampling) for model in models), strict=True)
+    for prompt, row in zip(prompts, rows, strict=True):
+        if GLOBALS.json:
+            answers = [{"ref": model.label, **vars(answer)} for model, answer in zip(models, row, strict=True)]
+            write(json.dumps({"prompt": prompt, "answers": answers}, ensure_ascii=False))
+        else:
+            write(text.tsv([[answer.text for answer in row]]).removesuffix("\n"))
+
+
+def converse(trained: Sequence[Trained], settings: Settings) -> int:
+    """Read, answer, repeat; returns the exit code: 0, or 130 when Ctrl-C ended it."""
+    with suppress(ImportError):
+        import readline  # noqa: F401  gives input() a history and its keys
+
+    # Whoever started us may have ignored it, as shells do for what runs in the background.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    models, sampling = _load(trained), settings.sampling()
+    _note(f"{' · '.join(model.label for model in models)} · {COMMANDS}")
+    conversations = [list(settings.opening) for _ in models]
+    pressed = False
+    while True:
+        try:
+            line = _ask().strip()
+            pressed = False
+            if line == "/quit":
+                return 0
+            if line == "/reset":
+                conversations = [list(settings.opening) for _ in models]
+                _note("forgotten")
+            elif line.startswith("/"):
+                _note(COMMANDS)
+            elif not is_text(line):
+                _note("that is not UTF-8 text")
+            elif line:
+                conversations, pressed = _turn(models, conversations, line, sampling)
+        except EOFError:
+            _note("")
+            return 0
+        except KeyboardInterrupt:
+            _note("")
+            if pressed:
+                return 130
+            pressed = True
+            _note("once more to leave, or Ctrl-D")
+
+
+def _turn(
+    models: Sequence[ChatModel], conversations: list[list[Message]], line: str, sampling: Sampling
+) -> tuple[list[list[Message]], bool]:
+    """Answer a line. Returns the conversations with the answers, and whether Ctrl-C stopped it."""
+    from adpa_cli.data.examples import Message
+    from adpa_cli.engine.generation.chat_model import answer_text, fitted_conversation
+
+    prompts = [[*turns, Message("user", line)] for turns in conversations]
+    answers = [""] * len(models)
+    stopped = False
+    try:
+        streams = []
+        for model, turns in zip(models, prompts, strict=True):
+            ids, dropped = fitted_conversation(model, turns, sampling)
+            if dropped:
+                _note(f"({model.label}: {dropped} old turns no longer fit into {model.context} tokens)")
+            streams.append(answer_text(model, ids, sampling))
+        _show(models, streams, answers)
+    except KeyboardInterrupt:
+        stopped = True
+        _write("\n")
+        _note("(stopped)")
+    except AdpaError as error:
+        _note(f"{error.message}\n{error.hint}")
+        return conversations, False
+    return [[*turns, Message("assistant", said)] for turns, said in zip(prompts, answers, strict=True)], stopped
+
+
+def _show(models: Sequence[ChatModel], streams: Sequence[Iterator[str]], answers: list[str]) -> None:
+    """Write answers as they come: one as it is, two in columns, or one after the other in a narrow terminal."""
+    width = column_width(len(models), terminal_width())
+    if width:
+        heads: list[Iterator[str]] = [iter([model.label]) for model in models]
+        for line in chain(side_by_side(heads, [""] * len(models), width), side_by_side(streams, answers, width)):
+            _write(line + "\n")
+        return
+    for place, (model, stream) in enumerate(zip(models, streams, strict=True)):
+        if len(models) > 1:
+            _write(f"{model.label}\n")
+        for piece in stream:
+            answers[place] += piece
+            _write(piece)
+        _write("\n")
 
 
 def column_width(count: int, width: int) -> int:
@@ -35,26 +228,24 @@ def column_width(count: int, width: int) -> int:
     return each if count > 1 and each >= LEAST else 0
 
 
-def side_by_side(streams: Sequence[Iterator[str]], heard: list[str], each: int) -> Iterator[str]:
-    """Lines of texts of `each` columns, as soon as all of them know theirs; `heard` is the texts so far."""
+def side_by_side(streams: Sequence[Iterator[str]], texts: list[str], width: int) -> Iterator[str]:
+    """Lines of texts of `width` columns, as soon as all of them know theirs; `texts` is what has come so far."""
     running = set(range(len(streams)))
     printed = 0
-    while True:
+    while running:
         for place in sorted(running):
             piece = next(streams[place], None)
             if piece is None:
                 running.discard(place)
             else:
-                heard[place] += piece
-        lines = [wrapped(text, each) for text in heard]
+                texts[place] += piece
+        lines = [wrapped(text, width) for text in texts]
         # The last line of a text that goes on may still change.
         ready = min((len(lines[place]) - 1 for place in running), default=max(map(len, lines)))
         while printed < ready:
-            cells = [pad(line[printed] if printed < len(line) else "", each) for line in lines]
+            cells = [pad(line[printed] if printed < len(line) else "", width) for line in lines]
             yield GAP.join(cells).rstrip()
             printed += 1
-        if not running:
-            return
 
 
 def wrapped(text: str, width: int) -> list[str]:
@@ -77,177 +268,17 @@ def wrapped(text: str, width: int) -> list[str]:
     return lines
 
 
-COMMANDS = "/reset forgets the conversation, /quit leaves"
-
-
-@dataclass(frozen=True)
-class Asked:
-    """How to answer."""
-
-    system: str | None
-    temperature: float
-    max_new_tokens: int
-    seed: int
-
-    @property
-    def opening(self) -> list[Message]:
-        """What every conversation begins with."""
-        from adpa_cli.data.examples import Message
-
-        return [] if self.system is None else [Message("system", self.system)]
-
-    def sampling(self) -> Sampling:
-        """The same for the engine."""
-        from adpa_cli.engine.generation.sampling import Sampling
-
-        return Sampling(temperature=self.temperature, max_new_tokens=self.max_new_tokens, seed=self.seed)
-
-
-def check_sampling(temperature: float, max_new_tokens: int) -> None:
-    """Raise UsageError for values without meaning, before anything is loaded."""
-    if not 0 <= temperature < float("inf"):
-        raise UsageError(f"--temperature is {temperature}", "give 0 (greedy) or more")
-    if max_new_tokens < 1:
-        raise UsageError(f"--max-new-tokens is {max_new_tokens}", "give 1 or more")
-
-
-def read_prompts() -> list[str]:
-    """The lines of stdin, to its end, empty ones left out.
-
-    Raises UsageError at a terminal and for bytes that are no text, NotFound without any.
-    """
-    if sys.stdin is None or sys.stdin.isatty():
-        raise UsageError("chat - reads prompts from a pipe, and stdin is a terminal", "leave out the - to talk here")
-    lines = [line for line in sys.stdin.read().splitlines() if line.strip()]
-    if not lines:
-        raise NotFound("chat -: nothing came through the pipe", "send one prompt a line")
-    for number, line in enumerate(lines, 1):
-        if not is_text(line):
-            raise UsageError(f"chat -: prompt {number} is not UTF-8 text", "iconv -t UTF-8")
-    return lines
-
-
-def is_text(line: str) -> bool:
-    """Whether a line could be read whole: bytes that are no text come as lone surrogates."""
-    try:
-        line.encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def answer_all(found: Sequence[Trained], prompts: Sequence[str], asked: Asked, write: Callable[[str], None]) -> None:
-    """One line per prompt: the answers of the models, or an object with all about them."""
-    from adpa_cli.data.examples import Message
-    from adpa_cli.engine.generation.chat_model import chat_answers
-
-    talkers, sampling = _load(found), asked.sampling()
-    turns = [[*asked.opening, Message("user", prompt)] for prompt in prompts]
-    rows = zip(*(chat_answers(talker, turns, sampling) for talker in talkers), strict=True)
-    for prompt, row in zip(prompts, rows, strict=True):
-        if GLOBALS.json:
-            made = [{"ref": talker.label, **vars(answer)} for talker, answer in zip(talkers, row, strict=True)]
-            write(json.dumps({"prompt": prompt, "answers": made}, ensure_ascii=False))
-        else:
-            write(text.tsv([[answer.text for answer in row]]).removesuffix("\n"))
-
-
-def converse(found: Sequence[Trained], asked: Asked) -> int:
-    """Read, answer, repeat; returns the exit code: 0, or 130 when Ctrl-C ended it."""
-    with suppress(ImportError):
-        import readline  # noqa: F401  gives input() a history and its keys
-
-    # Whoever started us may have ignored it, as shells do for what runs in the background.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    talkers, sampling = _load(found), asked.sampling()
-    _note(f"{' · '.join(talker.label for talker in talkers)} · {COMMANDS}")
-    spoken = [list(asked.opening) for _ in talkers]
-    pressed = False
-    while True:
-        try:
-            line = _ask().strip()
-            pressed = False
-            if line == "/quit":
-                return 0
-            if line == "/reset":
-                spoken = [list(asked.opening) for _ in talkers]
-                _note("forgotten")
-            elif line.startswith("/"):
-                _note(COMMANDS)
-            elif not is_text(line):
-                _note("that is not UTF-8 text")
-            elif line:
-                spoken, pressed = _turn(talkers, spoken, line, sampling)
-        except EOFError:
-            _note("")
-            return 0
-        except KeyboardInterrupt:
-            _note("")
-            if pressed:
-                return 130
-            pressed = True
-            _note("once more to leave, or Ctrl-D")
-
-
-def _turn(
-    talkers: Sequence[ChatModel], spoken: Sequence[list[Message]], line: str, sampling: Sampling
-) -> tuple[list[list[Message]], bool]:
-    """Answer a line. Returns the conversations with what was said, and whether Ctrl-C stopped it."""
-    from adpa_cli.data.examples import Message
-    from adpa_cli.engine.generation.chat_model import answer_text, fitted_conversation
-
-    asked = [[*turns, Message("user", line)] for turns in spoken]
-    heard = [""] * len(talkers)
-    stopped = False
-    try:
-        streams = []
-        for talker, turns in zip(talkers, asked, strict=True):
-            ids, dropped = fitted_conversation(talker, turns, sampling)
-            if dropped:
-                _note(f"({talker.label}: {dropped} old turns no longer fit into {talker.context} tokens)")
-            streams.append(answer_text(talker, ids, sampling))
-        _show(talkers, streams, heard)
-    except KeyboardInterrupt:
-        stopped = True
-        _write("\n")
-        _note("(stopped)")
-    except AdpaError as error:
-        _note(f"{error.message}\n{error.hint}")
-        return [list(turns) for turns in spoken], False
-    return [[*turns, Message("assistant", said)] for turns, said in zip(asked, heard, strict=True)], stopped
-
-
-def _show(talkers: Sequence[ChatModel], streams: Sequence[Iterator[str]], heard: list[str]) -> None:
-    """Write answers as they come: one as it is, two in columns, or one after the other in a narrow terminal."""
-    each = column_width(len(talkers), terminal_width())
-    if each:
-        heads: list[Iterator[str]] = [iter([talker.label]) for talker in talkers]
-        for line in side_by_side(heads, [""] * len(talkers), each):
-            _write(line + "\n")
-        for line in side_by_side(streams, heard, each):
-            _write(line + "\n")
-        return
-    for place, (talker, stream) in enumerate(zip(talkers, streams, strict=True)):
-        if len(talkers) > 1:
-            _write(f"{talker.label}\n")
-        for piece in stream:
-            heard[place] += piece
-            _write(piece)
-        _write("\n")
-
-
-def _load(found: Sequence[Trained]) -> list[ChatModel]:
+def _load(trained: Sequence[Trained]) -> list[ChatModel]:
     from adpa_cli.engine.generation.chat_model import load_chat_model
 
-    return [load_chat_model(one.label, one.folder, one.template) for one in found]
+    return [load_chat_model(model.label, model.folder, model.template) for model in trained]
 
 
 def _ask() -> str:
     """A line from the terminal; the prompt is on stdout only where that is the same terminal."""
     if sys.stdout.isatty():
         return input("> ")
-    sys.stderr.write("> ")
-    sys.stderr.flush()
+    say("> ")
     return input()
 
 
@@ -257,56 +288,7 @@ def _write(piece: str) -> None:
 
 
 def _note(line: str) -> None:
-    sys.stderr.write(text.for_encoding(line, sys.stderr.encoding) + "\n")
-    sys.stderr.flush()
-
-
-def chat(
-    refs: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="REF [REF]", help="Who answers; - reads one prompt a line [required].", show_default=False
-        ),
-    ] = None,
-    system: Annotated[
-        str | None, typer.Option("--system", help="Said before the conversation.", metavar="TEXT", show_default=False)
-    ] = None,
-    temperature: Annotated[float, typer.Option("--temperature", help="0 is greedy.", metavar="X")] = 0.0,
-    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", help="Per answer.", metavar="N")] = 512,
-    seed: Annotated[int, typer.Option("--seed", help="Of the sampling.", metavar="N")] = 0,
-) -> None:
-    """Talk to a model with its own chat template, or to two side by side. Nothing is built for it.
-
-    adpa chat best · adpa chat best distill/51c0 · adpa chat best - < prompts.txt > answers.txt
-
-    With - each line is a prompt of its own; one line per answer goes to stdout (a column per model, line breaks as
-    spaces; --json keeps them). Ctrl-C stops an answer, Ctrl-D leaves; /reset starts again, /quit leaves.
-    """
-    import sys
-
-    from adpa_cli.cli.console.stdout_guard import ids_only
-    from adpa_cli.cli.console.streams import GLOBALS, quiet_libraries, say
-    from adpa_cli.errors import UsageError
-    from adpa_cli.planning.lineage import trained
-    from adpa_cli.planning.resolve_inputs import Names
-    from adpa_cli.store.store import Store
-
-    models = [ref for ref in refs or () if ref != "-"]
-    piped = len(models) < len(refs or ())
-    if not 1 <= len(models) <= 2:
-        raise UsageError(f"chat takes one or two models, not {len(models)}", "adpa chat REF [REF], see adpa show")
-    if not piped and not (sys.stdin is not None and sys.stdin.isatty()):
-        raise UsageError("chat talks at a terminal, and stdin is none", f"adpa chat {' '.join(models)} - < prompts")
-    check_sampling(temperature, max_new_tokens)
-    prompts = read_prompts() if piped else []
-    names = Names(Store.find_or_empty(GLOBALS.store))
-    found = [trained(names, text, lambda line: say(f"{line}\n")) for text in models]
-    quiet_libraries()
-    asked = Asked(system, temperature, max_new_tokens, seed)
-    if not piped:
-        raise typer.Exit(converse(found, asked))
-    with ids_only() as output:
-        answer_all(found, prompts, asked, output.line)
+    say(f"{line}\n")
 
 
 COMMAND = Command("chat", "Use", 1, chat)

@@ -1,11 +1,13 @@
-"""`adpa distill`."""
+"""`adpa distill`: a student trained with a method, and everything that this rests on."""
 
 from __future__ import annotations
 
 from typing import Annotated
 
 from adpa_cli.cli.commands import Command
+from adpa_cli.cli.console import complete
 from adpa_cli.cli.console import options as opt
+from adpa_cli.cli.console.streams import dashes, needed
 
 
 @opt.making(*opt.TRAINING, "seed_all")
@@ -13,16 +15,16 @@ def distill(
     method: Annotated[
         str | None,
         opt.option(
-            "--method", help="dckd, adpa, adpa+, dpo, … All: adpa methods [required].", panel=opt.WHAT, metavar="NAME"
+            "--method",
+            help="dckd, adpa, adpa+, dpo, … All: adpa methods [required].",
+            metavar="NAME",
+            completion=complete.methods,
         ),
     ] = None,
     student: Annotated[
         str | None,
         opt.option(
-            "--student",
-            help="Alias (is fine-tuned first) or a model to start from [required].",
-            panel=opt.WHAT,
-            metavar="MODEL",
+            "--student", help="Alias (is fine-tuned first) or a model to start from [required].", metavar="MODEL"
         ),
     ] = None,
     teacher: opt.Teacher = None,
@@ -30,33 +32,31 @@ def distill(
     data: opt.Data = None,
     sft_data: opt.SftData = None,
     rollouts: Annotated[
-        list[str] | None, opt.option("--rollouts", help="Use these rollouts.", panel=opt.WHAT, metavar="ID")
+        list[str] | None,
+        opt.option("--rollouts", help="Use these rollouts.", metavar="ID", completion=complete.artifacts("answers")),
     ] = None,
     cache: Annotated[
         list[str] | None,
-        opt.option("--cache", help="Use this signal; may be repeated; - reads stdin.", panel=opt.WHAT, metavar="ID"),
+        opt.option(
+            "--cache",
+            help="Use this signal; may be repeated; - reads stdin.",
+            metavar="ID",
+            completion=complete.artifacts("signal"),
+        ),
     ] = None,
     states: Annotated[
         str | None,
         opt.option(
             "--states",
             help="Whose answers stand in for rollouts [student].",
-            panel=opt.WHAT,
             metavar="student|chosen|rejected|teacher",
         ),
     ] = None,
     allow_foreign_rollouts: Annotated[
-        bool,
-        opt.option("--allow-foreign-rollouts", help="Train on answers of another model.", panel=opt.WHAT),
+        bool, opt.option("--allow-foreign-rollouts", help="Train on answers of another model.")
     ] = False,
     reward_model: Annotated[
-        str | None,
-        opt.option(
-            "--reward-model",
-            help="Judges in the closing eval, for --select best and ddpo.",
-            panel=opt.WHAT,
-            metavar="MODEL",
-        ),
+        str | None, opt.reward_model(help="Judges in the closing eval, for --select best and ddpo.")
     ] = None,
     no_eval: Annotated[
         bool, opt.option("--no-eval", help="Leave out the evaluation at the end.", panel=opt.AFTER)
@@ -70,23 +70,21 @@ def distill(
     adpa distill --method adpa+ --student llama-3.2-1b --teacher tulu-3-8b    one 24 GB GPU
     adpa distill --method dckd --student $S --cache -                         in a pipe
     """
-    from adpa_cli.cli.console.streams import at_most_one, dashes, needed, one, several
     from adpa_cli.planning.distill_builder import Distill, needed_methods, plan_distill
 
-    chosen = needed("--method", method)
-    needed_methods(chosen)
-    read = dashes({
-        "--student": [needed("--student", student)], "--teacher": several(teacher), "--reference": several(reference),
-        "--rollouts": rollouts or [], "--cache": cache or [], "--reward-model": several(reward_model),
+    method = needed("--method", method)
+    needed_methods(method)
+    values = dashes({
+        "--student": needed("--student", student), "--teacher": teacher, "--reference": reference,
+        "--rollouts": rollouts, "--cache": cache, "--reward-model": reward_model,
     })  # fmt: skip
-    asked = Distill(
-        method=chosen, student=one("--student", read["--student"]), teacher=at_most_one("--teacher", read["--teacher"]),
-        reference=at_most_one("--reference", read["--reference"]), data=tuple(data or ()),
-        sft_data=tuple(sft_data or ()), rollouts=tuple(read["--rollouts"]), cache=tuple(read["--cache"]),
-        evaluate=not no_eval, allow_foreign_rollouts=allow_foreign_rollouts,
-        reward_model=at_most_one("--reward-model", read["--reward-model"]),
+    inputs = Distill(
+        method=method, student=values.one("--student"), teacher=values.optional("--teacher"),
+        reference=values.optional("--reference"), data=tuple(data or ()), sft_data=tuple(sft_data or ()),
+        rollouts=tuple(values["--rollouts"]), cache=tuple(values["--cache"]), evaluate=not no_eval,
+        allow_foreign_rollouts=allow_foreign_rollouts, reward_model=values.optional("--reward-model"),
     )  # fmt: skip
-    return opt.Request(options.setting(states=states), lambda names, given: plan_distill(names, given, asked))
+    return opt.Request(options.setting(states=states), lambda names, given: plan_distill(names, given, inputs))
 
 
 COMMAND = Command("distill", "Build", 6, distill)

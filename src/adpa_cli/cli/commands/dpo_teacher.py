@@ -1,4 +1,4 @@
-"""`adpa dpo-teacher`."""
+"""`adpa dpo-teacher`: the aligned teacher, trained with DPO from its reference."""
 
 from __future__ import annotations
 
@@ -6,19 +6,13 @@ from typing import Annotated
 
 from adpa_cli.cli.commands import Command
 from adpa_cli.cli.console import options as opt
+from adpa_cli.cli.console.streams import one_value
 
 
 @opt.making(*opt.TRAINING)
 def dpo_teacher(
     reference: Annotated[
-        str | None,
-        opt.option(
-            "--reference",
-            "--teacher",
-            help="The fine-tuned teacher to align [required].",
-            panel=opt.WHAT,
-            metavar="MODEL",
-        ),
+        str | None, opt.teacher("--reference", "--teacher", help="The fine-tuned teacher to align [required].")
     ] = None,
     data: opt.Data = None,
     sft_data: opt.SftData = None,
@@ -29,11 +23,9 @@ def dpo_teacher(
 
     adpa dpo-teacher --reference sft/3f9c0a1b2c4d --data pairs.jsonl
     """
-    from adpa_cli.cli.console.streams import dashes, needed, one
     from adpa_cli.planning.requests import plan_dpo_teacher
 
-    read = dashes({"--reference": [needed("--reference", reference)]})
-    start = one("--reference", read["--reference"])
+    start = one_value("--reference", reference)
     return opt.Request(options, lambda names, given: plan_dpo_teacher(names, given, start, data or (), sft_data or ()))
 
 

@@ -1,4 +1,7 @@
-"""What a machine offers: libraries, devices, cores, memory, disks and caches. Imports none of what it names."""
+"""`adpa env`: what this machine offers: libraries, devices, cores, memory, disks and caches.
+
+None of the libraries is imported for it.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adpa_cli.cli.commands import Command
+from adpa_cli.cli.console.streams import GLOBALS, out
 from adpa_cli.machine import free_bytes, hub_cache, hub_home
 from adpa_cli.report import text
 
@@ -65,9 +69,9 @@ def devices() -> list[str]:
     program = shutil.which("nvidia-smi")
     if program is None:
         return []
-    asked = [program, "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"]
+    query = [program, "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"]
     try:
-        done = subprocess.run(asked, capture_output=True, text=True, timeout=20, check=True, stdin=subprocess.DEVNULL)
+        done = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True, stdin=subprocess.DEVNULL)
     except (OSError, subprocess.SubprocessError) as error:
         return [f"nvidia-smi fails: {error}"]
     return [line.strip() for line in done.stdout.splitlines() if line.strip()]
@@ -112,8 +116,6 @@ def env() -> None:
 
     adpa env · adpa env --json > env.json
     """
-    from adpa_cli.cli.console.streams import GLOBALS, out
-    from adpa_cli.report import text
     from adpa_cli.store.store import Store
 
     facts = machine_facts(Store.find_or_empty(GLOBALS.store))

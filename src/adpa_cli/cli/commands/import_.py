@@ -1,68 +1,51 @@
-"""`adpa import`."""
+"""`adpa import`: another tool's capture of a teacher as signal."""
 
 from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-import typer
-
 from adpa_cli.cli.commands import Command
+from adpa_cli.cli.console import complete
+from adpa_cli.cli.console import options as opt
+from adpa_cli.cli.console.streams import GLOBALS, needed
 
 
 def import_(
-    files: Annotated[
-        list[str], typer.Argument(metavar="FILE…", help="Captures, or the folder of them.", show_default=False)
-    ],
+    files: Annotated[list[str], opt.argument("FILE…", "Captures, or the folder of them.")],
     format: Annotated[
         Literal["distillkit", "top-logprobs"],
-        typer.Option(
-            "--format",
-            help="distillkit: its Parquet; top-logprobs: chat completions as JSONL.",
-            metavar="FORMAT",
-            show_default=False,
+        opt.option(
+            "--format", help="distillkit: its Parquet; top-logprobs: chat completions as JSONL.", metavar="FORMAT"
         ),
     ],
     settings: Annotated[
         str | None,
-        typer.Option(
-            "--settings", help="Of DistillKit's compressor.", metavar="FILE", show_default="compression_config.yaml"
-        ),
+        opt.option("--settings", help="Of DistillKit's compressor [compression_config.yaml].", metavar="FILE"),
     ] = None,
     model: Annotated[
-        str | None,
-        typer.Option(
-            "--model", help="Whose tokenizer and template the tokens are of.", metavar="MODEL", show_default=False
-        ),
+        str | None, opt.option("--model", help="Whose tokenizer and template the tokens are of.", metavar="MODEL")
     ] = None,
     data: Annotated[
         list[str] | None,
-        typer.Option(
-            "--data", help="Preference data that it belongs to.", metavar="SRC", show_default="its own tokens"
-        ),
+        opt.option("--data", help="Preference data that it belongs to [its own tokens].", metavar="SRC"),
     ] = None,
     precision: Annotated[
         float | None,
-        typer.Option(
-            "--precision", help="Step of stored log-probs in nats; 0 is exact.", metavar="NATS", show_default="1/32"
-        ),
+        opt.option("--precision", help="Step of stored log-probs in nats; 0 is exact [1/32].", metavar="NATS"),
     ] = None,
     max_length: Annotated[
-        int | None,
-        typer.Option(
-            "--max-length", help="Tokens of the data's rows, as in training.", metavar="N", show_default="2048"
-        ),
+        int | None, opt.option("--max-length", help="Tokens of the data's rows, as in training [2048].", metavar="N")
     ] = None,
     skip_bad_rows: Annotated[
-        bool, typer.Option("--skip-bad-rows", help="Leave out what is no answer of the data.", show_default=False)
+        bool, opt.option("--skip-bad-rows", help="Leave out what is no answer of the data.")
     ] = False,
-    tag: Annotated[str | None, typer.Option("--tag", help="Name it.", metavar="NAME", show_default=False)] = None,
+    tag: Annotated[str | None, opt.option("--tag", help="Name it.", metavar="NAME", completion=complete.tags)] = None,
 ) -> None:
     """Keep another tool's capture of a teacher as signal.
 
     adpa import ./capture --format distillkit --model ./T --data pairs.jsonl
     """
     from adpa_cli.cli.console.make import console, created, hand_over
-    from adpa_cli.cli.console.streams import GLOBALS, needed
     from adpa_cli.families import reserved_words
     from adpa_cli.interchange.import_signal import Asked, import_signal_of
     from adpa_cli.planning.resolve_inputs import Names
@@ -73,17 +56,17 @@ def import_(
 
     if tag is not None:
         check_tag(needed("--tag", tag), reserved_words())
-    given = {"precision": precision, "max_length": max_length}
-    known: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
-    make(CaptureSpec, {"parts": "text", "template": "", "end": "", **known})  # the ranges of a capture hold
+    sizes: dict[str, Any] = {"precision": precision, "max_length": max_length}
+    sizes = {key: value for key, value in sizes.items() if value is not None}
+    make(CaptureSpec, {"parts": "text", "template": "", "end": "", **sizes})  # the ranges of a capture hold
     words = tuple(needed("FILE", word) for word in files)
     asked = Asked(
         words, format, settings, model and needed("--model", model), tuple(data or ()), skip_bad_rows=skip_bad_rows,
-        **known,
+        **sizes,
     )  # fmt: skip
-    seen = Store.find_or_empty(GLOBALS.store)
-    with console(seen, None) as desk:
-        store = created(seen, desk.screen)
+    planned_in = Store.find_or_empty(GLOBALS.store)
+    with console(planned_in, None) as desk:
+        store = created(planned_in, desk.screen)
         monitor = Monitor(desk.screen.progress, desk.screen.say, lambda: desk.stopping.asked)
         try:
             manifest = import_signal_of(Names(store), store, asked, GLOBALS.command, monitor)

@@ -1,36 +1,36 @@
-"""`adpa methods`."""
+"""`adpa methods`: the training methods, or one of them with its formula, needs and parameters."""
 
 from __future__ import annotations
 
 from typing import Annotated
 
-import typer
-
 from adpa_cli.cli.commands import Command
+from adpa_cli.cli.console import complete
+from adpa_cli.cli.console import options as opt
+from adpa_cli.cli.console.streams import out, terminal_width
+from adpa_cli.report import text
 
 
-def methods(name: Annotated[str | None, typer.Argument(help="One method in full.", show_default=False)] = None) -> None:
+def methods(name: Annotated[str | None, opt.argument("NAME", "One method in full.", complete.methods)] = None) -> None:
     """List the training methods, or show one with its formula, needs and parameters.
 
     adpa methods · adpa methods adpa
     """
-    from adpa_cli.cli.console.streams import out, terminal_width
-    from adpa_cli.report import catalogue, text
-    from adpa_cli.report import catalogue as screens
+    from adpa_cli.report import catalogue
 
     if name is None:
         every = catalogue.every()
         out(
-            lambda: screens.listed(every, terminal_width()),
-            lambda: text.tsv(screens.list_rows(every)),
-            lambda: [screens.record(one) for one in every],
+            lambda: catalogue.listed(every, terminal_width()),
+            lambda: text.tsv(catalogue.list_rows(every)),
+            lambda: [catalogue.record(one) for one in every],
         )
     else:
         one = catalogue.entry(name)
         out(
-            lambda: screens.page(one, terminal_width()),
-            lambda: text.tsv(screens.page_rows(one)),
-            lambda: screens.record(one),
+            lambda: catalogue.page(one, terminal_width()),
+            lambda: text.tsv(catalogue.page_rows(one)),
+            lambda: catalogue.record(one),
         )
 
 

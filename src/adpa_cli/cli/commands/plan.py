@@ -1,15 +1,15 @@
-"""`adpa plan`: what a making command would do, without doing it."""
+"""`adpa plan`: what a making command would do, without doing it, and the download of what it reads."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from typing import Annotated
 
-import typer
-
 from adpa_cli.cli.commands import Command, makers
 from adpa_cli.cli.console import options as opt
 from adpa_cli.cli.console.options import FETCH
+from adpa_cli.cli.console.streams import GLOBALS, say
+from adpa_cli.errors import UsageError
 
 PASSED_ON = {"ignore_unknown_options": True, "allow_interspersed_args": False}
 """For the parser: everything after COMMAND belongs to it."""
@@ -17,17 +17,16 @@ PASSED_ON = {"ignore_unknown_options": True, "allow_interspersed_args": False}
 
 def plan(
     words: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="COMMAND…", help="A making command with its options [required].", show_default=False),
+        list[str] | None, opt.argument("COMMAND…", "A making command with its options [required].")
     ] = None,
-    fetch: Annotated[bool, opt.option(FETCH, help="Download every model and data set of the plan.", panel="")] = False,
+    fetch: Annotated[bool, opt.option(FETCH, help="Download every model and data set of the plan.")] = False,
 ) -> opt.Request | None:
     """Show the plan of a making command: the same as that command with --dry-run.
 
     adpa plan distill --method adpa+ --student tiny
     adpa plan distill --method adpa+ --student llama-3.2-1b --fetch     for a machine without network
     """
-    from adpa_cli.errors import UsageError
+    from adpa_cli.cli.console.app import run_words
 
     typed = [word for word in words or () if word != FETCH]
     if not typed:
@@ -35,27 +34,18 @@ def plan(
     fetching = fetch or FETCH in (words or ())
     if fetching and typed[0] == "run":
         raise UsageError("adpa run plans its cells one by one", "adpa plan COMMAND … --fetch for the command of a cell")
-    request = _request(typed)
-    if not isinstance(request, opt.Request):
+    if typed[0] not in makers() and not typed[0].startswith("-"):
+        raise UsageError(f"{typed[0]} makes nothing that could be planned", f"commands: {', '.join(makers())}")
+    request = run_words([*typed, "--dry-run"])
+    if not isinstance(request, opt.Request):  # a command that carries out its own plan, as run does, has shown it
         return None
     if fetching:
         fetch_all(request)
     return replace(request, options=replace(request.options, dry_run=True))
 
 
-def _request(words: list[str]) -> object:
-    """What the command was asked for; a command that carries out its own plan (`run`) has shown it already."""
-    from adpa_cli.cli.console.app import run_words
-    from adpa_cli.errors import UsageError
-
-    if words[0] not in makers() and not words[0].startswith("-"):
-        raise UsageError(f"{words[0]} makes nothing that could be planned", f"commands: {', '.join(makers())}")
-    return run_words([*words, "--dry-run"])
-
-
 def fetch_all(request: opt.Request) -> None:
     """Download what the hub has of the plan's inputs into the Hugging Face cache; the store keeps what they are."""
-    from adpa_cli.cli.console.streams import GLOBALS, say
     from adpa_cli.hub import repository as hub
     from adpa_cli.planning.lineage import hub_files
     from adpa_cli.store.store import Store

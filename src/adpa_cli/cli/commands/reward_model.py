@@ -1,4 +1,4 @@
-"""`adpa reward-model`."""
+"""`adpa reward-model`: a model with a scalar head that rewards answers."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import Annotated
 
 from adpa_cli.cli.commands import Command
 from adpa_cli.cli.console import options as opt
+from adpa_cli.cli.console.streams import one_value
 
 
 @opt.making(*opt.TRAINING)
@@ -16,7 +17,6 @@ def reward_model(
             "--model",
             "--teacher",
             help="The model that gets the head; an alias is its reference teacher [required].",
-            panel=opt.WHAT,
             metavar="MODEL",
         ),
     ] = None,
@@ -29,11 +29,9 @@ def reward_model(
 
     adpa reward-model --model tiny
     """
-    from adpa_cli.cli.console.streams import dashes, needed, one
     from adpa_cli.planning.requests import plan_reward_model
 
-    read = dashes({"--model": [needed("--model", model)]})
-    start = one("--model", read["--model"])
+    start = one_value("--model", model)
     return opt.Request(options, lambda names, given: plan_reward_model(names, given, start, data or (), sft_data or ()))
 
 

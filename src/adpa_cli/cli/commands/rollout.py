@@ -1,4 +1,4 @@
-"""`adpa rollout`."""
+"""`adpa rollout`: a model's answers to the prompts of the data."""
 
 from __future__ import annotations
 
@@ -6,20 +6,18 @@ from typing import Annotated
 
 from adpa_cli.cli.commands import Command
 from adpa_cli.cli.console import options as opt
+from adpa_cli.cli.console.streams import one_value
+from adpa_cli.errors import UsageError
 
 
 @opt.making(*opt.INFERENCE, "seed")
 def rollout(
     student: Annotated[
-        str | None,
-        opt.option(
-            "--student", help="The model that answers; - reads stdin [required].", panel=opt.WHAT, metavar="MODEL"
-        ),
+        str | None, opt.option("--student", help="The model that answers; - reads stdin [required].", metavar="MODEL")
     ] = None,
     data: opt.Data = None,
     split: Annotated[
-        str,
-        opt.option("--split", help="Which side of the data: train or test [train].", panel=opt.WHAT, metavar="SIDE"),
+        str, opt.option("--split", help="Which side of the data: train or test [train].", metavar="SIDE")
     ] = "train",
     temperature: Annotated[
         float | None, opt.option("--temperature", help="0 is greedy [family].", panel=opt.MUCH, metavar="T")
@@ -37,15 +35,13 @@ def rollout(
 
     adpa rollout --student distill/c0ffee123456 --data pairs.jsonl
     """
-    from adpa_cli.cli.console.streams import dashes, needed, one
-    from adpa_cli.errors import UsageError
     from adpa_cli.planning.requests import plan_rollout
 
     if split not in ("train", "test"):
         raise UsageError(f"--split {split}", "it is train or test")
-    who = one("--student", dashes({"--student": [needed("--student", student)]})["--student"])
+    model = one_value("--student", student)
     options = options.setting(temperature=temperature, top_p=top_p, max_new_tokens=max_new_tokens)
-    return opt.Request(options, lambda names, given: plan_rollout(names, given, who, data or (), (), split))
+    return opt.Request(options, lambda names, given: plan_rollout(names, given, model, data or (), (), split))
 
 
 COMMAND = Command("rollout", "Build", 5, rollout)

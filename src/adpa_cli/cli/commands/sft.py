@@ -1,4 +1,4 @@
-"""`adpa sft`."""
+"""`adpa sft`: a base model fine-tuned on dialogues."""
 
 from __future__ import annotations
 
@@ -6,21 +6,17 @@ from typing import Annotated
 
 from adpa_cli.cli.commands import Command
 from adpa_cli.cli.console import options as opt
+from adpa_cli.cli.console.streams import needed
 
 
 @opt.making(*opt.TRAINING)
 def sft(
     model: Annotated[
-        str | None,
-        opt.option(
-            "--model", help="The base model: alias, folder or hub id [required].", panel=opt.WHAT, metavar="MODEL"
-        ),
+        str | None, opt.option("--model", help="The base model: alias, folder or hub id [required].", metavar="MODEL")
     ] = None,
     data: Annotated[
         list[str] | None,
-        opt.option(
-            "--data", help="Dialogues, or preference data (their chosen answers).", panel=opt.WHAT, metavar="SRC"
-        ),
+        opt.option("--data", help="Dialogues, or preference data (their chosen answers).", metavar="SRC"),
     ] = None,
     *,
     options: opt.Options,
@@ -29,7 +25,6 @@ def sft(
 
     adpa sft --model ./small --data dialogues.jsonl
     """
-    from adpa_cli.cli.console.streams import needed
     from adpa_cli.planning.requests import plan_sft
 
     base = needed("--model", model)

@@ -15,9 +15,8 @@ from typing import Any
 from adpa_cli.cli.console.options import Request
 from adpa_cli.cli.console.plan_screen import plan_json, plan_text, plan_tsv
 from adpa_cli.cli.console.progress import Screen
-from adpa_cli.cli.console.stdout_guard import Output, ids_only, no_stdin
 from adpa_cli.cli.console.stopping import Stopping, stoppable
-from adpa_cli.cli.console.streams import GLOBALS, confirm, quiet_libraries
+from adpa_cli.cli.console.streams import GLOBALS, Output, confirm, ids_only, no_stdin, quiet_libraries
 from adpa_cli.cli.recipes.recorded import recorded_request
 from adpa_cli.errors import AdpaError, Stopped, UsageError
 from adpa_cli.estimate.preflight import refuse

@@ -1,14 +1,22 @@
-"""Options that several commands share, each declared once: a field of `Options`, given to a command by `making`."""
+"""The options of making commands: how one is declared, those that several share, and what was asked with them.
+
+What is shared is declared once, as a field of `Options`, and given to a command by `making`.
+"""
 
 from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_type_hints
 
 import typer
+
+from adpa_cli.cli.console.complete import Completion, models, of_metavar, tags
+from adpa_cli.cli.console.stopping import seconds_of
+from adpa_cli.cli.console.streams import GLOBALS
+from adpa_cli.errors import UsageError
 
 if TYPE_CHECKING:
     from adpa_cli.planning.planner import Plan
@@ -19,33 +27,41 @@ if TYPE_CHECKING:
 
 R = TypeVar("R")
 WHAT, MUCH, WHERE, AFTER, FIRST = "What", "How much", "Where and when (noise at most)", "After", "Look first"
+PANELS = (WHAT, MUCH, WHERE, AFTER, FIRST)
 FETCH = "--fetch"
 """Of `adpa plan`: downloads what the plan reads."""
-PANELS = (WHAT, MUCH, WHERE, AFTER, FIRST)
 
 
-def option(*names: str, help: str, panel: str, metavar: str | None = None) -> typer.models.OptionInfo:
-    found: typer.models.OptionInfo = typer.Option(
-        *names, help=help, rich_help_panel=panel, metavar=metavar, show_default=False
-    )
-    return found
+def option(
+    *names: str,
+    help: str,
+    panel: str = WHAT,
+    metavar: str | None = None,
+    completion: Completion | None = None,
+    **more: Any,
+) -> Any:
+    """An option of a command; its values are completed by what its metavar stands for, where nothing else is given.
+
+    `[…]` at the end of `help` is what holds without it, and replaces its default on the screen.
+    """
+    completion = completion or of_metavar(metavar or "")
+    return typer.Option(*names, help=help, rich_help_panel=panel, metavar=metavar, autocompletion=completion, **more)
+
+
+def argument(metavar: str, help: str, completion: Completion | None = None) -> Any:
+    """An argument of a command, likewise."""
+    return typer.Argument(metavar=metavar, help=help, autocompletion=completion or of_metavar(metavar))
 
 
 Data = Annotated[
-    list[str] | None,
-    option("--data", help="Preference data; several are concatenated [family].", panel=WHAT, metavar="SRC"),
+    list[str] | None, option("--data", help="Preference data; several are concatenated [family].", metavar="SRC")
 ]
-SftData = Annotated[
-    list[str] | None, option("--sft-data", help="Data of the SFT stages [family].", panel=WHAT, metavar="SRC")
-]
-Teacher = Annotated[
-    str | None, option("--teacher", help="The aligned teacher, or a ready pair [family].", panel=WHAT, metavar="MODEL")
-]
-Reference = Annotated[
-    str | None,
-    option("--reference", help="The model the teacher was aligned from [family].", panel=WHAT, metavar="MODEL"),
-]
-SkipBadRows = Annotated[bool, option("--skip-bad-rows", help="Leave out rows that cannot be used.", panel=WHAT)]
+SftData = Annotated[list[str] | None, option("--sft-data", help="Data of the SFT stages [family].", metavar="SRC")]
+teacher = functools.partial(option, metavar="MODEL", completion=models(pairs=True))
+Teacher = Annotated[str | None, teacher("--teacher", help="The aligned teacher, or a ready pair [family].")]
+Reference = Annotated[str | None, teacher("--reference", help="The model the teacher was aligned from [family].")]
+reward_model = functools.partial(option, "--reward-model", metavar="MODEL", completion=models("reward model"))
+SkipBadRows = Annotated[bool, option("--skip-bad-rows", help="Leave out rows that cannot be used.")]
 Refresh = Annotated[bool, option("--refresh", help="Ask the hub again what its names mean now.", panel=WHERE)]
 
 
@@ -55,7 +71,7 @@ class Options:
 
     sets: Annotated[
         list[str] | None,
-        option("--set", help="Parameter, e.g. gamma=2, sft.lr=1e-5.", panel=WHAT, metavar="[STAGE.]KEY=VAL"),
+        option("--set", help="Parameter, e.g. gamma=2, sft.lr=1e-5.", metavar="[STAGE.]KEY=VAL"),
     ] = None
     skip_bad_rows: SkipBadRows = False
     seed: Annotated[
@@ -84,14 +100,15 @@ class Options:
         option("--runtime", help="How training runs, e.g. recompute=true.", panel=WHERE, metavar="KEY=VAL"),
     ] = None
     stop_after: Annotated[
-        str | None,
-        option("--stop-after", help="Save and exit 75 after, e.g., 3h50m.", panel=WHERE, metavar="TIME"),
+        str | None, option("--stop-after", help="Save and exit 75 after, e.g., 3h50m.", panel=WHERE, metavar="TIME")
     ] = None
     no_wait: Annotated[bool, option("--no-wait", help="Exit 4 if another process builds the same.", panel=WHERE)] = (
         False
     )
     refresh: Refresh = False
-    tag: Annotated[str | None, option("--tag", help="Name what is made.", panel=AFTER, metavar="NAME")] = None
+    tag: Annotated[
+        str | None, option("--tag", help="Name what is made.", panel=AFTER, metavar="NAME", completion=tags)
+    ] = None
     select: Annotated[
         str | None, option("--select", help="Whose weights are kept [last].", panel=AFTER, metavar="last|best|STEP")
     ] = None
@@ -109,7 +126,6 @@ class Options:
 
     def checked(self) -> Options:
         """The same, after everything that can be checked without reading stdin or a store."""
-        from adpa_cli.errors import UsageError
         from adpa_cli.families import reserved_words
         from adpa_cli.store.store import check_tag
 
@@ -125,26 +141,23 @@ class Options:
         from adpa_cli.planning.settings import Given, parse_sets
 
         own, by_stage = parse_sets(self.sets or ())
-        typed = {name: getattr(self, name) for name in TYPED}
-        named = {name: value for name, value in typed.items() if value is not None}
+        named = {name: value for name in SETTINGS if (value := getattr(self, name)) is not None}
         return Given({**own, **named}, by_stage, self.seed, self.seed_all, self.limit, self.skip_bad_rows, self.smoke)
 
     def runtime(self, look: bool = True) -> Runtime:
         """How to run; without a `look` at the machine, which loads torch, only the words are checked."""
-        from adpa_cli.cli.console.stopping import seconds_of
-        from adpa_cli.errors import UsageError
         from adpa_cli.planning.settings import NONE, named, parse_runtime
         from adpa_cli.spec import Runtime, make
 
         if self.tokens_per_device is not None and self.tokens_per_device < 1:
             raise UsageError(f"--tokens-per-device {self.tokens_per_device}", "give 1 or more; a longer row goes alone")
-        asked = parse_runtime(self.knobs or ())
-        named(asked.get("trackers", NONE))
+        values = parse_runtime(self.knobs or ())
+        named(values.get("trackers", NONE))
         return make(Runtime, {
             "processes": processes(self.gpus, look), "wait": not self.no_wait,
             "tokens_per_device": self.tokens_per_device or Runtime().tokens_per_device,
             "stop_after": None if self.stop_after is None else seconds_of(self.stop_after),
-            **asked,
+            **values,
         })  # fmt: skip
 
 
@@ -158,7 +171,6 @@ class Request:
     def plan(self, store: Store) -> Plan:
         """Its plan in a store. Raises one error that lists everything of the hub that is not open to us."""
         from adpa_cli import stages
-        from adpa_cli.cli.console.streams import GLOBALS
         from adpa_cli.hub.repository import Access
         from adpa_cli.planning.resolve_inputs import Names
 
@@ -168,83 +180,70 @@ class Request:
             return self.planned(Names(store, self.options.refresh, access), self.options.given())
 
 
+@functools.cache
+def _hints() -> dict[str, Any]:
+    return get_type_hints(Options, include_extras=True)
+
+
 INFERENCE = (
     "sets", "skip_bad_rows", "limit", "smoke", "gpus", "stop_after", "no_wait", "refresh", "tag", "dry_run", "yes",
 )  # fmt: skip
 """What every command has that runs a model over data."""
-TRAINING = (
-    *INFERENCE,
-    "seed",
-    "max_steps",
-    "lr",
-    "epochs",
-    "batch_size",
-    "tokens_per_device",
-    "knobs",
-    "select",
-    "keep",
-)
-"""What every command has that trains."""
-RUNNING = tuple(
-    name for name, hint in get_type_hints(Options, include_extras=True).items()
-    if hint.__metadata__[0].rich_help_panel in (WHERE, FIRST)
-)  # fmt: skip
-"""What says how to run and never enters an id."""
-TYPED = ("lr", "epochs", "batch_size", "max_steps", "select", "keep")
+SETTINGS = ("lr", "epochs", "batch_size", "max_steps", "select", "keep")
 """Options that are settings of a spec by the same name."""
+TRAINING = (*INFERENCE, *SETTINGS, "seed", "tokens_per_device", "knobs")
+"""What every command has that trains."""
+RUNNING = tuple(name for name, hint in _hints().items() if hint.__metadata__[0].rich_help_panel in (WHERE, FIRST))
+"""What says how to run and never enters an id."""
 
 
 def making(*names: str) -> Callable[[Callable[..., R]], Callable[..., R]]:
     """Decorate a making command: it gets the named fields of `Options` as options, and their values as `options`."""
 
     def decorate(function: Callable[..., R]) -> Callable[..., R]:
-        hints = _hints()
         own = [p for p in inspect.signature(function, eval_str=True).parameters.values() if p.name != "options"]
         shared = [
-            inspect.Parameter(f.name, inspect.Parameter.KEYWORD_ONLY, default=f.default, annotation=hints[f.name])
+            inspect.Parameter(f.name, inspect.Parameter.KEYWORD_ONLY, default=f.default, annotation=_hints()[f.name])
             for f in fields(Options) if f.name in names
         ]  # fmt: skip
-        declared = sorted([p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own] + shared, key=_place)
 
         @functools.wraps(function)
         def command(**values: Any) -> R:
             options = Options(**{name: values.pop(name) for name in names}).checked()
             return function(options=options, **values)
 
-        vars(command)["__signature__"] = inspect.Signature(declared)
-        command.__annotations__ = {p.name: p.annotation for p in declared}
-        return command
+        return with_parameters(command, sorted([*own, *shared], key=_place))
 
     return decorate
 
 
-@functools.cache
-def _hints() -> dict[str, Any]:
-    return get_type_hints(Options, include_extras=True)
+def with_parameters(function: Callable[..., R], parameters: Sequence[inspect.Parameter]) -> Callable[..., R]:
+    """The function with a signature that a parser reads, all of it by keyword."""
+    parameters = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in parameters]
+    vars(function)["__signature__"] = inspect.Signature(parameters)
+    function.__annotations__ = {p.name: p.annotation for p in parameters}
+    return function
 
 
 def _place(parameter: inspect.Parameter) -> int:
     """Panels keep their order whoever declares an option; arguments come first."""
-    (found,) = [meta for meta in parameter.annotation.__metadata__ if isinstance(meta, typer.models.ParameterInfo)]
-    return PANELS.index(str(found.rich_help_panel)) if found.rich_help_panel else -1
+    (info,) = [meta for meta in parameter.annotation.__metadata__ if isinstance(meta, typer.models.ParameterInfo)]
+    return PANELS.index(str(info.rich_help_panel)) if info.rich_help_panel else -1
 
 
 def processes(gpus: str | None, look: bool = True) -> int:
     """How many processes `--gpus N|all` asks for; without a GPU they share the CPU."""
-    from adpa_cli.errors import UsageError
-
     if gpus is None or (gpus == "all" and not look):
         return 1
-    if gpus == "all":
-        import torch
-
-        return max(1, torch.cuda.device_count())
-    if not gpus.isdigit() or int(gpus) < 1:
+    if gpus != "all" and not (gpus.isdigit() and int(gpus)):
         raise UsageError(f"--gpus {gpus}", "give a number of processes, or all")
     if not look:
         return int(gpus)
     import torch
 
-    if torch.cuda.is_available() and int(gpus) > torch.cuda.device_count():
-        raise UsageError(f"--gpus {gpus}, and there are {torch.cuda.device_count()}", "--gpus all uses every one")
+    count = torch.cuda.device_count()
+    if gpus == "all":
+        return max(1, count)
+    if torch.cuda.is_available() and int(gpus) > count:
+        raise UsageError(f"--gpus {gpus}, and there are {count}", "--gpus all uses every one")
     return int(gpus)

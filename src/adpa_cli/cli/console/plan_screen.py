@@ -54,7 +54,7 @@ def plan_json(survey: Survey) -> dict[str, Any]:
         for role, item in _models(survey)
     ]
     return {
-        "store": str(survey.store.root), "end": survey.plan.template[1], "models": models, "rows": rows,
+        "store": str(survey.store.root), "end": survey.plan.template.end, "models": models, "rows": rows,
         "totals": totals, "notes": list(survey.plan.notes),
     }  # fmt: skip
 
@@ -85,7 +85,7 @@ def _head(survey: Survey, width: int) -> Iterator[str]:
     home = str(Path.home())
     shown = f"~{root[len(home) :]}" if root.startswith(f"{home}/") else root
     facts = [f"store {shown} ({held} artifact{'s' * (held != 1)})", *_who(survey)]
-    yield from filled([*facts, f"template {template_name(plan)}, ends {plan.template[1]}"], width)
+    yield from filled([*facts, f"template {template_name(plan)}, ends {plan.template.end}"], width)
     data = dict(_data(survey))
     if data:
         sets = [f"{name} {count}".rstrip() for name, count in data.items()]
@@ -105,17 +105,15 @@ def _who(survey: Survey) -> Iterator[str]:
 
 def _called(item: Input | tuple[Input, ...]) -> str:
     """The alias that a model is known by, else its own name."""
-    from adpa_cli.families import FAMILIES, READY_PAIRS
+    from adpa_cli.families import READY_PAIRS, alias_of_base
 
     item = item[0] if isinstance(item, tuple) else item
     below: Input | tuple[Input, ...] = item
     while isinstance(below, Node) and "model" in below.inputs:
         below = below.inputs["model"]
-    name = below.facts.get("name") if isinstance(below, External) else None
-    known = {pair.aligned: pair.alias for pair in READY_PAIRS}
-    for family in reversed(FAMILIES):
-        known |= {family.student: family.alias, family.teacher: family.teacher_alias}
-    return str(known.get(str(name)) or item.label)
+    name = str(below.facts.get("name")) if isinstance(below, External) else ""
+    pair = next((pair.alias for pair in READY_PAIRS if pair.aligned == name), "")
+    return alias_of_base(name) or pair or item.label
 
 
 def template_name(plan: Plan) -> str:
@@ -124,7 +122,7 @@ def template_name(plan: Plan) -> str:
     from adpa_cli.lab import TEMPLATE
 
     known = {template.text: name for name, template in DEFAULT_TEMPLATES.items()} | {TEMPLATE: "tiny"}
-    return known.get(plan.template[0], "of the model")
+    return known.get(plan.template.text, "of the model")
 
 
 def _data(survey: Survey) -> Iterator[tuple[str, str]]:

@@ -1,21 +1,30 @@
-"""What goes where: content to stdout, everything else to stderr, stdin only when asked for with `-`."""
+"""What goes where: content to stdout, everything else to stderr, stdin only when asked for with `-`.
+
+A maker prints ids alone: its stdout is moved aside, for libraries and children print and read as they like.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shlex
 import shutil
+import stat
 import sys
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from adpa_cli.errors import AdpaError, NotFound, UsageError
 from adpa_cli.report.text import for_encoding
+
+if TYPE_CHECKING:
+    from adpa_cli.store.manifest import Manifest
+    from adpa_cli.store.store import Store
 
 
 @dataclass
@@ -88,8 +97,8 @@ def _check_values(words: Sequence[str]) -> None:
 
 
 def whole_paths(argv: Sequence[str]) -> list[str]:
-    """The words with every path in them made absolute, and without `--store`."""
-    found: list[str] = []
+    """The words with every path in them absolute, and without `--store`."""
+    whole: list[str] = []
     for before, word in zip(["", *argv], argv, strict=False):
         head, mark, value = word.partition("=") if word.startswith("--") else ("", "", word)
         option = head or before
@@ -99,8 +108,8 @@ def whole_paths(argv: Sequence[str]) -> list[str]:
         is_file = option in _FILES and path and not path.startswith("~") and os.path.exists(path)
         if is_file or path.startswith(("./", "../")) or path in (".", ".."):
             value = os.path.abspath(path) + split_mark + split
-        found.append(head + mark + value)
-    return found
+        whole.append(head + mark + value)
+    return whole
 
 
 def say(text: str) -> None:
@@ -135,20 +144,20 @@ def read_ids(option: str) -> list[str]:
         raise UsageError(f"{option} -: what came through the pipe is no text", "pipe ids: adpa … | adpa …") from error
     except OSError:  # a stdin that was closed, or a folder
         text = ""
-    found = _ids_in(text.removeprefix("\ufeff"), option)
-    if not found:
+    ids = _ids_in(text.removeprefix("\ufeff"), option)
+    if not ids:
         raise NotFound(f"{option} -: nothing came through the pipe", "the command before it failed, or made nothing")
-    return found
+    return ids
 
 
 def _ids_in(text: str, option: str) -> list[str]:
-    """Ids apart by white space, folders (./NAME) by line, and JSON objects over any number of lines."""
-    found: list[str] = []
+    """Ids between white space, folders (./NAME) by line, and JSON objects over any number of lines."""
+    ids: list[str] = []
     while text := text.lstrip():
         if text.startswith("{"):
             try:
                 value, end = json.JSONDecoder().raw_decode(text)
-                found.append(str(value["id"]))
+                ids.append(str(value["id"]))
             except (ValueError, KeyError) as error:
                 line = text.splitlines()[0][:60]
                 raise UsageError(
@@ -157,49 +166,60 @@ def _ids_in(text: str, option: str) -> list[str]:
             text = text[end:]
         elif text.startswith((".", "/", "~")):
             line, _, text = text.partition("\n")
-            found.append(line.rstrip())
+            ids.append(line.rstrip())
         else:
             word = text.split(maxsplit=1)[0]
-            found.append(word)
+            ids.append(word)
             text = text[len(word) :]
-    return found
+    return ids
 
 
-def dashes(options: dict[str, list[str]]) -> dict[str, list[str]]:
-    """Replace the one `-` among the values of some options by what stdin holds."""
-    asked = [(name, i) for name, values in options.items() for i, value in enumerate(values) if value == "-"]
-    if len(asked) > 1:
+class Values(dict[str, list[str]]):
+    """The values of some options by name, with what stdin held instead of a `-`."""
+
+    def one(self, option: str) -> str:
+        """The only value of an option that takes one."""
+        if len(self[option]) != 1:
+            raise UsageError(f"{option} takes one model, and stdin has {len(self[option])}", "choose one of them")
+        return self[option][0]
+
+    def optional(self, option: str) -> str | None:
+        """The value of an option that may be left out, but must not be empty."""
+        return needed(option, self.one(option)) if self[option] else None
+
+
+def dashes(options: Mapping[str, str | Sequence[str] | None]) -> Values:
+    """The values of some options; the one `-` among them is replaced by what stdin holds."""
+    values = Values({name: [given] if isinstance(given, str) else list(given or ()) for name, given in options.items()})
+    places = [(name, i) for name, items in values.items() for i, item in enumerate(items) if item == "-"]
+    if len(places) > 1:
         raise UsageError("stdin can be read once, and several options ask for it", "name the others by id")
-    for name, i in asked:
-        found = read_ids(name)
-        options[name][i : i + 1] = found
-        GLOBALS.argv, GLOBALS.words = (_spelled_out(words, name, found) for words in (GLOBALS.argv, GLOBALS.words))
-    return options
+    for name, i in places:
+        ids = read_ids(name)
+        values[name][i : i + 1] = ids
+        GLOBALS.argv, GLOBALS.words = (_spelled_out(words, name, ids) for words in (GLOBALS.argv, GLOBALS.words))
+    return values
 
 
-def _spelled_out(argv: Sequence[str], option: str, found: Sequence[str]) -> list[str]:
+def _spelled_out(argv: Sequence[str], option: str, ids: Sequence[str]) -> list[str]:
     """The command line with the ids that came through the pipe, so that it can be repeated without the pipe."""
     at = next((i for i, word in enumerate(argv) if word in ("-", f"{option}=-")), len(argv))
-    named = [f"{option}={item}" for item in found] if option.startswith("--") else list(found)
+    named = [f"{option}={item}" for item in ids] if option.startswith("--") else list(ids)
     before = at - 1 if option.startswith("--") and at < len(argv) and argv[at] == "-" else at
     return [*argv[:before], *named, *argv[at + 1 :]]
 
 
-def one(option: str, values: Sequence[str]) -> str:
-    """The only value of an option that takes one."""
-    if len(values) != 1:
-        raise UsageError(f"{option} takes one model, and stdin has {len(values)}", "choose one of them")
-    return values[0]
+def one_value(option: str, value: str | None) -> str:
+    """The value of an option that must be there; `-` reads it from stdin."""
+    return dashes({option: needed(option, value)}).one(option)
 
 
-def at_most_one(option: str, values: Sequence[str]) -> str | None:
-    """The value of an option that may be left out, but must not be empty."""
-    return needed(option, one(option, values)) if values else None
+def artifacts(refs: str | Sequence[str] | None) -> tuple[Store, list[Manifest]]:
+    """The store, and the artifacts that words name in it; `-` reads them from stdin."""
+    from adpa_cli.store.store import Store
 
-
-def several(value: str | None) -> list[str]:
-    """An optional value as a list."""
-    return [] if value is None else [value]
+    store = Store.find(GLOBALS.store)
+    return store, [store.resolve(ref) for ref in dashes({"REF": refs})["REF"]]
 
 
 def needed(option: str, value: str | None) -> str:
@@ -225,8 +245,6 @@ def fail(error: AdpaError) -> int:
 
 def out(screen: Callable[[], str], tsv: Callable[[], str], record: Callable[[], Any]) -> None:
     """Write whichever of the three forms stdout asks for; only that one is made."""
-    from adpa_cli.report.text import for_encoding
-
     if GLOBALS.json:
         text = json.dumps(record(), ensure_ascii=False, indent=1)
     else:
@@ -274,3 +292,76 @@ def confirm(question: str, default: bool) -> bool:
             return default
         if answer in ANSWERS:
             return ANSWERS[answer]
+
+
+@dataclass
+class Output:
+    """The stdout of a maker. File descriptor 1 points to stderr meanwhile, for libraries and children that print."""
+
+    descriptor: int
+
+    def line(self, text: str) -> None:
+        """Write one line at once. Raises BrokenPipeError when nobody reads."""
+        rest = (text + "\n").encode()
+        while rest:
+            rest = rest[os.write(self.descriptor, rest) :]
+
+    @property
+    def is_pipe(self) -> bool:
+        """Whether another program reads: it may share the terminal, where two bars would be drawn over each other."""
+        mode = os.fstat(self.descriptor).st_mode
+        return stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode)
+
+
+@contextlib.contextmanager
+def ids_only() -> Iterator[Output]:
+    """Keep stdout for what is written through the yielded `Output`."""
+    sys.stdout.flush()
+    kept = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        yield Output(kept)
+    finally:
+        with contextlib.suppress(OSError):
+            sys.stdout.flush()
+        os.dup2(kept, 1)
+        os.close(kept)
+
+
+@contextlib.contextmanager
+def no_stdin() -> Iterator[None]:
+    """Give libraries and children an empty stdin: what is there belongs to whoever started the command."""
+    kept, empty = os.dup(0), os.open(os.devnull, os.O_RDONLY)
+    os.dup2(empty, 0)
+    os.close(empty)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 0)
+        os.close(kept)
+
+
+def open_closed() -> None:
+    """Open on nothing those of stdin, stdout and stderr that the command was started without.
+
+    Else the next file that is opened would take such a number, and a library's print would end up in it.
+    """
+    for number, (name, mode) in enumerate((("stdin", "r"), ("stdout", "w"), ("stderr", "w"))):
+        try:
+            os.fstat(number)
+        except OSError:
+            nothing = os.open(os.devnull, os.O_RDWR)
+            if nothing != number:
+                os.dup2(nothing, number)
+                os.close(nothing)
+        if getattr(sys, name) is None:
+            stream = open(number, mode, encoding="utf-8", errors="replace", closefd=False)  # noqa: SIM115  stays open
+            setattr(sys, name, stream)
+
+
+def nobody_reads() -> int:
+    """Let go of a stdout whose reader has left, as `head` does; returns the exit code of tools that die of it."""
+    nothing = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nothing, 1)
+    os.close(nothing)
+    return 141

@@ -1,4 +1,4 @@
-"""A recipe: one making command as TOML, read and checked for its form."""
+"""A recipe: one making command as TOML, or a grid of them, and the command line of every cell."""
 
 from __future__ import annotations
 
@@ -28,6 +28,7 @@ from adpa_cli.stages.training import DISTILL
 
 SET, PINS = "set", "pins"
 _HEADER = re.compile(r"\s*\[\s*([^\[\]]+?)\s*\]\s*(#.*)?$")
+_PLACEHOLDER = re.compile(r"([._-]?)\{([^{}]*)\}")
 
 
 @dataclass(frozen=True)
@@ -41,11 +42,11 @@ class Recipe:
     pins: Mapping[str, str] = field(default_factory=dict)
     """What names of the hub mean in it: commits by name."""
 
-    def refused(self, key: str, found: str, hint: str) -> UsageError:
+    def refused(self, key: str, problem: str, hint: str) -> UsageError:
         """An error that names the file, the line where there is one, and the key."""
         line = _line_of(self.text, key)
         at = f"{self.source}:{line}" if line else self.source
-        return UsageError(f"{at}: {key}: {found}", hint)
+        return UsageError(f"{at}: {key}: {problem}", hint)
 
 
 def read(text: str, source: str) -> Recipe:
@@ -53,9 +54,8 @@ def read(text: str, source: str) -> Recipe:
     try:
         raw = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        raise UsageError(
-            f"{source} is no TOML: {error}", "a recipe has lines KEY = VALUE; see docs/recipes.md"
-        ) from None
+        hint = "a recipe has lines KEY = VALUE; see docs/recipes.md"
+        raise UsageError(f"{source} is no TOML: {error}", hint) from None
     values: dict[str, Any] = {}
     pins = raw.pop(PINS, {})
     for key, value in raw.items():
@@ -99,21 +99,16 @@ def as_text(value: Any) -> str:
 
 def _line_of(text: str, key: str) -> int | None:
     """The line of the text that gives `key` a value, from 1."""
-    stage, _, name = key.rpartition(".")
     table = ""
     for number, line in enumerate(text.splitlines(), 1):
-        header = _HEADER.match(line)
-        if header:
+        if header := _HEADER.match(line):
             table = header[1].strip("\"' ")
             continue
         written = line.partition("=")[0].strip().replace('"', "").replace("'", "").replace("_", "-")
         full = f"{table}.{written}" if table and table != SET else written
-        if "=" in line and full == (f"{stage}.{name}" if stage else name).replace("_", "-"):
+        if "=" in line and full == key.replace("_", "-"):
             return number
     return None
-
-
-_PLACEHOLDER = re.compile(r"([._-]?)\{([^{}]*)\}")
 
 
 @dataclass(frozen=True)
@@ -149,19 +144,20 @@ class Cell:
 
 def keys_of(function: Callable[..., Any]) -> dict[str, Key]:
     """What a command takes besides --set, by recipe key, read off its signature; nothing that only looks."""
-    found: dict[str, Key] = {}
+    keys: dict[str, Key] = {}
     for parameter in inspect.signature(function).parameters.values():
         meta = next(m for m in parameter.annotation.__metadata__ if isinstance(m, typer.models.ParameterInfo))
         kind = typing.get_args(parameter.annotation)[0]
-        shown = (parameter.name, str(meta.metavar or ""), str(meta.rich_help_panel or ""))
         several = any(typing.get_origin(part) is list for part in (kind, *typing.get_args(kind)))
-        if isinstance(meta, typer.models.ArgumentInfo):
-            found[parameter.name] = Key(False, several, True, *shown)
+        is_argument = isinstance(meta, typer.models.ArgumentInfo)
+        key = Key(kind is bool, several, is_argument, parameter.name, str(meta.metavar), str(meta.rich_help_panel))
+        if is_argument:
+            keys[parameter.name] = key
         elif meta.rich_help_panel != FIRST:
             # Inside Annotated the parser keeps the first name of an option where its default would be.
-            names = [name[2:] for name in (str(meta.default), *(meta.param_decls or ())) if name.startswith("--")]
-            found.update({name: Key(kind is bool, several, False, *shown) for name in names if name != SET})
-    return found
+            names = (str(meta.default), *(getattr(meta, "param_decls", None) or ()))
+            keys.update({name[2:]: key for name in names if name.startswith("--") and name[2:] != SET})
+    return keys
 
 
 def values_of(words: Sequence[str]) -> dict[str, Any]:
@@ -172,15 +168,15 @@ def values_of(words: Sequence[str]) -> dict[str, Any]:
     from adpa_cli.cli.console.app import program
     from adpa_cli.planning.settings import parse_sets
 
-    given = program().commands[words[0]].make_context(words[0], list(words[1:])).params
-    found: dict[str, Any] = {}
+    params = program().commands[words[0]].make_context(words[0], list(words[1:])).params
+    values: dict[str, Any] = {}
     for name, key in keys_of(makers()[words[0]].function).items():
-        value = given[key.parameter]
+        value = params[key.parameter]
         if key.panel != WHERE and name != "tag" and value not in (None, False, [], ()):
-            found[name] = list(value) if key.several else value
-    own, by_stage = parse_sets(given.get("sets") or ())
-    typed = {**own, **{f"{stage}.{key}": value for stage, named in by_stage.items() for key, value in named.items()}}
-    return {**found, **{name: _toml_value(value) for name, value in typed.items()}}
+            values[name] = list(value) if key.several else value
+    settings, by_stage = parse_sets(params.get("sets") or ())
+    settings |= {f"{stage}.{key}": value for stage, named in by_stage.items() for key, value in named.items()}
+    return {**values, **{name: _toml_value(value) for name, value in settings.items()}}
 
 
 def _toml_value(text: str) -> Any:
@@ -201,11 +197,12 @@ def expand(recipe: Recipe, keys: Mapping[str, Key]) -> list[Cell]:
     grid = [dict(zip(named, point, strict=True)) for point in itertools.product(*(
         _values(recipe, key, value, keys) for key, value in named.items()
     ))]  # fmt: skip
-    known = [_known(recipe.command, point) for point in grid]
-    _check_keys(recipe, named, keys, known)
-    some = {key for settings in known for key in settings}  # an option may be a setting too, as --states is
+    settable_in = [_settings(recipe.command, point) for point in grid]
+    some = {key: default for settings in settable_in for key, default in settings.items()}
+    _check_keys(recipe, named, keys, some)
     cells: dict[tuple[str, ...], Cell] = {}
-    for point, settings in zip(grid, known, strict=True):
+    for point, settings in zip(grid, settable_in, strict=True):
+        # an option may be a setting too, as --states is
         here = {key: value for key, value in point.items() if key in settings or (key in keys and key not in some)}
         if "tag" in here:
             here["tag"] = _tag(recipe, str(here["tag"]), here, point)
@@ -216,8 +213,8 @@ def expand(recipe: Recipe, keys: Mapping[str, Key]) -> list[Cell]:
 
 def option(key: str, keys: Collection[str]) -> str:
     """A key as the command spells it: hyphens in options, underscores in settings."""
-    option = key.replace("_", "-")
-    return option if option in keys else key.replace("-", "_") if "." not in key else key
+    hyphened = key.replace("_", "-")
+    return hyphened if hyphened in keys else key.replace("-", "_") if "." not in key else key
 
 
 def _values(recipe: Recipe, key: str, value: Any, keys: Mapping[str, Key]) -> Sequence[Any]:
@@ -234,23 +231,19 @@ def _values(recipe: Recipe, key: str, value: Any, keys: Mapping[str, Key]) -> Se
     return value
 
 
-def _known(command: str, point: Mapping[str, Any]) -> dict[str, Any]:
+def _settings(command: str, point: Mapping[str, Any]) -> dict[str, Any]:
     """Every setting with its default that a cell may have: bare ones of its own stage, `stage.key` of any."""
     chosen = stages.every()[command].any_method and "method" in point
-    own = needed_methods(str(point["method"])) if chosen else methods_of(command)
-    found: dict[str, Any] = {}
-    for method in own:
-        found.update(settable(command, method))
+    methods = needed_methods(str(point["method"])) if chosen else methods_of(command)
+    settings = {name: value for method in methods for name, value in settable(command, method).items()}
     for stage in stages.names():
-        for method in own if stage == command else methods_of(stage):
-            found.update({f"{stage}.{name}": value for name, value in settable(stage, method).items()})
-    return found
+        for method in methods if stage == command else methods_of(stage):
+            settings.update({f"{stage}.{name}": value for name, value in settable(stage, method).items()})
+    return settings
 
 
-def _check_keys(
-    recipe: Recipe, named: Mapping[str, Any], keys: Mapping[str, Key], known: Sequence[Mapping[str, Any]]
-) -> None:
-    settings: dict[str, Any] = {name: default for found in known for name, default in found.items()}
+def _check_keys(recipe: Recipe, named: Collection[str], keys: Mapping[str, Key], settings: Mapping[str, Any]) -> None:
+    """Raise UsageError for a key that is neither an option nor a setting of any cell."""
     for key in named:
         if key in keys or key in settings:
             continue
@@ -258,23 +251,15 @@ def _check_keys(
         if dot and stage not in stages.names():
             tables = ", ".join(f"[{name}]" for name in (SET, PINS, *stages.names()))
             raise recipe.refused(key, f"there is no table [{stage}]", f"tables: {tables}")
-        prefix = f"{stage}." if dot else ""
-        own = {
-            n.removeprefix(prefix): v
-            for n, v in settings.items()
-            if n.startswith(prefix) and "." not in n[len(prefix) :]
-        }
+        own = {n.rpartition(".")[2]: v for n, v in settings.items() if n.rpartition(".")[0] == stage}
         listed = ", ".join(f"{n}={v}" for n, v in own.items())
         options = "" if dot else f"options: {', '.join(keys)}; "
         close = difflib.get_close_matches(name, [*own, *({} if dot else keys)], n=1)
         guess = f"did you mean {close[0]}? " if close else ""
-        who = f"the stage {stage} has" if dot else _whose(recipe)
-        raise recipe.refused(key, f"{who} no such key", f"{guess}{options}settings: {listed}")
-
-
-def _whose(recipe: Recipe) -> str:
-    methods = [str(item) for item in flat(recipe.values.get("method", []))]
-    return f"none of the methods {', '.join(methods)} has" if len(methods) > 1 else f"adpa {recipe.command} has"
+        methods = [str(item) for item in flat(recipe.values.get("method", []))]
+        who = f"none of the methods {', '.join(methods)}" if len(methods) > 1 else f"adpa {recipe.command}"
+        who = f"the stage {stage}" if dot else who
+        raise recipe.refused(key, f"{who} has no such key", f"{guess}{options}settings: {listed}")
 
 
 def _tag(recipe: Recipe, tag: str, settings: Mapping[str, Any], every: Collection[str]) -> str:
@@ -309,48 +294,32 @@ def _words(command: str, settings: Mapping[str, Any], keys: Mapping[str, Key]) -
 
 def read_recipe(name: str) -> Recipe:
     """A recipe file (`-`: stdin)."""
-
-    return read(_text(name), "stdin" if name == "-" else name)
-
-
-def _text(name: str) -> str:
-
-    if name == "-":
-        if sys.stdin is None or sys.stdin.isatty():
-            raise UsageError(
-                "- reads a recipe from a pipe, and stdin is a terminal", "adpa show REF --recipe | adpa run -"
-            )
-        text = sys.stdin.read()
-        if not text.strip():
-            raise NotFound("-: nothing came through the pipe", "the command before it failed, or printed nothing")
-        return text
-    try:
-        return Path(name).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        why = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        raise NotFound(f"{name} cannot be read: {why}", "name a recipe: adpa run RECIPE.toml") from None
-
-
-def keys_for(recipe: Recipe) -> dict[str, Key]:
-    """What the command of a recipe takes. Raises UsageError for a command that makes nothing."""
-
-    known = {name: command.function for name, command in makers().items() if name != "run"}
-    if recipe.command not in known:
-        raise recipe.refused("command", f"{recipe.command} makes nothing", f"commands: {', '.join(known)}")
-    return keys_of(known[recipe.command])
+    if name != "-":
+        try:
+            return read(Path(name).read_text(encoding="utf-8"), name)
+        except (OSError, UnicodeDecodeError) as error:
+            why = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+            raise NotFound(f"{name} cannot be read: {why}", "name a recipe: adpa run RECIPE.toml") from None
+    if sys.stdin is None or sys.stdin.isatty():
+        raise UsageError("- reads a recipe from a pipe, and stdin is a terminal", "adpa show REF --recipe | adpa run -")
+    text = sys.stdin.read()
+    if not text.strip():
+        raise NotFound("-: nothing came through the pipe", "the command before it failed, or printed nothing")
+    return read(text, "stdin")
 
 
 def requests(recipe: Recipe) -> list[tuple[Cell, Request]]:
     """The cells of a recipe, each as what its command was asked for. Raises UsageError naming the file."""
     from adpa_cli.cli.console.app import run_words, usage_error
 
-    found = []
-    for cell in expand(recipe, keys_for(recipe)):
+    commands = {name: command.function for name, command in makers().items() if name != "run"}
+    if recipe.command not in commands:
+        raise recipe.refused("command", f"{recipe.command} makes nothing", f"commands: {', '.join(commands)}")
+    cells = []
+    for cell in expand(recipe, keys_of(commands[recipe.command])):
         try:
-            found.append((cell, run_words(cell.words)))
-        except TyperException as error:
-            said = usage_error(error, cell.words)
-            raise UsageError(f"{recipe.source}: {said.message}", said.hint) from None
-        except UsageError as error:
-            raise UsageError(f"{recipe.source}: {error.message}", error.hint) from None
-    return found
+            cells.append((cell, run_words(cell.words)))
+        except (TyperException, UsageError) as error:
+            refused = error if isinstance(error, UsageError) else usage_error(error, cell.words)
+            raise UsageError(f"{recipe.source}: {refused.message}", refused.hint) from None
+    return cells

@@ -1,30 +1,20 @@
-"""The cells of a grid with their plans."""
+"""What `adpa run` does with the cells of a recipe: plan all, make one after the other, end with a table."""
 
 from __future__ import annotations
 
 import contextlib
 import json
 import os
-import shlex
 import sys
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from adpa_cli.cli.console.make import (
-    Console,
-    ask_if_large,
-    carry_out,
-    check_tag_fits,
-    console,
-    created,
-    hand_over,
-)
+from adpa_cli.cli.console.make import Console, ask_if_large, carry_out, check_tag_fits, console, created, hand_over
 from adpa_cli.cli.console.options import Request
 from adpa_cli.cli.console.plan_screen import plan_text
-from adpa_cli.cli.console.stdout_guard import Output
-from adpa_cli.cli.console.streams import GLOBALS, terminal_width
+from adpa_cli.cli.console.streams import GLOBALS, Output, command_line, terminal_width
 from adpa_cli.cli.recipes.grid import Cell, as_text
 from adpa_cli.errors import AdpaError, Stopped, UsageError
 from adpa_cli.estimate.survey import Survey, check, survey
@@ -35,6 +25,8 @@ from adpa_cli.report.scores import scores
 from adpa_cli.stages import Node
 from adpa_cli.store.manifest import Manifest
 from adpa_cli.store.store import Store
+
+UNCUT = 10_000  # columns of what is no terminal
 
 
 @dataclass(frozen=True)
@@ -48,6 +40,7 @@ class Step:
 
     @property
     def settings(self) -> dict[str, str]:
+        """Every key of the recipe with its value here, for people."""
         return {key: as_text(value) for key, value in self.cell.settings.items()}
 
     @property
@@ -78,16 +71,13 @@ def plan_cells(requests: Sequence[tuple[Cell, Request]], store: Store, shard: tu
 def together(steps: Sequence[Step]) -> Plan:
     """One plan for all cells, so that what they share is shown once."""
     plans = [step.plan for step in steps]
-    ends = dict.fromkeys(plan.template[1] for plan in plans)
+    ends = dict.fromkeys(plan.template.end for plan in plans)
     notes = list(dict.fromkeys(note for plan in plans for note in plan.notes))
     if len(ends) > 1:
         notes.append(f"the cells have {len(ends)} templates, which end with {', '.join(ends)}")
     targets = {node.recipe.id: node for plan in plans for node in plan.targets}
     evals = {node.recipe.id: node for plan in plans for node in plan.evals}
     return Plan(tuple(targets.values()), plans[0].template, tuple(evals.values()), tuple(notes))
-
-
-UNCUT = 10_000  # columns of what is no terminal
 
 
 @dataclass(frozen=True)
@@ -115,7 +105,7 @@ def sweep(
             desk.screen.say("this shard has no cell")
             return
         if dry_run:
-            _list(steps, store, desk.output)
+            show_cells(steps, store, desk.output)
             return
         store = created(store, desk.screen)
         whole = survey(together(steps), store, options.runtime())
@@ -125,48 +115,48 @@ def sweep(
             check(whole, desk.screen.say)
         else:
             desk.screen.say(f"found, nothing to do: {len(steps)} cell{'s' * (len(steps) != 1)}")
-        failures = _make_each(steps, whole, desk)
+        failures = _failures(steps, whole, desk)
         width = terminal_width() if sys.stderr.isatty() else UNCUT
         desk.screen.say(report.screen(_lines(steps, store, failures), width))
         if failures:
             raise _summary(failures, steps)
 
 
-def _make_each(steps: Sequence[Step], whole: Survey, desk: Console) -> list[Failure]:
-    store = whole.store
+def _failures(steps: Sequence[Step], whole: Survey, desk: Console) -> list[Failure]:
+    """Make one cell after the other; those that fail, and those that need what failed in one before them."""
     failures: list[Failure] = []
     for place, step in enumerate(steps, 1):
         failed = {failure.stage: failure.step for failure in failures}
-        own = whole.of(step.plan)
-        labels = [node.label for node in own.nodes]
+        surveyed = whole.of(step.plan)
+        labels = [node.label for node in surveyed.nodes]
         blocked = next((label for label in labels if label in failed), None)
         if blocked is not None:
             why = f"needs {blocked}, which failed in cell {failed[blocked].number}"
             failures.append(Failure(step, blocked, AdpaError(why)))
             continue
-        if own.building:
-            desk.screen.say(f"cell {place} of {len(steps)}: {shlex.join(['adpa', *step.cell.words])}")
-        error = _outcome(step, own, desk)
+        if surveyed.building:
+            desk.screen.say(f"cell {place} of {len(steps)}: {command_line(step.cell.words)}")
+        error = _error(step, surveyed, desk)
         if error is not None:
-            missing = next((label for label in labels if store.get(label) is None), "")
+            missing = next((label for label in labels if whole.store.get(label) is None), "")
             failures.append(Failure(step, missing, error))
             desk.screen.say(f"cell {place} failed: {error.message}")
     return failures
 
 
-def _outcome(step: Step, own: Survey, desk: Console) -> AdpaError | None:
+def _error(step: Step, surveyed: Survey, desk: Console) -> AdpaError | None:
     """Make one cell; the error that it failed with, if it did. Raises Stopped."""
 
-    def made(manifest: Manifest) -> None:
+    def committed(manifest: Manifest) -> None:
         settings = {"settings": dict(step.cell.settings)}
-        hand_over(manifest, own.store, step.request.options.tag, desk.output, settings)
+        hand_over(manifest, surveyed.store, step.request.options.tag, desk.output, settings)
 
     try:
         with _typed(step.cell.words):
-            carry_out(own, desk, made)
+            carry_out(surveyed, desk, committed)
     except Stopped as stopped:
         if "-" not in GLOBALS.argv:  # a recipe from a pipe is gone: then the cell's own command goes on
-            stopped.hint = GLOBALS.again(own.store.root)
+            stopped.hint = GLOBALS.again(surveyed.store.root)
         raise
     except BrokenPipeError:
         raise
@@ -190,7 +180,7 @@ def _typed(words: Sequence[str]) -> Iterator[None]:
         GLOBALS.argv, GLOBALS.words = before
 
 
-def _list(steps: Sequence[Step], store: Store, output: Output) -> None:
+def show_cells(steps: Sequence[Step], store: Store, output: Output) -> None:
     """What --dry-run prints: number, found or build, id, settings of every cell."""
     rows = [
         (str(step.number), "found" if store.get(target.label) else "build", target.label, step.cell.settings)
@@ -221,19 +211,19 @@ def _lines(steps: Sequence[Step], store: Store, failures: Sequence[Failure]) -> 
     lines: list[report.Line] = []
     others: dict[str, report.Line] = {}
     for step in steps:
+        note = "failed" if step.number in failed else ""
+        settings = {key: value for key, value in step.settings.items() if key != "tag"}
         for target in step.plan.targets:
-            own = [node for node in step.plan.evals if node.inputs["model"] == target]
-            found = tuple(score for node in (target, *own) for score in _scores(node, store))
-            note = "failed" if step.number in failed else ""
-            settings = {key: value for key, value in step.settings.items() if key != "tag"}
-            lines.append(report.Line(settings, target.label, found, tuple(tags.get(target.recipe.id, ())), note=note))
+            evals = [node for node in step.plan.evals if node.inputs["model"] == target]
+            numbers = tuple(score for node in (target, *evals) for score in _scores(node, store))
+            lines.append(report.Line(settings, target.label, numbers, tuple(tags.get(target.recipe.id, ())), note=note))
         for node in step.plan.evals:
             model = node.inputs["model"]
-            if model not in step.plan.targets and not isinstance(model, tuple) and (found := _scores(node, store)):
+            if model not in step.plan.targets and not isinstance(model, tuple) and (numbers := _scores(node, store)):
                 name = node.what.removeprefix(f"{node.spec.suite} of ")
-                others.setdefault(node.label, report.Line({}, model.label, found, name=name))
-    made = {line.ref for line in lines}
-    return [*lines, *(line for line in others.values() if line.ref not in made)]
+                others.setdefault(node.label, report.Line({}, model.label, numbers, name=name))
+    cells = {line.ref for line in lines}
+    return [*lines, *(line for line in others.values() if line.ref not in cells)]
 
 
 def _scores(node: Node, store: Store) -> tuple[Any, ...]:
@@ -242,12 +232,13 @@ def _scores(node: Node, store: Store) -> tuple[Any, ...]:
 
 
 def _summary(failures: Sequence[Failure], steps: Sequence[Step]) -> AdpaError:
+    """The error of a sweep, which names each cell that failed by its settings."""
     varying = [key for key in report.differing([step.settings for step in steps]) if key != "tag"]
     lines = []
     for failure in failures:
-        own = failure.step.settings
-        named = " ".join([str(failure.step.number), *(f"{key}={own[key]}" for key in varying if key in own)])
-        lines.append(f"\n  cell {named}: {failure.error.message}")
+        settings = failure.step.settings
+        cell = " ".join([str(failure.step.number), *(f"{key}={settings[key]}" for key in varying if key in settings)])
+        lines.append(f"\n  cell {cell}: {failure.error.message}")
     hints = dict.fromkeys(failure.error.hint for failure in failures if failure.error.hint)
     again = f"{GLOBALS.command}   (finished cells are found)"
     return AdpaError(f"{len(failures)} of {len(steps)} cells failed{''.join(lines)}", "\n or: ".join([*hints, again]))
