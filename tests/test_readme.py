@@ -116,5 +116,6 @@ def test_file_map_names_what_exists_and_every_part_of_the_package() -> None:
     named = file_map()
     assert [path for path in named if not (ROOT / path).exists()] == []
     package = ROOT / "src" / "adpa_cli"
-    folders = {f"src/adpa_cli/{path.parent.name}/" for path in package.glob("*/*.py")}
+    folders = {f"src/adpa_cli/{path.parent.relative_to(package)}/" for path in package.glob("*/**/*.py")}
     assert folders <= set(named)
+    assert [path for path in folders if not named[path]] == [], "every folder has a caption"
