@@ -3,6 +3,7 @@
 `seconds`: per command the median wall-clock time of whole processes, taken in turns; `heavy`: which of the slow
 libraries it loads (none is expected); `help_s`, `show_s`, `python_s`, `worst_s`: four of the seconds by themselves.
 A plan also reads and measures all data, with numpy and the tokenizer: it is listed, and not among the worst.
+`plan_ratio` is its time in an empty folder over that of the libraries of the command line, imported alone.
 """
 
 from __future__ import annotations
@@ -35,6 +36,8 @@ LOOKS = (
     "env", "gc -n",
 )  # fmt: skip
 PLAN = "plan distill --method adpa+ --student tiny"
+IMPORTS = "import typer, rich.console"
+NEW = f"{PLAN} (empty folder)"
 COMPLETED = ("di", "distill --method ad", "distill --method adpa --set gam", "show ", "distill --student t")
 
 
@@ -94,15 +97,19 @@ def main() -> None:
         folder = fill(Path(name), args.artifacts).parent
         argvs = {line: ([sys.executable, "-m", "adpa_cli", *words], env) for line, (words, env) in measured.items()}
         argvs["python"] = ([sys.executable, "-c", "pass"], {})
+        argvs[IMPORTS] = ([sys.executable, "-c", IMPORTS], {})
+        argvs[NEW] = argvs[PLAN]
+        (folder / "empty").mkdir()
         times: dict[str, list[float]] = {line: [] for line in argvs}
         for _ in range(args.runs):
             for line, (argv, environment) in argvs.items():
-                times[line].append(seconds(argv, folder, environment))
+                times[line].append(seconds(argv, folder / "empty" if line == NEW else folder, environment))
         heavy = {line: loaded(words, folder, environment) for line, (words, environment) in measured.items()}
     result = {line: round(statistics.median(taken), 3) for line, taken in times.items()}
     record = {
         "help_s": result["--help"], "show_s": result["show"], "python_s": result.pop("python"),
-        "worst_s": max(taken for line, taken in result.items() if line != PLAN),
+        "worst_s": max(taken for line, taken in result.items() if line not in (PLAN, NEW)),
+        "plan_ratio": round(result[NEW] / result[IMPORTS], 1),
         "artifacts": args.artifacts, "runs": args.runs,
         "seconds": result, "heavy": heavy,
     }  # fmt: skip
@@ -110,8 +117,13 @@ def main() -> None:
         print(json.dumps(record, indent=2))
         return
     for line, taken in result.items():
-        print(f"{taken:.3f}  {line:45} {' '.join(heavy[line])}")
-    print("  ".join(f"{key} {record[key]}" for key in ("python_s", "help_s", "show_s", "worst_s", "artifacts", "runs")))
+        print(f"{taken:.3f}  {line:45} {' '.join(heavy.get(line, ()))}")
+    print(
+        "  ".join(
+            f"{key} {record[key]}"
+            for key in ("python_s", "help_s", "show_s", "worst_s", "plan_ratio", "artifacts", "runs")
+        )
+    )
 
 
 if __name__ == "__main__":
