@@ -51,7 +51,7 @@ def aligned(folder: Path) -> Path:
     return folder
 
 
-def templates(plan: Plan) -> set[tuple[str, str]]:
+def templates(plan: Plan) -> set[Template]:
     """What all stages of a plan are trained, answered and measured with."""
 
     def below(node: Node) -> Iterator[Node]:
@@ -60,7 +60,7 @@ def templates(plan: Plan) -> set[tuple[str, str]]:
             if isinstance(item, Node):
                 yield from below(item)
 
-    return {(node.spec.template, node.spec.end) for top in (*plan.targets, *plan.evals) for node in below(top)}
+    return {Template(node.spec.template, node.spec.end) for top in (*plan.targets, *plan.evals) for node in below(top)}
 
 
 @pytest.mark.parametrize(
@@ -84,7 +84,7 @@ def test_a_ready_pair_gives_its_template_and_the_student_is_fine_tuned_with_it(
         hub.add(name, aligned(tmp_path / name.rpartition("/")[2]))
     asked = Distill("adpa+", student, teacher=pair, data=("tiny-pairs",), sft_data=("tiny-sft",))
     plan = plan_distill(Names(store), Given(), asked)
-    assert plan.template == (OWN, "<|end|>")
+    assert plan.template == Template(OWN, "<|end|>")
     assert templates(plan) == {plan.template}
     roles = [node.role for node in plan.nodes(store)]
     assert roles[:2] == ["student", "signal"]
@@ -103,7 +103,7 @@ def test_a_base_model_of_the_users_is_fine_tuned_first_with_the_teachers_templat
     hub.add("org/base", BASES / "student")
     for student in (BASES / "student", "org/base"):
         plan = distill(store, student, teacher, "tiny-sft")
-        assert templates(plan) == {(OWN, "<|end|>")}
+        assert templates(plan) == {Template(OWN, "<|end|>")}
         first = plan.nodes(store)[0]
         assert (first.stage, first.role) == ("sft", "student")
         assert plan.targets[0].inputs["model"] == first

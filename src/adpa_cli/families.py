@@ -126,20 +126,33 @@ class Alias:
 
     @property
     def model(self) -> str:
+        """The name of its base model."""
         return self.family.student if self.side == "student" else self.family.teacher
 
 
 def aliases() -> dict[str, Alias]:
     """Every family alias; where two families share a teacher the first one's settings are used."""
-    found: dict[str, Alias] = {}
+    words: dict[str, Alias] = {}
     for family in FAMILIES:
-        found[family.alias] = Alias(family, "student")
-        found.setdefault(family.teacher_alias, Alias(family, "teacher"))
-    return found
+        words[family.alias] = Alias(family, "student")
+        words.setdefault(family.teacher_alias, Alias(family, "teacher"))
+    return words
 
 
 def ready_pairs() -> dict[str, ReadyPair]:
+    """Every ready pair by its alias."""
     return {pair.alias: pair for pair in READY_PAIRS}
+
+
+def family_of_base(name: str) -> Family | None:
+    """The first family whose student or teacher is the base model of that name; None for a model of no family."""
+    return next((family for family in FAMILIES if name in (family.student, family.teacher)), None)
+
+
+def alias_of_base(name: str, side: Side | None = None) -> str:
+    """The alias of the base model of that name, if it is of that side of a family; "" for another model."""
+    of_base = (word for word, alias in aliases().items() if alias.model == name and side in (None, alias.side))
+    return next(of_base, "")
 
 
 def chain_of(method: str) -> tuple[str, ...]:

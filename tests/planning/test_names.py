@@ -17,7 +17,7 @@ from adpa_cli.hub import External
 from adpa_cli.lab import BASES, END
 from adpa_cli.planning import lineage
 from adpa_cli.planning.distill_builder import Distill, plan_distill
-from adpa_cli.planning.planner import Planner
+from adpa_cli.planning.planner import Planner, Teachers
 from adpa_cli.planning.resolve_inputs import Names
 from adpa_cli.planning.settings import Given
 from adpa_cli.store.store import Store
@@ -71,9 +71,10 @@ def test_a_capture_for_a_smaller_vocabulary_says_so_in_its_spec(tmp_path: Path, 
     family = lineage.family_of(student, store)
     data = External("data:" + "0" * 64, "d", ())
     planner = Planner(found, Given(), "")
-    node = planner.capture(teacher, None, {"data": data}, ("chosen",), family, (TEMPLATE, "<end>"), student=student)
+    teachers = Teachers(teacher, None, family, Template(TEMPLATE, "<end>"))
+    node = planner.capture(teachers, {"data": data}, ("chosen",), student)
     assert node.recipe.spec["student_vocab"] == size
-    node = planner.capture(teacher, None, {"data": data}, ("chosen",), family, (TEMPLATE, "<end>"), student=teacher)
+    node = planner.capture(teachers, {"data": data}, ("chosen",), teacher)
     assert "student_vocab" not in node.recipe.spec, "where it means nothing it moves no id"
 
 
@@ -81,7 +82,7 @@ def test_exact_precision_is_exact_for_the_pair_too(store: Store) -> None:
     planner = Planner(Names(store), Given({"precision": "0"}), "cache-teacher")
     model, data = External("model:" + "1" * 64, "m", (str(BASES / "teacher"),)), External("data:" + "0" * 64, "d", ())
     family = lineage.family_of(model, store)
-    node = planner.capture(model, model, {"data": data}, ("chosen",), family, ("t", END))
+    node = planner.capture(Teachers(model, model, family, Template("t", END)), {"data": data}, ("chosen",))
     assert (node.spec.precision, node.spec.pair_precision) == (0.0, 0.0)
 
 

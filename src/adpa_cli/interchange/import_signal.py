@@ -185,7 +185,7 @@ def import_signal_of(names: Names, store: Store, asked: Asked, command: str, mon
     settings = _settings(asked, files[0]) if asked.format == "distillkit" else None
     data = names.data(asked.data) if asked.data else None
     content, facts = content_of(files, store.hash_cache)
-    template = (lineage.template_of(model) or ("", "")) if model is not None else ("", "")
+    template = (lineage.template_of(model) if model is not None else None) or lineage.UNKNOWN
     encoder = _encoder(folder, template) if folder is not None else None
     known = _known(data, encoder, asked) if data is not None and encoder is not None else None
     prompt_ids = encoder.prompt if encoder is not None else None
@@ -194,7 +194,7 @@ def import_signal_of(names: Names, store: Store, asked: Asked, command: str, mon
     k, size = vocabulary_of(items, least)
     spec = {
         "imported": asked.format, "settings": json.loads(json.dumps(asdict(settings))) if settings else {},
-        "parts": sorted({key.part for key, *_ in items}), "template": template[0], "end": template[1], "top_k": k,
+        "parts": sorted({key.part for key, *_ in items}), "template": template.text, "end": template.end, "top_k": k,
         "precision": float(asked.precision), "pair_precision": None, "support": "topk",
         "skip_bad_rows": asked.skip_bad_rows, **({"max_length": asked.max_length} if data else {}),
     }  # fmt: skip
@@ -318,10 +318,10 @@ def _model(names: Names, asked: Asked, monitor: Monitor) -> Artifact | External 
     return model
 
 
-def _encoder(folder: Path, template: tuple[str, str]) -> Encoder | None:
+def _encoder(folder: Path, template: Template) -> Encoder | None:
     from adpa_cli.engine.models import load_tokenizer
 
-    return Encoder(load_tokenizer(folder), Template(*template)) if template[0] else None
+    return Encoder(load_tokenizer(folder), template) if template.text else None
 
 
 def _known(data: External, encoder: Encoder, asked: Asked) -> Known:

@@ -1,27 +1,42 @@
-"""`adpa distill` as a plan: its teachers, and each training with the answers and the signal that its method reads."""
+"""`adpa distill` as a plan: its teachers, and each training with the answers and the signal that its method reads.
+
+What a method needs is read off its file, under the parameters of its spec. Each need is served by what was named on the
+command line where that fits, else by a stage that makes it. One template holds for the whole plan, that of the teachers
+where there are any: student and teacher must see identical tokens.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from adpa_cli import methods
+from adpa_cli.data.chat import Template
 from adpa_cli.errors import UsageError
-from adpa_cli.families import Alias, Family, ReadyPair, chain_of
+from adpa_cli.families import Alias, Family, ReadyPair, chain_of, stage_settings
 from adpa_cli.hub import External
 from adpa_cli.hub import repository as hub
-from adpa_cli.methods import Method, Support
+from adpa_cli.methods import Method, Need, Support
 from adpa_cli.planning import lineage
-from adpa_cli.planning.planner import Plan, Planner, Template
-from adpa_cli.planning.requests import Teachers, data_for, data_of, family_evals, judge, planner_of, teachers
+from adpa_cli.planning.planner import EVAL_ROLLOUT, Inputs, Model, Plan, Planner, Teachers, method_words
+from adpa_cli.planning.requests import (
+    family_evals,
+    pairs_for,
+    planner_of,
+    recorded_data,
+    reward_model_of,
+    teachers_of,
+)
 from adpa_cli.planning.resolve_inputs import Names
 from adpa_cli.planning.settings import Given, kd_teacher, needs_of, train_spec
 from adpa_cli.spec import TrainSpec
 from adpa_cli.stages import Artifact, Input, Made, Node, product_of
 from adpa_cli.stages.cache_teacher import CACHE_TEACHER
-from adpa_cli.stages.rollout import ROLLOUT
+from adpa_cli.stages.rollout import ROLLOUT, RolloutSpec
 from adpa_cli.stages.training import DISTILL
+
+BOTH = {"aligned", "reference"}
 
 
 @dataclass(frozen=True)
@@ -42,290 +57,317 @@ class Distill:
     """Train on answers of another model than the one that is trained: a permission, for the rollouts are an input."""
 
 
-@dataclass(frozen=True)
-class Chain:
-    """Builds the trainings of one command from what is known about its teachers, and from what was given by hand."""
-
-    planner: Planner
-    family: Family
-    template: Template
-    data: External
-    asked: Distill
-    start: Input
-    who: Teachers | None
-    caches: Sequence[Artifact]
-    rollouts: Sequence[Artifact]
-    judge: Input | None = None
-    """The reward model that was named."""
-
-    def step(self, method: str, start: Input, last: bool) -> Node:
-        """One training with one method; what was given by hand serves the last one of a chain, or any it fits."""
-        stage, read = DISTILL.name, methods.load(method)
-        user = self.planner.user(stage, method)
-        spec = train_spec(stage, method, self.family, (stage, f"{stage}.{method}"), user, self.template)
-        learned = kd_teacher(method, user)
-        needs = read.needs_for(read.params(**spec.params))
-        used: list[Made] = []
-        fixed = [need for need in needs if need.signal and spec.source(need.part) != "rollout"]
-        if fixed:
-            roles = tuple(dict.fromkeys(role for need in fixed for role in need.signal))
-            parts = tuple(spec.source(need.part) for need in fixed)
-            used.append(self._signal(parts, roles, {"data": self.data}, learned, read, fixed[0].support))
-        rollouts: Made | None = None
-        sampled = next((need for need in needs if spec.source(need.part) == "rollout" and not need.online), None)
-        if sampled:
-            rollouts = self._answers(start, spec, learned, last)
-            if sampled.signal:
-                answers: dict[str, Input] = {"rollouts": rollouts}
-                used.append(self._signal(("rollout",), sampled.signal, answers, learned, read, sampled.support))
-        others = self._models() if any(need.online for need in needs) else {}
-        if any(need.reward for need in needs):
-            others["rewards"] = self.planner.rewards(self._judge(), self.data, self.family, self.template)
-        if spec.select == "best" and self.judge is not None:
-            others["reward_model"] = self.judge
-        return self.planner.distill(method, start, self.data, used, rollouts, self.family, self.template, others)
-
-    def _judge(self) -> Input:
-        """The reward model that was given, else one that is trained from the reference teacher."""
-        if self.judge is not None:
-            return self.judge
-        who = self._known()
-        if who is None or who.reference is None:
-            raise UsageError(
-                f"{self.asked.method} needs a reward model", "name one: --reward-model MODEL, or a teacher of its own"
-            )
-        return self.planner.reward_model(who.reference, self.data, who.family, who.template)
-
-    def _models(self) -> dict[str, Input]:
-        """Both teachers, for a method that asks them while it trains."""
-        if self.who is None or self.who.reference is None:
-            raise UsageError(
-                f"{self.asked.method} needs both teachers at hand", "name them: --teacher MODEL --reference MODEL"
-            )
-        return {"aligned": self.who.aligned, "reference": self.who.reference}
-
-    def judged(self, chain: Sequence[str]) -> list[tuple[Input, str]]:
-        """The teachers that are measured beside the students, with their roles."""
-        if self.who is None:
-            return []
-        learned = {kd_teacher(method, self.planner.user(DISTILL.name, method)) for method in chain}
-        words = [word for word in ("reference", "sft-chosen", "aligned") if word == "reference" or word in learned]
-        if self.who.reference is None:
-            words.remove("reference")
-        return [(self._teacher(self.who, word), f"{word} teacher") for word in words]
-
-    def _answers(self, start: Input, spec: TrainSpec, learned: str, last: bool) -> Made:
-        """The rollouts that were given, by themselves or beneath a cache, else new ones. Refused when foreign."""
-        given = (next(iter(self.rollouts), None) or self._beneath_caches()) if last else None
-        who = self._known() if spec.states == "teacher" else None
-        by = self._teacher(who, learned) if who else start
-        if given is None:
-            if spec.states == "teacher" and who is None:
-                raise self._unknown_teacher("--rollouts R, its answers: adpa rollout --student T")
-            return self.planner.rollout(by, self.data, self.family, self.template)
-        lineage.same_template(self.template, given, "rollouts")
-        model, own = str(given.manifest.inputs["model"]), {by.content}
-        if spec.states == "teacher" and (who is None or self.caches):
-            # Then the signal says whose answers these should be, or they themselves do.
-            own = {str(made.manifest.inputs.get("aligned")) for made in self.caches} or {model}
-        if model not in own and not self.asked.allow_foreign_rollouts:
-            raise self._foreign(given, by, spec.states)
-        return given
-
-    def _foreign(self, given: Artifact, by: Input, states: str) -> UsageError:
-        found = lineage.single(given, "model", self.planner.names.store)
-        meant = f"--states teacher reads those of {by.label}"
-        hint = f"adpa rollout --student {lineage.typed(by)}, or --allow-foreign-rollouts"
-        if states != "teacher":
-            meant = f"{self.asked.method} trains {by.label} on its own"
-            taught = self.who is not None and given.manifest.inputs["model"] == self.who.aligned.content
-            hint += "\n or: --states teacher, which reads the teacher's" if taught else ""
-        return UsageError(
-            f"the rollouts {given.label} are answers of {found.label if found else 'another model'}; {meant}", hint
-        )
-
-    def _beneath_caches(self) -> Artifact | None:
-        for cache in self.caches:
-            below = lineage.single(cache, "rollouts", self.planner.names.store)
-            if isinstance(below, Artifact):
-                return below
-        return None
-
-    def _known(self) -> Teachers | None:
-        """The teachers that were named, else the family's if they fit."""
-        if self.who is not None or not self.family.alias:
-            return self.who
-        found = teachers(self.planner, None, None, self.family, self.asked.data, self.asked.sft_data)
-        return found if found.template == self.template else None
-
-    def _teacher(self, who: Teachers, learned: str) -> Input:
-        """The model that `kd_teacher` names."""
-        if learned == "aligned":
-            return who.aligned
-        if who.reference is None:
-            raise UsageError(f"kd_teacher={learned} needs the reference teacher", "name it: --reference MODEL")
-        if learned == "reference":
-            return who.reference
-        role = f"{learned} teacher"
-        return self.planner.sft(who.reference, self.data, who.family, "teacher", self.template, role)
-
-    def _unknown_teacher(self, signal: str) -> UsageError:
-        return UsageError(f"{self.asked.method} needs a teacher", f"name one: --teacher MODEL\n or: {signal}")
-
-    def _signal(
-        self,
-        parts: tuple[str, ...],
-        roles: tuple[str, ...],
-        answers: dict[str, Input],
-        learned: str,
-        method: Method,
-        support: Support,
-    ) -> Made:
-        """`_found_signal`, if its ids are what the method reads: a top k, or drawn ones. Raises UsageError."""
-        made = self._found_signal(parts, roles, answers, learned, support)
-        other = str(made.values.get("support", "topk"))
-        if other == support:
-            return made
-        drawn = " ".join(f"--set {key}={value}" for key, value in method.sampled.items())
-        if support == "sampled":
-            fields = {f.name: f.default for f in dataclasses.fields(method.params)}
-            listed = " ".join(f"--set {key}={fields[key]}" for key in method.sampled)
-            hint = f"{listed}, or a signal of --support sampled"
-        elif drawn:
-            hint = f"{drawn}, which reads such ids"
-        else:
-            readers = " and ".join(name for name in methods.names() if methods.load(name).sampled)
-            hint = f"leave away {CACHE_TEACHER.name}.support=sampled: only {readers} read such ids"
-        words = {"topk": "a top k", "sampled": "ids drawn from the teacher"}
-        raise UsageError(f"{method.name} reads {words[support]}; the signal {made.label} has {words[other]}", hint)
-
-    def _found_signal(
-        self, parts: tuple[str, ...], roles: tuple[str, ...], answers: dict[str, Input], learned: str, support: Support
-    ) -> Made:
-        """A cache that was given and covers this, else a capture. One capture serves as many methods as it can."""
-        for cache in self.caches:
-            covers = set(parts) <= set(cache.values["parts"]) and set(roles) <= {"aligned", *cache.manifest.inputs}
-            if covers:
-                lineage.same_template(self.template, cache, "signal")
-                return cache
-        who = self._known()
-        if who is None:
-            role = " and ".join(roles)
-            raise UsageError(
-                f"none of the caches given covers the {role} teacher on {'+'.join(parts)}",
-                "make it: adpa cache-teacher --teacher T "
-                + ("--rollouts R" if "rollouts" in answers else "--data SRC"),
-            )
-        both = "reference" in roles or ("rollouts" in answers and learned == "aligned" and support == "topk")
-        on = ("chosen", "rejected") if "data" in answers else parts
-        return self.planner.capture(
-            self._teacher(who, learned), who.reference if both else None, answers, on, self.family, self.template,
-            student=self.start, name=learned, support=support,
-        )  # fmt: skip
-
-
 def needed_methods(method: str) -> tuple[str, ...]:
     """The methods that a `--method` runs one after the other; UsageError for a word that is none."""
     return tuple(methods.load(name).name for name in chain_of(method))
 
 
-def plan_distill(names: Names, given: Given, asked: Distill) -> Plan:
+def plan_distill(names: Names, given: Given, request: Distill) -> Plan:
     """`adpa distill --method NAME --student S …`: whatever is missing, then the student."""
-    chain = needed_methods(asked.method)
+    chain = needed_methods(request.method)
     planner = planner_of(DISTILL, names, given, chain)
-    caches = [names.made(text, (CACHE_TEACHER.name,), "--cache") for text in asked.cache]
-    rollouts = [names.made(text, (ROLLOUT.name,), "--rollouts") for text in asked.rollouts]
-    found = names.model(asked.student, "--student")
-    if isinstance(found, ReadyPair):
-        raise UsageError(f"--student {asked.student} is a pair of teachers", f"use it as --teacher {asked.student}")
-    family = found.family if isinstance(found, Alias) else lineage.family_of(found, names.store)
-    who = _teachers(planner, asked, chain, caches, family)
-    taught = who.template if who else _given_template((*caches, *rollouts))
-    start, template = _start(planner, asked, found, family, taught)
-    data = _data(planner, asked, caches, start, family)
-    named = judge(planner, asked.reward_model, asked.data, asked.sft_data) if asked.reward_model else None
-    builder = Chain(planner, family, template, data, asked, start, who, caches, rollouts, named)
-    nodes: list[Node] = []
+    caches = [names.made(text, (CACHE_TEACHER.name,), "--cache") for text in request.cache]
+    rollouts = [names.made(text, (ROLLOUT.name,), "--rollouts") for text in request.rollouts]
+    model = names.model(request.student, "--student")
+    if isinstance(model, ReadyPair):
+        raise UsageError(f"--student {request.student} is a pair of teachers", f"use it as --teacher {request.student}")
+    family = model.family if isinstance(model, Alias) else lineage.family_of(model, names.store)
+    teachers = _teachers(planner, request, chain, caches, family)
+    artifacts = (*caches, *rollouts)
+    template = teachers.template if teachers else lineage.template_of(artifacts[0]) if artifacts else None
+    start = _start(planner, request, model, family, template)
+    if caches and not request.data:
+        data = recorded_data(names, caches[0])
+    else:
+        data = pairs_for(planner, start.input, request.data, family)
+    judge = None
+    if request.reward_model:
+        judge = reward_model_of(planner, request.reward_model, request.data, request.sft_data)
+    builder = Builder(planner, request, start, data, teachers, caches, rollouts, judge)
+    students: list[Node] = []
     for method in chain:
-        nodes.append(builder.step(method, nodes[-1] if nodes else start, last=method == chain[-1]))
-    _all_used((*caches, *rollouts), nodes, asked.method)
-    judged = builder.judged(chain)
-    evals = family_evals(planner, family, template, data, start, nodes, judged, named) if asked.evaluate else ()
-    return Plan((nodes[-1],), template, evals)
+        students.append(builder.training(method, students[-1] if students else start.input, method == chain[-1]))
+    _check_use(artifacts, students, request.method)
+    measured = builder.measured_teachers(chain)
+    evals = family_evals(planner, start, data, students, measured, judge) if request.evaluate else ()
+    return Plan((students[-1],), start.template, evals)
 
 
-def _given_template(given: Sequence[Artifact]) -> Template | None:
-    return lineage.template_of(given[0]) if given else None
+@dataclass(frozen=True)
+class Builder:
+    """Builds the trainings of one command.
+
+    `start` is the model before them, with the family and the template of the whole plan. `teachers` are None where none
+    was named or needed; `caches`, `rollouts` and `reward_model` are what was named.
+    """
+
+    planner: Planner
+    request: Distill
+    start: Model
+    data: External
+    teachers: Teachers | None
+    caches: Sequence[Artifact]
+    rollouts: Sequence[Artifact]
+    reward_model: Input | None = None
+
+    def training(self, method: str, start: Input, is_last: bool) -> Node:
+        """One training with one method, from a model, with all that the method reads.
+
+        Rollouts that were named are answers of one model, so they serve the last training of a chain alone; a cache
+        serves any training that it covers.
+        """
+        stage, family, read = DISTILL.name, self.start.family, methods.load(method)
+        user = self.planner.user(stage, method)
+        spec = train_spec(stage, method, family, (stage, f"{stage}.{method}"), user, self.start.template)
+        needs = read.needs_for(read.params(**spec.params))
+        inputs: Inputs = {"model": start, "data": self.data}
+        inputs |= self._signals_and_rollouts(needs, spec, kd_teacher(method, user), start, is_last)
+        if any(need.online for need in needs):
+            inputs |= self._teacher_models()
+        if any(need.reward for need in needs):
+            inputs["rewards"] = self.planner.rewards(self._judge(), self.data)
+        if spec.select == "best" and self.reward_model is not None:
+            inputs["reward_model"] = self.reward_model
+            judged = stage_settings(family, ROLLOUT.name, EVAL_ROLLOUT)
+            spec = replace(spec, judged_tokens=int(judged.get("max_new_tokens", RolloutSpec.max_new_tokens)))
+        what = f"{method_words(spec)} from {start.label}"
+        hints = {"gamma_rms": family.gamma_rms} if read.advantage_weight else {}
+        derived = self.planner.derived(stage, spec, replace(self.start, input=start), self.data)
+        return Node(stage, spec, inputs, f"{stage} {method}", what, hints, derived)
+
+    def _signals_and_rollouts(
+        self, needs: Sequence[Need], spec: TrainSpec, teacher: str, start: Input, is_last: bool
+    ) -> Inputs:
+        """The caches and the rollouts of one training.
+
+        A part named `rollout` may be read from the data instead (`states`): then one capture covers it with the others.
+        """
+        signals: list[Made] = []
+        inputs: Inputs = {}
+        of_data = [need for need in needs if need.signal and spec.source(need.part) != "rollout"]
+        if of_data:
+            signals.append(self._signal(spec, of_data, {"data": self.data}, teacher))
+        of_rollouts = [need for need in needs if spec.source(need.part) == "rollout" and not need.online][:1]
+        if of_rollouts:
+            rollouts = inputs["rollouts"] = self._rollouts(start, spec, teacher, is_last)
+            if of_rollouts[0].signal:
+                signals.append(self._signal(spec, of_rollouts, {"rollouts": rollouts}, teacher))
+        return {**({"cache": tuple(signals)} if signals else {}), **inputs}
+
+    # Rollouts.
+
+    def _rollouts(self, start: Input, spec: TrainSpec, teacher: str, is_last: bool) -> Made:
+        """The rollouts that were named, by themselves or beneath a cache, else new ones of the student or a teacher.
+
+        Raises UsageError for rollouts of another model, unless they are allowed. Where the states are a teacher's and
+        none is named, or a signal is, the signal says whose answers these should be, else they themselves do.
+        """
+        by_teacher = spec.states == "teacher"
+        teachers = self._fitting_teachers() if by_teacher else None
+        author = self._teacher(teachers, teacher) if teachers else start
+        named = (next(iter(self.rollouts), None) or self._beneath_caches()) if is_last else None
+        if named is None:
+            if by_teacher and teachers is None:
+                raise UsageError(
+                    f"{self.request.method} needs a teacher",
+                    "name one: --teacher MODEL\n or: --rollouts R, its answers: adpa rollout --student T",
+                )
+            return self.planner.rollout(replace(self.start, input=author), self.data)
+        lineage.same_template(self.start.template, named, "rollouts")
+        model, allowed = str(named.manifest.inputs["model"]), {author.content}
+        if by_teacher and (teachers is None or self.caches):
+            allowed = {str(cache.manifest.inputs.get("aligned")) for cache in self.caches} or {model}
+        if model not in allowed and not self.request.allow_foreign_rollouts:
+            raise self._foreign_rollouts(named, author, by_teacher)
+        return named
+
+    def _foreign_rollouts(self, rollouts: Artifact, author: Input, by_teacher: bool) -> UsageError:
+        model = lineage.single(rollouts, "model", self.planner.names.store)
+        purpose = f"--states teacher reads those of {author.label}"
+        hint = f"adpa rollout --student {lineage.command_word(author)}, or --allow-foreign-rollouts"
+        if not by_teacher:
+            purpose = f"{self.request.method} trains {author.label} on its own"
+            if self.teachers is not None and rollouts.manifest.inputs["model"] == self.teachers.aligned.content:
+                hint += "\n or: --states teacher, which reads the teacher's"
+        return UsageError(
+            f"the rollouts {rollouts.label} are answers of {model.label if model else 'another model'}; {purpose}", hint
+        )
+
+    def _beneath_caches(self) -> Artifact | None:
+        """The rollouts that a cache was made on, if the store has them."""
+        below = (lineage.single(cache, "rollouts", self.planner.names.store) for cache in self.caches)
+        return next((rollouts for rollouts in below if isinstance(rollouts, Artifact)), None)
+
+    # Signal.
+
+    def _signal(self, spec: TrainSpec, needs: Sequence[Need], answers: Mapping[str, Input], teacher: str) -> Made:
+        """A cache that was named and covers some needs, else a capture. Raises UsageError for ids of another kind.
+
+        A capture is of more than one method reads, so that it serves as many as it can: of both answers to a pair, and
+        of both teachers on rollouts, which costs little there.
+        """
+        method, support = methods.load(spec.method), needs[0].support
+        parts = tuple(spec.source(need.part) for need in needs)
+        roles = tuple(dict.fromkeys(role for need in needs for role in need.signal))
+        for cache in self.caches:
+            if set(parts) <= set(cache.values["parts"]) and set(roles) <= {"aligned", *cache.manifest.inputs}:
+                lineage.same_template(self.start.template, cache, "signal")
+                return _with_support(cache, method, support)
+        teachers, on_data = self._fitting_teachers(), "data" in answers
+        if teachers is None:
+            raise UsageError(
+                f"none of the caches given covers the {' and '.join(roles)} teacher on {'+'.join(parts)}",
+                f"make it: adpa cache-teacher --teacher T {'--data SRC' if on_data else '--rollouts R'}",
+            )
+        as_pair = "reference" in roles or (not on_data and teacher == "aligned" and support == "topk")
+        captured = replace(
+            teachers, aligned=self._teacher(teachers, teacher), reference=teachers.reference if as_pair else None,
+            family=self.start.family, template=self.start.template,
+        )  # fmt: skip
+        parts = ("chosen", "rejected") if on_data else parts
+        capture = self.planner.capture(captured, answers, parts, self.start.input, teacher, support)
+        return _with_support(capture, method, support)
+
+    # Teachers and judges.
+
+    def _fitting_teachers(self) -> Teachers | None:
+        """The teachers that were named, else the family's if they fit."""
+        family, request = self.start.family, self.request
+        if self.teachers is not None or not family.alias:
+            return self.teachers
+        teachers = teachers_of(self.planner, family, None, None, request.data, request.sft_data)
+        return teachers if teachers.template == self.start.template else None
+
+    def _teacher(self, teachers: Teachers, name: str) -> Input:
+        """The model that a `kd_teacher` names."""
+        if name == "aligned":
+            return teachers.aligned
+        if teachers.reference is None:
+            raise UsageError(f"kd_teacher={name} needs the reference teacher", "name it: --reference MODEL")
+        if name == "reference":
+            return teachers.reference
+        reference = Model(teachers.reference, teachers.family, self.start.template)
+        return self.planner.sft(reference, self.data, "teacher", f"{name} teacher")
+
+    def _teacher_models(self) -> Inputs:
+        """Both teachers, for a method that asks them while it trains."""
+        if self.teachers is None or self.teachers.reference is None:
+            raise UsageError(
+                f"{self.request.method} needs both teachers at hand", "name them: --teacher MODEL --reference MODEL"
+            )
+        return {"aligned": self.teachers.aligned, "reference": self.teachers.reference}
+
+    def measured_teachers(self, chain: Sequence[str]) -> list[tuple[Input, str]]:
+        """The teachers that are measured beside the students, with their roles."""
+        if self.teachers is None:
+            return []
+        learned = {kd_teacher(method, self.planner.user(DISTILL.name, method)) for method in chain}
+        names = ["reference"] if self.teachers.reference is not None else []
+        names += [name for name in ("sft-chosen", "aligned") if name in learned]
+        return [(self._teacher(self.teachers, name), f"{name} teacher") for name in names]
+
+    def _judge(self) -> Model:
+        """The reward model that was named, else one that is trained from the reference teacher."""
+        if self.reward_model is not None:
+            return replace(self.start, input=self.reward_model)
+        teachers = self._fitting_teachers()
+        if teachers is None or teachers.reference is None:
+            raise UsageError(
+                f"{self.request.method} needs a reward model",
+                "name one: --reward-model MODEL, or a teacher of its own",
+            )
+        reference = Model(teachers.reference, teachers.family, teachers.template)
+        return replace(self.start, input=self.planner.reward_model(reference, self.data))
+
+
+def _with_support(signal: Made, method: Method, support: Support) -> Made:
+    """The signal, if its ids are of the kind that a method reads: a top k, or drawn ones. Raises UsageError."""
+    other = str(signal.values.get("support", "topk"))
+    if other == support:
+        return signal
+    sampled = " ".join(f"--set {key}={value}" for key, value in method.sampled.items())
+    if support == "sampled":
+        defaults = {f.name: f.default for f in dataclasses.fields(method.params)}
+        listed = " ".join(f"--set {key}={defaults[key]}" for key in method.sampled)
+        hint = f"{listed}, or a signal of --support sampled"
+    elif sampled:
+        hint = f"{sampled}, which reads such ids"
+    else:
+        readers = " and ".join(name for name in methods.names() if methods.load(name).sampled)
+        hint = f"leave away {CACHE_TEACHER.name}.support=sampled: only {readers} read such ids"
+    words = {"topk": "a top k", "sampled": "ids drawn from the teacher"}
+    raise UsageError(f"{method.name} reads {words[support]}; the signal {signal.label} has {words[other]}", hint)
 
 
 def _start(
-    planner: Planner, asked: Distill, found: Alias | Artifact | External, family: Family, taught: Template | None
-) -> tuple[Input, Template]:
-    """The model that training starts from, and the plan's template: the teacher's, else the student's or family's.
+    planner: Planner,
+    request: Distill,
+    model: Alias | Artifact | External,
+    family: Family,
+    teacher_template: Template | None,
+) -> Model:
+    """The model that training starts from, with the plan's template: the teacher's, else the student's or family's.
 
     An alias, and a base model whose SFT data are named, are fine-tuned first with that template.
     """
-    if isinstance(found, Alias):
-        template = taught or planner.family_template(family, planner.base(found))
-        return planner.sft_of(found, planner.family_data(asked.sft_data, family, "dialogues"), template), template
-    own = lineage.template_of(found)
-    if own is not None:
-        lineage.same_template(taught or own, found, "student")
-        return found, taught or own
-    if not asked.sft_data:
-        alias = lineage.alias_of(found)
+    if isinstance(model, Alias):
+        return planner.fine_tuned(model, request.sft_data, teacher_template)
+    template = lineage.template_of(model)
+    if template is not None:
+        lineage.same_template(teacher_template or template, model, "student")
+        return Model(model, family, teacher_template or template)
+    if not request.sft_data:
+        alias = lineage.alias_of(model)
         raise UsageError(
-            f"--student {found.label} is a base model without chat template",
+            f"--student {model.label} is a base model without chat template",
             (f"--student {alias}, which is fine-tuned first\n or: " if alias else "")
-            + f"--student {asked.student} --sft-data DIALOGUES, which fine-tunes it first",
+            + f"--student {request.student} --sft-data DIALOGUES, which fine-tunes it first",
         )
-    template = taught or planner.family_template(family, found)
-    data = planner.names.data(asked.sft_data)
-    return planner.sft(found, data, family, "student", template, "student"), template
+    base = Model(model, family, teacher_template or planner.template(family, model))
+    return replace(base, input=planner.sft(base, planner.names.data(request.sft_data), "student", "student"))
 
 
-def _all_used(given: Sequence[Artifact], nodes: Sequence[Node], method: str) -> None:
+def _check_use(artifacts: Sequence[Artifact], nodes: Sequence[Node], method: str) -> None:
     """Raise UsageError for a cache or rollouts that serve no training: what was named must not be passed over."""
     used = {item.content for node in nodes for _, item in node.flat_inputs()}
-    for made in given:
-        if made.content not in used:
-            parts = f" ({'+'.join(made.values['parts'])})" if product_of(made.stage) == "signal" else ""
+    for artifact in artifacts:
+        if artifact.content not in used:
+            parts = f" ({'+'.join(artifact.values['parts'])})" if product_of(artifact.stage) == "signal" else ""
             raise UsageError(
-                f"{method} has no use for {made.label}{parts}", "leave it out; adpa methods NAME says what one reads"
+                f"{method} has no use for {artifact.label}{parts}",
+                "leave it out; adpa methods NAME says what one reads",
             )
 
 
 def _teachers(
-    planner: Planner, asked: Distill, chain: Sequence[str], caches: Sequence[Artifact], family: Family
+    planner: Planner, request: Distill, chain: Sequence[str], caches: Sequence[Artifact], family: Family
 ) -> Teachers | None:
-    """The teachers; None where nothing needs them, or where the caches given may cover everything."""
-    wanted = {role for method in chain for role in _wanted(planner, method, bool(asked.rollouts))}
-    at_hand = any(need.online for method in chain for need in methods.load(method).needs)  # no signal stands in
-    if asked.teacher is None and (not wanted or (caches and not at_hand) or not family.alias):
-        if asked.reference is not None:
+    """The teachers; None where nothing needs them, or where the caches named may cover everything."""
+    roles = {role for method in chain for role in _needed_roles(planner, method, bool(request.rollouts))}
+    online = any(need.online for method in chain for need in methods.load(method).needs)  # no signal stands in
+    if request.teacher is None and (not roles or (caches and not online) or not family.alias):
+        if request.reference is not None:
             raise UsageError("--reference is given without --teacher", "name both teachers, or neither")
-        if at_hand or (wanted and not caches):
+        if online or (roles and not caches):
             raise UsageError(
-                f"{asked.method} needs a teacher, and the student belongs to no family",
-                "name one: --teacher MODEL" + ("" if at_hand else f"\n or: give what it makes: {_makes(chain[-1])}"),
+                f"{request.method} needs a teacher, and the student belongs to no family",
+                "name one: --teacher MODEL" + ("" if online else f"\n or: give what it makes: {_makes(chain[-1])}"),
             )
         return None
-    found = teachers(planner, asked.teacher, asked.reference, family, asked.data, asked.sft_data)
-    if "reference" in wanted and found.reference is None:
-        raise _no_reference(planner, asked, found.aligned)
-    return found
+    teachers = teachers_of(planner, family, request.teacher, request.reference, request.data, request.sft_data)
+    if "reference" in roles and teachers.reference is None:
+        raise _no_reference(planner, request, teachers.aligned)
+    return teachers
 
 
-def _wanted(planner: Planner, method: str, answered: bool) -> set[str]:
-    """The teachers whose signal or, unless they were `answered` already, whose answers a method reads."""
+def _needed_roles(planner: Planner, method: str, has_rollouts: bool) -> set[str]:
+    """The teachers whose signal a method reads or, unless rollouts were named, whose answers."""
     read, user = methods.load(method), planner.user(DISTILL.name, method)
     needs = needs_of(method, user)
-    found: set[str] = {role for need in needs for role in need.signal}
-    if any(need.online for need in needs):
-        found |= {"aligned", "reference"}
-    if read.sources and user.get("states", read.states) == "teacher" and not answered:
-        found.add("aligned")
-    return found if kd_teacher(method, user) == "aligned" else found | {"aligned", "reference"}
+    if any(need.online for need in needs) or kd_teacher(method, user) != "aligned":
+        return BOTH
+    by_teacher = read.sources and user.get("states", read.states) == "teacher" and not has_rollouts
+    return {*(role for need in needs for role in need.signal), *({"aligned"} if by_teacher else ())}
 
 
 def _makes(method: str) -> str:
@@ -337,7 +379,7 @@ def _makes(method: str) -> str:
     return f"--cache ID (adpa cache-teacher --teacher T {on})"
 
 
-def _no_reference(planner: Planner, asked: Distill, aligned: Input) -> UsageError:
+def _no_reference(planner: Planner, request: Distill, aligned: Input) -> UsageError:
     """The teacher does not say what it was aligned from; its card may, and one method does without."""
     commit = aligned.facts.get("commit") if isinstance(aligned, External) else None
     what = "a hub model" if commit else "a folder" if isinstance(aligned, External) else aligned.label
@@ -345,12 +387,6 @@ def _no_reference(planner: Planner, asked: Distill, aligned: Input) -> UsageErro
     if isinstance(aligned, External) and commit:
         named = hub.base_of(str(aligned.facts["name"]), str(commit), planner.names.store.hash_cache)
     hint = f"… --reference {named}     (its card names this one; check it)" if named else "… --reference MODEL"
-    if other := methods.load(needed_methods(asked.method)[-1]).without_reference:
+    if other := methods.load(needed_methods(request.method)[-1]).without_reference:
         hint += f"\n or: --method {other}, which does without"
-    return UsageError(f"{asked.method} needs the model that the teacher was aligned from; {what} does not say", hint)
-
-
-def _data(planner: Planner, asked: Distill, caches: Sequence[Artifact], start: Input, family: Family) -> External:
-    if asked.data or not caches:
-        return data_for(planner, start, asked.data, family)
-    return data_of(planner.names, caches[0])
+    return UsageError(f"{request.method} needs the model that the teacher was aligned from; {what} does not say", hint)

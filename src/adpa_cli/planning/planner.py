@@ -1,11 +1,10 @@
-"""From a command to the stages it needs: what exists is reused, what is missing is built, inputs first.
+"""The nodes of a command: one method of `Planner` for each stage, with its spec and inputs. Together they are a `Plan`.
 
 Planning reads names, JSON and hashes only. No torch, transformers or datasets, so a repeated command is quick.
 """
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,9 +12,9 @@ from typing import Any, Literal
 
 from adpa_cli import methods, stages
 from adpa_cli.coerce import Auto, coerce
-from adpa_cli.data.chat import DEFAULT_TEMPLATES
+from adpa_cli.data.chat import DEFAULT_TEMPLATES, Template
 from adpa_cli.errors import UsageError
-from adpa_cli.families import DATA_ALIASES, Alias, Family, stage_settings
+from adpa_cli.families import DATA_ALIASES, Alias, Family
 from adpa_cli.hub import External
 from adpa_cli.hub.externals import BUILTIN
 from adpa_cli.hub.model_folder import ModelFolder
@@ -24,18 +23,18 @@ from adpa_cli.planning import lineage
 from adpa_cli.planning.resolve_inputs import Names
 from adpa_cli.planning.settings import Given, plain_spec, train_spec, user_settings
 from adpa_cli.spec import TrainSpec
-from adpa_cli.stages import Input, Made, Node, in_order
+from adpa_cli.stages import Input, Node, Stage, in_order
 from adpa_cli.stages.cache_teacher import CACHE_TEACHER, CaptureSpec
 from adpa_cli.stages.eval import EVAL
 from adpa_cli.stages.rewards import REWARDS, RewardsSpec
 from adpa_cli.stages.rollout import ROLLOUT, RolloutSpec
 from adpa_cli.stages.start_logps import START_LOGPS, StartSpec
-from adpa_cli.stages.training import DISTILL, DPO_TEACHER, REWARD_MODEL, SFT
+from adpa_cli.stages.training import DPO_TEACHER, REWARD_MODEL, SFT
 from adpa_cli.store.store import Store
 
-Template = tuple[str, str]
-JUDGED = f"{EVAL.name}.{ROLLOUT.name}"
-"""A family's settings of the answers that are judged."""
+Inputs = dict[str, Input | tuple[Input, ...]]
+EVAL_ROLLOUT = f"{EVAL.name}.{ROLLOUT.name}"
+"""A family's settings of the answers that an evaluation has judged."""
 
 
 @dataclass(frozen=True)
@@ -53,106 +52,149 @@ class Plan:
 
 
 @dataclass(frozen=True)
+class Model:
+    """A model, the family whose settings hold for what is made with it, and the chat template that goes with it."""
+
+    input: Input
+    family: Family
+    template: Template
+
+
+@dataclass(frozen=True)
+class Teachers:
+    """The aligned teacher, the model it was aligned from (None where nothing tells), their family and template."""
+
+    aligned: Input
+    reference: Input | None
+    family: Family
+    template: Template
+
+
+@dataclass(frozen=True)
 class Planner:
-    """Makes nodes for one command; `own` is the stage that it is about, to which bare settings belong."""
+    """Makes nodes for one command; `stage` is the one that it is about, to which bare settings belong."""
 
     names: Names
     given: Given
-    own: str
+    stage: str
 
     def user(self, stage: str, method: str = "", seeded: bool = False) -> dict[str, Any]:
         """The user's settings of a stage."""
-        own, follows = stage == self.own, stages.every()[stage].follows
-        values = user_settings(self.given, stage, method, own, seeded or own)
-        if self.given.limit is not None and (own or "limit" in follows):
+        is_about, follows = stage == self.stage, stages.every()[stage].follows
+        values = user_settings(self.given, stage, method, is_about, seeded or is_about)
+        if self.given.limit is not None and (is_about or "limit" in follows):
             values.setdefault("limit", self.given.limit)
         if "max_length" in self.given.own and "max_length" in follows:
             values.setdefault("max_length", self.given.own["max_length"])
-        drawn = self.given.by_stage.get(CACHE_TEACHER.name, {}).get("support") == "sampled"
-        return {**(methods.load(method).sampled if drawn and method else {}), **values}
+        is_sampled = self.given.by_stage.get(CACHE_TEACHER.name, {}).get("support") == "sampled"
+        return {**(methods.load(method).sampled if is_sampled and method else {}), **values}
 
-    def base(self, alias: Alias) -> External:
-        return self.names.base(alias.model)
+    # What a name or a family stands for.
 
-    def family_template(self, family: Family, base: Input) -> Template:
+    def base(self, alias: Alias, template: Template | None = None) -> Model:
+        """The base model of an alias, under that template or its own."""
+        base = self.names.base(alias.model)
+        return Model(base, alias.family, template or self.template(alias.family, base))
+
+    def template(self, family: Family, base: Input) -> Template:
         """The base model's own template, else the family's."""
-        own = lineage.template_of(base)
-        if own is not None:
-            return own
+        if template := lineage.template_of(base):
+            return template
         if family.template == "tiny":
-            return TEMPLATE, END
+            return Template(TEMPLATE, END)
         if not isinstance(base, External):
             raise UsageError(f"{base.label} has no chat template", "start from a base model: adpa sft --model M")
         default = DEFAULT_TEMPLATES[family.template]
-        return default.text, default.end or (ModelFolder.of(Path(base.where[0])).end_token if base.is_open else "")
+        end = default.end or (ModelFolder.of(Path(base.where[0])).end_token if base.is_open else "")
+        return Template(default.text, end)
 
-    def sft(self, base: Input, data: External, family: Family, side: str, template: Template, role: str) -> Node:
+    def data(self, texts: Sequence[str], family: Family, kind: Literal["dialogues", "pairs"]) -> External:
+        """The data of those names, else the family's."""
+        return self.names.data(tuple(texts) or ((family.sft_data if kind == "dialogues" else family.data),))
+
+    def fine_tuned(self, alias: Alias, sft_data: Sequence[str], template: Template | None = None) -> Model:
+        """The fine-tuned model of one side of a family."""
+        base = self.base(alias, template)
+        data = self.data(sft_data, alias.family, "dialogues")
+        return Model(self.sft(base, data, alias.side, SIDES[alias.side]), base.family, base.template)
+
+    # One node a stage.
+
+    def sft(self, base: Model, data: External, side: str, role: str) -> Node:
         """Supervised fine-tuning of a base model on dialogues."""
         (method,) = SFT.methods()
         user = self.user(SFT.name, method)
-        asked = SFT.name == self.own or "skip_bad_rows" in self.given.by_stage.get(SFT.name, {})
-        if not asked and data.label == DATA_ALIASES[family.sft_data].removeprefix(BUILTIN):
+        is_named = SFT.name == self.stage or "skip_bad_rows" in self.given.by_stage.get(SFT.name, {})
+        if not is_named and data.label == DATA_ALIASES[base.family.sft_data].removeprefix(BUILTIN):
             # The flag is about data that the user named: no teacher is trained again because of it.
             user.pop("skip_bad_rows", None)
-        spec = train_spec(SFT.name, method, family, (SFT.name, f"{SFT.name}.{side}"), user, template)
-        return Node(SFT.name, spec, {"model": base, "data": data}, role, f"{base.label} on {data.label}")
+        spec = train_spec(SFT.name, method, base.family, (SFT.name, f"{SFT.name}.{side}"), user, base.template)
+        what = f"{base.input.label} on {data.label}"
+        return Node(SFT.name, spec, {"model": base.input, "data": data}, role, what)
 
-    def dpo_teacher(self, reference: Input, data: External, family: Family, template: Template) -> Node:
+    def dpo_teacher(self, reference: Model, data: External) -> Node:
         """The aligned teacher, by DPO from the reference teacher."""
-        (method,) = DPO_TEACHER.methods()
-        stage, user = DPO_TEACHER.name, self.user(DPO_TEACHER.name, method)
-        spec = train_spec(stage, method, family, (stage,), user, template)
-        what = f"{method_words(spec)} from {reference.label}"
-        derived = self.derived(stage, spec, reference, data, family)
-        return Node(stage, spec, {"model": reference, "data": data}, "aligned teacher", what, derived=derived)
+        spec = self._train_spec(DPO_TEACHER, reference)
+        what = f"{method_words(spec)} from {reference.input.label}"
+        derived = self.derived(DPO_TEACHER.name, spec, reference, data)
+        inputs = {"model": reference.input, "data": data}
+        return Node(DPO_TEACHER.name, spec, inputs, "aligned teacher", what, derived=derived)
 
-    def reward_model(self, model: Input, data: External, family: Family, template: Template) -> Node:
-        """A scalar head on `model`, fitted to the preferences of `data`."""
-        (method,) = REWARD_MODEL.methods()
-        stage, user = REWARD_MODEL.name, self.user(REWARD_MODEL.name, method)
-        spec = train_spec(stage, method, family, (stage,), user, template)
-        return Node(stage, spec, {"model": model, "data": data}, "reward model", f"reward model on {model.label}")
+    def reward_model(self, model: Model, data: External) -> Node:
+        """A scalar head on a model, fitted to the preferences of `data`."""
+        inputs = {"model": model.input, "data": data}
+        what = f"reward model on {model.input.label}"
+        return Node(REWARD_MODEL.name, self._train_spec(REWARD_MODEL, model), inputs, "reward model", what)
 
-    def rewards(self, judge: Input, data: External, family: Family, template: Template) -> Node:
+    def _train_spec(self, stage: Stage, start: Model) -> TrainSpec:
+        """The spec of a training whose stage has one method."""
+        (method,) = stage.methods()
+        user = self.user(stage.name, method)
+        return train_spec(stage.name, method, start.family, (stage.name,), user, start.template)
+
+    def rewards(self, reward_model: Model, data: External) -> Node:
         """What a reward model gives to both answers of every pair."""
-        stage, fixed = REWARDS.name, {"template": template[0], "end": template[1]}
-        spec = plain_spec(RewardsSpec, stage, family, (stage,), self.user(stage), fixed)
-        return Node(stage, spec, {"reward_model": judge, "data": data}, "rewards", f"of pairs, by {judge.label}")
+        spec = plain_spec(
+            RewardsSpec, REWARDS.name, reward_model.family, self.user(REWARDS.name), **_fixed(reward_model)
+        )
+        inputs = {"reward_model": reward_model.input, "data": data}
+        return Node(REWARDS.name, spec, inputs, "rewards", f"of pairs, by {reward_model.input.label}")
 
-    def derived(self, stage: str, spec: TrainSpec, start: Input, data: External, family: Family) -> dict[str, Node]:
+    def derived(self, stage: str, spec: TrainSpec, start: Model, data: External) -> dict[str, Node]:
         """What a training reads that follows from its recipe: log-probs of its start, if its method compares with it.
 
         They are of both answers of every pair, whichever a method reads, so that all methods share them.
         """
-        read = methods.load(spec.method)
-        if not any(need.start for need in read.needs_for(read.params(**spec.params))):
+        method = methods.load(spec.method)
+        if not any(need.start for need in method.needs_for(method.params(**spec.params))):
             return {}
         parts = ("chosen", "rejected")
-        same = ("template", "end", "dtype", "max_length", "limit", "skip_bad_rows", "smoke")
-        fixed = {"parts": parts, **{name: getattr(spec, name) for name in same}}
+        shared = ("template", "end", "dtype", "max_length", "limit", "skip_bad_rows", "smoke")
+        fixed = {"parts": parts, **{name: getattr(spec, name) for name in shared}}
         name = START_LOGPS.name
-        own = plain_spec(StartSpec, name, family, (name,), self.user(name), fixed)
-        what = f"log-probs of {'+'.join(parts)}, under {start.label}"
-        inputs: dict[str, Input | tuple[Input, ...]] = {"model": start, "data": data}
-        return {name: Node(name, own, inputs, "start log-probs", what, {"training": stage})}
+        start_spec = plain_spec(StartSpec, name, start.family, self.user(name), **fixed)
+        what = f"log-probs of {'+'.join(parts)}, under {start.input.label}"
+        inputs = {"model": start.input, "data": data}
+        return {name: Node(name, start_spec, inputs, "start log-probs", what, {"training": stage})}
 
     def capture(
         self,
-        aligned: Input,
-        reference: Input | None,
-        answers: dict[str, Input],
+        teachers: Teachers,
+        answers: Mapping[str, Input],
         parts: Sequence[str],
-        family: Family,
-        template: Template,
         student: Input | None = None,
         name: str = "aligned",
         support: methods.Support = "topk",
     ) -> Node:
-        """Signal of a teacher called `name` on the answers of `data` or of `rollouts`, on ids of `student`."""
-        fixed: dict[str, Any] = {"parts": tuple(parts), "template": template[0], "end": template[1]}
+        """Signal of a teacher called `name`, or of the pair, on the answers of `data` or of `rollouts`.
+
+        Its ids are those of `student`, where one is to learn from it.
+        """
+        aligned, reference = teachers.aligned, teachers.reference
+        fixed: dict[str, Any] = {"parts": tuple(parts), **_fixed(teachers)}
         stage, user = CACHE_TEACHER.name, self.user(CACHE_TEACHER.name)
         if reference is None:
-            if stage == self.own and "pair_precision" in user:
+            if stage == self.stage and "pair_precision" in user:
                 raise UsageError("--pair-precision, and no reference teacher", "name one: --reference MODEL")
             fixed["pair_precision"] = None
         elif coerce(float | Auto, user.get("precision", 1), "precision") == 0:
@@ -161,90 +203,54 @@ class Planner:
             user.setdefault("support", support)
         if student is not None:
             fixed["student_vocab"] = lineage.smaller_vocabulary(student, aligned, self.names.store)
-        spec = plain_spec(CaptureSpec, stage, family, (stage,), user, fixed)
+        spec = plain_spec(CaptureSpec, stage, teachers.family, user, **fixed)
         if reference is not None and spec.support == "sampled":
             raise UsageError(
                 "support=sampled is of one teacher: an advantage needs both at the ids of a top k",
                 f"leave --reference away, or --set {stage}.support=topk",
             )
-        inputs: dict[str, Input | tuple[Input, ...]] = {"aligned": aligned, **answers}
-        if reference is not None:
-            inputs["reference"] = reference
+        inputs: Inputs = {"aligned": aligned, **answers, **({"reference": reference} if reference else {})}
         who = f"{name}+reference" if reference else name
         on = "+".join(parts) if "data" in answers else f"rollouts {next(iter(answers.values())).label}"
         return Node(stage, spec, inputs, "signal", f"{who}, on {on}")
 
-    def rollout(
-        self,
-        model: Input,
-        data: External,
-        family: Family,
-        template: Template,
-        split: str = "train",
-        judged: bool = False,
-    ) -> Node:
-        """An answer of `model` to every prompt of one side of the data; `judged` when it is made for an evaluation."""
-        stage = ROLLOUT.name
-        keys = (stage, JUDGED) if judged else (stage,)
-        user = self.user(stage, seeded=True)
-        if judged:
-            # Drawn the same way for every model and seed of training, or their numbers could not be compared.
-            user = {key: user[key] for key in ("max_length", "skip_bad_rows", "smoke") if key in user}
-            if EVAL.name == self.own and self.given.limit is not None:
-                user["limit"] = self.given.limit
-        fixed = {"template": template[0], "end": template[1], "split": split}
-        spec = plain_spec(RolloutSpec, stage, family, keys, user, fixed)
-        how = f"temperature {spec.temperature:g}" if spec.temperature else "greedy"
-        what = f"by {model.label}, {how}, {split} prompts"
-        return Node(stage, spec, {"model": model, "data": data}, "rollouts", what)
+    def rollout(self, model: Model, data: External, split: str = "train") -> Node:
+        """An answer of a model to every prompt of one side of the data."""
+        user = self.user(ROLLOUT.name, seeded=True)
+        return _rollout(model, data, split, user, ROLLOUT.name)
 
-    def distill(
-        self,
-        method: str,
-        start: Input,
-        data: External,
-        caches: Sequence[Made],
-        rollouts: Made | None,
-        family: Family,
-        template: Template,
-        others: Mapping[str, Input] | None = None,
-    ) -> Node:
-        """One training of the student with one method; `others` are what else it needs at hand, by role."""
-        stage, user = DISTILL.name, self.user(DISTILL.name, method)
-        spec = train_spec(stage, method, family, (stage, f"{stage}.{method}"), user, template)
-        inputs: dict[str, Input | tuple[Input, ...]] = {"model": start, "data": data}
-        if caches:
-            inputs["cache"] = tuple(caches)
-        if rollouts is not None:
-            inputs["rollouts"] = rollouts
-        inputs |= others or {}
-        if "reward_model" in inputs:
-            spec = dataclasses.replace(spec, judged_tokens=judged_tokens(family))
-        what = f"{method_words(spec)} from {start.label}"
-        hints = {"gamma_rms": family.gamma_rms} if methods.load(method).advantage_weight else {}
-        derived = self.derived(stage, spec, start, data, family)
-        return Node(stage, spec, inputs, f"{stage} {method}", what, hints, derived)
+    def eval_rollout(self, model: Model, data: External) -> Node:
+        """The answers of a model that an evaluation has judged.
 
-    # Models by the role that an option asks for.
-
-    def sft_of(self, alias: Alias, sft_data: External, template: Template) -> Node:
-        """The fine-tuned model of one side of a family."""
-        role = "student" if alias.side == "student" else "reference teacher"
-        return self.sft(self.base(alias), sft_data, alias.family, alias.side, template, role)
-
-    def family_data(self, texts: Sequence[str], family: Family, kind: Literal["dialogues", "pairs"]) -> External:
-        """The given data, else the family's."""
-        return self.names.data(tuple(texts) or ((family.sft_data if kind == "dialogues" else family.data),))
+        They are drawn the same way for every model and seed of training, or their numbers could not be compared.
+        """
+        user = self.user(ROLLOUT.name, seeded=True)
+        shared = {key: value for key, value in user.items() if key in ("max_length", "skip_bad_rows", "smoke")}
+        if EVAL.name == self.stage and self.given.limit is not None:
+            shared["limit"] = self.given.limit
+        return _rollout(model, data, "test", shared, ROLLOUT.name, EVAL_ROLLOUT)
 
 
-def judged_tokens(family: Family) -> int:
-    """How long an answer may be that a family has judged."""
-    return int(stage_settings(family, ROLLOUT.name, JUDGED).get("max_new_tokens", RolloutSpec.max_new_tokens))
+SIDES = {"student": "student", "teacher": "reference teacher"}
+"""The role of the fine-tuned model of each side of a family."""
 
 
-def method_words(spec: Any) -> str:
+def _rollout(model: Model, data: External, split: str, user: Mapping[str, Any], *keys: str) -> Node:
+    fixed = {**_fixed(model), "split": split}
+    spec = plain_spec(RolloutSpec, ROLLOUT.name, model.family, user, keys, **fixed)
+    how = f"temperature {spec.temperature:g}" if spec.temperature else "greedy"
+    what = f"by {model.input.label}, {how}, {split} prompts"
+    return Node(ROLLOUT.name, spec, {"model": model.input, "data": data}, "rollouts", what)
+
+
+def _fixed(model: Model | Teachers) -> dict[str, str]:
+    """The fields of a spec that a template fills in."""
+    return {"template": model.template.text, "end": model.template.end}
+
+
+def method_words(spec: TrainSpec) -> str:
     """A method with its one telling parameter, for people."""
-    signs = (("gamma", "γ"), ("alpha", "α"), ("beta", "β"))
-    found = [f" {sign} {spec.params[name]:g}" for name, sign in signs if name in spec.params]
+    signs = {"gamma": "γ", "alpha": "α", "beta": "β"}
+    scale = next((f" {sign} {spec.params[name]:g}" for name, sign in signs.items() if name in spec.params), "")
     on = f" on {spec.states} answers" if spec.states != methods.load(spec.method).states else ""
-    return f"{spec.method}{found[0] if found else ''}{on}"
+    return f"{spec.method}{scale}{on}"

@@ -1,7 +1,7 @@
-"""From family defaults, presets and what the user typed to the spec of a stage.
+"""From family defaults, presets and what the user typed to the spec of a stage, and to how it runs.
 
 The more specific wins: stage default < family < preset < the user's own. A bare `--set key` belongs to the stages that
-the command is about; `--set STAGE.key` to that stage wherever it is built.
+the command is about; `--set STAGE.key` to that stage wherever it is built. `--runtime key` moves no result.
 """
 
 from __future__ import annotations
@@ -9,12 +9,13 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import importlib.util
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from adpa_cli import methods, stages
 from adpa_cli.coerce import coerce
+from adpa_cli.data.chat import Template
 from adpa_cli.errors import UsageError
 from adpa_cli.families import Family, stage_settings
 from adpa_cli.spec import Dataclass, Runtime, TrainSpec, make, tracker_names
@@ -79,23 +80,30 @@ def parse_sets(items: Sequence[str]) -> tuple[dict[str, str], dict[str, dict[str
 
 def parse_runtime(items: Sequence[str]) -> dict[str, str]:
     """`key=value` items of `--runtime`. Raises UsageError for anything else, listing every key with its default."""
-    known = ", ".join(f"{f.name}={str(f.default).lower()}" for f in knobs())
-    found: dict[str, str] = {}
+    keys = {f.name: str(f.default).lower() for f in knobs()}
+    values: dict[str, str] = {}
     for item in items:
         name, _, value = item.partition("=")
         key = name.replace("-", "_")
-        if not value or key not in {f.name for f in knobs()}:
+        if not value or key not in keys:
             what = "no such key" if value else "write KEY=VALUE"
-            guess = difflib.get_close_matches(key, [f.name for f in knobs()], n=1) if value else []
-            raise UsageError(
-                f"--runtime {item}: {what}", f"{f'did you mean {guess[0]}? ' if guess else ''}keys: {known}"
-            )
-        found[key] = value
-    if found.get("liger") == "on" and coerce(bool, found.get("compile", False), "compile"):
+            guess = _did_you_mean(key, keys) if value else ""
+            raise UsageError(f"--runtime {item}: {what}", f"{guess}keys: {_listed(keys)}")
+        values[key] = value
+    if values.get("liger") == "on" and coerce(bool, values.get("compile", False), "compile"):
         raise UsageError(
             "--runtime liger=on and compile=true exclude each other", "--runtime liger=auto, or without compile=true"
         )
-    return found
+    return values
+
+
+def _did_you_mean(key: str, keys: Iterable[str]) -> str:
+    close = difflib.get_close_matches(key, list(keys), n=1)
+    return f"did you mean {close[0]}? " if close else ""
+
+
+def _listed(values: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name}={value}" for name, value in values.items())
 
 
 def knobs() -> list[dataclasses.Field[Any]]:
@@ -106,57 +114,52 @@ def knobs() -> list[dataclasses.Field[Any]]:
 def settable(stage: str, method: str = "") -> dict[str, Any]:
     """Every key of a stage (and of its method) with its default."""
     declared = stages.every()[stage]
-    found = _defaults(declared.spec)
+    defaults = _defaults(declared.spec)
     sources: Mapping[str, str] = {}
     if method:
         read = methods.load(method)
         sources = read.sources if declared.any_method else {}
-        found.update({**_defaults(read.params), "preset": "paper", **sources})
-    return {name: v for name, v in found.items() if name not in DERIVED and (name != "states" or name in sources)}
+        defaults |= {**_defaults(read.params), "preset": "paper", **sources}
+    hidden = DERIVED if "states" in sources else {*DERIVED, "states"}
+    return {name: default for name, default in defaults.items() if name not in hidden}
 
 
-def _defaults(cls: Any) -> dict[str, Any]:
+def _defaults(cls: type[Dataclass]) -> dict[str, Any]:
     return {f.name: f.default for f in dataclasses.fields(cls) if f.default is not dataclasses.MISSING}
 
 
-def check_own(given: Given, stage: str, of_methods: Sequence[str]) -> None:
-    """Every bare key must be known to the command's own stage with one of its methods. Raises UsageError listing all.
+def check_keys(given: Given, stage: str, of_methods: Sequence[str]) -> None:
+    """Raise UsageError, listing all settings, for a bare key that the command's stage lacks with all of its methods.
 
     Keys with a stage are checked too where the command does not build that stage: a pipeline gives one set of options
     to all its commands, and a slip must show in the first.
     """
-    known: dict[str, Any] = {}
-    for method in of_methods:
-        known.update(settable(stage, method))
+    settings = {key: value for method in of_methods for key, value in settable(stage, method).items()}
     for key in given.own:
-        if key not in known:
-            close = difflib.get_close_matches(key, known, n=1)
-            elsewhere = [name for name in stages.names() if key in settable(name)]
-            guess = f"did you mean {close[0]}? " if close else ""
-            guess += f"of another stage: --set {elsewhere[0]}.{key}=…; " if elsewhere else ""
-            listed = ", ".join(f"{name}={value}" for name, value in known.items())
-            raise UsageError(f"--set {key}: no such setting here", f"{guess}settings: {listed}")
-    for other, named in given.by_stage.items():
-        known = {key: value for method in methods_of(other) for key, value in settable(other, method).items()}
-        for key in named:
-            if key not in known:
-                listed = ", ".join(f"{name}={value}" for name, value in known.items())
-                raise UsageError(f"--set {other}.{key}: no such setting", f"settings: {listed}")
+        if key not in settings:
+            elsewhere = next((name for name in stages.names() if key in settable(name)), None)
+            guess = _did_you_mean(key, settings)
+            guess += f"of another stage: --set {elsewhere}.{key}=…; " if elsewhere else ""
+            raise UsageError(f"--set {key}: no such setting here", f"{guess}settings: {_listed(settings)}")
+    for name, values in given.by_stage.items():
+        settings = {key: value for method in methods_of(name) for key, value in settable(name, method).items()}
+        for key in values:
+            if key not in settings:
+                raise UsageError(f"--set {name}.{key}: no such setting", f"settings: {_listed(settings)}")
 
 
-def user_settings(given: Given, stage: str, method: str, own: bool, seeded: bool) -> dict[str, Any]:
-    """What the user said about one stage; `own` when the command is about it, `seeded` when `--seed` moves it."""
-    known = settable(stage, method)
-    named = given.by_stage.get(stage, {})
-    values: dict[str, Any] = {}
-    if given.skip_bad_rows:
-        values["skip_bad_rows"] = True
-    if given.smoke:
-        values["smoke"] = True
-    for seed, acts in ((given.seed_all, True), (given.seed, seeded)):
-        if seed is not None and acts and "seed" in known:
+def user_settings(given: Given, stage: str, method: str, is_about: bool, seeded: bool) -> dict[str, Any]:
+    """What the user said about one stage.
+
+    `is_about` when it is the one that the command is about, `seeded` when `--seed` moves it.
+    """
+    keys = settable(stage, method)
+    values: dict[str, Any] = {name: True for name in ("skip_bad_rows", "smoke") if getattr(given, name)}
+    for seed, applies in ((given.seed_all, True), (given.seed, seeded)):
+        if seed is not None and applies and "seed" in keys:
             values["seed"] = seed
-    return {**values, **{k: v for k, v in {**(given.own if own else {}), **named}.items() if k in known}}
+    named = {**(given.own if is_about else {}), **given.by_stage.get(stage, {})}
+    return {**values, **{key: value for key, value in named.items() if key in keys}}
 
 
 def methods_of(stage: str) -> tuple[str, ...]:
@@ -165,32 +168,30 @@ def methods_of(stage: str) -> tuple[str, ...]:
 
 
 def train_spec(
-    stage: str, method: str, family: Family, keys: Sequence[str], user: Mapping[str, Any], template: tuple[str, str]
+    stage: str, method: str, family: Family, keys: Sequence[str], user: Mapping[str, Any], template: Template
 ) -> TrainSpec:
-    """The spec of a training stage with the typed parameters of its method."""
-    read = methods.load(method)
-    defaults = {**settable(stage, method), **_own_defaults(stage_settings(family, *keys), stage, method)}
+    """The spec of a training stage with the typed parameters of its method; `keys` name the family's settings of it."""
+    read, settings = methods.load(method), settable(stage, method)
+    defaults = {**settings, **_known(stage_settings(family, *keys), settings)}
     preset = user.get("preset", defaults.get("preset", "paper"))
     if preset not in ("paper", *read.presets):
         raise UsageError(f"{method} has no preset {preset!r}", f"presets: {', '.join(('paper', *read.presets))}")
     merged = {**defaults, **read.presets.get(preset, {}), **user}
-    merged = {name: value for name, value in merged.items() if name not in ("preset", "kd_teacher")}
-    names = {f.name for f in dataclasses.fields(read.params)}
-    params = _params(method, merged)
-    rest = {name: value for name, value in merged.items() if name not in names}
-    fixed = {"method": method, "method_version": read.version, "params": _hashed(params)}
-    return rehearsed(make(TrainSpec, {**rest, **fixed, "template": template[0], "end": template[1]}))
+    rest = {name: value for name, value in merged.items() if name not in ("preset", "kd_teacher")}
+    for f in dataclasses.fields(read.params):
+        rest.pop(f.name, None)
+    fixed = {"method": method, "method_version": read.version, "params": _hashed(_params(method, merged))}
+    return rehearsed(make(TrainSpec, {**rest, **fixed, "template": template.text, "end": template.end}))
 
 
 def _params(method: str, values: Mapping[str, Any]) -> Any:
     """The parameters of a method among some values. UsageError that lists them all where one is out of range."""
     cls = methods.load(method).params
-    own = _defaults(cls)
+    defaults = _defaults(cls)
     try:
-        return make(cls, {name: value for name, value in values.items() if name in own})
+        return make(cls, _known(values, defaults))
     except UsageError as error:
-        listed = ", ".join(f"{name}={value}" for name, value in own.items())
-        raise UsageError(error.message, f"{error.hint}\nparameters of {method}: {listed}") from None
+        raise UsageError(error.message, f"{error.hint}\nparameters of {method}: {_listed(defaults)}") from None
 
 
 def _hashed(params: Any) -> dict[str, Any]:
@@ -209,8 +210,8 @@ def needs_of(method: str, user: Mapping[str, Any]) -> tuple[methods.Need, ...]:
 
 def kd_teacher(method: str, user: Mapping[str, Any]) -> str:
     """Which teacher a method learns from: "aligned", "reference" or "sft-chosen". UsageError for another word."""
-    chosen = {name: user[name] for name in ("kd_teacher",) if name in user and name in methods.load(method).sources}
-    return make(methods.Sources, chosen).kd_teacher
+    is_chosen = "kd_teacher" in user and "kd_teacher" in methods.load(method).sources
+    return make(methods.Sources, {"kd_teacher": user["kd_teacher"]} if is_chosen else {}).kd_teacher
 
 
 def rehearsed(spec: S) -> S:
@@ -221,13 +222,14 @@ def rehearsed(spec: S) -> S:
     return dataclasses.replace(spec, **{name: min(getattr(spec, name) or size, size) for name, size in most.items()})
 
 
-def _own_defaults(settings: Mapping[str, Any], stage: str, method: str) -> dict[str, Any]:
-    known = settable(stage, method)
-    return {name: value for name, value in settings.items() if name in known}
+def _known(values: Mapping[str, Any], keys: Iterable[str]) -> dict[str, Any]:
+    """Those of some values whose names are among the keys."""
+    return {name: value for name, value in values.items() if name in keys}
 
 
 def plain_spec(
-    cls: type[S], stage: str, family: Family, keys: Sequence[str], user: Mapping[str, Any], fixed: Mapping[str, Any]
+    cls: type[S], stage: str, family: Family, user: Mapping[str, Any], keys: Sequence[str] = (), **fixed: Any
 ) -> S:
-    """The spec of a stage without a method."""
-    return rehearsed(make(cls, {**_own_defaults(stage_settings(family, *keys), stage, ""), **user, **fixed}))
+    """The spec of a stage without a method; `keys` name the family's settings of it, those of the stage unless said."""
+    defaults = _known(stage_settings(family, *(keys or (stage,))), settable(stage))
+    return rehearsed(make(cls, {**defaults, **user, **fixed}))

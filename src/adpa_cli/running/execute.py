@@ -1,4 +1,7 @@
-"""Carrying out a plan: every stage that the store lacks, one after the other, inputs before what uses them."""
+"""Execution of a surveyed plan: every stage that the store lacks, one after the other, inputs before what uses them.
+
+Each stage writes its progress to a log of its own and to the screen of the command.
+"""
 
 from __future__ import annotations
 
@@ -28,9 +31,9 @@ from adpa_cli.store.lock import reserved
 from adpa_cli.store.manifest import Manifest
 from adpa_cli.store.store import Store
 
-EVERY_SECONDS = 60.0
-EVERY_SHARE = 0.05
-LEAST_SECONDS = 5.0
+EVERY_SECONDS, EVERY_SHARE, LEAST_SECONDS = 60.0, 0.05, 5.0
+SAVE_SECONDS = 5.0
+"""How old the progress may be that a killed stage leaves behind for `adpa show`."""
 
 
 class Pace:
@@ -67,9 +70,6 @@ class Log:
             self.say("  ".join([f"step {step} of {of}", *(f"{name} {value:.4g}" for name, value in numbers.items())]))
 
 
-SAVE_SECONDS = 5.0  # how old the progress may be that a killed stage leaves behind for `adpa show`
-
-
 @dataclass(frozen=True)
 class Show:
     """How a plan's progress is shown: at the start and the end of a stage, in between, and remarks."""
@@ -80,7 +80,7 @@ class Show:
     note: Callable[[str], None]
     stop: Callable[[], str | None]
     working: Callable[[bool], None] = lambda busy: None
-    """Told when a stage begins and ends to compute: meanwhile it looks at `stop` itself."""
+    """Called when a stage begins and ends to compute: meanwhile the stage looks at `stop` itself."""
     again: str = ""
     """The command that goes on after a stop, from any folder."""
 
@@ -92,37 +92,34 @@ def execute(survey: Survey, command: str, request: Mapping[str, Any], show: Show
     stage as soon as it is committed, or if it exists. Where a check sees a problem nothing is started, and one error
     lists all of them.
     """
+    finished: dict[str, Manifest] = {}
+    left = len(survey.building)
     with reserved(survey.store.root, _needed(survey), command):
         check(survey, show.note)
-        return _execute(survey, command, request, show)
+        for n, cost in enumerate(survey.costs, 1):
+            manifest, is_new = cost.artifact, False
+            if manifest is None:
+                show.start(cost.node, n, len(survey.costs))
+                manifest, is_new = _build(cost, survey, command, request, show)
+                left -= 1
+            finished[cost.node.recipe.id] = manifest
+            show.done(cost.node, manifest, is_new)
+            if left and (name := show.stop()):
+                by = Stopped.words(name)
+                message = f"stopped by {by} after {manifest.ref}, with {left} more to make"
+                raise Stopped(name, message, show.again or command)
+    return finished
 
 
 def _needed(survey: Survey) -> list[str]:
     """Full ids of the stages and of the artifacts that they use."""
     inputs = (item for node in survey.nodes for _, item in node.flat_inputs())
-    given = [item.manifest.id for item in inputs if isinstance(item, Artifact)]
-    return [*(node.recipe.id for node in survey.nodes), *given]
-
-
-def _execute(survey: Survey, command: str, request: Mapping[str, Any], show: Show) -> dict[str, Manifest]:
-    finished: dict[str, Manifest] = {}
-    left = len(survey.building)
-    for n, cost in enumerate(survey.costs, 1):
-        made, fresh = cost.artifact, False
-        if made is None:
-            show.start(cost.node, n, len(survey.costs))
-            made, fresh = _build(cost, survey, command, request, show)
-            left -= 1
-        finished[cost.node.recipe.id] = made
-        show.done(cost.node, made, fresh)
-        if left and (name := show.stop()):
-            by = Stopped.words(name)
-            raise Stopped(name, f"stopped by {by} after {made.ref}, with {left} more to make", show.again or command)
-    return finished
+    artifacts = [item.manifest.id for item in inputs if isinstance(item, Artifact)]
+    return [*(node.recipe.id for node in survey.nodes), *artifacts]
 
 
 def _build(cost: Cost, survey: Survey, command: str, request: Mapping[str, Any], show: Show) -> tuple[Manifest, bool]:
-    """Make one artifact, or wait for whoever is making it."""
+    """(the manifest of one artifact, whether it was made here); waits for another process that makes it already."""
     node, store, runtime = cost.node, survey.store, survey.runtime
     threads = threads_per_process(runtime)
     environment = {
@@ -134,11 +131,11 @@ def _build(cost: Cost, survey: Survey, command: str, request: Mapping[str, Any],
     ) as work:
         if work.hit is not None:
             return work.hit, False
-        located = _located(node, store, show.note)
+        inputs = _located(node, store, show.note)
         memory = cost.memory_of_process
         hints = {**node.hints, **({} if memory is None else {"memory": memory})}
         logs = str(store.root / TRACKERS_FOLDER)
-        job = Job(node.stage, node.label, node.recipe.spec, located, str(work.dir), runtime, hints, logs)
+        job = Job(node.stage, node.label, node.recipe.spec, inputs, str(work.dir), runtime, hints, logs)
         log = Log(work.dir / LOG)
         log.say(f"$ {command}\n{node.role}: {node.what}  {node.label}")
         if memory is not None:
@@ -147,8 +144,8 @@ def _build(cost: Cost, survey: Survey, command: str, request: Mapping[str, Any],
         show.working(True)
         try:
             metrics = _computed(job, work, threads, log, show)
-            about = {**_about(node, runtime), "request": request}
             sources = {i.content: dict(i.facts) for _, i in node.flat_inputs() if isinstance(i, External)}
+            about = {**_about(node, runtime), "request": request}
             return work.commit({**metrics, "what": _what(node)}, sources, about), True
         finally:
             show.working(False)
@@ -220,7 +217,7 @@ def _about(node: Node, runtime: Runtime) -> dict[str, Any]:
     if node.spec.smoke:
         about["smoke"] = True
     if node.derived:
-        about["derived"] = {role: made.recipe.id for role, made in node.derived.items()}
+        about["derived"] = {role: derived.recipe.id for role, derived in node.derived.items()}
     return about
 
 
@@ -232,9 +229,9 @@ def _what(node: Node) -> str:
 
 def _located(node: Node, store: Store, note: Callable[[str], None]) -> dict[str, tuple[Located, ...]]:
     """Where the inputs of a stage are, once what the hub has of them is here and checked."""
-    found: dict[str, list[Located]] = {}
+    by_role: dict[str, list[Located]] = {}
     for role, item in node.reads():
         if isinstance(item, External):
             hub.fetch(item.files, store.hash_cache, note)
-        found.setdefault(role, []).append(locate(item, store))
-    return {role: tuple(items) for role, items in found.items()}
+        by_role.setdefault(role, []).append(locate(item, store))
+    return {role: tuple(items) for role, items in by_role.items()}

@@ -1,7 +1,7 @@
 """A signal against its teachers: their full softmax at some answers, in float64, beside what was stored.
 
-The losses of DCKD and ADPA are computed as their methods read them: once from the stored signal, once from the full
-vocabulary. `dense` [T, V + 1] are a teacher's log-probs of V ids and of all others together.
+The term that a method's `PROBE` names is computed as the method reads it: once from the stored signal, once from the
+full vocabulary. `dense` [T, V + 1] are a teacher's log-probs of V ids and of all others together.
 """
 
 from __future__ import annotations
@@ -13,10 +13,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from adpa_cli import methods
 from adpa_cli.errors import UsageError
 from adpa_cli.hub.model_folder import ModelFolder
 from adpa_cli.planning.resolve_inputs import Names
-from adpa_cli.running.recorded_inputs import recorded
+from adpa_cli.running.recorded_inputs import recorded_job
 from adpa_cli.spec import make
 from adpa_cli.stages import Job, Monitor
 from adpa_cli.stages import cache_teacher as capture
@@ -26,6 +27,8 @@ from adpa_cli.store.manifest import Manifest
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from adpa_cli.engine.layout.examples import Answer
+    from adpa_cli.methods import Method, Probe
     from adpa_cli.signal import SignalRows
 
 
@@ -37,44 +40,48 @@ def kl_and_top(dense: Tensor, rows: SignalRows) -> tuple[float, int]:
     inside = torch.zeros_like(dense, dtype=torch.bool).scatter(1, ids, True)
     inside[outside, labels[outside]] = True
     label = dense.gather(1, labels[:, None])[:, 0]
-    own = [dense.gather(1, ids), _where(outside, label)[:, None], _mass(dense, ~inside)[:, None]]
-    stored_label = torch.from_numpy(rows.label_logps).double()
-    kept = [
-        torch.from_numpy(rows.logps).double(),
-        _where(outside, stored_label)[:, None],
-        torch.from_numpy(rows.rest_logps).double()[:, None],
-    ]
-    p, q = torch.cat(own, 1), torch.cat(kept, 1)
+    teacher = [dense.gather(1, ids), _where(outside, label)[:, None], _mass(dense, ~inside)[:, None]]
+    logps, label, rest = (torch.from_numpy(x).double() for x in (rows.logps, rows.label_logps, rows.rest_logps))
+    p, q = torch.cat(teacher, 1), torch.cat([logps, _where(outside, label)[:, None], rest[:, None]], 1)
     gap = torch.where(p > -math.inf, p - q.clamp(min=-1e4), 0.0)
     top = dense[:, :-1].argmax(1)
-    found = torch.cat([ids, labels[:, None]], 1).gather(1, q[:, :-1].argmax(1, keepdim=True))[:, 0]
-    return float((p.exp() * gap).sum()), int((top == found).sum())
+    stored_top = torch.cat([ids, labels[:, None]], 1).gather(1, q[:, :-1].argmax(1, keepdim=True))[:, 0]
+    return float((p.exp() * gap).sum()), int((top == stored_top).sum())
 
 
 def gradients(dense: Sequence[Tensor], rows: SignalRows) -> dict[str, tuple[Tensor, Tensor]]:
-    """By method, the gradient of its loss for the student's logits [T, V]: from the signal, and from full softmaxes."""
-    import torch
+    """Two gradients [T, V] of each probe's term for the student's logits: from the signal, and from full softmaxes.
 
-    from adpa_cli import methods
+    By the name of the method; those that one teacher suffices for come first. The student equals the reference
+    teacher, or has half the logits of the only one: where it equals the aligned teacher, the gradients vanish.
+    """
+    import torch
 
     pair = len(dense) > 1
     start = dense[1][:, :-1] if pair else dense[0][:, :-1] / 2
-    wanted = [("dckd", "kl_chosen", "chosen", {"dispreferred": False})]
-    wanted += [("adpa", "advantage", "rollout", {})] if pair else []
     ids, labels, _ = _ids(rows)
     every = torch.arange(start.shape[1]).expand(len(rows), -1)
     signals = ((ids, _stored(rows)), (every, _full(dense, labels)))
-    found: dict[str, tuple[Tensor, Tensor]] = {}
-    for name, term, part, params in wanted:
-        method, both = methods.load(name), []
+    by_method: dict[str, tuple[Tensor, Tensor]] = {}
+    for name, method, probe in _probes():
+        if probe.pair and not pair:
+            continue
+        params, both = method.params(**probe.params), []
         for at, signal in signals:
             logits = start.clone().requires_grad_()
             views: dict[Any, Any] = {"chosen": _view(logits, labels, None, None)}
-            views[part] = _view(logits, labels, at, signal)
-            (values,) = [t.values for t in method.terms(views, method.params(**params)) if t.name == term]
+            views[probe.part] = _view(logits, labels, at, signal)
+            (values,) = [term.values for term in method.terms(views, params) if term.name == probe.term]
             both.append(torch.autograd.grad(values.sum(), logits)[0])
-        found[name] = both[0], both[1]
-    return found
+        by_method[name] = both[0], both[1]
+    return by_method
+
+
+def _probes() -> list[tuple[str, Method, Probe]]:
+    """(name, method, probe) of every method that has one; those that need the reference teacher come last."""
+    read = {name: methods.load(name) for name in methods.names()}
+    with_probe = [(name, method, method.probe) for name, method in read.items() if method.probe is not None]
+    return sorted(with_probe, key=lambda entry: entry[2].pair)
 
 
 def _view(logits: Tensor, labels: Tensor, ids: Tensor | None, signal: Any) -> Any:
@@ -90,8 +97,8 @@ def _view(logits: Tensor, labels: Tensor, ids: Tensor | None, signal: Any) -> An
         return View(here[None], mask, ~mask)
     outside = torch.ones_like(logps, dtype=torch.bool).scatter(1, torch.cat([ids, labels[:, None]], 1), False)
     rest = _mass(logps, outside)
-    known = (ids == labels[:, None]).any(1)
-    return View(here[None], mask, ~mask, logps.gather(1, ids)[None], rest[None], known[None], signal)
+    label_in_topk = (ids == labels[:, None]).any(1)
+    return View(here[None], mask, ~mask, logps.gather(1, ids)[None], rest[None], label_in_topk[None], signal)
 
 
 def _stored(rows: SignalRows) -> Any:
@@ -101,8 +108,10 @@ def _stored(rows: SignalRows) -> Any:
     from adpa_cli.methods import Signal
 
     def tensor(value: Any) -> Any:
-        found = None if value is None else torch.from_numpy(value)[None]
-        return found.double() if found is not None and found.is_floating_point() else found
+        if value is None:
+            return None
+        column = torch.from_numpy(value)[None]
+        return column.double() if column.is_floating_point() else column
 
     return Signal(**{name: tensor(getattr(rows, name)) for name in SIGNAL_FIELDS})
 
@@ -114,13 +123,13 @@ def _full(dense: Sequence[Tensor], labels: Tensor) -> Any:
     from adpa_cli.methods import Signal
 
     aligned, at = dense[0], labels[:, None]
-    own = [aligned[:, :-1], aligned.gather(1, at)[:, 0], aligned[:, -1]]
+    columns = [aligned[:, :-1], aligned.gather(1, at)[:, 0], aligned[:, -1]]
     if len(dense) > 1:
-        other = dense[1]
-        difference = aligned[:, :-1] - other[:, :-1]
+        reference = dense[1]
+        difference = aligned[:, :-1] - reference[:, :-1]
         every = torch.ones_like(difference, dtype=torch.bool)
-        own += [difference, every, other[:, :-1].amin(1), other.gather(1, at)[:, 0], other[:, -1]]
-    return Signal(*(value[None] for value in own))
+        columns += [difference, every, reference[:, :-1].amin(1), reference.gather(1, at)[:, 0], reference[:, -1]]
+    return Signal(*(column[None] for column in columns))
 
 
 def _ids(rows: SignalRows) -> tuple[Tensor, Tensor, Tensor]:
@@ -139,51 +148,57 @@ def _where(here: Tensor, values: Tensor) -> Tensor:
 def _mass(logps: Tensor, counted: Tensor) -> Tensor:
     """[T] log of the mass of the classes that are counted, -inf without any; its gradient is 0 there."""
     some = counted.any(1)
-    found = logps.masked_fill(~counted & some[:, None], -math.inf).logsumexp(1)
-    return found.masked_fill(~some, -math.inf)
+    return logps.masked_fill(~counted & some[:, None], -math.inf).logsumexp(1).masked_fill(~some, -math.inf)
 
 
 ANSWERS = 8
 
 
 def measure(
-    names: Names, manifest: Manifest, given: Mapping[str, str | None], count: int, work: Path, monitor: Monitor
+    names: Names, manifest: Manifest, models: Mapping[str, str | None], count: int, work: Path, monitor: Monitor
 ) -> dict[str, Any]:
-    """KL error, top-1 agreement and gradient cosines on `count` answers, the same ones each time; see `recorded`.
+    """KL error, top-1 agreement and gradient cosines of a signal on `count` answers, the same ones each time.
 
-    The student of the gradients equals the reference teacher, or has half the logits of the only one.
+    The teachers are the recorded ones, which `models` may name by role. Raises UsageError and NotFound as
+    `recorded_job` does.
     """
     if count < 1:
         raise UsageError(f"--rows {count} measures nothing", f"adpa show {manifest.ref} --fidelity --rows {ANSWERS}")
-    job = recorded(names, manifest, given, work)
+    job = recorded_job(names, manifest, models, work)
     spec = make(CaptureSpec, job.spec)
-    chosen = sorted(capture.answers_of(job, spec), key=_place)[:count]
-    known = min(ModelFolder.of(job.one("aligned").path).vocabulary, spec.student_vocab or math.inf)
+    answers = sorted(capture.answers_of(job, spec), key=_place)[:count]
     roles = [role for role in ("aligned", "reference") if role in job.inputs]
     for n, role in enumerate(roles):
-        _save(job, role, chosen, int(known), spec.dtype, monitor, (n, len(roles)))
-    return _measured(names.store.folder(manifest.ref), work, chosen, roles, spec.support == "topk")
+        _save(job, role, answers, spec, monitor, (n, len(roles)))
+    return _measured(names.store.folder(manifest.ref), work, answers, roles, spec.support == "topk")
 
 
-def _place(answer: Any) -> str:
+def _place(answer: Answer) -> str:
     """A fixed choice that has nothing to do with the order of the rows."""
     key = answer.key
     return hashlib.sha256("\0".join((key.example_id, key.part, key.tokens)).encode()).hexdigest()
 
 
-def _save(job: Job, role: str, answers: list[Any], known: int, dtype: Any, monitor: Monitor, at: Any) -> None:
-    """Keep a teacher's log-probs of each run of tokens in the work folder: one teacher is in memory at a time."""
+def _save(
+    job: Job, role: str, answers: list[Answer], spec: CaptureSpec, monitor: Monitor, turn: tuple[int, int]
+) -> None:
+    """Keep a teacher's log-probs of each run of tokens in the work folder: one teacher is in memory at a time.
+
+    `turn` counts the teachers before this one, and all of them.
+    """
     import numpy as np
 
     from adpa_cli.engine.device import device
     from adpa_cli.engine.models import load_checked
     from adpa_cli.engine.scoring import full_vocabulary_logps
 
+    vocabulary = min(ModelFolder.of(job.one("aligned").path).vocabulary, spec.student_vocab or math.inf)
     model = load_checked(job.one(role).path, device=device())
     for n, answer in enumerate(answers):
-        for run, logps in enumerate(full_vocabulary_logps(model, answer.prompt, answer.answer, known, dtype)):
+        runs = full_vocabulary_logps(model, answer.prompt, answer.answer, int(vocabulary), spec.dtype)
+        for run, logps in enumerate(runs):
             np.save(job.folder / f"{role}-{n}-{run}.npy", logps.numpy())
-        monitor.progress(at[0] * len(answers) + n + 1, at[1] * len(answers), {})
+        monitor.progress(turn[0] * len(answers) + n + 1, turn[1] * len(answers), {})
 
 
 @dataclass
@@ -197,7 +212,7 @@ class _Sums:
     """By method: the two gradients' product, and the squares of both."""
 
 
-def _measured(folder: Path, work: Path, answers: list[Any], roles: list[str], topk: bool) -> dict[str, Any]:
+def _measured(folder: Path, work: Path, answers: list[Answer], roles: list[str], topk: bool) -> dict[str, Any]:
     import numpy as np
 
     from adpa_cli.signal import SignalReader, SignalRows
@@ -208,8 +223,8 @@ def _measured(folder: Path, work: Path, answers: list[Any], roles: list[str], to
         for parts in _runs(work, n, roles):
             span = slice(start, start + len(parts[0]))
             start = span.stop
-            parted: dict[str, Any] = {k: None if v is None else np.array(v[span]) for k, v in vars(stored).items()}
-            rows = SignalRows(**parted)
+            columns: dict[str, Any] = {k: None if v is None else np.array(v[span]) for k, v in vars(stored).items()}
+            rows = SignalRows(**columns)
             if topk:
                 kl, hits = kl_and_top(parts[0], rows)
                 sums.kl, sums.hits = sums.kl + kl, sums.hits + hits

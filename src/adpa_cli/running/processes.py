@@ -81,11 +81,11 @@ def _listen(children: list[subprocess.Popen[str]], pipes: list[IO[bytes]], monit
     open_pipes = dict(enumerate(pipes))
     said: AdpaError | None = None
     died: AdpaError | None = None
-    asked: str | None = None
+    stopping: str | None = None
     while open_pipes:
-        if asked is None and (asked := monitor.stop()):
+        if stopping is None and (stopping := monitor.stop()):
             for child in children:
-                child.send_signal(getattr(signal, asked))
+                child.send_signal(getattr(signal, stopping))
         ready, _, _ = select.select(list(open_pipes.values()), [], [], 0.2)
         for rank in [r for r, pipe in open_pipes.items() if pipe in ready]:
             line = open_pipes[rank].readline()
@@ -94,31 +94,32 @@ def _listen(children: list[subprocess.Popen[str]], pipes: list[IO[bytes]], monit
                 continue
             open_pipes.pop(rank).close()
             if children[rank].wait() and died is None:
-                died = _death([child.poll() for child in children], asked)
+                died = _death([child.poll() for child in children], stopping)
                 _kill(children)
         if said is not None and not isinstance(said, Stopped):
             _kill(children)
     return said or died
 
 
-def _death(statuses: Sequence[int | None], asked: str | None) -> AdpaError:
+def _death(statuses: Sequence[int | None], stopping: str | None) -> AdpaError:
     """What the exit statuses of ranks mean that have said nothing of a failure; None stands for one that lives.
 
-    A rank that a signal killed takes the others with it, who then fail for want of it.
+    A rank that a signal killed takes the others with it, who then fail for want of it. `stopping` is the signal that
+    was passed on to all of them.
     """
-    ended = [(status, rank) for rank, status in enumerate(statuses) if status]
-    status, rank = min(ended)
+    status, rank = min((status, rank) for rank, status in enumerate(statuses) if status)
     who = f"process {rank} of {len(statuses)}"
     if status > 0:
         return AdpaError(f"{who} died with status {status}", "what it said is above; repeat the command to go on")
     name = signal.Signals(-status).name
-    if name == asked:
+    if name == stopping:
         return Stopped(name, f"stopped by {Stopped.words(name)} before {who} had started")
     hint = "the kernel does this when memory runs out (see dmesg): fewer processes, or --tokens-per-device N"
     return AdpaError(f"{who} was killed by {name}", hint if name == "SIGKILL" else "repeat the command to go on")
 
 
 def _heard(message: Mapping[str, Any], rank: int, monitor: Monitor) -> AdpaError | None:
+    """Pass on what a rank says, of progress only the first one's; what it raised, if that is what it says."""
     if message["kind"] == "progress" and rank == 0:
         monitor.progress(message["step"], message["of"], message["numbers"])
     if message["kind"] == "note" and rank == 0:
@@ -132,7 +133,8 @@ def _heard(message: Mapping[str, Any], rank: int, monitor: Monitor) -> AdpaError
     return None
 
 
-def _kill(children: list[subprocess.Popen[str]]) -> None:
+def _kill(children: Sequence[subprocess.Popen[str]]) -> None:
+    """End all ranks that still run, and wait for them."""
     for child in children:
         if child.poll() is None:
             child.kill()
@@ -155,9 +157,9 @@ def main() -> int:
     job = Job.from_json(sys.stdin.readline())
     threading.Thread(target=_leave_with_the_parent, daemon=True).start()
     rank, processes = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    asked: list[str] = []
+    received: list[str] = []
     for name in Stopped.CODES:
-        signal.signal(getattr(signal, name), lambda number, _: asked.append(signal.Signals(number).name))
+        signal.signal(getattr(signal, name), lambda number, _: received.append(signal.Signals(number).name))
 
     def say(**message: Any) -> None:
         channel.write(json.dumps(message) + "\n")
@@ -165,7 +167,7 @@ def main() -> int:
     monitor = Monitor(
         lambda step, of, numbers: say(kind="progress", step=step, of=of, numbers=dict(numbers)),
         lambda text: say(kind="note", text=text),
-        lambda: asked[0] if asked else None,
+        lambda: received[0] if received else None,
     )
     import torch
 

@@ -1,4 +1,4 @@
-"""The inputs that a signal was made from, found again by content, so that parts of it can be computed once more."""
+"""The inputs that a signal was made from, by their recorded content, so that parts of it can be computed once more."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from adpa_cli.families import Alias, ReadyPair
 from adpa_cli.hub import External
 from adpa_cli.hub import repository as hub
 from adpa_cli.hub.externals import BUILTIN
-from adpa_cli.planning.lineage import locate
+from adpa_cli.planning.lineage import locate, model_in_folder
 from adpa_cli.planning.resolve_inputs import Names
 from adpa_cli.stages import Artifact, Input, Job
 from adpa_cli.store.manifest import Manifest
@@ -19,12 +19,12 @@ RECORDED = "recorded"
 OPTIONS = {"aligned": "--teacher", "reference": "--reference"}
 
 
-def recorded(names: Names, manifest: Manifest, given: Mapping[str, str | None], work: Path) -> Job:
+def recorded_job(names: Names, manifest: Manifest, models: Mapping[str, str | None], work: Path) -> Job:
     """The stage that made a signal, as a job in the folder `work`.
 
-    Models are looked for in the store, in the cache of hashes and in the hub's cache, or where `given` names them by
-    role (`recorded`, or nothing, stands for looking). Raises UsageError for a model that is not the recorded one, and
-    NotFound naming the option for what is nowhere.
+    A teacher is looked up in the store, in the cache of hashes and in the hub's cache, or is what `models` names for
+    its role (`recorded`, or nothing, stands for the look-up). Raises UsageError for a model that is not the recorded
+    one, and NotFound with the option to use for one that is nowhere.
     """
     if "imported" in manifest.spec:
         raise UsageError(
@@ -32,59 +32,60 @@ def recorded(names: Names, manifest: Manifest, given: Mapping[str, str | None], 
         )
     inputs = {}
     for role, value in manifest.inputs.items():
-        content = str(value)
+        content, item = str(value), None
         if role in OPTIONS:
-            found = _model(names, manifest, role, content, given.get(role))
+            item = _teacher(names, manifest, role, content, models.get(role))
         elif content.startswith("artifact:"):
-            found = _artifact(names, content, f"{manifest.ref} was made on {role}")
+            item = _artifact(names, content, f"{manifest.ref} was made on {role}")
         else:
-            found = names.data_of(manifest.sources[content], content)
-        inputs[role] = (locate(found, names.store),)
+            item = names.data_of(manifest.sources[content], content)
+        inputs[role] = (locate(item, names.store),)
     return Job(manifest.stage, manifest.ref, manifest.spec, inputs, str(work))
 
 
-def _model(names: Names, manifest: Manifest, role: str, content: str, text: str | None) -> Input:
+def _teacher(names: Names, manifest: Manifest, role: str, content: str, text: str | None) -> Input:
+    """The teacher of a role, as `text` names it or as it is recorded."""
     option = OPTIONS[role]
     if text not in (None, RECORDED):
-        found = names.model(str(text), option)
-        if isinstance(found, Alias | ReadyPair):
+        model = names.model(str(text), option)
+        if isinstance(model, Alias | ReadyPair):
             raise UsageError(f"{option} {text} stands for several models", "name an artifact, or a folder: ./MODEL")
-        if found.content != content:
+        if model.content != content:
             raise UsageError(
                 f"{option} {text} is not the {role} teacher of {manifest.ref}: "
-                f"it is {found.content[:22]}…, and not {content[:22]}…",
+                f"it is {model.content[:22]}…, and not {content[:22]}…",
                 f"leave {option} out to look for the recorded one",
             )
-        return found
+        return model
     if content.startswith("artifact:"):
         return _artifact(names, content, f"the {role} teacher of {manifest.ref}", f"name it: {option} MODEL")
-    return _external(names, manifest, role, content)
+    facts = manifest.sources.get(content, {})
+    local = _local_model(names, content, facts)
+    if local is None:
+        raise NotFound(
+            f"the {role} teacher of {manifest.ref}, {facts.get('name') or content[:22]}, is not on this machine",
+            f"name it: {option} MODEL (a folder, or a hub model that is downloaded)",
+        )
+    return local
 
 
 def _artifact(names: Names, content: str, what: str, hint: str = "") -> Artifact:
-    found = names.store.get(content)
-    if found is None:
+    manifest = names.store.get(content)
+    if manifest is None:
         gone = f"{what}, {content.removeprefix('artifact:')[:12]}, which is not in this store"
         raise NotFound(gone, hint or "bring it back: repeat the command that made it")
-    return Artifact(found)
+    return Artifact(manifest)
 
 
-def _external(names: Names, manifest: Manifest, role: str, content: str) -> External:
-    """A model from outside that is on this machine: nothing is downloaded."""
-    facts = manifest.sources.get(content, {})
-    name, option = str(facts.get("name", "")), OPTIONS[role]
-    folder = names.store.hash_cache.locate(content.removeprefix("model:"))
-    if folder is not None:
-        return External(content, folder.name, (str(folder),), facts)
+def _local_model(names: Names, content: str, facts: Mapping[str, object]) -> External | None:
+    """A model from outside that is on this machine, None where it is not: nothing is downloaded."""
+    if model := model_in_folder(content, facts, names.store):
+        return model
+    name = str(facts.get("name", ""))
     try:
-        found = names.base(name) if name.startswith(BUILTIN) else None
+        model = names.base(name) if name.startswith(BUILTIN) else None
         if facts.get("commit"):
-            found = hub.model(name, str(facts["commit"]), names.store.hash_cache)
+            model = hub.model(name, str(facts["commit"]), names.store.hash_cache)
     except AdpaError:
-        found = None
-    if found is None or found.download or found.content != content:
-        raise NotFound(
-            f"the {role} teacher of {manifest.ref}, {name or content[:22]}, is not on this machine",
-            f"name it: {option} MODEL (a folder, or a hub model that is downloaded)",
-        )
-    return found
+        return None
+    return model if model is not None and not model.download and model.content == content else None
