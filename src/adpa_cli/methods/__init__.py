@@ -8,11 +8,8 @@ A method file defines
 * ``NEEDS``    tuple of `Need`: the answers it reads, and the teacher signal on each
 * ``needs(p)``  optional: the needs under these parameters, where they differ from ``NEEDS``
 * ``Params``   frozen dataclass of its parameters, each made with `param`
-* ``STATES``   optional: whose answers are the rollouts that it reads, "student" unless said; one of `Sources`
-* ``PRESETS``  optional: preset name -> values that replace defaults (parameters, ``lr``, ``epochs``)
-* ``READINGS``  optional: option -> where paper and code, or two sources, differ, and what the option chooses
-* ``NOTES``  optional: tuple of sentences on what one can fall into
 * ``terms(views, p)``  the loss, as unreduced `Term`s
+* any other field of `Method` that it differs in, in capitals: ``READINGS``, ``NOTES``, ``PASSES``, ``PROBE`` …
 
 `terms` is a pure function over small tensors; the loop masks, weighs and divides. This module and the module level of
 the method files import no torch, so that planning and ``adpa methods`` stay quick.
@@ -52,7 +49,7 @@ class Need:
     sum of squared probabilities. `online` answers are drawn from the student while it trains, and both teachers are
     models then: there is no cached signal, but a critic and what was known when the answers were drawn. `reward` asks
     for what a reward model gave to the whole answer. `support` says which ids of a teacher it reads: a top k, or ids
-    drawn from the teacher; `labels` whether the log-prob of the taken token must be told apart from the rest.
+    drawn from the teacher; `labels` whether it reads the log-prob of the taken token besides that of the rest.
     """
 
     part: Part
@@ -89,10 +86,17 @@ class Signal:
     def __post_init__(self) -> None:
         _constants(self, [f.name for f in dataclasses.fields(self)])
 
+    def advantage(self, **reading: Any) -> Tensor:
+        """Aligned minus reference log-prob at each id, [B,T,K], read as `tensors.divergence.advantage` says."""
+        from adpa_cli.tensors.divergence import advantage
+
+        reference = (required(self.difference), required(self.reference_kth), required(self.in_reference))
+        return advantage(self.logps, *reference, **reading)
+
 
 @dataclass(frozen=True)
 class Experience:
-    """What was known of drawn answers when they were drawn, [B,T] each, constants without gradient.
+    """Drawn answers as they were when they were drawn, [B,T] each, constants without gradient.
 
     `logps` under the policy that drew them and `values` of the critic then, before each token; `advantages`, and the
     `returns` that the critic is to predict.
@@ -109,7 +113,7 @@ class Experience:
 
 @dataclass(frozen=True)
 class View:
-    """The student on one part of a batch, and what is known about the same positions.
+    """The student on one part of a batch, with the teachers' signal and other models' numbers at the same positions.
 
     All float32, nats. `logps` [B,T] student's log-prob of the label; `mask` [B,T] bool, answer positions (a position
     predicts the token it is labelled with, the end token included); `end` [B,T] bool, the position of the end token.
@@ -138,6 +142,22 @@ class View:
     def __post_init__(self) -> None:
         _constants(self, ["start_logps", "log_sum_squares", "reward"])
 
+    def total(self, values: Tensor, *, mean: bool = False) -> Tensor:
+        """Sum or mean of `values` [B,T] over each answer, end token included, [B]; 0 for an empty answer."""
+        from adpa_cli.tensors.divergence import over_answer
+
+        return over_answer(values, self.mask, mean=mean)
+
+    def outside(self, label_logps: Tensor | None, rest_logps: Tensor | None) -> Tensor:
+        """Log of a model's mass outside the signal's ids, [B,T], from its log-probs of the label and of the rest."""
+        from adpa_cli.tensors.divergence import outside
+
+        return outside(required(label_logps), required(rest_logps), required(self.label_in_topk))
+
+    def teach_end(self, values: Tensor, kd_on_eos: bool) -> Tensor:
+        """`values` [B,T], with 0 at the end token where the teacher is not learned from there."""
+        return values if kd_on_eos else values.masked_fill(self.end, 0.0)
+
 
 @dataclass(frozen=True)
 class Term:
@@ -155,9 +175,9 @@ class Term:
 
 @dataclass(frozen=True)
 class Probe:
-    """What a stored signal is measured by: the gradient of the method's `term`, on `part`, at these parameters.
+    """How `adpa show --fidelity` measures a signal: by the gradient of a `term` on `part`, at these parameters.
 
-    `pair` where it needs the reference teacher too.
+    `pair` where the term needs the reference teacher too.
     """
 
     term: str
@@ -177,17 +197,26 @@ class Method:
     formula: str
     needs: tuple[Need, ...]
     params: type[Any]
-    presets: Mapping[str, Mapping[str, Any]]
     terms: Callable[[Mapping[Part, View], Any], tuple[Term, ...]]
     needs_for: Callable[[Any], tuple[Need, ...]]
+    presets: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
+    """Values that replace defaults (parameters, `lr`, `epochs`), by the preset's name."""
     states: States = "student"
+    """Whose answers are the rollouts that it reads, unless the user says; see `Sources`."""
     readings: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    """By option: where paper and code, or two sources, differ, and what the option chooses."""
     notes: tuple[str, ...] = ()
+    """Sentences on what one can fall into."""
     passes: str = ""
+    """The parameter that says how often it passes over the same answers; once without."""
     sampled: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    """The parameters at which it reads ids that were drawn from the teacher."""
     advantage_weight: str = ""
+    """The parameter that weighs an advantage, whose scale differs between teacher pairs."""
     without_reference: str = ""
+    """The method to use instead where there is no reference teacher."""
     scalar_head: bool = False
+    """Whether it trains a number for each answer, not a language model."""
     probe: Probe | None = None
 
     @property
@@ -196,11 +225,12 @@ class Method:
 
         `states` where it reads rollouts; `kd_teacher` where it learns from the aligned teacher alone.
         """
-        answered = any(need.part == "rollout" and not need.online for need in self.needs)
-        found = {"states": self.states} if answered else {}
+        reads_rollouts = any(need.part == "rollout" and not need.online for need in self.needs)
         roles = {role for need in self.needs for role in need.signal}
-        alone = roles == {"aligned"} or found.get("states") == "teacher"
-        return {**found, "kd_teacher": "aligned"} if alone else found
+        one_teacher = roles == {"aligned"} or (reads_rollouts and self.states == "teacher")
+        return {
+            **({"states": self.states} if reads_rollouts else {}), **({"kd_teacher": "aligned"} if one_teacher else {})
+        }  # fmt: skip
 
 
 def param(
@@ -219,6 +249,12 @@ def param(
     """
     meta = {"doc": doc, "low": low, "high": high, "choices": choices, "origin": origin, "later": later}
     return dataclasses.field(default=default, metadata=meta)
+
+
+def averaging(of: str = "") -> Any:
+    """The parameter `reduction` that most methods have; `of` names the terms where it is not about all."""
+    words = f"{of}mean per answer, over all tokens of the batch, or sum per answer"
+    return param("seqmean", words, choices=get_args(Reduction))
 
 
 @dataclass(frozen=True)
@@ -241,7 +277,7 @@ def _constants(owner: Signal | View | Experience, fields: list[str]) -> None:
         raise TypeError(f"{type(owner).__name__}.{live[0]} is a constant, but it requires a gradient")
 
 
-def given(value: T | None) -> T:
+def required(value: T | None) -> T:
     """A field of a `View` or `Signal` that the method's needs promise; TypeError if the caller left it out."""
     if value is None:
         raise TypeError("the batch lacks what the method declared in NEEDS")
@@ -264,15 +300,9 @@ def load(name: str) -> Method:
         guess = f"did you mean {close[0]}? " if close else ""
         raise UsageError(f"no method is called {name!r}", f"{guess}methods: {', '.join(names())}")
     m = importlib.import_module(f"{__name__}.{'_' * (name in UNLISTED)}{name.replace('-', '_')}")
+    declared = {f.name: getattr(m, f.name.upper()) for f in dataclasses.fields(Method) if hasattr(m, f.name.upper())}
     needs_for = getattr(m, "needs", lambda p: m.NEEDS)
-    presets = getattr(m, "PRESETS", {})
-    states: States = getattr(m, "STATES", "student")
-    return Method(
-        name, m.VERSION, m.SOURCE, m.SUMMARY, m.FORMULA, m.NEEDS, m.Params, presets, m.terms, needs_for, states,
-        getattr(m, "READINGS", {}), getattr(m, "NOTES", ()), getattr(m, "PASSES", ""), getattr(m, "SAMPLED", {}),
-        getattr(m, "ADVANTAGE_WEIGHT", ""), getattr(m, "WITHOUT_REFERENCE", ""), getattr(m, "SCALAR_HEAD", False),
-        getattr(m, "PROBE", None),
-    )  # fmt: skip
+    return Method(name=name, params=m.Params, terms=m.terms, needs_for=needs_for, **declared)
 
 
 def passes_of(name: str, params: Mapping[str, Any]) -> int:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from adpa_cli.methods import Need, Part, Term, View, given
+from adpa_cli.methods import Need, Part, Term, View, required
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -36,5 +36,4 @@ def reward(view: View) -> Tensor:
     """The number [B] at the last token of each answer: its end token, unless the answer was cut."""
     places = view.mask.cumsum(1)
     last = (places == places[:, -1:]).int().argmax(1)
-    found: Tensor = given(view.values).gather(1, last[:, None])[:, 0]
-    return found
+    return required(view.values).gather(1, last[:, None])[:, 0]

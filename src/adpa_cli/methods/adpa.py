@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, get_args
 
 from adpa_cli.errors import UsageError
-from adpa_cli.methods import Need, Part, Probe, Reduction, Term, View, given, param
+from adpa_cli.methods import Need, Part, Probe, Reduction, Term, View, averaging, param, required
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -67,9 +67,7 @@ class Params:
     )
     clamp: str = param("none", "bounds of the advantage: none, release (1e-8 to 1-1e-8), or low,high", origin="paper")
     kd_on_eos: bool = param(True, "use the advantage at the end token too", origin="paper")
-    reduction: Reduction = param(
-        "seqmean", "mean per answer, over all tokens of the batch, or sum per answer", choices=get_args(Reduction)
-    )
+    reduction: Reduction = averaging()
 
     def __post_init__(self) -> None:
         bounds(self.clamp)
@@ -98,20 +96,17 @@ def terms(views: Mapping[Part, View], p: Params) -> tuple[Term, ...]:
 
 def _expected(view: View, p: Params) -> Tensor:
     """Σ_a π(a) A(a) at each position, [B,T]."""
-    from adpa_cli.tensors.divergence import advantage, expected_advantage, outside, rest_advantage
+    from adpa_cli.tensors.divergence import expected_advantage, rest_advantage
 
-    signal, known, clamp = given(view.signal), given(view.label_in_topk), bounds(p.clamp)
-    scores = advantage(
-        signal.logps, given(signal.difference), given(signal.reference_kth), given(signal.in_reference),
-        missing_reference=p.missing_reference, clamp=clamp,
-    )  # fmt: skip
+    signal, clamp = required(view.signal), bounds(p.clamp)
+    scores = signal.advantage(missing_reference=p.missing_reference, clamp=clamp)
     rest_scores = rest_advantage(
-        outside(signal.label_logps, signal.rest_logps, known),
-        outside(given(signal.reference_label_logps), given(signal.reference_rest_logps), known), clamp,
+        view.outside(signal.label_logps, signal.rest_logps),
+        view.outside(signal.reference_label_logps, signal.reference_rest_logps), clamp,
     )  # fmt: skip
     values = expected_advantage(
-        given(view.topk_logps), scores, student_tail=p.student_tail,
-        student_rest=outside(view.logps, given(view.rest_logps), known), rest_values=rest_scores,
+        required(view.topk_logps), scores, student_tail=p.student_tail,
+        student_rest=view.outside(view.logps, view.rest_logps), rest_values=rest_scores,
         present=signal.logps > -math.inf,
     )  # fmt: skip
-    return values if p.kd_on_eos else values.masked_fill(view.end, 0.0)
+    return view.teach_end(values, p.kd_on_eos)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING
 
-from adpa_cli.methods import Need, Part, Reduction, Term, View, given, param
+from adpa_cli.methods import Need, Part, Reduction, Term, View, averaging, param, required
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -27,9 +27,7 @@ class Params:
 
     gamma: float = param(1.5, "weight of the reverse cross-entropy", low=0.0, high=1000.0)
     kd_on_eos: bool = param(True, "use the teacher at the end token too")
-    reduction: Reduction = param(
-        "seqmean", "mean per answer, over all tokens of the batch, or sum per answer", choices=get_args(Reduction)
-    )
+    reduction: Reduction = averaging()
 
 
 def terms(views: Mapping[Part, View], p: Params) -> tuple[Term, ...]:
@@ -46,13 +44,13 @@ def _cross_entropy(view: View, p: Params) -> Tensor:
     Outside the top k every token scores the least log-prob inside. A score of 0 there would be the best of all, and
     draw the student away from everything that the teacher finds likely.
     """
-    from adpa_cli.tensors.divergence import expected_advantage, outside
+    from adpa_cli.tensors.divergence import expected_advantage
 
-    signal = given(view.signal)
+    signal = required(view.signal)
     absent = signal.logps == -math.inf
     values = -expected_advantage(
-        given(view.topk_logps), signal.logps.masked_fill(absent, 0.0), student_tail="bucket",
-        student_rest=outside(view.logps, given(view.rest_logps), given(view.label_in_topk)),
+        required(view.topk_logps), signal.logps.masked_fill(absent, 0.0), student_tail="bucket",
+        student_rest=view.outside(view.logps, view.rest_logps),
         rest_values=signal.logps.masked_fill(absent, math.inf).amin(-1),
     )  # fmt: skip
-    return values if p.kd_on_eos else values.masked_fill(view.end, 0.0)
+    return view.teach_end(values, p.kd_on_eos)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from adpa_cli.methods import Need, Part, Term, View, given, param
+from adpa_cli.methods import Need, Part, Term, View, param, required
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -45,7 +45,7 @@ def terms(views: Mapping[Part, View], p: Params) -> tuple[Term, ...]:
     from adpa_cli.tensors.divergence import bucket_kl, over_answer
 
     view = views["chosen"]
-    signal = given(view.signal)
+    signal = required(view.signal)
     teacher, student = others(view)
     doubt, distrust = teacher.logsumexp(-1), student.logsumexp(-1)
     target = bucket_kl(signal.label_logps[..., None], doubt, view.logps[..., None], distrust)
@@ -67,11 +67,11 @@ def others(view: View) -> tuple[Tensor, Tensor]:
     """
     import torch
 
-    signal, topk = given(view.signal), given(view.topk_logps)
-    apart = (signal.logps - signal.label_logps[..., None]).abs() + (topk - view.logps[..., None]).detach().abs()
-    label = torch.zeros_like(signal.logps, dtype=torch.bool).scatter(-1, apart.argmin(-1, keepdim=True), True)
-    gone = (label & given(view.label_in_topk)[..., None]) | (signal.logps == -math.inf)
-    pairs = ((signal.logps, signal.rest_logps), (topk, given(view.rest_logps)))
+    signal, topk = required(view.signal), required(view.topk_logps)
+    distance = (signal.logps - signal.label_logps[..., None]).abs() + (topk - view.logps[..., None]).detach().abs()
+    label = torch.zeros_like(signal.logps, dtype=torch.bool).scatter(-1, distance.argmin(-1, keepdim=True), True)
+    gone = (label & required(view.label_in_topk)[..., None]) | (signal.logps == -math.inf)
+    pairs = ((signal.logps, signal.rest_logps), (topk, required(view.rest_logps)))
     teacher, student = (torch.cat([x.masked_fill(gone, -math.inf), rest[..., None]], -1) for x, rest in pairs)
     return teacher, student
 

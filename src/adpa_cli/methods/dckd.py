@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from adpa_cli.methods import Need, Part, Probe, Reduction, Support, Term, View, given, param
+from adpa_cli.methods import Need, Part, Probe, Reduction, Support, Term, View, averaging, param, required
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -37,22 +37,21 @@ NOTES = (
 Tail = Literal["bucket", "renormalised", "sampled"]
 
 
+def tail_param() -> Any:
+    """The parameter `tail`, of `vanilla-kd` too."""
+    words = "what is outside the teacher's top k: one class, or renormalised away; sampled: of ids drawn, nothing is"
+    return param("bucket", words, choices=get_args(Tail), origin="release")
+
+
 @dataclass(frozen=True)
 class Params:
     """Weight and reading of the two divergences."""
 
     alpha: float = param(0.2, "weight of each divergence", low=0.0, high=1000.0, origin="paper")
     dispreferred: bool = param(True, "also distil on rejected answers", origin="paper")
-    tail: Tail = param(
-        "bucket",
-        "what is outside the teacher's top k: one class, or renormalised away; sampled: of ids drawn, nothing is",
-        choices=get_args(Tail),
-        origin="release",
-    )
+    tail: Tail = tail_param()
     kd_on_eos: bool = param(True, "distil at the end token too")
-    reduction: Reduction = param(
-        "seqmean", "mean per answer, over all tokens of the batch, or sum per answer", choices=get_args(Reduction)
-    )
+    reduction: Reduction = averaging()
 
 
 def needs(p: Params) -> tuple[Need, ...]:
@@ -68,27 +67,23 @@ def support_of(tail: Tail) -> Support:
 def terms(views: Mapping[Part, View], p: Params) -> tuple[Term, ...]:
     """-log π(y_t) at chosen tokens, and the teacher's divergence at chosen and rejected ones."""
     chosen = views["chosen"]
-    out = [Term("sft", -chosen.logps, "chosen", reduction=p.reduction)]
-    for need in needs(p):
-        out.append(
-            Term(f"kl_{need.part}", divergence(views[need.part], p.tail, p.kd_on_eos), need.part, p.alpha, p.reduction)
-        )
-    return tuple(out)
+    divergences = {need.part: divergence(views[need.part], p.tail, p.kd_on_eos) for need in needs(p)}
+    return (
+        Term("sft", -chosen.logps, "chosen", reduction=p.reduction),
+        *(Term(f"kl_{part}", values, part, p.alpha, p.reduction) for part, values in divergences.items()),
+    )
 
 
 def divergence(view: View, tail: Tail, kd_on_eos: bool) -> Tensor:
     """KL(teacher || student) at each position, [B,T], nats; 0 at the end token unless `kd_on_eos`."""
-    from adpa_cli.tensors.divergence import bucket_kl, outside, renormalised_kl, sampled_kl
+    from adpa_cli.tensors.divergence import bucket_kl, renormalised_kl, sampled_kl
 
-    signal, topk = given(view.signal), given(view.topk_logps)
+    signal, topk = required(view.signal), required(view.topk_logps)
     if tail == "sampled":
-        values = sampled_kl(given(signal.weights), signal.logps, topk)
+        values = sampled_kl(required(signal.weights), signal.logps, topk)
     elif tail == "renormalised":
         values = renormalised_kl(signal.logps, topk)
     else:
-        known = given(view.label_in_topk)
-        values = bucket_kl(
-            signal.logps, outside(signal.label_logps, signal.rest_logps, known),
-            topk, outside(view.logps, given(view.rest_logps), known),
-        )  # fmt: skip
-    return values if kd_on_eos else values.masked_fill(view.end, 0.0)
+        teacher_rest = view.outside(signal.label_logps, signal.rest_logps)
+        values = bucket_kl(signal.logps, teacher_rest, topk, view.outside(view.logps, view.rest_logps))
+    return view.teach_end(values, kd_on_eos)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from adpa_cli.methods import Need, Part, Term, View, given, param
+from adpa_cli.methods import Need, Part, Term, View, param, required
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -69,11 +69,9 @@ def terms(views: Mapping[Part, View], p: Params) -> tuple[Term, ...]:
 
 def _reward_gap(view: View, p: Params) -> Tensor:
     """The reward of the answer minus the student's implicit one, a sum with the end token, [B]."""
-    from adpa_cli.tensors.divergence import over_answer
-
-    student = p.beta * (view.logps - given(view.start_logps))
+    student = p.beta * (view.logps - required(view.start_logps))
     if p.reward == "explicit":
-        return given(view.reward) - over_answer(student, view.mask, mean=False)
-    signal = given(view.signal)
-    teachers = signal.label_logps - given(signal.reference_label_logps)
-    return over_answer(p.beta_teacher * teachers - student, view.mask, mean=False)
+        return required(view.reward) - view.total(student)
+    signal = required(view.signal)
+    teachers = signal.label_logps - required(signal.reference_label_logps)
+    return view.total(p.beta_teacher * teachers - student)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING
 
-from adpa_cli.methods import Need, Part, Reduction, Term, View, given, param
+from adpa_cli.methods import Need, Part, Reduction, Term, View, averaging, param, required
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -32,10 +32,7 @@ class Params:
     beta: float = param(0.1, "scale of the log-ratio to the teacher", low=0.0, high=1000.0, origin="release")
     length_norm: bool = param(True, "compare the mean log-ratio per token (Eq. 9), not the sum (Eq. 8)", origin="paper")
     mix: float = param(0.5, "weight of the preference loss; SFT has the rest", low=0.0, high=1.0, origin="release")
-    reduction: Reduction = param(
-        "seqmean", "of SFT: mean per answer, over all tokens of the batch, or sum per answer",
-        choices=get_args(Reduction),
-    )  # fmt: skip
+    reduction: Reduction = averaging("of SFT: ")
 
 
 def terms(views: Mapping[Part, View], p: Params) -> tuple[Term, ...]:
@@ -52,6 +49,4 @@ def terms(views: Mapping[Part, View], p: Params) -> tuple[Term, ...]:
 
 def _log_ratio(view: View, p: Params) -> Tensor:
     """Mean or sum over the answer, end token included, of log π - log π_aligned, [B]."""
-    from adpa_cli.tensors.divergence import over_answer
-
-    return over_answer(view.logps - given(view.signal).label_logps, view.mask, mean=p.length_norm)
+    return view.total(view.logps - required(view.signal).label_logps, mean=p.length_norm)

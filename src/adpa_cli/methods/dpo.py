@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from adpa_cli.methods import Need, Part, Term, View, given, param
+from adpa_cli.methods import Need, Part, Term, View, param, required
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -37,6 +37,4 @@ def terms(views: Mapping[Part, View], p: Params) -> tuple[Term, ...]:
 
 def log_ratio(view: View) -> Tensor:
     """Sum over the answer, end token included, of log π - log π_start, [B]."""
-    from adpa_cli.tensors.divergence import over_answer
-
-    return over_answer(view.logps - given(view.start_logps), view.mask, mean=False)
+    return view.total(view.logps - required(view.start_logps))

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from adpa_cli.methods import Need, Part, Term, View, given, param
+from adpa_cli.methods import Need, Part, Term, View, param, required
 
 VERSION = 1
 SOURCE = "Gao et al. 2025, section 4.4 and Eqs. 26-29"
@@ -62,12 +62,10 @@ def terms(views: Mapping[Part, View], p: Params) -> tuple[Term, ...]:
     from adpa_cli.tensors.ppo import actor_loss, critic_loss
 
     drawn = views["rollout"]
-    known = given(drawn.experience)
+    then = required(drawn.experience)
+    error = critic_loss(required(drawn.values), then.values, then.returns, p.value_clip)
     return (
         Term("sft", -views["chosen"].logps, "chosen", p.sft_weight),
-        Term("actor", actor_loss(drawn.logps, known.logps, known.advantages, p.clip), "rollout"),
-        Term(
-            "critic", critic_loss(given(drawn.values), known.values, known.returns, p.value_clip), "rollout",
-            p.value_weight,
-        ),
-    )  # fmt: skip
+        Term("actor", actor_loss(drawn.logps, then.logps, then.advantages, p.clip), "rollout"),
+        Term("critic", error, "rollout", p.value_weight),
+    )

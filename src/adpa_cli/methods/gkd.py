@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING
 
-from adpa_cli.methods import Need, Part, Reduction, Term, View, given, param
+from adpa_cli.methods import Need, Part, Reduction, Term, View, averaging, param, required
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -27,9 +27,7 @@ class Params:
         0.5, "weight of the teacher in the mixture; at 0 the forward, at 1 the reverse divergence", low=0.0, high=1.0
     )
     sft_weight: float = param(1.0, "σ: weight of -log π(y_t) on chosen answers", low=0.0, high=1000.0)
-    reduction: Reduction = param(
-        "seqmean", "mean per answer, over all tokens of the batch, or sum per answer", choices=get_args(Reduction)
-    )
+    reduction: Reduction = averaging()
 
 
 def terms(views: Mapping[Part, View], p: Params) -> tuple[Term, ...]:
@@ -44,16 +42,15 @@ def _divergence(view: View, beta: float) -> Tensor:
     """The divergence over the teacher's ids and one class for all else, [B,T]; its limits at β = 0 and 1."""
     import torch
 
-    from adpa_cli.tensors.divergence import LOWEST, outside
+    from adpa_cli.tensors.divergence import LOWEST
 
-    signal, known = given(view.signal), given(view.label_in_topk)
-    own = given(view.topk_logps).masked_fill(signal.logps == -math.inf, LOWEST)
+    signal = required(view.signal)
+    student_ids = required(view.topk_logps).masked_fill(signal.logps == -math.inf, LOWEST)
+    teacher_rest = view.outside(signal.label_logps, signal.rest_logps)
+    student_rest = view.outside(view.logps, view.rest_logps)
     teacher, student = (
-        torch.cat([ids, outside(label, rest, known)[..., None]], -1).clamp_min(LOWEST)
-        for ids, label, rest in (
-            (signal.logps, signal.label_logps, signal.rest_logps),
-            (own, view.logps, given(view.rest_logps)),
-        )
+        torch.cat([ids, rest[..., None]], -1).clamp_min(LOWEST)
+        for ids, rest in ((signal.logps, teacher_rest), (student_ids, student_rest))
     )
     if beta in (0.0, 1.0):
         return _kl(teacher, student) if beta == 0 else _kl(student, teacher)

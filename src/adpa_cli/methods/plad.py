@@ -4,12 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, get_args
 
-from adpa_cli.methods import Need, Part, Reduction, Term, View, param
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from adpa_cli.methods import Need, Part, Reduction, Term, View, averaging, param
 
 VERSION = 1
 SOURCE = "Zhang et al. 2024, re-implemented as the rank hinge of Zhao et al. 2023 (SLiC) on true preference pairs"
@@ -31,24 +27,15 @@ class Params:
     delta: float = param(1.0, "margin by which the chosen answer must win, in nats", low=0.0, high=1000.0)
     sft_weight: float = param(1.0, "weight of SFT on the chosen answers", low=0.0, high=1000.0)
     length_norm: bool = param(False, "score an answer by its mean log-prob per token, not by the sum")
-    reduction: Reduction = param(
-        "seqmean", "of SFT: mean per answer, over all tokens of the batch, or sum per answer",
-        choices=get_args(Reduction),
-    )  # fmt: skip
+    reduction: Reduction = averaging("of SFT: ")
 
 
 def terms(views: Mapping[Part, View], p: Params) -> tuple[Term, ...]:
     """The hinge of every pair, and -log π(y_t) at chosen tokens."""
     chosen = views["chosen"]
-    gap = _score(chosen, p) - _score(views["rejected"], p)
+    scores = [view.total(view.logps, mean=p.length_norm) for view in (chosen, views["rejected"])]
+    gap = scores[0] - scores[1]
     return (
         Term("rank", (p.delta - gap).relu(), "chosen"),
         Term("sft", -chosen.logps, "chosen", p.sft_weight, p.reduction),
     )
-
-
-def _score(view: View, p: Params) -> Tensor:
-    """Sum or mean over the answer, end token included, of log π, [B]."""
-    from adpa_cli.tensors.divergence import over_answer
-
-    return over_answer(view.logps, view.mask, mean=p.length_norm)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING
 
-from adpa_cli.methods import Need, Part, Reduction, Signal, Term, View, given, param
+from adpa_cli.methods import Need, Part, Reduction, Signal, Term, View, averaging, param, required
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -34,19 +34,17 @@ class Params:
         0.0, "least aligned probability of the favoured token; where none has it, the likeliest", low=0.0, high=1.0
     )
     kd_on_eos: bool = param(True, "learn the favoured token where the answer ends too")
-    reduction: Reduction = param(
-        "seqmean", "mean per answer, over all tokens of the batch, or sum per answer", choices=get_args(Reduction)
-    )
+    reduction: Reduction = averaging()
 
 
 def terms(views: Mapping[Part, View], p: Params) -> tuple[Term, ...]:
     """-log π(y_t) at chosen tokens, and -log π(a*_t) at each position of the student's own answer."""
     view = views["rollout"]
-    favoured = favourite(given(view.signal), p.plausibility)
-    values = -given(view.topk_logps).gather(-1, favoured[..., None])[..., 0]
+    favoured = favourite(required(view.signal), p.plausibility)
+    values = -required(view.topk_logps).gather(-1, favoured[..., None])[..., 0]
     return (
         Term("sft", -views["chosen"].logps, "chosen", reduction=p.reduction),
-        Term("favoured", values if p.kd_on_eos else values.masked_fill(view.end, 0.0), "rollout", p.gamma, p.reduction),
+        Term("favoured", view.teach_end(values, p.kd_on_eos), "rollout", p.gamma, p.reduction),
     )
 
 
@@ -55,10 +53,8 @@ def favourite(signal: Signal, plausibility: float) -> Tensor:
 
     Only ids of at least that aligned probability take part; where there is none, only the likeliest.
     """
-    from adpa_cli.tensors.divergence import advantage
-
     logps = signal.logps
-    scores = advantage(logps, given(signal.difference), given(signal.reference_kth), given(signal.in_reference))
+    scores = signal.advantage()
     least = math.log(plausibility) if plausibility > 0 else -math.inf
     may = (logps > -math.inf) & (logps >= logps.amax(-1, keepdim=True).clamp_max(least))
     scores = scores.masked_fill(~may, -math.inf)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING
 
-from adpa_cli.methods import Need, Part, Reduction, Term, View, given, param
+from adpa_cli.methods import Need, Part, Reduction, Term, View, averaging, param, required
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -34,9 +34,7 @@ class Params:
         low=0.0, high=1e6, origin="paper",
     )  # fmt: skip
     kd_on_eos: bool = param(True, "distil where the answer ends too")
-    reduction: Reduction = param(
-        "seqmean", "mean per answer, over all tokens of the batch, or sum per answer", choices=get_args(Reduction)
-    )
+    reduction: Reduction = averaging()
 
 
 def terms(views: Mapping[Part, View], p: Params) -> tuple[Term, ...]:
@@ -49,11 +47,9 @@ def terms(views: Mapping[Part, View], p: Params) -> tuple[Term, ...]:
 
 def _divergence(view: View, p: Params) -> Tensor:
     """KL(softmax of β A over the aligned ids || student's full softmax) at each position, [B,T]; paper's floor rule."""
-    from adpa_cli.tensors.divergence import advantage, renormalised_kl
+    from adpa_cli.tensors.divergence import renormalised_kl
 
-    signal = given(view.signal)
-    scores = p.beta * advantage(
-        signal.logps, given(signal.difference), given(signal.reference_kth), given(signal.in_reference)
-    )
-    values = renormalised_kl(scores.masked_fill(signal.logps == -math.inf, -math.inf), given(view.topk_logps))
-    return values if p.kd_on_eos else values.masked_fill(view.end, 0.0)
+    signal = required(view.signal)
+    scores = p.beta * signal.advantage()
+    values = renormalised_kl(scores.masked_fill(signal.logps == -math.inf, -math.inf), required(view.topk_logps))
+    return view.teach_end(values, p.kd_on_eos)

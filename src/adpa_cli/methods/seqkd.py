@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import get_args
 
-from adpa_cli.methods import Need, Part, Reduction, Term, View, param
+from adpa_cli.methods import Need, Part, Reduction, Term, View, averaging
 
 VERSION = 1
 SOURCE = "Kim & Rush 2016, sequence-level knowledge distillation"
@@ -24,9 +23,7 @@ NOTES = ("The source decodes with a beam, the paper does not say how; here the s
 class Params:
     """How token losses are averaged."""
 
-    reduction: Reduction = param(
-        "seqmean", "mean per answer, over all tokens of the batch, or sum per answer", choices=get_args(Reduction)
-    )
+    reduction: Reduction = averaging()
 
 
 def terms(views: Mapping[Part, View], p: Params) -> tuple[Term, ...]:

@@ -4,12 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from adpa_cli.methods import Need, Part, Term, View, param
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 VERSION = 1
 SOURCE = "Meng et al. 2024, the SimPO objective"
@@ -34,12 +30,6 @@ def terms(views: Mapping[Part, View], p: Params) -> tuple[Term, ...]:
     """-log σ(β (difference of the averages - margin)) for every pair."""
     from torch.nn.functional import logsigmoid
 
-    gap = _average(views["chosen"]) - _average(views["rejected"])
+    averages = [view.total(view.logps, mean=True) for view in (views["chosen"], views["rejected"])]
+    gap = averages[0] - averages[1]
     return (Term("simpo", -logsigmoid(p.beta * (gap - p.gamma_beta_ratio)), "chosen"),)
-
-
-def _average(view: View) -> Tensor:
-    """Mean over the answer, end token included, of log π, [B]."""
-    from adpa_cli.tensors.divergence import over_answer
-
-    return over_answer(view.logps, view.mask, mean=True)

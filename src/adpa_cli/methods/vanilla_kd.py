@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import get_args
 
-from adpa_cli.methods import Need, Part, Reduction, Term, View, param
-from adpa_cli.methods.dckd import Tail, divergence, support_of
+from adpa_cli.methods import Need, Part, Reduction, Term, View, averaging, param
+from adpa_cli.methods.dckd import Tail, divergence, support_of, tail_param
 
 VERSION = 1
 SOURCE = "Hinton et al. 2015; Gao et al. 2025, Eq. 1 with the sign that minimises the divergence"
@@ -29,16 +28,9 @@ class Params:
     """Weight and reading of the divergence."""
 
     alpha: float = param(0.2, "weight of the divergence", low=0.0, high=1000.0)
-    tail: Tail = param(
-        "bucket",
-        "what is outside the teacher's top k: one class, or renormalised away; sampled: of ids drawn, nothing is",
-        choices=get_args(Tail),
-        origin="release",
-    )
+    tail: Tail = tail_param()
     kd_on_eos: bool = param(True, "distil at the end token too")
-    reduction: Reduction = param(
-        "seqmean", "mean per answer, over all tokens of the batch, or sum per answer", choices=get_args(Reduction)
-    )
+    reduction: Reduction = averaging()
 
 
 def needs(p: Params) -> tuple[Need, ...]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from adpa_cli.methods import Need, Part, Term, View, given, param
+from adpa_cli.methods import Need, Part, Term, View, param, required
 from adpa_cli.methods.dpo import log_ratio
 
 if TYPE_CHECKING:
@@ -42,6 +42,4 @@ def terms(views: Mapping[Part, View], p: Params) -> tuple[Term, ...]:
 
 def _likeness(view: View) -> Tensor:
     """ω: mean over the answer of log π minus its expectation's proxy log Σ π², [B], without gradient."""
-    from adpa_cli.tensors.divergence import over_answer
-
-    return over_answer(view.logps.detach() - given(view.log_sum_squares), view.mask, mean=True)
+    return view.total(view.logps.detach() - required(view.log_sum_squares), mean=True)
