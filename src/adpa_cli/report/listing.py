@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from adpa_cli.errors import AdpaError
-from adpa_cli.families import CHAINS, FAMILIES
+from adpa_cli.families import CHAINS, alias_of_base
 from adpa_cli.report import text
 from adpa_cli.report.lineage import base_name, what
 from adpa_cli.report.scores import WIN, Score, by_model, measured_model
@@ -60,7 +60,7 @@ def title(manifest: Manifest, artifacts: Mapping[str, Manifest]) -> str:
             words = words.replace(chain[-1], name, 1)
             before = None
     base = base_name(manifest, artifacts, ("model",))
-    family = next((family.alias for family in FAMILIES if base == family.student), base.rpartition("/")[2])
+    family = alias_of_base(base, "student") or base.rpartition("/")[2]
     return f"{words}{f' after {before}' if before else ''}  {family}".rstrip()
 
 

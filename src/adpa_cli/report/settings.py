@@ -9,7 +9,7 @@ from typing import Any
 from adpa_cli import methods
 from adpa_cli.data.chat import DEFAULT_TEMPLATES
 from adpa_cli.errors import UsageError
-from adpa_cli.families import FAMILIES, Family, stage_settings
+from adpa_cli.families import Family, family_of_base, stage_settings
 from adpa_cli.lab import TEMPLATE
 from adpa_cli.report import text
 from adpa_cli.report.lineage import base_name
@@ -44,7 +44,7 @@ def non_defaults(manifest: Manifest, artifacts: Artifacts) -> list[str] | None:
     None for a model of no family.
     """
     base = base_name(manifest, artifacts, ("model", "aligned"))
-    family = next((f for f in FAMILIES if base in (f.student, f.teacher)), None)
+    family = family_of_base(base)
     if family is None:
         return None
     defaults = _defaults(manifest, family, "student" if base == family.student else "teacher")
