@@ -17,12 +17,11 @@ import pytest
 from adpa_cli.data.chat import Template
 from adpa_cli.engine import costs as disk
 from adpa_cli.engine import costs as memory
-from adpa_cli.estimate import speed as times
+from adpa_cli.estimate import cost as times
 from adpa_cli.estimate import survey as surveys
-from adpa_cli.estimate.cost import Cost, cost_of
+from adpa_cli.estimate.cost import Clock, Cost, cost_of
 from adpa_cli.estimate.preflight import fit_problems
 from adpa_cli.estimate.row_lengths import ruler_for
-from adpa_cli.estimate.speed import Clock
 from adpa_cli.estimate.survey import Survey, survey
 from adpa_cli.hub import External
 from adpa_cli.lab import BASES, END, TEMPLATE
@@ -32,7 +31,7 @@ from adpa_cli.planning.lineage import model_size
 from adpa_cli.planning.planner import Plan
 from adpa_cli.planning.requests import plan_sft
 from adpa_cli.planning.resolve_inputs import Names
-from adpa_cli.planning.settings import Given
+from adpa_cli.planning.settings import UserSettings
 from adpa_cli.sizes import CUDA, PYTHON, Disk, Memory, ModelSize, Row, Where, forward_flops
 from adpa_cli.spec import Runtime, TrainSpec
 from adpa_cli.stages import Load, Node, every, training
@@ -260,7 +259,7 @@ def test_a_product_is_measured_once_a_store(tmp_path: Path) -> None:
 
 def test_what_this_machine_did_comes_before_a_guess(pipeline: Pipeline, cli: Cli) -> None:
     store = Store.find(pipeline.store)
-    plan = plan_sft(Names(store), Given(own={"max_steps": 3}, limit=64), "tiny", ())
+    plan = plan_sft(Names(store), UserSettings(bare={"max_steps": 3}, limit=64), "tiny", ())
     about = store.artifacts()[0].made
     same = replace(MACHINE, host=about["host"], name=about["device"])
     assert survey(plan, store, Runtime(), same).basis == times.GUESSED, "a stage of a second tells no speed"
@@ -327,7 +326,7 @@ def test_a_container_may_have_less_than_the_machine(tmp_path: Path) -> None:
 
 
 def survey_of(store: Store, runtime: Runtime, machine: Machine, method: str = "dckd") -> Survey:
-    plan = plan_distill(Names(store), Given(limit=40), Distill(method, "tiny", evaluate=False))
+    plan = plan_distill(Names(store), UserSettings(limit=40), Distill(method, "tiny", evaluate=False))
     return survey(plan, store, runtime, machine)
 
 
@@ -371,7 +370,7 @@ def test_the_hint_is_the_largest_half_that_fits(tmp_path: Path) -> None:
 
 def test_what_saves_memory_is_told_in_the_order_of_what_it_costs(tmp_path: Path) -> None:
     store = Store(tmp_path / "s")
-    plan = plan_sft(Names(store), Given({"dtype": "bfloat16"}, limit=40), "tiny", ())
+    plan = plan_sft(Names(store), UserSettings({"dtype": "bfloat16"}, limit=40), "tiny", ())
     (node,) = plan.targets
 
     def hint(room: int, runtime: Runtime) -> str:
@@ -467,13 +466,13 @@ def test_the_disk_of_the_tiny_pipeline(pipeline: Pipeline, cli: Cli, monkeypatch
     assert total == pytest.approx(kept, rel=0.1)
 
 
-def _given() -> Given:
+def _given() -> UserSettings:
     from adpa_cli.planning.settings import parse_sets
     from support.cli_samples import SMALL as words
 
     sets = [words[i + 1] for i, word in enumerate(words) if word == "--set"]
     own, by_stage = parse_sets(sets)
-    return Given({**own, "max_steps": 2}, by_stage)
+    return UserSettings({**own, "max_steps": 2}, by_stage)
 
 
 def _all_nodes(plan: Plan) -> list[Node]:
@@ -533,7 +532,7 @@ def watched(words: list[str], root: Path) -> tuple[int, int]:
 def test_disk_and_memory_of_a_training(which: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     words = ["--model", "tiny", "--limit", "300"]
-    given = Given({"max_steps": 3, "batch_size": 4}, limit=300)
+    given = UserSettings({"max_steps": 3, "batch_size": 4}, limit=300)
     model = "tiny"
     data: tuple[str, ...] = ()
     if which == "12M":
@@ -542,7 +541,7 @@ def test_disk_and_memory_of_a_training(which: str, tmp_path: Path, monkeypatch: 
         rows = [{"prompt": f"{text} w{i}", "chosen": f"w{i} {text}", "rejected": "w1"} for i in range(9)]
         data = (str(write_rows(tmp_path / "rows.jsonl", rows)),)
         words = ["--model", model, "--data", *data, "--set", "max_length=512", "--set", "dtype=float32"]
-        given = Given({"max_steps": 3, "batch_size": 4, "max_length": 512, "dtype": FLOAT32})
+        given = UserSettings({"max_steps": 3, "batch_size": 4, "max_length": 512, "dtype": FLOAT32})
     store = Store.find(tmp_path / "s", create=True)
     plan = plan_sft(Names(store), given, model, data)
     found = survey(plan, store, Runtime(), MACHINE)

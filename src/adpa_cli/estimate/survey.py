@@ -11,9 +11,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 from adpa_cli.errors import AdpaError
-from adpa_cli.estimate.cost import Cost, cost_of, fullest
+from adpa_cli.estimate.cost import Clock, Cost, cost_of, fullest
 from adpa_cli.estimate.preflight import deep_checks, fit_problems, is_here, plain_checks, refuse, run_checks
-from adpa_cli.estimate.speed import Clock
 from adpa_cli.hub import External
 from adpa_cli.hub import repository as hub
 from adpa_cli.machine import Machine
