@@ -16,8 +16,6 @@ from adpa_cli.planning.distill_builder import Distill, plan_distill
 from adpa_cli.planning.resolve_inputs import Names
 from adpa_cli.planning.settings import Given
 from adpa_cli.report import catalogue
-from adpa_cli.report import catalogue as method_page
-from adpa_cli.report import catalogue as method_screens
 from adpa_cli.report.text import for_encoding, width_of
 from adpa_cli.store.store import Store
 from support.cli_samples import Cli
@@ -28,12 +26,12 @@ each = pytest.mark.parametrize("one", ENTRIES, ids=lambda one: one.name)
 
 def test_the_page_is_what_the_method_files_say() -> None:
     page = Path(__file__).resolve().parents[2] / "docs" / "methods.md"
-    assert page.read_text(encoding="utf-8") == method_page.document(), f"run: {method_page.COMMAND}"
+    assert page.read_text(encoding="utf-8") == catalogue.document(), f"run: {catalogue.COMMAND}"
 
 
 @each
 def test_the_page_has_a_section_for_it(one: catalogue.Entry) -> None:
-    _, start, section = method_page.document().partition(f"\n## {one.name}\n")
+    _, start, section = catalogue.document().partition(f"\n## {one.name}\n")
     section = section.partition("\n## ")[0]
     assert start
     assert one.formula in section
@@ -76,7 +74,7 @@ def test_the_stages_are_those_of_the_plans(tmp_path: Path) -> None:
 @each
 @pytest.mark.parametrize("width", [60, 80, 200])
 def test_the_screen_fits_and_names_everything(one: catalogue.Entry, width: int) -> None:
-    screen = method_screens.page(one, width)
+    screen = catalogue.page(one, width)
     assert max(map(width_of, screen.splitlines())) <= width
     words = " ".join(screen.split())
     for text in (one.summary, one.source, " ".join(one.formula.split()), one.example):
@@ -89,7 +87,7 @@ def test_the_screen_fits_and_names_everything(one: catalogue.Entry, width: int) 
 
 @pytest.mark.parametrize("width", [60, 80, 200])
 def test_the_list_fits_and_has_every_loss(width: int) -> None:
-    screen = method_screens.listed(ENTRIES, width)
+    screen = catalogue.listed(ENTRIES, width)
     assert max(map(width_of, screen.splitlines())) <= width
     words = " ".join(screen.split())
     for one in ENTRIES:
