@@ -31,7 +31,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from adpa_cli.engine.layout.examples import Answer
 from adpa_cli.engine.layout.micro_batches import cut_blocks
-from adpa_cli.engine.layout.shared_prompt import separate_rows, states
+from adpa_cli.engine.layout.shared_prompt import answer_rows, states
 from adpa_cli.engine.models import body_and_head
 from adpa_cli.hub import Located
 from adpa_cli.signal import AnswerKey, token_hash
@@ -89,7 +89,7 @@ def bare(rows: list[Answer], teacher: Any, spec: CaptureSpec) -> None:
     """The decoder and the head at answer positions, and nothing else."""
     head = body_and_head(teacher)[1]
     for block in cut_blocks(rows, lambda a: len(a.prompt) + len(a.answer), lambda a: str(a.key), spec.block_tokens):
-        layout = separate_rows(block.items)
+        layout = answer_rows(block.items, share=False)
         hidden = states(teacher, layout, spec.dtype)[layout.where.to(head.device)]
         logits = torch.nn.functional.linear(hidden.to(head.dtype), head)
         float(logits[-1, -1])  # waits for a GPU

@@ -10,7 +10,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from adpa_cli.engine.capture import Known, aligned_pass, reference_pass
+from adpa_cli.engine.capture import aligned_pass, reference_pass
 from adpa_cli.engine.layout.examples import Answer
 from adpa_cli.errors import AdpaError, DataError
 from adpa_cli.signal.rows import SignalRows
@@ -114,14 +114,13 @@ def test_batch_mates_do_not_matter() -> None:
                 close(getattr(alone, field.name), getattr(rows, field.name))
 
 
-@pytest.mark.parametrize("known", [Known(student_vocab=34), Known(excluded=(34, 35, 36, 99))])
-def test_ids_that_the_student_lacks_stay_in_the_rest(known: Known) -> None:
+def test_ids_that_the_student_lacks_stay_in_the_rest() -> None:
     model, k = tiny_llama(), 5
     loud = 35  # make an unknown id the likeliest everywhere it can be
     with torch.no_grad():
         model.lm_head.weight[loud] *= 10
     met = False
-    for answer, rows in zip(ANSWERS, aligned_pass(model, ANSWERS, k, teacher="T", known=known), strict=True):
+    for answer, rows in zip(ANSWERS, aligned_pass(model, ANSWERS, k, teacher="T", student_vocab=34), strict=True):
         full = dense(model, answer)
         met = met or bool((full.argmax(1) == loud).any())
         close(rows.logps, np.sort(full[:, :34], axis=1)[:, ::-1][:, :k])
@@ -129,7 +128,7 @@ def test_ids_that_the_student_lacks_stay_in_the_rest(known: Known) -> None:
             rows.rest_logps,
             [log_mass_outside(full[t], {*rows.ids[t].tolist(), answer.answer[t]}) for t in range(len(rows))],
         )
-        again = reference_pass(model, [answer], [rows], teacher="R", known=known)[0]
+        again = reference_pass(model, [answer], [rows], teacher="R", student_vocab=34)[0]
         close(again.reference_kth, rows.logps[:, -1])
         close(again.reference_rest_logps, rows.rest_logps)
     assert met
@@ -143,9 +142,9 @@ def test_a_head_with_a_bias() -> None:
     model = PhiForCausalLM(PhiConfig(vocab_size=VOCABULARY, **settings)).eval()
     with torch.no_grad():
         model.lm_head.bias.copy_(torch.linspace(-3, 3, VOCABULARY))
-    for known in (Known(), Known(student_vocab=34)):
-        for answer, rows in zip(ANSWERS, aligned_pass(model, ANSWERS, 5, teacher="T", known=known), strict=True):
-            close(rows.logps, np.sort(dense(model, answer)[:, : known.student_vocab], axis=1)[:, ::-1][:, :5])
+    for most in (None, 34):
+        for answer, rows in zip(ANSWERS, aligned_pass(model, ANSWERS, 5, teacher="T", student_vocab=most), strict=True):
+            close(rows.logps, np.sort(dense(model, answer)[:, :most], axis=1)[:, ::-1][:, :5])
 
 
 def test_logits_that_are_not_finite_are_refused_by_name() -> None:
@@ -166,22 +165,22 @@ def test_a_teacher_without_mass_on_known_ids_is_refused() -> None:
         states = model.model(input_ids=torch.tensor([[2]])).last_hidden_state[0, 0]
         model.lm_head.weight[36] = 100 * states / states.norm() ** 2
     with pytest.raises(AdpaError, match=r"Big puts no mass .*'only'"):
-        aligned_pass(model, answers, 5, teacher="Big", known=Known(student_vocab=36))
+        aligned_pass(model, answers, 5, teacher="Big", student_vocab=36)
     assert aligned_pass(model, answers, 5, teacher="Big")[0].ids[0, 0] == 36
 
 
 @pytest.mark.parametrize(
-    ("answer", "known", "message"),
+    ("answer", "student_vocab", "message"),
     [
-        (named_answer("r", [2], []), Known(), "'r': the answer has no tokens"),
-        (named_answer("r", [], [8]), Known(), "'r': the prompt has no tokens"),
-        (named_answer("r", [2], [VOCABULARY]), Known(), f"'r': the answer has the token {VOCABULARY}"),
-        (named_answer("r", [2], [34]), Known(student_vocab=34), "token 34, which the student lacks"),
+        (named_answer("r", [2], []), None, "'r': the answer has no tokens"),
+        (named_answer("r", [], [8]), None, "'r': the prompt has no tokens"),
+        (named_answer("r", [2], [VOCABULARY]), None, f"'r': the answer has the token {VOCABULARY}"),
+        (named_answer("r", [2], [34]), 34, "token 34, which the student lacks"),
     ],
 )
-def test_rows_that_cannot_be_captured_are_named(answer: Answer, known: Known, message: str) -> None:
+def test_rows_that_cannot_be_captured_are_named(answer: Answer, student_vocab: int | None, message: str) -> None:
     with pytest.raises(DataError, match=message):
-        aligned_pass(tiny_llama(), [ANSWERS[0], answer], 5, teacher="T", known=known)
+        aligned_pass(tiny_llama(), [ANSWERS[0], answer], 5, teacher="T", student_vocab=student_vocab)
 
 
 def test_a_reference_of_other_answers_or_of_a_smaller_vocabulary_is_refused() -> None:

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from adpa_cli.engine.capture import Known, SampledSupport, aligned_pass, sampled_ids, sampled_support
+from adpa_cli.engine.capture import SampledSupport, aligned_pass, sampled_ids, sampled_support
 from adpa_cli.engine.layout.examples import Answer
 from adpa_cli.errors import DataError
 from adpa_cli.signal import AnswerKey, Shard, SignalSpec, write_shard
@@ -44,14 +44,14 @@ def test_a_hand_worked_row() -> None:
     """Draws 2, 0, 2 and the label 3: the drawn by falling count, the label, then the lowest other id."""
     noise = torch.tensor([[0.9, 0.1, 0.81, 0.94]], dtype=torch.float64)
     everything = torch.ones(4, dtype=torch.bool)
-    ids, logps, weights, label, rest = sampled_support(P.log()[None], torch.tensor([3]), everything, noise)
+    ids, logps, rest, weights = sampled_support(P.log()[None], torch.tensor([3]), everything, noise)
     assert ids.tolist() == [[2, 0, 3, 1]]
     assert weights.tolist() == [[0.75, 0.25, 0, 0]]
-    torch.testing.assert_close(logps[:, :3].exp(), torch.tensor([[0.15, 0.5, 0.05]]))
-    assert logps[0, 3].item() == -torch.inf
-    torch.testing.assert_close((label.exp(), rest.exp()), (torch.tensor([0.05]), torch.tensor([0.3])))
+    torch.testing.assert_close(logps[:, 1:4].exp(), torch.tensor([[0.15, 0.5, 0.05]]))
+    assert logps[0, 4].item() == -torch.inf
+    torch.testing.assert_close((logps[:, 0].exp(), rest.exp()), (torch.tensor([0.05]), torch.tensor([0.3])))
     known = torch.tensor([True, True, False, True])
-    assert sampled_support(P.log()[None], torch.tensor([3]), known, noise)[2].sum().item() == 0.25
+    assert sampled_support(P.log()[None], torch.tensor([3]), known, noise)[3].sum().item() == 0.25
 
 
 def gradient(loss: Any) -> Tensor:
@@ -113,8 +113,7 @@ def test_draws_depend_on_the_answer_and_not_on_batch_mates() -> None:
 
 
 def test_ids_that_the_student_lacks_are_lost_to_the_weights() -> None:
-    known = Known(student_vocab=34)
-    rows = aligned_pass(tiny_llama(), ANSWERS, 5, teacher="T", known=known, support=support(200))
+    rows = aligned_pass(tiny_llama(), ANSWERS, 5, teacher="T", student_vocab=34, support=support(200))
     every = aligned_pass(tiny_llama(), ANSWERS, 5, teacher="T", support=support(200))
     for some, full in zip(rows, every, strict=True):
         assert some.weights is not None

@@ -26,7 +26,7 @@ from transformers import (
 )  # fmt: skip
 
 from adpa_cli.engine.capture import aligned_pass, reference_pass
-from adpa_cli.engine.layout.shared_prompt import can_share, separate_rows, shared_rows, states
+from adpa_cli.engine.layout.shared_prompt import answer_rows, can_share, states
 from adpa_cli.signal.rows import SignalRows
 from support.answers import named_answer
 from support.tiny_models import VOCABULARY, tiny_llama
@@ -42,7 +42,7 @@ DENSE = {**SMALL, "intermediate_size": 32, "initializer_range": 0.4}
 
 
 def test_a_hand_worked_layout() -> None:
-    layout = shared_rows(ANSWERS[:3])
+    layout = answer_rows(ANSWERS[:3], share=True)
     assert layout.ids.tolist() == [[2, 7, 9, 11, 12, 8, 8, 20, 21, 22], [2, 30, 0, 0, 0, 0, 0, 0, 0, 0]]
     assert layout.owners.tolist() == [[0, 0, 0, 1, 1, 2, 2, 2, 2, 2], [0, 0, -1, -1, -1, -1, -1, -1, -1, -1]]
     assert layout.positions is not None
@@ -66,7 +66,8 @@ def test_states_are_those_behind_a_prompt_of_ones_own(model: Any) -> None:
     torch.manual_seed(0)
     made = model().eval()
     assert can_share(made, 64)
-    one, other = (states(made, layout)[layout.where] for layout in (separate_rows(ANSWERS), shared_rows(ANSWERS)))
+    layouts = [answer_rows(ANSWERS, share) for share in (False, True)]
+    one, other = (states(made, layout)[layout.where] for layout in layouts)
     torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
 
 

@@ -22,7 +22,7 @@ from transformers import PreTrainedModel
 
 from adpa_cli.engine.generation.sampling import uniforms
 from adpa_cli.engine.layout.examples import Answer
-from adpa_cli.engine.layout.shared_prompt import separate_rows, shared_rows
+from adpa_cli.engine.layout.shared_prompt import answer_rows
 from adpa_cli.engine.layout.shared_prompt import states as states_of
 from adpa_cli.engine.models import Dtype, output_head
 from adpa_cli.errors import AdpaError, DataError
@@ -31,28 +31,6 @@ from adpa_cli.tensors.output import Head
 from adpa_cli.tensors.sums import split, top_ids
 
 MIN_COVERAGE = 1e-6  # an answer none of whose tokens has this much mass on ids the student knows teaches nothing
-
-
-@dataclass(frozen=True)
-class Known:
-    """The ids that the student has: those below `student_vocab` (None: all) that are not in `excluded`.
-
-    Other ids never enter a top k; their mass stays in the rest.
-    """
-
-    student_vocab: int | None = None
-    excluded: tuple[int, ...] = ()
-
-    def mask(self, vocabulary: int, device: torch.device) -> Tensor:
-        """[V] bool, True where the student has the id."""
-        known = torch.arange(vocabulary, device=device) < (
-            vocabulary if self.student_vocab is None else self.student_vocab
-        )
-        known[[token for token in self.excluded if token < vocabulary]] = False
-        return known
-
-
-ALL_KNOWN = Known()
 
 
 @dataclass(frozen=True)
@@ -78,31 +56,33 @@ def aligned_pass(
     k: int,
     *,
     teacher: str,
-    known: Known = ALL_KNOWN,
+    student_vocab: int | None = None,
     dtype: Dtype = "float32",
     share: bool = False,
     support: SampledSupport | None = None,
 ) -> list[SignalRows]:
     """The aligned teacher's rows of each answer, without a reference; K is `k`, or all known ids if they are fewer.
 
-    With `share` the prompt of answers that follow one another is computed once; with `support` the ids are drawn.
-    Raises DataError naming the row for an empty prompt or answer, or a token outside a vocabulary, and AdpaError naming
-    `teacher` and the row for logits that are not finite or answers with no mass on known ids.
+    Known are ids that the student has: those below `student_vocab`, if it is given. The others never enter a top k;
+    their mass stays in the rest. With `share` the prompt of answers that follow one another is computed once; with
+    `support` the ids are drawn. Raises DataError naming the row for an empty prompt or answer, or a token outside a
+    vocabulary, and AdpaError naming `teacher` and the row for logits that are not finite or answers with no mass on
+    known ids.
     """
     if not answers:
         return []
-    states, where, head, mask = _forward(model, answers, known, dtype, share)
+    states, where, head, mask = _forward(model, answers, student_vocab, dtype, share)
     labels = torch.tensor([token for answer in answers for token in answer.answer], device=states.device)
     k = min(k, int(mask.sum()))
     if support is None:
-        tiles = [_likeliest(logits, labels[span], mask, k) for span, logits in head.rows(states, where)]
+        tiles = [_arrays(*_likeliest(logits, labels[span], mask, k)) for span, logits in head.rows(states, where)]
     else:
         keys, positions = support.noise([len(answer.answer) for answer in answers], states.device)
         tiles = [
-            _sampled(logits, labels[span], mask, uniforms(keys[span], positions[span], support.count))
+            _arrays(*sampled_support(logits, labels[span], mask, uniforms(keys[span], positions[span], support.count)))
             for span, logits in head.rows(states, where)
         ]
-    ids, logps, rest, weights = _joined(tiles)
+    ids, logps, rest, *weights = _joined(tiles)
     rows = []
     for answer, span in _spans(answers):
         row = SignalRows(
@@ -111,7 +91,7 @@ def aligned_pass(
             label_ids=np.array(answer.answer, dtype=np.int32),
             label_logps=logps[span, 0],
             rest_logps=rest[span],
-            weights=None if support is None else weights[span],
+            weights=weights[0][span] if weights else None,
         )
         _check_finite(teacher, answer, row.logps, row.label_logps, row.rest_logps)
         _check_coverage(teacher, answer, row.logps)
@@ -125,7 +105,7 @@ def reference_pass(
     rows: Sequence[SignalRows],
     *,
     teacher: str,
-    known: Known = ALL_KNOWN,
+    student_vocab: int | None = None,
     dtype: Dtype = "float32",
     share: bool = False,
 ) -> list[SignalRows]:
@@ -136,12 +116,12 @@ def reference_pass(
     if not answers:
         return []
     _check_same(answers, rows)
-    states, where, head, mask = _forward(model, answers, known, dtype, share)
+    states, where, head, mask = _forward(model, answers, student_vocab, dtype, share)
     asked = np.concatenate([np.concatenate([row.label_ids[:, None], row.ids], 1) for row in rows])
     _check_ids(asked, teacher, head.weight.shape[0])
     wanted = torch.from_numpy(asked).long().to(states.device)
     tiles = [
-        _at_ids(logits, wanted[span], top_ids(_barred(logits, mask), wanted.shape[1] - 1)[:, -1:])
+        _arrays(*_at_ids(logits, wanted[span], top_ids(_barred(logits, mask), wanted.shape[1] - 1)[:, -1:]))
         for span, logits in head.rows(states, where)
     ]
     logps, kth, rest = _joined(tiles)
@@ -163,8 +143,8 @@ def reference_pass(
 
 def sampled_support(
     logits: Tensor, labels: Tensor, known: Tensor, noise: Tensor
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """(ids [n,K], log-probs at them, part of the draws on each, log-probs of `labels` [n], of the mass elsewhere [n]).
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(ids [n,K], log-probs of `labels` and of them [n,1+K], of the mass elsewhere [n], part of the draws on each).
 
     Ids that were drawn come first, then the label, then others, which have no log-prob. Draws of ids that are not
     `known` [V] are lost to the weights, as their terms are to a student that lacks them. `logits` are used up.
@@ -178,7 +158,8 @@ def sampled_support(
     filler = (weights == 0) & (ids != labels[:, None])
     label = labels[:, None]
     logps, rest = split(logits, torch.cat([label, torch.where(filler, label, ids)], 1))
-    return ids, logps[:, 1:].masked_fill(filler, -float("inf")), weights, logps[:, 0], rest
+    logps[:, 1:].masked_fill_(filler, -float("inf"))
+    return ids, logps, rest, weights
 
 
 def sampled_ids(logits: Tensor, noise: Tensor) -> Tensor:
@@ -188,40 +169,34 @@ def sampled_ids(logits: Tensor, noise: Tensor) -> Tensor:
     return torch.searchsorted(reached, noise * reached[:, -1:]).clamp_max(logits.shape[1] - 1)
 
 
-def _likeliest(logits: Tensor, labels: Tensor, known: Tensor, k: int) -> tuple[Any, ...]:
-    """One tile of a top k: ids [n,K], log-probs of the label and of them [n,1+K], of the mass outside [n]."""
+def _likeliest(logits: Tensor, labels: Tensor, known: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Ids of a top k [n,K], log-probs of `labels` and of them [n,1+K], of the mass outside [n]."""
     ids = top_ids(_barred(logits, known), k)
-    logps, rest = split(logits, torch.cat([labels[:, None], ids], 1))
-    return _ints(ids), _floats(logps), _floats(rest), np.zeros((len(ids), 0), dtype=np.float32)
+    return ids, *split(logits, torch.cat([labels[:, None], ids], 1))
 
 
-def _sampled(logits: Tensor, labels: Tensor, known: Tensor, noise: Tensor) -> tuple[Any, ...]:
-    """One tile of drawn ids: as `_likeliest`, and the part of the draws on each id [n,K]."""
-    ids, logps, weights, label, rest = sampled_support(logits, labels, known, noise)
-    return _ints(ids), _floats(torch.cat([label[:, None], logps], 1)), _floats(rest), _floats(weights)
-
-
-def _at_ids(logits: Tensor, asked: Tensor, kth: Tensor) -> tuple[Floats, Floats, Floats]:
+def _at_ids(logits: Tensor, asked: Tensor, kth: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Log-probs at the `asked` ids [n,1+K] and at the `kth` one [n,1], and of the mass outside the asked [n]."""
     # One call for both, so that a log-prob and the K-th it is compared with are rounded alike.
     logps, rest = split(logits, torch.cat([asked, kth], 1))
     new = (asked != kth).all(1)  # the K-th is outside the aligned ids and the label: its mass goes back to the rest
     rest = torch.where(new, torch.logaddexp(rest, logps[:, -1]), rest)
-    return _floats(logps[:, :-1]), _floats(logps[:, -1:]), _floats(rest)
+    return logps[:, :-1], logps[:, -1:], rest
 
 
 def _forward(
-    model: PreTrainedModel, answers: Sequence[Answer], known: Known, dtype: Dtype, share: bool
+    model: PreTrainedModel, answers: Sequence[Answer], student_vocab: int | None, dtype: Dtype, share: bool
 ) -> tuple[Tensor, Tensor, Head, Tensor]:
-    """Hidden states [P,H]; which of them [N] predict the answers' tokens; the head; known ids [V]."""
+    """Hidden states [P,H]; which of them [N] predict the answers' tokens; the head; which ids are known [V]."""
     head = output_head(model)
-    mask = known.mask(head.weight.shape[0], head.weight.device)
+    size = len(head.weight)
+    mask = torch.arange(size, device=head.weight.device) < (size if student_vocab is None else student_vocab)
     if not bool(mask.any()):
         raise AdpaError("no id of the teacher's vocabulary is known to the student", "use models of one vocabulary")
     has_id = mask.tolist()
     for answer in answers:
         _check_answer(answer, has_id)
-    layout = (shared_rows if share else separate_rows)(answers)
+    layout = answer_rows(answers, share)
     return states_of(model, layout, dtype), layout.where.to(head.weight.device), head, mask
 
 
@@ -243,14 +218,9 @@ def _spans(answers: Sequence[Answer]) -> Iterator[tuple[Answer, slice]]:
         start += len(answer.answer)
 
 
-def _floats(values: Tensor) -> Floats:
-    array: Floats = values.float().cpu().numpy()
-    return array
-
-
-def _ints(values: Tensor) -> Ints:
-    array: Ints = values.to(torch.int32).cpu().numpy()
-    return array
+def _arrays(*columns: Tensor) -> tuple[Any, ...]:
+    """The columns of one tile as they are kept: float32, or int32, in the memory of the host."""
+    return tuple(c.to(torch.float32 if c.is_floating_point() else torch.int32).cpu().numpy() for c in columns)
 
 
 def _check_answer(answer: Answer, known: Sequence[bool]) -> None:

@@ -226,7 +226,6 @@ def _pass(
     job: Job, spec: CaptureSpec, role: str, plan: Blocks, monitor: Monitor, done: int, of: int, shards: Sequence[range]
 ) -> None:
     """One teacher over the blocks of a plan, and those of the `shards` whose last block is among them."""
-    from adpa_cli.engine.capture import ALL_KNOWN, Known
     from adpa_cli.engine.device import block_that_fits, device
     from adpa_cli.engine.layout.shared_prompt import can_share
     from adpa_cli.engine.models import load_checked
@@ -236,10 +235,11 @@ def _pass(
         return
     teacher = job.one(role)
     model = load_checked(teacher.path, device=device())
-    student_ids = ALL_KNOWN if spec.student_vocab is None else Known(spec.student_vocab)
     share = plan.shared and can_share(model, spec.max_length)
     write_json(job.folder / f"_prompts-{role}.json", share)
-    settings: dict[str, Any] = {"teacher": teacher.label, "known": student_ids, "dtype": spec.dtype, "share": share}
+    settings: dict[str, Any] = {
+        "teacher": teacher.label, "student_vocab": spec.student_vocab, "dtype": spec.dtype, "share": share,
+    }  # fmt: skip
     lasts = {shard[-1]: number for number, shard in enumerate(shards)}
     with block_files.background_writer() as writer:
         for block in with_progress(plan.blocks, monitor, done, of):

@@ -28,6 +28,12 @@ class TokenSequence:
     ids: NDArray[np.int32]
     answer: NDArray[np.bool_]
 
+    @classmethod
+    def of(cls, prompt: Sequence[int], answer: Sequence[int] | NDArray[np.int32]) -> TokenSequence:
+        """A prompt and its answer."""
+        ids = np.array([*prompt, *answer], dtype=np.int32)
+        return cls(ids, np.arange(len(ids)) >= len(prompt))
+
     def __len__(self) -> int:
         return len(self.ids)
 
@@ -70,8 +76,7 @@ class Answer:
 
     def sequence(self) -> TokenSequence:
         """The whole as ids with a mask on the answer."""
-        ids = np.array([*self.prompt, *self.answer], dtype=np.int32)
-        return TokenSequence(ids, np.arange(len(ids)) >= len(self.prompt))
+        return TokenSequence.of(self.prompt, self.answer)
 
 
 @dataclass(frozen=True)

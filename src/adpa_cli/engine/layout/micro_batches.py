@@ -10,6 +10,10 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Generic, NamedTuple, TypeVar
 
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
 from adpa_cli.engine.device import ROOM
 from adpa_cli.engine.layout.examples import Example
 from adpa_cli.errors import AdpaError
@@ -49,6 +53,12 @@ def consecutive_batches(
             batches.append([item])
             load = Load(1, length, length)
     return batches
+
+
+def padded(rows: Sequence[Sequence[int]], filler: int = 0, side: str = "right") -> Tensor:
+    """[B,T] int64 of rows that are as long as the longest with `filler` on one side."""
+    tensors = [torch.tensor(row, dtype=torch.int64) for row in rows]
+    return pad_sequence(tensors, batch_first=True, padding_value=filler, padding_side=side)
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ from transformers.masking_utils import sdpa_mask
 
 from adpa_cli.engine.layout.examples import TokenSequence
 from adpa_cli.engine.layout.micro_batches import consecutive_batches
-from adpa_cli.engine.layout.shared_prompt import windows
+from adpa_cli.engine.layout.shared_prompt import sees_all
 from adpa_cli.engine.models import Dtype, body_and_head, computing
 
 NAME = "packed"
@@ -121,7 +121,7 @@ def packer_of(model: PreTrainedModel, dtype: Dtype, longest: int, mean: float = 
     configuration, since no short trial meets them.
     """
     device = body_and_head(model)[1].device
-    if model.config._attn_implementation != "sdpa" or any(window < longest for window in windows(model.config)):
+    if not sees_all(model, longest):
         return None
     width = model.config.get_text_config().hidden_size
     if device.type == "cpu" and mean * width**2 < LEAST_WORK:
@@ -192,7 +192,7 @@ def _packed(sequences: Sequence[TokenSequence], starts: Any, packer: Packer) -> 
         tails = [len(sequences[i]) - 1 - prompt for i in group]
         shared = len(group) > 1 and _saves(prompt, tails, packer.width)
         begin = row.add(sequences[group[0]].ids[:prompt]) if shared else -1
-        first = len(row.lengths) - 1
+        first = len(row.stretches) - 1
         for i in group:
             own = sequences[i].ids[:-1]
             at = np.flatnonzero(sequences[i].answer) - 1
@@ -235,44 +235,38 @@ class _Row:
     """A packed row in the making."""
 
     def __init__(self) -> None:
-        self.ids: list[NDArray[Any]] = []
-        self.positions: list[NDArray[Any]] = []
-        self.lengths: list[int] = []
-        self.follows: list[int] = []
+        self.stretches: list[tuple[NDArray[Any], int, int]] = []
         self.size = 0
 
     def add(self, ids: NDArray[Any], position: int = 0, after: int = -1) -> int:
         """Append a stretch whose first token has `position`; returns where it begins. An empty one is left out."""
         begin = self.size
         if len(ids):
-            self.ids.append(ids)
-            self.positions.append(np.arange(position, position + len(ids)))
-            self.lengths.append(len(ids))
-            self.follows.append(after)
+            self.stretches.append((ids, position, after))
             self.size += len(ids)
         return begin
 
     def done(self) -> tuple[Tensor, Packing]:
         """The token ids [1,T] and how they lie."""
-        ids, positions = (
-            torch.from_numpy(np.concatenate(parts).astype(np.int64))[None] for parts in (self.ids, self.positions)
+        parts, begins, follows = zip(*self.stretches, strict=True)
+        lengths = tuple(map(len, parts))
+        counted = [np.arange(begin, begin + n) for begin, n in zip(begins, lengths, strict=True)]
+        ids, positions = (torch.from_numpy(np.concatenate(own).astype(np.int64))[None] for own in (parts, counted))
+        bounds = torch.from_numpy(np.cumsum([0, *lengths]).astype(np.int32))
+        before = [0 if after < 0 else lengths[after] for after in follows]
+        masks = tuple(
+            torch.ones(n, seen + n, dtype=torch.bool).tril(seen) if seen else None
+            for n, seen in zip(lengths, before, strict=True)
         )
-        bounds = torch.from_numpy(np.cumsum([0, *self.lengths]).astype(np.int32))
-        masks = tuple(self._mask(n, after) for n, after in zip(self.lengths, self.follows, strict=True))
-        return ids, Packing(positions, tuple(self.lengths), tuple(self.follows), masks, bounds)
-
-    def _mask(self, length: int, after: int) -> Tensor | None:
-        if after < 0:
-            return None
-        before = self.lengths[after]
-        return torch.ones(length, before + length, dtype=torch.bool).tril(before)
+        return ids, Packing(positions, lengths, follows, masks, bounds)
 
 
 @torch.no_grad()
 def _same(model: PreTrainedModel, packer: Packer, dtype: Dtype) -> bool:
     """Whether the states of a few sequences, two of them with one prompt, do not depend on how they lie."""
     body, weight, _ = body_and_head(model)
-    trial = [_sequence(prompt, answer, weight.shape[0]) for prompt, answer in TRIAL]
+    tokens = [(range(2, 2 + prompt), range(11 * answer, 12 * answer)) for prompt, answer in TRIAL]
+    trial = [TokenSequence.of(*([i % len(weight) for i in ids] for ids in both)) for both in tokens]
     starts = np.cumsum([0, *(sequence.tokens for sequence in trial)])
     states = []
     try:
@@ -282,11 +276,6 @@ def _same(model: PreTrainedModel, packer: Packer, dtype: Dtype) -> bool:
     except Exception:  # whatever a model makes of an argument that it does not know, padded rows it takes
         return False
     return float((states[0] - states[1]).abs().max()) <= TOLERANCE[dtype] * float(states[0].abs().max())
-
-
-def _sequence(prompt: int, answer: int, vocabulary: int) -> TokenSequence:
-    ids = np.array([*range(2, 2 + prompt), *range(11 * answer, 12 * answer)], dtype=np.int32) % vocabulary
-    return TokenSequence(ids, np.arange(len(ids)) >= prompt)
 
 
 def attend(

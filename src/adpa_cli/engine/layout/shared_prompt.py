@@ -8,16 +8,16 @@ S rows of L tokens, N answer tokens.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from adpa_cli.engine.layout.examples import Answer
+from adpa_cli.engine.layout.micro_batches import padded
 from adpa_cli.engine.models import Dtype, body_and_head, computing
 from adpa_cli.signal import AnswerKey
 
@@ -30,8 +30,8 @@ TOLERANCE = 1e-3
 class Layout:
     """`ids` [S,L], right padded; `where` [N], the number among the S*L tokens of the one that predicts an answer token.
 
-    `owners` [S,L]: in rows of one answer 1 for a token and 0 for padding. Where `positions` [S,L] are given the rows
-    hold several: 0 for the prompt, the number of the answer from 1, -1 for padding.
+    `owners` [S,L]: 0 for the prompt, the number of the answer from 1, -1 for padding. `positions` [S,L] are given where
+    rows may hold several answers.
     """
 
     ids: Tensor
@@ -40,43 +40,27 @@ class Layout:
     positions: Tensor | None = None
 
 
-def separate_rows(answers: Sequence[Answer]) -> Layout:
-    """A row for each answer."""
-    # The last token is predicted, never read.
-    rows = [[*answer.prompt, *answer.answer][:-1] for answer in answers]
-    length = max(map(len, rows))
-    where = [
-        number * length + at
-        for number, (row, answer) in enumerate(zip(rows, answers, strict=True))
-        for at in range(len(answer.prompt) - 1, len(row))
-    ]
-    return Layout(_padded(rows, length), _padded([[1] * len(row) for row in rows], length), torch.tensor(where))
-
-
-def shared_rows(answers: Sequence[Answer]) -> Layout:
-    """A row for each run of answers with one prompt."""
-    rows, owners, positions, starts = [], [], [], []
-    for prompt, group in groupby(answers, key=lambda answer: answer.prompt):
-        row, owner, position, begins = list(prompt), [0] * len(prompt), list(range(len(prompt))), []
+def answer_rows(answers: Sequence[Answer], share: bool) -> Layout:
+    """A row for each answer, or with `share` for each run of answers with one prompt."""
+    runs = groupby(answers, key=lambda answer: answer.prompt)
+    groups = [list(group) for _, group in runs] if share else [[answer] for answer in answers]
+    rows, owners, positions, places = [], [], [], []
+    for group in groups:
+        prompt = group[0].prompt
+        row, owner, position, place = list(prompt), [0] * len(prompt), list(range(len(prompt))), list[int]()
         for number, answer in enumerate(group, 1):
-            begins.append((len(prompt) - 1, len(row), len(answer.answer) - 1))
-            row += answer.answer[:-1]
-            owner += [number] * (len(answer.answer) - 1)
-            position += range(len(prompt), len(prompt) + len(answer.answer) - 1)
+            read = answer.answer[:-1]  # the last token is predicted, never read
+            place += [len(prompt) - 1, *range(len(row), len(row) + len(read))]
+            row += read
+            owner += [number] * len(read)
+            position += range(len(prompt), len(prompt) + len(read))
         rows.append(row)
         owners.append(owner)
         positions.append(position)
-        starts.append(begins)
-    length = max(map(len, rows))
-    where = [
-        number * length + at
-        for number, begins in enumerate(starts)
-        for last, start, count in begins
-        for at in (last, *range(start, start + count))
-    ]
-    return Layout(
-        _padded(rows, length), _padded(owners, length, -1), torch.tensor(where), _padded(positions, length)
-    )  # fmt: skip
+        places.append(place)
+    ids = padded(rows)
+    where = torch.tensor([number * ids.shape[1] + at for number, place in enumerate(places) for at in place])
+    return Layout(ids, padded(owners, -1), where, padded(positions) if share else None)
 
 
 @torch.no_grad()
@@ -84,9 +68,10 @@ def states(model: PreTrainedModel, layout: Layout, dtype: Dtype = "float32") -> 
     """Last hidden states [S*L, H]."""
     body, weight, _ = body_and_head(model)
     device = weight.device
-    mask, more = layout.owners.to(device), {}
+    owners = layout.owners.to(device)
+    mask, more = (owners >= 0).long(), {}
     if layout.positions is not None:
-        mask, more = _who_sees_whom(mask), {"position_ids": layout.positions.to(device)}
+        mask, more = _who_sees_whom(owners), {"position_ids": layout.positions.to(device)}
     with computing(dtype, device):
         out = body(input_ids=layout.ids.to(device), attention_mask=mask, use_cache=False, **more)
     flat: Tensor = out.last_hidden_state.flatten(0, 1)
@@ -99,31 +84,27 @@ def can_share(model: PreTrainedModel, longest: int) -> bool:
     It must take positions and a mask of its own, as attention does and recurrence does not: a few tokens are tried.
     Windows are read from its configuration, since no short trial meets them.
     """
-    if any(window < longest for window in windows(model.config)) or model.config._attn_implementation != "sdpa":
+    if not sees_all(model, longest):
         return False
     size = body_and_head(model)[1].shape[0]
     prompt = [token % size for token in (2, 3, 5, 7)]
     answers = [[token % size for token in tokens] for tokens in ((11, 13, 17, 4), (19, 23, 4), (29, 4))]
     trial = [Answer(AnswerKey("", "", ""), tuple(prompt), tuple(answer)) for answer in answers]
     try:
-        one, other = (states(model, layout)[layout.where] for layout in (separate_rows(trial), shared_rows(trial)))
+        layouts = [answer_rows(trial, share) for share in (False, True)]
+        one, other = (states(model, layout)[layout.where] for layout in layouts)
     except (TypeError, ValueError, RuntimeError):
         return False
     return float((one - other).abs().max()) <= TOLERANCE * float(one.abs().max())
 
 
-def windows(config: Any) -> Iterator[int]:
-    """The stretches of tokens beyond which some of a model's layers see nothing; models that also see pictures have
-    them in the configuration of their text part."""
-    text = config.get_text_config()
-    for name in WINDOWS:
-        value = getattr(text, name, None)
-        if isinstance(value, int) and getattr(text, f"use_{name}", True):
-            yield value
-
-
-def _padded(rows: Sequence[Sequence[int]], length: int, filler: int = 0) -> Tensor:
-    return torch.tensor([[*row, *[filler] * (length - len(row))] for row in rows])
+def sees_all(model: PreTrainedModel, longest: int) -> bool:
+    """Whether a model attends in the usual way, in each of its layers to all of `longest` tokens; models that also see
+    pictures have their windows in the configuration of their text part."""
+    text = model.config.get_text_config()
+    windows = [getattr(text, name, None) for name in WINDOWS if getattr(text, f"use_{name}", True)]
+    narrow = any(isinstance(window, int) and window < longest for window in windows)
+    return model.config._attn_implementation == "sdpa" and not narrow
 
 
 def _who_sees_whom(owners: Tensor) -> Tensor:
