@@ -29,7 +29,7 @@ from transformers import ContinuousBatchingConfig, GenerationConfig, LlamaConfig
 
 from adpa_cli.engine.generation.continuous_batching import left_padded
 from adpa_cli.engine.generation.generate import generate_block
-from adpa_cli.engine.generation.sampling import Sampling
+from adpa_cli.engine.generation.sampling import Decoding, Sampling
 from adpa_cli.engine.models import Dtype
 
 END, PAD = 0, 1
@@ -105,7 +105,7 @@ def ours(model: Any, asked: list[list[int]], load: Load) -> list[list[int]]:
     sampling, names = Sampling(max_new_tokens=load.longest + 1), [str(row) for row in range(len(asked))]
     context = load.shape["max_position_embeddings"]
     room = load.slots * (len(asked[-1]) + sampling.max_new_tokens)
-    made = generate_block(model, asked, names, END, PAD, sampling, context, load.dtype, room)
+    made = generate_block(model, asked, names, Decoding(sampling, END, PAD, context, load.dtype), room)
     return [answer.ids for answer in made]
 
 

@@ -16,7 +16,7 @@ import torch
 from adpa_cli.engine.device import make_accelerator
 from adpa_cli.engine.generation import generate
 from adpa_cli.engine.generation.generate import generate_block
-from adpa_cli.engine.generation.sampling import Sampling
+from adpa_cli.engine.generation.sampling import Decoding, Sampling
 from adpa_cli.engine.layout.examples import Example
 from adpa_cli.engine.training import online
 from adpa_cli.engine.training.loop import Run, resume_step, train
@@ -66,7 +66,8 @@ def prepared(student: Student, folders: dict[str, Path], work: Path, **settings:
     run = make_run("dppo", CHOSEN, None, work, **rest)
     read = run.method.params(**params)
     spec = dataclasses.replace(run.spec, params=dataclasses.asdict(read), max_length=32)
-    sources = Sources(PROMPTS, folders, END, PAD)
+    sampling = Sampling(read.temperature, 1.0, read.max_new_tokens, spec.seed)
+    sources = Sources(PROMPTS, folders, Decoding(sampling, END, PAD, spec.max_length))
     feed = Online(student, make_accelerator(), CHOSEN, sources, spec, read, work, run.runtime.tokens_per_device)
     return dataclasses.replace(run, spec=spec, params=read, feed=feed, critic_lr=read.critic_lr)
 
@@ -190,8 +191,8 @@ def test_an_answer_depends_on_its_row_and_buffer_alone(
     buffers = [RolloutBuffer.load(path) for path in sorted((tmp_path / "whole").glob("_buffer-*"))]
     first = [i for step in (0, 1) for i in step_rows(7, 1.0, 2, 0, step)]
     row = CHOSEN[min(first)].id
-    sampling = Sampling(1.0, 1.0, 6, 0)
-    [alone] = generate_block(tiny_llama(0), [PROMPTS[row]], [f"{row} in buffer 0"], END, PAD, sampling, 32)
+    decoding = Decoding(Sampling(1.0, 1.0, 6, 0), END, PAD, 32)
+    [alone] = generate_block(tiny_llama(0), [PROMPTS[row]], [f"{row} in buffer 0"], decoding)
     assert alone.ids == buffers[0].ids[0].tolist()
 
     tried = []

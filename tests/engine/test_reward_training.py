@@ -14,9 +14,11 @@ from transformers import LlamaForSequenceClassification
 
 from adpa_cli import methods
 from adpa_cli.engine.device import make_accelerator
+from adpa_cli.engine.generation.sampling import Decoding, Sampling
 from adpa_cli.engine.layout.examples import Example
 from adpa_cli.engine.models import load, save
 from adpa_cli.engine.rewards.reward_model import RewardModel, load_reward_model, sequence_rewards
+from adpa_cli.engine.scoring import label_logps
 from adpa_cli.engine.training.checkpoint_selection import HeldOut, RewardSelection, best
 from adpa_cli.engine.training.loop import train
 from adpa_cli.engine.training.student import Student
@@ -90,7 +92,7 @@ def test_what_is_saved_gives_the_rewards_of_the_training(base: Path, tmp_path: P
     loader: Any = LlamaForSequenceClassification
     model, info = loader.from_pretrained(tmp_path / "saved", output_loading_info=True)
     assert not info["missing_keys"]
-    found = ranker.values_after(ROWS, ("chosen",), 60, "cpu")
+    found = label_logps(ranker, ROWS, ("chosen",), 60, "cpu")
     with torch.no_grad():
         plain = rewards(model, ROWS, "chosen").tolist()
     assert [found[row.id, "chosen"][-1] for row in ROWS] == pytest.approx(plain, abs=1e-5)
@@ -148,7 +150,8 @@ def test_a_judge_hears_greedy_answers_to_every_prompt() -> None:
         return [float(len(ids)) for ids in answers.values()]
 
     prompts = {"a": [5, 6], "b": [7], "c": [8, 9, 10]}
-    found = RewardSelection(prompts, length, END, PAD, 4, 64).score(Student(model, "float32"), make_accelerator())
+    decoding = Decoding(Sampling(max_new_tokens=4), END, PAD, 64)
+    found = RewardSelection(prompts, length, decoding).score(Student(model, "float32"), make_accelerator())
     for name, ids in prompts.items():
         taken = list(ids)
         while len(taken) < len(ids) + 4 and taken[-1] != END:

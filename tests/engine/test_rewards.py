@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
 
-from adpa_cli.engine.rewards.reward_model import classifier_rewards
+from adpa_cli.data.examples import Message
+from adpa_cli.engine.rewards.reward_model import reward_scores
 from adpa_cli.errors import AdpaError, NotFound
+from adpa_cli.hub import Located
 from support.tiny_models import PAD, TEMPLATE, VOCABULARY, tiny_tokenizer
 
 DIALOGUES = [
@@ -50,11 +53,18 @@ def plain(model: Any, dialogues: Any, most: int = 1000, prefix: tuple[int, ...] 
     return found
 
 
+def rewards(folder: Path, tokens: int = 16384, **settings: Any) -> list[float]:
+    """What the model in `folder` gives to the dialogues, under a stage's spec with these settings."""
+    dialogues = [([Message(role, text) for role, text in turns], answer) for turns, answer in DIALOGUES]
+    spec = SimpleNamespace(**{"template": TEMPLATE, "max_length": 64, "dtype": "float32", **settings})
+    return reward_scores(Located("model", "", "", (str(folder),)), dialogues, spec, tokens, "")
+
+
 @pytest.mark.parametrize("pad", [None, PAD])
 @pytest.mark.parametrize("budget", [1, 24, 8192])
 def test_rewards_equal_a_plain_forward(pad: int | None, budget: int, tmp_path: Path) -> None:
     model = made(tmp_path, pad=pad)
-    found = classifier_rewards(tmp_path, DIALOGUES, TEMPLATE, 64, "float32", "cpu", budget)
+    found = rewards(tmp_path, tokens=budget)
     assert found == pytest.approx(plain(model, DIALOGUES), abs=1e-5)
     assert len({round(value, 4) for value in found}) == len(DIALOGUES)
 
@@ -64,7 +74,7 @@ def test_without_a_pad_token_the_end_token_is_still_read(tmp_path: Path) -> None
     tokenizer.pad_token = None
     tokenizer.eos_token = "<end>"
     model = made(tmp_path, tokenizer=tokenizer)
-    found = classifier_rewards(tmp_path, DIALOGUES, TEMPLATE, 64, "float32", "cpu")
+    found = rewards(tmp_path)
     assert found == pytest.approx(plain(model, DIALOGUES), abs=1e-5)
 
 
@@ -73,13 +83,13 @@ def test_the_models_own_template_comes_first(tmp_path: Path) -> None:
     tokenizer.chat_template = TEMPLATE
     model = made(tmp_path, tokenizer=tokenizer)
     other = "{% for message in messages %}w0 {% endfor %}"
-    found = classifier_rewards(tmp_path, DIALOGUES, other, 64, "float32", "cpu")
+    found = rewards(tmp_path, template=other)
     assert found == pytest.approx(plain(model, DIALOGUES), abs=1e-5)
 
 
 def test_long_dialogues_keep_their_end(tmp_path: Path) -> None:
     model = made(tmp_path)
-    found = classifier_rewards(tmp_path, DIALOGUES, TEMPLATE, 4, "float32", "cpu")
+    found = rewards(tmp_path, max_length=4)
     assert found == pytest.approx(plain(model, DIALOGUES, most=4), abs=1e-5)
     assert found[1] != pytest.approx(plain(model, DIALOGUES)[1], abs=1e-3)
 
@@ -91,14 +101,14 @@ def test_a_tokenizer_that_adds_a_start_token_adds_one(tmp_path: Path) -> None:
     tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 2)])
     model = made(tmp_path, tokenizer=tokenizer)
     expected = plain(model, DIALOGUES, prefix=(2,))
-    assert classifier_rewards(tmp_path, DIALOGUES, TEMPLATE, 64, "float32", "cpu") == pytest.approx(expected, abs=1e-5)
-    twice = classifier_rewards(tmp_path, DIALOGUES, "<s> " + TEMPLATE, 64, "float32", "cpu")
+    assert rewards(tmp_path) == pytest.approx(expected, abs=1e-5)
+    twice = rewards(tmp_path, template="<s> " + TEMPLATE)
     assert twice == pytest.approx(expected, abs=1e-5)
 
 
 def test_bfloat16_is_near(tmp_path: Path) -> None:
     model = made(tmp_path)
-    found = classifier_rewards(tmp_path, DIALOGUES, TEMPLATE, 64, "bfloat16", "cpu")
+    found = rewards(tmp_path, dtype="bfloat16")
     assert found == pytest.approx(plain(model, DIALOGUES), abs=0.15)
     assert found != pytest.approx(plain(model, DIALOGUES), abs=1e-6)
 
@@ -107,7 +117,7 @@ def test_bfloat16_is_near(tmp_path: Path) -> None:
 def test_a_classifier_of_several_classes_is_refused(labels: int, tmp_path: Path) -> None:
     made(tmp_path, labels=labels)
     with pytest.raises(AdpaError, match=f"{labels} outputs") as caught:
-        classifier_rewards(tmp_path, DIALOGUES, TEMPLATE, 64, "float32", "cpu")
+        rewards(tmp_path)
     assert "--reward-model" in caught.value.hint
 
 
@@ -115,14 +125,14 @@ def test_a_language_model_is_no_reward_model(tmp_path: Path) -> None:
     LlamaForCausalLM(config(labels=1)).save_pretrained(tmp_path)
     tiny_tokenizer().save_pretrained(tmp_path)
     with pytest.raises(AdpaError, match=r"score\.weight"):
-        classifier_rewards(tmp_path, DIALOGUES, TEMPLATE, 64, "float32", "cpu")
+        rewards(tmp_path)
 
 
 def test_a_damaged_folder_is_said_to_be(tmp_path: Path) -> None:
     made(tmp_path)
     (tmp_path / "model.safetensors").write_bytes(b"torn")
     with pytest.raises(AdpaError, match="does not load"):
-        classifier_rewards(tmp_path, DIALOGUES, TEMPLATE, 64, "float32", "cpu")
+        rewards(tmp_path)
 
 
 def test_a_reward_that_is_no_number_names_its_row(tmp_path: Path) -> None:
@@ -131,10 +141,10 @@ def test_a_reward_that_is_no_number_names_its_row(tmp_path: Path) -> None:
         model.model.embed_tokens.weight[5 + 30] = float("nan")  # w30, in the fourth dialogue only
     model.save_pretrained(tmp_path)
     with pytest.raises(AdpaError, match="row 4 the reward nan"):
-        classifier_rewards(tmp_path, DIALOGUES, TEMPLATE, 64, "float32", "cpu")
+        rewards(tmp_path)
 
 
 def test_a_folder_without_a_tokenizer_is_refused(tmp_path: Path) -> None:
     LlamaForSequenceClassification(config()).save_pretrained(tmp_path)
     with pytest.raises(NotFound, match="tokenizer"):
-        classifier_rewards(tmp_path, DIALOGUES, TEMPLATE, 64, "float32", "cpu")
+        rewards(tmp_path)

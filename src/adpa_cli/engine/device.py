@@ -8,13 +8,14 @@ start, and in sums over all of them, at the same places in each.
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType
+from accelerate.utils import DistributedType, gather_object
 from torch import Tensor, nn
 
 from adpa_cli import machine
@@ -63,6 +64,21 @@ def fitting(action: Callable[[], Result]) -> Result | None:
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     return None
+
+
+def halving(action: Callable[[int], Result], tokens: int, least: int, what: str) -> Result:
+    """What `action` gives with `tokens` at a time, or with half of them as often as memory runs out.
+
+    Each process does its work by itself, so none need agree. Raises AdpaError, which says that `what` does not fit,
+    when there is nothing to halve: at no more than `least` tokens.
+    """
+    while True:
+        done = fitting(functools.partial(action, tokens))
+        if done is not None:
+            return done
+        if tokens <= least:
+            raise AdpaError(f"{what} does not fit in memory", f"use {ROOM}")
+        tokens //= 2
 
 
 def forget_peak(device: torch.device) -> None:
@@ -124,13 +140,9 @@ def make_accelerator(rendezvous: str = "") -> Accelerator:
     return accelerator
 
 
-def gathered(accelerator: Accelerator, items: Mapping[Key, Value]) -> dict[Key, Value]:
+def gathered(items: Mapping[Key, Value]) -> dict[Key, Value]:
     """The items of all processes, in each of them; keys are of one process."""
-    if accelerator.num_processes == 1:
-        return dict(items)
-    shares: list[Any] = [None] * accelerator.num_processes
-    torch.distributed.all_gather_object(shares, dict(items))
-    return {key: value for share in shares for key, value in share.items()}
+    return dict(gather_object(list(items.items())))
 
 
 def all_fit(accelerator: Accelerator, fits: bool) -> bool:

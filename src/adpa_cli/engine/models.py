@@ -39,10 +39,10 @@ SCALAR_HEAD = "score.weight"
 """As classifiers of decoders call it in transformers."""
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
-# What transformers, huggingface_hub and safetensors raise on a folder that is not a usable model.
-_LOAD_ERRORS = (
+LOAD_ERRORS = (
     OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError, SafetensorError, StrictDataclassError
 )  # fmt: skip
+"""What transformers, huggingface_hub and safetensors raise on a folder that is not a usable model."""
 
 
 def load(folder: Path, *, train: bool = False, device: str = "cpu", scalar: bool = False) -> PreTrainedModel:
@@ -68,9 +68,9 @@ def load(folder: Path, *, train: bool = False, device: str = "cpu", scalar: bool
                 local_files_only=True, output_loading_info=True,
                 ignore_mismatched_sizes=True,  # refused below, by name
             )  # fmt: skip
-    except _LOAD_ERRORS as error:
+    except LOAD_ERRORS as error:
         raise AdpaError(
-            f"the model in {folder} does not load: {_first_line(error)}",
+            f"the model in {folder} does not load: {first_line(error)}",
             "use a folder with config.json and *.safetensors of a causal language model that transformers knows",
         ) from error
     if scalar and SCALAR_HEAD in info["missing_keys"]:
@@ -157,8 +157,8 @@ def load_tokenizer(folder: Path) -> Any:
         raise NotFound(f"{folder} has no tokenizer: none of {', '.join(_TOKENIZER_FILES)} is there", hint)
     try:
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-    except _LOAD_ERRORS as error:
-        raise AdpaError(f"the tokenizer in {folder} does not load: {_first_line(error)}", hint) from error
+    except LOAD_ERRORS as error:
+        raise AdpaError(f"the tokenizer in {folder} does not load: {first_line(error)}", hint) from error
 
 
 def save(
@@ -217,7 +217,8 @@ def _no_progress_bar() -> Iterator[None]:
             logs.enable_progress_bar()
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """The first line of what an error says, or its name."""
     text = str(error).strip() or type(error).__name__
     return text.splitlines()[0]
 

@@ -5,8 +5,7 @@ The full vocabulary is the yardstick for a signal.
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -14,13 +13,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from adpa_cli.engine.device import ROOM, fitting
-from adpa_cli.engine.layout.batch import Batch, collate
+from adpa_cli.engine.device import halving
+from adpa_cli.engine.layout.batch import collate
 from adpa_cli.engine.layout.examples import Example
 from adpa_cli.engine.layout.micro_batches import micro_batches
 from adpa_cli.engine.models import Dtype, hidden_states, output_head
-from adpa_cli.engine.training.student import Student
-from adpa_cli.errors import AdpaError
+from adpa_cli.engine.training.student import Critic, Student
 from adpa_cli.methods import Need, Part
 from adpa_cli.signal import SignalRows
 
@@ -30,29 +28,21 @@ LabelLogps = dict[tuple[str, str], NDArray[np.float32]]
 """Float32 log-probs [T], in nats, of the answer tokens of (example id, part)."""
 
 
-def label_logps(
-    student: Student, examples: Sequence[Example], parts: Sequence[Part], tokens: int, device: torch.device | str
-) -> LabelLogps:
-    """Score every part of every example in length-sorted batches of at most `tokens` padded tokens."""
-    student.to(device)
-    return at_answers(lambda batch: student(batch.layouts, batch.ids)[0][:, 0], examples, parts, tokens, device)
-
-
 @torch.no_grad()
-def at_answers(
-    number: Callable[[Batch], Tensor],
-    examples: Sequence[Example],
-    parts: Sequence[Part],
-    tokens: int,
-    device: torch.device | str,
+def label_logps(
+    model: Student | Critic, examples: Sequence[Example], parts: Sequence[Part], tokens: int, device: torch.device | str
 ) -> LabelLogps:
-    """The `number` [N] that a model gives to every answer position of a batch, as float32 [T] by (example id, part)."""
+    """Score every part of every example in length-sorted batches of at most `tokens` padded tokens.
+
+    A reward model and a critic give values in place of log-probs: see `at_answers` of the model.
+    """
+    model.to(device)
     needs = [Need(part) for part in parts]
     logps: LabelLogps = {}
     for positions in micro_batches([example.length for example in examples], len(parts), tokens)[0]:
         chosen = [examples[p] for p in positions]
         batch = collate(chosen, needs, -1, _no_signal, {}).to(torch.device(device))
-        flat = number(batch).float().cpu().numpy()
+        flat = model.at_answers(batch).float().cpu().numpy()
         for name, part in batch.parts.items():
             where, mask = part.where.cpu().numpy(), part.mask.cpu().numpy()
             for i, example in enumerate(chosen):
@@ -61,31 +51,14 @@ def at_answers(
 
 
 def halving_logps(
-    student: Student, examples: Sequence[Example], parts: Sequence[Part], tokens: int, device: torch.device | str
+    model: Student | Critic, examples: Sequence[Example], parts: Sequence[Part], tokens: int, device: torch.device | str
 ) -> LabelLogps:
     """`label_logps` with half the `tokens` at a time as often as memory runs out; AdpaError when a row does not fit."""
-    return halving(functools.partial(label_logps, student), examples, parts, tokens, device)
-
-
-def halving(
-    score: Callable[[Sequence[Example], Sequence[Part], int, torch.device | str], LabelLogps],
-    examples: Sequence[Example],
-    parts: Sequence[Part],
-    tokens: int,
-    device: torch.device | str,
-) -> LabelLogps:
-    """What `score` gives with at most `tokens` at a time, halved as often as memory runs out.
-
-    Each process scores by itself, so none need agree. Raises AdpaError when a row does not fit.
-    """
-    while True:
-        logps = fitting(functools.partial(score, examples, parts, tokens, device))
-        if logps is not None:
-            return logps
-        longest = max(example.length for example in examples)
-        if tokens <= longest * len(parts):
-            raise AdpaError(f"a row of {len(parts)} × {longest:,} tokens does not fit in memory", f"use {ROOM}")
-        tokens //= 2
+    longest = max((example.length for example in examples), default=0)
+    return halving(
+        lambda most: label_logps(model, examples, parts, most, device), tokens, longest * len(parts),
+        f"a row of {len(parts)} × {longest:,} tokens",
+    )  # fmt: skip
 
 
 def pair_margins(logps: LabelLogps, examples: Sequence[Example]) -> dict[str, float]:

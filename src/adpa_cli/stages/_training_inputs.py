@@ -89,13 +89,15 @@ def gather(job: Job, spec: TrainSpec, method: Method, params: Any, encoder: Any,
 
 def _online(job: Job, spec: TrainSpec, params: Any, encoder: Any, pairs: Sequence[Pair]) -> Any:
     """The prompts of `pairs`, and the models that judge the answers which the student draws for them."""
+    from adpa_cli.engine.generation.sampling import Decoding, Sampling
     from adpa_cli.engine.layout.examples import fitted_prompt
     from adpa_cli.engine.training.online import Sources
 
     label = job.one("data").label
     prompts = {p.id: fitted_prompt(p, encoder, spec, params.max_new_tokens, label, job.stage) for p in pairs}
     scorers = {name: job.one(role).path for name, role in SCORERS.items()}
-    return Sources(prompts, scorers, encoder.end_id, encoder.pad_id)
+    sampling = Sampling(params.temperature, 1.0, params.max_new_tokens, spec.seed)
+    return Sources(prompts, scorers, Decoding(sampling, encoder.end_id, encoder.pad_id, spec.max_length, spec.dtype))
 
 
 def _rollouts(job: Job, need: Need, end_id: int) -> list[Any]:

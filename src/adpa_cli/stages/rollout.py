@@ -40,7 +40,7 @@ def compute(job: Job, monitor: Monitor, rank: int = 0, processes: int = 1) -> No
     """Leave one `_block-NNNNNN.json` per finished block in the work folder; blocks that are there are kept."""
     from adpa_cli.engine.device import block_that_fits, device
     from adpa_cli.engine.generation.generate import generate_block
-    from adpa_cli.engine.generation.sampling import Sampling
+    from adpa_cli.engine.generation.sampling import Decoding, Sampling
     from adpa_cli.engine.models import load, load_tokenizer
 
     spec = make(RolloutSpec, job.spec)
@@ -51,16 +51,14 @@ def compute(job: Job, monitor: Monitor, rank: int = 0, processes: int = 1) -> No
         return
     model = load(folder, device=device())
     sampling = Sampling(spec.temperature, spec.top_p, spec.max_new_tokens, spec.seed)
+    decoding = Decoding(sampling, encoder.end_id, encoder.pad_id, spec.max_length, spec.dtype)
     done = len(blocks[rank::processes]) - len(mine)
     for n, block in enumerate(mine, 1):
         prompts, ids = [item[1] for item in block.items], [item[0] for item in block.items]
         length = min(max(map(len, prompts)) + spec.max_new_tokens, spec.max_length)
         together = min(len(prompts), max(1, spec.block_tokens // length))
         with block_that_fits(job.stage, together, length):
-            made = generate_block(
-                model, prompts, ids, encoder.end_id, encoder.pad_id, sampling, spec.max_length, spec.dtype,
-                spec.block_tokens,
-            )  # fmt: skip
+            made = generate_block(model, prompts, ids, decoding, spec.block_tokens)
         rows = [
             {"id": row, "prompt_ids": list(prompt), "answer_ids": a.ids, "cut": a.cut, "text": encoder.decode(a.ids)}
             for row, prompt, a in zip(ids, prompts, made, strict=True)

@@ -215,6 +215,7 @@ def held_out(job: Job, spec: TrainSpec, encoder: Encoder) -> Any:
 
 def judge(job: Job, spec: TrainSpec, encoder: Encoder) -> Any:
     """Greedy answers to each held-out prompt once, judged by the reward model of the job."""
+    from adpa_cli.engine.generation.sampling import Decoding, Sampling
     from adpa_cli.engine.layout import examples as ex
     from adpa_cli.engine.rewards.reward_model import reward_scores
     from adpa_cli.engine.training.checkpoint_selection import SCORE_TOKENS, RewardSelection
@@ -231,7 +232,9 @@ def judge(job: Job, spec: TrainSpec, encoder: Encoder) -> Any:
         dialogues = [(asked[name].prompt, encoder.decode(ids)) for name, ids in answers.items()]
         return reward_scores(job.one("reward_model"), dialogues, spec, SCORE_TOKENS, "")
 
-    return RewardSelection(prompts, rewards, encoder.end_id, encoder.pad_id, longest, spec.max_length)
+    greedy = Sampling(0.0, 1.0, longest)
+    decoding = Decoding(greedy, encoder.end_id, encoder.pad_id, spec.max_length, spec.dtype)
+    return RewardSelection(prompts, rewards, decoding)
 
 
 def needs_of(spec: TrainSpec) -> tuple[methods.Need, ...]:

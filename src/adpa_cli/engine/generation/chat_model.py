@@ -9,15 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
-from transformers import PreTrainedModel
 
 from adpa_cli.data.chat import Encoder, Template
 from adpa_cli.data.examples import Message
 from adpa_cli.engine.device import device
 from adpa_cli.engine.generation.generate import generate_block
-from adpa_cli.engine.generation.sampling import NOT_FINITE, Sampling, answer_limit, choose, row_key
-from adpa_cli.engine.models import Dtype, computing, load, load_tokenizer
+from adpa_cli.engine.generation.sampling import NOT_FINITE, Decoding, Sampling, answer_limit, choose, row_key
+from adpa_cli.engine.models import load, load_tokenizer
 from adpa_cli.errors import AdpaError, DataError
 
 LEAST_ROOM = 64  # tokens kept for an answer before old turns are dropped
@@ -68,8 +66,7 @@ def fitted_conversation(chat: ChatModel, turns: Sequence[Message], sampling: Sam
 
 def answer_text(chat: ChatModel, ids: Sequence[int], sampling: Sampling) -> Iterator[str]:
     """The text of the answer to the conversation `ids`, as it grows."""
-    tokens = answer_tokens(chat.model, ids, row_id(ids), chat.encoder.end_id, sampling, chat.context)
-    return text_deltas(chat.encoder, tokens)
+    return text_deltas(chat.encoder, answer_tokens(chat, ids, sampling))
 
 
 def chat_answers(chat: ChatModel, prompts: Sequence[Sequence[Message]], sampling: Sampling) -> Iterator[ChatAnswer]:
@@ -84,49 +81,31 @@ def chat_answers(chat: ChatModel, prompts: Sequence[Sequence[Message]], sampling
                 f"prompt {number} has {len(ids)} tokens, and {chat.label} sees {chat.context} with the answer",
                 "shorten it",
             )
+    decoding = Decoding(sampling, chat.encoder.end_id, chat.encoder.pad_id, chat.context)
     for start in range(0, len(every), BLOCK):
         block = every[start : start + BLOCK]
-        made = generate_block(
-            chat.model, block, [row_id(ids) for ids in block], chat.encoder.end_id, chat.encoder.pad_id, sampling,
-            chat.context,
-        )  # fmt: skip
-        for answer in made:
+        for answer in generate_block(chat.model, block, [row_id(ids) for ids in block], decoding):
             yield ChatAnswer(chat.encoder.decode(answer.ids), len(answer.ids), answer.cut)
 
 
-def answer_tokens(
-    model: PreTrainedModel,
-    prompt: Sequence[int],
-    row_id: str,
-    end_id: int,
-    sampling: Sampling,
-    context: int,
-    dtype: Dtype = "float32",
-) -> Iterator[int]:
+@torch.no_grad()
+def answer_tokens(chat: ChatModel, prompt: Sequence[int], sampling: Sampling) -> Iterator[int]:
     """The ids that `generate_block` would give for this prompt alone, each as soon as it is known.
 
     The end token is the last of them, unless a limit stops the answer first. Errors as in `generate_block`.
     """
-    limit = answer_limit(len(prompt), row_id, sampling, context)
-    key = torch.tensor([row_key(sampling.seed, row_id)], device=model.device)
+    model, name = chat.model, row_id(prompt)
+    key = torch.tensor([row_key(sampling.seed, name)], device=model.device)
     new, cache = torch.tensor([list(prompt)], device=model.device), None
-    for position in range(limit):
-        logits, cache = _step(model, new, cache, dtype)
-        token = int(choose(logits, key, torch.full_like(key, position), sampling))
+    for position in range(answer_limit(len(prompt), name, sampling, chat.context)):
+        out = model(input_ids=new, past_key_values=cache, use_cache=True)
+        token = int(choose(out.logits[:, -1, :], key, torch.full_like(key, position), sampling))
         if token == NOT_FINITE:
             raise AdpaError("the logits are not finite", "check the model's weights, or use float32")
         yield token
-        if token == end_id:
+        if token == chat.encoder.end_id:
             return
-        new = torch.tensor([[token]], device=model.device)
-
-
-@torch.no_grad()
-def _step(model: Any, new: Tensor, cache: Any, dtype: Dtype) -> tuple[Tensor, Any]:
-    """Logits [1, V] after the tokens `new` [1, T], and the cache with them."""
-    with computing(dtype, model.device):
-        out = model(input_ids=new, past_key_values=cache, use_cache=True)
-    return out.logits[:, -1, :], out.past_key_values
+        new, cache = torch.tensor([[token]], device=model.device), out.past_key_values
 
 
 def row_id(ids: Sequence[int]) -> str:

@@ -16,7 +16,8 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from adpa_cli.engine.generation.kv_cache import KvCache
-from adpa_cli.engine.generation.sampling import NOT_FINITE, Sampling, choose
+from adpa_cli.engine.generation.sampling import NOT_FINITE, Decoding, choose
+from adpa_cli.engine.layout.micro_batches import padded
 from adpa_cli.errors import AdpaError
 from adpa_cli.sizes import PREFILL_TOKENS
 
@@ -47,43 +48,41 @@ class PartialAnswer:
         return False
 
 
-def generate_continuously(
-    model: Any, rows: Sequence[PartialAnswer], end_id: int, pad_id: int, sampling: Sampling, batch_size: int
-) -> None:
+def generate_continuously(model: Any, rows: Sequence[PartialAnswer], decoding: Decoding, batch_size: int) -> None:
     """Complete the answer of every row, at most `batch_size` of them at a time, longest prompts first.
 
     Prompts are read several at once as soon as an eighth of the batch is free.
     """
     waiting = sorted(rows, key=lambda row: -len(row.prompt))
-    batch = _Batch(model, sampling, KvCache(batch_size, max(len(row.prompt) + row.limit for row in rows)))
+    batch = _Batch(model, decoding, KvCache(batch_size, max(len(row.prompt) + row.limit for row in rows)))
     while waiting or batch.rows:
         free = batch_size - len(batch.rows)
         if waiting and (not batch.rows or free >= min(len(waiting), -(-batch_size // 8))):
             count = min(free, max(1, PREFILL_TOKENS // len(waiting[0].prompt)))
             group, waiting = waiting[:count], waiting[count:]
-            tokens = batch.add(group, pad_id)
+            tokens = batch.add(group)
         else:
             group = batch.rows
             steps = min(LOOK_EVERY.get(model.device.type, 1), min(row.limit - len(row.answer) for row in group))
             tokens = torch.stack([batch.step() for _ in range(steps)], dim=1)
         first = len(batch.rows) - len(group)
         news = zip(group, tokens.tolist(), strict=True)
-        batch.drop([place for place, (row, new) in enumerate(news, first) if row.take(new, end_id)])
+        batch.drop([place for place, (row, new) in enumerate(news, first) if row.take(new, decoding.end_id)])
 
 
 class _Batch:
     """The rows that are being answered. `state` [4, B] int64: each row's last token, which is chosen and not yet in the
     cache, the number of its tokens that are, the length of its answer, and its key."""
 
-    def __init__(self, model: Any, sampling: Sampling, cache: KvCache) -> None:
-        self.model, self.sampling, self.cache = model, sampling, cache
+    def __init__(self, model: Any, decoding: Decoding, cache: KvCache) -> None:
+        self.model, self.decoding, self.cache = model, decoding, cache
         self.rows: list[PartialAnswer] = []
         self.state = torch.empty(4, 0, dtype=torch.int64, device=model.device)
         self.last = {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
 
-    def add(self, rows: Sequence[PartialAnswer], pad_id: int) -> Tensor:
+    def add(self, rows: Sequence[PartialAnswer]) -> Tensor:
         """Read the prompts of some rows; their first tokens [R, 1]."""
-        ids, mask = left_padded([row.prompt for row in rows], pad_id, self.model.device)
+        ids, mask = left_padded([row.prompt for row in rows], self.decoding.pad_id, self.model.device)
         new = DynamicCache()
         logits = self._forward(ids, mask, (mask.cumsum(1) - 1).clamp(min=0), new)
         self.cache.add(new)
@@ -115,7 +114,7 @@ class _Batch:
         self.cache.keep(kept, max((len(row.prompt) + len(row.answer) - 1 for row in self.rows), default=0))
 
     def _choose(self, logits: Tensor, state: Tensor) -> None:
-        state[0] = choose(logits, state[3], state[2], self.sampling)
+        state[0] = choose(logits, state[3], state[2], self.decoding.sampling)
         state[2] += 1
 
     def _forward(self, ids: Tensor, mask: Tensor, positions: Tensor, cache: Any) -> Tensor:
@@ -137,8 +136,5 @@ def kept_rows(count: int, dropped: Sequence[int]) -> list[int]:
 
 def left_padded(prompts: Sequence[Sequence[int]], pad_id: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """Ids and mask [B, T] int64 of prompts that end in the last column."""
-    width = max(len(prompt) for prompt in prompts)
-    ids = torch.tensor([[pad_id] * (width - len(prompt)) + list(prompt) for prompt in prompts])
-    lengths = torch.tensor([len(prompt) for prompt in prompts])
-    mask = torch.arange(width) >= width - lengths[:, None]
-    return ids.to(device), mask.long().to(device)
+    ones = [[1] * len(prompt) for prompt in prompts]
+    return padded(prompts, pad_id, "left").to(device), padded(ones, side="left").to(device)

@@ -17,13 +17,12 @@ from accelerate import Accelerator
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedModel
 
-from adpa_cli.engine.device import ROOM, fitting
+from adpa_cli.engine.device import halving
 from adpa_cli.engine.generation.continuous_batching import PartialAnswer, generate_continuously, left_padded
 from adpa_cli.engine.generation.kv_cache import supports_kv_cache
-from adpa_cli.engine.generation.sampling import NOT_FINITE, Sampling, answer_limit, noisy, row_key
+from adpa_cli.engine.generation.sampling import NOT_FINITE, Decoding, Sampling, answer_limit, noisy, row_key
 from adpa_cli.engine.layout.micro_batches import cut_blocks
-from adpa_cli.engine.models import Dtype, computing
-from adpa_cli.errors import AdpaError
+from adpa_cli.engine.models import computing
 from adpa_cli.sizes import DRAW_TOKENS
 
 POOL = 4
@@ -42,45 +41,40 @@ def generate_block(
     model: PreTrainedModel,
     prompts: Sequence[Sequence[int]],
     row_ids: Sequence[str],
-    end_id: int,
-    pad_id: int,
-    sampling: Sampling,
-    context: int,
-    dtype: Dtype = "float32",
+    decoding: Decoding,
     tokens: int | None = None,
 ) -> list[Generated]:
-    """One answer per prompt, of at most `max_new_tokens` and of at most the room left in `context` tokens.
+    """One answer per prompt, of at most `max_new_tokens` and of at most the room left in its context.
 
     As many rows are answered at once as fit in `tokens` at their longest, or one; all of them without `tokens`.
-    Nothing but `sampling` sets how tokens are chosen: the model folder's generation_config is ignored.
+    Nothing but `decoding` sets how tokens are chosen: the model folder's generation_config is ignored.
     Raises AdpaError naming the row whose prompt is empty or leaves no room, or whose logits are not numbers.
     """
     if not prompts:
         return []
+    sampling = decoding.sampling
     rows = [
-        PartialAnswer(name, prompt, row_key(sampling.seed, name), answer_limit(len(prompt), name, sampling, context))
+        PartialAnswer(
+            name, prompt, row_key(sampling.seed, name), answer_limit(len(prompt), name, sampling, decoding.context)
+        )
         for name, prompt in zip(row_ids, prompts, strict=True)
     ]
     longest = max(len(row.prompt) + row.limit for row in rows)
     batch_size = len(rows) if tokens is None else min(len(rows), max(1, tokens // longest))
-    with _rounded_once(model), computing(dtype, model.device), torch.no_grad():
+    with _rounded_once(model), computing(decoding.dtype, model.device), torch.no_grad():
         if supports_kv_cache(model):
-            generate_continuously(model, rows, end_id, pad_id, sampling, batch_size)
+            generate_continuously(model, rows, decoding, batch_size)
         else:
             for start in range(0, len(rows), batch_size):
-                generate_statically(model, rows[start : start + batch_size], end_id, pad_id, sampling, context)
-    return [Generated(row.answer, cut=row.answer[-1] != end_id) for row in rows]
+                generate_statically(model, rows[start : start + batch_size], decoding)
+    return [Generated(row.answer, cut=row.answer[-1] != decoding.end_id) for row in rows]
 
 
 def generate_share(
     model: PreTrainedModel,
     prompts: Mapping[str, Sequence[int]],
     row_id: Callable[[str], str],
-    end_id: int,
-    pad_id: int,
-    sampling: Sampling,
-    context: int,
-    dtype: Dtype,
+    decoding: Decoding,
     accelerator: Accelerator,
 ) -> dict[str, Generated]:
     """Answers to this process's share of some prompts, by their names; `row_id` of a name seeds the noise of its row.
@@ -89,44 +83,28 @@ def generate_share(
     """
 
     def length(name: str) -> int:
-        return min(len(prompts[name]) + sampling.max_new_tokens, context)
+        return min(len(prompts[name]) + decoding.sampling.max_new_tokens, decoding.context)
 
     answers: dict[str, Generated] = {}
     blocks = cut_blocks(prompts, length, str, POOL * DRAW_TOKENS)
     for block in blocks[accelerator.process_index :: accelerator.num_processes]:
         asked, row_ids = [prompts[name] for name in block.items], [row_id(name) for name in block.items]
-        rest = (end_id, pad_id, sampling, context, dtype, DRAW_TOKENS)
-        answers.update(zip(block.items, generate_fitting(model, asked, row_ids, *rest), strict=True))
+        answers.update(zip(block.items, generate_fitting(model, asked, row_ids, decoding, DRAW_TOKENS), strict=True))
     return answers
 
 
 def generate_fitting(
-    model: PreTrainedModel,
-    prompts: Sequence[Sequence[int]],
-    row_ids: Sequence[str],
-    end_id: int,
-    pad_id: int,
-    sampling: Sampling,
-    context: int,
-    dtype: Dtype,
-    tokens: int,
+    model: PreTrainedModel, prompts: Sequence[Sequence[int]], row_ids: Sequence[str], decoding: Decoding, tokens: int
 ) -> list[Generated]:
     """`generate_block` with half of the `tokens` as often as memory runs out; AdpaError when one row does not fit."""
-    one = min(context, max(map(len, prompts), default=0) + sampling.max_new_tokens)
+    new = decoding.sampling.max_new_tokens
+    one = min(decoding.context, max(map(len, prompts), default=0) + new)
     tokens = min(tokens, one * len(prompts))
-    while True:
-        rest = (end_id, pad_id, sampling, context, dtype, tokens)
-        made = fitting(functools.partial(generate_block, model, prompts, row_ids, *rest))
-        if made is not None:
-            return made
-        if tokens < 2 * one:
-            raise AdpaError(f"an answer of {sampling.max_new_tokens:,} tokens does not fit in memory", f"use {ROOM}")
-        tokens //= 2
+    make = functools.partial(generate_block, model, prompts, row_ids, decoding)
+    return halving(make, tokens, 2 * one - 1, f"an answer of {new:,} tokens")
 
 
-def generate_statically(
-    model: Any, rows: Sequence[PartialAnswer], end_id: int, pad_id: int, sampling: Sampling, context: int
-) -> None:
+def generate_statically(model: Any, rows: Sequence[PartialAnswer], decoding: Decoding) -> None:
     """Complete the answer of every row by static batching: all are carried along until the last one ends.
 
     Positions stay inside the context, for models that look them up in a table. The model's own generation_config,
@@ -135,14 +113,14 @@ def generate_statically(
 
     def stay_inside(_module: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         if kwargs.get("position_ids") is not None:
-            kwargs["position_ids"] = kwargs["position_ids"].clamp(max=context - 1)
+            kwargs["position_ids"] = kwargs["position_ids"].clamp(max=decoding.context - 1)
         return args, kwargs
 
     make: Any = GenerationConfig
-    ids, mask = left_padded([row.prompt for row in rows], pad_id, model.device)
-    processor = _Noisy(sampling, torch.tensor([row.key for row in rows], device=model.device), ids.shape[1])
+    ids, mask = left_padded([row.prompt for row in rows], decoding.pad_id, model.device)
+    processor = _Noisy(decoding.sampling, torch.tensor([row.key for row in rows], device=model.device), ids.shape[1])
     settings = make(
-        do_sample=False, num_beams=1, use_cache=True, eos_token_id=end_id, pad_token_id=pad_id,
+        do_sample=False, num_beams=1, use_cache=True, eos_token_id=decoding.end_id, pad_token_id=decoding.pad_id,
         max_new_tokens=max(row.limit for row in rows),
     )  # fmt: skip
     hook = model.register_forward_pre_hook(stay_inside, with_kwargs=True)
@@ -157,7 +135,7 @@ def generate_statically(
         hook.remove()
     new = torch.where(processor.broken[:, None], NOT_FINITE, tokens[:, ids.shape[1] :])
     for row, answer in zip(rows, new.tolist(), strict=True):
-        row.take(answer, end_id)
+        row.take(answer, decoding.end_id)
 
 
 class _Noisy(LogitsProcessor):

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from adpa_cli.errors import AdpaError, UsageError
+from adpa_cli.spec import Dtype
 
 NOT_FINITE = -1
 """Stands for the token of a row whose logits are not numbers."""
@@ -43,6 +44,18 @@ class Sampling:
             raise UsageError(f"top_p is {self.top_p}", "give a number above 0, at most 1")
         if self.max_new_tokens < 1:
             raise UsageError(f"max_new_tokens is {self.max_new_tokens}", "give 1 or more")
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How answers are generated: how their tokens are chosen, the token that ends them, the one that pads prompts, the
+    most tokens of a prompt and its answer together, and the dtype that the model computes in."""
+
+    sampling: Sampling
+    end_id: int
+    pad_id: int
+    context: int
+    dtype: Dtype = "float32"
 
 
 def choose(logits: Tensor, keys: Tensor, positions: Tensor, sampling: Sampling) -> Tensor:

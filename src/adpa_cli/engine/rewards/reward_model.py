@@ -12,36 +12,30 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel
 
 from adpa_cli.data.chat import Encoder, Template, fit
 from adpa_cli.data.examples import Message
 from adpa_cli.engine.device import ROOM, device, refused_when_full
-from adpa_cli.engine.layout.examples import Example
-from adpa_cli.engine.layout.micro_batches import by_length, consecutive_batches
+from adpa_cli.engine.layout.batch import Batch
+from adpa_cli.engine.layout.micro_batches import by_length, consecutive_batches, padded
 from adpa_cli.engine.layout.row_layout import RowLayout
-from adpa_cli.engine.models import load, load_tokenizer
-from adpa_cli.engine.scoring import LabelLogps, at_answers
+from adpa_cli.engine.models import LOAD_ERRORS, first_line, load, load_tokenizer
 from adpa_cli.engine.training.student import Student, scalars
 from adpa_cli.errors import AdpaError
 from adpa_cli.hub import Located
-from adpa_cli.methods import Part
 from adpa_cli.tensors.output import Stats
 
-BLOCK_TOKENS = 16384
-
-Turns = Sequence[tuple[str, str]]
-"""(role, content) of a prompt's turns."""
-Dialogues = Sequence[tuple[Sequence[Message], str]]
+Dialogue = tuple[Sequence[Message], str]
 """(turns of the prompt, answer)."""
 
 
-def reward_scores(model: Located, dialogues: Dialogues, spec: Any, tokens: int, option: str) -> list[float]:
+def reward_scores(model: Located, dialogues: Sequence[Dialogue], spec: Any, tokens: int, option: str) -> list[float]:
     """The reward of every dialogue, under the dtype and `max_length` of a stage's spec, `tokens` at a time.
 
-    A model that was made here reads the tokens it was trained on; another one its own chat template, else the stage's.
+    A model that was made here reads the tokens it was trained on; another one its own chat template, else the stage's,
+    and of too long dialogues the end.
     Raises AdpaError as `sequence_rewards` does, and where a block does not fit in memory: `option`, if any, makes it
     smaller.
     """
@@ -49,32 +43,15 @@ def reward_scores(model: Located, dialogues: Dialogues, spec: Any, tokens: int, 
     with refused_when_full(f"a block of {tokens:,} tokens of the reward model", smaller):
         if model.kind == "artifact":
             encoded = _as_trained(model, dialogues)
-            return sequence_rewards(model.path, encoded, spec.dtype, device(), tokens)
-        plain = [([(m.role, m.content) for m in turns], answer) for turns, answer in dialogues]
-        return classifier_rewards(model.path, plain, spec.template, spec.max_length, spec.dtype, device(), tokens)
-
-
-def classifier_rewards(
-    folder: Path,
-    dialogues: Sequence[tuple[Turns, str]],
-    template: str,
-    max_length: int,
-    dtype: str,
-    device: str,
-    block_tokens: int = BLOCK_TOKENS,
-) -> list[float]:
-    """`sequence_rewards` of every (prompt turns, answer), in the model's own chat template if it has one.
-
-    Too long dialogues keep their end.
-    """
-    tokenizer = load_tokenizer(folder)
-    encoded = [_encode(tokenizer, turns, answer, template)[-max_length:] for turns, answer in dialogues]
-    return sequence_rewards(folder, encoded, dtype, device, block_tokens)
+        else:
+            tokenizer = load_tokenizer(model.path)
+            encoded = [_encode(tokenizer, dialogue, spec.template)[-spec.max_length :] for dialogue in dialogues]
+        return sequence_rewards(model.path, encoded, spec.dtype, device(), tokens)
 
 
 @torch.no_grad()
 def sequence_rewards(
-    folder: Path, encoded: Sequence[Sequence[int]], dtype: str, device: str, block_tokens: int = BLOCK_TOKENS
+    folder: Path, encoded: Sequence[Sequence[int]], dtype: str, device: str, block_tokens: int
 ) -> list[float]:
     """The one logit of a reward model for every sequence of ids, read at its last one.
 
@@ -87,13 +64,11 @@ def sequence_rewards(
         # The head reads the last token that is no padding, so padding must be an id that no dialogue ends with.
         ends = {ids[-1] for ids in encoded}
         pad = model.config.pad_token_id = next(i for i in range(len(ends) + 1) if i not in ends)
-    lengths = [len(ids) for ids in encoded]
+    lengths = list(map(len, encoded))
     rewards = [0.0] * len(encoded)
     for rows in consecutive_batches(by_length(lengths), lengths.__getitem__, lambda load: load.padded <= block_tokens):
-        longest = max(lengths[i] for i in rows)
-        ids = torch.tensor([[*encoded[i]] + [pad] * (longest - lengths[i]) for i in rows], device=device)
-        mask = torch.tensor([[1] * lengths[i] + [0] * (longest - lengths[i]) for i in rows], device=device)
-        values = model(input_ids=ids, attention_mask=mask).logits[:, 0].float().tolist()
+        ids, mask = padded([encoded[i] for i in rows], pad), padded([[1] * lengths[i] for i in rows])
+        values = model(input_ids=ids.to(device), attention_mask=mask.to(device)).logits[:, 0].float().tolist()
         for i, value in zip(rows, values, strict=True):
             rewards[i] = value
     broken = next((n for n, reward in enumerate(rewards, 1) if not math.isfinite(reward)), None)
@@ -114,12 +89,10 @@ class RewardModel(Student):
         nothing = torch.zeros_like(values)
         return nothing[:, None].expand(ids.shape), nothing, None, values
 
-    def values_after(
-        self, examples: Sequence[Example], parts: Sequence[Part], tokens: int, device: torch.device | str
-    ) -> LabelLogps:
-        """The head's numbers [T] after the tokens of each answer, by (example id, part); the last is its reward."""
-        self.to(device)
-        return at_answers(lambda batch: self(batch.layouts, batch.ids)[3], examples, parts, tokens, device)
+    def at_answers(self, batch: Batch) -> Tensor:
+        """The head's number [N] after each answer token of a batch; behind the last one it is the answer's reward."""
+        values: Tensor = self(batch.layouts, batch.ids)[3]
+        return values
 
 
 def load_reward_model(folder: Path, tokenizer: Any, end_id: int, device: str) -> PreTrainedModel:
@@ -135,7 +108,7 @@ def load_reward_model(folder: Path, tokenizer: Any, end_id: int, device: str) ->
     return model
 
 
-def _as_trained(model: Located, dialogues: Dialogues) -> list[list[int]]:
+def _as_trained(model: Located, dialogues: Sequence[Dialogue]) -> list[list[int]]:
     """Token ids as in the training of `model`: under its template, to its end token, within its length."""
     encoder = Encoder(load_tokenizer(model.path), Template(model.values["template"], model.values["end"]))
     longest = int(model.values["max_length"])
@@ -158,17 +131,17 @@ def _load(folder: Path, dtype: str) -> Any:
         model, info = loader.from_pretrained(
             folder, dtype=getattr(torch, dtype), use_safetensors=True, output_loading_info=True, **plain
         )
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        problem = (str(error) or type(error).__name__).splitlines()[0]
-        raise AdpaError(f"the reward model in {folder.name} does not load: {problem}", hint) from error
+    except LOAD_ERRORS as error:
+        raise AdpaError(f"the reward model in {folder.name} does not load: {first_line(error)}", hint) from error
     if info["missing_keys"]:
         lacking = ", ".join(sorted(info["missing_keys"])[:3])
         raise AdpaError(f"{folder.name} is no reward model: its weights lack {lacking}", hint)
     return model.train(False)
 
 
-def _encode(tokenizer: Any, turns: Turns, answer: str, template: str) -> list[int]:
-    messages = [{"role": role, "content": content} for role, content in (*turns, ("assistant", answer))]
+def _encode(tokenizer: Any, dialogue: Dialogue, template: str) -> list[int]:
+    turns, answer = dialogue
+    messages = [{"role": turn.role, "content": turn.content} for turn in (*turns, Message("assistant", answer))]
     text = tokenizer.apply_chat_template(
         messages, chat_template=tokenizer.chat_template or template, tokenize=False, add_generation_prompt=False
     )

@@ -23,10 +23,10 @@ from accelerate import Accelerator
 from adpa_cli.data.examples import win
 from adpa_cli.disk import sync_file, sync_folder, write_atomic
 from adpa_cli.engine.generation.generate import generate_share
-from adpa_cli.engine.generation.sampling import Sampling
+from adpa_cli.engine.generation.sampling import Decoding
 from adpa_cli.engine.layout.examples import Example
 from adpa_cli.engine.rewards.reward_model import RewardModel
-from adpa_cli.engine.scoring import halving, halving_logps, pair_margins
+from adpa_cli.engine.scoring import halving_logps, pair_margins
 from adpa_cli.engine.training.student import Student
 from adpa_cli.methods import Part
 
@@ -119,12 +119,9 @@ class HeldOut:
     def score(self, student: Student, accelerator: Accelerator) -> Record:
         """The scores of `student`; each process does its share of the rows."""
         mine = self.examples[accelerator.process_index :: accelerator.num_processes]
-        device = accelerator.device
+        logps = halving_logps(student, mine, self.parts, SCORE_TOKENS, accelerator.device)
         if isinstance(student, RewardModel):
-            numbers = halving(student.values_after, mine, self.parts, SCORE_TOKENS, device)
-            logps = {key: values[-1:] for key, values in numbers.items()}
-        else:
-            logps = halving_logps(student, mine, self.parts, SCORE_TOKENS, device)
+            logps = {key: values[-1:] for key, values in logps.items()}
         if "rejected" in self.parts:
             margins = np.array(list(pair_margins(logps, mine).values()), dtype=np.float64)
             won, margin, pairs = summed(accelerator, sum(map(win, margins)), margins.sum(), len(margins))
@@ -140,17 +137,11 @@ class RewardSelection:
 
     prompts: Mapping[str, Sequence[int]]
     rewards: Callable[[Mapping[str, Sequence[int]]], Sequence[float]]
-    end_id: int
-    pad_id: int
-    max_new_tokens: int
-    max_length: int
+    decoding: Decoding
 
     def score(self, student: Student, accelerator: Accelerator) -> Record:
-        """The mean reward of the student's greedy answers; each process does its share of the blocks."""
-        generated = generate_share(
-            student.model, self.prompts, str, self.end_id, self.pad_id, Sampling(0.0, 1.0, self.max_new_tokens),
-            self.max_length, student.dtype, accelerator,
-        )  # fmt: skip
+        """The mean reward of the student's answers; each process does its share of the blocks."""
+        generated = generate_share(student.model, self.prompts, str, self.decoding, accelerator)
         answers = {name: answer.ids for name, answer in generated.items()}
         total, count = summed(accelerator, sum(self.rewards(answers)) if answers else 0.0, len(answers))
         return {"reward": total / count, "prompts": int(count)}

@@ -9,6 +9,7 @@ learning rate are functions of the step.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import math
@@ -19,7 +20,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -213,7 +213,7 @@ def _gradients(
     return sums
 
 
-class Prefetch(Generic[Wanted, Ready]):
+class Prefetch(contextlib.AbstractContextManager["Prefetch[Wanted, Ready]"], Generic[Wanted, Ready]):
     """What `lay_out` makes, in a thread of its own, of the micro-batches that `cut` gives for (step, tokens at a time).
 
     Where `beyond` holds, those of later steps, up to but not `end`, are made before they are asked for; `cut` is called
@@ -262,12 +262,7 @@ class Prefetch(Generic[Wanted, Ready]):
             made.cancel()
         self._waiting.clear()
 
-    def __enter__(self) -> Prefetch[Wanted, Ready]:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._drop()
         self._worker.shutdown(wait=True)
 
@@ -277,11 +272,11 @@ def save_resume(work: Path, step: int, model: nn.Module, optimizer: torch.optim.
     folder = work / f"_resume-{step:06d}"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    save_file(
-        {name: p.detach().cpu().contiguous() for name, p in model.named_parameters()}, folder / "model.safetensors"
-    )
-    save_file(_moments(optimizer), folder / "optimizer.safetensors")
-    for path in folder.iterdir():
+    state: dict[int, dict[str, Tensor]] = optimizer.state_dict()["state"]
+    moments = {f"{i}.{name}": value for i, entry in state.items() for name, value in entry.items()}
+    for name, tensors in (("model", dict(model.named_parameters())), ("optimizer", moments)):
+        path = folder / f"{name}.safetensors"
+        save_file({key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}, path)
         sync_file(path)
     sync_folder(folder)
     write_atomic(work / POINTER, json.dumps({"step": step, "folder": folder.name}).encode())
@@ -313,8 +308,3 @@ def load_resume(work: Path, model: nn.Module, optimizer: torch.optim.Optimizer) 
         state.setdefault(int(index), {})[name] = value
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
     return step
-
-
-def _moments(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    state: dict[int, dict[str, Any]] = optimizer.state_dict()["state"]
-    return {f"{i}.{name}": v.detach().cpu().contiguous() for i, entry in state.items() for name, v in entry.items()}

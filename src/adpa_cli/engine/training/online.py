@@ -6,7 +6,6 @@ one file, and read again by a run that goes on: nothing depends on when it was i
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,15 +21,15 @@ from torch import Tensor
 from adpa_cli.disk import write_atomic
 from adpa_cli.engine.device import gathered
 from adpa_cli.engine.generation.generate import Generated, generate_share
-from adpa_cli.engine.generation.sampling import Sampling
+from adpa_cli.engine.generation.sampling import Decoding
 from adpa_cli.engine.layout.examples import Example, TokenSequence
 from adpa_cli.engine.models import body_and_head, load_checked
-from adpa_cli.engine.scoring import at_answers, halving, halving_logps
+from adpa_cli.engine.scoring import LabelLogps, halving_logps
 from adpa_cli.engine.training.loop import resume_step
 from adpa_cli.engine.training.schedule import rows_at, steps_of
-from adpa_cli.engine.training.student import Student
+from adpa_cli.engine.training.student import Critic, Student
 from adpa_cli.errors import AdpaError
-from adpa_cli.methods import given
+from adpa_cli.methods import required
 from adpa_cli.spec import TrainSpec
 from adpa_cli.tensors.ppo import advantages, rewards, whitened
 
@@ -108,13 +107,12 @@ def _padded(buffer: RolloutBuffer) -> tuple[Tensor, dict[str, Tensor]]:
 
 @dataclass(frozen=True)
 class Sources:
-    """What answers are drawn for and scored by: prompt ids by example id, and a model folder by the name of its score
-    ("start", "aligned", "reference")."""
+    """What answers are drawn for, how, and scored by: prompt ids by example id, and a model folder by the name of its
+    score ("start", "aligned", "reference")."""
 
     prompts: Mapping[str, Sequence[int]]
     scorers: Mapping[str, Path]
-    end_id: int
-    pad_id: int
+    decoding: Decoding
 
 
 @dataclass
@@ -187,16 +185,14 @@ class Online:
                 old.unlink()
 
     def _sequence(self, example_id: str, answer: Sequence[int] | NDArray[np.int32]) -> TokenSequence:
-        prompt = self.sources.prompts[example_id]
-        ids = np.array([*prompt, *answer], dtype=np.int32)
-        return TokenSequence(ids, np.arange(len(ids)) >= len(prompt))
+        return TokenSequence.of(self.sources.prompts[example_id], answer)
 
     def _make(self, number: int, examples: Sequence[Example]) -> RolloutBuffer:
         """An answer to each prompt by the student as it is now, and the scores of all; processes share the work."""
         answers = self._draw(number, [example.id for example in examples])
         share = examples[self.accelerator.process_index :: self.accelerator.num_processes]
         mine = [Example(e.id, {"rollout": self._sequence(e.id, answers[e.id].ids)}) for e in share]
-        scored = gathered(self.accelerator, self._score(mine) if mine else {})
+        scored = gathered(self._score(mine) if mine else {})
         made = [answers[example.id] for example in examples]
         names = ("drawn", "values", *self.sources.scorers)
         return RolloutBuffer(
@@ -206,26 +202,17 @@ class Online:
 
     def _draw(self, number: int, ids: Sequence[str]) -> dict[str, Generated]:
         """Answers by example id. The noise depends on the seed, the row and the buffer, not on who else is drawn."""
-        p, sources = self.params, self.sources
-        answers = generate_share(
-            self.student.model, {i: sources.prompts[i] for i in ids}, lambda i: f"{i} in buffer {number}",
-            sources.end_id, sources.pad_id, Sampling(p.temperature, 1.0, p.max_new_tokens, self.spec.seed),
-            self.spec.max_length, self.student.dtype, self.accelerator,
-        )  # fmt: skip
-        return gathered(self.accelerator, answers)
+        prompts, decoding = {i: self.sources.prompts[i] for i in ids}, self.sources.decoding
+        name = f"{{}} in buffer {number}".format
+        return gathered(generate_share(self.student.model, prompts, name, decoding, self.accelerator))
 
     def _score(self, examples: Sequence[Example]) -> dict[str, dict[str, NDArray[np.float32]]]:
         """Scores [T] of each answer by example id and name, one model after the other."""
-        device = self.accelerator.device
-        student = self.student
-        critic = given(student.critic)
-        scores = {
-            "drawn": halving_logps(student, examples, ("rollout",), self.tokens, device),
-            "values": halving(
-                functools.partial(at_answers, lambda batch: critic(batch.layouts)), examples, ("rollout",),
-                self.tokens, device,
-            ),
-        }  # fmt: skip
+
+        def score(model: Student | Critic) -> LabelLogps:
+            return halving_logps(model, examples, ("rollout",), self.tokens, self.accelerator.device)
+
+        scores = {"drawn": score(self.student), "values": score(required(self.student.critic))}
         for name, folder in self.sources.scorers.items():
             model = load_checked(folder)
             ids = body_and_head(model)[1].shape[0]
@@ -234,6 +221,6 @@ class Online:
                     f"the student drew a token that {folder.name} lacks: it has {ids:,} ids",
                     "take teachers that have every id of the student",
                 )
-            scores[name] = halving_logps(Student(model, self.spec.dtype), examples, ("rollout",), self.tokens, device)
+            scores[name] = score(Student(model, self.spec.dtype))
             del model
         return {e.id: {name: logps[e.id, "rollout"] for name, logps in scores.items()} for e in examples}

@@ -162,7 +162,7 @@ class Clock:
     def save(self) -> None:
         """Keep it beside a resume point; every process takes part, to find the most memory that one of them had."""
         mine = {self.accelerator.process_index: peak_memory(self.accelerator.device)}
-        most = max(gathered(self.accelerator, mine).values())
+        most = max(gathered(mine).values())
         self.total = replace(self.total, memory=max(self.total.memory, most))
         if self.accelerator.is_main_process:
             write_atomic(self.work / SPEED, json.dumps(asdict(self.total)).encode())

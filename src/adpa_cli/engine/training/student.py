@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from adpa_cli.engine.layout.batch import Batch
 from adpa_cli.engine.layout.row_layout import Packer, RowLayout, answer_states, in_order
 from adpa_cli.engine.models import Dtype, body_and_head, computing, output_head
 from adpa_cli.tensors.head import selected_logps
@@ -67,6 +68,11 @@ class Student(nn.Module):
         about = None if squares is None or entropy is None else Stats(squares, entropy)
         return selected.logps, selected.rest, about, values
 
+    def at_answers(self, batch: Batch) -> Tensor:
+        """The log-prob [N] of each answer token of a batch."""
+        logps: Tensor = self(batch.layouts, batch.ids)[0]
+        return logps[:, 0]
+
 
 class Critic(nn.Module):
     """A decoder `body` and its scalar head `score` [1,H], which has no bias, as those of sequence classifiers."""
@@ -79,6 +85,11 @@ class Critic(nn.Module):
     def forward(self, layouts: tuple[RowLayout, ...]) -> Tensor:
         """The number [N], float32, at every position that the layouts name, in the order of their `where`."""
         return scalars(self.body, self.score, layouts, self.dtype)
+
+    def at_answers(self, batch: Batch) -> Tensor:
+        """The value [N] before each answer token of a batch."""
+        values: Tensor = self(batch.layouts)
+        return values
 
 
 def scalars(body: nn.Module, score: nn.Module, layouts: Sequence[RowLayout], dtype: Dtype) -> Tensor:
