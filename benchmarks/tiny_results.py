@@ -19,7 +19,7 @@ from adpa_cli.cli.console.streams import ids_only
 from adpa_cli.cli.main import main as adpa
 from adpa_cli.planning.distill_builder import Distill, plan_distill
 from adpa_cli.planning.resolve_inputs import Names
-from adpa_cli.planning.settings import Given
+from adpa_cli.planning.settings import UserSettings
 from adpa_cli.store.store import Store
 
 ROLES = ("start", "dckd", "adpa", "reference teacher", "aligned teacher")
@@ -35,7 +35,7 @@ def run(store: Path, seed: int) -> dict[str, dict[str, Any]]:
         raise SystemExit(f"failed: adpa {' '.join(command)}")
     seconds = time.perf_counter() - started
     opened = Store.find(store)
-    plan = plan_distill(Names(opened), Given(seed_all=seed), Distill("adpa+", "tiny"))
+    plan = plan_distill(Names(opened), UserSettings(seed_all=seed), Distill("adpa+", "tiny"))
     found: dict[str, dict[str, Any]] = {"run": {"seconds": round(seconds, 1), "id": plan.targets[0].label}}
     for node in plan.evals:
         manifest = opened.get(node.label)

@@ -17,7 +17,7 @@ from adpa_cli.lab import BASES
 from adpa_cli.planning.distill_builder import Distill, plan_distill
 from adpa_cli.planning.planner import Plan
 from adpa_cli.planning.resolve_inputs import Names
-from adpa_cli.planning.settings import Given
+from adpa_cli.planning.settings import UserSettings
 from adpa_cli.stages import Node
 from adpa_cli.store.store import Store
 from support.cli_samples import Cli, Pipeline
@@ -83,7 +83,7 @@ def test_a_ready_pair_gives_its_template_and_the_student_is_fine_tuned_with_it(
     for name in names:
         hub.add(name, aligned(tmp_path / name.rpartition("/")[2]))
     asked = Distill("adpa+", student, teacher=pair, data=("tiny-pairs",), sft_data=("tiny-sft",))
-    plan = plan_distill(Names(store), Given(), asked)
+    plan = plan_distill(Names(store), UserSettings(), asked)
     assert plan.template == Template(OWN, "<|end|>")
     assert templates(plan) == {plan.template}
     roles = [node.role for node in plan.nodes(store)]
@@ -93,7 +93,7 @@ def test_a_ready_pair_gives_its_template_and_the_student_is_fine_tuned_with_it(
 
 def distill(store: Store, student: Path | str, teacher: Path | str, *sft_data: str, method: str = "dckd") -> Plan:
     asked = Distill(method, str(student), teacher=str(teacher), data=("tiny-pairs",), sft_data=sft_data)
-    return plan_distill(Names(store), Given(), asked)
+    return plan_distill(Names(store), UserSettings(), asked)
 
 
 def test_a_base_model_of_the_users_is_fine_tuned_first_with_the_teachers_template(

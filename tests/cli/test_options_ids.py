@@ -15,7 +15,7 @@ from adpa_cli import methods
 from adpa_cli.cli.console.options import Options
 from adpa_cli.planning.distill_builder import Distill, plan_distill
 from adpa_cli.planning.resolve_inputs import Names
-from adpa_cli.planning.settings import DERIVED, Given, parse_sets, settable
+from adpa_cli.planning.settings import DERIVED, UserSettings, parse_sets, settable
 from adpa_cli.spec import TrainSpec, hashed
 from adpa_cli.stages import Node
 from adpa_cli.stages.cache_teacher import CaptureSpec
@@ -54,7 +54,7 @@ def store(tmp_path: Path) -> Store:
     return Store.find(tmp_path / "adpa-store", create=True)
 
 
-def nodes(store: Store, given: Given, **asked: Any) -> dict[str, Node]:
+def nodes(store: Store, given: UserSettings, **asked: Any) -> dict[str, Node]:
     """The stages of `adpa+` on `tiny` by role; the second signal is that on the rollouts."""
     plan = plan_distill(Names(store), given, Distill("adpa+", "tiny", **asked))
     found: dict[str, Node] = {}
@@ -79,7 +79,7 @@ def test_options_of_the_runtime_move_no_id(cli: Cli) -> None:
 
 
 def test_options_of_the_spec_move_the_stages_they_belong_to(store: Store) -> None:
-    before = nodes(store, Given())
+    before = nodes(store, UserSettings())
     for name, (words, roles) in SPEC.items():
         options = Options(**typed(name, words))
         moved = own_recipe(before, nodes(store, options.given()))
@@ -104,11 +104,12 @@ def test_leaving_bad_rows_out_reaches_dialogues_that_were_named(store: Store, tm
     words = {"prompt": "say one", "completion": "one"}
     (tmp_path / "own.jsonl").write_text(json.dumps(words) + "\n")
     before, after = (
-        nodes(store, Given(skip_bad_rows=skip), sft_data=(str(tmp_path / "own.jsonl"),)) for skip in (False, True)
+        nodes(store, UserSettings(skip_bad_rows=skip), sft_data=(str(tmp_path / "own.jsonl"),))
+        for skip in (False, True)
     )
     assert own_recipe(before, after) == set(before)
-    given = Given(by_stage={"sft": {"skip_bad_rows": "true"}})
-    assert own_recipe(nodes(store, Given()), nodes(store, given)) == {"student", "reference teacher"}
+    given = UserSettings(by_stage={"sft": {"skip_bad_rows": "true"}})
+    assert own_recipe(nodes(store, UserSettings()), nodes(store, given)) == {"student", "reference teacher"}
 
 
 def test_every_shared_option_is_on_one_side() -> None:
@@ -118,13 +119,13 @@ def test_every_shared_option_is_on_one_side() -> None:
 
 @pytest.mark.parametrize("stage", ["sft", "dpo-teacher", "cache-teacher", "rollout", "distill", "eval"])
 def test_every_key_of_a_stage_is_in_the_ids_of_that_stage_only(store: Store, stage: str) -> None:
-    before = nodes(store, Given())
+    before = nodes(store, UserSettings())
     seen = set()
     for key, value in other_values(stage):
         if key == "student_vocab" or (stage, key) in DRAWN or value == "sampled":
             continue  # the student decides it; of drawn ids: tests/cli/test_sampled.py
         own, by_stage = parse_sets([f"{stage}.{key}={value}"])
-        after = nodes(store, Given(own, by_stage))
+        after = nodes(store, UserSettings(own, by_stage))
         moved = own_recipe(before, after)
         assert moved, f"{stage}.{key}={value} is not in the id"
         follows = {"start-logps"} if stage == "dpo-teacher" and key in START else set()
@@ -170,16 +171,16 @@ def other_values(stage: str) -> Iterator[tuple[str, object]]:
 
 
 def test_a_bare_key_belongs_to_the_stages_of_the_command(store: Store) -> None:
-    before = nodes(store, Given())
+    before = nodes(store, UserSettings())
     for item in ("lr=0.5", "epochs=7", "seed=7", "weight_decay=0.5", "warmup_ratio=0.5", "dtype=bfloat16", "clip=2"):
-        assert own_recipe(before, nodes(store, Given(*parse_sets([item])))) == set(TRAINED), item
-    both = Given(*parse_sets(["lr=0.5", "sft.lr=0.25"]))
+        assert own_recipe(before, nodes(store, UserSettings(*parse_sets([item])))) == set(TRAINED), item
+    both = UserSettings(*parse_sets(["lr=0.5", "sft.lr=0.25"]))
     assert own_recipe(before, nodes(store, both)) == {*TRAINED, "student", "reference teacher"}
 
 
 def test_values_are_what_they_mean_not_how_they_are_written(store: Store) -> None:
     def ids(*items: str) -> list[str]:
-        return [node.recipe.id for node in nodes(store, Given(*parse_sets(items))).values()]
+        return [node.recipe.id for node in nodes(store, UserSettings(*parse_sets(items))).values()]
 
     assert ids("gamma=1") == ids("gamma=1.0") == ids("gamma=1e0") == ids()
     assert ids("batch-size=64") == ids("batch_size=64.0") == ids("distill.batch_size=6.4e1")

@@ -13,6 +13,7 @@ import pytest
 from adpa_cli.cli.console import make
 from adpa_cli.cli.console import streams as ask
 from adpa_cli.cli.console.plan_screen import plan_text, plan_tsv
+from adpa_cli.data.chat import Template
 from adpa_cli.errors import AdpaError
 from adpa_cli.estimate import survey as surveys
 from adpa_cli.estimate.cost import Cost
@@ -21,7 +22,7 @@ from adpa_cli.hub import External
 from adpa_cli.machine import Machine
 from adpa_cli.planning.distill_builder import Distill, plan_distill
 from adpa_cli.planning.resolve_inputs import Names
-from adpa_cli.planning.settings import Given
+from adpa_cli.planning.settings import UserSettings
 from adpa_cli.report.text import width_of
 from adpa_cli.sizes import Disk, Memory
 from adpa_cli.spec import Runtime
@@ -35,7 +36,7 @@ MACHINE = Machine("cpu", "cpu", "here", memory=24 * 10**9, host_memory=24 * 10**
 @pytest.fixture(scope="module")
 def seen(tmp_path_factory: pytest.TempPathFactory) -> Survey:
     store = Store(tmp_path_factory.mktemp("nothing") / "adpa-store")
-    return survey(plan_distill(Names(store), Given(), Distill("adpa+", "tiny")), store, Runtime())
+    return survey(plan_distill(Names(store), UserSettings(), Distill("adpa+", "tiny")), store, Runtime())
 
 
 @pytest.fixture
@@ -84,7 +85,7 @@ def test_the_foot_of_a_plan_on_a_card() -> None:
     )
     cost = Cost(node, None, Disk(8_200_000_000, 6_800_000_000), Memory(21_400_000_000), 15_840.0)
     card = replace(MACHINE, kind="cuda", name="RTX 4090")
-    plan: Any = SimpleNamespace(template=("x", "</s>"), notes=("mind the gap",))
+    plan: Any = SimpleNamespace(template=Template("x", "</s>"), notes=("mind the gap",))
     store = Store(Path("/x"))
     text = plan_text(Survey(plan, store, Runtime(), card, (cost,), "guessed from the model sizes"), 160)
     assert text.splitlines()[-3:] == [

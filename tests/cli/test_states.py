@@ -11,7 +11,7 @@ import pytest
 from adpa_cli import methods
 from adpa_cli.planning.distill_builder import Distill, plan_distill
 from adpa_cli.planning.resolve_inputs import Names
-from adpa_cli.planning.settings import Given
+from adpa_cli.planning.settings import UserSettings
 from adpa_cli.spec import hashed
 from adpa_cli.stages import Node
 from adpa_cli.stages import _training_inputs as training_data
@@ -46,7 +46,7 @@ def store(tmp_path: Path) -> Store:
 
 def plan(store: Store, method: str, **own: Any) -> list[Node]:
     """The stages of a distillation on `tiny`, from an empty store."""
-    found = plan_distill(Names(store), Given(own), Distill(method, "tiny", evaluate=False))
+    found = plan_distill(Names(store), UserSettings(own), Distill(method, "tiny", evaluate=False))
     return found.nodes(store)
 
 

@@ -11,7 +11,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from adpa_cli.engine.device import make_accelerator
 from adpa_cli.engine.training.step_report import tracking
 from adpa_cli.errors import AdpaError
-from adpa_cli.planning.settings import PACKAGES, named
+from adpa_cli.planning.settings import PACKAGES, installed_trackers
 from adpa_cli.store.store import Store
 from support.cli_samples import Cli
 
@@ -56,8 +56,8 @@ def test_the_names_are_those_that_accelerate_knows() -> None:
     from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 
     assert set(PACKAGES) == set(LOGGER_TYPE_TO_CLASS)
-    assert named("none") == []
-    assert named("tensorboard, tensorboard") == ["tensorboard"]
+    assert installed_trackers("none") == []
+    assert installed_trackers("tensorboard, tensorboard") == ["tensorboard"]
 
 
 def test_a_tracker_that_does_not_start_is_an_error_that_says_so(tmp_path: Path) -> None:

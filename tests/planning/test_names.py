@@ -19,7 +19,7 @@ from adpa_cli.planning import lineage
 from adpa_cli.planning.distill_builder import Distill, plan_distill
 from adpa_cli.planning.planner import Planner, Teachers
 from adpa_cli.planning.resolve_inputs import Names
-from adpa_cli.planning.settings import Given
+from adpa_cli.planning.settings import UserSettings
 from adpa_cli.store.store import Store
 from support.tiny_models import TEMPLATE, tiny_llama, tiny_tokenizer
 
@@ -51,7 +51,7 @@ def test_the_file_names_that_decide_a_split_are_part_of_the_data(tmp_path: Path,
 
 def test_nothing_beneath_a_finished_artifact_is_looked_at(store: Store) -> None:
     asked = Distill("dckd", "tiny", evaluate=False)
-    plan = plan_distill(Names(store), Given(), asked)
+    plan = plan_distill(Names(store), UserSettings(), asked)
     assert len(plan.nodes(store)) == 6
     with store.build(plan.targets[0].recipe, command="adpa distill …") as work:
         work.commit()
@@ -70,7 +70,7 @@ def test_a_capture_for_a_smaller_vocabulary_says_so_in_its_spec(tmp_path: Path, 
     assert lineage.smaller_vocabulary(teacher, student, store) is None
     family = lineage.family_of(student, store)
     data = External("data:" + "0" * 64, "d", ())
-    planner = Planner(found, Given(), "")
+    planner = Planner(found, UserSettings(), "")
     teachers = Teachers(teacher, None, family, Template(TEMPLATE, "<end>"))
     node = planner.capture(teachers, {"data": data}, ("chosen",), student)
     assert node.recipe.spec["student_vocab"] == size
@@ -79,7 +79,7 @@ def test_a_capture_for_a_smaller_vocabulary_says_so_in_its_spec(tmp_path: Path, 
 
 
 def test_exact_precision_is_exact_for_the_pair_too(store: Store) -> None:
-    planner = Planner(Names(store), Given({"precision": "0"}), "cache-teacher")
+    planner = Planner(Names(store), UserSettings({"precision": "0"}), "cache-teacher")
     model, data = External("model:" + "1" * 64, "m", (str(BASES / "teacher"),)), External("data:" + "0" * 64, "d", ())
     family = lineage.family_of(model, store)
     node = planner.capture(Teachers(model, model, family, Template("t", END)), {"data": data}, ("chosen",))

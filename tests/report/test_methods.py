@@ -14,7 +14,7 @@ from adpa_cli import methods
 from adpa_cli.methods import Need
 from adpa_cli.planning.distill_builder import Distill, plan_distill
 from adpa_cli.planning.resolve_inputs import Names
-from adpa_cli.planning.settings import Given
+from adpa_cli.planning.settings import UserSettings
 from adpa_cli.report import catalogue
 from adpa_cli.report.text import for_encoding, width_of
 from adpa_cli.store.store import Store
@@ -67,7 +67,7 @@ def test_what_a_switch_changes_is_named() -> None:
 def test_the_stages_are_those_of_the_plans(tmp_path: Path) -> None:
     names = Names(Store.find(tmp_path, create=True))
     for one in ENTRIES:
-        plan = plan_distill(names, Given(), Distill(one.name, "tiny", evaluate=False))
+        plan = plan_distill(names, UserSettings(), Distill(one.name, "tiny", evaluate=False))
         assert sorted(node.stage for node in plan.nodes(names.store)) == sorted(s for s, _ in one.stages), one.name
 
 

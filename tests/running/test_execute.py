@@ -12,14 +12,14 @@ from adpa_cli.errors import Stopped
 from adpa_cli.estimate.survey import survey
 from adpa_cli.planning.distill_builder import Distill, plan_distill
 from adpa_cli.planning.resolve_inputs import Names
-from adpa_cli.planning.settings import Given
+from adpa_cli.planning.settings import UserSettings
 from adpa_cli.running import processes as ranks
 from adpa_cli.running.execute import Show, execute
 from adpa_cli.spec import Runtime
 from adpa_cli.store.store import Store
 from support.cli_samples import Pipeline
 
-SETTINGS = Given(own={"max_steps": 2}, by_stage={"sft": {"max_steps": 1, "limit": 32}}, limit=20)
+SETTINGS = UserSettings(bare={"max_steps": 2}, by_stage={"sft": {"max_steps": 1, "limit": 32}}, limit=20)
 
 
 class Watching:

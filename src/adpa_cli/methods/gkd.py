@@ -42,7 +42,7 @@ def _divergence(view: View, beta: float) -> Tensor:
     """The divergence over the teacher's ids and one class for all else, [B,T]; its limits at β = 0 and 1."""
     import torch
 
-    from adpa_cli.tensors.divergence import LOWEST
+    from adpa_cli.tensors.divergence import LOWEST, bucket_kl
 
     signal = required(view.signal)
     student_ids = required(view.topk_logps).masked_fill(signal.logps == -math.inf, LOWEST)
@@ -52,14 +52,11 @@ def _divergence(view: View, beta: float) -> Tensor:
         torch.cat([ids, rest[..., None]], -1).clamp_min(LOWEST)
         for ids, rest in ((signal.logps, teacher_rest), (student_ids, student_rest))
     )
+
+    def kl(one: Tensor, other: Tensor) -> Tensor:
+        return bucket_kl(one[..., :-1], one[..., -1], other[..., :-1], other[..., -1])
+
     if beta in (0.0, 1.0):
-        return _kl(teacher, student) if beta == 0 else _kl(student, teacher)
+        return kl(teacher, student) if beta == 0 else kl(student, teacher)
     mixture = torch.logaddexp(teacher + math.log(beta), student + math.log1p(-beta))
-    return beta * _kl(teacher, mixture) + (1 - beta) * _kl(student, mixture)
-
-
-def _kl(one: Tensor, other: Tensor) -> Tensor:
-    """KL over the last axis [...,K+1], whose last class is the rest."""
-    from adpa_cli.tensors.divergence import bucket_kl
-
-    return bucket_kl(one[..., :-1], one[..., -1], other[..., :-1], other[..., -1])
+    return beta * kl(teacher, mixture) + (1 - beta) * kl(student, mixture)

@@ -29,7 +29,7 @@ from adpa_cli.planning.requests import (
     teachers_of,
 )
 from adpa_cli.planning.resolve_inputs import Names
-from adpa_cli.planning.settings import Given, kd_teacher, needs_of, train_spec
+from adpa_cli.planning.settings import UserSettings, kd_teacher, needs_of, train_spec
 from adpa_cli.spec import TrainSpec
 from adpa_cli.stages import Artifact, Input, Made, Node, product_of
 from adpa_cli.stages.cache_teacher import CACHE_TEACHER
@@ -62,10 +62,10 @@ def needed_methods(method: str) -> tuple[str, ...]:
     return tuple(methods.load(name).name for name in chain_of(method))
 
 
-def plan_distill(names: Names, given: Given, request: Distill) -> Plan:
+def plan_distill(names: Names, user: UserSettings, request: Distill) -> Plan:
     """`adpa distill --method NAME --student S …`: whatever is missing, then the student."""
     chain = needed_methods(request.method)
-    planner = planner_of(DISTILL, names, given, chain)
+    planner = planner_of(DISTILL, names, user, chain)
     caches = [names.made(text, (CACHE_TEACHER.name,), "--cache") for text in request.cache]
     rollouts = [names.made(text, (ROLLOUT.name,), "--rollouts") for text in request.rollouts]
     model = names.model(request.student, "--student")
@@ -117,7 +117,7 @@ class Builder:
         serves any training that it covers.
         """
         stage, family, read = DISTILL.name, self.start.family, methods.load(method)
-        user = self.planner.user(stage, method)
+        user = self.planner.settings(stage, method)
         spec = train_spec(stage, method, family, (stage, f"{stage}.{method}"), user, self.start.template)
         needs = read.needs_for(read.params(**spec.params))
         inputs: Inputs = {"model": start, "data": self.data}
@@ -261,7 +261,7 @@ class Builder:
         """The teachers that are measured beside the students, with their roles."""
         if self.teachers is None:
             return []
-        learned = {kd_teacher(method, self.planner.user(DISTILL.name, method)) for method in chain}
+        learned = {kd_teacher(method, self.planner.settings(DISTILL.name, method)) for method in chain}
         names = ["reference"] if self.teachers.reference is not None else []
         names += [name for name in ("sft-chosen", "aligned") if name in learned]
         return [(self._teacher(self.teachers, name), f"{name} teacher") for name in names]
@@ -362,7 +362,7 @@ def _teachers(
 
 def _needed_roles(planner: Planner, method: str, has_rollouts: bool) -> set[str]:
     """The teachers whose signal a method reads or, unless rollouts were named, whose answers."""
-    read, user = methods.load(method), planner.user(DISTILL.name, method)
+    read, user = methods.load(method), planner.settings(DISTILL.name, method)
     needs = needs_of(method, user)
     if any(need.online for need in needs) or kd_teacher(method, user) != "aligned":
         return BOTH

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from adpa_cli import methods, stages
+from adpa_cli import methods
 from adpa_cli.coerce import Auto, coerce
 from adpa_cli.data.chat import DEFAULT_TEMPLATES, Template
 from adpa_cli.errors import UsageError
@@ -21,7 +21,7 @@ from adpa_cli.hub.model_folder import ModelFolder
 from adpa_cli.lab import END, TEMPLATE
 from adpa_cli.planning import lineage
 from adpa_cli.planning.resolve_inputs import Names
-from adpa_cli.planning.settings import Given, plain_spec, train_spec, user_settings
+from adpa_cli.planning.settings import UserSettings, plain_spec, train_spec, user_settings
 from adpa_cli.spec import TrainSpec
 from adpa_cli.stages import Input, Node, Stage, in_order
 from adpa_cli.stages.cache_teacher import CACHE_TEACHER, CaptureSpec
@@ -75,19 +75,12 @@ class Planner:
     """Makes nodes for one command; `stage` is the one that it is about, to which bare settings belong."""
 
     names: Names
-    given: Given
+    user: UserSettings
     stage: str
 
-    def user(self, stage: str, method: str = "", seeded: bool = False) -> dict[str, Any]:
+    def settings(self, stage: str, method: str = "", seeded: bool = False) -> dict[str, Any]:
         """The user's settings of a stage."""
-        is_about, follows = stage == self.stage, stages.every()[stage].follows
-        values = user_settings(self.given, stage, method, is_about, seeded or is_about)
-        if self.given.limit is not None and (is_about or "limit" in follows):
-            values.setdefault("limit", self.given.limit)
-        if "max_length" in self.given.own and "max_length" in follows:
-            values.setdefault("max_length", self.given.own["max_length"])
-        is_sampled = self.given.by_stage.get(CACHE_TEACHER.name, {}).get("support") == "sampled"
-        return {**(methods.load(method).sampled if is_sampled and method else {}), **values}
+        return user_settings(self.user, stage, method, self.stage, seeded)
 
     # What a name or a family stands for.
 
@@ -123,8 +116,8 @@ class Planner:
     def sft(self, base: Model, data: External, side: str, role: str) -> Node:
         """Supervised fine-tuning of a base model on dialogues."""
         (method,) = SFT.methods()
-        user = self.user(SFT.name, method)
-        is_named = SFT.name == self.stage or "skip_bad_rows" in self.given.by_stage.get(SFT.name, {})
+        user = self.settings(SFT.name, method)
+        is_named = SFT.name == self.stage or "skip_bad_rows" in self.user.by_stage.get(SFT.name, {})
         if not is_named and data.label == DATA_ALIASES[base.family.sft_data].removeprefix(BUILTIN):
             # The flag is about data that the user named: no teacher is trained again because of it.
             user.pop("skip_bad_rows", None)
@@ -149,13 +142,13 @@ class Planner:
     def _train_spec(self, stage: Stage, start: Model) -> TrainSpec:
         """The spec of a training whose stage has one method."""
         (method,) = stage.methods()
-        user = self.user(stage.name, method)
+        user = self.settings(stage.name, method)
         return train_spec(stage.name, method, start.family, (stage.name,), user, start.template)
 
     def rewards(self, reward_model: Model, data: External) -> Node:
         """What a reward model gives to both answers of every pair."""
         spec = plain_spec(
-            RewardsSpec, REWARDS.name, reward_model.family, self.user(REWARDS.name), **_fixed(reward_model)
+            RewardsSpec, REWARDS.name, reward_model.family, self.settings(REWARDS.name), **_fixed(reward_model)
         )
         inputs = {"reward_model": reward_model.input, "data": data}
         return Node(REWARDS.name, spec, inputs, "rewards", f"of pairs, by {reward_model.input.label}")
@@ -172,7 +165,7 @@ class Planner:
         shared = ("template", "end", "dtype", "max_length", "limit", "skip_bad_rows", "smoke")
         fixed = {"parts": parts, **{name: getattr(spec, name) for name in shared}}
         name = START_LOGPS.name
-        start_spec = plain_spec(StartSpec, name, start.family, self.user(name), **fixed)
+        start_spec = plain_spec(StartSpec, name, start.family, self.settings(name), **fixed)
         what = f"log-probs of {'+'.join(parts)}, under {start.input.label}"
         inputs = {"model": start.input, "data": data}
         return {name: Node(name, start_spec, inputs, "start log-probs", what, {"training": stage})}
@@ -192,7 +185,7 @@ class Planner:
         """
         aligned, reference = teachers.aligned, teachers.reference
         fixed: dict[str, Any] = {"parts": tuple(parts), **_fixed(teachers)}
-        stage, user = CACHE_TEACHER.name, self.user(CACHE_TEACHER.name)
+        stage, user = CACHE_TEACHER.name, self.settings(CACHE_TEACHER.name)
         if reference is None:
             if stage == self.stage and "pair_precision" in user:
                 raise UsageError("--pair-precision, and no reference teacher", "name one: --reference MODEL")
@@ -216,7 +209,7 @@ class Planner:
 
     def rollout(self, model: Model, data: External, split: str = "train") -> Node:
         """An answer of a model to every prompt of one side of the data."""
-        user = self.user(ROLLOUT.name, seeded=True)
+        user = self.settings(ROLLOUT.name, seeded=True)
         return _rollout(model, data, split, user, ROLLOUT.name)
 
     def eval_rollout(self, model: Model, data: External) -> Node:
@@ -224,10 +217,10 @@ class Planner:
 
         They are drawn the same way for every model and seed of training, or their numbers could not be compared.
         """
-        user = self.user(ROLLOUT.name, seeded=True)
+        user = self.settings(ROLLOUT.name, seeded=True)
         shared = {key: value for key, value in user.items() if key in ("max_length", "skip_bad_rows", "smoke")}
-        if EVAL.name == self.stage and self.given.limit is not None:
-            shared["limit"] = self.given.limit
+        if EVAL.name == self.stage and self.user.limit is not None:
+            shared["limit"] = self.user.limit
         return _rollout(model, data, "test", shared, ROLLOUT.name, EVAL_ROLLOUT)
 
 

@@ -16,7 +16,7 @@ from adpa_cli.hub import External
 from adpa_cli.planning import lineage
 from adpa_cli.planning.planner import SIDES, Inputs, Model, Plan, Planner, Teachers
 from adpa_cli.planning.resolve_inputs import Names
-from adpa_cli.planning.settings import Given, check_keys, plain_spec
+from adpa_cli.planning.settings import UserSettings, check_keys, plain_spec
 from adpa_cli.stages import Artifact, Input, Node, Stage
 from adpa_cli.stages.cache_teacher import CACHE_TEACHER
 from adpa_cli.stages.eval import EVAL
@@ -27,10 +27,10 @@ from adpa_cli.suites import EvalSpec, Suite
 REWARD_MODEL_OPTION = "--reward-model"
 
 
-def planner_of(stage: Stage, names: Names, given: Given, of_methods: Sequence[str] | None = None) -> Planner:
+def planner_of(stage: Stage, names: Names, user: UserSettings, of_methods: Sequence[str] | None = None) -> Planner:
     """The planner of a command about one stage, with some of its methods. Raises UsageError for an unknown setting."""
-    check_keys(given, stage.name, stage.methods() if of_methods is None else of_methods)
-    return Planner(names, given, stage.name)
+    check_keys(user, stage.name, stage.methods() if of_methods is None else of_methods)
+    return Planner(names, user, stage.name)
 
 
 # What the words of an option mean.
@@ -131,9 +131,9 @@ def recorded_data(names: Names, artifact: Artifact) -> External:
 # The commands.
 
 
-def plan_sft(names: Names, given: Given, model: str, data: Sequence[str]) -> Plan:
+def plan_sft(names: Names, user: UserSettings, model: str, data: Sequence[str]) -> Plan:
     """`adpa sft --model M [--data D]`."""
-    planner = planner_of(SFT, names, given)
+    planner = planner_of(SFT, names, user)
     meaning = names.model(model, "--model")
     if isinstance(meaning, ReadyPair):
         raise UsageError(
@@ -152,16 +152,18 @@ def plan_sft(names: Names, given: Given, model: str, data: Sequence[str]) -> Pla
     return Plan((planner.sft(base, dialogues, side, role),), base.template, notes=notes)
 
 
-def plan_dpo_teacher(names: Names, given: Given, reference: str, data: Sequence[str], sft_data: Sequence[str]) -> Plan:
+def plan_dpo_teacher(
+    names: Names, user: UserSettings, reference: str, data: Sequence[str], sft_data: Sequence[str]
+) -> Plan:
     """`adpa dpo-teacher --reference R [--data D]`."""
-    planner = planner_of(DPO_TEACHER, names, given)
+    planner = planner_of(DPO_TEACHER, names, user)
     start = model_of(planner, reference, "--reference", sft_data, as_reference=True)
     return Plan((planner.dpo_teacher(start, planner.data(data, start.family, "pairs")),), start.template)
 
 
 def plan_capture(
     names: Names,
-    given: Given,
+    user: UserSettings,
     teacher: str,
     reference: str | None,
     data: Sequence[str],
@@ -169,7 +171,7 @@ def plan_capture(
     sft_data: Sequence[str],
 ) -> Plan:
     """`adpa cache-teacher --teacher T [--reference R] (--data D or --rollouts A)`."""
-    planner = planner_of(CACHE_TEACHER, names, given)
+    planner = planner_of(CACHE_TEACHER, names, user)
     teachers = teachers_of(planner, GENERIC, teacher, reference, data, sft_data)
     if data and rollouts:
         raise UsageError("both --data and --rollouts are given", "one cache covers one of them; run the command twice")
@@ -186,18 +188,20 @@ def plan_capture(
 
 
 def plan_rollout(
-    names: Names, given: Given, student: str, data: Sequence[str], sft_data: Sequence[str], split: str
+    names: Names, user: UserSettings, student: str, data: Sequence[str], sft_data: Sequence[str], split: str
 ) -> Plan:
     """`adpa rollout --student S [--data D]`."""
-    planner = planner_of(ROLLOUT, names, given)
+    planner = planner_of(ROLLOUT, names, user)
     model = model_of(planner, student, "--student", sft_data)
     pairs = pairs_for(planner, model.input, data, model.family)
     return Plan((planner.rollout(model, pairs, split),), model.template)
 
 
-def plan_reward_model(names: Names, given: Given, model: str, data: Sequence[str], sft_data: Sequence[str]) -> Plan:
+def plan_reward_model(
+    names: Names, user: UserSettings, model: str, data: Sequence[str], sft_data: Sequence[str]
+) -> Plan:
     """`adpa reward-model --model M [--data D]`."""
-    planner = planner_of(REWARD_MODEL, names, given)
+    planner = planner_of(REWARD_MODEL, names, user)
     start = model_of(planner, model, "--model", sft_data, as_reference=True)
     node = planner.reward_model(start, pairs_for(planner, start.input, data, start.family))
     return Plan((node,), start.template)
@@ -219,9 +223,9 @@ class Evaluate:
     data: tuple[str, ...] = ()
 
 
-def plan_eval(names: Names, given: Given, request: Evaluate) -> Plan:
+def plan_eval(names: Names, user: UserSettings, request: Evaluate) -> Plan:
     """`adpa eval REF… [--suite NAME] [--against REF]`: one numbers artifact per model."""
-    planner = planner_of(EVAL, names, given)
+    planner = planner_of(EVAL, names, user)
     models = [model_of(planner, text, "REF") for text in request.models]
     family, template = models[0].family, models[0].template
     suite = _suite(request, family)
@@ -280,7 +284,7 @@ def _eval_node(
         if against is not None and against.content != model.input.content:
             inputs["against"] = planner.eval_rollout(replace(model, input=against), data)
     fixed = {"template": model.template.text, "end": model.template.end, "suite": suite.name}
-    spec = plain_spec(EvalSpec, EVAL.name, model.family, planner.user(EVAL.name), **fixed)
+    spec = plain_spec(EvalSpec, EVAL.name, model.family, planner.settings(EVAL.name), **fixed)
     return Node(EVAL.name, spec, inputs, EVAL.name, f"{suite.name} of {role}")
 
 

@@ -19,6 +19,7 @@ from adpa_cli.data.chat import Template
 from adpa_cli.errors import UsageError
 from adpa_cli.families import Family, stage_settings
 from adpa_cli.spec import Dataclass, Runtime, TrainSpec, make, tracker_names
+from adpa_cli.stages.cache_teacher import CACHE_TEACHER
 
 PACKAGES = {
     "tensorboard": "tensorboard", "wandb": "wandb", "trackio": "trackio", "mlflow": "mlflow", "aim": "aim",
@@ -30,7 +31,7 @@ TRACKERS_FOLDER = ".trackers"
 NONE = "none"
 
 
-def named(text: str) -> list[str]:
+def installed_trackers(text: str) -> list[str]:
     """The trackers of `a,b`, or of `none`. Raises UsageError for an unknown one, and for one that is not installed."""
     names = tracker_names(text)
     for name in names:
@@ -51,10 +52,10 @@ REHEARSAL = {"limit": 64, "max_steps": 4, "batch_size": 16}
 
 
 @dataclass(frozen=True)
-class Given:
-    """What the user typed: `own` for the stages the command is about, `by_stage` for named ones, and the seeds."""
+class UserSettings:
+    """What the user typed: `bare` keys for the stage the command is about, `by_stage` for named ones, and the rest."""
 
-    own: Mapping[str, Any] = field(default_factory=dict)
+    bare: Mapping[str, Any] = field(default_factory=dict)
     by_stage: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     seed: int | None = None
     seed_all: int | None = None
@@ -64,8 +65,8 @@ class Given:
 
 
 def parse_sets(items: Sequence[str]) -> tuple[dict[str, str], dict[str, dict[str, str]]]:
-    """`key=value` and `stage.key=value` items, as (own, by stage). Raises UsageError for anything else."""
-    own: dict[str, str] = {}
+    """`key=value` and `stage.key=value` items, as (bare, by stage). Raises UsageError for anything else."""
+    bare: dict[str, str] = {}
     by_stage: dict[str, dict[str, str]] = {}
     for item in items:
         name, equals, value = item.partition("=")
@@ -74,8 +75,8 @@ def parse_sets(items: Sequence[str]) -> tuple[dict[str, str], dict[str, dict[str
         stage, dot, key = name.rpartition(".")
         if dot and stage not in stages.names():
             raise UsageError(f"--set {item}: no stage is called {stage!r}", f"stages: {', '.join(stages.names())}")
-        (by_stage.setdefault(stage, {}) if dot else own)[key.replace("-", "_")] = value
-    return own, by_stage
+        (by_stage.setdefault(stage, {}) if dot else bare)[key.replace("-", "_")] = value
+    return bare, by_stage
 
 
 def parse_runtime(items: Sequence[str]) -> dict[str, str]:
@@ -128,38 +129,44 @@ def _defaults(cls: type[Dataclass]) -> dict[str, Any]:
     return {f.name: f.default for f in dataclasses.fields(cls) if f.default is not dataclasses.MISSING}
 
 
-def check_keys(given: Given, stage: str, of_methods: Sequence[str]) -> None:
+def check_keys(user: UserSettings, stage: str, of_methods: Sequence[str]) -> None:
     """Raise UsageError, listing all settings, for a bare key that the command's stage lacks with all of its methods.
 
     Keys with a stage are checked too where the command does not build that stage: a pipeline gives one set of options
     to all its commands, and a slip must show in the first.
     """
     settings = {key: value for method in of_methods for key, value in settable(stage, method).items()}
-    for key in given.own:
+    for key in user.bare:
         if key not in settings:
             elsewhere = next((name for name in stages.names() if key in settable(name)), None)
             guess = _did_you_mean(key, settings)
             guess += f"of another stage: --set {elsewhere}.{key}=…; " if elsewhere else ""
             raise UsageError(f"--set {key}: no such setting here", f"{guess}settings: {_listed(settings)}")
-    for name, values in given.by_stage.items():
+    for name, values in user.by_stage.items():
         settings = {key: value for method in methods_of(name) for key, value in settable(name, method).items()}
         for key in values:
             if key not in settings:
                 raise UsageError(f"--set {name}.{key}: no such setting", f"settings: {_listed(settings)}")
 
 
-def user_settings(given: Given, stage: str, method: str, is_about: bool, seeded: bool) -> dict[str, Any]:
-    """What the user said about one stage.
+def user_settings(user: UserSettings, stage: str, method: str, command: str, seeded: bool) -> dict[str, Any]:
+    """What the user said about one stage, where the stage that the command is about is called `command`.
 
-    `is_about` when it is the one that the command is about, `seeded` when `--seed` moves it.
+    `seeded` when `--seed` moves it although the command is about another.
     """
-    keys = settable(stage, method)
-    values: dict[str, Any] = {name: True for name in ("skip_bad_rows", "smoke") if getattr(given, name)}
-    for seed, applies in ((given.seed_all, True), (given.seed, seeded)):
+    is_about, follows, keys = stage == command, stages.every()[stage].follows, settable(stage, method)
+    is_sampled = user.by_stage.get(CACHE_TEACHER.name, {}).get("support") == "sampled"
+    values: dict[str, Any] = dict(methods.load(method).sampled if is_sampled and method else {})
+    values |= {name: True for name in ("skip_bad_rows", "smoke") if getattr(user, name)}
+    for seed, applies in ((user.seed_all, True), (user.seed, seeded or is_about)):
         if seed is not None and applies and "seed" in keys:
             values["seed"] = seed
-    named = {**(given.own if is_about else {}), **given.by_stage.get(stage, {})}
-    return {**values, **{key: value for key, value in named.items() if key in keys}}
+    values |= _known({**(user.bare if is_about else {}), **user.by_stage.get(stage, {})}, keys)
+    if user.limit is not None and (is_about or "limit" in follows):
+        values.setdefault("limit", user.limit)
+    if "max_length" in user.bare and "max_length" in follows:
+        values.setdefault("max_length", user.bare["max_length"])
+    return values
 
 
 def methods_of(stage: str) -> tuple[str, ...]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,9 +39,9 @@ def kl_and_top(dense: Tensor, rows: SignalRows) -> tuple[float, int]:
     inside = torch.zeros_like(dense, dtype=torch.bool).scatter(1, ids, True)
     inside[outside, labels[outside]] = True
     label = dense.gather(1, labels[:, None])[:, 0]
-    teacher = [dense.gather(1, ids), _where(outside, label)[:, None], _mass(dense, ~inside)[:, None]]
+    teacher = [dense.gather(1, ids), label.masked_fill(~outside, -math.inf)[:, None], _mass(dense, ~inside)[:, None]]
     logps, label, rest = (torch.from_numpy(x).double() for x in (rows.logps, rows.label_logps, rows.rest_logps))
-    p, q = torch.cat(teacher, 1), torch.cat([logps, _where(outside, label)[:, None], rest[:, None]], 1)
+    p, q = torch.cat(teacher, 1), torch.cat([logps, label.masked_fill(~outside, -math.inf)[:, None], rest[:, None]], 1)
     gap = torch.where(p > -math.inf, p - q.clamp(min=-1e4), 0.0)
     top = dense[:, :-1].argmax(1)
     stored_top = torch.cat([ids, labels[:, None]], 1).gather(1, q[:, :-1].argmax(1, keepdim=True))[:, 0]
@@ -140,11 +139,6 @@ def _ids(rows: SignalRows) -> tuple[Tensor, Tensor, Tensor]:
     return ids, labels, (ids != labels[:, None]).all(1)
 
 
-def _where(here: Tensor, values: Tensor) -> Tensor:
-    """The values where `here`, no mass elsewhere."""
-    return values.masked_fill(~here, -math.inf)
-
-
 def _mass(logps: Tensor, counted: Tensor) -> Tensor:
     """[T] log of the mass of the classes that are counted, -inf without any; its gradient is 0 there."""
     some = counted.any(1)
@@ -201,42 +195,33 @@ def _save(
         monitor.progress(turn[0] * len(answers) + n + 1, turn[1] * len(answers), {})
 
 
-@dataclass
-class _Sums:
-    """What is added up over runs of tokens."""
-
-    tokens: int = 0
-    kl: float = 0.0
-    hits: int = 0
-    products: dict[str, list[float]] = field(default_factory=dict)
-    """By method: the two gradients' product, and the squares of both."""
-
-
 def _measured(folder: Path, work: Path, answers: list[Answer], roles: list[str], topk: bool) -> dict[str, Any]:
+    """The figures over all answers, from the stored signal and the log-probs in the work folder."""
     import numpy as np
+    import torch
 
     from adpa_cli.signal import SignalReader, SignalRows
 
-    reader, sums = SignalReader(folder), _Sums()
+    reader, tokens, kl, hits = SignalReader(folder), 0, 0.0, 0
+    products: dict[str, Tensor] = {}  # by method: the two gradients' product, and the squares of both
     for n, answer in enumerate(answers):
-        stored, start = reader.read(answer.key), 0
-        for parts in _runs(work, n, roles):
-            span = slice(start, start + len(parts[0]))
+        stored, start = vars(reader.read(answer.key)), 0
+        for dense in _runs(work, n, roles):
+            span = slice(start, start + len(dense[0]))
             start = span.stop
-            columns: dict[str, Any] = {k: None if v is None else np.array(v[span]) for k, v in vars(stored).items()}
+            columns: dict[str, Any] = {k: None if v is None else np.array(v[span]) for k, v in stored.items()}
             rows = SignalRows(**columns)
+            tokens += len(rows)
             if topk:
-                kl, hits = kl_and_top(parts[0], rows)
-                sums.kl, sums.hits = sums.kl + kl, sums.hits + hits
-            sums.tokens += len(rows)
-            for name, (kept, full) in gradients(parts, rows).items():
-                old = sums.products.setdefault(name, [0.0, 0.0, 0.0])
-                new = (float((a * b).sum()) for a, b in ((kept, full), (kept, kept), (full, full)))
-                sums.products[name] = [a + b for a, b in zip(old, new, strict=True)]
-    cosines = {f"{name}_gradient_cosine": _cosine(*values) for name, values in sums.products.items()}
+                run_kl, run_hits = kl_and_top(dense[0], rows)
+                kl, hits = kl + run_kl, hits + run_hits
+            for name, (kept, full) in gradients(dense, rows).items():
+                sums = torch.stack([(a * b).sum() for a, b in ((kept, full), (kept, kept), (full, full))])
+                products[name] = products[name] + sums if name in products else sums
+    cosines = {f"{name}_gradient_cosine": _cosine(*sums.tolist()) for name, sums in products.items()}
     student = "the reference teacher" if "reference" in roles else "the teacher with half its logits"
-    share = {"kl_error": sums.kl / sums.tokens, "top1_agreement": sums.hits / sums.tokens} if topk else {}
-    return {"answers": len(answers), "tokens": sums.tokens, "student": student, **share, **cosines}
+    share = {"kl_error": kl / tokens, "top1_agreement": hits / tokens} if topk else {}
+    return {"answers": len(answers), "tokens": tokens, "student": student, **share, **cosines}
 
 
 def _runs(work: Path, n: int, roles: list[str]) -> Iterator[list[Any]]:

@@ -21,7 +21,7 @@ from adpa_cli.errors import UsageError
 if TYPE_CHECKING:
     from adpa_cli.planning.planner import Plan
     from adpa_cli.planning.resolve_inputs import Names
-    from adpa_cli.planning.settings import Given
+    from adpa_cli.planning.settings import UserSettings
     from adpa_cli.spec import Runtime
     from adpa_cli.store.store import Store
 
@@ -136,23 +136,25 @@ class Options:
             check_tag(self.tag, reserved_words())
         return self
 
-    def given(self) -> Given:
+    def given(self) -> UserSettings:
         """What the user said about specs."""
-        from adpa_cli.planning.settings import Given, parse_sets
+        from adpa_cli.planning.settings import UserSettings, parse_sets
 
         own, by_stage = parse_sets(self.sets or ())
         named = {name: value for name in SETTINGS if (value := getattr(self, name)) is not None}
-        return Given({**own, **named}, by_stage, self.seed, self.seed_all, self.limit, self.skip_bad_rows, self.smoke)
+        return UserSettings(
+            {**own, **named}, by_stage, self.seed, self.seed_all, self.limit, self.skip_bad_rows, self.smoke
+        )
 
     def runtime(self, look: bool = True) -> Runtime:
         """How to run; without a `look` at the machine, which loads torch, only the words are checked."""
-        from adpa_cli.planning.settings import NONE, named, parse_runtime
+        from adpa_cli.planning.settings import NONE, installed_trackers, parse_runtime
         from adpa_cli.spec import Runtime, make
 
         if self.tokens_per_device is not None and self.tokens_per_device < 1:
             raise UsageError(f"--tokens-per-device {self.tokens_per_device}", "give 1 or more; a longer row goes alone")
         values = parse_runtime(self.knobs or ())
-        named(values.get("trackers", NONE))
+        installed_trackers(values.get("trackers", NONE))
         return make(Runtime, {
             "processes": processes(self.gpus, look), "wait": not self.no_wait,
             "tokens_per_device": self.tokens_per_device or Runtime().tokens_per_device,
@@ -166,7 +168,7 @@ class Request:
     """What a making command was asked for: its shared options, and how it plans. `main` carries it out."""
 
     options: Options
-    planned: Callable[[Names, Given], Plan]
+    planned: Callable[[Names, UserSettings], Plan]
 
     def plan(self, store: Store) -> Plan:
         """Its plan in a store. Raises one error that lists everything of the hub that is not open to us."""
