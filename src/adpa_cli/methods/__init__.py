@@ -28,7 +28,9 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
 from adpa_cli.errors import UsageError
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor as Tensor
+else:
+    Tensor = Any  # method files name it in annotations alone, and torch is not loaded for those
 
 Part = Literal["chosen", "rejected", "rollout"]
 Teacher = Literal["aligned", "reference"]

@@ -4,12 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-from adpa_cli.methods import Need, Part, Term, View, required
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from adpa_cli.methods import Need, Part, Tensor, Term, View, required
 
 VERSION = 1
 SOURCE = "Bradley and Terry 1952; Gao et al. 2025, Eq. 2"

@@ -5,13 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import Literal, get_args
 
 from adpa_cli.errors import UsageError
-from adpa_cli.methods import Need, Part, Probe, Reduction, Term, View, averaging, param, required
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from adpa_cli.methods import Need, Part, Probe, Reduction, Tensor, Term, View, averaging, param, required
 
 VERSION = 1
 SOURCE = "Gao et al. 2025, Eqs. 8-10 and Algorithm 1"

@@ -5,12 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-from adpa_cli.methods import Need, Part, Term, View, param, required
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from adpa_cli.methods import Need, Part, Tensor, Term, View, param, required
 
 VERSION = 1
 SOURCE = "Zhong et al. 2024, 'Revisiting Knowledge Distillation for Autoregressive Language Models'"

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import Any, Literal, get_args
 
-from adpa_cli.methods import Need, Part, Probe, Reduction, Support, Term, View, averaging, param, required
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from adpa_cli.methods import Need, Part, Probe, Reduction, Support, Tensor, Term, View, averaging, param, required
 
 VERSION = 1
 SOURCE = "Gao et al. 2025, Eqs. 5-7"

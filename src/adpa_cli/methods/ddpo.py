@@ -4,12 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-from adpa_cli.methods import Need, Part, Term, View, param, required
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from adpa_cli.methods import Need, Part, Tensor, Term, View, param, required
 
 VERSION = 1
 SOURCE = "Fisch et al. 2024, distilled DPO; the reward is the teachers' implicit one, or that of a reward model"

@@ -4,12 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-from adpa_cli.methods import Need, Part, Reduction, Term, View, averaging, param, required
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from adpa_cli.methods import Need, Part, Reduction, Tensor, Term, View, averaging, param, required
 
 VERSION = 1
 SOURCE = "Li et al. 2024, Eqs. 8-9 and Algorithm 1, on true preference pairs"

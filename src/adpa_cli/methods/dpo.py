@@ -4,12 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-from adpa_cli.methods import Need, Part, Term, View, param, required
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from adpa_cli.methods import Need, Part, Tensor, Term, View, param, required
 
 VERSION = 1
 SOURCE = "Rafailov et al. 2023, Eq. 7; Gao et al. 2025, Eq. 3"

@@ -5,12 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-from adpa_cli.methods import Need, Part, Reduction, Term, View, averaging, param, required
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from adpa_cli.methods import Need, Part, Reduction, Tensor, Term, View, averaging, param, required
 
 VERSION = 1
 SOURCE = "Agarwal et al. 2024, generalised knowledge distillation: the divergence of section 2"

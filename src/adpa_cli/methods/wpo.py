@@ -4,13 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-from adpa_cli.methods import Need, Part, Term, View, param, required
+from adpa_cli.methods import Need, Part, Tensor, Term, View, param, required
 from adpa_cli.methods.dpo import log_ratio
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 VERSION = 1
 SOURCE = "Zhou et al. 2024, with sampled alignment of the weights and the clamp of the released code"

@@ -65,7 +65,7 @@ def needed_methods(method: str) -> tuple[str, ...]:
 def plan_distill(names: Names, user: UserSettings, request: Distill) -> Plan:
     """`adpa distill --method NAME --student S …`: whatever is missing, then the student."""
     chain = needed_methods(request.method)
-    planner = planner_of(DISTILL, names, user, chain)
+    planner = planner_of(DISTILL, names, user, request.data, request.sft_data, chain)
     caches = [names.made(text, (CACHE_TEACHER.name,), "--cache") for text in request.cache]
     rollouts = [names.made(text, (ROLLOUT.name,), "--rollouts") for text in request.rollouts]
     model = names.model(request.student, "--student")
@@ -76,13 +76,8 @@ def plan_distill(names: Names, user: UserSettings, request: Distill) -> Plan:
     artifacts = (*caches, *rollouts)
     template = teachers.template if teachers else lineage.template_of(artifacts[0]) if artifacts else None
     start = _start(planner, request, model, family, template)
-    if caches and not request.data:
-        data = recorded_data(names, caches[0])
-    else:
-        data = pairs_for(planner, start.input, request.data, family)
-    judge = None
-    if request.reward_model:
-        judge = reward_model_of(planner, request.reward_model, request.data, request.sft_data)
+    data = recorded_data(names, caches[0]) if caches and not request.data else pairs_for(planner, start)
+    judge = reward_model_of(planner, request.reward_model) if request.reward_model else None
     builder = Builder(planner, request, start, data, teachers, caches, rollouts, judge)
     students: list[Node] = []
     for method in chain:
@@ -232,10 +227,9 @@ class Builder:
 
     def _fitting_teachers(self) -> Teachers | None:
         """The teachers that were named, else the family's if they fit."""
-        family, request = self.start.family, self.request
-        if self.teachers is not None or not family.alias:
+        if self.teachers is not None or not self.start.family.alias:
             return self.teachers
-        teachers = teachers_of(self.planner, family, None, None, request.data, request.sft_data)
+        teachers = teachers_of(self.planner, self.start.family, None, None)
         return teachers if teachers.template == self.start.template else None
 
     def _teacher(self, teachers: Teachers, name: str) -> Input:
@@ -311,7 +305,7 @@ def _start(
     An alias, and a base model whose SFT data are named, are fine-tuned first with that template.
     """
     if isinstance(model, Alias):
-        return planner.fine_tuned(model, request.sft_data, teacher_template)
+        return planner.fine_tuned(model, teacher_template)
     template = lineage.template_of(model)
     if template is not None:
         lineage.same_template(teacher_template or template, model, "student")
@@ -324,7 +318,7 @@ def _start(
             + f"--student {request.student} --sft-data DIALOGUES, which fine-tunes it first",
         )
     base = Model(model, family, teacher_template or planner.template(family, model))
-    return replace(base, input=planner.sft(base, planner.names.data(request.sft_data), "student", "student"))
+    return replace(base, input=planner.sft(base, planner.dialogues_of(family), "student", "student"))
 
 
 def _check_use(artifacts: Sequence[Artifact], nodes: Sequence[Node], method: str) -> None:
@@ -354,7 +348,7 @@ def _teachers(
                 "name one: --teacher MODEL" + ("" if online else f"\n or: give what it makes: {_makes(chain[-1])}"),
             )
         return None
-    teachers = teachers_of(planner, family, request.teacher, request.reference, request.data, request.sft_data)
+    teachers = teachers_of(planner, family, request.teacher, request.reference)
     if "reference" in roles and teachers.reference is None:
         raise _no_reference(planner, request, teachers.aligned)
     return teachers

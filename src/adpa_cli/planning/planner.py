@@ -6,9 +6,9 @@ Planning reads names, JSON and hashes only. No torch, transformers or datasets, 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from adpa_cli import methods
 from adpa_cli.coerce import Auto, coerce
@@ -72,11 +72,16 @@ class Teachers:
 
 @dataclass(frozen=True)
 class Planner:
-    """Makes nodes for one command; `stage` is the one that it is about, to which bare settings belong."""
+    """Makes nodes for one command; `stage` is the one that it is about, to which bare settings belong.
+
+    `pairs` and `dialogues` are the data sources that were named, none where the family's are meant.
+    """
 
     names: Names
     user: UserSettings
     stage: str
+    pairs: Sequence[str] = ()
+    dialogues: Sequence[str] = ()
 
     def settings(self, stage: str, method: str = "", seeded: bool = False) -> dict[str, Any]:
         """The user's settings of a stage."""
@@ -101,15 +106,19 @@ class Planner:
         end = default.end or (ModelFolder.of(Path(base.where[0])).end_token if base.is_open else "")
         return Template(default.text, end)
 
-    def data(self, texts: Sequence[str], family: Family, kind: Literal["dialogues", "pairs"]) -> External:
-        """The data of those names, else the family's."""
-        return self.names.data(tuple(texts) or ((family.sft_data if kind == "dialogues" else family.data),))
+    def pairs_of(self, family: Family) -> External:
+        """The preference data that were named, else the family's."""
+        return self.names.data(self.pairs or (family.data,))
 
-    def fine_tuned(self, alias: Alias, sft_data: Sequence[str], template: Template | None = None) -> Model:
+    def dialogues_of(self, family: Family) -> External:
+        """The data of fine-tuning that were named, else the family's."""
+        return self.names.data(self.dialogues or (family.sft_data,))
+
+    def fine_tuned(self, alias: Alias, template: Template | None = None) -> Model:
         """The fine-tuned model of one side of a family."""
         base = self.base(alias, template)
-        data = self.data(sft_data, alias.family, "dialogues")
-        return Model(self.sft(base, data, alias.side, SIDES[alias.side]), base.family, base.template)
+        node = self.sft(base, self.dialogues_of(alias.family), alias.side, SIDES[alias.side])
+        return replace(base, input=node)
 
     # One node a stage.
 

@@ -27,26 +27,27 @@ from adpa_cli.suites import EvalSpec, Suite
 REWARD_MODEL_OPTION = "--reward-model"
 
 
-def planner_of(stage: Stage, names: Names, user: UserSettings, of_methods: Sequence[str] | None = None) -> Planner:
+def planner_of(
+    stage: Stage, names: Names, user: UserSettings, pairs: Sequence[str] = (), dialogues: Sequence[str] = (),
+    of_methods: Sequence[str] | None = None,
+) -> Planner:  # fmt: skip
     """The planner of a command about one stage, with some of its methods. Raises UsageError for an unknown setting."""
     check_keys(user, stage.name, stage.methods() if of_methods is None else of_methods)
-    return Planner(names, user, stage.name)
+    return Planner(names, user, stage.name, pairs, dialogues)
 
 
 # What the words of an option mean.
 
 
-def model_of(
-    planner: Planner, text: str, option: str, sft_data: Sequence[str] = (), as_reference: bool = False
-) -> Model:
-    """The model that an option names; one of a family is fine-tuned on `sft_data`, or on the family's.
+def model_of(planner: Planner, text: str, option: str, as_reference: bool = False) -> Model:
+    """The model that an option names; one of a family is fine-tuned.
 
     `as_reference` a family and a ready pair stand for their reference teacher, else for their student and aligned
     teacher. Raises UsageError for a base model that nobody fine-tuned.
     """
     model = planner.names.model(text, option)
     if isinstance(model, Alias):
-        return planner.fine_tuned(replace(model, side="teacher") if as_reference else model, sft_data)
+        return planner.fine_tuned(replace(model, side="teacher") if as_reference else model)
     if isinstance(model, ReadyPair):
         model = planner.names.hub_model(model.reference if as_reference else model.aligned)
     return _as_it_is(planner, model, option)
@@ -66,55 +67,46 @@ def _as_it_is(planner: Planner, model: Artifact | External, option: str) -> Mode
     return Model(model, family, template)
 
 
-def teachers_of(
-    planner: Planner,
-    family: Family,
-    teacher: str | None,
-    reference: str | None,
-    data: Sequence[str],
-    sft_data: Sequence[str],
-) -> Teachers:
+def teachers_of(planner: Planner, family: Family, teacher: str | None, reference: str | None) -> Teachers:
     """The teachers that a command names, or the family's."""
-    names = planner.names
-    text = teacher or family.alias
+    names, text = planner.names, teacher or family.alias
     if not text:
         raise UsageError("no teacher is named, and the student belongs to no family", "name one: --teacher MODEL")
     model = names.model(text, "--teacher")
     if isinstance(model, Alias):
-        start = model_of(planner, reference or model.family.alias, "--reference", sft_data, as_reference=True)
-        pairs = planner.data(data, model.family, "pairs")
-        aligned = planner.dpo_teacher(replace(start, family=model.family), pairs)
+        start = model_of(planner, reference or model.family.alias, "--reference", as_reference=True)
+        aligned = planner.dpo_teacher(replace(start, family=model.family), planner.pairs_of(model.family))
         return Teachers(aligned, start.input, start.family, start.template)
     if isinstance(model, ReadyPair):
         model, reference = names.hub_model(model.aligned), reference or text
     below: Input | None
     if reference:
-        below = model_of(planner, reference, "--reference", sft_data, as_reference=True).input
+        below = model_of(planner, reference, "--reference", as_reference=True).input
     else:
         below = lineage.reference_of(model, names.store)
-    ready = _as_it_is(planner, model, "--teacher")
-    return Teachers(model, below, ready.family, ready.template)
+    aligned_as_is = _as_it_is(planner, model, "--teacher")
+    return Teachers(model, below, aligned_as_is.family, aligned_as_is.template)
 
 
-def reward_model_of(planner: Planner, text: str, data: Sequence[str] = (), sft_data: Sequence[str] = ()) -> Input:
+def reward_model_of(planner: Planner, text: str) -> Input:
     """The reward model that `--reward-model` names: an artifact, a folder or hub model, or an alias, for its family's.
 
     Raises UsageError and NotFound as `Names.model` does.
     """
     model = planner.names.model(text, REWARD_MODEL_OPTION, (REWARD_MODEL.name,))
     if isinstance(model, Alias | ReadyPair):
-        start = model_of(planner, text, REWARD_MODEL_OPTION, sft_data, as_reference=True)
-        return planner.reward_model(start, pairs_for(planner, start.input, data, start.family))
+        start = model_of(planner, text, REWARD_MODEL_OPTION, as_reference=True)
+        return planner.reward_model(start, pairs_for(planner, start))
     return model
 
 
-def pairs_for(planner: Planner, model: Input, data: Sequence[str], family: Family) -> External:
-    """The preference data of those names, else those that a model was trained on, else the family's."""
-    if not data and isinstance(model, Artifact):
-        stage = stages.every()[model.stage]
+def pairs_for(planner: Planner, model: Model) -> External:
+    """The preference data that were named, else those that a model was trained on, else the family's."""
+    if not planner.pairs and isinstance(model.input, Artifact):
+        stage = stages.every()[model.input.stage]
         if stage.makes == "model" and stage.reads == "pairs":
-            return recorded_data(planner.names, model)
-    return planner.data(data, family, "pairs")
+            return recorded_data(planner.names, model.input)
+    return planner.pairs_of(model.family)
 
 
 def recorded_data(names: Names, artifact: Artifact) -> External:
@@ -133,7 +125,7 @@ def recorded_data(names: Names, artifact: Artifact) -> External:
 
 def plan_sft(names: Names, user: UserSettings, model: str, data: Sequence[str]) -> Plan:
     """`adpa sft --model M [--data D]`."""
-    planner = planner_of(SFT, names, user)
+    planner = planner_of(SFT, names, user, dialogues=data)
     meaning = names.model(model, "--model")
     if isinstance(meaning, ReadyPair):
         raise UsageError(
@@ -148,17 +140,17 @@ def plan_sft(names: Names, user: UserSettings, model: str, data: Sequence[str]) 
     notes: tuple[str, ...] = ()
     if base.family is GENERIC and lineage.template_of(base.input) is None:
         notes = (f"{base.input.label} has no chat template; the default one (zephyr) is set and saved",)
-    dialogues = planner.data(data, base.family, "dialogues")
-    return Plan((planner.sft(base, dialogues, side, role),), base.template, notes=notes)
+    node = planner.sft(base, planner.dialogues_of(base.family), side, role)
+    return Plan((node,), base.template, notes=notes)
 
 
 def plan_dpo_teacher(
     names: Names, user: UserSettings, reference: str, data: Sequence[str], sft_data: Sequence[str]
 ) -> Plan:
     """`adpa dpo-teacher --reference R [--data D]`."""
-    planner = planner_of(DPO_TEACHER, names, user)
-    start = model_of(planner, reference, "--reference", sft_data, as_reference=True)
-    return Plan((planner.dpo_teacher(start, planner.data(data, start.family, "pairs")),), start.template)
+    planner = planner_of(DPO_TEACHER, names, user, data, sft_data)
+    start = model_of(planner, reference, "--reference", as_reference=True)
+    return Plan((planner.dpo_teacher(start, planner.pairs_of(start.family)),), start.template)
 
 
 def plan_capture(
@@ -171,14 +163,14 @@ def plan_capture(
     sft_data: Sequence[str],
 ) -> Plan:
     """`adpa cache-teacher --teacher T [--reference R] (--data D or --rollouts A)`."""
-    planner = planner_of(CACHE_TEACHER, names, user)
-    teachers = teachers_of(planner, GENERIC, teacher, reference, data, sft_data)
+    planner = planner_of(CACHE_TEACHER, names, user, data, sft_data)
+    teachers = teachers_of(planner, GENERIC, teacher, reference)
     if data and rollouts:
         raise UsageError("both --data and --rollouts are given", "one cache covers one of them; run the command twice")
     if not rollouts:
         pair = teachers if reference else replace(teachers, reference=None)
-        pairs = planner.data(data, teachers.family, "pairs")
-        return Plan((planner.capture(pair, {"data": pairs}, ("chosen", "rejected")),), teachers.template)
+        node = planner.capture(pair, {"data": planner.pairs_of(teachers.family)}, ("chosen", "rejected"))
+        return Plan((node,), teachers.template)
     targets = []
     for text in rollouts:
         answers = names.made(text, (ROLLOUT.name,), "--rollouts")
@@ -191,20 +183,18 @@ def plan_rollout(
     names: Names, user: UserSettings, student: str, data: Sequence[str], sft_data: Sequence[str], split: str
 ) -> Plan:
     """`adpa rollout --student S [--data D]`."""
-    planner = planner_of(ROLLOUT, names, user)
-    model = model_of(planner, student, "--student", sft_data)
-    pairs = pairs_for(planner, model.input, data, model.family)
-    return Plan((planner.rollout(model, pairs, split),), model.template)
+    planner = planner_of(ROLLOUT, names, user, data, sft_data)
+    model = model_of(planner, student, "--student")
+    return Plan((planner.rollout(model, pairs_for(planner, model), split),), model.template)
 
 
 def plan_reward_model(
     names: Names, user: UserSettings, model: str, data: Sequence[str], sft_data: Sequence[str]
 ) -> Plan:
     """`adpa reward-model --model M [--data D]`."""
-    planner = planner_of(REWARD_MODEL, names, user)
-    start = model_of(planner, model, "--model", sft_data, as_reference=True)
-    node = planner.reward_model(start, pairs_for(planner, start.input, data, start.family))
-    return Plan((node,), start.template)
+    planner = planner_of(REWARD_MODEL, names, user, data, sft_data)
+    start = model_of(planner, model, "--model", as_reference=True)
+    return Plan((planner.reward_model(start, pairs_for(planner, start)),), start.template)
 
 
 # Evaluation, by itself or after a distillation.
@@ -225,7 +215,7 @@ class Evaluate:
 
 def plan_eval(names: Names, user: UserSettings, request: Evaluate) -> Plan:
     """`adpa eval REF… [--suite NAME] [--against REF]`: one numbers artifact per model."""
-    planner = planner_of(EVAL, names, user)
+    planner = planner_of(EVAL, names, user, request.data)
     models = [model_of(planner, text, "REF") for text in request.models]
     family, template = models[0].family, models[0].template
     suite = _suite(request, family)
@@ -236,7 +226,7 @@ def plan_eval(names: Names, user: UserSettings, request: Evaluate) -> Plan:
     nodes = []
     for model in models:
         lineage.same_template(template, model.input, "model")
-        data = pairs_for(planner, model.input, request.data, model.family)
+        data = pairs_for(planner, model)
         nodes.append(_eval_node(planner, model, data, model.input.label, against, suite, scorers))
     return Plan(tuple(nodes), template)
 
@@ -307,9 +297,9 @@ def _scorers(planner: Planner, request: Evaluate, family: Family, suite: Suite) 
                 f"the suite {suite.name} needs a reward model",
                 "give --reward-model MODEL (a folder, hub id or artifact), or make one: adpa reward-model --model M",
             )
-        scorers["reward_model"] = reward_model_of(planner, request.reward_model, request.data)
+        scorers["reward_model"] = reward_model_of(planner, request.reward_model)
     if "aligned" in suite.scorers:
-        teachers = teachers_of(planner, family, request.teacher, request.reference, request.data, ())
+        teachers = teachers_of(planner, family, request.teacher, request.reference)
         if teachers.reference is None:
             raise UsageError(
                 "the implicit reward needs the model the teacher was aligned from", "give --reference MODEL"
