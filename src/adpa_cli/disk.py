@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import errno
 import hashlib
 import json
 import os
-import secrets
 import shutil
 import sys
 from collections.abc import Iterator
@@ -49,7 +47,7 @@ def sync_folder(path: Path) -> None:
 def write_atomic(path: Path, data: bytes) -> None:
     """Write a file, and make the folders above it: nobody reads half of it, and a failure leaves the old file."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with _replacing(path, f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}") as out:
+    with _replacing(path, f".{path.name}.{os.getpid()}.{os.urandom(4).hex()}") as out:
         out.write(data)
 
 
@@ -152,6 +150,8 @@ def _exchanged(one: Path, other: Path) -> bool:
     """Whether the system exchanged the two."""
     if not sys.platform.startswith("linux"):
         return False
+    import ctypes
+
     call = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
     if call is None:
         return False

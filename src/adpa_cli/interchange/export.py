@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import secrets
 import shutil
 import subprocess
 import sys
@@ -76,7 +75,7 @@ def fresh_folder(target: Path, force: bool) -> Iterator[Path]:
     check_target(target, force)
     target = target.absolute()
     target.parent.mkdir(parents=True, exist_ok=True)
-    private = target.with_name(f".{target.name}.{os.getpid()}.{secrets.token_hex(4)}")
+    private = target.with_name(f".{target.name}.{os.getpid()}.{os.urandom(4).hex()}")
     private.mkdir()
     try:
         yield private

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import json
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -151,6 +150,8 @@ def coarsest(signal: SignalSpec, sample: Captured, target: float) -> tuple[float
 
 def _mean_kl(signal: SignalSpec, sample: Captured) -> float:
     """Mean over tokens of the KL that storing the sample costs, in nats."""
+    import tempfile
+
     import numpy as np
 
     from adpa_cli.signal import Shard, write_shard

@@ -13,11 +13,9 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from adpa_cli import suites
-from adpa_cli.data.examples import win
 from adpa_cli.disk import write_json
 from adpa_cli.engine.costs import scores_disk
 from adpa_cli.errors import AdpaError
-from adpa_cli.hub.externals import pairs_of
 from adpa_cli.sizes import Disk, Rows
 from adpa_cli.spec import make
 from adpa_cli.stages import Job, Lengths, Load, Monitor, Node, Stage, with_progress
@@ -46,6 +44,8 @@ def compute(job: Job, monitor: Monitor, rank: int = 0, processes: int = 1) -> No
 
 def finish(job: Job) -> dict[str, Any]:
     """Scores with their intervals; the numbers of every row stay in scores.json."""
+    from adpa_cli.data.examples import win
+
     spec = make(EvalSpec, job.spec)
     read = {
         name: json.loads((job.folder / f"_{name}.json").read_text())
@@ -86,6 +86,7 @@ def bootstrap(values: Any, spec: EvalSpec, prompts: Sequence[str] = ()) -> dict[
 
 def _prompt_of_pairs(job: Job, spec: EvalSpec) -> dict[str, str]:
     from adpa_cli.engine.layout import examples as ex
+    from adpa_cli.hub.externals import pairs_of
 
     pairs = pairs_of(job.one("data").where, "test", spec.limit, spec.skip_bad_rows).items
     return {pair.id: ex.rollout_id(pair) for pair in pairs}

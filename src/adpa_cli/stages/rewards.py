@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from adpa_cli.data.examples import win
 from adpa_cli.disk import write_json
 from adpa_cli.engine.costs import scores_disk
 from adpa_cli.sizes import Disk, Rows
@@ -52,6 +51,8 @@ def compute(job: Job, monitor: Monitor, rank: int = 0, processes: int = 1) -> No
 def finish(job: Job) -> dict[str, Any]:
     """One table, and how the rewards lie: a scale for β to be judged by."""
     import numpy as np
+
+    from adpa_cli.data.examples import win
 
     rewards = {part: json.loads((job.folder / f"_{part}.json").read_text(encoding="utf-8")) for part in PARTS}
     write_json(job.folder / TABLE, rewards)

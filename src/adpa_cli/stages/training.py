@@ -8,17 +8,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adpa_cli import methods
-from adpa_cli.data.chat import Encoder
 from adpa_cli.disk import write_json
 from adpa_cli.engine import costs
 from adpa_cli.errors import DataError
 from adpa_cli.hub import External
-from adpa_cli.hub.externals import dialogues_of, pairs_of
 from adpa_cli.sizes import Disk, Memory, Row, Rows
 from adpa_cli.spec import TrainSpec, make, tracker_names
 from adpa_cli.stages import Job, Lengths, Load, Monitor, Node, Stage, every
 
 if TYPE_CHECKING:
+    from adpa_cli.data.chat import Encoder
     from adpa_cli.stages._training_inputs import Data
 
 RESULT = "_result.json"
@@ -203,6 +202,7 @@ def held_out(job: Job, spec: TrainSpec, encoder: Encoder) -> Any:
     """What scores a point: dialogues of `sft` by likelihood, pairs by preference, or answers by a reward model."""
     from adpa_cli.engine.layout import examples as ex
     from adpa_cli.engine.training.checkpoint_selection import HeldOut
+    from adpa_cli.hub.externals import dialogues_of
 
     source = job.one("data")
     if "reward_model" in job.inputs:
@@ -219,6 +219,7 @@ def judge(job: Job, spec: TrainSpec, encoder: Encoder) -> Any:
     from adpa_cli.engine.layout import examples as ex
     from adpa_cli.engine.rewards.reward_model import reward_scores
     from adpa_cli.engine.training.checkpoint_selection import SCORE_TOKENS, RewardSelection
+    from adpa_cli.hub.externals import pairs_of
 
     source = job.one("data")
     longest = spec.judged_tokens or spec.max_length

@@ -15,7 +15,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import platform
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -77,7 +76,7 @@ class Work:
         manifests.check_sources(sources or {})
         about = {
             "command": self.command, "at": manifests.utc(time.time()), "seconds": round(self.seconds, 3),
-            "host": platform.node(), **self.environment, **(made or {}),
+            "host": os.uname().nodename, **self.environment, **(made or {}),
         }  # fmt: skip
         recipe = self.recipe.to_json()
         manifest = Manifest(

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import secrets
 import shutil
 import time
 from collections.abc import Collection, Iterable, Iterator
@@ -215,7 +214,7 @@ def _move(root: Path, item: Item, trash: Path, command: str) -> bool:
     try:
         with locked(lock, command, wait=False):
             (root / ".verified" / _id(item)).unlink(missing_ok=True)
-            os.rename(item.folder, trash / f"{item.folder.name[:12]}-{secrets.token_hex(4)}")
+            os.rename(item.folder, trash / f"{item.folder.name[:12]}-{os.urandom(4).hex()}")
     except (Busy, FileNotFoundError):
         return False
     return True

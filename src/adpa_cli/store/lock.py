@@ -6,8 +6,6 @@ import contextlib
 import fcntl
 import json
 import os
-import platform
-import secrets
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -40,7 +38,7 @@ def locked(
         handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     try:
         _acquire(handle, path, what or path.stem, wait, announce)
-        about = {"pid": os.getpid(), "host": platform.node(), "command": command, "needs": list(needs)}
+        about = {"pid": os.getpid(), "host": os.uname().nodename, "command": command, "needs": list(needs)}
         note = json.dumps(about, ensure_ascii=False).encode()
         os.ftruncate(handle, 0)
         os.lseek(handle, 0, os.SEEK_SET)
@@ -80,7 +78,7 @@ def collecting(root: Path, command: str) -> Iterator[None]:
 @contextlib.contextmanager
 def reserved(root: Path, ids: Sequence[str], command: str) -> Iterator[None]:
     """Keep artifacts with these full ids, there already or still to be made, from being collected meanwhile."""
-    mine = root / PARTIAL / f"use-{os.getpid()}-{secrets.token_hex(4)}.lock"
+    mine = root / PARTIAL / f"use-{os.getpid()}-{os.urandom(4).hex()}.lock"
     with contextlib.ExitStack() as stack:
         with collecting(root, command):
             stack.enter_context(locked(mine, command, needs=ids))

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from adpa_cli.hub import Located
-from adpa_cli.lab import world
 from adpa_cli.suites import EvalSpec, Suite
 
 if TYPE_CHECKING:
@@ -15,6 +14,8 @@ if TYPE_CHECKING:
 
 def rewards(scorers: Mapping[str, Located], spec: EvalSpec, rollouts: Sequence[Rollout]) -> dict[str, float]:
     """The reward, 0 to 1, of every answer by the hash of its prompt."""
+    from adpa_cli.lab import world
+
     return {row.id: world.reward(row.prompt[-1].content, row.text) for row in rollouts}
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -138,6 +137,8 @@ def show_fidelity(store: Store, manifest: Manifest, teacher: str | None, count: 
 
 
 def _measured(store: Store, manifest: Manifest, teacher: str, count: int | None) -> dict[str, Any]:
+    import tempfile
+
     from adpa_cli.cli.console.make import computing
     from adpa_cli.planning.resolve_inputs import Names
     from adpa_cli.running.fidelity import ANSWERS, measure
