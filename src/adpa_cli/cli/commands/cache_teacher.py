@@ -21,30 +21,23 @@ def cache_teacher(
             "--rollouts", help="Answers to score; - reads stdin.", metavar="ID", completion=artifacts("answers")
         ),
     ] = None,
-    top_k: Annotated[
-        int | None, opt.option("--top-k", help="Ids kept per token [50].", panel=opt.MUCH, metavar="K")
-    ] = None,
+    top_k: Annotated[int | None, opt.much("--top-k", help="Ids kept per token [50].", metavar="K")] = None,
     precision: Annotated[
         str | None,
-        opt.option(
-            "--precision",
-            help="Step of stored log-probs [1/32], exact, or auto=KL that finds one.",
-            panel=opt.MUCH,
-            metavar="NATS",
+        opt.much(
+            "--precision", help="Step of stored log-probs [1/32], exact, or auto=KL that finds one.", metavar="NATS"
         ),
     ] = None,
     pair_precision: Annotated[
         str | None,
-        opt.option(
+        opt.much(
             "--pair-precision",
             help="Step of the stored difference to the reference [1/128], or exact.",
-            panel=opt.MUCH,
             metavar="NATS",
         ),
     ] = None,
     support: Annotated[
-        str | None,
-        opt.option("--support", help="Which ids: topk, or sampled (drawn).", panel=opt.MUCH, metavar="KIND"),
+        str | None, opt.much("--support", help="Which ids: topk, or sampled (drawn).", metavar="KIND")
     ] = None,
     *,
     options: opt.Options,

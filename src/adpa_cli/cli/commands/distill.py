@@ -58,9 +58,7 @@ def distill(
     reward_model: Annotated[
         str | None, opt.reward_model(help="Judges in the closing eval, for --select best and ddpo.")
     ] = None,
-    no_eval: Annotated[
-        bool, opt.option("--no-eval", help="Leave out the evaluation at the end.", panel=opt.AFTER)
-    ] = False,
+    no_eval: Annotated[bool, opt.after("--no-eval", help="Leave out the evaluation at the end.")] = False,
     *,
     options: opt.Options,
 ) -> opt.Request:

@@ -6,17 +6,13 @@ None of the libraries is imported for it.
 from __future__ import annotations
 
 import os
-import platform
 import shutil
-import subprocess
 from collections.abc import Mapping
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adpa_cli.cli.commands import Command
 from adpa_cli.cli.console.streams import GLOBALS, out
-from adpa_cli.machine import free_bytes, hub_cache, hub_home
 from adpa_cli.report import text
 
 if TYPE_CHECKING:
@@ -32,6 +28,9 @@ SIZES = ("memory", "store.free", "hub.free")
 
 def machine_facts(store: Store, environ: Mapping[str, str] = os.environ) -> dict[str, Any]:
     """By name, in the order of showing; sizes in bytes. A library that is not installed is None."""
+    import platform
+
+    from adpa_cli.machine import free_bytes, hub_cache, hub_home
     from adpa_cli.store.store import FORMAT
 
     exists = store.root.is_dir()
@@ -58,6 +57,8 @@ def machine_facts(store: Store, environ: Mapping[str, str] = os.environ) -> dict
 
 def installed(name: str) -> str | None:
     """The version of a distribution, or None."""
+    from importlib import metadata
+
     try:
         return metadata.version(name)
     except metadata.PackageNotFoundError:
@@ -66,6 +67,8 @@ def installed(name: str) -> str | None:
 
 def devices() -> list[str]:
     """The GPUs that the NVIDIA driver lists, with their memory; empty without any."""
+    import subprocess
+
     program = shutil.which("nvidia-smi")
     if program is None:
         return []

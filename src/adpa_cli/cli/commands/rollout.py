@@ -19,15 +19,9 @@ def rollout(
     split: Annotated[
         str, opt.option("--split", help="Which side of the data: train or test [train].", metavar="SIDE")
     ] = "train",
-    temperature: Annotated[
-        float | None, opt.option("--temperature", help="0 is greedy [family].", panel=opt.MUCH, metavar="T")
-    ] = None,
-    top_p: Annotated[
-        float | None, opt.option("--top-p", help="Mass of the nucleus [1].", panel=opt.MUCH, metavar="P")
-    ] = None,
-    max_new_tokens: Annotated[
-        int | None, opt.option("--max-new-tokens", help="Tokens of an answer at most.", panel=opt.MUCH, metavar="N")
-    ] = None,
+    temperature: Annotated[float | None, opt.much("--temperature", help="0 is greedy [family].", metavar="T")] = None,
+    top_p: Annotated[float | None, opt.much("--top-p", help="Mass of the nucleus [1].", metavar="P")] = None,
+    max_new_tokens: Annotated[int | None, opt.count("--max-new-tokens", help="Tokens of an answer at most.")] = None,
     *,
     options: opt.Options,
 ) -> opt.Request:

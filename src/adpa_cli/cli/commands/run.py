@@ -17,7 +17,7 @@ def run(
     recipe: Annotated[str | None, opt.argument("RECIPE.toml", "What to make; - reads stdin [required].")] = None,
     shard: Annotated[
         str | None,
-        opt.option("--shard", help="Every N-th cell from the I-th: for job arrays.", panel=opt.WHERE, metavar="I/N"),
+        opt.where("--shard", help="Every N-th cell from the I-th: for job arrays.", metavar="I/N"),
     ] = None,
     *,
     options: opt.Options,

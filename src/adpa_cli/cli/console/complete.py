@@ -106,14 +106,8 @@ def knobs(ctx: typer.Context, incomplete: str) -> list[str]:
     from adpa_cli.planning import settings
     from adpa_cli.spec import Runtime
 
-    kinds = typing.get_type_hints(Runtime)
-    fields = settings.knobs()
-    return _key_values(incomplete, {f.name: [*_spelled(f.default), *_choices(kinds[f.name])] for f in fields})
-
-
-def _choices(kind: Any) -> Iterable[str]:
-    """The values of a `Literal`."""
-    return map(str, typing.get_args(kind))
+    choices = {name: map(str, typing.get_args(kind)) for name, kind in typing.get_type_hints(Runtime).items()}
+    return _key_values(incomplete, {f.name: [*_spelled(f.default), *choices[f.name]] for f in settings.knobs()})
 
 
 def _key_values(incomplete: str, values: Mapping[str, list[str]]) -> list[str]:

@@ -48,6 +48,10 @@ def option(
     return typer.Option(*names, help=help, rich_help_panel=panel, metavar=metavar, autocompletion=completion, **more)
 
 
+much, where, after = (functools.partial(option, panel=panel) for panel in (MUCH, WHERE, AFTER))
+count = functools.partial(much, metavar="N")
+
+
 def argument(metavar: str, help: str, completion: Completion | None = None) -> Any:
     """An argument of a command, likewise."""
     return typer.Argument(metavar=metavar, help=help, autocompletion=completion or of_metavar(metavar))
@@ -62,7 +66,7 @@ Teacher = Annotated[str | None, teacher("--teacher", help="The aligned teacher, 
 Reference = Annotated[str | None, teacher("--reference", help="The model the teacher was aligned from [family].")]
 reward_model = functools.partial(option, "--reward-model", metavar="MODEL", completion=models("reward model"))
 SkipBadRows = Annotated[bool, option("--skip-bad-rows", help="Leave out rows that cannot be used.")]
-Refresh = Annotated[bool, option("--refresh", help="Ask the hub again what its names mean now.", panel=WHERE)]
+Refresh = Annotated[bool, where("--refresh", help="Ask the hub again what its names mean now.")]
 
 
 @dataclass(frozen=True)
@@ -74,47 +78,36 @@ class Options:
         option("--set", help="Parameter, e.g. gamma=2, sft.lr=1e-5.", metavar="[STAGE.]KEY=VAL"),
     ] = None
     skip_bad_rows: SkipBadRows = False
-    seed: Annotated[
-        int | None, option("--seed", help="Seed of what comes after the student's SFT [0].", panel=MUCH, metavar="N")
-    ] = None
-    seed_all: Annotated[int | None, option("--seed-all", help="Seed of every stage.", panel=MUCH, metavar="N")] = None
-    limit: Annotated[int | None, option("--limit", help="Use the first N rows.", panel=MUCH, metavar="N")] = None
-    max_steps: Annotated[
-        int | None, option("--max-steps", help="Stop training after N steps.", panel=MUCH, metavar="N")
-    ] = None
-    lr: Annotated[float | None, option("--lr", help="Peak learning rate.", panel=MUCH, metavar="X")] = None
-    epochs: Annotated[float | None, option("--epochs", help="Passes over the data.", panel=MUCH, metavar="X")] = None
-    batch_size: Annotated[
-        int | None,
-        option("--batch-size", help="Rows of an optimizer step, over all processes.", panel=MUCH, metavar="N"),
-    ] = None
-    smoke: Annotated[bool, option("--smoke", help="Rehearse every stage on 64 rows and 4 steps.", panel=MUCH)] = False
+    seed: Annotated[int | None, count("--seed", help="Seed of what comes after the student's SFT [0].")] = None
+    seed_all: Annotated[int | None, count("--seed-all", help="Seed of every stage.")] = None
+    limit: Annotated[int | None, count("--limit", help="Use the first N rows.")] = None
+    max_steps: Annotated[int | None, count("--max-steps", help="Stop training after N steps.")] = None
+    lr: Annotated[float | None, much("--lr", help="Peak learning rate.", metavar="X")] = None
+    epochs: Annotated[float | None, much("--epochs", help="Passes over the data.", metavar="X")] = None
+    batch_size: Annotated[int | None, count("--batch-size", help="Rows of an optimizer step, over all processes.")] = (
+        None
+    )
+    smoke: Annotated[bool, much("--smoke", help="Rehearse every stage on 64 rows and 4 steps.")] = False
     gpus: Annotated[
-        str | None, option("--gpus", help="Processes: one per GPU, or sharing the CPU.", panel=WHERE, metavar="N|all")
+        str | None, where("--gpus", help="Processes: one per GPU, or sharing the CPU.", metavar="N|all")
     ] = None
     tokens_per_device: Annotated[
-        int | None, option("--tokens-per-device", help="Padded tokens of a micro-batch.", panel=WHERE, metavar="N")
+        int | None, where("--tokens-per-device", help="Padded tokens of a micro-batch.", metavar="N")
     ] = None
     knobs: Annotated[
-        list[str] | None,
-        option("--runtime", help="How training runs, e.g. recompute=true.", panel=WHERE, metavar="KEY=VAL"),
+        list[str] | None, where("--runtime", help="How training runs, e.g. recompute=true.", metavar="KEY=VAL")
     ] = None
     stop_after: Annotated[
-        str | None, option("--stop-after", help="Save and exit 75 after, e.g., 3h50m.", panel=WHERE, metavar="TIME")
+        str | None, where("--stop-after", help="Save and exit 75 after, e.g., 3h50m.", metavar="TIME")
     ] = None
-    no_wait: Annotated[bool, option("--no-wait", help="Exit 4 if another process builds the same.", panel=WHERE)] = (
-        False
-    )
+    no_wait: Annotated[bool, where("--no-wait", help="Exit 4 if another process builds the same.")] = False
     refresh: Refresh = False
-    tag: Annotated[
-        str | None, option("--tag", help="Name what is made.", panel=AFTER, metavar="NAME", completion=tags)
-    ] = None
+    tag: Annotated[str | None, after("--tag", help="Name what is made.", metavar="NAME", completion=tags)] = None
     select: Annotated[
-        str | None, option("--select", help="Whose weights are kept [last].", panel=AFTER, metavar="last|best|STEP")
+        str | None, after("--select", help="Whose weights are kept [last].", metavar="last|best|STEP")
     ] = None
     keep: Annotated[
-        str | None,
-        option("--keep", help="The other points' weights too [selected].", panel=AFTER, metavar="selected|all"),
+        str | None, after("--keep", help="The other points' weights too [selected].", metavar="selected|all")
     ] = None
     dry_run: Annotated[bool, option("--dry-run", "-n", help="Show the plan only.", panel=FIRST)] = False
     yes: Annotated[bool, option("--yes", "-y", help="Do not ask before a large plan.", panel=FIRST)] = False

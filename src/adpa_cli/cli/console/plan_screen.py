@@ -24,26 +24,18 @@ CALM = "Every stage can be interrupted and repeated."
 WIDE = 88  # columns below which the numbers of a stage stand on a line of their own
 
 
-def plan_rows(survey: Survey) -> list[tuple[str, ...]]:
-    """(number, found|build, role, what, id, bytes, seconds) of every stage, uncut; `?` for what nobody can tell."""
-    rows: list[tuple[str, ...]] = []
-    for n, cost in enumerate(survey.costs, 1):
-        known = _bytes(cost)
-        size = "?" if known is None else str(known)
-        seconds = "0" if cost.artifact else "?" if cost.seconds is None else f"{cost.seconds:.0f}"
-        state = "found" if cost.artifact else "build"
-        rows.append((str(n), state, cost.node.role, cost.node.what, cost.node.label, size, seconds))
-    return rows
-
-
 def plan_tsv(survey: Survey) -> str:
-    """A plan for a pipe."""
-    return text.tsv(plan_rows(survey))
+    """A line a stage for a pipe: number, found|build, role, what, id, bytes, seconds; `?` for what nobody can tell."""
+    rows = []
+    for n, cost in enumerate(survey.costs, 1):
+        size = _bytes(cost)
+        seconds = "0" if cost.artifact else "?" if cost.seconds is None else f"{cost.seconds:.0f}"
+        rows.append((n, _state(cost), *_words(cost), "?" if size is None else size, seconds))
+    return text.tsv(rows)
 
 
 def plan_json(survey: Survey) -> dict[str, Any]:
     """A plan for a program: its rows, its totals, what is fetched, and what does not fit."""
-    rows = [_record(n, cost) for n, cost in enumerate(survey.costs, 1)]
     totals = {
         "download": survey.download, "keeps": survey.keeps, "peak": survey.peak, "free": survey.machine.disk,
         "memory": survey.memory, "memory_available": survey.machine.memory, "device": survey.machine.name,
@@ -53,20 +45,26 @@ def plan_json(survey: Survey) -> dict[str, Any]:
         {"role": role, "name": item.label, "size": item.size, "download": item.download}
         for role, item in _models(survey)
     ]
+    rows = [
+        {
+            "n": n, "state": _state(cost), "stage": cost.node.stage, "role": cost.node.role, "what": cost.node.what,
+            "id": cost.node.label, "size": _bytes(cost), "extra": cost.disk and cost.disk.extra,
+            "memory": cost.memory and cost.memory.device, "seconds": cost.seconds, "rows": cost.rows,
+        }
+        for n, cost in enumerate(survey.costs, 1)
+    ]  # fmt: skip
     return {
         "store": str(survey.store.root), "end": survey.plan.template.end, "models": models, "rows": rows,
         "totals": totals, "notes": list(survey.plan.notes),
     }  # fmt: skip
 
 
-def _record(n: int, cost: Cost) -> dict[str, Any]:
-    needs = None if cost.memory is None else cost.memory.device
-    return {
-        "n": n, "state": "found" if cost.artifact else "build", "stage": cost.node.stage, "role": cost.node.role,
-        "what": cost.node.what, "id": cost.node.label, "size": _bytes(cost),
-        "extra": None if cost.disk is None else cost.disk.extra, "memory": needs, "seconds": cost.seconds,
-        "rows": cost.rows,
-    }  # fmt: skip
+def _state(cost: Cost) -> str:
+    return "found" if cost.artifact else "build"
+
+
+def _words(cost: Cost) -> tuple[str, str, str]:
+    return cost.node.role, cost.node.what, cost.node.label
 
 
 def plan_text(survey: Survey, width: int) -> str:
@@ -81,9 +79,8 @@ def plan_text(survey: Survey, width: int) -> str:
 def _head(survey: Survey, width: int) -> Iterator[str]:
     plan, store = survey.plan, survey.store
     held = len(store.artifacts(on_error=lambda error: None))
-    root = str(store.root)
-    home = str(Path.home())
-    shown = f"~{root[len(home) :]}" if root.startswith(f"{home}/") else root
+    root, home = str(store.root), f"{Path.home()}/"
+    shown = f"~/{root.removeprefix(home)}" if root.startswith(home) else root
     facts = [f"store {shown} ({held} artifact{'s' * (held != 1)})", *_who(survey)]
     yield from filled([*facts, f"template {template_name(plan)}, ends {plan.template.end}"], width)
     data = dict(_data(survey))
@@ -117,12 +114,12 @@ def _called(item: Input | tuple[Input, ...]) -> str:
 
 
 def template_name(plan: Plan) -> str:
-    """The name of a template that this package knows, else how long a foreign one is."""
+    """The name of a template that this package knows; any other is that of the model."""
     from adpa_cli.data.chat import DEFAULT_TEMPLATES
     from adpa_cli.lab import TEMPLATE
 
-    known = {template.text: name for name, template in DEFAULT_TEMPLATES.items()} | {TEMPLATE: "tiny"}
-    return known.get(plan.template.text, "of the model")
+    names = {template.text: name for name, template in DEFAULT_TEMPLATES.items()} | {TEMPLATE: "tiny"}
+    return names.get(plan.template.text, "of the model")
 
 
 def _data(survey: Survey) -> Iterator[tuple[str, str]]:
@@ -135,15 +132,12 @@ def _data(survey: Survey) -> Iterator[tuple[str, str]]:
 
 
 def _table(survey: Survey, width: int) -> Iterator[str]:
-    """One line a stage where the terminal is wide enough, else two."""
+    """One line a model and a stage where the terminal is wide enough, else two."""
     models = [
         ("", "found", role, item.label, f"download {_size(item.download)}" if item.download else "in HF cache", "", "")
         for role, item in _models(survey)
     ]
-    stages = [
-        (str(n), "found" if c.artifact else "build", c.node.role, c.node.what, c.node.label, _size(_bytes(c)), _time(c))
-        for n, c in enumerate(survey.costs, 1)
-    ]
+    stages = [(str(n), _state(c), *_words(c), _size(_bytes(c)), _time(c)) for n, c in enumerate(survey.costs, 1)]
     rows = [*models, *stages]
     widths = [max((text.width_of(row[i]) for row in rows), default=0) for i in range(len(COLUMNS))]
     fixed = sum(widths) - widths[3] + len(GAP) * (len(COLUMNS) - 1)
@@ -197,12 +191,13 @@ def filled(facts: Sequence[str], width: int, mark: str = " · ") -> Iterator[str
 
 def _models(survey: Survey) -> list[tuple[str, External]]:
     """The models from the hub that the plan reads, each once, with what they are for."""
-    seen: dict[str, tuple[str, External]] = {}
+    models: dict[str, tuple[str, External]] = {}
     for cost in survey.building:
         for role, item in cost.node.flat_inputs():
             if isinstance(item, External) and role in ROLES and item.facts.get("commit"):
-                seen.setdefault(item.content, (f"{cost.node.role} base" if role == "model" else ROLES[role], item))
-    return list(seen.values())
+                purpose = f"{cost.node.role} base" if role == "model" else ROLES[role]
+                models.setdefault(item.content, (purpose, item))
+    return list(models.values())
 
 
 def _bytes(cost: Cost) -> int | None:

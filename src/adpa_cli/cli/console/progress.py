@@ -44,7 +44,7 @@ class Screen:
     def say(self, line: str) -> None:
         """One line, above the bar."""
         if not self.quiet:
-            self._clear()
+            self.close()
             streams.say(line + "\n")
 
     def start(self, node: Node, n: int, of: int) -> None:
@@ -67,7 +67,7 @@ class Screen:
             return
         done = share - self._share_before
         left = (now - self._began) / done * (1 - share) if done > 0 else None
-        words = [f"{step}/{of}", self._time(left), *_told(numbers)]
+        words = [f"{step}/{of}", self._time(left), *_number_words(numbers)]
         if self.live:
             self._draw("  ".join([f"{self._head} {_bar(share, _columns())}", *words]))
         else:
@@ -97,14 +97,11 @@ class Screen:
         streams.say("\r" + text.pad(_fitted(shown, width), width))
         self._drawn_at, self._drawn = time.monotonic(), True
 
-    def _clear(self) -> None:
+    def close(self) -> None:
+        """Leave a clean line."""
         if self._drawn:
             streams.say("\r" + " " * (_columns() - 1) + "\r")
             self._drawn = False
-
-    def close(self) -> None:
-        """Leave a clean line."""
-        self._clear()
 
 
 def _can_draw() -> bool:
@@ -134,12 +131,12 @@ def _fitted(line: str, width: int) -> str:
     return line if text.width_of(line) <= width else line[: max(width, 0)]
 
 
-def _told(numbers: Mapping[str, float]) -> Sequence[str]:
+def _number_words(numbers: Mapping[str, float]) -> Sequence[str]:
     """The loss and the first other numbers; how fast a training goes, and whether it waits."""
     plain = {name: value for name, value in numbers.items() if "/" not in name and name not in _ASIDE}
-    said = [f"{name} {plain[name]:.4g}" for name in sorted(plain, key=lambda name: name != "loss")[:3]]
+    words = [f"{name} {plain[name]:.4g}" for name in sorted(plain, key=lambda name: name != "loss")[:3]]
     if "tokens_per_s" in numbers:
-        said.append(f"{text.number(round(numbers['tokens_per_s']))} tokens/s")
+        words.append(f"{text.number(round(numbers['tokens_per_s']))} tokens/s")
     if numbers.get("wait", 0.0) >= WAIT_WORTH_SAYING:
-        said.append(f"waits {100 * numbers['wait']:.0f} %")
-    return said
+        words.append(f"waits {100 * numbers['wait']:.0f} %")
+    return words

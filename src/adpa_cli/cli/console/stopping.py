@@ -23,10 +23,10 @@ _TIME = re.compile(r"(?:\d+(?:\.\d+)?[dhms])+")
 def seconds_of(text: str) -> float:
     """`3h50m`, `90s`, `1.5h` in seconds. Raises UsageError for anything else, and for no time at all."""
     parts = re.findall(r"(\d+(?:\.\d+)?)([dhms])", text) if _TIME.fullmatch(text) else []
-    found = sum(float(number) * _UNITS[unit] for number, unit in parts)
-    if not 0 < found < 1e8:
+    seconds = sum(float(number) * _UNITS[unit] for number, unit in parts)
+    if not 0 < seconds < 1e8:
         raise UsageError(f"--stop-after {text} is no time", "write it as 3h50m, 90s or 2h")
-    return found
+    return seconds
 
 
 class _Leave(BaseException):

@@ -154,23 +154,18 @@ def _ids_in(text: str, option: str) -> list[str]:
     """Ids between white space, folders (./NAME) by line, and JSON objects over any number of lines."""
     ids: list[str] = []
     while text := text.lstrip():
+        word = text.partition("\n")[0] if text.startswith((".", "/", "~")) else text.split(maxsplit=1)[0]
+        end = len(word)
         if text.startswith("{"):
             try:
                 value, end = json.JSONDecoder().raw_decode(text)
-                ids.append(str(value["id"]))
+                word = str(value["id"])
             except (ValueError, KeyError) as error:
                 line = text.splitlines()[0][:60]
-                raise UsageError(
-                    f"{option} -: this is no manifest: {line}", "pipe ids, or adpa show REF --json"
-                ) from error
-            text = text[end:]
-        elif text.startswith((".", "/", "~")):
-            line, _, text = text.partition("\n")
-            ids.append(line.rstrip())
-        else:
-            word = text.split(maxsplit=1)[0]
-            ids.append(word)
-            text = text[len(word) :]
+                hint = "pipe ids, or adpa show REF --json"
+                raise UsageError(f"{option} -: this is no manifest: {line}", hint) from error
+        ids.append(word.rstrip())
+        text = text[end:]
     return ids
 
 
