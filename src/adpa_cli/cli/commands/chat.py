@@ -10,7 +10,6 @@ import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from itertools import chain
 from typing import TYPE_CHECKING, Annotated
 
@@ -53,6 +52,7 @@ def chat(
     With - each line is a prompt of its own; one line per answer goes to stdout (a column per model, line breaks as
     spaces; --json keeps them). Ctrl-C stops an answer, Ctrl-D leaves; /reset starts again, /quit leaves.
     """
+    from adpa_cli.data.examples import Message
     from adpa_cli.planning.lineage import trained
     from adpa_cli.planning.resolve_inputs import Names
     from adpa_cli.store.store import Store
@@ -71,34 +71,14 @@ def chat(
     names = Names(Store.find_or_empty(GLOBALS.store))
     models = [trained(names, word, _note) for word in words]
     quiet_libraries()
-    settings = Settings(system, temperature, max_new_tokens, seed)
+    from adpa_cli.engine.generation.sampling import Sampling  # after everything that can be refused, for it loads torch
+
+    sampling = Sampling(temperature=temperature, max_new_tokens=max_new_tokens, seed=seed)
+    opening = [] if system is None else [Message("system", system)]
     if not piped:
-        raise typer.Exit(converse(models, settings))
+        raise typer.Exit(converse(models, opening, sampling))
     with ids_only() as output:
-        answer_all(models, prompts, settings, output.line)
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How to answer."""
-
-    system: str | None
-    temperature: float
-    max_new_tokens: int
-    seed: int
-
-    @property
-    def opening(self) -> list[Message]:
-        """What every conversation begins with."""
-        from adpa_cli.data.examples import Message
-
-        return [] if self.system is None else [Message("system", self.system)]
-
-    def sampling(self) -> Sampling:
-        """The same for the engine."""
-        from adpa_cli.engine.generation.sampling import Sampling
-
-        return Sampling(temperature=self.temperature, max_new_tokens=self.max_new_tokens, seed=self.seed)
+        answer_all(models, [[*opening, Message("user", prompt)] for prompt in prompts], sampling, output.line)
 
 
 def read_prompts() -> list[str]:
@@ -123,33 +103,34 @@ def is_text(line: str) -> bool:
 
 
 def answer_all(
-    trained: Sequence[Trained], prompts: Sequence[str], settings: Settings, write: Callable[[str], None]
+    trained: Sequence[Trained],
+    conversations: Sequence[list[Message]],
+    sampling: Sampling,
+    write: Callable[[str], None],
 ) -> None:
-    """Write one line per prompt: the answers of the models, or an object with all about them."""
-    from adpa_cli.data.examples import Message
+    """Write one line per conversation: what the models answer to it, or an object with all about the answers."""
     from adpa_cli.engine.generation.chat_model import chat_answers
 
-    models, sampling = _load(trained), settings.sampling()
-    turns = [[*settings.opening, Message("user", prompt)] for prompt in prompts]
-    rows = zip(*(chat_answers(model, turns, sampling) for model in models), strict=True)
-    for prompt, row in zip(prompts, rows, strict=True):
+    models = _load(trained)
+    rows = zip(*(chat_answers(model, conversations, sampling) for model in models), strict=True)
+    for turns, row in zip(conversations, rows, strict=True):
         if GLOBALS.json:
             answers = [{"ref": model.label, **vars(answer)} for model, answer in zip(models, row, strict=True)]
-            write(json.dumps({"prompt": prompt, "answers": answers}, ensure_ascii=False))
+            write(json.dumps({"prompt": turns[-1].content, "answers": answers}, ensure_ascii=False))
         else:
             write(text.tsv([[answer.text for answer in row]]).removesuffix("\n"))
 
 
-def converse(trained: Sequence[Trained], settings: Settings) -> int:
+def converse(trained: Sequence[Trained], opening: list[Message], sampling: Sampling) -> int:
     """Read, answer, repeat; returns the exit code: 0, or 130 when Ctrl-C ended it."""
     with suppress(ImportError):
         import readline  # noqa: F401  gives input() a history and its keys
 
     # Whoever started us may have ignored it, as shells do for what runs in the background.
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    models, sampling = _load(trained), settings.sampling()
+    models = _load(trained)
     _note(f"{' · '.join(model.label for model in models)} · {COMMANDS}")
-    conversations = [list(settings.opening) for _ in models]
+    conversations = [list(opening) for _ in models]
     pressed = False
     while True:
         try:
@@ -158,7 +139,7 @@ def converse(trained: Sequence[Trained], settings: Settings) -> int:
             if line == "/quit":
                 return 0
             if line == "/reset":
-                conversations = [list(settings.opening) for _ in models]
+                conversations = [list(opening) for _ in models]
                 _note("forgotten")
             elif line.startswith("/"):
                 _note(COMMANDS)

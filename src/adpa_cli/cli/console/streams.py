@@ -118,8 +118,13 @@ def say(text: str) -> None:
         sys.stderr.write(for_encoding(text, sys.stderr.encoding))
         sys.stderr.flush()
     except OSError:
-        nothing = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nothing, 2)
+        _point_at_nothing(2)
+
+
+def _point_at_nothing(descriptor: int) -> None:
+    nothing = os.open(os.devnull, os.O_RDWR)
+    if nothing != descriptor:
+        os.dup2(nothing, descriptor)
         os.close(nothing)
 
 
@@ -326,9 +331,8 @@ def ids_only() -> Iterator[Output]:
 @contextlib.contextmanager
 def no_stdin() -> Iterator[None]:
     """Give libraries and children an empty stdin: what is there belongs to whoever started the command."""
-    kept, empty = os.dup(0), os.open(os.devnull, os.O_RDONLY)
-    os.dup2(empty, 0)
-    os.close(empty)
+    kept = os.dup(0)
+    _point_at_nothing(0)
     try:
         yield
     finally:
@@ -345,10 +349,7 @@ def open_closed() -> None:
         try:
             os.fstat(number)
         except OSError:
-            nothing = os.open(os.devnull, os.O_RDWR)
-            if nothing != number:
-                os.dup2(nothing, number)
-                os.close(nothing)
+            _point_at_nothing(number)
         if getattr(sys, name) is None:
             stream = open(number, mode, encoding="utf-8", errors="replace", closefd=False)  # noqa: SIM115  stays open
             setattr(sys, name, stream)
@@ -356,7 +357,5 @@ def open_closed() -> None:
 
 def nobody_reads() -> int:
     """Let go of a stdout whose reader has left, as `head` does; returns the exit code of tools that die of it."""
-    nothing = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nothing, 1)
-    os.close(nothing)
+    _point_at_nothing(1)
     return 141

@@ -73,6 +73,7 @@ def read(text: str, source: str) -> Recipe:
 
 
 def _check_value(recipe: Recipe, key: str, value: Any) -> None:
+    """Raise UsageError for a value that no command line can have."""
     for item in flat(value):
         if not isinstance(item, str | int | float | bool):
             raise recipe.refused(key, "is neither text, a number nor a list of them", "write KEY = VALUE")
@@ -83,6 +84,7 @@ def _check_value(recipe: Recipe, key: str, value: Any) -> None:
 
 
 def flat(value: Any) -> Iterator[Any]:
+    """The single values of a value: of lists, and of lists in them."""
     for item in value if isinstance(value, list) else (value,):
         yield from flat(item) if isinstance(item, list) else (item,)
 

@@ -15,7 +15,7 @@ from adpa_cli import stages
 from adpa_cli.cli.commands import makers
 from adpa_cli.cli.recipes.grid import Key, Recipe, keys_of, requests, values_of, word
 from adpa_cli.errors import AdpaError, NotFound
-from adpa_cli.families import aliases, ready_pairs
+from adpa_cli.families import alias_of_base, aliases, ready_pairs
 from adpa_cli.hub import External
 from adpa_cli.planning.lineage import base_name
 from adpa_cli.planning.planner import Plan
@@ -179,7 +179,7 @@ def _alias(text: str, store: Store) -> str:
         base = base_name(store.resolve(text), store)
     except AdpaError:
         return text
-    return next((alias for alias, meant in aliases().items() if meant.model == base), text)
+    return alias_of_base(base) or text
 
 
 def _path_word(text: str) -> str:
