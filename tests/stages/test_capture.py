@@ -126,10 +126,10 @@ def test_what_fails_behind_the_teacher_is_raised() -> None:
     def fail() -> None:
         raise OSError("disk full")
 
-    with pytest.raises(OSError, match="disk full"), spool.background_writer() as writer:
-        writer.do(fail)
+    with pytest.raises(OSError, match="disk full"), spool.background_writer() as write:
+        write(fail)
     done: list[int] = []
-    with spool.background_writer() as writer:
+    with spool.background_writer() as write:
         for number in range(9):
-            writer.do(done.append, number)
+            write(done.append, number)
     assert done == list(range(9))

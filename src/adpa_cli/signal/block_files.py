@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, fields
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -118,25 +118,20 @@ def narrowed(rows: SignalRows, k: int) -> SignalRows:
     return per_id(rows, lambda values: values[:, :k])
 
 
-@dataclass
-class BackgroundWriter:
-    """Works off tasks in their order in one thread; `do` waits while more than WAITING are not done."""
-
-    pool: ThreadPoolExecutor
-    tasks: deque[Future[Any]] = field(default_factory=deque)
-
-    def do(self, task: Callable[..., Any], *values: Any) -> None:
-        """Add a task. Raises what an earlier one raised."""
-        self.tasks.append(self.pool.submit(task, *values))
-        while len(self.tasks) > WAITING:
-            self.tasks.popleft().result()
-
-
 @contextmanager
-def background_writer() -> Iterator[BackgroundWriter]:
-    """A thread for writing; leaving waits for all of its tasks and raises what one of them raised."""
+def background_writer() -> Iterator[Callable[..., None]]:
+    """A function that leaves a call to a thread, which works off all of them in their order.
+
+    It waits while more than WAITING are not done, and raises what an earlier one raised. Leaving waits for all.
+    """
+    tasks: deque[Future[Any]] = deque()
     with ThreadPoolExecutor(1, "adpa-write") as pool:
-        writer = BackgroundWriter(pool)
-        yield writer
-        for task in writer.tasks:
+
+        def write(task: Callable[..., Any], *values: Any) -> None:
+            tasks.append(pool.submit(task, *values))
+            while len(tasks) > WAITING:
+                tasks.popleft().result()
+
+        yield write
+        for task in tasks:
             task.result()

@@ -112,27 +112,24 @@ class Streams:
 class Cursor:
     """Reads the streams of several decompressed frames side by side: each call takes the next stream of every frame.
 
+    `at` is how far it is in each of them.
     `counts` has one entry per frame; what is returned is one frame's after the other's. Frames are read together since
     numpy's calls, not its work, are most of what a short answer costs. Raises Corrupt when a frame does not fit.
     """
 
     def __init__(self, buffers: Sequence[bytes]) -> None:
         self._buffers = [memoryview(buffer) for buffer in buffers]
-        self._at = [0] * len(buffers)
+        self.at = [0] * len(buffers)
 
     def head(self, count: int) -> list[tuple[int, ...]]:
         """The next `count` u32 of each frame."""
         numbers = struct.Struct(f"<{count}I")
         try:
-            heads = [numbers.unpack_from(buffer, at) for buffer, at in zip(self._buffers, self._at, strict=True)]
+            heads = [numbers.unpack_from(buffer, at) for buffer, at in zip(self._buffers, self.at, strict=True)]
         except struct.error:
             raise Corrupt("a frame ends too early") from None
-        self._at = [at + numbers.size for at in self._at]
+        self.at = [at + numbers.size for at in self.at]
         return heads
-
-    def bytes(self, counts: Sequence[int]) -> Bytes:
-        """The next bytes of each frame."""
-        return _joined(self._pieces(counts))
 
     def ints(self, counts: Sequence[int], limit: int = INFINITE) -> Ints:
         """The next integers written by `Streams.ints`, at most `limit` (255 or more) each."""
@@ -144,7 +141,7 @@ class Cursor:
 
     def _ints(self, counts: Sequence[int], limit: int, dtype: type[T]) -> NDArray[T]:
         heads = self.head(2)
-        plane = self.bytes(counts)
+        plane = _joined(self._pieces(counts))
         values = plane.astype(dtype)
         (at,) = (plane == ESCAPE).nonzero()
         counted = among(at, counts)
@@ -179,14 +176,14 @@ class Cursor:
 
     def finish(self) -> None:
         """Raises Corrupt when bytes are left over."""
-        if self._at != [len(buffer) for buffer in self._buffers]:
+        if self.at != [len(buffer) for buffer in self._buffers]:
             raise Corrupt("a frame is longer than its rows")
 
     def _pieces(self, counts: Sequence[int]) -> list[memoryview]:
         pieces = []
         for i, (buffer, count) in enumerate(zip(self._buffers, counts, strict=True)):
-            at = self._at[i]
-            self._at[i] = end = at + count
+            at = self.at[i]
+            self.at[i] = end = at + count
             if end > len(buffer):
                 raise Corrupt("a frame ends too early")
             pieces.append(buffer[at:end])

@@ -127,16 +127,11 @@ PER_ID = {"ids": np.int32, "logps": np.float32, "difference": np.float32, "in_re
 
 def pair_of(rows: SignalRows) -> tuple[Floats, Bools, Floats, Floats, Floats]:
     """The five fields of the reference, in their order. Raises DataError when the rows have no reference teacher."""
-    if (
-        rows.difference is None
-        or rows.in_reference is None
-        or rows.reference_kth is None
-        or rows.reference_label_logps is None
-        or rows.reference_rest_logps is None
-    ):
+    values: Any = tuple(getattr(rows, name) for name in PAIR_FIELDS)
+    if any(value is None for value in values):
         raise DataError("this signal has no reference teacher", "capture it with --reference")
-    label, rest = rows.reference_label_logps, rows.reference_rest_logps
-    return rows.difference, rows.in_reference, rows.reference_kth, label, rest
+    pair: tuple[Floats, Bools, Floats, Floats, Floats] = values
+    return pair
 
 
 def per_id(rows: SignalRows, change: Callable[[NDArray[Any]], NDArray[Any]]) -> SignalRows:

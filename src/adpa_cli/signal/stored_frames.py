@@ -60,13 +60,6 @@ def frame_of(shard: Shard, i: int, rows: SignalRows) -> bytes:
     return Compressor().frame(encode_frame(key, kept, spec, shard.ranking))
 
 
-class _Reader(Cursor):
-    """A cursor in one frame that tells how far it is."""
-
-    def place(self) -> int:
-        return self._at[0]
-
-
 def column_bytes(path: Path) -> dict[str, float]:
     """Stored bytes by column; they sum to the size of the file. `framing` is everything that is no value.
 
@@ -102,16 +95,16 @@ def _blocks(frame: bytes) -> tuple[list[tuple[int, int]], bytes]:
 
 def _runs(content: bytes, tokens: int, spec: SignalSpec) -> list[_Run]:
     """What each stretch of a frame's content holds, in the order of docs/format.md."""
-    data = _Reader([content])
+    data = Cursor([content])
     ((_, _, missing),) = data.head(3)
-    runs = [("framing", data.place())]
+    runs = [("framing", data.at[0])]
 
     def took(columns: list[_Run]) -> None:
         """The bytes just read, among `columns` by their number of values."""
-        size, values = data.place() - sum(size for _, size in runs), max(1, sum(n for _, n in columns))
+        size, values = data.at[0] - sum(size for _, size in runs), max(1, sum(n for _, n in columns))
         bounds = [size * n // values for n in accumulate(count for _, count in columns)]
         runs.extend((name, b - a) for (name, _), a, b in zip(columns, [0, *bounds], bounds, strict=False))
-        runs.append(("framing", data.place() - sum(size for _, size in runs)))
+        runs.append(("framing", data.at[0] - sum(size for _, size in runs)))
 
     each = tokens * spec.k
     data.ints([each])

@@ -242,16 +242,16 @@ def _pass(
         "teacher": teacher.label, "student_vocab": spec.student_vocab, "dtype": spec.dtype, "share": share,
     }  # fmt: skip
     lasts = {shard[-1]: number for number, shard in enumerate(shards)}
-    with block_files.background_writer() as writer:
+    with block_files.background_writer() as write:
         for block in with_progress(plan.blocks, monitor, done, of):
             longest = max(len(item.prompt) + len(item.answer) for item in block.items)
             with block_that_fits(job.stage, len(block.items), longest):
                 rows = _rows(job, spec, role, block, model, plan.shared and not share, settings)
-            writer.do(_keep, job, role, block, rows)
+            write(_keep, job, role, block, rows)
             if block.index in lasts:
                 number = lasts[block.index]
                 paths = [_path(job, role, index) for index in shards[number]]
-                writer.do(_encode, job, spec, number, paths)
+                write(_encode, job, spec, number, paths)
 
 
 def _rows(
