@@ -92,7 +92,7 @@ def test_a_run_is_adamw_with_clipping_and_the_schedule(method: str, tmp_path: Pa
     losses, norms = [], []
     for step in range(5):  # ceil(2 epochs x 9 rows / 4)
         optimizer.param_groups[0]["lr"] = learning_rate(step, 5, 3e-3, run.spec.warmup_ratio)
-        rows = [ROWS[i] for i in step_rows(9, 2.0, 4, run.spec.seed, step)]
+        rows = [ROWS[i] for i in step_rows(9, run.spec, step)]
         optimizer.zero_grad()
         loss = dense_loss(method, dense, start, rows, SIGNAL, run.params)
         loss.backward()

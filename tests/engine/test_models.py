@@ -136,15 +136,6 @@ def test_files_are_float32_with_one_metadata_key_and_equal_bytes(
     assert (head.data_ptr() == loaded.get_input_embeddings().weight.data_ptr()) is tied
 
 
-def test_a_gathered_state_dict_is_saved_in_place_of_the_models(tmp_path: Path) -> None:
-    model = tiny_llama(tie_word_embeddings=True)
-    # As gathered from shards: tied weights are two tensors by then.
-    gathered = {name: weight.clone() + 1 for name, weight in model.state_dict().items()}
-    save(model, tiny_tokenizer(), tmp_path, TEMPLATE, "<end>", state=gathered)
-    loaded = load(tmp_path).state_dict()
-    assert all(torch.equal(loaded[name], weight) for name, weight in gathered.items())
-
-
 @pytest.mark.parametrize("token", ["<none>", "w1 w2"])
 def test_an_end_token_outside_the_vocabulary_is_refused(tmp_path: Path, token: str) -> None:
     with pytest.raises(AdpaError, match=token):

@@ -7,6 +7,7 @@ import dataclasses
 import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -32,6 +33,7 @@ CHOSEN = [Example(row.id, {"chosen": row.parts["chosen"]}) for row in examples(7
 PROMPTS = {row.id: tuple(int(i) for i in row.parts["chosen"].ids[~row.parts["chosen"].answer]) for row in CHOSEN}
 SMALL = {"rollout_batch": 4, "max_new_tokens": 6, "beta": 0.2, "critic_lr": 3e-3}
 """Buffers of two steps of two rows; 7 rows are met in 4 steps."""
+ONE_PASS: Any = SimpleNamespace(epochs=1.0, batch_size=2, seed=0)
 
 KEEPING = Runtime(tokens_per_device=60, checkpoint_steps=100)
 """Without a resume point, so that every buffer stays."""
@@ -95,7 +97,7 @@ def test_the_steps_of_a_buffer_are_those_of_ppo(reward: str, folders: dict[str, 
         clip=0.1, value_clip=0.05,
     )  # fmt: skip
     buffer = RolloutBuffer.load(tmp_path / "_buffer-000000.safetensors")
-    steps = [step_rows(7, 1.0, 2, 0, step) for step in (0, 1, 0, 1)]
+    steps = [step_rows(7, ONE_PASS, step) for step in (0, 1, 0, 1)]
     rows = sorted({row for step in steps for row in step})
     drawn = {}
     for row, ids in zip(rows, buffer.ids, strict=True):
@@ -189,7 +191,7 @@ def test_an_answer_depends_on_its_row_and_buffer_alone(
 ) -> None:
     whole, _ = go(folders, tmp_path / "whole", runtime=KEEPING)
     buffers = [RolloutBuffer.load(path) for path in sorted((tmp_path / "whole").glob("_buffer-*"))]
-    first = [i for step in (0, 1) for i in step_rows(7, 1.0, 2, 0, step)]
+    first = [i for step in (0, 1) for i in step_rows(7, ONE_PASS, step)]
     row = CHOSEN[min(first)].id
     decoding = Decoding(Sampling(1.0, 1.0, 6, 0), END, PAD, 32)
     [alone] = generate_block(tiny_llama(0), [PROMPTS[row]], [f"{row} in buffer 0"], decoding)

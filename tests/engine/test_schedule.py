@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +17,8 @@ from adpa_cli.engine.training.schedule import learning_rate, step_rows, whole_st
 
 def run_rows(rows: int, epochs: float, batch_size: int, seed: int = 0) -> list[list[int]]:
     steps = whole_steps(rows, epochs, batch_size)
-    return [step_rows(rows, epochs, batch_size, seed, step) for step in range(steps)]
+    spec: Any = SimpleNamespace(epochs=epochs, batch_size=batch_size, seed=seed)
+    return [step_rows(rows, spec, step) for step in range(steps)]
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TypeVar
 
 import torch
@@ -145,10 +145,16 @@ def gathered(items: Mapping[Key, Value]) -> dict[Key, Value]:
     return dict(gather_object(list(items.items())))
 
 
+def summed(accelerator: Accelerator, values: Iterable[Tensor | float]) -> list[float]:
+    """Each of the values, of one number, summed over all processes."""
+    numbers = [torch.as_tensor(value, dtype=torch.float64, device=accelerator.device) for value in values]
+    sums: list[float] = accelerator.reduce(torch.stack(numbers), reduction="sum").tolist()
+    return sums
+
+
 def all_fit(accelerator: Accelerator, fits: bool) -> bool:
     """Whether the step fitted in every process."""
-    failed = torch.tensor(0 if fits else 1, device=accelerator.device)
-    return int(accelerator.reduce(failed, reduction="sum")) == 0
+    return summed(accelerator, [float(not fits)]) == [0.0]
 
 
 def sum_gradients(student: nn.Module, accelerator: Accelerator) -> None:
@@ -163,13 +169,7 @@ def agree(
     accelerator: Accelerator, sums: Mapping[str, Tensor], signal: str | None
 ) -> tuple[dict[str, float], str | None]:
     """Sum the numbers over all processes, and let a signal that reached one of them stop all at the same step."""
-    names = sorted(sums)
-    codes = sorted(Stopped.CODES)
-    flags = [float(code == signal) for code in codes]
-    packed = torch.stack(
-        [*(sums[n].double() for n in names), *torch.tensor(flags, dtype=torch.float64).to(sums[names[0]].device)]
-    )
-    packed = accelerator.reduce(packed, reduction="sum")
-    values = [float(v) for v in packed]
+    names, codes = sorted(sums), sorted(Stopped.CODES)
+    values = summed(accelerator, [*(sums[name] for name in names), *(float(code == signal) for code in codes)])
     asked = [code for code, flag in zip(codes, values[len(names) :], strict=True) if flag]
     return dict(zip(names, values, strict=False)), asked[0] if asked else None

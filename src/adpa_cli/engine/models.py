@@ -161,20 +161,12 @@ def load_tokenizer(folder: Path) -> Any:
         raise AdpaError(f"the tokenizer in {folder} does not load: {first_line(error)}", hint) from error
 
 
-def save(
-    model: PreTrainedModel,
-    tokenizer: Any,
-    folder: Path,
-    template_text: str,
-    end_token: str,
-    *,
-    state: Mapping[str, Tensor] | None = None,
-) -> None:
+def save(model: PreTrainedModel, tokenizer: Any, folder: Path, template_text: str, end_token: str) -> None:
     """Write a plain Hugging Face folder with float32 weights, whose generation stops at `end_token`.
 
     Tied weights are written once; equal weights give equal bytes (one metadata key). The tokenizer is saved with
-    `template_text` as its chat template and `end_token` as its end token. `state` replaces the model's own state dict
-    (gathered shards). Neither `model` nor `tokenizer` changes. Raises AdpaError where `end_token` is not one token.
+    `template_text` as its chat template and `end_token` as its end token. Neither `model` nor `tokenizer` changes.
+    Raises AdpaError where `end_token` is not one token.
     """
     end_id = tokenizer.convert_tokens_to_ids(end_token)
     if end_id is None or tokenizer.convert_ids_to_tokens(end_id) != end_token:
@@ -185,7 +177,7 @@ def save(
     tied = model.all_tied_weights_keys
     weights = {
         name: tensor.detach().to("cpu", torch.float32) if tensor.is_floating_point() else tensor.detach().cpu()
-        for name, tensor in (model.state_dict() if state is None else state).items()
+        for name, tensor in model.state_dict().items()
         if name not in tied
     }
     before = {name: value for name, value in vars(model).items() if name in ("generation_config", "config")}

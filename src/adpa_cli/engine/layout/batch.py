@@ -7,7 +7,7 @@ the teacher's signal; `views` lays them out again as [B,T] per part.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -24,10 +24,7 @@ SignalOf = Callable[[str, str], SignalRows]
 """(example id, part) -> the cached signal of that answer."""
 ExperienceOf = Mapping[str, Mapping[str, np.ndarray[Any, Any]]]
 """Example id -> the fields [T] of the experience of its drawn answer."""
-SIGNAL_FIELDS = (
-    "logps", "label_logps", "rest_logps", "difference", "in_reference", "reference_kth", "reference_label_logps",
-    "reference_rest_logps", "weights",
-)  # fmt: skip
+SIGNAL_FIELDS = tuple(field.name for field in fields(Signal))
 
 
 @dataclass(frozen=True)
@@ -69,8 +66,7 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on another device."""
-        other: Batch = moved(self, device)
-        return other
+        return moved(self, device)
 
     def pinned(self) -> Batch:
         """The same batch in memory that a GPU copies from while it computes."""
@@ -178,8 +174,5 @@ def _padded(rows: Sequence[Any], longest: int) -> Tensor:
 
 
 def _signal(rows: Sequence[SignalRows], longest: int) -> Signal:
-    fields: dict[str, Any] = {}
-    for name in SIGNAL_FIELDS:
-        values = [getattr(row, name) for row in rows]
-        fields[name] = None if values[0] is None else _padded(values, longest)
-    return Signal(**fields)
+    columns = {name: [getattr(row, name) for row in rows] for name in SIGNAL_FIELDS}
+    return Signal(**{name: _padded(own, longest) for name, own in columns.items() if own[0] is not None})

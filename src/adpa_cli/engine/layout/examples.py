@@ -207,26 +207,19 @@ def write_rollouts(path: Path, rows: Sequence[Rollout]) -> None:
         ("id", pa.string()), ("prompt", pa.string()), ("prompt_ids", ids), ("answer_ids", ids),
         ("text", pa.string()), ("cut", pa.bool_()),
     ])  # fmt: skip
-    table = pa.Table.from_pylist([as_record(row) for row in rows], schema=schema)
-    pq.write_table(table, path, compression="zstd")
+    prompts = [json.dumps([vars(turn) for turn in row.prompt], ensure_ascii=False) for row in rows]
+    records = [{**vars(row), "prompt": prompt} for row, prompt in zip(rows, prompts, strict=True)]
+    pq.write_table(pa.Table.from_pylist(records, schema=schema), path, compression="zstd")
 
 
 def read_rollouts(folder: Path) -> list[Rollout]:
     """The rows of a rollout artifact."""
     import pyarrow.parquet as pq
 
-    return [as_rollout(record) for record in pq.read_table(folder / ROWS).to_pylist()]
-
-
-def as_record(row: Rollout) -> dict[str, Any]:
-    """A rollout as JSON values."""
-    turns = [{"role": m.role, "content": m.content} for m in row.prompt]
-    prompt = json.dumps(turns, ensure_ascii=False)
-    return {**vars(row), "prompt": prompt, "prompt_ids": list(row.prompt_ids), "answer_ids": list(row.answer_ids)}
-
-
-def as_rollout(record: Mapping[str, Any]) -> Rollout:
-    """The inverse of `as_record`."""
-    prompt = tuple(Message(**turn) for turn in json.loads(record["prompt"]))
-    ids = {name: tuple(record[name]) for name in ("prompt_ids", "answer_ids")}
-    return Rollout(**{**record, "prompt": prompt, **ids})
+    return [
+        Rollout(
+            id=row["id"], prompt=tuple(Message(**turn) for turn in json.loads(row["prompt"])),
+            prompt_ids=tuple(row["prompt_ids"]), answer_ids=tuple(row["answer_ids"]), text=row["text"], cut=row["cut"],
+        )
+        for row in pq.read_table(folder / ROWS).to_pylist()
+    ]  # fmt: skip

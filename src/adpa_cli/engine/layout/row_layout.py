@@ -12,11 +12,10 @@ S sequences, T tokens of a row, N answer positions.
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, is_dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -33,13 +32,13 @@ from adpa_cli.engine.layout.micro_batches import consecutive_batches
 from adpa_cli.engine.layout.shared_prompt import sees_all
 from adpa_cli.engine.models import Dtype, body_and_head, computing
 
+Item = TypeVar("Item")
 NAME = "packed"
 TOLERANCE = {"float32": 1e-3, "bfloat16": 5e-2}
 LEAST_WORK = 500_000
 """Tokens of a sequence times the square of a model's width, from where on a CPU spends more on padding than on calling
 attention for each stretch: that takes about 0.1 ms of a layer, as 70 operations on a fifth of so many numbers do."""
 LEAST_CAPABILITY = (8, 0)  # of a GPU that flash attention runs on
-GROUPED = "enable_gqa" in inspect.signature(varlen_attn).parameters  # torch 2.12; earlier keys and values are repeated
 TRIAL = ((4, 3), (4, 2), (3, 4))
 """Tokens of prompt and answer of the sequences that a model is tried with; those of equal prompts share one."""
 FEW_TOKENS = 512
@@ -149,9 +148,10 @@ def length_groups(lengths: Sequence[int]) -> list[list[int]]:
     )
 
 
-def moved(value: Any, device: torch.device) -> Any:
+def moved(value: Item, device: torch.device) -> Item:
     """The same dataclasses, tuples and mappings with every tensor in them on `device`."""
-    return changed(value, lambda tensor: tensor.to(device, non_blocking=True))
+    other: Item = changed(value, lambda tensor: tensor.to(device, non_blocking=True))
+    return other
 
 
 def changed(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
@@ -325,15 +325,12 @@ def _stretches(query: Tensor, key: Tensor, value: Tensor, scaling: float | None,
 def _flash(query: Tensor, key: Tensor, value: Tensor, scaling: float | None, packing: Packing) -> Tensor:
     """[1,T,heads,d] by torch's kernel for sequences of varying length."""
     grouped = query.shape[1] != key.shape[1]
-    more: dict[str, Any] = {"enable_gqa": grouped} if GROUPED else {}
-    if grouped and not GROUPED:
-        key, value = (states.repeat_interleave(query.shape[1] // key.shape[1], 1) for states in (key, value))
     # Under autocast rotary embeddings leave queries and keys in float32, and the kernel is not on its list.
     query, key, value = (states[0].transpose(0, 1).to(value.dtype) for states in (query, key, value))
     bounds, longest = packing.bounds, max(packing.lengths)
     kernel: Any = varlen_attn
     output: Tensor = kernel(
-        query, key, value, bounds, bounds, longest, longest, scale=scaling, window_size=(-1, 0), **more
+        query, key, value, bounds, bounds, longest, longest, scale=scaling, window_size=(-1, 0), enable_gqa=grouped
     )
     return output[None]
 

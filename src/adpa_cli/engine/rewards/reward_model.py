@@ -84,8 +84,9 @@ class RewardModel(Student):
         self, layouts: Sequence[RowLayout], ids: Tensor, stats: bool = False, drawn: tuple[RowLayout, ...] = ()
     ) -> tuple[Tensor, Tensor, Stats | None, Tensor | None]:
         """The head's number [N], float32, after each answer token, last; zeros in place of log-probs."""
+        untyped: Any = self.model
         after = tuple(replace(layout, columns=layout.columns + 1) for layout in layouts)
-        values = scalars(self.model.base_model, _head(self.model), after, self.dtype)
+        values = scalars(self.model.base_model, untyped.score, after, self.dtype)
         nothing = torch.zeros_like(values)
         return nothing[:, None].expand(ids.shape), nothing, None, values
 
@@ -149,12 +150,6 @@ def _encode(tokenizer: Any, dialogue: Dialogue, template: str) -> list[int]:
     bos = tokenizer.bos_token_id
     starts = bos is not None and tokenizer("a")["input_ids"][:1] == [bos] and ids[:1] != [bos]
     return [bos, *ids] if starts else ids
-
-
-def _head(model: PreTrainedModel) -> torch.nn.Linear:
-    untyped: Any = model
-    head: torch.nn.Linear = untyped.score
-    return head
 
 
 def _padding(tokenizer: Any, end_id: int) -> int:

@@ -14,14 +14,14 @@ import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
-import torch
 from accelerate import Accelerator
 
 from adpa_cli.data.examples import win
 from adpa_cli.disk import sync_file, sync_folder, write_atomic
+from adpa_cli.engine.device import summed
 from adpa_cli.engine.generation.generate import generate_share
 from adpa_cli.engine.generation.sampling import Decoding
 from adpa_cli.engine.layout.examples import Example
@@ -38,13 +38,6 @@ Record = dict[str, Any]
 `prompts`, or nothing."""
 
 
-class Measure(Protocol):
-    """What looks at a student after a step."""
-
-    def score(self, student: Student, accelerator: Accelerator) -> Record:
-        """The scores of `student`; all processes take part."""
-
-
 @dataclass(frozen=True)
 class CheckpointSelection:
     """What is done after some steps: `save` writes the weights of this moment as a Hugging Face folder."""
@@ -53,7 +46,7 @@ class CheckpointSelection:
     student: Student
     accelerator: Accelerator
     save: Callable[[Path], None]
-    measure: Measure | None
+    measure: HeldOut | RewardSelection | None
     keep_all: bool
 
     def evaluate(self, step: int) -> None:
@@ -124,10 +117,10 @@ class HeldOut:
             logps = {key: values[-1:] for key, values in logps.items()}
         if "rejected" in self.parts:
             margins = np.array(list(pair_margins(logps, mine).values()), dtype=np.float64)
-            won, margin, pairs = summed(accelerator, sum(map(win, margins)), margins.sum(), len(margins))
+            won, margin, pairs = summed(accelerator, [sum(map(win, margins)), margins.sum(), len(margins)])
             return {"accuracy": won / pairs, "margin": margin / pairs, "pairs": int(pairs)}
         flat = [values.astype(np.float64) for values in logps.values()]
-        nats, tokens = summed(accelerator, -sum(v.sum() for v in flat), sum(map(len, flat)))
+        nats, tokens = summed(accelerator, [-sum(v.sum() for v in flat), sum(map(len, flat))])
         return {"nll": nats / tokens, "tokens": int(tokens)}
 
 
@@ -143,11 +136,5 @@ class RewardSelection:
         """The mean reward of the student's answers; each process does its share of the blocks."""
         generated = generate_share(student.model, self.prompts, str, self.decoding, accelerator)
         answers = {name: answer.ids for name, answer in generated.items()}
-        total, count = summed(accelerator, sum(self.rewards(answers)) if answers else 0.0, len(answers))
+        total, count = summed(accelerator, [sum(self.rewards(answers)) if answers else 0.0, len(answers)])
         return {"reward": total / count, "prompts": int(count)}
-
-
-def summed(accelerator: Accelerator, *values: float) -> list[float]:
-    """Each of the values summed over the processes."""
-    packed = torch.tensor(values, dtype=torch.float64, device=accelerator.device)
-    return [float(value) for value in accelerator.reduce(packed, reduction="sum")]

@@ -26,7 +26,7 @@ from adpa_cli.engine.layout.examples import Example, TokenSequence
 from adpa_cli.engine.models import body_and_head, load_checked
 from adpa_cli.engine.scoring import LabelLogps, halving_logps
 from adpa_cli.engine.training.loop import resume_step
-from adpa_cli.engine.training.schedule import rows_at, steps_of
+from adpa_cli.engine.training.schedule import step_rows, steps_of
 from adpa_cli.engine.training.student import Critic, Student
 from adpa_cli.errors import AdpaError
 from adpa_cli.methods import required
@@ -139,7 +139,7 @@ class Online:
         number, own = self._place(step)
         if number != self._number:
             self._enter(number)
-        return [self._drawn[row] for row in rows_at(len(self.examples), self.spec, own)], self._about
+        return [self._drawn[row] for row in step_rows(len(self.examples), self.spec, own)], self._about
 
     def _place(self, step: int) -> tuple[int, int]:
         """The buffer of an optimizer step, and which of the steps of a single pass has its rows."""
@@ -159,7 +159,7 @@ class Online:
 
     def _enter(self, number: int) -> None:
         """Draw a buffer, or read it where it is drawn already, and lay out its answers."""
-        steps = (rows_at(len(self.examples), self.spec, step) for step in self._steps(number))
+        steps = (step_rows(len(self.examples), self.spec, step) for step in self._steps(number))
         rows = sorted({row for step in steps for row in step})
         path = self.work / f"_buffer-{number:06d}.safetensors"
         if path.exists():

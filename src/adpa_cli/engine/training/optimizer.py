@@ -12,13 +12,12 @@ b with probability (x - a) / (b - a): its mean is x, and small steps add up.
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import importlib.util
 import os
 import shutil
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from importlib.metadata import version
 from typing import Any
 
@@ -248,20 +247,13 @@ def _fuse(model: PreTrainedModel, asked: str) -> bool:
 def _fused(model: PreTrainedModel) -> str:
     """Do it; why it cannot be done, or ""."""
     integration: Any = importlib.import_module("transformers.integrations.liger")
+    names = vars(sys.modules[type(model).__module__])
+    before = dict(names)
     try:
-        with _restored(sys.modules[type(model).__module__]):
-            integration.apply_liger_kernel(model, WITHOUT_ITS_LOSS)
+        integration.apply_liger_kernel(model, WITHOUT_ITS_LOSS)
     except ImportError as error:  # of a triton, or for a transformers, that it does not work with
         return str(error)
+    finally:  # models loaded later, such as teachers, keep their layers
+        names.update(before)
     done = any("forward" in vars(module) for module in model.modules())
     return "" if done else f"{LIGER} does not know {type(model).__name__}"
-
-
-@contextlib.contextmanager
-def _restored(module: Any) -> Iterator[None]:
-    """What is done to the names of a module is undone: models loaded later, such as teachers, keep their layers."""
-    before = dict(vars(module))
-    try:
-        yield
-    finally:
-        vars(module).update(before)

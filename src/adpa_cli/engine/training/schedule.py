@@ -44,12 +44,7 @@ class Fixed:
 
     def at(self, step: int) -> tuple[list[Example], Mapping[str, float]]:
         """A slice of the permuted epochs, and nothing to log."""
-        return [self.examples[i] for i in rows_at(len(self.examples), self.spec, step)], {}
-
-
-def rows_at(rows: int, spec: TrainSpec, step: int) -> list[int]:
-    """`step_rows` under a spec."""
-    return step_rows(rows, spec.epochs, spec.batch_size, spec.seed, step)
+        return [self.examples[i] for i in step_rows(len(self.examples), self.spec, step)], {}
 
 
 def steps_of(rows: int, spec: TrainSpec) -> int:
@@ -79,12 +74,12 @@ def _rows_met(rows: int, epochs: float) -> int:
     return max(1, round(rows * epochs))
 
 
-def step_rows(rows: int, epochs: float, batch_size: int, seed: int, step: int) -> list[int]:
+def step_rows(rows: int, spec: TrainSpec, step: int) -> list[int]:
     """Row numbers of one optimizer step: a slice of the epochs' permutations laid end to end."""
-    start, stop = step * batch_size, min((step + 1) * batch_size, _rows_met(rows, epochs))
+    start, stop = step * spec.batch_size, min((step + 1) * spec.batch_size, _rows_met(rows, spec.epochs))
     picked: list[int] = []
     for epoch in range(start // rows, (stop - 1) // rows + 1):
-        order = np.random.Generator(np.random.PCG64([seed, epoch])).permutation(rows)
+        order = np.random.Generator(np.random.PCG64([spec.seed, epoch])).permutation(rows)
         low, high = max(start - epoch * rows, 0), min(stop - epoch * rows, rows)
         picked += [int(i) for i in order[low:high]]
     return picked
