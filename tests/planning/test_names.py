@@ -13,6 +13,7 @@ from adpa_cli.data.chat import ZEPHYR, Encoder, Template
 from adpa_cli.data.examples import Message
 from adpa_cli.engine.models import load, save
 from adpa_cli.errors import DataError
+from adpa_cli.families import alias_of_base, family_of_base
 from adpa_cli.hub import External
 from adpa_cli.lab import BASES, END
 from adpa_cli.planning import lineage
@@ -76,6 +77,15 @@ def test_a_capture_for_a_smaller_vocabulary_says_so_in_its_spec(tmp_path: Path, 
     assert node.recipe.spec["student_vocab"] == size
     node = planner.capture(teachers, {"data": data}, ("chosen",), teacher)
     assert "student_vocab" not in node.recipe.spec, "where it means nothing it moves no id"
+
+
+def test_a_base_model_belongs_to_the_first_family_that_names_it() -> None:
+    shared = "mistralai/Mistral-7B-v0.1"  # the teacher of two families
+    family = family_of_base(shared)
+    assert family is not None
+    assert family.student == "h2oai/h2o-danube3-500m-base"
+    assert (alias_of_base(shared), alias_of_base(shared, "student")) == ("mistral-7b", "")
+    assert (family_of_base("org/other"), alias_of_base("org/other")) == (None, "")
 
 
 def test_exact_precision_is_exact_for_the_pair_too(store: Store) -> None:

@@ -37,7 +37,6 @@ Teacher = Literal["aligned", "reference"]
 Reduction = Literal["seqmean", "tokmean", "seqsum"]
 States = Literal["student", "chosen", "rejected", "teacher"]
 Support = Literal["topk", "sampled"]
-UNLISTED = ("reward-model",)  # of stages of their own, in files that begin with `_`: they make no student
 KD_TEACHERS = ("aligned", "reference", "sft-chosen")
 T = TypeVar("T")
 
@@ -286,10 +285,16 @@ def required(value: T | None) -> T:
     return value
 
 
+FILES = {m.name.lstrip("_").replace("_", "-"): m.name for m in pkgutil.iter_modules(__path__)}
+"""The module of every method by its command-line name: `q_argmax` is `q-argmax`."""
+UNLISTED = tuple(name for name, file in FILES.items() if file[0] == "_")
+"""Methods of stages of their own, in files that begin with `_`: they make no student."""
+
+
 @functools.cache
 def names() -> tuple[str, ...]:
-    """The command-line names of all methods (`q_argmax.py` is `q-argmax`), sorted."""
-    return tuple(sorted(m.name.replace("_", "-") for m in pkgutil.iter_modules(__path__) if m.name[0] != "_"))
+    """The command-line names of all methods but the unlisted, sorted."""
+    return tuple(sorted(name for name in FILES if name not in UNLISTED))
 
 
 @functools.cache
@@ -297,11 +302,11 @@ def load(name: str) -> Method:
     """The method of that command-line name; UsageError with a suggestion when there is none."""
     import difflib
 
-    if name not in (*names(), *UNLISTED):
+    if name not in FILES:
         close = difflib.get_close_matches(name, names(), n=1)
         guess = f"did you mean {close[0]}? " if close else ""
         raise UsageError(f"no method is called {name!r}", f"{guess}methods: {', '.join(names())}")
-    m = importlib.import_module(f"{__name__}.{'_' * (name in UNLISTED)}{name.replace('-', '_')}")
+    m = importlib.import_module(f"{__name__}.{FILES[name]}")
     declared = {f.name: getattr(m, f.name.upper()) for f in dataclasses.fields(Method) if hasattr(m, f.name.upper())}
     needs_for = getattr(m, "needs", lambda p: m.NEEDS)
     return Method(name=name, params=m.Params, terms=m.terms, needs_for=needs_for, **declared)
