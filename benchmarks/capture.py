@@ -34,7 +34,7 @@ from adpa_cli.engine.layout.micro_batches import cut_blocks
 from adpa_cli.engine.layout.shared_prompt import answer_rows, states
 from adpa_cli.engine.models import body_and_head
 from adpa_cli.hub import Located
-from adpa_cli.signal import AnswerKey, token_hash
+from adpa_cli.signal.rows import AnswerKey, token_hash
 from adpa_cli.spec import hashed
 from adpa_cli.stages import Job, Monitor, cache_teacher
 from adpa_cli.stages.cache_teacher import CaptureSpec

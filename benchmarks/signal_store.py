@@ -25,16 +25,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 
-from adpa_cli.signal import (
-    AnswerKey,
-    Shard,
-    SignalRows,
-    SignalSpec,
-    advantage,
-    reference_logps,
-    token_hash,
-    write_shard,
-)
+from adpa_cli.signal.rows import AnswerKey, SignalRows, SignalSpec, advantage, reference_logps, token_hash
+from adpa_cli.signal.shard import Shard, write_shard
 
 PAIR = ("difference", "in_reference", "reference_kth", "reference_label_logps", "reference_rest_logps")
 Array = Any

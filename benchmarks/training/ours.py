@@ -19,7 +19,8 @@ from adpa_cli.engine.scoring import label_logps
 from adpa_cli.engine.training.loop import Run, train
 from adpa_cli.engine.training.optimizer import tune
 from adpa_cli.engine.training.student import Student
-from adpa_cli.signal import AnswerKey, SignalReader, SignalSpec, token_hash, write_shard
+from adpa_cli.signal.rows import AnswerKey, SignalSpec, token_hash
+from adpa_cli.signal.shard import SignalReader, write_shard
 from adpa_cli.spec import Runtime, TrainSpec
 
 PARTS = {

@@ -10,7 +10,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from adpa_cli.engine.layout.examples import TokenSequence
-from adpa_cli.signal import SignalRows
+from adpa_cli.signal.rows import SignalRows
 from adpa_cli.spec import Dtype
 
 END, FIRST_WORD, K = 2, 5, 50

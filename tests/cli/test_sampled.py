@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from adpa_cli.signal import SignalReader
+from adpa_cli.signal.shard import SignalReader
 from support.cli_samples import Cli, Pipeline
 
 FEW = ("--limit", "40", "--yes")

@@ -20,7 +20,7 @@ from adpa_cli.engine.training.schedule import Fixed, learning_rate, step_rows
 from adpa_cli.engine.training.step_report import METRICS, Budget
 from adpa_cli.engine.training.student import Student
 from adpa_cli.errors import AdpaError, Stopped
-from adpa_cli.signal import SignalRows
+from adpa_cli.signal.rows import SignalRows
 from adpa_cli.spec import Runtime
 from support.stoppable_runs import ROWS, SIGNAL, START, stoppable_run
 from support.tiny_models import tiny_llama

@@ -14,8 +14,8 @@ from torch import Tensor
 from adpa_cli.engine.capture import SampledSupport, aligned_pass, sampled_ids, sampled_support
 from adpa_cli.engine.layout.examples import Answer
 from adpa_cli.errors import DataError
-from adpa_cli.signal import AnswerKey, Shard, SignalSpec, write_shard
-from adpa_cli.signal.rows import SignalRows
+from adpa_cli.signal.rows import AnswerKey, SignalRows, SignalSpec
+from adpa_cli.signal.shard import Shard, write_shard
 from adpa_cli.tensors.divergence import bucket_kl, renormalised_kl, sampled_kl
 from support.answers import named_answer
 from support.tiny_models import VOCABULARY, tiny_llama

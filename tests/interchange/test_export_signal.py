@@ -11,7 +11,8 @@ import pyarrow.parquet as pq
 from safetensors import safe_open
 
 from adpa_cli.interchange.export import export_signal
-from adpa_cli.signal import SignalReader, SignalRows, write_shard
+from adpa_cli.signal.rows import SignalRows
+from adpa_cli.signal.shard import SignalReader, write_shard
 from adpa_cli.store.store import Store
 from support.cli_samples import Cli, Pipeline
 from support.signal_samples import sample_answers, spec_of

@@ -13,7 +13,8 @@ from adpa_cli.data.chat import Encoder, Template
 from adpa_cli.data.preferences import load_pairs
 from adpa_cli.engine.models import load_tokenizer
 from adpa_cli.hub.externals import open_sources
-from adpa_cli.signal import SignalReader, token_hash
+from adpa_cli.signal.rows import token_hash
+from adpa_cli.signal.shard import SignalReader
 from adpa_cli.store.store import Store
 from support.cli_samples import Cli, Pipeline
 from support.import_samples import DOCUMENTED, Sequences, completion, ranked, write_capture

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from adpa_cli.engine.layout.examples import read_rollouts
 from adpa_cli.report import signal_rows as report
-from adpa_cli.signal import Shard, SignalReader, write_shard
+from adpa_cli.signal.shard import Shard, SignalReader, write_shard
 from adpa_cli.signal.stored_frames import column_bytes
 from support.cli_samples import Cli, Pipeline
 from support.signal_samples import sample_answers, spec_of

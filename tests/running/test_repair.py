@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from adpa_cli import disk as swaps
-from adpa_cli.signal import Shard
+from adpa_cli.signal.shard import Shard
 from adpa_cli.signal.stored_frames import patch_shard
 from adpa_cli.store.store import Store
 from support.cli_samples import Cli, Pipeline

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from adpa_cli.errors import Corrupt
-from adpa_cli.signal import Shard, write_shard
+from adpa_cli.signal.shard import Shard, write_shard
 from adpa_cli.signal.stored_frames import damage, patch_shard, signal_distance
 from support.signal_samples import key_of, sample_answers, spec_of
 

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from adpa_cli.signal import Shard, SignalRows, write_shard
+from adpa_cli.signal.rows import SignalRows
+from adpa_cli.signal.shard import Shard, write_shard
 from support.signal_samples import sample_answers, spec_of
 
 READER = Path(__file__).parents[2] / "examples" / "read_signal.py"

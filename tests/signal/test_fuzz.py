@@ -23,7 +23,8 @@ import pytest
 import zstandard
 
 from adpa_cli.errors import Corrupt
-from adpa_cli.signal import Shard, SignalRows, write_shard
+from adpa_cli.signal.rows import SignalRows
+from adpa_cli.signal.shard import Shard, write_shard
 from support.signal_samples import sample_answers, spec_of
 
 ROUNDS = 5000

@@ -14,7 +14,9 @@ import pytest
 import zstandard
 
 from adpa_cli.errors import Corrupt, NotFound
-from adpa_cli.signal import Shard, SignalRows, load_block, save_block, write_shard
+from adpa_cli.signal.block_files import load_block, save_block
+from adpa_cli.signal.rows import SignalRows
+from adpa_cli.signal.shard import Shard, write_shard
 from support.signal_samples import sample_answers, spec_of
 
 

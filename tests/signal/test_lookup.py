@@ -11,18 +11,9 @@ import numpy as np
 import pytest
 
 from adpa_cli.errors import Corrupt, DataError, NotFound
-from adpa_cli.signal import (
-    SignalReader,
-    SignalRows,
-    advantage,
-    difference_of,
-    load_block,
-    reference_logps,
-    rms_advantage,
-    save_block,
-    token_hash,
-    write_shard,
-)
+from adpa_cli.signal.block_files import load_block, save_block
+from adpa_cli.signal.rows import SignalRows, advantage, difference_of, reference_logps, rms_advantage, token_hash
+from adpa_cli.signal.shard import SignalReader, write_shard
 from support.signal_samples import key_of, sample_answers, sample_rows, spec_of
 
 
@@ -145,7 +136,7 @@ def test_reading_needs_no_torch(folder):
 import sys
 for name in ("torch", "transformers", "datasets", "accelerate"):
     sys.modules[name] = None
-from adpa_cli.signal import SignalReader
+from adpa_cli.signal.shard import SignalReader
 print(SignalReader({str(folder)!r}).tokens)
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)

@@ -6,7 +6,8 @@ import numpy as np
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from adpa_cli.signal import Shard, SignalRows, SignalSpec, reference_logps, write_shard
+from adpa_cli.signal.rows import SignalRows, SignalSpec, reference_logps
+from adpa_cli.signal.shard import Shard, write_shard
 from support.signal_samples import by_id, classes_of, key_of, spec_of
 
 QUICK = settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])

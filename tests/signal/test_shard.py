@@ -14,7 +14,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from adpa_cli.errors import DataError
-from adpa_cli.signal import AnswerKey, Shard, SignalRows, SignalSpec, reference_logps, write_shard
+from adpa_cli.signal.rows import AnswerKey, SignalRows, SignalSpec, reference_logps
+from adpa_cli.signal.shard import Shard, write_shard
 from support.signal_samples import by_id, classes_of, key_of, sample_answers, sample_rows, spec_of
 
 QUICK = settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])

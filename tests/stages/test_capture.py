@@ -12,8 +12,8 @@ import pytest
 from adpa_cli.engine.layout.examples import Answer
 from adpa_cli.errors import Stopped
 from adpa_cli.hub import Located
-from adpa_cli.signal import AnswerKey, token_hash
 from adpa_cli.signal import block_files as spool
+from adpa_cli.signal.rows import AnswerKey, token_hash
 from adpa_cli.spec import hashed
 from adpa_cli.stages import Job, Monitor, cache_teacher
 from adpa_cli.stages.cache_teacher import CaptureSpec

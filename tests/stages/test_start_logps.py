@@ -16,7 +16,7 @@ from adpa_cli.engine.layout import examples as ex
 from adpa_cli.engine.layout.examples import Answer
 from adpa_cli.errors import AdpaError, Corrupt, Stopped
 from adpa_cli.hub import Located
-from adpa_cli.signal import AnswerKey, token_hash
+from adpa_cli.signal.rows import AnswerKey, token_hash
 from adpa_cli.spec import hashed
 from adpa_cli.stages import Job, Monitor, start_logps
 from adpa_cli.stages.start_logps import TABLE, StartLogps, StartSpec

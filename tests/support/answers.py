@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from adpa_cli.engine.layout.examples import Answer
-from adpa_cli.signal import AnswerKey, token_hash
+from adpa_cli.signal.rows import AnswerKey, token_hash
 
 
 def named_answer(name: str, prompt: Sequence[int], ids: Sequence[int]) -> Answer:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from adpa_cli.signal import AnswerKey, SignalRows, SignalSpec, difference_of, token_hash
+from adpa_cli.signal.rows import AnswerKey, SignalRows, SignalSpec, difference_of, token_hash
 
 
 def spec_of(

@@ -14,7 +14,7 @@ from torch.nn.functional import logsigmoid
 from adpa_cli import methods
 from adpa_cli.engine.layout.examples import Example, TokenSequence
 from adpa_cli.engine.training.loop import Run
-from adpa_cli.signal import SignalRows
+from adpa_cli.signal.rows import SignalRows
 from adpa_cli.spec import Runtime, TrainSpec
 from support.tiny_models import END, TEMPLATE, VOCABULARY
 

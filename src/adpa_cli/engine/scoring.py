@@ -20,7 +20,7 @@ from adpa_cli.engine.layout.micro_batches import micro_batches
 from adpa_cli.engine.models import Dtype, hidden_states, output_head
 from adpa_cli.engine.training.student import Critic, Student
 from adpa_cli.methods import Need, Part
-from adpa_cli.signal import SignalRows
+from adpa_cli.signal.rows import SignalRows
 
 BLOCK_BYTES = 1 << 26
 

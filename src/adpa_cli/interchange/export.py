@@ -21,7 +21,8 @@ from adpa_cli.disk import explained, sha256_file, sync_folder
 from adpa_cli.errors import AdpaError, Corrupt, NotFound, UsageError
 from adpa_cli.hub.model_folder import ModelFolder
 from adpa_cli.planning.lineage import Trained
-from adpa_cli.signal import AnswerKey, Shard, SignalReader, SignalRows
+from adpa_cli.signal.rows import AnswerKey, SignalRows
+from adpa_cli.signal.shard import Shard, SignalReader
 from adpa_cli.store.identity import model_files
 from adpa_cli.store.manifest import Manifest
 

@@ -37,8 +37,9 @@ from adpa_cli.machine import versions
 from adpa_cli.planning import lineage
 from adpa_cli.planning.lineage import locate
 from adpa_cli.planning.resolve_inputs import Names
-from adpa_cli.signal import AnswerKey, SignalRows, SignalSpec, token_hash, write_shard
 from adpa_cli.signal.block_files import SHARD_TOKENS, shard_path
+from adpa_cli.signal.rows import AnswerKey, SignalRows, SignalSpec, token_hash
+from adpa_cli.signal.shard import write_shard
 from adpa_cli.stages import Artifact, Monitor
 from adpa_cli.stages.cache_teacher import CACHE_TEACHER, CaptureSpec
 from adpa_cli.store.identity import HashCache, Recipe, canonical, file_digest

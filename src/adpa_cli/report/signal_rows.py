@@ -15,8 +15,8 @@ from adpa_cli.errors import Corrupt, UsageError
 from adpa_cli.report import text
 from adpa_cli.report.answer_rows import parent_answers
 from adpa_cli.report.lineage import content_name
-from adpa_cli.signal import AnswerKey, SignalReader, SignalRows, advantage, rms_advantage
-from adpa_cli.signal.rows import label_positions
+from adpa_cli.signal.rows import AnswerKey, SignalRows, advantage, label_positions, rms_advantage
+from adpa_cli.signal.shard import SignalReader
 from adpa_cli.signal.stored_frames import COLUMNS, column_bytes
 from adpa_cli.stages import making, product_of
 from adpa_cli.stages.cache_teacher import spread

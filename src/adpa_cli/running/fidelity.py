@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from adpa_cli.engine.layout.examples import Answer
     from adpa_cli.methods import Method, Probe
-    from adpa_cli.signal import SignalRows
+    from adpa_cli.signal.rows import SignalRows
 
 
 def kl_and_top(dense: Tensor, rows: SignalRows) -> tuple[float, int]:
@@ -200,7 +200,8 @@ def _measured(folder: Path, work: Path, answers: list[Answer], roles: list[str],
     import numpy as np
     import torch
 
-    from adpa_cli.signal import SignalReader, SignalRows
+    from adpa_cli.signal.rows import SignalRows
+    from adpa_cli.signal.shard import SignalReader
 
     reader, tokens, kl, hits = SignalReader(folder), 0, 0.0, 0
     products: dict[str, Tensor] = {}  # by method: the two gradients' product, and the squares of both

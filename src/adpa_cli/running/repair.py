@@ -18,7 +18,10 @@ from adpa_cli.disk import sha256_file, swap, sync_file, sync_folder
 from adpa_cli.errors import AdpaError, Corrupt
 from adpa_cli.planning.resolve_inputs import Names
 from adpa_cli.running.recorded_inputs import recorded_job
+from adpa_cli.signal import stored_frames
 from adpa_cli.signal.block_files import narrowed
+from adpa_cli.signal.rows import AnswerKey, SignalRows
+from adpa_cli.signal.shard import Shard, write_shard
 from adpa_cli.spec import make
 from adpa_cli.stages import Job, Monitor
 from adpa_cli.stages import cache_teacher as capture
@@ -29,7 +32,6 @@ from adpa_cli.store.manifest import Manifest
 
 if TYPE_CHECKING:
     from adpa_cli.engine.layout.examples import Answer
-    from adpa_cli.signal import AnswerKey, Shard, SignalRows
 
 TOKENIZER = "tokenizer.json.zst"
 Key = tuple[str, str]
@@ -118,19 +120,15 @@ def _rewrite(
 
 
 def _damage(path: Path) -> Damage:
-    from adpa_cli.signal.stored_frames import damage
-
     number = int(path.name.removeprefix("signal-").removesuffix(".adpa"))
     try:
-        return Damage(number, path, tuple(damage(path)) if path.exists() else None)
+        return Damage(number, path, tuple(stored_frames.damage(path)) if path.exists() else None)
     except Corrupt:
         return Damage(number, path, None)
 
 
 def _undamaged(folder: Path, damages: Sequence[Damage]) -> dict[Key, tuple[Shard, int]]:
     """The shard and row of every answer whose stored values can be relied on."""
-    from adpa_cli.signal import Shard
-
     damaged = {damage.path.name: damage.rows for damage in damages}
     places: dict[Key, tuple[Shard, int]] = {}
     for path in sorted(folder.glob("signal-*.adpa")):
@@ -165,11 +163,9 @@ def _computed(
 
 def _compared(undamaged: Mapping[Key, tuple[Shard, int]], rows: Mapping[Key, SignalRows], ref: str) -> dict[str, Any]:
     """Compare undamaged rows with what was computed now; AdpaError when one is more than a step away."""
-    from adpa_cli.signal.stored_frames import signal_distance
-
     greatest = 0.0
     for key, (shard, i) in undamaged.items():
-        steps = signal_distance(shard.read(i, raw=True), narrowed(rows[key], shard.spec.k), shard.spec)
+        steps = stored_frames.signal_distance(shard.read(i, raw=True), narrowed(rows[key], shard.spec.k), shard.spec)
         if steps > 1:
             raise AdpaError(
                 f"{ref} is not repaired: row {i + 1} of {shard.path.name} ({' '.join(key)}) is undamaged, "
@@ -182,20 +178,17 @@ def _compared(undamaged: Mapping[Key, tuple[Shard, int]], rows: Mapping[Key, Sig
 
 def _write_patched(damage: Damage, path: Path, rows: Mapping[Key, SignalRows]) -> None:
     """A shard whose damaged frames are replaced; the others keep their bytes."""
-    from adpa_cli.signal import Shard
-    from adpa_cli.signal.stored_frames import patch_shard
-
     stored = Shard(damage.path, partial=True)
     keys, k = stored.keys, stored.spec.k
-    patch_shard(path, stored, {i: narrowed(rows[keys[i].example_id, keys[i].part], k) for i in damage.rows or ()})
+    stored_frames.patch_shard(
+        path, stored, {i: narrowed(rows[keys[i].example_id, keys[i].part], k) for i in damage.rows or ()}
+    )
 
 
 def _write_whole(
     job: Job, spec: CaptureSpec, manifest: Manifest, path: Path, answers: Sequence[tuple[AnswerKey, SignalRows]]
 ) -> None:
     """A shard of which nothing could be used; its step is the recorded one."""
-    from adpa_cli.signal import write_shard
-
     facts = manifest.metrics
     signal = replace(capture.signal_of(job, spec, answers[0][1]), k=int(facts["k"]), step=float(facts["step"]))
     write_shard(path, signal, [(key, narrowed(rows, signal.k)) for key, rows in answers])

@@ -15,7 +15,8 @@ from adpa_cli.errors import DataError
 from adpa_cli.hub.externals import dialogues_of, pairs_of
 from adpa_cli.hub.model_folder import ModelFolder
 from adpa_cli.methods import Method, Need
-from adpa_cli.signal import AnswerKey, SignalReader, SignalRows
+from adpa_cli.signal.rows import AnswerKey, SignalRows
+from adpa_cli.signal.shard import SignalReader
 from adpa_cli.spec import TrainSpec
 from adpa_cli.stages import Job, Monitor, every
 from adpa_cli.stages.rewards import read_rewards

@@ -22,8 +22,7 @@ from adpa_cli.spec import Dtype, make
 from adpa_cli.stages import Job, Lengths, Load, Monitor, Node, Stage, with_progress
 
 if TYPE_CHECKING:
-    from adpa_cli.signal import AnswerKey, SignalRows, SignalSpec
-    from adpa_cli.signal.rows import Floats
+    from adpa_cli.signal.rows import AnswerKey, Floats, SignalRows, SignalSpec
 
     Captured = Sequence[tuple[AnswerKey, SignalRows]]
 
@@ -82,7 +81,7 @@ class Facts:
         """Take in the answers of one block."""
         import numpy as np
 
-        from adpa_cli.signal import rms_advantage
+        from adpa_cli.signal.rows import rms_advantage
 
         for _, rows in block:
             self.mass += float(np.exp(rows.logps).sum())
@@ -122,8 +121,7 @@ class Facts:
 
 def fitting(signal: SignalSpec, paths: Sequence[Path], target: float) -> tuple[SignalSpec, dict[str, Any]]:
     """The signal with the coarsest step that meets a target, on answers spread over all blocks; what is said of it."""
-    from adpa_cli.signal import load_block
-    from adpa_cli.signal.block_files import narrowed
+    from adpa_cli.signal.block_files import load_block, narrowed
 
     sample: list[tuple[AnswerKey, SignalRows]] = []
     for path in (paths[n] for n in spread(len(paths))):
@@ -154,7 +152,7 @@ def _mean_kl(signal: SignalSpec, sample: Captured) -> float:
 
     import numpy as np
 
-    from adpa_cli.signal import Shard, write_shard
+    from adpa_cli.signal.shard import Shard, write_shard
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "sample.adpa"
@@ -263,7 +261,7 @@ def _rows(
     share them.
     """
     from adpa_cli.engine.capture import aligned_pass, reference_pass
-    from adpa_cli.signal import load_block
+    from adpa_cli.signal.block_files import load_block
 
     answers = list(block.items)
     middle = (len(answers) + 1) // 2
@@ -291,7 +289,7 @@ def _support(spec: CaptureSpec, items: Sequence[Any]) -> Any:
 
 def recompute(job: Job, plan: Blocks, indices: Sequence[int], monitor: Monitor) -> dict[tuple[str, str], Any]:
     """What the teachers say of the answers in some blocks, by (example id, part), each block whole and in its shape."""
-    from adpa_cli.signal import load_block
+    from adpa_cli.signal.block_files import load_block
 
     spec, roles = make(CaptureSpec, job.spec), _roles(job)
     todo = replace(plan, blocks=[block for block in plan.blocks if block.index in indices])
@@ -303,7 +301,7 @@ def recompute(job: Job, plan: Blocks, indices: Sequence[int], monitor: Monitor) 
 
 def _keep(job: Job, role: str, block: Any, rows: Sequence[Any]) -> None:
     """Write one finished block; the reference's holds the aligned one's too."""
-    from adpa_cli.signal import save_block
+    from adpa_cli.signal.block_files import save_block
 
     save_block(_path(job, role, block.index), [(i.key, r) for i, r in zip(block.items, rows, strict=True)])
     if role == "reference":
@@ -311,16 +309,16 @@ def _keep(job: Job, role: str, block: Any, rows: Sequence[Any]) -> None:
 
 
 def _encode(job: Job, spec: CaptureSpec, number: int, paths: Sequence[Path]) -> None:
-    from adpa_cli.signal import block_files, load_block
+    from adpa_cli.signal import block_files
 
-    block_files.write(job.folder, number, signal_of(job, spec, load_block(paths[0])[0][1]), paths)
+    block_files.write(job.folder, number, signal_of(job, spec, block_files.load_block(paths[0])[0][1]), paths)
 
 
 def finish(job: Job) -> dict[str, Any]:
     """Encode the shards that are not there yet, and keep the tokenizer beside them."""
     import zstandard
 
-    from adpa_cli.signal import block_files, load_block
+    from adpa_cli.signal import block_files
 
     spec = make(CaptureSpec, job.spec)
     role = _roles(job)[-1]
@@ -328,9 +326,9 @@ def finish(job: Job) -> dict[str, Any]:
     facts, tokens = Facts(), list[int]()
     for path in paths:
         before = facts.tokens
-        facts.add(load_block(path))
+        facts.add(block_files.load_block(path))
         tokens.append(facts.tokens - before)
-    signal = signal_of(job, spec, load_block(paths[0])[0][1])
+    signal = signal_of(job, spec, block_files.load_block(paths[0])[0][1])
     if signal.draws:
         signal = replace(signal, k=facts.most_ids)
     chosen: dict[str, Any] = {}
@@ -351,7 +349,7 @@ def finish(job: Job) -> dict[str, Any]:
 
 def signal_of(job: Job, spec: CaptureSpec, rows: Any) -> Any:
     """What the shards say of themselves; `rows` are any of theirs."""
-    from adpa_cli.signal import SignalSpec
+    from adpa_cli.signal.rows import SignalSpec
 
     step = spec.precision if auto_target(spec.precision) is None else 0.0
     return SignalSpec(

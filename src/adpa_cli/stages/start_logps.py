@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from adpa_cli.signal import AnswerKey
+    from adpa_cli.signal.rows import AnswerKey
 
     Logps = NDArray[np.float32]
     KeyedLogps = tuple[AnswerKey, Logps]
@@ -199,7 +199,7 @@ def _write(path: Path, rows: Sequence[KeyedLogps]) -> None:
 def _read(path: Path) -> list[KeyedLogps]:
     import pyarrow.parquet as pq
 
-    from adpa_cli.signal import AnswerKey
+    from adpa_cli.signal.rows import AnswerKey
 
     table = pq.read_table(path, page_checksum_verification=True).combine_chunks()
     logps = table.column("logps").combine_chunks()

@@ -55,7 +55,7 @@ def verify(
 
 def damaged_rows(path: Path) -> list[str]:
     """The rows of a damaged signal shard whose bytes are bad, counted from 1."""
-    from adpa_cli.signal import Shard
+    from adpa_cli.signal.shard import Shard
     from adpa_cli.signal.stored_frames import damage
 
     try:

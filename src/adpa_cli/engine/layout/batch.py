@@ -17,7 +17,7 @@ from torch import Tensor
 from adpa_cli.engine.layout.examples import Example
 from adpa_cli.engine.layout.row_layout import Packer, RowLayout, changed, moved, row_layouts
 from adpa_cli.methods import Experience, Need, Signal, View
-from adpa_cli.signal import SignalRows
+from adpa_cli.signal.rows import SignalRows
 from adpa_cli.tensors.output import Stats
 
 SignalOf = Callable[[str, str], SignalRows]

@@ -18,7 +18,7 @@ from adpa_cli.data.preferences import Dialogue, Message, Pair
 from adpa_cli.errors import DataError
 from adpa_cli.hub import Located
 from adpa_cli.hub.externals import pairs_of
-from adpa_cli.signal import AnswerKey, token_hash
+from adpa_cli.signal.rows import AnswerKey, token_hash
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 from adpa_cli.engine.layout.examples import Answer
 from adpa_cli.engine.layout.micro_batches import padded
 from adpa_cli.engine.models import Dtype, body_and_head, computing
-from adpa_cli.signal import AnswerKey
+from adpa_cli.signal.rows import AnswerKey
 
 WINDOWS = ("sliding_window", "attention_chunk_size")
 """As configurations call the stretch of tokens beyond which some layers see nothing."""
