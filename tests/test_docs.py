@@ -76,7 +76,7 @@ def test_the_blocks_of_a_page_run_in_order(page: Path, desk: Path, capfd: pytest
 
 def test_only_known_kinds_of_blocks_are_used() -> None:
     kinds = {kind for page in PAGES for kind in re.findall(r"^ *```(\S+)", page.read_text(encoding="utf-8"), re.M)}
-    assert kinds <= {"bash", "console", "text", "toml", "python", "json"}
+    assert kinds <= {"bash", "console", "text", "toml", "python", "json", "mermaid"}
     for page in PAGES:
         for block in blocks(page, "console"):
             assert block.startswith("$ "), block

@@ -191,7 +191,8 @@ def test_the_command_shows_asks_and_removes(tmp_path: Path, cli: Cli, monkeypatc
     record = json.loads(cli("gc", "-n", "--json", gone.ref).out)
     assert record["goes"] == []
     assert {entry["id"]: entry["why"] for entry in record["stays"]}[gone.ref] == "named"
-    monkeypatch.setattr("adpa_cli.cli.console.streams.can_ask", lambda: True)
+    for module in ("console.streams", "commands.gc"):
+        monkeypatch.setattr(f"adpa_cli.cli.{module}.can_ask", lambda: True)
     assert "Delete what goes" in cli("gc", stdin="\n").err
     assert store.get(gone.ref)
     ran = cli("gc", "--yes")

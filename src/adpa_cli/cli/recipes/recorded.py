@@ -126,7 +126,7 @@ def recipe_of(store: Store, manifest: Manifest) -> Again:
 def _read(command: str) -> dict[str, Any]:
     """The request of a command line as it was typed; empty for what is no making command of this version."""
     words = shlex.split(command)
-    at = next((n for n, word in enumerate(words) if word in makers()), None)
+    at = next((n for n, word in enumerate(words) if word in stages.names() and word in makers()), None)
     if at is None:
         return {}
     try:
