@@ -66,7 +66,7 @@ def test_bfloat16_weights_step_on_a_gpu_as_on_a_cpu_on_average() -> None:
     found = []
     for device in ("cpu", "cuda"):
         weight = torch.nn.Parameter(torch.full((2**16,), 0.7, dtype=torch.bfloat16, device=device))
-        stepped = RoundingAdamW([weight], betas=(0.9, 0.999), weight_decay=0.1, seed=0, lr=1e-3)
+        stepped = RoundingAdamW([{"params": [weight], "lr": 1e-3}], betas=(0.9, 0.999), weight_decay=0.1, seed=0)
         for _ in range(3):
             weight.grad = torch.full_like(weight, 0.3)
             stepped.step()

@@ -53,7 +53,8 @@ def weights(count: int, seed: int, dtype: torch.dtype) -> nn.Parameter:
 
 
 def rounding(found: list[nn.Parameter], **settings: Any) -> RoundingAdamW:
-    return RoundingAdamW(found, **{"betas": BETAS, "weight_decay": 0.1, "seed": 3, "lr": 1e-2, **settings})
+    groups = [{"params": found, "lr": settings.pop("lr", 1e-2)}]
+    return RoundingAdamW(groups, **{"betas": BETAS, "weight_decay": 0.1, "seed": 3, **settings})
 
 
 def reference(weight: Tensor, grads: list[Tensor], lr: float, decay: float) -> tuple[Tensor, Tensor, Tensor]:

@@ -208,7 +208,7 @@ def through_head(hidden, weight, view: View, x: Inputs, budget: int) -> View:
     if view.signal is not None:
         changed |= {"topk_logps": logps[..., 1:], "rest_logps": rest}
     if view.log_sum_squares is not None:
-        squares = torch.zeros(x.mask.shape, dtype=torch.float64).masked_scatter(x.mask, out.log_sum_squares)
+        squares = torch.zeros(x.mask.shape, dtype=torch.float64).masked_scatter(x.mask, out.stats.log_sum_squares)
         changed |= {"log_sum_squares": squares}
     return dataclasses.replace(view, **changed)
 

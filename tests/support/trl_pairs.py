@@ -73,6 +73,5 @@ def _label_logps(model: Any, batch: Any) -> tuple[Tensor, Tensor]:
     hidden = model.base_model(batch["input_ids"], attention_mask=batch["attention_mask"]).last_hidden_state[:, :-1]
     ids = batch["input_ids"][:, 1:].reshape(-1, 1)
     out = selected_logps(hidden.flatten(0, 1), model.lm_head.weight, ids, stats=True)
-    squares = out.log_sum_squares
-    assert squares is not None
-    return out.logps.view(hidden.shape[:2]), squares.detach().view(hidden.shape[:2])
+    assert out.stats is not None
+    return out.logps.view(hidden.shape[:2]), out.stats.log_sum_squares.detach().view(hidden.shape[:2])

@@ -48,8 +48,8 @@ def test_three_tokens_by_hand():
     out = selected_logps(hidden, weight, torch.tensor([[1]]), stats=True)
     assert out.logps.item() == pytest.approx(math.log(1 / 4))
     assert out.rest.item() == pytest.approx(math.log(3 / 4))
-    assert out.entropy.item() == pytest.approx(0.5 * math.log(2) + 0.5 * math.log(4))
-    assert out.log_sum_squares.item() == pytest.approx(math.log(1 / 4 + 1 / 16 + 1 / 16))
+    assert out.stats.entropy.item() == pytest.approx(0.5 * math.log(2) + 0.5 * math.log(4))
+    assert out.stats.log_sum_squares.item() == pytest.approx(math.log(1 / 4 + 1 / 16 + 1 / 16))
     # d logp_1 / dz = onehot_1 - p; hidden is the first unit vector, so column 0 of the head's gradient is d/dz.
     by_logp = torch.autograd.grad(out.logps.sum(), weight, retain_graph=True)[0]
     assert by_logp[:, 0].tolist() == pytest.approx([-1 / 2, 3 / 4, -1 / 4])
@@ -67,10 +67,10 @@ def test_equals_dense_for_any_tile_and_budget(tile, budget, with_bias):
     bias = inputs[2] if with_bias else None
     out = selected_logps(*inputs[:2], ids, bias, stats=True, budget=budget, tile=tile)
     want = dense(*inputs[:2], ids, bias)
-    torch.testing.assert_close((out.logps, out.rest, out.entropy, out.log_sum_squares), want)
+    torch.testing.assert_close((out.logps, out.rest, out.stats.entropy, out.stats.log_sum_squares), want)
     torch.testing.assert_close(gradients(out.logps, out.rest, pulls, inputs), gradients(*want[:2], pulls, inputs))
-    assert not out.entropy.requires_grad
-    assert not out.log_sum_squares.requires_grad
+    assert not out.stats.entropy.requires_grad
+    assert not out.stats.log_sum_squares.requires_grad
 
 
 def test_gradient_agrees_with_finite_differences():
@@ -122,7 +122,7 @@ def test_extreme_logits_stay_finite_and_equal_the_dense_ones(scale):
     hidden, weight = (t.detach().clone().requires_grad_() for t in (inputs[0] * scale, inputs[1]))
     out = selected_logps(hidden, weight, ids, stats=True, tile=(3, 4))
     want = dense(hidden.double(), weight.double(), ids)
-    for got, ref in zip((out.logps, out.rest, out.entropy, out.log_sum_squares), want, strict=True):
+    for got, ref in zip((out.logps, out.rest, out.stats.entropy, out.stats.log_sum_squares), want, strict=True):
         assert got.isfinite().all()
         torch.testing.assert_close(got.double(), ref, rtol=1e-4, atol=1e-6 * scale)
     for got in gradients(out.logps, out.rest, pulls, (hidden, weight)):

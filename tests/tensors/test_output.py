@@ -14,8 +14,8 @@ from adpa_cli.tensors.output import logit_grad_squares
 
 def squares(hidden: Tensor, weight: Tensor, ids: Tensor, grad_logps: Tensor, grad_rest: Tensor) -> Tensor:
     found = selected_logps(hidden, weight, ids, stats=True)
-    assert found.log_sum_squares is not None
-    return logit_grad_squares(ids, found.logps, found.rest, found.log_sum_squares, grad_logps, grad_rest)
+    assert found.stats is not None
+    return logit_grad_squares(ids, found.logps, found.rest, found.stats.log_sum_squares, grad_logps, grad_rest)
 
 
 def test_three_tokens_by_hand() -> None:

@@ -43,12 +43,6 @@ class SampledSupport:
     count: int
     keys: Sequence[int]
 
-    def noise(self, lengths: Sequence[int], device: torch.device) -> tuple[Tensor, Tensor]:
-        """([N] key, [N] position in its answer) of every token of answers of these lengths."""
-        counts = torch.tensor(lengths)
-        positions = torch.cat([torch.arange(length) for length in lengths])
-        return torch.tensor(self.keys).repeat_interleave(counts).to(device), positions.to(device)
-
 
 def aligned_pass(
     model: PreTrainedModel,
@@ -77,7 +71,9 @@ def aligned_pass(
     if support is None:
         tiles = [_arrays(*_likeliest(logits, labels[span], mask, k)) for span, logits in head.rows(states, where)]
     else:
-        keys, positions = support.noise([len(answer.answer) for answer in answers], states.device)
+        lengths = torch.tensor([len(answer.answer) for answer in answers])
+        keys = torch.tensor(support.keys).repeat_interleave(lengths).to(states.device)
+        positions = torch.cat([torch.arange(length) for length in lengths.tolist()]).to(states.device)
         tiles = [
             _arrays(*sampled_support(logits, labels[span], mask, uniforms(keys[span], positions[span], support.count)))
             for span, logits in head.rows(states, where)

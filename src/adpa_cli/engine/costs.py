@@ -140,12 +140,6 @@ def scoring_memory(model: ModelSize, rows: Rows, dtype: str, block_tokens: int, 
     return where.total(frozen(model, dtype), work, row_bytes(rows))
 
 
-def one_after_the_other(models: Sequence[ModelSize], each: Sequence[Memory], where: Where) -> Memory:
-    """Several models in turn: the largest; on a CPU the room of those before is rarely given back."""
-    left = sum(SECOND_MODEL + 4 * model.parameters for model in models[1:]) if where.kind == "cpu" else 0
-    return Memory(max(m.device for m in each) + where.processes * left, max(m.host for m in each))
-
-
 def passing(model: ModelSize, tokens: float, dtype: str) -> float:
     """The widest moment of one layer: feed-forward, residual and states, in the dtype of the products."""
     wide = 4 if dtype == "float32" else 2
@@ -271,9 +265,11 @@ def scores_disk(rows: int, figures: int) -> Disk:
 def scoring_in_turn(
     models: Sequence[ModelSize], rows: Rows, dtype: str, block_tokens: int, ids: int, where: Where
 ) -> Memory:
-    """Of several models over the same blocks of given answers, loaded one after the other."""
+    """Of several models over the same blocks of given answers, loaded one after the other: that of the largest; on a
+    CPU the room of those before is rarely given back."""
     each = [scoring_memory(model, rows, dtype, block_tokens, ids, where) for model in models]
-    return one_after_the_other(models, each, where)
+    left = sum(SECOND_MODEL + 4 * model.parameters for model in models[1:]) if where.kind == "cpu" else 0
+    return Memory(max(m.device for m in each) + where.processes * left, max(m.host for m in each))
 
 
 REACHED: Mapping[str, float] = {"training": 0.35, "scoring": 0.35, "generating": 0.1}

@@ -259,15 +259,15 @@ def computing(dtype: Dtype, device: torch.device) -> AbstractContextManager[Any]
 
 
 def hidden_states(
-    model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor | None, *, dtype: Dtype = "float32"
+    model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor | None, *, dtype: Dtype = "float32", **more: Any
 ) -> Tensor:
     """Last hidden states [B, T, H] of `input_ids` [B, T] (right padded, `attention_mask` [B, T] of 0 and 1).
 
     Without a mask the states of real tokens are the same: under right padding a causal model never looks at padding.
-    With `dtype="bfloat16"` the body runs under autocast.
+    With `dtype="bfloat16"` the body runs under autocast; it is given what `more` there is.
     """
     with computing(dtype, input_ids.device):
-        out = body_and_head(model)[0](input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
+        out = body_and_head(model)[0](input_ids=input_ids, attention_mask=attention_mask, use_cache=False, **more)
     states: Tensor = out.last_hidden_state
     return states
 

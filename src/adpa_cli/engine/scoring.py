@@ -20,7 +20,6 @@ from adpa_cli.engine.layout.micro_batches import micro_batches
 from adpa_cli.engine.models import Dtype, hidden_states, output_head
 from adpa_cli.engine.training.student import Critic, Student
 from adpa_cli.methods import Need, Part
-from adpa_cli.signal.rows import SignalRows
 
 BLOCK_BYTES = 1 << 26
 
@@ -41,7 +40,7 @@ def label_logps(
     logps: LabelLogps = {}
     for positions in micro_batches([example.length for example in examples], len(parts), tokens)[0]:
         chosen = [examples[p] for p in positions]
-        batch = collate(chosen, needs, -1, _no_signal, {}).to(torch.device(device))
+        batch = collate(chosen, needs).to(torch.device(device))
         flat = model.at_answers(batch).float().cpu().numpy()
         for name, part in batch.parts.items():
             where, mask = part.where.cpu().numpy(), part.mask.cpu().numpy()
@@ -65,10 +64,6 @@ def pair_margins(logps: LabelLogps, examples: Sequence[Example]) -> dict[str, fl
     """Mean log-prob per token of the chosen answer minus that of the rejected, in nats, by example id."""
     means = {key: float(values.mean()) for key, values in logps.items()}
     return {e.id: means[e.id, "chosen"] - means[e.id, "rejected"] for e in examples}
-
-
-def _no_signal(example_id: str, part: str) -> SignalRows:
-    raise KeyError((example_id, part))
 
 
 @torch.no_grad()

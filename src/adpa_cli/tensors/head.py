@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from adpa_cli.tensors.output import Head
+from adpa_cli.tensors.output import Head, Stats
 from adpa_cli.tensors.sums import NEVER, distinct, finite, folded, set_logsumexp
 from adpa_cli.tensors.sweeps import Sweep
 from adpa_cli.tensors.tiles import Kept, kept_bytes, rows_inside, tile_shape
@@ -27,15 +27,12 @@ from adpa_cli.tensors.tiles import Kept, kept_bytes, rows_inside, tile_shape
 
 @dataclass(frozen=True)
 class Selected:
-    """`logps` [N,J] full-softmax log-probs at the ids; `rest` [N] log of the mass outside them, -inf when none is.
-
-    `entropy` [N] and `log_sum_squares` [N] (log of the sum of p squared) carry no gradient; None unless asked for.
-    """
+    """`logps` [N,J] full-softmax log-probs at the ids; `rest` [N] log of the mass outside them, -inf when none is;
+    `stats` None unless asked for."""
 
     logps: Tensor
     rest: Tensor
-    entropy: Tensor | None = None
-    log_sum_squares: Tensor | None = None
+    stats: Stats | None = None
 
 
 def selected_logps(
@@ -64,7 +61,8 @@ def selected_logps(
     if not torch.is_grad_enabled():  # a Function knows what requires a gradient, not whether one will be asked for
         hidden, weight, bias = hidden.detach(), weight.detach(), None if bias is None else bias.detach()
     apply: Any = _SelectedLogps.apply
-    return Selected(*apply(hidden, weight, bias, ids, plan, stats))
+    logps, rest, *about = apply(hidden, weight, bias, ids, plan, stats)
+    return Selected(logps, rest, Stats(*about) if stats else None)
 
 
 def compute_dtype(hidden: Tensor) -> torch.dtype:
@@ -90,7 +88,7 @@ class _SelectedLogps(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, ids: Tensor, plan: Plan, stats: bool
-    ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+    ) -> tuple[Tensor, ...]:
         head = Head(weight, bias, plan.scale, plan.softcap)
         kept, mean = _between(hidden, weight, plan, *ctx.needs_input_grad[:3])
         with torch.autocast(hidden.device.type, enabled=False):
@@ -100,10 +98,9 @@ class _SelectedLogps(torch.autograd.Function):
         logps = torch.where(ids < 0, 0.0, chosen - total[:, None])
         ctx.save_for_backward(hidden, weight, bias, ids, logps, outside, total, mean, *kept.beside.values())
         ctx.plan, ctx.gradient, ctx.rows, ctx.beside = plan, kept.gradient, kept.rows, tuple(kept.beside)
-        entropy, squares = sums.stats(chosen, ids, total) if stats else (None, None)
-        if stats:
-            ctx.mark_non_differentiable(entropy, squares)
-        return logps, outside - total, entropy, squares
+        about = sums.stats(chosen, ids, total) if stats else ()
+        ctx.mark_non_differentiable(*about)
+        return logps, outside - total, *about
 
     @staticmethod
     @once_differentiable

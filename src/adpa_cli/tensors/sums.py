@@ -49,7 +49,7 @@ class Sums:
         return self.top + self.total.log()
 
     def stats(self, chosen: Tensor, ids: Tensor, total: Tensor) -> tuple[Tensor, Tensor]:
-        """Entropy [N] and log of the sum of squared probabilities [N], given the logits of all chosen ids [N,J] and the
+        """Log of the sum of squared probabilities [N] and entropy [N], given the logits of all chosen ids [N,J] and the
         logsumexp `total` [N] of all tokens."""
         if self.spread is None or self.squares is None:
             raise ValueError("these sums were gathered without statistics")
@@ -57,7 +57,7 @@ class Sums:
         below = torch.where(self.top == NEVER, 0.0, self.top - total)
         log_p = self.spread + below * self.total
         mean = below.exp() * log_p + (seen.exp() * seen.masked_fill(seen == NEVER, 0.0)).sum(1)
-        return -mean, torch.logaddexp(2 * below + self.squares.log(), (2 * seen).logsumexp(1))
+        return torch.logaddexp(2 * below + self.squares.log(), (2 * seen).logsumexp(1)), -mean
 
 
 def finite(top: Tensor) -> Tensor:

@@ -79,29 +79,23 @@ def generate_share(
 ) -> dict[str, Generated]:
     """Answers to this process's share of some prompts, by their names; `row_id` of a name seeds the noise of its row.
 
-    The blocks in which they are generated depend on the prompts alone. Raises as `generate_fitting` does.
+    The blocks in which they are generated depend on the prompts alone. Where memory runs out, fewer rows of a block are
+    answered at once; AdpaError when one row does not fit.
     """
+    new = decoding.sampling.max_new_tokens
 
     def length(name: str) -> int:
-        return min(len(prompts[name]) + decoding.sampling.max_new_tokens, decoding.context)
+        return min(len(prompts[name]) + new, decoding.context)
 
     answers: dict[str, Generated] = {}
     blocks = cut_blocks(prompts, length, str, POOL * DRAW_TOKENS)
     for block in blocks[accelerator.process_index :: accelerator.num_processes]:
         asked, row_ids = [prompts[name] for name in block.items], [row_id(name) for name in block.items]
-        answers.update(zip(block.items, generate_fitting(model, asked, row_ids, decoding, DRAW_TOKENS), strict=True))
+        make = functools.partial(generate_block, model, asked, row_ids, decoding)
+        one = max(map(length, block.items))
+        made = halving(make, min(DRAW_TOKENS, one * len(asked)), 2 * one - 1, f"an answer of {new:,} tokens")
+        answers.update(zip(block.items, made, strict=True))
     return answers
-
-
-def generate_fitting(
-    model: PreTrainedModel, prompts: Sequence[Sequence[int]], row_ids: Sequence[str], decoding: Decoding, tokens: int
-) -> list[Generated]:
-    """`generate_block` with half of the `tokens` as often as memory runs out; AdpaError when one row does not fit."""
-    new = decoding.sampling.max_new_tokens
-    one = min(decoding.context, max(map(len, prompts), default=0) + new)
-    tokens = min(tokens, one * len(prompts))
-    make = functools.partial(generate_block, model, prompts, row_ids, decoding)
-    return halving(make, tokens, 2 * one - 1, f"an answer of {new:,} tokens")
 
 
 def generate_statically(model: Any, rows: Sequence[PartialAnswer], decoding: Decoding) -> None:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from adpa_cli.engine.layout.examples import Example
 from adpa_cli.engine.layout.row_layout import Packer, RowLayout, changed, moved, row_layouts
-from adpa_cli.methods import Experience, Need, Signal, View
+from adpa_cli.methods import Experience, Need, Signal, View, required
 from adpa_cli.signal.rows import SignalRows
 from adpa_cli.tensors.output import Stats
 
@@ -77,21 +77,21 @@ class Batch:
 def collate(
     examples: Sequence[Example],
     needs: Sequence[Need],
-    end_id: int,
-    signal_of: SignalOf,
-    start_of: Mapping[tuple[str, str], np.ndarray[Any, Any]],
+    end_id: int = -1,
+    signal_of: SignalOf | None = None,
+    start_of: Mapping[tuple[str, str], np.ndarray[Any, Any]] | None = None,
     experience_of: ExperienceOf | None = None,
     reward_of: Mapping[tuple[str, str], float] | None = None,
     packer: Packer | None = None,
 ) -> Batch:
-    """Lay out a micro-batch, packed where a `packer` asks for it. `start_of` gives the start model's label log-probs
-    [T] of (example id, part), `reward_of` what a reward model gave to it.
+    """Lay out a micro-batch, packed where a `packer` asks for it, with what the `needs` ask for. `start_of` gives the
+    start model's label log-probs [T] of (example id, part), `reward_of` what a reward model gave to it.
     """
     needs = sorted(needs, key=lambda need: need.online)
     sequences = [example.parts[need.part] for need in needs for example in examples]
     labels = [sequence.ids[sequence.answer].astype(np.int64) for sequence in sequences]
     flat = np.concatenate(labels)
-    signals = {need.part: [signal_of(e.id, need.part) for e in examples] for need in needs if need.signal}
+    signals = {need.part: [required(signal_of)(e.id, need.part) for e in examples] for need in needs if need.signal}
     k = max((s.ids.shape[1] for part in signals.values() for s in part), default=0)
     ids = np.full((len(flat), 1 + k), -1, dtype=np.int64)
     ids[:, 0] = flat
@@ -103,7 +103,7 @@ def collate(
         lengths = [len(part) for part in labels[own]]
         for offset, rows_of in zip(offsets, signals.get(need.part, ()), strict=False):
             ids[offset : offset + len(rows_of.ids), 1 : 1 + rows_of.ids.shape[1]] = rows_of.ids
-        start = [start_of[example.id, need.part] for example in examples] if need.start else None
+        start = [required(start_of)[example.id, need.part] for example in examples] if need.start else None
         known = [experience_of[example.id] for example in examples] if need.online and experience_of else None
         parts[need.part] = _part(offsets, lengths, flat == end_id, ids, signals.get(need.part), start, known)
         if need.reward and reward_of is not None:

@@ -129,31 +129,21 @@ def pair_answers(items: Sequence[Pair], part: str, encoder: Encoder, max_length:
     return answers
 
 
+def answers_for(spec: Any, source: Located, split: str, part: str, folder: Path) -> list[Answer]:
+    """The chosen or rejected answers of a stage's data under the tokenizer in `folder`, tokenised once per process."""
+    data = (source.where, split, spec.limit, spec.skip_bad_rows)
+    return _answers_of(data, part, folder, Template(spec.template, spec.end), spec.max_length, source.label)
+
+
 @functools.lru_cache(maxsize=4)
-def answers_of(
-    where: tuple[str, ...],
-    split: str,
-    limit: int | None,
-    skip_bad_rows: bool,
-    part: str,
-    folder: Path,
-    template: tuple[str, str],
-    max_length: int,
-    name: str,
+def _answers_of(
+    data: tuple[Any, ...], part: str, folder: Path, template: Template, max_length: int, name: str
 ) -> list[Answer]:
-    """The chosen or rejected answers of a data set under the tokenizer in `folder`, tokenised once per process."""
+    """`data` as `pairs_of` takes it."""
     from adpa_cli.engine.models import load_tokenizer
 
-    encoder = Encoder(load_tokenizer(folder), Template(*template))
-    return pair_answers(pairs_of(where, split, limit, skip_bad_rows).items, part, encoder, max_length, name)
-
-
-def answers_for(spec: Any, source: Located, split: str, part: str, folder: Path) -> list[Answer]:
-    """`answers_of` for a stage's spec and data input."""
-    template = (spec.template, spec.end)
-    return answers_of(
-        source.where, split, spec.limit, spec.skip_bad_rows, part, folder, template, spec.max_length, source.label
-    )
+    encoder = Encoder(load_tokenizer(folder), template)
+    return pair_answers(pairs_of(*data).items, part, encoder, max_length, name)
 
 
 def pair_examples(spec: Any, source: Located, split: str, folder: Path) -> list[Example]:

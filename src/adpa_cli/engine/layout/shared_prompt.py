@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 
 from adpa_cli.engine.layout.examples import Answer
 from adpa_cli.engine.layout.micro_batches import padded
-from adpa_cli.engine.models import Dtype, body_and_head, computing
+from adpa_cli.engine.models import Dtype, body_and_head, hidden_states
 from adpa_cli.signal.rows import AnswerKey
 
 WINDOWS = ("sliding_window", "attention_chunk_size")
@@ -66,16 +66,12 @@ def answer_rows(answers: Sequence[Answer], share: bool) -> Layout:
 @torch.no_grad()
 def states(model: PreTrainedModel, layout: Layout, dtype: Dtype = "float32") -> Tensor:
     """Last hidden states [S*L, H]."""
-    body, weight, _ = body_and_head(model)
-    device = weight.device
+    device = body_and_head(model)[1].device
     owners = layout.owners.to(device)
     mask, more = (owners >= 0).long(), {}
     if layout.positions is not None:
         mask, more = _who_sees_whom(owners), {"position_ids": layout.positions.to(device)}
-    with computing(dtype, device):
-        out = body(input_ids=layout.ids.to(device), attention_mask=mask, use_cache=False, **more)
-    flat: Tensor = out.last_hidden_state.flatten(0, 1)
-    return flat
+    return hidden_states(model, layout.ids.to(device), mask, dtype=dtype, **more).flatten(0, 1)
 
 
 def can_share(model: PreTrainedModel, longest: int) -> bool:

@@ -61,16 +61,8 @@ class RoundingAdamW(torch.optim.Optimizer):
     step and the weight's number, so that a run that goes on, and every process, ends with the same bytes.
     """
 
-    def __init__(
-        self,
-        params: Iterable[Any],
-        betas: tuple[float, float],
-        weight_decay: float,
-        seed: int,
-        lr: float = 0.0,
-        eps: float = 1e-8,
-    ) -> None:
-        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
+    def __init__(self, groups: Iterable[Any], betas: tuple[float, float], weight_decay: float, seed: int) -> None:
+        super().__init__(groups, {"lr": 0.0, "betas": betas, "eps": 1e-8, "weight_decay": weight_decay})
         self.seed = seed
 
     @torch.no_grad()
@@ -149,7 +141,9 @@ def tune(model: PreTrainedModel, spec: TrainSpec, runtime: Runtime) -> dict[str,
         _compile(model, runtime.recompute)
         done["compile"] = True
     if spec.weights == "bfloat16":
-        _round(model)
+        for name, weight in model.named_parameters():  # tables of rotary positions are no weights, and stay float32
+            if name != SCALAR_HEAD:
+                weight.data = weight.data.to(torch.bfloat16, memory_format=torch.contiguous_format)
     return done
 
 
@@ -169,13 +163,6 @@ def _narrow(model: PreTrainedModel) -> None:
 def _narrowed(_module: torch.nn.Module, _args: Any, output: torch.Tensor) -> torch.Tensor:
     kind = output.device.type
     return output.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else output
-
-
-def _round(model: PreTrainedModel) -> None:
-    """Weights in bfloat16; tables of rotary positions, which are no weights, and a scalar head stay float32."""
-    for name, weight in model.named_parameters():
-        if name != SCALAR_HEAD:
-            weight.data = weight.data.to(torch.bfloat16, memory_format=torch.contiguous_format)
 
 
 def _attend(model: PreTrainedModel, name: str) -> None:

@@ -64,9 +64,7 @@ class Student(nn.Module):
                 states, head.weight, ids, head.bias, stats=stats, scale=head.scale, softcap=head.softcap
             )
         values = self.critic(drawn) if self.critic is not None and drawn else None
-        squares, entropy = selected.log_sum_squares, selected.entropy
-        about = None if squares is None or entropy is None else Stats(squares, entropy)
-        return selected.logps, selected.rest, about, values
+        return selected.logps, selected.rest, selected.stats, values
 
     def at_answers(self, batch: Batch) -> Tensor:
         """The log-prob [N] of each answer token of a batch."""
