@@ -136,6 +136,24 @@ def test_files_are_named_from_here_with_their_digest(pipeline: Pipeline, cli: Cl
     assert f"no command of this adpa makes {ref} again from what is here: pairs.jsonl" in said
 
 
+def test_files_of_one_name_and_a_folder_with_one_file_are_told_apart(
+    pipeline: Pipeline, cli: Cli, tmp_path: Path
+) -> None:
+    lines = (pipeline.data / "train.jsonl").read_bytes().splitlines(keepends=True)
+    words: list[object] = []
+    for number, name in enumerate(("one/pairs.jsonl", "two/pairs.jsonl", "three/train.jsonl")):
+        path = tmp_path / name
+        path.parent.mkdir()
+        path.write_bytes(b"".join(lines[20 * number : 20 * number + 20]))
+        words += ["--data", path if number < 2 else path.parent]
+    ref = cli("distill", "--method", "dpo", "--student", pipeline.made("student"), *words, *STEPS).ref
+    request = Store.find(pipeline.store).resolve(ref).made["request"]
+    assert request["values"]["data"] == ["pairs.jsonl", "pairs.jsonl'", "three"]
+    values = tomllib.loads(cli("show", ref, "--recipe").out)
+    assert values["data"] == ["./one/pairs.jsonl", "./two/pairs.jsonl", "./three"]
+    assert [row[1:3] for row in cli("run", recipe(cli, ref), "-n").rows] == [["found", ref]]
+
+
 def test_names_of_the_hub_keep_their_commits_on_another_machine(
     cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

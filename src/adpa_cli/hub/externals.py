@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
@@ -152,7 +153,9 @@ class Externals:
                     raise NotFound(
                         f"{source['name']}, which this was made from, is not where it was", "give --data FILE"
                     )
-                where.append(str(paths[0]) if len(paths) == 1 else str(paths[0].parent))
+                is_file = len(paths) == 1 and not source["splits"][0]
+                folders = [str(path.parent) for path in paths if path is not None]
+                where.append(str(paths[0]) if is_file else os.path.commonpath(folders))
             where[-1] += f"#{source['split']}" if source["split"] else ""
         return where
 

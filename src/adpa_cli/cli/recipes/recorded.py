@@ -39,10 +39,13 @@ def recorded_request(words: Sequence[str], plan: Plan, store: Store) -> dict[str
     def resolved(key: Key, text: str) -> str:
         if key.is_data or (key.is_model and text.startswith((".", "/", "~"))):
             base, mark, split = text.partition("#")
-            name, facts = local.get(f"{Path(base).expanduser().resolve()}{mark}{split}", ("", None))
-            if facts is not None:
-                sources[name] = facts
-            return name or text
+            name, facts = local.get(f"{Path(base).expanduser().resolve()}{mark}{split}", (text, None))
+            if facts is None:
+                return text
+            while sources.get(name, facts) != facts:  # two files of one name
+                name += "'"
+            sources[name] = facts
+            return name
         return _reference(text, store) if key.is_model else text
 
     return {"command": words[0], "values": _changed(words[0], values_of(words), resolved), "sources": sources}
