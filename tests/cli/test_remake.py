@@ -144,7 +144,7 @@ def test_files_of_one_name_and_a_folder_with_one_file_are_told_apart(
     for number, name in enumerate(("one/pairs.jsonl", "two/pairs.jsonl", "three/train.jsonl")):
         path = tmp_path / name
         path.parent.mkdir()
-        path.write_bytes(b"".join(lines[20 * number : 20 * number + 20]))
+        path.write_bytes(b"".join(lines[12 * number : 12 * number + 12]))
         words += ["--data", path if number < 2 else path.parent]
     ref = cli("distill", "--method", "dpo", "--student", pipeline.made("student"), *words, *STEPS).ref
     request = Store.find(pipeline.store).resolve(ref).made["request"]
