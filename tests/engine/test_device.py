@@ -144,4 +144,4 @@ def test_a_run_that_was_cut_down_stays_so_after_a_resume(tmp_path: Path) -> None
     rows = [{"step": 1, "loss": 1.0}, {"step": 2, "loss": 1.0, "tokens_per_device": 64}]
     (tmp_path / METRICS).write_text("".join(json.dumps(row) + "\n" for row in rows))
     for done, asked, tokens in ((1, 128, 128), (2, 128, 64), (2, 32, 32), (0, 128, 128)):
-        assert StepLog(tmp_path / METRICS, done, False).budget(asked).tokens == tokens
+        assert StepLog(tmp_path / METRICS, done, False).tokens(asked) == tokens

@@ -17,7 +17,7 @@ from adpa_cli.engine.training import loop
 from adpa_cli.engine.training.loop import Run, resume_step, train
 from adpa_cli.engine.training.objective import Objective
 from adpa_cli.engine.training.schedule import Fixed, learning_rate, step_rows
-from adpa_cli.engine.training.step_report import METRICS, Budget
+from adpa_cli.engine.training.step_report import METRICS
 from adpa_cli.engine.training.student import Student
 from adpa_cli.errors import AdpaError, Stopped
 from adpa_cli.signal.rows import SignalRows
@@ -40,7 +40,7 @@ def one_step(student: Any, optimizer: Any, run: Run) -> dict[str, float]:
     objective = Objective(run.method, run.params, feed.at(0)[0])
     with loop.prefetched_batches(student, run, feed, accelerator, 1) as ahead:
         batches = functools.partial(ahead.batches, 0)
-        numbers, signal = loop._step(student, optimizer, run, accelerator, objective, batches, Budget(tokens, tokens))
+        numbers, signal, _ = loop._step(student, optimizer, run, accelerator, objective, batches, tokens)
     assert signal is None
     return numbers
 

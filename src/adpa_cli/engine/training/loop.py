@@ -35,7 +35,7 @@ from adpa_cli.engine.layout.micro_batches import smaller_budget, step_batches
 from adpa_cli.engine.training.objective import EVERY, Objective
 from adpa_cli.engine.training.optimizer import make_optimizer
 from adpa_cli.engine.training.schedule import Feed, Fixed, half_epoch, learning_rate, steps_of
-from adpa_cli.engine.training.step_report import METRICS, Budget, Clock, StepLog
+from adpa_cli.engine.training.step_report import METRICS, TOKENS, Clock, StepLog
 from adpa_cli.engine.training.student import Student
 from adpa_cli.errors import AdpaError, Stopped
 from adpa_cli.methods import Method
@@ -99,7 +99,7 @@ def train(student: Student, run: Run, accelerator: Accelerator) -> dict[str, flo
     student.to(accelerator.device)
     done = load_resume(run.work, student, optimizer)
     log = StepLog(run.work / METRICS, done, accelerator.is_main_process)
-    budget = log.budget(run.runtime.tokens_per_device)
+    tokens = log.tokens(run.runtime.tokens_per_device)
     clock = Clock(student, run.work, done, accelerator)
     every = run.runtime.checkpoint_steps or half_epoch(len(run.examples), spec.batch_size)
     with prefetched_batches(student, run, feed, accelerator, end) as prefetch:
@@ -111,10 +111,11 @@ def train(student: Student, run: Run, accelerator: Accelerator) -> dict[str, flo
             objective = Objective(run.method, run.params, examples, measured=step % EVERY == 0)
             began, waited = time.monotonic(), prefetch.waited
             batches = functools.partial(prefetch.batches, step)
-            numbers, signal = _step(student, optimizer, run, accelerator, objective, batches, budget)
+            numbers, signal, tokens = _step(student, optimizer, run, accelerator, objective, batches, tokens)
             pace = clock.add(objective.sequences, time.monotonic() - began, prefetch.waited - waited)
             numbers |= about
-            log.add({"step": step + 1, **numbers, "lr": rate, **budget.record()})
+            fewer = {} if tokens == run.runtime.tokens_per_device else {TOKENS: tokens}
+            log.add({"step": step + 1, **numbers, "lr": rate, **fewer})
             run.progress(step + 1, end, {**numbers, **pace})
             run.track(step + 1, {**numbers, "lr": rate, **pace})
             last = step + 1 == end
@@ -164,24 +165,24 @@ def _step(
     accelerator: Accelerator,
     objective: Objective,
     batches: Callable[[int], Iterator[Laid]],
-    budget: Budget,
-) -> tuple[dict[str, float], str | None]:
-    """One optimizer step; returns its numbers and the signal to stop at, if any. `batches` are those of this process
-    at so many tokens at a time.
+    tokens: int,
+) -> tuple[dict[str, float], str | None, int]:
+    """One optimizer step; returns its numbers, the signal to stop at, if any, and the tokens at a time. `batches` are
+    those of this process at so many tokens at a time.
 
-    Where it does not fit in the memory of a process, all of them do it over with half of the tokens at a time.
+    Where it does not fit in the memory of a process, all of them do it over with half of the `tokens` at a time.
     """
-    before = budget.tokens
+    before = tokens
     while True:
-        sums = fitting(functools.partial(_gradients, student, accelerator, objective, batches(budget.tokens)))
+        sums = fitting(functools.partial(_gradients, student, accelerator, objective, batches(tokens)))
         if all_fit(accelerator, sums is not None) and sums is not None:
             break
         optimizer.zero_grad(set_to_none=True)
         examples, parts, packed = objective.examples, len(objective.sequences), student.packer is not None
-        dealt = step_batches(examples, parts, budget.tokens, accelerator.num_processes, packed)
-        budget.tokens = smaller_budget(dealt, examples, parts, packed, run.stage)
-    if budget.tokens < before:
-        run.note(f"out of memory: going on with --tokens-per-device {budget.tokens}")
+        dealt = step_batches(examples, parts, tokens, accelerator.num_processes, packed)
+        tokens = smaller_budget(dealt, examples, parts, packed, run.stage)
+    if tokens < before:
+        run.note(f"out of memory: going on with --tokens-per-device {tokens}")
     with refused_when_full(BESIDE, f"use {ROOM}"):
         sum_gradients(student, accelerator)
     norms = [float(accelerator.clip_grad_norm_(group["params"], run.spec.clip)) for group in optimizer.param_groups]
@@ -195,7 +196,7 @@ def _step(
     with refused_when_full(BESIDE, f"use {ROOM}"):
         optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    return {**numbers, **dict(zip(("grad_norm", "critic_grad_norm"), norms, strict=False))}, signal
+    return {**numbers, **dict(zip(("grad_norm", "critic_grad_norm"), norms, strict=False))}, signal, tokens
 
 
 def _gradients(

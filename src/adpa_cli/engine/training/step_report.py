@@ -29,6 +29,7 @@ from adpa_cli.sizes import ModelSize, Row, Rows
 
 METRICS, SPEED = "metrics.jsonl", "_speed.json"
 TOKENS = "tokens_per_device"
+"""In a step's line only where they are not what was asked for."""
 GRADIENT, ENTROPY, LENGTH = "grad_norm/", "entropy/", "length/"
 SOMETIMES = (GRADIENT, ENTROPY)
 ABOUT = ("step", "lr", "tokens", "padding", TOKENS)
@@ -54,18 +55,6 @@ RUN_NAME = {"wandb": "name", "trackio": "name", "mlflow": "run_name", "swanlab":
 PROJECTS = (*RUN_NAME, "comet_ml")
 
 
-@dataclass
-class Budget:
-    """Padded tokens of a micro-batch: as many as asked for, or fewer since memory ran out."""
-
-    tokens: int
-    asked: int
-
-    def record(self) -> dict[str, float]:
-        """What a step's line says of it: nothing, unless it differs from what was asked for."""
-        return {} if self.tokens == self.asked else {TOKENS: self.tokens}
-
-
 class StepLog:
     """metrics.jsonl: one line per step, cut back to the resume point when a run goes on."""
 
@@ -83,9 +72,12 @@ class StepLog:
         if self.writes:
             write_atomic(self.path, "".join(json.dumps(row) + "\n" for row in self.rows).encode())
 
-    def budget(self, asked: int) -> Budget:
-        """The tokens to go on with: a run that was cut down stays so, or its bytes would depend on where it resumed."""
-        return Budget(min(asked, int(self.rows[-1].get(TOKENS, asked))) if self.rows else asked, asked)
+    def tokens(self, asked: int) -> int:
+        """Padded tokens of a micro-batch to go on with: as many as asked for, or fewer since memory ran out.
+
+        A run that was cut down stays so, or its bytes would depend on where it resumed.
+        """
+        return min(asked, int(self.rows[-1].get(TOKENS, asked))) if self.rows else asked
 
     def summary(self, steps: int) -> dict[str, float]:
         """Mean of each number over the last tenth of the steps, and the tokens at a time if they had to be fewer.
