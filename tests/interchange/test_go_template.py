@@ -16,7 +16,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from adpa_cli.data.chat import LLAMA3, ZEPHYR
 from adpa_cli.data.examples import Message
 from adpa_cli.errors import DataError
-from adpa_cli.interchange.go_template import Render, go_template
+from adpa_cli.interchange.export import Render, go_template
 
 LLAMA2 = (
     "{% if messages[0]['role'] == 'system' %}"

@@ -8,8 +8,8 @@ from pathlib import PurePath
 
 from adpa_cli import __version__
 from adpa_cli.report.lineage import made_from, what
+from adpa_cli.report.page import spec_items
 from adpa_cli.report.scores import by_model
-from adpa_cli.report.settings import spec_items
 from adpa_cli.store.manifest import Manifest
 from adpa_cli.store.store import Store
 

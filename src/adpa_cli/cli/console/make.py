@@ -23,7 +23,7 @@ from adpa_cli.estimate.preflight import refuse
 from adpa_cli.estimate.survey import Survey, survey
 from adpa_cli.families import reserved_words
 from adpa_cli.planning.planner import Plan
-from adpa_cli.report.score_tables import results
+from adpa_cli.report.scores import results
 from adpa_cli.report.text import for_encoding, human_age
 from adpa_cli.running.execute import Show, execute, threads_per_process
 from adpa_cli.spec import Runtime

@@ -19,7 +19,7 @@ from adpa_cli.cli.recipes.grid import Cell, as_text
 from adpa_cli.errors import AdpaError, Stopped, UsageError
 from adpa_cli.estimate.survey import Survey, check, survey
 from adpa_cli.planning.planner import Plan
-from adpa_cli.report import score_tables as report
+from adpa_cli.report import scores as report
 from adpa_cli.report import text
 from adpa_cli.report.scores import scores
 from adpa_cli.stages import Node
