@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from adpa_cli.report import compare, listing, page, settings, text
+from adpa_cli.report import compare, listing, page, text
 from adpa_cli.store import manifest as manifests
 from adpa_cli.store.manifest import Manifest
 from adpa_cli.store.store import Store
@@ -329,7 +329,7 @@ def test_lineage_opens_each_artifact_once_and_bears_gaps(store: Store) -> None:
 
 def test_a_parameter_of_an_unknown_method_is_shown_without_origin(store: Store) -> None:
     made = add(store, "distill", {}, HOUR, method="from-the-future", params={"gamma": 2.0}, seed=0)
-    assert settings.spec_items(made.spec) == ["from-the-future", "gamma 2", "seed 0"]
+    assert page.spec_items(made.spec) == ["from-the-future", "gamma 2", "seed 0"]
 
 
 def test_defaults_that_the_paper_does_not_give_say_whose_they_are() -> None:
@@ -338,9 +338,9 @@ def test_defaults_that_the_paper_does_not_give_say_whose_they_are() -> None:
     params = {field.name: field for field in methods.load("adpa").params.__dataclass_fields__.values()}
     ours = [name for name, field in params.items() if field.metadata["origin"] == "ours"]
     spec = {"method": "adpa", "params": {name: field.default for name, field in params.items()}}
-    shown = settings.spec_items(spec)
+    shown = page.spec_items(spec)
     assert [item.split()[0] for item in shown if item.endswith(" [ours]")] == ours
-    assert "gamma 77" in settings.spec_items({"method": "adpa", "params": {**spec["params"], "gamma": 77.0}})
+    assert "gamma 77" in page.spec_items({"method": "adpa", "params": {**spec["params"], "gamma": 77.0}})
 
 
 def test_the_piped_page_is_name_and_value(store: Store, family: dict[str, Manifest]) -> None:
