@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -195,6 +194,8 @@ def _means(lines: Sequence[Line], columns: Sequence[Column], kept: Sequence[str]
 
 
 def _mean(lines: Sequence[Line], column: Column) -> str:
+    import statistics  # which brings decimals and random numbers along: the list of the store needs none
+
     same = [score for line in lines for score in line.scores if score.kind[:4] == column]
     values = [score.value for score in same]
     if len(values) < 2:

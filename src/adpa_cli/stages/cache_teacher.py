@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any, Literal
 from adpa_cli.coerce import Auto, auto_target
 from adpa_cli.disk import write_json
 from adpa_cli.engine.costs import scoring_in_turn, signal_bytes_per_token, signal_disk
-from adpa_cli.hub.model_folder import ModelFolder
 from adpa_cli.sizes import Disk, Memory, Rows
 from adpa_cli.spec import Dtype, make
 from adpa_cli.stages import Job, Lengths, Load, Monitor, Node, Stage, with_progress
@@ -349,6 +348,7 @@ def finish(job: Job) -> dict[str, Any]:
 
 def signal_of(job: Job, spec: CaptureSpec, rows: Any) -> Any:
     """What the shards say of themselves; `rows` are any of theirs."""
+    from adpa_cli.hub.model_folder import ModelFolder
     from adpa_cli.signal.rows import SignalSpec
 
     step = spec.precision if auto_target(spec.precision) is None else 0.0
