@@ -7,11 +7,12 @@ the teacher's signal; `views` lays them out again as [B,T] per part.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from adpa_cli.engine.layout.examples import Example
@@ -22,7 +23,7 @@ from adpa_cli.tensors.output import Stats
 
 SignalOf = Callable[[str, str], SignalRows]
 """(example id, part) -> the cached signal of that answer."""
-ExperienceOf = Mapping[str, Mapping[str, np.ndarray[Any, Any]]]
+ExperienceOf = Mapping[str, Mapping[str, NDArray[Any]]]
 """Example id -> the fields [T] of the experience of its drawn answer."""
 SIGNAL_FIELDS = tuple(field.name for field in fields(Signal))
 
@@ -50,7 +51,6 @@ class Batch:
     layouts: tuple[RowLayout, ...]
     ids: Tensor
     parts: Mapping[str, PartBatch]
-    examples: int
     tokens: int
     drawn: tuple[RowLayout, ...] = ()
 
@@ -79,7 +79,7 @@ def collate(
     needs: Sequence[Need],
     end_id: int = -1,
     signal_of: SignalOf | None = None,
-    start_of: Mapping[tuple[str, str], np.ndarray[Any, Any]] | None = None,
+    start_of: Mapping[tuple[str, str], NDArray[Any]] | None = None,
     experience_of: ExperienceOf | None = None,
     reward_of: Mapping[tuple[str, str], float] | None = None,
     packer: Packer | None = None,
@@ -99,20 +99,26 @@ def collate(
     starts = np.concatenate([[0], np.cumsum([len(part) for part in labels])])
     for n, need in enumerate(needs):
         own = slice(n * len(examples), (n + 1) * len(examples))
-        offsets = [int(start) for start in starts[own]]
-        lengths = [len(part) for part in labels[own]]
-        for offset, rows_of in zip(offsets, signals.get(need.part, ()), strict=False):
-            ids[offset : offset + len(rows_of.ids), 1 : 1 + rows_of.ids.shape[1]] = rows_of.ids
-        start = [required(start_of)[example.id, need.part] for example in examples] if need.start else None
-        known = [experience_of[example.id] for example in examples] if need.online and experience_of else None
-        parts[need.part] = _part(offsets, lengths, flat == end_id, ids, signals.get(need.part), start, known)
-        if need.reward and reward_of is not None:
-            rewards = torch.tensor([reward_of[example.id, need.part] for example in examples], dtype=torch.float32)
-            parts[need.part] = replace(parts[need.part], reward=rewards)
+        keys = [(example.id, need.part) for example in examples]
+        rows = signals.get(need.part)
+        for offset, row in zip(starts[own], rows or (), strict=False):
+            ids[offset : offset + len(row), 1 : 1 + row.ids.shape[1]] = row.ids
+        where, mask = _places(starts[:-1][own], np.diff(starts)[own])
+        longest = mask.shape[1]
+        drawn_as = [experience_of[example.id] for example in examples] if need.online and experience_of else None
+        rewards = [reward_of[key] for key in keys] if need.reward and reward_of is not None else None
+        parts[need.part] = PartBatch(
+            torch.from_numpy(where), torch.from_numpy(mask), torch.from_numpy((flat == end_id)[where] & mask),
+            in_topk=torch.from_numpy((ids[where, 1:] == ids[where, :1]).any(-1)) if rows else None,
+            signal=_signal(rows, longest) if rows else None,
+            start=_padded([required(start_of)[key] for key in keys], longest) if need.start else None,
+            experience=_experience(drawn_as, longest) if drawn_as else None,
+            reward=None if rewards is None else torch.tensor(rewards, dtype=torch.float32),
+        )  # fmt: skip
     fixed = sum(not need.online for need in needs) * len(examples)
     drawn = row_layouts(sequences[fixed:], starts[fixed:]) if fixed < len(sequences) else ()
     layouts, tokens = row_layouts(sequences, starts, packer), sum(map(len, sequences))
-    return Batch(layouts, torch.from_numpy(ids), parts, len(examples), tokens, drawn)
+    return Batch(layouts, torch.from_numpy(ids), parts, tokens, drawn)
 
 
 def views(
@@ -141,27 +147,11 @@ def views(
     return out
 
 
-def _part(
-    offsets: list[int],
-    lengths: list[int],
-    is_end: Any,
-    ids: Any,
-    signals: list[SignalRows] | None,
-    start: list[Any] | None,
-    known: Sequence[Mapping[str, Any]] | None,
-) -> PartBatch:
-    longest = max(1, *lengths)
-    steps = np.arange(longest)
-    mask = steps[None] < np.array(lengths)[:, None]
-    where = np.where(mask, np.array(offsets)[:, None] + steps[None], 0)
-    in_topk = (ids[where, 1:] == ids[where, :1, None][..., 0]).any(-1) if signals else None
-    return PartBatch(
-        torch.from_numpy(where), torch.from_numpy(mask), torch.from_numpy(is_end[where] & mask),
-        None if in_topk is None else torch.from_numpy(in_topk),
-        _signal(signals, longest) if signals else None,
-        None if start is None else _padded(start, longest),
-        Experience(**{k: _padded([row[k] for row in known], longest) for k in known[0]}) if known else None,
-    )  # fmt: skip
+def _places(begins: NDArray[Any], lengths: NDArray[Any]) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+    """[B,T] the flat position of each token of rows that begin at `begins` [B], and which of them there are."""
+    steps = np.arange(max(1, lengths.max()))
+    mask = steps < lengths[:, None]
+    return np.where(mask, begins[:, None] + steps, 0), mask
 
 
 def _padded(rows: Sequence[Any], longest: int) -> Tensor:
@@ -171,6 +161,10 @@ def _padded(rows: Sequence[Any], longest: int) -> Tensor:
     for i, row in enumerate(rows):
         out[i, : len(row)] = row
     return torch.from_numpy(out)
+
+
+def _experience(rows: Sequence[Mapping[str, Any]], longest: int) -> Experience:
+    return Experience(**{name: _padded([row[name] for row in rows], longest) for name in rows[0]})
 
 
 def _signal(rows: Sequence[SignalRows], longest: int) -> Signal:
