@@ -7,9 +7,9 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from adpa_cli import methods, stages
+from adpa_cli import stages
 from adpa_cli.data.chat import DEFAULT_TEMPLATES
 from adpa_cli.errors import UsageError
 from adpa_cli.families import Family, family_of_base, stage_settings
@@ -21,10 +21,13 @@ from adpa_cli.report.training import METRICS, Curves, curve_lines, read_curves, 
 from adpa_cli.spec import TrainSpec
 from adpa_cli.stages import every
 from adpa_cli.stages.eval import EVAL
-from adpa_cli.stages.training import DISTILL
+from adpa_cli.stages.training import DISTILL, method_of
 from adpa_cli.store.manifest import Manifest
 from adpa_cli.store.store import Store
 from adpa_cli.store.verify import verified_at
+
+if TYPE_CHECKING:
+    from adpa_cli.methods import Method
 
 MOST_CHILDREN = 12
 _SHOWN_ELSEWHERE = {"what", "watch", "say", "scores", "suite", "data", "scorer", "runtime", *METRICS}
@@ -170,6 +173,9 @@ def record(page: Page) -> dict[str, Any]:
     }
 
 
+if TYPE_CHECKING:
+    from adpa_cli.methods import Method
+
 Artifacts = Mapping[str, Manifest]
 
 
@@ -226,10 +232,10 @@ def _defaults(manifest: Manifest, family: Family, side: str) -> dict[str, Any]:
     return {key: value for key, value in {**plain, **stage_settings(family, *keys)}.items() if key in plain}
 
 
-def _method(spec: Mapping[str, Any]) -> methods.Method | None:
+def _method(spec: Mapping[str, Any]) -> Method | None:
     """The method of a training; None for no training, or one by a method that only another version has."""
     try:
-        return methods.load(str(spec["method"])) if spec.get("method") else None
+        return method_of(str(spec["method"])) if spec.get("method") else None
     except UsageError:
         return None
 

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from adpa_cli import methods
 from adpa_cli.disk import write_json
 from adpa_cli.engine import costs
 from adpa_cli.errors import DataError
@@ -18,6 +17,7 @@ from adpa_cli.stages import Job, Lengths, Load, Monitor, Node, Stage, every
 
 if TYPE_CHECKING:
     from adpa_cli.data.chat import Encoder
+    from adpa_cli.methods import Method, Need
     from adpa_cli.stages._training_inputs import Data
 
 RESULT = "_result.json"
@@ -37,7 +37,7 @@ def compute(job: Job, monitor: Monitor, rank: int = 0, processes: int = 1) -> No
     from adpa_cli.stages._training_inputs import gather
 
     spec = make(TrainSpec, job.spec)
-    method = methods.load(spec.method)
+    method = method_of(spec.method)
     params = method.params(**spec.params)
     tokenizer = load_tokenizer(job.one("model").path)
     encoder = encoder_of(tokenizer, spec)
@@ -88,9 +88,7 @@ def _selected(job: Job, spec: TrainSpec, step: int, held: bool, evaluated: bool)
 
     points = records(job.folder)
     scores = (
-        next(point for point in points if point["step"] == step)
-        if held and methods.load(spec.method).scalar_head
-        else {}
+        next(point for point in points if point["step"] == step) if held and method_of(spec.method).scalar_head else {}
     )
     chosen = {"rule": spec.select, "step": step, "points": points}
     return {
@@ -109,7 +107,7 @@ def _student(job: Job, spec: TrainSpec, encoder: Encoder, device: str, data: Dat
     from adpa_cli.engine.training.student import Student, critic_of
 
     folder = job.one("model").path
-    if methods.load(spec.method).scalar_head:
+    if method_of(spec.method).scalar_head:
         model = load_reward_model(folder, encoder.tokenizer, encoder.end_id, device)
         tuned = tune(model, spec, job.runtime)
         return RewardModel(model, spec.dtype), tuned
@@ -145,7 +143,7 @@ def finish(job: Job) -> dict[str, Any]:
         chosen = metrics["selection"]
         say.append(f"step {chosen['step']} of {chosen['points'][-1]['step']} is the best")
     sizes = [rms for cache in job.inputs.get("cache", ()) if (rms := _rms_advantage(cache.path)) is not None]
-    weight = job.spec["params"].get(methods.load(job.spec["method"]).advantage_weight)
+    weight = job.spec["params"].get(method_of(job.spec["method"]).advantage_weight)
     if weight is not None and sizes:
         product = metrics["gamma_rms"] = weight * sizes[0]
         usual = job.hints["gamma_rms"]
@@ -238,9 +236,23 @@ def judge(job: Job, spec: TrainSpec, encoder: Encoder) -> Any:
     return RewardSelection(prompts, rewards, decoding)
 
 
-def needs_of(spec: TrainSpec) -> tuple[methods.Need, ...]:
+def method_of(name: str) -> Method:
+    """A method by its name. Its file is read when it is asked for: lists of artifacts do not ask."""
+    from adpa_cli.methods import load
+
+    return load(name)
+
+
+def method_names() -> tuple[str, ...]:
+    """The names of all methods."""
+    from adpa_cli.methods import names
+
+    return names()
+
+
+def needs_of(spec: TrainSpec) -> tuple[Need, ...]:
     """What the method of a training reads under its parameters."""
-    method = methods.load(spec.method)
+    method = method_of(spec.method)
     return method.needs_for(method.params(**spec.params))
 
 
@@ -304,9 +316,10 @@ def memory(node: Node, load: Load) -> Memory:
 def flops(node: Node, load: Load) -> float:
     """Of the passes over the rows, and of drawing answers where a method does."""
     from adpa_cli.engine.training.schedule import steps_of
+    from adpa_cli.methods import passes_of
 
     spec, read = node.spec, _read(node, load)
-    count, again = max(map(len, read.values()), default=0), methods.passes_of(spec.method, spec.params)
+    count, again = max(map(len, read.values()), default=0), passes_of(spec.method, spec.params)
     if not count:
         return 0.0
     passes = float(min(steps_of(count, spec) * spec.batch_size / count, spec.epochs * again))
@@ -345,6 +358,6 @@ REWARD_MODEL = Stage(
 )  # fmt: skip
 DISTILL = Stage(
     "distill", 8, 1, TrainSpec, "training", "model", compute, finish, rows, disk, memory, flops, next_commands,
-    methods=methods.names, any_method=True, parts=parts_of, is_result=True,
+    methods=method_names, any_method=True, parts=parts_of, is_result=True,
 )  # fmt: skip
 STAGES = (SFT, DPO_TEACHER, REWARD_MODEL, DISTILL)
