@@ -44,12 +44,12 @@ def compute(job: Job, monitor: Monitor, rank: int = 0, processes: int = 1) -> No
     data = gather(job, spec, method, params, encoder, monitor)
     rows = len(data.examples)
     end = spec.last_step(schedule.steps_of(rows, spec))
-    held = held_out(job, spec, encoder) if spec.select == "best" else None
+    held = validation(job, spec, encoder) if spec.select == "best" else None
     accelerator = make_accelerator(job.runtime.rendezvous)
     student, tuned = _student(job, spec, encoder, str(accelerator.device), data)
     model = student.model
-    given = (data.examples, data.online, spec, params, job.folder, job.runtime.tokens_per_device)
-    feed = Online(student, accelerator, *given) if data.online else None
+    inputs = (data.examples, data.online, spec, params, job.folder, job.runtime.tokens_per_device)
+    feed = Online(student, accelerator, *inputs) if data.online else None
 
     def save_in(folder: Path) -> None:
         save(model, tokenizer, folder, spec.template, spec.end)
@@ -57,8 +57,8 @@ def compute(job: Job, monitor: Monitor, rank: int = 0, processes: int = 1) -> No
     selection = CheckpointSelection(job.folder, student, accelerator, save_in, held, spec.keep == "all")
     evaluated = schedule.evaluation_steps(rows, spec.batch_size, end) if held or spec.keep == "all" else frozenset()
     forget_peak(accelerator.device)
-    names, logs = tracker_names(job.runtime.trackers), Path(job.logs or job.folder / "_trackers")
-    with tracking(names, job.ref, logs, job.spec, monitor.note) as track:
+    logs = Path(job.logs or job.folder / "_trackers")
+    with tracking(tracker_names(job.runtime.trackers), job.ref, logs, job.spec, monitor.note) as track:
         run = Run(
             spec=spec, method=method, params=params, examples=data.examples, end_id=encoder.end_id,
             signal_of=data.signal_of, work=job.folder, runtime=job.runtime, stage=job.stage,
@@ -74,12 +74,18 @@ def compute(job: Job, monitor: Monitor, rank: int = 0, processes: int = 1) -> No
             save_in(job.folder)
         write_json(job.folder / RESULT, {
             **preferred, **_selected(job, spec, chosen, bool(held), bool(evaluated)),
-            **measured(job.folder, end, accelerator.device.type),
-            **({"runtime": tuned} if tuned else {}), "final": summary, "examples": rows, "notes": list(data.notes),
-            "parameters": sum(p.numel() for p in model.parameters()),
-            "tokens": sum(part.tokens for e in data.examples for part in e.parts.values()),
+            **measured(job.folder, end, accelerator.device.type), **_sizes(model, data),
+            **({"runtime": tuned} if tuned else {}), "final": summary, "notes": list(data.notes),
         })  # fmt: skip
     accelerator.wait_for_everyone()
+
+
+def _sizes(model: Any, data: Data) -> dict[str, int]:
+    """How many examples and tokens there were, and how many parameters."""
+    return {
+        "examples": len(data.examples), "parameters": sum(p.numel() for p in model.parameters()),
+        "tokens": sum(part.tokens for e in data.examples for part in e.parts.values()),
+    }  # fmt: skip
 
 
 def _selected(job: Job, spec: TrainSpec, step: int, held: bool, evaluated: bool) -> dict[str, Any]:
@@ -126,7 +132,7 @@ def _student(job: Job, spec: TrainSpec, encoder: Encoder, device: str, data: Dat
 def _preferred(job: Job, spec: TrainSpec, encoder: Encoder, student: Any, accelerator: Any) -> dict[str, Any]:
     """How often a finished reward model prefers the chosen of two held-out answers; nothing where none are."""
     try:
-        held = held_out(job, spec, encoder)
+        held = validation(job, spec, encoder)
     except DataError:  # which says that the data have no held-out side
         return {}
     scores: dict[str, Any] = held.score(student, accelerator)
@@ -196,7 +202,7 @@ def unequal_gradients(gradients: Mapping[str, float]) -> list[str]:
     ]
 
 
-def held_out(job: Job, spec: TrainSpec, encoder: Encoder) -> Any:
+def validation(job: Job, spec: TrainSpec, encoder: Encoder) -> Any:
     """What scores a point: dialogues of `sft` by likelihood, pairs by preference, or answers by a reward model."""
     from adpa_cli.engine.layout import examples as ex
     from adpa_cli.engine.training.checkpoint_selection import HeldOut
@@ -204,14 +210,14 @@ def held_out(job: Job, spec: TrainSpec, encoder: Encoder) -> Any:
 
     source = job.one("data")
     if "reward_model" in job.inputs:
-        return judge(job, spec, encoder)
+        return reward_selection(job, spec, encoder)
     if every()[job.stage].reads == "pairs":
         return HeldOut(ex.pair_examples(spec, source, "test", job.one("model").path), ("chosen", "rejected"))
     loaded = dialogues_of(source.where, "test", spec.limit, spec.skip_bad_rows)
     return HeldOut(ex.dialogue_examples(loaded.items, encoder, spec.max_length, source.label)[0], ("chosen",))
 
 
-def judge(job: Job, spec: TrainSpec, encoder: Encoder) -> Any:
+def reward_selection(job: Job, spec: TrainSpec, encoder: Encoder) -> Any:
     """Greedy answers to each held-out prompt once, judged by the reward model of the job."""
     from adpa_cli.engine.generation.sampling import Decoding, Sampling
     from adpa_cli.engine.layout import examples as ex
