@@ -23,6 +23,7 @@ from safetensors.numpy import save
 
 from adpa_cli.disk import atomic
 from adpa_cli.errors import Corrupt, NotFound
+from adpa_cli.signal.codec import by_answer
 from adpa_cli.signal.rows import AnswerKey, SignalRows, SignalSpec, per_id
 from adpa_cli.signal.shard import write_shard
 
@@ -52,12 +53,8 @@ def load_block(path: Path) -> list[tuple[AnswerKey, SignalRows]]:
             tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118  it is no mapping
         if head.pop("crc") != _crc(head, tensors):
             raise ValueError("its checksum does not match")
-        keys, ends = [AnswerKey(**key) for key in head["keys"]], np.cumsum(head["tokens"], dtype=np.int64)
-        bounds = list(zip([0, *ends[:-1].tolist()], ends.tolist(), strict=False))
-        return [
-            (key, SignalRows(**{name: tensor[a:b] for name, tensor in tensors.items()}))
-            for key, (a, b) in zip(keys, bounds, strict=True)
-        ]
+        rows = by_answer(SignalRows(**tensors), head["tokens"]) if tensors else []
+        return list(zip((AnswerKey(**key) for key in head["keys"]), rows, strict=True))
     except FileNotFoundError:
         raise NotFound(f"no block of a capture at {path}") from None
     except (SafetensorError, KeyError, TypeError, ValueError, IndexError, RecursionError) as error:

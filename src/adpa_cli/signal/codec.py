@@ -271,10 +271,10 @@ def decode_frames(frames: Sequence[Framed], spec: SignalSpec, ranking: Ranking, 
     if spec.has_reference:
         rows = _decode_reference(data, rows, tokens, missing, outside, flat, spec.difference_step)
     data.finish()
-    return _by_answer(rows if raw else _renormalised(rows, outside), tokens)
+    return by_answer(rows if raw else _renormalised(rows, outside), tokens)
 
 
-def _by_answer(rows: SignalRows, tokens: Sequence[int]) -> list[SignalRows]:
+def by_answer(rows: SignalRows, tokens: Sequence[int]) -> list[SignalRows]:
     """The rows of each answer, of rows that hold all of them."""
     if len(tokens) == 1:
         return [rows]

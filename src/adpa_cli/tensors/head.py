@@ -57,18 +57,14 @@ def selected_logps(
     rows, vocabulary = hidden.shape[0], weight.shape[0]
     budget = kept_bytes(rows, vocabulary) if budget is None else budget
     shape = tile or tile_shape(rows, vocabulary, hidden.device.type)
-    plan = Plan(compute_dtype(hidden), shape, budget, scale, softcap)
+    kind = hidden.device.type
+    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
+    plan = Plan(dtype, shape, budget, scale, softcap)
     if not torch.is_grad_enabled():  # a Function knows what requires a gradient, not whether one will be asked for
         hidden, weight, bias = hidden.detach(), weight.detach(), None if bias is None else bias.detach()
     apply: Any = _SelectedLogps.apply
     logps, rest, *about = apply(hidden, weight, bias, ids, plan, stats)
     return Selected(logps, rest, Stats(*about) if stats else None)
-
-
-def compute_dtype(hidden: Tensor) -> torch.dtype:
-    """The dtype of the head's products: autocast's where it is on, else that of the hidden states."""
-    kind = hidden.device.type
-    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
 
 
 @dataclass(frozen=True)
@@ -147,6 +143,5 @@ def _between(
 def _rows_of(weight: Tensor, ids: Tensor, values: Tensor) -> Tensor:
     """[N,H]: rows of `weight` [V,H] at the distinct `ids` [N,J], weighted with `values` [N,J] and summed."""
     once = values.masked_fill(~distinct(ids), 0.0)
-    return F.embedding_bag(ids.clamp_min(0), weight, per_sample_weights=once.to(weight.dtype), mode="sum").to(
-        values.dtype
-    )
+    rows = F.embedding_bag(ids.clamp_min(0), weight, per_sample_weights=once.to(weight.dtype), mode="sum")
+    return rows.to(values.dtype)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 
 def rewards(
@@ -32,14 +33,9 @@ def rewards(
         earned = earned.clamp(-clip, clip)
     earned = earned.masked_fill(~mask, 0.0)
     if not per_token:
-        earned = _last(mask) * earned.sum(1, keepdim=True)
+        last = mask & ~F.pad(mask[:, 1:], (0, 1))
+        earned = last.float() * earned.sum(1, keepdim=True)
     return earned - (beta * (policy - start)).masked_fill(~mask, 0.0)
-
-
-def _last(mask: Tensor) -> Tensor:
-    """1.0 at the last marked position of each row, else 0."""
-    after = torch.cat([mask[:, 1:], torch.zeros_like(mask[:, :1])], 1)
-    return (mask & ~after).float()
 
 
 def advantages(rewards: Tensor, values: Tensor, mask: Tensor, *, gamma: float, lam: float) -> tuple[Tensor, Tensor]:

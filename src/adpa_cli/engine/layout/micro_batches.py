@@ -6,6 +6,7 @@ step is cut into micro-batches is a matter of the machine, and never changes mor
 
 from __future__ import annotations
 
+import bisect
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Generic, NamedTuple, TypeVar
@@ -128,11 +129,8 @@ def packed_batches(sizes: Sequence[int], tokens: int, processes: int = 1) -> lis
 
     def balanced(own: Sequence[int]) -> list[list[int]]:
         fewest = len(cut(own, tokens))
-        low, high = 1, tokens
-        while low < high:
-            middle = (low + high) // 2
-            low, high = (low, middle) if len(cut(own, middle)) <= fewest else (middle + 1, high)
-        return cut(own, high)
+        least = 1 + bisect.bisect_left(range(1, tokens), True, key=lambda most: len(cut(own, most)) <= fewest)
+        return cut(own, least)
 
     return _dealt(sizes, processes, balanced)
 

@@ -78,9 +78,8 @@ class CheckpointSelection:
         fresh = folder.with_name(f"_new-{folder.name}")
         shutil.rmtree(fresh, ignore_errors=True)
         self.save(fresh)
-        for path in fresh.rglob("*"):
-            sync_folder(path) if path.is_dir() else sync_file(path)
-        sync_folder(fresh)
+        for path in (*fresh.rglob("*"), fresh):
+            sync_file(path)
         shutil.rmtree(folder, ignore_errors=True)
         os.replace(fresh, folder)
         sync_folder(self.work)
