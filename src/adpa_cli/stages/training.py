@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -42,18 +43,14 @@ def compute(job: Job, monitor: Monitor, rank: int = 0, processes: int = 1) -> No
     tokenizer = load_tokenizer(job.one("model").path)
     encoder = encoder_of(tokenizer, spec)
     data = gather(job, spec, method, params, encoder, monitor)
-    rows = len(data.examples)
-    end = spec.last_step(schedule.steps_of(rows, spec))
+    rows, end = len(data.examples), spec.last_step(schedule.steps_of(len(data.examples), spec))
     held = validation(job, spec, encoder) if spec.select == "best" else None
     accelerator = make_accelerator(job.runtime.rendezvous)
     student, tuned = _student(job, spec, encoder, str(accelerator.device), data)
-    model = student.model
     inputs = (data.examples, data.online, spec, params, job.folder, job.runtime.tokens_per_device)
     feed = Online(student, accelerator, *inputs) if data.online else None
 
-    def save_in(folder: Path) -> None:
-        save(model, tokenizer, folder, spec.template, spec.end)
-
+    save_in = functools.partial(save, student.model, tokenizer, template_text=spec.template, end_token=spec.end)
     selection = CheckpointSelection(job.folder, student, accelerator, save_in, held, spec.keep == "all")
     evaluated = schedule.evaluation_steps(rows, spec.batch_size, end) if held or spec.keep == "all" else frozenset()
     forget_peak(accelerator.device)
@@ -74,7 +71,7 @@ def compute(job: Job, monitor: Monitor, rank: int = 0, processes: int = 1) -> No
             save_in(job.folder)
         write_json(job.folder / RESULT, {
             **preferred, **_selected(job, spec, chosen, bool(held), bool(evaluated)),
-            **measured(job.folder, end, accelerator.device.type), **_sizes(model, data),
+            **measured(job.folder, end, accelerator.device.type), **_sizes(student.model, data),
             **({"runtime": tuned} if tuned else {}), "final": summary, "notes": list(data.notes),
         })  # fmt: skip
     accelerator.wait_for_everyone()
