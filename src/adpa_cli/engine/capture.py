@@ -26,7 +26,7 @@ from adpa_cli.engine.layout.shared_prompt import answer_rows
 from adpa_cli.engine.layout.shared_prompt import states as states_of
 from adpa_cli.engine.models import Dtype, output_head
 from adpa_cli.errors import AdpaError, DataError
-from adpa_cli.signal.rows import Floats, Ints, SignalRows, difference_of
+from adpa_cli.signal.rows import Floats, SignalRows, difference_of
 from adpa_cli.tensors.output import Head
 from adpa_cli.tensors.sums import split, top_ids
 
@@ -111,10 +111,19 @@ def reference_pass(
     """
     if not answers:
         return []
-    _check_same(answers, rows)
+    for answer, row in zip(answers, rows, strict=True):
+        if list(answer.answer) != row.label_ids.tolist():
+            raise DataError(
+                f"row {answer.key.example_id!r}: the aligned teacher's rows are of another answer",
+                "capture both teachers over the same answers",
+            )
     states, where, head, mask = _forward(model, answers, student_vocab, dtype, share)
     asked = np.concatenate([np.concatenate([row.label_ids[:, None], row.ids], 1) for row in rows])
-    _check_ids(asked, teacher, head.weight.shape[0])
+    if int(asked.max()) >= len(head.weight):
+        raise AdpaError(
+            f"the aligned teacher's top k has the id {int(asked.max())}, but {teacher} has {len(head.weight)} ids",
+            "use two teachers with one vocabulary",
+        )
     wanted = torch.from_numpy(asked).long().to(states.device)
     tiles = [
         _arrays(*_at_ids(logits, wanted[span], top_ids(_barred(logits, mask), wanted.shape[1] - 1)[:, -1:]))
@@ -253,20 +262,3 @@ def _check_coverage(teacher: str, answer: Answer, logps: Floats) -> None:
             f"{teacher} puts no mass on ids that the student has, for row {answer.key.example_id!r}",
             "use a teacher and a student of one vocabulary",
         )
-
-
-def _check_ids(ids: Ints, teacher: str, vocabulary: int) -> None:
-    if int(ids.max()) >= vocabulary:
-        raise AdpaError(
-            f"the aligned teacher's top k has the id {int(ids.max())}, but {teacher} has {vocabulary} ids",
-            "use two teachers with one vocabulary",
-        )
-
-
-def _check_same(answers: Sequence[Answer], rows: Sequence[SignalRows]) -> None:
-    for answer, row in zip(answers, rows, strict=True):
-        if list(answer.answer) != row.label_ids.tolist():
-            raise DataError(
-                f"row {answer.key.example_id!r}: the aligned teacher's rows are of another answer",
-                "capture both teachers over the same answers",
-            )

@@ -60,19 +60,19 @@ def unzigzag(codes: Ints) -> Ints:
 
 def dequantise(codes: Ints, step: float) -> Floats:
     """-codes * step in float32, -inf for INFINITE."""
-    values: Floats = codes.astype(np.float32)
-    values *= np.float32(-step)
-    if codes.size and codes.max() == INFINITE:
-        values[codes == INFINITE] = -np.inf
-    return values
+    return _values(codes, codes, -step)
 
 
 def dequantise_signed(codes: Ints, step: float) -> Floats:
     """The inverse of `quantise_signed`, to half a step."""
-    values: Floats = unzigzag(codes).astype(np.float32)
+    return _values(codes, unzigzag(codes), step)
+
+
+def _values(codes: Ints, numbers: Ints, step: float) -> Floats:
+    values: Floats = numbers.astype(np.float32)
     values *= np.float32(step)
     if codes.size and codes.max() == INFINITE:
-        values[codes == INFINITE] = np.inf
+        values[codes == INFINITE] = np.copysign(np.inf, step)
     return values
 
 

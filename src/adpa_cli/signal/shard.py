@@ -76,7 +76,7 @@ class Shard:
     """A shard file, open for reading. Forked processes may share one; of threads one at a time may use it.
 
     `spec` is what the header says about every row; `keys`, `tokens` and `sizes` are the key, the number of answer
-    tokens and the stored bytes of each row, in file order.
+    tokens and the stored bytes of each row, in file order. `close` may be called twice.
     Raises NotFound, and Corrupt when the header is damaged or the file's length is not what the header says;
     `partial=True` lets the length pass, so that `verify` can name the rows that are gone.
     """
@@ -87,7 +87,7 @@ class Shard:
             self._file = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError:
             raise NotFound(f"no teacher signal at {self.path}", "adpa show lists the artifacts") from None
-        self._close = weakref.finalize(self, os.close, self._file)
+        self.close = weakref.finalize(self, os.close, self._file)
         try:
             length = os.fstat(self._file).st_size
             prelude = os.pread(self._file, PRELUDE, 0)
@@ -100,7 +100,7 @@ class Shard:
             if not partial and self._offsets[-1] != length:
                 raise Corrupt(f"{length} bytes where the header says {self._offsets[-1]}")
         except Corrupt as problem:
-            self._close()
+            self.close()
             hint = problem.hint or "adpa verify names what is damaged"
             raise Corrupt(f"{self.path}: {problem.message}", hint) from None
         self._decompressor = Decompressor()
@@ -165,10 +165,6 @@ class Shard:
             except Corrupt as problem:
                 problems.append((i, key, problem.message))
         return problems
-
-    def close(self) -> None:
-        """Closes the file; safe to call twice."""
-        self._close()
 
 
 class SignalReader:

@@ -103,7 +103,8 @@ def load_reward_model(folder: Path, tokenizer: Any, end_id: int, device: str) ->
     answer ends with. Raises AdpaError for a model that transformers has no such classifier of.
     """
     model = load(folder, train=True, device=device, scalar=True)
-    padding = _padding(tokenizer, end_id)
+    known = (tokenizer.pad_token_id, tokenizer.bos_token_id, tokenizer.unk_token_id)
+    padding = next((token for token in known if token not in (None, end_id)), 0 if end_id else 1)
     model.config.pad_token_id = padding
     tokenizer.pad_token = tokenizer.convert_ids_to_tokens(padding)
     return model
@@ -150,8 +151,3 @@ def _encode(tokenizer: Any, dialogue: Dialogue, template: str) -> list[int]:
     bos = tokenizer.bos_token_id
     starts = bos is not None and tokenizer("a")["input_ids"][:1] == [bos] and ids[:1] != [bos]
     return [bos, *ids] if starts else ids
-
-
-def _padding(tokenizer: Any, end_id: int) -> int:
-    known = (tokenizer.pad_token_id, tokenizer.bos_token_id, tokenizer.unk_token_id)
-    return next((token for token in known if token not in (None, end_id)), 0 if end_id else 1)
