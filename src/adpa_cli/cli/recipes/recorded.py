@@ -177,12 +177,13 @@ READINGS = (_by_aliases_alone, _with_aliases, _as_recorded)
 
 
 def _alias(text: str, store: Store) -> str:
-    """The alias of the family whose base model an artifact was trained from; another word stays."""
+    """The alias of the family whose base model a model of the store was trained from; another word stays."""
     try:
-        base = base_name(store.resolve(text), store)
+        manifest = store.resolve(text)
     except AdpaError:
         return text
-    return alias_of_base(base) or text
+    is_model = stages.product_of(manifest.stage) in ("model", "reward model")
+    return (alias_of_base(base_name(manifest, store)) if is_model else "") or text
 
 
 def _path_word(text: str) -> str:
