@@ -63,6 +63,7 @@ def rows(node, lengths):
 COUNT = Stage(
     "word-count", 10, 1, CountSpec, "scoring", "scores", compute, finish, rows,
     disk=lambda node, load: Disk(8 * load.count), memory=lambda node, load: Memory(1000),
+    what=lambda node: f"words of {node.label_of('data')}",
     next_commands=lambda name: [f"wc -w $(adpa path {name})/words.json"], parts=lambda spec: ("chosen",),
 )
 STAGES = (COUNT,)
@@ -116,7 +117,7 @@ def test_a_stage_is_one_file(drop_in: str, pipeline: Pipeline, cli: Cli) -> None
     data = Names(store).data((str(pipeline.data),))
     names = Names(store)
     inputs = {"data": data, "model": names.builtin_model("student")}
-    node = Node("word-count", declared.spec("", "", limit=20), inputs, "words", f"of {data.label}")
+    node = Node("word-count", declared.spec("", "", limit=20), inputs, "words")
     plan = Plan((node,), ("", ""))
 
     priced = survey(plan, store, Runtime())

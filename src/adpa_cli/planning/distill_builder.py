@@ -19,7 +19,7 @@ from adpa_cli.hub import External
 from adpa_cli.hub import repository as hub
 from adpa_cli.methods import Method, Need, Support
 from adpa_cli.planning import lineage
-from adpa_cli.planning.planner import EVAL_ROLLOUT, Inputs, Model, Plan, Planner, Teachers, method_words
+from adpa_cli.planning.planner import EVAL_ROLLOUT, Inputs, Model, Plan, Planner, Teachers
 from adpa_cli.planning.requests import (
     family_evals,
     pairs_for,
@@ -125,10 +125,9 @@ class Builder:
             inputs["reward_model"] = self.reward_model
             judged = stage_settings(family, ROLLOUT.name, EVAL_ROLLOUT)
             spec = replace(spec, judged_tokens=int(judged.get("max_new_tokens", RolloutSpec.max_new_tokens)))
-        what = f"{method_words(spec)} from {start.label}"
         hints = {"gamma_rms": family.gamma_rms} if read.advantage_weight else {}
         derived = self.planner.derived(stage, spec, replace(self.start, input=start), self.data)
-        return Node(stage, spec, inputs, f"{stage} {method}", what, hints, derived)
+        return Node(stage, spec, inputs, f"{stage} {method}", hints=hints, derived=derived)
 
     def _signals_and_rollouts(
         self, needs: Sequence[Need], spec: TrainSpec, teacher: str, start: Input, is_last: bool

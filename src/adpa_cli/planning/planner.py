@@ -131,22 +131,19 @@ class Planner:
             # The flag is about data that the user named: no teacher is trained again because of it.
             user.pop("skip_bad_rows", None)
         spec = train_spec(SFT.name, method, base.family, (SFT.name, f"{SFT.name}.{side}"), user, base.template)
-        what = f"{base.input.label} on {data.label}"
-        return Node(SFT.name, spec, {"model": base.input, "data": data}, role, what)
+        return Node(SFT.name, spec, {"model": base.input, "data": data}, role)
 
     def dpo_teacher(self, reference: Model, data: External) -> Node:
         """The aligned teacher, by DPO from the reference teacher."""
         spec = self._train_spec(DPO_TEACHER, reference)
-        what = f"{method_words(spec)} from {reference.input.label}"
         derived = self.derived(DPO_TEACHER.name, spec, reference, data)
         inputs = {"model": reference.input, "data": data}
-        return Node(DPO_TEACHER.name, spec, inputs, "aligned teacher", what, derived=derived)
+        return Node(DPO_TEACHER.name, spec, inputs, "aligned teacher", derived=derived)
 
     def reward_model(self, model: Model, data: External) -> Node:
         """A scalar head on a model, fitted to the preferences of `data`."""
         inputs = {"model": model.input, "data": data}
-        what = f"reward model on {model.input.label}"
-        return Node(REWARD_MODEL.name, self._train_spec(REWARD_MODEL, model), inputs, "reward model", what)
+        return Node(REWARD_MODEL.name, self._train_spec(REWARD_MODEL, model), inputs, "reward model")
 
     def _train_spec(self, stage: Stage, start: Model) -> TrainSpec:
         """The spec of a training whose stage has one method."""
@@ -160,7 +157,7 @@ class Planner:
             RewardsSpec, REWARDS.name, reward_model.family, self.settings(REWARDS.name), **_fixed(reward_model)
         )
         inputs = {"reward_model": reward_model.input, "data": data}
-        return Node(REWARDS.name, spec, inputs, "rewards", f"of pairs, by {reward_model.input.label}")
+        return Node(REWARDS.name, spec, inputs, "rewards")
 
     def derived(self, stage: str, spec: TrainSpec, start: Model, data: External) -> dict[str, Node]:
         """What a training reads that follows from its recipe: log-probs of its start, if its method compares with it.
@@ -175,9 +172,8 @@ class Planner:
         fixed = {"parts": parts, **{name: getattr(spec, name) for name in shared}}
         name = START_LOGPS.name
         start_spec = plain_spec(StartSpec, name, start.family, self.settings(name), **fixed)
-        what = f"log-probs of {'+'.join(parts)}, under {start.input.label}"
         inputs = {"model": start.input, "data": data}
-        return {name: Node(name, start_spec, inputs, "start log-probs", what, {"training": stage})}
+        return {name: Node(name, start_spec, inputs, "start log-probs", hints={"training": stage})}
 
     def capture(
         self,
@@ -212,9 +208,7 @@ class Planner:
                 f"leave --reference away, or --set {stage}.support=topk",
             )
         inputs: Inputs = {"aligned": aligned, **answers, **({"reference": reference} if reference else {})}
-        who = f"{name}+reference" if reference else name
-        on = "+".join(parts) if "data" in answers else f"rollouts {next(iter(answers.values())).label}"
-        return Node(stage, spec, inputs, "signal", f"{who}, on {on}")
+        return Node(stage, spec, inputs, "signal", name)
 
     def rollout(self, model: Model, data: External, split: str = "train") -> Node:
         """An answer of a model to every prompt of one side of the data."""
@@ -240,19 +234,9 @@ SIDES = {"student": "student", "teacher": "reference teacher"}
 def _rollout(model: Model, data: External, split: str, user: Mapping[str, Any], *keys: str) -> Node:
     fixed = {**_fixed(model), "split": split}
     spec = plain_spec(RolloutSpec, ROLLOUT.name, model.family, user, keys, **fixed)
-    how = f"temperature {spec.temperature:g}" if spec.temperature else "greedy"
-    what = f"by {model.input.label}, {how}, {split} prompts"
-    return Node(ROLLOUT.name, spec, {"model": model.input, "data": data}, "rollouts", what)
+    return Node(ROLLOUT.name, spec, {"model": model.input, "data": data}, "rollouts")
 
 
 def _fixed(model: Model | Teachers) -> dict[str, str]:
     """The fields of a spec that a template fills in."""
     return {"template": model.template.text, "end": model.template.end}
-
-
-def method_words(spec: TrainSpec) -> str:
-    """A method with its one telling parameter, for people."""
-    signs = {"gamma": "γ", "alpha": "α", "beta": "β"}
-    scale = next((f" {sign} {spec.params[name]:g}" for name, sign in signs.items() if name in spec.params), "")
-    on = f" on {spec.states} answers" if spec.states != methods.load(spec.method).states else ""
-    return f"{spec.method}{scale}{on}"

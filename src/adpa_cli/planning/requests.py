@@ -21,7 +21,7 @@ from adpa_cli.stages import Artifact, Input, Node, Stage
 from adpa_cli.stages.cache_teacher import CACHE_TEACHER
 from adpa_cli.stages.eval import EVAL
 from adpa_cli.stages.rollout import ROLLOUT
-from adpa_cli.stages.training import DPO_TEACHER, REWARD_MODEL, SFT
+from adpa_cli.stages.training import DPO_TEACHER, REWARD_MODEL, SFT, method_words
 from adpa_cli.suites import EvalSpec, Suite
 
 REWARD_MODEL_OPTION = "--reward-model"
@@ -248,7 +248,7 @@ def family_evals(
         suite, scorers = suites.judged_by("reward_model"), {"reward_model": reward_model}
     models: list[tuple[Input, str]] = [
         (start.input, "start"),
-        *((student, student.what.split(" from ")[0]) for student in students),
+        *((student, method_words(student.spec)) for student in students),
     ]
     if suite.with_teachers:
         models += teachers
@@ -275,7 +275,7 @@ def _eval_node(
             inputs["against"] = planner.eval_rollout(replace(model, input=against), data)
     fixed = {"template": model.template.text, "end": model.template.end, "suite": suite.name}
     spec = plain_spec(EvalSpec, EVAL.name, model.family, planner.settings(EVAL.name), **fixed)
-    return Node(EVAL.name, spec, inputs, EVAL.name, f"{suite.name} of {role}")
+    return Node(EVAL.name, spec, inputs, EVAL.name, role)
 
 
 def _suite(request: Evaluate, family: Family) -> Suite:

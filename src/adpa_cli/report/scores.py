@@ -214,8 +214,7 @@ def results(store: Store, evals: Sequence[Node]) -> str:
     for node, numbers in measured:
         cells = {score.metric: score.words(DIGITS) for score in numbers}
         model = node.inputs["model"]
-        name = node.what.removeprefix(f"{node.spec.suite} of ")
-        rows.append((name, *(cells.get(m, "") for m in metrics), "" if isinstance(model, tuple) else model.label))
+        rows.append((node.about, *(cells.get(m, "") for m in metrics), "" if isinstance(model, tuple) else model.label))
     size = max(score.n or 0 for score in every)
     judged = "win rate against start in %, 50 = nothing gained" if WIN in metrics else "accuracy in %"
     table = text.table(("MODEL", *map(_title, metrics), "ID"), rows, 10**6)

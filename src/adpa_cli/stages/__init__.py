@@ -105,6 +105,8 @@ class Stage:
     disk: Callable[[Node, Load], Disk]
     memory: Callable[[Node, Load], Memory] = scoring_memory
     flops: Callable[[Node, Load], float] = read_once_flops
+    what: Callable[[Node], str] = lambda node: node.about
+    """Its artifact in a line."""
     next_commands: Callable[[str], list[str]] = lambda name: []
     """What one does with its artifact, of that name."""
     methods: Callable[[], tuple[str, ...]] = lambda: ("",)
@@ -249,13 +251,14 @@ class Artifact:
 
 @dataclass(frozen=True)
 class Node:
-    """A stage with its spec and inputs, whether it is built already or not. `role` and `what` are for people."""
+    """A stage with its spec and inputs, whether it is built already or not. `role` and `about` are for people."""
 
     stage: str
     spec: Any
     inputs: Mapping[str, Input | tuple[Input, ...]]
     role: str
-    what: str
+    about: str = ""
+    """What neither the spec nor the inputs tell: which teacher it is of, or whose figures."""
     hints: Mapping[str, Any] = field(default_factory=dict)
     """What helps to judge the result; never hashed."""
     derived: Mapping[str, Node] = field(default_factory=dict)
@@ -286,6 +289,16 @@ class Node:
     def values(self) -> Mapping[str, Any]:
         """The spec as it is hashed."""
         return self.recipe.spec
+
+    @property
+    def what(self) -> str:
+        """What it makes, in a line."""
+        return self.declared.what(self)
+
+    def label_of(self, role: str) -> str:
+        """The label of the one input of a role."""
+        item = self.inputs[role]
+        return "" if isinstance(item, tuple) else item.label
 
     def flat_inputs(self) -> Iterator[tuple[str, Input]]:
         """(role, input) of every input, lists laid out."""

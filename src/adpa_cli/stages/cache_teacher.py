@@ -439,12 +439,20 @@ def memory(node: Node, load: Load) -> Memory:
     return scoring_in_turn(load.models, load.rows, spec.dtype, spec.block_tokens, 1 + spec.top_k, load.where)
 
 
+def what(node: Node) -> str:
+    """Whose signal it is, and on which answers."""
+    who = f"{node.about}+reference" if "reference" in node.inputs else node.about
+    if "rollouts" in node.inputs:
+        return f"{who}, on rollouts {node.label_of('rollouts')}"
+    return f"{who}, on {'+'.join(node.spec.parts)}"
+
+
 def next_commands(name: str) -> list[str]:
     return [f"adpa show {name} --row 1", f"adpa distill --method NAME --student MODEL --cache {name}"]
 
 
 CACHE_TEACHER = Stage(
     "cache-teacher", 4, 1, CaptureSpec, "scoring", "signal", compute, finish, rows, disk, memory,
-    next_commands=next_commands, vocabulary_of="aligned", follows=("limit", "max_length"),
+    what=what, next_commands=next_commands, vocabulary_of="aligned", follows=("limit", "max_length"),
 )  # fmt: skip
 STAGES = (CACHE_TEACHER,)

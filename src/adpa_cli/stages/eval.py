@@ -132,7 +132,8 @@ def disk(node: Node, load: Load) -> Disk:
 
 
 EVAL = Stage(
-    "eval", 9, 1, EvalSpec, "scoring", "scores", compute, finish, rows, disk, split=lambda spec: "test",
+    "eval", 9, 1, EvalSpec, "scoring", "scores", compute, finish, rows, disk,
+    what=lambda node: f"{node.spec.suite} of {node.about}", split=lambda spec: "test",
     one_process=True, follows=("max_length",), is_result=True,
 )  # fmt: skip
 STAGES = (EVAL,)

@@ -81,6 +81,6 @@ def disk(node: Node, load: Load) -> Disk:
 
 REWARDS = Stage(
     "rewards", 6, 1, RewardsSpec, "scoring", "rewards", compute, finish, rows, disk, one_process=True,
-    follows=("limit", "max_length"),
+    what=lambda node: f"of pairs, by {node.label_of('reward_model')}", follows=("limit", "max_length"),
 )  # fmt: skip
 STAGES = (REWARDS,)

@@ -146,13 +146,19 @@ def disk(node: Node, load: Load) -> Disk:
     return rollout_disk(load.flat, load.models[0].vocabulary)
 
 
+def what(node: Node) -> str:
+    """Whose answers they are, how they are drawn, and to which prompts."""
+    how = f"temperature {node.spec.temperature:g}" if node.spec.temperature else "greedy"
+    return f"by {node.label_of('model')}, {how}, {node.spec.split} prompts"
+
+
 def next_commands(name: str) -> list[str]:
     return [f"adpa show {name} --row 1", f"adpa cache-teacher --teacher MODEL --rollouts {name}"]
 
 
 ROLLOUT = Stage(
     "rollout", 5, 1, RolloutSpec, "generating", "answers", compute, finish, rows, disk, memory,
-    next_commands=next_commands, parts=lambda spec: ("rollout",), split=lambda spec: str(spec.split),
+    what=what, next_commands=next_commands, parts=lambda spec: ("rollout",), split=lambda spec: str(spec.split),
     vocabulary_of="model", follows=("limit", "max_length"),
 )  # fmt: skip
 STAGES = (ROLLOUT,)

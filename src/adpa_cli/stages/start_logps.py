@@ -219,5 +219,8 @@ def disk(node: Node, load: Load) -> Disk:
     return start_logps_disk(load.flat)
 
 
-START_LOGPS = Stage("start-logps", 7, 1, StartSpec, "scoring", "start log-probs", compute, finish, rows, disk)
+START_LOGPS = Stage(
+    "start-logps", 7, 1, StartSpec, "scoring", "start log-probs", compute, finish, rows, disk,
+    what=lambda node: f"log-probs of {'+'.join(node.spec.parts)}, under {node.label_of('model')}",
+)  # fmt: skip
 STAGES = (START_LOGPS,)

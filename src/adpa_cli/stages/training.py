@@ -332,6 +332,19 @@ def flops(node: Node, load: Load) -> float:
     return operations
 
 
+def method_words(spec: TrainSpec) -> str:
+    """A method with its one telling parameter, for people."""
+    signs = {"gamma": "γ", "alpha": "α", "beta": "β"}
+    scale = next((f" {sign} {spec.params[name]:g}" for name, sign in signs.items() if name in spec.params), "")
+    on = f" on {spec.states} answers" if spec.states != method_of(spec.method).states else ""
+    return f"{spec.method}{scale}{on}"
+
+
+def what(node: Node) -> str:
+    """The method with its one telling parameter, and the model that it starts from."""
+    return f"{method_words(node.spec)} from {node.label_of('model')}"
+
+
 def next_commands(name: str) -> list[str]:
     return [
         f"adpa chat {name}", f"adpa eval {name}", f"vllm serve $(adpa path {name})", f"adpa export {name} DIR --to hf",
@@ -348,19 +361,21 @@ def next_of_reward_model(name: str) -> list[str]:
 
 
 SFT = Stage(
-    "sft", 1, 1, TrainSpec, "training", "model", compute, finish, rows, disk, memory, flops, next_commands,
+    "sft", 1, 1, TrainSpec, "training", "model", compute, finish, rows, disk, memory, flops,
+    what=lambda node: f"{node.label_of('model')} on {node.label_of('data')}", next_commands=next_commands,
     methods=lambda: ("sft",), reads="dialogues", parts=lambda spec: ("chosen",),
 )  # fmt: skip
 DPO_TEACHER = Stage(
-    "dpo-teacher", 2, 1, TrainSpec, "training", "model", compute, finish, rows, disk, memory, flops, next_commands,
-    methods=lambda: ("dpo",), parts=parts_of,
+    "dpo-teacher", 2, 1, TrainSpec, "training", "model", compute, finish, rows, disk, memory, flops,
+    what=what, next_commands=next_commands, methods=lambda: ("dpo",), parts=parts_of,
 )  # fmt: skip
 REWARD_MODEL = Stage(
     "reward-model", 3, 1, TrainSpec, "training", "reward model", compute, finish, rows, disk, memory, flops,
-    next_of_reward_model, methods=lambda: ("reward-model",), parts=parts_of,
+    what=lambda node: f"reward model on {node.label_of('model')}", next_commands=next_of_reward_model,
+    methods=lambda: ("reward-model",), parts=parts_of,
 )  # fmt: skip
 DISTILL = Stage(
-    "distill", 8, 1, TrainSpec, "training", "model", compute, finish, rows, disk, memory, flops, next_commands,
-    methods=method_names, any_method=True, parts=parts_of, is_result=True,
+    "distill", 8, 1, TrainSpec, "training", "model", compute, finish, rows, disk, memory, flops,
+    what=what, next_commands=next_commands, methods=method_names, any_method=True, parts=parts_of, is_result=True,
 )  # fmt: skip
 STAGES = (SFT, DPO_TEACHER, REWARD_MODEL, DISTILL)

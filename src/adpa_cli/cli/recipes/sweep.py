@@ -220,8 +220,7 @@ def _lines(steps: Sequence[Step], store: Store, failures: Sequence[Failure]) -> 
         for node in step.plan.evals:
             model = node.inputs["model"]
             if model not in step.plan.targets and not isinstance(model, tuple) and (numbers := _scores(node, store)):
-                name = node.what.removeprefix(f"{node.spec.suite} of ")
-                others.setdefault(node.label, report.Line({}, model.label, numbers, name=name))
+                others.setdefault(node.label, report.Line({}, model.label, numbers, name=node.about))
     cells = {line.ref for line in lines}
     return [*lines, *(line for line in others.values() if line.ref not in cells)]
 
