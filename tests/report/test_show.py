@@ -14,8 +14,7 @@ import pytest
 from adpa_cli.report import compare, listing, page, text
 from adpa_cli.store import manifest as manifests
 from adpa_cli.store.manifest import Manifest
-from adpa_cli.store.store import Store
-from adpa_cli.store.verify import verify
+from adpa_cli.store.store import Store, verify
 from support.store_samples import DATA, MODEL, new_store, place, recipe
 
 HOUR = 3600.0
@@ -391,7 +390,7 @@ def test_five_hundred_artifacts_list_without_heavy_libraries(store: Store) -> No
         from pathlib import Path
         from adpa_cli.report import compare, listing, page
         from adpa_cli.store.store import Store
-        from adpa_cli.store.verify import verify
+        from adpa_cli.store.store import verify
         store = Store.find(Path(sys.argv[1]))
         found = listing.collect(store)
         print(listing.tsv(found).count(chr(10)), listing.screen(found, 100, 0.0).count("sft/"))

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from adpa_cli.cli.console import progress as screen
-from adpa_cli.report import training
+from adpa_cli.report import page as training
 from adpa_cli.stages.training import unequal_gradients
 
 METRICS = {

@@ -12,8 +12,7 @@ import pytest
 
 from adpa_cli.errors import AdpaError, Busy, Corrupt, DataError
 from adpa_cli.store.build import Work
-from adpa_cli.store.store import Store
-from adpa_cli.store.verify import verify
+from adpa_cli.store.store import Store, verify
 from support.store_samples import make, new_store, recipe
 
 CRASH_AT_EVERY_STEP = """
@@ -22,7 +21,7 @@ from pathlib import Path
 sys.path.insert(0, sys.argv[2])
 from support.store_samples import recipe
 from adpa_cli.store.store import Store
-from adpa_cli.store.verify import verify
+from adpa_cli.store.store import verify
 
 def build(store):
     with store.build(recipe(), command="adpa sft") as work:

@@ -11,8 +11,7 @@ import pytest
 from adpa_cli.errors import AdpaError, Corrupt
 from adpa_cli.store import manifest as manifests
 from adpa_cli.store.manifest import migrate
-from adpa_cli.store.store import Store
-from adpa_cli.store.verify import Damage, verified_at, verify
+from adpa_cli.store.store import Damage, Store, verified_at, verify
 from support.store_samples import make, new_store, place, recipe
 
 

@@ -17,10 +17,9 @@ import zstandard
 from adpa_cli.disk import atomic
 from adpa_cli.errors import Corrupt
 from adpa_cli.signal.codec import Compressor, encode_frame
-from adpa_cli.signal.header import write_index, write_ranking
 from adpa_cli.signal.numbers import Cursor
 from adpa_cli.signal.rows import Floats, SignalRows, SignalSpec, checked, finite_or_zero, pair_of
-from adpa_cli.signal.shard import Shard
+from adpa_cli.signal.shard import Shard, write_index, write_ranking
 
 COLUMNS = ("ids", "aligned", "reference", "rest", "label", "framing")
 _Run = tuple[str, int]

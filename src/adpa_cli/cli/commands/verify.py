@@ -13,8 +13,7 @@ from adpa_cli.errors import Corrupt, UsageError
 
 if TYPE_CHECKING:
     from adpa_cli.store.manifest import Manifest
-    from adpa_cli.store.store import Store
-    from adpa_cli.store.verify import Damage
+    from adpa_cli.store.store import Damage, Store
 
 
 def verify(
@@ -27,7 +26,7 @@ def verify(
 
     adpa verify · adpa verify best · adpa verify 0d9e --repair
     """
-    from adpa_cli.store import verify as checks
+    from adpa_cli.store import store as checks
 
     if repair and not refs:
         raise UsageError("--repair needs to be told of what", "name it: adpa verify REF --repair")
