@@ -8,9 +8,9 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+from adpa_cli.cli.commands.data import ASCII_MARKS, MARKS, marks_for, preview
 from adpa_cli.data.chat import LLAMA3, ZEPHYR, Encoded, Encoder, Template, fit, fit_dialogue
 from adpa_cli.data.examples import Message, make_dialogue, make_pair
-from adpa_cli.data.preview import ASCII_MARKS, MARKS, marks_for, preview
 from adpa_cli.errors import AdpaError, DataError
 from adpa_cli.estimate.preflight import compare
 

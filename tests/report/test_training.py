@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from adpa_cli.cli.console import progress as screen
-from adpa_cli.report import page as training
+from adpa_cli.report import page
 from adpa_cli.stages.training import unequal_gradients
 
 METRICS = {
@@ -20,7 +20,7 @@ METRICS = {
 
 
 def test_the_page_shows_terms_with_their_gradients_speed_and_memory() -> None:
-    assert training.training_lines(METRICS, 200) == [
+    assert page.training_lines(METRICS, 200) == [
         "terms     loss 1.25 · kl 0.5, ∇ 0.02 · sft 1, ∇ 0.125 · grad_norm 2 · length/rollout 312"
         " · entropy/chosen 1.5 · entropy/rollout 1.25",
         "speed     12,346 tokens/s · 41.2 % of the device's peak · 0.3 % waiting for data · 4.0 % padding"
@@ -30,10 +30,10 @@ def test_the_page_shows_terms_with_their_gradients_speed_and_memory() -> None:
 
 
 def test_what_is_not_known_is_left_out() -> None:
-    assert training.training_lines({}, 100) == []
+    assert page.training_lines({}, 100) == []
     speed = {**METRICS["speed"], "mfu": None}
     memory = {"peak": 500, "device": "cpu", "estimate": None}
-    found = training.training_lines({"final": {"loss": 1.0, "grad_norm": 2.0}, "speed": speed, "memory": memory}, 120)
+    found = page.training_lines({"final": {"loss": 1.0, "grad_norm": 2.0}, "speed": speed, "memory": memory}, 120)
     assert found[0] == "terms     loss 1 · grad_norm 2"
     assert "peak" not in found[1]
     assert found[2] == "memory    500 B at most (cpu)"
@@ -43,14 +43,14 @@ def test_curves_bear_gaps_and_torn_lines(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").write_text(
         '{"step": 1, "loss": 1.5, "terms": {"kl": 2}}\nnot json\n[1]\n{"step": 2, "loss": null}\n{"st'
     )
-    assert training.read_curves(tmp_path) == {"step": [1.0, 2.0], "loss": [1.5, None], "terms.kl": [2.0, None]}
-    assert training.read_curves(tmp_path / "none") == {}
-    assert training.curve_lines({}, 80) == []
+    assert page.read_curves(tmp_path) == {"step": [1.0, 2.0], "loss": [1.5, None], "terms.kl": [2.0, None]}
+    assert page.read_curves(tmp_path / "none") == {}
+    assert page.curve_lines({}, 80) == []
 
 
 def test_curves_join_what_is_measured_on_some_steps_and_put_gradients_last() -> None:
     steps = {"grad_norm": [4.0, 3.0], "sft": [2.0, 1.0], "entropy/chosen": [1.5, None, None, 0.5], "loss": [3.0, 1.0]}
-    (line,) = training.curve_lines(steps, 120)
+    (line,) = page.curve_lines(steps, 120)
     assert line == "curves    loss 3 █▁ 1    entropy/chosen 1.5 █▁ 0.5    sft 2 █▁ 1    grad_norm 4 █▁ 3"
 
 

@@ -1,11 +1,12 @@
-"""`adpa data`: a check of all rows of the data, and the first of them as a model sees them."""
+"""`adpa data`: a check of all rows of the data, and the first ones as a model sees them, what is trained on marked."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
-from itertools import islice
-from typing import Annotated, Any
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby, islice
+from typing import IO, TYPE_CHECKING, Annotated, Any
 
 from adpa_cli.cli.commands import Command
 from adpa_cli.cli.console import options as opt
@@ -13,7 +14,13 @@ from adpa_cli.cli.console.streams import GLOBALS, out, say
 from adpa_cli.errors import UsageError
 from adpa_cli.report.text import tsv
 
+if TYPE_CHECKING:
+    from adpa_cli.data.chat import Encoder
+    from adpa_cli.data.examples import Dialogue, Pair
+
 HEADER = ("row", "id", "side", "tokens", "trained", "text")
+MARKS = ("⟦", "⟧")
+ASCII_MARKS = ("[[", "]]")
 
 
 def data(
@@ -33,7 +40,6 @@ def data(
     adpa data pairs.jsonl --model ./small · adpa data tiny-pairs
     """
     from adpa_cli.data.preferences import load_dialogues, load_pairs
-    from adpa_cli.data.preview import marks_for, preview
     from adpa_cli.families import DATA_ALIASES
     from adpa_cli.hub.externals import BUILTIN, open_sources
 
@@ -77,8 +83,6 @@ def _print_markup(head: list[str], body: str) -> None:
 
 def _rows(item: Any, encoder: Any, max_length: int, marks: tuple[str, str]) -> Iterator[tuple[Any, ...]]:
     """One example as lines under HEADER; without an encoder its turns, not counted."""
-    from adpa_cli.data.preview import marked, views
-
     if encoder is None:
         yield item.row, item.id, "", "", "", _plain(item, marks).partition("\n")[2]
         return
@@ -123,6 +127,94 @@ def _plain(item: Any, marks: tuple[str, str]) -> str:
         turns = [(turn.role, turn.content) for turn in item.prompt]
         turns += [("chosen", marked(item.chosen)), ("rejected", marked(item.rejected))]
     return "\n".join([f"row {item.row} · {item.id}", *(f"{role}: {text}" for role, text in turns)])
+
+
+def marks_for(stream: IO[str]) -> tuple[str, str]:
+    """The marks that a stream can encode."""
+    try:
+        "".join(MARKS).encode(getattr(stream, "encoding", None) or "ascii")
+    except (UnicodeEncodeError, LookupError):
+        return ASCII_MARKS
+    return MARKS
+
+
+@dataclass(frozen=True)
+class View:
+    """One sequence that a model sees: `side` is chosen, rejected, or empty for a dialogue; `mask` is what is trained.
+
+    `cut` counts the tokens that the maximum length took away.
+    """
+
+    row: int
+    id: str
+    side: str
+    ids: Sequence[int]
+    mask: Sequence[bool]
+    cut: int
+
+    @property
+    def head(self) -> str:
+        """One line about it."""
+        lost = f", {self.cut} cut away" if self.cut else ""
+        side = f"{self.side} · " if self.side else ""
+        return f"row {self.row} · {self.id} · {side}{len(self.ids)} tokens, {sum(self.mask)} trained{lost}"
+
+
+def preview(
+    items: Iterable[Pair | Dialogue],
+    encoder: Encoder,
+    *,
+    count: int = 3,
+    max_length: int = 2048,
+    marks: tuple[str, str] = MARKS,
+    markup: bool = False,
+) -> str:
+    """Text of the first `count` items, special tokens shown; `markup` colours what is trained on (rich markup)."""
+    return "\n\n".join(
+        "\n".join(
+            f"{_escape(view.head) if markup else view.head}\n{marked(view.ids, view.mask, encoder, marks, markup)}"
+            for view in views(item, encoder, max_length)
+        )
+        for item in islice(items, count)
+    )
+
+
+def views(item: Pair | Dialogue, encoder: Encoder, max_length: int) -> Iterator[View]:
+    """What a model sees of one example."""
+    from adpa_cli.data.chat import fit_dialogue
+    from adpa_cli.data.examples import Dialogue
+
+    if isinstance(item, Dialogue):
+        sequences = [("", *encoder.dialogue(item.messages))]
+    else:
+        prompt = encoder.prompt(item.prompt)
+        sequences = []
+        for name, text in (("chosen", item.chosen), ("rejected", item.rejected)):
+            answer = encoder.answer(text)
+            sequences.append((name, prompt + answer, [False] * len(prompt) + [True] * len(answer)))
+    for name, ids, mask in sequences:
+        kept, seen, cut = fit_dialogue(ids, mask, max_length, bos_id=encoder.bos_id, where=f"row {item.row}")
+        yield View(item.row, item.id, name, kept, seen, cut)
+
+
+def marked(ids: Sequence[int], mask: Sequence[bool], encoder: Encoder, marks: tuple[str, str], markup: bool) -> str:
+    """The text of some ids, each run that is trained on between marks."""
+    text = ""
+    for trained, run in groupby(zip(ids, mask, strict=True), key=lambda each: each[1]):
+        piece = encoder.decode([id_ for id_, _ in run], special=True)
+        if trained:
+            piece = marks[0] + piece + marks[1]
+        if markup:
+            piece = f"[green]{_escape(piece)}[/green]" if trained else _escape(piece)
+        text += piece
+    return text
+
+
+def _escape(text: str) -> str:
+    """Text that rich prints as it is."""
+    from rich.markup import escape
+
+    return escape(text)
 
 
 COMMAND = Command("data", "Look", 3, data)
