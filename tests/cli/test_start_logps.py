@@ -142,13 +142,13 @@ def test_what_was_made_from_them_stays_whole_without_them(pipeline: Pipeline, cl
     assert cli("verify", made.ref).rows == [[made.ref, "whole"]]
 
     store = Store.find(pipeline.store)
-    assert {item.ref: item.why for item in gc.survey(store, gc.Keep(RESULTS)).kept}[
+    assert {item.ref: item.why for item in gc.survey(store, gc.Keep(RESULTS, (), 14)).kept}[
         made.ref
     ] == "made in the last 14 days"
-    gone = gc.survey(store, gc.Keep(RESULTS, days=0)).removed
+    gone = gc.survey(store, gc.Keep(RESULTS, (), 0)).removed
     assert made.ref in {item.ref for item in gone}
     assert ref not in {item.ref for item in gone}
-    gc.collect(store, gc.survey(store, gc.Keep(RESULTS, days=0)), gc.Keep(RESULTS, days=0), "adpa gc")
+    gc.collect(store, gc.survey(store, gc.Keep(RESULTS, (), 0)), gc.Keep(RESULTS, (), 0), "adpa gc")
     assert "start-logps" not in json.dumps(json.loads(cli("show", ref, "--json").out)["made_from"])
     assert "found, nothing to do" in cli(*words, "--method", "dpo").err
     assert store.get(scored) is None, "nothing is built for what is there"

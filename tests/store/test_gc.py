@@ -24,7 +24,7 @@ DAY = 86400.0
 NOW = time.time()
 
 
-def keep(named: Sequence[str] = (), days: float = gc.DAYS) -> gc.Keep:
+def keep(named: Sequence[str] = (), days: float = 14) -> gc.Keep:
     """What `adpa gc` keeps."""
     return gc.Keep(("distill", "eval"), named, days)
 

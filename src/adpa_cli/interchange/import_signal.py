@@ -313,9 +313,8 @@ def _model(names: Names, asked: Asked, monitor: Monitor) -> Artifact | External 
     if isinstance(model, External):
         hub.fetch(model.files, names.store.hash_cache, monitor.note)
     if asked.data and lineage.template_of(model) is None:
-        raise UsageError(
-            f"--model {model.label} has no chat template", "name the model that was captured, or its student"
-        )
+        hint = "name the model that was captured, or its student"
+        raise lineage.missing_template(f"--model {model.label}", hint)
     return model
 
 

@@ -62,6 +62,11 @@ def alias_of(base: Input) -> str:
     return alias_of_base(str(base.facts.get("name"))) if isinstance(base, External) else ""
 
 
+def missing_template(model: str, hint: str, what: str = "") -> UsageError:
+    """An error about a model that has no chat template, whatever it is wanted for."""
+    return UsageError(f"{model} has no chat template{f': {what}' if what else ''}", hint)
+
+
 def template_of(item: Input) -> Template | None:
     """The chat template that a model was trained with or brings along; None for a base model."""
     if not isinstance(item, External):
@@ -216,10 +221,8 @@ def trained(names: Names, text: str, note: Callable[[str], None] = lambda text: 
         model = Artifact(_of_family(model, text, names.store))
     template = template_of(model)
     if template is None:
-        raise UsageError(
-            f"{text} has no chat template: it is a base model that was not taught to answer",
-            f"fine-tune it first: adpa sft --model {text}",
-        )
+        what = "it is a base model that was not taught to answer"
+        raise missing_template(text, f"fine-tune it first: adpa sft --model {text}", what)
     if isinstance(model, External):
         hub.fetch(model.files, names.store.hash_cache, note)
         return Trained(model.label, Path(model.where[0]), template, None)

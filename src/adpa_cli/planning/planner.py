@@ -101,7 +101,7 @@ class Planner:
         if family.template == "tiny":
             return Template(TEMPLATE, END)
         if not isinstance(base, External):
-            raise UsageError(f"{base.label} has no chat template", "start from a base model: adpa sft --model M")
+            raise lineage.missing_template(base.label, "start from a base model: adpa sft --model M")
         default = DEFAULT_TEMPLATES[family.template]
         end = default.end or (ModelFolder.of(Path(base.where[0])).end_token if base.is_open else "")
         return Template(default.text, end)

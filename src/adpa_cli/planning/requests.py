@@ -59,11 +59,9 @@ def _as_it_is(planner: Planner, model: Artifact | External, option: str) -> Mode
     template = lineage.template_of(model)
     if template is None:
         alias = lineage.alias_of(model)
-        raise UsageError(
-            f"{option} {model.label} has no chat template: it is a base model",
-            f"fine-tune it first: adpa sft --model {lineage.command_word(model)}"
-            + (f"\n or: {option} {alias}, which is fine-tuned first" if alias else ""),
-        )
+        hint = f"fine-tune it first: adpa sft --model {lineage.command_word(model)}"
+        hint += f"\n or: {option} {alias}, which is fine-tuned first" if alias else ""
+        raise lineage.missing_template(f"{option} {model.label}", hint, "it is a base model")
     return Model(model, family, template)
 
 

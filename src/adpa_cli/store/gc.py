@@ -26,7 +26,6 @@ from adpa_cli.store.manifest import Manifest
 from adpa_cli.store.store import Store
 
 DAY = 86400.0
-DAYS = 14.0
 SMOKE_DAYS = 1.0
 TRASH = "trash"
 
@@ -36,8 +35,8 @@ class Keep:
     """What stays for its own sake: finished artifacts of the stages `results`, the full ids `named`, work of `days`."""
 
     results: Collection[str]
-    named: Collection[str] = ()
-    days: float = DAYS
+    named: Collection[str]
+    days: float
 
 
 @dataclass(frozen=True)
