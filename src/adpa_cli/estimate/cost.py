@@ -180,7 +180,7 @@ def product_speed(store: Store, machine: Machine) -> float:
     return speed
 
 
-def _product_here(side: int = 768, times: int = 3) -> float:
+def _product_here(side: int = 512, times: int = 3) -> float:
     import numpy as np
 
     matrix = np.random.Generator(np.random.PCG64(0)).standard_normal((side, side), dtype=np.float32)

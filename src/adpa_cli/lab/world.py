@@ -6,7 +6,7 @@ import hashlib
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from random import Random
 from typing import Any, Literal, TypeVar
 
@@ -121,7 +121,7 @@ class Question:
     old: str = ""
     new: str = ""
 
-    @property
+    @cached_property
     def gold(self) -> tuple[str, ...]:
         """The right words, without the frame of the mode."""
         return tuple(TASKS[self.task].solve(self.items, self.old, self.new))
