@@ -222,3 +222,53 @@ def test_an_id_becomes_the_alias_that_gives_the_same(cli: Cli) -> None:
     cli("tag", "mine", start)
     students = [tomllib.loads(cli("show", ref, "--recipe").out)["student"] for ref in refs]
     assert students == ["tiny", other]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("rollout", "--student", "tiny", "--smoke", "--temperature", 0),
+        ("sft", "--model", "tiny", "--smoke", "--set", "max_steps=none"),
+        ("sft", "--model", "tiny", "--smoke", "--set", "limit=none", "--set", "lr=0.01"),
+    ],
+    ids=["zero", "none", "none that is an option too"],
+)
+def test_zero_and_none_are_values(cli: Cli, words: tuple[object, ...]) -> None:
+    ref = cli(*words).ref
+    assert [row[1:3] for row in cli("run", recipe(cli, ref), "-n").rows] == [["found", ref]]
+
+
+def test_a_folder_whose_readme_has_configurations_is_found_again(pipeline: Pipeline, cli: Cli, tmp_path: Path) -> None:
+    lines = (pipeline.data / "train.jsonl").read_bytes().splitlines(keepends=True)
+    (tmp_path / "mine" / "data").mkdir(parents=True)
+    for name, rows in (("one", lines[:12]), ("two", lines[12:24])):
+        (tmp_path / "mine" / "data" / f"{name}.jsonl").write_bytes(b"".join(rows))
+    front = "configs:\n- config_name: x\n  data_files:\n  - split: train\n    path: data/one.jsonl\n"
+    front += "  - split: test\n    path: data/two.jsonl\n"
+    (tmp_path / "mine" / "README.md").write_text(f"---\n{front}---\n")
+    words = ("--method", "sft", "--student", pipeline.made("student"), "--data", "./mine#x", "--max-steps", 1)
+    ref = cli("distill", *words, "--no-eval").ref
+    assert tomllib.loads(cli("show", ref, "--recipe").out)["data"] == "./mine#x"
+    assert cli("rollout", "--student", ref, "-n").code == 0
+
+
+def test_what_no_stage_reads_is_left_out_and_a_name_breaks_no_line(
+    pipeline: Pipeline, cli: Cli, tmp_path: Path
+) -> None:
+    name = "new\nline\x7f.jsonl"
+    lines = (pipeline.data / "train.jsonl").read_bytes().splitlines(keepends=True)
+    (tmp_path / name).write_bytes(b"".join(lines[3:20]))
+    words = ("--method", "sft", "--student", pipeline.made("student"), "--data", name, "--sft-data", f"./{name}")
+    ref = cli("distill", *words, "--max-steps", 1, "--no-eval").ref
+    values = tomllib.loads(cli("show", ref, "--recipe").out)
+    assert values["data"] == f"./{name}"
+    assert "sft-data" not in values
+
+
+def test_the_recipe_of_what_is_on_the_way_ends_with_the_student_that_was_asked_for(
+    pipeline: Pipeline, cli: Cli
+) -> None:
+    words = ("distill", "--method", "dckd", "--student", pipeline.made("distill dckd"), "--data", pipeline.data, *STEPS)
+    ref = cli(*words, "--set", "cache-teacher.top_k=9", "--set", "rollout.max_new_tokens=8").ref
+    signal = next(m for m in Store.find(pipeline.store).artifacts() if m.spec.get("top_k") == 9)
+    assert f"on the way to {ref}" in cli("show", signal.ref, "--recipe").out

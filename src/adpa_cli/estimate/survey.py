@@ -94,9 +94,10 @@ class Survey:
         return space > LARGE_BYTES or (self.seconds or 0) > LARGE_SECONDS or trained > LARGE_TRAINING
 
     def of(self, plan: Plan) -> Survey:
-        """The same for a plan that is a part of this one, whose problems were raised with the whole."""
+        """The same for a plan that is a part of this one, as it is by now; its problems were raised with the whole."""
         costs = {cost.node.recipe.id: cost for cost in self.costs}
-        own = tuple(costs.get(node.recipe.id) or Cost(node) for node in plan.nodes(self.store))
+        nodes = ((node, costs.get(node.recipe.id) or Cost(node)) for node in plan.nodes(self.store))
+        own = tuple(replace(cost, artifact=cost.artifact or self.store.get(node.label)) for node, cost in nodes)
         return replace(self, plan=plan, costs=own, problems=(), remarks=(), is_checked=True)
 
 

@@ -153,9 +153,7 @@ class Externals:
                     raise NotFound(
                         f"{source['name']}, which this was made from, is not where it was", "give --data FILE"
                     )
-                is_file = len(paths) == 1 and not source["splits"][0]
-                folders = [str(path.parent) for path in paths if path is not None]
-                where.append(str(paths[0]) if is_file else os.path.commonpath(folders))
+                where.append(_folder_or_file(source, [path for path in paths if path is not None]))
             where[-1] += f"#{source['split']}" if source["split"] else ""
         return where
 
@@ -175,6 +173,7 @@ class Externals:
             "files": [file_digest(file, self.store.hash_cache) for file in paths],
             "splits": [split for _, split in names],  # they decide what is trained on and what is held out
             "split": source.split or "",
+            **({"names": [name for name, _ in names]} if source.kind == "folder" else {}),
         }
         return _DataSource(facts, _absolute(text), (), sum(file.stat().st_size for file in paths))
 
@@ -217,6 +216,16 @@ def _builtin_data(text: str) -> _DataSource:
         raise NotFound(f"no built-in data set is called {name}", f"there are {', '.join(BUILTIN_DATA)}")
     facts = {"name": name, "files": [f"{name} {world.VERSION}"], "splits": [""], "split": ""}
     return _DataSource(facts, text)
+
+
+def _folder_or_file(source: Any, paths: list[Path]) -> str:
+    """What to type for the files of a source that are at some paths: a file, or the folder that was given."""
+    names = source.get("names")
+    if names and str(paths[0]).endswith(f"/{names[0]}"):
+        return str(paths[0])[: -len(names[0]) - 1]
+    if not names and len(paths) == 1 and not source["splits"][0]:
+        return str(paths[0])
+    return os.path.commonpath([str(path.parent) for path in paths])
 
 
 def _absolute(text: str) -> str:

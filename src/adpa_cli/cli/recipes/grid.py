@@ -172,11 +172,15 @@ def values_of(words: Sequence[str]) -> dict[str, Any]:
 
     params = program().commands[words[0]].make_context(words[0], list(words[1:])).params
     values: dict[str, Any] = {}
-    for name, key in keys_of(makers()[words[0]].function).items():
+    keys = keys_of(makers()[words[0]].function)
+    for name, key in {key.parameter: (name, key) for name, key in reversed(keys.items())}.values():
         value = params[key.parameter]
-        if key.panel != WHERE and name != "tag" and value not in (None, False, [], ()):
+        is_unset = value is False or value in (None, [], ())  # 0 is a value, and equals False
+        if key.panel != WHERE and name != "tag" and not is_unset:
             values[name] = list(value) if key.several else value
-    settings, by_stage = parse_sets(params.get("sets") or ())
+    bare, by_stage = parse_sets(params.get("sets") or ())
+    # An option that is named like a setting is another thing: it may be followed by other stages, or refuse the value.
+    settings = {f"{words[0]}.{key}" if option(key, keys) in keys else key: value for key, value in bare.items()}
     settings |= {f"{stage}.{key}": value for stage, named in by_stage.items() for key, value in named.items()}
     return {**values, **{name: _toml_value(value) for name, value in settings.items()}}
 

@@ -40,8 +40,8 @@ def recorded_request(words: Sequence[str], plan: Plan, store: Store) -> dict[str
         if key.is_data or (key.is_model and text.startswith((".", "/", "~"))):
             base, mark, split = text.partition("#")
             name, facts = local.get(f"{Path(base).expanduser().resolve()}{mark}{split}", (text, None))
-            if facts is None:
-                return text
+            if facts is None:  # nothing in the plan reads it, so it may be left out where only this machine has it
+                return "" if Path(base).expanduser().exists() else text
             while sources.get(name, facts) != facts:  # two files of one name
                 name += "'"
             sources[name] = facts
@@ -79,24 +79,30 @@ def _reference(text: str, store: Store) -> str:
 
 
 def _changed(command: str, values: Values, change: Callable[[Key, str], str]) -> dict[str, Any]:
-    """The values of a command, those of its options that are text changed."""
+    """The values of a command, those of its options that are text changed; what becomes empty is left out."""
     keys, changed = keys_of(makers()[command].function), dict(values)
     for name, value in values.items():
         if name in keys and isinstance(value, str | list):
             items = [change(keys[name], item) for item in ([value] if isinstance(value, str) else value)]
             changed[name] = items if isinstance(value, list) else items[0]
-    return changed
+    return {name: value for name, value in changed.items() if value not in ("", [""])}
 
 
 @dataclass(frozen=True)
 class Again:
-    """The recipe that makes an artifact; `on_the_way_to` is what it makes in the end, when that is another one."""
+    """The recipe that makes an artifact, `ref`, or some `targets` with it on the way."""
 
     command: str
     values: Values
     pins: Mapping[str, str]
     """What the names of the hub meant that it starts from: commits by name."""
-    on_the_way_to: str
+    targets: tuple[str, ...]
+    ref: str
+
+    @property
+    def on_the_way_to(self) -> str:
+        """What it makes in the end; empty when that is the artifact itself."""
+        return "" if self.ref in self.targets else self.targets[0]
 
 
 def recipe_of(store: Store, manifest: Manifest) -> Again:
@@ -108,6 +114,7 @@ def recipe_of(store: Store, manifest: Manifest) -> Again:
     typed, why = str(manifest.made.get("command", "")), ""
     request: dict[str, Any] = manifest.made.get("request") or _read(typed)
     command = request.get("command", "")
+    found: list[Again] = []
     for change in READINGS if command else ():
         try:
             values = change(_placed(request, store), command, store)
@@ -118,8 +125,10 @@ def recipe_of(store: Store, manifest: Manifest) -> Again:
             continue
         nodes = stages.in_order((*plan.targets, *plan.evals), lambda node: False)
         if manifest.id in {node.recipe.id for node in nodes}:
-            is_target = manifest.ref in {target.label for target in plan.targets}
-            return Again(command, values, _pins(plan, values), "" if is_target else plan.targets[0].label)
+            targets = tuple(target.label for target in plan.targets)
+            found.append(Again(command, values, _pins(plan, values), targets, manifest.ref))
+    if found:  # the last reading is the request as it was recorded: what makes something else in the end is another one
+        return next(again for again in found if again.targets == found[-1].targets)
     raise NotFound(
         f"no command of this adpa makes {manifest.ref} again from what is here{why}",
         f"it was made by: {typed or '?'}",
@@ -210,7 +219,7 @@ def toml(again: Again, manifest: Manifest) -> str:
     """A recipe as text: options and settings first, then a table for every stage with settings of its own."""
     way = f", on the way to {again.on_the_way_to}" if again.on_the_way_to else ""
     head = [f"# makes {manifest.ref}{way}: adpa run FILE"]
-    head += [f"# {name}: sha256 {digest}" for name, digest in _files(manifest)]
+    head += [f"# {_value(name)[1:-1]}: sha256 {digest}" for name, digest in _files(manifest)]
     head += [] if again.command == DISTILL.name else [f'command = "{again.command}"']
     top = [f"{key} = {_value(value)}" for key, value in again.values.items() if "." not in key]
     options = [stage for stage in stages.names() if stage in again.values]  # TOML has a value or a table of one name
@@ -235,7 +244,12 @@ def record(again: Again, manifest: Manifest) -> dict[str, Any]:
 def _value(value: Any) -> str:
     if isinstance(value, list):
         return _value(value[0]) if len(value) == 1 else f"[{', '.join(map(_value, value))}]"
-    return word(value) if isinstance(value, bool | int | float) else json.dumps(str(value), ensure_ascii=False)
+    return word(value) if isinstance(value, bool | int | float) else _quoted(str(value))
+
+
+def _quoted(text: str) -> str:
+    """A basic string of TOML; JSON leaves the delete character as it is."""
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def _files(manifest: Manifest) -> list[tuple[str, str]]:
