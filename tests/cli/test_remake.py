@@ -258,7 +258,8 @@ def test_what_no_stage_reads_is_left_out_and_a_name_breaks_no_line(
     name = "new\nline\x7f.jsonl"
     lines = (pipeline.data / "train.jsonl").read_bytes().splitlines(keepends=True)
     (tmp_path / name).write_bytes(b"".join(lines[3:20]))
-    words = ("--method", "sft", "--student", pipeline.made("student"), "--data", name, "--sft-data", f"./{name}")
+    (tmp_path / "other.jsonl").write_bytes(b"".join(lines[:3]))
+    words = ("--method", "sft", "--student", pipeline.made("student"), "--data", name, "--sft-data", "./other.jsonl")
     ref = cli("distill", *words, "--max-steps", 1, "--no-eval").ref
     values = tomllib.loads(cli("show", ref, "--recipe").out)
     assert values["data"] == f"./{name}"
