@@ -100,7 +100,9 @@ def test_a_pipe_gets_bytes_and_seconds_uncut(with_hub: Survey) -> None:
     rows = [line.split("\t") for line in plan_tsv(with_hub).splitlines()]
     assert {len(row) for row in rows} == {7}
     assert rows[-1][5:] == ["?", "?"]
-    assert rows[0][5:] == [str(with_hub.costs[0].disk.keeps), f"{with_hub.costs[0].seconds:.0f}"]  # type: ignore[union-attr]
+    disk, seconds = with_hub.costs[0].disk, with_hub.costs[0].seconds
+    assert disk is not None
+    assert rows[0][5:] == [str(disk.keeps), f"{seconds:.0f}"]
 
 
 def test_a_program_gets_one_object(cli: Cli) -> None:

@@ -44,7 +44,7 @@ def test_sizes_are_those_of_the_weights(folder: Path) -> None:
 
     size = ModelFolder.of(folder).size
     with safe_open(folder / "model.safetensors", "np") as weights:
-        shapes = {name: tuple(weights.get_slice(name).get_shape()) for name in weights.keys()}  # noqa: SIM118
+        shapes = {name: tuple(weights.get_slice(name).get_shape()) for name in weights.keys()}  # noqa: SIM118  it is no mapping
     assert ModelFolder.of(folder).shapes == shapes
     assert (size.hidden, size.layers, size.inner, size.keys, size.width, size.tied) == (48, 2, 96, 48, 48, True)
     assert size.tokenizer == (folder / "tokenizer.json").stat().st_size < size.beside

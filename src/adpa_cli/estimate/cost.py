@@ -23,16 +23,14 @@ from adpa_cli.engine.costs import REACHED, answer_share, training_disk
 from adpa_cli.engine.training.schedule import whole_steps
 from adpa_cli.errors import AdpaError
 from adpa_cli.estimate.row_lengths import RowLengths
-from adpa_cli.hub import External
 from adpa_cli.machine import Machine
-from adpa_cli.planning.lineage import model_size
+from adpa_cli.planning.lineage import model_in_folder, model_size
 from adpa_cli.sizes import Disk, Memory, Row, Rows, Where
 from adpa_cli.spec import Runtime
-from adpa_cli.stages import MODEL_ROLES, Artifact, Input, Load, Node, Stage
+from adpa_cli.stages import DECODER_ROLES, MODEL_ROLES, Artifact, Input, Load, Node, Stage
 from adpa_cli.store.manifest import Manifest
 from adpa_cli.store.store import Store
 
-SPEED_ROLES = ("model", "aligned", "reference")
 START_SECONDS = 1.0  # of a stage, besides its arithmetic
 REMEMBERED = ".speed.json"
 RECENT, TELLING_SECONDS = 3, 5.0
@@ -143,7 +141,7 @@ def _flops_of(manifest: Manifest, stage: Stage, store: Store, share: float) -> f
         passes = float(min(steps * spec["batch_size"] / rows, spec["epochs"]))
         return 6 * float(metrics["parameters"]) * tokens * passes
     total = 0.0
-    for role in SPEED_ROLES:
+    for role in DECODER_ROLES:
         content = manifest.inputs.get(role)
         if isinstance(content, str):
             total += 2 * _parameters(content, store) * tokens
@@ -156,8 +154,7 @@ def _parameters(content: str, store: Store) -> float:
         manifest = store.get(content)
         model = Artifact(manifest) if manifest else None
     else:
-        folder = store.hash_cache.locate(content.removeprefix("model:"))
-        model = External(content, folder.name, (str(folder),)) if folder else None
+        model = model_in_folder(content, {}, store)
     try:
         return 0.0 if model is None else float(model_size(model, store).parameters)
     except AdpaError:

@@ -19,7 +19,7 @@ from adpa_cli.machine import Machine
 from adpa_cli.planning.lineage import folder_of
 from adpa_cli.sizes import Where, size_words
 from adpa_cli.spec import Runtime, TrainSpec
-from adpa_cli.stages import Load, Node
+from adpa_cli.stages import DECODER_ROLES, Load, Node
 from adpa_cli.store.store import Store
 
 SHOWN = 3
@@ -108,8 +108,7 @@ def plain_checks(nodes: Sequence[Node], store: Store) -> Iterator[Check]:
 
 def _models(node: Node, store: Store) -> list[tuple[str, Path]]:
     """The models that a stage reads, by role."""
-    roles = ("model", "aligned", "reference")
-    return [(role, folder_of(item, store)) for role, item in node.flat_inputs() if role in roles]
+    return [(role, folder_of(item, store)) for role, item in node.flat_inputs() if role in DECODER_ROLES]
 
 
 def deep_checks(nodes: Sequence[Node], store: Store) -> Iterator[Check]:

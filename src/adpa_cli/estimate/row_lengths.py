@@ -6,10 +6,9 @@ Reads the data (as the checks before the work do), `tokenizer.json` and the chat
 from __future__ import annotations
 
 import functools
-import hashlib
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from adpa_cli.planning.lineage import folder_of, single
 from adpa_cli.planning.resolve_inputs import Names
 from adpa_cli.sizes import Row, Rows
 from adpa_cli.stages import MODEL_ROLES, Artifact, Node
+from adpa_cli.store.identity import file_digest
 from adpa_cli.store.store import Store
 
 SAMPLE_BYTES = 50_000
@@ -29,6 +29,24 @@ TURN_TOKENS = 5.0  # of a template that cannot be rendered
 SPECIAL = ("bos_token", "eos_token", "pad_token")
 Reading = tuple[tuple[str, ...], str, int | None, bool]
 """Where data are, the side that is read, how many rows, and whether bad ones are left out."""
+
+
+@dataclass(frozen=True)
+class TokenizerFolder:
+    """A model folder by its tokenizer: two are equal that cut texts alike, so a family's texts are measured once."""
+
+    path: Path = field(compare=False)
+    digest: str
+    special: tuple[str, ...] = ()
+
+    @staticmethod
+    def of(folder: Path, store: Store) -> TokenizerFolder:
+        """That of a model folder; one without a fast tokenizer is equal to itself alone."""
+        path = folder / "tokenizer.json"
+        if not path.exists():
+            return TokenizerFolder(folder, str(folder))
+        special = tuple(ModelFolder.of(folder).token(name) for name in SPECIAL)
+        return TokenizerFolder(folder, file_digest(path, store.hash_cache), special)
 
 
 @dataclass(frozen=True)
@@ -85,8 +103,8 @@ class RowLengths:
         count, mean = int(made.manifest.metrics["answers"]), float(made.manifest.metrics["mean_tokens"])
         return [Row(_mean_prompt(made, self.store), mean)] * count
 
-    def _read(self, split: str) -> tuple[Reading, Path, tuple[str, str]]:
-        """What is read of the data, and the folder and template of the model that reads it first."""
+    def _read(self, split: str) -> tuple[Reading, TokenizerFolder, tuple[str, str]]:
+        """What is read of the data, and the tokenizer and template of the model that reads it first."""
         data, spec = self.node.inputs["data"], self.node.spec
         model = next(self.node.inputs[role] for role in MODEL_ROLES if role in self.node.inputs)
         if not isinstance(data, External) or isinstance(model, tuple):
@@ -94,7 +112,7 @@ class RowLengths:
         if data.download or not data.is_open:
             raise AdpaError(f"{data.label} is not on this machine")
         reading = (data.where, split, spec.limit, spec.skip_bad_rows)
-        return reading, _with_same_tokenizer(folder_of(model, self.store)), (spec.template, spec.end)
+        return reading, TokenizerFolder.of(folder_of(model, self.store), self.store), (spec.template, spec.end)
 
 
 def _mean_prompt(made: Artifact, store: Store) -> float:
@@ -106,7 +124,7 @@ def _mean_prompt(made: Artifact, store: Store) -> float:
         data = Names(store).data_of(made.manifest.sources[content], content)
         folder = store.folder(made.label if below is None else below.ref)
         reading = (data.where, str(spec["split"]), spec["limit"], bool(spec.get("skip_bad_rows")))
-        rows, _, _ = pair_rows(reading, _with_same_tokenizer(folder), (str(spec["template"]), str(spec["end"])))
+        rows, _, _ = pair_rows(reading, TokenizerFolder.of(folder, store), (str(spec["template"]), str(spec["end"])))
         return sum(row.prompt for row in rows) / len(rows)
     except (AdpaError, OSError, KeyError):
         return float(made.manifest.metrics["mean_tokens"])
@@ -119,12 +137,12 @@ def _within(longest: int, rows: Sequence[Row]) -> list[Row]:
 
 @functools.lru_cache(maxsize=16)
 def pair_rows(
-    reading: Reading, folder: Path, template: tuple[str, str]
+    reading: Reading, tokenizer: TokenizerFolder, template: tuple[str, str]
 ) -> tuple[tuple[Row, ...], tuple[Row, ...], tuple[int, ...]]:
     """The chosen and the rejected answer of every pair, before fitting; and where a prompt is met the first time."""
     items = pairs_of(*reading).items
     answers = [text for item in items for text in (item.chosen, item.rejected)]
-    ruler = ruler_for(folder, template, [m.content for item in items for m in item.prompt], answers)
+    ruler = ruler_for(tokenizer.path, template, [m.content for item in items for m in item.prompt], answers)
     firsts: dict[Any, int] = {}
     chosen, rejected = [], []
     for place, item in enumerate(items):
@@ -136,30 +154,18 @@ def pair_rows(
 
 
 @functools.lru_cache(maxsize=16)
-def dialogue_rows(reading: Reading, folder: Path, template: tuple[str, str]) -> tuple[Row, ...]:
+def dialogue_rows(reading: Reading, tokenizer: TokenizerFolder, template: tuple[str, str]) -> tuple[Row, ...]:
     """Every dialogue before fitting: all its answers, and all that is not one."""
     items = dialogues_of(*reading).items
     turns = [message for item in items for message in item.messages]
     asked, said = ([m.content for m in turns if (m.role == "assistant") == own] for own in (False, True))
-    ruler = ruler_for(folder, template, asked, said)
+    ruler = ruler_for(tokenizer.path, template, asked, said)
     rows = []
     for item in items:
         answers = [m for m in item.messages if m.role == "assistant"]
         prompt = ruler.prompt([m for m in item.messages if m.role != "assistant"])
         rows.append(Row(prompt + (len(answers) - 1) * ruler.ask, sum(ruler.answer(m.content) for m in answers)))
     return tuple(rows)
-
-
-def _with_same_tokenizer(folder: Path) -> Path:
-    """The first folder that was met with this tokenizer, so that a family's texts are measured once."""
-    path = folder / "tokenizer.json"
-    if not path.exists():
-        return folder
-    names = tuple(ModelFolder.of(folder).token(name) for name in SPECIAL)
-    return _FOLDERS.setdefault((hashlib.sha256(path.read_bytes()).digest(), names), folder)
-
-
-_FOLDERS: dict[tuple[bytes, tuple[str, ...]], Path] = {}
 
 
 def ruler_for(folder: Path, template: tuple[str, str], asked: Sequence[str], said: Sequence[str]) -> Ruler:

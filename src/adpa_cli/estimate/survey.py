@@ -19,7 +19,8 @@ from adpa_cli.machine import Machine
 from adpa_cli.planning.lineage import hub_files
 from adpa_cli.planning.planner import Plan
 from adpa_cli.spec import Runtime
-from adpa_cli.stages import Node
+from adpa_cli.stages import Node, in_order
+from adpa_cli.store.manifest import Manifest
 from adpa_cli.store.store import Store
 
 LARGE_BYTES, LARGE_SECONDS, LARGE_TRAINING = 10e9, 1800.0, 1e9
@@ -107,8 +108,13 @@ def survey(plan: Plan, store: Store, runtime: Runtime, machine: Machine | None =
     Problems are those that can be named without loading a model's libraries: of what cannot fit, of data that are
     here, and of lengths.
     """
-    nodes = plan.nodes(store)
-    existing = {node.recipe.id: store.get(node.label) for node in nodes}
+    existing: dict[str, Manifest | None] = {}
+
+    def exists(node: Node) -> bool:
+        existing[node.recipe.id] = store.get(node.label)
+        return existing[node.recipe.id] is not None
+
+    nodes = in_order((*plan.targets, *plan.evals), exists)
     missing = [node for node in nodes if existing[node.recipe.id] is None]
     machine = machine or Machine.here(store.root)
     if not missing:

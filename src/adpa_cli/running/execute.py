@@ -184,9 +184,9 @@ def _computed(job: Job, work: Work, threads: int, log: Log, show: Show) -> dict[
 
 def run(job: Job, monitor: Monitor, threads: int) -> dict[str, Any]:
     """Compute a stage in this process, or in as many as the runtime asks for, and finish it here."""
-    stage = every()[job.stage]
     from adpa_cli.engine.device import prepare
 
+    stage = every()[job.stage]
     prepare(threads)
     if job.runtime.processes > 1 and not stage.one_process:
         from adpa_cli.running.processes import compute_in_processes

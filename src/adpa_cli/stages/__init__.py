@@ -33,8 +33,10 @@ T = TypeVar("T")
 Kind = Literal["training", "scoring", "generating"]
 """What the time of a stage depends on."""
 Product = Literal["model", "reward model", "signal", "answers", "rewards", "start log-probs", "scores"]
-MODEL_ROLES = ("model", "aligned", "reference", "reward_model")
-"""The inputs of any stage that are models, which it loads one after the other."""
+DECODER_ROLES = ("model", "aligned", "reference")
+"""The inputs of any stage that are language models."""
+MODEL_ROLES = (*DECODER_ROLES, "reward_model")
+"""Those that are models, which a stage loads one after the other."""
 
 
 class Lengths(Protocol):

@@ -267,7 +267,7 @@ class Store:
         Raises AdpaError where another command has pinned one otherwise meanwhile.
         """
         for name, commit in self.unsaved_pins.items():
-            if created.pin(name, lambda _, commit=commit: commit) != commit:  # type: ignore[misc]
+            if created.pin(name, self.unsaved_pins.__getitem__) != commit:
                 raise AdpaError(f"{name} was pinned to another commit meanwhile", "repeat the command")
 
     def unfinished(self) -> list[Unfinished]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -16,7 +15,7 @@ from adpa_cli.cli.console.options import Request
 from adpa_cli.cli.console.plan_screen import plan_json, plan_text, plan_tsv
 from adpa_cli.cli.console.progress import Screen
 from adpa_cli.cli.console.stopping import Stopping, stoppable
-from adpa_cli.cli.console.streams import GLOBALS, Output, confirm, ids_only, no_stdin, quiet_libraries
+from adpa_cli.cli.console.streams import GLOBALS, Output, confirm, ids_only, no_stdin, quiet_libraries, terminal_width
 from adpa_cli.cli.recipes.recorded import recorded_request
 from adpa_cli.errors import AdpaError, Stopped, UsageError
 from adpa_cli.estimate.preflight import refuse
@@ -71,9 +70,8 @@ def make(request: Request) -> None:
     with console(store, runtime.stop_after) as desk:
         plan = request.plan(store)
         check_tag_fits(plan, options.tag)
-        width = shutil.get_terminal_size((120, 24)).columns
         if options.dry_run:
-            show_only(survey(plan, store, runtime), desk, width)
+            show_only(survey(plan, store, runtime), desk)
             return
         store = created(store, desk.screen)
         surveyed = survey(plan, store, runtime)
@@ -82,7 +80,7 @@ def make(request: Request) -> None:
             hand_over(manifest, store, options.tag, desk.output)
 
         if surveyed.building:
-            desk.screen.say(plan_text(surveyed, width))
+            desk.screen.say(plan_text(surveyed, terminal_width()))
             ask_if_large(surveyed, options.yes)
             carry_out(surveyed, desk, made)
         else:
@@ -111,15 +109,17 @@ def check_tag_fits(plan: Plan, tag: str | None) -> None:
         )
 
 
-def show_only(surveyed: Survey, desk: Console, width: int) -> None:
+def show_only(surveyed: Survey, desk: Console) -> None:
     """What --dry-run prints. A plan that cannot be carried out is shown on stderr and refused, as a build would."""
     if surveyed.problems:
-        desk.screen.say(plan_text(surveyed, width))
+        desk.screen.say(plan_text(surveyed, terminal_width()))
         refuse(surveyed.problems)
     if GLOBALS.json:
         shown = json.dumps(plan_json(surveyed), ensure_ascii=False, indent=1)
+    elif os.isatty(desk.output.descriptor):
+        shown = plan_text(surveyed, terminal_width())
     else:
-        shown = plan_text(surveyed, width) if os.isatty(desk.output.descriptor) else plan_tsv(surveyed).rstrip("\n")
+        shown = plan_tsv(surveyed).rstrip("\n")
     desk.output.line(for_encoding(shown, sys.stdout.encoding))
 
 
@@ -131,11 +131,7 @@ def ask_if_large(surveyed: Survey, yes: bool) -> None:
         raise AdpaError("nothing was started", "the same command with --yes goes ahead without asking")
 
 
-def carry_out(
-    surveyed: Survey,
-    desk: Console,
-    made: Callable[[Manifest], None],
-) -> None:
+def carry_out(surveyed: Survey, desk: Console, made: Callable[[Manifest], None]) -> None:
     """Build what is missing; `made` hears of each target as soon as it is committed, or if it exists."""
     store, plan = surveyed.store, surveyed.plan
     targets = {target.recipe.id for target in plan.targets}

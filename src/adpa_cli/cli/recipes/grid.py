@@ -173,8 +173,11 @@ def values_of(words: Sequence[str]) -> dict[str, Any]:
     params = program().commands[words[0]].make_context(words[0], list(words[1:])).params
     values: dict[str, Any] = {}
     keys = keys_of(makers()[words[0]].function)
-    for name, key in {key.parameter: (name, key) for name, key in reversed(keys.items())}.values():
-        value = params[key.parameter]
+    names: dict[str, str] = {}
+    for name, key in keys.items():
+        names.setdefault(key.parameter, name)  # an option of two names goes by the first
+    for parameter, name in names.items():
+        key, value = keys[name], params[parameter]
         is_unset = value is False or value in (None, [], ())  # 0 is a value, and equals False
         if key.panel != WHERE and name != "tag" and not is_unset:
             values[name] = list(value) if key.several else value

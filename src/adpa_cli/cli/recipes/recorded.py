@@ -115,9 +115,13 @@ def recipe_of(store: Store, manifest: Manifest) -> Again:
     request: dict[str, Any] = manifest.made.get("request") or _read(typed)
     command = request.get("command", "")
     found: list[Again] = []
-    for change in READINGS if command else ():
+    readings: list[Values] = []
+    try:
+        readings = _readings(request, store) if command else []
+    except NotFound as error:
+        why = f": {error.message}"
+    for values in readings:
         try:
-            values = change(_placed(request, store), command, store)
             ((_, asked),) = requests(Recipe("recipe", "", command, values))
             plan = asked.plan(store)
         except AdpaError as error:
@@ -165,24 +169,17 @@ def _placed(request: Mapping[str, Any], store: Store) -> dict[str, Any]:
     return _changed(request["command"], request["values"], path)
 
 
-def _as_recorded(values: Values, command: str, store: Store) -> Values:
-    """With the ids that were recorded."""
-    return values
+def _readings(request: Mapping[str, Any], store: Store) -> list[Values]:
+    """What may make the same id, each once: the first that does is the recipe, for it holds in most places.
 
-
-def _with_aliases(values: Values, command: str, store: Store) -> Values:
-    """With aliases in place of the ids of models."""
-    return _changed(command, values, lambda key, text: _alias(text, store) if key.is_model else text)
-
-
-def _by_aliases_alone(values: Values, command: str, store: Store) -> Values:
-    """With aliases, and without answers and signal, which are then made again."""
-    kept = {name: value for name, value in values.items() if name not in ("cache", "rollouts")}
-    return _with_aliases(kept, command, store)
-
-
-READINGS = (_by_aliases_alone, _with_aliases, _as_recorded)
-"""What may make the same id; the first that does is the recipe, for it holds in most places."""
+    With aliases for models and without answers and signal, which are then made again; with aliases for models; and with
+    the ids that were recorded. Raises NotFound for a source that is gone.
+    """
+    recorded = _placed(request, store)
+    aliased = _changed(request["command"], recorded, lambda key, text: _alias(text, store) if key.is_model else text)
+    alone = {name: value for name, value in aliased.items() if name not in ("cache", "rollouts")}
+    readings: list[Values] = [alone, aliased, recorded]
+    return [values for n, values in enumerate(readings) if values not in readings[:n]]
 
 
 def _alias(text: str, store: Store) -> str:
