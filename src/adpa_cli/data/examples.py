@@ -30,10 +30,23 @@ HELD_OUT_MOST = 500
 
 @dataclass(frozen=True)
 class Message:
-    """One turn: who speaks ("system", "user" or "assistant") and what is said."""
+    """One turn: who speaks ("system", "user", "assistant" or "tool"), what is said, and what else templates read of it.
+
+    `more` is canonical JSON of such keys as `tool_calls`, "" without any. The tools that may be called stand in front
+    of a dialogue, as a turn whose role is `TOOLS` and whose content is canonical JSON of their list.
+    """
 
     role: str
     content: str
+    more: str = ""
+
+
+TOOLS = "tools"
+
+
+def turn_dict(message: Message) -> dict[str, Any]:
+    """A turn as chat templates take it."""
+    return {"role": message.role, "content": message.content, **(json.loads(message.more) if message.more else {})}
 
 
 Prompt = tuple[Message, ...]
@@ -57,7 +70,7 @@ class Passed(Exception):
 
 def plain(messages: Sequence[Message]) -> list[list[str]]:
     """Messages as JSON values, for hashing."""
-    return [[message.role, message.content] for message in messages]
+    return [[m.role, m.content, *([m.more] if m.more else ())] for m in messages]
 
 
 def value_of(row: Row, field: str) -> Any:
