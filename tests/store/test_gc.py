@@ -128,7 +128,7 @@ def test_the_note_of_a_killed_command_keeps_nothing(tmp_path: Path) -> None:
         with reserved(store.root, [idle.id], "adpa distill"):
             os.kill(os.getpid(), signal.SIGKILL)
     os.waitpid(child, 0)
-    assert len(list((store.root / ".partial").glob("use-*"))) == 1
+    assert len(list((store.root / ".partial").glob("use-*.lock"))) == 1
     gc.collect(store, gc.survey(store, keep()), keep(), "adpa gc")
     assert store.get(idle.ref) is None
     assert list((store.root / ".partial").glob("use-*")) == []

@@ -8,6 +8,9 @@
 
 Until the rename nothing is visible. The manifest is written after every other file is on the disk, so a manifest inside
 a private folder says that only the rename is missing, and the next build of the same recipe does just that.
+
+A private folder has one writer, also where two processes hold what each takes for the lock: the one whose claim lies
+beside it. Where that one is silent and nobody can tell whether it has ended, its work is copied, not entered.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shlex
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -22,10 +26,12 @@ from pathlib import Path
 from typing import Any
 
 from adpa_cli.disk import explained, sha256_file, sync_file, sync_folder, write_atomic
-from adpa_cli.errors import Corrupt
+from adpa_cli.errors import AdpaError, Busy, Corrupt
+from adpa_cli.store import claim as claims
 from adpa_cli.store import manifest as manifests
+from adpa_cli.store.claim import Claim
 from adpa_cli.store.identity import Recipe
-from adpa_cli.store.lock import PARTIAL, locked
+from adpa_cli.store.lock import PARTIAL, Hold, holder, locked
 from adpa_cli.store.manifest import Manifest
 
 STATE = "state.json"
@@ -49,12 +55,14 @@ class Work:
         self.command = command
         self.again = again or command
         self.environment = dict(environment)
+        self.root = root
         self.dir = root / PARTIAL / recipe.id
         self.target = root / recipe.stage / recipe.id[:12]
         self.hit: Manifest | None = None
         self.progress: dict[str, Any] = {}
         self._seconds_before = 0.0
         self._started = time.monotonic()
+        self._claim: Claim | None = None
 
     @property
     def seconds(self) -> float:
@@ -62,7 +70,11 @@ class Work:
         return self._seconds_before + time.monotonic() - self._started
 
     def save_state(self, progress: Mapping[str, Any], stopped: str = "") -> None:
-        """Record how far the work is (JSON; `step` and `of` are shown), and what stopped it if this is the end."""
+        """Record how far the work is (JSON; `step` and `of` are shown), and what stopped it if this is the end.
+
+        Raises AdpaError where another process has taken the work over.
+        """
+        self.check_owner()
         self.progress = dict(progress)
         self._write_state(stopped)
 
@@ -72,7 +84,11 @@ class Work:
         sources: Mapping[str, Mapping[str, Any]] | None = None,
         made: Mapping[str, Any] | None = None,
     ) -> Manifest:
-        """Make the folder an artifact: sync its files, write the manifest, rename. Returns the manifest."""
+        """Make the folder an artifact: sync its files, write the manifest, rename. Returns the manifest.
+
+        Raises AdpaError where another process has taken the work over.
+        """
+        self.check_owner()
         manifests.check_sources(sources or {})
         about = {
             "command": self.command, "at": manifests.utc(time.time()), "seconds": round(self.seconds, 3),
@@ -107,10 +123,11 @@ class Work:
         sync_folder(self.dir.parent)
         return manifests.read(self.target)
 
-    def open(self, announce: Callable[[str], None] | None) -> None:
-        """Enter the private folder: finish a commit that was cut off, go on with earlier work, or start clean."""
+    def open(self, hold: Hold, announce: Callable[[str], None] | None) -> None:
+        """Enter a private folder: finish a commit that was cut off, go on with earlier work, or start clean."""
         if self.find_hit():
             return
+        self._own(hold, announce)
         if (self.dir / manifests.FILE_NAME).exists():
             self.hit = self.publish()
             return
@@ -124,6 +141,46 @@ class Work:
         self.progress, self._seconds_before = state["progress"], state["seconds"]
         self._write_state("")
 
+    def _own(self, hold: Hold, announce: Callable[[str], None] | None) -> None:
+        """Choose the folder to work in, and make it this process's: the one that was saved last, or a copy of it.
+
+        Raises Busy for a folder whose owner is at work, though the lock was free.
+        """
+        ref, folders = self.recipe.ref, attempts(self.root, self.recipe.id) or [self.dir]
+        owners = {folder: claims.read(owner_path(folder)) for folder in folders}
+        kernel_lock = hold.claim.kernel_lock
+        states = {folder: one.state(owner_path(folder), kernel_lock) for folder, one in owners.items() if one}
+        for folder, owner in owners.items():
+            if owner is not None and states[folder] == "alive":
+                raise _busy(ref, owner, owner_path(folder))
+        self.dir, owner = folders[0], owners[folders[0]]
+        if owner is not None and states[self.dir] == "silent":
+            if announce:
+                announce(f"{ref}: {owner.who} is silent; going on with a copy of its work")
+            self.dir = _copied(folders[0], owner, folders[0].with_name(f"{self.recipe.id}.{hold.claim.token}"), ref)
+        for folder, owner in owners.items():
+            if owner is not None:
+                claims.removed(owner_path(folder), owner)
+        place = owner_path(self.dir)
+        if not claims.made(place, hold.claim):
+            raise _busy(ref, claims.read(place) or hold.claim, place)
+        self._claim = hold.claim
+        hold.beat.paths.append(place)
+        for folder in folders:
+            if folder != self.dir:
+                shutil.rmtree(folder, ignore_errors=True)
+
+    def check_owner(self) -> None:
+        """Raise AdpaError where another process has taken this one's work over."""
+        if self._claim is None:
+            return
+        owner = claims.read(owner_path(self.dir))
+        if owner is None or owner.token != self._claim.token:
+            raise AdpaError(
+                f"{self.recipe.ref} was taken over by another process while this one stood still",
+                f"nothing is damaged; the same command finds what the other one makes: {self.again}",
+            )
+
     def find_hit(self) -> bool:
         """Look whether the artifact is there by now. Raises Corrupt when its place is taken by something else."""
         if not (self.target / manifests.FILE_NAME).exists():
@@ -136,8 +193,14 @@ class Work:
         return True
 
     def close(self) -> None:
-        """Forget an attempt that failed before it made anything worth going on with."""
-        if self.hit is None and not self.progress and {path.name for path in self.dir.iterdir()} <= {STATE, LOG}:
+        """Let go of the folder, and forget an attempt that failed before it made anything worth going on with."""
+        if self._claim is None or not claims.removed(owner_path(self.dir), self._claim):
+            return
+        if self.hit is not None:
+            for folder in attempts(self.root, self.recipe.id):
+                if claims.read(owner_path(folder)) is None:
+                    shutil.rmtree(folder, ignore_errors=True)
+        elif not self.progress and {path.name for path in self.dir.iterdir()} <= {STATE, LOG}:
             shutil.rmtree(self.dir)
 
     def _write_state(self, stopped: str) -> None:
@@ -169,17 +232,69 @@ def build(
     if work.find_hit():
         yield work
         return
-    lock = root / PARTIAL / f"{recipe.id}.lock"
     with (
         explained(root, f"{recipe.ref} is not made"),
-        locked(lock, command, wait=wait, announce=announce, what=recipe.ref),
+        locked(lock_path(work.dir), command, wait=wait, announce=announce, what=recipe.ref) as hold,
     ):
-        work.open(announce)
         try:
+            work.open(hold, announce)
             yield work
+        except OSError:  # its folder may have been taken away from it
+            work.check_owner()
+            raise
         finally:
             with contextlib.suppress(OSError):
                 work.close()
+
+
+def attempts(root: Path, recipe_id: str) -> list[Path]:
+    """The private folders of one recipe, the one that was saved last first: as a rule there is one at most."""
+    found = [folder for folder in (root / PARTIAL).glob(f"{recipe_id}*/") if recipe_of(folder) == recipe_id]
+    states = {folder: read_state(folder) for folder in found}
+    return sorted(found, key=lambda folder: (-(states[folder] or {"at": 0.0})["at"], folder.name))
+
+
+def lock_path(folder: Path) -> Path:
+    """The lock of those who make what a private folder is for."""
+    return folder.with_name(f"{recipe_of(folder)}.lock")
+
+
+def recipe_of(folder: Path) -> str:
+    """The id of the recipe that a private folder belongs to; a copy of another one's work has more to its name."""
+    return folder.name.partition(".")[0]
+
+
+def owner_path(folder: Path) -> Path:
+    """Where the claim of the process that works in a private folder lies."""
+    return folder.with_name(f"{folder.name}.owner")
+
+
+def at_work(folder: Path) -> str:
+    """Who works on what a private folder is for, or in it; empty when nobody does."""
+    owner = claims.read(owner_path(folder))
+    is_owned = owner is not None and owner.state(owner_path(folder)) == "alive"
+    return holder(lock_path(folder)) or (owner.who if owner is not None and is_owned else "")
+
+
+def _busy(ref: str, owner: Claim, place: Path) -> Busy:
+    return Busy(f"{ref} is being built by {owner.who}, though its lock was free",
+                f"wait until it is made; where that process is gone: rm {shlex.quote(str(place))}")  # fmt: skip
+
+
+def _copied(folder: Path, owner: Claim, target: Path, ref: str) -> Path:
+    """A copy of work whose owner is silent, for nobody knows whether that one will write there again."""
+    before = _stats(folder)
+    with contextlib.suppress(FileNotFoundError):
+        shutil.copytree(folder, target)
+    if owner.state(owner_path(folder)) == "alive" or _stats(folder) != before:
+        shutil.rmtree(target, ignore_errors=True)
+        raise _busy(ref, owner, owner_path(folder))
+    return target
+
+
+def _stats(folder: Path) -> dict[str, tuple[int, int]]:
+    found = {str(path): path.stat() for path in folder.rglob("*")}
+    return {path: (stat.st_size, stat.st_mtime_ns) for path, stat in found.items()}
 
 
 def read_state(folder: Path) -> dict[str, Any] | None:

@@ -19,9 +19,9 @@ from typing import Literal
 from adpa_cli.disk import explained
 from adpa_cli.errors import Busy
 from adpa_cli.store import manifest as manifests
-from adpa_cli.store.build import read_state
+from adpa_cli.store.build import at_work, owner_path, read_state, recipe_of
 from adpa_cli.store.identity import Recipe
-from adpa_cli.store.lock import PARTIAL, collecting, forget_dead, holder, locked, reservations
+from adpa_cli.store.lock import PARTIAL, collecting, forget_dead, locked, reservations
 from adpa_cli.store.manifest import Manifest
 from adpa_cli.store.store import Store
 
@@ -188,7 +188,7 @@ def _attempts(root: Path) -> Iterator[Attempt]:
         state = read_state(folder)
         recipe = Recipe(**state["recipe"]) if state else None
         at = state["at"] if state else folder.stat().st_mtime
-        yield Attempt(recipe, folder, at, holder(folder.with_name(f"{folder.name}.lock")) or "")
+        yield Attempt(recipe, folder, at, at_work(folder))
 
 
 def _alive(attempt: Attempt, days: float, now: float) -> str:
@@ -214,13 +214,15 @@ def _move(root: Path, item: Item, trash: Path, command: str) -> bool:
         with locked(lock, command, wait=False):
             (root / ".verified" / _id(item)).unlink(missing_ok=True)
             os.rename(item.folder, trash / f"{item.folder.name[:12]}-{os.urandom(4).hex()}")
+            if item.kind == "unfinished":
+                owner_path(item.folder).unlink(missing_ok=True)
     except (Busy, FileNotFoundError):
         return False
     return True
 
 
 def _id(item: Item) -> str:
-    return manifests.read(item.folder).id if item.kind == "artifact" else item.folder.name
+    return manifests.read(item.folder).id if item.kind == "artifact" else recipe_of(item.folder)
 
 
 def _size(folder: Path) -> int:

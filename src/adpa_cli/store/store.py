@@ -25,7 +25,7 @@ from adpa_cli.families import reserved_words
 from adpa_cli.store import build as builds
 from adpa_cli.store import manifest as manifests
 from adpa_cli.store.identity import STAGE_NAME, HashCache, Recipe
-from adpa_cli.store.lock import PARTIAL, collecting, holder, locked
+from adpa_cli.store.lock import PARTIAL, collecting, locked
 from adpa_cli.store.manifest import Manifest
 
 DIGITS = re.compile(r"[0-9a-f]{4,64}")
@@ -278,7 +278,7 @@ class Store:
             state = builds.read_state(folder)
             if state is not None:
                 recipe, command = Recipe(**state["recipe"]), state["command"] + named
-                at_work = holder(folder.with_name(f"{folder.name}.lock")) or ""
+                at_work = builds.at_work(folder)
                 works.append(
                     Unfinished(recipe.ref, recipe, command, state["progress"], state["stopped"], state["at"], at_work)
                 )
