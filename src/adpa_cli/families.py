@@ -1,4 +1,4 @@
-"""The paper's teacher/student pairs with their data and hyperparameters, and the built-in tiny family.
+"""Aliases of models, and the families that they form: teacher, data, template and settings, all from families.toml.
 
 A student's alias selects everything else. Settings are grouped by stage; the more specific key wins:
 `sft` < `sft.teacher`, `distill` < `distill.adpa`.
@@ -6,39 +6,39 @@ A student's alias selects everything else. Settings are grouped by stage; the mo
 
 from __future__ import annotations
 
+import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, Literal
+
+from adpa_cli.sizes import ModelSize
 
 Settings = Mapping[str, Mapping[str, Any]]
 Side = Literal["student", "teacher"]
 
-PAPER: Settings = {
-    "sft": {"lr": 2e-5, "epochs": 3, "batch_size": 128},
-    "dpo-teacher": {"lr": 5e-7, "epochs": 2, "batch_size": 128, "beta": 0.05},
-    "reward-model": {"lr": 1e-5, "epochs": 1, "batch_size": 128},
-    "cache-teacher": {"prompts": "auto"},
-    "rollout": {"temperature": 0.0},
-    "distill": {"lr": 1e-5, "epochs": 3, "batch_size": 128},
-    "distill.dpo": {"lr": 5e-7, "epochs": 2},
-    "distill.dppo": {"lr": 5e-7, "epochs": 1, "adam_beta2": 0.95},
-    "eval.rollout": {"temperature": 0.0, "max_new_tokens": 512},
-    "eval": {},
-}
+_FILE = tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))
+_SETTINGS: Mapping[str, Settings] = _FILE["settings"]
+PAPER, TINY = _SETTINGS["paper"], _SETTINGS["tiny"]
+DATA_ALIASES: Mapping[str, str] = _FILE["data"]
+INSTRUCT = "-it"
+"""What the alias of an instruct model has after that of its base model."""
 
 
 @dataclass(frozen=True)
 class Family:
     """A student, the teacher it learns from, their data, their chat template and their settings.
 
-    `student` and `teacher` are hub ids, or names of the models that ship with the package (`builtin:`).
+    `student` and `teacher` are hub ids, or names of the models that ship with the package (`builtin:`). They are base
+    models, which are fine-tuned first, unless the family is of `instruct` models. `template` names the chat template of
+    base models that bring none; it is "" where they bring one.
     """
 
     alias: str
     teacher_alias: str
     student: str
     teacher: str
-    template: str
+    template: str = ""
     sft_data: str = "deita-10k"
     data: str = "dpo-mix-7k"
     suite: str = "accuracy"
@@ -46,74 +46,74 @@ class Family:
     settings: Settings = field(default_factory=lambda: PAPER)
     gamma_rms: float | None = None
     """γ times the RMS of the advantage where the family's γ was tuned, in nats; None where nobody measured it."""
+    instruct: bool = False
+
+
+@dataclass(frozen=True)
+class Published:
+    """What the hub says of a model: its id, its licence, whether one must ask for it, and its parameters.
+
+    `size` is that of the part that reads text, which is all of most models.
+    """
+
+    name: str
+    licence: str
+    gated: bool
+    parameters: int
+    size: ModelSize
 
 
 @dataclass(frozen=True)
 class ReadyPair:
-    """An aligned teacher that is published together with the model it was aligned from."""
+    """An aligned teacher that is published together with the model it was aligned from.
+
+    `objective`, `beta` and `data` are what it was aligned by; `students` are aliases of models with its vocabulary.
+    """
 
     alias: str
     aligned: str
     reference: str
+    students: tuple[str, ...]
+    objective: str
+    beta: float
+    data: str
 
 
-DATA_ALIASES = {
-    "deita-10k": "HuggingFaceH4/deita-10k-v0-sft",
-    "dpo-mix-7k": "argilla/dpo-mix-7k",
-    "helpsteer2": "nvidia/HelpSteer2",
-    "ultrafeedback": "HuggingFaceH4/ultrafeedback_binarized",
-    "hh-rlhf": "Anthropic/hh-rlhf",
-    "tiny-sft": "builtin:tiny-sft",
-    "tiny-pairs": "builtin:tiny-pairs",
-}
+def _published(entry: Mapping[str, Any], name: str) -> Published:
+    """The facts of an entry of the file that has them, under a name of the hub."""
+    size = ModelSize(**{"parameters": entry["parameters"], **entry["shape"]})
+    return Published(name, entry["licence"], entry.get("gated", False), entry["parameters"], size)
 
-TINY: Settings = {
-    "sft": {"max_length": 128},
-    "sft.student": {"lr": 2e-3, "epochs": 2, "batch_size": 32},
-    "sft.teacher": {"lr": 1e-3, "epochs": 1.2, "batch_size": 32},
-    "dpo-teacher": {"lr": 2e-5, "epochs": 2, "batch_size": 32, "beta": 0.1, "max_length": 128},
-    "reward-model": {"lr": 3e-4, "epochs": 2, "batch_size": 32, "max_length": 128},
-    "rewards": {"max_length": 128},
-    "cache-teacher": {"max_length": 128},
-    "rollout": {"temperature": 0.7, "max_new_tokens": 64, "max_length": 128},
-    "distill": {"lr": 1e-3, "epochs": 2, "batch_size": 32, "max_length": 128},
-    "distill.dckd": {"alpha": 1.0},
-    "distill.adpa": {"gamma": 1.0, "lr": 2e-3, "epochs": 4},
-    "distill.adpa-noref": {"gamma": 1.0, "lr": 2e-3, "epochs": 4},
-    "distill.q-argmax": {"gamma": 0.1, "lr": 2e-3, "epochs": 4},
-    "distill.q-softmax": {"gamma": 0.1, "lr": 2e-3, "epochs": 4},
-    "distill.seqkd": {"lr": 2e-3, "epochs": 4},
-    "distill.atkd": {"lr": 2e-3, "epochs": 4},
-    "distill.dpo": {"lr": 3e-4, "beta": 0.5},
-    "distill.vanilla-kd": {"alpha": 1.0},
-    "distill.simpo": {"lr": 1e-4},
-    "distill.wpo": {"lr": 3e-4, "beta": 0.5},
-    "distill.plad": {"length_norm": True},
-    "distill.dpkd": {"beta": 1.0},
-    "distill.ddpo": {"lr": 3e-4, "beta": 0.1, "beta_teacher": 0.1},
-    "distill.dppo": {"beta": 0.1, "critic_lr": 1e-3, "rollout_batch": 256, "ppo_epochs": 2, "max_new_tokens": 64},
-    "eval": {"max_length": 128},
-}
 
-FAMILIES: tuple[Family, ...] = (
-    Family(
-        "tiny", "tiny-teacher", "builtin:student", "builtin:teacher", "tiny",
-        sft_data="tiny-sft", data="tiny-pairs", suite="tiny", dtype="float32", settings=TINY, gamma_rms=0.57,
-    ),
-    Family("llama-3.2-1b", "llama-3.1-8b", "meta-llama/Llama-3.2-1B", "meta-llama/Llama-3.1-8B", "llama-3"),
-    Family("danube3-500m", "mistral-7b", "h2oai/h2o-danube3-500m-base", "mistralai/Mistral-7B-v0.1", "zephyr"),
-    Family("danube2-1.8b", "mistral-7b", "h2oai/h2o-danube2-1.8b-base", "mistralai/Mistral-7B-v0.1", "zephyr"),
-    Family("llama-2-7b", "llama-2-13b", "meta-llama/Llama-2-7b-hf", "meta-llama/Llama-2-13b-hf", "zephyr"),
-)  # fmt: skip
+def _families() -> tuple[Family, ...]:
+    """The families of base models, then those of their instruct siblings."""
+    models: Mapping[str, Mapping[str, Any]] = _FILE["models"]
+    bases: list[Family] = []
+    siblings: list[Family] = []
+    for entry in _FILE["families"]:
+        alias, teacher_alias = entry["student"], entry["teacher"]
+        student, teacher = models[alias], models[teacher_alias]
+        rest = {**entry, "settings": _SETTINGS[entry.get("settings", "paper")]}
+        del rest["student"], rest["teacher"]
+        family = Family(alias, teacher_alias, student["hub"], teacher["hub"], **rest)
+        bases.append(family)
+        if "instruct" in student and "instruct" in teacher:
+            names = {"student": student["instruct"], "teacher": teacher["instruct"]}
+            words = {"alias": alias + INSTRUCT, "teacher_alias": teacher_alias + INSTRUCT}
+            siblings.append(replace(family, **words, **names, template="", instruct=True))
+    return (*bases, *siblings)
+
+
+FAMILIES = _families()
 GENERIC = Family("", "", "", "", "zephyr")
 """The paper's settings, for models that belong to no family."""
 
 CHAINS: Mapping[str, tuple[str, ...]] = {"adpa+": ("dckd", "adpa")}
 """Words for `--method` that run several, each from the student of the one before (paper, Algorithm 2)."""
 
-READY_PAIRS: tuple[ReadyPair, ...] = (
-    ReadyPair("tulu-3-8b", "allenai/Llama-3.1-Tulu-3-8B-DPO", "allenai/Llama-3.1-Tulu-3-8B-SFT"),
-    ReadyPair("zephyr-7b", "alignment-handbook/zephyr-7b-dpo-full", "alignment-handbook/zephyr-7b-sft-full"),
+_OF_PAIR = ("alias", "aligned", "reference", "objective", "beta", "data")
+READY_PAIRS = tuple(
+    ReadyPair(**{key: entry[key] for key in _OF_PAIR}, students=tuple(entry["students"])) for entry in _FILE["pairs"]
 )
 
 
@@ -126,7 +126,7 @@ class Alias:
 
     @property
     def model(self) -> str:
-        """The name of its base model."""
+        """The name of the model it starts from."""
         return self.family.student if self.side == "student" else self.family.teacher
 
 
@@ -144,13 +144,23 @@ def ready_pairs() -> dict[str, ReadyPair]:
     return {pair.alias: pair for pair in READY_PAIRS}
 
 
+def published() -> dict[str, Published]:
+    """What is known of the model of every alias; of a ready pair that of its aligned teacher."""
+    known: dict[str, Published] = {}
+    for alias, entry in _FILE["models"].items():
+        known[alias] = _published(entry, entry["hub"])
+        if "instruct" in entry:
+            known[alias + INSTRUCT] = _published(entry, entry["instruct"])
+    return known | {entry["alias"]: _published(entry, entry["aligned"]) for entry in _FILE["pairs"]}
+
+
 def family_of_base(name: str) -> Family | None:
-    """The first family whose student or teacher is the base model of that name; None for a model of no family."""
+    """The first family whose student or teacher starts from that model; None for a model of no family."""
     return next((family for family in FAMILIES if name in (family.student, family.teacher)), None)
 
 
 def alias_of_base(name: str, side: Side | None = None) -> str:
-    """The alias of the base model of that name, if it is of that side of a family; "" for another model."""
+    """The alias that starts from the model of that name, if it is of that side of a family; "" for another model."""
     of_base = (word for word, alias in aliases().items() if alias.model == name and side in (None, alias.side))
     return next(of_base, "")
 
