@@ -1,14 +1,18 @@
 """Chat templates by name, for base models that bring none and for `--template NAME`.
 
 Each writes what the published template of its family writes for turns of text, so that a base model that is fine-tuned
-here and the family's own instruct model read the same tokens. `zephyr` and `llama-3` are the paper's: they write BOS and
-strip nothing. A text is part of the ids of all that was made with it, so it stays; another text is another name.
+here and the family's own instruct model read the same tokens. `zephyr` and `llama-3` are the paper's: they write BOS
+and strip nothing. A text is part of the ids of all that was made with it, so it stays; another text is another name.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+
+from adpa_cli.data.examples import Message
+from adpa_cli.data.rendering import render
+from adpa_cli.errors import DataError
 
 
 @dataclass(frozen=True)
@@ -104,3 +108,26 @@ TEMPLATES: Mapping[str, Template] = {
     "tulu": TULU,
     "olmo-2": OLMO2,
 }
+
+_ASKED, _SAID, _RULED = Message("user", " a\n"), Message("assistant", " b\n"), Message("system", " c\n")
+_DIALOGUES = (
+    (_ASKED,), (_ASKED, _SAID), (_ASKED, _SAID, _ASKED, _SAID), (_RULED, _ASKED, _SAID), (_ASKED, _ASKED), (_RULED,)
+)  # fmt: skip
+
+
+def write_alike(one: Template, other: Template) -> bool:
+    """Whether two templates end turns alike and write the same for one turn, several, a system turn, and odd ones.
+
+    So do the templates of siblings that differ in tools or in how they name a day.
+    """
+    return one.end == other.end and all(
+        _written(one, turns, ask) == _written(other, turns, ask) for turns in _DIALOGUES for ask in (True, False)
+    )
+
+
+def _written(template: Template, turns: tuple[Message, ...], ask: bool) -> str | None:
+    """What a template writes for some turns; None where it refuses them."""
+    try:
+        return render(template.text, turns, ask, {"bos_token": "<BOS>", "eos_token": template.end})
+    except DataError:
+        return None
