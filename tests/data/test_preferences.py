@@ -7,9 +7,10 @@ import json
 
 import pytest
 
-from adpa_cli.data.examples import Dialogue, Message, Pair, hold_out, make_dialogue, make_pair, transcript
+from adpa_cli.data.examples import Dialogue, Message, Pair, hold_out, make_dialogue, make_pair
 from adpa_cli.data.preferences import load_dialogues, load_pairs
 from adpa_cli.data.sources import Source, parse_source
+from adpa_cli.data.turns import transcript
 from adpa_cli.errors import DataError
 
 
@@ -210,9 +211,9 @@ def chat(*roles_and_texts):
             "row 2, prompt: ends with the assistant's turn",
         ),
         (
-            {"prompt": chat(("tool", Q)), "chosen": A, "rejected": B},
+            {"prompt": chat(("narrator", Q)), "chosen": A, "rejected": B},
             "prompt: unknown role",
-            r"row 2, prompt\[0\].role: 'tool'",
+            r"row 2, prompt\[0\].role: 'narrator'",
         ),
         (
             {"prompt": [{"role": "user"}], "chosen": A, "rejected": B},

@@ -1,29 +1,14 @@
-"""What is trained on: turns, preference pairs and dialogues, their identity, and which of them are held out.
-
-The values of a row become turns here too; one that cannot be used raises a `Problem` that names its field.
-"""
+"""What is trained on: turns, preference pairs and dialogues, their identity, and which of them are held out."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 Row = Mapping[str, Any]
-ROLES = {
-    "system": "system",
-    "user": "user",
-    "human": "user",
-    "assistant": "assistant",
-    "gpt": "assistant",
-    "chatgpt": "assistant",
-    "model": "assistant",
-}
-HUMAN = re.compile(r"\n\n(Human|Assistant):[ ]?")
-EXTRA = re.compile(r"\n?<extra_id_1>(User|Assistant)(?:\n|$)")
 HELD_OUT_SHARE = 20  # one prompt in twenty
 HELD_OUT_MOST = 500
 
@@ -32,8 +17,9 @@ HELD_OUT_MOST = 500
 class Message:
     """One turn: who speaks ("system", "user", "assistant" or "tool"), what is said, and what else templates read of it.
 
-    `more` is canonical JSON of such keys as `tool_calls`, "" without any. The tools that may be called stand in front
-    of a dialogue, as a turn whose role is `TOOLS` and whose content is canonical JSON of their list.
+    `more` is compact JSON of such keys as `tool_calls`, "" without any. The tools that may be called stand in front of
+    a dialogue, as a turn whose role is `TOOLS` and whose content is compact JSON of their list. Objects in either keep
+    the order of their keys, in which templates write them.
     """
 
     role: str
@@ -73,69 +59,6 @@ def plain(messages: Sequence[Message]) -> list[list[str]]:
     return [[m.role, m.content, *([m.more] if m.more else ())] for m in messages]
 
 
-def value_of(row: Row, field: str) -> Any:
-    """The value of a field that must be there."""
-    value = row.get(field)
-    if value is None:
-        raise Problem(f"missing {field}", field, "missing", f"give the row a {field}")
-    return value
-
-
-def text_of(row: Row, field: str) -> str:
-    """The string in a field."""
-    return checked(value_of(row, field), field)
-
-
-def checked(value: object, field: str) -> str:
-    """The value itself when it is a string that UTF-8 can hold."""
-    if not isinstance(value, str):
-        raise Problem(f"{field}: wrong type", field, f"{type(value).__name__} instead of text", "write a string")
-    try:
-        value.encode()
-    except UnicodeEncodeError as error:
-        raise Problem(f"{field}: broken characters", field, "half a surrogate pair", "write proper Unicode") from error
-    return value
-
-
-def number_of(row: Row, field: str, low: float, high: float) -> float:
-    """The number in a field (CSV holds it as text), between two bounds."""
-    value = value_of(row, field)
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        number = float("nan")
-    if isinstance(value, bool) or not low <= number <= high:
-        raise Problem(f"{field}: not a rating", field, f"{value!r}", f"write a number from {low:g} to {high:g}")
-    return number
-
-
-def turns_of(value: object, field: str) -> Prompt:
-    """Messages of a list of {role, content} or {from, value}, or of a transcript; other text is one user turn."""
-    if isinstance(value, str):
-        return transcript(checked(value, field)) or (Message("user", value),)
-    if not isinstance(value, list) or not value:
-        content = "an empty list" if value == [] else f"{type(value).__name__} instead of turns"
-        raise Problem(f"{field}: wrong type", field, content, "write a list of {role, content}")
-    return tuple(_turn(turn, f"{field}[{index}]", field) for index, turn in enumerate(value))
-
-
-def transcript(text: str) -> Prompt:
-    """Turns of `\\n\\nHuman: …\\n\\nAssistant: …` or of `…<extra_id_1>Assistant…`; () when the text is neither.
-
-    An empty assistant turn at the end is the cue to answer, not a turn.
-    """
-    mark = HUMAN if HUMAN.match(text) else EXTRA
-    first, *rest = mark.split(text)
-    if not rest:
-        return ()
-    names = {"Human": "user", "User": "user", "Assistant": "assistant"}
-    turns = [Message("user", first)] if first.strip() else []
-    turns += [Message(names[who], said.strip()) for who, said in zip(rest[::2], rest[1::2], strict=True)]
-    if turns[-1] == Message("assistant", ""):
-        turns.pop()
-    return tuple(turns)
-
-
 @dataclass(frozen=True)
 class Pair:
     """A prompt with a better and a worse answer; `id` is 16 hex of their content, `row` where they stood."""
@@ -166,10 +89,10 @@ def sha256(value: object) -> str:
 
 def make_pair(prompt: Sequence[Message], chosen: str, rejected: str, row: int = 0) -> Pair:
     """A pair with the id of its content. Raises Problem where it cannot be trained on."""
-    if not prompt or prompt[-1].role != "user":
+    if not prompt or prompt[-1].role not in ("user", "tool"):
         last = f"ends with the {prompt[-1].role}'s turn" if prompt else "nothing before the answer"
         raise Problem("prompt does not end with the user", "prompt", last, "let the user speak last")
-    if not prompt[-1].content.strip():
+    if prompt[-1].role == "user" and not prompt[-1].content.strip():
         raise Problem("empty prompt", "prompt", "the last turn is empty", "write what the user asks")
     for name, answer in (("chosen", chosen), ("rejected", rejected)):
         if not answer.strip():
@@ -187,7 +110,7 @@ def make_dialogue(messages: Sequence[Message], row: int = 0) -> Dialogue:
     if roles[-1] != "assistant":
         raise Problem("no answer", "messages", f"ends with the {roles[-1]}'s turn", "let the assistant answer")
     for index, message in enumerate(messages):
-        if message.role == "assistant" and not message.content.strip():
+        if message.role == "assistant" and not message.content.strip() and "tool_calls" not in turn_dict(message):
             raise Problem("empty answer", f"messages[{index}]", "an empty turn of the assistant", "write an answer")
     return Dialogue(sha256(plain(messages))[:16], tuple(messages), row)
 
@@ -201,7 +124,8 @@ def as_dialogue(item: Pair | Dialogue) -> Dialogue:
 
 def trimmed(messages: Prompt) -> Prompt:
     """A dialogue without what has no part in training: answers before the first question, questions after the last."""
-    lead = next((index for index, message in enumerate(messages) if message.role != "system"), len(messages))
+    roles = ("system", TOOLS)
+    lead = next((index for index, message in enumerate(messages) if message.role not in roles), len(messages))
     first = next((index for index, message in enumerate(messages) if message.role == "user"), lead)
     last = max((index for index, message in enumerate(messages) if message.role == "assistant"), default=len(messages))
     return messages[:lead] + messages[first : last + 1]
@@ -233,16 +157,3 @@ def hold_out(items: Sequence[Item]) -> tuple[list[Item], list[Item]]:
     held = held_out_keys(keys)
     keyed = list(zip(items, keys, strict=True))
     return [item for item, key in keyed if key not in held], [item for item, key in keyed if key in held]
-
-
-def _turn(turn: object, place: str, field: str) -> Message:
-    if not isinstance(turn, Mapping):
-        content = f"{type(turn).__name__} instead of {{role, content}}"
-        raise Problem(f"{field}: wrong type", place, content, "write a list of {role, content}")
-    name, said = ("from", "value") if "from" in turn else ("role", "content")
-    role = turn.get(name)
-    if not isinstance(role, str) or role.lower() not in ROLES:
-        raise Problem(f"{field}: unknown role", f"{place}.{name}", repr(role), "use system, user or assistant")
-    if turn.get(said) is None:
-        raise Problem(f"{field}: missing {said}", f"{place}.{said}", "missing", "write the turn's text")
-    return Message(ROLES[role.lower()], checked(turn[said], f"{place}.{said}"))

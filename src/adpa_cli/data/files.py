@@ -10,7 +10,7 @@ import glob
 import gzip
 import json
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -18,6 +18,8 @@ from adpa_cli.errors import DataError, NotFound
 
 EXTENSIONS = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".json", ".parquet", ".csv")
 BATCH = 1024  # rows in memory at a time
+CALLS = ("tools", "functions", "tool_calls", "function_call")
+"""Columns, and keys of turns, of objects whose keys differ from row to row."""
 
 
 def read_file(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -145,11 +147,50 @@ def read_columns(path: Path) -> Iterator[tuple[int, Any]]:
                     "parquet", data_files=glob.escape(str(path)), split="train", streaming=True, batch_size=BATCH,
                     cache_dir=cache,
                 )  # fmt: skip
-            # As Arrow, so that lists of objects stay lists, and nothing is decoded.
+            # As Arrow, so that lists of objects stay lists, and no image is decoded.
             tables = rows.with_format("arrow").iter(BATCH)
-            yield from enumerate((row for table in tables for row in table.to_pylist()), 1)
+            yield from enumerate((row for table in tables for row in _rows(table)), 1)
     except (pyarrow.ArrowException, OSError, ValueError) as error:
         raise DataError(f"{path}: not readable as {kind}: {error}", f"the file is damaged; {again}") from error
+
+
+def _rows(table: Any) -> Iterator[dict[str, Any]]:
+    """The rows of an Arrow table, JSON as its values. Calls of tools lose the nulls that other rows' keys fill in."""
+    readers = {f.name: read for f in table.schema if (read := _reader(f.type, f.name in CALLS)) is not None}
+    for row in table.to_pylist():
+        yield row | {name: read(row[name]) for name, read in readers.items()}
+
+
+def _reader(kind: Any, is_call: bool) -> Callable[[Any], Any] | None:
+    """What makes a value of some Arrow type, where it is not the value itself; `is_call` inside of a call of a tool."""
+    import pyarrow as pa
+
+    if isinstance(kind, pa.BaseExtensionType):
+        if kind.extension_name == "arrow.json":
+            return lambda text: None if text is None else json.loads(text)
+        kind = kind.storage_type
+    if pa.types.is_map(kind):
+        item = _reader(kind.item_type, is_call) or _itself
+        return lambda pairs: None if pairs is None else {key: item(value) for key, value in pairs}
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
+        each = _reader(kind.value_type, is_call)
+        return each and (lambda values: None if values is None else [each(value) for value in values])
+    if not pa.types.is_struct(kind):
+        return None
+    inside = {f.name: read for f in kind if (read := _reader(f.type, is_call or f.name in CALLS)) is not None}
+    if not inside and not is_call:
+        return None
+
+    def read_struct(value: Any) -> Any:
+        if value is None:
+            return None
+        return {name: inside.get(name, _itself)(item) for name, item in value.items() if not (is_call and item is None)}
+
+    return read_struct
+
+
+def _itself(value: Any) -> Any:
+    return value
 
 
 def quiet_datasets() -> Any:

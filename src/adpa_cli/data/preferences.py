@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Generic, Literal
 
+from adpa_cli.data.columns import SHOWN_NAMES, Unread, UnreadColumns, unused_words
 from adpa_cli.data.examples import (
     Dialogue,
     Item,
@@ -24,11 +25,12 @@ from adpa_cli.data.examples import (
     prompt_key,
     trimmed,
 )
-from adpa_cli.data.shapes import DIALOGUES, PAIRS, Join, Sides, detect
-from adpa_cli.data.sources import Source, has_test, parts, read_part
+from adpa_cli.data.rendering import refusal
+from adpa_cli.data.shapes import DIALOGUES, PAIRS, Prepare, Recorded, Sides, detect
+from adpa_cli.data.sources import Source, has_test, left_out, parts, read_part
 from adpa_cli.errors import DataError
 
-__all__ = ["DataSet", "Dialogue", "Loaded", "Message", "Pair", "Prompt", "load_dialogues", "load_pairs"]
+__all__ = ["DataSet", "Dialogue", "Loaded", "Message", "Pair", "Prompt", "check_unused", "load_dialogues", "load_pairs"]
 
 SHOWN_PROBLEMS = 5
 Purpose = Literal["pairs", "dialogues"]
@@ -36,12 +38,34 @@ Purpose = Literal["pairs", "dialogues"]
 
 @dataclass(frozen=True)
 class Loaded(Generic[Item]):
-    """The items of one side, the shapes they came in, remarks to say aloud, and how much of each kind was left out."""
+    """The items of one side, the shapes they came in, remarks to say aloud, and how much of each kind was left out.
+
+    `unread` are the columns that nothing read, `left_out` the files of a folder or hub data set that no split names.
+    """
 
     items: tuple[Item, ...]
     shape: str
     notes: tuple[str, ...] = ()
     dropped: Mapping[str, int] = field(default_factory=dict)
+    unread: tuple[Unread, ...] = ()
+    left_out: tuple[str, ...] = ()
+
+    @property
+    def unused(self) -> tuple[str, ...]:
+        """The names of the columns that nothing read."""
+        return tuple(dict.fromkeys(each.column for each in self.unread))
+
+
+def check_unused(loaded: Loaded[Any], ignored: Collection[str]) -> None:
+    """Raise DataError where columns that belong to an example by their name were not read, unless they are ignored."""
+    lost = [each for each in loaded.unread if each.is_content and each.column not in ignored]
+    if not lost:
+        return
+    names = ",".join(dict.fromkeys([*ignored, *(each.column for each in lost)]))
+    lines = [f"{e.file} row {e.row}: the column {e.column} holds {e.value}, and nothing reads it" for e in lost]
+    more = [f"… {len(lines) - SHOWN_PROBLEMS} more"] if len(lines) > SHOWN_PROBLEMS else []
+    hint = f"rename or join columns (docs/data.md says which are read), or go on without: --ignore-columns {names}"
+    raise DataError("\n  ".join([*lines[:SHOWN_PROBLEMS], *more]), hint)
 
 
 def load_pairs(
@@ -67,21 +91,27 @@ def load_dialogues(
 @dataclass(frozen=True)
 class FileItems:
     """The sound items of one file and the name of its shape; how many rows it has, the first problems, how many rows
-    were unusable or hold no example, by kind, and how many dialogues were trimmed."""
+    were unusable or hold no example, by kind; remarks with the number of rows that each is about; what nothing read."""
 
+    name: str
     items: tuple[Pair | Dialogue, ...]
     shape: str
     rows: int
     problems: tuple[str, ...]
     bad: Counter[str]
     passed: Counter[str]
-    trims: int
+    remarks: Counter[str]
+    unread: tuple[Unread, ...]
 
 
 class DataSet:
-    """Some sources, read for one purpose: each file once, for both sides and every limit."""
+    """Some sources, read for one purpose: each file once, for both sides and every limit.
 
-    def __init__(self, sources: Sequence[Source], purpose: Purpose, skip_bad_rows: bool) -> None:
+    Rows that the chat template refuses cannot be used; without one nobody asks it.
+    """
+
+    def __init__(self, sources: Sequence[Source], purpose: Purpose, skip_bad_rows: bool, template: str = "") -> None:
+        self.template = template
         self.sources = sources
         self.purpose = purpose
         self.skip_bad_rows = skip_bad_rows
@@ -113,16 +143,18 @@ class DataSet:
             raise DataError(f"data have no side {side!r}", "it is train or test")
         named = any(source.names_test for source in self.sources)
         read: list[tuple[bool, FileItems]] = []
+        unnamed: list[str] = []
         for number, source in enumerate(self.sources):
             if named and source.names_test != (side == "test"):
                 continue
             whole = named or has_test(source)
+            unnamed += left_out(source)
             for part in parts(source, side if whole else "train", self.purpose):
                 read.append((whole, self._file(number, part)))
         if not read:
             names = ", ".join(source.text for source in self.sources) or "no source"
             raise DataError(f"{names}: only test splits, nothing to train on", "add --data with a training split")
-        files = [file for _, file in read]
+        files = [self._checked(file) for _, file in read]
         if not self.skip_bad_rows:
             _check(files, self.purpose)
         pool = [self._key(item) for whole, file in read if not whole for item in file.items]
@@ -132,15 +164,31 @@ class DataSet:
             form(item)
             for whole, file in read
             for item in file.items
-            if whole or (self._key(item) in held) == (side == "test")
+            if (whole or (self._key(item) in held) == (side == "test")) and not self._refusal(item)
         )
-        return _without_repetitions(chosen, files, notes, self.purpose)
+        loaded = _without_repetitions(chosen, files, notes, self.purpose)
+        unread = tuple(each for file in files for each in file.unread)
+        said = (*loaded.notes, *unused_words(unread), *_left_out_words(unnamed))
+        return replace(loaded, notes=said, unread=unread, left_out=tuple(unnamed))
 
     def _file(self, number: int, part: Source) -> FileItems:
         key = (number, part.text)
         if key not in self._files:
             self._files[key] = read_items(part, self.purpose)
         return self._files[key]
+
+    def _refusal(self, item: Pair | Dialogue) -> str:
+        """Why the chat template refuses the turns of an item; "" where it takes them."""
+        return refusal(self.template, as_dialogue(item).messages) if self.template else ""
+
+    def _checked(self, file: FileItems) -> FileItems:
+        """A file with what the chat template refuses of it among its problems; its items stay, for they are split."""
+        refused = [(item, why) for item in file.items if (why := self._refusal(item))]
+        if not refused:
+            return file
+        problems = [f"{file.name} row {item.row}: {why}" for item, why in refused[:SHOWN_PROBLEMS]]
+        bad = file.bad + Counter({"refused by the chat template": len(refused)})
+        return replace(file, problems=(*file.problems, *problems), bad=bad)
 
     def _key(self, item: Pair | Dialogue) -> str:
         """The key of an item's prompt, hashed once."""
@@ -156,48 +204,60 @@ def read_items(part: Source, purpose: Purpose) -> FileItems:
     sample: dict[str, Any] = {}
     for _, row in rows:
         sample.update((name, value) for name, value in row.items() if value is not None and name not in sample)
-    trims: list[int] = []
-    shape, make, join = _maker(part, sample, purpose, trims)
+    remarks: Counter[str] = Counter()
+    shape, make, prepare = _maker(part, sample, purpose, remarks)
     items: list[Pair | Dialogue] = []
     problems: list[str] = []
     bad: Counter[str] = Counter()
     passed: Counter[str] = Counter()
-    for number, joined in join(rows):
+    unread = UnreadColumns(part.text)
+    for number, prepared in prepare(rows, remarks):
+        row = Recorded(prepared)
         try:
-            items.append(make(joined, number))
+            items.append(make(row, number))
+            unread.add(row, items[-1])
         except Passed as reason:
             passed[reason.kind] += 1
         except Problem as problem:
             bad[problem.kind] += 1
             if len(problems) < SHOWN_PROBLEMS:
                 problems.append(f"{part.text} row {number}, {problem.field}: {problem.content} ({problem.fix})")
-    return FileItems(tuple(items), shape, len(rows), tuple(problems), bad, passed, len(trims))
+    return FileItems(part.text, tuple(items), shape, len(rows), tuple(problems), bad, passed, remarks, unread.all())
+
+
+TRIMMED = "dialogues lost turns before the first question or after the last answer"
 
 
 def _maker(
-    part: Source, sample: Row, purpose: Purpose, trims: list[int]
-) -> tuple[str, Callable[[Row, int], Pair | Dialogue], Join]:
-    """The shape of rows with these columns, what makes an item of one, and what joins them before.
+    part: Source, sample: Row, purpose: Purpose, remarks: Counter[str]
+) -> tuple[str, Callable[[Row, int], Pair | Dialogue], Prepare]:
+    """The shape of rows with these columns, what makes an item of one, and what is done to them before.
 
-    Preference data make pairs for either purpose. The numbers of rows whose dialogue is trimmed are added to `trims`.
+    Preference data make pairs for either purpose. Dialogues that are trimmed are counted in `remarks`.
     """
     if purpose == "dialogues" and (turns := detect(DIALOGUES, sample)):
-        return turns.name, partial(_dialogue, turns.read, trims), turns.join
+        return turns.name, partial(_dialogue, turns.read, remarks), turns.prepare
     if sides := detect(PAIRS, sample):
-        return sides.name, partial(_pair, sides.read), sides.join
+        return sides.name, partial(_pair, sides.read), sides.prepare
     raise unknown_shape(part, sample, purpose)
 
 
-def _dialogue(read: Callable[[Row], Prompt], trims: list[int], row: Row, number: int) -> Dialogue:
+def _dialogue(read: Callable[[Row], Prompt], remarks: Counter[str], row: Row, number: int) -> Dialogue:
     messages = read(row)
     kept = trimmed(messages)
-    if kept != messages:
-        trims.append(number)
-    return make_dialogue(kept, number)
+    dialogue = make_dialogue(kept, number)
+    remarks[TRIMMED] += kept != messages
+    return dialogue
 
 
 def _pair(read: Callable[[Row], Sides], row: Row, number: int) -> Pair:
     return make_pair(*read(row), number)
+
+
+def _left_out_words(files: Sequence[str]) -> list[str]:
+    """What is said of the files that no split names."""
+    more = f", … {len(files) - SHOWN_NAMES} more" if len(files) > SHOWN_NAMES else ""
+    return [f"left out: files {', '.join(files[:SHOWN_NAMES])}{more} (no split is named after them)"] if files else []
 
 
 def _check(files: Sequence[FileItems], purpose: Purpose) -> None:
@@ -227,8 +287,7 @@ def _without_repetitions(
         raise DataError(f"no {purpose} left of {rows} rows{_counts(dropped)}", "look at them with: adpa data SOURCE")
     if len(given) > len(kept):
         dropped["repeated"] = len(given) - len(kept)
-    if trims := sum(file.trims for file in files):
-        notes.append(f"{trims} dialogues lost turns before the first question or after the last answer")
+    notes += [f"{count} {words}" for words, count in _total(file.remarks for file in files).items() if count]
     if dropped:
         notes.append("left out" + _counts(dropped))
     return Loaded(tuple(kept), " + ".join(dict.fromkeys(file.shape for file in files)), tuple(notes), dropped)

@@ -1,92 +1,177 @@
 """One small function per shape of data set; `PAIRS` and `DIALOGUES` list them in the order they are tried.
 
 A function turns one row into a pair or a dialogue, or raises `Problem` (the row is unusable) or `Passed` (it holds no
-example). A shape is known by its columns: `sample` has the first value of each.
+example). A shape is known by its columns: `sample` has the first value of each. What stands beside a prompt or a
+dialogue in columns of its own (the system's text, an earlier dialogue, tools) is put before it, whatever the shape.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 from typing import Any, Generic, TypeVar
 
-from adpa_cli.data.examples import (
-    Message,
-    Passed,
-    Problem,
-    Prompt,
-    Row,
+from adpa_cli.data.examples import Message, Passed, Problem, Prompt, Row
+from adpa_cli.data.turns import (
     checked,
+    earlier_turns,
     number_of,
     text_of,
+    tools_of,
     transcript,
     turns_of,
     value_of,
+    written_turns,
 )
 
 T = TypeVar("T")
 Sides = tuple[Prompt, str, str]  # prompt, chosen, rejected
 Numbered = tuple[int, Row]
-Join = Callable[[Iterable[Numbered]], Iterator[Numbered]]
+Prepare = Callable[[Iterable[Numbered], Counter[str]], Iterator[Numbered]]
+
+DIALOGUE_COLUMNS = ("conversations", "messages")
+PROMPTS = ("prompt", "question", "instruction", "input", *DIALOGUE_COLUMNS)
+"""Columns that may hold the prompt of two answers; the first that has a value does."""
+SYSTEM = ("system", "system_prompt", "system_message")
+TOOL_LISTS = ("tools", "functions")
+REPEATED = "rows had the prompt repeated at the beginning of both answers, where it was cut"
+SURE_WORDS = 3
+"""Words of a prompt that no two answers begin with by chance."""
 
 
-def _as_they_are(rows: Iterable[Numbered]) -> Iterator[Numbered]:
+class Recorded(Mapping[str, Any]):
+    """A row that remembers which of its columns were read."""
+
+    def __init__(self, row: Row) -> None:
+        self._row = row
+        self._read: set[str] = set()
+
+    def items_read(self) -> list[tuple[str, Any]]:
+        """The columns that were read, with their values."""
+        return [(name, self._row[name]) for name in self._row if name in self._read]
+
+    def items_unread(self) -> list[tuple[str, Any]]:
+        """The columns that hold something and were not."""
+        return [(name, value) for name, value in self._row.items() if name not in self._read and has_value(value)]
+
+    def __getitem__(self, name: str) -> Any:
+        value = self._row[name]
+        self._read.add(name)
+        return value
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._row
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._row)
+
+    def __len__(self) -> int:
+        return len(self._row)
+
+
+def _as_they_are(rows: Iterable[Numbered], remarks: Counter[str]) -> Iterator[Numbered]:
     yield from rows
 
 
 @dataclass(frozen=True)
 class Shape(Generic[T]):
-    """A name to say aloud, a test on the sample row, what makes an example of a row, and what joins rows before."""
+    """A name to say aloud, a test on the sample row, what makes an example of a row, and what is done to rows before:
+    it may join some, and counts what it changes, by what is said of it."""
 
     name: str
     fits: Callable[[Row], bool]
     read: Callable[[Row], T]
-    join: Join = _as_they_are
+    prepare: Prepare = _as_they_are
 
 
-def has(*fields: str, **types: type) -> Callable[[Row], bool]:
-    """A test for columns, and for the types of some."""
-    return lambda sample: (
-        all(field in sample for field in fields)
-        and all(isinstance(sample.get(field), kind) for field, kind in types.items())
+def has(*fields: str) -> Callable[[Row], bool]:
+    """A test for columns."""
+    return lambda sample: all(field in sample for field in fields)
+
+
+def has_value(value: object) -> bool:
+    """Whether a column holds something; CSV has empty texts where others have null."""
+    return value is not None and value not in ("", [], {})
+
+
+def first_value(row: Row, fields: Iterable[str]) -> tuple[str, Any] | None:
+    """The first of some columns that holds something, and what; None when none does."""
+    return next(((field, row[field]) for field in fields if field in row and has_value(row[field])), None)
+
+
+def after_columns(row: Row, turns: Prompt) -> Prompt:
+    """Turns after what stands beside them in columns: tools, the system's text (unless a turn has it), a history."""
+    tools: Prompt = ()
+    if listed := first_value(row, TOOL_LISTS):
+        tools = tools_of(listed[1], listed[0])
+    lead = turns[:1] if turns and turns[0].role == "system" else ()
+    rest = turns[len(lead) :]
+    earlier = earlier_turns(row["history"], "history") if has_value(row.get("history")) else ()
+    if earlier and earlier[0].role == "system" and not lead:
+        lead, earlier = earlier[:1], earlier[1:]
+    if not lead and (system := first_value(row, SYSTEM)):
+        lead = (Message("system", checked(system[1], system[0])),)
+    return (*tools, *lead, *earlier, *rest)
+
+
+def question_in(row: Row, field: str) -> Prompt:
+    """The turns of a column that asks; an `instruction` goes on with its `input`."""
+    turns = turns_of(value_of(row, field), field)
+    if field == "instruction" and has_value(row.get("input")):
+        turns = (*turns[:-1], Message(turns[-1].role, f"{turns[-1].content}\n\n{text_of(row, 'input')}"))
+    return turns
+
+
+def given_prompt(row: Row, answers: Sequence[Message] = ()) -> Prompt:
+    """The prompt that stands in a column of its own; () when none does. A whole dialogue may end with an answer."""
+    field, _ = first_value(row, PROMPTS) or next(
+        ((name, None) for name in PROMPTS if row.get(name) is not None), ("", 0)
     )
+    turns = question_in(row, field) if field else ()
+    return turns[:-1] if field in DIALOGUE_COLUMNS and turns[-1] in answers else turns
 
 
 def sided_turns(row: Row) -> Sides:
     """`chosen` and `rejected` as turns (that hold the prompt, or follow a column of it) or as plain answers to it."""
-    given = given_prompt(row)
-    (prompt, chosen), (other, rejected) = (_side(row, field, given) for field in ("chosen", "rejected"))
-    if prompt != other:
-        content = "chosen and rejected answer different prompts"
-        raise Problem("prompts differ", "rejected", content, "let both begin with the same turns")
-    return prompt, chosen, rejected
+    chosen, rejected = _side(row, "chosen"), _side(row, "rejected")
+    if chosen[0].role == "assistant" or rejected[0].role == "assistant":
+        longer = next((side for side in (chosen, rejected) if side[0].role != "assistant"), ())
+        given = given_prompt(row, (chosen[-1], rejected[-1])) or longer[:-1]
+        chosen, rejected = (given + side if side[0].role == "assistant" else side for side in (chosen, rejected))
+    if chosen[:-1] != rejected[:-1]:
+        same = sum(1 for _ in takewhile(lambda both: both[0] == both[1], zip(chosen, rejected, strict=False)))
+        content = (
+            f"chosen and rejected answer different prompts: {same or 'no'} turn{'s' * (same != 1)} are shared, and "
+            f"{len(chosen) - same} and {len(rejected) - same} follow"
+        )
+        fix = "let both begin with the same turns, and one answer follow"
+        raise Problem("prompts differ", "rejected", content, fix)
+    return after_columns(row, chosen[:-1]), _answer(chosen[-1], "chosen"), _answer(rejected[-1], "rejected")
 
 
-def given_prompt(row: Row) -> Prompt:
-    """The prompt that stands in a column of its own (`prompt`, `question` or `instruction`); () when none does."""
-    for field in ("prompt", "question", "instruction"):
-        if row.get(field) is not None:
-            system = row.get("system") or ""
-            lead = (Message("system", checked(system, "system")),) if system else ()
-            return lead + turns_of(row[field], field)
-    return ()
-
-
-def _side(row: Row, field: str, given: Prompt) -> tuple[Prompt, str]:
-    """Prompt and answer of one side. Turns that begin with an answer follow the given prompt, others hold it."""
+def _side(row: Row, field: str) -> Prompt:
+    """The turns of one side, which end with an answer."""
     value = value_of(row, field)
-    if isinstance(value, str):
-        turns = transcript(checked(value, field)) or (Message("assistant", value),)
-    else:
-        turns = turns_of(value, field)
-    if turns[0].role == "assistant":
-        turns = given + turns
-    if turns[-1].role != "assistant":
-        if isinstance(value, str):
+    if isinstance(value, str) and not written_turns(checked(value, field), field):
+        turns = transcript(value) or (Message("assistant", value),)
+        if turns[-1].role != "assistant":
             raise Problem(f"empty {field}", field, "a transcript without an answer", "end with the assistant")
+        return turns
+    turns = turns_of(value, field)
+    if turns[-1].role != "assistant":
         raise Problem(f"{field}: no answer", field, f"ends with the {turns[-1].role}'s turn", "end with the assistant")
-    return turns[:-1], turns[-1].content
+    return turns
+
+
+def _answer(turn: Message, field: str) -> str:
+    if turn.more:
+        content = "an answer with more than text (a call of a tool, a name or reasoning apart)"
+        raise Problem(
+            f"{field}: more than text", field, content, "give answers as text, reasoning between <think> tags"
+        )
+    return turn.content
 
 
 def shared_beginning(row: Row) -> Sides:
@@ -97,7 +182,8 @@ def shared_beginning(row: Row) -> Sides:
     if not shared.strip():
         raise Problem("no prompt", "chosen", "the two texts share no beginning", "add a column prompt")
     cut = len(shared)
-    return (Message("user", shared.strip()),), chosen[cut:].lstrip(), rejected[cut:].lstrip()
+    prompt = after_columns(row, (Message("user", shared.strip()),))
+    return prompt, chosen[cut:].lstrip(), rejected[cut:].lstrip()
 
 
 def alpaca_judgement(row: Row) -> Sides:
@@ -107,14 +193,15 @@ def alpaca_judgement(row: Row) -> Sides:
     if abs(preference - 1.5) < 1e-9:
         raise Passed("tie")
     better, worse = (first, second) if preference < 1.5 else (second, first)
-    return turns_of(text_of(row, "instruction"), "instruction"), better, worse
+    text_of(row, "instruction")
+    return after_columns(row, question_in(row, "instruction")), better, worse
 
 
 def rated_twice(row: Row) -> Sides:
     """HelpSteer2: two responses of one prompt, ordered by helpfulness (paper section 4.1: ties are dropped)."""
     if "partner" not in row:
         raise Passed("response without a partner")
-    prompt = turns_of(text_of(row, "prompt"), "prompt")
+    prompt = after_columns(row, turns_of(text_of(row, "prompt"), "prompt"))
     rated = [(number_of(each, "helpfulness", 0, 4), text_of(each, "response")) for each in (row, row["partner"])]
     (one, first), (two, second) = rated
     if one == two:
@@ -122,7 +209,7 @@ def rated_twice(row: Row) -> Sides:
     return (prompt, first, second) if one > two else (prompt, second, first)
 
 
-def join_responses(rows: Iterable[Numbered]) -> Iterator[Numbered]:
+def join_responses(rows: Iterable[Numbered], remarks: Counter[str]) -> Iterator[Numbered]:
     """Two consecutive rows of one prompt become one row, the second under `partner`."""
     waiting: Numbered | None = None
     for number, row in rows:
@@ -137,31 +224,78 @@ def join_responses(rows: Iterable[Numbered]) -> Iterator[Numbered]:
         yield waiting
 
 
+def cut_repeated_prompts(rows: Iterable[Numbered], remarks: Counter[str]) -> Iterator[Numbered]:
+    """Rows without the prompt at the beginning of both answers.
+
+    A short prompt counts as repeated only where most rows repeat theirs: "Hi" may well be answered by "Hi there".
+    """
+    listed = list(rows)
+    prompts = [_repeated_prompt(row) for _, row in listed]
+    is_usual = 2 * sum(map(bool, prompts)) > len(listed)
+    for (number, row), prompt in zip(listed, prompts, strict=True):
+        if prompt and (is_usual or len(prompt.split()) >= SURE_WORDS):
+            remarks[REPEATED] += 1
+            yield number, {**row, **{field: row[field].strip()[len(prompt) :].lstrip() for field in SIDES}}
+        else:
+            yield number, row
+
+
+def _repeated_prompt(row: Row) -> str:
+    """The prompt of a row if it is one turn and both answers are texts that begin with it; else ""."""
+    answers = [row.get(field) for field in SIDES]
+    try:
+        turns = given_prompt(row) if all(isinstance(answer, str) for answer in answers) else ()
+    except Problem:
+        return ""
+    prompt = turns[0].content.strip() if len(turns) == 1 else ""
+    return prompt if all(str(answer).strip().startswith(prompt) for answer in answers) else ""
+
+
 def listed_turns(field: str) -> Callable[[Row], Prompt]:
-    """A whole dialogue in one column, as turns or as a transcript; a `system` column goes before it."""
-
-    def read(row: Row) -> Prompt:
-        turns = turns_of(value_of(row, field), field)
-        system = row.get("system") or ""
-        lead = (Message("system", checked(system, "system")),) if system and turns[0].role != "system" else ()
-        return lead + turns
-
-    return read
+    """A whole dialogue in one column, as turns or as a transcript."""
+    return lambda row: after_columns(row, turns_of(value_of(row, field), field))
 
 
 def asked_and_answered(question: str, answer: str) -> Callable[[Row], Prompt]:
     """A prompt in one column, its answer in another, each text or turns."""
 
     def read(row: Row) -> Prompt:
-        prompt = turns_of(value_of(row, question), question)
-        if question == "instruction" and row.get("input"):
-            prompt = (Message("user", f"{prompt[-1].content}\n\n{text_of(row, 'input')}"),)
+        prompt = after_columns(row, question_in(row, question))
         value = value_of(row, answer)
-        if isinstance(value, str):
-            return (*prompt, Message("assistant", checked(value, answer)))
+        if isinstance(value, str) and not written_turns(checked(value, answer), answer):
+            return (*prompt, Message("assistant", value))
         return prompt + turns_of(value, answer)
 
     return read
+
+
+SIDES = ("chosen", "rejected")
+both = has(*SIDES)
+
+
+def _holds_turns(sample: Row, field: str) -> bool:
+    """Whether a column holds turns, as objects or written as text."""
+    value = sample.get(field)
+    if not isinstance(value, str):
+        return isinstance(value, list | Mapping)
+    try:
+        return written_turns(value, field) is not None
+    except Problem:
+        return True  # they are turns, and each row says what is wrong with its own
+
+
+def _holds_dialogue(field: str) -> Callable[[Row], bool]:
+    """A test for whole dialogues in a column: beside two answers it may hold their prompt alone."""
+
+    def fits(sample: Row) -> bool:
+        if not _holds_turns(sample, field):
+            return False
+        try:
+            return not both(sample) or turns_of(sample[field], field)[-1].role == "assistant"
+        except Problem:
+            return True
+
+    return fits
 
 
 def _is_transcript(sample: Row, field: str) -> bool:
@@ -175,21 +309,23 @@ def _is_completion(sample: Row) -> bool:
 
 
 def _is_prompted(sample: Row) -> bool:
-    return any(field in sample for field in ("prompt", "question", "instruction"))
+    return any(field in sample for field in PROMPTS)
 
 
-both = has("chosen", "rejected")
 PAIRS: tuple[Shape[Sides], ...] = (
     Shape("AlpacaEval annotations", has("output_1", "output_2", "preference"), alpaca_judgement),
     Shape("HelpSteer2 ratings", has("prompt", "response", "helpfulness"), rated_twice, join_responses),
     Shape("preference transcripts", lambda sample: both(sample) and _is_transcript(sample, "chosen"), sided_turns),
-    Shape("preference turns", lambda sample: both(sample) and isinstance(sample["chosen"], list), sided_turns),
-    Shape("prompt, chosen, rejected", lambda sample: both(sample) and _is_prompted(sample), sided_turns),
+    Shape("preference turns", lambda sample: both(sample) and _holds_turns(sample, "chosen"), sided_turns),
+    Shape(
+        "prompt, chosen, rejected", lambda sample: both(sample) and _is_prompted(sample), sided_turns,
+        cut_repeated_prompts,
+    ),
     Shape("chosen and rejected texts; their shared beginning is the prompt", both, shared_beginning),
-)
+)  # fmt: skip
 DIALOGUES: tuple[Shape[Prompt], ...] = (
-    Shape("messages", has(messages=list), listed_turns("messages")),
-    Shape("ShareGPT conversations", has(conversations=list), listed_turns("conversations")),
+    Shape("messages", _holds_dialogue("messages"), listed_turns("messages")),
+    Shape("ShareGPT conversations", _holds_dialogue("conversations"), listed_turns("conversations")),
     Shape("prompt and completion", _is_completion, asked_and_answered("prompt", "completion")),
     Shape("instruction and output", has("instruction", "output"), asked_and_answered("instruction", "output")),
     Shape("text transcripts", lambda sample: _is_transcript(sample, "text"), listed_turns("text")),

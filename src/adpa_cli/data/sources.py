@@ -20,14 +20,16 @@ from typing import Any
 from adpa_cli.data.examples import Row
 from adpa_cli.data.files import EXTENSIONS, quiet_datasets, read_file
 from adpa_cli.errors import AdpaError, DataError, NotFound, UsageError
+from adpa_cli.machine import expanded
 
 HUB_ID = re.compile(r"(?P<name>[\w.\-]+/[\w.\-]+)(@(?P<revision>[\w./\-]+))?")
+CONFIG_AFTER = re.compile(r"(?P<base>.*[^:]):(?P<config>[^:/\\]+)")
 SPLIT_NAME = re.compile(r"(?:^|[_.\-])(train|test|validation|valid|val|eval|dev)(_[a-z]+)?(?=$|[_.\-])", re.IGNORECASE)
 PATTERNS = [f"*{extension}" for extension in (*EXTENSIONS, ".arrow")]
 PURPOSES = {"pairs": "_prefs", "dialogues": "_sft"}
 README = "README.md"
-CONFIGURED = re.compile(r"\A---\s*\n(?:(?!---).*\n)*?configs:")
-"""The head of a README.md that lists configurations."""
+CONFIGURED = re.compile(r"\A\ufeff?---\s*\n(?:(?!---).*\n)*?(configs|data_files):")
+"""The head of a README.md that lists configurations, or the files of the only one."""
 ABOUT_DATA = {"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"}
 """What the datasets library writes beside data, which holds none. Named here so that a plan need not import it."""
 
@@ -36,7 +38,7 @@ ABOUT_DATA = {"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "s
 class Source:
     """One place that rows come from; `text` is what the user typed, `rows` serves the kind "rows" only.
 
-    `split` is what stands after #: SPLIT, CONFIG or CONFIG/SPLIT.
+    `split` is what stands after #: SPLIT, CONFIG or CONFIG/SPLIT. `NAME:CONFIG` is another way to write `NAME#CONFIG`.
     """
 
     text: str
@@ -59,20 +61,24 @@ class Source:
 
 Layout = Mapping[str, Any]
 """{"default": configuration or None, "configs": {configuration: {split: names of files}}}, as JSON. A folder without
-configurations has one that is called ""; files that no split is named after are in the split ""."""
+configurations has one that is called ""; files that no split is named after are in the split "". `look` adds
+"left_out", the names of data files that are in no split."""
 Ask = Callable[[tuple[str, ...], str], Layout]
 
 
 def parse_source(text: str) -> Source:
-    """Read `SOURCE[@REVISION][#SPLIT]`.
+    """Read `SOURCE[@REVISION][:CONFIG][#SPLIT]`.
 
     Raises UsageError on an empty text, NotFound on a bare word, DataError on a file of an unknown kind.
     """
     if not text.strip():
         raise UsageError("a data source is empty", "name a file, a folder (./NAME) or a hub data set (org/name)")
-    literal = Path(text).expanduser()
+    literal = expanded(text)
     base, _, split = (text, "", "") if "#" in text and literal.exists() else text.partition("#")
-    path = Path(base).expanduser()
+    path = expanded(base)
+    if (named := CONFIG_AFTER.fullmatch(base)) and not path.exists():
+        base, split = named["base"], f"{named['config']}/{split}" if split else named["config"]
+        path, text = expanded(base), f"{base}#{split}"
     if base.lower().endswith(EXTENSIONS) and not path.is_dir():
         if split:
             raise UsageError(f"{text}: a file has no splits", f"leave out #{split}, or name a folder or a hub data set")
@@ -169,13 +175,27 @@ def look(names: Iterable[PurePath], readme: str, where: str, ask: Ask | None = N
     data = sorted(name for name in names if holds_data(name))
     if not data:
         raise DataError(f"{where}: no data files in this folder", "known: " + " ".join(EXTENSIONS) + " .arrow")
+    every = tuple(name.as_posix() for name in data)
     if CONFIGURED.match(readme) is None:
-        return {"default": "", "configs": {"": _by_name(data)}}
+        return _with_left_out({"default": "", "configs": {"": _by_name(data)}}, every)
     try:
-        return (ask or ask_datasets)(tuple(name.as_posix() for name in data), readme)
+        return _with_left_out((ask or ask_datasets)(every, readme), every)
     except (ValueError, TypeError, AttributeError, OSError) as error:
         hint = "mend the configs in its head, or name files instead of the folder"
         raise DataError(f"{where}/{README}: {' '.join(str(error).split())}", hint) from error
+
+
+def _with_left_out(layout: Layout, names: Iterable[str]) -> Layout:
+    named = {name for splits in layout["configs"].values() for files in splits.values() for name in files}
+    return {**layout, "left_out": [name for name in names if name not in named]}
+
+
+def left_out(source: Source) -> list[str]:
+    """The data files of a folder or a hub data set that no split names."""
+    source = located(source)
+    if source.kind not in ("folder", "hub") or source.path is None:
+        return []
+    return list(layout_of(source.path)["left_out"])
 
 
 def configuration(source: Source, layout: Layout) -> tuple[str, dict[str, list[str]], str]:
@@ -259,7 +279,10 @@ def ask_datasets(names: tuple[str, ...], readme: str) -> Layout:
     from yaml import YAMLError
 
     try:
-        configs = MetadataConfigs.from_dataset_card_data(DatasetCard(readme).data)
+        card = DatasetCard(readme.removeprefix("\ufeff")).data
+        if (files := card.get("data_files")) and not card.get("configs"):
+            card["configs"] = [{"config_name": "default", "data_files": files}]
+        configs = MetadataConfigs.from_dataset_card_data(card)
     except YAMLError as error:
         raise ValueError(str(error)) from error
     layouts: dict[str, Any] = {}

@@ -28,19 +28,26 @@ BUILTIN = "builtin:"
 BUILTIN_DATA = ("tiny-sft", "tiny-pairs")
 
 
-def pairs_of(where: tuple[str, ...], split: str, limit: int | None, skip_bad_rows: bool) -> Loaded[Pair]:
-    """Preference pairs of one side ("train" or "test") of a data input; each file is read once in a process."""
-    return _data_set(where, "pairs", skip_bad_rows).pairs(split, limit)
+def pairs_of(
+    where: tuple[str, ...], split: str, limit: int | None, skip_bad_rows: bool, template: str = ""
+) -> Loaded[Pair]:
+    """Preference pairs of one side ("train" or "test") of a data input; each file is read once in a process.
+
+    Rows that the chat template refuses count as bad ones.
+    """
+    return _data_set(where, "pairs", skip_bad_rows, template).pairs(split, limit)
 
 
-def dialogues_of(where: tuple[str, ...], split: str, limit: int | None, skip_bad_rows: bool) -> Loaded[Dialogue]:
-    """Dialogues of one side ("train" or "test") of a data input; each file is read once in a process."""
-    return _data_set(where, "dialogues", skip_bad_rows).dialogues(split, limit)
+def dialogues_of(
+    where: tuple[str, ...], split: str, limit: int | None, skip_bad_rows: bool, template: str = ""
+) -> Loaded[Dialogue]:
+    """Dialogues of one side ("train" or "test") of a data input, likewise."""
+    return _data_set(where, "dialogues", skip_bad_rows, template).dialogues(split, limit)
 
 
 @functools.lru_cache(maxsize=8)
-def _data_set(where: tuple[str, ...], purpose: Purpose, skip_bad_rows: bool) -> DataSet:
-    return DataSet(open_sources(where), purpose, skip_bad_rows)
+def _data_set(where: tuple[str, ...], purpose: Purpose, skip_bad_rows: bool, template: str) -> DataSet:
+    return DataSet(open_sources(where), purpose, skip_bad_rows, template)
 
 
 def open_sources(where: Sequence[str]) -> list[Source]:
@@ -175,7 +182,8 @@ class Externals:
             "split": source.split or "",
             **({"names": [name for name, _ in names]} if source.kind == "folder" else {}),
         }
-        return _DataSource(facts, _absolute(text), (), sum(file.stat().st_size for file in paths))
+        where = str(path.resolve()) + (f"#{source.split}" if source.split else "")
+        return _DataSource(facts, where, (), sum(file.stat().st_size for file in paths))
 
     def _hub_data(self, source: Source) -> _DataSource:
         asked = source.base + (f"@{source.revision}" if source.revision else "")
@@ -226,8 +234,3 @@ def _folder_or_file(source: Any, paths: list[Path]) -> str:
     if not names and len(paths) == 1 and not source["splits"][0]:
         return str(paths[0])
     return os.path.commonpath([str(path.parent) for path in paths])
-
-
-def _absolute(text: str) -> str:
-    base, mark, split = text.partition("#")
-    return str(Path(base).expanduser().resolve()) + mark + split

@@ -1,0 +1,264 @@
+"""What the values of a row say, as turns: lists of turns, JSON, transcripts or plain text; tools and the calls of them.
+
+A value that cannot be used raises a `Problem` that names its field.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from adpa_cli.data.examples import TOOLS, Message, Problem, Prompt, Row
+
+ROLES = {
+    "system": "system", "developer": "system",
+    "user": "user", "human": "user", "prompter": "user",
+    "assistant": "assistant", "gpt": "assistant", "chatgpt": "assistant", "model": "assistant", "bot": "assistant",
+    "ai": "assistant", "function_call": "assistant",
+    "tool": "tool", "function": "tool", "observation": "tool", "ipython": "tool", "environment": "tool",
+}  # fmt: skip
+CALLED = "function_call"
+"""LLaMA-Factory's role of a turn whose text is a call, and OpenAI's older name for the call of a turn."""
+WORDS = ("tool_call_id", "name", "reasoning_content")
+"""What templates read of a turn besides role, content and tool_calls; each is text."""
+TEXT_PARTS = ("text", "input_text", "output_text")
+HUMAN = re.compile(r"\n\n(Human|Assistant):[ ]?")
+EXTRA = re.compile(r"\n?<extra_id_1>(User|Assistant)(?:\n|$)")
+WRITTEN_TURNS = re.compile(r"""\s*\[\s*\{\s*(['"])(role|from|content|value)\1\s*:""")
+BETWEEN_TURNS = re.compile(r"\}\s*\n\s*\{")
+"""What NumPy prints between the objects of an array, where Python's own lists have a comma."""
+
+
+def value_of(row: Row, field: str) -> Any:
+    """The value of a field that must be there."""
+    value = row.get(field)
+    if value is None:
+        raise Problem(f"missing {field}", field, "missing", f"give the row a {field}")
+    return value
+
+
+def text_of(row: Row, field: str) -> str:
+    """The string in a field."""
+    return checked(value_of(row, field), field)
+
+
+def checked(value: object, field: str) -> str:
+    """The value itself when it is a string that UTF-8 can hold."""
+    if not isinstance(value, str):
+        raise Problem(f"{field}: wrong type", field, f"{type(value).__name__} instead of text", "write a string")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise Problem(f"{field}: broken characters", field, "half a surrogate pair", "write proper Unicode") from error
+    return value
+
+
+def number_of(row: Row, field: str, low: float, high: float) -> float:
+    """The number in a field (CSV holds it as text), between two bounds."""
+    value = value_of(row, field)
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = float("nan")
+    if isinstance(value, bool) or not low <= number <= high:
+        raise Problem(f"{field}: not a rating", field, f"{value!r}", f"write a number from {low:g} to {high:g}")
+    return number
+
+
+def turns_of(value: object, field: str) -> Prompt:
+    """The turns of a list of {role, content} or {from, value}, of one of them, of such a list as JSON or as Python
+    prints it, or of a transcript; other text is one user turn."""
+    if isinstance(value, str):
+        text = checked(value, field)
+        value = written_turns(text, field)
+        if value is None:
+            return transcript(text) or (Message("user", text),)
+    if isinstance(value, Mapping):
+        return (_turn(value, field, field),)
+    if not isinstance(value, list) or not value:
+        content = "an empty list" if value == [] else f"{type(value).__name__} instead of turns"
+        raise Problem(f"{field}: wrong type", field, content, "write a list of {role, content}")
+    return tuple(_turn(turn, f"{field}[{index}]", field) for index, turn in enumerate(value))
+
+
+def written_turns(text: str, field: str) -> Any:
+    """The list, or the one turn, that a text spells; None for any other text.
+
+    Raises Problem for a text that begins as turns do and cannot be read.
+    """
+    value = _literal(text)
+    if isinstance(value, list) and value and all(map(_is_turn, value)):
+        return value
+    if _is_turn(value) and str(value.get("role", value.get("from"))).lower() in ROLES:
+        return value
+    if value is None and WRITTEN_TURNS.match(text):
+        raise Problem(
+            f"{field}: broken turns", field, f"{text[:40]!r}… begins as turns do and is not JSON", "write JSON"
+        )
+    return None
+
+
+@functools.lru_cache(maxsize=16)
+def _literal(text: str) -> Any:
+    """The value of a text that is JSON or a Python literal of a list or an object; None when it is neither."""
+    inside = text.strip()
+    if inside[:1] + inside[-1:] not in ("[]", "{}"):
+        return None
+    try:
+        return json.loads(inside)
+    except ValueError:
+        pass
+    try:
+        return ast.literal_eval(BETWEEN_TURNS.sub("}, {", inside))
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return None
+
+
+def _is_turn(value: object) -> bool:
+    return isinstance(value, Mapping) and (
+        ("role" in value and ("content" in value or "tool_calls" in value)) or ("from" in value and "value" in value)
+    )
+
+
+def transcript(text: str) -> Prompt:
+    """Turns of `\\n\\nHuman: …\\n\\nAssistant: …` or of `…<extra_id_1>Assistant…`; () when the text is neither.
+
+    An empty assistant turn at the end is the cue to answer, not a turn.
+    """
+    mark = HUMAN if HUMAN.match(text) else EXTRA
+    first, *rest = mark.split(text)
+    if not rest:
+        return ()
+    names = {"Human": "user", "User": "user", "Assistant": "assistant"}
+    turns = [Message("user", first)] if first.strip() else []
+    turns += [Message(names[who], said.strip()) for who, said in zip(rest[::2], rest[1::2], strict=True)]
+    if turns[-1] == Message("assistant", ""):
+        turns.pop()
+    return tuple(turns)
+
+
+def earlier_turns(value: object, field: str) -> Prompt:
+    """The turns of a dialogue that came before: [[question, answer], …], turns, or either as JSON."""
+    if isinstance(value, str):
+        value = _literal(checked(value, field))
+        if value is None:
+            raise Problem(f"{field}: wrong type", field, "text instead of turns", "write [[question, answer], …]")
+    if not isinstance(value, list) or not all(isinstance(each, list | tuple) for each in value):
+        return turns_of(value, field) if value else ()
+    turns: list[Message] = []
+    for index, each in enumerate(value):
+        place = f"{field}[{index}]"
+        if len(each) != 2:
+            content = f"{len(each)} texts instead of a question and its answer"
+            raise Problem(f"{field}: wrong type", place, content, "write [[question, answer], …]")
+        turns += (Message("user", checked(each[0], place)), Message("assistant", checked(each[1], place)))
+    return tuple(turns)
+
+
+def tools_of(value: object, field: str) -> Prompt:
+    """The tools that may be called, as the turn that stands in front of a dialogue; () for none.
+
+    They are a list of functions, or JSON of one; a function that is not wrapped as {type, function} is.
+    """
+    tools = _list_of(value, field)
+    wrapped = [tool if "function" in tool or "name" not in tool else _function(tool) for tool in tools]
+    return (Message(TOOLS, _json(wrapped, field)),) if wrapped else ()
+
+
+def parts_text(value: Sequence[object], place: str, field: str) -> str:
+    """The text of content that is given as a list of parts. Raises Problem for a part that is no text."""
+    said = []
+    for index, part in enumerate(value):
+        kind = part.get("type", "text" if "text" in part else None) if isinstance(part, Mapping) else None
+        if isinstance(part, str):
+            said.append(part)
+        elif isinstance(part, Mapping) and kind in TEXT_PARTS:
+            said.append(checked(part.get("text"), f"{place}[{index}].text"))
+        else:
+            content = f"a part of type {kind}" if kind else f"{type(part).__name__} instead of a part with text"
+            fix = "this reads text only: leave the row out, or say it in words"
+            raise Problem(f"{field}: not text", f"{place}[{index}]", content, fix)
+    return "".join(checked(text, place) for text in said)
+
+
+TURN_KEYS = {"role", "content", "from", "value", "tool_calls", CALLED, *WORDS}
+
+
+def unread_keys(value: object) -> Iterator[tuple[str, Any]]:
+    """The keys of turns that nothing reads, with what they hold; of a value that holds no turns none."""
+    if isinstance(value, str):
+        value = _literal(value)
+    for turn in value if isinstance(value, list) else [value]:
+        if isinstance(turn, Mapping) and _is_turn(turn) and turn.keys() - TURN_KEYS:
+            yield from (each for each in turn.items() if each[0] not in TURN_KEYS and each[1] not in (None, "", [], {}))
+
+
+def _turn(turn: object, place: str, field: str) -> Message:
+    if isinstance(turn, str):
+        turn = _literal(turn)
+    if not isinstance(turn, Mapping):
+        kind = f"{type(turn).__name__} instead of {{role, content}}"
+        raise Problem(f"{field}: wrong type", place, kind, "write a list of {role, content}")
+    name, said = ("from", "value") if "from" in turn else ("role", "content")
+    role = turn.get(name)
+    if not isinstance(role, str) or role.lower() not in ROLES:
+        raise Problem(f"{field}: unknown role", f"{place}.{name}", repr(role), "use system, user, assistant or tool")
+    content, calls = turn.get(said), turn.get("tool_calls") or turn.get(CALLED)
+    if role.lower() == CALLED:
+        content, calls = None, content
+    more: dict[str, Any] = {key: checked(turn[key], f"{place}.{key}") for key in WORDS if turn.get(key)}
+    if calls:
+        called = [_call(call, f"{place}.tool_calls") for call in _list_of(calls, f"{place}.tool_calls")]
+        more |= {"tool_calls": called} if called else {}
+    if content is None and "tool_calls" in more:
+        content = ""
+    if content is None:
+        raise Problem(f"{field}: missing {said}", f"{place}.{said}", "missing", "write the turn's text")
+    if isinstance(content, list):
+        content = parts_text(content, f"{place}.{said}", field)
+    beside = _json(dict(sorted(more.items())), place) if more else ""
+    return Message(ROLES[role.lower()], checked(content, f"{place}.{said}"), beside)
+
+
+def _call(call: Mapping[str, Any], place: str) -> dict[str, Any]:
+    """One call of a tool as {type, function: {name, arguments}}; arguments that are JSON of an object are that object,
+    as templates expect them."""
+    inside = call.get("function", call)
+    if not isinstance(inside, Mapping) or not isinstance(inside.get("name"), str):
+        raise Problem("tool_calls: no name", place, "a call without the name of a function", "write {function: {name}}")
+    function = {key: value for key, value in inside.items() if value is not None}
+    arguments = function.get("arguments")
+    if isinstance(arguments, str):
+        read = _literal(arguments) if arguments.strip() else {}
+        function["arguments"] = read if isinstance(read, dict) else arguments
+    if "function" not in call:
+        return _function(function)
+    return {key: function if key == "function" else value for key, value in call.items() if value is not None}
+
+
+def _function(function: Mapping[str, Any]) -> dict[str, Any]:
+    return {"type": "function", "function": dict(function)}
+
+
+def _list_of(value: object, field: str) -> list[Mapping[str, Any]]:
+    """A list of objects: as it is, or one of them, or as JSON; None, empty texts and empty lists are empty."""
+    if isinstance(value, str):
+        value = _literal(value) if value.strip() else []
+    listed = [value] if isinstance(value, Mapping) else [] if value is None else value
+    items = [_literal(each) if isinstance(each, str) else each for each in listed] if isinstance(listed, list) else None
+    if items is None or not all(isinstance(each, Mapping) for each in items):
+        raise Problem(f"{field}: wrong type", field, "not a list of objects", "write a list of objects, or JSON of one")
+    return [each for each in items if isinstance(each, Mapping)]
+
+
+def _json(value: object, field: str) -> str:
+    """Compact JSON with keys in the row's own order, which templates write them in."""
+    try:
+        text = json.dumps(value, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise Problem(f"{field}: no JSON", field, str(error), "write values that JSON has") from error
+    return checked(text, field)
