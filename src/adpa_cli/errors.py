@@ -5,7 +5,9 @@ A bug shows a traceback; an `AdpaError` never does.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import signal
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, ClassVar
 
 
@@ -53,6 +55,15 @@ class DataError(AdpaError):
     """A data set cannot be used as it is; the message names file, row and field."""
 
 
+@contextmanager
+def named_row(where: str) -> Iterator[None]:
+    """Say of which row a DataError is."""
+    try:
+        yield
+    except DataError as error:
+        raise DataError(f"{where}: {error.message}", error.hint) from error
+
+
 class Stopped(AdpaError):
     """Stopped by a signal, or by `--stop-after` (the kernel's alarm), after the work was saved."""
 
@@ -62,6 +73,12 @@ class Stopped(AdpaError):
         super().__init__(message, hint)
         self.signal_name = signal_name
         self.exit_code = self.CODES[signal_name]
+
+    @classmethod
+    def heeded(cls) -> list[str]:
+        """The signals that stop a command, without those that it was told to ignore by whoever started it (`nohup`)."""
+        known = [name for name in cls.CODES if hasattr(signal, name)]
+        return [name for name in known if signal.getsignal(getattr(signal, name)) is not signal.SIG_IGN]
 
     @staticmethod
     def words(signal_name: str) -> str:

@@ -43,6 +43,7 @@ class Family:
     data: str = "dpo-mix-7k"
     suite: str = "accuracy"
     dtype: str = "bfloat16"
+    truncation: Literal["answer", "pair"] = "pair"
     settings: Settings = field(default_factory=lambda: PAPER)
     gamma_rms: float | None = None
     """γ times the RMS of the advantage where the family's γ was tuned, in nats; None where nobody measured it."""
@@ -176,8 +177,8 @@ def reserved_words() -> set[str]:
 
 
 def stage_settings(family: Family, *keys: str) -> dict[str, Any]:
-    """The family's settings of a stage, later keys winning, with its dtype."""
-    merged: dict[str, Any] = {"dtype": family.dtype}
+    """The family's settings of a stage, later keys winning, with its dtype and its rule of cutting pairs."""
+    merged: dict[str, Any] = {"dtype": family.dtype, "truncation": family.truncation}
     for key in keys:
         merged.update(family.settings.get(key, {}))
     return merged

@@ -17,6 +17,14 @@ from adpa_cli.errors import UsageError
 
 Dtype = Literal["float32", "bfloat16"]
 Split = Literal["train", "test"]
+Truncation = Literal["answer", "pair"]
+"""How a pair is cut that is longer than `max_length`: once, by its longer answer, or each answer with its prompt."""
+
+
+def truncation() -> Truncation:
+    """A field of a spec for how pairs are cut; the older rule is not hashed."""
+    default: Truncation = field(default="answer", metadata={"neutral": "answer"})
+    return default
 
 
 class Dataclass(typing.Protocol):
@@ -62,6 +70,7 @@ class TrainSpec:
     weights: Dtype = field(default="float32", metadata={"neutral": "float32"})
     """Of the weights in training. bfloat16 keeps gradients and both moments so too (8 bytes a parameter instead of 18),
     rounds every update at random, unbiased, and computes in bfloat16 whatever `dtype` says; the artifact is float32."""
+    truncation: Truncation = truncation()
     states: Literal["student", "chosen", "rejected", "teacher"] = "student"
     """Whose answers a method trains on where it reads rollouts."""
 

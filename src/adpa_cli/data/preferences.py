@@ -69,23 +69,25 @@ def check_unused(loaded: Loaded[Any], ignored: Collection[str]) -> None:
 
 
 def load_pairs(
-    sources: Sequence[Source], split: str = "train", limit: int | None = None, skip_bad_rows: bool = False
-) -> Loaded[Pair]:
+    sources: Sequence[Source], split: str = "train", limit: int | None = None, skip_bad_rows: bool = False,
+    template: str = "",
+) -> Loaded[Pair]:  # fmt: skip
     """The preference pairs of one side ("train" or "test") of some sources, in their order, without repetitions.
 
     Raises DataError that names the first unusable rows (unless they are skipped), or says that nothing is left.
     """
-    return DataSet(sources, "pairs", skip_bad_rows).pairs(split, limit)
+    return DataSet(sources, "pairs", skip_bad_rows, template).pairs(split, limit)
 
 
 def load_dialogues(
-    sources: Sequence[Source], split: str = "train", limit: int | None = None, skip_bad_rows: bool = False
-) -> Loaded[Dialogue]:
+    sources: Sequence[Source], split: str = "train", limit: int | None = None, skip_bad_rows: bool = False,
+    template: str = "",
+) -> Loaded[Dialogue]:  # fmt: skip
     """The dialogues of one side of some sources; preference data serve with their prompts and chosen answers.
 
     Preference data are split as pairs, so that both loaders hold out the same prompts. Raises as `load_pairs` does.
     """
-    return DataSet(sources, "dialogues", skip_bad_rows).dialogues(split, limit)
+    return DataSet(sources, "dialogues", skip_bad_rows, template).dialogues(split, limit)
 
 
 @dataclass(frozen=True)

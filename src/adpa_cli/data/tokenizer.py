@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,12 @@ NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_t
 OTHER_FORMATS = ("tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
 SAVED_CLASS = "PreTrainedTokenizerFast"
 """A class of transformers 4 and 5 alike that takes `tokenizer.json` as it is."""
+ABOUT_THE_FILES = (
+    "chat_template", "auto_map", "tokenizer_file", "tokenizer_class", "name_or_path", "backend", "processor_class",
+    "is_local", "local_files_only", "special_tokens_map_file", "legacy", "use_fast", "sp_model_kwargs", "from_slow",
+)  # fmt: skip
+"""What a configuration says of the files or of the class that it was loaded by."""
+ADDING = ("add_bos_token", "add_eos_token")
 HINT = "put the tokenizer's files (tokenizer.json, tokenizer_config.json) beside the model"
 
 
@@ -50,7 +57,7 @@ class Tokenizer:
             if not any((folder / name).is_file() for name in OTHER_FORMATS):
                 known = ", ".join((FILE, *OTHER_FORMATS))
                 raise NotFound(f"{folder} has no tokenizer: none of {known} is there", HINT)
-            return Tokenizer(_converted(folder), config)
+            return _converted(folder, config)
         from tokenizers import Tokenizer as Core
 
         source = path.read_bytes()
@@ -67,6 +74,11 @@ class Tokenizer:
     def ids(self, text: str) -> list[int]:
         """Token ids of a text, in which special tokens are parsed and to which none is added."""
         return list(self.core.encode(text, add_special_tokens=False).ids)
+
+    def ids_and_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """Token ids as `ids` gives them, and the characters of the text that each stands for, as (start, end)."""
+        encoding = self.core.encode(text, add_special_tokens=False)
+        return list(encoding.ids), list(encoding.offsets)
 
     def plain_ids(self, text: str) -> list[int]:
         """Token ids of a text in which the names of special tokens are text as any other."""
@@ -106,7 +118,7 @@ class Tokenizer:
     @cached_property
     def named(self) -> Mapping[str, str]:
         """The tokens that the configuration names, such as `bos_token`."""
-        return {name: text for name in NAMED if (text := token_text(self.config.get(name)))}
+        return named_tokens(self.config)
 
     def named_id(self, name: str) -> int | None:
         """The id of a token that the configuration names, such as `pad_token`; None without one."""
@@ -114,21 +126,25 @@ class Tokenizer:
 
     @cached_property
     def begins_with_bos(self) -> bool:
-        """Whether a text that is encoded with special tokens begins with the BOS token."""
+        """Whether a text that is encoded with special tokens begins with the BOS token, by tokenizer.json.
+
+        `add_bos_token` of the configuration is what some classes once wrote it from, and others never read.
+        """
         bos = self.named_id("bos_token")
-        asked = self.config.get("add_bos_token")
-        written = bos is not None and self.core.encode("a", add_special_tokens=True).ids[:1] == [bos]
-        return written if asked is None or bos is None else bool(asked)
+        return bos is not None and self.core.encode("a", add_special_tokens=True).ids[:1] == [bos]
+
+    def padded_with(self, id_: int) -> Tokenizer:
+        """The same tokenizer with another padding token."""
+        token = self.token_of(id_)
+        return replace(self, config={**self.config, "pad_token": token}) if token is not None else self
 
     def saved_files(self, template: str, end: str) -> dict[str, bytes]:
         """The files of this tokenizer under a chat template that ends answers with `end`, by name.
 
-        Any version of transformers loads them, and gets these ids.
+        Transformers 4 and 5 load them and get these ids: tokenizer.json is that of the source, the class is one that
+        takes it as it is, and no token is named that would first have to be added to the vocabulary.
         """
-        config = {**self.config, "eos_token": end, "tokenizer_class": SAVED_CLASS}
-        config.setdefault("clean_up_tokenization_spaces", False)
-        for name in ("chat_template", "auto_map", "tokenizer_file", "name_or_path", "backend", "processor_class"):
-            config.pop(name, None)
+        config = portable_settings({**self.config, "eos_token": end}, self.vocabulary)
         return {
             FILE: self.source if self.source is not None else self.core.to_str(pretty=True).encode(),
             CONFIG: (json.dumps(config, indent=2, ensure_ascii=False, sort_keys=True) + "\n").encode(),
@@ -153,6 +169,47 @@ def named_config(folder: Path) -> dict[str, Any]:
     return config
 
 
+def named_tokens(config: Mapping[str, Any]) -> dict[str, str]:
+    """The tokens that a tokenizer_config.json names, such as `bos_token`."""
+    return {name: text for name in NAMED if (text := token_text(config.get(name)))}
+
+
+def added_tokens(folder: Path) -> list[str]:
+    """The tokens that the tokenizer of a folder parses before a text is cut, without reading its vocabulary."""
+    path = folder / FILE
+    if not path.is_file():
+        entries = _json(folder / CONFIG).get("added_tokens_decoder", {}).values()
+        return [token_text(entry) for entry in entries]
+    text = path.read_text(encoding="utf-8")
+    start = re.search(r'"added_tokens"\s*:\s*', text)
+    try:
+        entries = json.JSONDecoder().raw_decode(text, start.end())[0] if start else []
+    except ValueError as error:
+        raise AdpaError(f"{path} is no JSON: {error}", "fetch the folder again") from error
+    return [token_text(entry) for entry in entries or ()]
+
+
+def portable_settings(config: Mapping[str, Any], vocabulary: Mapping[str, int]) -> dict[str, Any]:
+    """A tokenizer_config.json that transformers 4 and 5 read alike beside a tokenizer.json with that vocabulary.
+
+    What names a token that the vocabulary lacks is left out: it would be added, with an id that the model lacks.
+    """
+    kept = {name: value for name, value in config.items() if name not in ABOUT_THE_FILES and value is not None}
+    for name in (*NAMED, *(name for name in kept if name.endswith("_token") and name not in ADDING)):
+        if name in kept and token_text(kept[name]) not in vocabulary:
+            del kept[name]
+    extra = kept.pop("extra_special_tokens", None)
+    if isinstance(extra, dict) and extra:  # names of tokens; transformers 4 takes these and no list
+        kept["extra_special_tokens"] = {name: token for name, token in extra.items() if token_text(token) in vocabulary}
+    also = [*kept.pop("additional_special_tokens", ()), *(extra if isinstance(extra, list) else ())]
+    if special := [token for token in also if token_text(token) in vocabulary]:
+        kept["additional_special_tokens"] = special
+    decoder = kept.pop("added_tokens_decoder", None) or {}
+    if known := {id_: token for id_, token in decoder.items() if vocabulary.get(token_text(token)) == int(id_)}:
+        kept["added_tokens_decoder"] = known
+    return {"clean_up_tokenization_spaces": False, **kept, "tokenizer_class": SAVED_CLASS}
+
+
 def token_text(token: Any) -> str:
     """A token as a configuration has it: a text, or an object with one; "" for none."""
     return str(token.get("content", "") if isinstance(token, dict) else token or "")
@@ -168,13 +225,14 @@ def _json(path: Path) -> dict[str, Any]:
     return copy.deepcopy(value) if isinstance(value, dict) else {}
 
 
-def _converted(folder: Path) -> Any:
-    """The tokenizer of a folder in another format, as `tokenizers` has it."""
+def _converted(folder: Path, config: Mapping[str, Any]) -> Tokenizer:
+    """The tokenizer of a folder in another format, with the tokens that its class names by itself."""
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-        return tokenizer.backend_tokenizer
+        loaded: Any = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+        own = {name: str(token) for name in NAMED if (token := getattr(loaded, name, None)) is not None}
+        return Tokenizer(loaded.backend_tokenizer, {**own, **config})
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError, AttributeError) as error:
         said = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise AdpaError(f"the tokenizer in {folder} cannot be converted to {FILE}: {said}", HINT) from error

@@ -9,7 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from adpa_cli import stages
-from adpa_cli.errors import AdpaError, DataError
+from adpa_cli.data.chat import Encoder
+from adpa_cli.data.examples import Message, as_dialogue
+from adpa_cli.data.rendering import DAY, thinking_words
+from adpa_cli.data.templates import Template
+from adpa_cli.data.tokenizer import Tokenizer
+from adpa_cli.errors import AdpaError, DataError, named_row
 from adpa_cli.estimate.cost import Cost, fullest
 from adpa_cli.hub import External
 from adpa_cli.hub import repository as hub
@@ -23,27 +28,32 @@ from adpa_cli.stages import DECODER_ROLES, Load, Node
 from adpa_cli.store.store import Store
 
 SHOWN = 3
+FIRST_ROWS = 8
+"""Rows on which it is seen before any work that what is fed is what the template writes."""
 
 
-def compare(teacher: Any, student: Any) -> tuple[str, ...]:
+def compare(teacher: Tokenizer, student: Tokenizer) -> tuple[str, ...]:
     """Remarks on two tokenizers that agree on every id of the student.
 
     Embeddings may be padded beyond the vocabulary; only the maps are compared. Raises AdpaError that names the first
     ids that differ.
     """
-    theirs, ours = ({id_: token for token, id_ in each.get_vocab().items()} for each in (teacher, student))
+    theirs, ours = ({id_: token for token, id_ in each.vocabulary.items()} for each in (teacher, student))
     different = [id_ for id_ in sorted(ours) if theirs.get(id_) != ours[id_]]
     if different:
         listed = "".join(
             f"\n  id {id_}: teacher {_token(theirs, id_)}, student {_token(ours, id_)}" for id_ in different[:SHOWN]
         )
         message = f"teacher and student differ in {len(different)} of {len(ours)} ids of the vocabulary{listed}"
-        raise AdpaError(message, "choose a teacher of the student's family: adpa models")
+        raise AdpaError(message, OTHER_TOKENIZER)
     more = sorted(set(theirs) - set(ours))
     if not more:
         return (f"one vocabulary of {len(ours)} tokens",)
     named = ", ".join(repr(theirs[id_]) for id_ in more[:SHOWN]) + (", …" if len(more) > SHOWN else "")
     return (f"{len(more)} ids only the teacher has ({named}): their probability counts as mass outside",)
+
+
+OTHER_TOKENIZER = "choose a teacher of the student's family: adpa models"
 
 
 def _token(names: dict[int, str], id_: int) -> str:
@@ -90,39 +100,40 @@ def _underived(nodes: Sequence[Node]) -> list[Node]:
 
 
 def plain_checks(nodes: Sequence[Node], store: Store) -> Iterator[Check]:
-    """Checks that need no torch."""
+    """Every check: none needs torch or transformers, so a plan that is only shown is checked too."""
     seen: set[Any] = set()
+
+    def first(*key: Any) -> bool:
+        is_new = key not in seen
+        seen.add(key)
+        return is_new
+
     for node in _underived(nodes):
-        data = node.inputs.get("data")
+        data, folders = node.inputs.get("data"), _models(node, store)
         if isinstance(data, External):
             kind, split = node.declared.reads, node.declared.split(node.spec)
-            key = (data.where, kind, split, node.spec.limit, node.spec.skip_bad_rows)
-            if key not in seen:
-                seen.add(key)
+            key = (data.where, kind, split, node.spec.limit, node.spec.skip_bad_rows, node.spec.template)
+            if first("data", *key):
                 yield functools.partial(_data, data.label, *key)
             if isinstance(node.spec, TrainSpec) and node.spec.select != "last":
                 yield functools.partial(_selects, data, kind, node.spec)
-        for _, folder in _models(node, store):
+            for _, folder in folders:
+                if first("rows", folder, key):
+                    yield functools.partial(_first_rows, data.label, folder, node.spec.end, *key)
+        for _, folder in folders:
             yield functools.partial(_context, folder, node)
+            if first("template", folder, node.spec.template, node.spec.end):
+                yield functools.partial(_template, folder, node)
+        teachers = [f for role, f in folders if role != "model"] + _teachers_behind(node, store)
+        students = [f for role, f in folders if role == "model"] or teachers[:1]
+        for pair in ((t, s) for t in teachers for s in students if t != s):
+            if first(*pair):
+                yield functools.partial(_vocabularies, *pair, node.spec)
 
 
 def _models(node: Node, store: Store) -> list[tuple[str, Path]]:
     """The models that a stage reads, by role."""
     return [(role, folder_of(item, store)) for role, item in node.flat_inputs() if role in DECODER_ROLES]
-
-
-def deep_checks(nodes: Sequence[Node], store: Store) -> Iterator[Check]:
-    """Checks that load tokenizers."""
-    seen: set[Any] = set()
-    for node in _underived(nodes):
-        folders = _models(node, store)
-        for _, folder in folders:
-            yield functools.partial(_end_token, folder, node)
-        teachers = [f for role, f in folders if role != "model"] + _teachers_behind(node, store)
-        students = [f for role, f in folders if role == "model"] or teachers[:1]
-        for pair in {(t, s) for t in teachers for s in students if t != s} - seen:
-            seen.add(pair)
-            yield functools.partial(_vocabularies, *pair, node.spec)
 
 
 def _teachers_behind(node: Node, store: Store) -> list[Path]:
@@ -143,12 +154,12 @@ def _teachers_behind(node: Node, store: Store) -> list[Path]:
 
 
 def _data(
-    name: str, where: tuple[str, ...], kind: str, split: str, limit: int | None, skip_bad_rows: bool
+    name: str, where: tuple[str, ...], kind: str, split: str, limit: int | None, skip_bad_rows: bool, template: str
 ) -> Sequence[str]:
     """Read one side of a data set whole; how much of it is used, and what was said while reading."""
 
     read = dialogues_of if kind == "dialogues" else pairs_of
-    loaded = read(where, split, limit, skip_bad_rows)
+    loaded = read(where, split, limit, skip_bad_rows, template)
     used = f"{len(loaded.items):,} {kind}" + (f" (limit {limit:,})" if limit == len(loaded.items) else "")
     return [" · ".join([f"data {name}, {split}: {used}", *loaded.notes])]
 
@@ -158,33 +169,29 @@ def _selects(data: External, kind: str, spec: TrainSpec) -> Sequence[str]:
     from adpa_cli.engine.training.schedule import steps_of
 
     read = dialogues_of if kind == "dialogues" else pairs_of
+    rest = (spec.limit, spec.skip_bad_rows, spec.template)
     if spec.select == "best":
         try:
-            read(data.where, "test", spec.limit, spec.skip_bad_rows)
+            read(data.where, "test", *rest)
         except DataError as error:
             hint = "give data with a test split or more prompts, or leave out --select"
             raise DataError(f"--select best looks at held-out rows of {data.label}: {error.message}", hint) from error
         return ()
-    rows = len(read(data.where, "train", spec.limit, spec.skip_bad_rows).items)
-    spec.last_step(steps_of(rows, spec))
+    spec.last_step(steps_of(len(read(data.where, "train", *rest).items), spec))
     return ()
 
 
 @functools.lru_cache(maxsize=8)
-def _tokenizer(folder: Path) -> Any:
-    from adpa_cli.engine.models import load_tokenizer
-
-    return load_tokenizer(folder)
+def _tokenizer(folder: Path) -> Tokenizer:
+    return Tokenizer.of(folder)
 
 
 def _vocabularies(teacher: Path, student: Path, spec: Any) -> Sequence[str]:
     """One id for every token the student has, and one way of cutting a text into tokens."""
-    from adpa_cli.data.examples import Message
-    from adpa_cli.engine.layout.examples import encoder_of
-
     notes = compare(_tokenizer(teacher), _tokenizer(student))
-    both = [encoder_of(_tokenizer(folder), spec) for folder in (teacher, student)]
-    ids = [(encoder.prompt((Message("user", SAMPLE),)), encoder.answer(SAMPLE)) for encoder in both]
+    prompt = (Message("user", SAMPLE),)
+    both = [_encoder(folder, spec.template, spec.end) for folder in (teacher, student)]
+    ids = [encoder.answered(prompt, SAMPLE) for encoder in both]
     if ids[0] != ids[1]:
         raise DataError(
             f"the tokenizers in {hub.title(teacher)} and {hub.title(student)} have one vocabulary and cut a text "
@@ -194,11 +201,43 @@ def _vocabularies(teacher: Path, student: Path, spec: Any) -> Sequence[str]:
     return notes
 
 
-def _end_token(folder: Path, node: Node) -> Sequence[str]:
-    """The end token is one id of the tokenizer."""
-    from adpa_cli.engine.layout.examples import encoder_of
+def _encoder(folder: Path, template: str, end: str) -> Encoder:
+    return Encoder(_tokenizer(folder), Template(template, end))
 
-    encoder_of(_tokenizer(folder), node.spec)
+
+def _template(folder: Path, node: Node) -> Sequence[str]:
+    """The end token is one id of the tokenizer; what is worth knowing of the template."""
+    encoder = _encoder(folder, node.spec.template, node.spec.end)
+    return template_words(encoder, ModelFolder.of(folder).stop_ids)
+
+
+def template_words(encoder: Encoder, stop_ids: Sequence[int]) -> list[str]:
+    """What is worth knowing of a chat template: an end that the tokenizer calls otherwise, thinking, a date."""
+    said, tokenizer, template = [], encoder.tokenizer, encoder.template
+    own = tokenizer.named.get("eos_token", "")
+    if own != template.end:
+        stops = ", ".join(str(tokenizer.token_of(i)) for i in stop_ids) or "nothing"
+        said.append(
+            f"answers end with {template.end}, which the chat template writes; the tokenizer's own end is "
+            f"{own or 'none'}, and the model stopped at {stops}: what is made here stops at each of them"
+        )
+    if rule := thinking_words(template.text):
+        said.append(rule)
+    if "strftime_now" in template.text:
+        said.append(f"the chat template writes today's date: it is always {DAY} here, and in what is saved")
+    return said
+
+
+def _first_rows(
+    name: str, folder: Path, end: str, where: tuple[str, ...], kind: str, split: str, limit: int | None,
+    skip_bad_rows: bool, template: str,
+) -> Sequence[str]:  # fmt: skip
+    """What is fed of the first rows is what the template writes for them. Raises DataError where it is not."""
+    encoder = _encoder(folder, template, end)
+    read = dialogues_of if kind == "dialogues" else pairs_of
+    for item in read(where, split, limit, skip_bad_rows, template).items[:FIRST_ROWS]:
+        with named_row(f"{name} row {item.row}"):
+            encoder.dialogue(as_dialogue(item).messages)
     return ()
 
 

@@ -12,7 +12,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from adpa_cli.errors import AdpaError
+from adpa_cli.data.examples import Message
+from adpa_cli.data.rendering import render
+from adpa_cli.engine.layout.examples import Reading
+from adpa_cli.errors import AdpaError, DataError
 from adpa_cli.hub import External
 from adpa_cli.hub.externals import dialogues_of, pairs_of
 from adpa_cli.hub.model_folder import ModelFolder
@@ -27,8 +30,6 @@ SAMPLE_BYTES = 50_000
 BYTES_PER_TOKEN = 4.0  # of text under a tokenizer that cannot be asked
 TURN_TOKENS = 5.0  # of a template that cannot be rendered
 SPECIAL = ("bos_token", "eos_token", "pad_token")
-Reading = tuple[tuple[str, ...], str, int | None, bool]
-"""Where data are, the side that is read, how many rows, and whether bad ones are left out."""
 
 
 @dataclass(frozen=True)
@@ -111,7 +112,7 @@ class RowLengths:
             raise AdpaError(f"{self.node.label} does not tell what it reads")
         if data.download or not data.is_open:
             raise AdpaError(f"{data.label} is not on this machine")
-        reading = (data.where, split, spec.limit, spec.skip_bad_rows)
+        reading = (data.where, split, spec.limit, spec.skip_bad_rows, spec.template)
         return reading, TokenizerFolder.of(folder_of(model, self.store), self.store), (spec.template, spec.end)
 
 
@@ -123,8 +124,9 @@ def _mean_prompt(made: Artifact, store: Store) -> float:
     try:
         data = Names(store).data_of(made.manifest.sources[content], content)
         folder = store.folder(made.label if below is None else below.ref)
-        reading = (data.where, str(spec["split"]), spec["limit"], bool(spec.get("skip_bad_rows")))
-        rows, _, _ = pair_rows(reading, TokenizerFolder.of(folder, store), (str(spec["template"]), str(spec["end"])))
+        template, end = str(spec["template"]), str(spec["end"])
+        reading = (data.where, str(spec["split"]), spec["limit"], bool(spec.get("skip_bad_rows")), template)
+        rows, _, _ = pair_rows(reading, TokenizerFolder.of(folder, store), (template, end))
         return sum(row.prompt for row in rows) / len(rows)
     except (AdpaError, OSError, KeyError):
         return float(made.manifest.metrics["mean_tokens"])
@@ -199,25 +201,16 @@ def _tokenizer(path: Path) -> Any:
 
 def _template_tokens(folder: Path, template: tuple[str, str], tokenizer: Any) -> tuple[float, float]:
     """Tokens that a chat template adds to each turn, and to the whole with the header that asks for an answer."""
-    import jinja2
-
-    from adpa_cli.data.chat import CLOCK
-
     names = {name: ModelFolder.of(folder).token(name) for name in SPECIAL}
-    text = (CLOCK if "strftime_now" in template[0] else "") + template[0]
-    one = [{"role": "user", "content": "a"}]
-    three = [*one, {"role": "assistant", "content": "a"}, *one]
+    one = [Message("user", "a")]
+    three = [*one, Message("assistant", "a"), *one]
 
-    def count(turns: Sequence[Any]) -> int:
-        shown = read.render(messages=turns, add_generation_prompt=True, **names)
-        return len(tokenizer.encode(shown, add_special_tokens=False).ids)
+    def count(turns: Sequence[Message]) -> int:
+        return len(tokenizer.encode(render(template[0], turns, True, names), add_special_tokens=False).ids)
 
     try:
-        from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-        read = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True).from_string(text)
         alone, whole = count(one), count(three)
-    except (jinja2.TemplateError, TypeError):
+    except DataError:
         return TURN_TOKENS, TURN_TOKENS
     turn = max(0.0, (whole - alone) / 2 - 1)
     return turn, max(0.0, alone - turn - 1)

@@ -17,9 +17,11 @@ from typing import Any
 import numpy as np
 import yaml
 
-from adpa_cli.data.chat import Encoder, Template
+from adpa_cli.data.chat import Encoder
+from adpa_cli.data.templates import Template
+from adpa_cli.data.tokenizer import Tokenizer
 from adpa_cli.errors import DataError, NotFound, UsageError
-from adpa_cli.families import Alias, ReadyPair
+from adpa_cli.families import GENERIC, Alias, ReadyPair
 from adpa_cli.hub import External
 from adpa_cli.hub import repository as hub
 from adpa_cli.hub.externals import pairs_of
@@ -33,13 +35,14 @@ from adpa_cli.interchange.captured import (
     settings_of,
     spelling,
 )
-from adpa_cli.machine import versions
+from adpa_cli.machine import expanded, versions
 from adpa_cli.planning import lineage
 from adpa_cli.planning.lineage import locate
 from adpa_cli.planning.resolve_inputs import Names
 from adpa_cli.signal.block_files import SHARD_TOKENS, shard_path
 from adpa_cli.signal.rows import AnswerKey, SignalRows, SignalSpec, token_hash
 from adpa_cli.signal.shard import write_shard
+from adpa_cli.spec import Truncation
 from adpa_cli.stages import Artifact, Monitor
 from adpa_cli.stages.cache_teacher import CACHE_TEACHER, CaptureSpec
 from adpa_cli.store.identity import HashCache, Recipe, canonical, file_digest
@@ -188,7 +191,8 @@ def import_signal_of(names: Names, store: Store, asked: Asked, command: str, mon
     content, facts = content_of(files, store.hash_cache)
     template = (lineage.template_of(model) if model is not None else None) or lineage.UNKNOWN
     encoder = _encoder(folder, template) if folder is not None else None
-    known = _known(data, encoder, asked) if data is not None and encoder is not None else None
+    truncation: Truncation = (lineage.family_of(model, store) if model is not None else GENERIC).truncation
+    known = _known(data, encoder, asked, truncation) if data is not None and encoder is not None else None
     prompt_ids = encoder.prompt if encoder is not None else None
     items = list(keyed(_rows(asked, files, settings, folder), known, asked.skip_bad_rows, prompt_ids))
     least = max(settings.d if settings else 0, ModelFolder.of(folder).vocabulary if folder is not None else 0)
@@ -198,6 +202,7 @@ def import_signal_of(names: Names, store: Store, asked: Asked, command: str, mon
         "parts": sorted({key.part for key, *_ in items}), "template": template.text, "end": template.end, "top_k": k,
         "precision": float(asked.precision), "pair_precision": None, "support": "topk",
         "skip_bad_rows": asked.skip_bad_rows, **({"max_length": asked.max_length} if data else {}),
+        **({"truncation": truncation} if data and truncation != CaptureSpec.truncation else {}),
     }  # fmt: skip
     inputs = {"captured": content}
     inputs |= {"tokenizer": model.content} if model is not None else {}
@@ -278,7 +283,7 @@ def _files(asked: Asked) -> list[Path]:
     files: list[Path] = []
     ending = ".parquet" if asked.format == "distillkit" else ".jsonl"
     for word in asked.files:
-        path = Path(word).expanduser()
+        path = expanded(word)
         inside = sorted(path.glob(f"*{ending}"), key=lambda p: (len(p.name), p.name)) if path.is_dir() else [path]
         if not inside or not inside[0].is_file():
             raise NotFound(f"{word}: no {ending.removeprefix('.')} file is there", "name the files, or their folder")
@@ -288,7 +293,7 @@ def _files(asked: Asked) -> list[Path]:
 
 def _settings(asked: Asked, first: Path) -> Settings:
     """The settings of DistillKit's compressor: the file that is named, else the one beside the capture."""
-    path = Path(asked.settings).expanduser() if asked.settings else first.parent / SETTINGS
+    path = expanded(asked.settings) if asked.settings else first.parent / SETTINGS
     if not path.is_file():
         raise NotFound(f"{path} is not there: what the capture was compressed with", "name it: --settings FILE")
     try:
@@ -319,20 +324,16 @@ def _model(names: Names, asked: Asked, monitor: Monitor) -> Artifact | External 
 
 
 def _encoder(folder: Path, template: Template) -> Encoder | None:
-    from adpa_cli.engine.models import load_tokenizer
-
-    return Encoder(load_tokenizer(folder), template) if template.text else None
+    return Encoder(Tokenizer.of(folder), template) if template.text else None
 
 
-def _known(data: External, encoder: Encoder, asked: Asked) -> Known:
+def _known(data: External, encoder: Encoder, asked: Asked, truncation: Truncation) -> Known:
     """The chosen and rejected answers of the data."""
     from adpa_cli.engine.layout import examples as ex
 
-    answers = []
-    pairs = pairs_of(data.where, "train", None, asked.skip_bad_rows).items
-    for part in PARTS:
-        answers += ex.pair_answers(pairs, part, encoder, asked.max_length, data.label)
-    return Known(answers, data.label)
+    pairs = pairs_of(data.where, "train", None, asked.skip_bad_rows, encoder.template.text).items
+    both = ex.pair_answers(pairs, encoder, asked.max_length, truncation, data.label)
+    return Known([answer for part in PARTS for answer in both.of(part)], data.label)
 
 
 def _rows(asked: Asked, files: Sequence[Path], settings: Any, folder: Path | None) -> Iterator[Captured]:
@@ -346,13 +347,10 @@ def _rows(asked: Asked, files: Sequence[Path], settings: Any, folder: Path | Non
 
 
 def _spelling(folder: Path) -> Spelling:
-    from adpa_cli.engine.models import load_tokenizer
-
-    tokenizer = load_tokenizer(folder)
-    path = folder / "tokenizer.json"
-    decoder = json.loads(path.read_bytes()).get("decoder") if path.exists() else None
-    added = {str(text): int(number) for text, number in tokenizer.get_added_vocab().items()}
-    pieces = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
+    tokenizer = Tokenizer.of(folder)
+    decoder = json.loads(tokenizer.core.to_str()).get("decoder")
+    added = {text: tokenizer.vocabulary[text] for text in tokenizer.added}
+    pieces = [tokenizer.token_of(number) for number in range(1 + max(tokenizer.vocabulary.values()))]
     return spelling(pieces, added, "ByteLevel" in json.dumps(decoder))
 
 

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from adpa_cli import methods
-from adpa_cli.data.chat import Template
+from adpa_cli.data.templates import Template
 from adpa_cli.errors import UsageError
 from adpa_cli.families import Alias, Family, ReadyPair, chain_of, stage_settings
 from adpa_cli.hub import External
@@ -85,7 +85,7 @@ def plan_distill(names: Names, user: UserSettings, request: Distill) -> Plan:
     _check_use(artifacts, students, request.method)
     measured = builder.measured_teachers(chain)
     evals = family_evals(planner, start, data, students, measured, judge) if request.evaluate else ()
-    return Plan((students[-1],), start.template, evals)
+    return Plan((students[-1],), start.template, evals, teachers.notes if teachers else ())
 
 
 @dataclass(frozen=True)
@@ -305,9 +305,10 @@ def _start(
     """
     if isinstance(model, Alias):
         return planner.fine_tuned(model, teacher_template)
-    template = lineage.template_of(model)
+    choice = planner.user.templates
+    template = lineage.template_of(model, choice)
     if template is not None:
-        lineage.same_template(teacher_template or template, model, "student")
+        lineage.same_template(teacher_template or template, model, "student", choice)
         return Model(model, family, teacher_template or template)
     if not request.sft_data:
         alias = lineage.alias_of(model)

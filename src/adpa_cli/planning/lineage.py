@@ -6,17 +6,19 @@ as something is built: training changes neither tokenizer nor configuration.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from adpa_cli.data.chat import Template
+from adpa_cli.data.templates import Template, write_alike
 from adpa_cli.errors import AdpaError, NotFound, UsageError
 from adpa_cli.families import GENERIC, Alias, Family, ReadyPair, alias_of_base, family_of_base
 from adpa_cli.hub import External, HubFile, Kind, Located
 from adpa_cli.hub import repository as hub
 from adpa_cli.hub.model_folder import ModelFolder
+from adpa_cli.planning.chat_templates import TemplateChoice, template_in
 from adpa_cli.planning.resolve_inputs import Names
 from adpa_cli.sizes import ModelSize
 from adpa_cli.stages import Artifact, Input, Made, Node, product_of
@@ -62,19 +64,39 @@ def alias_of(base: Input) -> str:
     return alias_of_base(str(base.facts.get("name"))) if isinstance(base, External) else ""
 
 
+BASE_NAME = re.compile(r"(?i)(^|[-_.])(base|pt|pretrained)([-_.]|$)")
+"""What names of models that were only pretrained hold; many of them bring a chat template all the same."""
+
+
+def is_base(model: Input) -> bool:
+    """Whether a model was only pretrained, as far as its name, its family or a missing chat template tell."""
+    if not isinstance(model, External):
+        return False
+    name = str(model.facts.get("name", ""))
+    if family := family_of_base(name):
+        return not family.instruct
+    return bool(BASE_NAME.search(name.rpartition("/")[2])) or template_of(model) is None
+
+
 def missing_template(model: str, hint: str, what: str = "") -> UsageError:
     """An error about a model that has no chat template, whatever it is wanted for."""
     return UsageError(f"{model} has no chat template{f': {what}' if what else ''}", hint)
 
 
-def template_of(item: Input) -> Template | None:
-    """The chat template that a model was trained with or brings along; None for a base model."""
-    if not isinstance(item, External):
-        return Template(str(item.values["template"]), str(item.values["end"]))
-    if not item.is_open:
-        return UNKNOWN
-    template = ModelFolder.of(Path(item.where[0])).template
-    return Template(*template) if template else None
+def template_of(item: Input, choice: TemplateChoice = TemplateChoice()) -> Template | None:
+    """The chat template that a model was trained with or brings along, under a user's choice; None for a base model.
+
+    Raises UsageError for something that was made with another template than the user says.
+    """
+    if isinstance(item, External):
+        return template_in(Path(item.where[0]), choice) if item.is_open else UNKNOWN
+    made = Template(str(item.values["template"]), str(item.values["end"]))
+    if not choice.agrees(made):
+        raise UsageError(
+            f"{item.label} was made with another chat template, end token or rule of thinking than you ask for",
+            "leave out --template, --end and --thinking, or start from its base model",
+        )
+    return made
 
 
 def reference_of(teacher: Input, store: Store) -> Input | None:
@@ -109,13 +131,13 @@ def command_word(item: Input) -> str:
     return item.label
 
 
-def same_template(template: Template, item: Input, role: str) -> None:
+def same_template(template: Template, item: Input, role: str, choice: TemplateChoice = TemplateChoice()) -> None:
     """Raise UsageError for a model, or what one made, that has another template than the plan.
 
     A model without one passes, and so does one that could not be looked at.
     """
-    other = template_of(item)
-    if other is None or other == template or UNKNOWN in (other, template):
+    other = template_of(item, choice if isinstance(item, External) else TemplateChoice())
+    if other is None or other == template or UNKNOWN in (other, template) or write_alike(other, template):
         return
     ends = f" (it ends turns with {other.end}, not {template.end})" if other.end != template.end else ""
     raise UsageError(
@@ -208,18 +230,25 @@ class Trained:
     manifest: Manifest | None
 
 
-def trained(names: Names, text: str, note: Callable[[str], None] = lambda text: None) -> Trained:
+def trained(
+    names: Names,
+    text: str,
+    note: Callable[[str], None] = lambda text: None,
+    choice: TemplateChoice = TemplateChoice(),
+) -> Trained:
     """What `text` means to a command that never builds: an artifact, tag, folder, hub model, or an alias.
 
-    An alias means the family's fine-tuned student, or its aligned teacher, when the store has one. Raises NotFound with
+    An alias means the family's fine-tuned student, or its aligned teacher, when the store has one; that of an instruct
+    model means this model. Raises NotFound with
     the command that makes it, UsageError for several of them and for a model without a chat template.
     """
     model = names.model(text, "REF")
     if isinstance(model, ReadyPair):
         model = names.hub_model(model.aligned)
     if isinstance(model, Alias):
-        model = Artifact(_of_family(model, text, names.store))
-    template = template_of(model)
+        is_made = not model.family.instruct
+        model = Artifact(_of_family(model, text, names.store)) if is_made else names.base(model.model)
+    template = template_of(model, choice)
     if template is None:
         what = "it is a base model that was not taught to answer"
         raise missing_template(text, f"fine-tune it first: adpa sft --model {text}", what)

@@ -12,7 +12,7 @@ from typing import Any
 
 from adpa_cli import methods
 from adpa_cli.coerce import Auto, coerce
-from adpa_cli.data.chat import DEFAULT_TEMPLATES, Template
+from adpa_cli.data.templates import TEMPLATES, Template
 from adpa_cli.errors import UsageError
 from adpa_cli.families import DATA_ALIASES, Alias, Family
 from adpa_cli.hub import External
@@ -68,6 +68,8 @@ class Teachers:
     reference: Input | None
     family: Family
     template: Template
+    notes: tuple[str, ...] = ()
+    """Remarks on the two for people."""
 
 
 @dataclass(frozen=True)
@@ -96,15 +98,18 @@ class Planner:
 
     def template(self, family: Family, base: Input) -> Template:
         """The base model's own template, else the family's."""
-        if template := lineage.template_of(base):
+        choice = self.user.templates
+        if template := lineage.template_of(base, choice):
             return template
         if family.template == "tiny":
             return Template(TEMPLATE, END)
         if not isinstance(base, External):
             raise lineage.missing_template(base.label, "start from a base model: adpa sft --model M")
-        default = DEFAULT_TEMPLATES[family.template]
+        if not family.template:
+            raise lineage.missing_template(base.label, "name one: --template NAME|FILE")
+        default = TEMPLATES[family.template]
         end = default.end or (ModelFolder.of(Path(base.where[0])).end_token if base.is_open else "")
-        return Template(default.text, end)
+        return choice.applied(Template(default.text, end), {"eos_token": choice.end or end})
 
     def pairs_of(self, family: Family) -> External:
         """The preference data that were named, else the family's."""
@@ -115,7 +120,11 @@ class Planner:
         return self.names.data(self.dialogues or (family.sft_data,))
 
     def fine_tuned(self, alias: Alias, template: Template | None = None) -> Model:
-        """The fine-tuned model of one side of a family."""
+        """The fine-tuned model of one side of a family; of a family of instruct models the model as it is."""
+        if alias.family.instruct:
+            own = self.base(alias)
+            lineage.same_template(template or own.template, own.input, alias.side, self.user.templates)
+            return replace(own, template=template or own.template)
         base = self.base(alias, template)
         node = self.sft(base, self.dialogues_of(alias.family), alias.side, SIDES[alias.side])
         return replace(base, input=node)
@@ -168,7 +177,7 @@ class Planner:
         if not any(need.start for need in method.needs_for(method.params(**spec.params))):
             return {}
         parts = ("chosen", "rejected")
-        shared = ("template", "end", "dtype", "max_length", "limit", "skip_bad_rows", "smoke")
+        shared = ("template", "end", "dtype", "max_length", "truncation", "limit", "skip_bad_rows", "smoke")
         fixed = {"parts": parts, **{name: getattr(spec, name) for name in shared}}
         name = START_LOGPS.name
         start_spec = plain_spec(StartSpec, name, start.family, self.settings(name), **fixed)

@@ -56,7 +56,7 @@ def model_of(planner: Planner, text: str, option: str, as_reference: bool = Fals
 def _as_it_is(planner: Planner, model: Artifact | External, option: str) -> Model:
     """A model that is used without training it; UsageError for a base model, which has no template."""
     family = lineage.family_of(model, planner.names.store)
-    template = lineage.template_of(model)
+    template = lineage.template_of(model, planner.user.templates)
     if template is None:
         alias = lineage.alias_of(model)
         hint = f"fine-tune it first: adpa sft --model {lineage.command_word(model)}"
@@ -83,7 +83,18 @@ def teachers_of(planner: Planner, family: Family, teacher: str | None, reference
     else:
         below = lineage.reference_of(model, names.store)
     aligned_as_is = _as_it_is(planner, model, "--teacher")
-    return Teachers(model, below, aligned_as_is.family, aligned_as_is.template)
+    notes = _of_reference(model, below) if below is not None else ()
+    return Teachers(model, below, aligned_as_is.family, aligned_as_is.template, notes)
+
+
+def _of_reference(aligned: Artifact | External, reference: Input) -> tuple[str, ...]:
+    """What is to be said of a reference that an aligned teacher is compared with."""
+    if not isinstance(aligned, External) or lineage.is_base(aligned) or not lineage.is_base(reference):
+        return ()
+    return (
+        f"the reference {reference.label} is a base model: what sets {aligned.label} apart from it is mostly "
+        "instruction tuning, not preference; name the model that the teacher was aligned from: --reference MODEL",
+    )
 
 
 def reward_model_of(planner: Planner, text: str) -> Input:
@@ -136,7 +147,7 @@ def plan_sft(names: Names, user: UserSettings, model: str, data: Sequence[str]) 
         family = lineage.family_of(meaning, names.store)
         base, side, role = Model(meaning, family, planner.template(family, meaning)), "student", SFT.name
     notes: tuple[str, ...] = ()
-    if base.family is GENERIC and lineage.template_of(base.input) is None:
+    if base.family is GENERIC and lineage.template_of(base.input, user.templates) is None:
         notes = (f"{base.input.label} has no chat template; the default one (zephyr) is set and saved",)
     node = planner.sft(base, planner.dialogues_of(base.family), side, role)
     return Plan((node,), base.template, notes=notes)
@@ -168,13 +179,13 @@ def plan_capture(
     if not rollouts:
         pair = teachers if reference else replace(teachers, reference=None)
         node = planner.capture(pair, {"data": planner.pairs_of(teachers.family)}, ("chosen", "rejected"))
-        return Plan((node,), teachers.template)
+        return Plan((node,), teachers.template, notes=pair.notes if pair.reference is not None else ())
     targets = []
     for text in rollouts:
         answers = names.made(text, (ROLLOUT.name,), "--rollouts")
         lineage.same_template(teachers.template, answers, "rollouts")
         targets.append(planner.capture(teachers, {"rollouts": answers}, ("rollout",)))
-    return Plan(tuple(targets), teachers.template)
+    return Plan(tuple(targets), teachers.template, notes=teachers.notes)
 
 
 def plan_rollout(
@@ -220,10 +231,10 @@ def plan_eval(names: Names, user: UserSettings, request: Evaluate) -> Plan:
     scorers = _scorers(planner, request, family, suite)
     against = model_of(planner, request.against, "--against").input if request.against else None
     if against is not None:
-        lineage.same_template(template, against, "opponent")
+        lineage.same_template(template, against, "opponent", user.templates)
     nodes = []
     for model in models:
-        lineage.same_template(template, model.input, "model")
+        lineage.same_template(template, model.input, "model", user.templates)
         data = pairs_for(planner, model)
         nodes.append(_eval_node(planner, model, data, model.input.label, against, suite, scorers))
     return Plan(tuple(nodes), template)

@@ -13,6 +13,7 @@ from adpa_cli.errors import NotFound, UsageError
 from adpa_cli.families import Alias, ReadyPair, aliases, ready_pairs
 from adpa_cli.hub import External
 from adpa_cli.hub.externals import Externals
+from adpa_cli.machine import expanded
 from adpa_cli.stages import Artifact
 
 
@@ -28,7 +29,7 @@ class Names(Externals):
         if not text:
             raise UsageError(f"{option} is empty", "the command before it may have failed; give a model")
         if text.startswith((".", "/", "~")):
-            return self.folder(Path(text).expanduser())
+            return self.folder(expanded(text))
         known: dict[str, Alias | ReadyPair] = {**aliases(), **ready_pairs()}
         if text in known:
             if tagged := self.store.tags().get(text):

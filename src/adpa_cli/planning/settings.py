@@ -15,9 +15,10 @@ from typing import Any, TypeVar
 
 from adpa_cli import methods, stages
 from adpa_cli.coerce import coerce
-from adpa_cli.data.chat import Template
+from adpa_cli.data.templates import Template
 from adpa_cli.errors import UsageError
 from adpa_cli.families import Family, stage_settings
+from adpa_cli.planning.chat_templates import TemplateChoice
 from adpa_cli.spec import Dataclass, Runtime, TrainSpec, make, tracker_names
 from adpa_cli.stages.cache_teacher import CACHE_TEACHER
 
@@ -62,6 +63,7 @@ class UserSettings:
     limit: int | None = None
     skip_bad_rows: bool = False
     smoke: bool = False
+    templates: TemplateChoice = TemplateChoice()
 
 
 def parse_sets(items: Sequence[str]) -> tuple[dict[str, str], dict[str, dict[str, str]]]:
@@ -122,6 +124,7 @@ def settable(stage: str, method: str = "") -> dict[str, Any]:
         sources = read.sources if declared.any_method else {}
         defaults |= {**_defaults(read.params), "preset": "paper", **sources}
     hidden = DERIVED if "states" in sources else {*DERIVED, "states"}
+    hidden = {*hidden, "truncation"} if declared.reads == "dialogues" else hidden
     return {name: default for name, default in defaults.items() if name not in hidden}
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adpa_cli import stages
-from adpa_cli.data.chat import DEFAULT_TEMPLATES
+from adpa_cli.data.templates import TEMPLATES
 from adpa_cli.errors import UsageError
 from adpa_cli.families import Family, family_of_base, stage_settings
 from adpa_cli.lab import TEMPLATE
@@ -223,8 +223,8 @@ def non_defaults(manifest: Manifest, artifacts: Artifacts) -> list[str] | None:
     teacher = _teacher(manifest, artifacts)
     if teacher and teacher != family.teacher:
         items.append(f"teacher {teacher}")
-    usual = TEMPLATE if family.template == "tiny" else DEFAULT_TEMPLATES[family.template].text
-    return [*items, "template"] if manifest.spec.get("template", usual) != usual else items
+    usual = TEMPLATE if family.template == "tiny" else family.template and TEMPLATES[family.template].text
+    return [*items, "template"] if usual and manifest.spec.get("template", usual) != usual else items
 
 
 def _defaults(manifest: Manifest, family: Family, side: str) -> dict[str, Any]:

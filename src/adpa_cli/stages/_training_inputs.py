@@ -39,6 +39,8 @@ class Data:
     online: Any = None
     reward_of: Mapping[tuple[str, str], float] = field(default_factory=dict)
     start_of: Mapping[tuple[str, str], Any] = field(default_factory=dict)
+    truncation: Mapping[str, Any] = field(default_factory=dict)
+    """What a manifest keeps of what did not fit."""
 
 
 def gather(job: Job, spec: TrainSpec, method: Method, params: Any, encoder: Any, monitor: Monitor) -> Data:
@@ -48,28 +50,32 @@ def gather(job: Job, spec: TrainSpec, method: Method, params: Any, encoder: Any,
 
     source = job.one("data")
     if every()[job.stage].reads == "dialogues":
-        loaded = dialogues_of(source.where, "train", spec.limit, spec.skip_bad_rows)
+        loaded = dialogues_of(source.where, "train", spec.limit, spec.skip_bad_rows, spec.template)
         dialogues, cut = ex.dialogue_examples(loaded.items, encoder, spec.max_length, source.label)
-        said = ex.cut_words(cut, len(dialogues), "dialogues", spec.max_length)
+        said = cut.words("dialogues", spec.max_length)
         for text in said:
             monitor.note(text)
-        return Data(dialogues, _no_signal, (*loaded.notes, *said))
-    pairs = pairs_of(source.where, "train", spec.limit, spec.skip_bad_rows)
+        if not dialogues:
+            raise DataError(f"{source.label}: nothing to train on fits into max_length {spec.max_length}", "raise it")
+        return Data(dialogues, _no_signal, (*loaded.notes, *said), truncation=cut.numbers())
+    pairs = pairs_of(source.where, "train", spec.limit, spec.skip_bad_rows, spec.template)
     wanted = method.needs_for(params)
     needs = [need for need in wanted if not need.online]
     answers: dict[str, dict[str, Any]] = {}
+    cut = ex.Cut()
     for need in needs:
         if spec.source(need.part) != "rollout":
-            made = ex.answers_for(spec, source, "train", spec.source(need.part), job.one("model").path)
-            answers[need.part] = {answer.key.example_id: answer for answer in made}
+            both = ex.answers_for(spec, source, "train", job.one("model").path)
+            answers[need.part] = {answer.key.example_id: answer for answer in both.of(spec.source(need.part))}
+            cut = both.cut
         else:
-            rows = {a.key.example_id: a for a in _rollouts(job, need, encoder.end_id)}
+            rows = {a.key.example_id: a for a in _rollouts(job, need, ex.end_ids(encoder, job.one("model").path))}
             answers["rollout"] = {p.id: rows[ex.rollout_id(p)] for p in pairs.items if ex.rollout_id(p) in rows}
     kept = [p for p in pairs.items if all(p.id in answers[need.part] for need in needs)]
-    fixed = [a for need in needs if spec.source(need.part) != "rollout" for a in answers[need.part].values()]
-    said = ex.cut_words(sum(a.cut for a in fixed), len(fixed), "prompts with an answer", spec.max_length)
-    if len(kept) < len(pairs.items):
-        said.append(f"{len(pairs.items) - len(kept)} of {len(pairs.items)} pairs have no rollout and are left out")
+    said = cut.words("pairs", spec.max_length)
+    lacking = len(pairs.items) - len(kept) - cut.left_out
+    if lacking > 0:
+        said.append(f"{lacking} of {len(pairs.items)} pairs have no rollout and are left out")
     for text in said:
         monitor.note(text)
     if not kept:
@@ -85,23 +91,25 @@ def gather(job: Job, spec: TrainSpec, method: Method, params: Any, encoder: Any,
     online = _online(job, spec, params, encoder, kept) if len(needs) < len(wanted) else None
     rewards = read_rewards(job.one("rewards").path) if any(need.reward for need in needs) else {}
     signal_of = _signals(job, keys(lambda need: need.signal), method)
-    return Data(made_examples, signal_of, notes, online, rewards, _start_of(job, keys(lambda need: need.start)))
+    start_of = _start_of(job, keys(lambda need: need.start))
+    return Data(made_examples, signal_of, notes, online, rewards, start_of, cut.numbers())
 
 
 def _online(job: Job, spec: TrainSpec, params: Any, encoder: Any, pairs: Sequence[Pair]) -> Any:
     """The prompts of `pairs`, and the models that judge the answers which the student draws for them."""
     from adpa_cli.engine.generation.sampling import Decoding, Sampling
-    from adpa_cli.engine.layout.examples import fitted_prompt
+    from adpa_cli.engine.layout.examples import end_ids, fitted_prompt
     from adpa_cli.engine.training.online import Sources
 
     label = job.one("data").label
     prompts = {p.id: fitted_prompt(p, encoder, spec, params.max_new_tokens, label, job.stage) for p in pairs}
     scorers = {name: job.one(role).path for name, role in SCORERS.items()}
     sampling = Sampling(params.temperature, 1.0, params.max_new_tokens, spec.seed)
-    return Sources(prompts, scorers, Decoding(sampling, encoder.end_id, encoder.pad_id, spec.max_length, spec.dtype))
+    ends = end_ids(encoder, job.one("model").path)
+    return Sources(prompts, scorers, Decoding(sampling, ends, encoder.pad_id, spec.max_length, spec.dtype))
 
 
-def _rollouts(job: Job, need: Need, end_id: int) -> list[Any]:
+def _rollouts(job: Job, need: Need, ends: Sequence[int]) -> list[Any]:
     """The generated answers that a method reads. Where it learns to write them, one of an end token only is none."""
     from adpa_cli.engine.layout import examples as ex
 
@@ -114,7 +122,7 @@ def _rollouts(job: Job, need: Need, end_id: int) -> list[Any]:
             f"the rollouts {source.label} have the id {most}; the student has {ids}",
             "take answers of a teacher with the student's vocabulary, or --states student",
         )
-    return answers if need.signal else [answer for answer in answers if answer.answer != (end_id,)]
+    return answers if need.signal else [answer for answer in answers if answer.answer not in {(end,) for end in ends}]
 
 
 def _no_signal(example_id: str, part: str) -> SignalRows:

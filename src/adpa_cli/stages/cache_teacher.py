@@ -17,7 +17,7 @@ from adpa_cli.coerce import Auto, auto_target
 from adpa_cli.disk import write_json
 from adpa_cli.engine.costs import scoring_in_turn, signal_bytes_per_token, signal_disk
 from adpa_cli.sizes import Disk, Memory, Rows
-from adpa_cli.spec import Dtype, make
+from adpa_cli.spec import Dtype, Truncation, make, truncation
 from adpa_cli.stages import Job, Lengths, Load, Monitor, Node, Stage, with_progress
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     Captured = Sequence[tuple[AnswerKey, SignalRows]]
 
+TRUNCATION = "_truncation.json"
 FEWEST_STEPS = 8  # below this the rounding of a stored difference is felt in the gradient
 STEPS = (1 / 8, 1 / 16, 1 / 32, 1 / 64, 1 / 128, 1 / 256)
 """Those that `--precision auto=…` tries, coarsest first; then exact."""
@@ -52,6 +53,7 @@ class CaptureSpec:
     smoke: bool = field(default=False, metadata={"neutral": False})
     student_vocab: int | None = field(default=None, metadata={"neutral": None})
     """Ids from here on are only the teacher's: they stay out of the top k, in the rest mass."""
+    truncation: Truncation = truncation()
     prompts: Literal["apart", "auto"] = field(default="apart", metadata={"neutral": "apart"})
     """Whether a prompt that several answers share may be computed once: by the sizes, or never."""
     samples: int = field(default=50, metadata={"low": 1, "high": 65536})
@@ -59,8 +61,9 @@ class CaptureSpec:
     """Of the draws."""
 
     def without_effect(self) -> set[str]:
-        """Nothing is drawn where the ids are a top k."""
-        return {"top_k"} if self.support == "sampled" else {"samples", "seed"}
+        """Nothing is drawn where the ids are a top k, and rollouts are no pairs."""
+        idle = {"top_k"} if self.support == "sampled" else {"samples", "seed"}
+        return idle | ({"truncation"} if self.parts == ("rollout",) else set())
 
 
 @dataclass
@@ -210,6 +213,8 @@ def compute(job: Job, monitor: Monitor, rank: int = 0, processes: int = 1) -> No
     """Leave one block per block of answers in the work folder; blocks that are there are kept."""
     spec = make(CaptureSpec, job.spec)
     plan = plan_of(job, spec)
+    if rank == 0 and "rollouts" not in job.inputs:
+        _tell_truncation(job, spec, monitor)
     roles = _roles(job)
     wanted = plan.blocks[rank::processes]
     for n, role in enumerate(roles):
@@ -218,6 +223,16 @@ def compute(job: Job, monitor: Monitor, rank: int = 0, processes: int = 1) -> No
         # What else a header says is known when all blocks are there.
         early = role == roles[-1] and processes == 1 and auto_target(spec.precision) is None and spec.support == "topk"
         _pass(job, spec, role, replace(plan, blocks=todo), monitor, done, of, plan.shards() if early else [])
+
+
+def _tell_truncation(job: Job, spec: CaptureSpec, monitor: Monitor) -> None:
+    """Say and keep what of the pairs did not fit."""
+    from adpa_cli.engine.layout.examples import answers_for
+
+    cut = answers_for(spec, job.one("data"), "train", job.one("aligned").path).cut
+    for text in cut.words("pairs", spec.max_length):
+        monitor.note(text)
+    write_json(job.folder / TRUNCATION, cut.numbers())
 
 
 def _pass(
@@ -343,7 +358,9 @@ def finish(job: Job) -> dict[str, Any]:
     size = sum(path.stat().st_size for path in job.folder.glob("signal-*.adpa"))
     metrics = facts.metrics(signal)
     metrics["say"] += chosen.pop("say", [])
-    return {**metrics, **chosen, **_sharing(job), "bytes_per_token": size / facts.tokens}
+    path = job.folder / TRUNCATION
+    cut = json.loads(path.read_text()) if path.exists() else {}
+    return {**metrics, **chosen, **_sharing(job), **cut, "bytes_per_token": size / facts.tokens}
 
 
 def signal_of(job: Job, spec: CaptureSpec, rows: Any) -> Any:
@@ -383,7 +400,8 @@ def answers_of(job: Job, spec: CaptureSpec) -> list[Any]:
         rollouts = ex.read_rollouts(job.one("rollouts").path)
         return list(ex.rollout_answers(rollouts[: spec.limit]))
     folder = job.one("aligned").path
-    return [a for part in spec.parts for a in ex.answers_for(spec, job.one("data"), "train", part, folder)]
+    both = ex.answers_for(spec, job.one("data"), "train", folder)
+    return [answer for part in spec.parts for answer in both.of(part)]
 
 
 def plan_of(job: Job, spec: CaptureSpec) -> Blocks:

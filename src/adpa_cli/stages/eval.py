@@ -88,7 +88,7 @@ def _prompt_of_pairs(job: Job, spec: EvalSpec) -> dict[str, str]:
     from adpa_cli.engine.layout import examples as ex
     from adpa_cli.hub.externals import pairs_of
 
-    pairs = pairs_of(job.one("data").where, "test", spec.limit, spec.skip_bad_rows).items
+    pairs = pairs_of(job.one("data").where, "test", spec.limit, spec.skip_bad_rows, spec.template).items
     return {pair.id: ex.rollout_id(pair) for pair in pairs}
 
 

@@ -38,20 +38,22 @@ class RolloutSpec:
 
 def compute(job: Job, monitor: Monitor, rank: int = 0, processes: int = 1) -> None:
     """Leave one `_block-NNNNNN.json` per finished block in the work folder; blocks that are there are kept."""
+    from adpa_cli.data.tokenizer import Tokenizer
     from adpa_cli.engine.device import block_that_fits, device
     from adpa_cli.engine.generation.generate import generate_block
     from adpa_cli.engine.generation.sampling import Decoding, Sampling
-    from adpa_cli.engine.models import load, load_tokenizer
+    from adpa_cli.engine.layout.examples import end_ids
+    from adpa_cli.engine.models import load
 
     spec = make(RolloutSpec, job.spec)
     folder = job.one("model").path
-    encoder, blocks = _blocks(job, spec, load_tokenizer(folder))
+    encoder, blocks = _blocks(job, spec, Tokenizer.of(folder))
     mine = [block for block in blocks[rank::processes] if not _path(job, block.index).exists()]
     if not mine:
         return
     model = load(folder, device=device())
     sampling = Sampling(spec.temperature, spec.top_p, spec.max_new_tokens, spec.seed)
-    decoding = Decoding(sampling, encoder.end_id, encoder.pad_id, spec.max_length, spec.dtype)
+    decoding = Decoding(sampling, end_ids(encoder, folder), encoder.pad_id, spec.max_length, spec.dtype)
     done = len(blocks[rank::processes]) - len(mine)
     for n, block in enumerate(mine, 1):
         prompts, ids = [item[1] for item in block.items], [item[0] for item in block.items]
@@ -101,7 +103,7 @@ def _asked(job: Job, spec: RolloutSpec) -> dict[str, Any]:
     from adpa_cli.engine.layout.examples import rollout_id
     from adpa_cli.hub.externals import pairs_of
 
-    loaded = pairs_of(job.one("data").where, spec.split, spec.limit, spec.skip_bad_rows)
+    loaded = pairs_of(job.one("data").where, spec.split, spec.limit, spec.skip_bad_rows, spec.template)
     pairs: dict[str, Any] = {}
     for pair in loaded.items:
         pairs.setdefault(rollout_id(pair), pair)

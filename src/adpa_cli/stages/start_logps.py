@@ -17,7 +17,7 @@ from adpa_cli.engine.costs import start_logps_disk
 from adpa_cli.errors import AdpaError, Corrupt, DataError
 from adpa_cli.hub import Located
 from adpa_cli.sizes import Disk, Rows
-from adpa_cli.spec import Dtype, make
+from adpa_cli.spec import Dtype, Truncation, make, truncation
 from adpa_cli.stages import Job, Lengths, Load, Monitor, Node, Stage, with_progress
 
 if TYPE_CHECKING:
@@ -50,6 +50,7 @@ class StartSpec:
     skip_bad_rows: bool
     smoke: bool
     block_tokens: int = 16384
+    truncation: Truncation = truncation()
 
 
 def compute(job: Job, monitor: Monitor, rank: int = 0, processes: int = 1) -> None:
@@ -81,7 +82,8 @@ def _blocks(job: Job, spec: StartSpec) -> tuple[dict[tuple[str, str], AnswerKey]
     from adpa_cli.engine.layout.micro_batches import cut_blocks
 
     folder = job.one("model").path
-    answers = [answers_for(spec, job.one("data"), "train", part, folder) for part in spec.parts]
+    both = answers_for(spec, job.one("data"), "train", folder)
+    answers = [both.of(part) for part in spec.parts]
     examples = [
         Example(row[0].key.example_id, {answer.key.part: answer.sequence() for answer in row})
         for row in zip(*answers, strict=True)

@@ -27,9 +27,10 @@ GAMMA_RATIO = 3.0  # γ × RMS(A) outside this factor of the tuned one is worth 
 
 def compute(job: Job, monitor: Monitor, rank: int = 0, processes: int = 1) -> None:
     """Train, and leave a Hugging Face folder and metrics.jsonl in the work folder."""
+    from adpa_cli.data.tokenizer import Tokenizer
     from adpa_cli.engine.device import forget_peak, make_accelerator
     from adpa_cli.engine.layout.examples import encoder_of
-    from adpa_cli.engine.models import load_tokenizer, save
+    from adpa_cli.engine.models import save
     from adpa_cli.engine.training import schedule
     from adpa_cli.engine.training.checkpoint_selection import CheckpointSelection
     from adpa_cli.engine.training.loop import Run, train
@@ -40,7 +41,7 @@ def compute(job: Job, monitor: Monitor, rank: int = 0, processes: int = 1) -> No
     spec = make(TrainSpec, job.spec)
     method = method_of(spec.method)
     params = method.params(**spec.params)
-    tokenizer = load_tokenizer(job.one("model").path)
+    tokenizer = Tokenizer.of(job.one("model").path)
     encoder = encoder_of(tokenizer, spec)
     data = gather(job, spec, method, params, encoder, monitor)
     rows, end = len(data.examples), spec.last_step(schedule.steps_of(len(data.examples), spec))
@@ -72,7 +73,7 @@ def compute(job: Job, monitor: Monitor, rank: int = 0, processes: int = 1) -> No
         write_json(job.folder / RESULT, {
             **preferred, **_selected(job, spec, chosen, bool(held), bool(evaluated)),
             **measured(job.folder, end, accelerator.device.type), **_sizes(student.model, data),
-            **({"runtime": tuned} if tuned else {}), "final": summary, "notes": list(data.notes),
+            **({"runtime": tuned} if tuned else {}), **data.truncation, "final": summary, "notes": list(data.notes),
         })  # fmt: skip
     accelerator.wait_for_everyone()
 
@@ -210,7 +211,7 @@ def validation(job: Job, spec: TrainSpec, encoder: Encoder) -> Any:
         return reward_selection(job, spec, encoder)
     if every()[job.stage].reads == "pairs":
         return HeldOut(ex.pair_examples(spec, source, "test", job.one("model").path), ("chosen", "rejected"))
-    loaded = dialogues_of(source.where, "test", spec.limit, spec.skip_bad_rows)
+    loaded = dialogues_of(source.where, "test", spec.limit, spec.skip_bad_rows, spec.template)
     return HeldOut(ex.dialogue_examples(loaded.items, encoder, spec.max_length, source.label)[0], ("chosen",))
 
 
@@ -224,7 +225,7 @@ def reward_selection(job: Job, spec: TrainSpec, encoder: Encoder) -> Any:
 
     source = job.one("data")
     longest = spec.judged_tokens or spec.max_length
-    pairs = pairs_of(source.where, "test", spec.limit, spec.skip_bad_rows).items
+    pairs = pairs_of(source.where, "test", spec.limit, spec.skip_bad_rows, spec.template).items
     asked = {ex.rollout_id(pair): pair for pair in reversed(pairs)}
     prompts = {
         name: ex.fitted_prompt(pair, encoder, spec, longest, source.label, job.stage) for name, pair in asked.items()
@@ -235,7 +236,8 @@ def reward_selection(job: Job, spec: TrainSpec, encoder: Encoder) -> Any:
         return reward_scores(job.one("reward_model"), dialogues, spec, SCORE_TOKENS, "")
 
     greedy = Sampling(0.0, 1.0, longest)
-    decoding = Decoding(greedy, encoder.end_id, encoder.pad_id, spec.max_length, spec.dtype)
+    ends = ex.end_ids(encoder, job.one("model").path)
+    decoding = Decoding(greedy, ends, encoder.pad_id, spec.max_length, spec.dtype)
     return RewardSelection(prompts, rewards, decoding)
 
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from adpa_cli.errors import UsageError
 from adpa_cli.hub import Located
-from adpa_cli.spec import Dtype
+from adpa_cli.spec import Dtype, Truncation, truncation
 
 if TYPE_CHECKING:
     from adpa_cli.engine.layout.examples import Rollout
@@ -37,6 +37,7 @@ class EvalSpec:
     limit: int | None = None
     skip_bad_rows: bool = field(default=False, metadata={"neutral": False})
     smoke: bool = field(default=False, metadata={"neutral": False})
+    truncation: Truncation = truncation()
 
     def __post_init__(self) -> None:
         if self.suite not in every():

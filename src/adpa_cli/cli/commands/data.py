@@ -17,6 +17,7 @@ from adpa_cli.report.text import tsv
 if TYPE_CHECKING:
     from adpa_cli.data.chat import Encoder
     from adpa_cli.data.examples import Dialogue, Pair
+    from adpa_cli.planning.chat_templates import TemplateChoice
 
 HEADER = ("row", "id", "side", "tokens", "trained", "text")
 MARKS = ("⟦", "⟧")
@@ -32,6 +33,9 @@ def data(
     count: Annotated[int, opt.option("--rows", help="Rows to show.", metavar="N")] = 3,
     split: Annotated[str, opt.option("--split", help="Which side: train or test.", metavar="SIDE")] = "train",
     max_length: Annotated[int, opt.option("--max-length", help="Tokens of a row at most.", metavar="N")] = 2048,
+    template: opt.ChatTemplate = None,
+    end: opt.End = None,
+    thinking: opt.Thinking = None,
     skip_bad_rows: opt.SkipBadRows = False,
     refresh: opt.Refresh = False,
 ) -> None:
@@ -42,22 +46,31 @@ def data(
     from adpa_cli.data.preferences import load_dialogues, load_pairs
     from adpa_cli.families import DATA_ALIASES
     from adpa_cli.hub.externals import BUILTIN, open_sources
+    from adpa_cli.planning.chat_templates import TemplateChoice
 
     if split not in ("train", "test"):
         raise UsageError(f"--split {split}", "it is train or test")
     names = [DATA_ALIASES.get(source, source) for source in sources]
     load: Any = load_dialogues if dialogues or "builtin:tiny-sft" in names else load_pairs
-    loaded = load(open_sources(names), split, None, skip_bad_rows)
     if model is None and all(name.startswith(BUILTIN) for name in names):
         model = "tiny"
-    marks = marks_for(sys.stdout)
+    choice = TemplateChoice.of(template, end, thinking)
+    if model is None and choice:
+        raise UsageError("--template, --end and --thinking say how a model reads", "name one: --model MODEL")
+    reader = _reader(model, choice, refresh) if model is not None else None
+    encoder = reader.encoder if reader else None
+    loaded = load(open_sources(names), split, None, skip_bad_rows, encoder.template.text if encoder else "")
     head = [f"{' + '.join(sources)}: {len(loaded.items)} rows ({split}), read as {loaded.shape}", *loaded.notes]
-    encoder = None
-    if model is None:
-        head.append("no --model: turns as text; name one to see its template and tokens")
+    head += reader.words if reader else ["no --model: turns as text; name one to see its template and tokens"]
+    _show(loaded, head, reader, count, max_length)
+
+
+def _show(loaded: Any, head: list[str], reader: Reader | None, count: int, max_length: int) -> None:
+    """Print the first rows: as text, in colour on a terminal, as TSV in a pipe, as JSON."""
+    marks, encoder = marks_for(sys.stdout), reader.encoder if reader else None
+    if encoder is None:
         body = "\n\n".join(_plain(item, marks) for item in loaded.items[:count])
     else:
-        encoder = _encoder(model, refresh)
         body = preview(loaded.items, encoder, count=count, max_length=max_length, marks=marks)
         if sys.stdout.isatty() and not GLOBALS.json:
             coloured = preview(loaded.items, encoder, count=count, max_length=max_length, marks=marks, markup=True)
@@ -65,12 +78,16 @@ def data(
             return
     if not (sys.stdout.isatty() or GLOBALS.json or GLOBALS.quiet):
         say("\n".join([*head, ""]))
-    rows = [row for item in islice(loaded.items, count) for row in _rows(item, encoder, max_length, marks)]
+    shown = [row for item in islice(loaded.items, count) for row in _rows(item, encoder, max_length, marks)]
     record = {
-        "rows": len(loaded.items), "shape": loaded.shape, "notes": list(loaded.notes), "preview": body,
-        "shown": [dict(zip(HEADER, row, strict=True)) for row in rows],
+        "rows": len(loaded.items), "shape": loaded.shape, "notes": [*loaded.notes, *(reader.words if reader else ())],
+        "preview": body, **({"template": reader.record} if reader else {}), "shown": shown,
     }  # fmt: skip
-    out(lambda: "\n".join([*head, "", body]), lambda: tsv([HEADER, *rows]), lambda: record)
+    out(
+        lambda: "\n".join([*head, "", body]),
+        lambda: tsv([HEADER, *([row[name] for name in HEADER] for row in shown)]),
+        lambda: record,
+    )
 
 
 def _print_markup(head: list[str], body: str) -> None:
@@ -81,37 +98,66 @@ def _print_markup(head: list[str], body: str) -> None:
     console.print(body)
 
 
-def _rows(item: Any, encoder: Any, max_length: int, marks: tuple[str, str]) -> Iterator[tuple[Any, ...]]:
-    """One example as lines under HEADER; without an encoder its turns, not counted."""
+def _rows(item: Any, encoder: Any, max_length: int, marks: tuple[str, str]) -> Iterator[dict[str, Any]]:
+    """One example as what HEADER names, with the ids as they are fed and the place of the first that is trained.
+
+    Without an encoder its turns, not counted.
+    """
     if encoder is None:
-        yield item.row, item.id, "", "", "", _plain(item, marks).partition("\n")[2]
+        text = _plain(item, marks).partition("\n")[2]
+        yield dict(zip(HEADER, (item.row, item.id, "", "", "", text), strict=True))
         return
     for view in views(item, encoder, max_length):
         text = marked(view.ids, view.mask, encoder, marks, False)
-        yield view.row, view.id, view.side, len(view.ids), sum(view.mask), text
+        values = (view.row, view.id, view.side, len(view.ids), sum(view.mask), text)
+        named = dict(zip(HEADER, values, strict=True))
+        yield {**named, "ids": list(view.ids), "trained_from": list(view.mask).index(True), "cut": view.cut}
 
 
-def _encoder(model: str, refresh: bool) -> Any:
-    """The tokenizer of a model under its template, its family's or the default one."""
-    from adpa_cli.data.chat import DEFAULT_TEMPLATES, Encoder, Template
-    from adpa_cli.engine.models import load_tokenizer
-    from adpa_cli.families import GENERIC, Alias, ReadyPair, aliases
-    from adpa_cli.lab import BASES, END, TEMPLATE
+@dataclass(frozen=True)
+class Reader:
+    """A tokenizer under a template, where that comes from, and what is worth knowing of it."""
+
+    encoder: Encoder
+    source: str
+    words: list[str]
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """As JSON."""
+        template = self.encoder.template
+        return {"from": self.source, "end": template.end, "end_id": self.encoder.end_id, "text": template.text}
+
+
+def _reader(model: str, choice: TemplateChoice, refresh: bool) -> Reader:
+    """How a model reads turns: under its own template, its family's, or the one that was named."""
+    from adpa_cli.data.chat import Encoder
+    from adpa_cli.data.tokenizer import Tokenizer
+    from adpa_cli.estimate.preflight import template_words
+    from adpa_cli.families import GENERIC, Alias, ReadyPair
+    from adpa_cli.hub import External
+    from adpa_cli.hub.model_folder import ModelFolder
     from adpa_cli.planning import lineage
+    from adpa_cli.planning.planner import Planner
     from adpa_cli.planning.resolve_inputs import Names
+    from adpa_cli.planning.settings import UserSettings
     from adpa_cli.store.store import Store
 
-    if model in aliases() and aliases()[model].family.template == "tiny":
-        return Encoder(load_tokenizer(BASES / aliases()[model].side), Template(TEMPLATE, END))
-    store = Store.find(GLOBALS.store, create=not model.startswith((".", "/", "~")))
+    store = Store.find_or_empty(GLOBALS.store)
     names = Names(store, refresh)
     named = names.model(model, "--model")
     if isinstance(named, ReadyPair):
         raise UsageError(f"--model {model} is a pair", f"name one: {named.aligned}")
     family = named.family if isinstance(named, Alias) else GENERIC
     item = names.base(named.model) if isinstance(named, Alias) else named
-    template = lineage.template_of(item) or DEFAULT_TEMPLATES[family.template]
-    return Encoder(load_tokenizer(lineage.folder_of(item, store)), template)
+    template = Planner(names, UserSettings(templates=choice), "").template(family, item)
+    folder = lineage.folder_of(item, store)
+    own = ModelFolder.of(folder).template
+    source = "--template" if choice.template else "the model" if own else f"the family ({family.template})"
+    source = source if isinstance(item, External) else item.label
+    encoder = Encoder(Tokenizer.of(folder), template)
+    words = [f"template of {source}, answers end with {encoder.template.end} (id {encoder.end_id})"]
+    return Reader(encoder, source, words + template_words(encoder, ModelFolder.of(folder).stop_ids))
 
 
 def _plain(item: Any, marks: tuple[str, str]) -> str:
@@ -181,20 +227,25 @@ def preview(
 
 def views(item: Pair | Dialogue, encoder: Encoder, max_length: int) -> Iterator[View]:
     """What a model sees of one example."""
-    from adpa_cli.data.chat import fit_dialogue
+    from adpa_cli.data.chat import fit_answers, fit_dialogue
     from adpa_cli.data.examples import Dialogue
+    from adpa_cli.errors import named_row
 
     if isinstance(item, Dialogue):
-        sequences = [("", *encoder.dialogue(item.messages))]
-    else:
-        prompt = encoder.prompt(item.prompt)
-        sequences = []
-        for name, text in (("chosen", item.chosen), ("rejected", item.rejected)):
-            answer = encoder.answer(text)
-            sequences.append((name, prompt + answer, [False] * len(prompt) + [True] * len(answer)))
-    for name, ids, mask in sequences:
-        kept, seen, cut = fit_dialogue(ids, mask, max_length, bos_id=encoder.bos_id, where=f"row {item.row}")
-        yield View(item.row, item.id, name, kept, seen, cut)
+        with named_row(f"row {item.row}"):
+            ids, mask = encoder.dialogue(item.messages)
+        fitted = fit_dialogue(ids, mask, max_length, bos_id=encoder.bos_id)
+        if fitted is not None:
+            yield View(item.row, item.id, "", *fitted)
+        return
+    with named_row(f"row {item.row}"):
+        prompt, answers = encoder.answered(item.prompt, item.chosen, item.rejected)
+    both = fit_answers(prompt, answers, max_length, bos_id=encoder.bos_id) or ()
+    for name, each in zip(("chosen", "rejected"), both, strict=False):
+        whole = [False] * len(each.prompt) + [True] * len(each.answer)
+        yield View(
+            item.row, item.id, name, (*each.prompt, *each.answer), whole, each.cut_prompt + each.cut_answer
+        )
 
 
 def marked(ids: Sequence[int], mask: Sequence[bool], encoder: Encoder, marks: tuple[str, str], markup: bool) -> str:

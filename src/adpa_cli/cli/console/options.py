@@ -69,6 +69,17 @@ SkipBadRows = Annotated[bool, option("--skip-bad-rows", help="Leave out rows tha
 Refresh = Annotated[bool, where("--refresh", help="Ask the hub again what its names mean now.")]
 
 
+ChatTemplate = Annotated[
+    str | None, option("--template", help="Chat template: a file or a name [the model's].", metavar="FILE|NAME")
+]
+End = Annotated[
+    str | None, option("--end", help="Token that ends an answer [what the template writes].", metavar="TOKEN")
+]
+Thinking = Annotated[
+    str | None, option("--thinking", help="Reasoning before answers [as the template does].", metavar="off|keep")
+]
+
+
 @dataclass(frozen=True)
 class Options:
     """What making commands take besides their inputs. A command names the fields it has; the rest stay as here."""
@@ -78,6 +89,9 @@ class Options:
         option("--set", help="Parameter, e.g. gamma=2, sft.lr=1e-5.", metavar="[STAGE.]KEY=VAL"),
     ] = None
     skip_bad_rows: SkipBadRows = False
+    template: ChatTemplate = None
+    end: End = None
+    thinking: Thinking = None
     seed: Annotated[int | None, count("--seed", help="Seed of what comes after the student's SFT [0].")] = None
     seed_all: Annotated[int | None, count("--seed-all", help="Seed of every stage.")] = None
     limit: Annotated[int | None, count("--limit", help="Use the first N rows.")] = None
@@ -131,12 +145,14 @@ class Options:
 
     def given(self) -> UserSettings:
         """What the user said about specs."""
+        from adpa_cli.planning.chat_templates import TemplateChoice
         from adpa_cli.planning.settings import UserSettings, parse_sets
 
         own, by_stage = parse_sets(self.sets or ())
         named = {name: value for name in SETTINGS if (value := getattr(self, name)) is not None}
+        templates = TemplateChoice.of(self.template, self.end, self.thinking)
         return UserSettings(
-            {**own, **named}, by_stage, self.seed, self.seed_all, self.limit, self.skip_bad_rows, self.smoke
+            {**own, **named}, by_stage, self.seed, self.seed_all, self.limit, self.skip_bad_rows, self.smoke, templates
         )
 
     def runtime(self, look: bool = True) -> Runtime:
@@ -181,7 +197,8 @@ def _hints() -> dict[str, Any]:
 
 
 INFERENCE = (
-    "sets", "skip_bad_rows", "limit", "smoke", "gpus", "stop_after", "no_wait", "refresh", "tag", "dry_run", "yes",
+    "sets", "skip_bad_rows", "template", "end", "thinking", "limit", "smoke", "gpus", "stop_after", "no_wait", "refresh",
+    "tag", "dry_run", "yes",
 )  # fmt: skip
 """What every command has that runs a model over data."""
 SETTINGS = ("lr", "epochs", "batch_size", "max_steps", "select", "keep")

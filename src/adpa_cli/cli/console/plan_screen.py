@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adpa_cli.hub import External
+from adpa_cli.machine import shown
 from adpa_cli.planning.planner import Plan
 from adpa_cli.report import text
 from adpa_cli.stages import Input, Node
@@ -55,7 +55,7 @@ def plan_json(survey: Survey) -> dict[str, Any]:
     ]  # fmt: skip
     return {
         "store": str(survey.store.root), "end": survey.plan.template.end, "models": models, "rows": rows,
-        "totals": totals, "notes": list(survey.plan.notes),
+        "totals": totals, "notes": [*survey.plan.notes, *survey.remarks],
     }  # fmt: skip
 
 
@@ -71,7 +71,7 @@ def plan_text(survey: Survey, width: int) -> str:
     """A plan for a terminal of `width` columns; no line is longer."""
     lines = [*_head(survey, width)]
     lines += [text.cut(line, width) for line in _table(survey, width)]
-    for note in survey.plan.notes:
+    for note in (*survey.plan.notes, *survey.remarks):
         lines += filled([note], width, " ")
     return "\n".join([*lines, *_foot(survey, width), *filled([CALM], width, " ")])
 
@@ -79,9 +79,7 @@ def plan_text(survey: Survey, width: int) -> str:
 def _head(survey: Survey, width: int) -> Iterator[str]:
     plan, store = survey.plan, survey.store
     held = len(store.artifacts(on_error=lambda error: None))
-    root, home = str(store.root), f"{Path.home()}/"
-    shown = f"~/{root.removeprefix(home)}" if root.startswith(home) else root
-    facts = [f"store {shown} ({held} artifact{'s' * (held != 1)})", *_who(survey)]
+    facts = [f"store {shown(store.root)} ({held} artifact{'s' * (held != 1)})", *_who(survey)]
     yield from filled([*facts, f"template {template_name(plan)}, ends {plan.template.end}"], width)
     data = dict(_data(survey))
     if data:
@@ -115,11 +113,14 @@ def _called(item: Input | tuple[Input, ...]) -> str:
 
 def template_name(plan: Plan) -> str:
     """The name of a template that this package knows; any other is that of the model."""
-    from adpa_cli.data.chat import DEFAULT_TEMPLATES
+    from adpa_cli.data.rendering import RULES, thinking_of
+    from adpa_cli.data.templates import TEMPLATES
     from adpa_cli.lab import TEMPLATE
 
-    names = {template.text: name for name, template in DEFAULT_TEMPLATES.items()} | {TEMPLATE: "tiny"}
-    return names.get(plan.template.text, "of the model")
+    names = {template.text: name for name, template in TEMPLATES.items()} | {TEMPLATE: "tiny"}
+    rule = thinking_of(plan.template.text)
+    text = plan.template.text.removeprefix(RULES[rule]) if rule else plan.template.text
+    return names.get(text, "of the model") + (f", thinking {rule}" if rule else "")
 
 
 def _data(survey: Survey) -> Iterator[tuple[str, str]]:

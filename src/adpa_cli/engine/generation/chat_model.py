@@ -10,12 +10,15 @@ from typing import Any
 
 import torch
 
-from adpa_cli.data.chat import Encoder, Template
+from adpa_cli.data.chat import Encoder
 from adpa_cli.data.examples import Message
+from adpa_cli.data.templates import Template
+from adpa_cli.data.tokenizer import Tokenizer
 from adpa_cli.engine.device import device
 from adpa_cli.engine.generation.generate import generate_block
 from adpa_cli.engine.generation.sampling import NOT_FINITE, Decoding, Sampling, answer_limit, choose, row_key
-from adpa_cli.engine.models import load, load_tokenizer
+from adpa_cli.engine.layout.examples import end_ids
+from adpa_cli.engine.models import load
 from adpa_cli.errors import AdpaError, DataError
 
 LEAST_ROOM = 64  # tokens kept for an answer before old turns are dropped
@@ -24,12 +27,13 @@ BLOCK = 16  # prompts that are answered together
 
 @dataclass(frozen=True)
 class ChatModel:
-    """A loaded model under its own template; `context` is the most tokens that it can see."""
+    """A loaded model under its own template; `context` is the most tokens that it can see, `end_ids` end an answer."""
 
     label: str
     encoder: Encoder
     model: Any
     context: int
+    end_ids: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -43,12 +47,12 @@ class ChatAnswer:
 
 def load_chat_model(label: str, folder: Path, template: Template) -> ChatModel:
     """The model in `folder` to answer with: float32 on a CPU, bfloat16 on a GPU."""
-    encoder = Encoder(load_tokenizer(folder), template)
+    encoder = Encoder(Tokenizer.of(folder), template)
     model: Any = load(folder)
     if device() != "cpu":
         model = model.to(torch.bfloat16).to(device())
     longest = getattr(model.config, "max_position_embeddings", None) or 4096
-    return ChatModel(label, encoder, model, int(longest))
+    return ChatModel(label, encoder, model, int(longest), end_ids(encoder, folder))
 
 
 def fitted_conversation(chat: ChatModel, turns: Sequence[Message], sampling: Sampling) -> tuple[list[int], int]:
@@ -81,7 +85,7 @@ def chat_answers(chat: ChatModel, prompts: Sequence[Sequence[Message]], sampling
                 f"prompt {number} has {len(ids)} tokens, and {chat.label} sees {chat.context} with the answer",
                 "shorten it",
             )
-    decoding = Decoding(sampling, chat.encoder.end_id, chat.encoder.pad_id, chat.context)
+    decoding = Decoding(sampling, chat.end_ids, chat.encoder.pad_id, chat.context)
     for start in range(0, len(every), BLOCK):
         block = every[start : start + BLOCK]
         for answer in generate_block(chat.model, block, [row_id(ids) for ids in block], decoding):
@@ -103,7 +107,7 @@ def answer_tokens(chat: ChatModel, prompt: Sequence[int], sampling: Sampling) ->
         if token == NOT_FINITE:
             raise AdpaError("the logits are not finite", "check the model's weights, or use float32")
         yield token
-        if token == chat.encoder.end_id:
+        if token in chat.end_ids:
             return
         new, cache = torch.tensor([[token]], device=model.device), out.past_key_values
 

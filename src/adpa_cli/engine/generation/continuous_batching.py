@@ -35,7 +35,7 @@ class PartialAnswer:
     limit: int
     answer: list[int] = field(default_factory=list)
 
-    def take(self, tokens: Sequence[int], end_id: int) -> bool:
+    def take(self, tokens: Sequence[int], end_ids: Sequence[int]) -> bool:
         """Append tokens up to the end token or the limit; whether the answer ends there."""
         for token in tokens:
             if token == NOT_FINITE:
@@ -43,7 +43,7 @@ class PartialAnswer:
                     f"the logits of row {self.name!r} are not finite", "check the model's weights, or use float32"
                 )
             self.answer.append(token)
-            if token == end_id or len(self.answer) == self.limit:
+            if token in end_ids or len(self.answer) == self.limit:
                 return True
         return False
 
@@ -67,7 +67,7 @@ def generate_continuously(model: Any, rows: Sequence[PartialAnswer], decoding: D
             tokens = torch.stack([batch.step() for _ in range(steps)], dim=1)
         first = len(batch.rows) - len(group)
         news = zip(group, tokens.tolist(), strict=True)
-        batch.drop([place for place, (row, new) in enumerate(news, first) if row.take(new, decoding.end_id)])
+        batch.drop([place for place, (row, new) in enumerate(news, first) if row.take(new, decoding.end_ids)])
 
 
 class _Batch:

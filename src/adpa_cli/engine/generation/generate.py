@@ -67,7 +67,7 @@ def generate_block(
         else:
             for start in range(0, len(rows), batch_size):
                 generate_statically(model, rows[start : start + batch_size], decoding)
-    return [Generated(row.answer, cut=row.answer[-1] != decoding.end_id) for row in rows]
+    return [Generated(row.answer, cut=row.answer[-1] not in decoding.end_ids) for row in rows]
 
 
 def generate_share(
@@ -114,7 +114,7 @@ def generate_statically(model: Any, rows: Sequence[PartialAnswer], decoding: Dec
     ids, mask = left_padded([row.prompt for row in rows], decoding.pad_id, model.device)
     processor = _Noisy(decoding.sampling, torch.tensor([row.key for row in rows], device=model.device), ids.shape[1])
     settings = make(
-        do_sample=False, num_beams=1, use_cache=True, eos_token_id=decoding.end_id, pad_token_id=decoding.pad_id,
+        do_sample=False, num_beams=1, use_cache=True, eos_token_id=list(decoding.end_ids), pad_token_id=decoding.pad_id,
         max_new_tokens=max(row.limit for row in rows),
     )  # fmt: skip
     hook = model.register_forward_pre_hook(stay_inside, with_kwargs=True)
@@ -129,7 +129,7 @@ def generate_statically(model: Any, rows: Sequence[PartialAnswer], decoding: Dec
         hook.remove()
     new = torch.where(processor.broken[:, None], NOT_FINITE, tokens[:, ids.shape[1] :])
     for row, answer in zip(rows, new.tolist(), strict=True):
-        row.take(answer, decoding.end_id)
+        row.take(answer, decoding.end_ids)
 
 
 class _Noisy(LogitsProcessor):

@@ -48,11 +48,11 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Decoding:
-    """How answers are generated: how their tokens are chosen, the token that ends them, the one that pads prompts, the
+    """How answers are generated: how their tokens are chosen, the tokens that end them, the one that pads prompts, the
     most tokens of a prompt and its answer together, and the dtype that the model computes in."""
 
     sampling: Sampling
-    end_id: int
+    end_ids: tuple[int, ...]
     pad_id: int
     context: int
     dtype: Dtype = "float32"

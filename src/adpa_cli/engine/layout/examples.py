@@ -12,13 +12,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from adpa_cli.data.chat import Encoder, Template, fit, fit_dialogue
+from adpa_cli.data.chat import Encoded, Encoder, fit, fit_answers, fit_dialogue
 from adpa_cli.data.examples import prompt_key
 from adpa_cli.data.preferences import Dialogue, Message, Pair
-from adpa_cli.errors import DataError
+from adpa_cli.data.templates import Template
+from adpa_cli.data.tokenizer import Tokenizer
+from adpa_cli.errors import DataError, named_row
 from adpa_cli.hub import Located
 from adpa_cli.hub.externals import pairs_of
+from adpa_cli.hub.model_folder import ModelFolder
 from adpa_cli.signal.rows import AnswerKey, token_hash
+from adpa_cli.spec import Truncation
 
 
 @dataclass(frozen=True)
@@ -61,6 +65,8 @@ class Example:
         return sum(len(part) for part in self.parts.values())
 
 
+Reading = tuple[tuple[str, ...], str, int | None, bool, str]
+"""What `pairs_of` takes: where data are, the side, how many rows, whether bad ones are left out, and the template."""
 ROWS = "rows-00000.parquet"
 LEAST_ROOM = 64  # tokens kept for an answer to a prompt that fills the context
 
@@ -91,67 +97,148 @@ class Rollout:
     cut: bool
 
 
-def encoder_of(tokenizer: Any, spec: Any) -> Encoder:
+def encoder_of(tokenizer: Tokenizer, spec: Any) -> Encoder:
     """The tokenizer under a spec's template and end token."""
     return Encoder(tokenizer, Template(spec.template, spec.end))
 
 
+def end_ids(encoder: Encoder, folder: Path) -> tuple[int, ...]:
+    """The ids at which an answer of the model in a folder ends: the template's, then those that the model stops at."""
+    return tuple(dict.fromkeys((encoder.end_id, *ModelFolder.of(folder).stop_ids)))
+
+
+@dataclass(frozen=True)
+class Cut:
+    """What did not fit into `max_length`: how many of `rows` were cut, how many answers lost their end, the tokens that
+    were cut away, and how many rows were left out because nothing of them was left to train on."""
+
+    rows: int = 0
+    cut: int = 0
+    answers: int = 0
+    tokens: int = 0
+    left_out: int = 0
+
+    @classmethod
+    def of(cls, rows: Sequence[Sequence[Encoded] | None]) -> Cut:
+        """Of the answers of each row; None where it was left out."""
+        kept = [row for row in rows if row is not None]
+        tokens = sum(max(each.cut_prompt for each in row) + sum(each.cut_answer for each in row) for row in kept)
+        return cls(
+            len(rows), sum(any(each.cut_prompt or each.cut_answer for each in row) for row in kept),
+            sum(each.cut_answer > 0 for row in kept for each in row), tokens, len(rows) - len(kept),
+        )  # fmt: skip
+
+    def words(self, what: str, max_length: int) -> list[str]:
+        """What is said of it; nothing where all fits."""
+        said = []
+        if self.cut:
+            said.append(
+                f"{self.cut:,} of {self.rows:,} {what} were cut to max_length {max_length}: {self.tokens:,} tokens, and "
+                f"{self.answers:,} answers lost their end"
+            )
+        if self.left_out:
+            said.append(f"{self.left_out:,} of {self.rows:,} {what} were left out: nothing to train on fits")
+        return said
+
+    def numbers(self) -> dict[str, dict[str, int]]:
+        """What a manifest keeps of it; nothing where all fits."""
+        return {"truncation": vars(self).copy()} if self.cut or self.left_out else {}
+
+
 def dialogue_examples(
     items: Sequence[Dialogue], encoder: Encoder, max_length: int, name: str
-) -> tuple[list[Example], int]:
-    """Supervised examples, every assistant turn trained; and how many of them were cut to fit."""
-    examples, shorter = [], 0
+) -> tuple[list[Example], Cut]:
+    """Supervised examples, every assistant turn trained that the template writes as if it were the last; and what did
+    not fit. Raises DataError that names the row of the data `name` which the template refuses."""
+    examples: list[Example] = []
+    lengths: list[list[Encoded] | None] = []
     for item in items:
-        ids, mask = encoder.dialogue(item.messages)
-        kept, answer, cut = fit_dialogue(ids, mask, max_length, bos_id=encoder.bos_id, where=f"{name} row {item.row}")
+        with named_row(f"{name} row {item.row}"):
+            ids, mask = encoder.dialogue(item.messages)
+        fitted = fit_dialogue(ids, mask, max_length, bos_id=encoder.bos_id)
+        if fitted is None:
+            lengths.append(None)
+            continue
+        kept, answer, cut = fitted
+        lost = cut if mask[-1] and not (answer[-1] and kept[-1] == ids[-1]) else 0
+        lengths.append([Encoded((), (), cut - lost, lost)])
         sequence = TokenSequence(np.array(kept, dtype=np.int32), np.array(answer, dtype=np.bool_))
         examples.append(Example(item.id, {"chosen": sequence}))
-        shorter += cut > 0
-    return examples, shorter
+    return examples, Cut.of(lengths)
 
 
-def cut_words(cut: int, of: int, what: str, max_length: int) -> list[str]:
-    """What is said of rows that were cut to fit; nothing when none was."""
-    return [f"{cut:,} of {of:,} {what} were cut to max_length {max_length}"] if cut else []
+@dataclass(frozen=True)
+class PairAnswers:
+    """The chosen and the rejected answers of the same pairs, in their order, and what did not fit."""
+
+    chosen: list[Answer]
+    rejected: list[Answer]
+    cut: Cut
+
+    def of(self, part: str) -> list[Answer]:
+        """Those of one part."""
+        return self.chosen if part == "chosen" else self.rejected
 
 
-def pair_answers(items: Sequence[Pair], part: str, encoder: Encoder, max_length: int, name: str) -> list[Answer]:
-    """The chosen or rejected answer of every pair, tokenised and fitted."""
-    answers = []
+def pair_answers(
+    items: Sequence[Pair], encoder: Encoder, max_length: int, truncation: Truncation, name: str
+) -> PairAnswers:
+    """Both answers of every pair of the data `name`, tokenised and fitted.
+
+    With `truncation` "pair" the prompt is cut once, by the longer answer, and pairs of which nothing is left are left
+    out, such as those whose answers begin alike. With "answer" each answer is fitted by itself, which may leave its
+    prompt longer than the other's; DataError where nothing is left.
+    """
+    chosen: list[Answer] = []
+    rejected: list[Answer] = []
+    rows: list[Sequence[Encoded] | None] = []
     for item in items:
-        text = item.chosen if part == "chosen" else item.rejected
-        where = f"{name} row {item.row}, {part}"
-        fitted = fit(encoder.prompt(item.prompt), encoder.answer(text), max_length, bos_id=encoder.bos_id, where=where)
-        if not fitted.answer:
-            raise DataError(f"{where}: nothing is left of the answer", f"--set max_length={max_length * 2}")
-        key = AnswerKey(item.id, part, token_hash(fitted.prompt, fitted.answer))
-        answers.append(Answer(key, fitted.prompt, fitted.answer, fitted.cut_prompt + fitted.cut_answer > 0))
-    return answers
+        where = f"{name} row {item.row}"
+        with named_row(where):
+            prompt, answers = encoder.answered(item.prompt, item.chosen, item.rejected)
+        fitted = _fitted(prompt, answers, encoder, max_length, truncation, where)
+        rows.append(fitted)
+        for made, part, each in zip((chosen, rejected), ("chosen", "rejected"), fitted or (), strict=False):
+            key = AnswerKey(item.id, part, token_hash(each.prompt, each.answer))
+            made.append(Answer(key, each.prompt, each.answer, each.cut_prompt + each.cut_answer > 0))
+    return PairAnswers(chosen, rejected, Cut.of(rows))
 
 
-def answers_for(spec: Any, source: Located, split: str, part: str, folder: Path) -> list[Answer]:
-    """The chosen or rejected answers of a stage's data under the tokenizer in `folder`, tokenised once per process."""
-    data = (source.where, split, spec.limit, spec.skip_bad_rows)
-    return _answers_of(data, part, folder, Template(spec.template, spec.end), spec.max_length, source.label)
+def _fitted(
+    prompt: list[int], answers: list[list[int]], encoder: Encoder, max_length: int, truncation: Truncation, where: str
+) -> list[Encoded] | None:
+    """A pair within `max_length`; None where nothing is left to train on."""
+    if truncation == "pair":
+        both = fit_answers(prompt, answers, max_length, bos_id=encoder.bos_id)
+        return None if both is None or both[0].answer == both[1].answer else both
+    fitted = []
+    for part, answer in zip(("chosen", "rejected"), answers, strict=True):
+        fitted.append(fit(prompt, answer, max_length, bos_id=encoder.bos_id, where=f"{where}, {part}"))
+        if not fitted[-1].answer:
+            raise DataError(f"{where}, {part}: nothing is left of the answer", f"--set max_length={max_length * 2}")
+    return fitted
+
+
+def answers_for(spec: Any, source: Located, split: str, folder: Path) -> PairAnswers:
+    """Both answers of the pairs of a stage's data under the tokenizer in `folder`, tokenised once per process."""
+    data = (source.where, split, spec.limit, spec.skip_bad_rows, spec.template)
+    return _answers_of(data, folder, spec.end, spec.max_length, spec.truncation, source.label)
 
 
 @functools.lru_cache(maxsize=4)
 def _answers_of(
-    data: tuple[Any, ...], part: str, folder: Path, template: Template, max_length: int, name: str
-) -> list[Answer]:
-    """`data` as `pairs_of` takes it."""
-    from adpa_cli.engine.models import load_tokenizer
-
-    encoder = Encoder(load_tokenizer(folder), template)
-    return pair_answers(pairs_of(*data).items, part, encoder, max_length, name)
+    data: Reading, folder: Path, end: str, max_length: int, truncation: Truncation, name: str
+) -> PairAnswers:
+    encoder = Encoder(Tokenizer.of(folder), Template(data[-1], end))
+    return pair_answers(pairs_of(*data).items, encoder, max_length, truncation, name)
 
 
 def pair_examples(spec: Any, source: Located, split: str, folder: Path) -> list[Example]:
     """The chosen and the rejected answer of every pair, under the tokenizer in `folder`."""
-    chosen, rejected = (answers_for(spec, source, split, part, folder) for part in ("chosen", "rejected"))
+    answers = answers_for(spec, source, split, folder)
     return [
         Example(good.key.example_id, {"chosen": good.sequence(), "rejected": bad.sequence()})
-        for good, bad in zip(chosen, rejected, strict=True)
+        for good, bad in zip(answers.chosen, answers.rejected, strict=True)
     ]
 
 
@@ -164,7 +251,9 @@ def fitted_prompt(
     """
     room = [encoder.end_id] * min(LEAST_ROOM, max_new_tokens, spec.max_length // 2)
     where = f"{label} row {pair.row}, prompt"
-    fitted = fit(encoder.prompt(pair.prompt), room, spec.max_length, bos_id=encoder.bos_id, where=where)
+    with named_row(where):
+        ids = encoder.prompt(pair.prompt)
+    fitted = fit(ids, room, spec.max_length, bos_id=encoder.bos_id, where=where)
     if len(fitted.prompt) >= spec.max_length:
         raise DataError(
             f"{where}: leaves no answer to generate in {spec.max_length} tokens",
@@ -197,9 +286,14 @@ def write_rollouts(path: Path, rows: Sequence[Rollout]) -> None:
         ("id", pa.string()), ("prompt", pa.string()), ("prompt_ids", ids), ("answer_ids", ids),
         ("text", pa.string()), ("cut", pa.bool_()),
     ])  # fmt: skip
-    prompts = [json.dumps([vars(turn) for turn in row.prompt], ensure_ascii=False) for row in rows]
+    prompts = [json.dumps([_turn(turn) for turn in row.prompt], ensure_ascii=False) for row in rows]
     records = [{**vars(row), "prompt": prompt} for row, prompt in zip(rows, prompts, strict=True)]
     pq.write_table(pa.Table.from_pylist(records, schema=schema), path, compression="zstd")
+
+
+def _turn(turn: Message) -> dict[str, str]:
+    """A turn as JSON."""
+    return {name: value for name, value in vars(turn).items() if value or name != "more"}
 
 
 def read_rollouts(folder: Path) -> list[Rollout]:

@@ -1,0 +1,104 @@
+"""Which chat template and which end token hold for a model: its own, or what `--template`, `--end`, `--thinking` say."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from adpa_cli.data.examples import Message
+from adpa_cli.data.rendering import ASKED, SAID, Thinking, answer_end, render, thinking_of, with_thinking
+from adpa_cli.data.templates import TEMPLATES, Template
+from adpa_cli.data.tokenizer import added_tokens, named_config, named_tokens
+from adpa_cli.errors import DataError, NotFound, UsageError
+from adpa_cli.hub.model_folder import ModelFolder
+from adpa_cli.machine import expanded
+
+RULES = ("off", "keep")
+
+
+@dataclass(frozen=True)
+class TemplateChoice:
+    """What a user says of chat templates; empty where nothing is said."""
+
+    template: Template | None = None
+    end: str = ""
+    thinking: Thinking | None = None
+
+    @staticmethod
+    def of(template: str | None, end: str | None, thinking: str | None) -> TemplateChoice:
+        """From the words of the three options. Raises UsageError and NotFound."""
+        if thinking is not None and thinking not in RULES:
+            raise UsageError(f"--thinking {thinking}", f"it is {' or '.join(RULES)}")
+        if end == "":
+            raise UsageError("--end is empty", "name a token: --end TOKEN")
+        named = read_template(template) if template is not None else None
+        return TemplateChoice(named, end or "", thinking)  # type: ignore[arg-type]
+
+    def __bool__(self) -> bool:
+        return self != TemplateChoice()
+
+    def applied(self, template: Template, names: Mapping[str, str]) -> Template:
+        """A template that a model has, with what was said of the end token and of thinking."""
+        return Template(with_thinking(template.text, names, self.thinking), self.end or template.end)
+
+    def agrees(self, template: Template) -> bool:
+        """Whether a template that something was made with is what the user says."""
+        if self.template is not None and not template.text.endswith(self.template.text):
+            return False
+        ruled = thinking_of(template.text) or self.thinking
+        return self.end in ("", template.end) and self.thinking in (None, ruled)
+
+
+def read_template(word: str) -> Template:
+    """The template that a word means: a name, a file, or a text with Jinja in it. Raises UsageError and NotFound."""
+    if word in TEMPLATES:
+        return TEMPLATES[word]
+    if "{%" in word or "{{" in word:
+        return Template(word)
+    path = expanded(word)
+    if not path.is_file():
+        raise NotFound(f"--template {word}: no such file or name", f"names: {', '.join(sorted(TEMPLATES))}")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise UsageError(f"--template {word}: not UTF-8: {error.reason}", "name a file with a chat template") from None
+    if not text.strip():
+        raise UsageError(f"--template {word} is empty", "name a file with a chat template (Jinja)")
+    return Template(text)
+
+
+def template_in(folder: Path, choice: TemplateChoice) -> Template | None:
+    """The chat template of a model folder, or the one that was named for it; None where there is none.
+
+    Its end is the token that the template writes after an answer, whatever the tokenizer calls its EOS. Raises
+    UsageError where the template writes none, or no answer at all.
+    """
+    own = ModelFolder.of(folder).template
+    given = choice.template or (Template(own) if own else None)
+    if given is None:
+        return None
+    names = named_tokens(named_config(folder))
+    if choice.end:
+        names["eos_token"] = choice.end  # templates that end answers with the EOS end them with this one
+    if choice.end or given.end:
+        return choice.applied(given, names)
+    try:
+        end = answer_end(given.text, names, added_tokens(folder))
+    except DataError as error:
+        raise UsageError(
+            f"the chat template of {folder.name} cannot be used: {error.message}", "give another: --template FILE|NAME"
+        ) from error
+    if not end:
+        raise UsageError(
+            f"the chat template of {folder.name} ends an answer with no token of its tokenizer: behind the answer "
+            f"stands {_behind(given.text, names)!r}",
+            "name the token that ends answers: --end TOKEN, or give another template: --template FILE|NAME",
+        )
+    return choice.applied(Template(given.text, end), names)
+
+
+def _behind(text: str, names: Mapping[str, str]) -> str:
+    """What a template writes behind an answer."""
+    turns = [Message("user", ASKED), Message("assistant", SAID)]
+    return render(text, turns, False, names).rpartition(SAID)[2]
