@@ -14,6 +14,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from adpa_cli.errors import UsageError
+
 LIBRARIES = ("adpa-cli", "torch", "transformers", "accelerate", "numpy", "tokenizers", "zstandard", "pyarrow")
 
 
@@ -114,16 +116,46 @@ def first_card() -> tuple[str, int] | None:
         return None
 
 
+def home() -> Path | None:
+    """The user's home folder; None for a user without one, as in containers: no HOME and no line in passwd, or `/`."""
+    try:
+        place = Path.home()
+    except RuntimeError:
+        return None
+    return place if place.is_absolute() and place != Path(place.anchor) else None
+
+
+def shown(path: Path) -> str:
+    """A path as people like to read it: `~/…` below their home folder."""
+    place = home()
+    return f"~/{path.relative_to(place)}" if place is not None and path.is_relative_to(place) else str(path)
+
+
+def expanded(path: str | Path) -> Path:
+    """A path that a user typed, with the folder that its `~` stands for. Raises UsageError where there is none."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        name = Path(path).parts[0]
+        why = "this user has no home folder" if name == "~" else f"there is no user {name[1:]}"
+        raise UsageError(f"{path}: {why}", f"write the whole path, or ./{path} for a folder of that name") from error
+
+
 def hub_home(environ: Mapping[str, str] = os.environ) -> Path:
     """Where the Hugging Face libraries keep what is theirs; the token too."""
     cache = Path(environ.get("XDG_CACHE_HOME") or "~/.cache")
-    return Path(environ.get("HF_HOME") or cache / "huggingface").expanduser()
+    return _as_libraries_do(environ.get("HF_HOME") or cache / "huggingface")
 
 
 def hub_cache(environ: Mapping[str, str] = os.environ) -> Path:
     """Where huggingface_hub keeps downloads."""
     named = environ.get("HF_HUB_CACHE") or environ.get("HUGGINGFACE_HUB_CACHE")
-    return Path(named).expanduser() if named else hub_home(environ) / "hub"
+    return _as_libraries_do(named) if named else hub_home(environ) / "hub"
+
+
+def _as_libraries_do(path: str | Path) -> Path:
+    """A path of the Hugging Face libraries: for a user without a home folder they make one that is called `~`."""
+    return Path(os.path.expanduser(path))
 
 
 def free_bytes(folder: Path) -> int:

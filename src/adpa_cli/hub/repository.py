@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import os
 import re
 import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -288,7 +289,7 @@ def _folder(name: str) -> str:
 def _cached(name: str, kind: Kind) -> Path:
     from huggingface_hub import constants
 
-    return Path(constants.HF_HUB_CACHE).expanduser().absolute() / "--".join([f"{kind}s", *name.split("/")])
+    return Path(os.path.expanduser(constants.HF_HUB_CACHE)).absolute() / "--".join([f"{kind}s", *name.split("/")])
 
 
 def _cached_commit(name: str, revision: str, kind: Kind) -> str | None:

@@ -22,6 +22,7 @@ from adpa_cli.data.examples import Message
 from adpa_cli.disk import explained, sha256_file, sync_folder
 from adpa_cli.errors import AdpaError, Corrupt, DataError, NotFound, UsageError
 from adpa_cli.hub.model_folder import ModelFolder
+from adpa_cli.machine import expanded
 from adpa_cli.planning.lineage import Trained
 from adpa_cli.signal.rows import AnswerKey, SignalRows
 from adpa_cli.signal.shard import Shard, SignalReader
@@ -142,7 +143,7 @@ def modelfile(model: Trained) -> str:
 def find_converter(given: str | None) -> list[str]:
     """The command that runs llama.cpp's converter: `given`, $LLAMA_CPP, or on the PATH. Raises NotFound."""
     named = given or os.environ.get("LLAMA_CPP")
-    place = Path(named).expanduser() if named else Path(shutil.which(CONVERTER) or "")
+    place = expanded(named) if named else Path(shutil.which(CONVERTER) or "")
     if named and place.is_dir():
         place = place / CONVERTER
     if not place.is_file():

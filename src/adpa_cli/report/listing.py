@@ -10,6 +10,7 @@ from typing import Any
 
 from adpa_cli.errors import AdpaError
 from adpa_cli.families import CHAINS, alias_of_base
+from adpa_cli.machine import shown
 from adpa_cli.report import text
 from adpa_cli.report.lineage import base_name, what
 from adpa_cli.report.scores import WIN, Score, by_model, measured_model
@@ -132,8 +133,7 @@ def _first_rows(rows: Sequence[ListRow], limit: int) -> tuple[ListRow, ...]:
 
 
 def _head(listing: Listing, width: int) -> list[str]:
-    root, home, count = listing.root, Path.home(), len(listing.rows)
-    place = f"~/{root.relative_to(home)}" if root.is_relative_to(home) else str(root)
+    place, count = shown(listing.root), len(listing.rows)
     sizes = f"{text.human_size(listing.bytes)}, disk free {text.human_size(listing.free)}"
     left = f"{place}   {count} artifact{'s' * (count != 1)}, {sizes}"
     right = f"score: {listing.score.label}" if listing.score else ""

@@ -22,6 +22,7 @@ from typing import Any
 from adpa_cli.disk import explained, make_folder, sha256_file, write_atomic
 from adpa_cli.errors import AdpaError, Corrupt, NotFound, UsageError
 from adpa_cli.families import reserved_words
+from adpa_cli.machine import expanded
 from adpa_cli.store import build as builds
 from adpa_cli.store import manifest as manifests
 from adpa_cli.store.identity import STAGE_NAME, HashCache, Recipe
@@ -129,7 +130,7 @@ class Store:
         if start is None and os.environ.get("ADPA_STORE"):
             start = Path(os.environ["ADPA_STORE"])
         if start is not None:
-            places = [start.expanduser().absolute()]
+            places = [expanded(start).absolute()]
             asked = f"{start} is no store"
         else:
             here = Path.cwd()
@@ -149,7 +150,7 @@ class Store:
             return cls.find(start)
         except NotFound:
             given = start or os.environ.get("ADPA_STORE")
-            return cls(_free_place(Path(given).expanduser().absolute() if given else Path.cwd() / FOLDER))
+            return cls(_free_place(expanded(given).absolute() if given else Path.cwd() / FOLDER))
 
     @classmethod
     def _create(cls, root: Path) -> Store:

@@ -35,7 +35,7 @@ def machine_facts(store: Store, environ: Mapping[str, str] = os.environ) -> dict
 
     exists = store.root.is_dir()
     cache = hub_cache(environ)
-    token = Path(environ.get("HF_TOKEN_PATH") or hub_home(environ) / "token").expanduser()
+    token = Path(os.path.expanduser(environ.get("HF_TOKEN_PATH") or hub_home(environ) / "token"))
     return {
         "adpa": installed("adpa-cli"),
         "python": platform.python_version(),

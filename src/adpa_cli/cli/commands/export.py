@@ -10,6 +10,7 @@ from adpa_cli.cli.console import complete
 from adpa_cli.cli.console import options as opt
 from adpa_cli.cli.console.streams import GLOBALS, ids_only, needed, one_value, out, quiet_libraries
 from adpa_cli.errors import AdpaError, UsageError
+from adpa_cli.machine import expanded
 
 if TYPE_CHECKING:
     from adpa_cli.store.manifest import Manifest
@@ -53,7 +54,7 @@ def export(
     needed("DIR", str(folder) if folder.parts else "")
     if converter is not None and to != "gguf":
         raise UsageError(f"--converter has no meaning with --to {to}", "leave it out, or give --to gguf")
-    target = folder.expanduser()
+    target = expanded(folder)
     exports.check_target(target, force)
     word = one_value("REF", ref)
     quiet_libraries()

@@ -17,6 +17,7 @@ from adpa_cli.cli.recipes.grid import Key, Recipe, keys_of, requests, values_of,
 from adpa_cli.errors import AdpaError, NotFound
 from adpa_cli.families import alias_of_base, aliases, ready_pairs
 from adpa_cli.hub import External
+from adpa_cli.machine import expanded
 from adpa_cli.planning.lineage import base_name
 from adpa_cli.planning.planner import Plan
 from adpa_cli.planning.resolve_inputs import Names
@@ -39,9 +40,9 @@ def recorded_request(words: Sequence[str], plan: Plan, store: Store) -> dict[str
     def resolved(key: Key, text: str) -> str:
         if key.is_data or (key.is_model and text.startswith((".", "/", "~"))):
             base, mark, split = text.partition("#")
-            name, facts = local.get(f"{Path(base).expanduser().resolve()}{mark}{split}", (text, None))
+            name, facts = local.get(f"{expanded(base).resolve()}{mark}{split}", (text, None))
             if facts is None:  # nothing in the plan reads it, so it may be left out where only this machine has it
-                return "" if Path(base).expanduser().exists() else text
+                return "" if expanded(base).exists() else text
             while sources.get(name, facts) != facts:  # two files of one name
                 name += "'"
             sources[name] = facts
