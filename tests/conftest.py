@@ -4,11 +4,19 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
 
+from adpa_cli.errors import Stopped
 from support.cli_samples import Cli, Pipeline, build_pipeline
+
+
+def pytest_configure() -> None:
+    """Heed the signals that tests send to commands, also where `nohup` or `&` started the tests without them."""
+    for name in {*Stopped.CODES} - {*Stopped.heeded()}:
+        signal.signal(getattr(signal, name), signal.default_int_handler if name == "SIGINT" else signal.SIG_DFL)
 
 
 @pytest.fixture(scope="session")

@@ -158,7 +158,7 @@ def main() -> int:
     threading.Thread(target=_leave_with_the_parent, daemon=True).start()
     rank, processes = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     received: list[str] = []
-    for name in Stopped.CODES:
+    for name in Stopped.heeded():
         signal.signal(getattr(signal, name), lambda number, _: received.append(signal.Signals(number).name))
 
     def say(**message: Any) -> None:

@@ -6,7 +6,6 @@ Two answers that grow at the same time are shown line by line: no cursor is move
 from __future__ import annotations
 
 import json
-import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
@@ -126,8 +125,6 @@ def converse(trained: Sequence[Trained], opening: list[Message], sampling: Sampl
     with suppress(ImportError):
         import readline  # noqa: F401  gives input() a history and its keys
 
-    # Whoever started us may have ignored it, as shells do for what runs in the background.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
     models = _load(trained)
     _note(f"{' · '.join(model.label for model in models)} · {COMMANDS}")
     conversations = [list(opening) for _ in models]

@@ -61,7 +61,7 @@ class Stopping:
 
     def watch(self, wakeup: int) -> None:
         """Leave at the second signal, whatever the main thread is doing; ends when the pipe `wakeup` is closed."""
-        numbers = {getattr(signal, name): name for name in _names()}
+        numbers = {getattr(signal, name): name for name in Stopped.CODES if hasattr(signal, name)}
         patience: float | None = None
         came = 0
         poll = select.poll()  # unlike select, it takes any descriptor
@@ -81,18 +81,16 @@ class Stopping:
                 patience = GRACE_SECONDS
 
 
-def _names() -> list[str]:
-    return [name for name in Stopped.CODES if hasattr(signal, name)]
-
-
 @contextlib.contextmanager
 def stoppable(again: Callable[[], str], after: float | None = None) -> Iterator[Stopping]:
     """Catch the stopping signals for the time of a command, and stop it `after` seconds from its start.
 
-    `again` is the command that goes on. Raises Stopped for a signal that comes outside of stage work.
+    `again` is the command that goes on. Signals that are ignored already stay so, as `nohup` and shells want it, but for
+    the alarm that `after` asks for. Raises Stopped for a signal that comes outside of stage work.
     """
     stopping = Stopping(again)
-    before = {name: signal.getsignal(getattr(signal, name)) for name in _names()}
+    names = {*Stopped.heeded(), *(["SIGALRM"] if after is not None else [])}
+    before = {name: signal.getsignal(getattr(signal, name)) for name in names}
     reading, writing = os.pipe()
     os.set_blocking(writing, False)
     wakeup = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
@@ -108,6 +106,6 @@ def stoppable(again: Callable[[], str], after: float | None = None) -> Iterator[
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         for name, handler in before.items():
-            signal.signal(getattr(signal, name), handler)
+            signal.signal(getattr(signal, name), signal.SIG_DFL if handler is None else handler)
         signal.set_wakeup_fd(wakeup)
         os.close(writing)
