@@ -40,3 +40,18 @@ def test_the_only_index_named_is_pytorch_s_own() -> None:
     texts = [path.read_text(encoding="utf-8") for path in [*pages, ROOT / "noxfile.py", ROOT / ".ci" / "run"]]
     urls = {url for text in texts for url in re.findall(r"(?i)index[-_]url[ =]+([^\s`\"]+)", text)}
     assert {url.rstrip(".") for url in urls} == {"https://download.pytorch.org/whl/cpu"}
+
+
+def test_nobody_is_told_to_install_a_name_that_nobody_owns() -> None:
+    """The project is not on the index: what is installed of it is a folder, with its extras by their own names."""
+    places = [*ROOT.glob("*.md"), *ROOT.glob("*.toml"), *ROOT.glob("*.py"), ROOT / ".ci" / "run"]
+    places += [
+        path for folder in ("src/adpa_cli", "docs", "examples", "benchmarks") for path in ROOT.glob(f"{folder}/**/*.*")
+    ]
+    texts = [path.read_text(encoding="utf-8") for path in places if path.suffix in ("", ".py", ".md", ".toml")]
+    installed = [words for text in texts for words in re.findall(r"pip install([^\n`&]*)", text)]
+    assert len(installed) > 5
+    assert [words for words in installed if "adpa" in words] == []
+    extras = {name for words in installed for name in re.findall(r"\.\[([\w,-]+)\]", words)}
+    assert extras <= {*PROJECT["optional-dependencies"]}
+    assert "kernels" in extras

@@ -85,7 +85,7 @@ def test_a_store_of_a_newer_format_is_left_alone(pipeline: Pipeline, cli: Cli, w
     before = sorted(pipeline.store.rglob("*"))
     said = cli.refused(1, *words)
     assert "was made by a newer adpa (store format 2; this one reads up to 1)" in said
-    assert "pip install -U adpa-cli" in said
+    assert "git pull && pip install ." in said
     assert sorted(pipeline.store.rglob("*")) == before
 
 

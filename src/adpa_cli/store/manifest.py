@@ -141,7 +141,7 @@ def migrate(
     if version > current:
         raise AdpaError(
             f"{what} was made by a newer adpa (manifest format {version}; this one reads up to {current})",
-            "upgrade: pip install -U adpa-cli",
+            "upgrade it in the folder of its source: git pull && pip install .",
         )
     for step in range(version, current):
         raw = {**migrations[step](raw), "format": step + 1}

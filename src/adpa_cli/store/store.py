@@ -361,7 +361,7 @@ def _supported(root: Path) -> Path:
     if version > FORMAT:
         raise AdpaError(
             f"{root} was made by a newer adpa (store format {version}; this one reads up to {FORMAT})",
-            "upgrade: pip install -U adpa-cli",
+            "upgrade it in the folder of its source: git pull && pip install .",
         )
     return root
 

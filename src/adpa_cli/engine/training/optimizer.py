@@ -223,7 +223,7 @@ def _fuse(model: PreTrainedModel, asked: str) -> bool:
     if model.device.type != "cuda":
         why = f"{LIGER} runs on GPUs, and this is {model.device.type}"
     elif not is_liger_kernel_available():
-        why, hint = f"{LIGER} is not installed", "pip install 'adpa-cli[kernels]'"
+        why, hint = f"{LIGER} is not installed", "in the folder of adpa's source: pip install '.[kernels]'"
     else:
         why = _fused(model)
     if why and asked == "on":
