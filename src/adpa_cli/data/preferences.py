@@ -170,7 +170,7 @@ class DataSet:
         )
         loaded = _without_repetitions(chosen, files, notes, self.purpose)
         unread = tuple(each for file in files for each in file.unread)
-        said = (*loaded.notes, *unused_words(unread), *_left_out_words(unnamed))
+        said = (*loaded.notes, *unused_words(unread), *left_out_words(unnamed))
         return replace(loaded, notes=said, unread=unread, left_out=tuple(unnamed))
 
     def _file(self, number: int, part: Source) -> FileItems:
@@ -256,7 +256,7 @@ def _pair(read: Callable[[Row], Sides], row: Row, number: int) -> Pair:
     return make_pair(*read(row), number)
 
 
-def _left_out_words(files: Sequence[str]) -> list[str]:
+def left_out_words(files: Sequence[str]) -> list[str]:
     """What is said of the files that no split names."""
     more = f", … {len(files) - SHOWN_NAMES} more" if len(files) > SHOWN_NAMES else ""
     return [f"left out: files {', '.join(files[:SHOWN_NAMES])}{more} (no split is named after them)"] if files else []

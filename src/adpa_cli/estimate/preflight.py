@@ -11,9 +11,10 @@ from typing import Any
 from adpa_cli import stages
 from adpa_cli.data.chat import Encoder
 from adpa_cli.data.examples import Message, as_dialogue
+from adpa_cli.data.preferences import check_unused, left_out_words
 from adpa_cli.data.rendering import DAY, thinking_words
 from adpa_cli.data.templates import Template
-from adpa_cli.data.tokenizer import Tokenizer
+from adpa_cli.data.tokenizer import Tokenizer, compare
 from adpa_cli.errors import AdpaError, DataError, named_row
 from adpa_cli.estimate.cost import Cost, fullest
 from adpa_cli.hub import External
@@ -27,37 +28,8 @@ from adpa_cli.spec import Runtime, TrainSpec
 from adpa_cli.stages import DECODER_ROLES, Load, Node
 from adpa_cli.store.store import Store
 
-SHOWN = 3
 FIRST_ROWS = 8
 """Rows on which it is seen before any work that what is fed is what the template writes."""
-
-
-def compare(teacher: Tokenizer, student: Tokenizer) -> tuple[str, ...]:
-    """Remarks on two tokenizers that agree on every id of the student.
-
-    Embeddings may be padded beyond the vocabulary; only the maps are compared. Raises AdpaError that names the first
-    ids that differ.
-    """
-    theirs, ours = ({id_: token for token, id_ in each.vocabulary.items()} for each in (teacher, student))
-    different = [id_ for id_ in sorted(ours) if theirs.get(id_) != ours[id_]]
-    if different:
-        listed = "".join(
-            f"\n  id {id_}: teacher {_token(theirs, id_)}, student {_token(ours, id_)}" for id_ in different[:SHOWN]
-        )
-        message = f"teacher and student differ in {len(different)} of {len(ours)} ids of the vocabulary{listed}"
-        raise AdpaError(message, OTHER_TOKENIZER)
-    more = sorted(set(theirs) - set(ours))
-    if not more:
-        return (f"one vocabulary of {len(ours)} tokens",)
-    named = ", ".join(repr(theirs[id_]) for id_ in more[:SHOWN]) + (", …" if len(more) > SHOWN else "")
-    return (f"{len(more)} ids only the teacher has ({named}): their probability counts as mass outside",)
-
-
-OTHER_TOKENIZER = "choose a teacher of the student's family: adpa models"
-
-
-def _token(names: dict[int, str], id_: int) -> str:
-    return repr(names[id_]) if id_ in names else "has none"
 
 
 SAMPLE = "Hello, world! 12 3456\n\n  naïve 你好 <b>don't</b>"
@@ -99,7 +71,7 @@ def _underived(nodes: Sequence[Node]) -> list[Node]:
     return [node for node in nodes if node.recipe.id not in derived]
 
 
-def plain_checks(nodes: Sequence[Node], store: Store) -> Iterator[Check]:
+def plain_checks(nodes: Sequence[Node], store: Store, ignored: frozenset[str] = frozenset()) -> Iterator[Check]:
     """Every check: none needs torch or transformers, so a plan that is only shown is checked too."""
     seen: set[Any] = set()
 
@@ -114,7 +86,7 @@ def plain_checks(nodes: Sequence[Node], store: Store) -> Iterator[Check]:
             kind, split = node.declared.reads, node.declared.split(node.spec)
             key = (data.where, kind, split, node.spec.limit, node.spec.skip_bad_rows, node.spec.template)
             if first("data", *key):
-                yield functools.partial(_data, data.label, *key)
+                yield functools.partial(_data, data, ignored, *key)
             if isinstance(node.spec, TrainSpec) and node.spec.select != "last":
                 yield functools.partial(_selects, data, kind, node.spec)
             for _, folder in folders:
@@ -154,14 +126,17 @@ def _teachers_behind(node: Node, store: Store) -> list[Path]:
 
 
 def _data(
-    name: str, where: tuple[str, ...], kind: str, split: str, limit: int | None, skip_bad_rows: bool, template: str
-) -> Sequence[str]:
+    data: External, ignored: frozenset[str], where: tuple[str, ...], kind: str, split: str, limit: int | None,
+    skip_bad_rows: bool, template: str,
+) -> Sequence[str]:  # fmt: skip
     """Read one side of a data set whole; how much of it is used, and what was said while reading."""
-
     read = dialogues_of if kind == "dialogues" else pairs_of
     loaded = read(where, split, limit, skip_bad_rows, template)
+    check_unused(loaded, ignored)
+    of_hub = [name for source in data.facts.get("sources", ()) for name in source.get("left_out", ())]
+    unnamed = left_out_words([name for name in of_hub if name not in loaded.left_out])  # they are not fetched
     used = f"{len(loaded.items):,} {kind}" + (f" (limit {limit:,})" if limit == len(loaded.items) else "")
-    return [" · ".join([f"data {name}, {split}: {used}", *loaded.notes])]
+    return [" · ".join([f"data {data.label}, {split}: {used}", *loaded.notes, *unnamed])]
 
 
 def _selects(data: External, kind: str, spec: TrainSpec) -> Sequence[str]:

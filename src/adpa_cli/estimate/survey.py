@@ -128,7 +128,7 @@ def survey(plan: Plan, store: Store, runtime: Runtime, machine: Machine | None =
             else Cost(node, existing[node.recipe.id])
             for node in nodes
         )
-        problems, remarks = run_checks(plain_checks([node for node in missing if is_here(node)], store))
+        problems, remarks = run_checks(plain_checks([node for node in missing if is_here(node)], store, plan.ignored))
     surveyed = Survey(plan, store, runtime, machine, costs, clock.basis)
     problems = [*fit_problems(surveyed.building, machine, surveyed.download, store), *problems]
     return replace(surveyed, problems=tuple(problems), remarks=tuple(remarks))
@@ -157,7 +157,7 @@ def check(survey: Survey, note: Callable[[str], None]) -> None:
     hub.fetch(hub_files(missing, "dataset"), survey.store.hash_cache, note)  # the checks read every row
     late = [node for node in missing if not is_here(node)]
     reported = {error.message for error in survey.problems}
-    problems, remarks = run_checks(plain_checks(late, survey.store))
+    problems, remarks = run_checks(plain_checks(late, survey.store, survey.plan.ignored))
     for text in remarks:
         if text not in survey.remarks:  # which the plan has shown
             note(text)

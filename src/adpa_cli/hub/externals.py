@@ -190,11 +190,14 @@ class Externals:
         commit = self.store.pin(
             f"datasets/{asked}", lambda _: hub.commit_of(source.base, source.revision, "dataset"), self.refresh
         )
-        files, splits = hub.data_files(source, commit, self.store.hash_cache)
+        files, splits, left_out = hub.data_files(source, commit, self.store.hash_cache)
         self._note(f"data {asked}", None)
         split = source.split or ""
         shas = [file.sha for file in files]
-        facts = {"name": source.text, "files": shas, "splits": splits, "split": split, "commit": commit}
+        facts = {
+            "name": source.text, "files": shas, "splits": splits, "split": split, "commit": commit,
+            **({"left_out": left_out} if left_out else {}),
+        }  # fmt: skip
         where = str(hub.snapshot(source.base, "dataset", commit)) + (f"#{split}" if split else "")
         return _DataSource(facts, where, files, sum(file.size for file in files))
 

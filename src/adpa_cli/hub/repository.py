@@ -194,8 +194,9 @@ def model(name: str, commit: str, cache: HashCache) -> External:
     return External(content, f"{name}@{commit[:4]}", where, facts, *sizes(files), files)
 
 
-def data_files(source: Source, commit: str, cache: HashCache) -> tuple[tuple[HubFile, ...], list[str]]:
-    """The files that determine a hub data set at a commit, as `source_files` lists them, and the split of each.
+def data_files(source: Source, commit: str, cache: HashCache) -> tuple[tuple[HubFile, ...], list[str], list[str]]:
+    """The files that determine a hub data set at a commit, as `source_files` lists them, the split of each, and the
+    names of the data files that no split names.
 
     Raises as `model`.
     """
@@ -212,9 +213,10 @@ def data_files(source: Source, commit: str, cache: HashCache) -> tuple[tuple[Hub
         _get(name, "dataset", commit, README)  # it stays beside the data, to be read with them
     if not any(holds_data(path) for path in map(PurePosixPath, listed)):
         raise DataError(f"{name}: no data files in this data set", "name one with .parquet, .jsonl or .csv files")
-    files = source_files(source, look(map(PurePosixPath, listed), readme_in(folder), name, asking(cache)))
+    layout = look(map(PurePosixPath, listed), readme_in(folder), name, asking(cache))
+    files = source_files(source, layout)
     hashed = _hashed(name, "dataset", commit, listed, [path for path, _ in files], cache)
-    return hashed, [split for _, split in files]
+    return hashed, [split for _, split in files], list(layout["left_out"])
 
 
 def asking(cache: HashCache) -> Ask:

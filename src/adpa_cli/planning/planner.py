@@ -39,12 +39,16 @@ EVAL_ROLLOUT = f"{EVAL.name}.{ROLLOUT.name}"
 
 @dataclass(frozen=True)
 class Plan:
-    """What a command makes (`targets`, whose ids it prints), what it measures afterwards, and remarks for people."""
+    """What a command makes (`targets`, whose ids it prints), what it measures afterwards, and remarks for people.
+
+    `ignored` are the columns of data that may stay unread.
+    """
 
     targets: tuple[Node, ...]
     template: Template
     evals: tuple[Node, ...] = ()
     notes: tuple[str, ...] = ()
+    ignored: frozenset[str] = frozenset()
 
     def nodes(self, store: Store) -> list[Node]:
         """Every stage that is looked at, inputs before what uses them; nothing beneath what the store has."""

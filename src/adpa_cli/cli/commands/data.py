@@ -37,13 +37,14 @@ def data(
     end: opt.End = None,
     thinking: opt.Thinking = None,
     skip_bad_rows: opt.SkipBadRows = False,
+    ignore_columns: opt.IgnoreColumns = None,
     refresh: opt.Refresh = False,
 ) -> None:
     """Show the first rows as the model sees them, with the trained tokens marked; check all rows.
 
     adpa data pairs.jsonl --model ./small · adpa data tiny-pairs
     """
-    from adpa_cli.data.preferences import load_dialogues, load_pairs
+    from adpa_cli.data.preferences import check_unused, load_dialogues, load_pairs
     from adpa_cli.families import DATA_ALIASES
     from adpa_cli.hub.externals import BUILTIN, open_sources
     from adpa_cli.planning.chat_templates import TemplateChoice
@@ -60,6 +61,7 @@ def data(
     reader = _reader(model, choice, refresh) if model is not None else None
     encoder = reader.encoder if reader else None
     loaded = load(open_sources(names), split, None, skip_bad_rows, encoder.template.text if encoder else "")
+    check_unused(loaded, opt.column_names(ignore_columns))
     head = [f"{' + '.join(sources)}: {len(loaded.items)} rows ({split}), read as {loaded.shape}", *loaded.notes]
     head += reader.words if reader else ["no --model: turns as text; name one to see its template and tokens"]
     _show(loaded, head, reader, count, max_length)
@@ -243,9 +245,7 @@ def views(item: Pair | Dialogue, encoder: Encoder, max_length: int) -> Iterator[
     both = fit_answers(prompt, answers, max_length, bos_id=encoder.bos_id) or ()
     for name, each in zip(("chosen", "rejected"), both, strict=False):
         whole = [False] * len(each.prompt) + [True] * len(each.answer)
-        yield View(
-            item.row, item.id, name, (*each.prompt, *each.answer), whole, each.cut_prompt + each.cut_answer
-        )
+        yield View(item.row, item.id, name, (*each.prompt, *each.answer), whole, each.cut_prompt + each.cut_answer)
 
 
 def marked(ids: Sequence[int], mask: Sequence[bool], encoder: Encoder, marks: tuple[str, str], markup: bool) -> str:

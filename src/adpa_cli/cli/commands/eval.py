@@ -11,7 +11,9 @@ from adpa_cli.cli.console.streams import dashes, needed
 from adpa_cli.errors import UsageError
 
 
-@opt.making("sets", "skip_bad_rows", "limit", "smoke", "stop_after", "no_wait", "refresh", "dry_run", "yes")
+@opt.making(
+    "sets", "skip_bad_rows", "ignore_columns", "limit", "smoke", "stop_after", "no_wait", "refresh", "dry_run", "yes"
+)
 def evaluate(
     models: Annotated[
         list[str] | None,

@@ -66,6 +66,10 @@ Teacher = Annotated[str | None, teacher("--teacher", help="The aligned teacher, 
 Reference = Annotated[str | None, teacher("--reference", help="The model the teacher was aligned from [family].")]
 reward_model = functools.partial(option, "--reward-model", metavar="MODEL", completion=models("reward model"))
 SkipBadRows = Annotated[bool, option("--skip-bad-rows", help="Leave out rows that cannot be used.")]
+IgnoreColumns = Annotated[
+    str | None,
+    option("--ignore-columns", help="Columns that may stay unread though they look like content.", metavar="NAME,…"),
+]
 Refresh = Annotated[bool, where("--refresh", help="Ask the hub again what its names mean now.")]
 
 
@@ -89,6 +93,7 @@ class Options:
         option("--set", help="Parameter, e.g. gamma=2, sft.lr=1e-5.", metavar="[STAGE.]KEY=VAL"),
     ] = None
     skip_bad_rows: SkipBadRows = False
+    ignore_columns: IgnoreColumns = None
     template: ChatTemplate = None
     end: End = None
     thinking: Thinking = None
@@ -188,7 +193,8 @@ class Request:
         words = [word for word in GLOBALS.argv if word not in ("plan", FETCH, "--dry-run", "-n")]
         access = Access(words if words[:1] and words[0] in stages.names() else [])
         with access.checked():
-            return self.planned(Names(store, self.options.refresh, access), self.options.given())
+            plan = self.planned(Names(store, self.options.refresh, access), self.options.given())
+        return replace(plan, ignored=column_names(self.options.ignore_columns))
 
 
 @functools.cache
@@ -197,8 +203,8 @@ def _hints() -> dict[str, Any]:
 
 
 INFERENCE = (
-    "sets", "skip_bad_rows", "template", "end", "thinking", "limit", "smoke", "gpus", "stop_after", "no_wait", "refresh",
-    "tag", "dry_run", "yes",
+    "sets", "skip_bad_rows", "ignore_columns", "template", "end", "thinking", "limit", "smoke", "gpus", "stop_after",
+    "no_wait", "refresh", "tag", "dry_run", "yes",
 )  # fmt: skip
 """What every command has that runs a model over data."""
 SETTINGS = ("lr", "epochs", "batch_size", "max_steps", "select", "keep")
@@ -241,6 +247,11 @@ def _place(parameter: inspect.Parameter) -> int:
     """Panels keep their order whoever declares an option; arguments come first."""
     (info,) = [meta for meta in parameter.annotation.__metadata__ if isinstance(meta, typer.models.ParameterInfo)]
     return PANELS.index(str(info.rich_help_panel)) if info.rich_help_panel else -1
+
+
+def column_names(listed: str | None) -> frozenset[str]:
+    """The columns that `--ignore-columns NAME,…` names."""
+    return frozenset(name.strip() for name in (listed or "").split(",")) - {""}
 
 
 def processes(gpus: str | None, look: bool = True) -> int:

@@ -77,7 +77,8 @@ def together(steps: Sequence[Step]) -> Plan:
         notes.append(f"the cells have {len(ends)} templates, which end with {', '.join(ends)}")
     targets = {node.recipe.id: node for plan in plans for node in plan.targets}
     evals = {node.recipe.id: node for plan in plans for node in plan.evals}
-    return Plan(tuple(targets.values()), plans[0].template, tuple(evals.values()), tuple(notes))
+    ignored = frozenset[str]().union(*(plan.ignored for plan in plans))
+    return Plan(tuple(targets.values()), plans[0].template, tuple(evals.values()), tuple(notes), ignored)
 
 
 @dataclass(frozen=True)
