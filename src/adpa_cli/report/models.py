@@ -1,0 +1,192 @@
+"""What each alias of a model stands for and which card suffices for it: for `adpa models` and docs/models.md.
+
+A card suffices when one row of full length fits beside what the stage keeps of the model: rows are put into smaller
+micro-batches, and blocks into smaller ones, until they fit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from adpa_cli.data.templates import Template
+from adpa_cli.engine.costs import scoring_memory, training_memory
+from adpa_cli.families import CHAINS, FAMILIES, GENERIC, READY_PAIRS, Family, Published, ReadyPair, Side, published
+from adpa_cli.planning.settings import needs_of, plain_spec, train_spec
+from adpa_cli.report import text
+from adpa_cli.sizes import ModelSize, Row, Where
+from adpa_cli.spec import Runtime, TrainSpec
+from adpa_cli.stages.cache_teacher import CACHE_TEACHER, CaptureSpec
+from adpa_cli.stages.training import DISTILL, DPO_TEACHER, SFT
+
+CARDS = (8, 12, 16, 24, 32, 40, 48, 80, 96, 141)
+"""What cards have, in gigabytes (10⁹ bytes, so that a little is left of what is sold as so much)."""
+CARD = Where("cuda")
+NO_TEMPLATE = Template("")
+
+
+@dataclass(frozen=True)
+class Card:
+    """What suffices for some stages: the memory they take, the smallest card that has it, and the options for that.
+
+    `gigabytes` is None where no card has so much.
+    """
+
+    stages: tuple[str, ...]
+    memory: int
+    gigabytes: int | None
+    options: str = ""
+
+    def __str__(self) -> str:
+        if self.gigabytes is None:
+            return f"over {CARDS[-1]} GB"
+        return f"{self.gigabytes} GB{'*' * bool(self.options)}"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One alias: what it is for, the model, the card that suffices for its role, and what it is trained with.
+
+    `teacher` is the alias that a student learns from; `pair` is set of a ready pair, which is trained already.
+    """
+
+    alias: str
+    role: str
+    model: Published
+    card: Card
+    teacher: str = ""
+    data: str = ""
+    pair: ReadyPair | None = None
+
+
+def entries() -> Iterator[Entry]:
+    """Every alias: the models of the families, each once, then the ready pairs."""
+    known = published()
+    told: set[str] = set()
+    for family in FAMILIES:
+        data = f"{family.sft_data}, {family.data}"
+        sides: tuple[tuple[str, Side], ...] = ((family.alias, "student"), (family.teacher_alias, "teacher"))
+        for alias, side in sides:
+            if alias not in told:
+                told.add(alias)
+                card = training_card(family, side, known[alias].size)
+                yield Entry(alias, side, known[alias], card, family.teacher_alias if side == "student" else "", data)
+    for pair in READY_PAIRS:
+        model = known[pair.alias]
+        yield Entry(pair.alias, "ready pair", model, reading_card(model.size), pair=pair)
+
+
+def training_card(family: Family, side: Side, size: ModelSize) -> Card:
+    """What trains a model of a family: a student with each stage and method of the paper's chain, a teacher with DPO.
+
+    Where no card has what the settings of the family take, it is the smallest that has what a leaner training takes.
+    """
+    specs = list(_specs(family, side))
+    stages = tuple(dict.fromkeys(stage for stage, _ in specs))
+    weights, recompute = " ".join(f"--set {stage}.weights=bfloat16" for stage in stages), "--runtime recompute=true"
+
+    def card(options: str) -> Card:
+        memory = max(_training(spec, size, weights in options, recompute in options) for _, spec in specs)
+        return Card(stages, memory, _smallest(memory), options)
+
+    usual = card("")
+    if usual.gigabytes is not None:
+        return usual
+    leaner = [each for each in map(card, (recompute, weights, f"{weights} {recompute}")) if each.gigabytes]
+    return min(leaner, key=lambda each: each.gigabytes or 0, default=usual)
+
+
+def reading_card(size: ModelSize) -> Card:
+    """What a capture of a model's signal takes, which a ready pair is only read for."""
+    spec = plain_spec(CaptureSpec, CACHE_TEACHER.name, GENERIC, {}, parts=("chosen",), template="", end="")
+    rows = {"chosen": [_row(spec.max_length)]}
+    memory = scoring_memory(size, rows, spec.dtype, spec.max_length, 1 + spec.top_k, CARD).device
+    return Card((CACHE_TEACHER.name,), memory, _smallest(memory))
+
+
+def _specs(family: Family, side: Side) -> Iterator[tuple[str, TrainSpec]]:
+    """The trainings that a model of one side of a family goes through, with the names of their stages."""
+    (method,) = SFT.methods()
+    if not family.instruct:
+        yield SFT.name, train_spec(SFT.name, method, family, (SFT.name, f"{SFT.name}.{side}"), {}, NO_TEMPLATE)
+    if side == "teacher":
+        (method,) = DPO_TEACHER.methods()
+        yield DPO_TEACHER.name, train_spec(DPO_TEACHER.name, method, family, (DPO_TEACHER.name,), {}, NO_TEMPLATE)
+        return
+    for method in next(iter(CHAINS.values())):
+        keys = (DISTILL.name, f"{DISTILL.name}.{method}")
+        yield DISTILL.name, train_spec(DISTILL.name, method, family, keys, {}, NO_TEMPLATE)
+
+
+def _training(spec: TrainSpec, size: ModelSize, small: bool, recompute: bool) -> int:
+    """Bytes on a card of a training, with one example of full length in a micro-batch."""
+    needs = needs_of(spec.method, {})
+    rows = {str(need.part): [_row(spec.max_length)] for need in needs}
+    ids = 1 + (CaptureSpec.top_k if any(need.signal for need in needs) else 0)
+    run = replace(spec, weights="bfloat16") if small else spec
+    return training_memory(size, rows, run, Runtime(recompute=recompute), ids, CARD).device
+
+
+def _row(longest: int) -> Row:
+    return Row(longest / 2, longest / 2)
+
+
+def _smallest(memory: int) -> int | None:
+    return next((gigabytes for gigabytes in CARDS if memory <= gigabytes * 1e9), None)
+
+
+HEADS = ("ALIAS", "ROLE", "MODEL", "PARAMS", "LICENCE", "GATED", "CARD", "TEACHER", "DATA")
+
+
+def listed(every: Sequence[Entry], width: int) -> str:
+    """A table of aliases, how the ready pairs were aligned, and what the columns mean."""
+    rows = [
+        (
+            one.alias, one.role, one.model.name, count_words(one.model.parameters), one.model.licence,
+            "yes" if one.model.gated else "no", str(one.card), one.teacher, one.data,
+        )
+        for one in every
+    ]  # fmt: skip
+    lines = text.table(HEADS, rows, width, flexible=2, right=(3,), expendable=(8, 7, 1), floor=24)
+    notes = [
+        "CARD: the smallest GPU for sft and distill (students), sft and dpo-teacher (teachers), or cache-teacher (a "
+        "ready pair); * with bfloat16 weights and recomputation, by options that --json has. GATED: ask on the hub.",
+        *(pair_words(one.pair) for one in every if one.pair),
+    ]
+    return "\n".join([*lines, *(line for note in notes for line in text.fold(note, width, ""))])
+
+
+def pair_words(pair: ReadyPair) -> str:
+    """How a ready pair was aligned, and for whom it is."""
+    return (
+        f"{pair.alias}: from {pair.reference} by {pair.objective}, β {pair.beta:g}, on {pair.data}; "
+        f"for {', '.join(pair.students)}"
+    )
+
+
+def tsv_rows(every: Sequence[Entry]) -> Iterator[tuple[str | int, ...]]:
+    """Alias, role, model, parameters, licence, gated, gigabytes of the card, teacher or reference, data, options."""
+    for one in every:
+        model, card = one.model, one.card
+        yield (
+            one.alias, one.role, model.name, model.parameters, model.licence, "yes" if model.gated else "no",
+            card.gigabytes or "", one.pair.reference if one.pair else one.teacher, one.data, card.options,
+        )  # fmt: skip
+
+
+def record(one: Entry) -> dict[str, Any]:
+    """One alias as a JSON object; memory in bytes."""
+    model = one.model
+    return {
+        "alias": one.alias, "role": one.role, "model": model.name, "parameters": model.parameters,
+        "licence": model.licence, "gated": model.gated, "teacher": one.teacher, "data": one.data,
+        "card": asdict(one.card), **({"pair": asdict(one.pair)} if one.pair else {}),
+    }  # fmt: skip
+
+
+def count_words(parameters: int) -> str:
+    """A number of parameters for people: 135 M, 1.24 B."""
+    if parameters < 999.5e3:
+        return f"{parameters / 1e3:.0f} k"
+    return f"{parameters / 1e6:.0f} M" if parameters < 999.5e6 else f"{parameters / 1e9:.3g} B"
