@@ -9,18 +9,23 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from adpa_cli.data.examples import Message, Prompt
+from adpa_cli.data.examples import Problem, Prompt
+from adpa_cli.data.turns import tools_of, turns_of
 from adpa_cli.errors import DataError
 
 MOST_MASS = 1.01  # of the listed tokens: more is no softmax
 HINT = "ask the server for ids: vLLM has return_tokens_as_token_ids"
+UNLIKELY = -9999.0
+"""What servers write instead of -inf: a token that is not in the top, or whose log-prob they do not know."""
+HALF = "\ufffd"
+"""What a server writes for a token that is a part of a character, unless it gives the bytes of the token itself."""
 _BYTE = re.compile(r"<0x([0-9A-F]{2})>")
 Float = Literal["float16", "bfloat16", "float32", "float64"]
 COLUMNS = ("input_ids", "compressed_logprobs", "bytepacked_indices")
@@ -47,10 +52,14 @@ class Captured:
     before: tuple[int, ...] | None = None
     prompt: Prompt | None = None
 
-    def part(self, start: int, end: int) -> dict[str, Any]:
-        """The arrays of some of the tokens, by name."""
-        names = ("ids", "logps", "label_logps")
-        return {name: getattr(self, name)[start:end] for name in names}
+    def with_end(self, end_id: int) -> Captured:
+        """The same with an end token behind it, of which nothing is known: no id is listed there."""
+        k = self.ids.shape[1]
+        return replace(
+            self, tokens=(*self.tokens, end_id), label_logps=np.append(self.label_logps, -np.inf),
+            ids=np.concatenate([self.ids, np.full((1, k), -1, dtype=np.int32)]),
+            logps=np.concatenate([self.logps, np.full((1, k), -np.inf)]),
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -69,6 +78,8 @@ class Spelling:
             return int(token[9:])
         if not raw and not token:
             raise ValueError("a token without text")
+        if HALF in (bytes(raw).decode(errors="ignore") if raw else str(token)):
+            raise ValueError("half a character, of which the server gives neither bytes nor id")
         ids = self.ids.get(bytes(raw) if raw else str(token).encode(), ())
         if len(ids) != 1:
             shown = f"the ids {', '.join(map(str, ids[:3]))}" if ids else "no id"
@@ -110,6 +121,8 @@ def read_top_logprobs(path: Path, words: Spelling) -> Iterator[Captured]:
                 raise DataError(
                     f"{where}: no chat completion ({error!r})", "one JSON object with `choices` per line"
                 ) from None
+            except Problem as problem:
+                raise DataError(f"{where}, {problem.field}: {problem.content}", problem.fix) from None
             for n, choice in enumerate(choices, 1):
                 yield _captured_completion(f"{where}, choice {n}" if len(choices) > 1 else where, choice, prompt, words)
 
@@ -254,8 +267,9 @@ def _completion(raw: Any) -> Any:
 
 def _prompt(raw: Any) -> Prompt | None:
     request = raw.get("request", raw)
-    turns = request.get("body", request).get("messages")
-    return None if turns is None else tuple(Message(str(turn["role"]), str(turn["content"])) for turn in turns)
+    asked = request.get("body", request)
+    turns = asked.get("messages")
+    return None if turns is None else (*tools_of(asked.get("tools"), "tools"), *turns_of(turns, "messages"))
 
 
 def _captured_completion(where: str, choice: Any, prompt: Prompt | None, words: Spelling) -> Captured:
@@ -266,9 +280,9 @@ def _captured_completion(where: str, choice: Any, prompt: Prompt | None, words: 
     for position, entry in enumerate(content):
         try:
             tokens.append(words.id_of(entry))
-            labels.append(float(entry["logprob"]))
-            row = [(words.id_of(top), float(top["logprob"])) for top in entry["top_logprobs"]]
-            rows.append(_checked(row, tokens[-1], labels[-1]))
+            labels.append(_logp(entry))
+            listed = [top for top in entry["top_logprobs"] if _logp(top) > -np.inf]
+            rows.append(_checked([(words.id_of(top), _logp(top)) for top in listed], tokens[-1], labels[-1]))
         except (ValueError, KeyError, TypeError) as error:
             raise DataError(f"{where}, position {position}: {error}", HINT) from None
     k = max(map(len, rows))
@@ -278,6 +292,11 @@ def _captured_completion(where: str, choice: Any, prompt: Prompt | None, words: 
         ids[t, : len(row)] = [token for token, _ in row]
         logps[t, : len(row)] = [logp for _, logp in row]
     return Captured(where, tuple(tokens), ids, logps, np.array(labels), prompt=prompt)
+
+
+def _logp(entry: Mapping[str, Any]) -> float:
+    value = float(entry["logprob"])
+    return value if value > UNLIKELY else -np.inf
 
 
 def _checked(row: list[tuple[int, float]], token: int, logp: float) -> list[tuple[int, float]]:

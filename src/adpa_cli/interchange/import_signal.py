@@ -6,6 +6,7 @@ if the stage had made it. Without data its own tokens are its key.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from collections import defaultdict
@@ -62,11 +63,13 @@ PARTS = ("chosen", "rejected")
 
 @dataclass(frozen=True)
 class Known:
-    """The answers of preference data, which captures are matched with."""
+    """The answers of preference data, which captures are matched with, and the token that ends them."""
 
     answers: Sequence[Any]
     name: str
+    end_id: int
 
+    @functools.cached_property
     def by_text(self) -> dict[tuple[int, ...], list[Any]]:
         """Answers by the ids of their prompt and of themselves."""
         by_ids = defaultdict(list)
@@ -74,11 +77,21 @@ class Known:
             by_ids[(*answer.prompt, *answer.answer)].append(answer)
         return by_ids
 
+    @functools.cached_property
     def by_answer(self) -> dict[tuple[int, ...], list[Any]]:
         """Answers by their own ids."""
         by_ids = defaultdict(list)
         for answer in self.answers:
             by_ids[answer.answer].append(answer)
+        return by_ids
+
+    @functools.cached_property
+    def by_unended_answer(self) -> dict[tuple[int, ...], list[Any]]:
+        """Answers by their own ids without the end token: no server gives a position for it."""
+        by_ids = defaultdict(list)
+        for answer in self.answers:
+            if answer.answer[-1:] == (self.end_id,):
+                by_ids[answer.answer[:-1]].append(answer)
         return by_ids
 
 
@@ -87,14 +100,13 @@ def keyed(rows: Iterable[Captured], known: Known | None, skip: bool, prompt_ids:
 
     `prompt_ids` gives the ids of the turns of a prompt.
     """
-    texts, answers = (known.by_text(), known.by_answer()) if known else ({}, {})
     problems: list[str] = []
     seen: set[tuple[str, str]] = set()
     count = 0
     for row in rows:
         count += 1
         try:
-            items = list(_own(row, prompt_ids) if known is None else _matched(row, texts, answers, known, prompt_ids))
+            items = list(_own(row, prompt_ids) if known is None else _matched(row, known, prompt_ids))
         except ValueError as problem:
             problems.append(f"{row.where}: {problem}")
             continue
@@ -144,6 +156,8 @@ def write_signal(folder: Path, spec: SignalSpec, items: Sequence[Keyed]) -> dict
             group, tokens, number = [], 0, number + 1
     unknown = sum(int(np.isneginf(row.label_logps[a:b]).sum()) for _, row, a, b in items)
     said = {"unknown_labels": unknown / facts.tokens}
+    uncovered = sum(int((row.ids[a:b] < 0).all(axis=1).sum()) for _, row, a, b in items)
+    said |= {"uncovered": uncovered} if uncovered else {}
     size = sum(path.stat().st_size for path in folder.glob("signal-*.adpa"))
     return {**facts.metrics(spec), **said, "bytes_per_token": size / facts.tokens}
 
@@ -230,26 +244,31 @@ def _own(row: Captured, prompt_ids: Any) -> Iterator[Keyed]:
     yield AnswerKey(digest[:16], OWN, digest), row, 0, len(row.tokens)
 
 
-def _matched(row: Captured, texts: Any, answers: Any, known: Known, prompt_ids: Any) -> Iterator[Keyed]:
+def _matched(row: Captured, known: Known, prompt_ids: Any) -> Iterator[Keyed]:
+    """The answers of the data that a capture is of. One that lacks the end token's position gets it, not covered."""
     if row.before is not None:
         whole = (*row.before, *row.tokens)
         for size in range(len(whole), max(0, len(whole) - BEHIND - 1), -1):
-            for answer in texts.get(whole[:size], ()):
+            for answer in known.by_text.get(whole[:size], ()):
                 start = len(answer.prompt) - len(row.before)
                 yield answer.key, row, start, start + len(answer.answer)
-            if whole[:size] in texts:
+            if whole[:size] in known.by_text:
                 return
         raise ValueError(_nearest(whole, known))
-    matches = answers.get(row.tokens, [])
-    if row.prompt is not None:
-        before = tuple(prompt_ids(row.prompt))
-        matches = [answer for answer in matches if answer.prompt == before]
+    before = None if row.prompt is None else tuple(prompt_ids(row.prompt))
+    matches = _of_prompt(known.by_answer.get(row.tokens, ()), before)
+    if not matches and (matches := _of_prompt(known.by_unended_answer.get(row.tokens, ()), before)):
+        row = row.with_end(known.end_id)
     if len({answer.prompt for answer in matches}) > 1:
         raise ValueError(f"{len(matches)} prompts of {known.name} have this answer: give the `messages` with it")
     if not matches:
         raise ValueError(_nearest(row.tokens, known, answers_only=True))
     for answer in matches:
         yield answer.key, row, 0, len(row.tokens)
+
+
+def _of_prompt(answers: Iterable[Any], before: tuple[int, ...] | None) -> list[Any]:
+    return [answer for answer in answers if before is None or answer.prompt == before]
 
 
 def _nearest(ids: tuple[int, ...], known: Known, answers_only: bool = False) -> str:
@@ -333,7 +352,7 @@ def _known(data: External, encoder: Encoder, asked: Asked, truncation: Truncatio
 
     pairs = pairs_of(data.where, "train", None, asked.skip_bad_rows, encoder.template.text).items
     both = ex.pair_answers(pairs, encoder, asked.max_length, truncation, data.label)
-    return Known([answer for part in PARTS for answer in both.of(part)], data.label)
+    return Known([answer for part in PARTS for answer in both.of(part)], data.label, encoder.end_id)
 
 
 def _rows(asked: Asked, files: Sequence[Path], settings: Any, folder: Path | None) -> Iterator[Captured]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
@@ -72,15 +73,19 @@ def terms(views: Mapping[Part, View], p: Params) -> tuple[Term, ...]:
 
 
 def divergence(view: View, tail: Tail, kd_on_eos: bool) -> Tensor:
-    """KL(teacher || student) at each position, [B,T], nats; 0 at the end token unless `kd_on_eos`."""
+    """KL(teacher || student) at each position, [B,T], nats; 0 at the end token unless `kd_on_eos`.
+
+    It is 0 too where the signal lists no id with mass: an imported capture need not cover the end token.
+    """
     from adpa_cli.tensors.divergence import bucket_kl, renormalised_kl, sampled_kl
 
     signal, topk = required(view.signal), required(view.topk_logps)
+    uncovered = (signal.logps == -math.inf).all(-1)
     if tail == "sampled":
         values = sampled_kl(required(signal.weights), signal.logps, topk)
     elif tail == "renormalised":
-        values = renormalised_kl(signal.logps, topk)
+        values = renormalised_kl(signal.logps.masked_fill(uncovered[..., None], 0.0), topk)
     else:
         teacher_rest = view.outside(signal.label_logps, signal.rest_logps)
         values = bucket_kl(signal.logps, teacher_rest, topk, view.outside(view.logps, view.rest_logps))
-    return view.teach_end(values, kd_on_eos)
+    return view.teach_end(values.masked_fill(uncovered, 0.0), kd_on_eos)
