@@ -26,6 +26,7 @@ from adpa_cli.planning.lineage import folder_of
 from adpa_cli.sizes import Where, size_words
 from adpa_cli.spec import Runtime, TrainSpec
 from adpa_cli.stages import DECODER_ROLES, Load, Node
+from adpa_cli.stages.training import needs_of
 from adpa_cli.store.store import Store
 
 FIRST_ROWS = 8
@@ -109,9 +110,11 @@ def _models(node: Node, store: Store) -> list[tuple[str, Path]]:
 
 
 def _teachers_behind(node: Node, store: Store) -> list[Path]:
-    """The models whose signal or whose answers a training reads, which must have the student's vocabulary."""
-    folders = []
-    for _, item in node.flat_inputs() if node.declared.kind == "training" else ():
+    """The models whose signal a training reads, or the answers it is of: they must have the student's vocabulary."""
+    folders: list[Path] = []
+    if node.declared.kind != "training" or not any(need.signal for need in needs_of(node.spec)):
+        return folders
+    for _, item in node.flat_inputs():
         if isinstance(item, External) or not (role := stages.every()[item.stage].vocabulary_of):
             continue
         if isinstance(item, Node):

@@ -1,4 +1,4 @@
-"""Which chat template and which end token hold for a model: its own, or what `--template`, `--end`, `--thinking` say."""
+"""Which chat template and end token hold for a model: its own, or what `--template`, `--end` and `--thinking` say."""
 
 from __future__ import annotations
 
@@ -48,6 +48,9 @@ class TemplateChoice:
             return False
         ruled = thinking_of(template.text) or self.thinking
         return self.end in ("", template.end) and self.thinking in (None, ruled)
+
+
+NO_CHOICE = TemplateChoice()
 
 
 def read_template(word: str) -> Template:

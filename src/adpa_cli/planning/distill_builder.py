@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 from adpa_cli import methods
 from adpa_cli.data.templates import Template
-from adpa_cli.errors import UsageError
+from adpa_cli.errors import AdpaError, UsageError
 from adpa_cli.families import Alias, Family, ReadyPair, chain_of, stage_settings
 from adpa_cli.hub import External
 from adpa_cli.hub import repository as hub
@@ -74,11 +74,12 @@ def plan_distill(names: Names, user: UserSettings, request: Distill) -> Plan:
     family = model.family if isinstance(model, Alias) else lineage.family_of(model, names.store)
     teachers = _teachers(planner, request, chain, caches, family)
     artifacts = (*caches, *rollouts)
+    is_foreign = request.teacher is not None and teachers is not None and _is_foreign(planner, model, teachers, chain)
     template = teachers.template if teachers else lineage.template_of(artifacts[0]) if artifacts else None
-    start = _start(planner, request, model, family, template)
+    start = _start(planner, request, model, family, None if is_foreign else template)
     data = recorded_data(names, caches[0]) if caches and not request.data else pairs_for(planner, start)
     judge = reward_model_of(planner, request.reward_model) if request.reward_model else None
-    builder = Builder(planner, request, start, data, teachers, caches, rollouts, judge)
+    builder = Builder(planner, request, start, data, teachers, caches, rollouts, judge, is_foreign)
     students: list[Node] = []
     for method in chain:
         students.append(builder.training(method, students[-1] if students else start.input, method == chain[-1]))
@@ -104,6 +105,8 @@ class Builder:
     caches: Sequence[Artifact]
     rollouts: Sequence[Artifact]
     reward_model: Input | None = None
+    is_foreign: bool = False
+    """Whether the teachers have another tokenizer than the student, which then reads their answers as text."""
 
     def training(self, method: str, start: Input, is_last: bool) -> Node:
         """One training with one method, from a model, with all that the method reads.
@@ -143,15 +146,18 @@ class Builder:
             signals.append(self._signal(spec, of_data, {"data": self.data}, teacher))
         of_rollouts = [need for need in needs if spec.source(need.part) == "rollout" and not need.online][:1]
         if of_rollouts:
-            rollouts = inputs["rollouts"] = self._rollouts(start, spec, teacher, is_last)
+            is_text = not of_rollouts[0].signal
+            rollouts = inputs["rollouts"] = self._rollouts(start, spec, teacher, is_last, is_text)
             if of_rollouts[0].signal:
                 signals.append(self._signal(spec, of_rollouts, {"rollouts": rollouts}, teacher))
         return {**({"cache": tuple(signals)} if signals else {}), **inputs}
 
     # Rollouts.
 
-    def _rollouts(self, start: Input, spec: TrainSpec, teacher: str, is_last: bool) -> Made:
+    def _rollouts(self, start: Input, spec: TrainSpec, teacher: str, is_last: bool, is_text: bool) -> Made:
         """The rollouts that were named, by themselves or beneath a cache, else new ones of the student or a teacher.
+
+        Where they are read as text (`is_text`) they may come from a model with another tokenizer and template.
 
         Raises UsageError for rollouts of another model, unless they are allowed. Where the states are a teacher's and
         none is named, or a signal is, the signal says whose answers these should be, else they themselves do.
@@ -166,8 +172,10 @@ class Builder:
                     f"{self.request.method} needs a teacher",
                     "name one: --teacher MODEL\n or: --rollouts R, its answers: adpa rollout --student T",
                 )
-            return self.planner.rollout(replace(self.start, input=author), self.data)
-        lineage.same_template(self.start.template, named, "rollouts")
+            template = teachers.template if teachers and self.is_foreign else self.start.template
+            return self.planner.rollout(replace(self.start, input=author, template=template), self.data)
+        if not is_text:
+            lineage.same_template(self.start.template, named, "rollouts")
         model, allowed = str(named.manifest.inputs["model"]), {author.content}
         if by_teacher and (teachers is None or self.caches):
             allowed = {str(cache.manifest.inputs.get("aligned")) for cache in self.caches} or {model}
@@ -252,7 +260,7 @@ class Builder:
 
     def measured_teachers(self, chain: Sequence[str]) -> list[tuple[Input, str]]:
         """The teachers that are measured beside the students, with their roles."""
-        if self.teachers is None:
+        if self.teachers is None or self.is_foreign:
             return []
         learned = {kd_teacher(method, self.planner.settings(DISTILL.name, method)) for method in chain}
         names = ["reference"] if self.teachers.reference is not None else []
@@ -352,6 +360,32 @@ def _teachers(
     if "reference" in roles and teachers.reference is None:
         raise _no_reference(planner, request, teachers.aligned)
     return teachers
+
+
+def _reads_text(planner: Planner, method: str) -> bool:
+    """Whether a method reads no signal and asks no teacher: answers may then come from any model, as text."""
+    needs = needs_of(method, planner.settings(DISTILL.name, method))
+    return not any(need.signal or need.online for need in needs)
+
+
+def _is_foreign(
+    planner: Planner, student: Alias | Artifact | External, teachers: Teachers, chain: Sequence[str]
+) -> bool:
+    """Whether the teachers have another tokenizer than the student, whose method reads their answers as text.
+
+    Raises AdpaError where it reads their signal, which is of their tokens.
+    """
+    store = planner.names.store
+    start = planner.names.base(student.model) if isinstance(student, Alias) else student
+    problem = lineage.vocabulary_problem(start, teachers.aligned, store)
+    if problem is None or all(_reads_text(planner, method) for method in chain):
+        return problem is not None
+    loaded = [methods.load(name) for name in methods.names()]
+    by_text = [read.name for read in loaded if read.states == "teacher" and _reads_text(planner, read.name)]
+    raise AdpaError(
+        problem.message,
+        f"{problem.hint}\n or: a method that reads a teacher's answers as text: --method {' or '.join(by_text)}",
+    )
 
 
 def _needed_roles(planner: Planner, method: str, has_rollouts: bool) -> set[str]:

@@ -13,16 +13,19 @@ from pathlib import Path
 from typing import Any
 
 from adpa_cli.data.templates import Template, write_alike
+from adpa_cli.data.tokenizer import FILE as TOKENIZER
+from adpa_cli.data.tokenizer import Tokenizer, compare
 from adpa_cli.errors import AdpaError, NotFound, UsageError
 from adpa_cli.families import GENERIC, Alias, Family, ReadyPair, alias_of_base, family_of_base
 from adpa_cli.hub import External, HubFile, Kind, Located
 from adpa_cli.hub import repository as hub
 from adpa_cli.hub.model_folder import ModelFolder
-from adpa_cli.planning.chat_templates import TemplateChoice, template_in
+from adpa_cli.planning.chat_templates import NO_CHOICE, TemplateChoice, template_in
 from adpa_cli.planning.resolve_inputs import Names
 from adpa_cli.sizes import ModelSize
 from adpa_cli.stages import Artifact, Input, Made, Node, product_of
 from adpa_cli.stages.training import DPO_TEACHER, SFT
+from adpa_cli.store.identity import file_digest
 from adpa_cli.store.manifest import Manifest
 from adpa_cli.store.store import Store
 
@@ -83,7 +86,7 @@ def missing_template(model: str, hint: str, what: str = "") -> UsageError:
     return UsageError(f"{model} has no chat template{f': {what}' if what else ''}", hint)
 
 
-def template_of(item: Input, choice: TemplateChoice = TemplateChoice()) -> Template | None:
+def template_of(item: Input, choice: TemplateChoice = NO_CHOICE) -> Template | None:
     """The chat template that a model was trained with or brings along, under a user's choice; None for a base model.
 
     Raises UsageError for something that was made with another template than the user says.
@@ -131,18 +134,20 @@ def command_word(item: Input) -> str:
     return item.label
 
 
-def same_template(template: Template, item: Input, role: str, choice: TemplateChoice = TemplateChoice()) -> None:
+def same_template(template: Template, item: Input, role: str, choice: TemplateChoice = NO_CHOICE) -> None:
     """Raise UsageError for a model, or what one made, that has another template than the plan.
 
     A model without one passes, and so does one that could not be looked at.
     """
-    other = template_of(item, choice if isinstance(item, External) else TemplateChoice())
+    other = template_of(item, choice if isinstance(item, External) else NO_CHOICE)
     if other is None or other == template or UNKNOWN in (other, template) or write_alike(other, template):
         return
     ends = f" (it ends turns with {other.end}, not {template.end})" if other.end != template.end else ""
+    is_folder = isinstance(item, External) and not item.facts.get("commit")
+    base = "its base model" if is_folder else "the base model's alias"
     raise UsageError(
         f"the {role} {item.label} was made with another chat template than the teacher{ends}",
-        "give the base model's alias to --student: it is then fine-tuned with the teacher's template",
+        f"give {base} to --student, with --sft-data DIALOGUES: it is then fine-tuned with the teacher's template",
     )
 
 
@@ -160,6 +165,24 @@ def folder_of(item: Input, store: Store) -> Path:
     """A folder with the tokenizer and configuration of a model, built or not."""
     model = _lowest(item, store)
     return Path(model.where[0]) if isinstance(model, External) else store.folder(model.label)
+
+
+def vocabulary_problem(student: Input, teacher: Input, store: Store) -> AdpaError | None:
+    """What differs between the tokenizers of two models; None where they have one vocabulary or are not open to us."""
+    models = [_lowest(item, store) for item in (student, teacher)]
+    if not all(model.is_open for model in models if isinstance(model, External)):
+        return None
+    folders = [folder_of(model, store) for model in models]
+    files = [folder / TOKENIZER for folder in folders]
+    if all(path.is_file() for path in files):
+        first, second = (file_digest(path, store.hash_cache) for path in files)
+        if first == second:
+            return None
+    try:
+        compare(Tokenizer.of(folders[1]), Tokenizer.of(folders[0]))
+    except AdpaError as error:
+        return error
+    return None
 
 
 def smaller_vocabulary(student: Input, teacher: Input, store: Store) -> int | None:
@@ -234,7 +257,7 @@ def trained(
     names: Names,
     text: str,
     note: Callable[[str], None] = lambda text: None,
-    choice: TemplateChoice = TemplateChoice(),
+    choice: TemplateChoice = NO_CHOICE,
 ) -> Trained:
     """What `text` means to a command that never builds: an artifact, tag, folder, hub model, or an alias.
 

@@ -13,6 +13,8 @@ from adpa_cli.errors import NotFound, UsageError
 from adpa_cli.families import Alias, ReadyPair, aliases, ready_pairs
 from adpa_cli.hub import External
 from adpa_cli.hub.externals import Externals
+from adpa_cli.hub.model_folder import ModelFolder
+from adpa_cli.hub.usable import check_decoder
 from adpa_cli.machine import expanded
 from adpa_cli.stages import Artifact
 
@@ -29,7 +31,7 @@ class Names(Externals):
         if not text:
             raise UsageError(f"{option} is empty", "the command before it may have failed; give a model")
         if text.startswith((".", "/", "~")):
-            return self.folder(expanded(text))
+            return self._decoder(self.folder(expanded(text)), option)
         known: dict[str, Alias | ReadyPair] = {**aliases(), **ready_pairs()}
         if text in known:
             if tagged := self.store.tags().get(text):
@@ -41,8 +43,15 @@ class Names(Externals):
                 )
             return known[text]
         if HUB_ID.fullmatch(text) and text.split("/")[0] not in stages.names():
-            return self.hub_model(text)
+            return self._decoder(self.hub_model(text), option)
         return self.made(text, made_by or stages.making("model"), option)
+
+    @staticmethod
+    def _decoder(model: External, option: str) -> External:
+        """A model from outside, refused where one that writes texts is wanted and it does not; a judge need not."""
+        if model.is_open and "reward" not in option:
+            check_decoder(ModelFolder.of(Path(model.where[0])), model.label)
+        return model
 
     def made(self, text: str, made_by: Sequence[str], option: str) -> Artifact:
         """The artifact `made_by` one of some stages that `text` names."""

@@ -18,7 +18,7 @@ from adpa_cli.coerce import coerce
 from adpa_cli.data.templates import Template
 from adpa_cli.errors import UsageError
 from adpa_cli.families import Family, stage_settings
-from adpa_cli.planning.chat_templates import TemplateChoice
+from adpa_cli.planning.chat_templates import NO_CHOICE, TemplateChoice
 from adpa_cli.spec import Dataclass, Runtime, TrainSpec, make, tracker_names
 from adpa_cli.stages.cache_teacher import CACHE_TEACHER
 
@@ -63,7 +63,7 @@ class UserSettings:
     limit: int | None = None
     skip_bad_rows: bool = False
     smoke: bool = False
-    templates: TemplateChoice = TemplateChoice()
+    templates: TemplateChoice = NO_CHOICE
 
 
 def parse_sets(items: Sequence[str]) -> tuple[dict[str, str], dict[str, dict[str, str]]]:

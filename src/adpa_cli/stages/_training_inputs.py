@@ -69,7 +69,7 @@ def gather(job: Job, spec: TrainSpec, method: Method, params: Any, encoder: Any,
             answers[need.part] = {answer.key.example_id: answer for answer in both.of(spec.source(need.part))}
             cut = both.cut
         else:
-            rows = {a.key.example_id: a for a in _rollouts(job, need, ex.end_ids(encoder, job.one("model").path))}
+            rows = {a.key.example_id: a for a in _rollouts(job, spec, need, encoder)}
             answers["rollout"] = {p.id: rows[ex.rollout_id(p)] for p in pairs.items if ex.rollout_id(p) in rows}
     kept = [p for p in pairs.items if all(p.id in answers[need.part] for need in needs)]
     said = cut.words("pairs", spec.max_length)
@@ -109,12 +109,15 @@ def _online(job: Job, spec: TrainSpec, params: Any, encoder: Any, pairs: Sequenc
     return Sources(prompts, scorers, Decoding(sampling, ends, encoder.pad_id, spec.max_length, spec.dtype))
 
 
-def _rollouts(job: Job, need: Need, ends: Sequence[int]) -> list[Any]:
+def _rollouts(job: Job, spec: TrainSpec, need: Need, encoder: Any) -> list[Any]:
     """The generated answers that a method reads. Where it learns to write them, one of an end token only is none."""
     from adpa_cli.engine.layout import examples as ex
 
     source = job.one("rollouts")
-    answers = ex.rollout_answers(ex.read_rollouts(source.path))
+    rollouts = ex.read_rollouts(source.path)
+    if not need.signal and ex.are_foreign(rollouts, encoder):
+        return ex.answers_as_text(rollouts, encoder, spec.max_length, source.label)
+    answers = ex.rollout_answers(rollouts)
     ids = ModelFolder.of(job.one("model").path).vocabulary
     most = max((max(answer.answer) for answer in answers), default=0)
     if most >= ids:
@@ -122,7 +125,8 @@ def _rollouts(job: Job, need: Need, ends: Sequence[int]) -> list[Any]:
             f"the rollouts {source.label} have the id {most}; the student has {ids}",
             "take answers of a teacher with the student's vocabulary, or --states student",
         )
-    return answers if need.signal else [answer for answer in answers if answer.answer not in {(end,) for end in ends}]
+    empty = {(end,) for end in ex.end_ids(encoder, job.one("model").path)}
+    return answers if need.signal else [answer for answer in answers if answer.answer not in empty]
 
 
 def _no_signal(example_id: str, part: str) -> SignalRows:

@@ -39,6 +39,9 @@ def chat(
         list[str] | None,
         opt.argument("REF [REF]", "Who answers; - reads one prompt a line [required].", complete.artifacts("model")),
     ] = None,
+    template: opt.ChatTemplate = None,
+    end: opt.End = None,
+    thinking: opt.Thinking = None,
     system: Annotated[str | None, opt.option("--system", help="Said before the conversation.", metavar="TEXT")] = None,
     temperature: Annotated[float, opt.option("--temperature", help="0 is greedy.", metavar="X")] = 0.0,
     max_new_tokens: Annotated[int, opt.option("--max-new-tokens", help="Per answer.", metavar="N")] = 512,
@@ -52,6 +55,7 @@ def chat(
     spaces; --json keeps them). Ctrl-C stops an answer, Ctrl-D leaves; /reset starts again, /quit leaves.
     """
     from adpa_cli.data.examples import Message
+    from adpa_cli.planning.chat_templates import TemplateChoice
     from adpa_cli.planning.lineage import trained
     from adpa_cli.planning.resolve_inputs import Names
     from adpa_cli.store.store import Store
@@ -68,7 +72,8 @@ def chat(
         raise UsageError(f"--max-new-tokens is {max_new_tokens}", "give 1 or more")
     prompts = read_prompts() if piped else []
     names = Names(Store.find_or_empty(GLOBALS.store))
-    models = [trained(names, word, _note) for word in words]
+    choice = TemplateChoice.of(template, end, thinking)
+    models = [trained(names, word, _note, choice) for word in words]
     quiet_libraries()
     from adpa_cli.engine.generation.sampling import Sampling  # after everything that can be refused, for it loads torch
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +68,8 @@ class Example:
 Reading = tuple[tuple[str, ...], str, int | None, bool, str]
 """What `pairs_of` takes: where data are, the side, how many rows, whether bad ones are left out, and the template."""
 ROWS = "rows-00000.parquet"
+FIRST_ROWS = 8
+"""By which it is seen whose tokens some answers are."""
 LEAST_ROOM = 64  # tokens kept for an answer to a prompt that fills the context
 
 
@@ -133,8 +135,8 @@ class Cut:
         said = []
         if self.cut:
             said.append(
-                f"{self.cut:,} of {self.rows:,} {what} were cut to max_length {max_length}: {self.tokens:,} tokens, and "
-                f"{self.answers:,} answers lost their end"
+                f"{self.cut:,} of {self.rows:,} {what} were cut to max_length {max_length}: {self.tokens:,} tokens are "
+                f"gone, and {self.answers:,} answers lost their end"
             )
         if self.left_out:
             said.append(f"{self.left_out:,} of {self.rows:,} {what} were left out: nothing to train on fits")
@@ -269,6 +271,33 @@ def rollout_answers(rollouts: Sequence[Rollout]) -> list[Answer]:
         for row in rollouts
         if row.answer_ids
     ]
+
+
+def are_foreign(rollouts: Sequence[Rollout], encoder: Encoder) -> bool:
+    """Whether some answers are tokens of another tokenizer, or follow another template, than an encoder has."""
+    return any(
+        tuple(encoder.prompt(row.prompt))[1 - len(row.prompt_ids) :] != row.prompt_ids[1:]
+        for row in rollouts[:FIRST_ROWS]
+        if len(row.prompt_ids) > 1
+    )
+
+
+def answers_as_text(rollouts: Sequence[Rollout], encoder: Encoder, max_length: int, name: str) -> list[Answer]:
+    """The texts of generated answers as the tokens of an encoder, without those that are empty or do not fit.
+
+    An answer that was cut gets no end token. Raises DataError that names the row which the template refuses.
+    """
+    answers = []
+    for number, row in enumerate(rollouts, 1):
+        if not row.text.strip():
+            continue
+        with named_row(f"{name} row {number}"):
+            prompt, (answer,) = encoder.answered(row.prompt, row.text)
+        fitted = fit_answers(prompt, [answer[:-1] if row.cut else answer], max_length, bos_id=encoder.bos_id)
+        if fitted:
+            ((kept, said, *_),) = map(astuple, fitted)
+            answers.append(Answer(AnswerKey(row.id, "rollout", token_hash(kept, said)), kept, said))
+    return answers
 
 
 def rollout_id(pair: Pair) -> str:
