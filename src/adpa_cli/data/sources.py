@@ -9,6 +9,7 @@ and `train_sft` into one split.
 from __future__ import annotations
 
 import functools
+import os
 import re
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -51,7 +52,7 @@ class Source:
     @property
     def base(self) -> str:
         """What was typed, without the split."""
-        return self.text.partition("#")[0]
+        return self.text.removesuffix(f"#{self.split}") if self.split else self.text
 
     @property
     def names_test(self) -> bool:
@@ -66,6 +67,14 @@ configurations has one that is called ""; files that no split is named after are
 Ask = Callable[[tuple[str, ...], str], Layout]
 
 
+def split_off(text: str) -> tuple[str, str]:
+    """(a source without its split, the split or ""): folders and files may have a # in their names too."""
+    if "#" not in text or text.lower().endswith(EXTENSIONS) or os.path.exists(os.path.expanduser(text)):
+        return text, ""
+    base, _, split = text.rpartition("#")
+    return base, split
+
+
 def parse_source(text: str) -> Source:
     """Read `SOURCE[@REVISION][:CONFIG][#SPLIT]`.
 
@@ -73,8 +82,7 @@ def parse_source(text: str) -> Source:
     """
     if not text.strip():
         raise UsageError("a data source is empty", "name a file, a folder (./NAME) or a hub data set (org/name)")
-    literal = expanded(text)
-    base, _, split = (text, "", "") if "#" in text and literal.exists() else text.partition("#")
+    base, split = split_off(text)
     path = expanded(base)
     if (named := CONFIG_AFTER.fullmatch(base)) and not path.exists():
         base, split = named["base"], f"{named['config']}/{split}" if split else named["config"]
@@ -124,6 +132,12 @@ def parts(source: Source, side: str = "train", purpose: str = "pairs") -> list[S
     mark, splits, named = configuration(source, layout_of(source.path))
     names = splits.get("") or splits[_choose_split(source.base, mark, splits, named, side, purpose)]
     return [replace(source, text=name, kind="file", path=source.path / name) for name in names]
+
+
+def place_of(text: str) -> str:
+    """The path of a file or folder, absolute, with its split: one spelling for all that mean the same place."""
+    source = parse_source(text)
+    return str((source.path or Path()).resolve()) + (f"#{source.split}" if source.split else "")
 
 
 def has_test(source: Source) -> bool:

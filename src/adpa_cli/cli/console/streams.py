@@ -98,16 +98,18 @@ def _check_values(words: Sequence[str]) -> None:
 
 def whole_paths(argv: Sequence[str]) -> list[str]:
     """The words with every path in them absolute, and without `--store`."""
+    from adpa_cli.data.sources import split_off
+
     whole: list[str] = []
     for before, word in zip(["", *argv], argv, strict=False):
         head, mark, value = word.partition("=") if word.startswith("--") else ("", "", word)
         option = head or before
         if option == "--store":
             continue
-        path, split_mark, split = value.partition("#")
+        path, split = split_off(value)
         is_file = option in _FILES and path and not path.startswith("~") and os.path.exists(path)
         if is_file or path.startswith(("./", "../")) or path in (".", ".."):
-            value = os.path.abspath(path) + split_mark + split
+            value = os.path.abspath(path) + (f"#{split}" if split else "")
         whole.append(head + mark + value)
     return whole
 

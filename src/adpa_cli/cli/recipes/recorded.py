@@ -14,6 +14,7 @@ from typer.exceptions import TyperException
 from adpa_cli import stages
 from adpa_cli.cli.commands import makers
 from adpa_cli.cli.recipes.grid import Key, Recipe, keys_of, requests, values_of, word
+from adpa_cli.data.sources import split_off
 from adpa_cli.errors import AdpaError, NotFound
 from adpa_cli.families import alias_of_base, aliases, ready_pairs
 from adpa_cli.hub import External
@@ -39,8 +40,8 @@ def recorded_request(words: Sequence[str], plan: Plan, store: Store) -> dict[str
 
     def resolved(key: Key, text: str) -> str:
         if key.is_data or (key.is_model and text.startswith((".", "/", "~"))):
-            base, mark, split = text.partition("#")
-            name, facts = local.get(f"{expanded(base).resolve()}{mark}{split}", (text, None))
+            base, split = split_off(text)
+            name, facts = local.get(f"{expanded(base).resolve()}{split and '#'}{split}", (text, None))
             if facts is None:  # nothing in the plan reads it, so it may be left out where only this machine has it
                 return "" if expanded(base).exists() else text
             while sources.get(name, facts) != facts:  # two files of one name
