@@ -1,9 +1,11 @@
-"""`nox -s lint types tests bench` share one environment, installed once; `quickstart` makes one as a user would."""
+"""`nox -s lint types tests bench` share one environment, installed once; `quickstart` and `wheel` make their own."""
 
 from __future__ import annotations
 
 import os
 import re
+import shutil
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -73,3 +75,27 @@ def quickstart(session: nox.Session) -> None:
             session.log(f"{command}: {seconds:.1f} s of at most {limit:.0f} s")
             if seconds > limit:
                 session.error("too slow")
+
+
+@nox.session(venv_backend="none")
+def wheel(session: nox.Session) -> None:
+    """The wheel of this checkout in an environment of its own, tried where nothing of the checkout is in sight."""
+    repository = Path.cwd()
+    with tempfile.TemporaryDirectory() as folder:
+        built, made = Path(folder, "built"), Path(folder, "elsewhere")
+        python = Path(folder, "environment", "bin", "python")
+        made.mkdir()
+        session.run(sys.executable, "-m", "venv", str(python.parents[1]), external=True)
+        pip = (str(python), "-m", "pip", "--quiet", "--disable-pip-version-check")
+        # setuptools builds in the checkout and would take along what an earlier build left there.
+        source = Path(folder, "source")
+        session.run("git", "clone", "--quiet", str(repository), str(source), external=True)
+        session.run(*pip, "wheel", "--no-deps", "-w", str(built), str(source), external=True)
+        (file,) = built.glob("*.whl")
+        constraints = str(repository / "constraints.txt")
+        session.run(*pip, "install", "-c", constraints, str(file), external=True)
+        shutil.rmtree(source)
+        with session.chdir(made):
+            adpa = str(python.with_name("adpa"))
+            for words in (("methods",), ("distill", "--method", "adpa+", "--student", "tiny", "--smoke"), ("verify",)):
+                session.run(adpa, *words, env={"PYTHONPATH": "", "HF_HUB_OFFLINE": "1"}, external=True)

@@ -10,7 +10,8 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parents[1]
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+SETTINGS = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+PROJECT, TOOL = SETTINGS["project"], SETTINGS["tool"]
 PINS = [
     Requirement(line)
     for line in (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
@@ -40,6 +41,15 @@ def test_the_only_index_named_is_pytorch_s_own() -> None:
     texts = [path.read_text(encoding="utf-8") for path in [*pages, ROOT / "noxfile.py", ROOT / ".ci" / "run"]]
     urls = {url for text in texts for url in re.findall(r"(?i)index[-_]url[ =]+([^\s`\"]+)", text)}
     assert {url.rstrip(".") for url in urls} == {"https://download.pytorch.org/whl/cpu"}
+
+
+def test_every_file_that_is_read_at_work_is_in_the_wheel() -> None:
+    package = ROOT / "src" / "adpa_cli"
+    named = TOOL["setuptools"]["package-data"]["adpa_cli"]
+    taken = {path for pattern in named for path in package.glob(pattern)}
+    there = {path for path in package.rglob("*.*") if path.is_file() and path.suffix not in (".py", ".pyc")}
+    assert {path.name for path in there} >= {"model.safetensors", "py.typed"}
+    assert there == taken
 
 
 def test_nobody_is_told_to_install_a_name_that_nobody_owns() -> None:
