@@ -1,0 +1,105 @@
+"""`adpa models`: every alias with its facts, in columns, as TSV and as JSON, and an honest card."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from adpa_cli.engine.costs import trained
+from adpa_cli.families import FAMILIES, aliases, published, ready_pairs
+from adpa_cli.planning.settings import train_spec
+from adpa_cli.report.models import CARD, CARDS, NO_TEMPLATE, count_words, entries, listed, reading_card, training_card
+from adpa_cli.stages.training import SFT
+from support.cli_samples import Cli
+
+BY_ALIAS = {family.alias: family for family in FAMILIES}
+
+
+def test_tsv_and_json_have_every_alias_with_its_facts(cli: Cli) -> None:
+    rows = {row[0]: row[1:] for row in cli("models").rows}
+    assert set(rows) == {*aliases(), *ready_pairs()}
+    assert rows["qwen3-0.6b"][:5] == ["student", "Qwen/Qwen3-0.6B-Base", "596049920", "apache-2.0", "no"]
+    assert rows["gemma-3-4b-it"][:5] == ["teacher", "google/gemma-3-4b-it", "4300079472", "gemma", "yes"]
+    assert rows["llama-3.2-1b"][6] == "llama-3.1-8b", "the paper's teacher, before any ready pair"
+    records = {record["alias"]: record for record in json.loads(cli("models", "--json").out)}
+    assert set(records) == set(rows)
+    for alias, row in rows.items():
+        record = records[alias]
+        assert [record["role"], record["model"], str(record["parameters"]), record["licence"]] == row[:4]
+        assert record["gated"] is (row[4] == "yes")
+        assert str(record["card"]["gigabytes"] or "") == row[5]
+
+
+def test_a_ready_pair_tells_how_it_was_aligned(cli: Cli) -> None:
+    records = {record["alias"]: record for record in json.loads(cli("models", "--json").out)}
+    pair = records["tulu-3-8b"]["pair"]
+    assert (pair["reference"], pair["objective"]) == ("allenai/Llama-3.1-Tulu-3-8B-SFT", "DPO, length-normalised")
+    assert (pair["beta"], pair["students"]) == (5.0, ["llama-3.2-1b", "llama-3.2-3b"])
+    assert "pair" not in records["llama-3.2-1b"]
+    assert "β 0.01" in listed(list(entries()), 120)
+
+
+def test_no_line_of_the_table_is_longer_than_the_terminal_and_the_card_stays() -> None:
+    for width in (80, 118, 200):
+        lines = listed(list(entries()), width).splitlines()
+        assert max(map(len, lines)) <= width
+        assert {"ALIAS", "MODEL", "LICENCE", "GATED", "CARD"} <= set(lines[0].split())
+
+
+@pytest.mark.parametrize("alias", ["smollm2-135m", "qwen2.5-0.5b", "llama-3.2-1b", "llama-3.2-3b", "gemma-3-1b"])
+def test_the_card_holds_what_training_keeps_of_a_model(alias: str) -> None:
+    """Weights, gradients and two moments in float32 with copies in bfloat16: 18 bytes a parameter, by hand."""
+    size, family = published()[alias].size, BY_ALIAS[alias]
+    card = training_card(family, "student", size)
+    assert card.gigabytes in CARDS
+    assert 18 * size.parameters < card.memory <= card.gigabytes * 1e9
+    smaller = [gigabytes for gigabytes in CARDS if gigabytes < card.gigabytes]
+    assert not smaller or card.memory > smaller[-1] * 1e9
+    (method,) = SFT.methods()
+    spec = train_spec(SFT.name, method, family, (SFT.name,), {}, NO_TEMPLATE)
+    assert trained(size, spec, CARD) == 18 * size.parameters
+
+
+def test_where_no_card_has_enough_the_options_that_make_one_do_are_told() -> None:
+    known = published()
+    card = training_card(BY_ALIAS["qwen2.5-0.5b"], "teacher", known["qwen2.5-7b"].size)
+    assert 18 * known["qwen2.5-7b"].parameters > 1e9 * CARDS[-1] * 0.95
+    assert card.gigabytes == 80
+    assert str(card) == "80 GB*"
+    assert "--set sft.weights=bfloat16 --set dpo-teacher.weights=bfloat16" in card.options
+    instruct = training_card(BY_ALIAS["qwen2.5-0.5b-it"], "teacher", known["qwen2.5-7b-it"].size)
+    assert "sft" not in instruct.options, "an instruct model is not fine-tuned first"
+    whole = training_card(BY_ALIAS["llama-2-7b"], "teacher", known["llama-2-13b"].size)
+    assert whole.gigabytes == 141
+
+
+def test_a_ready_pair_is_only_read() -> None:
+    """Float32 weights: 4 bytes a parameter."""
+    for alias in ready_pairs():
+        size = published()[alias].size
+        card = reading_card(size)
+        assert 4 * size.parameters < card.memory < 5 * size.parameters
+        assert card.options == ""
+
+
+def test_a_model_that_fits_no_card_says_so() -> None:
+    from dataclasses import replace
+
+    size = replace(published()["llama-2-13b"].size, parameters=70_000_000_000)
+    card = training_card(BY_ALIAS["llama-2-7b"], "teacher", size)
+    assert (card.gigabytes, str(card), card.options) == (None, "over 141 GB", "")
+
+
+@pytest.mark.parametrize(
+    ("parameters", "words"),
+    [
+        (57_744, "58 k"),
+        (134_515_008, "135 M"),
+        (999_885_952, "1 B"),
+        (1_235_814_400, "1.24 B"),
+        (13_015_864_320, "13 B"),
+    ],
+)
+def test_parameters_for_people(parameters: int, words: str) -> None:
+    assert count_words(parameters) == words
