@@ -16,7 +16,7 @@ from adpa_cli.data.turns import turns_of, unread_keys
 
 SHOWN_NAMES = 12
 CONTENT = {
-    "prompt", "question", "query", "instruction", "input", "inputs", "messages", "conversation", "conversations",
+    "prompt", "question", "query", "instruction", "input", "inputs", "messages", "conversations",
     *SYSTEM, "history", "context", "contexts", "document", "documents", "passage", "passages",
     "tools", "functions", "image", "images", "video", "videos", "audio", "audios",
 }  # fmt: skip

@@ -28,7 +28,7 @@ WORDS = ("tool_call_id", "name", "reasoning_content")
 TEXT_PARTS = ("text", "input_text", "output_text")
 HUMAN = re.compile(r"\n\n(Human|Assistant):[ ]?")
 EXTRA = re.compile(r"\n?<extra_id_1>(User|Assistant)(?:\n|$)")
-WRITTEN_TURNS = re.compile(r"""\s*\[\s*\{\s*(['"])(role|from|content|value)\1\s*:""")
+WRITTEN_TURNS = re.compile(r"""\s*(?:(?:np\.|numpy\.)?array\(\s*)?\[\s*\{\s*(['"])(role|from|content|value)\1\s*:""")
 BETWEEN_TURNS = re.compile(r"\}\s*\n\s*\{")
 """What NumPy prints between the objects of an array, where Python's own lists have a comma."""
 

@@ -73,7 +73,7 @@ def import_(
             if (lost := manifest.metrics.get("unknown_labels")) and not GLOBALS.quiet:
                 desk.screen.say(f"{100 * lost:.1f} % of the tokens have no log-prob of their own; DCKD needs none")
             if (ends := manifest.metrics.get("uncovered")) and not GLOBALS.quiet:
-                desk.screen.say(f"{ends:,} answers lack the position of their end token: nothing is distilled there")
+                desk.screen.say(f"answers without a position for their end token: {ends:,}; nothing is distilled there")
         finally:
             desk.screen.close()
         hand_over(manifest, store, tag, desk.output)
