@@ -39,22 +39,22 @@ class Card:
     options: str = ""
 
     def __str__(self) -> str:
-        if self.gigabytes is None:
-            return f"over {CARDS[-1]} GB"
-        return f"{self.gigabytes} GB{'*' * bool(self.options)}"
+        return "none" if self.gigabytes is None else f"{self.gigabytes} GB"
 
 
 @dataclass(frozen=True)
 class Entry:
     """One alias: what it is for, the model, the card that suffices for its role, and what it is trained with.
 
-    `teacher` is the alias that a student learns from; `pair` is set of a ready pair, which is trained already.
+    `lean` is the card for a training that keeps less: bfloat16 weights, and activations computed again. `teacher` is
+    the alias that a student learns from; `pair` is set of a ready pair, which is trained already.
     """
 
     alias: str
     role: str
     model: Published
     card: Card
+    lean: Card | None = None
     teacher: str = ""
     data: str = ""
     pair: ReadyPair | None = None
@@ -70,31 +70,24 @@ def entries() -> Iterator[Entry]:
         for alias, side in sides:
             if alias not in told:
                 told.add(alias)
-                card = training_card(family, side, known[alias].size)
-                yield Entry(alias, side, known[alias], card, family.teacher_alias if side == "student" else "", data)
+                model, teacher = known[alias], family.teacher_alias if side == "student" else ""
+                usual, lean = (training_card(family, side, model.size, is_lean) for is_lean in (False, True))
+                yield Entry(alias, side, model, usual, lean, teacher, data)
     for pair in READY_PAIRS:
         model = known[pair.alias]
         yield Entry(pair.alias, "ready pair", model, reading_card(model.size), pair=pair)
 
 
-def training_card(family: Family, side: Side, size: ModelSize) -> Card:
+def training_card(family: Family, side: Side, size: ModelSize, lean: bool = False) -> Card:
     """What trains a model of a family: a student with each stage and method of the paper's chain, a teacher with DPO.
 
-    Where no card has what the settings of the family take, it is the smallest that has what a leaner training takes.
+    A `lean` training keeps weights in bfloat16 and computes activations again.
     """
     specs = list(_specs(family, side))
     stages = tuple(dict.fromkeys(stage for stage, _ in specs))
-    weights, recompute = " ".join(f"--set {stage}.weights=bfloat16" for stage in stages), "--runtime recompute=true"
-
-    def card(options: str) -> Card:
-        memory = max(_training(spec, size, weights in options, recompute in options) for _, spec in specs)
-        return Card(stages, memory, _smallest(memory), options)
-
-    usual = card("")
-    if usual.gigabytes is not None:
-        return usual
-    leaner = [each for each in map(card, (recompute, weights, f"{weights} {recompute}")) if each.gigabytes]
-    return min(leaner, key=lambda each: each.gigabytes or 0, default=usual)
+    memory = max(_training(spec, size, lean) for _, spec in specs)
+    options = [*(f"--set {stage}.weights=bfloat16" for stage in stages), "--runtime recompute=true"] if lean else []
+    return Card(stages, memory, _smallest(memory), " ".join(options))
 
 
 def reading_card(size: ModelSize) -> Card:
@@ -119,13 +112,13 @@ def _specs(family: Family, side: Side) -> Iterator[tuple[str, TrainSpec]]:
         yield DISTILL.name, train_spec(DISTILL.name, method, family, keys, {}, NO_TEMPLATE)
 
 
-def _training(spec: TrainSpec, size: ModelSize, small: bool, recompute: bool) -> int:
+def _training(spec: TrainSpec, size: ModelSize, lean: bool) -> int:
     """Bytes on a card of a training, with one example of full length in a micro-batch."""
     needs = needs_of(spec.method, {})
     rows = {str(need.part): [_row(spec.max_length)] for need in needs}
     ids = 1 + (CaptureSpec.top_k if any(need.signal for need in needs) else 0)
-    run = replace(spec, weights="bfloat16") if small else spec
-    return training_memory(size, rows, run, Runtime(recompute=recompute), ids, CARD).device
+    run = replace(spec, weights="bfloat16") if lean else spec
+    return training_memory(size, rows, run, Runtime(recompute=lean), ids, CARD).device
 
 
 def _row(longest: int) -> Row:
@@ -136,7 +129,7 @@ def _smallest(memory: int) -> int | None:
     return next((gigabytes for gigabytes in CARDS if memory <= gigabytes * 1e9), None)
 
 
-HEADS = ("ALIAS", "ROLE", "MODEL", "PARAMS", "LICENCE", "GATED", "CARD", "TEACHER", "DATA")
+HEADS = ("ALIAS", "ROLE", "MODEL", "PARAMS", "LICENCE", "GATED", "CARD", "LEAN", "TEACHER", "DATA")
 
 
 def listed(every: Sequence[Entry], width: int) -> str:
@@ -144,14 +137,14 @@ def listed(every: Sequence[Entry], width: int) -> str:
     rows = [
         (
             one.alias, one.role, one.model.name, count_words(one.model.parameters), one.model.licence,
-            "yes" if one.model.gated else "no", str(one.card), one.teacher, one.data,
+            "yes" if one.model.gated else "no", str(one.card), str(one.lean or ""), one.teacher, one.data,
         )
         for one in every
     ]  # fmt: skip
-    lines = text.table(HEADS, rows, width, flexible=2, right=(3,), expendable=(8, 7, 1), floor=24)
+    lines = text.table(HEADS, rows, width, flexible=2, right=(3,), expendable=(9, 8, 1), floor=18)
     notes = [
         "CARD: the smallest GPU for sft and distill (students), sft and dpo-teacher (teachers), or cache-teacher (a "
-        "ready pair); * with bfloat16 weights and recomputation, by options that --json has. GATED: ask on the hub.",
+        "ready pair). LEAN: with bfloat16 weights and recomputation, by the options in --json. GATED: ask on the hub.",
         *(pair_words(one.pair) for one in every if one.pair),
     ]
     return "\n".join([*lines, *(line for note in notes for line in text.fold(note, width, ""))])
@@ -166,12 +159,13 @@ def pair_words(pair: ReadyPair) -> str:
 
 
 def tsv_rows(every: Sequence[Entry]) -> Iterator[tuple[str | int, ...]]:
-    """Alias, role, model, parameters, licence, gated, gigabytes of the card, teacher or reference, data, options."""
+    """Alias, role, model, parameters, licence, gated, gigabytes of both cards, teacher or reference, data."""
     for one in every:
-        model, card = one.model, one.card
+        model = one.model
         yield (
             one.alias, one.role, model.name, model.parameters, model.licence, "yes" if model.gated else "no",
-            card.gigabytes or "", one.pair.reference if one.pair else one.teacher, one.data, card.options,
+            one.card.gigabytes or "", one.lean.gigabytes or "" if one.lean else "",
+            one.pair.reference if one.pair else one.teacher, one.data,
         )  # fmt: skip
 
 
@@ -181,7 +175,8 @@ def record(one: Entry) -> dict[str, Any]:
     return {
         "alias": one.alias, "role": one.role, "model": model.name, "parameters": model.parameters,
         "licence": model.licence, "gated": model.gated, "teacher": one.teacher, "data": one.data,
-        "card": asdict(one.card), **({"pair": asdict(one.pair)} if one.pair else {}),
+        "card": asdict(one.card), **({"lean": asdict(one.lean)} if one.lean else {}),
+        **({"pair": asdict(one.pair)} if one.pair else {}),
     }  # fmt: skip
 
 
