@@ -88,14 +88,14 @@ def turns_of(value: object, field: str) -> Prompt:
 def written_turns(text: str, field: str) -> Any:
     """The list, or the one turn, that a text spells; None for any other text.
 
-    Raises Problem for a text that begins as turns do and cannot be read.
+    Raises Problem for a text that begins as turns do and cannot be read; words may follow after turns in a text.
     """
     value = _literal(text)
     if isinstance(value, list) and value and all(map(_is_turn, value)):
         return value
     if _is_turn(value) and str(value.get("role", value.get("from"))).lower() in ROLES:
         return value
-    if value is None and WRITTEN_TURNS.match(text):
+    if value is None and WRITTEN_TURNS.match(text) and _literal(text[: text.rfind("]") + 1]) is None:
         raise Problem(
             f"{field}: broken turns", field, f"{text[:40]!r}… begins as turns do and is not JSON", "write JSON"
         )
@@ -246,9 +246,10 @@ def _function(function: Mapping[str, Any]) -> dict[str, Any]:
 
 def _list_of(value: object, field: str) -> list[Mapping[str, Any]]:
     """A list of objects: as it is, or one of them, or as JSON; None, empty texts and empty lists are empty."""
-    if isinstance(value, str):
-        value = _literal(value) if value.strip() else []
-    listed = [value] if isinstance(value, Mapping) else [] if value is None else value
+    if value is None or (isinstance(value, str) and value.strip() in ("", "null", "None")):
+        return []
+    listed = _literal(value) if isinstance(value, str) else value
+    listed = [listed] if isinstance(listed, Mapping) else listed
     items = [_literal(each) if isinstance(each, str) else each for each in listed] if isinstance(listed, list) else None
     if items is None or not all(isinstance(each, Mapping) for each in items):
         raise Problem(f"{field}: wrong type", field, "not a list of objects", "write a list of objects, or JSON of one")
