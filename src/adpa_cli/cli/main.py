@@ -6,6 +6,7 @@ No module imported here loads torch, transformers, datasets or accelerate: `--he
 from __future__ import annotations
 
 import errno
+import os
 import sys
 
 import typer
@@ -13,13 +14,14 @@ from typer.exceptions import TyperException
 
 from adpa_cli.cli.console.app import run_words, usage_error
 from adpa_cli.cli.console.options import Request
-from adpa_cli.cli.console.streams import fail, nobody_reads, open_closed, take_globals
+from adpa_cli.cli.console.streams import fail, nobody_reads, open_closed, take_globals, take_text
 from adpa_cli.errors import AdpaError
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command line; returns the exit code. Bugs show their traceback, everything else a message."""
     open_closed()
+    take_text()
     words = list(sys.argv[1:] if argv is None else argv)
     try:
         result = run_words(take_globals(words) or ["--help"])
@@ -53,4 +55,17 @@ def main(argv: list[str] | None = None) -> int:
 
 def run() -> None:
     """The console script."""
+    name_files_in_utf8()
     sys.exit(main())
+
+
+def name_files_in_utf8() -> None:
+    """Start again in Python's UTF-8 mode where the locale has another encoding: libraries open files by UTF-8 names.
+
+    What is shown stays in the encoding of the locale.
+    """
+    if sys.getfilesystemencoding() == "utf-8" or os.environ.get("PYTHONUTF8") == "1":
+        return
+    os.environ["PYTHONUTF8"] = "1"
+    os.environ.setdefault("PYTHONIOENCODING", sys.stdout.encoding if sys.stdout is not None else "ascii")
+    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])

@@ -5,7 +5,9 @@ A maker prints ids alone: its stdout is moved aside, for libraries and children 
 
 from __future__ import annotations
 
+import codecs
 import contextlib
+import io
 import json
 import os
 import shlex
@@ -147,7 +149,8 @@ def read_ids(option: str) -> list[str]:
         raise UsageError(f"{option} - reads ids from a pipe, and stdin is a terminal", f"adpa … | adpa … {option} -")
     try:
         text = "" if sys.stdin is None else sys.stdin.read()
-    except UnicodeDecodeError as error:
+        text.encode()
+    except UnicodeError as error:
         raise UsageError(f"{option} -: what came through the pipe is no text", "pipe ids: adpa … | adpa …") from error
     except OSError:  # a stdin that was closed, or a folder
         text = ""
@@ -248,11 +251,21 @@ def fail(error: AdpaError) -> int:
 def out(screen: Callable[[], str], tsv: Callable[[], str], record: Callable[[], Any]) -> None:
     """Write whichever of the three forms stdout asks for; only that one is made."""
     if GLOBALS.json:
-        text = json.dumps(record(), ensure_ascii=False, indent=1)
+        text = _json(record())
     else:
         text = screen() if sys.stdout.isatty() else tsv()
     sys.stdout.write(for_encoding(text.rstrip("\n"), sys.stdout.encoding) + "\n" if text else "")
     sys.stdout.flush()
+
+
+def _json(value: Any) -> str:
+    """JSON for stdout; what its encoding lacks is escaped, so that a program still reads the same."""
+    text = json.dumps(value, ensure_ascii=False, indent=1)
+    try:
+        text.encode(sys.stdout.encoding or "ascii")
+    except UnicodeEncodeError:
+        return json.dumps(value, indent=1)
+    return text
 
 
 def terminal_width() -> int:
@@ -304,7 +317,7 @@ class Output:
 
     def line(self, text: str) -> None:
         """Write one line at once. Raises BrokenPipeError when nobody reads."""
-        rest = (text + "\n").encode()
+        rest = (text + "\n").encode(errors="surrogateescape")
         while rest:
             rest = rest[os.write(self.descriptor, rest) :]
 
@@ -355,6 +368,13 @@ def open_closed() -> None:
         if getattr(sys, name) is None:
             stream = open(number, mode, encoding="utf-8", errors="replace", closefd=False)  # noqa: SIM115  stays open
             setattr(sys, name, stream)
+
+
+def take_text() -> None:
+    """Read stdin as UTF-8 where a locale knows ASCII only, and bytes that are no text as lone surrogates."""
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        is_ascii = codecs.lookup(sys.stdin.encoding).name == "ascii"
+        sys.stdin.reconfigure(encoding="utf-8" if is_ascii else None, errors="surrogateescape")
 
 
 def nobody_reads() -> int:
