@@ -14,7 +14,16 @@ import pytest
 import zstandard
 
 from adpa_cli.data import sources
-from adpa_cli.data.sources import Source, download, has_test, parse_source, parts, read_rows, source_files
+from adpa_cli.data.sources import (
+    Source,
+    download,
+    has_test,
+    left_out,
+    parse_source,
+    parts,
+    read_rows,
+    source_files,
+)
 from adpa_cli.errors import AdpaError, DataError, NotFound, UsageError
 
 ROWS = [{"prompt": "a", "chosen": "b", "rejected": "c"}, {"prompt": "d\u2028e", "chosen": "é", "rejected": "g"}]
@@ -419,3 +428,48 @@ def test_damage_inside_a_file_of_columns_names_it(tmp_path, capfd):
             list(read_rows(parse_source(str(tmp_path / source))))
         assert "damaged" in caught.value.hint
     assert capfd.readouterr() == ("", "")
+
+
+def test_a_readme_may_name_the_files_of_one_split_whatever_they_are_called(tmp_path):
+    for name in ("data/train.jsonl", "data/more_pairs.jsonl"):
+        write(tmp_path / name)
+    every = [("data/more_pairs.jsonl", "train"), ("data/train.jsonl", "train")]
+    readme(tmp_path, configured("default", {"train": "data/*.jsonl"}))
+    assert source_files(parse_source(str(tmp_path))) == every
+    readme(tmp_path, "\ufeff---\nlicense: mit\ndata_files: data/*.jsonl\n---\nwords\n")
+    assert source_files(parse_source(str(tmp_path))) == every
+    readme(tmp_path, "---\ndata_files:\n- split: train\n  path: data/t*\n- split: test\n  path: data/m*\n---\n")
+    assert source_files(parse_source(str(tmp_path))) == [(every[0][0], "test"), (every[1][0], "train")]
+    assert left_out(parse_source(str(tmp_path))) == []
+
+
+def test_a_configuration_may_follow_a_colon(tmp_path):
+    folder = two_configurations(tmp_path / "d")
+    for typed, meant in (("easy", "easy"), ("easy#test", "easy/test"), ("hard", "hard")):
+        assert parse_source(f"{folder}:{typed}") == parse_source(f"{folder}#{meant}")
+    assert parse_source("org/name@9f1c:easy#test") == parse_source("org/name@9f1c#easy/test")
+    assert parse_source("org/name:easy").text == "org/name#easy"
+    with pytest.raises(NotFound, match="no configuration 'soft'"):
+        parts(parse_source(f"{folder}:soft/train".replace("/train", "#train")))
+    with pytest.raises(UsageError, match="a file has no splits"):
+        parse_source("rows.jsonl:easy")
+    named = two_configurations(tmp_path / "d:easy")
+    assert parse_source(str(named)).path == named
+    write(tmp_path / "a:b.jsonl")
+    assert parse_source(f"{tmp_path}/a:b.jsonl").kind == "file"
+
+
+def test_files_that_no_split_names_are_said(tmp_path):
+    from adpa_cli.data.preferences import load_pairs
+
+    write(tmp_path / "data" / "train.jsonl")
+    write(tmp_path / "data" / "more_pairs.jsonl")
+    source = parse_source(str(tmp_path))
+    assert left_out(source) == ["data/more_pairs.jsonl"]
+    loaded = load_pairs([source])
+    assert loaded.left_out == ("data/more_pairs.jsonl",)
+    assert loaded.notes[-1] == "left out: files data/more_pairs.jsonl (no split is named after them)"
+    folder = two_configurations(tmp_path / "two")
+    assert left_out(parse_source(f"{folder}#easy")) == left_out(parse_source(f"{folder}#hard")) == ["c.jsonl"]
+    for name in ("rows.jsonl", "data/train.jsonl"):
+        assert left_out(parse_source(str(write(tmp_path / "plain" / name)))) == []

@@ -315,6 +315,7 @@ def test_a_hub_data_set_follows_its_readme_and_the_store_remembers_what_it_says(
         "---\nconfigs:\n- config_name: hard\n  data_files: hard/*\n- config_name: easy\n  data_files:\n"
         "  - split: train\n    path: easy/b.jsonl\n  - split: test\n    path: easy/a.jsonl\n---\n"
     )
+    write_rows(folder / "unnamed.jsonl", world.preferences("train")[:3])
     hub.add("datasets/org/two", folder)
     with pytest.raises(DataError, match=r"org/two: several configurations, and no default one: #hard, #easy") as caught:
         Names(store).data(["org/two"])
@@ -323,6 +324,9 @@ def test_a_hub_data_set_follows_its_readme_and_the_store_remembers_what_it_says(
     assert easy.content == Names(store).data([f"{folder}#easy"]).content
     assert [split for source in easy.facts["sources"] for split in source["splits"]] == ["test", "train"]
     assert Names(store).data_of(easy.facts, easy.content) == easy
+    assert [source["left_out"] for source in easy.facts["sources"]] == [["unnamed.jsonl"]]
+    assert Names(store).data(["org/two:easy"]) == easy
+    assert Names(store).data([f"{folder}:easy"]).where == Names(store).data([f"{folder}#easy"]).where
     hubs.fetch(easy.files, store.hash_cache, lambda text: None)
     (source,) = open_sources(easy.where)
     assert [part.text for part in sources.parts(source, "test")] == ["easy/a.jsonl"]
