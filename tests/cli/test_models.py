@@ -3,13 +3,26 @@
 from __future__ import annotations
 
 import json
+import re
+from pathlib import Path
 
 import pytest
 
+from adpa_cli.data.templates import TEMPLATES
 from adpa_cli.engine.costs import trained
 from adpa_cli.families import FAMILIES, aliases, published, ready_pairs
 from adpa_cli.planning.settings import train_spec
-from adpa_cli.report.models import CARD, CARDS, NO_TEMPLATE, count_words, entries, listed, reading_card, training_card
+from adpa_cli.report.models import (
+    CARD,
+    CARDS,
+    NO_TEMPLATE,
+    count_words,
+    entries,
+    listed,
+    page_tables,
+    reading_card,
+    training_card,
+)
 from adpa_cli.stages.training import SFT
 from support.cli_samples import Cli
 
@@ -97,3 +110,16 @@ def test_a_ready_pair_is_only_read() -> None:
 )
 def test_parameters_for_people(parameters: int, words: str) -> None:
     assert count_words(parameters) == words
+
+
+def test_the_tables_of_the_page_are_those_of_the_families() -> None:
+    page = (Path(__file__).resolve().parents[2] / "docs" / "models.md").read_text(encoding="utf-8")
+    assert page_tables() in page, "run: python -m adpa_cli.report.models, and put its tables into docs/models.md"
+
+
+def test_the_page_tells_every_named_template_and_its_end() -> None:
+    page = (Path(__file__).resolve().parents[2] / "docs" / "models.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `([\w.-]+)` \| [^|]+ \| ([^|]+) \|$", page.replace("\\|", "!"), re.MULTILINE)
+    ends = {name: f"`{template.end}`".replace("|", "!") if template.end else "the tokenizer's EOS"
+            for name, template in TEMPLATES.items()}  # fmt: skip
+    assert dict(rows) == ends

@@ -6,13 +6,25 @@ micro-batches, and blocks into smaller ones, until they fit.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from adpa_cli.data.templates import Template
 from adpa_cli.engine.costs import scoring_memory, training_memory
-from adpa_cli.families import CHAINS, FAMILIES, GENERIC, READY_PAIRS, Family, Published, ReadyPair, Side, published
+from adpa_cli.families import (
+    CHAINS,
+    FAMILIES,
+    GENERIC,
+    INSTRUCT,
+    READY_PAIRS,
+    Family,
+    Published,
+    ReadyPair,
+    Side,
+    published,
+)
 from adpa_cli.planning.settings import needs_of, plain_spec, train_spec
 from adpa_cli.report import text
 from adpa_cli.sizes import ModelSize, Row, Where
@@ -169,6 +181,34 @@ def tsv_rows(every: Sequence[Entry]) -> Iterator[tuple[str | int, ...]]:
         )  # fmt: skip
 
 
+def page_tables() -> str:
+    """The tables of docs/models.md: base models with their instruct siblings, then ready pairs."""
+    every = list(entries())
+    siblings = {one.alias.removesuffix(INSTRUCT): one.model.name for one in every if one.alias.endswith(INSTRUCT)}
+    lines = [
+        "| alias | base model | its sibling, with `-it` | parameters | licence | gated | card | lean | learns from |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for one in every:
+        if one.pair is None and not one.alias.endswith(INSTRUCT):
+            cells = (
+                f"`{one.alias}`", f"`{one.model.name}`", f"`{siblings[one.alias]}`" if one.alias in siblings else "",
+                count_words(one.model.parameters), one.model.licence, "yes" if one.model.gated else "no",
+                str(one.card), str(one.lean), f"`{one.teacher}`" if one.teacher else "",
+            )  # fmt: skip
+            lines.append(f"| {' | '.join(cells)} |")
+    lines += ["", "| ready pair | aligned teacher | reference | aligned by | licence | card | for |", "|---" * 7 + "|"]
+    for one in every:
+        if pair := one.pair:
+            students = ", ".join(f"`{student}`" for student in pair.students)
+            how = f"{pair.objective}, β {pair.beta:g}, on `{pair.data}`"
+            lines.append(
+                f"| `{pair.alias}` | `{pair.aligned}` | `{pair.reference}` | {how} | {one.model.licence} "
+                f"| {one.card} | {students} |"
+            )
+    return "\n".join(lines) + "\n"
+
+
 def record(one: Entry) -> dict[str, Any]:
     """One alias as a JSON object; memory in bytes."""
     model = one.model
@@ -185,3 +225,7 @@ def count_words(parameters: int) -> str:
     if parameters < 999.5e3:
         return f"{parameters / 1e3:.0f} k"
     return f"{parameters / 1e6:.0f} M" if parameters < 999.5e6 else f"{parameters / 1e9:.3g} B"
+
+
+if __name__ == "__main__":
+    sys.stdout.write(page_tables())
