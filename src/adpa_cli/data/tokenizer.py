@@ -33,6 +33,9 @@ ABOUT_THE_FILES = (
 )  # fmt: skip
 """What a configuration says of the files or of the class that it was loaded by."""
 ADDING = ("add_bos_token", "add_eos_token")
+OTHER_TOKENIZER = "choose a teacher of the student's family: adpa models"
+SHOWN = 3
+"""Ids that an error about two vocabularies names."""
 HINT = "put the tokenizer's files (tokenizer.json, tokenizer_config.json) beside the model"
 
 
@@ -158,6 +161,31 @@ class Tokenizer:
             yield
         finally:
             self.core.encode_special_tokens = False
+
+
+def compare(teacher: Tokenizer, student: Tokenizer) -> tuple[str, ...]:
+    """Remarks on two tokenizers that agree on every id of the student.
+
+    Embeddings may be padded beyond the vocabulary; only the maps are compared. Raises AdpaError that names the first
+    ids that differ.
+    """
+    theirs, ours = ({id_: token for token, id_ in each.vocabulary.items()} for each in (teacher, student))
+    different = [id_ for id_ in sorted(ours) if theirs.get(id_) != ours[id_]]
+    if different:
+        listed = "".join(
+            f"\n  id {id_}: teacher {_token(theirs, id_)}, student {_token(ours, id_)}" for id_ in different[:SHOWN]
+        )
+        message = f"teacher and student differ in {len(different)} of {len(ours)} ids of the vocabulary{listed}"
+        raise AdpaError(message, OTHER_TOKENIZER)
+    more = sorted(set(theirs) - set(ours))
+    if not more:
+        return (f"one vocabulary of {len(ours)} tokens",)
+    named = ", ".join(repr(theirs[id_]) for id_ in more[:SHOWN]) + (", …" if len(more) > SHOWN else "")
+    return (f"{len(more)} ids only the teacher has ({named}): their probability counts as mass outside",)
+
+
+def _token(names: dict[int, str], id_: int) -> str:
+    return repr(names[id_]) if id_ in names else "has none"
 
 
 def named_config(folder: Path) -> dict[str, Any]:

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import copy
 import json
+import shutil
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
@@ -23,22 +25,25 @@ from torch import Tensor, nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
+    AutoModelForImageTextToText,
     AutoModelForSequenceClassification,
     AutoTokenizer,
     GenerationConfig,
     PreTrainedModel,
+    __version__,
 )
 from transformers.utils import logging as transformers_logging
 
-from adpa_cli.data.chat import pad_id
+from adpa_cli.data.tokenizer import Tokenizer
 from adpa_cli.errors import AdpaError, NotFound
+from adpa_cli.hub.model_folder import ModelFolder
+from adpa_cli.hub.portable import portable_config, portable_generation
 from adpa_cli.tensors.output import Head
 
 Dtype = Literal["float32", "bfloat16"]
 SCALAR_HEAD = "score.weight"
 """As classifiers of decoders call it in transformers."""
 
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
 LOAD_ERRORS = (
     OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError, SafetensorError, StrictDataclassError
 )  # fmt: skip
@@ -47,7 +52,8 @@ LOAD_ERRORS = (
 
 def load(folder: Path, *, train: bool = False, device: str = "cpu", scalar: bool = False) -> PreTrainedModel:
     """The causal language model in `folder`, with dropout off; with `scalar` its body under a head of one output,
-    a sequence classifier, which is 0 where the folder has none.
+    a sequence classifier, which is 0 where the folder has none. Of a model that sees images it is the part that reads
+    text.
 
     Weights are float32; another compute dtype is autocast (see `hidden_states`). Rounded weights would lose most of a
     small preference step, and with it the advantage. `train=False` freezes them, in eval mode.
@@ -56,14 +62,13 @@ def load(folder: Path, *, train: bool = False, device: str = "cpu", scalar: bool
     """
     if not (folder / "config.json").is_file():
         raise NotFound(f"{folder} is not a model folder: it has no config.json", "adpa models")
-    loader: Any = AutoModelForSequenceClassification if scalar else AutoModelForCausalLM
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
         _turn_dropout_off(config)
         if scalar:
             config.num_labels = 1
         with _no_progress_bar():
-            model, info = loader.from_pretrained(
+            model, info = _loader(config, scalar).from_pretrained(
                 folder, config=config, dtype=torch.float32, use_safetensors=True, trust_remote_code=False,
                 local_files_only=True, output_loading_info=True,
                 ignore_mismatched_sizes=True,  # refused below, by name
@@ -77,6 +82,8 @@ def load(folder: Path, *, train: bool = False, device: str = "cpu", scalar: bool
         torch.nn.init.zeros_(model.get_parameter(SCALAR_HEAD))
         info["missing_keys"] = set(info["missing_keys"]) - {SCALAR_HEAD}
     _check_weights(model, folder, info)
+    if has_text_part(model.config):
+        model = _text_model(model, scalar)
     model.to(device)
     model.train(train)
     model.requires_grad_(train)
@@ -89,6 +96,53 @@ def load_checked(folder: Path, *, train: bool = False, device: str = "cpu") -> P
     model = load(folder, train=train, device=device)
     check_head(model)
     return model
+
+
+def has_text_part(config: Any) -> bool:
+    """Whether a configuration is that of a model of several parts, one of which reads text."""
+    return getattr(config, "text_config", None) is not None
+
+
+def _loader(config: Any, scalar: bool) -> Any:
+    """The class of transformers that loads a whole folder."""
+    if not has_text_part(config):
+        return AutoModelForSequenceClassification if scalar else AutoModelForCausalLM
+    mapping: Any = AutoModelForCausalLM._model_mapping
+    return AutoModelForCausalLM if type(config) in mapping else AutoModelForImageTextToText
+
+
+@torch.no_grad()
+def _text_model(whole: Any, scalar: bool) -> Any:
+    """The part of a model of several parts that reads text, as the model of its own that it also is.
+
+    Its tensors are those of `whole`. Raises AdpaError where transformers has no such model.
+    """
+    config, decoder, head = whole.config.text_config, whole.get_decoder(), whole.get_output_embeddings()
+    config.tie_word_embeddings = head.weight is decoder.get_input_embeddings().weight
+    loader: Any = AutoModelForCausalLM
+    if scalar:
+        config.num_labels, loader = 1, AutoModelForSequenceClassification
+    try:
+        with torch.device("meta"):  # nothing is drawn: every module is replaced
+            text = loader.from_config(config)
+    except LOAD_ERRORS as error:
+        raise _no_text_model(whole) from error
+    if type(text.base_model) is not type(decoder):
+        raise _no_text_model(whole)
+    setattr(text, text.base_model_prefix, decoder)
+    if scalar:
+        text.score = nn.Linear(config.hidden_size, 1, bias=False)
+        nn.init.zeros_(text.score.weight)
+    else:
+        text.set_output_embeddings(head)
+    return text
+
+
+def _no_text_model(whole: Any) -> AdpaError:
+    return AdpaError(
+        f"transformers has no model for the text part of {type(whole).__name__} alone",
+        "use a model of text, or one whose text part is one, such as Gemma 3 or Mistral Small 3",
+    )
 
 
 def _turn_dropout_off(config: Any) -> None:
@@ -150,51 +204,145 @@ def _same(got: Tensor, expected: Tensor, dtype: torch.dtype) -> bool:
     return float((got - expected).abs().max()) <= tolerance * max(1e-6, float(expected.abs().max()))
 
 
-def load_tokenizer(folder: Path) -> Any:
-    """The tokenizer in `folder`. Raises NotFound where there is none, AdpaError where it does not load."""
-    hint = "put the tokenizer's files (tokenizer.json, tokenizer_config.json) beside the model"
-    if not any((folder / name).is_file() for name in _TOKENIZER_FILES):
-        raise NotFound(f"{folder} has no tokenizer: none of {', '.join(_TOKENIZER_FILES)} is there", hint)
-    try:
-        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-    except LOAD_ERRORS as error:
-        raise AdpaError(f"the tokenizer in {folder} does not load: {first_line(error)}", hint) from error
-
-
-def save(model: PreTrainedModel, tokenizer: Any, folder: Path, template_text: str, end_token: str) -> None:
-    """Write a plain Hugging Face folder with float32 weights, whose generation stops at `end_token`.
+def save(
+    model: PreTrainedModel,
+    tokenizer: Tokenizer,
+    folder: Path,
+    template_text: str,
+    end_token: str,
+    source: Path | None = None,
+) -> None:
+    """Write a Hugging Face folder with float32 weights that transformers 4 and 5 load alike and that stops at
+    `end_token`, or where the folder `source` stops that the weights came from.
 
     Tied weights are written once; equal weights give equal bytes (one metadata key). The tokenizer is saved with
-    `template_text` as its chat template and `end_token` as its end token. Neither `model` nor `tokenizer` changes.
-    Raises AdpaError where `end_token` is not one token.
+    `template_text` as its chat template and `end_token` as its end token; sampling values and settings that
+    transformers does not write are those of `source`. Neither `model` nor `tokenizer` changes.
+    Raises AdpaError where `end_token` is not one token, or where transformers would cut texts into other ids.
     """
-    end_id = tokenizer.convert_tokens_to_ids(end_token)
-    if end_id is None or tokenizer.convert_ids_to_tokens(end_id) != end_token:
+    end_id = tokenizer.id_of(end_token)
+    if end_id is None:
         raise AdpaError(f"the end token {end_token!r} is not in the tokenizer's vocabulary", "choose one that is")
-    own = copy.deepcopy(tokenizer)
-    own.chat_template = template_text
-    own.eos_token = end_token
-    tied = model.all_tied_weights_keys
-    weights = {
-        name: tensor.detach().to("cpu", torch.float32) if tensor.is_floating_point() else tensor.detach().cpu()
-        for name, tensor in model.state_dict().items()
-        if name not in tied
-    }
+    origin = ModelFolder.of(source) if source is not None and (source / "config.json").is_file() else None
+    ends = [end_id, *(other for other in (origin.stop_ids if origin else ()) if other != end_id)]
     before = {name: value for name, value in vars(model).items() if name in ("generation_config", "config")}
-    if model.can_generate():
+    generates, padding = model.can_generate(), _padding(model, tokenizer, end_id)
+    if generates:
         make: Any = GenerationConfig
-        padding = pad_id(own, end_id)
-        model.generation_config = make(bos_token_id=own.bos_token_id, eos_token_id=end_id, pad_token_id=padding)
+        model.generation_config = make(eos_token_id=end_id)
     model.config = copy.deepcopy(model.config)
-    model.config.eos_token_id = end_id
+    model.config.eos_token_id = ends if len(ends) > 1 else end_id
+    model.config.tie_word_embeddings = is_tied(model)
     try:
         with _no_progress_bar():
-            model.save_pretrained(folder, state_dict=weights, max_shard_size="50GB")
+            model.save_pretrained(folder, state_dict=_weights(model), max_shard_size="50GB")
         model.config.dtype = "float32"  # of the bytes written, whatever the dtype in memory
         model.config.save_pretrained(folder)
     finally:
         vars(model).update(before)
-    own.save_pretrained(folder)
+    raw = json.loads((folder / "config.json").read_bytes())
+    write_json(folder / "config.json", portable_config(raw, origin.raw_config if origin else {}))
+    if generates:
+        bos, said = tokenizer.named_id("bos_token"), origin.raw_generation if origin else {}
+        write_json(folder / "generation_config.json", portable_generation(said, bos, ends, padding, __version__))
+    padded = tokenizer if generates else tokenizer.padded_with(padding)
+    save_tokenizer(padded, folder, template_text, end_token)
+
+
+def is_tied(model: PreTrainedModel) -> bool:
+    """Whether the head of a model is its embedding: one tensor, or equal ones that the configuration calls one."""
+    untyped: Any = model
+    head, embedding = untyped.get_output_embeddings(), untyped.get_input_embeddings()
+    flag = bool(getattr(model.config, "tie_word_embeddings", False))
+    if head is None or embedding is None:
+        return flag
+    return head.weight is embedding.weight or (flag and torch.equal(head.weight, embedding.weight))
+
+
+def _weights(model: PreTrainedModel) -> dict[str, Tensor]:
+    """The tensors of a model on the CPU, in float32 where they are numbers with a point, shared ones once."""
+    state = model.state_dict()
+    shared = {name for name, of in model.all_tied_weights_keys.items() if _same_tensor(state, name, of)}
+    return {
+        name: tensor.detach().to("cpu", torch.float32) if tensor.is_floating_point() else tensor.detach().cpu()
+        for name, tensor in state.items()
+        if name not in shared
+    }
+
+
+def _same_tensor(state: Mapping[str, Tensor], name: str, of: str) -> bool:
+    return name not in state or of not in state or torch.equal(state[name], state[of])
+
+
+def _padding(model: PreTrainedModel, tokenizer: Tokenizer, end_id: int) -> int:
+    """What fills up shorter rows: of a classifier what its head was trained to skip."""
+    own = None if model.can_generate() else model.config.pad_token_id
+    named = tokenizer.named_id("pad_token")
+    return next(int(pad) for pad in (own, named, end_id) if pad is not None)
+
+
+AS_SAVED = "tokenizer_as_saved"
+AS_SAVED_CODE = '''"""The tokenizer of this folder is tokenizer.json as it stands, whatever the type of the model."""
+
+from transformers import PreTrainedTokenizerFast
+
+
+class AsSaved(PreTrainedTokenizerFast):
+    """For programs that run the code of a folder; others read tokenizer.json by themselves."""
+'''
+AUTO_MAP = {"AutoTokenizer": [None, f"{AS_SAVED}.AsSaved"]}
+"""A tokenizer that a folder brings itself is not rebuilt by the type of the model, also where its code does not run."""
+SAMPLE = (
+    "Hello, world!  It's 1234567 o'clock:\n\n\tdef f(x):\n    return x + 22  # don't\r\n"
+    "na\u00efve e\u0301 \ufb01 \u4f60\u597d \U0001f600 \u0416\u0434\u0438 https://a.b/c?d=1&e=2 "
+    "<b>CamelCase</b> ... \u00a0end "
+)
+
+
+def save_tokenizer(tokenizer: Tokenizer, folder: Path, template_text: str, end_token: str) -> None:
+    """Write the files of a tokenizer beside a config.json, so that transformers gives the ids that are used here.
+
+    transformers 5 rebuilds the tokenizers of some types of models by class, and those then cut texts otherwise than
+    tokenizer.json says; such a folder brings a class of its own. Raises AdpaError where that does not help.
+    """
+    files = tokenizer.saved_files(template_text, end_token)
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
+    if _loaded_ids(folder, tokenizer) == _own_ids(tokenizer):
+        return
+    (folder / f"{AS_SAVED}.py").write_text(AS_SAVED_CODE, encoding="utf-8")
+    _edit(folder / "tokenizer_config.json", {"auto_map": AUTO_MAP})
+    theirs, ours = _loaded_ids(folder, tokenizer), _own_ids(tokenizer)
+    if theirs != ours:
+        at = next((n for n, pair in enumerate(zip(theirs, ours, strict=False)) if pair[0] != pair[1]), 0)
+        raise AdpaError(
+            f"transformers {__version__} cuts a text otherwise than tokenizer.json, so a saved model would be read "
+            f"wrongly: from token {at + 1} on it gives {theirs[at : at + 8]}, tokenizer.json {ours[at : at + 8]}",
+            "use a model whose tokenizer.json is that of its model_type, or another version of transformers",
+        )
+
+
+def check_saved_tokenizer(folder: Path, template_text: str, end_token: str) -> None:
+    """Raise AdpaError where a model that is trained from `folder` could not be saved with the same ids."""
+    with tempfile.TemporaryDirectory() as place:
+        shutil.copyfile(folder / "config.json", Path(place) / "config.json")
+        save_tokenizer(Tokenizer.of(folder), Path(place), template_text, end_token)
+
+
+def _own_ids(tokenizer: Tokenizer) -> list[int]:
+    """The ids of a text of many kinds with the first special tokens in it, without and with what is put around it."""
+    text = SAMPLE + " a ".join(list(tokenizer.added)[:64])
+    return [*tokenizer.ids(text), *tokenizer.core.encode("a", add_special_tokens=True).ids]
+
+
+def _loaded_ids(folder: Path, tokenizer: Tokenizer) -> list[int]:
+    """The ids of the same texts by what transformers makes of a folder."""
+    text = SAMPLE + " a ".join(list(tokenizer.added)[:64])
+    try:
+        loaded: Any = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+        return [*loaded(text, add_special_tokens=False)["input_ids"], *loaded("a")["input_ids"]]
+    except LOAD_ERRORS:
+        return []
 
 
 @contextmanager
@@ -228,14 +376,18 @@ def cast_weights(folder: Path, dtype: Dtype) -> None:
         mode = path.stat().st_mode
         save_file(cast, path, {"format": metadata.get("format", "pt")})
         path.chmod(mode)  # safetensors writes for the owner alone
-    _edit(folder / "config.json", {"dtype": dtype})
+    _edit(folder / "config.json", {"dtype": dtype, "torch_dtype": dtype})
     _edit(folder / "model.safetensors.index.json", {"metadata": {"total_size": total}})
 
 
 def _edit(path: Path, changes: Mapping[str, Any]) -> None:
     if path.exists():
-        raw = {**json.loads(path.read_text(encoding="utf-8")), **changes}
-        path.write_text(json.dumps(raw, indent=2) + "\n", encoding="utf-8")
+        write_json(path, {**json.loads(path.read_bytes()), **changes})
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Write an object as transformers does."""
+    path.write_text(json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def body_and_head(model: PreTrainedModel) -> tuple[nn.Module, Tensor, Tensor | None]:

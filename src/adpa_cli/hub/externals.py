@@ -20,7 +20,9 @@ from adpa_cli.errors import NotFound, UsageError
 from adpa_cli.families import DATA_ALIASES
 from adpa_cli.hub import External, HubFile, stand_in
 from adpa_cli.hub import repository as hub
+from adpa_cli.hub.model_folder import ModelFolder
 from adpa_cli.hub.repository import Access, Closed
+from adpa_cli.hub.usable import check_model
 from adpa_cli.store.identity import canonical, file_digest, model_digest, model_files
 from adpa_cli.store.store import Store
 
@@ -90,6 +92,7 @@ class Externals:
 
     def _model(self, path: Path, label: str, name: str) -> External:
         digest = model_digest(path, self.store.hash_cache)
+        check_model(ModelFolder.of(path), label)
         size = sum((path / file).stat().st_size for file in model_files(path))
         return External(f"model:{digest}", label, (str(path.resolve()),), {"name": name}, size)
 
@@ -111,6 +114,7 @@ class Externals:
             self._note(text, why)
             return stand_in("model", name)
         self._note(text, None)
+        check_model(ModelFolder.of(Path(model.where[0])), name)
         return model
 
     def data(self, texts: Sequence[str]) -> External:

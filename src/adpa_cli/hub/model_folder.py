@@ -15,12 +15,29 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from adpa_cli.data.tokenizer import NAMED
 from adpa_cli.errors import AdpaError, DataError
 from adpa_cli.sizes import ModelSize
 
 BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "float64": 8, "float8_e4m3fn": 1, "int8": 1}
 BESIDE = ("tokenizer*", "special_tokens_map*", "added_tokens*", "merges.txt", "vocab.*", "config.json")
+EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "embed_in.weight", "word_embeddings.weight", "tok_embeddings.weight")
+OTHER_PARTS = ("vision", "visual", "audio", "projector", "image", "connector", "merger")
+FETCH = "fetch or write the folder again"
 CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "max_sequence_length", "n_ctx")
+
+
+@dataclass(frozen=True)
+class TokenIds:
+    """The ids of a tokenizer: how many there are, the last one that a text can have, and those of control tokens.
+
+    Special tokens that neither the chat template writes nor the configuration names never stand in a row here.
+    """
+
+    count: int
+    last: int
+    last_token: str
+    controls: frozenset[int]
 
 
 @dataclass(frozen=True)
@@ -37,10 +54,39 @@ class ModelFolder:
         return _folder(path, tuple(files))
 
     @cached_property
+    def raw_config(self) -> Mapping[str, Any]:
+        """config.json as it stands. Raises DataError where it is no JSON object."""
+        return self._json("config.json")
+
+    @cached_property
+    def raw_generation(self) -> Mapping[str, Any]:
+        """generation_config.json as it stands; empty without one."""
+        return self._json("generation_config.json")
+
+    @cached_property
     def config(self) -> Mapping[str, Any]:
-        """config.json; what it says of the part that reads text counts as said of the whole."""
-        config: dict[str, Any] = json.loads((self.path / "config.json").read_bytes())
-        return {**config, **config.get("text_config", {}), **{k: config[k] for k in ("vocab_size",) if k in config}}
+        """config.json; what it says of the part that reads text counts as said of the whole.
+
+        Of such a part the hub's folders often say little more than what is unusual: the rest is what transformers
+        takes for its kind.
+        """
+        raw = self.raw_config
+        part = raw.get("text_config")
+        if not isinstance(part, dict):
+            return raw
+        if not {"vocab_size", *CONTEXT_KEYS[:1]} <= set(part):
+            part = {**_defaults(self.path), **part}
+        return {**raw, **part, **{k: raw[k] for k in ("vocab_size",) if k in raw}}
+
+    @property
+    def has_text_part(self) -> bool:
+        """Whether the model has several parts, one of which reads text."""
+        return isinstance(self.raw_config.get("text_config"), dict)
+
+    @property
+    def adapter_of(self) -> str:
+        """The model that an adapter in the folder was trained on, where one is there and says so; else ""."""
+        return str(self._json("adapter_config.json").get("base_model_name_or_path") or "")
 
     @property
     def vocabulary(self) -> int:
@@ -58,15 +104,48 @@ class ModelFolder:
         return BYTES.get(str(self.config.get("dtype") or self.config.get("torch_dtype") or "bfloat16"), 2)
 
     @cached_property
+    def rows(self) -> int:
+        """For how many ids the model has an embedding: by its weights where they are here, else as it says."""
+        found = (shape[0] for name, shape in self.shapes.items() if name.endswith(EMBEDDINGS) and len(shape) == 2)
+        return next(found, None) or self.vocabulary
+
+    @cached_property
+    def stop_ids(self) -> tuple[int, ...]:
+        """The ids at which generation ends, by generation_config.json, else by config.json.
+
+        Ids that the model lacks, or that stand for ordinary text, are none.
+        """
+        said = self.raw_generation.get("eos_token_id")
+        if said is None:
+            said = self.raw_config.get("eos_token_id", self.config.get("eos_token_id"))
+        ids = [said] if isinstance(said, int) else said if isinstance(said, list) else []
+        whole = [id_ for id_ in ids if isinstance(id_, int) and not isinstance(id_, bool) and 0 <= id_ < self.rows]
+        controls = self.tokens.controls if self.tokens else frozenset(whole)
+        return tuple(dict.fromkeys(id_ for id_ in whole if id_ in controls))
+
+    @cached_property
+    def tokens(self) -> TokenIds | None:
+        """The ids of the tokens of tokenizer.json; None for a tokenizer in another format. Raises DataError."""
+        if not (self.path / "tokenizer.json").is_file():
+            return None
+        raw = self._json("tokenizer.json")
+        if not isinstance(raw.get("model"), dict):
+            raise DataError(f"{self.path / 'tokenizer.json'} is no tokenizer: it has no model", FETCH)
+        vocabulary = raw["model"].get("vocab") or {}
+        words = vocabulary if isinstance(vocabulary, dict) else {entry[0]: n for n, entry in enumerate(vocabulary)}
+        added = {entry["content"]: entry for entry in raw.get("added_tokens") or ()}
+        template, named = self.template, {self.token(name) for name in NAMED}
+        written = {t: e["id"] for t, e in added.items() if not e.get("special") or t in named or t in template}
+        usable = {**{token: id_ for token, id_ in words.items() if token not in added}, **written}
+        last = max(usable, key=usable.__getitem__, default="")
+        controls = {entry["id"] for entry in added.values()} | {words[token] for token in named if token in words}
+        ids = [*words.values(), *(entry["id"] for entry in added.values())]
+        return TokenIds(1 + max(ids, default=-1), usable.get(last, -1), last, frozenset(controls))
+
+    @property
     def token_ids(self) -> int | None:
         """One more than the greatest id of a fast tokenizer; None for a tokenizer in another format."""
-        path = self.path / "tokenizer.json"
-        if not path.exists():
-            return None
-        raw = json.loads(path.read_bytes())
-        vocabulary = raw["model"].get("vocab", {})
-        ids = list(vocabulary.values()) if isinstance(vocabulary, dict) else list(range(len(vocabulary)))
-        return 1 + max([*ids, *(entry["id"] for entry in raw.get("added_tokens") or ())], default=-1)
+        return self.tokens.count if self.tokens else None
 
     def token(self, name: str) -> str:
         """A token that tokenizer_config.json names, such as `bos_token`; "" where it does not."""
@@ -83,16 +162,16 @@ class ModelFolder:
         )
 
     @cached_property
-    def template(self) -> tuple[str, str] | None:
-        """(chat template, end token), or None when it has no template."""
+    def template(self) -> str:
+        """The chat template; "" without one."""
         separate = self.path / "chat_template.jinja"
         if separate.exists():
-            template: Any = separate.read_text(encoding="utf-8")
-        else:
-            template = self._json("tokenizer_config.json").get("chat_template")
+            return separate.read_text(encoding="utf-8")
+        template: Any = self._json("chat_template.json").get("chat_template")
+        template = template or self._json("tokenizer_config.json").get("chat_template")
         if isinstance(template, list):
             template = {entry["name"]: entry["template"] for entry in template}.get("default")
-        return (str(template), self.end_token) if template else None
+        return str(template or "")
 
     @cached_property
     def size(self) -> ModelSize:
@@ -108,7 +187,7 @@ class ModelFolder:
         inner = config.get("intermediate_size") or config.get("n_inner") or 4 * hidden
         of_head = int(config.get("head_dim") or hidden // heads)
         tied = bool(config.get("tie_word_embeddings", True))
-        shapes = {name: shape for name, shape in self.shapes.items() if not (tied and name == "lm_head.weight")}
+        shapes = {name: shape for name, shape in self.shapes.items() if not (tied and name.endswith("lm_head.weight"))}
         beside = {path for pattern in BESIDE for path in self.path.glob(pattern) if path.is_file()}
         tokenizer = self.path / "tokenizer.json"
         return ModelSize(
@@ -127,7 +206,8 @@ class ModelFolder:
 
     @cached_property
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
-        """The shape of every tensor by name; empty where a file of weights is not here."""
+        """The shape of every tensor by name, of a model of several parts in the one that reads text; empty where a file
+        of weights is not here."""
         index = self.path / "model.safetensors.index.json"
         paths = [self.path / "model.safetensors"]
         if not paths[0].exists() and index.exists():
@@ -140,11 +220,16 @@ class ModelFolder:
             with path.open("rb") as handle:
                 header = json.loads(handle.read(int.from_bytes(handle.read(8), "little")))
             shapes |= {name: tuple(entry["shape"]) for name, entry in header.items() if name != "__metadata__"}
-        return shapes
+        return {name: shape for name, shape in shapes.items() if not self.has_text_part or _reads_text(name)}
 
     def _json(self, name: str) -> Mapping[str, Any]:
         path = self.path / name
-        value: dict[str, Any] = json.loads(path.read_bytes()) if path.exists() else {}
+        try:
+            value = json.loads(path.read_bytes()) if path.exists() else {}
+        except ValueError as error:
+            raise DataError(f"{path} is no JSON: {error}", FETCH) from error
+        if not isinstance(value, dict):
+            raise DataError(f"{path} holds no JSON object", FETCH)
         return value
 
     def _first(self, *names: str) -> Any:
@@ -166,6 +251,23 @@ def _state(entry: os.DirEntry[str]) -> tuple[int, int]:
     except OSError:  # a link that leads nowhere
         return 0, 0
     return stat.st_size, stat.st_mtime_ns
+
+
+def _reads_text(name: str) -> bool:
+    """Whether a tensor of a model of several parts belongs to the one that reads text."""
+    return not any(part in name for part in OTHER_PARTS)
+
+
+@functools.lru_cache(maxsize=8)
+def _defaults(path: Path) -> Mapping[str, Any]:
+    """What transformers takes for the part of a model that reads text where config.json does not say."""
+    from transformers import AutoConfig
+
+    try:
+        whole: Any = AutoConfig.from_pretrained(path, trust_remote_code=False, local_files_only=True)
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError, AttributeError):
+        return {}
+    return dict(whole.get_text_config().to_dict())
 
 
 def _text(token: Any) -> str:

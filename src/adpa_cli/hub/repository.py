@@ -33,7 +33,7 @@ from adpa_cli.disk import is_disk_full
 from adpa_cli.errors import AdpaError, Corrupt, DataError, NotFound
 from adpa_cli.hub import External, HubFile, Kind
 from adpa_cli.sizes import size_words
-from adpa_cli.store.identity import INDEX, HashCache, determining, digest_of, file_digest, model_digest, model_files
+from adpa_cli.store.identity import HashCache, NoModel, determining, digest_of, file_digest, model_digest, model_files
 
 LOG_IN = "hf auth login, then accept the licence on the model's page"
 WEIGHTS = ".safetensors"
@@ -184,7 +184,7 @@ def model(name: str, commit: str, cache: HashCache) -> External:
     else:
         names = sorted(path for path in said["files"] if "/" not in path)
         here = snapshot(name, "model", commit)
-        wanted = determining(names, f"{name}@{commit[:8]}", lambda: _get(name, "model", commit, INDEX).read_bytes())
+        wanted = determining(names, f"{name}@{commit[:8]}", lambda file: _get(name, "model", commit, file).read_bytes())
         for small in (file for file in wanted if not file.endswith(WEIGHTS) and not (here / file).exists()):
             _get(name, "model", commit, small)
         files = _hashed(name, "model", commit, said["files"], wanted, cache)
@@ -328,6 +328,8 @@ def _local_model(name: str, commit: str, cache: HashCache) -> tuple[HubFile, ...
     try:
         model_digest(folder, cache)
         listed = {file: [(folder / file).stat().st_size, ""] for file in model_files(folder)}
+    except NoModel:
+        raise
     except DataError as error:
         raise closed(error, name, commit, "model") from error
     return _hashed(name, "model", commit, listed, list(listed), cache)

@@ -12,16 +12,20 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
 from adpa_cli.data.chat import Encoder
 from adpa_cli.data.examples import Message
+from adpa_cli.data.tokenizer import CONFIG as SETTINGS
+from adpa_cli.data.tokenizer import FILE as TOKENIZER
+from adpa_cli.data.tokenizer import Tokenizer, portable_settings
 from adpa_cli.disk import explained, sha256_file, sync_folder
 from adpa_cli.errors import AdpaError, Corrupt, DataError, NotFound, UsageError
 from adpa_cli.hub.model_folder import ModelFolder
+from adpa_cli.hub.portable import portable_config
 from adpa_cli.machine import expanded
 from adpa_cli.planning.lineage import Trained
 from adpa_cli.signal.rows import AnswerKey, SignalRows
@@ -116,16 +120,34 @@ def copy_model(model: Trained, folder: Path) -> None:
         known = model.manifest.files.get(name) if model.manifest else None
         if known is not None and sha256_file(folder / name) != known["sha256"]:
             raise Corrupt(f"{name} of {model.label} is damaged", f"see what else is: adpa verify {model.label}")
+    _make_portable(folder)
+
+
+def _make_portable(folder: Path) -> None:
+    """Rewrite what transformers 4 and 5 would read differently: nothing in a folder that was saved for both."""
+    _rewritten(folder / "config.json", lambda config: portable_config(config, {}))
+    if (folder / TOKENIZER).is_file():
+        vocabulary = Tokenizer.of(folder).vocabulary
+        _rewritten(folder / SETTINGS, lambda settings: _portable_tokenizer(settings, vocabulary))
+
+
+def _portable_tokenizer(settings: dict[str, Any], vocabulary: Mapping[str, int]) -> dict[str, Any]:
+    kept: dict[str, Any] = {name: settings[name] for name in ("chat_template", "auto_map") if name in settings}
+    return {**portable_settings(settings, vocabulary), **kept}
+
+
+def _rewritten(path: Path, change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+    before = json.loads(path.read_bytes()) if path.is_file() else {}
+    if (after := change(before)) != before:
+        path.write_text(json.dumps(after, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def modelfile(model: Trained) -> str:
     """What `ollama create` reads: the template in Go, the end token, the context."""
-    from adpa_cli.engine.models import load_tokenizer
-
-    encoder = Encoder(load_tokenizer(model.folder), model.template)
+    encoder = Encoder(Tokenizer.of(model.folder), model.template)
     # What adds a BOS by itself must not find another one in the template.
-    bos = encoder.tokenizer.bos_token if encoder.bos_id is not None else ""
-    template, several = go_template(encoder.render, bos or "")
+    bos = encoder.tokenizer.named.get("bos_token", "") if encoder.bos_id is not None else ""
+    template, several = go_template(encoder.render, bos)
     if '"""' in template:
         raise AdpaError("the chat template holds three quotes, which a Modelfile cannot", "export --to hf instead")
     context = min(ModelFolder.of(model.folder).context or LONGEST, LONGEST)

@@ -51,7 +51,10 @@ def compute(job: Job, monitor: Monitor, rank: int = 0, processes: int = 1) -> No
     inputs = (data.examples, data.online, spec, params, job.folder, job.runtime.tokens_per_device)
     feed = Online(student, accelerator, *inputs) if data.online else None
 
-    save_in = functools.partial(save, student.model, tokenizer, template_text=spec.template, end_token=spec.end)
+    source = job.one("model").path
+    save_in = functools.partial(
+        save, student.model, tokenizer, template_text=spec.template, end_token=spec.end, source=source
+    )
     selection = CheckpointSelection(job.folder, student, accelerator, save_in, held, spec.keep == "all")
     evaluated = schedule.evaluation_steps(rows, spec.batch_size, end) if held or spec.keep == "all" else frozenset()
     forget_peak(accelerator.device)

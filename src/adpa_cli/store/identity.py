@@ -33,12 +33,21 @@ _DETERMINING = (
     "merges.txt", "chat_template*", *_TOKENIZER,
 )  # fmt: skip
 INDEX = "model.safetensors.index.json"
+ADAPTER = "adapter_config.json"
+FROM_GGUF = (
+    "name the folder that it was made from, or convert it once, in Python: "
+    "transformers.AutoModelForCausalLM.from_pretrained(FOLDER, gguf_file=NAME).save_pretrained('CONVERTED')"
+)
 _RACY_NS = 1_000_000_000  # a file this young when it was hashed may change again within one tick of its clock
 Stat = tuple[int, int, int]  # size in bytes, mtime in ns, inode
 SCHEME = 1
 """Number of this way of hashing. A new number gives every artifact a new id."""
 STAGE_NAME = re.compile(r"[a-z][a-z0-9-]*")
 _INPUT = re.compile(r"(artifact|model|data):[0-9a-f]{64}")
+
+
+class NoModel(DataError):
+    """What was named holds something else than a model: an adapter, or weights in a form that cannot be trained."""
 
 
 class HashCache:
@@ -156,17 +165,25 @@ def digest_of(shas: Mapping[str, str]) -> str:
 
 def model_files(folder: Path) -> list[str]:
     """Sorted names of the files that determine a model folder; errors as in `model_digest`."""
+    if folder.is_file() and folder.suffix == ".gguf":
+        raise NoModel(f"{folder} is a GGUF file, which holds no weights that can be trained", FROM_GGUF)
     if not folder.is_dir():
         raise NotFound(f"{folder} is no folder", "give a model folder, a hub name (org/name) or an artifact")
     names = sorted(item.name for item in folder.iterdir() if item.is_file())
-    return determining(names, str(folder), lambda: (folder / INDEX).read_bytes())
+    return determining(names, str(folder), lambda name: (folder / name).read_bytes())
 
 
-def determining(names: list[str], where: str, index: Callable[[], bytes]) -> list[str]:
+def determining(names: list[str], where: str, read: Callable[[str], bytes]) -> list[str]:
     """Those of the sorted file names of a model, in a folder or on a hub, that determine what it computes.
 
-    `where` is said in errors; `index` reads the list of shards, if there is one. Raises DataError, Corrupt.
+    `where` is said in errors; `read` reads one of the files. Raises DataError, Corrupt.
     """
+    if ADAPTER in names and not _whole_weights(names):
+        raise _adapter(where, read)
+    if "config.json" not in names and (quantised := _matching(names, ["*.gguf"])):
+        raise NoModel(
+            f"{where} holds only GGUF ({', '.join(quantised[:3])}), no weights that can be trained", FROM_GGUF
+        )
     if "config.json" not in names:
         raise DataError(f"{where} has no config.json, so it is no model", "name the folder that holds config.json")
     if not _matching(names, _TOKENIZER):
@@ -174,7 +191,7 @@ def determining(names: list[str], where: str, index: Callable[[], bytes]) -> lis
             f"{where} has a model but no tokenizer (tokenizer.json)",
             "copy the tokenizer files there: adpa never guesses which tokenizer a model was trained with",
         )
-    return sorted({*_matching(names, _DETERMINING), *_weights(where, names, index)})
+    return sorted({*_matching(names, _DETERMINING), *_weights(where, names, read)})
 
 
 def canonical(value: object) -> bytes:
@@ -243,25 +260,52 @@ def _matching(names: Iterable[str], patterns: Iterable[str]) -> list[str]:
     return [name for name in names if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)]
 
 
-def _weights(where: str, names: list[str], index: Callable[[], bytes]) -> list[str]:
+def _whole_weights(names: list[str]) -> list[str]:
+    """The safetensors files that are not those of an adapter."""
+    adapters = _matching(names, ["adapter_model*"])
+    return [name for name in _matching(names, ["*.safetensors"]) if name not in adapters]
+
+
+def _adapter(where: str, read: Callable[[str], bytes]) -> NoModel:
+    try:
+        said = json.loads(read(ADAPTER))
+        base = str(said.get("base_model_name_or_path") or "")
+        kind = str(said.get("peft_type") or "LORA")
+    except (ValueError, AttributeError):
+        base, kind = "", "LORA"
+    kind = "LoRA" if kind.upper() == "LORA" else kind
+    return NoModel(
+        f"{where} is a {kind} adapter of {base or 'a model that it does not name'}, not a model of its own",
+        f"merge it once, in Python: peft.AutoPeftModelForCausalLM.from_pretrained({where!r}).merge_and_unload()"
+        ".save_pretrained('MERGED'), copy the tokenizer's files there, and name ./MERGED",
+    )
+
+
+def _weights(where: str, names: list[str], read: Callable[[str], bytes]) -> list[str]:
     # The order in which transformers looks; a second copy of the weights beside them is never read.
     if "model.safetensors" in names:
         return ["model.safetensors"]
     if INDEX in names:
-        return [INDEX, *_shards(where, names, index)]
-    if single_files := _matching(names, ["*.safetensors"]):
+        return [INDEX, *_shards(where, names, read)]
+    if single_files := _whole_weights(names):
         return single_files
-    others = _matching(names, ["*.bin", "*.pt", "*.pth", "*.gguf", "*.h5"])
+    others = _matching(names, ["*.bin", "*.pt", "*.pth", "*.gguf", "*.h5", "*.msgpack"])
     held = f"only {', '.join(others[:3])}" if others else "none"
+    hint = (
+        f"convert them once, in Python: transformers.AutoModelForCausalLM.from_pretrained({where!r}, dtype='auto')"
+        ".save_pretrained('CONVERTED'), copy the tokenizer's files there, and name ./CONVERTED"
+    )
+    if others and all(name.endswith(".gguf") for name in others):
+        hint = FROM_GGUF
     raise DataError(
         f"{where} has no safetensors weights ({held}); weights load from safetensors only",
-        "convert them once: model.save_pretrained(FOLDER) writes safetensors",
+        hint if others else "fetch the folder again, with its *.safetensors",
     )
 
 
-def _shards(where: str, names: list[str], index: Callable[[], bytes]) -> list[str]:
+def _shards(where: str, names: list[str], read: Callable[[str], bytes]) -> list[str]:
     try:
-        shards = sorted({str(name) for name in json.loads(index())["weight_map"].values()})
+        shards = sorted({str(name) for name in json.loads(read(INDEX))["weight_map"].values()})
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise Corrupt(f"{where}/{INDEX} is no list of weight files: {error}", "download the model again") from error
     if missing := [name for name in shards if name not in names]:

@@ -15,16 +15,20 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel
 
-from adpa_cli.data.chat import Encoder, Template, fit
+from adpa_cli.data.chat import Encoder, fit
 from adpa_cli.data.examples import Message
+from adpa_cli.data.rendering import render
+from adpa_cli.data.templates import Template
+from adpa_cli.data.tokenizer import Tokenizer
 from adpa_cli.engine.device import ROOM, device, refused_when_full
 from adpa_cli.engine.layout.batch import Batch
 from adpa_cli.engine.layout.micro_batches import by_length, consecutive_batches, padded
 from adpa_cli.engine.layout.row_layout import RowLayout
-from adpa_cli.engine.models import LOAD_ERRORS, first_line, load, load_tokenizer
+from adpa_cli.engine.models import LOAD_ERRORS, first_line, load
 from adpa_cli.engine.training.student import Student, scalars
 from adpa_cli.errors import AdpaError
 from adpa_cli.hub import Located
+from adpa_cli.hub.model_folder import ModelFolder
 from adpa_cli.tensors.output import Stats
 
 Dialogue = tuple[Sequence[Message], str]
@@ -44,8 +48,8 @@ def reward_scores(model: Located, dialogues: Sequence[Dialogue], spec: Any, toke
         if model.kind == "artifact":
             encoded = _as_trained(model, dialogues)
         else:
-            tokenizer = load_tokenizer(model.path)
-            encoded = [_encode(tokenizer, dialogue, spec.template)[-spec.max_length :] for dialogue in dialogues]
+            tokenizer, template = Tokenizer.of(model.path), ModelFolder.of(model.path).template or spec.template
+            encoded = [_encode(tokenizer, dialogue, template)[-spec.max_length :] for dialogue in dialogues]
         return sequence_rewards(model.path, encoded, spec.dtype, device(), tokens)
 
 
@@ -96,28 +100,27 @@ class RewardModel(Student):
         return values
 
 
-def load_reward_model(folder: Path, tokenizer: Any, end_id: int, device: str) -> PreTrainedModel:
+def load_reward_model(folder: Path, tokenizer: Tokenizer, end_id: int, device: str) -> PreTrainedModel:
     """The model in `folder` under a scalar head, which is 0 where the folder has none, to be trained.
 
-    Its head reads the last token that is no padding, so `tokenizer` and configuration get a padding token that no
-    answer ends with. Raises AdpaError for a model that transformers has no such classifier of.
+    Its head reads the last token that is no padding, so its configuration gets a padding token that no answer ends
+    with. Raises AdpaError for a model that transformers has no such classifier of.
     """
     model = load(folder, train=True, device=device, scalar=True)
-    known = (tokenizer.pad_token_id, tokenizer.bos_token_id, tokenizer.unk_token_id)
+    known = (tokenizer.named_id(name) for name in ("pad_token", "bos_token", "unk_token"))
     padding = next((token for token in known if token not in (None, end_id)), 0 if end_id else 1)
     model.config.pad_token_id = padding
-    tokenizer.pad_token = tokenizer.convert_ids_to_tokens(padding)
     return model
 
 
 def _as_trained(model: Located, dialogues: Sequence[Dialogue]) -> list[list[int]]:
     """Token ids as in the training of `model`: under its template, to its end token, within its length."""
-    encoder = Encoder(load_tokenizer(model.path), Template(model.values["template"], model.values["end"]))
+    encoder = Encoder(Tokenizer.of(model.path), Template(model.values["template"], model.values["end"]))
     longest = int(model.values["max_length"])
     sequences = []
     for n, (turns, answer) in enumerate(dialogues, 1):
-        said = encoder.answer(answer)
-        fitted = fit(encoder.prompt(tuple(turns)), said, longest, bos_id=encoder.bos_id, where=f"dialogue {n}")
+        prompt, (said,) = encoder.answered(tuple(turns), answer)
+        fitted = fit(prompt, said, longest, bos_id=encoder.bos_id, where=f"dialogue {n}")
         sequences.append([*fitted.prompt, *fitted.answer])
     return sequences
 
@@ -141,13 +144,8 @@ def _load(folder: Path, dtype: str) -> Any:
     return model.train(False)
 
 
-def _encode(tokenizer: Any, dialogue: Dialogue, template: str) -> list[int]:
+def _encode(tokenizer: Tokenizer, dialogue: Dialogue, template: str) -> list[int]:
     turns, answer = dialogue
-    messages = [{"role": turn.role, "content": turn.content} for turn in (*turns, Message("assistant", answer))]
-    text = tokenizer.apply_chat_template(
-        messages, chat_template=tokenizer.chat_template or template, tokenize=False, add_generation_prompt=False
-    )
-    ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
-    bos = tokenizer.bos_token_id
-    starts = bos is not None and tokenizer("a")["input_ids"][:1] == [bos] and ids[:1] != [bos]
-    return [bos, *ids] if starts else ids
+    ids = tokenizer.ids(render(template, (*turns, Message("assistant", answer)), False, tokenizer.named))
+    bos = tokenizer.named_id("bos_token")
+    return [bos, *ids] if bos is not None and tokenizer.begins_with_bos and ids[:1] != [bos] else ids

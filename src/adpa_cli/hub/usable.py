@@ -1,0 +1,126 @@
+"""Model folders that cannot be used, each named for what it is before any work, and what to do instead.
+
+What the names of the files tell is refused where they are hashed (`store.identity`); here is what config.json and the
+tokenizer tell. Nothing loads a tensor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from adpa_cli.errors import DataError
+from adpa_cli.hub.model_folder import ModelFolder
+
+QUANTISED = {
+    "gptq": "GPTQ", "awq": "AWQ", "bitsandbytes": "bitsandbytes", "fp8": "FP8", "fbgemm_fp8": "FP8",
+    "compressed-tensors": "compressed-tensors", "mxfp4": "MXFP4", "hqq": "HQQ", "aqlm": "AQLM", "eetq": "EETQ",
+}  # fmt: skip
+ENCODERS = (
+    "albert", "bert", "camembert", "deberta", "deberta-v2", "distilbert", "electra", "ernie", "layoutlm", "longformer",
+    "modernbert", "mpnet", "nomic_bert", "roberta", "roberta-prelayernorm", "squeezebert", "xlm-roberta",
+    "xlm-roberta-xl",
+)  # fmt: skip
+SEQUENCE_TO_SEQUENCE = (
+    "bart", "blenderbot", "bigbird_pegasus", "fsmt", "led", "longt5", "m2m_100", "marian", "mbart", "mt5", "mvp",
+    "nllb-moe", "pegasus", "plbart", "prophetnet", "switch_transformers", "t5", "t5gemma", "umt5", "whisper",
+)  # fmt: skip
+DECODERS_WANTED = "use a decoder-only language model, such as Llama, Qwen, Mistral, Gemma or Phi"
+
+
+def check_model(folder: ModelFolder, name: str) -> None:
+    """Raise DataError for a folder whose weights or tokenizer cannot be read here, whatever it is wanted for."""
+    _check_weights(folder.raw_config, name)
+    _check_code(folder, name)
+    _check_ids(folder, name)
+
+
+def check_decoder(folder: ModelFolder, name: str) -> None:
+    """Raise DataError for a model that does not write texts from left to right, or whose text part stands on no own."""
+    config = folder.raw_config
+    kind, made_as = str(config.get("model_type", "")), list(config.get("architectures") or ())
+    writes = any(str(architecture).endswith(("ForCausalLM", "LMHeadModel")) for architecture in made_as)
+    if config.get("is_encoder_decoder") or kind in SEQUENCE_TO_SEQUENCE:
+        raise DataError(f"{name} is an encoder and a decoder ({_called(kind, made_as)})", DECODERS_WANTED)
+    if kind in ENCODERS and not writes:
+        raise DataError(f"{name} is an encoder ({_called(kind, made_as)}), which writes no text", DECODERS_WANTED)
+    if "vision_config" in config or folder.has_text_part:
+        _check_text_part(folder, name)
+
+
+def remarks(folder: ModelFolder, name: str) -> tuple[str, ...]:
+    """What is worth saying of a folder that is used."""
+    said = []
+    if (folder.path / "adapter_config.json").is_file():
+        base = folder.adapter_of
+        said.append(f"{name}: the adapter beside the weights{f' (of {base})' if base else ''} is not used")
+    if folder.has_text_part:
+        said.append(f"{name} has several parts: the one that reads text is used and saved, as a model of its own")
+    return tuple(said)
+
+
+def _called(kind: str, made_as: list[Any]) -> str:
+    return ", ".join(map(str, made_as)) or kind
+
+
+def _check_weights(config: Mapping[str, Any], name: str) -> None:
+    quantised = config.get("quantization_config") or config.get("compression_config")
+    if not quantised:
+        return
+    said = quantised if isinstance(quantised, dict) else {}
+    method = str(said.get("quant_method") or ("bitsandbytes" if _bits(said) else "unknown"))
+    bits = f", {bits} bits" if (bits := _bits(said)) else ""
+    raise DataError(
+        f"{name} is quantised ({QUANTISED.get(method, method)}{bits}: quantization_config in config.json)",
+        "take the model that it was quantised from; where the weights are in fact full, delete quantization_config",
+    )
+
+
+def _bits(said: Mapping[str, Any]) -> str:
+    if said.get("load_in_4bit") or said.get("load_in_8bit"):
+        return "4" if said.get("load_in_4bit") else "8"
+    return str(said.get("bits") or said.get("w_bit") or "")
+
+
+def _check_code(folder: ModelFolder, name: str) -> None:
+    config = folder.raw_config
+    kind = str(config.get("model_type", ""))
+    if not kind:
+        raise DataError(f"config.json of {name} names no model_type, so nothing knows how to load it", DECODERS_WANTED)
+    if not config.get("auto_map"):
+        return
+    from transformers import CONFIG_MAPPING
+
+    if kind not in CONFIG_MAPPING:
+        raise DataError(
+            f"{name} brings code of its own (model_type {kind}), and code of a model never runs here",
+            "use a model whose type transformers has itself",
+        )
+
+
+def _check_ids(folder: ModelFolder, name: str) -> None:
+    tokens = folder.tokens
+    if tokens is None or "vocab_size" not in folder.config or tokens.last < folder.rows:
+        return
+    raise DataError(
+        f"the tokenizer of {name} has ids up to {tokens.last} ({tokens.last_token!r}), and the embedding of its model "
+        f"only {folder.rows} rows: such ids are beyond the embedding",
+        "put the tokenizer there that belongs to the model, or enlarge the model once: "
+        "model.resize_token_embeddings(len(tokenizer)), then save_pretrained into another folder",
+    )
+
+
+def _check_text_part(folder: ModelFolder, name: str) -> None:
+    """Raise DataError unless transformers has the part of a model that reads text as a model of its own."""
+    from transformers import AutoConfig
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    hint = "use a model of text, or one whose text part is one, such as Gemma 3 or Mistral Small 3"
+    try:
+        whole: Any = AutoConfig.from_pretrained(folder.path, trust_remote_code=False, local_files_only=True)
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError, AttributeError) as error:
+        said = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise DataError(f"{name} sees images, and its config.json cannot be read: {said}", hint) from error
+    kind = whole.get_text_config().model_type
+    if kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES or kind == whole.model_type:
+        raise DataError(f"{name} sees images, and transformers has no model for its text part ({kind}) alone", hint)
