@@ -15,7 +15,7 @@ from typer.exceptions import TyperException
 from adpa_cli.cli.console.app import run_words, usage_error
 from adpa_cli.cli.console.options import Request
 from adpa_cli.cli.console.streams import fail, nobody_reads, open_closed, take_globals, take_text
-from adpa_cli.errors import AdpaError
+from adpa_cli.errors import AdpaError, NotFound
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -24,6 +24,7 @@ def main(argv: list[str] | None = None) -> int:
     take_text()
     words = list(sys.argv[1:] if argv is None else argv)
     try:
+        check_folder()
         result = run_words(take_globals(words) or ["--help"])
         if isinstance(result, Request):
             from adpa_cli.cli.console.make import make
@@ -51,6 +52,14 @@ def main(argv: list[str] | None = None) -> int:
             return fail(AdpaError(f"the disk is full{name}", "free some space and repeat the command; it goes on"))
         raise
     return result if isinstance(result, int) else 0
+
+
+def check_folder() -> None:
+    """Raise NotFound where the working folder was deleted: libraries break off in one without a word to a user."""
+    try:
+        os.getcwd()
+    except FileNotFoundError as error:
+        raise NotFound("the working folder is gone", 'go to one that is there: cd "$HOME"') from error
 
 
 def run() -> None:

@@ -182,6 +182,11 @@ def for_encoding(text: str, encoding: str | None) -> str:
         return text.translate(_ASCII).encode("ascii", "replace").decode("ascii")
 
 
+def is_text(line: str) -> bool:
+    """Whether a line could be read whole: bytes that are no text come as lone surrogates."""
+    return not any("\ud800" <= letter <= "\udfff" for letter in line)
+
+
 def beside(left: Sequence[str], right: Sequence[str], width: int, gap: int = 3) -> list[str]:
     """Two blocks side by side where both fit `width` uncut, else one below the other, cut."""
     column = max(map(width_of, left), default=0) + gap

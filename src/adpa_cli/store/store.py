@@ -12,6 +12,7 @@ import json
 import os
 import re
 import shlex
+import stat
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -137,7 +138,7 @@ class Store:
             places = [folder / FOLDER for folder in (here, *here.parents)]
             asked = f"no {FOLDER} in {here} or above it"
         for place in places:
-            if (place / MARKER).is_file():
+            if os.path.isfile(place / MARKER):  # pathlib raises for a folder above that others may not look into
                 return cls(_supported(place))
         if not create:
             raise NotFound(asked, "name one with --store DIR or $ADPA_STORE; the first adpa sft or distill creates one")
@@ -145,15 +146,21 @@ class Store:
 
     @classmethod
     def find_or_empty(cls, start: Path | None = None) -> Store:
-        """The store that `find` would find, else an empty one at the place where it would be created, not created."""
+        """The store that `find` would find, else an empty one at the place where it would be created, not created.
+
+        Raises UsageError for a place where nothing can be made.
+        """
         try:
-            return cls.find(start)
+            store = cls.find(start)
         except NotFound:
             given = start or os.environ.get("ADPA_STORE")
-            return cls(_free_place(expanded(given).absolute() if given else Path.cwd() / FOLDER))
+            store = cls(expanded(given).absolute() if given else Path.cwd() / FOLDER)
+        _check_place(store.root)
+        return store
 
     @classmethod
     def _create(cls, root: Path) -> Store:
+        _check_place(root)
         if root.exists() and (not root.is_dir() or any(root.iterdir())):
             raise UsageError(
                 f"{root} holds other things and is no store", f"give an empty folder: --store {root / FOLDER}"
@@ -345,12 +352,25 @@ def _unknown(store: Store, text: str) -> NotFound:
     )
 
 
-def _free_place(root: Path) -> Path:
-    """The same path. Raises UsageError where no folder can be made, because something in its path is a file."""
-    existing = next(path for path in (root, *root.parents) if path.exists())
-    if not existing.is_dir():
-        raise UsageError(f"{root} cannot be a store: {existing} is a file", "give a folder: --store DIR")
-    return root
+def _check_place(root: Path) -> None:
+    """Raise UsageError where no store can be: below a file, where others may not look, by a name that is no text."""
+    for path in (root, *root.parents):
+        try:
+            is_folder = stat.S_ISDIR(os.stat(path).st_mode)
+        except PermissionError as error:
+            raise UsageError(f"{root} cannot be a store: {error.strerror}", "give a folder: --store DIR") from error
+        except OSError:
+            continue
+        if not is_folder:
+            raise UsageError(f"{root} cannot be a store: {path} is a file", "give a folder: --store DIR")
+        break
+    try:
+        str(root).encode()
+    except UnicodeEncodeError as error:
+        name = "a folder in its path has a name that is not UTF-8 text"
+        raise UsageError(
+            f"{root} cannot be a store: {name}", "rename it, or give another folder: --store DIR"
+        ) from error
 
 
 def _supported(root: Path) -> Path:

@@ -96,14 +96,9 @@ def read_prompts() -> list[str]:
     if not lines:
         raise NotFound("chat -: nothing came through the pipe", "send one prompt a line")
     for number, line in enumerate(lines, 1):
-        if not is_text(line):
+        if not text.is_text(line):
             raise UsageError(f"chat -: prompt {number} is not UTF-8 text", "iconv -t UTF-8")
     return lines
-
-
-def is_text(line: str) -> bool:
-    """Whether a line could be read whole: bytes that are no text come as lone surrogates."""
-    return not any("\ud800" <= letter <= "\udfff" for letter in line)
 
 
 def answer_all(
@@ -145,7 +140,7 @@ def converse(trained: Sequence[Trained], opening: list[Message], sampling: Sampl
                 _note("forgotten")
             elif line.startswith("/"):
                 _note(COMMANDS)
-            elif not is_text(line):
+            elif not text.is_text(line):
                 _note("that is not UTF-8 text")
             elif line:
                 conversations, pressed = _turn(models, conversations, line, sampling)

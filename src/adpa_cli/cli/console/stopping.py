@@ -85,8 +85,8 @@ class Stopping:
 def stoppable(again: Callable[[], str], after: float | None = None) -> Iterator[Stopping]:
     """Catch the stopping signals for the time of a command, and stop it `after` seconds from its start.
 
-    `again` is the command that goes on. Signals that are ignored already stay so, as `nohup` and shells want it, but for
-    the alarm that `after` asks for. Raises Stopped for a signal that comes outside of stage work.
+    `again` is the command that goes on. Signals that are ignored already stay so, as `nohup` and shells want it, but
+    for the alarm that `after` asks for. Raises Stopped for a signal that comes outside of stage work.
     """
     stopping = Stopping(again)
     names = {*Stopped.heeded(), *(["SIGALRM"] if after is not None else [])}

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adpa_cli.errors import AdpaError, NotFound, UsageError
-from adpa_cli.report.text import for_encoding
+from adpa_cli.report.text import for_encoding, is_text
 
 if TYPE_CHECKING:
     from adpa_cli.store.manifest import Manifest
@@ -89,9 +89,11 @@ def take_globals(argv: Sequence[str]) -> list[str]:
 
 
 def _check_values(words: Sequence[str]) -> None:
-    """Raise UsageError for the empty word that a failed `$(adpa …)` leaves behind."""
+    """Raise UsageError for the empty word that a failed `$(adpa …)` leaves behind, and for one that is no text."""
     for before, word in zip(["", *words], words, strict=False):
         name, mark, value = word.partition("=") if word.startswith("--") else (before, "=", word)
+        if not is_text(word):
+            raise UsageError(f"{word} is not UTF-8 text", "rename the file or folder: no library opens it by that name")
         if mark and not value.strip():
             option = name if name.startswith("-") else "REF"
             if option not in _OWN_WORDS:
@@ -149,11 +151,12 @@ def read_ids(option: str) -> list[str]:
         raise UsageError(f"{option} - reads ids from a pipe, and stdin is a terminal", f"adpa … | adpa … {option} -")
     try:
         text = "" if sys.stdin is None else sys.stdin.read()
-        text.encode()
-    except UnicodeError as error:
+    except UnicodeDecodeError as error:
         raise UsageError(f"{option} -: what came through the pipe is no text", "pipe ids: adpa … | adpa …") from error
     except OSError:  # a stdin that was closed, or a folder
         text = ""
+    if not is_text(text):
+        raise UsageError(f"{option} -: what came through the pipe is no text", "pipe ids: adpa … | adpa …")
     ids = _ids_in(text.removeprefix("\ufeff"), option)
     if not ids:
         raise NotFound(f"{option} -: nothing came through the pipe", "the command before it failed, or made nothing")
