@@ -108,6 +108,30 @@ def test_without_the_end_token_it_adds_nothing_there_but_still_counts():
     assert torch.equal(off["sft"], on["sft"])
 
 
+@pytest.mark.parametrize("tail", ["bucket", "renormalised"])
+def test_a_position_that_the_signal_does_not_cover_is_no_divergence_and_no_gradient(tail):
+    """What an imported capture holds where it has no position: no id with mass, all of it in the rest."""
+    params = DCKD.params(tail=tail)
+    inputs = batch_for(DCKD, params)
+    views = {n.part: view_of(inputs[n.part], n, 4) for n in DCKD.needs_for(params)}
+    where = inputs["chosen"].end
+    signal = views["chosen"].signal
+    bare = dataclasses.replace(
+        signal,
+        logps=signal.logps.masked_fill(where[..., None], -math.inf),
+        label_logps=signal.label_logps.masked_fill(where, -math.inf),
+        rest_logps=signal.rest_logps.masked_fill(where, 0.0),
+    )
+    whole = {term.name: term.values for term in DCKD.terms(views, params)}
+    views["chosen"] = dataclasses.replace(views["chosen"], signal=bare, label_in_topk=views["chosen"].label_in_topk)
+    values = {term.name: term.values for term in DCKD.terms(views, params)}["kl_chosen"]
+    assert torch.equal(values, whole["kl_chosen"].masked_fill(where, 0.0))
+    (slope,) = torch.autograd.grad(values.sum(), [inputs["chosen"].logits])
+    assert not slope[where].any()
+    assert torch.isfinite(slope).all()
+    assert slope[inputs["chosen"].mask & ~where].any()
+
+
 def test_release_preset_against_the_released_formula():
     """One pair per micro-batch: token mean of CE plus 0.1 times each side's mean of the KL, 0 at the end token."""
     from adpa_cli.spec import make
