@@ -17,6 +17,7 @@ from adpa_cli.data.templates import Template
 from adpa_cli.data.tokenizer import Tokenizer, compare
 from adpa_cli.errors import AdpaError, DataError, named_row
 from adpa_cli.estimate.cost import Cost, fullest
+from adpa_cli.families import READY_PAIRS
 from adpa_cli.hub import External
 from adpa_cli.hub import repository as hub
 from adpa_cli.hub.externals import dialogues_of, pairs_of
@@ -299,7 +300,8 @@ def _smaller(node: Node, load: Load, room: int) -> tuple[str, bool]:
     if where.kind == "cpu" and where.processes > 1 and fits(node, one, Where(where.kind)):
         return "--gpus 1: on a CPU every process holds the whole model", False
     if node.role in ("aligned teacher", "reference teacher"):
-        return "a ready pair, which is not trained: --teacher tulu-3-8b or zephyr-7b; or a smaller teacher", False
+        ready = " or ".join(pair.alias for pair in READY_PAIRS)
+        return f"a ready pair, which is not trained: --teacher {ready}; or a smaller teacher", False
     if node.declared.kind == "training":
         return "a smaller student (adpa models), or a machine with more memory", False
     return "a smaller model (adpa models), or a machine with more memory", False
