@@ -58,8 +58,8 @@ def _older_rotary(config: Json) -> dict[str, Any]:
         names = {"rotary_emb_base": "rope_theta", "rotary_pct": "partial_rotary_factor"}
         older |= {name: older[of] for name, of in names.items() if of in older}
     scaling = {key: v for key, v in everywhere.items() if key not in ("rope_theta", "partial_rotary_factor")}
-    scaled = scaling.get("rope_type", "default") != "default"
-    older["rope_scaling"] = config.get("rope_scaling") or (_older_scaling(scaling) if scaled else None)
+    if scaling.get("rope_type", "default") != "default" and not config.get("rope_scaling"):
+        older["rope_scaling"] = _older_scaling(scaling)
     return older
 
 
