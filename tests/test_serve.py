@@ -20,7 +20,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from adpa_cli.engine.models import save
-from support.tiny_models import END, TEMPLATE, VOCABULARY, tiny_tokenizer
+from support.tiny_models import END, TEMPLATE, VOCABULARY, as_ours, pretrained_tokenizer
 
 SAYS = ("<end>", "w1", "w2", "<end>")
 
@@ -28,9 +28,9 @@ SAYS = ("<end>", "w1", "w2", "<end>")
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model that answers `w1 w2 <end>` to everything, and again from there on if nothing stops it."""
-    tokenizer = tiny_tokenizer()
+    tokenizer = pretrained_tokenizer()
     folder = tmp_path_factory.mktemp("checkpoint")
-    save(_sayer(tokenizer), tokenizer, folder, TEMPLATE, "<end>")
+    save(_sayer(tokenizer), as_ours(tokenizer), folder, TEMPLATE, "<end>")
     assert tokenizer.eos_token == "</s>", "the base model ends elsewhere"
     return folder
 

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import AutoTokenizer
 
-from adpa_cli.data.chat import ZEPHYR, Encoder, Template
+from adpa_cli.data.chat import Encoder
 from adpa_cli.data.examples import Message
-from adpa_cli.engine.models import load_tokenizer
+from adpa_cli.data.templates import ZEPHYR, Template
 from adpa_cli.lab import BASES
 from adpa_cli.planning.distill_builder import Distill, plan_distill
 from adpa_cli.planning.planner import Plan
@@ -117,7 +118,7 @@ def test_the_checkpoints_of_a_foreign_base_carry_the_teachers_template(
     words = ("distill", "--method", "dckd", "--data", pipeline.data, "--sft-data", "tiny-sft", *FEW)
     more = ("--set", "sft.max_steps=1", "--set", "sft.limit=8", "--set", "sft.max_length=128")
     made = pipeline.store / cli(*words, *more, "--student", base, "--teacher", teacher).ref
-    tokenizer = load_tokenizer(made)
+    tokenizer = AutoTokenizer.from_pretrained(made)
     assert (tokenizer.chat_template, tokenizer.eos_token) == (OWN, "<|end|>")
     assert json.loads((made / "generation_config.json").read_text())["eos_token_id"] == tokenizer.eos_token_id
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoTokenizer
 
-from adpa_cli.data.chat import ZEPHYR
-from adpa_cli.engine.models import load_tokenizer
+from adpa_cli.data.templates import ZEPHYR
 from adpa_cli.lab import BASES
 from adpa_cli.store.store import Store
 from support.cli_samples import Cli, Pipeline
@@ -89,7 +89,7 @@ def test_a_base_model_without_template_gets_the_default_one_said_and_saved(
 ) -> None:
     ran = cli("sft", "--model", "./base", "--data", pipeline.data, *FEW)
     assert "base has no chat template; the default one (zephyr) is set and saved" in ran.err
-    saved = load_tokenizer(pipeline.store / ran.ref)
+    saved = AutoTokenizer.from_pretrained(pipeline.store / ran.ref)
     assert saved.chat_template == ZEPHYR.text
     assert json.loads((pipeline.store / ran.ref / "generation_config.json").read_text())["eos_token_id"] == 3
 

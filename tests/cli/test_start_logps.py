@@ -9,9 +9,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import AutoTokenizer
 
-from adpa_cli.data.chat import Encoder, Template
-from adpa_cli.engine.models import load, load_tokenizer
+from adpa_cli.data.chat import Encoder
+from adpa_cli.data.templates import Template
+from adpa_cli.data.examples import Message
+from adpa_cli.data.tokenizer import Tokenizer
+from adpa_cli.engine.models import load
 from adpa_cli.store import gc
 from adpa_cli.store.manifest import Manifest
 from adpa_cli.store.store import Store
@@ -111,15 +115,16 @@ def test_a_training_reads_the_numbers_of_its_start(pipeline: Pipeline, cli: Cli,
 
 def sums(folder: Path, made: Manifest) -> list[tuple[float, float]]:
     """Log-probs of the chosen and of the rejected answer of each pair, one forward each, in float64."""
-    tokenizer, model = load_tokenizer(folder), load(folder).double()
-    encoder = Encoder(tokenizer, Template(made.spec["template"], made.spec["end"]))
+    tokenizer, model = AutoTokenizer.from_pretrained(folder), load(folder).double()
+    encoder = Encoder(Tokenizer.of(folder), Template(made.spec["template"], made.spec["end"]))
     found = []
     for line in Path("few/train.jsonl").read_text().splitlines():
         row = json.loads(line)
         both = []
         for part in ("chosen", "rejected"):
             ids = tokenizer.apply_chat_template([*row["prompt"], *row[part]])["input_ids"]
-            answer = list(encoder.answer(row[part][-1]["content"]))
+            turns = tuple(Message(**turn) for turn in row["prompt"])
+            answer = encoder.answer(turns, row[part][-1]["content"])
             assert ids[-len(answer) :] == answer
             with torch.no_grad():
                 logps = model(torch.tensor([ids])).logits[0].log_softmax(-1)

@@ -21,7 +21,8 @@ from transformers import (
     Qwen2Config,
 )
 
-from adpa_cli.engine.models import body_and_head, check_head, hidden_states, load, load_tokenizer, output_head, save
+from adpa_cli.data.tokenizer import Tokenizer
+from adpa_cli.engine.models import body_and_head, check_head, hidden_states, load, output_head, save
 from adpa_cli.errors import AdpaError, NotFound
 from adpa_cli.tensors.head import selected_logps
 from adpa_cli.tensors.output import Head
@@ -97,20 +98,20 @@ def test_generation_by_plain_transformers_stops_at_the_end_token(tmp_path: Path)
 
 
 def test_the_saved_tokenizer_has_the_template_and_the_end_token(folder: Path) -> None:
-    for tokenizer in (load_tokenizer(folder), AutoTokenizer.from_pretrained(folder)):
-        assert tokenizer.eos_token == "<end>"
-        text = tokenizer.apply_chat_template([{"role": "user", "content": "w1 w2"}], tokenize=False)
-        assert text == "w1 w2 <end> "
-        assert tokenizer("w1 w2 <end>").input_ids == [6, 7, END]
+    tokenizer, ours = AutoTokenizer.from_pretrained(folder), Tokenizer.of(folder)
+    assert (tokenizer.eos_token, ours.named["eos_token"]) == ("<end>", "<end>")
+    text = tokenizer.apply_chat_template([{"role": "user", "content": "w1 w2"}], tokenize=False)
+    assert text == "w1 w2 <end> "
+    assert tokenizer("w1 w2 <end>").input_ids == ours.ids("w1 w2 <end>") == [6, 7, END]
 
 
 def test_saving_changes_neither_model_nor_tokenizer(tmp_path: Path) -> None:
     model, tokenizer = tiny_llama().to(torch.bfloat16), tiny_tokenizer()
-    generation, config = model.generation_config, model.config.to_dict()
+    generation, config, before = model.generation_config, model.config.to_dict(), tokenizer.core.to_str()
     save(model, tokenizer, tmp_path, TEMPLATE, "<end>")
     assert model.generation_config is generation
     assert model.config.to_dict() == config
-    assert (model.dtype, tokenizer.eos_token, tokenizer.chat_template) == (torch.bfloat16, "</s>", None)
+    assert (model.dtype, tokenizer.named["eos_token"], tokenizer.core.to_str()) == (torch.bfloat16, "</s>", before)
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -221,11 +222,11 @@ def test_a_folder_that_does_not_load_is_named_with_a_hint(folder: Path, damage: 
 def test_a_folder_without_a_usable_tokenizer_says_what_to_do(folder: Path) -> None:
     (folder / "tokenizer.json").write_text("{")
     with pytest.raises(AdpaError, match="does not load") as caught:
-        load_tokenizer(folder)
+        Tokenizer.of(folder)
     assert caught.value.hint
     (folder / "tokenizer.json").unlink()
     with pytest.raises(NotFound, match="has no tokenizer"):
-        load_tokenizer(folder)
+        Tokenizer.of(folder)
 
 
 SMALL = {"vocab_size": VOCABULARY, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}

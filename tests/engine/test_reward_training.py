@@ -118,10 +118,9 @@ def test_a_stopped_run_goes_on_to_the_same_weights(base: Path, tmp_path: Path) -
 
 def test_padding_is_no_token_that_ends_an_answer(base: Path) -> None:
     tokenizer = tiny_tokenizer()
-    assert load_reward_model(base, tokenizer, END, "cpu").config.pad_token_id == PAD == tokenizer.pad_token_id
-    tokenizer.pad_token = "<end>"
-    model = load_reward_model(base, tokenizer, END, "cpu")
-    assert model.config.pad_token_id == tokenizer.pad_token_id == tokenizer.bos_token_id != END
+    assert load_reward_model(base, tokenizer, END, "cpu").config.pad_token_id == PAD == tokenizer.named_id("pad_token")
+    model = load_reward_model(base, tokenizer.padded_with(END), END, "cpu")
+    assert model.config.pad_token_id == tokenizer.named_id("bos_token") != END
 
 
 def test_a_classifier_of_several_classes_is_refused(tmp_path: Path) -> None:
@@ -150,7 +149,7 @@ def test_a_judge_hears_greedy_answers_to_every_prompt() -> None:
         return [float(len(ids)) for ids in answers.values()]
 
     prompts = {"a": [5, 6], "b": [7], "c": [8, 9, 10]}
-    decoding = Decoding(Sampling(max_new_tokens=4), END, PAD, 64)
+    decoding = Decoding(Sampling(max_new_tokens=4), (END,), PAD, 64)
     found = RewardSelection(prompts, length, decoding).score(Student(model, "float32"), make_accelerator())
     for name, ids in prompts.items():
         taken = list(ids)

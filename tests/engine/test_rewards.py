@@ -14,7 +14,7 @@ from adpa_cli.data.examples import Message
 from adpa_cli.engine.rewards.reward_model import reward_scores
 from adpa_cli.errors import AdpaError, NotFound
 from adpa_cli.hub import Located
-from support.tiny_models import PAD, TEMPLATE, VOCABULARY, tiny_tokenizer
+from support.tiny_models import PAD, TEMPLATE, VOCABULARY, pretrained_tokenizer
 
 DIALOGUES = [
     ([("user", "w1 w2")], "w3"),
@@ -38,13 +38,13 @@ def made(folder: Path, labels: int = 1, pad: int | None = None, tokenizer: Any =
     torch.manual_seed(0)
     model = LlamaForSequenceClassification(config(labels, pad)).eval()
     model.save_pretrained(folder)
-    (tokenizer or tiny_tokenizer()).save_pretrained(folder)
+    (tokenizer or pretrained_tokenizer()).save_pretrained(folder)
     return model
 
 
 def plain(model: Any, dialogues: Any, most: int = 1000, prefix: tuple[int, ...] = ()) -> list[float]:
     """One row at a time, without padding: each turn's words and the end token, by the template's own words."""
-    tokenizer, found = tiny_tokenizer(), []
+    tokenizer, found = pretrained_tokenizer(), []
     for turns, answer in dialogues:
         text = " ".join(f"{content} <end>" for _, content in (*turns, ("assistant", answer)))
         ids = [*prefix, *tokenizer.convert_tokens_to_ids(text.split())][-most:]
@@ -70,7 +70,7 @@ def test_rewards_equal_a_plain_forward(pad: int | None, budget: int, tmp_path: P
 
 
 def test_without_a_pad_token_the_end_token_is_still_read(tmp_path: Path) -> None:
-    tokenizer = tiny_tokenizer()
+    tokenizer = pretrained_tokenizer()
     tokenizer.pad_token = None
     tokenizer.eos_token = "<end>"
     model = made(tmp_path, tokenizer=tokenizer)
@@ -79,7 +79,7 @@ def test_without_a_pad_token_the_end_token_is_still_read(tmp_path: Path) -> None
 
 
 def test_the_models_own_template_comes_first(tmp_path: Path) -> None:
-    tokenizer = tiny_tokenizer()
+    tokenizer = pretrained_tokenizer()
     tokenizer.chat_template = TEMPLATE
     model = made(tmp_path, tokenizer=tokenizer)
     other = "{% for message in messages %}w0 {% endfor %}"
@@ -97,7 +97,7 @@ def test_long_dialogues_keep_their_end(tmp_path: Path) -> None:
 def test_a_tokenizer_that_adds_a_start_token_adds_one(tmp_path: Path) -> None:
     from tokenizers.processors import TemplateProcessing
 
-    tokenizer = tiny_tokenizer()
+    tokenizer = pretrained_tokenizer()
     tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 2)])
     model = made(tmp_path, tokenizer=tokenizer)
     expected = plain(model, DIALOGUES, prefix=(2,))
@@ -123,7 +123,7 @@ def test_a_classifier_of_several_classes_is_refused(labels: int, tmp_path: Path)
 
 def test_a_language_model_is_no_reward_model(tmp_path: Path) -> None:
     LlamaForCausalLM(config(labels=1)).save_pretrained(tmp_path)
-    tiny_tokenizer().save_pretrained(tmp_path)
+    pretrained_tokenizer().save_pretrained(tmp_path)
     with pytest.raises(AdpaError, match=r"score\.weight"):
         rewards(tmp_path)
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from adpa_cli.data.chat import Template
+from adpa_cli.data.templates import Template
 from adpa_cli.engine import costs as disk
 from adpa_cli.engine import costs as memory
 from adpa_cli.estimate import cost as times
@@ -37,7 +37,7 @@ from adpa_cli.spec import Runtime, TrainSpec
 from adpa_cli.stages import Load, Node, every, training
 from adpa_cli.store.store import Store
 from support.cli_samples import Cli, Pipeline, write_rows
-from support.tiny_models import tiny_tokenizer
+from support.tiny_models import pretrained_tokenizer
 
 SIDES = {"hidden": 10, "layers": 2, "inner": 30, "keys": 5, "width": 10, "vocabulary": 40}
 SMALL = ModelSize(parameters=1000, **SIDES, tensors=3, beside=700)
@@ -492,7 +492,7 @@ def model_of_12m(folder: Path) -> Path:
         max_position_embeddings=1024, tie_word_embeddings=True,
     )  # fmt: skip
     LlamaForCausalLM(config).save_pretrained(folder)
-    tiny_tokenizer().save_pretrained(folder)
+    pretrained_tokenizer().save_pretrained(folder)
     return folder
 
 

@@ -13,8 +13,8 @@ import jinja2
 import pytest
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from adpa_cli.data.chat import LLAMA3, ZEPHYR
 from adpa_cli.data.examples import Message
+from adpa_cli.data.templates import LLAMA3, ZEPHYR
 from adpa_cli.errors import DataError
 from adpa_cli.interchange.export import Render, go_template
 

@@ -8,10 +8,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from transformers import AutoTokenizer
 
-from adpa_cli.data.chat import Encoder, Template
+from adpa_cli.data.chat import Encoder
+from adpa_cli.data.templates import Template
 from adpa_cli.data.preferences import load_pairs
-from adpa_cli.engine.models import load_tokenizer
+from adpa_cli.data.tokenizer import Tokenizer
 from adpa_cli.hub.externals import open_sources
 from adpa_cli.signal.rows import token_hash
 from adpa_cli.signal.shard import SignalReader
@@ -24,10 +26,10 @@ from support.import_samples import DOCUMENTED, Sequences, completion, ranked, wr
 def sequences(pipeline: Pipeline) -> Sequences:
     model = pipeline.made("aligned teacher")
     spec = Store.find(pipeline.store).resolve(model).spec
-    encoder = Encoder(load_tokenizer(pipeline.store / model), Template(spec["template"], spec["end"]))
+    encoder = Encoder(Tokenizer.of(pipeline.store / model), Template(spec["template"], spec["end"]))
     pairs = load_pairs(open_sources([str(pipeline.data)]), "train").items
     rows = [
-        (pair.id, part, encoder.prompt(pair.prompt), encoder.answer(getattr(pair, part)))
+        (pair.id, part, encoder.prompt(pair.prompt), encoder.answer(pair.prompt, getattr(pair, part)))
         for pair in pairs
         for part in ("chosen", "rejected")
     ]
@@ -115,7 +117,7 @@ def test_chat_completions_are_matched_by_their_messages_and_hold_the_rest(
     pipeline: Pipeline, cli: Cli, sequences: Sequences, tmp_path: Path
 ) -> None:
     pairs = {pair.id: pair for pair in load_pairs(open_sources([str(pipeline.data)]), "train").items}
-    tokenizer = load_tokenizer(pipeline.store / sequences.model)
+    tokenizer = AutoTokenizer.from_pretrained(pipeline.store / sequences.model)
     rng, lines = np.random.default_rng(1), []
     for example, _, _, answer in sequences.rows:
         turns = [vars(turn) for turn in pairs[example].prompt]
@@ -153,13 +155,13 @@ def test_chat_completions_are_matched_by_their_messages_and_hold_the_rest(
         (lambda c: c[0]["top_logprobs"][1].update(logprob=0.0), 1, "position 0: its tokens have a mass"),
         (lambda c: c[0].pop("top_logprobs"), 1, "position 0"),
         (lambda c: c.clear(), 1, "line 1: it has no logprobs.content"),
-        (lambda c: c.pop(), 1, "the end, the data have id"),
+        (lambda c: (c.pop(), c.pop()), 1, "the end, the data have id"),
     ],
 )
 def test_completions_that_cannot_be_read_name_line_and_position(
     pipeline: Pipeline, cli: Cli, sequences: Sequences, tmp_path: Path, change: Any, code: int, expected: str
 ) -> None:
-    tokenizer = load_tokenizer(pipeline.store / sequences.model)
+    tokenizer = AutoTokenizer.from_pretrained(pipeline.store / sequences.model)
     made = completion(tokenizer, sequences.rows[0][3], np.random.default_rng(2), sequences.size)
     change(made["choices"][0]["logprobs"]["content"])
     (tmp_path / "one.jsonl").write_text(json.dumps(made) + "\n")

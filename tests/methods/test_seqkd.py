@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from adpa_cli import methods
-from adpa_cli.data.chat import Encoder, Template
+from adpa_cli.data.chat import Encoder
+from adpa_cli.data.templates import Template
+from adpa_cli.data.tokenizer import Tokenizer
 from adpa_cli.engine.layout import examples as ex
-from adpa_cli.engine.models import load_tokenizer
 from adpa_cli.errors import DataError
 from adpa_cli.hub import Located
 from adpa_cli.hub.externals import pairs_of
@@ -71,7 +72,7 @@ def source(folder: Path, rows: list[dict[str, Any]]) -> Path:
 
 
 def encoder() -> Encoder:
-    return Encoder(load_tokenizer(BASES / "student"), Template(TEMPLATE, END))
+    return Encoder(Tokenizer.of(BASES / "student"), Template(TEMPLATE, END))
 
 
 def answered(folder: Path, data: Path, answers: list[list[int]]) -> Path:
@@ -100,10 +101,16 @@ def sequences(method: str, data: Path, rollouts: Path | None = None) -> list[tup
     return [(p.ids.tolist(), p.answer.tolist()) for e in found for p in e.parts.values()]
 
 
+def answer_of(row: dict[str, Any], part: str) -> list[int]:
+    """The ids of one answer of a row."""
+    turns = [Message(**turn) for turn in row["prompt"]]
+    return encoder().answer(turns, row[part][0]["content"])
+
+
 def test_it_reads_what_sft_reads_from_relabelled_pairs(tmp_path: Path, pairs: list[dict[str, Any]]) -> None:
     """The teacher wrote what stands as the rejected answer."""
     data = source(tmp_path / "pairs", pairs)
-    said = [encoder().answer(row["rejected"][0]["content"]) for row in pairs]
+    said = [answer_of(row, "rejected") for row in pairs]
     swapped = [{**row, "chosen": row["rejected"], "rejected": row["chosen"]} for row in pairs]
     relabelled = source(tmp_path / "relabelled", swapped)
     ours = sequences("seqkd", data, answered(tmp_path / "rollouts", data, said))
@@ -113,7 +120,7 @@ def test_it_reads_what_sft_reads_from_relabelled_pairs(tmp_path: Path, pairs: li
 
 def test_empty_answers_are_left_out_and_a_cut_one_gets_no_end(tmp_path: Path, pairs: list[dict[str, Any]]) -> None:
     data, coder = source(tmp_path / "pairs", pairs), encoder()
-    said = [coder.answer(row["chosen"][0]["content"]) for row in pairs]
+    said = [answer_of(row, "chosen") for row in pairs]
     cut = said[2][:-1]
     ours = sequences("seqkd", data, answered(tmp_path / "rollouts", data, [[], [coder.end_id], cut, *said[3:]]))
     whole = sequences("sft", data)

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 from tokenizers import Tokenizer, models, normalizers
-from transformers import PreTrainedTokenizerFast
 
-from adpa_cli.data.chat import ZEPHYR, Encoder, Template
+from adpa_cli.data.chat import Encoder
 from adpa_cli.data.examples import Message
+from adpa_cli.data.templates import ZEPHYR, Template
+from adpa_cli.data.tokenizer import Tokenizer as FolderTokenizer
 from adpa_cli.engine.models import load, save
 from adpa_cli.errors import DataError
 from adpa_cli.families import alias_of_base, family_of_base
@@ -62,11 +63,11 @@ def test_nothing_beneath_a_finished_artifact_is_looked_at(store: Store) -> None:
 def test_a_capture_for_a_smaller_vocabulary_says_so_in_its_spec(tmp_path: Path, store: Store) -> None:
     for name, words in (("student", ()), ("teacher", ("extra",))):
         tokenizer = tiny_tokenizer()
-        tokenizer.add_tokens(list(words))
+        tokenizer.core.add_tokens(list(words))
         save(tiny_llama(vocabulary=64), tokenizer, tmp_path / name, TEMPLATE, "<end>")
     found = Names(store)
     student, teacher = (found.folder(tmp_path / name) for name in ("student", "teacher"))
-    size = len(tiny_tokenizer())
+    size = len(tiny_tokenizer().vocabulary)
     assert lineage.smaller_vocabulary(student, teacher, store) == size
     assert lineage.smaller_vocabulary(teacher, student, store) is None
     family = lineage.family_of(student, store)
@@ -105,9 +106,11 @@ def test_an_answer_does_not_begin_with_the_space_that_sentencepiece_puts_before_
     pieces = [("<unk>", 0.0), ("<s>", 0.0), ("</s>", 0.0), ("▁", -2.0), ("▁Hello", -1.0), ("Hello", -1.0), ("\n", -1.0)]
     core = Tokenizer(models.Unigram(pieces, 0))
     core.normalizer = normalizers.Prepend("▁")
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
-    assert tokenizer.tokenize("Hello") == ["▁Hello"]
-    assert tokenizer.convert_ids_to_tokens(Encoder(tokenizer, ZEPHYR).answer("Hello")) == ["Hello", "</s>"]
+    core.add_special_tokens(["<s>", "</s>"])
+    tokenizer = FolderTokenizer(core, {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"})
+    assert [tokenizer.token_of(i) for i in tokenizer.ids("Hello")] == ["▁Hello"]
+    answer = Encoder(tokenizer, ZEPHYR).answer([Message("user", "Hello")], "Hello")
+    assert [tokenizer.token_of(i) for i in answer] == ["Hello", "</s>"]
 
 
 def test_weights_are_loaded_in_float32_whatever_a_folder_holds(tmp_path: Path) -> None:

@@ -5,8 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import Tokenizer as Core
+from tokenizers import models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from adpa_cli.data.tokenizer import NAMED, Tokenizer
 
 SPECIAL = ("<unk>", "<pad>", "<s>", "</s>", "<end>")
 WORDS = tuple(f"w{number}" for number in range(32))
@@ -15,9 +18,20 @@ PAD, END = 1, 4
 TEMPLATE = "{% for message in messages %}{{ message['content'] }} <end> {% endfor %}"
 
 
-def tiny_tokenizer() -> Any:
+def tiny_tokenizer() -> Tokenizer:
+    return as_ours(pretrained_tokenizer())
+
+
+def as_ours(tokenizer: Any) -> Tokenizer:
+    """A tokenizer of transformers as it is when it is saved and read here."""
+    named = {name: token for name in NAMED if (token := getattr(tokenizer, name)) is not None}
+    return Tokenizer(tokenizer.backend_tokenizer, named)
+
+
+def pretrained_tokenizer() -> Any:
+    """The same tokenizer as transformers has it."""
     vocabulary = {token: number for number, token in enumerate(SPECIAL + WORDS)}
-    inner = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    inner = Core(models.WordLevel(vocabulary, unk_token="<unk>"))
     inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     return PreTrainedTokenizerFast(
         tokenizer_object=inner,
