@@ -68,11 +68,21 @@ Ask = Callable[[tuple[str, ...], str], Layout]
 
 
 def split_off(text: str) -> tuple[str, str]:
-    """(a source without its split, the split or ""): folders and files may have a # in their names too."""
-    if "#" not in text or text.lower().endswith(EXTENSIONS) or os.path.exists(os.path.expanduser(text)):
-        return text, ""
-    base, _, split = text.rpartition("#")
-    return base, split
+    """(a source without its split, the split or ""): folders and files may have a # in their names too.
+
+    `NAME:CONFIG` is split as `NAME#CONFIG` is, where nothing lies here under that whole name.
+    """
+    base, split = text, ""
+    if "#" in text and not text.lower().endswith(EXTENSIONS) and not _is_here(text):
+        base, _, split = text.rpartition("#")
+    named = CONFIG_AFTER.fullmatch(base)
+    if named is None or _is_here(base):
+        return base, split
+    return named["base"], f"{named['config']}/{split}" if split else named["config"]
+
+
+def _is_here(path: str) -> bool:
+    return os.path.exists(os.path.expanduser(path))
 
 
 def parse_source(text: str) -> Source:
@@ -84,9 +94,7 @@ def parse_source(text: str) -> Source:
         raise UsageError("a data source is empty", "name a file, a folder (./NAME) or a hub data set (org/name)")
     base, split = split_off(text)
     path = expanded(base)
-    if (named := CONFIG_AFTER.fullmatch(base)) and not path.exists():
-        base, split = named["base"], f"{named['config']}/{split}" if split else named["config"]
-        path, text = expanded(base), f"{base}#{split}"
+    text = f"{base}#{split}" if split else base
     if base.lower().endswith(EXTENSIONS) and not path.is_dir():
         if split:
             raise UsageError(f"{text}: a file has no splits", f"leave out #{split}, or name a folder or a hub data set")
@@ -132,12 +140,6 @@ def parts(source: Source, side: str = "train", purpose: str = "pairs") -> list[S
     mark, splits, named = configuration(source, layout_of(source.path))
     names = splits.get("") or splits[_choose_split(source.base, mark, splits, named, side, purpose)]
     return [replace(source, text=name, kind="file", path=source.path / name) for name in names]
-
-
-def place_of(text: str) -> str:
-    """The path of a file or folder, absolute, with its split: one spelling for all that mean the same place."""
-    source = parse_source(text)
-    return str((source.path or Path()).resolve()) + (f"#{source.split}" if source.split else "")
 
 
 def has_test(source: Source) -> bool:
