@@ -18,7 +18,7 @@ from adpa_cli.data.tokenizer import Tokenizer, compare
 from adpa_cli.errors import AdpaError, DataError, named_row
 from adpa_cli.estimate.cost import Cost, fullest
 from adpa_cli.families import READY_PAIRS
-from adpa_cli.hub import External
+from adpa_cli.hub import External, usable
 from adpa_cli.hub import repository as hub
 from adpa_cli.hub.externals import dialogues_of, pairs_of
 from adpa_cli.hub.model_folder import ModelFolder
@@ -105,6 +105,24 @@ def plain_checks(nodes: Sequence[Node], store: Store, ignored: frozenset[str] = 
                 yield functools.partial(_vocabularies, *pair, node.spec)
 
 
+def saved_checks(nodes: Sequence[Node], store: Store) -> Iterator[Check]:
+    """Whether what is trained can be saved with the ids that it was trained on; these load transformers."""
+    seen: set[Any] = set()
+    for node in _underived(nodes):
+        for role, folder in _models(node, store) if isinstance(node.spec, TrainSpec) else ():
+            key = folder, node.spec.template, node.spec.end
+            if role == "model" and key not in seen:
+                seen.add(key)
+                yield functools.partial(_saved, *key)
+
+
+def _saved(folder: Path, template: str, end: str) -> Sequence[str]:
+    from adpa_cli.engine.models import check_saved_tokenizer
+
+    check_saved_tokenizer(folder, template, end)
+    return ()
+
+
 def _models(node: Node, store: Store) -> list[tuple[str, Path]]:
     """The models that a stage reads, by role."""
     return [(role, folder_of(item, store)) for role, item in node.flat_inputs() if role in DECODER_ROLES]
@@ -185,9 +203,17 @@ def _encoder(folder: Path, template: str, end: str) -> Encoder:
 
 
 def _template(folder: Path, node: Node) -> Sequence[str]:
-    """The end token is one id of the tokenizer; what is worth knowing of the template."""
-    encoder = _encoder(folder, node.spec.template, node.spec.end)
-    return template_words(encoder, ModelFolder.of(folder).stop_ids)
+    """The end token is one id of the tokenizer, and the model has every id that is fed; what is worth knowing of the
+    template and of the folder."""
+    encoder, inside, name = (
+        _encoder(folder, node.spec.template, node.spec.end),
+        ModelFolder.of(folder),
+        hub.title(folder),
+    )
+    prompt, (answer,) = encoder.answered((Message("user", SAMPLE),), SAMPLE)
+    if (last := max([*prompt, *answer])) >= inside.rows:
+        raise usable.beyond_rows(name, last, encoder.tokenizer.token_of(last), inside.rows)
+    return [*usable.remarks(inside, name), *template_words(encoder, inside.stop_ids)]
 
 
 def template_words(encoder: Encoder, stop_ids: Sequence[int]) -> list[str]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 from adpa_cli.errors import AdpaError
 from adpa_cli.estimate.cost import Clock, Cost, cost_of, fullest
-from adpa_cli.estimate.preflight import fit_problems, is_here, plain_checks, refuse, run_checks
+from adpa_cli.estimate.preflight import fit_problems, is_here, plain_checks, refuse, run_checks, saved_checks
 from adpa_cli.hub import External
 from adpa_cli.hub import repository as hub
 from adpa_cli.machine import Machine
@@ -157,7 +157,8 @@ def check(survey: Survey, note: Callable[[str], None]) -> None:
     hub.fetch(hub_files(missing, "dataset"), survey.store.hash_cache, note)  # the checks read every row
     late = [node for node in missing if not is_here(node)]
     reported = {error.message for error in survey.problems}
-    problems, remarks = run_checks(plain_checks(late, survey.store, survey.plan.ignored))
+    plain = plain_checks(late, survey.store, survey.plan.ignored)
+    problems, remarks = run_checks((*plain, *saved_checks(missing, survey.store)))
     for text in remarks:
         if text not in survey.remarks:  # which the plan has shown
             note(text)

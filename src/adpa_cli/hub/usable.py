@@ -102,9 +102,14 @@ def _check_ids(folder: ModelFolder, name: str) -> None:
     tokens = folder.tokens
     if tokens is None or "vocab_size" not in folder.config or tokens.last < folder.rows:
         return
-    raise DataError(
-        f"the tokenizer of {name} has ids up to {tokens.last} ({tokens.last_token!r}), and the embedding of its model "
-        f"only {folder.rows} rows: such ids are beyond the embedding",
+    raise beyond_rows(name, tokens.last, tokens.last_token, folder.rows)
+
+
+def beyond_rows(name: str, id_: int, token: str | None, rows: int) -> DataError:
+    """The error of a tokenizer with an id that the embedding of its model has no row for."""
+    return DataError(
+        f"the tokenizer of {name} has ids up to {id_} ({token!r}), and the embedding of its model only {rows} rows: "
+        "such ids are beyond the embedding",
         "put the tokenizer there that belongs to the model, or enlarge the model once: "
         "model.resize_token_embeddings(len(tokenizer)), then save_pretrained into another folder",
     )
