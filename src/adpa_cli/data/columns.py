@@ -24,6 +24,8 @@ CONTENT = {
 TURN_CONTENT = {"tools", "functions", "function_calls", "reasoning", "thinking", "parts", "image", "images", "video",
                 "videos", "audio", "audios", "file", "files", "documents", "attachments"}  # fmt: skip
 """Likewise the keys of a turn."""
+ENOUGH = 1000
+"""Rows in which a column merely repeats what is read, after which nobody looks whether it still does."""
 LONG_TEXT = 32
 """Characters of a text that stands inside another one by no chance."""
 
@@ -58,6 +60,8 @@ class UnreadColumns:
         for name, value in row.items_unread():
             if name not in CONTENT:
                 self._first.setdefault(name, (item.row, ""))
+                continue
+            if self._repeated[name] >= ENOUGH and not self._own[name]:
                 continue
             said = _texts(item) if said is None else said
             if _repeats(name, value, said, item):

@@ -193,7 +193,7 @@ def unread_keys(value: object) -> Iterator[tuple[str, Any]]:
     if isinstance(value, str):
         value = _literal(value)
     for turn in value if isinstance(value, list) else [value]:
-        if isinstance(turn, Mapping) and _is_turn(turn) and turn.keys() - TURN_KEYS:
+        if isinstance(turn, Mapping) and not turn.keys() <= TURN_KEYS and _is_turn(turn):
             yield from (each for each in turn.items() if each[0] not in TURN_KEYS and each[1] not in (None, "", [], {}))
 
 
@@ -210,7 +210,9 @@ def _turn(turn: object, place: str, field: str) -> Message:
     content, calls = turn.get(said), turn.get("tool_calls") or turn.get(CALLED)
     if role.lower() == CALLED:
         content, calls = None, content
-    more: dict[str, Any] = {key: checked(turn[key], f"{place}.{key}") for key in WORDS if turn.get(key)}
+    more: dict[str, Any] = {}
+    if len(turn) > 2:
+        more = {key: checked(turn[key], f"{place}.{key}") for key in WORDS if turn.get(key)}
     if calls:
         called = [_call(call, f"{place}.tool_calls") for call in _list_of(calls, f"{place}.tool_calls")]
         more |= {"tool_calls": called} if called else {}
