@@ -105,7 +105,7 @@ def ours(model: Any, asked: list[list[int]], load: Load) -> list[list[int]]:
     sampling, names = Sampling(max_new_tokens=load.longest + 1), [str(row) for row in range(len(asked))]
     context = load.shape["max_position_embeddings"]
     room = load.slots * (len(asked[-1]) + sampling.max_new_tokens)
-    made = generate_block(model, asked, names, Decoding(sampling, END, PAD, context, load.dtype), room)
+    made = generate_block(model, asked, names, Decoding(sampling, (END,), PAD, context, load.dtype), room)
     return [answer.ids for answer in made]
 
 

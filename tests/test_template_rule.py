@@ -158,7 +158,7 @@ def test_a_teacher_that_does_not_say_what_it_was_aligned_from(hub: Hub, cli: Cli
 
 def test_a_template_writes_the_plans_end_token_and_not_the_tokenizers_own() -> None:
     tokenizer: Any = tiny_tokenizer()
-    assert tokenizer.eos_token == "</s>"
+    assert tokenizer.named["eos_token"] == "</s>"
     encoder = Encoder(tokenizer, Template(ZEPHYR.text, "<end>"))
     text = encoder.render([Message("user", "w1"), Message("assistant", "w2")], ask=False)
     assert "<end>" in text

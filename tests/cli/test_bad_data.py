@@ -103,10 +103,14 @@ def test_a_prompt_longer_than_the_context_loses_its_beginning_and_is_counted(
     write_rows(tmp_path / "pairs.jsonl", long)
     student = pipeline.made("student")
     ran = cli(*DPO, "--student", student, "--data", "pairs.jsonl")
-    assert "2 of 22 prompts with an answer were cut to max_length 128" in ran.err
-    notes = Store.find(pipeline.store).resolve(ran.ref).metrics["notes"]
-    assert "2 of 22 prompts with an answer were cut to max_length 128" in notes
-    assert "1 of 11 dialogues were cut to max_length 128" in cli(*SFT, "--data", "pairs.jsonl").err
+    said = "1 of 11 pairs were cut to max_length 128: "
+    assert said in " ".join(ran.err.split())
+    metrics = Store.find(pipeline.store).resolve(ran.ref).metrics
+    assert any(note.startswith(said) for note in metrics["notes"])
+    cut = metrics["truncation"]
+    assert (cut["rows"], cut["cut"], cut["answers"], cut["left_out"]) == (11, 1, 0, 0)
+    assert cut["tokens"] > 170
+    assert "1 of 11 dialogues were cut to max_length 128: " in cli(*SFT, "--data", "pairs.jsonl").err
     answered = cli("rollout", "--student", student, "--data", "pairs.jsonl", "--max-new-tokens", "4")
     assert len(cli("show", answered.ref, "--row", "3", "--json").out) > 2
 
@@ -114,11 +118,14 @@ def test_a_prompt_longer_than_the_context_loses_its_beginning_and_is_counted(
 def test_an_answer_cut_to_nothing_is_named(pipeline: Pipeline, cli: Cli, tmp_path: Path) -> None:
     write_rows(tmp_path / "pairs.jsonl", rows())
     student, teacher = pipeline.made("student"), pipeline.made("aligned teacher")
-    for words in ([*SFT], [*DPO, "--student", student], ["cache-teacher", "--teacher", teacher]):
+    for words in ([*DPO, "--student", student], ["cache-teacher", "--teacher", teacher]):
         said = cli.refused(1, *words, "--data", "pairs.jsonl", "--set", "max_length=1")
         assert "pairs.jsonl row " in said
         assert "do not fit into 1" in said
         assert "--set max_length=" in said
+    said = cli.refused(1, *SFT, "--data", "pairs.jsonl", "--set", "max_length=1")
+    assert "pairs.jsonl: none of 11 dialogues fits into 1 token" in said
+    assert "--set sft.max_length=" in said
     said = cli.refused(1, "rollout", "--student", student, "--data", "pairs.jsonl", "--set", "max_length=1")
     assert "pairs.jsonl row 1, prompt: leaves no answer to generate in 1" in said
     assert "try: --set rollout.max_length=2" in said

@@ -13,7 +13,7 @@ import pytest
 from adpa_cli.cli.console import make
 from adpa_cli.cli.console import streams as ask
 from adpa_cli.cli.console.plan_screen import plan_text, plan_tsv
-from adpa_cli.data.chat import Template
+from adpa_cli.data.templates import Template
 from adpa_cli.errors import AdpaError
 from adpa_cli.estimate import survey as surveys
 from adpa_cli.estimate.cost import Cost

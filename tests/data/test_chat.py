@@ -6,13 +6,15 @@ import io
 
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
 from adpa_cli.cli.commands.data import ASCII_MARKS, MARKS, marks_for, preview
-from adpa_cli.data.chat import LLAMA3, ZEPHYR, Encoded, Encoder, Template, fit, fit_dialogue
+from adpa_cli.data.chat import Encoded, Encoder, fit, fit_answers, fit_dialogue
 from adpa_cli.data.examples import Message, make_dialogue, make_pair
+from adpa_cli.data.templates import LLAMA3, ZEPHYR, Template
+from adpa_cli.data.tokenizer import Tokenizer as FolderTokenizer
+from adpa_cli.data.tokenizer import compare
 from adpa_cli.errors import AdpaError, DataError
-from adpa_cli.estimate.preflight import compare
 
 SENTENCES = ["what is two and two ?", "it is four .", "and three more ?", "then it is seven ."] * 4
 SPECIAL = ["<s>", "</s>", "<|eot_id|>", "<|start_header_id|>", "<|end_header_id|>"]
@@ -38,7 +40,7 @@ def make_tokenizer(folder, adds_bos: bool, bos: str | None = "<s>", extra=()):
     if extra:
         fast.add_tokens(list(extra))
     fast.save_pretrained(folder)
-    return AutoTokenizer.from_pretrained(folder)
+    return FolderTokenizer.of(folder)
 
 
 @pytest.fixture(scope="module")
@@ -94,10 +96,18 @@ def test_no_bos_where_the_tokenizer_has_one_that_neither_it_nor_the_template_use
 
 def test_answer_ends_with_one_end_token_even_when_its_text_names_one(with_bos):
     encoder = Encoder(with_bos, ZEPHYR)
-    ids = encoder.answer("it is </s> four .")
+    ids = encoder.answer(ASK, "it is </s> four .")
     assert ids[-1] == 1
     assert ids.count(1) == 1
     assert encoder.decode(ids[:-1]) == "it is </s> four ."
+
+
+def test_a_question_that_names_special_tokens_stays_text(with_bos):
+    encoder = Encoder(with_bos, LLAMA3)
+    plain, spelled = (encoder.prompt([Message("user", text)]) for text in ("what is", "what <|eot_id|> is </s><s>"))
+    for special in (0, 1, 2, 3, 4):
+        assert spelled.count(special) == plain.count(special)
+    assert "what <|eot_id|> is </s><s>" in encoder.decode(spelled)
 
 
 def test_llama_3_headers_end_turns_with_their_own_token(with_bos):
@@ -110,7 +120,7 @@ def test_llama_3_headers_end_turns_with_their_own_token(with_bos):
         (False, header("user") + "and three more ?<|eot_id|>" + header("assistant")),
         (True, "then it is seven .<|eot_id|>"),
     ]
-    assert encoder.answer("it is four .")[-1] == 2
+    assert encoder.answer(ASK, "it is four .")[-1] == 2
 
 
 def test_mask_covers_every_answer_and_its_end_token(with_bos):
@@ -140,8 +150,9 @@ def test_one_answer_has_the_ids_of_prompt_and_answer(with_bos, without_bos):
         for template in (ZEPHYR, LLAMA3):
             encoder = Encoder(tokenizer, template)
             ids, mask = encoder.dialogue(WHOLE[:2])
-            assert ids == encoder.prompt(ASK) + encoder.answer("it is four .")
-            assert [i for i, trained in zip(ids, mask, strict=True) if trained] == encoder.answer("it is four .")
+            answer = encoder.answer(ASK, "it is four .")
+            assert ids == encoder.prompt(ASK) + answer
+            assert [i for i, trained in zip(ids, mask, strict=True) if trained] == answer
 
 
 def test_template_that_strips_answers_trains_what_it_writes(with_bos):
@@ -155,8 +166,7 @@ def test_template_that_strips_answers_trains_what_it_writes(with_bos):
     ("text", "found"),
     [
         ("{{ messages | length }}{% for m in messages %}{{ m['content'] + eos_token }}{% endfor %}", "differently"),
-        ("{% for m in messages %}{{ ' ' + m['content'] + eos_token }}{% endfor %}", "where the answer"),
-        ("{% for m in messages %}{{ m['content'] + '\n' }}{% endfor %}", "where the answer"),
+        ("{% for m in messages %}{{ m['content'] + '<|eot_id|>' }}{% endfor %}", "not with the end token '</s>'"),
         ("{% for m in messages %}{{ raise_exception('no thanks') }}{% endfor %}", "no thanks"),
     ],
 )
@@ -164,6 +174,36 @@ def test_template_without_a_sound_mask_is_refused(with_bos, text, found):
     with pytest.raises(DataError, match=found) as caught:
         Encoder(with_bos, Template(text)).dialogue(WHOLE)
     assert "template" in caught.value.hint
+
+
+def test_what_a_template_writes_around_an_answer_is_trained_with_it(with_bos):
+    spaced = Template("{% for m in messages %}{{ '[' + m['role'] + ']' }}{{ ' ' + m['content'] + ' ' }}"
+                      "{{ eos_token if m['role'] == 'assistant' }}{% endfor %}"
+                      "{% if add_generation_prompt %}[assistant]{% endif %}")  # fmt: skip
+    encoder = Encoder(with_bos, spaced)
+    ids, mask = encoder.dialogue(WHOLE)
+    assert pieces(encoder, ids, mask) == [
+        (False, "<s>[user] what is two and two ? [assistant]"),
+        (True, " it is four . </s>"),
+        (False, "[user] and three more ? [assistant]"),
+        (True, " then it is seven . </s>"),
+    ]
+    assert encoder.decode(encoder.answer(ASK, "it is four ."), special=True) == " it is four . </s>"
+
+
+def test_an_answer_that_a_template_rewrites_later_is_not_trained_there(with_bos):
+    """As templates of models that reason do: of an earlier answer the reasoning is left out."""
+    rewrites = Template(
+        "{% for m in messages %}{{ m['role'] }}:"
+        "{{ '(so)' if m['role'] == 'assistant' and loop.last }}{{ m['content'] + eos_token }}{% endfor %}"
+        "{% if add_generation_prompt %}assistant:{% endif %}"
+    )
+    encoder = Encoder(with_bos, rewrites)
+    ids, mask = encoder.dialogue(WHOLE)
+    assert pieces(encoder, ids, mask) == [
+        (False, "<s>user:what is two and two ?</s>assistant:it is four .</s>user:and three more ?</s>assistant:"),
+        (True, "(so)then it is seven .</s>"),
+    ]
 
 
 @pytest.mark.parametrize("end", ["<|im_end|>", "four"])
@@ -209,6 +249,19 @@ def test_what_cannot_fit_names_the_row_and_the_length_to_set(length):
     assert caught.value.hint == "--set max_length=10"
 
 
+def test_both_answers_follow_one_prompt_that_is_cut_for_the_longer():
+    long, short = [21, 22, 23, 24, 1], [31, 1]
+    assert fit_answers(PROMPT, [long, short], 9, bos_id=0) == [
+        Encoded((0, 13, 14, 15), (21, 22, 23, 24, 1), 2, 0),
+        Encoded((0, 13, 14, 15), (31, 1), 2, 0),
+    ]
+    assert fit_answers(PROMPT, [long, short], 6, bos_id=0) == [
+        Encoded((0, 14, 15), (21, 22, 23), 3, 2),
+        Encoded((0, 14, 15), (31, 1), 3, 0),
+    ]
+    assert fit_answers(PROMPT, [long, short], 2, bos_id=0) is None
+
+
 def test_dialogue_is_cut_by_the_same_rule(with_bos):
     ids = [0, 11, 12, 21, 1, 31, 32, 41, 1]
     mask = [False, False, False, True, True, False, False, True, True]
@@ -245,10 +298,10 @@ def test_marks_follow_the_encoding_of_the_stream():
 
 
 def test_vocabularies_are_compared_by_map_not_by_size(tmp_path, with_bos, without_bos):
-    assert compare(with_bos, with_bos) == (f"one vocabulary of {len(with_bos.get_vocab())} tokens",)
+    assert compare(with_bos, with_bos) == (f"one vocabulary of {len(with_bos.vocabulary)} tokens",)
     larger = make_tokenizer(tmp_path / "more", True, extra=["<tool>"])
     assert "1 ids only the teacher has ('<tool>')" in compare(larger, with_bos)[0]
-    first_more = len(with_bos.get_vocab())
+    first_more = len(with_bos.vocabulary)
     with pytest.raises(AdpaError, match=f"id {first_more}: teacher has none, student '<tool>'"):
         compare(with_bos, larger)
     other = make_tokenizer(tmp_path / "other", True, extra=["<call>"])

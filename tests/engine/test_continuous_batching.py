@@ -46,7 +46,7 @@ GREEDY = Sampling(max_new_tokens=NEW)
 
 def answered(model: Any, together: int, sampling: Sampling = GREEDY) -> list[Generated]:
     names = [str(row) for row in range(len(prompts()))]
-    return generate_block(model, prompts(), names, Decoding(sampling, END, PAD, CONTEXT), together * LONGEST)
+    return generate_block(model, prompts(), names, Decoding(sampling, (END,), PAD, CONTEXT), together * LONGEST)
 
 
 def family(name: str, **settings: Any) -> Any:
@@ -100,7 +100,7 @@ def test_answers_are_those_of_plain_generate(sampling: Sampling, together: int) 
     model = model_that_ends()
     rows = [PartialAnswer(str(n), prompt, row_key(sampling.seed, str(n)), NEW) for n, prompt in enumerate(prompts())]
     with torch.no_grad():
-        generate_statically(model, rows, Decoding(sampling, END, PAD, CONTEXT))
+        generate_statically(model, rows, Decoding(sampling, (END,), PAD, CONTEXT))
     assert [answer.ids for answer in answered(model, together, sampling)] == [row.answer for row in rows]
     assert len({len(row.answer) for row in rows}) > 3
 
@@ -153,7 +153,7 @@ def test_weights_are_rounded_once_a_block_not_once_a_token() -> None:
     model = model_that_ends().requires_grad_(False)
     names = [str(row) for row in range(len(prompts()))]
     with Rounded() as seen:
-        generate_block(model, prompts(), names, Decoding(GREEDY, END, PAD, CONTEXT, "bfloat16"))
+        generate_block(model, prompts(), names, Decoding(GREEDY, (END,), PAD, CONTEXT, "bfloat16"))
     products = Counter(tuple(layer.weight.shape) for layer in model.modules() if isinstance(layer, torch.nn.Linear))
     assert {shape: seen.shapes[shape] for shape in products} == dict(products)
     assert not any(weight.requires_grad for weight in model.parameters())
@@ -183,7 +183,7 @@ def test_fewer_rows_at_once_where_memory_runs_out(monkeypatch: pytest.MonkeyPatc
         return generate_block(*given)
 
     monkeypatch.setattr(generate, "generate_block", cramped)
-    given = (model, dict(zip(names, prompts(), strict=True)), str, Decoding(GREEDY, END, PAD, CONTEXT))
+    given = (model, dict(zip(names, prompts(), strict=True)), str, Decoding(GREEDY, (END,), PAD, CONTEXT))
     shares = generate_share(*given, make_accelerator())
     assert [shares[name] for name in names] == answered(model, 8)
     assert tried == [8 * LONGEST, 4 * LONGEST, 2 * LONGEST]

@@ -20,7 +20,7 @@ ROWS = ["a", "b", "c", "d"]
 
 
 def generate(model: Any, prompts: list[list[int]], rows: list[str], sampling: Sampling, context: int = 64) -> Any:
-    return generate_block(model, prompts, rows, Decoding(sampling, END, PAD, context))
+    return generate_block(model, prompts, rows, Decoding(sampling, (END,), PAD, context))
 
 
 def splitmix64(state: int) -> int:
@@ -175,7 +175,7 @@ def test_answers_fill_the_room_left_in_the_context_and_no_more(positions: str) -
         torch.manual_seed(0)
         model = GPT2LMHeadModel(GPT2Config(vocab_size=VOCABULARY, n_embd=16, n_layer=1, n_head=2, n_positions=10,
                                            bos_token_id=2, eos_token_id=4)).eval()  # fmt: skip
-    decoding = Decoding(Sampling(max_new_tokens=6), VOCABULARY, PAD, 10)
+    decoding = Decoding(Sampling(max_new_tokens=6), (VOCABULARY,), PAD, 10)
     answers = generate_block(model, PROMPTS, ROWS, decoding)
     assert [len(answer.ids) for answer in answers] == [6, 6, 3, 6]
     assert all(answer.cut for answer in answers)

@@ -69,7 +69,7 @@ def prepared(student: Student, folders: dict[str, Path], work: Path, **settings:
     read = run.method.params(**params)
     spec = dataclasses.replace(run.spec, params=dataclasses.asdict(read), max_length=32)
     sampling = Sampling(read.temperature, 1.0, read.max_new_tokens, spec.seed)
-    sources = Sources(PROMPTS, folders, Decoding(sampling, END, PAD, spec.max_length))
+    sources = Sources(PROMPTS, folders, Decoding(sampling, (END,), PAD, spec.max_length))
     feed = Online(student, make_accelerator(), CHOSEN, sources, spec, read, work, run.runtime.tokens_per_device)
     return dataclasses.replace(run, spec=spec, params=read, feed=feed, critic_lr=read.critic_lr)
 
@@ -193,7 +193,7 @@ def test_an_answer_depends_on_its_row_and_buffer_alone(
     buffers = [RolloutBuffer.load(path) for path in sorted((tmp_path / "whole").glob("_buffer-*"))]
     first = [i for step in (0, 1) for i in step_rows(7, ONE_PASS, step)]
     row = CHOSEN[min(first)].id
-    decoding = Decoding(Sampling(1.0, 1.0, 6, 0), END, PAD, 32)
+    decoding = Decoding(Sampling(1.0, 1.0, 6, 0), (END,), PAD, 32)
     [alone] = generate_block(tiny_llama(0), [PROMPTS[row]], [f"{row} in buffer 0"], decoding)
     assert alone.ids == buffers[0].ids[0].tolist()
 

@@ -16,7 +16,7 @@ from adpa_cli.errors import Corrupt, DataError
 from adpa_cli.hub import repository as hubs
 from adpa_cli.hub.externals import open_sources
 from adpa_cli.hub.repository import Closed, closed
-from adpa_cli.lab import BASES, world
+from adpa_cli.lab import BASES, TEMPLATE, world
 from adpa_cli.planning.lineage import trained
 from adpa_cli.planning.resolve_inputs import Names
 from adpa_cli.store.store import Store
@@ -272,7 +272,7 @@ def test_weights_come_right_before_the_stage_that_reads_them(hub: Hub, cli: Cli,
 
 def test_a_model_of_the_hub_to_talk_to_is_fetched(hub: Hub, store: Store, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(BASES / "teacher", tmp_path / "m"))
-    (folder / "chat_template.jinja").write_text("{{ messages }}")
+    (folder / "chat_template.jinja").write_text(TEMPLATE)
     hub.add("org/m", folder)
     said: list[str] = []
     found = trained(Names(store), "org/m", said.append)

@@ -11,6 +11,7 @@ import torch
 
 from adpa_cli import methods
 from adpa_cli.data.chat import Encoder
+from adpa_cli.data.examples import Message
 from adpa_cli.data.templates import Template
 from adpa_cli.data.tokenizer import Tokenizer
 from adpa_cli.engine.layout import examples as ex

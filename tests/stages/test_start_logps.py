@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from adpa_cli.engine.layout import examples as ex
-from adpa_cli.engine.layout.examples import Answer
+from adpa_cli.engine.layout.examples import Answer, Cut, PairAnswers
 from adpa_cli.errors import AdpaError, Corrupt, Stopped
 from adpa_cli.hub import Located
 from adpa_cli.signal.rows import AnswerKey, token_hash
@@ -37,11 +37,15 @@ def pairs() -> dict[str, list[Answer]]:
     return found
 
 
+def both() -> PairAnswers:
+    return PairAnswers(pairs()["chosen"], pairs()["rejected"], Cut())
+
+
 @pytest.fixture
 def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Job:
     """The stage on a random model; its rows are given here."""
     tiny_llama(0).save_pretrained(tmp_path / "model")
-    monkeypatch.setattr(ex, "answers_for", lambda spec, source, split, part, folder: pairs()[part])
+    monkeypatch.setattr(ex, "answers_for", lambda spec, source, split, folder: both())
     inputs = {
         "model": (Located("model", "model:m", "m", (str(tmp_path / "model"),)),),
         "data": (Located("data", "data:d", "d", ("d",)),),

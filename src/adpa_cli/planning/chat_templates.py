@@ -6,8 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from adpa_cli.data.examples import Message
-from adpa_cli.data.rendering import ASKED, SAID, Thinking, answer_end, render, thinking_of, with_thinking
+from adpa_cli.data.rendering import Thinking, answer_end, behind_answer, thinking_of, with_thinking
 from adpa_cli.data.templates import TEMPLATES, Template
 from adpa_cli.data.tokenizer import added_tokens, named_config, named_tokens
 from adpa_cli.errors import DataError, NotFound, UsageError
@@ -95,13 +94,7 @@ def template_in(folder: Path, choice: TemplateChoice) -> Template | None:
     if not end:
         raise UsageError(
             f"the chat template of {folder.name} ends an answer with no token of its tokenizer: behind the answer "
-            f"stands {_behind(given.text, names)!r}",
+            f"stands {behind_answer(given.text, names)!r}",
             "name the token that ends answers: --end TOKEN, or give another template: --template FILE|NAME",
         )
     return choice.applied(Template(given.text, end), names)
-
-
-def _behind(text: str, names: Mapping[str, str]) -> str:
-    """What a template writes behind an answer."""
-    turns = [Message("user", ASKED), Message("assistant", SAID)]
-    return render(text, turns, False, names).rpartition(SAID)[2]

@@ -15,6 +15,7 @@ from typing import Any
 from adpa_cli.data.templates import Template, write_alike
 from adpa_cli.data.tokenizer import FILE as TOKENIZER
 from adpa_cli.data.tokenizer import Tokenizer, compare
+from adpa_cli.disk import readable
 from adpa_cli.errors import AdpaError, NotFound, UsageError
 from adpa_cli.families import GENERIC, Alias, Family, ReadyPair, alias_of_base, family_of_base
 from adpa_cli.hub import External, HubFile, Kind, Located
@@ -223,7 +224,7 @@ def locate(item: Input, store: Store) -> Located:
     values = dict(item.values)
     if product_of(item.stage) == "answers":
         values["by"] = _author(item, store)
-    return Located("artifact", item.content, item.label, (str(store.folder(item.label)),), values)
+    return Located("artifact", item.content, item.label, (str(readable(store.folder(item.label))),), values)
 
 
 def _author(rollouts: Made, store: Store) -> str:
@@ -278,7 +279,7 @@ def trained(
     if isinstance(model, External):
         hub.fetch(model.files, names.store.hash_cache, note)
         return Trained(model.label, Path(model.where[0]), template, None)
-    return Trained(model.label, names.store.folder(model.label), template, model.manifest)
+    return Trained(model.label, readable(names.store.folder(model.label)), template, model.manifest)
 
 
 def _of_family(alias: Alias, text: str, store: Store) -> Manifest:

@@ -106,7 +106,7 @@ class Planner:
         if template := lineage.template_of(base, choice):
             return template
         if family.template == "tiny":
-            return Template(TEMPLATE, END)
+            return choice.applied(Template(TEMPLATE, END), {})
         if not isinstance(base, External):
             raise lineage.missing_template(base.label, "start from a base model: adpa sft --model M")
         if not family.template:

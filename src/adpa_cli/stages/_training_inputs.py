@@ -56,7 +56,11 @@ def gather(job: Job, spec: TrainSpec, method: Method, params: Any, encoder: Any,
         for text in said:
             monitor.note(text)
         if not dialogues:
-            raise DataError(f"{source.label}: nothing to train on fits into max_length {spec.max_length}", "raise it")
+            tokens = f"{spec.max_length} token{'s' * (spec.max_length != 1)}"
+            raise DataError(
+                f"{source.label}: none of {cut.rows} dialogues fits into {tokens}",
+                f"--set {job.stage}.max_length={4 * spec.max_length}",
+            )
         return Data(dialogues, _no_signal, (*loaded.notes, *said), truncation=cut.numbers())
     pairs = pairs_of(source.where, "train", spec.limit, spec.skip_bad_rows, spec.template)
     wanted = method.needs_for(params)

@@ -213,7 +213,7 @@ def compute(job: Job, monitor: Monitor, rank: int = 0, processes: int = 1) -> No
     """Leave one block per block of answers in the work folder; blocks that are there are kept."""
     spec = make(CaptureSpec, job.spec)
     plan = plan_of(job, spec)
-    if rank == 0 and "rollouts" not in job.inputs:
+    if rank == 0 and "data" in job.inputs:
         _tell_truncation(job, spec, monitor)
     roles = _roles(job)
     wanted = plan.blocks[rank::processes]
