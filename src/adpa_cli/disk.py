@@ -7,17 +7,19 @@ import errno
 import hashlib
 import json
 import os
+import pwd
 import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeGuard
 
 from adpa_cli.errors import AdpaError
 
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 _FULL_WORDS = ("No space left on device", "os error 28", "Disk quota exceeded")
 _FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
+GROUP = "chmod -R g+rwX,g+s STORE once, and umask 002 for everybody who works there"
 _ROOM = 10**9  # with this many bytes free it was hardly the store that filled up
 _RENAME_EXCHANGE = 2
 _AT_WORKING_FOLDER = -100
@@ -122,12 +124,59 @@ def explained(root: Path, lost: str) -> Iterator[None]:
                 f"{full}; {lost}, and nothing half-made is visible",
                 "free some space (adpa gc), then repeat the command: it goes on from the last saved state",
             ) from error
-        if isinstance(error, OSError) and error.errno in _FORBIDDEN and str(error.filename).startswith(str(root)):
+        if is_forbidden(error) and str(error.filename).startswith(str(root)):
+            place = error.filename if os.path.exists(error.filename) else os.path.dirname(error.filename)
             raise AdpaError(
-                f"{error.filename} cannot be written ({error.strerror}); {lost}",
-                "use a store that is yours: --store DIR or $ADPA_STORE",
+                f"{place} cannot be written ({error.strerror}{_owner(place)}); {lost}",
+                f"use a store that is yours: --store DIR or $ADPA_STORE; one of a group needs {GROUP}",
             ) from error
         raise
+
+
+def is_forbidden(error: BaseException) -> TypeGuard[OSError]:
+    """Whether an error says that this user may not read or write a file, or nobody may."""
+    return isinstance(error, OSError) and error.errno in _FORBIDDEN and error.filename is not None
+
+
+def unreadable(path: str | Path, why: str | None = None) -> AdpaError:
+    """What to raise for a file that this user may not open."""
+    words = f"{path} cannot be opened ({why or 'Permission denied'}{_owner(path)})"
+    return AdpaError(words, f"ask its owner; a store of a group needs {GROUP}")
+
+
+def readable(folder: Path) -> Path:
+    """The same folder. Raises AdpaError for one with a file that this user may not read: libraries call it missing."""
+    for path in folder.iterdir():
+        if not os.access(path, os.R_OK):
+            raise unreadable(path)
+    return folder
+
+
+def _owner(path: str | Path) -> str:
+    """Whose a file is, where it is another user's."""
+    try:
+        number = os.stat(path).st_uid
+    except OSError:
+        return ""
+    if number == os.geteuid():
+        return ""
+    try:
+        return f"; it belongs to {pwd.getpwuid(number).pw_name}"
+    except KeyError:
+        return f"; it belongs to user {number}"
+
+
+def share(path: Path) -> None:
+    """Give a file that a library wrote for its owner alone, as safetensors does, the mode of any new file there."""
+    mode = path.stat().st_mode
+    if mode & 0o077:
+        return
+    probe = path.with_name(f".{path.name}.{os.urandom(4).hex()}")
+    try:
+        probe.touch(mode=0o666)
+        path.chmod(mode | probe.stat().st_mode & 0o777)
+    finally:
+        probe.unlink(missing_ok=True)
 
 
 def swap(new: Path, target: Path) -> None:

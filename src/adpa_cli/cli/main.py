@@ -15,6 +15,7 @@ from typer.exceptions import TyperException
 from adpa_cli.cli.console.app import run_words, usage_error
 from adpa_cli.cli.console.options import Request
 from adpa_cli.cli.console.streams import fail, nobody_reads, open_closed, take_globals, take_text
+from adpa_cli.disk import is_forbidden, unreadable
 from adpa_cli.errors import AdpaError, NotFound
 
 
@@ -50,6 +51,8 @@ def main(argv: list[str] | None = None) -> int:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             name = f": {error.filename}" if error.filename else ""
             return fail(AdpaError(f"the disk is full{name}", "free some space and repeat the command; it goes on"))
+        if is_forbidden(error):
+            return fail(unreadable(error.filename, error.strerror))
         raise
     return result if isinstance(result, int) else 0
 

@@ -22,7 +22,7 @@ from adpa_cli.data.examples import Message
 from adpa_cli.data.tokenizer import CONFIG as SETTINGS
 from adpa_cli.data.tokenizer import FILE as TOKENIZER
 from adpa_cli.data.tokenizer import Tokenizer, portable_settings
-from adpa_cli.disk import explained, sha256_file, sync_folder
+from adpa_cli.disk import explained, sha256_file, share, sync_folder
 from adpa_cli.errors import AdpaError, Corrupt, DataError, NotFound, UsageError
 from adpa_cli.hub.model_folder import ModelFolder
 from adpa_cli.hub.portable import portable_config
@@ -271,6 +271,7 @@ def _safetensors(shard: Shard, path: Path) -> None:
     tensors["starts"] = np.cumsum([0, *(len(rows) for _, rows in answers)], dtype=np.int64)
     keys = [[key.example_id, key.part, key.tokens] for key, _ in answers]
     save_file(tensors, path, {"adpa": json.dumps({**_about(shard), "keys": keys})})
+    share(path)
 
 
 def _card(reader: SignalReader, manifest: Manifest, to: str) -> str:

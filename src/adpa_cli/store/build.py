@@ -25,7 +25,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from adpa_cli.disk import explained, sha256_file, sync_file, sync_folder, write_atomic
+from adpa_cli.disk import explained, sha256_file, share, sync_file, sync_folder, write_atomic
 from adpa_cli.errors import AdpaError, Busy, Corrupt
 from adpa_cli.store import claim as claims
 from adpa_cli.store import manifest as manifests
@@ -324,6 +324,7 @@ def _files(folder: Path) -> dict[str, dict[str, Any]]:
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
         if path.is_file() and name != LOG and not _is_private(name.split("/")[0]):
+            share(path)
             sync_file(path)
             files[name] = {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
     return files

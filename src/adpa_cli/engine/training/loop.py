@@ -27,7 +27,7 @@ from accelerate import Accelerator
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from adpa_cli.disk import sync_file, sync_folder, write_atomic
+from adpa_cli.disk import share, sync_file, sync_folder, write_atomic
 from adpa_cli.engine.device import ROOM, agree, all_fit, fitting, refused_when_full, sum_gradients
 from adpa_cli.engine.layout.batch import Batch, SignalOf, collate
 from adpa_cli.engine.layout.examples import Example
@@ -278,6 +278,7 @@ def save_resume(work: Path, step: int, model: nn.Module, optimizer: torch.optim.
     for name, tensors in (("model", dict(model.named_parameters())), ("optimizer", moments)):
         path = folder / f"{name}.safetensors"
         save_file({key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}, path)
+        share(path)
         sync_file(path)
     sync_folder(folder)
     write_atomic(work / POINTER, json.dumps({"step": step, "folder": folder.name}).encode())
