@@ -17,6 +17,7 @@ from adpa_cli.data.templates import Template
 from adpa_cli.data.tokenizer import Tokenizer, compare
 from adpa_cli.errors import AdpaError, DataError, named_row
 from adpa_cli.estimate.cost import Cost, fullest
+from adpa_cli.estimate.row_lengths import cut_words
 from adpa_cli.families import READY_PAIRS
 from adpa_cli.hub import External, usable
 from adpa_cli.hub import repository as hub
@@ -91,6 +92,8 @@ def plain_checks(nodes: Sequence[Node], store: Store, ignored: frozenset[str] = 
                 yield functools.partial(_data, data, ignored, *key)
             if isinstance(node.spec, TrainSpec) and node.spec.select != "last":
                 yield functools.partial(_selects, data, kind, node.spec)
+            if first("cut", *key, node.spec.max_length):
+                yield functools.partial(_cut, node, store)
             for _, folder in folders:
                 if first("rows", folder, key):
                     yield functools.partial(_first_rows, data.label, folder, node.spec.end, *key)
@@ -231,6 +234,14 @@ def template_words(encoder: Encoder, stop_ids: Sequence[int]) -> list[str]:
     if "strftime_now" in template.text:
         said.append(f"the chat template writes today's date: it is always {DAY} here, and in what is saved")
     return said
+
+
+def _cut(node: Node, store: Store) -> Sequence[str]:
+    """How much of the data seems not to fit; what cannot be measured is nobody's problem here."""
+    try:
+        return cut_words(node, store) if node.declared.makes != "answers" else ()
+    except (AdpaError, OSError, KeyError):
+        return ()
 
 
 def _first_rows(

@@ -77,17 +77,17 @@ class RowLengths:
 
     def dialogues(self) -> list[Row]:
         """Of the dialogues that it trains on, within its `max_length`."""
-        return _within(self.node.spec.max_length, dialogue_rows(*self._read("train")))
+        return _within(self.node.spec.max_length, dialogue_rows(*self.reading("train")))
 
     def pairs(self, split: str) -> Rows:
         """Of both answers to every pair of one side, within its `max_length`."""
-        chosen, rejected, _ = pair_rows(*self._read(split))
+        chosen, rejected, _ = pair_rows(*self.reading(split))
         longest = self.node.spec.max_length
         return {"chosen": _within(longest, chosen), "rejected": _within(longest, rejected)}
 
     def prompts(self, split: str) -> list[Row]:
         """Of the prompts of one side, each once and whole, with the chosen answer."""
-        chosen, _, firsts = pair_rows(*self._read(split))
+        chosen, _, firsts = pair_rows(*self.reading(split))
         return [chosen[place] for place in firsts]
 
     def answers(self) -> list[Row]:
@@ -104,7 +104,7 @@ class RowLengths:
         count, mean = int(made.manifest.metrics["answers"]), float(made.manifest.metrics["mean_tokens"])
         return [Row(_mean_prompt(made, self.store), mean)] * count
 
-    def _read(self, split: str) -> tuple[Reading, TokenizerFolder, tuple[str, str]]:
+    def reading(self, split: str) -> tuple[Reading, TokenizerFolder, tuple[str, str]]:
         """What is read of the data, and the tokenizer and template of the model that reads it first."""
         data, spec = self.node.inputs["data"], self.node.spec
         model = next(self.node.inputs[role] for role in MODEL_ROLES if role in self.node.inputs)
@@ -114,6 +114,29 @@ class RowLengths:
             raise AdpaError(f"{data.label} is not on this machine")
         reading = (data.where, split, spec.limit, spec.skip_bad_rows, spec.template)
         return reading, TokenizerFolder.of(folder_of(model, self.store), self.store), (spec.template, spec.end)
+
+
+def cut_words(node: Node, store: Store) -> list[str]:
+    """What is said before the work of rows that are longer than a node's `max_length`; nothing where none seems to be.
+
+    Raises AdpaError where its data cannot be read.
+    """
+    kind, longest = node.declared.reads, node.spec.max_length
+    reading = RowLengths(node, store).reading(node.declared.split(node.spec))
+    if kind == "dialogues":
+        rows = [[row] for row in dialogue_rows(*reading)]
+    else:
+        chosen, rejected, _ = pair_rows(*reading)
+        rows = [list(pair) for pair in zip(chosen, rejected, strict=True)]
+    over = [sum(max(0.0, row.prompt + row.answer - longest) for row in each) for each in rows]
+    count = sum(tokens > 0 for tokens in over)
+    if not count:
+        return []
+    lost = sum(row.answer > longest - min(row.prompt, longest // 2) for each in rows for row in each)
+    return [
+        f"about {count:,} of {len(rows):,} {kind} are longer than max_length {longest}: about {sum(over):,.0f} tokens "
+        f"are cut, and about {lost:,} answers lose their end"
+    ]
 
 
 def _mean_prompt(made: Artifact, store: Store) -> float:

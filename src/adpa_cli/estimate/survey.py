@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import contextlib
 import gc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from adpa_cli import stages
 from adpa_cli.errors import AdpaError
 from adpa_cli.estimate.cost import Clock, Cost, cost_of, fullest
 from adpa_cli.estimate.preflight import fit_problems, is_here, plain_checks, refuse, run_checks, saved_checks
@@ -19,7 +20,7 @@ from adpa_cli.machine import Machine
 from adpa_cli.planning.lineage import hub_files
 from adpa_cli.planning.planner import Plan
 from adpa_cli.spec import Runtime
-from adpa_cli.stages import Node, in_order
+from adpa_cli.stages import Artifact, Node, in_order
 from adpa_cli.store.manifest import Manifest
 from adpa_cli.store.store import Store
 
@@ -129,9 +130,18 @@ def survey(plan: Plan, store: Store, runtime: Runtime, machine: Machine | None =
             for node in nodes
         )
         problems, remarks = run_checks(plain_checks([node for node in missing if is_here(node)], store, plan.ignored))
+    remarks = [*older_words(nodes, existing), *remarks]
     surveyed = Survey(plan, store, runtime, machine, costs, clock.basis)
     problems = [*fit_problems(surveyed.building, machine, surveyed.download, store), *problems]
     return replace(surveyed, problems=tuple(problems), remarks=tuple(remarks))
+
+
+def older_words(nodes: Sequence[Node], existing: Mapping[str, Manifest | None]) -> list[str]:
+    """What is said of artifacts in a plan that a stage of an older version made: they are used as they are."""
+    inputs = [item.manifest for node in nodes for _, item in node.flat_inputs() if isinstance(item, Artifact)]
+    used = [*inputs, *(manifest for manifest in existing.values() if manifest is not None)]
+    old = [manifest.ref for manifest in used if manifest.version < stages.every()[manifest.stage].version]
+    return [f"made by an older version: {', '.join(dict.fromkeys(old))}"] if old else []
 
 
 @contextlib.contextmanager

@@ -73,8 +73,9 @@ IgnoreColumns = Annotated[
 Refresh = Annotated[bool, where("--refresh", help="Ask the hub again what its names mean now.")]
 
 
+TEMPLATE_METAVAR = "FILE|NAME"
 ChatTemplate = Annotated[
-    str | None, option("--template", help="Chat template: a file or a name [the model's].", metavar="FILE|NAME")
+    str | None, option("--template", help="Chat template: a file or a name [the model's].", metavar=TEMPLATE_METAVAR)
 ]
 End = Annotated[
     str | None, option("--end", help="Token that ends an answer [what the template writes].", metavar="TOKEN")

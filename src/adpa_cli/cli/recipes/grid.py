@@ -20,7 +20,7 @@ from typer.exceptions import TyperException
 
 from adpa_cli import stages
 from adpa_cli.cli.commands import makers
-from adpa_cli.cli.console.options import FIRST, WHERE, Request
+from adpa_cli.cli.console.options import FIRST, TEMPLATE_METAVAR, WHERE, Request
 from adpa_cli.errors import NotFound, UsageError
 from adpa_cli.planning.distill_builder import needed_methods
 from adpa_cli.planning.settings import methods_of, settable
@@ -134,6 +134,11 @@ class Key:
     def is_data(self) -> bool:
         """Whether it names data sets."""
         return self.metavar == "SRC"
+
+    @property
+    def is_template(self) -> bool:
+        """Whether it names a chat template, or a file with one."""
+        return self.metavar == TEMPLATE_METAVAR
 
 
 @dataclass(frozen=True)

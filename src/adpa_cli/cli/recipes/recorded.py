@@ -15,10 +15,12 @@ from adpa_cli import stages
 from adpa_cli.cli.commands import makers
 from adpa_cli.cli.recipes.grid import Key, Recipe, keys_of, requests, values_of, word
 from adpa_cli.data.sources import split_off
+from adpa_cli.data.templates import TEMPLATES
 from adpa_cli.errors import AdpaError, NotFound
 from adpa_cli.families import alias_of_base, aliases, ready_pairs
 from adpa_cli.hub import External
 from adpa_cli.machine import expanded
+from adpa_cli.planning.chat_templates import read_template
 from adpa_cli.planning.lineage import base_name
 from adpa_cli.planning.planner import Plan
 from adpa_cli.planning.resolve_inputs import Names
@@ -33,12 +35,15 @@ def recorded_request(words: Sequence[str], plan: Plan, store: Store) -> dict[str
     """A command line as JSON that means the same in any folder: its command and its values as a recipe has them.
 
     Options that only say how to run are left out. What lies on this machine is named by its content: `sources` has, by
-    the name that stands among the values, what a manifest keeps of it. Artifacts are named by their references, for
+    the name that stands among the values, what a manifest keeps of it; a chat template in a file stands there itself.
+    Artifacts are named by their references, for
     tags move and new ids make short ones ambiguous.
     """
     local, sources = _local(plan), dict[str, Any]()
 
     def resolved(key: Key, text: str) -> str:
+        if key.is_template:
+            return text if text in TEMPLATES else read_template(text).text
         if key.is_data or (key.is_model and text.startswith((".", "/", "~"))):
             base, split = split_off(text)
             name, facts = local.get(f"{expanded(base).resolve()}{split and '#'}{split}", (text, None))
