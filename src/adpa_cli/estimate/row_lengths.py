@@ -128,13 +128,18 @@ def cut_words(node: Node, store: Store) -> list[str]:
     else:
         chosen, rejected, _ = pair_rows(*reading)
         rows = [list(pair) for pair in zip(chosen, rejected, strict=True)]
-    over = [sum(max(0.0, row.prompt + row.answer - longest) for row in each) for each in rows]
-    count = sum(tokens > 0 for tokens in over)
+    count, tokens, lost = 0, 0.0, 0
+    for answers in rows:
+        prompt, most = answers[0].prompt, max(row.answer for row in answers)
+        kept = min(prompt, max(longest - most, longest // 2))
+        over = [max(0.0, row.answer - (longest - kept)) for row in answers]
+        count += prompt > kept or any(over)
+        tokens += prompt - kept + sum(over)
+        lost += sum(each > 0 for each in over)
     if not count:
         return []
-    lost = sum(row.answer > longest - min(row.prompt, longest // 2) for each in rows for row in each)
     return [
-        f"about {count:,} of {len(rows):,} {kind} are longer than max_length {longest}: about {sum(over):,.0f} tokens "
+        f"about {count:,} of {len(rows):,} {kind} are longer than max_length {longest}: about {tokens:,.0f} tokens "
         f"are cut, and about {lost:,} answers lose their end"
     ]
 
