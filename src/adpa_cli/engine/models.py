@@ -300,14 +300,18 @@ SAMPLE = (
 
 
 def save_tokenizer(tokenizer: Tokenizer, folder: Path, template_text: str, end_token: str) -> None:
-    """Write the files of a tokenizer beside a config.json, so that transformers gives the ids that are used here.
+    """Write the files of a tokenizer beside a config.json. Raises as `keep_ids` does."""
+    for name, content in tokenizer.saved_files(template_text, end_token).items():
+        (folder / name).write_bytes(content)
+    keep_ids(folder, tokenizer)
+
+
+def keep_ids(folder: Path, tokenizer: Tokenizer) -> None:
+    """See to it that transformers gives the ids of `tokenizer` for a folder with its files.
 
     transformers 5 rebuilds the tokenizers of some types of models by class, and those then cut texts otherwise than
-    tokenizer.json says; such a folder brings a class of its own. Raises AdpaError where that does not help.
+    tokenizer.json says; such a folder gets a class of its own. Raises AdpaError where that does not help.
     """
-    files = tokenizer.saved_files(template_text, end_token)
-    for name, content in files.items():
-        (folder / name).write_bytes(content)
     if _loaded_ids(folder, tokenizer) == _own_ids(tokenizer):
         return
     (folder / f"{AS_SAVED}.py").write_text(AS_SAVED_CODE, encoding="utf-8")

@@ -126,9 +126,13 @@ def copy_model(model: Trained, folder: Path) -> None:
 def _make_portable(folder: Path) -> None:
     """Rewrite what transformers 4 and 5 would read differently: nothing in a folder that was saved for both."""
     _rewritten(folder / "config.json", lambda config: portable_config(config, {}))
-    if (folder / TOKENIZER).is_file():
-        vocabulary = Tokenizer.of(folder).vocabulary
-        _rewritten(folder / SETTINGS, lambda settings: _portable_tokenizer(settings, vocabulary))
+    if not (folder / TOKENIZER).is_file():
+        return
+    tokenizer = Tokenizer.of(folder)
+    if _rewritten(folder / SETTINGS, lambda settings: _portable_tokenizer(settings, tokenizer.vocabulary)):
+        from adpa_cli.engine.models import keep_ids
+
+        keep_ids(folder, tokenizer)
 
 
 def _portable_tokenizer(settings: dict[str, Any], vocabulary: Mapping[str, int]) -> dict[str, Any]:
@@ -136,10 +140,13 @@ def _portable_tokenizer(settings: dict[str, Any], vocabulary: Mapping[str, int])
     return {**portable_settings(settings, vocabulary), **kept}
 
 
-def _rewritten(path: Path, change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+def _rewritten(path: Path, change: Callable[[dict[str, Any]], dict[str, Any]]) -> bool:
+    """Whether a file of JSON had to be changed."""
     before = json.loads(path.read_bytes()) if path.is_file() else {}
-    if (after := change(before)) != before:
+    after = change(before)
+    if after != before:
         path.write_text(json.dumps(after, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
+    return after != before
 
 
 def modelfile(model: Trained) -> str:
