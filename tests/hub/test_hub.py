@@ -292,6 +292,9 @@ def test_only_making_commands_are_planned(cli: Cli) -> None:
         (OSError(errno.ENOSPC, "No space left on device"), "the disk of the Hugging Face cache is full"),
         (RuntimeError("Data processing error: No space left on device (os error 28)"), "Hugging Face cache is full"),
         (PermissionError(errno.EACCES, "Permission denied", "/cache/hub"), "cannot be written (/cache/hub)"),
+        (OSError(errno.EROFS, "Read-only file system", "/cache/hub"), "cannot be written (/cache/hub)"),
+        (NotADirectoryError(errno.ENOTDIR, "Not a directory", "/cache/hub"), "cannot be written (/cache/hub)"),
+        (RuntimeError("Could not determine home directory."), "this user has no home folder"),
     ],
 )
 def test_a_cache_that_takes_nothing_is_not_a_hub_that_cannot_be_reached(error: Exception, reason: str) -> None:

@@ -69,9 +69,11 @@ def closed(error: Exception, name: str, revision: str | None, kind: str) -> Clos
     if is_disk_full(error):
         hint = "free some space, or keep the cache on another disk: export HF_HOME=DIR; the same command goes on"
         return Closed(name, f"the disk of the Hugging Face cache is full ({constants.HF_HUB_CACHE})", hint)
-    if isinstance(error, PermissionError):
-        hint = "keep the cache where you may write: export HF_HOME=DIR"
+    hint = "keep the cache where you may write: export HF_HOME=DIR"
+    if isinstance(error, OSError) and error.errno is not None and error.filename is not None:
         return Closed(name, f"the Hugging Face cache cannot be written ({error.filename})", hint)
+    if isinstance(error, RuntimeError) and "home directory" in str(error):  # pathlib's words
+        return Closed(name, "this user has no home folder, where the Hugging Face cache would be", hint)
     status = getattr(getattr(error, "response", None), "status_code", None)
     what = "data set" if kind == "dataset" else "model"
     page = f"https://huggingface.co/{'datasets/' * (kind == 'dataset')}{name}"
