@@ -68,7 +68,8 @@ EARLIER_TURNS = [turn("user", "hi"), turn("assistant", "hello")]
 
 @pytest.mark.parametrize(
     "text",
-    ["[1, 2] is a list", "[]", "[1, 2]", '{"role": "manager", "content": "x"}', '{"a": 1}', "[not json]", "[{}]",
+    ["[1, 2] is a list", "[" * 3000 + "]", r"['\d']", "{'a': '\\d'}",
+     "[]", "[1, 2]", '{"role": "manager", "content": "x"}', '{"a": 1}', "[not json]", "[{}]",
      '[{"name": "x"}]', "[{'role': 'x'}] and more"],
 )  # fmt: skip
 def test_other_text_that_begins_like_a_list_stays_text(text):
@@ -180,6 +181,7 @@ def test_no_tools_are_none(tools):
         ({"messages": [turn("user", Q), turn("assistant", None, tool_calls=[{"x": 1}])]}, "tool_calls: a call without"),
         ({"messages": [turn("user", Q), turn("assistant", None)]}, r"messages\[1\].content: missing"),
         ({"messages": [turn("user", Q), turn("assistant", A, name=3)]}, r"messages\[1\].name: int"),
+        ({"messages": [Q, A]}, r"messages\[0\]: str instead of \{role, content\}"),
         ({"messages": [turn("user", {"text": Q}), TURNS[1]]}, r"messages\[0\].content: dict instead of text"),
     ],
 )

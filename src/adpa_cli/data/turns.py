@@ -6,9 +6,11 @@ A value that cannot be used raises a `Problem` that names its field.
 from __future__ import annotations
 
 import ast
+import contextlib
 import functools
 import json
 import re
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -108,14 +110,12 @@ def _literal(text: str) -> Any:
     inside = text.strip()
     if inside[:1] + inside[-1:] not in ("[]", "{}"):
         return None
-    try:
+    with contextlib.suppress(ValueError, RecursionError):
         return json.loads(inside)
-    except ValueError:
-        pass
-    try:
+    with contextlib.suppress(ValueError, SyntaxError, MemoryError, RecursionError), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of escapes that Python does not know
         return ast.literal_eval(BETWEEN_TURNS.sub("}, {", inside))
-    except (ValueError, SyntaxError, MemoryError, RecursionError):
-        return None
+    return None
 
 
 def _is_turn(value: object) -> bool:
@@ -198,10 +198,9 @@ def unread_keys(value: object) -> Iterator[tuple[str, Any]]:
 
 
 def _turn(turn: object, place: str, field: str) -> Message:
-    if isinstance(turn, str):
-        turn = _literal(turn)
+    given, turn = turn, _literal(turn) if isinstance(turn, str) else turn
     if not isinstance(turn, Mapping):
-        kind = f"{type(turn).__name__} instead of {{role, content}}"
+        kind = f"{type(given).__name__} instead of {{role, content}}"
         raise Problem(f"{field}: wrong type", place, kind, "write a list of {role, content}")
     name, said = ("from", "value") if "from" in turn else ("role", "content")
     role = turn.get(name)

@@ -16,7 +16,7 @@ from adpa_cli.report.text import tsv
 
 if TYPE_CHECKING:
     from adpa_cli.data.chat import Encoder
-    from adpa_cli.data.examples import Dialogue, Pair
+    from adpa_cli.data.examples import Dialogue, Message, Pair
     from adpa_cli.planning.chat_templates import TemplateChoice
 
 HEADER = ("row", "id", "side", "tokens", "trained", "text")
@@ -169,10 +169,13 @@ def _plain(item: Any, marks: tuple[str, str]) -> str:
     def marked(text: str) -> str:
         return f"{marks[0]}{text}{marks[1]}"
 
+    def said(turn: Message) -> str:
+        return " ".join(text for text in (turn.content, turn.more) if text)
+
     if isinstance(item, Dialogue):
-        turns = [(t.role, marked(t.content) if t.role == "assistant" else t.content) for t in item.messages]
+        turns = [(t.role, marked(said(t)) if t.role == "assistant" else said(t)) for t in item.messages]
     else:
-        turns = [(turn.role, turn.content) for turn in item.prompt]
+        turns = [(turn.role, said(turn)) for turn in item.prompt]
         turns += [("chosen", marked(item.chosen)), ("rejected", marked(item.rejected))]
     return "\n".join([f"row {item.row} · {item.id}", *(f"{role}: {text}" for role, text in turns)])
 
