@@ -37,7 +37,12 @@ def completion(*content: dict[str, Any], **more: Any) -> dict[str, Any]:
 
 
 def read(folder: Path, *lines: dict[str, Any], words: Any = WORDS) -> list[Captured]:
-    return list(read_top_logprobs(write_rows(folder / "capture.jsonl", lines), words))
+    """The rows of a capture; the first that cannot be read is raised."""
+    found = list(read_top_logprobs(write_rows(folder / "capture.jsonl", lines), words))
+    for row in found:
+        if isinstance(row, DataError):
+            raise row
+    return [row for row in found if isinstance(row, Captured)]
 
 
 def test_a_log_prob_of_minus_9999_is_not_in_the_top(tmp_path: Path) -> None:
@@ -77,6 +82,19 @@ def test_half_a_character_with_its_own_bytes_is_that_token(tmp_path: Path) -> No
     by_id = entry("token_id:2", -0.1)
     (row,) = read(tmp_path, completion(by_id))
     assert row.tokens == (2,)
+
+
+def test_completions_that_cannot_be_read_are_left_out_when_asked(cli: Cli, pipeline: Pipeline, tmp_path: Path) -> None:
+    whole = completion(entry("token_id:5", -0.1))
+    half = completion(entry("token_id:5", -0.1), entry("\ufffd", -0.1))
+    path = write_rows(tmp_path / "answers.jsonl", [whole, half, {"no": 1}])
+    words = ["import", path, "--format", "top-logprobs", "--model", pipeline.made("aligned teacher")]
+    said = cli.refused(1, *words)
+    assert "2 of 3 rows cannot be used" in said
+    assert "answers.jsonl line 2, position 1: half a character" in said
+    assert "answers.jsonl line 3: no chat completion" in said
+    assert "return_tokens_as_token_ids, or leave them out: --skip-bad-rows" in said
+    assert len(SignalReader(pipeline.store / cli(*words, "--skip-bad-rows").ref)) == 1
 
 
 CALL = {"type": "function", "function": {"name": "add", "arguments": {"a": 1}}}

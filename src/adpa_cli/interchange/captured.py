@@ -106,8 +106,8 @@ def spelling(pieces: Sequence[str | None], added: Mapping[str, int], byte_level:
     return Spelling(len(pieces), ids)
 
 
-def read_top_logprobs(path: Path, words: Spelling) -> Iterator[Captured]:
-    """The answers of one file. Raises DataError naming the line and the position."""
+def read_top_logprobs(path: Path, words: Spelling) -> Iterator[Captured | DataError]:
+    """The answers of one file; for one that cannot be read an error that names the line and the position."""
     with path.open(encoding="utf-8") as lines:
         for number, line in enumerate(lines, 1):
             if not line.strip():
@@ -118,13 +118,17 @@ def read_top_logprobs(path: Path, words: Spelling) -> Iterator[Captured]:
                 choices = _completion(raw)["choices"]
                 prompt = _prompt(raw)
             except (ValueError, KeyError, TypeError, AttributeError) as error:
-                raise DataError(
-                    f"{where}: no chat completion ({error!r})", "one JSON object with `choices` per line"
-                ) from None
+                yield DataError(f"{where}: no chat completion ({error!r})", "one JSON object with `choices` per line")
+                continue
             except Problem as problem:
-                raise DataError(f"{where}, {problem.field}: {problem.content}", problem.fix) from None
+                yield DataError(f"{where}, {problem.field}: {problem.content}", problem.fix)
+                continue
             for n, choice in enumerate(choices, 1):
-                yield _captured_completion(f"{where}, choice {n}" if len(choices) > 1 else where, choice, prompt, words)
+                place = f"{where}, choice {n}" if len(choices) > 1 else where
+                try:
+                    yield _captured_completion(place, choice, prompt, words)
+                except DataError as error:
+                    yield error
 
 
 @dataclass(frozen=True)

@@ -58,6 +58,7 @@ BEHIND = 8
 Keyed = tuple[AnswerKey, Captured, int, int]
 """Whose answer the tokens from one number up to another of a capture are."""
 SETTINGS = "compression_config.yaml"
+OF_OTHERS = "name the data and the tokenizer that it was captured with"
 PARTS = ("chosen", "rejected")
 
 
@@ -95,16 +96,24 @@ class Known:
         return by_ids
 
 
-def keyed(rows: Iterable[Captured], known: Known | None, skip: bool, prompt_ids: Any = None) -> Iterator[Keyed]:
-    """The answers of some captures. Rows that are no answer of the data are refused, the first ones named, or skipped.
+def keyed(
+    rows: Iterable[Captured | DataError], known: Known | None, skip: bool, prompt_ids: Any = None
+) -> Iterator[Keyed]:
+    """The answers of some captures. Rows that cannot be read, or are no answer of the data, are refused, the first ones
+    named, or skipped.
 
     `prompt_ids` gives the ids of the turns of a prompt.
     """
     problems: list[str] = []
+    hints: list[str] = []
     seen: set[tuple[str, str]] = set()
     count = 0
     for row in rows:
         count += 1
+        if isinstance(row, DataError):
+            problems.append(row.message)
+            hints.append(row.hint)
+            continue
         try:
             items = list(_own(row, prompt_ids) if known is None else _matched(row, known, prompt_ids))
         except ValueError as problem:
@@ -116,10 +125,10 @@ def keyed(rows: Iterable[Captured], known: Known | None, skip: bool, prompt_ids:
                 yield item
     if problems and (not skip or not seen):
         more = [f"… {len(problems) - FEW} more"] if len(problems) > FEW else []
+        fault = f"are no answers of {known.name}" if known and not hints else "cannot be used"
         raise DataError(
-            "\n  ".join([f"{len(problems)} of {count} rows are no answers of {known.name if known else 'their own'}",
-                         *problems[:FEW], *more]),
-            "name the data and the tokenizer that it was captured with, or leave them out: --skip-bad-rows",
+            "\n  ".join([f"{len(problems)} of {count} rows {fault}", *problems[:FEW], *more]),
+            f"{hints[0] if hints else OF_OTHERS}, or leave them out: --skip-bad-rows",
         )  # fmt: skip
     if not seen:
         raise DataError("there is nothing to import: no row", "name a file with rows")
@@ -355,7 +364,7 @@ def _known(data: External, encoder: Encoder, asked: Asked, truncation: Truncatio
     return Known([answer for part in PARTS for answer in both.of(part)], data.label, encoder.end_id)
 
 
-def _rows(asked: Asked, files: Sequence[Path], settings: Any, folder: Path | None) -> Iterator[Captured]:
+def _rows(asked: Asked, files: Sequence[Path], settings: Any, folder: Path | None) -> Iterator[Captured | DataError]:
     if settings is not None:
         for path in files:
             yield from read_distillkit(path, settings)
