@@ -8,10 +8,11 @@ log-probs are computed through it tile by tile (`tensors`): `output_head` reads 
 from __future__ import annotations
 
 import copy
+import functools
 import json
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -312,16 +313,18 @@ def keep_ids(folder: Path, tokenizer: Tokenizer) -> None:
     transformers 5 rebuilds the tokenizers of some types of models by class, and those then cut texts otherwise than
     tokenizer.json says; such a folder gets a class of its own. Raises AdpaError where that does not help.
     """
-    if _loaded_ids(folder, tokenizer) == _own_ids(tokenizer):
+    ours = _ids(tokenizer.ids, lambda text: list(tokenizer.core.encode(text).ids), tokenizer)
+    if _loaded_ids(folder, tokenizer)[0] == ours:
         return
     (folder / f"{AS_SAVED}.py").write_text(AS_SAVED_CODE, encoding="utf-8")
     _edit(folder / "tokenizer_config.json", {"auto_map": AUTO_MAP})
-    theirs, ours = _loaded_ids(folder, tokenizer), _own_ids(tokenizer)
+    theirs, fault = _loaded_ids(folder, tokenizer)
     if theirs != ours:
         at = next((n for n, pair in enumerate(zip(theirs, ours, strict=False)) if pair[0] != pair[1]), 0)
         raise AdpaError(
-            f"transformers {__version__} cuts a text otherwise than tokenizer.json, so a saved model would be read "
-            f"wrongly: from token {at + 1} on it gives {theirs[at : at + 8]}, tokenizer.json {ours[at : at + 8]}",
+            f"transformers {__version__} does not read the tokenizer as tokenizer.json has it, so what is saved would "
+            f"be misread: from token {at + 1} on "
+            + (fault or f"it gives {theirs[at : at + 8]}, tokenizer.json {ours[at : at + 8]}"),
             "use a model whose tokenizer.json is that of its model_type, or another version of transformers",
         )
 
@@ -333,20 +336,22 @@ def check_saved_tokenizer(folder: Path, template_text: str, end_token: str) -> N
         save_tokenizer(Tokenizer.of(folder), Path(place), template_text, end_token)
 
 
-def _own_ids(tokenizer: Tokenizer) -> list[int]:
+Ids = Callable[[str], list[int]]
+
+
+def _ids(plain: Ids, surrounded: Ids, tokenizer: Tokenizer) -> list[int]:
     """The ids of a text of many kinds with the first special tokens in it, without and with what is put around it."""
-    text = SAMPLE + " a ".join(list(tokenizer.added)[:64])
-    return [*tokenizer.ids(text), *tokenizer.core.encode("a", add_special_tokens=True).ids]
+    return [*plain(SAMPLE + " a ".join(list(tokenizer.added)[:64])), *surrounded("a")]
 
 
-def _loaded_ids(folder: Path, tokenizer: Tokenizer) -> list[int]:
-    """The ids of the same texts by what transformers makes of a folder."""
-    text = SAMPLE + " a ".join(list(tokenizer.added)[:64])
+def _loaded_ids(folder: Path, tokenizer: Tokenizer) -> tuple[list[int], str]:
+    """The ids of the same texts by what transformers makes of a folder; none, and why, where it makes nothing."""
     try:
         loaded: Any = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-        return [*loaded(text, add_special_tokens=False)["input_ids"], *loaded("a")["input_ids"]]
-    except LOAD_ERRORS:
-        return []
+        plain = functools.partial(loaded.encode, add_special_tokens=False)
+        return _ids(plain, loaded.encode, tokenizer), ""
+    except LOAD_ERRORS as error:
+        return [], f"it does not load: {first_line(error)}"
 
 
 @contextmanager

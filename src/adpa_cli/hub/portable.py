@@ -32,6 +32,7 @@ def portable_config(saved: Json, source: Json) -> dict[str, Any]:
     known = {**({} if of_text else source), **of_text}
     kept = {key: value for key, value in known.items() if key not in ABOUT_THE_FILE}
     written = {**kept, **saved}
+    written.pop("auto_map", None)  # the code that it leads to does not come along
     written |= _older_rotary(written)
     if "num_local_experts" in written:
         written.setdefault("num_experts", written["num_local_experts"])
