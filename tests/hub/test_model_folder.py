@@ -30,13 +30,13 @@ def test_a_folder_is_read_once_and_anew_when_it_changes(folder: Path) -> None:
     first = ModelFolder.of(folder)
     assert ModelFolder.of(folder) is first
     assert (first.context, first.vocabulary, first.token_ids) == (256, 238, 238)
-    assert first.template is None
+    assert first.template == ""
     state = (folder / "config.json").stat()
     change(folder / "config.json", max_position_embeddings=128)
     os.utime(folder / "config.json", ns=(state.st_atime_ns, state.st_mtime_ns + 1))
     (folder / "chat_template.jinja").write_text("{{ messages }}")
     assert ModelFolder.of(folder).context == 128
-    assert ModelFolder.of(folder).template == ("{{ messages }}", "<|end|>")
+    assert ModelFolder.of(folder).template == "{{ messages }}"
 
 
 def test_sizes_are_those_of_the_weights(folder: Path) -> None:
@@ -70,3 +70,37 @@ def test_a_model_of_several_parts_says_so_of_the_one_that_reads_text(folder: Pat
     (folder / "config.json").write_text(json.dumps(outer))
     inside = ModelFolder.of(folder)
     assert (inside.vocabulary, inside.context, inside.size.hidden) == (238, 256, 48)
+
+
+@pytest.mark.parametrize(
+    ("generation", "config", "stops"),
+    [
+        ({"eos_token_id": 3}, {"eos_token_id": 0}, (3,)),
+        ({"eos_token_id": [3, 2, 3]}, {}, (3, 2)),
+        ({}, {"eos_token_id": [2, 3]}, (2, 3)),
+        ({"eos_token_id": None}, {"eos_token_id": None}, ()),
+        ({"eos_token_id": [3, 238, -1, 200]}, {}, (3,)),  # ids that the model lacks, and ordinary text
+        ({"eos_token_id": True}, {}, ()),
+    ],
+)
+def test_where_generation_stops(folder: Path, generation: Any, config: Any, stops: tuple[int, ...]) -> None:
+    (folder / "generation_config.json").write_text(json.dumps(generation))
+    raw = {**json.loads((folder / "config.json").read_text()), **config}
+    (folder / "config.json").write_text(json.dumps(raw))
+    assert ModelFolder.of(folder).stop_ids == stops
+
+
+def test_rows_are_counted_in_the_weights_where_they_are_here(folder: Path) -> None:
+    change(folder / "config.json", vocab_size=500)
+    assert ModelFolder.of(folder).rows == 238
+    (folder / "model.safetensors").unlink()
+    assert ModelFolder.of(folder).rows == 500
+
+
+def test_files_that_hold_no_object_are_named(folder: Path) -> None:
+    (folder / "config.json").write_text("[1]")
+    with pytest.raises(DataError, match=r"config\.json holds no JSON object"):
+        _ = ModelFolder.of(folder).config
+    (folder / "tokenizer.json").write_text('{"version": "1.0"}')
+    with pytest.raises(DataError, match=r"tokenizer\.json is no tokenizer"):
+        _ = ModelFolder.of(folder).token_ids
