@@ -141,6 +141,8 @@ def _opened(path: Path, create: bool = True) -> int:
     try:
         return os.open(path, os.O_RDWR | (os.O_CREAT if create else 0), 0o666)
     except PermissionError:
+        if not os.path.exists(path):
+            raise
         return os.open(path, os.O_RDONLY)
 
 
