@@ -5,16 +5,19 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from tokenizers import Tokenizer as Core
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Qwen2Config
 
 from adpa_cli.store.identity import model_files
 from adpa_cli.store.store import Store
 from support.cli_samples import Cli, Pipeline
+from support.model_folders import SMALL, VARIED, byte_level, change, write_model
 
 CONVERTER = """
 import pathlib, sys
@@ -66,6 +69,27 @@ def test_weights_in_bfloat16_are_the_rounded_ones(pipeline: Pipeline, cli: Cli, 
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "half")
     assert model.generation_config.eos_token_id == tokenizer.convert_tokens_to_ids("<|end|>")
     assert (tmp_path / "half" / "model.safetensors").stat().st_mode & 0o044 == 0o044
+
+
+@pytest.mark.parametrize("kind", [LlamaConfig, Qwen2Config], ids=lambda kind: kind.model_type)
+def test_a_folder_from_elsewhere_is_exported_with_the_ids_of_its_tokenizer(
+    cli: Cli, tmp_path: Path, kind: type[Any]
+) -> None:
+    core = byte_level(single_digits=True)
+    settings = {"tokenizer_class": "GPT2Tokenizer", "extra_special_tokens": ["<|im_start|>"], "backend": "tokenizers"}
+    write_model(tmp_path / "m", kind(**{**SMALL, "vocab_size": core.get_vocab_size()}), core, **settings)
+    change(tmp_path / "m" / "config.json", rope_parameters={"rope_theta": 500000.0, "rope_type": "default"})
+    assert cli("export", "./m", "out").code == 0
+    expected = Core.from_file(str(tmp_path / "m" / "tokenizer.json")).encode(VARIED).ids
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
+    assert tokenizer(VARIED, add_special_tokens=False)["input_ids"] == expected
+    assert tokenizer.chat_template == AutoTokenizer.from_pretrained(tmp_path / "m").chat_template
+    written = json.loads((tmp_path / "out" / "tokenizer_config.json").read_text())
+    assert (written["tokenizer_class"], written["additional_special_tokens"]) == (
+        "PreTrainedTokenizerFast", ["<|im_start|>"],
+    )  # fmt: skip
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["rope_theta"] == 500000.0
+    assert (tmp_path / "out" / "model.safetensors").read_bytes() == (tmp_path / "m" / "model.safetensors").read_bytes()
 
 
 def test_ollama_gets_a_template_an_end_and_a_context(pipeline: Pipeline, cli: Cli, tmp_path: Path) -> None:
