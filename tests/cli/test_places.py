@@ -8,6 +8,7 @@ import pwd
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -293,3 +294,12 @@ def test_a_cache_of_hashes_that_cannot_be_written_is_not_kept(common: Path) -> N
 
     assert as_nobody(hashes) == "ca3d163bab055381827226140568f3bef7eaac187cebd76878e0b63e9e442356"
     assert not (store.root / ".hashes.json").exists()
+
+
+def test_a_machine_without_a_folder_for_temporary_files_says_so(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(tempfile, "tempdir", None)
+        patch.setattr(tempfile, "_candidate_tempdir_list", lambda: [str(tmp_path / "none")])
+        assert "export TMPDIR=DIR" in cli.refused(1, "sft", "--model", "tiny", "--smoke", "--gpus", "2")

@@ -48,13 +48,24 @@ def main(argv: list[str] | None = None) -> int:
             return nobody_reads()
         raise
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            name = f": {error.filename}" if error.filename else ""
-            return fail(AdpaError(f"the disk is full{name}", "free some space and repeat the command; it goes on"))
-        if is_forbidden(error):
-            return fail(unreadable(error.filename, error.strerror))
-        raise
+        if (explained := _environment_error(error)) is None:
+            raise
+        return fail(explained)
     return result if isinstance(result, int) else 0
+
+
+def _environment_error(error: OSError) -> AdpaError | None:
+    """What to say of a disk or a user's rights; None for what is a bug."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        name = f": {error.filename}" if error.filename else ""
+        return AdpaError(f"the disk is full{name}", "free some space and repeat the command; it goes on")
+    if is_forbidden(error):
+        return unreadable(error.filename, error.strerror)
+    if error.errno == errno.ENOENT and "temporary directory" in str(error):  # tempfile's words
+        return AdpaError(
+            f"no folder for temporary files: {error.strerror}", "name one where you may write: export TMPDIR=DIR"
+        )
+    return None
 
 
 def check_folder() -> None:
