@@ -161,17 +161,24 @@ class ModelFolder:
             f"the tokenizer in {self.path} names no end token (eos_token)", "add eos_token to tokenizer_config.json"
         )
 
-    @cached_property
+    @property
     def template(self) -> str:
         """The chat template; "" without one."""
+        return self.template_file[1]
+
+    @cached_property
+    def template_file(self) -> tuple[str, str]:
+        """(the file that has the chat template, the template), both "" without one."""
         separate = self.path / "chat_template.jinja"
         if separate.exists():
-            return separate.read_text(encoding="utf-8")
-        template: Any = self._json("chat_template.json").get("chat_template")
-        template = template or self._json("tokenizer_config.json").get("chat_template")
-        if isinstance(template, list):
-            template = {entry["name"]: entry["template"] for entry in template}.get("default")
-        return str(template or "")
+            return separate.name, separate.read_text(encoding="utf-8")
+        for name in ("chat_template.json", "tokenizer_config.json"):
+            template: Any = self._json(name).get("chat_template")
+            if isinstance(template, list):
+                template = {entry["name"]: entry["template"] for entry in template}.get("default")
+            if template:
+                return name, str(template)
+        return "", ""
 
     @cached_property
     def size(self) -> ModelSize:

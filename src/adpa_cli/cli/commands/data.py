@@ -154,11 +154,13 @@ def _reader(model: str, choice: TemplateChoice, refresh: bool) -> Reader:
     item = names.base(named.model) if isinstance(named, Alias) else named
     template = Planner(names, UserSettings(templates=choice), "").template(family, item)
     folder = lineage.folder_of(item, store)
-    own = ModelFolder.of(folder).template
-    source = "--template" if choice.template else "the model" if own else f"the family ({family.template})"
+    file = ModelFolder.of(folder).template_file[0]
+    source = f"{item.label} ({file})" if file else f"the family ({family.template})"
     source = source if isinstance(item, External) else item.label
+    source = "--template" if choice.template else source
     encoder = Encoder(Tokenizer.of(folder), template)
-    words = [f"template of {source}, answers end with {encoder.template.end} (id {encoder.end_id})"]
+    by = "--end says" if choice.end else "it writes"
+    words = [f"template of {source}; answers end with {encoder.template.end} (id {encoder.end_id}), as {by}"]
     return Reader(encoder, source, words + template_words(encoder, ModelFolder.of(folder).stop_ids))
 
 
