@@ -280,6 +280,23 @@ def test_a_model_of_the_hub_to_talk_to_is_fetched(hub: Hub, store: Store, tmp_pa
     assert said[-1] == "  model.safetensors is here"
 
 
+def test_what_is_no_model_is_named_on_the_hub_without_its_weights(hub: Hub, cli: Cli, tmp_path: Path) -> None:
+    folder = tmp_path / "adapter"
+    folder.mkdir()
+    shutil.copy(BASES / "student" / "tokenizer.json", folder)
+    (folder / "adapter_model.safetensors").write_bytes(b"")
+    (folder / "adapter_config.json").write_text('{"base_model_name_or_path": "org/base", "peft_type": "LORA"}')
+    hub.add("org/adapter", folder)
+    quantised = Path(shutil.copytree(BASES / "student", tmp_path / "quantised"))
+    config = json.loads((quantised / "config.json").read_text())
+    (quantised / "config.json").write_text(json.dumps({**config, "quantization_config": {"quant_method": "awq"}}))
+    hub.add("org/quantised", quantised)
+    for _ in ("asked", "remembered"):
+        assert "is a LoRA adapter of org/base" in cli.refused(1, "sft", "--model", "org/adapter", "-n")
+        assert "is quantised (AWQ" in cli.refused(1, "sft", "--model", "org/quantised", "-n")
+    assert not [path for path in hub.bodies() if path.endswith(".safetensors")]
+
+
 def test_only_making_commands_are_planned(cli: Cli) -> None:
     assert "show makes nothing that could be planned" in cli.refused(2, "plan", "show")
     assert "no command to plan" in cli.refused(2, "plan", "--fetch")

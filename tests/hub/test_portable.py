@@ -54,7 +54,8 @@ def test_gpt_neox_has_names_of_its_own() -> None:
 
 
 def test_dtypes_and_experts_have_both_names() -> None:
-    written = portable_config({"dtype": "float32", "num_local_experts": 4}, {"num_experts": 4, "torch_dtype": "float16"})
+    source = {"num_experts": 4, "torch_dtype": "float16"}
+    written = portable_config({"dtype": "float32", "num_local_experts": 4}, source)
     assert (written["torch_dtype"], written["num_experts"], written["num_local_experts"]) == ("float32", 4, 4)
     assert portable_config({"num_local_experts": 8}, {})["num_experts"] == 8
 

@@ -22,7 +22,7 @@ from adpa_cli.hub import External, HubFile, stand_in
 from adpa_cli.hub import repository as hub
 from adpa_cli.hub.model_folder import ModelFolder
 from adpa_cli.hub.repository import Access, Closed
-from adpa_cli.hub.usable import check_model
+from adpa_cli.hub.usable import CHECKED, check_model
 from adpa_cli.store.identity import canonical, file_digest, model_digest, model_files
 from adpa_cli.store.store import Store
 
@@ -92,9 +92,16 @@ class Externals:
 
     def _model(self, path: Path, label: str, name: str) -> External:
         digest = model_digest(path, self.store.hash_cache)
-        check_model(ModelFolder.of(path), label)
         size = sum((path / file).stat().st_size for file in model_files(path))
-        return External(f"model:{digest}", label, (str(path.resolve()),), {"name": name}, size)
+        return self._usable(External(f"model:{digest}", label, (str(path.resolve()),), {"name": name}, size))
+
+    def _usable(self, model: External) -> External:
+        """A model that can be used; what that says of a content is found once, since vocabularies take a second."""
+        key = f"usable/{CHECKED}/{model.content}"
+        if self.store.hash_cache.recall(key) is None:
+            check_model(ModelFolder.of(Path(model.where[0])), model.label)
+            self.store.hash_cache.remember(key, True)
+        return model
 
     def base(self, name: str) -> External:
         """The base model that a family names: built in, or of the hub."""
@@ -114,8 +121,7 @@ class Externals:
             self._note(text, why)
             return stand_in("model", name)
         self._note(text, None)
-        check_model(ModelFolder.of(Path(model.where[0])), name)
-        return model
+        return self._usable(model)
 
     def data(self, texts: Sequence[str]) -> External:
         """One or several data sources as one input, by the content of their files."""

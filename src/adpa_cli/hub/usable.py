@@ -12,6 +12,8 @@ from typing import Any
 from adpa_cli.errors import DataError
 from adpa_cli.hub.model_folder import ModelFolder
 
+CHECKED = 1
+"""Number of `check_model`, raised when it refuses more."""
 QUANTISED = {
     "gptq": "GPTQ", "awq": "AWQ", "bitsandbytes": "bitsandbytes", "fp8": "FP8", "fbgemm_fp8": "FP8",
     "compressed-tensors": "compressed-tensors", "mxfp4": "MXFP4", "hqq": "HQQ", "aqlm": "AQLM", "eetq": "EETQ",
