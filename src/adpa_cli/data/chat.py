@@ -9,17 +9,19 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass, replace
-from itertools import takewhile
+from functools import cached_property
 
 from adpa_cli.data.examples import Message
-from adpa_cli.data.rendering import CLOSED, OPENED, render, thinking_of, thought, without_thinking
+from adpa_cli.data.rendering import CLOSED, answer_part, render, thinking_of, thought, without_thinking
 from adpa_cli.data.templates import Template
 from adpa_cli.data.tokenizer import Tokenizer
 from adpa_cli.errors import AdpaError, DataError
 
-GUARD = 0xF0000
-"""The first of the characters that stand for special tokens which turns name; no script has them."""
-GUARDED = re.compile("[\U000f0000-\U000fffff]")
+GUARD = "\U000f0000"
+"""What begins the marks that stand for special tokens which turns name; no script has it."""
+GUARDED = re.compile(f"{GUARD}(.)", re.DOTALL)
+HEADER = 256
+"""Characters at the end of a prompt in which the last special token before an answer is looked for."""
 
 
 @dataclass(frozen=True)
@@ -50,12 +52,16 @@ class Encoder:
         self.thinking = thinking_of(template.text)
         # Of a base model the own end token is another one, until it is trained and saved.
         self._names = {**tokenizer.named, "eos_token": self.template.end}
-        self._guards = {
-            token: chr(GUARD + n) for n, token in enumerate(tokenizer.specials) if "think" not in token.lower()
-        }
-        self._spelled = re.compile("|".join(map(re.escape, self._guards)) or r"(?!)")
-        self._special = {token: tokenizer.vocabulary[token] for token in tokenizer.specials}
-        self._controls = re.compile(f"({'|'.join(map(re.escape, self._special)) or r'(?!)'})")
+        # Reasoning is part of what people write: its marks are parsed on both sides.
+        controls = [
+            token
+            for token in tokenizer.added
+            if "think" not in token.lower()
+            and (token in tokenizer.specials or token in tokenizer.named.values() or token == self.template.end)
+        ]
+        self._marks = {name: GUARD + chr(ord(GUARD) + number) for number, name in enumerate([GUARD, *controls])}
+        self._spelled = re.compile("|".join(map(re.escape, self._marks)))
+        self._controls = re.compile("|".join(map(re.escape, controls)) or r"(?!)")
 
     @property
     def pad_id(self) -> int:
@@ -87,12 +93,9 @@ class Encoder:
         places = [place for place, message in enumerate(messages) if message.role == "assistant"]
         messages = messages[: places[-1] + 1]
         full = self._guarded(messages, ask=False)
-        spans: list[tuple[int, int]] = []
-        for place in places[:-1]:
-            before, said = self._last(messages[: place + 1])
-            if full.startswith(before + said + self.template.end):
-                spans.append((len(before), len(before) + len(said) + len(self.template.end)))
-        before, said = self._last(messages)
+        spans = [span for place in places[:-1] if (span := self._span(messages[: place + 1], full))]
+        before = self._guarded(messages[:-1], ask=True)
+        said = self._said(messages, before)
         whole = before + said + self.template.end
         if not full.startswith(whole):
             prompt = self._begin(before)
@@ -113,48 +116,60 @@ class Encoder:
         return render(self.template.text, messages, ask, self._names)
 
     def _guarded(self, messages: Sequence[Message], ask: bool) -> str:
-        """The text of the turns, in which a character that nobody writes stands for each special token in a turn."""
-        turns = [replace(m, content=self._spelled.sub(lambda name: self._guards[name[0]], m.content)) for m in messages]
-        return self.render(turns, ask)
+        """The text of the turns, in which marks that nobody writes stand for each special token that a turn names."""
+        return self.render([replace(m, content=self._marked(m.content)) for m in messages], ask)
 
-    def _last(self, messages: Sequence[Message]) -> tuple[str, str]:
-        """What the template writes before the last answer when it asks for it, and the answer as it writes it."""
-        before = self._guarded(messages[:-1], ask=True)
-        return before, self._said(messages, before)
+    def _marked(self, content: str) -> str:
+        return self._spelled.sub(lambda name: self._marks[name[0]], content)
+
+    def _span(self, messages: Sequence[Message], full: str) -> tuple[int, int] | None:
+        """Where `full` goes on with the last of some messages and its end token; None where it writes it otherwise."""
+        try:
+            before = self._guarded(messages[:-1], ask=True)
+            answer = self._said(messages, before) + self.template.end
+        except DataError:
+            return None
+        return (len(before), len(before) + len(answer)) if full.startswith(before + answer) else None
 
     def _said(self, messages: Sequence[Message], before: str) -> str:
         """The last answer as the template writes it, where `before` is what it writes when it asks for it."""
         full = self._guarded(messages, ask=False)
-        lead, reasoning = before, ""
-        if not full.startswith(before) and (opened := OPENED.search(before)):
-            # A block of reasoning is opened that finished dialogues do not have: it is closed before the answer.
-            lead, inside = before[: opened.start()], thought(messages[-1].content)
-            reasoning = f"{inside}\n{CLOSED}\n\n"
-        if not full.startswith(lead):
-            at = sum(1 for _ in takewhile(lambda both: both[0] == both[1], zip(full, before, strict=False)))
-            raise DataError(
-                "the chat template renders a dialogue differently once it is answered: it asks with "
-                f"{self._shown(before[at:])} and then writes {self._shown(full[at:])}",
-                "give a template that writes each turn once: --template FILE",
-            )
-        rest = full[len(lead) :]
+        try:
+            rest, opens = answer_part(before, full)
+        except DataError:
+            answer_part(self._shown(before), self._shown(full))
+            raise
         said, ended, _ = rest.partition(self.template.end)
         if not ended:
             said = rest.rstrip()
-            if self._specials_in(rest):
+            if self._controls.search(rest):
                 raise DataError(
-                    f"the chat template ends an answer with {self._shown(rest[-40:])} and not with the end token "
+                    f"the chat template ends an answer with {self._shown(rest[-40:])!r} and not with the end token "
                     f"{self.template.end!r}",
                     "give the token that it writes: --end TOKEN, or another template: --template FILE",
                 )
-        return reasoning + said
+        # A block of reasoning that only a prompt opens is closed before the answer.
+        return f"{thought(self._marked(messages[-1].content))}\n{CLOSED}\n\n{said.lstrip(chr(10))}" if opens else said
 
     def _answer_ids(self, prompt: list[int], before: str, said: str) -> list[int]:
         """Ids of an answer with its end token, after a prompt that is known as ids and as text."""
-        whole = self._begin(before + said + self.template.end)
-        if whole[: len(prompt)] == prompt and whole[-1:] == [self.end_id]:
-            return whole[len(prompt) :]
-        return [*self._following(said), self.end_id]
+        controls = self._last_controls(before)
+        if controls:  # special tokens are cut out first: what follows one does not depend on what precedes it
+            header = before[controls[-1].start() :]
+            answer = self._behind(prompt, self._ids(header), self._ids(header + said + self.template.end))
+        else:
+            answer = None
+        answer = answer or self._behind(prompt, prompt, self._begin(before + said + self.template.end))
+        return answer or self._after(before, said)
+
+    def _behind(self, prompt: list[int], header: list[int], whole: list[int]) -> list[int] | None:
+        """What of `whole` follows the header that a prompt ends with; None where they do not fit together."""
+        fits = prompt[-len(header) :] == header and whole[: len(header)] == header and whole[-1:] == [self.end_id]
+        return whole[len(header) :] if fits else None
+
+    def _last_controls(self, text: str) -> list[re.Match[str]]:
+        """The special tokens near the end of a text, in their order."""
+        return [*self._controls.finditer(text, max(len(text) - HEADER, 0))]
 
     def _masked(self, text: str, spans: Sequence[tuple[int, int]]) -> tuple[list[int], list[bool]]:
         """Ids of a text, and which of them are in some spans of its characters."""
@@ -170,20 +185,24 @@ class Encoder:
     def _places(self, text: str, edges: Sequence[int]) -> tuple[list[int], list[int]] | None:
         """Ids of a text, and where the token begins that follows each of some places of its characters.
 
-        None where a token reaches over one of them, or where turns name special tokens.
+        None where a token reaches over one of them.
         """
-        if GUARDED.search(text):
-            return None
-        ids, offsets = self.tokenizer.ids_and_offsets(text)
-        found, token = [], 0
-        for edge in edges:
+        tokenizer, plain = self._read(text)
+        ids, offsets = tokenizer.ids_and_offsets(plain)
+        found, token, covered = [], 0, 0
+        for place in edges:
+            edge = place if plain == text else len(self._unmarked(text[:place]))
             while token < len(ids) and offsets[token][0] < edge:
-                if offsets[token][1] > edge:
-                    return None
+                covered = max(covered, offsets[token][1])
                 token += 1
+            if covered != edge:  # some special tokens take the spaces that follow, wherever these end
+                before = tokenizer.ids(plain[:edge])
+                if ids[: len(before)] != before:
+                    return None
+                token = len(before)
             found.append(token)
         begun = self._with_bos(ids)
-        return begun, [place + len(begun) - len(ids) for place in found]
+        return begun, [each + len(begun) - len(ids) for each in found]
 
     def _piecewise(self, text: str, spans: Sequence[tuple[int, int]]) -> tuple[list[int], list[bool]]:
         """Ids of a text whose prompts and answers are cut into tokens one by one, and which are in the spans."""
@@ -191,33 +210,61 @@ class Encoder:
         mask: list[bool] = []
         position = 0
         for start, end in spans:
-            lead = self._begin(text[:start]) if not ids else self._ids(text[position:start])
-            answer = [*self._following(text[start : end - len(self.template.end)]), self.end_id]
+            prompt = self._begin(text[:start])
+            answer = self._answer_ids(prompt, text[:start], text[start : end - len(self.template.end)])
+            lead = self._following(self.template.end, text[position:start]) if ids else prompt
             ids += lead + answer
             mask += [False] * len(lead) + [True] * len(answer)
             position = end
         return ids, mask
 
+    def _after(self, before: str, said: str) -> list[int]:
+        """Ids of an answer and its end token that are cut into tokens apart from the text before."""
+        last = [control[0] for control in self._last_controls(before) if control.end() == len(before)]
+        return self._following("".join(last), said + self.template.end)
+
+    def _following(self, last: str, text: str) -> list[int]:
+        """Ids of a rendered text after a special token, or inside of a text where `last` is empty.
+
+        SentencePiece tokenizers put a space before the first word of a text, and some after each special token too.
+        """
+        for lead in (last,) if last else ("\n", "a", ":", "]", "."):
+            head, whole = self._ids(lead), self._ids(lead + text)
+            if whole[: len(head)] == head:
+                return whole[len(head) :]
+        return self._ids(text)
+
     def _ids(self, text: str) -> list[int]:
         """Ids of a rendered text, in which a name that a turn wrote is text and one that the template wrote a token."""
-        return self._following(text) if GUARDED.search(text) else self.tokenizer.ids(text)
+        tokenizer, plain = self._read(text)
+        return tokenizer.ids(plain)
 
-    def _following(self, text: str) -> list[int]:
-        """Ids of a rendered text that follows another one."""
-        ids: list[int] = []
-        for part in self._controls.split(text):
-            if part in self._special:
-                ids.append(self._special[part])
-            elif part:
-                ids += self._plain(self._shown_plainly(part))
-        return ids
+    def _read(self, text: str) -> tuple[Tokenizer, str]:
+        """A rendered text with the names that turns wrote, and the tokenizer that reads these as text."""
+        if GUARD not in text:
+            return self.tokenizer, text
+        return self._renamed, self._unmarked(text)
 
-    def _plain(self, text: str) -> list[int]:
-        """Ids of a text that follows another one, in which names of special tokens are text as any other."""
-        line_break, after = self.tokenizer.plain_ids("\n"), self.tokenizer.plain_ids("\n" + text)
-        # SentencePiece tokenizers put a space before the first word of a text; after a line break they do not.
-        inside = after[: len(line_break)] == line_break
-        return after[len(line_break) :] if inside else self.tokenizer.plain_ids(text)
+    def _unmarked(self, text: str) -> str:
+        """A rendered text with names for marks, and marks for the special tokens that the template wrote."""
+        return self._both.sub(self._swapped, text)
+
+    def _swapped(self, found: re.Match[str]) -> str:
+        """A mark for the name of a special token, and the name for a mark."""
+        return self._names_of_marks.get(found[0]) or self._marks.get(found[0], found[0])
+
+    @cached_property
+    def _names_of_marks(self) -> dict[str, str]:
+        return {mark: name for name, mark in self._marks.items()}
+
+    @cached_property
+    def _both(self) -> re.Pattern[str]:
+        return re.compile(f"{GUARDED.pattern}|{self._controls.pattern}", re.DOTALL)
+
+    @cached_property
+    def _renamed(self) -> Tokenizer:
+        """The tokenizer in which special tokens go by their marks: made for the first turn that names one."""
+        return self.tokenizer.renamed({name: mark for name, mark in self._marks.items() if name != GUARD})
 
     def _begin(self, text: str) -> list[int]:
         """Ids of a rendered beginning; templates that write BOS and those that do not give the same."""
@@ -231,16 +278,9 @@ class Encoder:
             written += 1
         return ([bos] if bos is not None and (written or self.bos_id is not None) else []) + ids[written:]
 
-    def _shown_plainly(self, text: str) -> str:
-        """A rendered text with the names that the turns wrote."""
-        names = {guard: name for name, guard in self._guards.items()}
-        return GUARDED.sub(lambda guard: names.get(guard[0], guard[0]), text)
-
     def _shown(self, text: str) -> str:
-        return repr(self._shown_plainly(text[:40]))
-
-    def _specials_in(self, text: str) -> bool:
-        return any(token in text for token in self.tokenizer.specials)
+        """A rendered text with the names that the turns wrote."""
+        return GUARDED.sub(lambda mark: self._names_of_marks.get(mark[0], mark[0]), text)
 
 
 def pad_id(tokenizer: Tokenizer, end_id: int) -> int:

@@ -10,21 +10,23 @@ import functools
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import takewhile
 from typing import Any, Literal
 
 from adpa_cli.data.examples import TOOLS, Message, turn_dict
 from adpa_cli.errors import DataError, UsageError
 
 FIXED_DAY = {
-    "%d": "26", "%b": "Jul", "%B": "July", "%m": "07", "%Y": "2024", "%y": "24", "%a": "Fri", "%A": "Friday",
-    "%H": "00", "%M": "00", "%S": "00",
+    "%-d": "26", "%e": "26", "%d": "26", "%b": "Jul", "%B": "July", "%-m": "7", "%m": "07", "%Y": "2024", "%y": "24",
+    "%a": "Fri", "%A": "Friday", "%j": "208", "%F": "2024-07-26", "%H": "00", "%I": "12", "%p": "AM", "%M": "00",
+    "%S": "00",
 }  # fmt: skip
 CLOCK = (
     "{%- macro strftime_now(format) -%}{{ format"
     + "".join(f"|replace('{mark}', '{text}')" for mark, text in FIXED_DAY.items())
     + " }}{%- endmacro -%}"
 )
-"""Put before templates that print today's date: or a prompt would be another one tomorrow."""
+"""Put before templates that print today's date where they are saved: or a prompt would be another one tomorrow."""
 DAY = "26 Jul 2024"
 Thinking = Literal["off", "keep"]
 RULES: Mapping[Thinking, str] = {
@@ -36,7 +38,7 @@ CLOSED = "</think>"
 SWITCHES = re.compile(r"</think>|enable_thinking|\bif thinking\b|\bthinking is defined\b")
 """What only templates of models that reason hold."""
 OPENED = re.compile(r"<think>\s*\Z")
-ASKED, SAID, NAMED, RESULT = (f"QZ{letter}QZ" for letter in "uatr")
+ASKED, SAID, NAMED, RESULT, RULED = (f"QZ{letter}QZ" for letter in "uatrs")
 """Texts that no template holds."""
 
 
@@ -55,6 +57,8 @@ def render(text: str, messages: Sequence[Message], ask: bool, names: Mapping[str
             "the chat template does not write tools: these turns have tools or calls of them, which would be lost",
             "leave such rows out (--skip-bad-rows), or give a template that writes them: --template FILE",
         )
+    if _takes_parts_only(text):
+        turns = [{**turn, "content": _parts(turn["content"])} for turn in turns]
     try:
         return _rendered(text, turns, tools, ask, names)
     except (jinja2.TemplateError, TypeError, ValueError, KeyError, AttributeError) as error:
@@ -66,14 +70,36 @@ def render(text: str, messages: Sequence[Message], ask: bool, names: Mapping[str
 
 
 def _rendered(text: str, turns: Sequence[Any], tools: Any, ask: bool, names: Mapping[str, str]) -> str:
-    template = _compiled((CLOCK if "strftime_now" in text else "") + text)
+    template = _compiled(text)
     return str(template.render(messages=turns, tools=tools, documents=None, add_generation_prompt=ask, **names))
+
+
+def _strftime_now(form: str) -> str:
+    """The fixed day as CLOCK writes it."""
+    for mark, text in FIXED_DAY.items():
+        form = form.replace(mark, text)
+    return form
+
+
+def dated(text: str) -> str:
+    """A template as it is saved: one that prints today's date brings the fixed one."""
+    return text if "strftime_now" not in text or _begun(CLOCK) in text else _led(CLOCK, text)
+
+
+def _led(lead: str, text: str) -> str:
+    """A template behind blocks that write nothing and leave it the spaces that it begins with."""
+    return f"{_begun(lead)}%}}\n{text}" if text[:1].isspace() else lead + text
+
+
+def _begun(lead: str) -> str:
+    return lead.removesuffix("-%}")
 
 
 @functools.lru_cache(maxsize=64)
 def _compiled(text: str) -> Any:
     """A template, compiled as the transformers library does."""
     import jinja2
+    from jinja2 import nodes
     from jinja2.ext import Extension, loopcontrols
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
@@ -83,8 +109,8 @@ def _compiled(text: str) -> Any:
         tags = {"generation"}  # noqa: RUF012  as jinja2 declares it
 
         def parse(self, parser: Any) -> Any:
-            next(parser.stream)
-            return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+            line = next(parser.stream).lineno
+            return nodes.Scope(parser.parse_statements(("name:endgeneration",), drop_needle=True), lineno=line)
 
     def raise_exception(message: str) -> None:
         raise jinja2.TemplateError(message)
@@ -97,7 +123,28 @@ def _compiled(text: str) -> Any:
     )
     environment.filters["tojson"] = tojson
     environment.globals["raise_exception"] = raise_exception
+    environment.globals["strftime_now"] = _strftime_now
     return environment.from_string(text)
+
+
+def _parts(content: str) -> list[dict[str, str]]:
+    """A text as the only part of a turn."""
+    return [{"type": "text", "text": content}]
+
+
+@functools.lru_cache(maxsize=64)
+def _takes_parts_only(text: str) -> bool:
+    """Whether a template writes what is said where it comes as parts, and not where it is a text."""
+
+    def written(content: Any) -> str:
+        try:
+            return _rendered(
+                text, [{"role": "user", "content": content}], None, True, {"bos_token": "", "eos_token": ""}
+            )
+        except Exception:  # a template may raise anything
+            return ""
+
+    return ASKED not in written(ASKED) and ASKED in written(_parts(ASKED))
 
 
 @functools.lru_cache(maxsize=64)
@@ -122,8 +169,13 @@ def knows_tools(text: str) -> bool:
 
 
 def refusal(text: str, messages: Sequence[Message]) -> str:
-    """Why a template refuses turns with these roles, whatever they say; "" where it takes them."""
-    shape = tuple((m.role, bool(m.more), m.content if m.role == TOOLS else "") for m in messages)
+    """Why a template refuses turns with these roles, whatever they say; "" where it takes them.
+
+    It also refuses turns whose last answer it does not write after what it writes when it asks for that answer.
+    """
+    shape = tuple(
+        (m.role, bool(m.more), m.content if m.role == TOOLS else SAID if m.content.strip() else "") for m in messages
+    )
     return _refusal(text, shape)
 
 
@@ -131,29 +183,89 @@ def refusal(text: str, messages: Sequence[Message]) -> str:
 def _refusal(text: str, shape: tuple[tuple[str, bool, str], ...]) -> str:
     call = {"type": "function", "id": "QZcallQZ1", "function": {"name": NAMED, "arguments": {}}}
     more = {"assistant": json.dumps({"tool_calls": [call]}), "tool": json.dumps({"tool_call_id": "QZcallQZ1"})}
-    turns = [Message(role, said or ASKED, more.get(role, "") if has_more else "") for role, has_more, said in shape]
+    turns = [
+        Message(role, f"{said}{number}" if said == SAID else said, more.get(role, "") if has_more else "")
+        for number, (role, has_more, said) in enumerate(shape)
+    ]
+    names = {"bos_token": "", "eos_token": ""}
     try:
-        render(text, turns, False, {"bos_token": "", "eos_token": ""})
+        full = render(text, turns, False, names)
+        if turns and turns[-1].role == "assistant":
+            answer_part(render(text, turns[:-1], True, names), full)
     except DataError as error:
         return error.message
     return ""
 
 
+def answer_part(before: str, full: str) -> tuple[str, bool]:
+    """What of a finished dialogue follows `before`, which asks for its last answer; and whether that opens a block.
+
+    Such a block of reasoning stands in `before` and not in the dialogue. Raises DataError where the template writes
+    the dialogue differently once it is answered.
+    """
+    if full.startswith(before):
+        return full[len(before) :], False
+    opened = OPENED.search(before)
+    lead = before[: opened.start()] if opened else before
+    if full.startswith(lead):
+        return full[len(lead) :], True
+    at = sum(1 for _ in takewhile(lambda both: both[0] == both[1], zip(full, before, strict=False)))
+    raise DataError(
+        "the chat template renders a dialogue differently once it is answered: it asks with "
+        f"{before[at : at + 40]!r} and then writes {full[at : at + 40]!r}",
+        "leave such rows out (--skip-bad-rows), or give a template that writes each turn once: --template FILE",
+    )
+
+
 def answer_end(text: str, names: Mapping[str, str], tokens: Iterable[str]) -> str:
     """The token that a template writes after an answer, of those that the tokenizer parses; "" where it writes none.
 
-    Spaces between the answer and the token belong to the answer.
+    Spaces between the answer and the token belong to the answer. Of several tokens in a row it is the last that also
+    follows an answer to which another question is put.
     """
-    after = _written(text, names, ask=False).rpartition(SAID)[2]
-    known = sorted({*tokens, *names.values()} - {""}, key=len, reverse=True)
-    found = re.search("|".join(map(re.escape, known)), after) if known else None
-    return found[0] if found and not after[: found.start()].strip() else ""
+    known = sorted({token for token in (*tokens, *names.values()) if token.strip()}, key=len, reverse=True)
+    token = re.compile("|".join(map(re.escape, known)) or r"(?!)")
+    last = _leading(token, behind_answer(text, names))
+    if len(last) < 2:
+        return last[0] if last else ""
+    try:
+        earlier = _leading(token, behind_answer(text, names, Message("user", ASKED)))
+    except DataError:
+        earlier = []
+    shared = [one for one, _ in takewhile(lambda both: both[0] == both[1], zip(last, earlier, strict=False))]
+    return shared[-1] if shared else last[0]
 
 
-def _written(text: str, names: Mapping[str, str], ask: bool) -> str:
-    """What a template writes for a question and its answer, or for the question and the header that asks."""
-    turns = [Message("user", ASKED), Message("assistant", SAID)]
-    return render(text, turns[:1] if ask else turns, ask, names)
+def behind_answer(text: str, names: Mapping[str, str], *more: Message) -> str:
+    """What a template writes behind an answer, after which more turns may follow; "" where it leaves out the answer."""
+    said = _written(text, names, False, *more)
+    return said.rpartition(SAID)[2] if SAID in said else ""
+
+
+def _leading(token: re.Pattern[str], text: str) -> list[str]:
+    """The tokens that a text begins with, after spaces and line breaks."""
+    text, tokens = text.lstrip(), []
+    while found := token.match(text):
+        tokens.append(found[0])
+        text = text[found.end() :]
+    return tokens
+
+
+def _written(text: str, names: Mapping[str, str], ask: bool, *more: Message) -> str:
+    """What a template writes for a question and its answer, or for the question and the header that asks.
+
+    Where it refuses that, a system turn stands before the question.
+    """
+    question = (Message("user", ASKED),)
+    turns = question if ask else (*question, Message("assistant", SAID), *more)
+    try:
+        return render(text, turns, ask, names)
+    except DataError:
+        try:
+            return render(text, (Message("system", RULED), *turns), ask, names)
+        except DataError:
+            pass
+        raise
 
 
 def with_thinking(text: str, names: Mapping[str, str], rule: Thinking | None) -> str:
@@ -164,7 +276,7 @@ def with_thinking(text: str, names: Mapping[str, str], rule: Thinking | None) ->
     that it never writes in a finished dialogue, as R1's does: there it is "off". Raises UsageError for a rule where
     the template knows no reasoning.
     """
-    if text.startswith(tuple(RULES.values())):
+    if thinking_of(text):
         return text
     if not SWITCHES.search(text):
         if rule is not None:
@@ -174,8 +286,8 @@ def with_thinking(text: str, names: Mapping[str, str], rule: Thinking | None) ->
         return text
     opens = opens_only(text, names)
     if rule == "off" or (rule is None and opens):
-        return RULES["off"] + (_unopened(text, names) if opens else text)
-    kept = RULES["keep"] + text
+        return _led(RULES["off"], _unopened(text, names) if opens else text)
+    kept = _led(RULES["keep"], text)
     return kept if rule == "keep" and (opens or not _alike(text, kept, names)) else text
 
 
@@ -205,7 +317,7 @@ def _unopened(text: str, names: Mapping[str, str]) -> str:
 
 def thinking_of(text: str) -> Thinking | None:
     """The rule that a template was put under; None without one."""
-    return next((rule for rule, lead in RULES.items() if text.startswith(lead)), None)
+    return next((rule for rule, lead in RULES.items() if _begun(lead) in text), None)
 
 
 def without_thinking(said: str) -> str:

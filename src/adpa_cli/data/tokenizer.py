@@ -11,13 +11,13 @@ from __future__ import annotations
 import copy
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from adpa_cli.data.rendering import dated
 from adpa_cli.errors import AdpaError, NotFound
 
 FILE = "tokenizer.json"
@@ -80,13 +80,13 @@ class Tokenizer:
 
     def ids_and_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
         """Token ids as `ids` gives them, and the characters of the text that each stands for, as (start, end)."""
-        encoding = self.core.encode(text, add_special_tokens=False)
+        # A post-processor may leave the spaces that a token begins or ends with out of its place.
+        after, self.core.post_processor = self.core.post_processor, None
+        try:
+            encoding = self.core.encode(text, add_special_tokens=False)
+        finally:
+            self.core.post_processor = after
         return list(encoding.ids), list(encoding.offsets)
-
-    def plain_ids(self, text: str) -> list[int]:
-        """Token ids of a text in which the names of special tokens are text as any other."""
-        with self._specials_as_text():
-            return self.ids(text)
 
     def decode(self, ids: Sequence[int], special: bool = False) -> str:
         """The text of some ids, with or without the special tokens."""
@@ -141,6 +141,25 @@ class Tokenizer:
         token = self.token_of(id_)
         return replace(self, config={**self.config, "pad_token": token}) if token is not None else self
 
+    def renamed(self, names: Mapping[str, str]) -> Tokenizer:
+        """The same tokenizer in which some added tokens go by other names: their own ones are text as any other.
+
+        Raises AdpaError where a token cannot be renamed.
+        """
+        from tokenizers import Tokenizer as Core
+
+        content = json.loads(self.core.to_str())
+        for token in content["added_tokens"]:
+            token["content"] = names.get(token["content"], token["content"])
+        core = Core.from_str(json.dumps(_renamed_model(content, names)))
+        for old, new in names.items():
+            if core.token_to_id(new) != self.id_of(old):
+                raise AdpaError(
+                    f"turns name the special token {old!r}, and the tokenizer cannot read it as text",
+                    "leave such rows out, or use a tokenizer that holds it as an added token",
+                )
+        return Tokenizer(core, self.config)
+
     def saved_files(self, template: str, end: str) -> dict[str, bytes]:
         """The files of this tokenizer under a chat template that ends answers with `end`, by name.
 
@@ -151,16 +170,8 @@ class Tokenizer:
         return {
             FILE: self.source if self.source is not None else self.core.to_str(pretty=True).encode(),
             CONFIG: (json.dumps(config, indent=2, ensure_ascii=False, sort_keys=True) + "\n").encode(),
-            "chat_template.jinja": template.encode(),
+            "chat_template.jinja": dated(template).encode(),
         }
-
-    @contextmanager
-    def _specials_as_text(self) -> Iterator[None]:
-        self.core.encode_special_tokens = True
-        try:
-            yield
-        finally:
-            self.core.encode_special_tokens = False
 
 
 def compare(teacher: Tokenizer, student: Tokenizer) -> tuple[str, ...]:
@@ -186,6 +197,22 @@ def compare(teacher: Tokenizer, student: Tokenizer) -> tuple[str, ...]:
 
 def _token(names: dict[int, str], id_: int) -> str:
     return repr(names[id_]) if id_ in names else "has none"
+
+
+def _renamed_model(content: dict[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
+    """A tokenizer.json with other names for some tokens in its model, and without the merges that would make them."""
+    model = content["model"]
+    vocabulary = model.get("vocab")
+    if isinstance(vocabulary, dict):
+        model["vocab"] = {names.get(token, token): id_ for token, id_ in vocabulary.items()}
+    elif isinstance(vocabulary, list):  # of a Unigram model: pieces with their scores
+        model["vocab"] = [[names.get(piece, piece), score] for piece, score in vocabulary]
+    if model.get("merges"):
+        parts = [merge.split(" ") if isinstance(merge, str) else merge for merge in model["merges"]]
+        model["merges"] = [both for both in parts if not {*both, "".join(both)} & names.keys()]
+    if isinstance(model.get("unk_token"), str):
+        model["unk_token"] = names.get(model["unk_token"], model["unk_token"])
+    return content
 
 
 def named_config(folder: Path) -> dict[str, Any]:
