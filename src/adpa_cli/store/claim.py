@@ -70,11 +70,15 @@ def _namespace() -> str:
 def _started(pid: int) -> str:
     """When a process started, in the kernel's ticks; "running" where the system does not say, "" once it has ended."""
     try:
-        text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
-        state, *facts = text.rpartition(")")[2].split()
-        return "" if state in "ZX" else facts[18]
-    except (OSError, ValueError, IndexError):
-        if Path("/proc/self/stat").exists():
+        own = os.readlink("/proc/self") == str(os.getpid())  # else it is /proc of another namespace, or there is none
+    except OSError:
+        own = False
+    if own:
+        try:
+            text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+            state, *facts = text.rpartition(")")[2].split()
+            return "" if state in "ZX" else facts[18]
+        except (OSError, ValueError, IndexError):
             return ""
     try:
         os.kill(pid, 0)
