@@ -10,7 +10,6 @@ from __future__ import annotations
 import copy
 import functools
 import json
-import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -331,8 +330,10 @@ def keep_ids(folder: Path, tokenizer: Tokenizer) -> None:
 
 def check_saved_tokenizer(folder: Path, template_text: str, end_token: str) -> None:
     """Raise AdpaError where a model that is trained from `folder` could not be saved with the same ids."""
+    raw = ModelFolder.of(folder).raw_config
     with tempfile.TemporaryDirectory() as place:
-        shutil.copyfile(folder / "config.json", Path(place) / "config.json")
+        config = {**(raw.get("text_config") or raw), "transformers_version": __version__}
+        write_json(Path(place) / "config.json", {key: v for key, v in config.items() if key != "auto_map"})
         save_tokenizer(Tokenizer.of(folder), Path(place), template_text, end_token)
 
 

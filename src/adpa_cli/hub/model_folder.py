@@ -23,6 +23,7 @@ BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "float64": 8, "float8_e4m3fn
 BESIDE = ("tokenizer*", "special_tokens_map*", "added_tokens*", "merges.txt", "vocab.*", "config.json")
 EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "embed_in.weight", "word_embeddings.weight", "tok_embeddings.weight")
 OTHER_PARTS = ("vision", "visual", "audio", "projector", "image", "connector", "merger")
+TEXT_KEYS = {"vocab_size", "max_position_embeddings", "hidden_size", "num_hidden_layers", "num_attention_heads"}
 FETCH = "fetch or write the folder again"
 CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "max_sequence_length", "n_ctx")
 
@@ -74,7 +75,7 @@ class ModelFolder:
         part = raw.get("text_config")
         if not isinstance(part, dict):
             return raw
-        if not {"vocab_size", *CONTEXT_KEYS[:1]} <= set(part):
+        if not set(part) >= TEXT_KEYS:
             part = {**_defaults(self.path), **part}
         return {**raw, **part, **{k: raw[k] for k in ("vocab_size",) if k in raw}}
 
