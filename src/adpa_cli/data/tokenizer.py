@@ -289,5 +289,5 @@ def _converted(folder: Path, config: Mapping[str, Any]) -> Tokenizer:
         own = {name: str(token) for name in NAMED if (token := getattr(loaded, name, None)) is not None}
         return Tokenizer(loaded.backend_tokenizer, {**own, **config})
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError, AttributeError) as error:
-        said = (str(error).strip() or type(error).__name__).splitlines()[0]
+        said = " ".join(str(error).split())[:300] or type(error).__name__
         raise AdpaError(f"the tokenizer in {folder} cannot be converted to {FILE}: {said}", HINT) from error
