@@ -141,7 +141,7 @@ def is_forbidden(error: BaseException) -> TypeGuard[OSError]:
 def unreadable(path: str | Path, why: str | None = None) -> AdpaError:
     """What to raise for a file that this user may not open."""
     words = f"{path} cannot be opened ({why or 'Permission denied'}{_owner(path)})"
-    return AdpaError(words, f"ask its owner; a store of a group needs {GROUP}")
+    return AdpaError(words, f"ask its owner to let you, or use a copy; a store of a group needs {GROUP}")
 
 
 def readable(folder: Path) -> Path:

@@ -164,5 +164,5 @@ def free_bytes(folder: Path) -> int:
 
 
 def _existing(path: Path) -> Path:
-    """The nearest folder at or above `path` that exists."""
-    return next(folder for folder in (path.absolute(), *path.absolute().parents) if folder.exists())
+    """The nearest folder at or above `path` that exists, as far as this user may look."""
+    return next(folder for folder in (path.absolute(), *path.absolute().parents) if os.path.exists(folder))

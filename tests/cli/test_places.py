@@ -16,10 +16,11 @@ from typing import Any
 import pytest
 
 from adpa_cli.errors import AdpaError
-from adpa_cli.lab import world
+from adpa_cli.lab import BASES, world
 from adpa_cli.machine import expanded, home, hub_cache, shown
 from adpa_cli.store.store import Store
 from support.cli_samples import Cli, Pipeline, write_rows
+from support.fake_hub import serve, use
 from support.store_samples import make, recipe
 
 ODD = "a b#c%d 😀 'q\" é"
@@ -294,6 +295,40 @@ def test_a_cache_of_hashes_that_cannot_be_written_is_not_kept(common: Path) -> N
 
     assert as_nobody(hashes) == "ca3d163bab055381827226140568f3bef7eaac187cebd76878e0b63e9e442356"
     assert not (store.root / ".hashes.json").exists()
+
+
+def test_a_cache_of_downloads_that_cannot_be_written_serves_what_it_has(
+    common: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from adpa_cli.hub import repository as hub
+    from adpa_cli.store.identity import HashCache
+
+    def model(name: str) -> object:
+        commit = hub.commit_of(name, None, "model")
+        external = hub.model(name, commit, HashCache(common / "none" / "hashes.json"))
+        hub.fetch(external.files, HashCache(common / "none" / "hashes.json"), lambda text: None)
+        return external.content
+
+    with serve() as server:
+        use(server, common / "cache", monkeypatch)
+        for name in ("org/here", "org/new"):
+            server.add(name, BASES / "student")
+        content = model("org/here")
+        for path in [common / "cache", *(common / "cache").rglob("*")]:
+            path.chmod(path.stat().st_mode & ~0o222 | 0o444)
+        assert as_nobody(lambda: model("org/here")) == content
+        said = as_nobody(lambda: model("org/new"))
+    assert f"the Hugging Face cache cannot be written ({common}/cache" in str(said)
+    assert "export HF_HOME=DIR" in str(said)
+
+
+def test_files_that_others_may_not_read_are_named(common: Path) -> None:
+    from adpa_cli.data.sources import parse_source, read_rows
+
+    path = write_rows(common / "pairs.jsonl", world.preferences("train")[:2])
+    path.chmod(0o600)
+    said = as_nobody(lambda: len(list(read_rows(parse_source(str(path))))))
+    assert f"{path} cannot be opened (Permission denied; it belongs to {_name(0)})" in str(said)
 
 
 def test_a_machine_without_a_folder_for_temporary_files_says_so(

@@ -9,11 +9,13 @@ from __future__ import annotations
 import glob
 import gzip
 import json
+import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from adpa_cli.disk import unreadable
 from adpa_cli.errors import DataError, NotFound
 
 EXTENSIONS = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".json", ".parquet", ".csv")
@@ -33,6 +35,8 @@ def read_file(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     reader = next((reader for endings, reader in READERS.items() if name.endswith(endings)), None)
     if reader is None:
         raise DataError(f"{path}: unknown kind of file", "known: " + " ".join(EXTENSIONS))
+    if os.path.exists(path) and not os.access(path, os.R_OK):
+        raise unreadable(path)
     count = 0
     for number, row in reader(path):
         if not isinstance(row, dict):

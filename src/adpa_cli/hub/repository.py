@@ -187,7 +187,7 @@ def model(name: str, commit: str, cache: HashCache) -> External:
         names = sorted(path for path in said["files"] if "/" not in path)
         here = snapshot(name, "model", commit)
         wanted = determining(names, f"{name}@{commit[:8]}", lambda file: _get(name, "model", commit, file).read_bytes())
-        for small in (file for file in wanted if not file.endswith(WEIGHTS) and not (here / file).exists()):
+        for small in (file for file in wanted if not file.endswith(WEIGHTS) and not os.path.exists(here / file)):
             _get(name, "model", commit, small)
         files = _hashed(name, "model", commit, said["files"], wanted, cache)
     facts = {"name": name, "commit": commit}
@@ -211,7 +211,7 @@ def data_files(source: Source, commit: str, cache: HashCache) -> tuple[tuple[Hub
         listed = {path: [(folder / path).stat().st_size, ""] for path in here}
     else:
         listed = said["files"]
-    if README in listed and not (folder / README).exists():
+    if README in listed and not os.path.exists(folder / README):
         _get(name, "dataset", commit, README)  # it stays beside the data, to be read with them
     if not any(holds_data(path) for path in map(PurePosixPath, listed)):
         raise DataError(f"{name}: no data files in this data set", "name one with .parquet, .jsonl or .csv files")
@@ -237,7 +237,7 @@ def asking(cache: HashCache) -> Ask:
 
 def sizes(files: Sequence[HubFile]) -> tuple[int, int]:
     """(bytes of some files, bytes of those that are not on this machine)."""
-    return sum(file.size for file in files), sum(file.size for file in files if not file.path.exists())
+    return sum(file.size for file in files), sum(file.size for file in files if not os.path.exists(file.path))
 
 
 def base_of(name: str, commit: str, cache: HashCache) -> str:
@@ -251,7 +251,7 @@ def fetch(files: Sequence[HubFile], cache: HashCache, note: Callable[[str], None
     Raises Closed, and Corrupt (file named) for bytes that are not those the hub announced when it was planned with.
     """
     for repo, own in _by_repo(files):
-        missing = [file for file in own if not file.path.exists()]
+        missing = [file for file in own if not os.path.exists(file.path)]
         left = sum(file.size for file in missing)
         if missing:
             note(f"download {repo}: {size_words(left)} in {len(missing)} file{'s' * (len(missing) > 1)}")
@@ -298,8 +298,8 @@ def _cached(name: str, kind: Kind) -> Path:
 
 def _cached_commit(name: str, revision: str, kind: Kind) -> str | None:
     ref = _cached(name, kind) / "refs" / revision
-    commit = revision if COMMIT.fullmatch(revision) else ref.read_text().strip() if ref.is_file() else ""
-    return commit if commit and snapshot(name, kind, commit).is_dir() else None
+    commit = revision if COMMIT.fullmatch(revision) else ref.read_text().strip() if os.path.isfile(ref) else ""
+    return commit if commit and os.path.isdir(snapshot(name, kind, commit)) else None
 
 
 def _said(name: str, kind: Kind, commit: str, cache: HashCache) -> Mapping[str, Any] | None:
@@ -314,7 +314,7 @@ def _said(name: str, kind: Kind, commit: str, cache: HashCache) -> Mapping[str, 
         info = HfApi().repo_info(name, revision=commit, repo_type=kind, files_metadata=True)
     except Exception as error:  # see commit_of
         why = closed(error, name, commit, kind)
-        if why.away and snapshot(name, kind, commit).is_dir():
+        if why.away and os.path.isdir(snapshot(name, kind, commit)):
             return None
         raise why from error
     listed = {s.rfilename: [s.size or 0, s.lfs.sha256 if s.lfs else ""] for s in getattr(info, "siblings", None) or ()}
@@ -356,7 +356,7 @@ def _hashed(
         size, sha = listed[path]
         place = snapshot(name, kind, commit) / path
         if not sha:
-            sha = file_digest(place if place.exists() else _get(name, kind, commit, path), cache)
+            sha = file_digest(place if os.path.exists(place) else _get(name, kind, commit, path), cache)
         hashed.append(HubFile(name, kind, commit, path, size, sha, place))
     return tuple(hashed)
 

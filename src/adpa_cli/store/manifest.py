@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from adpa_cli.disk import write_atomic
+from adpa_cli.disk import unreadable, write_atomic
 from adpa_cli.errors import AdpaError, Corrupt
 
 FILE_NAME = "manifest.json"
@@ -109,6 +109,8 @@ def read(folder: Path) -> Manifest:
     try:
         raw = json.loads(path.read_bytes())
         version = raw["format"]
+    except PermissionError as error:
+        raise unreadable(path, error.strerror) from error
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise Corrupt(f"{path} is no manifest: {error}", _remake(folder)) from error
     raw = migrate(raw, f"{folder.parent.name}/{folder.name}") if version != FORMAT else raw

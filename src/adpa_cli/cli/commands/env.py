@@ -35,7 +35,7 @@ def machine_facts(store: Store, environ: Mapping[str, str] = os.environ) -> dict
 
     exists = store.root.is_dir()
     cache = hub_cache(environ)
-    token = Path(os.path.expanduser(environ.get("HF_TOKEN_PATH") or hub_home(environ) / "token"))
+    token = os.path.expanduser(environ.get("HF_TOKEN_PATH") or hub_home(environ) / "token")
     return {
         "adpa": installed("adpa-cli"),
         "python": platform.python_version(),
@@ -50,7 +50,7 @@ def machine_facts(store: Store, environ: Mapping[str, str] = os.environ) -> dict
         "store.free": free_bytes(store.root),
         "hub.cache": str(cache),
         "hub.free": free_bytes(cache),
-        "hub.token": bool(environ.get("HF_TOKEN") or environ.get("HUGGING_FACE_HUB_TOKEN") or token.is_file()),
+        "hub.token": bool(environ.get("HF_TOKEN") or environ.get("HUGGING_FACE_HUB_TOKEN") or os.path.isfile(token)),
         **{name: environ.get(name) for name in VARIABLES},
     }
 
