@@ -126,6 +126,9 @@ def test_what_an_evaluation_needs_is_named(pipeline: Pipeline, cli: Cli, reward_
     assert "--reward-model MODEL" in cli.refused(2, *words, "--suite", "reward-model")
     teacher = pipeline.made("reference teacher")
     assert "--reference MODEL" in cli.refused(2, *words, "--teacher", teacher)
+    for option in ("--against", "--reward-model", "--teacher"):
+        said = cli.refused(2, *words, "--suite", "accuracy", option, teacher)
+        assert f"{option} {teacher} would not be used: the suite accuracy judges no answers" in said
     raw = json.loads((reward_model / "config.json").read_text())
     raw.update(id2label={"0": "a", "1": "b"}, label2id={"a": 0, "b": 1})
     (reward_model / "config.json").write_text(json.dumps(raw))

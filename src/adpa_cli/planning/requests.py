@@ -61,6 +61,7 @@ def _as_it_is(planner: Planner, model: Artifact | External, option: str) -> Mode
         alias = lineage.alias_of(model)
         hint = f"fine-tune it first: adpa sft --model {lineage.command_word(model)}"
         hint += f"\n or: {option} {alias}, which is fine-tuned first" if alias else ""
+        hint += "\n or: --template FILE|NAME, where it was trained with one that its folder lacks"
         raise lineage.missing_template(f"{option} {model.label}", hint, "it is a base model")
     return Model(model, family, template)
 
@@ -228,6 +229,7 @@ def plan_eval(names: Names, user: UserSettings, request: Evaluate) -> Plan:
     models = [model_of(planner, text, "REF") for text in request.models]
     family, template = models[0].family, models[0].template
     suite = _suite(request, family)
+    _check_read(request, suite)
     scorers = _scorers(planner, request, family, suite)
     against = model_of(planner, request.against, "--against").input if request.against else None
     if against is not None:
@@ -295,6 +297,25 @@ def _suite(request: Evaluate, family: Family) -> Suite:
     if request.reward_model:
         return suites.judged_by("reward_model")
     return suites.judged_by("aligned", "reference") if request.teacher else suites.every()[family.suite]
+
+
+def _check_read(request: Evaluate, suite: Suite) -> None:
+    """Raise UsageError for a model that was named and that the suite does not ask."""
+    asked = {
+        "--against": (request.against, suite.rewards is not None),
+        "--reward-model": (request.reward_model, "reward_model" in suite.scorers),
+        "--teacher": (request.teacher, "aligned" in suite.scorers),
+        "--reference": (request.reference, "reference" in suite.scorers),
+    }
+    for option, (named, is_read) in asked.items():
+        if named is not None and not is_read:
+            what = "judges no answers" if suite.rewards is None else "judges by other means"
+            raise UsageError(
+                f"{option} {named} would not be used: the suite {suite.name} {what}",
+                "name who judges: --reward-model MODEL, or --teacher T --reference R for its implicit reward"
+                if option == "--against"
+                else f"leave it out, or choose another suite than {suite.name}: --suite NAME",
+            )
 
 
 def _scorers(planner: Planner, request: Evaluate, family: Family, suite: Suite) -> dict[str, Input]:
