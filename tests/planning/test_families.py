@@ -222,6 +222,8 @@ def test_a_base_model_as_the_reference_of_an_instruct_teacher_is_remarked_on(
     assert noted(names, "org/aligned", "org/sft") == []
     assert noted(names, "org/aligned", None) == []
     assert noted(names, "org/thing-base", "org/thing-base") == [], "neither was aligned"
+    hub.add("org/base", teacher)
+    assert noted(names, "org/aligned", "org/base") == [], "it has a template, and its name tells nothing"
     for aligned, reference in (
         ("org/aligned", "org/thing-base"), ("org/aligned", "Qwen/Qwen2.5-7B"),
         ("Qwen/Qwen2.5-7B-Instruct", "Qwen/Qwen2.5-7B"),

@@ -323,7 +323,8 @@ def _start(
         raise UsageError(
             f"--student {model.label} is a base model without chat template",
             (f"--student {alias}, which is fine-tuned first\n or: " if alias else "")
-            + f"--student {request.student} --sft-data DIALOGUES, which fine-tunes it first",
+            + f"--student {request.student} --sft-data DIALOGUES, which fine-tunes it first"
+            "\n or: --template FILE|NAME, where it was trained with one that its folder lacks",
         )
     base = Model(model, family, teacher_template or planner.template(family, model))
     return replace(base, input=planner.sft(base, planner.dialogues_of(family), "student", "student"))

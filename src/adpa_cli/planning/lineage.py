@@ -68,8 +68,11 @@ def alias_of(base: Input) -> str:
     return alias_of_base(str(base.facts.get("name"))) if isinstance(base, External) else ""
 
 
-BASE_NAME = re.compile(r"(?i)(^|[-_.])(base|pt|pretrained)([-_.]|$)")
-"""What names of models that were only pretrained hold; many of them bring a chat template all the same."""
+BASE_NAME = re.compile(r"(?i)[-_.](base|pt|pretrained)([-_.]|$)")
+"""What names of models that were only pretrained hold; many of them bring a chat template all the same.
+
+A folder that is called `base` and no more is what somebody starts from, whatever that is.
+"""
 
 
 def is_base(model: Input) -> bool:
@@ -187,12 +190,21 @@ def vocabulary_problem(student: Input, teacher: Input, store: Store) -> AdpaErro
 
 
 def smaller_vocabulary(student: Input, teacher: Input, store: Store) -> int | None:
-    """How many ids the student's tokenizer has, when the teacher's has more; None when it has no more."""
+    """How many ids the student has, when the teacher has more; None when it has no more.
+
+    The ids of a model are those of its tokenizer. Of two models with one tokenizer, whose embeddings are padded to
+    different sizes, they are the rows: a teacher gives some probability to rows that nothing was ever trained for.
+    """
     models = [_lowest(item, store) for item in (student, teacher)]
     if not all(model.is_open for model in models if isinstance(model, External)):
         return None
-    fewer, more = (ModelFolder.of(folder_of(model, store)).token_ids for model in models)
-    return fewer if fewer is not None and more is not None and more > fewer else None
+    fewer, more = (ModelFolder.of(folder_of(model, store)) for model in models)
+    if fewer.token_ids is None or more.token_ids is None:
+        return None
+    if more.token_ids > fewer.token_ids:
+        return fewer.token_ids
+    rows = fewer.config.get("vocab_size"), more.config.get("vocab_size")
+    return int(rows[0]) if rows[0] and rows[1] and rows[1] > rows[0] else None
 
 
 def model_size(item: Input, store: Store) -> ModelSize:
