@@ -23,10 +23,11 @@ from transformers import (
 )
 
 from adpa_cli.data.tokenizer import Tokenizer
-from adpa_cli.engine.models import check_head, check_saved_tokenizer, keep_ids, load, save
+from adpa_cli.engine.models import check_head, check_saved_tokenizer, keep_ids, load, save, save_tokenizer
 from adpa_cli.engine.rewards.reward_model import load_reward_model
 from adpa_cli.errors import AdpaError
 from adpa_cli.hub.model_folder import ModelFolder
+from support.chat_families import FAMILIES
 from support.model_folders import (
     CHATML,
     END,
@@ -213,6 +214,31 @@ def test_ids_of_a_saved_folder_are_those_of_the_source_file(tmp_path: Path, kind
     # What was saved is a source in its turn.
     save(load(folder), Tokenizer.of(folder), tmp_path / "again", CHATML, "<|im_end|>", folder)
     assert AutoTokenizer.from_pretrained(tmp_path / "again")(VARIED, add_special_tokens=False)["input_ids"] == expected
+
+
+OF_TYPE = {
+    "gemma-3": "gemma3_text", "granite-3.3": "granite", "llama-2": "llama", "llama-3.2": "llama",
+    "mistral-nemo": "mistral", "mistral-v0.1": "mistral", "olmo-2": "olmo2", "phi-3": "phi3", "phi-4": "phi3",
+    "qwen2.5": "qwen2", "qwen3": "qwen3", "r1-distill": "qwen2", "smollm2": "llama", "tulu-3": "llama",
+    "zephyr": "mistral",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", OF_TYPE)
+def test_the_tokenizer_of_every_family_is_saved_as_it_is(tmp_path: Path, name: str) -> None:
+    family = FAMILIES[name]
+    source, folder = family.save(tmp_path / "source"), tmp_path / "saved"
+    folder.mkdir()
+    config = {**json.loads((source / "config.json").read_text()), "model_type": OF_TYPE[name], "num_attention_heads": 2}
+    (folder / "config.json").write_text(json.dumps(config))
+    save_tokenizer(Tokenizer.of(source), folder, family.text, family.end)
+    core, tokenizer = Core.from_file(str(source / "tokenizer.json")), AutoTokenizer.from_pretrained(folder)
+    text = VARIED + " a ".join(token.content for token in family.tokens)
+    assert tokenizer(text, add_special_tokens=False)["input_ids"] == core.encode(text, add_special_tokens=False).ids
+    assert tokenizer("a")["input_ids"] == core.encode("a").ids
+    assert tokenizer.eos_token == family.end
+    # Its texts are not normalised first, as those of other Qwen2 are.
+    assert (folder / "tokenizer_as_saved.py").exists() is (name == "r1-distill")
 
 
 def test_ids_that_no_folder_would_give_are_refused_with_both(tmp_path: Path) -> None:

@@ -97,6 +97,15 @@ def test_exact_precision_is_exact_for_the_pair_too(store: Store) -> None:
     assert (node.spec.precision, node.spec.pair_precision) == (0.0, 0.0)
 
 
+def test_of_two_paddings_of_one_vocabulary_a_capture_keeps_the_ids_of_the_student(tmp_path: Path, store: Store) -> None:
+    for name, rows in (("small", 48), ("large", 64)):
+        save(tiny_llama(vocabulary=rows), tiny_tokenizer(), tmp_path / name, TEMPLATE, "<end>")
+    small, large = (Names(store).folder(tmp_path / name) for name in ("small", "large"))
+    assert lineage.smaller_vocabulary(small, large, store) == 48
+    assert lineage.smaller_vocabulary(large, small, store) is None
+    assert lineage.smaller_vocabulary(small, small, store) is None
+
+
 def test_a_template_that_prints_the_date_prints_the_same_one_every_day() -> None:
     dated = Template("{{ strftime_now('%d %b %Y') }} {{ messages[0]['content'] }}", "<end>")
     assert Encoder(tiny_tokenizer(), dated).render([Message("user", "w1")], ask=True) == "26 Jul 2024 w1"
