@@ -50,7 +50,19 @@ print("\\n" + json.dumps(found))
 def older(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
     """Reads folders with transformers 4.57, which is put before the installed one for a process of its own."""
     target = tmp_path_factory.mktemp("older")
-    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(target), *OLDER]
+    pip = [
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--retries",
+        "1",
+        "--no-deps",
+        "--target",
+        str(target),
+        *OLDER,
+    ]
     installed = subprocess.run(pip, capture_output=True, text=True)
     if installed.returncode != 0:
         pytest.skip(f"transformers 4.57 cannot be installed here: {installed.stderr[-200:]}")
