@@ -307,3 +307,12 @@ def test_vocabularies_are_compared_by_map_not_by_size(tmp_path, with_bos, withou
     other = make_tokenizer(tmp_path / "other", True, extra=["<call>"])
     with pytest.raises(AdpaError, match=f"differ in 1 of {first_more + 1} ids.*\n.*teacher '<tool>', student '<call>'"):
         compare(larger, other)
+
+
+def test_the_token_that_ends_texts_is_offered_first_though_it_pads_too(without_bos):
+    """SmolLM2's `<|im_end|>` is both: what is offered must not lack the one token that is right."""
+    config = {**without_bos.config, "pad_token": "</s>", "unk_token": "<s>"}
+    with pytest.raises(AdpaError, match="no end of turn") as refused:
+        Encoder(FolderTokenizer(without_bos.core, config), Template(ZEPHYR.text, "<none>"))
+    assert refused.value.hint.partition("it has ")[2].startswith("'</s>', ")
+    assert "'<s>'" not in refused.value.hint

@@ -295,8 +295,10 @@ def single_token(tokenizer: Tokenizer, end: str) -> int:
     if len(ids) == 1 and tokenizer.token_of(ids[0]) == end:
         return ids[0]
     fault = f"{end!r} is {len(ids)} tokens of this tokenizer" if end else "the tokenizer has no end token"
-    never = {text for name, text in tokenizer.named.items() if name != "eos_token"}  # such as <bos> and <pad>
-    known = ", ".join(repr(token) for token in tokenizer.specials if token not in never) or "none"
+    own = tokenizer.named.get("eos_token", "")  # which may fill up shorter rows too
+    never = {text for text in tokenizer.named.values() if text != own}  # such as <bos> and <pad>
+    offered = sorted((token for token in tokenizer.specials if token not in never), key=lambda token: token != own)
+    known = ", ".join(map(repr, offered)) or "none"
     raise AdpaError(f"no end of turn: {fault}, not one", f"name one of its special tokens: --end TOKEN; it has {known}")
 
 
