@@ -7,6 +7,7 @@ teacher and student, training, cache and a server that is asked see identical to
 from __future__ import annotations
 
 import re
+import secrets
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass, replace
 from functools import cached_property
@@ -92,16 +93,10 @@ class Encoder:
         """
         places = [place for place, message in enumerate(messages) if message.role == "assistant"]
         messages = messages[: places[-1] + 1]
-        full = self._guarded(messages, ask=False)
-        spans = [span for place in places[:-1] if (span := self._span(messages[: place + 1], full))]
         before = self._guarded(messages[:-1], ask=True)
-        said = self._said(messages, before)
-        whole = before + said + self.template.end
-        if not full.startswith(whole):
-            prompt = self._begin(before)
-            answer = self._answer_ids(prompt, before, said)
-            return prompt + answer, [False] * len(prompt) + [True] * len(answer)
-        return self._masked(whole, [*spans, (len(before), len(whole))])
+        whole = before + self._said(messages, before) + self.template.end
+        earlier = (self._span(messages[: place + 1], before) for place in places[:-1])
+        return self._masked(whole, [*(span for span in earlier if span), (len(before), len(whole))])
 
     def decode(self, ids: Sequence[int], special: bool = False) -> str:
         """The text of some ids, with or without the special tokens."""
@@ -122,14 +117,14 @@ class Encoder:
     def _marked(self, content: str) -> str:
         return self._spelled.sub(lambda name: self._marks[name[0]], content)
 
-    def _span(self, messages: Sequence[Message], full: str) -> tuple[int, int] | None:
-        """Where `full` goes on with the last of some messages and its end token; None where it writes it otherwise."""
+    def _span(self, messages: Sequence[Message], text: str) -> tuple[int, int] | None:
+        """Where a text goes on with the last of some messages and its end token; None where it has it otherwise."""
         try:
             before = self._guarded(messages[:-1], ask=True)
             answer = self._said(messages, before) + self.template.end
         except DataError:
             return None
-        return (len(before), len(before) + len(answer)) if full.startswith(before + answer) else None
+        return (len(before), len(before) + len(answer)) if text.startswith(before + answer) else None
 
     def _said(self, messages: Sequence[Message], before: str) -> str:
         """The last answer as the template writes it, where `before` is what it writes when it asks for it."""
@@ -148,8 +143,11 @@ class Encoder:
                     f"{self.template.end!r}",
                     "give the token that it writes: --end TOKEN, or another template: --template FILE",
                 )
-        # A block of reasoning that only a prompt opens is closed before the answer.
-        return f"{thought(self._marked(messages[-1].content))}\n{CLOSED}\n\n{said.lstrip(chr(10))}" if opens else said
+        if not opens:
+            return said
+        # A block of reasoning that only a prompt opens is closed before the answer, by the template or here.
+        inside = thought(self._marked(messages[-1].content))
+        return inside + said if said.startswith(CLOSED) else f"{inside}\n{CLOSED}\n\n" + said.lstrip("\n")
 
     def _answer_ids(self, prompt: list[int], before: str, said: str) -> list[int]:
         """Ids of an answer with its end token, after a prompt that is known as ids and as text."""
@@ -246,12 +244,12 @@ class Encoder:
         return self._renamed, self._unmarked(text)
 
     def _unmarked(self, text: str) -> str:
-        """A rendered text with names for marks, and marks for the special tokens that the template wrote."""
+        """A rendered text with names for marks, and other names for the special tokens that the template wrote."""
         return self._both.sub(self._swapped, text)
 
     def _swapped(self, found: re.Match[str]) -> str:
-        """A mark for the name of a special token, and the name for a mark."""
-        return self._names_of_marks.get(found[0]) or self._marks.get(found[0], found[0])
+        """The other name of a special token that the template wrote, and the name for a mark."""
+        return self._names_of_marks.get(found[0]) or self._other_names.get(found[0], found[0])
 
     @cached_property
     def _names_of_marks(self) -> dict[str, str]:
@@ -263,8 +261,13 @@ class Encoder:
 
     @cached_property
     def _renamed(self) -> Tokenizer:
-        """The tokenizer in which special tokens go by their marks: made for the first turn that names one."""
-        return self.tokenizer.renamed({name: mark for name, mark in self._marks.items() if name != GUARD})
+        """The tokenizer in which special tokens go by other names: made for the first turn that names one."""
+        return self.tokenizer.renamed(self._other_names)
+
+    @cached_property
+    def _other_names(self) -> dict[str, str]:
+        nonce = secrets.token_hex(8)  # what nobody knows no turn can spell
+        return {name: f"{GUARD}{nonce}{mark}" for name, mark in self._marks.items() if name != GUARD}
 
     def _begin(self, text: str) -> list[int]:
         """Ids of a rendered beginning; templates that write BOS and those that do not give the same."""

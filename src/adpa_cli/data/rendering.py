@@ -38,6 +38,11 @@ CLOSED = "</think>"
 SWITCHES = re.compile(r"</think>|enable_thinking|\bif thinking\b|\bthinking is defined\b")
 """What only templates of models that reason hold."""
 OPENED = re.compile(r"<think>\s*\Z")
+BLOCK = re.compile(r"<think>\s*(</think>\s*)?\Z")
+"""A block of reasoning that a prompt opens, or opens and closes, so that none is written."""
+TOKEN_NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+"""The tokens that a configuration names, as chat templates call them."""
+NO_TOKENS = dict.fromkeys(TOKEN_NAMES, "")
 ASKED, SAID, NAMED, RESULT, RULED = (f"QZ{letter}QZ" for letter in "uatrs")
 """Texts that no template holds."""
 
@@ -138,9 +143,7 @@ def _takes_parts_only(text: str) -> bool:
 
     def written(content: Any) -> str:
         try:
-            return _rendered(
-                text, [{"role": "user", "content": content}], None, True, {"bos_token": "", "eos_token": ""}
-            )
+            return _rendered(text, [{"role": "user", "content": content}], None, True, NO_TOKENS)
         except Exception:  # a template may raise anything
             return ""
 
@@ -159,10 +162,9 @@ def knows_tools(text: str) -> bool:
         {"role": "tool", "content": RESULT, "name": NAMED, "tool_call_id": "QZcallQZ1"},
         {"role": "assistant", "content": SAID},
     ]
-    names = {"bos_token": "", "eos_token": ""}
     try:
-        offered = _rendered(text, asked, [{"type": "function", "function": function}], True, names)
-        done = _rendered(text, called, None, False, names)
+        offered = _rendered(text, asked, [{"type": "function", "function": function}], True, NO_TOKENS)
+        done = _rendered(text, called, None, False, NO_TOKENS)
     except Exception:  # a template may raise anything
         return False
     return NAMED in offered and NAMED in done and RESULT in done
@@ -187,28 +189,26 @@ def _refusal(text: str, shape: tuple[tuple[str, bool, str], ...]) -> str:
         Message(role, f"{said}{number}" if said == SAID else said, more.get(role, "") if has_more else "")
         for number, (role, has_more, said) in enumerate(shape)
     ]
-    names = {"bos_token": "", "eos_token": ""}
     try:
-        full = render(text, turns, False, names)
+        full = render(text, turns, False, NO_TOKENS)
         if turns and turns[-1].role == "assistant":
-            answer_part(render(text, turns[:-1], True, names), full)
+            answer_part(render(text, turns[:-1], True, NO_TOKENS), full)
     except DataError as error:
         return error.message
     return ""
 
 
 def answer_part(before: str, full: str) -> tuple[str, bool]:
-    """What of a finished dialogue follows `before`, which asks for its last answer; and whether that opens a block.
+    """What of a finished dialogue follows `before`, which asks for its last answer; and whether a block is left open.
 
-    Such a block of reasoning stands in `before` and not in the dialogue. Raises DataError where the template writes
-    the dialogue differently once it is answered.
+    Such a block of reasoning stands in `before` and not in the dialogue, as may one that is closed at once. Raises
+    DataError where the template writes the dialogue differently once it is answered.
     """
     if full.startswith(before):
         return full[len(before) :], False
-    opened = OPENED.search(before)
-    lead = before[: opened.start()] if opened else before
-    if full.startswith(lead):
-        return full[len(lead) :], True
+    block = BLOCK.search(before)
+    if block and full.startswith(before[: block.start()]):
+        return full[block.start() :], not block[1]
     at = sum(1 for _ in takewhile(lambda both: both[0] == both[1], zip(full, before, strict=False)))
     raise DataError(
         "the chat template renders a dialogue differently once it is answered: it asks with "
@@ -286,7 +286,8 @@ def with_thinking(text: str, names: Mapping[str, str], rule: Thinking | None) ->
         return text
     opens = opens_only(text, names)
     if rule == "off" or (rule is None and opens):
-        return _led(RULES["off"], _unopened(text, names) if opens else text)
+        ruled = _led(RULES["off"], text)
+        return _led(RULES["off"], _unopened(text, names)) if OPENED.search(_written(ruled, names, True)) else ruled
     kept = _led(RULES["keep"], text)
     return kept if rule == "keep" and (opens or not _alike(text, kept, names)) else text
 

@@ -17,13 +17,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from adpa_cli.data.rendering import dated
+from adpa_cli.data.rendering import TOKEN_NAMES, dated
 from adpa_cli.errors import AdpaError, NotFound
 
 FILE = "tokenizer.json"
 CONFIG = "tokenizer_config.json"
-NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
-"""The tokens that a configuration names, as chat templates call them."""
+NAMED = TOKEN_NAMES
 OTHER_FORMATS = ("tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
 SAVED_CLASS = "PreTrainedTokenizerFast"
 """A class of transformers 4 and 5 alike that takes `tokenizer.json` as it is."""
