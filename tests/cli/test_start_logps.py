@@ -12,8 +12,8 @@ import torch
 from transformers import AutoTokenizer
 
 from adpa_cli.data.chat import Encoder
-from adpa_cli.data.templates import Template
 from adpa_cli.data.examples import Message
+from adpa_cli.data.templates import Template
 from adpa_cli.data.tokenizer import Tokenizer
 from adpa_cli.engine.models import load
 from adpa_cli.store import gc
