@@ -280,6 +280,17 @@ def test_a_claim_from_before_the_machine_was_started_again_is_over(tmp_path: Pat
     assert again.state(tmp_path / "x.claim") == "gone", "the number of a process is used again"
 
 
+def test_what_a_kill_left_of_a_claim_goes_after_a_day(tmp_path: Path) -> None:
+    store = new_store(tmp_path)
+    make(store)
+    left, young = (store.root / ".partial" / name for name in (".x.claim.0123456789ab", ".y.owner.0123456789ab"))
+    left.touch(), young.touch()
+    os.utime(left, (time.time() - 2 * 86400,) * 2)
+    keep = gc.Keep((), (), 14)
+    gc.collect(store, gc.survey(store, keep), keep, "adpa gc")
+    assert (left.exists(), young.exists()) == (False, True)
+
+
 def test_a_lock_that_is_held_is_touched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(claims, "BEAT_SECONDS", 0.01)
     with locked(tmp_path / "x.lock", "adpa"):

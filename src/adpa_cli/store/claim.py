@@ -14,6 +14,7 @@ import functools
 import json
 import os
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -217,10 +218,13 @@ def _seconds_untouched(path: Path) -> float:
     probe = _private(path)
     try:
         touched = os.stat(path).st_mtime
+    except OSError:  # it has just been given up
+        return 0.0
+    try:
         probe.touch()
         return os.stat(probe).st_mtime - touched
-    except OSError:  # of a store that cannot be written, nothing can be taken over either
-        return 0.0
+    except OSError:  # a store that this user may only look at
+        return time.time() - touched
     finally:
         with contextlib.suppress(OSError):
             probe.unlink()

@@ -120,9 +120,10 @@ def forget_dead(root: Path) -> None:
         if holder(path) is None:
             claim_path(path).unlink(missing_ok=True)
             path.unlink(missing_ok=True)
-    for path in (root / PARTIAL).glob(".*.claim.*"):  # of a process that was killed while it made one
-        if time.time() - path.stat().st_mtime > _LEFT_SECONDS:
-            path.unlink(missing_ok=True)
+    for path in (root / PARTIAL).glob(".*"):  # of a process that was killed while it made a claim
+        with contextlib.suppress(OSError):
+            if time.time() - path.stat().st_mtime > _LEFT_SECONDS:
+                path.unlink()
 
 
 @dataclass(frozen=True)
