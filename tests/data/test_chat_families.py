@@ -263,6 +263,14 @@ def test_names_of_special_tokens_in_turns_are_text(case: Case) -> None:
     assert case.trained(whole, mask) == [case.family.trained.format(text) for text in texts]
 
 
+def test_the_documentation_names_the_end_of_every_family() -> None:
+    rows = (
+        (Path(__file__).parents[2] / "docs" / "models.md").read_text(encoding="utf-8").split("### Templates tested")[1]
+    )
+    for name, family in FAMILIES.items():
+        assert f"`{family.end}`".replace("|", "\\|") in rows, name
+
+
 THINKERS = ["qwen3", "qwq-32b", "r1-distill", "smollm3", "granite-3.3"]
 
 
