@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 import json
 import re
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -35,6 +36,8 @@ ADDING = ("add_bos_token", "add_eos_token")
 OTHER_TOKENIZER = "choose a teacher of the student's family: adpa models"
 SHOWN = 3
 """Ids that an error about two vocabularies names."""
+_ONE_AT_A_TIME = threading.Lock()
+"""Held while a tokenizer is without its post-processor: rows are also read ahead, in another thread."""
 HINT = "put the tokenizer's files (tokenizer.json, tokenizer_config.json) beside the model"
 
 
@@ -80,11 +83,12 @@ class Tokenizer:
     def ids_and_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
         """Token ids as `ids` gives them, and the characters of the text that each stands for, as (start, end)."""
         # A post-processor may leave the spaces that a token begins or ends with out of its place.
-        after, self.core.post_processor = self.core.post_processor, None
-        try:
-            encoding = self.core.encode(text, add_special_tokens=False)
-        finally:
-            self.core.post_processor = after
+        with _ONE_AT_A_TIME:
+            after, self.core.post_processor = self.core.post_processor, None
+            try:
+                encoding = self.core.encode(text, add_special_tokens=False)
+            finally:
+                self.core.post_processor = after
         return list(encoding.ids), list(encoding.offsets)
 
     def decode(self, ids: Sequence[int], special: bool = False) -> str:
