@@ -10,12 +10,14 @@ import functools
 import json
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tokenizers import AddedToken
 from tokenizers import Tokenizer as Core
 from transformers import PreTrainedTokenizerFast
 from transformers.utils import chat_template_utils
@@ -347,3 +349,16 @@ def test_any_text_is_fed_as_it_is_rendered(case: Case, first: str, second: str, 
         whole = case.ids(case.dialogue([*prompt, A(answer)]))
         if whole[: len(ids)] == ids:
             assert ids + said == whole
+
+
+def test_an_end_token_that_is_parsed_after_a_space_only_ends_every_answer(tmp_path: Path) -> None:
+    """As in early files of Llama 2, whose special tokens are matched in the text that SentencePiece has prepared."""
+    for name in ("llama-2", "zephyr"):
+        tokens = [AddedToken(token.content, special=True, normalized=True) for token in FAMILIES[name].tokens]
+        case = Case(replace(FAMILIES[name], tokens=tokens), tmp_path / name)
+        for row in ("one turn", "several turns", "system"):
+            ids, mask = case.encoder.dialogue(ROWS[row])
+            ends = [n for n in range(len(ids)) if mask[n] and (n + 1 == len(ids) or not mask[n + 1])]
+            assert [ids[n] for n in ends] == [case.encoder.end_id] * len(ends)
+            if name == "llama-2":
+                assert ids == case.ids(case.dialogue(ROWS[row]))

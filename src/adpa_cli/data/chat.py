@@ -175,6 +175,8 @@ class Encoder:
         if places is None:
             return self._piecewise(text, spans)
         ids, edges = places
+        if any(ids[end - 1] != self.end_id for end in edges[1::2]):
+            return self._piecewise(text, spans)
         mask = [False] * len(ids)
         for start, end in zip(edges[::2], edges[1::2], strict=True):
             mask[start:end] = [True] * (end - start)
@@ -219,7 +221,9 @@ class Encoder:
     def _after(self, before: str, said: str) -> list[int]:
         """Ids of an answer and its end token that are cut into tokens apart from the text before."""
         last = [control[0] for control in self._last_controls(before) if control.end() == len(before)]
-        return self._following("".join(last), said + self.template.end)
+        ids = self._following("".join(last), said + self.template.end)
+        # Some tokenizers parse an end token after a space only.
+        return ids if ids[-1] == self.end_id else [*self._following("".join(last), said), self.end_id]
 
     def _following(self, last: str, text: str) -> list[int]:
         """Ids of a rendered text after a special token, or inside of a text where `last` is empty.
@@ -295,7 +299,7 @@ def pad_id(tokenizer: Tokenizer, end_id: int) -> int:
 def single_token(tokenizer: Tokenizer, end: str) -> int:
     """The id of an end token. Raises AdpaError when the tokenizer does not hold it as one token."""
     ids = tokenizer.ids(end) if end else []
-    if len(ids) == 1 and tokenizer.token_of(ids[0]) == end:
+    if len(ids) == 1 and ids[0] == tokenizer.id_of(end):
         return ids[0]
     fault = f"{end!r} is {len(ids)} tokens of this tokenizer" if end else "the tokenizer has no end token"
     own = tokenizer.named.get("eos_token", "")  # which may fill up shorter rows too
