@@ -144,11 +144,13 @@ def fixed_day() -> Any:
         yield
 
 
-def row_of(case: Case, name: str) -> list[Message]:
-    """A kind of row, where the family's template takes it."""
-    if name in case.family.refuses or (name == "tools" and not case.family.tools):
-        pytest.skip("refused")
-    return ALL_ROWS[name]
+TAKEN = [
+    (family, row)
+    for family, facts in FAMILIES.items()
+    for row in ALL_ROWS
+    if row not in facts.refuses and (row != "tools" or facts.tools)
+]
+of_every_kind_that_is_taken = pytest.mark.parametrize(("case", "name"), TAKEN, indirect=["case"])
 
 
 def test_the_end_of_an_answer_is_the_familys(case: Case) -> None:
@@ -157,18 +159,18 @@ def test_the_end_of_an_answer_is_the_familys(case: Case) -> None:
     assert knows_tools(case.family.text) == case.family.tools
 
 
-@pytest.mark.parametrize("name", ALL_ROWS)
+@of_every_kind_that_is_taken
 def test_a_dialogue_has_the_ids_of_the_rendering(case: Case, name: str) -> None:
-    messages = row_of(case, name)
+    messages = ALL_ROWS[name]
     ids, mask = case.encoder.dialogue(messages)
     assert ids == case.ids(case.dialogue(messages))
     assert mask[-1]
     assert not mask[0]
 
 
-@pytest.mark.parametrize("name", ALL_ROWS)
+@of_every_kind_that_is_taken
 def test_a_prompt_has_the_ids_of_the_rendering_that_asks_and_an_answer_follows_it(case: Case, name: str) -> None:
-    *prompt, answer = row_of(case, name)
+    *prompt, answer = ALL_ROWS[name]
     ids, (said, other) = case.encoder.answered(prompt, answer.content, "Another one.")
     text = case.rendered(prompt, ask=True, text=case.template.text)
     assert ids == case.encoder.prompt(prompt) == case.ids(text)
@@ -183,9 +185,9 @@ def test_a_prompt_has_the_ids_of_the_rendering_that_asks_and_an_answer_follows_i
 
 
 @pytest.mark.parametrize("ask", [False, True])
-@pytest.mark.parametrize("name", ALL_ROWS)
+@of_every_kind_that_is_taken
 def test_turns_are_rendered_as_transformers_renders_them(case: Case, name: str, ask: bool) -> None:
-    messages = row_of(case, name)[: -1 if ask else None]
+    messages = ALL_ROWS[name][: -1 if ask else None]
     names = {"eos_token": case.template.end}
     assert case.encoder.render(messages, ask) == case.rendered(messages, ask, case.template.text, **names)
     if case.template.text == case.family.text and not ask:
