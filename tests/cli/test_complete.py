@@ -70,7 +70,7 @@ def test_models_and_teachers_are_aliases_tags_and_ids(offered: Offer, store: Sto
     assert offered("adpa distill --teacher tul") == ["tulu-3-8b"]
     assert offered("adpa distill --student tul") == []
     assert offered("adpa distill --student my") == ["my-sft"]
-    assert offered("adpa distill --student s") == [f"sft/{sft}"]
+    assert offered("adpa distill --student sf") == [f"sft/{sft}"]
     assert offered(f"adpa distill --student {sft[:5]}") == [sft]
     assert offered("adpa distill --cache my") == ["my-cache-teacher"]
     assert offered("adpa distill --cache ca") == [f"cache-teacher/{cache}"]

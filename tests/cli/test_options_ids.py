@@ -33,7 +33,8 @@ SIGNALS = ["signal", *ANSWERS]
 RUNTIME: dict[str, list[str]] = {
     "gpus": ["--gpus", "2"], "tokens_per_device": ["--tokens-per-device", "77"], "no_wait": ["--no-wait"],
     "tag": ["--tag", "mine"], "refresh": ["--refresh"], "dry_run": ["--dry-run"], "stop_after": ["--stop-after", "1h"],
-    "ignore_columns": ["--ignore-columns", "source"], "yes": ["--yes"], "launch": ["--launch", "ddp"], "knobs": ["--runtime", "recompute=true", "--runtime", "fused=no"],
+    "ignore_columns": ["--ignore-columns", "source"],
+    "yes": ["--yes"], "launch": ["--launch", "ddp"], "knobs": ["--runtime", "recompute=true", "--runtime", "fused=no"],
 }  # fmt: skip
 """Options that say where, when and how to run: they move no id."""
 SPEC: dict[str, tuple[list[str], list[str]]] = {
@@ -51,7 +52,7 @@ SPEC: dict[str, tuple[list[str], list[str]]] = {
 
 
 OTHER_MODELS = {"thinking"}
-"""Options of the spec that mean nothing for `tiny`: of a model that reasons see tests/planning/test_chat_templates.py."""
+"""Options of the spec that mean nothing for `tiny`: for a model that reasons see tests/cli/test_wild_models.py."""
 
 
 @pytest.fixture
@@ -102,7 +103,9 @@ def typed(name: str, words: list[str]) -> dict[str, Any]:
         return {name: words[1:]}
     if len(words) == 1:
         return {name: True}
-    return {name: words[1] if name in ("select", "keep", "template", "end") else float(words[1]) if name == "lr" else int(words[1])}
+    if name in ("select", "keep", "template", "end"):
+        return {name: words[1]}
+    return {name: float(words[1]) if name == "lr" else int(words[1])}
 
 
 def test_leaving_bad_rows_out_reaches_dialogues_that_were_named(store: Store, tmp_path: Path) -> None:

@@ -131,7 +131,7 @@ def test_a_setting_of_another_stage_is_told_where_it_belongs(cli: Cli) -> None:
 
 def test_an_unknown_alias_is_told_the_nearest(cli: Cli) -> None:
     assert "did you mean tiny" in cli.refused(3, "sft", "--model", "tinny")
-    assert "did you mean llama-3.2-1b" in cli.refused(3, "distill", "--method", "dpo", "--student", "llama-3.2-2b")
+    assert "did you mean llama-3.2-1b" in cli.refused(3, "distill", "--method", "dpo", "--student", "llama-3.2-1")
 
 
 def test_a_bare_word_is_never_a_folder(cli: Cli, tmp_path: object) -> None:

@@ -11,8 +11,8 @@ import pytest
 from transformers import AutoTokenizer
 
 from adpa_cli.data.chat import Encoder
-from adpa_cli.data.templates import Template
 from adpa_cli.data.preferences import load_pairs
+from adpa_cli.data.templates import Template
 from adpa_cli.data.tokenizer import Tokenizer
 from adpa_cli.hub.externals import open_sources
 from adpa_cli.signal.rows import token_hash

@@ -128,6 +128,7 @@ def write_alike(one: Template, other: Template) -> bool:
 def _written(template: Template, turns: tuple[Message, ...], ask: bool) -> str | None:
     """What a template writes for some turns; None where it refuses them."""
     try:
-        return render(template.text, turns, ask, {"bos_token": "<BOS>", "eos_token": template.end})
+        # Whether a template writes BOS makes no difference: there is one where the tokenizer puts it, in either case.
+        return render(template.text, turns, ask, {"bos_token": "", "eos_token": template.end})
     except DataError:
         return None

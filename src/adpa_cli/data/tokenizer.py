@@ -18,7 +18,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from adpa_cli.data.rendering import TOKEN_NAMES, dated
+from adpa_cli.data.examples import Message
+from adpa_cli.data.rendering import TOKEN_NAMES, dated, render
 from adpa_cli.errors import AdpaError, NotFound
 
 FILE = "tokenizer.json"
@@ -173,8 +174,19 @@ class Tokenizer:
         return {
             FILE: self.source if self.source is not None else self.core.to_str(pretty=True).encode(),
             CONFIG: (json.dumps(config, indent=2, ensure_ascii=False, sort_keys=True) + "\n").encode(),
-            "chat_template.jinja": dated(template).encode(),
+            "chat_template.jinja": self._asked_alike(template).encode(),
         }
+
+    def _asked_alike(self, template: str) -> str:
+        """A template that asks as it was trained with in any server: on one day, and behind a BOS where texts get one.
+
+        Servers put no special token before what a template writes.
+        """
+        bos = self.named.get("bos_token")
+        if bos and self.begins_with_bos:
+            asked = render(template, [Message("user", "a")], True, self.named)
+            template = template if asked.startswith(bos) else "{{ bos_token }}" + template
+        return dated(template)
 
 
 def compare(teacher: Tokenizer, student: Tokenizer) -> tuple[str, ...]:

@@ -27,7 +27,6 @@ GAMMA_RATIO = 3.0  # γ × RMS(A) outside this factor of the tuned one is worth 
 
 def compute(job: Job, monitor: Monitor, rank: int = 0, processes: int = 1) -> None:
     """Train, and leave a Hugging Face folder and metrics.jsonl in the work folder."""
-    from adpa_cli.data.rendering import dated
     from adpa_cli.data.tokenizer import Tokenizer
     from adpa_cli.engine.device import forget_peak, make_accelerator
     from adpa_cli.engine.layout.examples import encoder_of
@@ -54,7 +53,7 @@ def compute(job: Job, monitor: Monitor, rank: int = 0, processes: int = 1) -> No
 
     source = job.one("model").path
     save_in = functools.partial(
-        save, student.model, tokenizer, template_text=dated(spec.template), end_token=spec.end, source=source
+        save, student.model, tokenizer, template_text=spec.template, end_token=spec.end, source=source
     )
     selection = CheckpointSelection(job.folder, student, accelerator, save_in, held, spec.keep == "all")
     evaluated = schedule.evaluation_steps(rows, spec.batch_size, end) if held or spec.keep == "all" else frozenset()

@@ -102,10 +102,16 @@ def reserved(root: Path, ids: Sequence[str], command: str) -> Iterator[None]:
     mine = root / PARTIAL / f"use-{os.getpid()}-{os.urandom(4).hex()}.lock"
     with contextlib.ExitStack() as stack:
         # The name is never used again, so nobody else can be waiting for this lock.
-        stack.callback(mine.unlink, missing_ok=True)
+        stack.callback(_removed, mine)
         with collecting(root, command):
             stack.enter_context(locked(mine, command, needs=ids))
         yield
+
+
+def _removed(path: Path) -> None:
+    """Remove a note, if it was written: where nobody may write it was not."""
+    with contextlib.suppress(OSError):
+        path.unlink(missing_ok=True)
 
 
 def reservations(root: Path) -> dict[str, str]:
