@@ -180,6 +180,21 @@ def test_shapes_that_cannot_serve(row, found):
     assert caught.value.hint
 
 
+@pytest.mark.parametrize(
+    ("row", "guess"),
+    [
+        ({"prompt": Q, "chosen": A, "rejectd": B}, "did you mean rejected for rejectd? known: "),
+        ({"Prompt": Q, "Chosen": A, "Rejected": B}, "did you mean chosen for Chosen? did you mean prompt for Prompt? "),
+        ({"prompt": Q, "chosen": A, "loser": B}, "known: "),
+        ({"promt": Q, "answer": A}, "known: "),
+    ],
+)
+def test_a_misspelt_column_is_asked_for_where_that_would_do(row, guess):
+    with pytest.raises(DataError, match="unknown shape") as caught:
+        pairs(row)
+    assert caught.value.hint.startswith(guess)
+
+
 def test_dialogues_are_no_pairs():
     with pytest.raises(DataError, match="messages, not preference pairs") as caught:
         pairs({"messages": [turn("user", Q), turn("assistant", A)]})

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -26,7 +28,7 @@ from adpa_cli.data.examples import (
     trimmed,
 )
 from adpa_cli.data.rendering import refusal
-from adpa_cli.data.shapes import DIALOGUES, PAIRS, Prepare, Recorded, Sides, detect
+from adpa_cli.data.shapes import DIALOGUES, PAIRS, Prepare, Recorded, Shape, Sides, detect
 from adpa_cli.data.sources import Source, has_test, left_out, parts, read_part
 from adpa_cli.errors import DataError
 
@@ -317,5 +319,19 @@ def unknown_shape(part: Source, sample: Mapping[str, Any], purpose: str) -> Data
     if "text" in sample and purpose == "dialogues":
         hint = "give the turns as messages: [{role, content}, …], or prompt and completion"
         return DataError(f"{part.text}: text without turns, so nothing tells prompt from answer", hint)
-    known = "; ".join([shape.name for shape in PAIRS] + [shape.name for shape in DIALOGUES if purpose == "dialogues"])
-    return DataError(f"{part.text}: unknown shape (columns: {columns})", f"known: {known}")
+    shapes: tuple[Shape[Any], ...] = (*PAIRS, *(DIALOGUES if purpose == "dialogues" else ()))
+    known = "; ".join(shape.name for shape in shapes)
+    return DataError(f"{part.text}: unknown shape (columns: {columns})", f"{_misspelt(sample, shapes)}known: {known}")
+
+
+def _misspelt(sample: Mapping[str, Any], shapes: tuple[Shape[Any], ...]) -> str:
+    """The names under which the columns of a row would have a shape, asked for; "" where none are near."""
+    words = {word for shape in shapes for word in re.findall(r"\w+", shape.name)}
+    near = {
+        column: match[0]
+        for column in sample.keys() - words
+        if (match := difflib.get_close_matches(column.lower(), words - sample.keys(), 1, 0.8))
+    }
+    if not near or detect(shapes, {near.get(column, column): value for column, value in sample.items()}) is None:
+        return ""
+    return "".join(f"did you mean {near[column]} for {column}? " for column in sorted(near))
