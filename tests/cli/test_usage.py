@@ -55,6 +55,7 @@ ADPA_PLUS = ("distill", "--method", "adpa+", "--student", "tiny")
         (["eval", "tiny", "--suite", "best"], "suite=best", "accuracy, tiny, reward-model, implicit"),
         (["eval", "tiny", "--suite", "reward-model"], "reward-model", "--reward-model MODEL"),
         (["distill", "--method", "dpoo", "--student", "tiny"], "'dpoo'", "did you mean dpo?"),
+        (["distill", "--method", "adpaplus", "--student", "tiny"], "'adpaplus'", "did you mean adpa+?"),
         (["distill", "--method", "dpo", "--student", "tulu-3-8b"], "pair of teachers", "--teacher tulu-3-8b"),
         (["methods", "adpaa"], "'adpaa'", "did you mean adpa?"),
     ],

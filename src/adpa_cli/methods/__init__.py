@@ -21,7 +21,7 @@ import dataclasses
 import functools
 import importlib
 import pkgutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
 
@@ -300,16 +300,22 @@ def names() -> tuple[str, ...]:
 @functools.cache
 def load(name: str) -> Method:
     """The method of that command-line name; UsageError with a suggestion when there is none."""
-    import difflib
-
     if name not in FILES:
-        close = difflib.get_close_matches(name, names(), n=1)
-        guess = f"did you mean {close[0]}? " if close else ""
-        raise UsageError(f"no method is called {name!r}", f"{guess}methods: {', '.join(names())}")
+        raise unknown(name, names())
     m = importlib.import_module(f"{__name__}.{FILES[name]}")
     declared = {f.name: getattr(m, f.name.upper()) for f in dataclasses.fields(Method) if hasattr(m, f.name.upper())}
     needs_for = getattr(m, "needs", lambda p: m.NEEDS)
     return Method(name=name, params=m.Params, terms=m.terms, needs_for=needs_for, **declared)
+
+
+def unknown(name: str, known: Sequence[str]) -> UsageError:
+    """The error for a word that is no method, with a suggestion from the words that are known."""
+    import difflib
+
+    close = difflib.get_close_matches(name.replace("plus", "+"), known, n=1)
+    return UsageError(
+        f"no method is called {name!r}", f"{f'did you mean {close[0]}? ' if close else ''}methods: {', '.join(known)}"
+    )
 
 
 def passes_of(name: str, params: Mapping[str, Any]) -> int:

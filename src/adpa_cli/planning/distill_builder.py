@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from adpa_cli import methods
 from adpa_cli.data.templates import Template
 from adpa_cli.errors import AdpaError, UsageError
-from adpa_cli.families import Alias, Family, ReadyPair, chain_of, stage_settings
+from adpa_cli.families import CHAINS, Alias, Family, ReadyPair, chain_of, stage_settings
 from adpa_cli.hub import External
 from adpa_cli.hub import repository as hub
 from adpa_cli.methods import Method, Need, Support
@@ -59,7 +59,10 @@ class Distill:
 
 def needed_methods(method: str) -> tuple[str, ...]:
     """The methods that a `--method` runs one after the other; UsageError for a word that is none."""
-    return tuple(methods.load(name).name for name in chain_of(method))
+    words = chain_of(method)
+    if len(words) == 1 and method not in methods.FILES:
+        raise methods.unknown(method, sorted((*methods.names(), *CHAINS)))
+    return tuple(methods.load(name).name for name in words)
 
 
 def plan_distill(names: Names, user: UserSettings, request: Distill) -> Plan:
