@@ -51,6 +51,8 @@ ADPA_PLUS = ("distill", "--method", "adpa+", "--student", "tiny")
         (["eval", "tiny", "--reward-model", ""], "--reward-model is empty", "command before it"),
         (["eval", "tiny", "--teacher", ""], "--teacher is empty", "command before it"),
         (["eval", ""], "REF is empty", "command before it"),
+        (["data", "tiny-pairs", "--rows", "-1"], "--rows is -1", "0 or more"),
+        (["data", "tiny-pairs", "--max-length", "0"], "--max-length is 0", "1 or more"),
         (["eval"], "no model to measure", "adpa eval REF"),
         (["eval", "tiny", "--suite", "best"], "suite=best", "accuracy, tiny, reward-model, implicit"),
         (["eval", "tiny", "--suite", "reward-model"], "reward-model", "--reward-model MODEL"),

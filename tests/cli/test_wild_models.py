@@ -132,10 +132,14 @@ def test_a_template_and_an_end_can_be_named(cli: Cli, tmp_path: Path, write: Any
     assert CHATML[:40] in cli("show", named.ref, "--recipe").out
     ended = shown(cli, data, model, "--sft", "--end", "<|im_end|>")["shown"][0]["ids"]
     assert ended[-1] == 2
+    whole = wild_folder(tmp_path / "whole", "qwen-base")
+    said = cli.refused(2, "sft", "--model", whole, "--data", data, *FEW, "--end", "<|endoftext|>", "-n")
+    assert "--end <|endoftext|>: the chat template of whole ends an answer with <|im_end|>" in said
     said = cli.refused(1, "sft", "--model", model, "--data", data, *FEW, "--end", "<|nowhere|>", "-n")
     assert "'<|nowhere|>' is" in said
     assert "tokens of this tokenizer" in said
-    base = wild_folder(tmp_path / "gemma", "gemma")
+    unended = KINDS["gemma"].template.replace("<end_of_turn>", "")
+    base = wild_folder(tmp_path / "gemma", "gemma", template=unended)
     said = cli.refused(1, "sft", "--model", base, "--data", data, *FEW, "--end", "<nowhere>", "-n")
     assert "'<bos>'" not in said
     assert "'<pad>'" not in said

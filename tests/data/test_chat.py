@@ -166,7 +166,6 @@ def test_template_that_strips_answers_trains_what_it_writes(with_bos):
     ("text", "found"),
     [
         ("{{ messages | length }}{% for m in messages %}{{ m['content'] + eos_token }}{% endfor %}", "differently"),
-        ("{% for m in messages %}{{ m['content'] + '<|eot_id|>' }}{% endfor %}", "not with the end token '</s>'"),
         ("{% for m in messages %}{{ raise_exception('no thanks') }}{% endfor %}", "no thanks"),
     ],
 )
@@ -174,6 +173,14 @@ def test_template_without_a_sound_mask_is_refused(with_bos, text, found):
     with pytest.raises(DataError, match=found) as caught:
         Encoder(with_bos, Template(text)).dialogue(WHOLE)
     assert "template" in caught.value.hint
+
+
+def test_an_answer_of_an_older_version_ends_as_it_did_then(with_bos):
+    """When a template wrote another end token than the tokenizer's, answers got the tokenizer's all the same."""
+    older = Template("{% for m in messages %}{{ m['role'] + ':' + m['content'] + '<|eot_id|>' }}{% endfor %}"
+                     "{% if add_generation_prompt %}assistant:{% endif %}", "</s>")  # fmt: skip
+    ids = Encoder(with_bos, older).answer(ASK, "it is four .")
+    assert Encoder(with_bos, older).decode(ids, special=True) == "it is four .</s>"
 
 
 def test_what_a_template_writes_around_an_answer_is_trained_with_it(with_bos):

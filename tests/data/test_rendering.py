@@ -199,6 +199,6 @@ def test_a_template_without_an_end_of_its_own_takes_one_that_is_named(folder: Pa
     assert trained == ["Yo<user>", "So<user>"]
 
 
-def test_a_template_that_ends_answers_otherwise_than_was_said_is_refused_with_what_it_writes(folder: Path) -> None:
-    with pytest.raises(DataError, match="ends an answer with 'Yo</s>' and not with the end token '<user>'"):
-        fed(folder, TURNS.replace("BEHIND", "</s>"), Q, A, end="<user>")
+def test_an_end_that_the_template_does_not_write_is_refused_with_the_one_that_it_writes(folder: Path) -> None:
+    with pytest.raises(UsageError, match="--end <user>: the chat template of .* ends an answer with </s>"):
+        template_in(folder, TemplateChoice(Template(TURNS.replace("BEHIND", "</s>")), "<user>"))

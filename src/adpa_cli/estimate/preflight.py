@@ -12,7 +12,7 @@ from adpa_cli import stages
 from adpa_cli.data.chat import Encoder
 from adpa_cli.data.examples import Message, as_dialogue
 from adpa_cli.data.preferences import check_unused, left_out_words
-from adpa_cli.data.rendering import DAY, thinking_words
+from adpa_cli.data.rendering import DAY, answer_end, thinking_words
 from adpa_cli.data.templates import Template
 from adpa_cli.data.tokenizer import Tokenizer, compare
 from adpa_cli.errors import AdpaError, DataError, named_row
@@ -223,7 +223,13 @@ def template_words(encoder: Encoder, stop_ids: Sequence[int]) -> list[str]:
     """What is worth knowing of a chat template: an end that the tokenizer calls otherwise, thinking, a date."""
     said, tokenizer, template = [], encoder.tokenizer, encoder.template
     own = tokenizer.named.get("eos_token", "")
-    if own != template.end:
+    written = answer_end(template.text, {**tokenizer.named, "eos_token": template.end}, tokenizer.added)
+    if written not in ("", template.end):
+        said.append(
+            f"answers end with {template.end}, as they did in the older version that this was made by; the chat "
+            f"template writes {written}: make it again from its base model to have that"
+        )
+    elif own != template.end:
         stops = ", ".join(str(tokenizer.token_of(i)) for i in stop_ids) or "nothing"
         said.append(
             f"answers end with {template.end}, which the chat template writes; the tokenizer's own end is "

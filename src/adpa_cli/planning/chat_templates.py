@@ -83,18 +83,21 @@ def template_in(folder: Path, choice: TemplateChoice) -> Template | None:
     names = named_tokens(named_config(folder))
     if choice.end:
         names["eos_token"] = choice.end  # templates that end answers with the EOS end them with this one
-    if choice.end or given.end:
-        return choice.applied(given, names)
     try:
         end = answer_end(given.text, names, added_tokens(folder))
     except DataError as error:
         raise UsageError(
             f"the chat template of {folder.name} cannot be used: {error.message}", "give another: --template FILE|NAME"
         ) from error
-    if not end:
+    if choice.end and end not in ("", choice.end):
+        raise UsageError(
+            f"--end {choice.end}: the chat template of {folder.name} ends an answer with {end}",
+            f"leave out --end, or give a template that ends answers with {choice.end}: --template FILE|NAME",
+        )
+    if not (end or choice.end or given.end):
         raise UsageError(
             f"the chat template of {folder.name} ends an answer with no token of its tokenizer: behind the answer "
             f"stands {behind_answer(given.text, names)!r}",
             "name the token that ends answers: --end TOKEN, or give another template: --template FILE|NAME",
         )
-    return choice.applied(Template(given.text, end), names)
+    return choice.applied(Template(given.text, given.end or end), names)

@@ -51,6 +51,10 @@ def data(
 
     if split not in ("train", "test"):
         raise UsageError(f"--split {split}", "it is train or test")
+    if count < 0:
+        raise UsageError(f"--rows is {count}", "give 0 or more")
+    if max_length < 1:
+        raise UsageError(f"--max-length is {max_length}", "give 1 or more")
     names = [DATA_ALIASES.get(source, source) for source in sources]
     load: Any = load_dialogues if dialogues or "builtin:tiny-sft" in names else load_pairs
     if model is None and all(name.startswith(BUILTIN) for name in names):
