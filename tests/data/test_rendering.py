@@ -14,7 +14,7 @@ from adpa_cli.data.examples import Message
 from adpa_cli.data.rendering import answer_end, dated, refusal, render, thinking_of, with_thinking
 from adpa_cli.data.templates import Template
 from adpa_cli.data.tokenizer import Tokenizer as FolderTokenizer
-from adpa_cli.errors import DataError, UsageError
+from adpa_cli.errors import UsageError
 from adpa_cli.planning.chat_templates import TemplateChoice, template_in
 
 NAMES = {"bos_token": "<s>", "eos_token": "</s>"}
@@ -200,5 +200,5 @@ def test_a_template_without_an_end_of_its_own_takes_one_that_is_named(folder: Pa
 
 
 def test_an_end_that_the_template_does_not_write_is_refused_with_the_one_that_it_writes(folder: Path) -> None:
-    with pytest.raises(UsageError, match="--end <user>: the chat template of .* ends an answer with </s>"):
+    with pytest.raises(UsageError, match=r"--end <user>: the chat template of .* ends an answer with </s>"):
         template_in(folder, TemplateChoice(Template(TURNS.replace("BEHIND", "</s>")), "<user>"))
