@@ -52,6 +52,15 @@ def test_a_row_without_rejected_is_named_by_every_command(pipeline: Pipeline, cl
         assert "--skip-bad-rows" in said
 
 
+def test_data_of_which_nothing_fits_are_refused_by_every_command(pipeline: Pipeline, cli: Cli, tmp_path: Path) -> None:
+    write_rows(tmp_path / "pairs.jsonl", rows())
+    for words in commands(pipeline, "pairs.jsonl")[:-1]:
+        said = cli.refused(1, *words, "--set", "max_length=1")
+        assert "pairs.jsonl" in said
+        assert "max_length=" in said
+        assert "Traceback" not in said
+
+
 def test_bad_rows_are_left_out_when_asked_and_counted(pipeline: Pipeline, cli: Cli, tmp_path: Path) -> None:
     spoilt = rows()
     del spoilt[6]["rejected"]

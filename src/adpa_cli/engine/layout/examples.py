@@ -189,7 +189,7 @@ def pair_answers(
 
     With `truncation` "pair" the prompt is cut once, by the longer answer, and pairs of which nothing is left are left
     out, such as those whose answers begin alike. With "answer" each answer is fitted by itself, which may leave its
-    prompt longer than the other's; DataError where nothing is left.
+    prompt longer than the other's; DataError where nothing is left, and where no pair at all is.
     """
     chosen: list[Answer] = []
     rejected: list[Answer] = []
@@ -203,6 +203,11 @@ def pair_answers(
         for made, part, each in zip((chosen, rejected), ("chosen", "rejected"), fitted or (), strict=False):
             key = AnswerKey(item.id, part, token_hash(each.prompt, each.answer))
             made.append(Answer(key, each.prompt, each.answer, each.cut_prompt + each.cut_answer > 0))
+    if rows and not chosen:
+        raise DataError(
+            f"{name}: nothing to train on is left of any of {len(rows)} pairs within max_length {max_length}",
+            f"--set max_length={4 * max_length}",
+        )
     return PairAnswers(chosen, rejected, Cut.of(rows))
 
 
