@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -21,6 +21,9 @@ from adpa_cli.spec import TrainSpec
 from adpa_cli.stages import Job, Monitor, every
 from adpa_cli.stages.rewards import read_rewards
 from adpa_cli.stages.start_logps import StartLogps
+
+if TYPE_CHECKING:
+    from adpa_cli.engine.layout.examples import Cut
 
 SCORERS = {"start": "model", "aligned": "aligned", "reference": "reference"}
 """The input that gives each score of an answer which is drawn online."""
@@ -50,18 +53,7 @@ def gather(job: Job, spec: TrainSpec, method: Method, params: Any, encoder: Any,
 
     source = job.one("data")
     if every()[job.stage].reads == "dialogues":
-        loaded = dialogues_of(source.where, "train", spec.limit, spec.skip_bad_rows, spec.template)
-        dialogues, cut = ex.dialogue_examples(loaded.items, encoder, spec.max_length, source.label)
-        said = cut.words("dialogues", spec.max_length)
-        for text in said:
-            monitor.note(text)
-        if not dialogues:
-            tokens = f"{spec.max_length} token{'s' * (spec.max_length != 1)}"
-            raise DataError(
-                f"{source.label}: none of {cut.rows} dialogues fits into {tokens}",
-                f"--set {job.stage}.max_length={4 * spec.max_length}",
-            )
-        return Data(dialogues, _no_signal, (*loaded.notes, *said), truncation=cut.numbers())
+        return _dialogues(job, spec, encoder, monitor)
     pairs = pairs_of(source.where, "train", spec.limit, spec.skip_bad_rows, spec.template)
     wanted = method.needs_for(params)
     needs = [need for need in wanted if not need.online]
@@ -83,9 +75,7 @@ def gather(job: Job, spec: TrainSpec, method: Method, params: Any, encoder: Any,
     for text in said:
         monitor.note(text)
     if not kept:
-        raise DataError(
-            f"no pair of {source.label} has a rollout in {job.one('rollouts').label}", "adpa rollout --data …"
-        )
+        raise _nothing_left(job, spec, cut)
     made_examples = [Example(p.id, {need.part: answers[need.part][p.id].sequence() for need in needs}) for p in kept]
     notes = (*pairs.notes, *said)
 
@@ -97,6 +87,33 @@ def gather(job: Job, spec: TrainSpec, method: Method, params: Any, encoder: Any,
     signal_of = _signals(job, keys(lambda need: need.signal), method)
     start_of = _start_of(job, keys(lambda need: need.start))
     return Data(made_examples, signal_of, notes, online, rewards, start_of, cut.numbers())
+
+
+def _dialogues(job: Job, spec: TrainSpec, encoder: Any, monitor: Monitor) -> Data:
+    """Dialogues, for a stage that reads these."""
+    from adpa_cli.engine.layout.examples import dialogue_examples
+
+    source = job.one("data")
+    loaded = dialogues_of(source.where, "train", spec.limit, spec.skip_bad_rows, spec.template)
+    examples, cut = dialogue_examples(loaded.items, encoder, spec.max_length, source.label)
+    said = cut.words("dialogues", spec.max_length)
+    for text in said:
+        monitor.note(text)
+    if not examples:
+        raise _nothing_left(job, spec, cut)
+    return Data(examples, _no_signal, (*loaded.notes, *said), truncation=cut.numbers())
+
+
+def _nothing_left(job: Job, spec: TrainSpec, cut: Cut) -> DataError:
+    """The error for data of which no row can be trained on."""
+    data = job.one("data").label
+    if cut.left_out < cut.rows or not cut.rows:
+        return DataError(f"no pair of {data} has a rollout in {job.one('rollouts').label}", "adpa rollout --data …")
+    what = every()[job.stage].reads
+    tokens = f"{spec.max_length} token{'s' * (spec.max_length != 1)}"
+    return DataError(
+        f"{data}: none of {cut.rows} {what} fits into {tokens}", f"--set {job.stage}.max_length={4 * spec.max_length}"
+    )
 
 
 def _online(job: Job, spec: TrainSpec, params: Any, encoder: Any, pairs: Sequence[Pair]) -> Any:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import functools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,7 +29,6 @@ def compute(job: Job, monitor: Monitor, rank: int = 0, processes: int = 1) -> No
     from adpa_cli.data.tokenizer import Tokenizer
     from adpa_cli.engine.device import forget_peak, make_accelerator
     from adpa_cli.engine.layout.examples import encoder_of
-    from adpa_cli.engine.models import save
     from adpa_cli.engine.training import schedule
     from adpa_cli.engine.training.checkpoint_selection import CheckpointSelection
     from adpa_cli.engine.training.loop import Run, train
@@ -41,8 +39,8 @@ def compute(job: Job, monitor: Monitor, rank: int = 0, processes: int = 1) -> No
     spec = make(TrainSpec, job.spec)
     method = method_of(spec.method)
     params = method.params(**spec.params)
-    tokenizer = Tokenizer.of(job.one("model").path)
-    encoder = encoder_of(tokenizer, spec)
+    folder = job.one("model").path
+    encoder = encoder_of(Tokenizer.of(folder), spec)
     data = gather(job, spec, method, params, encoder, monitor)
     rows, end = len(data.examples), spec.last_step(schedule.steps_of(len(data.examples), spec))
     held = validation(job, spec, encoder) if spec.select == "best" else None
@@ -51,10 +49,7 @@ def compute(job: Job, monitor: Monitor, rank: int = 0, processes: int = 1) -> No
     inputs = (data.examples, data.online, spec, params, job.folder, job.runtime.tokens_per_device)
     feed = Online(student, accelerator, *inputs) if data.online else None
 
-    source = job.one("model").path
-    save_in = functools.partial(
-        save, student.model, tokenizer, template_text=spec.template, end_token=spec.end, source=source
-    )
+    save_in = _saver(student.model, encoder, folder)
     selection = CheckpointSelection(job.folder, student, accelerator, save_in, held, spec.keep == "all")
     evaluated = schedule.evaluation_steps(rows, spec.batch_size, end) if held or spec.keep == "all" else frozenset()
     forget_peak(accelerator.device)
@@ -79,6 +74,14 @@ def compute(job: Job, monitor: Monitor, rank: int = 0, processes: int = 1) -> No
             **({"runtime": tuned} if tuned else {}), **data.truncation, "final": summary, "notes": list(data.notes),
         })  # fmt: skip
     accelerator.wait_for_everyone()
+
+
+def _saver(model: Any, encoder: Encoder, source: Path) -> Callable[[Path], None]:
+    """Writes the model, as it is by then, into a folder, with what its source says of itself."""
+    from adpa_cli.engine.models import save
+
+    text, end = encoder.template.text, encoder.template.end
+    return lambda folder: save(model, encoder.tokenizer, folder, template_text=text, end_token=end, source=source)
 
 
 def _sizes(model: Any, data: Data) -> dict[str, int]:
