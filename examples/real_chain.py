@@ -240,8 +240,10 @@ def chain(adpa: Commands) -> None:
     whole = ("--student", "./base", *judges, *data, *TRAINING, *ANSWERS, *EVERYWHERE)
     again = adpa.made("adpa+ at once", "distill", "--method", "adpa+", *whole)
     check(again == adpa_, f"one command makes {again}, the single ones made {adpa_}")
-    adpa.said("show")
-    adpa.report.add("verify", adpa.said("verify")[0].strip().splitlines()[-1])
+    adpa.said("show", adpa_)
+    verified = adpa.said("verify")[0].splitlines()
+    check(all(line.endswith("\twhole") for line in verified), f"not whole: {verified}")
+    adpa.report.add("verify", f"{len(verified)} artifacts are whole")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
