@@ -443,6 +443,14 @@ def test_a_readme_may_name_the_files_of_one_split_whatever_they_are_called(tmp_p
     assert left_out(parse_source(str(tmp_path))) == []
 
 
+def test_a_configuration_may_be_a_folder(tmp_path):
+    for name in ("en/a.jsonl", "fr/train.jsonl", "fr/test.jsonl"):
+        write(tmp_path / name)
+    readme(tmp_path, "---\nconfigs:\n- config_name: en\n  data_dir: en\n- config_name: fr\n  data_dir: fr\n---\n")
+    assert names(parts(parse_source(f"{tmp_path}:en"))) == ["en/a.jsonl"]
+    assert source_files(parse_source(f"{tmp_path}:fr")) == [("fr/test.jsonl", "test"), ("fr/train.jsonl", "train")]
+
+
 def test_a_configuration_may_follow_a_colon(tmp_path):
     folder = two_configurations(tmp_path / "d")
     for typed, meant in (("easy", "easy"), ("easy#test", "easy/test"), ("hard", "hard")):

@@ -60,6 +60,29 @@ def test_a_position_of_which_nothing_is_known_is_refused(tmp_path: Path) -> None
         read(tmp_path, completion(entry("It", -0.1), entry("It", -9999.0)))
 
 
+@pytest.mark.parametrize("logprob", [3.0, float("nan")])
+def test_a_log_prob_that_none_can_be_is_refused(tmp_path: Path, logprob: float) -> None:
+    with pytest.raises(DataError, match=r"line 1, position 0: the log-prob (3|nan)"):
+        read(tmp_path, completion(entry("It", logprob, ("It", -0.1))))
+
+
+@pytest.mark.parametrize(
+    "line",
+    [b'{"choices": null}', b'{"choices": 3}', b'{"messages": "\xe9"}',
+     b'{"choices": [{"logprobs": {"content": ["It"]}}]}',
+     b'{"choices": [{"logprobs": {"content": [{"token": "It", "logprob": 0, "top_logprobs": {"It": 0}}]}}]}'],
+)  # fmt: skip
+def test_a_line_that_is_no_completion_is_named_and_the_others_are_read(tmp_path: Path, line: bytes) -> None:
+    path = tmp_path / "capture.jsonl"
+    whole = json.dumps(completion(entry("It", -0.1))).encode()
+    path.write_bytes(b"\xef\xbb\xbf" + whole + b"\n" + line + b"\n" + whole + b"\n")
+    first, second, third = read_top_logprobs(path, WORDS)
+    assert isinstance(first, Captured)
+    assert isinstance(third, Captured)
+    assert isinstance(second, DataError)
+    assert "capture.jsonl line 2" in str(second)
+
+
 @pytest.mark.parametrize(
     "half",
     [{"token": "\ufffd", "bytes": [239, 191, 189]}, {"token": "\ufffd", "bytes": []}, {"token": "\ufffd"},

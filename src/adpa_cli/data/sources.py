@@ -316,7 +316,7 @@ def ask_datasets(names: tuple[str, ...], readme: str) -> Layout:
                 given = DataFilesDict.from_patterns(wanted, base_path=base)
             except FileNotFoundError:  # as when another configuration is here only
                 given = {}
-            files = {s: [Path(path).relative_to(root) for path in paths] for s, paths in given.items()}
+            files = {str(s): [Path(path).relative_to(root) for path in paths] for s, paths in given.items()}
             layouts[config] = _named({s: [path for path in paths if holds_data(path)] for s, paths in files.items()})
     return {"default": configs.get_default_config_name(), "configs": layouts}
 

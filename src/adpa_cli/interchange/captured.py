@@ -108,14 +108,14 @@ def spelling(pieces: Sequence[str | None], added: Mapping[str, int], byte_level:
 
 def read_top_logprobs(path: Path, words: Spelling) -> Iterator[Captured | DataError]:
     """The answers of one file; for one that cannot be read an error that names the line and the position."""
-    with path.open(encoding="utf-8") as lines:
+    with path.open("rb") as lines:
         for number, line in enumerate(lines, 1):
             if not line.strip():
                 continue
             where = f"{path.name} line {number}"
             try:
-                raw = json.loads(line)
-                choices = _completion(raw)["choices"]
+                raw = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
+                choices = list(_completion(raw)["choices"])
                 prompt = _prompt(raw)
             except (ValueError, KeyError, TypeError, AttributeError) as error:
                 yield DataError(f"{where}: no chat completion ({error!r})", "one JSON object with `choices` per line")
@@ -287,7 +287,7 @@ def _captured_completion(where: str, choice: Any, prompt: Prompt | None, words: 
             labels.append(_logp(entry))
             listed = [top for top in entry["top_logprobs"] if _logp(top) > -np.inf]
             rows.append(_checked([(words.id_of(top), _logp(top)) for top in listed], tokens[-1], labels[-1]))
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise DataError(f"{where}, position {position}: {error}", HINT) from None
     k = max(map(len, rows))
     ids = np.full((len(rows), k), -1, dtype=np.int32)
@@ -300,6 +300,8 @@ def _captured_completion(where: str, choice: Any, prompt: Prompt | None, words: 
 
 def _logp(entry: Mapping[str, Any]) -> float:
     value = float(entry["logprob"])
+    if not value <= np.log(MOST_MASS):
+        raise ValueError(f"the log-prob {value:.3g}")
     return value if value > UNLIKELY else -np.inf
 
 
