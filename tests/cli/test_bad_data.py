@@ -112,14 +112,14 @@ def test_a_prompt_longer_than_the_context_loses_its_beginning_and_is_counted(
     write_rows(tmp_path / "pairs.jsonl", long)
     student = pipeline.made("student")
     ran = cli(*DPO, "--student", student, "--data", "pairs.jsonl")
-    said = "1 of 11 pairs were cut to max_length 128: "
+    said = "1 of 11 pairs are longer than max_length 128: "
     assert said in " ".join(ran.err.split())
     metrics = Store.find(pipeline.store).resolve(ran.ref).metrics
     assert any(note.startswith(said) for note in metrics["notes"])
     cut = metrics["truncation"]
     assert (cut["rows"], cut["cut"], cut["answers"], cut["left_out"]) == (11, 1, 0, 0)
     assert cut["tokens"] > 170
-    assert "1 of 11 dialogues were cut to max_length 128: " in cli(*SFT, "--data", "pairs.jsonl").err
+    assert "1 of 11 dialogues are longer than max_length 128: " in cli(*SFT, "--data", "pairs.jsonl").err
     answered = cli("rollout", "--student", student, "--data", "pairs.jsonl", "--max-new-tokens", "4")
     assert len(cli("show", answered.ref, "--row", "3", "--json").out) > 2
 

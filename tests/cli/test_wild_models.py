@@ -178,7 +178,8 @@ def test_both_answers_follow_one_prompt_and_what_is_cut_is_said(cli: Cli, tmp_pa
     assert len(first[0]["ids"]) == 200
     ran = cli("dpo-teacher", "--reference", model, "--data", data, *FEW)
     said = " ".join(ran.err.split())
-    assert "pairs are longer than max_length 200: about" in said
+    assert "1 of 13 pairs are longer than max_length 200: " in said.partition("[1/2]")[0]
+    assert "1 of 13 pairs are left out: nothing to train on fits" in said.partition("[1/2]")[0]
     manifest = Store.find(tmp_path / "adpa-store").resolve(ran.ref)
     assert manifest.spec["truncation"] == "pair"
     cut = manifest.metrics["truncation"]

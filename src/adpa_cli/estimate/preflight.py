@@ -245,7 +245,7 @@ def template_words(encoder: Encoder, stop_ids: Sequence[int]) -> list[str]:
 def _cut(node: Node, store: Store) -> Sequence[str]:
     """How much of the data seems not to fit; what cannot be measured is nobody's problem here."""
     try:
-        return cut_words(node, store) if node.declared.makes != "answers" else ()
+        return cut_words(node, store) if node.declared.makes not in ("answers", "rewards") else ()
     except (AdpaError, OSError, KeyError):
         return ()
 

@@ -14,18 +14,22 @@ from typing import Any
 
 from adpa_cli.data.examples import Message
 from adpa_cli.data.rendering import render
-from adpa_cli.engine.layout.examples import Reading
+from adpa_cli.data.tokenizer import Tokenizer
+from adpa_cli.engine.layout.examples import Cut, Reading, answers_for, dialogue_examples, encoder_of
 from adpa_cli.errors import AdpaError, DataError
 from adpa_cli.hub import External
 from adpa_cli.hub.externals import dialogues_of, pairs_of
 from adpa_cli.hub.model_folder import ModelFolder
-from adpa_cli.planning.lineage import folder_of, single
+from adpa_cli.planning.lineage import folder_of, locate, single
 from adpa_cli.planning.resolve_inputs import Names
 from adpa_cli.sizes import Row, Rows
 from adpa_cli.stages import MODEL_ROLES, Artifact, Node
 from adpa_cli.store.identity import file_digest
 from adpa_cli.store.store import Store
 
+EXACT_ROWS = 2_000
+"""Data of at most so many rows are tokenised before the work where some come `CLOSE` to what fits."""
+CLOSE = 0.7
 SAMPLE_BYTES = 50_000
 BYTES_PER_TOKEN = 4.0  # of text under a tokenizer that cannot be asked
 TURN_TOKENS = 5.0  # of a template that cannot be rendered
@@ -128,6 +132,8 @@ def cut_words(node: Node, store: Store) -> list[str]:
     else:
         chosen, rejected, _ = pair_rows(*reading)
         rows = [list(pair) for pair in zip(chosen, rejected, strict=True)]
+    if len(rows) <= EXACT_ROWS and any(r.prompt + r.answer > CLOSE * longest for row in rows for r in row):
+        return _exact_cut(node, store).words(kind, longest)
     count, tokens, lost = 0, 0.0, 0
     for answers in rows:
         prompt, most = answers[0].prompt, max(row.answer for row in answers)
@@ -142,6 +148,19 @@ def cut_words(node: Node, store: Store) -> list[str]:
         f"about {count:,} of {len(rows):,} {kind} are longer than max_length {longest}: about {tokens:,.0f} tokens "
         f"are cut, and about {lost:,} answers lose their end"
     ]
+
+
+def _exact_cut(node: Node, store: Store) -> Cut:
+    """What of a node's rows does not fit, by tokenising them all."""
+    data, spec = node.inputs["data"], node.spec
+    model = next(node.inputs[role] for role in MODEL_ROLES if role in node.inputs)
+    if not isinstance(data, External) or isinstance(model, tuple):
+        raise AdpaError(f"{node.label} does not tell what it reads")
+    folder, split = folder_of(model, store), node.declared.split(spec)
+    if node.declared.reads == "pairs":
+        return answers_for(spec, locate(data, store), split, folder).cut
+    items = dialogues_of(data.where, split, spec.limit, spec.skip_bad_rows, spec.template).items
+    return dialogue_examples(items, encoder_of(Tokenizer.of(folder), spec), spec.max_length, data.label)[1]
 
 
 def _mean_prompt(made: Artifact, store: Store) -> float:

@@ -9,13 +9,13 @@ import functools
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from adpa_cli.data.tokenizer import NAMED
+from adpa_cli.data.tokenizer import NAMED, token_text
 from adpa_cli.errors import AdpaError, DataError
 from adpa_cli.sizes import ModelSize
 
@@ -26,6 +26,26 @@ OTHER_PARTS = ("vision", "visual", "audio", "projector", "image", "connector", "
 TEXT_KEYS = {"vocab_size", "max_position_embeddings", "hidden_size", "num_hidden_layers", "num_attention_heads"}
 FETCH = "fetch or write the folder again"
 CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "max_sequence_length", "n_ctx")
+POINTER = b"version https://git-lfs"
+"""What stands in a file of a cloned repository whose content was not fetched."""
+Fact = TypeVar("Fact")
+
+
+def told_by(file: str) -> Callable[[Callable[[ModelFolder], Fact]], cached_property[Fact]]:
+    """A fact that is read once; DataError where a file says it in another form than such files do."""
+
+    def fact(read: Callable[[ModelFolder], Fact]) -> cached_property[Fact]:
+        @functools.wraps(read)
+        def checked(folder: ModelFolder) -> Fact:
+            try:
+                return read(folder)
+            except (TypeError, ValueError, KeyError, IndexError, AttributeError, ArithmeticError) as error:
+                what = read.__name__.replace("_", " ")
+                raise DataError(f"{folder.path / file} does not tell its {what}: {error}", FETCH) from error
+
+        return cached_property(checked)
+
+    return fact
 
 
 @dataclass(frozen=True)
@@ -89,12 +109,12 @@ class ModelFolder:
         """The model that an adapter in the folder was trained on, where one is there and says so; else ""."""
         return str(self._json("adapter_config.json").get("base_model_name_or_path") or "")
 
-    @property
+    @told_by("config.json")
     def vocabulary(self) -> int:
-        """How many ids the model can predict."""
-        return int(self.config["vocab_size"])
+        """How many ids the model can predict. Raises AdpaError where that is not said."""
+        return int(self._first("vocab_size"))
 
-    @property
+    @told_by("config.json")
     def context(self) -> int | None:
         """The most tokens that it takes, where it says so."""
         return next((int(self.config[key]) for key in CONTEXT_KEYS if self.config.get(key)), None)
@@ -110,7 +130,7 @@ class ModelFolder:
         found = (shape[0] for name, shape in self.shapes.items() if name.endswith(EMBEDDINGS) and len(shape) == 2)
         return next(found, None) or self.vocabulary
 
-    @cached_property
+    @told_by("generation_config.json")
     def stop_ids(self) -> tuple[int, ...]:
         """The ids at which generation ends, by generation_config.json, else by config.json.
 
@@ -124,7 +144,7 @@ class ModelFolder:
         controls = self.tokens.controls if self.tokens else frozenset(whole)
         return tuple(dict.fromkeys(id_ for id_ in whole if id_ in controls))
 
-    @cached_property
+    @told_by("tokenizer.json")
     def tokens(self) -> TokenIds | None:
         """The ids of the tokens of tokenizer.json; None for a tokenizer in another format. Raises DataError."""
         if not (self.path / "tokenizer.json").is_file():
@@ -149,15 +169,15 @@ class ModelFolder:
         return self.tokens.count if self.tokens else None
 
     def token(self, name: str) -> str:
-        """A token that tokenizer_config.json names, such as `bos_token`; "" where it does not."""
-        return _text(self._json("tokenizer_config.json").get(name))
+        """A token that the tokenizer names, such as `bos_token`; "" where it does not."""
+        files = ("tokenizer_config.json", "special_tokens_map.json")
+        return next((token for file in files if (token := token_text(self._json(file).get(name)))), "")
 
     @cached_property
     def end_token(self) -> str:
         """The token that the tokenizer names as the end of text. Raises DataError when it names none."""
-        for name in ("tokenizer_config.json", "special_tokens_map.json"):
-            if token := _text(self._json(name).get("eos_token")):
-                return token
+        if token := self.token("eos_token"):
+            return token
         raise DataError(
             f"the tokenizer in {self.path} names no end token (eos_token)", "add eos_token to tokenizer_config.json"
         )
@@ -167,31 +187,47 @@ class ModelFolder:
         """The chat template; "" without one."""
         return self.template_file[1]
 
-    @cached_property
+    @told_by("tokenizer_config.json")
     def template_file(self) -> tuple[str, str]:
-        """(the file that has the chat template, the template), both "" without one."""
+        """(the file that has the chat template, the template), both "" without one.
+
+        Of several templates with names it is the one that is called default. Raises DataError where none is.
+        """
         separate = self.path / "chat_template.jinja"
         if separate.exists():
-            return separate.name, separate.read_text(encoding="utf-8")
+            return separate.name, self._text(separate)
         for name in ("chat_template.json", "tokenizer_config.json"):
             template: Any = self._json(name).get("chat_template")
             if isinstance(template, list):
-                template = {entry["name"]: entry["template"] for entry in template}.get("default")
+                template = {entry["name"]: entry["template"] for entry in template}
+            if isinstance(template, dict) and template:
+                template = template.get("default") or self._no_default(name, template)
             if template:
                 return name, str(template)
+        more = self.path / "additional_chat_templates"
+        if named := sorted(path.stem for path in more.glob("*.jinja")):
+            self._no_default(more.name, named)
         return "", ""
 
-    @cached_property
+    def _no_default(self, where: str, named: Iterable[str]) -> str:
+        raise DataError(
+            f"{self.path.name} has chat templates for some uses ({where}: {', '.join(named)}), and none by default",
+            "write the one that is wanted into a file and name it: --template FILE",
+        )
+
+    def _text(self, path: Path) -> str:
+        try:
+            return path.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise DataError(f"{path} is not UTF-8: {error.reason}", FETCH) from error
+
+    @told_by("config.json")
     def size(self) -> ModelSize:
         """The size of the model; `parameters` is 0 where its weights are not here. Raises AdpaError."""
         config = self.config
-        try:
-            hidden = int(self._first("hidden_size", "n_embd", "d_model"))
-            layers = int(self._first("num_hidden_layers", "n_layer", "num_layers"))
-            heads = int(self._first("num_attention_heads", "n_head"))
-            vocabulary = self.vocabulary
-        except KeyError as error:
-            raise AdpaError(f"{self.path.name}/config.json does not tell {error}") from None
+        hidden = int(self._first("hidden_size", "n_embd", "d_model"))
+        layers = int(self._first("num_hidden_layers", "n_layer", "num_layers"))
+        heads = int(self._first("num_attention_heads", "n_head"))
         inner = config.get("intermediate_size") or config.get("n_inner") or 4 * hidden
         of_head = int(config.get("head_dim") or hidden // heads)
         tied = bool(config.get("tie_word_embeddings", True))
@@ -205,7 +241,7 @@ class ModelFolder:
             inner=int(inner),
             keys=int(config.get("num_key_value_heads") or heads) * of_head,
             width=heads * of_head,
-            vocabulary=vocabulary,
+            vocabulary=self.vocabulary,
             tied=tied,
             tensors=len(shapes),
             beside=sum(path.stat().st_size for path in beside),
@@ -219,21 +255,22 @@ class ModelFolder:
         index = self.path / "model.safetensors.index.json"
         paths = [self.path / "model.safetensors"]
         if not paths[0].exists() and index.exists():
-            names = json.loads(index.read_bytes())["weight_map"].values()
+            names = self._json(index.name)["weight_map"].values()
             paths = [self.path / name for name in sorted(set(names))]
         elif not paths[0].exists():
             paths = sorted(self.path.glob("*.safetensors"))
         shapes: dict[str, tuple[int, ...]] = {}
         for path in paths if all(path.exists() for path in paths) else ():
-            with path.open("rb") as handle:
-                header = json.loads(handle.read(int.from_bytes(handle.read(8), "little")))
-            shapes |= {name: tuple(entry["shape"]) for name, entry in header.items() if name != "__metadata__"}
+            shapes |= {name: tuple(entry["shape"]) for name, entry in _tensors(path).items()}
         return {name: shape for name, shape in shapes.items() if not self.has_text_part or _reads_text(name)}
 
     def _json(self, name: str) -> Mapping[str, Any]:
         path = self.path / name
+        content = path.read_bytes() if path.exists() else b"{}"
+        if content.startswith(POINTER):
+            raise not_fetched(path)
         try:
-            value = json.loads(path.read_bytes()) if path.exists() else {}
+            value = json.loads(content)
         except ValueError as error:
             raise DataError(f"{path} is no JSON: {error}", FETCH) from error
         if not isinstance(value, dict):
@@ -244,7 +281,7 @@ class ModelFolder:
         for name in names:
             if self.config.get(name) is not None:
                 return self.config[name]
-        raise KeyError(names[0])
+        raise AdpaError(f"{self.path.name}/config.json does not tell {names[0]!r}")
 
 
 @functools.lru_cache(maxsize=32)
@@ -259,6 +296,31 @@ def _state(entry: os.DirEntry[str]) -> tuple[int, int]:
     except OSError:  # a link that leads nowhere
         return 0, 0
     return stat.st_size, stat.st_mtime_ns
+
+
+def not_fetched(path: Path) -> DataError:
+    """The error of a file of which a cloned repository has the pointer and not the content."""
+    return DataError(f"{path} was not fetched: it is a pointer of Git LFS", "fetch it in that folder: git lfs pull")
+
+
+def _tensors(path: Path) -> Mapping[str, Any]:
+    """What a safetensors file says of its tensors, by name. Raises DataError for a damaged file."""
+    size = path.stat().st_size
+    with path.open("rb") as handle:
+        begin = handle.read(len(POINTER))
+        if begin == POINTER:
+            raise not_fetched(path)
+        length = int.from_bytes(begin[:8], "little")
+        handle.seek(8)
+        try:
+            header: Any = json.loads(handle.read(length)) if length <= size else None
+            tensors = {name: entry for name, entry in header.items() if name != "__metadata__"}
+            needed = 8 + length + max((entry["data_offsets"][1] for entry in tensors.values()), default=0)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise DataError(f"{path} is no safetensors file: its header cannot be read", FETCH) from error
+    if size < needed:
+        raise DataError(f"{path} ends early: it has {size} of {needed} bytes", FETCH)
+    return tensors
 
 
 def _reads_text(name: str) -> bool:
@@ -276,8 +338,3 @@ def _defaults(path: Path) -> Mapping[str, Any]:
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError, AttributeError):
         return {}
     return dict(whole.get_text_config().to_dict())
-
-
-def _text(token: Any) -> str:
-    """A token as tokenizer_config.json has it: a text, or an object with one."""
-    return str(token.get("content", "") if isinstance(token, dict) else token or "")

@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from adpa_cli.errors import DataError
+from adpa_cli.errors import AdpaError, DataError
 from adpa_cli.hub.model_folder import ModelFolder
 
-CHECKED = 1
+CHECKED = 2
 """Number of `check_model`, raised when it refuses more."""
 QUANTISED = {
     "gptq": "GPTQ", "awq": "AWQ", "bitsandbytes": "bitsandbytes", "fp8": "FP8", "fbgemm_fp8": "FP8",
@@ -34,13 +34,15 @@ def check_model(folder: ModelFolder, name: str) -> None:
     """Raise DataError for a folder whose weights or tokenizer cannot be read here, whatever it is wanted for."""
     _check_weights(folder.raw_config, name)
     _check_code(folder, name)
+    _check_facts(folder)
     _check_ids(folder, name)
 
 
 def check_decoder(folder: ModelFolder, name: str) -> None:
     """Raise DataError for a model that does not write texts from left to right, or whose text part stands on no own."""
     config = folder.raw_config
-    kind, made_as = str(config.get("model_type", "")), list(config.get("architectures") or ())
+    said = config.get("architectures")
+    kind, made_as = str(config.get("model_type", "")), said if isinstance(said, list) else []
     writes = any(str(architecture).endswith(("ForCausalLM", "LMHeadModel")) for architecture in made_as)
     if config.get("is_encoder_decoder") or kind in SEQUENCE_TO_SEQUENCE:
         raise DataError(f"{name} is an encoder and a decoder ({_called(kind, made_as)})", DECODERS_WANTED)
@@ -98,6 +100,17 @@ def _check_code(folder: ModelFolder, name: str) -> None:
             f"{name} brings code of its own (model_type {kind}), and code of a model never runs here",
             "use a model whose type transformers has itself",
         )
+
+
+def _check_facts(folder: ModelFolder) -> None:
+    """Read once all that is read of a folder later on. Raises DataError where a file says it in another form."""
+    _ = folder.context, folder.shapes
+    try:
+        _ = folder.size
+    except DataError:
+        raise
+    except AdpaError:  # what is not said is what transformers takes for its kind
+        pass
 
 
 def _check_ids(folder: ModelFolder, name: str) -> None:

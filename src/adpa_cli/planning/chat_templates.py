@@ -76,7 +76,7 @@ def template_in(folder: Path, choice: TemplateChoice) -> Template | None:
     Its end is the token that the template writes after an answer, whatever the tokenizer calls its EOS. Raises
     UsageError where the template writes none, or no answer at all.
     """
-    own = ModelFolder.of(folder).template
+    own = "" if choice.template else ModelFolder.of(folder).template
     given = choice.template or (Template(own) if own else None)
     if given is None:
         return None

@@ -135,11 +135,11 @@ class Cut:
         said = []
         if self.cut:
             said.append(
-                f"{self.cut:,} of {self.rows:,} {what} were cut to max_length {max_length}: {self.tokens:,} tokens are "
-                f"gone, and {self.answers:,} answers lost their end"
+                f"{self.cut:,} of {self.rows:,} {what} are longer than max_length {max_length}: {self.tokens:,} tokens "
+                f"are cut, and {self.answers:,} answers lose their end"
             )
         if self.left_out:
-            said.append(f"{self.left_out:,} of {self.rows:,} {what} were left out: nothing to train on fits")
+            said.append(f"{self.left_out:,} of {self.rows:,} {what} are left out: nothing to train on fits")
         return said
 
     def numbers(self) -> dict[str, dict[str, int]]:
