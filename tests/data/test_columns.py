@@ -118,6 +118,35 @@ def test_what_a_turn_holds_besides_text_is_an_error(key):
         assert f"messages[].{key}" in caught.value.hint
 
 
+@pytest.mark.parametrize("column", ["System", "Input", "system-prompt", " Context ", "image_path"])
+def test_a_column_of_the_example_may_be_written_otherwise(column):
+    with pytest.raises(DataError, match=f"the column {column} holds 'a text'") as caught:
+        check_unused(load_pairs(rows({**PAIR, column: "a text"})), ())
+    assert caught.value.hint.endswith(f"--ignore-columns {column}")
+
+
+@pytest.mark.parametrize(("key", "value"), [("weight", 0), ("weight", 0.0), ("train", False), ("training", False)])
+def test_an_answer_that_is_not_to_be_trained_on_is_an_error(key, value):
+    more = [turn("user", "so ?"), turn("assistant", B)]
+    messages = [turn("user", Q, **{key: value}), turn("assistant", A, **{key: 1}), *more]
+    check_unused(load_dialogues(rows({"messages": messages})), ())
+    messages[1][key] = value
+    with pytest.raises(DataError, match=rf"row 1: the column messages\[\]\.{key} holds '{value}'"):
+        check_unused(load_dialogues(rows({"messages": messages})), ())
+
+
+@pytest.mark.parametrize("column", ["label", "kto_tag"])
+@pytest.mark.parametrize("bad", [False, "False", "false"])
+def test_dialogues_of_which_some_are_bad_are_an_error(column, bad):
+    found = [{"messages": [turn("user", f"q{n}"), TURNS[1]], column: str(bad) != bad or "True"} for n in range(3)]
+    check_unused(load_dialogues(rows(*found)), ())
+    found[1][column] = bad
+    with pytest.raises(DataError, match=f"rows row 2: the column {column} holds '{bad}'"):
+        check_unused(load_dialogues(rows(*found)), ())
+    check_unused(load_dialogues(rows(*found)), (column,))
+    check_unused(load_pairs(rows({**PAIR, column: bad})), ())
+
+
 def test_many_columns_are_cut_short():
     loaded = load_pairs(rows({**PAIR, **{f"m{n:02}": 1 for n in range(20)}}))
     assert loaded.notes[0].endswith("m10, m11, … 8 more")

@@ -451,6 +451,12 @@ def test_a_configuration_may_be_a_folder(tmp_path):
     assert source_files(parse_source(f"{tmp_path}:fr")) == [("fr/test.jsonl", "test"), ("fr/train.jsonl", "train")]
 
 
+def test_a_sheet_with_two_columns_of_one_name_is_refused(tmp_path):
+    (tmp_path / "rows.csv").write_text(",prompt,prompt,chosen,rejected,\n1,a,b,c,d,\n")
+    with pytest.raises(DataError, match=r"rows\.csv: two columns are called prompt"):
+        list(read_rows(parse_source(str(tmp_path / "rows.csv"))))
+
+
 def test_a_configuration_may_follow_a_colon(tmp_path):
     folder = two_configurations(tmp_path / "d")
     for typed, meant in (("easy", "easy"), ("easy#test", "easy/test"), ("hard", "hard")):

@@ -41,6 +41,7 @@ FORMS = {
     "JSON": json.dumps,
     "JSON over lines": lambda turns: json.dumps(turns, indent=1),
     "Python": repr,
+    "NumPy on one line": lambda turns: "[" + " ".join(map(repr, turns)) + "]",
     "NumPy": lambda turns: "[" + "\n ".join(map(repr, turns)) + "]",
 }
 
@@ -295,6 +296,27 @@ def test_an_instruction_goes_on_with_its_input():
 def test_sides_that_part_before_the_last_answer_are_named(chosen, rejected, said):
     with pytest.raises(DataError, match=f"row 1, rejected: chosen and rejected answer different prompts: {said}"):
         pair_of({"chosen": chosen, "rejected": rejected})
+
+
+def test_an_input_stands_alone_where_the_instruction_is_empty():
+    row = {"instruction": "", "input": Q}
+    assert dialogue_of({**row, "output": A}) == (USER, SAID)
+    assert pair_of({**row, "chosen": A, "rejected": B}) == ((USER,), A, B)
+
+
+@pytest.mark.parametrize(
+    "text", ["Human: {}\n\nAssistant: {}", "\r\n\r\nHuman: {}\r\n\r\nAssistant: {}", "\nHuman: {}\nAssistant: {}\n"]
+)
+def test_a_transcript_may_have_lost_its_empty_lines(text):
+    side = {"chosen": text.format(Q, A), "rejected": text.format(Q, B)}
+    assert pair_of(side) == ((Message("user", Q),), A, B)
+
+
+@pytest.mark.parametrize(
+    "text", ["Human: who says that ?", "Assistant: no\n\nHuman: yes", "The Human:\n\nAssistant: x"]
+)
+def test_text_that_names_a_speaker_only_stays_text(text):
+    assert pair_of({"prompt": text, "chosen": A, "rejected": B})[0] == (Message("user", text),)
 
 
 def test_the_prompt_is_cut_from_answers_that_repeat_it():

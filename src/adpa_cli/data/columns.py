@@ -6,6 +6,7 @@ says that it belongs to the example is an error, unless it repeats what was read
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -19,8 +20,13 @@ CONTENT = {
     "prompt", "question", "query", "instruction", "input", "inputs", "messages", "conversations",
     *SYSTEM, "history", "context", "contexts", "document", "documents", "passage", "passages",
     "tools", "functions", "image", "images", "video", "videos", "audio", "audios",
+    "image_path", "image_paths", "image_url", "image_urls", "reasoning_content", "thinking",
+    "problem", "post", "article", "trajectory", "conversation", "dialogue", "dialog", "chat",
 }  # fmt: skip
-"""Columns whose name says that they belong to an example: one that nothing reads is an error."""
+"""Columns whose name says that they belong to an example: one that nothing reads is an error. Capitals, spaces and
+hyphens make no difference."""
+LABELS = ("label", "kto_tag")
+"""Columns that tell good answers from bad ones: dialogues of which some are bad are an error too."""
 TURN_CONTENT = {"tools", "functions", "function_calls", "reasoning", "thinking", "parts", "image", "images", "video",
                 "videos", "audio", "audios", "file", "files", "documents", "attachments"}  # fmt: skip
 """Likewise the keys of a turn."""
@@ -58,7 +64,10 @@ class UnreadColumns:
         """What was not read of the row that gave an item."""
         said: set[str] | None = None
         for name, value in row.items_unread():
-            if name not in CONTENT:
+            if _is_bad(name, value, item):
+                self._lost(name, item.row, value)
+                continue
+            if _plain(name) not in CONTENT:
                 self._first.setdefault(name, (item.row, ""))
                 continue
             if self._repeated[name] >= ENOUGH and not self._own[name]:
@@ -67,13 +76,20 @@ class UnreadColumns:
             if _repeats(name, value, said, item):
                 self._repeated[name] += 1
             else:
-                self._own[name] += 1
-                self._first.setdefault(name, (item.row, _shown(value)))
+                self._lost(name, item.row, value)
         for name, value in row.items_read():
-            for key, said_apart in unread_keys(value):
+            for key, said_apart, is_untrained in unread_keys(value):
                 column = f"{name}[].{key}"
-                self._own[column] += key in TURN_CONTENT
-                self._first.setdefault(column, (item.row, _shown(said_apart)))
+                if key in TURN_CONTENT or is_untrained:
+                    self._lost(column, item.row, said_apart)
+                else:
+                    self._first.setdefault(column, (item.row, ""))
+
+    def _lost(self, name: str, row: int, value: object) -> None:
+        """Count a column that belongs to the example in this row."""
+        self._own[name] += 1
+        if self._own[name] == 1:
+            self._first[name] = (row, _shown(value))
 
     def all(self) -> tuple[Unread, ...]:
         """Each column that nothing read."""
@@ -81,6 +97,16 @@ class UnreadColumns:
         names = dict.fromkeys([*self._repeated, *self._own, *self._first])
         places = {name: self._first.get(name, (0, "")) for name in names}
         return tuple(Unread(self.file, name, *places[name], name in lost) for name in names)
+
+
+def _plain(name: str) -> str:
+    """The name of a column as `CONTENT` has it."""
+    return re.sub(r"[\W_]+", "_", name.strip().lower())
+
+
+def _is_bad(name: str, value: object, item: Pair | Dialogue) -> bool:
+    """Whether a column says that the answer of a dialogue is not to be imitated."""
+    return isinstance(item, Dialogue) and _plain(name) in LABELS and str(value).lower() == "false"
 
 
 def _texts(item: Pair | Dialogue) -> set[str]:
@@ -92,7 +118,7 @@ def _texts(item: Pair | Dialogue) -> set[str]:
 def _repeats(name: str, value: object, said: Collection[str], item: Pair | Dialogue) -> bool:
     """Whether a column says nothing that an item does not say too. A system turn stands for a column of it."""
     turns = item.prompt if isinstance(item, Pair) else item.messages
-    if name in SYSTEM and any(turn.role == "system" for turn in turns):
+    if _plain(name) in SYSTEM and any(turn.role == "system" for turn in turns):
         return True
     try:
         own = [turn.content.strip() for turn in turns_of(value, name)]
@@ -116,7 +142,7 @@ def unused_words(unread: Sequence[Unread]) -> list[str]:
         return ", ".join(name or '""' for name in names[:SHOWN_NAMES]) + more
 
     names = list(dict.fromkeys(each.column for each in unread))
-    content = [name for name in names if name in CONTENT or name.rpartition("[].")[2] in TURN_CONTENT]
+    content = [name for name in names if _plain(name) in CONTENT or name.rpartition("[].")[2] in TURN_CONTENT]
     others = [name for name in names if name not in content]
     if not names:
         return []

@@ -128,7 +128,11 @@ def read_csv(path: Path) -> Iterator[tuple[int, Any]]:
     number = 1
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            for number, row in enumerate(csv.DictReader(file), 2):
+            reader = csv.DictReader(file)
+            names = reader.fieldnames or ()
+            if twice := [name for name in dict.fromkeys(names) if name and list(names).count(name) > 1]:
+                raise DataError(f"{path}: two columns are called {', '.join(twice)}", "rename or remove one")
+            for number, row in enumerate(reader, 2):
                 if None in row or None in row.values():
                     raise DataError(f"{path} row {number}: more or fewer cells than the header", "check its quotes")
                 yield number, row

@@ -117,11 +117,13 @@ def after_columns(row: Row, turns: Prompt) -> Prompt:
 
 
 def question_in(row: Row, field: str) -> Prompt:
-    """The turns of a column that asks; an `instruction` goes on with its `input`."""
-    turns = turns_of(value_of(row, field), field)
+    """The turns of a column that asks; an `instruction` goes on with its `input`, which may stand alone."""
     if field == "instruction" and has_value(row.get("input")):
-        turns = (*turns[:-1], Message(turns[-1].role, f"{turns[-1].content}\n\n{text_of(row, 'input')}"))
-    return turns
+        if not has_value(row.get(field)):
+            return turns_of(row["input"], "input")
+        turns = turns_of(value_of(row, field), field)
+        return (*turns[:-1], Message(turns[-1].role, f"{turns[-1].content}\n\n{text_of(row, 'input')}"))
+    return turns_of(value_of(row, field), field)
 
 
 def given_prompt(row: Row, answers: Sequence[Message] = ()) -> Prompt:
@@ -142,10 +144,9 @@ def sided_turns(row: Row) -> Sides:
         chosen, rejected = (given + side if side[0].role == "assistant" else side for side in (chosen, rejected))
     if chosen[:-1] != rejected[:-1]:
         same = sum(1 for _ in takewhile(lambda both: both[0] == both[1], zip(chosen, rejected, strict=False)))
-        content = (
-            f"chosen and rejected answer different prompts: {same or 'no'} turn{'s' * (same != 1)} are shared, and "
-            f"{len(chosen) - same} and {len(rejected) - same} follow"
-        )
+        shared = f"{same or 'no'} turn{' is' if same == 1 else 's are'} shared"
+        follow = f"{len(chosen) - same} and {len(rejected) - same} follow"
+        content = f"chosen and rejected answer different prompts: {shared}, and {follow}"
         fix = "let both begin with the same turns, and one answer follow"
         raise Problem("prompts differ", "rejected", content, fix)
     return after_columns(row, chosen[:-1]), _answer(chosen[-1], "chosen"), _answer(rejected[-1], "rejected")

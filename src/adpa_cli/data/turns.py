@@ -29,9 +29,13 @@ WORDS = ("tool_call_id", "name", "reasoning_content")
 """What templates read of a turn besides role, content and tool_calls; each is text."""
 TEXT_PARTS = ("text", "input_text", "output_text")
 HUMAN = re.compile(r"\n\n(Human|Assistant):[ ]?")
+STRIPPED = (
+    re.compile(r"(?:\A\s*|\r?\n\r?\n)(Human|Assistant):[ ]?"), re.compile(r"(?:\A\s*|\r?\n)(Human|Assistant):[ ]?")
+)  # fmt: skip
+"""Transcripts that lost the empty line before the first question, or all of them: they begin with one and answer it."""
 EXTRA = re.compile(r"\n?<extra_id_1>(User|Assistant)(?:\n|$)")
 WRITTEN_TURNS = re.compile(r"""\s*(?:(?:np\.|numpy\.)?array\(\s*)?\[\s*\{\s*(['"])(role|from|content|value)\1\s*:""")
-BETWEEN_TURNS = re.compile(r"\}\s*\n\s*\{")
+BETWEEN_TURNS = re.compile(r"""\}\s+\{(?=['"](?:role|from|content|value)['"]\s*:)""")
 """What NumPy prints between the objects of an array, where Python's own lists have a comma."""
 
 
@@ -114,6 +118,9 @@ def _literal(text: str) -> Any:
         return json.loads(inside)
     with contextlib.suppress(ValueError, SyntaxError, MemoryError, RecursionError), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of escapes that Python does not know
+        return ast.literal_eval(inside)
+    with contextlib.suppress(ValueError, SyntaxError, MemoryError, RecursionError), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
         return ast.literal_eval(BETWEEN_TURNS.sub("}, {", inside))
     return None
 
@@ -129,8 +136,7 @@ def transcript(text: str) -> Prompt:
 
     An empty assistant turn at the end is the cue to answer, not a turn.
     """
-    mark = HUMAN if HUMAN.match(text) else EXTRA
-    first, *rest = mark.split(text)
+    first, *rest = _mark_of(text).split(text)
     if not rest:
         return ()
     names = {"Human": "user", "User": "user", "Assistant": "assistant"}
@@ -139,6 +145,15 @@ def transcript(text: str) -> Prompt:
     if turns[-1] == Message("assistant", ""):
         turns.pop()
     return tuple(turns)
+
+
+def _mark_of(text: str) -> re.Pattern[str]:
+    """What stands before each turn of a transcript."""
+    if HUMAN.match(text):
+        return HUMAN
+    if text.lstrip().startswith("Human:"):
+        return next((mark for mark in STRIPPED if "Assistant" in mark.findall(text)), EXTRA)
+    return EXTRA
 
 
 def earlier_turns(value: object, field: str) -> Prompt:
@@ -185,16 +200,22 @@ def parts_text(value: Sequence[object], place: str, field: str) -> str:
     return "".join(checked(text, place) for text in said)
 
 
+TRAINED = ("weight", "train", "training")
+"""Keys that say, where they are 0 or false, that an answer is not trained on."""
 TURN_KEYS = {"role", "content", "from", "value", "tool_calls", CALLED, *WORDS}
 
 
-def unread_keys(value: object) -> Iterator[tuple[str, Any]]:
-    """The keys of turns that nothing reads, with what they hold; of a value that holds no turns none."""
+def unread_keys(value: object) -> Iterator[tuple[str, Any, bool]]:
+    """The keys of turns that nothing reads, with what they hold, and whether that says not to train on an answer; of a
+    value that holds no turns none."""
     if isinstance(value, str):
         value = _literal(value)
     for turn in value if isinstance(value, list) else [value]:
         if isinstance(turn, Mapping) and not turn.keys() <= TURN_KEYS and _is_turn(turn):
-            yield from (each for each in turn.items() if each[0] not in TURN_KEYS and each[1] not in (None, "", [], {}))
+            is_answer = ROLES.get(str(turn.get("role", turn.get("from"))).lower()) == "assistant"
+            for key, held in turn.items():
+                if key not in TURN_KEYS and held not in (None, "", [], {}):
+                    yield key, held, is_answer and key in TRAINED and held in (0, False)
 
 
 def _turn(turn: object, place: str, field: str) -> Message:
