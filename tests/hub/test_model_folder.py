@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -104,3 +105,28 @@ def test_files_that_hold_no_object_are_named(folder: Path) -> None:
     (folder / "tokenizer.json").write_text('{"version": "1.0"}')
     with pytest.raises(DataError, match=r"tokenizer\.json is no tokenizer"):
         _ = ModelFolder.of(folder).token_ids
+
+
+def by_uses(folder: Path) -> None:
+    named = [{"name": "rag", "template": "R"}, {"name": "default", "template": "D"}]
+    change(folder / "tokenizer_config.json", chat_template=named)
+
+
+def by_uses_as_an_object(folder: Path) -> None:
+    change(folder / "tokenizer_config.json", chat_template={"default": "D", "rag": "R"})
+
+
+def in_files_by_use(folder: Path) -> None:
+    (folder / "additional_chat_templates").mkdir()
+    (folder / "additional_chat_templates" / "rag.jinja").write_text("R")
+    (folder / "chat_template.jinja").write_text("D")
+
+
+def in_a_file_of_json(folder: Path) -> None:
+    (folder / "chat_template.json").write_text(json.dumps({"chat_template": "D"}))
+
+
+@pytest.mark.parametrize("make", [by_uses, by_uses_as_an_object, in_files_by_use, in_a_file_of_json])
+def test_of_several_chat_templates_the_default_is_read(folder: Path, make: Callable[[Path], None]) -> None:
+    make(folder)
+    assert ModelFolder.of(folder).template == "D"

@@ -24,9 +24,9 @@ LONG = {"short_factor": [1.0, 1.5], "long_factor": [2.0, 3.0]}
             {"rope_theta": 1e4, "rope_type": "default", "partial_rotary_factor": 0.5},
             {"rope_theta": 1e4, "partial_rotary_factor": 0.5},
         ),
-        (  # Phi-3 takes these three keys and no other
-            {"rope_theta": 1e4, "rope_type": "longrope", **LONG, "original_max_position_embeddings": 4096},
-            {"rope_theta": 1e4, "rope_scaling": {"type": "longrope", **LONG}},
+        (
+            {"rope_theta": 1e4, "rope_type": "longrope", "factor": 4.0, **LONG},
+            {"rope_theta": 1e4, "rope_scaling": {"rope_type": "longrope", "factor": 4.0, **LONG}},
         ),
         (
             {
@@ -45,6 +45,12 @@ def test_rotary_embeddings_have_both_names(saved: dict[str, Any], older: dict[st
     written = portable_config(config, {})
     assert written == {**config, **older}
     assert portable_config(written, {}) == written, "written twice it stays the same"
+
+
+def test_phi_3_takes_three_keys_and_no_other() -> None:
+    rotary = {"rope_theta": 1e4, "rope_type": "longrope", **LONG, "original_max_position_embeddings": 4096}
+    written = portable_config({"model_type": "phi3", "rope_parameters": rotary}, {})
+    assert written["rope_scaling"] == {"type": "longrope", **LONG}
 
 
 def test_gpt_neox_has_names_of_its_own() -> None:

@@ -24,7 +24,7 @@ from adpa_cli.lab import world
 from adpa_cli.store.identity import model_files
 from adpa_cli.store.store import Store
 from support.cli_samples import Cli, write_rows
-from support.model_folders import SMALL, byte_level, change, write_model, write_vision_language
+from support.model_folders import CHATML, SMALL, byte_level, change, write_model, write_vision_language
 
 FEW = ("--data", "few.jsonl", "--max-steps", "1", "--set", "max_length=64")
 
@@ -96,6 +96,50 @@ def no_json(folder: Path) -> None:
     (folder / "config.json").write_text("{")
 
 
+def whole_numbers(folder: Path) -> None:
+    weights = load_file(folder / "model.safetensors")
+    weights["lm_head.weight"] = weights["lm_head.weight"].to(torch.int8)
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+
+
+def no_safetensors(folder: Path) -> None:
+    (folder / "model.safetensors").write_bytes(b"<html>not found</html>")
+
+
+def empty_weights(folder: Path) -> None:
+    (folder / "model.safetensors").write_bytes(b"")
+
+
+def half_of_the_weights(folder: Path) -> None:
+    content = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(content[: len(content) // 2])
+
+
+def a_pointer(name: str) -> Callable[[Path], None]:
+    def make(folder: Path) -> None:
+        (folder / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\n")
+
+    return make
+
+
+def broken_index(folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder / "model-00001-of-00001.safetensors")
+    (folder / "model.safetensors.index.json").write_text('{"weight_map": [')
+
+
+def says(file: str, **fields: Any) -> Callable[[Path], None]:
+    return lambda folder: change(folder / file, **fields)
+
+
+def uses_without_default(folder: Path) -> None:
+    named = [{"name": "tool_use", "template": CHATML}, {"name": "rag", "template": CHATML}]
+    change(folder / "tokenizer_config.json", chat_template=named)
+
+
+def template_in_another_encoding(folder: Path) -> None:
+    (folder / "chat_template.jinja").write_bytes(b"\xff\xfe{\x00")
+
+
 def sees_images(folder: Path) -> None:
     Qwen2_5_VLConfig(text_config={**SMALL, "vocab_size": 340}).save_pretrained(folder)
 
@@ -118,6 +162,19 @@ def sees_images(folder: Path) -> None:
         (code_of_its_own, "m brings code of its own (model_type trap)", "transformers has itself"),
         (no_type, "names no model_type", "decoder-only"),
         (no_json, "config.json is no JSON", "again"),
+        (whole_numbers, "m is quantised (lm_head.weight is stored as I8)", "quantised from"),
+        (no_safetensors, "model.safetensors is no safetensors file", "again"),
+        (empty_weights, "model.safetensors is no safetensors file", "again"),
+        (half_of_the_weights, "model.safetensors ends early", "again"),
+        (a_pointer("model.safetensors"), "model.safetensors was not fetched", "git lfs pull"),
+        (a_pointer("tokenizer.json"), "tokenizer.json was not fetched", "git lfs pull"),
+        (broken_index, "model.safetensors.index.json is no list of weight files", "again"),
+        (says("config.json", vocab_size="many"), "config.json does not tell its vocabulary", "again"),
+        (says("config.json", hidden_size="wide"), "config.json does not tell its size", "again"),
+        (says("config.json", max_position_embeddings="long"), "config.json does not tell its context", "again"),
+        (says("tokenizer.json", added_tokens=[1]), "tokenizer.json does not tell its tokens", "again"),
+        (uses_without_default, "m has chat templates for some uses", "--template FILE"),
+        (template_in_another_encoding, "chat_template.jinja is not UTF-8", "again"),
         (sees_images, "transformers has no model for its text part (qwen2_5_vl_text)", "Gemma 3"),
     ],
 )  # fmt: skip
@@ -130,6 +187,12 @@ def test_what_is_no_usable_model_is_named(
     assert said in answer
     assert to_do in answer
     assert not Store.find_or_empty(None).artifacts()
+
+
+def test_a_folder_without_a_default_template_takes_one_that_is_named(cli: Cli, folder: Path) -> None:
+    uses_without_default(folder)
+    shown = cli("data", "few.jsonl", "--sft", "--model", "./m", "--template", "chatml", "--json").out
+    assert json.loads(shown)["template"]["from"] == "--template"
 
 
 def test_a_single_gguf_file_is_named(cli: Cli, folder: Path) -> None:

@@ -230,10 +230,11 @@ def template_words(encoder: Encoder, stop_ids: Sequence[int]) -> list[str]:
             f"template writes {written}: make it again from its base model to have that"
         )
     elif own != template.end:
-        stops = ", ".join(str(tokenizer.token_of(i)) for i in stop_ids) or "nothing"
+        stops = dict.fromkeys([template.end, *(str(tokenizer.token_of(id_)) for id_ in stop_ids)])
         said.append(
-            f"answers end with {template.end}, which the chat template writes; the tokenizer's own end is "
-            f"{own or 'none'}, and the model stopped at {stops}: what is made here stops at each of them"
+            f"answers end with {template.end}, which the chat template writes; "
+            + (f"the tokenizer's own end is {own}" if own else "the tokenizer names no end of its own")
+            + f"; what is made here stops at {' and '.join(stops)}"
         )
     if rule := thinking_words(template.text):
         said.append(rule)

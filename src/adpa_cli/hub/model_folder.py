@@ -9,7 +9,7 @@ import functools
 import json
 import math
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -26,6 +26,9 @@ OTHER_PARTS = ("vision", "visual", "audio", "projector", "image", "connector", "
 TEXT_KEYS = {"vocab_size", "max_position_embeddings", "hidden_size", "num_hidden_layers", "num_attention_heads"}
 FETCH = "fetch or write the folder again"
 CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "max_sequence_length", "n_ctx")
+INDEX = "model.safetensors.index.json"
+WHOLE = ("F64", "F32", "F16", "BF16")
+"""Numbers that weights are read from, as safetensors files call them."""
 POINTER = b"version https://git-lfs"
 """What stands in a file of a cloned repository whose content was not fetched."""
 Fact = TypeVar("Fact")
@@ -155,7 +158,7 @@ class ModelFolder:
         vocabulary = raw["model"].get("vocab") or {}
         words = vocabulary if isinstance(vocabulary, dict) else {entry[0]: n for n, entry in enumerate(vocabulary)}
         added = {entry["content"]: entry for entry in raw.get("added_tokens") or ()}
-        template, named = self.template, {self.token(name) for name in NAMED}
+        template, named = "\n".join(self._templates[1].values()), {self.token(name) for name in NAMED}
         written = {t: e["id"] for t, e in added.items() if not e.get("special") or t in named or t in template}
         usable = {**{token: id_ for token, id_ in words.items() if token not in added}, **written}
         last = max(usable, key=usable.__getitem__, default="")
@@ -187,33 +190,36 @@ class ModelFolder:
         """The chat template; "" without one."""
         return self.template_file[1]
 
-    @told_by("tokenizer_config.json")
+    @property
     def template_file(self) -> tuple[str, str]:
         """(the file that has the chat template, the template), both "" without one.
 
         Of several templates with names it is the one that is called default. Raises DataError where none is.
         """
+        where, named = self._templates
+        if named and "default" not in named:
+            raise DataError(
+                f"{self.path.name} has chat templates for some uses ({where}: {', '.join(named)}), and none by default",
+                "write the one that is wanted into a file and name it: --template FILE",
+            )
+        return where, named.get("default", "")
+
+    @told_by("tokenizer_config.json")
+    def _templates(self) -> tuple[str, Mapping[str, str]]:
+        """(the file that has the chat templates, these by name), ("", {}) without one."""
         separate = self.path / "chat_template.jinja"
         if separate.exists():
-            return separate.name, self._text(separate)
+            return separate.name, {"default": self._text(separate)}
         for name in ("chat_template.json", "tokenizer_config.json"):
             template: Any = self._json(name).get("chat_template")
             if isinstance(template, list):
                 template = {entry["name"]: entry["template"] for entry in template}
-            if isinstance(template, dict) and template:
-                template = template.get("default") or self._no_default(name, template)
             if template:
-                return name, str(template)
+                named = template if isinstance(template, dict) else {"default": template}
+                return name, {str(use): str(text) for use, text in named.items()}
         more = self.path / "additional_chat_templates"
-        if named := sorted(path.stem for path in more.glob("*.jinja")):
-            self._no_default(more.name, named)
-        return "", ""
-
-    def _no_default(self, where: str, named: Iterable[str]) -> str:
-        raise DataError(
-            f"{self.path.name} has chat templates for some uses ({where}: {', '.join(named)}), and none by default",
-            "write the one that is wanted into a file and name it: --template FILE",
-        )
+        uses = {path.stem: self._text(path) for path in sorted(more.glob("*.jinja"))}
+        return (more.name, uses) if uses else ("", {})
 
     def _text(self, path: Path) -> str:
         try:
@@ -252,17 +258,25 @@ class ModelFolder:
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
         """The shape of every tensor by name, of a model of several parts in the one that reads text; empty where a file
         of weights is not here."""
-        index = self.path / "model.safetensors.index.json"
+        return {name: tuple(entry["shape"]) for name, entry in self._tensors.items()}
+
+    @property
+    def packed(self) -> tuple[str, str] | None:
+        """(name, dtype) of a weight that is stored in other numbers than a model computes with; None without one."""
+        named = ((name, str(entry.get("dtype"))) for name, entry in self._tensors.items())
+        return next(((n, dtype) for n, dtype in named if "weight" in n.rpartition(".")[2] and dtype not in WHOLE), None)
+
+    @told_by(INDEX)
+    def _tensors(self) -> Mapping[str, Any]:
         paths = [self.path / "model.safetensors"]
-        if not paths[0].exists() and index.exists():
-            names = self._json(index.name)["weight_map"].values()
-            paths = [self.path / name for name in sorted(set(names))]
+        if not paths[0].exists() and (self.path / INDEX).exists():
+            paths = [self.path / name for name in sorted(set(self._json(INDEX)["weight_map"].values()))]
         elif not paths[0].exists():
             paths = sorted(self.path.glob("*.safetensors"))
-        shapes: dict[str, tuple[int, ...]] = {}
+        found: dict[str, Any] = {}
         for path in paths if all(path.exists() for path in paths) else ():
-            shapes |= {name: tuple(entry["shape"]) for name, entry in _tensors(path).items()}
-        return {name: shape for name, shape in shapes.items() if not self.has_text_part or _reads_text(name)}
+            found |= _header(path)
+        return {name: entry for name, entry in found.items() if not self.has_text_part or _reads_text(name)}
 
     def _json(self, name: str) -> Mapping[str, Any]:
         path = self.path / name
@@ -303,7 +317,7 @@ def not_fetched(path: Path) -> DataError:
     return DataError(f"{path} was not fetched: it is a pointer of Git LFS", "fetch it in that folder: git lfs pull")
 
 
-def _tensors(path: Path) -> Mapping[str, Any]:
+def _header(path: Path) -> Mapping[str, Any]:
     """What a safetensors file says of its tensors, by name. Raises DataError for a damaged file."""
     size = path.stat().st_size
     with path.open("rb") as handle:

@@ -60,13 +60,13 @@ def _older_rotary(config: Json) -> dict[str, Any]:
         older |= {name: older[of] for name, of in names.items() if of in older}
     scaling = {key: v for key, v in everywhere.items() if key not in ("rope_theta", "partial_rotary_factor")}
     if scaling.get("rope_type", "default") != "default" and not config.get("rope_scaling"):
-        older["rope_scaling"] = _older_scaling(scaling)
+        older["rope_scaling"] = _older_scaling(scaling, str(config.get("model_type")))
     return older
 
 
-def _older_scaling(scaling: Json) -> dict[str, Any]:
+def _older_scaling(scaling: Json, kind: str) -> dict[str, Any]:
     """The scaling of positions as transformers 4 has it; Phi-3 takes three keys for its own and no other."""
-    if scaling["rope_type"] == "longrope" and {"short_factor", "long_factor"} <= set(scaling):
+    if kind == "phi3" and scaling["rope_type"] == "longrope" and {"short_factor", "long_factor"} <= set(scaling):
         return {"type": "longrope", **{key: scaling[key] for key in ("short_factor", "long_factor")}}
     return dict(scaling)
 

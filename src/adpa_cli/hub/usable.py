@@ -27,12 +27,13 @@ SEQUENCE_TO_SEQUENCE = (
     "bart", "blenderbot", "bigbird_pegasus", "fsmt", "led", "longt5", "m2m_100", "marian", "mbart", "mt5", "mvp",
     "nllb-moe", "pegasus", "plbart", "prophetnet", "switch_transformers", "t5", "t5gemma", "umt5", "whisper",
 )  # fmt: skip
+UNQUANTISED = "take the model that it was quantised from"
 DECODERS_WANTED = "use a decoder-only language model, such as Llama, Qwen, Mistral, Gemma or Phi"
 
 
 def check_model(folder: ModelFolder, name: str) -> None:
     """Raise DataError for a folder whose weights or tokenizer cannot be read here, whatever it is wanted for."""
-    _check_weights(folder.raw_config, name)
+    _check_weights(folder, name)
     _check_code(folder, name)
     _check_facts(folder)
     _check_ids(folder, name)
@@ -67,16 +68,18 @@ def _called(kind: str, made_as: list[Any]) -> str:
     return ", ".join(map(str, made_as)) or kind
 
 
-def _check_weights(config: Mapping[str, Any], name: str) -> None:
-    quantised = config.get("quantization_config") or config.get("compression_config")
+def _check_weights(folder: ModelFolder, name: str) -> None:
+    quantised = folder.raw_config.get("quantization_config") or folder.raw_config.get("compression_config")
     if not quantised:
+        if packed := folder.packed:
+            raise DataError(f"{name} is quantised ({packed[0]} is stored as {packed[1]})", UNQUANTISED)
         return
     said = quantised if isinstance(quantised, dict) else {}
     method = str(said.get("quant_method") or ("bitsandbytes" if _bits(said) else "unknown"))
     bits = f", {bits} bits" if (bits := _bits(said)) else ""
     raise DataError(
         f"{name} is quantised ({QUANTISED.get(method, method)}{bits}: quantization_config in config.json)",
-        "take the model that it was quantised from; where the weights are in fact full, delete quantization_config",
+        f"{UNQUANTISED}; where the weights are in fact full, delete quantization_config",
     )
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from adpa_cli.disk import sha256_file, write_atomic
-from adpa_cli.errors import Corrupt, DataError, NotFound, UsageError
+from adpa_cli.errors import DataError, NotFound, UsageError
 
 _TOKENIZER = (
     "tokenizer.json",
@@ -112,7 +112,7 @@ class HashCache:
                     return Path(name)
         if sha in self._folders:
             folder = Path(self._folders[sha])
-            with contextlib.suppress(OSError, NotFound, DataError, Corrupt):
+            with contextlib.suppress(OSError, NotFound, DataError):
                 if model_digest(folder, self) == sha:
                     return folder
         return None
@@ -176,7 +176,7 @@ def model_files(folder: Path) -> list[str]:
 def determining(names: list[str], where: str, read: Callable[[str], bytes]) -> list[str]:
     """Those of the sorted file names of a model, in a folder or on a hub, that determine what it computes.
 
-    `where` is said in errors; `read` reads one of the files. Raises DataError, Corrupt.
+    `where` is said in errors; `read` reads one of the files. Raises DataError.
     """
     if ADAPTER in names and not _whole_weights(names):
         raise _adapter(where, read)
@@ -307,7 +307,7 @@ def _shards(where: str, names: list[str], read: Callable[[str], bytes]) -> list[
     try:
         shards = sorted({str(name) for name in json.loads(read(INDEX))["weight_map"].values()})
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise Corrupt(f"{where}/{INDEX} is no list of weight files: {error}", "download the model again") from error
+        raise DataError(f"{where}/{INDEX} is no list of weight files: {error}", "download the model again") from error
     if missing := [name for name in shards if name not in names]:
         raise DataError(f"{where} lacks {', '.join(missing[:3])}, which its index names", "download the model again")
     return shards

@@ -158,7 +158,7 @@ def _reader(model: str, choice: TemplateChoice, refresh: bool) -> Reader:
     item = names.base(named.model) if isinstance(named, Alias) else named
     template = Planner(names, UserSettings(templates=choice), "").template(family, item)
     folder = lineage.folder_of(item, store)
-    file = ModelFolder.of(folder).template_file[0]
+    file = "" if choice.template else ModelFolder.of(folder).template_file[0]
     source = f"{item.label} ({file})" if file else f"the family ({family.template})"
     source = source if isinstance(item, External) else item.label
     source = "--template" if choice.template else source
