@@ -9,9 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer as Core
+from tokenizers import models
 from transformers import AutoTokenizer
 
 from adpa_cli.data.templates import ZEPHYR
+from adpa_cli.data.tokenizer import Tokenizer, different_cut
 from adpa_cli.lab import BASES
 from adpa_cli.store.store import Store
 from support.cli_samples import Cli, Pipeline
@@ -60,6 +63,23 @@ def test_a_teacher_that_cuts_a_text_otherwise_is_refused_before_any_work(
     path.write_text(json.dumps({**raw, "pre_tokenizer": {"type": "Whitespace"}}))
     words = ("distill", "--method", "dckd", "--student", pipeline.made("student"), "--data", pipeline.data)
     assert "cut a text differently" in cli.refused(1, *words, "--teacher", "./t")
+
+
+def test_merges_in_another_order_cut_single_words_otherwise() -> None:
+    letters = {token: number for number, token in enumerate(("a", "b", "c", "ab", "abc", "bc"))}
+    merges = [("b", "c"), ("a", "b"), ("ab", "c")]
+    first, second = (Tokenizer(Core(models.BPE(letters, list(order))), {}) for order in (merges[1:], merges))
+    assert different_cut(first, second) is not None
+    assert different_cut(first, first) is None
+
+
+def test_a_reference_with_another_template_than_the_teacher_is_refused(
+    pipeline: Pipeline, cli: Cli, teacher: Path
+) -> None:
+    other = Path(shutil.copytree(teacher, teacher.parent / "other"))
+    (other / "chat_template.jinja").write_text((teacher / "chat_template.jinja").read_text() + "{{ 'more' }}")
+    words = ("cache-teacher", "--teacher", "./t", "--reference", "./other", "--data", pipeline.data)
+    assert "the reference other was made with another chat template than the teacher" in cli.refused(2, *words)
 
 
 def test_a_folder_without_a_tokenizer_is_refused(pipeline: Pipeline, cli: Cli, base: Path, teacher: Path) -> None:

@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerFast
 
 from adpa_cli.data.chat import Encoder
 from adpa_cli.data.examples import Message
-from adpa_cli.data.rendering import answer_end, dated, refusal, render, thinking_of, with_thinking
+from adpa_cli.data.rendering import Thinking, answer_end, dated, refusal, render, thinking_of, with_thinking
 from adpa_cli.data.templates import Template
 from adpa_cli.data.tokenizer import Tokenizer as FolderTokenizer
 from adpa_cli.errors import UsageError
@@ -160,6 +160,36 @@ def test_a_block_that_only_prompts_have_is_closed_before_the_answer(
     ruled = with_thinking(text, NAMES, rule)  # type: ignore[arg-type]
     assert thinking_of(ruled) == rule
     assert fed(folder, ruled, Q, REASONED) == (whole, [trained])
+
+
+def test_reasoning_beside_the_text_is_left_out_as_that_in_it_is(folder: Path) -> None:
+    reads = TURNS.replace("{{ m.content }}", "{{ '<think>' + (m.reasoning_content or '') + '</think>' + m.content }}")
+    text = reads.replace("BEHIND", "<end>") + "{% if enable_thinking is true %}{% endif %}"
+    beside = Message("assistant", "Yo", json.dumps({"reasoning_content": "hm", "name": "bob"}))
+    wanted: dict[Thinking, str] = {"keep": "<think>hm</think>Yo<end>", "off": "<think></think>Yo<end>"}
+    for rule, trained in wanted.items():
+        encoder = Encoder(FolderTokenizer.of(folder), Template(with_thinking(text, NAMES, rule), "<end>"))
+        ids, mask = encoder.dialogue([Q, beside])
+        assert encoder.decode([id_ for id_, is_trained in zip(ids, mask, strict=True) if is_trained], True) == trained
+
+
+def test_a_turn_with_a_name_calls_no_tool() -> None:
+    text = TURNS.replace("BEHIND", "<end>")
+    assert refusal(text, [Q, Message("assistant", "Yo", json.dumps({"name": "bob"}))]) == ""
+    call = json.dumps({"tool_calls": [{"type": "function", "function": {"name": "f", "arguments": {}}}]})
+    assert "does not write tools" in refusal(text, [Q, Message("assistant", "", call), A])
+
+
+@pytest.mark.parametrize(("lost", "name"), [("user", "question"), ("assistant", "answer")])
+def test_a_template_that_leaves_out_what_is_said_is_refused(folder: Path, lost: str, name: str) -> None:
+    text = TURNS.replace("{{ m.content }}", f"{{{{ m.content if m.role != '{lost}' }}}}").replace("BEHIND", "<end>")
+    with pytest.raises(UsageError, match=f"leaves out what is said: the {name} is not"):
+        template_in(folder, TemplateChoice(Template(text), "<end>"))
+
+
+def test_an_end_is_refused_beside_a_template_that_has_another_one_by_name(folder: Path) -> None:
+    with pytest.raises(UsageError, match=r"--end <end>: .* ends an answer with <end_of_turn>"):
+        template_in(folder, TemplateChoice.of("gemma", "<end>", None))
 
 
 def test_reasoning_that_cannot_be_left_out_is_refused_by_name() -> None:

@@ -13,7 +13,7 @@ from dataclasses import astuple, dataclass, replace
 from functools import cached_property
 
 from adpa_cli.data.examples import Message
-from adpa_cli.data.rendering import CLOSED, answer_part, render, thinking_of, thought, without_thinking
+from adpa_cli.data.rendering import CLOSED, answer_part, answered_at_once, render, thinking_of, thought
 from adpa_cli.data.templates import Template
 from adpa_cli.data.tokenizer import Tokenizer
 from adpa_cli.errors import AdpaError, DataError
@@ -105,9 +105,7 @@ class Encoder:
     def render(self, messages: Sequence[Message], ask: bool) -> str:
         """The text of the turns, with the header that asks for an answer if `ask`. Raises DataError."""
         if self.thinking == "off":
-            messages = [
-                replace(m, content=without_thinking(m.content)) if m.role == "assistant" else m for m in messages
-            ]
+            messages = [answered_at_once(m) if m.role == "assistant" else m for m in messages]
         return render(self.template.text, messages, ask, self._names)
 
     def _guarded(self, messages: Sequence[Message], ask: bool) -> str:
@@ -301,7 +299,8 @@ def single_token(tokenizer: Tokenizer, end: str) -> int:
     never = {text for text in tokenizer.named.values() if text != own}  # such as <bos> and <pad>
     offered = sorted((token for token in tokenizer.specials if token not in never), key=lambda token: token != own)
     known = ", ".join(map(repr, offered)) or "none"
-    raise AdpaError(f"no end of turn: {fault}, not one", f"name one of its special tokens: --end TOKEN; it has {known}")
+    hint = f"name one of its special tokens: --end TOKEN; it has {known}\n or: another template: --template FILE|NAME"
+    raise AdpaError(f"no end of turn: {fault}, not one", hint)
 
 
 def fit(

@@ -37,6 +37,8 @@ RULES: Mapping[Thinking, str] = {
 CLOSED = "</think>"
 SWITCHES = re.compile(r"</think>|enable_thinking|\bif thinking\b|\bthinking is defined\b")
 """What only templates of models that reason hold."""
+REASONING = "reasoning_content"
+"""What turns have their reasoning in, where it stands beside their text."""
 OPENED = re.compile(r"<think>\s*\Z")
 BLOCK = re.compile(r"<think>\s*(</think>\s*)?\Z")
 """A block of reasoning that a prompt opens, or opens and closes, so that none is written."""
@@ -176,18 +178,25 @@ def refusal(text: str, messages: Sequence[Message]) -> str:
     It also refuses turns whose last answer it does not write after what it writes when it asks for that answer.
     """
     shape = tuple(
-        (m.role, bool(m.more), m.content if m.role == TOOLS else SAID if m.content.strip() else "") for m in messages
+        (m.role, _more_alike(m), m.content if m.role == TOOLS else SAID if m.content.strip() else "") for m in messages
     )
     return _refusal(text, shape)
 
 
-@functools.lru_cache(maxsize=4096)
-def _refusal(text: str, shape: tuple[tuple[str, bool, str], ...]) -> str:
+def _more_alike(message: Message) -> str:
+    """What else a turn has, with the same values for all turns that have such keys."""
+    if not message.more:
+        return ""
     call = {"type": "function", "id": "QZcallQZ1", "function": {"name": NAMED, "arguments": {}}}
-    more = {"assistant": json.dumps({"tool_calls": [call]}), "tool": json.dumps({"tool_call_id": "QZcallQZ1"})}
+    same = {"tool_calls": [call], "tool_call_id": "QZcallQZ1"}
+    return json.dumps({key: same.get(key, NAMED) for key in sorted(json.loads(message.more))})
+
+
+@functools.lru_cache(maxsize=4096)
+def _refusal(text: str, shape: tuple[tuple[str, str, str], ...]) -> str:
     turns = [
-        Message(role, f"{said}{number}" if said == SAID else said, more.get(role, "") if has_more else "")
-        for number, (role, has_more, said) in enumerate(shape)
+        Message(role, f"{said}{number}" if said == SAID else said, more)
+        for number, (role, more, said) in enumerate(shape)
     ]
     try:
         full = render(text, turns, False, NO_TOKENS)
@@ -240,6 +249,12 @@ def behind_answer(text: str, names: Mapping[str, str], *more: Message) -> str:
     """What a template writes behind an answer, after which more turns may follow; "" where it leaves out the answer."""
     said = _written(text, names, False, *more)
     return said.rpartition(SAID)[2] if SAID in said else ""
+
+
+def left_out(text: str, names: Mapping[str, str]) -> str:
+    """Which turn a template leaves out of what it writes, "question" or "answer"; "" where it writes both."""
+    said = _written(text, names, False)
+    return "question" if ASKED not in said else "answer" if SAID not in said else ""
 
 
 def _leading(token: re.Pattern[str], text: str) -> list[str]:
@@ -321,9 +336,12 @@ def thinking_of(text: str) -> Thinking | None:
     return next((rule for rule, lead in RULES.items() if _begun(lead) in text), None)
 
 
-def without_thinking(said: str) -> str:
-    """An answer without the reasoning before it."""
-    return said.rpartition(CLOSED)[2].lstrip("\n") if CLOSED in said else said
+def answered_at_once(message: Message) -> Message:
+    """An assistant's turn without the reasoning before its answer, whether that stands in the text or beside it."""
+    said, more = message.content, turn_dict(message)
+    said = said.rpartition(CLOSED)[2].lstrip("\n") if CLOSED in said else said
+    kept = {key: more[key] for key in more if key not in ("role", "content", REASONING)}
+    return Message(message.role, said, json.dumps(kept, separators=(",", ":"), ensure_ascii=False) if kept else "")
 
 
 def thought(said: str) -> str:

@@ -37,6 +37,13 @@ ADDING = ("add_bos_token", "add_eos_token")
 OTHER_TOKENIZER = "choose a teacher of the student's family: adpa models"
 SHOWN = 3
 """Ids that an error about two vocabularies names."""
+MOST_TRIED = 20_000
+"""Tokens whose texts are cut to see whether two tokenizers do it alike."""
+VARIED = (
+    "Hello, world! 12 3456\n\n  naïve 你好 <b>don't</b>", "e\u0301 \ufb01 \u00a0 \U0001f600 Жди",
+    "\tif x:\r\n    return\n\n\n", "CamelCase ALLCAPS it'S I'LL 1,234.56 a  b   c ", " leading",
+    "https://a.b/c?d=1&e=2 ... -- ___ #1",
+)  # fmt: skip
 _ONE_AT_A_TIME = threading.Lock()
 """Held while a tokenizer is without its post-processor: rows are also read ahead, in another thread."""
 HINT = "put the tokenizer's files (tokenizer.json, tokenizer_config.json) beside the model"
@@ -208,6 +215,16 @@ def compare(teacher: Tokenizer, student: Tokenizer) -> tuple[str, ...]:
         return (f"one vocabulary of {len(ours)} tokens",)
     named = ", ".join(repr(theirs[id_]) for id_ in more[:SHOWN]) + (", …" if len(more) > SHOWN else "")
     return (f"{len(more)} ids only the teacher has ({named}): their probability counts as mass outside",)
+
+
+def different_cut(one: Tokenizer, other: Tokenizer) -> str | None:
+    """A text that two tokenizers of one vocabulary cut into other tokens; None where none is found.
+
+    Tried are texts of many kinds, and what the tokens of `other` stand for: in these every merge has a part.
+    """
+    ids = sorted(other.vocabulary.values())
+    tokens = (other.decode([id_]) for id_ in ids[:: 1 + len(ids) // MOST_TRIED])
+    return next((text for text in (*VARIED, *tokens) if one.ids(text) != other.ids(text)), None)
 
 
 def _token(names: dict[int, str], id_: int) -> str:

@@ -14,7 +14,7 @@ from adpa_cli.data.examples import Message, as_dialogue
 from adpa_cli.data.preferences import check_unused, left_out_words
 from adpa_cli.data.rendering import DAY, answer_end, thinking_words
 from adpa_cli.data.templates import Template
-from adpa_cli.data.tokenizer import Tokenizer, compare
+from adpa_cli.data.tokenizer import Tokenizer, compare, different_cut
 from adpa_cli.errors import AdpaError, DataError, named_row
 from adpa_cli.estimate.cost import Cost, fullest
 from adpa_cli.estimate.row_lengths import cut_words
@@ -192,10 +192,11 @@ def _vocabularies(teacher: Path, student: Path, spec: Any) -> Sequence[str]:
     prompt = (Message("user", SAMPLE),)
     both = [_encoder(folder, spec.template, spec.end) for folder in (teacher, student)]
     ids = [encoder.answered(prompt, SAMPLE) for encoder in both]
-    if ids[0] != ids[1]:
+    other = SAMPLE if ids[0] != ids[1] else different_cut(_tokenizer(teacher), _tokenizer(student))
+    if other is not None:
         raise DataError(
             f"the tokenizers in {hub.title(teacher)} and {hub.title(student)} have one vocabulary and cut a text "
-            "differently (merges, normaliser or begin token)",
+            f"differently (merges, normaliser or begin token): {other!r}",
             "use models of one family, or copy the teacher's tokenizer files beside the student",
         )
     return notes

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from adpa_cli.data.rendering import Thinking, answer_end, behind_answer, thinking_of, with_thinking
+from adpa_cli.data.rendering import Thinking, answer_end, behind_answer, left_out, thinking_of, with_thinking
 from adpa_cli.data.templates import TEMPLATES, Template
 from adpa_cli.data.tokenizer import added_tokens, named_config, named_tokens
 from adpa_cli.errors import DataError, NotFound, UsageError
@@ -84,20 +84,26 @@ def template_in(folder: Path, choice: TemplateChoice) -> Template | None:
     if choice.end:
         names["eos_token"] = choice.end  # templates that end answers with the EOS end them with this one
     try:
-        end = answer_end(given.text, names, added_tokens(folder))
+        lost = left_out(given.text, names)
+        end = answer_end(given.text, names, added_tokens(folder)) or given.end
     except DataError as error:
         raise UsageError(
             f"the chat template of {folder.name} cannot be used: {error.message}", "give another: --template FILE|NAME"
         ) from error
+    if lost:
+        raise UsageError(
+            f"the chat template of {folder.name} leaves out what is said: the {lost} is not in what it writes",
+            "give another: --template FILE|NAME",
+        )
     if choice.end and end not in ("", choice.end):
         raise UsageError(
             f"--end {choice.end}: the chat template of {folder.name} ends an answer with {end}",
             f"leave out --end, or give a template that ends answers with {choice.end}: --template FILE|NAME",
         )
-    if not (end or choice.end or given.end):
+    if not (end or choice.end):
         raise UsageError(
             f"the chat template of {folder.name} ends an answer with no token of its tokenizer: behind the answer "
             f"stands {behind_answer(given.text, names)!r}",
             "name the token that ends answers: --end TOKEN, or give another template: --template FILE|NAME",
         )
-    return choice.applied(Template(given.text, given.end or end), names)
+    return choice.applied(Template(given.text, end), names)

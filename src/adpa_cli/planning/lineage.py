@@ -147,10 +147,15 @@ def same_template(template: Template, item: Input, role: str, choice: TemplateCh
     if other is None or other == template or UNKNOWN in (other, template) or write_alike(other, template):
         return
     ends = f" (it ends turns with {other.end}, not {template.end})" if other.end != template.end else ""
+    said = f"the {role} {item.label} was made with another chat template than the teacher{ends}"
+    if role == "reference":
+        raise UsageError(
+            said, "name the model that the teacher was aligned from, or one for both: --template FILE|NAME"
+        )
     is_folder = isinstance(item, External) and not item.facts.get("commit")
     base = "its base model" if is_folder else "the base model's alias"
     raise UsageError(
-        f"the {role} {item.label} was made with another chat template than the teacher{ends}",
+        said,
         f"give {base} to --student, with --sft-data DIALOGUES: it is then fine-tuned with the teacher's template",
     )
 

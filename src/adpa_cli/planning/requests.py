@@ -85,6 +85,8 @@ def teachers_of(planner: Planner, family: Family, teacher: str | None, reference
         below = lineage.reference_of(model, names.store)
     aligned_as_is = _as_it_is(planner, model, "--teacher")
     notes = _of_reference(model, below) if below is not None else ()
+    if below is not None and not lineage.is_base(below):
+        lineage.same_template(aligned_as_is.template, below, "reference", planner.user.templates)
     return Teachers(model, below, aligned_as_is.family, aligned_as_is.template, notes)
 
 
