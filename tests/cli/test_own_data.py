@@ -46,7 +46,7 @@ def test_a_column_that_nothing_reads_is_refused_unless_it_is_ignored(cli: Cli, t
         assert ran.code == 0, ran.err
         if words[0] == "data":
             assert "not used: columns input (metadata: score)" in ran.err
-    assert json.loads(cli("data", "pairs.jsonl", "--ignore-columns", "other, input", "--json").out)["notes"][-1] == (
+    assert json.loads(cli("data", "pairs.jsonl", "--ignore-columns", " input,", "--json").out)["notes"][-1] == (
         "not used: columns input (metadata: score)"
     )
 
@@ -85,3 +85,27 @@ def test_turns_of_every_kind_are_trained_on(cli: Cli, tmp_path: Path) -> None:
     ]
     write_rows(tmp_path / "chats.jsonl", rows)
     assert cli(*SFT, "chats.jsonl").ref.startswith("sft/")
+
+
+def test_columns_that_cannot_be_ignored_are_said(cli: Cli, tmp_path: Path) -> None:
+    write_rows(tmp_path / "pairs.jsonl", pairs(system="Be brief.", input="and say why", context=""))
+    words = "--ignore-columns", "input,system,context,imput"
+    shown = json.loads(cli("data", "pairs.jsonl", *words, "--json").out)["notes"]
+    planned = " ".join(cli(*SFT, "pairs.jsonl", *words).err.split())
+    said = (
+        "--ignore-columns context: it is empty",
+        "--ignore-columns imput: it is no column of pairs.jsonl",
+        "--ignore-columns system: it is read all the same",
+    )
+    assert tuple(shown[-3:]) == said
+    for line in said:
+        assert line in planned
+    assert "--ignore-columns input:" not in planned
+
+
+def test_a_test_split_alone_is_shown_with_the_other_side(cli: Cli, tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        (tmp_path / "d").mkdir(exist_ok=True)
+        write_rows(tmp_path / "d" / f"{split}.jsonl", pairs())
+    assert "--split test" in cli.refused(1, "data", "./d#test")
+    assert cli("data", "./d#test", "--split", "test").code == 0

@@ -166,7 +166,7 @@ def test_data_of_a_file_needs_a_model_for_its_tokens(pipeline: Pipeline, cli: Cl
     record = json.loads(cli("data", "pairs.jsonl", "--json").out)
     assert [line["row"] for line in record["shown"]] == [int(row[0]) for row in cli("data", "pairs.jsonl").rows[1:]]
     assert record["rows"] == 5  # one prompt is held out
-    assert any("1 prompts held out" in note for note in record["notes"])
+    assert any("1 prompt held out" in note for note in record["notes"])
     assert "--split dev" in cli.refused(2, "data", "pairs.jsonl", "--split", "dev")
     assert "is a pair" in cli.refused(2, "data", "pairs.jsonl", "--model", "tulu-3-8b")
 

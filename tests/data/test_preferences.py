@@ -185,7 +185,7 @@ def test_shapes_that_cannot_serve(row, found):
     [
         ({"prompt": Q, "chosen": A, "rejectd": B}, "did you mean rejected for rejectd? known: "),
         ({"Prompt": Q, "Chosen": A, "Rejected": B}, "did you mean chosen for Chosen? did you mean prompt for Prompt? "),
-        ({"prompt": Q, "chosen": A, "loser": B}, "known: "),
+        ({"prompt": Q, "chosen": A, "third": B}, "known: "),
         ({"promt": Q, "answer": A}, "known: "),
     ],
 )
@@ -193,6 +193,27 @@ def test_a_misspelt_column_is_asked_for_where_that_would_do(row, guess):
     with pytest.raises(DataError, match="unknown shape") as caught:
         pairs(row)
     assert caught.value.hint.startswith(guess)
+
+
+@pytest.mark.parametrize(
+    ("columns", "load", "said"),
+    [
+        ("query response_chosen response_rejected", load_pairs,
+         "rename query, response_chosen, response_rejected to prompt, chosen, rejected; "),
+        ("prompt Chosen-Response Rejected-Response", load_pairs,
+         "rename Chosen-Response, Rejected-Response to chosen, rejected; "),
+        ("question response_j response_k", load_pairs,
+         "rename question, response_j, response_k to prompt, chosen, rejected; "),
+        ("prompt better worse", load_pairs, "rename better, worse to chosen, rejected; "),
+        ("question answer", load_dialogues, "rename question, answer to prompt, completion; "),
+        ("prompt answer", load_pairs, "dialogues for adpa sft? rename answer to completion; "),
+        ("prompt response answer", load_dialogues, "known: "),
+    ],
+)  # fmt: skip
+def test_columns_that_others_call_otherwise_are_to_be_renamed(columns, load, said):
+    with pytest.raises(DataError, match="unknown shape") as caught:
+        load(rows({name: name for name in columns.split()}))
+    assert caught.value.hint.startswith(said)
 
 
 def test_dialogues_are_no_pairs():

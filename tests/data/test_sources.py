@@ -2,16 +2,10 @@
 
 from __future__ import annotations
 
-import csv
-import gzip
-import json
 import sys
 from pathlib import Path
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
-import zstandard
 
 from adpa_cli.data import sources
 from adpa_cli.data.sources import (
@@ -19,36 +13,14 @@ from adpa_cli.data.sources import (
     download,
     has_test,
     left_out,
+    not_chosen,
     parse_source,
     parts,
     read_rows,
     source_files,
 )
 from adpa_cli.errors import AdpaError, DataError, NotFound, UsageError
-
-ROWS = [{"prompt": "a", "chosen": "b", "rejected": "c"}, {"prompt": "d\u2028e", "chosen": "é", "rejected": "g"}]
-
-
-def write(path: Path, rows=ROWS) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
-    if path.name.endswith(".jsonl"):
-        path.write_bytes(lines)
-    elif path.name.endswith(".jsonl.gz"):
-        path.write_bytes(gzip.compress(lines))
-    elif path.name.endswith(".jsonl.zst"):
-        half = len(lines) // 2
-        path.write_bytes(zstandard.compress(lines[:half]) + zstandard.compress(lines[half:]))
-    elif path.name.endswith(".json"):
-        path.write_text(json.dumps(rows))
-    elif path.name.endswith(".parquet"):
-        pq.write_table(pa.Table.from_pylist(rows), path)
-    else:
-        with path.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, list(rows[0]))
-            writer.writeheader()
-            writer.writerows(rows)
-    return path
+from support.data_files import ROWS, write
 
 
 @pytest.mark.parametrize(
@@ -85,28 +57,7 @@ def test_a_file_of_an_unknown_kind_lists_the_known(tmp_path):
     (tmp_path / "rows.txt").write_text("x")
     with pytest.raises(DataError, match=r"rows\.txt: unknown kind") as caught:
         parse_source(str(tmp_path / "rows.txt"))
-    assert ".jsonl.zst" in caught.value.hint
-
-
-@pytest.mark.parametrize(
-    ("name", "first"),
-    [("r.jsonl", 1), ("r.jsonl.gz", 1), ("r.jsonl.zst", 1), ("r.json", 1), ("r.parquet", 1), ("r.csv", 2)],
-)
-def test_every_kind_of_file_gives_the_same_rows(tmp_path, name, first):
-    source = parse_source(str(write(tmp_path / name)))
-    assert list(read_rows(source)) == [(first, ROWS[0]), (first + 1, ROWS[1])]
-
-
-def test_lines_are_counted_as_an_editor_counts_them(tmp_path):
-    path = tmp_path / "r.jsonl"
-    path.write_bytes(b'\xef\xbb\xbf\n{"a": 1}\r\n\n  \n{"a": 2}')
-    assert list(read_rows(parse_source(str(path)))) == [(2, {"a": 1}), (5, {"a": 2})]
-
-
-def test_json_lines_under_the_name_of_json(tmp_path):
-    path = tmp_path / "r.json"
-    path.write_text('{"a": 1}\n{"a": 2}\n')
-    assert list(read_rows(parse_source(str(path)))) == [(1, {"a": 1}), (2, {"a": 2})]
+    assert ".jsonl .ndjson .json .csv (also .gz, .zst) .parquet" in caught.value.hint
 
 
 def test_rows_in_memory():
@@ -114,40 +65,6 @@ def test_rows_in_memory():
     assert list(read_rows(source)) == [(1, ROWS[0]), (2, ROWS[1])]
     with pytest.raises(DataError, match="tiny: no rows"):
         list(read_rows(Source("tiny", "rows")))
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "found"),
-    [
-        ("a.jsonl", b'{"a": 1}\n{"a": \n', "a.jsonl row 2: broken JSON"),
-        ("a.jsonl", b'{"a": 1}\n[1]\n', "a.jsonl row 2: list instead of an object"),
-        ("a.jsonl", b'{"a": 1}\n{"a": "\xff"}\n', "a.jsonl row 2: not UTF-8"),
-        ("a.jsonl", b"\n\n", "a.jsonl: no rows"),
-        ("a.json", b"[]", "a.json: no rows"),
-        ("a.json", b'[{"a": 1},\n{"a"]', "a.json row 2: broken JSON"),
-        ("a.json", b"3", "a.json: int instead of a list"),
-        ("a.json", b'[{"a": 1}, 2]', "a.json row 2: int instead of an object"),
-        ("a.csv", b"a,b\n1,2\n3\n", "a.csv row 3: more or fewer cells"),
-        ("a.csv", b"a,b\n1,\xff\n", "a.csv row 2: .*utf-8"),
-        ("a.csv", b"a,b\n", "a.csv: no rows"),
-        ("a.parquet", b"no parquet", "a.parquet: not readable as Parquet"),
-        ("a.jsonl.gz", b"no gzip", "a.jsonl.gz row 1"),
-        ("a.jsonl.zst", b"no zstandard", "a.jsonl.zst row 1"),
-    ],
-)
-def test_damaged_files_name_file_and_row(tmp_path, name, content, found):
-    (tmp_path / name).write_bytes(content)
-    with pytest.raises(DataError, match=found) as caught:
-        list(read_rows(parse_source(str(tmp_path / name))))
-    assert caught.value.hint
-
-
-@pytest.mark.parametrize("name", ["r.jsonl.gz", "r.jsonl.zst"])
-def test_a_compressed_file_that_was_cut_short_is_not_read_as_whole(tmp_path, name):
-    path = write(tmp_path / name, ROWS * 50)
-    path.write_bytes(path.read_bytes()[:-6])
-    with pytest.raises(DataError, match=r"ended|end-of-stream"):
-        list(read_rows(parse_source(str(path))))
 
 
 def test_missing_files_and_folders_are_not_found(tmp_path):
@@ -378,58 +295,6 @@ def test_a_readme_without_configurations_is_not_asked(tmp_path, monkeypatch):
     assert source_files(parse_source(str(tmp_path))) == [("train.jsonl", "train")]
 
 
-NESTED = [
-    {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": None}], "n": 1, "s": "007",
-     "deep": {"lists": [[1, 2], []], "none": None}},
-    {"messages": [], "n": None, "s": "2020-01-01", "deep": None},
-]  # fmt: skip
-
-
-def test_nested_values_come_out_as_they_were_written(tmp_path):
-    from datasets import Dataset
-
-    pq.write_table(pa.Table.from_pylist(NESTED), tmp_path / "r.parquet")
-    Dataset.from_list(NESTED).save_to_disk(tmp_path / "saved")
-    Dataset.from_list(NESTED).to_parquet(tmp_path / "theirs.parquet")
-    for source in ("r.parquet", "saved", "theirs.parquet"):
-        assert list(read_rows(parse_source(str(tmp_path / source)))) == list(enumerate(NESTED, 1))
-
-
-def test_a_path_with_signs_of_a_pattern_is_one_file(tmp_path):
-    write(tmp_path / "a[1]*" / "train?.parquet")
-    write(tmp_path / "a1" / "train0.parquet", ROWS[:1])
-    assert len(list(read_rows(parse_source(str(tmp_path / "a[1]*"))))) == 2
-
-
-def test_a_parquet_file_is_read_in_batches_and_may_be_empty(tmp_path):
-    write(tmp_path / "many.parquet", [{"n": n} for n in range(3000)])
-    rows = list(read_rows(parse_source(str(tmp_path / "many.parquet"))))
-    assert rows == [(n + 1, {"n": n}) for n in range(3000)]
-    pq.write_table(pa.table({"n": pa.array([], pa.int64())}), tmp_path / "none.parquet")
-    with pytest.raises(DataError, match=r"none\.parquet: no rows in this file"):
-        list(read_rows(parse_source(str(tmp_path / "none.parquet"))))
-
-
-def test_damage_inside_a_file_of_columns_names_it(tmp_path, capfd):
-    from datasets import Dataset
-
-    write(tmp_path / "r.parquet", [{"n": "x" * 100 + str(n)} for n in range(5000)])
-    torn = bytearray((tmp_path / "r.parquet").read_bytes())
-    torn[1000:3000] = bytes(2000)
-    (tmp_path / "r.parquet").write_bytes(torn)
-    Dataset.from_list(ROWS).save_to_disk(tmp_path / "saved")
-    (arrow,) = (tmp_path / "saved").glob("*.arrow")
-    arrow.write_bytes(arrow.read_bytes()[:-300])
-    for source, said in (
-        ("r.parquet", r"r\.parquet: not readable as Parquet"),
-        ("saved", r"\.arrow: not readable as Arrow"),
-    ):
-        with pytest.raises(DataError, match=said) as caught:
-            list(read_rows(parse_source(str(tmp_path / source))))
-        assert "damaged" in caught.value.hint
-    assert capfd.readouterr() == ("", "")
-
-
 def test_a_readme_may_name_the_files_of_one_split_whatever_they_are_called(tmp_path):
     for name in ("data/train.jsonl", "data/more_pairs.jsonl"):
         write(tmp_path / name)
@@ -449,12 +314,6 @@ def test_a_configuration_may_be_a_folder(tmp_path):
     readme(tmp_path, "---\nconfigs:\n- config_name: en\n  data_dir: en\n- config_name: fr\n  data_dir: fr\n---\n")
     assert names(parts(parse_source(f"{tmp_path}:en"))) == ["en/a.jsonl"]
     assert source_files(parse_source(f"{tmp_path}:fr")) == [("fr/test.jsonl", "test"), ("fr/train.jsonl", "train")]
-
-
-def test_a_sheet_with_two_columns_of_one_name_is_refused(tmp_path):
-    (tmp_path / "rows.csv").write_text(",prompt,prompt,chosen,rejected,\n1,a,b,c,d,\n")
-    with pytest.raises(DataError, match=r"rows\.csv: two columns are called prompt"):
-        list(read_rows(parse_source(str(tmp_path / "rows.csv"))))
 
 
 def test_a_configuration_may_follow_a_colon(tmp_path):
@@ -487,3 +346,47 @@ def test_files_that_no_split_names_are_said(tmp_path):
     assert left_out(parse_source(f"{folder}#easy")) == left_out(parse_source(f"{folder}#hard")) == ["c.jsonl"]
     for name in ("rows.jsonl", "data/train.jsonl"):
         assert left_out(parse_source(str(write(tmp_path / "plain" / name)))) == []
+
+
+@pytest.mark.parametrize("name", ["train.tsv", "more.jsonl.xz", "rows.txt", "data/x.xlsx", "old.zip", "train.feather"])
+def test_files_of_kinds_that_are_not_read_are_said(tmp_path, name):
+    from adpa_cli.data.preferences import load_pairs
+
+    with_nothing = [tmp_path / other for other in ("README.txt", "LICENSE.txt", ".hidden.txt", "loader.py", "notes.md")]
+    write(tmp_path / "rows.jsonl")
+    write(tmp_path / name)
+    for path in (*with_nothing, tmp_path / "dataset_infos.json"):
+        path.write_text("{}")
+    loaded = load_pairs([parse_source(str(tmp_path))])
+    assert loaded.left_out == (name,)
+    assert loaded.notes[-1].startswith(f"left out: files {name} (of no kind that is read: .jsonl .ndjson")
+    (tmp_path / "rows.jsonl").unlink()
+    with pytest.raises(DataError, match=rf"no data files that can be read \(there is {name}\) in this folder"):
+        parts(parse_source(str(tmp_path)))
+
+
+def test_splits_and_configurations_that_are_not_chosen_are_said(tmp_path):
+    from adpa_cli.data.preferences import load_pairs
+
+    for split in ("train_prefs", "test_prefs", "train_sft", "test_sft"):
+        write(tmp_path / "d" / f"{split}.jsonl")
+    found = str(tmp_path / "d")
+    assert not_chosen(parse_source(found), "pairs") == ["#test_sft", "#train_sft"]
+    assert not_chosen(parse_source(found), "dialogues") == ["#test_prefs", "#train_prefs"]
+    assert not_chosen(parse_source(f"{found}#train_sft"), "pairs") == []
+    said = "not chosen: #test_sft, #train_sft (name one to use it)"
+    assert load_pairs([parse_source(found)]).notes[-1] == said
+    folder = two_configurations(tmp_path / "two")
+    assert not_chosen(parse_source(f"{folder}#easy"), "pairs") == []
+
+
+def test_a_folder_that_is_called_as_a_data_set_of_the_hub_is_told(tmp_path, monkeypatch):
+    import huggingface_hub
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "d" / "plain" / "r.jsonl")
+    with pytest.raises(AdpaError) as caught:
+        list(read_rows(parse_source("d/plain")))
+    assert caught.value.hint.startswith("write ./d/plain for the folder")

@@ -59,6 +59,7 @@ class UnreadColumns:
         self._first: dict[str, tuple[int, str]] = {}
         self._own: Counter[str] = Counter()
         self._repeated: Counter[str] = Counter()
+        self.read: set[str] = set()
 
     def add(self, row: Recorded, item: Pair | Dialogue) -> None:
         """What was not read of the row that gave an item."""
@@ -67,7 +68,7 @@ class UnreadColumns:
             if _is_bad(name, value, item):
                 self._lost(name, item.row, value)
                 continue
-            if _plain(name) not in CONTENT:
+            if plain_name(name) not in CONTENT:
                 self._first.setdefault(name, (item.row, ""))
                 continue
             if self._repeated[name] >= ENOUGH and not self._own[name]:
@@ -78,6 +79,7 @@ class UnreadColumns:
             else:
                 self._lost(name, item.row, value)
         for name, value in row.items_read():
+            self.read.add(name)
             for key, said_apart, is_untrained in unread_keys(value):
                 column = f"{name}[].{key}"
                 if key in TURN_CONTENT or is_untrained:
@@ -99,14 +101,14 @@ class UnreadColumns:
         return tuple(Unread(self.file, name, *places[name], name in lost) for name in names)
 
 
-def _plain(name: str) -> str:
+def plain_name(name: str) -> str:
     """The name of a column as `CONTENT` has it."""
     return re.sub(r"[\W_]+", "_", name.strip().lower())
 
 
 def _is_bad(name: str, value: object, item: Pair | Dialogue) -> bool:
     """Whether a column says that the answer of a dialogue is not to be imitated."""
-    return isinstance(item, Dialogue) and _plain(name) in LABELS and str(value).lower() == "false"
+    return isinstance(item, Dialogue) and plain_name(name) in LABELS and str(value).lower() == "false"
 
 
 def _texts(item: Pair | Dialogue) -> set[str]:
@@ -118,7 +120,7 @@ def _texts(item: Pair | Dialogue) -> set[str]:
 def _repeats(name: str, value: object, said: Collection[str], item: Pair | Dialogue) -> bool:
     """Whether a column says nothing that an item does not say too. A system turn stands for a column of it."""
     turns = item.prompt if isinstance(item, Pair) else item.messages
-    if _plain(name) in SYSTEM and any(turn.role == "system" for turn in turns):
+    if plain_name(name) in SYSTEM and any(turn.role == "system" for turn in turns):
         return True
     try:
         own = [turn.content.strip() for turn in turns_of(value, name)]
@@ -134,18 +136,19 @@ def _shown(value: object) -> str:
     return repr(text if len(text) <= LONG_TEXT else text[:LONG_TEXT] + "…")
 
 
+def shown_names(names: Sequence[str]) -> str:
+    """The first of some names, and how many more there are."""
+    more = f", … {len(names) - SHOWN_NAMES} more" if len(names) > SHOWN_NAMES else ""
+    return ", ".join(name or '""' for name in names[:SHOWN_NAMES]) + more
+
+
 def unused_words(unread: Sequence[Unread]) -> list[str]:
     """What is said of the columns that nothing read: those that belong to examples by name, then the others."""
-
-    def listed(names: Sequence[str]) -> str:
-        more = f", … {len(names) - SHOWN_NAMES} more" if len(names) > SHOWN_NAMES else ""
-        return ", ".join(name or '""' for name in names[:SHOWN_NAMES]) + more
-
     names = list(dict.fromkeys(each.column for each in unread))
-    content = [name for name in names if _plain(name) in CONTENT or name.rpartition("[].")[2] in TURN_CONTENT]
+    content = [name for name in names if plain_name(name) in CONTENT or name.rpartition("[].")[2] in TURN_CONTENT]
     others = [name for name in names if name not in content]
     if not names:
         return []
     if not content:
-        return [f"not used: columns {listed(others)}"]
-    return [f"not used: columns {listed(content)}" + (f" (metadata: {listed(others)})" if others else "")]
+        return [f"not used: columns {shown_names(others)}"]
+    return [f"not used: columns {shown_names(content)}" + (f" (metadata: {shown_names(others)})" if others else "")]

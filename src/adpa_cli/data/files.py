@@ -1,24 +1,39 @@
 """The rows of one data file, whatever its kind, each with the number that finds it again.
 
-JSON Lines, JSON and CSV are read here: every value as it stands, rows that differ in their columns, and the number of a
-row as an editor or a sheet counts it. Parquet, and Arrow as `save_to_disk` writes it, are read by the datasets library.
+JSON Lines, JSON and CSV, compressed or not, are read here: every value as it stands, rows that differ in their columns,
+and the number of a row as an editor or a sheet counts it. Parquet, and Arrow as `save_to_disk` writes it, are read by
+the datasets library.
 """
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import gzip
+import io
 import json
 import os
+import re
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from adpa_cli.disk import unreadable
 from adpa_cli.errors import DataError, NotFound
 
-EXTENSIONS = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".json", ".parquet", ".csv")
+TEXTS = (".jsonl", ".ndjson", ".json", ".csv")
+PACKED = (".gz", ".zst")
+EXTENSIONS = (*TEXTS, *(text + packed for text in TEXTS for packed in PACKED), ".parquet")
+KNOWN = f"{' '.join(TEXTS)} (also {', '.join(PACKED)}) .parquet"
+"""The kinds of files that are read, to say aloud."""
+OTHER_DATA = (
+    ".tsv", ".txt", ".text", ".jsonlines", ".jl", ".json5", ".xml", ".xls", ".xlsx", ".ods", ".feather", ".orc",
+    ".avro", ".pkl", ".pickle", ".npy", ".npz", ".h5", ".hdf5", ".db", ".sqlite", ".sqlite3", ".duckdb", ".msgpack",
+    ".tfrecord", ".zip", ".tar", ".tgz", ".7z", ".rar", *PACKED, ".xz", ".bz2", ".lz4",
+)  # fmt: skip
+"""Endings of files that may well hold rows and are not read."""
+DAMAGED = "damaged or cut short; fetch it again"
 BATCH = 1024  # rows in memory at a time
 CALLS = ("tools", "functions", "tool_calls", "function_call")
 """Columns, and keys of turns, of objects whose keys differ from row to row."""
@@ -34,7 +49,7 @@ def read_file(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     name = path.name.lower()
     reader = next((reader for endings, reader in READERS.items() if name.endswith(endings)), None)
     if reader is None:
-        raise DataError(f"{path}: unknown kind of file", "known: " + " ".join(EXTENSIONS))
+        raise DataError(f"{path}: unknown kind of file", "known: " + KNOWN)
     if os.path.exists(path) and not os.access(path, os.R_OK):
         raise unreadable(path)
     count = 0
@@ -60,19 +75,47 @@ def read_jsonl(path: Path) -> Iterator[tuple[int, Any]]:
     except UnicodeDecodeError as error:
         raise DataError(f"{path} row {number}: not UTF-8: {error.reason}", "convert the file to UTF-8") from error
     except (EOFError, OSError) as error:
-        raise DataError(f"{path} row {number + 1}: {error}", "damaged or cut short; fetch it again") from error
+        raise DataError(f"{path} row {number + 1}: {error}", DAMAGED) from error
 
 
 def open_lines(path: Path) -> Iterator[bytes]:
     """Lines as bytes, split at newlines only."""
+    with opened(path) as file:
+        yield from file
+
+
+@contextlib.contextmanager
+def opened(path: Path) -> Iterator[Any]:
+    """The bytes of a file, unpacked where its name says that it is compressed."""
     with path.open("rb") as file:
         if path.name.lower().endswith(".gz"):
             with gzip.open(file) as unpacked:
-                yield from unpacked
+                yield unpacked
         elif path.name.lower().endswith(".zst"):
-            yield from _lines(_unzstd(file))
+            yield io.BufferedReader(_Pieces(_unzstd(file)), 1 << 20)
         else:
-            yield from file
+            yield file
+
+
+class _Pieces(io.RawIOBase):
+    """Bytes that come in pieces, as a file."""
+
+    def __init__(self, pieces: Iterator[bytes]) -> None:
+        self._pieces = pieces
+        self._rest = memoryview(b"")
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while not self._rest:
+            piece = next(self._pieces, None)
+            if piece is None:
+                return 0
+            self._rest = memoryview(piece)
+        count = min(len(buffer), len(self._rest))
+        buffer[:count], self._rest = self._rest[:count], self._rest[count:]
+        return count
 
 
 def _unzstd(file: BinaryIO) -> Iterator[bytes]:
@@ -93,19 +136,11 @@ def _unzstd(file: BinaryIO) -> Iterator[bytes]:
         raise EOFError("compressed file ended before its end-of-frame mark")
 
 
-def _lines(pieces: Iterable[bytes]) -> Iterator[bytes]:
-    rest = b""
-    for piece in pieces:
-        *lines, rest = (rest + piece).split(b"\n")
-        yield from lines
-    if rest:
-        yield rest
-
-
 def read_json(path: Path) -> Iterator[tuple[int, Any]]:
     """One JSON list of objects; a file that is really JSON Lines is read as such."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8-sig"))
+        with opened(path) as file:
+            value = json.loads(file.read().decode("utf-8-sig"))
     except json.JSONDecodeError as error:
         if error.msg == "Extra data":
             yield from read_jsonl(path)
@@ -113,6 +148,8 @@ def read_json(path: Path) -> Iterator[tuple[int, Any]]:
         raise DataError(f"{path} row {error.lineno}: broken JSON: {error}", f"look at line {error.lineno}") from error
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: not UTF-8: {error.reason}", "convert the file to UTF-8") from error
+    except (EOFError, OSError) as error:
+        raise DataError(f"{path}: {error}", DAMAGED) from error
     if isinstance(value, dict):
         value = [value]
     if not isinstance(value, list):
@@ -127,9 +164,12 @@ def read_csv(path: Path) -> Iterator[tuple[int, Any]]:
     csv.field_size_limit(2**31 - 1)
     number = 1
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file)
+        with opened(path) as file:
+            reader = csv.DictReader(io.TextIOWrapper(file, encoding="utf-8-sig", newline=""))
             names = reader.fieldnames or ()
+            if len(names) == 1 and (mark := re.search(r"[;\t|]", names[0] or "")):
+                said = f"{path}: one column, which is called {names[0]!r}"
+                raise DataError(said, f"its cells are separated by {mark[0]!r}: save it with commas")
             if twice := [name for name in dict.fromkeys(names) if name and list(names).count(name) > 1]:
                 raise DataError(f"{path}: two columns are called {', '.join(twice)}", "rename or remove one")
             for number, row in enumerate(reader, 2):
@@ -138,28 +178,41 @@ def read_csv(path: Path) -> Iterator[tuple[int, Any]]:
                 yield number, row
     except (csv.Error, UnicodeDecodeError) as error:
         raise DataError(f"{path} row {number + 1}: {error}", "save it as UTF-8 CSV") from error
+    except (EOFError, OSError) as error:
+        raise DataError(f"{path} row {number + 1}: {error}", DAMAGED) from error
 
 
 def read_columns(path: Path) -> Iterator[tuple[int, Any]]:
     """Rows of a Parquet file, or of an Arrow file as `save_to_disk` writes it, a batch in memory at a time."""
     import pyarrow
 
-    datasets = quiet_datasets()
     kind, again = ("Arrow", "save it again") if path.name.lower().endswith(".arrow") else ("Parquet", "fetch it again")
     try:
         with tempfile.TemporaryDirectory() as cache:  # for its lock: of the rows nothing is kept
-            if kind == "Arrow":
-                rows = datasets.Dataset.from_file(str(path))
-            else:
-                rows = datasets.load_dataset(
-                    "parquet", data_files=glob.escape(str(path)), split="train", streaming=True, batch_size=BATCH,
-                    cache_dir=cache,
-                )  # fmt: skip
-            # As Arrow, so that lists of objects stay lists, and no image is decoded.
-            tables = rows.with_format("arrow").iter(BATCH)
-            yield from enumerate((row for table in tables for row in _rows(table)), 1)
+            yield from enumerate((row for table in _tables(path, kind, cache) for row in _rows(table)), 1)
     except (pyarrow.ArrowException, OSError, ValueError) as error:
         raise DataError(f"{path}: not readable as {kind}: {error}", f"the file is damaged; {again}") from error
+
+
+def _tables(path: Path, kind: str, cache: str) -> Iterator[Any]:
+    """The batches of a file, as Arrow, so that lists of objects stay lists, and no image is decoded.
+
+    The datasets library knows no maps: a Parquet file that has some is read as it is.
+    """
+    datasets = quiet_datasets()
+    if kind == "Arrow":
+        yield from datasets.Dataset.from_file(str(path)).with_format("arrow").iter(BATCH)
+        return
+    from pyarrow import parquet
+
+    with parquet.ParquetFile(path) as file:
+        if any("map<" in str(field.type) for field in file.schema_arrow):
+            yield from file.iter_batches(BATCH)
+            return
+    rows = datasets.load_dataset(
+        "parquet", data_files=glob.escape(str(path)), split="train", streaming=True, batch_size=BATCH, cache_dir=cache
+    )
+    yield from rows.with_format("arrow").iter(BATCH)
 
 
 def _rows(table: Any) -> Iterator[dict[str, Any]]:
@@ -210,9 +263,13 @@ def quiet_datasets() -> Any:
     return datasets
 
 
+def _packed_too(*endings: str) -> tuple[str, ...]:
+    return (*endings, *(ending + packed for ending in endings for packed in PACKED))
+
+
 READERS = {
-    (".jsonl", ".jsonl.gz", ".jsonl.zst"): read_jsonl,
-    (".json",): read_json,
-    (".csv",): read_csv,
+    _packed_too(".jsonl", ".ndjson"): read_jsonl,
+    _packed_too(".json"): read_json,
+    _packed_too(".csv"): read_csv,
     (".parquet", ".arrow"): read_columns,
 }

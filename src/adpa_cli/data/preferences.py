@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import difflib
-import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from pathlib import PurePosixPath
 from typing import Any, Generic, Literal
 
-from adpa_cli.data.columns import SHOWN_NAMES, Unread, UnreadColumns, unused_words
+from adpa_cli.data.columns import Unread, UnreadColumns, shown_names, unused_words
 from adpa_cli.data.examples import (
     Dialogue,
     Item,
@@ -27,9 +26,11 @@ from adpa_cli.data.examples import (
     prompt_key,
     trimmed,
 )
+from adpa_cli.data.files import KNOWN
 from adpa_cli.data.rendering import refusal
-from adpa_cli.data.shapes import DIALOGUES, PAIRS, Prepare, Recorded, Shape, Sides, detect
-from adpa_cli.data.sources import Source, has_test, left_out, parts, read_part
+from adpa_cli.data.shapes import DIALOGUES, PAIRS, Prepare, Recorded, Sides, detect
+from adpa_cli.data.sources import Source, has_test, holds_data, left_out, not_chosen, parts, read_part
+from adpa_cli.data.unknown import unknown_shape
 from adpa_cli.errors import DataError
 
 __all__ = ["DataSet", "Dialogue", "Loaded", "Message", "Pair", "Prompt", "check_unused", "load_dialogues", "load_pairs"]
@@ -42,7 +43,8 @@ Purpose = Literal["pairs", "dialogues"]
 class Loaded(Generic[Item]):
     """The items of one side, the shapes they came in, remarks to say aloud, and how much of each kind was left out.
 
-    `unread` are the columns that nothing read, `left_out` the files of a folder or hub data set that no split names.
+    `columns` tells of each column of the files whether it is read, `unread` are those that hold something and are not,
+    `left_out` the files of a folder or hub data set that no split names or that are of no kind that is read.
     """
 
     items: tuple[Item, ...]
@@ -51,6 +53,7 @@ class Loaded(Generic[Item]):
     dropped: Mapping[str, int] = field(default_factory=dict)
     unread: tuple[Unread, ...] = ()
     left_out: tuple[str, ...] = ()
+    columns: Mapping[str, bool] = field(default_factory=dict)
 
     @property
     def unused(self) -> tuple[str, ...]:
@@ -68,6 +71,14 @@ def check_unused(loaded: Loaded[Any], ignored: Collection[str]) -> None:
     more = [f"… {len(lines) - SHOWN_PROBLEMS} more"] if len(lines) > SHOWN_PROBLEMS else []
     hint = f"rename or join columns (docs/data.md says which are read), or go on without: --ignore-columns {names}"
     raise DataError("\n  ".join([*lines[:SHOWN_PROBLEMS], *more]), hint)
+
+
+def ignored_words(data: Sequence[Loaded[Any]], ignored: Collection[str], label: str) -> list[str]:
+    """What is said of the columns that were to be ignored, where some data hold none of that name that can be."""
+    columns = {name: any(loaded.columns.get(name) for loaded in data) for each in data for name in each.columns}
+    said = {True: "it is read all the same", False: "it is empty", None: f"it is no column of {label}"}
+    unused = {name for loaded in data for name in loaded.unused}
+    return [f"--ignore-columns {name}: {said[columns.get(name)]}" for name in sorted(set(ignored) - unused)]
 
 
 def load_pairs(
@@ -95,7 +106,8 @@ def load_dialogues(
 @dataclass(frozen=True)
 class FileItems:
     """The sound items of one file and the name of its shape; how many rows it has, the first problems, how many rows
-    were unusable or hold no example, by kind; remarks with the number of rows that each is about; what nothing read."""
+    were unusable or hold no example, by kind; remarks with the number of rows that each is about; what nothing read;
+    all columns, and whether they are read."""
 
     name: str
     items: tuple[Pair | Dialogue, ...]
@@ -106,6 +118,7 @@ class FileItems:
     passed: Counter[str]
     remarks: Counter[str]
     unread: tuple[Unread, ...]
+    columns: Mapping[str, bool]
 
 
 class DataSet:
@@ -148,11 +161,13 @@ class DataSet:
         named = any(source.names_test for source in self.sources)
         read: list[tuple[bool, FileItems]] = []
         unnamed: list[str] = []
+        others: list[str] = []
         for number, source in enumerate(self.sources):
             if named and source.names_test != (side == "test"):
                 continue
             whole = named or has_test(source)
             unnamed += left_out(source)
+            others += not_chosen(source, self.purpose)
             for part in parts(source, side if whole else "train", self.purpose):
                 read.append((whole, self._file(number, part)))
         if not read:
@@ -163,7 +178,7 @@ class DataSet:
             _check(files, self.purpose)
         pool = [self._key(item) for whole, file in read if not whole for item in file.items]
         held = held_out_keys(pool)
-        notes = [f"no test split: {len(held)} prompts held out by hash"] if pool else []
+        notes = [f"no test split: {len(held)} prompt{'s' * (len(held) != 1)} held out by hash"] if pool else []
         chosen = (
             form(item)
             for whole, file in read
@@ -172,8 +187,10 @@ class DataSet:
         )
         loaded = _without_repetitions(chosen, files, notes, self.purpose)
         unread = tuple(each for file in files for each in file.unread)
-        said = (*loaded.notes, *unused_words(unread), *left_out_words(unnamed))
-        return replace(loaded, notes=said, unread=unread, left_out=tuple(unnamed))
+        said = [*loaded.notes, *unused_words(unread), *left_out_words(unnamed)]
+        said += [f"not chosen: {shown_names(others)} (name one to use it)"] if others else []
+        columns = {name: any(file.columns.get(name) for file in files) for each in files for name in each.columns}
+        return replace(loaded, notes=tuple(said), unread=unread, left_out=tuple(unnamed), columns=columns)
 
     def _file(self, number: int, part: Source) -> FileItems:
         key = (number, part.text)
@@ -226,7 +243,10 @@ def read_items(part: Source, purpose: Purpose) -> FileItems:
             bad[problem.kind] += 1
             if len(problems) < SHOWN_PROBLEMS:
                 problems.append(f"{part.text} row {number}, {problem.field}: {problem.content} ({problem.fix})")
-    return FileItems(part.text, tuple(items), shape, len(rows), tuple(problems), bad, passed, remarks, unread.all())
+    columns = {name: name in unread.read for _, row in rows for name in row}
+    return FileItems(
+        part.text, tuple(items), shape, len(rows), tuple(problems), bad, passed, remarks, unread.all(), columns
+    )  # fmt: skip
 
 
 TRIMMED = "dialogues lost turns before the first question or after the last answer"
@@ -259,9 +279,11 @@ def _pair(read: Callable[[Row], Sides], row: Row, number: int) -> Pair:
 
 
 def left_out_words(files: Sequence[str]) -> list[str]:
-    """What is said of the files that no split names."""
-    more = f", … {len(files) - SHOWN_NAMES} more" if len(files) > SHOWN_NAMES else ""
-    return [f"left out: files {', '.join(files[:SHOWN_NAMES])}{more} (no split is named after them)"] if files else []
+    """What is said of the files that no split names, and of those of a kind that is not read."""
+    unnamed = [name for name in files if holds_data(PurePosixPath(name))]
+    unknown = [name for name in files if name not in unnamed]
+    said = [f"left out: files {shown_names(unnamed)} (no split is named after them)"] if unnamed else []
+    return said + ([f"left out: files {shown_names(unknown)} (of no kind that is read: {KNOWN})"] if unknown else [])
 
 
 def _check(files: Sequence[FileItems], purpose: Purpose) -> None:
@@ -303,35 +325,3 @@ def _total(counts: Iterable[Counter[str]]) -> Counter[str]:
 
 def _counts(counts: Mapping[str, int]) -> str:
     return ": " + ", ".join(f"{kind} {count}" for kind, count in counts.items()) if counts else ""
-
-
-def unknown_shape(part: Source, sample: Mapping[str, Any], purpose: str) -> DataError:
-    """The error for columns that no shape of this purpose has."""
-    columns = ", ".join(sorted(sample)) or "none"
-    other = detect(DIALOGUES, sample)
-    if other is not None:
-        hint = "preference data have chosen and rejected; train on dialogues with: adpa sft --data"
-        return DataError(f"{part.text}: {other.name}, not preference pairs (columns: {columns})", hint)
-    if "label" in sample and "completion" in sample:
-        return DataError(
-            f"{part.text}: answers with a label, not pairs (columns: {columns})", "give chosen and rejected"
-        )
-    if "text" in sample and purpose == "dialogues":
-        hint = "give the turns as messages: [{role, content}, …], or prompt and completion"
-        return DataError(f"{part.text}: text without turns, so nothing tells prompt from answer", hint)
-    shapes: tuple[Shape[Any], ...] = (*PAIRS, *(DIALOGUES if purpose == "dialogues" else ()))
-    known = "; ".join(shape.name for shape in shapes)
-    return DataError(f"{part.text}: unknown shape (columns: {columns})", f"{_misspelt(sample, shapes)}known: {known}")
-
-
-def _misspelt(sample: Mapping[str, Any], shapes: tuple[Shape[Any], ...]) -> str:
-    """The names under which the columns of a row would have a shape, asked for; "" where none are near."""
-    words = {word for shape in shapes for word in re.findall(r"\w+", shape.name)}
-    near = {
-        column: match[0]
-        for column in sample.keys() - words
-        if (match := difflib.get_close_matches(column.lower(), words - sample.keys(), 1, 0.8))
-    }
-    if not near or detect(shapes, {near.get(column, column): value for column, value in sample.items()}) is None:
-        return ""
-    return "".join(f"did you mean {near[column]} for {column}? " for column in sorted(near))

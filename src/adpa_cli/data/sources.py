@@ -8,6 +8,7 @@ and `train_sft` into one split.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import re
@@ -19,7 +20,7 @@ from pathlib import Path, PurePath, PurePosixPath
 from typing import Any
 
 from adpa_cli.data.examples import Row
-from adpa_cli.data.files import EXTENSIONS, quiet_datasets, read_file
+from adpa_cli.data.files import EXTENSIONS, KNOWN, OTHER_DATA, quiet_datasets, read_file
 from adpa_cli.errors import AdpaError, DataError, NotFound, UsageError
 from adpa_cli.machine import expanded
 
@@ -33,6 +34,9 @@ CONFIGURED = re.compile(r"\A\ufeff?---\s*\n(?:(?!---).*\n)*?(configs|data_files)
 """The head of a README.md that lists configurations, or the files of the only one."""
 ABOUT_DATA = {"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"}
 """What the datasets library writes beside data, which holds none. Named here so that a plan need not import it."""
+NO_DATA = {"readme", "license", "licence", "notice", "requirements", "changelog", "citation", "authors", "copying"}
+"""What texts beside data are called that hold none."""
+SHOWN_FILES = 5
 
 
 @dataclass(frozen=True)
@@ -63,7 +67,7 @@ class Source:
 Layout = Mapping[str, Any]
 """{"default": configuration or None, "configs": {configuration: {split: names of files}}}, as JSON. A folder without
 configurations has one that is called ""; files that no split is named after are in the split "". `look` adds
-"left_out", the names of data files that are in no split."""
+"left_out", the names of data files that are in no split, or of a kind that is not read."""
 Ask = Callable[[tuple[str, ...], str], Layout]
 
 
@@ -101,11 +105,11 @@ def parse_source(text: str) -> Source:
         return Source(text, "file", path)
     if base.startswith((".", "/", "~")) or path.is_absolute():
         if path.is_file():
-            raise DataError(f"{base}: unknown kind of file", "known: " + " ".join(EXTENSIONS))
+            raise DataError(f"{base}: unknown kind of file", "known: " + KNOWN)
         return Source(text, "folder", path, split or None)
     hub_id = HUB_ID.fullmatch(base)
     if hub_id is None:
-        hint = f"a folder is written ./{base}, a hub data set org/name, a file with one of {' '.join(EXTENSIONS)}"
+        hint = f"a folder is written ./{base}, a hub data set org/name, a file with one of {KNOWN}"
         raise NotFound(f"no data source is called {base!r}", hint)
     return Source(hub_id["name"] + (f"#{split}" if split else ""), "hub", None, split or None, hub_id["revision"])
 
@@ -188,14 +192,17 @@ def look(names: Iterable[PurePath], readme: str, where: str, ask: Ask | None = N
     `ask` is how the datasets library is asked, which takes time: an answer depends on the two arguments only. Raises as
     `layout_of`; `where` is said in errors.
     """
-    data = sorted(name for name in names if holds_data(name))
+    listed = sorted(names)
+    data = [name for name in listed if holds_data(name)]
+    others = [name.as_posix() for name in listed if may_hold_data(name)]
     if not data:
-        raise DataError(f"{where}: no data files in this folder", "known: " + " ".join(EXTENSIONS) + " .arrow")
+        there = f" that can be read (there is {', '.join(others[:SHOWN_FILES])})" if others else ""
+        raise DataError(f"{where}: no data files{there} in this folder", f"known: {KNOWN} .arrow")
     every = tuple(name.as_posix() for name in data)
     if CONFIGURED.match(readme) is None:
-        return _with_left_out({"default": "", "configs": {"": _by_name(data)}}, every)
+        return _with_left_out({"default": "", "configs": {"": _by_name(data)}}, (*every, *others))
     try:
-        return _with_left_out((ask or ask_datasets)(every, readme), every)
+        return _with_left_out((ask or ask_datasets)(every, readme), (*every, *others))
     except (ValueError, TypeError, AttributeError, OSError) as error:
         hint = "mend the configs in its head, or name files instead of the folder"
         raise DataError(f"{where}/{README}: {' '.join(str(error).split())}", hint) from error
@@ -207,11 +214,30 @@ def _with_left_out(layout: Layout, names: Iterable[str]) -> Layout:
 
 
 def left_out(source: Source) -> list[str]:
-    """The data files of a folder or a hub data set that no split names."""
+    """The data files of a folder or a hub data set that no split names, and those of a kind that is not read."""
     source = located(source)
     if source.kind not in ("folder", "hub") or source.path is None:
         return []
     return list(layout_of(source.path)["left_out"])
+
+
+def not_chosen(source: Source, purpose: str) -> list[str]:
+    """What to write for the splits, and the configurations, that serve neither side of a source that names none."""
+    source = located(source)
+    if source.kind not in ("folder", "hub") or source.path is None:
+        return []
+    layout = layout_of(source.path)
+    mark, splits, named = configuration(source, layout)
+    if named:
+        return []
+    chosen = {""}
+    for side in ("train", "test"):
+        with contextlib.suppress(DataError):  # a side that the other source has
+            chosen.add(_choose_split(source.base, mark, splits, "", side, purpose))
+    return [
+        *(f"#{mark}{name}" for name in splits if name not in chosen),
+        *(f"#{name}" for name in layout["configs"] if name != layout["default"] and not source.split),
+    ]
 
 
 def configuration(source: Source, layout: Layout) -> tuple[str, dict[str, list[str]], str]:
@@ -250,6 +276,13 @@ def holds_data(path: PurePath) -> bool:
     return visible and path.name.lower().endswith((*EXTENSIONS, ".arrow")) and path.name not in ABOUT_DATA
 
 
+def may_hold_data(path: PurePath) -> bool:
+    """Whether a visible file looks like one of data by its ending, though it is of a kind that is not read."""
+    is_visible = not path.is_absolute() and not any(part.startswith(".") for part in path.parts)
+    ending = path.name.lower().endswith(OTHER_DATA) and not path.name.lower().endswith(EXTENSIONS)
+    return is_visible and ending and path.name.partition(".")[0].lower() not in NO_DATA
+
+
 def is_test(split: str) -> bool:
     """Whether a split's name says that nothing is trained on it."""
     return not split.startswith("train") and SPLIT_NAME.match(split) is not None
@@ -273,13 +306,18 @@ def download(source: Source, revision: str | None) -> Path:
     except errors.RevisionNotFoundError as error:
         raise NotFound(f"{name}: no revision {revision!r}", f"leave it out: {name}") from error
     except errors.RepositoryNotFoundError as error:
-        hint = f"check the spelling; a folder is written ./{name}; a private one needs: hf auth login"
+        hint = f"{_folder_here(name)}check the spelling; a folder is written ./NAME; a private one needs: hf auth login"
         raise NotFound(f"{asked}: no such data set on the hub", hint) from error
     except errors.LocalEntryNotFoundError as error:
-        hint = "connect once, or name a local file or folder; the built-in `tiny` needs no network"
+        hint = f"{_folder_here(name)}connect once, or name a local file or folder; the built-in `tiny` needs no network"
         raise AdpaError(f"{asked}: not on this machine, and the hub cannot be reached", hint) from error
     except (errors.HfHubHTTPError, OSError) as error:
         raise AdpaError(f"{asked}: the download failed: {error}", "repeat the command; it goes on") from error
+
+
+def _folder_here(name: str) -> str:
+    """What to write where a folder is called as a data set of the hub may be."""
+    return f"write ./{name} for the folder of that name; " if os.path.isdir(name) else ""
 
 
 @functools.lru_cache(maxsize=32)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 from adpa_cli import stages
 from adpa_cli.data.chat import Encoder
 from adpa_cli.data.examples import Message, as_dialogue
-from adpa_cli.data.preferences import check_unused, left_out_words
+from adpa_cli.data.preferences import check_unused, ignored_words, left_out_words
 from adpa_cli.data.rendering import DAY, answer_end, thinking_words
 from adpa_cli.data.templates import Template
 from adpa_cli.data.tokenizer import Tokenizer, compare, different_cut
@@ -77,6 +77,7 @@ def _underived(nodes: Sequence[Node]) -> list[Node]:
 def plain_checks(nodes: Sequence[Node], store: Store, ignored: frozenset[str] = frozenset()) -> Iterator[Check]:
     """Every check: none needs torch or transformers, so a plan that is only shown is checked too."""
     seen: set[Any] = set()
+    read: dict[Any, str] = {}
 
     def first(*key: Any) -> bool:
         is_new = key not in seen
@@ -90,6 +91,7 @@ def plain_checks(nodes: Sequence[Node], store: Store, ignored: frozenset[str] = 
             key = (data.where, kind, split, node.spec.limit, node.spec.skip_bad_rows, node.spec.template)
             if first("data", *key):
                 yield functools.partial(_data, data, ignored, *key)
+                read[key] = data.label
             if isinstance(node.spec, TrainSpec) and node.spec.select != "last":
                 yield functools.partial(_selects, data, kind, node.spec)
             if first("cut", *key, node.spec.max_length):
@@ -106,6 +108,8 @@ def plain_checks(nodes: Sequence[Node], store: Store, ignored: frozenset[str] = 
         for pair in ((t, s) for t in teachers for s in students if t != s):
             if first(*pair):
                 yield functools.partial(_vocabularies, *pair, node.spec)
+    if ignored and read:
+        yield functools.partial(_ignored, ignored, read)
 
 
 def saved_checks(nodes: Sequence[Node], store: Store) -> Iterator[Check]:
@@ -162,6 +166,12 @@ def _data(
     unnamed = left_out_words([name for name in of_hub if name not in loaded.left_out])  # they are not fetched
     used = f"{len(loaded.items):,} {kind}" + (f" (limit {limit:,})" if limit == len(loaded.items) else "")
     return [" · ".join([f"data {data.label}, {split}: {used}", *loaded.notes, *unnamed])]
+
+
+def _ignored(ignored: frozenset[str], read: Mapping[Any, str]) -> Sequence[str]:
+    """The columns that were to be ignored and cannot be, in all data of a plan."""
+    data = [(dialogues_of if kind == "dialogues" else pairs_of)(where, *rest) for where, kind, *rest in read]
+    return ignored_words(data, ignored, " + ".join(dict.fromkeys(read.values())))
 
 
 def _selects(data: External, kind: str, spec: TrainSpec) -> Sequence[str]:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby, islice
 from typing import IO, TYPE_CHECKING, Annotated, Any
 
 from adpa_cli.cli.commands import Command
 from adpa_cli.cli.console import options as opt
 from adpa_cli.cli.console.streams import GLOBALS, out, say
-from adpa_cli.errors import UsageError
+from adpa_cli.errors import DataError, UsageError
 from adpa_cli.report.text import tsv
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def data(
 
     adpa data pairs.jsonl --model ./small · adpa data tiny-pairs
     """
-    from adpa_cli.data.preferences import check_unused, load_dialogues, load_pairs
+    from adpa_cli.data.preferences import check_unused, ignored_words, load_dialogues, load_pairs
     from adpa_cli.families import DATA_ALIASES
     from adpa_cli.hub.externals import BUILTIN, open_sources
     from adpa_cli.planning.chat_templates import TemplateChoice
@@ -64,9 +64,14 @@ def data(
         raise UsageError("--template, --end and --thinking say how a model reads", "name one: --model MODEL")
     reader = _reader(model, choice, refresh) if model is not None else None
     encoder = reader.encoder if reader else None
-    loaded = load(open_sources(names), split, None, skip_bad_rows, encoder.template.text if encoder else "")
-    check_unused(loaded, opt.column_names(ignore_columns))
-    head = [f"{' + '.join(sources)}: {len(loaded.items)} rows ({split}), read as {loaded.shape}", *loaded.notes]
+    opened, label = open_sources(names), " + ".join(sources)
+    if split == "train" and all(source.names_test for source in opened):
+        raise DataError(f"{label}: only test splits, nothing to train on", "look at the other side: --split test")
+    loaded = load(opened, split, None, skip_bad_rows, encoder.template.text if encoder else "")
+    ignored = opt.column_names(ignore_columns)
+    check_unused(loaded, ignored)
+    loaded = replace(loaded, notes=(*loaded.notes, *ignored_words([loaded], ignored, label)))
+    head = [f"{label}: {len(loaded.items)} rows ({split}), read as {loaded.shape}", *loaded.notes]
     head += reader.words if reader else ["no --model: turns as text; name one to see its template and tokens"]
     _show(loaded, head, reader, count, max_length)
 
