@@ -60,6 +60,15 @@ def test_a_position_of_which_nothing_is_known_is_refused(tmp_path: Path) -> None
         read(tmp_path, completion(entry("It", -0.1), entry("It", -9999.0)))
 
 
+@pytest.mark.parametrize(("listed", "said"), [(None, "empty"), ([], "empty"), (..., "missing")])
+def test_a_position_without_top_logprobs_says_how_to_ask_for_them(tmp_path: Path, listed: Any, said: str) -> None:
+    without = {key: value for key, value in entry("It", -0.1).items() if key != "top_logprobs"}
+    asked = without if listed is ... else {**without, "top_logprobs": listed}
+    with pytest.raises(DataError, match=f"line 1, position 0: top_logprobs is {said}") as caught:
+        read(tmp_path, completion(asked))
+    assert "top_logprobs=20" in str(caught.value.hint)
+
+
 @pytest.mark.parametrize("logprob", [3.0, float("nan")])
 def test_a_log_prob_that_none_can_be_is_refused(tmp_path: Path, logprob: float) -> None:
     with pytest.raises(DataError, match=r"line 1, position 0: the log-prob (3|nan)"):

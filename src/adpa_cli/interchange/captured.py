@@ -282,6 +282,9 @@ def _captured_completion(where: str, choice: Any, prompt: Prompt | None, words: 
         raise DataError(f"{where}: it has no logprobs.content", "ask the server for logprobs and top_logprobs")
     tokens, labels, rows = [], [], []
     for position, entry in enumerate(content):
+        if isinstance(entry, dict) and "logprob" in entry and not entry.get("top_logprobs"):
+            said = f"{where}, position {position}: top_logprobs is {'empty' if 'top_logprobs' in entry else 'missing'}"
+            raise DataError(said, "ask the server for them: logprobs=true and top_logprobs=20 (as many as it gives)")
         try:
             tokens.append(words.id_of(entry))
             labels.append(_logp(entry))
