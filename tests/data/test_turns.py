@@ -319,31 +319,6 @@ def test_text_that_names_a_speaker_only_stays_text(text):
     assert pair_of({"prompt": text, "chosen": A, "rejected": B})[0] == (Message("user", text),)
 
 
-def test_the_prompt_is_cut_from_answers_that_repeat_it():
-    found = [{"prompt": f"What is {n}?", "chosen": f"What is {n}? A number.", "rejected": f"What is {n}?\nA cat."}
-             for n in range(3)]  # fmt: skip
-    loaded = load_pairs(rows(*found, {"prompt": "Why ?", "chosen": A, "rejected": B}))
-    assert [(item.chosen, item.rejected) for item in loaded.items] == [("A number.", "A cat.")] * 3 + [(A, B)]
-    assert loaded.notes == ("3 rows had the prompt repeated at the beginning of both answers, where it was cut",)
-
-
-def test_a_short_prompt_is_cut_where_most_rows_repeat_theirs():
-    greeting = {"prompt": "Hi", "chosen": "Hi there!", "rejected": "Hi."}
-    others = [{"prompt": f"Q{n}", "chosen": A, "rejected": B} for n in range(3)]
-    assert load_pairs(rows(greeting, *others)).items[0].chosen == "Hi there!"
-    assert load_pairs(rows(greeting)).items[0].chosen == "there!"
-
-
-def test_a_prompt_that_only_one_answer_repeats_stays():
-    row = {"prompt": "What is that ?", "chosen": "What is that ? A cat.", "rejected": "A cat."}
-    assert pair_of(row)[1:] == (row["chosen"], row["rejected"])
-
-
-def test_an_answer_that_is_the_prompt_alone_is_empty():
-    with pytest.raises(DataError, match="row 1, rejected: an empty answer"):
-        pair_of({"prompt": "What is that ?", "chosen": "What is that ? A cat.", "rejected": "What is that ?"})
-
-
 def test_words_that_both_texts_begin_with_are_the_prompt():
     texts = {"chosen": "Capital of Norway? Oslo", "rejected": "Capital of Norway? Oslo is nice"}
     assert pair_of(texts) == ((Message("user", "Capital of Norway?"),), "Oslo", "Oslo is nice")
@@ -381,3 +356,29 @@ def test_turns_with_calls_come_out_of_parquet_as_they_were(form, tmp_path):
     assert [[turn_dict(message) for message in item.messages] for item in items] == [
         [turn_dict(message) for message in item.messages] for item in expected
     ]
+
+
+@pytest.mark.parametrize("text", [" \n", "nan", "NaN", "None", "null", float("nan"), None])
+def test_a_system_that_says_nothing_is_none(text):
+    assert pair_of({"prompt": Q, "system": text, "chosen": A, "rejected": B})[0] == (USER,)
+    row = {"prompt": Q, "system": text, "system_prompt": "be brief", "history": text, "tools": text}
+    assert dialogue_of({**row, "completion": A}) == (SYSTEM, USER, SAID)
+
+
+def test_two_systems_with_different_texts_are_refused():
+    row = {"prompt": Q, "chosen": A, "rejected": B, "system": "be brief", "system_prompt": "be brief\n"}
+    assert pair_of(row)[0] == (SYSTEM, USER)
+    with pytest.raises(DataError, match="system_message: another text than in the column system ") as caught:
+        pair_of({**row, "system_message": "be long"})
+    assert "keep system or system_message" in str(caught.value)
+
+
+def test_a_turn_that_is_written_in_two_ways_says_the_same_in_both():
+    both = {"from": "human", "value": Q, "role": "user", "content": Q}
+    assert turns_of([both], "messages") == (USER,)
+    for other in ({"value": "x"}, {"from": "gpt"}, {"content": "x"}, {"role": "system"}):
+        with pytest.raises(DataError, match=r"messages\[0\]: role and content say something else than from and value"):
+            dialogue_of({"messages": [both | other, turn("assistant", A)]})
+    for more in ({"from": None, "value": None}, {"value": 0.5}, {"from": "the web"}):
+        assert turns_of([turn("user", Q, **more)], "messages") == (USER,)
+    assert turns_of([{"from": "human", "value": Q, "role": None, "content": None}], "messages") == (USER,)

@@ -14,10 +14,12 @@ from itertools import takewhile
 from typing import Any, Generic, TypeVar
 
 from adpa_cli.data.examples import Message, Passed, Problem, Prompt, Row
+from adpa_cli.data.repeated import Numbered, cut_repeated
 from adpa_cli.data.turns import (
     checked,
     earlier_turns,
     number_of,
+    says_none,
     text_of,
     tools_of,
     transcript,
@@ -28,7 +30,6 @@ from adpa_cli.data.turns import (
 
 T = TypeVar("T")
 Sides = tuple[Prompt, str, str]  # prompt, chosen, rejected
-Numbered = tuple[int, Row]
 Prepare = Callable[[Iterable[Numbered], Counter[str]], Iterator[Numbered]]
 
 DIALOGUE_COLUMNS = ("conversations", "messages")
@@ -36,9 +37,6 @@ PROMPTS = ("prompt", "question", "instruction", "input", *DIALOGUE_COLUMNS)
 """Columns that may hold the prompt of two answers; the first that has a value does."""
 SYSTEM = ("system", "system_prompt", "system_message")
 TOOL_LISTS = ("tools", "functions")
-REPEATED = "rows had the prompt repeated at the beginning of both answers, where it was cut"
-SURE_WORDS = 3
-"""Words of a prompt that no two answers begin with by chance."""
 
 
 class Recorded(Mapping[str, Any]):
@@ -108,12 +106,22 @@ def after_columns(row: Row, turns: Prompt) -> Prompt:
         tools = tools_of(listed[1], listed[0])
     lead = turns[:1] if turns and turns[0].role == "system" else ()
     rest = turns[len(lead) :]
-    earlier = earlier_turns(row["history"], "history") if has_value(row.get("history")) else ()
+    earlier = () if says_none(row.get("history")) else earlier_turns(row["history"], "history")
     if earlier and earlier[0].role == "system" and not lead:
         lead, earlier = earlier[:1], earlier[1:]
-    if not lead and (system := first_value(row, SYSTEM)):
-        lead = (Message("system", checked(system[1], system[0])),)
+    lead = lead or _system_beside(row)
     return (*tools, *lead, *earlier, *rest)
+
+
+def _system_beside(row: Row) -> Prompt:
+    """The system's turn in a column of its own; of several columns all must say the same."""
+    given = {name: checked(row[name], name) for name in SYSTEM if name in row and not says_none(row[name])}
+    for name, text in given.items():
+        first = next(iter(given))
+        if text.strip() != given[first].strip():
+            content = f"another text than in the column {first}"
+            raise Problem("two system texts", name, content, f"keep {first} or {name}, or join them")
+    return tuple(Message("system", text) for text in list(given.values())[:1])
 
 
 def question_in(row: Row, field: str) -> Prompt:
@@ -225,39 +233,12 @@ def join_responses(rows: Iterable[Numbered], remarks: Counter[str]) -> Iterator[
         yield waiting
 
 
-def cut_repeated_prompts(rows: Iterable[Numbered], remarks: Counter[str]) -> Iterator[Numbered]:
-    """Rows without the prompt at the beginning of both answers.
-
-    A short prompt counts as repeated only where most rows repeat theirs: "Hi" may well be answered by "Hi there".
-    """
-    listed = list(rows)
-    prompts = [_repeated_prompt(row) for _, row in listed]
-    is_usual = 2 * sum(map(bool, prompts)) > len(listed)
-    for (number, row), prompt in zip(listed, prompts, strict=True):
-        if prompt and (is_usual or len(prompt.split()) >= SURE_WORDS):
-            remarks[REPEATED] += 1
-            yield number, {**row, **{field: row[field].strip()[len(prompt) :].lstrip() for field in SIDES}}
-        else:
-            yield number, row
-
-
-def _repeated_prompt(row: Row) -> str:
-    """The prompt of a row if it is one turn and both answers are texts that begin with it; else ""."""
-    answers = [row.get(field) for field in SIDES]
-    try:
-        turns = given_prompt(row) if all(isinstance(answer, str) for answer in answers) else ()
-    except Problem:
-        return ""
-    prompt = turns[0].content.strip() if len(turns) == 1 else ""
-    return prompt if all(str(answer).strip().startswith(prompt) for answer in answers) else ""
-
-
 def listed_turns(field: str) -> Callable[[Row], Prompt]:
     """A whole dialogue in one column, as turns or as a transcript."""
     return lambda row: after_columns(row, turns_of(value_of(row, field), field))
 
 
-def asked_and_answered(question: str, answer: str) -> Callable[[Row], Prompt]:
+def answered(question: str, answer: str, fits: Callable[[Row], bool]) -> Shape[Prompt]:
     """A prompt in one column, its answer in another, each text or turns."""
 
     def read(row: Row) -> Prompt:
@@ -267,7 +248,8 @@ def asked_and_answered(question: str, answer: str) -> Callable[[Row], Prompt]:
             return (*prompt, Message("assistant", value))
         return prompt + turns_of(value, answer)
 
-    return read
+    prepare = cut_repeated((answer,), lambda row: question_in(row, question))
+    return Shape(f"{question} and {answer}", fits, read, prepare)
 
 
 SIDES = ("chosen", "rejected")
@@ -317,18 +299,19 @@ PAIRS: tuple[Shape[Sides], ...] = (
     Shape("AlpacaEval annotations", has("output_1", "output_2", "preference"), alpaca_judgement),
     Shape("HelpSteer2 ratings", has("prompt", "response", "helpfulness"), rated_twice, join_responses),
     Shape("preference transcripts", lambda sample: both(sample) and _is_transcript(sample, "chosen"), sided_turns),
-    Shape("preference turns", lambda sample: both(sample) and _holds_turns(sample, "chosen"), sided_turns),
+    Shape("preference turns", lambda sample: both(sample) and _holds_turns(sample, "chosen"), sided_turns,
+          cut_repeated(SIDES, given_prompt)),
     Shape(
         "prompt, chosen, rejected", lambda sample: both(sample) and _is_prompted(sample), sided_turns,
-        cut_repeated_prompts,
+        cut_repeated(SIDES, given_prompt),
     ),
     Shape("chosen and rejected texts; their shared beginning is the prompt", both, shared_beginning),
 )  # fmt: skip
 DIALOGUES: tuple[Shape[Prompt], ...] = (
     Shape("messages", _holds_dialogue("messages"), listed_turns("messages")),
     Shape("ShareGPT conversations", _holds_dialogue("conversations"), listed_turns("conversations")),
-    Shape("prompt and completion", _is_completion, asked_and_answered("prompt", "completion")),
-    Shape("instruction and output", has("instruction", "output"), asked_and_answered("instruction", "output")),
+    answered("prompt", "completion", _is_completion),
+    answered("instruction", "output", has("instruction", "output")),
     Shape("text transcripts", lambda sample: _is_transcript(sample, "text"), listed_turns("text")),
 )
 

@@ -47,6 +47,13 @@ def value_of(row: Row, field: str) -> Any:
     return value
 
 
+def says_none(value: object) -> bool:
+    """Whether a column says nothing: null, empty, white space, or what pandas and Python write for that."""
+    if isinstance(value, str):
+        return value.strip().lower() in ("", "nan", "none", "null")
+    return value is None or value in ([], {}) or value != value
+
+
 def text_of(row: Row, field: str) -> str:
     """The string in a field."""
     return checked(value_of(row, field), field)
@@ -223,7 +230,8 @@ def _turn(turn: object, place: str, field: str) -> Message:
     if not isinstance(turn, Mapping):
         kind = f"{type(given).__name__} instead of {{role, content}}"
         raise Problem(f"{field}: wrong type", place, kind, "write a list of {role, content}")
-    name, said = ("from", "value") if "from" in turn else ("role", "content")
+    _check_one(turn, place, field)
+    name, said = ("from", "value") if is_sharegpt(turn) else ("role", "content")
     role = turn.get(name)
     if not isinstance(role, str) or role.lower() not in ROLES:
         raise Problem(f"{field}: unknown role", f"{place}.{name}", repr(role), "use system, user, assistant or tool")
@@ -244,6 +252,21 @@ def _turn(turn: object, place: str, field: str) -> Message:
         content = parts_text(content, f"{place}.{said}", field)
     beside = _json(dict(sorted(more.items())), place) if more else ""
     return Message(ROLES[role.lower()], checked(content, f"{place}.{said}"), beside)
+
+
+def is_sharegpt(turn: Mapping[str, Any]) -> bool:
+    """Whether a turn is {from, value}; Arrow gives it the empty keys of other rows, and `from` may be metadata."""
+    return "from" in turn and (turn.get("role") is None or None not in (turn["from"], turn.get("value")))
+
+
+def _check_one(turn: Mapping[str, Any], place: str, field: str) -> None:
+    """Raise Problem for a turn that is written in two ways which differ."""
+    if None in (turn.get("role"), turn.get("content"), turn.get("from"), turn.get("value")):
+        return
+    first, second = (ROLES.get(str(turn[name]).lower()) for name in ("role", "from"))
+    if first != second or turn["content"] != turn["value"]:
+        content = "role and content say something else than from and value"
+        raise Problem(f"{field}: two turns in one", place, content, "keep one of the two")
 
 
 def _call(call: Mapping[str, Any], place: str) -> dict[str, Any]:
@@ -268,7 +291,7 @@ def _function(function: Mapping[str, Any]) -> dict[str, Any]:
 
 def _list_of(value: object, field: str) -> list[Mapping[str, Any]]:
     """A list of objects: as it is, or one of them, or as JSON; None, empty texts and empty lists are empty."""
-    if value is None or (isinstance(value, str) and value.strip() in ("", "null", "None")):
+    if says_none(value):
         return []
     listed = _literal(value) if isinstance(value, str) else value
     listed = [listed] if isinstance(listed, Mapping) else listed

@@ -1,0 +1,73 @@
+"""Prompts that stand again at the beginning of their answers, cut from rows before examples are made of them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from adpa_cli.data.examples import Problem, Prompt, Row
+from adpa_cli.data.turns import checked, is_sharegpt, transcript, turns_of, written_turns
+
+Numbered = tuple[int, Row]
+SURE_WORDS = 3
+"""Words of a prompt that no two answers begin with by chance."""
+
+
+def cut_repeated(
+    fields: Sequence[str], prompt_of: Callable[[Row], Prompt]
+) -> Callable[[Iterable[Numbered], Counter[str]], Iterator[Numbered]]:
+    """Rows without the prompt at the beginning of the answers in `fields`, where each of these repeats it whole.
+
+    A short prompt counts as repeated only where most rows repeat theirs: "Hi" may well be answered by "Hi there".
+    """
+    where = "both answers" if len(fields) > 1 else "the answer"
+
+    def prepare(rows: Iterable[Numbered], remarks: Counter[str]) -> Iterator[Numbered]:
+        listed = list(rows)
+        found = [_repeated(row, fields, prompt_of) for _, row in listed]
+        is_usual = 2 * sum(len(repeating) == len(fields) for _, repeating in found) > len(listed)
+        for field in fields:
+            alone = sum(repeating == [field] for _, repeating in found) if len(fields) > 1 else 0
+            if 2 * alone > len(listed):
+                remarks[f"rows have the prompt repeated at the beginning of {field} alone, where it stays"] = alone
+        for (number, row), (prompt, repeating) in zip(listed, found, strict=True):
+            if len(repeating) == len(fields) and (is_usual or len(prompt.split()) >= SURE_WORDS):
+                remarks[f"rows had the prompt repeated at the beginning of {where}, where it was cut"] += 1
+                yield number, {**row, **{field: _without(row[field], field, prompt) for field in fields}}
+            else:
+                yield number, row
+
+    return prepare
+
+
+def _repeated(row: Row, fields: Sequence[str], prompt_of: Callable[[Row], Prompt]) -> tuple[str, list[str]]:
+    """The prompt of a row that asks once, and which of its answers, none of them more than one text, begin with it."""
+    try:
+        answers = [_answer(row.get(field), field) for field in fields]
+        asked = [turn.content.strip() for turn in prompt_of(row) if turn.role != "system"] if all(answers) else []
+    except Problem:
+        return "", []
+    if len(asked) != 1 or not asked[0]:
+        return "", []
+    return asked[0], [field for field, text in zip(fields, answers, strict=True) if text.startswith(asked[0])]
+
+
+def _answer(value: Any, field: str) -> str:
+    """The text of an answer that is a text or one turn of the assistant; "" for any other."""
+    if isinstance(value, str) and not written_turns(checked(value, field), field):
+        return "" if transcript(value) else value.strip()
+    turns = turns_of(value, field)
+    return turns[0].content.strip() if len(turns) == 1 and turns[0].role == "assistant" and not turns[0].more else ""
+
+
+def _without(value: Any, field: str, prompt: str) -> Any:
+    """An answer without the prompt that it begins with, in the form that it has."""
+    text = _answer(value, field)[len(prompt) :].lstrip()
+    given = written_turns(value, field) if isinstance(value, str) else value
+    if given is None:
+        return text
+    turn = given[0] if isinstance(given, list) else given
+    if not isinstance(turn, Mapping):  # JSON of a turn, in a list
+        return {"role": "assistant", "content": text}
+    return {**turn, **({"value": text} if is_sharegpt(turn) else {"content": text})}
