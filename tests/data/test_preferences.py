@@ -163,7 +163,7 @@ def test_turns_without_part_in_training_are_left_out_and_said():
     chat = [turn("system", "s"), turn("assistant", "hi"), turn("user", Q), turn("assistant", A), turn("user", Q2)]
     loaded = load_dialogues(rows({"messages": chat}))
     assert loaded.items[0].messages == (Message("system", "s"), *ONE)
-    assert "1 dialogues lost turns" in loaded.notes[0]
+    assert "1 dialogue lost turns" in loaded.notes[0]
 
 
 @pytest.mark.parametrize(

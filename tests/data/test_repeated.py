@@ -13,7 +13,7 @@ from adpa_cli.errors import DataError
 
 A, B = "because .", "no idea ."
 P = "Why is that ?"
-CUT = "rows had the prompt repeated at the beginning of {}, where it was cut"
+CUT = "1 row had the prompt repeated at the beginning of {}, where it was cut"
 
 
 def rows(*found):
@@ -56,7 +56,7 @@ def test_a_repeated_prompt_is_cut_from_answers_in_every_form(form, asked):
     loaded = load_pairs(rows({**asked, "chosen": write(f"{prompt} {A}"), "rejected": write(f"\n{prompt}\n{B}")}))
     (item,) = loaded.items
     assert (item.prompt[-1], item.chosen, item.rejected) == (Message("user", prompt), A, B)
-    assert loaded.notes == ("1 " + CUT.format("both answers"),)
+    assert loaded.notes == (CUT.format("both answers"),)
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -67,7 +67,7 @@ def test_a_repeated_prompt_is_cut_from_what_dialogues_answer(form, question, ans
         rows(row, {question: "Hi", answer: "Hi there!"}, {question: "Q", answer: A}, {question: "R", answer: A})
     )
     assert [item.messages[-1].content for item in loaded.items] == [A, "Hi there!", A, A]
-    assert loaded.notes == ("1 " + CUT.format("the answer"),)
+    assert loaded.notes == (CUT.format("the answer"),)
     assert load_dialogues(rows({question: "Hi", answer: "Hi there!"})).items[0].messages[-1].content == "there!"
 
 
@@ -94,7 +94,7 @@ def test_a_prompt_that_one_side_repeats_in_most_rows_is_said_and_stays(field):
         row[field] = f"{row['prompt']} {row[field]}"
     loaded = load_pairs(rows(*found))
     assert getattr(loaded.items[0], field).startswith("What is 0 ?")
-    assert loaded.notes == (f"3 rows have the prompt repeated at the beginning of {field} alone, where it stays",)
+    assert loaded.notes == (f"3 rows had the prompt repeated at the beginning of {field} alone, where it stayed",)
     assert load_pairs(rows(*found[1:])).notes == ()
 
 

@@ -313,7 +313,7 @@ def _without_repetitions(
         raise DataError(f"no {purpose} left of {rows} rows{_counts(dropped)}", "look at them with: adpa data SOURCE")
     if len(given) > len(kept):
         dropped["repeated"] = len(given) - len(kept)
-    notes += [f"{count} {words}" for words, count in _total(file.remarks for file in files).items() if count]
+    notes += [_counted(count, words) for words, count in _total(file.remarks for file in files).items() if count]
     if dropped:
         notes.append("left out" + _counts(dropped))
     return Loaded(tuple(kept), " + ".join(dict.fromkeys(file.shape for file in files)), tuple(notes), dropped)
@@ -321,6 +321,12 @@ def _without_repetitions(
 
 def _total(counts: Iterable[Counter[str]]) -> Counter[str]:
     return sum(counts, start=Counter())
+
+
+def _counted(count: int, words: str) -> str:
+    """A number before what it counts, whose first word is a plural."""
+    first, _, rest = words.partition(" ")
+    return f"{count} {first.removesuffix('s') if count == 1 else first} {rest}"
 
 
 def _counts(counts: Mapping[str, int]) -> str:

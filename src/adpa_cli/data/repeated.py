@@ -30,7 +30,7 @@ def cut_repeated(
         for field in fields:
             alone = sum(repeating == [field] for _, repeating in found) if len(fields) > 1 else 0
             if 2 * alone > len(listed):
-                remarks[f"rows have the prompt repeated at the beginning of {field} alone, where it stays"] = alone
+                remarks[f"rows had the prompt repeated at the beginning of {field} alone, where it stayed"] = alone
         for (number, row), (prompt, repeating) in zip(listed, found, strict=True):
             if len(repeating) == len(fields) and (is_usual or len(prompt.split()) >= SURE_WORDS):
                 remarks[f"rows had the prompt repeated at the beginning of {where}, where it was cut"] += 1

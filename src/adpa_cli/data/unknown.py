@@ -38,7 +38,7 @@ def unknown_shape(part: Source, sample: Mapping[str, Any], purpose: str) -> Data
     columns = ", ".join(sorted(sample)) or "none"
     other = detect(DIALOGUES, sample)
     if other is not None:
-        hint = "preference data have chosen and rejected; train on dialogues with: adpa sft --data"
+        hint = "preference data have chosen and rejected; dialogues are for: adpa sft --data, adpa data --sft"
         return DataError(f"{part.text}: {other.name}, not preference pairs (columns: {columns})", hint)
     if "label" in sample and "completion" in sample:
         return DataError(

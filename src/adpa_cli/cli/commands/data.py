@@ -71,7 +71,8 @@ def data(
     ignored = opt.column_names(ignore_columns)
     check_unused(loaded, ignored)
     loaded = replace(loaded, notes=(*loaded.notes, *ignored_words([loaded], ignored, label)))
-    head = [f"{label}: {len(loaded.items)} rows ({split}), read as {loaded.shape}", *loaded.notes]
+    rows = f"{len(loaded.items)} row{'s' * (len(loaded.items) != 1)}"
+    head = [f"{label}: {rows} ({split}), read as {loaded.shape}", *loaded.notes]
     head += reader.words if reader else ["no --model: turns as text; name one to see its template and tokens"]
     _show(loaded, head, reader, count, max_length)
 
