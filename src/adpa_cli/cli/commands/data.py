@@ -71,10 +71,14 @@ def data(
     ignored = opt.column_names(ignore_columns)
     check_unused(loaded, ignored)
     loaded = replace(loaded, notes=(*loaded.notes, *ignored_words([loaded], ignored, label)))
-    rows = f"{len(loaded.items)} row{'s' * (len(loaded.items) != 1)}"
-    head = [f"{label}: {rows} ({split}), read as {loaded.shape}", *loaded.notes]
+    head = [_summary(label, split, loaded), *loaded.notes]
     head += reader.words if reader else ["no --model: turns as text; name one to see its template and tokens"]
     _show(loaded, head, reader, count, max_length)
+
+
+def _summary(label: str, split: str, loaded: Any) -> str:
+    count = len(loaded.items)
+    return f"{label}: {count} row{'s' * (count != 1)} ({split}), read as {loaded.shape}"
 
 
 def _show(loaded: Any, head: list[str], reader: Reader | None, count: int, max_length: int) -> None:
