@@ -14,7 +14,7 @@ from adpa_cli.data.examples import Message
 from adpa_cli.data.rendering import Thinking, answer_end, dated, refusal, render, thinking_of, with_thinking
 from adpa_cli.data.templates import Template
 from adpa_cli.data.tokenizer import Tokenizer as FolderTokenizer
-from adpa_cli.errors import UsageError
+from adpa_cli.errors import AdpaError, UsageError
 from adpa_cli.planning.chat_templates import TemplateChoice, template_in
 
 NAMES = {"bos_token": "<s>", "eos_token": "</s>"}
@@ -185,6 +185,15 @@ def test_a_template_that_leaves_out_what_is_said_is_refused(folder: Path, lost: 
     text = TURNS.replace("{{ m.content }}", f"{{{{ m.content if m.role != '{lost}' }}}}").replace("BEHIND", "<end>")
     with pytest.raises(UsageError, match=f"leaves out what is said: the {name} is not"):
         template_in(folder, TemplateChoice(Template(text), "<end>"))
+
+
+def test_a_template_that_writes_a_token_that_the_tokenizer_lacks_is_refused(folder: Path) -> None:
+    (folder / "tokenizer_config.json").write_text(json.dumps({"bos_token": "[BOS]", "eos_token": "</s>"}))
+    tokenizer = FolderTokenizer.of(folder)
+    text = TURNS.replace("BEHIND", "<end>")
+    assert Encoder(tokenizer, Template(text, "<end>")).bos_id is None
+    with pytest.raises(AdpaError, match=r"writes the bos_token '\[BOS\]', which the tokenizer does not have"):
+        Encoder(tokenizer, Template("{{ bos_token }}" + text, "<end>"))
 
 
 def test_an_end_is_refused_beside_a_template_that_has_another_one_by_name(folder: Path) -> None:

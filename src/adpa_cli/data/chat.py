@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass, replace
 from functools import cached_property
 
@@ -53,6 +53,7 @@ class Encoder:
         self.thinking = thinking_of(template.text)
         # Of a base model the own end token is another one, until it is trained and saved.
         self._names = {**tokenizer.named, "eos_token": self.template.end}
+        _check_names(tokenizer, template.text, self._names)
         # Reasoning is part of what people write: its marks are parsed on both sides.
         controls = [
             token
@@ -287,6 +288,20 @@ def pad_id(tokenizer: Tokenizer, end_id: int) -> int:
     """The padding of a tokenizer, or `end_id` where it has none."""
     padding = tokenizer.named_id("pad_token")
     return end_id if padding is None else padding
+
+
+def _check_names(tokenizer: Tokenizer, template: str, names: Mapping[str, str]) -> None:
+    """Raise AdpaError where a template writes a token that is named and that the tokenizer lacks.
+
+    Any other library would add it, with an id that no model has a row for.
+    """
+    for name, token in names.items():
+        if name in template and tokenizer.id_of(token) is None:
+            raise AdpaError(
+                f"the chat template writes the {name} {token!r}, which the tokenizer does not have",
+                f"name one in tokenizer_config.json that tokenizer.json has, or give a template without {name}: "
+                "--template FILE|NAME",
+            )
 
 
 def single_token(tokenizer: Tokenizer, end: str) -> int:
