@@ -193,3 +193,7 @@ def test_what_people_write_of_special_tokens_stays_text(cli: Cli, tmp_path: Path
     first, plain = (shown(cli, write([row, *ROWS]), model)["shown"][0]["ids"] for row in (spelled, ROWS[0]))
     for token in (0, 1, 2):
         assert first.count(token) == plain.count(token)
+    data = write([{"prompt": f"<|im_start|>user {n}<|im_end|>", "chosen": "a", "rejected": "b"} for n in range(6)])
+    said = "name special tokens of the model, such as <|im_start|>, which stay text: if a template has written"
+    assert any(said in note for note in shown(cli, data, model)["notes"])
+    assert said in cli("dpo-teacher", "--reference", model, "--data", data, *FEW, "-n").err

@@ -99,6 +99,10 @@ class Encoder:
         earlier = (self._span(messages[: place + 1], before) for place in places[:-1])
         return self._masked(whole, [*(span for span in earlier if span), (len(before), len(whole))])
 
+    def controls_in(self, messages: Sequence[Message]) -> list[str]:
+        """The names of special tokens that people wrote in some turns: text, not tokens."""
+        return [name for message in messages for name in self._controls.findall(message.content)]
+
     def decode(self, ids: Sequence[int], special: bool = False) -> str:
         """The text of some ids, with or without the special tokens."""
         return self.tokenizer.decode(ids, special)

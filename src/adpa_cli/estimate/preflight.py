@@ -10,7 +10,7 @@ from typing import Any
 
 from adpa_cli import stages
 from adpa_cli.data.chat import Encoder
-from adpa_cli.data.examples import Message, as_dialogue
+from adpa_cli.data.examples import Dialogue, Message, Pair, as_dialogue
 from adpa_cli.data.preferences import check_unused, ignored_words, left_out_words
 from adpa_cli.data.rendering import DAY, answer_end, thinking_words
 from adpa_cli.data.templates import Template
@@ -108,6 +108,7 @@ def plain_checks(nodes: Sequence[Node], store: Store, ignored: frozenset[str] = 
         for pair in ((t, s) for t in teachers for s in students if t != s):
             if first(*pair):
                 yield functools.partial(_vocabularies, *pair, node.spec)
+
     if ignored and read:
         yield functools.partial(_ignored, ignored, read)
 
@@ -166,6 +167,11 @@ def _data(
     unnamed = left_out_words([name for name in of_hub if name not in loaded.left_out])  # they are not fetched
     used = f"{len(loaded.items):,} {kind}" + (f" (limit {limit:,})" if limit == len(loaded.items) else "")
     return [" · ".join([f"data {data.label}, {split}: {used}", *loaded.notes, *unnamed])]
+
+
+def is_ordinary(remark: str) -> bool:
+    """Whether a remark only says that all is as it should be: how many rows there are, or that vocabularies agree."""
+    return remark.startswith("one vocabulary") or (remark.startswith("data ") and " · " not in remark)
 
 
 def _ignored(ignored: frozenset[str], read: Mapping[Any, str]) -> Sequence[str]:
@@ -255,9 +261,12 @@ def template_words(encoder: Encoder, stop_ids: Sequence[int]) -> list[str]:
 
 
 def _cut(node: Node, store: Store) -> Sequence[str]:
-    """How much of the data seems not to fit; what cannot be measured is nobody's problem here."""
+    """How much of the data seems not to fit. Raises DataError where nothing is left; what cannot be measured is
+    nobody's problem here."""
     try:
         return cut_words(node, store) if node.declared.makes not in ("answers", "rewards") else ()
+    except DataError:
+        raise
     except (AdpaError, OSError, KeyError):
         return ()
 
@@ -269,10 +278,29 @@ def _first_rows(
     """What is fed of the first rows is what the template writes for them. Raises DataError where it is not."""
     encoder = _encoder(folder, template, end)
     read = dialogues_of if kind == "dialogues" else pairs_of
-    for item in read(where, split, limit, skip_bad_rows, template).items[:FIRST_ROWS]:
+    items: Sequence[Pair | Dialogue] = read(where, split, limit, skip_bad_rows, template).items
+    for item in items[:FIRST_ROWS]:
         with named_row(f"{name} row {item.row}"):
             encoder.dialogue(as_dialogue(item).messages)
-    return ()
+    return control_words(name, items, encoder)
+
+
+def control_words(name: str, items: Sequence[Pair | Dialogue], encoder: Encoder) -> list[str]:
+    """What is said of rows in which people wrote names of special tokens, or which a template has written before."""
+    found = [names for item in items if (names := encoder.controls_in(_turns(item)))]
+    if not found:
+        return []
+    rows = f"{len(found):,} row{'s' * (len(found) != 1)} of {name} name{'s' * (len(found) == 1)}"
+    rendered = (
+        ": if a template has written these texts already, give their turns" if 2 * len(found) > len(items) else ""
+    )
+    return [f"{rows} special tokens of the model, such as {found[0][0]}, which stay text{rendered}"]
+
+
+def _turns(item: Pair | Dialogue) -> Sequence[Message]:
+    """All that is said in an item."""
+    rejected = (Message("assistant", item.rejected),) if isinstance(item, Pair) else ()
+    return (*as_dialogue(item).messages, *rejected)
 
 
 def _context(folder: Path, node: Node) -> Sequence[str]:

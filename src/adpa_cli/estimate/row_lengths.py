@@ -133,7 +133,14 @@ def cut_words(node: Node, store: Store) -> list[str]:
         chosen, rejected, _ = pair_rows(*reading)
         rows = [list(pair) for pair in zip(chosen, rejected, strict=True)]
     if len(rows) <= EXACT_ROWS and any(r.prompt + r.answer > CLOSE * longest for row in rows for r in row):
-        return _exact_cut(node, store).words(kind, longest)
+        cut = _exact_cut(node, store)
+        if cut.rows and cut.left_out == cut.rows:
+            data = node.label_of("data")
+            raise DataError(
+                f"{data}: none of {cut.rows} {kind} fits into {longest} tokens",
+                f"--set {node.stage}.max_length={4 * longest}",
+            )
+        return cut.words(kind, longest)
     count, tokens, lost = 0, 0.0, 0
     for answers in rows:
         prompt, most = answers[0].prompt, max(row.answer for row in answers)

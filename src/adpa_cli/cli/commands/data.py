@@ -45,6 +45,7 @@ def data(
     adpa data pairs.jsonl --model ./small · adpa data tiny-pairs
     """
     from adpa_cli.data.preferences import check_unused, ignored_words, load_dialogues, load_pairs
+    from adpa_cli.estimate.preflight import control_words
     from adpa_cli.families import DATA_ALIASES
     from adpa_cli.hub.externals import BUILTIN, open_sources
     from adpa_cli.planning.chat_templates import TemplateChoice
@@ -72,7 +73,11 @@ def data(
     check_unused(loaded, ignored)
     loaded = replace(loaded, notes=(*loaded.notes, *ignored_words([loaded], ignored, label)))
     head = [_summary(label, split, loaded), *loaded.notes]
-    head += reader.words if reader else ["no --model: turns as text; name one to see its template and tokens"]
+    if reader is None:
+        head.append("no --model: turns as text; name one to see its template and tokens")
+    else:
+        reader.words.extend(control_words(label, loaded.items, reader.encoder))
+        head += reader.words
     _show(loaded, head, reader, count, max_length)
 
 

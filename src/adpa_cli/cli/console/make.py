@@ -18,7 +18,7 @@ from adpa_cli.cli.console.stopping import Stopping, stoppable
 from adpa_cli.cli.console.streams import GLOBALS, Output, confirm, ids_only, no_stdin, quiet_libraries, terminal_width
 from adpa_cli.cli.recipes.recorded import recorded_request
 from adpa_cli.errors import AdpaError, Stopped, UsageError
-from adpa_cli.estimate.preflight import refuse
+from adpa_cli.estimate.preflight import is_ordinary, refuse
 from adpa_cli.estimate.survey import Survey, survey
 from adpa_cli.families import reserved_words
 from adpa_cli.planning.planner import Plan
@@ -120,6 +120,8 @@ def show_only(surveyed: Survey, desk: Console) -> None:
         shown = plan_text(surveyed, terminal_width())
     else:
         shown = plan_tsv(surveyed).rstrip("\n")
+        for note in (*surveyed.plan.notes, *(text for text in surveyed.remarks if not is_ordinary(text))):
+            desk.screen.say(note)
     desk.output.line(for_encoding(shown, sys.stdout.encoding))
 
 
