@@ -197,3 +197,21 @@ def test_what_people_write_of_special_tokens_stays_text(cli: Cli, tmp_path: Path
     said = "name special tokens of the model, such as <|im_start|>, which stay text: if a template has written"
     assert any(said in note for note in shown(cli, data, model)["notes"])
     assert said in cli("dpo-teacher", "--reference", model, "--data", data, *FEW, "-n").err
+
+
+def test_reasoning_beside_the_text_that_no_template_writes_is_said(cli: Cli, tmp_path: Path, write: Any) -> None:
+    turns = [TURNS[0]["messages"][0], {"role": "assistant", "content": "It is 0.", "reasoning_content": "hm"}]
+    data = write([{"messages": turns}, *TURNS])
+    model = wild_folder(tmp_path / "m", "qwen-base")
+    assert any("not used: reasoning_content of 1 row of" in note for note in shown(cli, data, model, "--sft")["notes"])
+
+
+def test_facts_that_the_weights_contradict_are_told_before_the_work(cli: Cli, tmp_path: Path, write: Any) -> None:
+    model, data = wild_folder(tmp_path / "m", "qwen-base"), write(TURNS)
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 1}))
+    said = cli("sft", "--model", model, "--data", data, *FEW, "-n").err
+    assert "m: config.json says 1 layers and the weights have 2: the rest is not used" in said
+    (model / "config.json").write_text(json.dumps({**config, "vocab_size": config["vocab_size"] + 5}))
+    said = cli.refused(1, "sft", "--model", model, "--data", data, *FEW, "-n")
+    assert f"says vocab_size {config['vocab_size'] + 5}, and its embedding has {config['vocab_size']} rows" in said

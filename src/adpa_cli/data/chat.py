@@ -13,7 +13,16 @@ from dataclasses import astuple, dataclass, replace
 from functools import cached_property
 
 from adpa_cli.data.examples import Message
-from adpa_cli.data.rendering import CLOSED, answer_part, answered_at_once, render, thinking_of, thought
+from adpa_cli.data.rendering import (
+    CLOSED,
+    REASONING,
+    answer_part,
+    answered_at_once,
+    behind_answer,
+    render,
+    thinking_of,
+    thought,
+)
 from adpa_cli.data.templates import Template
 from adpa_cli.data.tokenizer import Tokenizer
 from adpa_cli.errors import AdpaError, DataError
@@ -103,6 +112,11 @@ class Encoder:
         """The names of special tokens that people wrote in some turns: text, not tokens."""
         return [name for message in messages for name in self._controls.findall(message.content)]
 
+    def unwritten_reasoning(self, messages: Sequence[Message]) -> bool:
+        """Whether some turns have reasoning beside their text that the template does not write, and nobody took out."""
+        is_read = self.thinking == "off" or REASONING in self.template.text
+        return not is_read and any(f'"{REASONING}"' in message.more for message in messages)
+
     def decode(self, ids: Sequence[int], special: bool = False) -> str:
         """The text of some ids, with or without the special tokens."""
         return self.tokenizer.decode(ids, special)
@@ -140,7 +154,7 @@ class Encoder:
         said, ended, _ = rest.partition(self.template.end)
         if not ended:  # by a template that writes none, or made by an older version, which ended answers otherwise
             control = self._controls.search(rest)
-            said = rest[: control.start() if control else None].rstrip()
+            said = rest[: control.start()].rstrip() if control else rest.removesuffix(self._behind_answers)
         if not opens:
             return said
         # A block of reasoning that only a prompt opens is closed before the answer, by the template or here.
@@ -252,6 +266,11 @@ class Encoder:
     def _swapped(self, found: re.Match[str]) -> str:
         """The other name of a special token that the template wrote, and the name for a mark."""
         return self._names_of_marks.get(found[0]) or self._other_names.get(found[0], found[0])
+
+    @cached_property
+    def _behind_answers(self) -> str:
+        """What a template writes behind the last answer that writes no end token."""
+        return behind_answer(self.template.text, self._names)
 
     @cached_property
     def _names_of_marks(self) -> dict[str, str]:

@@ -12,7 +12,7 @@ from adpa_cli import stages
 from adpa_cli.data.chat import Encoder
 from adpa_cli.data.examples import Dialogue, Message, Pair, as_dialogue
 from adpa_cli.data.preferences import check_unused, ignored_words, left_out_words
-from adpa_cli.data.rendering import DAY, answer_end, thinking_words
+from adpa_cli.data.rendering import DAY, REASONING, answer_end, thinking_words
 from adpa_cli.data.templates import Template
 from adpa_cli.data.tokenizer import Tokenizer, compare, different_cut
 from adpa_cli.errors import AdpaError, DataError, named_row
@@ -286,10 +286,13 @@ def _first_rows(
 
 
 def control_words(name: str, items: Sequence[Pair | Dialogue], encoder: Encoder) -> list[str]:
-    """What is said of rows in which people wrote names of special tokens, or which a template has written before."""
+    """What is said of rows with names of special tokens in what people wrote, and with reasoning that is not read."""
     found = [names for item in items if (names := encoder.controls_in(_turns(item)))]
+    lost = sum(encoder.unwritten_reasoning(_turns(item)) for item in items)
+    said = f"not used: {REASONING} of {lost:,} row{'s' * (lost != 1)} of {name}, which the chat template does not write"
+    reasoning = [said] if lost else []
     if not found:
-        return []
+        return reasoning
     rows = f"{len(found):,} row{'s' * (len(found) != 1)} of {name} name{'s' * (len(found) == 1)}"
     rendered = (
         ": if a template has written these texts already, give their turns" if 2 * len(found) > len(items) else ""

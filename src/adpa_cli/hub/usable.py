@@ -6,13 +6,14 @@ tokenizer tell. Nothing loads a tensor.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
 from adpa_cli.errors import AdpaError, DataError
 from adpa_cli.hub.model_folder import ModelFolder
 
-CHECKED = 2
+CHECKED = 3
 """Number of `check_model`, raised when it refuses more."""
 QUANTISED = {
     "gptq": "GPTQ", "awq": "AWQ", "bitsandbytes": "bitsandbytes", "fp8": "FP8", "fbgemm_fp8": "FP8",
@@ -59,9 +60,17 @@ def remarks(folder: ModelFolder, name: str) -> tuple[str, ...]:
     if (folder.path / "adapter_config.json").is_file():
         base = folder.adapter_of
         said.append(f"{name}: the adapter beside the weights{f' (of {base})' if base else ''} is not used")
+    if (weights := _layers_of_weights(folder)) > (layers := folder.size.layers):
+        said.append(f"{name}: config.json says {layers} layers and the weights have {weights}: the rest is not used")
     if folder.has_text_part:
         said.append(f"{name} has several parts: the one that reads text is used and saved, as a model of its own")
     return tuple(said)
+
+
+def _layers_of_weights(folder: ModelFolder) -> int:
+    """How many decoder layers the weights have; 0 where their names do not tell."""
+    numbers = (re.search(r"(?:^|\.)(?:layers|h|blocks)\.(\d+)\.", name) for name in folder.shapes)
+    return max((int(number[1]) + 1 for number in numbers if number), default=0)
 
 
 def _called(kind: str, made_as: list[Any]) -> str:
@@ -117,6 +126,12 @@ def _check_facts(folder: ModelFolder) -> None:
 
 
 def _check_ids(folder: ModelFolder, name: str) -> None:
+    said = folder.config.get("vocab_size")
+    if isinstance(said, int) and folder.rows != said and not folder.has_text_part:
+        raise DataError(
+            f"config.json of {name} says vocab_size {said}, and its embedding has {folder.rows} rows",
+            "fetch the folder again: its weights or its config.json belong to another model",
+        )
     tokens = folder.tokens
     if tokens is None or "vocab_size" not in folder.config or tokens.last < folder.rows:
         return
