@@ -10,7 +10,6 @@ import shutil
 import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,8 @@ LIBRARIES = ("adpa-cli", "torch", "transformers", "accelerate", "numpy", "tokeni
 
 def versions() -> dict[str, str]:
     """The libraries that equal bytes depend on, by name."""
+    from importlib.metadata import version  # not needed by most commands, and slow to import
+
     return {name: version(name) for name in LIBRARIES}
 
 

@@ -115,11 +115,18 @@ def make_dialogue(messages: Sequence[Message], row: int = 0) -> Dialogue:
     return Dialogue(sha256(plain(messages))[:16], tuple(messages), row)
 
 
+def dialogue_of(item: Pair | Dialogue) -> Prompt:
+    """The turns of a dialogue, or of a pair with its chosen answer."""
+    if isinstance(item, Dialogue):
+        return item.messages
+    return (*item.prompt, Message("assistant", item.chosen))
+
+
 def as_dialogue(item: Pair | Dialogue) -> Dialogue:
     """A pair as the dialogue that ends with its chosen answer; a dialogue as it is."""
     if isinstance(item, Dialogue):
         return item
-    return make_dialogue((*item.prompt, Message("assistant", item.chosen)), item.row)
+    return make_dialogue(dialogue_of(item), item.row)
 
 
 def trimmed(messages: Prompt) -> Prompt:

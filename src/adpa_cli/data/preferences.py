@@ -20,6 +20,7 @@ from adpa_cli.data.examples import (
     Prompt,
     Row,
     as_dialogue,
+    dialogue_of,
     held_out_keys,
     make_dialogue,
     make_pair,
@@ -200,7 +201,7 @@ class DataSet:
 
     def _refusal(self, item: Pair | Dialogue) -> str:
         """Why the chat template refuses the turns of an item; "" where it takes them."""
-        return refusal(self.template, as_dialogue(item).messages) if self.template else ""
+        return refusal(self.template, dialogue_of(item)) if self.template else ""
 
     def _checked(self, file: FileItems) -> FileItems:
         """A file with what the chat template refuses of it among its problems; its items stay, for they are split."""

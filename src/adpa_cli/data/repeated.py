@@ -44,13 +44,24 @@ def cut_repeated(
 def _repeated(row: Row, fields: Sequence[str], prompt_of: Callable[[Row], Prompt]) -> tuple[str, list[str]]:
     """The prompt of a row that asks once, and which of its answers, none of them more than one text, begin with it."""
     try:
+        asked = [turn.content.strip() for turn in prompt_of(row) if turn.role != "system"]
+        if len(asked) != 1 or not asked[0] or not any(_may_begin(row.get(field), asked[0]) for field in fields):
+            return "", []
         answers = [_answer(row.get(field), field) for field in fields]
-        asked = [turn.content.strip() for turn in prompt_of(row) if turn.role != "system"] if all(answers) else []
     except Problem:
         return "", []
-    if len(asked) != 1 or not asked[0]:
+    if not all(answers):
         return "", []
     return asked[0], [field for field, text in zip(fields, answers, strict=True) if text.startswith(asked[0])]
+
+
+def _may_begin(value: Any, prompt: str) -> bool:
+    """Whether an answer may begin with a prompt, by a look that costs little: most rows repeat none."""
+    if isinstance(value, list):
+        value = value[0] if len(value) == 1 else ""
+    if isinstance(value, Mapping):
+        value = value.get("content", value.get("value"))
+    return not isinstance(value, str) or value.lstrip().startswith((prompt, "[", "{"))
 
 
 def _answer(value: Any, field: str) -> str:

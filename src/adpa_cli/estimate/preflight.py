@@ -10,7 +10,7 @@ from typing import Any
 
 from adpa_cli import stages
 from adpa_cli.data.chat import Encoder
-from adpa_cli.data.examples import Dialogue, Message, Pair, as_dialogue
+from adpa_cli.data.examples import Dialogue, Message, Pair, dialogue_of
 from adpa_cli.data.preferences import check_unused, ignored_words, left_out_words
 from adpa_cli.data.rendering import DAY, REASONING, answer_end, thinking_words
 from adpa_cli.data.templates import Template
@@ -98,7 +98,7 @@ def plain_checks(nodes: Sequence[Node], store: Store, ignored: frozenset[str] = 
                 yield functools.partial(_cut, node, store)
             for _, folder in folders:
                 if first("rows", folder, key):
-                    yield functools.partial(_first_rows, data.label, folder, node.spec.end, *key)
+                    yield functools.partial(_first_rows, data.label, folder, node.spec.end, *key, first("words", key))
         for _, folder in folders:
             yield functools.partial(_context, folder, node)
             if first("template", folder, node.spec.template, node.spec.end):
@@ -273,7 +273,7 @@ def _cut(node: Node, store: Store) -> Sequence[str]:
 
 def _first_rows(
     name: str, folder: Path, end: str, where: tuple[str, ...], kind: str, split: str, limit: int | None,
-    skip_bad_rows: bool, template: str,
+    skip_bad_rows: bool, template: str, is_first: bool,
 ) -> Sequence[str]:  # fmt: skip
     """What is fed of the first rows is what the template writes for them. Raises DataError where it is not."""
     encoder = _encoder(folder, template, end)
@@ -281,8 +281,8 @@ def _first_rows(
     items: Sequence[Pair | Dialogue] = read(where, split, limit, skip_bad_rows, template).items
     for item in items[:FIRST_ROWS]:
         with named_row(f"{name} row {item.row}"):
-            encoder.dialogue(as_dialogue(item).messages)
-    return control_words(name, items, encoder)
+            encoder.dialogue(dialogue_of(item))
+    return control_words(name, items, encoder) if is_first else ()
 
 
 def control_words(name: str, items: Sequence[Pair | Dialogue], encoder: Encoder) -> list[str]:
@@ -303,7 +303,7 @@ def control_words(name: str, items: Sequence[Pair | Dialogue], encoder: Encoder)
 def _turns(item: Pair | Dialogue) -> Sequence[Message]:
     """All that is said in an item."""
     rejected = (Message("assistant", item.rejected),) if isinstance(item, Pair) else ()
-    return (*as_dialogue(item).messages, *rejected)
+    return (*dialogue_of(item), *rejected)
 
 
 def _context(folder: Path, node: Node) -> Sequence[str]:
