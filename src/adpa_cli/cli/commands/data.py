@@ -50,12 +50,7 @@ def data(
     from adpa_cli.hub.externals import BUILTIN, open_sources
     from adpa_cli.planning.chat_templates import TemplateChoice
 
-    if split not in ("train", "test"):
-        raise UsageError(f"--split {split}", "it is train or test")
-    if count < 0:
-        raise UsageError(f"--rows is {count}", "give 0 or more")
-    if max_length < 1:
-        raise UsageError(f"--max-length is {max_length}", "give 1 or more")
+    _check_options(split, count, max_length)
     names = [DATA_ALIASES.get(source, source) for source in sources]
     load: Any = load_dialogues if dialogues or "builtin:tiny-sft" in names else load_pairs
     if model is None and all(name.startswith(BUILTIN) for name in names):
@@ -79,6 +74,16 @@ def data(
         reader.words.extend(control_words(label, loaded.items, reader.encoder))
         head += reader.words
     _show(loaded, head, reader, count, max_length)
+
+
+def _check_options(split: str, count: int, max_length: int) -> None:
+    """Raise UsageError for a value that means nothing."""
+    if split not in ("train", "test"):
+        raise UsageError(f"--split {split}", "it is train or test")
+    if count < 0:
+        raise UsageError(f"--rows is {count}", "give 0 or more")
+    if max_length < 1:
+        raise UsageError(f"--max-length is {max_length}", "give 1 or more")
 
 
 def _summary(label: str, split: str, loaded: Any) -> str:
