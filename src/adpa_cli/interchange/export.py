@@ -151,6 +151,8 @@ def _rewritten(path: Path, change: Callable[[dict[str, Any]], dict[str, Any]]) -
 
 def modelfile(model: Trained) -> str:
     """What `ollama create` reads: the template in Go, the end token, the context."""
+    from adpa_cli.engine.layout.examples import end_ids
+
     encoder = Encoder(Tokenizer.of(model.folder), model.template)
     # What adds a BOS by itself must not find another one in the template.
     bos = encoder.tokenizer.named.get("bos_token", "") if encoder.bos_id is not None else ""
@@ -158,12 +160,13 @@ def modelfile(model: Trained) -> str:
     if '"""' in template:
         raise AdpaError("the chat template holds three quotes, which a Modelfile cannot", "export --to hf instead")
     context = min(ModelFolder.of(model.folder).context or LONGEST, LONGEST)
+    stops = (encoder.tokenizer.token_of(id_) for id_ in end_ids(encoder, model.folder))
     lines = [
         f"# {model.label}: ollama create NAME -f Modelfile",
         *(() if several else ("# The chat template takes one question at a time: earlier turns are not repeated.",)),
         "FROM .",
         f'TEMPLATE """{template}"""',
-        f"PARAMETER stop {json.dumps(encoder.template.end, ensure_ascii=False)}",
+        *(f"PARAMETER stop {json.dumps(stop, ensure_ascii=False)}" for stop in stops),
         f"PARAMETER num_ctx {context}",
     ]
     return "\n".join(lines) + "\n"
