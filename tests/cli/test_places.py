@@ -259,8 +259,11 @@ def test_what_another_user_kept_for_himself_is_refused_by_name(common: Path) -> 
             return [work.hit is not None, readable(folder).name]
 
     assert as_nobody(reads) == [True, folder.name]
-    for work in (lambda: private_file(store, True), lambda: make(store, n=3), lambda: store.tag("x", made.id)):
-        said = as_nobody(work)  # type: ignore[arg-type]
+    refused: tuple[Callable[[], object], ...] = (
+        lambda: private_file(store, True), lambda: make(store, n=3), lambda: store.tag("x", made.id),
+    )  # fmt: skip
+    for attempt in refused:
+        said = as_nobody(attempt)
         assert isinstance(said, str)
         assert f"{store.root}/.partial cannot be written (Permission denied; it belongs to {_name(0)})" in said
         assert "umask 002" in said

@@ -155,9 +155,9 @@ REASONED = Message("assistant", "<think>hm</think>Yo")
     ],
 )
 def test_a_block_that_only_prompts_have_is_closed_before_the_answer(
-    folder: Path, text: str, rule: str, whole: str, trained: str
+    folder: Path, text: str, rule: Thinking, whole: str, trained: str
 ) -> None:
-    ruled = with_thinking(text, NAMES, rule)  # type: ignore[arg-type]
+    ruled = with_thinking(text, NAMES, rule)
     assert thinking_of(ruled) == rule
     assert fed(folder, ruled, Q, REASONED) == (whole, [trained])
 

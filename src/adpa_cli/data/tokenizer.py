@@ -132,7 +132,7 @@ class Tokenizer:
     @cached_property
     def named(self) -> Mapping[str, str]:
         """The tokens that the configuration names, such as `bos_token`."""
-        return named_tokens(self.config)
+        return {name: text for name in NAMED if (text := token_text(self.config.get(name)))}
 
     def named_id(self, name: str) -> int | None:
         """The id of a token that the configuration names, such as `pad_token`; None without one."""
@@ -254,11 +254,6 @@ def named_config(folder: Path) -> dict[str, Any]:
         if name in NAMED and not config.get(name):
             config[name] = token
     return config
-
-
-def named_tokens(config: Mapping[str, Any]) -> dict[str, str]:
-    """The tokens that a tokenizer_config.json names, such as `bos_token`."""
-    return {name: text for name in NAMED if (text := token_text(config.get(name)))}
 
 
 def added_tokens(folder: Path) -> list[str]:

@@ -14,7 +14,7 @@ from adpa_cli.data.examples import Dialogue, Message, Pair, dialogue_of
 from adpa_cli.data.preferences import check_unused, ignored_words, left_out_words
 from adpa_cli.data.rendering import DAY, REASONING, answer_end, thinking_words
 from adpa_cli.data.templates import Template
-from adpa_cli.data.tokenizer import Tokenizer, compare, different_cut
+from adpa_cli.data.tokenizer import VARIED, Tokenizer, compare, different_cut
 from adpa_cli.errors import AdpaError, DataError, named_row
 from adpa_cli.estimate.cost import Cost, fullest
 from adpa_cli.estimate.row_lengths import cut_words
@@ -35,7 +35,7 @@ FIRST_ROWS = 8
 """Rows on which it is seen before any work that what is fed is what the template writes."""
 
 
-SAMPLE = "Hello, world! 12 3456\n\n  naïve 你好 <b>don't</b>"
+SAMPLE = VARIED[0]
 Check = Callable[[], Sequence[str]]
 """Returns remarks, raises AdpaError."""
 
@@ -225,11 +225,8 @@ def _encoder(folder: Path, template: str, end: str) -> Encoder:
 def _template(folder: Path, node: Node) -> Sequence[str]:
     """The end token is one id of the tokenizer, and the model has every id that is fed; what is worth knowing of the
     template and of the folder."""
-    encoder, inside, name = (
-        _encoder(folder, node.spec.template, node.spec.end),
-        ModelFolder.of(folder),
-        hub.title(folder),
-    )
+    encoder = _encoder(folder, node.spec.template, node.spec.end)
+    inside, name = ModelFolder.of(folder), hub.title(folder)
     prompt, (answer,) = encoder.answered((Message("user", SAMPLE),), SAMPLE)
     if (last := max([*prompt, *answer])) >= inside.rows:
         raise usable.beyond_rows(name, last, encoder.tokenizer.token_of(last), inside.rows)

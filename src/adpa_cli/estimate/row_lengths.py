@@ -23,7 +23,7 @@ from adpa_cli.hub.model_folder import ModelFolder
 from adpa_cli.planning.lineage import folder_of, locate, single
 from adpa_cli.planning.resolve_inputs import Names
 from adpa_cli.sizes import Row, Rows
-from adpa_cli.stages import MODEL_ROLES, Artifact, Node
+from adpa_cli.stages import MODEL_ROLES, Artifact, Input, Node
 from adpa_cli.store.identity import file_digest
 from adpa_cli.store.store import Store
 
@@ -110,14 +110,20 @@ class RowLengths:
 
     def reading(self, split: str) -> tuple[Reading, TokenizerFolder, tuple[str, str]]:
         """What is read of the data, and the tokenizer and template of the model that reads it first."""
-        data, spec = self.node.inputs["data"], self.node.spec
-        model = next(self.node.inputs[role] for role in MODEL_ROLES if role in self.node.inputs)
-        if not isinstance(data, External) or isinstance(model, tuple):
-            raise AdpaError(f"{self.node.label} does not tell what it reads")
+        (data, model), spec = _data_and_model(self.node), self.node.spec
         if data.download or not data.is_open:
             raise AdpaError(f"{data.label} is not on this machine")
         reading = (data.where, split, spec.limit, spec.skip_bad_rows, spec.template)
         return reading, TokenizerFolder.of(folder_of(model, self.store), self.store), (spec.template, spec.end)
+
+
+def _data_and_model(node: Node) -> tuple[External, Input]:
+    """The data of a node, and the model that reads them first. Raises AdpaError for a node without."""
+    data = node.inputs["data"]
+    model = next(node.inputs[role] for role in MODEL_ROLES if role in node.inputs)
+    if not isinstance(data, External) or isinstance(model, tuple):
+        raise AdpaError(f"{node.label} does not tell what it reads")
+    return data, model
 
 
 def cut_words(node: Node, store: Store) -> list[str]:
@@ -135,11 +141,7 @@ def cut_words(node: Node, store: Store) -> list[str]:
     if len(rows) <= EXACT_ROWS and any(r.prompt + r.answer > CLOSE * longest for row in rows for r in row):
         cut = _exact_cut(node, store)
         if cut.rows and cut.left_out == cut.rows:
-            data = node.label_of("data")
-            raise DataError(
-                f"{data}: none of {cut.rows} {kind} fits into {longest} tokens",
-                f"--set {node.stage}.max_length={4 * longest}",
-            )
+            raise cut.nothing_left(node.label_of("data"), kind, longest, node.stage)
         return cut.words(kind, longest)
     count, tokens, lost = 0, 0.0, 0
     for answers in rows:
@@ -159,10 +161,7 @@ def cut_words(node: Node, store: Store) -> list[str]:
 
 def _exact_cut(node: Node, store: Store) -> Cut:
     """What of a node's rows does not fit, by tokenising them all."""
-    data, spec = node.inputs["data"], node.spec
-    model = next(node.inputs[role] for role in MODEL_ROLES if role in node.inputs)
-    if not isinstance(data, External) or isinstance(model, tuple):
-        raise AdpaError(f"{node.label} does not tell what it reads")
+    (data, model), spec = _data_and_model(node), node.spec
     folder, split = folder_of(model, store), node.declared.split(spec)
     if node.declared.reads == "pairs":
         return answers_for(spec, locate(data, store), split, folder).cut

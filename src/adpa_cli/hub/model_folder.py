@@ -158,7 +158,7 @@ class ModelFolder:
         vocabulary = raw["model"].get("vocab") or {}
         words = vocabulary if isinstance(vocabulary, dict) else {entry[0]: n for n, entry in enumerate(vocabulary)}
         added = {entry["content"]: entry for entry in raw.get("added_tokens") or ()}
-        template, named = "\n".join(self._templates[1].values()), {self.token(name) for name in NAMED}
+        template, named = "\n".join(self._templates[1].values()), set(self.named.values())
         written = {t: e["id"] for t, e in added.items() if not e.get("special") or t in named or t in template}
         usable = {**{token: id_ for token, id_ in words.items() if token not in added}, **written}
         last = max(usable, key=usable.__getitem__, default="")
@@ -170,6 +170,11 @@ class ModelFolder:
     def token_ids(self) -> int | None:
         """One more than the greatest id of a fast tokenizer; None for a tokenizer in another format."""
         return self.tokens.count if self.tokens else None
+
+    @cached_property
+    def named(self) -> Mapping[str, str]:
+        """The tokens that the tokenizer names, as chat templates call them."""
+        return {name: token for name in NAMED if (token := self.token(name))}
 
     def token(self, name: str) -> str:
         """A token that the tokenizer names, such as `bos_token`; "" where it does not."""

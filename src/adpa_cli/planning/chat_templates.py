@@ -6,14 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from adpa_cli.data.rendering import Thinking, answer_end, behind_answer, left_out, thinking_of, with_thinking
+from adpa_cli.data.rendering import RULES, Thinking, answer_end, behind_answer, left_out, thinking_of, with_thinking
 from adpa_cli.data.templates import TEMPLATES, Template
-from adpa_cli.data.tokenizer import added_tokens, named_config, named_tokens
+from adpa_cli.data.tokenizer import added_tokens
 from adpa_cli.errors import DataError, NotFound, UsageError
 from adpa_cli.hub.model_folder import ModelFolder
 from adpa_cli.machine import expanded
-
-RULES = ("off", "keep")
 
 
 @dataclass(frozen=True)
@@ -27,12 +25,13 @@ class TemplateChoice:
     @staticmethod
     def of(template: str | None, end: str | None, thinking: str | None) -> TemplateChoice:
         """From the words of the three options. Raises UsageError and NotFound."""
-        if thinking is not None and thinking not in RULES:
+        rule = next((rule for rule in RULES if rule == thinking), None)
+        if thinking is not None and rule is None:
             raise UsageError(f"--thinking {thinking}", f"it is {' or '.join(RULES)}")
         if end == "":
             raise UsageError("--end is empty", "name a token: --end TOKEN")
         named = read_template(template) if template is not None else None
-        return TemplateChoice(named, end or "", thinking)  # type: ignore[arg-type]
+        return TemplateChoice(named, end or "", rule)
 
     def __bool__(self) -> bool:
         return self != TemplateChoice()
@@ -76,13 +75,13 @@ def template_in(folder: Path, choice: TemplateChoice) -> Template | None:
     Its end is the token that the template writes after an answer, whatever the tokenizer calls its EOS. Raises
     UsageError where the template writes none, or no answer at all.
     """
-    own = "" if choice.template else ModelFolder.of(folder).template
+    model = ModelFolder.of(folder)
+    own = "" if choice.template else model.template
     given = choice.template or (Template(own) if own else None)
     if given is None:
         return None
-    names = named_tokens(named_config(folder))
-    if choice.end:
-        names["eos_token"] = choice.end  # templates that end answers with the EOS end them with this one
+    # Templates that end answers with the EOS end them with the token that was named for that.
+    names = {**model.named, **({"eos_token": choice.end} if choice.end else {})}
     try:
         lost = left_out(given.text, names)
         end = answer_end(given.text, names, added_tokens(folder)) or given.end

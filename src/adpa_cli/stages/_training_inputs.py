@@ -109,11 +109,7 @@ def _nothing_left(job: Job, spec: TrainSpec, cut: Cut) -> DataError:
     data = job.one("data").label
     if cut.left_out < cut.rows or not cut.rows:
         return DataError(f"no pair of {data} has a rollout in {job.one('rollouts').label}", "adpa rollout --data …")
-    what = every()[job.stage].reads
-    tokens = f"{spec.max_length} token{'s' * (spec.max_length != 1)}"
-    return DataError(
-        f"{data}: none of {cut.rows} {what} fits into {tokens}", f"--set {job.stage}.max_length={4 * spec.max_length}"
-    )
+    return cut.nothing_left(data, every()[job.stage].reads, spec.max_length, job.stage)
 
 
 def _online(job: Job, spec: TrainSpec, params: Any, encoder: Any, pairs: Sequence[Pair]) -> Any:

@@ -142,6 +142,13 @@ class Cut:
             said.append(f"{self.left_out:,} of {self.rows:,} {what} are left out: nothing to train on fits")
         return said
 
+    def nothing_left(self, data: str, what: str, max_length: int, stage: str) -> DataError:
+        """The error for data of which no row fits."""
+        tokens = f"{max_length} token{'s' * (max_length != 1)}"
+        return DataError(
+            f"{data}: none of {self.rows} {what} fits into {tokens}", f"--set {stage}.max_length={4 * max_length}"
+        )
+
     def numbers(self) -> dict[str, dict[str, int]]:
         """What a manifest keeps of it; nothing where all fits."""
         return {"truncation": vars(self).copy()} if self.cut or self.left_out else {}
