@@ -17,10 +17,11 @@ from torch import Tensor, nn
 from adpa_cli.engine.device import make_accelerator
 from adpa_cli.engine.training import optimizer as module
 from adpa_cli.engine.training.loop import train
-from adpa_cli.engine.training.optimizer import RoundingAdamW, make_optimizer, rounded, tune
+from adpa_cli.engine.training.optimizer import RoundingAdamW, make_optimizer, tune
 from adpa_cli.engine.training.student import Student
 from adpa_cli.errors import Stopped
 from adpa_cli.spec import Runtime
+from adpa_cli.tensors.rounding import rounded
 from support.stoppable_runs import stoppable_run
 from support.tiny_models import tiny_llama
 from support.train_samples import examples, make_run

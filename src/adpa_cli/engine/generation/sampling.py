@@ -15,13 +15,11 @@ from torch import Tensor
 
 from adpa_cli.errors import AdpaError, UsageError
 from adpa_cli.spec import Dtype
+from adpa_cli.tensors.rounding import GOLDEN, mixed, shifted
 
 NOT_FINITE = -1
 """Stands for the token of a row whose logits are not numbers."""
 
-_GOLDEN = 0x9E3779B97F4A7C15 - 2**64  # splitmix64's increment, as a signed 64-bit integer
-_MIX_1 = 0xBF58476D1CE4E5B9 - 2**64
-_MIX_2 = 0x94D049BB133111EB - 2**64
 _BITS = 52  # the most for which (bits + 0.5) / 2**bits is exact in float64 and below 1
 
 
@@ -113,20 +111,7 @@ def gumbel(keys: Tensor, positions: Tensor, vocabulary: int) -> Tensor:
 
 def uniforms(keys: Tensor, positions: Tensor, count: int) -> Tensor:
     """Numbers in (0, 1), [B, count] float64, a function of each row's key [B] int64, its position [B] and the place."""
-    step = _mix(keys + positions * _GOLDEN)
-    counter = torch.arange(1, count + 1, device=keys.device) * _GOLDEN
-    bits = _shift(_mix(step[:, None] + counter), 64 - _BITS)
+    step = mixed(keys + positions * GOLDEN)
+    counter = torch.arange(1, count + 1, device=keys.device) * GOLDEN
+    bits = shifted(mixed(step[:, None] + counter), 64 - _BITS)
     return (bits.double() + 0.5) * 2.0**-_BITS
-
-
-def _mix(x: Tensor) -> Tensor:
-    """The output function of splitmix64 (Steele et al. 2014), on int64 that wraps around."""
-    x = (x ^ _shift(x, 30)) * _MIX_1
-    x = (x ^ _shift(x, 27)) * _MIX_2
-    return x ^ _shift(x, 31)
-
-
-def _shift(x: Tensor, bits: int) -> Tensor:
-    """Logical right shift: torch's is arithmetic."""
-    low: Tensor = (x >> bits) & (2 ** (64 - bits) - 1)
-    return low

@@ -32,11 +32,10 @@ from adpa_cli.engine.layout import row_layout
 from adpa_cli.engine.models import SCALAR_HEAD
 from adpa_cli.errors import AdpaError, UsageError
 from adpa_cli.spec import Runtime, TrainSpec
+from adpa_cli.tensors.rounding import NOISE_BITS, rounded
 
 CHUNK = 2**21
 """Weights updated at a time, in some 40 bytes of float32 and noise each."""
-LOW = 16
-"""Bits of a float32 that a bfloat16 has not."""
 LIGER = "liger-kernel"
 WITHOUT_ITS_LOSS = {"cross_entropy": False, "fused_linear_cross_entropy": False, "rope": False}
 """Losses are ours, and rotary positions are a function of transformers' module, which teachers use too."""
@@ -85,10 +84,10 @@ class RoundingAdamW(torch.optim.Optimizer):
         chunks = (torch.split(tensor.view(-1), CHUNK) for tensor in kept)
         for grad, *old in zip(torch.split(grads.reshape(-1), CHUNK), *chunks, strict=True):
             new = adamw(*(tensor.float() for tensor in (grad, *old)), step=step, **group)
-            noise = torch.randint(2 ** (LOW * len(old)), grad.shape, generator=source, device=grad.device)
+            noise = torch.randint(2 ** (NOISE_BITS * len(old)), grad.shape, generator=source, device=grad.device)
             for tensor, values in zip(old, new, strict=True):
-                tensor.copy_(values if tensor.dtype == values.dtype else rounded(values, noise % 2**LOW))
-                noise >>= LOW
+                tensor.copy_(values if tensor.dtype == values.dtype else rounded(values, noise % 2**NOISE_BITS))
+                noise >>= NOISE_BITS
 
 
 def adamw(
@@ -110,15 +109,6 @@ def adamw(
     scale = (square / (1 - betas[1] ** step)).sqrt_().add_(eps)
     weight.mul_(1 - lr * weight_decay).addcdiv_(mean, scale, value=-lr / (1 - betas[0] ** step))
     return weight, mean, square
-
-
-def rounded(values: Tensor, noise: Tensor) -> Tensor:
-    """Float32 `values` as bfloat16, away from 0 where the bits that go, plus `noise` uniform in [0, 2^16), carry over.
-
-    The probability is the part of the distance that the value has come, exactly; what bfloat16 has stays as it is.
-    """
-    bits: Tensor = (values.view(torch.int32) + noise.int()) & -(2**LOW)
-    return bits.view(torch.float32).bfloat16()
 
 
 def tune(model: PreTrainedModel, spec: TrainSpec, runtime: Runtime) -> dict[str, Any]:
