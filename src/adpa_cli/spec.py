@@ -15,7 +15,9 @@ from typing import Any, Literal, TypeVar
 from adpa_cli.coerce import check, coerce
 from adpa_cli.errors import UsageError
 
-Dtype = Literal["float32", "bfloat16"]
+TrainingDtype = Literal["float32", "bfloat16"]
+Dtype = Literal["float32", "tf32", "bfloat16", "float16"]
+"""What a model computes in: the numbers that its products read and write. A training takes the first or the third."""
 Split = Literal["train", "test"]
 Truncation = Literal["answer", "pair"]
 """How a pair is cut that is longer than `max_length`: once, by its longer answer, or each answer with its prompt."""
@@ -52,7 +54,7 @@ class TrainSpec:
     max_steps: int | None = None
     limit: int | None = None
     seed: int = 0
-    dtype: Dtype = "bfloat16"
+    dtype: TrainingDtype = "bfloat16"
     warmup_ratio: float = 0.1
     weight_decay: float = 0.0
     adam_beta1: float = 0.9
@@ -67,7 +69,7 @@ class TrainSpec:
     """Whether the weights of the other points stay beside them."""
     judged_tokens: int | None = field(default=None, metadata={"neutral": None})
     """The most tokens of the answers by which a reward model selects; None where no reward model does."""
-    weights: Dtype = field(default="float32", metadata={"neutral": "float32"})
+    weights: TrainingDtype = field(default="float32", metadata={"neutral": "float32"})
     """Of the weights in training. bfloat16 keeps gradients and both moments so too (8 bytes a parameter instead of 18),
     rounds every update at random, unbiased, and computes in bfloat16 whatever `dtype` says; the artifact is float32."""
     truncation: Truncation = truncation()

@@ -24,9 +24,10 @@ from adpa_cli.engine.generation.sampling import uniforms
 from adpa_cli.engine.layout.examples import Answer
 from adpa_cli.engine.layout.shared_prompt import answer_rows
 from adpa_cli.engine.layout.shared_prompt import states as states_of
-from adpa_cli.engine.models import Dtype, output_head
+from adpa_cli.engine.models import output_head
 from adpa_cli.errors import AdpaError, DataError
 from adpa_cli.signal.rows import Floats, SignalRows, difference_of
+from adpa_cli.spec import Dtype
 from adpa_cli.tensors.output import Head
 from adpa_cli.tensors.sums import split, top_ids
 

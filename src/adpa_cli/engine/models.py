@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
@@ -38,9 +38,9 @@ from adpa_cli.data.tokenizer import Tokenizer
 from adpa_cli.errors import AdpaError, NotFound
 from adpa_cli.hub.model_folder import ModelFolder
 from adpa_cli.hub.portable import portable_config, portable_generation
+from adpa_cli.spec import Dtype
 from adpa_cli.tensors.output import Head
 
-Dtype = Literal["float32", "bfloat16"]
 SCALAR_HEAD = "score.weight"
 """As classifiers of decoders call it in transformers."""
 

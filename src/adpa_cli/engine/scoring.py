@@ -17,9 +17,10 @@ from adpa_cli.engine.device import halving
 from adpa_cli.engine.layout.batch import collate
 from adpa_cli.engine.layout.examples import Example
 from adpa_cli.engine.layout.micro_batches import micro_batches
-from adpa_cli.engine.models import Dtype, hidden_states, output_head
+from adpa_cli.engine.models import hidden_states, output_head
 from adpa_cli.engine.training.student import Critic, Student
 from adpa_cli.methods import Need, Part
+from adpa_cli.spec import Dtype
 
 BLOCK_BYTES = 1 << 26
 

@@ -17,7 +17,7 @@ from adpa_cli.engine.costs import start_logps_disk
 from adpa_cli.errors import AdpaError, Corrupt, DataError
 from adpa_cli.hub import Located
 from adpa_cli.sizes import Disk, Rows
-from adpa_cli.spec import Dtype, Truncation, make, truncation
+from adpa_cli.spec import TrainingDtype, Truncation, make, truncation
 from adpa_cli.stages import Job, Lengths, Load, Monitor, Node, Stage, with_progress
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ class StartSpec:
     parts: tuple[str, ...]
     template: str
     end: str
-    dtype: Dtype
+    dtype: TrainingDtype
     max_length: int
     limit: int | None
     skip_bad_rows: bool

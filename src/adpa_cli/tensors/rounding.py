@@ -47,7 +47,8 @@ def noise(name: str, start: int, count: int, device: torch.device | str) -> Tens
     places = torch.arange(first, -(-(start + count) // _PER_WORD), device=device)
     words = mixed(places * GOLDEN + key_of(name))
     skipped = start - first * _PER_WORD
-    return words.view(torch.int16)[skipped : skipped + count].int() & (2**NOISE_BITS - 1)
+    pieces: Tensor = words.view(torch.int16)[skipped : skipped + count].int() & (2**NOISE_BITS - 1)
+    return pieces
 
 
 def rounded(values: Tensor, noise: Tensor, dtype: torch.dtype = torch.bfloat16) -> Tensor:
@@ -59,11 +60,12 @@ def rounded(values: Tensor, noise: Tensor, dtype: torch.dtype = torch.bfloat16) 
     """
     dropped = _DROPPED[dtype]
     bits = (values.view(torch.int32) + (noise.int() >> (NOISE_BITS - dropped))) & -(2**dropped)
+    nearby: Tensor = bits.view(torch.float32)
     if dtype != torch.float16:
-        return bits.view(torch.float32).to(dtype)
+        return nearby.to(dtype)
     steps = values.abs() / _SUBNORMAL_STEP  # exact, as is what follows, of the small values that it is used for
     small = (steps.floor() + (steps.frac() > noise / 2**NOISE_BITS)) * _SUBNORMAL_STEP
-    return torch.where(values.abs() < _LEAST_NORMAL, small.copysign(values), bits.view(torch.float32)).to(dtype)
+    return torch.where(values.abs() < _LEAST_NORMAL, small.copysign(values), nearby).to(dtype)
 
 
 def stochastic(values: Tensor, dtype: torch.dtype, name: str, start: int = 0) -> Tensor:

@@ -30,7 +30,8 @@ from transformers.masking_utils import sdpa_mask
 from adpa_cli.engine.layout.examples import TokenSequence
 from adpa_cli.engine.layout.micro_batches import consecutive_batches
 from adpa_cli.engine.layout.shared_prompt import sees_all
-from adpa_cli.engine.models import Dtype, body_and_head, computing
+from adpa_cli.engine.models import body_and_head, computing
+from adpa_cli.spec import Dtype
 
 Item = TypeVar("Item")
 NAME = "packed"

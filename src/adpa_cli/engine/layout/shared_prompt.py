@@ -18,8 +18,9 @@ from transformers import PreTrainedModel
 
 from adpa_cli.engine.layout.examples import Answer
 from adpa_cli.engine.layout.micro_batches import padded
-from adpa_cli.engine.models import Dtype, body_and_head, hidden_states
+from adpa_cli.engine.models import body_and_head, hidden_states
 from adpa_cli.signal.rows import AnswerKey
+from adpa_cli.spec import Dtype
 
 WINDOWS = ("sliding_window", "attention_chunk_size")
 """As configurations call the stretch of tokens beyond which some layers see nothing."""

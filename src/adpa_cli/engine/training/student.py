@@ -16,7 +16,8 @@ from transformers import PreTrainedModel
 
 from adpa_cli.engine.layout.batch import Batch
 from adpa_cli.engine.layout.row_layout import Packer, RowLayout, answer_states, in_order
-from adpa_cli.engine.models import Dtype, body_and_head, computing, output_head
+from adpa_cli.engine.models import body_and_head, computing, output_head
+from adpa_cli.spec import Dtype
 from adpa_cli.tensors.head import selected_logps
 from adpa_cli.tensors.output import Stats
 
