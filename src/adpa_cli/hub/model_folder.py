@@ -265,6 +265,16 @@ class ModelFolder:
         of weights is not here."""
         return {name: tuple(entry["shape"]) for name, entry in self._tensors.items()}
 
+    @cached_property
+    def files(self) -> Mapping[str, Path]:
+        """The file that has each tensor of `shapes`."""
+        return {name: entry["file"] for name, entry in self._tensors.items()}
+
+    @cached_property
+    def stored(self) -> frozenset[str]:
+        """The kinds of numbers in which the matrices are stored, as safetensors files call them."""
+        return frozenset(str(entry["dtype"]) for entry in self._tensors.values() if len(entry["shape"]) > 1)
+
     @property
     def packed(self) -> tuple[str, str] | None:
         """(name, dtype) of a weight that is stored in other numbers than a model computes with; None without one."""
@@ -280,7 +290,7 @@ class ModelFolder:
             paths = sorted(self.path.glob("*.safetensors"))
         found: dict[str, Any] = {}
         for path in paths if all(path.exists() for path in paths) else ():
-            found |= _header(path)
+            found |= {name: {**entry, "file": path} for name, entry in _header(path).items()}
         return {name: entry for name, entry in found.items() if not self.has_text_part or _reads_text(name)}
 
     def _json(self, name: str) -> Mapping[str, Any]:
