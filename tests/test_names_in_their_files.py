@@ -19,6 +19,7 @@ OTHER_MEANINGS = {
     "rewards": "the input of a training that holds what a reward model gave",
     "start-logps": "the input of a training that holds what its start model gave",
     "accuracy": "a number that is measured, by its name in metrics",
+    "agreement": "the same",
     "tiny": "the built-in family",
     "adpa": "the program",
 }

@@ -155,7 +155,7 @@ def test_a_suite_is_one_file(drop_in: str, pipeline: Pipeline, cli: Cli) -> None
     ref = cli(*words).ref
     manifest = Store.find(pipeline.store).resolve(ref)
     assert manifest.spec["suite"] == "length"
-    assert "suite is one of accuracy, tiny, reward-model, implicit, length" in cli.refused(
+    assert "suite is one of accuracy, tiny, reward-model, implicit, agreement, length" in cli.refused(
         2, "eval", model, "--suite", "width"
     )
     assert "length" in cli("show", ref).out

@@ -17,13 +17,14 @@ from adpa_cli.data.tokenizer import FILE as TOKENIZER
 from adpa_cli.data.tokenizer import Tokenizer, compare
 from adpa_cli.disk import readable
 from adpa_cli.errors import AdpaError, NotFound, UsageError
-from adpa_cli.families import GENERIC, Alias, Family, ReadyPair, alias_of_base, family_of_base
+from adpa_cli.families import Alias, Family, ReadyPair, alias_of_base, family_of_base, generic
 from adpa_cli.hub import External, HubFile, Kind, Located
 from adpa_cli.hub import repository as hub
 from adpa_cli.hub.model_folder import ModelFolder
 from adpa_cli.planning.chat_templates import NO_CHOICE, TemplateChoice, template_in
 from adpa_cli.planning.resolve_inputs import Names
 from adpa_cli.sizes import ModelSize
+from adpa_cli.spec import Dtype
 from adpa_cli.stages import Artifact, Input, Made, Node, product_of
 from adpa_cli.stages.training import DPO_TEACHER, SFT
 from adpa_cli.store.identity import file_digest
@@ -60,7 +61,16 @@ def base_name(item: Input | Manifest, store: Store) -> str:
 
 def family_of(model: Input, store: Store) -> Family:
     """The family whose student or teacher a model was trained from; the paper's settings for a model of none."""
-    return family_of_base(base_name(model, store)) or GENERIC
+    return family_of_base(base_name(model, store)) or generic(_type_of(model, store))
+
+
+def _type_of(model: Input, store: Store) -> str:
+    """The `model_type` of a model, built or not; "" where it cannot be read yet."""
+    try:
+        lowest = _lowest(model, store)
+        return str(ModelFolder.of(folder_of(lowest, store)).config.get("model_type", ""))
+    except (AdpaError, OSError):
+        return ""
 
 
 def alias_of(base: Input) -> str:
@@ -108,19 +118,22 @@ def template_of(item: Input, choice: TemplateChoice = NO_CHOICE) -> Template | N
 
 def reference_of(teacher: Input, store: Store) -> Input | None:
     """The model that an aligned teacher was aligned from; None where its history does not say."""
-    if isinstance(teacher, External) or teacher.stage != DPO_TEACHER.name:
-        return None
-    reference = single(teacher, "model", store)
-    if reference is not None or isinstance(teacher, Node):
-        return reference
-    content = str(teacher.manifest.inputs["model"])
-    facts = teacher.manifest.sources.get(content, {})
+    return None if isinstance(teacher, External) or teacher.stage != DPO_TEACHER.name else start_of(teacher, store)
+
+
+def start_of(model: Made, store: Store) -> Input | None:
+    """The model that a training started from. Raises NotFound for one that is neither in the store nor within reach."""
+    start = single(model, "model", store)
+    if start is not None or isinstance(model, Node):
+        return start
+    content = str(model.manifest.inputs["model"])
+    facts = model.manifest.sources.get(content, {})
     if facts.get("commit"):
         return hub.model(str(facts["name"]), str(facts["commit"]), store.hash_cache)
     if folder := model_in_folder(content, facts, store):
         return folder
     raise NotFound(
-        f"{teacher.label} was aligned from a model that is not in this store", "name it with --reference MODEL"
+        f"{model.label} was trained from a model that is not in this store", "name it with --reference MODEL"
     )
 
 
@@ -128,6 +141,14 @@ def model_in_folder(content: str, facts: Mapping[str, Any], store: Store) -> Ext
     """A recorded model from outside, in a folder of this machine that was hashed before; None where there is none."""
     folder = store.hash_cache.locate(content.removeprefix("model:"))
     return External(content, folder.name, (str(folder),), facts) if folder is not None else None
+
+
+def reference_hint(aligned: Input, store: Store) -> str:
+    """What to type where an aligned model does not say what it was aligned from; its card on the hub may."""
+    named = ""
+    if isinstance(aligned, External) and (commit := aligned.facts.get("commit")):
+        named = hub.base_of(str(aligned.facts["name"]), str(commit), store.hash_cache)
+    return f"… --reference {named}     (its card names this one; check it)" if named else "… --reference MODEL"
 
 
 def command_word(item: Input) -> str:
@@ -269,6 +290,8 @@ class Trained:
     folder: Path
     template: Template
     manifest: Manifest | None
+    dtype: Dtype = "float32"
+    """What it computes in when it answers."""
 
 
 def trained(
@@ -295,8 +318,10 @@ def trained(
         raise missing_template(text, f"fine-tune it first: adpa sft --model {text}", what)
     if isinstance(model, External):
         hub.fetch(model.files, names.store.hash_cache, note)
-        return Trained(model.label, Path(model.where[0]), template, None)
-    return Trained(model.label, readable(names.store.folder(model.label)), template, model.manifest)
+        folder, manifest = Path(model.where[0]), None
+    else:
+        folder, manifest = readable(names.store.folder(model.label)), model.manifest
+    return Trained(model.label, folder, template, manifest, family_of(model, names.store).inference)
 
 
 def _of_family(alias: Alias, text: str, store: Store) -> Manifest:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from adpa_cli import stages, suites
 from adpa_cli.errors import UsageError
-from adpa_cli.families import GENERIC, Alias, Family, ReadyPair
+from adpa_cli.families import GENERIC, Alias, Family, ReadyPair, ready_pairs
 from adpa_cli.hub import External
 from adpa_cli.planning import lineage
 from adpa_cli.planning.planner import SIDES, Inputs, Model, Plan, Planner, Teachers
@@ -84,18 +84,20 @@ def teachers_of(planner: Planner, family: Family, teacher: str | None, reference
     else:
         below = lineage.reference_of(model, names.store)
     aligned_as_is = _as_it_is(planner, model, "--teacher")
-    notes = _of_reference(model, below) if below is not None else ()
-    if below is not None and not lineage.is_base(below):
-        lineage.same_template(aligned_as_is.template, below, "reference", planner.user.templates)
+    notes = _of_reference(planner, aligned_as_is, below) if below is not None else ()
     return Teachers(model, below, aligned_as_is.family, aligned_as_is.template, notes)
 
 
-def _of_reference(aligned: Artifact | External, reference: Input) -> tuple[str, ...]:
-    """What is to be said of a reference that an aligned teacher is compared with."""
-    if not isinstance(aligned, External) or lineage.is_base(aligned) or not lineage.is_base(reference):
+def _of_reference(planner: Planner, aligned: Model, reference: Input) -> tuple[str, ...]:
+    """What is to be said of a reference that an aligned model is compared with. UsageError for another template."""
+    model = aligned.input
+    if not lineage.is_base(reference):
+        lineage.same_template(aligned.template, reference, "reference", planner.user.templates)
+        return ()
+    if not isinstance(model, External) or lineage.is_base(model):
         return ()
     return (
-        f"the reference {reference.label} is a base model: what sets {aligned.label} apart from it is mostly "
+        f"the reference {reference.label} is a base model: what sets {model.label} apart from it is mostly "
         "instruction tuning, not preference; name the model that the teacher was aligned from: --reference MODEL",
     )
 
@@ -150,7 +152,7 @@ def plan_sft(names: Names, user: UserSettings, model: str, data: Sequence[str]) 
         family = lineage.family_of(meaning, names.store)
         base, side, role = Model(meaning, family, planner.template(family, meaning)), "student", SFT.name
     notes: tuple[str, ...] = ()
-    if base.family is GENERIC and lineage.template_of(base.input, user.templates) is None:
+    if not base.family.alias and lineage.template_of(base.input, user.templates) is None:
         notes = (f"{base.input.label} has no chat template; the default one (zephyr) is set and saved",)
     node = planner.sft(base, planner.dialogues_of(base.family), side, role)
     return Plan((node,), base.template, notes=notes)
@@ -232,16 +234,41 @@ def plan_eval(names: Names, user: UserSettings, request: Evaluate) -> Plan:
     family, template = models[0].family, models[0].template
     suite = _suite(request, family)
     _check_read(request, suite)
-    scorers = _scorers(planner, request, family, suite)
+    judges = _scorers(planner, request, family, suite)
     against = model_of(planner, request.against, "--against").input if request.against else None
     if against is not None:
         lineage.same_template(template, against, "opponent", user.templates)
-    nodes = []
-    for model in models:
+    nodes: list[Node] = []
+    notes: tuple[str, ...] = ()
+    for text, model in zip(request.models, models, strict=True):
         lineage.same_template(template, model.input, "model", user.templates)
-        data = pairs_for(planner, model)
+        data, scorers = pairs_for(planner, model), dict(judges)
+        if "reference" in suite.scorers and "reference" not in scorers:
+            scorers["reference"] = below = _reference_for(planner, request, suite, text, model)
+            notes += _of_reference(planner, model, below)
         nodes.append(_eval_node(planner, model, data, model.input.label, against, suite, scorers))
-    return Plan(tuple(nodes), template)
+    return Plan(tuple(nodes), template, notes=notes)
+
+
+def _reference_for(planner: Planner, request: Evaluate, suite: Suite, text: str, model: Model) -> Input:
+    """The model that a measured one was trained from: the one that was named, else what is recorded."""
+    measured, named = model.input, request.reference or (text if text in ready_pairs() else None)
+    if named:
+        reference: Input | None = model_of(planner, named, "--reference", as_reference=True).input
+    else:
+        reference = None if isinstance(measured, External) else lineage.start_of(measured, planner.names.store)
+    if reference is None:
+        raise UsageError(
+            f"the suite {suite.name} compares a model with the one that it was aligned from; {measured.label} comes "
+            "from outside and does not say which that is",
+            lineage.reference_hint(measured, planner.names.store),
+        )
+    if reference.content == measured.content:
+        raise UsageError(
+            f"{measured.label} is compared with itself: every margin would be 0",
+            "name the model that it was aligned from: --reference MODEL",
+        )
+    return reference
 
 
 def family_evals(
@@ -298,30 +325,35 @@ def _suite(request: Evaluate, family: Family) -> Suite:
         return suites.every()[request.suite]
     if request.reward_model:
         return suites.judged_by("reward_model")
-    return suites.judged_by("aligned", "reference") if request.teacher else suites.every()[family.suite]
+    if request.teacher:
+        return suites.judged_by("aligned", "reference")
+    return suites.judged_by("reference") if request.reference else suites.every()[family.suite]
 
 
 def _check_read(request: Evaluate, suite: Suite) -> None:
     """Raise UsageError for a model that was named and that the suite does not ask."""
+    what = "judges no answers" if suite.rewards is None else "judges by other means"
+    if request.against is not None and suite.rewards is None:
+        raise UsageError(
+            f"--against {request.against} would not be used: the suite {suite.name} {what}",
+            "name who judges: --reward-model MODEL, or --teacher T --reference R for its implicit reward",
+        )
     asked = {
-        "--against": (request.against, suite.rewards is not None),
-        "--reward-model": (request.reward_model, "reward_model" in suite.scorers),
-        "--teacher": (request.teacher, "aligned" in suite.scorers),
-        "--reference": (request.reference, "reference" in suite.scorers),
+        "--reward-model": (request.reward_model, "reward_model"),
+        "--teacher": (request.teacher, "aligned"),
+        "--reference": (request.reference, "reference"),
     }
-    for option, (named, is_read) in asked.items():
-        if named is not None and not is_read:
-            what = "judges no answers" if suite.rewards is None else "judges by other means"
+    for option, (named, role) in asked.items():
+        if named is not None and role not in suite.scorers:
+            readers = " or ".join(suites.judging_by(role))
             raise UsageError(
                 f"{option} {named} would not be used: the suite {suite.name} {what}",
-                "name who judges: --reward-model MODEL, or --teacher T --reference R for its implicit reward"
-                if option == "--against"
-                else f"leave it out, or choose another suite than {suite.name}: --suite NAME",
+                f"leave it out, or choose a suite that reads it: --suite {readers}",
             )
 
 
 def _scorers(planner: Planner, request: Evaluate, family: Family, suite: Suite) -> dict[str, Input]:
-    """The models that a suite judges by, as they were named."""
+    """The models that a suite judges by, as they were named, whatever model it measures."""
     scorers: dict[str, Input] = {}
     if "reward_model" in suite.scorers:
         if not request.reward_model:

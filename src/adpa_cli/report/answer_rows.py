@@ -101,7 +101,8 @@ class Evaluated:
         return len(self._rows)
 
     def record(self, place: int) -> dict[str, Any]:
-        """A "pair" with its `margin` in nats per token, or a "prompt" with `reward` and the opponent's (`against`)."""
+        """A "pair" with its `margin` in nats (per token unless its suite measures pairs otherwise), or a "prompt" with
+        `reward` and the opponent's (`against`)."""
         return dict(self._rows[place])
 
     brief = record

@@ -11,7 +11,7 @@ from adpa_cli.data.examples import win
 from adpa_cli.report import text
 from adpa_cli.report.answer_rows import SCORES
 from adpa_cli.report.lineage import content_name, what
-from adpa_cli.report.scores import ACCURACY, REWARD, Score, by_model, scores_of
+from adpa_cli.report.scores import REWARD, WIN, Score, by_model, scores_of
 from adpa_cli.stages.eval import bootstrap
 from adpa_cli.store.manifest import Manifest
 from adpa_cli.store.store import Store
@@ -24,7 +24,7 @@ Table = Mapping[str, float]
 Difference = tuple[float, float, float]
 """A mean with the bounds of its 95 % interval."""
 
-_BESIDES = {"what", "watch", "say", "notes", "scores", "suite", "data", "scorer", "speed", "memory"}
+_BESIDES = {"what", "watch", "say", "notes", "scores", "suite", "data", "scorer", "speed", "memory", "update"}
 
 
 def collect(store: Store, manifests: Sequence[Manifest]) -> dict[str, list[Any]]:
@@ -90,7 +90,7 @@ def differences(store: Store, columns: Sequence[Sequence[Score]]) -> dict[str, l
 def values(folder: Path, metric: str) -> dict[str, float]:
     """What each row added to a metric of the evaluation in `folder`; empty where that was not kept."""
     figures = _figures(folder)
-    if metric == ACCURACY:
+    if metric not in (REWARD, WIN):
         return {row: win(margin) for row, margin in figures.get("margins", {}).items()}
     ours: Table = figures.get("rewards", {})
     if metric == REWARD:

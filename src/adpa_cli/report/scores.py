@@ -13,7 +13,7 @@ from adpa_cli.store.manifest import Manifest
 from adpa_cli.store.store import Store
 
 ACCURACY, REWARD, WIN = "reward_accuracy", "mean_reward", "win_rate"
-_SHARES = ("accuracy", "rate", "share")
+_SHARES = ("accuracy", "rate", "share", "agreement")
 SEEDS = ("seed", "seed-all")
 DIGITS = 3
 """Of what is no share, behind the point."""

@@ -1,9 +1,9 @@
 """The `eval` stage: what one model scores on held-out data.
 
-Reward accuracy (Gao et al. 2025, section 4.5): how often the mean log-prob of the chosen answer exceeds that of the
-rejected one. Where the suite judges answers: their mean reward, and how often they beat another model's answers to the
-same prompts (ties count half). Every figure has a 95 % interval from a bootstrap over prompts, paired where two models
-are compared.
+How often the chosen answer of a pair is above the rejected one (ties count half): by its mean log-prob, which is reward
+accuracy (Gao et al. 2025, section 4.5), or as the suite measures pairs. Where the suite judges answers: their mean
+reward, and how often they beat another model's answers to the same prompts (ties count half). Every figure has a 95 %
+interval from a bootstrap over prompts, paired where two models are compared.
 """
 
 from __future__ import annotations
@@ -47,6 +47,7 @@ def finish(job: Job) -> dict[str, Any]:
     from adpa_cli.data.examples import win
 
     spec = make(EvalSpec, job.spec)
+    suite = suites.every()[spec.suite]
     read = {
         name: json.loads((job.folder / f"_{name}.json").read_text())
         for name in ("margins", "rewards", "against")
@@ -57,14 +58,15 @@ def finish(job: Job) -> dict[str, Any]:
     write_json(job.folder / "scores.json", {**read, "prompts": prompts} if shared else read)
     (margins,) = _aligned(read["margins"])
     asked = [prompts[pair] for pair in sorted(read["margins"])]
-    scores = {"reward_accuracy": bootstrap([win(margin) for margin in margins], spec, asked)}
+    scores = {suite.score: bootstrap([win(margin) for margin in margins], spec, asked)}
     if "rewards" in read:
         scores["mean_reward"] = bootstrap(_aligned(read["rewards"])[0], spec)
     if "against" in read:
         ours, theirs = _aligned(read["rewards"], read["against"])
         wins = bootstrap([win(a - b) for a, b in zip(ours, theirs, strict=True)], spec)
         scores["win_rate"] = {**wins, "against": job.one("against").values.get("by", "")}
-    return {"suite": spec.suite, "data": job.one("data").label, "scores": scores}
+    size = {} if suite.margins is None else {"margin_rms": float((margins**2).mean() ** 0.5)}
+    return {"suite": spec.suite, "data": job.one("data").label, "scores": scores, **size}
 
 
 def bootstrap(values: Any, spec: EvalSpec, prompts: Sequence[str] = ()) -> dict[str, float]:
@@ -101,10 +103,13 @@ def _aligned(*tables: dict[str, float]) -> list[Floats]:
 
 
 def _margins(job: Job, spec: EvalSpec) -> dict[str, float]:
-    """Mean log-prob per token of the chosen answer minus that of the rejected, per pair."""
+    """The margin of every pair: as the suite measures it, else the difference of mean log-probs per token in nats."""
     from adpa_cli.engine.layout import examples as ex
     from adpa_cli.engine.scoring import pair_margins
 
+    suite = suites.every()[spec.suite]
+    if suite.margins is not None:
+        return suite.margins({role: job.one(role) for role in ("model", "data", *suite.scorers)}, spec)
     folder = job.one("model").path
     examples = ex.pair_examples(spec, job.one("data"), "test", folder)
     return pair_margins(suites.answer_logps(folder, spec, examples, ("chosen", "rejected")), examples)
@@ -131,9 +136,16 @@ def disk(node: Node, load: Load) -> Disk:
     return scores_disk(load.count, 1 + ("rollouts" in node.inputs) + ("against" in node.inputs))
 
 
+def what(node: Node) -> str:
+    """Which suite measured whom, and with what the measured model was compared."""
+    is_compared = "reference" in node.inputs and "aligned" not in node.inputs
+    compared = f", reference {node.label_of('reference')}" if is_compared else ""
+    return f"{node.spec.suite} of {node.about}{compared}"
+
+
 EVAL = Stage(
     "eval", 9, 1, EvalSpec, "scoring", "scores", compute, finish, rows, disk,
-    what=lambda node: f"{node.spec.suite} of {node.about}", split=lambda spec: "test",
-    one_process=True, follows=("max_length",), is_result=True,
+    what=what, split=lambda spec: "test", one_process=True, follows=("max_length",),
+    is_result=True,
 )  # fmt: skip
 STAGES = (EVAL,)

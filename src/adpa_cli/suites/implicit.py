@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from adpa_cli.hub import Located
-from adpa_cli.suites import EvalSpec, Suite, answer_logps
+from adpa_cli.suites import EvalSpec, Suite, implicit_rewards
 
 if TYPE_CHECKING:
     from adpa_cli.engine.layout.examples import Rollout
@@ -14,14 +14,12 @@ if TYPE_CHECKING:
 
 def rewards(scorers: Mapping[str, Located], spec: EvalSpec, rollouts: Sequence[Rollout]) -> dict[str, float]:
     """Sum over the tokens of every answer of log π_aligned - log π_reference, by the hash of its prompt."""
-    import numpy as np
-
     from adpa_cli.engine.layout.examples import Example, rollout_answers
 
     examples = [Example(a.key.example_id, {"rollout": a.sequence()}) for a in rollout_answers(rollouts)]
-    aligned, reference = (answer_logps(scorers[who].path, spec, examples, ("rollout",)) for who in SUITE.scorers)
-    sums = {key[0]: float((logps - reference[key]).astype(np.float64).sum()) for key, logps in aligned.items()}
-    return {row.id: sums.get(row.id, 0.0) for row in rollouts}  # the sum over an empty answer is 0
+    aligned, reference = (scorers[who].path for who in SUITE.scorers)
+    sums = implicit_rewards(aligned, reference, spec, examples, ("rollout",))
+    return {row.id: sums.get((row.id, "rollout"), 0.0) for row in rollouts}  # the sum over an empty answer is 0
 
 
 SUITE = Suite("implicit", 4, rewards, ("aligned", "reference"))

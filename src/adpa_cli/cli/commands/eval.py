@@ -23,7 +23,7 @@ def evaluate(
         str | None,
         opt.option(
             "--suite",
-            help="accuracy, tiny, reward-model or implicit [family].",
+            help="accuracy, tiny, reward-model, implicit or agreement [family].",
             metavar="NAME",
             completion=complete.suites,
         ),
@@ -35,7 +35,10 @@ def evaluate(
         str | None, opt.reward_model(help="A reward model that judges; an alias: its family's.")
     ] = None,
     teacher: opt.Teacher = None,
-    reference: opt.Reference = None,
+    reference: Annotated[
+        str | None,
+        opt.teacher("--reference", help="What the teacher, or REF under agreement, was aligned from [recorded]."),
+    ] = None,
     data: opt.Data = None,
     *,
     options: opt.Options,
@@ -43,6 +46,7 @@ def evaluate(
     """Measure models on held-out data: one numbers artifact per model.
 
     adpa eval best --against sft/3f9c0a1b2c4d --reward-model reward-model/0c5e7a1b2d3f
+    adpa eval dpo-teacher/3f9c0a1b2c4d --suite agreement
     """
     from adpa_cli.planning.requests import Evaluate, plan_eval
 
