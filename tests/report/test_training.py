@@ -14,15 +14,22 @@ METRICS = {
     "final": {"loss": 1.25, "sft": 1.0, "kl": 0.5, "grad_norm": 2.0, "length/rollout": 312.0},
     "gradients": {"kl": 0.02, "sft": 0.125},
     "entropy": {"chosen": 1.5, "rollout": 1.25},
+    "update": {
+        "rms": 7.156e-05, "seen": {"bfloat16": 0.0396, "float16": 0.302, "computed": 1.0},
+        "differ": {"bfloat16": 0.0214, "float16": 0.166},
+    },
     "speed": {"tokens_per_s": 12345.6, "wait": 0.0031, "mfu": 0.4123, "padding": 0.04, "seconds": 2880.0},
     "memory": {"peak": 1_200_000_000, "device": "cuda", "estimate": 1_100_000_000},
-}
+}  # fmt: skip
 
 
 def test_the_page_shows_terms_with_their_gradients_speed_and_memory() -> None:
-    assert page.training_lines(METRICS, 200) == [
+    assert page.training_lines(METRICS, 250) == [
         "terms     loss 1.25 · kl 0.5, ∇ 0.02 · sft 1, ∇ 0.125 · grad_norm 2 · length/rollout 312"
         " · entropy/chosen 1.5 · entropy/rollout 1.25",
+        "update    weights moved by 0.007156 % (rms) · the training's products see 100.0 %"
+        " · rounding to bfloat16 keeps 4.0 % (2.1 % of weights differ)"
+        " · rounding to float16 keeps 30.2 % (16.6 % of weights differ)",
         "speed     12,346 tokens/s · 41.2 % of the device's peak · 0.3 % waiting for data · 4.0 % padding"
         " · 48 min in steps",
         "memory    1.2 GB at most (cuda) · 1.1 GB expected",

@@ -140,9 +140,9 @@ def measured_update(pairs: Iterable[Pair], ways: Mapping[str, Way] = NEAREST) ->
 
 
 @torch.no_grad()
-def share_off_grid(folder: Path, dtype: torch.dtype) -> float:
+def share_off_grid(folder: Path, dtype: str) -> float:
     """The share of the weights of products in a folder that are no numbers of `dtype`, on a sample."""
-    weights, way = folder_weights(folder), nearest(dtype)
+    weights, way = folder_weights(folder), nearest(getattr(torch, dtype))
     off, count = 0, 0
     for name in _spread(list(weights.of_products.values())):
         values = weights.read(name, _rows(weights.shapes[name], True)).float()

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 Artifacts = Mapping[str, Manifest]
 FILE_NAME = "metrics.jsonl"
-METRICS = ("final", "gradients", "entropy", "speed", "memory", "selection")
+METRICS = ("final", "gradients", "entropy", "update", "speed", "memory", "selection")
 """The metrics of a manifest that the lines of this file show."""
 _NOT_CURVES = {"step", "epoch", "lr", "seconds", "time", "at", "tokens", "of", "rows", "tokens_per_device", "padding"}
 _FIRST = ("loss", "advantage", "entropy", "length")
@@ -295,7 +295,12 @@ def _curve(every: Sequence[float | None]) -> str:
 
 def training_lines(metrics: Mapping[str, Any], width: int) -> list[str]:
     """Nothing for what is no training, or was trained by a version that kept less."""
-    rows = (("terms", _terms(metrics)), ("speed", _speed(metrics)), ("memory", _memory(metrics)))
+    rows = (
+        ("terms", _terms(metrics)),
+        ("update", _update(metrics)),
+        ("speed", _speed(metrics)),
+        ("memory", _memory(metrics)),
+    )
     return [line for label, items in rows if items for line in text.wrap(label, items, width, " · ")]
 
 
@@ -307,6 +312,19 @@ def _terms(metrics: Mapping[str, Any]) -> list[str]:
     rest = {name: value for name, value in final.items() if name not in ("loss", *gradients)}
     items += [f"{name} {text.number(value)}" for name, value in rest.items()]
     return items + [f"entropy/{part} {text.number(value)}" for part, value in entropy.items()]
+
+
+def _update(metrics: Mapping[str, Any]) -> list[str]:
+    """How far the weights moved, how much of that the training's own products saw, and what rounding keeps of it."""
+    update = metrics.get("update")
+    if not update:
+        return []
+    seen, moved = update["seen"], text.number(100 * update["rms"])
+    kept = [
+        f"rounding to {dtype} keeps {_percent(seen[dtype])} ({_percent(share)} of weights differ)"
+        for dtype, share in update["differ"].items()
+    ]
+    return [f"weights moved by {moved} % (rms)", f"the training's products see {_percent(seen['computed'])}", *kept]
 
 
 def _speed(metrics: Mapping[str, Any]) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import typing
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -52,13 +53,14 @@ def compute(job: Job, monitor: Monitor, rank: int = 0, processes: int = 1) -> No
     save_in = _saver(student.model, encoder, folder)
     selection = CheckpointSelection(job.folder, student, accelerator, save_in, held, spec.keep == "all")
     evaluated = schedule.evaluation_steps(rows, spec.batch_size, end) if held or spec.keep == "all" else frozenset()
+    look = _look_at_first_steps(job, spec, student, monitor) if accelerator.is_main_process else lambda step: None
     forget_peak(accelerator.device)
     logs = Path(job.logs or job.folder / "_trackers")
     with tracking(tracker_names(job.runtime.trackers), job.ref, logs, job.spec, monitor.note) as track:
         run = Run(
             spec=spec, method=method, params=params, examples=data.examples, end_id=encoder.end_id,
             signal_of=data.signal_of, work=job.folder, runtime=job.runtime, stage=job.stage,
-            progress=monitor.progress, track=track, note=monitor.note, stop=monitor.stop,
+            progress=monitor.progress, track=track, look=look, note=monitor.note, stop=monitor.stop,
             evaluation_steps=evaluated, evaluate=selection.evaluate, feed=feed,
             critic_lr=params.critic_lr if feed else 0.0, reward_of=data.reward_of, start_of=data.start_of,
         )  # fmt: skip
@@ -71,7 +73,8 @@ def compute(job: Job, monitor: Monitor, rank: int = 0, processes: int = 1) -> No
         write_json(job.folder / RESULT, {
             **preferred, **_selected(job, spec, chosen, bool(held), bool(evaluated)),
             **measured(job.folder, end, accelerator.device.type), **_sizes(student.model, data),
-            **({"runtime": tuned} if tuned else {}), **data.truncation, "final": summary, "notes": list(data.notes),
+            **({"runtime": tuned} if tuned else {}), **data.truncation, **_update(job, spec), "final": summary,
+            "notes": list(data.notes),
         })  # fmt: skip
     accelerator.wait_for_everyone()
 
@@ -147,8 +150,9 @@ def finish(job: Job) -> dict[str, Any]:
     """The metrics of a finished training, with what to say of them and what to watch."""
     metrics: dict[str, Any] = json.loads((job.folder / RESULT).read_text())
     metrics["memory"] = {"estimate": job.hints.get("memory"), **metrics["memory"]}
-    say: list[str] = []
-    watch = unequal_gradients(metrics.get("gradients", {}))
+    spec, update = make(TrainSpec, job.spec), metrics.get("update", {})
+    say = [f"its products see {100 * update['seen'][COMPUTED]:.1f} % of the update"] if update and _rounds(spec) else []
+    watch = [*unequal_gradients(metrics.get("gradients", {})), *lost_update(update, job.stage, spec)]
     if job.spec.get("select") == "best":
         chosen = metrics["selection"]
         say.append(f"step {chosen['step']} of {chosen['points'][-1]['step']} is the best")
@@ -176,6 +180,88 @@ def _rms_advantage(folder: Path) -> float | None:
 
 GRADIENT_RATIO = 30.0
 """Times that the gradient of one term may exceed that of another before it is worth a warning."""
+
+
+LEAST_SEEN = 0.5
+"""The part of a training's change that products must see, or it is worth a warning."""
+HARDLY, FIRST_STEPS = 0.05, 8
+"""The part of it, and the steps after which it is looked at while there is time to begin again."""
+COMPUTED = "computed"
+OFF_GRID = 0.01
+"""The share of a model's weights between numbers of bfloat16 from which on it is told."""
+
+
+def _rounds(spec: TrainSpec) -> bool:
+    """Whether products read other weights than those that are kept."""
+    return spec.dtype == "bfloat16" != spec.weights
+
+
+def _update(job: Job, spec: TrainSpec) -> dict[str, Any]:
+    """`update`: the change of the saved weights from those that the training started from, as products see it."""
+    from adpa_cli.engine.update import folder_pairs, measured_update
+
+    found = measured_update(folder_pairs(job.one("model").path, job.folder))
+    if found:
+        found["seen"][COMPUTED] = found["seen"]["bfloat16"] if _rounds(spec) else 1.0
+    return {"update": found} if found else {}
+
+
+def unseen(update: Mapping[str, Any], dtype: str) -> float | None:
+    """The part of a training's change that products in `dtype` see, by its metrics, where that is less than half."""
+    seen = float(update.get("seen", {}).get(dtype, 1.0))
+    return seen if seen < LEAST_SEEN else None
+
+
+def finer(stage: str, spec: Any) -> str:
+    """What to type for a stage that computes in bfloat16, so that it reads weights with more digits."""
+    offered = typing.get_args(typing.get_type_hints(type(spec))["dtype"])
+    held = f"--set {stage}.weights=float32 " if getattr(spec, "weights", "") == "bfloat16" else ""
+    return f"{held}--set {stage}.dtype={'float16' if 'float16' in offered else 'float32'}"
+
+
+def lost_update(update: Mapping[str, Any], stage: str, spec: TrainSpec) -> list[str]:
+    """Warnings where less than half of what was learned is seen: by the training itself, by what reads its model."""
+    said = []
+    if (seen := unseen(update, COMPUTED)) is not None:
+        said.append(
+            f"the forward pass saw {100 * seen:.1f} % of what was learned, for its products read the weights in "
+            f"bfloat16, so compute with dtype=float32: {finer(stage, spec)}"
+        )
+    if (seen := unseen(update, "bfloat16")) is not None:
+        said.append(
+            f"rounded to bfloat16 the weights keep {100 * seen:.1f} % of what was learned "
+            f"({100 * update['differ']['bfloat16']:.1f} % of them differ from those before): capture and evaluate this "
+            "model in float16, to which weights are rounded without bias, or in float32 (--set STAGE.dtype=float16); "
+            "adpa export says what serving keeps"
+        )
+    return said
+
+
+def _look_at_first_steps(job: Job, spec: TrainSpec, student: Any, monitor: Monitor) -> Callable[[int], None]:
+    """Notes what rounding does to the weights: of the start at once, and of what the first steps have learned."""
+    from adpa_cli.engine import update as updates
+
+    start = job.one("model")
+    if spec.dtype == "bfloat16" and start.kind == "model":
+        share = updates.share_off_grid(start.path, "bfloat16")
+        if share > OFF_GRID:
+            monitor.note(
+                f"{100 * share:.1f} % of the weights of {start.label} are no numbers of bfloat16, so products read "
+                f"others than the model's; float32 holds them: {finer(job.stage, spec)}"
+            )
+
+    def look(step: int) -> None:
+        if step != FIRST_STEPS or not _rounds(spec):
+            return
+        before, after = updates.folder_weights(start.path), updates.model_weights(student.model)
+        seen = updates.measured_update(updates.pairs(before, after, sample=True)).get("seen", {}).get("bfloat16", 1.0)
+        if seen < HARDLY:
+            monitor.note(
+                f"after step {step} products in bfloat16 see {100 * seen:.1f} % of what was learned, so the forward "
+                f"pass is nearly that of the start: {finer(job.stage, spec)}, or a higher learning rate (--lr)"
+            )
+
+    return look
 
 
 def measured(work: Path, step: int, device: str) -> dict[str, Any]:

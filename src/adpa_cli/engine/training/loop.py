@@ -67,6 +67,8 @@ class Run:
     progress: Callable[[int, int, Mapping[str, float]], None] = lambda step, of, numbers: None
     track: Callable[[int, Mapping[str, float]], None] = lambda step, numbers: None
     """Given the same numbers of each step as `progress`, and the learning rate."""
+    look: Callable[[int], None] = lambda step: None
+    """Called after each step, in every process; it may look at the weights, and changes nothing."""
     note: Callable[[str], None] = lambda text: None
     stop: Callable[[], str | None] = lambda: None
     """The name of the signal that asks the run to stop, if one came."""
@@ -118,6 +120,7 @@ def train(student: Student, run: Run, accelerator: Accelerator) -> dict[str, flo
             log.add({"step": step + 1, **numbers, "lr": rate, **fewer})
             run.progress(step + 1, end, {**numbers, **pace})
             run.track(step + 1, {**numbers, "lr": rate, **pace})
+            run.look(step + 1)
             last = step + 1 == end
             if step + 1 in run.evaluation_steps:
                 run.evaluate(step + 1)
