@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -234,21 +233,6 @@ def test_a_base_model_as_the_reference_of_an_instruct_teacher_is_remarked_on(
         assert reference.rpartition("/")[2] in said[0]
         assert "is a base model" in said[0]
         assert "--reference MODEL" in said[0]
-
-
-def test_a_plan_says_what_stays_in_bfloat16_where_float32_is_set_for_the_training(
-    hub: Hub, names: Names, tmp_path: Path
-) -> None:
-    for name in ("student", "teacher"):
-        hub.add(f"org/{name}", folder(tmp_path / name, name, TEMPLATE))
-    request = Distill("dckd", "org/student", "org/teacher")
-    assert plan_distill(names, USER, request).notes == ()
-    user = replace(USER, bare={"dtype": "float32"})
-    (said,) = plan_distill(names, user, request).notes
-    sets = "--set cache-teacher.dtype=float32 --set eval.dtype=float32"
-    assert said == f"dtype=float32 is that of distill alone; in bfloat16: cache-teacher, eval; otherwise: {sets}"
-    everywhere = replace(user, by_stage={"cache-teacher": {"dtype": "float32"}, "eval": {"dtype": "float32"}})
-    assert plan_distill(names, everywhere, request).notes == ()
 
 
 def test_a_ready_pair_gives_the_student_its_template(hub: Hub, names: Names, tmp_path: Path) -> None:

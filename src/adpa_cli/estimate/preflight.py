@@ -27,8 +27,8 @@ from adpa_cli.machine import Machine
 from adpa_cli.planning.lineage import folder_of
 from adpa_cli.sizes import Where, size_words
 from adpa_cli.spec import Runtime, TrainSpec
-from adpa_cli.stages import DECODER_ROLES, Load, Node
-from adpa_cli.stages.training import needs_of
+from adpa_cli.stages import DECODER_ROLES, MODEL_ROLES, Load, Node
+from adpa_cli.stages.training import finer, needs_of, unseen
 from adpa_cli.store.store import Store
 
 FIRST_ROWS = 8
@@ -68,6 +68,23 @@ def run_checks(checks: Iterable[Check]) -> tuple[list[AdpaError], list[str]]:
     return list(problems.values()), list(remarks)
 
 
+def _lost_digits(node: Node, store: Store) -> list[str]:
+    """Where a stage is to read models in bfloat16: those whose training it loses, those with weights in float16."""
+    said = []
+    read = node.flat_inputs() if getattr(node.spec, "dtype", "") == "bfloat16" else ()
+    for item in [item for role, item in read if role in MODEL_ROLES]:
+        if isinstance(item, External):
+            is_finer = item.is_open and ModelFolder.of(Path(item.where[0])).stored == {"F16"}
+            why = "whose weights are float16, of three bits more" if is_finer else ""
+        else:
+            manifest = store.get(item.label)
+            seen = unseen(manifest.metrics.get("update", {}), "bfloat16") if manifest else None
+            why = "" if seen is None else f"which sees {100 * seen:.1f} % of what that has learned"
+        if why:
+            said.append(f"{node.stage} reads {item.label} in bfloat16, {why}: {finer(node.stage, node.spec)}")
+    return said
+
+
 def _underived(nodes: Sequence[Node]) -> list[Node]:
     """Those that none of the others derives: what one does has the data, the model and the lengths of that other."""
     derived = {made.recipe.id for node in nodes for made in node.derived.values()}
@@ -103,6 +120,7 @@ def plain_checks(nodes: Sequence[Node], store: Store, ignored: frozenset[str] = 
             yield functools.partial(_context, folder, node)
             if first("template", folder, node.spec.template, node.spec.end):
                 yield functools.partial(_template, folder, node)
+        yield functools.partial(_lost_digits, node, store)
         teachers = [f for role, f in folders if role != "model"] + _teachers_behind(node, store)
         students = [f for role, f in folders if role == "model"] or teachers[:1]
         for pair in ((t, s) for t in teachers for s in students if t != s):

@@ -89,20 +89,7 @@ def plan_distill(names: Names, user: UserSettings, request: Distill) -> Plan:
     _check_use(artifacts, students, request.method)
     measured = builder.measured_teachers(chain)
     evals = family_evals(planner, start, data, students, measured, judge) if request.evaluate else ()
-    plan = Plan((students[-1],), start.template, evals, teachers.notes if teachers else ())
-    return replace(plan, notes=(*plan.notes, *_of_dtype(plan.nodes(names.store), user)))
-
-
-def _of_dtype(nodes: Sequence[Node], user: UserSettings) -> tuple[str, ...]:
-    """What is to be said where float32 was set for the training alone, and what it reads is computed in bfloat16.
-
-    Weights that a short training moved in float32 are then rounded to those it began with, and the advantage is lost.
-    """
-    coarse = {node.stage: node for node in nodes if getattr(node.spec, "dtype", "") == "bfloat16"}
-    if user.bare.get("dtype") != "float32" or not coarse:
-        return ()
-    sets = " ".join(f"--set {stage}.dtype=float32" for stage in coarse)
-    return (f"dtype=float32 is that of {DISTILL.name} alone; in bfloat16: {', '.join(coarse)}; otherwise: {sets}",)
+    return Plan((students[-1],), start.template, evals, teachers.notes if teachers else ())
 
 
 @dataclass(frozen=True)
