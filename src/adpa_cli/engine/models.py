@@ -19,8 +19,7 @@ from typing import Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import (
     AutoConfig,
@@ -316,7 +315,7 @@ def keep_ids(folder: Path, tokenizer: Tokenizer) -> None:
     if _loaded_ids(folder, tokenizer)[0] == ours:
         return
     (folder / f"{AS_SAVED}.py").write_text(AS_SAVED_CODE, encoding="utf-8")
-    _edit(folder / "tokenizer_config.json", {"auto_map": AUTO_MAP})
+    edit_json(folder / "tokenizer_config.json", {"auto_map": AUTO_MAP})
     theirs, fault = _loaded_ids(folder, tokenizer)
     if theirs != ours:
         at = next((n for n, pair in enumerate(zip(theirs, ours, strict=False)) if pair[0] != pair[1]), 0)
@@ -373,24 +372,8 @@ def first_line(error: BaseException) -> str:
     return text.splitlines()[0]
 
 
-def cast_weights(folder: Path, dtype: Dtype) -> None:
-    """Write the float tensors of every safetensors file of a model folder in `dtype`, and say so in its config."""
-    wanted = getattr(torch, dtype)
-    total = 0
-    for path in sorted(folder.glob("*.safetensors")):
-        with safe_open(path, "pt") as opened:
-            metadata = opened.metadata() or {}
-            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118  it is no mapping
-        cast = {name: tensor.to(wanted) if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
-        total += sum(tensor.nbytes for tensor in cast.values())
-        mode = path.stat().st_mode
-        save_file(cast, path, {"format": metadata.get("format", "pt")})
-        path.chmod(mode)  # safetensors writes for the owner alone
-    _edit(folder / "config.json", {"dtype": dtype, "torch_dtype": dtype})
-    _edit(folder / "model.safetensors.index.json", {"metadata": {"total_size": total}})
-
-
-def _edit(path: Path, changes: Mapping[str, Any]) -> None:
+def edit_json(path: Path, changes: Mapping[str, Any]) -> None:
+    """Give an object in a file other fields; nothing where there is no such file."""
     if path.exists():
         write_json(path, {**json.loads(path.read_bytes()), **changes})
 

@@ -61,7 +61,7 @@ def export(model: Trained, target: Path, to: str, dtype: Any, force: bool, conve
         else:
             copy_model(model, folder)
             if dtype is not None:
-                from adpa_cli.engine.models import cast_weights
+                from adpa_cli.engine.casting import cast_weights
 
                 cast_weights(folder, dtype)
         if to == "ollama":
