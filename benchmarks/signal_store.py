@@ -106,8 +106,8 @@ def adpa_gradient(rows: SignalRows, student: Array) -> Array:
 
 
 def errors(shard: Shard, given: list[SignalRows]) -> dict[str, float]:
-    """The greatest errors as stored, the mean KL of what is read from the exact, the cosine of the two gradients."""
-    single, pair, renormalised, kls, ours, exact = 0.0, 0.0, 0.0, [], [], []
+    """The greatest errors as stored and as read; of what is read the mean KL and the cosine of ADPA's gradient."""
+    single, pair, as_read, kls, ours, exact = 0.0, 0.0, 0.0, [], [], []
     for i, source in enumerate(given):
         raw, read = shard.read(i, raw=True), shard.read(i)
         rows = in_order_of(raw, source)
@@ -115,7 +115,7 @@ def errors(shard: Shard, given: list[SignalRows]) -> dict[str, float]:
             single, *(greatest(getattr(raw, f), getattr(rows, f)) for f in ("logps", "label_logps", "rest_logps"))
         )
         pair = max(pair, *(greatest(a, b) for a, b in zip(pair_values(raw), pair_values(rows), strict=True)))
-        renormalised = max(renormalised, greatest(read.logps, rows.logps))
+        as_read = max(as_read, greatest(read.logps, rows.logps))
         if (raw.in_reference != rows.in_reference).any():
             raise SystemExit("a membership bit changed")
         sides = [classes(r, r.logps, r.label_logps, r.rest_logps) for r in (rows, read)]
@@ -127,7 +127,7 @@ def errors(shard: Shard, given: list[SignalRows]) -> dict[str, float]:
     return {
         "max_abs_error_nats": single,
         "max_abs_error_nats_pair": pair,
-        "max_abs_error_nats_renormalised": renormalised,
+        "max_abs_error_nats_read": as_read,
         "mean_kl_error_nats": float(np.concatenate(kls).mean()),
         "adpa_gradient_cosine": float(a @ b / np.sqrt((a @ a) * (b @ b))),
     }

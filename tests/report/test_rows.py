@@ -199,7 +199,10 @@ def test_figures_of_a_large_signal_are_of_an_even_sample_and_say_so(store: Store
         write_shard(work.dir / "signal-00000.adpa", spec_of(4, 16), sample_answers(lengths, 4, 16))
         manifest = work.commit()
     assert "(of 200 answers, evenly spread)" in rows.row_screen(store, manifest, 250, 120)
-    assert "greatest error 0.0156 (0.0312 once normalised)" in rows.row_screen(store, manifest, 250, 120)
+    assert "greatest error 0.0156 as stored, 0.0312 as read" in rows.row_screen(store, manifest, 250, 120)
+    assert "greatest error of a log-prob: 0.0156 as stored, 0.0312 as read (nats)" in tokens.screen(
+        tokens.collect(store, manifest), 120
+    )
     assert rows.row_record(store, manifest, 250)["example_id"] == "example-249"
     few, many = spread(3, SAMPLE), spread(1000, SAMPLE)
     assert (few, len(set(many)), many[:2], spread(0, SAMPLE)) == ([0, 1, 2], SAMPLE, [0, 5], [])

@@ -7,7 +7,8 @@ import pytest
 from adpa_cli.errors import UsageError
 from adpa_cli.spec import hashed, make
 from adpa_cli.stages.cache_teacher import CaptureSpec
-from support.cli_samples import Cli
+from adpa_cli.store.store import Store
+from support.cli_samples import Cli, Pipeline
 
 FIXED = {"parts": ("chosen",), "template": "t", "end": "e"}
 
@@ -45,3 +46,11 @@ def test_the_options_of_the_command_are_the_settings(cli: Cli) -> None:
     tiny = ("cache-teacher", "--teacher", "tiny", "--dry-run", "--pair-precision")
     assert "pair_precision" in cli.refused(2, *tiny, "fine", "--reference", "tiny")
     assert "--reference" in cli.refused(2, *tiny, "1/64")
+
+
+def test_a_manifest_tells_the_greatest_errors_of_both_forms(pipeline: Pipeline) -> None:
+    store = Store.find(pipeline.store)
+    single, pair = (store.resolve(pipeline.made(f"signal #{number}")) for number in (1, 2))
+    assert (single.metrics["max_abs_error_nats"], single.metrics["max_abs_error_nats_read"]) == (1 / 64, 1 / 32)
+    assert "max_abs_error_nats_pair" not in single.metrics
+    assert (pair.metrics["max_abs_error_nats_pair"], pair.metrics["max_abs_error_nats_pair_read"]) == (1 / 256, 5 / 128)

@@ -87,6 +87,28 @@ def assert_normalised(rows: SignalRows) -> None:
         np.testing.assert_allclose(total, 1, atol=2e-5)
 
 
+@pytest.mark.parametrize(("step", "pair_step"), [(1 / 32, 1 / 128), (0.25, 0.03), (1 / 32, 0), (0, 0)])
+def test_the_greatest_errors_bound_what_is_stored_and_what_is_read(tmp_path, step, pair_step):
+    rows = sample_rows(11, 400, 20, 500)
+    spec = spec_of(20, 500, step=step, pair_step=pair_step)
+    shard = written(tmp_path / "s.adpa", spec, [(key_of(rows, "a"), rows)])
+
+    def found(read: SignalRows, name: str) -> float:
+        return float(np.abs(by_id(read.ids, getattr(read, name)) - by_id(rows.ids, getattr(rows, name))).max())
+
+    raw, read, slack = shard.read(0, raw=True), shard.read(0), 4e-6
+    bounds = spec.greatest_errors
+    assert found(raw, "logps") <= bounds["max_abs_error_nats"] + slack
+    assert found(raw, "difference") <= bounds["max_abs_error_nats_pair"] + slack
+    assert found(read, "logps") <= bounds["max_abs_error_nats_read"] + slack
+    assert found(read, "difference") <= bounds["max_abs_error_nats_pair_read"] + slack
+    if step:
+        assert found(raw, "logps") > 0.9 * bounds["max_abs_error_nats"]
+        assert found(read, "logps") > bounds["max_abs_error_nats"], "what is stored says too little of what is read"
+    single = replace(spec, teachers={"aligned": "a"}).greatest_errors
+    assert single == {"max_abs_error_nats": step / 2, "max_abs_error_nats_read": step}
+
+
 @pytest.mark.parametrize(("k", "vocab_size"), [(50, 128_256), (1, 262_144), (262_144, 262_144), (300, 151_936)])
 def test_large_vocabularies(tmp_path, k, vocab_size):
     rows = sample_rows(7, 3, k, vocab_size)

@@ -32,6 +32,8 @@ TOKEN_WIDTH = 18
 EDGES = (0.0, 0.5, 0.8, 0.9, 0.95, 0.98, 0.99, 0.999, 1.0)
 """Bounds of the histogram of the mass inside the ids."""
 BAR = 30
+ERROR, PAIR_ERROR = "max_abs_error_nats", "max_abs_error_nats_pair"
+"""The greatest errors of a log-prob and of a difference as stored; with `_read` behind them those of what is read."""
 DISTANCES = {
     "kl_error": ("{:.2g} nat", "mean KL(teacher ‖ signal) over the stored classes"),
     "top1_agreement": ("{:.2%}", "top-1 token is the teacher's"),
@@ -154,7 +156,7 @@ class Signals:
         places = spread(len(self), SAMPLE)  # blocks are sorted by length
         pair = {"difference_step": spec.difference_step} if spec.has_reference else {}
         return {
-            "k": spec.k, "vocabulary": spec.vocab_size, "step": spec.step, "greatest_error": spec.step / 2, **pair,
+            "k": spec.k, "vocabulary": spec.vocab_size, "step": spec.step, **pair, **spec.greatest_errors,
             "answers": len(self), "tokens": self._reader.tokens,
             "bytes": sum(shard.path.stat().st_size for shard in self._reader.shards),
             "teachers": {role: self._name(content) for role, content in spec.teachers.items()},
@@ -208,11 +210,11 @@ def _token_records(rows: SignalRows, names: Tokens) -> Iterator[dict[str, Any]]:
 
 def _head(ref: str, facts: dict[str, Any], width: int) -> list[str]:
     k = facts["k"]
-    step = f"step {_step(facts['step'])}"
-    if facts["step"]:
-        step += f", greatest error {facts['greatest_error']:.3g} ({facts['step']:.3g} once normalised)"
-    items = [f"top {k} of {facts['vocabulary']:,}", step]
-    items += [f"aligned - reference {_step(facts['difference_step'])}"] if "difference_step" in facts else []
+    items = [f"top {k} of {facts['vocabulary']:,}", f"step {_step(facts['step'])}"]
+    items += [f"greatest error {error}"] if (error := _greatest(facts, ERROR)) else []
+    if "difference_step" in facts:
+        items.append(f"aligned - reference {_step(facts['difference_step'])}")
+        items += [f"greatest error {error}"] if (error := _greatest(facts, PAIR_ERROR)) else []
     items += [f"{facts['answers']:,} answers, {facts['tokens']:,} tokens"]
     teachers = [f"{role} {name}" for role, name in facts["teachers"].items()]
     size = f"{facts['bytes'] / max(1, facts['tokens']):.0f} B/token"
@@ -227,6 +229,12 @@ def _head(ref: str, facts: dict[str, Any], width: int) -> list[str]:
     if facts["sampled_answers"] < facts["answers"]:
         about.append(f"(of {facts['sampled_answers']:,} answers, evenly spread)")
     return lines + text.wrap(f"mass in top {k}   ", about, width, "   ")
+
+
+def _greatest(facts: dict[str, Any], name: str) -> str:
+    """The greatest errors of what is stored and of what is read, in words; nothing where both are exact."""
+    stored, read = facts[name], facts[f"{name}_read"]
+    return f"{stored:.3g} as stored, {read:.3g} as read" if read else ""
 
 
 def _step(step: float) -> str:
@@ -281,7 +289,7 @@ def collect(store: Store, manifest: Manifest) -> dict[str, Any]:
             {"from": low, "to": high, "tokens": int(count)}
             for low, high, count in zip(EDGES, EDGES[1:], counts, strict=False)
         ],
-        "bytes_per_token": _bytes_per_token(reader),
+        "bytes_per_token": _bytes_per_token(reader), **spec.greatest_errors,
     }  # fmt: skip
     if spec.has_reference:
         rms = (squares / tokens) ** 0.5
@@ -315,6 +323,9 @@ def screen(figures: dict[str, Any], width: int) -> str:
         steps = figures["rms_advantage_steps"]
         stored = "stored exactly" if steps is None else f"{steps:.3g} steps of the stored difference"
         lines.append(f"RMS of the advantage {figures['rms_advantage']:.3g} nat, {stored}")
+    for name, what in ((ERROR, "a log-prob"), (PAIR_ERROR, "a difference")):
+        if name in figures and (error := _greatest(figures, name)):
+            lines.append(f"greatest error of {what}: {error} (nats)")
     sizes = figures["bytes_per_token"]
     costs = [f"{name} {size:.1f}" for name, size in sizes.items() if name != "all" and size]
     lines += text.wrap("bytes per token   ", [f"{sizes['all']:.1f}:", *costs], width, "  ")

@@ -82,6 +82,19 @@ class SignalSpec:
         """Whether the rows carry the reference teacher too."""
         return "reference" in self.teachers
 
+    @property
+    def greatest_errors(self) -> dict[str, float]:
+        """The most that rounding moves a log-prob, and a difference to the reference, in nats, besides float32's own.
+
+        What is stored is off by half a step at most. A reader makes the classes of each token sum to 1, by which all
+        log-probs of a token move by up to another half, and those of the reference by up to half of both steps.
+        """
+        errors = {"max_abs_error_nats": self.step / 2, "max_abs_error_nats_read": self.step}
+        if self.has_reference:
+            errors["max_abs_error_nats_pair"] = self.difference_step / 2
+            errors["max_abs_error_nats_pair_read"] = self.step + self.difference_step
+        return errors
+
 
 @dataclass(frozen=True)
 class SignalRows:
