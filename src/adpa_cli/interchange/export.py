@@ -26,15 +26,17 @@ from adpa_cli.disk import explained, sha256_file, share, sync_folder
 from adpa_cli.errors import AdpaError, Corrupt, DataError, NotFound, UsageError
 from adpa_cli.hub.model_folder import ModelFolder
 from adpa_cli.hub.portable import portable_config
+from adpa_cli.interchange.narrowing import Effect, Narrowing, narrowed
 from adpa_cli.machine import expanded
 from adpa_cli.planning.lineage import Trained
+from adpa_cli.planning.resolve_inputs import Names
 from adpa_cli.signal.rows import AnswerKey, SignalRows
 from adpa_cli.signal.shard import Shard, SignalReader
 from adpa_cli.store.identity import model_files
 from adpa_cli.store.manifest import Manifest
 
 CONVERTER = "convert_hf_to_gguf.py"
-GGUF_TYPES = {None: "auto", "float32": "f32", "bfloat16": "bf16"}
+GGUF_TYPES = {None: "auto", "float32": "f32", "bfloat16": "bf16", "float16": "f16"}
 LONGEST = 8192  # tokens of context that Ollama is asked for at most: it reserves them
 CARD = "README.md"
 EXPORTED = (
@@ -48,25 +50,44 @@ FORMATS: tuple[SignalFormat, ...] = ("parquet", "safetensors")
 GROUP_TOKENS = 1 << 14
 
 
-def export(model: Trained, target: Path, to: str, dtype: Any, force: bool, converter: str | None, card: str) -> None:
-    """Write a model for `to` (hf, ollama, gguf) into the folder `target`, which appears whole or not at all.
+@dataclass(frozen=True)
+class Form:
+    """What a model is written as: `to` hf, ollama or gguf; `narrowing` says what its weights become, None as they are;
+    `converter` is where llama.cpp lies."""
 
-    `card` becomes its README; `dtype` is that of the weights, None as they are.
-    Raises UsageError for a folder that holds other things, NotFound without a converter, Corrupt for damaged files.
+    to: str = "hf"
+    narrowing: Narrowing | None = None
+    converter: str | None = None
+
+
+def export(
+    names: Names, model: Trained, target: Path, form: Form, force: bool, card: Callable[[Effect | None], str],
+    note: Callable[[str], None] = lambda text: None,
+) -> Effect | None:  # fmt: skip
+    """Write a model into the folder `target`, which appears whole or not at all; returns what fewer bits do to it.
+
+    `card` gives the README for that. Raises UsageError for a folder that holds other things, NotFound without a
+    converter, Corrupt for damaged files, AdpaError for weights that the dtype cannot hold.
     """
-    program = find_converter(converter) if to == "gguf" else []
+    program = find_converter(form.converter) if form.to == "gguf" else []
     with explained(target.absolute().parent, f"{target} is not written"), fresh_folder(target, force) as folder:
-        if to == "gguf":
-            convert(program, model.folder, folder / f"{name_of(model)}.gguf", GGUF_TYPES[dtype])
-        else:
-            copy_model(model, folder)
-            if dtype is not None:
-                from adpa_cli.engine.casting import cast_weights
-
-                cast_weights(folder, dtype)
-        if to == "ollama":
+        # llama.cpp rounds to the nearest, so it is given weights that need no rounding.
+        place = folder if form.to != "gguf" else folder / name_of(model) if form.narrowing else model.folder
+        effect = None
+        if place != model.folder:
+            place.mkdir(exist_ok=True)
+            copy_model(model, place)
+        if form.narrowing is not None:
+            effect = narrowed(names, model, place, form.narrowing, note)
+        if form.to == "gguf":
+            outtype = GGUF_TYPES[form.narrowing.dtype if form.narrowing else None]
+            convert(program, place, folder / f"{name_of(model)}.gguf", outtype)
+        if form.to == "gguf" and place != model.folder:
+            shutil.rmtree(place)
+        if form.to == "ollama":
             (folder / "Modelfile").write_text(modelfile(model), encoding="utf-8")
-        (folder / CARD).write_text(card, encoding="utf-8")
+        (folder / CARD).write_text(card(effect), encoding="utf-8")
+    return effect
 
 
 def name_of(model: Trained) -> str:

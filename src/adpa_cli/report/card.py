@@ -16,8 +16,14 @@ from adpa_cli.store.store import Store
 LICENCE = "choose one that the licences of the base model and of the data allow"
 
 
-def card(title: str, end: str, manifest: Manifest | None, store: Store) -> str:
-    """Markdown with the front matter that the Hugging Face hub reads; the licence is left to the user."""
+def card(
+    title: str, end: str, manifest: Manifest | None, store: Store, said: Sequence[str] = (),
+    table: Sequence[Sequence[str]] = (),
+) -> str:  # fmt: skip
+    """Markdown with the front matter that the Hugging Face hub reads; the licence is left to the user.
+
+    What is `said` of the weights, and a `table` below a head of what was measured of them, get a section.
+    """
     sources = _sources(manifest, store) if manifest else []
     lines = ["---", "library_name: transformers", "pipeline_tag: text-generation", "tags:", "- adpa"]
     lines += [f"- {manifest.spec['method']}"] if manifest and manifest.spec.get("method") else []
@@ -27,6 +33,7 @@ def card(title: str, end: str, manifest: Manifest | None, store: Store) -> str:
         lines += [f"Exported by adpa {__version__} from a model that it did not make.", ""]
     else:
         lines += _recipe_and_scores(manifest, store)
+    lines += _weights(said, table)
     lines += ["## Use", "", f"Answers end with `{end}`; the chat template is in the tokenizer.", ""]
     lines += ["```python", *_EXAMPLE, "```", "", "## Licence", "", f"Not stated yet: {LICENCE}.", ""]
     return "\n".join(lines)
@@ -54,6 +61,15 @@ def _recipe_and_scores(manifest: Manifest, store: Store) -> list[str]:
         f"| {s.label}{s.opponent} | {s.words()} |" for s in by_model(by_id.values()).get(manifest.id, ())
     )
     return [*lines, "## Scores", "", "| what | score |", "|---|---|", *rows, ""] if rows else lines
+
+
+def _weights(said: Sequence[str], table: Sequence[Sequence[str]]) -> list[str]:
+    """The section on weights of fewer bits; nothing where there is nothing to say."""
+    if not said:
+        return []
+    rows = [f"| {' | '.join(row)} |" for row in table]
+    ruled = [*rows[:1], "|" + "---|" * len(table[0]), *rows[1:], ""] if rows else []
+    return ["## Weights", "", *(f"- {text}" for text in said), "", *ruled]
 
 
 def without_paths(command: str) -> str:

@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from adpa_cli.cli.commands import Command
 from adpa_cli.cli.console import complete
 from adpa_cli.cli.console import options as opt
-from adpa_cli.cli.console.streams import GLOBALS, ids_only, needed, one_value, out, quiet_libraries
+from adpa_cli.cli.console.streams import GLOBALS, ids_only, needed, one_value, out, quiet_libraries, say
 from adpa_cli.errors import AdpaError, UsageError
 from adpa_cli.machine import expanded
 
 if TYPE_CHECKING:
+    from adpa_cli.engine.casting import Rounding
+    from adpa_cli.interchange.narrowing import Effect, Narrowing
     from adpa_cli.store.manifest import Manifest
     from adpa_cli.store.store import Store
 
@@ -32,8 +34,20 @@ def export(
         ),
     ] = None,
     dtype: Annotated[
-        Literal["float32", "bfloat16"] | None,
-        opt.option("--dtype", help="Of the weights [as they are].", metavar="float32|bfloat16"),
+        Literal["float32", "bfloat16", "float16"] | None,
+        opt.option("--dtype", help="Of the weights [as they are].", metavar="float32|bfloat16|float16"),
+    ] = None,
+    rounding: Annotated[
+        Literal["nearest", "stochastic"] | None,
+        opt.option(
+            "--rounding",
+            help="To a --dtype of two bytes [nearest; stochastic where that loses most of what training changed].",
+            metavar="nearest|stochastic",
+        ),
+    ] = None,
+    rows: Annotated[
+        int | None,
+        opt.option("--rows", help="Held-out rows to measure a rounded model on; 0 for none [64].", metavar="N"),
     ] = None,
     force: Annotated[bool, opt.option("--force", help="Replace an earlier export.")] = False,
     converter: Annotated[
@@ -43,7 +57,10 @@ def export(
 ) -> None:
     """Copy a model or a signal out of the store for other tools; nothing of it stays linked to the store.
 
-    adpa export best ./my-model · adpa export best ./my-ollama --to ollama · adpa export best ./my-gguf --to gguf
+    With a --dtype of two bytes it says what rounding keeps of the training. To compare answers as well:
+    adpa eval DIR --against REF.
+
+    adpa export best ./my-model · adpa export best ./my-ollama --to ollama · adpa export best ./half --dtype bfloat16
     """
     from adpa_cli.interchange import export as exports
     from adpa_cli.planning.lineage import trained
@@ -54,10 +71,12 @@ def export(
     needed("DIR", str(folder) if folder.parts else "")
     if converter is not None and to != "gguf":
         raise UsageError(f"--converter has no meaning with --to {to}", "leave it out, or give --to gguf")
+    narrowing = narrowing_of(dtype, rounding, rows)
     target = expanded(folder)
     exports.check_target(target, force)
     word = one_value("REF", ref)
     quiet_libraries()
+    effect = None
     with ids_only():
         store = Store.find_or_empty(GLOBALS.store)
         if target.absolute().is_relative_to(store.root):
@@ -66,11 +85,49 @@ def export(
             form: exports.SignalFormat = "safetensors" if to == "safetensors" else "parquet"
             exports.export_signal(store.folder(signal.ref), signal, target, form, force)
         else:
-            model = trained(Names(store), word)
-            text = card(exports.name_of(model), model.template.end, model.manifest, store)
-            exports.export(model, target, to or "hf", dtype, force, converter, text)
+            names = Names(store)
+            model = trained(names, word)
+
+            def readme(effect: Effect | None) -> str:
+                about = (effect.said, effect.table()) if effect else ((), ())
+                return card(exports.name_of(model), model.template.end, model.manifest, store, *about)
+
+            wanted = exports.Form(to or "hf", narrowing, converter)
+            effect = exports.export(names, model, target, wanted, force, readme, note)
+    if effect is not None:
+        show(effect)
     files = sorted(path.name for path in target.iterdir())
-    out(lambda: f"{target}  {', '.join(files)}", lambda: str(target), lambda: {"path": str(target), "files": files})
+    record = {"path": str(target), "files": files, **({"weights": effect.record()} if effect else {})}
+    out(lambda: f"{target}  {', '.join(files)}", lambda: str(target), lambda: record)
+
+
+def narrowing_of(dtype: str | None, rounding: Rounding | None, rows: int | None) -> Narrowing | None:
+    """What is to become of the weights; None where they stay. Raises UsageError for options that have no meaning."""
+    from adpa_cli.interchange.narrowing import ROWS, Narrowing
+
+    for option, value in (("--rounding", rounding), ("--rows", rows)):
+        if value is not None and dtype not in ("bfloat16", "float16"):
+            kept = f"--dtype {dtype}" if dtype else "weights as they are"
+            raise UsageError(f"{option} has no meaning with {kept}: nothing is rounded", "give --dtype bfloat16")
+    if rows is not None and rows < 0:
+        raise UsageError(f"--rows is {rows}", "give 0 (measure nothing) or more")
+    return Narrowing(dtype, rounding, ROWS if rows is None else rows) if dtype else None
+
+
+def note(text: str) -> None:
+    """Say a line while an export goes on."""
+    if not GLOBALS.quiet:
+        say(f"{text}\n")
+
+
+def show(effect: Effect) -> None:
+    """Say what rounding did, with a line for each figure; a warning is said with -q too."""
+    head, *rows = effect.table() or [("", "", "")]
+    lines = [f"  {what}: {before} {head[1]}, {after} {head[2]}" for what, before, after in rows]
+    for line in (*effect.said, *lines):
+        note(line)
+    for warning in effect.watch:
+        say(f"watch  {warning}\n")
 
 
 def signal_of(store: Store, word: str, to: str | None, dtype: str | None) -> Manifest | None:
