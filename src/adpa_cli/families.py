@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from adpa_cli.sizes import ModelSize
+from adpa_cli.spec import Dtype, TrainingDtype
 
 Settings = Mapping[str, Mapping[str, Any]]
 Side = Literal["student", "teacher"]
@@ -42,7 +43,9 @@ class Family:
     sft_data: str = "deita-10k"
     data: str = "dpo-mix-7k"
     suite: str = "accuracy"
-    dtype: str = "bfloat16"
+    dtype: TrainingDtype = "bfloat16"
+    inference: Dtype = "float16"
+    """What its frozen models compute in: float16, unless their activations leave its range."""
     truncation: Literal["answer", "pair"] = "pair"
     settings: Settings = field(default_factory=lambda: PAPER)
     gamma_rms: float | None = None
@@ -109,6 +112,9 @@ FAMILIES = _families()
 GENERIC = Family("", "", "", "", "zephyr")
 """The paper's settings, for models that belong to no family."""
 
+INFERENCE: Mapping[str, Dtype] = _FILE["inference"]
+"""What frozen models compute in whose activations leave the range of float16, by their `model_type`."""
+
 CHAINS: Mapping[str, tuple[str, ...]] = {"adpa+": ("dckd", "adpa")}
 """Words for `--method` that run several, each from the student of the one before (paper, Algorithm 2)."""
 
@@ -155,6 +161,11 @@ def published() -> dict[str, Published]:
     return known | {entry["alias"]: _published(entry, entry["aligned"]) for entry in _FILE["pairs"]}
 
 
+def generic(model_type: str) -> Family:
+    """The settings for a model of no family, by the type that its configuration says."""
+    return replace(GENERIC, inference=INFERENCE.get(model_type, GENERIC.inference))
+
+
 def family_of_base(name: str) -> Family | None:
     """The first family whose student or teacher starts from that model; None for a model of no family."""
     return next((family for family in FAMILIES if name in (family.student, family.teacher)), None)
@@ -177,8 +188,8 @@ def reserved_words() -> set[str]:
 
 
 def stage_settings(family: Family, *keys: str) -> dict[str, Any]:
-    """The family's settings of a stage, later keys winning, with its dtype and its rule of cutting pairs."""
-    merged: dict[str, Any] = {"dtype": family.dtype, "truncation": family.truncation}
+    """The family's settings of a stage, later keys winning, with its rule of cutting pairs."""
+    merged: dict[str, Any] = {"truncation": family.truncation}
     for key in keys:
         merged.update(family.settings.get(key, {}))
     return merged

@@ -73,6 +73,8 @@ class TrainSpec:
     """Of the weights in training. bfloat16 keeps gradients and both moments so too (8 bytes a parameter instead of 18),
     rounds every update at random, unbiased, and computes in bfloat16 whatever `dtype` says; the artifact is float32."""
     truncation: Truncation = truncation()
+    teachers_dtype: Dtype | None = field(default=None, metadata={"neutral": None})
+    """What teachers compute in that score the answers which a training draws; None where it is as the training."""
     states: Literal["student", "chosen", "rejected", "teacher"] = "student"
     """Whose answers a method trains on where it reads rollouts."""
 

@@ -38,7 +38,7 @@ def names(shared_pipeline: Pipeline) -> Names:
 @pytest.fixture(scope="module")
 def talker(names: Names) -> talk.ChatModel:
     found = trained(names, "tiny")
-    return talk.load_chat_model(found.label, found.folder, found.template)
+    return talk.load_chat_model(found.label, found.folder, found.template, found.dtype)
 
 
 def ask(text: str) -> list[Message]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,12 +13,14 @@ import transformers
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM
 
+from adpa_cli.engine.arithmetic import HELD_IN
 from adpa_cli.engine.device import make_accelerator
 from adpa_cli.engine.generation import continuous_batching, generate, kv_cache
 from adpa_cli.engine.generation.continuous_batching import PartialAnswer, kept_rows
 from adpa_cli.engine.generation.generate import Generated, generate_block, generate_share, generate_statically
 from adpa_cli.engine.generation.kv_cache import supports_kv_cache
 from adpa_cli.engine.generation.sampling import Decoding, Sampling, row_key
+from adpa_cli.engine.models import load
 from adpa_cli.errors import AdpaError
 from support.tiny_models import END, PAD, VOCABULARY, tiny_llama
 
@@ -136,7 +139,7 @@ def test_answers_depend_on_no_size_that_work_is_cut_by(name: str, monkeypatch: p
 
 
 class Rounded(TorchDispatchMode):
-    """Counts what is cast to bfloat16, by shape."""
+    """Counts what is cast to another dtype, by shape."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -144,19 +147,24 @@ class Rounded(TorchDispatchMode):
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         given = kwargs or {}
-        if function is torch.ops.aten._to_copy.default and given.get("dtype") == torch.bfloat16:
+        if function is torch.ops.aten._to_copy.default and given.get("dtype") is not None:
             self.shapes[tuple(args[0].shape)] += 1
         return function(*args, **given)
 
 
-def test_weights_are_rounded_once_a_block_not_once_a_token() -> None:
-    model = model_that_ends().requires_grad_(False)
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "tf32"])
+def test_weights_are_cast_once_a_block_not_once_a_token(dtype: Any, tmp_path: Path) -> None:
+    model_that_ends().save_pretrained(tmp_path)
+    model: Any = load(tmp_path, dtype=dtype)
     names = [str(row) for row in range(len(prompts()))]
+    layers = [layer for layer in model.modules() if isinstance(layer, torch.nn.Linear)]
+    held = [layer.weight.clone() for layer in layers]
     with Rounded() as seen:
-        generate_block(model, prompts(), names, Decoding(GREEDY, (END,), PAD, CONTEXT, "bfloat16"))
-    products = Counter(tuple(layer.weight.shape) for layer in model.modules() if isinstance(layer, torch.nn.Linear))
-    assert {shape: seen.shapes[shape] for shape in products} == dict(products)
-    assert not any(weight.requires_grad for weight in model.parameters())
+        generate_block(model, prompts(), names, Decoding(GREEDY, (END,), PAD, CONTEXT, dtype))
+    products = Counter(tuple(layer.weight.shape) for layer in layers)
+    assert all(seen.shapes[shape] <= 2 * count for shape, count in products.items())
+    assert all(torch.equal(layer.weight, before) for layer, before in zip(layers, held, strict=True))
+    assert {layer.weight.dtype for layer in layers[:-1]} == {HELD_IN[dtype]}
 
 
 def test_the_last_rows_move_into_the_gaps() -> None:

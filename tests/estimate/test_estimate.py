@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -216,12 +217,14 @@ def test_generating_holds_keys_and_values_of_the_rows_that_are_answered_at_once(
     work = cache + cache / 2 + max(token * 8 + 8 * (4 * 3 * 30 + 160), 2 * 40 * 40)
     expected = PYTHON + 4000 + 1.4 * work + 2 * (memory.ROW_IN_PYTHON + 6 * memory.TOKEN_IN_PYTHON)
     assert memory.generating_memory(SMALL, rows, FLOAT32, 100, 6, 50, Where()).device == pytest.approx(expected, abs=1)
-    many = [memory.block_of_answers(SMALL, rows * n, FLOAT32, 100, 6, 50) for n in (5, 50, 500)]
+    many = [memory.block_of_answers(SMALL, rows * n, FLOAT32, 100, 6, 50, Where()) for n in (5, 50, 500)]
     assert many[0] == many[1] == many[2], "ten rows at once, however many there are"
-    whole, half = (
-        memory.generating_memory(SMALL, rows, dtype, 100, 6, 50, Where("cuda")) for dtype in (FLOAT32, "bfloat16")
+    whole, half, wide = (
+        memory.generating_memory(SMALL, rows, dtype, 100, 6, 50, Where("cuda"))
+        for dtype in (FLOAT32, "float16", "tf32")
     )
-    assert half.host - whole.host == 2 * 1000, "the rounded weights beside the others"
+    assert whole.host - half.host == 2 * SMALL.body - 4 * 10 * 30, "two bytes a weight of the body, and the largest one"
+    assert wide.host == whole.host, "units for tf32 read weights of four bytes, which are made once"
 
 
 # Time.
@@ -245,16 +248,101 @@ def test_passes_over_the_rows() -> None:
         assert training.flops(Node("sft", given, {}, "r", "w"), load) == passes * once
 
 
-def test_a_product_is_measured_once_a_store(tmp_path: Path) -> None:
+def test_a_product_is_remembered_in_the_store(tmp_path: Path) -> None:
     store = Store.find(tmp_path / "s", create=True)
     speed = times.product_speed(store, MACHINE)
     assert speed > 1e8
     assert times.product_speed(store, MACHINE) == speed
+    assert len(remembered(store)) == 1
+    assert times.product_speed(store, MACHINE, "float16") == speed, "a CPU makes its roundings around float32 products"
+    assert times.product_speed(store, replace(MACHINE, host="there")) > 1e8
+    assert len(remembered(store)) == 2
     (store.root / times.REMEMBERED).write_text("{ torn")
     assert times.product_speed(store, MACHINE) > 1e8
     nowhere = Store(tmp_path / "none")
     assert times.product_speed(nowhere, MACHINE) > 1e8
     assert not nowhere.root.exists()
+
+
+def remembered(store: Store) -> dict[str, dict[str, float]]:
+    """What a store remembers of products, by machine, arithmetic and threads."""
+    return dict(json.loads((store.root / times.REMEMBERED).read_text()))
+
+
+def remember(store: Store, speed: float, measured: int, ago: float) -> None:
+    """As if the only product had this speed, measured so often, the last time so many seconds ago."""
+    (key,) = remembered(store)
+    entry = {"speed": speed, "measured": measured, "at": time.time() - ago}
+    (store.root / times.REMEMBERED).write_text(json.dumps({key: entry}))
+
+
+MINUTE, DAY = 60.0, 86400.0
+
+
+@pytest.mark.parametrize(
+    ("measured", "ago", "is_due"),
+    [(1, 1.0, False), (1, 2 * MINUTE, True), (4, 2 * MINUTE, True), (5, 2 * MINUTE, False), (5, 8 * DAY, True)],
+    ids=["a moment ago", "once", "four times", "often enough", "long ago"],
+)
+def test_a_product_that_was_slow_is_measured_again(tmp_path: Path, measured: int, ago: float, is_due: bool) -> None:
+    """A machine that was busy at first must not be slow for ever: what is measured next is better than 1 a second."""
+    store = Store.find(tmp_path / "s", create=True)
+    times.product_speed(store, MACHINE)
+    remember(store, 1.0, measured, ago)
+    assert (times.product_speed(store, MACHINE) > 1e8) == is_due
+    (entry,) = remembered(store).values()
+    assert entry["measured"] == measured + is_due
+    if is_due:
+        assert times.product_speed(store, MACHINE) == entry["speed"], "and that is not due again"
+
+
+def test_the_best_measurement_is_kept(tmp_path: Path) -> None:
+    store = Store.find(tmp_path / "s", create=True)
+    times.product_speed(store, MACHINE)
+    remember(store, 1e30, 2, 2 * MINUTE)
+    assert times.product_speed(store, MACHINE) == 1e30, "this moment is busier than the best one was"
+    (entry,) = remembered(store).values()
+    assert (entry["speed"], entry["measured"]) == (1e30, 3)
+    (key,) = remembered(store)
+    (store.root / times.REMEMBERED).write_text(json.dumps({key: 7.0, "x": {"speed": -1, "measured": 1, "at": 0}}))
+    assert times.product_speed(store, MACHINE) > 1e8, "an older version remembered numbers alone"
+
+
+def test_a_stage_that_was_much_faster_has_the_product_measured_again(pipeline: Pipeline, cli: Cli) -> None:
+    store = Store.find(pipeline.store)
+    about = store.artifacts()[0].made
+    same = replace(MACHINE, host=about["host"], name=about["device"])
+    for path in sorted(store.root.glob("*/*/manifest.json")):
+        record = json.loads(path.read_text())
+        record["made"]["seconds"] = 11.0
+        path.write_text(json.dumps(record))
+    made = store.artifacts()
+
+    def shown(since: float) -> float:
+        return times.shown_speed(store, same, made, 0.5, FLOAT32, since)
+
+    trained = [m for m in made if every()[m.stage].kind == "training"]
+    assert shown(0.0) >= times._flops_of(trained[0], every()["distill"], store, 0.5) / 10 / memory.REACHED["training"]
+    assert shown(time.time() + 1) == 0, "none was finished since"
+    times.product_speed(store, same)
+    for factor, is_due in ((2.5, True), (1.5, False)):
+        remember(store, shown(0.0) / factor, times.MEASUREMENTS, DAY)
+        before = remembered(store)
+        assert (times.product_speed(store, same, shown=shown) > 1e8) == is_due
+        assert (remembered(store) != before) == is_due
+    remember(store, 1.0, times.MEASUREMENTS, -1.0)
+    assert times.product_speed(store, same, shown=shown) == 1.0, "measured since the last stage, and as slow"
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "kind", "alike"),
+    [
+        ("float16", "float32", "cpu", True), ("tf32", "float32", "cpu", True), ("bfloat16", "float32", "cpu", False),
+        ("float16", "bfloat16", "cuda", True), ("float32", "tf32", "cuda", False), ("tf32", "float16", "cuda", False),
+    ],
+)  # fmt: skip
+def test_which_dtypes_share_a_speed(one: str, other: str, kind: str, alike: bool) -> None:
+    assert (times.products_of(one, kind) == times.products_of(other, kind)) == alike
 
 
 def test_what_this_machine_did_comes_before_a_guess(pipeline: Pipeline, cli: Cli) -> None:
@@ -271,7 +359,8 @@ def test_what_this_machine_did_comes_before_a_guess(pipeline: Pipeline, cli: Cli
     assert (known.basis, other.basis) == (times.DID, times.GUESSED)
     past = [m for m in store.artifacts() if every()[m.stage].kind == "training"][:3]
     speeds = sorted(times._flops_of(m, every()[m.stage], store, 0.5) / (m.made["seconds"] - 1) for m in past)
-    assert times.past_speed(store, "training", same, store.artifacts(), 0.5) == pytest.approx(speeds[1])
+    assert times.past_speed(store, "training", same, store.artifacts(), 0.5, FLOAT32) == pytest.approx(speeds[1])
+    assert times.past_speed(store, "training", same, store.artifacts(), 0.5, "bfloat16") is None
 
 
 # Models, rows, machine.

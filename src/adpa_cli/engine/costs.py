@@ -52,8 +52,9 @@ def online_memory(models: Sequence[ModelSize], rows: Rows, spec: Any, runtime: R
     step = activations(student, micro, spec, runtime.recompute) * (1 + 1 / len(rows))
     step += head_training(student, answers, 1, spec, where.kind)
     new = spec.params["max_new_tokens"]
-    drawing = block_of_answers(student, rows["rollout"], spec.dtype, DRAW_TOKENS, new, spec.max_length)
-    reading = max(frozen(m, spec.dtype) + passing(m, micro, spec.dtype) + tiles(m, answers) for m in models)
+    drawing = block_of_answers(student, rows["rollout"], spec.dtype, DRAW_TOKENS, new, spec.max_length, where)
+    taught = spec.teachers_dtype or spec.dtype
+    reading = max(frozen(m, taught) + passing(m, micro, taught, where) + tiles(m, answers) for m in models)
     left = SECOND_MODEL if where.kind == "cpu" else 0
     return where.total(weights + left, max(step, drawing, reading), row_bytes(rows))
 
@@ -135,33 +136,40 @@ def scoring_memory(model: ModelSize, rows: Rows, dtype: str, block_tokens: int, 
     every = sum(row.whole for part in rows.values() for row in part)
     block = max(longest, min(float(block_tokens), every))
     answers = block * answer_share(rows)
-    work = passing(model, block, dtype) + 5 * block * longest + tiles(model, answers)
+    work = passing(model, block, dtype, where) + 5 * block * longest + tiles(model, answers)
     work += answers * (8 * model.hidden + 24 * ids)
     return where.total(frozen(model, dtype), work, row_bytes(rows))
 
 
-def passing(model: ModelSize, tokens: float, dtype: str) -> float:
+def passing(model: ModelSize, tokens: float, dtype: str, where: Where) -> float:
     """The widest moment of one layer: feed-forward, residual and states, in the dtype of the products."""
-    wide = 4 if dtype == "float32" else 2
-    return tokens * (wide * 3 * model.inner + 4 * 4 * model.hidden)
+    return tokens * (product_bytes(dtype, where) * 3 * model.inner + 4 * 4 * model.hidden)
+
+
+def product_bytes(dtype: str, where: Where) -> int:
+    """Bytes of a number that products read and write: a CPU makes those of float16 around float32 ones."""
+    return 4 if dtype in ("float32", "tf32") or (dtype == "float16" and where.kind == "cpu") else 2
 
 
 def frozen(model: ModelSize, dtype: str) -> float:
-    """Float32 weights, and one layer's in the dtype of the products."""
-    return 4 * model.parameters + (0 if dtype == "float32" else 2 * model.body / max(1, model.layers) + 2 * model.head)
+    """The weights of products in two bytes, others in float32, and the largest weight as a product reads it."""
+    if dtype == "float32":
+        return 4 * model.parameters
+    largest = 2 * model.head if dtype == "bfloat16" else 4 * model.hidden * model.inner
+    return 2 * model.body + 4 * (model.parameters - model.body) + largest
 
 
 def generating_memory(
     model: ModelSize, rows: Sequence[Row], dtype: str, block_tokens: int, new: int, longest: int, where: Where
 ) -> Memory:
-    """Drawing answers in blocks, with all weights in the dtype of the products beside the float32 ones."""
-    work = block_of_answers(model, rows, dtype, block_tokens, new, longest)
-    weights = model.parameters * (4.0 if dtype == "float32" else 6.0)
+    """Drawing answers in blocks, with all weights as products read them token by token."""
+    work = block_of_answers(model, rows, dtype, block_tokens, new, longest, where)
+    weights = frozen(model, dtype if product_bytes(dtype, where) == 2 else "float32")
     return where.total(weights, work, row_bytes({"rollout": list(rows)}))
 
 
 def block_of_answers(
-    model: ModelSize, rows: Sequence[Row], dtype: str, block_tokens: int, new: int, longest: int
+    model: ModelSize, rows: Sequence[Row], dtype: str, block_tokens: int, new: int, longest: int, where: Where
 ) -> float:
     """The rows answered at once: keys and values of all layers, with spare columns and one layer copied into new ones;
     the prompts that are read at once; the scores of the rows."""
@@ -174,7 +182,7 @@ def block_of_answers(
     token = 2 * model.layers * model.keys * (4 if dtype == "float32" else 3)
     cache = token * (block + count * SPARE_COLUMNS)
     scores = count * model.vocabulary * 40
-    return cache * (1 + 1 / max(1, model.layers)) + max(token * read + passing(model, read, dtype), scores)
+    return cache * (1 + 1 / max(1, model.layers)) + max(token * read + passing(model, read, dtype, where), scores)
 
 
 def row_bytes(rows: Rows) -> float:
@@ -268,7 +276,7 @@ def scoring_in_turn(
     """Of several models over the same blocks of given answers, loaded one after the other: that of the largest; on a
     CPU the room of those before is rarely given back."""
     each = [scoring_memory(model, rows, dtype, block_tokens, ids, where) for model in models]
-    left = sum(SECOND_MODEL + 4 * model.parameters for model in models[1:]) if where.kind == "cpu" else 0
+    left = int(sum(SECOND_MODEL + frozen(model, dtype) for model in models[1:])) if where.kind == "cpu" else 0
     return Memory(max(m.device for m in each) + where.processes * left, max(m.host for m in each))
 
 

@@ -12,7 +12,7 @@ import functools
 import json
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,8 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from adpa_cli.data.tokenizer import Tokenizer
+from adpa_cli.engine.arithmetic import HELD_IN, computing, in_float32
+from adpa_cli.engine.frozen import Skeleton, check_finite, hold
 from adpa_cli.errors import AdpaError, NotFound
 from adpa_cli.hub.model_folder import ModelFolder
 from adpa_cli.hub.portable import portable_config, portable_generation
@@ -49,52 +51,82 @@ LOAD_ERRORS = (
 """What transformers, huggingface_hub and safetensors raise on a folder that is not a usable model."""
 
 
-def load(folder: Path, *, train: bool = False, device: str = "cpu", scalar: bool = False) -> PreTrainedModel:
+def load(
+    folder: Path, *, dtype: Dtype = "float32", train: bool = False, device: str = "cpu", scalar: bool = False
+) -> PreTrainedModel:
     """The causal language model in `folder`, with dropout off; with `scalar` its body under a head of one output,
-    a sequence classifier, which is 0 where the folder has none. Of a model that sees images it is the part that reads
-    text.
+    a sequence classifier, which is 0 where it is to be trained and the folder has none. Of a model that sees images it
+    is the part that reads text.
 
-    Weights are float32; another compute dtype is autocast (see `hidden_states`). Rounded weights would lose most of a
-    small preference step, and with it the advantage. `train=False` freezes them, in eval mode.
+    With `train` all weights are float32, and whatever they compute in is autocast (see `hidden_states`). Otherwise the
+    model is frozen, in eval mode, and holds the weights of its products as those in `dtype` read them (`frozen`).
     Raises NotFound where the folder has no model, AdpaError where it does not load, where a tensor is missing, or
-    where a weight is not finite.
+    where a weight is not finite or out of range.
     """
     if not (folder / "config.json").is_file():
         raise NotFound(f"{folder} is not a model folder: it has no config.json", "adpa models")
+    is_held = not train and dtype in HELD_IN
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
         _turn_dropout_off(config)
         if scalar:
             config.num_labels = 1
-        with _no_progress_bar():
-            model, info = _loader(config, scalar).from_pretrained(
-                folder, config=config, dtype=torch.float32, use_safetensors=True, trust_remote_code=False,
-                local_files_only=True, output_loading_info=True,
-                ignore_mismatched_sizes=True,  # refused below, by name
-            )  # fmt: skip
+        skeleton = _skeleton(folder, config, scalar) if is_held else None
+        model: Any = skeleton.filled(dtype, device) if skeleton else _pretrained(folder, config, scalar, train)
     except LOAD_ERRORS as error:
         raise AdpaError(
             f"the model in {folder} does not load: {first_line(error)}",
             "use a folder with config.json and *.safetensors of a causal language model that transformers knows",
         ) from error
-    if scalar and SCALAR_HEAD in info["missing_keys"]:
-        torch.nn.init.zeros_(model.get_parameter(SCALAR_HEAD))
-        info["missing_keys"] = set(info["missing_keys"]) - {SCALAR_HEAD}
-    _check_weights(model, folder, info)
-    if has_text_part(model.config):
-        model = _text_model(model, scalar)
+    if is_held and not skeleton:
+        hold(_body(model), dtype)
     model.to(device)
     model.train(train)
     model.requires_grad_(train)
+    if is_held:
+        head = getattr(model, "score", None) if scalar else model.get_output_embeddings()
+        if head is not None:
+            head.forward = in_float32(head.forward)
     checked: PreTrainedModel = model
     return checked
 
 
-def load_checked(folder: Path, *, train: bool = False, device: str = "cpu") -> PreTrainedModel:
+def load_checked(
+    folder: Path, *, dtype: Dtype = "float32", train: bool = False, device: str = "cpu"
+) -> PreTrainedModel:
     """The causal language model in `folder`, whose log-probs its head gives. Raises as `load` and `check_head` do."""
-    model = load(folder, train=train, device=device)
-    check_head(model)
+    model = load(folder, dtype=dtype, train=train, device=device)
+    check_head(model, "float32" if train else dtype)
     return model
+
+
+def _skeleton(folder: Path, config: Any, scalar: bool) -> Skeleton | None:
+    """The model of a folder without its weights, where they can be read one by one."""
+    if has_text_part(config):
+        return None
+    loader: Any = _loader(config, scalar)
+    return Skeleton.of(functools.partial(loader.from_config, config, dtype=torch.float32), _body, folder)
+
+
+def _pretrained(folder: Path, config: Any, scalar: bool, train: bool) -> Any:
+    """The model that transformers makes of a folder, in float32; the head of a classifier to `train` may be missing."""
+    with _no_progress_bar():
+        model, info = _loader(config, scalar).from_pretrained(
+            folder, config=config, dtype=torch.float32, use_safetensors=True, trust_remote_code=False,
+            local_files_only=True, output_loading_info=True,
+            ignore_mismatched_sizes=True,  # refused below, by name
+        )  # fmt: skip
+    if scalar and train and SCALAR_HEAD in info["missing_keys"]:
+        torch.nn.init.zeros_(model.get_parameter(SCALAR_HEAD))
+        info["missing_keys"] = set(info["missing_keys"]) - {SCALAR_HEAD}
+    _check_weights(model, folder, info)
+    return _text_model(model, scalar) if has_text_part(model.config) else model
+
+
+def _body(model: Any) -> nn.Module:
+    """The decoder of a language model, or of a classifier of texts."""
+    found: nn.Module = body_and_head(model)[0] if model.can_generate() else model.base_model
+    return found
 
 
 def has_text_part(config: Any) -> bool:
@@ -162,13 +194,13 @@ def _check_weights(model: PreTrainedModel, folder: Path, info: dict[str, Any]) -
         name, stored, expected = mismatched[0]
         raise AdpaError(f"the tensor {name} in {folder} is {list(stored)}; config.json says {list(expected)}", hint)
     for name, tensor in model.state_dict().items():
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            raise AdpaError(f"the tensor {name} in {folder} holds values that are not finite", hint)
+        if tensor.is_floating_point():
+            check_finite(tensor, name, folder)
 
 
 @torch.no_grad()
-def check_head(model: PreTrainedModel) -> None:
-    """Raise AdpaError unless the model's logits are what `output_head` makes of its last hidden states.
+def check_head(model: PreTrainedModel, dtype: Dtype = "float32") -> None:
+    """Raise AdpaError unless the model's logits in `dtype` are what `output_head` makes of its last hidden states.
 
     Small logits hide a soft cap, so what the head puts out is also replaced by large known values.
     """
@@ -178,12 +210,15 @@ def check_head(model: PreTrainedModel) -> None:
     untyped: Any = model
     training = model.training
     model.train(False)
-    logits = untyped(input_ids=ids, attention_mask=mask, use_cache=False).logits
-    products = nn.functional.linear(hidden_states(model, ids, mask), head.weight)
+    with computing(dtype, ids.device):
+        logits = untyped(input_ids=ids, attention_mask=mask, use_cache=False).logits.float()
+    states = hidden_states(model, ids, mask, dtype=dtype)
+    products = nn.functional.linear(states.to(head.weight.dtype), head.weight)
     known = torch.linspace(-300, 300, logits.numel(), device=logits.device).view_as(logits).to(products.dtype)
     hook = untyped.get_output_embeddings().register_forward_hook(lambda *_: known)
     try:
-        through = untyped(input_ids=ids, attention_mask=mask, use_cache=False).logits
+        with computing(dtype, ids.device):
+            through = untyped(input_ids=ids, attention_mask=mask, use_cache=False).logits
     finally:
         hook.remove()
         model.train(training)
@@ -398,18 +433,13 @@ def body_and_head(model: PreTrainedModel) -> tuple[nn.Module, Tensor, Tensor | N
     return body, head.weight, getattr(head, "bias", None)
 
 
-def computing(dtype: Dtype, device: torch.device) -> AbstractContextManager[Any]:
-    """The context in which float32 weights compute in `dtype`."""
-    return torch.autocast(device.type, torch.bfloat16) if dtype == "bfloat16" else nullcontext()
-
-
 def hidden_states(
     model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor | None, *, dtype: Dtype = "float32", **more: Any
 ) -> Tensor:
     """Last hidden states [B, T, H] of `input_ids` [B, T] (right padded, `attention_mask` [B, T] of 0 and 1).
 
     Without a mask the states of real tokens are the same: under right padding a causal model never looks at padding.
-    With `dtype="bfloat16"` the body runs under autocast; it is given what `more` there is.
+    The body computes in `dtype`; it is given what `more` there is.
     """
     with computing(dtype, input_ids.device):
         out = body_and_head(model)[0](input_ids=input_ids, attention_mask=attention_mask, use_cache=False, **more)

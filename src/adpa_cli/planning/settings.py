@@ -46,7 +46,8 @@ def installed_trackers(text: str) -> list[str]:
 
 
 S = TypeVar("S", bound=Dataclass)
-DERIVED = {"method", "method_version", "params", "template", "end", "parts", "split", "suite", "smoke", "judged_tokens"}
+DERIVED = {"method", "method_version", "params", "template", "end", "parts", "split", "suite", "smoke", "judged_tokens",
+           "teachers_dtype"}  # fmt: skip
 """Fields that a plan fills in itself; nobody sets them by hand."""
 REHEARSAL = {"limit": 64, "max_steps": 4, "batch_size": 16}
 """The most that a stage does under `--smoke`: four steps that see every one of its rows once."""
@@ -182,7 +183,7 @@ def train_spec(
 ) -> TrainSpec:
     """The spec of a training stage with the typed parameters of its method; `keys` name the family's settings of it."""
     read, settings = methods.load(method), settable(stage, method)
-    defaults = {**settings, **_known(stage_settings(family, *keys), settings)}
+    defaults = {**settings, "dtype": family.dtype, **_known(stage_settings(family, *keys), settings)}
     preset = user.get("preset", defaults.get("preset", "paper"))
     if preset not in ("paper", *read.presets):
         raise UsageError(f"{method} has no preset {preset!r}", f"presets: {', '.join(('paper', *read.presets))}")
@@ -190,8 +191,12 @@ def train_spec(
     rest = {name: value for name, value in merged.items() if name not in ("preset", "kd_teacher")}
     for f in dataclasses.fields(read.params):
         rest.pop(f.name, None)
-    fixed = {"method": method, "method_version": read.version, "params": _hashed(_params(method, merged))}
-    return rehearsed(make(TrainSpec, {**rest, **fixed, "template": template.text, "end": template.end}))
+    params = _params(method, merged)
+    fixed = {"method": method, "method_version": read.version, "params": _hashed(params)}
+    spec = make(TrainSpec, {**rest, **fixed, "template": template.text, "end": template.end})
+    if spec.dtype != family.inference and spec.dtype != "float32" and any(n.online for n in read.needs_for(params)):
+        spec = dataclasses.replace(spec, teachers_dtype=family.inference)
+    return rehearsed(spec)
 
 
 def _params(method: str, values: Mapping[str, Any]) -> Any:
@@ -241,5 +246,5 @@ def plain_spec(
     cls: type[S], stage: str, family: Family, user: Mapping[str, Any], keys: Sequence[str] = (), **fixed: Any
 ) -> S:
     """The spec of a stage without a method; `keys` name the family's settings of it, those of the stage unless said."""
-    defaults = _known(stage_settings(family, *(keys or (stage,))), settable(stage))
+    defaults = _known({"dtype": family.inference, **stage_settings(family, *(keys or (stage,)))}, settable(stage))
     return rehearsed(make(cls, {**defaults, **user, **fixed}))

@@ -237,7 +237,8 @@ def _defaults(manifest: Manifest, family: Family, side: str) -> dict[str, Any]:
     plain = {
         f.name: f.default for cls in classes for f in dataclasses.fields(cls) if f.default is not dataclasses.MISSING
     }
-    return {key: value for key, value in {**plain, **stage_settings(family, *keys)}.items() if key in plain}
+    usual = {**plain, "dtype": family.dtype if issubclass(classes[0], TrainSpec) else family.inference}
+    return {key: value for key, value in {**usual, **stage_settings(family, *keys)}.items() if key in plain}
 
 
 def _method(spec: Mapping[str, Any]) -> Method | None:

@@ -24,7 +24,7 @@ from adpa_cli.machine import versions
 from adpa_cli.planning.lineage import locate
 from adpa_cli.planning.settings import TRACKERS_FOLDER
 from adpa_cli.sizes import size_words
-from adpa_cli.spec import Runtime
+from adpa_cli.spec import Dtype, Runtime
 from adpa_cli.stages import Artifact, Job, Monitor, Node, every
 from adpa_cli.store.build import LOG, Work
 from adpa_cli.store.lock import reserved
@@ -123,7 +123,7 @@ def _build(cost: Cost, survey: Survey, command: str, request: Mapping[str, Any],
     node, store, runtime = cost.node, survey.store, survey.runtime
     threads = threads_per_process(runtime)
     environment = {
-        "machine": platform.machine(), "device": _device(), "threads": threads, "dtype": node.spec.dtype,
+        "machine": platform.machine(), "device": _device(), "threads": threads, "dtype": _arithmetic(node.spec.dtype),
         "versions": versions(),
     }  # fmt: skip
     with store.build(
@@ -209,6 +209,16 @@ def _device() -> str:
     import torch
 
     return torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+
+
+def _arithmetic(dtype: Dtype) -> str:
+    """What a stage computes in on this machine: float16 has two ways."""
+    import torch
+
+    from adpa_cli.engine.arithmetic import path_of
+    from adpa_cli.engine.device import device
+
+    return path_of(dtype, torch.device(device()))
 
 
 def _about(node: Node, runtime: Runtime) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from adpa_cli.hub.model_folder import ModelFolder
 from adpa_cli.methods import Method, Need
 from adpa_cli.signal.rows import AnswerKey, SignalRows
 from adpa_cli.signal.shard import SignalReader
-from adpa_cli.spec import TrainSpec
+from adpa_cli.spec import Dtype, TrainSpec
 from adpa_cli.stages import Job, Monitor, every
 from adpa_cli.stages.rewards import read_rewards
 from adpa_cli.stages.start_logps import StartLogps
@@ -120,7 +120,9 @@ def _online(job: Job, spec: TrainSpec, params: Any, encoder: Any, pairs: Sequenc
 
     label = job.one("data").label
     prompts = {p.id: fitted_prompt(p, encoder, spec, params.max_new_tokens, label, job.stage) for p in pairs}
-    scorers = {name: job.one(role).path for name, role in SCORERS.items()}
+    taught = spec.teachers_dtype or spec.dtype
+    dtypes: dict[str, Dtype] = {"start": spec.dtype}  # which the student is compared with
+    scorers = {name: (job.one(role).path, dtypes.get(name, taught)) for name, role in SCORERS.items()}
     sampling = Sampling(params.temperature, 1.0, params.max_new_tokens, spec.seed)
     ends = end_ids(encoder, job.one("model").path)
     return Sources(prompts, scorers, Decoding(sampling, ends, encoder.pad_id, spec.max_length, spec.dtype))

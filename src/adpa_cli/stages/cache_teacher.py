@@ -101,7 +101,7 @@ class Facts:
         """Means per token; the size of the advantage against the step it is stored with, and a warning when coarse."""
         metrics: dict[str, Any] = {
             "answers": self.answers, "tokens": self.tokens, "k": signal.k, "mean_mass": self.mass / self.tokens,
-            "taken_outside": self.outside / self.tokens, "step": signal.step, "say": [],
+            "taken_outside": self.outside / self.tokens, "step": signal.step, **signal.greatest_errors, "say": [],
         }  # fmt: skip
         if signal.draws:
             metrics |= {"draws": signal.draws, "say": [f"{signal.draws} draws per token, at most {signal.k} ids"]}
@@ -247,7 +247,7 @@ def _pass(
     if not plan.blocks:
         return
     teacher = job.one(role)
-    model = load_checked(teacher.path, device=device())
+    model = load_checked(teacher.path, dtype=spec.dtype, device=device())
     share = plan.shared and can_share(model, spec.max_length)
     write_json(job.folder / f"_prompts-{role}.json", share)
     settings: dict[str, Any] = {

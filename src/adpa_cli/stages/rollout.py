@@ -51,7 +51,7 @@ def compute(job: Job, monitor: Monitor, rank: int = 0, processes: int = 1) -> No
     mine = [block for block in blocks[rank::processes] if not _path(job, block.index).exists()]
     if not mine:
         return
-    model = load(folder, device=device())
+    model = load(folder, dtype=spec.dtype, device=device())
     sampling = Sampling(spec.temperature, spec.top_p, spec.max_new_tokens, spec.seed)
     decoding = Decoding(sampling, end_ids(encoder, folder), encoder.pad_id, spec.max_length, spec.dtype)
     done = len(blocks[rank::processes]) - len(mine)

@@ -65,7 +65,7 @@ def compute(job: Job, monitor: Monitor, rank: int = 0, processes: int = 1) -> No
     todo = [block for block in own if not _path(job, block.index).exists()]
     if not todo:
         return
-    model = load_checked(job.one("model").path, device=device())
+    model = load_checked(job.one("model").path, dtype=spec.dtype, device=device())
     student = Student(model, spec.dtype)
     for block in with_progress(todo, monitor, len(own) - len(todo)):
         scored = _scored(job, spec, student, block.items, device())

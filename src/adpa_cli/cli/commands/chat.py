@@ -249,7 +249,7 @@ def wrapped(text: str, width: int) -> list[str]:
 def _load(trained: Sequence[Trained]) -> list[ChatModel]:
     from adpa_cli.engine.generation.chat_model import load_chat_model
 
-    return [load_chat_model(model.label, model.folder, model.template) for model in trained]
+    return [load_chat_model(model.label, model.folder, model.template, model.dtype) for model in trained]
 
 
 def _ask() -> str:

@@ -14,12 +14,14 @@ from adpa_cli.data.chat import Encoder
 from adpa_cli.data.examples import Message
 from adpa_cli.data.templates import Template
 from adpa_cli.data.tokenizer import Tokenizer
+from adpa_cli.engine.arithmetic import computing
 from adpa_cli.engine.device import device
-from adpa_cli.engine.generation.generate import generate_block
+from adpa_cli.engine.generation.generate import cast_once, generate_block
 from adpa_cli.engine.generation.sampling import NOT_FINITE, Decoding, Sampling, answer_limit, choose, row_key
 from adpa_cli.engine.layout.examples import end_ids
 from adpa_cli.engine.models import load
 from adpa_cli.errors import AdpaError, DataError
+from adpa_cli.spec import Dtype
 
 LEAST_ROOM = 64  # tokens kept for an answer before old turns are dropped
 BLOCK = 16  # prompts that are answered together
@@ -34,6 +36,7 @@ class ChatModel:
     model: Any
     context: int
     end_ids: tuple[int, ...]
+    dtype: Dtype = "float32"
 
 
 @dataclass(frozen=True)
@@ -45,14 +48,12 @@ class ChatAnswer:
     cut: bool
 
 
-def load_chat_model(label: str, folder: Path, template: Template) -> ChatModel:
-    """The model in `folder` to answer with: float32 on a CPU, bfloat16 on a GPU."""
+def load_chat_model(label: str, folder: Path, template: Template, dtype: Dtype) -> ChatModel:
+    """The model in `folder` to answer with, which computes in `dtype`."""
     encoder = Encoder(Tokenizer.of(folder), template)
-    model: Any = load(folder)
-    if device() != "cpu":
-        model = model.to(torch.bfloat16).to(device())
+    model: Any = load(folder, dtype=dtype, device=device())
     longest = getattr(model.config, "max_position_embeddings", None) or 4096
-    return ChatModel(label, encoder, model, int(longest), end_ids(encoder, folder))
+    return ChatModel(label, encoder, model, int(longest), end_ids(encoder, folder), dtype)
 
 
 def fitted_conversation(chat: ChatModel, turns: Sequence[Message], sampling: Sampling) -> tuple[list[int], int]:
@@ -85,7 +86,7 @@ def chat_answers(chat: ChatModel, prompts: Sequence[Sequence[Message]], sampling
                 f"prompt {number} has {len(ids)} tokens, and {chat.label} sees {chat.context} with the answer",
                 "shorten it",
             )
-    decoding = Decoding(sampling, chat.end_ids, chat.encoder.pad_id, chat.context)
+    decoding = Decoding(sampling, chat.end_ids, chat.encoder.pad_id, chat.context, chat.dtype)
     for start in range(0, len(every), BLOCK):
         block = every[start : start + BLOCK]
         for answer in generate_block(chat.model, block, [row_id(ids) for ids in block], decoding):
@@ -101,15 +102,17 @@ def answer_tokens(chat: ChatModel, prompt: Sequence[int], sampling: Sampling) ->
     model, name = chat.model, row_id(prompt)
     key = torch.tensor([row_key(sampling.seed, name)], device=model.device)
     new, cache = torch.tensor([list(prompt)], device=model.device), None
-    for position in range(answer_limit(len(prompt), name, sampling, chat.context)):
-        out = model(input_ids=new, past_key_values=cache, use_cache=True)
-        token = int(choose(out.logits[:, -1, :], key, torch.full_like(key, position), sampling))
-        if token == NOT_FINITE:
-            raise AdpaError("the logits are not finite", "check the model's weights, or use float32")
-        yield token
-        if token in chat.end_ids:
-            return
-        new, cache = torch.tensor([[token]], device=model.device), out.past_key_values
+    with cast_once(model, chat.dtype):
+        for position in range(answer_limit(len(prompt), name, sampling, chat.context)):
+            with computing(chat.dtype, model.device):  # not around the yield: whoever reads computes otherwise
+                out = model(input_ids=new, past_key_values=cache, use_cache=True)
+            token = int(choose(out.logits[:, -1, :], key, torch.full_like(key, position), sampling))
+            if token == NOT_FINITE:
+                raise AdpaError("the logits are not finite", "check the model's weights")
+            yield token
+            if token in chat.end_ids:
+                return
+            new, cache = torch.tensor([[token]], device=model.device), out.past_key_values
 
 
 def row_id(ids: Sequence[int]) -> str:

@@ -7,8 +7,8 @@ batching by transformers' own `generate`.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,13 +17,15 @@ from accelerate import Accelerator
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedModel
 
+from adpa_cli.engine.arithmetic import computing, has_units
 from adpa_cli.engine.device import halving
+from adpa_cli.engine.frozen import expanded
 from adpa_cli.engine.generation.continuous_batching import PartialAnswer, generate_continuously, left_padded
 from adpa_cli.engine.generation.kv_cache import supports_kv_cache
 from adpa_cli.engine.generation.sampling import NOT_FINITE, Decoding, Sampling, answer_limit, noisy, row_key
 from adpa_cli.engine.layout.micro_batches import cut_blocks
-from adpa_cli.engine.models import computing
 from adpa_cli.sizes import DRAW_TOKENS
+from adpa_cli.spec import Dtype
 
 POOL = 4
 """How many times the rows answered at once a block of answers has, so that a row that ends has a successor."""
@@ -61,13 +63,21 @@ def generate_block(
     ]
     longest = max(len(row.prompt) + row.limit for row in rows)
     batch_size = len(rows) if tokens is None else min(len(rows), max(1, tokens // longest))
-    with _rounded_once(model), computing(decoding.dtype, model.device), torch.no_grad():
+    few_bits = computing(decoding.dtype, model.device)
+    with cast_once(model, decoding.dtype), few_bits, torch.no_grad():
         if supports_kv_cache(model):
             generate_continuously(model, rows, decoding, batch_size)
         else:
             for start in range(0, len(rows), batch_size):
                 generate_statically(model, rows[start : start + batch_size], decoding)
     return [Generated(row.answer, cut=row.answer[-1] not in decoding.end_ids) for row in rows]
+
+
+def cast_once(model: PreTrainedModel, dtype: Dtype) -> AbstractContextManager[None]:
+    """Lets the weights of a model be read for one token after the other without a cast for each."""
+    if dtype == "float16" and has_units(model.device):
+        return nullcontext()
+    return expanded(model)
 
 
 def generate_share(
@@ -144,16 +154,3 @@ class _Noisy(LogitsProcessor):
         self.broken |= ~torch.isfinite(scores.amax(-1))
         positions = torch.full_like(self.keys, input_ids.shape[1] - self.width)
         return noisy(scores, self.keys, positions, self.sampling)
-
-
-@contextmanager
-def _rounded_once(model: PreTrainedModel) -> Iterator[None]:
-    """Autocast keeps what it rounds of weights that take a gradient; others it would round again for every token."""
-    frozen = [weight for weight in model.parameters() if not weight.requires_grad]
-    for weight in frozen:
-        weight.requires_grad_(True)
-    try:
-        yield
-    finally:
-        for weight in frozen:
-            weight.requires_grad_(False)

@@ -27,10 +27,11 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from adpa_cli.engine.arithmetic import computing
 from adpa_cli.engine.layout.examples import TokenSequence
 from adpa_cli.engine.layout.micro_batches import consecutive_batches
 from adpa_cli.engine.layout.shared_prompt import sees_all
-from adpa_cli.engine.models import body_and_head, computing
+from adpa_cli.engine.models import body_and_head
 from adpa_cli.spec import Dtype
 
 Item = TypeVar("Item")

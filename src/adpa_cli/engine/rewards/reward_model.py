@@ -13,13 +13,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel
+from transformers import AutoConfig, PreTrainedModel
 
 from adpa_cli.data.chat import Encoder, fit
 from adpa_cli.data.examples import Message
 from adpa_cli.data.rendering import render
 from adpa_cli.data.templates import Template
 from adpa_cli.data.tokenizer import Tokenizer
+from adpa_cli.engine.arithmetic import computing
 from adpa_cli.engine.device import ROOM, device, refused_when_full
 from adpa_cli.engine.layout.batch import Batch
 from adpa_cli.engine.layout.micro_batches import by_length, consecutive_batches, padded
@@ -29,6 +30,7 @@ from adpa_cli.engine.training.student import Student, scalars
 from adpa_cli.errors import AdpaError
 from adpa_cli.hub import Located
 from adpa_cli.hub.model_folder import ModelFolder
+from adpa_cli.spec import Dtype
 from adpa_cli.tensors.output import Stats
 
 Dialogue = tuple[Sequence[Message], str]
@@ -55,14 +57,14 @@ def reward_scores(model: Located, dialogues: Sequence[Dialogue], spec: Any, toke
 
 @torch.no_grad()
 def sequence_rewards(
-    folder: Path, encoded: Sequence[Sequence[int]], dtype: str, device: str, block_tokens: int
+    folder: Path, encoded: Sequence[Sequence[int]], dtype: Dtype, device: str, block_tokens: int
 ) -> list[float]:
     """The one logit of a reward model for every sequence of ids, read at its last one.
 
     At most `block_tokens` padded tokens go through at once, or one longer sequence. Raises AdpaError when the model
     does not load, has not exactly one output, lacks the weights of its head, or gives a reward that is no number.
     """
-    model = _load(folder, dtype).to(device)
+    model = _load(folder, dtype, device)
     pad = model.config.pad_token_id
     if pad is None:
         # The head reads the last token that is no padding, so padding must be an id that no dialogue ends with.
@@ -72,7 +74,8 @@ def sequence_rewards(
     rewards = [0.0] * len(encoded)
     for rows in consecutive_batches(by_length(lengths), lengths.__getitem__, lambda load: load.padded <= block_tokens):
         ids, mask = padded([encoded[i] for i in rows], pad), padded([[1] * lengths[i] for i in rows])
-        values = model(input_ids=ids.to(device), attention_mask=mask.to(device)).logits[:, 0].float().tolist()
+        with computing(dtype, torch.device(device)):
+            values = model(input_ids=ids.to(device), attention_mask=mask.to(device)).logits[:, 0].float().tolist()
         for i, value in zip(rows, values, strict=True):
             rewards[i] = value
     broken = next((n for n, reward in enumerate(rewards, 1) if not math.isfinite(reward)), None)
@@ -125,23 +128,15 @@ def _as_trained(model: Located, dialogues: Sequence[Dialogue]) -> list[list[int]
     return sequences
 
 
-def _load(folder: Path, dtype: str) -> Any:
-    loader: Any = AutoModelForSequenceClassification
+def _load(folder: Path, dtype: Dtype, device: str) -> Any:
     hint = "give the folder of a reward model with a scalar head to --reward-model"
-    plain: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
     try:
-        outputs = AutoConfig.from_pretrained(folder, **plain).num_labels
-        if outputs != 1:
-            raise AdpaError(f"the classifier in {folder.name} has {outputs} outputs; a reward model has one", hint)
-        model, info = loader.from_pretrained(
-            folder, dtype=getattr(torch, dtype), use_safetensors=True, output_loading_info=True, **plain
-        )
+        outputs = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False).num_labels
     except LOAD_ERRORS as error:
         raise AdpaError(f"the reward model in {folder.name} does not load: {first_line(error)}", hint) from error
-    if info["missing_keys"]:
-        lacking = ", ".join(sorted(info["missing_keys"])[:3])
-        raise AdpaError(f"{folder.name} is no reward model: its weights lack {lacking}", hint)
-    return model.train(False)
+    if outputs != 1:
+        raise AdpaError(f"the classifier in {folder.name} has {outputs} outputs; a reward model has one", hint)
+    return load(folder, dtype=dtype, device=device, scalar=True)
 
 
 def _encode(tokenizer: Tokenizer, dialogue: Dialogue, template: str) -> list[int]:

@@ -30,7 +30,7 @@ from adpa_cli.engine.training.schedule import step_rows, steps_of
 from adpa_cli.engine.training.student import Critic, Student
 from adpa_cli.errors import AdpaError
 from adpa_cli.methods import required
-from adpa_cli.spec import TrainSpec
+from adpa_cli.spec import Dtype, TrainSpec
 from adpa_cli.tensors.ppo import advantages, rewards, whitened
 
 Floats = Sequence[NDArray[np.float32]]
@@ -111,7 +111,7 @@ class Sources:
     score ("start", "aligned", "reference")."""
 
     prompts: Mapping[str, Sequence[int]]
-    scorers: Mapping[str, Path]
+    scorers: Mapping[str, tuple[Path, Dtype]]
     decoding: Decoding
 
 
@@ -213,14 +213,14 @@ class Online:
             return halving_logps(model, examples, ("rollout",), self.tokens, self.accelerator.device)
 
         scores = {"drawn": score(self.student), "values": score(required(self.student.critic))}
-        for name, folder in self.sources.scorers.items():
-            model = load_checked(folder)
+        for name, (folder, dtype) in self.sources.scorers.items():
+            model = load_checked(folder, dtype=dtype)
             ids = body_and_head(model)[1].shape[0]
             if max(int(e.parts["rollout"].ids.max()) for e in examples) >= ids:
                 raise AdpaError(
                     f"the student drew a token that {folder.name} lacks: it has {ids:,} ids",
                     "take teachers that have every id of the student",
                 )
-            scores[name] = score(Student(model, self.spec.dtype))
+            scores[name] = score(Student(model, dtype))
             del model
         return {e.id: {name: logps[e.id, "rollout"] for name, logps in scores.items()} for e in examples}

@@ -14,9 +14,10 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from adpa_cli.engine.arithmetic import computing_head
 from adpa_cli.engine.layout.batch import Batch
 from adpa_cli.engine.layout.row_layout import Packer, RowLayout, answer_states, in_order
-from adpa_cli.engine.models import body_and_head, computing, output_head
+from adpa_cli.engine.models import body_and_head, output_head
 from adpa_cli.spec import Dtype
 from adpa_cli.tensors.head import selected_logps
 from adpa_cli.tensors.output import Stats
@@ -59,7 +60,7 @@ class Student(nn.Module):
         """
         body, head = body_and_head(self.model)[0], output_head(self.model)
         each = [answer_states(body, layout, self.dtype).float() for layout in layouts]
-        with computing(self.dtype, ids.device):
+        with computing_head(self.dtype, ids.device):
             states = in_order(each, layouts)
             selected = selected_logps(
                 states, head.weight, ids, head.bias, stats=stats, scale=head.scale, softcap=head.softcap

@@ -1,0 +1,197 @@
+"""Frozen models: the weights of a body's products are held in two bytes, as the products read them.
+
+For bfloat16 they are the nearest numbers, which is what autocast makes of float32 ones for each product. For float16
+and tf32 the normal numbers of float16 stay, which are nearly all weights that were published in bfloat16, and others
+are rounded at random without bias: an update that is smaller than half a step is there in the mean. The noise is a
+function of a weight's name in the unfused checkpoint and of its place, the same for two models that are compared, so
+that what rounding does to both cancels in their difference.
+
+Tensors are read one by one, straight onto the device, where the file names them as the model does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import init_empty_weights
+from safetensors import safe_open
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from adpa_cli.engine.arithmetic import EXPANDED, HELD_IN
+from adpa_cli.errors import AdpaError
+from adpa_cli.hub.model_folder import ModelFolder
+from adpa_cli.spec import Dtype
+from adpa_cli.tensors.rounding import stochastic
+
+PRODUCTS = (nn.Linear, Conv1D, nn.Conv1d)
+FUSED = 3
+"""Dimensions of the weights of all experts of a layer, which newer versions of transformers keep in one tensor."""
+HALVES = {"gate_up_proj": ("gate_proj", "up_proj")}
+"""What is one tensor in a layer of experts, and two in a checkpoint."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a tensor of a model is: an attribute of a module. `key` names a weight of a product of the body, and is ""
+    for other tensors."""
+
+    module: nn.Module
+    attribute: str
+    key: str = ""
+
+    @property
+    def tensor(self) -> Tensor:
+        """What is there."""
+        found: Tensor = getattr(self.module, self.attribute)
+        return found
+
+    def put(self, tensor: Tensor) -> None:
+        """Put a frozen parameter, or a buffer, there."""
+        if self.attribute in self.module._parameters:
+            self.module._parameters[self.attribute] = nn.Parameter(tensor, requires_grad=False)
+        else:
+            self.module._buffers[self.attribute] = tensor
+
+
+def held_places(body: nn.Module) -> Iterator[Place]:
+    """The weights, and the biases, of the products of a body."""
+    for name, module in body.named_modules():
+        for attribute, weight in module._parameters.items():
+            if weight is not None and (isinstance(module, PRODUCTS) or weight.dim() == FUSED):
+                yield Place(module, attribute, f"{name}.{attribute}")
+
+
+def held(weight: Tensor, key: str, dtype: Dtype) -> Tensor:
+    """A weight as it is held for products in `dtype`. Raises AdpaError where it is out of range."""
+    if dtype == "bfloat16":
+        return weight.to(torch.bfloat16)
+    out = torch.empty_like(weight, dtype=HELD_IN[dtype])
+    for name, given, kept in _unfused(weight, out, key):
+        kept.copy_(stochastic(given, out.dtype, name))
+    if not bool(torch.isfinite(out).all()):
+        raise AdpaError(
+            f"the weight {key} goes up to {float(weight.abs().max()):.4g}, and float16 ends at 65,504",
+            "compute in another dtype: --set dtype=bfloat16, or --set dtype=float32",
+        )
+    return out
+
+
+def _unfused(weight: Tensor, out: Tensor, key: str) -> Iterator[tuple[str, Tensor, Tensor]]:
+    """The parts of a weight and of its copy, with the name that each has in an unfused checkpoint."""
+    path, _, attribute = key.rpartition(".")
+    if weight.dim() != FUSED or attribute == "weight":
+        yield key, weight, out
+        return
+    names = HALVES.get(attribute, (attribute,))
+    for expert, (given, kept) in enumerate(zip(weight, out, strict=True)):
+        for name, part, copy in zip(names, given.chunk(len(names)), kept.chunk(len(names)), strict=True):
+            yield f"{path}.{expert}.{name}.weight", part, copy
+
+
+@torch.no_grad()
+def hold(body: nn.Module, dtype: Dtype) -> None:
+    """Hold the weights of a body's products, which are loaded, in two bytes."""
+    for place in held_places(body):
+        place.put(held(place.tensor, place.key, dtype))
+
+
+@contextmanager
+def expanded(model: nn.Module) -> Iterator[None]:
+    """Lets a model hold the weights that it has in float16 as float32 meanwhile, for many products of few rows.
+
+    Around float32 products each would be expanded again for every token.
+    """
+    narrow = [place for place in held_places(model) if place.tensor.dtype == torch.float16]
+    for place in narrow:
+        place.put(place.tensor.float())
+        setattr(place.tensor, EXPANDED, True)
+    try:
+        yield
+    finally:
+        for place in narrow:
+            place.put(place.tensor.half())
+
+
+@dataclass(frozen=True)
+class Skeleton:
+    """A model without weights, and where each tensor of a folder goes in it: `places` by the name in the file."""
+
+    model: Any
+    folder: Path
+    places: Mapping[str, Place]
+
+    @classmethod
+    def of(cls, make: Callable[[], Any], body_of: Callable[[Any], nn.Module], folder: Path) -> Skeleton | None:
+        """The model that `make` builds; None where the folder does not name its tensors as the model does, and
+        transformers has to load it."""
+        with init_empty_weights(include_buffers=False):
+            model = make()
+        own = _places(model, body_of(model))
+        tied = set(model.all_tied_weights_keys)
+        shapes = ModelFolder.of(folder).shapes
+        found = {name: full for name in shapes for full in _spellings(name, model.base_model_prefix) if full in own}
+        lacking = {name for name, place in own.items() if isinstance(place.tensor, nn.Parameter)} - set(found.values())
+        alike = all(tuple(own[full].tensor.shape) == shapes[name] for name, full in found.items())
+        if not alike or lacking != tied or len(set(found.values())) < len(found):
+            return None
+        return cls(model, folder, {name: own[full] for name, full in found.items()})
+
+    @torch.no_grad()
+    def fill(self, names: Iterable[str], dtype: Dtype, device: str) -> None:
+        """Read some tensors of the file onto a device, those of products as they are held, others in float32.
+
+        Raises AdpaError for values that are not finite, or out of range.
+        """
+        files = ModelFolder.of(self.folder).files
+        for path, group in groupby(sorted(names, key=lambda name: (files[name], name)), key=files.__getitem__):
+            with safe_open(path, "pt") as opened:
+                for name in group:
+                    place, tensor = self.places[name], opened.get_tensor(name).to(device)
+                    if tensor.is_floating_point():
+                        check_finite(tensor, name, self.folder)
+                        is_held = place.key and dtype != "float32"
+                        tensor = held(tensor, place.key, dtype) if is_held else tensor.float()
+                    place.put(tensor)
+
+    def filled(self, dtype: Dtype, device: str) -> Any:
+        """The whole model."""
+        self.fill(self.places, dtype, device)
+        self.model.tie_weights()
+        return self.model.to(device)
+
+
+def check_finite(tensor: Tensor, name: str, folder: Path) -> None:
+    """Raise AdpaError for a tensor of a folder that holds values which are no numbers."""
+    if not bool(torch.isfinite(tensor).all()):
+        raise AdpaError(
+            f"the tensor {name} in {folder} holds values that are not finite",
+            "fetch or write the folder again: its weights are damaged or belong to another model",
+        )
+
+
+def _places(model: nn.Module, body: nn.Module) -> dict[str, Place]:
+    """Where the tensors of a model are that its folder holds, by their names."""
+    keys = {(id(place.module), place.attribute): place.key for place in held_places(body)}
+    places = {}
+    for path, module in model.named_modules():
+        stored = [
+            *module._parameters,
+            *(name for name in module._buffers if name not in module._non_persistent_buffers_set),
+        ]
+        for attribute in stored:
+            if getattr(module, attribute) is not None:
+                key = keys.get((id(module), attribute), "")
+                places[f"{path}.{attribute}".lstrip(".")] = Place(module, attribute, key)
+    return places
+
+
+def _spellings(name: str, prefix: str) -> tuple[str, ...]:
+    """How a model may call a tensor of a file: as the file does, or with its own name for the body in front or not."""
+    return name, f"{prefix}.{name}", name.removeprefix(f"{prefix}.")
