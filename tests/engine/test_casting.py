@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from adpa_cli.engine.casting import Rounding, cast_weights
+from adpa_cli.engine.models import load
 from adpa_cli.errors import AdpaError
 from adpa_cli.tensors.rounding import stochastic
 from support.model_folders import write_model
@@ -39,12 +40,20 @@ def test_only_matrices_of_layers_are_rounded_at_random(tmp_path: Path, dtype: st
     at_random = {name for name, value in before.items() if name.startswith(LAYERS) and value.dim() == 2}
     assert len(at_random) == 14
     for name, values in before.items():
-        expected = stochastic(values, wanted, name) if name in at_random else values.to(wanted)
+        expected = stochastic(values, wanted, name.removeprefix("model.")) if name in at_random else values.to(wanted)
         assert torch.equal(after[name], expected), name
         step = values.abs().clamp(min=2.0**-14) * 2.0 ** (-7 if dtype == "bfloat16" else -10)
         assert bool(((after[name].float() - values).abs() <= step).all())
     assert not all(torch.equal(after[name], before[name].to(wanted)) for name in at_random)
     assert AutoModelForCausalLM.from_pretrained(tmp_path).dtype == wanted
+
+
+def test_float16_at_random_is_what_inference_in_float16_holds(tmp_path: Path) -> None:
+    tiny_llama().save_pretrained(tmp_path)
+    held = {name: value for name, value in load(tmp_path, dtype="float16").state_dict().items() if LAYERS in name}
+    cast_weights(tmp_path, "float16", "stochastic")
+    written = tensors(tmp_path)
+    assert all(torch.equal(written[name], value) for name, value in held.items() if value.dim() == 2)
 
 
 def test_equal_weights_give_equal_bytes_and_what_the_dtype_has_stays(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Container, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
@@ -27,12 +27,21 @@ KINDS: Mapping[str, str] = {"float32": "F32", "bfloat16": "BF16", "float16": "F1
 """The dtypes that weights are written in, and what safetensors files call them."""
 WIDER: Mapping[str, str] = {"float16": "bfloat16", "bfloat16": "float32"}
 """The dtype that holds what is beyond the range of another."""
+_CHUNK = 1 << 20
 
 
-def roundings(dtype: str) -> dict[str, Way]:
-    """What both roundings make of a weight of a product in a layer."""
-    wanted = getattr(torch, dtype)
-    return {"nearest": nearest(wanted), "stochastic": lambda name, values: stochastic(values, wanted, name)}
+def noise_names(folder: Path) -> dict[str, str]:
+    """By what name the noise of each weight is drawn that is rounded at random: its name within the layers.
+
+    It is the one by which inference in float16 rounds the weights that it holds, so that both round alike.
+    """
+    return {name: key for key, name in folder_weights(folder).of_products.items()}
+
+
+def roundings(dtype: str, folder: Path) -> dict[str, Way]:
+    """What both roundings make of the weights of products in the layers of the model in a folder."""
+    wanted, names = getattr(torch, dtype), noise_names(folder)
+    return {"nearest": nearest(wanted), "stochastic": lambda name, values: stochastic(values, wanted, names[name])}
 
 
 @torch.no_grad()
@@ -42,7 +51,7 @@ def cast_weights(folder: Path, dtype: str, rounding: Rounding = "nearest") -> in
     Returns how many weights changed. One tensor is in memory at a time, and equal weights give equal bytes. Raises
     AdpaError, naming the tensor, for a weight beyond the range of `dtype`.
     """
-    at_random = set(folder_weights(folder).of_products.values()) if rounding == "stochastic" else set()
+    at_random = noise_names(folder) if rounding == "stochastic" else {}
     total = changed = 0
     for path in sorted(folder.glob("*.safetensors")):
         size, of_file = _cast_file(path, dtype, at_random)
@@ -52,31 +61,36 @@ def cast_weights(folder: Path, dtype: str, rounding: Rounding = "nearest") -> in
     return changed
 
 
-def _cast_file(path: Path, dtype: str, at_random: Container[str]) -> tuple[int, int]:
+def _cast_file(path: Path, dtype: str, at_random: Mapping[str, str]) -> tuple[int, int]:
     """Rewrite one file; the bytes of its tensors, and how many weights changed."""
     size = changed = 0
     with safe_open(path, "pt") as opened, atomic(path) as out:
         entries = _entries(path, dtype)
         _write_header(out, opened.metadata() or {}, entries)
         for name, entry in entries.items():
-            values: Tensor = opened.get_tensor(name)
-            written = _cast(name, values, dtype, name in at_random) if entry["dtype"] == KINDS[dtype] else values
-            changed += int((written != values).sum()) if written is not values else 0
-            out.write(written.contiguous().reshape(-1).view(torch.uint8).numpy().data)
-            size += written.nbytes
+            values: Tensor = opened.get_tensor(name).reshape(-1)
+            for at in range(0, len(values), _CHUNK):
+                part = values[at : at + _CHUNK]
+                written = _cast(name, part, dtype, at_random.get(name), at) if entry["dtype"] == KINDS[dtype] else part
+                changed += int((written != part).sum()) if written is not part else 0
+                out.write(written.view(torch.uint8).numpy().data)
+                size += written.nbytes
     return size, changed
 
 
-def _cast(name: str, values: Tensor, dtype: str, at_random: bool) -> Tensor:
-    """A tensor in `dtype`. Raises AdpaError for values beyond its range."""
+def _cast(name: str, values: Tensor, dtype: str, noise: str | None, start: int) -> Tensor:
+    """Part of a tensor in `dtype`, from the place `start` on; at random where `noise` is the name to draw that by.
+
+    Raises AdpaError for values beyond its range.
+    """
     wanted = getattr(torch, dtype)
     if values.dtype == wanted:
         return values
-    written = stochastic(values, wanted, name) if at_random else values.to(wanted)
+    written = values.to(wanted) if noise is None else stochastic(values, wanted, noise, start)
     if not written.isfinite().all():
         largest, limit = float(values.abs().max()), torch.finfo(wanted).max
         raise AdpaError(
-            f"the tensor {name} holds weights of up to {largest:.6g}, and {dtype} ends at {limit:.6g}",
+            f"the tensor {name} holds a weight of {largest:.6g}, and {dtype} ends at {limit:.6g}",
             f"take a dtype of wider range: --dtype {WIDER.get(dtype, 'float32')}",
         )
     return written

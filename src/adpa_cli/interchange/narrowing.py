@@ -110,7 +110,7 @@ def narrowed(
     update, start, why = {}, None, ""
     try:
         start = _start(names, model)
-        update = measured_update(folder_pairs(start.path, model.folder), roundings(asked.dtype))
+        update = measured_update(folder_pairs(start.path, model.folder), roundings(asked.dtype, model.folder))
     except AdpaError as error:
         why = error.message
     seen = update.get("seen", {})
