@@ -1,20 +1,20 @@
 """What one stage of a plan takes: bytes on disk and memory, asked of its stage in terms of sizes, and time.
 
 Time is the stage's arithmetic, over what this machine did in stages of its kind, or does in a product. The first is
-measured by finished stages of the store, the second by one product of matrices of a fraction of a second, times the
-share of it that a stage of that kind reached where it was measured.
+measured by finished stages of the store that computed in the same dtype, the second by products of matrices of a
+fraction of a second, times the share of them that a stage of that kind reached where it was measured.
 """
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import statistics
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from adpa_cli import stages
@@ -35,6 +35,13 @@ START_SECONDS = 1.0  # of a stage, besides its arithmetic
 REMEMBERED = ".speed.json"
 RECENT, TELLING_SECONDS = 3, 5.0
 """How many finished stages are asked, and how long one must have worked to tell a speed."""
+MEASUREMENTS, BUSY_SECONDS, OLD_SECONDS = 5, 60.0, 7 * 86400.0
+"""How often the speed of a CPU's products is measured at first, how long after one another, and when it is old."""
+MUCH_FASTER = 2.0
+"""A finished stage that was so many times as fast as a product lets one expect shows that it was measured badly."""
+FEWEST_TRIES, MOST_TRIES, AGREEING = 4, 16, 1.1
+SPACE_SECONDS, MOST_SECONDS = 0.01, 0.5
+"""Of one measurement: its tries, how close the two best must come, the time between tries and of all of them."""
 DID, GUESSED = "from what this machine did", "guessed from the model sizes"
 
 UNREAD_STEPS = 1000
@@ -80,7 +87,7 @@ def cost_of(node: Node, store: Store, runtime: Runtime, machine: Machine, clock:
         steps = min(node.spec.max_steps or UNREAD_STEPS, UNREAD_STEPS) if trained else 0
         disk = training_disk(models[0], steps, 1) if trained else None
         return Cost(node, None, disk, memory, trained=trained, load=load)
-    seconds = clock.seconds(stage.kind, stage.flops(node, load), answer_share(rows), where.processes)
+    seconds = clock.seconds(stage.kind, stage.flops(node, load), answer_share(rows), where.processes, node.spec.dtype)
     return Cost(node, None, stage.disk(node, load), memory, seconds, load.count, trained, load)
 
 
@@ -106,21 +113,57 @@ def fullest(costs: Sequence[Cost]) -> tuple[int, Cost | None]:
     return most, at
 
 
-def past_speed(store: Store, kind: str, machine: Machine, made: list[Manifest], share: float) -> float | None:
-    """Operations a second of the last finished stages of a kind on this machine, or None without any.
+def past_speed(
+    store: Store, kind: str, machine: Machine, made: Sequence[Manifest], share: float, dtype: str
+) -> float | None:
+    """Operations a second of the last finished stages of a kind on this machine in a dtype, or None without any."""
+    of_kind = (manifest for manifest in made if _kind(manifest) == kind)
+    speeds = [speed for _, speed in itertools.islice(_speeds(store, machine, of_kind, share, dtype), RECENT)]
+    return statistics.median(speeds) if speeds else None
+
+
+def shown_speed(
+    store: Store, machine: Machine, made: Sequence[Manifest], share: float, dtype: str, since: float
+) -> float:
+    """The most operations a second of a product that the last stages finished `since` a time let one expect; else 0."""
+    newer = (manifest for manifest in made if manifest.at > since)
+    found = itertools.islice(_speeds(store, machine, newer, share, dtype), RECENT)
+    return max(
+        (
+            speed / REACHED[_kind(manifest)] / at_once(machine, int(manifest.made.get("processes", 1)))
+            for manifest, speed in found
+        ),
+        default=0.0,
+    )
+
+
+def _kind(manifest: Manifest) -> str:
+    """What the time of a finished stage depends on; "" for a stage that is unknown here."""
+    stage = stages.every().get(manifest.stage)
+    return stage.kind if stage else ""
+
+
+def at_once(machine: Machine, processes: int) -> int:
+    """How many devices some processes work on; on a CPU they share its cores."""
+    return processes if machine.kind == "cuda" else 1
+
+
+def _speeds(
+    store: Store, machine: Machine, made: Iterable[Manifest], share: float, dtype: str
+) -> Iterator[tuple[Manifest, float]]:
+    """(manifest, operations a second) of the stages that worked long enough on this machine to tell, in their order.
 
     A manifest tells its answer tokens; `share` of all its tokens they are taken to be, as in the plan.
     """
-    speeds = []
+    form = products_of(dtype, machine.kind)
     for manifest in made:
         stage = stages.every().get(manifest.stage)
-        if stage and stage.kind == kind and machine.made(manifest.made) and _worked(manifest) >= TELLING_SECONDS:
-            flops = _flops_of(manifest, stage, store, share)
-            if flops:
-                speeds.append(flops / _worked(manifest))
-        if len(speeds) == RECENT:
-            break
-    return statistics.median(speeds) if speeds else None
+        if stage is None or not machine.made(manifest.made) or _worked(manifest) < TELLING_SECONDS:
+            continue
+        if products_of(str(manifest.spec.get("dtype")), machine.kind) != form:
+            continue
+        if flops := _flops_of(manifest, stage, store, share):
+            yield manifest, flops / _worked(manifest)
 
 
 def _worked(manifest: Manifest) -> float:
@@ -161,46 +204,117 @@ def _parameters(content: str, store: Store) -> float:
         return 0.0
 
 
-def product_speed(store: Store, machine: Machine) -> float:
-    """Operations a second of a float32 product on this machine, measured once a store and remembered there."""
-    path = store.root / REMEMBERED
-    key = f"{machine.host} {machine.name} {os.environ.get('OMP_NUM_THREADS', '')}".strip()
-    remembered: dict[str, float] = {}
-    with contextlib.suppress(OSError, ValueError):
-        remembered = dict(json.loads(path.read_bytes()))
-    with contextlib.suppress(KeyError, TypeError, ValueError):
-        return float(remembered[key])
-    speed = _product_on_card() if machine.kind == "cuda" else _product_here()
+@dataclass(frozen=True)
+class Product:
+    """What is remembered of a product: the best speed of some measurements, and when the last one was."""
+
+    speed: float
+    """Operations a second."""
+    measured: int
+    at: float
+
+    def is_due(self, now: float, often: bool, shown: Callable[[float], float]) -> bool:
+        """Whether to measure again: a machine that was busy seemed slow.
+
+        That is after a while, where it is measured `often` until a few measurements are there; else when the last one
+        is old, or when a stage that was finished since has `shown` a much higher speed.
+        """
+        waited = abs(now - self.at)
+        if waited > OLD_SECONDS or (often and self.measured < MEASUREMENTS and waited > BUSY_SECONDS):
+            return True
+        return shown(self.at) > MUCH_FASTER * self.speed
+
+
+def product_speed(
+    store: Store, machine: Machine, dtype: str = "float32", shown: Callable[[float], float] = lambda since: 0.0
+) -> float:
+    """Operations a second of a product of matrices on this machine, in the arithmetic that a `dtype` takes there.
+
+    The best of the measurements that a store remembers. `shown` tells what finished stages since a time let one
+    expect; a CPU is measured a few times at first, since that takes a fraction of a second and loads no torch.
+    """
+    path, form = store.root / REMEMBERED, products_of(dtype, machine.kind)
+    threads = os.environ.get("OMP_NUM_THREADS") or _cores()
+    key = f"{machine.host} {machine.name} {form} {threads}"
+    remembered = _remembered(path)
+    before, now = remembered.get(key), time.time()
+    is_cpu = machine.kind == "cpu"
+    if before is not None and not before.is_due(now, is_cpu, shown):
+        return before.speed
+    speed, times = _product_here() if is_cpu else _product_on_card(form), 1
+    if before is not None:
+        speed, times = max(speed, before.speed), before.measured + 1
     if store.root.exists():
+        kept = {name: asdict(product) for name, product in {**remembered, key: Product(speed, times, now)}.items()}
         with contextlib.suppress(OSError):
-            write_atomic(Path(path), json.dumps({**remembered, key: speed}).encode())
+            write_atomic(path, json.dumps(kept).encode())
     return speed
 
 
-def _product_here(side: int = 512, times: int = 3) -> float:
+def products_of(dtype: str, kind: str) -> str:
+    """The arithmetic of the products that a `dtype` takes on a kind of device, by which speeds are told apart.
+
+    A CPU makes the roundings of float16 and tf32 around float32 products; on a card both two-byte formats are as fast.
+    """
+    if kind == "cpu":
+        return "bfloat16" if dtype == "bfloat16" else "float32"
+    return "float16" if dtype == "bfloat16" else dtype
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _remembered(path: Path) -> dict[str, Product]:
+    """What a store remembers by machine, arithmetic and threads; nothing that cannot be read."""
+    products: dict[str, Product] = {}
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        for key, entry in json.loads(path.read_bytes()).items():
+            with contextlib.suppress(TypeError, KeyError, ValueError):
+                products[key] = Product(float(entry["speed"]), int(entry["measured"]), float(entry["at"]))
+    return {key: product for key, product in products.items() if product.speed > 0}
+
+
+def _quickest(product: Callable[[], object]) -> float:
+    """Seconds of the quickest of several tries.
+
+    They are spaced out, so that a busy moment does not decide, and end when the two best agree.
+    """
+    tries: list[float] = []
+    begun = time.perf_counter()
+    while True:
+        start = time.perf_counter()
+        product()
+        tries = sorted([*tries, time.perf_counter() - start])
+        enough = len(tries) >= FEWEST_TRIES and tries[1] <= AGREEING * tries[0]
+        if enough or len(tries) == MOST_TRIES or time.perf_counter() - begun > MOST_SECONDS:
+            return tries[0]
+        time.sleep(SPACE_SECONDS)
+
+
+def _product_here(side: int = 512) -> float:
+    """In float32 by numpy, which has no other format that is fast: a plan on a CPU loads no torch."""
     import numpy as np
 
     matrix = np.random.Generator(np.random.PCG64(0)).standard_normal((side, side), dtype=np.float32)
-    best = float("inf")
-    for _ in range(times):
-        start = time.perf_counter()
-        matrix @ matrix
-        best = min(best, time.perf_counter() - start)
-    return 2 * side**3 / best
+    return 2 * side**3 / _quickest(lambda: matrix @ matrix)
 
 
-def _product_on_card(side: int = 4096, times: int = 5) -> float:
+def _product_on_card(form: str, side: int = 4096) -> float:
     import torch
 
-    matrix = torch.randn(side, side, device="cuda", dtype=torch.bfloat16)
-    best = float("inf")
-    for _ in range(times):
-        torch.cuda.synchronize()
-        start = time.perf_counter()
+    matrix = torch.randn(side, side, device="cuda", dtype=torch.float16 if form == "float16" else torch.float32)
+    usual = torch.get_float32_matmul_precision()
+
+    def product() -> None:
         matrix @ matrix
         torch.cuda.synchronize()
-        best = min(best, time.perf_counter() - start)
-    return 2 * side**3 / best
+
+    torch.set_float32_matmul_precision("high" if form == "tf32" else "highest")
+    try:
+        return 2 * side**3 / _quickest(product)
+    finally:
+        torch.set_float32_matmul_precision(usual)
 
 
 class Clock:
@@ -210,22 +324,27 @@ class Clock:
         self.store, self.machine = store, machine
         self.made = store.artifacts(on_error=lambda error: None)
         self.guessed = False
+        self.products: dict[str, float] = {}
 
     @property
     def basis(self) -> str:
         """Where the speeds come from, in words."""
         return GUESSED if self.guessed else DID
 
-    @cached_property
-    def product(self) -> float:
-        """Measured only where nothing else tells."""
-        return product_speed(self.store, self.machine)
+    def product(self, dtype: str, share: float) -> float:
+        """Operations a second of a product in the arithmetic of a dtype, looked at only where nothing else tells."""
+        form = products_of(dtype, self.machine.kind)
+        if form not in self.products:
+            self.products[form] = product_speed(
+                self.store, self.machine, dtype,
+                lambda since: shown_speed(self.store, self.machine, self.made, share, dtype, since),
+            )  # fmt: skip
+        return self.products[form]
 
-    def seconds(self, kind: str, flops: float, share: float, processes: int) -> float:
-        """How long `flops` operations of a kind of stage take; `share` of its tokens are answers."""
-        past = past_speed(self.store, kind, self.machine, self.made, share)
+    def seconds(self, kind: str, flops: float, share: float, processes: int, dtype: str) -> float:
+        """How long `flops` operations of a kind of stage take in a dtype; `share` of its tokens are answers."""
+        past = past_speed(self.store, kind, self.machine, self.made, share, dtype)
         if past:
             return START_SECONDS + flops / past
         self.guessed = True
-        at_once = processes if self.machine.kind == "cuda" else 1  # on a CPU they share its cores
-        return START_SECONDS + flops / (self.product * REACHED[kind] * at_once)
+        return START_SECONDS + flops / (self.product(dtype, share) * REACHED[kind] * at_once(self.machine, processes))
