@@ -16,7 +16,6 @@ from adpa_cli.data.templates import Template
 from adpa_cli.errors import AdpaError, UsageError
 from adpa_cli.families import CHAINS, Alias, Family, ReadyPair, chain_of, stage_settings
 from adpa_cli.hub import External
-from adpa_cli.hub import repository as hub
 from adpa_cli.methods import Method, Need, Support
 from adpa_cli.planning import lineage
 from adpa_cli.planning.planner import EVAL_ROLLOUT, Inputs, Model, Plan, Planner, Teachers
@@ -415,10 +414,7 @@ def _no_reference(planner: Planner, request: Distill, aligned: Input) -> UsageEr
     """The teacher does not say what it was aligned from; its card may, and one method does without."""
     commit = aligned.facts.get("commit") if isinstance(aligned, External) else None
     what = "a hub model" if commit else "a folder" if isinstance(aligned, External) else aligned.label
-    named = ""
-    if isinstance(aligned, External) and commit:
-        named = hub.base_of(str(aligned.facts["name"]), str(commit), planner.names.store.hash_cache)
-    hint = f"… --reference {named}     (its card names this one; check it)" if named else "… --reference MODEL"
+    hint = lineage.reference_hint(aligned, planner.names.store)
     if other := methods.load(needed_methods(request.method)[-1]).without_reference:
         hint += f"\n or: --method {other}, which does without"
     return UsageError(f"{request.method} needs the model that the teacher was aligned from; {what} does not say", hint)
