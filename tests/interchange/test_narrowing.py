@@ -147,6 +147,8 @@ def test_half_the_update_is_enough_for_nearest(pipeline: Pipeline, cli: Cli, tmp
     assert (weights["rounding"], weights["watch"]) == ("nearest", [])
     assert weights["update"]["seen"]["nearest"] > 0.5
     assert "float16 by nearest keeps" in ran.err
+    assert weights["held_out"]["before"].keys() == weights["held_out"]["after"].keys() == {"logp"}
+    assert "mean log-prob of a token of the answers, in nats: -" in ran.err
     before, after = (load_file(f / "model.safetensors") for f in (pipeline.store / student, tmp_path / "half"))
     assert all(torch.equal(after[name], before[name].half()) for name in before)
 

@@ -37,6 +37,7 @@ ROWS = 64
 ENOUGH = 0.5
 """The part of the update that rounding to the nearest has to keep, not to be replaced or warned of."""
 FIGURES = {
+    "logp": "mean log-prob of a token of the answers, in nats",
     "logp_chosen": "mean log-prob of a token of the chosen answers, in nats",
     "logp_rejected": "mean log-prob of a token of the rejected answers, in nats",
     "reward_accuracy": "reward accuracy",
@@ -181,12 +182,9 @@ def _measured(
     except AdpaError as error:
         return replace(effect, said=(*effect.said, f"nothing was measured on held-out rows: {error.message}"))
     moved = [f"rounding changes the log-prob of a token by {_rms(after, before):.3g} nat (rms)"]
-    figures = [_figures(logps, base, examples) for logps in (before, after)]
     if base is not None:
         moved.append(f"training had changed it by {_rms(before, base):.3g}")
-        trained, exported = _gains(before, base), _gains(after, base)
-        for gains, of in zip((trained, exported), figures, strict=True):
-            of["correlation"] = _correlation(list(trained.values()), [gains[key] for key in trained])
+    figures = [_figures(logps, before, base, examples) for logps in (before, after)]
     said = (*effect.said, ", ".join(moved))
     return replace(effect, said=said, data=data, count=len(examples), before=figures[0], after=figures[1])
 
@@ -239,19 +237,23 @@ def _data(names: Names, manifest: Manifest) -> External:
     return data
 
 
-def _figures(logps: LabelLogps, base: LabelLogps | None, examples: Sequence[Example]) -> dict[str, float]:
-    """What a model's log-probs of the answers say, with those under its start also the agreement."""
+def _figures(
+    logps: LabelLogps, trained: LabelLogps, base: LabelLogps | None, examples: Sequence[Example]
+) -> dict[str, float]:
+    """What log-probs of answers say of a model, of pairs also beside those of the model as it was `trained`, from
+    `base`."""
     from adpa_cli.engine.scoring import pair_margins
 
-    parts = list(examples[0].parts)
-    figures = {f"logp_{part}": _mean(logps[e.id, part] for e in examples) for part in parts}
-    if "rejected" in parts:
-        margins = pair_margins(logps, examples)
-        figures["reward_accuracy"] = sum(map(win, margins.values())) / len(margins)
-    if "rejected" in parts and base is not None:
-        gains = _gains(logps, base)
+    if "rejected" not in examples[0].parts:
+        return {"logp": _mean(logps.values())}
+    margins = pair_margins(logps, examples)
+    figures = {f"logp_{part}": _mean(logps[e.id, part] for e in examples) for part in examples[0].parts}
+    figures["reward_accuracy"] = sum(map(win, margins.values())) / len(margins)
+    if base is not None:
+        gains, expected = _gains(logps, base), _gains(trained, base)
         wins = [win(gains[e.id, "chosen"] - gains[e.id, "rejected"]) for e in examples]
         figures["agreement"] = sum(wins) / len(wins)
+        figures["correlation"] = _correlation([gains[key] for key in expected], list(expected.values()))
     return figures
 
 
@@ -282,4 +284,4 @@ def _rms(first: LabelLogps, second: LabelLogps) -> float:
 
 
 def _figure(name: str, figures: Mapping[str, float]) -> str:
-    return f"{100 * figures[name]:.1f} %" if name in SHARES else f"{figures[name]:.4g}"
+    return f"{100 * figures[name]:.1f} %" if name in SHARES else f"{figures[name]:.4f}"
