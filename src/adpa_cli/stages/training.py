@@ -53,14 +53,13 @@ def compute(job: Job, monitor: Monitor, rank: int = 0, processes: int = 1) -> No
     save_in = _saver(student.model, encoder, folder)
     selection = CheckpointSelection(job.folder, student, accelerator, save_in, held, spec.keep == "all")
     evaluated = schedule.evaluation_steps(rows, spec.batch_size, end) if held or spec.keep == "all" else frozenset()
-    look = _look_at_first_steps(job, spec, student, monitor) if accelerator.is_main_process else lambda step: None
     forget_peak(accelerator.device)
     logs = Path(job.logs or job.folder / "_trackers")
     with tracking(tracker_names(job.runtime.trackers), job.ref, logs, job.spec, monitor.note) as track:
         run = Run(
-            spec=spec, method=method, params=params, examples=data.examples, end_id=encoder.end_id,
-            signal_of=data.signal_of, work=job.folder, runtime=job.runtime, stage=job.stage,
-            progress=monitor.progress, track=track, look=look, note=monitor.note, stop=monitor.stop,
+            spec=spec, method=method, params=params, examples=data.examples, end_id=encoder.end_id, stage=job.stage,
+            signal_of=data.signal_of, work=job.folder, runtime=job.runtime, progress=monitor.progress, track=track,
+            look=_first_steps(job, spec, student, monitor, end), note=monitor.note, stop=monitor.stop,
             evaluation_steps=evaluated, evaluate=selection.evaluate, feed=feed,
             critic_lr=params.critic_lr if feed else 0.0, reward_of=data.reward_of, start_of=data.start_of,
         )  # fmt: skip
@@ -73,8 +72,7 @@ def compute(job: Job, monitor: Monitor, rank: int = 0, processes: int = 1) -> No
         write_json(job.folder / RESULT, {
             **preferred, **_selected(job, spec, chosen, bool(held), bool(evaluated)),
             **measured(job.folder, end, accelerator.device.type), **_sizes(student.model, data),
-            **({"runtime": tuned} if tuned else {}), **data.truncation, **_update(job, spec), "final": summary,
-            "notes": list(data.notes),
+            **({"runtime": tuned} if tuned else {}), **_update(job, spec), "final": summary,
         })  # fmt: skip
     accelerator.wait_for_everyone()
 
@@ -87,11 +85,12 @@ def _saver(model: Any, encoder: Encoder, source: Path) -> Callable[[Path], None]
     return lambda folder: save(model, encoder.tokenizer, folder, template_text=text, end_token=end, source=source)
 
 
-def _sizes(model: Any, data: Data) -> dict[str, int]:
-    """How many examples and tokens there were, and how many parameters."""
+def _sizes(model: Any, data: Data) -> dict[str, Any]:
+    """How many examples and tokens there were, and how many parameters; what was cut, and what was said of the data."""
     return {
         "examples": len(data.examples), "parameters": sum(p.numel() for p in model.parameters()),
         "tokens": sum(part.tokens for e in data.examples for part in e.parts.values()),
+        **data.truncation, "notes": list(data.notes),
     }  # fmt: skip
 
 
@@ -237,8 +236,8 @@ def lost_update(update: Mapping[str, Any], stage: str, spec: TrainSpec) -> list[
     return said
 
 
-def _look_at_first_steps(job: Job, spec: TrainSpec, student: Any, monitor: Monitor) -> Callable[[int], None]:
-    """Notes what rounding does to the weights: of the start at once, and of what the first steps have learned."""
+def _first_steps(job: Job, spec: TrainSpec, student: Any, monitor: Monitor, end: int) -> Callable[[int], None]:
+    """Notes what rounding does to weights: to those of the start at once, and to what the first steps have learned."""
     from adpa_cli.engine import update as updates
 
     start = job.one("model")
@@ -251,7 +250,7 @@ def _look_at_first_steps(job: Job, spec: TrainSpec, student: Any, monitor: Monit
             )
 
     def look(step: int) -> None:
-        if step != FIRST_STEPS or not _rounds(spec):
+        if step != FIRST_STEPS or step == end or not _rounds(spec):
             return
         before, after = updates.folder_weights(start.path), updates.model_weights(student.model)
         seen = updates.measured_update(updates.pairs(before, after, sample=True)).get("seen", {}).get("bfloat16", 1.0)

@@ -121,16 +121,15 @@ def train(student: Student, run: Run, accelerator: Accelerator) -> dict[str, flo
             run.progress(step + 1, end, {**numbers, **pace})
             run.track(step + 1, {**numbers, "lr": rate, **pace})
             run.look(step + 1)
-            last = step + 1 == end
             if step + 1 in run.evaluation_steps:
                 run.evaluate(step + 1)
-            if signal or (not last and ((step + 1) % every == 0 or step + 1 in run.evaluation_steps)):
+            if signal or (step + 1 < end and ((step + 1) % every == 0 or step + 1 in run.evaluation_steps)):
                 if accelerator.is_main_process:
                     log.flush()
                     save_resume(run.work, step + 1, student, optimizer)
                 clock.save()
                 accelerator.wait_for_everyone()
-            if signal and not last:
+            if signal and step + 1 < end:
                 by = Stopped.words(signal)
                 raise Stopped(signal, f"stopped by {by} after step {step + 1} of {end}; the work is saved")
     clock.save()
