@@ -14,6 +14,7 @@ from transformers import AutoTokenizer
 from adpa_cli.data.chat import Encoder
 from adpa_cli.data.examples import Message
 from adpa_cli.data.templates import ZEPHYR, Template
+from adpa_cli.families import ready_pairs
 from adpa_cli.lab import BASES
 from adpa_cli.planning.distill_builder import Distill, plan_distill
 from adpa_cli.planning.planner import Plan
@@ -154,6 +155,20 @@ def test_a_teacher_that_does_not_say_what_it_was_aligned_from(hub: Hub, cli: Cli
     )
     said = cli.refused(2, *words, folder)
     assert "a folder does not say\ntry: … --reference MODEL\n" in said
+    said = cli.refused(2, "eval", "org/dpo", "--suite", "agreement", "--data", "tiny-pairs")
+    assert "does not say which that is\ntry: … --reference org/sft     (its card names this one; check it)\n" in said
+
+
+def test_a_ready_pair_is_measured_against_its_own_reference(hub: Hub, cli: Cli, tmp_path: Path) -> None:
+    pair = ready_pairs()["tulu-3-8b"]
+    hub.add(pair.aligned, aligned(tmp_path / "dpo"))
+    other = aligned(tmp_path / "sft")
+    (other / "generation_config.json").write_text("{}")
+    hub.add(pair.reference, other)
+    words = ("eval", "tulu-3-8b", "--suite", "agreement", "--data", "tiny-pairs", "-n", "--set", "max_length=128")
+    (row,) = [row for row in cli(*words).rows if "agreement" in "".join(row)]
+    assert row == cli(*words, "--reference", pair.reference).rows[0]
+    assert f"reference {pair.reference}" in "".join(row)
 
 
 def test_a_template_writes_the_plans_end_token_and_not_the_tokenizers_own() -> None:
