@@ -102,7 +102,7 @@ def extra_mb(teacher: Any, positions: int) -> float:
     where = torch.arange(positions, device=weight.device)
 
     def work() -> None:
-        for span, logits in Head(weight).rows(hidden, where):
+        for span, logits in Head(weight).rows(hidden):
             ids = top_ids(logits, K)
             split(logits, torch.cat([where[span, None] % weight.shape[0], ids], 1))
 

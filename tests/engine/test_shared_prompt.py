@@ -26,7 +26,8 @@ from transformers import (
 )  # fmt: skip
 
 from adpa_cli.engine.capture import aligned_pass, reference_pass
-from adpa_cli.engine.layout.shared_prompt import answer_rows, can_share, states
+from adpa_cli.engine.layout import shared_prompt
+from adpa_cli.engine.layout.shared_prompt import answer_rows, answer_states, can_share, states
 from adpa_cli.signal.rows import SignalRows
 from support.answers import named_answer
 from support.tiny_models import VOCABULARY, tiny_llama
@@ -69,6 +70,24 @@ def test_states_are_those_behind_a_prompt_of_ones_own(model: Any) -> None:
     layouts = [answer_rows(ANSWERS, share) for share in (False, True)]
     one, other = (states(made, layout)[layout.where] for layout in layouts)
     torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("share", "shapes"), [(True, [(2, 10), (1, 10)]), (False, [(2, 8), (3, 8), (1, 9)])])
+def test_rows_go_through_a_model_a_few_at_a_time(
+    share: bool, shapes: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows of 10, 2 and 10 tokens where prompts are shared, else of 5, 8, 2, 8, 7 and 9, in runs of at least 11."""
+    model, seen = tiny_llama(), list[tuple[int, ...]]()
+    model.model.embed_tokens.register_forward_pre_hook(lambda _, args: seen.append(tuple(args[0].shape)))
+    layout = answer_rows(ANSWERS, share)
+    together = states(model, layout)[layout.where]
+    assert torch.equal(answer_states(model, ANSWERS, share), together)  # of a small model all go together
+    assert seen == [tuple(layout.ids.shape)] * 2
+    seen.clear()
+    body = sum(weight.numel() for name, weight in model.model.named_parameters() if "embed" not in name)
+    monkeypatch.setattr(shared_prompt, "RUN_WORK", 11 * body)
+    torch.testing.assert_close(answer_states(model, ANSWERS, share), together, atol=1e-5, rtol=1e-4)
+    assert seen == shapes
 
 
 def test_models_that_look_through_a_window_or_are_no_attention_do_not_share() -> None:

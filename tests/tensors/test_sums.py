@@ -40,7 +40,7 @@ def test_keys_sort_by_value_then_by_lower_id() -> None:
 def test_by_hand_with_bias_and_a_tie() -> None:
     """Logits (0, log 2, 0, -1): two equal logits go to the lower id."""
     bias = torch.tensor([0.0, math.log(2), 0.0, -1.0])
-    ((span, logits),) = Head(torch.zeros(4, 2), bias).rows(torch.zeros(1, 2), torch.tensor([0]))
+    ((span, logits),) = Head(torch.zeros(4, 2), bias).rows(torch.zeros(1, 2))
     ids = top_ids(logits, 3)
     logps, rest = split(logits, ids)
     mass = 1 + 2 + 1 + math.exp(-1)
@@ -58,7 +58,7 @@ def test_tiles_of_rows_give_the_log_probs_of_all_at_once(step: int) -> None:
     asked = torch.randint(300, (5, 8), generator=g)
     asked[:, 1] = asked[:, 0]
     head = Head(weight.requires_grad_(), bias)
-    parts = [split(logits, asked[span]) for span, logits in head.rows(hidden, where, step=step)]
+    parts = [split(logits, asked[span]) for span, logits in head.rows(hidden[where], step=step)]
     logps, rest = (torch.cat(column) for column in zip(*parts, strict=True))
     dense = (hidden[where] @ weight.detach().T + bias).double().log_softmax(1)
     expected = selected_logps(hidden[where], weight.detach(), asked, bias)
@@ -71,7 +71,7 @@ def test_the_tile_depends_on_sizes_and_is_never_empty() -> None:
     cpu = torch.device("cpu")
     assert tile_rows(32_000, cpu) == 262
     assert tile_rows(1 << 24, cpu) == 1
-    assert list(Head(torch.zeros(4, 3)).rows(torch.zeros(2, 3), torch.zeros(0, dtype=torch.int64))) == []
+    assert list(Head(torch.zeros(4, 3)).rows(torch.zeros(0, 3))) == []
 
 
 def test_nothing_outside_is_minus_infinity_and_a_broken_logit_shows() -> None:

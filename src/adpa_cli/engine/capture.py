@@ -5,8 +5,8 @@ teacher's view of the same ids. Only hidden states of answer positions meet the 
 Instead of its top k the ids may be sampled support, which is drawn from the teacher's softmax (Anshumann et al. 2025,
 ACL). Answers that cannot be scored, and teachers whose numbers mean nothing, are refused with the row named.
 
-n positions or N of all answers of a block, P positions of all tokens, H hidden size, V the teacher's vocabulary, S
-draws with replacement, K ids. Nats, float32.
+n positions or N of all answers of a block, H hidden size, V the teacher's vocabulary, S draws with replacement, K ids.
+Nats, float32.
 """
 
 from __future__ import annotations
@@ -22,8 +22,7 @@ from transformers import PreTrainedModel
 
 from adpa_cli.engine.generation.sampling import uniforms
 from adpa_cli.engine.layout.examples import Answer
-from adpa_cli.engine.layout.shared_prompt import answer_rows
-from adpa_cli.engine.layout.shared_prompt import states as states_of
+from adpa_cli.engine.layout.shared_prompt import answer_states
 from adpa_cli.engine.models import output_head
 from adpa_cli.errors import AdpaError, DataError
 from adpa_cli.signal.rows import Floats, SignalRows, difference_of
@@ -66,18 +65,18 @@ def aligned_pass(
     """
     if not answers:
         return []
-    states, where, head, mask = _forward(model, answers, student_vocab, dtype, share)
+    states, head, mask = _forward(model, answers, student_vocab, dtype, share)
     labels = torch.tensor([token for answer in answers for token in answer.answer], device=states.device)
     k = min(k, int(mask.sum()))
     if support is None:
-        tiles = [_arrays(*_likeliest(logits, labels[span], mask, k)) for span, logits in head.rows(states, where)]
+        tiles = [_arrays(*_likeliest(logits, labels[span], mask, k)) for span, logits in head.rows(states)]
     else:
         lengths = torch.tensor([len(answer.answer) for answer in answers])
         keys = torch.tensor(support.keys).repeat_interleave(lengths).to(states.device)
         positions = torch.cat([torch.arange(length) for length in lengths.tolist()]).to(states.device)
         tiles = [
             _arrays(*sampled_support(logits, labels[span], mask, uniforms(keys[span], positions[span], support.count)))
-            for span, logits in head.rows(states, where)
+            for span, logits in head.rows(states)
         ]
     ids, logps, rest, *weights = _joined(tiles)
     rows = []
@@ -118,7 +117,7 @@ def reference_pass(
                 f"row {answer.key.example_id!r}: the aligned teacher's rows are of another answer",
                 "capture both teachers over the same answers",
             )
-    states, where, head, mask = _forward(model, answers, student_vocab, dtype, share)
+    states, head, mask = _forward(model, answers, student_vocab, dtype, share)
     asked = np.concatenate([np.concatenate([row.label_ids[:, None], row.ids], 1) for row in rows])
     if int(asked.max()) >= len(head.weight):
         raise AdpaError(
@@ -128,7 +127,7 @@ def reference_pass(
     wanted = torch.from_numpy(asked).long().to(states.device)
     tiles = [
         _arrays(*_at_ids(logits, wanted[span], top_ids(_barred(logits, mask), wanted.shape[1] - 1)[:, -1:]))
-        for span, logits in head.rows(states, where)
+        for span, logits in head.rows(states)
     ]
     logps, kth, rest = _joined(tiles)
     done = []
@@ -192,8 +191,8 @@ def _at_ids(logits: Tensor, asked: Tensor, kth: Tensor) -> tuple[Tensor, Tensor,
 
 def _forward(
     model: PreTrainedModel, answers: Sequence[Answer], student_vocab: int | None, dtype: Dtype, share: bool
-) -> tuple[Tensor, Tensor, Head, Tensor]:
-    """Hidden states [P,H]; which of them [N] predict the answers' tokens; the head; which ids are known [V]."""
+) -> tuple[Tensor, Head, Tensor]:
+    """Hidden states [N,H] that predict the answers' tokens; the head; which ids are known [V]."""
     head = output_head(model)
     size = len(head.weight)
     mask = torch.arange(size, device=head.weight.device) < (size if student_vocab is None else student_vocab)
@@ -202,8 +201,7 @@ def _forward(
     has_id = mask.tolist()
     for answer in answers:
         _check_answer(answer, has_id)
-    layout = answer_rows(answers, share)
-    return states_of(model, layout, dtype), layout.where.to(head.weight.device), head, mask
+    return answer_states(model, answers, share, dtype), head, mask
 
 
 def _barred(logits: Tensor, known: Tensor) -> Tensor:

@@ -62,21 +62,20 @@ class Head:
         return (logits / self.softcap).square_().neg_().add_(1.0).mul_(self.scale)
 
     @torch.no_grad()
-    def rows(self, hidden: Tensor, where: Tensor, *, step: int = 0) -> Iterator[tuple[slice, Tensor]]:
-        """(slice of N, logits [n,V] of hidden[where[slice]]); at most `step` rows at a time, 0: from the sizes.
+    def rows(self, hidden: Tensor, *, step: int = 0) -> Iterator[tuple[slice, Tensor]]:
+        """(slice of N, logits [n,V] of hidden[slice]); at most `step` rows at a time, 0: from the sizes.
 
-        `hidden` [P,H], `where` [N]. Products are float32, or float64 for float64. There is one product per row and one
-        buffer for all, which the logits are a view of: the caller may write on them, and they are gone when the next
-        come.
+        `hidden` [N,H]. Products are float32, or float64 for float64. There is one product per row and one buffer for
+        all, which the logits are a view of: the caller may write on them, and they are gone when the next come.
         """
         dtype = torch.promote_types(hidden.dtype, torch.float32)
         step = step or tile_rows(self.weight.shape[0], hidden.device)
         weight = self.weight.to(dtype).T
-        buffer = hidden.new_empty((min(step, len(where)), weight.shape[1]), dtype=dtype)
+        buffer = hidden.new_empty((min(step, len(hidden)), weight.shape[1]), dtype=dtype)
         with torch.autocast(hidden.device.type, enabled=False):
-            for span in spans(len(where), step):
+            for span in spans(len(hidden), step):
                 products = buffer[: span.stop - span.start]
-                torch.mm(hidden[where[span]].to(dtype), weight, out=products)
+                torch.mm(hidden[span].to(dtype), weight, out=products)
                 yield span, self.logits(products, products)
 
 

@@ -3,11 +3,15 @@
 A shared prompt is computed once. Its answers lie one after the other in its row, count their positions from its end,
 and attend to it and to themselves: a token's context, and so its state, is what it is behind a prompt of its own.
 
+On a CPU rows go through the model a few at a time, as few as keep it busy: many rows together are padded to the longest
+of them, and what a layer makes of them is larger than any cache.
+
 S rows of L tokens, N answer tokens.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -17,7 +21,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from adpa_cli.engine.layout.examples import Answer
-from adpa_cli.engine.layout.micro_batches import padded
+from adpa_cli.engine.layout.micro_batches import consecutive_batches, padded
 from adpa_cli.engine.models import body_and_head, hidden_states
 from adpa_cli.signal.rows import AnswerKey
 from adpa_cli.spec import Dtype
@@ -25,6 +29,9 @@ from adpa_cli.spec import Dtype
 WINDOWS = ("sliding_window", "attention_chunk_size")
 """As configurations call the stretch of tokens beyond which some layers see nothing."""
 TOLERANCE = 1e-3
+RUN_WORK = 2**35
+"""Tokens times weights of the body that go through a model together on a CPU, if there are as many: about half a second
+of one core, and a hundred times what the calls of all layers take."""
 
 
 @dataclass(frozen=True)
@@ -43,10 +50,8 @@ class Layout:
 
 def answer_rows(answers: Sequence[Answer], share: bool) -> Layout:
     """A row for each answer, or with `share` for each run of answers with one prompt."""
-    runs = groupby(answers, key=lambda answer: answer.prompt)
-    groups = [list(group) for _, group in runs] if share else [[answer] for answer in answers]
     rows, owners, positions, places = [], [], [], []
-    for group in groups:
+    for group in _groups(answers, share):
         prompt = group[0].prompt
         row, owner, position, place = list(prompt), [0] * len(prompt), list(range(len(prompt))), list[int]()
         for number, answer in enumerate(group, 1):
@@ -62,6 +67,37 @@ def answer_rows(answers: Sequence[Answer], share: bool) -> Layout:
     ids = padded(rows)
     where = torch.tensor([number * ids.shape[1] + at for number, place in enumerate(places) for at in place])
     return Layout(ids, padded(owners, -1), where, padded(positions) if share else None)
+
+
+def answer_states(model: PreTrainedModel, answers: Sequence[Answer], share: bool, dtype: Dtype = "float32") -> Tensor:
+    """Last hidden states [N, H] that predict the answers' tokens, in their order; prompts are shared with `share`."""
+    made = []
+    for run in consecutive_batches(_groups(answers, share), _length, lambda _: False, _least_tokens(model)):
+        layout = answer_rows([answer for group in run for answer in group], share)
+        found = states(model, layout, dtype)
+        made.append(found[layout.where.to(found.device)])
+    return torch.cat(made)
+
+
+def _groups(answers: Sequence[Answer], share: bool) -> list[list[Answer]]:
+    """The answers of each row."""
+    if not share:
+        return [[answer] for answer in answers]
+    return [list(group) for _, group in groupby(answers, key=lambda answer: answer.prompt)]
+
+
+def _length(group: Sequence[Answer]) -> int:
+    """Tokens of a row."""
+    return len(group[0].prompt) + sum(len(answer.answer) - 1 for answer in group)
+
+
+def _least_tokens(model: PreTrainedModel) -> float:
+    """Of the rows that go through a model together: all of them on a GPU, which is the busier for it."""
+    body, head, _ = body_and_head(model)
+    if head.device.type != "cpu":
+        return math.inf
+    weights = sum(weight.numel() for weight in body.parameters() if weight.shape[:1] != head.shape[:1])
+    return RUN_WORK / max(1, weights)
 
 
 @torch.no_grad()
