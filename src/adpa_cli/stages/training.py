@@ -224,7 +224,8 @@ def lost_update(update: Mapping[str, Any], stage: str, spec: TrainSpec) -> list[
     if (seen := unseen(update, COMPUTED)) is not None:
         said.append(
             f"the forward pass saw {100 * seen:.1f} % of what was learned, for its products read the weights in "
-            f"bfloat16, so compute with dtype=float32: {finer(stage, spec)}"
+            "bfloat16: the loss that is shown and the gradients are nearly those of the start, "
+            f"so compute with dtype=float32: {finer(stage, spec)}"
         )
     if (seen := unseen(update, "bfloat16")) is not None:
         said.append(
@@ -256,8 +257,9 @@ def _first_steps(job: Job, spec: TrainSpec, student: Any, monitor: Monitor, end:
         seen = updates.measured_update(updates.pairs(before, after, sample=True)).get("seen", {}).get("bfloat16", 1.0)
         if seen < HARDLY:
             monitor.note(
-                f"after step {step} products in bfloat16 see {100 * seen:.1f} % of what was learned, so the forward "
-                f"pass is nearly that of the start: {finer(job.stage, spec)}, or a higher learning rate (--lr)"
+                f"after step {step} products in bfloat16 see {100 * seen:.1f} % of what was learned, so the loss "
+                f"and the gradients are nearly those of the start: {finer(job.stage, spec)}, "
+                "or a higher learning rate (--lr)"
             )
 
     return look
