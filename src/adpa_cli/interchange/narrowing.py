@@ -42,10 +42,10 @@ FIGURES = {
     "logp_rejected": "mean log-prob of a token of the rejected answers, in nats",
     "reward_accuracy": "reward accuracy",
     "agreement": "implicit reward ranks the pair right",
-    "correlation": "correlation of implicit rewards with those as trained",
+    "kept": "part of the implicit rewards that is left",
 }
 """What is measured, in the order in which it is shown."""
-SHARES = ("reward_accuracy", "agreement")
+SHARES = ("reward_accuracy", "agreement", "kept")
 
 
 @dataclass(frozen=True)
@@ -253,7 +253,7 @@ def _figures(
         gains, expected = _gains(logps, base), _gains(trained, base)
         wins = [win(gains[e.id, "chosen"] - gains[e.id, "rejected"]) for e in examples]
         figures["agreement"] = sum(wins) / len(wins)
-        figures["correlation"] = _correlation([gains[key] for key in expected], list(expected.values()))
+        figures["kept"] = _projection([gains[key] for key in expected], list(expected.values()))
     return figures
 
 
@@ -262,13 +262,16 @@ def _gains(logps: LabelLogps, base: LabelLogps) -> dict[tuple[str, str], float]:
     return {key: float((values - base[key]).sum(dtype="float64")) for key, values in logps.items()}
 
 
-def _correlation(first: Sequence[float], second: Sequence[float]) -> float:
-    """Of some values with others; 0 where either are all equal."""
+def _projection(values: Sequence[float], of: Sequence[float]) -> float:
+    """The part of some values that others hold; 1 where there is nothing to hold.
+
+    Correlation would not do: what nearest leaves of an update points where the whole did, and is a few percent of it.
+    """
     import numpy as np
 
-    x, y = (np.array(values) - np.mean(values) for values in (first, second))
-    size = math.sqrt(float(x @ x) * float(y @ y))
-    return float(x @ y) / size if size else 0.0
+    x, y = np.array(values), np.array(of)
+    size = float(y @ y)
+    return float(x @ y) / size if size else 1.0
 
 
 def _mean(values: Iterable[Any]) -> float:
