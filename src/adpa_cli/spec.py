@@ -23,6 +23,12 @@ Truncation = Literal["answer", "pair"]
 """How a pair is cut that is longer than `max_length`: once, by its longer answer, or each answer with its prompt."""
 
 
+def noise_answers() -> int:
+    """A field of a spec for how many answers are computed in float32 too, to see what fewer bits do; 0 for none."""
+    default: int = field(default=64, metadata={"neutral": 0, "low": 0})
+    return default
+
+
 def truncation() -> Truncation:
     """A field of a spec for how pairs are cut; the older rule is not hashed."""
     default: Truncation = field(default="answer", metadata={"neutral": "answer"})
@@ -132,6 +138,8 @@ class Runtime:
     """An attention of transformers for the model that is trained, such as sdpa or flash_attention_2."""
     fused: bool = knob(True)
     """Whether AdamW updates all weights in one kernel; without effect where weights are bfloat16."""
+    noise: Literal["refuse", "accept"] = knob("refuse")
+    """Whether a stage refuses to compute a signal that is smaller than the error of its dtype."""
     trackers: str = knob("none")
     """Where the numbers of each step go besides, such as tensorboard,wandb: names that accelerate has for trackers."""
 

@@ -202,8 +202,8 @@ def test_a_pair_that_does_not_fit_names_the_length_of_its_training(
         raise torch.OutOfMemoryError("CUDA out of memory.")
 
     monkeypatch.setattr("adpa_cli.engine.scoring.label_logps", full)
-    with pytest.raises(AdpaError, match=r"start-logps: a block of \d × 2 rows of \d+ tokens does not fit") as caught:
-        made(job, tmp_path / "made")
+    with pytest.raises(AdpaError, match=r"start-logps: a block of \d+ × 2 rows of \d+ tokens does not fit") as caught:
+        made(replace(job, spec=hashed(replace(SPEC, block_tokens=10_000))), tmp_path / "made")
     assert re.fullmatch(r"--set start-logps\.block_tokens=\d+", caught.value.hint)
     with pytest.raises(AdpaError) as caught:
         made(replace(job, spec=hashed(replace(SPEC, block_tokens=1))), tmp_path / "single")

@@ -71,7 +71,7 @@ def load(
         _turn_dropout_off(config)
         if scalar:
             config.num_labels = 1
-        skeleton = _skeleton(folder, config, scalar) if is_held else None
+        skeleton = skeleton_of(folder, config, scalar) if is_held else None
         model: Any = skeleton.filled(dtype, device) if skeleton else _pretrained(folder, config, scalar, train)
     except LOAD_ERRORS as error:
         raise AdpaError(
@@ -100,7 +100,7 @@ def load_checked(
     return model
 
 
-def _skeleton(folder: Path, config: Any, scalar: bool) -> Skeleton | None:
+def skeleton_of(folder: Path, config: Any, scalar: bool = False) -> Skeleton | None:
     """The model of a folder without its weights, where they can be read one by one."""
     if has_text_part(config):
         return None

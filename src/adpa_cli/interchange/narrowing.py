@@ -174,7 +174,7 @@ def _measured(
     """The effect with figures of held-out rows, or with why there are none."""
     try:
         data, spec, examples = _held_out(names, model, rows)
-        parts = tuple(examples[0].parts)
+        parts: Any = tuple(examples[0].parts)
         note(f"measuring on {len(examples)} held-out rows of {data} in float32 (--rows 0 leaves it out)")
         _check_memory(model.folder)
         before, after = (answer_logps(place, spec, examples, parts) for place in (model.folder, folder))

@@ -49,7 +49,7 @@ S = TypeVar("S", bound=Dataclass)
 DERIVED = {"method", "method_version", "params", "template", "end", "parts", "split", "suite", "smoke", "judged_tokens",
            "teachers_dtype"}  # fmt: skip
 """Fields that a plan fills in itself; nobody sets them by hand."""
-REHEARSAL = {"limit": 64, "max_steps": 4, "batch_size": 16}
+REHEARSAL = {"limit": 64, "max_steps": 4, "batch_size": 16, "noise_answers": 8}
 """The most that a stage does under `--smoke`: four steps that see every one of its rows once."""
 
 
@@ -234,7 +234,8 @@ def rehearsed(spec: S) -> S:
     if not getattr(spec, "smoke", False):
         return spec
     most = {name: size for name, size in REHEARSAL.items() if hasattr(spec, name)}
-    return dataclasses.replace(spec, **{name: min(getattr(spec, name) or size, size) for name, size in most.items()})
+    kept = {name: getattr(spec, name) for name in most}
+    return dataclasses.replace(spec, **{n: size if kept[n] is None else min(kept[n], size) for n, size in most.items()})
 
 
 def _known(values: Mapping[str, Any], keys: Iterable[str]) -> dict[str, Any]:

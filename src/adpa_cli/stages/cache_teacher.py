@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,19 +18,17 @@ from adpa_cli.coerce import Auto, auto_target
 from adpa_cli.disk import write_json
 from adpa_cli.engine.costs import scoring_in_turn, signal_bytes_per_token, signal_disk
 from adpa_cli.sizes import Disk, Memory, Rows
-from adpa_cli.spec import Dtype, Truncation, make, truncation
-from adpa_cli.stages import Job, Lengths, Load, Monitor, Node, Stage, with_progress
+from adpa_cli.spec import Dtype, Truncation, make, noise_answers, truncation
+from adpa_cli.stages import Job, Lengths, Load, Monitor, Node, Stage, _noise, longest_first, with_progress
+from adpa_cli.stages._precision import fitting
 
 if TYPE_CHECKING:
-    from adpa_cli.signal.rows import AnswerKey, Floats, SignalRows, SignalSpec
+    from adpa_cli.signal.rows import AnswerKey, SignalRows, SignalSpec
 
     Captured = Sequence[tuple[AnswerKey, SignalRows]]
 
 TRUNCATION = "_truncation.json"
 FEWEST_STEPS = 8  # below this the rounding of a stored difference is felt in the gradient
-STEPS = (1 / 8, 1 / 16, 1 / 32, 1 / 64, 1 / 128, 1 / 256)
-"""Those that `--precision auto=…` tries, coarsest first; then exact."""
-SAMPLE_ANSWERS = 64
 
 
 @dataclass(frozen=True)
@@ -54,6 +53,7 @@ class CaptureSpec:
     student_vocab: int | None = field(default=None, metadata={"neutral": None})
     """Ids from here on are only the teacher's: they stay out of the top k, in the rest mass."""
     truncation: Truncation = truncation()
+    noise_answers: int = noise_answers()
     prompts: Literal["apart", "auto"] = field(default="apart", metadata={"neutral": "apart"})
     """Whether a prompt that several answers share may be computed once: by the sizes, or never."""
     samples: int = field(default=50, metadata={"low": 1, "high": 65536})
@@ -61,8 +61,9 @@ class CaptureSpec:
     """Of the draws."""
 
     def without_effect(self) -> set[str]:
-        """Nothing is drawn where the ids are a top k, and rollouts are no pairs."""
+        """Nothing is drawn where the ids are a top k, rollouts are no pairs, and float32 is what others are held to."""
         idle = {"top_k"} if self.support == "sampled" else {"samples", "seed"}
+        idle |= {"noise_answers"} if self.dtype == "float32" else set()
         return idle | ({"truncation"} if self.parts == ("rollout",) else set())
 
 
@@ -121,76 +122,6 @@ class Facts:
         return metrics
 
 
-def fitting(signal: SignalSpec, paths: Sequence[Path], target: float) -> tuple[SignalSpec, dict[str, Any]]:
-    """The signal with the coarsest step that meets a target, on answers spread over all blocks; what is said of it."""
-    from adpa_cli.signal.block_files import load_block, narrowed
-
-    sample: list[tuple[AnswerKey, SignalRows]] = []
-    for path in (paths[n] for n in spread(len(paths))):
-        block = [(key, narrowed(rows, signal.k)) for key, rows in load_block(path)]
-        sample += [block[n] for n in spread(len(block), max(1, SAMPLE_ANSWERS // min(SAMPLE_ANSWERS, len(paths))))]
-    step, error = coarsest(signal, sample, target)
-    word = f"1/{round(1 / step)}" if step else "0 (exact)"
-    said = f"step {word}: mean KL error {error:.2g} nat on {len(sample)} answers, {target:g} allowed"
-    return replace(signal, step=step), {"kl_error": error, "say": [said]}
-
-
-def coarsest(signal: SignalSpec, sample: Captured, target: float) -> tuple[float, float]:
-    """(the coarsest of STEPS, else 0, whose stored signal is within a mean KL of `target` nats; that KL).
-
-    The KL is of what a reader gives from what the aligned teacher said, over its ids, the label and the rest.
-    """
-    error = 0.0
-    for step in (*STEPS, 0.0):
-        error = _mean_kl(replace(signal, step=step), sample)
-        if error <= target:
-            return step, error
-    return 0.0, error
-
-
-def _mean_kl(signal: SignalSpec, sample: Captured) -> float:
-    """Mean over tokens of the KL that storing the sample costs, in nats."""
-    import tempfile
-
-    import numpy as np
-
-    from adpa_cli.signal.shard import Shard, write_shard
-
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "sample.adpa"
-        write_shard(path, signal, sample)
-        shard = Shard(path)
-        each = [_kl(rows, shard.read(i)) for i, (_, rows) in enumerate(sample)]
-        shard.close()
-    return float(np.concatenate(each).mean())
-
-
-def _kl(given: SignalRows, read: SignalRows) -> Any:
-    """[T] KL of the classes as read from those that were given, float64."""
-    import numpy as np
-
-    p, q = _classes(given), _classes(read)
-    with np.errstate(invalid="ignore"):
-        gaps = np.where(p > -np.inf, np.exp(p) * (p - q), 0.0)
-    return gaps.sum(1)
-
-
-def _classes(rows: SignalRows) -> Any:
-    """[T, K + 2] float64 log-probs of the ids by number, the label where it is none of them, and the rest."""
-    import numpy as np
-
-    logps: Floats = np.take_along_axis(rows.logps, rows.ids.argsort(1), 1)
-    outside = (rows.ids != rows.label_ids[:, None]).all(1)
-    label = np.where(outside, rows.label_logps, -np.inf)
-    return np.concatenate([logps, label[:, None], rows.rest_logps[:, None]], 1).astype(np.float64)
-
-
-def spread(count: int, most: int = SAMPLE_ANSWERS) -> list[int]:
-    """At most `most` of `count` numbers, evenly spread."""
-    size = min(count, most)
-    return [number * count // size for number in range(size)]
-
-
 MOST_SHARED = 7 / 8
 """Prompts that answers share are computed once where that leaves at most this part of the tokens."""
 
@@ -215,6 +146,8 @@ def compute(job: Job, monitor: Monitor, rank: int = 0, processes: int = 1) -> No
     plan = plan_of(job, spec)
     if rank == 0 and "data" in job.inputs:
         _tell_truncation(job, spec, monitor)
+    if rank == 0:
+        _judge_noise(job, spec, plan, monitor)
     roles = _roles(job)
     wanted = plan.blocks[rank::processes]
     for n, role in enumerate(roles):
@@ -223,6 +156,21 @@ def compute(job: Job, monitor: Monitor, rank: int = 0, processes: int = 1) -> No
         # What else a header says is known when all blocks are there.
         early = role == roles[-1] and processes == 1 and auto_target(spec.precision) is None and spec.support == "topk"
         _pass(job, spec, role, replace(plan, blocks=todo), monitor, done, of, plan.shards() if early else [])
+
+
+def _judge_noise(job: Job, spec: CaptureSpec, plan: Blocks, monitor: Monitor) -> None:
+    """Compute a sample in float32 too, and refuse the work where the advantage lies below the error of fewer bits."""
+    from adpa_cli.engine import noise
+    from adpa_cli.engine.device import device
+
+    if "noise_answers" in spec.without_effect() or not spec.noise_answers:
+        return
+    answers = [answer for block in plan.blocks for answer in block.items]
+    sample = noise.first_by_hash(answers, lambda answer: str(answer.key), spec.noise_answers)
+    teachers = {role: noise.Teacher(job.one(role).path, job.one(role).label) for role in _roles(job)}
+    how = noise.Sampled(spec.top_k, spec.student_vocab, spec.block_tokens // 2, device())
+    measure = functools.partial(noise.capture_noise, teachers, sample, spec.dtype, how)
+    _noise.judged(job, monitor, "advantage", measure)
 
 
 def _tell_truncation(job: Job, spec: CaptureSpec, monitor: Monitor) -> None:
@@ -253,15 +201,17 @@ def _pass(
     settings: dict[str, Any] = {
         "teacher": teacher.label, "student_vocab": spec.student_vocab, "dtype": spec.dtype, "share": share,
     }  # fmt: skip
-    lasts = {shard[-1]: number for number, shard in enumerate(shards)}
+    number_of = {index: number for number, shard in enumerate(shards) for index in shard}
+    left = Counter(number_of.get(block.index) for block in plan.blocks)
     with block_files.background_writer() as write:
-        for block in with_progress(plan.blocks, monitor, done, of):
+        for block in with_progress(longest_first(plan.blocks), monitor, done, of):
             longest = max(len(item.prompt) + len(item.answer) for item in block.items)
             with block_that_fits(job.stage, len(block.items), longest):
                 rows = _rows(job, spec, role, block, model, plan.shared and not share, settings)
             write(_keep, job, role, block, rows)
-            if block.index in lasts:
-                number = lasts[block.index]
+            number = number_of.get(block.index)
+            left[number] -= 1
+            if number is not None and not left[number]:
                 paths = [_path(job, role, index) for index in shards[number]]
                 write(_encode, job, spec, number, paths)
 
@@ -358,9 +308,13 @@ def finish(job: Job) -> dict[str, Any]:
     size = sum(path.stat().st_size for path in job.folder.glob("signal-*.adpa"))
     metrics = facts.metrics(signal)
     metrics["say"] += chosen.pop("say", [])
+    noise = _noise.metrics(job.folder, "advantage", spec.dtype, job.stage)
+    metrics["say"] += noise.pop("say", [])
+    if watch := [*metrics.pop("watch", []), *noise.pop("watch", [])]:
+        metrics["watch"] = watch
     path = job.folder / TRUNCATION
     cut = json.loads(path.read_text()) if path.exists() else {}
-    return {**metrics, **chosen, **_sharing(job), **cut, "bytes_per_token": size / facts.tokens}
+    return {**metrics, **noise, **chosen, **_sharing(job), **cut, "bytes_per_token": size / facts.tokens}
 
 
 def signal_of(job: Job, spec: CaptureSpec, rows: Any) -> Any:

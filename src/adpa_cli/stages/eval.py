@@ -8,6 +8,7 @@ interval from a bootstrap over prompts, paired where two models are compared.
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -18,7 +19,7 @@ from adpa_cli.engine.costs import scores_disk
 from adpa_cli.errors import AdpaError
 from adpa_cli.sizes import Disk, Rows
 from adpa_cli.spec import make
-from adpa_cli.stages import Job, Lengths, Load, Monitor, Node, Stage, with_progress
+from adpa_cli.stages import Job, Lengths, Load, Monitor, Node, Stage, _noise, with_progress
 from adpa_cli.suites import EvalSpec
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 def compute(job: Job, monitor: Monitor, rank: int = 0, processes: int = 1) -> None:
     """Leave one file per figure in the work folder; those that are there are kept. Run by one process only."""
     spec = make(EvalSpec, job.spec)
-    parts: dict[str, Callable[[], dict[str, Any]]] = {"margins": lambda: _margins(job, spec)}
+    parts: dict[str, Callable[[], dict[str, Any]]] = {"margins": lambda: _margins(job, spec, monitor)}
     if "rollouts" in job.inputs:
         parts["rewards"] = lambda: _rewards(job, spec, "rollouts")
     if "against" in job.inputs:
@@ -65,8 +66,10 @@ def finish(job: Job) -> dict[str, Any]:
         ours, theirs = _aligned(read["rewards"], read["against"])
         wins = bootstrap([win(a - b) for a, b in zip(ours, theirs, strict=True)], spec)
         scores["win_rate"] = {**wins, "against": job.one("against").values.get("by", "")}
-    size = {} if suite.margins is None else {"margin_rms": float((margins**2).mean() ** 0.5)}
-    return {"suite": spec.suite, "data": job.one("data").label, "scores": scores, **size}
+    is_usual = suite.margins is suites.mean_logp_margins
+    size = {} if is_usual else {"margin_rms": float((margins**2).mean() ** 0.5)}
+    noise = _noise.metrics(job.folder, "margin", spec.dtype, job.stage)
+    return {"suite": spec.suite, "data": job.one("data").label, "scores": scores, **size, **noise}
 
 
 def bootstrap(values: Any, spec: EvalSpec, prompts: Sequence[str] = ()) -> dict[str, float]:
@@ -102,17 +105,24 @@ def _aligned(*tables: dict[str, float]) -> list[Floats]:
     return [np.array([table[key] for key in common], dtype=np.float64) for table in tables]
 
 
-def _margins(job: Job, spec: EvalSpec) -> dict[str, float]:
-    """The margin of every pair: as the suite measures it, else the difference of mean log-probs per token in nats."""
+def _margins(job: Job, spec: EvalSpec, monitor: Monitor) -> dict[str, float]:
+    """The margin of every pair as the suite measures it, once some of them were measured in float32 too."""
     from adpa_cli.engine.layout import examples as ex
-    from adpa_cli.engine.scoring import pair_margins
+    from adpa_cli.engine.noise import compared, first_by_hash
 
     suite = suites.every()[spec.suite]
-    if suite.margins is not None:
-        return suite.margins({role: job.one(role) for role in ("model", "data", *suite.scorers)}, spec)
-    folder = job.one("model").path
-    examples = ex.pair_examples(spec, job.one("data"), "test", folder)
-    return pair_margins(suites.answer_logps(folder, spec, examples, ("chosen", "rejected")), examples)
+    inputs = {role: job.one(role) for role in ("model", *suite.scorers)}
+    examples = ex.pair_examples(spec, job.one("data"), "test", job.one("model").path)
+    measured = functools.partial(suite.margins, inputs)
+
+    def noise() -> dict[str, Any]:
+        sample = first_by_hash(examples, lambda example: example.id, spec.noise_answers)
+        both = [measured(sample, suites.logps_under(spec, is_exact)) for is_exact in (False, True)]
+        return {"answers": 2 * len(sample), "margin": compared(*_aligned(*both))}
+
+    if "noise_answers" not in spec.without_effect() and spec.noise_answers:
+        _noise.judged(job, monitor, "margin", noise)
+    return measured(examples, suites.logps_under(spec))
 
 
 def _rewards(job: Job, spec: EvalSpec, role: str) -> dict[str, float]:

@@ -10,7 +10,7 @@ from adpa_cli.disk import write_json
 from adpa_cli.engine.costs import generating_memory, rollout_disk
 from adpa_cli.sizes import Disk, Memory, Row, Rows
 from adpa_cli.spec import Dtype, Split, make
-from adpa_cli.stages import Job, Lengths, Load, Monitor, Node, Stage, stop_if_asked
+from adpa_cli.stages import Job, Lengths, Load, Monitor, Node, Stage, longest_first, stop_if_asked
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ def compute(job: Job, monitor: Monitor, rank: int = 0, processes: int = 1) -> No
     sampling = Sampling(spec.temperature, spec.top_p, spec.max_new_tokens, spec.seed)
     decoding = Decoding(sampling, end_ids(encoder, folder), encoder.pad_id, spec.max_length, spec.dtype)
     done = len(blocks[rank::processes]) - len(mine)
-    for n, block in enumerate(mine, 1):
+    for n, block in enumerate(longest_first(mine), 1):
         prompts, ids = [item[1] for item in block.items], [item[0] for item in block.items]
         length = min(max(map(len, prompts)) + spec.max_new_tokens, spec.max_length)
         together = min(len(prompts), max(1, spec.block_tokens // length))

@@ -18,7 +18,7 @@ from adpa_cli.errors import AdpaError, Corrupt, DataError
 from adpa_cli.hub import Located
 from adpa_cli.sizes import Disk, Rows
 from adpa_cli.spec import TrainingDtype, Truncation, make, truncation
-from adpa_cli.stages import Job, Lengths, Load, Monitor, Node, Stage, with_progress
+from adpa_cli.stages import Job, Lengths, Load, Monitor, Node, Stage, longest_first, with_progress
 
 if TYPE_CHECKING:
     import numpy as np
@@ -67,7 +67,7 @@ def compute(job: Job, monitor: Monitor, rank: int = 0, processes: int = 1) -> No
         return
     model = load_checked(job.one("model").path, dtype=spec.dtype, device=device())
     student = Student(model, spec.dtype)
-    for block in with_progress(todo, monitor, len(own) - len(todo)):
+    for block in with_progress(longest_first(todo), monitor, len(own) - len(todo)):
         scored = _scored(job, spec, student, block.items, device())
         _check(scored, job.one("model").label, job.hints["training"])
         _write(_path(job, block.index), [(keys[key], logps) for key, logps in scored.items()])

@@ -13,14 +13,16 @@ import pkgutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from adpa_cli.errors import UsageError
 from adpa_cli.hub import Located
-from adpa_cli.spec import Dtype, Truncation, truncation
+from adpa_cli.spec import Dtype, Truncation, noise_answers, truncation
 
 if TYPE_CHECKING:
-    from adpa_cli.engine.layout.examples import Rollout
+    from adpa_cli.engine.layout.examples import Example, Rollout
+    from adpa_cli.engine.scoring import LabelLogps
+    from adpa_cli.methods import Part
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,12 @@ class EvalSpec:
     skip_bad_rows: bool = field(default=False, metadata={"neutral": False})
     smoke: bool = field(default=False, metadata={"neutral": False})
     truncation: Truncation = truncation()
+    noise_answers: int = noise_answers()
+    """Pairs that are computed in float32 too."""
+
+    def without_effect(self) -> set[str]:
+        """Float32 is what others are held to."""
+        return {"noise_answers"} if self.dtype == "float32" else set()
 
     def __post_init__(self) -> None:
         if self.suite not in every():
@@ -47,8 +55,17 @@ class EvalSpec:
 
 Rewards = Callable[[Mapping[str, Located], EvalSpec, "Sequence[Rollout]"], dict[str, float]]
 """(scorers by role, spec, answers) -> the reward of each answer by the hash of its prompt."""
-Margins = Callable[[Mapping[str, Located], EvalSpec], dict[str, float]]
-"""(`model`, `data` and the scorers by role, spec) -> the margin of each held-out pair by its id: > 0 is right."""
+Logps = Callable[[Path, "Sequence[Example]", "Sequence[Part]"], "LabelLogps"]
+"""(folder of a model, examples, parts) -> log-probs of these answers under it, computed as the stage says."""
+Margins = Callable[[Mapping[str, Located], "Sequence[Example]", Logps], dict[str, float]]
+"""(`model` and scorers by role, pairs, how answers are scored) -> margins by the ids of pairs: > 0 is right."""
+
+
+def mean_logp_margins(inputs: Mapping[str, Located], examples: Sequence[Example], logps: Logps) -> dict[str, float]:
+    """The mean log-prob of the chosen answer less that of the rejected one, in nats, by the id of the pair."""
+    from adpa_cli.engine.scoring import pair_margins
+
+    return pair_margins(logps(inputs["model"].path, examples, ("chosen", "rejected")), examples)
 
 
 @dataclass(frozen=True)
@@ -65,8 +82,8 @@ class Suite:
     rewards: Rewards | None = None
     scorers: tuple[str, ...] = ()
     with_teachers: bool = False
-    margins: Margins | None = None
-    """Measures pairs; None for the mean log-prob of the chosen answer less that of the rejected one."""
+    margins: Margins = mean_logp_margins
+    """Measures pairs."""
     score: str = "reward_accuracy"
     """What the share of pairs with a margin above 0 is called."""
 
@@ -89,22 +106,34 @@ def judged_by(*scorers: str) -> Suite:
     return next(suite for suite in every().values() if suite.scorers == scorers)
 
 
-def answer_logps(folder: Path, spec: EvalSpec, examples: Sequence[Any], parts: Any) -> Any:
-    """Log-probs of the answers in some examples under the model in a folder; AdpaError where a block does not fit."""
+def answer_logps(
+    folder: Path, spec: EvalSpec, examples: Sequence[Example], parts: Sequence[Part], is_exact: bool = False
+) -> LabelLogps:
+    """Log-probs of the answers in some examples under the model in a folder; AdpaError where a block does not fit.
+
+    Where `is_exact` they are computed in float32 with one layer of the model in memory at a time.
+    """
     from adpa_cli.engine.device import device, refused_when_full
+    from adpa_cli.engine.layerwise import load_layerwise
     from adpa_cli.engine.models import load_checked
     from adpa_cli.engine.scoring import label_logps
     from adpa_cli.engine.training.student import Student
 
-    model = load_checked(folder, dtype=spec.dtype, device=device())
+    load = load_layerwise if is_exact else functools.partial(load_checked, dtype=spec.dtype)
+    student = Student(load(folder, device=device()), "float32" if is_exact else spec.dtype)
     longest = max((example.length for example in examples), default=1)
     size = min(spec.block_tokens, longest * len(examples) * len(parts))
     with refused_when_full(f"eval: a block of {size:,} tokens", f"--set eval.block_tokens={max(1, size // 2)}"):
-        return label_logps(Student(model, spec.dtype), examples, parts, spec.block_tokens, device())
+        return label_logps(student, examples, parts, spec.block_tokens, device())
+
+
+def logps_under(spec: EvalSpec, is_exact: bool = False) -> Logps:
+    """How answers are scored as a stage says, or in float32."""
+    return lambda folder, examples, parts: answer_logps(folder, spec, examples, parts, is_exact)
 
 
 def implicit_rewards(
-    model: Path, reference: Path, spec: EvalSpec, examples: Sequence[Any], parts: Any
+    model: Path, reference: Path, examples: Sequence[Example], parts: Sequence[Part], logps: Logps
 ) -> dict[tuple[str, str], float]:
     """Sum over an answer's tokens of log π_model - log π_reference, in nats, by (example id, part).
 
@@ -113,5 +142,5 @@ def implicit_rewards(
     """
     import numpy as np
 
-    ours, below = (answer_logps(folder, spec, examples, parts) for folder in (model, reference))
-    return {key: float((logps - below[key]).astype(np.float64).sum()) for key, logps in ours.items()}
+    ours, below = (logps(folder, examples, parts) for folder in (model, reference))
+    return {key: float((values - below[key]).astype(np.float64).sum()) for key, values in ours.items()}

@@ -5,19 +5,20 @@ The reward of an answer is the sum over its tokens of log π_model - log π_refe
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from adpa_cli.hub import Located
-from adpa_cli.suites import EvalSpec, Suite, implicit_rewards
+from adpa_cli.suites import Logps, Suite, implicit_rewards
+
+if TYPE_CHECKING:
+    from adpa_cli.engine.layout.examples import Example
 
 
-def margins(inputs: Mapping[str, Located], spec: EvalSpec) -> dict[str, float]:
+def margins(inputs: Mapping[str, Located], examples: Sequence[Example], logps: Logps) -> dict[str, float]:
     """The reward of the chosen answer less that of the rejected one, in nats, by the id of the pair."""
-    from adpa_cli.engine.layout.examples import pair_examples
-
     model, reference = inputs["model"].path, inputs["reference"].path
-    examples = pair_examples(spec, inputs["data"], "test", model)
-    rewards = implicit_rewards(model, reference, spec, examples, ("chosen", "rejected"))
+    rewards = implicit_rewards(model, reference, examples, ("chosen", "rejected"), logps)
     return {e.id: rewards[e.id, "chosen"] - rewards[e.id, "rejected"] for e in examples}
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from adpa_cli.hub import Located
-from adpa_cli.suites import EvalSpec, Suite, implicit_rewards
+from adpa_cli.suites import EvalSpec, Suite, implicit_rewards, logps_under
 
 if TYPE_CHECKING:
     from adpa_cli.engine.layout.examples import Rollout
@@ -18,7 +18,7 @@ def rewards(scorers: Mapping[str, Located], spec: EvalSpec, rollouts: Sequence[R
 
     examples = [Example(a.key.example_id, {"rollout": a.sequence()}) for a in rollout_answers(rollouts)]
     aligned, reference = (scorers[who].path for who in SUITE.scorers)
-    sums = implicit_rewards(aligned, reference, spec, examples, ("rollout",))
+    sums = implicit_rewards(aligned, reference, examples, ("rollout",), logps_under(spec))
     return {row.id: sums.get((row.id, "rollout"), 0.0) for row in rollouts}  # the sum over an empty answer is 0
 
 

@@ -1,0 +1,83 @@
+"""What few bits do to the figures of a stage: a sample is computed in float32 too, before the work, and judged."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from adpa_cli.disk import write_json
+from adpa_cli.errors import AdpaError
+from adpa_cli.stages import Job, Monitor
+
+FILE = "_noise.json"
+LEAST, ENOUGH = 1.0, 3.0
+"""Times that a signal must exceed its error: below the first a stage refuses the work, below the second it warns."""
+MORE_EXACT = {"bfloat16": "float16", "float16": "float32", "tf32": "float32"}
+
+Figures = Mapping[str, Any]
+"""`rms` of the exact numbers, `error`, the RMS of what the others are off by, and their `correlation` or None; nats."""
+
+
+def judged(job: Job, monitor: Monitor, signal: str, measure: Callable[[], dict[str, Any]]) -> None:
+    """Keep what `measure` gives, unless an earlier start did. Raises AdpaError where the figures `signal` are drowned.
+
+    A rehearsal never refuses, and neither does a user who accepts the noise.
+    """
+    path = job.folder / FILE
+    if not path.exists():
+        write_json(path, measure())
+    figures = json.loads(path.read_text(encoding="utf-8")).get(signal)
+    if figures is None or ratio(figures) >= LEAST or job.spec.get("smoke"):
+        return
+    if job.runtime.noise == "accept":
+        monitor.note(f"the noise of {job.spec['dtype']} is larger than the {_words(signal)}; it is accepted")
+        return
+    dtype = job.spec["dtype"]
+    raise AdpaError(
+        f"{job.stage}: in {dtype} the {_words(signal)} of {figures['rms']:.3g} nat lies below an error of "
+        f"{figures['error']:.3g} nat, so it would be noise",
+        f"compute more exactly: --set {job.stage}.dtype={MORE_EXACT[dtype]}; or go on: --runtime noise=accept",
+    )
+
+
+def ratio(figures: Figures) -> float:
+    """How many times the signal exceeds its error."""
+    return float(figures["rms"] / figures["error"]) if figures["error"] else float("inf")
+
+
+def metrics(folder: Path, signal: str, dtype: str, stage: str) -> dict[str, Any]:
+    """The figures of a work folder, if it has some, with what to say of them, and a warning where they are coarse."""
+    path = folder / FILE
+    if not path.exists():
+        return {}
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    told: dict[str, Any] = {"noise": found, "say": [sentence(found)]}
+    figures = found.get(signal)
+    if figures is not None and ratio(figures) < ENOUGH:
+        told["watch"] = [
+            f"the {_words(signal)} is only {ratio(figures):.2g} times the noise of {dtype}; "
+            f"--set {stage}.dtype={MORE_EXACT[dtype]} computes more exactly"
+        ]
+    return told
+
+
+def sentence(noise: Mapping[str, Any]) -> str:
+    """The figures of a sample in words."""
+    parts = [
+        f"{_words(name)} {figures['rms']:.3g} nat with an error of {figures['error']:.2g}{_correlation(figures)}"
+        for name, figures in noise.items()
+        if isinstance(figures, dict) and "rms" in figures
+    ]
+    if not parts:
+        parts = [f"log-probs are off by {noise['logps']['error']:.2g} nat"]
+    return f"{noise['answers']:,} answers were computed in float32 too: {', '.join(parts)}"
+
+
+def _correlation(figures: Figures) -> str:
+    return "" if figures["correlation"] is None else f" (correlation {figures['correlation']:.3f})"
+
+
+def _words(name: str) -> str:
+    return name.replace("_", " ")
