@@ -6,7 +6,7 @@ A bug shows a traceback; an `AdpaError` never does.
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, ClassVar
 
@@ -25,6 +25,14 @@ class AdpaError(Exception):
         self.message = message
         self.hint = hint
         self.facts = dict(facts or {})
+
+
+class NotFinite(AdpaError):
+    """What a model gives for the token `ids` are no numbers."""
+
+    def __init__(self, message: str, ids: Sequence[int]) -> None:
+        super().__init__(message, "check the model's weights, or compute in float32")
+        self.ids = tuple(ids)
 
 
 class UsageError(AdpaError):

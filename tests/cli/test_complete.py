@@ -133,7 +133,7 @@ def test_keys_and_values_of_the_runtime(offered: Offer) -> None:
     assert offered(line + "rec") == ["recompute=", "recompute=false", "recompute=true"]
     assert offered(line + "liger=o") == ["liger=on", "liger=off"]
     assert offered(line + "liger = o") == ["on", "off"]  # as bash splits it
-    assert offered("adpa rollout --runtime rec") == []
+    assert offered("adpa rollout --runtime noise=a") == ["noise=accept"]
 
 
 def test_keys_of_a_stage(offered: Offer) -> None:

@@ -116,8 +116,8 @@ def test_a_key_of_the_runtime_is_named_and_typed(cli: Cli) -> None:
     assert "exclude each other" in cli.refused(2, *ADPA_PLUS, "--runtime", "liger=on", "--runtime", "compile=true")
     assert "no such key" in cli.refused(2, *ADPA_PLUS, "--runtime", "processes=2"), "which is --gpus"
     assert "--runtime compile=true" in cli.refused(2, *ADPA_PLUS, "--compile", "true")
-    assert "--runtime" not in cli.refused(2, "rollout", "--student", "tiny", "--compile", "true")
-    assert "no option --runtime" in cli.refused(2, "rollout", "--runtime", "recompute=true")
+    assert "--runtime" not in cli.refused(2, "export", "tiny", "folder", "--compile", "true")
+    assert "no option --runtime" in cli.refused(2, "export", "tiny", "folder", "--runtime", "recompute=true")
 
 
 def test_an_unknown_setting_of_a_stage_lists_those_of_the_stage(cli: Cli) -> None:

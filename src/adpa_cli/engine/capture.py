@@ -24,7 +24,7 @@ from adpa_cli.engine.generation.sampling import uniforms
 from adpa_cli.engine.layout.examples import Answer
 from adpa_cli.engine.layout.shared_prompt import answer_states
 from adpa_cli.engine.models import output_head
-from adpa_cli.errors import AdpaError, DataError
+from adpa_cli.errors import AdpaError, DataError, NotFinite
 from adpa_cli.signal.rows import Floats, SignalRows, difference_of
 from adpa_cli.spec import Dtype
 from adpa_cli.tensors.output import Head
@@ -249,10 +249,8 @@ def _check_answer(answer: Answer, known: Sequence[bool]) -> None:
 def _check_finite(teacher: str, answer: Answer, logps: Floats, label: Floats, rest: Floats) -> None:
     """-inf is allowed at an id that is not the label (unused ids of a vocabulary) and for an empty rest (K = V)."""
     if np.isnan(logps).any() or np.isnan(rest).any() or not np.isfinite(label).all():
-        raise AdpaError(
-            f"{teacher} gives logits that are not finite for row {answer.key.example_id!r}",
-            "check the model's weights, or compute in float32",
-        )
+        message = f"{teacher} gives logits that are not finite for row {answer.key.example_id!r}"
+        raise NotFinite(message, [*answer.prompt, *answer.answer])
 
 
 def _check_coverage(teacher: str, answer: Answer, logps: Floats) -> None:

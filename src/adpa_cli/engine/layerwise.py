@@ -41,6 +41,7 @@ def load_layerwise(folder: Path, device: str) -> PreTrainedModel:
         for name in module._non_persistent_buffers_set:
             module._buffers[name] = module._buffers[name].to(device)
     for layer, mine in zip(layers, names, strict=True):
+        _forget(skeleton, mine)
         layer.register_forward_pre_hook(functools.partial(_read, skeleton, mine, device))
         layer.register_forward_hook(functools.partial(_forget, skeleton, mine))
     ready: PreTrainedModel = model.train(False).requires_grad_(False)
@@ -58,7 +59,6 @@ def _read(skeleton: Skeleton, names: Sequence[str], device: str, _layer: nn.Modu
     skeleton.fill(names, "float32", device)
 
 
-def _forget(skeleton: Skeleton, names: Sequence[str], _layer: nn.Module, _args: Any, _output: Any) -> None:
+def _forget(skeleton: Skeleton, names: Sequence[str], *_of_hook: Any) -> None:
     for name in names:
-        place = skeleton.places[name]
-        place.put(torch.empty_like(place.tensor, device="meta"))
+        skeleton.places[name].put(torch.empty(0))

@@ -21,12 +21,15 @@ from adpa_cli.engine.layerwise import load_layerwise
 from adpa_cli.engine.layout.examples import Answer
 from adpa_cli.engine.layout.micro_batches import cut_blocks
 from adpa_cli.engine.models import load
+from adpa_cli.engine.overflow import overflow_named
 from adpa_cli.methods import required
 from adpa_cli.signal.rows import SignalRows
 from adpa_cli.spec import Dtype
 
 Floats = NDArray[np.float64]
 Item = TypeVar("Item")
+VANISHED = 1e-4
+"""Part of the spread of exact numbers below which those that were found are the rounding of float32, and no more."""
 
 
 @dataclass(frozen=True)
@@ -39,12 +42,14 @@ class Teacher:
 
 @dataclass(frozen=True)
 class Sampled:
-    """How a sample is captured: `k` ids of the first `vocabulary` of them, in blocks of `tokens`, on a device."""
+    """How a sample is captured: `k` ids of the first `vocabulary` of them, in blocks of `tokens`, on a device, for a
+    stage."""
 
     k: int
     vocabulary: int | None
     tokens: int
     device: str
+    stage: str
 
 
 def first_by_hash(items: Sequence[Item], name_of: Callable[[Item], str], count: int) -> list[Item]:
@@ -73,7 +78,8 @@ def capture_noise(
     for n, role in enumerate(roles):
         teacher = teachers[role]
         few = load(teacher.folder, dtype=dtype, device=how.device)
-        rows = list(_captured(few, teacher, role, blocks, rows, dtype, how))
+        with overflow_named(few, dtype, how.stage):
+            rows = list(_captured(few, teacher, role, blocks, rows, dtype, how))
         progress(2 * n + 1, 2 * len(roles))
         del few
         exact = load_layerwise(teacher.folder, how.device)
@@ -133,7 +139,7 @@ def compared(found: Floats, exact: Floats) -> dict[str, float | None]:
     not vary; numbers that are not finite are left out."""
     both = np.isfinite(found) & np.isfinite(exact)
     found, exact = found[both], exact[both]
-    varies = len(found) > 1 and found.std() > 0 and exact.std() > 0
+    varies = len(found) > 1 and found.std() > VANISHED * exact.std() > 0
     correlation = float(np.corrcoef(found, exact)[0, 1]) if varies else None
     return {"rms": _rms(exact), "error": _rms(found - exact), "correlation": correlation}
 

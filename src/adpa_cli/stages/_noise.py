@@ -12,8 +12,9 @@ from adpa_cli.errors import AdpaError
 from adpa_cli.stages import Job, Monitor
 
 FILE = "_noise.json"
-LEAST, ENOUGH = 1.0, 3.0
-"""Times that a signal must exceed its error: below the first a stage refuses the work, below the second it warns."""
+LEAST, ENOUGH = 1.01, 3.0
+"""Times that a signal must exceed its error: below the first a stage refuses the work, below the second it warns. The
+error of one that vanished whole is as large as it was."""
 MORE_EXACT = {"bfloat16": "float16", "float16": "float32", "tf32": "float32"}
 
 Figures = Mapping[str, Any]

@@ -168,7 +168,7 @@ def _judge_noise(job: Job, spec: CaptureSpec, plan: Blocks, monitor: Monitor) ->
     answers = [answer for block in plan.blocks for answer in block.items]
     sample = noise.first_by_hash(answers, lambda answer: str(answer.key), spec.noise_answers)
     teachers = {role: noise.Teacher(job.one(role).path, job.one(role).label) for role in _roles(job)}
-    how = noise.Sampled(spec.top_k, spec.student_vocab, spec.block_tokens // 2, device())
+    how = noise.Sampled(spec.top_k, spec.student_vocab, spec.block_tokens // 2, device(), job.stage)
     measure = functools.partial(noise.capture_noise, teachers, sample, spec.dtype, how)
     _noise.judged(job, monitor, "advantage", measure)
 
@@ -190,6 +190,7 @@ def _pass(
     from adpa_cli.engine.device import block_that_fits, device
     from adpa_cli.engine.layout.shared_prompt import can_share
     from adpa_cli.engine.models import load_checked
+    from adpa_cli.engine.overflow import overflow_named
     from adpa_cli.signal import block_files
 
     if not plan.blocks:
@@ -206,7 +207,8 @@ def _pass(
     with block_files.background_writer() as write:
         for block in with_progress(longest_first(plan.blocks), monitor, done, of):
             longest = max(len(item.prompt) + len(item.answer) for item in block.items)
-            with block_that_fits(job.stage, len(block.items), longest):
+            fits = block_that_fits(job.stage, len(block.items), longest)
+            with fits, overflow_named(model, spec.dtype, job.stage):
                 rows = _rows(job, spec, role, block, model, plan.shared and not share, settings)
             write(_keep, job, role, block, rows)
             number = number_of.get(block.index)

@@ -44,6 +44,7 @@ def compute(job: Job, monitor: Monitor, rank: int = 0, processes: int = 1) -> No
     from adpa_cli.engine.generation.sampling import Decoding, Sampling
     from adpa_cli.engine.layout.examples import end_ids
     from adpa_cli.engine.models import load
+    from adpa_cli.engine.overflow import overflow_named
 
     spec = make(RolloutSpec, job.spec)
     folder = job.one("model").path
@@ -59,7 +60,7 @@ def compute(job: Job, monitor: Monitor, rank: int = 0, processes: int = 1) -> No
         prompts, ids = [item[1] for item in block.items], [item[0] for item in block.items]
         length = min(max(map(len, prompts)) + spec.max_new_tokens, spec.max_length)
         together = min(len(prompts), max(1, spec.block_tokens // length))
-        with block_that_fits(job.stage, together, length):
+        with block_that_fits(job.stage, together, length), overflow_named(model, spec.dtype, job.stage):
             made = generate_block(model, prompts, ids, decoding, spec.block_tokens)
         rows = [
             {"id": row, "prompt_ids": list(prompt), "answer_ids": a.ids, "cut": a.cut, "text": encoder.decode(a.ids)}

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from adpa_cli.errors import UsageError
+from adpa_cli.errors import NotFinite, UsageError
 from adpa_cli.hub import Located
 from adpa_cli.spec import Dtype, Truncation, noise_answers, truncation
 
@@ -113,9 +113,12 @@ def answer_logps(
 
     Where `is_exact` they are computed in float32 with one layer of the model in memory at a time.
     """
+    import numpy as np
+
     from adpa_cli.engine.device import device, refused_when_full
     from adpa_cli.engine.layerwise import load_layerwise
     from adpa_cli.engine.models import load_checked
+    from adpa_cli.engine.overflow import overflow_named
     from adpa_cli.engine.scoring import label_logps
     from adpa_cli.engine.training.student import Student
 
@@ -124,7 +127,14 @@ def answer_logps(
     longest = max((example.length for example in examples), default=1)
     size = min(spec.block_tokens, longest * len(examples) * len(parts))
     with refused_when_full(f"eval: a block of {size:,} tokens", f"--set eval.block_tokens={max(1, size // 2)}"):
-        return label_logps(student, examples, parts, spec.block_tokens, device())
+        logps = label_logps(student, examples, parts, spec.block_tokens, device())
+    with overflow_named(student.model, spec.dtype, "eval"):
+        for example in examples:
+            for part in parts:
+                if not np.isfinite(logps[example.id, part]).all():
+                    message = f"the log-probs of pair {example.id} ({part}) are not finite"
+                    raise NotFinite(message, example.parts[part].ids.tolist())
+    return logps
 
 
 def logps_under(spec: EvalSpec, is_exact: bool = False) -> Logps:

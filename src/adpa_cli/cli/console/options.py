@@ -115,7 +115,7 @@ class Options:
         int | None, where("--tokens-per-device", help="Padded tokens of a micro-batch.", metavar="N")
     ] = None
     knobs: Annotated[
-        list[str] | None, where("--runtime", help="How training runs, e.g. recompute=true.", metavar="KEY=VAL")
+        list[str] | None, where("--runtime", help="How stages run, e.g. recompute=true.", metavar="KEY=VAL")
     ] = None
     stop_after: Annotated[
         str | None, where("--stop-after", help="Save and exit 75 after, e.g., 3h50m.", metavar="TIME")
@@ -204,13 +204,13 @@ def _hints() -> dict[str, Any]:
 
 
 INFERENCE = (
-    "sets", "skip_bad_rows", "ignore_columns", "template", "end", "thinking", "limit", "smoke", "gpus", "stop_after",
-    "no_wait", "refresh", "tag", "dry_run", "yes",
+    "sets", "skip_bad_rows", "ignore_columns", "template", "end", "thinking", "limit", "smoke", "gpus", "knobs",
+    "stop_after", "no_wait", "refresh", "tag", "dry_run", "yes",
 )  # fmt: skip
 """What every command has that runs a model over data."""
 SETTINGS = ("lr", "epochs", "batch_size", "max_steps", "select", "keep")
 """Options that are settings of a spec by the same name."""
-TRAINING = (*INFERENCE, *SETTINGS, "seed", "tokens_per_device", "knobs")
+TRAINING = (*INFERENCE, *SETTINGS, "seed", "tokens_per_device")
 """What every command has that trains."""
 RUNNING = tuple(name for name, hint in _hints().items() if hint.__metadata__[0].rich_help_panel in (WHERE, FIRST))
 """What says how to run and never enters an id."""

@@ -18,7 +18,7 @@ from transformers import DynamicCache
 from adpa_cli.engine.generation.kv_cache import KvCache
 from adpa_cli.engine.generation.sampling import NOT_FINITE, Decoding, choose
 from adpa_cli.engine.layout.micro_batches import padded
-from adpa_cli.errors import AdpaError
+from adpa_cli.errors import NotFinite
 from adpa_cli.sizes import PREFILL_TOKENS
 
 LOOK_EVERY = {"cpu": 1, "cuda": 8}
@@ -39,9 +39,7 @@ class PartialAnswer:
         """Append tokens up to the end token or the limit; whether the answer ends there."""
         for token in tokens:
             if token == NOT_FINITE:
-                raise AdpaError(
-                    f"the logits of row {self.name!r} are not finite", "check the model's weights, or use float32"
-                )
+                raise NotFinite(f"the logits of row {self.name!r} are not finite", [*self.prompt, *self.answer])
             self.answer.append(token)
             if token in end_ids or len(self.answer) == self.limit:
                 return True

@@ -1,0 +1,82 @@
+"""An advantage that few bits drown is refused before the work, and one that they keep is told with its error."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from adpa_cli.store.manifest import Manifest
+from adpa_cli.store.store import Store
+from support.cli_samples import Cli, write_rows
+from support.light_update import write_pair
+from support.tiny_models import TEMPLATE
+
+ROWS = [{"prompt": f"w{n} w{n + 1}", "chosen": f"w{n} w2 w{n} w4", "rejected": f"w{n + 1} w3 w5"} for n in range(24)]
+
+
+@pytest.fixture
+def words(tmp_path: Path) -> list[Any]:
+    teacher, reference = write_pair(tmp_path / "pair", template=TEMPLATE)
+    data = write_rows(tmp_path / "pairs.jsonl", ROWS)
+    return ["cache-teacher", "--teacher", teacher, "--reference", reference, "--data", data, "--set", "max_length=32"]
+
+
+def manifest(ref: str) -> Manifest:
+    found = Store.find(Path("adpa-store")).get(ref)
+    assert found is not None
+    return found
+
+
+def test_an_advantage_that_bfloat16_has_not_is_refused(cli: Cli, words: list[Any]) -> None:
+    said = " ".join(cli.refused(1, *words, "--set", "dtype=bfloat16").split())
+    assert "in bfloat16 the advantage of" in said
+    assert "--set cache-teacher.dtype=float16" in said
+    assert "--runtime noise=accept" in said
+    assert not list(Path("adpa-store/cache-teacher").glob("*/manifest.json"))
+    again = cli(*words, "--set", "dtype=bfloat16", "--runtime", "noise=accept")
+    noise = manifest(again.ref).metrics["noise"]["advantage"]
+    assert noise["error"] == pytest.approx(noise["rms"], rel=1e-3)
+    assert "it is accepted" in " ".join(again.err.split())
+    assert "only 1 times the noise of bfloat16" in " ".join(again.err.split())
+
+
+def test_float16_is_the_default_and_keeps_it(cli: Cli, words: list[Any]) -> None:
+    ran = cli(*words)
+    made = manifest(ran.ref)
+    assert made.spec["dtype"] == "float16"
+    assert made.spec["noise_answers"] == 64
+    noise = made.metrics["noise"]
+    assert noise["answers"] == 46  # of 23 pairs: one prompt is held out
+    assert noise["advantage"]["correlation"] > 0.95
+    assert "answers were computed in float32 too: advantage" in " ".join(ran.err.split())
+    shown = " ".join(cli("show", ran.ref).out.split())
+    assert f"error of {noise['advantage']['error']:.2g}" in shown
+    assert json.loads(cli("show", ran.ref, "--json").out)["metrics"]["noise"] == noise
+
+
+def test_float32_has_no_sample_and_a_rehearsal_never_refuses(cli: Cli, words: list[Any]) -> None:
+    exact = manifest(cli(*words, "--set", "dtype=float32").ref)
+    assert "noise" not in exact.metrics
+    assert "noise_answers" not in exact.spec
+    rehearsed = manifest(cli(*words, "--set", "dtype=bfloat16", "--smoke").ref)
+    assert rehearsed.metrics["noise"]["answers"] == 8
+
+
+def test_how_the_noise_is_met_moves_no_id(cli: Cli, words: list[Any]) -> None:
+    plain = cli(*words, "-n", "--json")
+    accepted = cli(*words, "-n", "--json", "--runtime", "noise=accept")
+    assert json.loads(plain.out)["rows"][0]["id"] == json.loads(accepted.out)["rows"][0]["id"]
+
+
+def test_margins_of_an_evaluation_are_told_with_their_error(cli: Cli, words: list[Any]) -> None:
+    _, _, teacher, _, reference, _, data, *more = words
+    evaluate = ("eval", teacher, "--reference", reference, "--suite", "agreement", "--data", data, *more)
+    made = manifest(cli(*evaluate).ref)
+    margin = made.metrics["noise"]["margin"]
+    assert margin["error"] < margin["rms"] / 3
+    refused = " ".join(cli.refused(1, *evaluate, "--set", "dtype=bfloat16").split())
+    assert "in bfloat16 the margin of" in refused
+    assert "--set eval.dtype=float16" in refused
