@@ -20,7 +20,6 @@ from adpa_cli.engine.layout.micro_batches import micro_batches
 from adpa_cli.engine.models import hidden_states, output_head
 from adpa_cli.engine.training.student import Critic, Student
 from adpa_cli.methods import Need, Part
-from adpa_cli.spec import Dtype
 
 BLOCK_BYTES = 1 << 26
 
@@ -69,7 +68,7 @@ def pair_margins(logps: LabelLogps, examples: Sequence[Example]) -> dict[str, fl
 
 @torch.no_grad()
 def full_vocabulary_logps(
-    model: PreTrainedModel, prompt: Sequence[int], answer: Sequence[int], known: int, dtype: Dtype
+    model: PreTrainedModel, prompt: Sequence[int], answer: Sequence[int], known: int
 ) -> Iterator[Tensor]:
     """[t, `known` + 1] float64 log-probs of the first ids and of all others together, for runs of the answer's tokens.
 
@@ -78,7 +77,7 @@ def full_vocabulary_logps(
     head = output_head(model)
     weight = head.weight.float()
     ids = torch.tensor([[*prompt, *answer][:-1]], device=weight.device)
-    states = hidden_states(model, ids, torch.ones_like(ids), dtype=dtype)[0, len(prompt) - 1 :].float()
+    states = hidden_states(model, ids, torch.ones_like(ids))[0, len(prompt) - 1 :].float()
     rows = max(1, BLOCK_BYTES // (8 * weight.shape[0]))
     for run in torch.split(states, rows):
         products = torch.nn.functional.linear(run, weight)

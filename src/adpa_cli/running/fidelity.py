@@ -176,20 +176,21 @@ def _place(answer: Answer) -> str:
 def _save(
     job: Job, role: str, answers: list[Answer], spec: CaptureSpec, monitor: Monitor, turn: tuple[int, int]
 ) -> None:
-    """Keep a teacher's log-probs of each run of tokens in the work folder: one teacher is in memory at a time.
+    """Keep a teacher's log-probs of each run of tokens in the work folder: one layer of one teacher is in memory at a
+    time. They are in float32 whatever the signal was computed in, so that its errors show.
 
     `turn` counts the teachers before this one, and all of them.
     """
     import numpy as np
 
     from adpa_cli.engine.device import device
-    from adpa_cli.engine.models import load_checked
+    from adpa_cli.engine.layerwise import load_layerwise
     from adpa_cli.engine.scoring import full_vocabulary_logps
 
     vocabulary = min(ModelFolder.of(job.one("aligned").path).vocabulary, spec.student_vocab or math.inf)
-    model = load_checked(job.one(role).path, device=device())
+    model = load_layerwise(job.one(role).path, device())
     for n, answer in enumerate(answers):
-        runs = full_vocabulary_logps(model, answer.prompt, answer.answer, int(vocabulary), spec.dtype)
+        runs = full_vocabulary_logps(model, answer.prompt, answer.answer, int(vocabulary))
         for run, logps in enumerate(runs):
             np.save(job.folder / f"{role}-{n}-{run}.npy", logps.numpy())
         monitor.progress(turn[0] * len(answers) + n + 1, turn[1] * len(answers), {})

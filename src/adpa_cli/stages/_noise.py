@@ -9,7 +9,7 @@ from typing import Any
 
 from adpa_cli.disk import write_json
 from adpa_cli.errors import AdpaError
-from adpa_cli.stages import Job, Monitor
+from adpa_cli.stages import Job, Load, Monitor, Node, read_once_flops
 
 FILE = "_noise.json"
 LEAST, ENOUGH = 1.01, 3.0
@@ -62,6 +62,13 @@ def metrics(folder: Path, signal: str, dtype: str, stage: str) -> dict[str, Any]
             f"--set {stage}.dtype={MORE_EXACT[dtype]} computes more exactly"
         ]
     return told
+
+
+def flops(node: Node, load: Load, count: int) -> float:
+    """Operations of a stage that passes `count` rows through each of its models once, and a sample of them twice more."""
+    spec = node.spec
+    sampled = 0 if "noise_answers" in spec.without_effect() else min(spec.noise_answers, count)
+    return read_once_flops(node, load) * (1 + 2 * sampled / max(1, count))
 
 
 def sentence(noise: Mapping[str, Any]) -> str:

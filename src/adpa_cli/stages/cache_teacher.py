@@ -427,6 +427,7 @@ def next_commands(name: str) -> list[str]:
 
 CACHE_TEACHER = Stage(
     "cache-teacher", 4, 1, CaptureSpec, "scoring", "signal", compute, finish, rows, disk, memory,
+    lambda node, load: _noise.flops(node, load, len(load.flat)),
     what=what, next_commands=next_commands, vocabulary_of="aligned", follows=("limit", "max_length"),
 )  # fmt: skip
 STAGES = (CACHE_TEACHER,)

@@ -155,6 +155,7 @@ def what(node: Node) -> str:
 
 EVAL = Stage(
     "eval", 9, 1, EvalSpec, "scoring", "scores", compute, finish, rows, disk,
+    flops=lambda node, load: _noise.flops(node, load, load.count),
     what=what, split=lambda spec: "test", one_process=True, follows=("max_length",),
     is_result=True,
 )  # fmt: skip
