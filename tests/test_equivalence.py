@@ -160,7 +160,7 @@ def test_a_signal_stops_every_process_and_its_blocks_are_those_of_one(stores: di
     assert steps == [len(kept) + 1]
 
     one.mkdir()
-    until = Monitor(stop=lambda: "SIGUSR1" if (one / kept[-1]).exists() else None)
+    until = Monitor(stop=lambda: "SIGUSR1" if all((one / name).exists() for name in kept) else None)
     with pytest.raises(Stopped):
         run_stage(rollout_job(stores["beneath"], one, processes=1), until, 1)
     assert [(several / name).read_bytes() for name in kept] == [(one / name).read_bytes() for name in kept]
@@ -178,7 +178,7 @@ def test_a_failing_process_ends_the_others(
     work.mkdir()
     with pytest.raises(AdpaError, match="process 1 of 2 died with status 1"):
         run_stage(rollout_job(stores["beneath"], work), Monitor(), 1)
-    assert not (work / "_block-000001.json").exists()
+    assert not (work / "_block-000000.json").exists()
     assert len(list(work.glob("_block-*.json"))) < 1000
 
 

@@ -101,10 +101,10 @@ def test_a_pipeline_killed_in_every_stage_ends_with_the_same_bytes(
     refs = chain.refs(capfd)
     for role, pattern in (
         ("student", "_resume.json"),
-        ("start log-probs", "_block-000001.parquet"),
-        ("rollouts", "_block-000001.json"),
-        ("signal", "_aligned-000001.block"),
-        ("signal", "_reference-000001.block"),
+        ("start log-probs", "_block-000000.parquet"),
+        ("rollouts", "_block-000000.json"),
+        ("signal", "_aligned-000000.block"),
+        ("signal", "_reference-000000.block"),
     ):
         status, _, folder = chain.end_when(refs[role], pattern, signal.SIGKILL)
         assert status == -signal.SIGKILL

@@ -68,7 +68,9 @@ def test_float32_has_no_sample_and_a_rehearsal_never_refuses(cli: Cli, words: li
 def test_how_the_noise_is_met_moves_no_id(cli: Cli, words: list[Any]) -> None:
     plain = cli(*words, "-n", "--json")
     accepted = cli(*words, "-n", "--json", "--runtime", "noise=accept")
-    assert json.loads(plain.out)["rows"][0]["id"] == json.loads(accepted.out)["rows"][0]["id"]
+    other = cli(*words, "-n", "--json", "--set", "noise_answers=8")
+    first, second, third = (json.loads(ran.out)["rows"][0]["id"] for ran in (plain, accepted, other))
+    assert first == second != third
 
 
 def test_margins_of_an_evaluation_are_told_with_their_error(cli: Cli, words: list[Any]) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -66,11 +67,12 @@ def family_of(model: Input, store: Store) -> Family:
 
 def _type_of(model: Input, store: Store) -> str:
     """The `model_type` of a model, built or not; "" where it cannot be read yet."""
-    try:
-        lowest = _lowest(model, store)
-        return str(ModelFolder.of(folder_of(lowest, store)).config.get("model_type", ""))
-    except (AdpaError, OSError):
+    lowest = _lowest(model, store)
+    if isinstance(lowest, External) and not lowest.is_open:
         return ""
+    with suppress(AdpaError, OSError):
+        return str(ModelFolder.of(folder_of(lowest, store)).config.get("model_type", ""))
+    return ""
 
 
 def alias_of(base: Input) -> str:

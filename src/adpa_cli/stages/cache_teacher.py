@@ -149,7 +149,7 @@ def compute(job: Job, monitor: Monitor, rank: int = 0, processes: int = 1) -> No
     if rank == 0:
         _judge_noise(job, spec, plan, monitor)
     roles = _roles(job)
-    wanted = plan.blocks[rank::processes]
+    wanted = longest_first(plan.blocks)[rank::processes]
     for n, role in enumerate(roles):
         todo = [b for b in wanted if not any(_path(job, r, b.index).exists() for r in {role, roles[-1]})]
         done, of = n * len(wanted) + len(wanted) - len(todo), len(roles) * len(wanted)
@@ -205,7 +205,7 @@ def _pass(
     number_of = {index: number for number, shard in enumerate(shards) for index in shard}
     left = Counter(number_of.get(block.index) for block in plan.blocks)
     with block_files.background_writer() as write:
-        for block in with_progress(longest_first(plan.blocks), monitor, done, of):
+        for block in with_progress(plan.blocks, monitor, done, of):
             longest = max(len(item.prompt) + len(item.answer) for item in block.items)
             fits = block_that_fits(job.stage, len(block.items), longest)
             with fits, overflow_named(model, spec.dtype, job.stage):

@@ -49,14 +49,15 @@ def compute(job: Job, monitor: Monitor, rank: int = 0, processes: int = 1) -> No
     spec = make(RolloutSpec, job.spec)
     folder = job.one("model").path
     encoder, blocks = _blocks(job, spec, Tokenizer.of(folder))
-    mine = [block for block in blocks[rank::processes] if not _path(job, block.index).exists()]
+    own = longest_first(blocks)[rank::processes]
+    mine = [block for block in own if not _path(job, block.index).exists()]
     if not mine:
         return
     model = load(folder, dtype=spec.dtype, device=device())
     sampling = Sampling(spec.temperature, spec.top_p, spec.max_new_tokens, spec.seed)
     decoding = Decoding(sampling, end_ids(encoder, folder), encoder.pad_id, spec.max_length, spec.dtype)
-    done = len(blocks[rank::processes]) - len(mine)
-    for n, block in enumerate(longest_first(mine), 1):
+    done = len(own) - len(mine)
+    for n, block in enumerate(mine, 1):
         prompts, ids = [item[1] for item in block.items], [item[0] for item in block.items]
         length = min(max(map(len, prompts)) + spec.max_new_tokens, spec.max_length)
         together = min(len(prompts), max(1, spec.block_tokens // length))

@@ -61,13 +61,13 @@ def compute(job: Job, monitor: Monitor, rank: int = 0, processes: int = 1) -> No
 
     spec = make(StartSpec, job.spec)
     keys, blocks = _blocks(job, spec)
-    own = blocks[rank::processes]
+    own = longest_first(blocks)[rank::processes]
     todo = [block for block in own if not _path(job, block.index).exists()]
     if not todo:
         return
     model = load_checked(job.one("model").path, dtype=spec.dtype, device=device())
     student = Student(model, spec.dtype)
-    for block in with_progress(longest_first(todo), monitor, len(own) - len(todo)):
+    for block in with_progress(todo, monitor, len(own) - len(todo)):
         scored = _scored(job, spec, student, block.items, device())
         _check(scored, job.one("model").label, job.hints["training"])
         _write(_path(job, block.index), [(keys[key], logps) for key, logps in scored.items()])
