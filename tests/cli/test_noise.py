@@ -82,3 +82,15 @@ def test_margins_of_an_evaluation_are_told_with_their_error(cli: Cli, words: lis
     refused = " ".join(cli.refused(1, *evaluate, "--set", "dtype=bfloat16").split())
     assert "in bfloat16 the margin of" in refused
     assert "--set eval.dtype=float16" in refused
+
+
+def test_the_card_of_a_student_tells_what_its_signals_were_off_by(cli: Cli, words: list[Any]) -> None:
+    _, _, teacher, _, reference, _, data, *more = words
+    signal = cli("cache-teacher", "--teacher", teacher, "--data", data, *more).ref
+    trained = ("distill", "--method", "dckd", "--student", reference, "--cache", signal, "--data", data, *more)
+    student = cli(*trained, "--max-steps", "2", "--batch-size", "4", "--no-eval").ref
+    cli("export", student, "exported")
+    (said,) = [
+        line for line in Path("exported/README.md").read_text().splitlines() if signal in line and "float32" in line
+    ]
+    assert f"off by {manifest(signal).metrics['noise']['logps']['error']:.2g} nat" in said

@@ -10,6 +10,7 @@ from adpa_cli import __version__
 from adpa_cli.report.lineage import made_from, what
 from adpa_cli.report.page import spec_items
 from adpa_cli.report.scores import by_model
+from adpa_cli.stages._noise import sentence
 from adpa_cli.store.manifest import Manifest
 from adpa_cli.store.store import Store
 
@@ -57,6 +58,9 @@ def _recipe_and_scores(manifest: Manifest, store: Store) -> list[str]:
     lines += [f"{link.branch}{link.ref or link.text}  {link.text if link.ref else ''} ({link.role})".rstrip()
               for link in made_from(manifest, by_id)]  # fmt: skip
     lines += ["```", "", f"Id of the recipe: `{manifest.id}`", ""]
+    read = [by_id[parent] for role, parent in manifest.parents() if role == "cache" and parent in by_id]
+    noises = [f"- `{made.ref}`: {sentence(made.metrics['noise'])}" for made in read if "noise" in made.metrics]
+    lines += ["What its teachers' dtype did to the signal:", "", *noises, ""] if noises else []
     rows = dict.fromkeys(
         f"| {s.label}{s.opponent} | {s.words()} |" for s in by_model(by_id.values()).get(manifest.id, ())
     )

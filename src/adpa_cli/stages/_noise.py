@@ -65,7 +65,7 @@ def metrics(folder: Path, signal: str, dtype: str, stage: str) -> dict[str, Any]
 
 
 def flops(node: Node, load: Load, count: int) -> float:
-    """Operations of a stage that passes `count` rows through each of its models once, and a sample of them twice more."""
+    """Operations of a stage that passes `count` rows through each of its models, and a sample of them twice more."""
     spec = node.spec
     sampled = 0 if "noise_answers" in spec.without_effect() else min(spec.noise_answers, count)
     return read_once_flops(node, load) * (1 + 2 * sampled / max(1, count))
