@@ -127,6 +127,10 @@ def test_ddpo_fits_the_rewards_of_one(here: Cli, place: Path) -> None:
     other = here("reward-model", "--model", "tiny", "--data", "./pairs", *FEW, "--seed", "1").ref
     assert planned(here, *explicit, "--reward-model", other) != made.ref
     assert again(here, made.ref) == made.ref
+    here(*explicit, "--set", "rewards.dtype=float16")
+    few = next(m for m in Store.find(place / "adpa-store").artifacts() if m.stage == "rewards" and "noise" in m.metrics)
+    assert few.spec["dtype"] == "float16"
+    assert 0 < few.metrics["noise"]["margin"]["error"] < few.metrics["noise"]["margin"]["rms"] / 3
 
 
 def test_the_best_point_is_the_one_whose_answers_it_prefers(here: Cli, place: Path) -> None:

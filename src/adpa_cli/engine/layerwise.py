@@ -17,19 +17,22 @@ from transformers import AutoConfig, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from adpa_cli.engine.frozen import Skeleton
-from adpa_cli.engine.models import body_and_head, load, skeleton_of
+from adpa_cli.engine.models import body_of, load, skeleton_of
 
 
-def load_layerwise(folder: Path, device: str) -> PreTrainedModel:
-    """The causal language model in `folder` in float32, frozen, in eval mode.
+def load_layerwise(folder: Path, device: str, scalar: bool = False) -> PreTrainedModel:
+    """The causal language model in `folder`, or with `scalar` the classifier of one output, in float32, frozen, in eval
+    mode.
 
     Where the folder does not name its tensors as the model does it is loaded whole. Raises as `load` does.
     """
     config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-    skeleton = skeleton_of(folder, config)
+    if scalar:
+        config.num_labels = 1
+    skeleton = skeleton_of(folder, config, scalar)
     if skeleton is None:
-        return load(folder, device=device)
-    model, layers = skeleton.model, _layers(body_and_head(skeleton.model)[0])
+        return load(folder, device=device, scalar=scalar)
+    model, layers = skeleton.model, _layers(body_of(skeleton.model))
     own = {id(module): number for number, layer in enumerate(layers) for module in layer.modules()}
     names: list[list[str]] = [[] for _ in layers]
     rest: list[str] = []

@@ -79,7 +79,7 @@ def load(
             "use a folder with config.json and *.safetensors of a causal language model that transformers knows",
         ) from error
     if is_held and not skeleton:
-        hold(_body(model), dtype)
+        hold(body_of(model), dtype)
     model.to(device)
     model.train(train)
     model.requires_grad_(train)
@@ -105,7 +105,7 @@ def skeleton_of(folder: Path, config: Any, scalar: bool = False) -> Skeleton | N
     if has_text_part(config):
         return None
     loader: Any = _loader(config, scalar)
-    return Skeleton.of(functools.partial(loader.from_config, config, dtype=torch.float32), _body, folder)
+    return Skeleton.of(functools.partial(loader.from_config, config, dtype=torch.float32), body_of, folder)
 
 
 def _pretrained(folder: Path, config: Any, scalar: bool, train: bool) -> Any:
@@ -123,7 +123,7 @@ def _pretrained(folder: Path, config: Any, scalar: bool, train: bool) -> Any:
     return _text_model(model, scalar) if has_text_part(model.config) else model
 
 
-def _body(model: Any) -> nn.Module:
+def body_of(model: Any) -> nn.Module:
     """The decoder of a language model, or of a classifier of texts."""
     found: nn.Module = body_and_head(model)[0] if model.can_generate() else model.base_model
     return found

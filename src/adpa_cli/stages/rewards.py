@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from adpa_cli.data.preferences import Pair
 from adpa_cli.disk import write_json
 from adpa_cli.engine.costs import scores_disk
 from adpa_cli.sizes import Disk, Rows
-from adpa_cli.spec import Dtype, make
-from adpa_cli.stages import Job, Lengths, Load, Monitor, Node, Stage, with_progress
+from adpa_cli.spec import Dtype, make, noise_answers
+from adpa_cli.stages import Job, Lengths, Load, Monitor, Node, Stage, _noise, with_progress
 
 PARTS = ("chosen", "rejected")
 TABLE = "rewards.json"
@@ -29,23 +31,45 @@ class RewardsSpec:
     limit: int | None = None
     skip_bad_rows: bool = False
     smoke: bool = False
+    noise_answers: int = noise_answers()
+    """Pairs whose rewards are computed in float32 too."""
+
+    def without_effect(self) -> set[str]:
+        """Float32 is what others are held to."""
+        return {"noise_answers"} if self.dtype == "float32" else set()
 
 
 def compute(job: Job, monitor: Monitor, rank: int = 0, processes: int = 1) -> None:
     """Leave one file per part in the work folder; those that are there are kept. Run by one process only."""
+    from adpa_cli.engine.noise import compared, first_by_hash
     from adpa_cli.engine.rewards.reward_model import reward_scores
     from adpa_cli.hub.externals import pairs_of
 
     spec = make(RewardsSpec, job.spec)
     pairs = pairs_of(job.one("data").where, "train", spec.limit, spec.skip_bad_rows).items
+
+    def rewards(of: Sequence[Pair], part: str, is_exact: bool = False) -> list[float]:
+        dialogues = [(pair.prompt, getattr(pair, part)) for pair in of]
+        option = f"--set {job.stage}.block_tokens="
+        return reward_scores(job.one("reward_model"), dialogues, spec, spec.block_tokens, option, is_exact)
+
+    def noise() -> dict[str, Any]:
+        sample = first_by_hash(pairs, lambda pair: pair.id, spec.noise_answers)
+        both = [[rewards(sample, part, is_exact) for part in PARTS] for is_exact in (False, True)]
+        return {"answers": 2 * len(sample), "margin": compared(*(_margins(*parts) for parts in both))}
+
+    if "noise_answers" not in spec.without_effect() and spec.noise_answers:
+        _noise.judged(job, monitor, "margin", noise)
     for part in with_progress(PARTS, monitor):
         path = job.folder / f"_{part}.json"
         if not path.exists():
-            dialogues = [(pair.prompt, getattr(pair, part)) for pair in pairs]
-            values = reward_scores(
-                job.one("reward_model"), dialogues, spec, spec.block_tokens, f"--set {job.stage}.block_tokens="
-            )
-            write_json(path, {pair.id: value for pair, value in zip(pairs, values, strict=True)})
+            write_json(path, {pair.id: value for pair, value in zip(pairs, rewards(pairs, part), strict=True)})
+
+
+def _margins(chosen: Sequence[float], rejected: Sequence[float]) -> Any:
+    import numpy as np
+
+    return np.array(chosen) - np.array(rejected)
 
 
 def finish(job: Job) -> dict[str, Any]:
@@ -60,6 +84,7 @@ def finish(job: Job) -> dict[str, Any]:
     return {
         "pairs": len(margins), "accuracy": float(np.mean([win(margin) for margin in margins])),
         "margin": float(margins.mean()), "margin_rms": float(np.sqrt(np.mean(margins**2))),
+        **_noise.metrics(job.folder, "margin", job.spec["dtype"], job.stage),
     }  # fmt: skip
 
 
@@ -81,6 +106,7 @@ def disk(node: Node, load: Load) -> Disk:
 
 REWARDS = Stage(
     "rewards", 6, 1, RewardsSpec, "scoring", "rewards", compute, finish, rows, disk, one_process=True,
+    flops=lambda node, load: _noise.flops(node, load, load.count),
     what=lambda node: f"of pairs, by {node.label_of('reward_model')}", follows=("limit", "max_length"),
 )  # fmt: skip
 STAGES = (REWARDS,)

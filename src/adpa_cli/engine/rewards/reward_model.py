@@ -22,6 +22,7 @@ from adpa_cli.data.templates import Template
 from adpa_cli.data.tokenizer import Tokenizer
 from adpa_cli.engine.arithmetic import computing
 from adpa_cli.engine.device import ROOM, device, refused_when_full
+from adpa_cli.engine.layerwise import load_layerwise
 from adpa_cli.engine.layout.batch import Batch
 from adpa_cli.engine.layout.micro_batches import by_length, consecutive_batches, padded
 from adpa_cli.engine.layout.row_layout import RowLayout
@@ -37,8 +38,11 @@ Dialogue = tuple[Sequence[Message], str]
 """(turns of the prompt, answer)."""
 
 
-def reward_scores(model: Located, dialogues: Sequence[Dialogue], spec: Any, tokens: int, option: str) -> list[float]:
-    """The reward of every dialogue, under the dtype and `max_length` of a stage's spec, `tokens` at a time.
+def reward_scores(
+    model: Located, dialogues: Sequence[Dialogue], spec: Any, tokens: int, option: str, is_exact: bool = False
+) -> list[float]:
+    """The reward of every dialogue, under the dtype and `max_length` of a stage's spec, `tokens` at a time; where
+    `is_exact` in float32, with one layer of the model in memory at a time.
 
     A model that was made here reads the tokens it was trained on; another one its own chat template, else the stage's,
     and of too long dialogues the end.
@@ -52,19 +56,25 @@ def reward_scores(model: Located, dialogues: Sequence[Dialogue], spec: Any, toke
         else:
             tokenizer, template = Tokenizer.of(model.path), ModelFolder.of(model.path).template or spec.template
             encoded = [_encode(tokenizer, dialogue, template)[-spec.max_length :] for dialogue in dialogues]
-        return sequence_rewards(model.path, encoded, spec.dtype, device(), tokens)
+        dtype: Dtype = "float32" if is_exact else spec.dtype
+        return sequence_rewards(model.path, encoded, dtype, device(), tokens, is_exact)
 
 
 @torch.no_grad()
 def sequence_rewards(
-    folder: Path, encoded: Sequence[Sequence[int]], dtype: Dtype, device: str, block_tokens: int
+    folder: Path,
+    encoded: Sequence[Sequence[int]],
+    dtype: Dtype,
+    device: str,
+    block_tokens: int,
+    layerwise: bool = False,
 ) -> list[float]:
     """The one logit of a reward model for every sequence of ids, read at its last one.
 
     At most `block_tokens` padded tokens go through at once, or one longer sequence. Raises AdpaError when the model
     does not load, has not exactly one output, lacks the weights of its head, or gives a reward that is no number.
     """
-    model = _load(folder, dtype, device)
+    model = _load(folder, dtype, device, layerwise)
     pad = model.config.pad_token_id
     if pad is None:
         # The head reads the last token that is no padding, so padding must be an id that no dialogue ends with.
@@ -128,7 +138,7 @@ def _as_trained(model: Located, dialogues: Sequence[Dialogue]) -> list[list[int]
     return sequences
 
 
-def _load(folder: Path, dtype: Dtype, device: str) -> Any:
+def _load(folder: Path, dtype: Dtype, device: str, layerwise: bool) -> Any:
     hint = "give the folder of a reward model with a scalar head to --reward-model"
     try:
         outputs = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False).num_labels
@@ -136,6 +146,8 @@ def _load(folder: Path, dtype: Dtype, device: str) -> Any:
         raise AdpaError(f"the reward model in {folder.name} does not load: {first_line(error)}", hint) from error
     if outputs != 1:
         raise AdpaError(f"the classifier in {folder.name} has {outputs} outputs; a reward model has one", hint)
+    if layerwise:
+        return load_layerwise(folder, device, scalar=True)
     return load(folder, dtype=dtype, device=device, scalar=True)
 
 
