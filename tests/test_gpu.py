@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,10 +12,11 @@ from transformers.models.llama import modeling_llama
 
 from adpa_cli.engine.layout.batch import collate, views
 from adpa_cli.engine.layout.row_layout import packer_of
+from adpa_cli.engine.models import hidden_states, load_checked
 from adpa_cli.engine.training.optimizer import RoundingAdamW, tune
 from adpa_cli.engine.training.student import Student, critic_of
 from adpa_cli.errors import AdpaError
-from adpa_cli.spec import Runtime
+from adpa_cli.spec import Dtype, Runtime
 from support.packed_samples import NEEDS, ROWS
 from support.tiny_models import END, tiny_llama
 from support.tuned_models import check_equal, computed, made, spec
@@ -72,3 +74,15 @@ def test_bfloat16_weights_step_on_a_gpu_as_on_a_cpu_on_average() -> None:
             stepped.step()
         found.append(weight.detach().double().mean().item())
     assert found[1] == pytest.approx(found[0], abs=1e-4)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "tf32"])
+def test_few_bits_on_a_card_are_those_of_a_cpu(dtype: Dtype, tmp_path: Path) -> None:
+    """Weights are held in the same bits, and states differ by the order of sums, which may move a float16 by a step."""
+    tiny_llama(0, hidden_size=64, initializer_range=0.1).save_pretrained(tmp_path)
+    there, here = (load_checked(tmp_path, dtype=dtype, device=device) for device in ("cuda", "cpu"))
+    held = here.state_dict()
+    assert all(torch.equal(weight.cpu(), held[name]) for name, weight in there.state_dict().items())
+    ids = torch.randint(5, 37, (3, 20), generator=torch.Generator().manual_seed(0))
+    states = [hidden_states(model, ids.to(model.device), None, dtype=dtype).float().cpu() for model in (there, here)]
+    torch.testing.assert_close(*states, rtol=0, atol=4 * 2.0**-11 * float(states[1].abs().max()))
