@@ -62,14 +62,14 @@ def capture_noise(
     answers: Sequence[Answer],
     dtype: Dtype,
     how: Sampled,
-    progress: Callable[[int, int], None] = lambda done, of: None,
+    progress: Callable[[int], None] = lambda step: None,
 ) -> dict[str, Any]:
     """What capture in `dtype` is off by on some `answers`, against float32; in nats.
 
     For one teacher ("aligned") `logps`: the RMS of the error of its log-probs at its top k and at the labels. For a
     pair also `advantage`, of the difference at these ids, and `log_ratio`, of the sum over the labels of an answer:
     each with the RMS of the true value, of its error, and the correlation of the two. Each model is read twice, and
-    one is in memory at a time. Raises as `aligned_pass` does.
+    one is in memory at a time; `progress` is told of each. Raises as `aligned_pass` does.
     """
     blocks = [b.items for b in cut_blocks(answers, _length, lambda a: f"{a.key.example_id}/{a.key.part}", how.tokens)]
     roles = [role for role in ("aligned", "reference") if role in teachers]
@@ -80,12 +80,12 @@ def capture_noise(
         few = load(teacher.folder, dtype=dtype, device=how.device)
         with overflow_named(few, dtype, how.stage):
             rows = list(_captured(few, teacher, role, blocks, rows, dtype, how))
-        progress(2 * n + 1, 2 * len(roles))
+        progress(2 * n + 1)
         del few
         exact = load_layerwise(teacher.folder, how.device)
         true = _captured(exact, teacher, "reference", blocks, rows, "float32", how)
         off[role] = [row for block in true for row in block]
-        progress(2 * n + 2, 2 * len(roles))
+        progress(2 * n + 2)
         del exact
     return _figures([row for block in rows for row in block], off)
 

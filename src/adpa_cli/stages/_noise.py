@@ -26,21 +26,26 @@ def judged(job: Job, monitor: Monitor, signal: str, measure: Callable[[], dict[s
 
     A rehearsal never refuses, and neither does a user who accepts the noise.
     """
-    path = job.folder / FILE
+    path, dtype = job.folder / FILE, job.spec["dtype"]
     if not path.exists():
+        monitor.note(f"a sample is computed in float32 too, to see what {dtype} does to it")
         write_json(path, measure())
     figures = json.loads(path.read_text(encoding="utf-8")).get(signal)
     if figures is None or ratio(figures) >= LEAST or job.spec.get("smoke"):
         return
     if job.runtime.noise == "accept":
-        monitor.note(f"the noise of {job.spec['dtype']} is larger than the {_words(signal)}; it is accepted")
+        monitor.note(f"the noise of {dtype} is larger than the {_words(signal)}; it is accepted")
         return
-    dtype = job.spec["dtype"]
     raise AdpaError(
         f"{job.stage}: in {dtype} the {_words(signal)} of {figures['rms']:.3g} nat lies below an error of "
         f"{figures['error']:.3g} nat, so it would be noise",
         f"compute more exactly: --set {job.stage}.dtype={MORE_EXACT[dtype]}; or go on: --runtime noise=accept",
     )
+
+
+def sample_size(spec: Any) -> int:
+    """How many answers, or pairs, a stage computes in float32 too: none where it computes in float32 anyway."""
+    return 0 if "noise_answers" in spec.without_effect() else int(spec.noise_answers)
 
 
 def ratio(figures: Figures) -> float:
@@ -66,9 +71,7 @@ def metrics(folder: Path, signal: str, dtype: str, stage: str) -> dict[str, Any]
 
 def flops(node: Node, load: Load, count: int) -> float:
     """Operations of a stage that passes `count` rows through each of its models, and a sample of them twice more."""
-    spec = node.spec
-    sampled = 0 if "noise_answers" in spec.without_effect() else min(spec.noise_answers, count)
-    return read_once_flops(node, load) * (1 + 2 * sampled / max(1, count))
+    return read_once_flops(node, load) * (1 + 2 * min(sample_size(node.spec), count) / max(1, count))
 
 
 def sentence(noise: Mapping[str, Any]) -> str:

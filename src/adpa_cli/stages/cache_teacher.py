@@ -146,30 +146,36 @@ def compute(job: Job, monitor: Monitor, rank: int = 0, processes: int = 1) -> No
     plan = plan_of(job, spec)
     if rank == 0 and "data" in job.inputs:
         _tell_truncation(job, spec, monitor)
-    if rank == 0:
-        _judge_noise(job, spec, plan, monitor)
     roles = _roles(job)
     wanted = longest_first(plan.blocks)[rank::processes]
+    before = 2 * len(roles) if _noise.sample_size(spec) else 0
+    of = before + len(roles) * len(wanted)
+    if rank == 0 and before:
+        _judge_noise(job, spec, plan, monitor, of)
     for n, role in enumerate(roles):
         todo = [b for b in wanted if not any(_path(job, r, b.index).exists() for r in {role, roles[-1]})]
-        done, of = n * len(wanted) + len(wanted) - len(todo), len(roles) * len(wanted)
+        done = before + n * len(wanted) + len(wanted) - len(todo)
         # What else a header says is known when all blocks are there.
         early = role == roles[-1] and processes == 1 and auto_target(spec.precision) is None and spec.support == "topk"
         _pass(job, spec, role, replace(plan, blocks=todo), monitor, done, of, plan.shards() if early else [])
 
 
-def _judge_noise(job: Job, spec: CaptureSpec, plan: Blocks, monitor: Monitor) -> None:
-    """Compute a sample in float32 too, and refuse the work where the advantage lies below the error of fewer bits."""
+def _judge_noise(job: Job, spec: CaptureSpec, plan: Blocks, monitor: Monitor, of: int) -> None:
+    """Compute a sample in float32 too, and refuse the work where the advantage lies below the error of fewer bits.
+
+    It takes the first steps `of` all.
+    """
     from adpa_cli.engine import noise
     from adpa_cli.engine.device import device
 
-    if "noise_answers" in spec.without_effect() or not spec.noise_answers:
-        return
     answers = [answer for block in plan.blocks for answer in block.items]
     sample = noise.first_by_hash(answers, lambda answer: str(answer.key), spec.noise_answers)
     teachers = {role: noise.Teacher(job.one(role).path, job.one(role).label) for role in _roles(job)}
     how = noise.Sampled(spec.top_k, spec.student_vocab, spec.block_tokens // 2, device(), job.stage)
-    measure = functools.partial(noise.capture_noise, teachers, sample, spec.dtype, how)
+
+    def measure() -> dict[str, Any]:
+        return noise.capture_noise(teachers, sample, spec.dtype, how, lambda step: monitor.progress(step, of, {}))
+
     _noise.judged(job, monitor, "advantage", measure)
 
 

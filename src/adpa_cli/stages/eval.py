@@ -120,7 +120,7 @@ def _margins(job: Job, spec: EvalSpec, monitor: Monitor) -> dict[str, float]:
         both = [measured(sample, suites.logps_under(spec, is_exact)) for is_exact in (False, True)]
         return {"answers": 2 * len(sample), "margin": compared(*_aligned(*both))}
 
-    if "noise_answers" not in spec.without_effect() and spec.noise_answers:
+    if _noise.sample_size(spec):
         _noise.judged(job, monitor, "margin", noise)
     return measured(examples, suites.logps_under(spec))
 

@@ -58,7 +58,7 @@ def compute(job: Job, monitor: Monitor, rank: int = 0, processes: int = 1) -> No
         both = [[rewards(sample, part, is_exact) for part in PARTS] for is_exact in (False, True)]
         return {"answers": 2 * len(sample), "margin": compared(*(_margins(*parts) for parts in both))}
 
-    if "noise_answers" not in spec.without_effect() and spec.noise_answers:
+    if _noise.sample_size(spec):
         _noise.judged(job, monitor, "margin", noise)
     for part in with_progress(PARTS, monitor):
         path = job.folder / f"_{part}.json"
