@@ -31,6 +31,8 @@ def test_tf32_has_the_bits_of_float16_in_the_range_of_float32() -> None:
     assert not bool((away & ~halfway).any())
     assert to_tf32(torch.tensor([1e30, 1e-30, 0.0])).tolist() == pytest.approx([1e30, 1e-30, 0.0], rel=2.0**-11)
     assert to_tf32(torch.tensor([float("inf"), float("-inf")])).tolist() == [float("inf"), float("-inf")]
+    of_cards = torch.tensor([0x7FFFFFFF, -1], dtype=torch.int32).view(torch.float32)
+    assert bool(to_tf32(of_cards).isnan().all())
 
 
 FORMS: dict[str, Any] = {

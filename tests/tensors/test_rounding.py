@@ -41,6 +41,13 @@ def test_what_float16_cannot_hold_is_infinite() -> None:
     assert stochastic(torch.tensor([65504.0]), torch.float16, "a").tolist() == [65504.0]
 
 
+@pytest.mark.parametrize("dtype", KINDS)
+def test_what_is_no_number_stays_none_whatever_its_bits(dtype: torch.dtype) -> None:
+    every = torch.tensor([0x7FFFFFFF, -1, 0x7FC00000, 0x7F800001], dtype=torch.int32).view(torch.float32)
+    assert bool(rounded(every, torch.full(every.shape, 2**NOISE_BITS - 1), dtype).isnan().all())
+    assert bool(stochastic(every, dtype, "a").isnan().all())
+
+
 def test_noise_is_of_the_name_and_the_place_in_the_whole_tensor() -> None:
     whole = noise("layers.0.weight", 0, 1000, "cpu")
     for start, stop in ((0, 7), (3, 11), (129, 1000)):

@@ -118,8 +118,9 @@ def to_float16(values: Tensor) -> Tensor:
 
 def to_tf32(values: Tensor) -> Tensor:
     """Float32 values with eleven significant bits: the nearest, as the units of a GPU round them."""
-    nearest: Tensor = (values.float().view(torch.int32) + (1 << 12)) & -(1 << 13)
-    return nearest.view(torch.float32)
+    wide = values.float()
+    nearest = (wide.view(torch.int32) + (1 << 12)) & -(1 << 13)
+    return torch.where(wide.isnan(), wide, nearest.view(torch.float32))  # some NaNs would carry over to 0
 
 
 @contextmanager

@@ -60,7 +60,7 @@ def rounded(values: Tensor, noise: Tensor, dtype: torch.dtype = torch.bfloat16) 
     """
     dropped = _DROPPED[dtype]
     bits = (values.view(torch.int32) + (noise.int() >> (NOISE_BITS - dropped))) & -(2**dropped)
-    nearby: Tensor = bits.view(torch.float32)
+    nearby = torch.where(values.isnan(), values, bits.view(torch.float32))  # some NaNs would carry over to 0
     if dtype != torch.float16:
         return nearby.to(dtype)
     steps = values.abs() / _SUBNORMAL_STEP  # exact, as is what follows, of the small values that it is used for
