@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +118,20 @@ def test_layers_that_are_not_used_are_nowhere_in_memory(tmp_path: Path) -> None:
     hidden_states(model, IDS, None)
     away = {name for name, weight in model.named_parameters() if not weight.numel()}
     assert away == {name for name, _ in model.named_parameters() if ".layers." in name}
+
+
+@pytest.mark.parametrize("layerwise", [True, False])
+def test_a_model_that_is_no_longer_used_is_nowhere_in_memory(layerwise: bool, tmp_path: Path) -> None:
+    tiny_llama().save_pretrained(tmp_path)
+    gc.disable()  # which would come too late for the next model
+    try:
+        model = load_layerwise(tmp_path, "cpu") if layerwise else load(tmp_path, dtype="float16")
+        hidden_states(model, IDS, None, dtype="float32" if layerwise else "float16")
+        weights = [weakref.ref(weight) for weight in model.parameters()]
+        del model
+        assert not [weight for weight in weights if weight() is not None]
+    finally:
+        gc.enable()
 
 
 def test_the_layer_that_leaves_the_range_of_float16_is_named(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ model that is trained in bfloat16, and of its log-probs at the start.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
@@ -64,11 +65,16 @@ def path_of(dtype: Dtype, device: torch.device) -> str:
 
 
 def in_float32(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """The forward pass of a linear layer with float32 weights, in float32 whatever the model around it computes in."""
+    """The forward pass of a linear layer with float32 weights, in float32 whatever the model around it computes in.
+
+    It does not hold the layer, which may then hold it and still go when it is no longer used.
+    """
+    method: Any = weakref.WeakMethod(forward)
 
     def plain(states: Tensor, *rest: Any, **more: Any) -> Tensor:
         with torch.autocast(states.device.type, enabled=False):
-            return forward(states.float(), *rest, **more)
+            computed: Tensor = method()(states.float(), *rest, **more)
+            return computed
 
     return plain
 

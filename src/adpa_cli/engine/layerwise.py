@@ -7,7 +7,7 @@ weight. Embedding, head and norms stay.
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,11 @@ from torch import nn
 from transformers import AutoConfig, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from adpa_cli.engine.frozen import Skeleton
+from adpa_cli.engine.frozen import Place, Skeleton
 from adpa_cli.engine.models import body_of, load, skeleton_of
+
+Within = Mapping[str, tuple[str, str]]
+"""(path within a layer, attribute) of tensors, by their names in the file."""
 
 
 def load_layerwise(folder: Path, device: str, scalar: bool = False) -> PreTrainedModel:
@@ -33,20 +36,17 @@ def load_layerwise(folder: Path, device: str, scalar: bool = False) -> PreTraine
     if skeleton is None:
         return load(folder, device=device, scalar=scalar)
     model, layers = skeleton.model, _layers(body_of(skeleton.model))
-    own = {id(module): number for number, layer in enumerate(layers) for module in layer.modules()}
-    names: list[list[str]] = [[] for _ in layers]
-    rest: list[str] = []
-    for name, place in skeleton.places.items():
-        (names[own[id(place.module)]] if id(place.module) in own else rest).append(name)
-    skeleton.fill(rest, "float32", device)
+    within = [_within(layer, skeleton.places) for layer in layers]
+    skeleton.fill(skeleton.places.keys() - {name for places in within for name in places}, "float32", device)
     model.tie_weights()
     for module in model.modules():  # the tensors that no file holds, such as frequencies of positions
-        for name in module._non_persistent_buffers_set:
-            module._buffers[name] = module._buffers[name].to(device)
-    for layer, mine in zip(layers, names, strict=True):
-        _forget(skeleton, mine)
-        layer.register_forward_pre_hook(functools.partial(_read, skeleton, mine, device))
-        layer.register_forward_hook(functools.partial(_forget, skeleton, mine))
+        for name, buffer in module._buffers.items():
+            module._buffers[name] = None if buffer is None else buffer.to(device)
+    for layer, places in zip(layers, within, strict=True):
+        _forget(places, layer)
+        # Hooks that named the model would keep it alive when it is no longer used.
+        layer.register_forward_pre_hook(functools.partial(_read, folder, places, device))
+        layer.register_forward_hook(functools.partial(_forget, places))
     ready: PreTrainedModel = model.train(False).requires_grad_(False)
     return ready
 
@@ -58,10 +58,22 @@ def _layers(body: nn.Module) -> list[nn.Module]:
     return [layer for layer in found if id(layer) not in inside]
 
 
-def _read(skeleton: Skeleton, names: Sequence[str], device: str, _layer: nn.Module, _args: Any) -> None:
-    skeleton.fill(names, "float32", device)
+def _within(layer: nn.Module, places: Mapping[str, Place]) -> Within:
+    """The tensors of a layer among those of a model."""
+    paths = {id(module): path for path, module in layer.named_modules()}
+    return {
+        name: (paths[id(place.module)], place.attribute) for name, place in places.items() if id(place.module) in paths
+    }
 
 
-def _forget(skeleton: Skeleton, names: Sequence[str], *_of_hook: Any) -> None:
-    for name in names:
-        skeleton.places[name].put(torch.empty(0))
+def _places(layer: nn.Module, within: Within) -> dict[str, Place]:
+    return {name: Place(layer.get_submodule(path), attribute) for name, (path, attribute) in within.items()}
+
+
+def _read(folder: Path, within: Within, device: str, layer: nn.Module, _args: Any) -> None:
+    Skeleton(layer, folder, _places(layer, within)).fill(within, "float32", device)
+
+
+def _forget(within: Within, layer: nn.Module, *_of_hook: Any) -> None:
+    for place in _places(layer, within).values():
+        place.put(torch.empty(0))
