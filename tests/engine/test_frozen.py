@@ -87,6 +87,20 @@ def test_states_are_those_of_float32_up_to_what_the_dtype_rounds(folder: Path, d
     assert float((found - exact).abs().max()) < 12 * step * float(exact.abs().max())
 
 
+@pytest.mark.parametrize("make", [tiny_llama, mixtral])
+def test_what_leaves_the_range_of_float16_is_computed_in_tf32(make: Any, tmp_path: Path) -> None:
+    model = make()
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if "up_proj" in name or "gate_proj" in name:
+                weight *= 3000
+    model.save_pretrained(tmp_path)
+    exact = hidden_states(load(tmp_path), IDS, None)
+    assert not bool(hidden_states(load(tmp_path, dtype="float16"), IDS, None, dtype="float16").isfinite().all())
+    found = hidden_states(load(tmp_path, dtype="tf32"), IDS, None, dtype="tf32")
+    assert float((found - exact).abs().max()) < 0.02 * float(exact.abs().max())
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_models_of_many_kinds_compute_in_float16_and_tf32(kind: str, tmp_path: Path) -> None:
     folder = wild_folder(tmp_path / "m", kind)

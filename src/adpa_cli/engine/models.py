@@ -71,6 +71,8 @@ def load(
         _turn_dropout_off(config)
         if scalar:
             config.num_labels = 1
+        if dtype == "tf32":  # the products of all experts at once round what they read to the range of their weights
+            config._experts_implementation = "eager"
         skeleton = skeleton_of(folder, config, scalar) if is_held else None
         model: Any = skeleton.filled(dtype, device) if skeleton else _pretrained(folder, config, scalar, train)
     except LOAD_ERRORS as error:
