@@ -179,7 +179,7 @@ def block_of_answers(
     count = block / max(1.0, sum(room) / max(1, len(room)))
     prompts = count * sum(row.prompt for row in rows) / max(1, len(rows))
     read = min(block, prompts, max([PREFILL_TOKENS, *(row.prompt for row in rows)]))
-    token = 2 * model.layers * model.keys * (4 if dtype == "float32" else 3)
+    token = 2 * model.layers * model.keys * (4 if dtype in ("float32", "tf32") else 3)
     cache = token * (block + count * SPARE_COLUMNS)
     scores = count * model.vocabulary * 40
     return cache * (1 + 1 / max(1, model.layers)) + max(token * read + passing(model, read, dtype, where), scores)
