@@ -64,7 +64,7 @@ def blocks_of(answers: Sequence[Answer]) -> list[tuple[Answer, ...]]:
 
 @torch.no_grad()
 def dense(folder: Path, blocks: Sequence[Sequence[Answer]]) -> dict[Any, Any]:
-    """[T, V] float32 log-probs of each answer by its key, by a plain forward of transformers in float32, on the CPU."""
+    """[T, V] float32 log-probs of each answer by its key, by a plain forward of transformers in float32."""
     model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).to(DEVICE).eval()
     found = {}
     for answer in (answer for block in blocks for answer in block):
