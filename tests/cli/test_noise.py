@@ -82,6 +82,9 @@ def test_margins_of_an_evaluation_are_told_with_their_error(cli: Cli, words: lis
     refused = " ".join(cli.refused(1, *evaluate, "--set", "dtype=bfloat16").split())
     assert "in bfloat16 the margin of" in refused
     assert "--set eval.dtype=float16" in refused
+    assert "--runtime noise=accept" in refused
+    accepted = cli(*evaluate, "--set", "dtype=bfloat16", "--runtime", "noise=accept")
+    assert manifest(accepted.ref).metrics["scores"]["agreement"]
 
 
 def test_the_card_of_a_student_tells_what_its_signals_were_off_by(cli: Cli, words: list[Any]) -> None:

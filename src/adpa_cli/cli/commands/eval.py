@@ -12,8 +12,9 @@ from adpa_cli.errors import UsageError
 
 
 @opt.making(
-    "sets", "skip_bad_rows", "ignore_columns", "limit", "smoke", "stop_after", "no_wait", "refresh", "dry_run", "yes"
-)
+    "sets", "skip_bad_rows", "ignore_columns", "limit", "smoke", "knobs", "stop_after", "no_wait", "refresh", "dry_run",
+    "yes",
+)  # fmt: skip
 def evaluate(
     models: Annotated[
         list[str] | None,
