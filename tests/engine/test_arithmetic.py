@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from adpa_cli.engine.arithmetic import computing, to_float16, to_tf32
+from adpa_cli.engine.arithmetic import computing, path_of, to_float16, to_tf32
 from adpa_cli.spec import Dtype
 
 CPU = torch.device("cpu")
@@ -106,6 +106,12 @@ def test_attention_rounds_its_operands_and_no_mask(causal: bool) -> None:
     scores = (q @ k.mT / 8**0.5).masked_fill(torch.ones(6, 6).triu(1).bool(), float("-inf"))
     assert found.dtype == torch.float16
     assert torch.allclose(found.double(), scores.softmax(-1) @ v, rtol=1e-3, atol=1e-3)
+
+
+def test_a_device_with_units_for_float16_takes_another_path() -> None:
+    assert path_of("float16", torch.device("cuda")) == "float16"
+    assert path_of("float16", CPU) == "float32 around float16 roundings"
+    assert path_of("tf32", CPU) == path_of("tf32", torch.device("cuda")) == "tf32"
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

@@ -98,6 +98,20 @@ def test_every_student_has_its_teacher_and_the_paper_s_come_first() -> None:
     assert set(published()) == {*aliases(), *ready_pairs()}, "every alias has its facts, and no other"
 
 
+def test_models_whose_activations_leave_the_range_of_float16_compute_in_tf32(names: Names, tmp_path: Path) -> None:
+    by_dtype: dict[str, set[str]] = {}
+    for family in FAMILIES:
+        by_dtype.setdefault(family.inference, set()).add(family.alias)
+    overflowing = {alias for alias in BY_ALIAS if alias.startswith(("qwen2.5", "gemma-3"))}
+    assert by_dtype == {"float32": {"tiny"}, "tf32": overflowing, "float16": BY_ALIAS.keys() - overflowing - {"tiny"}}
+    for model_type, dtype in (("qwen2", "tf32"), ("gemma3", "tf32"), ("llama", "float16")):
+        model = folder(tmp_path / model_type, "student", TEMPLATE)
+        config = json.loads((model / "config.json").read_text())
+        (model / "config.json").write_text(json.dumps({**config, "model_type": model_type}))
+        (node,) = plan_rollout(names, USER, str(model), ["tiny-pairs"], (), "train").nodes(names.store)
+        assert node.spec.dtype == dtype, "of no family"
+
+
 def test_only_families_of_base_models_without_a_template_name_one() -> None:
     named = {family.alias: family.template for family in FAMILIES if family.template}
     assert set(named.values()) - {"tiny"} <= set(TEMPLATES)
