@@ -166,7 +166,7 @@ def _judge_noise(job: Job, spec: CaptureSpec, plan: Blocks, monitor: Monitor, of
     It takes the first steps `of` all.
     """
     from adpa_cli.engine import noise
-    from adpa_cli.engine.device import device
+    from adpa_cli.engine.device import device, refused_when_full
 
     answers = [answer for block in plan.blocks for answer in block.items]
     sample = noise.first_by_hash(answers, lambda answer: str(answer.key), spec.noise_answers)
@@ -174,7 +174,8 @@ def _judge_noise(job: Job, spec: CaptureSpec, plan: Blocks, monitor: Monitor, of
     how = noise.Sampled(spec.top_k, spec.student_vocab, spec.block_tokens // 2, device(), job.stage)
 
     def measure() -> dict[str, Any]:
-        return noise.capture_noise(teachers, sample, spec.dtype, how, lambda step: monitor.progress(step, of, {}))
+        with refused_when_full(f"{job.stage}: a sample in float32", f"--set {job.stage}.block_tokens={how.tokens}"):
+            return noise.capture_noise(teachers, sample, spec.dtype, how, lambda step: monitor.progress(step, of, {}))
 
     _noise.judged(job, monitor, "advantage", measure)
 
