@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from adpa_cli.store.manifest import Manifest
 from adpa_cli.store.store import Store
 from support.cli_samples import Cli, write_rows
 from support.light_update import write_pair
-from support.tiny_models import TEMPLATE
+from support.tiny_models import TEMPLATE, pretrained_tokenizer, tiny_llama
 
 ROWS = [{"prompt": f"w{n} w{n + 1}", "chosen": f"w{n} w2 w{n} w4", "rejected": f"w{n + 1} w3 w5"} for n in range(24)]
 
@@ -97,3 +98,32 @@ def test_the_card_of_a_student_tells_what_its_signals_were_off_by(cli: Cli, word
         line for line in Path("exported/README.md").read_text().splitlines() if signal in line and "float32" in line
     ]
     assert f"off by {manifest(signal).metrics['noise']['logps']['error']:.2g} nat" in said
+
+
+@pytest.mark.parametrize(
+    ("rows", "value", "problem", "dtype"),
+    [
+        (slice(None), 6e4, "layers.1.mlp.up_proj goes beyond 65,504", "tf32"),
+        (slice(1), 1e6, "the weight layers.1.mlp.up_proj.weight goes up to 1e+06", "float32"),
+    ],
+)
+def test_what_float16_does_not_hold_is_refused_with_the_words_to_type(
+    cli: Cli, tmp_path: Path, rows: slice, value: float, problem: str, dtype: str
+) -> None:
+    model, tokenizer = tiny_llama(), pretrained_tokenizer()
+    with torch.no_grad():
+        model.model.layers[1].mlp.up_proj.weight[rows] = value
+    tokenizer.chat_template = TEMPLATE
+    model.save_pretrained(tmp_path / "wide")
+    tokenizer.save_pretrained(tmp_path / "wide")
+    chat = ("chat", tmp_path / "wide", "-", "--max-new-tokens", 4)
+    refused = cli.refused(1, *chat, stdin="w1 w2\n")
+    assert problem in refused
+    assert f"--dtype {dtype}" in refused
+    assert len(cli(*chat, "--dtype", dtype, stdin="w1 w2\n").rows) == 1
+    data = write_rows(tmp_path / "pairs.jsonl", ROWS)
+    rollout = ("rollout", "--student", tmp_path / "wide", "--data", data, "--set", "max_length=32")
+    refused = cli.refused(1, *rollout)
+    assert problem in refused
+    assert f"--set rollout.dtype={dtype}" in refused
+    assert cli(*rollout, "--set", f"rollout.dtype={dtype}").ref

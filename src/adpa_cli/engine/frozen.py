@@ -78,7 +78,7 @@ def held(weight: Tensor, key: str, dtype: Dtype) -> Tensor:
     if not bool(torch.isfinite(out).all()):
         raise AdpaError(
             f"the weight {key} goes up to {float(weight.abs().max()):.4g}, and float16 ends at 65,504",
-            "compute in another dtype: --set dtype=bfloat16, or --set dtype=float32",
+            "compute in another dtype: --set STAGE.dtype=float32, or --set STAGE.dtype=bfloat16",
         )
     return out
 

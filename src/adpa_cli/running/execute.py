@@ -171,6 +171,7 @@ def _computed(job: Job, work: Work, threads: int, log: Log, show: Show) -> dict[
     try:
         metrics = run(job, Monitor(progress, note, show.stop), threads)
     except AdpaError as error:
+        error.hint = error.hint.replace("--set STAGE.", f"--set {job.stage}.")  # what a model needs, any stage may say
         log.say(error.message)
         by = Stopped.words(error.signal_name) if isinstance(error, Stopped) else error.message.splitlines()[0]
         work.save_state(work.progress, stopped=by)

@@ -9,8 +9,9 @@ import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from itertools import chain
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, get_args
 
 import typer
 
@@ -21,6 +22,7 @@ from adpa_cli.cli.console.streams import GLOBALS, ids_only, quiet_libraries, say
 from adpa_cli.errors import AdpaError, NotFound, UsageError
 from adpa_cli.report import text
 from adpa_cli.report.text import pad, width_of
+from adpa_cli.spec import Dtype
 
 if TYPE_CHECKING:
     from adpa_cli.data.examples import Message
@@ -46,6 +48,10 @@ def chat(
     temperature: Annotated[float, opt.option("--temperature", help="0 is greedy.", metavar="X")] = 0.0,
     max_new_tokens: Annotated[int, opt.option("--max-new-tokens", help="Per answer.", metavar="N")] = 512,
     seed: Annotated[int, opt.option("--seed", help="Of the sampling.", metavar="N")] = 0,
+    dtype: Annotated[
+        Dtype | None,
+        opt.option("--dtype", help="What it computes in [the model's].", metavar="|".join(get_args(Dtype))),
+    ] = None,
 ) -> None:
     """Talk to a model with its own chat template, or to two side by side. Nothing is built for it.
 
@@ -74,6 +80,8 @@ def chat(
     names = Names(Store.find_or_empty(GLOBALS.store))
     choice = TemplateChoice.of(template, end, thinking)
     models = [trained(names, word, _note, choice) for word in words]
+    if dtype is not None:
+        models = [replace(model, dtype=dtype) for model in models]
     quiet_libraries()
     from adpa_cli.engine.generation.sampling import Sampling  # after everything that can be refused, for it loads torch
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,8 @@ from adpa_cli.engine.generation.generate import cast_once, generate_block
 from adpa_cli.engine.generation.sampling import NOT_FINITE, Decoding, Sampling, answer_limit, choose, row_key
 from adpa_cli.engine.layout.examples import end_ids
 from adpa_cli.engine.models import load
-from adpa_cli.errors import AdpaError, DataError
+from adpa_cli.engine.overflow import overflow_named
+from adpa_cli.errors import AdpaError, DataError, NotFinite
 from adpa_cli.spec import Dtype
 
 LEAST_ROOM = 64  # tokens kept for an answer before old turns are dropped
@@ -51,7 +53,8 @@ class ChatAnswer:
 def load_chat_model(label: str, folder: Path, template: Template, dtype: Dtype) -> ChatModel:
     """The model in `folder` to answer with, which computes in `dtype`."""
     encoder = Encoder(Tokenizer.of(folder), template)
-    model: Any = load(folder, dtype=dtype, device=device())
+    with _dtype_to_type():
+        model: Any = load(folder, dtype=dtype, device=device())
     longest = getattr(model.config, "max_position_embeddings", None) or 4096
     return ChatModel(label, encoder, model, int(longest), end_ids(encoder, folder), dtype)
 
@@ -89,7 +92,9 @@ def chat_answers(chat: ChatModel, prompts: Sequence[Sequence[Message]], sampling
     decoding = Decoding(sampling, chat.end_ids, chat.encoder.pad_id, chat.context, chat.dtype)
     for start in range(0, len(every), BLOCK):
         block = every[start : start + BLOCK]
-        for answer in generate_block(chat.model, block, [row_id(ids) for ids in block], decoding):
+        with _dtype_to_type(), overflow_named(chat.model, chat.dtype, "STAGE"):
+            answers = generate_block(chat.model, block, [row_id(ids) for ids in block], decoding)
+        for answer in answers:
             yield ChatAnswer(chat.encoder.decode(answer.ids), len(answer.ids), answer.cut)
 
 
@@ -99,20 +104,31 @@ def answer_tokens(chat: ChatModel, prompt: Sequence[int], sampling: Sampling) ->
 
     The end token is the last of them, unless a limit stops the answer first. Errors as in `generate_block`.
     """
-    model, name = chat.model, row_id(prompt)
+    model, name, seen = chat.model, row_id(prompt), list(prompt)
     key = torch.tensor([row_key(sampling.seed, name)], device=model.device)
     new, cache = torch.tensor([list(prompt)], device=model.device), None
-    with cast_once(model, chat.dtype):
+    with _dtype_to_type(), overflow_named(model, chat.dtype, "STAGE"), cast_once(model, chat.dtype):
         for position in range(answer_limit(len(prompt), name, sampling, chat.context)):
             with computing(chat.dtype, model.device):  # not around the yield: whoever reads computes otherwise
                 out = model(input_ids=new, past_key_values=cache, use_cache=True)
             token = int(choose(out.logits[:, -1, :], key, torch.full_like(key, position), sampling))
             if token == NOT_FINITE:
-                raise AdpaError("the logits are not finite", "check the model's weights")
+                raise NotFinite(f"the logits of {chat.label} are not finite", seen)
+            seen.append(token)
             yield token
             if token in chat.end_ids:
                 return
             new, cache = torch.tensor([[token]], device=model.device), out.past_key_values
+
+
+@contextmanager
+def _dtype_to_type() -> Iterator[None]:
+    """Lets errors that name a dtype to take say how a chat is given it."""
+    try:
+        yield
+    except AdpaError as error:
+        error.hint = error.hint.replace("--set STAGE.dtype=", "--dtype ")
+        raise
 
 
 def row_id(ids: Sequence[int]) -> str:
