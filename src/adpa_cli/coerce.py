@@ -87,7 +87,8 @@ def check(f: dataclasses.Field[Any], value: Any) -> None:
     low, high = RANGES.get(f.name, (f.metadata.get("low"), f.metadata.get("high")))
     choices = f.metadata.get("choices")
     if isinstance(value, int | float) and ((low is not None and value < low) or (high is not None and value > high)):
-        raise UsageError(f"{f.name}={value} is out of range", f"{f.name} lies between {low} and {high}")
+        allowed = f"lies between {low} and {high}" if high is not None else f"is {low} or more"
+        raise UsageError(f"{f.name}={value} is out of range", f"{f.name} {allowed}")
     if f.name in STEPS and isinstance(value, float) and 0 < value < 1e-6:
         raise UsageError(f"{f.name}={value} is out of range", f"{f.name} is 0 (exact), or lies between 1e-6 and 16")
     if choices and value not in choices:

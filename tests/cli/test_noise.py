@@ -127,3 +127,11 @@ def test_what_float16_does_not_hold_is_refused_with_the_words_to_type(
     assert problem in refused
     assert f"--set rollout.dtype={dtype}" in refused
     assert cli(*rollout, "--set", f"rollout.dtype={dtype}").ref
+
+
+def test_a_teacher_that_is_its_own_reference_is_refused_as_such(cli: Cli, words: list[Any]) -> None:
+    command, _, teacher, _, _, *more = words
+    said = " ".join(cli.refused(1, command, "--teacher", teacher, "--reference", teacher, *more).split())
+    assert "the models that are compared say the same" in said
+    assert "--reference MODEL" in said
+    assert "noise_answers is 0 or more" in cli.refused(2, *words, "--set", "noise_answers=-1")

@@ -15,6 +15,8 @@ FILE = "_noise.json"
 LEAST, ENOUGH = 1.01, 3.0
 """Times that a signal must exceed its error: below the first a stage refuses the work, below the second it warns. The
 error of one that vanished whole is as large as it was."""
+EQUAL = 1e-6
+"""Nats below which a difference of log-probs is the rounding of float32."""
 MORE_EXACT = {"bfloat16": "float16", "float16": "float32", "tf32": "float32"}
 
 Figures = Mapping[str, Any]
@@ -36,6 +38,12 @@ def judged(job: Job, monitor: Monitor, signal: str, measure: Callable[[], dict[s
     if job.runtime.noise == "accept":
         monitor.note(f"the noise of {dtype} is larger than the {_words(signal)}; it is accepted")
         return
+    if figures["rms"] < EQUAL:
+        raise AdpaError(
+            f"{job.stage}: the {_words(signal)} is {figures['rms']:.3g} nat, no more than float32 rounds: "
+            "the models that are compared say the same",
+            "name a reference that differs from the teacher: --reference MODEL; or go on: --runtime noise=accept",
+        )
     raise AdpaError(
         f"{job.stage}: in {dtype} the {_words(signal)} of {figures['rms']:.3g} nat lies below an error of "
         f"{figures['error']:.3g} nat, so it would be noise",
@@ -83,7 +91,8 @@ def sentence(noise: Mapping[str, Any]) -> str:
     ]
     if not parts:
         parts = [f"log-probs are off by {noise['logps']['error']:.2g} nat"]
-    return f"{noise['answers']:,} answers were computed in float32 too: {', '.join(parts)}"
+    count = noise["answers"]
+    return f"{count:,} {'answer was' if count == 1 else 'answers were'} computed in float32 too: {', '.join(parts)}"
 
 
 def _correlation(figures: Figures) -> str:
