@@ -80,7 +80,7 @@ def captured(pair: Path, blocks: Sequence[Sequence[Answer]], dtype: Any) -> tupl
     rows: list[list[SignalRows]] = []
     for name in ("teacher", "base"):
         model = load(pair / name, dtype=dtype, device=DEVICE)
-        tensors = [place.tensor for place in held_places(body_and_head(model)[0])]
+        tensors = [place.tensor for place in held_places(body_and_head(model)[0], dtype)]
         held = sum(t.nbytes for t in tensors) / sum(t.numel() for t in tensors)
         settings: dict[str, Any] = {"teacher": name, "dtype": dtype}
         if name == "teacher":

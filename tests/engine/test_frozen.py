@@ -8,13 +8,14 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import GPT2Config, GPT2LMHeadModel, MixtralConfig, MixtralForCausalLM
+from transformers import AutoConfig, GPT2Config, GPT2LMHeadModel, MixtralConfig, MixtralForCausalLM
 from transformers.pytorch_utils import Conv1D
 
 from adpa_cli.engine.frozen import Skeleton, expanded, held, held_places, hold
-from adpa_cli.engine.models import body_and_head, hidden_states, load, load_checked
+from adpa_cli.engine.models import body_and_head, hidden_states, load, load_checked, skeleton_of
 from adpa_cli.errors import AdpaError
 from adpa_cli.spec import Dtype
+from support.model_folders import byte_level, write_vision_language
 from support.tiny_models import VOCABULARY, tiny_llama
 from support.wild_models import KINDS, wild_folder
 
@@ -56,8 +57,11 @@ def test_products_are_held_in_two_bytes_and_nothing_else_is(folder: Path, dtype:
     model: Any = load_checked(folder, dtype=dtype)
     body, head, _ = body_and_head(model)
     expected = torch.bfloat16 if dtype == "bfloat16" else torch.float16
-    places = {id(place.tensor): place for place in held_places(body)}
+    places = {id(place.tensor): place for place in held_places(body, dtype)}
     assert {place.tensor.dtype for place in places.values()} == {expected}
+    routers = [m.weight for name, m in body.named_modules() if name.endswith(("gate", "router"))]
+    experts = [p for name, p in body.named_parameters() if p.dim() == 3]
+    assert all((id(weight) in places) == (dtype != "bfloat16") for weight in (*routers, *experts)), "as autocast does"
     others = [p for p in model.parameters() if id(p) not in places]
     assert {p.dtype for p in others} == {torch.float32}
     assert head.dtype == model.get_input_embeddings().weight.dtype == torch.float32
@@ -168,4 +172,25 @@ def test_expanded_weights_come_back_as_they_were(tmp_path: Path) -> None:
 def test_a_folder_whose_tensors_are_called_otherwise_is_left_to_transformers(tmp_path: Path) -> None:
     mixtral().save_pretrained(tmp_path)
     make: Any = mixtral
-    assert Skeleton.of(make, lambda model: body_and_head(model)[0], tmp_path) is None
+    assert Skeleton.of(make, lambda model: body_and_head(model)[0], tmp_path, "float16") is None
+
+
+def test_the_text_part_of_a_model_that_sees_images_is_read_one_by_one_too(tmp_path: Path) -> None:
+    write_vision_language(tmp_path, byte_level())
+    config = AutoConfig.from_pretrained(tmp_path)
+    assert skeleton_of(tmp_path, config, "float16") is not None
+    model: Any = load_checked(tmp_path, dtype="float16")
+    whole: Any = load(tmp_path)
+    hold(body_and_head(whole)[0], "float16")
+    assert all(torch.equal(value, state(whole)[name]) for name, value in state(model).items())
+    assert type(model) is type(whole)
+
+
+@pytest.mark.parametrize("name", ["llama", "moe"])
+def test_a_frozen_model_computes_what_a_training_does_in_bfloat16(name: str, tmp_path: Path) -> None:
+    """So that the loss of DPO begins at log 2, whose reference log-probs a frozen model gives."""
+    MODELS[name]().save_pretrained(tmp_path)
+    trained, frozen = load(tmp_path, train=True), load(tmp_path, dtype="bfloat16")
+    with torch.no_grad():
+        both = [hidden_states(model, IDS, None, dtype="bfloat16") for model in (trained, frozen)]
+    assert torch.equal(*both)

@@ -11,6 +11,7 @@ Tensors are read one by one, straight onto the device, where the file names them
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -60,12 +61,24 @@ class Place:
             self.module._buffers[self.attribute] = tensor
 
 
-def held_places(body: nn.Module) -> Iterator[Place]:
-    """The weights, and the biases, of the products of a body."""
+def held_places(body: nn.Module, dtype: Dtype) -> Iterator[Place]:
+    """The weights, and the biases, of the products of a body, as far as they are held for products in `dtype`.
+
+    Under bfloat16 these are the ones that autocast rounds too, so that a frozen model computes what a training does; it
+    leaves experts and routers to the model. Otherwise they are theirs too.
+    """
     for name, module in body.named_modules():
         for attribute, weight in module._parameters.items():
-            if weight is not None and (isinstance(module, PRODUCTS) or weight.dim() == FUSED):
+            if weight is None:
+                continue
+            if isinstance(module, PRODUCTS) or (dtype != "bfloat16" and _is_own(module, attribute, weight)):
                 yield Place(module, attribute, f"{name}.{attribute}")
+
+
+def _is_own(module: nn.Module, attribute: str, weight: Tensor) -> bool:
+    """Whether a module multiplies by a weight of its own: all experts in one tensor, or a router."""
+    is_router = attribute == "weight" and weight.dim() == 2 and not isinstance(module, nn.Embedding)
+    return is_router or weight.dim() == FUSED
 
 
 def held(weight: Tensor, key: str, dtype: Dtype) -> Tensor:
@@ -98,7 +111,7 @@ def _unfused(weight: Tensor, out: Tensor, key: str) -> Iterator[tuple[str, Tenso
 @torch.no_grad()
 def hold(body: nn.Module, dtype: Dtype) -> None:
     """Hold the weights of a body's products, which are loaded, in two bytes."""
-    for place in held_places(body):
+    for place in held_places(body, dtype):
         place.put(held(place.tensor, place.key, dtype))
 
 
@@ -108,7 +121,7 @@ def expanded(model: nn.Module) -> Iterator[None]:
 
     Around float32 products each would be expanded again for every token.
     """
-    narrow = [place for place in held_places(model) if place.tensor.dtype == torch.float16]
+    narrow = [place for place in held_places(model, "float16") if place.tensor.dtype == torch.float16]
     for place in narrow:
         place.put(place.tensor.float())
         setattr(place.tensor, EXPANDED, True)
@@ -128,12 +141,14 @@ class Skeleton:
     places: Mapping[str, Place]
 
     @classmethod
-    def of(cls, make: Callable[[], Any], body_of: Callable[[Any], nn.Module], folder: Path) -> Skeleton | None:
-        """The model that `make` builds; None where the folder does not name its tensors as the model does, and
-        transformers has to load it."""
+    def of(
+        cls, make: Callable[[], Any], body_of: Callable[[Any], nn.Module], folder: Path, dtype: Dtype
+    ) -> Skeleton | None:
+        """The model that `make` builds, to be held for products in `dtype`; None where the folder does not name its
+        tensors as the model does, and transformers has to load it."""
         with init_empty_weights(include_buffers=False):
             model = make()
-        own = _places(model, body_of(model))
+        own = _places(model, body_of(model), dtype)
         tied = set(model.all_tied_weights_keys)
         shapes = ModelFolder.of(folder).shapes
         found = {name: full for name in shapes for full in _spellings(name, model.base_model_prefix) if full in own}
@@ -176,9 +191,9 @@ def check_finite(tensor: Tensor, name: str, folder: Path) -> None:
         )
 
 
-def _places(model: nn.Module, body: nn.Module) -> dict[str, Place]:
+def _places(model: nn.Module, body: nn.Module, dtype: Dtype) -> dict[str, Place]:
     """Where the tensors of a model are that its folder holds, by their names."""
-    keys = {(id(place.module), place.attribute): place.key for place in held_places(body)}
+    keys = {(id(place.module), place.attribute): place.key for place in held_places(body, dtype)}
     places = {}
     for path, module in model.named_modules():
         stored = [
@@ -193,5 +208,7 @@ def _places(model: nn.Module, body: nn.Module) -> dict[str, Place]:
 
 
 def _spellings(name: str, prefix: str) -> tuple[str, ...]:
-    """How a model may call a tensor of a file: as the file does, or with its own name for the body in front or not."""
-    return name, f"{prefix}.{name}", name.removeprefix(f"{prefix}.")
+    """How a model may call a tensor of a file: as the file does, with its own name for the body in front or not, or
+    without what the text part of a model of several parts is called."""
+    text = re.sub(r"(^|\.)language_model\.", r"\1", name)
+    return tuple(dict.fromkeys((name, f"{prefix}.{name}", name.removeprefix(f"{prefix}."), text)))

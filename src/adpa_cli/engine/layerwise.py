@@ -32,7 +32,7 @@ def load_layerwise(folder: Path, device: str, scalar: bool = False) -> PreTraine
     config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     if scalar:
         config.num_labels = 1
-    skeleton = skeleton_of(folder, config, scalar)
+    skeleton = skeleton_of(folder, config, "float32", scalar)
     if skeleton is None:
         return load(folder, device=device, scalar=scalar)
     model, layers = skeleton.model, _layers(body_of(skeleton.model))

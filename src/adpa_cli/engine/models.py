@@ -35,6 +35,7 @@ from transformers.utils import logging as transformers_logging
 
 from adpa_cli.data.tokenizer import Tokenizer
 from adpa_cli.engine.arithmetic import HELD_IN, computing, in_float32
+from adpa_cli.engine.device import is_out_of_memory
 from adpa_cli.engine.frozen import Skeleton, check_finite, hold
 from adpa_cli.errors import AdpaError, NotFound
 from adpa_cli.hub.model_folder import ModelFolder
@@ -73,7 +74,7 @@ def load(
             config.num_labels = 1
         if dtype == "tf32":  # the products of all experts at once round what they read to the range of their weights
             config._experts_implementation = "eager"
-        skeleton = skeleton_of(folder, config, scalar) if is_held else None
+        skeleton = skeleton_of(folder, config, dtype, scalar) if is_held else None
         model: Any = skeleton.filled(dtype, device) if skeleton else _pretrained(folder, config, scalar, train)
     except LOAD_ERRORS as error:
         raise AdpaError(
@@ -98,16 +99,27 @@ def load_checked(
 ) -> PreTrainedModel:
     """The causal language model in `folder`, whose log-probs its head gives. Raises as `load` and `check_head` do."""
     model = load(folder, dtype=dtype, train=train, device=device)
-    check_head(model, "float32" if train else dtype)
+    try:
+        check_head(model, "float32" if train else dtype)
+    except RuntimeError as error:
+        if is_out_of_memory(error):
+            raise
+        raise AdpaError(
+            f"{type(model).__name__} does not compute in {dtype}: {first_line(error)}",
+            "compute in float32: --set STAGE.dtype=float32",
+        ) from error
     return model
 
 
-def skeleton_of(folder: Path, config: Any, scalar: bool = False) -> Skeleton | None:
-    """The model of a folder without its weights, where they can be read one by one."""
-    if has_text_part(config):
-        return None
+def skeleton_of(folder: Path, config: Any, dtype: Dtype, scalar: bool = False) -> Skeleton | None:
+    """The model of a folder without its weights, where they can be read one by one and held for products in `dtype`."""
     loader: Any = _loader(config, scalar)
-    return Skeleton.of(functools.partial(loader.from_config, config, dtype=torch.float32), body_of, folder)
+
+    def made() -> Any:
+        model = loader.from_config(config, dtype=torch.float32)
+        return _text_model(model, scalar) if has_text_part(config) else model
+
+    return Skeleton.of(made, body_of, folder, dtype)
 
 
 def _pretrained(folder: Path, config: Any, scalar: bool, train: bool) -> Any:
@@ -151,7 +163,10 @@ def _text_model(whole: Any, scalar: bool) -> Any:
     Its tensors are those of `whole`. Raises AdpaError where transformers has no such model.
     """
     config, decoder, head = whole.config.text_config, whole.get_decoder(), whole.get_output_embeddings()
-    config.tie_word_embeddings = head.weight is decoder.get_input_embeddings().weight
+    is_tied = bool(getattr(whole.config, "tie_word_embeddings", False))
+    if not head.weight.is_meta:
+        is_tied = head.weight is decoder.get_input_embeddings().weight
+    config.tie_word_embeddings = is_tied
     loader: Any = AutoModelForCausalLM
     if scalar:
         config.num_labels, loader = 1, AutoModelForSequenceClassification
