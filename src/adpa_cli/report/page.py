@@ -20,6 +20,7 @@ from adpa_cli.report.lineage import Link, base_name, made_from, used_by, what
 from adpa_cli.report.scores import Score, by_model, scores_of
 from adpa_cli.spec import TrainSpec
 from adpa_cli.stages import every
+from adpa_cli.stages._noise import sentence
 from adpa_cli.stages.eval import EVAL
 from adpa_cli.stages.training import DISTILL, method_of
 from adpa_cli.store.manifest import Manifest
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 
 Artifacts = Mapping[str, Manifest]
 FILE_NAME = "metrics.jsonl"
-METRICS = ("final", "gradients", "entropy", "update", "speed", "memory", "selection")
+METRICS = ("final", "gradients", "entropy", "update", "noise", "speed", "memory", "selection")
 """The metrics of a manifest that the lines of this file show."""
 _NOT_CURVES = {"step", "epoch", "lr", "seconds", "time", "at", "tokens", "of", "rows", "tokens_per_device", "padding"}
 _FIRST = ("loss", "advantage", "entropy", "length")
@@ -295,10 +296,11 @@ def _curve(every: Sequence[float | None]) -> str:
 
 
 def training_lines(metrics: Mapping[str, Any], width: int) -> list[str]:
-    """Nothing for what is no training, or was trained by a version that kept less."""
+    """Nothing for what is no training and has no sample in float32, or was made by a version that kept less."""
     rows = (
         ("terms", _terms(metrics)),
         ("update", _update(metrics)),
+        ("noise", sentence(metrics["noise"]).split(", ") if "noise" in metrics else []),
         ("speed", _speed(metrics)),
         ("memory", _memory(metrics)),
     )

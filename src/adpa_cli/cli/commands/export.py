@@ -58,7 +58,7 @@ def export(
     """Copy a model or a signal out of the store for other tools; nothing of it stays linked to the store.
 
     With a --dtype of two bytes it says what rounding keeps of the training. To compare answers as well:
-    adpa eval DIR --against REF.
+    adpa eval DIR --against REF --reward-model MODEL.
 
     adpa export best ./my-model · adpa export best ./my-ollama --to ollama · adpa export best ./half --dtype bfloat16
     """
