@@ -115,3 +115,13 @@ def test_two_processes_draw_and_train_as_one(pipeline: Pipeline, cli: Cli, tmp_p
     lines = [(store.folder(one) / "metrics.jsonl").read_text().splitlines() for store in stores]
     for here, there in zip(*(map(json.loads, found) for found in lines), strict=True):
         assert there == pytest.approx(here, rel=1e-3, abs=1e-4)
+
+
+@pytest.mark.parametrize(("words", "dtype"), [((), "float32"), (("--set", "teachers_dtype=float16"), "float16")])
+def test_teachers_compute_as_captures_do_where_the_training_computes_in_bfloat16(
+    words: tuple[str, ...], dtype: str, pipeline: Pipeline, cli: Cli
+) -> None:
+    ran = cli(*DPPO, "--data", pipeline.data, *SMALL, *ONE_STEP, "--set", "dtype=bfloat16", *words)
+    made = Store(pipeline.store).get(ran.ref)
+    assert made is not None
+    assert made.spec["teachers_dtype"] == dtype

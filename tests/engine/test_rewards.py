@@ -11,7 +11,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
 
 from adpa_cli.data.examples import Message
-from adpa_cli.engine.rewards.reward_model import reward_scores
+from adpa_cli.engine.rewards.reward_model import reward_scores, sequence_rewards
 from adpa_cli.errors import AdpaError, NotFound
 from adpa_cli.hub import Located
 from support.tiny_models import PAD, TEMPLATE, VOCABULARY, pretrained_tokenizer
@@ -57,7 +57,7 @@ def rewards(folder: Path, tokens: int = 16384, **settings: Any) -> list[float]:
     """What the model in `folder` gives to the dialogues, under a stage's spec with these settings."""
     dialogues = [([Message(role, text) for role, text in turns], answer) for turns, answer in DIALOGUES]
     spec = SimpleNamespace(**{"template": TEMPLATE, "max_length": 64, "dtype": "float32", **settings})
-    return reward_scores(Located("model", "", "", (str(folder),)), dialogues, spec, tokens, "")
+    return reward_scores(Located("model", "", "", (str(folder),)), dialogues, spec, tokens)
 
 
 @pytest.mark.parametrize("pad", [None, PAD])
@@ -148,3 +148,15 @@ def test_a_folder_without_a_tokenizer_is_refused(tmp_path: Path) -> None:
     LlamaForSequenceClassification(config()).save_pretrained(tmp_path)
     with pytest.raises(NotFound, match="tokenizer"):
         rewards(tmp_path)
+
+
+def test_a_reward_model_that_leaves_the_range_of_float16_names_its_layer(tmp_path: Path) -> None:
+    model = made(tmp_path)
+    with torch.no_grad():
+        model.model.layers[0].mlp.up_proj.weight.fill_(6e4)
+    model.save_pretrained(tmp_path)
+    encoded = [[5, 6, 7], [8, 9, 10, 11]]
+    with pytest.raises(AdpaError, match=r"gives row 2 the reward nan: layers\.0\.mlp\.up_proj goes beyond") as raised:
+        sequence_rewards(tmp_path, encoded, "float16", "cpu", 4, "eval")
+    assert "--set eval.dtype=tf32" in raised.value.hint
+    assert len(sequence_rewards(tmp_path, encoded, "tf32", "cpu", 4, "eval")) == 2

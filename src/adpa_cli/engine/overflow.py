@@ -10,15 +10,16 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from adpa_cli.engine.models import body_and_head, hidden_states
+from adpa_cli.engine.arithmetic import computing
+from adpa_cli.engine.models import body_of
 from adpa_cli.errors import AdpaError, NotFinite
 from adpa_cli.spec import Dtype
 
 
 @contextlib.contextmanager
 def overflow_named(model: PreTrainedModel, dtype: Dtype, stage: str) -> Iterator[None]:
-    """Around work with a model in `dtype`: where it raises NotFinite, AdpaError with the layer that overflows in
-    float16 and the dtype to take instead; else the error as it is."""
+    """Around work of a stage with a model in `dtype`: where it raises NotFinite, AdpaError with the layer that goes
+    beyond float16 and the dtype to take instead; else the error as it is."""
     try:
         yield
     except NotFinite as error:
@@ -42,10 +43,11 @@ def overflowing_layer(model: PreTrainedModel, ids: Sequence[int], dtype: Dtype) 
         if not found and isinstance(first, Tensor) and not bool(torch.isfinite(first).all()):
             found.append(name)
 
-    body = body_and_head(model)[0]
+    body: Any = body_of(model)
     hooks = [_watched(module, name, look) for name, module in body.named_modules() if not list(module.children())]
     try:
-        hidden_states(model, torch.tensor([list(ids)], device=model.device), None, dtype=dtype)
+        with computing(dtype, model.device):
+            body(input_ids=torch.tensor([list(ids)], device=model.device))
     finally:
         for hook in hooks:
             hook.remove()

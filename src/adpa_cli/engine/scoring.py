@@ -15,9 +15,10 @@ from transformers import PreTrainedModel
 
 from adpa_cli.engine.device import halving
 from adpa_cli.engine.layout.batch import collate
-from adpa_cli.engine.layout.examples import Example
+from adpa_cli.engine.layout.examples import Answer, Example
 from adpa_cli.engine.layout.micro_batches import micro_batches
-from adpa_cli.engine.models import hidden_states, output_head
+from adpa_cli.engine.layout.shared_prompt import answer_rows, states
+from adpa_cli.engine.models import output_head
 from adpa_cli.engine.training.student import Critic, Student
 from adpa_cli.methods import Need, Part
 
@@ -68,18 +69,21 @@ def pair_margins(logps: LabelLogps, examples: Sequence[Example]) -> dict[str, fl
 
 @torch.no_grad()
 def full_vocabulary_logps(
-    model: PreTrainedModel, prompt: Sequence[int], answer: Sequence[int], known: int
-) -> Iterator[Tensor]:
-    """[t, `known` + 1] float64 log-probs of the first ids and of all others together, for runs of the answer's tokens.
+    model: PreTrainedModel, answers: Sequence[Answer], known: int
+) -> Iterator[tuple[int, int, Tensor]]:
+    """(number of an answer, number of a run of its tokens, [t, `known` + 1] float64 log-probs of the first ids and of
+    all others together), the answers behind one another.
 
-    The runs are as long as BLOCK_BYTES allow; together they have a row for each token of `answer`.
+    The runs are as long as BLOCK_BYTES allow; together they have a row for each token of the answer. All answers go
+    through the model at once.
     """
     head = output_head(model)
     weight = head.weight.float()
-    ids = torch.tensor([[*prompt, *answer][:-1]], device=weight.device)
-    states = hidden_states(model, ids, torch.ones_like(ids))[0, len(prompt) - 1 :].float()
+    layout = answer_rows(answers, share=False)
+    flat = states(model, layout)[layout.where.to(weight.device)].float()
     rows = max(1, BLOCK_BYTES // (8 * weight.shape[0]))
-    for run in torch.split(states, rows):
-        products = torch.nn.functional.linear(run, weight)
-        logps = head.logits(products, products).double().log_softmax(-1).cpu()
-        yield torch.cat([logps[:, :known], logps[:, known:].logsumexp(-1, keepdim=True)], 1)
+    for n, own in enumerate(torch.split(flat, [len(answer.answer) for answer in answers])):
+        for number, run in enumerate(torch.split(own, rows)):
+            products = torch.nn.functional.linear(run, weight)
+            logps = head.logits(products, products).double().log_softmax(-1).cpu()
+            yield n, number, torch.cat([logps[:, :known], logps[:, known:].logsumexp(-1, keepdim=True)], 1)

@@ -46,8 +46,7 @@ def installed_trackers(text: str) -> list[str]:
 
 
 S = TypeVar("S", bound=Dataclass)
-DERIVED = {"method", "method_version", "params", "template", "end", "parts", "split", "suite", "smoke", "judged_tokens",
-           "teachers_dtype"}  # fmt: skip
+DERIVED = {"method", "method_version", "params", "template", "end", "parts", "split", "suite", "smoke", "judged_tokens"}
 """Fields that a plan fills in itself; nobody sets them by hand."""
 REHEARSAL = {"limit": 64, "max_steps": 4, "batch_size": 16, "noise_answers": 8}
 """The most that a stage does under `--smoke`: four steps that see every one of its rows once."""
@@ -120,12 +119,15 @@ def settable(stage: str, method: str = "") -> dict[str, Any]:
     declared = stages.every()[stage]
     defaults = _defaults(declared.spec)
     sources: Mapping[str, str] = {}
+    is_online = False
     if method:
         read = methods.load(method)
+        is_online = any(need.online for need in read.needs_for(read.params()))
         sources = read.sources if declared.any_method else {}
         defaults |= {**_defaults(read.params), "preset": "paper", **sources}
     hidden = DERIVED if "states" in sources else {*DERIVED, "states"}
     hidden = {*hidden, "truncation"} if declared.reads == "dialogues" else hidden
+    hidden = hidden if is_online else {*hidden, "teachers_dtype"}
     return {name: default for name, default in defaults.items() if name not in hidden}
 
 
@@ -194,7 +196,8 @@ def train_spec(
     params = _params(method, merged)
     fixed = {"method": method, "method_version": read.version, "params": _hashed(params)}
     spec = make(TrainSpec, {**rest, **fixed, "template": template.text, "end": template.end})
-    if spec.dtype != family.inference and spec.dtype != "float32" and any(n.online for n in read.needs_for(params)):
+    is_coarse = spec.dtype == "bfloat16" and spec.teachers_dtype is None
+    if is_coarse and any(need.online for need in read.needs_for(params)):
         spec = dataclasses.replace(spec, teachers_dtype=family.inference)
     return rehearsed(spec)
 

@@ -189,10 +189,8 @@ def _save(
 
     vocabulary = min(ModelFolder.of(job.one("aligned").path).vocabulary, spec.student_vocab or math.inf)
     model = load_layerwise(job.one(role).path, device())
-    for n, answer in enumerate(answers):
-        runs = full_vocabulary_logps(model, answer.prompt, answer.answer, int(vocabulary))
-        for run, logps in enumerate(runs):
-            np.save(job.folder / f"{role}-{n}-{run}.npy", logps.numpy())
+    for n, run, logps in full_vocabulary_logps(model, answers, int(vocabulary)):
+        np.save(job.folder / f"{role}-{n}-{run}.npy", logps.numpy())
         monitor.progress(turn[0] * len(answers) + n + 1, turn[1] * len(answers), {})
 
 

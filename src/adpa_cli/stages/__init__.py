@@ -227,11 +227,6 @@ def with_progress(items: Sequence[T], monitor: Monitor, done: int = 0, of: int =
             stop_if_asked(monitor, n, of)
 
 
-def longest_first(blocks: Sequence[T]) -> list[T]:
-    """Blocks, which are sorted by length, with the last one first: what does not fit or overflows shows at once."""
-    return [*blocks[-1:], *blocks[:-1]]
-
-
 @dataclass(frozen=True)
 class Artifact:
     """A complete artifact of the store, used exactly as it is."""

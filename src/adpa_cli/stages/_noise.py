@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from adpa_cli.disk import write_json
 from adpa_cli.errors import AdpaError
-from adpa_cli.stages import Job, Load, Monitor, Node, read_once_flops
+from adpa_cli.stages import Job, Load, Monitor, Node, read_once_flops, stop_if_asked
 
 FILE = "_noise.json"
+LOOK_SECONDS = 0.1
 LEAST, ENOUGH = 1.01, 3.0
 """Times that a signal must exceed its error: below the first a stage refuses the work, below the second it warns. The
 error of one that vanished whole is as large as it was."""
@@ -49,6 +51,13 @@ def judged(job: Job, monitor: Monitor, signal: str, measure: Callable[[], dict[s
         f"{figures['error']:.3g} nat, so it would be noise",
         f"compute more exactly: --set {job.stage}.dtype={MORE_EXACT[dtype]}; or go on: --runtime noise=accept",
     )
+
+
+def wait(job: Job, monitor: Monitor) -> None:
+    """Return when another process of the stage has measured the sample; a refusal there ends this one."""
+    while not (job.folder / FILE).exists():
+        stop_if_asked(monitor, 0, 0)
+        time.sleep(LOOK_SECONDS)
 
 
 def sample_size(spec: Any) -> int:

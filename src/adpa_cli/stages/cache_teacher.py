@@ -19,7 +19,7 @@ from adpa_cli.disk import write_json
 from adpa_cli.engine.costs import scoring_in_turn, signal_bytes_per_token, signal_disk
 from adpa_cli.sizes import Disk, Memory, Rows
 from adpa_cli.spec import Dtype, Truncation, make, noise_answers, truncation
-from adpa_cli.stages import Job, Lengths, Load, Monitor, Node, Stage, _noise, longest_first, with_progress
+from adpa_cli.stages import Job, Lengths, Load, Monitor, Node, Stage, _noise, with_progress
 from adpa_cli.stages._precision import fitting
 
 if TYPE_CHECKING:
@@ -142,6 +142,8 @@ class Blocks:
 
 def compute(job: Job, monitor: Monitor, rank: int = 0, processes: int = 1) -> None:
     """Leave one block per block of answers in the work folder; blocks that are there are kept."""
+    from adpa_cli.engine.layout.micro_batches import longest_first
+
     spec = make(CaptureSpec, job.spec)
     plan = plan_of(job, spec)
     if rank == 0 and "data" in job.inputs:
@@ -152,6 +154,8 @@ def compute(job: Job, monitor: Monitor, rank: int = 0, processes: int = 1) -> No
     of = before + len(roles) * len(wanted)
     if rank == 0 and before:
         _judge_noise(job, spec, plan, monitor, of)
+    elif before:
+        _noise.wait(job, monitor)
     for n, role in enumerate(roles):
         todo = [b for b in wanted if not any(_path(job, r, b.index).exists() for r in {role, roles[-1]})]
         done = before + n * len(wanted) + len(wanted) - len(todo)

@@ -50,8 +50,7 @@ def compute(job: Job, monitor: Monitor, rank: int = 0, processes: int = 1) -> No
 
     def rewards(of: Sequence[Pair], part: str, is_exact: bool = False) -> list[float]:
         dialogues = [(pair.prompt, getattr(pair, part)) for pair in of]
-        option = f"--set {job.stage}.block_tokens="
-        return reward_scores(job.one("reward_model"), dialogues, spec, spec.block_tokens, option, is_exact)
+        return reward_scores(job.one("reward_model"), dialogues, spec, spec.block_tokens, job.stage, is_exact)
 
     def noise() -> dict[str, Any]:
         sample = first_by_hash(pairs, lambda pair: pair.id, spec.noise_answers)

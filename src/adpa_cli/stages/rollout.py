@@ -10,7 +10,7 @@ from adpa_cli.disk import write_json
 from adpa_cli.engine.costs import generating_memory, rollout_disk
 from adpa_cli.sizes import Disk, Memory, Row, Rows
 from adpa_cli.spec import Dtype, Split, make
-from adpa_cli.stages import Job, Lengths, Load, Monitor, Node, Stage, longest_first, stop_if_asked
+from adpa_cli.stages import Job, Lengths, Load, Monitor, Node, Stage, stop_if_asked
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,7 @@ def compute(job: Job, monitor: Monitor, rank: int = 0, processes: int = 1) -> No
     from adpa_cli.engine.generation.generate import generate_block
     from adpa_cli.engine.generation.sampling import Decoding, Sampling
     from adpa_cli.engine.layout.examples import end_ids
+    from adpa_cli.engine.layout.micro_batches import longest_first
     from adpa_cli.engine.models import load
     from adpa_cli.engine.overflow import overflow_named
 

@@ -18,7 +18,7 @@ from adpa_cli.errors import AdpaError, Corrupt, DataError
 from adpa_cli.hub import Located
 from adpa_cli.sizes import Disk, Rows
 from adpa_cli.spec import TrainingDtype, Truncation, make, truncation
-from adpa_cli.stages import Job, Lengths, Load, Monitor, Node, Stage, longest_first, with_progress
+from adpa_cli.stages import Job, Lengths, Load, Monitor, Node, Stage, with_progress
 
 if TYPE_CHECKING:
     import numpy as np
@@ -56,6 +56,7 @@ class StartSpec:
 def compute(job: Job, monitor: Monitor, rank: int = 0, processes: int = 1) -> None:
     """Leave one `_block-NNNNNN.parquet` per finished block in the work folder; blocks that are there are kept."""
     from adpa_cli.engine.device import device
+    from adpa_cli.engine.layout.micro_batches import longest_first
     from adpa_cli.engine.models import load_checked
     from adpa_cli.engine.training.student import Student
 

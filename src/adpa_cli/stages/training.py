@@ -326,7 +326,7 @@ def reward_selection(job: Job, spec: TrainSpec, encoder: Encoder) -> Any:
 
     def rewards(answers: Mapping[str, Sequence[int]]) -> list[float]:
         dialogues = [(asked[name].prompt, encoder.decode(ids)) for name, ids in answers.items()]
-        return reward_scores(job.one("reward_model"), dialogues, spec, SCORE_TOKENS, "")
+        return reward_scores(job.one("reward_model"), dialogues, spec, SCORE_TOKENS)
 
     greedy = Sampling(0.0, 1.0, longest)
     ends = ex.end_ids(encoder, job.one("model").path)

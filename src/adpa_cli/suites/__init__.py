@@ -113,8 +113,6 @@ def answer_logps(
 
     Where `is_exact` they are computed in float32 with one layer of the model in memory at a time.
     """
-    import numpy as np
-
     from adpa_cli.engine.device import device, refused_when_full
     from adpa_cli.engine.layerwise import load_layerwise
     from adpa_cli.engine.models import load_checked
@@ -125,16 +123,26 @@ def answer_logps(
     load = load_layerwise if is_exact else functools.partial(load_checked, dtype=spec.dtype)
     student = Student(load(folder, device=device()), "float32" if is_exact else spec.dtype)
     longest = max((example.length for example in examples), default=1)
-    size = min(spec.block_tokens, longest * len(examples) * len(parts))
-    with refused_when_full(f"eval: a block of {size:,} tokens", f"--set eval.block_tokens={max(1, size // 2)}"):
-        logps = label_logps(student, examples, parts, spec.block_tokens, device())
-    with overflow_named(student.model, spec.dtype, "eval"):
-        for example in examples:
-            for part in parts:
-                if not np.isfinite(logps[example.id, part]).all():
-                    message = f"the log-probs of pair {example.id} ({part}) are not finite"
-                    raise NotFinite(message, example.parts[part].ids.tolist())
+    tokens = spec.block_tokens // 2 if is_exact else spec.block_tokens
+    size = min(tokens, longest * len(examples) * len(parts))
+    fits = refused_when_full(f"eval: a block of {size:,} tokens", f"--set eval.block_tokens={max(1, size // 2)}")
+    with fits, overflow_named(student.model, spec.dtype, "eval"):
+        first = sorted(examples, key=lambda example: example.length)[-1:] if spec.dtype == "float16" else []
+        for some in (first, examples):  # what overflows shows at once
+            logps = label_logps(student, some, parts, tokens, device())
+            _check_finite(logps, some)
     return logps
+
+
+def _check_finite(logps: LabelLogps, examples: Sequence[Example]) -> None:
+    """Raise NotFinite with the tokens of an answer whose log-probs are no numbers."""
+    import numpy as np
+
+    sequences = {example.id: example.parts for example in examples}
+    for (name, part), values in logps.items():
+        if not np.isfinite(values).all():
+            message = f"the log-probs of pair {name} ({part}) are not finite"
+            raise NotFinite(message, sequences[name][part].ids.tolist())
 
 
 def logps_under(spec: EvalSpec, is_exact: bool = False) -> Logps:

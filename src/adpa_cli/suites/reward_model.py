@@ -17,8 +17,7 @@ def rewards(scorers: Mapping[str, Located], spec: EvalSpec, rollouts: Sequence[R
     from adpa_cli.engine.rewards.reward_model import reward_scores
 
     dialogues = [(row.prompt, row.text) for row in rollouts]
-    option = "--set eval.block_tokens="
-    values = reward_scores(scorers["reward_model"], dialogues, spec, spec.block_tokens, option)
+    values = reward_scores(scorers["reward_model"], dialogues, spec, spec.block_tokens, "eval")
     return {row.id: value for row, value in zip(rollouts, values, strict=True)}
 
 

@@ -90,6 +90,11 @@ def cut_blocks(
     return [Block(index, tuple(batch)) for index, batch in enumerate(batches)]
 
 
+def longest_first(batches: Sequence[Item]) -> list[Item]:
+    """Batches that are sorted by length, with the last one first: what does not fit or overflows shows at once."""
+    return [*batches[-1:], *batches[:-1]]
+
+
 def by_length(lengths: Sequence[int]) -> list[int]:
     """Positions of `lengths`, shortest first; of equal ones the first comes first."""
     return sorted(range(len(lengths)), key=lambda i: (lengths[i], i))

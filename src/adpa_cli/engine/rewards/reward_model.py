@@ -24,11 +24,12 @@ from adpa_cli.engine.arithmetic import computing
 from adpa_cli.engine.device import ROOM, device, refused_when_full
 from adpa_cli.engine.layerwise import load_layerwise
 from adpa_cli.engine.layout.batch import Batch
-from adpa_cli.engine.layout.micro_batches import by_length, consecutive_batches, padded
+from adpa_cli.engine.layout.micro_batches import by_length, consecutive_batches, longest_first, padded
 from adpa_cli.engine.layout.row_layout import RowLayout
 from adpa_cli.engine.models import LOAD_ERRORS, first_line, load
+from adpa_cli.engine.overflow import overflow_named
 from adpa_cli.engine.training.student import Student, scalars
-from adpa_cli.errors import AdpaError
+from adpa_cli.errors import AdpaError, NotFinite
 from adpa_cli.hub import Located
 from adpa_cli.hub.model_folder import ModelFolder
 from adpa_cli.spec import Dtype
@@ -39,17 +40,17 @@ Dialogue = tuple[Sequence[Message], str]
 
 
 def reward_scores(
-    model: Located, dialogues: Sequence[Dialogue], spec: Any, tokens: int, option: str, is_exact: bool = False
+    model: Located, dialogues: Sequence[Dialogue], spec: Any, tokens: int, stage: str = "", is_exact: bool = False
 ) -> list[float]:
     """The reward of every dialogue, under the dtype and `max_length` of a stage's spec, `tokens` at a time; where
     `is_exact` in float32, with one layer of the model in memory at a time.
 
     A model that was made here reads the tokens it was trained on; another one its own chat template, else the stage's,
     and of too long dialogues the end.
-    Raises AdpaError as `sequence_rewards` does, and where a block does not fit in memory: `option`, if any, makes it
-    smaller.
+    Raises AdpaError as `sequence_rewards` does, and where a block does not fit in memory: a setting of the `stage`, if
+    any, makes it smaller.
     """
-    smaller = f"{option}{max(1, tokens // 2)}, or {ROOM}" if option else f"use {ROOM}"
+    smaller = f"--set {stage}.block_tokens={max(1, tokens // 2)}, or {ROOM}" if stage else f"use {ROOM}"
     with refused_when_full(f"a block of {tokens:,} tokens of the reward model", smaller):
         if model.kind == "artifact":
             encoded = _as_trained(model, dialogues)
@@ -57,7 +58,7 @@ def reward_scores(
             tokenizer, template = Tokenizer.of(model.path), ModelFolder.of(model.path).template or spec.template
             encoded = [_encode(tokenizer, dialogue, template)[-spec.max_length :] for dialogue in dialogues]
         dtype: Dtype = "float32" if is_exact else spec.dtype
-        return sequence_rewards(model.path, encoded, dtype, device(), tokens, is_exact)
+        return sequence_rewards(model.path, encoded, dtype, device(), tokens, stage, is_exact)
 
 
 @torch.no_grad()
@@ -67,6 +68,7 @@ def sequence_rewards(
     dtype: Dtype,
     device: str,
     block_tokens: int,
+    stage: str = "",
     layerwise: bool = False,
 ) -> list[float]:
     """The one logit of a reward model for every sequence of ids, read at its last one.
@@ -82,15 +84,16 @@ def sequence_rewards(
         pad = model.config.pad_token_id = next(i for i in range(len(ends) + 1) if i not in ends)
     lengths = list(map(len, encoded))
     rewards = [0.0] * len(encoded)
-    for rows in consecutive_batches(by_length(lengths), lengths.__getitem__, lambda load: load.padded <= block_tokens):
-        ids, mask = padded([encoded[i] for i in rows], pad), padded([[1] * lengths[i] for i in rows])
-        with computing(dtype, torch.device(device)):
-            values = model(input_ids=ids.to(device), attention_mask=mask.to(device)).logits[:, 0].float().tolist()
-        for i, value in zip(rows, values, strict=True):
-            rewards[i] = value
-    broken = next((n for n, reward in enumerate(rewards, 1) if not math.isfinite(reward)), None)
-    if broken:
-        raise AdpaError(f"{folder.name} gives row {broken} the reward {rewards[broken - 1]}", "check its weights")
+    batches = consecutive_batches(by_length(lengths), lengths.__getitem__, lambda load: load.padded <= block_tokens)
+    with overflow_named(model, dtype, stage):
+        for rows in longest_first(batches):
+            ids, mask = padded([encoded[i] for i in rows], pad), padded([[1] * lengths[i] for i in rows])
+            with computing(dtype, torch.device(device)):
+                values = model(input_ids=ids.to(device), attention_mask=mask.to(device)).logits[:, 0].float().tolist()
+            for i, value in zip(rows, values, strict=True):
+                rewards[i] = value
+                if not math.isfinite(value):
+                    raise NotFinite(f"{folder.name} gives row {i + 1} the reward {value}", encoded[i])
     return rewards
 
 

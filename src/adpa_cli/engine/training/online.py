@@ -222,5 +222,10 @@ class Online:
                     "take teachers that have every id of the student",
                 )
             scores[name] = score(Student(model, dtype))
+            if not all(np.isfinite(logps).all() for logps in scores[name].values()):
+                raise AdpaError(
+                    f"{folder.name} gives log-probs in {dtype} that are no numbers for answers which the student drew",
+                    "compute the teachers in a dtype of a wider range: --set teachers_dtype=tf32",
+                )
             del model
         return {e.id: {name: logps[e.id, "rollout"] for name, logps in scores.items()} for e in examples}
