@@ -3,7 +3,9 @@
 In `float16` products take inputs that are rounded to float16, sum in float32, and round their output to float16; in
 `tf32` inputs have the same eleven bits in the range of float32, and outputs are float32. Both read weights that are
 held in float16 (`frozen`). A GPU has units for these products. A CPU has none, or none whose sums are known to be
-float32, so there the same roundings are made around float32 products: results differ by the order of sums only.
+float32, so there the same roundings are made around float32 products: results differ by the order of sums, and by what
+the fused attention of a GPU rounds inside.
+
 In `bfloat16` products read and write bfloat16, and in `float32` nothing is rounded.
 
 Everything else (norms, softmax, the residual stream, the embedding and the head) is float32, but for the head of a

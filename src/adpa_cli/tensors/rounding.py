@@ -55,7 +55,8 @@ def rounded(values: Tensor, noise: Tensor, dtype: torch.dtype = torch.bfloat16) 
     """Float32 `values` as numbers of two bytes, away from 0 where the bits that go, plus `noise` uniform in [0, 2^16),
     carry over.
 
-    The probability is the part of the distance that the value has come, exactly; what `dtype` has stays as it is.
+    The probability is the part of the distance that the value has come, to 2^-16 of a step below the normal numbers of
+    float16 and exactly elsewhere; what `dtype` has stays as it is.
     Beyond the range of float16 the result is infinite.
     """
     dropped = _DROPPED[dtype]
