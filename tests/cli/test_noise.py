@@ -127,6 +127,11 @@ def test_what_float16_does_not_hold_is_refused_with_the_words_to_type(
     assert problem in refused
     assert f"--set rollout.dtype={dtype}" in refused
     assert cli(*rollout, "--set", f"rollout.dtype={dtype}").ref
+    score = ("eval", tmp_path / "wide", "--data", data, "--set", "max_length=32", "--set", "noise_answers=0")
+    refused = cli.refused(1, *score)
+    assert problem in refused
+    assert f"--set eval.dtype={dtype}" in refused
+    assert cli(*score, "--set", f"eval.dtype={dtype}").ref
 
 
 def test_a_teacher_that_is_its_own_reference_is_refused_as_such(cli: Cli, words: list[Any]) -> None:
