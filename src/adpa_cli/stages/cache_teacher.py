@@ -19,7 +19,7 @@ from adpa_cli.disk import write_json
 from adpa_cli.engine.costs import scoring_in_turn, signal_bytes_per_token, signal_disk
 from adpa_cli.sizes import Disk, Memory, Rows
 from adpa_cli.spec import Dtype, Truncation, make, noise_answers, truncation
-from adpa_cli.stages import Job, Lengths, Load, Monitor, Node, Stage, _noise, with_progress
+from adpa_cli.stages import Job, Lengths, Load, Monitor, Node, Stage, _noise, stop_if_asked, with_progress
 from adpa_cli.stages._precision import fitting
 
 if TYPE_CHECKING:
@@ -152,6 +152,7 @@ def compute(job: Job, monitor: Monitor, rank: int = 0, processes: int = 1) -> No
     wanted = longest_first(plan.blocks)[rank::processes]
     before = 2 * len(roles) if _noise.sample_size(spec) else 0
     of = before + len(roles) * len(wanted)
+    has_moved = before > 0 and not (job.folder / _noise.FILE).exists()
     if rank == 0 and before:
         _judge_noise(job, spec, plan, monitor, of)
     elif before:
@@ -159,6 +160,9 @@ def compute(job: Job, monitor: Monitor, rank: int = 0, processes: int = 1) -> No
     for n, role in enumerate(roles):
         todo = [b for b in wanted if not any(_path(job, r, b.index).exists() for r in {role, roles[-1]})]
         done = before + n * len(wanted) + len(wanted) - len(todo)
+        if todo and has_moved:  # each start leaves more than it found, also where every one is stopped at once
+            stop_if_asked(monitor, done, of)
+        has_moved = has_moved or bool(todo)
         # What else a header says is known when all blocks are there.
         early = role == roles[-1] and processes == 1 and auto_target(spec.precision) is None and spec.support == "topk"
         _pass(job, spec, role, replace(plan, blocks=todo), monitor, done, of, plan.shards() if early else [])
