@@ -33,7 +33,7 @@ def manifest(ref: str) -> Manifest:
 
 def test_an_advantage_that_bfloat16_has_not_is_refused(cli: Cli, words: list[Any]) -> None:
     said = " ".join(cli.refused(1, *words, "--set", "dtype=bfloat16").split())
-    assert "in bfloat16 the advantage of" in said
+    assert "in bfloat16 the difference to the reference of" in said
     assert "--set cache-teacher.dtype=float16" in said
     assert "--runtime noise=accept" in said
     assert not list(Path("adpa-store/cache-teacher").glob("*/manifest.json"))
@@ -52,7 +52,7 @@ def test_float16_is_the_default_and_keeps_it(cli: Cli, words: list[Any]) -> None
     noise = made.metrics["noise"]
     assert noise["answers"] == 46  # of 23 pairs: one prompt is held out
     assert noise["advantage"]["correlation"] > 0.95
-    assert "answers were computed in float32 too: advantage" in " ".join(ran.err.split())
+    assert "answers were computed in float32 too: difference to the reference" in " ".join(ran.err.split())
     shown = " ".join(cli("show", ran.ref).out.split())
     assert f"error of {noise['advantage']['error']:.2g}" in shown
     assert json.loads(cli("show", ran.ref, "--json").out)["metrics"]["noise"] == noise
@@ -76,8 +76,15 @@ def test_how_the_noise_is_met_moves_no_id(cli: Cli, words: list[Any]) -> None:
 
 def test_margins_of_an_evaluation_are_told_with_their_error(cli: Cli, words: list[Any]) -> None:
     _, _, teacher, _, reference, _, data, *more = words
-    evaluate = ("eval", teacher, "--reference", reference, "--suite", "agreement", "--data", data, *more)
-    made = manifest(cli(*evaluate).ref)
+    few = ("eval", teacher, "--reference", reference, "--suite", "agreement", *more, "--data", data)
+    assert cli(*few, "--set", "dtype=bfloat16").ref, "one pair is held out, by which nothing is refused"
+    Path("held").mkdir()
+    for name in ("train", "test"):
+        write_rows(Path("held", f"{name}.jsonl"), ROWS)
+    evaluate = (*few[:-1], "./held")
+    ran = cli(*evaluate)
+    assert "agreement " in ran.err.rpartition("done ")[2]
+    made = manifest(ran.ref)
     margin = made.metrics["noise"]["margin"]
     assert margin["error"] < margin["rms"] / 3
     refused = " ".join(cli.refused(1, *evaluate, "--set", "dtype=bfloat16").split())

@@ -40,7 +40,7 @@ def test_the_page_tells_of_a_sample_in_float32() -> None:
     noise = {"answers": 4, "advantage": {"rms": 0.0992, "error": 0.0065, "correlation": 0.998}}
     assert page.training_lines({"noise": noise}, 250) == [
         "noise     4 answers were computed in float32 too: "
-        "advantage 0.0992 nat with an error of 0.0065 (correlation 0.998)"
+        "difference to the reference 0.0992 nat with an error of 0.0065 (correlation 0.998)"
     ]
 
 

@@ -19,7 +19,12 @@ LEAST, ENOUGH = 1.01, 3.0
 error of one that vanished whole is as large as it was."""
 EQUAL = 1e-6
 """Nats below which a difference of log-probs is the rounding of float32."""
-MORE_EXACT = {"bfloat16": "float16", "float16": "float32", "tf32": "float32"}
+FEWEST = 8
+"""Answers below which a sample refuses nothing."""
+FINER = 8.0
+"""Times that the error of bfloat16 exceeds that of float16."""
+WORDS = {"advantage": "difference to the reference", "log_ratio": "log-ratio of an answer"}
+"""Figures by what they are called in sentences; the advantage that a method reads has a floor besides."""
 
 Figures = Mapping[str, Any]
 """`rms` of the exact numbers, `error`, the RMS of what the others are off by, and their `correlation` or None; nats."""
@@ -34,8 +39,9 @@ def judged(job: Job, monitor: Monitor, signal: str, measure: Callable[[], dict[s
     if not path.exists():
         monitor.note(f"a sample is computed in float32 too, to see what {dtype} does to it")
         write_json(path, measure())
-    figures = json.loads(path.read_text(encoding="utf-8")).get(signal)
-    if figures is None or ratio(figures) >= LEAST or job.spec.get("smoke"):
+    found = json.loads(path.read_text(encoding="utf-8"))
+    figures = found.get(signal)
+    if figures is None or ratio(figures) >= LEAST or found["answers"] < FEWEST or job.spec.get("smoke"):
         return
     if job.runtime.noise == "accept":
         monitor.note(f"the noise of {dtype} is larger than the {_words(signal)}; it is accepted")
@@ -49,8 +55,14 @@ def judged(job: Job, monitor: Monitor, signal: str, measure: Callable[[], dict[s
     raise AdpaError(
         f"{job.stage}: in {dtype} the {_words(signal)} of {figures['rms']:.3g} nat lies below an error of "
         f"{figures['error']:.3g} nat, so it would be noise",
-        f"compute more exactly: --set {job.stage}.dtype={MORE_EXACT[dtype]}; or go on: --runtime noise=accept",
+        f"compute more exactly: --set {job.stage}.dtype={more_exact(dtype, figures)}, for which every {job.stage} "
+        "of the command is made anew; or go on with what is there: --runtime noise=accept",
     )
+
+
+def more_exact(dtype: str, figures: Figures) -> str:
+    """The dtype to take instead, whose error leaves enough of a signal."""
+    return "float16" if dtype == "bfloat16" and ratio(figures) * FINER >= ENOUGH else "float32"
 
 
 def wait(job: Job, monitor: Monitor) -> None:
@@ -81,7 +93,7 @@ def metrics(folder: Path, signal: str, dtype: str, stage: str) -> dict[str, Any]
     if figures is not None and ratio(figures) < ENOUGH:
         told["watch"] = [
             f"the {_words(signal)} is only {ratio(figures):.2g} times the noise of {dtype}; "
-            f"--set {stage}.dtype={MORE_EXACT[dtype]} computes more exactly"
+            f"--set {stage}.dtype={more_exact(dtype, figures)} computes more exactly"
         ]
     return told
 
@@ -109,4 +121,4 @@ def _correlation(figures: Figures) -> str:
 
 
 def _words(name: str) -> str:
-    return name.replace("_", " ")
+    return WORDS.get(name, name)

@@ -69,6 +69,8 @@ def finish(job: Job) -> dict[str, Any]:
     is_usual = suite.margins is suites.mean_logp_margins
     size = {} if is_usual else {"margin_rms": float((margins**2).mean() ** 0.5)}
     noise = _noise.metrics(job.folder, "margin", spec.dtype, job.stage)
+    if noise:
+        noise["say"].insert(0, f"{suite.score.replace('_', ' ')} {100 * scores[suite.score]['value']:.1f} %")
     return {"suite": spec.suite, "data": job.one("data").label, "scores": scores, **size, **noise}
 
 

@@ -150,7 +150,7 @@ def finish(job: Job) -> dict[str, Any]:
     metrics: dict[str, Any] = json.loads((job.folder / RESULT).read_text())
     metrics["memory"] = {"estimate": job.hints.get("memory"), **metrics["memory"]}
     spec, update = make(TrainSpec, job.spec), metrics.get("update", {})
-    say = [f"its products see {100 * update['seen'][COMPUTED]:.1f} % of the update"] if update and _rounds(spec) else []
+    say = [f"its products see {_share(update['seen'][COMPUTED])} of the update"] if update and _rounds(spec) else []
     watch = [*unequal_gradients(metrics.get("gradients", {})), *lost_update(update, job.stage, spec)]
     if job.spec.get("select") == "best":
         chosen = metrics["selection"]
@@ -177,6 +177,8 @@ def _rms_advantage(folder: Path) -> float | None:
     return rms
 
 
+ALL = 0.9995
+"""A part of something that is all of it, to the digits that are shown."""
 GRADIENT_RATIO = 30.0
 """Times that the gradient of one term may exceed that of another before it is worth a warning."""
 
@@ -246,8 +248,8 @@ def _first_steps(job: Job, spec: TrainSpec, student: Any, monitor: Monitor, end:
         share = updates.share_off_grid(start.path, "bfloat16")
         if share > OFF_GRID:
             monitor.note(
-                f"{100 * share:.1f} % of the weights of {start.label} are no numbers of bfloat16, so products read "
-                f"others than the model's; float32 holds them: {finer(job.stage, spec)}"
+                f"bfloat16 rounds {_share(share)} of the weights of {start.label} for each product; in float32 "
+                f"they are read as they are: {finer(job.stage, spec)}"
             )
 
     def look(step: int) -> None:
@@ -263,6 +265,11 @@ def _first_steps(job: Job, spec: TrainSpec, student: Any, monitor: Monitor, end:
             )
 
     return look
+
+
+def _share(part: float) -> str:
+    """A part of something in words; noise may take it a little beyond all."""
+    return "all" if part >= ALL else f"{100 * part:.1f} %"
 
 
 def measured(work: Path, step: int, device: str) -> dict[str, Any]:
