@@ -22,6 +22,8 @@ _FILE = tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="ut
 _SETTINGS: Mapping[str, Settings] = _FILE["settings"]
 PAPER, TINY = _SETTINGS["paper"], _SETTINGS["tiny"]
 DATA_ALIASES: Mapping[str, str] = _FILE["data"]
+HUB_BYTES = 2
+"""Of a weight of a model as it is published: bfloat16."""
 INSTRUCT = "-it"
 """What the alias of an instruct model has after that of its base model."""
 
@@ -85,7 +87,7 @@ class ReadyPair:
 
 def _published(entry: Mapping[str, Any], name: str) -> Published:
     """The facts of an entry of the file that has them, under a name of the hub."""
-    size = ModelSize(**{"parameters": entry["parameters"], **entry["shape"]})
+    size = ModelSize(**{"parameters": entry["parameters"], "stored": HUB_BYTES, **entry["shape"]})
     return Published(name, entry["licence"], entry.get("gated", False), entry["parameters"], size)
 
 

@@ -45,6 +45,8 @@ class ModelSize:
     beside: int = 0
     tokenizer: int = 0
     """Bytes of tokenizer.json, which is among them."""
+    stored: int = 4
+    """Bytes of a weight in the folder."""
 
     @property
     def body(self) -> int:

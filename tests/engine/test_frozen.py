@@ -194,3 +194,16 @@ def test_a_frozen_model_computes_what_a_training_does_in_bfloat16(name: str, tmp
     with torch.no_grad():
         both = [hidden_states(model, IDS, None, dtype="bfloat16") for model in (trained, frozen)]
     assert torch.equal(*both)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_an_embedding_that_is_no_head_stays_as_it_is_stored(tied: bool, tmp_path: Path) -> None:
+    tiny_llama(tie_word_embeddings=tied).bfloat16().save_pretrained(tmp_path)
+    model: Any = load_checked(tmp_path, dtype="float16")
+    whole: Any = load(tmp_path)
+    hold(body_and_head(whole)[0], "float16")
+    assert model.get_input_embeddings().weight.dtype == (torch.float32 if tied else torch.bfloat16)
+    assert model.get_output_embeddings().weight.dtype == torch.float32
+    states = [hidden_states(each, IDS, None, dtype="float16") for each in (model, whole)]
+    assert torch.equal(*states)
+    assert states[0].dtype == torch.float32

@@ -152,11 +152,13 @@ def product_bytes(dtype: str, where: Where) -> int:
 
 
 def frozen(model: ModelSize, dtype: str) -> float:
-    """The weights of products in two bytes, others in float32, and the largest weight as a product reads it."""
+    """The weights of products in two bytes, an embedding that is no head as it is stored, others in float32, and the
+    largest weight as a product reads it."""
     if dtype == "float32":
         return 4 * model.parameters
     largest = 2 * model.head if dtype == "bfloat16" else 4 * model.hidden * model.inner
-    return 2 * model.body + 4 * (model.parameters - model.body) + largest
+    embedding = 0 if model.tied else model.stored * model.head
+    return 2 * model.body + 4 * model.head + embedding + largest
 
 
 def generating_memory(

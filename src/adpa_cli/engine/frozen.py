@@ -15,6 +15,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,8 @@ from adpa_cli.spec import Dtype
 from adpa_cli.tensors.rounding import stochastic
 
 PRODUCTS = (nn.Linear, Conv1D, nn.Conv1d)
+NARROW = 2
+"""Bytes of a number that is stored in few bits."""
 FUSED = 3
 """Dimensions of the weights of all experts of a layer, which newer versions of transformers keep in one tensor."""
 HALVES = {"gate_up_proj": ("gate_proj", "up_proj")}
@@ -168,18 +171,37 @@ class Skeleton:
         for path, group in groupby(sorted(names, key=lambda name: (files[name], name)), key=files.__getitem__):
             with safe_open(path, "pt") as opened:
                 for name in group:
-                    place, tensor = self.places[name], opened.get_tensor(name).to(device)
+                    tensor = opened.get_tensor(name).to(device)
                     if tensor.is_floating_point():
                         check_finite(tensor, name, self.folder)
-                        is_held = place.key and dtype != "float32"
-                        tensor = held(tensor, place.key, dtype) if is_held else tensor.float()
-                    place.put(tensor)
+                        tensor = self._as_kept(self.places[name], tensor, dtype)
+                    self.places[name].put(tensor)
+
+    def _as_kept(self, place: Place, tensor: Tensor, dtype: Dtype) -> Tensor:
+        """A tensor of the file as the model keeps it. An embedding that is no head stays as it is: looking up is no
+        product, and what is looked up becomes float32."""
+        if place.key and dtype != "float32":
+            return held(tensor, place.key, dtype)
+        if tensor.element_size() == NARROW and place.module is self._looked_up:
+            place.module.register_forward_hook(_in_float32)
+            return tensor
+        return tensor.float()
+
+    @cached_property
+    def _looked_up(self) -> nn.Module | None:
+        """The embedding of a whole model, if it is that alone: no head, and no module that does more than look up."""
+        embedding = getattr(self.model, "get_input_embeddings", lambda: None)()
+        return embedding if type(embedding) is nn.Embedding and not self.model.all_tied_weights_keys else None
 
     def filled(self, dtype: Dtype, device: str) -> Any:
         """The whole model."""
         self.fill(self.places, dtype, device)
         self.model.tie_weights()
         return self.model.to(device)
+
+
+def _in_float32(_module: nn.Module, _args: Any, output: Tensor) -> Tensor:
+    return output.float()
 
 
 def check_finite(tensor: Tensor, name: str, folder: Path) -> None:

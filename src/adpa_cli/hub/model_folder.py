@@ -27,6 +27,7 @@ TEXT_KEYS = {"vocab_size", "max_position_embeddings", "hidden_size", "num_hidden
 FETCH = "fetch or write the folder again"
 CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "max_sequence_length", "n_ctx")
 INDEX = "model.safetensors.index.json"
+NARROW = {"F16", "BF16"}
 WHOLE = ("F64", "F32", "F16", "BF16")
 """Numbers that weights are read from, as safetensors files call them."""
 POINTER = b"version https://git-lfs"
@@ -257,6 +258,7 @@ class ModelFolder:
             tensors=len(shapes),
             beside=sum(path.stat().st_size for path in beside),
             tokenizer=tokenizer.stat().st_size if tokenizer.exists() else 0,
+            stored=2 if self.stored and self.stored <= NARROW else 4 if self.stored else self.weight_bytes,
         )
 
     @cached_property
