@@ -211,3 +211,8 @@ def _exchanged(one: Path, other: Path) -> bool:
     if number in _UNABLE:
         return False
     raise OSError(number, os.strerror(number), str(other))
+
+
+def numbered(folder: Path, pattern: str) -> list[Path]:
+    """The files of a folder whose names match a pattern and end with a number, by that number, however long it is."""
+    return sorted(folder.glob(pattern), key=lambda path: int(path.stem.rpartition("-")[2]))

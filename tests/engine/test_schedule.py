@@ -130,3 +130,12 @@ def test_packed_micro_batches_are_few_and_equal() -> None:
     assert packed_batches([10] * 9, 40) == [[[0, 1, 2], [3, 4, 5], [6, 7, 8]]], "not 4, 4 and 1"
     assert packed_batches([5, 60, 5], 60) == [[[0, 2], [1]]]
     assert packed_batches([5], 100, 3) == [[[0]], [[]], [[]]]
+
+
+def test_the_steps_of_an_epoch_share_one_permutation(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[int] = []
+    kept = np.random.Generator
+    monkeypatch.setattr(np.random, "Generator", lambda bits: made.append(1) or kept(bits))
+    spec: Any = SimpleNamespace(epochs=2.0, batch_size=7, seed=1234)
+    assert sorted(row for step in range(29) for row in step_rows(100, spec, step)) == sorted([*range(100)] * 2)
+    assert len(made) == 2

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from adpa_cli.disk import sha256_file, swap, sync_file, sync_folder
+from adpa_cli.disk import numbered, sha256_file, swap, sync_file, sync_folder
 from adpa_cli.errors import AdpaError, Corrupt
 from adpa_cli.planning.resolve_inputs import Names
 from adpa_cli.running.recorded_inputs import recorded_job
@@ -131,7 +131,7 @@ def _undamaged(folder: Path, damages: Sequence[Damage]) -> dict[Key, tuple[Shard
     """The shard and row of every answer whose stored values can be relied on."""
     damaged = {damage.path.name: damage.rows for damage in damages}
     places: dict[Key, tuple[Shard, int]] = {}
-    for path in sorted(folder.glob("signal-*.adpa")):
+    for path in numbered(folder, "signal-*.adpa"):
         rows = damaged.get(path.name, ())
         if rows is not None:
             shard = Shard(path, partial=True)

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from adpa_cli.disk import atomic
+from adpa_cli.disk import atomic, numbered
 from adpa_cli.errors import Corrupt, DataError, NotFound
 from adpa_cli.signal.codec import Compressor, Decompressor, Ranking, decode_frames, encode_frame, most_content
 from adpa_cli.signal.numbers import Cursor, Streams
@@ -291,7 +291,7 @@ class SignalReader:
 
     def __init__(self, folder: Path) -> None:
         self.folder = Path(folder)
-        self.shards = [Shard(path) for path in sorted(self.folder.glob("signal-*.adpa"))]
+        self.shards = [Shard(path) for path in numbered(self.folder, "signal-*.adpa")]
         if not self.shards:
             raise NotFound(f"no teacher signal in {self.folder}", "make one with `adpa cache-teacher`")
         self.spec: SignalSpec = self.shards[0].spec

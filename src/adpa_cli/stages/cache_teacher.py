@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from adpa_cli.coerce import Auto, auto_target
-from adpa_cli.disk import write_json
+from adpa_cli.disk import numbered, write_json
 from adpa_cli.engine.costs import scoring_in_turn, signal_bytes_per_token, signal_disk
 from adpa_cli.sizes import Disk, Memory, Rows
 from adpa_cli.spec import Dtype, Truncation, make, noise_answers, truncation
@@ -303,7 +303,7 @@ def finish(job: Job) -> dict[str, Any]:
 
     spec = make(CaptureSpec, job.spec)
     role = _roles(job)[-1]
-    paths = sorted(job.folder.glob(f"_{role}-*.block"))
+    paths = numbered(job.folder, f"_{role}-*.block")
     facts, tokens = Facts(), list[int]()
     for path in paths:
         before = facts.tokens

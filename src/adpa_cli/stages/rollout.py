@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from adpa_cli.disk import write_json
+from adpa_cli.disk import numbered, write_json
 from adpa_cli.engine.costs import generating_memory, rollout_disk
 from adpa_cli.sizes import Disk, Memory, Row, Rows
 from adpa_cli.spec import Dtype, Split, make
@@ -80,7 +80,7 @@ def finish(job: Job) -> dict[str, Any]:
     from adpa_cli.engine.layout.examples import ROWS, Rollout, write_rollouts
 
     spec = make(RolloutSpec, job.spec)
-    blocks = sorted(job.folder.glob("_block-*.json"))
+    blocks = numbered(job.folder, "_block-*.json")
     made = {row["id"]: row for path in blocks for row in json.loads(path.read_text(encoding="utf-8"))}
     rows = [
         Rollout(

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from adpa_cli.disk import write_atomic
+from adpa_cli.disk import numbered, write_atomic
 from adpa_cli.engine.costs import start_logps_disk
 from adpa_cli.errors import AdpaError, Corrupt, DataError
 from adpa_cli.hub import Located
@@ -126,7 +126,7 @@ def finish(job: Job) -> dict[str, Any]:
     """One table of all blocks, and how likely the answers are to the model."""
     import numpy as np
 
-    rows = [row for path in sorted(job.folder.glob("_block-*.parquet")) for row in _read(path)]
+    rows = [row for path in numbered(job.folder, "_block-*.parquet") for row in _read(path)]
     _write(job.folder / TABLE, rows)
     parts: dict[str, list[Logps]] = {}
     for key, logps in rows:

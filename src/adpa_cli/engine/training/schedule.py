@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -79,10 +80,16 @@ def step_rows(rows: int, spec: TrainSpec, step: int) -> list[int]:
     start, stop = step * spec.batch_size, min((step + 1) * spec.batch_size, _rows_met(rows, spec.epochs))
     picked: list[int] = []
     for epoch in range(start // rows, (stop - 1) // rows + 1):
-        order = np.random.Generator(np.random.PCG64([spec.seed, epoch])).permutation(rows)
+        order = _order(rows, spec.seed, epoch)
         low, high = max(start - epoch * rows, 0), min(stop - epoch * rows, rows)
         picked += [int(i) for i in order[low:high]]
     return picked
+
+
+@functools.lru_cache(maxsize=2)
+def _order(rows: int, seed: int, epoch: int) -> NDArray[np.int64]:
+    """The permutation of an epoch; a step may need the ends of two."""
+    return np.random.Generator(np.random.PCG64([seed, epoch])).permutation(rows)
 
 
 def learning_rate(step: int, steps: int, peak: float, warmup_ratio: float) -> float:
