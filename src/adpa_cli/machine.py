@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import platform
+import re
 import resource
 import shutil
 import subprocess
@@ -102,19 +103,52 @@ def peak_resident() -> int:
 
 
 def first_card() -> tuple[str, int] | None:
-    """Name and bytes of the first card that this process may use, or None."""
+    """Name and bytes of the first card that this process may use, or None.
+
+    Of the bytes those are left out that the driver keeps for itself, 350 MB of a card of 24 GB; an older driver does
+    not tell them.
+    """
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible in ("", "-1") or shutil.which("nvidia-smi") is None:
         return None
-    asked = ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader,nounits"]
-    if visible:
-        asked.append(f"--id={visible.split(',')[0]}")
+    chosen = [f"--id={visible.split(',')[0]}"] if visible else []
+    for fields in ("memory.reserved,memory.total,name", "memory.total,name"):
+        asked = ["nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader,nounits", *chosen]
+        with contextlib.suppress(OSError, subprocess.SubprocessError, ValueError, IndexError):
+            said = subprocess.run(
+                asked, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=10, check=True
+            )
+            *kept, total, name = said.stdout.splitlines()[0].split(", ", fields.count(","))
+            return name, (int(total) - sum(map(int, kept))) * 2**20
+    return None
+
+
+def torch_without_gpu() -> str | None:
+    """The version of the installed torch where it is built for CPUs only; None for another, or where that is not known.
+
+    It is read from a file of torch: importing torch takes seconds, which a plan does not have.
+    """
+    from importlib import metadata  # slow to import, as above
+
     try:
-        said = subprocess.run(asked, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=10, check=False)
-        name, _, mebibytes = said.stdout.splitlines()[0].rpartition(", ")
-        return name, int(mebibytes) * 2**20
-    except (OSError, subprocess.SubprocessError, ValueError, IndexError):
+        torch = metadata.distribution("torch")
+        says = Path(str(torch.locate_file("torch/version.py"))).read_text(encoding="utf-8")
+    except (metadata.PackageNotFoundError, OSError, UnicodeDecodeError):
         return None
+    platforms = re.findall(r"^(?:cuda|hip|xpu)\b[^=\n]*=\s*(\S+)", says, re.MULTILINE)
+    return torch.version if platforms and set(platforms) == {"None"} else None
+
+
+def card_words(card: str, version: str) -> str:
+    """That a card is there and the installed torch, of this version, cannot compute on it."""
+    return f"{card} is here, and torch {version} is built for CPUs only"
+
+
+OTHER_TORCH = (
+    "pip install --force-reinstall torch, for a build with CUDA; "
+    "or put CUDA_VISIBLE_DEVICES= before the command to compute on the CPU"
+)
+"""What to type where a card is there and the installed torch cannot compute on it."""
 
 
 def home() -> Path | None:

@@ -23,7 +23,7 @@ from adpa_cli.hub import External, usable
 from adpa_cli.hub import repository as hub
 from adpa_cli.hub.externals import dialogues_of, pairs_of
 from adpa_cli.hub.model_folder import ModelFolder
-from adpa_cli.machine import Machine
+from adpa_cli.machine import OTHER_TORCH, Machine, card_words, torch_without_gpu
 from adpa_cli.planning.lineage import folder_of
 from adpa_cli.sizes import Where, size_words
 from adpa_cli.spec import Runtime, TrainSpec
@@ -334,6 +334,15 @@ def _context(folder: Path, node: Node) -> Sequence[str]:
 
 
 SMALLEST = 256  # tokens: nobody is told to go below
+
+
+def check_torch(machine: Machine) -> None:
+    """Raise AdpaError for a machine with a card that the installed torch cannot compute on.
+
+    A CPU would take months for what a card was meant for, so nobody is sent there without having asked for it.
+    """
+    if machine.kind == "cuda" and (version := torch_without_gpu()):
+        raise AdpaError(card_words(machine.name, version), OTHER_TORCH)
 
 
 def fit_problems(costs: Sequence[Cost], machine: Machine, download: int, store: Store) -> list[AdpaError]:

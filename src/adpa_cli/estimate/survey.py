@@ -13,7 +13,15 @@ from dataclasses import dataclass, replace
 from adpa_cli import stages
 from adpa_cli.errors import AdpaError
 from adpa_cli.estimate.cost import Clock, Cost, cost_of, fullest
-from adpa_cli.estimate.preflight import fit_problems, is_here, plain_checks, refuse, run_checks, saved_checks
+from adpa_cli.estimate.preflight import (
+    check_torch,
+    fit_problems,
+    is_here,
+    plain_checks,
+    refuse,
+    run_checks,
+    saved_checks,
+)
 from adpa_cli.hub import External
 from adpa_cli.hub import repository as hub
 from adpa_cli.machine import Machine
@@ -107,7 +115,7 @@ def survey(plan: Plan, store: Store, runtime: Runtime, machine: Machine | None =
     """Look a plan over. Only stages that are to be built are looked into; a plan that exists costs nothing.
 
     Problems are those that can be named without loading a model's libraries: of what cannot fit, of data that are
-    here, and of lengths.
+    here, and of lengths. Raises AdpaError where torch cannot compute on the card, for which nothing can be planned.
     """
     existing: dict[str, Manifest | None] = {}
 
@@ -121,6 +129,7 @@ def survey(plan: Plan, store: Store, runtime: Runtime, machine: Machine | None =
     if not missing:
         costs = tuple(Cost(node, existing[node.recipe.id]) for node in nodes)
         return Survey(plan, store, runtime, machine, costs, is_checked=True)
+    check_torch(machine)
     clock = Clock(store, machine)
     with _no_search_for_cycles():
         costs = tuple(

@@ -42,6 +42,7 @@ def machine_facts(store: Store, environ: Mapping[str, str] = os.environ) -> dict
         "system": platform.platform(),
         **{name: installed(name) for name in LIBRARIES},
         "devices": devices(),
+        "devices.unused": unused_card(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "memory": memory(),
         "store": str(store.root) if exists else None,
@@ -78,6 +79,15 @@ def devices() -> list[str]:
     except (OSError, subprocess.SubprocessError) as error:
         return [f"nvidia-smi fails: {error}"]
     return [line.strip() for line in done.stdout.splitlines() if line.strip()]
+
+
+def unused_card() -> str | None:
+    """Why the first card that may be used cannot be, and what to type; None without a card, and where it can be."""
+    from adpa_cli.machine import OTHER_TORCH, card_words, first_card, torch_without_gpu
+
+    card = first_card()
+    version = torch_without_gpu() if card else None
+    return f"{card_words(card[0], version)}: {OTHER_TORCH}" if card and version else None
 
 
 def memory(limits: Path = Path("/sys/fs/cgroup/memory.max")) -> int | None:
