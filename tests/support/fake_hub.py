@@ -23,12 +23,14 @@ FILE = re.compile(r"/(datasets/)?([^/]+/[^/]+)/resolve/([^/]+)/([^?]+)")
 
 @dataclass
 class Repo:
-    """A repository of one commit. `gated` lets nobody read its files; `base` is what its card names."""
+    """A repository of one commit. `gated` lets nobody read its files; `base` is what its card names; `shas` has digests
+    of files, by name, that are too large to be read for them."""
 
     folder: Path
     commit: str
     gated: bool = False
     base: str = ""
+    shas: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass
@@ -102,7 +104,8 @@ class Handler(BaseHTTPRequestHandler):
         for path in sorted(p for p in repo.folder.rglob("*") if p.is_file()):
             entry: dict[str, Any] = {"rfilename": str(path.relative_to(repo.folder)), "size": path.stat().st_size}
             if path.name.endswith(LFS):
-                entry["lfs"] = {"sha256": sha_of(path), "size": entry["size"], "pointerSize": 130}
+                sha = repo.shas.get(path.name) or sha_of(path)
+                entry["lfs"] = {"sha256": sha, "size": entry["size"], "pointerSize": 130}
             siblings.append(entry)
         card = {"cardData": {"base_model": repo.base}} if repo.base else {}
         return {"id": name, "sha": repo.commit, "siblings": siblings, "tags": [], **card}

@@ -1,0 +1,224 @@
+"""Plans for a card of 24 GB: what fits there, and a torch that cannot compute on the card."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from adpa_cli import machine
+from adpa_cli.data.templates import TEMPLATES
+from adpa_cli.estimate import cost
+from adpa_cli.sizes import size_words
+from adpa_cli.stages.cache_teacher import CACHE_TEACHER
+from adpa_cli.stages.eval import EVAL
+from adpa_cli.stages.rollout import ROLLOUT
+from adpa_cli.stages.training import DISTILL, SFT
+from adpa_cli.store.store import Store
+from support.cli_samples import Cli, Ran, write_rows
+from support.fake_hub import Hub, serve, use
+from support.sparse_models import remember_weights, weights_digest, write_sparse
+from support.store_samples import new_store
+
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "howto" / "24gb-card.md"
+CARD, MEBIBYTES, RESERVED = "NVIDIA GeForce RTX 4090", 24_564, 347
+DRIVER = f"""#!/bin/sh
+case "$1" in
+--query-gpu=memory.reserved,memory.total,name) echo '{RESERVED}, {MEBIBYTES}, {CARD}' ;;
+--query-gpu=memory.total,name) echo '{MEBIBYTES}, {CARD}' ;;
+*) echo '{CARD}, {MEBIBYTES} MiB, 580.65' ;;
+esac
+"""
+ROOM = (MEBIBYTES - RESERVED) * 2**20
+WORDS = "every answer of these rows is longer than what is read of it, so that all of them are cut "
+ALIASES = {"llama-1b": "llama-3.2-1b", "tulu-dpo": "tulu-3-8b", "tulu-sft": "tulu-3-8b"}
+QUESTION, ANSWER = WORDS * 20, WORDS * 50
+PAIRS = [{"prompt": f"{n} {QUESTION}", "chosen": ANSWER, "rejected": f"no: {ANSWER}"} for n in range(64)]
+DIALOGUES = [{"prompt": f"{n} {QUESTION}", "completion": ANSWER} for n in range(64)]
+REPOSITORIES = {
+    "llama-1b": "meta-llama/Llama-3.2-1B", "tulu-dpo": "allenai/Llama-3.1-Tulu-3-8B-DPO",
+    "tulu-sft": "allenai/Llama-3.1-Tulu-3-8B-SFT",
+}  # fmt: skip
+
+
+def write_driver(folder: Path, patch: pytest.MonkeyPatch) -> None:
+    """A stand-in for `nvidia-smi` that lists one card."""
+    folder.mkdir()
+    program = folder / "nvidia-smi"
+    program.write_text(DRIVER)
+    program.chmod(0o755)
+    patch.setenv("PATH", f"{folder}:/bin:/usr/bin")
+    patch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+
+
+def write_torch(folder: Path, patch: pytest.MonkeyPatch, version: str, cuda: str | None) -> None:
+    """A stand-in for an installed torch, as far as it is read without being imported."""
+    (folder / "torch").mkdir(parents=True)
+    (folder / f"torch-{version}.dist-info").mkdir()
+    (folder / f"torch-{version}.dist-info" / "METADATA").write_text(f"Name: torch\nVersion: {version}\n")
+    lines = ("from typing import Optional", f"__version__ = {version!r}", f"cuda: Optional[str] = {cuda!r}")
+    (folder / "torch" / "version.py").write_text("\n".join((*lines, "hip: Optional[str] = None\n")))
+    patch.syspath_prepend(str(folder))
+
+
+def write_model(folder: Path) -> Path:
+    """One of the page's pair, or its student."""
+    return write_sparse(folder, ALIASES[folder.name], TEMPLATES["tulu"].text if "tulu" in folder.name else "")
+
+
+@pytest.fixture
+def store(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
+    """A store on a machine with a card of 24 GB, a CUDA build of torch, 24 GB beside it and a large disk."""
+    write_driver(tmp_path / "bin", monkeypatch)
+    write_torch(tmp_path / "site", monkeypatch, "2.13.0", "13.0")
+    monkeypatch.setattr(machine, "available_memory", lambda: 24 * 10**9)
+    monkeypatch.setattr(machine, "free_bytes", lambda folder: 10**12)
+    made = new_store(tmp_path)
+    here = machine.Machine.here(made.root)
+    threads = machine.os.environ["OMP_NUM_THREADS"]
+    forms = {cost.products_of(dtype, "cuda") for dtype in ("float32", "tf32", "bfloat16", "float16")}
+    speed = {"speed": 1e14, "measured": 1, "at": time.time()}
+    known = {f"{here.host} {here.name} {form} {threads}": speed for form in forms}
+    (made.root / cost.REMEMBERED).write_text(json.dumps(known))
+    return made
+
+
+@pytest.fixture
+def folders(store: Store, tmp_path: Path) -> dict[str, Path]:
+    """The models of the page's pair, as folders of their real shapes."""
+    made = {name: write_model(tmp_path / name) for name in ALIASES}
+    for folder in made.values():
+        remember_weights(folder, store.hash_cache)
+    return made
+
+
+@pytest.fixture
+def hub(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """The page's pair and its data on the hub, of which only small files are ever read."""
+    with serve() as served:
+        use(served, tmp_path / "hf", monkeypatch)
+        for name, repository in REPOSITORIES.items():
+            folder = write_model(tmp_path / name)
+            served.add(repository, folder, shas={"model.safetensors": weights_digest(folder)})
+        for name, rows in (("argilla/dpo-mix-7k", PAIRS), ("HuggingFaceH4/deita-10k-v0-sft", DIALOGUES)):
+            folder = tmp_path / name.rpartition("/")[2]
+            folder.mkdir()
+            write_rows(folder / "train.jsonl", rows)
+            served.add(f"datasets/{name}", folder)
+        yield served
+
+
+def page_commands() -> list[list[str]]:
+    """The words, after `adpa`, of every command that the page shows for the pair."""
+    page = PAGE.read_text(encoding="utf-8").replace("\\\n", "")
+    shown = re.findall(r"^\$ (?:\S+=\S+ )?adpa (.*--student llama-3\.2-1b.*)$", page, re.MULTILINE)
+    return [shlex.split(words) for words in shown]
+
+
+def page_options() -> list[str]:
+    """What the first command of the page says beside the pair."""
+    first = page_commands()[0]
+    return first[first.index("tulu-3-8b") + 1 :]
+
+
+def planned_memory(ran: Ran) -> dict[str, int]:
+    """Bytes on the device by stage: the most that any of that name needs."""
+    assert ran.code == 0, ran.err
+    most: dict[str, int] = {}
+    for row in json.loads(ran.out)["rows"]:
+        most[row["stage"]] = max(row["memory"], most.get(row["stage"], 0))
+    return most
+
+
+def test_every_stage_of_the_page_s_first_command_fits(cli: Cli, hub: Hub) -> None:
+    first = page_commands()[0]
+    assert first[:3] == ["plan", "distill", "--method"]
+    needed = planned_memory(cli(*first, "--json"))
+    assert needed.keys() == {SFT.name, CACHE_TEACHER.name, DISTILL.name, ROLLOUT.name, EVAL.name}
+    assert max(needed.values()) <= ROOM, needed
+    assert hub.bodies()
+    assert not any(path.endswith(".safetensors") for path in hub.bodies())
+
+
+def test_every_other_command_of_the_page_trains_as_the_first_does() -> None:
+    options = " ".join(page_options())
+    assert "weights=bfloat16" in options
+    assert [words for words in page_commands() if options not in " ".join(words)] == []
+    assert len(page_commands()) == 5
+
+
+def test_the_pair_in_folders_fits_with_rows_of_full_length(cli: Cli, folders: dict[str, Path], tmp_path: Path) -> None:
+    write_rows(tmp_path / "pairs.jsonl", PAIRS)
+    write_rows(tmp_path / "dialogues.jsonl", DIALOGUES)
+    plan = [
+        "plan", "distill", "--method", "adpa+", "--student", "./llama-1b", "--sft-data", "dialogues.jsonl",
+        "--teacher", "./tulu-dpo", "--reference", "./tulu-sft", "--data", "pairs.jsonl",
+    ]  # fmt: skip
+    needed = planned_memory(cli(*plan, *page_options(), "--json"))
+    assert max(needed.values()) <= ROOM, needed
+    page = PAGE.read_text(encoding="utf-8")
+    for stage, size in needed.items():
+        assert f"| {size / 1e9:.1f} |" in page, f"{stage} needs {size_words(size)}, and the page says otherwise"
+    said = cli.refused(1, *plan)
+    assert said.count(f"{CARD} has {size_words(ROOM)}\n") == 3, "the trainings, and no inference"
+    assert "--set distill.weights=bfloat16 --tokens-per-device 4096\n" in said
+
+
+def test_an_older_driver_does_not_say_what_it_keeps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_driver(tmp_path / "bin", monkeypatch)
+    assert machine.first_card() == (CARD, ROOM)
+    driver = tmp_path / "bin" / "nvidia-smi"
+    driver.write_text(DRIVER.replace(f"'{RESERVED},", "'[N/A],"))
+    assert machine.first_card() == (CARD, MEBIBYTES * 2**20)
+    driver.write_text(DRIVER.replace(f"echo '{RESERVED}, {MEBIBYTES}, {CARD}'", "exit 2"))
+    assert machine.first_card() == (CARD, MEBIBYTES * 2**20)
+    driver.write_text("#!/bin/sh\nexit 9\n")
+    assert machine.first_card() is None
+
+
+def test_a_torch_for_cpus_beside_a_card_is_refused_before_any_work(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_driver(tmp_path / "bin", monkeypatch)
+    write_torch(tmp_path / "site", monkeypatch, "2.13.0+cpu", None)
+    for words in (["sft", "--model", "tiny"], ["plan", "sft", "--model", "tiny"]):
+        said = cli.refused(1, *words)
+        assert said.startswith(f"{CARD} is here, and torch 2.13.0+cpu is built for CPUs only\n")
+        assert "pip install --force-reinstall torch" in said
+        assert "CUDA_VISIBLE_DEVICES= " in said
+        assert "Traceback" not in said
+    assert not list((tmp_path / "adpa-store").glob("sft/*"))
+    facts = json.loads(cli("env", "--json").out)
+    assert facts["devices.unused"].startswith(f"{CARD} is here, and torch 2.13.0+cpu")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert json.loads(cli("plan", "sft", "--model", "tiny", "--json").out)["totals"]["device"] == "cpu"
+    assert json.loads(cli("env", "--json").out)["devices.unused"] is None
+
+
+@pytest.mark.parametrize(
+    ("lines", "is_of_cpu"),
+    [
+        ("__version__ = '2.13.0'\ncuda: Optional[str] = '13.0'\nhip: Optional[str] = None", False),
+        ("__version__ = '2.13.0'\ncuda: Optional[str] = None\nhip: Optional[str] = '7.1'", False),
+        ("__version__ = '2.13.0'\ncuda = None\nhip = None", True),
+        ("__version__ = '2.13.0'", False),
+    ],
+    ids=["CUDA", "ROCm", "CPU", "says nothing"],
+)
+def test_what_torch_is_built_for_is_read_from_its_file(
+    lines: str, is_of_cpu: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_torch(tmp_path / "site", monkeypatch, "2.13.0", None)
+    (tmp_path / "site" / "torch" / "version.py").write_text(f"{lines}\n")
+    assert machine.torch_without_gpu() == ("2.13.0" if is_of_cpu else None)
+
+
+def test_a_torch_that_does_not_tell_is_trusted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_torch(tmp_path / "site", monkeypatch, "2.13.0", None)
+    (tmp_path / "site" / "torch" / "version.py").unlink()
+    assert machine.torch_without_gpu() is None
