@@ -26,6 +26,7 @@ def commands(text: str) -> Iterator[list[str]]:
     """
     for kind, block in re.findall(r"^```(bash|console)[^\n]*\n(.*?)^```", text, re.DOTALL | re.MULTILINE):
         if kind == "console":
+            block = re.sub(r"\\\n *", "", block)
             block = "".join(f"{line[2:]}\n" for line in block.splitlines() if line.startswith("$ "))
         block = re.sub(r"^(\w+=\S+ )+(?=adpa )", "", block, flags=re.MULTILINE)
         for line in re.sub(r"\\\n", " ", re.sub(r"\|\n", "| ", block)).splitlines():

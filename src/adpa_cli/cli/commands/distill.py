@@ -65,7 +65,7 @@ def distill(
     """Train a small model on a larger model's preferences. Builds whatever is missing first.
 
     adpa distill --method adpa+ --student tiny                                minutes, offline, CPU
-    adpa distill --method adpa+ --student llama-3.2-1b --teacher tulu-3-8b    one 24 GB GPU
+    adpa distill --method adpa+ --student llama-3.2-1b --teacher tulu-3-8b    with a ready pair
     adpa distill --method dckd --student $S --cache -                         in a pipe
     """
     from adpa_cli.planning.distill_builder import Distill, needed_methods, plan_distill
