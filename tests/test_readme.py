@@ -49,7 +49,9 @@ OURS = [words[1:] for words in WRITTEN if words[0] == "adpa" and "" not in words
 def parse(words: list[str]) -> None:
     """Read the words as `adpa` does, without running the command; KeyError or TyperException when it has no such."""
     name, *rest = take_globals(words)
-    program().commands[name].make_context(name, rest)
+    group = program()
+    above = group.context_class(group, info_name="adpa", **group.context_settings)
+    group.commands[name].make_context(name, rest, parent=above)
 
 
 @pytest.mark.parametrize("words", OURS, ids=" ".join)
