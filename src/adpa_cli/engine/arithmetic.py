@@ -112,7 +112,7 @@ class Rounded(TorchFunctionMode):
 
     def _operand(self, value: Any) -> Any:
         if isinstance(value, Sequence) and not isinstance(value, str):
-            return type(value)(map(self._operand, value))  # type: ignore[call-arg]  # the operands of torch.einsum
+            return [self._operand(item) for item in value]  # the operands of torch.einsum
         if not isinstance(value, Tensor) or not value.is_floating_point():
             return value
         has_the_bits = value.dtype == torch.float16 or getattr(value, EXPANDED, False)
