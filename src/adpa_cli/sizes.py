@@ -123,6 +123,12 @@ Rows = dict[str, list[Row]]
 """Rows by part: "chosen", "rejected", "rollout"; row n of every part belongs to one example."""
 
 
+def spread(count: int, most: int) -> list[int]:
+    """At most `most` of `count` numbers, evenly spread: a sample of as many things."""
+    size = min(count, most)
+    return [number * count // size for number in range(size)]
+
+
 def size_words(count: int) -> str:
     """Bytes for people: 16.1 GB, 24.0 MB."""
     return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"

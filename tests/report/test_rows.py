@@ -23,7 +23,7 @@ from adpa_cli.report import signal_rows as tokens
 from adpa_cli.report.signal_rows import SAMPLE
 from adpa_cli.signal.rows import AnswerKey, SignalRows, SignalSpec, difference_of, token_hash
 from adpa_cli.signal.shard import write_shard
-from adpa_cli.stages._precision import spread
+from adpa_cli.sizes import spread
 from adpa_cli.store.manifest import Manifest
 from adpa_cli.store.store import Store
 from support.signal_samples import sample_answers, spec_of

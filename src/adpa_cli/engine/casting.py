@@ -19,7 +19,7 @@ from adpa_cli.disk import atomic
 from adpa_cli.engine.models import edit_json
 from adpa_cli.engine.update import Way, folder_weights, nearest
 from adpa_cli.errors import AdpaError
-from adpa_cli.hub.model_folder import INDEX, WHOLE
+from adpa_cli.hub.model_folder import INDEX, WHOLE, header
 from adpa_cli.tensors.rounding import stochastic
 
 Rounding = Literal["nearest", "stochastic"]
@@ -98,17 +98,15 @@ def _cast(name: str, values: Tensor, dtype: str, noise: str | None, start: int) 
 
 def _entries(path: Path, dtype: str) -> dict[str, dict[str, Any]]:
     """The header of a file of weights as it is in `dtype`: wider numbers first, so that each stands aligned."""
-    with path.open("rb") as opened:
-        header = json.loads(opened.read(struct.unpack("<Q", opened.read(8))[0]))
-    header.pop("__metadata__", None)
-    for entry in header.values():
+    stored = {name: dict(entry) for name, entry in header(path).items()}
+    for entry in stored.values():
         start, end = entry.pop("data_offsets")
         entry["bytes"], count = end - start, torch.Size(entry["shape"]).numel()
         if entry["dtype"] in WHOLE:
             entry["dtype"], entry["bytes"] = KINDS[dtype], count * getattr(torch, dtype).itemsize
         entry["width"] = entry["bytes"] / max(1, count)
     place, entries = 0, {}
-    for name, entry in sorted(header.items(), key=lambda item: (-item[1]["width"], item[0])):
+    for name, entry in sorted(stored.items(), key=lambda item: (-item[1]["width"], item[0])):
         entries[name] = {
             "dtype": entry["dtype"], "shape": entry["shape"], "data_offsets": [place, place + entry["bytes"]]
         }  # fmt: skip
@@ -118,7 +116,7 @@ def _entries(path: Path, dtype: str) -> dict[str, dict[str, Any]]:
 
 def _write_header(out: BinaryIO, metadata: Mapping[str, str], entries: Mapping[str, Any]) -> None:
     """What stands before the tensors of a safetensors file: the length of a JSON object, and the object."""
-    header = {"__metadata__": {"format": metadata.get("format", "pt")}, **entries}
-    text = json.dumps(header, separators=(",", ":")).encode()
+    whole = {"__metadata__": {"format": metadata.get("format", "pt")}, **entries}
+    text = json.dumps(whole, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     out.write(struct.pack("<Q", len(text)) + text)

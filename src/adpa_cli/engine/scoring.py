@@ -61,6 +61,14 @@ def halving_logps(
     )  # fmt: skip
 
 
+def log_ratios(logps: LabelLogps, base: LabelLogps) -> dict[tuple[str, str], float]:
+    """Sum over an answer's tokens of its log-prob less that under another model, in nats, by (example id, part).
+
+    It is the reward that DPO fits (Rafailov et al. 2023, eq. 5), without its β.
+    """
+    return {key: float((values - base[key]).astype(np.float64).sum()) for key, values in logps.items()}
+
+
 def pair_margins(logps: LabelLogps, examples: Sequence[Example]) -> dict[str, float]:
     """Mean log-prob per token of the chosen answer minus that of the rejected, in nats, by example id."""
     means = {key: float(values.mean()) for key, values in logps.items()}

@@ -18,6 +18,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from adpa_cli.hub.model_folder import ModelFolder
+from adpa_cli.sizes import spread
 
 Pair = tuple[str, Tensor, Tensor]
 """The name of a weight, and its values before and after a training."""
@@ -97,8 +98,7 @@ def folder_pairs(before: Path, after: Path) -> Iterator[Pair]:
 
 def _spread(names: Sequence[str]) -> list[str]:
     """Some of the names, from all parts of the model."""
-    count = min(len(names), SAMPLED_TENSORS)
-    return [names[len(names) * i // count] for i in range(count)]
+    return [names[number] for number in spread(len(names), SAMPLED_TENSORS)]
 
 
 def _rows(shape: Sequence[int], sample: bool) -> int:

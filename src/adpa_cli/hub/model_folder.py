@@ -292,7 +292,7 @@ class ModelFolder:
             paths = sorted(self.path.glob("*.safetensors"))
         found: dict[str, Any] = {}
         for path in paths if all(path.exists() for path in paths) else ():
-            found |= {name: {**entry, "file": path} for name, entry in _header(path).items()}
+            found |= {name: {**entry, "file": path} for name, entry in header(path).items()}
         return {name: entry for name, entry in found.items() if not self.has_text_part or _reads_text(name)}
 
     def _json(self, name: str) -> Mapping[str, Any]:
@@ -334,7 +334,7 @@ def not_fetched(path: Path) -> DataError:
     return DataError(f"{path} was not fetched: it is a pointer of Git LFS", "fetch it in that folder: git lfs pull")
 
 
-def _header(path: Path) -> Mapping[str, Any]:
+def header(path: Path) -> Mapping[str, Any]:
     """What a safetensors file says of its tensors, by name. Raises DataError for a damaged file."""
     size = path.stat().st_size
     with path.open("rb") as handle:

@@ -242,7 +242,7 @@ def _figures(
 ) -> dict[str, float]:
     """What log-probs of answers say of a model, of pairs also beside those of the model as it was `trained`, from
     `base`."""
-    from adpa_cli.engine.scoring import pair_margins
+    from adpa_cli.engine.scoring import log_ratios, pair_margins
 
     if "rejected" not in examples[0].parts:
         return {"logp": _mean(logps.values())}
@@ -250,16 +250,11 @@ def _figures(
     figures = {f"logp_{part}": _mean(logps[e.id, part] for e in examples) for part in examples[0].parts}
     figures["reward_accuracy"] = sum(map(win, margins.values())) / len(margins)
     if base is not None:
-        gains, expected = _gains(logps, base), _gains(trained, base)
+        gains, expected = log_ratios(logps, base), log_ratios(trained, base)
         wins = [win(gains[e.id, "chosen"] - gains[e.id, "rejected"]) for e in examples]
         figures["agreement"] = sum(wins) / len(wins)
         figures["kept"] = _projection([gains[key] for key in expected], list(expected.values()))
     return figures
-
-
-def _gains(logps: LabelLogps, base: LabelLogps) -> dict[tuple[str, str], float]:
-    """The implicit reward of every answer, without its β: the sum over its tokens of what training changed, in nats."""
-    return {key: float((values - base[key]).sum(dtype="float64")) for key, values in logps.items()}
 
 
 def _projection(values: Sequence[float], of: Sequence[float]) -> float:

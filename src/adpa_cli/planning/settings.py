@@ -21,6 +21,7 @@ from adpa_cli.families import Family, stage_settings
 from adpa_cli.planning.chat_templates import NO_CHOICE, TemplateChoice
 from adpa_cli.spec import Dataclass, Runtime, TrainSpec, make, tracker_names
 from adpa_cli.stages.cache_teacher import CACHE_TEACHER
+from adpa_cli.stages.training import is_online
 
 PACKAGES = {
     "tensorboard": "tensorboard", "wandb": "wandb", "trackio": "trackio", "mlflow": "mlflow", "aim": "aim",
@@ -119,15 +120,15 @@ def settable(stage: str, method: str = "") -> dict[str, Any]:
     declared = stages.every()[stage]
     defaults = _defaults(declared.spec)
     sources: Mapping[str, str] = {}
-    is_online = False
+    is_drawing = False
     if method:
         read = methods.load(method)
-        is_online = any(need.online for need in read.needs_for(read.params()))
+        is_drawing = any(need.online for need in read.needs_for(read.params()))
         sources = read.sources if declared.any_method else {}
         defaults |= {**_defaults(read.params), "preset": "paper", **sources}
     hidden = DERIVED if "states" in sources else {*DERIVED, "states"}
     hidden = {*hidden, "truncation"} if declared.reads == "dialogues" else hidden
-    hidden = hidden if is_online else {*hidden, "teachers_dtype"}
+    hidden = hidden if is_drawing else {*hidden, "teachers_dtype"}
     return {name: default for name, default in defaults.items() if name not in hidden}
 
 
@@ -193,11 +194,9 @@ def train_spec(
     rest = {name: value for name, value in merged.items() if name not in ("preset", "kd_teacher")}
     for f in dataclasses.fields(read.params):
         rest.pop(f.name, None)
-    params = _params(method, merged)
-    fixed = {"method": method, "method_version": read.version, "params": _hashed(params)}
+    fixed = {"method": method, "method_version": read.version, "params": _hashed(_params(method, merged))}
     spec = make(TrainSpec, {**rest, **fixed, "template": template.text, "end": template.end})
-    is_coarse = spec.dtype == "bfloat16" and spec.teachers_dtype is None
-    if is_coarse and any(need.online for need in read.needs_for(params)):
+    if spec.dtype == "bfloat16" and spec.teachers_dtype is None and is_online(spec):
         spec = dataclasses.replace(spec, teachers_dtype=family.inference)
     return rehearsed(spec)
 

@@ -18,8 +18,8 @@ from adpa_cli.report.lineage import content_name
 from adpa_cli.signal.rows import AnswerKey, SignalRows, advantage, label_positions, rms_advantage
 from adpa_cli.signal.shard import SignalReader
 from adpa_cli.signal.stored_frames import COLUMNS, column_bytes
+from adpa_cli.sizes import spread
 from adpa_cli.stages import making, product_of
-from adpa_cli.stages._precision import spread
 from adpa_cli.store.manifest import Manifest
 from adpa_cli.store.store import Store
 

@@ -6,7 +6,6 @@ full vocabulary. `dense` [T, V + 1] are a teacher's log-probs of V ids and of al
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -156,21 +155,23 @@ def measure(
     The teachers are the recorded ones, which `models` may name by role. Raises UsageError and NotFound as
     `recorded_job` does.
     """
+    from adpa_cli.engine.noise import first_by_hash
+
     if count < 1:
         raise UsageError(f"--rows {count} measures nothing", f"adpa show {manifest.ref} --fidelity --rows {ANSWERS}")
     job = recorded_job(names, manifest, models, work)
     spec = make(CaptureSpec, job.spec)
-    answers = sorted(capture.answers_of(job, spec), key=_place)[:count]
+    answers = first_by_hash(capture.answers_of(job, spec), _name, count)
     roles = [role for role in ("aligned", "reference") if role in job.inputs]
     for n, role in enumerate(roles):
         _save(job, role, answers, spec, monitor, (n, len(roles)))
     return _measured(names.store.folder(manifest.ref), work, answers, roles, spec.support == "topk")
 
 
-def _place(answer: Answer) -> str:
-    """A fixed choice that has nothing to do with the order of the rows."""
+def _name(answer: Answer) -> str:
+    """What an answer is chosen by, so that the choice has nothing to do with the order of the rows."""
     key = answer.key
-    return hashlib.sha256("\0".join((key.example_id, key.part, key.tokens)).encode()).hexdigest()
+    return "\0".join((key.example_id, key.part, key.tokens))
 
 
 def _save(

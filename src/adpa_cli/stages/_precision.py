@@ -7,6 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from adpa_cli.sizes import spread
+
 if TYPE_CHECKING:
     from adpa_cli.signal.rows import AnswerKey, Floats, SignalRows, SignalSpec
 
@@ -22,7 +24,7 @@ def fitting(signal: SignalSpec, paths: Sequence[Path], target: float) -> tuple[S
     from adpa_cli.signal.block_files import load_block, narrowed
 
     sample: list[tuple[AnswerKey, SignalRows]] = []
-    for path in (paths[n] for n in spread(len(paths))):
+    for path in (paths[n] for n in spread(len(paths), SAMPLE_ANSWERS)):
         block = [(key, narrowed(rows, signal.k)) for key, rows in load_block(path)]
         sample += [block[n] for n in spread(len(block), max(1, SAMPLE_ANSWERS // min(SAMPLE_ANSWERS, len(paths))))]
     step, error = coarsest(signal, sample, target)
@@ -79,9 +81,3 @@ def _classes(rows: SignalRows) -> Any:
     outside = (rows.ids != rows.label_ids[:, None]).all(1)
     label = np.where(outside, rows.label_logps, -np.inf)
     return np.concatenate([logps, label[:, None], rows.rest_logps[:, None]], 1).astype(np.float64)
-
-
-def spread(count: int, most: int = SAMPLE_ANSWERS) -> list[int]:
-    """At most `most` of `count` numbers, evenly spread."""
-    size = min(count, most)
-    return [number * count // size for number in range(size)]

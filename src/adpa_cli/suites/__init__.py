@@ -153,12 +153,7 @@ def logps_under(spec: EvalSpec, is_exact: bool = False) -> Logps:
 def implicit_rewards(
     model: Path, reference: Path, examples: Sequence[Example], parts: Sequence[Part], logps: Logps
 ) -> dict[tuple[str, str], float]:
-    """Sum over an answer's tokens of log π_model - log π_reference, in nats, by (example id, part).
+    """The `log_ratios` of answers under two models in folders, which are in memory one after the other."""
+    from adpa_cli.engine.scoring import log_ratios
 
-    It is the reward that DPO fits (Rafailov et al. 2023, eq. 5), without its β. The models are folders, and are in
-    memory one after the other.
-    """
-    import numpy as np
-
-    ours, below = (logps(folder, examples, parts) for folder in (model, reference))
-    return {key: float((values - below[key]).astype(np.float64).sum()) for key, values in ours.items()}
+    return log_ratios(*(logps(folder, examples, parts) for folder in (model, reference)))
