@@ -18,6 +18,8 @@ from adpa_cli.errors import UsageError
 TrainingDtype = Literal["float32", "bfloat16"]
 Dtype = Literal["float32", "tf32", "bfloat16", "float16"]
 """What a model computes in: the numbers that its products read and write. A training takes the first or the third."""
+Quantise = Literal["nf4", "int8"]
+"""How bitsandbytes stores the weights of a frozen model's products: in four bits, or in eight."""
 Split = Literal["train", "test"]
 Truncation = Literal["answer", "pair"]
 """How a pair is cut that is longer than `max_length`: once, by its longer answer, or each answer with its prompt."""
@@ -26,6 +28,12 @@ Truncation = Literal["answer", "pair"]
 def noise_answers() -> int:
     """A field of a spec for how many answers are computed in float32 too, to see what fewer bits do; 0 for none."""
     default: int = field(default=64, metadata={"neutral": 0, "low": 0})
+    return default
+
+
+def quantise() -> Quantise | None:
+    """A field of a spec for how the weights of a frozen model are stored; None for two bytes each."""
+    default: Quantise | None = field(default=None, metadata={"neutral": None})
     return default
 
 
@@ -83,16 +91,37 @@ class TrainSpec:
     """What teachers compute in that score the answers which a training draws; None where it is as the training."""
     states: Literal["student", "chosen", "rejected", "teacher"] = "student"
     """Whose answers a method trains on where it reads rollouts."""
+    lora: int | None = field(default=None, metadata={"neutral": None, "low": 1})
+    """The rank of the low-rank matrices that are trained beside frozen weights; None where the weights are trained."""
+    lora_alpha: float | None = field(default=None, metadata={"neutral": None})
+    """What their product is scaled by, times the rank; None for twice the rank."""
+    lora_targets: str = field(default="all-linear", metadata={"neutral": "all-linear"})
+    """The layers that get them, by the ends of their names, such as q_proj,v_proj; or every linear layer but the head.
+    """
+    quantise: Quantise | None = quantise()
+    """How the frozen weights are stored that low-rank matrices are trained beside."""
 
     def without_effect(self) -> set[str]:
-        """The rollouts are an input, which tells whose they are; answers of the data themselves are none."""
-        return {"states"} if self.source("rollout") == "rollout" else set()
+        """The rollouts are an input, which tells whose they are; answers of the data themselves are none. How low-rank
+        matrices are made says nothing where there are none."""
+        states = {"states"} if self.source("rollout") == "rollout" else set()
+        return states if self.lora else {*states, "lora_alpha", "lora_targets"}
 
     def source(self, part: str) -> str:
         """The part of the data, or "rollout", that a part of the method's batch is read from."""
         return self.states if part == "rollout" and self.states in ("chosen", "rejected") else part
 
     def __post_init__(self) -> None:
+        if self.quantise and not self.lora:
+            raise UsageError(
+                f"quantise={self.quantise} stores weights that do not change, and all weights are trained here",
+                f"train low-rank matrices beside them: --set lora=16 --set quantise={self.quantise}",
+            )
+        if self.lora and self.weights == "bfloat16":
+            raise UsageError(
+                "weights=bfloat16 is for a training of all weights; the matrices of lora are float32",
+                "leave out one of the two: --set weights=float32, or --set lora=none",
+            )
         if self.weights == "bfloat16":
             object.__setattr__(self, "dtype", "bfloat16")
         if self.max_steps is not None:
@@ -140,6 +169,9 @@ class Runtime:
     """Whether AdamW updates all weights in one kernel; without effect where weights are bfloat16."""
     noise: Literal["refuse", "accept"] = knob("refuse")
     """Whether a stage refuses to compute a signal that is smaller than the error of its dtype."""
+    offload: Literal["none", "cpu", "disk"] = knob("none")
+    """Where the layers of a frozen model wait that a stage reads: on the device, in the machine's memory, on its disk.
+    """
     trackers: str = knob("none")
     """Where the numbers of each step go besides, such as tensorboard,wandb: names that accelerate has for trackers."""
 

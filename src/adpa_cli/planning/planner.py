@@ -181,7 +181,7 @@ class Planner:
         if not any(need.start for need in method.needs_for(method.params(**spec.params))):
             return {}
         parts = ("chosen", "rejected")
-        shared = ("template", "end", "dtype", "max_length", "truncation", "limit", "skip_bad_rows", "smoke")
+        shared = ("template", "end", "dtype", "max_length", "truncation", "limit", "skip_bad_rows", "smoke", "quantise")
         fixed = {"parts": parts, **{name: getattr(spec, name) for name in shared}}
         name = START_LOGPS.name
         start_spec = plain_spec(StartSpec, name, start.family, self.settings(name), **fixed)

@@ -18,7 +18,7 @@ from adpa_cli.coerce import Auto, auto_target
 from adpa_cli.disk import numbered, write_json
 from adpa_cli.engine.costs import scoring_in_turn, signal_bytes_per_token, signal_disk
 from adpa_cli.sizes import Disk, Memory, Rows
-from adpa_cli.spec import Dtype, Truncation, make, noise_answers, truncation
+from adpa_cli.spec import Dtype, Quantise, Truncation, make, noise_answers, quantise, truncation
 from adpa_cli.stages import Job, Lengths, Load, Monitor, Node, Stage, _noise, stop_if_asked, with_progress
 from adpa_cli.stages._precision import fitting
 
@@ -53,6 +53,7 @@ class CaptureSpec:
     student_vocab: int | None = field(default=None, metadata={"neutral": None})
     """Ids from here on are only the teacher's: they stay out of the top k, in the rest mass."""
     truncation: Truncation = truncation()
+    quantise: Quantise | None = quantise()
     noise_answers: int = noise_answers()
     prompts: Literal["apart", "auto"] = field(default="apart", metadata={"neutral": "apart"})
     """Whether a prompt that several answers share may be computed once: by the sizes, or never."""

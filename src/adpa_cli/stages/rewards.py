@@ -12,7 +12,7 @@ from adpa_cli.data.preferences import Pair
 from adpa_cli.disk import write_json
 from adpa_cli.engine.costs import scores_disk
 from adpa_cli.sizes import Disk, Rows
-from adpa_cli.spec import Dtype, make, noise_answers
+from adpa_cli.spec import Dtype, Quantise, make, noise_answers, quantise
 from adpa_cli.stages import Job, Lengths, Load, Monitor, Node, Stage, _noise, with_progress
 
 PARTS = ("chosen", "rejected")
@@ -31,6 +31,7 @@ class RewardsSpec:
     limit: int | None = None
     skip_bad_rows: bool = False
     smoke: bool = False
+    quantise: Quantise | None = quantise()
     noise_answers: int = noise_answers()
     """Pairs whose rewards are computed in float32 too."""
 

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from adpa_cli.disk import numbered, write_json
 from adpa_cli.engine.costs import generating_memory, rollout_disk
 from adpa_cli.sizes import Disk, Memory, Row, Rows
-from adpa_cli.spec import Dtype, Split, make
+from adpa_cli.spec import Dtype, Quantise, Split, make, quantise
 from adpa_cli.stages import Job, Lengths, Load, Monitor, Node, Stage, stop_if_asked
 
 
@@ -31,6 +31,7 @@ class RolloutSpec:
     limit: int | None = None
     skip_bad_rows: bool = field(default=False, metadata={"neutral": False})
     smoke: bool = field(default=False, metadata={"neutral": False})
+    quantise: Quantise | None = quantise()
 
     def without_effect(self) -> set[str]:
         return {"seed", "top_p"} if self.temperature == 0 else set()

@@ -17,7 +17,7 @@ from adpa_cli.engine.costs import start_logps_disk
 from adpa_cli.errors import AdpaError, Corrupt, DataError
 from adpa_cli.hub import Located
 from adpa_cli.sizes import Disk, Rows
-from adpa_cli.spec import TrainingDtype, Truncation, make, truncation
+from adpa_cli.spec import Quantise, TrainingDtype, Truncation, make, quantise, truncation
 from adpa_cli.stages import Job, Lengths, Load, Monitor, Node, Stage, with_progress
 
 if TYPE_CHECKING:
@@ -51,6 +51,7 @@ class StartSpec:
     smoke: bool
     block_tokens: int = 16384
     truncation: Truncation = truncation()
+    quantise: Quantise | None = quantise()
 
 
 def compute(job: Job, monitor: Monitor, rank: int = 0, processes: int = 1) -> None:

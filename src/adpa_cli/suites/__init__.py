@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from adpa_cli.errors import NotFinite, UsageError
 from adpa_cli.hub import Located
-from adpa_cli.spec import Dtype, Truncation, noise_answers, truncation
+from adpa_cli.spec import Dtype, Quantise, Truncation, noise_answers, quantise, truncation
 
 if TYPE_CHECKING:
     from adpa_cli.engine.layout.examples import Example, Rollout
@@ -43,6 +43,7 @@ class EvalSpec:
     truncation: Truncation = truncation()
     noise_answers: int = noise_answers()
     """Pairs that are computed in float32 too."""
+    quantise: Quantise | None = quantise()
 
     def without_effect(self) -> set[str]:
         """Float32 is what others are held to."""
