@@ -40,7 +40,7 @@ from adpa_cli.engine.frozen import Skeleton, check_finite, hold
 from adpa_cli.errors import AdpaError, NotFound
 from adpa_cli.hub.model_folder import ModelFolder
 from adpa_cli.hub.portable import portable_config, portable_generation
-from adpa_cli.spec import Dtype
+from adpa_cli.spec import Dtype, Quantise
 from adpa_cli.tensors.output import Head
 
 SCALAR_HEAD = "score.weight"
@@ -53,7 +53,13 @@ LOAD_ERRORS = (
 
 
 def load(
-    folder: Path, *, dtype: Dtype = "float32", train: bool = False, device: str = "cpu", scalar: bool = False
+    folder: Path,
+    *,
+    dtype: Dtype = "float32",
+    train: bool = False,
+    device: str = "cpu",
+    scalar: bool = False,
+    quantise: Quantise | None = None,
 ) -> PreTrainedModel:
     """The causal language model in `folder`, with dropout off; with `scalar` its body under a head of one output,
     a sequence classifier, which is 0 where it is to be trained and the folder has none. Of a model that sees images it
@@ -95,10 +101,15 @@ def load(
 
 
 def load_checked(
-    folder: Path, *, dtype: Dtype = "float32", train: bool = False, device: str = "cpu"
+    folder: Path,
+    *,
+    dtype: Dtype = "float32",
+    train: bool = False,
+    device: str = "cpu",
+    quantise: Quantise | None = None,
 ) -> PreTrainedModel:
     """The causal language model in `folder`, whose log-probs its head gives. Raises as `load` and `check_head` do."""
-    model = load(folder, dtype=dtype, train=train, device=device)
+    model = load(folder, dtype=dtype, train=train, device=device, quantise=quantise)
     try:
         check_head(model, "float32" if train else dtype)
     except RuntimeError as error:
