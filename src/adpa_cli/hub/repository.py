@@ -172,7 +172,7 @@ def commit_of(name: str, revision: str | None, kind: Kind) -> str:
         return str(HfApi().repo_info(name, revision=revision, repo_type=kind).sha)
     except Exception as error:  # whatever HTTP library lies under huggingface_hub in this version raises its own
         why = closed(error, name, revision, kind)
-        known = _cached_commit(name, revision or "main", kind) if why.away else None
+        known = cached_commit(name, revision or "main", kind) if why.away else None
         if known is None:
             raise why from error
         return known
@@ -296,7 +296,8 @@ def _cached(name: str, kind: Kind) -> Path:
     return Path(os.path.expanduser(constants.HF_HUB_CACHE)).absolute() / "--".join([f"{kind}s", *name.split("/")])
 
 
-def _cached_commit(name: str, revision: str, kind: Kind) -> str | None:
+def cached_commit(name: str, revision: str, kind: Kind) -> str | None:
+    """The commit that a revision has in the Hugging Face cache; None where its files are not there."""
     ref = _cached(name, kind) / "refs" / revision
     commit = revision if COMMIT.fullmatch(revision) else ref.read_text().strip() if os.path.isfile(ref) else ""
     return commit if commit and os.path.isdir(snapshot(name, kind, commit)) else None

@@ -10,7 +10,7 @@ import math
 import os
 import re
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -34,6 +34,7 @@ _DETERMINING = (
 )  # fmt: skip
 INDEX = "model.safetensors.index.json"
 ADAPTER = "adapter_config.json"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
 FROM_GGUF = (
     "name the folder that it was made from, or convert it once, in Python: "
     "transformers.AutoModelForCausalLM.from_pretrained(FOLDER, gguf_file=NAME).save_pretrained('CONVERTED')"
@@ -178,8 +179,9 @@ def determining(names: list[str], where: str, read: Callable[[str], bytes]) -> l
 
     `where` is said in errors; `read` reads one of the files. Raises DataError.
     """
-    if ADAPTER in names and not _whole_weights(names):
-        raise _adapter(where, read)
+    if is_adapter(names):
+        adapter_config(read(ADAPTER), where)
+        return _of_adapter(names, where)
     if "config.json" not in names and (quantised := _matching(names, ["*.gguf"])):
         raise NoModel(
             f"{where} holds only GGUF ({', '.join(quantised[:3])}), no weights that can be trained", FROM_GGUF
@@ -192,6 +194,35 @@ def determining(names: list[str], where: str, read: Callable[[str], bytes]) -> l
             "copy the tokenizer files there: adpa never guesses which tokenizer a model was trained with",
         )
     return sorted({*_matching(names, _DETERMINING), *_weights(where, names, read)})
+
+
+def is_adapter(names: Collection[str]) -> bool:
+    """Whether a folder with files of these names holds an adapter and no whole weights."""
+    return ADAPTER in names and not _whole_weights(names)
+
+
+def adapter_config(content: bytes, where: str) -> dict[str, Any]:
+    """adapter_config.json of an adapter in `where`. Raises DataError for a damaged one, NoModel for one of no LoRA."""
+    config = json_object(content, f"{where}/{ADAPTER}")
+    base, kind = str(config.get("base_model_name_or_path") or ""), str(config.get("peft_type") or "LORA")
+    if kind.upper() != "LORA":
+        raise NoModel(
+            f"{where} is a {kind} adapter of {base or 'a model that it does not name'}; of adapters only LoRA is read",
+            f"merge it once, in Python: peft.AutoPeftModelForCausalLM.from_pretrained({where!r}).merge_and_unload()"
+            ".save_pretrained('MERGED'), copy the tokenizer's files there, and name ./MERGED",
+        )
+    return config
+
+
+def json_object(content: bytes, where: str) -> dict[str, Any]:
+    """The JSON object in a file. Raises DataError, which names it, where there is none."""
+    try:
+        value = json.loads(content)
+    except ValueError as error:
+        raise DataError(f"{where} is no JSON: {error}", "fetch or write the folder again") from error
+    if not isinstance(value, dict):
+        raise DataError(f"{where} holds no JSON object", "fetch or write the folder again")
+    return value
 
 
 def canonical(value: object) -> bytes:
@@ -260,24 +291,21 @@ def _matching(names: Iterable[str], patterns: Iterable[str]) -> list[str]:
     return [name for name in names if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)]
 
 
-def _whole_weights(names: list[str]) -> list[str]:
+def _whole_weights(names: Collection[str]) -> list[str]:
     """The safetensors files that are not those of an adapter."""
     adapters = _matching(names, ["adapter_model*"])
     return [name for name in _matching(names, ["*.safetensors"]) if name not in adapters]
 
 
-def _adapter(where: str, read: Callable[[str], bytes]) -> NoModel:
-    try:
-        said = json.loads(read(ADAPTER))
-        base = str(said.get("base_model_name_or_path") or "")
-        kind = str(said.get("peft_type") or "LORA")
-    except (ValueError, AttributeError):
-        base, kind = "", "LORA"
-    kind = "LoRA" if kind.upper() == "LORA" else kind
-    return NoModel(
-        f"{where} is a {kind} adapter of {base or 'a model that it does not name'}, not a model of its own",
-        f"merge it once, in Python: peft.AutoPeftModelForCausalLM.from_pretrained({where!r}).merge_and_unload()"
-        ".save_pretrained('MERGED'), copy the tokenizer's files there, and name ./MERGED",
+def _of_adapter(names: list[str], where: str) -> list[str]:
+    if ADAPTER_WEIGHTS in names:
+        wanted = _matching(names, _DETERMINING)
+        return sorted({ADAPTER, ADAPTER_WEIGHTS, *(name for name in wanted if name != "config.json")})
+    others = _matching(names, ["adapter_model*", "*.gguf"])
+    held = f"only {', '.join(others[:3])}" if others else "no weights"
+    raise NoModel(
+        f"{where} is an adapter without {ADAPTER_WEIGHTS} ({held})",
+        "save it again with peft, from its base: PeftModel.from_pretrained(BASE, FOLDER).save_pretrained('ADAPTER')",
     )
 
 

@@ -1,0 +1,183 @@
+"""What an adapter folder of peft says of itself, and where the model lies that it was trained on.
+
+An adapter is a few small matrices beside the weights of another model, its base. A folder that adpa wrote has a file
+`adapter_base.json` beside `adapter_config.json`, which names the base by its content: a base that is another one by now
+is an error. A folder of others names its base as a path, or as a hub name that is looked up in the Hugging Face cache.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from adpa_cli.data.sources import HUB_ID
+from adpa_cli.errors import AdpaError, DataError, NotFound
+from adpa_cli.hub.repository import cached_commit, snapshot
+from adpa_cli.spec import Quantise
+from adpa_cli.store import manifest as manifests
+from adpa_cli.store.identity import ADAPTER, HashCache, adapter_config, is_adapter, json_object, model_digest
+from adpa_cli.store.store import MARKER, Store
+
+BESIDE = "adapter_base.json"
+"""The file in which adpa says what an adapter was trained on: {"content": "artifact:…" or "model:…", "quantise": …}."""
+REVISION = "main"
+
+
+@dataclass(frozen=True)
+class AdapterFolder:
+    """An adapter folder: `config` is its adapter_config.json, `made_on` its adapter_base.json, {} without one."""
+
+    path: Path
+    config: Mapping[str, Any]
+    made_on: Mapping[str, Any]
+
+    @staticmethod
+    def of(folder: Path) -> AdapterFolder | None:
+        """The adapter in a folder; None for a folder without one, or with whole weights of its own.
+
+        Raises DataError for a damaged file, and for another kind of adapter than LoRA.
+        """
+        if not (folder / ADAPTER).is_file() or not is_adapter(os.listdir(folder)):
+            return None
+        config = adapter_config((folder / ADAPTER).read_bytes(), str(folder))
+        return AdapterFolder(folder, config, _made_on(folder / BESIDE))
+
+    @property
+    def rank(self) -> int:
+        """The rank of its matrices."""
+        return int(self.config["r"])
+
+    @property
+    def alpha(self) -> float:
+        """What their product is scaled by, times the rank."""
+        return float(self.config["lora_alpha"])
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """The ends of the names of the layers that have them, sorted, or the one pattern that these names match."""
+        said = self.config.get("target_modules") or ()
+        return (said,) if isinstance(said, str) else tuple(sorted(map(str, said)))
+
+    @property
+    def quantise(self) -> Quantise | None:
+        """How the weights of its base were stored when it was trained; None for two or four bytes each."""
+        return self.made_on.get("quantise")
+
+    @property
+    def content(self) -> str:
+        """What its base was by content, `artifact:<id>` or `model:<sha256>`; "" where the folder does not say."""
+        return str(self.made_on.get("content") or "")
+
+    @property
+    def base_name(self) -> str:
+        """Its base as adapter_config.json names it: a path, or a hub name; "" where it does not."""
+        return str(self.config.get("base_model_name_or_path") or "")
+
+    @property
+    def revision(self) -> str:
+        """The revision of a base of the hub."""
+        return str(self.config.get("revision") or REVISION)
+
+    @cached_property
+    def base(self) -> Path:
+        """The folder of its base, which is what the adapter was trained on where the folder says so by content.
+
+        Raises NotFound for a base that is not on this machine, DataError for one that has changed, or that is an
+        adapter itself.
+        """
+        place = self.local_base
+        if place is not None and self._is_base(place):
+            return _whole(place, self.path)
+        if (other := next(filter(self._is_base, self._elsewhere()), None)) is not None:
+            return _whole(other, self.path)
+        if place is None:
+            raise self._missing()
+        raise DataError(
+            f"the base of the adapter {self.path} has changed since the adapter was made: {place} is "
+            f"{self._content_of(place)[:22]}…, and the adapter was trained on {self.content[:22]}…",
+            f"put back the base of that time, or train a new adapter on the one that is there: --set lora={self.rank}",
+        )
+
+    @property
+    def local_base(self) -> Path | None:
+        """Where the base lies by its name alone; None where there is nothing. Its content is not looked at."""
+        if not self.base_name:
+            return None
+        for folder in (self.path / self.base_name, Path(self.base_name)):
+            if folder.is_dir():
+                return Path(os.path.abspath(folder))
+        if not HUB_ID.fullmatch(self.base_name):
+            return None
+        commit = cached_commit(self.base_name, self.revision, "model")
+        return snapshot(self.base_name, "model", commit) if commit else None
+
+    def _is_base(self, folder: Path) -> bool:
+        return not self.content or self._content_of(folder) == self.content
+
+    def _content_of(self, folder: Path) -> str:
+        """A folder by its content, in the form of `content`; "" for what is no model."""
+        try:
+            if self.content.startswith("artifact:"):
+                return f"artifact:{manifests.read(folder).id}"
+            return f"model:{model_digest(folder, self._hashes)}"
+        except AdpaError:
+            return ""
+
+    def _elsewhere(self) -> Iterator[Path]:
+        """Other folders that may have the base, where its content is known: no name tells that they are right."""
+        kind, _, sha = self.content.partition(":")
+        if kind == "artifact" and self._store is not None and (base := self._store.get(sha)) is not None:
+            yield self._store.folder(base.ref)
+        if kind == "model" and self._hashes is not None and (known := self._hashes.locate(sha)) is not None:
+            yield known
+        if kind == "model":
+            yield from sorted(Path(str(resources.files("adpa_cli.lab") / "bases")).iterdir())
+
+    @cached_property
+    def _store(self) -> Store | None:
+        """The store that the folder is an artifact of, finished or in the making."""
+        root = Path(os.path.abspath(self.path)).parent.parent
+        return Store(root) if (root / MARKER).is_file() else None
+
+    @property
+    def _hashes(self) -> HashCache | None:
+        return self._store.hash_cache if self._store else None
+
+    def _missing(self) -> NotFound:
+        """The error of a base that is nowhere, with what to type for it."""
+        name, config = self.base_name, self.path / ADAPTER
+        if not name:
+            hint = f"write the model that it was trained on into {config}, as base_model_name_or_path"
+            return NotFound(f"the adapter {self.path} does not name its base", hint)
+        if self.content.startswith("artifact:"):
+            hint = "make it again with the command that made it, or bring the whole store along: the base is in it"
+            base = f"artifact {self.content.removeprefix('artifact:')[:12]} at {name}"
+            return NotFound(f"the base of the adapter {self.path}, {base}, is not there", hint)
+        if HUB_ID.fullmatch(name) and not name.startswith("."):
+            revision = f" --revision {self.revision}" if self.revision != REVISION else ""
+            hint = f"hf download {name}{revision}\n or, for a folder of yours, write its path into {config}"
+            return NotFound(f"the base of the adapter {self.path}, {name}, is not on this machine", hint)
+        return NotFound(
+            f"the base of the adapter {self.path} is not at {name}",
+            f"put it there, or write where it lies, or its hub name, into {config}, as base_model_name_or_path",
+        )
+
+
+def _whole(base: Path, adapter: Path) -> Path:
+    """The same folder. Raises DataError where it is an adapter too."""
+    if AdapterFolder.of(base) is None:
+        return base
+    raise DataError(
+        f"the base of the adapter {adapter} is an adapter itself, {base}",
+        f"merge the two once: adpa export {base} MERGED; then write MERGED into {adapter / ADAPTER}, as "
+        "base_model_name_or_path",
+    )
+
+
+def _made_on(path: Path) -> Mapping[str, Any]:
+    return json_object(path.read_bytes(), str(path)) if path.is_file() else {}
