@@ -20,11 +20,21 @@ from adpa_cli.errors import AdpaError, DataError, NotFound
 from adpa_cli.hub.repository import cached_commit, snapshot
 from adpa_cli.spec import Quantise
 from adpa_cli.store import manifest as manifests
-from adpa_cli.store.identity import ADAPTER, HashCache, adapter_config, is_adapter, json_object, model_digest
+from adpa_cli.store.identity import (
+    ADAPTER,
+    ADAPTER_BASE,
+    HashCache,
+    adapter_config,
+    adapter_digest,
+    file_digest,
+    has_tokenizer,
+    is_adapter,
+    json_object,
+    model_digest,
+    model_files,
+)
 from adpa_cli.store.store import MARKER, Store
 
-BESIDE = "adapter_base.json"
-"""The file in which adpa says what an adapter was trained on: {"content": "artifact:…" or "model:…", "quantise": …}."""
 REVISION = "main"
 
 
@@ -45,7 +55,7 @@ class AdapterFolder:
         if not (folder / ADAPTER).is_file() or not is_adapter(os.listdir(folder)):
             return None
         config = adapter_config((folder / ADAPTER).read_bytes(), str(folder))
-        return AdapterFolder(folder, config, _made_on(folder / BESIDE))
+        return AdapterFolder(folder, config, _made_on(folder / ADAPTER_BASE))
 
     @property
     def rank(self) -> int:
@@ -70,7 +80,11 @@ class AdapterFolder:
 
     @property
     def content(self) -> str:
-        """What its base was by content, `artifact:<id>` or `model:<sha256>`; "" where the folder does not say."""
+        """Its base by content, `artifact:<id>` or `model:<sha256>`: as recorded, else by the folder that is found."""
+        return self._recorded or f"model:{model_digest(self.base, self._hashes)}"
+
+    @property
+    def _recorded(self) -> str:
         return str(self.made_on.get("content") or "")
 
     @property
@@ -99,7 +113,7 @@ class AdapterFolder:
             raise self._missing()
         raise DataError(
             f"the base of the adapter {self.path} has changed since the adapter was made: {place} is "
-            f"{self._content_of(place)[:22]}…, and the adapter was trained on {self.content[:22]}…",
+            f"{self._content_of(place)[:22]}…, and the adapter was trained on {self._recorded[:22]}…",
             f"put back the base of that time, or train a new adapter on the one that is there: --set lora={self.rank}",
         )
 
@@ -117,12 +131,12 @@ class AdapterFolder:
         return snapshot(self.base_name, "model", commit) if commit else None
 
     def _is_base(self, folder: Path) -> bool:
-        return not self.content or self._content_of(folder) == self.content
+        return not self._recorded or self._content_of(folder) == self._recorded
 
     def _content_of(self, folder: Path) -> str:
-        """A folder by its content, in the form of `content`; "" for what is no model."""
+        """A folder by its content, in the form of the record; "" for what is no model."""
         try:
-            if self.content.startswith("artifact:"):
+            if self._recorded.startswith("artifact:"):
                 return f"artifact:{manifests.read(folder).id}"
             return f"model:{model_digest(folder, self._hashes)}"
         except AdpaError:
@@ -130,7 +144,7 @@ class AdapterFolder:
 
     def _elsewhere(self) -> Iterator[Path]:
         """Other folders that may have the base, where its content is known: no name tells that they are right."""
-        kind, _, sha = self.content.partition(":")
+        kind, _, sha = self._recorded.partition(":")
         if kind == "artifact" and self._store is not None and (base := self._store.get(sha)) is not None:
             yield self._store.folder(base.ref)
         if kind == "model" and self._hashes is not None and (known := self._hashes.locate(sha)) is not None:
@@ -154,9 +168,9 @@ class AdapterFolder:
         if not name:
             hint = f"write the model that it was trained on into {config}, as base_model_name_or_path"
             return NotFound(f"the adapter {self.path} does not name its base", hint)
-        if self.content.startswith("artifact:"):
+        if self._recorded.startswith("artifact:"):
             hint = "make it again with the command that made it, or bring the whole store along: the base is in it"
-            base = f"artifact {self.content.removeprefix('artifact:')[:12]} at {name}"
+            base = f"artifact {self._recorded.removeprefix('artifact:')[:12]} at {name}"
             return NotFound(f"the base of the adapter {self.path}, {base}, is not there", hint)
         if HUB_ID.fullmatch(name) and not name.startswith("."):
             revision = f" --revision {self.revision}" if self.revision != REVISION else ""
@@ -166,6 +180,27 @@ class AdapterFolder:
             f"the base of the adapter {self.path} is not at {name}",
             f"put it there, or write where it lies, or its hub name, into {config}, as base_model_name_or_path",
         )
+
+    def digest(self, base: str, cache: HashCache | None = None) -> str:
+        """Hex sha256 of the adapter on a base with that digest. Raises as `model_files` does."""
+        shas = {name: file_digest(self.path / name, cache) for name in model_files(self.path)}
+        sha = adapter_digest(shas, self.config, self.made_on, base)
+        if cache is not None:
+            cache.put_folder(self.path, sha)
+        return sha
+
+
+def folder_digest(folder: Path, cache: HashCache | None = None) -> str:
+    """Hex sha256 of a model folder, of whole weights or of an adapter with its base. Raises as `model_digest` does, and
+    as `AdapterFolder.base`."""
+    adapter = AdapterFolder.of(folder)
+    return model_digest(folder, cache) if adapter is None else adapter.digest(model_digest(adapter.base, cache), cache)
+
+
+def tokenizer_folder(folder: Path) -> Path:
+    """The folder with the tokenizer of a model folder: of an adapter that brings none its base, else the same."""
+    adapter = AdapterFolder.of(folder)
+    return folder if adapter is None or has_tokenizer(os.listdir(folder)) else adapter.base
 
 
 def _whole(base: Path, adapter: Path) -> Path:

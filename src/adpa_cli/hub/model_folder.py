@@ -1,6 +1,7 @@
 """What a model folder says of itself: its shape, vocabulary, chat template, end token and context.
 
-This is the one reader of such folders. It loads no tensor: shapes are in the headers of the weight files.
+This is the one reader of such folders. It loads no tensor: shapes are in the headers of the weight files. Of an adapter
+the configuration and the weights are those of its base, and so is of the rest what it does not bring itself.
 """
 
 from __future__ import annotations
@@ -17,7 +18,9 @@ from typing import Any, TypeVar
 
 from adpa_cli.data.tokenizer import NAMED, token_text
 from adpa_cli.errors import AdpaError, DataError
+from adpa_cli.hub.adapter_folder import AdapterFolder, tokenizer_folder
 from adpa_cli.sizes import ModelSize
+from adpa_cli.store.identity import ADAPTER
 
 BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "float64": 8, "float8_e4m3fn": 1, "int8": 1}
 BESIDE = ("tokenizer*", "special_tokens_map*", "added_tokens*", "merges.txt", "vocab.*", "config.json")
@@ -27,6 +30,7 @@ TEXT_KEYS = {"vocab_size", "max_position_embeddings", "hidden_size", "num_hidden
 FETCH = "fetch or write the folder again"
 CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "max_sequence_length", "n_ctx")
 INDEX = "model.safetensors.index.json"
+GENERATION = "generation_config.json"
 NARROW = {"F16", "BF16"}
 WHOLE = ("F64", "F32", "F16", "BF16")
 """Numbers that weights are read from, as safetensors files call them."""
@@ -70,23 +74,29 @@ class ModelFolder:
     """A model folder; each of its facts is read when it is asked for the first time."""
 
     path: Path
+    adapter: AdapterFolder | None = None
 
     @staticmethod
     def of(path: Path) -> ModelFolder:
-        """The folder at a path: the same object as long as no file in it changes."""
-        with os.scandir(path) as entries:
-            files = sorted((entry.name, *_state(entry)) for entry in entries)
-        return _folder(path, tuple(files))
+        """The folder at a path: the same object as long as no file in it changes, nor in the base of an adapter."""
+        adapter = AdapterFolder.of(path)
+        files = _states(path) + (_states(adapter.base) if adapter else ())
+        return _folder(path, files)
+
+    @cached_property
+    def whole(self) -> ModelFolder:
+        """The folder with the configuration and the weights: of an adapter its base, else the same."""
+        return ModelFolder.of(self.adapter.base) if self.adapter else self
 
     @cached_property
     def raw_config(self) -> Mapping[str, Any]:
         """config.json as it stands. Raises DataError where it is no JSON object."""
-        return self._json("config.json")
+        return self.whole._json("config.json")
 
     @cached_property
     def raw_generation(self) -> Mapping[str, Any]:
         """generation_config.json as it stands; empty without one."""
-        return self._json("generation_config.json")
+        return self._json(GENERATION) or self.whole._json(GENERATION)
 
     @cached_property
     def config(self) -> Mapping[str, Any]:
@@ -100,7 +110,7 @@ class ModelFolder:
         if not isinstance(part, dict):
             return raw
         if not set(part) >= TEXT_KEYS:
-            part = {**_defaults(self.path), **part}
+            part = {**_defaults(self.whole.path), **part}
         return {**raw, **part, **{k: raw[k] for k in ("vocab_size",) if k in raw}}
 
     @property
@@ -109,9 +119,11 @@ class ModelFolder:
         return isinstance(self.raw_config.get("text_config"), dict)
 
     @property
-    def adapter_of(self) -> str:
-        """The model that an adapter in the folder was trained on, where one is there and says so; else ""."""
-        return str(self._json("adapter_config.json").get("base_model_name_or_path") or "")
+    def unused_adapter(self) -> str | None:
+        """The model that an adapter beside whole weights was trained on, "" where it does not say; None without one."""
+        if self.adapter or not (self.path / ADAPTER).is_file():
+            return None
+        return str(self._json(ADAPTER).get("base_model_name_or_path") or "")
 
     @told_by("config.json")
     def vocabulary(self) -> int:
@@ -127,6 +139,12 @@ class ModelFolder:
     def weight_bytes(self) -> int:
         """Bytes of one weight as the configuration gives its dtype."""
         return BYTES.get(str(self.config.get("dtype") or self.config.get("torch_dtype") or "bfloat16"), 2)
+
+    @cached_property
+    def texts(self) -> ModelFolder:
+        """The folder with the tokenizer: of an adapter that brings none its base, else the same."""
+        place = tokenizer_folder(self.path)
+        return self if place == self.path else ModelFolder.of(place)
 
     @cached_property
     def rows(self) -> int:
@@ -151,6 +169,8 @@ class ModelFolder:
     @told_by("tokenizer.json")
     def tokens(self) -> TokenIds | None:
         """The ids of the tokens of tokenizer.json; None for a tokenizer in another format. Raises DataError."""
+        if self.texts is not self:
+            return self.texts.tokens
         if not (self.path / "tokenizer.json").is_file():
             return None
         raw = self._json("tokenizer.json")
@@ -180,7 +200,7 @@ class ModelFolder:
     def token(self, name: str) -> str:
         """A token that the tokenizer names, such as `bos_token`; "" where it does not."""
         files = ("tokenizer_config.json", "special_tokens_map.json")
-        return next((token for file in files if (token := token_text(self._json(file).get(name)))), "")
+        return next((token for file in files if (token := token_text(self.texts._json(file).get(name)))), "")
 
     @cached_property
     def end_token(self) -> str:
@@ -225,6 +245,8 @@ class ModelFolder:
                 return name, {str(use): str(text) for use, text in named.items()}
         more = self.path / "additional_chat_templates"
         uses = {path.stem: self._text(path) for path in sorted(more.glob("*.jinja"))}
+        if not uses and self.adapter:
+            return self.whole._templates
         return (more.name, uses) if uses else ("", {})
 
     def _text(self, path: Path) -> str:
@@ -236,6 +258,8 @@ class ModelFolder:
     @told_by("config.json")
     def size(self) -> ModelSize:
         """The size of the model; `parameters` is 0 where its weights are not here. Raises AdpaError."""
+        if self.adapter:
+            return self.whole.size
         config = self.config
         hidden = int(self._first("hidden_size", "n_embd", "d_model"))
         layers = int(self._first("num_hidden_layers", "n_layer", "num_layers"))
@@ -285,6 +309,8 @@ class ModelFolder:
 
     @told_by(INDEX)
     def _tensors(self) -> Mapping[str, Any]:
+        if self.adapter:
+            return self.whole._tensors
         paths = [self.path / "model.safetensors"]
         if not paths[0].exists() and (self.path / INDEX).exists():
             paths = [self.path / name for name in sorted(set(self._json(INDEX)["weight_map"].values()))]
@@ -317,7 +343,13 @@ class ModelFolder:
 
 @functools.lru_cache(maxsize=32)
 def _folder(path: Path, files: tuple[Any, ...]) -> ModelFolder:
-    return ModelFolder(path)
+    return ModelFolder(path, AdapterFolder.of(path))
+
+
+def _states(folder: Path) -> tuple[Any, ...]:
+    """What changes with any file of a folder."""
+    with os.scandir(folder) as entries:
+        return tuple(sorted((entry.name, *_state(entry)) for entry in entries))
 
 
 def _state(entry: os.DirEntry[str]) -> tuple[int, int]:

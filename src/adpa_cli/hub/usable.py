@@ -57,8 +57,7 @@ def check_decoder(folder: ModelFolder, name: str) -> None:
 def remarks(folder: ModelFolder, name: str) -> tuple[str, ...]:
     """What is worth saying of a folder that is used."""
     said = []
-    if (folder.path / "adapter_config.json").is_file():
-        base = folder.adapter_of
+    if (base := folder.unused_adapter) is not None:
         said.append(f"{name}: the adapter beside the weights{f' (of {base})' if base else ''} is not used")
     if (weights := _layers_of_weights(folder)) > (layers := folder.size.layers):
         said.append(f"{name}: config.json says {layers} layers and the weights have {weights}: the rest is not used")

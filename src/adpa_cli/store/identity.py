@@ -35,6 +35,15 @@ _DETERMINING = (
 INDEX = "model.safetensors.index.json"
 ADAPTER = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
+ADAPTER_BASE = "adapter_base.json"
+"""What adpa writes beside an adapter: the content of its base, and how its weights were stored in training."""
+_WITHOUT_EFFECT = {
+    "base_model_name_or_path", "revision", "inference_mode", "task_type", "auto_mapping", "peft_version",
+    "lora_dropout", "init_lora_weights", "loftq_config", "eva_config", "corda_config", "lora_ga_config",
+    "megatron_config", "megatron_core", "qalora_group_size", "ensure_weight_tying",
+}  # fmt: skip
+"""What adapter_config.json says of where the base lies and of how a training began: a finished adapter computes alike.
+"""
 FROM_GGUF = (
     "name the folder that it was made from, or convert it once, in Python: "
     "transformers.AutoModelForCausalLM.from_pretrained(FOLDER, gguf_file=NAME).save_pretrained('CONVERTED')"
@@ -105,8 +114,11 @@ class HashCache:
         self._records[key] = record
         self.save()
 
-    def locate(self, sha: str) -> Path | None:
-        """A file or model folder that has this digest now (looked up, then checked), or None."""
+    def locate(self, sha: str, digest: Callable[[Path, HashCache], str] | None = None) -> Path | None:
+        """A file or model folder that has this digest now (looked up, then checked), or None.
+
+        `digest` is that of a model folder, `model_digest` unless said.
+        """
         for name in [name for name, known in self._files.items() if known[2] == sha]:
             with contextlib.suppress(OSError, NotFound, DataError):
                 if file_digest(Path(name), self) == sha:
@@ -114,7 +126,7 @@ class HashCache:
         if sha in self._folders:
             folder = Path(self._folders[sha])
             with contextlib.suppress(OSError, NotFound, DataError):
-                if model_digest(folder, self) == sha:
+                if (digest or model_digest)(folder, self) == sha:
                     return folder
         return None
 
@@ -150,12 +162,35 @@ def model_digest(folder: Path, cache: HashCache | None = None) -> str:
 
     These are the configuration, generation configuration, tokenizer, chat template and safetensors weights; a README,
     a training state or weights in other formats are not. Raises NotFound without the folder, DataError for a folder
-    that lacks one of them.
+    that lacks one of them, and for an adapter, whose digest takes that of its base (`adapter_digest`).
     """
-    sha = digest_of({name: file_digest(folder / name, cache) for name in model_files(folder)})
+    names = model_files(folder)
+    if ADAPTER in names:
+        raise DataError(f"{folder} is an adapter, no model of its own", "name the model that it was trained on")
+    sha = digest_of({name: file_digest(folder / name, cache) for name in names})
     if cache is not None:
         cache.put_folder(folder, sha)
     return sha
+
+
+def adapter_digest(
+    shas: Mapping[str, str], config: Mapping[str, Any], made_on: Mapping[str, Any], base: str
+) -> str:  # fmt: skip
+    """Hex sha256 of an adapter: over the digests of its files and that of the whole model that is its `base`.
+
+    Where the base lies moves nothing, and neither does the order in which peft wrote a set down: of adapter_config.json
+    counts what says how the matrices are applied, of adapter_base.json (`made_on`) how the base is stored.
+    """
+    said = {**config, "quantise": made_on.get("quantise")}
+    kept = {key: _unordered(value) for key, value in said.items() if value and key not in _WITHOUT_EFFECT}
+    files = {name: sha for name, sha in shas.items() if name != ADAPTER_BASE}
+    return digest_of({**files, ADAPTER: hashlib.sha256(canonical(kept)).hexdigest(), "base": base})
+
+
+def _unordered(value: Any) -> Any:
+    """A list of names or numbers in one order; anything else as it is."""
+    plain = isinstance(value, list) and {type(item) for item in value} in ({str}, {int})
+    return sorted(value) if plain else value
 
 
 def digest_of(shas: Mapping[str, str]) -> str:
@@ -188,7 +223,7 @@ def determining(names: list[str], where: str, read: Callable[[str], bytes]) -> l
         )
     if "config.json" not in names:
         raise DataError(f"{where} has no config.json, so it is no model", "name the folder that holds config.json")
-    if not _matching(names, _TOKENIZER):
+    if not has_tokenizer(names):
         raise DataError(
             f"{where} has a model but no tokenizer (tokenizer.json)",
             "copy the tokenizer files there: adpa never guesses which tokenizer a model was trained with",
@@ -201,15 +236,26 @@ def is_adapter(names: Collection[str]) -> bool:
     return ADAPTER in names and not _whole_weights(names)
 
 
+def has_tokenizer(names: Collection[str]) -> bool:
+    """Whether one of some file names is that of a tokenizer."""
+    return bool(_matching(names, _TOKENIZER))
+
+
 def adapter_config(content: bytes, where: str) -> dict[str, Any]:
     """adapter_config.json of an adapter in `where`. Raises DataError for a damaged one, NoModel for one of no LoRA."""
     config = json_object(content, f"{where}/{ADAPTER}")
     base, kind = str(config.get("base_model_name_or_path") or ""), str(config.get("peft_type") or "LORA")
-    if kind.upper() != "LORA":
+    if kind != "LORA":
         raise NoModel(
             f"{where} is a {kind} adapter of {base or 'a model that it does not name'}; of adapters only LoRA is read",
             f"merge it once, in Python: peft.AutoPeftModelForCausalLM.from_pretrained({where!r}).merge_and_unload()"
             ".save_pretrained('MERGED'), copy the tokenizer's files there, and name ./MERGED",
+        )
+    rank, alpha = config.get("r"), config.get("lora_alpha")
+    if type(rank) is not int or rank < 1 or type(alpha) not in (int, float):
+        raise DataError(
+            f"{where}/{ADAPTER} does not tell its rank and scale: r is {rank!r} and lora_alpha {alpha!r}",
+            "fetch or write the folder again",
         )
     return config
 
@@ -300,7 +346,8 @@ def _whole_weights(names: Collection[str]) -> list[str]:
 def _of_adapter(names: list[str], where: str) -> list[str]:
     if ADAPTER_WEIGHTS in names:
         wanted = _matching(names, _DETERMINING)
-        return sorted({ADAPTER, ADAPTER_WEIGHTS, *(name for name in wanted if name != "config.json")})
+        beside = {ADAPTER, ADAPTER_WEIGHTS, ADAPTER_BASE} & set(names)
+        return sorted({*beside, *(name for name in wanted if name != "config.json")})
     others = _matching(names, ["adapter_model*", "*.gguf"])
     held = f"only {', '.join(others[:3])}" if others else "no weights"
     raise NoModel(
