@@ -35,6 +35,7 @@ from adpa_cli.store.identity import (
 )
 from adpa_cli.store.store import MARKER, Store
 
+BESIDE = ADAPTER_BASE
 REVISION = "main"
 
 
