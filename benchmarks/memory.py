@@ -15,7 +15,7 @@ Measured on the CPU, each time in a new process, by a look at /proc/self/status 
 Computed: `estimate_mb` is the plan's for that capture, `estimate_row_mb` for a block of one row. A CPU passes the rows
 of such a block one by one and a card all at once, so what a layer makes of a whole block cannot be measured here.
 `capture_8b_gb` is what a capture of Llama-3.1-8B takes on a card at the default block (bar 22): its weights at the
-bytes a weight measured here, and by the plan's formula the activations, the largest weight as a product reads it, and
+bytes a weight measured here, and by the plan's formula the activations, and
 the context of the card. `estimate_8b_gb` is the plan's own figure. `held_to_estimate` is the same of weights alone, at
 the small shape.
 
@@ -48,7 +48,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.utils import logging
 
 from adpa_cli.engine.capture import aligned_pass, reference_pass
-from adpa_cli.engine.costs import frozen, scoring_memory
+from adpa_cli.engine.costs import Held, frozen, scoring_memory
 from adpa_cli.engine.layout.examples import Answer
 from adpa_cli.engine.models import body_and_head, load_checked
 from adpa_cli.families import published
@@ -152,26 +152,27 @@ def capturing(folder: Path, dtype: Dtype, tokens: int) -> dict[str, Any]:
     return {"capture_peak_mb": mb(watch.most), "capture_s": round(time.perf_counter() - start, 1)}
 
 
-def weights(size: ModelSize, held: dict[str, float], dtype: Dtype) -> float:
+def weights(size: ModelSize, held: dict[str, float], dtype: Dtype, kind: str) -> float:
     """Bytes of a model at measured bytes a weight, and of the largest weight as a product reads it."""
-    read = 4 * size.hidden * size.inner if dtype == "float16" else 0  # as float32 by a CPU; others as they are
+    read = 4 * size.hidden * size.inner if (dtype, kind) == ("float16", "cpu") else 0  # as float32; others as they are
     return held["body"] * size.body + (held["embedding"] + held["head"]) * size.head + read
 
 
 def estimate(size: ModelSize, rows: int, dtype: Dtype, kind: str) -> int:
     """Bytes that the plan says a capture of a block of rows takes."""
     given: Rows = {"chosen": [Row(LONGEST / 2, LONGEST / 2)] * rows}
-    return scoring_memory(size, given, dtype, rows * LONGEST, 1 + K, Where(kind)).device
+    return scoring_memory(size, given, Held(dtype), rows * LONGEST, 1 + K, Where(kind)).device
 
 
 def scaled(held: dict[str, dict[str, float]]) -> dict[str, Any]:
     """A capture of the large model on a card at the default block, by dtype: weights as measured, and by formula."""
     size, rows, result = published()[LARGE].size, CaptureSpec.block_tokens // LONGEST, dict[str, Any]()
     for dtype in DTYPES:
-        formula, own = estimate(size, rows, dtype, "cuda"), weights(size, held[dtype], dtype)
+        formula, own = estimate(size, rows, dtype, "cuda"), weights(size, held[dtype], dtype, "cuda")
+        estimated = frozen(size, Held(dtype), Where("cuda"))
         result[dtype] = {
-            "capture_gb": gb(formula - frozen(size, dtype) + own), "estimate_gb": gb(formula), "weights_gb": gb(own),
-            "estimated_weights_gb": gb(frozen(size, dtype)),
+            "capture_gb": gb(formula - estimated + own), "estimate_gb": gb(formula), "weights_gb": gb(own),
+            "estimated_weights_gb": gb(estimated),
         }  # fmt: skip
     return result
 
@@ -203,13 +204,14 @@ def run(tokens: int) -> dict[str, Any]:
         }
         captured = apart(Path(name), default, tokens)
     for dtype, found in loaded.items():
-        found["held_to_estimate"] = round(weights(size, found["bytes_per_weight"], dtype) / frozen(size, dtype), 4)
-    large, own = scaled({dtype: found["bytes_per_weight"] for dtype, found in loaded.items()}), loaded[default]
+        own = weights(size, found["bytes_per_weight"], dtype, "cpu")
+        found["held_to_estimate"] = round(own / frozen(size, Held(dtype), Where()), 4)
+    large, usual = scaled({dtype: found["bytes_per_weight"] for dtype, found in loaded.items()}), loaded[default]
     factor = published()[LARGE].size.head / size.head
     return {
         "capture_8b_gb": large[default]["capture_gb"], "estimate_8b_gb": large[default]["estimate_gb"],
-        "host_extra_mb": own["host_extra_mb"], "host_extra_8b_gb": gb(1e6 * factor * own["host_extra_mb"]),
-        "held_bytes_per_body_weight": round(own["bytes_per_weight"]["body"], 4), "dtype": default, **captured,
+        "host_extra_mb": usual["host_extra_mb"], "host_extra_8b_gb": gb(1e6 * factor * usual["host_extra_mb"]),
+        "held_bytes_per_body_weight": round(usual["bytes_per_weight"]["body"], 4), "dtype": default, **captured,
         "estimate_mb": mb(estimate(size, rows, default, "cpu")),
         "estimate_row_mb": mb(estimate(size, 1, default, "cpu")), "loading": loaded,
         "scaled": {"model": LARGE, "block_tokens": CaptureSpec.block_tokens, **large},

@@ -17,6 +17,8 @@ GPU_TILE_CELLS, GPU_TILE_ROWS = 2**26, 8192
 """On a GPU: 128 MiB of bfloat16 logits, for launching the work on smaller tiles takes longer than the work."""
 LOGIT_CELLS = 2**23
 """Logits that are computed at a time where whole rows of them are read, on a CPU: 32 MiB of float32."""
+GPU_LOGIT_CELLS = 8 * LOGIT_CELLS
+"""A GPU needs more rows at a time to be busy: 256 MiB of float32."""
 DRAW_TOKENS = 32768
 """Tokens of the prompts and answers, at their longest, that a training generates at once."""
 PREFILL_TOKENS = 4096
@@ -47,6 +49,15 @@ class ModelSize:
     """Bytes of tokenizer.json, which is among them."""
     stored: int = 4
     """Bytes of a weight in the folder."""
+    linear: tuple[tuple[str, int], ...] = ()
+    """Of the linear layers of its body, by the end of their names, inputs and outputs summed over all of that name;
+    empty where nobody has seen its tensors."""
+    adapter: int = 0
+    """Parameters of the low-rank matrices that it has beside these weights."""
+    quantise: str | None = None
+    """How the weights of its products are stored wherever it is read, since its adapter was trained beside them."""
+    is_fused: bool = False
+    """Whether it is loaded whole in float32, since its experts are apart in the folder and one tensor in the model."""
 
     @property
     def body(self) -> int:
@@ -86,12 +97,13 @@ class Where:
     kind: str = "cpu"
     processes: int = 1
 
-    def total(self, weights: float, work: float, rows: float) -> Memory:
-        """`weights` and `work` of one process, and the rows that each holds in Python."""
+    def total(self, weights: float, work: float, rows: float, beside: float = 0.0) -> Memory:
+        """`weights` and `work` of one process, the rows that each holds in Python, and what it has of a model in the
+        memory `beside` a card."""
         held = weights + RETAINED[self.kind] * work
         if self.kind == "cpu":
             return Memory(int(self.processes * (PYTHON + held + rows)))
-        return Memory(int(CUDA + held), int(self.processes * (PYTHON + CUDA + rows) + weights))
+        return Memory(int(CUDA + held), int(self.processes * (PYTHON + CUDA + rows + beside)))
 
 
 @dataclass(frozen=True)

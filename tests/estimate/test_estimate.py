@@ -46,9 +46,10 @@ MACHINE = Machine("cpu", "cpu", "here", memory=64 * 10**9, host_memory=64 * 10**
 FLOAT32 = "float32"
 
 
-def spec_of(batch: int = 1, dtype: str = FLOAT32, weights: str = FLOAT32) -> Any:
+def spec_of(batch: int = 1, dtype: str = FLOAT32, weights: str = FLOAT32, **more: Any) -> Any:
     """What of a training's spec its memory depends on."""
-    return SimpleNamespace(batch_size=batch, dtype=dtype, weights=weights)
+    rest = {"lora": None, "lora_targets": "all-linear", "quantise": None, **more}
+    return SimpleNamespace(batch_size=batch, dtype=dtype, weights=weights, **rest)
 
 
 # Disk.
@@ -192,7 +193,8 @@ def test_the_largest_micro_batch(tokens: int, batch: int, expected: float) -> No
 
 def test_the_logits_of_a_tile_are_bounded_and_kept_where_they_fit() -> None:
     large = replace(SMALL, vocabulary=128_256, hidden=100, parameters=10**8, tied=False)
-    assert memory.tiles(large, 10**6) == 4 * 4 * 2**23
+    assert memory.tiles(large, 10**6, Where()) == pytest.approx(4 * 2.3 * 2**23)
+    assert memory.tiles(large, 10**6, Where("cuda")) == pytest.approx(4 * 2.3 * 2**26), "a card takes more at a time"
     assert memory.head_tile(large, 10**6, "cpu") == 8 * 4096 * 2048
     assert memory.head_tile(large, 10**6, "cuda") == 4 * 2**26 + 6 * 8192 * 100
     assert memory.head_tile(large, 50, "cuda") == 4 * 50 * 128_256, "the gradient has room for the rounded weight"
@@ -205,9 +207,10 @@ def test_the_logits_of_a_tile_are_bounded_and_kept_where_they_fit() -> None:
 
 def test_scoring_holds_one_layer_of_one_block() -> None:
     rows = {"chosen": [Row(2, 2)] * 10}
-    work = 8 * (4 * 3 * 30 + 16 * 10) + 5 * 8 * 4 + 4 * 4 * 4 * 40 + 4 * (80 + 24)
+    work = 8 * (4 * 3 * 30 + 16 * 10) + 5 * 8 * 4 + 4 * 2.3 * 4 * 40 + 4 * (80 + 24)
     expected = PYTHON + 4000 + 1.4 * work + 10 * (memory.ROW_IN_PYTHON + 4 * memory.TOKEN_IN_PYTHON)
-    assert memory.scoring_memory(SMALL, rows, FLOAT32, 8, 1, Where()).device == pytest.approx(expected, abs=1)
+    found = memory.scoring_memory(SMALL, rows, memory.Held(FLOAT32), 8, 1, Where())
+    assert found.device == pytest.approx(expected, abs=1)
 
 
 def test_generating_holds_keys_and_values_of_the_rows_that_are_answered_at_once() -> None:
@@ -216,15 +219,16 @@ def test_generating_holds_keys_and_values_of_the_rows_that_are_answered_at_once(
     cache = token * 2 * (4 + 6 + 32)
     work = cache + cache / 2 + max(token * 8 + 8 * (4 * 3 * 30 + 160), 2 * 40 * 40)
     expected = PYTHON + 4000 + 1.4 * work + 2 * (memory.ROW_IN_PYTHON + 6 * memory.TOKEN_IN_PYTHON)
-    assert memory.generating_memory(SMALL, rows, FLOAT32, 100, 6, 50, Where()).device == pytest.approx(expected, abs=1)
-    many = [memory.block_of_answers(SMALL, rows * n, FLOAT32, 100, 6, 50, Where()) for n in (5, 50, 500)]
+    plain = memory.Held(FLOAT32)
+    assert memory.generating_memory(SMALL, rows, plain, 100, 6, 50, Where()).device == pytest.approx(expected, abs=1)
+    many = [memory.block_of_answers(SMALL, rows * n, plain, 100, 6, 50, Where()) for n in (5, 50, 500)]
     assert many[0] == many[1] == many[2], "ten rows at once, however many there are"
     whole, half, wide = (
-        memory.generating_memory(SMALL, rows, dtype, 100, 6, 50, Where("cuda"))
+        memory.generating_memory(SMALL, [], memory.Held(dtype), 100, 6, 50, Where("cuda"))
         for dtype in (FLOAT32, "float16", "tf32")
     )
-    assert whole.host - half.host == 2 * SMALL.body - 4 * 10 * 30, "two bytes a weight of the body, and the largest one"
-    assert wide.host == whole.host, "units for tf32 read weights of four bytes, which are made once"
+    assert whole.device - half.device == 2 * SMALL.body, "two bytes a weight of the body"
+    assert wide.device == whole.device, "units for tf32 read weights of four bytes, which are made once"
 
 
 # Time.

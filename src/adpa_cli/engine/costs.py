@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from adpa_cli.sizes import (
     DRAW_TOKENS,
+    GPU_LOGIT_CELLS,
     GPU_TILE_CELLS,
     GPU_TILE_ROWS,
     KEPT_LOGITS_BYTES,
@@ -29,9 +31,29 @@ from adpa_cli.sizes import (
 from adpa_cli.spec import Runtime
 
 SECOND_MODEL = 50_000_000  # of loading another model after the first
+QUANTISED: Mapping[str, float] = {"nf4": 0.5625, "int8": 1.002}
+"""Bytes of a quantised weight, with the scales of its block or row."""
+LAYERS_HERE = 2
+"""Layers of a model on the device whose layers wait elsewhere: one that computes, and one that comes or goes."""
 
-TILES = 4  # of whole rows of logits alive at once
+TILES, TILES_OF_DRAWS = 2.3, 5.0
+"""Whole rows of logits that are alive at once, for a top k and for ids that are drawn from the softmax."""
 ROW_IN_PYTHON, TOKEN_IN_PYTHON = 3000, 45  # bytes of a row, and of each of its tokens, in the lists that keep them
+
+
+@dataclass(frozen=True)
+class Held:
+    """How a stage has the frozen models that it reads: what their products compute in, how the weights of these are
+    stored, and where the layers wait that do not compute."""
+
+    dtype: str
+    quantise: str | None = None
+    offload: str = "none"
+
+    @classmethod
+    def by(cls, spec: Any, runtime: Runtime) -> Held:
+        """As a stage of inference has them."""
+        return cls(spec.dtype, spec.quantise, runtime.offload)
 
 
 def training_memory(model: ModelSize, rows: Rows, spec: Any, runtime: Runtime, ids: int, where: Where) -> Memory:
@@ -39,7 +61,7 @@ def training_memory(model: ModelSize, rows: Rows, spec: Any, runtime: Runtime, i
     micro = largest_micro_batch(rows, runtime.tokens_per_device, spec.batch_size)
     answers = micro * answer_share(rows)
     work = activations(model, micro, spec, runtime.recompute) + head_training(model, answers, ids, spec, where.kind)
-    return where.total(trained(model, spec, where), work, row_bytes(rows))
+    return where.total(trained(model, spec, where), work, row_bytes(rows), loading(model, spec))
 
 
 def online_memory(models: Sequence[ModelSize], rows: Rows, spec: Any, runtime: Runtime, where: Where) -> Memory:
@@ -52,18 +74,48 @@ def online_memory(models: Sequence[ModelSize], rows: Rows, spec: Any, runtime: R
     step = activations(student, micro, spec, runtime.recompute) * (1 + 1 / len(rows))
     step += head_training(student, answers, 1, spec, where.kind)
     new = spec.params["max_new_tokens"]
-    drawing = block_of_answers(student, rows["rollout"], spec.dtype, DRAW_TOKENS, new, spec.max_length, where)
+    own = Held(spec.dtype, spec.quantise)
+    drawing = block_of_answers(student, rows["rollout"], own, DRAW_TOKENS, new, spec.max_length, where)
     taught = spec.teachers_dtype or spec.dtype
-    reading = max(frozen(m, taught) + passing(m, micro, taught, where) + tiles(m, answers) for m in models)
+    reading = max(
+        frozen(m, Held(taught), where) + passing(m, micro, Held(taught), where) + tiles(m, answers, where)
+        for m in models
+    )
     left = SECOND_MODEL if where.kind == "cpu" else 0
-    return where.total(weights + left, max(step, drawing, reading), row_bytes(rows))
+    return where.total(weights + left, max(step, drawing, reading), row_bytes(rows), loading(student, spec))
 
 
 def trained(model: ModelSize, spec: Any, where: Where) -> float:
-    """Weights, gradients and two moments, copies of weights for products, and what processes sum gradients in."""
+    """Weights, gradients and two moments, copies of weights for products, and what processes sum gradients in; all that
+    of low-rank matrices only, beside frozen weights, where a training has such."""
     size = weight_bytes(spec)
     copies = 2 if spec.dtype != spec.weights else 0
-    return model.parameters * (4.0 * size + copies + (size if where.processes > 1 else 0))
+    each = 4.0 * size + copies + (size if where.processes > 1 else 0)
+    if not spec.lora:
+        return model.parameters * each
+    return frozen(replace(model, adapter=0), Held(spec.dtype, spec.quantise), where) + each * low_rank(model, spec)
+
+
+def low_rank(model: ModelSize, spec: Any) -> int:
+    """Parameters of the low-rank matrices that a training has: a rank for every input and output of a layer."""
+    named, targets = linear_layers(model), spec.lora_targets.split(",")
+    every = targets == ["all-linear"]
+    ends = {target.strip().rpartition(".")[2] for target in targets}
+    return int(spec.lora * sum(sides for name, sides in named.items() if every or name in ends))
+
+
+def linear_layers(model: ModelSize) -> Mapping[str, int]:
+    """Inputs and outputs of the linear layers of a body by name; where nobody has seen its tensors, as in a Llama."""
+    if model.linear:
+        return dict(model.linear)
+    attention = {"q_proj": model.width, "k_proj": model.keys, "v_proj": model.keys, "o_proj": model.width}
+    widths = {**attention, **dict.fromkeys(("gate_proj", "up_proj", "down_proj"), model.inner)}
+    return {name: model.layers * (model.hidden + width) for name, width in widths.items()}
+
+
+def loading(model: ModelSize, spec: Any) -> float:
+    """What a training has of a model in the memory of the host, where float32 weights are loaded first."""
+    return float(model.stored * model.head if spec.lora else 4 * model.parameters)
 
 
 def weight_bytes(spec: Any) -> int:
@@ -96,17 +148,32 @@ def activations(model: ModelSize, tokens: float, spec: Any, recompute: bool = Fa
     wide, narrow = (4.0, 4.0) if spec.dtype == "float32" else (2.0, 3.4 if spec.weights == "float32" else 2.4)
     states = 6.75 if narrow == 3.4 else 8.5  # the products behind a norm share one rounded copy of its output
     of_layer = narrow * (states * model.hidden + 2 * model.keys) + wide * 4 * model.inner
+    if spec.lora:
+        of_layer = _beside_frozen(model, spec)
     layers = model.layers * of_layer
     if recompute:
         layers = model.layers * weight_bytes(spec) * model.hidden + of_layer
     return tokens * (layers + 12 * model.hidden)
 
 
+def _beside_frozen(model: ModelSize, spec: Any) -> float:
+    """What the backward pass needs of a token in one layer whose low-rank matrices are trained."""
+    wide = 4.0 if spec.dtype == "float32" else 2.0
+    rank: int = spec.lora
+    return 24.4 * model.hidden + 2 * wide * model.keys + wide * 4 * model.inner + 7 * wide * rank
+
+
 def head_training(model: ModelSize, positions: float, ids: int, spec: Any, kind: str) -> float:
-    """A tile of logits, those kept beside the gradient, hidden states, chosen ids, and a second gradient when tied."""
-    tied = weight_bytes(spec) * model.head if model.tied else 0
+    """A tile of logits, those kept beside the gradient, hidden states, chosen ids, and a second gradient when tied.
+
+    A frozen head has no gradient: of it only the mean of its rows is kept at each position.
+    """
     chosen = positions * (12 * model.hidden + 24 * ids)
-    return head_tile(model, positions, kind) + kept_logits(model, positions) + chosen + tied
+    tile = head_tile(model, positions, kind)
+    if spec.lora:
+        return tile + chosen + 4 * positions * model.hidden
+    tied = weight_bytes(spec) * model.head if model.tied else 0
+    return tile + kept_logits(model, positions) + chosen + tied
 
 
 def kept_logits(model: ModelSize, positions: float) -> float:
@@ -125,25 +192,28 @@ def head_tile(model: ModelSize, positions: float, kind: str) -> float:
     return 4 * rows * columns + (6 * columns * model.hidden if positions > model.hidden else 0)
 
 
-def tiles(model: ModelSize, positions: float) -> float:
+def tiles(model: ModelSize, positions: float, where: Where, alive: float = TILES) -> float:
     """Whole rows of logits, and what is made of them, in a model that is read."""
-    return 4 * TILES * min(positions * model.vocabulary, LOGIT_CELLS)
+    cells = LOGIT_CELLS if where.kind == "cpu" else GPU_LOGIT_CELLS
+    return 4 * alive * min(positions * model.vocabulary, cells)
 
 
-def scoring_memory(model: ModelSize, rows: Rows, dtype: str, block_tokens: int, ids: int, where: Where) -> Memory:
+def scoring_memory(
+    model: ModelSize, rows: Rows, held: Held, block_tokens: int, ids: int, where: Where, alive: float = TILES
+) -> Memory:
     """One model over blocks of given answers, without gradient: one layer's widths, the mask, the head in tiles."""
     longest = max((row.whole for part in rows.values() for row in part), default=0.0)
     every = sum(row.whole for part in rows.values() for row in part)
     block = max(longest, min(float(block_tokens), every))
     answers = block * answer_share(rows)
-    work = passing(model, block, dtype, where) + 5 * block * longest + tiles(model, answers)
+    work = passing(model, block, held, where) + 5 * block * longest + tiles(model, answers, where, alive)
     work += answers * (8 * model.hidden + 24 * ids)
-    return where.total(frozen(model, dtype), work, row_bytes(rows))
+    return where.total(frozen(model, held, where), work, row_bytes(rows), beside(model, held))
 
 
-def passing(model: ModelSize, tokens: float, dtype: str, where: Where) -> float:
+def passing(model: ModelSize, tokens: float, held: Held, where: Where) -> float:
     """The widest moment of one layer: feed-forward, residual and states, in the dtype of the products."""
-    return tokens * (product_bytes(dtype, where) * 3 * model.inner + 4 * 4 * model.hidden)
+    return tokens * (product_bytes(held.dtype, where) * 3 * model.inner + 4 * 4 * model.hidden)
 
 
 def product_bytes(dtype: str, where: Where) -> int:
@@ -151,27 +221,50 @@ def product_bytes(dtype: str, where: Where) -> int:
     return 4 if dtype in ("float32", "tf32") or (dtype == "float16" and where.kind == "cpu") else 2
 
 
-def frozen(model: ModelSize, dtype: str) -> float:
-    """The weights of products in two bytes, an embedding that is no head as it is stored, others in float32, and the
-    largest weight as a product reads it."""
-    if dtype == "float32":
-        return 4 * model.parameters
-    largest = 2 * model.head if dtype == "bfloat16" else 4 * model.hidden * model.inner
-    embedding = 0 if model.tied else model.stored * model.head
-    return 2 * model.body + 4 * model.head + embedding + largest
+def frozen(model: ModelSize, held: Held, where: Where) -> float:
+    """The weights of products as they are held, the head in float32, an embedding that is no head as it is stored, an
+    adapter, and the largest weight as products read it, through float32 where it is of eight bits."""
+    layers, wide = products(model, held), product_bytes(held.dtype, where)
+    if held.offload == "disk" or (held.offload == "cpu" and where.kind != "cpu"):
+        layers *= min(1.0, LAYERS_HERE / max(1, model.layers))
+    is_exact = held.dtype == "float32" and not stored_in(model, held)
+    embedding = 0 if model.tied else (4 if is_exact else model.stored) * model.head
+    copies = 4 if wide == 4 and held.dtype != "float32" else 0
+    if quantise := stored_in(model, held):
+        copies += (4 if held.dtype == "float32" else 2) + (4 if quantise == "int8" else 0)
+    return layers + 4 * model.head + embedding + 4 * model.adapter + copies * model.hidden * model.inner
+
+
+def stored_in(model: ModelSize, held: Held) -> str | None:
+    """How the weights of products are quantised: as a stage says, or as an adapter was trained."""
+    return held.quantise or model.quantise
+
+
+def products(model: ModelSize, held: Held) -> float:
+    """Bytes of the weights of a body."""
+    quantise = stored_in(model, held)
+    return model.body * (QUANTISED[quantise] if quantise else 4.0 if held.dtype == "float32" else 2.0)
+
+
+def beside(model: ModelSize, held: Held) -> float:
+    """What a frozen model takes in the memory beside a card: layers that wait there, and the largest tensor while it is
+    read, or all of them where they cannot be read one by one."""
+    waiting = products(model, held) if held.offload == "cpu" else 0.0
+    return waiting + (4 * model.parameters if model.is_fused else model.stored * model.head)
 
 
 def generating_memory(
-    model: ModelSize, rows: Sequence[Row], dtype: str, block_tokens: int, new: int, longest: int, where: Where
+    model: ModelSize, rows: Sequence[Row], held: Held, block_tokens: int, new: int, longest: int, where: Where
 ) -> Memory:
-    """Drawing answers in blocks, with all weights as products read them token by token."""
-    work = block_of_answers(model, rows, dtype, block_tokens, new, longest, where)
-    weights = frozen(model, dtype if product_bytes(dtype, where) == 2 else "float32")
-    return where.total(weights, work, row_bytes({"rollout": list(rows)}))
+    """Drawing answers in blocks, with all weights that are not quantised as products read them token by token."""
+    work = block_of_answers(model, rows, held, block_tokens, new, longest, where)
+    if product_bytes(held.dtype, where) == 4 and not stored_in(model, held):
+        held = replace(held, dtype="float32")
+    return where.total(frozen(model, held, where), work, row_bytes({"rollout": list(rows)}), beside(model, held))
 
 
 def block_of_answers(
-    model: ModelSize, rows: Sequence[Row], dtype: str, block_tokens: int, new: int, longest: int, where: Where
+    model: ModelSize, rows: Sequence[Row], held: Held, block_tokens: int, new: int, longest: int, where: Where
 ) -> float:
     """The rows answered at once: keys and values of all layers, with spare columns and one layer copied into new ones;
     the prompts that are read at once; the scores of the rows."""
@@ -181,10 +274,10 @@ def block_of_answers(
     count = block / max(1.0, sum(room) / max(1, len(room)))
     prompts = count * sum(row.prompt for row in rows) / max(1, len(rows))
     read = min(block, prompts, max([PREFILL_TOKENS, *(row.prompt for row in rows)]))
-    token = 2 * model.layers * model.keys * (4 if dtype in ("float32", "tf32") else 3)
+    token = 2 * model.layers * model.keys * (4 if held.dtype in ("float32", "tf32") else 3)
     cache = token * (block + count * SPARE_COLUMNS)
     scores = count * model.vocabulary * 40
-    return cache * (1 + 1 / max(1, model.layers)) + max(token * read + passing(model, read, dtype, where), scores)
+    return cache * (1 + 1 / max(1, model.layers)) + max(token * read + passing(model, read, held, where), scores)
 
 
 def row_bytes(rows: Rows) -> float:
@@ -273,12 +366,12 @@ def scores_disk(rows: int, figures: int) -> Disk:
 
 
 def scoring_in_turn(
-    models: Sequence[ModelSize], rows: Rows, dtype: str, block_tokens: int, ids: int, where: Where
+    models: Sequence[ModelSize], rows: Rows, held: Held, block_tokens: int, ids: int, where: Where, alive: float = TILES
 ) -> Memory:
     """Of several models over the same blocks of given answers, loaded one after the other: that of the largest; on a
     CPU the room of those before is rarely given back."""
-    each = [scoring_memory(model, rows, dtype, block_tokens, ids, where) for model in models]
-    left = int(sum(SECOND_MODEL + frozen(model, dtype) for model in models[1:])) if where.kind == "cpu" else 0
+    each = [scoring_memory(model, rows, held, block_tokens, ids, where, alive) for model in models]
+    left = int(sum(SECOND_MODEL + frozen(m, held, where) for m in models[1:])) if where.kind == "cpu" else 0
     return Memory(max(m.device for m in each) + where.processes * left, max(m.host for m in each))
 
 

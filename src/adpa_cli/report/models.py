@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from adpa_cli.data.templates import Template
-from adpa_cli.engine.costs import scoring_memory, training_memory
+from adpa_cli.engine.costs import Held, scoring_memory, training_memory
 from adpa_cli.families import (
     CHAINS,
     FAMILIES,
@@ -106,7 +106,7 @@ def reading_card(size: ModelSize) -> Card:
     """What a capture of a model's signal takes, which a ready pair is only read for."""
     spec = plain_spec(CaptureSpec, CACHE_TEACHER.name, GENERIC, {}, parts=("chosen",), template="", end="")
     rows = {"chosen": [_row(spec.max_length)]}
-    memory = scoring_memory(size, rows, spec.dtype, spec.max_length, 1 + spec.top_k, CARD).device
+    memory = scoring_memory(size, rows, Held(spec.dtype), spec.max_length, 1 + spec.top_k, CARD).device
     return Card((CACHE_TEACHER.name,), memory, _smallest(memory))
 
 

@@ -21,7 +21,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeVar
 
-from adpa_cli.engine.costs import scoring_in_turn
+from adpa_cli.engine.costs import Held, scoring_in_turn
 from adpa_cli.errors import AdpaError, Stopped
 from adpa_cli.hub import External, Located
 from adpa_cli.sizes import Disk, Memory, ModelSize, Row, Rows, Where, forward_flops
@@ -82,7 +82,8 @@ def read_once_flops(node: Node, load: Load) -> float:
 
 def scoring_memory(node: Node, load: Load) -> Memory:
     """Of a stage that reads blocks of given answers with one model after the other."""
-    return scoring_in_turn(load.models, load.rows, node.spec.dtype, node.spec.block_tokens, 1, load.where)
+    held = Held.by(node.spec, load.runtime)
+    return scoring_in_turn(load.models, load.rows, held, node.spec.block_tokens, 1, load.where)
 
 
 @dataclass(frozen=True)

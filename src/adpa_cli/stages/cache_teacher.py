@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from adpa_cli.coerce import Auto, auto_target
 from adpa_cli.disk import numbered, write_json
-from adpa_cli.engine.costs import scoring_in_turn, signal_bytes_per_token, signal_disk
+from adpa_cli.engine.costs import TILES, TILES_OF_DRAWS, Held, scoring_in_turn, signal_bytes_per_token, signal_disk
 from adpa_cli.sizes import Disk, Memory, Rows
 from adpa_cli.spec import Dtype, Quantise, Truncation, make, noise_answers, quantise, truncation
 from adpa_cli.stages import Job, Lengths, Load, Monitor, Node, Stage, _noise, stop_if_asked, with_progress
@@ -425,8 +425,10 @@ def disk(node: Node, load: Load) -> Disk:
 
 def memory(node: Node, load: Load) -> Memory:
     """Of one teacher after the other over blocks of answers."""
-    spec = node.spec
-    return scoring_in_turn(load.models, load.rows, spec.dtype, spec.block_tokens, 1 + spec.top_k, load.where)
+    spec, draws = node.spec, node.spec.support == "sampled"
+    ids, alive = (spec.samples, TILES_OF_DRAWS) if draws else (spec.top_k, TILES)
+    held = Held.by(spec, load.runtime)
+    return scoring_in_turn(load.models, load.rows, held, spec.block_tokens, 1 + ids, load.where, alive)
 
 
 def what(node: Node) -> str:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from adpa_cli.disk import numbered, write_json
-from adpa_cli.engine.costs import generating_memory, rollout_disk
+from adpa_cli.engine.costs import Held, generating_memory, rollout_disk
 from adpa_cli.sizes import Disk, Memory, Row, Rows
 from adpa_cli.spec import Dtype, Quantise, Split, make, quantise
 from adpa_cli.stages import Job, Lengths, Load, Monitor, Node, Stage, stop_if_asked
@@ -141,9 +141,9 @@ def rows(node: Node, lengths: Lengths) -> Rows:
 
 def memory(node: Node, load: Load) -> Memory:
     """Of drawing answers in blocks."""
-    spec = node.spec
+    spec, held = node.spec, Held.by(node.spec, load.runtime)
     return generating_memory(
-        load.models[0], load.flat, spec.dtype, spec.block_tokens, spec.max_new_tokens, spec.max_length, load.where
+        load.models[0], load.flat, held, spec.block_tokens, spec.max_new_tokens, spec.max_length, load.where
     )
 
 

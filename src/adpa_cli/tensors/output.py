@@ -14,12 +14,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from adpa_cli.sizes import LOGIT_CELLS
+from adpa_cli.sizes import GPU_LOGIT_CELLS, LOGIT_CELLS
 from adpa_cli.tensors.sums import NEVER, distinct, folded
 from adpa_cli.tensors.tiles import spans
-
-GPU_LOGIT_CELLS = 8 * LOGIT_CELLS
-"""A GPU needs more rows at a time to be busy: 256 MiB of float32."""
 
 
 @dataclass(frozen=True)
