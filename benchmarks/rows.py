@@ -81,7 +81,8 @@ def make_model(folder: Path) -> list[str]:
         num_key_value_heads=1, max_position_embeddings=2048, tie_word_embeddings=True, eos_token_id=1, pad_token_id=0,
     )  # fmt: skip
     LlamaForCausalLM(config).save_pretrained(folder)
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<|end|>", pad_token="<|pad|>")
+    saved: Any = PreTrainedTokenizerFast
+    tokenizer = saved(tokenizer_object=core, eos_token="<|end|>", pad_token="<|pad|>")
     tokenizer.chat_template = TEMPLATE
     tokenizer.save_pretrained(folder)
     ids = core.encode(sentences(rng, words, 150 * PIECES)).ids[: PIECE * PIECES]
