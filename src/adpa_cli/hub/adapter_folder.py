@@ -121,15 +121,26 @@ class AdapterFolder:
     @property
     def local_base(self) -> Path | None:
         """Where the base lies by its name alone; None where there is nothing. Its content is not looked at."""
-        if not self.base_name:
-            return None
-        for folder in (self.path / self.base_name, Path(self.base_name)):
-            if folder.is_dir():
-                return Path(os.path.abspath(folder))
+        if (folder := self._named_folder) is not None:
+            return folder
         if not HUB_ID.fullmatch(self.base_name):
             return None
         commit = cached_commit(self.base_name, self.revision, "model")
         return snapshot(self.base_name, "model", commit) if commit else None
+
+    @property
+    def _named_folder(self) -> Path | None:
+        """The folder that the base's name is the path of, from the adapter or from the working directory; of an adapter
+        in the Hugging Face cache none, for its base is of the hub too."""
+        is_cached = self.path.parent.name == "snapshots"
+        places = (self.path / self.base_name, Path(self.base_name)) if self.base_name and not is_cached else ()
+        return next((Path(os.path.abspath(folder)) for folder in places if folder.is_dir()), None)
+
+    @property
+    def is_of_hub(self) -> bool:
+        """Whether the base is named as a model of the hub, and not by what it was in a store or in a folder."""
+        is_name = HUB_ID.fullmatch(self.base_name) is not None and not self.base_name.startswith(".")
+        return is_name and self._named_folder is None and not self._recorded.startswith("artifact:")
 
     def _is_base(self, folder: Path) -> bool:
         return not self._recorded or self._content_of(folder) == self._recorded
@@ -173,7 +184,7 @@ class AdapterFolder:
             hint = "make it again with the command that made it, or bring the whole store along: the base is in it"
             base = f"artifact {self._recorded.removeprefix('artifact:')[:12]} at {name}"
             return NotFound(f"the base of the adapter {self.path}, {base}, is not there", hint)
-        if HUB_ID.fullmatch(name) and not name.startswith("."):
+        if self.is_of_hub:
             revision = f" --revision {self.revision}" if self.revision != REVISION else ""
             hint = f"hf download {name}{revision}\n or, for a folder of yours, write its path into {config}"
             return NotFound(f"the base of the adapter {self.path}, {name}, is not on this machine", hint)

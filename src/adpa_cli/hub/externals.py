@@ -20,6 +20,7 @@ from adpa_cli.errors import NotFound, UsageError
 from adpa_cli.families import DATA_ALIASES
 from adpa_cli.hub import External, HubFile, stand_in
 from adpa_cli.hub import repository as hub
+from adpa_cli.hub.adapter_folder import AdapterFolder
 from adpa_cli.hub.model_folder import ModelFolder
 from adpa_cli.hub.repository import Access, Closed
 from adpa_cli.hub.usable import CHECKED, check_model
@@ -91,16 +92,44 @@ class Externals:
         return self._model(path, f"tiny base {side}", f"{BUILTIN}{side}")
 
     def _model(self, path: Path, label: str, name: str) -> External:
+        adapter = AdapterFolder.of(path) if path.is_dir() else None
+        if adapter is not None:
+            return self._adapter(adapter, label, name)
         digest = model_digest(path, self.store.hash_cache)
         size = sum((path / file).stat().st_size for file in model_files(path))
         return self._usable(External(f"model:{digest}", label, (str(path.resolve()),), {"name": name}, size))
+
+    def _adapter(self, adapter: AdapterFolder, label: str, name: str) -> External:
+        """An adapter folder; a base of the hub is fetched like any model of it."""
+        base = self._base_of(adapter)
+        if not base.is_open:
+            return stand_in("model", name)
+        sha = adapter.digest(base.content.partition(":")[2], self.store.hash_cache)
+        size = base.size + sum((adapter.path / file).stat().st_size for file in model_files(adapter.path))
+        facts = {"name": name, "base": dict(base.facts)}
+        where = (str(adapter.path.resolve()),)
+        return self._usable(External(f"model:{sha}", label, where, facts, size, base.download, base.files))
+
+    def _base_of(self, adapter: AdapterFolder) -> External:
+        """The model that an adapter folder was trained on; what stands in for one of the hub that is closed to us."""
+        if not adapter.is_of_hub:
+            return self.folder(adapter.base)
+        try:
+            base = hub.base_model(adapter.base_name, adapter.revision, str(adapter.path), self.store.hash_cache)
+        except Closed as why:
+            self._note(adapter.base_name, why)
+            return stand_in("model", adapter.base_name)
+        self._note(adapter.base_name, None)
+        return self._usable(base)
 
     def _usable(self, model: External) -> External:
         """A model that can be used; what that says of a content is found once, since vocabularies take a second."""
         key = f"usable/{CHECKED}/{model.content}"
         if self.store.hash_cache.recall(key) is None:
-            check_model(ModelFolder.of(Path(model.where[0])), model.label)
-            self.store.hash_cache.remember(key, True)
+            folder = ModelFolder.of(Path(model.where[0]))
+            check_model(folder, model.label)
+            if not (folder.adapter and model.download):  # its matrices are compared with weights that are here
+                self.store.hash_cache.remember(key, True)
         return model
 
     def base(self, name: str) -> External:

@@ -18,6 +18,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from adpa_cli.data.sources import (
+    HUB_ID,
     PATTERNS,
     README,
     Ask,
@@ -29,11 +30,23 @@ from adpa_cli.data.sources import (
     readme_in,
     source_files,
 )
-from adpa_cli.disk import is_disk_full
+from adpa_cli.disk import is_disk_full, write_atomic
 from adpa_cli.errors import AdpaError, Corrupt, DataError, NotFound
 from adpa_cli.hub import External, HubFile, Kind
 from adpa_cli.sizes import size_words
-from adpa_cli.store.identity import HashCache, NoModel, determining, digest_of, file_digest, model_digest, model_files
+from adpa_cli.store.identity import (
+    ADAPTER,
+    ADAPTER_BASE,
+    HashCache,
+    NoModel,
+    adapter_config,
+    adapter_digest,
+    determining,
+    digest_of,
+    file_digest,
+    json_object,
+    model_files,
+)
 
 LOG_IN = "hf auth login, then accept the licence on the model's page"
 WEIGHTS = ".safetensors"
@@ -179,7 +192,10 @@ def commit_of(name: str, revision: str | None, kind: Kind) -> str:
 
 
 def model(name: str, commit: str, cache: HashCache) -> External:
-    """A hub model at a commit, by the digest that the folder would have. Raises Closed, DataError, Corrupt."""
+    """A hub model at a commit, by the digest that the folder would have; an adapter comes with its base.
+
+    Raises Closed, DataError, Corrupt.
+    """
     said = _said(name, "model", commit, cache)
     if said is None:
         files = _local_model(name, commit, cache)
@@ -190,10 +206,44 @@ def model(name: str, commit: str, cache: HashCache) -> External:
         for small in (file for file in wanted if not file.endswith(WEIGHTS) and not os.path.exists(here / file)):
             _get(name, "model", commit, small)
         files = _hashed(name, "model", commit, said["files"], wanted, cache)
-    facts = {"name": name, "commit": commit}
-    content = f"model:{digest_of({file.name: file.sha for file in files})}"
-    where = (str(snapshot(name, "model", commit)),)
-    return External(content, f"{name}@{commit[:4]}", where, facts, *sizes(files), files)
+    facts: dict[str, Any] = {"name": name, "commit": commit}
+    shas = {file.name: file.sha for file in files}
+    sha, place = digest_of(shas), snapshot(name, "model", commit)
+    if ADAPTER in shas:
+        read = {file.name: file.path.read_bytes() for file in files if file.name in (ADAPTER, ADAPTER_BASE)}
+        config = adapter_config(read[ADAPTER], f"{name}@{commit[:8]}")
+        made_on = json_object(read.get(ADAPTER_BASE, b"{}"), f"{name}@{commit[:8]}/{ADAPTER_BASE}")
+        base = base_model(str(config.get("base_model_name_or_path") or ""), config.get("revision"), name, cache)
+        sha = adapter_digest(shas, config, made_on, base.content.partition(":")[2])
+        facts["base"], files = dict(base.facts), (*files, *base.files)
+    return External(f"model:{sha}", f"{name}@{commit[:4]}", (str(place),), facts, *sizes(files), files)
+
+
+def base_model(base: str, revision: str | None, adapter: str, cache: HashCache) -> External:
+    """The model of the hub that an adapter was trained on: at the commit that its revision has in the Hugging Face
+    cache, where the adapter's reader looks for it, else at the one that the hub says, which is noted there.
+
+    Raises as `model` does, and DataError for a base that is no hub name, or an adapter itself.
+    """
+    if not HUB_ID.fullmatch(base):
+        raise DataError(
+            f"{adapter} is an adapter of {base or 'a model that it does not name'}, which is no model of the hub",
+            "fetch the adapter (hf download NAME --local-dir DIR), write where its base lies into "
+            f"DIR/{ADAPTER} as base_model_name_or_path, and name ./DIR",
+        )
+    said = revision or "main"
+    commit = cached_commit(base, said, "model")
+    if commit is None:
+        commit = commit_of(base, revision, "model")
+        if not COMMIT.fullmatch(said):
+            write_atomic(_cached(base, "model") / "refs" / said, commit.encode())
+    found = model(base, commit, cache)
+    if any(file.name == ADAPTER for file in found.files):
+        raise DataError(
+            f"{adapter} is an adapter of {base}, which is an adapter itself",
+            f"merge the two once: adpa export {base} MERGED; then write MERGED into a copy of {adapter}",
+        )
+    return found
 
 
 def data_files(source: Source, commit: str, cache: HashCache) -> tuple[tuple[HubFile, ...], list[str], list[str]]:
@@ -265,7 +315,7 @@ def fetch(files: Sequence[HubFile], cache: HashCache, note: Callable[[str], None
                     f"{file.name} of {repo} is not what the hub announced: its sha256 is not {file.sha[:12]}…",
                     f"delete {file.path.resolve()} and {file.path}, then repeat the command; it is fetched again",
                 )
-        if own and own[0].kind == "model":
+        if own[0].kind == "model" and not any(file.name == ADAPTER for file in own):
             cache.put_folder(own[0].path.parent, digest_of({file.name: file.sha for file in own}))
 
 
@@ -329,7 +379,6 @@ def _local_model(name: str, commit: str, cache: HashCache) -> tuple[HubFile, ...
     """A model that is whole in the Hugging Face cache, when nobody can say what belongs to it."""
     folder = snapshot(name, "model", commit)
     try:
-        model_digest(folder, cache)
         listed = {file: [(folder / file).stat().st_size, ""] for file in model_files(folder)}
     except NoModel:
         raise

@@ -21,6 +21,7 @@ from adpa_cli.errors import AdpaError, NotFound, UsageError
 from adpa_cli.families import Alias, Family, ReadyPair, alias_of_base, family_of_base, generic
 from adpa_cli.hub import External, HubFile, Kind, Located
 from adpa_cli.hub import repository as hub
+from adpa_cli.hub.adapter_folder import AdapterFolder, folder_digest, tokenizer_folder
 from adpa_cli.hub.model_folder import ModelFolder
 from adpa_cli.planning.chat_templates import NO_CHOICE, TemplateChoice, template_in
 from adpa_cli.planning.resolve_inputs import Names
@@ -131,8 +132,10 @@ def start_of(model: Made, store: Store) -> Input | None:
     content = str(model.manifest.inputs["model"])
     facts = model.manifest.sources.get(content, {})
     if facts.get("commit"):
-        return hub.model(str(facts["name"]), str(facts["commit"]), store.hash_cache)
-    if folder := model_in_folder(content, facts, store):
+        found = hub.model(str(facts["name"]), str(facts["commit"]), store.hash_cache)
+        if found.content == content:  # of an adapter the base may be at another commit by now
+            return found
+    elif folder := model_in_folder(content, facts, store):
         return folder
     raise NotFound(
         f"{model.label} was trained from a model that is not in this store", "name it with --reference MODEL"
@@ -141,7 +144,7 @@ def start_of(model: Made, store: Store) -> Input | None:
 
 def model_in_folder(content: str, facts: Mapping[str, Any], store: Store) -> External | None:
     """A recorded model from outside, in a folder of this machine that was hashed before; None where there is none."""
-    folder = store.hash_cache.locate(content.removeprefix("model:"))
+    folder = store.hash_cache.locate(content.removeprefix("model:"), folder_digest)
     return External(content, folder.name, (str(folder),), facts) if folder is not None else None
 
 
@@ -204,7 +207,7 @@ def vocabulary_problem(student: Input, teacher: Input, store: Store) -> AdpaErro
     models = [_lowest(item, store) for item in (student, teacher)]
     if not all(model.is_open for model in models if isinstance(model, External)):
         return None
-    folders = [folder_of(model, store) for model in models]
+    folders = [tokenizer_folder(folder_of(model, store)) for model in models]
     files = [folder / TOKENIZER for folder in folders]
     if all(path.is_file() for path in files):
         first, second = (file_digest(path, store.hash_cache) for path in files)
