@@ -28,7 +28,7 @@ from adpa_cli.sizes import (
     Where,
     forward_flops,
 )
-from adpa_cli.spec import Runtime
+from adpa_cli.spec import ALL_LINEAR, Runtime
 
 SECOND_MODEL = 50_000_000  # of loading another model after the first
 QUANTISED: Mapping[str, float] = {"nf4": 0.5625, "int8": 1.002}
@@ -93,15 +93,23 @@ def trained(model: ModelSize, spec: Any, where: Where) -> float:
     each = 4.0 * size + copies + (size if where.processes > 1 else 0)
     if not spec.lora:
         return model.parameters * each
-    return frozen(replace(model, adapter=0), Held(spec.dtype, spec.quantise), where) + each * low_rank(model, spec)
+    base = frozen(replace(model, adapter=0), Held(spec.dtype, spec.quantise), where)
+    return base + each * trained_part(model, spec).parameters
 
 
-def low_rank(model: ModelSize, spec: Any) -> int:
-    """Parameters of the low-rank matrices that a training has: a rank for every input and output of a layer."""
-    named, targets = linear_layers(model), spec.lora_targets.split(",")
-    every = targets == ["all-linear"]
-    ends = {target.strip().rpartition(".")[2] for target in targets}
-    return int(spec.lora * sum(sides for name, sides in named.items() if every or name in ends))
+def trained_part(model: ModelSize, spec: Any) -> ModelSize:
+    """What of a model a training changes and saves: all of it, or the low-rank matrices beside it."""
+    if not spec.lora:
+        return model
+    layers = len(linear_layers(model)) * model.layers
+    return replace(model, parameters=low_rank(model, spec.lora, spec.lora_targets), tensors=2 * layers)
+
+
+def low_rank(model: ModelSize, rank: int, targets: str = ALL_LINEAR) -> int:
+    """Parameters of low-rank matrices beside the layers with certain ends of names: a rank for every input and output
+    of a layer."""
+    ends = {target.strip().rpartition(".")[2] for target in targets.split(",")}
+    return rank * sum(n for name, n in linear_layers(model).items() if targets == ALL_LINEAR or name in ends)
 
 
 def linear_layers(model: ModelSize) -> Mapping[str, int]:
@@ -379,9 +387,9 @@ REACHED: Mapping[str, float] = {"training": 0.35, "scoring": 0.35, "generating":
 """Share of a product's speed that each kind of work reached with models of 12 M parameters on a CPU."""
 
 
-def training_flops(model: ModelSize, rows: Rows, passes: float) -> float:
-    """Operations of a forward and a backward pass over all parts, `passes` times."""
-    return 3 * passes * sum(forward_flops(model, part) for part in rows.values())
+def training_flops(model: ModelSize, rows: Rows, passes: float, is_frozen: bool = False) -> float:
+    """Operations of a forward and a backward pass over all parts, `passes` times; frozen weights have no gradient."""
+    return (2 if is_frozen else 3) * passes * sum(forward_flops(model, part) for part in rows.values())
 
 
 def online_flops(models: Sequence[ModelSize], rows: Sequence[Row], passes: float, drawn: float) -> float:

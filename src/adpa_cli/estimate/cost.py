@@ -11,21 +11,24 @@ import contextlib
 import itertools
 import json
 import os
+import re
 import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from adpa_cli import stages
 from adpa_cli.disk import write_atomic
-from adpa_cli.engine.costs import REACHED, answer_share, training_disk
+from adpa_cli.engine.costs import REACHED, answer_share, low_rank, trained_part, training_disk
 from adpa_cli.engine.training.schedule import whole_steps
 from adpa_cli.errors import AdpaError
 from adpa_cli.estimate.row_lengths import RowLengths
+from adpa_cli.hub.adapter_folder import AdapterFolder
+from adpa_cli.hub.model_folder import ModelFolder
 from adpa_cli.machine import Machine
-from adpa_cli.planning.lineage import model_in_folder, model_size
-from adpa_cli.sizes import Disk, Memory, Row, Rows, Where
+from adpa_cli.planning.lineage import folder_of, model_in_folder, model_size
+from adpa_cli.sizes import Disk, Memory, ModelSize, Row, Rows, Where
 from adpa_cli.spec import Runtime
 from adpa_cli.stages import DECODER_ROLES, MODEL_ROLES, Artifact, Input, Load, Node, Stage
 from adpa_cli.store.manifest import Manifest
@@ -77,18 +80,46 @@ def cost_of(node: Node, store: Store, runtime: Runtime, machine: Machine, clock:
     stage = node.declared
     where = Where(machine.kind, 1 if stage.one_process else runtime.processes)
     try:
-        models = tuple(model_size(item, store) for role, item in node.flat_inputs() if role in MODEL_ROLES)
+        models = tuple(with_adapter(item, store) for role, item in node.flat_inputs() if role in MODEL_ROLES)
     except CANNOT_TELL:
         return Cost(node)
     rows, is_read = planned_rows(node, store, runtime)
     load = Load(rows, models, runtime, where)
-    memory, trained = stage.memory(node, load), models[0].parameters if stage.kind == "training" else 0
+    memory, changed = stage.memory(node, load), trained_part(models[0], node.spec) if stage.kind == "training" else None
+    trained = changed.parameters if changed else 0
     if not is_read:
-        steps = min(node.spec.max_steps or UNREAD_STEPS, UNREAD_STEPS) if trained else 0
-        disk = training_disk(models[0], steps, 1) if trained else None
+        disk = training_disk(changed, min(node.spec.max_steps or UNREAD_STEPS, UNREAD_STEPS), 1) if changed else None
         return Cost(node, None, disk, memory, trained=trained, load=load)
     seconds = clock.seconds(stage.kind, stage.flops(node, load), answer_share(rows), where.processes, node.spec.dtype)
     return Cost(node, None, stage.disk(node, load), memory, seconds, load.count, trained, load)
+
+
+LAYER = re.compile(r"\.\d+\.(.*\.)?(\w+)\.weight")
+"""Names of what belongs to a layer, with the end of that of the module."""
+EXPERT = re.compile(r"\.experts\.\d+\.")
+
+
+def with_adapter(item: Input, store: Store) -> ModelSize:
+    """The size of a model, built or not, with the layers that low-rank matrices can be beside and those that are.
+
+    Raises as `model_size` does, and as an adapter whose base is not here.
+    """
+    folder = folder_of(item, store)
+    shapes = ModelFolder.of(folder).shapes
+    sides: dict[str, int] = {}
+    for name, shape in shapes.items():
+        if len(shape) == 2 and not EXPERT.search(name) and (layer := LAYER.search(name)):
+            sides[layer[2]] = sides.get(layer[2], 0) + sum(shape)
+    size = replace(model_size(item, store), linear=tuple(sides.items()), is_fused=any(map(EXPERT.search, shapes)))
+    if isinstance(item, Node) and store.get(item.label) is None:
+        spec = item.spec
+        own = low_rank(size, spec.lora, spec.lora_targets) if spec.lora else 0
+        return replace(size, adapter=own, quantise=spec.quantise)
+    adapter = AdapterFolder.of(folder)
+    if adapter is None:
+        return size
+    own = low_rank(size, adapter.rank, ",".join(adapter.targets))
+    return replace(size, adapter=own, quantise=adapter.quantise)
 
 
 def planned_rows(node: Node, store: Store, runtime: Runtime) -> tuple[Rows, bool]:
@@ -182,7 +213,7 @@ def _flops_of(manifest: Manifest, stage: Stage, store: Store, share: float) -> f
         rows = int(metrics["examples"])
         steps = whole_steps(rows, spec["epochs"], spec["batch_size"], spec["max_steps"])
         passes = float(min(steps * spec["batch_size"] / rows, spec["epochs"]))
-        return 6 * float(metrics["parameters"]) * tokens * passes
+        return 2 * (2 if spec.get("lora") else 3) * float(metrics["parameters"]) * tokens * passes
     total = 0.0
     for role in DECODER_ROLES:
         content = manifest.inputs.get(role)

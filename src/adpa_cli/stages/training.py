@@ -403,9 +403,8 @@ def disk(node: Node, load: Load) -> Disk:
     is_looked_at = spec.keep == "all" or spec.select == "best"
     points = len(schedule.evaluation_steps(count, spec.batch_size, steps)) if is_looked_at else 0
     every_steps = load.runtime.checkpoint_steps or schedule.half_epoch(count, spec.batch_size)
-    return costs.training_disk(
-        load.models[0], steps, every_steps, points, spec.keep == "all", critic=is_online(spec)
-    )  # fmt: skip
+    saved = costs.trained_part(load.models[0], spec)
+    return costs.training_disk(saved, steps, every_steps, points, spec.keep == "all", critic=is_online(spec))
 
 
 def memory(node: Node, load: Load) -> Memory:
@@ -428,7 +427,7 @@ def flops(node: Node, load: Load) -> float:
     if not count:
         return 0.0
     passes = float(min(steps_of(count, spec) * spec.batch_size / count, spec.epochs * again))
-    operations = costs.training_flops(load.models[0], read, passes)
+    operations = costs.training_flops(load.models[0], read, passes, is_frozen=spec.lora is not None)
     if is_online(spec):
         operations += costs.online_flops(load.models, read["rollout"], passes, passes / again)
     return operations
