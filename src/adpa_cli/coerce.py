@@ -17,7 +17,7 @@ Auto = typing.NewType("Auto", str)
 STEPS = ("precision", "pair_precision")
 """Settings that are a quantisation step wherever they are a number."""
 POSITIVE = {"lr", "epochs", "batch_size", "max_length", "max_steps", "limit", "top_k",
-            "max_new_tokens", "block_tokens", "clip", "bootstrap", "top_p"}  # fmt: skip
+            "max_new_tokens", "block_tokens", "clip", "bootstrap", "top_p", "lora_alpha"}  # fmt: skip
 RANGES: dict[str, tuple[float, float]] = {
     "seed": (0, 2**63 - 1), "warmup_ratio": (0, 1), "weight_decay": (0, 1000), "adam_beta1": (0, 0.999999),
     "adam_beta2": (0, 0.999999), "temperature": (0, 1000), "top_p": (0, 1), "pair_precision": (0, 16),

@@ -20,6 +20,8 @@ Dtype = Literal["float32", "tf32", "bfloat16", "float16"]
 """What a model computes in: the numbers that its products read and write. A training takes the first or the third."""
 Quantise = Literal["nf4", "int8"]
 """How bitsandbytes stores the weights of a frozen model's products: in four bits, or in eight."""
+ALL_LINEAR = "all-linear"
+"""Every linear layer of a model but its head, as layers that get low-rank matrices."""
 Split = Literal["train", "test"]
 Truncation = Literal["answer", "pair"]
 """How a pair is cut that is longer than `max_length`: once, by its longer answer, or each answer with its prompt."""
@@ -95,7 +97,7 @@ class TrainSpec:
     """The rank of the low-rank matrices that are trained beside frozen weights; None where the weights are trained."""
     lora_alpha: float | None = field(default=None, metadata={"neutral": None})
     """What their product is scaled by, times the rank; None for twice the rank."""
-    lora_targets: str = field(default="all-linear", metadata={"neutral": "all-linear"})
+    lora_targets: str = field(default=ALL_LINEAR, metadata={"neutral": ALL_LINEAR})
     """The layers that get them, by the ends of their names, such as q_proj,v_proj; or every linear layer but the head.
     """
     quantise: Quantise | None = quantise()
@@ -106,6 +108,16 @@ class TrainSpec:
         matrices are made says nothing where there are none."""
         states = {"states"} if self.source("rollout") == "rollout" else set()
         return states if self.lora else {*states, "lora_alpha", "lora_targets"}
+
+    @property
+    def rank(self) -> int:
+        """That of the low-rank matrices; 0 where the weights are trained."""
+        return self.lora or 0
+
+    @property
+    def alpha(self) -> float:
+        """What the product of the low-rank matrices is scaled by, times the rank."""
+        return self.lora_alpha or 2.0 * self.rank
 
     def source(self, part: str) -> str:
         """The part of the data, or "rollout", that a part of the method's batch is read from."""
