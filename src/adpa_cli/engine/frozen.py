@@ -12,7 +12,7 @@ Tensors are read one by one, straight onto the device, where the file names them
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -27,9 +27,10 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from adpa_cli.engine.arithmetic import EXPANDED, HELD_IN
+from adpa_cli.engine.quantised import QuantisedLinear, quantise_layers
 from adpa_cli.errors import AdpaError
 from adpa_cli.hub.model_folder import ModelFolder
-from adpa_cli.spec import Dtype
+from adpa_cli.spec import Dtype, Quantise
 from adpa_cli.tensors.rounding import stochastic
 
 PRODUCTS = (nn.Linear, Conv1D, nn.Conv1d)
@@ -68,11 +69,12 @@ def held_places(body: nn.Module, dtype: Dtype) -> Iterator[Place]:
     """The weights, and the biases, of the products of a body, as far as they are held for products in `dtype`.
 
     Under bfloat16 these are the ones that autocast rounds too, so that a frozen model computes what a training does; it
-    leaves experts and routers to the model. Otherwise they are theirs too.
+    leaves experts and routers to the model. Otherwise they are theirs too. A weight that is stored in fewer bits is not
+    among them.
     """
     for name, module in body.named_modules():
         for attribute, weight in module._parameters.items():
-            if weight is None:
+            if weight is None or (isinstance(module, QuantisedLinear) and attribute == "weight"):
                 continue
             if isinstance(module, PRODUCTS) or (dtype != "bfloat16" and _is_own(module, attribute, weight)):
                 yield Place(module, attribute, f"{name}.{attribute}")
@@ -111,6 +113,13 @@ def _unfused(weight: Tensor, out: Tensor, key: str) -> Iterator[tuple[str, Tenso
             yield f"{path}.{expert}.{name}.weight", part, copy
 
 
+def kept_bytes(place: Place, dtype: Dtype) -> int:
+    """Bytes of what a model for products in `dtype` keeps at a place."""
+    if isinstance(place.module, QuantisedLinear) and place.attribute == "weight":
+        return place.module.stored_bytes
+    return place.tensor.numel() * (NARROW if place.key and dtype != "float32" else 4)
+
+
 @torch.no_grad()
 def hold(body: nn.Module, dtype: Dtype) -> None:
     """Hold the weights of a body's products, which are loaded, in two bytes."""
@@ -145,25 +154,31 @@ class Skeleton:
 
     @classmethod
     def of(
-        cls, make: Callable[[], Any], body_of: Callable[[Any], nn.Module], folder: Path, dtype: Dtype
-    ) -> Skeleton | None:
-        """The model that `make` builds, to be held for products in `dtype`; None where the folder does not name its
-        tensors as the model does, and transformers has to load it."""
+        cls, make: Callable[[], Any], body_of: Callable[[Any], nn.Module], folder: Path, dtype: Dtype,
+        quantise: Quantise | None = None, new: Set[str] = frozenset(),
+    ) -> Skeleton | None:  # fmt: skip
+        """The model that `make` builds, to be held for products in `dtype`, its linear layers as `quantise` says; None
+        where the folder does not name its tensors as the model does, and transformers has to load it. Tensors that
+        may be `new` are 0 where the folder lacks them."""
         with init_empty_weights(include_buffers=False):
             model = make()
+        if quantise:
+            quantise_layers(body_of(model), model.config.get_text_config(), quantise, dtype)
         own = _places(model, body_of(model), dtype)
         tied = set(model.all_tied_weights_keys)
         shapes = ModelFolder.of(folder).shapes
         found = {name: full for name in shapes for full in _spellings(name, model.base_model_prefix) if full in own}
         lacking = {name for name, place in own.items() if isinstance(place.tensor, nn.Parameter)} - set(found.values())
         alike = all(tuple(own[full].tensor.shape) == shapes[name] for name, full in found.items())
-        if not alike or lacking != tied or len(set(found.values())) < len(found):
+        for name in lacking & new:
+            own[name].put(torch.zeros(own[name].tensor.shape))
+        if not alike or lacking - new != tied or len(set(found.values())) < len(found):
             return None
         return cls(model, folder, {name: own[full] for name, full in found.items()})
 
     @torch.no_grad()
     def fill(self, names: Iterable[str], dtype: Dtype, device: str) -> None:
-        """Read some tensors of the file onto a device, those of products as they are held, others in float32.
+        """Read some tensors of the file onto a device, those of products as they are held or stored, others in float32.
 
         Raises AdpaError for values that are not finite, or out of range.
         """
@@ -174,8 +189,13 @@ class Skeleton:
                     tensor = opened.get_tensor(name).to(device)
                     if tensor.is_floating_point():
                         check_finite(tensor, name, self.folder)
-                        tensor = self._as_kept(self.places[name], tensor, dtype)
-                    self.places[name].put(tensor)
+                    self._keep(self.places[name], tensor, name, dtype)
+
+    def _keep(self, place: Place, tensor: Tensor, name: str, dtype: Dtype) -> None:
+        if isinstance(place.module, QuantisedLinear) and place.attribute == "weight":
+            place.module.store(tensor, name)
+        else:
+            place.put(self._as_kept(place, tensor, dtype) if tensor.is_floating_point() else tensor)
 
     def _as_kept(self, place: Place, tensor: Tensor, dtype: Dtype) -> Tensor:
         """A tensor of the file as the model keeps it. An embedding that is no head stays as it is: looking up is no
