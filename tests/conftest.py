@@ -19,6 +19,13 @@ def pytest_configure() -> None:
         signal.signal(getattr(signal, name), signal.default_int_handler if name == "SIGINT" else signal.SIG_DFL)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Tables of rows are kept in the folder of the test run, for all of its processes."""
+    base = tmp_path_factory.getbasetemp()
+    os.environ["ADPA_CACHE"] = str((base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "cache")
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """A folder `shared/data` beside the repository or beside one of its parents; tests that need it skip without."""

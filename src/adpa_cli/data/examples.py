@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 Row = Mapping[str, Any]
 HELD_OUT_SHARE = 20  # one prompt in twenty
@@ -151,16 +155,10 @@ def prompt_key(item: Pair | Dialogue) -> str:
     return sha256(plain(item.messages[: first + 1]))
 
 
-def held_out_keys(keys: Iterable[str]) -> frozenset[str]:
+def held_out_keys(keys: NDArray[np.uint64]) -> NDArray[np.uint64]:
     """Keys of the prompts held out: 5 %, at most 500, at least one of two; the smallest, whatever the order of rows."""
-    prompts = sorted(set(keys))
+    import numpy as np
+
+    prompts = np.unique(keys)
     count = min(HELD_OUT_MOST, max(len(prompts) // HELD_OUT_SHARE, 1), max(len(prompts) - 1, 0))
-    return frozenset(prompts[:count])
-
-
-def hold_out(items: Sequence[Item]) -> tuple[list[Item], list[Item]]:
-    """(train, test): split by prompt, never by row; all rows of a prompt are on one side."""
-    keys = [prompt_key(item) for item in items]
-    held = held_out_keys(keys)
-    keyed = list(zip(items, keys, strict=True))
-    return [item for item, key in keyed if key not in held], [item for item, key in keyed if key in held]
+    return prompts[:count]

@@ -1,43 +1,30 @@
-"""Load preference pairs and dialogues of any source: checked whole, split by prompt, with what was left out counted."""
+"""Preference pairs and dialogues of any source: checked whole, split by prompt, with what was left out counted."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import PurePosixPath
-from typing import Any, Generic, Literal
+from typing import TYPE_CHECKING, Any, Generic
 
-from adpa_cli.data.columns import Unread, UnreadColumns, shown_names, unused_words
-from adpa_cli.data.examples import (
-    Dialogue,
-    Item,
-    Message,
-    Pair,
-    Passed,
-    Problem,
-    Prompt,
-    Row,
-    as_dialogue,
-    dialogue_of,
-    held_out_keys,
-    make_dialogue,
-    make_pair,
-    prompt_key,
-    trimmed,
-)
+from adpa_cli.data.columns import Unread, shown_names, unused_words
+from adpa_cli.data.examples import Dialogue, Item, Message, Pair, Prompt, dialogue_of, held_out_keys
 from adpa_cli.data.files import KNOWN
+from adpa_cli.data.items import SHOWN_PROBLEMS, TEXT, FileItems, Items, Purpose, item_of, read_items
 from adpa_cli.data.rendering import refusal
-from adpa_cli.data.shapes import DIALOGUES, PAIRS, Prepare, Recorded, Sides, detect
-from adpa_cli.data.sources import Source, has_test, holds_data, left_out, not_chosen, parts, read_part
-from adpa_cli.data.unknown import unknown_shape
+from adpa_cli.data.sources import Source, has_test, holds_data, left_out, not_chosen, parts
+from adpa_cli.data.tables import Table, table, watched
 from adpa_cli.errors import DataError
 
-__all__ = ["DataSet", "Dialogue", "Loaded", "Message", "Pair", "Prompt", "check_unused", "load_dialogues", "load_pairs"]
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
-SHOWN_PROBLEMS = 5
-Purpose = Literal["pairs", "dialogues"]
+__all__ = [
+    "DataSet", "Dialogue", "Loaded", "Message", "Pair", "Prompt", "Purpose", "check_unused", "load_dialogues",
+    "load_pairs",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -48,7 +35,7 @@ class Loaded(Generic[Item]):
     `left_out` the files of a folder or hub data set that no split names or that are of no kind that is read.
     """
 
-    items: tuple[Item, ...]
+    items: Items[Item]
     shape: str
     notes: tuple[str, ...] = ()
     dropped: Mapping[str, int] = field(default_factory=dict)
@@ -104,24 +91,6 @@ def load_dialogues(
     return DataSet(sources, "dialogues", skip_bad_rows, template).dialogues(split, limit)
 
 
-@dataclass(frozen=True)
-class FileItems:
-    """The sound items of one file and the name of its shape; how many rows it has, the first problems, how many rows
-    were unusable or hold no example, by kind; remarks with the number of rows that each is about; what nothing read;
-    all columns, and whether they are read."""
-
-    name: str
-    items: tuple[Pair | Dialogue, ...]
-    shape: str
-    rows: int
-    problems: tuple[str, ...]
-    bad: Counter[str]
-    passed: Counter[str]
-    remarks: Counter[str]
-    unread: tuple[Unread, ...]
-    columns: Mapping[str, bool]
-
-
 class DataSet:
     """Some sources, read for one purpose: each file once, for both sides and every limit.
 
@@ -135,28 +104,30 @@ class DataSet:
         self.skip_bad_rows = skip_bad_rows
         self._files: dict[tuple[int, str], FileItems] = {}
         self._sides: dict[str, Loaded[Any]] = {}
-        self._keys: dict[int, str] = {}
+        self._refusals: dict[int, Table] = {}
 
     def pairs(self, split: str, limit: int | None = None) -> Loaded[Pair]:
         """The pairs of one side; see `load_pairs`."""
-        return self._limited(split, limit, lambda item: item)
+        return self._limited(split, limit)
 
     def dialogues(self, split: str, limit: int | None = None) -> Loaded[Dialogue]:
         """The dialogues of one side; see `load_dialogues`."""
-        return self._limited(split, limit, as_dialogue)
+        return self._limited(split, limit)
 
-    def _limited(self, split: str, limit: int | None, form: Callable[[Any], Item]) -> Loaded[Item]:
+    def _limited(self, split: str, limit: int | None) -> Loaded[Any]:
         if split not in self._sides:
-            self._sides[split] = self._side(split, form)
+            self._sides[split] = self._side(split)
         side = self._sides[split]
         return replace(side, items=side.items[:limit])
 
-    def _side(self, side: str, form: Callable[[Any], Item]) -> Loaded[Item]:
+    def _side(self, side: str) -> Loaded[Any]:
         """What one side of all sources holds.
 
         A source named with a test split serves the test side only, and then nothing is held out of the others; a folder
         with a test split keeps its own; the remaining sources are split together, so that no prompt is on both sides.
         """
+        import numpy as np
+
         if side not in ("train", "test"):
             raise DataError(f"data have no side {side!r}", "it is train or test")
         named = any(source.names_test for source in self.sources)
@@ -177,16 +148,19 @@ class DataSet:
         files = [self._checked(file) for _, file in read]
         if not self.skip_bad_rows:
             _check(files, self.purpose)
-        pool = [self._key(item) for whole, file in read if not whole for item in file.items]
-        held = held_out_keys(pool)
+        pool = [file.items.values("key") for whole, file in read if not whole]
+        held = held_out_keys(np.concatenate(pool)) if pool else np.zeros(0, np.uint64)
         notes = [f"no test split: {len(held)} prompt{'s' * (len(held) != 1)} held out by hash"] if pool else []
-        chosen = (
-            form(item)
-            for whole, file in read
-            for item in file.items
-            if (whole or (self._key(item) in held) == (side == "test")) and not self._refusal(item)
-        )
-        loaded = _without_repetitions(chosen, files, notes, self.purpose)
+        chosen: list[NDArray[np.bool_]] = []
+        for whole, file in read:
+            of_side = np.ones(len(file.items), bool)
+            if not whole:
+                of_side = np.isin(file.items.values("key"), held) == (side == "test")
+            if refused := self._refused(file):
+                of_side[refused.values("place")] = False
+            chosen.append(of_side)
+        items: Items[Any] = Items([file.items for file in files], np.flatnonzero(np.concatenate(chosen)))
+        loaded = _without_repetitions(items, files, notes, self.purpose)
         unread = tuple(each for file in files for each in file.unread)
         said = [*loaded.notes, *unused_words(unread), *left_out_words(unnamed)]
         said += [f"not chosen: {shown_names(others)} (name one to use it)"] if others else []
@@ -199,84 +173,44 @@ class DataSet:
             self._files[key] = read_items(part, self.purpose)
         return self._files[key]
 
-    def _refusal(self, item: Pair | Dialogue) -> str:
-        """Why the chat template refuses the turns of an item; "" where it takes them."""
-        return refusal(self.template, dialogue_of(item)) if self.template else ""
+    def _refused(self, file: FileItems) -> Table | None:
+        """The items of a file whose turns the chat template refuses; None without one, and where it takes all.
+
+        The items stay where they are, for they are split with the others.
+        """
+        if self.template and id(file) not in self._refusals:
+            self._refusals[id(file)] = refused_items(file, self.template)
+        refused = self._refusals.get(id(file))
+        return refused if refused is not None and len(refused) else None
 
     def _checked(self, file: FileItems) -> FileItems:
-        """A file with what the chat template refuses of it among its problems; its items stay, for they are split."""
-        refused = [(item, why) for item in file.items if (why := self._refusal(item))]
-        if not refused:
+        """A file with what the chat template refuses of it among its problems."""
+        if (refused := self._refused(file)) is None:
             return file
-        problems = [f"{file.name} row {item.row}: {why}" for item, why in refused[:SHOWN_PROBLEMS]]
         bad = file.bad + Counter({"refused by the chat template": len(refused)})
-        return replace(file, problems=(*file.problems, *problems), bad=bad)
-
-    def _key(self, item: Pair | Dialogue) -> str:
-        """The key of an item's prompt, hashed once."""
-        key = self._keys.get(id(item))
-        if key is None:
-            key = self._keys[id(item)] = prompt_key(item)
-        return key
+        return replace(file, problems=(*file.problems, *refused.about["problems"]), bad=bad)
 
 
-def read_items(part: Source, purpose: Purpose) -> FileItems:
-    """All sound items of one file; its problems are for whoever uses them. Raises DataError for an unknown shape."""
-    rows = list(read_part(part))
-    sample: dict[str, Any] = {}
-    for _, row in rows:
-        sample.update((name, value) for name, value in row.items() if value is not None and name not in sample)
-    remarks: Counter[str] = Counter()
-    shape, make, prepare = _maker(part, sample, purpose, remarks)
-    items: list[Pair | Dialogue] = []
-    problems: list[str] = []
-    bad: Counter[str] = Counter()
-    passed: Counter[str] = Counter()
-    unread = UnreadColumns(part.text)
-    for number, prepared in prepare(rows, remarks):
-        row = Recorded(prepared)
-        try:
-            items.append(make(row, number))
-            unread.add(row, items[-1])
-        except Passed as reason:
-            passed[reason.kind] += 1
-        except Problem as problem:
-            bad[problem.kind] += 1
-            if len(problems) < SHOWN_PROBLEMS:
-                problems.append(f"{part.text} row {number}, {problem.field}: {problem.content} ({problem.fix})")
-    columns = {name: name in unread.read for _, row in rows for name in row}
-    return FileItems(
-        part.text, tuple(items), shape, len(rows), tuple(problems), bad, passed, remarks, unread.all(), columns
-    )  # fmt: skip
+def refused_items(file: FileItems, template: str) -> Table:
+    """The places of the items of a file whose turns a chat template refuses, and the first problems in words."""
+    import pyarrow as pa
 
+    schema = pa.schema([("place", pa.int64())])
 
-TRIMMED = "dialogues lost turns before the first question or after the last answer"
+    def fill(add: Any) -> dict[str, Any]:
+        places: list[int] = []
+        problems: list[str] = []
+        every = (values for batch in file.items.batches() for values in batch.records(None, TEXT))
+        for place, values in enumerate(watched(every, f"checking the turns of {file.name}", len(file.items))):
+            item = item_of(*values)
+            if why := refusal(template, dialogue_of(item)):
+                places.append(place)
+                problems += [f"{file.name} row {item.row}: {why}"] * (len(problems) < SHOWN_PROBLEMS)
+        add(pa.record_batch([pa.array(places, pa.int64())], schema=schema))
+        return {"problems": problems}
 
-
-def _maker(
-    part: Source, sample: Row, purpose: Purpose, remarks: Counter[str]
-) -> tuple[str, Callable[[Row, int], Pair | Dialogue], Prepare]:
-    """The shape of rows with these columns, what makes an item of one, and what is done to them before.
-
-    Preference data make pairs for either purpose. Dialogues that are trimmed are counted in `remarks`.
-    """
-    if purpose == "dialogues" and (turns := detect(DIALOGUES, sample)):
-        return turns.name, partial(_dialogue, turns.read, remarks), turns.prepare
-    if sides := detect(PAIRS, sample):
-        return sides.name, partial(_pair, sides.read), sides.prepare
-    raise unknown_shape(part, sample, purpose)
-
-
-def _dialogue(read: Callable[[Row], Prompt], remarks: Counter[str], row: Row, number: int) -> Dialogue:
-    messages = read(row)
-    kept = trimmed(messages)
-    dialogue = make_dialogue(kept, number)
-    remarks[TRIMMED] += kept != messages
-    return dialogue
-
-
-def _pair(read: Callable[[Row], Sides], row: Row, number: int) -> Pair:
-    return make_pair(*read(row), number)
+    made_from = file.made_from and ["refused", file.made_from, template]
+    return table("refused", made_from, schema, fill)
 
 
 def left_out_words(files: Sequence[str]) -> list[str]:
@@ -302,14 +236,15 @@ def _check(files: Sequence[FileItems], purpose: Purpose) -> None:
 
 
 def _without_repetitions(
-    items: Iterable[Item], files: Sequence[FileItems], notes: list[str], purpose: Purpose
+    given: Items[Item], files: Sequence[FileItems], notes: list[str], purpose: Purpose
 ) -> Loaded[Item]:
     """The items of one side, each id once, so that an id is a key; DataError when none are left."""
-    given = list(items)
-    unique = {item.id: item for item in reversed(given)}
-    kept = [item for item in given if unique[item.id] is item]
+    import numpy as np
+
+    firsts = np.unique(given.values("id"), return_index=True)[1]
+    kept = given if len(firsts) == len(given) else given.at(given.places[np.sort(firsts)])
     dropped = {**_total(file.bad for file in files), **_total(file.passed for file in files)}
-    if not kept:
+    if not len(kept):
         rows = sum(file.rows for file in files)
         raise DataError(f"no {purpose} left of {rows} rows{_counts(dropped)}", "look at them with: adpa data SOURCE")
     if len(given) > len(kept):
@@ -317,7 +252,7 @@ def _without_repetitions(
     notes += [_counted(count, words) for words, count in _total(file.remarks for file in files).items() if count]
     if dropped:
         notes.append("left out" + _counts(dropped))
-    return Loaded(tuple(kept), " + ".join(dict.fromkeys(file.shape for file in files)), tuple(notes), dropped)
+    return Loaded(kept, " + ".join(dict.fromkeys(file.shape for file in files)), tuple(notes), dropped)
 
 
 def _total(counts: Iterable[Counter[str]]) -> Counter[str]:

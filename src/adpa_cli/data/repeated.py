@@ -19,19 +19,25 @@ def cut_repeated(
 ) -> Callable[[Iterable[Numbered], Counter[str]], Iterator[Numbered]]:
     """Rows without the prompt at the beginning of the answers in `fields`, where each of these repeats it whole.
 
-    A short prompt counts as repeated only where most rows repeat theirs: "Hi" may well be answered by "Hi there".
+    A short prompt counts as repeated only where most rows repeat theirs: "Hi" may well be answered by "Hi there". The
+    rows are walked through twice.
     """
     where = "both answers" if len(fields) > 1 else "the answer"
 
     def prepare(rows: Iterable[Numbered], remarks: Counter[str]) -> Iterator[Numbered]:
-        listed = list(rows)
-        found = [_repeated(row, fields, prompt_of) for _, row in listed]
-        is_usual = 2 * sum(len(repeating) == len(fields) for _, repeating in found) > len(listed)
+        count, whole, alone = 0, 0, Counter[str]()
+        for _, row in rows:
+            repeating = _repeated(row, fields, prompt_of)[1]
+            count += 1
+            whole += len(repeating) == len(fields)
+            alone.update(repeating if len(repeating) < len(fields) else ())
+        is_usual = 2 * whole > count
         for field in fields:
-            alone = sum(repeating == [field] for _, repeating in found) if len(fields) > 1 else 0
-            if 2 * alone > len(listed):
-                remarks[f"rows had the prompt repeated at the beginning of {field} alone, where it stayed"] = alone
-        for (number, row), (prompt, repeating) in zip(listed, found, strict=True):
+            if 2 * alone[field] > count:
+                said = f"rows had the prompt repeated at the beginning of {field} alone, where it stayed"
+                remarks[said] = alone[field]
+        for number, row in rows:
+            prompt, repeating = _repeated(row, fields, prompt_of)
             if len(repeating) == len(fields) and (is_usual or len(prompt.split()) >= SURE_WORDS):
                 remarks[f"rows had the prompt repeated at the beginning of {where}, where it was cut"] += 1
                 yield number, {**row, **{field: _without(row[field], field, prompt) for field in fields}}

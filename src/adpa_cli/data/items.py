@@ -1,0 +1,281 @@
+"""The pairs or dialogues of a data file as one mapped table, and sequences that make them when they are asked for.
+
+A file is read in passes, a row at a time: one sees which columns hold something, the next makes the items, checks them
+and writes them down. Nothing keeps the rows but the table.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING, Any, Generic, Literal, overload
+
+from adpa_cli.data.columns import Unread, UnreadColumns
+from adpa_cli.data.examples import (
+    Dialogue,
+    Item,
+    Message,
+    Pair,
+    Passed,
+    Problem,
+    Prompt,
+    Row,
+    as_dialogue,
+    make_dialogue,
+    make_pair,
+    plain,
+    prompt_key,
+    trimmed,
+)
+from adpa_cli.data.repeated import Numbered
+from adpa_cli.data.shapes import DIALOGUES, PAIRS, Prepare, Recorded, Sides, detect
+from adpa_cli.data.sources import Source, read_part
+from adpa_cli.data.tables import BATCH, Table, code_digest, table, watched
+from adpa_cli.data.unknown import unknown_shape
+from adpa_cli.errors import DataError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+SHOWN_PROBLEMS = 5
+Purpose = Literal["pairs", "dialogues"]
+TRIMMED = "dialogues lost turns before the first question or after the last answer"
+TICK, COARSE_TICK = 0.02, 2.0
+"""Seconds in which the clock of a file system moves on, and of one that counts whole seconds."""
+TEXT = ("id", "row", "turns", "chosen", "rejected")
+
+
+def schema() -> Any:
+    """The columns of a table of items.
+
+    `id` and `key` are the first 64 bits of the hashes of an item and of its prompt; `turns` is JSON; `chosen` and
+    `rejected` are null in a dialogue. The rest are sizes: `asked` bytes in `asking` turns that ask, `said` bytes in
+    `saying` answers; of a pair these are its prompt and its chosen answer, beside `refused` bytes of the other.
+    """
+    import pyarrow as pa
+
+    numbers = [(name, pa.uint64()) for name in ("id", "key")]
+    sizes = [(name, pa.int64()) for name in ("row", "asked", "asking", "said", "saying", "refused")]
+    return pa.schema([*numbers, *sizes, *((name, pa.large_string()) for name in ("turns", "chosen", "rejected"))])
+
+
+def record(item: Pair | Dialogue, key: str) -> tuple[Any, ...]:
+    """An item as a row of a table, its values in the order of the columns."""
+    turns = item.prompt if isinstance(item, Pair) else item.messages
+    text = json.dumps(plain(turns), ensure_ascii=False, separators=(",", ":"))
+    head = (int(item.id, 16), int(key[:16], 16), item.row)
+    if isinstance(item, Pair):
+        sizes = (_bytes(turns), len(turns), len(item.chosen.encode()), 1, len(item.rejected.encode()))
+        return (*head, *sizes, text, item.chosen, item.rejected)
+    said = [turn for turn in turns if turn.role == "assistant"]
+    asked = _bytes(turns) - _bytes(said)
+    return (*head, asked, len(turns) - len(said), _bytes(said), len(said), 0, text, None, None)
+
+
+def _bytes(turns: Sequence[Message]) -> int:
+    return sum(len(turn.content.encode()) for turn in turns)
+
+
+def item_of(id_: int, row: int, turns: str, chosen: str | None, rejected: str | None) -> Any:
+    """An item from the columns TEXT of its row."""
+    messages = tuple(Message(*turn) for turn in json.loads(turns))
+    if chosen is None or rejected is None:
+        return Dialogue(f"{id_:016x}", messages, row)
+    return Pair(f"{id_:016x}", messages, chosen, rejected, row)
+
+
+class Items(Sequence[Item], Generic[Item]):
+    """Some items of some tables, each made when it is asked for; `places` numbers the rows of all tables in turn."""
+
+    def __init__(self, tables: Sequence[Table], places: NDArray[np.int64]) -> None:
+        self.tables, self.places = tuple(tables), places
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    @overload
+    def __getitem__(self, number: int) -> Item: ...
+    @overload
+    def __getitem__(self, number: slice) -> Items[Item]: ...
+    def __getitem__(self, number: int | slice) -> Item | Items[Item]:
+        if isinstance(number, slice):
+            return self.at(self.places[number])
+        (item,) = self.at(self.places[[number]])
+        return item
+
+    def at(self, places: NDArray[np.int64]) -> Items[Item]:
+        """Those at some places of the tables."""
+        return Items(self.tables, places)
+
+    def __iter__(self) -> Iterator[Item]:
+        return (item_of(*values) for values in self.records(TEXT))
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Sequence) or len(other) != len(self):
+            return False
+        return all(one == two for one, two in zip(self, other, strict=True))
+
+    __hash__ = None  # type: ignore[assignment]  # as of a list
+
+    def records(self, columns: Sequence[str]) -> Iterator[tuple[Any, ...]]:
+        """The values of some columns of each."""
+        import numpy as np
+
+        starts = np.cumsum([0, *map(len, self.tables)])
+        for start in range(0, len(self), BATCH):
+            places = self.places[start : start + BATCH]
+            owners = np.searchsorted(starts, places, "right") - 1
+            edges = [0, *(np.flatnonzero(np.diff(owners)) + 1), len(places)]
+            for low, high in itertools.pairwise(edges):
+                owner = int(owners[low])
+                yield from self.tables[owner].records(places[low:high] - starts[owner], columns)
+
+    def values(self, column: str) -> NDArray[Any]:
+        """[n] of a column of numbers."""
+        import numpy as np
+
+        return np.concatenate([held.values(column) for held in self.tables])[self.places]
+
+
+@dataclass(frozen=True)
+class FileItems:
+    """The sound items of one file and the name of its shape; how many rows it has, the first problems, how many rows
+    were unusable or hold no example, by kind; remarks with the number of rows that each is about; what nothing read;
+    all columns, and whether they are read. `made_from` names the table of the items; None for rows that have no file.
+    """
+
+    name: str
+    items: Table
+    made_from: Any
+    shape: str
+    rows: int
+    problems: tuple[str, ...]
+    bad: Counter[str]
+    passed: Counter[str]
+    remarks: Counter[str]
+    unread: tuple[Unread, ...]
+    columns: Mapping[str, bool]
+
+
+def read_items(part: Source, purpose: Purpose) -> FileItems:
+    """All sound items of one file, as it was read first; its problems are for whoever uses them.
+
+    Raises DataError for an unknown shape, and for a file that changes meanwhile.
+    """
+    facts = facts_of(part)
+    made_from = facts and ["items", purpose, part.text, facts, code_digest()]
+    made = table("items", made_from, schema(), lambda add: _fill(part, purpose, add))
+    if facts != facts_of(part):
+        raise DataError(f"{part.text} changed while it was read", "wait until it is written, then repeat the command")
+    about = made.about
+    bad, passed, remarks = (Counter(about[name]) for name in ("bad", "passed", "remarks"))
+    unread = tuple(Unread(**each) for each in about["unread"])
+    return FileItems(
+        part.text, made, made_from, about["shape"], about["rows"], tuple(about["problems"]), bad, passed, remarks,
+        unread, about["columns"],
+    )  # fmt: skip
+
+
+def facts_of(part: Source) -> list[Any] | None:
+    """What tells the content of a file from any other: its place, size, times and inode. None for rows without a file.
+
+    Waits until the clock has moved on since a file was written, which may else change again without another time.
+    """
+    if part.path is None or not part.path.is_file():
+        return None
+    written = os.stat(part.path).st_ctime_ns
+    tick = COARSE_TICK if written % 10**9 == 0 else TICK
+    time.sleep(min(tick, max(0.0, tick - (time.time() - written / 1e9))))
+    stat = os.stat(part.path)
+    return [str(part.path.resolve()), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
+
+
+class Rows:
+    """All rows of one file, read again each time that they are walked through."""
+
+    def __init__(self, part: Source) -> None:
+        self.part = replace(part, rows=part.rows()) if callable(part.rows) else part
+        self.count = 0
+
+    def __iter__(self) -> Iterator[Numbered]:
+        return watched(read_part(self.part), f"reading {self.part.text}", self.count)
+
+
+def _fill(part: Source, purpose: Purpose, add: Callable[[Any], None]) -> Mapping[str, Any]:
+    """Write the items of a file down; what else is to be known of it."""
+    rows, sample, names = Rows(part), dict[str, Any](), dict[str, None]()
+    for _, row in rows:
+        rows.count += 1
+        if row.keys() - sample.keys():
+            names.update(dict.fromkeys(row))
+            sample.update((name, value) for name, value in row.items() if value is not None and name not in sample)
+    remarks: Counter[str] = Counter()
+    shape, make, prepare = _maker(part, sample, purpose, remarks)
+    problems: list[str] = []
+    bad: Counter[str] = Counter()
+    passed: Counter[str] = Counter()
+    unread = UnreadColumns(part.text)
+    kept: list[tuple[Any, ...]] = []
+    for number, prepared in prepare(rows, remarks):
+        recorded = Recorded(prepared)
+        try:
+            item = make(recorded, number)
+            kept.append(record(item if purpose == "pairs" else as_dialogue(item), prompt_key(item)))
+            unread.add(recorded, item)
+        except Passed as reason:
+            passed[reason.kind] += 1
+        except Problem as problem:
+            bad[problem.kind] += 1
+            if len(problems) < SHOWN_PROBLEMS:
+                problems.append(f"{part.text} row {number}, {problem.field}: {problem.content} ({problem.fix})")
+        if len(kept) == BATCH:
+            add(record_batch(kept))
+            kept.clear()
+    add(record_batch(kept))
+    return {
+        "shape": shape, "rows": rows.count, "problems": problems, "bad": bad, "passed": passed, "remarks": remarks,
+        "unread": [asdict(each) for each in unread.all()], "columns": {name: name in unread.read for name in names},
+    }  # fmt: skip
+
+
+def record_batch(rows: Sequence[tuple[Any, ...]]) -> Any:
+    """Rows of a table of items as Arrow."""
+    import pyarrow as pa
+
+    columns = zip(*rows, strict=True) if rows else [()] * len(schema())
+    return pa.record_batch(
+        [pa.array(values, field.type) for values, field in zip(columns, schema(), strict=True)], schema=schema()
+    )
+
+
+def _maker(
+    part: Source, sample: Row, purpose: Purpose, remarks: Counter[str]
+) -> tuple[str, Callable[[Row, int], Pair | Dialogue], Prepare]:
+    """The shape of rows with these columns, what makes an item of one, and what is done to them before.
+
+    Preference data make pairs for either purpose. Dialogues that are trimmed are counted in `remarks`.
+    """
+    if purpose == "dialogues" and (turns := detect(DIALOGUES, sample)):
+        return turns.name, partial(_dialogue, turns.read, remarks), turns.prepare
+    if sides := detect(PAIRS, sample):
+        return sides.name, partial(_pair, sides.read), sides.prepare
+    raise unknown_shape(part, sample, purpose)
+
+
+def _dialogue(read: Callable[[Row], Prompt], remarks: Counter[str], row: Row, number: int) -> Dialogue:
+    messages = read(row)
+    kept = trimmed(messages)
+    dialogue = make_dialogue(kept, number)
+    remarks[TRIMMED] += kept != messages
+    return dialogue
+
+
+def _pair(read: Callable[[Row], Sides], row: Row, number: int) -> Pair:
+    return make_pair(*read(row), number)

@@ -1,0 +1,291 @@
+"""Rows as memory-mapped Arrow tables in a disposable cache: each table is made once, and no process holds its rows.
+
+A table is a folder in the cache, with `rows.arrow` and `about.json`, whose name is the hash of all that it was made
+from: it is never stale, and may be deleted at any time, for a reader keeps what it has mapped. It appears by a rename,
+so that nobody sees half of one. Where the cache cannot be written, and for rows that nothing names, a table is made in
+a temporary folder that is gone as soon as it is mapped.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import functools
+import hashlib
+import itertools
+import json
+import os
+import shutil
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextvars import ContextVar
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from adpa_cli.disk import is_disk_full, sync_file
+from adpa_cli.errors import AdpaError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+T = TypeVar("T")
+ROWS, ABOUT = "rows.arrow", "about.json"
+BATCH = 1024
+"""Rows that are written, and read, at a time."""
+OPEN_BATCHES = 64
+"""Batches of a table whose addresses are remembered; their rows are in the file."""
+UNUSED_DAYS = 30
+"""Tables that nobody opened for so long go when another one is made."""
+Watch = Callable[[str, int, int], None]
+"""Told what is being done, how many rows are, and of how many (0 where nobody knows). It may raise Stopped."""
+WATCH: ContextVar[Watch] = ContextVar("watch", default=lambda what, done, of: None)
+Fill = Callable[[Callable[[Any], None]], Mapping[str, Any]]
+"""Given what adds a record batch to a table; returns what else is to be known of it, as JSON."""
+
+
+def watched(items: Iterable[T], what: str, of: int = 0) -> Iterator[T]:
+    """The items, with a word to whoever watches after every BATCH of them."""
+    tell, last = WATCH.get(), 0
+    for last, item in enumerate(items, 1):
+        yield item
+        if last % BATCH == 0:
+            tell(what, last, of)
+    tell(what, last, last)
+
+
+def cache_folder() -> Path:
+    """Where tables are kept: $ADPA_CACHE, else a folder of ours in the user's caches."""
+    caches = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(os.path.expanduser(os.environ.get("ADPA_CACHE") or f"{caches}/adpa"))
+
+
+@functools.cache
+def code_digest(*modules: str) -> str:
+    """sha256 of what decides what is in a table: the source of this folder, of some other files, and two libraries."""
+    digest = hashlib.sha256(" ".join(map(metadata.version, ("jinja2", "tokenizers"))).encode())
+    for path in (*sorted(Path(__file__).parent.glob("*.py")), *map(Path, modules)):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+class Table:
+    """The rows of one table, mapped. Numbers and lists of numbers are views of the file. Safe in several threads."""
+
+    def __init__(self, folder: Path) -> None:
+        import numpy as np
+        import pyarrow as pa
+
+        self.about: dict[str, Any] = json.loads((folder / ABOUT).read_bytes())
+        self.starts: NDArray[np.int64] = np.array(self.about.pop("starts"), dtype=np.int64)
+        self._reader = pa.ipc.open_file(pa.memory_map(str(folder / ROWS)))
+        if self._reader.num_record_batches != len(self.starts) - 1:
+            raise ValueError(f"{folder}: batches are missing")
+        self._lock = threading.Lock()
+        self._batch = functools.lru_cache(OPEN_BATCHES)(self._open)
+
+    def __len__(self) -> int:
+        return int(self.starts[-1])
+
+    def _open(self, number: int) -> Batch:
+        with self._lock:
+            return Batch(self._reader.get_batch(number))
+
+    def place(self, row: int) -> tuple[Batch, int]:
+        """The batch that a row is in, and its number there."""
+        if not 0 <= row < len(self):
+            raise IndexError(row)
+        number = int(self.starts.searchsorted(row, "right")) - 1
+        return self._batch(number), row - int(self.starts[number])
+
+    def batches(self) -> Iterator[Batch]:
+        """All of them, in their order."""
+        return map(self._batch, range(len(self.starts) - 1))
+
+    def values(self, column: str) -> NDArray[Any]:
+        """[rows] of a column of numbers, or of bytes of one size."""
+        return _joined([batch.values(column) for batch in self.batches()])
+
+    def lengths(self, column: str) -> NDArray[np.int32]:
+        """[rows] int32 of the lists in a column."""
+        import numpy as np
+
+        return _joined([np.diff(batch.offsets(column)).astype(np.int32) for batch in self.batches()])
+
+    def records(self, rows: NDArray[np.int64], columns: Sequence[str]) -> Iterator[tuple[Any, ...]]:
+        """The values of some columns in some rows, which are quickest where they ascend."""
+        import numpy as np
+
+        numbers = self.starts.searchsorted(rows, "right") - 1
+        edges = [0, *(np.flatnonzero(np.diff(numbers)) + 1), len(rows)]
+        for start, stop in itertools.pairwise(edges):
+            if start < stop:
+                number = int(numbers[start])
+                batch = self._batch(number)
+                yield from batch.records(rows[start:stop] - self.starts[number], columns)
+
+
+def _joined(parts: Sequence[NDArray[Any]]) -> NDArray[Any]:
+    import numpy as np
+
+    return np.concatenate(parts) if parts else np.zeros(0, dtype=np.int64)
+
+
+class Batch:
+    """Some consecutive rows of a table: columns by name, as views of the file."""
+
+    def __init__(self, batch: Any) -> None:
+        self._columns = dict(zip(batch.schema.names, batch.columns, strict=True))
+        self._views: dict[str, NDArray[Any]] = {}
+
+    def values(self, column: str) -> NDArray[Any]:
+        """[rows] of a column of numbers, or of bytes of one size."""
+        import numpy as np
+        import pyarrow as pa
+
+        if column not in self._views:
+            held = self._columns[column]
+            if pa.types.is_fixed_size_binary(held.type):
+                width = held.type.byte_width
+                self._views[column] = np.frombuffer(held.buffers()[1], f"V{width}", len(held), held.offset * width)
+            else:
+                self._views[column] = held.to_numpy(zero_copy_only=not pa.types.is_boolean(held.type))
+        return self._views[column]
+
+    def offsets(self, column: str) -> NDArray[Any]:
+        """[rows + 1] where the lists of a column begin and end."""
+        name = f"{column} offsets"
+        if name not in self._views:
+            self._views[name] = self._columns[column].offsets.to_numpy()
+        return self._views[name]
+
+    def list(self, column: str, row: int) -> NDArray[Any]:
+        """The list in one row, as a view."""
+        name = f"{column} items"
+        if name not in self._views:
+            self._views[name] = self._columns[column].values.to_numpy()
+        offsets = self.offsets(column)
+        return self._views[name][offsets[row] : offsets[row + 1]]
+
+    def cell(self, column: str, row: int) -> Any:
+        """The value in one row."""
+        return self._columns[column][row].as_py()
+
+    def records(self, rows: NDArray[np.int64] | None, columns: Sequence[str]) -> Iterator[tuple[Any, ...]]:
+        """The values of some columns in some rows, or in all."""
+        import pyarrow as pa
+
+        held = [self._columns[column] for column in columns]
+        if rows is not None and len(rows) < 4:
+            yield from (tuple(column[row].as_py() for column in held) for row in rows.tolist())
+            return
+        if rows is not None:
+            held = [column.take(pa.array(rows)) for column in held]
+        yield from zip(*(column.to_pylist() for column in held), strict=True)
+
+
+def table(kind: str, made_from: Any, schema: Any, fill: Fill) -> Table:
+    """The table that was made from so and so (JSON; None where nothing names it): it is made where there is none.
+
+    Another process that makes it already is waited for. Raises AdpaError where the disk is full.
+    """
+    if made_from is None:
+        return _unnamed(schema, fill)
+    text = json.dumps(made_from, sort_keys=True)
+    place = cache_folder() / kind / hashlib.sha256(text.encode()).hexdigest()[:32]
+    if found := _found(place):
+        return found
+    if not _may_hold(place.parent):
+        return _unnamed(schema, fill)
+    with _alone(place), tempfile.TemporaryDirectory(prefix=f".{place.name}-", dir=place.parent) as private:
+        return _found(place) or _made(Path(private) / "table", schema, fill, place)
+
+
+def _may_hold(folder: Path) -> bool:
+    """Whether tables can be kept in a folder, which is made where it can be."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return False
+    return os.access(folder, os.W_OK | os.X_OK)
+
+
+def _unnamed(schema: Any, fill: Fill) -> Table:
+    with tempfile.TemporaryDirectory(prefix="adpa-rows-") as private:
+        return _made(Path(private) / "table", schema, fill)
+
+
+def _found(place: Path) -> Table | None:
+    """A finished table; None where there is none, and where it is damaged, as after a crash of the machine."""
+    import pyarrow as pa
+
+    try:
+        found = Table(place)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, pa.ArrowException):
+        shutil.rmtree(place, ignore_errors=True)
+        return None
+    with contextlib.suppress(OSError):
+        os.utime(place)
+    return found
+
+
+def _made(folder: Path, schema: Any, fill: Fill, place: Path | None = None) -> Table:
+    """A new table, written to a private folder, which then becomes `place`."""
+    import pyarrow as pa
+
+    starts = [0]
+    try:
+        folder.mkdir()
+        with (folder / ROWS).open("wb") as file, pa.ipc.new_file(file, schema) as out:
+
+            def add(batch: Any) -> None:
+                if len(batch):
+                    out.write_batch(batch)
+                    starts.append(starts[-1] + len(batch))
+
+            about = fill(add)
+        (folder / ABOUT).write_text(json.dumps({**about, "starts": starts}), encoding="utf-8")
+        for name in (ROWS, ABOUT) if place else ():
+            sync_file(folder / name)
+    except Exception as error:
+        if is_disk_full(error):
+            raise AdpaError(
+                f"the disk of {folder.parent} is full: the rows of the data do not fit there as a table",
+                "free some space (adpa gc), or keep such tables on another disk: export ADPA_CACHE=DIR",
+            ) from error
+        raise
+    made = Table(folder)
+    if place is not None:
+        with contextlib.suppress(OSError):  # where it is by now, without locks
+            os.rename(folder, place)
+            _remove_unused(place.parent)
+    return made
+
+
+@contextlib.contextmanager
+def _alone(place: Path) -> Iterator[None]:
+    """Alone among the processes that make one table, where the file system has locks; else each makes its own."""
+    path = place.with_suffix(".lock")
+    with path.open("w") as handle:
+        try:
+            with contextlib.suppress(OSError):
+                fcntl.flock(handle, fcntl.LOCK_EX)
+                for left in place.parent.glob(f".{place.name}-*"):  # by a writer that was killed
+                    shutil.rmtree(left, ignore_errors=True)
+            yield
+        finally:
+            path.unlink(missing_ok=True)
+
+
+def _remove_unused(folder: Path) -> None:
+    """Remove what nobody opened lately."""
+    oldest = time.time() - UNUSED_DAYS * 86400
+    for path in folder.iterdir():
+        with contextlib.suppress(OSError):
+            if path.stat().st_mtime < oldest:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
