@@ -11,7 +11,7 @@ import copy
 import functools
 import json
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -34,10 +34,14 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from adpa_cli.data.tokenizer import Tokenizer
+from adpa_cli.engine import offload
+from adpa_cli.engine.adapters import Base, attach_adapter, brings, merge_adapter, stored_as, write_adapter
 from adpa_cli.engine.arithmetic import HELD_IN, computing, in_float32
 from adpa_cli.engine.device import is_out_of_memory
 from adpa_cli.engine.frozen import Skeleton, check_finite, hold
+from adpa_cli.engine.quantised import quantise_layers
 from adpa_cli.errors import AdpaError, NotFound
+from adpa_cli.hub.adapter_folder import AdapterFolder
 from adpa_cli.hub.model_folder import ModelFolder
 from adpa_cli.hub.portable import portable_config, portable_generation
 from adpa_cli.spec import Dtype, Quantise
@@ -60,16 +64,43 @@ def load(
     device: str = "cpu",
     scalar: bool = False,
     quantise: Quantise | None = None,
+    new_head: bool = False,
 ) -> PreTrainedModel:
     """The causal language model in `folder`, with dropout off; with `scalar` its body under a head of one output,
-    a sequence classifier, which is 0 where it is to be trained and the folder has none. Of a model that sees images it
-    is the part that reads text.
+    a sequence classifier, which is 0 where the folder has none and it may be a `new_head`, or with `train`. Of a model
+    that sees images it is the part that reads text.
 
     With `train` all weights are float32, and whatever they compute in is autocast (see `hidden_states`). Otherwise the
-    model is frozen, in eval mode, and holds the weights of its products as those in `dtype` read them (`frozen`).
+    model is frozen, in eval mode, and holds the weights of its products as those in `dtype` read them (`frozen`), or
+    stores them as `quantise` says (`quantised`); its layers wait where they are asked to (`offload`).
+    The adapter of an adapter folder runs beside its base; with `train` it is merged into it.
     Raises NotFound where the folder has no model, AdpaError where it does not load, where a tensor is missing, or
     where a weight is not finite or out of range.
     """
+    adapter = AdapterFolder.of(folder)
+    if adapter is None:
+        return _load(folder, dtype, train, device, scalar, quantise, new_head or train)
+    stored = None if train else stored_as(adapter, quantise)
+    has_head = new_head or train or brings(adapter, SCALAR_HEAD)
+    model = _load(adapter.base, dtype, train, device, scalar, stored, has_head)
+    attach_adapter(model, body_of(model), adapter, "float32" if train else dtype, device)
+    if train:
+        merge_adapter(model)
+    model.train(train)
+    model.requires_grad_(train)
+    return model
+
+
+def _load(
+    folder: Path,
+    dtype: Dtype,
+    train: bool,
+    device: str,
+    scalar: bool,
+    quantise: Quantise | None,
+    new_head: bool,
+) -> PreTrainedModel:
+    """What `load` gives for a folder with whole weights; with `new_head` a scalar head that it lacks is 0."""
     if not (folder / "config.json").is_file():
         raise NotFound(f"{folder} is not a model folder: it has no config.json", "adpa models")
     is_held = not train and dtype in HELD_IN
@@ -80,15 +111,16 @@ def load(
             config.num_labels = 1
         if dtype == "tf32":  # the products of all experts at once round what they read to the range of their weights
             config._experts_implementation = "eager"
-        skeleton = skeleton_of(folder, config, dtype, scalar) if is_held else None
-        model: Any = skeleton.filled(dtype, device) if skeleton else _pretrained(folder, config, scalar, train)
+        model: Any = (
+            _pretrained(folder, config, scalar, new_head)
+            if train
+            else _frozen(folder, config, dtype, device, scalar, quantise, new_head)
+        )
     except LOAD_ERRORS as error:
         raise AdpaError(
             f"the model in {folder} does not load: {first_line(error)}",
             "use a folder with config.json and *.safetensors of a causal language model that transformers knows",
         ) from error
-    if is_held and not skeleton:
-        hold(body_of(model), dtype)
     model.to(device)
     model.train(train)
     model.requires_grad_(train)
@@ -122,26 +154,57 @@ def load_checked(
     return model
 
 
-def skeleton_of(folder: Path, config: Any, dtype: Dtype, scalar: bool = False) -> Skeleton | None:
-    """The model of a folder without its weights, where they can be read one by one and held for products in `dtype`."""
+def _frozen(
+    folder: Path, config: Any, dtype: Dtype, device: str, scalar: bool, quantise: Quantise | None, new_head: bool
+) -> PreTrainedModel:
+    """The model of a folder with its weights as inference holds them, on a device unless they were loaded whole."""
+    one_by_one = dtype in HELD_IN or quantise or offload.is_asked(device)
+    skeleton = skeleton_of(folder, config, dtype, scalar, quantise, new_head) if one_by_one else None
+    if skeleton is not None:
+        filled: PreTrainedModel = offload.filled(skeleton, body_of(skeleton.model), dtype, device)
+        return filled
+    model: PreTrainedModel = _pretrained(folder, config, scalar, new_head)
+    if quantise:
+        quantise_layers(body_of(model), model.config.get_text_config(), quantise, dtype)
+    if dtype in HELD_IN:
+        hold(body_of(model), dtype)
+    if offload.is_asked(device):
+        offload.unload(body_of(model), device)
+    return model
+
+
+def skeleton_of(
+    folder: Path,
+    config: Any,
+    dtype: Dtype,
+    scalar: bool = False,
+    quantise: Quantise | None = None,
+    new_head: bool = False,
+) -> Skeleton | None:
+    """The model of a folder without its weights, where they can be read one by one and held for products in `dtype`, or
+    stored as `quantise` says.
+
+    With `new_head` a scalar head that the folder lacks is 0.
+    """
     loader: Any = _loader(config, scalar)
 
     def made() -> Any:
         model = loader.from_config(config, dtype=torch.float32)
         return _text_model(model, scalar) if has_text_part(config) else model
 
-    return Skeleton.of(made, body_of, folder, dtype)
+    new = {SCALAR_HEAD} if scalar and new_head else frozenset[str]()
+    return Skeleton.of(made, body_of, folder, dtype, quantise, new)
 
 
-def _pretrained(folder: Path, config: Any, scalar: bool, train: bool) -> Any:
-    """The model that transformers makes of a folder, in float32; the head of a classifier to `train` may be missing."""
+def _pretrained(folder: Path, config: Any, scalar: bool, new_head: bool) -> Any:
+    """The model that transformers makes of a folder, in float32; a new scalar head of it is 0."""
     with _no_progress_bar():
         model, info = _loader(config, scalar).from_pretrained(
             folder, config=config, dtype=torch.float32, use_safetensors=True, trust_remote_code=False,
             local_files_only=True, output_loading_info=True,
             ignore_mismatched_sizes=True,  # refused below, by name
         )  # fmt: skip
-    if scalar and train and SCALAR_HEAD in info["missing_keys"]:
+    if scalar and new_head and SCALAR_HEAD in info["missing_keys"]:
         torch.nn.init.zeros_(model.get_parameter(SCALAR_HEAD))
         info["missing_keys"] = set(info["missing_keys"]) - {SCALAR_HEAD}
     _check_weights(model, folder, info)
@@ -275,27 +338,46 @@ def save(
     template_text: str,
     end_token: str,
     source: Path | None = None,
+    base: Base | None = None,
 ) -> None:
     """Write a Hugging Face folder with float32 weights that transformers 4 and 5 load alike and that stops at
     `end_token`, or where the folder `source` stops that the weights came from.
 
     Tied weights are written once; equal weights give equal bytes (one metadata key). The tokenizer is saved with
     `template_text` as its chat template and `end_token` as its end token; sampling values and settings that
-    transformers does not write are those of `source`. Neither `model` nor `tokenizer` changes.
+    transformers does not write are those of `source`. Of a model with an adapter that is written instead of weights and
+    configuration, as one of `base`. Neither `model` nor `tokenizer` changes.
     Raises AdpaError where `end_token` is not one token, or where transformers would cut texts into other ids.
     """
     end_id = tokenizer.id_of(end_token)
     if end_id is None:
         raise AdpaError(f"the end token {end_token!r} is not in the tokenizer's vocabulary", "choose one that is")
-    origin = ModelFolder.of(source) if source is not None and (source / "config.json").is_file() else None
+    origin = ModelFolder.of(source) if source is not None and _is_model(source) else None
     ends = [end_id, *(other for other in (origin.stop_ids if origin else ()) if other != end_id)]
-    before = {name: value for name, value in vars(model).items() if name in ("generation_config", "config")}
     generates, padding = model.can_generate(), _padding(model, tokenizer, end_id)
+    if base is None:
+        _save_weights(model, folder, ends, origin)
+    else:
+        write_adapter(model, folder, base)
     if generates:
+        bos, said = tokenizer.named_id("bos_token"), origin.raw_generation if origin else {}
+        write_json(folder / "generation_config.json", portable_generation(said, bos, ends, padding, __version__))
+    padded = tokenizer if generates else tokenizer.padded_with(padding)
+    save_tokenizer(padded, folder, template_text, end_token)
+
+
+def _is_model(folder: Path) -> bool:
+    return (folder / "config.json").is_file() or AdapterFolder.of(folder) is not None
+
+
+def _save_weights(model: PreTrainedModel, folder: Path, ends: Sequence[int], origin: ModelFolder | None) -> None:
+    """Write the weights of a model, and its configuration, which stops at the ids `ends`."""
+    before = {name: value for name, value in vars(model).items() if name in ("generation_config", "config")}
+    if model.can_generate():
         make: Any = GenerationConfig
-        model.generation_config = make(eos_token_id=end_id)
+        model.generation_config = make(eos_token_id=ends[0])
     model.config = copy.deepcopy(model.config)
-    model.config.eos_token_id = ends if len(ends) > 1 else end_id
+    model.config.eos_token_id = list(ends) if len(ends) > 1 else ends[0]
     model.config.tie_word_embeddings = is_tied(model)
     try:
         with _no_progress_bar():
@@ -306,11 +388,6 @@ def save(
         vars(model).update(before)
     raw = json.loads((folder / "config.json").read_bytes())
     write_json(folder / "config.json", portable_config(raw, origin.raw_config if origin else {}))
-    if generates:
-        bos, said = tokenizer.named_id("bos_token"), origin.raw_generation if origin else {}
-        write_json(folder / "generation_config.json", portable_generation(said, bos, ends, padding, __version__))
-    padded = tokenizer if generates else tokenizer.padded_with(padding)
-    save_tokenizer(padded, folder, template_text, end_token)
 
 
 def is_tied(model: PreTrainedModel) -> bool:

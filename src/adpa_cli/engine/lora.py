@@ -1,0 +1,123 @@
+"""Which layers low-rank matrices are put beside, and what of them can be refused by names and shapes alone, before any
+work. No torch."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from adpa_cli.errors import AdpaError, UsageError
+from adpa_cli.hub.adapter_folder import AdapterFolder
+from adpa_cli.hub.model_folder import ModelFolder
+from adpa_cli.spec import ALL_LINEAR, TrainSpec
+
+INSTALL = "pip install 'adpa-cli[lora]'"
+_IN_LAYER = re.compile(r"\.\d+\.")
+_EXPERT = re.compile(r"\.experts?\.")
+
+
+def missing_peft() -> AdpaError:
+    """The error where peft is not installed."""
+    return AdpaError("adapters (lora) need peft, which is not installed", INSTALL)
+
+
+def chosen_layers(names: Sequence[str], targets: str) -> list[str]:
+    """Those of the linear layers of a body that `targets` means by ends of names. Raises UsageError for one of none."""
+    if targets == ALL_LINEAR:
+        return list(names)
+    ends = [end.strip() for end in targets.split(",")]
+    for end in ends:
+        if not any(ends_with(name, end) for name in names):
+            there = ",".join(dict.fromkeys(name.rpartition(".")[2] for name in names))
+            raise UsageError(
+                f"lora_targets: no linear layer in the body of the model is called {end!r}",
+                f"its layers are --set lora_targets={there}; all of them are --set lora_targets={ALL_LINEAR}",
+            )
+    return [name for name in names if any(ends_with(name, end) for end in ends)]
+
+
+def ends_with(name: str, end: str) -> bool:
+    """Whether a name ends with whole words of it."""
+    return f".{name}".endswith(f".{end}")
+
+
+def check_rank(rank: int, name: str, shape: Sequence[int]) -> None:
+    """Raise UsageError for a rank beyond the weights [out, in] of a layer of that name."""
+    if rank > min(shape):
+        raise UsageError(
+            f"lora={rank} is a rank beyond that of {name}, which has {shape[0]:,} × {shape[1]:,} weights",
+            f"--set lora={min(shape)}, or leave such layers out: --set lora_targets=NAME,NAME",
+        )
+
+
+def check_lora(spec: TrainSpec, folder: Path) -> None:
+    """Raise AdpaError where the low-rank matrices of a spec cannot be put beside the model of a folder, or where they
+    are not those of the adapter that is there already, whose training would go on.
+
+    What a folder without weights does not tell is seen when the model is loaded.
+    """
+    if not spec.lora:
+        return
+    if importlib.util.find_spec("peft") is None:
+        raise missing_peft()
+    adapter = AdapterFolder.of(folder)
+    layers = _linear_layers(ModelFolder.of(folder).shapes)
+    if adapter is not None:
+        check_same(spec, adapter.rank, adapter.alpha, _targets_of(adapter), adapter.quantise, str(folder), list(layers))
+    elif layers:
+        for name in chosen_layers(list(layers), spec.lora_targets):
+            check_rank(spec.rank, name, layers[name])
+
+
+def _linear_layers(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+    """The linear layers of a body with their shapes, by the names of its weights; none for one with experts, which are
+    other tensors in files than in models."""
+    if any(_EXPERT.search(name) or len(shape) > 2 for name, shape in shapes.items()):
+        return {}
+    return {
+        name.removesuffix(".weight"): shape for name, shape in shapes.items()
+        if name.endswith(".weight") and len(shape) == 2 and _IN_LAYER.search(name)
+    }  # fmt: skip
+
+
+def _targets_of(adapter: AdapterFolder) -> str:
+    """What an adapter's layers are as a spec would say it."""
+    return ",".join(adapter.targets)
+
+
+def check_same(
+    spec: TrainSpec, rank: int, alpha: float, targets: str, quantise: str | None, start: str, layers: Sequence[str]
+) -> None:
+    """Raise UsageError where the training of an adapter that starts from `start` would not go on with that adapter."""
+    merge = "or merge it and train all weights: leave lora out"
+    for key, asked, there in (
+        ("lora", spec.rank, rank), ("lora_alpha", spec.alpha, alpha), ("quantise", spec.quantise, quantise),
+    ):  # fmt: skip
+        if asked != there:
+            raise UsageError(
+                f"{start} is an adapter with {key}={_word(there)}, whose training goes on, and {key}={_word(asked)} is "
+                "asked for",
+                f"--set {key}={_word(there)}, {merge}",
+            )
+    if not _same_layers(spec.lora_targets, targets, layers):
+        raise UsageError(
+            f"{start} is an adapter of the layers {targets}, whose training goes on, and lora_targets="
+            f"{spec.lora_targets} is asked for",
+            f"--set lora_targets={targets}, {merge}",
+        )
+
+
+def _same_layers(asked: str, there: str, layers: Sequence[str]) -> bool:
+    """Whether two ways to name layers mean the same among those of a model; where none are known, the same words."""
+    if asked == there:
+        return True
+    try:
+        return bool(layers) and set(chosen_layers(layers, asked)) == set(chosen_layers(layers, there))
+    except UsageError:
+        return False
+
+
+def _word(value: float | str | None) -> str:
+    return "none" if value is None else value if isinstance(value, str) else f"{value:g}"
