@@ -285,14 +285,14 @@ def test_what_is_no_model_is_named_on_the_hub_without_its_weights(hub: Hub, cli:
     folder.mkdir()
     shutil.copy(BASES / "student" / "tokenizer.json", folder)
     (folder / "adapter_model.safetensors").write_bytes(b"")
-    (folder / "adapter_config.json").write_text('{"base_model_name_or_path": "org/base", "peft_type": "LORA"}')
+    (folder / "adapter_config.json").write_text('{"base_model_name_or_path": "org/base", "peft_type": "IA3"}')
     hub.add("org/adapter", folder)
     quantised = Path(shutil.copytree(BASES / "student", tmp_path / "quantised"))
     config = json.loads((quantised / "config.json").read_text())
     (quantised / "config.json").write_text(json.dumps({**config, "quantization_config": {"quant_method": "awq"}}))
     hub.add("org/quantised", quantised)
     for _ in ("asked", "remembered"):
-        assert "is a LoRA adapter of org/base" in cli.refused(1, "sft", "--model", "org/adapter", "-n")
+        assert "is an adapter of org/base of the kind IA3" in cli.refused(1, "sft", "--model", "org/adapter", "-n")
         assert "is quantised (AWQ" in cli.refused(1, "sft", "--model", "org/quantised", "-n")
     assert not [path for path in hub.bodies() if path.endswith(".safetensors")]
 

@@ -41,7 +41,7 @@ def adapter(folder: Path) -> None:
     weights = load_file(folder / "model.safetensors")
     save_file({"lora_A": weights["model.norm.weight"]}, folder / "adapter_model.safetensors")
     (folder / "model.safetensors").unlink()
-    change(folder / "adapter_config.json", base_model_name_or_path="org/base", peft_type="LORA")
+    change(folder / "adapter_config.json", base_model_name_or_path="org/base", peft_type="IA3")
 
 
 def adapter_beside_a_configuration(folder: Path) -> None:
@@ -147,8 +147,8 @@ def sees_images(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("make", "said", "to_do"),
     [
-        (adapter, "m is a LoRA adapter of org/base, not a model", "merge_and_unload"),
-        (adapter_beside_a_configuration, "m is a LoRA adapter of org/base", "merge_and_unload"),
+        (adapter, "m is an adapter of org/base of the kind IA3, and only LoRA is read", "merge_and_unload"),
+        (adapter_beside_a_configuration, "m is an adapter of org/base of the kind IA3", "merge_and_unload"),
         (quantised(quant_method="gptq", bits=4), "m is quantised (GPTQ, 4 bits", "quantised from"),
         (quantised(quant_method="awq", w_bit=4), "m is quantised (AWQ, 4 bits", "quantised from"),
         (quantised(load_in_4bit=True), "m is quantised (bitsandbytes, 4 bits", "quantised from"),

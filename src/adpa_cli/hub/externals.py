@@ -95,9 +95,12 @@ class Externals:
         adapter = AdapterFolder.of(path) if path.is_dir() else None
         if adapter is not None:
             return self._adapter(adapter, label, name)
+        return self._usable(self._whole(path, label, name))
+
+    def _whole(self, path: Path, label: str, name: str) -> External:
         digest = model_digest(path, self.store.hash_cache)
         size = sum((path / file).stat().st_size for file in model_files(path))
-        return self._usable(External(f"model:{digest}", label, (str(path.resolve()),), {"name": name}, size))
+        return External(f"model:{digest}", label, (str(path.resolve()),), {"name": name}, size)
 
     def _adapter(self, adapter: AdapterFolder, label: str, name: str) -> External:
         """An adapter folder; a base of the hub is fetched like any model of it."""
@@ -113,14 +116,14 @@ class Externals:
     def _base_of(self, adapter: AdapterFolder) -> External:
         """The model that an adapter folder was trained on; what stands in for one of the hub that is closed to us."""
         if not adapter.is_of_hub:
-            return self.folder(adapter.base)
+            return self._whole(adapter.base, adapter.base.name, adapter.base.name)
         try:
             base = hub.base_model(adapter.base_name, adapter.revision, str(adapter.path), self.store.hash_cache)
         except Closed as why:
             self._note(adapter.base_name, why)
             return stand_in("model", adapter.base_name)
         self._note(adapter.base_name, None)
-        return self._usable(base)
+        return base
 
     def _usable(self, model: External) -> External:
         """A model that can be used; what that says of a content is found once, since vocabularies take a second."""

@@ -11,9 +11,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from adpa_cli.errors import AdpaError, DataError
-from adpa_cli.hub.model_folder import ModelFolder
+from adpa_cli.hub.adapter_folder import AdapterFolder
+from adpa_cli.hub.model_folder import FETCH, ModelFolder, header
+from adpa_cli.store.identity import ADAPTER, ADAPTER_WEIGHTS
 
-CHECKED = 3
+CHECKED = 4
 """Number of `check_model`, raised when it refuses more."""
 QUANTISED = {
     "gptq": "GPTQ", "awq": "AWQ", "bitsandbytes": "bitsandbytes", "fp8": "FP8", "fbgemm_fp8": "FP8",
@@ -28,16 +30,59 @@ SEQUENCE_TO_SEQUENCE = (
     "bart", "blenderbot", "bigbird_pegasus", "fsmt", "led", "longt5", "m2m_100", "marian", "mbart", "mt5", "mvp",
     "nllb-moe", "pegasus", "plbart", "prophetnet", "switch_transformers", "t5", "t5gemma", "umt5", "whisper",
 )  # fmt: skip
+_IN_LAYER = re.compile(r"(?:^|\.)([a-z_]+\.\d+\..+)$")
+_FIRST = re.compile(r"(?:^|\.)([a-z_]+\.\d+\..+)\.lora_A\.weight$")
 UNQUANTISED = "take the model that it was quantised from"
 DECODERS_WANTED = "use a decoder-only language model, such as Llama, Qwen, Mistral, Gemma or Phi"
 
 
 def check_model(folder: ModelFolder, name: str) -> None:
-    """Raise DataError for a folder whose weights or tokenizer cannot be read here, whatever it is wanted for."""
+    """Raise DataError for a folder whose weights or tokenizer cannot be read here, whatever it is wanted for; of an
+    adapter also for one that does not fit its base."""
+    if folder.adapter:
+        check_model(folder.whole, f"{folder.adapter.base_name}, the base of {name},")
+        _check_ids(folder, name)
+        check_adapter(folder, folder.adapter, name)
+        return
     _check_weights(folder, name)
     _check_code(folder, name)
     _check_facts(folder)
     _check_ids(folder, name)
+
+
+def check_adapter(folder: ModelFolder, adapter: AdapterFolder, name: str) -> None:
+    """Raise DataError for an adapter whose matrices do not fit the weights of its base, or its own rank.
+
+    Layers go by their names within the base's layers, for what stands before those differs between folders. Nothing is
+    compared while one of the two is not on this machine.
+    """
+    file = adapter.path / ADAPTER_WEIGHTS
+    if not file.exists() or not folder.shapes:
+        return
+    weights = {within[1]: shape for of, shape in folder.shapes.items() if (within := _IN_LAYER.search(of))}
+    shapes = {of: tuple(entry["shape"]) for of, entry in header(file).items()}
+    firsts = {within[1]: (of, shape) for of, shape in shapes.items() if (within := _FIRST.search(of))}
+    for layer, (of, first) in firsts.items():
+        second = shapes.get(of.replace("lora_A", "lora_B"), ())
+        if not second or len(first) != 2 or second[1] != first[0]:
+            raise DataError(f"{file} is damaged: {of} is {list(first)} and its lora_B {list(second)}", FETCH)
+        if not adapter.config.get("rank_pattern") and first[0] != adapter.rank:
+            said = f"adapter_config.json of {name} says rank {adapter.rank}, and {of} has {first[0]}"
+            raise DataError(said, f"{FETCH}: the two files are not of one adapter")
+        wanted = {(second[0], first[1]), (first[1], second[0])}
+        if (own := weights.get(f"{layer}.weight")) is not None and own not in wanted:
+            there = " × ".join(map(str, own))
+            raise _other_base(name, adapter, f"{layer} is {there} there, and {second[0]} × {first[1]} in the adapter")
+    if not any(f"{layer}.weight" in weights for layer in firsts):
+        layers = f"there is no {next(iter(firsts))}" if firsts else "no tensor of the adapter is one of a layer"
+        raise _other_base(name, adapter, layers)
+
+
+def _other_base(name: str, adapter: AdapterFolder, why: str) -> DataError:
+    return DataError(
+        f"{name} is no adapter of {adapter.base_name}: {why}",
+        f"write the model that it was trained on into {adapter.path / ADAPTER}, as base_model_name_or_path",
+    )
 
 
 def check_decoder(folder: ModelFolder, name: str) -> None:
@@ -154,7 +199,7 @@ def _check_text_part(folder: ModelFolder, name: str) -> None:
 
     hint = "use a model of text, or one whose text part is one, such as Gemma 3 or Mistral Small 3"
     try:
-        whole: Any = AutoConfig.from_pretrained(folder.path, trust_remote_code=False, local_files_only=True)
+        whole: Any = AutoConfig.from_pretrained(folder.whole.path, trust_remote_code=False, local_files_only=True)
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError, AttributeError) as error:
         said = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise DataError(f"{name} sees images, and its config.json cannot be read: {said}", hint) from error

@@ -21,7 +21,7 @@ from adpa_cli.errors import AdpaError, NotFound, UsageError
 from adpa_cli.families import Alias, Family, ReadyPair, alias_of_base, family_of_base, generic
 from adpa_cli.hub import External, HubFile, Kind, Located
 from adpa_cli.hub import repository as hub
-from adpa_cli.hub.adapter_folder import AdapterFolder, folder_digest, tokenizer_folder
+from adpa_cli.hub.adapter_folder import folder_digest, tokenizer_folder
 from adpa_cli.hub.model_folder import ModelFolder
 from adpa_cli.planning.chat_templates import NO_CHOICE, TemplateChoice, template_in
 from adpa_cli.planning.resolve_inputs import Names

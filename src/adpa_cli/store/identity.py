@@ -246,8 +246,9 @@ def adapter_config(content: bytes, where: str) -> dict[str, Any]:
     config = json_object(content, f"{where}/{ADAPTER}")
     base, kind = str(config.get("base_model_name_or_path") or ""), str(config.get("peft_type") or "LORA")
     if kind != "LORA":
+        of = base or "a model that it does not name"
         raise NoModel(
-            f"{where} is a {kind} adapter of {base or 'a model that it does not name'}; of adapters only LoRA is read",
+            f"{where} is an adapter of {of} of the kind {kind}, and only LoRA is read",
             f"merge it once, in Python: peft.AutoPeftModelForCausalLM.from_pretrained({where!r}).merge_and_unload()"
             ".save_pretrained('MERGED'), copy the tokenizer's files there, and name ./MERGED",
         )
