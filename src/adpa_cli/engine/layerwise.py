@@ -13,9 +13,11 @@ import torch
 from torch import nn
 from transformers import AutoConfig, PreTrainedModel
 
+from adpa_cli.engine.adapters import attach_adapter, brings, stored_as
 from adpa_cli.engine.frozen import Place, Skeleton
-from adpa_cli.engine.models import body_of, load, skeleton_of
+from adpa_cli.engine.models import SCALAR_HEAD, body_of, load, skeleton_of
 from adpa_cli.engine.offload import layers_of, names_within, visit
+from adpa_cli.hub.adapter_folder import AdapterFolder
 from adpa_cli.spec import Quantise
 
 
@@ -23,14 +25,18 @@ def load_layerwise(
     folder: Path, device: str, scalar: bool = False, quantise: Quantise | None = None
 ) -> PreTrainedModel:
     """The causal language model in `folder`, or with `scalar` the classifier of one output, in float32, frozen, in eval
-    mode. Of weights that are quantised it reads what is stored of them, as float32.
+    mode. Of weights that are quantised it reads what is stored of them, as float32; an adapter runs beside its base.
 
     Where the folder does not name its tensors as the model does it is loaded whole. Raises as `load` does.
     """
-    config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    adapter = AdapterFolder.of(folder)
+    base = adapter.base if adapter else folder
+    config = AutoConfig.from_pretrained(base, trust_remote_code=False, local_files_only=True)
     if scalar:
         config.num_labels = 1
-    skeleton = skeleton_of(folder, config, "float32", scalar, quantise)
+    stored = stored_as(adapter, quantise) if adapter else quantise
+    new_head = adapter is not None and brings(adapter, SCALAR_HEAD)
+    skeleton = skeleton_of(base, config, "float32", scalar, stored, new_head)
     if skeleton is None:
         return load(folder, device=device, scalar=scalar, quantise=quantise)
     model, layers = skeleton.model, layers_of(body_of(skeleton.model))
@@ -42,6 +48,8 @@ def load_layerwise(
             module._buffers[name] = None if buffer is None else buffer.to(device)
     for layer, own in zip(layers, names, strict=True):
         _read_when_used(layer, own, skeleton, device)
+    if adapter:
+        attach_adapter(model, body_of(model), adapter, "float32", device)
     ready: PreTrainedModel = model.train(False).requires_grad_(False)
     return ready
 

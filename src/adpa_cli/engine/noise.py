@@ -24,7 +24,7 @@ from adpa_cli.engine.models import load
 from adpa_cli.engine.overflow import overflow_named
 from adpa_cli.methods import required
 from adpa_cli.signal.rows import SignalRows
-from adpa_cli.spec import Dtype
+from adpa_cli.spec import Dtype, Quantise
 
 Floats = NDArray[np.float64]
 Item = TypeVar("Item")
@@ -43,13 +43,14 @@ class Teacher:
 @dataclass(frozen=True)
 class Sampled:
     """How a sample is captured: `k` ids of the first `vocabulary` of them, in blocks of `tokens`, on a device, for a
-    stage."""
+    stage; and how the weights of the teachers are stored."""
 
     k: int
     vocabulary: int | None
     tokens: int
     device: str
     stage: str
+    quantise: Quantise | None = None
 
 
 def first_by_hash(items: Sequence[Item], name_of: Callable[[Item], str], count: int) -> list[Item]:
@@ -68,8 +69,9 @@ def capture_noise(
 
     For one teacher ("aligned") `logps`: the RMS of the error of its log-probs at its top k and at the labels. For a
     pair also `advantage`, of the difference at these ids, and `log_ratio`, of the sum over the labels of an answer:
-    each with the RMS of the true value, of its error, and the correlation of the two. Each model is read twice, and
-    one is in memory at a time; `progress` is told of each. Raises as `aligned_pass` does.
+    each with the RMS of the true value, of its error, and the correlation of the two. What a quantised teacher is off
+    by is no part of it: the true one computes with what is stored. Each model is read twice, and one is in memory at a
+    time; `progress` is told of each. Raises as `aligned_pass` does.
     """
     blocks = [b.items for b in cut_blocks(answers, _length, lambda a: f"{a.key.example_id}/{a.key.part}", how.tokens)]
     roles = [role for role in ("aligned", "reference") if role in teachers]
@@ -77,12 +79,12 @@ def capture_noise(
     off: dict[str, list[SignalRows]] = {}
     for n, role in enumerate(roles):
         teacher = teachers[role]
-        few = load(teacher.folder, dtype=dtype, device=how.device)
+        few = load(teacher.folder, dtype=dtype, device=how.device, quantise=how.quantise)
         with overflow_named(few, dtype, how.stage):
             rows = list(_captured(few, teacher, role, blocks, rows, dtype, how))
         progress(2 * n + 1)
         del few
-        exact = load_layerwise(teacher.folder, how.device)
+        exact = load_layerwise(teacher.folder, how.device, quantise=how.quantise)
         true = _captured(exact, teacher, "reference", blocks, rows, "float32", how)
         off[role] = [row for block in true for row in block]
         progress(2 * n + 2)

@@ -12,8 +12,8 @@ do not: some round to eight bits what they are given, others compute in bfloat16
 from __future__ import annotations
 
 import functools
+import importlib
 import logging
-import types
 from collections.abc import Iterator
 from typing import Any
 
@@ -35,19 +35,17 @@ EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_expe
 
 
 @functools.cache
-def library() -> types.ModuleType:
+def library() -> Any:
     """bitsandbytes. Raises AdpaError, with what to install, where it is missing."""
     logger = logging.getLogger("bitsandbytes")
     level = logger.level
     logger.setLevel(logging.ERROR)  # on some CPUs it warns that a kernel is missing which is not used here
     try:
-        import bitsandbytes
+        return importlib.import_module("bitsandbytes")
     except ImportError as error:
         raise AdpaError("quantise needs bitsandbytes, which is not installed", INSTALL) from error
     finally:
         logger.setLevel(level)
-    found: types.ModuleType = bitsandbytes
-    return found
 
 
 class QuantisedLinear(nn.Linear):

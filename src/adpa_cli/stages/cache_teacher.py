@@ -180,7 +180,7 @@ def _judge_noise(job: Job, spec: CaptureSpec, plan: Blocks, monitor: Monitor, of
     answers = [answer for block in plan.blocks for answer in block.items]
     sample = noise.first_by_hash(answers, lambda answer: str(answer.key), spec.noise_answers)
     teachers = {role: noise.Teacher(job.one(role).path, job.one(role).label) for role in _roles(job)}
-    how = noise.Sampled(spec.top_k, spec.student_vocab, spec.block_tokens // 2, device(), job.stage)
+    how = noise.Sampled(spec.top_k, spec.student_vocab, spec.block_tokens // 2, device(), job.stage, spec.quantise)
 
     def measure() -> dict[str, Any]:
         with refused_when_full(f"{job.stage}: a sample in float32", f"--set {job.stage}.block_tokens={how.tokens}"):
@@ -212,7 +212,7 @@ def _pass(
     if not plan.blocks:
         return
     teacher = job.one(role)
-    model = load_checked(teacher.path, dtype=spec.dtype, device=device())
+    model = load_checked(teacher.path, dtype=spec.dtype, device=device(), quantise=spec.quantise)
     share = plan.shared and can_share(model, spec.max_length)
     write_json(job.folder / f"_prompts-{role}.json", share)
     settings: dict[str, Any] = {
@@ -319,7 +319,7 @@ def finish(job: Job) -> dict[str, Any]:
         signal, chosen = fitting(signal, paths, target)
     for number, shard in enumerate(block_files.shards_of(tokens)):
         block_files.write(job.folder, number, signal, [paths[index] for index in shard])
-    tokenizer = job.one("aligned").path / "tokenizer.json"
+    tokenizer = tokenizer_folder(job.one("aligned").path) / "tokenizer.json"
     if tokenizer.exists():
         packed = zstandard.ZstdCompressor(level=19).compress(tokenizer.read_bytes())
         (job.folder / "tokenizer.json.zst").write_bytes(packed)

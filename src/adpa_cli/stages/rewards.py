@@ -51,7 +51,8 @@ def compute(job: Job, monitor: Monitor, rank: int = 0, processes: int = 1) -> No
 
     def rewards(of: Sequence[Pair], part: str, is_exact: bool = False) -> list[float]:
         dialogues = [(pair.prompt, getattr(pair, part)) for pair in of]
-        return reward_scores(job.one("reward_model"), dialogues, spec, spec.block_tokens, job.stage, is_exact)
+        model, tokens = job.one("reward_model"), spec.block_tokens
+        return reward_scores(model, dialogues, spec, tokens, job.stage, is_exact, spec.quantise)
 
     def noise() -> dict[str, Any]:
         sample = first_by_hash(pairs, lambda pair: pair.id, spec.noise_answers)

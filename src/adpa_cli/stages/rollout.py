@@ -50,12 +50,12 @@ def compute(job: Job, monitor: Monitor, rank: int = 0, processes: int = 1) -> No
 
     spec = make(RolloutSpec, job.spec)
     folder = job.one("model").path
-    encoder, blocks = _blocks(job, spec, Tokenizer.of(folder))
+    encoder, blocks = _blocks(job, spec, Tokenizer.of(tokenizer_folder(folder)))
     own = longest_first(blocks)[rank::processes]
     mine = [block for block in own if not _path(job, block.index).exists()]
     if not mine:
         return
-    model = load(folder, dtype=spec.dtype, device=device())
+    model = load(folder, dtype=spec.dtype, device=device(), quantise=spec.quantise)
     sampling = Sampling(spec.temperature, spec.top_p, spec.max_new_tokens, spec.seed)
     decoding = Decoding(sampling, end_ids(encoder, folder), encoder.pad_id, spec.max_length, spec.dtype)
     done = len(own) - len(mine)

@@ -122,7 +122,7 @@ def answer_logps(
     from adpa_cli.engine.training.student import Student
 
     load = load_layerwise if is_exact else functools.partial(load_checked, dtype=spec.dtype)
-    student = Student(load(folder, device=device()), "float32" if is_exact else spec.dtype)
+    student = Student(load(folder, device=device(), quantise=spec.quantise), "float32" if is_exact else spec.dtype)
     longest = max((example.length for example in examples), default=1)
     tokens = spec.block_tokens // 2 if is_exact else spec.block_tokens
     size = min(tokens, longest * len(examples) * len(parts))

@@ -17,7 +17,8 @@ def rewards(scorers: Mapping[str, Located], spec: EvalSpec, rollouts: Sequence[R
     from adpa_cli.engine.rewards.reward_model import reward_scores
 
     dialogues = [(row.prompt, row.text) for row in rollouts]
-    values = reward_scores(scorers["reward_model"], dialogues, spec, spec.block_tokens, "eval")
+    model, tokens = scorers["reward_model"], spec.block_tokens
+    values = reward_scores(model, dialogues, spec, tokens, "eval", quantise=spec.quantise)
     return {row.id: value for row, value in zip(rollouts, values, strict=True)}
 
 

@@ -31,8 +31,9 @@ from adpa_cli.engine.overflow import overflow_named
 from adpa_cli.engine.training.student import Student, scalars
 from adpa_cli.errors import AdpaError, NotFinite
 from adpa_cli.hub import Located
+from adpa_cli.hub.adapter_folder import tokenizer_folder
 from adpa_cli.hub.model_folder import ModelFolder
-from adpa_cli.spec import Dtype
+from adpa_cli.spec import Dtype, Quantise
 from adpa_cli.tensors.output import Stats
 
 Dialogue = tuple[Sequence[Message], str]
@@ -40,8 +41,9 @@ Dialogue = tuple[Sequence[Message], str]
 
 
 def reward_scores(
-    model: Located, dialogues: Sequence[Dialogue], spec: Any, tokens: int, stage: str = "", is_exact: bool = False
-) -> list[float]:
+    model: Located, dialogues: Sequence[Dialogue], spec: Any, tokens: int, stage: str = "", is_exact: bool = False,
+    quantise: Quantise | None = None,
+) -> list[float]:  # fmt: skip
     """The reward of every dialogue, under the dtype and `max_length` of a stage's spec, `tokens` at a time; where
     `is_exact` in float32, with one layer of the model in memory at a time.
 
@@ -55,10 +57,10 @@ def reward_scores(
         if model.kind == "artifact":
             encoded = _as_trained(model, dialogues)
         else:
-            tokenizer, template = Tokenizer.of(model.path), ModelFolder.of(model.path).template or spec.template
+            tokenizer, template = Tokenizer.of(tokenizer_folder(model.path)), ModelFolder.of(model.path).template or spec.template
             encoded = [_encode(tokenizer, dialogue, template)[-spec.max_length :] for dialogue in dialogues]
         dtype: Dtype = "float32" if is_exact else spec.dtype
-        return sequence_rewards(model.path, encoded, dtype, device(), tokens, stage, is_exact)
+        return sequence_rewards(model.path, encoded, dtype, device(), tokens, stage, is_exact, quantise)
 
 
 @torch.no_grad()
@@ -70,13 +72,14 @@ def sequence_rewards(
     block_tokens: int,
     stage: str = "",
     layerwise: bool = False,
+    quantise: Quantise | None = None,
 ) -> list[float]:
     """The one logit of a reward model for every sequence of ids, read at its last one.
 
     At most `block_tokens` padded tokens go through at once, or one longer sequence. Raises AdpaError when the model
     does not load, has not exactly one output, lacks the weights of its head, or gives a reward that is no number.
     """
-    model = _load(folder, dtype, device, layerwise)
+    model = _load(folder, dtype, device, layerwise, quantise)
     pad = model.config.pad_token_id
     if pad is None:
         # The head reads the last token that is no padding, so padding must be an id that no dialogue ends with.
@@ -131,7 +134,7 @@ def load_reward_model(folder: Path, tokenizer: Tokenizer, end_id: int, device: s
 
 def _as_trained(model: Located, dialogues: Sequence[Dialogue]) -> list[list[int]]:
     """Token ids as in the training of `model`: under its template, to its end token, within its length."""
-    encoder = Encoder(Tokenizer.of(model.path), Template(model.values["template"], model.values["end"]))
+    encoder = Encoder(Tokenizer.of(tokenizer_folder(model.path)), Template(model.values["template"], model.values["end"]))
     longest = int(model.values["max_length"])
     sequences = []
     for n, (turns, answer) in enumerate(dialogues, 1):
@@ -141,7 +144,7 @@ def _as_trained(model: Located, dialogues: Sequence[Dialogue]) -> list[list[int]
     return sequences
 
 
-def _load(folder: Path, dtype: Dtype, device: str, layerwise: bool) -> Any:
+def _load(folder: Path, dtype: Dtype, device: str, layerwise: bool, quantise: Quantise | None) -> Any:
     hint = "give the folder of a reward model with a scalar head to --reward-model"
     try:
         outputs = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False).num_labels
@@ -150,8 +153,8 @@ def _load(folder: Path, dtype: Dtype, device: str, layerwise: bool) -> Any:
     if outputs != 1:
         raise AdpaError(f"the classifier in {folder.name} has {outputs} outputs; a reward model has one", hint)
     if layerwise:
-        return load_layerwise(folder, device, scalar=True)
-    return load(folder, dtype=dtype, device=device, scalar=True)
+        return load_layerwise(folder, device, scalar=True, quantise=quantise)
+    return load(folder, dtype=dtype, device=device, scalar=True, quantise=quantise)
 
 
 def _encode(tokenizer: Tokenizer, dialogue: Dialogue, template: str) -> list[int]:
