@@ -25,7 +25,7 @@ from adpa_cli.planning.lineage import locate
 from adpa_cli.planning.settings import TRACKERS_FOLDER
 from adpa_cli.sizes import size_words
 from adpa_cli.spec import Dtype, Runtime
-from adpa_cli.stages import Artifact, Job, Monitor, Node, every
+from adpa_cli.stages import Artifact, Job, Monitor, Node, compute, every
 from adpa_cli.store.build import LOG, Work
 from adpa_cli.store.lock import reserved
 from adpa_cli.store.manifest import Manifest
@@ -194,7 +194,7 @@ def run(job: Job, monitor: Monitor, threads: int) -> dict[str, Any]:
 
         compute_in_processes(job, monitor, threads)
     else:
-        stage.compute(job, monitor, 0, 1)
+        compute(job, monitor, 0, 1)
     return stage.finish(job)
 
 

@@ -21,7 +21,7 @@ from dataclasses import replace
 from typing import IO, Any
 
 from adpa_cli.errors import AdpaError, Stopped
-from adpa_cli.stages import Job, Monitor, every
+from adpa_cli.stages import Job, Monitor, compute
 
 CHANNEL = "ADPA_CHANNEL"
 
@@ -175,7 +175,7 @@ def main() -> int:
 
     prepare(int(os.environ["OMP_NUM_THREADS"]))
     try:
-        every()[job.stage].compute(job, monitor, rank, processes)
+        compute(job, monitor, rank, processes)
     except Stopped as stopped:
         say(kind="stopped", signal=stopped.signal_name, text=stopped.message)
     except AdpaError as error:

@@ -194,6 +194,16 @@ class Job:
         return cls(**{**raw, "inputs": inputs, "runtime": Runtime(**raw["runtime"])})
 
 
+def compute(job: Job, monitor: Monitor, rank: int, processes: int) -> None:
+    """Do the work of a job, or the share of one process in it. The layers of models that it only reads wait where its
+    runtime says; a training has its models on the device."""
+    from adpa_cli.engine.offload import layers_wait
+
+    stage = every()[job.stage]
+    with layers_wait("none" if stage.kind == "training" else job.runtime.offload, job.folder):
+        stage.compute(job, monitor, rank, processes)
+
+
 def _silent(step: int, of: int, numbers: Mapping[str, float]) -> None:
     """Shows nothing."""
 
