@@ -41,7 +41,7 @@ from adpa_cli.engine.device import is_out_of_memory
 from adpa_cli.engine.frozen import Skeleton, check_finite, hold
 from adpa_cli.engine.quantised import quantise_layers
 from adpa_cli.errors import AdpaError, NotFound
-from adpa_cli.hub.adapter_folder import AdapterFolder
+from adpa_cli.hub.adapter_folder import AdapterFolder, tokenizer_folder
 from adpa_cli.hub.model_folder import ModelFolder
 from adpa_cli.hub.portable import portable_config, portable_generation
 from adpa_cli.spec import Dtype, Quantise
@@ -475,7 +475,7 @@ def check_saved_tokenizer(folder: Path, template_text: str, end_token: str) -> N
     with tempfile.TemporaryDirectory() as place:
         config = {**(raw.get("text_config") or raw), "transformers_version": __version__}
         write_json(Path(place) / "config.json", {key: v for key, v in config.items() if key != "auto_map"})
-        save_tokenizer(Tokenizer.of(folder), Path(place), template_text, end_token)
+        save_tokenizer(Tokenizer.of(tokenizer_folder(folder)), Path(place), template_text, end_token)
 
 
 Ids = Callable[[str], list[int]]

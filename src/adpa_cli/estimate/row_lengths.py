@@ -18,6 +18,7 @@ from adpa_cli.data.tokenizer import Tokenizer
 from adpa_cli.engine.layout.examples import Cut, Reading, answers_for, dialogue_examples, encoder_of
 from adpa_cli.errors import AdpaError, DataError
 from adpa_cli.hub import External
+from adpa_cli.hub.adapter_folder import tokenizer_folder
 from adpa_cli.hub.externals import dialogues_of, pairs_of
 from adpa_cli.hub.model_folder import ModelFolder
 from adpa_cli.planning.lineage import folder_of, locate, single
@@ -47,6 +48,7 @@ class TokenizerFolder:
     @staticmethod
     def of(folder: Path, store: Store) -> TokenizerFolder:
         """That of a model folder; one without a fast tokenizer is equal to itself alone."""
+        folder = tokenizer_folder(folder)
         path = folder / "tokenizer.json"
         if not path.exists():
             return TokenizerFolder(folder, str(folder))
@@ -166,7 +168,8 @@ def _exact_cut(node: Node, store: Store) -> Cut:
     if node.declared.reads == "pairs":
         return answers_for(spec, locate(data, store), split, folder).cut
     items = dialogues_of(data.where, split, spec.limit, spec.skip_bad_rows, spec.template).items
-    return dialogue_examples(items, encoder_of(Tokenizer.of(folder), spec), spec.max_length, data.label)[1]
+    encoder = encoder_of(Tokenizer.of(tokenizer_folder(folder)), spec)
+    return dialogue_examples(items, encoder, spec.max_length, data.label)[1]
 
 
 def _mean_prompt(made: Artifact, store: Store) -> float:

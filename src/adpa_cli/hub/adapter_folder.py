@@ -35,7 +35,6 @@ from adpa_cli.store.identity import (
 )
 from adpa_cli.store.store import MARKER, Store
 
-BESIDE = ADAPTER_BASE
 REVISION = "main"
 
 
@@ -134,7 +133,7 @@ class AdapterFolder:
         in the Hugging Face cache none, for its base is of the hub too."""
         is_cached = self.path.parent.name == "snapshots"
         places = (self.path / self.base_name, Path(self.base_name)) if self.base_name and not is_cached else ()
-        return next((Path(os.path.abspath(folder)) for folder in places if folder.is_dir()), None)
+        return next((Path(os.path.realpath(folder)) for folder in places if folder.is_dir()), None)
 
     @property
     def is_of_hub(self) -> bool:

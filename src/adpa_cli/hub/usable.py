@@ -73,9 +73,8 @@ def check_adapter(folder: ModelFolder, adapter: AdapterFolder, name: str) -> Non
         if (own := weights.get(f"{layer}.weight")) is not None and own not in wanted:
             there = " × ".join(map(str, own))
             raise _other_base(name, adapter, f"{layer} is {there} there, and {second[0]} × {first[1]} in the adapter")
-    if not any(f"{layer}.weight" in weights for layer in firsts):
-        layers = f"there is no {next(iter(firsts))}" if firsts else "no tensor of the adapter is one of a layer"
-        raise _other_base(name, adapter, layers)
+    if firsts and not any(f"{layer}.weight" in weights for layer in firsts):
+        raise _other_base(name, adapter, f"there is no {next(iter(firsts))}")
 
 
 def _other_base(name: str, adapter: AdapterFolder, why: str) -> DataError:

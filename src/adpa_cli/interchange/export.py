@@ -24,6 +24,7 @@ from adpa_cli.data.tokenizer import FILE as TOKENIZER
 from adpa_cli.data.tokenizer import Tokenizer, portable_settings
 from adpa_cli.disk import explained, sha256_file, share, sync_folder
 from adpa_cli.errors import AdpaError, Corrupt, DataError, NotFound, UsageError
+from adpa_cli.hub.adapter_folder import tokenizer_folder
 from adpa_cli.hub.model_folder import ModelFolder
 from adpa_cli.hub.portable import portable_config
 from adpa_cli.interchange.narrowing import Effect, Narrowing, narrowed
@@ -174,7 +175,7 @@ def modelfile(model: Trained) -> str:
     """What `ollama create` reads: the template in Go, the end token, the context."""
     from adpa_cli.engine.layout.examples import end_ids
 
-    encoder = Encoder(Tokenizer.of(model.folder), model.template)
+    encoder = Encoder(Tokenizer.of(tokenizer_folder(model.folder)), model.template)
     # What adds a BOS by itself must not find another one in the template.
     bos = encoder.tokenizer.named.get("bos_token", "") if encoder.bos_id is not None else ""
     template, several = go_template(encoder.render, bos)

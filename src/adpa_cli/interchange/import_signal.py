@@ -25,6 +25,7 @@ from adpa_cli.errors import DataError, NotFound, UsageError
 from adpa_cli.families import GENERIC, Alias, ReadyPair
 from adpa_cli.hub import External
 from adpa_cli.hub import repository as hub
+from adpa_cli.hub.adapter_folder import tokenizer_folder
 from adpa_cli.hub.externals import pairs_of
 from adpa_cli.hub.model_folder import ModelFolder
 from adpa_cli.interchange.captured import (
@@ -238,8 +239,8 @@ def import_signal_of(names: Names, store: Store, asked: Asked, command: str, mon
             return work.hit
         signal = SignalSpec(k, size, float(asked.precision), 0.0, {"aligned": content}, "float32")
         metrics = write_signal(work.dir, signal, items)
-        if folder is not None and (folder / "tokenizer.json").exists():
-            _keep_tokenizer(folder, work.dir)
+        if folder is not None and (file := tokenizer_folder(folder) / "tokenizer.json").exists():
+            _keep_tokenizer(file, work.dir)
         on = data.label if data is not None else "its own tokens"
         return work.commit({**metrics, "what": f"{asked.format}, on {on}"}, sources, {"role": "signal"})
 
@@ -352,7 +353,7 @@ def _model(names: Names, asked: Asked, monitor: Monitor) -> Artifact | External 
 
 
 def _encoder(folder: Path, template: Template) -> Encoder | None:
-    return Encoder(Tokenizer.of(folder), template) if template.text else None
+    return Encoder(Tokenizer.of(tokenizer_folder(folder)), template) if template.text else None
 
 
 def _known(data: External, encoder: Encoder, asked: Asked, truncation: Truncation) -> Known:
@@ -375,15 +376,15 @@ def _rows(asked: Asked, files: Sequence[Path], settings: Any, folder: Path | Non
 
 
 def _spelling(folder: Path) -> Spelling:
-    tokenizer = Tokenizer.of(folder)
+    tokenizer = Tokenizer.of(tokenizer_folder(folder))
     decoder = json.loads(tokenizer.core.to_str()).get("decoder")
     added = {text: tokenizer.vocabulary[text] for text in tokenizer.added}
     pieces = [tokenizer.token_of(number) for number in range(1 + max(tokenizer.vocabulary.values()))]
     return spelling(pieces, added, "ByteLevel" in json.dumps(decoder))
 
 
-def _keep_tokenizer(folder: Path, work: Path) -> None:
+def _keep_tokenizer(file: Path, work: Path) -> None:
     import zstandard
 
-    packed = zstandard.ZstdCompressor(level=19).compress((folder / "tokenizer.json").read_bytes())
+    packed = zstandard.ZstdCompressor(level=19).compress(file.read_bytes())
     (work / "tokenizer.json.zst").write_bytes(packed)

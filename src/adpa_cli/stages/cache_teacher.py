@@ -300,6 +300,7 @@ def finish(job: Job) -> dict[str, Any]:
     """Encode the shards that are not there yet, and keep the tokenizer beside them."""
     import zstandard
 
+    from adpa_cli.hub.adapter_folder import tokenizer_folder
     from adpa_cli.signal import block_files
 
     spec = make(CaptureSpec, job.spec)

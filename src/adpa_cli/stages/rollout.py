@@ -47,6 +47,7 @@ def compute(job: Job, monitor: Monitor, rank: int = 0, processes: int = 1) -> No
     from adpa_cli.engine.layout.micro_batches import longest_first
     from adpa_cli.engine.models import load
     from adpa_cli.engine.overflow import overflow_named
+    from adpa_cli.hub.adapter_folder import tokenizer_folder
 
     spec = make(RolloutSpec, job.spec)
     folder = job.one("model").path

@@ -23,6 +23,7 @@ from adpa_cli.engine.layout.examples import end_ids
 from adpa_cli.engine.models import load
 from adpa_cli.engine.overflow import overflow_named
 from adpa_cli.errors import AdpaError, DataError, NotFinite
+from adpa_cli.hub.adapter_folder import tokenizer_folder
 from adpa_cli.spec import Dtype
 
 LEAST_ROOM = 64  # tokens kept for an answer before old turns are dropped
@@ -52,7 +53,7 @@ class ChatAnswer:
 
 def load_chat_model(label: str, folder: Path, template: Template, dtype: Dtype) -> ChatModel:
     """The model in `folder` to answer with, which computes in `dtype`."""
-    encoder = Encoder(Tokenizer.of(folder), template)
+    encoder = Encoder(Tokenizer.of(tokenizer_folder(folder)), template)
     with _dtype_to_type():
         model: Any = load(folder, dtype=dtype, device=device())
     longest = getattr(model.config, "max_position_embeddings", None) or 4096

@@ -57,7 +57,8 @@ def reward_scores(
         if model.kind == "artifact":
             encoded = _as_trained(model, dialogues)
         else:
-            tokenizer, template = Tokenizer.of(tokenizer_folder(model.path)), ModelFolder.of(model.path).template or spec.template
+            tokenizer = Tokenizer.of(tokenizer_folder(model.path))
+            template = ModelFolder.of(model.path).template or spec.template
             encoded = [_encode(tokenizer, dialogue, template)[-spec.max_length :] for dialogue in dialogues]
         dtype: Dtype = "float32" if is_exact else spec.dtype
         return sequence_rewards(model.path, encoded, dtype, device(), tokens, stage, is_exact, quantise)
@@ -134,7 +135,8 @@ def load_reward_model(folder: Path, tokenizer: Tokenizer, end_id: int, device: s
 
 def _as_trained(model: Located, dialogues: Sequence[Dialogue]) -> list[list[int]]:
     """Token ids as in the training of `model`: under its template, to its end token, within its length."""
-    encoder = Encoder(Tokenizer.of(tokenizer_folder(model.path)), Template(model.values["template"], model.values["end"]))
+    tokenizer = Tokenizer.of(tokenizer_folder(model.path))
+    encoder = Encoder(tokenizer, Template(model.values["template"], model.values["end"]))
     longest = int(model.values["max_length"])
     sequences = []
     for n, (turns, answer) in enumerate(dialogues, 1):
