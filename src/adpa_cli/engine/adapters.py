@@ -35,7 +35,7 @@ from transformers.pytorch_utils import Conv1D
 from adpa_cli.engine.arithmetic import HELD_IN, in_float32
 from adpa_cli.engine.frozen import Place, check_finite, held, held_places
 from adpa_cli.engine.lora import check_rank, chosen_layers, ends_with, missing_peft
-from adpa_cli.engine.quantised import library
+from adpa_cli.engine.quantised import QuantisedLinear, library
 from adpa_cli.errors import AdpaError, NotFound, UsageError
 from adpa_cli.hub.adapter_folder import AdapterFolder
 from adpa_cli.hub.model_folder import header
@@ -75,12 +75,12 @@ class Base:
     quantise: Quantise | None = None
 
 
-def peft() -> Any:
-    """The library. Raises AdpaError, with what to install, where it is missing."""
+def peft(module: str = "") -> Any:
+    """The library, or a module of it. Raises AdpaError, with what to install, where it is missing."""
     with contextlib.suppress(AdpaError):
         library()  # which peft would import otherwise, and which then warns of kernels that are not used here
     try:
-        return importlib.import_module("peft")
+        return importlib.import_module(f"peft{module}")
     except ImportError as error:
         raise missing_peft() from error
 
@@ -92,13 +92,18 @@ def has_adapter(model: nn.Module) -> bool:
 
 def adapter_layers(model: nn.Module) -> dict[str, Any]:
     """The layers of a model with low-rank matrices, by name."""
-    kind: Any = importlib.import_module("peft.tuners.lora").LoraLayer
+    kind: Any = peft(".tuners.lora").LoraLayer
     return {name: module for name, module in model.named_modules() if isinstance(module, kind)}
 
 
 def adapter_weights(model: nn.Module) -> dict[str, nn.Parameter]:
     """The low-rank matrices of a model, and whatever else belongs to its adapter alone, by name."""
     return {name: weight for name, weight in model.named_parameters() if _is_adapter_weight(name)}
+
+
+def adapter_state(model: nn.Module) -> dict[str, Tensor]:
+    """A copy of these."""
+    return {name: weight.detach().clone() for name, weight in adapter_weights(model).items()}
 
 
 def _is_adapter_weight(name: str) -> bool:
@@ -175,7 +180,7 @@ def _read_by_peft(model: PreTrainedModel, names: Sequence[str]) -> set[str]:
     """
     if int(transformers.__version__.partition(".")[0]) < 5:
         return set(names)
-    conversion: Any = importlib.import_module("peft.utils.transformers_weight_conversion")
+    conversion = peft(".utils.transformers_weight_conversion")
     trial = peft().LoraConfig(target_modules=list(names))
     conversion.convert_peft_config_for_transformers(trial, model=model, conversions=None)
     return set(trial.target_modules)
@@ -202,6 +207,11 @@ def attach_adapter(
     Raises AdpaError for one that does not fit the model, that is damaged, or that computes in a way which is not read.
     """
     settings, tensors = _settings(adapter), _tensors(adapter)
+    if settings.get("use_dora") and any(isinstance(module, QuantisedLinear) for module in body.modules()):
+        raise AdpaError(
+            f"the adapter {adapter.path} is a DoRA, which reads the weights of its base, and these are quantised",
+            "leave them as they are: --set STAGE.quantise=none",
+        )
     whole = {name: tensors.pop(name) for name in list(tensors) if not _is_adapter_weight(name)}
     _put_whole(model, body, adapter, whole, dtype, device)
     try:
@@ -218,10 +228,11 @@ def attach_adapter(
                 part.forward = in_float32(part.forward)
 
 
-def brings(adapter: AdapterFolder, name: str) -> bool:
-    """Whether a folder has a tensor of the model whole. Raises DataError for a damaged one."""
+def shape_in(adapter: AdapterFolder, name: str) -> tuple[int, ...]:
+    """The shape of a tensor of the model that a folder brings whole; () where it does not. Raises DataError."""
     path = adapter.path / ADAPTER_WEIGHTS
-    return path.is_file() and any(_own_name(key) == name for key in header(path))
+    entries = header(path) if path.is_file() else {}
+    return next((tuple(entry["shape"]) for key, entry in entries.items() if _own_name(key) == name), ())
 
 
 def stored_as(adapter: AdapterFolder, asked: Quantise | None) -> Quantise | None:
@@ -285,17 +296,28 @@ def _put_whole(
     dtype: Dtype,
     device: str,
 ) -> None:
-    """Put tensors in the place of the model's own, those of products as they are held."""
+    """Put tensors in the place of the model's own, those of products as they are held or stored."""
     held_keys = {(id(p.module), p.attribute): p.key for p in held_places(body, dtype)} if dtype in HELD_IN else {}
     own = dict(model.named_parameters(remove_duplicate=False))
     for name, tensor in tensors.items():
         path, _, attribute = name.rpartition(".")
-        if name not in own or own[name].shape != tensor.shape:
-            there = f"is {list(own[name].shape)} there" if name in own else "is not there"
-            raise _misfit(adapter, f"{name} {there}, and {list(tensor.shape)} in the adapter")
-        module = model.get_submodule(path)
+        if name not in own:
+            raise _misfit(adapter, f"it has no {name}")
+        if own[name].untyped_storage().nbytes() < own[name].nbytes:
+            raise AdpaError(
+                f"the adapter {adapter.path} brings {name} whole, and the layers of its base wait elsewhere",
+                "leave out --runtime offload",
+            )
+        module: Any = model.get_submodule(path)
+        is_stored = isinstance(module, QuantisedLinear) and attribute == "weight"
+        shape = torch.Size(_shape(module)) if is_stored else own[name].shape
+        if shape != tensor.shape:
+            raise _misfit(adapter, f"{name} is {list(shape)} there, and {list(tensor.shape)} in the adapter")
         key = held_keys.get((id(module), attribute), "")
-        Place(module, attribute).put(held(tensor.to(device), key, dtype) if key else tensor.to(device))
+        if is_stored:
+            module.store(tensor.to(device), name)
+        else:
+            Place(module, attribute).put(held(tensor.to(device), key, dtype) if key else tensor.to(device))
 
 
 def _fill(model: PreTrainedModel, tensors: Mapping[str, Tensor], adapter: AdapterFolder) -> None:

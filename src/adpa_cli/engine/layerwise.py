@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from transformers import AutoConfig, PreTrainedModel
 
-from adpa_cli.engine.adapters import attach_adapter, brings, stored_as
+from adpa_cli.engine.adapters import attach_adapter, shape_in, stored_as
 from adpa_cli.engine.frozen import Place, Skeleton
 from adpa_cli.engine.models import SCALAR_HEAD, body_of, load, skeleton_of
 from adpa_cli.engine.offload import layers_of, names_within, visit
@@ -35,7 +35,7 @@ def load_layerwise(
     if scalar:
         config.num_labels = 1
     stored = stored_as(adapter, quantise) if adapter else quantise
-    new_head = adapter is not None and brings(adapter, SCALAR_HEAD)
+    new_head = adapter is not None and bool(shape_in(adapter, SCALAR_HEAD))
     skeleton = skeleton_of(base, config, "float32", scalar, stored, new_head)
     if skeleton is None:
         return load(folder, device=device, scalar=scalar, quantise=quantise)
@@ -46,10 +46,11 @@ def load_layerwise(
     for module in model.modules():  # the tensors that no file holds, such as frequencies of positions
         for name, buffer in module._buffers.items():
             module._buffers[name] = None if buffer is None else buffer.to(device)
-    for layer, own in zip(layers, names, strict=True):
-        _read_when_used(layer, own, skeleton, device)
     if adapter:
         attach_adapter(model, body_of(model), adapter, "float32", device)
+    for layer, own in zip(layers, names, strict=True):
+        of_file = [name for name in own if skeleton.places[name].tensor.is_meta]  # others came with the adapter
+        _read_when_used(layer, of_file, skeleton, device)
     ready: PreTrainedModel = model.train(False).requires_grad_(False)
     return ready
 

@@ -17,6 +17,8 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
+from adpa_cli.engine.adapters import NAME, adapter_layers
+from adpa_cli.engine.quantised import QuantisedLinear, weight_as_read
 from adpa_cli.hub.model_folder import ModelFolder
 from adpa_cli.sizes import spread
 
@@ -137,6 +139,30 @@ def measured_update(pairs: Iterable[Pair], ways: Mapping[str, Way] = NEAREST) ->
         "seen": {way: value / change if change else 1.0 for way, value in kept.items()},
         "differ": {way: number / count for way, number in differ.items()},
     }
+
+
+@torch.no_grad()
+def adapter_update(model: nn.Module, before: Mapping[str, Tensor]) -> dict[str, Any]:
+    """The change of an adapter from the low-rank matrices `before`, by name, as `measured_update` tells of weights: of
+    the layers that it is beside, and products see all of it, for it is not rounded to their weights."""
+    change = size = 0.0
+    for name, layer in adapter_layers(model).items():
+        down, up = (f"{name}.{part}.{NAME}.weight" for part in ("lora_A", "lora_B"))
+        now = layer.lora_B[NAME].weight @ layer.lora_A[NAME].weight
+        moved = torch.linalg.vector_norm(now - before[up] @ before[down])
+        change += float(layer.scaling[NAME] * moved) ** 2
+        size += float(torch.linalg.vector_norm(_weight(layer.base_layer))) ** 2
+    whole = dict.fromkeys(NEAREST, 1.0)
+    return {"rms": (change / size) ** 0.5 if size else 0.0, "seen": whole, "differ": whole}
+
+
+def _weight(layer: Any) -> Tensor:
+    """The weight of a layer in float32, whatever it is stored as."""
+    if isinstance(layer, QuantisedLinear):
+        shape = layer.out_features, layer.in_features
+        return weight_as_read(layer.weight, layer.scales, shape, layer.how, torch.float32)
+    weight: Tensor = layer.weight
+    return weight.float()
 
 
 @torch.no_grad()

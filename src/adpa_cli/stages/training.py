@@ -18,6 +18,7 @@ from adpa_cli.stages import Job, Lengths, Load, Monitor, Node, Stage, every
 
 if TYPE_CHECKING:
     from adpa_cli.data.chat import Encoder
+    from adpa_cli.engine.adapters import Base
     from adpa_cli.methods import Method, Need
     from adpa_cli.stages._training_inputs import Data
 
@@ -28,29 +29,34 @@ GAMMA_RATIO = 3.0  # γ × RMS(A) outside this factor of the tuned one is worth 
 def compute(job: Job, monitor: Monitor, rank: int = 0, processes: int = 1) -> None:
     """Train, and leave a Hugging Face folder and metrics.jsonl in the work folder."""
     from adpa_cli.data.tokenizer import Tokenizer
+    from adpa_cli.engine.adapters import adapter_state, name_base
     from adpa_cli.engine.device import forget_peak, make_accelerator
     from adpa_cli.engine.layout.examples import encoder_of
     from adpa_cli.engine.training import schedule
+    from adpa_cli.engine.training.adapted import base_of
     from adpa_cli.engine.training.checkpoint_selection import CheckpointSelection
     from adpa_cli.engine.training.loop import Run, train
     from adpa_cli.engine.training.online import Online
     from adpa_cli.engine.training.step_report import tracking
+    from adpa_cli.hub.adapter_folder import tokenizer_folder
     from adpa_cli.stages._training_inputs import gather
 
     spec = make(TrainSpec, job.spec)
     method = method_of(spec.method)
     params = method.params(**spec.params)
     folder = job.one("model").path
-    encoder = encoder_of(Tokenizer.of(folder), spec)
+    encoder = encoder_of(Tokenizer.of(tokenizer_folder(folder)), spec)
     data = gather(job, spec, method, params, encoder, monitor)
     rows, end = len(data.examples), spec.last_step(schedule.steps_of(len(data.examples), spec))
     held = validation(job, spec, encoder) if spec.select == "best" else None
     accelerator = make_accelerator(job.runtime.rendezvous)
     student, tuned = _student(job, spec, encoder, str(accelerator.device), data)
+    base = base_of(folder, job.one("model").content, spec) if spec.lora else None
+    before = adapter_state(student.model) if spec.lora else {}
     inputs = (data.examples, data.online, spec, params, job.folder, job.runtime.tokens_per_device)
     feed = Online(student, accelerator, *inputs) if data.online else None
 
-    save_in = _saver(student.model, encoder, folder)
+    save_in = _saver(student.model, encoder, folder, base)
     selection = CheckpointSelection(job.folder, student, accelerator, save_in, held, spec.keep == "all")
     evaluated = schedule.evaluation_steps(rows, spec.batch_size, end) if held or spec.keep == "all" else frozenset()
     forget_peak(accelerator.device)
@@ -69,26 +75,34 @@ def compute(job: Job, monitor: Monitor, rank: int = 0, processes: int = 1) -> No
         chosen = selection.take_best() if held else end
         if not held:
             save_in(job.folder)
+        elif base:
+            name_base(job.folder, base)  # the folder of the best step lies deeper
         write_json(job.folder / RESULT, {
             **preferred, **_selected(job, spec, chosen, bool(held), bool(evaluated)),
             **measured(job.folder, end, accelerator.device.type), **_sizes(student.model, data),
-            **({"runtime": tuned} if tuned else {}), **_update(job, spec), "final": summary,
+            **({"runtime": tuned} if tuned else {}), **_update(job, spec, student.model, before), "final": summary,
         })  # fmt: skip
     accelerator.wait_for_everyone()
 
 
-def _saver(model: Any, encoder: Encoder, source: Path) -> Callable[[Path], None]:
-    """Writes the model, as it is by then, into a folder, with what its source says of itself."""
+def _saver(model: Any, encoder: Encoder, source: Path, base: Base | None) -> Callable[[Path], None]:
+    """Writes the model, or its adapter of a base, as it is by then, into a folder, with what its source says of
+    itself."""
     from adpa_cli.engine.models import save
 
     text, end = encoder.template.text, encoder.template.end
-    return lambda folder: save(model, encoder.tokenizer, folder, template_text=text, end_token=end, source=source)
+    return lambda folder: save(model, encoder.tokenizer, folder, text, end, source, base)
 
 
 def _sizes(model: Any, data: Data) -> dict[str, Any]:
-    """How many examples and tokens there were, and how many parameters; what was cut, and what was said of the data."""
+    """How many examples and tokens there were, and how many parameters, of which so many trained if not all; what was
+    cut, and what was said of the data."""
+    from adpa_cli.engine.adapters import has_adapter
+    from adpa_cli.engine.training.step_report import parameters_of
+
+    trained = {"trained": parameters_of(model, trained=True)} if has_adapter(model) else {}
     return {
-        "examples": len(data.examples), "parameters": sum(p.numel() for p in model.parameters()),
+        "examples": len(data.examples), "parameters": parameters_of(model), **trained,
         "tokens": sum(part.tokens for e in data.examples for part in e.parts.values()),
         **data.truncation, "notes": list(data.notes),
     }  # fmt: skip
@@ -115,15 +129,16 @@ def _student(job: Job, spec: TrainSpec, encoder: Encoder, device: str, data: Dat
     from adpa_cli.engine.layout.row_layout import packer_of
     from adpa_cli.engine.models import load_checked
     from adpa_cli.engine.rewards.reward_model import RewardModel, load_reward_model
+    from adpa_cli.engine.training.adapted import load_adapted
     from adpa_cli.engine.training.optimizer import tune
     from adpa_cli.engine.training.student import Student, critic_of
 
     folder = job.one("model").path
     if method_of(spec.method).scalar_head:
-        model = load_reward_model(folder, encoder.tokenizer, encoder.end_id, device)
+        model = load_reward_model(folder, encoder.tokenizer, encoder.end_id, spec, device)
         tuned = tune(model, spec, job.runtime)
         return RewardModel(model, spec.dtype), tuned
-    model = load_checked(folder, train=True, device=device)
+    model = load_adapted(folder, spec, device) if spec.lora else load_checked(folder, train=True, device=device)
     packer = None
     if job.runtime.attention == "auto":
         lengths = [len(sequence) for example in data.examples for sequence in example.parts.values()]
@@ -193,14 +208,17 @@ OFF_GRID = 0.01
 
 
 def _rounds(spec: TrainSpec) -> bool:
-    """Whether products read other weights than those that are kept."""
-    return spec.dtype == "bfloat16" != spec.weights
+    """Whether products read other weights than those that train and are kept."""
+    return spec.dtype == "bfloat16" != spec.weights and not spec.lora
 
 
-def _update(job: Job, spec: TrainSpec) -> dict[str, Any]:
-    """`update`: the change of the saved weights from those that the training started from, as products see it."""
-    from adpa_cli.engine.update import folder_pairs, measured_update
+def _update(job: Job, spec: TrainSpec, model: Any, before: Mapping[str, Any]) -> dict[str, Any]:
+    """`update`: the change of the saved weights from those that the training started from, as products see it; of a
+    model with an adapter, which was `before`, that of the adapter at the end."""
+    from adpa_cli.engine.update import adapter_update, folder_pairs, measured_update
 
+    if spec.lora:
+        return {"update": adapter_update(model, before)}
     found = measured_update(folder_pairs(job.one("model").path, job.folder))
     if found:
         found["seen"][COMPUTED] = found["seen"]["bfloat16"] if _rounds(spec) else 1.0

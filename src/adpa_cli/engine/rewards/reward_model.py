@@ -20,20 +20,22 @@ from adpa_cli.data.examples import Message
 from adpa_cli.data.rendering import render
 from adpa_cli.data.templates import Template
 from adpa_cli.data.tokenizer import Tokenizer
+from adpa_cli.engine.adapters import shape_in
 from adpa_cli.engine.arithmetic import computing
 from adpa_cli.engine.device import ROOM, device, refused_when_full
 from adpa_cli.engine.layerwise import load_layerwise
 from adpa_cli.engine.layout.batch import Batch
 from adpa_cli.engine.layout.micro_batches import by_length, consecutive_batches, longest_first, padded
 from adpa_cli.engine.layout.row_layout import RowLayout
-from adpa_cli.engine.models import LOAD_ERRORS, first_line, load
+from adpa_cli.engine.models import LOAD_ERRORS, SCALAR_HEAD, first_line, load
 from adpa_cli.engine.overflow import overflow_named
+from adpa_cli.engine.training.adapted import load_adapted
 from adpa_cli.engine.training.student import Student, scalars
 from adpa_cli.errors import AdpaError, NotFinite
 from adpa_cli.hub import Located
-from adpa_cli.hub.adapter_folder import tokenizer_folder
+from adpa_cli.hub.adapter_folder import AdapterFolder, tokenizer_folder
 from adpa_cli.hub.model_folder import ModelFolder
-from adpa_cli.spec import Dtype, Quantise
+from adpa_cli.spec import Dtype, Quantise, TrainSpec
 from adpa_cli.tensors.output import Stats
 
 Dialogue = tuple[Sequence[Message], str]
@@ -120,13 +122,17 @@ class RewardModel(Student):
         return values
 
 
-def load_reward_model(folder: Path, tokenizer: Tokenizer, end_id: int, device: str) -> PreTrainedModel:
-    """The model in `folder` under a scalar head, which is 0 where the folder has none, to be trained.
+def load_reward_model(folder: Path, tokenizer: Tokenizer, end_id: int, spec: TrainSpec, device: str) -> PreTrainedModel:
+    """The model in `folder` under a scalar head, which is 0 where the folder has none, to be trained: all of it, or its
+    head and an adapter.
 
     Its head reads the last token that is no padding, so its configuration gets a padding token that no answer ends
     with. Raises AdpaError for a model that transformers has no such classifier of.
     """
-    model = load(folder, train=True, device=device, scalar=True)
+    if spec.lora:
+        model = load_adapted(folder, spec, device, scalar=True)
+    else:
+        model = load(folder, train=True, device=device, scalar=True)
     known = (tokenizer.named_id(name) for name in ("pad_token", "bos_token", "unk_token"))
     padding = next((token for token in known if token not in (None, end_id)), 0 if end_id else 1)
     model.config.pad_token_id = padding
@@ -148,15 +154,28 @@ def _as_trained(model: Located, dialogues: Sequence[Dialogue]) -> list[list[int]
 
 def _load(folder: Path, dtype: Dtype, device: str, layerwise: bool, quantise: Quantise | None) -> Any:
     hint = "give the folder of a reward model with a scalar head to --reward-model"
+    adapter = AdapterFolder.of(folder)
     try:
-        outputs = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False).num_labels
+        outputs = _outputs(folder, adapter)
     except LOAD_ERRORS as error:
         raise AdpaError(f"the reward model in {folder.name} does not load: {first_line(error)}", hint) from error
     if outputs != 1:
         raise AdpaError(f"the classifier in {folder.name} has {outputs} outputs; a reward model has one", hint)
     if layerwise:
-        return load_layerwise(folder, device, scalar=True, quantise=quantise)
-    return load(folder, dtype=dtype, device=device, scalar=True, quantise=quantise)
+        model = load_layerwise(folder, device, scalar=True, quantise=quantise)
+    else:
+        model = load(folder, dtype=dtype, device=device, scalar=True, quantise=quantise)
+    if adapter:
+        model.config.pad_token_id = None  # that of the base may be what answers end with
+    return model
+
+
+def _outputs(folder: Path, adapter: AdapterFolder | None) -> int:
+    """How many numbers the head of a classifier gives."""
+    if adapter and (shape := shape_in(adapter, SCALAR_HEAD)):
+        return shape[0]
+    whole = adapter.base if adapter else folder
+    return int(AutoConfig.from_pretrained(whole, local_files_only=True, trust_remote_code=False).num_labels)
 
 
 def _encode(tokenizer: Tokenizer, dialogue: Dialogue, template: str) -> list[int]:

@@ -271,13 +271,14 @@ class Prefetch(contextlib.AbstractContextManager["Prefetch[Wanted, Ready]"], Gen
 
 
 def save_resume(work: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Keep the state after `step` steps, then forget the state before it."""
+    """Keep the state after `step` steps, of what is trained, then forget the state before it."""
     folder = work / f"_resume-{step:06d}"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     state: dict[int, dict[str, Tensor]] = optimizer.state_dict()["state"]
     moments = {f"{i}.{name}": value for i, entry in state.items() for name, value in entry.items()}
-    for name, tensors in (("model", dict(model.named_parameters())), ("optimizer", moments)):
+    trained = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+    for name, tensors in (("model", trained), ("optimizer", moments)):
         path = folder / f"{name}.safetensors"
         save_file({key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}, path)
         share(path)
@@ -304,7 +305,8 @@ def load_resume(work: Path, model: nn.Module, optimizer: torch.optim.Optimizer) 
     weights = load_file(folder / "model.safetensors")
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            parameter.copy_(weights[name])
+            if parameter.requires_grad:
+                parameter.copy_(weights[name])
     flat = load_file(folder / "optimizer.safetensors")
     state: dict[int, dict[str, Tensor]] = {}
     for key, value in flat.items():

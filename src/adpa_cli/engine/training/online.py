@@ -30,7 +30,7 @@ from adpa_cli.engine.training.schedule import step_rows, steps_of
 from adpa_cli.engine.training.student import Critic, Student
 from adpa_cli.errors import AdpaError
 from adpa_cli.methods import required
-from adpa_cli.spec import Dtype, TrainSpec
+from adpa_cli.spec import Dtype, Quantise, TrainSpec
 from adpa_cli.tensors.ppo import advantages, rewards, whitened
 
 Floats = Sequence[NDArray[np.float32]]
@@ -107,11 +107,11 @@ def _padded(buffer: RolloutBuffer) -> tuple[Tensor, dict[str, Tensor]]:
 
 @dataclass(frozen=True)
 class Sources:
-    """What answers are drawn for, how, and scored by: prompt ids by example id, and a model folder by the name of its
-    score ("start", "aligned", "reference")."""
+    """What answers are drawn for, how, and scored by: prompt ids by example id, and a model folder, what it computes in
+    and how its weights are stored, by the name of its score ("start", "aligned", "reference")."""
 
     prompts: Mapping[str, Sequence[int]]
-    scorers: Mapping[str, tuple[Path, Dtype]]
+    scorers: Mapping[str, tuple[Path, Dtype, Quantise | None]]
     decoding: Decoding
 
 
@@ -213,8 +213,8 @@ class Online:
             return halving_logps(model, examples, ("rollout",), self.tokens, self.accelerator.device)
 
         scores = {"drawn": score(self.student), "values": score(required(self.student.critic))}
-        for name, (folder, dtype) in self.sources.scorers.items():
-            model = load_checked(folder, dtype=dtype)
+        for name, (folder, dtype, stored) in self.sources.scorers.items():
+            model = load_checked(folder, dtype=dtype, quantise=stored)
             ids = body_and_head(model)[1].shape[0]
             if max(int(e.parts["rollout"].ids.max()) for e in examples) >= ids:
                 raise AdpaError(

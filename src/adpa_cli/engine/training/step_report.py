@@ -17,11 +17,14 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS
+from torch import nn
 
 from adpa_cli.disk import write_atomic
+from adpa_cli.engine.adapters import has_adapter
 from adpa_cli.engine.costs import training_flops
 from adpa_cli.engine.device import gathered, peak_memory
 from adpa_cli.engine.layout.examples import TokenSequence
+from adpa_cli.engine.quantised import QuantisedLinear
 from adpa_cli.engine.training.student import Student
 from adpa_cli.errors import AdpaError
 from adpa_cli.methods import Part
@@ -142,11 +145,12 @@ class Clock:
         # A critic does work that the mathematics of the student does not tell of.
         self.size = None if peak is None or student.critic is not None else size_of(student.model)
         self.peak = None if peak is None or self.size is None else peak * accelerator.num_processes
+        self.is_frozen = has_adapter(student.model)
 
     def add(self, sequences: Mapping[Part, Sequence[TokenSequence]], seconds: float, waited: float) -> dict[str, float]:
         """Take in one step over the global batch, and give its rates."""
         rows: Rows = {part: [Row(len(s) - s.tokens, s.tokens) for s in own] for part, own in sequences.items()}
-        flops = 0.0 if self.size is None else training_flops(self.size, rows, 1)
+        flops = 0.0 if self.size is None else training_flops(self.size, rows, 1, self.is_frozen)
         step = Speed(seconds, waited, sum(len(s) for own in sequences.values() for s in own), flops, self.peak)
         self.total += step
         return step.summary()
@@ -170,14 +174,20 @@ def size_of(model: Any) -> ModelSize | None:
     of_head = getattr(config, "head_dim", None) or config.hidden_size // heads
     embeddings, output = model.get_input_embeddings().weight, model.get_output_embeddings()
     if output is None:
-        parameters, vocabulary = sum(p.numel() for p in model.base_model.parameters()) - embeddings.numel(), 0
+        parameters, vocabulary = parameters_of(model.base_model) - embeddings.numel(), 0
     else:
-        parameters, vocabulary = sum(p.numel() for p in model.parameters()), len(output.weight)
+        parameters, vocabulary = parameters_of(model), len(output.weight)
     return ModelSize(
         parameters, embeddings.shape[1], config.num_hidden_layers, getattr(config, "intermediate_size", 0),
         of_head * (getattr(config, "num_key_value_heads", None) or heads), heads * of_head, vocabulary,
         tied=output is None or output.weight is embeddings,
     )  # fmt: skip
+
+
+def parameters_of(model: nn.Module, trained: bool = False) -> int:
+    """How many parameters a model has, however they are stored, or how many of them train."""
+    stored = {id(m.weight): m.in_features * m.out_features for m in model.modules() if isinstance(m, QuantisedLinear)}
+    return sum(stored.get(id(p), p.numel()) for p in model.parameters() if p.requires_grad or not trained)
 
 
 def peak_flops(device: str, dtype: str) -> float | None:

@@ -24,7 +24,7 @@ from adpa_cli.tensors.output import Stats
 
 
 class Student(nn.Module):
-    """`model` with float32 weights; `dtype` is what it computes in (autocast when bfloat16).
+    """`model` with weights that are float32 where they train; `dtype` is what it computes in (autocast when bfloat16).
 
     With a `critic` both are trained as one; the critic is no part of the student's artifact.
     """
@@ -100,8 +100,10 @@ def scalars(body: nn.Module, score: nn.Module, layouts: Sequence[RowLayout], dty
 
 
 def critic_of(model: PreTrainedModel, dtype: Dtype) -> Critic:
-    """A critic that begins with a copy of the model's body, and values everything at 0."""
+    """A critic that begins with a copy of the model's body, and values everything at 0; both have one set of the
+    weights that are frozen."""
     body, weight, _ = body_and_head(model)
+    frozen: dict[int, Any] = {id(tensor): tensor for tensor in body.parameters() if not tensor.requires_grad}
     score = nn.Linear(weight.shape[1], 1, bias=False, device=weight.device, dtype=torch.float32)
     nn.init.zeros_(score.weight)
-    return Critic(copy.deepcopy(body), score, dtype)
+    return Critic(copy.deepcopy(body, frozen), score, dtype)
