@@ -83,6 +83,9 @@ class TrainSpec:
     """Whose weights the artifact has: those of the last step, of the best point, or of a step by its number."""
     keep: Literal["selected", "all"] = field(default="selected", metadata={"neutral": "selected"})
     """Whether the weights of the other points stay beside them."""
+    select_on: Literal["validation", "all"] = field(default="all", metadata={"neutral": "all"})
+    """The held-out prompts that the best point is selected by: one half, so that the other is left to report on, or
+    all."""
     judged_tokens: int | None = field(default=None, metadata={"neutral": None})
     """The most tokens of the answers by which a reward model selects; None where no reward model does."""
     weights: TrainingDtype = field(default="float32", metadata={"neutral": "float32"})
@@ -105,9 +108,10 @@ class TrainSpec:
 
     def without_effect(self) -> set[str]:
         """The rollouts are an input, which tells whose they are; answers of the data themselves are none. How low-rank
-        matrices are made says nothing where there are none."""
-        states = {"states"} if self.source("rollout") == "rollout" else set()
-        return states if self.lora else {*states, "lora_alpha", "lora_targets"}
+        matrices are made says nothing where there are none, nor do prompts by which nothing is selected."""
+        idle = {"states"} if self.source("rollout") == "rollout" else set()
+        idle |= set() if self.lora else {"lora_alpha", "lora_targets"}
+        return idle if self.select == "best" else {*idle, "select_on"}
 
     @property
     def rank(self) -> int:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
 from adpa_cli.store.store import Store
@@ -49,11 +51,13 @@ def test_the_best_point_is_what_an_evaluation_finds_best(cli: Cli, pipeline: Pip
 
     points = {point["step"]: point for point in chosen["points"]}
     for model, step in ((made.ref, chosen["step"]), (f"./adpa-store/{made.ref}/step-000002", 2)):
-        ran = cli("eval", model, "--suite", "accuracy", "--data", pipeline.data, *LIKE_TINY)
+        words = ("eval", model, "--suite", "accuracy", "--data", pipeline.data, *LIKE_TINY)
+        ran = cli(*words, "--set", "measure_on=validation")
         assert ran.code == 0, ran.err
         scores = store.resolve(ran.out.splitlines()[-1]).metrics["scores"]
         assert scores["reward_accuracy"]["value"] == pytest.approx(points[step]["accuracy"])
-        assert scores["reward_accuracy"]["n"] == points[step]["pairs"] == 12
+        assert scores["reward_accuracy"]["n"] == points[step]["pairs"]
+        assert 0 < points[step]["pairs"] < 12
     best = max(points.values(), key=lambda p: (p["accuracy"], p["margin"], p["step"]))
     assert chosen["step"] == best["step"]
 
@@ -65,6 +69,50 @@ def test_the_best_point_is_what_an_evaluation_finds_best(cli: Cli, pipeline: Pip
     shown = json.loads(cli("show", made.ref, "--json").out)
     assert shown["metrics"]["selection"] == chosen
     assert cli("path", made.ref).out == f"{folder}\n"
+
+
+def test_what_selected_a_model_does_not_measure_it(cli: Cli, pipeline: Pipeline, store: Store) -> None:
+    """The held-out prompts are cut in two by their hash; a comparison stays on the prompts of both."""
+    usual, best = distill(cli, pipeline).ref, distill(cli, pipeline, "--select", "best").ref
+    words = ("--suite", "accuracy", "--data", pipeline.data)
+
+    def measured(*more: object) -> tuple[dict[str, Any], dict[str, Any], str]:
+        ran = cli("eval", *more, *words)
+        made = store.resolve(ran.ref)
+        figures = json.loads((store.folder(made.ref) / "scores.json").read_text())
+        return figures["margins"], made.metrics, made.ref
+
+    report, said, ref = measured(best)
+    everything, nothing, other = measured(usual)
+    validation, _, _ = measured(best, "--set", "measure_on=validation")
+    whole, shared, _ = measured(best, "--set", "measure_on=all")
+    assert said["prompts"] == "report half"
+    assert shared["prompts"] == "some of which selected it"
+    assert "prompts" not in nothing
+    assert (len(everything), set(whole)) == (12, set(everything))
+    assert not report.keys() & validation.keys()
+    assert report.keys() | validation.keys() == everything.keys()
+    assert len(validation) == store.resolve(best).metrics["selection"]["points"][0]["pairs"]
+
+    rows = cli("show", other, ref).rows
+    (row,) = [row for row in rows if row[0].endswith("on the prompts of both")]
+    wins = [np.mean([float(margins[pair] > 0) for pair in report]) for margins in (report, everything)]
+    assert row[2].startswith(f"{100 * (wins[0] - wins[1]):+.1f} ")
+    both = cli("eval", best, usual, *words).out.split()
+    assert both[0] == ref
+    assert store.resolve(both[1]).metrics["prompts"] == "report half", "what is measured together, on the same prompts"
+    assert '"prompts": "report half"' in cli("show", ref).out
+
+
+def test_a_point_that_all_prompts_selected_has_the_id_of_before(cli: Cli, pipeline: Pipeline, store: Store) -> None:
+    whole = distill(cli, pipeline, "--select", "best", "--set", "select_on=all").ref
+    made = store.resolve(whole)
+    assert "select_on" not in made.spec
+    assert made.metrics["selection"]["points"][0]["pairs"] == 12
+    measured = store.resolve(cli("eval", whole, "--suite", "accuracy", "--data", pipeline.data).ref)
+    assert measured.metrics["prompts"] == "report half, which selected it"
+    last, without = (distill(cli, pipeline, "-n", *more).rows[-1][4] for more in (("--set", "select_on=all"), ()))
+    assert last == without, "nothing is selected"
 
 
 def test_a_step_has_the_weights_of_the_whole_run_after_it(cli: Cli, pipeline: Pipeline, store: Store) -> None:

@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from adpa_cli.errors import DataError
+
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
@@ -153,6 +155,28 @@ def prompt_key(item: Pair | Dialogue) -> str:
         return sha256(plain(item.prompt))
     first = next(index for index, message in enumerate(item.messages) if message.role == "user")
     return sha256(plain(item.messages[: first + 1]))
+
+
+def half_of(prompt: str) -> str:
+    """Which half of the held-out prompts one belongs to, by its `prompt_key` or the first 16 hex of it.
+
+    By "validation" checkpoints and settings are selected; on "report" is measured what was selected.
+    """
+    return ("validation", "report")[int(prompt[:16], 16) % 2]
+
+
+def in_half(prompt: str, half: str) -> bool:
+    """Whether a held-out prompt is of a half; every one is of "all"."""
+    return half in ("all", half_of(prompt))
+
+
+def half_is_empty(name: str, half: str) -> DataError:
+    """The error for data `name` of whose held-out prompts none is of a half."""
+    return DataError(
+        f"{name}: none of the held-out prompts is of the {half} half",
+        "give data with more held-out prompts, or use all of them: --set distill.select_on=all to select, "
+        "--set eval.measure_on=all to measure",
+    )
 
 
 def held_out_keys(keys: NDArray[np.uint64]) -> NDArray[np.uint64]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from adpa_cli import stages, suites
 from adpa_cli.errors import UsageError
@@ -22,6 +23,7 @@ from adpa_cli.stages.cache_teacher import CACHE_TEACHER
 from adpa_cli.stages.eval import EVAL
 from adpa_cli.stages.rollout import ROLLOUT
 from adpa_cli.stages.training import DPO_TEACHER, REWARD_MODEL, SFT, method_words
+from adpa_cli.store.store import Store
 from adpa_cli.suites import EvalSpec, Suite
 
 REWARD_MODEL_OPTION = "--reward-model"
@@ -240,13 +242,20 @@ def plan_eval(names: Names, user: UserSettings, request: Evaluate) -> Plan:
         lineage.same_template(template, against, "opponent", user.templates)
     nodes: list[Node] = []
     notes: tuple[str, ...] = ()
-    for text, model in zip(request.models, models, strict=True):
+    sources = [pairs_for(planner, model) for model in models]
+    opponents = [] if against is None else [against]
+    is_halved = any(
+        selected_on(measured, data, names.store)
+        for model, data in zip(models, sources, strict=True)
+        for measured in (model.input, *opponents)
+    )
+    for text, model, data in zip(request.models, models, sources, strict=True):
         lineage.same_template(template, model.input, "model", user.templates)
-        data, scorers = pairs_for(planner, model), dict(judges)
+        scorers = dict(judges)
         if "reference" in suite.scorers and "reference" not in scorers:
             scorers["reference"] = below = _reference_for(planner, request, suite, text, model)
             notes += _of_reference(planner, model, below)
-        nodes.append(_eval_node(planner, model, data, model.input.label, against, suite, scorers))
+        nodes.append(_eval_node(planner, model, data, model.input.label, against, suite, scorers, is_halved))
     return Plan(tuple(nodes), template, notes=notes)
 
 
@@ -292,10 +301,23 @@ def family_evals(
     ]
     if suite.with_teachers:
         models += teachers
+    is_halved = any(selected_on(model, data, planner.names.store) for model, _ in models)
     return tuple(
-        _eval_node(planner, replace(start, input=model), data, role, start.input, suite, scorers)
+        _eval_node(planner, replace(start, input=model), data, role, start.input, suite, scorers, is_halved)
         for model, role in models
     )
+
+
+def selected_on(model: Input, data: External, store: Store) -> Literal["", "validation", "all"]:
+    """The held-out prompts of some data that a model, or one that it was trained from, was selected by; "" for none."""
+    found: set[str] = set()
+    below: Input | None = model
+    while isinstance(below, Node | Artifact):
+        inputs = below.manifest.inputs if isinstance(below, Artifact) else below.recipe.inputs
+        if below.values.get("select") == "best" and inputs.get("data") == data.content:
+            found.add(below.values.get("select_on", "all"))
+        below = lineage.single(below, "model", store)
+    return "all" if "all" in found else "validation" if found else ""
 
 
 def _eval_node(
@@ -306,16 +328,22 @@ def _eval_node(
     against: Input | None,
     suite: Suite,
     scorers: Mapping[str, Input],
+    is_halved: bool = False,
 ) -> Node:
-    """The numbers of one model; its answers are judged against those of `against` where the suite judges answers."""
+    """The numbers of one model; its answers are judged against those of `against` where the suite judges answers.
+
+    Where `is_halved`, prompts by which a model was selected are left out, for every model alike.
+    """
     inputs: Inputs = {"model": model.input, "data": data, **scorers}
     if suite.rewards is not None:
         inputs["rollouts"] = planner.eval_rollout(model, data)
         if against is not None and against.content != model.input.content:
             inputs["against"] = planner.eval_rollout(replace(model, input=against), data)
     fixed = {"template": model.template.text, "end": model.template.end, "suite": suite.name}
-    spec = plain_spec(EvalSpec, EVAL.name, model.family, planner.settings(EVAL.name), **fixed)
-    return Node(EVAL.name, spec, inputs, EVAL.name, role)
+    user = {**({"measure_on": "report"} if is_halved else {}), **planner.settings(EVAL.name)}
+    spec = plain_spec(EvalSpec, EVAL.name, model.family, user, **fixed)
+    hints = {"selected_on": selected_on(model.input, data, planner.names.store)}
+    return Node(EVAL.name, spec, inputs, EVAL.name, role, hints)
 
 
 def _suite(request: Evaluate, family: Family) -> Suite:

@@ -186,7 +186,8 @@ def train_spec(
 ) -> TrainSpec:
     """The spec of a training stage with the typed parameters of its method; `keys` name the family's settings of it."""
     read, settings = methods.load(method), settable(stage, method)
-    defaults = {**settings, "dtype": family.dtype, **_known(stage_settings(family, *keys), settings)}
+    defaults = {**settings, "dtype": family.dtype, "select_on": "validation"}
+    defaults |= _known(stage_settings(family, *keys), settings)
     preset = user.get("preset", defaults.get("preset", "paper"))
     if preset not in ("paper", *read.presets):
         raise UsageError(f"{method} has no preset {preset!r}", f"presets: {', '.join(('paper', *read.presets))}")

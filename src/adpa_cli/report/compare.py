@@ -69,13 +69,16 @@ def _numbers(scored: Sequence[Score]) -> dict[str, str]:
 def differences(store: Store, columns: Sequence[Sequence[Score]]) -> dict[str, list[str | None]]:
     """Row name -> for each model its difference to the first one that was measured alike (None for that one).
 
-    Scores are compared only within one suite, data set, scorer and opponent. Shares are in percent points.
+    Scores are compared only within one suite, data set, scorer and opponent. Shares are in percent points. Where
+    two were measured on different halves of the held-out prompts, they are compared on the prompts of both, and the row
+    says so.
     """
-    newest = [{score.kind: score for score in reversed(column)} for column in columns]
+    newest = [{score.question: score for score in reversed(column)} for column in columns]
     rows: dict[str, list[str | None]] = {}
-    for kind in dict.fromkeys(score.kind for column in columns for score in column):
+    for kind in dict.fromkeys(score.question for column in columns for score in column):
         places = [place for place, by_kind in enumerate(newest) if kind in by_kind]
         first = newest[places[0]][kind]
+        is_alike = len({newest[place][kind].prompts for place in places}) == 1
         base = values(store.folder(first.ref), first.metric)
         prompts = _figures(store.folder(first.ref)).get("prompts", {})
         row: list[str | None] = [None] * len(columns)
@@ -83,7 +86,8 @@ def differences(store: Store, columns: Sequence[Sequence[Score]]) -> dict[str, l
             folder = store.folder(newest[place][kind].ref)
             row[place] = _words(paired(values(folder, first.metric), base, prompts), first.is_share)
         if any(row):
-            rows[f"more than column {places[0] + 1}: {first.full_label}"] = row
+            common = "" if is_alike else ", on the prompts of both"
+            rows[f"more than column {places[0] + 1}: {first.full_label}{common}"] = row
     return rows
 
 

@@ -39,10 +39,22 @@ class Score:
     against: str
     ref: str
     at: float
+    prompts: str = ""
+    """Which of the held-out prompts it is of; "" for all of them."""
 
     @property
     def kind(self) -> tuple[str, str, str, str, str]:
+        return self.metric, self.suite, self.measured_on, self.scorer, self.against
+
+    @property
+    def question(self) -> tuple[str, str, str, str, str]:
+        """The kind, whichever prompts were asked: two scores of one question may be compared on those of both."""
         return self.metric, self.suite, self.data, self.scorer, self.against
+
+    @property
+    def measured_on(self) -> str:
+        """The data, with the prompts of them where these are not all."""
+        return f"{self.data} ({self.prompts})" if self.prompts else self.data
 
     @property
     def is_share(self) -> bool:
@@ -52,7 +64,7 @@ class Score:
     @property
     def label(self) -> str:
         """What was measured: reward-accuracy on dpo-mix-7k#test (n=750)."""
-        where = f" on {self.data}" if self.data else ""
+        where = f" on {self.measured_on}" if self.data else ""
         by = f" by {self.scorer}" if self.scorer else ""
         count = f" (n={number(self.n)})" if self.n is not None else ""
         return f"{self.metric.replace('_', '-')}{where}{by}{count}"
@@ -94,6 +106,7 @@ def scores(manifest: Manifest) -> list[Score]:
         Score(
             name, float(entry["value"]), entry.get("low"), entry.get("high"), entry.get("n"),
             suite, data, scorer, str(entry.get("against") or ""), manifest.ref, manifest.at,
+            str(metrics.get("prompts") or ""),
         )
         for name, entry in metrics["scores"].items()
         if isinstance(entry, dict) and isinstance(entry.get("value"), int | float)
@@ -156,7 +169,9 @@ def screen(lines: Sequence[Line], width: int) -> str:
     over_seeds = _means(lines, columns, kept)
     if over_seeds:
         shown += ["", *text.table(("over seeds", *map(str.upper, kept), *_titles(columns)), over_seeds, width)]
-    notes = ["± half of a 95 % interval"] if columns else []
+    asked = dict.fromkeys(score.prompts for line in lines for score in line.scores if score.prompts)
+    notes = [f"held-out prompts: {words}" for words in asked]
+    notes += ["± half of a 95 % interval"] if columns else []
     notes += ["over seeds: mean ± standard deviation"] if over_seeds else []
     return "\n".join([*shown, "; ".join(notes)]).rstrip("\n")
 
@@ -218,4 +233,6 @@ def results(store: Store, evals: Sequence[Node]) -> str:
     size = max(score.n or 0 for score in every)
     judged = "win rate against start in %, 50 = nothing gained" if WIN in metrics else "accuracy in %"
     table = text.table(("MODEL", *map(_title, metrics), "ID"), rows, 10**6)
-    return "\n".join([f"held-out prompts: {size}; {judged}; ± half of a 95 % interval", *table])
+    which = "; ".join(dict.fromkeys(score.prompts for score in every if score.prompts))
+    asked = f"held-out prompts: {size}{f' ({which})' if which else ''}"
+    return "\n".join([f"{asked}; {judged}; ± half of a 95 % interval", *table])

@@ -46,6 +46,7 @@ def compute(job: Job, monitor: Monitor, rank: int = 0, processes: int = 1) -> No
 def finish(job: Job) -> dict[str, Any]:
     """Scores with their intervals; the numbers of every row stay in scores.json."""
     from adpa_cli.data.examples import win
+    from adpa_cli.engine.layout.examples import prompts_of_pairs
 
     spec = make(EvalSpec, job.spec)
     suite = suites.every()[spec.suite]
@@ -54,7 +55,8 @@ def finish(job: Job) -> dict[str, Any]:
         for name in ("margins", "rewards", "against")
         if (job.folder / f"_{name}.json").exists()
     }
-    prompts = _prompt_of_pairs(job, spec)
+    prompts = prompts_of_pairs(spec, job.one("data"), "test")
+    prompts = {pair: prompts[pair] for pair in read["margins"]}
     shared = len(set(prompts.values())) < len(prompts)  # such pairs are drawn together when models are compared
     write_json(job.folder / "scores.json", {**read, "prompts": prompts} if shared else read)
     (margins,) = _aligned(read["margins"])
@@ -71,7 +73,18 @@ def finish(job: Job) -> dict[str, Any]:
     noise = _noise.metrics(job.folder, "margin", spec.dtype, job.stage)
     if noise:
         noise["say"].insert(0, f"{suite.score.replace('_', ' ')} {100 * scores[suite.score]['value']:.1f} %")
-    return {"suite": spec.suite, "data": job.one("data").label, "scores": scores, **size, **noise}
+    words = prompts_words(spec.measure_on, str(job.hints.get("selected_on", "")))
+    measured_on = {"prompts": words} if words else {}
+    return {"suite": spec.suite, "data": job.one("data").label, **measured_on, "scores": scores, **size, **noise}
+
+
+def prompts_words(measured: str, selected: str) -> str:
+    """Which of the held-out prompts a model was measured on, and whether it was selected by some of them; "" for all of
+    them where it was not. `selected` is what it was selected on, "" where nothing was."""
+    some = "some of which" if (measured, selected) == ("all", "validation") else "which"
+    is_shared = selected and ("all" in (measured, selected) or measured == selected)
+    said = [] if measured == "all" else [f"{measured} half"]
+    return ", ".join([*said, *([f"{some} selected it"] if is_shared else [])])
 
 
 def bootstrap(values: Any, spec: EvalSpec, prompts: Sequence[str] = ()) -> dict[str, float]:
@@ -91,14 +104,6 @@ def bootstrap(values: Any, spec: EvalSpec, prompts: Sequence[str] = ()) -> dict[
     return {"value": float(numbers.mean()), "low": float(low), "high": float(high), "n": len(numbers)}
 
 
-def _prompt_of_pairs(job: Job, spec: EvalSpec) -> dict[str, str]:
-    from adpa_cli.engine.layout import examples as ex
-    from adpa_cli.hub.externals import pairs_of
-
-    pairs = pairs_of(job.one("data").where, "test", spec.limit, spec.skip_bad_rows, spec.template).items
-    return {pair.id: ex.rollout_id(pair) for pair in pairs}
-
-
 def _aligned(*tables: dict[str, float]) -> list[Floats]:
     """The rows that all tables have, in one order."""
     import numpy as np
@@ -114,7 +119,7 @@ def _margins(job: Job, spec: EvalSpec, monitor: Monitor) -> dict[str, float]:
 
     suite = suites.every()[spec.suite]
     inputs = {role: job.one(role) for role in ("model", *suite.scorers)}
-    examples = ex.pair_examples(spec, job.one("data"), "test", job.one("model").path)
+    examples = ex.pair_examples(spec, job.one("data"), "test", job.one("model").path, spec.measure_on)
     measured = functools.partial(suite.margins, inputs)
 
     def noise() -> dict[str, Any]:
@@ -128,19 +133,22 @@ def _margins(job: Job, spec: EvalSpec, monitor: Monitor) -> dict[str, float]:
 
 
 def _rewards(job: Job, spec: EvalSpec, role: str) -> dict[str, float]:
-    """The reward of every answer of a rollout artifact, by the hash of its prompt."""
+    """The reward of every answer of a rollout artifact to the prompts that are measured, by the hash of its prompt."""
+    from adpa_cli.data.examples import in_half
     from adpa_cli.engine.layout.examples import read_rollouts
 
     suite = suites.every()[spec.suite]
     if suite.rewards is None:
         raise AdpaError(f"the suite {suite.name} judges no answers")
     scorers = {scorer: job.one(scorer) for scorer in suite.scorers}
-    return suite.rewards(scorers, spec, read_rollouts(job.one(role).path))
+    answers = [row for row in read_rollouts(job.one(role).path) if in_half(row.id, spec.measure_on)]
+    return suite.rewards(scorers, spec, answers)
 
 
 def rows(node: Node, lengths: Lengths) -> Rows:
-    """Both answers of every held-out pair."""
-    return lengths.pairs("test")
+    """Both answers of every held-out pair, or of about half of them."""
+    every_other = 1 if node.spec.measure_on == "all" else 2
+    return {part: rows[::every_other] for part, rows in lengths.pairs("test").items()}
 
 
 def disk(node: Node, load: Load) -> Disk:

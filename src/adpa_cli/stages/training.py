@@ -117,6 +117,8 @@ def _selected(job: Job, spec: TrainSpec, step: int, held: bool, evaluated: bool)
         next(point for point in points if point["step"] == step) if held and method_of(spec.method).scalar_head else {}
     )
     chosen = {"rule": spec.select, "step": step, "points": points}
+    if spec.select == "best":
+        chosen["prompts"] = spec.select_on
     return {
         **{key: value for key, value in scores.items() if key != "step"},
         **({"selection": chosen} if evaluated or spec.select != "last" else {}),
@@ -320,21 +322,26 @@ def unequal_gradients(gradients: Mapping[str, float]) -> list[str]:
 
 def validation(job: Job, spec: TrainSpec, encoder: Encoder) -> Any:
     """What scores a point: dialogues of `sft` by likelihood, pairs by preference, or answers by a reward model."""
+    from adpa_cli.data.examples import half_is_empty, in_half, prompt_key
     from adpa_cli.engine.layout import examples as ex
     from adpa_cli.engine.training.checkpoint_selection import HeldOut
     from adpa_cli.hub.externals import dialogues_of
 
-    source = job.one("data")
+    source, half = job.one("data"), spec.select_on
     if "reward_model" in job.inputs:
         return reward_selection(job, spec, encoder)
     if every()[job.stage].reads == "pairs":
-        return HeldOut(ex.pair_examples(spec, source, "test", job.one("model").path), ("chosen", "rejected"))
+        return HeldOut(ex.pair_examples(spec, source, "test", job.one("model").path, half), ("chosen", "rejected"))
     loaded = dialogues_of(source.where, "test", spec.limit, spec.skip_bad_rows, spec.template)
-    return HeldOut(ex.dialogue_examples(loaded.items, encoder, spec.max_length, source.label)[0], ("chosen",))
+    items = [item for item in loaded.items if in_half(prompt_key(item), half)]
+    if not items:
+        raise half_is_empty(source.label, half)
+    return HeldOut(ex.dialogue_examples(items, encoder, spec.max_length, source.label)[0], ("chosen",))
 
 
 def reward_selection(job: Job, spec: TrainSpec, encoder: Encoder) -> Any:
-    """Greedy answers to each held-out prompt once, judged by the reward model of the job."""
+    """Greedy answers to each held-out prompt to select by once, judged by the reward model of the job."""
+    from adpa_cli.data.examples import half_is_empty, in_half
     from adpa_cli.engine.generation.sampling import Decoding, Sampling
     from adpa_cli.engine.layout import examples as ex
     from adpa_cli.engine.rewards.reward_model import reward_scores
@@ -345,6 +352,9 @@ def reward_selection(job: Job, spec: TrainSpec, encoder: Encoder) -> Any:
     longest = spec.judged_tokens or spec.max_length
     pairs = pairs_of(source.where, "test", spec.limit, spec.skip_bad_rows, spec.template).items
     asked = {ex.rollout_id(pair): pair for pair in reversed(pairs)}
+    asked = {name: pair for name, pair in asked.items() if in_half(name, spec.select_on)}
+    if not asked:
+        raise half_is_empty(source.label, spec.select_on)
     prompts = {
         name: ex.fitted_prompt(pair, encoder, spec, longest, source.label, job.stage) for name, pair in asked.items()
     }

@@ -13,7 +13,7 @@ import pkgutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from adpa_cli.errors import NotFinite, UsageError
 from adpa_cli.hub import Located
@@ -44,6 +44,9 @@ class EvalSpec:
     noise_answers: int = noise_answers()
     """Pairs that are computed in float32 too."""
     quantise: Quantise | None = quantise()
+    measure_on: Literal["all", "validation", "report"] = field(default="all", metadata={"neutral": "all"})
+    """The held-out prompts that it is measured on: all, the half by which checkpoints and settings are selected, or the
+    half that is left to report on."""
 
     def without_effect(self) -> set[str]:
         """Float32 is what others are held to."""

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adpa_cli.data.chat import Encoded, Encoder, fit, fit_answers, fit_dialogue
-from adpa_cli.data.examples import prompt_key
+from adpa_cli.data.examples import half_is_empty, in_half, prompt_key
 from adpa_cli.data.preferences import Dialogue, Message, Pair
 from adpa_cli.data.templates import Template
 from adpa_cli.data.tokenizer import Tokenizer
@@ -155,15 +155,17 @@ class Cut:
 
 
 def dialogue_examples(
-    items: Sequence[Dialogue], encoder: Encoder, max_length: int, name: str
+    items: Sequence[Dialogue], encoder: Encoder, max_length: int, name: str, every_token: bool = False
 ) -> tuple[list[Example], Cut]:
-    """Supervised examples, every assistant turn trained that the template writes as if it were the last; and what did
-    not fit. Raises DataError that names the row of the data `name` which the template refuses."""
+    """Supervised examples, every assistant turn trained that the template writes as if it were the last, or
+    `every_token` but the first; and what did not fit. Raises DataError that names the row of the data `name` which the
+    template refuses."""
     examples: list[Example] = []
     lengths: list[list[Encoded] | None] = []
     for item in items:
         with named_row(f"{name} row {item.row}"):
             ids, mask = encoder.dialogue(item.messages)
+            mask = [False, *[True] * (len(ids) - 1)] if every_token else mask
         fitted = fit_dialogue(ids, mask, max_length, bos_id=encoder.bos_id)
         if fitted is None:
             lengths.append(None)
@@ -247,13 +249,25 @@ def _answers_of(
     return pair_answers(pairs_of(*data).items, encoder, max_length, truncation, name)
 
 
-def pair_examples(spec: Any, source: Located, split: str, folder: Path) -> list[Example]:
-    """The chosen and the rejected answer of every pair, under the tokenizer in `folder`."""
+def prompts_of_pairs(spec: Any, source: Located, split: str) -> dict[str, str]:
+    """The id of the prompt of every pair of a stage's data, by the id of the pair."""
+    pairs = pairs_of(source.where, split, spec.limit, spec.skip_bad_rows, spec.template).items
+    return {pair.id: rollout_id(pair) for pair in pairs}
+
+
+def pair_examples(spec: Any, source: Located, split: str, folder: Path, half: str = "all") -> list[Example]:
+    """The chosen and the rejected answer of every pair, under the tokenizer in `folder`; of every pair whose prompt is
+    of one `half`. Raises DataError where none is."""
     answers = answers_for(spec, source, split, folder)
-    return [
+    prompts = prompts_of_pairs(spec, source, split)
+    examples = [
         Example(good.key.example_id, {"chosen": good.sequence(), "rejected": bad.sequence()})
         for good, bad in zip(answers.chosen, answers.rejected, strict=True)
+        if in_half(prompts[good.key.example_id], half)
     ]
+    if not examples:
+        raise half_is_empty(source.label, half)
+    return examples
 
 
 def fitted_prompt(
