@@ -24,6 +24,8 @@ PAPER, TINY = _SETTINGS["paper"], _SETTINGS["tiny"]
 DATA_ALIASES: Mapping[str, str] = _FILE["data"]
 HUB_BYTES = 2
 """Of a weight of a model as it is published: bfloat16."""
+ORIGIN = "origin"
+"""The key beside some settings that says where their values come from."""
 INSTRUCT = "-it"
 """What the alias of an instruct model has after that of its base model."""
 
@@ -73,16 +75,22 @@ class Published:
 class ReadyPair:
     """An aligned teacher that is published together with the model it was aligned from.
 
-    `objective`, `beta` and `data` are what it was aligned by; `students` are aliases of models with its vocabulary.
+    `beta`, `data` and whether log-probs were `length_normalised` are what it was aligned by, by DPO; `students` are
+    aliases of models with its vocabulary.
     """
 
     alias: str
     aligned: str
     reference: str
     students: tuple[str, ...]
-    objective: str
+    length_normalised: bool
     beta: float
     data: str
+
+    @property
+    def objective(self) -> str:
+        """What it was aligned by."""
+        return "DPO, length-normalised" if self.length_normalised else "DPO"
 
 
 def _published(entry: Mapping[str, Any], name: str) -> Published:
@@ -120,7 +128,7 @@ INFERENCE: Mapping[str, Dtype] = _FILE["inference"]
 CHAINS: Mapping[str, tuple[str, ...]] = {"adpa+": ("dckd", "adpa")}
 """Words for `--method` that run several, each from the student of the one before (paper, Algorithm 2)."""
 
-_OF_PAIR = ("alias", "aligned", "reference", "objective", "beta", "data")
+_OF_PAIR = ("alias", "aligned", "reference", "length_normalised", "beta", "data")
 READY_PAIRS = tuple(
     ReadyPair(**{key: entry[key] for key in _OF_PAIR}, students=tuple(entry["students"])) for entry in _FILE["pairs"]
 )
@@ -191,7 +199,13 @@ def reserved_words() -> set[str]:
 
 def stage_settings(family: Family, *keys: str) -> dict[str, Any]:
     """The family's settings of a stage, later keys winning, with its rule of cutting pairs."""
-    merged: dict[str, Any] = {"truncation": family.truncation}
-    for key in keys:
-        merged.update(family.settings.get(key, {}))
+    sourced = sourced_settings(family, *keys)
+    return {"truncation": family.truncation, **{key: value for key, (value, _) in sourced.items()}}
+
+
+def sourced_settings(family: Family, *keys: str) -> dict[str, tuple[Any, str]]:
+    """The family's settings of a stage, later keys winning, each with what is said of where it comes from."""
+    merged: dict[str, tuple[Any, str]] = {}
+    for own in (family.settings.get(key, {}) for key in keys):
+        merged |= {key: (value, str(own.get(ORIGIN, ""))) for key, value in own.items() if key != ORIGIN}
     return merged

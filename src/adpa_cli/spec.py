@@ -105,6 +105,10 @@ class TrainSpec:
     """
     quantise: Quantise | None = quantise()
     """How the frozen weights are stored that low-rank matrices are trained beside."""
+    packed: bool = field(default=False, metadata={"neutral": False})
+    """Whether dialogues are laid end to end and cut into rows of `max_length` tokens."""
+    train_on: Literal["answers", "all"] = field(default="answers", metadata={"neutral": "answers"})
+    """Which tokens of a dialogue are trained: those of the assistant's turns, or all."""
 
     def without_effect(self) -> set[str]:
         """The rollouts are an input, which tells whose they are; answers of the data themselves are none. How low-rank

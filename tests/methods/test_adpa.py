@@ -197,8 +197,9 @@ def test_release_preset_against_the_released_formula():
     aligned list on that side; the end token keeps a zero margin and stays in the mean.
     """
     preset = ADPA.presets["release"]
-    assert (preset["lr"], preset["epochs"]) == (5e-7, 1)
-    params = make(ADPA.params, {k: v for k, v in preset.items() if k not in ("lr", "epochs")})
+    assert (preset["lr"], preset["epochs"], preset["max_length"]) == (5e-7, 3, 1024)
+    assert (preset["select"], preset["keep"]) == ("best", "all")
+    params = make(ADPA.params, {k: v for k, v in preset.items() if k in ADPA.params.__dataclass_fields__})
     for seed, scale in ((0, 1.5), (1, 6.0), (2, 12.0)):
         inputs = batch_for(ADPA, params, seed=seed, rows=2, scale=scale)
         inputs = {k: x.apply(lambda t: t[:1]) for k, x in inputs.items()}

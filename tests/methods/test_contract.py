@@ -11,7 +11,7 @@ import torch
 from adpa_cli import methods
 from adpa_cli.errors import UsageError
 from adpa_cli.methods import Part, Reduction, Signal, View
-from adpa_cli.spec import make
+from adpa_cli.spec import TrainSpec, make
 from adpa_cli.tensors.divergence import reduce
 from adpa_cli.tensors.head import selected_logps
 from support.dense_batches import Inputs, batch_for, loss_of, value_and_gradients, view_of
@@ -53,7 +53,7 @@ def test_describes_itself(method):
 def test_presets_set_only_known_values(method):
     known = {f.name for f in dataclasses.fields(method.params)}
     for values in method.presets.values():
-        assert set(values) <= known | {"lr", "epochs"}
+        assert set(values) <= known | {f.name for f in dataclasses.fields(TrainSpec)}
         make(method.params, {k: v for k, v in values.items() if k in known})
 
 

@@ -136,7 +136,7 @@ def test_release_preset_against_the_released_formula():
     """One pair per micro-batch: token mean of CE plus 0.1 times each side's mean of the KL, 0 at the end token."""
     from adpa_cli.spec import make
 
-    preset = {k: v for k, v in DCKD.presets["release"].items() if k not in ("lr", "epochs")}
+    preset = {k: v for k, v in DCKD.presets["release"].items() if k in DCKD.params.__dataclass_fields__}
     inputs = batch_for(DCKD, DCKD.params(), rows=2)
     inputs = {k: x.apply(lambda t: t[:1]) for k, x in inputs.items()}
     loss, grads = value_and_gradients(DCKD, make(DCKD.params, preset), inputs)

@@ -11,10 +11,12 @@ from typing import Any
 import pytest
 
 from adpa_cli import methods
+from adpa_cli.data.templates import Template
+from adpa_cli.families import GENERIC
 from adpa_cli.methods import Need
 from adpa_cli.planning.distill_builder import Distill, plan_distill
 from adpa_cli.planning.resolve_inputs import Names
-from adpa_cli.planning.settings import UserSettings
+from adpa_cli.planning.settings import UserSettings, train_spec
 from adpa_cli.report import catalogue
 from adpa_cli.report.text import for_encoding, width_of
 from adpa_cli.store.store import Store
@@ -53,10 +55,32 @@ def test_adpa_by_hand() -> None:
         "sft", "sft", "start-logps", "dpo-teacher", "rollout", "cache-teacher", "distill",
     ]  # fmt: skip
     gamma = adpa.parameters[0]
-    assert (gamma.name, gamma.default, gamma.origin, gamma.limits) == ("gamma", "1.5", "paper", "0 … 1000")
+    assert (gamma.name, gamma.default, gamma.origin, gamma.limits) == ("gamma", "1.5", "ours", "0 … 1000")
     assert {p.name: p.limits for p in adpa.parameters}["missing_reference"] == "kth | aligned | exact"
+    assert {p.name: p.origin for p in adpa.parameters}["student_tail"] == "ours"
     assert "lr=5e-7" in catalogue.settings(adpa.presets["release"])
     assert catalogue.entry("adpa-plus") == catalogue.entry("adpa+")
+
+
+OWN = {
+    "simpo": ("6e-7", "1", "Llama-3-8B"), "wpo": ("5e-7", "1", "WPO's"), "ddpo": ("5e-7", "2", "ours"),
+    "dpo": ("5e-7", "2", "section 4.1"), "dppo": ("5e-7", "1", "RTO"), "adpa": ("1e-5", "3", "appendix F"),
+    "plad": ("1e-5", "3", "no code of PLaD"), "atkd": ("1e-5", "3", "ATKD's"), "dpkd": ("1e-5", "3", "DPKD's"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_each_method_trains_at_its_own_source_s_settings(name: str, cli: Cli) -> None:
+    lr, epochs, source = OWN[name]
+    by_name = {one["name"]: one for one in json.loads(cli("methods", name, "--json").out)["training"]}
+    assert (by_name["lr"]["default"], by_name["epochs"]["default"]) == (lr, epochs)
+    assert source in by_name["lr"]["origin"]
+    assert ["training", "lr", lr, by_name["lr"]["origin"]] in cli("methods", name).rows
+    spec = train_spec("distill", name, GENERIC, ("distill", f"distill.{name}"), {}, Template("t", "e"))
+    assert (spec.lr, spec.epochs) == (float(lr), float(epochs)), "what is shown is what is trained"
+    assert spec.batch_size == int(by_name["batch_size"]["default"])
+    for words, origin in catalogue.training_words(catalogue.entry(name)):
+        assert f"{', '.join(words)}: {origin}" in " ".join(catalogue.page(catalogue.entry(name), 80).split())
 
 
 def test_what_a_switch_changes_is_named() -> None:
@@ -98,7 +122,8 @@ def test_the_list_fits_and_has_every_loss(width: int) -> None:
 def test_a_pipe_gets_facts_a_line_and_json_objects(cli: Cli) -> None:
     rows = cli("methods", "dckd").rows
     assert ["parameter", "alpha", "0.2", "paper", "0 … 1000", "weight of each divergence"] in rows
-    assert ["preset", "release", "alpha=0.1", "kd_on_eos=false", "lr=5e-7", "epochs=1"] in rows
+    released = ["alpha=0.1", "kd_on_eos=false", "lr=5e-7", "epochs=3", "max_length=1024", "select=best", "keep=all"]
+    assert ["preset", "release", *released] in rows
     assert rows[-1] == ["example", "adpa distill --method dckd --student tiny"]
     record = json.loads(cli("methods", "adpa+", "--json").out)
     assert record["stages"][-1] == {"stage": "distill", "makes": "adpa from the dckd student"}

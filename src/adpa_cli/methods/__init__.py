@@ -50,7 +50,8 @@ class Need:
     sum of squared probabilities. `online` answers are drawn from the student while it trains, and both teachers are
     models then: there is no cached signal, but a critic and what was known when the answers were drawn. `reward` asks
     for what a reward model gave to the whole answer. `support` says which ids of a teacher it reads: a top k, or ids
-    drawn from the teacher; `labels` whether it reads the log-prob of the taken token besides that of the rest.
+    drawn from the teacher; `labels` whether it reads the log-prob of the taken token besides that of the rest; `exact`
+    whether what it learns would be another thing if the signal were rounded.
     """
 
     part: Part
@@ -61,6 +62,7 @@ class Need:
     reward: bool = False
     support: Support = dataclasses.field(default="topk", compare=False)
     labels: bool = dataclasses.field(default=True, compare=False)
+    exact: bool = dataclasses.field(default=False, compare=False)
 
 
 @dataclass(frozen=True)
@@ -201,7 +203,7 @@ class Method:
     terms: Callable[[Mapping[Part, View], Any], tuple[Term, ...]]
     needs_for: Callable[[Any], tuple[Need, ...]]
     presets: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
-    """Values that replace defaults (parameters, `lr`, `epochs`), by the preset's name."""
+    """Values that replace defaults (of parameters, and of settings of the training), by the preset's name."""
     states: States = "student"
     """Whose answers are the rollouts that it reads, unless the user says; see `Sources`."""
     readings: Mapping[str, str] = dataclasses.field(default_factory=dict)
@@ -214,6 +216,10 @@ class Method:
     """The parameters at which it reads ids that were drawn from the teacher."""
     advantage_weight: str = ""
     """The parameter that weighs an advantage, whose scale differs between teacher pairs."""
+    teachers_weight: str = ""
+    """The parameter that weighs what teachers say: its best value under some says little of others."""
+    teachers_beta: str = ""
+    """The parameter that is the β which aligned the teacher, unless another is said."""
     without_reference: str = ""
     """The method to use instead where there is no reference teacher."""
     scalar_head: bool = False
@@ -250,6 +256,15 @@ def param(
     """
     meta = {"doc": doc, "low": low, "high": high, "choices": choices, "origin": origin, "later": later}
     return dataclasses.field(default=default, metadata=meta)
+
+
+Unit = Literal["nat", "rms"]
+
+
+def unit_param() -> Any:
+    """The unit of the advantage that a teacher's β scales. Where it is its RMS, β has no teacher's value."""
+    words = "what the advantage is counted in: nats, or its RMS over the signal (then β is not the teacher's)"
+    return param("nat", words, choices=get_args(Unit), later=True)
 
 
 def averaging(of: str = "") -> Any:

@@ -15,13 +15,13 @@ SOURCE = "Gao et al. 2025, Eqs. 8-10 and Algorithm 1"
 SUMMARY = "advantage-guided distillation on the student's own answers"
 FORMULA = "L_SFT(y_w) - γ mean_t Σ_a π(a|s_t) A(s_t,a), A = log π_aligned - log π_reference, on ŷ"
 NEEDS = (Need("chosen"), Need("rollout", signal=("aligned", "reference")))
-ADVANTAGE_WEIGHT = "gamma"
+ADVANTAGE_WEIGHT = TEACHERS_WEIGHT = "gamma"
 WITHOUT_REFERENCE = "adpa-noref"
 PROBE = Probe("advantage", "rollout", pair=True)
 PRESETS = {
     "release": {
         "gamma": 1.6, "clamp": "release", "missing_reference": "aligned", "kd_on_eos": False, "reduction": "seqmean",
-        "lr": 5e-7, "epochs": 1.0,
+        "lr": 5e-7, "epochs": 3.0, "max_length": 1024, "select": "best", "keep": "all",
     }
 }  # fmt: skip
 READINGS = {
@@ -33,6 +33,8 @@ READINGS = {
     "reduction": "The paper sums over tokens (`seqsum`); the released code averages over the tokens of a micro-batch of"
     " one answer (`seqmean`).",
     "lr": "1e-5 in the paper, 5e-7 in the released recipe.",
+    "gamma": "The paper sweeps 0.5 to 5 and finds 3 best once; the released recipe has 1.6. Sweep it.",
+    "student_tail": "Eq. 10 sums over the vocabulary; what a token counts that the teacher's top k lacks is not said.",
 }
 NOTES = (
     "The objective is linear in π: only L_SFT and few steps keep π from a point mass. Watch entropy and length.",
@@ -49,7 +51,7 @@ StudentTail = Literal["zero", "bucket", "floor"]
 class Params:
     """Weight and reading of the advantage."""
 
-    gamma: float = param(1.5, "weight of the expected advantage", low=0.0, high=1000.0, origin="paper")
+    gamma: float = param(1.5, "weight of the expected advantage", low=0.0, high=1000.0)
     missing_reference: MissingReference = param(
         "kth",
         "log-prob of a token outside the reference's top k: its k-th, the aligned list's last, or the true one",
@@ -60,7 +62,6 @@ class Params:
         "zero",
         "advantage of what is outside the aligned top k: none, the two masses' log-ratio, or the row's least",
         choices=get_args(StudentTail),
-        origin="paper",
     )
     clamp: str = param("none", "bounds of the advantage: none, release (1e-8 to 1-1e-8), or low,high", origin="paper")
     kd_on_eos: bool = param(True, "use the advantage at the end token too", origin="paper")

@@ -23,6 +23,9 @@ READINGS = {
 NOTES = (
     "The median is taken within each answer, as the released code does at a micro-batch of one.",
     "The comparison is strict: an answer of two tokens or fewer has no easy token, and its mean of them is 0.",
+    "All that a signal of k ids leaves out is one class, in which DKD tells no ids apart. On random logits the "
+    "gradient at the logits has a cosine of 0.93 to 1.00 with that of the whole vocabulary where the ids hold half of "
+    "the teacher's mass, and of 0.99 and more from three quarters on; `cache-teacher` says how much they hold.",
     "DKD is not weighed by 1-π_aligned(y_t), although KL = TKD + (1-π_aligned(y_t)) DKD.",
 )
 

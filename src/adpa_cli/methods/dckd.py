@@ -16,7 +16,13 @@ FORMULA = "L_SFT(y_w) + α [KL(π_aligned‖π) on y_w + KL(π_aligned‖π) on 
 NEEDS = (Need("chosen", signal=("aligned",), labels=False), Need("rejected", signal=("aligned",), labels=False))
 SAMPLED = {"tail": "sampled"}
 PROBE = Probe("kl_chosen", "chosen", {"dispreferred": False})
-PRESETS = {"release": {"alpha": 0.1, "kd_on_eos": False, "lr": 5e-7, "epochs": 1.0}}
+TEACHERS_WEIGHT = "alpha"
+PRESETS = {
+    "release": {
+        "alpha": 0.1, "kd_on_eos": False,
+        "lr": 5e-7, "epochs": 3.0, "max_length": 1024, "select": "best", "keep": "all",
+    }
+}  # fmt: skip
 READINGS = {
     "tail": "The paper keeps the teacher's top 50 and does not say what becomes of the rest; the released code makes it"
     " one class (`bucket`), others renormalise the list.",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from adpa_cli.methods import Need, Part, Tensor, Term, View, param, required
+from adpa_cli.methods import Need, Part, Tensor, Term, Unit, View, param, required, unit_param
 
 VERSION = 1
 SOURCE = "Fisch et al. 2024, distilled DPO; the reward is the teachers' implicit one, or that of a reward model"
@@ -18,6 +18,7 @@ NEEDS = (
     Need("chosen", signal=("aligned", "reference"), start=True),
     Need("rejected", signal=("aligned", "reference"), start=True),
 )
+TEACHERS_BETA = "beta_teacher"
 READINGS = {
     "beta": "Neither paper nor released code gives the β of this baseline; that of the teacher's DPO is taken.",
     "reward": (
@@ -44,10 +45,11 @@ class Params:
         "implicit", "whose margin is fitted: the teachers' log-ratio, or a reward model's (adpa reward-model)",
         choices=("implicit", "explicit"), later=True,
     )  # fmt: skip
+    unit: Unit = unit_param()
 
     def without_effect(self) -> set[str]:
         """A reward model has a scale of its own."""
-        return {"beta_teacher"} if self.reward == "explicit" else set()
+        return {"beta_teacher", "unit"} if self.reward == "explicit" else set()
 
 
 def needs(p: Params) -> tuple[Need, ...]:

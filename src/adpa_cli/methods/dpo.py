@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from adpa_cli.methods import Need, Part, Tensor, Term, View, param, required
 
 VERSION = 1
-SOURCE = "Rafailov et al. 2023, Eq. 7; Gao et al. 2025, Eq. 3"
+SOURCE = "Rafailov et al. 2023, Eq. 7; Gao et al. 2025, Eq. 4"
 SUMMARY = "direct preference optimisation; also trains the aligned teacher"
 FORMULA = "-log σ(β h), h = Σ_t log π(y_w)/π_start(y_w) - Σ_t log π(y_l)/π_start(y_l)"
 NEEDS = (Need("chosen", start=True), Need("rejected", start=True))

@@ -17,6 +17,7 @@ FORMULA = (
 )
 NEEDS = (Need("chosen"), Need("rollout", online=True))
 PASSES = "ppo_epochs"
+TEACHERS_BETA = "beta"
 READINGS = {
     "token_reward_clip": "The paper names no bound; the code of RTO (Zhong et al. 2024), where the reward per token "
     "comes from, clips it to ±0.05.",

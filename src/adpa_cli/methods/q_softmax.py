@@ -6,13 +6,14 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from adpa_cli.methods import Need, Part, Reduction, Tensor, Term, View, averaging, param, required
+from adpa_cli.methods import Need, Part, Reduction, Tensor, Term, Unit, View, averaging, param, required, unit_param
 
 VERSION = 1
 SOURCE = "Gao et al. 2025, Eq. 31"
 SUMMARY = "distil the softmax of the advantages, on the student's own answers"
 FORMULA = "L_SFT(y_w) + γ mean_t KL(softmax over the aligned top k of β A(s_t,·) ‖ π), on ŷ"
 NEEDS = (Need("chosen"), Need("rollout", signal=("aligned", "reference")))
+TEACHERS_WEIGHT, TEACHERS_BETA = "gamma", "beta"
 READINGS = {
     "beta": "Eq. 31 uses the advantage of Eq. 8, which carries the teacher's β, so that the target is almost uniform "
     "over the ids; the helper in the released code leaves β out: 1.",
@@ -29,6 +30,7 @@ class Params:
         0.05, "scale of the advantage in the softmax: the teacher's DPO beta by Eq. 8, or 1 for the plain log-ratio",
         low=0.0, high=1e6, origin="paper",
     )  # fmt: skip
+    unit: Unit = unit_param()
     kd_on_eos: bool = param(True, "distil where the answer ends too")
     reduction: Reduction = averaging()
 

@@ -12,6 +12,16 @@ SOURCE = "Gao et al. 2025, L_SFT in Eq. 1"
 SUMMARY = "fine-tune on the chosen answers"
 FORMULA = "mean over answers of -1/|y| Σ_t log π(y_t)"
 NEEDS = (Need("chosen"),)
+PRESETS = {
+    "release": {
+        "packed": True, "train_on": "all", "reduction": "tokmean", "lr": 2e-5, "epochs": 3.0, "max_length": 2048,
+    }
+}  # fmt: skip
+NOTES = (
+    "The preset is of the stage `sft`: `--set sft.preset=release`. The released code lays dialogues end to end, cuts "
+    "them into rows of 2,048 tokens and trains on every token; its templates are `--template llama-3-release` and "
+    "`zephyr-release`.",
+)
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,12 @@ SOURCE = "Meng et al. 2024, the SimPO objective"
 SUMMARY = "simple preference optimisation: length-normalised, with a target margin"
 FORMULA = "-log σ(β [mean_t log π(y_w) - mean_t log π(y_l) - ρ]), ρ = γ/β of the source"
 NEEDS = (Need("chosen"), Need("rejected"))
-READINGS = {"gamma_beta_ratio": "0.25 in the code of the source, 0.5 and more in the runs that it reports."}
-NOTES = ("γ of the source is β ρ here. Rates that suit it are those of DPO, 3e-7 to 1e-6 for large models.",)
+READINGS = {
+    "beta": "2 in the code and in the recipe for the Llama-3-8B base model; up to 10 in other runs of the source.",
+    "gamma_beta_ratio": "0.25 in the code of the source, 0.5 in the recipe for the Llama-3-8B base model.",
+    "lr": "The source warns of large rates, under which answers become incoherent or repeat themselves.",
+}
+NOTES = ("γ of the source is β ρ here.",)
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ SOURCE = "Hinton et al. 2015; Gao et al. 2025, Eq. 1 with the sign that minimise
 SUMMARY = "token-level distillation from an aligned teacher's top k on chosen answers"
 FORMULA = "L_SFT(y_w) + α KL(π_aligned‖π) on y_w"
 NEEDS = (Need("chosen", signal=("aligned",), labels=False),)
+TEACHERS_WEIGHT = "alpha"
 SAMPLED = {"tail": "sampled"}
 READINGS = {
     "tail": "The paper keeps the teacher's top 50 and does not say what becomes of the rest; the released code makes it"

@@ -10,14 +10,15 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from adpa_cli import methods
 from adpa_cli.data.templates import Template
 from adpa_cli.errors import AdpaError, UsageError
 from adpa_cli.families import CHAINS, Alias, Family, ReadyPair, chain_of, stage_settings
 from adpa_cli.hub import External
-from adpa_cli.methods import Method, Need, Support
-from adpa_cli.planning import lineage
+from adpa_cli.methods import Method, Need
+from adpa_cli.planning import alignment, lineage
 from adpa_cli.planning.planner import EVAL_ROLLOUT, Inputs, Model, Plan, Planner, Teachers
 from adpa_cli.planning.requests import (
     family_evals,
@@ -28,7 +29,15 @@ from adpa_cli.planning.requests import (
     teachers_of,
 )
 from adpa_cli.planning.resolve_inputs import Names
-from adpa_cli.planning.settings import UserSettings, kd_teacher, needs_of, train_spec
+from adpa_cli.planning.settings import (
+    UserSettings,
+    kd_teacher,
+    needs_of,
+    params_of,
+    preset_of,
+    train_spec,
+    with_effect,
+)
 from adpa_cli.spec import TrainSpec
 from adpa_cli.stages import Artifact, Input, Made, Node, product_of
 from adpa_cli.stages.cache_teacher import CACHE_TEACHER
@@ -68,6 +77,7 @@ def plan_distill(names: Names, user: UserSettings, request: Distill) -> Plan:
     """`adpa distill --method NAME --student S …`: whatever is missing, then the student."""
     chain = needed_methods(request.method)
     planner = planner_of(DISTILL, names, user, request.data, request.sft_data, chain)
+    planner = replace(planner, preset=_preset_of_inputs(planner, chain))
     caches = [names.made(text, (CACHE_TEACHER.name,), "--cache") for text in request.cache]
     rollouts = [names.made(text, (ROLLOUT.name,), "--rollouts") for text in request.rollouts]
     model = names.model(request.student, "--student")
@@ -88,7 +98,18 @@ def plan_distill(names: Names, user: UserSettings, request: Distill) -> Plan:
     _check_use(artifacts, students, request.method)
     measured = builder.measured_teachers(chain)
     evals = family_evals(planner, start, data, students, measured, judge) if request.evaluate else ()
-    return Plan((students[-1],), start.template, evals, teachers.notes if teachers else ())
+    notes = (*(teachers.notes if teachers else ()), *builder.carried_over(chain))
+    return Plan((students[-1],), start.template, evals, notes)
+
+
+def _preset_of_inputs(planner: Planner, chain: Sequence[str]) -> dict[str, Any]:
+    """What the presets of some methods say of all that they read: how long it may be."""
+    inputs: dict[str, Any] = {}
+    for method in chain:
+        user = planner.settings(DISTILL.name, method)
+        if "max_length" in (preset := preset_of(DISTILL.name, method, user)):
+            inputs["max_length"] = user.get("max_length", preset["max_length"])
+    return inputs
 
 
 @dataclass(frozen=True)
@@ -118,7 +139,9 @@ class Builder:
         """
         stage, family, read = DISTILL.name, self.start.family, methods.load(method)
         user = self.planner.settings(stage, method)
+        user = {**self._of_teacher(read, user), **user}
         spec = train_spec(stage, method, family, (stage, f"{stage}.{method}"), user, self.start.template)
+        self._check_selection(spec, user)
         needs = read.needs_for(read.params(**spec.params))
         inputs: Inputs = {"model": start, "data": self.data}
         inputs |= self._signals_and_rollouts(needs, spec, kd_teacher(method, user), start, is_last)
@@ -153,6 +176,44 @@ class Builder:
             if of_rollouts[0].signal:
                 signals.append(self._signal(spec, of_rollouts, {"rollouts": rollouts}, teacher))
         return {**({"cache": tuple(signals)} if signals else {}), **inputs}
+
+    def _check_selection(self, spec: TrainSpec, user: Mapping[str, Any]) -> None:
+        """Raise UsageError where a preset selects by a reward model, and none is named."""
+        selects = "select" in preset_of(DISTILL.name, spec.method, user) and "select" not in user
+        if selects and self.reward_model is None:
+            raise UsageError(
+                f"preset={user['preset']} takes the weights whose answers a reward model prefers, and none is named",
+                "name it: --reward-model MODEL\n or: --select last, which takes the weights at the end",
+            )
+
+    # What is taken over from the teachers.
+
+    def _aligned(self) -> alignment.Aligned | None:
+        """The teacher of the signal of a pair that was named, else the one of the plan; None where there is none."""
+        store = self.planner.names.store
+        if signal := next((cache for cache in self.caches if "reference" in cache.manifest.inputs), None):
+            return alignment.of_signal(signal, store)
+        teachers = self._fitting_teachers()
+        return alignment.of_input(teachers.aligned, teachers.reference, store) if teachers else None
+
+    def _of_teacher(self, method: Method, user: Mapping[str, Any]) -> dict[str, Any]:
+        """The β that a method takes over from its teacher, unless the user says one. Raises UsageError for no β."""
+        key, params = method.teachers_beta, params_of(method.name, user)
+        in_nats = vars(params).get("unit", alignment.NAT) == alignment.NAT
+        if not key or key in user or key not in with_effect(params) or not in_nats:
+            return {}
+        teacher = self._aligned()
+        return {key: alignment.teachers_beta(method, params, teacher, self.planner.names.store)} if teacher else {}
+
+    def carried_over(self, chain: Sequence[str]) -> list[str]:
+        """Remarks on weights that nobody typed, where the teacher is not the family's own."""
+        read = [methods.load(name) for name in chain if methods.load(name).teachers_weight]
+        weighed = [one for one in read if one.teachers_weight not in self.planner.settings(DISTILL.name, one.name)]
+        teacher = self._aligned() if weighed and (self.request.teacher or self.caches) else None
+        if teacher is None or teacher.base == self.start.family.teacher:
+            return []
+        store = self.planner.names.store
+        return [alignment.carried_over(method, self.start.family, teacher, store) for method in weighed]
 
     # Rollouts.
 
@@ -210,27 +271,29 @@ class Builder:
         A capture is of more than one method reads, so that it serves as many as it can: of both answers to a pair, and
         of both teachers on rollouts, which costs little there.
         """
-        method, support = methods.load(spec.method), needs[0].support
+        method = methods.load(spec.method)
         parts = tuple(spec.source(need.part) for need in needs)
         roles = tuple(dict.fromkeys(role for need in needs for role in need.signal))
         for cache in self.caches:
             if set(parts) <= set(cache.values["parts"]) and set(roles) <= {"aligned", *cache.manifest.inputs}:
                 lineage.same_template(self.start.template, cache, "signal")
-                return _with_support(cache, method, support)
+                return _readable(cache, method, needs)
         teachers, on_data = self._fitting_teachers(), "data" in answers
         if teachers is None:
             raise UsageError(
                 f"none of the caches given covers the {' and '.join(roles)} teacher on {'+'.join(parts)}",
                 f"make it: adpa cache-teacher --teacher T {'--data SRC' if on_data else '--rollouts R'}",
             )
+        support = needs[0].support
         as_pair = "reference" in roles or (not on_data and teacher == "aligned" and support == "topk")
         captured = replace(
             teachers, aligned=self._teacher(teachers, teacher), reference=teachers.reference if as_pair else None,
             family=self.start.family, template=self.start.template,
         )  # fmt: skip
         parts = ("chosen", "rejected") if on_data else parts
-        capture = self.planner.capture(captured, answers, parts, self.start.input, teacher, support)
-        return _with_support(capture, method, support)
+        exact = any(need.exact for need in needs)
+        capture = self.planner.capture(captured, answers, parts, self.start.input, teacher, support, exact)
+        return _readable(capture, method, needs)
 
     # Teachers and judges.
 
@@ -283,9 +346,18 @@ class Builder:
         return replace(self.start, input=self.planner.reward_model(reference, self.data))
 
 
-def _with_support(signal: Made, method: Method, support: Support) -> Made:
-    """The signal, if its ids are of the kind that a method reads: a top k, or drawn ones. Raises UsageError."""
-    other = str(signal.values.get("support", "topk"))
+def _readable(signal: Made, method: Method, needs: Sequence[Need]) -> Made:
+    """The signal, if its ids are of the kind that a method reads (a top k, or drawn ones), and its numbers as exact as
+    it needs them. Raises UsageError."""
+    steps = [signal.values.get(key) for key in ("precision", "pair_precision")]
+    if any(need.exact for need in needs) and any(steps):
+        raise UsageError(
+            f"{method.name} learns what is first in the signal, which rounding changes; {signal.label} is stored in "
+            f"steps of {' and '.join(_step(step) for step in steps if step)} nat",
+            f"make it with exact numbers: adpa cache-teacher … --precision exact --pair-precision exact"
+            f"\n or: leave it out, and {method.name} has such a signal made",
+        )
+    support, other = needs[0].support, str(signal.values.get("support", "topk"))
     if other == support:
         return signal
     sampled = " ".join(f"--set {key}={value}" for key, value in method.sampled.items())
@@ -300,6 +372,11 @@ def _with_support(signal: Made, method: Method, support: Support) -> Made:
         hint = f"leave away {CACHE_TEACHER.name}.support=sampled: only {readers} read such ids"
     words = {"topk": "a top k", "sampled": "ids drawn from the teacher"}
     raise UsageError(f"{method.name} reads {words[support]}; the signal {signal.label} has {words[other]}", hint)
+
+
+def _step(step: Any) -> str:
+    """A step of stored numbers as people write it."""
+    return f"1/{1 / step:g}" if isinstance(step, float) and step < 1 else str(step)
 
 
 def _start(

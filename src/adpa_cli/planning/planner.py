@@ -6,7 +6,7 @@ Planning reads names, JSON and hashes only. No torch, transformers or datasets, 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +88,8 @@ class Planner:
     stage: str
     pairs: Sequence[str] = ()
     dialogues: Sequence[str] = ()
+    preset: Mapping[str, Any] = field(default_factory=dict)
+    """What the preset of a training says of what it reads, unless the user says otherwise."""
 
     def settings(self, stage: str, method: str = "", seeded: bool = False) -> dict[str, Any]:
         """The user's settings of a stage."""
@@ -166,9 +168,8 @@ class Planner:
 
     def rewards(self, reward_model: Model, data: External) -> Node:
         """What a reward model gives to both answers of every pair."""
-        spec = plain_spec(
-            RewardsSpec, REWARDS.name, reward_model.family, self.settings(REWARDS.name), **_fixed(reward_model)
-        )
+        user = {**self.preset, **self.settings(REWARDS.name)}
+        spec = plain_spec(RewardsSpec, REWARDS.name, reward_model.family, user, **_fixed(reward_model))
         inputs = {"reward_model": reward_model.input, "data": data}
         return Node(REWARDS.name, spec, inputs, "rewards")
 
@@ -196,14 +197,16 @@ class Planner:
         student: Input | None = None,
         name: str = "aligned",
         support: methods.Support = "topk",
+        exact: bool = False,
     ) -> Node:
         """Signal of a teacher called `name`, or of the pair, on the answers of `data` or of `rollouts`.
 
-        Its ids are those of `student`, where one is to learn from it.
+        Its ids are those of `student`, where one is to learn from it; `exact` where it should not be rounded.
         """
         aligned, reference = teachers.aligned, teachers.reference
         fixed: dict[str, Any] = {"parts": tuple(parts), **_fixed(teachers)}
-        stage, user = CACHE_TEACHER.name, self.settings(CACHE_TEACHER.name)
+        stage = CACHE_TEACHER.name
+        user = {**self.preset, **({"precision": 0} if exact else {}), **self.settings(stage)}
         if reference is None:
             if stage == self.stage and "pair_precision" in user:
                 raise UsageError("--pair-precision, and no reference teacher", "name one: --reference MODEL")
@@ -225,7 +228,7 @@ class Planner:
 
     def rollout(self, model: Model, data: External, split: str = "train") -> Node:
         """An answer of a model to every prompt of one side of the data."""
-        user = self.settings(ROLLOUT.name, seeded=True)
+        user = {**self.preset, **self.settings(ROLLOUT.name, seeded=True)}
         return _rollout(model, data, split, user, ROLLOUT.name)
 
     def eval_rollout(self, model: Model, data: External) -> Node:

@@ -127,7 +127,7 @@ def settable(stage: str, method: str = "") -> dict[str, Any]:
         sources = read.sources if declared.any_method else {}
         defaults |= {**_defaults(read.params), "preset": "paper", **sources}
     hidden = DERIVED if "states" in sources else {*DERIVED, "states"}
-    hidden = {*hidden, "truncation"} if declared.reads == "dialogues" else hidden
+    hidden = {*hidden, *({"truncation"} if declared.reads == "dialogues" else {"packed", "train_on"})}
     hidden = hidden if is_drawing else {*hidden, "teachers_dtype"}
     return {name: default for name, default in defaults.items() if name not in hidden}
 
@@ -188,21 +188,31 @@ def train_spec(
     read, settings = methods.load(method), settable(stage, method)
     defaults = {**settings, "dtype": family.dtype, "select_on": "validation"}
     defaults |= _known(stage_settings(family, *keys), settings)
-    preset = user.get("preset", defaults.get("preset", "paper"))
-    if preset not in ("paper", *read.presets):
-        raise UsageError(f"{method} has no preset {preset!r}", f"presets: {', '.join(('paper', *read.presets))}")
-    merged = {**defaults, **read.presets.get(preset, {}), **user}
+    merged = {**defaults, **preset_of(stage, method, user), **user}
     rest = {name: value for name, value in merged.items() if name not in ("preset", "kd_teacher")}
     for f in dataclasses.fields(read.params):
         rest.pop(f.name, None)
-    fixed = {"method": method, "method_version": read.version, "params": _hashed(_params(method, merged))}
+    fixed = {"method": method, "method_version": read.version, "params": with_effect(params_of(method, merged))}
     spec = make(TrainSpec, {**rest, **fixed, "template": template.text, "end": template.end})
     if spec.dtype == "bfloat16" and spec.teachers_dtype is None and is_online(spec):
         spec = dataclasses.replace(spec, teachers_dtype=family.inference)
     return rehearsed(spec)
 
 
-def _params(method: str, values: Mapping[str, Any]) -> Any:
+def preset_of(stage: str, method: str, user: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The values of the preset that a user chose; UsageError for a name that is none.
+
+    A preset is for the stages that have all of its settings.
+    """
+    settings = settable(stage, method)
+    presets = {name: own for name, own in methods.load(method).presets.items() if own.keys() <= settings.keys()}
+    chosen = user.get("preset", settings["preset"])
+    if chosen not in ("paper", *presets):
+        raise UsageError(f"{stage} {method} has no preset {chosen!r}", f"presets: {', '.join(('paper', *presets))}")
+    return presets.get(chosen, {})
+
+
+def params_of(method: str, values: Mapping[str, Any]) -> Any:
     """The parameters of a method among some values. UsageError that lists them all where one is out of range."""
     cls = methods.load(method).params
     defaults = _defaults(cls)
@@ -212,7 +222,7 @@ def _params(method: str, values: Mapping[str, Any]) -> Any:
         raise UsageError(error.message, f"{error.hint}\nparameters of {method}: {_listed(defaults)}") from None
 
 
-def _hashed(params: Any) -> dict[str, Any]:
+def with_effect(params: Any) -> dict[str, Any]:
     """The parameters of a method that mean something: no later one at its default, and none without effect."""
     idle: set[str] = params.without_effect() if hasattr(params, "without_effect") else set()
     later = {
@@ -223,7 +233,7 @@ def _hashed(params: Any) -> dict[str, Any]:
 
 def needs_of(method: str, user: Mapping[str, Any]) -> tuple[methods.Need, ...]:
     """What a method reads under the parameters that the user gave."""
-    return methods.load(method).needs_for(_params(method, user))
+    return methods.load(method).needs_for(params_of(method, user))
 
 
 def kd_teacher(method: str, user: Mapping[str, Any]) -> str:

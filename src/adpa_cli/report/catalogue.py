@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from adpa_cli import methods
-from adpa_cli.families import CHAINS, FAMILIES, chain_of
+from adpa_cli.families import CHAINS, FAMILIES, GENERIC, chain_of, sourced_settings
 from adpa_cli.methods import Method, Need
 from adpa_cli.spec import make
 from adpa_cli.stages.cache_teacher import CACHE_TEACHER
@@ -41,6 +41,15 @@ class Parameter:
 
 
 @dataclass(frozen=True)
+class Setting:
+    """A setting of the training in the paper's families, with where its value comes from."""
+
+    name: str
+    default: str
+    origin: str
+
+
+@dataclass(frozen=True)
 class Entry:
     """One word for `--method`, all as text. `needs` pairs a kind of answer with what is asked of it.
 
@@ -55,6 +64,7 @@ class Entry:
     needs: tuple[tuple[str, str], ...]
     variants: tuple[str, ...]
     parameters: tuple[Parameter, ...]
+    training: tuple[Setting, ...]
     presets: Mapping[str, Mapping[str, Any]]
     family: Mapping[str, Any]
     stages: tuple[tuple[str, str], ...]
@@ -81,7 +91,8 @@ def entry(name: str) -> Entry:
     return Entry(
         name, method.summary, method.source, method.formula, columns(method.needs, method.states),
         tuple(need_words(method.needs, method.states)), tuple(variants(method)), tuple(parameters(method)),
-        method.presets, family_defaults(name), tuple(stages((name,))), method.readings, method.notes,
+        tuple(training(name)), method.presets, family_defaults(name), tuple(stages((name,))), method.readings,
+        method.notes,
     )  # fmt: skip
 
 
@@ -95,8 +106,8 @@ def _chain(name: str) -> Entry:
     note = f"A bare `--set KEY=VALUE` is taken by each of {' and '.join(chain)} that has such a parameter."
     return Entry(
         name, summary, "Gao et al. 2025, Algorithm 2", formula, columns(needs, "student"),
-        tuple(need_words(needs, "student")), (), tuple(_united(each)), {}, family_defaults(*chain),
-        tuple(stages(chain)), {}, (note,),
+        tuple(need_words(needs, "student")), (), tuple(_united(each)), tuple(training(*chain)), {},
+        family_defaults(*chain), tuple(stages(chain)), {}, (note,),
     )  # fmt: skip
 
 
@@ -173,7 +184,9 @@ def _with(need: tuple[str, str]) -> str:
 def parameters(method: Method) -> Iterator[Parameter]:
     """The parameters of a method, then the settings that choose where its inputs come from."""
     for field in dataclasses.fields(method.params):
-        yield _parameter(field, field.default)
+        one = _parameter(field, field.default)
+        is_teachers = field.name == method.teachers_beta
+        yield dataclasses.replace(one, default="the teacher's") if is_teachers else one
     for field in dataclasses.fields(methods.Sources):
         if field.name in method.sources:
             yield _parameter(field, method.sources[field.name])
@@ -200,6 +213,26 @@ def value_text(one: Any) -> str:
 def settings(values: Mapping[str, Any]) -> list[str]:
     """Values as they are typed after `--set`."""
     return [f"{key}={value_text(one)}" for key, one in values.items()]
+
+
+def training(*names: str) -> Iterator[Setting]:
+    """How the paper's families train with a method, or with each of several; what is no parameter, each value once."""
+    found: dict[Setting, list[str]] = {}
+    for name in names:
+        params = {f.name for f in dataclasses.fields(methods.load(name).params)}
+        for key, (value, origin) in sourced_settings(GENERIC, DISTILL.name, f"{DISTILL.name}.{name}").items():
+            if key not in params:
+                found.setdefault(Setting(key, value_text(value), origin), []).append(name)
+    for one, takers in found.items():
+        yield one if len(takers) == len(names) else dataclasses.replace(one, name=f"{' '.join(takers)} {one.name}")
+
+
+def training_words(one: Entry) -> Iterator[tuple[list[str], str]]:
+    """Those settings as they are typed, and where they come from, one line for each source."""
+    by_origin: dict[str, list[str]] = {}
+    for setting in one.training:
+        by_origin.setdefault(setting.origin, []).append(f"{setting.name}={setting.default}")
+    yield from ((words, origin) for origin, words in by_origin.items())
 
 
 def family_defaults(*names: str) -> dict[str, Any]:
@@ -265,6 +298,7 @@ def page(one: Entry, width: int) -> str:
     lines += _flow("builds", [*builds, "then its evaluation, unless --no-eval; what exists is used"], width)
     if one.parameters:
         lines += ["", "--set KEY=VALUE", *_parameters(one, width), ""]
+    lines += _flow("trains at", [f"{', '.join(words)}: {origin}" for words, origin in training_words(one)], width)
     for name, values in one.presets.items():
         lines += _flow("preset", [f"{name}: {', '.join(settings(values))}"], width)
     if one.family:
@@ -308,6 +342,7 @@ def page_rows(one: Entry) -> Iterator[tuple[str, ...]]:
     yield from (("variant", words) for words in one.variants)
     yield from (("builds", *pair) for pair in one.stages)
     yield from (("parameter", p.name, p.default, p.origin, p.limits, p.doc) for p in one.parameters)
+    yield from (("training", s.name, s.default, s.origin) for s in one.training)
     yield from (("preset", name, *settings(values)) for name, values in one.presets.items())
     if one.family:
         yield "tiny", *settings(one.family)
@@ -390,6 +425,8 @@ def section(one: Entry) -> Iterator[str]:
         yield from _table(heads, [
             (f"`{p.name}`", p.default, tiny.get(p.name, ""), p.limits, f"[{p.origin}]", p.doc) for p in one.parameters
         ])  # fmt: skip
+    trained = [f"{', '.join(f'`{w}`' for w in words)} ({origin})" for words, origin in training_words(one)]
+    yield f"\nIn the paper's families it trains at {'; '.join(trained)}."
     others = [words for words in settings(one.family) if words.split("=")[0] not in {p.name for p in one.parameters}]
     if others:
         yield f"\nThe family `tiny` sets {', '.join(f'`{words}`' for words in others)}."

@@ -216,7 +216,7 @@ def record(one: Entry) -> dict[str, Any]:
         "alias": one.alias, "role": one.role, "model": model.name, "parameters": model.parameters,
         "licence": model.licence, "gated": model.gated, "teacher": one.teacher, "data": one.data,
         "card": asdict(one.card), **({"lean": asdict(one.lean)} if one.lean else {}),
-        **({"pair": asdict(one.pair)} if one.pair else {}),
+        **({"pair": {**asdict(one.pair), "objective": one.pair.objective}} if one.pair else {}),
     }  # fmt: skip
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import typing
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,7 +44,7 @@ def compute(job: Job, monitor: Monitor, rank: int = 0, processes: int = 1) -> No
 
     spec = make(TrainSpec, job.spec)
     method = method_of(spec.method)
-    params = method.params(**spec.params)
+    params = scaled_params(job, spec, method)
     folder = job.one("model").path
     encoder = encoder_of(Tokenizer.of(tokenizer_folder(folder)), spec)
     data = gather(job, spec, method, params, encoder, monitor)
@@ -185,6 +186,20 @@ def finish(job: Job) -> dict[str, Any]:
                 f"γ does not carry over between teachers; try --set gamma={usual / sizes[0]:.2g}"
             )
     return {**metrics, **({"say": say} if say else {}), **({"watch": watch} if watch else {})}
+
+
+def scaled_params(job: Job, spec: TrainSpec, method: Method) -> Any:
+    """The parameters of a training; where its teachers' β counts the advantage in its RMS, that β in nats.
+
+    Raises DataError where the signal does not say how large the advantage is.
+    """
+    params = method.params(**spec.params)
+    if spec.params.get("unit") != "rms":
+        return params
+    rms = next((rms for cache in job.inputs["cache"] if (rms := _rms_advantage(cache.path))), None)
+    if rms is None:
+        raise DataError(f"{job.ref}: the signal does not say the RMS of the advantage", "--set unit=nat")
+    return replace(params, **{method.teachers_beta: getattr(params, method.teachers_beta) / rms})
 
 
 def _rms_advantage(folder: Path) -> float | None:
@@ -398,7 +413,7 @@ def rows(node: Node, lengths: Lengths) -> Rows:
     """Dialogues, or both answers of every pair with those that the method trains on besides."""
     spec = node.spec
     if node.declared.reads == "dialogues":
-        return {"chosen": lengths.dialogues()}
+        return {"chosen": packed_rows(lengths.dialogues(), spec.max_length) if spec.packed else lengths.dialogues()}
     parts = dict(lengths.pairs("train"))
     if "rollouts" in node.inputs:
         answers = lengths.answers()
@@ -409,6 +424,13 @@ def rows(node: Node, lengths: Lengths) -> Rows:
     elif spec.source("rollout") != "rollout":
         parts["rollout"] = parts[spec.source("rollout")]
     return parts
+
+
+def packed_rows(rows: Sequence[Row], longest: int) -> list[Row]:
+    """The rows that some dialogues fill when they are laid end to end, all of their tokens trained."""
+    tokens = sum(row.prompt + row.answer for row in rows)
+    full, rest = divmod(tokens, longest)
+    return [Row(0, longest)] * int(full) + ([Row(0, rest)] if rest else [])
 
 
 def parts_of(spec: TrainSpec) -> tuple[str, ...]:
