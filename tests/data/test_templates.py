@@ -26,6 +26,9 @@ def written(name: str, *turns: Message, ask: bool = True) -> str:
         ("zephyr", "<B><|user|>\nHi<E>\n<|assistant|>\n"),
         ("llama-3", "<B><|start_header_id|>user<|end_header_id|>\n\nHi<|eot_id|>"
                     "<|start_header_id|>assistant<|end_header_id|>\n\n"),
+        ("zephyr-release", "<B><|system|>\n<E>\n<|user|>\nHi<E>\n<|assistant|>\n"),
+        ("llama-3-release", "<B><|start_header_id|>user<|end_header_id|>\n\nHi<|eot_id|>"
+                            "<|start_header_id|>assistant<|end_header_id|>\n\n"),
         ("chatml", CHATML),
         ("smollm2", SMOLLM + CHATML),
         ("qwen2.5", QWEN + CHATML),
@@ -37,6 +40,13 @@ def written(name: str, *turns: Message, ask: bool = True) -> str:
 )  # fmt: skip
 def test_a_question_is_written_as_the_family_writes_it(name: str, expected: str) -> None:
     assert written(name, ASKED) == expected
+
+
+def test_the_release_strips_what_is_said_and_keeps_a_system_turn_that_is_there() -> None:
+    loose = (Message("user", " Hi\n"), Message("assistant", "\nYo "))
+    tight = written("llama-3", ASKED, SAID, ask=False)
+    assert written("llama-3-release", *loose, ask=False) == tight != written("llama-3", *loose, ask=False)
+    assert written("zephyr-release", SYSTEM, ASKED) == written("zephyr", SYSTEM, ASKED)
 
 
 @pytest.mark.parametrize(

@@ -94,8 +94,9 @@ class Encoder:
         said = (self._said((*prompt, Message("assistant", text)), before) for text in texts)
         return ids, [self._answer_ids(ids, before, each) for each in said]
 
-    def dialogue(self, messages: Sequence[Message]) -> tuple[list[int], list[bool]]:
+    def dialogue(self, messages: Sequence[Message], behind: bool = False) -> tuple[list[int], list[bool]]:
         """Ids of a dialogue up to its last answer, and True on every token that is trained, end tokens included.
+        With what the template writes `behind` the last end token, if that is asked for.
 
         An answer is trained where the template writes it after the header that asked for it, as it would if it were
         the last one. Others only stand before it: such as those whose reasoning is left out as soon as another
@@ -106,7 +107,10 @@ class Encoder:
         before = self._guarded(messages[:-1], ask=True)
         whole = before + self._said(messages, before) + self.template.end
         earlier = (self._span(messages[: place + 1], before) for place in places[:-1])
-        return self._masked(whole, [*(span for span in earlier if span), (len(before), len(whole))])
+        ids, mask = self._masked(whole, [*(span for span in earlier if span), (len(before), len(whole))])
+        full = self._guarded(messages, ask=False) if behind else ""
+        more = self._following(self.template.end, full[len(whole) :]) if full.startswith(whole) else []
+        return ids + more, mask + [False] * len(more)
 
     def controls_in(self, messages: Sequence[Message]) -> list[str]:
         """The names of special tokens that people wrote in some turns: text, not tokens."""

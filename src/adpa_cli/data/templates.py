@@ -36,6 +36,13 @@ ZEPHYR = Template(
     "{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|assistant|>\\n' }}{% endif %}"
 )
+ZEPHYR_RELEASE = Template(
+    BOS
+    + "{% if messages[0]['role'] != 'system' %}{{ '<|system|>\\n' + eos_token + '\\n' }}{% endif %}"
+    + ZEPHYR.text.removeprefix(BOS)
+)
+"""Zephyr's as the alignment-handbook writes it, on whose scripts the released ADPA rests: a dialogue without a system
+turn begins with an empty one."""
 LLAMA3 = Template(
     BOS + "{% for message in messages %}"
     "{{ '<|start_header_id|>' + message['role'] + '<|end_header_id|>\\n\\n' + message['content'] + '<|eot_id|>' }}"
@@ -43,6 +50,8 @@ LLAMA3 = Template(
     "{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}{% endif %}",
     "<|eot_id|>",
 )
+LLAMA3_RELEASE = Template(LLAMA3.text.replace("message['content']", "message['content'] | trim"), LLAMA3.end)
+"""Llama 3's as the released ADPA has it in its recipe of fine-tuning: what is said is stripped."""
 CHATML = Template(
     "{% for message in messages %}"
     "{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}"
@@ -99,7 +108,9 @@ OLMO2 = Template("{{ bos_token }}" + TULU.text)
 
 TEMPLATES: Mapping[str, Template] = {
     "zephyr": ZEPHYR,
+    "zephyr-release": ZEPHYR_RELEASE,
     "llama-3": LLAMA3,
+    "llama-3-release": LLAMA3_RELEASE,
     "chatml": CHATML,
     "smollm2": SMOLLM2,
     "qwen2.5": QWEN25,

@@ -92,10 +92,14 @@ def gather(job: Job, spec: TrainSpec, method: Method, params: Any, encoder: Any,
 def _dialogues(job: Job, spec: TrainSpec, encoder: Any, monitor: Monitor) -> Data:
     """Dialogues, for a stage that reads these."""
     from adpa_cli.engine.layout.examples import dialogue_examples
+    from adpa_cli.engine.layout.packed_dialogues import packed_examples
 
     source = job.one("data")
     loaded = dialogues_of(source.where, "train", spec.limit, spec.skip_bad_rows, spec.template)
-    examples, cut = dialogue_examples(loaded.items, encoder, spec.max_length, source.label)
+    if spec.packed:
+        rows = packed_examples(loaded.items, encoder, spec.max_length, spec.train_on == "all", source.label)
+        return Data(rows, _no_signal, loaded.notes)
+    examples, cut = dialogue_examples(loaded.items, encoder, spec.max_length, source.label, spec.train_on == "all")
     said = cut.words("dialogues", spec.max_length)
     for text in said:
         monitor.note(text)
