@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from adpa_cli.report import compare, listing, page, text
+from adpa_cli.report import compare, listing, page, scores, text
 from adpa_cli.store import manifest as manifests
 from adpa_cli.store.manifest import Manifest
 from adpa_cli.store.store import Store, verify
@@ -56,7 +56,7 @@ def measure(
         for name, value in values.items()
     }
     metrics = {"suite": "accuracy", "data": data, "scores": scores}
-    return add(store, "eval", {"model": f"artifact:{model.id}"}, at, metrics=metrics, on=data, names=list(values))
+    return add(store, "eval", {"model": f"artifact:{model.id}"}, at, metrics=metrics, on=data, names=[*values, against])
 
 
 @pytest.fixture
@@ -162,7 +162,8 @@ def test_long_lists_are_cut_and_rehearsals_hidden(store: Store) -> None:
 
 
 def test_a_cut_list_keeps_what_is_named_or_measured(store: Store) -> None:
-    start, model = (add(store, stage, {}, 90 * HOUR, n=stage) for stage in ("sft", "distill"))
+    start = add(store, "sft", {}, 90 * HOUR)
+    model = add(store, "distill", {"model": f"artifact:{start.id}"}, 90 * HOUR)
     named = add(store, "rollout", {}, 80 * HOUR, n="named")
     store.tag("kept", named.id)
     measure(store, model, 70 * HOUR, against=start.ref, win_rate=0.63)
@@ -358,7 +359,7 @@ def test_several_artifacts_show_only_what_differs(store: Store, family: dict[str
         "what": ["adpa γ 1.5 llama-3.2-1b", "adpa γ 3 llama-3.2-1b"],
         "gamma": [1.5, 3.0],
         "reward-accuracy on dpo-mix-7k#test (n=750) [accuracy]": ["50.0 ±1.7", "66.9 ±1.7"],
-        f"win-rate on dpo-mix-7k#test (n=750) against {family['sft'].ref} [accuracy]": ["63.0 ±1.7", None],
+        f"win-rate against {family['sft'].ref} on dpo-mix-7k#test (n=750) [accuracy]": ["63.0 ±1.7", None],
     }
     wide = compare.screen(rows, refs, 120).splitlines()
     assert wide[0].split() == ["differs", "in", *refs]
@@ -369,6 +370,24 @@ def test_several_artifacts_show_only_what_differs(store: Store, family: dict[str
     assert json.loads(json.dumps(compare.record(rows, refs)))["artifacts"] == refs
     assert compare.collect(store, [family["one"], family["one"]]) == {}
     assert "no difference" in compare.screen({}, refs, 80)
+
+
+def test_win_rates_against_different_opponents_are_told_apart(store: Store, family: dict[str, Manifest]) -> None:
+    """A newer one, against another model than the start, stands in a row and a column of its own."""
+    one, two, sft = family["one"], family["two"], family["sft"]
+    measure(store, one, 0.5 * HOUR, against=two.ref, win_rate=0.41)
+    measure(store, two, 0.5 * HOUR, against=sft.ref, win_rate=0.58)
+    row = {row.manifest.ref: row for row in listing.collect(store).rows}[one.ref]
+    assert row.win is not None
+    assert (row.win.value, row.win.against) == (0.63, sft.ref), "the list has wins over the start"
+    screen = compare.screen(compare.collect(store, [one, two]), [one.ref, two.ref], 200)
+    for opponent, values in ((sft, ["63.0", "±1.7", "58.0", "±1.7"]), (two, ["41.0", "±1.7"])):
+        (line,) = (line for line in screen.splitlines() if line.startswith(f"win-rate against {opponent.ref}"))
+        assert [word for word in line.split() if word in values] == values
+    measured = scores.by_model(store.artifacts())
+    table = scores.screen([scores.Line({}, each.ref, tuple(measured[each.id])) for each in (one, two)], 200)
+    assert f"WIN RATE against {sft.ref}" in table.splitlines()[0]
+    assert f"WIN RATE against {two.ref}" in table.splitlines()[0]
 
 
 def test_external_content_is_compared_by_digest(store: Store) -> None:

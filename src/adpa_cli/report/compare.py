@@ -142,7 +142,7 @@ def screen(rows: Rows, refs: Sequence[str], width: int) -> str:
     each = max((width - LABEL) // len(refs) - 2, *map(text.width_of, refs))
     short = [(text.cut(name, LABEL), *(text.cut(value, each) for value in values)) for name, *values in cells]
     lines = text.table(("differs in", *refs), short, 10**6, floor=LABEL)
-    if max(map(text.width_of, lines)) > width:
+    if max(map(text.width_of, lines)) > width or len({name for name, *_ in short}) < len(short):
         lines = []
         for name, *values in cells:
             block = [(f"  {ref}", value) for ref, value in zip(refs, values, strict=True)]

@@ -35,6 +35,17 @@ def base_name(manifest: Manifest, artifacts: Mapping[str, Manifest], roles: tupl
     return base_name(artifacts[digest], artifacts, roles) if digest in artifacts else ""
 
 
+def starts(manifest: Manifest, artifacts: Mapping[str, Manifest]) -> list[str]:
+    """The models that one was trained from, nearest first, as evaluations name them, as far as the store has them."""
+    content = str(manifest.inputs.get("model", ""))
+    kind, _, digest = content.partition(":")
+    if kind != "artifact":
+        facts = manifest.sources.get(content, {})
+        return [str(facts.get("name", "")), f"{facts.get('name')}@{str(facts.get('commit', ''))[:4]}", content]
+    below = artifacts.get(digest)
+    return [] if below is None else [below.ref, *starts(below, artifacts)]
+
+
 def made_from(manifest: Manifest, artifacts: Mapping[str, Manifest]) -> list[Link]:
     """Everything an artifact rests on, nearest first, and what it read that follows from this, as far as it is kept.
 

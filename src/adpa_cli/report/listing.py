@@ -12,7 +12,7 @@ from adpa_cli.errors import AdpaError
 from adpa_cli.families import CHAINS, alias_of_base
 from adpa_cli.machine import shown
 from adpa_cli.report import text
-from adpa_cli.report.lineage import base_name, what
+from adpa_cli.report.lineage import base_name, starts, what
 from adpa_cli.report.scores import WIN, Score, by_model, measured_model
 from adpa_cli.stages import every
 from adpa_cli.store.manifest import Manifest
@@ -79,11 +79,16 @@ def collect(store: Store) -> Listing:
     wins = {model: [score for score in column if score.metric == WIN] for model, column in scores.items()}
     models = (measured_model(manifest) or "" for manifest in artifacts if not manifest.made.get("smoke"))
     newest = next((score for model in models for score in plain.get(model, ())), None)
-    starts = {win.against for column in wins.values() for win in column}
     tags: dict[str, list[str]] = {}
     for tag, artifact in store.tags().items():
         tags.setdefault(artifact, []).append(tag)
     by_id = {manifest.id: manifest for manifest in artifacts}
+    over_start: dict[str, Score] = {}
+    for manifest in artifacts:
+        own = starts(manifest, by_id)
+        if win := next((win for win in wins.get(manifest.id, ()) if win.against in own), None):
+            over_start[manifest.id] = win
+    beaten = {win.against for win in over_start.values()}
     rows = []
     for manifest in artifacts:
         column = plain.get(manifest.id, [])
@@ -92,7 +97,7 @@ def collect(store: Store) -> Listing:
         rows.append(
             ListRow(
                 manifest, title(manifest, by_id), tuple(tags.get(manifest.id, ())), next(iter(alike or column), None),
-                bool(alike) or newest is None, next(iter(wins.get(manifest.id, ())), None), manifest.ref in starts,
+                bool(alike) or newest is None, over_start.get(manifest.id), manifest.ref in beaten,
                 aside,
             )
         )  # fmt: skip

@@ -17,8 +17,8 @@ _SHARES = ("accuracy", "rate", "share", "agreement")
 SEEDS = ("seed", "seed-all")
 DIGITS = 3
 """Of what is no share, behind the point."""
-Column = tuple[str, str, str, str]
-"""What was measured: (metric, suite, data, scorer). Numbers of two kinds never share a column."""
+Column = tuple[str, str, str, str, str]
+"""What was measured: (metric, suite, data, scorer, opponent). Numbers of two kinds never share a column."""
 
 
 @dataclass(frozen=True)
@@ -64,10 +64,7 @@ class Score:
     @property
     def label(self) -> str:
         """What was measured: reward-accuracy on dpo-mix-7k#test (n=750)."""
-        where = f" on {self.measured_on}" if self.data else ""
-        by = f" by {self.scorer}" if self.scorer else ""
-        count = f" (n={number(self.n)})" if self.n is not None else ""
-        return f"{self.metric.replace('_', '-')}{where}{by}{count}"
+        return self._named("")
 
     @property
     def opponent(self) -> str:
@@ -77,7 +74,13 @@ class Score:
     @property
     def full_label(self) -> str:
         """The label with opponent and suite."""
-        return f"{self.label}{self.opponent}{f' [{self.suite}]' if self.suite else ''}"
+        return f"{self._named(self.opponent)}{f' [{self.suite}]' if self.suite else ''}"
+
+    def _named(self, opponent: str) -> str:
+        where = f" on {self.measured_on}" if self.data else ""
+        by = f" by {self.scorer}" if self.scorer else ""
+        count = f" (n={number(self.n)})" if self.n is not None else ""
+        return f"{self.metric.replace('_', '-')}{opponent}{where}{by}{count}"
 
     def words(self, digits: int = 2) -> str:
         """68.1 ±1.7: percent for shares, else so many digits, and behind it half the width of the interval."""
@@ -153,14 +156,14 @@ class Line:
 def screen(lines: Sequence[Line], width: int) -> str:
     """The table for `width` columns; below it the means where cells differ in a seed only."""
     width = max(width, 60)
-    columns = list(dict.fromkeys(score.kind[:4] for line in lines for score in line.scores))
+    columns = list(dict.fromkeys(score.kind for line in lines for score in line.scores))
     varying = differing([line.settings for line in lines if not line.name])
     tagged = any(line.tags for line in lines)
     head = ("", *map(str.upper, varying), *_titles(columns), *["TAG"] * tagged, "ID")
     rows = []
     for n, line in enumerate(lines, 1):
         settings = (line.settings.get(key, "") for key in varying)
-        numbers = {score.kind[:4]: score.words(DIGITS) for score in reversed(line.scores)}
+        numbers = {score.kind: score.words(DIGITS) for score in reversed(line.scores)}
         cells = (numbers.get(column, "") for column in columns)
         tags = [" ".join(line.tags)] * tagged
         rows.append((line.name or str(n), *settings, *cells, *tags, f"{line.ref}  {line.note}".rstrip()))
@@ -183,11 +186,15 @@ def differing(settings: Sequence[Mapping[str, str]]) -> list[str]:
 
 
 def _titles(columns: Sequence[Column]) -> list[str]:
-    metrics = [column[0] for column in columns]
-    return [
-        _title(metric) + (f" on {data or suite}" if metrics.count(metric) > 1 else "")
-        for metric, suite, data, _ in columns
-    ]
+    """The metric, with what sets it apart from other columns of that metric."""
+
+    def title(column: Column) -> str:
+        metric, suite, data, _, against = column
+        alike = [other for other in columns if other[0] == metric]
+        where = f" on {data or suite}" if len({other[1:4] for other in alike}) > 1 else ""
+        return _title(metric) + (f" against {against}" if against else "") + where
+
+    return [title(column) for column in columns]
 
 
 def _title(metric: str) -> str:
@@ -211,7 +218,7 @@ def _means(lines: Sequence[Line], columns: Sequence[Column], kept: Sequence[str]
 def _mean(lines: Sequence[Line], column: Column) -> str:
     import statistics  # which brings decimals and random numbers along: the list of the store needs none
 
-    same = [score for line in lines for score in line.scores if score.kind[:4] == column]
+    same = [score for line in lines for score in line.scores if score.kind == column]
     values = [score.value for score in same]
     if len(values) < 2:
         return ""

@@ -216,14 +216,19 @@ def _lines(steps: Sequence[Step], store: Store, failures: Sequence[Failure]) -> 
         settings = {key: value for key, value in step.settings.items() if key != "tag"}
         for target in step.plan.targets:
             evals = [node for node in step.plan.evals if node.inputs["model"] == target]
-            numbers = tuple(score for node in (target, *evals) for score in _scores(node, store))
+            numbers = (*_scores(target, store), *(score for node in evals for score in _at_end(node, store)))
             lines.append(report.Line(settings, target.label, numbers, tuple(tags.get(target.recipe.id, ())), note=note))
         for node in step.plan.evals:
             model = node.inputs["model"]
-            if model not in step.plan.targets and not isinstance(model, tuple) and (numbers := _scores(node, store)):
+            if model not in step.plan.targets and not isinstance(model, tuple) and (numbers := _at_end(node, store)):
                 others.setdefault(node.label, report.Line({}, model.label, numbers, name=node.about))
     cells = {line.ref for line in lines}
     return [*lines, *(line for line in others.values() if line.ref not in cells)]
+
+
+def _at_end(node: Node, store: Store) -> tuple[Any, ...]:
+    """The scores of an evaluation that closes a training, whose opponent is the start of that, whichever it is."""
+    return tuple(replace(score, against="") for score in _scores(node, store))
 
 
 def _scores(node: Node, store: Store) -> tuple[Any, ...]:
