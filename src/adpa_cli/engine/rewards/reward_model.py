@@ -46,11 +46,11 @@ def reward_scores(
     model: Located, dialogues: Sequence[Dialogue], spec: Any, tokens: int, stage: str = "", is_exact: bool = False,
     quantise: Quantise | None = None,
 ) -> list[float]:  # fmt: skip
-    """The reward of every dialogue, under the dtype and `max_length` of a stage's spec, `tokens` at a time; where
-    `is_exact` in float32, with one layer of the model in memory at a time.
+    """The reward of every dialogue, under the dtype of a stage's spec, `tokens` at a time; where `is_exact` in float32,
+    with one layer of the model in memory at a time.
 
     A model that was made here reads the tokens it was trained on; another one its own chat template, else the stage's,
-    and of too long dialogues the end.
+    and of dialogues that are longer than its own context the first token, where that is its BOS, and the end.
     Raises AdpaError as `sequence_rewards` does, and where a block does not fit in memory: a setting of the `stage`, if
     any, makes it smaller.
     """
@@ -61,7 +61,8 @@ def reward_scores(
         else:
             tokenizer = Tokenizer.of(tokenizer_folder(model.path))
             template = ModelFolder.of(model.path).template or spec.template
-            encoded = [_encode(tokenizer, dialogue, template)[-spec.max_length :] for dialogue in dialogues]
+            context = ModelFolder.of(model.path).context
+            encoded = [_encode(tokenizer, dialogue, template, context) for dialogue in dialogues]
         dtype: Dtype = "float32" if is_exact else spec.dtype
         return sequence_rewards(model.path, encoded, dtype, device(), tokens, stage, is_exact, quantise)
 
@@ -178,8 +179,14 @@ def _outputs(folder: Path, adapter: AdapterFolder | None) -> int:
     return int(AutoConfig.from_pretrained(whole, local_files_only=True, trust_remote_code=False).num_labels)
 
 
-def _encode(tokenizer: Tokenizer, dialogue: Dialogue, template: str) -> list[int]:
+def _encode(tokenizer: Tokenizer, dialogue: Dialogue, template: str, context: int | None) -> list[int]:
+    """Ids of a dialogue for a model from outside, with one BOS where its tokenizer begins with one."""
     turns, answer = dialogue
     ids = tokenizer.ids(render(template, (*turns, Message("assistant", answer)), False, tokenizer.named))
     bos = tokenizer.named_id("bos_token")
-    return [bos, *ids] if bos is not None and tokenizer.begins_with_bos and ids[:1] != [bos] else ids
+    if bos is not None and tokenizer.begins_with_bos and ids[:1] != [bos]:
+        ids = [bos, *ids]
+    if context is None or len(ids) <= context:
+        return ids
+    lead = ids[:1] if ids[:1] == [bos] else []
+    return [*lead, *ids[len(ids) - context + len(lead) :]]
