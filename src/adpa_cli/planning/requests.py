@@ -241,7 +241,7 @@ def plan_eval(names: Names, user: UserSettings, request: Evaluate) -> Plan:
     if against is not None:
         lineage.same_template(template, against, "opponent", user.templates)
     nodes: list[Node] = []
-    notes: tuple[str, ...] = ()
+    notes: tuple[str, ...] = (suite.remark,) if suite.remark else ()
     sources = [pairs_for(planner, model) for model in models]
     opponents = [] if against is None else [against]
     is_halved = any(

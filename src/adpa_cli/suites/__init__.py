@@ -90,6 +90,8 @@ class Suite:
     """Measures pairs."""
     score: str = "reward_accuracy"
     """What the share of pairs with a margin above 0 is called."""
+    remark: str = ""
+    """What people are told who measure by it."""
 
 
 @functools.cache

@@ -1,4 +1,7 @@
-"""`implicit`: answers judged by the implicit reward of the teachers: the one that DPO fits, without its β."""
+"""`implicit`: answers judged by the implicit reward of the teachers: the one that DPO fits, without its β.
+
+It is the sum of the advantage that ADPA is trained on.
+"""
 
 from __future__ import annotations
 
@@ -22,4 +25,8 @@ def rewards(scorers: Mapping[str, Located], spec: EvalSpec, rollouts: Sequence[R
     return {row.id: sums.get((row.id, "rollout"), 0.0) for row in rollouts}  # the sum over an empty answer is 0
 
 
-SUITE = Suite("implicit", 4, rewards, ("aligned", "reference"))
+SUITE = Suite(
+    "implicit", 4, rewards, ("aligned", "reference"),
+    remark="the implicit reward of the teachers is the signal that ADPA is trained on: of a student of theirs it says "
+    "how well that was learned, not how good its answers are; a reward model judges these: --reward-model MODEL",
+)  # fmt: skip
