@@ -11,6 +11,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForSequenceClassification
 
+from adpa_cli import suites
 from adpa_cli.engine.layout.examples import read_rollouts
 from adpa_cli.lab import BASES, world
 from adpa_cli.store.store import Store
@@ -106,6 +107,9 @@ def test_the_implicit_reward_of_the_teachers_judges(pipeline: Pipeline, cli: Cli
     assert set(scores(pipeline, ran.ref)) == {"reward_accuracy", "mean_reward", "win_rate"}
     named = cli("eval", student, *words, "--suite", "implicit", "--reference", pipeline.made("reference teacher"))
     assert named.ref == ran.ref
+    assert made.metrics["watch"] == [suites.every()["implicit"].remark]
+    for said in (ran.err, cli("eval", student, *words, "-n").err, cli("show", ran.ref).out):
+        assert "the signal that ADPA is trained on" in " ".join(said.split())
 
 
 def test_show_tells_the_scores_of_a_model(pipeline: Pipeline, cli: Cli) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -47,7 +48,7 @@ def plain(model: Any, dialogues: Any, most: int = 1000, prefix: tuple[int, ...] 
     tokenizer, found = pretrained_tokenizer(), []
     for turns, answer in dialogues:
         text = " ".join(f"{content} <end>" for _, content in (*turns, ("assistant", answer)))
-        ids = [*prefix, *tokenizer.convert_tokens_to_ids(text.split())][-most:]
+        ids = [*prefix, *tokenizer.convert_tokens_to_ids(text.split())[-(most - len(prefix)) :]]
         with torch.no_grad():
             found.append(float(model(input_ids=torch.tensor([ids])).logits[0, 0]))
     return found
@@ -87,19 +88,41 @@ def test_the_models_own_template_comes_first(tmp_path: Path) -> None:
     assert found == pytest.approx(plain(model, DIALOGUES), abs=1e-5)
 
 
-def test_long_dialogues_keep_their_end(tmp_path: Path) -> None:
+def within(folder: Path, context: int) -> None:
+    """Makes the saved model one that takes so many tokens at most."""
+    settings = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**settings, "max_position_embeddings": context}))
+
+
+def test_dialogues_beyond_the_context_of_the_judge_keep_their_end(tmp_path: Path) -> None:
+    """How long a student's rows may be says nothing of its judge."""
     model = made(tmp_path)
-    found = rewards(tmp_path, max_length=4)
+    assert rewards(tmp_path, max_length=4) == pytest.approx(plain(model, DIALOGUES), abs=1e-5)
+    within(tmp_path, 4)
+    found = rewards(tmp_path)
     assert found == pytest.approx(plain(model, DIALOGUES, most=4), abs=1e-5)
     assert found[1] != pytest.approx(plain(model, DIALOGUES)[1], abs=1e-3)
 
 
-def test_a_tokenizer_that_adds_a_start_token_adds_one(tmp_path: Path) -> None:
+def starting_tokenizer() -> Any:
+    """One that puts <s> before a text."""
     from tokenizers.processors import TemplateProcessing
 
     tokenizer = pretrained_tokenizer()
     tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 2)])
-    model = made(tmp_path, tokenizer=tokenizer)
+    return tokenizer
+
+
+@pytest.mark.parametrize("template", [TEMPLATE, "<s> " + TEMPLATE])
+def test_dialogues_beyond_it_keep_their_first_token(tmp_path: Path, template: str) -> None:
+    model = made(tmp_path, tokenizer=starting_tokenizer())
+    within(tmp_path, 5)
+    found = rewards(tmp_path, template=template)
+    assert found == pytest.approx(plain(model, DIALOGUES, most=5, prefix=(2,)), abs=1e-5)
+
+
+def test_a_tokenizer_that_adds_a_start_token_adds_one(tmp_path: Path) -> None:
+    model = made(tmp_path, tokenizer=starting_tokenizer())
     expected = plain(model, DIALOGUES, prefix=(2,))
     assert rewards(tmp_path) == pytest.approx(expected, abs=1e-5)
     twice = rewards(tmp_path, template="<s> " + TEMPLATE)

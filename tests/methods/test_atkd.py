@@ -168,3 +168,21 @@ def test_a_teacher_that_is_almost_sure_stays_exact():
 @pytest.mark.parametrize("change", [shuffled, with_absent_id])
 def test_neither_the_order_of_the_ids_nor_an_absent_one_matters(change):
     assert_same_terms(ATKD, ATKD.params(), change)
+
+
+@pytest.mark.parametrize(("spread", "mass", "least"), [(2.0, 0.4, 0.93), (3.0, 0.7, 0.99), (4.0, 0.85, 0.995)])
+def test_one_class_for_the_rest_costs_what_the_notes_say(spread, mass, least):
+    """On random logits of 2,000 ids, half of the student's own: the gradient of 50 ids against that of all."""
+    generator = torch.Generator().manual_seed(0)
+    teacher, noise = (torch.randn(2, 16, 2000, dtype=torch.float64, generator=generator) for _ in range(2))
+    teacher = spread * teacher
+    labels = torch.multinomial(teacher.softmax(-1).flatten(0, 1), 1, generator=generator).view(2, 16)
+    inside = teacher.softmax(-1).topk(50).values.sum(-1).mean().item()
+    assert mass < inside < mass + 0.15
+    yes = torch.ones(2, 16, dtype=torch.bool)
+    gradients = []
+    for k in (50, 2000):
+        student = (0.9 * teacher + noise).requires_grad_()
+        inputs = {"chosen": Inputs(student, teacher, teacher, teacher, labels, yes, ~yes)}
+        gradients.append(value_and_gradients(ATKD, ATKD.params(), inputs, k)[1]["chosen"].flatten())
+    assert least < F.cosine_similarity(*gradients, dim=0).item() < 1 - 1e-6

@@ -73,6 +73,8 @@ def finish(job: Job) -> dict[str, Any]:
     noise = _noise.metrics(job.folder, "margin", spec.dtype, job.stage)
     if noise:
         noise["say"].insert(0, f"{suite.score.replace('_', ' ')} {100 * scores[suite.score]['value']:.1f} %")
+    if suite.remark:
+        noise["watch"] = [*noise.get("watch", []), suite.remark]
     words = prompts_words(spec.measure_on, str(job.hints.get("selected_on", "")))
     measured_on = {"prompts": words} if words else {}
     return {"suite": spec.suite, "data": job.one("data").label, **measured_on, "scores": scores, **size, **noise}
