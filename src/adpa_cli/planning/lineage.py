@@ -58,7 +58,10 @@ def base_name(item: Input | Manifest, store: Store) -> str:
         if not content.startswith("artifact:"):
             return str(below.manifest.sources.get(content, {}).get("name", ""))
         below = single(below, "model", store)
-    return str(below.facts.get("name", "")) if isinstance(below, External) else ""
+    if not isinstance(below, External):
+        return ""
+    training = store.get(str(below.facts["point_of"])) if "point_of" in below.facts else None
+    return base_name(training, store) if training else str(below.facts.get("name", ""))
 
 
 def family_of(model: Input, store: Store) -> Family:
@@ -160,6 +163,8 @@ def command_word(item: Input) -> str:
     """How a user names an input on the command line."""
     if isinstance(item, External):
         commit = item.facts.get("commit")
+        if item.facts.get("point_of"):
+            return item.label
         return f"{item.facts['name']}@{commit}" if commit else item.where[0]
     return item.label
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from adpa_cli import stages
@@ -44,7 +44,20 @@ class Names(Externals):
             return known[text]
         if HUB_ID.fullmatch(text) and text.split("/")[0] not in stages.names():
             return self._decoder(self.hub_model(text), option)
+        ref, _, step = text.rpartition("@")
+        if ref and step.isdigit():
+            return self._point(self.made(ref, made_by or stages.making("model"), option), int(step), option)
         return self.made(text, made_by or stages.making("model"), option)
+
+    def _point(self, artifact: Artifact, step: int, option: str) -> External:
+        """A kept point of a training, `REF@STEP`: the weights after that step. NotFound where they were not kept."""
+        kept = {int(path.name.partition("-")[2]): path for path in self.store.folder(artifact.label).glob("step-*")}
+        if step not in kept:
+            has = f"it kept steps {', '.join(map(str, sorted(kept)))}" if kept else "it kept no points"
+            raise NotFound(f"{option} {artifact.label}@{step}: {has}", "train with --keep all, which keeps every point")
+        label = f"{artifact.label}@{step}"
+        model = self.folder(kept[step])
+        return replace(model, label=label, facts={**model.facts, "name": label, "point_of": artifact.label})
 
     @staticmethod
     def _decoder(model: External, option: str) -> External:
