@@ -88,6 +88,9 @@ def test_a_student_of_no_family_needs_both_teachers_named(pipeline: Pipeline, cl
     assert "dppo needs a teacher" in said
     assert "--cache" not in said
     assert "needs the model that the teacher was aligned from" in cli.refused(2, *words, "--teacher", folders[1])
+    said = cli.refused(2, *words, "--teacher", folders[1], "--reference", folders[0])
+    assert "--set beta=X" in said, "nothing says by which it was aligned"
+    words = (*words, "--set", "beta=0.1")
     rows = cli(*words, "--teacher", folders[1], "--reference", folders[0]).rows
     assert [row[2] for row in rows] == ["distill dppo"]
 

@@ -196,5 +196,6 @@ def test_values_are_what_they_mean_not_how_they_are_written(store: Store) -> Non
     assert ids("batch-size=64") == ids("batch_size=64.0") == ids("distill.batch_size=6.4e1")
     assert ids("kd_on_eos=yes", "clip=0.5") == ids("clip=.5", "kd_on_eos=true")
     settings = {name for name in TrainSpec.__dataclass_fields__ if name not in DERIVED}
-    assert settings - {"teachers_dtype"} <= settable("distill", "adpa").keys()
+    assert settings - {"teachers_dtype", "packed", "train_on"} <= settable("distill", "adpa").keys()
+    assert {"packed", "train_on"} <= settable("sft", "sft").keys(), "which reads dialogues"
     assert "teachers_dtype" in settable("distill", "dppo"), "whose teachers score what the student draws"

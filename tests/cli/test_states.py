@@ -85,7 +85,7 @@ def test_each_method_builds_what_it_needs_and_shares_it(store: Store) -> None:
         assert signal_of(nodes) == signal, method
         assert nodes[trained].inputs["model"] == nodes[STUDENT], method
         for role, node in nodes.items():
-            what = f"{role} {signal}" if role == "signal" else role
+            what = f"{'exact ' if method == 'q-argmax' else ''}{role} {signal}" if role == "signal" else role
             if role == "rollouts" and method == "seqkd":
                 what = "rollouts of the teacher"
             shared.setdefault((what, "" if role != trained else method), set()).add(node.recipe.id)

@@ -101,6 +101,24 @@ def test_a_length_normalised_beta_is_none_per_token_and_one_is_asked_for(method:
     assert taken(planned(names, method, typed, "tulu-3-8b")) == 0.2
 
 
+@pytest.mark.parametrize(("alias", "beta"), [("zephyr-7b", 0.01), ("tulu-3-8b", None)])
+def test_a_signal_tells_whose_it_is(alias: str, beta: float | None, names: Names) -> None:
+    """Where no teacher is named: by the name that its manifest has, or by the artifact that it names."""
+    (usual,) = [node for node in planned(names, "q-softmax").nodes(names.store) if node.stage == "cache-teacher"]
+    (rollouts,) = [item for role, item in usual.flat_inputs() if role == "rollouts"]
+    answers = place(names.store, recipe("rollout", {"model": rollouts.inputs["model"].content}, **rollouts.values))
+    aligned = "model:" + "2" * 64
+    inputs = {"aligned": aligned, "reference": "model:" + "3" * 64, "rollouts": f"artifact:{answers.id}"}
+    sources = {aligned: {"name": ready_pairs()[alias].aligned}}
+    made = place(names.store, recipe("cache-teacher", inputs, **usual.values), sources=sources)
+    words = {"student": "tiny", "cache": (made.ref,), "allow_foreign_rollouts": True}
+    if beta is None:
+        with pytest.raises(UsageError, match="length-normalised"):
+            planned(names, "q-softmax", **words)
+    else:
+        assert taken(planned(names, "q-softmax", **words)) == beta
+
+
 @pytest.mark.parametrize("method", ["ddpo", "q-softmax"])
 def test_the_advantage_may_be_counted_in_its_rms(method: str, hub: Hub, names: Names) -> None:
     plan = planned(names, method, UserSettings({"unit": "rms"}), "tulu-3-8b")
