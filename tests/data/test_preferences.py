@@ -504,10 +504,11 @@ def test_rows_that_are_built_in_are_made_for_the_side_that_is_read(monkeypatch):
 
 
 @pytest.mark.parametrize("asked", ["", " \n"])
-def test_a_dialogue_whose_user_says_nothing_is_refused_by_its_row(asked):
+def test_a_dialogue_that_begins_with_an_empty_question_is_refused_by_its_row(asked):
     whole = {"messages": chat(("user", Q), ("assistant", A))}
-    later = {"messages": chat(("user", Q), ("assistant", A), ("user", asked), ("assistant", B))}
-    for place, bad in ((0, {"messages": chat(("user", asked), ("assistant", A))}), (2, later)):
+    question = ("user", asked), ("assistant", A)
+    for place, turns in ((0, question), (1, (("system", Q2), *question, ("user", Q), ("assistant", B)))):
+        bad = {"messages": chat(*turns)}
         said_of_it = rf"rows row 2, messages\[{place}\]: an empty turn of the user"
         with pytest.raises(DataError, match=said_of_it):
             load_dialogues(rows(whole, bad))

@@ -115,9 +115,10 @@ def make_dialogue(messages: Sequence[Message], row: int = 0) -> Dialogue:
         raise Problem("no prompt", "messages", "no turn of the user", "begin with the user")
     if roles[-1] != "assistant":
         raise Problem("no answer", "messages", f"ends with the {roles[-1]}'s turn", "let the assistant answer")
+    first = roles.index("user")
+    if not messages[first].content.strip():
+        raise Problem("empty prompt", f"messages[{first}]", "an empty turn of the user", "write what the user asks")
     for index, message in enumerate(messages):
-        if message.role == "user" and not message.content.strip():
-            raise Problem("empty prompt", f"messages[{index}]", "an empty turn of the user", "write what the user asks")
         if message.role == "assistant" and not message.content.strip() and "tool_calls" not in turn_dict(message):
             raise Problem("empty answer", f"messages[{index}]", "an empty turn of the assistant", "write an answer")
     return Dialogue(sha256(plain(messages))[:16], tuple(messages), row)
