@@ -180,7 +180,9 @@ def test_examples_are_sound(cli: Cli, path: Path) -> None:
     tags = [request.options.tag for _, request in found]
     assert len(set(tags)) in (1, len(found))
     if path.stem.endswith("-tiny"):
-        assert len({row[2] for row in cli("run", path, "-n").rows}) == len(found)
+        rows = cli("run", path, "-n").rows
+        assert len(rows) == len(found)
+        assert len({row[2] for row in rows}) == len(rows)
 
 
 def test_every_example_at_paper_scale_has_its_miniature() -> None:

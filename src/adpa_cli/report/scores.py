@@ -152,6 +152,11 @@ class Line:
     note: str = ""
     """What is said behind its id, e.g. failed."""
 
+    def record(self) -> dict[str, Any]:
+        """The line as JSON."""
+        scores = [score.record() for score in self.scores]
+        return {"line": dict(self.settings), "model": self.ref, "scores": scores, "note": self.note}
+
 
 def screen(lines: Sequence[Line], width: int) -> str:
     """The table for `width` columns; below it the means where cells differ in a seed only."""

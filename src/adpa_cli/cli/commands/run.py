@@ -26,14 +26,18 @@ def run(
 
     adpa run sweep.toml · adpa run sweep.toml --dry-run
     """
-    from adpa_cli.cli.recipes.grid import read_recipe, requests
+    from adpa_cli.cli.recipes.grid import read_recipe, request_of, requests
     from adpa_cli.cli.recipes.sweep import sweep
 
     part = _shard(shard)
     grid = read_recipe(needed("RECIPE.toml", recipe))
     values = {f.name: value for f in fields(options) if (value := getattr(options, f.name)) != f.default}
-    cells = [(cell, replace(asked, options=replace(asked.options, **values))) for cell, asked in requests(grid)]
-    sweep(cells, part, options.dry_run, grid.pins)
+
+    def run_so(asked: opt.Request) -> opt.Request:
+        return replace(asked, options=replace(asked.options, **values))
+
+    cells = [(cell, run_so(asked)) for cell, asked in requests(grid)]
+    sweep(grid, cells, lambda words: run_so(request_of(grid, words)), part, options.dry_run)
 
 
 def _shard(text: str | None) -> tuple[int, int]:

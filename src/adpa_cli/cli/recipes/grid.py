@@ -11,7 +11,7 @@ import sys
 import tomllib
 import typing
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +24,30 @@ from adpa_cli.cli.console.options import FIRST, TEMPLATE_METAVAR, WHERE, Request
 from adpa_cli.errors import NotFound, UsageError
 from adpa_cli.planning.distill_builder import needed_methods
 from adpa_cli.planning.settings import methods_of, settable
+from adpa_cli.stages.eval import EVAL
 from adpa_cli.stages.training import DISTILL
+from adpa_cli.suites import EvalSpec
 
 SET, PINS = "set", "pins"
+NAME, MEASURES, AGAINST = "name", "measures", "against"
+"""Keys of a row that are about the closing table."""
+MEASURED = ("start", "aligned teacher")
+"""Models that rows rest on, and that a row of their own may measure."""
 _HEADER = re.compile(r"\s*\[\s*([^\[\]]+?)\s*\]\s*(#.*)?$")
+_FOLLOWS = re.compile(r"\{([^{}]+)\}")
 _PLACEHOLDER = re.compile(r"([._-]?)\{([^{}]*)\}")
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of the closing table: the values that its cells have besides those of all rows, or a model to measure."""
+
+    name: str = ""
+    values: Mapping[str, Any] = field(default_factory=dict)
+    measures: str = ""
+    """One of `MEASURED`; "" for a row of cells."""
+    against: str = ""
+    """The row whose answers are to be beaten; "" for that of the recipe."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +60,18 @@ class Recipe:
     values: Mapping[str, Any]
     pins: Mapping[str, str] = field(default_factory=dict)
     """What names of the hub mean in it: commits by name."""
+    rows: tuple[Row, ...] = ()
+    choose: tuple[str, ...] = ()
+    """Keys of which each row takes the values that are best by the prompts that select."""
+    points: bool = False
+    """Whether every kept point of a training is measured."""
+    report: Mapping[str, Any] | None = None
+    """Options of the closing evaluation; None where each cell is evaluated by itself."""
+
+    @property
+    def cell_rows(self) -> tuple[Row, ...]:
+        """The rows that are made of cells; one without a name in a recipe without rows."""
+        return tuple(row for row in self.rows if not row.measures) or (Row(),)
 
     def refused(self, key: str, problem: str, hint: str) -> UsageError:
         """An error that names the file, the line where there is one, and the key."""
@@ -56,20 +87,73 @@ def read(text: str, source: str) -> Recipe:
     except tomllib.TOMLDecodeError as error:
         hint = "a recipe has lines KEY = VALUE; see docs/recipes.md"
         raise UsageError(f"{source} is no TOML: {error}", hint) from None
+    pins, rows = raw.pop(PINS, {}), raw.pop("rows", [])
+    choose, points, report = raw.pop("choose", []), raw.pop("points", False), raw.pop("report", None)
+    values = _flattened(raw)
+    command = str(values.pop("command", DISTILL.name))
+    plain = Recipe(source, text, command, values)
+    if not isinstance(pins, dict) or not all(isinstance(commit, str) for commit in pins.values()):
+        raise plain.refused(PINS, "is no table of commits", 'write "org/name" = "COMMIT" below [pins]')
+    is_closing = bool(rows or choose or points)
+    recipe = replace(
+        plain, pins=pins, rows=_rows(plain, rows), points=points is True, report={} if is_closing and report is None
+        else report, choose=tuple(choose) if isinstance(choose, list) else (str(choose),),
+    )  # fmt: skip
+    for each in (values, *(row.values for row in recipe.rows), recipe.report or {}):
+        for key, value in each.items():
+            _check_value(recipe, key, value)
+    _check_closing(recipe)
+    return recipe
+
+
+def _flattened(raw: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of a table by name, those of a table in it as `stage.key`."""
     values: dict[str, Any] = {}
-    pins = raw.pop(PINS, {})
     for key, value in raw.items():
         if isinstance(value, dict):
             prefix = "" if key == SET else f"{key}."
             values.update({prefix + name.replace("-", "_"): item for name, item in value.items()})
         else:
             values[key] = value
-    recipe = Recipe(source, text, str(values.pop("command", DISTILL.name)), values, pins)
-    if not isinstance(pins, dict) or not all(isinstance(commit, str) for commit in pins.values()):
-        raise recipe.refused(PINS, "is no table of commits", 'write "org/name" = "COMMIT" below [pins]')
-    for key, value in values.items():
-        _check_value(recipe, key, value)
-    return recipe
+    return values
+
+
+def _rows(recipe: Recipe, raw: Any) -> tuple[Row, ...]:
+    """The rows of a recipe. Raises UsageError for one without a name of its own, and for one that is nothing."""
+    rows: list[Row] = []
+    for table in raw if isinstance(raw, list) else [raw]:
+        if not isinstance(table, dict) or not isinstance(table.get(NAME), str):
+            raise recipe.refused("rows", "is no table with a name", 'write [[rows]], and below it name = "DCKD"')
+        values = _flattened(table)
+        row = Row(*(values.pop(NAME), {}), *(str(values.pop(key, "")) for key in (MEASURES, AGAINST)))
+        if row.name in (other.name for other in rows):
+            raise recipe.refused("rows", f"two rows are called {row.name}", "give each a name of its own")
+        if row.measures and (row.measures not in MEASURED or values):
+            said = f"the row {row.name} measures {row.measures}" + (f" and has {', '.join(values)}" if values else "")
+            raise recipe.refused("rows", said, f"a row measures {' or '.join(MEASURED)}, and has no other keys then")
+        rows.append(replace(row, values=values))
+    return tuple(rows)
+
+
+def _check_closing(recipe: Recipe) -> None:
+    """Raise UsageError for what the closing evaluation cannot be asked, before anything is made."""
+    if recipe.report is None:
+        return
+    if recipe.command != DISTILL.name:
+        raise recipe.refused(
+            "report", f"{recipe.command} trains no students", "leave out command, or the closing table"
+        )
+    allowed = keys_of(makers()[EVAL.name].function)
+    names = [row.name for row in recipe.rows]
+    for key in recipe.report:
+        if key not in allowed or key in ("models", "data"):
+            options = ", ".join(name for name in allowed if name not in ("models", "data"))
+            raise recipe.refused(f"report.{key}", "the closing evaluation has no such key", f"options: {options}")
+    for against in (str(recipe.report.get(AGAINST, "")), *(row.against for row in recipe.rows)):
+        if against and against not in names:
+            raise recipe.refused(AGAINST, f"no row is called {against}", f"rows: {', '.join(names)}")
+    if "suite" in recipe.report:
+        EvalSpec("", "", str(recipe.report["suite"]))
 
 
 def _check_value(recipe: Recipe, key: str, value: Any) -> None:
@@ -147,6 +231,11 @@ class Cell:
 
     settings: Mapping[str, Any]
     words: tuple[str, ...]
+    row: Row = Row()
+    shared: Mapping[str, str] = field(default_factory=dict)
+    """The settings, as text, that cells of other rows have too: what is compared is alike in these."""
+    follows: Mapping[str, str] = field(default_factory=dict)
+    """By key, the row whose choice its value is. The words have the first of its values as long as none is made."""
 
 
 def keys_of(function: Callable[..., Any]) -> dict[str, Key]:
@@ -203,26 +292,71 @@ def _toml_value(text: str) -> Any:
 
 
 def expand(recipe: Recipe, keys: Mapping[str, Key]) -> list[Cell]:
-    """The cells of a recipe, the list that comes first in the file varying slowest; equal ones once.
+    """The cells of a recipe, row by row, the list that comes first in the file varying slowest; equal ones once.
 
     A setting reaches the cells whose method has it. Raises UsageError for a key that none has.
     """
-    named = {option(key, keys): value for key, value in recipe.values.items()}
-    grid = [dict(zip(named, point, strict=True)) for point in itertools.product(*(
-        _values(recipe, key, value, keys) for key, value in named.items()
-    ))]  # fmt: skip
-    settable_in = [_settings(recipe.command, point) for point in grid]
-    some = {key: default for settings in settable_in for key, default in settings.items()}
-    _check_keys(recipe, named, keys, some)
+    grids = [(row, _grid(recipe, row, keys)) for row in recipe.cell_rows]
+    settable_in = [[_settings(recipe.command, point) for point in grid] for _, grid in grids]
+    every = {key: default for row in settable_in for settings in row for key, default in settings.items()}
+    _check_keys(recipe, [option(key, keys) for key in recipe.values], keys, every)
+    for (row, _), each in zip(grids, settable_in, strict=True):
+        own = {key: default for settings in each for key, default in settings.items()}
+        _check_keys(recipe, [option(key, keys) for key in row.values], keys, own)
     cells: dict[tuple[str, ...], Cell] = {}
-    for point, settings in zip(grid, settable_in, strict=True):
-        # an option may be a setting too, as --states is
-        here = {key: value for key, value in point.items() if key in settings or (key in keys and key not in some)}
-        if "tag" in here:
-            here["tag"] = _tag(recipe, str(here["tag"]), here, point)
-        words = _words(recipe.command, here, keys)
-        cells.setdefault(words, Cell(here, words))
+    for (row, grid), each in zip(grids, settable_in, strict=True):
+        for point, settings in zip(grid, each, strict=True):
+            # an option may be a setting too, as --states is
+            here = {key: value for key, value in point.items() if key in settings or (key in keys and key not in every)}
+            cell = _cell(recipe, row, here, point, keys)
+            cells.setdefault((row.name, *cell.words), cell)
     return list(cells.values())
+
+
+def _grid(recipe: Recipe, row: Row, keys: Mapping[str, Key]) -> list[dict[str, Any]]:
+    """Every point of a row: a value for each key."""
+    named = {option(key, keys): value for key, value in {**recipe.values, **row.values}.items()}
+    axes = [_values(recipe, key, value, keys) for key, value in named.items()]
+    return [dict(zip(named, point, strict=True)) for point in itertools.product(*axes)]
+
+
+def _cell(recipe: Recipe, row: Row, here: dict[str, Any], point: Mapping[str, Any], keys: Mapping[str, Key]) -> Cell:
+    """The cell of a point, `here` being what acts in it."""
+    if "tag" in here:
+        here["tag"] = _tag(recipe, str(here["tag"]), here, point)
+    if recipe.report is not None:
+        here["no-eval"] = True
+    follows = {
+        key: match[1] for key, value in here.items()
+        if key != "tag" and isinstance(value, str) and (match := _FOLLOWS.fullmatch(value))
+    }  # fmt: skip
+    first = {key: _first_value(recipe, row, key, name) for key, name in follows.items()}
+    kept = [key for key in here if key in {option(key, keys) for key in recipe.values} - {"tag", *recipe.choose}]
+    shared = {key: as_text(here[key]) for key in kept if key not in row.values}
+    words = _words(recipe.command, {**here, **first}, keys)
+    return Cell(here, words, row, shared, follows)
+
+
+def _first_value(recipe: Recipe, row: Row, key: str, name: str) -> Any:
+    """The first value that a key has in the row of that name. Raises UsageError where no such row comes before."""
+    before = itertools.takewhile(lambda other: other is not row, recipe.rows)
+    values = next(({**recipe.values, **other.values} for other in before if other.name == name), None)
+    if values is None or key not in values:
+        raise recipe.refused(key, f"no row {name} with that key comes before {row.name}", "write {NAME} of a row above")
+    value = values[key]
+    return value[0] if isinstance(value, list) else value
+
+
+def settled(recipe: Recipe, cell: Cell, values: Mapping[str, Any]) -> Cell:
+    """A cell that follows the choice of another row, with the values that were chosen."""
+    settings = {**cell.settings, **values}
+    words = _words(recipe.command, settings, keys_of(makers()[recipe.command].function))
+    return replace(cell, settings=settings, words=words, follows={})
+
+
+def evaluation_words(models: Sequence[str], values: Mapping[str, Any]) -> tuple[str, ...]:
+    """The command line that measures some models with the values of a closing evaluation."""
+    return _words(EVAL.name, {**values, "models": list(models)}, keys_of(makers()[EVAL.name].function))
 
 
 def option(key: str, keys: Collection[str]) -> str:
@@ -324,16 +458,20 @@ def read_recipe(name: str) -> Recipe:
 
 def requests(recipe: Recipe) -> list[tuple[Cell, Request]]:
     """The cells of a recipe, each as what its command was asked for. Raises UsageError naming the file."""
-    from adpa_cli.cli.console.app import run_words, usage_error
-
     commands = {name: command.function for name, command in makers().items() if name != "run"}
     if recipe.command not in commands:
         raise recipe.refused("command", f"{recipe.command} makes nothing", f"commands: {', '.join(commands)}")
-    cells = []
-    for cell in expand(recipe, keys_of(commands[recipe.command])):
-        try:
-            cells.append((cell, run_words(cell.words)))
-        except (TyperException, UsageError) as error:
-            refused = error if isinstance(error, UsageError) else usage_error(error, cell.words)
-            raise UsageError(f"{recipe.source}: {refused.message}", refused.hint) from None
-    return cells
+    cells = expand(recipe, keys_of(commands[recipe.command]))
+    return [(cell, request_of(recipe, cell.words)) for cell in cells]
+
+
+def request_of(recipe: Recipe, words: Sequence[str]) -> Request:
+    """What a command line of a recipe asks for. Raises UsageError naming the file."""
+    from adpa_cli.cli.console.app import run_words, usage_error
+
+    try:
+        request: Request = run_words(words)
+    except (TyperException, UsageError) as error:
+        refused = error if isinstance(error, UsageError) else usage_error(error, words)
+        raise UsageError(f"{recipe.source}: {refused.message}", refused.hint) from None
+    return request

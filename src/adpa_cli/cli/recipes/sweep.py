@@ -7,16 +7,18 @@ import json
 import os
 import sys
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from adpa_cli.cli.console.make import Console, ask_if_large, carry_out, check_tag_fits, console, created, hand_over
 from adpa_cli.cli.console.options import Request
 from adpa_cli.cli.console.plan_screen import plan_text
 from adpa_cli.cli.console.streams import GLOBALS, Output, command_line, terminal_width
-from adpa_cli.cli.recipes.grid import Cell, as_text
-from adpa_cli.errors import AdpaError, Stopped, UsageError
+from adpa_cli.cli.recipes.choice import ROW, Ask, Step, check_choices, check_one_tag, following
+from adpa_cli.cli.recipes.closing import measured_lines
+from adpa_cli.cli.recipes.grid import Cell, Recipe, as_text
+from adpa_cli.errors import AdpaError, Stopped
 from adpa_cli.estimate.survey import Survey, check, survey
 from adpa_cli.planning.planner import Plan
 from adpa_cli.report import scores as report
@@ -29,43 +31,28 @@ from adpa_cli.store.store import Store
 UNCUT = 10_000  # columns of what is no terminal
 
 
-@dataclass(frozen=True)
-class Step:
-    """One cell with its plan; `number` is its place in the grid, from 1."""
+def plan_cells(
+    recipe: Recipe, requests: Sequence[tuple[Cell, Request]], ask: Ask, store: Store, shard: tuple[int, int]
+) -> tuple[list[Step], list[Step]]:
+    """Plan every cell, as (all of them, those of this shard); cells that come to the same artifacts are one.
 
-    number: int
-    cell: Cell
-    request: Request
-    plan: Plan
-
-    @property
-    def settings(self) -> dict[str, str]:
-        """Every key of the recipe with its value here, for people."""
-        return {key: as_text(value) for key, value in self.cell.settings.items()}
-
-    @property
-    def identity(self) -> tuple[str, ...]:
-        """What tells two cells apart: the ids of what they make and measure."""
-        return tuple(node.recipe.id for node in (*self.plan.targets, *self.plan.evals))
-
-
-def plan_cells(requests: Sequence[tuple[Cell, Request]], store: Store, shard: tuple[int, int]) -> list[Step]:
-    """Plan every cell of this shard. Cells that come to the same artifacts are one; UsageError for two of one tag."""
+    A cell that follows a choice has the values that were chosen, where these are known, else the first ones. Raises
+    UsageError for two of one tag, and for a choice that cannot be made.
+    """
     steps: dict[tuple[str, ...], Step] = {}
     for cell, request in requests:
         plan = request.plan(store)
         check_tag_fits(plan, request.options.tag)
         step = Step(len(steps) + 1, cell, request, plan)
+        if cell.follows:
+            step = following(step, list(steps.values()), recipe, ask, store) or step
         steps.setdefault(step.identity, step)
-    tags: dict[str, Step] = {}
-    for step in steps.values():
-        tag = step.request.options.tag
-        if tag and tags.setdefault(tag, step) is not step:
-            varying = report.differing([other.settings for other in steps.values()])
-            example = "-".join(f"{{{key}}}" for key in varying if key != "tag")
-            raise UsageError(f"several cells would carry the tag {tag}", f'tell them apart: tag = "{tag}-{example}"')
+    every = list(steps.values())
+    check_one_tag(every, report.differing([step.settings for step in every]))
+    if recipe.report is not None:
+        check_choices(recipe, every)
     index, count = shard
-    return list(steps.values())[index - 1 :: count]
+    return every, every[index - 1 :: count]
 
 
 def together(steps: Sequence[Step]) -> Plan:
@@ -91,17 +78,16 @@ class Failure:
 
 
 def sweep(
-    requests: Sequence[tuple[Cell, Request]], shard: tuple[int, int], dry_run: bool, pins: Mapping[str, str]
+    recipe: Recipe, requests: Sequence[tuple[Cell, Request]], ask: Ask, shard: tuple[int, int], dry_run: bool
 ) -> None:
     """Plan all cells, make one after the other, print their ids in grid order, end with a table.
 
-    `pins` are the commits that names of the hub have in the recipe.
     A cell that fails does not keep the others from being made; AdpaError at the end names those that did.
     """
-    store = replace(Store.find_or_empty(GLOBALS.store), pinned=pins)
+    store = replace(Store.find_or_empty(GLOBALS.store), pinned=recipe.pins)
     options = requests[0][1].options
     with console(store, options.runtime(look=False).stop_after) as desk:
-        steps = plan_cells(requests, store, shard)
+        every, steps = plan_cells(recipe, requests, ask, store, shard)
         if not steps:
             desk.screen.say("this shard has no cell")
             return
@@ -112,61 +98,123 @@ def sweep(
         whole = survey(together(steps), store, options.runtime())
         if whole.building:
             desk.screen.say(plan_text(whole, terminal_width()))
+            if recipe.report is not None:
+                desk.screen.say("the rows of the closing table are measured when their cells are made")
             ask_if_large(whole, options.yes)
             check(whole, desk.screen.say)
         else:
             desk.screen.say(f"found, nothing to do: {len(steps)} cell{'s' * (len(steps) != 1)}")
-        failures = _failures(steps, whole, desk)
+        making = Making(recipe, ask, whole, desk, {step.number: step for step in every})
+        failures = making.failures(steps)
+        steps = [making.steps[step.number] for step in steps]
+        if recipe.report is None or shard != (1, 1):
+            table = _lines(steps, store, failures)
+        else:
+            table = measured_lines(recipe, steps, store, making.measured, _tags(store))
+            for line in table if GLOBALS.json else ():
+                desk.output.line(json.dumps(line.record(), ensure_ascii=False))
         width = terminal_width() if sys.stderr.isatty() else UNCUT
-        desk.screen.say(report.screen(_lines(steps, store, failures), width))
-        if failures:
-            raise _summary(failures, steps)
+        desk.screen.say(report.screen(table, width))
+        if recipe.report is not None and shard != (1, 1):
+            desk.screen.say("the rows are measured when all shards are done: repeat the command without --shard")
+        if failures or making.unmeasured:
+            raise _summary(failures, steps, making.unmeasured)
 
 
-def _failures(steps: Sequence[Step], whole: Survey, desk: Console) -> list[Failure]:
-    """Make one cell after the other; those that fail, and those that need what failed in one before them."""
-    failures: list[Failure] = []
-    for place, step in enumerate(steps, 1):
-        failed = {failure.stage: failure.step for failure in failures}
-        surveyed = whole.of(step.plan)
-        labels = [node.label for node in surveyed.nodes]
-        blocked = next((label for label in labels if label in failed), None)
-        if blocked is not None:
-            why = f"needs {blocked}, which failed in cell {failed[blocked].number}"
-            failures.append(Failure(step, blocked, AdpaError(why)))
-            continue
+@dataclass
+class Making:
+    """The making of cells, and the evaluations that close it; `steps` are all of the grid by number, as they are now.
+
+    `unmeasured` are the errors of evaluations that failed.
+    """
+
+    recipe: Recipe
+    ask: Ask
+    whole: Survey
+    desk: Console
+    steps: dict[int, Step]
+    unmeasured: list[AdpaError] = field(default_factory=list)
+
+    def failures(self, steps: Sequence[Step]) -> list[Failure]:
+        """Make one cell after the other; those that fail, and those that need what failed in one before them."""
+        failures: list[Failure] = []
+        for place, planned in enumerate(steps, 1):
+            failed = {failure.stage: failure.step for failure in failures}
+            step = self._followed(planned)
+            if step is None:
+                rows = " and ".join(dict.fromkeys(planned.cell.follows.values()))
+                failures.append(Failure(planned, "", AdpaError(f"follows the choice of {rows}, which is not made")))
+                continue
+            self.steps[step.number] = step
+            surveyed = self.whole.of(step.plan) if step is planned else self._surveyed(step.plan)
+            labels = [node.label for node in surveyed.nodes]
+            blocked = next((label for label in labels if label in failed), None)
+            if blocked is not None:
+                why = f"needs {blocked}, which failed in cell {failed[blocked].number}"
+                failures.append(Failure(step, blocked, AdpaError(why)))
+                continue
+            if surveyed.building:
+                self.desk.screen.say(f"cell {place} of {len(steps)}: {command_line(step.cell.words)}")
+            error = self._error(step, surveyed)
+            if error is not None:
+                missing = next((label for label in labels if self.whole.store.get(label) is None), "")
+                failures.append(Failure(step, missing, error))
+                self.desk.screen.say(f"cell {place} failed: {error.message}")
+        return failures
+
+    def measured(self, words: Sequence[str]) -> tuple[Node, ...] | None:
+        """What a command line of the closing table made; None where it failed."""
+        try:
+            plan = self.ask(words).plan(self.whole.store)
+            surveyed = self._surveyed(plan)
+        except AdpaError as error:
+            self.unmeasured.append(error)
+            return None
         if surveyed.building:
-            desk.screen.say(f"cell {place} of {len(steps)}: {command_line(step.cell.words)}")
-        error = _error(step, surveyed, desk)
-        if error is not None:
-            missing = next((label for label in labels if whole.store.get(label) is None), "")
-            failures.append(Failure(step, missing, error))
-            desk.screen.say(f"cell {place} failed: {error.message}")
-    return failures
+            self.desk.screen.say(command_line(words))
+        failed = self._carried_out(words, surveyed, lambda manifest: None)
+        if failed is not None:
+            self.unmeasured.append(failed)
+        return None if failed else plan.targets
 
+    def _followed(self, step: Step) -> Step | None:
+        """A step with what was chosen by now in the rows that it follows."""
+        if not step.cell.follows:
+            return step
+        return following(step, list(self.steps.values()), self.recipe, self.ask, self.whole.store)
 
-def _error(step: Step, surveyed: Survey, desk: Console) -> AdpaError | None:
-    """Make one cell; the error that it failed with, if it did. Raises Stopped."""
+    def _surveyed(self, plan: Plan) -> Survey:
+        """A plan that could not be made with the others."""
+        return survey(plan, self.whole.store, self.whole.runtime, self.whole.machine)
 
-    def committed(manifest: Manifest) -> None:
-        settings = {"settings": dict(step.cell.settings)}
-        hand_over(manifest, surveyed.store, step.request.options.tag, desk.output, settings)
+    def _error(self, step: Step, surveyed: Survey) -> AdpaError | None:
+        """Make one cell; the error that it failed with, if it did. Raises Stopped."""
 
-    try:
-        with _typed(step.cell.words):
-            carry_out(surveyed, desk, committed)
-    except Stopped as stopped:
-        if "-" not in GLOBALS.argv:  # a recipe from a pipe is gone: then the cell's own command goes on
-            stopped.hint = GLOBALS.again(surveyed.store.root)
-        raise
-    except BrokenPipeError:
-        raise
-    except AdpaError as error:
-        return error
-    except Exception as error:  # a bug, or memory that ran out, in one cell: the others may still work
-        traceback.print_exc(file=sys.stderr)
-        return AdpaError(f"{type(error).__name__}: {error}")
-    return None
+        def committed(manifest: Manifest) -> None:
+            settings = {"settings": {**step.cell.settings, **({ROW: step.cell.row.name} if step.cell.row.name else {})}}
+            hand_over(manifest, surveyed.store, step.request.options.tag, self.desk.output, settings)
+
+        return self._carried_out(step.cell.words, surveyed, committed)
+
+    def _carried_out(
+        self, words: Sequence[str], surveyed: Survey, committed: Callable[[Manifest], None]
+    ) -> AdpaError | None:
+        """Carry out a command line; the error that it failed with, if it did. Raises Stopped."""
+        try:
+            with _typed(words):
+                carry_out(surveyed, self.desk, committed)
+        except Stopped as stopped:
+            if "-" not in GLOBALS.argv:  # a recipe from a pipe is gone: then the cell's own command goes on
+                stopped.hint = GLOBALS.again(surveyed.store.root)
+            raise
+        except BrokenPipeError:
+            raise
+        except AdpaError as error:
+            return error
+        except Exception as error:  # a bug, or memory that ran out, in one cell: the others may still work
+            traceback.print_exc(file=sys.stderr)
+            return AdpaError(f"{type(error).__name__}: {error}")
+        return None
 
 
 @contextlib.contextmanager
@@ -184,7 +232,7 @@ def _typed(words: Sequence[str]) -> Iterator[None]:
 def show_cells(steps: Sequence[Step], store: Store, output: Output) -> None:
     """What --dry-run prints: number, found or build, id, settings of every cell."""
     rows = [
-        (str(step.number), "found" if store.get(target.label) else "build", target.label, step.cell.settings)
+        (str(step.number), _state(step, target, store), target.label, step.shown)
         for step in steps
         for target in step.plan.targets
     ]
@@ -203,12 +251,14 @@ def show_cells(steps: Sequence[Step], store: Store, output: Output) -> None:
         output.line(text.tsv(pairs).rstrip("\n"))
 
 
+def _state(step: Step, target: Node, store: Store) -> str:
+    """Whether a cell is found or to be built, or follows a choice that is not made: its id may then be another one."""
+    return "follows" if step.cell.follows else "found" if store.get(target.label) else "build"
+
+
 def _lines(steps: Sequence[Step], store: Store, failures: Sequence[Failure]) -> list[report.Line]:
     """The rows of the closing table: every cell, then the other models that were measured with them."""
-    failed = {failure.step.number for failure in failures}
-    tags: dict[str, list[str]] = {}
-    for tag, artifact in store.tags().items():
-        tags.setdefault(artifact, []).append(tag)
+    failed, tags = {failure.step.number for failure in failures}, _tags(store)
     lines: list[report.Line] = []
     others: dict[str, report.Line] = {}
     for step in steps:
@@ -226,6 +276,14 @@ def _lines(steps: Sequence[Step], store: Store, failures: Sequence[Failure]) -> 
     return [*lines, *(line for line in others.values() if line.ref not in cells)]
 
 
+def _tags(store: Store) -> dict[str, list[str]]:
+    """The tags of artifacts by their full ids."""
+    tags: dict[str, list[str]] = {}
+    for tag, artifact in store.tags().items():
+        tags.setdefault(artifact, []).append(tag)
+    return tags
+
+
 def _at_end(node: Node, store: Store) -> tuple[Any, ...]:
     """The scores of an evaluation that closes a training, whose opponent is the start of that, whichever it is."""
     return tuple(replace(score, against="") for score in _scores(node, store))
@@ -236,14 +294,17 @@ def _scores(node: Node, store: Store) -> tuple[Any, ...]:
     return tuple(scores(manifest)) if manifest else ()
 
 
-def _summary(failures: Sequence[Failure], steps: Sequence[Step]) -> AdpaError:
-    """The error of a sweep, which names each cell that failed by its settings."""
+def _summary(failures: Sequence[Failure], steps: Sequence[Step], unmeasured: Sequence[AdpaError]) -> AdpaError:
+    """The error of a sweep, which names each cell that failed by its settings, and what could not be measured."""
     varying = [key for key in report.differing([step.settings for step in steps]) if key != "tag"]
-    lines = []
+    said = []
     for failure in failures:
         settings = failure.step.settings
         cell = " ".join([str(failure.step.number), *(f"{key}={settings[key]}" for key in varying if key in settings)])
-        lines.append(f"\n  cell {cell}: {failure.error.message}")
-    hints = dict.fromkeys(failure.error.hint for failure in failures if failure.error.hint)
+        said.append(f"\n  cell {cell}: {failure.error.message}")
+    said += [f"\n  not measured: {error.message}" for error in unmeasured]
+    errors = [*(failure.error for failure in failures), *unmeasured]
+    hints = dict.fromkeys(error.hint for error in errors if error.hint)
     again = f"{GLOBALS.command}   (finished cells are found)"
-    return AdpaError(f"{len(failures)} of {len(steps)} cells failed{''.join(lines)}", "\n or: ".join([*hints, again]))
+    count = f"{len(failures)} of {len(steps)} cells failed" if failures else "the closing table is not whole"
+    return AdpaError(f"{count}{''.join(said)}", "\n or: ".join([*hints, again]))

@@ -27,6 +27,7 @@ from adpa_cli.engine.generation.sampling import Decoding
 from adpa_cli.engine.layout.examples import Example
 from adpa_cli.engine.rewards.reward_model import RewardModel
 from adpa_cli.engine.scoring import halving_logps, pair_margins
+from adpa_cli.engine.training.schedule import rank
 from adpa_cli.engine.training.student import Student
 from adpa_cli.methods import Part
 
@@ -93,9 +94,8 @@ def records(work: Path) -> list[Record]:
 
 
 def best(evaluations: Sequence[Record]) -> Record:
-    """The highest reward; or accuracy, at a tie the wider margin; or the likeliest; at a tie the later step."""
-    signs = {"reward": 1, "accuracy": 1, "margin": 1, "nll": -1}
-    return max(evaluations, key=lambda r: (*(sign * r.get(name, 0.0) for name, sign in signs.items()), r["step"]))
+    """The one that ranks highest; at a tie the later step."""
+    return max(evaluations, key=lambda record: (*rank(record), record["step"]))
 
 
 @dataclass(frozen=True)

@@ -71,6 +71,13 @@ def evaluation_steps(rows: int, batch_size: int, end: int) -> frozenset[int]:
     return frozenset({*range(every, end, every), end})
 
 
+def rank(record: Mapping[str, Any]) -> tuple[float, ...]:
+    """What a point is chosen by, the higher the better: its reward; or its accuracy, at a tie its margin; or its
+    likelihood."""
+    signs = {"reward": 1, "accuracy": 1, "margin": 1, "nll": -1}
+    return tuple(sign * float(record.get(name, 0.0)) for name, sign in signs.items())
+
+
 def _rows_met(rows: int, epochs: float) -> int:
     return max(1, round(rows * epochs))
 

@@ -1,0 +1,169 @@
+"""The closing table of a recipe with rows: what stands in each line, and the evaluations that measure it.
+
+Each line is measured by a command line of `adpa eval` of its own, against the line of the row that it is compared with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from adpa_cli.cli.recipes.choice import ROW, TAG, Step, are_alike, best_of, lines
+from adpa_cli.cli.recipes.grid import AGAINST, MEASURED, Recipe, Row, evaluation_words
+from adpa_cli.errors import UsageError
+from adpa_cli.hub import External
+from adpa_cli.planning.lineage import command_word
+from adpa_cli.planning.requests import REWARD_MODEL_OPTION
+from adpa_cli.report import scores as report
+from adpa_cli.report.scores import scores
+from adpa_cli.stages import Input, Node
+from adpa_cli.stages.eval import EVAL
+from adpa_cli.stages.training import DISTILL
+from adpa_cli.store.store import Store
+
+REWARD_MODEL = REWARD_MODEL_OPTION.removeprefix("--")
+CARRIED = ("data", "skip-bad-rows", "ignore-columns", "smoke", "max_length")
+"""Keys of a cell that hold for its evaluation too, besides those of other stages."""
+MEASURE_ON = f"{EVAL.name}.measure_on"
+Measure = Callable[[Sequence[str]], "tuple[Node, ...] | None"]
+"""Carries out a command line of `adpa eval`: the evaluations that it made; None where it failed."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A line of the closing table: a model, the cell that it is of or that rests on it, and what is said behind it."""
+
+    row: Row
+    step: Step
+    model: Input | None
+    """None where no cell of the line was chosen."""
+    settings: Mapping[str, str]
+    note: str = ""
+    points: tuple[str, ...] = field(default=())
+    """Its kept points, as they are named."""
+
+
+def entries(recipe: Recipe, steps: Sequence[Step], store: Store) -> list[Entry]:
+    """The lines of the closing table, row by row."""
+    axes = _axes(steps)
+    found: list[Entry] = []
+    for row in recipe.rows or (Row(),):
+        if row.measures:
+            groups = {tuple(step.cell.shared[key] for key in axes): step for step in reversed(steps)}
+            for step in reversed(groups.values()):
+                beside = [other for other in steps if are_alike(other.cell.shared, step.cell.shared)]
+                settings = {ROW: row.name, **{key: step.cell.shared[key] for key in axes}}
+                found.append(Entry(row, step, _beneath(beside, row.measures), settings))
+            continue
+        for candidates in lines([step for step in steps if step.cell.row == row], recipe.choose).values():
+            found.append(_entry(recipe, row, candidates, axes, store))
+    return found
+
+
+def _axes(steps: Sequence[Step]) -> list[str]:
+    """The keys that all cells share and that differ between them: data sets, pairs of models, seeds."""
+    shared = [step.cell.shared for step in steps]
+    return [key for key in report.differing(shared) if all(key in each for each in shared)]
+
+
+def _entry(recipe: Recipe, row: Row, candidates: Sequence[Step], axes: Sequence[str], store: Store) -> Entry:
+    """The line of some cells of a row, of which one is chosen."""
+    best = best_of(candidates, store)
+    step = best or candidates[0]
+    is_made = best is not None and store.get(step.target.label) is not None
+    lists = [key for key, value in row.values.items() if isinstance(value, list)]
+    kept = (ROW, *axes, *recipe.choose, *lists) if recipe.rows else step.settings.keys() - {TAG}
+    settings = {key: value for key, value in step.settings.items() if key in kept}
+    if not is_made:
+        return Entry(row, step, None, settings, "failed" if len(candidates) == 1 else "not chosen: a cell failed")
+    note = f"best of {len(candidates)}" if len(candidates) > 1 else ""
+    folder = store.folder(step.target.label)
+    kept_points = sorted(folder.glob("step-*")) if recipe.points else ()
+    points = tuple(f"{step.target.label}@{int(path.name.partition('-')[2])}" for path in kept_points)
+    return Entry(row, step, step.target, settings, note, points)
+
+
+def _beneath(steps: Sequence[Step], what: str) -> Input | None:
+    """The model that the students of some cells start from, or their aligned teacher; None where there is none."""
+    start, _ = MEASURED
+    for step in steps:
+        if what == start:
+            model: Any = step.target
+            while isinstance(model, Node) and model.stage == DISTILL.name:
+                model = model.inputs["model"]
+            return model if not isinstance(model, tuple) else None
+        for node, role, item in _inputs(step.target):
+            if role == "aligned" and node.about in ("", role):
+                return item
+    return None
+
+
+def _inputs(node: Node) -> Iterator[tuple[Node, str, Input]]:
+    """Every input of a node and of the nodes beneath it, with the node that has it and its role there."""
+    for role, item in node.flat_inputs():
+        yield node, role, item
+        if isinstance(item, Node):
+            yield from _inputs(item)
+
+
+def measured_lines(
+    recipe: Recipe, steps: Sequence[Step], store: Store, measure: Measure, tags: Mapping[str, Sequence[str]]
+) -> list[report.Line]:
+    """The closing table, every line measured by `measure`. `tags` are those of artifacts by their ids."""
+    every = entries(recipe, steps, store)
+    is_selected = any(step.target.spec.select == "best" for step in steps)
+    table: list[report.Line] = []
+    for entry in every:
+        if entry.model is None:
+            table.append(report.Line(entry.settings, entry.step.target.label, (), note=entry.note))
+            continue
+        opponent, against = _opponent(recipe, entry, every), entry.row.against or (recipe.report or {}).get(AGAINST, "")
+        names = (command_word(entry.model), *entry.points)
+        made = measure(_words(recipe, entry.step, names, opponent, is_selected))
+        for n, name in enumerate(names):
+            manifest = store.get(made[n].label) if made else None
+            numbers = [replace(s, against=against if s.against else "") for s in scores(manifest)] if manifest else []
+            at = {"step": name.rpartition("@")[2]} if n else {}
+            own = () if isinstance(entry.model, External) or n else tags.get(entry.model.content.partition(":")[2], ())
+            note = entry.note if made else "not measured"
+            table.append(report.Line({**entry.settings, **at}, name, tuple(numbers), tuple(own), note=note))
+    return table
+
+
+def _opponent(recipe: Recipe, entry: Entry, every: Sequence[Entry]) -> Input | None:
+    """The model that a line is compared with; None for the line of that row itself. UsageError where several could be.
+
+    A row is compared with the line beside it: of the same data set, pair of models and seed.
+    """
+    name = entry.row.against or str((recipe.report or {}).get(AGAINST, ""))
+    axes = _axes([other.step for other in every])
+    beside = [
+        other for other in every
+        if name and other.row.name == name
+        and all(other.step.cell.shared[key] == entry.step.cell.shared[key] for key in axes)
+    ]  # fmt: skip
+    if len(beside) > 1:
+        raise UsageError(f"the row {name} has {len(beside)} lines to compare {entry.row.name} with", "give it one line")
+    model = beside[0].model if beside else None
+    return None if model is None or entry.model is None or model.content == entry.model.content else model
+
+
+def _words(
+    recipe: Recipe, step: Step, models: Sequence[str], opponent: Input | None, is_selected: bool
+) -> tuple[str, ...]:
+    """The command line that measures the models of a line, with what of the cell's settings holds for that too."""
+    settings = step.cell.settings
+    carried = {
+        key: value for key, value in settings.items()
+        if key in CARRIED or ("." in key and not key.startswith(f"{DISTILL.name}."))
+    }  # fmt: skip
+    if is_selected:
+        carried.setdefault(MEASURE_ON, "report")
+    asked = {key: value for key, value in (recipe.report or {}).items() if key != AGAINST}
+    judge = step.target.inputs.get("reward_model")
+    if judge is not None and not isinstance(judge, tuple) and asked.get(REWARD_MODEL) == settings.get(REWARD_MODEL):
+        asked[REWARD_MODEL] = command_word(judge)  # the very one, whatever seeds it was made with
+    if opponent is not None:
+        asked[AGAINST] = command_word(opponent)
+    return evaluation_words(models, {**carried, **asked})

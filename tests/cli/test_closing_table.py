@@ -1,0 +1,201 @@
+"""Recipes with rows: which cell of a row is chosen, what its line is measured on, and against whom."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from adpa_cli.store.manifest import Manifest
+from adpa_cli.store.store import Store
+from support.cli_samples import Cli, Pipeline
+
+SMALL = """
+student = "tiny"
+data = "{data}"
+max-steps = 4
+batch-size = 10
+limit = 40
+
+sft.max_steps = 2
+sft.limit = 64
+dpo-teacher.max_steps = 2
+dpo-teacher.limit = 40
+rollout.max_new_tokens = 12
+"""
+TABLE = """
+select = "best"
+choose = ["alpha", "gamma"]
+
+[report]
+against = "Student"
+
+[[rows]]
+name = "Teacher"
+measures = "aligned teacher"
+
+[[rows]]
+name = "Student"
+measures = "start"
+
+[[rows]]
+name = "DCKD"
+method = "dckd"
+alpha = [0.5, 20]
+
+[[rows]]
+name = "DCKD w/o dispreferred"
+method = "dckd"
+dispreferred = false
+against = "DCKD"
+
+[[rows]]
+name = "ADPA+"
+method = "adpa+"
+alpha = "{DCKD}"
+gamma = [1, 5]
+"""
+
+
+def write(pipeline: Pipeline, more: str) -> str:
+    """A recipe of a few steps on the pairs of the small pipeline, in the working directory."""
+    Path("table.toml").write_text(SMALL.replace("{data}", str(pipeline.data)) + more, encoding="utf-8")
+    return "table.toml"
+
+
+def lines(said: str) -> dict[str, list[str]]:
+    """The cells of the lines of the closing table, by the name of the row and the step."""
+    table = said[said.index("ROW") :].splitlines()
+    cells = [re.split(r"  +", line.strip()) for line in table[1:] if re.match(r"\d+ ", line)]
+    return {cell[1]: cell for cell in cells}
+
+
+def evaluations(store: Store) -> dict[str, Manifest]:
+    """What was measured with the world's own judge, by the id of the model."""
+    made = [m for m in store.artifacts() if m.stage == "eval" and m.metrics.get("prompts") == "report half"]
+    return {str(m.inputs["model"]).removeprefix("artifact:"): m for m in made}
+
+
+def test_a_row_is_its_best_cell_on_prompts_that_selected_nothing(pipeline: Pipeline, cli: Cli) -> None:
+    name = write(pipeline, TABLE)
+    states = [row[1] for row in cli("run", name, "-n").rows]
+    assert states == ["build", "build", "build", "follows", "follows"]
+    ran = cli("run", name, "--json")
+    assert ran.code == 0, ran.err
+    records = [json.loads(line) for line in ran.out.splitlines()]
+    cells, table = records[:5], records[5:]
+    store = Store.find(pipeline.store)
+    made = {(cell["settings"]["row"], *_varying(cell["settings"])): store.resolve(cell["ref"]) for cell in cells}
+    assert len(made) == 5
+
+    chosen = max((made["DCKD", 0.5], made["DCKD", 20]), key=_score)
+    followed = [m for (row, *_), m in made.items() if row == "ADPA+"]
+    assert {str(m.inputs["model"]) for m in followed} == {f"artifact:{chosen.id}"}, "trained from what was chosen"
+    plus = max(followed, key=_score)
+    again = cli("run", name)
+    shown = lines(again.err)
+    assert [record["line"]["row"] for record in table] == list(shown)
+    assert list(shown) == ["Teacher", "Student", "DCKD", "DCKD w/o dispreferred", "ADPA+"]
+    assert [shown[row][-2] for row in ("DCKD", "ADPA+")] == [chosen.ref, plus.ref]
+    assert shown["DCKD"][-1] == shown["ADPA+"][-1] == "best of 2"
+    assert shown["Student"][-1] == pipeline.made("student")
+
+    measured = evaluations(store)
+    models = [chosen, made["DCKD w/o dispreferred",], plus]
+    assert {*(m.id for m in models), *(store.resolve(shown[r][-1]).id for r in ("Teacher", "Student"))} == {*measured}
+    against = [measured[m.id].metrics["scores"]["win_rate"]["against"] for m in models]
+    assert against == [pipeline.made("student"), chosen.ref, pipeline.made("student")]
+    assert "win_rate" not in measured[store.resolve(pipeline.made("student")).id].metrics["scores"]
+    assert "held-out prompts: report half" in again.err
+    assert "WIN RATE against Student" in again.err
+    assert "WIN RATE against DCKD" in again.err
+    assert {score["prompts"] for record in table for score in record["scores"]} == {"report half"}
+    assert [row[1] for row in cli("run", name, "-n").rows] == ["found"] * 5, "what was chosen is known by now"
+    command = measured[plus.id].made["command"]
+    assert command.startswith("adpa eval ")
+    assert command.endswith(f" {plus.ref}")
+    assert cli("show", measured[plus.id].ref, "--recipe").code == 0
+
+
+def _varying(settings: dict[str, Any]) -> list[Any]:
+    return [settings[key] for key in ("alpha", "gamma") if key in settings]
+
+
+def _score(manifest: Manifest) -> tuple[float, float]:
+    selection = manifest.metrics["selection"]
+    (point,) = [point for point in selection["points"] if point["step"] == selection["step"]]
+    return point["accuracy"], point["margin"]
+
+
+def test_every_kept_point_is_measured(pipeline: Pipeline, cli: Cli) -> None:
+    name = write(
+        pipeline,
+        'keep = "all"\npoints = true\n[report]\nagainst = "Student"\n'
+        '[[rows]]\nname = "Student"\nmeasures = "start"\n[[rows]]\nname = "DCKD"\nmethod = "dckd"\n',
+    )
+    ran = cli("run", name)
+    assert ran.code == 0, ran.err
+    table = ran.err[ran.err.index("ROW") :]
+    _, whole, *points = [re.split(r"  +", line.strip()) for line in table.splitlines()[1:] if line[:1].isdigit()]
+    assert [point[-1] for point in points] == [f"{ran.ref}@2", f"{ran.ref}@4"]
+    assert whole[2:-1] == points[1][3:-1], "the last point is what the training ends with"
+    assert points[0][3:-1] != points[1][3:-1]
+    assert "WIN RATE" in table
+
+    alone = cli("eval", f"{ran.ref}@2", "--against", pipeline.made("student"), "--data", pipeline.data)
+    assert "found, nothing to do" in alone.err
+    assert "it kept steps 2, 4" in cli.refused(3, "eval", f"{ran.ref}@3", "--data", pipeline.data)
+    assert "it kept no points" in cli.refused(3, "eval", f"{pipeline.made('student')}@3", "--data", pipeline.data)
+
+
+def test_what_failed_is_not_chosen(pipeline: Pipeline, cli: Cli) -> None:
+    name = write(pipeline, TABLE)
+    first = cli("run", name, "-n").rows[0][2]
+    obstacle = pipeline.store / first / "notes.txt"
+    obstacle.parent.mkdir()
+    obstacle.write_text("not an artifact")
+    ran = cli("run", name)
+    assert ran.code == 1
+    assert "follows the choice of DCKD, which is not made" in ran.err
+    assert lines(ran.err)["DCKD"][-1].endswith("not chosen: a cell failed")
+    assert "3 of 5 cells failed" in ran.err
+
+
+def test_a_shard_makes_cells_and_leaves_the_table(pipeline: Pipeline, cli: Cli) -> None:
+    name = write(pipeline, TABLE)
+    ran = cli("run", name, "--shard", "1/3")
+    assert len(ran.out.split()) == 1
+    assert "follows the choice of DCKD" in ran.err
+    assert "repeat the command without --shard" in ran.err
+    assert not evaluations(Store.find(pipeline.store))
+
+
+ROWS = '[[rows]]\nname = "A"\nmethod = "dckd"\nalpha = [1, 2]\n'
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (f'choose = "alpha"\n{ROWS}', 'alpha cannot be chosen among cells that select nothing'),
+        (f"points = true\n{ROWS}", "points are measured that no training keeps"),
+        ('[[rows]]\nmethod = "dckd"\n', "rows: is no table with a name"),
+        (ROWS + ROWS, "two rows are called A"),
+        ('[[rows]]\nname = "A"\nmeasures = "teacher"\n', "the row A measures teacher"),
+        ('[[rows]]\nname = "A"\nmeasures = "start"\ngamma = 2\n', "the row A measures start and has gamma"),
+        (f'{ROWS}against = "B"\n', "against: no row is called B"),
+        (f'[report]\nseed = 2\n{ROWS}', "report.seed: the closing evaluation has no such key"),
+        (f'[report]\nsuite = "best"\n{ROWS}', "suite=best"),
+        (f'{ROWS}[[rows]]\nname = "B"\nmethod = "adpa+"\nalpha = "{{C}}"\n', "alpha: no row C with that key"),
+        (f'{ROWS}gamma = 2\n', "gamma: adpa distill has no such key"),
+        (f'gamma = 2\n{ROWS}', "recipe.toml:2: gamma: adpa distill has no such key"),
+        ('command = "sft"\nmodel = "tiny"\n[report]\n', "report: sft trains no students"),
+    ],
+)  # fmt: skip
+def test_a_table_that_cannot_be_made_is_refused(cli: Cli, text: str, said: str) -> None:
+    student = "" if "command" in text else 'student = "tiny"\n'
+    Path("recipe.toml").write_text(student + text, encoding="utf-8")
+    assert said in cli.refused(2, "run", "recipe.toml")
+    assert not Path("adpa-store").exists()
