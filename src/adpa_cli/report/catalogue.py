@@ -389,7 +389,8 @@ Every loss is then averaged over the examples of a batch.
 
 A parameter is set by `--set KEY=VALUE`. Its default comes from the paper ([paper]: Gao et al. 2025 for its own methods,
 the cited source for the others), from released code ([release]), or was chosen here ([ours]). `--set preset=NAME` sets
-several. The column `tiny` has what the built-in family sets otherwise.
+several. Rates, epochs and batches of the paper's families stand below the parameters, each with its source. The column
+`tiny` has what the built-in family sets otherwise.
 """
 
 
