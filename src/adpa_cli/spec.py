@@ -85,7 +85,7 @@ class TrainSpec:
     """Whether the weights of the other points stay beside them."""
     select_on: Literal["validation", "all"] = field(default="all", metadata={"neutral": "all"})
     """The held-out prompts that the best point is selected by: one half, so that the other is left to report on, or
-    all."""
+    those of all pairs. Of the half a reward model judges also answers to prompts whose answers in the data tie."""
     judged_tokens: int | None = field(default=None, metadata={"neutral": None})
     """The most tokens of the answers by which a reward model selects; None where no reward model does."""
     weights: TrainingDtype = field(default="float32", metadata={"neutral": "float32"})

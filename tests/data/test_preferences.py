@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from adpa_cli.data.examples import Dialogue, Message, Pair, held_out_keys, make_dialogue, make_pair, prompt_key
-from adpa_cli.data.preferences import load_dialogues, load_pairs
+from adpa_cli.data.preferences import DataSet, load_dialogues, load_pairs
 from adpa_cli.data.sources import Source, parse_source
 from adpa_cli.data.turns import transcript
 from adpa_cli.errors import DataError
@@ -123,6 +123,37 @@ def test_helpsteer_pairs_consecutive_responses_by_helpfulness():
     assert loaded.items == (make_pair(*SHORT, 1), make_pair(*LONG, 6))
     assert loaded.dropped == {"tie": 1, "response without a partner": 1}
     assert loaded.shape == "HelpSteer2 ratings"
+
+
+def test_a_tie_is_a_prompt_of_its_side_and_moves_no_pair(tmp_path):
+    """Ties are no pairs and hold nothing out; whoever asks for prompts gets those of the held-out side."""
+
+    def rows(prompt, ratings):
+        return [
+            {"prompt": prompt, "response": answer, "helpfulness": rating}
+            for answer, rating in zip((A, B), ratings, strict=True)
+        ]
+
+    decided = [row for n in range(40) for row in rows(f"number {n} ?", (4, 1))]
+    tied = [row for n in range(200) for row in rows(f"tie {n} ?", (2, 2))]
+
+    def sides(name, listed):
+        path = tmp_path / name
+        path.write_text("".join(json.dumps(row) + "\n" for row in listed))
+        data = DataSet([parse_source(str(path))], "pairs", skip_bad_rows=False)
+        return {side: (data.pairs(side).items, data.prompts(side).items) for side in ("train", "test")}
+
+    without, mixed = sides("without.jsonl", decided), sides("mixed.jsonl", [*tied[:200], *decided, *tied[200:]])
+    for side in ("train", "test"):
+        assert [pair.id for pair in mixed[side][0]] == [pair.id for pair in without[side][0]]
+        assert [prompt.id for prompt in without[side][1]] == [pair.id for pair in without[side][0]]
+    held, asked = mixed["test"]
+    ties = [prompt for prompt in asked if not prompt.chosen]
+    assert len(held) == 2
+    assert 0 < len(ties) < 60, "held out by their hash, as the prompts of pairs are"
+    assert len(ties) + sum(not prompt.chosen for prompt in mixed["train"][1]) == 200
+    assert max(prompt_key(prompt)[:16] for prompt in ties) <= max(prompt_key(pair)[:16] for pair in held)
+    assert {pair.id for pair in held} < {prompt.id for prompt in asked}
 
 
 def test_ties_of_annotations_are_dropped():

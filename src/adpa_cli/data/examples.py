@@ -60,6 +60,14 @@ class Passed(Exception):
         self.kind = kind
 
 
+class Tie(Passed):
+    """Two answers to a prompt of which none is the better: no pair, but a prompt that a model can be measured on."""
+
+    def __init__(self, prompt: Prompt) -> None:
+        super().__init__("tie")
+        self.prompt = prompt
+
+
 def plain(messages: Sequence[Message]) -> list[list[str]]:
     """Messages as JSON values, for hashing."""
     return [[m.role, m.content, *([m.more] if m.more else ())] for m in messages]
@@ -95,17 +103,28 @@ def sha256(value: object) -> str:
 
 def make_pair(prompt: Sequence[Message], chosen: str, rejected: str, row: int = 0) -> Pair:
     """A pair with the id of its content. Raises Problem where it cannot be trained on."""
-    if not prompt or prompt[-1].role not in ("user", "tool"):
-        last = f"ends with the {prompt[-1].role}'s turn" if prompt else "nothing before the answer"
-        raise Problem("prompt does not end with the user", "prompt", last, "let the user speak last")
-    if prompt[-1].role == "user" and not prompt[-1].content.strip():
-        raise Problem("empty prompt", "prompt", "the last turn is empty", "write what the user asks")
+    _check_prompt(prompt)
     for name, answer in (("chosen", chosen), ("rejected", rejected)):
         if not answer.strip():
             raise Problem(f"empty {name}", name, "an empty answer", "write an answer")
     if chosen == rejected:
         raise Problem("chosen equals rejected", "rejected", "the same text as chosen", "give two different answers")
     return Pair(sha256([plain(prompt), chosen, rejected])[:16], tuple(prompt), chosen, rejected, row)
+
+
+def make_prompt(prompt: Sequence[Message], row: int = 0) -> Pair:
+    """A prompt without a better and a worse answer, as a pair of empty ones. Raises Problem where nobody asks."""
+    _check_prompt(prompt)
+    return Pair(sha256([plain(prompt)])[:16], tuple(prompt), "", "", row)
+
+
+def _check_prompt(prompt: Sequence[Message]) -> None:
+    """Raise Problem where nobody asks at the end of a prompt."""
+    if not prompt or prompt[-1].role not in ("user", "tool"):
+        last = f"ends with the {prompt[-1].role}'s turn" if prompt else "nothing before the answer"
+        raise Problem("prompt does not end with the user", "prompt", last, "let the user speak last")
+    if prompt[-1].role == "user" and not prompt[-1].content.strip():
+        raise Problem("empty prompt", "prompt", "the last turn is empty", "write what the user asks")
 
 
 def make_dialogue(messages: Sequence[Message], row: int = 0) -> Dialogue:

@@ -6,6 +6,7 @@ and writes them down. Nothing keeps the rows but the table.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import os
@@ -26,9 +27,11 @@ from adpa_cli.data.examples import (
     Problem,
     Prompt,
     Row,
+    Tie,
     as_dialogue,
     make_dialogue,
     make_pair,
+    make_prompt,
     plain,
     prompt_key,
     trimmed,
@@ -57,7 +60,8 @@ def schema() -> Any:
 
     `id` and `key` are the first 64 bits of the hashes of an item and of its prompt; `turns` is JSON; `chosen` and
     `rejected` are null in a dialogue. The rest are sizes: `asked` bytes in `asking` turns that ask, `said` bytes in
-    `saying` answers; of a pair these are its prompt and its chosen answer, beside `refused` bytes of the other.
+    `saying` answers; of a pair these are its prompt and its chosen answer, beside `refused` bytes of the other. Of a
+    prompt whose answers tie both are empty: nothing is `said`.
     """
     import pyarrow as pa
 
@@ -231,6 +235,10 @@ def _fill(part: Source, purpose: Purpose, add: Callable[[Any], None]) -> Mapping
             unread.add(recorded, item)
         except Passed as reason:
             passed[reason.kind] += 1
+            if isinstance(reason, Tie) and purpose == "pairs":
+                with contextlib.suppress(Problem):
+                    tie = make_prompt(reason.prompt, number)
+                    kept.append(record(tie, prompt_key(tie)))
         except Problem as problem:
             bad[problem.kind] += 1
             if len(problems) < SHOWN_PROBLEMS:

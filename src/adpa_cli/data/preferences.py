@@ -103,24 +103,35 @@ class DataSet:
         self.purpose = purpose
         self.skip_bad_rows = skip_bad_rows
         self._files: dict[tuple[int, str], FileItems] = {}
-        self._sides: dict[str, Loaded[Any]] = {}
+        self._sides: dict[tuple[str, bool], Loaded[Any]] = {}
         self._refusals: dict[int, Table] = {}
 
     def pairs(self, split: str, limit: int | None = None) -> Loaded[Pair]:
         """The pairs of one side; see `load_pairs`."""
         return self._limited(split, limit)
 
+    def prompts(self, split: str, limit: int | None = None) -> Loaded[Pair]:
+        """The pairs of one side with the prompts whose answers tie, as pairs of empty answers."""
+        return self._limited(split, limit, with_ties=True)
+
     def dialogues(self, split: str, limit: int | None = None) -> Loaded[Dialogue]:
         """The dialogues of one side; see `load_dialogues`."""
         return self._limited(split, limit)
 
-    def _limited(self, split: str, limit: int | None) -> Loaded[Any]:
-        if split not in self._sides:
-            self._sides[split] = self._side(split)
-        side = self._sides[split]
+    def _limited(self, split: str, limit: int | None, with_ties: bool = False) -> Loaded[Any]:
+        if (split, with_ties) not in self._sides:
+            self._sides[split, with_ties] = self._side(split, with_ties)
+        side = self._sides[split, with_ties]
         return replace(side, items=side.items[:limit])
 
-    def _side(self, side: str) -> Loaded[Any]:
+    def _ties(self, file: FileItems) -> NDArray[np.bool_]:
+        """[n] which items of a file are prompts whose answers tie."""
+        import numpy as np
+
+        are_pairs = self.purpose == "pairs"
+        return file.items.values("said") == 0 if are_pairs else np.zeros(len(file.items), bool)
+
+    def _side(self, side: str, with_ties: bool = False) -> Loaded[Any]:
         """What one side of all sources holds.
 
         A source named with a test split serves the test side only, and then nothing is held out of the others; a folder
@@ -148,14 +159,17 @@ class DataSet:
         files = [self._checked(file) for _, file in read]
         if not self.skip_bad_rows:
             _check(files, self.purpose)
-        pool = [file.items.values("key") for whole, file in read if not whole]
+        pool = [file.items.values("key")[~self._ties(file)] for whole, file in read if not whole]
         held = held_out_keys(np.concatenate(pool)) if pool else np.zeros(0, np.uint64)
         notes = [f"no test split: {len(held)} prompt{'s' * (len(held) != 1)} held out by hash"] if pool else []
         chosen: list[NDArray[np.bool_]] = []
         for whole, file in read:
             of_side = np.ones(len(file.items), bool)
             if not whole:
-                of_side = np.isin(file.items.values("key"), held) == (side == "test")
+                last = held.max(initial=np.uint64(0))  # those held out are the first of all
+                of_side = (file.items.values("key") <= last) == (side == "test")
+            if not with_ties:
+                of_side &= ~self._ties(file)
             if refused := self._refused(file):
                 of_side[refused.values("place")] = False
             chosen.append(of_side)
@@ -203,6 +217,8 @@ def refused_items(file: FileItems, template: str) -> Table:
         every = (values for batch in file.items.batches() for values in batch.records(None, TEXT))
         for place, values in enumerate(watched(every, f"checking the turns of {file.name}", len(file.items))):
             item = item_of(*values)
+            if isinstance(item, Pair) and not item.chosen:
+                continue  # two answers that tie are not read
             if why := refusal(template, dialogue_of(item)):
                 places.append(place)
                 problems += [f"{file.name} row {item.row}: {why}"] * (len(problems) < SHOWN_PROBLEMS)

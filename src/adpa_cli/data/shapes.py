@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from itertools import takewhile
 from typing import Any, Generic, TypeVar
 
-from adpa_cli.data.examples import Message, Passed, Problem, Prompt, Row
+from adpa_cli.data.examples import Message, Passed, Problem, Prompt, Row, Tie
 from adpa_cli.data.repeated import Numbered, cut_repeated
 from adpa_cli.data.turns import (
     checked,
@@ -199,11 +199,12 @@ def alpaca_judgement(row: Row) -> Sides:
     """AlpacaEval annotations: `preference` runs from 1 (first output is better) to 2 (second is)."""
     first, second = text_of(row, "output_1"), text_of(row, "output_2")
     preference = number_of(row, "preference", 1, 2)
-    if abs(preference - 1.5) < 1e-9:
-        raise Passed("tie")
     better, worse = (first, second) if preference < 1.5 else (second, first)
     text_of(row, "instruction")
-    return after_columns(row, question_in(row, "instruction")), better, worse
+    prompt = after_columns(row, question_in(row, "instruction"))
+    if abs(preference - 1.5) < 1e-9:
+        raise Tie(prompt)
+    return prompt, better, worse
 
 
 def rated_twice(row: Row) -> Sides:
@@ -214,7 +215,7 @@ def rated_twice(row: Row) -> Sides:
     rated = [(number_of(each, "helpfulness", 0, 4), text_of(each, "response")) for each in (row, row["partner"])]
     (one, first), (two, second) = rated
     if one == two:
-        raise Passed("tie")
+        raise Tie(prompt)
     return (prompt, first, second) if one > two else (prompt, second, first)
 
 

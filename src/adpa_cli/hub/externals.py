@@ -41,6 +41,13 @@ def pairs_of(
     return _data_set(where, "pairs", skip_bad_rows, template).pairs(split, limit)
 
 
+def prompts_of(
+    where: tuple[str, ...], split: str, limit: int | None, skip_bad_rows: bool, template: str = ""
+) -> Loaded[Pair]:
+    """The pairs of one side with the prompts whose answers tie, which have empty answers."""
+    return _data_set(where, "pairs", skip_bad_rows, template).prompts(split, limit)
+
+
 def dialogues_of(
     where: tuple[str, ...], split: str, limit: int | None, skip_bad_rows: bool, template: str = ""
 ) -> Loaded[Dialogue]:

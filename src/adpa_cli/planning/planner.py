@@ -237,7 +237,7 @@ class Planner:
         They are drawn the same way for every model and seed of training, or their numbers could not be compared.
         """
         user = self.settings(ROLLOUT.name, seeded=True)
-        shared = {key: value for key, value in user.items() if key in ("max_length", "skip_bad_rows", "smoke")}
+        shared = {key: value for key, value in user.items() if key in ("max_length", "skip_bad_rows", "smoke", "ties")}
         if EVAL.name == self.stage and self.user.limit is not None:
             shared["limit"] = self.user.limit
         return _rollout(model, data, "test", shared, ROLLOUT.name, EVAL_ROLLOUT)

@@ -32,9 +32,12 @@ class RolloutSpec:
     skip_bad_rows: bool = field(default=False, metadata={"neutral": False})
     smoke: bool = field(default=False, metadata={"neutral": False})
     quantise: Quantise | None = quantise()
+    ties: bool = field(default=False, metadata={"neutral": False})
+    """Whether prompts are answered whose answers in the data tie: a model can be measured on them, not trained."""
 
     def without_effect(self) -> set[str]:
-        return {"seed", "top_p"} if self.temperature == 0 else set()
+        idle = {"ties"} if self.split == "train" else set()
+        return {*idle, "seed", "top_p"} if self.temperature == 0 else idle
 
 
 def compute(job: Job, monitor: Monitor, rank: int = 0, processes: int = 1) -> None:
@@ -106,9 +109,10 @@ def _path(job: Job, index: int) -> Any:
 def _asked(job: Job, spec: RolloutSpec) -> dict[str, Any]:
     """The first pair with each prompt by the prompt's id, in the order of the data."""
     from adpa_cli.engine.layout.examples import rollout_id
-    from adpa_cli.hub.externals import pairs_of
+    from adpa_cli.hub.externals import pairs_of, prompts_of
 
-    loaded = pairs_of(job.one("data").where, spec.split, spec.limit, spec.skip_bad_rows, spec.template)
+    read = prompts_of if spec.ties and spec.split == "test" else pairs_of
+    loaded = read(job.one("data").where, spec.split, spec.limit, spec.skip_bad_rows, spec.template)
     pairs: dict[str, Any] = {}
     for pair in loaded.items:
         pairs.setdefault(rollout_id(pair), pair)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import typing
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +12,7 @@ from adpa_cli.disk import write_json
 from adpa_cli.engine import costs
 from adpa_cli.errors import DataError
 from adpa_cli.hub import External
-from adpa_cli.sizes import Disk, Memory, Row, Rows
+from adpa_cli.sizes import Disk, Memory, Row, Rows, packed_rows
 from adpa_cli.spec import TrainSpec, make, tracker_names
 from adpa_cli.stages import Job, Lengths, Load, Monitor, Node, Stage, every
 
@@ -40,7 +39,7 @@ def compute(job: Job, monitor: Monitor, rank: int = 0, processes: int = 1) -> No
     from adpa_cli.engine.training.online import Online
     from adpa_cli.engine.training.step_report import tracking
     from adpa_cli.hub.adapter_folder import tokenizer_folder
-    from adpa_cli.stages._training_inputs import gather
+    from adpa_cli.stages._training_inputs import gather, scaled_params
 
     spec = make(TrainSpec, job.spec)
     method = method_of(spec.method)
@@ -165,6 +164,8 @@ def _preferred(job: Job, spec: TrainSpec, encoder: Encoder, student: Any, accele
 
 def finish(job: Job) -> dict[str, Any]:
     """The metrics of a finished training, with what to say of them and what to watch."""
+    from adpa_cli.stages._training_inputs import rms_advantage
+
     metrics: dict[str, Any] = json.loads((job.folder / RESULT).read_text())
     metrics["memory"] = {"estimate": job.hints.get("memory"), **metrics["memory"]}
     spec, update = make(TrainSpec, job.spec), metrics.get("update", {})
@@ -173,7 +174,7 @@ def finish(job: Job) -> dict[str, Any]:
     if job.spec.get("select") == "best":
         chosen = metrics["selection"]
         say.append(f"step {chosen['step']} of {chosen['points'][-1]['step']} is the best")
-    sizes = [rms for cache in job.inputs.get("cache", ()) if (rms := _rms_advantage(cache.path)) is not None]
+    sizes = [rms for cache in job.inputs.get("cache", ()) if (rms := rms_advantage(cache.path)) is not None]
     weight = job.spec["params"].get(method_of(job.spec["method"]).advantage_weight)
     if weight is not None and sizes:
         product = metrics["gamma_rms"] = weight * sizes[0]
@@ -186,27 +187,6 @@ def finish(job: Job) -> dict[str, Any]:
                 f"γ does not carry over between teachers; try --set gamma={usual / sizes[0]:.2g}"
             )
     return {**metrics, **({"say": say} if say else {}), **({"watch": watch} if watch else {})}
-
-
-def scaled_params(job: Job, spec: TrainSpec, method: Method) -> Any:
-    """The parameters of a training; where its teachers' β counts the advantage in its RMS, that β in nats.
-
-    Raises DataError where the signal does not say how large the advantage is.
-    """
-    params = method.params(**spec.params)
-    if spec.params.get("unit") != "rms":
-        return params
-    rms = next((rms for cache in job.inputs["cache"] if (rms := _rms_advantage(cache.path))), None)
-    if rms is None:
-        raise DataError(f"{job.ref}: the signal does not say the RMS of the advantage", "--set unit=nat")
-    return replace(params, **{method.teachers_beta: getattr(params, method.teachers_beta) / rms})
-
-
-def _rms_advantage(folder: Path) -> float | None:
-    """The size of the advantage that a signal artifact recorded; None for the signal of one teacher."""
-    manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-    rms: float | None = manifest["metrics"].get("rms_advantage")
-    return rms
 
 
 ALL = 0.9995
@@ -361,11 +341,12 @@ def reward_selection(job: Job, spec: TrainSpec, encoder: Encoder) -> Any:
     from adpa_cli.engine.layout import examples as ex
     from adpa_cli.engine.rewards.reward_model import reward_scores
     from adpa_cli.engine.training.checkpoint_selection import SCORE_TOKENS, RewardSelection
-    from adpa_cli.hub.externals import pairs_of
+    from adpa_cli.hub.externals import pairs_of, prompts_of
 
     source = job.one("data")
     longest = spec.judged_tokens or spec.max_length
-    pairs = pairs_of(source.where, "test", spec.limit, spec.skip_bad_rows, spec.template).items
+    read = pairs_of if spec.select_on == "all" else prompts_of  # a prompt is judged though its answers in the data tie
+    pairs = read(source.where, "test", spec.limit, spec.skip_bad_rows, spec.template).items
     asked = {ex.rollout_id(pair): pair for pair in reversed(pairs)}
     asked = {name: pair for name, pair in asked.items() if in_half(name, spec.select_on)}
     if not asked:
@@ -424,13 +405,6 @@ def rows(node: Node, lengths: Lengths) -> Rows:
     elif spec.source("rollout") != "rollout":
         parts["rollout"] = parts[spec.source("rollout")]
     return parts
-
-
-def packed_rows(rows: Sequence[Row], longest: int) -> list[Row]:
-    """The rows that some dialogues fill when they are laid end to end, all of their tokens trained."""
-    tokens = sum(row.prompt + row.answer for row in rows)
-    full, rest = divmod(tokens, longest)
-    return [Row(0, longest)] * int(full) + ([Row(0, rest)] if rest else [])
 
 
 def parts_of(spec: TrainSpec) -> tuple[str, ...]:
