@@ -135,6 +135,13 @@ Rows = dict[str, list[Row]]
 """Rows by part: "chosen", "rejected", "rollout"; row n of every part belongs to one example."""
 
 
+def packed_rows(rows: Iterable[Row], longest: int) -> list[Row]:
+    """The rows that some dialogues fill when they are laid end to end, all of their tokens trained."""
+    tokens = sum(row.prompt + row.answer for row in rows)
+    full, rest = divmod(tokens, longest)
+    return [Row(0, longest)] * int(full) + ([Row(0, rest)] if rest else [])
+
+
 def spread(count: int, most: int) -> list[int]:
     """At most `most` of `count` numbers, evenly spread: a sample of as many things."""
     size = min(count, most)

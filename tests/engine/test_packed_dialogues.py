@@ -16,8 +16,7 @@ from adpa_cli.data.templates import TEMPLATES, Template
 from adpa_cli.data.tokenizer import Tokenizer
 from adpa_cli.engine.layout.packed_dialogues import packed_examples
 from adpa_cli.lab import BASES, END, TEMPLATE
-from adpa_cli.sizes import Row
-from adpa_cli.stages.training import packed_rows
+from adpa_cli.sizes import Row, packed_rows
 from adpa_cli.store.store import Store
 from support.cli_samples import Cli, write_rows
 

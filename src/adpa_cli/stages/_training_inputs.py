@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -150,6 +151,27 @@ def _rollouts(job: Job, spec: TrainSpec, need: Need, encoder: Any) -> list[Any]:
         )
     empty = {(end,) for end in ex.end_ids(encoder, job.one("model").path)}
     return answers if need.signal else [answer for answer in answers if answer.answer not in empty]
+
+
+def scaled_params(job: Job, spec: TrainSpec, method: Method) -> Any:
+    """The parameters of a training; where its teachers' β counts the advantage in its RMS, that β in nats.
+
+    Raises DataError where the signal does not say how large the advantage is.
+    """
+    params = method.params(**spec.params)
+    if spec.params.get("unit") != "rms":
+        return params
+    rms = next((rms for cache in job.inputs["cache"] if (rms := rms_advantage(cache.path))), None)
+    if rms is None:
+        raise DataError(f"{job.ref}: the signal does not say the RMS of the advantage", "--set unit=nat")
+    return replace(params, **{method.teachers_beta: getattr(params, method.teachers_beta) / rms})
+
+
+def rms_advantage(folder: Path) -> float | None:
+    """The size of the advantage that a signal artifact recorded; None for the signal of one teacher."""
+    manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    rms: float | None = manifest["metrics"].get("rms_advantage")
+    return rms
 
 
 def _no_signal(example_id: str, part: str) -> SignalRows:
