@@ -360,7 +360,8 @@ def selection_lines(metrics: Mapping[str, Any], width: int) -> list[str]:
     selection = metrics.get("selection")
     if not selection:
         return []
-    items = [f"step {selection['step']} ({selection['rule']})"]
+    half = f" by the {selection['prompts']} half" if selection.get("prompts") == "validation" else ""
+    items = [f"step {selection['step']} ({selection['rule']}{half})"]
     for point in selection["points"]:
         numbers = [f"{name} {text.number(value)}" for name, value in point.items() if name in _OF_POINTS]
         items.append(" ".join([f"{point['step']}:", *numbers]) if numbers else f"step-{point['step']:06d}")
