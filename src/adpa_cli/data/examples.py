@@ -192,6 +192,14 @@ def in_half(prompt: str, half: str) -> bool:
     return half in ("all", half_of(prompt))
 
 
+def of_half(items: Sequence[Item], half: str, name: str) -> list[Item]:
+    """Those of some held-out items of the data `name` whose prompts are of a half. DataError where none are."""
+    kept = [item for item in items if in_half(prompt_key(item), half)]
+    if not kept:
+        raise half_is_empty(name, half)
+    return kept
+
+
 def half_is_empty(name: str, half: str) -> DataError:
     """The error for data `name` of whose held-out prompts none is of a half."""
     return DataError(

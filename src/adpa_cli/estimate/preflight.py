@@ -10,15 +10,7 @@ from typing import Any
 
 from adpa_cli import stages
 from adpa_cli.data.chat import Encoder
-from adpa_cli.data.examples import (
-    Dialogue,
-    Message,
-    Pair,
-    dialogue_of,
-    half_is_empty,
-    in_half,
-    prompt_key,
-)
+from adpa_cli.data.examples import Dialogue, Message, Pair, dialogue_of, of_half
 from adpa_cli.data.preferences import check_unused, ignored_words, left_out_words
 from adpa_cli.data.rendering import DAY, REASONING, answer_end, thinking_words
 from adpa_cli.data.templates import Template
@@ -218,8 +210,7 @@ def _selects(data: External, kind: str, spec: TrainSpec) -> Sequence[str]:
         except DataError as error:
             hint = "give data with a test split or more prompts, or leave out --select"
             raise DataError(f"--select best looks at held-out rows of {data.label}: {error.message}", hint) from error
-        if not any(in_half(prompt_key(item), spec.select_on) for item in items):
-            raise half_is_empty(data.label, spec.select_on)
+        of_half(items, spec.select_on, data.label)
         return ()
     spec.last_step(steps_of(len(read(data.where, "train", *rest).items), spec))
     return ()

@@ -117,8 +117,7 @@ def _selected(job: Job, spec: TrainSpec, step: int, held: bool, evaluated: bool)
         next(point for point in points if point["step"] == step) if held and method_of(spec.method).scalar_head else {}
     )
     chosen = {"rule": spec.select, "step": step, "points": points}
-    if spec.select == "best":
-        chosen["prompts"] = spec.select_on
+    chosen |= {"prompts": spec.select_on} if spec.select == "best" else {}
     return {
         **{key: value for key, value in scores.items() if key != "step"},
         **({"selection": chosen} if evaluated or spec.select != "last" else {}),
@@ -317,7 +316,7 @@ def unequal_gradients(gradients: Mapping[str, float]) -> list[str]:
 
 def validation(job: Job, spec: TrainSpec, encoder: Encoder) -> Any:
     """What scores a point: dialogues of `sft` by likelihood, pairs by preference, or answers by a reward model."""
-    from adpa_cli.data.examples import half_is_empty, in_half, prompt_key
+    from adpa_cli.data.examples import of_half
     from adpa_cli.engine.layout import examples as ex
     from adpa_cli.engine.training.checkpoint_selection import HeldOut
     from adpa_cli.hub.externals import dialogues_of
@@ -328,15 +327,13 @@ def validation(job: Job, spec: TrainSpec, encoder: Encoder) -> Any:
     if every()[job.stage].reads == "pairs":
         return HeldOut(ex.pair_examples(spec, source, "test", job.one("model").path, half), ("chosen", "rejected"))
     loaded = dialogues_of(source.where, "test", spec.limit, spec.skip_bad_rows, spec.template)
-    items = [item for item in loaded.items if in_half(prompt_key(item), half)]
-    if not items:
-        raise half_is_empty(source.label, half)
+    items = of_half(loaded.items, half, source.label)
     return HeldOut(ex.dialogue_examples(items, encoder, spec.max_length, source.label)[0], ("chosen",))
 
 
 def reward_selection(job: Job, spec: TrainSpec, encoder: Encoder) -> Any:
     """Greedy answers to each held-out prompt to select by once, judged by the reward model of the job."""
-    from adpa_cli.data.examples import half_is_empty, in_half
+    from adpa_cli.data.examples import of_half
     from adpa_cli.engine.generation.sampling import Decoding, Sampling
     from adpa_cli.engine.layout import examples as ex
     from adpa_cli.engine.rewards.reward_model import reward_scores
@@ -346,11 +343,8 @@ def reward_selection(job: Job, spec: TrainSpec, encoder: Encoder) -> Any:
     source = job.one("data")
     longest = spec.judged_tokens or spec.max_length
     read = pairs_of if spec.select_on == "all" else prompts_of  # a prompt is judged though its answers in the data tie
-    pairs = read(source.where, "test", spec.limit, spec.skip_bad_rows, spec.template).items
-    asked = {ex.rollout_id(pair): pair for pair in reversed(pairs)}
-    asked = {name: pair for name, pair in asked.items() if in_half(name, spec.select_on)}
-    if not asked:
-        raise half_is_empty(source.label, spec.select_on)
+    loaded = read(source.where, "test", spec.limit, spec.skip_bad_rows, spec.template)
+    asked = {ex.rollout_id(pair): pair for pair in reversed(of_half(loaded.items, spec.select_on, source.label))}
     prompts = {
         name: ex.fitted_prompt(pair, encoder, spec, longest, source.label, job.stage) for name, pair in asked.items()
     }
