@@ -20,6 +20,7 @@ from adpa_cli.data.tokenizer import NAMED, token_text
 from adpa_cli.errors import AdpaError, DataError
 from adpa_cli.hub.adapter_folder import AdapterFolder, tokenizer_folder
 from adpa_cli.sizes import ModelSize
+from adpa_cli.spec import Quantise
 from adpa_cli.store.identity import ADAPTER
 
 BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "float64": 8, "float8_e4m3fn": 1, "int8": 1}
@@ -117,6 +118,11 @@ class ModelFolder:
     def has_text_part(self) -> bool:
         """Whether the model has several parts, one of which reads text."""
         return isinstance(self.raw_config.get("text_config"), dict)
+
+    @property
+    def quantise(self) -> Quantise | None:
+        """How the weights of an adapter's base were stored in its training; None for whole weights."""
+        return self.adapter.quantise if self.adapter else None
 
     @property
     def unused_adapter(self) -> str | None:

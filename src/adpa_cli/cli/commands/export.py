@@ -49,6 +49,9 @@ def export(
         int | None,
         opt.option("--rows", help="Held-out rows to measure a rounded model on; 0 for none [64].", metavar="N"),
     ] = None,
+    adapter: Annotated[
+        bool, opt.option("--adapter", help="An adapter as it is, for peft and vLLM [merged into its base].")
+    ] = False,
     force: Annotated[bool, opt.option("--force", help="Replace an earlier export.")] = False,
     converter: Annotated[
         str | None,
@@ -57,12 +60,15 @@ def export(
 ) -> None:
     """Copy a model or a signal out of the store for other tools; nothing of it stays linked to the store.
 
+    An adapter is merged into the weights of its base, in float32, unless --adapter is given.
     With a --dtype of two bytes it says what rounding keeps of the training. To compare answers as well:
     adpa eval DIR --against REF --reward-model MODEL.
 
     adpa export best ./my-model · adpa export best ./my-ollama --to ollama · adpa export best ./half --dtype bfloat16
     """
+    from adpa_cli.hub.model_folder import ModelFolder
     from adpa_cli.interchange import export as exports
+    from adpa_cli.interchange.narrowing import ROWS
     from adpa_cli.planning.lineage import trained
     from adpa_cli.planning.resolve_inputs import Names
     from adpa_cli.report.card import card
@@ -71,7 +77,9 @@ def export(
     needed("DIR", str(folder) if folder.parts else "")
     if converter is not None and to != "gguf":
         raise UsageError(f"--converter has no meaning with --to {to}", "leave it out, or give --to gguf")
-    narrowing = narrowing_of(dtype, rounding, rows)
+    if adapter and (dtype or to not in (None, "hf")):
+        given = f"--dtype {dtype}" if dtype else f"--to {to}"
+        raise UsageError(f"{given} and --adapter exclude each other", "leave one of them out")
     target = expanded(folder)
     exports.check_target(target, force)
     word = one_value("REF", ref)
@@ -82,17 +90,20 @@ def export(
         if target.absolute().is_relative_to(store.root):
             raise UsageError(f"{folder} is inside the store", "name a folder outside of it")
         if signal := signal_of(store, word, to, dtype):
+            narrowing_of(dtype, rounding, rows)  # which have no meaning there
             form: exports.SignalFormat = "safetensors" if to == "safetensors" else "parquet"
             exports.export_signal(store.folder(signal.ref), signal, target, form, force)
         else:
             names = Names(store)
             model = trained(names, word)
+            is_quantised = ModelFolder.of(model.folder).quantise is not None
+            narrowing = narrowing_of(dtype, rounding, rows, is_quantised)
 
             def readme(effect: Effect | None) -> str:
                 about = (effect.said, effect.table()) if effect else ((), ())
                 return card(exports.name_of(model), model.template.end, model.manifest, store, *about)
 
-            wanted = exports.Form(to or "hf", narrowing, converter)
+            wanted = exports.Form(to or "hf", adapter, narrowing, converter, ROWS if rows is None else rows)
             effect = exports.export(names, model, target, wanted, force, readme, note)
     if effect is not None:
         show(effect)
@@ -101,11 +112,16 @@ def export(
     out(lambda: f"{target}  {', '.join(files)}", lambda: str(target), lambda: record)
 
 
-def narrowing_of(dtype: str | None, rounding: Rounding | None, rows: int | None) -> Narrowing | None:
-    """What is to become of the weights; None where they stay. Raises UsageError for options that have no meaning."""
+def narrowing_of(
+    dtype: str | None, rounding: Rounding | None, rows: int | None, is_quantised: bool = False
+) -> Narrowing | None:  # fmt: skip
+    """What is to become of the weights; None where they stay. Raises UsageError for options that have no meaning.
+
+    What merging does to an adapter that was trained beside quantised weights is measured in every dtype.
+    """
     from adpa_cli.interchange.narrowing import ROWS, Narrowing
 
-    for option, value in (("--rounding", rounding), ("--rows", rows)):
+    for option, value in (("--rounding", rounding), ("--rows", None if is_quantised else rows)):
         if value is not None and dtype not in ("bfloat16", "float16"):
             kept = f"--dtype {dtype}" if dtype else "weights as they are"
             raise UsageError(f"{option} has no meaning with {kept}: nothing is rounded", "give --dtype bfloat16")
