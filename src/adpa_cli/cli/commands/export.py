@@ -71,6 +71,7 @@ def export(
     from adpa_cli.interchange.narrowing import ROWS
     from adpa_cli.planning.lineage import trained
     from adpa_cli.planning.resolve_inputs import Names
+    from adpa_cli.report.adapter import facts_of
     from adpa_cli.report.card import card
     from adpa_cli.store.store import Store
 
@@ -101,6 +102,7 @@ def export(
 
             def readme(effect: Effect | None) -> str:
                 about = (effect.said, effect.table()) if effect else ((), ())
+                about = (*about, facts_of(model.folder), not adapter)
                 return card(exports.name_of(model), model.template.end, model.manifest, store, *about)
 
             wanted = exports.Form(to or "hf", adapter, narrowing, converter, ROWS if rows is None else rows)
