@@ -6,7 +6,6 @@ and writes them down. Nothing keeps the rows but the table.
 
 from __future__ import annotations
 
-import itertools
 import json
 import os
 import time
@@ -36,7 +35,7 @@ from adpa_cli.data.examples import (
 from adpa_cli.data.repeated import Numbered
 from adpa_cli.data.shapes import DIALOGUES, PAIRS, Prepare, Recorded, Sides, detect
 from adpa_cli.data.sources import Source, read_part
-from adpa_cli.data.tables import BATCH, Table, code_digest, table, watched
+from adpa_cli.data.tables import BATCH, Table, code_digest, runs, table, watched
 from adpa_cli.data.unknown import unknown_shape
 from adpa_cli.errors import DataError
 
@@ -132,8 +131,7 @@ class Items(Sequence[Item], Generic[Item]):
         for start in range(0, len(self), BATCH):
             places = self.places[start : start + BATCH]
             owners = np.searchsorted(starts, places, "right") - 1
-            edges = [0, *(np.flatnonzero(np.diff(owners)) + 1), len(places)]
-            for low, high in itertools.pairwise(edges):
+            for low, high in runs(owners):
                 owner = int(owners[low])
                 yield from self.tables[owner].records(places[low:high] - starts[owner], columns)
 

@@ -117,15 +117,18 @@ class Table:
 
     def records(self, rows: NDArray[np.int64], columns: Sequence[str]) -> Iterator[tuple[Any, ...]]:
         """The values of some columns in some rows, which are quickest where they ascend."""
-        import numpy as np
-
         numbers = self.starts.searchsorted(rows, "right") - 1
-        edges = [0, *(np.flatnonzero(np.diff(numbers)) + 1), len(rows)]
-        for start, stop in itertools.pairwise(edges):
-            if start < stop:
-                number = int(numbers[start])
-                batch = self._batch(number)
-                yield from batch.records(rows[start:stop] - self.starts[number], columns)
+        for start, stop in runs(numbers):
+            number = int(numbers[start])
+            yield from self._batch(number).records(rows[start:stop] - self.starts[number], columns)
+
+
+def runs(numbers: NDArray[Any]) -> Iterator[tuple[int, int]]:
+    """Where each run of equal numbers begins and ends."""
+    import numpy as np
+
+    edges = [0, *(np.flatnonzero(np.diff(numbers)) + 1).tolist(), len(numbers)]
+    yield from itertools.pairwise(edges if len(numbers) else ())
 
 
 def _joined(parts: Sequence[NDArray[Any]]) -> NDArray[Any]:
@@ -140,6 +143,9 @@ class Batch:
     def __init__(self, batch: Any) -> None:
         self._columns = dict(zip(batch.schema.names, batch.columns, strict=True))
         self._views: dict[str, NDArray[Any]] = {}
+
+    def __contains__(self, column: str) -> bool:
+        return column in self._columns
 
     def values(self, column: str) -> NDArray[Any]:
         """[rows] of a column of numbers, or of bytes of one size."""

@@ -2,68 +2,39 @@
 
 from __future__ import annotations
 
-import functools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from adpa_cli.data.chat import Encoded, Encoder, fit, fit_answers, fit_dialogue
+from adpa_cli.data.chat import Encoded, Encoder, fit, fit_answers
 from adpa_cli.data.examples import prompt_key
 from adpa_cli.data.preferences import Dialogue, Message, Pair
 from adpa_cli.data.templates import Template
 from adpa_cli.data.tokenizer import Tokenizer
+from adpa_cli.engine.layout.sequences import Answer, Cut, Example, TokenSequence
+from adpa_cli.engine.layout.tokenised import (
+    DIALOGUE,
+    PAIR,
+    Answers,
+    Encoding,
+    Examples,
+    dialogues_table,
+    fitted_dialogue,
+    fitted_pair,
+    pairs_table,
+)
 from adpa_cli.errors import DataError, named_row
 from adpa_cli.hub import Located
-from adpa_cli.hub.externals import pairs_of
+from adpa_cli.hub.externals import dialogues_of, pairs_of
 from adpa_cli.hub.model_folder import ModelFolder
 from adpa_cli.signal.rows import AnswerKey, token_hash
 from adpa_cli.spec import Truncation
 
-
-@dataclass(frozen=True)
-class TokenSequence:
-    """Token ids [L] of one dialogue, and which are answer tokens [L] (trained; predicted from the one before)."""
-
-    ids: NDArray[np.int32]
-    answer: NDArray[np.bool_]
-
-    @classmethod
-    def of(cls, prompt: Sequence[int], answer: Sequence[int] | NDArray[np.int32]) -> TokenSequence:
-        """A prompt and its answer."""
-        ids = np.array([*prompt, *answer], dtype=np.int32)
-        return cls(ids, np.arange(len(ids)) >= len(prompt))
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    @property
-    def tokens(self) -> int:
-        """Answer tokens."""
-        return int(self.answer.sum())
-
-
-@dataclass(frozen=True)
-class Example:
-    """One row of the data: the sequences it is trained on, by part (`chosen`, `rejected`, `rollout`)."""
-
-    id: str
-    parts: Mapping[str, TokenSequence]
-
-    @property
-    def length(self) -> int:
-        """Tokens of the longest part."""
-        return max(len(part) for part in self.parts.values())
-
-    @property
-    def size(self) -> int:
-        """Tokens of all parts."""
-        return sum(len(part) for part in self.parts.values())
-
+__all__ = ["Answer", "Answers", "Cut", "Example", "Examples", "TokenSequence"]
 
 Reading = tuple[tuple[str, ...], str, int | None, bool, str]
 """What `pairs_of` takes: where data are, the side, how many rows, whether bad ones are left out, and the template."""
@@ -71,20 +42,6 @@ ROWS = "rows-00000.parquet"
 FIRST_ROWS = 8
 """By which it is seen whose tokens some answers are."""
 LEAST_ROOM = 64  # tokens kept for an answer to a prompt that fills the context
-
-
-@dataclass(frozen=True)
-class Answer:
-    """One answer as it is trained on and captured: `key` names it in a signal, `cut` tells that some was cut away."""
-
-    key: AnswerKey
-    prompt: tuple[int, ...]
-    answer: tuple[int, ...]
-    cut: bool = False
-
-    def sequence(self) -> TokenSequence:
-        """The whole as ids with a mask on the answer."""
-        return TokenSequence.of(self.prompt, self.answer)
 
 
 @dataclass(frozen=True)
@@ -109,51 +66,6 @@ def end_ids(encoder: Encoder, folder: Path) -> tuple[int, ...]:
     return tuple(dict.fromkeys((encoder.end_id, *ModelFolder.of(folder).stop_ids)))
 
 
-@dataclass(frozen=True)
-class Cut:
-    """What did not fit into `max_length`: how many of `rows` were cut, how many answers lost their end, the tokens that
-    were cut away, and how many rows were left out because nothing of them was left to train on."""
-
-    rows: int = 0
-    cut: int = 0
-    answers: int = 0
-    tokens: int = 0
-    left_out: int = 0
-
-    @classmethod
-    def of(cls, rows: Sequence[Sequence[Encoded] | None]) -> Cut:
-        """Of the answers of each row; None where it was left out."""
-        kept = [row for row in rows if row is not None]
-        tokens = sum(max(each.cut_prompt for each in row) + sum(each.cut_answer for each in row) for row in kept)
-        return cls(
-            len(rows), sum(any(each.cut_prompt or each.cut_answer for each in row) for row in kept),
-            sum(each.cut_answer > 0 for row in kept for each in row), tokens, len(rows) - len(kept),
-        )  # fmt: skip
-
-    def words(self, what: str, max_length: int) -> list[str]:
-        """What is said of it; nothing where all fits."""
-        said = []
-        if self.cut:
-            said.append(
-                f"{self.cut:,} of {self.rows:,} {what} are longer than max_length {max_length}: {self.tokens:,} tokens "
-                f"are cut, and {self.answers:,} answers lose their end"
-            )
-        if self.left_out:
-            said.append(f"{self.left_out:,} of {self.rows:,} {what} are left out: nothing to train on fits")
-        return said
-
-    def nothing_left(self, data: str, what: str, max_length: int, stage: str) -> DataError:
-        """The error for data of which no row fits."""
-        tokens = f"{max_length} token{'s' * (max_length != 1)}"
-        return DataError(
-            f"{data}: none of {self.rows} {what} fits into {tokens}", f"--set {stage}.max_length={4 * max_length}"
-        )
-
-    def numbers(self) -> dict[str, dict[str, int]]:
-        """What a manifest keeps of it; nothing where all fits."""
-        return {"truncation": vars(self).copy()} if self.cut or self.left_out else {}
-
-
 def dialogue_examples(
     items: Sequence[Dialogue], encoder: Encoder, max_length: int, name: str
 ) -> tuple[list[Example], Cut]:
@@ -162,29 +74,36 @@ def dialogue_examples(
     examples: list[Example] = []
     lengths: list[list[Encoded] | None] = []
     for item in items:
-        with named_row(f"{name} row {item.row}"):
-            ids, mask = encoder.dialogue(item.messages)
-        fitted = fit_dialogue(ids, mask, max_length, bos_id=encoder.bos_id)
-        if fitted is None:
-            lengths.append(None)
-            continue
-        kept, answer, cut = fitted
-        lost = cut if mask[-1] and not (answer[-1] and kept[-1] == ids[-1]) else 0
-        lengths.append([Encoded((), (), cut - lost, lost)])
-        sequence = TokenSequence(np.array(kept, dtype=np.int32), np.array(answer, dtype=np.bool_))
-        examples.append(Example(item.id, {"chosen": sequence}))
+        fitted = fitted_dialogue(item, encoder, max_length, name)
+        lengths.append(fitted and [fitted[2]])
+        if fitted is not None:
+            sequence = TokenSequence(np.array(fitted[0], dtype=np.int32), np.array(fitted[1], dtype=np.bool_))
+            examples.append(Example(item.id, {"chosen": sequence}))
     return examples, Cut.of(lengths)
+
+
+def dialogues_for(spec: Any, source: Located, split: str, folder: Path) -> tuple[Examples, Cut]:
+    """The same of a stage's data under the tokenizer in `folder`, tokenised once for all."""
+    items = dialogues_of(source.where, split, spec.limit, spec.skip_bad_rows, spec.template).items
+    held, cut = dialogues_table(items, _encoding(folder, spec, source.label))
+    answers = Answers(held, DIALOGUE)
+    return Examples({"chosen": answers}, answers.ids), cut
+
+
+def _encoding(folder: Path, spec: Any, name: str) -> Encoding:
+    template = Template(spec.template, spec.end)
+    return Encoding(Tokenizer.of(folder), template, spec.max_length, getattr(spec, "truncation", "pair"), name)
 
 
 @dataclass(frozen=True)
 class PairAnswers:
     """The chosen and the rejected answers of the same pairs, in their order, and what did not fit."""
 
-    chosen: list[Answer]
-    rejected: list[Answer]
+    chosen: Any
+    rejected: Any
     cut: Cut
 
-    def of(self, part: str) -> list[Answer]:
+    def of(self, part: str) -> Any:
         """Those of one part."""
         return self.chosen if part == "chosen" else self.rejected
 
@@ -200,60 +119,36 @@ def pair_answers(
     """
     chosen: list[Answer] = []
     rejected: list[Answer] = []
-    rows: list[Sequence[Encoded] | None] = []
-    for item in items:
-        where = f"{name} row {item.row}"
-        with named_row(where):
-            prompt, answers = encoder.answered(item.prompt, item.chosen, item.rejected)
-        fitted = _fitted(prompt, answers, encoder, max_length, truncation, where)
-        rows.append(fitted)
-        for made, part, each in zip((chosen, rejected), ("chosen", "rejected"), fitted or (), strict=False):
+    rows = [fitted_pair(item, encoder, max_length, truncation, name) for item in items]
+    for item, fitted in zip(items, rows, strict=True):
+        for made, part, each in zip((chosen, rejected), PAIR, fitted or (), strict=False):
             key = AnswerKey(item.id, part, token_hash(each.prompt, each.answer))
             made.append(Answer(key, each.prompt, each.answer, each.cut_prompt + each.cut_answer > 0))
-    if rows and not chosen:
+    return _some_left(PairAnswers(chosen, rejected, Cut.of(rows)), max_length, name)
+
+
+def _some_left(answers: PairAnswers, max_length: int, name: str) -> PairAnswers:
+    """The same answers. Raises DataError where there were pairs and none is left."""
+    if answers.cut.rows and not len(answers.chosen):
         raise DataError(
-            f"{name}: nothing to train on is left of any of {len(rows)} pairs within max_length {max_length}",
+            f"{name}: nothing to train on is left of any of {answers.cut.rows} pairs within max_length {max_length}",
             f"--set max_length={4 * max_length}",
         )
-    return PairAnswers(chosen, rejected, Cut.of(rows))
-
-
-def _fitted(
-    prompt: list[int], answers: list[list[int]], encoder: Encoder, max_length: int, truncation: Truncation, where: str
-) -> list[Encoded] | None:
-    """A pair within `max_length`; None where nothing is left to train on."""
-    if truncation == "pair":
-        both = fit_answers(prompt, answers, max_length, bos_id=encoder.bos_id)
-        return None if both is None or both[0].answer == both[1].answer else both
-    fitted = []
-    for part, answer in zip(("chosen", "rejected"), answers, strict=True):
-        fitted.append(fit(prompt, answer, max_length, bos_id=encoder.bos_id, where=f"{where}, {part}"))
-        if not fitted[-1].answer:
-            raise DataError(f"{where}, {part}: nothing is left of the answer", f"--set max_length={max_length * 2}")
-    return fitted
+    return answers
 
 
 def answers_for(spec: Any, source: Located, split: str, folder: Path) -> PairAnswers:
-    """Both answers of the pairs of a stage's data under the tokenizer in `folder`, tokenised once per process."""
-    data = (source.where, split, spec.limit, spec.skip_bad_rows, spec.template)
-    return _answers_of(data, folder, spec.end, spec.max_length, spec.truncation, source.label)
+    """Both answers of the pairs of a stage's data under the tokenizer in `folder`, tokenised once for all."""
+    items = pairs_of(source.where, split, spec.limit, spec.skip_bad_rows, spec.template).items
+    held, cut = pairs_table(items, _encoding(folder, spec, source.label))
+    both = PairAnswers(Answers(held, ["chosen"]), Answers(held, ["rejected"]), cut)
+    return _some_left(both, spec.max_length, source.label)
 
 
-@functools.lru_cache(maxsize=4)
-def _answers_of(
-    data: Reading, folder: Path, end: str, max_length: int, truncation: Truncation, name: str
-) -> PairAnswers:
-    encoder = Encoder(Tokenizer.of(folder), Template(data[-1], end))
-    return pair_answers(pairs_of(*data).items, encoder, max_length, truncation, name)
-
-
-def pair_examples(spec: Any, source: Located, split: str, folder: Path) -> list[Example]:
+def pair_examples(spec: Any, source: Located, split: str, folder: Path) -> Sequence[Example]:
     """The chosen and the rejected answer of every pair, under the tokenizer in `folder`."""
     answers = answers_for(spec, source, split, folder)
-    return [
-        Example(good.key.example_id, {"chosen": good.sequence(), "rejected": bad.sequence()})
-        for good, bad in zip(answers.chosen, answers.rejected, strict=True)
-    ]
+    return Examples({part: answers.of(part) for part in PAIR}, answers.chosen.ids)
 
 
 def fitted_prompt(

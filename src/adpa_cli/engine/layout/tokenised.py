@@ -1,0 +1,366 @@
+"""Tokenised rows as mapped tables, made once for some items, a tokenizer and the lengths, and then read by everybody.
+
+A row of a table is an example: its `prompt` and the answer of each part, as lists of token ids. All cores make it, each
+process a batch of rows at a time, in the order of the data. A table is named by the content of what it is made from,
+so copies of the same rows share one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import os
+import signal
+import threading
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, replace
+from multiprocessing import get_context, parent_process
+from multiprocessing.connection import wait
+from typing import Any, overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+from adpa_cli.data.chat import Encoded, Encoder, fit, fit_answers, fit_dialogue
+from adpa_cli.data.examples import Dialogue, Pair
+from adpa_cli.data.items import TEXT, Items, item_of
+from adpa_cli.data.tables import BATCH, WATCH, Batch, Table, code_digest, runs, table
+from adpa_cli.data.templates import Template
+from adpa_cli.data.tokenizer import Tokenizer
+from adpa_cli.engine.layout.sequences import Answer, Cut, Example, TokenSequence
+from adpa_cli.errors import AdpaError, DataError, named_row
+from adpa_cli.signal.rows import AnswerKey, token_hash
+from adpa_cli.spec import Truncation
+
+PAIR = ("chosen", "rejected")
+DIALOGUE = ("chosen",)
+ROLLOUT = ("rollout",)
+OTHER_PROMPT, MASK = "rejected_prompt", "chosen_mask"
+MUCH_TEXT = 8_000_000
+"""Bytes of text that take one core longer than other processes take to start."""
+AHEAD = 2
+"""Batches for each core that are made before the first of them is written."""
+
+
+def schema(parts: Sequence[str]) -> Any:
+    """The columns of a table with these parts: their ids, the hash of prompt and answer, and whether some was cut.
+
+    `rejected_prompt` is empty where both answers follow one prompt, `chosen_mask` where all of an answer is trained.
+    """
+    import pyarrow as pa
+
+    ids, mask = pa.list_(pa.int32()), pa.list_(pa.uint8())
+    columns = [("id", pa.uint64()), ("prompt", ids), *((part, ids) for part in parts)]
+    columns += [(f"{part}_hash", pa.binary(16)) for part in parts] + [(f"{part}_cut", pa.bool_()) for part in parts]
+    return pa.schema([*columns, *([(OTHER_PROMPT, ids)] if len(parts) > 1 else [(MASK, mask)])])
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """How items become token ids. `name` is what errors call the data."""
+
+    tokenizer: Tokenizer
+    template: Template
+    max_length: int
+    truncation: Truncation
+    name: str
+
+    def made_from(self, items: Items[Any], parts: Sequence[str]) -> list[Any]:
+        """All that decides what is in the table of some items."""
+        rows = hashlib.sha256(items.values("id").tobytes()).hexdigest()
+        rules = [self.template.text, self.template.end, self.max_length, self.truncation, list(parts)]
+        return [rows, self.tokenizer.digest, *rules, code_digest(__file__)]
+
+
+def fitted_pair(
+    item: Pair, encoder: Encoder, max_length: int, truncation: Truncation, name: str
+) -> list[Encoded] | None:
+    """Both answers to a pair within `max_length`; None where nothing is left to train on. Raises DataError."""
+    where = f"{name} row {item.row}"
+    with named_row(where):
+        prompt, answers = encoder.answered(item.prompt, item.chosen, item.rejected)
+    if truncation == "pair":
+        both = fit_answers(prompt, answers, max_length, bos_id=encoder.bos_id)
+        return None if both is None or both[0].answer == both[1].answer else both
+    fitted = []
+    for part, answer in zip(PAIR, answers, strict=True):
+        fitted.append(fit(prompt, answer, max_length, bos_id=encoder.bos_id, where=f"{where}, {part}"))
+        if not fitted[-1].answer:
+            raise DataError(f"{where}, {part}: nothing is left of the answer", f"--set max_length={max_length * 2}")
+    return fitted
+
+
+def fitted_dialogue(
+    item: Dialogue, encoder: Encoder, max_length: int, name: str
+) -> tuple[list[int], list[bool], Encoded] | None:
+    """The ids of a dialogue within `max_length`, what of them is trained, and what was cut; None where nothing is left.
+
+    Raises DataError that names the row which the template refuses.
+    """
+    with named_row(f"{name} row {item.row}"):
+        ids, mask = encoder.dialogue(item.messages)
+    fitted = fit_dialogue(ids, mask, max_length, bos_id=encoder.bos_id)
+    if fitted is None:
+        return None
+    kept, answer, cut = fitted
+    lost = cut if mask[-1] and not (answer[-1] and kept[-1] == ids[-1]) else 0
+    return kept, answer, Encoded((), (), cut - lost, lost)
+
+
+class Answers(Sequence[Answer]):
+    """Some answers of a table, each made when it is asked for.
+
+    `places` [n] numbers them among the rows of the first of `parts`, then of the next.
+    """
+
+    def __init__(self, held: Table, parts: Sequence[str], places: NDArray[np.int64] | None = None) -> None:
+        self.table, self.parts = held, tuple(parts)
+        self.places = np.arange(len(held) * len(self.parts)) if places is None else places
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    @overload
+    def __getitem__(self, number: int) -> Answer: ...
+    @overload
+    def __getitem__(self, number: slice) -> Answers: ...
+    def __getitem__(self, number: int | slice) -> Answer | Answers:
+        if isinstance(number, slice):
+            return self.at(self.places[number])
+        part, row = self._place(number)
+        batch, at = self.table.place(row)
+        prompt, answer, _ = _ids(batch, part, at)
+        key = AnswerKey(_hex(batch.values("id")[at]), part, batch.values(f"{part}_hash")[at].tobytes().hex())
+        return Answer(key, tuple(prompt.tolist()), tuple(answer.tolist()), bool(batch.values(f"{part}_cut")[at]))
+
+    def at(self, places: NDArray[np.int64]) -> Answers:
+        """Those at some of the places of the table."""
+        return Answers(self.table, self.parts, places)
+
+    def _place(self, number: int) -> tuple[str, int]:
+        part, row = divmod(int(self.places[number]), len(self.table))
+        return self.parts[part], row
+
+    def id(self, number: int) -> int:
+        """The id of the example of one, as a number."""
+        batch, at = self.table.place(self._place(number)[1])
+        return int(batch.values("id")[at])
+
+    def sequence(self, number: int) -> TokenSequence:
+        """The token ids of one, with a mask on what is trained."""
+        part, row = self._place(number)
+        batch, at = self.table.place(row)
+        prompt, answer, mask = _ids(batch, part, at)
+        ids = np.concatenate([prompt, answer])
+        trained = np.arange(len(ids)) >= len(prompt)
+        if len(mask):
+            trained[len(prompt) :] = mask
+        return TokenSequence(ids, trained)
+
+    def keys(self) -> Iterator[AnswerKey]:
+        """What names them in a signal."""
+        for start in range(0, len(self), BATCH):
+            numbers, rows = np.divmod(self.places[start : start + BATCH], max(1, len(self.table)))
+            for low, high in runs(numbers):
+                part = self.parts[numbers[low]]
+                for id_, tokens in self.table.records(rows[low:high], ("id", f"{part}_hash")):
+                    yield AnswerKey(_hex(id_), part, tokens.hex())
+
+    @property
+    def ids(self) -> NDArray[np.uint64]:
+        """[n] the ids of their examples, as numbers."""
+        return self.table.values("id")[self.places % max(1, len(self.table))]
+
+    @property
+    def prompts(self) -> NDArray[np.int32]:
+        """[n] tokens of the prompt of each."""
+        return self._of_parts([_prompt_lengths(self.table, part) for part in self.parts])
+
+    @property
+    def tokens(self) -> NDArray[np.int32]:
+        """[n] tokens of each, without the prompt."""
+        return self._of_parts([self.table.lengths(part) for part in self.parts])
+
+    def _of_parts(self, columns: Sequence[NDArray[Any]]) -> NDArray[Any]:
+        return np.concatenate(columns)[self.places]
+
+
+class Examples(Sequence[Example]):
+    """Some examples, made when they are asked for; answer n of each part is of example n."""
+
+    def __init__(self, parts: dict[str, Answers], ids: NDArray[np.uint64]) -> None:
+        self.parts, self.ids = parts, ids
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @overload
+    def __getitem__(self, number: int) -> Example: ...
+    @overload
+    def __getitem__(self, number: slice) -> Examples: ...
+    def __getitem__(self, number: int | slice) -> Example | Examples:
+        if isinstance(number, slice):
+            return Examples({part: answers[number] for part, answers in self.parts.items()}, self.ids[number])
+        id_, sequences = _hex(self.ids[number]), {part: own.sequence(number) for part, own in self.parts.items()}
+        named = {part: _hex(own.id(number)) for part, own in self.parts.items()}
+        return Example(id_, sequences, {part: own for part, own in named.items() if own != id_})
+
+    def at(self, numbers: NDArray[np.int64]) -> Examples:
+        """Those of some numbers."""
+        own = {part: answers.at(answers.places[numbers]) for part, answers in self.parts.items()}
+        return Examples(own, self.ids[numbers])
+
+    @property
+    def lengths(self) -> NDArray[np.int32]:
+        """[parts, n] tokens of every sequence."""
+        return np.stack([answers.prompts + answers.tokens for answers in self.parts.values()])
+
+
+def _hex(id_: Any) -> str:
+    return f"{int(id_):016x}"
+
+
+def _prompt_lengths(held: Table, part: str) -> NDArray[np.int32]:
+    lengths = held.lengths("prompt")
+    if part != "rejected":
+        return lengths
+    own = held.lengths(OTHER_PROMPT)
+    return np.where(own > 0, own, lengths)
+
+
+def _ids(batch: Batch, part: str, row: int) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.uint8]]:
+    """The prompt of one part of an example, its answer, and what of that is trained, empty for all."""
+    prompt, mask = batch.list("prompt", row), np.zeros(0, np.uint8)
+    if part == "rejected" and len(own := batch.list(OTHER_PROMPT, row)):
+        prompt = own
+    if MASK in batch:
+        mask = batch.list(MASK, row)
+    return prompt, batch.list(part, row), mask
+
+
+def pairs_table(items: Items[Pair], encoding: Encoding) -> tuple[Table, Cut]:
+    """Both answers of every pair that fits, and what did not. Raises DataError as `fitted_pair`."""
+    return _tokenised(items, PAIR, encoding)
+
+
+def dialogues_table(items: Items[Dialogue], encoding: Encoding) -> tuple[Table, Cut]:
+    """Every dialogue that fits, as an answer to what stands before its first one. Raises DataError."""
+    return _tokenised(items, DIALOGUE, encoding)
+
+
+def _tokenised(items: Items[Any], parts: Sequence[str], encoding: Encoding) -> tuple[Table, Cut]:
+    def fill(add: Any) -> dict[str, Any]:
+        cut = Cut()
+        for batch, lost in _batches(items, parts, encoding):
+            add(batch)
+            cut += lost
+            WATCH.get()(f"tokenising {encoding.name}", cut.rows, len(items))
+        return {"cut": vars(cut)}
+
+    held = table("tokens", encoding.made_from(items, parts), schema(parts), fill)
+    return held, Cut(**held.about["cut"])
+
+
+def _batches(items: Items[Any], parts: Sequence[str], encoding: Encoding) -> Iterator[tuple[Any, Cut]]:
+    """The rows of a table, a batch at a time, and what of them did not fit; made by all cores where it is worth it."""
+    rows = items.records(TEXT)
+    chunks = iter(lambda: list(itertools.islice(rows, BATCH)), [])
+    size = sum(float(items.values(name).sum()) for name in ("asked", "said", "refused"))
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if cores == 1 or size < MUCH_TEXT:
+        yield from map(Tokenise(encoding, parts), chunks)
+        return
+    given = replace(encoding, tokenizer=replace(encoding.tokenizer))  # without what it has looked up
+    with ProcessPoolExecutor(cores, get_context("spawn"), _start, (given, parts)) as pool:
+        waiting: deque[Future[tuple[Any, Cut]]] = deque()
+        try:
+            for chunk in chunks:
+                waiting.append(pool.submit(_encoded, chunk))
+                if len(waiting) > AHEAD * cores:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        except BrokenProcessPool as error:
+            raise AdpaError(
+                f"{encoding.name}: a process that made token ids was killed",
+                "the kernel does this when memory runs out (see dmesg); repeat the command",
+            ) from error
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+class Tokenise:
+    """Makes a batch of a table from the records of some items, and says what of them did not fit."""
+
+    def __init__(self, encoding: Encoding, parts: Sequence[str]) -> None:
+        self.encoding, self.parts = encoding, parts
+        self.encoder = Encoder(encoding.tokenizer, encoding.template)
+
+    def __call__(self, records: Iterable[tuple[Any, ...]]) -> tuple[Any, Cut]:
+        items = [item_of(*record) for record in records]
+        made = [self._pair(item) if isinstance(item, Pair) else self._dialogue(item) for item in items]
+        rows = [row for row, _ in made if row is not None]
+        return record_batch(rows, self.parts), Cut.of([lost for _, lost in made])
+
+    def _pair(self, item: Pair) -> tuple[dict[str, Any] | None, list[Encoded] | None]:
+        """A row of the table with what was cut of it; None for a pair that is left out."""
+        rules = self.encoding
+        both = fitted_pair(item, self.encoder, rules.max_length, rules.truncation, rules.name)
+        if both is None:
+            return None, None
+        row: dict[str, Any] = {"id": int(item.id, 16), "prompt": both[0].prompt}
+        row[OTHER_PROMPT] = both[1].prompt if both[1].prompt != both[0].prompt else ()
+        for part, each in zip(PAIR, both, strict=True):
+            key = bytes.fromhex(token_hash(each.prompt, each.answer))
+            row |= {part: each.answer, f"{part}_hash": key, f"{part}_cut": each.cut_prompt + each.cut_answer > 0}
+        return row, both
+
+    def _dialogue(self, item: Dialogue) -> tuple[dict[str, Any] | None, list[Encoded] | None]:
+        """Likewise: the prompt is what stands before the first token that is trained."""
+        fitted = fitted_dialogue(item, self.encoder, self.encoding.max_length, self.encoding.name)
+        if fitted is None:
+            return None, None
+        ids, mask, lost = fitted
+        lead = mask.index(True)
+        trained: list[int] = [] if all(mask[lead:]) else [int(each) for each in mask[lead:]]
+        row = {
+            "id": int(item.id, 16), "prompt": ids[:lead], "chosen": ids[lead:], MASK: trained,
+            "chosen_hash": bytes.fromhex(token_hash(ids[:lead], ids[lead:])),
+            "chosen_cut": lost.cut_prompt + lost.cut_answer > 0,
+        }  # fmt: skip
+        return row, [lost]
+
+
+def record_batch(rows: Sequence[dict[str, Any]], parts: Sequence[str]) -> Any:
+    """Rows of a table as Arrow."""
+    import pyarrow as pa
+
+    fields = schema(parts)
+    columns = [pa.array([row.get(field.name, ()) for row in rows], field.type) for field in fields]
+    return pa.record_batch(columns, schema=fields)
+
+
+_WORK: list[Tokenise] = []
+"""What a process of its own makes batches with."""
+
+
+def _start(encoding: Encoding, parts: Sequence[str]) -> None:
+    """Begin the life of a process that makes batches: it ends with its parent, which also hears the signals."""
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = parent_process()
+
+    def leave_with_the_parent() -> None:
+        if parent is not None:
+            wait([parent.sentinel])
+            os._exit(1)
+
+    threading.Thread(target=leave_with_the_parent, daemon=True).start()
+    _WORK.append(Tokenise(encoding, parts))
+
+
+def _encoded(records: list[tuple[Any, ...]]) -> tuple[Any, Cut]:
+    return _WORK[0](records)
