@@ -35,11 +35,11 @@ from transformers.pytorch_utils import Conv1D
 from adpa_cli.engine.arithmetic import HELD_IN, in_float32
 from adpa_cli.engine.frozen import Place, check_finite, held, held_places
 from adpa_cli.engine.lora import check_rank, chosen_layers, ends_with, missing_peft
-from adpa_cli.engine.quantised import QuantisedLinear, library
+from adpa_cli.engine.quantised import EXPERTS, QuantisedLinear, library
 from adpa_cli.errors import AdpaError, NotFound, UsageError
 from adpa_cli.hub.adapter_folder import AdapterFolder
 from adpa_cli.hub.model_folder import header
-from adpa_cli.spec import Dtype, Quantise, TrainSpec
+from adpa_cli.spec import ALL_LINEAR, Dtype, Quantise, TrainSpec
 from adpa_cli.store.identity import ADAPTER, ADAPTER_BASE, ADAPTER_WEIGHTS
 
 NAME = "default"
@@ -161,11 +161,16 @@ def _shape(layer: Any) -> tuple[int, int]:
 
 
 def _targets(model: PreTrainedModel, body: nn.Module, targets: str) -> tuple[dict[str, nn.Module], list[str]]:
-    """The layers that get matrices, and the ends of names by which peft finds these and no other module."""
+    """The layers that get matrices, and the ends of names by which peft finds these and no other module. A gate, or a
+    router of experts, is one only where it is named."""
     within, modules = set(body.modules()), dict(model.named_modules())
     linear = [name for name, module in modules.items() if module in within and isinstance(module, LAYERS)]
     usable = _read_by_peft(model, linear)
     names = chosen_layers([name for name in linear if name in usable], targets)
+    if targets == ALL_LINEAR:
+        config = model.config.get_text_config()
+        gates = {1, *(getattr(config, name, None) for name in EXPERTS)}
+        names = [name for name in names if _shape(modules[name])[0] not in gates]
     ends = sorted({name.rpartition(".")[2] for name in names})
     if {name for name in modules if any(ends_with(name, end) for end in ends)} != set(names):
         ends = sorted(names)
