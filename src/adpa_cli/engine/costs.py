@@ -33,8 +33,8 @@ from adpa_cli.spec import ALL_LINEAR, Runtime
 SECOND_MODEL = 50_000_000  # of loading another model after the first
 QUANTISED: Mapping[str, float] = {"nf4": 0.5625, "int8": 1.002}
 """Bytes of a quantised weight, with the scales of its block or row."""
-LAYERS_HERE = 2
-"""Layers of a model on the device whose layers wait elsewhere: one that computes, and one that comes or goes."""
+COMING: Mapping[str, float] = {"cpu": 25e9, "disk": 2e9}
+"""Bytes a second that come from where layers wait: over PCIe 4, from an NVMe disk that shares its time."""
 
 TILES, TILES_OF_DRAWS = 2.3, 5.0
 """Whole rows of logits that are alive at once, for a top k and for ids that are drawn from the softmax."""
@@ -233,8 +233,8 @@ def frozen(model: ModelSize, held: Held, where: Where) -> float:
     """The weights of products as they are held, the head in float32, an embedding that is no head as it is stored, an
     adapter, and the largest weight as products read it, through float32 where it is of eight bits."""
     layers, wide = products(model, held), product_bytes(held.dtype, where)
-    if held.offload == "disk" or (held.offload == "cpu" and where.kind != "cpu"):
-        layers *= min(1.0, LAYERS_HERE / max(1, model.layers))
+    if waits(model, held, where):
+        layers /= max(1, model.layers)
     is_exact = held.dtype == "float32" and not stored_in(model, held)
     embedding = 0 if model.tied else (4 if is_exact else model.stored) * model.head
     copies = 4 if wide == 4 and held.dtype != "float32" else 0
@@ -257,8 +257,33 @@ def products(model: ModelSize, held: Held) -> float:
 def beside(model: ModelSize, held: Held) -> float:
     """What a frozen model takes in the memory beside a card: layers that wait there, and the largest tensor while it is
     read, or all of them where they cannot be read one by one."""
-    waiting = products(model, held) if held.offload == "cpu" else 0.0
+    largest = 2 * model.hidden * model.inner
+    rounded = 2 ** math.ceil(math.log2(max(1, largest))) / max(1, largest)  # as memory is pinned that a card reads
+    waiting = products(model, held) * rounded if held.offload == "cpu" else 0.0
     return waiting + (4 * model.parameters if model.is_fused else model.stored * model.head)
+
+
+def waits(model: ModelSize, held: Held, where: Where) -> bool:
+    """Whether the layers of a model are on the device one at a time. None wait on a disk that are read all at once."""
+    return held.offload == "cpu" != where.kind or (held.offload == "disk" and not model.is_fused)
+
+
+def waiting_disk(models: Sequence[ModelSize], held: Held) -> int:
+    """What layers take on the disk that wait there, of one model after the other."""
+    return int(max((products(m, held) for m in models), default=0)) if held.offload == "disk" else 0
+
+
+def waiting_seconds(models: Sequence[ModelSize], held: Held, where: Where, passes: float) -> float:
+    """How long layers that wait elsewhere take to come to the device, `passes` times each."""
+    moved = sum(products(model, held) for model in models if waits(model, held, where))
+    return passes * moved / COMING[held.offload] if moved else 0.0
+
+
+def layer_passes(rows: Rows, block_tokens: int, is_drawn: bool) -> float:
+    """How often a model passes over its layers: once for each block, or for each token of the answers of a block."""
+    flat = [row for part in rows.values() for row in part]
+    blocks = max(1.0, sum(row.whole for row in flat) / block_tokens)
+    return blocks * sum(row.answer for row in flat) / len(flat) if is_drawn and flat else blocks
 
 
 def generating_memory(

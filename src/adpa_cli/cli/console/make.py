@@ -71,10 +71,10 @@ def make(request: Request) -> None:
         plan = request.plan(store)
         check_tag_fits(plan, options.tag)
         if options.dry_run:
-            show_only(survey(plan, store, runtime), desk)
+            show_only(survey(plan, store, runtime, command=GLOBALS.command), desk)
             return
         store = created(store, desk.screen)
-        surveyed = survey(plan, store, runtime)
+        surveyed = survey(plan, store, runtime, command=GLOBALS.command)
 
         def made(manifest: Manifest) -> None:
             hand_over(manifest, store, options.tag, desk.output)
@@ -113,7 +113,7 @@ def show_only(surveyed: Survey, desk: Console) -> None:
     """What --dry-run prints. A plan that cannot be carried out is shown on stderr and refused, as a build would."""
     if surveyed.problems:
         desk.screen.say(plan_text(surveyed, terminal_width()))
-        refuse(surveyed.problems)
+        refuse(surveyed.problems, surveyed.command)
     if GLOBALS.json:
         shown = json.dumps(plan_json(surveyed), ensure_ascii=False, indent=1)
     elif os.isatty(desk.output.descriptor):
