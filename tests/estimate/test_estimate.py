@@ -130,6 +130,64 @@ def test_weights_in_bfloat16_take_eight_bytes_instead_of_eighteen() -> None:
     assert tied == 2 * 400, "the second gradient"
 
 
+def test_low_rank_matrices_take_eighteen_bytes_beside_frozen_weights() -> None:
+    """By hand, of q_proj and v_proj (10 + 10 and 10 + 5 for each of two layers) and of all seven of a Llama's."""
+    asked = spec_of(dtype="bfloat16", lora=3, lora_targets="q_proj, self_attn.v_proj")
+    card = Where("cuda")
+    assert memory.trained_part(SMALL, asked).parameters == 3 * 2 * (20 + 15)
+    assert memory.low_rank(SMALL, 3) == 3 * 2 * (20 + 15 + 15 + 20 + 3 * 40)
+    held = 2 * 600 + 4 * 400
+    assert memory.trained(SMALL, asked, card) == held + 18 * 210
+    assert memory.trained(replace(SMALL, adapter=99), asked, card) == held + 18 * 210, "its training goes on"
+    seen = replace(SMALL, linear=(("q_proj", 7), ("w1", 5)))
+    assert memory.trained_part(seen, asked).parameters == 3 * 7
+    assert memory.low_rank(seen, 3) == 3 * 12
+    whole, small = (memory.training_disk(memory.trained_part(SMALL, s), 9, 5) for s in (spec_of(), asked))
+    assert small.keeps == whole.keeps - 4 * 790 + 5 * 120, "eight matrices instead of three"
+    untied = replace(SMALL, tied=False, parameters=1400)
+    usual, frozen = (memory.head_training(untied, 100, 0, spec, "cpu") for spec in (spec_of(), asked))
+    assert usual - frozen == memory.kept_logits(untied, 100) - 4 * 100 * 10, "a mean of its rows at each position"
+
+
+def test_frozen_weights_take_the_bytes_in_which_they_are_held() -> None:
+    untied = replace(SMALL, tied=False, parameters=1400, stored=2)
+    card, cpu, largest = Where("cuda"), Where(), 10 * 30
+
+    def of(dtype: str, quantise: str | None = None, where: Where = card, model: ModelSize = untied) -> float:
+        return memory.frozen(model, memory.Held(dtype, quantise), where)
+
+    ends = (4 + 2) * 400
+    assert of(FLOAT32) == 4 * 1400
+    assert of("float16") == of("bfloat16") == 2 * 600 + ends
+    assert of("tf32") == of("float16", where=cpu) == 2 * 600 + ends + 4 * largest, "expanded for float32 products"
+    assert of("bfloat16", where=cpu) == of("bfloat16")
+    assert of("float16", "nf4") == 0.5625 * 600 + ends + 2 * largest, "one weight is read at a time"
+    assert of("float16", "int8") == pytest.approx(600 + ends + 6 * largest, abs=2)
+    assert of(FLOAT32, "nf4") == 0.5625 * 600 + ends + 4 * largest
+    assert of("float16", model=replace(untied, adapter=50)) == of("float16") + 4 * 50
+    assert of("float16", model=replace(untied, quantise="nf4")) == of("float16", "nf4"), "as the adapter was trained"
+
+
+def test_layers_that_wait_are_on_the_device_one_at_a_time() -> None:
+    held = {place: memory.Held("float16", offload=place) for place in ("none", "cpu", "disk")}
+    card, cpu, ends = Where("cuda"), Where(), 4 * 400
+    on_card = {place: memory.frozen(SMALL, how, card) for place, how in held.items()}
+    assert on_card == {"none": 1200 + ends, "cpu": 600 + ends, "disk": 600 + ends}
+    assert memory.frozen(SMALL, held["cpu"], cpu) == memory.frozen(SMALL, held["none"], cpu), "where they are anyway"
+    pinned = 1200 * 1024 / 600
+    assert memory.beside(SMALL, held["cpu"]) - memory.beside(SMALL, held["disk"]) == pytest.approx(pinned)
+    assert memory.waiting_disk([SMALL, replace(SMALL, parameters=700)], held["disk"]) == 1200, "one after the other"
+    assert memory.waiting_disk([SMALL], held["cpu"]) == 0
+    rows = {"chosen": [Row(6, 4)] * 8}
+    assert memory.layer_passes(rows, 40, False) == 2
+    assert memory.layer_passes(rows, 40, True) == 8, "once for each of the four tokens of a block's answers"
+    assert memory.waiting_seconds([SMALL, SMALL], held["cpu"], card, 3) == pytest.approx(3 * 2400 / 25e9)
+    assert memory.waiting_seconds([SMALL], held["cpu"], cpu, 3) == 0
+    fused = replace(SMALL, is_fused=True)
+    assert memory.frozen(fused, held["disk"], card) == on_card["none"], "which is refused: all are read at once"
+    assert memory.beside(fused, held["none"]) == 4 * 1000
+
+
 def test_recomputing_keeps_what_enters_a_layer_and_one_layer() -> None:
     usual, small = spec_of(dtype="bfloat16"), spec_of(dtype="bfloat16", weights="bfloat16")
     of_layer = 3.4 * (6.75 * 10 + 2 * 5) + 2 * 4 * 30
@@ -145,23 +203,41 @@ def test_recomputing_keeps_what_enters_a_layer_and_one_layer() -> None:
 
 
 @pytest.mark.parametrize("recompute", [False, True])
-@pytest.mark.parametrize("weights", ["float32", "bfloat16"])
-def test_activations_are_those_that_a_llama_saves(weights: str, recompute: bool) -> None:
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {}, {"weights": "bfloat16"}, {"lora": 4}, {"lora": 8, "dtype": FLOAT32}, {"lora": 4, "quantise": "nf4"},
+        {"lora": 4, "quantise": "int8"},
+    ],
+    ids=lambda settings: ", ".join(map(str, settings.values())) or "all weights",
+)  # fmt: skip
+def test_activations_are_those_that_a_llama_saves(settings: dict[str, Any], recompute: bool) -> None:
     """Bytes a token, of two layers more and of the rest; what several operations save counts once."""
     import torch
 
-    from adpa_cli.engine.models import hidden_states
+    from adpa_cli.engine.adapters import add_adapter, train_adapter
+    from adpa_cli.engine.frozen import hold
+    from adpa_cli.engine.models import body_of, hidden_states
+    from adpa_cli.engine.quantised import quantise_layers
     from adpa_cli.engine.training.optimizer import tune
     from adpa_cli.spec import Dtype, TrainSpec, make
     from support.tiny_models import tiny_llama
 
     fixed = {"method": "sft", "method_version": 1, "params": {}, "template": "", "end": "", "dtype": "bfloat16"}
-    spec = make(TrainSpec, {**fixed, "weights": weights})
-    dtype: Dtype = "bfloat16"
+    spec = make(TrainSpec, {**fixed, **settings})
+    dtype: Dtype = spec.dtype
 
     def saved(layers: int, tokens: int) -> int:
         model = tiny_llama(hidden_size=64, intermediate_size=160, num_hidden_layers=layers, num_attention_heads=4,
                            num_key_value_heads=2, max_position_embeddings=256).train()  # fmt: skip
+        if spec.lora:
+            model.requires_grad_(False)
+            if spec.quantise:
+                quantise_layers(body_of(model), model.config, spec.quantise, dtype)
+            elif dtype == "bfloat16":
+                hold(body_of(model), dtype)
+            add_adapter(model, body_of(model), spec)
+            train_adapter(model)
         tune(model, spec, Runtime(recompute=recompute))
         kept: dict[int, torch.Tensor] = {}
 
@@ -178,7 +254,7 @@ def test_activations_are_those_that_a_llama_saves(weights: str, recompute: bool)
     told = [memory.activations(replace(shape, layers=layers), 1, spec, recompute) for layers in (1, 3)]
     assert told[1] - told[0] == pytest.approx(found[1] - found[0], rel=0.02)
     if not recompute:
-        assert told[1] == pytest.approx(found[1], rel=0.06)
+        assert told[1] == pytest.approx(found[1], rel=0.08)
 
 
 @pytest.mark.parametrize(

@@ -101,15 +101,20 @@ def trained_part(model: ModelSize, spec: Any) -> ModelSize:
     """What of a model a training changes and saves: all of it, or the low-rank matrices beside it."""
     if not spec.lora:
         return model
-    layers = len(linear_layers(model)) * model.layers
-    return replace(model, parameters=low_rank(model, spec.lora, spec.lora_targets), tensors=2 * layers)
+    own = low_rank(model, spec.lora, spec.lora_targets)
+    return replace(model, parameters=own, tensors=2 * model.layers * len(_targets(model, spec.lora_targets)))
 
 
 def low_rank(model: ModelSize, rank: int, targets: str = ALL_LINEAR) -> int:
     """Parameters of low-rank matrices beside the layers with certain ends of names: a rank for every input and output
     of a layer."""
+    return rank * sum(_targets(model, targets).values())
+
+
+def _targets(model: ModelSize, targets: str) -> Mapping[str, int]:
+    """Those of the `linear_layers` that get low-rank matrices."""
     ends = {target.strip().rpartition(".")[2] for target in targets.split(",")}
-    return rank * sum(n for name, n in linear_layers(model).items() if targets == ALL_LINEAR or name in ends)
+    return {name: n for name, n in linear_layers(model).items() if targets == ALL_LINEAR or name in ends}
 
 
 def linear_layers(model: ModelSize) -> Mapping[str, int]:
@@ -165,10 +170,13 @@ def activations(model: ModelSize, tokens: float, spec: Any, recompute: bool = Fa
 
 
 def _beside_frozen(model: ModelSize, spec: Any) -> float:
-    """What the backward pass needs of a token in one layer whose low-rank matrices are trained."""
+    """What the backward pass needs of a token in one layer, each of whose seven products has low-rank matrices.
+
+    Every first matrix keeps an input of its own, so that this is no less than what a training of all weights keeps.
+    """
     wide = 4.0 if spec.dtype == "float32" else 2.0
     rank: int = spec.lora
-    return 24.4 * model.hidden + 2 * wide * model.keys + wide * 4 * model.inner + 7 * wide * rank
+    return 24 * model.hidden + wide * (2 * model.keys + 4 * model.inner + 7 * rank)
 
 
 def head_training(model: ModelSize, positions: float, ids: int, spec: Any, kind: str) -> float:
