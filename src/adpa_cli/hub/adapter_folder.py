@@ -187,6 +187,12 @@ class AdapterFolder:
             revision = f" --revision {self.revision}" if self.revision != REVISION else ""
             hint = f"hf download {name}{revision}\n or, for a folder of yours, write its path into {config}"
             return NotFound(f"the base of the adapter {self.path}, {name}, is not on this machine", hint)
+        if self._recorded and self._store is not None:
+            return NotFound(
+                f"the base of the adapter {self.path} is not at {name}",
+                "put it there again, or let this store see once where it lies, for it knows the base by its content: "
+                "adpa sft --model FOLDER -n",
+            )
         return NotFound(
             f"the base of the adapter {self.path} is not at {name}",
             f"put it there, or write where it lies, or its hub name, into {config}, as base_model_name_or_path",

@@ -20,13 +20,15 @@ VLLM_RANK = 16
 
 @dataclass(frozen=True)
 class Facts:
-    """An adapter as it is shown; `base` is its base by name, `problem` why that is not at hand, "" where it is."""
+    """An adapter as it is shown; `base` is its base by name, which may be `of_hub`, `problem` why that is not at hand, ""
+    where it is."""
 
     rank: int
     alpha: float
     targets: tuple[str, ...]
     quantise: str | None
     base: str
+    of_hub: bool
     problem: str = ""
 
     def items(self) -> list[str]:
@@ -54,9 +56,10 @@ def facts_of(folder: Path) -> Facts | None:
     targets = tuple(dict.fromkeys(name.rpartition(".")[2] for name in adapter.targets))
     shared = (adapter.rank, adapter.alpha, targets, adapter.quantise)
     try:
-        return Facts(*shared, base_title(adapter))
+        return Facts(*shared, base_title(adapter), adapter.is_of_hub)
     except AdpaError as error:
-        return Facts(*shared, adapter.base_name or "a model that it does not name", f"{error.message}; {error.hint}")
+        named = adapter.base_name or "a model that it does not name"
+        return Facts(*shared, named, adapter.is_of_hub, f"{error.message}; {error.hint}")
 
 
 def base_title(adapter: AdapterFolder) -> str:

@@ -32,6 +32,7 @@ def card(
     lines = ["---", f"library_name: {library}", "pipeline_tag: text-generation", "tags:", "- adpa"]
     lines += ["- lora"] if adapter else []
     lines += [f"- {manifest.spec['method']}"] if manifest and manifest.spec.get("method") else []
+    sources += [("model:", adapter.base)] if adapter and adapter.of_hub else []
     lines += _hub_names("base_model", sources, "model:") + _hub_names("datasets", sources, "data:")
     lines += [f"# license: {LICENCE}", "---", "", f"# {title}", ""]
     if manifest is None:
