@@ -69,7 +69,7 @@ def prepared(student: Student, folders: dict[str, Path], work: Path, **settings:
     read = run.method.params(**params)
     spec = dataclasses.replace(run.spec, params=dataclasses.asdict(read), max_length=32)
     sampling = Sampling(read.temperature, 1.0, read.max_new_tokens, spec.seed)
-    scorers: dict[str, tuple[Path, Dtype]] = {name: (folder, "float32") for name, folder in folders.items()}
+    scorers: dict[str, tuple[Path, Dtype, None]] = {n: (folder, "float32", None) for n, folder in folders.items()}
     sources = Sources(PROMPTS, scorers, Decoding(sampling, (END,), PAD, spec.max_length))
     feed = Online(student, make_accelerator(), CHOSEN, sources, spec, read, work, run.runtime.tokens_per_device)
     return dataclasses.replace(run, spec=spec, params=read, feed=feed, critic_lr=read.critic_lr)

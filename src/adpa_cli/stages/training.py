@@ -103,7 +103,7 @@ def _sizes(model: Any, data: Data) -> dict[str, Any]:
     trained = {"trained": parameters_of(model, trained=True)} if has_adapter(model) else {}
     return {
         "examples": len(data.examples), "parameters": parameters_of(model), **trained,
-        "tokens": sum(part.tokens for e in data.examples for part in e.parts.values()),
+        "tokens": data.examples.tokens,
         **data.truncation, "notes": list(data.notes),
     }  # fmt: skip
 
@@ -135,15 +135,16 @@ def _student(job: Job, spec: TrainSpec, encoder: Encoder, device: str, data: Dat
 
     folder = job.one("model").path
     if method_of(spec.method).scalar_head:
-        model = load_reward_model(folder, encoder.tokenizer, encoder.end_id, spec, device)
+        model = load_reward_model(folder, encoder.tokenizer, encoder.end_id, device, spec)
         tuned = tune(model, spec, job.runtime)
         return RewardModel(model, spec.dtype), tuned
     model = load_adapted(folder, spec, device) if spec.lora else load_checked(folder, train=True, device=device)
     packer = None
     if job.runtime.attention == "auto":
-        lengths = [len(sequence) for example in data.examples for sequence in example.parts.values()]
-        longest = spec.max_length if data.online else max(lengths)  # answers that are drawn may be as long as that
-        packer = packer_of(model, spec.dtype, longest, sum(lengths) / len(lengths))
+        lengths = data.examples.lengths
+        # Answers that are drawn may be as long as max_length.
+        longest = spec.max_length if data.online else int(lengths.max())
+        packer = packer_of(model, spec.dtype, longest, float(lengths.mean()))
     tuned = tune(model, spec, job.runtime)
     student = Student(model, spec.dtype, critic_of(model, spec.dtype) if data.online else None)
     student.packer = packer
@@ -322,15 +323,13 @@ def validation(job: Job, spec: TrainSpec, encoder: Encoder) -> Any:
     """What scores a point: dialogues of `sft` by likelihood, pairs by preference, or answers by a reward model."""
     from adpa_cli.engine.layout import examples as ex
     from adpa_cli.engine.training.checkpoint_selection import HeldOut
-    from adpa_cli.hub.externals import dialogues_of
 
     source = job.one("data")
     if "reward_model" in job.inputs:
         return reward_selection(job, spec, encoder)
     if every()[job.stage].reads == "pairs":
         return HeldOut(ex.pair_examples(spec, source, "test", job.one("model").path), ("chosen", "rejected"))
-    loaded = dialogues_of(source.where, "test", spec.limit, spec.skip_bad_rows, spec.template)
-    return HeldOut(ex.dialogue_examples(loaded.items, encoder, spec.max_length, source.label)[0], ("chosen",))
+    return HeldOut(ex.dialogues_for(spec, source, "test", job.one("model").path)[0], ("chosen",))
 
 
 def reward_selection(job: Job, spec: TrainSpec, encoder: Encoder) -> Any:

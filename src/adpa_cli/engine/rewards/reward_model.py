@@ -122,14 +122,16 @@ class RewardModel(Student):
         return values
 
 
-def load_reward_model(folder: Path, tokenizer: Tokenizer, end_id: int, spec: TrainSpec, device: str) -> PreTrainedModel:
+def load_reward_model(
+    folder: Path, tokenizer: Tokenizer, end_id: int, device: str, spec: TrainSpec | None = None
+) -> PreTrainedModel:
     """The model in `folder` under a scalar head, which is 0 where the folder has none, to be trained: all of it, or its
-    head and an adapter.
+    head and an adapter where a `spec` asks for that.
 
     Its head reads the last token that is no padding, so its configuration gets a padding token that no answer ends
     with. Raises AdpaError for a model that transformers has no such classifier of.
     """
-    if spec.lora:
+    if spec and spec.lora:
         model = load_adapted(folder, spec, device, scalar=True)
     else:
         model = load(folder, train=True, device=device, scalar=True)
