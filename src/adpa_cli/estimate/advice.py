@@ -118,7 +118,8 @@ class Room:
         try:
             check_adapters(node, self.store)
         except UsageError:
-            return BOUNDLESS, False
+            if change.settings:
+                return BOUNDLESS, False
         except AdpaError:
             pass  # the checks of the plan say what else is missing
         memory = node.declared.memory(node, load)

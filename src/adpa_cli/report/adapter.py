@@ -20,8 +20,8 @@ VLLM_RANK = 16
 
 @dataclass(frozen=True)
 class Facts:
-    """An adapter as it is shown; `base` is its base by name, which may be `of_hub`, `problem` why that is not at hand, ""
-    where it is."""
+    """An adapter as it is shown; `base` is its base by name, which may be `of_hub`; `problem` says why that is not at
+    hand, "" where it is."""
 
     rank: int
     alpha: float
