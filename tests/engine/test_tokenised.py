@@ -118,7 +118,7 @@ def test_pairs_have_the_ids_that_they_have_row_by_row(
     for part in ("chosen", "rejected"):
         ours, theirs = made.of(part), expected.of(part)
         assert list(ours) == theirs
-        assert list(ours.keys()) == [answer.key for answer in theirs]
+        assert list(ours.answer_keys()) == [answer.key for answer in theirs]
         assert ours.prompts.tolist() == [len(answer.prompt) for answer in theirs]
         assert ours.tokens.tolist() == [len(answer.answer) for answer in theirs]
         for n, answer in enumerate(theirs):
@@ -239,7 +239,7 @@ if __name__ == "__main__":
     print("begun", flush=True)
     made = answers_for(spec_of(Template(text, end)), Located("data", "data:0", "rows", (where,)), "train", Path(folder))
     digest, tokens = hashlib.sha256(), sum(made.rejected.tokens.tolist())
-    for key in made.chosen.keys():
+    for key in made.chosen.answer_keys():
         digest.update(str(key).encode())
     private = next(l for l in Path("/proc/self/status").read_text().splitlines() if l.startswith("RssAnon"))
     print(json.dumps([len(asked), len(made.chosen), [digest.hexdigest(), tokens], int(private.split()[1])]))

@@ -57,6 +57,6 @@ def test_the_answers_do_not_depend_on_how_many_are_computed_at_once(tmp_path: Pa
         made = job(tmp_path / str(tokens), tokens)
         rollout.compute(made, Monitor())
         rollout.finish(made)
-        read.append(read_rollouts(made.folder))
+        read.append(list(read_rollouts(made.folder)))
     assert read[0] == read[1] == read[2]
     assert len({len(row.answer_ids) for row in read[0]}) > 3

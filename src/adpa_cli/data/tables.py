@@ -90,6 +90,11 @@ class Table:
     def __len__(self) -> int:
         return int(self.starts[-1])
 
+    @property
+    def columns(self) -> list[str]:
+        """Their names."""
+        return list(self._reader.schema.names)
+
     def _open(self, number: int) -> Batch:
         with self._lock:
             return Batch(self._reader.get_batch(number))
@@ -168,13 +173,17 @@ class Batch:
             self._views[name] = self._columns[column].offsets.to_numpy()
         return self._views[name]
 
-    def list(self, column: str, row: int) -> NDArray[Any]:
-        """The list in one row, as a view."""
+    def items(self, column: str) -> NDArray[Any]:
+        """The lists of a column, one after the other."""
         name = f"{column} items"
         if name not in self._views:
             self._views[name] = self._columns[column].values.to_numpy()
+        return self._views[name]
+
+    def list(self, column: str, row: int) -> NDArray[Any]:
+        """The list in one row, as a view."""
         offsets = self.offsets(column)
-        return self._views[name][offsets[row] : offsets[row + 1]]
+        return self.items(column)[offsets[row] : offsets[row + 1]]
 
     def cell(self, column: str, row: int) -> Any:
         """The value in one row."""

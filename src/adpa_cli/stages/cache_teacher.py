@@ -6,7 +6,6 @@ written, and a shard that has all of its blocks compressed, while the teacher wo
 
 from __future__ import annotations
 
-import functools
 import json
 from collections import Counter
 from collections.abc import Sequence
@@ -23,6 +22,7 @@ from adpa_cli.stages import Job, Lengths, Load, Monitor, Node, Stage, _noise, st
 from adpa_cli.stages._precision import fitting
 
 if TYPE_CHECKING:
+    from adpa_cli.engine.layout.examples import Answers
     from adpa_cli.signal.rows import AnswerKey, SignalRows, SignalSpec
 
     Captured = Sequence[tuple[AnswerKey, SignalRows]]
@@ -133,12 +133,14 @@ class Blocks:
 
     blocks: list[Any]
     shared: bool
+    tokens: Sequence[int]
+    """Of the answers of each block of the whole capture."""
 
     def shards(self) -> list[range]:
         """Blocks by shard."""
         from adpa_cli.signal import block_files
 
-        return block_files.shards_of([sum(len(item.answer) for item in block.items) for block in self.blocks])
+        return block_files.shards_of(self.tokens)
 
 
 def compute(job: Job, monitor: Monitor, rank: int = 0, processes: int = 1) -> None:
@@ -177,8 +179,9 @@ def _judge_noise(job: Job, spec: CaptureSpec, plan: Blocks, monitor: Monitor, of
     from adpa_cli.engine import noise
     from adpa_cli.engine.device import device, refused_when_full
 
-    answers = [answer for block in plan.blocks for answer in block.items]
-    sample = noise.first_by_hash(answers, lambda answer: str(answer.key), spec.noise_answers)
+    answers = answers_of(job, spec)
+    keys = enumerate(answers.answer_keys())
+    sample = [answers[n] for n, _ in noise.first_by_hash(keys, lambda key: str(key[1]), spec.noise_answers)]
     teachers = {role: noise.Teacher(job.one(role).path, job.one(role).label) for role in _roles(job)}
     how = noise.Sampled(spec.top_k, spec.student_vocab, spec.block_tokens // 2, device(), job.stage, spec.quantise)
 
@@ -365,45 +368,27 @@ def _path(job: Job, role: str, index: int) -> Path:
     return block_files.block_path(job.folder, role, index)
 
 
-def answers_of(job: Job, spec: CaptureSpec) -> list[Any]:
+def answers_of(job: Job, spec: CaptureSpec) -> Answers:
     """The answers to capture, each once."""
     from adpa_cli.engine.layout import examples as ex
 
     if "rollouts" in job.inputs:
-        rollouts = ex.read_rollouts(job.one("rollouts").path)
-        return list(ex.rollout_answers(rollouts[: spec.limit]))
-    folder = job.one("aligned").path
-    both = ex.answers_for(spec, job.one("data"), "train", folder)
-    return [answer for part in spec.parts for answer in both.of(part)]
+        return ex.rollout_answers(ex.read_rollouts(job.one("rollouts").path)[: spec.limit])
+    both = ex.answers_for(spec, job.one("data"), "train", job.one("aligned").path)
+    return ex.Answers(both.chosen.table, spec.parts)
 
 
 def plan_of(job: Job, spec: CaptureSpec) -> Blocks:
     """The answers in blocks: of single rows, or of the answers to one prompt where the sizes make that worth it."""
-    from adpa_cli.engine.layout.micro_batches import Block, cut_blocks
+    from adpa_cli.engine.layout.micro_batches import mapped_blocks
+    from adpa_cli.engine.layout.tokenised import PromptGroups
 
     answers = answers_of(job, spec)
-    cut = functools.partial(cut_blocks, id_of=lambda group: _name(group[0]), tokens=spec.block_tokens)
-    groups = _by_prompt(answers) if spec.prompts == "auto" else []
-    shared = bool(groups) and sum(map(_length, groups)) <= MOST_SHARED * sum(_length([a]) for a in answers)
-    blocks = cut(groups if shared else [[answer] for answer in answers], _length)
-    return Blocks([Block(b.index, tuple(answer for group in b.items for answer in group)) for b in blocks], shared)
-
-
-def _by_prompt(answers: Sequence[Any]) -> list[list[Any]]:
-    """The answers of each example that have one prompt, together; it may have been cut in different ways."""
-    groups: dict[Any, list[Any]] = {}
-    for answer in answers:
-        groups.setdefault((answer.key.example_id, answer.prompt), []).append(answer)
-    return list(groups.values())
-
-
-def _length(group: Sequence[Any]) -> int:
-    """Tokens of a row with one prompt and some answers to it."""
-    return len(group[0].prompt) + sum(len(answer.answer) for answer in group)
-
-
-def _name(answer: Any) -> str:
-    return f"{answer.key.example_id}/{answer.key.part}"
+    alone, groups = (PromptGroups(answers, shared) for shared in (False, spec.prompts == "auto"))
+    shared = float(groups.lengths.sum()) <= MOST_SHARED * float(alone.lengths.sum())
+    groups = groups if shared else alone
+    blocks, numbers = mapped_blocks(groups, groups.lengths, groups.ids, spec.block_tokens)
+    return Blocks(blocks, shared, [int(groups.tokens[own].sum()) for own in numbers])
 
 
 def rows(node: Node, lengths: Lengths) -> Rows:

@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import astuple, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 
 from adpa_cli.data.chat import Encoded, Encoder, fit, fit_answers
 from adpa_cli.data.examples import prompt_key
 from adpa_cli.data.preferences import Dialogue, Message, Pair
+from adpa_cli.data.tables import BATCH, Table, code_digest, table, watched
 from adpa_cli.data.templates import Template
 from adpa_cli.data.tokenizer import Tokenizer
 from adpa_cli.engine.layout.sequences import Answer, Cut, Example, TokenSequence
 from adpa_cli.engine.layout.tokenised import (
     DIALOGUE,
     PAIR,
+    ROLLOUT,
     Answers,
     Encoding,
     Examples,
@@ -26,9 +28,12 @@ from adpa_cli.engine.layout.tokenised import (
     fitted_dialogue,
     fitted_pair,
     pairs_table,
+    record_batch,
+    schema,
 )
 from adpa_cli.errors import DataError, named_row
 from adpa_cli.hub import Located
+from adpa_cli.hub.adapter_folder import tokenizer_folder
 from adpa_cli.hub.externals import dialogues_of, pairs_of
 from adpa_cli.hub.model_folder import ModelFolder
 from adpa_cli.signal.rows import AnswerKey, token_hash
@@ -54,6 +59,29 @@ class Rollout:
     answer_ids: tuple[int, ...]
     text: str
     cut: bool
+
+
+class Rollouts(Sequence[Rollout]):
+    """The first rows of a rollout artifact, made when they are asked for. `made_from` names the table that has all."""
+
+    def __init__(self, held: Table, made_from: Any, count: int | None = None) -> None:
+        self.table, self.made_from = held, made_from
+        self._count = len(held) if count is None else min(count, len(held))
+
+    def __len__(self) -> int:
+        return self._count
+
+    @overload
+    def __getitem__(self, number: int) -> Rollout: ...
+    @overload
+    def __getitem__(self, number: slice) -> Rollouts: ...
+    def __getitem__(self, number: int | slice) -> Rollout | Rollouts:
+        if isinstance(number, slice):
+            return Rollouts(self.table, self.made_from, len(range(self._count)[number]))
+        batch, row = self.table.place(range(self._count)[number])
+        prompt, answer = (tuple(batch.list(name, row).tolist()) for name in ("prompt", "rollout"))
+        id_, turns = f"{batch.cell('id', row):016x}", _turns(batch.cell("turns", row))
+        return Rollout(id_, turns, prompt, answer, batch.cell("text", row), batch.cell("cut", row))
 
 
 def encoder_of(tokenizer: Tokenizer, spec: Any) -> Encoder:
@@ -92,7 +120,8 @@ def dialogues_for(spec: Any, source: Located, split: str, folder: Path) -> tuple
 
 def _encoding(folder: Path, spec: Any, name: str) -> Encoding:
     template = Template(spec.template, spec.end)
-    return Encoding(Tokenizer.of(folder), template, spec.max_length, getattr(spec, "truncation", "pair"), name)
+    tokenizer = Tokenizer.of(tokenizer_folder(folder))
+    return Encoding(tokenizer, template, spec.max_length, getattr(spec, "truncation", "pair"), name)
 
 
 @dataclass(frozen=True)
@@ -171,13 +200,10 @@ def fitted_prompt(
     return fitted.prompt
 
 
-def rollout_answers(rollouts: Sequence[Rollout]) -> list[Answer]:
+def rollout_answers(rollouts: Rollouts) -> Answers:
     """Generated answers, by the hash of their prompt; empty ones teach nothing and are left out."""
-    return [
-        Answer(AnswerKey(row.id, "rollout", token_hash(row.prompt_ids, row.answer_ids)), row.prompt_ids, row.answer_ids)
-        for row in rollouts
-        if row.answer_ids
-    ]
+    lengths = rollouts.table.lengths("rollout")[: len(rollouts)]
+    return Answers(rollouts.table, ROLLOUT, np.flatnonzero(lengths))
 
 
 def are_foreign(rollouts: Sequence[Rollout], encoder: Encoder) -> bool:
@@ -189,22 +215,30 @@ def are_foreign(rollouts: Sequence[Rollout], encoder: Encoder) -> bool:
     )
 
 
-def answers_as_text(rollouts: Sequence[Rollout], encoder: Encoder, max_length: int, name: str) -> list[Answer]:
+def answers_as_text(rollouts: Rollouts, encoder: Encoder, max_length: int, name: str) -> Answers:
     """The texts of generated answers as the tokens of an encoder, without those that are empty or do not fit.
 
     An answer that was cut gets no end token. Raises DataError that names the row which the template refuses.
     """
-    answers = []
-    for number, row in enumerate(rollouts, 1):
-        if not row.text.strip():
-            continue
-        with named_row(f"{name} row {number}"):
-            prompt, (answer,) = encoder.answered(row.prompt, row.text)
-        fitted = fit_answers(prompt, [answer[:-1] if row.cut else answer], max_length, bos_id=encoder.bos_id)
-        if fitted:
-            ((kept, said, *_),) = map(astuple, fitted)
-            answers.append(Answer(AnswerKey(row.id, "rollout", token_hash(kept, said)), kept, said))
-    return answers
+
+    def fill(add: Callable[[Any], None]) -> dict[str, Any]:
+        rows = []
+        for number, row in enumerate(watched(rollouts, f"tokenising {name}", len(rollouts)), 1):
+            if not row.text.strip():
+                continue
+            with named_row(f"{name} row {number}"):
+                prompt, (answer,) = encoder.answered(row.prompt, row.text)
+            said = answer[:-1] if row.cut else answer
+            if fitted := fit_answers(prompt, [said], max_length, bos_id=encoder.bos_id):
+                rows.append(_rollout_row(row, fitted[0].prompt, fitted[0].answer))
+            if len(rows) == BATCH:
+                add(_rollout_batch(rows))
+                rows.clear()
+        add(_rollout_batch(rows))
+        return {}
+
+    made_from = [rollouts.made_from, encoder.tokenizer.digest, encoder.template.text, encoder.template.end, max_length]
+    return Answers(table("rollouts", [*made_from, code_digest(__file__)], _rollout_schema(), fill), ROLLOUT)
 
 
 def rollout_id(pair: Pair) -> str:
@@ -232,14 +266,44 @@ def _turn(turn: Message) -> dict[str, str]:
     return {name: value for name, value in vars(turn).items() if value or name != "more"}
 
 
-def read_rollouts(folder: Path) -> list[Rollout]:
+def read_rollouts(folder: Path) -> Rollouts:
     """The rows of a rollout artifact."""
     import pyarrow.parquet as pq
 
-    return [
-        Rollout(
-            id=row["id"], prompt=tuple(Message(**turn) for turn in json.loads(row["prompt"])),
-            prompt_ids=tuple(row["prompt_ids"]), answer_ids=tuple(row["answer_ids"]), text=row["text"], cut=row["cut"],
-        )
-        for row in pq.read_table(folder / ROWS).to_pylist()
-    ]  # fmt: skip
+    path = folder / ROWS
+    stat = path.stat()
+    made_from = [str(path.resolve()), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
+
+    def fill(add: Callable[[Any], None]) -> dict[str, Any]:
+        with pq.ParquetFile(path) as file:
+            for batch in file.iter_batches(BATCH):
+                rows = [Rollout(**{**row, "prompt": _turns(row["prompt"])}) for row in batch.to_pylist()]
+                add(_rollout_batch([_rollout_row(row, row.prompt_ids, row.answer_ids) for row in rows]))
+        return {}
+
+    return Rollouts(table("rollouts", [*made_from, code_digest(__file__)], _rollout_schema(), fill), made_from)
+
+
+def _turns(text: str) -> tuple[Message, ...]:
+    return tuple(Message(**turn) for turn in json.loads(text))
+
+
+def _rollout_schema() -> Any:
+    """That of a table of answers, with the text of each, the turns that asked for it, and whether it was cut short."""
+    import pyarrow as pa
+
+    more = [("turns", pa.large_string()), ("text", pa.large_string()), ("cut", pa.bool_())]
+    return pa.schema([*schema(ROLLOUT), *map(pa.field, *zip(*more, strict=True))])
+
+
+def _rollout_row(row: Rollout, prompt: Sequence[int], answer: Sequence[int]) -> dict[str, Any]:
+    turns = json.dumps([_turn(turn) for turn in row.prompt], ensure_ascii=False)
+    key = bytes.fromhex(token_hash(prompt, answer))
+    return {
+        "id": int(row.id, 16), "prompt": prompt, "rollout": answer, "rollout_hash": key, "rollout_cut": False,
+        "turns": turns, "text": row.text, "cut": row.cut,
+    }  # fmt: skip
+
+
+def _rollout_batch(rows: Sequence[Mapping[str, Any]]) -> Any:
+    return record_batch(rows, _rollout_schema())

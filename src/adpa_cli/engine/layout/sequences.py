@@ -41,12 +41,13 @@ class Example:
 
     id: str
     parts: Mapping[str, TokenSequence]
-    answer_ids: Mapping[str, str] = field(default_factory=dict)
-    """What a signal names an answer by, by part, where that is not `id`: rollouts are named by their prompt."""
+    names: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    """By part the example id and the part that name its answer in a signal, where these are not `id` and that part: a
+    rollout is named by its prompt."""
 
     def name(self, part: str) -> tuple[str, str]:
         """The example id and the part in the key of an answer."""
-        return self.answer_ids.get(part, self.id), part
+        return self.names.get(part, (self.id, part))
 
     @property
     def length(self) -> int:

@@ -13,7 +13,7 @@ import os
 import signal
 import threading
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
@@ -129,25 +129,26 @@ class Answers(Sequence[Answer]):
     def __getitem__(self, number: slice) -> Answers: ...
     def __getitem__(self, number: int | slice) -> Answer | Answers:
         if isinstance(number, slice):
-            return self.at(self.places[number])
+            return Answers(self.table, self.parts, self.places[number])
         part, row = self._place(number)
         batch, at = self.table.place(row)
         prompt, answer, _ = _ids(batch, part, at)
         key = AnswerKey(_hex(batch.values("id")[at]), part, batch.values(f"{part}_hash")[at].tobytes().hex())
         return Answer(key, tuple(prompt.tolist()), tuple(answer.tolist()), bool(batch.values(f"{part}_cut")[at]))
 
-    def at(self, places: NDArray[np.int64]) -> Answers:
-        """Those at some of the places of the table."""
-        return Answers(self.table, self.parts, places)
+    def at(self, numbers: NDArray[np.int64]) -> Answers:
+        """Those of some numbers."""
+        return Answers(self.table, self.parts, self.places[numbers])
 
     def _place(self, number: int) -> tuple[str, int]:
         part, row = divmod(int(self.places[number]), len(self.table))
         return self.parts[part], row
 
-    def id(self, number: int) -> int:
-        """The id of the example of one, as a number."""
-        batch, at = self.table.place(self._place(number)[1])
-        return int(batch.values("id")[at])
+    def name(self, number: int) -> tuple[str, str]:
+        """The example id and the part in the key of one."""
+        part, row = self._place(number)
+        batch, at = self.table.place(row)
+        return _hex(batch.values("id")[at]), part
 
     def sequence(self, number: int) -> TokenSequence:
         """The token ids of one, with a mask on what is trained."""
@@ -160,7 +161,7 @@ class Answers(Sequence[Answer]):
             trained[len(prompt) :] = mask
         return TokenSequence(ids, trained)
 
-    def keys(self) -> Iterator[AnswerKey]:
+    def answer_keys(self) -> Iterator[AnswerKey]:
         """What names them in a signal."""
         for start in range(0, len(self), BATCH):
             numbers, rows = np.divmod(self.places[start : start + BATCH], max(1, len(self.table)))
@@ -184,8 +185,51 @@ class Answers(Sequence[Answer]):
         """[n] tokens of each, without the prompt."""
         return self._of_parts([self.table.lengths(part) for part in self.parts])
 
+    @property
+    def trained(self) -> int:
+        """How many tokens of all of them are trained."""
+        every = int(self.tokens.sum(dtype=np.int64))
+        if MASK not in self.table.columns:
+            return every
+        masks, rows = self.table.lengths(MASK), self.places % len(self.table)
+        return every - sum(int((self._mask(row) == 0).sum()) for row in rows[masks[rows] > 0].tolist())
+
+    def _mask(self, row: int) -> NDArray[np.uint8]:
+        batch, at = self.table.place(row)
+        return batch.list(MASK, at)
+
     def _of_parts(self, columns: Sequence[NDArray[Any]]) -> NDArray[Any]:
         return np.concatenate(columns)[self.places]
+
+
+class PromptGroups:
+    """Answers in groups: those of an example that follow one prompt, which may have been cut in different ways.
+
+    Of group n `lengths` [n] are the tokens of the prompt and of all answers to it, `tokens` [n] those of the answers
+    alone; `ids` are the columns that name its first answer.
+    """
+
+    def __init__(self, answers: Answers, shared: bool) -> None:
+        """With `shared` False each answer is a group by itself."""
+        self.answers, rows = answers, len(answers.table)
+        self.firsts = np.arange(len(answers))
+        self.has_partner = np.zeros(len(answers), bool)
+        self.lengths, self.tokens = answers.prompts + answers.tokens, answers.tokens
+        if shared and answers.parts == PAIR:
+            alike = answers.table.lengths(OTHER_PROMPT) == 0
+            self.has_partner = np.r_[alike, np.zeros(rows, bool)]
+            self.firsts = np.flatnonzero(np.r_[np.ones(rows, bool), ~alike])
+            for column in (self.lengths, self.tokens):
+                column[:rows] += np.where(alike, answers.tokens[rows:], 0)
+        parts = self.firsts // max(1, rows)
+        self.lengths, self.tokens = self.lengths[self.firsts], self.tokens[self.firsts]
+        self.ids = (answers.ids[self.firsts], parts.astype(np.int8))
+
+    def at(self, numbers: NDArray[np.int64]) -> Answers:
+        """The answers of some groups, those of a group after one another."""
+        firsts = self.firsts[numbers]
+        both = np.stack([firsts, firsts + len(self.answers.table)], 1)
+        return self.answers.at(both[np.stack([np.ones(len(firsts), bool), self.has_partner[firsts]], 1)])
 
 
 class Examples(Sequence[Example]):
@@ -205,18 +249,23 @@ class Examples(Sequence[Example]):
         if isinstance(number, slice):
             return Examples({part: answers[number] for part, answers in self.parts.items()}, self.ids[number])
         id_, sequences = _hex(self.ids[number]), {part: own.sequence(number) for part, own in self.parts.items()}
-        named = {part: _hex(own.id(number)) for part, own in self.parts.items()}
-        return Example(id_, sequences, {part: own for part, own in named.items() if own != id_})
+        names = {part: own.name(number) for part, own in self.parts.items()}
+        return Example(id_, sequences, {part: name for part, name in names.items() if name != (id_, part)})
 
     def at(self, numbers: NDArray[np.int64]) -> Examples:
         """Those of some numbers."""
-        own = {part: answers.at(answers.places[numbers]) for part, answers in self.parts.items()}
-        return Examples(own, self.ids[numbers])
+        return Examples({part: answers.at(numbers) for part, answers in self.parts.items()}, self.ids[numbers])
 
     @property
     def lengths(self) -> NDArray[np.int32]:
         """[parts, n] tokens of every sequence."""
-        return np.stack([answers.prompts + answers.tokens for answers in self.parts.values()])
+        every = [answers.prompts + answers.tokens for answers in self.parts.values()]
+        return np.array(every, dtype=np.int32).reshape(len(every), len(self))
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of all answers that are trained."""
+        return sum(answers.trained for answers in self.parts.values())
 
 
 def _hex(id_: Any) -> str:
@@ -239,6 +288,13 @@ def _ids(batch: Batch, part: str, row: int) -> tuple[NDArray[np.int32], NDArray[
     if MASK in batch:
         mask = batch.list(MASK, row)
     return prompt, batch.list(part, row), mask
+
+
+def rows_of(wanted: NDArray[np.uint64], there: NDArray[np.uint64]) -> NDArray[np.int64]:
+    """[n] where each of the `wanted` ids stands among those that are there; -1 for those that are not."""
+    order = there.argsort(kind="stable")
+    at = order[np.searchsorted(there, wanted, sorter=order).clip(max=max(0, len(there) - 1))] if len(there) else None
+    return np.full(len(wanted), -1) if at is None else np.where(there[at] == wanted, at, -1)
 
 
 def pairs_table(items: Items[Pair], encoding: Encoding) -> tuple[Table, Cut]:
@@ -303,7 +359,7 @@ class Tokenise:
         items = [item_of(*record) for record in records]
         made = [self._pair(item) if isinstance(item, Pair) else self._dialogue(item) for item in items]
         rows = [row for row, _ in made if row is not None]
-        return record_batch(rows, self.parts), Cut.of([lost for _, lost in made])
+        return record_batch(rows, schema(self.parts)), Cut.of([lost for _, lost in made])
 
     def _pair(self, item: Pair) -> tuple[dict[str, Any] | None, list[Encoded] | None]:
         """A row of the table with what was cut of it; None for a pair that is left out."""
@@ -334,11 +390,10 @@ class Tokenise:
         return row, [lost]
 
 
-def record_batch(rows: Sequence[dict[str, Any]], parts: Sequence[str]) -> Any:
-    """Rows of a table as Arrow."""
+def record_batch(rows: Sequence[Mapping[str, Any]], fields: Any) -> Any:
+    """Rows of a table with these columns as Arrow; lists that a row lacks are empty."""
     import pyarrow as pa
 
-    fields = schema(parts)
     columns = [pa.array([row.get(field.name, ()) for row in rows], field.type) for field in fields]
     return pa.record_batch(columns, schema=fields)
 
