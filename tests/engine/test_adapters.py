@@ -203,12 +203,12 @@ def test_targets_by_ends_of_names(base: Path) -> None:
 def test_targets_and_ranks_that_cannot_be_are_refused(base: Path) -> None:
     with pytest.raises(UsageError, match="no linear layer in the body of the model is called 'qproj'") as caught:
         adapted(base, lora_targets="q_proj,qproj")
-    assert "--set lora_targets=q_proj,k_proj,v_proj,o_proj,gate_proj,up_proj,down_proj" in caught.value.hint
+    assert "--set STAGE.lora_targets=q_proj,k_proj,v_proj,o_proj,gate_proj,up_proj,down_proj" in caught.value.hint
     with pytest.raises(UsageError, match="lora_targets: no linear layer"):
         adapted(base, lora_targets="lm_head")
     with pytest.raises(UsageError, match="lora=17 is a rank beyond that of model") as caught:
         adapted(base, lora=17)
-    assert caught.value.hint.startswith("--set lora=16")
+    assert caught.value.hint.startswith("--set STAGE.lora=16")
     assert adapter_layers(adapted(base, lora=16))
 
 

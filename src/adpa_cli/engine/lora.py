@@ -33,7 +33,7 @@ def chosen_layers(names: Sequence[str], targets: str) -> list[str]:
             there = ",".join(dict.fromkeys(name.rpartition(".")[2] for name in names))
             raise UsageError(
                 f"lora_targets: no linear layer in the body of the model is called {end!r}",
-                f"its layers are --set lora_targets={there}; all of them are --set lora_targets={ALL_LINEAR}",
+                f"its layers are --set STAGE.lora_targets={there}; all are --set STAGE.lora_targets={ALL_LINEAR}",
             )
     return [name for name in names if any(ends_with(name, end) for end in ends)]
 
@@ -48,7 +48,7 @@ def check_rank(rank: int, name: str, shape: Sequence[int]) -> None:
     if rank > min(shape):
         raise UsageError(
             f"lora={rank} is a rank beyond that of {name}, which has {shape[0]:,} × {shape[1]:,} weights",
-            f"--set lora={min(shape)}, or leave such layers out: --set lora_targets=NAME,NAME",
+            f"--set STAGE.lora={min(shape)}, or leave such layers out: --set STAGE.lora_targets=NAME,NAME",
         )
 
 
@@ -99,13 +99,13 @@ def check_same(
             raise UsageError(
                 f"{start} is an adapter with {key}={_word(there)}, whose training goes on, and {key}={_word(asked)} is "
                 "asked for",
-                f"--set {key}={_word(there)}, {merge}",
+                f"--set STAGE.{key}={_word(there)}, {merge}",
             )
     if not _same_layers(spec.lora_targets, targets, layers):
         raise UsageError(
             f"{start} is an adapter of the layers {targets}, whose training goes on, and lora_targets="
             f"{spec.lora_targets} is asked for",
-            f"--set lora_targets={targets}, {merge}",
+            f"--set STAGE.lora_targets={targets}, {merge}",
         )
 
 

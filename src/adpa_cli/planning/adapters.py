@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from adpa_cli.engine.lora import check_lora, check_same, missing_peft
-from adpa_cli.errors import UsageError
+from adpa_cli.errors import AdpaError, UsageError
 from adpa_cli.hub import External
 from adpa_cli.hub.adapter_folder import AdapterFolder
 from adpa_cli.hub.model_folder import ModelFolder
@@ -25,15 +25,22 @@ def check_adapters(node: Node, store: Store) -> tuple[str, ...]:
     for role, item in node.flat_inputs():
         if role not in MODEL_ROLES or (isinstance(item, External) and not item.is_open):
             continue
-        spec = node.spec
-        if isinstance(spec, TrainSpec) and role == "model":
-            if spec.lora:
-                _check_training(spec, item, store)
-            else:
-                adapter_of(item, store)
-        else:
-            _check_stored(node.stage, getattr(spec, "quantise", None), item, store)
+        try:
+            _check(node, role, item, store)
+        except AdpaError as error:
+            error.hint = error.hint.replace("--set STAGE.", f"--set {node.stage}.")
+            raise
     return ()
+
+
+def _check(node: Node, role: str, item: Input, store: Store) -> None:
+    spec = node.spec
+    if not isinstance(spec, TrainSpec) or role != "model":
+        _check_stored(node.stage, getattr(spec, "quantise", None), item, store)
+    elif spec.lora:
+        _check_training(spec, item, store)
+    else:
+        adapter_of(item, store)
 
 
 def adapter_of(item: Input, store: Store) -> TrainSpec | AdapterFolder | None:
