@@ -6,7 +6,9 @@ written, and a shard that has all of its blocks compressed, while the teacher wo
 
 from __future__ import annotations
 
+import bisect
 import json
+from array import array
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -14,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from adpa_cli.coerce import Auto, auto_target
-from adpa_cli.disk import numbered, write_json
+from adpa_cli.disk import write_json
 from adpa_cli.engine.costs import TILES, TILES_OF_DRAWS, Held, scoring_in_turn, signal_bytes_per_token, signal_disk
 from adpa_cli.sizes import Disk, Memory, Rows
 from adpa_cli.spec import Dtype, Quantise, Truncation, make, noise_answers, quantise, truncation
@@ -221,8 +223,8 @@ def _pass(
     settings: dict[str, Any] = {
         "teacher": teacher.label, "student_vocab": spec.student_vocab, "dtype": spec.dtype, "share": share,
     }  # fmt: skip
-    number_of = {index: number for number, shard in enumerate(shards) for index in shard}
-    left = Counter(number_of.get(block.index) for block in plan.blocks)
+    starts = [shard.start for shard in shards]
+    left = Counter(bisect.bisect_right(starts, block.index) - 1 for block in plan.blocks)
     with block_files.background_writer() as write:
         for block in with_progress(plan.blocks, monitor, done, of):
             longest = max(len(item.prompt) + len(item.answer) for item in block.items)
@@ -230,9 +232,9 @@ def _pass(
             with fits, overflow_named(model, spec.dtype, job.stage):
                 rows = _rows(job, spec, role, block, model, plan.shared and not share, settings)
             write(_keep, job, role, block, rows)
-            number = number_of.get(block.index)
+            number = bisect.bisect_right(starts, block.index) - 1
             left[number] -= 1
-            if number is not None and not left[number]:
+            if shards and not left[number]:
                 paths = [_path(job, role, index) for index in shards[number]]
                 write(_encode, job, spec, number, paths)
 
@@ -308,8 +310,8 @@ def finish(job: Job) -> dict[str, Any]:
 
     spec = make(CaptureSpec, job.spec)
     role = _roles(job)[-1]
-    paths = numbered(job.folder, f"_{role}-*.block")
-    facts, tokens = Facts(), list[int]()
+    paths = block_files.BlockPaths.of(job.folder, role)
+    facts, tokens = Facts(), array("q")
     for path in paths:
         before = facts.tokens
         facts.add(block_files.load_block(path))
