@@ -13,6 +13,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from adpa_cli.data.templates import Template
@@ -33,7 +34,23 @@ from adpa_cli.planning.planner import Plan
 from adpa_cli.planning.requests import plan_sft
 from adpa_cli.planning.resolve_inputs import Names
 from adpa_cli.planning.settings import UserSettings
-from adpa_cli.sizes import CUDA, PYTHON, Disk, Memory, ModelSize, Row, Where, forward_flops
+from adpa_cli.sizes import (
+    CUDA,
+    PYTHON,
+    Disk,
+    Memory,
+    ModelSize,
+    Row,
+    Rows,
+    RowTable,
+    Totals,
+    Where,
+    forward_flops,
+    joined,
+    longest_examples,
+    room_of,
+    totals,
+)
 from adpa_cli.spec import Runtime, TrainSpec
 from adpa_cli.stages import Load, Node, every, training
 from adpa_cli.store.store import Store
@@ -104,7 +121,7 @@ def test_a_training_holds_weights_gradients_and_two_moments() -> None:
     by_layer = 4 * (8.5 * 10 + 2 * 5) + 4 * 4 * 30
     activations = 4 * (2 * by_layer + 120)
     head = 8 * 2 * 40 + 2 * (12 * 10 + 24 * 3) + 4 * 400
-    row = memory.ROW_IN_PYTHON + 4 * memory.TOKEN_IN_PYTHON
+    row = memory.ROW_BYTES
     expected = PYTHON + 16_000 + 1.4 * (activations + head) + row
     assert memory.training_memory(SMALL, rows, spec_of(), Runtime(), 3, Where()).device == pytest.approx(
         expected, abs=1
@@ -284,7 +301,7 @@ def test_the_logits_of_a_tile_are_bounded_and_kept_where_they_fit() -> None:
 def test_scoring_holds_one_layer_of_one_block() -> None:
     rows = {"chosen": [Row(2, 2)] * 10}
     work = 8 * (4 * 3 * 30 + 16 * 10) + 5 * 8 * 4 + 4 * 2.3 * 4 * 40 + 4 * (80 + 24)
-    expected = PYTHON + 4000 + 1.4 * work + 10 * (memory.ROW_IN_PYTHON + 4 * memory.TOKEN_IN_PYTHON)
+    expected = PYTHON + 4000 + 1.4 * work + 10 * memory.ROW_BYTES
     found = memory.scoring_memory(SMALL, rows, memory.Held(FLOAT32), 8, 1, Where())
     assert found.device == pytest.approx(expected, abs=1)
 
@@ -294,7 +311,7 @@ def test_generating_holds_keys_and_values_of_the_rows_that_are_answered_at_once(
     token = 2 * 2 * 5 * 4
     cache = token * 2 * (4 + 6 + 32)
     work = cache + cache / 2 + max(token * 8 + 8 * (4 * 3 * 30 + 160), 2 * 40 * 40)
-    expected = PYTHON + 4000 + 1.4 * work + 2 * (memory.ROW_IN_PYTHON + 6 * memory.TOKEN_IN_PYTHON)
+    expected = PYTHON + 4000 + 1.4 * work + 2 * memory.ROW_BYTES
     plain = memory.Held(FLOAT32)
     assert memory.generating_memory(SMALL, rows, plain, 100, 6, 50, Where()).device == pytest.approx(expected, abs=1)
     many = [memory.block_of_answers(SMALL, rows * n, plain, 100, 6, 50, Where()) for n in (5, 50, 500)]
@@ -472,7 +489,28 @@ def test_a_ruler_counts_the_tokens_of_texts_and_of_the_template(tmp_path: Path) 
     assert (ruler.asked, ruler.said) == (3 / 13, 1 / 3), "and the padding that tokenizer.json asks for is not counted"
     assert (ruler.turn, ruler.ask) == (2, 2), "a turn has its role and its end, a prompt a first and a last token"
     guess = ruler_for(tmp_path, (TEMPLATE, END), ["x"], ["x"])
-    assert guess.answer("x" * 40) == 11
+    assert guess.answers(40, 1) == 11
+
+
+def test_rows_in_a_table_take_what_the_same_rows_take_in_a_list() -> None:
+    draw = np.random.default_rng(0)
+    parts = {part: draw.integers(1, 90, (2, 30)).astype(np.float32) for part in ("chosen", "rejected")}
+    tables: Rows = {part: RowTable(*columns) for part, columns in parts.items()}
+    lists: Rows = {part: list(table) for part, table in tables.items()}
+    for part, rows in lists.items():
+        assert totals(tables[part]) == totals(rows)
+        assert list(RowTable(*parts[part]).fitted(60)) == [row.fitted(60) for row in rows]
+        assert room_of(tables[part], 20, 64) == room_of(rows, 20, 64)
+        assert tables[part][3:9][1] == rows[4]
+    assert list(joined(tables)) == joined(lists)
+    for count in (1, 7, 40):
+        assert longest_examples(tables, count) == longest_examples(lists, count)
+    empty: Rows = {"chosen": RowTable(np.zeros(0), np.zeros(0))}
+    assert (longest_examples(empty, 4), room_of(empty["chosen"], 1, 2), totals(empty["chosen"])) == (
+        [],
+        (0, 0),
+        Totals(),
+    )
 
 
 def test_a_row_is_fitted_like_the_data() -> None:

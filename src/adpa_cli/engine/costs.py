@@ -27,6 +27,9 @@ from adpa_cli.sizes import (
     Rows,
     Where,
     forward_flops,
+    longest_examples,
+    room_of,
+    totals,
 )
 from adpa_cli.spec import ALL_LINEAR, Runtime
 
@@ -38,7 +41,7 @@ COMING: Mapping[str, float] = {"cpu": 25e9, "disk": 2e9}
 
 TILES, TILES_OF_DRAWS = 2.3, 5.0
 """Whole rows of logits that are alive at once, for a top k and for ids that are drawn from the softmax."""
-ROW_IN_PYTHON, TOKEN_IN_PYTHON = 3000, 45  # bytes of a row, and of each of its tokens, in the lists that keep them
+ROW_BYTES = 150  # of a row in the arrays that number and find it
 
 
 @dataclass(frozen=True)
@@ -139,17 +142,17 @@ def weight_bytes(spec: Any) -> int:
 def largest_micro_batch(rows: Rows, tokens: int, batch_size: int) -> float:
     """Padded tokens of the fullest micro-batch: whole examples within `tokens`, or the longest example alone."""
     parts = len(rows)
-    lengths = sorted(max(row.whole for row in example) for example in zip(*rows.values(), strict=True))
+    lengths = longest_examples(rows, batch_size)
     if not lengths:
         return 0.0
-    batch = sum(lengths[-batch_size:]) * parts  # the longest step there can be
+    batch = sum(lengths) * parts  # the longest step there can be
     return float(max(lengths[-1] * parts, min(float(tokens), batch)))
 
 
 def answer_share(rows: Rows) -> float:
     """Answer tokens among all tokens."""
-    every = [row for part in rows.values() for row in part]
-    return sum(row.answer for row in every) / max(1.0, sum(row.whole for row in every))
+    every = [totals(part) for part in rows.values()]
+    return sum(part.answer for part in every) / max(1.0, sum(part.whole for part in every))
 
 
 def activations(model: ModelSize, tokens: float, spec: Any, recompute: bool = False) -> float:
@@ -218,8 +221,8 @@ def scoring_memory(
     model: ModelSize, rows: Rows, held: Held, block_tokens: int, ids: int, where: Where, alive: float = TILES
 ) -> Memory:
     """One model over blocks of given answers, without gradient: one layer's widths, the mask, the head in tiles."""
-    longest = max((row.whole for part in rows.values() for row in part), default=0.0)
-    every = sum(row.whole for part in rows.values() for row in part)
+    longest = max((totals(part).longest for part in rows.values()), default=0.0)
+    every = sum(totals(part).whole for part in rows.values())
     block = max(longest, min(float(block_tokens), every))
     answers = block * answer_share(rows)
     work = passing(model, block, held, where) + 5 * block * longest + tiles(model, answers, where, alive)
@@ -289,9 +292,9 @@ def waiting_seconds(models: Sequence[ModelSize], held: Held, where: Where, passe
 
 def layer_passes(rows: Rows, block_tokens: int, is_drawn: bool) -> float:
     """How often a model passes over its layers: once for each block, or for each token of the answers of a block."""
-    flat = [row for part in rows.values() for row in part]
-    blocks = max(1.0, sum(row.whole for row in flat) / block_tokens)
-    return blocks * sum(row.answer for row in flat) / len(flat) if is_drawn and flat else blocks
+    parts, count = [totals(part) for part in rows.values()], sum(map(len, rows.values()))
+    blocks = max(1.0, sum(part.whole for part in parts) / block_tokens)
+    return blocks * sum(part.answer for part in parts) / count if is_drawn and count else blocks
 
 
 def generating_memory(
@@ -301,7 +304,7 @@ def generating_memory(
     work = block_of_answers(model, rows, held, block_tokens, new, longest, where)
     if product_bytes(held.dtype, where) == 4 and not stored_in(model, held):
         held = replace(held, dtype="float32")
-    return where.total(frozen(model, held, where), work, row_bytes({"rollout": list(rows)}), beside(model, held))
+    return where.total(frozen(model, held, where), work, row_bytes({"rollout": rows}), beside(model, held))
 
 
 def block_of_answers(
@@ -309,12 +312,11 @@ def block_of_answers(
 ) -> float:
     """The rows answered at once: keys and values of all layers, with spare columns and one layer copied into new ones;
     the prompts that are read at once; the scores of the rows."""
-    room = [min(row.prompt + new, float(longest)) for row in rows]
-    widest = max(room, default=0.0)
-    block = max(widest, min(float(block_tokens), sum(room)))
-    count = block / max(1.0, sum(room) / max(1, len(room)))
-    prompts = count * sum(row.prompt for row in rows) / max(1, len(rows))
-    read = min(block, prompts, max([PREFILL_TOKENS, *(row.prompt for row in rows)]))
+    room, widest = room_of(rows, new, longest)
+    block = max(widest, min(float(block_tokens), room))
+    count = block / max(1.0, room / max(1, len(rows)))
+    prompts = count * totals(rows).prompt / max(1, len(rows))
+    read = min(block, prompts, max(float(PREFILL_TOKENS), totals(rows).longest_prompt))
     token = 2 * model.layers * model.keys * (4 if held.dtype in ("float32", "tf32") else 3)
     cache = token * (block + count * SPARE_COLUMNS)
     scores = count * model.vocabulary * 40
@@ -322,8 +324,8 @@ def block_of_answers(
 
 
 def row_bytes(rows: Rows) -> float:
-    """What the rows themselves take in Python."""
-    return sum(ROW_IN_PYTHON + TOKEN_IN_PYTHON * row.whole for part in rows.values() for row in part)
+    """What a process keeps of the rows themselves, which are in files that it maps."""
+    return float(ROW_BYTES * sum(map(len, rows.values())))
 
 
 LOG_LINE = 210  # bytes of metrics.jsonl for one step
@@ -381,7 +383,7 @@ def log2_subsets(of: int, k: int) -> float:
 
 def signal_disk(rows: Sequence[Row], per_token: float, k: int, pair: bool, tokenizer: int) -> Disk:
     """A signal and its tokenizer; meanwhile every finished block in float32."""
-    tokens = sum(row.answer for row in rows)
+    tokens = totals(rows).answer
     keeps = per_token * tokens + ANSWER_HEAD * len(rows) + TOKENIZER_PACKED * tokenizer
     spooled = (13 * k + 24 if pair else 8 * k + 12) * tokens + ROW_JSON * len(rows)
     return Disk(int(keeps), int(spooled))
@@ -389,7 +391,7 @@ def signal_disk(rows: Sequence[Row], per_token: float, k: int, pair: bool, token
 
 def rollout_disk(rows: Sequence[Row], vocabulary: int) -> Disk:
     """Answers in Parquet; meanwhile blocks of JSON."""
-    tokens, answers = sum(row.whole for row in rows), sum(row.answer for row in rows)
+    tokens, answers = totals(rows).whole, totals(rows).answer
     of_token = TOKEN_JSON + math.log10(vocabulary)
     blocks = of_token * tokens + TOKEN_TEXT * answers + ROW_JSON * len(rows)
     return Disk(int(PARQUET + TOKEN_PARQUET * tokens), int(blocks))
@@ -397,7 +399,7 @@ def rollout_disk(rows: Sequence[Row], vocabulary: int) -> Disk:
 
 def start_logps_disk(rows: Sequence[Row]) -> Disk:
     """A float32 for every answer token and the key of every answer in Parquet; meanwhile the same in blocks."""
-    size = PARQUET + LOGP_PARQUET * sum(row.answer for row in rows) + KEY_PARQUET * len(rows)
+    size = PARQUET + LOGP_PARQUET * totals(rows).answer + KEY_PARQUET * len(rows)
     return Disk(int(size), int(size))
 
 

@@ -396,7 +396,7 @@ def plan_of(job: Job, spec: CaptureSpec) -> Blocks:
 def rows(node: Node, lengths: Lengths) -> Rows:
     """The answers that are captured."""
     if "rollouts" in node.inputs:
-        return {"rollout": [row.fitted(node.spec.max_length) for row in lengths.answers()[: node.spec.limit]]}
+        return {"rollout": lengths.answers()[: node.spec.limit].fitted(node.spec.max_length)}
     pairs = lengths.pairs("train")
     return {part: pairs[part] for part in node.spec.parts}
 

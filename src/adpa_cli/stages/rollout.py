@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from adpa_cli.disk import numbered, write_json
 from adpa_cli.engine.costs import Held, generating_memory, rollout_disk
-from adpa_cli.sizes import Disk, Memory, Row, Rows
+from adpa_cli.sizes import Disk, Memory, Rows, RowTable
 from adpa_cli.spec import Dtype, Quantise, Split, make, quantise
 from adpa_cli.stages import Job, Lengths, Load, Monitor, Node, Stage, stop_if_asked
 
@@ -135,9 +135,11 @@ def _blocks(job: Job, spec: RolloutSpec, tokenizer: Any) -> tuple[Any, Any]:
 
 def rows(node: Node, lengths: Lengths) -> Rows:
     """A row for each prompt, with an answer that is not written yet: as long as the chosen one, where it may be."""
-    spec, prompts = node.spec, lengths.prompts(node.spec.split)
-    longest = [min(r.answer, spec.max_new_tokens, max(1.0, spec.max_length - r.prompt)) for r in prompts]
-    return {"rollout": [Row(r.prompt, answer) for r, answer in zip(prompts, longest, strict=True)]}
+    import numpy as np
+
+    spec, asked = node.spec, lengths.prompts(node.spec.split)
+    room = np.maximum(1.0, spec.max_length - asked.prompts)
+    return {"rollout": RowTable(asked.prompts, np.minimum(np.minimum(asked.answers, spec.max_new_tokens), room))}
 
 
 def memory(node: Node, load: Load) -> Memory:

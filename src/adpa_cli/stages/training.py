@@ -12,7 +12,7 @@ from adpa_cli.disk import write_json
 from adpa_cli.engine import costs
 from adpa_cli.errors import DataError
 from adpa_cli.hub import External
-from adpa_cli.sizes import Disk, Memory, Row, Rows
+from adpa_cli.sizes import Disk, Memory, Rows
 from adpa_cli.spec import TrainSpec, make, tracker_names
 from adpa_cli.stages import Job, Lengths, Load, Monitor, Node, Stage, every
 
@@ -388,16 +388,15 @@ def rows(node: Node, lengths: Lengths) -> Rows:
     spec = node.spec
     if node.declared.reads == "dialogues":
         return {"chosen": lengths.dialogues()}
-    parts = dict(lengths.pairs("train"))
+    parts = lengths.pairs("train")
     if "rollouts" in node.inputs:
-        answers = lengths.answers()
-        mean = sum(row.answer for row in answers) / len(answers) if answers else None
-        parts["rollout"] = [Row(r.prompt, r.answer if mean is None else mean) for r in parts["chosen"]]
+        answers, chosen = lengths.answers(), parts["chosen"]
+        parts["rollout"] = chosen if not answers else chosen.answered(answers.totals.answer / len(answers))
     elif is_online(spec):  # guessed to be as long as the chosen ones
         parts["rollout"] = parts["chosen"]
     elif spec.source("rollout") != "rollout":
         parts["rollout"] = parts[spec.source("rollout")]
-    return parts
+    return dict(parts)
 
 
 def parts_of(spec: TrainSpec) -> tuple[str, ...]:
