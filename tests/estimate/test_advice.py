@@ -12,13 +12,12 @@ import pytest
 from adpa_cli import machine
 from adpa_cli.data.templates import TEMPLATES
 from adpa_cli.families import FAMILIES, Family
-from adpa_cli.sizes import ModelSize
 from adpa_cli.stages import every
 from adpa_cli.store.store import Store
 from support.cards import MEBIBYTES, store_beside_card, write_driver
 from support.cli_samples import Cli, write_rows
 from support.fake_hub import Hub, serve, use
-from support.sparse_models import remember_weights, weights_digest, write_sparse
+from support.sparse_models import LLAMA_70B, remember_weights, weights_digest, write_sparse
 
 WORDS = "every answer of these rows is longer than what is read of it, so that all of them are cut "
 QUESTION, ANSWER = WORDS * 20, WORDS * 50
@@ -26,10 +25,6 @@ PAIRS = [{"prompt": f"{n} {QUESTION}", "chosen": ANSWER, "rejected": f"no: {ANSW
 DIALOGUES = [{"prompt": f"{n} {QUESTION}", "completion": ANSWER} for n in range(16)]
 BASES = {f.alias: f for f in FAMILIES if not f.instruct and not f.student.startswith("builtin:")}
 PAPER = ("llama-3.2-1b", "danube3-500m", "danube2-1.8b", "llama-2-7b")
-LLAMA_70B = ModelSize(
-    parameters=70_553_706_496, hidden=8192, layers=80, inner=28672, keys=1024, width=8192, vocabulary=128_256,
-    tied=False,
-)  # fmt: skip
 RECIPE = "another recipe"
 LEAN = [
     "--runtime", "recompute=true", "--runtime", "offload=disk", "--tokens-per-device", "256",

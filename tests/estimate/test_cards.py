@@ -16,29 +16,36 @@ from adpa_cli.sizes import size_words
 from adpa_cli.stages.cache_teacher import CACHE_TEACHER
 from adpa_cli.stages.eval import EVAL
 from adpa_cli.stages.rollout import ROLLOUT
-from adpa_cli.stages.training import DISTILL, SFT
+from adpa_cli.stages.start_logps import START_LOGPS
+from adpa_cli.stages.training import DISTILL, DPO_TEACHER, SFT
 from adpa_cli.store.store import Store
 from support.cards import CARD, MEBIBYTES, RESERVED, room, store_beside_card, write_driver, write_torch
 from support.cli_samples import Cli, Ran, write_rows
 from support.fake_hub import Hub, serve, use
-from support.sparse_models import remember_weights, weights_digest, write_sparse
+from support.sparse_models import LLAMA_70B, remember_weights, weights_digest, write_sparse
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "howto" / "24gb-card.md"
 ROOM = room(24)
 WORDS = "every answer of these rows is longer than what is read of it, so that all of them are cut "
-ALIASES = {"llama-1b": "llama-3.2-1b", "tulu-dpo": "tulu-3-8b", "tulu-sft": "tulu-3-8b"}
+ALIASES = {"llama-1b": "llama-3.2-1b", "llama-8b": "llama-3.1-8b", "tulu-dpo": "tulu-3-8b", "tulu-sft": "tulu-3-8b"}
 QUESTION, ANSWER = WORDS * 20, WORDS * 50
 PAIRS = [{"prompt": f"{n} {QUESTION}", "chosen": ANSWER, "rejected": f"no: {ANSWER}"} for n in range(64)]
 DIALOGUES = [{"prompt": f"{n} {QUESTION}", "completion": ANSWER} for n in range(64)]
 REPOSITORIES = {
-    "llama-1b": "meta-llama/Llama-3.2-1B", "tulu-dpo": "allenai/Llama-3.1-Tulu-3-8B-DPO",
-    "tulu-sft": "allenai/Llama-3.1-Tulu-3-8B-SFT",
+    "llama-1b": "meta-llama/Llama-3.2-1B", "llama-8b": "meta-llama/Llama-3.1-8B",
+    "tulu-dpo": "allenai/Llama-3.1-Tulu-3-8B-DPO", "tulu-sft": "allenai/Llama-3.1-Tulu-3-8B-SFT",
+    "tulu-70b-dpo": "allenai/Llama-3.1-Tulu-3-70B-DPO", "tulu-70b-sft": "allenai/Llama-3.1-Tulu-3-70B-SFT",
 }  # fmt: skip
+MAKERS = (DISTILL.name, DPO_TEACHER.name)
+TOLD = (DPO_TEACHER.name, START_LOGPS.name, CACHE_TEACHER.name)
+"""Stages whose memory the page tells of models of one's own, or that are larger."""
+READY = "tulu-3-8b"
 
 
 def write_model(folder: Path) -> Path:
-    """One of the page's pair, or its student."""
-    return write_sparse(folder, ALIASES[folder.name], TEMPLATES["tulu"].text if "tulu" in folder.name else "")
+    """A model of the page."""
+    template = TEMPLATES["tulu"].text if "tulu" in folder.name else ""
+    return write_sparse(folder, ALIASES.get(folder.name, ""), template, LLAMA_70B if "70b" in folder.name else None)
 
 
 @pytest.fixture
@@ -50,7 +57,7 @@ def store(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
 @pytest.fixture
 def folders(store: Store, tmp_path: Path) -> dict[str, Path]:
     """The models of the page's pair, as folders of their real shapes."""
-    made = {name: write_model(tmp_path / name) for name in ALIASES}
+    made = {name: write_model(tmp_path / name) for name in ("llama-1b", "tulu-dpo", "tulu-sft")}
     for folder in made.values():
         remember_weights(folder, store.hash_cache)
     return made
@@ -73,16 +80,17 @@ def hub(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterat
 
 
 def page_commands() -> list[list[str]]:
-    """The words, after `adpa`, of every command that the page shows for the pair."""
+    """The words of every plan that the page shows, or that a command of it makes."""
     page = PAGE.read_text(encoding="utf-8").replace("\\\n", "")
-    shown = re.findall(r"^\$ (?:\S+=\S+ )?adpa (.*--student llama-3\.2-1b.*)$", page, re.MULTILINE)
-    return [shlex.split(words) for words in shown]
+    shown = [shlex.split(words) for words in re.findall(r"^\$ (?:\S+=\S+ )?adpa (.*)$", page, re.MULTILINE)]
+    plans = [["plan", *(word for word in words if word not in ("plan", "--fetch"))] for words in shown]
+    return [words for words in plans if words[1] in MAKERS]
 
 
 def page_options() -> list[str]:
     """What the first command of the page says beside the pair."""
     first = page_commands()[0]
-    return first[first.index("tulu-3-8b") + 1 :]
+    return first[first.index(READY) + 1 :]
 
 
 def planned_memory(ran: Ran) -> dict[str, int]:
@@ -104,11 +112,24 @@ def test_every_stage_of_the_page_s_first_command_fits(cli: Cli, hub: Hub) -> Non
     assert not any(path.endswith(".safetensors") for path in hub.bodies())
 
 
-def test_every_other_command_of_the_page_trains_as_the_first_does() -> None:
+def test_every_command_of_the_page_fits(cli: Cli, hub: Hub) -> None:
+    commands = page_commands()
+    assert len(commands) == 9
+    page = PAGE.read_text(encoding="utf-8")
+    for words in commands:
+        needed = planned_memory(cli(*words, "--json"))
+        assert max(needed.values()) <= ROOM, (words, needed)
+        if words[1] == DPO_TEACHER.name or "70B" in " ".join(words):
+            sizes = [f"{size / 1e9:.1f}" for stage, size in needed.items() if stage in TOLD]
+            assert all(size in page for size in sizes), (words, needed)
+
+
+def test_every_command_with_the_ready_pair_trains_as_the_first_does() -> None:
     options = " ".join(page_options())
     assert "weights=bfloat16" in options
-    assert [words for words in page_commands() if options not in " ".join(words)] == []
-    assert len(page_commands()) == 5
+    own = [" ".join(words) for words in page_commands() if READY in words]
+    assert len(own) == 5
+    assert [words for words in own if options not in words] == []
 
 
 def test_the_pair_in_folders_fits_with_rows_of_full_length(cli: Cli, folders: dict[str, Path], tmp_path: Path) -> None:

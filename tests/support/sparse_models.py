@@ -16,6 +16,11 @@ from support.model_folders import byte_level, write_tokenizer
 SPECIALS = (
     "<|begin_of_text|>", "<|end_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<end_of_turn>",
 )  # fmt: skip
+LLAMA_70B = ModelSize(
+    parameters=70_553_706_496, hidden=8192, layers=80, inner=28672, keys=1024, width=8192, vocabulary=128_256,
+    tied=False,
+)  # fmt: skip
+"""Llama-3.1-70B."""
 LONG_AGO = 1_700_000_000
 """When the weights were written, in Unix seconds: what is remembered of a younger file is not believed."""
 
