@@ -136,6 +136,10 @@ class TrainSpec:
             )
         if self.weights == "bfloat16":
             object.__setattr__(self, "dtype", "bfloat16")
+        if self.lora_alpha == 2 * self.rank:  # what means the same is one recipe
+            object.__setattr__(self, "lora_alpha", None)
+        ends = {end.strip() for end in self.lora_targets.split(",")}
+        object.__setattr__(self, "lora_targets", ",".join(sorted(ends)))
         if self.max_steps is not None:
             self.last_step(self.max_steps)
 
