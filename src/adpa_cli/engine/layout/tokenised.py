@@ -39,6 +39,7 @@ PAIR = ("chosen", "rejected")
 DIALOGUE = ("chosen",)
 ROLLOUT = ("rollout",)
 OTHER_PROMPT, MASK = "rejected_prompt", "chosen_mask"
+NONE = np.zeros(0, np.int32)
 MUCH_TEXT = 8_000_000
 """Bytes of text that take one core longer than other processes take to start."""
 AHEAD = 2
@@ -367,11 +368,16 @@ class Tokenise:
         both = fitted_pair(item, self.encoder, rules.max_length, rules.truncation, rules.name)
         if both is None:
             return None, None
-        row: dict[str, Any] = {"id": int(item.id, 16), "prompt": both[0].prompt}
-        row[OTHER_PROMPT] = both[1].prompt if both[1].prompt != both[0].prompt else ()
+        row: dict[str, Any] = {"id": int(item.id, 16), "prompt": np.array(both[0].prompt, np.int32)}
+        row[OTHER_PROMPT] = prompt = NONE
         for part, each in zip(PAIR, both, strict=True):
-            key = bytes.fromhex(token_hash(each.prompt, each.answer))
-            row |= {part: each.answer, f"{part}_hash": key, f"{part}_cut": each.cut_prompt + each.cut_answer > 0}
+            if each.prompt == both[0].prompt:
+                prompt = row["prompt"]
+            else:
+                row[OTHER_PROMPT] = prompt = np.array(each.prompt, np.int32)
+            row[part] = np.array(each.answer, np.int32)
+            row[f"{part}_hash"] = bytes.fromhex(token_hash(prompt, row[part]))
+            row[f"{part}_cut"] = each.cut_prompt + each.cut_answer > 0
         return row, both
 
     def _dialogue(self, item: Dialogue) -> tuple[dict[str, Any] | None, list[Encoded] | None]:
@@ -381,11 +387,12 @@ class Tokenise:
             return None, None
         ids, mask, lost = fitted
         lead = mask.index(True)
-        trained: list[int] = [] if all(mask[lead:]) else [int(each) for each in mask[lead:]]
+        prompt, answer = np.array(ids[:lead], np.int32), np.array(ids[lead:], np.int32)
         row = {
-            "id": int(item.id, 16), "prompt": ids[:lead], "chosen": ids[lead:], MASK: trained,
-            "chosen_hash": bytes.fromhex(token_hash(ids[:lead], ids[lead:])),
+            "id": int(item.id, 16), "prompt": prompt, "chosen": answer,
+            "chosen_hash": bytes.fromhex(token_hash(prompt, answer)),
             "chosen_cut": lost.cut_prompt + lost.cut_answer > 0,
+            MASK: NONE if all(mask[lead:]) else np.array(mask[lead:], np.uint8),
         }  # fmt: skip
         return row, [lost]
 
@@ -394,8 +401,16 @@ def record_batch(rows: Sequence[Mapping[str, Any]], fields: Any) -> Any:
     """Rows of a table with these columns as Arrow; lists that a row lacks are empty."""
     import pyarrow as pa
 
-    columns = [pa.array([row.get(field.name, ()) for row in rows], field.type) for field in fields]
-    return pa.record_batch(columns, schema=fields)
+    def column(field: Any) -> Any:
+        values = [row.get(field.name, ()) for row in rows]
+        if not pa.types.is_list(field.type):
+            return pa.array(values, field.type)
+        kind = field.type.value_type.to_pandas_dtype()
+        flat = np.concatenate([np.asarray(each, kind) for each in values]) if values else np.zeros(0, kind)
+        ends = np.cumsum([0, *map(len, values)], dtype=np.int32)
+        return pa.ListArray.from_arrays(pa.array(ends), pa.array(flat))
+
+    return pa.record_batch([column(field) for field in fields], schema=fields)
 
 
 _WORK: list[Tokenise] = []
