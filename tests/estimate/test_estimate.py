@@ -203,6 +203,8 @@ def test_layers_that_wait_are_on_the_device_one_at_a_time() -> None:
     fused = replace(SMALL, is_fused=True)
     assert memory.frozen(fused, held["disk"], card) == on_card["none"], "which is refused: all are read at once"
     assert memory.beside(fused, held["none"]) == 4 * 1000
+    assert memory.frozen(fused, held["none"], cpu) == 4 * 1000, "until they are held in two bytes"
+    assert memory.frozen(fused, memory.Held("bfloat16", "nf4"), card) > on_card["none"], "experts are not quantised"
 
 
 def test_recomputing_keeps_what_enters_a_layer_and_one_layer() -> None:

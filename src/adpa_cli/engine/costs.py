@@ -73,7 +73,7 @@ def online_memory(models: Sequence[ModelSize], rows: Rows, spec: Any, runtime: R
     student = models[0]
     micro = largest_micro_batch(rows, runtime.tokens_per_device, spec.batch_size)
     answers = micro * answer_share(rows)
-    weights = trained(student, spec, where) * 2
+    weights = 2 * trained(student, spec, where) - (trained_beside(student, spec, where) if spec.lora else 0)
     step = activations(student, micro, spec, runtime.recompute) * (1 + 1 / len(rows))
     step += head_training(student, answers, 1, spec, where.kind)
     new = spec.params["max_new_tokens"]
@@ -96,8 +96,12 @@ def trained(model: ModelSize, spec: Any, where: Where) -> float:
     each = 4.0 * size + copies + (size if where.processes > 1 else 0)
     if not spec.lora:
         return model.parameters * each
-    base = frozen(replace(model, adapter=0), Held(spec.dtype, spec.quantise), where)
-    return base + each * trained_part(model, spec).parameters
+    return trained_beside(model, spec, where) + each * trained_part(model, spec).parameters
+
+
+def trained_beside(model: ModelSize, spec: Any, where: Where) -> float:
+    """The frozen weights that low-rank matrices are trained beside; a critic has the same ones."""
+    return frozen(replace(model, adapter=0), Held(spec.dtype, spec.quantise), where)
 
 
 def trained_part(model: ModelSize, spec: Any) -> ModelSize:
@@ -251,7 +255,8 @@ def frozen(model: ModelSize, held: Held, where: Where) -> float:
     copies = 4 if wide == 4 and held.dtype != "float32" else 0
     if quantise := stored_in(model, held):
         copies += (4 if held.dtype == "float32" else 2) + (4 if quantise == "int8" else 0)
-    return layers + 4 * model.head + embedding + 4 * model.adapter + copies * model.hidden * model.inner
+    held_here = layers + 4 * model.head + embedding + 4 * model.adapter + copies * model.hidden * model.inner
+    return max(held_here, 4.0 * model.parameters if model.is_fused and where.kind == "cpu" else 0.0)
 
 
 def stored_in(model: ModelSize, held: Held) -> str | None:
@@ -260,8 +265,8 @@ def stored_in(model: ModelSize, held: Held) -> str | None:
 
 
 def products(model: ModelSize, held: Held) -> float:
-    """Bytes of the weights of a body."""
-    quantise = stored_in(model, held)
+    """Bytes of the weights of a body. Experts that are one tensor are not quantised, and they are nearly all of it."""
+    quantise = None if model.is_fused else stored_in(model, held)
     return model.body * (QUANTISED[quantise] if quantise else 4.0 if held.dtype == "float32" else 2.0)
 
 
