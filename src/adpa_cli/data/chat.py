@@ -73,6 +73,8 @@ class Encoder:
         ]
         self._marks = {name: GUARD + chr(ord(GUARD) + number) for number, name in enumerate([GUARD, *controls])}
         self._spelled = re.compile("|".join(map(re.escape, self._marks)))
+        self.controls = controls
+        """The special tokens, whose names stay text where people write them."""
         self._controls = re.compile("|".join(map(re.escape, controls)) or r"(?!)")
         self._header_ids = functools.lru_cache(64)(self._ids)  # of what most prompts end with
 

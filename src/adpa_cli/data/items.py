@@ -6,6 +6,7 @@ and writes them down. Nothing keeps the rows but the table.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import time
@@ -134,6 +135,11 @@ class Items(Sequence[Item], Generic[Item]):
             for low, high in runs(owners):
                 owner = int(owners[low])
                 yield from self.tables[owner].records(places[low:high] - starts[owner], columns)
+
+    @property
+    def digest(self) -> str:
+        """sha256 of their ids, and so of what they say."""
+        return hashlib.sha256(self.values("id").tobytes()).hexdigest()
 
     def values(self, column: str) -> NDArray[Any]:
         """[n] of a column of numbers."""

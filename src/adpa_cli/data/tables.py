@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from adpa_cli.disk import is_disk_full, sync_file
-from adpa_cli.errors import AdpaError
+from adpa_cli.errors import AdpaError, Stopped
 
 if TYPE_CHECKING:
     import numpy as np
@@ -55,6 +55,27 @@ def watched(items: Iterable[T], what: str, of: int = 0) -> Iterator[T]:
         if last % BATCH == 0:
             tell(what, last, of)
     tell(what, last, last)
+
+
+def heeding(stop: Callable[[], str | None], tell: Watch) -> Watch:
+    """One who tells what is done, and raises Stopped between two batches when `stop` names a signal."""
+
+    def watch(what: str, done: int, of: int) -> None:
+        tell(what, done, of)
+        if name := stop():
+            raise Stopped(name, f"stopped by {Stopped.words(name)} while {what}; what was finished before is kept")
+
+    return watch
+
+
+@contextlib.contextmanager
+def watching(watch: Watch) -> Iterator[None]:
+    """Let `watch` hear of the rows that are read and tokenised meanwhile."""
+    before = WATCH.set(watch)
+    try:
+        yield
+    finally:
+        WATCH.reset(before)
 
 
 def cache_folder() -> Path:

@@ -17,6 +17,7 @@ from adpa_cli.cli.console.progress import Screen
 from adpa_cli.cli.console.stopping import Stopping, stoppable
 from adpa_cli.cli.console.streams import GLOBALS, Output, confirm, ids_only, no_stdin, quiet_libraries, terminal_width
 from adpa_cli.cli.recipes.recorded import recorded_request
+from adpa_cli.data.tables import watching
 from adpa_cli.errors import AdpaError, Stopped, UsageError
 from adpa_cli.estimate.preflight import is_ordinary, refuse
 from adpa_cli.estimate.survey import Survey, survey
@@ -47,7 +48,8 @@ def console(store: Store, stop_after: float | None) -> Iterator[Console]:
     with ids_only() as output, stoppable(lambda: GLOBALS.again(store.root), stop_after) as stopping:
         # A program that reads errors as JSON is told nothing else.
         screen = Screen(GLOBALS.quiet or (GLOBALS.json and not sys.stderr.isatty()), output.is_pipe)
-        yield Console(screen, output, stopping)
+        with watching(screen.reading):
+            yield Console(screen, output, stopping)
 
 
 @contextlib.contextmanager

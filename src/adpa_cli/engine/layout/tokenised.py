@@ -7,7 +7,6 @@ so copies of the same rows share one.
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import os
 import signal
@@ -71,9 +70,8 @@ class Encoding:
 
     def made_from(self, items: Items[Any], parts: Sequence[str]) -> list[Any]:
         """All that decides what is in the table of some items."""
-        rows = hashlib.sha256(items.values("id").tobytes()).hexdigest()
         rules = [self.template.text, self.template.end, self.max_length, self.truncation, list(parts)]
-        return [rows, self.tokenizer.digest, *rules, code_digest(__file__)]
+        return [items.digest, self.tokenizer.digest, *rules, code_digest(__file__)]
 
 
 def fitted_pair(
