@@ -240,7 +240,7 @@ def test_without_the_library_it_says_what_to_install(tmp_path: Path, monkeypatch
     library.cache_clear()
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
     try:
-        with pytest.raises(AdpaError, match="needs bitsandbytes, which is not installed") as caught:
+        with pytest.raises(AdpaError, match="need bitsandbytes, which is not installed") as caught:
             load(tmp_path, quantise="nf4")
     finally:
         library.cache_clear()

@@ -23,6 +23,11 @@ def missing_peft() -> AdpaError:
     return AdpaError("adapters (lora) need peft, which is not installed", INSTALL)
 
 
+def missing_bitsandbytes() -> AdpaError:
+    """The error where bitsandbytes is not installed."""
+    return AdpaError("weights in few bits (quantise) need bitsandbytes, which is not installed", INSTALL)
+
+
 def chosen_layers(names: Sequence[str], targets: str) -> list[str]:
     """Those of the linear layers of a body that `targets` means by ends of names. Raises UsageError for one of none."""
     if targets == ALL_LINEAR:

@@ -10,8 +10,10 @@ from typing import Any
 from adpa_cli import stages
 from adpa_cli.data.chat import Encoder
 from adpa_cli.data.examples import Dialogue, Message, Pair, dialogue_of
+from adpa_cli.data.items import Items
 from adpa_cli.data.preferences import check_unused, ignored_words, left_out_words
 from adpa_cli.data.rendering import DAY, REASONING, answer_end, thinking_words
+from adpa_cli.data.tables import code_digest, table, watched
 from adpa_cli.data.templates import Template
 from adpa_cli.data.tokenizer import VARIED, Tokenizer, compare, different_cut
 from adpa_cli.errors import AdpaError, DataError, named_row
@@ -24,6 +26,7 @@ from adpa_cli.hub.externals import dialogues_of, pairs_of
 from adpa_cli.hub.model_folder import ModelFolder
 from adpa_cli.machine import OTHER_TORCH, Machine, card_words, torch_without_gpu
 from adpa_cli.planning.adapters import check_adapters
+from adpa_cli.planning.frozen_models import check_stored
 from adpa_cli.planning.lineage import folder_of
 from adpa_cli.sizes import size_words
 from adpa_cli.spec import TrainSpec
@@ -122,6 +125,7 @@ def plain_checks(nodes: Sequence[Node], store: Store, ignored: frozenset[str] = 
             if first("template", folder, node.spec.template, node.spec.end):
                 yield functools.partial(_template, folder, node)
         yield functools.partial(check_adapters, node, store)
+        yield functools.partial(check_stored, node, store)
         yield functools.partial(_lost_digits, node, store)
         teachers = [f for role, f in folders if role != "model"] + _teachers_behind(node, store)
         students = [f for role, f in folders if role == "model"] or teachers[:1]
@@ -295,26 +299,42 @@ def _first_rows(
     """What is fed of the first rows is what the template writes for them. Raises DataError where it is not."""
     encoder = _encoder(folder, template, end)
     read = dialogues_of if kind == "dialogues" else pairs_of
-    items: Sequence[Pair | Dialogue] = read(where, split, limit, skip_bad_rows, template).items
+    items: Items[Any] = read(where, split, limit, skip_bad_rows, template).items
     for item in items[:FIRST_ROWS]:
         with named_row(f"{name} row {item.row}"):
             encoder.dialogue(dialogue_of(item))
     return control_words(name, items, encoder) if is_first else ()
 
 
-def control_words(name: str, items: Sequence[Pair | Dialogue], encoder: Encoder) -> list[str]:
-    """What is said of rows with names of special tokens in what people wrote, and with reasoning that is not read."""
-    found = [names for item in items if (names := encoder.controls_in(_turns(item)))]
-    lost = sum(encoder.unwritten_reasoning(_turns(item)) for item in items)
+def control_words(name: str, items: Items[Any], encoder: Encoder) -> list[str]:
+    """What is said of rows with names of special tokens in what people wrote, and with reasoning that is not read.
+
+    The rows are looked through once for a template and its special tokens.
+    """
+    import pyarrow as pa
+
+    schema = pa.schema([("place", pa.int64())])
+
+    def fill(add: Callable[[Any], None]) -> dict[str, Any]:
+        places, first, lost = list[int](), "", 0
+        for place, item in enumerate(watched(items, f"looking for special tokens in {name}", len(items))):
+            lost += encoder.unwritten_reasoning(_turns(item))
+            if names := encoder.controls_in(_turns(item)):
+                places.append(place)
+                first = first or names[0]
+        add(pa.record_batch([pa.array(places, pa.int64())], schema=schema))
+        return {"first": first, "lost": lost}
+
+    made_from = [items.digest, encoder.template.text, encoder.controls, code_digest()]
+    found = table("words", made_from, schema, fill)
+    count, first, lost = len(found), found.about["first"], found.about["lost"]
     said = f"not used: {REASONING} of {lost:,} row{'s' * (lost != 1)} of {name}, which the chat template does not write"
     reasoning = [said] if lost else []
-    if not found:
+    if not count:
         return reasoning
-    rows = f"{len(found):,} row{'s' * (len(found) != 1)} of {name} name{'s' * (len(found) == 1)}"
-    rendered = (
-        ": if a template has written these texts already, give their turns" if 2 * len(found) > len(items) else ""
-    )
-    return [f"{rows} special tokens of the model, such as {found[0][0]}, which stay text{rendered}"]
+    rows = f"{count:,} row{'s' * (count != 1)} of {name} name{'s' * (count == 1)}"
+    rendered = ": if a template has written these texts already, give their turns" if 2 * count > len(items) else ""
+    return [f"{rows} special tokens of the model, such as {first}, which stay text{rendered}"]
 
 
 def _turns(item: Pair | Dialogue) -> Sequence[Message]:

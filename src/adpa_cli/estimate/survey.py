@@ -6,6 +6,7 @@ It is made once for a command. The screen, the question, the checks before the w
 from __future__ import annotations
 
 import contextlib
+import functools
 import gc
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -26,6 +27,7 @@ from adpa_cli.estimate.preflight import (
 from adpa_cli.hub import External
 from adpa_cli.hub import repository as hub
 from adpa_cli.machine import Machine
+from adpa_cli.planning.frozen_models import check_offload
 from adpa_cli.planning.lineage import hub_files
 from adpa_cli.planning.planner import Plan
 from adpa_cli.spec import Runtime
@@ -143,7 +145,8 @@ def survey(plan: Plan, store: Store, runtime: Runtime, machine: Machine | None =
             else Cost(node, existing[node.recipe.id])
             for node in nodes
         )
-        problems, remarks = run_checks(plain_checks([node for node in missing if is_here(node)], store, plan.ignored))
+        checks = plain_checks([node for node in missing if is_here(node)], store, plan.ignored)
+        problems, remarks = run_checks([*checks, functools.partial(check_offload, nodes, runtime)])
     slow = dict.fromkeys(text for cost in costs for text in waiting_words(cost))
     remarks = [*older_words(nodes, existing), *remarks, *slow]
     surveyed = Survey(plan, store, runtime, machine, costs, clock.basis)

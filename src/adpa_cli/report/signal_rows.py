@@ -339,7 +339,8 @@ def _measured(distances: dict[str, Any]) -> list[str]:
         method, end, _ = name.partition(COSINE)
         rows += [(value, "{:.6f}", f"cosine of {method.upper()}'s gradient with the full vocabulary's")] if end else []
     lines = [f"  {form.format(value):>12}  {words}" for value, form, words in rows if value is not None]
-    return [f"against the teacher, {size}; student: {distances['student']}", *lines]
+    whole = f" with whole weights, where the signal is of {distances['stored']} ones" if "stored" in distances else ""
+    return [f"against the teacher{whole}, {size}; student: {distances['student']}", *lines]
 
 
 def tsv(figures: dict[str, Any]) -> str:

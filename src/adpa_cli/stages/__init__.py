@@ -204,6 +204,11 @@ def compute(job: Job, monitor: Monitor, rank: int, processes: int) -> None:
         stage.compute(job, monitor, rank, processes)
 
 
+def stored_words(spec: Any) -> str:
+    """How a stage stores the weights that it reads, to stand behind the name of a model; "" where as they are held."""
+    return f" in {spec.quantise}" if spec.quantise else ""
+
+
 def _silent(step: int, of: int, numbers: Mapping[str, float]) -> None:
     """Shows nothing."""
 

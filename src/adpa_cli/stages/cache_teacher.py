@@ -20,7 +20,7 @@ from adpa_cli.disk import write_json
 from adpa_cli.engine.costs import TILES, TILES_OF_DRAWS, Held, scoring_in_turn, signal_bytes_per_token, signal_disk
 from adpa_cli.sizes import Disk, Memory, Rows
 from adpa_cli.spec import Dtype, Quantise, Truncation, make, noise_answers, quantise, truncation
-from adpa_cli.stages import Job, Lengths, Load, Monitor, Node, Stage, _noise, stop_if_asked, with_progress
+from adpa_cli.stages import Job, Lengths, Load, Monitor, Node, Stage, _noise, stop_if_asked, stored_words, with_progress
 from adpa_cli.stages._precision import fitting
 
 if TYPE_CHECKING:
@@ -334,11 +334,22 @@ def finish(job: Job) -> dict[str, Any]:
     metrics["say"] += chosen.pop("say", [])
     noise = _noise.metrics(job.folder, "advantage", spec.dtype, job.stage)
     metrics["say"] += noise.pop("say", [])
+    stored = {role: how for role in _roles(job) if (how := _stored(job, spec, role))}
+    if stored:
+        ways, whose = " and ".join(dict.fromkeys(stored.values())), "teacher" + "s" * (len(stored) > 1)
+        metrics |= {"stored": stored, "say": [*metrics["say"], f"weights of its {whose} stored as {ways}"]}
     if watch := [*metrics.pop("watch", []), *noise.pop("watch", [])]:
         metrics["watch"] = watch
     path = job.folder / TRUNCATION
     cut = json.loads(path.read_text()) if path.exists() else {}
     return {**metrics, **noise, **chosen, **_sharing(job), **cut, "bytes_per_token": size / facts.tokens}
+
+
+def _stored(job: Job, spec: CaptureSpec, role: str) -> str | None:
+    """How the weights of a teacher are stored while it is read: as asked for, or as its adapter was trained."""
+    from adpa_cli.hub.model_folder import ModelFolder
+
+    return ModelFolder.of(job.one(role).path).quantise or spec.quantise
 
 
 def signal_of(job: Job, spec: CaptureSpec, rows: Any) -> Any:
@@ -347,10 +358,12 @@ def signal_of(job: Job, spec: CaptureSpec, rows: Any) -> Any:
     from adpa_cli.signal.rows import SignalSpec
 
     step = spec.precision if auto_target(spec.precision) is None else 0.0
+    stored = _stored(job, spec, "aligned")
     return SignalSpec(
         k=int(rows.ids.shape[1]), vocab_size=ModelFolder.of(job.one("aligned").path).vocabulary, step=float(step),
         difference_step=spec.pair_precision or 0.0, teachers={role: job.one(role).content for role in _roles(job)},
-        dtype=spec.dtype, draws=spec.samples if spec.support == "sampled" else 0,
+        dtype=f"{spec.dtype}, weights in {stored}" if stored else spec.dtype,
+        draws=spec.samples if spec.support == "sampled" else 0,
     )  # fmt: skip
 
 
@@ -422,6 +435,7 @@ def memory(node: Node, load: Load) -> Memory:
 def what(node: Node) -> str:
     """Whose signal it is, and on which answers."""
     who = f"{node.about}+reference" if "reference" in node.inputs else node.about
+    who += stored_words(node.spec)
     if "rollouts" in node.inputs:
         return f"{who}, on rollouts {node.label_of('rollouts')}"
     return f"{who}, on {'+'.join(node.spec.parts)}"

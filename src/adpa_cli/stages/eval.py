@@ -19,7 +19,7 @@ from adpa_cli.engine.costs import scores_disk
 from adpa_cli.errors import AdpaError
 from adpa_cli.sizes import Disk, Rows
 from adpa_cli.spec import make
-from adpa_cli.stages import Job, Lengths, Load, Monitor, Node, Stage, _noise, with_progress
+from adpa_cli.stages import Job, Lengths, Load, Monitor, Node, Stage, _noise, stored_words, with_progress
 from adpa_cli.suites import EvalSpec
 
 if TYPE_CHECKING:
@@ -152,7 +152,7 @@ def what(node: Node) -> str:
     """Which suite measured whom, and with what the measured model was compared."""
     is_compared = "reference" in node.inputs and "aligned" not in node.inputs
     compared = f", reference {node.label_of('reference')}" if is_compared else ""
-    return f"{node.spec.suite} of {node.about}{compared}"
+    return f"{node.spec.suite} of {node.about}{stored_words(node.spec)}{compared}"
 
 
 EVAL = Stage(

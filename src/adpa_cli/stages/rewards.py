@@ -13,7 +13,7 @@ from adpa_cli.disk import write_json
 from adpa_cli.engine.costs import scores_disk
 from adpa_cli.sizes import Disk, Rows
 from adpa_cli.spec import Dtype, Quantise, make, noise_answers, quantise
-from adpa_cli.stages import Job, Lengths, Load, Monitor, Node, Stage, _noise, with_progress
+from adpa_cli.stages import Job, Lengths, Load, Monitor, Node, Stage, _noise, stored_words, with_progress
 
 PARTS = ("chosen", "rejected")
 TABLE = "rewards.json"
@@ -108,6 +108,7 @@ def disk(node: Node, load: Load) -> Disk:
 REWARDS = Stage(
     "rewards", 6, 1, RewardsSpec, "scoring", "rewards", compute, finish, rows, disk, one_process=True,
     flops=lambda node, load: _noise.flops(node, load, load.count),
-    what=lambda node: f"of pairs, by {node.label_of('reward_model')}", follows=("limit", "max_length"),
+    what=lambda node: f"of pairs, by {node.label_of('reward_model')}{stored_words(node.spec)}",
+    follows=("limit", "max_length"),
 )  # fmt: skip
 STAGES = (REWARDS,)

@@ -10,7 +10,7 @@ from adpa_cli.disk import numbered, write_json
 from adpa_cli.engine.costs import Held, generating_memory, rollout_disk
 from adpa_cli.sizes import Disk, Memory, Rows, RowTable
 from adpa_cli.spec import Dtype, Quantise, Split, make, quantise
-from adpa_cli.stages import Job, Lengths, Load, Monitor, Node, Stage, stop_if_asked
+from adpa_cli.stages import Job, Lengths, Load, Monitor, Node, Stage, stop_if_asked, stored_words
 
 
 @dataclass(frozen=True)
@@ -158,7 +158,7 @@ def disk(node: Node, load: Load) -> Disk:
 def what(node: Node) -> str:
     """Whose answers they are, how they are drawn, and to which prompts."""
     how = f"temperature {node.spec.temperature:g}" if node.spec.temperature else "greedy"
-    return f"by {node.label_of('model')}, {how}, {node.spec.split} prompts"
+    return f"by {node.label_of('model')}{stored_words(node.spec)}, {how}, {node.spec.split} prompts"
 
 
 def next_commands(name: str) -> list[str]:

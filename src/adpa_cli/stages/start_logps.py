@@ -15,7 +15,7 @@ from adpa_cli.engine.costs import start_logps_disk
 from adpa_cli.errors import AdpaError
 from adpa_cli.sizes import Disk, Rows
 from adpa_cli.spec import Quantise, TrainingDtype, Truncation, make, quantise, truncation
-from adpa_cli.stages import Job, Lengths, Load, Monitor, Node, Stage, with_progress
+from adpa_cli.stages import Job, Lengths, Load, Monitor, Node, Stage, stored_words, with_progress
 
 if TYPE_CHECKING:
     from adpa_cli.stages._logps_table import KeyedLogps, Logps
@@ -146,8 +146,13 @@ def disk(node: Node, load: Load) -> Disk:
     return start_logps_disk(load.flat)
 
 
+def what(node: Node) -> str:
+    """Which answers are scored, and under whom."""
+    return f"log-probs of {'+'.join(node.spec.parts)}, under {node.label_of('model')}{stored_words(node.spec)}"
+
+
 START_LOGPS = Stage(
     "start-logps", 7, 1, StartSpec, "scoring", "start log-probs", compute, finish, rows, disk,
-    what=lambda node: f"log-probs of {'+'.join(node.spec.parts)}, under {node.label_of('model')}",
+    what=what,
 )  # fmt: skip
 STAGES = (START_LOGPS,)
