@@ -141,15 +141,15 @@ def test_a_foreign_adapter_is_found_again_by_a_recipe(here: Cli, tmp_path: Path)
 @pytest.mark.parametrize(
     ("words", "said", "to_do"),
     [
-        (("--reference", "sft", "--set", "lora=8"), "lora=4, whose training goes on, and lora=8", "--set lora=4"),
-        (("--reference", "sft", "--set", "lora=4", "--set", "lora_alpha=3"), "lora_alpha=8", "--set lora_alpha=8"),
+        (("--reference", "sft", "--set", "lora=8"), "lora=4, whose training goes on, and lora=8", "dpo-teacher.lora=4"),
+        (("--reference", "sft", "--set", "lora=4", "--set", "lora_alpha=3"), "lora_alpha=8", "teacher.lora_alpha=8"),
         (
             ("--reference", "./foreign", "--set", "lora=4"),
-            f"is an adapter of the layers {TARGETS}", f"--set lora_targets={TARGETS}",
+            f"is an adapter of the layers {TARGETS}", f"dpo-teacher.lora_targets={TARGETS}",
         ),
         (
             ("--reference", "tiny", "--sft-data", "few.jsonl", "--set", "lora=4", "--set", "sft.lora=2"),
-            "is an adapter with lora=2", "--set lora=2",
+            "is an adapter with lora=2", "dpo-teacher.lora=2",
         ),
         (("--reference", "sft", "--set", "lora=4", "--set", "lora_targets=q_proj"), "of the layers", "leave lora out"),
     ],
