@@ -106,13 +106,19 @@ class Items(Sequence[Item], Generic[Item]):
     def __getitem__(self, number: slice) -> Items[Item]: ...
     def __getitem__(self, number: int | slice) -> Item | Items[Item]:
         if isinstance(number, slice):
-            return self.at(self.places[number])
-        (item,) = self.at(self.places[[number]])
-        return item
+            return Items(self.tables, self.places[number])
+        one: Items[Item] = Items(self.tables, self.places[[number]])
+        return next(iter(one))
 
-    def at(self, places: NDArray[np.int64]) -> Items[Item]:
-        """Those at some places of the tables."""
-        return Items(self.tables, places)
+    def at(self, numbers: NDArray[np.int64]) -> Items[Item]:
+        """Those of some numbers."""
+        return Items(self.tables, self.places[numbers])
+
+    def firsts(self, column: str) -> NDArray[np.int64]:
+        """The numbers of the first ones with each value of a column, ascending."""
+        import numpy as np
+
+        return np.sort(np.unique(self.values(column), return_index=True)[1])
 
     def __iter__(self) -> Iterator[Item]:
         return (item_of(*values) for values in self.records(TEXT))

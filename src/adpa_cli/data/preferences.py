@@ -239,10 +239,8 @@ def _without_repetitions(
     given: Items[Item], files: Sequence[FileItems], notes: list[str], purpose: Purpose
 ) -> Loaded[Item]:
     """The items of one side, each id once, so that an id is a key; DataError when none are left."""
-    import numpy as np
 
-    firsts = np.unique(given.values("id"), return_index=True)[1]
-    kept = given if len(firsts) == len(given) else given.at(given.places[np.sort(firsts)])
+    kept = given.at(given.firsts("id"))
     dropped = {**_total(file.bad for file in files), **_total(file.passed for file in files)}
     if not len(kept):
         rows = sum(file.rows for file in files)

@@ -220,10 +220,9 @@ def pair_rows(reading: Reading, tokenizer: TokenizerFolder, template: tuple[str,
         tokenizer.path, template, _sampled(question, int(starts[-1]), int(asked.sum())),
         _sampled(answer, 2 * len(items), int(chosen.sum() + rejected.sum())),
     )  # fmt: skip
-    firsts = np.sort(np.unique(items.values("key"), return_index=True)[1])
     prompts = ruler.prompts(asked, turns).astype(np.float32)
     both = [RowTable(prompts, ruler.answers(size, 1).astype(np.float32)) for size in (chosen, rejected)]
-    return PairRows(both[0], both[1], firsts)
+    return PairRows(both[0], both[1], items.firsts("key"))
 
 
 @functools.lru_cache(maxsize=16)

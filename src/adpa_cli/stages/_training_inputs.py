@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from adpa_cli import methods
+from adpa_cli.data.items import Items
 from adpa_cli.data.preferences import Pair
 from adpa_cli.errors import DataError
 from adpa_cli.hub.externals import dialogues_of, pairs_of
@@ -83,8 +84,7 @@ def gather(job: Job, spec: TrainSpec, method: Method, params: Any, encoder: Any,
     def keys(asks: Callable[[Need], object]) -> dict[str, Iterable[AnswerKey]]:
         return {spec.source(need.part): examples.parts[need.part].answer_keys() for need in needs if asks(need)}
 
-    asked = pairs.items.at(pairs.items.places[kept])
-    online = _online(job, spec, params, encoder, asked) if len(needs) < len(wanted) else None
+    online = _online(job, spec, params, encoder, pairs.items.at(kept)) if len(needs) < len(wanted) else None
     rewards = read_rewards(job.one("rewards").path) if any(need.reward for need in needs) else {}
     signal_of = _signals(job, keys(lambda need: need.signal), method)
     start_of = _start_of(job, keys(lambda need: need.start))
@@ -114,14 +114,14 @@ def _nothing_left(job: Job, spec: TrainSpec, cut: Cut) -> DataError:
     return cut.nothing_left(data, every()[job.stage].reads, spec.max_length, job.stage)
 
 
-def _online(job: Job, spec: TrainSpec, params: Any, encoder: Any, pairs: Sequence[Pair]) -> Any:
+def _online(job: Job, spec: TrainSpec, params: Any, encoder: Any, pairs: Items[Pair]) -> Any:
     """The prompts of `pairs`, and the models that judge the answers which the student draws for them."""
     from adpa_cli.engine.generation.sampling import Decoding, Sampling
-    from adpa_cli.engine.layout.examples import end_ids, fitted_prompt
+    from adpa_cli.engine.layout.examples import end_ids, prompts_for
     from adpa_cli.engine.training.online import Sources
 
     label = job.one("data").label
-    prompts = {p.id: fitted_prompt(p, encoder, spec, params.max_new_tokens, label, job.stage) for p in pairs}
+    prompts = prompts_for(pairs, pairs.values("id"), encoder, spec, params.max_new_tokens, label, job.stage)
     taught = spec.teachers_dtype or spec.dtype
     dtypes: dict[str, Dtype] = {"start": spec.dtype}  # which the student is compared with
     stored: dict[str, Quantise | None] = {"start": spec.quantise}

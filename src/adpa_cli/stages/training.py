@@ -167,6 +167,8 @@ def finish(job: Job) -> dict[str, Any]:
     metrics["memory"] = {"estimate": job.hints.get("memory"), **metrics["memory"]}
     spec, update = make(TrainSpec, job.spec), metrics.get("update", {})
     say = [f"its products see {_share(update['seen'][COMPUTED])} of the update"] if update and _rounds(spec) else []
+    if spec.lora:
+        say.append(f"{metrics['trained']:,} parameters trained beside {metrics['parameters'] - metrics['trained']:,}")
     watch = [*unequal_gradients(metrics.get("gradients", {})), *lost_update(update, job.stage, spec)]
     if job.spec.get("select") == "best":
         chosen = metrics["selection"]
@@ -219,8 +221,9 @@ def _update(job: Job, spec: TrainSpec, model: Any, before: Mapping[str, Any]) ->
     from adpa_cli.engine.update import adapter_update, folder_pairs, measured_update
 
     if spec.lora:
-        return {"update": adapter_update(model, before)}
-    found = measured_update(folder_pairs(job.one("model").path, job.folder))
+        found = adapter_update(model, before)
+    else:
+        found = measured_update(folder_pairs(job.one("model").path, job.folder))
     if found:
         found["seen"][COMPUTED] = found["seen"]["bfloat16"] if _rounds(spec) else 1.0
     return {"update": found} if found else {}
@@ -343,10 +346,9 @@ def reward_selection(job: Job, spec: TrainSpec, encoder: Encoder) -> Any:
     source = job.one("data")
     longest = spec.judged_tokens or spec.max_length
     pairs = pairs_of(source.where, "test", spec.limit, spec.skip_bad_rows, spec.template).items
-    asked = {ex.rollout_id(pair): pair for pair in reversed(pairs)}
-    prompts = {
-        name: ex.fitted_prompt(pair, encoder, spec, longest, source.label, job.stage) for name, pair in asked.items()
-    }
+    firsts = pairs.at(pairs.firsts("key"))
+    asked = {ex.rollout_id(pair): pair for pair in firsts}
+    prompts = ex.prompts_for(firsts, firsts.values("key"), encoder, spec, longest, source.label, job.stage)
 
     def rewards(answers: Mapping[str, Sequence[int]]) -> list[float]:
         dialogues = [(asked[name].prompt, encoder.decode(ids)) for name, ids in answers.items()]

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, overload
 
 import numpy as np
+from numpy.typing import NDArray
 
-from adpa_cli.data.chat import Encoded, Encoder, fit, fit_answers
+from adpa_cli.data.chat import Encoded, Encoder, fit_answers
 from adpa_cli.data.examples import prompt_key
+from adpa_cli.data.items import Items
 from adpa_cli.data.preferences import Dialogue, Message, Pair
 from adpa_cli.data.tables import BATCH, Table, code_digest, table, watched
 from adpa_cli.data.templates import Template
@@ -24,10 +27,12 @@ from adpa_cli.engine.layout.tokenised import (
     Answers,
     Encoding,
     Examples,
+    Prompts,
     dialogues_table,
     fitted_dialogue,
     fitted_pair,
     pairs_table,
+    prompts_table,
     record_batch,
     schema,
 )
@@ -39,13 +44,15 @@ from adpa_cli.hub.model_folder import ModelFolder
 from adpa_cli.signal.rows import AnswerKey, token_hash
 from adpa_cli.spec import Truncation
 
-__all__ = ["Answer", "Answers", "Cut", "Example", "Examples", "TokenSequence"]
+__all__ = ["Answer", "Answers", "Cut", "Example", "Examples", "Prompts", "TokenSequence"]
 
 Reading = tuple[tuple[str, ...], str, int | None, bool, str]
 """What `pairs_of` takes: where data are, the side, how many rows, whether bad ones are left out, and the template."""
 ROWS = "rows-00000.parquet"
 FIRST_ROWS = 8
 """By which it is seen whose tokens some answers are."""
+GROUP = 1 << 20
+"""Rows of a group in a file of rollouts."""
 LEAST_ROOM = 64  # tokens kept for an answer to a prompt that fills the context
 
 
@@ -180,24 +187,16 @@ def pair_examples(spec: Any, source: Located, split: str, folder: Path) -> Seque
     return Examples({part: answers.of(part) for part in PAIR}, answers.chosen.ids)
 
 
-def fitted_prompt(
-    pair: Pair, encoder: Encoder, spec: Any, max_new_tokens: int, label: str, stage: str
-) -> tuple[int, ...]:
-    """The ids of a prompt that is to be answered: cut only where no answer would fit beside it.
-
-    Raises DataError, naming the row of the data `label`, where even then none does.
-    """
-    room = [encoder.end_id] * min(LEAST_ROOM, max_new_tokens, spec.max_length // 2)
-    where = f"{label} row {pair.row}, prompt"
-    with named_row(where):
-        ids = encoder.prompt(pair.prompt)
-    fitted = fit(ids, room, spec.max_length, bos_id=encoder.bos_id, where=where)
-    if len(fitted.prompt) >= spec.max_length:
-        raise DataError(
-            f"{where}: leaves no answer to generate in {spec.max_length} tokens",
-            f"--set {stage}.max_length={2 * spec.max_length}",
-        )
-    return fitted.prompt
+def prompts_for(
+    items: Items[Pair], names: NDArray[np.uint64], encoder: Encoder, spec: Any, max_new_tokens: int, label: str,
+    stage: str,
+) -> Prompts:  # fmt: skip
+    """The prompts of some pairs, which are to be answered, by their `names` [n]: tokenised once for all, and cut only
+    where no answer would fit beside them. Raises DataError, naming the row of the data `label`, where even then none
+    does."""
+    room = min(LEAST_ROOM, max_new_tokens, spec.max_length // 2)
+    rules = Encoding(encoder.tokenizer, encoder.template, spec.max_length, "pair", label, room, stage)
+    return Prompts(prompts_table(items, rules), names)
 
 
 def rollout_answers(rollouts: Rollouts) -> Answers:
@@ -246,19 +245,25 @@ def rollout_id(pair: Pair) -> str:
     return prompt_key(pair)[:16]
 
 
-def write_rollouts(path: Path, rows: Sequence[Rollout]) -> None:
-    """Write rollouts as one Parquet file."""
+def write_rollouts(path: Path, rows: Iterable[Rollout]) -> None:
+    """Write rollouts as one Parquet file, of which a group of rows is in memory."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     ids = pa.list_(pa.int32())
-    schema = pa.schema([
+    columns = pa.schema([
         ("id", pa.string()), ("prompt", pa.string()), ("prompt_ids", ids), ("answer_ids", ids),
         ("text", pa.string()), ("cut", pa.bool_()),
     ])  # fmt: skip
-    prompts = [json.dumps([_turn(turn) for turn in row.prompt], ensure_ascii=False) for row in rows]
-    records = [{**vars(row), "prompt": prompt} for row, prompt in zip(rows, prompts, strict=True)]
-    pq.write_table(pa.Table.from_pylist(records, schema=schema), path, compression="zstd")
+    written = iter(rows)
+    batches = iter(lambda: [_written(row) for row in itertools.islice(written, BATCH)], [])
+    with pq.ParquetWriter(path, columns, compression="zstd") as out:
+        while group := [record_batch(batch, columns) for batch in itertools.islice(batches, GROUP // BATCH)]:
+            out.write_table(pa.Table.from_batches(group).combine_chunks())
+
+
+def _written(row: Rollout) -> dict[str, Any]:
+    return {**vars(row), "prompt": json.dumps([_turn(turn) for turn in row.prompt], ensure_ascii=False)}
 
 
 def _turn(turn: Message) -> dict[str, str]:
@@ -274,14 +279,25 @@ def read_rollouts(folder: Path) -> Rollouts:
     stat = path.stat()
     made_from = [str(path.resolve()), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
 
-    def fill(add: Callable[[Any], None]) -> dict[str, Any]:
+    def read() -> Iterator[Rollout]:
         with pq.ParquetFile(path) as file:
             for batch in file.iter_batches(BATCH):
-                rows = [Rollout(**{**row, "prompt": _turns(row["prompt"])}) for row in batch.to_pylist()]
-                add(_rollout_batch([_rollout_row(row, row.prompt_ids, row.answer_ids) for row in rows]))
+                yield from (Rollout(**{**row, "prompt": _turns(row["prompt"])}) for row in batch.to_pylist())
+
+    return rollouts_table(read(), made_from)
+
+
+def rollouts_table(rows: Iterable[Rollout], made_from: Any = None) -> Rollouts:
+    """Rollouts in a mapped table; `made_from` tells where they come from."""
+
+    def fill(add: Callable[[Any], None]) -> dict[str, Any]:
+        given = (_rollout_row(row, row.prompt_ids, row.answer_ids) for row in rows)
+        for batch in iter(lambda: list(itertools.islice(given, BATCH)), []):
+            add(_rollout_batch(batch))
         return {}
 
-    return Rollouts(table("rollouts", [*made_from, code_digest(__file__)], _rollout_schema(), fill), made_from)
+    name = made_from and [*made_from, code_digest(__file__)]
+    return Rollouts(table("rollouts", name, _rollout_schema(), fill), made_from)
 
 
 def _turns(text: str) -> tuple[Message, ...]:

@@ -60,17 +60,20 @@ def schema(parts: Sequence[str]) -> Any:
 
 @dataclass(frozen=True)
 class Encoding:
-    """How items become token ids. `name` is what errors call the data."""
+    """How items become token ids. `name` is what errors call the data; `room` the tokens that a prompt which `stage`
+    answers must leave."""
 
     tokenizer: Tokenizer
     template: Template
     max_length: int
     truncation: Truncation
     name: str
+    room: int = 0
+    stage: str = ""
 
     def made_from(self, items: Items[Any], parts: Sequence[str]) -> list[Any]:
         """All that decides what is in the table of some items."""
-        rules = [self.template.text, self.template.end, self.max_length, self.truncation, list(parts)]
+        rules = [self.template.text, self.template.end, self.max_length, self.truncation, self.room, list(parts)]
         return [items.digest, self.tokenizer.digest, *rules, code_digest(__file__)]
 
 
@@ -107,6 +110,20 @@ def fitted_dialogue(
     kept, answer, cut = fitted
     lost = cut if mask[-1] and not (answer[-1] and kept[-1] == ids[-1]) else 0
     return kept, answer, Encoded((), (), cut - lost, lost)
+
+
+def fitted_prompt(pair: Pair, encoder: Encoder, rules: Encoding) -> tuple[int, ...]:
+    """The ids of a prompt that is to be answered. Raises DataError where no answer fits beside it."""
+    where = f"{rules.name} row {pair.row}, prompt"
+    with named_row(where):
+        ids = encoder.prompt(pair.prompt)
+    fitted = fit(ids, [encoder.end_id] * rules.room, rules.max_length, bos_id=encoder.bos_id, where=where)
+    if len(fitted.prompt) >= rules.max_length:
+        raise DataError(
+            f"{where}: leaves no answer to generate in {rules.max_length} tokens",
+            f"--set {rules.stage}.max_length={2 * rules.max_length}",
+        )
+    return fitted.prompt
 
 
 class Answers(Sequence[Answer]):
@@ -267,6 +284,40 @@ class Examples(Sequence[Example]):
         return sum(answers.trained for answers in self.parts.values())
 
 
+class Prompts(Mapping[str, tuple[int, ...]]):
+    """The token ids of prompts by their names, which are `names` [n] as 16 hex digits: row n of a table has name n."""
+
+    def __init__(self, held: Table, names: NDArray[np.uint64]) -> None:
+        self.table, self.names = held, names
+        self._order = names.argsort(kind="stable")
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __iter__(self) -> Iterator[str]:
+        return map(_hex, self.names)
+
+    def __getitem__(self, name: str) -> tuple[int, ...]:
+        number = np.uint64(int(name, 16))
+        place = int(np.searchsorted(self.names, number, sorter=self._order))
+        if place == len(self) or self.names[self._order[place]] != number:
+            raise KeyError(name)
+        return self._ids(int(self._order[place]))
+
+    def _ids(self, row: int) -> tuple[int, ...]:
+        batch, at = self.table.place(row)
+        return tuple(batch.list("prompt", at).tolist())
+
+    @property
+    def lengths(self) -> NDArray[np.int32]:
+        """[n] tokens of each."""
+        return self.table.lengths("prompt")
+
+    def at(self, numbers: NDArray[np.int64]) -> list[tuple[str, tuple[int, ...]]]:
+        """(name, token ids) of those of some numbers."""
+        return [(_hex(self.names[number]), self._ids(int(number))) for number in numbers]
+
+
 def _hex(id_: Any) -> str:
     return f"{int(id_):016x}"
 
@@ -304,6 +355,11 @@ def pairs_table(items: Items[Pair], encoding: Encoding) -> tuple[Table, Cut]:
 def dialogues_table(items: Items[Dialogue], encoding: Encoding) -> tuple[Table, Cut]:
     """Every dialogue that fits, as an answer to what stands before its first one. Raises DataError."""
     return _tokenised(items, DIALOGUE, encoding)
+
+
+def prompts_table(items: Items[Pair], encoding: Encoding) -> Table:
+    """The prompt of every pair, as it is asked. Raises DataError as `fitted_prompt`."""
+    return _tokenised(items, (), encoding)[0]
 
 
 def _tokenised(items: Items[Any], parts: Sequence[str], encoding: Encoding) -> tuple[Table, Cut]:
@@ -356,9 +412,15 @@ class Tokenise:
 
     def __call__(self, records: Iterable[tuple[Any, ...]]) -> tuple[Any, Cut]:
         items = [item_of(*record) for record in records]
-        made = [self._pair(item) if isinstance(item, Pair) else self._dialogue(item) for item in items]
+        made = [self._row(item) for item in items]
         rows = [row for row, _ in made if row is not None]
         return record_batch(rows, schema(self.parts)), Cut.of([lost for _, lost in made])
+
+    def _row(self, item: Any) -> tuple[dict[str, Any] | None, list[Encoded] | None]:
+        if not self.parts:
+            prompt = fitted_prompt(item, self.encoder, self.encoding)
+            return {"id": int(item.id, 16), "prompt": prompt}, [Encoded((), ())]
+        return self._pair(item) if isinstance(item, Pair) else self._dialogue(item)
 
     def _pair(self, item: Pair) -> tuple[dict[str, Any] | None, list[Encoded] | None]:
         """A row of the table with what was cut of it; None for a pair that is left out."""
