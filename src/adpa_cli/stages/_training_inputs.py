@@ -21,7 +21,7 @@ from adpa_cli.signal.shard import SignalReader
 from adpa_cli.spec import Dtype, Quantise, TrainSpec
 from adpa_cli.stages import Job, Monitor, every
 from adpa_cli.stages._logps_table import StartLogps
-from adpa_cli.stages.rewards import read_rewards
+from adpa_cli.stages.rewards import Rewards
 
 if TYPE_CHECKING:
     from adpa_cli.engine.layout.examples import Answers, Cut, Examples
@@ -85,7 +85,7 @@ def gather(job: Job, spec: TrainSpec, method: Method, params: Any, encoder: Any,
         return {spec.source(need.part): examples.parts[need.part].answer_keys() for need in needs if asks(need)}
 
     online = _online(job, spec, params, encoder, pairs.items.at(kept)) if len(needs) < len(wanted) else None
-    rewards = read_rewards(job.one("rewards").path) if any(need.reward for need in needs) else {}
+    rewards = Rewards(job.one("rewards").path) if any(need.reward for need in needs) else {}
     signal_of = _signals(job, keys(lambda need: need.signal), method)
     start_of = _start_of(job, keys(lambda need: need.start))
     return Data(examples, signal_of, (*pairs.notes, *said), online, rewards, start_of, cut.numbers())
