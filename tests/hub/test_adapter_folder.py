@@ -215,6 +215,14 @@ def of_another_kind(adapter: Path) -> None:
     change(adapter / "adapter_config.json", peft_type="IA3")
 
 
+def another_way(adapter: Path) -> None:
+    change(adapter / "adapter_config.json", trainable_token_indices=[5])
+
+
+def another_start(adapter: Path) -> None:
+    change(adapter / "adapter_config.json", init_lora_weights="pissa_niter_4")
+
+
 def as_pickle(adapter: Path) -> None:
     (adapter / "adapter_model.safetensors").rename(adapter / "adapter_model.bin")
 
@@ -262,6 +270,8 @@ def other_layers(adapter: Path) -> None:
         (of_another_kind, "of the kind IA3, and only LoRA is read", "merge_and_unload"),
         (as_pickle, "adapter without adapter_model.safetensors (only adapter_model.bin)", "save_pretrained"),
         (as_gguf, "adapter without adapter_model.safetensors (only adapter.gguf)", "save_pretrained"),
+        (another_way, "uses trainable_token_indices, which is not read here", "merge_and_unload"),
+        (another_start, "init_lora_weights=pissa_niter_4, which changes the base as well", "merge_and_unload"),
         (without_rank, "does not tell its rank and scale: r is None", "again"),
         (no_json, "adapter_config.json is no JSON", "again"),
         (cut_off, "adapter_model.safetensors ends early", "again"),

@@ -47,20 +47,6 @@ NAME = "default"
 PREFIX = "base_model.model."
 """What stands before the names of tensors in a folder of peft."""
 LAYERS = (nn.Linear, Conv1D)
-MERGE = "merge it with peft: PeftModel.from_pretrained(BASE, FOLDER).merge_and_unload().save_pretrained('MERGED')"
-READ = (
-    "r", "lora_alpha", "target_modules", "exclude_modules", "fan_in_fan_out", "use_rslora", "rank_pattern",
-    "alpha_pattern", "layers_to_transform", "layers_pattern", "use_dora", "lora_bias", "task_type",
-)  # fmt: skip
-"""What adapter_config.json says of how an adapter computes."""
-UNREAD = {
-    "peft_type", "auto_mapping", "base_model_name_or_path", "revision", "inference_mode", "peft_version",
-    "lora_dropout", "bias", "modules_to_save", "init_lora_weights", "eva_config", "loftq_config", "corda_config",
-    "lora_ga_config", "qalora_group_size", "megatron_core", "velora_config",
-}  # fmt: skip
-"""What it says of where an adapter comes from, of its training, and of tensors that are in its file as they are."""
-CHANGES_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
-"""Ways to begin that take from the weights of the base what they put into the adapter."""
 
 
 @dataclass(frozen=True)
@@ -211,7 +197,7 @@ def attach_adapter(
 
     Raises AdpaError for one that does not fit the model, that is damaged, or that computes in a way which is not read.
     """
-    settings, tensors = _settings(adapter), _tensors(adapter)
+    settings, tensors = adapter.settings, _tensors(adapter)
     if settings.get("use_dora") and any(isinstance(module, QuantisedLinear) for module in body.modules()):
         raise AdpaError(
             f"the adapter {adapter.path} is a DoRA, which reads the weights of its base, and these are quantised",
@@ -251,21 +237,6 @@ def stored_as(adapter: AdapterFolder, asked: Quantise | None) -> Quantise | None
             f"--set STAGE.quantise={adapter.quantise}, or leave it out",
         )
     return adapter.quantise or asked
-
-
-def _settings(adapter: AdapterFolder) -> dict[str, Any]:
-    """How an adapter computes, as peft's configuration takes it. Raises AdpaError where that cannot be done beside
-    frozen weights."""
-    said, usual = adapter.config, vars(peft().LoraConfig())
-    begin = str(said.get("init_lora_weights") or "").lower()
-    if begin.startswith(CHANGES_THE_BASE):
-        raise AdpaError(
-            f"the adapter {adapter.path} began with init_lora_weights={begin}, which changes the base as well", MERGE
-        )
-    given = {key for key, value in said.items() if value and value != usual.get(key)}
-    if other := sorted(given - {*READ, *UNREAD}):
-        raise AdpaError(f"the adapter {adapter.path} uses {', '.join(other)}, which is not read here", MERGE)
-    return {key: said[key] for key in READ if said.get(key) is not None}
 
 
 def _tensors(adapter: AdapterFolder) -> dict[str, Tensor]:

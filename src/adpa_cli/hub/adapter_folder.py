@@ -23,6 +23,7 @@ from adpa_cli.store import manifest as manifests
 from adpa_cli.store.identity import (
     ADAPTER,
     ADAPTER_BASE,
+    ADAPTER_SETTINGS,
     HashCache,
     adapter_config,
     adapter_digest,
@@ -36,6 +37,16 @@ from adpa_cli.store.identity import (
 from adpa_cli.store.store import MARKER, Store
 
 REVISION = "main"
+UNREAD = {
+    "peft_type", "task_type", "auto_mapping", "base_model_name_or_path", "revision", "inference_mode", "peft_version",
+    "lora_dropout", "bias", "modules_to_save", "init_lora_weights", "eva_config", "loftq_config", "corda_config",
+    "lora_ga_config", "qalora_group_size", "megatron_core", "velora_config",
+}  # fmt: skip
+"""What adapter_config.json says of where an adapter comes from, of its training, and of tensors that are in its file as
+they are."""
+CHANGES_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
+"""Ways to begin that take from the weights of the base what they put into the adapter."""
+MERGE = "merge it with peft: PeftModel.from_pretrained(BASE, FOLDER).merge_and_unload().save_pretrained('MERGED')"
 
 
 @dataclass(frozen=True)
@@ -72,6 +83,21 @@ class AdapterFolder:
         """The ends of the names of the layers that have them, sorted, or the one pattern that these names match."""
         said = self.config.get("target_modules") or ()
         return (said,) if isinstance(said, str) else tuple(sorted(map(str, said)))
+
+    @cached_property
+    def settings(self) -> Mapping[str, Any]:
+        """How it computes, as peft's configuration takes it. Raises DataError where that cannot be done beside frozen
+        weights, or is not known here."""
+        begin = str(self.config.get("init_lora_weights") or "").lower()
+        if begin.startswith(CHANGES_THE_BASE):
+            raise DataError(
+                f"the adapter {self.path} began with init_lora_weights={begin}, which changes the base as well", MERGE
+            )
+        given = {key for key, value in self.config.items() if value}
+        if other := sorted(given - {*ADAPTER_SETTINGS, *UNREAD}):
+            raise DataError(f"the adapter {self.path} uses {', '.join(other)}, which is not read here", MERGE)
+        read = (*ADAPTER_SETTINGS, "task_type")
+        return {key: self.config[key] for key in read if self.config.get(key) is not None}
 
     @property
     def quantise(self) -> Quantise | None:

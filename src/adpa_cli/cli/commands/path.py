@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from adpa_cli.cli.commands import Command
 from adpa_cli.cli.console import options as opt
 from adpa_cli.cli.console.streams import GLOBALS, artifacts, out, say
 from adpa_cli.errors import AdpaError
+
+if TYPE_CHECKING:
+    from adpa_cli.store.manifest import Manifest
 
 
 def path(ref: Annotated[str, opt.argument("REF", "An artifact or tag; - reads stdin.")]) -> None:
@@ -23,17 +26,20 @@ def path(ref: Annotated[str, opt.argument("REF", "An artifact or tag; - reads st
     folders = [store.folder(manifest.ref) for manifest in manifests]
     for folder, manifest in zip(folders, manifests, strict=True):
         if not GLOBALS.quiet:
-            say("".join(f"{line}\n" for line in remarks(folder, manifest.ref)))
+            say("".join(f"{line}\n" for line in remarks(folder, manifest)))
     paths = [str(folder) for folder in folders]
     out(lambda: "\n".join(paths), lambda: "\n".join(paths), lambda: paths)
 
 
-def remarks(folder: Path, name: str) -> Sequence[str]:
-    """What is said of a folder that other programs may take for a whole model."""
+def remarks(folder: Path, manifest: Manifest) -> Sequence[str]:
+    """What is said of a folder that other programs may take for a whole model; how one is served only of language
+    models."""
     from adpa_cli.report.adapter import usage
+    from adpa_cli.stages import product_of
 
     try:
-        return usage(folder, name)
+        said = usage(folder, manifest.ref)
+        return said if product_of(manifest.stage) == "model" else said[:1]
     except AdpaError as error:
         return f"watch  {error.message}", f"try: {error.hint}"
 
