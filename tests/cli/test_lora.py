@@ -85,6 +85,9 @@ def test_every_stage_of_a_pipeline_trains_an_adapter(method: str, here: Cli) -> 
         assert 0 < manifest.metrics["trained"] < manifest.metrics["parameters"] / 2
         assert set(manifest.metrics["update"]["seen"].values()) == {1.0}
         assert manifest.metrics["update"]["rms"] > 0
+        page = here("show", manifest.ref)
+        assert page.code == 0
+        assert "parameters trained beside" in page.out
         assert not [text for text in manifest.metrics.get("watch", ()) if "bfloat16" in text]
         with torch.no_grad():
             ours: Any = load(folder)

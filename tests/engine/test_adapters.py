@@ -40,6 +40,7 @@ from adpa_cli.engine.adapters import (
 )
 from adpa_cli.engine.arithmetic import computing
 from adpa_cli.engine.layerwise import load_layerwise
+from adpa_cli.engine.lora import check_lora
 from adpa_cli.engine.models import SCALAR_HEAD, body_of, load, load_checked, save
 from adpa_cli.engine.rewards.reward_model import sequence_rewards
 from adpa_cli.engine.training.adapted import load_adapted
@@ -541,6 +542,16 @@ def test_a_training_goes_on_with_the_adapter_that_it_starts_from(base: Path, tmp
         assert "merge it and train all weights" in caught.value.hint
     same = spec(lora=4, lora_targets="down_proj,gate_proj,up_proj,q_proj,k_proj,v_proj,o_proj")
     assert has_adapter(load_adapted(folder, same, "cpu")), "the same layers in other words"
+
+
+def test_experts_that_are_no_linear_layers_are_said_to_be_left_out(tmp_path: Path) -> None:
+    for name in ("mixtral", "qwen2 moe"):
+        folder = base_folder(tmp_path / name, name)
+        assert check_lora(spec(lora=4), folder) == (
+            f"lora leaves the experts of {name} as they are: they are no linear layers",
+        )
+        assert not [path for path in adapter_layers(adapted(folder)) if ".experts" in path]
+    assert check_lora(spec(lora=4), base_folder(tmp_path / "llama")) == ()
 
 
 def test_a_reward_model_is_an_adapter_with_its_head(base: Path, tmp_path: Path) -> None:

@@ -57,29 +57,33 @@ def check_rank(rank: int, name: str, shape: Sequence[int]) -> None:
         )
 
 
-def check_lora(spec: TrainSpec, folder: Path) -> None:
+def check_lora(spec: TrainSpec, folder: Path) -> tuple[str, ...]:
     """Raise AdpaError where the low-rank matrices of a spec cannot be put beside the model of a folder, or where they
-    are not those of the adapter that is there already, whose training would go on.
+    are not those of the adapter that is there already, whose training would go on; what is worth saying otherwise.
 
     What a folder without weights does not tell is seen when the model is loaded.
     """
-    if not spec.lora:
-        return
     if importlib.util.find_spec("peft") is None:
         raise missing_peft()
-    adapter = AdapterFolder.of(folder)
-    layers = _linear_layers(ModelFolder.of(folder).shapes)
+    adapter, shapes = AdapterFolder.of(folder), ModelFolder.of(folder).shapes
+    layers = _linear_layers(shapes)
     if adapter is not None:
         check_same(spec, adapter.rank, adapter.alpha, _targets_of(adapter), adapter.quantise, str(folder), list(layers))
     elif layers:
         for name in chosen_layers(list(layers), spec.lora_targets):
             check_rank(spec.rank, name, layers[name])
+    has_experts = any(_is_expert(name, shape) for name, shape in shapes.items())
+    return (f"lora leaves the experts of {folder.name} as they are: they are no linear layers",) if has_experts else ()
+
+
+def _is_expert(name: str, shape: Sequence[int]) -> bool:
+    return _EXPERT.search(name) is not None or len(shape) > 2
 
 
 def _linear_layers(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
     """The linear layers of a body with their shapes, by the names of its weights; none for one with experts, which are
     other tensors in files than in models."""
-    if any(_EXPERT.search(name) or len(shape) > 2 for name, shape in shapes.items()):
+    if any(_is_expert(name, shape) for name, shape in shapes.items()):
         return {}
     return {
         name.removesuffix(".weight"): shape for name, shape in shapes.items()

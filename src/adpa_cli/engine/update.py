@@ -144,7 +144,7 @@ def measured_update(pairs: Iterable[Pair], ways: Mapping[str, Way] = NEAREST) ->
 @torch.no_grad()
 def adapter_update(model: nn.Module, before: Mapping[str, Tensor]) -> dict[str, Any]:
     """The change of an adapter from the low-rank matrices `before`, by name, as `measured_update` tells of weights: of
-    the layers that it is beside, and products see all of it, for it is not rounded to their weights."""
+    the layers that it is beside. Products see all of it, for it is rounded to no weight."""
     change = size = 0.0
     for name, layer in adapter_layers(model).items():
         down, up = (f"{name}.{part}.{NAME}.weight" for part in ("lora_A", "lora_B"))
@@ -152,8 +152,8 @@ def adapter_update(model: nn.Module, before: Mapping[str, Tensor]) -> dict[str, 
         moved = torch.linalg.vector_norm(now - before[up] @ before[down])
         change += float(layer.scaling[NAME] * moved) ** 2
         size += float(torch.linalg.vector_norm(_weight(layer.base_layer))) ** 2
-    whole = dict.fromkeys(NEAREST, 1.0)
-    return {"rms": (change / size) ** 0.5 if size else 0.0, "seen": whole, "differ": whole}
+    rms = (change / size) ** 0.5 if size else 0.0
+    return {"rms": rms, "seen": dict.fromkeys(NEAREST, 1.0), "differ": {}}
 
 
 def _weight(layer: Any) -> Tensor:

@@ -21,26 +21,28 @@ from adpa_cli.store.store import Store
 def check_adapters(node: Node, store: Store) -> tuple[str, ...]:
     """Raise AdpaError where low-rank matrices that a stage is to train cannot be put beside the model that it starts
     from, where it would have to go on with an adapter of another kind, or where it asks for weights of a base that are
-    stored otherwise than in the adapter's training; and where peft is missing. There are no remarks."""
+    stored otherwise than in the adapter's training; and where peft is missing. Remarks otherwise."""
+    said: list[str] = []
     for role, item in node.flat_inputs():
         if role not in MODEL_ROLES or (isinstance(item, External) and not item.is_open):
             continue
         try:
-            _check(node, role, item, store)
+            said += _check(node, role, item, store)
         except AdpaError as error:
             error.hint = error.hint.replace("--set STAGE.", f"--set {node.stage}.")
             raise
-    return ()
+    return tuple(said)
 
 
-def _check(node: Node, role: str, item: Input, store: Store) -> None:
+def _check(node: Node, role: str, item: Input, store: Store) -> tuple[str, ...]:
     spec = node.spec
-    if not isinstance(spec, TrainSpec) or role != "model":
-        _check_stored(node.stage, getattr(spec, "quantise", None), item, store)
-    elif spec.lora:
-        _check_training(spec, item, store)
-    else:
+    if isinstance(spec, TrainSpec) and role == "model" and spec.lora:
+        return _check_training(spec, item, store)
+    if isinstance(spec, TrainSpec) and role == "model":
         adapter_of(item, store)
+    else:
+        _check_stored(node.stage, getattr(spec, "quantise", None), item, store)
+    return ()
 
 
 def adapter_of(item: Input, store: Store) -> TrainSpec | AdapterFolder | None:
@@ -53,13 +55,13 @@ def adapter_of(item: Input, store: Store) -> TrainSpec | AdapterFolder | None:
     return found
 
 
-def _check_training(spec: TrainSpec, start: Input, store: Store) -> None:
+def _check_training(spec: TrainSpec, start: Input, store: Store) -> tuple[str, ...]:
     made = adapter_of(start, store)
     if isinstance(made, TrainSpec):
         check_same(spec, made.rank, made.alpha, made.lora_targets, made.quantise, start.label, ())
-        return
+        return ()
     folder = folder_of(start, store)
-    check_lora(spec, folder if made else _whole(folder))
+    return check_lora(spec, folder if made else _whole(folder))
 
 
 def _whole(folder: Path) -> Path:
