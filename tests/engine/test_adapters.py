@@ -39,6 +39,8 @@ from adpa_cli.engine.adapters import (
     write_adapter,
 )
 from adpa_cli.engine.arithmetic import computing
+from adpa_cli.engine.generation.generate import generate_block
+from adpa_cli.engine.generation.sampling import Decoding, Sampling
 from adpa_cli.engine.layerwise import load_layerwise
 from adpa_cli.engine.lora import check_lora
 from adpa_cli.engine.models import SCALAR_HEAD, body_of, load, load_checked, save
@@ -51,7 +53,7 @@ from adpa_cli.errors import AdpaError, UsageError
 from adpa_cli.spec import Dtype, Runtime
 from adpa_cli.store.identity import model_digest
 from support.model_folders import byte_level, write_vision_language
-from support.tiny_models import TEMPLATE, VOCABULARY, tiny_llama, tiny_tokenizer
+from support.tiny_models import END, PAD, TEMPLATE, VOCABULARY, tiny_llama, tiny_tokenizer
 from support.tuned_models import ARCHITECTURES, IDS, check_equal, computed, made, spec
 
 EXPERTS: dict[str, Any] = {
@@ -400,6 +402,19 @@ def test_the_base_is_held_and_the_adapter_computes_in_float32(
     )
     if dtype != "bfloat16":
         torch.testing.assert_close(out, given.float() @ layer.lora_A[NAME].weight.T, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "tf32"])
+def test_answers_are_those_of_the_merged_model(dtype: Dtype, base: Path, tmp_path: Path) -> None:
+    folder = written(base, tmp_path / "adapter")
+    save(load(folder, train=True), tiny_tokenizer(), tmp_path / "merged", TEMPLATE, "<end>")
+    decoding = Decoding(Sampling(0.0, 1.0, 8), (END,), PAD, 64, dtype)
+    prompts = [[5, 9, 30], [7, 12, 8, 6], [20, 11]]
+    answers = [
+        [answer.ids for answer in generate_block(load(path, dtype=dtype), prompts, ["a", "b", "c"], decoding)]
+        for path in (folder, tmp_path / "merged", base)
+    ]
+    assert answers[0] == answers[1] != answers[2]
 
 
 def test_layers_on_quantised_weights_are_read_as_they_were_trained(base: Path, tmp_path: Path) -> None:
