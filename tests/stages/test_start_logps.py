@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import re
 from collections.abc import Sequence
 from dataclasses import replace
@@ -16,10 +17,11 @@ from adpa_cli.engine.layout import examples as ex
 from adpa_cli.engine.layout.examples import Answer, PairAnswers
 from adpa_cli.errors import AdpaError, Corrupt, Stopped
 from adpa_cli.hub import Located
+from adpa_cli.signal import answer_index
 from adpa_cli.signal.rows import AnswerKey, token_hash
 from adpa_cli.spec import hashed
-from adpa_cli.stages import Job, Monitor, start_logps
-from adpa_cli.stages._logps_table import TABLE, StartLogps
+from adpa_cli.stages import Job, Monitor, _logps_table, start_logps
+from adpa_cli.stages._logps_table import TABLE, StartLogps, write
 from adpa_cli.stages.start_logps import StartSpec
 from support.answers import mapped
 from support.tiny_models import VOCABULARY, tiny_llama
@@ -129,6 +131,34 @@ def test_the_cut_is_of_the_budget_and_the_numbers_are_not(job: Job, tmp_path: Pa
     assert tables[0].keys() == tables[1].keys()
     for key, logps in tables[0].items():
         assert logps == pytest.approx(tables[1][key], abs=1e-5)
+
+
+@pytest.mark.parametrize("bits", [64, 2])
+def test_a_table_in_groups_is_looked_up_like_a_dict(bits: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where names have few bits of hash, which many then share."""
+    whole = answer_index.name_hash
+    monkeypatch.setattr(answer_index, "name_hash", lambda *name: whole(*name) >> (64 - bits))
+    draw = np.random.default_rng(0)
+    rows = {
+        AnswerKey(f"row-{number}", part, f"{number:032x}"): draw.normal(size=draw.integers(1, 9)).astype(np.float32)
+        for number in range(100)
+        for part in ("chosen", "rejected")
+    }
+    write(tmp_path / TABLE, iter(rows.items()))
+    one = (tmp_path / TABLE).read_bytes()
+    monkeypatch.setattr(_logps_table, "GROUP_TOKENS", 50)
+    write(tmp_path / TABLE, iter(rows.items()))
+    assert pq.ParquetFile(tmp_path / TABLE).num_row_groups > 10
+    assert pq.read_table(tmp_path / TABLE) == pq.read_table(io.BytesIO(one))
+    known = StartLogps(Located("artifact", "artifact:a", "start-logps/a", (str(tmp_path),)))
+    known.check(rows)
+    assert len(known) == len(rows)
+    assert {name: logps.tolist() for name, logps in known.items()} == {
+        (key.example_id, key.part): logps.tolist() for key, logps in rows.items()
+    }
+    with pytest.raises(AdpaError, match="is not among its 100 examples"):
+        known.check([*rows, AnswerKey("row-100", "chosen", "")])
+    assert ("row-0", "rollout") not in known
 
 
 def source_of(job: Job) -> Located:

@@ -66,7 +66,6 @@ def _groups(rows: Iterable[KeyedLogps]) -> Iterator[Any]:
 
 def read(path: Path) -> list[KeyedLogps]:
     """All rows of `write`. Raises what pyarrow raises for a damaged file."""
-
     table = pq.read_table(path, page_checksum_verification=True).combine_chunks()
     logps = table.column("logps").combine_chunks()
     flat, ends = logps.values.to_numpy(), logps.offsets.to_numpy()
