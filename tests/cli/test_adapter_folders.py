@@ -27,6 +27,12 @@ from support.peft_folders import write_adapter
 
 LENGTH = ("--set", "max_length=128")
 TRAIN = ("--max-steps", "2", *LENGTH, "--lr", "0.001", "-y")
+CONVERTER = """
+import pathlib, sys
+folder, _, out, _, outtype = sys.argv[1:]
+names = {"config.json", "model.safetensors", "adapter_config.json"} & {p.name for p in pathlib.Path(folder).iterdir()}
+pathlib.Path(out).write_text(f"{sorted(names)} {outtype}")
+"""
 TARGETS = "down_proj,q_proj,v_proj"
 
 
@@ -260,6 +266,10 @@ def test_a_merged_export_takes_every_dtype_and_says_what_it_keeps(here: Cli, tmp
     assert "rank 4" in card
     assert here("export", "dpo", "ollama", "--to", "ollama").code == 0
     assert (tmp_path / "ollama" / "model.safetensors").exists()
+    (tmp_path / "convert.py").write_text(CONVERTER)
+    assert here("export", "dpo", "gguf", "--to", "gguf", "--converter", "convert.py").code == 0
+    (made,) = (tmp_path / "gguf").glob("*.gguf")
+    assert made.read_text() == "['config.json', 'model.safetensors'] auto"
 
 
 def test_merging_into_the_weights_that_were_quantised_is_measured(here: Cli, tmp_path: Path) -> None:

@@ -357,6 +357,18 @@ def test_a_base_without_a_revision_is_the_one_that_the_cache_has_for_main(
     assert {file.commit for file in again.files} == {commit}
 
 
+def test_a_hub_base_of_which_only_small_files_are_here_is_missing(
+    served: Hub, tmp_path: Path, adapter: Path, base: Path
+) -> None:
+    change(adapter / "adapter_base.json", content=f"model:{model_digest(base)}")
+    names = Externals(Store.find(tmp_path / "store", create=True))
+    names.hub_model("org/base")
+    change(adapter / "adapter_config.json", revision=served.repos["org/base"].commit)
+    with pytest.raises(NotFound, match="org/base, is not on this machine") as caught:
+        _ = of(adapter).base
+    assert f"hf download org/base --revision {served.repos['org/base'].commit}" in caught.value.hint
+
+
 def fetch(model: Any, names: Externals) -> None:
     from adpa_cli.hub.repository import fetch
 
