@@ -225,10 +225,13 @@ def contents(store: Path) -> dict[str, dict[str, str]]:
 
 
 @pytest.mark.slow
-def test_a_killed_training_ends_with_the_same_bytes(cli: Cli, place: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("more", [(), ("--set", "quantise=nf4", "--set", "sft.quantise=nf4")])
+def test_a_killed_training_ends_with_the_same_bytes(
+    more: tuple[str, ...], cli: Cli, place: Path, tmp_path: Path
+) -> None:
     words = ["distill", "--method", "dpo", "--student", "tiny", "--data", str(place / "pairs"), "--no-eval", *LORA,
              "--set", "sft.limit=40", "--set", "sft.batch_size=4", "--epochs", "3", "--batch-size", "4", "--select",
-             "best"]  # fmt: skip
+             "best", *more]  # fmt: skip
     killed, whole = tmp_path / "killed", tmp_path / "whole"
     ref = cli("--store", killed, *words, "-n").rows[-1][4]
     child = subprocess.Popen(
