@@ -17,6 +17,7 @@ from adpa_cli.estimate.cost import Cost, disk_of, with_adapter
 from adpa_cli.families import READY_PAIRS
 from adpa_cli.machine import BOUNDLESS, Machine
 from adpa_cli.planning.adapters import check_adapters
+from adpa_cli.planning.frozen_models import check_stored
 from adpa_cli.sizes import Where, size_words
 from adpa_cli.spec import Runtime
 from adpa_cli.stages import MODEL_ROLES, Input, Load, Node
@@ -112,11 +113,12 @@ class Room:
     def needs(self, node: Node, load: Load, change: Change) -> tuple[int, bool]:
         """The bytes that a stage would take on the device, and whether it then fits on the machine.
 
-        A change under which the stage would be refused for other reasons takes more than there is.
+        A change under which the stage would be refused for another reason takes more than there is.
         """
         node, load = self.load_of(node, load, change)
         try:
             check_adapters(node, self.store)
+            check_stored(node, self.store)
         except UsageError:
             if change.settings:
                 return BOUNDLESS, False
