@@ -299,7 +299,7 @@ def _made(folder: Path, schema: Any, fill: Fill, place: Path | None = None) -> T
     if place is not None:
         with contextlib.suppress(OSError):  # where it is by now, without locks
             os.rename(folder, place)
-            _remove_unused(place.parent)
+            remove_unused()
     return made
 
 
@@ -318,10 +318,12 @@ def _alone(place: Path) -> Iterator[None]:
             path.unlink(missing_ok=True)
 
 
-def _remove_unused(folder: Path) -> None:
-    """Remove what nobody opened lately."""
-    oldest = time.time() - UNUSED_DAYS * 86400
-    for path in folder.iterdir():
+def remove_unused(days: float = UNUSED_DAYS) -> int:
+    """Remove the tables that nobody opened in so many days; returns their bytes."""
+    oldest, freed = time.time() - days * 86400, 0
+    for path in cache_folder().glob("*/*"):
         with contextlib.suppress(OSError):
             if path.stat().st_mtime < oldest:
+                freed += sum(file.stat().st_size for file in path.rglob("*"))
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
+    return freed
