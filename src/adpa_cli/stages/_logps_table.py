@@ -27,8 +27,8 @@ Logps = NDArray[np.float32]
 KeyedLogps = tuple[AnswerKey, Logps]
 TABLE = "logps.parquet"
 NAMES = ("example_id", "part", "tokens")
-GROUP_TOKENS = 1 << 22
-"""Tokens of a group of rows of the table: it is written and read a group at a time."""
+GROUP_TOKENS, GROUP_ROWS = 1 << 21, 1 << 13
+"""Of a group of rows of the table, which ends with the first of the two: it is written and read a group at a time."""
 MEANING = "nats, under the full softmax, of every token of the answer, its end token included"
 
 
@@ -43,7 +43,7 @@ def write(path: Path, rows: Iterable[KeyedLogps]) -> None:
 
 
 def _groups(rows: Iterable[KeyedLogps]) -> Iterator[Any]:
-    """The rows as tables, each of GROUP_TOKENS tokens or little more."""
+    """The rows as tables, each of GROUP_ROWS rows, or of GROUP_TOKENS tokens or little more."""
     waiting: list[KeyedLogps] = []
     tokens = 0
 
@@ -57,7 +57,7 @@ def _groups(rows: Iterable[KeyedLogps]) -> Iterator[Any]:
     for row in rows:
         waiting.append(row)
         tokens += len(row[1])
-        if tokens >= GROUP_TOKENS:
+        if tokens >= GROUP_TOKENS or len(waiting) == GROUP_ROWS:
             yield group()
             waiting, tokens = [], 0
     if waiting:
