@@ -39,7 +39,7 @@ PROMPT = ANSWER = 300
 CUT, BLOCK_TOKENS = 24, 16384
 """Tokens that rows are cut to for the model, and those of a block of uncut rows."""
 WORDS, VOCABULARY, PIECES, PIECE = 20_000, 8_192, 3_000, 100
-K, STEPS, FEW = 2, 2, 4
+K, STEPS, FEW, PACED = 2, 2, 4, 4000
 MANY = 10_000_000
 TEMPLATE = (
     "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}<|end|>{% endfor %}"
@@ -245,7 +245,7 @@ def measure(rows: int) -> dict[str, Any]:
         folder = Path(name)
         os.environ["ADPA_CACHE"] = str(folder / "cache")
         pieces = make_model(folder / "model")
-        paced = paces(folder, pieces, min(rows, 5000))
+        paced = paces(folder, pieces, PACED)
         return {**growth(folder, pieces, rows), **paced, **dict(step_rows_times())}
 
 
