@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from adpa_cli.signal.rows import AnswerKey
 
 SIDES: tuple[Literal["left"], Literal["right"]] = ("left", "right")
-CHUNK = 1 << 16
+CHUNK = 1 << 12
 """Keys that are looked for at a time."""
 
 
