@@ -739,20 +739,24 @@ def watched(words: list[str], root: Path) -> tuple[int, int]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("which", ["tiny", "12M"])
+@pytest.mark.parametrize("which", ["tiny", "12M", "12M lora"])
 def test_disk_and_memory_of_a_training(which: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     words = ["--model", "tiny", "--limit", "300"]
     given = UserSettings({"max_steps": 3, "batch_size": 4}, limit=300)
     model = "tiny"
     data: tuple[str, ...] = ()
-    if which == "12M":
+    if which != "tiny":
         model = str(model_of_12m(tmp_path / "model"))
         text = " ".join(f"w{n % 32}" for n in range(200))
         rows = [{"prompt": f"{text} w{i}", "chosen": f"w{i} {text}", "rejected": "w1"} for i in range(9)]
         data = (str(write_rows(tmp_path / "rows.jsonl", rows)),)
         words = ["--model", model, "--data", *data, "--set", "max_length=512", "--set", "dtype=float32"]
-        given = UserSettings({"max_steps": 3, "batch_size": 4, "max_length": 512, "dtype": FLOAT32})
+        settings = {"max_steps": 3, "batch_size": 4, "max_length": 512, "dtype": FLOAT32}
+        if which == "12M lora":
+            words += ["--set", "lora=8"]
+            settings["lora"] = 8
+        given = UserSettings(settings)
     store = Store.find(tmp_path / "s", create=True)
     plan = plan_sft(Names(store), given, model, data)
     found = survey(plan, store, Runtime(), MACHINE)
@@ -766,5 +770,5 @@ def test_disk_and_memory_of_a_training(which: str, tmp_path: Path, monkeypatch: 
     assert manifest is not None
     assert found.keeps == pytest.approx(manifest.size, rel=0.1)
     assert found.memory == pytest.approx(resident, rel=0.25)
-    if which == "12M":
+    if which != "tiny":
         assert found.peak == pytest.approx(fullest - before, rel=0.1)

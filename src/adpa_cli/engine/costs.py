@@ -34,6 +34,9 @@ from adpa_cli.sizes import (
 from adpa_cli.spec import ALL_LINEAR, Runtime
 
 SECOND_MODEL = 50_000_000  # of loading another model after the first
+PEFT = 55_000_000  # of importing peft
+LORA_RETAINED = 2.0
+"""What a CPU's allocator keeps besides of what low-rank matrices make and free between tensors of the same size."""
 QUANTISED: Mapping[str, float] = {"nf4": 0.5625, "int8": 1.002}
 """Bytes of a quantised weight, with the scales of its block or row."""
 COMING: Mapping[str, float] = {"cpu": 25e9, "disk": 2e9}
@@ -64,7 +67,14 @@ def training_memory(model: ModelSize, rows: Rows, spec: Any, runtime: Runtime, i
     micro = largest_micro_batch(rows, runtime.tokens_per_device, spec.batch_size)
     answers = micro * answer_share(rows)
     work = activations(model, micro, spec, runtime.recompute) + head_training(model, answers, ids, spec, where.kind)
-    return where.total(trained(model, spec, where), work, row_bytes(rows), loading(model, spec))
+    if spec.lora and where.kind == "cpu":
+        work *= LORA_RETAINED
+    return where.total(trained(model, spec, where), work, row_bytes(rows) + _library(spec), loading(model, spec))
+
+
+def _library(spec: Any) -> int:
+    """What a training imports besides."""
+    return PEFT if spec.lora else 0
 
 
 def online_memory(models: Sequence[ModelSize], rows: Rows, spec: Any, runtime: Runtime, where: Where) -> Memory:
@@ -85,7 +95,8 @@ def online_memory(models: Sequence[ModelSize], rows: Rows, spec: Any, runtime: R
         for m in models
     )
     left = SECOND_MODEL if where.kind == "cpu" else 0
-    return where.total(weights + left, max(step, drawing, reading), row_bytes(rows), loading(student, spec))
+    rest = row_bytes(rows) + _library(spec)
+    return where.total(weights + left, max(step, drawing, reading), rest, loading(student, spec))
 
 
 def trained(model: ModelSize, spec: Any, where: Where) -> float:
