@@ -39,7 +39,7 @@ from adpa_cli.data.tables import table
 from adpa_cli.engine.layout.examples import Answer, Answers, answers_for
 from adpa_cli.engine.layout.micro_batches import cut_blocks
 from adpa_cli.engine.layout.shared_prompt import answer_rows, states
-from adpa_cli.engine.layout.tokenised import PAIR, record_batch, schema
+from adpa_cli.engine.layout.tokenised import PAIR, rows_batch, schema
 from adpa_cli.engine.models import body_and_head, load
 from adpa_cli.hub import Located
 from adpa_cli.planning.chat_templates import NO_CHOICE, template_in
@@ -89,7 +89,7 @@ def held(rows: list[Answer]) -> Answers:
     ]  # fmt: skip
 
     def fill(add: Callable[[Any], None]) -> dict[str, Any]:
-        add(record_batch(made, schema(PAIR)))
+        add(rows_batch(made, schema(PAIR)))
         return {}
 
     return Answers(table("answers", None, schema(PAIR), fill), PAIR)

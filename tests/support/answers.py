@@ -8,7 +8,7 @@ import pyarrow as pa
 
 from adpa_cli.data.tables import table
 from adpa_cli.engine.layout.examples import Answer, Answers, Cut, PairAnswers
-from adpa_cli.engine.layout.tokenised import PAIR, record_batch, schema
+from adpa_cli.engine.layout.tokenised import PAIR, rows_batch, schema
 from adpa_cli.signal.rows import AnswerKey, token_hash
 
 
@@ -25,7 +25,7 @@ def mapped(chosen: Sequence[Answer], rejected: Sequence[Answer]) -> PairAnswers:
          **{f"{answer.key.part}_cut": answer.cut for answer in (good, bad)}}
         for good, bad in zip(chosen, rejected, strict=True)
     ]  # fmt: skip
-    batch: pa.RecordBatch = record_batch(rows, schema(PAIR))
+    batch: pa.RecordBatch = rows_batch(rows, schema(PAIR))
 
     def fill(add: Callable[[pa.RecordBatch], None]) -> dict[str, int]:
         add(batch)

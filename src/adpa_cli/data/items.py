@@ -36,7 +36,7 @@ from adpa_cli.data.examples import (
 from adpa_cli.data.repeated import Numbered
 from adpa_cli.data.shapes import DIALOGUES, PAIRS, Prepare, Recorded, Sides, detect
 from adpa_cli.data.sources import Source, read_part
-from adpa_cli.data.tables import BATCH, Table, code_digest, runs, table, watched
+from adpa_cli.data.tables import BATCH, Table, code_digest, record_batch, runs, table, watched
 from adpa_cli.data.unknown import unknown_shape
 from adpa_cli.errors import DataError
 
@@ -233,6 +233,7 @@ def _fill(part: Source, purpose: Purpose, add: Callable[[Any], None]) -> Mapping
     passed: Counter[str] = Counter()
     unread = UnreadColumns(part.text)
     kept: list[tuple[Any, ...]] = []
+    columns = schema()
     for number, prepared in prepare(rows, remarks):
         recorded = Recorded(prepared)
         try:
@@ -246,23 +247,14 @@ def _fill(part: Source, purpose: Purpose, add: Callable[[Any], None]) -> Mapping
             if len(problems) < SHOWN_PROBLEMS:
                 problems.append(f"{part.text} row {number}, {problem.field}: {problem.content} ({problem.fix})")
         if len(kept) == BATCH:
-            add(record_batch(kept))
+            add(record_batch(list(zip(*kept, strict=True)), columns))
             kept.clear()
-    add(record_batch(kept))
+    if kept:
+        add(record_batch(list(zip(*kept, strict=True)), columns))
     return {
         "shape": shape, "rows": rows.count, "problems": problems, "bad": bad, "passed": passed, "remarks": remarks,
         "unread": [asdict(each) for each in unread.all()], "columns": {name: name in unread.read for name in names},
     }  # fmt: skip
-
-
-def record_batch(rows: Sequence[tuple[Any, ...]]) -> Any:
-    """Rows of a table of items as Arrow."""
-    import pyarrow as pa
-
-    columns = zip(*rows, strict=True) if rows else [()] * len(schema())
-    return pa.record_batch(
-        [pa.array(values, field.type) for values, field in zip(columns, schema(), strict=True)], schema=schema()
-    )
 
 
 def _maker(

@@ -175,30 +175,19 @@ class Batch:
 
     def values(self, column: str) -> NDArray[Any]:
         """[rows] of a column of numbers, or of bytes of one size."""
-        import numpy as np
-        import pyarrow as pa
-
-        if column not in self._views:
-            held = self._columns[column]
-            if pa.types.is_fixed_size_binary(held.type):
-                width = held.type.byte_width
-                self._views[column] = np.frombuffer(held.buffers()[1], f"V{width}", len(held), held.offset * width)
-            else:
-                self._views[column] = held.to_numpy(zero_copy_only=not pa.types.is_boolean(held.type))
-        return self._views[column]
+        return self._view(column, lambda: self._columns[column])
 
     def offsets(self, column: str) -> NDArray[Any]:
         """[rows + 1] where the lists of a column begin and end."""
-        name = f"{column} offsets"
-        if name not in self._views:
-            self._views[name] = self._columns[column].offsets.to_numpy()
-        return self._views[name]
+        return self._view(f"{column} offsets", lambda: self._columns[column].offsets)
 
     def items(self, column: str) -> NDArray[Any]:
         """The lists of a column, one after the other."""
-        name = f"{column} items"
+        return self._view(f"{column} items", lambda: self._columns[column].values)
+
+    def _view(self, name: str, array_of: Callable[[], Any]) -> NDArray[Any]:
         if name not in self._views:
-            self._views[name] = self._columns[column].values.to_numpy()
+            self._views[name] = view(array_of())
         return self._views[name]
 
     def list(self, column: str, row: int) -> NDArray[Any]:
@@ -219,8 +208,74 @@ class Batch:
             yield from (tuple(column[row].as_py() for column in held) for row in rows.tolist())
             return
         if rows is not None:
-            held = [column.take(pa.array(rows)) for column in held]
+            places = numbers(rows, pa.int64())
+            held = [column.take(places) for column in held]
         yield from zip(*(column.to_pylist() for column in held), strict=True)
+
+
+def dtype_of(kind: Any) -> Any:
+    """The numpy dtype of an Arrow type of numbers, or of bytes of one size."""
+    import numpy as np
+
+    text = str(kind)
+    width = text.removeprefix("fixed_size_binary[").rstrip("]")
+    return np.dtype({"float": "f4", "double": "f8"}.get(text, text) if width == text else f"V{width}")
+
+
+def view(array: Any) -> NDArray[Any]:
+    """The numbers of an Arrow array where they are; Arrow's own way imports pandas. A copy of truth values."""
+    import numpy as np
+
+    data, start, end = array.buffers()[-1], array.offset, array.offset + len(array)
+    if data is None:
+        return np.zeros(0, np.int64)
+    if str(array.type) == "bool":
+        return np.unpackbits(np.frombuffer(data, np.uint8), count=end, bitorder="little")[start:].astype(bool)
+    return np.frombuffer(data, dtype_of(array.type), end)[start:]
+
+
+def numbers(values: Any, kind: Any) -> Any:
+    """An Arrow array of numbers."""
+    import numpy as np
+    import pyarrow as pa
+
+    own = np.ascontiguousarray(values, dtype_of(kind))
+    return pa.Array.from_buffers(kind, len(own), [None, pa.py_buffer(own)])
+
+
+def column(values: Sequence[Any], kind: Any) -> Any:
+    """An Arrow array of numbers, truth values, bytes of one size, texts of which some may be None, or lists of numbers.
+
+    Arrow's own way imports pandas, and takes longer.
+    """
+    import numpy as np
+    import pyarrow as pa
+
+    if str(kind) == "bool":
+        bits = np.packbits(np.array(values, dtype=bool), bitorder="little")
+        return pa.Array.from_buffers(kind, len(values), [None, pa.py_buffer(bits)])
+    if str(kind).startswith("fixed_size_binary"):
+        return pa.Array.from_buffers(kind, len(values), [None, pa.py_buffer(b"".join(values))])
+    if pa.types.is_list(kind):
+        inside = dtype_of(kind.value_type)
+        flat = np.concatenate([np.asarray(each, inside) for each in values]) if values else np.zeros(0, inside)
+        ends = np.cumsum([0, *map(len, values)])
+        return pa.ListArray.from_arrays(numbers(ends, pa.int32()), numbers(flat, kind.value_type))
+    if "string" in str(kind):
+        texts = [b"" if each is None else each.encode() for each in values]
+        ends = np.cumsum([0, *map(len, texts)]).astype(np.int64 if str(kind) == "large_string" else np.int32)
+        there = np.packbits(np.array([each is not None for each in values], dtype=bool), bitorder="little")
+        buffers = [pa.py_buffer(each) for each in (there, ends, b"".join(texts))]
+        return pa.Array.from_buffers(kind, len(values), buffers)
+    return numbers(values, kind)
+
+
+def record_batch(columns: Sequence[Sequence[Any]], schema: Any) -> Any:
+    """Columns of values as Arrow."""
+    import pyarrow as pa
+
+    made = [column(values, field.type) for values, field in zip(columns, schema, strict=True)]
+    return pa.RecordBatch.from_arrays(made, schema=schema)
 
 
 def table(kind: str, made_from: Any, schema: Any, fill: Fill) -> Table:

@@ -13,7 +13,7 @@ from adpa_cli.data.examples import Dialogue, Message, Pair, dialogue_of
 from adpa_cli.data.items import Items
 from adpa_cli.data.preferences import check_unused, ignored_words, left_out_words
 from adpa_cli.data.rendering import DAY, REASONING, answer_end, thinking_words
-from adpa_cli.data.tables import code_digest, table, watched
+from adpa_cli.data.tables import code_digest, record_batch, table, watched
 from adpa_cli.data.templates import Template
 from adpa_cli.data.tokenizer import VARIED, Tokenizer, compare, different_cut
 from adpa_cli.errors import AdpaError, DataError, named_row
@@ -322,7 +322,7 @@ def control_words(name: str, items: Items[Any], encoder: Encoder) -> list[str]:
             if names := encoder.controls_in(_turns(item)):
                 places.append(place)
                 first = first or names[0]
-        add(pa.record_batch([pa.array(places, pa.int64())], schema=schema))
+        add(record_batch([places], schema))
         return {"first": first, "lost": lost}
 
     made_from = [items.digest, encoder.template.text, encoder.controls, code_digest()]

@@ -33,7 +33,7 @@ from adpa_cli.engine.layout.tokenised import (
     fitted_pair,
     pairs_table,
     prompts_table,
-    record_batch,
+    rows_batch,
     schema,
 )
 from adpa_cli.errors import DataError, named_row
@@ -258,7 +258,7 @@ def write_rollouts(path: Path, rows: Iterable[Rollout]) -> None:
     written = iter(rows)
     batches = iter(lambda: [_written(row) for row in itertools.islice(written, BATCH)], [])
     with pq.ParquetWriter(path, columns, compression="zstd") as out:
-        while group := [record_batch(batch, columns) for batch in itertools.islice(batches, GROUP // BATCH)]:
+        while group := [rows_batch(batch, columns) for batch in itertools.islice(batches, GROUP // BATCH)]:
             out.write_table(pa.Table.from_batches(group).combine_chunks())
 
 
@@ -322,4 +322,4 @@ def _rollout_row(row: Rollout, prompt: Sequence[int], answer: Sequence[int]) -> 
 
 
 def _rollout_batch(rows: Sequence[Mapping[str, Any]]) -> Any:
-    return record_batch(rows, _rollout_schema())
+    return rows_batch(rows, _rollout_schema())

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from adpa_cli.data.chat import Encoded, Encoder, fit, fit_answers, fit_dialogue
 from adpa_cli.data.examples import Dialogue, Pair
 from adpa_cli.data.items import TEXT, Items, item_of
-from adpa_cli.data.tables import BATCH, WATCH, Batch, Table, code_digest, runs, table
+from adpa_cli.data.tables import BATCH, WATCH, Batch, Table, code_digest, record_batch, runs, table
 from adpa_cli.data.templates import Template
 from adpa_cli.data.tokenizer import Tokenizer
 from adpa_cli.engine.layout.sequences import Answer, Cut, Example, TokenSequence
@@ -414,7 +414,7 @@ class Tokenise:
         items = [item_of(*record) for record in records]
         made = [self._row(item) for item in items]
         rows = [row for row, _ in made if row is not None]
-        return record_batch(rows, schema(self.parts)), Cut.of([lost for _, lost in made])
+        return rows_batch(rows, schema(self.parts)), Cut.of([lost for _, lost in made])
 
     def _row(self, item: Any) -> tuple[dict[str, Any] | None, list[Encoded] | None]:
         if not self.parts:
@@ -457,20 +457,9 @@ class Tokenise:
         return row, [lost]
 
 
-def record_batch(rows: Sequence[Mapping[str, Any]], fields: Any) -> Any:
+def rows_batch(rows: Sequence[Mapping[str, Any]], fields: Any) -> Any:
     """Rows of a table with these columns as Arrow; lists that a row lacks are empty."""
-    import pyarrow as pa
-
-    def column(field: Any) -> Any:
-        values = [row.get(field.name, ()) for row in rows]
-        if not pa.types.is_list(field.type):
-            return pa.array(values, field.type)
-        kind = field.type.value_type.to_pandas_dtype()
-        flat = np.concatenate([np.asarray(each, kind) for each in values]) if values else np.zeros(0, kind)
-        ends = np.cumsum([0, *map(len, values)], dtype=np.int32)
-        return pa.ListArray.from_arrays(pa.array(ends), pa.array(flat))
-
-    return pa.record_batch([column(field) for field in fields], schema=fields)
+    return record_batch([[row.get(field.name, ()) for row in rows] for field in fields], fields)
 
 
 _WORK: list[Tokenise] = []
