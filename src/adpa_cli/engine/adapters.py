@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import json
 import os
 import re
 import warnings
@@ -39,6 +38,7 @@ from adpa_cli.engine.quantised import EXPERTS, QuantisedLinear, library
 from adpa_cli.errors import AdpaError, NotFound, UsageError
 from adpa_cli.hub.adapter_folder import AdapterFolder
 from adpa_cli.hub.model_folder import header
+from adpa_cli.hub.portable import edit_settings, write_settings
 from adpa_cli.spec import ALL_LINEAR, Dtype, Quantise, TrainSpec
 from adpa_cli.store.identity import ADAPTER, ADAPTER_BASE, ADAPTER_WEIGHTS
 
@@ -354,8 +354,8 @@ def write_adapter(model: Any, folder: Path, base: Base) -> None:
     written = {f"{PREFIX}{name}": tensor.to("cpu", torch.float32).contiguous() for name, tensor in tensors.items()}
     save_file(written, folder / ADAPTER_WEIGHTS, {"format": "pt"})
     values = {key: sorted(value) if isinstance(value, set) else value for key, value in config.to_dict().items()}
-    _write(folder / ADAPTER, {**values, "inference_mode": True})
-    _write(folder / ADAPTER_BASE, {"content": base.content, "quantise": base.quantise})
+    write_settings(folder / ADAPTER, {**values, "inference_mode": True})
+    write_settings(folder / ADAPTER_BASE, {"content": base.content, "quantise": base.quantise})
     name_base(folder, base)
 
 
@@ -363,8 +363,4 @@ def name_base(folder: Path, base: Base) -> None:
     """Write into an adapter folder where its base is, as seen from there: after it was moved it is elsewhere."""
     place = os.path.relpath(os.path.realpath(base.folder), os.path.realpath(folder))
     said = {"base_model_name_or_path": base.name or place, "revision": base.revision or None}
-    _write(folder / ADAPTER, {**json.loads((folder / ADAPTER).read_bytes()), **said})
-
-
-def _write(path: Path, value: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    edit_settings(folder / ADAPTER, said)

@@ -149,7 +149,7 @@ def saved_checks(nodes: Sequence[Node], store: Store) -> Iterator[Check]:
 
 
 def _saved(folder: Path, template: str, end: str) -> Sequence[str]:
-    from adpa_cli.engine.models import check_saved_tokenizer
+    from adpa_cli.engine.tokenizer_files import check_saved_tokenizer
 
     check_saved_tokenizer(folder, template, end)
     return ()

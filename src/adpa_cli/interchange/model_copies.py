@@ -19,7 +19,7 @@ from adpa_cli.data.tokenizer import Tokenizer, portable_settings
 from adpa_cli.disk import sha256_file, share, write_json
 from adpa_cli.errors import Corrupt, UsageError
 from adpa_cli.hub.adapter_folder import AdapterFolder, tokenizer_folder
-from adpa_cli.hub.portable import portable_config
+from adpa_cli.hub.portable import edit_settings, portable_config, write_settings
 from adpa_cli.planning.lineage import Trained
 from adpa_cli.store import manifest as manifests
 from adpa_cli.store.identity import ADAPTER, ADAPTER_BASE, model_files
@@ -55,7 +55,7 @@ def copy_adapter(model: Trained, folder: Path) -> None:
     if adapter.quantise:
         write_json(folder / ADAPTER_BASE, {"quantise": adapter.quantise})
     named = adapter.base_name if adapter.is_of_hub else str(adapter.base)
-    _rewritten(folder / ADAPTER, lambda config: {**config, "base_model_name_or_path": named})
+    edit_settings(folder / ADAPTER, {"base_model_name_or_path": named})
 
 
 def _copy_files(model: Trained, folder: Path) -> None:
@@ -82,7 +82,7 @@ def _make_portable(folder: Path) -> None:
         return
     tokenizer = Tokenizer.of(folder)
     if _rewritten(folder / SETTINGS, lambda settings: _portable_tokenizer(settings, tokenizer.vocabulary)):
-        from adpa_cli.engine.models import keep_ids
+        from adpa_cli.engine.tokenizer_files import keep_ids
 
         keep_ids(folder, tokenizer)
 
@@ -97,7 +97,7 @@ def _rewritten(path: Path, change: Callable[[dict[str, Any]], dict[str, Any]]) -
     before = json.loads(path.read_bytes()) if path.is_file() else {}
     after = change(before)
     if after != before:
-        path.write_text(json.dumps(after, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
+        write_settings(path, after)
     return after != before
 
 
