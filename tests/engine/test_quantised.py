@@ -12,7 +12,14 @@ import pytest
 import torch
 from bitsandbytes import functional as bnb
 from torch import Tensor, nn
-from transformers import GPT2Config, GPT2LMHeadModel, Qwen2MoeConfig, Qwen2MoeForCausalLM
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    MambaConfig,
+    MambaForCausalLM,
+    Qwen2MoeConfig,
+    Qwen2MoeForCausalLM,
+)
 
 from adpa_cli.engine.arithmetic import computing
 from adpa_cli.engine.layerwise import load_layerwise
@@ -227,6 +234,14 @@ def test_a_weight_beyond_float16_is_refused_by_name(how: Quantise, tmp_path: Pat
     assert "dtype=float32" in caught.value.hint
     if how == "nf4":
         assert load(tmp_path, dtype="float32", quantise=how)
+
+
+def test_a_model_whose_layers_read_weights_by_themselves_is_refused(tmp_path: Path) -> None:
+    config = MambaConfig(vocab_size=VOCABULARY, hidden_size=16, state_size=4, num_hidden_layers=1)
+    MambaForCausalLM(config).save_pretrained(tmp_path)
+    with pytest.raises(AdpaError, match="MambaForCausalLM does not compute in float16 with nf4 weights") as caught:
+        load_checked(tmp_path, dtype="float16", quantise="nf4")
+    assert "quantise=none" in caught.value.hint
 
 
 def test_a_model_without_linear_layers_is_refused() -> None:

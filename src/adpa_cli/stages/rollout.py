@@ -45,24 +45,24 @@ class RolloutSpec:
 
 def compute(job: Job, monitor: Monitor, rank: int = 0, processes: int = 1) -> None:
     """Leave one `_block-NNNNNN.json` per finished block in the work folder; blocks that are there are kept."""
-    from adpa_cli.data.tokenizer import Tokenizer
     from adpa_cli.engine.device import block_that_fits, device
     from adpa_cli.engine.generation.generate import generate_block
     from adpa_cli.engine.generation.sampling import Decoding, Sampling
     from adpa_cli.engine.layout.examples import end_ids
     from adpa_cli.engine.layout.micro_batches import longest_first
-    from adpa_cli.engine.models import load
+    from adpa_cli.engine.models import load, load_checked
     from adpa_cli.engine.overflow import overflow_named
-    from adpa_cli.hub.adapter_folder import tokenizer_folder
+    from adpa_cli.hub.model_folder import ModelFolder
 
     spec = make(RolloutSpec, job.spec)
     folder = job.one("model").path
-    encoder, blocks = _blocks(job, spec, Tokenizer.of(tokenizer_folder(folder)))
+    encoder, blocks = _blocks(job, spec, ModelFolder.of(folder).tokenizer)
     own = longest_first(blocks)[rank::processes]
     mine = [block for block in own if not _path(job, block.index).exists()]
     if not mine:
         return
-    model = load(folder, dtype=spec.dtype, device=device(), quantise=spec.quantise)
+    loaded = load_checked if spec.quantise else load  # some layers read a weight otherwise than by their products
+    model = loaded(folder, dtype=spec.dtype, device=device(), quantise=spec.quantise)
     sampling = Sampling(spec.temperature, spec.top_p, spec.max_new_tokens, spec.seed)
     decoding = Decoding(sampling, end_ids(encoder, folder), encoder.pad_id, spec.max_length, spec.dtype)
     done = len(own) - len(mine)
