@@ -194,10 +194,13 @@ def read_items(part: Source, purpose: Purpose) -> FileItems:
 
 
 def facts_of(part: Source) -> list[Any] | None:
-    """What tells the content of a file from any other: its place, size, times and inode. None for rows without a file.
+    """What tells the content of a file from any other: its place, size, times and inode. None for rows that are in no
+    file, and of which nothing tells.
 
     Waits until the clock has moved on since a file was written, which may else change again without another time.
     """
+    if part.content:
+        return [part.content]
     if part.path is None or not part.path.is_file():
         return None
     written = os.stat(part.path).st_ctime_ns

@@ -15,7 +15,7 @@ from adpa_cli.stages import Node
 from adpa_cli.store.manifest import Manifest
 
 REDRAW_SECONDS = 0.1
-WORTH_DRAWING = 0.5
+WORTH_DRAWING = 5.0
 """Seconds after which one is told of the data that are read."""
 WAIT_WORTH_SAYING = 0.05
 _ASIDE = {"grad_norm", "critic_grad_norm", "tokens", "padding", "tokens_per_s", "mfu", "wait"}
