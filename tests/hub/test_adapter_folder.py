@@ -13,7 +13,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from adpa_cli.errors import AdpaError, DataError, NotFound
-from adpa_cli.hub.adapter_folder import AdapterFolder, folder_digest, tokenizer_folder
+from adpa_cli.hub.adapter_folder import AdapterFolder, folder_digest
 from adpa_cli.hub.externals import Externals
 from adpa_cli.hub.model_folder import ModelFolder
 from adpa_cli.hub.repository import cached_commit
@@ -69,7 +69,7 @@ def test_a_model_folder_says_of_an_adapter_what_its_base_says(adapter: Path, bas
     assert (found.shapes, found.files, found.vocabulary) == (whole.shapes, whole.files, whole.vocabulary)
     assert (found.config, found.context, found.size.parameters) == (whole.config, whole.context, whole.size.parameters)
     assert (found.template, found.end_token, found.stop_ids) == (CHATML, "<|im_end|>", (2,))
-    assert tokenizer_folder(adapter) == base
+    assert ModelFolder.of(adapter).texts.path == base
 
 
 def test_tokenizer_template_and_generation_are_those_that_an_adapter_brings(adapter: Path, base: Path) -> None:
@@ -80,7 +80,7 @@ def test_tokenizer_template_and_generation_are_those_that_an_adapter_brings(adap
     change(adapter / "generation_config.json", eos_token_id=3)
     found = ModelFolder.of(adapter)
     assert (found.template, found.end_token, found.stop_ids) == (template, "<|endoftext|>", (3,))
-    assert tokenizer_folder(adapter) == adapter
+    assert ModelFolder.of(adapter).texts.path == adapter
 
 
 def test_facts_of_an_adapter_follow_a_base_that_changes(adapter: Path, base: Path) -> None:

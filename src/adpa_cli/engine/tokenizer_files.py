@@ -18,7 +18,6 @@ from transformers import AutoTokenizer, __version__
 
 from adpa_cli.data.tokenizer import Tokenizer
 from adpa_cli.errors import AdpaError
-from adpa_cli.hub.adapter_folder import tokenizer_folder
 from adpa_cli.hub.model_folder import ModelFolder
 from adpa_cli.hub.portable import edit_settings, write_settings
 
@@ -79,7 +78,7 @@ def check_saved_tokenizer(folder: Path, template_text: str, end_token: str) -> N
     with tempfile.TemporaryDirectory() as place:
         config = {**(raw.get("text_config") or raw), "transformers_version": __version__}
         write_settings(Path(place) / "config.json", {key: v for key, v in config.items() if key != "auto_map"})
-        save_tokenizer(Tokenizer.of(tokenizer_folder(folder)), Path(place), template_text, end_token)
+        save_tokenizer(ModelFolder.of(folder).tokenizer, Path(place), template_text, end_token)
 
 
 Ids = Callable[[str], list[int]]

@@ -21,7 +21,6 @@ from adpa_cli.estimate.cost import Cost, fullest
 from adpa_cli.estimate.row_lengths import cut_words
 from adpa_cli.hub import External, usable
 from adpa_cli.hub import repository as hub
-from adpa_cli.hub.adapter_folder import tokenizer_folder
 from adpa_cli.hub.externals import dialogues_of, pairs_of
 from adpa_cli.hub.model_folder import ModelFolder
 from adpa_cli.machine import OTHER_TORCH, Machine, card_words, torch_without_gpu
@@ -223,7 +222,7 @@ def _selects(data: External, kind: str, spec: TrainSpec) -> Sequence[str]:
 
 @functools.lru_cache(maxsize=8)
 def _tokenizer(folder: Path) -> Tokenizer:
-    return Tokenizer.of(tokenizer_folder(folder))
+    return ModelFolder.of(folder).tokenizer
 
 
 def _vocabularies(teacher: Path, student: Path, spec: Any) -> Sequence[str]:

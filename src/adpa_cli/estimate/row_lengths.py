@@ -17,7 +17,6 @@ from adpa_cli.data.rendering import render
 from adpa_cli.engine.layout.examples import Cut, Reading, answers_for, dialogues_for
 from adpa_cli.errors import AdpaError, DataError
 from adpa_cli.hub import External
-from adpa_cli.hub.adapter_folder import tokenizer_folder
 from adpa_cli.hub.externals import dialogues_of, pairs_of
 from adpa_cli.hub.model_folder import ModelFolder
 from adpa_cli.planning.lineage import folder_of, locate, single
@@ -49,7 +48,7 @@ class TokenizerFolder:
     @staticmethod
     def of(folder: Path, store: Store) -> TokenizerFolder:
         """That of a model folder; one without a fast tokenizer is equal to itself alone."""
-        folder = tokenizer_folder(folder)
+        folder = ModelFolder.of(folder).texts.path
         path = folder / "tokenizer.json"
         if not path.exists():
             return TokenizerFolder(folder, str(folder))

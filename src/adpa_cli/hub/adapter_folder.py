@@ -28,7 +28,6 @@ from adpa_cli.store.identity import (
     adapter_config,
     adapter_digest,
     file_digest,
-    has_tokenizer,
     is_adapter,
     json_object,
     model_digest,
@@ -238,12 +237,6 @@ def folder_digest(folder: Path, cache: HashCache | None = None) -> str:
     as `AdapterFolder.base`."""
     adapter = AdapterFolder.of(folder)
     return model_digest(folder, cache) if adapter is None else adapter.digest(model_digest(adapter.base, cache), cache)
-
-
-def tokenizer_folder(folder: Path) -> Path:
-    """The folder with the tokenizer of a model folder: of an adapter that brings none its base, else the same."""
-    adapter = AdapterFolder.of(folder)
-    return folder if adapter is None or has_tokenizer(os.listdir(folder)) else adapter.base
 
 
 def _whole(base: Path, adapter: Path) -> Path:

@@ -16,12 +16,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
-from adpa_cli.data.tokenizer import NAMED, token_text
+from adpa_cli.data.tokenizer import NAMED, Tokenizer, token_text
 from adpa_cli.errors import AdpaError, DataError
-from adpa_cli.hub.adapter_folder import AdapterFolder, tokenizer_folder
+from adpa_cli.hub.adapter_folder import AdapterFolder
 from adpa_cli.sizes import ModelSize
 from adpa_cli.spec import Quantise
-from adpa_cli.store.identity import ADAPTER
+from adpa_cli.store.identity import ADAPTER, has_tokenizer
 
 BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "float64": 8, "float8_e4m3fn": 1, "int8": 1}
 BESIDE = ("tokenizer*", "special_tokens_map*", "added_tokens*", "merges.txt", "vocab.*", "config.json")
@@ -149,8 +149,12 @@ class ModelFolder:
     @cached_property
     def texts(self) -> ModelFolder:
         """The folder with the tokenizer: of an adapter that brings none its base, else the same."""
-        place = tokenizer_folder(self.path)
-        return self if place == self.path else ModelFolder.of(place)
+        return self if self.adapter is None or has_tokenizer(os.listdir(self.path)) else self.whole
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer, read anew. Raises NotFound where there is none, AdpaError where it cannot be read."""
+        return Tokenizer.of(self.texts.path)
 
     @cached_property
     def rows(self) -> int:

@@ -19,10 +19,8 @@ from typing import Any, Literal
 
 from adpa_cli.data.chat import Encoder
 from adpa_cli.data.examples import Message
-from adpa_cli.data.tokenizer import Tokenizer
 from adpa_cli.disk import explained, share, sync_folder
 from adpa_cli.errors import AdpaError, DataError, NotFound, UsageError
-from adpa_cli.hub.adapter_folder import tokenizer_folder
 from adpa_cli.hub.model_folder import ModelFolder
 from adpa_cli.interchange.model_copies import copy_adapter, copy_model
 from adpa_cli.interchange.narrowing import ROWS, Effect, Narrowing, narrowed
@@ -146,7 +144,7 @@ def modelfile(model: Trained) -> str:
     """What `ollama create` reads: the template in Go, the end token, the context."""
     from adpa_cli.engine.layout.examples import end_ids
 
-    encoder = Encoder(Tokenizer.of(tokenizer_folder(model.folder)), model.template)
+    encoder = Encoder(ModelFolder.of(model.folder).tokenizer, model.template)
     # What adds a BOS by itself must not find another one in the template.
     bos = encoder.tokenizer.named.get("bos_token", "") if encoder.bos_id is not None else ""
     template, several = go_template(encoder.render, bos)

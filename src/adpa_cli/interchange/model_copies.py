@@ -18,7 +18,8 @@ from adpa_cli.data.tokenizer import FILE as TOKENIZER
 from adpa_cli.data.tokenizer import Tokenizer, portable_settings
 from adpa_cli.disk import sha256_file, share, write_json
 from adpa_cli.errors import Corrupt, UsageError
-from adpa_cli.hub.adapter_folder import AdapterFolder, tokenizer_folder
+from adpa_cli.hub.adapter_folder import AdapterFolder
+from adpa_cli.hub.model_folder import ModelFolder
 from adpa_cli.hub.portable import edit_settings, portable_config, write_settings
 from adpa_cli.planning.lineage import Trained
 from adpa_cli.store import manifest as manifests
@@ -106,7 +107,7 @@ def merge_into(folder: Path, place: Path, template: Template) -> None:
     own tokenizer. Raises AdpaError as `engine.models.load` and `save` do."""
     from adpa_cli.engine.models import load, save
 
-    tokenizer = Tokenizer.of(tokenizer_folder(folder))
+    tokenizer = ModelFolder.of(folder).tokenizer
     save(load(folder, train=True), tokenizer, place, template.text, template.end, folder)
     for path in place.glob("*.safetensors"):
         share(path)

@@ -15,10 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adpa_cli.data.examples import win
-from adpa_cli.data.tokenizer import Tokenizer
 from adpa_cli.errors import AdpaError, DataError, NotFound
 from adpa_cli.hub import External, Located
-from adpa_cli.hub.adapter_folder import tokenizer_folder
 from adpa_cli.hub.model_folder import ModelFolder
 from adpa_cli.machine import available_memory
 from adpa_cli.planning.lineage import Trained, locate, start_of
@@ -238,7 +236,7 @@ def _held_out(names: Names, model: Trained, rows: int) -> tuple[str, EvalSpec, S
     if model.manifest is None:
         raise NotFound("the data that it was trained on are not known")
     data, spec = _data(names, model.manifest), make(TrainSpec, model.manifest.spec)
-    encoder = ex.encoder_of(Tokenizer.of(tokenizer_folder(model.folder)), spec)
+    encoder = ex.encoder_of(ModelFolder.of(model.folder).tokenizer, spec)
     read = (data.where, "test", None, spec.skip_bad_rows, spec.template)
     if every()[model.manifest.stage].reads == "pairs":
         pairs = sorted(pairs_of(*read).items, key=lambda pair: pair.id)[:rows]

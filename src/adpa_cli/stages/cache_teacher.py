@@ -305,7 +305,7 @@ def finish(job: Job) -> dict[str, Any]:
     """Encode the shards that are not there yet, and keep the tokenizer beside them."""
     import zstandard
 
-    from adpa_cli.hub.adapter_folder import tokenizer_folder
+    from adpa_cli.hub.model_folder import ModelFolder
     from adpa_cli.signal import block_files
 
     spec = make(CaptureSpec, job.spec)
@@ -325,7 +325,7 @@ def finish(job: Job) -> dict[str, Any]:
         signal, chosen = fitting(signal, paths, target)
     for number, shard in enumerate(block_files.shards_of(tokens)):
         block_files.write(job.folder, number, signal, [paths[index] for index in shard])
-    tokenizer = tokenizer_folder(job.one("aligned").path) / "tokenizer.json"
+    tokenizer = ModelFolder.of(job.one("aligned").path).texts.path / "tokenizer.json"
     if tokenizer.exists():
         packed = zstandard.ZstdCompressor(level=19).compress(tokenizer.read_bytes())
         (job.folder / "tokenizer.json.zst").write_bytes(packed)

@@ -28,7 +28,6 @@ GAMMA_RATIO = 3.0  # γ × RMS(A) outside this factor of the tuned one is worth 
 
 def compute(job: Job, monitor: Monitor, rank: int = 0, processes: int = 1) -> None:
     """Train, and leave a Hugging Face folder and metrics.jsonl in the work folder."""
-    from adpa_cli.data.tokenizer import Tokenizer
     from adpa_cli.engine.adapters import adapter_state, name_base
     from adpa_cli.engine.device import forget_peak, make_accelerator
     from adpa_cli.engine.layout.examples import encoder_of
@@ -38,14 +37,14 @@ def compute(job: Job, monitor: Monitor, rank: int = 0, processes: int = 1) -> No
     from adpa_cli.engine.training.loop import Run, train
     from adpa_cli.engine.training.online import Online
     from adpa_cli.engine.training.step_report import tracking
-    from adpa_cli.hub.adapter_folder import tokenizer_folder
+    from adpa_cli.hub.model_folder import ModelFolder
     from adpa_cli.stages._training_inputs import gather
 
     spec = make(TrainSpec, job.spec)
     method = method_of(spec.method)
     params = method.params(**spec.params)
     folder = job.one("model").path
-    encoder = encoder_of(Tokenizer.of(tokenizer_folder(folder)), spec)
+    encoder = encoder_of(ModelFolder.of(folder).tokenizer, spec)
     data = gather(job, spec, method, params, encoder, monitor)
     rows, end = len(data.examples), spec.last_step(schedule.steps_of(len(data.examples), spec))
     held = validation(job, spec, encoder) if spec.select == "best" else None

@@ -38,7 +38,6 @@ from adpa_cli.engine.layout.tokenised import (
 )
 from adpa_cli.errors import DataError, named_row
 from adpa_cli.hub import Located
-from adpa_cli.hub.adapter_folder import tokenizer_folder
 from adpa_cli.hub.externals import dialogues_of, pairs_of
 from adpa_cli.hub.model_folder import ModelFolder
 from adpa_cli.signal.rows import AnswerKey, token_hash
@@ -127,7 +126,7 @@ def dialogues_for(spec: Any, source: Located, split: str, folder: Path) -> tuple
 
 def _encoding(folder: Path, spec: Any, name: str) -> Encoding:
     template = Template(spec.template, spec.end)
-    tokenizer = Tokenizer.of(tokenizer_folder(folder))
+    tokenizer = ModelFolder.of(folder).tokenizer
     return Encoding(tokenizer, template, spec.max_length, getattr(spec, "truncation", "pair"), name)
 
 

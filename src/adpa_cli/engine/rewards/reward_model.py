@@ -34,7 +34,7 @@ from adpa_cli.engine.training.adapted import load_adapted
 from adpa_cli.engine.training.student import Student, scalars
 from adpa_cli.errors import AdpaError, NotFinite
 from adpa_cli.hub import Located
-from adpa_cli.hub.adapter_folder import AdapterFolder, tokenizer_folder
+from adpa_cli.hub.adapter_folder import AdapterFolder
 from adpa_cli.hub.model_folder import ModelFolder
 from adpa_cli.spec import Dtype, Quantise, TrainSpec
 from adpa_cli.tensors.output import Stats
@@ -60,7 +60,7 @@ def reward_scores(
         if model.kind == "artifact":
             encoded = _as_trained(model, dialogues)
         else:
-            tokenizer = Tokenizer.of(tokenizer_folder(model.path))
+            tokenizer = ModelFolder.of(model.path).tokenizer
             template = ModelFolder.of(model.path).template or spec.template
             encoded = [_encode(tokenizer, dialogue, template)[-spec.max_length :] for dialogue in dialogues]
         dtype: Dtype = "float32" if is_exact else spec.dtype
@@ -144,7 +144,7 @@ def load_reward_model(
 
 def _as_trained(model: Located, dialogues: Sequence[Dialogue]) -> list[list[int]]:
     """Token ids as in the training of `model`: under its template, to its end token, within its length."""
-    tokenizer = Tokenizer.of(tokenizer_folder(model.path))
+    tokenizer = ModelFolder.of(model.path).tokenizer
     encoder = Encoder(tokenizer, Template(model.values["template"], model.values["end"]))
     longest = int(model.values["max_length"])
     sequences = []
