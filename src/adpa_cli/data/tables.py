@@ -291,8 +291,8 @@ def table(kind: str, made_from: Any, schema: Any, fill: Fill) -> Table:
         return found
     if not _may_hold(place.parent):
         return _unnamed(schema, fill)
-    with _alone(place), tempfile.TemporaryDirectory(prefix=f".{place.name}-", dir=place.parent) as private:
-        return _found(place) or _made(Path(private) / "table", schema, fill, place)
+    with _alone(place), _room(place.parent, f".{place.name}-") as private:
+        return _found(place) or _made(private / "table", schema, fill, place)
 
 
 def _may_hold(folder: Path) -> bool:
@@ -305,8 +305,23 @@ def _may_hold(folder: Path) -> bool:
 
 
 def _unnamed(schema: Any, fill: Fill) -> Table:
-    with tempfile.TemporaryDirectory(prefix="adpa-rows-") as private:
-        return _made(Path(private) / "table", schema, fill)
+    with _room(None, "adpa-rows-") as private:
+        return _made(private / "table", schema, fill)
+
+
+@contextlib.contextmanager
+def _room(folder: Path | None, name: str) -> Iterator[Path]:
+    """A private folder, which is gone afterwards. Raises AdpaError where the disk is full."""
+    try:
+        with tempfile.TemporaryDirectory(prefix=name, dir=folder) as private:
+            yield Path(private)
+    except Exception as error:
+        if not is_disk_full(error):
+            raise
+        raise AdpaError(
+            f"the disk of {folder or tempfile.gettempdir()} is full: the rows of the data do not fit there as a table",
+            "free some space (adpa gc), or keep such tables on another disk: export ADPA_CACHE=DIR",
+        ) from error
 
 
 def _found(place: Path) -> Table | None:
@@ -330,26 +345,18 @@ def _made(folder: Path, schema: Any, fill: Fill, place: Path | None = None) -> T
     import pyarrow as pa
 
     starts = [0]
-    try:
-        folder.mkdir()
-        with (folder / ROWS).open("wb") as file, pa.ipc.new_file(file, schema) as out:
+    folder.mkdir()
+    with (folder / ROWS).open("wb") as file, pa.ipc.new_file(file, schema) as out:
 
-            def add(batch: Any) -> None:
-                if len(batch):
-                    out.write_batch(batch)
-                    starts.append(starts[-1] + len(batch))
+        def add(batch: Any) -> None:
+            if len(batch):
+                out.write_batch(batch)
+                starts.append(starts[-1] + len(batch))
 
-            about = fill(add)
-        (folder / ABOUT).write_text(json.dumps({**about, "starts": starts}), encoding="utf-8")
-        for name in (ROWS, ABOUT) if place else ():
-            sync_file(folder / name)
-    except Exception as error:
-        if is_disk_full(error):
-            raise AdpaError(
-                f"the disk of {folder.parent} is full: the rows of the data do not fit there as a table",
-                "free some space (adpa gc), or keep such tables on another disk: export ADPA_CACHE=DIR",
-            ) from error
-        raise
+        about = fill(add)
+    (folder / ABOUT).write_text(json.dumps({**about, "starts": starts}), encoding="utf-8")
+    for name in (ROWS, ABOUT) if place else ():
+        sync_file(folder / name)
     made = Table(folder)
     if place is not None:
         with contextlib.suppress(OSError):  # where it is by now, without locks
@@ -362,15 +369,14 @@ def _made(folder: Path, schema: Any, fill: Fill, place: Path | None = None) -> T
 def _alone(place: Path) -> Iterator[None]:
     """Alone among the processes that make one table, where the file system has locks; else each makes its own."""
     path = place.with_suffix(".lock")
-    with path.open("w") as handle:
-        try:
-            with contextlib.suppress(OSError):
-                fcntl.flock(handle, fcntl.LOCK_EX)
-                for left in place.parent.glob(f".{place.name}-*"):  # by a writer that was killed
-                    shutil.rmtree(left, ignore_errors=True)
-            yield
-        finally:
-            path.unlink(missing_ok=True)
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(OSError):  # no locks here, or another user's
+            handle = stack.enter_context(path.open("w"))
+            stack.callback(path.unlink, missing_ok=True)
+            fcntl.flock(handle, fcntl.LOCK_EX)
+            for left in place.parent.glob(f".{place.name}-*"):  # by a writer that was killed
+                shutil.rmtree(left, ignore_errors=True)
+        yield
 
 
 def remove_unused(days: float = UNUSED_DAYS) -> int:
