@@ -55,6 +55,17 @@ S = TypeVar("S", bound=Dataclass)
 
 
 @dataclass(frozen=True)
+class LowRank:
+    """Low-rank matrices beside frozen weights, by the settings that make them: rank, what their product is scaled by,
+    times the rank, the layers that have them, and how the frozen weights are stored."""
+
+    lora: int
+    lora_alpha: float
+    lora_targets: str
+    quantise: Quantise | None
+
+
+@dataclass(frozen=True)
 class TrainSpec:
     """One training stage: `sft`, `dpo-teacher`, `reward-model` or `distill`."""
 
@@ -118,6 +129,11 @@ class TrainSpec:
     def alpha(self) -> float:
         """What the product of the low-rank matrices is scaled by, times the rank."""
         return self.lora_alpha or 2.0 * self.rank
+
+    @property
+    def low_rank(self) -> LowRank | None:
+        """The low-rank matrices that are trained; None where the weights are."""
+        return LowRank(self.lora, self.alpha, self.lora_targets, self.quantise) if self.lora else None
 
     def source(self, part: str) -> str:
         """The part of the data, or "rollout", that a part of the method's batch is read from."""

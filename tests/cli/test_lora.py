@@ -117,7 +117,9 @@ def test_a_teacher_beside_whole_weights(dtype: str, here: Cli) -> None:
     base = store.get(str(made.inputs["model"]))
     assert base is not None
     assert said["base_model_name_or_path"] == f"../../{base.ref}"
-    assert json.loads((folder / "adapter_base.json").read_text()) == {"content": made.inputs["model"], "quantise": None}
+    assert json.loads((folder / "adapter_base.json").read_text()) == {
+        "content": made.inputs["model"], "quantise": None, "targets": "q_proj,v_proj",
+    }  # fmt: skip
     start = json.loads((folder / "metrics.jsonl").read_text().splitlines()[0])
     assert start["loss"] == pytest.approx(math.log(2), abs=1e-5 if dtype == "float32" else 2e-3)
     tensors = load_file(folder / "adapter_model.safetensors")

@@ -45,7 +45,7 @@ from adpa_cli.engine.layerwise import load_layerwise
 from adpa_cli.engine.lora import check_lora
 from adpa_cli.engine.models import SCALAR_HEAD, body_of, load, load_checked, save
 from adpa_cli.engine.rewards.reward_model import sequence_rewards
-from adpa_cli.engine.training.adapted import load_adapted
+from adpa_cli.engine.training.adapted import base_of, load_adapted
 from adpa_cli.engine.training.optimizer import tune
 from adpa_cli.engine.training.student import critic_of
 from adpa_cli.engine.update import adapter_update, folder_pairs, measured_update
@@ -246,7 +246,7 @@ def test_peft_reads_what_is_written_and_merging_changes_nothing(name: str, tmp_p
     files = {path.name: path.read_bytes() for path in folder.iterdir()}
     assert files == {path.name: path.read_bytes() for path in (tmp_path / "again").iterdir()}
     assert files.keys() == {"adapter_config.json", "adapter_model.safetensors", "adapter_base.json"}
-    assert json.loads(files["adapter_base.json"]) == {"content": content, "quantise": None}
+    assert json.loads(files["adapter_base.json"]) == {"content": content, "quantise": None, "targets": ""}
     said = json.loads(files["adapter_config.json"])
     assert said["base_model_name_or_path"] == "../base"
     assert said["target_modules"] == sorted(said["target_modules"])
@@ -562,11 +562,18 @@ def test_a_training_goes_on_with_the_adapter_that_it_starts_from(base: Path, tmp
 def test_experts_that_are_no_linear_layers_are_said_to_be_left_out(tmp_path: Path) -> None:
     for name in ("mixtral", "qwen2 moe"):
         folder = base_folder(tmp_path / name, name)
-        assert check_lora(spec(lora=4), folder) == (
+        assert check_lora(spec(lora=4), folder, None, name) == (
             f"lora leaves the experts of {name} as they are: they are no linear layers",
         )
         assert not [path for path in adapter_layers(adapted(folder)) if ".experts" in path]
-    assert check_lora(spec(lora=4), base_folder(tmp_path / "llama")) == ()
+    assert check_lora(spec(lora=4), base_folder(tmp_path / "llama"), None, "") == ()
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_training_goes_on_with_an_adapter_of_the_same_words(name: str, tmp_path: Path) -> None:
+    base, folder, own = base_folder(tmp_path / "base", name), tmp_path / "adapter", spec(lora=4)
+    write_adapter(moved(adapted(base)), folder, base_of(base, "", own))
+    assert has_adapter(load_adapted(folder, own, "cpu"))
 
 
 def test_a_reward_model_is_an_adapter_with_its_head(base: Path, tmp_path: Path) -> None:

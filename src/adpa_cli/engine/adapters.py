@@ -52,13 +52,14 @@ LAYERS = (nn.Linear, Conv1D)
 @dataclass(frozen=True)
 class Base:
     """What an adapter is trained on: its `folder`, and what that has by `content`, "" where nobody knows; where it is
-    of the hub its `name` and `revision`; how its weights are stored."""
+    of the hub its `name` and `revision`; how its weights are stored; and its layers that were asked for."""
 
     folder: Path
     content: str
     name: str = ""
     revision: str = ""
     quantise: Quantise | None = None
+    targets: str = ""
 
 
 def peft(module: str = "") -> Any:
@@ -355,7 +356,7 @@ def write_adapter(model: Any, folder: Path, base: Base) -> None:
     save_file(written, folder / ADAPTER_WEIGHTS, {"format": "pt"})
     values = {key: sorted(value) if isinstance(value, set) else value for key, value in config.to_dict().items()}
     write_settings(folder / ADAPTER, {**values, "inference_mode": True})
-    write_settings(folder / ADAPTER_BASE, {"content": base.content, "quantise": base.quantise})
+    write_settings(folder / ADAPTER_BASE, {"content": base.content, "quantise": base.quantise, "targets": base.targets})
     name_base(folder, base)
 
 

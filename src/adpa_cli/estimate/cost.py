@@ -35,9 +35,9 @@ from adpa_cli.engine.costs import (
 from adpa_cli.engine.training.schedule import whole_steps
 from adpa_cli.errors import AdpaError
 from adpa_cli.estimate.row_lengths import RowLengths
-from adpa_cli.hub.adapter_folder import AdapterFolder
 from adpa_cli.hub.model_folder import ModelFolder
 from adpa_cli.machine import Machine
+from adpa_cli.planning.adapters import adapter_of
 from adpa_cli.planning.lineage import folder_of, model_in_folder, model_size
 from adpa_cli.sizes import Disk, Memory, ModelSize, Row, Rows, Where
 from adpa_cli.spec import Runtime
@@ -135,22 +135,15 @@ def with_adapter(item: Input, store: Store) -> ModelSize:
 
     Raises as `model_size` does, and as an adapter whose base is not here.
     """
-    folder = folder_of(item, store)
-    shapes = ModelFolder.of(folder).shapes
+    shapes = ModelFolder.of(folder_of(item, store)).shapes
     sides: dict[str, int] = {}
     for name, shape in shapes.items():
         if len(shape) == 2 and not EXPERT.search(name) and (layer := LAYER.search(name)):
             sides[layer[2]] = sides.get(layer[2], 0) + sum(shape)
     size = replace(model_size(item, store), linear=tuple(sides.items()), is_fused=any(map(EXPERT.search, shapes)))
-    if isinstance(item, Node) and store.get(item.label) is None:
-        spec = item.spec
-        own = low_rank(size, spec.lora, spec.lora_targets) if spec.lora else 0
-        return replace(size, adapter=own, quantise=spec.quantise)
-    adapter = AdapterFolder.of(folder)
-    if adapter is None:
-        return size
-    own = low_rank(size, adapter.rank, ",".join(adapter.targets))
-    return replace(size, adapter=own, quantise=adapter.quantise)
+    made = adapter_of(item, store)
+    own = low_rank(size, made.lora, made.lora_targets) if made else 0
+    return replace(size, adapter=own, quantise=made.quantise if made else None)
 
 
 def waiting_words(cost: Cost) -> list[str]:

@@ -18,7 +18,7 @@ from typing import Any
 from adpa_cli.data.sources import HUB_ID
 from adpa_cli.errors import AdpaError, DataError, NotFound
 from adpa_cli.hub.repository import cached_commit, snapshot
-from adpa_cli.spec import Quantise
+from adpa_cli.spec import LowRank, Quantise
 from adpa_cli.store import manifest as manifests
 from adpa_cli.store.identity import (
     ADAPTER,
@@ -82,6 +82,12 @@ class AdapterFolder:
         """The ends of the names of the layers that have them, sorted, or the one pattern that these names match."""
         said = self.config.get("target_modules") or ()
         return (said,) if isinstance(said, str) else tuple(sorted(map(str, said)))
+
+    @property
+    def low_rank(self) -> LowRank:
+        """Its matrices by the settings that make them; the layers as they were asked for, where adpa made it."""
+        layers = str(self.made_on.get("targets") or ",".join(self.targets))
+        return LowRank(self.rank, self.alpha, layers, self.quantise)
 
     @cached_property
     def settings(self) -> Mapping[str, Any]:
