@@ -160,12 +160,18 @@ def test_the_best_step_and_the_others_know_where_their_base_is(here: Cli) -> Non
     assert weights[0] == weights[1]
 
 
-def test_without_lora_an_adapter_is_merged_and_trained_whole(here: Cli) -> None:
-    first = here("sft", "--model", "tiny", "--max-steps", "2", "--limit", "64", "--set", "lora=4").ref
+@pytest.mark.parametrize("quantise", ["none", "nf4"])
+def test_without_lora_an_adapter_is_merged_and_trained_whole(quantise: str, here: Cli) -> None:
+    few = ("--max-steps", "2", "--limit", "64", "--lr", "0.01")
+    first = here("sft", "--model", "tiny", *few, "--set", "lora=4", "--set", f"quantise={quantise}").ref
     words = ("dpo-teacher", "--reference", first, "--data", "./pairs", "--limit", "24", "--max-steps", "1")
     store = Store.find()
-    whole = store.folder(here(*words, "--lr", "1e-12").ref)
+    ref = here(*words, "--lr", "1e-12").ref
+    whole, made = store.folder(ref), store.get(ref)
     assert AdapterFolder.of(whole) is None
+    assert steps(store, ref)[0]["loss"] == pytest.approx(math.log(2), abs=1e-6), "it is compared with what it starts as"
+    assert made is not None
+    assert made.metrics["update"]["rms"] < 1e-6, "what the adapter had learned is no part of what is learned now"
     merged: Any = load(store.folder(first), train=True)
     for name, tensor in load_file(whole / "model.safetensors").items():
         torch.testing.assert_close(tensor, merged.state_dict()[name], rtol=0, atol=1e-6)

@@ -21,7 +21,7 @@ from adpa_cli.engine.models import load, save
 from adpa_cli.engine.scoring import label_logps
 from adpa_cli.engine.training.adapted import load_adapted
 from adpa_cli.engine.training.loop import train
-from adpa_cli.engine.training.online import Online, Sources
+from adpa_cli.engine.training.online import Online, Scorer, Sources
 from adpa_cli.engine.training.schedule import learning_rate, step_rows
 from adpa_cli.engine.training.step_report import METRICS, parameters_of
 from adpa_cli.engine.training.student import Student, critic_of
@@ -135,10 +135,10 @@ def test_online_training_has_one_base_for_student_and_critic(base: Path, tmp_pat
     params = run.method.params(rollout_batch=4, max_new_tokens=4)
     own = dataclasses.replace(run.spec, params=dataclasses.asdict(params), max_length=32)
     sampling = Sampling(params.temperature, 1.0, params.max_new_tokens, own.seed)
-    scorers: dict[str, tuple[Path, Dtype, None]] = {"start": (base, "float32", None)}
+    scorers = {"start": Scorer(base, "float32")}
     for seed, name in enumerate(("aligned", "reference"), 1):
         tiny_llama(seed).save_pretrained(tmp_path / name)
-        scorers[name] = tmp_path / name, "float32", None
+        scorers[name] = Scorer(tmp_path / name, "float32")
     sources = Sources(prompts, scorers, Decoding(sampling, (END,), PAD, own.max_length))
     feed = Online(student, make_accelerator(), rows, sources, own, params, tmp_path, 60)
     before: dict[str, Tensor] = {name: p.clone() for name, p in student.named_parameters()}

@@ -18,6 +18,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from adpa_cli.engine.adapters import NAME, adapter_layers
+from adpa_cli.engine.models import load
 from adpa_cli.engine.quantised import QuantisedLinear, weight_as_read
 from adpa_cli.hub.model_folder import ModelFolder
 from adpa_cli.sizes import spread
@@ -59,11 +60,14 @@ class Weights:
 
 
 def folder_weights(folder: Path) -> Weights:
-    """The weights in the safetensors files of a model folder, of one of several parts those that read text.
+    """The weights in the safetensors files of a model folder, of one of several parts those that read text; an adapter
+    is merged into those of its base, in memory.
 
     Raises DataError for a damaged file.
     """
     model = ModelFolder.of(folder)
+    if model.adapter:
+        return model_weights(load(folder, train=True))
 
     def read(name: str, rows: int) -> Tensor:
         with safe_open(model.files[name], "pt") as opened:

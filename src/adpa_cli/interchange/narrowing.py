@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from adpa_cli.engine.casting import Rounding
     from adpa_cli.engine.layout.examples import Example
     from adpa_cli.engine.scoring import LabelLogps
-    from adpa_cli.engine.update import Weights
 
 ROWS = 64
 """Held-out rows on which both models are measured, unless another number is asked for."""
@@ -104,7 +103,7 @@ def narrowed(
     `note` is given a line before what takes long. Raises AdpaError for weights beyond the range of the dtype.
     """
     from adpa_cli.engine.casting import cast_weights, roundings
-    from adpa_cli.engine.update import measured_update, pairs
+    from adpa_cli.engine.update import folder_pairs, measured_update
 
     quantise = ModelFolder.of(model.folder).quantise
     if asked.dtype == "float32":
@@ -113,7 +112,7 @@ def narrowed(
     update, start, why = {}, None, ""
     try:
         start = _start(names, model)
-        update = measured_update(pairs(_weights(start.path), _weights(folder)), roundings(asked.dtype, folder))
+        update = measured_update(folder_pairs(start.path, folder), roundings(asked.dtype, folder))
     except AdpaError as error:
         why = error.message
     seen = update.get("seen", {})
@@ -124,16 +123,6 @@ def narrowed(
     words = (*((_merge_words(quantise),) if quantise else ()), said)
     effect = Effect(asked.dtype, rounding, words, _loss_words(rounding, seen), start.label if start else "", update)
     return _measured(effect, names, model, folder, start, asked.rows, note) if asked.rows else effect
-
-
-def _weights(folder: Path) -> Weights:
-    """The weights of a model as they are; an adapter is merged into those of its base, in memory."""
-    from adpa_cli.engine.models import load
-    from adpa_cli.engine.update import folder_weights, model_weights
-
-    if ModelFolder.of(folder).adapter is None:
-        return folder_weights(folder)
-    return model_weights(load(folder, train=True))
 
 
 def _merged(

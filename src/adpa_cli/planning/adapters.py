@@ -49,7 +49,9 @@ def _check(node: Node, role: str, item: Input, store: Store) -> tuple[str, ...]:
 
 def adapter_of(item: Input, store: Store) -> LowRank | None:
     """The low-rank matrices that a model has beside the weights of its base, trained or still to be; None for whole
-    weights. Raises AdpaError for a base that is not there."""
+    weights, and for a model that could not be looked at."""
+    if isinstance(item, External) and not item.is_open:
+        return None
     if isinstance(item, Node) and store.get(item.label) is None:
         trained: TrainSpec = item.spec
         return trained.low_rank

@@ -13,12 +13,13 @@ from adpa_cli import methods
 from adpa_cli.data.items import Items
 from adpa_cli.data.preferences import Pair
 from adpa_cli.errors import DataError
+from adpa_cli.hub.adapter_folder import AdapterFolder
 from adpa_cli.hub.externals import dialogues_of, pairs_of
 from adpa_cli.hub.model_folder import ModelFolder
 from adpa_cli.methods import Method, Need
 from adpa_cli.signal.rows import AnswerKey, SignalRows
 from adpa_cli.signal.shard import SignalReader
-from adpa_cli.spec import Dtype, Quantise, TrainSpec
+from adpa_cli.spec import TrainSpec
 from adpa_cli.stages import Job, Monitor, every
 from adpa_cli.stages._logps_table import StartLogps
 from adpa_cli.stages.rewards import Rewards
@@ -118,18 +119,17 @@ def _online(job: Job, spec: TrainSpec, params: Any, encoder: Any, pairs: Items[P
     """The prompts of `pairs`, and the models that judge the answers which the student draws for them."""
     from adpa_cli.engine.generation.sampling import Decoding, Sampling
     from adpa_cli.engine.layout.examples import end_ids, prompts_for
-    from adpa_cli.engine.training.online import Sources
+    from adpa_cli.engine.training.online import Scorer, Sources
 
     label = job.one("data").label
     prompts = prompts_for(pairs, pairs.values("id"), encoder, spec, params.max_new_tokens, label, job.stage)
     taught = spec.teachers_dtype or spec.dtype
-    dtypes: dict[str, Dtype] = {"start": spec.dtype}  # which the student is compared with
-    stored: dict[str, Quantise | None] = {"start": spec.quantise}
-    scorers = {
-        name: (job.one(role).path, dtypes.get(name, taught), stored.get(name)) for name, role in SCORERS.items()
-    }  # fmt: skip
+    start = job.one("model").path
+    is_merged = AdapterFolder.of(start) is not None and not spec.lora
+    scorers = {name: Scorer(job.one(role).path, taught) for name, role in SCORERS.items()}
+    scorers["start"] = Scorer(start, spec.dtype, spec.quantise, is_merged)  # as the student that is compared with it
     sampling = Sampling(params.temperature, 1.0, params.max_new_tokens, spec.seed)
-    ends = end_ids(encoder, job.one("model").path)
+    ends = end_ids(encoder, start)
     return Sources(prompts, scorers, Decoding(sampling, ends, encoder.pad_id, spec.max_length, spec.dtype))
 
 

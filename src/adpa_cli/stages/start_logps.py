@@ -6,7 +6,7 @@ One Parquet file holds a row for every answer: _logps_table.py says what is in i
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,6 +39,8 @@ class StartSpec:
     block_tokens: int = 16384
     truncation: Truncation = truncation()
     quantise: Quantise | None = quantise()
+    merged: bool = field(default=False, metadata={"neutral": False})
+    """Whether the adapter of the model is merged into its base, as a training of all weights has it."""
 
 
 def compute(job: Job, monitor: Monitor, rank: int = 0, processes: int = 1) -> None:
@@ -54,7 +56,8 @@ def compute(job: Job, monitor: Monitor, rank: int = 0, processes: int = 1) -> No
     todo = [block for block in own if not _path(job, block.index).exists()]
     if not todo:
         return
-    model = load_checked(job.one("model").path, dtype=spec.dtype, device=device(), quantise=spec.quantise)
+    folder, stored = job.one("model").path, spec.quantise
+    model = load_checked(folder, dtype=spec.dtype, train=spec.merged, device=device(), quantise=stored)
     student = Student(model, spec.dtype)
     for block in with_progress(todo, monitor, len(own) - len(todo)):
         scored = _scored(job, spec, student, block.items, device())

@@ -263,10 +263,13 @@ def lost_update(update: Mapping[str, Any], stage: str, spec: TrainSpec) -> list[
 def _first_steps(job: Job, spec: TrainSpec, student: Any, monitor: Monitor, end: int) -> Callable[[int], None]:
     """Notes what rounding does to weights: to those of the start at once, and to what the first steps have learned."""
     from adpa_cli.engine import update as updates
+    from adpa_cli.hub.model_folder import ModelFolder
 
     start = job.one("model")
-    if spec.dtype == "bfloat16" and start.kind == "model":
-        share = updates.share_off_grid(start.path, "bfloat16")
+    whole = ModelFolder.of(start.path).whole.path
+    is_merged = whole != start.path and not spec.lora
+    if spec.dtype == "bfloat16" and (start.kind == "model" or is_merged):
+        share = updates.share_off_grid(start.path if is_merged else whole, "bfloat16")
         if share > OFF_GRID:
             monitor.note(
                 f"bfloat16 rounds {_share(share)} of the weights of {start.label} for each product; in float32 "
