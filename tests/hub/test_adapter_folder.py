@@ -12,11 +12,13 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file, save_file
 
+from adpa_cli.disk import sha256_file
 from adpa_cli.errors import AdpaError, DataError, NotFound
 from adpa_cli.hub.adapter_folder import AdapterFolder, folder_digest
 from adpa_cli.hub.externals import Externals
 from adpa_cli.hub.model_folder import ModelFolder
 from adpa_cli.hub.repository import cached_commit
+from adpa_cli.store import identity
 from adpa_cli.store.identity import HashCache, NoModel, model_digest
 from adpa_cli.store.store import Store
 from support.fake_hub import Hub, serve, sha_of, use
@@ -47,6 +49,28 @@ def test_what_an_adapter_says_of_itself(adapter: Path, base: Path) -> None:
     assert (found.base, found.quantise) == (base, None)
     assert found.content == f"model:{model_digest(base)}"
     assert AdapterFolder.of(base) is None
+
+
+def test_a_base_that_is_known_by_content_is_hashed_once(
+    adapter: Path, base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (adapter / "adapter_base.json").write_text(json.dumps({"content": f"model:{model_digest(base)}"}))
+    hashed: list[Path] = []
+    monkeypatch.setattr(identity, "sha256_file", lambda path: hashed.append(path) or sha256_file(path))
+    assert all(ModelFolder.of(adapter).whole.path == base for _ in range(3))
+    assert len(hashed) == len(set(hashed)) > 0
+    change(base / "config.json", rope_theta=7.0)
+    with pytest.raises(DataError, match="has changed since the adapter was made"):
+        ModelFolder.of(adapter)
+
+
+def test_a_step_of_an_artifact_knows_the_store(adapter: Path, base: Path, tmp_path: Path) -> None:
+    store = Store.find(tmp_path / "store", create=True)
+    step = tmp_path / "store" / "sft" / "0123456789ab" / "step-000003"
+    shutil.copytree(adapter, step)
+    (step / "adapter_base.json").write_text(json.dumps({"content": f"model:{model_digest(base, store.hash_cache)}"}))
+    change(step / "adapter_config.json", base_model_name_or_path="../gone")
+    assert of(step).base == base
 
 
 def test_an_adapter_beside_whole_weights_is_none(adapter: Path, base: Path) -> None:

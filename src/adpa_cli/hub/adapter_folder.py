@@ -7,6 +7,7 @@ is an error. A folder of others names its base as a path, or as a hub name that 
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -112,7 +113,7 @@ class AdapterFolder:
     @property
     def content(self) -> str:
         """Its base by content, `artifact:<id>` or `model:<sha256>`: as recorded, else by the folder that is found."""
-        return self._recorded or f"model:{model_digest(self.base, self._hashes)}"
+        return self._recorded or f"model:{self._digest(self.base)}"
 
     @property
     def _recorded(self) -> str:
@@ -180,9 +181,13 @@ class AdapterFolder:
         try:
             if self._recorded.startswith("artifact:"):
                 return f"artifact:{manifests.read(folder).id}"
-            return f"model:{model_digest(folder, self._hashes)}"
-        except AdpaError:
+            return f"model:{self._digest(folder)}"
+        except (AdpaError, OSError):
             return ""
+
+    def _digest(self, folder: Path) -> str:
+        """That of a model folder. The process remembers it, and so does the store."""
+        return _digest_once(folder, file_states(folder), self._store)
 
     def _elsewhere(self) -> Iterator[Path]:
         """Other folders that may have the base, where its content is known: no name tells that they are right."""
@@ -196,9 +201,9 @@ class AdapterFolder:
 
     @cached_property
     def _store(self) -> Store | None:
-        """The store that the folder is an artifact of, finished or in the making."""
-        root = Path(os.path.abspath(self.path)).parent.parent
-        return Store(root) if (root / MARKER).is_file() else None
+        """The store that the folder is in: as an artifact, finished or in the making, or as a step of one."""
+        above = Path(os.path.abspath(self.path)).parents
+        return next((Store(root) for root in above if (root / MARKER).is_file()), None)
 
     @property
     def _hashes(self) -> HashCache | None:
@@ -243,6 +248,26 @@ def folder_digest(folder: Path, cache: HashCache | None = None) -> str:
     as `AdapterFolder.base`."""
     adapter = AdapterFolder.of(folder)
     return model_digest(folder, cache) if adapter is None else adapter.digest(model_digest(adapter.base, cache), cache)
+
+
+@functools.lru_cache(maxsize=8)
+def _digest_once(folder: Path, files: tuple[Any, ...], store: Store | None) -> str:
+    return model_digest(folder, store.hash_cache if store else None)
+
+
+def file_states(folder: Path) -> tuple[Any, ...]:
+    """What changes with any file of a folder."""
+    with os.scandir(folder) as entries:
+        return tuple(sorted((entry.name, *_state(entry)) for entry in entries))
+
+
+def _state(entry: os.DirEntry[str]) -> tuple[int, int]:
+    """What changes with a file, or with the file that a link leads to."""
+    try:
+        stat = entry.stat()
+    except OSError:  # a link that leads nowhere
+        return 0, 0
+    return stat.st_size, stat.st_mtime_ns
 
 
 def _whole(base: Path, adapter: Path) -> Path:

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 from adpa_cli.data.tokenizer import NAMED, Tokenizer, token_text
 from adpa_cli.errors import AdpaError, DataError
-from adpa_cli.hub.adapter_folder import AdapterFolder
+from adpa_cli.hub.adapter_folder import AdapterFolder, file_states
 from adpa_cli.sizes import ModelSize
 from adpa_cli.spec import Quantise
 from adpa_cli.store.identity import ADAPTER, has_tokenizer
@@ -81,7 +81,7 @@ class ModelFolder:
     def of(path: Path) -> ModelFolder:
         """The folder at a path: the same object as long as no file in it changes, nor in the base of an adapter."""
         adapter = AdapterFolder.of(path)
-        files = _states(path) + (_states(adapter.base) if adapter else ())
+        files = file_states(path) + (file_states(adapter.base) if adapter else ())
         return _folder(path, files)
 
     @cached_property
@@ -354,21 +354,6 @@ class ModelFolder:
 @functools.lru_cache(maxsize=32)
 def _folder(path: Path, files: tuple[Any, ...]) -> ModelFolder:
     return ModelFolder(path, AdapterFolder.of(path))
-
-
-def _states(folder: Path) -> tuple[Any, ...]:
-    """What changes with any file of a folder."""
-    with os.scandir(folder) as entries:
-        return tuple(sorted((entry.name, *_state(entry)) for entry in entries))
-
-
-def _state(entry: os.DirEntry[str]) -> tuple[int, int]:
-    """What changes with a file, or with the file that a link leads to."""
-    try:
-        stat = entry.stat()
-    except OSError:  # a link that leads nowhere
-        return 0, 0
-    return stat.st_size, stat.st_mtime_ns
 
 
 def not_fetched(path: Path) -> DataError:
