@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM, pipeline
 
 from adpa_cli.cli.main import main
 from adpa_cli.engine.models import load
+from adpa_cli.engine.update import adapter_update
 from adpa_cli.lab import world
 from adpa_cli.store.identity import model_digest
 from adpa_cli.store.store import Store
@@ -120,6 +121,16 @@ def test_the_reference_of_an_adapter_is_found_by_its_lineage(here: Cli) -> None:
     signal = next(line for line in planned.splitlines() if "\tsignal\t" in line)
     assert "aligned+reference" in signal
     assert here(*words, "--set", "lora=4").code == 0
+
+
+def test_what_was_learned_is_that_of_the_step_that_is_kept(here: Cli) -> None:
+    few = ("--model", "sft", "--data", "few.jsonl", "--set", "lora=4", *LENGTH)
+    ref = here("sft", *few, "--max-steps", "3", "--batch-size", "8", "--lr", "0.1", "--select", "best").ref
+    metrics = Store.find().resolve(ref).metrics
+    points = [point["step"] for point in metrics["selection"]["points"]]
+    assert metrics["selection"]["step"] < points[-1], "such a rate leads away again"
+    kept = adapter_update(load(folder(ref)), folder("sft"), folder(ref))
+    assert metrics["update"]["rms"] == pytest.approx(kept["rms"], rel=1e-5)
 
 
 def test_ids_do_not_depend_on_where_a_base_lies(here: Cli, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from adpa_cli.engine.adapters import NAME, adapter_layers, adapter_state, adapter_weights
+from adpa_cli.engine.adapters import NAME, adapter_layers, adapter_weights
 from adpa_cli.engine.device import make_accelerator
 from adpa_cli.engine.generation.sampling import Decoding, Sampling
 from adpa_cli.engine.layout.row_layout import Packer
@@ -27,6 +27,7 @@ from adpa_cli.engine.training.step_report import METRICS, parameters_of
 from adpa_cli.engine.training.student import Student, critic_of
 from adpa_cli.errors import Stopped
 from adpa_cli.spec import Dtype
+from support.peft_folders import adapter_state
 from support.stoppable_runs import ROWS, SIGNAL, stoppable_run
 from support.tiny_models import END, PAD, TEMPLATE, tiny_llama, tiny_tokenizer
 from support.train_samples import dense_loss, make_run, start_of

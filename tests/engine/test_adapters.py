@@ -31,7 +31,6 @@ from adpa_cli.engine.adapters import (
     NAME,
     Base,
     adapter_layers,
-    adapter_state,
     adapter_weights,
     add_adapter,
     has_adapter,
@@ -53,6 +52,7 @@ from adpa_cli.errors import AdpaError, UsageError
 from adpa_cli.spec import Dtype, Runtime
 from adpa_cli.store.identity import model_digest
 from support.model_folders import byte_level, write_vision_language
+from support.peft_folders import adapter_state
 from support.tiny_models import END, PAD, TEMPLATE, VOCABULARY, tiny_llama, tiny_tokenizer
 from support.tuned_models import ARCHITECTURES, IDS, check_equal, computed, made, spec
 
@@ -524,18 +524,18 @@ def test_a_critic_has_the_frozen_weights_of_its_student_and_an_adapter_of_its_ow
 
 def test_the_size_of_what_was_learned_is_that_of_the_merged_weights(base: Path, tmp_path: Path) -> None:
     model = adapted(base, dtype="bfloat16")
-    begun = adapter_state(model)
-    assert adapter_update(model, begun)["rms"] == 0.0
-    first, second = tmp_path / "first", tmp_path / "second"
+    begun, first, second = (tmp_path / name for name in ("begun", "first", "second"))
+    write_adapter(model, begun, Base(base, ""))
+    assert adapter_update(model, base, begun)["rms"] == 0.0
     for folder in (first, second):
         write_adapter(moved(model), folder, Base(base, ""))
         save(load(folder, train=True), tiny_tokenizer(), tmp_path / f"whole-{folder.name}", TEMPLATE, "<end>")
-    found = adapter_update(model, begun)
+    found = adapter_update(model, begun, second)
+    assert adapter_update(model, base, second) == found
     dense = measured_update(folder_pairs(base, tmp_path / "whole-second"))
     assert found["rms"] == pytest.approx(dense["rms"], rel=1e-2)  # the weights are bfloat16 here
     assert set(found["seen"].values()) == {1.0}
-    halfway = load(first)
-    since = adapter_update(model, adapter_state(halfway))
+    since = adapter_update(model, first, second)
     between = measured_update(folder_pairs(tmp_path / "whole-first", tmp_path / "whole-second"))
     assert since["rms"] == pytest.approx(between["rms"], rel=2e-2)
 

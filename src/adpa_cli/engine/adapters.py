@@ -88,11 +88,6 @@ def adapter_weights(model: nn.Module) -> dict[str, nn.Parameter]:
     return {name: weight for name, weight in model.named_parameters() if _is_adapter_weight(name)}
 
 
-def adapter_state(model: nn.Module) -> dict[str, Tensor]:
-    """A copy of these."""
-    return {name: weight.detach().clone() for name, weight in adapter_weights(model).items()}
-
-
 def _is_adapter_weight(name: str) -> bool:
     return ".lora_" in name
 
@@ -198,7 +193,7 @@ def attach_adapter(
 
     Raises AdpaError for one that does not fit the model, that is damaged, or that computes in a way which is not read.
     """
-    settings, tensors = adapter.settings, _tensors(adapter)
+    settings, tensors = adapter.settings, adapter_tensors(adapter)
     if settings.get("use_dora") and any(isinstance(module, QuantisedLinear) for module in body.modules()):
         raise AdpaError(
             f"the adapter {adapter.path} is a DoRA, which reads the weights of its base, and these are quantised",
@@ -240,7 +235,7 @@ def stored_as(adapter: AdapterFolder, asked: Quantise | None) -> Quantise | None
     return adapter.quantise or asked
 
 
-def _tensors(adapter: AdapterFolder) -> dict[str, Tensor]:
+def adapter_tensors(adapter: AdapterFolder) -> dict[str, Tensor]:
     """The tensors of an adapter, float32, by their names in the model. Raises AdpaError where they cannot be read."""
     path = adapter.path / ADAPTER_WEIGHTS
     if not path.is_file():

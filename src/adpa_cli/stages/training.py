@@ -19,6 +19,7 @@ from adpa_cli.stages import Job, Lengths, Load, Monitor, Node, Stage, every
 if TYPE_CHECKING:
     from adpa_cli.data.chat import Encoder
     from adpa_cli.engine.adapters import Base
+    from adpa_cli.engine.training.checkpoint_selection import CheckpointSelection
     from adpa_cli.methods import Method, Need
     from adpa_cli.stages._training_inputs import Data
 
@@ -28,7 +29,6 @@ GAMMA_RATIO = 3.0  # γ × RMS(A) outside this factor of the tuned one is worth 
 
 def compute(job: Job, monitor: Monitor, rank: int = 0, processes: int = 1) -> None:
     """Train, and leave a Hugging Face folder and metrics.jsonl in the work folder."""
-    from adpa_cli.engine.adapters import adapter_state, name_base
     from adpa_cli.engine.device import forget_peak, make_accelerator
     from adpa_cli.engine.layout.examples import encoder_of
     from adpa_cli.engine.training import schedule
@@ -51,7 +51,6 @@ def compute(job: Job, monitor: Monitor, rank: int = 0, processes: int = 1) -> No
     accelerator = make_accelerator(job.runtime.rendezvous)
     student, tuned = _student(job, spec, encoder, str(accelerator.device), data)
     base = base_of(folder, job.one("model").content, spec) if spec.lora else None
-    before = adapter_state(student.model) if spec.lora else {}
     inputs = (data.examples, data.online, spec, params, job.folder, job.runtime.tokens_per_device)
     feed = Online(student, accelerator, *inputs) if data.online else None
 
@@ -71,15 +70,11 @@ def compute(job: Job, monitor: Monitor, rank: int = 0, processes: int = 1) -> No
         summary = train(student, run, accelerator)
     preferred = _preferred(job, spec, encoder, student, accelerator) if method.scalar_head and not held else {}
     if accelerator.is_main_process:
-        chosen = selection.take_best() if held else end
-        if not held:
-            save_in(job.folder)
-        elif base:
-            name_base(job.folder, base)  # the folder of the best step lies deeper
+        chosen = _kept_step(selection, base, end)
         write_json(job.folder / RESULT, {
             **preferred, **_selected(job, spec, chosen, bool(held), bool(evaluated)),
             **measured(job.folder, end, accelerator.device.type), **_sizes(student.model, data),
-            **({"runtime": tuned} if tuned else {}), **_update(job, spec, student.model, before), "final": summary,
+            **({"runtime": tuned} if tuned else {}), **_update(job, spec, student.model), "final": summary,
         })  # fmt: skip
     accelerator.wait_for_everyone()
 
@@ -91,6 +86,19 @@ def _saver(model: Any, encoder: Encoder, source: Path, base: Base | None) -> Cal
 
     text, end = encoder.template.text, encoder.template.end
     return lambda folder: save(model, encoder.tokenizer, folder, text, end, source, base)
+
+
+def _kept_step(selection: CheckpointSelection, base: Base | None, end: int) -> int:
+    """The step whose weights become those of the artifact: the best, or the last one."""
+    from adpa_cli.engine.adapters import name_base
+
+    if selection.measure is None:
+        selection.save(selection.work)
+        return end
+    step = selection.take_best()
+    if base:
+        name_base(selection.work, base)  # the folder of the best step lies deeper
+    return step
 
 
 def _sizes(model: Any, data: Data) -> dict[str, Any]:
@@ -214,15 +222,13 @@ def _rounds(spec: TrainSpec) -> bool:
     return spec.dtype == "bfloat16" != spec.weights and not spec.lora
 
 
-def _update(job: Job, spec: TrainSpec, model: Any, before: Mapping[str, Any]) -> dict[str, Any]:
-    """`update`: the change of the saved weights from those that the training started from, as products see it; of a
-    model with an adapter, which was `before`, that of the adapter at the end."""
+def _update(job: Job, spec: TrainSpec, model: Any) -> dict[str, Any]:
+    """`update`: the change of the saved weights, or of an adapter of the model, from those that the training started
+    from, as products see it."""
     from adpa_cli.engine.update import adapter_update, folder_pairs, measured_update
 
-    if spec.lora:
-        found = adapter_update(model, before)
-    else:
-        found = measured_update(folder_pairs(job.one("model").path, job.folder))
+    start = job.one("model").path
+    found = adapter_update(model, start, job.folder) if spec.lora else measured_update(folder_pairs(start, job.folder))
     if found:
         found["seen"][COMPUTED] = found["seen"]["bfloat16"] if _rounds(spec) else 1.0
     return {"update": found} if found else {}
