@@ -30,7 +30,8 @@ from adpa_cli.planning.lineage import folder_of
 from adpa_cli.sizes import size_words
 from adpa_cli.spec import TrainSpec
 from adpa_cli.stages import DECODER_ROLES, MODEL_ROLES, Node
-from adpa_cli.stages.training import finer, needs_of, unseen
+from adpa_cli.stages._update import finer, unseen
+from adpa_cli.stages.training import needs_of
 from adpa_cli.store.store import Store
 
 FIRST_ROWS = 8

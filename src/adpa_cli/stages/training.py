@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import typing
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +14,7 @@ from adpa_cli.hub import External
 from adpa_cli.sizes import Disk, Memory, Rows
 from adpa_cli.spec import TrainSpec, make, tracker_names
 from adpa_cli.stages import Job, Lengths, Load, Monitor, Node, Stage, every
+from adpa_cli.stages._update import COMPUTED, first_steps, lost_update, rounds, share_words, update_of
 
 if TYPE_CHECKING:
     from adpa_cli.data.chat import Encoder
@@ -63,7 +63,7 @@ def compute(job: Job, monitor: Monitor, rank: int = 0, processes: int = 1) -> No
         run = Run(
             spec=spec, method=method, params=params, examples=data.examples, end_id=encoder.end_id, stage=job.stage,
             signal_of=data.signal_of, work=job.folder, runtime=job.runtime, progress=monitor.progress, track=track,
-            look=_first_steps(job, spec, student, monitor, end), note=monitor.note, stop=monitor.stop,
+            look=first_steps(job, spec, student, monitor, end), note=monitor.note, stop=monitor.stop,
             evaluation_steps=evaluated, evaluate=selection.evaluate, feed=feed,
             critic_lr=params.critic_lr if feed else 0.0, reward_of=data.reward_of, start_of=data.start_of,
         )  # fmt: skip
@@ -74,7 +74,7 @@ def compute(job: Job, monitor: Monitor, rank: int = 0, processes: int = 1) -> No
         write_json(job.folder / RESULT, {
             **preferred, **_selected(job, spec, chosen, bool(held), bool(evaluated)),
             **measured(job.folder, end, accelerator.device.type), **_sizes(student.model, data),
-            **({"runtime": tuned} if tuned else {}), **_update(job, spec, student.model), "final": summary,
+            **({"runtime": tuned} if tuned else {}), **update_of(job, spec, student.model), "final": summary,
         })  # fmt: skip
     accelerator.wait_for_everyone()
 
@@ -173,7 +173,7 @@ def finish(job: Job) -> dict[str, Any]:
     metrics: dict[str, Any] = json.loads((job.folder / RESULT).read_text())
     metrics["memory"] = {"estimate": job.hints.get("memory"), **metrics["memory"]}
     spec, update = make(TrainSpec, job.spec), metrics.get("update", {})
-    say = [f"its products see {_share(update['seen'][COMPUTED])} of the update"] if update and _rounds(spec) else []
+    say = [f"its products see {share_words(update['seen'][COMPUTED])} of the update"] if update and rounds(spec) else []
     if spec.lora:
         say.append(f"{metrics['trained']:,} parameters trained beside {metrics['parameters'] - metrics['trained']:,}")
     watch = [*unequal_gradients(metrics.get("gradients", {})), *lost_update(update, job.stage, spec)]
@@ -202,104 +202,8 @@ def _rms_advantage(folder: Path) -> float | None:
     return rms
 
 
-ALL = 0.9995
-"""A part of something that is all of it, to the digits that are shown."""
 GRADIENT_RATIO = 30.0
 """Times that the gradient of one term may exceed that of another before it is worth a warning."""
-
-
-LEAST_SEEN = 0.5
-"""The part of a training's change that products must see, or it is worth a warning."""
-HARDLY, FIRST_STEPS = 0.05, 8
-"""The part of it, and the steps after which it is looked at while there is time to begin again."""
-COMPUTED = "computed"
-OFF_GRID = 0.01
-"""The share of a model's weights between numbers of bfloat16 from which on it is told."""
-
-
-def _rounds(spec: TrainSpec) -> bool:
-    """Whether products read other weights than those that train and are kept."""
-    return spec.dtype == "bfloat16" != spec.weights and not spec.lora
-
-
-def _update(job: Job, spec: TrainSpec, model: Any) -> dict[str, Any]:
-    """`update`: the change of the saved weights, or of an adapter of the model, from those that the training started
-    from, as products see it."""
-    from adpa_cli.engine.update import adapter_update, folder_pairs, measured_update
-
-    start = job.one("model").path
-    found = adapter_update(model, start, job.folder) if spec.lora else measured_update(folder_pairs(start, job.folder))
-    if found:
-        found["seen"][COMPUTED] = found["seen"]["bfloat16"] if _rounds(spec) else 1.0
-    return {"update": found} if found else {}
-
-
-def unseen(update: Mapping[str, Any], dtype: str) -> float | None:
-    """The part of a training's change that products in `dtype` see, by its metrics, where that is less than half."""
-    seen = float(update.get("seen", {}).get(dtype, 1.0))
-    return seen if seen < LEAST_SEEN else None
-
-
-def finer(stage: str, spec: Any) -> str:
-    """What to type for a stage that computes in bfloat16, so that it reads weights with more digits."""
-    offered = typing.get_args(typing.get_type_hints(type(spec))["dtype"])
-    held = f"--set {stage}.weights=float32 " if getattr(spec, "weights", "") == "bfloat16" else ""
-    return f"{held}--set {stage}.dtype={'float16' if 'float16' in offered else 'float32'}"
-
-
-def lost_update(update: Mapping[str, Any], stage: str, spec: TrainSpec) -> list[str]:
-    """Warnings where less than half of what was learned is seen: by the training itself, by what reads its model."""
-    said = []
-    if (seen := unseen(update, COMPUTED)) is not None:
-        said.append(
-            f"the forward pass saw {100 * seen:.1f} % of what was learned, for its products read the weights in "
-            "bfloat16: the loss that is shown and the gradients are nearly those of the start, "
-            f"so compute with dtype=float32: {finer(stage, spec)}"
-        )
-    if (seen := unseen(update, "bfloat16")) is not None:
-        said.append(
-            f"rounded to bfloat16 the weights keep {100 * seen:.1f} % of what was learned "
-            f"({100 * update['differ']['bfloat16']:.1f} % of them differ from those before): capture and evaluate this "
-            "model in float16, to which weights are rounded without bias, or in float32 (--set STAGE.dtype=float16); "
-            "adpa export says what serving keeps"
-        )
-    return said
-
-
-def _first_steps(job: Job, spec: TrainSpec, student: Any, monitor: Monitor, end: int) -> Callable[[int], None]:
-    """Notes what rounding does to weights: to those of the start at once, and to what the first steps have learned."""
-    from adpa_cli.engine import update as updates
-    from adpa_cli.hub.model_folder import ModelFolder
-
-    start = job.one("model")
-    whole = ModelFolder.of(start.path).whole.path
-    is_merged = whole != start.path and not spec.lora
-    if spec.dtype == "bfloat16" and (start.kind == "model" or is_merged):
-        share = updates.share_off_grid(start.path if is_merged else whole, "bfloat16")
-        if share > OFF_GRID:
-            monitor.note(
-                f"bfloat16 rounds {_share(share)} of the weights of {start.label} for each product; in float32 "
-                f"they are read as they are: {finer(job.stage, spec)}"
-            )
-
-    def look(step: int) -> None:
-        if step != FIRST_STEPS or step == end or not _rounds(spec):
-            return
-        before, after = updates.folder_weights(start.path), updates.model_weights(student.model)
-        seen = updates.measured_update(updates.pairs(before, after, sample=True)).get("seen", {}).get("bfloat16", 1.0)
-        if seen < HARDLY:
-            monitor.note(
-                f"after step {step} products in bfloat16 see {100 * seen:.1f} % of what was learned, so the loss "
-                f"and the gradients are nearly those of the start: {finer(job.stage, spec)}, "
-                "or a higher learning rate (--lr)"
-            )
-
-    return look
-
-
-def _share(part: float) -> str:
-    """A part of something in words; noise may take it a little beyond all."""
-    return "all" if part >= ALL else f"{100 * part:.1f} %"
 
 
 def measured(work: Path, step: int, device: str) -> dict[str, Any]:
