@@ -303,6 +303,7 @@ def test_merging_into_the_weights_that_were_quantised_is_measured(here: Cli, tmp
         (("./whole", "--adapter"), "--adapter: whole has whole weights"),
         (("sft", "--adapter", "--dtype", "bfloat16"), "--dtype bfloat16 and --adapter exclude each other"),
         (("sft", "--adapter", "--to", "ollama"), "--to ollama and --adapter exclude each other"),
+        (("sft", "--adapter", "--rows", "2"), "--rows 2 and --adapter exclude each other"),
     ],
 )
 def test_what_cannot_be_exported_as_an_adapter_is_named(here: Cli, words: tuple[str, ...], said: str) -> None:
