@@ -35,9 +35,11 @@ import torch
 from common.memory import Peak
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from adpa_cli.engine.layout.examples import Answer, answers_for
+from adpa_cli.data.tables import table
+from adpa_cli.engine.layout.examples import Answer, Answers, answers_for
 from adpa_cli.engine.layout.micro_batches import cut_blocks
 from adpa_cli.engine.layout.shared_prompt import answer_rows, states
+from adpa_cli.engine.layout.tokenised import PAIR, rows_batch, schema
 from adpa_cli.engine.models import body_and_head, load
 from adpa_cli.hub import Located
 from adpa_cli.planning.chat_templates import NO_CHOICE, template_in
@@ -72,8 +74,25 @@ def pairs(count: int, mean: int, vocabulary: int) -> list[Answer]:
         prompt = tuple(rng.integers(5, vocabulary, int(lengths.sum()) // 2).tolist())
         for part, length in zip(("chosen", "rejected"), lengths, strict=True):
             answer = tuple(rng.integers(5, vocabulary, int(length)).tolist())
-            rows.append(Answer(AnswerKey(str(number), part, token_hash(prompt, answer)), prompt, answer))
+            rows.append(Answer(AnswerKey(f"{number:016x}", part, token_hash(prompt, answer)), prompt, answer))
     return rows
+
+
+def held(rows: list[Answer]) -> Answers:
+    """Answers to prompts, two to each, or first ones and then second ones, in a mapped table."""
+    sides = {part: [row for row in rows if row.key.part == part] for part in PAIR}
+    made = [
+        {"id": int(good.key.example_id, 16), "prompt": good.prompt,
+         **{row.key.part: row.answer for row in (good, bad)}, **{f"{row.key.part}_cut": False for row in (good, bad)},
+         **{f"{row.key.part}_hash": bytes.fromhex(row.key.tokens) for row in (good, bad)}}
+        for good, bad in zip(*sides.values(), strict=True)
+    ]  # fmt: skip
+
+    def fill(add: Callable[[Any], None]) -> dict[str, Any]:
+        add(rows_batch(made, schema(PAIR)))
+        return {}
+
+    return Answers(table("answers", None, schema(PAIR), fill), PAIR)
 
 
 def capture(job: Job, rows: list[Answer], teacher: Any) -> None:
@@ -81,7 +100,7 @@ def capture(job: Job, rows: list[Answer], teacher: Any) -> None:
     import adpa_cli.engine.models as models
 
     kept = cache_teacher.answers_of, models.load
-    cache_teacher.answers_of, models.load = lambda *_: rows, lambda *_, **__: teacher
+    cache_teacher.answers_of, models.load = lambda *_: held(rows), lambda *_, **__: teacher
     try:
         with tempfile.TemporaryDirectory(dir=job.work) as folder:
             own = Job(**{**vars(job), "work": folder})

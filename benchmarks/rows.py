@@ -4,7 +4,7 @@
 
 Data are pairs of a prompt and two answers of about 300 tokens each, made up from words that follow Zipf's law, and a
 byte-level BPE trained on the spot. Each command of the program runs as a process of its own, on `--rows` pairs and on a
-tenth of them. Its memory is looked at every 5 ms: the sum of RssAnon over the process and its children, so that pages
+quarter of them. Its memory is looked at every 5 ms: the sum of RssAnon over the process and its children, so that pages
 of mapped files do not count, and pages that a child shares with its parent count twice.
 
 - `bytes_per_row` (bar 300): how much the peak grows from the few pairs to the many, over the pairs between them, as the
@@ -39,7 +39,7 @@ PROMPT = ANSWER = 300
 CUT, BLOCK_TOKENS = 24, 16384
 """Tokens that rows are cut to for the model, and those of a block of uncut rows."""
 WORDS, VOCABULARY, PIECES, PIECE = 20_000, 8_192, 3_000, 100
-K, STEPS = 2, 2
+K, STEPS, FEW, PACED = 2, 2, 4, 4000
 MANY = 10_000_000
 TEMPLATE = (
     "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}<|end|>{% endfor %}"
@@ -102,15 +102,19 @@ def write_pairs(path: Path, pieces: Sequence[str], rows: int) -> None:
 
 
 def private_bytes(root: int) -> int:
-    """RssAnon of a process and all its descendants."""
-    total, waiting = 0, [root]
+    """RssAnon of a process and all its descendants, but for those that still are copies of their parent."""
+    total, waiting = 0, [(root, b"")]
     while waiting:
-        pid = waiting.pop()
+        pid, parent = waiting.pop()
+        about = Path(f"/proc/{pid}")
         try:
-            status = Path(f"/proc/{pid}/status").read_text()
+            program = (about / "cmdline").read_bytes()
+            if program == parent:  # between its fork and its exec: its pages are counted already
+                continue
+            status = (about / "status").read_text()
             total += sum(1024 * int(line.split()[1]) for line in status.splitlines() if line.startswith("RssAnon:"))
-            for task in Path(f"/proc/{pid}/task").iterdir():
-                waiting += map(int, (task / "children").read_text().split())
+            for task in (about / "task").iterdir():
+                waiting += ((int(child), program) for child in (task / "children").read_text().split())
         except (FileNotFoundError, ProcessLookupError):
             continue
     return total
@@ -153,7 +157,7 @@ def commands(data: str) -> dict[str, list[str]]:
 
 def growth(folder: Path, pieces: Sequence[str], rows: int) -> dict[str, Any]:
     """Bytes a row by stage, and what they are made of."""
-    few, peaks, seconds = max(1, rows // 10), dict[str, list[int]](), dict[str, float]()
+    few, peaks, seconds = rows // FEW, dict[str, list[int]](), dict[str, float]()
     for count in (few, rows):
         name = f"pairs-{count}.jsonl"
         write_pairs(folder / name, pieces, count)
@@ -200,9 +204,8 @@ def bare(data: str) -> float:
 
 def paces(folder: Path, pieces: Sequence[str], rows: int) -> dict[str, float]:
     """Pairs a second on one core: of all that is done to a row, and of the tokenizer alone."""
-    name = "paced.jsonl"
+    name, found = "paced.jsonl", {}
     write_pairs(folder / name, pieces, rows)
-    found = {}
     for key, word in (("rows_per_s", "tokenise"), ("bare_rows_per_s", "bare")):
         words = [sys.executable, __file__, word, name, "--one-core"]
         done = subprocess.run(words, check=True, stdout=subprocess.PIPE, cwd=folder)
@@ -240,8 +243,9 @@ def measure(rows: int) -> dict[str, Any]:
     """All figures."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
+        os.environ["ADPA_CACHE"] = str(folder / "cache")
         pieces = make_model(folder / "model")
-        paced = paces(folder, pieces, min(rows, 5000))
+        paced = paces(folder, pieces, PACED)
         return {**growth(folder, pieces, rows), **paced, **dict(step_rows_times())}
 
 

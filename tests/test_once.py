@@ -40,7 +40,7 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> Counter[tuple[str, Any]]:
     count(make, "survey", "survey")
     count(surveys, "cost_of", "cost", lambda node, *rest: node.label)
     count(cost, "planned_rows", "rows", lambda node, *rest: node.label)
-    count(ModelFolder, "__init__", "folder", lambda self, path: path)
+    count(ModelFolder, "__init__", "folder", lambda self, path, *rest: path)
     count(DataSet, "__init__", "data", lambda self, sources, purpose, *rest: (str(sources), purpose))
     return times
 

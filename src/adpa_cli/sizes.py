@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, overload
 
 HEADER_OF_TENSOR = 120  # bytes of a safetensors header for each tensor
 
@@ -131,15 +133,116 @@ class Row:
         return Row(prompt, min(self.answer, longest - prompt))
 
 
-Rows = dict[str, list[Row]]
+@dataclass(frozen=True)
+class Totals:
+    """Tokens of some rows, of their prompts and of their answers; the sum of the squares of their lengths; the longest
+    row, and the longest prompt."""
+
+    prompt: float = 0.0
+    answer: float = 0.0
+    squares: float = 0.0
+    longest: float = 0.0
+    longest_prompt: float = 0.0
+
+    @property
+    def whole(self) -> float:
+        return self.prompt + self.answer
+
+
+class RowTable(Sequence[Row]):
+    """Many rows in little memory: `prompts` and `answers` [n] are arrays of their tokens."""
+
+    def __init__(self, prompts: Any, answers: Any) -> None:
+        self.prompts, self.answers = prompts, answers
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    @overload
+    def __getitem__(self, number: int) -> Row: ...
+    @overload
+    def __getitem__(self, number: slice) -> RowTable: ...
+    def __getitem__(self, number: int | slice) -> Row | RowTable:
+        if isinstance(number, slice):
+            return RowTable(self.prompts[number], self.answers[number])
+        return Row(float(self.prompts[number]), float(self.answers[number]))
+
+    def fitted(self, longest: int) -> RowTable:
+        """What is left of each within `longest` tokens, as of a `Row`; these rows where all fit."""
+        if self.totals.longest <= longest:
+            return self
+        import numpy as np
+
+        prompts = np.minimum(self.prompts, np.maximum(longest - self.answers, longest / 2))
+        return RowTable(prompts, np.minimum(self.answers, longest - prompts))
+
+    def packed(self, longest: int) -> RowTable:
+        """The rows that they fill when they are laid end to end, all of their tokens trained."""
+        import numpy as np
+
+        full, rest = divmod(self.totals.whole, longest)
+        answers = np.array([longest] * int(full) + [rest] * (rest > 0), np.float32)
+        return RowTable(answers * 0, answers)
+
+    def answered(self, tokens: float) -> RowTable:
+        """The same prompts with answers of so many tokens."""
+        return RowTable(self.prompts, self.answers * 0 + tokens)
+
+    @cached_property
+    def totals(self) -> Totals:
+        if not len(self):
+            return Totals()
+        lengths = self.prompts + self.answers
+        sums = (each.sum(dtype=float) for each in (self.prompts, self.answers, lengths * lengths))
+        return Totals(*map(float, (*sums, lengths.max(), self.prompts.max())))
+
+
+Rows = Mapping[str, Sequence[Row]]
 """Rows by part: "chosen", "rejected", "rollout"; row n of every part belongs to one example."""
 
 
-def packed_rows(rows: Iterable[Row], longest: int) -> list[Row]:
-    """The rows that some dialogues fill when they are laid end to end, all of their tokens trained."""
-    tokens = sum(row.prompt + row.answer for row in rows)
-    full, rest = divmod(tokens, longest)
-    return [Row(0, longest)] * int(full) + ([Row(0, rest)] if rest else [])
+def totals(rows: Sequence[Row]) -> Totals:
+    """Of some rows; of a table they are reckoned once."""
+    if isinstance(rows, RowTable):
+        return rows.totals
+    prompts, answers = [row.prompt for row in rows], [row.answer for row in rows]
+    lengths = [row.whole for row in rows]
+    return Totals(
+        sum(prompts), sum(answers), sum(n * n for n in lengths), max(lengths, default=0.0), max(prompts, default=0.0)
+    )
+
+
+def joined(rows: Rows) -> Sequence[Row]:
+    """The rows of all parts."""
+    tables = [part for part in rows.values() if isinstance(part, RowTable)]
+    if len(tables) < len(rows) or not tables:
+        return [row for part in rows.values() for row in part]
+    import numpy as np
+
+    return RowTable(*(np.concatenate([getattr(t, name) for t in tables]) for name in ("prompts", "answers")))
+
+
+def longest_examples(rows: Rows, count: int) -> list[float]:
+    """The tokens of the longest part of the `count` longest examples, ascending."""
+    tables = [part for part in rows.values() if isinstance(part, RowTable)]
+    if len(tables) < len(rows) or not tables:
+        return sorted(max(row.whole for row in example) for example in zip(*rows.values(), strict=True))[-count:]
+    import numpy as np
+
+    lengths = np.maximum.reduce([table.prompts + table.answers for table in tables])
+    most = min(count, len(lengths))
+    return [float(length) for length in np.sort(np.partition(lengths, len(lengths) - most)[-most:])] if most else []
+
+
+def room_of(rows: Sequence[Row], more: int, most: int) -> tuple[float, float]:
+    """Tokens of prompts with `more` beside each, `most` together at most: of all rows, and of the longest."""
+    if isinstance(rows, RowTable):
+        import numpy as np
+
+        room = np.minimum(rows.prompts + more, float(most))
+        return float(room.sum(dtype=float)), float(room.max(initial=0.0))
+    each = [min(row.prompt + more, float(most)) for row in rows]
+    return sum(each), max(each, default=0.0)
 
 
 def spread(count: int, most: int) -> list[int]:
@@ -153,12 +256,10 @@ def size_words(count: int) -> str:
     return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"
 
 
-def forward_flops(model: ModelSize, rows: Iterable[Row]) -> float:
+def forward_flops(model: ModelSize, rows: Sequence[Row]) -> float:
     """Operations of one pass over rows: 2 a token and parameter of the body, 2 an answer token and parameter of the
     head, attention 4 layers width length a token. Chowdhery et al. 2022 (PaLM), appendix B; a step of training takes 3.
     """
-    tokens = answers = squares = 0.0
-    for row in rows:
-        whole = row.prompt + row.answer
-        tokens, answers, squares = tokens + whole, answers + row.answer, squares + whole * whole
+    of = totals(rows)
+    tokens, answers, squares = of.whole, of.answer, of.squares
     return 2 * model.body * tokens + 2 * model.head * answers + 4 * model.layers * model.width * squares

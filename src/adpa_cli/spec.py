@@ -55,6 +55,17 @@ S = TypeVar("S", bound=Dataclass)
 
 
 @dataclass(frozen=True)
+class LowRank:
+    """Low-rank matrices beside frozen weights, by the settings that make them: rank, what their product is scaled by,
+    times the rank, the layers that have them, and how the frozen weights are stored."""
+
+    lora: int
+    lora_alpha: float
+    lora_targets: str
+    quantise: Quantise | None
+
+
+@dataclass(frozen=True)
 class TrainSpec:
     """One training stage: `sft`, `dpo-teacher`, `reward-model` or `distill`."""
 
@@ -127,6 +138,11 @@ class TrainSpec:
         """What the product of the low-rank matrices is scaled by, times the rank."""
         return self.lora_alpha or 2.0 * self.rank
 
+    @property
+    def low_rank(self) -> LowRank | None:
+        """The low-rank matrices that are trained; None where the weights are."""
+        return LowRank(self.lora, self.alpha, self.lora_targets, self.quantise) if self.lora else None
+
     def source(self, part: str) -> str:
         """The part of the data, or "rollout", that a part of the method's batch is read from."""
         return self.states if part == "rollout" and self.states in ("chosen", "rejected") else part
@@ -144,6 +160,10 @@ class TrainSpec:
             )
         if self.weights == "bfloat16":
             object.__setattr__(self, "dtype", "bfloat16")
+        if self.lora_alpha == 2 * self.rank:  # what means the same is one recipe
+            object.__setattr__(self, "lora_alpha", None)
+        ends = {end.strip() for end in self.lora_targets.split(",")}
+        object.__setattr__(self, "lora_targets", ",".join(sorted(ends)))
         if self.max_steps is not None:
             self.last_step(self.max_steps)
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -23,7 +25,10 @@ from adpa_cli.report.models import (
     reading_card,
     training_card,
 )
-from adpa_cli.stages.training import SFT
+from adpa_cli.report.on_card import card_bytes, fits, screen
+from adpa_cli.stages.cache_teacher import CACHE_TEACHER
+from adpa_cli.stages.training import DISTILL, DPO_TEACHER, SFT
+from support.cards import room, write_driver
 from support.cli_samples import Cli
 
 BY_ALIAS = {family.alias: family for family in FAMILIES}
@@ -123,3 +128,59 @@ def test_the_page_tells_every_named_template_and_its_end() -> None:
     ends = {name: f"`{template.end}`".replace("|", "!") if template.end else "the tokenizer's EOS"
             for name, template in TEMPLATES.items()}  # fmt: skip
     assert dict(rows) == ends
+
+
+def test_what_runs_on_a_card_is_told_by_stage(cli: Cli) -> None:
+    rows = {(row[0], row[2]): row[3:] for row in cli("models", "--card", "24").rows}
+    assert rows.keys() >= {(alias, CACHE_TEACHER.name) for alias in ready_pairs()}
+    for alias in ready_pairs():
+        state, memory, options = rows[alias, CACHE_TEACHER.name]
+        assert (state, options) == ("yes", ""), "a ready pair is read as it is"
+        assert 2 * published()[alias].parameters < int(memory) <= 24e9
+    state, memory, options = rows["llama-3.1-8b", DPO_TEACHER.name]
+    assert state == "yes"
+    assert int(memory) <= 24e9
+    assert f"--set {DPO_TEACHER.name}.lora=16" in options, "18 or 8 bytes a weight would be too many"
+    assert {role for _, role, stage, *_ in cli("models", "--card", "24").rows if stage == DISTILL.name} == {"student"}
+    records = json.loads(cli("models", "--card", "8 gb", "--json").out)
+    by_stage = {(r["alias"], r["stage"]): r for r in records}
+    assert by_stage.keys() == rows.keys()
+    assert by_stage["tiny", SFT.name]["runs"] is True
+    teacher = by_stage["llama-2-13b", DPO_TEACHER.name]
+    assert teacher["runs"] is False
+    assert teacher["memory"] > 8e9
+
+
+def test_options_that_a_card_needs_are_settings_of_the_stage(cli: Cli) -> None:
+    for row in cli("models", "--card", "12").rows:
+        alias, role, stage, state, memory, *options = row
+        words = shlex.split(options[0]) if options else []
+        sets = [word for option, word in itertools.pairwise(words) if option == "--set"]
+        assert all(word.startswith(f"{stage}.") for word in sets), row
+        assert (state == "yes") == (int(memory) <= 12e9), row
+        assert role in ("student", "teacher", "ready pair")
+        assert alias
+
+
+def test_the_screen_of_a_card_fits_the_terminal() -> None:
+    found = list(fits(int(8e9)))
+    for width in (60, 80, 118):
+        lines = screen(found, int(8e9), width).splitlines()
+        assert max(map(len, lines)) <= width
+        assert "llama-3.1-8b" in "\n".join(lines)
+    assert "not sft, dpo-teacher" in "\n".join(lines)
+    assert "-it " not in "\n".join(lines[:-3]), "siblings are told of at the end"
+
+
+@pytest.mark.parametrize("words", ["0", "-24", "24TB", "many", "", "1e3", "nan", "99999"])
+def test_a_card_without_a_size_is_an_error_of_usage(words: str, cli: Cli) -> None:
+    said = cli.refused(2, "models", "--card", words)
+    assert "adpa models --card 24" in said or "--card" in said
+
+
+def test_the_card_of_this_machine(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert "nvidia-smi lists none" in cli.refused(1, "models", "--card", "here")
+    write_driver(tmp_path / "bin", monkeypatch)
+    assert card_bytes("here") == room(24)
+    assert cli("models", "--card", "here").rows

@@ -134,21 +134,26 @@ def test_every_key_of_a_stage_is_in_the_ids_of_that_stage_only(store: Store, sta
             continue  # the student decides it; of drawn ids: tests/cli/test_sampled.py
         if key == "noise_answers":
             continue  # float32 has no noise: tests/cli/test_noise.py
-        own, by_stage = parse_sets([f"{stage}.{key}={value}"])
+        beside = [f"{stage}.lora=8"] if stage in METHODS and key in BESIDE_LORA else []
+        there = nodes(store, UserSettings(*parse_sets(beside))) if beside else before
+        own, by_stage = parse_sets([*beside, f"{stage}.{key}={value}"])
         after = nodes(store, UserSettings(own, by_stage))
-        moved = own_recipe(before, after)
+        moved = own_recipe(there, after)
         assert moved, f"{stage}.{key}={value} is not in the id"
-        follows = {"start-logps"} if stage == "dpo-teacher" and key in START else set()
+        is_read = (stage == "dpo-teacher" and key in START) or (stage, key) == ("sft", "lora")  # which is merged there
+        follows = {"start-logps"} if is_read else set()
         follows |= {"eval"} if stage != "sft" and key == "select" else set()  # on what selected nothing
         assert {before[role].stage for role in moved} == {stage} | follows, f"{stage}.{key}"
-        assert all(before[role].recipe.id != after[role].recipe.id for role in moved)
+        assert all(there[role].recipe.id != after[role].recipe.id for role in moved)
         seen.add(key)
     assert {"dtype", "max_length", "limit"} <= seen
 
 
 DRAWN = {("cache-teacher", "samples"), ("cache-teacher", "seed"), ("cache-teacher", "support")}
-START = ("dtype", "weights", "max_length", "truncation", "limit", "skip_bad_rows")
+START = ("dtype", "weights", "max_length", "truncation", "limit", "skip_bad_rows", "quantise")
 """Settings of a training that the scoring of its start shares, if it has one; `weights` decide the dtype."""
+BESIDE_LORA = ("lora_alpha", "lora_targets", "quantise")
+"""Settings of low-rank matrices, which mean nothing without them."""
 METHODS = {"sft": ("sft",), "dpo-teacher": ("dpo",), "distill": ("adpa", "dckd")}
 CLASSES: dict[str, Any] = {"cache-teacher": CaptureSpec, "rollout": RolloutSpec, "eval": EvalSpec}
 
@@ -174,6 +179,8 @@ def other_values(stage: str) -> Iterator[tuple[str, object]]:
                 yield key, special[key]
             elif key in choices:
                 yield from ((key, choice) for choice in choices[key] if choice != default)
+            elif key in ("quantise", "lora_targets"):
+                yield key, "int8" if key == "quantise" else "q_proj"
             elif typing.get_origin(kinds[key]) is typing.Literal:
                 used = "float32" if key == "dtype" else default
                 yield key, next(choice for choice in typing.get_args(kinds[key]) if choice != used)
@@ -198,6 +205,9 @@ def test_values_are_what_they_mean_not_how_they_are_written(store: Store) -> Non
     assert ids("gamma=1") == ids("gamma=1.0") == ids("gamma=1e0") == ids()
     assert ids("batch-size=64") == ids("batch_size=64.0") == ids("distill.batch_size=6.4e1")
     assert ids("kd_on_eos=yes", "clip=0.5") == ids("clip=.5", "kd_on_eos=true")
+    assert ids("lora=4") == ids("lora=4", "lora_alpha=8", "lora_targets=all-linear") != ids()
+    assert ids("lora=4", "lora_targets=v_proj, q_proj") == ids("lora=4", "lora_targets=q_proj,v_proj") != ids("lora=4")
+    assert ids("lora=none") == ids("lora_alpha=3", "lora_targets=q_proj") == ids(), "which mean nothing without lora"
     settings = {name for name in TrainSpec.__dataclass_fields__ if name not in DERIVED}
     assert settings - {"teachers_dtype", "packed", "train_on"} <= settable("distill", "adpa").keys()
     assert {"packed", "train_on"} <= settable("sft", "sft").keys(), "which reads dialogues"

@@ -174,7 +174,7 @@ def test_the_four_trainings_read_the_same_prompts_and_chosen_answers(
     assert ids["chosen"] == [row for _, row in chosen["chosen"]]
     assert len({str(rows) for rows in ids.values()}) == 4
     for example in made["chosen"].examples:
-        rows = made["chosen"].signal_of(example.id, "rollout")
+        rows = made["chosen"].signal_of(*example.name("rollout"))
         part = example.parts["rollout"]
         assert rows.label_ids.tolist() == part.ids[part.answer].tolist()
         assert rows.difference is not None

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from adpa_cli.data.examples import half_of
 from adpa_cli.engine.layout.examples import read_rollouts
 from adpa_cli.families import PAPER
 from adpa_cli.lab import world
@@ -61,7 +60,7 @@ def test_a_training_reads_no_tie_and_a_reward_model_selects_by_them(pipeline: Pi
                    "--set", "ties=true", "--max-new-tokens", 4)  # fmt: skip
     answers = read_rollouts(store.folder(rollouts.ref))
     assert len(answers) == len(prompts) == 24
-    half = sum(half_of(row.id) == "validation" for row in answers)
+    half = len(answers.of_half("validation"))
     assert {point["prompts"] for point in made.metrics["selection"]["points"]} == {half}
     whole = store.resolve(cli(*words, "--set", "select_on=all").ref)
     assert {point["prompts"] for point in whole.metrics["selection"]["points"]} == {12}, "those of pairs, as ever"

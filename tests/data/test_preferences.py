@@ -522,16 +522,19 @@ def test_a_source_is_read_once_for_both_sides_and_every_limit(tmp_path, monkeypa
     assert test == load_pairs([parse_source(where[0])], "test", skip_bad_rows=True)
 
 
-def test_rows_that_are_built_in_are_made_for_the_side_that_is_read(monkeypatch):
+def test_rows_that_are_built_in_are_made_for_the_side_that_is_read(monkeypatch, tmp_path):
     from adpa_cli.hub import externals
     from adpa_cli.lab import world
 
     made = []
+    monkeypatch.setenv("ADPA_CACHE", str(tmp_path))
     monkeypatch.setattr(world, "demonstrations", lambda split: made.append(split) or world.preferences("test")[:4])
     sources = externals.open_sources(["builtin:tiny-sft"])
     assert made == []
     assert len(load_dialogues(sources).items) == 4
     assert made == ["train"]
+    assert len(load_dialogues(externals.open_sources(["builtin:tiny-sft"])).items) == 4
+    assert made == ["train"], "and are kept"
 
 
 @pytest.mark.parametrize("asked", ["", " \n"])

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import random
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
-from adpa_cli.engine.layout.micro_batches import Block, cut_blocks
+from adpa_cli.engine.layout.micro_batches import Block, cut_blocks, mapped_blocks
 from adpa_cli.errors import AdpaError
 
 Row = tuple[str, int]
@@ -52,3 +54,20 @@ def test_ids_that_repeat_and_empty_budgets_are_refused() -> None:
         cut([("a", 1), ("a", 2)], 8)
     with pytest.raises(AdpaError, match="0 tokens"):
         cut([("a", 1)], 0)
+
+
+@pytest.mark.parametrize("tokens", [1, 40, 4096])
+def test_rows_that_are_not_in_memory_are_cut_like_those_that_are(tokens: int) -> None:
+    draw = np.random.default_rng(0)
+    lengths, ids = draw.integers(1, 20, 200), draw.permutation(200)
+
+    class Numbers:
+        def at(self, numbers: NDArray[np.int64]) -> list[int]:
+            return [int(number) for number in numbers]
+
+    expected = cut_blocks(range(200), lambda n: int(lengths[n]), lambda n: f"{ids[n]:04}", tokens)
+    blocks, numbers = mapped_blocks(Numbers(), lengths, [ids], tokens)
+    assert [(b.index, list(b.items)) for b in blocks] == [(b.index, list(b.items)) for b in expected]
+    assert [own.tolist() for own in numbers] == [list(b.items) for b in expected]
+    with pytest.raises(AdpaError, match="two rows have the id"):
+        mapped_blocks(Numbers(), lengths, [ids // 2], tokens)

@@ -21,11 +21,11 @@ from adpa_cli.engine.generation.sampling import Decoding, Sampling
 from adpa_cli.engine.layout.examples import Example
 from adpa_cli.engine.training import online
 from adpa_cli.engine.training.loop import Run, resume_step, train
-from adpa_cli.engine.training.online import Online, RolloutBuffer, Sources
+from adpa_cli.engine.training.online import Online, RolloutBuffer, Scorer, Sources
 from adpa_cli.engine.training.schedule import learning_rate, step_rows
 from adpa_cli.engine.training.step_report import METRICS
 from adpa_cli.engine.training.student import Student, critic_of
-from adpa_cli.spec import Dtype, Runtime
+from adpa_cli.spec import Runtime
 from support.tiny_models import END, PAD, tiny_llama
 from support.train_samples import answer_logps, examples, labels, make_run
 
@@ -69,7 +69,7 @@ def prepared(student: Student, folders: dict[str, Path], work: Path, **settings:
     read = run.method.params(**params)
     spec = dataclasses.replace(run.spec, params=dataclasses.asdict(read), max_length=32)
     sampling = Sampling(read.temperature, 1.0, read.max_new_tokens, spec.seed)
-    scorers: dict[str, tuple[Path, Dtype]] = {name: (folder, "float32") for name, folder in folders.items()}
+    scorers = {name: Scorer(folder, "float32") for name, folder in folders.items()}
     sources = Sources(PROMPTS, scorers, Decoding(sampling, (END,), PAD, spec.max_length))
     feed = Online(student, make_accelerator(), CHOSEN, sources, spec, read, work, run.runtime.tokens_per_device)
     return dataclasses.replace(run, spec=spec, params=read, feed=feed, critic_lr=read.critic_lr)

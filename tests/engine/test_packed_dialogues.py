@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -11,12 +12,14 @@ import pytest
 import torch
 
 from adpa_cli.data.chat import Encoder
-from adpa_cli.data.examples import Message, make_dialogue
+from adpa_cli.data.examples import Message
 from adpa_cli.data.templates import TEMPLATES, Template
 from adpa_cli.data.tokenizer import Tokenizer
+from adpa_cli.engine.layout import tokenised
 from adpa_cli.engine.layout.packed_dialogues import packed_examples
+from adpa_cli.hub import Located
 from adpa_cli.lab import BASES, END, TEMPLATE
-from adpa_cli.sizes import Row, packed_rows
+from adpa_cli.sizes import RowTable
 from adpa_cli.store.store import Store
 from support.cli_samples import Cli, write_rows
 
@@ -40,47 +43,59 @@ def by_transformers(template: Template) -> list[list[int]]:
     return [tokenizer.apply_chat_template(one, chat_template=text, tokenize=True, return_dict=False) for one in turns]
 
 
-def rows(template: Template, length: int, every_token: bool = True) -> list[Any]:
-    encoder = Encoder(Tokenizer.of(BASES / "student"), Template(template.text, END))
-    items = [make_dialogue([Message(*turn) for turn in dialogue]) for dialogue in DIALOGUES]
-    return [example.parts["chosen"] for example in packed_examples(items, encoder, length, every_token, "data")]
+def write_dialogues(folder: Path) -> None:
+    turns = [{"messages": [{"role": role, "content": said} for role, said in dialogue]} for dialogue in DIALOGUES]
+    folder.mkdir()
+    for split, held in (("train", turns), ("test", turns[:1])):
+        write_rows(folder / f"{split}.jsonl", held)
+
+
+def rows(folder: Path, template: Template, length: int, every_token: bool = True) -> list[Any]:
+    write_dialogues(folder / "rows")
+    source = Located("data", "data:0", "rows", (str(folder / "rows"),))
+    spec = SimpleNamespace(template=template.text, end=END, max_length=length, limit=None, skip_bad_rows=False)
+    return [row.parts["chosen"] for row in packed_examples(spec, source, BASES / "student", every_token)]
 
 
 @each
 @pytest.mark.parametrize("length", [7, 16, 1000])
-def test_rows_are_those_of_trl(template: Template, length: int) -> None:
+@pytest.mark.parametrize("together", [1, 1024])
+def test_rows_are_those_of_trl(
+    template: Template, length: int, together: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from datasets import Dataset
     from trl import pack_dataset
 
     packed = pack_dataset(Dataset.from_dict({"input_ids": by_transformers(template)}), length, "wrapped")["input_ids"]
-    ours = rows(template, length)
+    monkeypatch.setattr(tokenised, "BATCH", together)
+    monkeypatch.setenv("ADPA_CACHE", str(tmp_path / "cache"))
+    ours = rows(tmp_path, template, length)
     assert [row.ids.tolist() for row in ours] == [list(row) for row in packed if len(row) > 1]
     for row in ours:
         assert row.answer.tolist() == [False] + [True] * (len(row) - 1), "all but what nothing comes before"
 
 
 @each
-def test_of_answers_alone_the_same_tokens_are_trained_as_unpacked(template: Template) -> None:
+def test_of_answers_alone_the_same_tokens_are_trained_as_unpacked(template: Template, tmp_path: Path) -> None:
     encoder = Encoder(Tokenizer.of(BASES / "student"), Template(template.text, END))
     apart = [encoder.dialogue([Message(*turn) for turn in dialogue]) for dialogue in DIALOGUES]
     trained = [token for ids, mask in apart for token, is_trained in zip(ids, mask, strict=True) if is_trained]
-    packed = rows(template, 1000, every_token=False)
+    packed = rows(tmp_path, template, 1000, every_token=False)
     assert np.concatenate([row.ids[row.answer] for row in packed]).tolist() == trained
 
 
 def test_rows_are_estimated_by_their_tokens() -> None:
-    estimated = packed_rows([Row(10, 20), Row(3, 4), Row(0, 5)], 16)
+    estimated = RowTable(np.array([10, 3, 0]), np.array([20, 4, 5])).packed(16)
     assert [(row.prompt, row.answer) for row in estimated] == [(0, 16), (0, 16), (0, 10)]
 
 
 def test_the_preset_of_the_release_trains_through_the_command(cli: Cli, tmp_path: Path) -> None:
     """The first loss is the mean over all tokens of all rows, by transformers' own loss of each row."""
-    turns = [{"messages": [{"role": role, "content": said} for role, said in dialogue]} for dialogue in DIALOGUES]
-    (tmp_path / "rows").mkdir()
-    for split, held in (("train", turns), ("test", turns[:1])):
-        write_rows(tmp_path / "rows" / f"{split}.jsonl", held)
+    write_dialogues(tmp_path / "rows")
     words = ("--set", "preset=release", "--set", "max_length=16", "--max-steps", 1, "--batch-size", 64)
-    ref = cli("sft", "--model", "tiny", "--data", "./rows", *words).ref
+    ran = cli("sft", "--model", "tiny", "--data", "./rows", *words)
+    assert "longer than max_length" not in ran.out + ran.err, "nothing is cut away"
+    ref = ran.ref
     store = Store.find(tmp_path / "adpa-store")
     made = store.get(ref)
     assert made is not None

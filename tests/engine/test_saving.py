@@ -23,8 +23,9 @@ from transformers import (
 )
 
 from adpa_cli.data.tokenizer import Tokenizer
-from adpa_cli.engine.models import check_head, check_saved_tokenizer, keep_ids, load, save, save_tokenizer
+from adpa_cli.engine.models import check_head, load, save
 from adpa_cli.engine.rewards.reward_model import load_reward_model
+from adpa_cli.engine.tokenizer_files import check_saved_tokenizer, keep_ids, save_tokenizer
 from adpa_cli.errors import AdpaError
 from adpa_cli.hub.model_folder import ModelFolder
 from support.chat_families import FAMILIES

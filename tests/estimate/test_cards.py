@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import shlex
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,85 +12,52 @@ import pytest
 
 from adpa_cli import machine
 from adpa_cli.data.templates import TEMPLATES
-from adpa_cli.estimate import cost
 from adpa_cli.sizes import size_words
 from adpa_cli.stages.cache_teacher import CACHE_TEACHER
 from adpa_cli.stages.eval import EVAL
 from adpa_cli.stages.rollout import ROLLOUT
-from adpa_cli.stages.training import DISTILL, SFT
+from adpa_cli.stages.start_logps import START_LOGPS
+from adpa_cli.stages.training import DISTILL, DPO_TEACHER, SFT
 from adpa_cli.store.store import Store
+from support.cards import CARD, MEBIBYTES, RESERVED, room, store_beside_card, write_driver, write_torch
 from support.cli_samples import Cli, Ran, write_rows
 from support.fake_hub import Hub, serve, use
-from support.sparse_models import remember_weights, weights_digest, write_sparse
-from support.store_samples import new_store
+from support.sparse_models import LLAMA_70B, remember_weights, weights_digest, write_sparse
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "howto" / "24gb-card.md"
-CARD, MEBIBYTES, RESERVED = "NVIDIA GeForce RTX 4090", 24_564, 347
-DRIVER = f"""#!/bin/sh
-case "$1" in
---query-gpu=memory.reserved,memory.total,name) echo '{RESERVED}, {MEBIBYTES}, {CARD}' ;;
---query-gpu=memory.total,name) echo '{MEBIBYTES}, {CARD}' ;;
-*) echo '{CARD}, {MEBIBYTES} MiB, 580.65' ;;
-esac
-"""
-ROOM = (MEBIBYTES - RESERVED) * 2**20
+ROOM = room(24)
 WORDS = "every answer of these rows is longer than what is read of it, so that all of them are cut "
-ALIASES = {"llama-1b": "llama-3.2-1b", "tulu-dpo": "tulu-3-8b", "tulu-sft": "tulu-3-8b"}
+ALIASES = {"llama-1b": "llama-3.2-1b", "llama-8b": "llama-3.1-8b", "tulu-dpo": "tulu-3-8b", "tulu-sft": "tulu-3-8b"}
 QUESTION, ANSWER = WORDS * 20, WORDS * 50
 PAIRS = [{"prompt": f"{n} {QUESTION}", "chosen": ANSWER, "rejected": f"no: {ANSWER}"} for n in range(64)]
 DIALOGUES = [{"prompt": f"{n} {QUESTION}", "completion": ANSWER} for n in range(64)]
 REPOSITORIES = {
-    "llama-1b": "meta-llama/Llama-3.2-1B", "tulu-dpo": "allenai/Llama-3.1-Tulu-3-8B-DPO",
-    "tulu-sft": "allenai/Llama-3.1-Tulu-3-8B-SFT",
+    "llama-1b": "meta-llama/Llama-3.2-1B", "llama-8b": "meta-llama/Llama-3.1-8B",
+    "tulu-dpo": "allenai/Llama-3.1-Tulu-3-8B-DPO", "tulu-sft": "allenai/Llama-3.1-Tulu-3-8B-SFT",
+    "tulu-70b-dpo": "allenai/Llama-3.1-Tulu-3-70B-DPO", "tulu-70b-sft": "allenai/Llama-3.1-Tulu-3-70B-SFT",
 }  # fmt: skip
-
-
-def write_driver(folder: Path, patch: pytest.MonkeyPatch) -> None:
-    """A stand-in for `nvidia-smi` that lists one card."""
-    folder.mkdir()
-    program = folder / "nvidia-smi"
-    program.write_text(DRIVER)
-    program.chmod(0o755)
-    patch.setenv("PATH", f"{folder}:/bin:/usr/bin")
-    patch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-
-
-def write_torch(folder: Path, patch: pytest.MonkeyPatch, version: str, cuda: str | None) -> None:
-    """A stand-in for an installed torch, as far as it is read without being imported."""
-    (folder / "torch").mkdir(parents=True)
-    (folder / f"torch-{version}.dist-info").mkdir()
-    (folder / f"torch-{version}.dist-info" / "METADATA").write_text(f"Name: torch\nVersion: {version}\n")
-    lines = ("from typing import Optional", f"__version__ = {version!r}", f"cuda: Optional[str] = {cuda!r}")
-    (folder / "torch" / "version.py").write_text("\n".join((*lines, "hip: Optional[str] = None\n")))
-    patch.syspath_prepend(str(folder))
+MAKERS = (DISTILL.name, DPO_TEACHER.name)
+TOLD = (DPO_TEACHER.name, START_LOGPS.name, CACHE_TEACHER.name)
+"""Stages whose memory the page tells of models of one's own, or that are larger."""
+READY = "tulu-3-8b"
 
 
 def write_model(folder: Path) -> Path:
-    """One of the page's pair, or its student."""
-    return write_sparse(folder, ALIASES[folder.name], TEMPLATES["tulu"].text if "tulu" in folder.name else "")
+    """A model of the page."""
+    template = TEMPLATES["tulu"].text if "tulu" in folder.name else ""
+    return write_sparse(folder, ALIASES.get(folder.name, ""), template, LLAMA_70B if "70b" in folder.name else None)
 
 
 @pytest.fixture
 def store(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
-    """A store on a machine with a card of 24 GB, a CUDA build of torch, 24 GB beside it and a large disk."""
-    write_driver(tmp_path / "bin", monkeypatch)
-    write_torch(tmp_path / "site", monkeypatch, "2.13.0", "13.0")
-    monkeypatch.setattr(machine, "available_memory", lambda: 24 * 10**9)
-    monkeypatch.setattr(machine, "free_bytes", lambda folder: 10**12)
-    made = new_store(tmp_path)
-    here = machine.Machine.here(made.root)
-    threads = machine.os.environ["OMP_NUM_THREADS"]
-    forms = {cost.products_of(dtype, "cuda") for dtype in ("float32", "tf32", "bfloat16", "float16")}
-    speed = {"speed": 1e14, "measured": 1, "at": time.time()}
-    known = {f"{here.host} {here.name} {form} {threads}": speed for form in forms}
-    (made.root / cost.REMEMBERED).write_text(json.dumps(known))
-    return made
+    """A store on a machine with a card of 24 GB, 24 GB beside it and a large disk."""
+    return store_beside_card(tmp_path, monkeypatch)
 
 
 @pytest.fixture
 def folders(store: Store, tmp_path: Path) -> dict[str, Path]:
     """The models of the page's pair, as folders of their real shapes."""
-    made = {name: write_model(tmp_path / name) for name in ALIASES}
+    made = {name: write_model(tmp_path / name) for name in ("llama-1b", "tulu-dpo", "tulu-sft")}
     for folder in made.values():
         remember_weights(folder, store.hash_cache)
     return made
@@ -114,16 +80,17 @@ def hub(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterat
 
 
 def page_commands() -> list[list[str]]:
-    """The words, after `adpa`, of every command that the page shows for the pair."""
+    """The words of every plan that the page shows, or that a command of it makes."""
     page = PAGE.read_text(encoding="utf-8").replace("\\\n", "")
-    shown = re.findall(r"^\$ (?:\S+=\S+ )?adpa (.*--student llama-3\.2-1b.*)$", page, re.MULTILINE)
-    return [shlex.split(words) for words in shown]
+    shown = [shlex.split(words) for words in re.findall(r"^\$ (?:\S+=\S+ )?adpa (.*)$", page, re.MULTILINE)]
+    plans = [["plan", *(word for word in words if word not in ("plan", "--fetch"))] for words in shown]
+    return [words for words in plans if words[1] in MAKERS]
 
 
 def page_options() -> list[str]:
     """What the first command of the page says beside the pair."""
     first = page_commands()[0]
-    return first[first.index("tulu-3-8b") + 1 :]
+    return first[first.index(READY) + 1 :]
 
 
 def planned_memory(ran: Ran) -> dict[str, int]:
@@ -145,11 +112,24 @@ def test_every_stage_of_the_page_s_first_command_fits(cli: Cli, hub: Hub) -> Non
     assert not any(path.endswith(".safetensors") for path in hub.bodies())
 
 
-def test_every_other_command_of_the_page_trains_as_the_first_does() -> None:
+def test_every_command_of_the_page_fits(cli: Cli, hub: Hub) -> None:
+    commands = page_commands()
+    assert len(commands) == 9
+    page = PAGE.read_text(encoding="utf-8")
+    for words in commands:
+        needed = planned_memory(cli(*words, "--json"))
+        assert max(needed.values()) <= ROOM, (words, needed)
+        if words[1] == DPO_TEACHER.name or "70B" in " ".join(words):
+            sizes = [f"{size / 1e9:.1f}" for stage, size in needed.items() if stage in TOLD]
+            assert all(size in page for size in sizes), (words, needed)
+
+
+def test_every_command_with_the_ready_pair_trains_as_the_first_does() -> None:
     options = " ".join(page_options())
     assert "weights=bfloat16" in options
-    assert [words for words in page_commands() if options not in " ".join(words)] == []
-    assert len(page_commands()) == 5
+    own = [" ".join(words) for words in page_commands() if READY in words]
+    assert len(own) == 5
+    assert [words for words in own if options not in words] == []
 
 
 def test_the_pair_in_folders_fits_with_rows_of_full_length(cli: Cli, folders: dict[str, Path], tmp_path: Path) -> None:
@@ -166,17 +146,17 @@ def test_the_pair_in_folders_fits_with_rows_of_full_length(cli: Cli, folders: di
         assert f"| {size / 1e9:.1f} |" in page, f"{stage} needs {size_words(size)}, and the page says otherwise"
     said = cli.refused(1, *plan)
     assert said.count(f"{CARD} has {size_words(ROOM)}\n") == 3, "the trainings, and no inference"
-    assert "--set distill.weights=bfloat16 --tokens-per-device 4096\n" in said
+    assert "--set distill.weights=bfloat16 --tokens-per-device 4096     (distill dckd: makes another recipe" in said
 
 
 def test_an_older_driver_does_not_say_what_it_keeps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_driver(tmp_path / "bin", monkeypatch)
+    driver = write_driver(tmp_path / "bin", monkeypatch)
     assert machine.first_card() == (CARD, ROOM)
-    driver = tmp_path / "bin" / "nvidia-smi"
-    driver.write_text(DRIVER.replace(f"'{RESERVED},", "'[N/A],"))
-    assert machine.first_card() == (CARD, MEBIBYTES * 2**20)
-    driver.write_text(DRIVER.replace(f"echo '{RESERVED}, {MEBIBYTES}, {CARD}'", "exit 2"))
-    assert machine.first_card() == (CARD, MEBIBYTES * 2**20)
+    script = driver.read_text()
+    driver.write_text(script.replace(f"'{RESERVED},", "'[N/A],"))
+    assert machine.first_card() == (CARD, MEBIBYTES[24] * 2**20)
+    driver.write_text(script.replace(f"echo '{RESERVED}, {MEBIBYTES[24]}, {CARD}'", "exit 2"))
+    assert machine.first_card() == (CARD, MEBIBYTES[24] * 2**20)
     driver.write_text("#!/bin/sh\nexit 9\n")
     assert machine.first_card() is None
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from adpa_cli.data.templates import Template
@@ -21,7 +22,7 @@ from adpa_cli.engine import costs as memory
 from adpa_cli.estimate import cost as times
 from adpa_cli.estimate import survey as surveys
 from adpa_cli.estimate.cost import Clock, Cost, cost_of
-from adpa_cli.estimate.preflight import fit_problems
+from adpa_cli.estimate.preflight import disk_problems
 from adpa_cli.estimate.row_lengths import ruler_for
 from adpa_cli.estimate.survey import Survey, survey
 from adpa_cli.hub import External
@@ -33,7 +34,23 @@ from adpa_cli.planning.planner import Plan
 from adpa_cli.planning.requests import plan_sft
 from adpa_cli.planning.resolve_inputs import Names
 from adpa_cli.planning.settings import UserSettings
-from adpa_cli.sizes import CUDA, PYTHON, Disk, Memory, ModelSize, Row, Where, forward_flops
+from adpa_cli.sizes import (
+    CUDA,
+    PYTHON,
+    Disk,
+    Memory,
+    ModelSize,
+    Row,
+    Rows,
+    RowTable,
+    Totals,
+    Where,
+    forward_flops,
+    joined,
+    longest_examples,
+    room_of,
+    totals,
+)
 from adpa_cli.spec import Runtime, TrainSpec
 from adpa_cli.stages import Load, Node, every, training
 from adpa_cli.store.store import Store
@@ -104,7 +121,7 @@ def test_a_training_holds_weights_gradients_and_two_moments() -> None:
     by_layer = 4 * (8.5 * 10 + 2 * 5) + 4 * 4 * 30
     activations = 4 * (2 * by_layer + 120)
     head = 8 * 2 * 40 + 2 * (12 * 10 + 24 * 3) + 4 * 400
-    row = memory.ROW_IN_PYTHON + 4 * memory.TOKEN_IN_PYTHON
+    row = memory.ROW_BYTES
     expected = PYTHON + 16_000 + 1.4 * (activations + head) + row
     assert memory.training_memory(SMALL, rows, spec_of(), Runtime(), 3, Where()).device == pytest.approx(
         expected, abs=1
@@ -130,6 +147,66 @@ def test_weights_in_bfloat16_take_eight_bytes_instead_of_eighteen() -> None:
     assert tied == 2 * 400, "the second gradient"
 
 
+def test_low_rank_matrices_take_eighteen_bytes_beside_frozen_weights() -> None:
+    """By hand, of q_proj and v_proj (10 + 10 and 10 + 5 for each of two layers) and of all seven of a Llama's."""
+    asked = spec_of(dtype="bfloat16", lora=3, lora_targets="q_proj, self_attn.v_proj")
+    card = Where("cuda")
+    assert memory.trained_part(SMALL, asked).parameters == 3 * 2 * (20 + 15)
+    assert memory.low_rank(SMALL, 3) == 3 * 2 * (20 + 15 + 15 + 20 + 3 * 40)
+    held = 2 * 600 + 4 * 400
+    assert memory.trained(SMALL, asked, card) == held + 18 * 210
+    assert memory.trained(replace(SMALL, adapter=99), asked, card) == held + 18 * 210, "its training goes on"
+    seen = replace(SMALL, linear=(("q_proj", 7), ("w1", 5)))
+    assert memory.trained_part(seen, asked).parameters == 3 * 7
+    assert memory.low_rank(seen, 3) == 3 * 12
+    whole, small = (memory.training_disk(memory.trained_part(SMALL, s), 9, 5) for s in (spec_of(), asked))
+    assert small.keeps == whole.keeps - 4 * 790 + 5 * 120, "eight matrices instead of three"
+    untied = replace(SMALL, tied=False, parameters=1400)
+    usual, frozen = (memory.head_training(untied, 100, 0, spec, "cpu") for spec in (spec_of(), asked))
+    assert usual - frozen == memory.kept_logits(untied, 100) - 4 * 100 * 10, "a mean of its rows at each position"
+
+
+def test_frozen_weights_take_the_bytes_in_which_they_are_held() -> None:
+    untied = replace(SMALL, tied=False, parameters=1400, stored=2)
+    card, cpu, largest = Where("cuda"), Where(), 10 * 30
+
+    def of(dtype: str, quantise: str | None = None, where: Where = card, model: ModelSize = untied) -> float:
+        return memory.frozen(model, memory.Held(dtype, quantise), where)
+
+    ends = (4 + 2) * 400
+    assert of(FLOAT32) == 4 * 1400
+    assert of("float16") == of("bfloat16") == 2 * 600 + ends
+    assert of("tf32") == of("float16", where=cpu) == 2 * 600 + ends + 4 * largest, "expanded for float32 products"
+    assert of("bfloat16", where=cpu) == of("bfloat16")
+    assert of("float16", "nf4") == 0.5625 * 600 + ends + 2 * largest, "one weight is read at a time"
+    assert of("float16", "int8") == pytest.approx(600 + ends + 6 * largest, abs=2)
+    assert of(FLOAT32, "nf4") == 0.5625 * 600 + ends + 4 * largest
+    assert of("float16", model=replace(untied, adapter=50)) == of("float16") + 4 * 50
+    assert of("float16", model=replace(untied, quantise="nf4")) == of("float16", "nf4"), "as the adapter was trained"
+
+
+def test_layers_that_wait_are_on_the_device_one_at_a_time() -> None:
+    held = {place: memory.Held("float16", offload=place) for place in ("none", "cpu", "disk")}
+    card, cpu, ends = Where("cuda"), Where(), 4 * 400
+    on_card = {place: memory.frozen(SMALL, how, card) for place, how in held.items()}
+    assert on_card == {"none": 1200 + ends, "cpu": 600 + ends, "disk": 600 + ends}
+    assert memory.frozen(SMALL, held["cpu"], cpu) == memory.frozen(SMALL, held["none"], cpu), "where they are anyway"
+    pinned = 1200 * 1024 / 600
+    assert memory.beside(SMALL, held["cpu"]) - memory.beside(SMALL, held["disk"]) == pytest.approx(pinned)
+    assert memory.waiting_disk([SMALL, replace(SMALL, parameters=700)], held["disk"]) == 1200, "one after the other"
+    assert memory.waiting_disk([SMALL], held["cpu"]) == 0
+    rows = {"chosen": [Row(6, 4)] * 8}
+    assert memory.layer_passes(rows, 40, False) == 2
+    assert memory.layer_passes(rows, 40, True) == 8, "once for each of the four tokens of a block's answers"
+    assert memory.waiting_seconds([SMALL, SMALL], held["cpu"], card, 3) == pytest.approx(3 * 2400 / 25e9)
+    assert memory.waiting_seconds([SMALL], held["cpu"], cpu, 3) == 0
+    fused = replace(SMALL, is_fused=True)
+    assert memory.frozen(fused, held["disk"], card) == on_card["none"], "which is refused: all are read at once"
+    assert memory.beside(fused, held["none"]) == 4 * 1000
+    assert memory.frozen(fused, held["none"], cpu) == 4 * 1000, "until they are held in two bytes"
+    assert memory.frozen(fused, memory.Held("bfloat16", "nf4"), card) > on_card["none"], "experts are not quantised"
+
+
 def test_recomputing_keeps_what_enters_a_layer_and_one_layer() -> None:
     usual, small = spec_of(dtype="bfloat16"), spec_of(dtype="bfloat16", weights="bfloat16")
     of_layer = 3.4 * (6.75 * 10 + 2 * 5) + 2 * 4 * 30
@@ -145,23 +222,41 @@ def test_recomputing_keeps_what_enters_a_layer_and_one_layer() -> None:
 
 
 @pytest.mark.parametrize("recompute", [False, True])
-@pytest.mark.parametrize("weights", ["float32", "bfloat16"])
-def test_activations_are_those_that_a_llama_saves(weights: str, recompute: bool) -> None:
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {}, {"weights": "bfloat16"}, {"lora": 4}, {"lora": 8, "dtype": FLOAT32}, {"lora": 4, "quantise": "nf4"},
+        {"lora": 4, "quantise": "int8"},
+    ],
+    ids=lambda settings: ", ".join(map(str, settings.values())) or "all weights",
+)  # fmt: skip
+def test_activations_are_those_that_a_llama_saves(settings: dict[str, Any], recompute: bool) -> None:
     """Bytes a token, of two layers more and of the rest; what several operations save counts once."""
     import torch
 
-    from adpa_cli.engine.models import hidden_states
+    from adpa_cli.engine.adapters import add_adapter, train_adapter
+    from adpa_cli.engine.frozen import hold
+    from adpa_cli.engine.models import body_of, hidden_states
+    from adpa_cli.engine.quantised import quantise_layers
     from adpa_cli.engine.training.optimizer import tune
     from adpa_cli.spec import Dtype, TrainSpec, make
     from support.tiny_models import tiny_llama
 
     fixed = {"method": "sft", "method_version": 1, "params": {}, "template": "", "end": "", "dtype": "bfloat16"}
-    spec = make(TrainSpec, {**fixed, "weights": weights})
-    dtype: Dtype = "bfloat16"
+    spec = make(TrainSpec, {**fixed, **settings})
+    dtype: Dtype = spec.dtype
 
     def saved(layers: int, tokens: int) -> int:
         model = tiny_llama(hidden_size=64, intermediate_size=160, num_hidden_layers=layers, num_attention_heads=4,
                            num_key_value_heads=2, max_position_embeddings=256).train()  # fmt: skip
+        if spec.lora:
+            model.requires_grad_(False)
+            if spec.quantise:
+                quantise_layers(body_of(model), model.config, spec.quantise, dtype)
+            elif dtype == "bfloat16":
+                hold(body_of(model), dtype)
+            add_adapter(model, body_of(model), spec)
+            train_adapter(model)
         tune(model, spec, Runtime(recompute=recompute))
         kept: dict[int, torch.Tensor] = {}
 
@@ -178,7 +273,7 @@ def test_activations_are_those_that_a_llama_saves(weights: str, recompute: bool)
     told = [memory.activations(replace(shape, layers=layers), 1, spec, recompute) for layers in (1, 3)]
     assert told[1] - told[0] == pytest.approx(found[1] - found[0], rel=0.02)
     if not recompute:
-        assert told[1] == pytest.approx(found[1], rel=0.06)
+        assert told[1] == pytest.approx(found[1], rel=0.08)
 
 
 @pytest.mark.parametrize(
@@ -208,7 +303,7 @@ def test_the_logits_of_a_tile_are_bounded_and_kept_where_they_fit() -> None:
 def test_scoring_holds_one_layer_of_one_block() -> None:
     rows = {"chosen": [Row(2, 2)] * 10}
     work = 8 * (4 * 3 * 30 + 16 * 10) + 5 * 8 * 4 + 4 * 2.3 * 4 * 40 + 4 * (80 + 24)
-    expected = PYTHON + 4000 + 1.4 * work + 10 * (memory.ROW_IN_PYTHON + 4 * memory.TOKEN_IN_PYTHON)
+    expected = PYTHON + 4000 + 1.4 * work + 10 * memory.ROW_BYTES
     found = memory.scoring_memory(SMALL, rows, memory.Held(FLOAT32), 8, 1, Where())
     assert found.device == pytest.approx(expected, abs=1)
 
@@ -218,7 +313,7 @@ def test_generating_holds_keys_and_values_of_the_rows_that_are_answered_at_once(
     token = 2 * 2 * 5 * 4
     cache = token * 2 * (4 + 6 + 32)
     work = cache + cache / 2 + max(token * 8 + 8 * (4 * 3 * 30 + 160), 2 * 40 * 40)
-    expected = PYTHON + 4000 + 1.4 * work + 2 * (memory.ROW_IN_PYTHON + 6 * memory.TOKEN_IN_PYTHON)
+    expected = PYTHON + 4000 + 1.4 * work + 2 * memory.ROW_BYTES
     plain = memory.Held(FLOAT32)
     assert memory.generating_memory(SMALL, rows, plain, 100, 6, 50, Where()).device == pytest.approx(expected, abs=1)
     many = [memory.block_of_answers(SMALL, rows * n, plain, 100, 6, 50, Where()) for n in (5, 50, 500)]
@@ -396,7 +491,28 @@ def test_a_ruler_counts_the_tokens_of_texts_and_of_the_template(tmp_path: Path) 
     assert (ruler.asked, ruler.said) == (3 / 13, 1 / 3), "and the padding that tokenizer.json asks for is not counted"
     assert (ruler.turn, ruler.ask) == (2, 2), "a turn has its role and its end, a prompt a first and a last token"
     guess = ruler_for(tmp_path, (TEMPLATE, END), ["x"], ["x"])
-    assert guess.answer("x" * 40) == 11
+    assert guess.answers(40, 1) == 11
+
+
+def test_rows_in_a_table_take_what_the_same_rows_take_in_a_list() -> None:
+    draw = np.random.default_rng(0)
+    parts = {part: draw.integers(1, 90, (2, 30)).astype(np.float32) for part in ("chosen", "rejected")}
+    tables: Rows = {part: RowTable(*columns) for part, columns in parts.items()}
+    lists: Rows = {part: list(table) for part, table in tables.items()}
+    for part, rows in lists.items():
+        assert totals(tables[part]) == totals(rows)
+        assert list(RowTable(*parts[part]).fitted(60)) == [row.fitted(60) for row in rows]
+        assert room_of(tables[part], 20, 64) == room_of(rows, 20, 64)
+        assert tables[part][3:9][1] == rows[4]
+    assert list(joined(tables)) == joined(lists)
+    for count in (1, 7, 40):
+        assert longest_examples(tables, count) == longest_examples(lists, count)
+    empty: Rows = {"chosen": RowTable(np.zeros(0), np.zeros(0))}
+    assert (longest_examples(empty, 4), room_of(empty["chosen"], 1, 2), totals(empty["chosen"])) == (
+        [],
+        (0, 0),
+        Totals(),
+    )
 
 
 def test_a_row_is_fitted_like_the_data() -> None:
@@ -458,7 +574,7 @@ def test_the_hint_is_the_largest_half_that_fits(tmp_path: Path) -> None:
     said = survey_of(store, runtime, tight).problems
     error = next(e for e in said if cost.node.label in e.message)
     assert error.hint.startswith("--tokens-per-device ")
-    smaller = replace(runtime, tokens_per_device=int(error.hint.split()[-1]))
+    smaller = replace(runtime, tokens_per_device=int(error.hint.split()[1]))
     assert not [e for e in survey_of(store, smaller, tight).problems if cost.node.label in e.message]
 
 
@@ -468,10 +584,11 @@ def test_what_saves_memory_is_told_in_the_order_of_what_it_costs(tmp_path: Path)
     (node,) = plan.targets
 
     def hint(room: int, runtime: Runtime) -> str:
-        return next((error.hint for error in survey(plan, store, runtime, replace(MACHINE, memory=room)).problems), "")
+        said = [error.hint for error in survey(plan, store, runtime, replace(MACHINE, memory=room)).problems]
+        return said[0].partition("     (")[0] if said else ""
 
-    def needs(runtime: Runtime, weights: str = "float32") -> int:
-        small: Any = replace(node, spec=replace(node.spec, weights=weights))
+    def needs(runtime: Runtime, **settings: Any) -> int:
+        small: Any = replace(node, spec=replace(node.spec, **settings))
         found = cost_of(small, store, runtime, MACHINE, Clock(store, MACHINE)).memory
         assert found
         return found.device
@@ -481,9 +598,9 @@ def test_what_saves_memory_is_told_in_the_order_of_what_it_costs(tmp_path: Path)
     assert hint(needs(least), least) == ""
     assert hint(needs(least) - 1, least) == "--runtime recompute=true"
     assert hint(needs(again) - 1, least) == "--set sft.weights=bfloat16"
-    both = needs(again, "bfloat16")
-    assert hint(both, least) == "--runtime recompute=true --set sft.weights=bfloat16"
-    assert "smaller student" in hint(both - 1, least)
+    both = needs(again, weights="bfloat16")
+    assert hint(both, least) == "--set sft.weights=bfloat16 --runtime recompute=true"
+    assert "smaller student" in hint(both - 1, least), "low-rank matrices would be larger than this model"
 
 
 def test_downloads_count_on_the_disk_they_go_to(tmp_path: Path) -> None:
@@ -495,7 +612,7 @@ def test_downloads_count_on_the_disk_they_go_to(tmp_path: Path) -> None:
         (replace(MACHINE, disk=1500, cache=5000), 0), (replace(MACHINE, disk=1400, cache=4000), 2),
     ):  # fmt: skip
         found = survey_with(store, machine, cost)
-        assert len(fit_problems(found.building, machine, found.download, store)) == count
+        assert len(list(disk_problems(found.building, machine, found.download, store))) == count
 
 
 def test_the_fullest_moment_is_the_one_with_most_kept_and_at_work() -> None:
@@ -622,20 +739,24 @@ def watched(words: list[str], root: Path) -> tuple[int, int]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("which", ["tiny", "12M"])
+@pytest.mark.parametrize("which", ["tiny", "12M", "12M lora"])
 def test_disk_and_memory_of_a_training(which: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     words = ["--model", "tiny", "--limit", "300"]
     given = UserSettings({"max_steps": 3, "batch_size": 4}, limit=300)
     model = "tiny"
     data: tuple[str, ...] = ()
-    if which == "12M":
+    if which != "tiny":
         model = str(model_of_12m(tmp_path / "model"))
         text = " ".join(f"w{n % 32}" for n in range(200))
         rows = [{"prompt": f"{text} w{i}", "chosen": f"w{i} {text}", "rejected": "w1"} for i in range(9)]
         data = (str(write_rows(tmp_path / "rows.jsonl", rows)),)
         words = ["--model", model, "--data", *data, "--set", "max_length=512", "--set", "dtype=float32"]
-        given = UserSettings({"max_steps": 3, "batch_size": 4, "max_length": 512, "dtype": FLOAT32})
+        settings = {"max_steps": 3, "batch_size": 4, "max_length": 512, "dtype": FLOAT32}
+        if which == "12M lora":
+            words += ["--set", "lora=8"]
+            settings["lora"] = 8
+        given = UserSettings(settings)
     store = Store.find(tmp_path / "s", create=True)
     plan = plan_sft(Names(store), given, model, data)
     found = survey(plan, store, Runtime(), MACHINE)
@@ -649,5 +770,5 @@ def test_disk_and_memory_of_a_training(which: str, tmp_path: Path, monkeypatch: 
     assert manifest is not None
     assert found.keeps == pytest.approx(manifest.size, rel=0.1)
     assert found.memory == pytest.approx(resident, rel=0.25)
-    if which == "12M":
+    if which != "tiny":
         assert found.peak == pytest.approx(fullest - before, rel=0.1)

@@ -12,11 +12,13 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file, save_file
 
+from adpa_cli.disk import sha256_file
 from adpa_cli.errors import AdpaError, DataError, NotFound
-from adpa_cli.hub.adapter_folder import AdapterFolder, folder_digest, tokenizer_folder
+from adpa_cli.hub.adapter_folder import AdapterFolder, folder_digest
 from adpa_cli.hub.externals import Externals
 from adpa_cli.hub.model_folder import ModelFolder
 from adpa_cli.hub.repository import cached_commit
+from adpa_cli.store import identity
 from adpa_cli.store.identity import HashCache, NoModel, model_digest
 from adpa_cli.store.store import Store
 from support.fake_hub import Hub, serve, sha_of, use
@@ -49,6 +51,28 @@ def test_what_an_adapter_says_of_itself(adapter: Path, base: Path) -> None:
     assert AdapterFolder.of(base) is None
 
 
+def test_a_base_that_is_known_by_content_is_hashed_once(
+    adapter: Path, base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (adapter / "adapter_base.json").write_text(json.dumps({"content": f"model:{model_digest(base)}"}))
+    hashed: list[Path] = []
+    monkeypatch.setattr(identity, "sha256_file", lambda path: hashed.append(path) or sha256_file(path))
+    assert all(ModelFolder.of(adapter).whole.path == base for _ in range(3))
+    assert len(hashed) == len(set(hashed)) > 0
+    change(base / "config.json", rope_theta=7.0)
+    with pytest.raises(DataError, match="has changed since the adapter was made"):
+        ModelFolder.of(adapter)
+
+
+def test_a_step_of_an_artifact_knows_the_store(adapter: Path, base: Path, tmp_path: Path) -> None:
+    store = Store.find(tmp_path / "store", create=True)
+    step = tmp_path / "store" / "sft" / "0123456789ab" / "step-000003"
+    shutil.copytree(adapter, step)
+    (step / "adapter_base.json").write_text(json.dumps({"content": f"model:{model_digest(base, store.hash_cache)}"}))
+    change(step / "adapter_config.json", base_model_name_or_path="../gone")
+    assert of(step).base == base
+
+
 def test_an_adapter_beside_whole_weights_is_none(adapter: Path, base: Path) -> None:
     shutil.copy(base / "model.safetensors", adapter)
     assert AdapterFolder.of(adapter) is None
@@ -69,7 +93,7 @@ def test_a_model_folder_says_of_an_adapter_what_its_base_says(adapter: Path, bas
     assert (found.shapes, found.files, found.vocabulary) == (whole.shapes, whole.files, whole.vocabulary)
     assert (found.config, found.context, found.size.parameters) == (whole.config, whole.context, whole.size.parameters)
     assert (found.template, found.end_token, found.stop_ids) == (CHATML, "<|im_end|>", (2,))
-    assert tokenizer_folder(adapter) == base
+    assert ModelFolder.of(adapter).texts.path == base
 
 
 def test_tokenizer_template_and_generation_are_those_that_an_adapter_brings(adapter: Path, base: Path) -> None:
@@ -80,7 +104,7 @@ def test_tokenizer_template_and_generation_are_those_that_an_adapter_brings(adap
     change(adapter / "generation_config.json", eos_token_id=3)
     found = ModelFolder.of(adapter)
     assert (found.template, found.end_token, found.stop_ids) == (template, "<|endoftext|>", (3,))
-    assert tokenizer_folder(adapter) == adapter
+    assert ModelFolder.of(adapter).texts.path == adapter
 
 
 def test_facts_of_an_adapter_follow_a_base_that_changes(adapter: Path, base: Path) -> None:
@@ -215,6 +239,14 @@ def of_another_kind(adapter: Path) -> None:
     change(adapter / "adapter_config.json", peft_type="IA3")
 
 
+def another_way(adapter: Path) -> None:
+    change(adapter / "adapter_config.json", trainable_token_indices=[5])
+
+
+def another_start(adapter: Path) -> None:
+    change(adapter / "adapter_config.json", init_lora_weights="pissa_niter_4")
+
+
 def as_pickle(adapter: Path) -> None:
     (adapter / "adapter_model.safetensors").rename(adapter / "adapter_model.bin")
 
@@ -262,6 +294,8 @@ def other_layers(adapter: Path) -> None:
         (of_another_kind, "of the kind IA3, and only LoRA is read", "merge_and_unload"),
         (as_pickle, "adapter without adapter_model.safetensors (only adapter_model.bin)", "save_pretrained"),
         (as_gguf, "adapter without adapter_model.safetensors (only adapter.gguf)", "save_pretrained"),
+        (another_way, "uses trainable_token_indices, which is not read here", "merge_and_unload"),
+        (another_start, "init_lora_weights=pissa_niter_4, which changes the base as well", "merge_and_unload"),
         (without_rank, "does not tell its rank and scale: r is None", "again"),
         (no_json, "adapter_config.json is no JSON", "again"),
         (cut_off, "adapter_model.safetensors ends early", "again"),
@@ -345,6 +379,18 @@ def test_a_base_without_a_revision_is_the_one_that_the_cache_has_for_main(
     again = Externals(Store.find(tmp_path / "store2", create=True)).folder(adapter)
     assert again.content == first.content
     assert {file.commit for file in again.files} == {commit}
+
+
+def test_a_hub_base_of_which_only_small_files_are_here_is_missing(
+    served: Hub, tmp_path: Path, adapter: Path, base: Path
+) -> None:
+    change(adapter / "adapter_base.json", content=f"model:{model_digest(base)}")
+    names = Externals(Store.find(tmp_path / "store", create=True))
+    names.hub_model("org/base")
+    change(adapter / "adapter_config.json", revision=served.repos["org/base"].commit)
+    with pytest.raises(NotFound, match="org/base, is not on this machine") as caught:
+        _ = of(adapter).base
+    assert f"hf download org/base --revision {served.repos['org/base'].commit}" in caught.value.hint
 
 
 def fetch(model: Any, names: Externals) -> None:

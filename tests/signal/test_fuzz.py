@@ -69,7 +69,7 @@ def contents(path: Path) -> list[Any]:
     try:
         one_by_one = [shard.read(i, raw=True) for i in range(len(shard))]
         together = [rows for _, rows in shard]
-        return [shard.spec, shard.keys, *one_by_one, *together]
+        return [shard.spec, shard.keys[:], *one_by_one, *together]
     finally:
         shard.close()
 

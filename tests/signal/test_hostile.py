@@ -28,7 +28,7 @@ def values_of(rows: SignalRows) -> list[bytes | None]:
 def contents(path: Path) -> list[object]:
     shard = Shard(path)
     try:
-        return [shard.spec, shard.keys, [values_of(shard.read(i)) for i in range(len(shard))]]
+        return [shard.spec, shard.keys[:], [values_of(shard.read(i)) for i in range(len(shard))]]
     finally:
         shard.close()
 
@@ -174,7 +174,7 @@ def test_swapped_frames_are_refused(tmp_path):
     answers = sample_answers((4,), 5, 60)
     answers.append((type(answers[0][0])("example-1", "rollout", answers[0][0].tokens), answers[0][1]))
     write_shard(path, spec_of(5, 60), answers)
-    data, (a, b) = path.read_bytes(), Shard(path).sizes
+    data, (a, b) = path.read_bytes(), Shard(path).sizes.tolist()
     assert Shard(path).verify() == []
     swapped = with_header(data[: -a - b] + data[-b:] + data[-a - b : -b], answers__bytes=[b, a])
     refused(path, swapped, "row 0.*another answer")

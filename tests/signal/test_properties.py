@@ -68,7 +68,8 @@ def test_what_is_written_comes_back(tmp_path, seed, lengths, vocab_size, k, pair
     answers = [(key_of(rows, str(i)), rows) for i, rows in enumerate(made)]
     write_shard(path, spec, answers)
     shard = Shard(path)
-    assert (shard.spec, shard.keys, shard.tokens) == (spec, tuple(key for key, _ in answers), tuple(lengths))
+    assert (shard.spec, shard.keys[:]) == (spec, tuple(key for key, _ in answers))
+    assert shard.tokens.tolist() == list(lengths)
     for i, rows in enumerate(made):
         stored = shard.read(i, raw=True)
         np.testing.assert_array_equal(np.sort(stored.ids, axis=1), np.sort(rows.ids, axis=1))

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from adpa_cli.engine.layout.examples import Answer
+from adpa_cli.engine.layout.examples import Answer, Answers
 from adpa_cli.errors import Stopped
 from adpa_cli.hub import Located
 from adpa_cli.signal import block_files as spool
@@ -17,6 +17,7 @@ from adpa_cli.signal.rows import AnswerKey, token_hash
 from adpa_cli.spec import hashed
 from adpa_cli.stages import Job, Monitor, cache_teacher
 from adpa_cli.stages.cache_teacher import CaptureSpec
+from support.answers import mapped
 from support.tiny_models import VOCABULARY, tiny_llama
 
 SPEC = CaptureSpec(("chosen", "rejected"), "", "", top_k=5, dtype="float32", block_tokens=80, prompts="auto")
@@ -29,8 +30,14 @@ def pairs(answer: int) -> list[Answer]:
         prompt = tuple(draw.randrange(5, VOCABULARY) for _ in range(draw.randint(4, 12)))
         for part in ("chosen", "rejected"):
             ids = tuple(draw.randrange(5, VOCABULARY) for _ in range(draw.randint(1, answer)))
-            found.append(Answer(AnswerKey(f"row-{number}", part, token_hash(prompt, ids)), prompt, ids))
+            found.append(Answer(AnswerKey(f"{number:016x}", part, token_hash(prompt, ids)), prompt, ids))
     return found
+
+
+def held(answer: int) -> Answers:
+    """The same in a mapped table."""
+    found = pairs(answer)
+    return Answers(mapped(found[::2], found[1::2]).chosen.table, SPEC.parts)
 
 
 @pytest.fixture
@@ -38,7 +45,7 @@ def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Job:
     """A capture of a pair of teachers, its rows given here, its shards small."""
     for role, seed in (("aligned", 0), ("reference", 1)):
         tiny_llama(seed).save_pretrained(tmp_path / role)
-    monkeypatch.setattr(cache_teacher, "answers_of", lambda *_: pairs(8))
+    monkeypatch.setattr(cache_teacher, "answers_of", lambda *_: held(8))
     monkeypatch.setattr(spool, "SHARD_TOKENS", 30)
     inputs = {
         role: (Located("model", f"model:{role}", role, (str(tmp_path / role),)),) for role in ("aligned", "reference")
@@ -102,7 +109,7 @@ def test_sizes_alone_decide_whether_prompts_are_shared(job: Job, monkeypatch: py
         longest = max(len(a.prompt) + len(a.answer) + len(b.answer) for a, b in rows)
         assert longest * len(rows) <= SPEC.block_tokens
     assert not cache_teacher.plan_of(job, replace(SPEC, prompts="apart")).shared
-    monkeypatch.setattr(cache_teacher, "answers_of", lambda *_: pairs(60))  # the prompts are too small a part
+    monkeypatch.setattr(cache_teacher, "answers_of", lambda *_: held(60))  # the prompts are too small a part
     assert not cache_teacher.plan_of(job, SPEC).shared
 
 

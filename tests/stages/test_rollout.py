@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
+from adpa_cli.data.examples import Message
 from adpa_cli.engine.generation.generate import POOL
-from adpa_cli.engine.layout.examples import read_rollouts
+from adpa_cli.engine.layout.examples import ROWS, Rollout, read_rollouts, rollout_answers, write_rollouts
 from adpa_cli.errors import Stopped
 from adpa_cli.hub import Located
 from adpa_cli.lab import BASES, END, TEMPLATE
+from adpa_cli.signal.rows import token_hash
 from adpa_cli.stages import Job, Monitor, rollout
 
 NEW, LONGEST = 12, 64
@@ -57,6 +62,30 @@ def test_the_answers_do_not_depend_on_how_many_are_computed_at_once(tmp_path: Pa
         made = job(tmp_path / str(tokens), tokens)
         rollout.compute(made, Monitor())
         rollout.finish(made)
-        read.append(read_rollouts(made.folder))
+        read.append(list(read_rollouts(made.folder)))
     assert read[0] == read[1] == read[2]
     assert len({len(row.answer_ids) for row in read[0]}) > 3
+
+
+def test_rollouts_are_written_in_groups_as_they_are_in_one_table(tmp_path: Path) -> None:
+    rows = [
+        Rollout(f"{n:016x}", (Message("user", f"{n} ?"), Message("assistant", "so", '{"name":"b"}')),
+                tuple(range(n % 7 + 1)), tuple(range(n % 5)), f"Ça {n}", n % 3 == 0)
+        for n in range(2500)
+    ]  # fmt: skip
+    write_rollouts(tmp_path / ROWS, iter(rows))
+    ids = pa.list_(pa.int32())
+    columns = {"id": pa.string(), "prompt": pa.string(), "prompt_ids": ids, "answer_ids": ids, "text": pa.string()}
+    turns = [[{name: value for name, value in vars(turn).items() if value} for turn in row.prompt] for row in rows]
+    records = [
+        {**vars(row), "prompt": json.dumps(said, ensure_ascii=False)} for row, said in zip(rows, turns, strict=True)
+    ]
+    whole = pa.Table.from_pylist(records, schema=pa.schema({**columns, "cut": pa.bool_()}))
+    pq.write_table(whole, tmp_path / "whole.parquet", compression="zstd")
+    assert (tmp_path / ROWS).read_bytes() == (tmp_path / "whole.parquet").read_bytes()
+    read = read_rollouts(tmp_path)
+    assert list(read) == rows
+    assert list(read[:7]) == rows[:7]
+    answers = rollout_answers(read[:50])
+    assert [answer.answer for answer in answers] == [row.answer_ids for row in rows[:50] if row.answer_ids]
+    assert answers[0].key.tokens == token_hash(answers[0].prompt, answers[0].answer)

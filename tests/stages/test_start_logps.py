@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import re
 from collections.abc import Sequence
 from dataclasses import replace
@@ -13,13 +14,16 @@ import pytest
 import torch
 
 from adpa_cli.engine.layout import examples as ex
-from adpa_cli.engine.layout.examples import Answer, Cut, PairAnswers
+from adpa_cli.engine.layout.examples import Answer, PairAnswers
 from adpa_cli.errors import AdpaError, Corrupt, Stopped
 from adpa_cli.hub import Located
+from adpa_cli.signal import answer_index
 from adpa_cli.signal.rows import AnswerKey, token_hash
 from adpa_cli.spec import hashed
-from adpa_cli.stages import Job, Monitor, start_logps
-from adpa_cli.stages.start_logps import TABLE, StartLogps, StartSpec
+from adpa_cli.stages import Job, Monitor, _logps_table, start_logps
+from adpa_cli.stages._logps_table import TABLE, StartLogps, write
+from adpa_cli.stages.start_logps import StartSpec
+from support.answers import mapped
 from support.tiny_models import VOCABULARY, tiny_llama
 
 SPEC = StartSpec(("chosen", "rejected"), "", "", "float32", 64, None, False, False, block_tokens=90)
@@ -33,12 +37,12 @@ def pairs() -> dict[str, list[Answer]]:
         prompt = tuple(map(int, draw.integers(5, VOCABULARY, draw.integers(1, 8))))
         for part, answers in found.items():
             ids = tuple(map(int, draw.integers(5, VOCABULARY, draw.integers(1, 10))))
-            answers.append(Answer(AnswerKey(f"row-{number}", part, token_hash(prompt, ids)), prompt, ids))
+            answers.append(Answer(AnswerKey(f"{number:016x}", part, token_hash(prompt, ids)), prompt, ids))
     return found
 
 
 def both() -> PairAnswers:
-    return PairAnswers(pairs()["chosen"], pairs()["rejected"], Cut())
+    return mapped(pairs()["chosen"], pairs()["rejected"])
 
 
 @pytest.fixture
@@ -129,6 +133,34 @@ def test_the_cut_is_of_the_budget_and_the_numbers_are_not(job: Job, tmp_path: Pa
         assert logps == pytest.approx(tables[1][key], abs=1e-5)
 
 
+@pytest.mark.parametrize("bits", [64, 2])
+def test_a_table_in_groups_is_looked_up_like_a_dict(bits: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where names have few bits of hash, which many then share."""
+    whole = answer_index.name_hash
+    monkeypatch.setattr(answer_index, "name_hash", lambda *name: whole(*name) >> (64 - bits))
+    draw = np.random.default_rng(0)
+    rows = {
+        AnswerKey(f"row-{number}", part, f"{number:032x}"): draw.normal(size=draw.integers(1, 9)).astype(np.float32)
+        for number in range(100)
+        for part in ("chosen", "rejected")
+    }
+    write(tmp_path / TABLE, iter(rows.items()))
+    one = (tmp_path / TABLE).read_bytes()
+    monkeypatch.setattr(_logps_table, "GROUP_TOKENS", 50)
+    write(tmp_path / TABLE, iter(rows.items()))
+    assert pq.ParquetFile(tmp_path / TABLE).num_row_groups > 10
+    assert pq.read_table(tmp_path / TABLE) == pq.read_table(io.BytesIO(one))
+    known = StartLogps(Located("artifact", "artifact:a", "start-logps/a", (str(tmp_path),)))
+    known.check(rows)
+    assert len(known) == len(rows)
+    assert {name: logps.tolist() for name, logps in known.items()} == {
+        (key.example_id, key.part): logps.tolist() for key, logps in rows.items()
+    }
+    with pytest.raises(AdpaError, match="is not among its 100 examples"):
+        known.check([*rows, AnswerKey("row-100", "chosen", "")])
+    assert ("row-0", "rollout") not in known
+
+
 def source_of(job: Job) -> Located:
     return Located("artifact", "artifact:a", "start-logps/a", (str(job.folder),))
 
@@ -137,8 +169,14 @@ def source_of(job: Job) -> Located:
     ("changed", "field"),
     [
         ({"example_id": "row-77"}, r"field example_id: 'row-77' is not among its 11 examples"),
-        ({"part": "rollout"}, r"example 'row-3', field part: 'rollout' was not scored, only chosen, rejected"),
-        ({"tokens": "0" * 32}, r"example 'row-3' \(chosen\), field tokens: the log-probs are of tokens [0-9a-f]{32}"),
+        (
+            {"part": "rollout"},
+            r"example '0000000000000003', field part: 'rollout' was not scored, only chosen, rejected",
+        ),
+        (
+            {"tokens": "0" * 32},
+            r"example '0000000000000003' \(chosen\), field tokens: the log-probs are of tokens [0-9a-f]{32}",
+        ),
     ],
 )
 def test_another_answer_is_refused_and_the_field_named(
@@ -186,10 +224,13 @@ def opened(job: Job) -> StartLogps | Corrupt:
 
 
 def test_log_probs_that_are_no_numbers_are_refused(job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    bad = {("row-2", "chosen"): np.float32([-1.0]), ("row-2", "rejected"): np.float32([-2.0, -np.inf])}
+    bad = {
+        ("0000000000000002", "chosen"): np.float32([-1.0]),
+        ("0000000000000002", "rejected"): np.float32([-2.0, -np.inf]),
+    }
     monkeypatch.setattr("adpa_cli.engine.scoring.label_logps", lambda *_: bad)
     with pytest.raises(
-        AdpaError, match=r"the log-probs of example row-2 \(rejected\) under m are not finite"
+        AdpaError, match=r"the log-probs of example 0000000000000002 \(rejected\) under m are not finite"
     ) as caught:
         made(job, tmp_path / "made")
     assert "--set distill.dtype=float32" in caught.value.hint

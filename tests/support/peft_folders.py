@@ -11,6 +11,13 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
+from adpa_cli.engine.adapters import adapter_weights
+
+
+def adapter_state(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """A copy of the low-rank matrices of a model, by name."""
+    return {name: weight.detach().clone() for name, weight in adapter_weights(model).items()}
+
 
 def write_adapter(folder: Path, base: Path, named: str | Path | None = None, seed: int = 0, **lora: Any) -> Path:
     """A LoRA adapter of the model in `base`, whose place is written as `named`; its second matrices are not 0."""

@@ -13,7 +13,14 @@ from adpa_cli.sizes import ModelSize
 from adpa_cli.store.identity import HashCache
 from support.model_folders import byte_level, write_tokenizer
 
-SPECIALS = ("<|begin_of_text|>", "<|end_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")
+SPECIALS = (
+    "<|begin_of_text|>", "<|end_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<end_of_turn>",
+)  # fmt: skip
+LLAMA_70B = ModelSize(
+    parameters=70_553_706_496, hidden=8192, layers=80, inner=28672, keys=1024, width=8192, vocabulary=128_256,
+    tied=False,
+)  # fmt: skip
+"""Llama-3.1-70B."""
 LONG_AGO = 1_700_000_000
 """When the weights were written, in Unix seconds: what is remembered of a younger file is not believed."""
 
@@ -45,9 +52,10 @@ def write_weights(path: Path, shapes: dict[str, tuple[int, ...]]) -> None:
     os.utime(path, (LONG_AGO, LONG_AGO))
 
 
-def write_sparse(folder: Path, alias: str, template: str = "") -> Path:
-    """A Llama of the size of a published model or ready pair; its tokenizer is small, with Llama's special tokens."""
-    size = published()[alias].size
+def write_sparse(folder: Path, alias: str, template: str = "", size: ModelSize | None = None) -> Path:
+    """A Llama of the size of a published model or ready pair, or of another; its tokenizer is small, with Llama's
+    special tokens."""
+    size = size or published()[alias].size
     write_tokenizer(
         folder, byte_level(extra=SPECIALS), chat_template=template, bos_token=SPECIALS[0], eos_token=SPECIALS[1],
         model_max_length=131_072,

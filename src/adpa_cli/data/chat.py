@@ -6,6 +6,7 @@ teacher and student, training, cache and a server that is asked see identical to
 
 from __future__ import annotations
 
+import functools
 import re
 import secrets
 from collections.abc import Mapping, Sequence
@@ -72,7 +73,10 @@ class Encoder:
         ]
         self._marks = {name: GUARD + chr(ord(GUARD) + number) for number, name in enumerate([GUARD, *controls])}
         self._spelled = re.compile("|".join(map(re.escape, self._marks)))
+        self.controls = controls
+        """The special tokens, whose names stay text where people write them."""
         self._controls = re.compile("|".join(map(re.escape, controls)) or r"(?!)")
+        self._header_ids = functools.lru_cache(64)(self._ids)  # of what most prompts end with
 
     @property
     def pad_id(self) -> int:
@@ -133,10 +137,13 @@ class Encoder:
 
     def _guarded(self, messages: Sequence[Message], ask: bool) -> str:
         """The text of the turns, in which marks that nobody writes stand for each special token that a turn names."""
-        return self.render([replace(m, content=self._marked(m.content)) for m in messages], ask)
+        marked = [(self._marked(m.content), m) for m in messages]
+        return self.render([m if said == m.content else replace(m, content=said) for said, m in marked], ask)
 
     def _marked(self, content: str) -> str:
-        return self._spelled.sub(lambda name: self._marks[name[0]], content)
+        return (
+            self._spelled.sub(lambda name: self._marks[name[0]], content) if self._spelled.search(content) else content
+        )
 
     def _span(self, messages: Sequence[Message], text: str) -> tuple[int, int] | None:
         """Where a text goes on with the last of some messages and its end token; None where it has it otherwise."""
@@ -170,7 +177,7 @@ class Encoder:
         controls = self._last_controls(before)
         if controls:  # special tokens are cut out first: what follows one does not depend on what precedes it
             header = before[controls[-1].start() :]
-            answer = self._behind(prompt, self._ids(header), self._ids(header + said + self.template.end))
+            answer = self._behind(prompt, self._header_ids(header), self._ids(header + said + self.template.end))
         else:
             answer = None
         answer = answer or self._behind(prompt, prompt, self._begin(before + said + self.template.end))

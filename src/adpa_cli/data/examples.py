@@ -8,8 +8,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from adpa_cli.errors import DataError
-
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
@@ -179,34 +177,15 @@ def prompt_key(item: Pair | Dialogue) -> str:
     return sha256(plain(item.messages[: first + 1]))
 
 
-def half_of(prompt: str) -> str:
-    """Which half of the held-out prompts one belongs to, by its `prompt_key` or the first 16 hex of it.
-
-    By "validation" checkpoints and settings are selected; on "report" is measured what was selected.
-    """
-    return ("validation", "report")[int(prompt[:16], 16) % 2]
+HALVES = ("validation", "report")
+"""Of the held-out prompts: by the first checkpoints and settings are selected, on the other is measured what was."""
 
 
-def in_half(prompt: str, half: str) -> bool:
-    """Whether a held-out prompt is of a half; every one is of "all"."""
-    return half in ("all", half_of(prompt))
+def in_half(keys: NDArray[np.uint64], half: str) -> NDArray[np.bool_]:
+    """[n] which held-out prompts, by the first 64 bits of their `prompt_key`, are of a half; all are of "all"."""
+    import numpy as np
 
-
-def of_half(items: Sequence[Item], half: str, name: str) -> list[Item]:
-    """Those of some held-out items of the data `name` whose prompts are of a half. DataError where none are."""
-    kept = [item for item in items if in_half(prompt_key(item), half)]
-    if not kept:
-        raise half_is_empty(name, half)
-    return kept
-
-
-def half_is_empty(name: str, half: str) -> DataError:
-    """The error for data `name` of whose held-out prompts none is of a half."""
-    return DataError(
-        f"{name}: none of the held-out prompts is of the {half} half",
-        "give data with more held-out prompts, or use all of them: --set distill.select_on=all to select, "
-        "--set eval.measure_on=all to measure",
-    )
+    return keys % 2 == HALVES.index(half) if half in HALVES else np.ones(len(keys), bool)
 
 
 def held_out_keys(keys: NDArray[np.uint64]) -> NDArray[np.uint64]:

@@ -7,7 +7,7 @@ and writes them down. Nothing keeps the rows but the table.
 from __future__ import annotations
 
 import contextlib
-import itertools
+import hashlib
 import json
 import os
 import time
@@ -29,6 +29,7 @@ from adpa_cli.data.examples import (
     Row,
     Tie,
     as_dialogue,
+    in_half,
     make_dialogue,
     make_pair,
     make_prompt,
@@ -39,7 +40,7 @@ from adpa_cli.data.examples import (
 from adpa_cli.data.repeated import Numbered
 from adpa_cli.data.shapes import DIALOGUES, PAIRS, Prepare, Recorded, Sides, detect
 from adpa_cli.data.sources import Source, read_part
-from adpa_cli.data.tables import BATCH, Table, code_digest, table, watched
+from adpa_cli.data.tables import BATCH, Table, code_digest, record_batch, runs, table, watched
 from adpa_cli.data.unknown import unknown_shape
 from adpa_cli.errors import DataError
 
@@ -110,13 +111,19 @@ class Items(Sequence[Item], Generic[Item]):
     def __getitem__(self, number: slice) -> Items[Item]: ...
     def __getitem__(self, number: int | slice) -> Item | Items[Item]:
         if isinstance(number, slice):
-            return self.at(self.places[number])
-        (item,) = self.at(self.places[[number]])
-        return item
+            return Items(self.tables, self.places[number])
+        one: Items[Item] = Items(self.tables, self.places[[number]])
+        return next(iter(one))
 
-    def at(self, places: NDArray[np.int64]) -> Items[Item]:
-        """Those at some places of the tables."""
-        return Items(self.tables, places)
+    def at(self, numbers: NDArray[np.int64]) -> Items[Item]:
+        """Those of some numbers."""
+        return Items(self.tables, self.places[numbers])
+
+    def firsts(self, column: str) -> NDArray[np.int64]:
+        """The numbers of the first ones with each value of a column, ascending."""
+        import numpy as np
+
+        return np.sort(np.unique(self.values(column), return_index=True)[1])
 
     def __iter__(self) -> Iterator[Item]:
         return (item_of(*values) for values in self.records(TEXT))
@@ -136,16 +143,35 @@ class Items(Sequence[Item], Generic[Item]):
         for start in range(0, len(self), BATCH):
             places = self.places[start : start + BATCH]
             owners = np.searchsorted(starts, places, "right") - 1
-            edges = [0, *(np.flatnonzero(np.diff(owners)) + 1), len(places)]
-            for low, high in itertools.pairwise(edges):
+            for low, high in runs(owners):
                 owner = int(owners[low])
                 yield from self.tables[owner].records(places[low:high] - starts[owner], columns)
+
+    @property
+    def digest(self) -> str:
+        """sha256 of their ids, and so of what they say."""
+        return hashlib.sha256(self.values("id").tobytes()).hexdigest()
 
     def values(self, column: str) -> NDArray[Any]:
         """[n] of a column of numbers."""
         import numpy as np
 
         return np.concatenate([held.values(column) for held in self.tables])[self.places]
+
+    def of_half(self, half: str, name: str) -> Items[Item]:
+        """Those of some held-out items of the data `name` whose prompts are of a half. DataError where none are."""
+        import numpy as np
+
+        if half == "all":
+            return self
+        kept = np.flatnonzero(in_half(self.values("key"), half))
+        if not len(kept):
+            raise DataError(
+                f"{name}: none of the held-out prompts is of the {half} half",
+                "give data with more held-out prompts, or use all of them: --set distill.select_on=all to select, "
+                "--set eval.measure_on=all to measure",
+            )
+        return self.at(kept)
 
 
 @dataclass(frozen=True)
@@ -188,10 +214,13 @@ def read_items(part: Source, purpose: Purpose) -> FileItems:
 
 
 def facts_of(part: Source) -> list[Any] | None:
-    """What tells the content of a file from any other: its place, size, times and inode. None for rows without a file.
+    """What tells the content of a file from any other: its place, size, times and inode. None for rows that are in no
+    file, and of which nothing tells.
 
     Waits until the clock has moved on since a file was written, which may else change again without another time.
     """
+    if part.content:
+        return [part.content]
     if part.path is None or not part.path.is_file():
         return None
     written = os.stat(part.path).st_ctime_ns
@@ -227,6 +256,7 @@ def _fill(part: Source, purpose: Purpose, add: Callable[[Any], None]) -> Mapping
     passed: Counter[str] = Counter()
     unread = UnreadColumns(part.text)
     kept: list[tuple[Any, ...]] = []
+    columns = schema()
     for number, prepared in prepare(rows, remarks):
         recorded = Recorded(prepared)
         try:
@@ -244,23 +274,14 @@ def _fill(part: Source, purpose: Purpose, add: Callable[[Any], None]) -> Mapping
             if len(problems) < SHOWN_PROBLEMS:
                 problems.append(f"{part.text} row {number}, {problem.field}: {problem.content} ({problem.fix})")
         if len(kept) == BATCH:
-            add(record_batch(kept))
+            add(record_batch(list(zip(*kept, strict=True)), columns))
             kept.clear()
-    add(record_batch(kept))
+    if kept:
+        add(record_batch(list(zip(*kept, strict=True)), columns))
     return {
         "shape": shape, "rows": rows.count, "problems": problems, "bad": bad, "passed": passed, "remarks": remarks,
         "unread": [asdict(each) for each in unread.all()], "columns": {name: name in unread.read for name in names},
     }  # fmt: skip
-
-
-def record_batch(rows: Sequence[tuple[Any, ...]]) -> Any:
-    """Rows of a table of items as Arrow."""
-    import pyarrow as pa
-
-    columns = zip(*rows, strict=True) if rows else [()] * len(schema())
-    return pa.record_batch(
-        [pa.array(values, field.type) for values, field in zip(columns, schema(), strict=True)], schema=schema()
-    )
 
 
 def _maker(

@@ -14,7 +14,7 @@ from adpa_cli.data.files import KNOWN
 from adpa_cli.data.items import SHOWN_PROBLEMS, TEXT, FileItems, Items, Purpose, item_of, read_items
 from adpa_cli.data.rendering import refusal
 from adpa_cli.data.sources import Source, has_test, holds_data, left_out, not_chosen, parts
-from adpa_cli.data.tables import Table, table, watched
+from adpa_cli.data.tables import Table, record_batch, table, watched
 from adpa_cli.errors import DataError
 
 if TYPE_CHECKING:
@@ -222,7 +222,7 @@ def refused_items(file: FileItems, template: str) -> Table:
             if why := refusal(template, dialogue_of(item)):
                 places.append(place)
                 problems += [f"{file.name} row {item.row}: {why}"] * (len(problems) < SHOWN_PROBLEMS)
-        add(pa.record_batch([pa.array(places, pa.int64())], schema=schema))
+        add(record_batch([places], schema))
         return {"problems": problems}
 
     made_from = file.made_from and ["refused", file.made_from, template]
@@ -255,10 +255,8 @@ def _without_repetitions(
     given: Items[Item], files: Sequence[FileItems], notes: list[str], purpose: Purpose
 ) -> Loaded[Item]:
     """The items of one side, each id once, so that an id is a key; DataError when none are left."""
-    import numpy as np
 
-    firsts = np.unique(given.values("id"), return_index=True)[1]
-    kept = given if len(firsts) == len(given) else given.at(given.places[np.sort(firsts)])
+    kept = given.at(given.firsts("id"))
     dropped = {**_total(file.bad for file in files), **_total(file.passed for file in files)}
     if not len(kept):
         rows = sum(file.rows for file in files)

@@ -43,6 +43,7 @@ SHOWN_FILES = 5
 class Source:
     """One place that rows come from; `text` is what the user typed, `rows` serves the kind "rows" only.
 
+    `content` tells such rows from all others, where anything does.
     `split` is what stands after #: SPLIT, CONFIG or CONFIG/SPLIT. `NAME:CONFIG` is another way to write `NAME#CONFIG`.
     """
 
@@ -52,6 +53,7 @@ class Source:
     split: str | None = None
     revision: str | None = None
     rows: Sequence[Row] | Callable[[], Sequence[Row]] = ()
+    content: str = ""
 
     @property
     def base(self) -> str:

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from adpa_cli.disk import is_disk_full, sync_file
-from adpa_cli.errors import AdpaError
+from adpa_cli.errors import AdpaError, Stopped
 
 if TYPE_CHECKING:
     import numpy as np
@@ -55,6 +55,27 @@ def watched(items: Iterable[T], what: str, of: int = 0) -> Iterator[T]:
         if last % BATCH == 0:
             tell(what, last, of)
     tell(what, last, last)
+
+
+def heeding(stop: Callable[[], str | None], tell: Watch) -> Watch:
+    """One who tells what is done, and raises Stopped between two batches when `stop` names a signal."""
+
+    def watch(what: str, done: int, of: int) -> None:
+        tell(what, done, of)
+        if name := stop():
+            raise Stopped(name, f"stopped by {Stopped.words(name)} while {what}; what was finished before is kept")
+
+    return watch
+
+
+@contextlib.contextmanager
+def watching(watch: Watch) -> Iterator[None]:
+    """Let `watch` hear of the rows that are read and tokenised meanwhile."""
+    before = WATCH.set(watch)
+    try:
+        yield
+    finally:
+        WATCH.reset(before)
 
 
 def cache_folder() -> Path:
@@ -90,6 +111,11 @@ class Table:
     def __len__(self) -> int:
         return int(self.starts[-1])
 
+    @property
+    def columns(self) -> list[str]:
+        """Their names."""
+        return list(self._reader.schema.names)
+
     def _open(self, number: int) -> Batch:
         with self._lock:
             return Batch(self._reader.get_batch(number))
@@ -117,15 +143,18 @@ class Table:
 
     def records(self, rows: NDArray[np.int64], columns: Sequence[str]) -> Iterator[tuple[Any, ...]]:
         """The values of some columns in some rows, which are quickest where they ascend."""
-        import numpy as np
-
         numbers = self.starts.searchsorted(rows, "right") - 1
-        edges = [0, *(np.flatnonzero(np.diff(numbers)) + 1), len(rows)]
-        for start, stop in itertools.pairwise(edges):
-            if start < stop:
-                number = int(numbers[start])
-                batch = self._batch(number)
-                yield from batch.records(rows[start:stop] - self.starts[number], columns)
+        for start, stop in runs(numbers):
+            number = int(numbers[start])
+            yield from self._batch(number).records(rows[start:stop] - self.starts[number], columns)
+
+
+def runs(numbers: NDArray[Any]) -> Iterator[tuple[int, int]]:
+    """Where each run of equal numbers begins and ends."""
+    import numpy as np
+
+    edges = [0, *(np.flatnonzero(np.diff(numbers)) + 1).tolist(), len(numbers)]
+    yield from itertools.pairwise(edges if len(numbers) else ())
 
 
 def _joined(parts: Sequence[NDArray[Any]]) -> NDArray[Any]:
@@ -141,34 +170,30 @@ class Batch:
         self._columns = dict(zip(batch.schema.names, batch.columns, strict=True))
         self._views: dict[str, NDArray[Any]] = {}
 
+    def __contains__(self, column: str) -> bool:
+        return column in self._columns
+
     def values(self, column: str) -> NDArray[Any]:
         """[rows] of a column of numbers, or of bytes of one size."""
-        import numpy as np
-        import pyarrow as pa
-
-        if column not in self._views:
-            held = self._columns[column]
-            if pa.types.is_fixed_size_binary(held.type):
-                width = held.type.byte_width
-                self._views[column] = np.frombuffer(held.buffers()[1], f"V{width}", len(held), held.offset * width)
-            else:
-                self._views[column] = held.to_numpy(zero_copy_only=not pa.types.is_boolean(held.type))
-        return self._views[column]
+        return self._view(column, lambda: self._columns[column])
 
     def offsets(self, column: str) -> NDArray[Any]:
         """[rows + 1] where the lists of a column begin and end."""
-        name = f"{column} offsets"
+        return self._view(f"{column} offsets", lambda: self._columns[column].offsets)
+
+    def items(self, column: str) -> NDArray[Any]:
+        """The lists of a column, one after the other."""
+        return self._view(f"{column} items", lambda: self._columns[column].values)
+
+    def _view(self, name: str, array_of: Callable[[], Any]) -> NDArray[Any]:
         if name not in self._views:
-            self._views[name] = self._columns[column].offsets.to_numpy()
+            self._views[name] = view(array_of())
         return self._views[name]
 
     def list(self, column: str, row: int) -> NDArray[Any]:
         """The list in one row, as a view."""
-        name = f"{column} items"
-        if name not in self._views:
-            self._views[name] = self._columns[column].values.to_numpy()
         offsets = self.offsets(column)
-        return self._views[name][offsets[row] : offsets[row + 1]]
+        return self.items(column)[offsets[row] : offsets[row + 1]]
 
     def cell(self, column: str, row: int) -> Any:
         """The value in one row."""
@@ -183,8 +208,74 @@ class Batch:
             yield from (tuple(column[row].as_py() for column in held) for row in rows.tolist())
             return
         if rows is not None:
-            held = [column.take(pa.array(rows)) for column in held]
+            places = numbers(rows, pa.int64())
+            held = [column.take(places) for column in held]
         yield from zip(*(column.to_pylist() for column in held), strict=True)
+
+
+def dtype_of(kind: Any) -> Any:
+    """The numpy dtype of an Arrow type of numbers, or of bytes of one size."""
+    import numpy as np
+
+    text = str(kind)
+    width = text.removeprefix("fixed_size_binary[").rstrip("]")
+    return np.dtype({"float": "f4", "double": "f8"}.get(text, text) if width == text else f"V{width}")
+
+
+def view(array: Any) -> NDArray[Any]:
+    """The numbers of an Arrow array where they are; Arrow's own way imports pandas. A copy of truth values."""
+    import numpy as np
+
+    data, start, end = array.buffers()[-1], array.offset, array.offset + len(array)
+    if data is None:
+        return np.zeros(0, np.int64)
+    if str(array.type) == "bool":
+        return np.unpackbits(np.frombuffer(data, np.uint8), count=end, bitorder="little")[start:].astype(bool)
+    return np.frombuffer(data, dtype_of(array.type), end)[start:]
+
+
+def numbers(values: Any, kind: Any) -> Any:
+    """An Arrow array of numbers."""
+    import numpy as np
+    import pyarrow as pa
+
+    own = np.ascontiguousarray(values, dtype_of(kind))
+    return pa.Array.from_buffers(kind, len(own), [None, pa.py_buffer(own)])
+
+
+def column(values: Sequence[Any], kind: Any) -> Any:
+    """An Arrow array of numbers, truth values, bytes of one size, texts of which some may be None, or lists of numbers.
+
+    Arrow's own way imports pandas, and takes longer.
+    """
+    import numpy as np
+    import pyarrow as pa
+
+    if str(kind) == "bool":
+        bits = np.packbits(np.array(values, dtype=bool), bitorder="little")
+        return pa.Array.from_buffers(kind, len(values), [None, pa.py_buffer(bits)])
+    if str(kind).startswith("fixed_size_binary"):
+        return pa.Array.from_buffers(kind, len(values), [None, pa.py_buffer(b"".join(values))])
+    if pa.types.is_list(kind):
+        inside = dtype_of(kind.value_type)
+        flat = np.concatenate([np.asarray(each, inside) for each in values]) if values else np.zeros(0, inside)
+        ends = np.cumsum([0, *map(len, values)])
+        return pa.ListArray.from_arrays(numbers(ends, pa.int32()), numbers(flat, kind.value_type))
+    if "string" in str(kind):
+        texts = [b"" if each is None else each.encode() for each in values]
+        ends = np.cumsum([0, *map(len, texts)]).astype(np.int64 if str(kind) == "large_string" else np.int32)
+        there = np.packbits(np.array([each is not None for each in values], dtype=bool), bitorder="little")
+        buffers = [pa.py_buffer(each) for each in (there, ends, b"".join(texts))]
+        return pa.Array.from_buffers(kind, len(values), buffers)
+    return numbers(values, kind)
+
+
+def record_batch(columns: Sequence[Sequence[Any]], schema: Any) -> Any:
+    """Columns of values as Arrow."""
+    import pyarrow as pa
+
+    made = [column(values, field.type) for values, field in zip(columns, schema, strict=True)]
+    return pa.RecordBatch.from_arrays(made, schema=schema)
 
 
 def table(kind: str, made_from: Any, schema: Any, fill: Fill) -> Table:
@@ -200,8 +291,8 @@ def table(kind: str, made_from: Any, schema: Any, fill: Fill) -> Table:
         return found
     if not _may_hold(place.parent):
         return _unnamed(schema, fill)
-    with _alone(place), tempfile.TemporaryDirectory(prefix=f".{place.name}-", dir=place.parent) as private:
-        return _found(place) or _made(Path(private) / "table", schema, fill, place)
+    with _alone(place), _room(place.parent, f".{place.name}-") as private:
+        return _found(place) or _made(private / "table", schema, fill, place)
 
 
 def _may_hold(folder: Path) -> bool:
@@ -214,8 +305,23 @@ def _may_hold(folder: Path) -> bool:
 
 
 def _unnamed(schema: Any, fill: Fill) -> Table:
-    with tempfile.TemporaryDirectory(prefix="adpa-rows-") as private:
-        return _made(Path(private) / "table", schema, fill)
+    with _room(None, "adpa-rows-") as private:
+        return _made(private / "table", schema, fill)
+
+
+@contextlib.contextmanager
+def _room(folder: Path | None, name: str) -> Iterator[Path]:
+    """A private folder, which is gone afterwards. Raises AdpaError where the disk is full."""
+    try:
+        with tempfile.TemporaryDirectory(prefix=name, dir=folder) as private:
+            yield Path(private)
+    except Exception as error:
+        if not is_disk_full(error):
+            raise
+        raise AdpaError(
+            f"the disk of {folder or tempfile.gettempdir()} is full: the rows of the data do not fit there as a table",
+            "free some space (adpa gc), or keep such tables on another disk: export ADPA_CACHE=DIR",
+        ) from error
 
 
 def _found(place: Path) -> Table | None:
@@ -239,31 +345,23 @@ def _made(folder: Path, schema: Any, fill: Fill, place: Path | None = None) -> T
     import pyarrow as pa
 
     starts = [0]
-    try:
-        folder.mkdir()
-        with (folder / ROWS).open("wb") as file, pa.ipc.new_file(file, schema) as out:
+    folder.mkdir()
+    with (folder / ROWS).open("wb") as file, pa.ipc.new_file(file, schema) as out:
 
-            def add(batch: Any) -> None:
-                if len(batch):
-                    out.write_batch(batch)
-                    starts.append(starts[-1] + len(batch))
+        def add(batch: Any) -> None:
+            if len(batch):
+                out.write_batch(batch)
+                starts.append(starts[-1] + len(batch))
 
-            about = fill(add)
-        (folder / ABOUT).write_text(json.dumps({**about, "starts": starts}), encoding="utf-8")
-        for name in (ROWS, ABOUT) if place else ():
-            sync_file(folder / name)
-    except Exception as error:
-        if is_disk_full(error):
-            raise AdpaError(
-                f"the disk of {folder.parent} is full: the rows of the data do not fit there as a table",
-                "free some space (adpa gc), or keep such tables on another disk: export ADPA_CACHE=DIR",
-            ) from error
-        raise
+        about = fill(add)
+    (folder / ABOUT).write_text(json.dumps({**about, "starts": starts}), encoding="utf-8")
+    for name in (ROWS, ABOUT) if place else ():
+        sync_file(folder / name)
     made = Table(folder)
     if place is not None:
         with contextlib.suppress(OSError):  # where it is by now, without locks
             os.rename(folder, place)
-            _remove_unused(place.parent)
+            remove_unused()
     return made
 
 
@@ -271,21 +369,22 @@ def _made(folder: Path, schema: Any, fill: Fill, place: Path | None = None) -> T
 def _alone(place: Path) -> Iterator[None]:
     """Alone among the processes that make one table, where the file system has locks; else each makes its own."""
     path = place.with_suffix(".lock")
-    with path.open("w") as handle:
-        try:
-            with contextlib.suppress(OSError):
-                fcntl.flock(handle, fcntl.LOCK_EX)
-                for left in place.parent.glob(f".{place.name}-*"):  # by a writer that was killed
-                    shutil.rmtree(left, ignore_errors=True)
-            yield
-        finally:
-            path.unlink(missing_ok=True)
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(OSError):  # no locks here, or another user's
+            handle = stack.enter_context(path.open("w"))
+            stack.callback(path.unlink, missing_ok=True)
+            fcntl.flock(handle, fcntl.LOCK_EX)
+            for left in place.parent.glob(f".{place.name}-*"):  # by a writer that was killed
+                shutil.rmtree(left, ignore_errors=True)
+        yield
 
 
-def _remove_unused(folder: Path) -> None:
-    """Remove what nobody opened lately."""
-    oldest = time.time() - UNUSED_DAYS * 86400
-    for path in folder.iterdir():
+def remove_unused(days: float = UNUSED_DAYS) -> int:
+    """Remove the tables that nobody opened in so many days; returns their bytes."""
+    oldest, freed = time.time() - days * 86400, 0
+    for path in cache_folder().glob("*/*"):
         with contextlib.suppress(OSError):
             if path.stat().st_mtime < oldest:
+                freed += sum(file.stat().st_size for file in path.rglob("*"))
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
+    return freed

@@ -9,6 +9,7 @@ converted by the transformers library.
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 import re
 import threading
@@ -86,7 +87,8 @@ class Tokenizer:
 
     def ids(self, text: str) -> list[int]:
         """Token ids of a text, in which special tokens are parsed and to which none is added."""
-        return list(self.core.encode(text, add_special_tokens=False).ids)
+        (encoding,) = self.core.encode_batch_fast([text], add_special_tokens=False)  # which reckons no offsets
+        return list(encoding.ids)
 
     def ids_and_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
         """Token ids as `ids` gives them, and the characters of the text that each stands for, as (start, end)."""
@@ -137,6 +139,12 @@ class Tokenizer:
     def named_id(self, name: str) -> int | None:
         """The id of a token that the configuration names, such as `pad_token`; None without one."""
         return self.id_of(self.named[name]) if name in self.named else None
+
+    @cached_property
+    def digest(self) -> str:
+        """sha256 of all that decides which ids a text has."""
+        source = self.source if self.source is not None else self.core.to_str().encode()
+        return hashlib.sha256(source + json.dumps(self.named, sort_keys=True).encode()).hexdigest()
 
     @cached_property
     def begins_with_bos(self) -> bool:

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import json
 import os
 import re
 import warnings
@@ -35,11 +34,12 @@ from transformers.pytorch_utils import Conv1D
 from adpa_cli.engine.arithmetic import HELD_IN, in_float32
 from adpa_cli.engine.frozen import Place, check_finite, held, held_places
 from adpa_cli.engine.lora import check_rank, chosen_layers, ends_with, missing_peft
-from adpa_cli.engine.quantised import QuantisedLinear, library
+from adpa_cli.engine.quantised import EXPERTS, QuantisedLinear, library
 from adpa_cli.errors import AdpaError, NotFound, UsageError
 from adpa_cli.hub.adapter_folder import AdapterFolder
 from adpa_cli.hub.model_folder import header
-from adpa_cli.spec import Dtype, Quantise, TrainSpec
+from adpa_cli.hub.portable import edit_settings, write_settings
+from adpa_cli.spec import ALL_LINEAR, Dtype, Quantise, TrainSpec
 from adpa_cli.store.identity import ADAPTER, ADAPTER_BASE, ADAPTER_WEIGHTS
 
 NAME = "default"
@@ -47,32 +47,19 @@ NAME = "default"
 PREFIX = "base_model.model."
 """What stands before the names of tensors in a folder of peft."""
 LAYERS = (nn.Linear, Conv1D)
-MERGE = "merge it with peft: PeftModel.from_pretrained(BASE, FOLDER).merge_and_unload().save_pretrained('MERGED')"
-READ = (
-    "r", "lora_alpha", "target_modules", "exclude_modules", "fan_in_fan_out", "use_rslora", "rank_pattern",
-    "alpha_pattern", "layers_to_transform", "layers_pattern", "use_dora", "lora_bias", "task_type",
-)  # fmt: skip
-"""What adapter_config.json says of how an adapter computes."""
-UNREAD = {
-    "peft_type", "auto_mapping", "base_model_name_or_path", "revision", "inference_mode", "peft_version",
-    "lora_dropout", "bias", "modules_to_save", "init_lora_weights", "eva_config", "loftq_config", "corda_config",
-    "lora_ga_config", "qalora_group_size", "megatron_core", "velora_config",
-}  # fmt: skip
-"""What it says of where an adapter comes from, of its training, and of tensors that are in its file as they are."""
-CHANGES_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
-"""Ways to begin that take from the weights of the base what they put into the adapter."""
 
 
 @dataclass(frozen=True)
 class Base:
     """What an adapter is trained on: its `folder`, and what that has by `content`, "" where nobody knows; where it is
-    of the hub its `name` and `revision`; how its weights are stored."""
+    of the hub its `name` and `revision`; how its weights are stored; and its layers that were asked for."""
 
     folder: Path
     content: str
     name: str = ""
     revision: str = ""
     quantise: Quantise | None = None
+    targets: str = ""
 
 
 def peft(module: str = "") -> Any:
@@ -99,11 +86,6 @@ def adapter_layers(model: nn.Module) -> dict[str, Any]:
 def adapter_weights(model: nn.Module) -> dict[str, nn.Parameter]:
     """The low-rank matrices of a model, and whatever else belongs to its adapter alone, by name."""
     return {name: weight for name, weight in model.named_parameters() if _is_adapter_weight(name)}
-
-
-def adapter_state(model: nn.Module) -> dict[str, Tensor]:
-    """A copy of these."""
-    return {name: weight.detach().clone() for name, weight in adapter_weights(model).items()}
 
 
 def _is_adapter_weight(name: str) -> bool:
@@ -161,11 +143,16 @@ def _shape(layer: Any) -> tuple[int, int]:
 
 
 def _targets(model: PreTrainedModel, body: nn.Module, targets: str) -> tuple[dict[str, nn.Module], list[str]]:
-    """The layers that get matrices, and the ends of names by which peft finds these and no other module."""
+    """The layers that get matrices, and the ends of names by which peft finds these and no other module. A gate, or a
+    router of experts, is one only where it is named."""
     within, modules = set(body.modules()), dict(model.named_modules())
     linear = [name for name, module in modules.items() if module in within and isinstance(module, LAYERS)]
     usable = _read_by_peft(model, linear)
     names = chosen_layers([name for name in linear if name in usable], targets)
+    if targets == ALL_LINEAR:
+        config = model.config.get_text_config()
+        gates = {1, *(getattr(config, name, None) for name in EXPERTS)}
+        names = [name for name in names if _shape(modules[name])[0] not in gates]
     ends = sorted({name.rpartition(".")[2] for name in names})
     if {name for name in modules if any(ends_with(name, end) for end in ends)} != set(names):
         ends = sorted(names)
@@ -206,7 +193,7 @@ def attach_adapter(
 
     Raises AdpaError for one that does not fit the model, that is damaged, or that computes in a way which is not read.
     """
-    settings, tensors = _settings(adapter), _tensors(adapter)
+    settings, tensors = adapter.settings, adapter_tensors(adapter)
     if settings.get("use_dora") and any(isinstance(module, QuantisedLinear) for module in body.modules()):
         raise AdpaError(
             f"the adapter {adapter.path} is a DoRA, which reads the weights of its base, and these are quantised",
@@ -248,22 +235,7 @@ def stored_as(adapter: AdapterFolder, asked: Quantise | None) -> Quantise | None
     return adapter.quantise or asked
 
 
-def _settings(adapter: AdapterFolder) -> dict[str, Any]:
-    """How an adapter computes, as peft's configuration takes it. Raises AdpaError where that cannot be done beside
-    frozen weights."""
-    said, usual = adapter.config, vars(peft().LoraConfig())
-    begin = str(said.get("init_lora_weights") or "").lower()
-    if begin.startswith(CHANGES_THE_BASE):
-        raise AdpaError(
-            f"the adapter {adapter.path} began with init_lora_weights={begin}, which changes the base as well", MERGE
-        )
-    given = {key for key, value in said.items() if value and value != usual.get(key)}
-    if other := sorted(given - {*READ, *UNREAD}):
-        raise AdpaError(f"the adapter {adapter.path} uses {', '.join(other)}, which is not read here", MERGE)
-    return {key: said[key] for key in READ if said.get(key) is not None}
-
-
-def _tensors(adapter: AdapterFolder) -> dict[str, Tensor]:
+def adapter_tensors(adapter: AdapterFolder) -> dict[str, Tensor]:
     """The tensors of an adapter, float32, by their names in the model. Raises AdpaError where they cannot be read."""
     path = adapter.path / ADAPTER_WEIGHTS
     if not path.is_file():
@@ -378,8 +350,8 @@ def write_adapter(model: Any, folder: Path, base: Base) -> None:
     written = {f"{PREFIX}{name}": tensor.to("cpu", torch.float32).contiguous() for name, tensor in tensors.items()}
     save_file(written, folder / ADAPTER_WEIGHTS, {"format": "pt"})
     values = {key: sorted(value) if isinstance(value, set) else value for key, value in config.to_dict().items()}
-    _write(folder / ADAPTER, {**values, "inference_mode": True})
-    _write(folder / ADAPTER_BASE, {"content": base.content, "quantise": base.quantise})
+    write_settings(folder / ADAPTER, {**values, "inference_mode": True})
+    write_settings(folder / ADAPTER_BASE, {"content": base.content, "quantise": base.quantise, "targets": base.targets})
     name_base(folder, base)
 
 
@@ -387,8 +359,4 @@ def name_base(folder: Path, base: Base) -> None:
     """Write into an adapter folder where its base is, as seen from there: after it was moved it is elsewhere."""
     place = os.path.relpath(os.path.realpath(base.folder), os.path.realpath(folder))
     said = {"base_model_name_or_path": base.name or place, "revision": base.revision or None}
-    _write(folder / ADAPTER, {**json.loads((folder / ADAPTER).read_bytes()), **said})
-
-
-def _write(path: Path, value: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    edit_settings(folder / ADAPTER, said)

@@ -16,10 +16,10 @@ from safetensors import safe_open
 from torch import Tensor
 
 from adpa_cli.disk import atomic
-from adpa_cli.engine.models import edit_json
 from adpa_cli.engine.update import Way, folder_weights, nearest
 from adpa_cli.errors import AdpaError
 from adpa_cli.hub.model_folder import INDEX, WHOLE, header
+from adpa_cli.hub.portable import edit_settings
 from adpa_cli.tensors.rounding import stochastic
 
 Rounding = Literal["nearest", "stochastic"]
@@ -56,8 +56,8 @@ def cast_weights(folder: Path, dtype: str, rounding: Rounding = "nearest") -> in
     for path in sorted(folder.glob("*.safetensors")):
         size, of_file = _cast_file(path, dtype, at_random)
         total, changed = total + size, changed + of_file
-    edit_json(folder / "config.json", {"dtype": dtype, "torch_dtype": dtype})
-    edit_json(folder / INDEX, {"metadata": {"total_size": total}})
+    edit_settings(folder / "config.json", {"dtype": dtype, "torch_dtype": dtype})
+    edit_settings(folder / INDEX, {"metadata": {"total_size": total}})
     return changed
 
 

@@ -27,18 +27,24 @@ from adpa_cli.sizes import (
     Rows,
     Where,
     forward_flops,
+    longest_examples,
+    room_of,
+    totals,
 )
 from adpa_cli.spec import ALL_LINEAR, Runtime
 
 SECOND_MODEL = 50_000_000  # of loading another model after the first
+PEFT = 55_000_000  # of importing peft
+LORA_RETAINED = 2.0
+"""What a CPU's allocator keeps besides of what low-rank matrices make and free between tensors of the same size."""
 QUANTISED: Mapping[str, float] = {"nf4": 0.5625, "int8": 1.002}
 """Bytes of a quantised weight, with the scales of its block or row."""
-LAYERS_HERE = 2
-"""Layers of a model on the device whose layers wait elsewhere: one that computes, and one that comes or goes."""
+COMING: Mapping[str, float] = {"cpu": 25e9, "disk": 2e9}
+"""Bytes a second that come from where layers wait: over PCIe 4, from an NVMe disk that shares its time."""
 
 TILES, TILES_OF_DRAWS = 2.3, 5.0
 """Whole rows of logits that are alive at once, for a top k and for ids that are drawn from the softmax."""
-ROW_IN_PYTHON, TOKEN_IN_PYTHON = 3000, 45  # bytes of a row, and of each of its tokens, in the lists that keep them
+ROW_BYTES = 150  # of a row in the arrays that number and find it
 
 
 @dataclass(frozen=True)
@@ -61,7 +67,14 @@ def training_memory(model: ModelSize, rows: Rows, spec: Any, runtime: Runtime, i
     micro = largest_micro_batch(rows, runtime.tokens_per_device, spec.batch_size)
     answers = micro * answer_share(rows)
     work = activations(model, micro, spec, runtime.recompute) + head_training(model, answers, ids, spec, where.kind)
-    return where.total(trained(model, spec, where), work, row_bytes(rows), loading(model, spec))
+    if spec.lora and where.kind == "cpu":
+        work *= LORA_RETAINED
+    return where.total(trained(model, spec, where), work, row_bytes(rows) + _library(spec), loading(model, spec))
+
+
+def _library(spec: Any) -> int:
+    """What a training imports besides."""
+    return PEFT if spec.lora else 0
 
 
 def online_memory(models: Sequence[ModelSize], rows: Rows, spec: Any, runtime: Runtime, where: Where) -> Memory:
@@ -70,7 +83,7 @@ def online_memory(models: Sequence[ModelSize], rows: Rows, spec: Any, runtime: R
     student = models[0]
     micro = largest_micro_batch(rows, runtime.tokens_per_device, spec.batch_size)
     answers = micro * answer_share(rows)
-    weights = trained(student, spec, where) * 2
+    weights = 2 * trained(student, spec, where) - (trained_beside(student, spec, where) if spec.lora else 0)
     step = activations(student, micro, spec, runtime.recompute) * (1 + 1 / len(rows))
     step += head_training(student, answers, 1, spec, where.kind)
     new = spec.params["max_new_tokens"]
@@ -82,7 +95,8 @@ def online_memory(models: Sequence[ModelSize], rows: Rows, spec: Any, runtime: R
         for m in models
     )
     left = SECOND_MODEL if where.kind == "cpu" else 0
-    return where.total(weights + left, max(step, drawing, reading), row_bytes(rows), loading(student, spec))
+    rest = row_bytes(rows) + _library(spec)
+    return where.total(weights + left, max(step, drawing, reading), rest, loading(student, spec))
 
 
 def trained(model: ModelSize, spec: Any, where: Where) -> float:
@@ -93,23 +107,32 @@ def trained(model: ModelSize, spec: Any, where: Where) -> float:
     each = 4.0 * size + copies + (size if where.processes > 1 else 0)
     if not spec.lora:
         return model.parameters * each
-    base = frozen(replace(model, adapter=0), Held(spec.dtype, spec.quantise), where)
-    return base + each * trained_part(model, spec).parameters
+    return trained_beside(model, spec, where) + each * trained_part(model, spec).parameters
+
+
+def trained_beside(model: ModelSize, spec: Any, where: Where) -> float:
+    """The frozen weights that low-rank matrices are trained beside; a critic has the same ones."""
+    return frozen(replace(model, adapter=0), Held(spec.dtype, spec.quantise), where)
 
 
 def trained_part(model: ModelSize, spec: Any) -> ModelSize:
     """What of a model a training changes and saves: all of it, or the low-rank matrices beside it."""
     if not spec.lora:
         return model
-    layers = len(linear_layers(model)) * model.layers
-    return replace(model, parameters=low_rank(model, spec.lora, spec.lora_targets), tensors=2 * layers)
+    own = low_rank(model, spec.lora, spec.lora_targets)
+    return replace(model, parameters=own, tensors=2 * model.layers * len(_targets(model, spec.lora_targets)))
 
 
 def low_rank(model: ModelSize, rank: int, targets: str = ALL_LINEAR) -> int:
     """Parameters of low-rank matrices beside the layers with certain ends of names: a rank for every input and output
     of a layer."""
+    return rank * sum(_targets(model, targets).values())
+
+
+def _targets(model: ModelSize, targets: str) -> Mapping[str, int]:
+    """Those of the `linear_layers` that get low-rank matrices."""
     ends = {target.strip().rpartition(".")[2] for target in targets.split(",")}
-    return rank * sum(n for name, n in linear_layers(model).items() if targets == ALL_LINEAR or name in ends)
+    return {name: n for name, n in linear_layers(model).items() if targets == ALL_LINEAR or name in ends}
 
 
 def linear_layers(model: ModelSize) -> Mapping[str, int]:
@@ -134,17 +157,17 @@ def weight_bytes(spec: Any) -> int:
 def largest_micro_batch(rows: Rows, tokens: int, batch_size: int) -> float:
     """Padded tokens of the fullest micro-batch: whole examples within `tokens`, or the longest example alone."""
     parts = len(rows)
-    lengths = sorted(max(row.whole for row in example) for example in zip(*rows.values(), strict=True))
+    lengths = longest_examples(rows, batch_size)
     if not lengths:
         return 0.0
-    batch = sum(lengths[-batch_size:]) * parts  # the longest step there can be
+    batch = sum(lengths) * parts  # the longest step there can be
     return float(max(lengths[-1] * parts, min(float(tokens), batch)))
 
 
 def answer_share(rows: Rows) -> float:
     """Answer tokens among all tokens."""
-    every = [row for part in rows.values() for row in part]
-    return sum(row.answer for row in every) / max(1.0, sum(row.whole for row in every))
+    every = [totals(part) for part in rows.values()]
+    return sum(part.answer for part in every) / max(1.0, sum(part.whole for part in every))
 
 
 def activations(model: ModelSize, tokens: float, spec: Any, recompute: bool = False) -> float:
@@ -165,10 +188,13 @@ def activations(model: ModelSize, tokens: float, spec: Any, recompute: bool = Fa
 
 
 def _beside_frozen(model: ModelSize, spec: Any) -> float:
-    """What the backward pass needs of a token in one layer whose low-rank matrices are trained."""
+    """What the backward pass needs of a token in one layer, each of whose seven products has low-rank matrices.
+
+    Every first matrix keeps an input of its own, so that this is no less than what a training of all weights keeps.
+    """
     wide = 4.0 if spec.dtype == "float32" else 2.0
     rank: int = spec.lora
-    return 24.4 * model.hidden + 2 * wide * model.keys + wide * 4 * model.inner + 7 * wide * rank
+    return 24 * model.hidden + wide * (2 * model.keys + 4 * model.inner + 7 * rank)
 
 
 def head_training(model: ModelSize, positions: float, ids: int, spec: Any, kind: str) -> float:
@@ -210,8 +236,8 @@ def scoring_memory(
     model: ModelSize, rows: Rows, held: Held, block_tokens: int, ids: int, where: Where, alive: float = TILES
 ) -> Memory:
     """One model over blocks of given answers, without gradient: one layer's widths, the mask, the head in tiles."""
-    longest = max((row.whole for part in rows.values() for row in part), default=0.0)
-    every = sum(row.whole for part in rows.values() for row in part)
+    longest = max((totals(part).longest for part in rows.values()), default=0.0)
+    every = sum(totals(part).whole for part in rows.values())
     block = max(longest, min(float(block_tokens), every))
     answers = block * answer_share(rows)
     work = passing(model, block, held, where) + 5 * block * longest + tiles(model, answers, where, alive)
@@ -233,14 +259,15 @@ def frozen(model: ModelSize, held: Held, where: Where) -> float:
     """The weights of products as they are held, the head in float32, an embedding that is no head as it is stored, an
     adapter, and the largest weight as products read it, through float32 where it is of eight bits."""
     layers, wide = products(model, held), product_bytes(held.dtype, where)
-    if held.offload == "disk" or (held.offload == "cpu" and where.kind != "cpu"):
-        layers *= min(1.0, LAYERS_HERE / max(1, model.layers))
+    if waits(model, held, where):
+        layers /= max(1, model.layers)
     is_exact = held.dtype == "float32" and not stored_in(model, held)
     embedding = 0 if model.tied else (4 if is_exact else model.stored) * model.head
     copies = 4 if wide == 4 and held.dtype != "float32" else 0
     if quantise := stored_in(model, held):
         copies += (4 if held.dtype == "float32" else 2) + (4 if quantise == "int8" else 0)
-    return layers + 4 * model.head + embedding + 4 * model.adapter + copies * model.hidden * model.inner
+    held_here = layers + 4 * model.head + embedding + 4 * model.adapter + copies * model.hidden * model.inner
+    return max(held_here, 4.0 * model.parameters if model.is_fused and where.kind == "cpu" else 0.0)
 
 
 def stored_in(model: ModelSize, held: Held) -> str | None:
@@ -249,16 +276,41 @@ def stored_in(model: ModelSize, held: Held) -> str | None:
 
 
 def products(model: ModelSize, held: Held) -> float:
-    """Bytes of the weights of a body."""
-    quantise = stored_in(model, held)
+    """Bytes of the weights of a body. Experts that are one tensor are not quantised, and they are nearly all of it."""
+    quantise = None if model.is_fused else stored_in(model, held)
     return model.body * (QUANTISED[quantise] if quantise else 4.0 if held.dtype == "float32" else 2.0)
 
 
 def beside(model: ModelSize, held: Held) -> float:
     """What a frozen model takes in the memory beside a card: layers that wait there, and the largest tensor while it is
     read, or all of them where they cannot be read one by one."""
-    waiting = products(model, held) if held.offload == "cpu" else 0.0
+    largest = 2 * model.hidden * model.inner
+    rounded = 2 ** math.ceil(math.log2(max(1, largest))) / max(1, largest)  # as memory is pinned that a card reads
+    waiting = products(model, held) * rounded if held.offload == "cpu" else 0.0
     return waiting + (4 * model.parameters if model.is_fused else model.stored * model.head)
+
+
+def waits(model: ModelSize, held: Held, where: Where) -> bool:
+    """Whether the layers of a model are on the device one at a time. None wait on a disk that are read all at once."""
+    return held.offload == "cpu" != where.kind or (held.offload == "disk" and not model.is_fused)
+
+
+def waiting_disk(models: Sequence[ModelSize], held: Held) -> int:
+    """What layers take on the disk that wait there, of one model after the other."""
+    return int(max((products(m, held) for m in models), default=0)) if held.offload == "disk" else 0
+
+
+def waiting_seconds(models: Sequence[ModelSize], held: Held, where: Where, passes: float) -> float:
+    """How long layers that wait elsewhere take to come to the device, `passes` times each."""
+    moved = sum(products(model, held) for model in models if waits(model, held, where))
+    return passes * moved / COMING[held.offload] if moved else 0.0
+
+
+def layer_passes(rows: Rows, block_tokens: int, is_drawn: bool) -> float:
+    """How often a model passes over its layers: once for each block, or for each token of the answers of a block."""
+    parts, count = [totals(part) for part in rows.values()], sum(map(len, rows.values()))
+    blocks = max(1.0, sum(part.whole for part in parts) / block_tokens)
+    return blocks * sum(part.answer for part in parts) / count if is_drawn and count else blocks
 
 
 def generating_memory(
@@ -268,7 +320,7 @@ def generating_memory(
     work = block_of_answers(model, rows, held, block_tokens, new, longest, where)
     if product_bytes(held.dtype, where) == 4 and not stored_in(model, held):
         held = replace(held, dtype="float32")
-    return where.total(frozen(model, held, where), work, row_bytes({"rollout": list(rows)}), beside(model, held))
+    return where.total(frozen(model, held, where), work, row_bytes({"rollout": rows}), beside(model, held))
 
 
 def block_of_answers(
@@ -276,12 +328,11 @@ def block_of_answers(
 ) -> float:
     """The rows answered at once: keys and values of all layers, with spare columns and one layer copied into new ones;
     the prompts that are read at once; the scores of the rows."""
-    room = [min(row.prompt + new, float(longest)) for row in rows]
-    widest = max(room, default=0.0)
-    block = max(widest, min(float(block_tokens), sum(room)))
-    count = block / max(1.0, sum(room) / max(1, len(room)))
-    prompts = count * sum(row.prompt for row in rows) / max(1, len(rows))
-    read = min(block, prompts, max([PREFILL_TOKENS, *(row.prompt for row in rows)]))
+    room, widest = room_of(rows, new, longest)
+    block = max(widest, min(float(block_tokens), room))
+    count = block / max(1.0, room / max(1, len(rows)))
+    prompts = count * totals(rows).prompt / max(1, len(rows))
+    read = min(block, prompts, max(float(PREFILL_TOKENS), totals(rows).longest_prompt))
     token = 2 * model.layers * model.keys * (4 if held.dtype in ("float32", "tf32") else 3)
     cache = token * (block + count * SPARE_COLUMNS)
     scores = count * model.vocabulary * 40
@@ -289,8 +340,8 @@ def block_of_answers(
 
 
 def row_bytes(rows: Rows) -> float:
-    """What the rows themselves take in Python."""
-    return sum(ROW_IN_PYTHON + TOKEN_IN_PYTHON * row.whole for part in rows.values() for row in part)
+    """What a process keeps of the rows themselves, which are in files that it maps."""
+    return float(ROW_BYTES * sum(map(len, rows.values())))
 
 
 LOG_LINE = 210  # bytes of metrics.jsonl for one step
@@ -348,7 +399,7 @@ def log2_subsets(of: int, k: int) -> float:
 
 def signal_disk(rows: Sequence[Row], per_token: float, k: int, pair: bool, tokenizer: int) -> Disk:
     """A signal and its tokenizer; meanwhile every finished block in float32."""
-    tokens = sum(row.answer for row in rows)
+    tokens = totals(rows).answer
     keeps = per_token * tokens + ANSWER_HEAD * len(rows) + TOKENIZER_PACKED * tokenizer
     spooled = (13 * k + 24 if pair else 8 * k + 12) * tokens + ROW_JSON * len(rows)
     return Disk(int(keeps), int(spooled))
@@ -356,7 +407,7 @@ def signal_disk(rows: Sequence[Row], per_token: float, k: int, pair: bool, token
 
 def rollout_disk(rows: Sequence[Row], vocabulary: int) -> Disk:
     """Answers in Parquet; meanwhile blocks of JSON."""
-    tokens, answers = sum(row.whole for row in rows), sum(row.answer for row in rows)
+    tokens, answers = totals(rows).whole, totals(rows).answer
     of_token = TOKEN_JSON + math.log10(vocabulary)
     blocks = of_token * tokens + TOKEN_TEXT * answers + ROW_JSON * len(rows)
     return Disk(int(PARQUET + TOKEN_PARQUET * tokens), int(blocks))
@@ -364,7 +415,7 @@ def rollout_disk(rows: Sequence[Row], vocabulary: int) -> Disk:
 
 def start_logps_disk(rows: Sequence[Row]) -> Disk:
     """A float32 for every answer token and the key of every answer in Parquet; meanwhile the same in blocks."""
-    size = PARQUET + LOGP_PARQUET * sum(row.answer for row in rows) + KEY_PARQUET * len(rows)
+    size = PARQUET + LOGP_PARQUET * totals(rows).answer + KEY_PARQUET * len(rows)
     return Disk(int(size), int(size))
 
 

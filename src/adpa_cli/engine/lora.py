@@ -3,15 +3,13 @@ work. No torch."""
 
 from __future__ import annotations
 
-import importlib.util
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from adpa_cli.errors import AdpaError, UsageError
-from adpa_cli.hub.adapter_folder import AdapterFolder
 from adpa_cli.hub.model_folder import ModelFolder
-from adpa_cli.spec import ALL_LINEAR, TrainSpec
+from adpa_cli.spec import ALL_LINEAR, LowRank, TrainSpec
 
 INSTALL = "pip install 'adpa-cli[lora]'"
 _IN_LAYER = re.compile(r"\.\d+\.")
@@ -21,6 +19,11 @@ _EXPERT = re.compile(r"\.experts?\.")
 def missing_peft() -> AdpaError:
     """The error where peft is not installed."""
     return AdpaError("adapters (lora) need peft, which is not installed", INSTALL)
+
+
+def missing_bitsandbytes() -> AdpaError:
+    """The error where bitsandbytes is not installed."""
+    return AdpaError("weights in few bits (quantise) need bitsandbytes, which is not installed", INSTALL)
 
 
 def chosen_layers(names: Sequence[str], targets: str) -> list[str]:
@@ -33,7 +36,7 @@ def chosen_layers(names: Sequence[str], targets: str) -> list[str]:
             there = ",".join(dict.fromkeys(name.rpartition(".")[2] for name in names))
             raise UsageError(
                 f"lora_targets: no linear layer in the body of the model is called {end!r}",
-                f"its layers are --set lora_targets={there}; all of them are --set lora_targets={ALL_LINEAR}",
+                f"its layers are --set STAGE.lora_targets={there}; all are --set STAGE.lora_targets={ALL_LINEAR}",
             )
     return [name for name in names if any(ends_with(name, end) for end in ends)]
 
@@ -48,33 +51,36 @@ def check_rank(rank: int, name: str, shape: Sequence[int]) -> None:
     if rank > min(shape):
         raise UsageError(
             f"lora={rank} is a rank beyond that of {name}, which has {shape[0]:,} × {shape[1]:,} weights",
-            f"--set lora={min(shape)}, or leave such layers out: --set lora_targets=NAME,NAME",
+            f"--set STAGE.lora={min(shape)}, or leave such layers out: --set STAGE.lora_targets=NAME,NAME",
         )
 
 
-def check_lora(spec: TrainSpec, folder: Path) -> None:
-    """Raise AdpaError where the low-rank matrices of a spec cannot be put beside the model of a folder, or where they
-    are not those of the adapter that is there already, whose training would go on.
+def check_lora(spec: TrainSpec, folder: Path, there: LowRank | None, start: str) -> tuple[str, ...]:
+    """Raise UsageError where the low-rank matrices of a spec cannot be put beside the model `start`, whose weights are
+    in a folder, or where they are not those that it has already, whose training would go on; what is worth saying
+    otherwise.
 
     What a folder without weights does not tell is seen when the model is loaded.
     """
-    if not spec.lora:
-        return
-    if importlib.util.find_spec("peft") is None:
-        raise missing_peft()
-    adapter = AdapterFolder.of(folder)
-    layers = _linear_layers(ModelFolder.of(folder).shapes)
-    if adapter is not None:
-        check_same(spec, adapter.rank, adapter.alpha, _targets_of(adapter), adapter.quantise, str(folder), list(layers))
+    shapes = ModelFolder.of(folder).shapes
+    layers = _linear_layers(shapes)
+    if there and (asked := spec.low_rank):
+        _check_same(asked, there, start, list(layers))
     elif layers:
         for name in chosen_layers(list(layers), spec.lora_targets):
             check_rank(spec.rank, name, layers[name])
+    has_experts = any(_is_expert(name, shape) for name, shape in shapes.items())
+    return (f"lora leaves the experts of {start} as they are: they are no linear layers",) if has_experts else ()
+
+
+def _is_expert(name: str, shape: Sequence[int]) -> bool:
+    return _EXPERT.search(name) is not None or len(shape) > 2
 
 
 def _linear_layers(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
     """The linear layers of a body with their shapes, by the names of its weights; none for one with experts, which are
     other tensors in files than in models."""
-    if any(_EXPERT.search(name) or len(shape) > 2 for name, shape in shapes.items()):
+    if any(_is_expert(name, shape) for name, shape in shapes.items()):
         return {}
     return {
         name.removesuffix(".weight"): shape for name, shape in shapes.items()
@@ -82,30 +88,21 @@ def _linear_layers(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int
     }  # fmt: skip
 
 
-def _targets_of(adapter: AdapterFolder) -> str:
-    """What an adapter's layers are as a spec would say it."""
-    return ",".join(adapter.targets)
-
-
-def check_same(
-    spec: TrainSpec, rank: int, alpha: float, targets: str, quantise: str | None, start: str, layers: Sequence[str]
-) -> None:
-    """Raise UsageError where the training of an adapter that starts from `start` would not go on with that adapter."""
+def _check_same(asked: LowRank, there: LowRank, start: str, layers: Sequence[str]) -> None:
+    """Raise UsageError where a training from the adapter `start` asks for another one, and would not go on with it."""
     merge = "or merge it and train all weights: leave lora out"
-    for key, asked, there in (
-        ("lora", spec.rank, rank), ("lora_alpha", spec.alpha, alpha), ("quantise", spec.quantise, quantise),
-    ):  # fmt: skip
-        if asked != there:
+    for key in ("lora", "lora_alpha", "quantise"):
+        wanted, own = (_word(getattr(one, key)) for one in (asked, there))
+        if wanted != own:
             raise UsageError(
-                f"{start} is an adapter with {key}={_word(there)}, whose training goes on, and {key}={_word(asked)} is "
-                "asked for",
-                f"--set {key}={_word(there)}, {merge}",
+                f"{start} is an adapter with {key}={own}, whose training goes on, and {key}={wanted} is asked for",
+                f"--set STAGE.{key}={own}, {merge}",
             )
-    if not _same_layers(spec.lora_targets, targets, layers):
+    if not _same_layers(asked.lora_targets, there.lora_targets, layers):
         raise UsageError(
-            f"{start} is an adapter of the layers {targets}, whose training goes on, and lora_targets="
-            f"{spec.lora_targets} is asked for",
-            f"--set lora_targets={targets}, {merge}",
+            f"{start} is an adapter of the layers {there.lora_targets}, whose training goes on, and lora_targets="
+            f"{asked.lora_targets} is asked for",
+            f"--set STAGE.lora_targets={there.lora_targets}, {merge}",
         )
 
 

@@ -8,25 +8,20 @@ log-probs are computed through it tile by tile (`tensors`): `output_head` reads 
 from __future__ import annotations
 
 import copy
-import functools
 import json
-import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
     AutoModelForSequenceClassification,
-    AutoTokenizer,
     GenerationConfig,
     PreTrainedModel,
     __version__,
@@ -40,20 +35,16 @@ from adpa_cli.engine.arithmetic import HELD_IN, computing, in_float32
 from adpa_cli.engine.device import is_out_of_memory
 from adpa_cli.engine.frozen import Skeleton, check_finite, hold
 from adpa_cli.engine.quantised import quantise_layers
+from adpa_cli.engine.tokenizer_files import LOAD_ERRORS, first_line, save_tokenizer
 from adpa_cli.errors import AdpaError, NotFound
-from adpa_cli.hub.adapter_folder import AdapterFolder, tokenizer_folder
+from adpa_cli.hub.adapter_folder import AdapterFolder
 from adpa_cli.hub.model_folder import ModelFolder
-from adpa_cli.hub.portable import portable_config, portable_generation
+from adpa_cli.hub.portable import portable_config, portable_generation, write_settings
 from adpa_cli.spec import Dtype, Quantise
 from adpa_cli.tensors.output import Head
 
 SCALAR_HEAD = "score.weight"
 """As classifiers of decoders call it in transformers."""
-
-LOAD_ERRORS = (
-    OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError, SafetensorError, StrictDataclassError
-)  # fmt: skip
-"""What transformers, huggingface_hub and safetensors raise on a folder that is not a usable model."""
 
 
 def load(
@@ -147,9 +138,10 @@ def load_checked(
     except RuntimeError as error:
         if is_out_of_memory(error):
             raise
+        how, instead = f" with {quantise} weights" * bool(quantise), "quantise=none" if quantise else "dtype=float32"
         raise AdpaError(
-            f"{type(model).__name__} does not compute in {dtype}: {first_line(error)}",
-            "compute in float32: --set STAGE.dtype=float32",
+            f"{type(model).__name__} does not compute in {dtype}{how}: {first_line(error)}",
+            f"--set STAGE.{instead}",
         ) from error
     return model
 
@@ -361,7 +353,7 @@ def save(
         write_adapter(model, folder, base)
     if generates:
         bos, said = tokenizer.named_id("bos_token"), origin.raw_generation if origin else {}
-        write_json(folder / "generation_config.json", portable_generation(said, bos, ends, padding, __version__))
+        write_settings(folder / "generation_config.json", portable_generation(said, bos, ends, padding, __version__))
     padded = tokenizer if generates else tokenizer.padded_with(padding)
     save_tokenizer(padded, folder, template_text, end_token)
 
@@ -387,7 +379,7 @@ def _save_weights(model: PreTrainedModel, folder: Path, ends: Sequence[int], ori
     finally:
         vars(model).update(before)
     raw = json.loads((folder / "config.json").read_bytes())
-    write_json(folder / "config.json", portable_config(raw, origin.raw_config if origin else {}))
+    write_settings(folder / "config.json", portable_config(raw, origin.raw_config if origin else {}))
 
 
 def is_tied(model: PreTrainedModel) -> bool:
@@ -422,80 +414,6 @@ def _padding(model: PreTrainedModel, tokenizer: Tokenizer, end_id: int) -> int:
     return next(int(pad) for pad in (own, named, end_id) if pad is not None)
 
 
-AS_SAVED = "tokenizer_as_saved"
-AS_SAVED_CODE = '''"""The tokenizer of this folder is tokenizer.json as it stands, whatever the type of the model."""
-
-from transformers import PreTrainedTokenizerFast
-
-
-class AsSaved(PreTrainedTokenizerFast):
-    """For programs that run the code of a folder; others read tokenizer.json by themselves."""
-'''
-AUTO_MAP = {"AutoTokenizer": [None, f"{AS_SAVED}.AsSaved"]}
-"""A tokenizer that a folder brings itself is not rebuilt by the type of the model, also where its code does not run."""
-SAMPLE = (
-    "Hello, world!  It's 1234567 o'clock:\n\n\tdef f(x):\n    return x + 22  # don't\r\n"
-    "na\u00efve e\u0301 \ufb01 \u4f60\u597d \U0001f600 \u0416\u0434\u0438 https://a.b/c?d=1&e=2 "
-    "<b>CamelCase</b> ... \u00a0end "
-)
-
-
-def save_tokenizer(tokenizer: Tokenizer, folder: Path, template_text: str, end_token: str) -> None:
-    """Write the files of a tokenizer beside a config.json. Raises as `keep_ids` does."""
-    for name, content in tokenizer.saved_files(template_text, end_token).items():
-        (folder / name).write_bytes(content)
-    keep_ids(folder, tokenizer)
-
-
-def keep_ids(folder: Path, tokenizer: Tokenizer) -> None:
-    """See to it that transformers gives the ids of `tokenizer` for a folder with its files.
-
-    transformers 5 rebuilds the tokenizers of some types of models by class, and those then cut texts otherwise than
-    tokenizer.json says; such a folder gets a class of its own. Raises AdpaError where that does not help.
-    """
-    ours = _ids(tokenizer.ids, lambda text: list(tokenizer.core.encode(text).ids), tokenizer)
-    if _loaded_ids(folder, tokenizer)[0] == ours:
-        return
-    (folder / f"{AS_SAVED}.py").write_text(AS_SAVED_CODE, encoding="utf-8")
-    edit_json(folder / "tokenizer_config.json", {"auto_map": AUTO_MAP})
-    theirs, fault = _loaded_ids(folder, tokenizer)
-    if theirs != ours:
-        at = next((n for n, pair in enumerate(zip(theirs, ours, strict=False)) if pair[0] != pair[1]), 0)
-        raise AdpaError(
-            f"transformers {__version__} does not read the tokenizer as tokenizer.json has it, so what is saved would "
-            f"be misread: from token {at + 1} on "
-            + (fault or f"it gives {theirs[at : at + 8]}, tokenizer.json {ours[at : at + 8]}"),
-            "use a model whose tokenizer.json is that of its model_type, or another version of transformers",
-        )
-
-
-def check_saved_tokenizer(folder: Path, template_text: str, end_token: str) -> None:
-    """Raise AdpaError where a model that is trained from `folder` could not be saved with the same ids."""
-    raw = ModelFolder.of(folder).raw_config
-    with tempfile.TemporaryDirectory() as place:
-        config = {**(raw.get("text_config") or raw), "transformers_version": __version__}
-        write_json(Path(place) / "config.json", {key: v for key, v in config.items() if key != "auto_map"})
-        save_tokenizer(Tokenizer.of(tokenizer_folder(folder)), Path(place), template_text, end_token)
-
-
-Ids = Callable[[str], list[int]]
-
-
-def _ids(plain: Ids, surrounded: Ids, tokenizer: Tokenizer) -> list[int]:
-    """The ids of a text of many kinds with the first special tokens in it, without and with what is put around it."""
-    return [*plain(SAMPLE + " a ".join(list(tokenizer.added)[:64])), *surrounded("a")]
-
-
-def _loaded_ids(folder: Path, tokenizer: Tokenizer) -> tuple[list[int], str]:
-    """The ids of the same texts by what transformers makes of a folder; none, and why, where it makes nothing."""
-    try:
-        loaded: Any = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-        plain = functools.partial(loaded.encode, add_special_tokens=False)
-        return _ids(plain, loaded.encode, tokenizer), ""
-    except LOAD_ERRORS as error:
-        return [], f"it does not load: {first_line(error)}"
-
-
 @contextmanager
 def _no_progress_bar() -> Iterator[None]:
     logs: Any = transformers_logging
@@ -506,23 +424,6 @@ def _no_progress_bar() -> Iterator[None]:
     finally:
         if shown:
             logs.enable_progress_bar()
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of what an error says, or its name."""
-    text = str(error).strip() or type(error).__name__
-    return text.splitlines()[0]
-
-
-def edit_json(path: Path, changes: Mapping[str, Any]) -> None:
-    """Give an object in a file other fields; nothing where there is no such file."""
-    if path.exists():
-        write_json(path, {**json.loads(path.read_bytes()), **changes})
-
-
-def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Write an object as transformers does."""
-    path.write_text(json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def body_and_head(model: PreTrainedModel) -> tuple[nn.Module, Tensor, Tensor | None]:

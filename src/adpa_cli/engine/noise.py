@@ -7,7 +7,8 @@ models, and the error, which is of the same size, may be larger than it.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import heapq
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -53,9 +54,9 @@ class Sampled:
     quantise: Quantise | None = None
 
 
-def first_by_hash(items: Sequence[Item], name_of: Callable[[Item], str], count: int) -> list[Item]:
+def first_by_hash(items: Iterable[Item], name_of: Callable[[Item], str], count: int) -> list[Item]:
     """`count` of the items by the hashes of their names, whatever their order."""
-    return sorted(items, key=lambda item: hashlib.sha256(name_of(item).encode()).digest())[:count]
+    return heapq.nsmallest(count, items, key=lambda item: hashlib.sha256(name_of(item).encode()).digest())
 
 
 def capture_noise(

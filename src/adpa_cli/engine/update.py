@@ -17,8 +17,10 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from adpa_cli.engine.adapters import NAME, adapter_layers
+from adpa_cli.engine.adapters import NAME, adapter_layers, adapter_tensors
+from adpa_cli.engine.models import load
 from adpa_cli.engine.quantised import QuantisedLinear, weight_as_read
+from adpa_cli.hub.adapter_folder import AdapterFolder
 from adpa_cli.hub.model_folder import ModelFolder
 from adpa_cli.sizes import spread
 
@@ -59,11 +61,14 @@ class Weights:
 
 
 def folder_weights(folder: Path) -> Weights:
-    """The weights in the safetensors files of a model folder, of one of several parts those that read text.
+    """The weights in the safetensors files of a model folder, of one of several parts those that read text; an adapter
+    is merged into those of its base, in memory.
 
     Raises DataError for a damaged file.
     """
     model = ModelFolder.of(folder)
+    if model.adapter:
+        return model_weights(load(folder, train=True))
 
     def read(name: str, rows: int) -> Tensor:
         with safe_open(model.files[name], "pt") as opened:
@@ -142,18 +147,20 @@ def measured_update(pairs: Iterable[Pair], ways: Mapping[str, Way] = NEAREST) ->
 
 
 @torch.no_grad()
-def adapter_update(model: nn.Module, before: Mapping[str, Tensor]) -> dict[str, Any]:
-    """The change of an adapter from the low-rank matrices `before`, by name, as `measured_update` tells of weights: of
-    the layers that it is beside, and products see all of it, for it is not rounded to their weights."""
+def adapter_update(model: nn.Module, before: Path, after: Path) -> dict[str, Any]:
+    """The change of the adapter of a model from that of one folder, none where it has whole weights, to that of
+    another, as `measured_update` tells of weights: of the layers that it is beside. Products see all of it, for it is
+    rounded to no weight."""
+    folders = [adapter_tensors(adapter) if (adapter := AdapterFolder.of(f)) else {} for f in (before, after)]
     change = size = 0.0
     for name, layer in adapter_layers(model).items():
-        down, up = (f"{name}.{part}.{NAME}.weight" for part in ("lora_A", "lora_B"))
-        now = layer.lora_B[NAME].weight @ layer.lora_A[NAME].weight
-        moved = torch.linalg.vector_norm(now - before[up] @ before[down])
+        down, up = (f"{name}.{part}.weight" for part in ("lora_A", "lora_B"))
+        products = [tensors[up] @ tensors[down] for tensors in folders if up in tensors]
+        moved = torch.linalg.vector_norm(products[-1] - products[0] if len(products) > 1 else products[-1])
         change += float(layer.scaling[NAME] * moved) ** 2
         size += float(torch.linalg.vector_norm(_weight(layer.base_layer))) ** 2
-    whole = dict.fromkeys(NEAREST, 1.0)
-    return {"rms": (change / size) ** 0.5 if size else 0.0, "seen": whole, "differ": whole}
+    rms = (change / size) ** 0.5 if size else 0.0
+    return {"rms": rms, "seen": dict.fromkeys(NEAREST, 1.0), "differ": {}}
 
 
 def _weight(layer: Any) -> Tensor:

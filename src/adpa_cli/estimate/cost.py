@@ -20,13 +20,24 @@ from pathlib import Path
 
 from adpa_cli import stages
 from adpa_cli.disk import write_atomic
-from adpa_cli.engine.costs import REACHED, answer_share, low_rank, trained_part, training_disk
+from adpa_cli.engine.costs import (
+    COMING,
+    REACHED,
+    Held,
+    answer_share,
+    layer_passes,
+    low_rank,
+    trained_part,
+    training_disk,
+    waiting_disk,
+    waiting_seconds,
+)
 from adpa_cli.engine.training.schedule import whole_steps
 from adpa_cli.errors import AdpaError
 from adpa_cli.estimate.row_lengths import RowLengths
-from adpa_cli.hub.adapter_folder import AdapterFolder
 from adpa_cli.hub.model_folder import ModelFolder
 from adpa_cli.machine import Machine
+from adpa_cli.planning.adapters import adapter_of
 from adpa_cli.planning.lineage import folder_of, model_in_folder, model_size
 from adpa_cli.sizes import Disk, Memory, ModelSize, Row, Rows, Where
 from adpa_cli.spec import Runtime
@@ -66,6 +77,8 @@ class Cost:
     """Parameters of the model that it trains."""
     load: Load | None = None
     """What it works on, by which its memory was told."""
+    waits: float = 0.0
+    """Seconds of these in which layers come to the device that wait elsewhere."""
 
     @property
     def memory_of_process(self) -> int | None:
@@ -91,7 +104,25 @@ def cost_of(node: Node, store: Store, runtime: Runtime, machine: Machine, clock:
         disk = training_disk(changed, min(node.spec.max_steps or UNREAD_STEPS, UNREAD_STEPS), 1) if changed else None
         return Cost(node, None, disk, memory, trained=trained, load=load)
     seconds = clock.seconds(stage.kind, stage.flops(node, load), answer_share(rows), where.processes, node.spec.dtype)
-    return Cost(node, None, stage.disk(node, load), memory, seconds, load.count, trained, load)
+    waits = waiting(node, load)
+    return Cost(node, None, disk_of(node, load), memory, seconds + waits, load.count, trained, load, waits)
+
+
+def disk_of(node: Node, load: Load) -> Disk:
+    """What a stage takes on the disk, the layers among it that wait there."""
+    disk = node.declared.disk(node, load)
+    if node.declared.kind == "training":
+        return disk
+    return replace(disk, extra=disk.extra + waiting_disk(load.models, Held.by(node.spec, load.runtime)))
+
+
+def waiting(node: Node, load: Load) -> float:
+    """Seconds in which layers come to the device that wait elsewhere, in each of the processes of a stage."""
+    if node.declared.kind == "training":
+        return 0.0
+    held, is_drawn = Held.by(node.spec, load.runtime), node.declared.kind == "generating"
+    times = layer_passes(load.rows, node.spec.block_tokens, is_drawn) / load.where.processes
+    return waiting_seconds(load.models, held, load.where, times)
 
 
 LAYER = re.compile(r"\.\d+\.(.*\.)?(\w+)\.weight")
@@ -104,22 +135,27 @@ def with_adapter(item: Input, store: Store) -> ModelSize:
 
     Raises as `model_size` does, and as an adapter whose base is not here.
     """
-    folder = folder_of(item, store)
-    shapes = ModelFolder.of(folder).shapes
+    shapes = ModelFolder.of(folder_of(item, store)).shapes
     sides: dict[str, int] = {}
     for name, shape in shapes.items():
         if len(shape) == 2 and not EXPERT.search(name) and (layer := LAYER.search(name)):
             sides[layer[2]] = sides.get(layer[2], 0) + sum(shape)
     size = replace(model_size(item, store), linear=tuple(sides.items()), is_fused=any(map(EXPERT.search, shapes)))
-    if isinstance(item, Node) and store.get(item.label) is None:
-        spec = item.spec
-        own = low_rank(size, spec.lora, spec.lora_targets) if spec.lora else 0
-        return replace(size, adapter=own, quantise=spec.quantise)
-    adapter = AdapterFolder.of(folder)
-    if adapter is None:
-        return size
-    own = low_rank(size, adapter.rank, ",".join(adapter.targets))
-    return replace(size, adapter=own, quantise=adapter.quantise)
+    made = adapter_of(item, store)
+    own = low_rank(size, made.lora, made.lora_targets) if made else 0
+    return replace(size, adapter=own, quantise=made.quantise if made else None)
+
+
+def waiting_words(cost: Cost) -> list[str]:
+    """What is said of a stage whose layers wait elsewhere: nobody has measured how fast they come."""
+    if not cost.waits or cost.load is None:
+        return []
+    offload = cost.load.runtime.offload
+    share = f"{cost.waits / 60:,.0f} min of its time" if cost.waits >= 90 else f"{cost.waits:,.0f} s of its time"
+    return [
+        f"{cost.node.role}: layers wait with offload={offload}; at {COMING[offload] / 1e9:.0f} GB a second, which is "
+        f"guessed, they come to the device in {share}"
+    ]
 
 
 def planned_rows(node: Node, store: Store, runtime: Runtime) -> tuple[Rows, bool]:

@@ -4,31 +4,34 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from adpa_cli import stages
 from adpa_cli.data.chat import Encoder
-from adpa_cli.data.examples import Dialogue, Message, Pair, dialogue_of, of_half
+from adpa_cli.data.examples import Dialogue, Message, Pair, dialogue_of
+from adpa_cli.data.items import Items
 from adpa_cli.data.preferences import check_unused, ignored_words, left_out_words
 from adpa_cli.data.rendering import DAY, REASONING, answer_end, thinking_words
+from adpa_cli.data.tables import code_digest, record_batch, table, watched
 from adpa_cli.data.templates import Template
 from adpa_cli.data.tokenizer import VARIED, Tokenizer, compare, different_cut
 from adpa_cli.errors import AdpaError, DataError, named_row
 from adpa_cli.estimate.cost import Cost, fullest
 from adpa_cli.estimate.row_lengths import cut_words
-from adpa_cli.families import READY_PAIRS
 from adpa_cli.hub import External, usable
 from adpa_cli.hub import repository as hub
 from adpa_cli.hub.externals import dialogues_of, pairs_of
 from adpa_cli.hub.model_folder import ModelFolder
 from adpa_cli.machine import OTHER_TORCH, Machine, card_words, torch_without_gpu
+from adpa_cli.planning.adapters import check_adapters
+from adpa_cli.planning.frozen_models import check_stored
 from adpa_cli.planning.lineage import folder_of
-from adpa_cli.sizes import Where, size_words
-from adpa_cli.spec import Runtime, TrainSpec
-from adpa_cli.stages import DECODER_ROLES, MODEL_ROLES, Load, Node
-from adpa_cli.stages.training import finer, needs_of, unseen
+from adpa_cli.sizes import size_words
+from adpa_cli.spec import TrainSpec
+from adpa_cli.stages import DECODER_ROLES, MODEL_ROLES, Node
+from adpa_cli.stages._update import finer, unseen
+from adpa_cli.stages.training import needs_of
 from adpa_cli.store.store import Store
 
 FIRST_ROWS = 8
@@ -40,14 +43,15 @@ Check = Callable[[], Sequence[str]]
 """Returns remarks, raises AdpaError."""
 
 
-def refuse(problems: Sequence[AdpaError]) -> None:
-    """Raise all problems of a plan as one error; nothing without any."""
-    if len(problems) == 1:
+def refuse(problems: Sequence[AdpaError], command: str = "") -> None:
+    """Raise all problems of a plan as one error; nothing without any. `command` is one that has none of them."""
+    if len(problems) == 1 and not command:
         raise problems[0]
     if problems:
-        lines = "".join(f"\n  {error.message}" for error in problems)
-        hints = "\n or: ".join(dict.fromkeys(error.hint for error in problems if error.hint))
-        raise type(problems[0])(f"{len(problems)} problems (nothing was started){lines}", hints)
+        lines = [error.message for error in problems]
+        said = lines[0] if len(lines) == 1 else "\n  ".join((f"{len(lines)} problems (nothing was started)", *lines))
+        hints = "\nand: ".join(dict.fromkeys(error.hint for error in problems if error.hint))
+        raise type(problems[0])(said, hints + (f"\nall: {command}" if command else ""))
 
 
 def is_here(node: Node) -> bool:
@@ -120,6 +124,8 @@ def plain_checks(nodes: Sequence[Node], store: Store, ignored: frozenset[str] = 
             yield functools.partial(_context, folder, node)
             if first("template", folder, node.spec.template, node.spec.end):
                 yield functools.partial(_template, folder, node)
+        yield functools.partial(check_adapters, node, store)
+        yield functools.partial(check_stored, node, store)
         yield functools.partial(_lost_digits, node, store)
         teachers = [f for role, f in folders if role != "model"] + _teachers_behind(node, store)
         students = [f for role, f in folders if role == "model"] or teachers[:1]
@@ -143,7 +149,7 @@ def saved_checks(nodes: Sequence[Node], store: Store) -> Iterator[Check]:
 
 
 def _saved(folder: Path, template: str, end: str) -> Sequence[str]:
-    from adpa_cli.engine.models import check_saved_tokenizer
+    from adpa_cli.engine.tokenizer_files import check_saved_tokenizer
 
     check_saved_tokenizer(folder, template, end)
     return ()
@@ -210,7 +216,7 @@ def _selects(data: External, kind: str, spec: TrainSpec) -> Sequence[str]:
         except DataError as error:
             hint = "give data with a test split or more prompts, or leave out --select"
             raise DataError(f"--select best looks at held-out rows of {data.label}: {error.message}", hint) from error
-        of_half(items, spec.select_on, data.label)
+        items.of_half(spec.select_on, data.label)
         return ()
     spec.last_step(steps_of(len(read(data.where, "train", *rest).items), spec))
     return ()
@@ -218,7 +224,7 @@ def _selects(data: External, kind: str, spec: TrainSpec) -> Sequence[str]:
 
 @functools.lru_cache(maxsize=8)
 def _tokenizer(folder: Path) -> Tokenizer:
-    return Tokenizer.of(folder)
+    return ModelFolder.of(folder).tokenizer
 
 
 def _vocabularies(teacher: Path, student: Path, spec: Any) -> Sequence[str]:
@@ -294,26 +300,42 @@ def _first_rows(
     """What is fed of the first rows is what the template writes for them. Raises DataError where it is not."""
     encoder = _encoder(folder, template, end)
     read = dialogues_of if kind == "dialogues" else pairs_of
-    items: Sequence[Pair | Dialogue] = read(where, split, limit, skip_bad_rows, template).items
+    items: Items[Any] = read(where, split, limit, skip_bad_rows, template).items
     for item in items[:FIRST_ROWS]:
         with named_row(f"{name} row {item.row}"):
             encoder.dialogue(dialogue_of(item))
     return control_words(name, items, encoder) if is_first else ()
 
 
-def control_words(name: str, items: Sequence[Pair | Dialogue], encoder: Encoder) -> list[str]:
-    """What is said of rows with names of special tokens in what people wrote, and with reasoning that is not read."""
-    found = [names for item in items if (names := encoder.controls_in(_turns(item)))]
-    lost = sum(encoder.unwritten_reasoning(_turns(item)) for item in items)
+def control_words(name: str, items: Items[Any], encoder: Encoder) -> list[str]:
+    """What is said of rows with names of special tokens in what people wrote, and with reasoning that is not read.
+
+    The rows are looked through once for a template and its special tokens.
+    """
+    import pyarrow as pa
+
+    schema = pa.schema([("place", pa.int64())])
+
+    def fill(add: Callable[[Any], None]) -> dict[str, Any]:
+        places, first, lost = list[int](), "", 0
+        for place, item in enumerate(watched(items, f"looking for special tokens in {name}", len(items))):
+            lost += encoder.unwritten_reasoning(_turns(item))
+            if names := encoder.controls_in(_turns(item)):
+                places.append(place)
+                first = first or names[0]
+        add(record_batch([places], schema))
+        return {"first": first, "lost": lost}
+
+    made_from = [items.digest, encoder.template.text, encoder.controls, code_digest()]
+    found = table("words", made_from, schema, fill)
+    count, first, lost = len(found), found.about["first"], found.about["lost"]
     said = f"not used: {REASONING} of {lost:,} row{'s' * (lost != 1)} of {name}, which the chat template does not write"
     reasoning = [said] if lost else []
-    if not found:
+    if not count:
         return reasoning
-    rows = f"{len(found):,} row{'s' * (len(found) != 1)} of {name} name{'s' * (len(found) == 1)}"
-    rendered = (
-        ": if a template has written these texts already, give their turns" if 2 * len(found) > len(items) else ""
-    )
-    return [f"{rows} special tokens of the model, such as {found[0][0]}, which stay text{rendered}"]
+    rows = f"{count:,} row{'s' * (count != 1)} of {name} name{'s' * (count == 1)}"
+    rendered = ": if a template has written these texts already, give their turns" if 2 * count > len(items) else ""
+    return [f"{rows} special tokens of the model, such as {first}, which stay text{rendered}"]
 
 
 def _turns(item: Pair | Dialogue) -> Sequence[Message]:
@@ -334,9 +356,6 @@ def _context(folder: Path, node: Node) -> Sequence[str]:
     return ()
 
 
-SMALLEST = 256  # tokens: nobody is told to go below
-
-
 def check_torch(machine: Machine) -> None:
     """Raise AdpaError for a machine with a card that the installed torch cannot compute on.
 
@@ -346,13 +365,8 @@ def check_torch(machine: Machine) -> None:
         raise AdpaError(card_words(machine.name, version), OTHER_TORCH)
 
 
-def fit_problems(costs: Sequence[Cost], machine: Machine, download: int, store: Store) -> list[AdpaError]:
-    """What of some stages to be built cannot fit on a machine: one error for the disk, one for the downloads, one for
-    each stage that does not fit in memory, each with what would."""
-    return [*_disks(costs, machine, download, store), *(error for cost in costs for error in _memory(cost, machine))]
-
-
-def _disks(costs: Sequence[Cost], machine: Machine, download: int, store: Store) -> Iterator[AdpaError]:
+def disk_problems(costs: Sequence[Cost], machine: Machine, download: int, store: Store) -> Iterator[AdpaError]:
+    """What of some stages to be built, and of what they download, cannot fit on a machine's disks."""
     most, at = fullest(costs)
     needed = most + (download if machine.cache is None else 0)
     if needed > machine.disk:
@@ -368,82 +382,3 @@ def _disks(costs: Sequence[Cost], machine: Machine, download: int, store: Store)
             f"{size_words(download)} are to be downloaded",
             "free some space, or keep the cache on another disk: export HF_HOME=DIR",
         )
-
-
-def _memory(cost: Cost, machine: Machine) -> Iterator[AdpaError]:
-    if cost.memory is None or cost.load is None:
-        return
-    need, node = cost.memory.device, cost.node
-    if need > machine.memory:
-        hint, halves = _smaller(node, cost.load, machine.memory)
-        if not (halves and machine.kind == "cuda"):  # training halves its micro-batches on a card by itself
-            has = f"{machine.name} has" if machine.kind == "cuda" else "this machine has available"
-            yield AdpaError(
-                f"{node.role} ({node.label}) needs about {size_words(need)} of memory; {has} "
-                f"{size_words(machine.memory)}",
-                hint,
-            )
-    elif cost.memory.host > machine.host_memory:
-        yield AdpaError(
-            f"{node.role} ({node.label}) needs about {size_words(cost.memory.host)} of memory beside the GPU's; "
-            f"{size_words(machine.host_memory)} are available",
-            "fewer processes (--gpus 1), or a smaller model",
-        )
-
-
-def _smaller(node: Node, load: Load, room: int) -> tuple[str, bool]:
-    """What would make a stage fit, and whether a smaller micro-batch of training alone does."""
-    runtime, where = load.runtime, load.where
-
-    def fits(stage: Node, run: Runtime, at: Where = where) -> bool:
-        return stage.declared.memory(stage, replace(load, runtime=run, where=at)).device <= room
-
-    if node.declared.kind == "training":
-        if leaner := _leaner(node, runtime, fits):
-            return leaner
-    else:
-        tokens = _halved(
-            node.spec.block_tokens, lambda n: fits(replace(node, spec=replace(node.spec, block_tokens=n)), runtime)
-        )
-        if tokens:
-            return f"--set {node.stage}.block_tokens={tokens}", False
-    one = replace(runtime, processes=1)
-    if where.kind == "cpu" and where.processes > 1 and fits(node, one, Where(where.kind)):
-        return "--gpus 1: on a CPU every process holds the whole model", False
-    if node.role in ("aligned teacher", "reference teacher"):
-        ready = " or ".join(pair.alias for pair in READY_PAIRS)
-        return f"a ready pair, which is not trained: --teacher {ready}; or a smaller teacher", False
-    if node.declared.kind == "training":
-        return "a smaller student (adpa models), or a machine with more memory", False
-    return "a smaller model (adpa models), or a machine with more memory", False
-
-
-def _leaner(node: Node, runtime: Runtime, fits: Callable[[Node, Runtime], bool]) -> tuple[str, bool] | None:
-    """What makes a training fit, what costs least first, and whether smaller micro-batches are all."""
-    again = replace(runtime, recompute=True)
-    small = replace(node, spec=replace(node.spec, weights="bfloat16"))
-    recompute, weights = "--runtime recompute=true", f"--set {node.stage}.weights=bfloat16"
-    ways = (
-        (node, runtime, ""), (node, again, recompute), (small, runtime, weights),
-        (small, again, f"{recompute} {weights}"),
-    )  # fmt: skip
-    for stage, run, words in ways:
-        if words and fits(stage, run):
-            return words, False
-
-        def with_tokens(tokens: int, stage: Node = stage, run: Runtime = run) -> bool:
-            return fits(stage, replace(run, tokens_per_device=tokens))
-
-        if tokens := _halved(run.tokens_per_device, with_tokens):
-            return f"{words} --tokens-per-device {tokens}".lstrip(), not words
-    return None
-
-
-def _halved(start: int, fits: Callable[[int], bool]) -> int | None:
-    """`start` halved until it fits; None when not even the smallest does."""
-    tokens = start // 2
-    while tokens >= SMALLEST:
-        if fits(tokens):
-            return tokens
-        tokens //= 2
-    return None

@@ -7,23 +7,21 @@ from __future__ import annotations
 
 import functools
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from adpa_cli.data.examples import Message
 from adpa_cli.data.rendering import render
-from adpa_cli.data.tokenizer import Tokenizer
-from adpa_cli.engine.layout.examples import Cut, Reading, answers_for, dialogue_examples, encoder_of
+from adpa_cli.engine.layout.examples import Cut, Reading, answers_for, dialogues_for
 from adpa_cli.errors import AdpaError, DataError
 from adpa_cli.hub import External
-from adpa_cli.hub.adapter_folder import tokenizer_folder
 from adpa_cli.hub.externals import dialogues_of, pairs_of
 from adpa_cli.hub.model_folder import ModelFolder
 from adpa_cli.planning.lineage import folder_of, locate, single
 from adpa_cli.planning.resolve_inputs import Names
-from adpa_cli.sizes import Row, Rows
+from adpa_cli.sizes import RowTable
 from adpa_cli.stages import MODEL_ROLES, Artifact, Input, Node
 from adpa_cli.store.identity import file_digest
 from adpa_cli.store.store import Store
@@ -34,6 +32,8 @@ CLOSE = 0.7
 SAMPLE_BYTES = 50_000
 BYTES_PER_TOKEN = 4.0  # of text under a tokenizer that cannot be asked
 TURN_TOKENS = 5.0  # of a template that cannot be rendered
+Sizes = Any
+"""An array [n] of numbers of bytes, turns or tokens."""
 SPECIAL = ("bos_token", "eos_token", "pad_token")
 
 
@@ -48,7 +48,7 @@ class TokenizerFolder:
     @staticmethod
     def of(folder: Path, store: Store) -> TokenizerFolder:
         """That of a model folder; one without a fast tokenizer is equal to itself alone."""
-        folder = tokenizer_folder(folder)
+        folder = ModelFolder.of(folder).texts.path
         path = folder / "tokenizer.json"
         if not path.exists():
             return TokenizerFolder(folder, str(folder))
@@ -65,13 +65,13 @@ class Ruler:
     turn: float
     ask: float
 
-    def answer(self, text: str) -> float:
-        """With its end token."""
-        return self.said * len(text.encode()) + 1
+    def answers(self, size: Sizes, count: Sizes | int) -> Sizes:
+        """Tokens of `count` answers of `size` bytes together, each with its end token."""
+        return self.said * size + count
 
-    def prompt(self, messages: Sequence[Any]) -> float:
-        """With the header that asks for an answer."""
-        return self.ask + sum(self.turn + self.asked * len(message.content.encode()) for message in messages)
+    def prompts(self, size: Sizes, turns: Sizes) -> Sizes:
+        """Of prompts of so many turns and bytes, with the header that asks for an answer."""
+        return self.ask + self.turn * turns + self.asked * size
 
 
 @dataclass(frozen=True)
@@ -81,34 +81,38 @@ class RowLengths:
     node: Node
     store: Store
 
-    def dialogues(self) -> list[Row]:
-        """Of the dialogues that it trains on, within its `max_length`."""
-        return _within(self.node.spec.max_length, dialogue_rows(*self.reading("train")))
+    def dialogues(self) -> RowTable:
+        """Of the dialogues that it trains on, within its `max_length`, or packed into rows of it."""
+        rows, spec = dialogue_rows(*self.reading("train")), self.node.spec
+        return rows.packed(spec.max_length) if spec.packed else rows.fitted(spec.max_length)
 
-    def pairs(self, split: str) -> Rows:
+    def pairs(self, split: str) -> dict[str, RowTable]:
         """Of both answers to every pair of one side, within its `max_length`."""
-        chosen, rejected, _ = pair_rows(*self.reading(split))
-        longest = self.node.spec.max_length
-        return {"chosen": _within(longest, chosen), "rejected": _within(longest, rejected)}
+        both, longest = pair_rows(*self.reading(split)), self.node.spec.max_length
+        return {"chosen": both.chosen.fitted(longest), "rejected": both.rejected.fitted(longest)}
 
-    def prompts(self, split: str) -> list[Row]:
+    def prompts(self, split: str) -> RowTable:
         """Of the prompts of one side, each once and whole, with the chosen answer."""
-        chosen, _, firsts = pair_rows(*self.reading(split))
-        return [chosen[place] for place in firsts]
+        both = pair_rows(*self.reading(split))
+        return RowTable(both.chosen.prompts[both.firsts], both.chosen.answers[both.firsts])
 
-    def answers(self) -> list[Row]:
+    def answers(self) -> RowTable:
         """Of its rollouts, one a prompt; for a finished one their number and mean length are known."""
+        import numpy as np
+
         made = single(self.node, "rollouts", self.store)
         if isinstance(made, Node):
             manifest = self.store.get(made.label)
             if manifest is None:
                 (rows,) = made.declared.rows(made, RowLengths(made, self.store)).values()
-                return rows
+                return (
+                    rows if isinstance(rows, RowTable) else RowTable(*np.array([(r.prompt, r.answer) for r in rows]).T)
+                )
             made = Artifact(manifest)
         if not isinstance(made, Artifact):
-            return []
+            return RowTable(np.zeros(0), np.zeros(0))
         count, mean = int(made.manifest.metrics["answers"]), float(made.manifest.metrics["mean_tokens"])
-        return [Row(_mean_prompt(made, self.store), mean)] * count
+        return RowTable(np.full(count, _mean_prompt(made, self.store)), np.full(count, mean))
 
     def reading(self, split: str) -> tuple[Reading, TokenizerFolder, tuple[str, str]]:
         """What is read of the data, and the tokenizer and template of the model that reads it first."""
@@ -134,29 +138,30 @@ def cut_words(node: Node, store: Store) -> list[str]:
     Raises AdpaError where its data cannot be read.
     """
     kind, longest = node.declared.reads, node.spec.max_length
+    if kind == "dialogues" and node.spec.packed:
+        return []
     reading = RowLengths(node, store).reading(node.declared.split(node.spec))
+    import numpy as np
+
     if kind == "dialogues":
-        rows = [[row] for row in dialogue_rows(*reading)]
+        rows = [dialogue_rows(*reading)]
     else:
-        chosen, rejected, _ = pair_rows(*reading)
-        rows = [list(pair) for pair in zip(chosen, rejected, strict=True)]
-    if len(rows) <= EXACT_ROWS and any(r.prompt + r.answer > CLOSE * longest for row in rows for r in row):
+        both = pair_rows(*reading)
+        rows = [both.chosen, both.rejected]
+    if len(rows[0]) <= EXACT_ROWS and any(part.totals.longest > CLOSE * longest for part in rows):
         cut = _exact_cut(node, store)
         if cut.rows and cut.left_out == cut.rows:
             raise cut.nothing_left(node.label_of("data"), kind, longest, node.stage)
         return cut.words(kind, longest)
-    count, tokens, lost = 0, 0.0, 0
-    for answers in rows:
-        prompt, most = answers[0].prompt, max(row.answer for row in answers)
-        kept = min(prompt, max(longest - most, longest // 2))
-        over = [max(0.0, row.answer - (longest - kept)) for row in answers]
-        count += prompt > kept or any(over)
-        tokens += prompt - kept + sum(over)
-        lost += sum(each > 0 for each in over)
+    prompts, most = rows[0].prompts, np.maximum.reduce([part.answers for part in rows])
+    kept = np.minimum(prompts, np.maximum(longest - most, longest // 2))
+    over = np.stack([np.maximum(0.0, part.answers - (longest - kept)) for part in rows])
+    count = int(np.count_nonzero((prompts > kept) | over.any(0)))
+    tokens, lost = float((prompts - kept).sum() + over.sum()), int(np.count_nonzero(over))
     if not count:
         return []
     return [
-        f"about {count:,} of {len(rows):,} {kind} are longer than max_length {longest}: about {tokens:,.0f} tokens "
+        f"about {count:,} of {len(prompts):,} {kind} are longer than max_length {longest}: about {tokens:,.0f} tokens "
         f"are cut, and about {lost:,} answers lose their end"
     ]
 
@@ -165,11 +170,10 @@ def _exact_cut(node: Node, store: Store) -> Cut:
     """What of a node's rows does not fit, by tokenising them all."""
     (data, model), spec = _data_and_model(node), node.spec
     folder, split = folder_of(model, store), node.declared.split(spec)
+    data_here = locate(data, store)
     if node.declared.reads == "pairs":
-        return answers_for(spec, locate(data, store), split, folder).cut
-    items = dialogues_of(data.where, split, spec.limit, spec.skip_bad_rows, spec.template).items
-    encoder = encoder_of(Tokenizer.of(tokenizer_folder(folder)), spec)
-    return dialogue_examples(items, encoder, spec.max_length, data.label)[1]
+        return answers_for(spec, data_here, split, folder).cut
+    return dialogues_for(spec, data_here, split, folder)[1]
 
 
 def _mean_prompt(made: Artifact, store: Store) -> float:
@@ -182,48 +186,76 @@ def _mean_prompt(made: Artifact, store: Store) -> float:
         folder = store.folder(made.label if below is None else below.ref)
         template, end = str(spec["template"]), str(spec["end"])
         reading = (data.where, str(spec["split"]), spec["limit"], bool(spec.get("skip_bad_rows")), template)
-        rows, _, _ = pair_rows(reading, TokenizerFolder.of(folder, store), (template, end))
-        return sum(row.prompt for row in rows) / len(rows)
+        rows = pair_rows(reading, TokenizerFolder.of(folder, store), (template, end)).chosen
+        return rows.totals.prompt / len(rows)
     except (AdpaError, OSError, KeyError):
         return float(made.manifest.metrics["mean_tokens"])
 
 
-def _within(longest: int, rows: Sequence[Row]) -> list[Row]:
-    """What is left of rows within `longest` tokens; most rows are short enough as they are."""
-    return [row if row.prompt + row.answer <= longest else row.fitted(longest) for row in rows]
+@dataclass(frozen=True)
+class PairRows:
+    """Both answers of every pair, and where each prompt is met the first time."""
+
+    chosen: RowTable
+    rejected: RowTable
+    firsts: Any
 
 
 @functools.lru_cache(maxsize=16)
-def pair_rows(
-    reading: Reading, tokenizer: TokenizerFolder, template: tuple[str, str]
-) -> tuple[tuple[Row, ...], tuple[Row, ...], tuple[int, ...]]:
-    """The chosen and the rejected answer of every pair, before fitting; and where a prompt is met the first time."""
+def pair_rows(reading: Reading, tokenizer: TokenizerFolder, template: tuple[str, str]) -> PairRows:
+    """The answers of every pair, before fitting."""
+    import numpy as np
+
     items = pairs_of(*reading).items
-    answers = [text for item in items for text in (item.chosen, item.rejected)]
-    ruler = ruler_for(tokenizer.path, template, [m.content for item in items for m in item.prompt], answers)
-    firsts: dict[Any, int] = {}
-    chosen, rejected = [], []
-    for place, item in enumerate(items):
-        firsts.setdefault(item.prompt, place)
-        prompt = ruler.prompt(item.prompt)
-        chosen.append(Row(prompt, ruler.answer(item.chosen)))
-        rejected.append(Row(prompt, ruler.answer(item.rejected)))
-    return tuple(chosen), tuple(rejected), tuple(firsts.values())
+    asked, turns, chosen, rejected = (items.values(name) for name in ("asked", "asking", "said", "refused"))
+    starts = np.cumsum(np.r_[0, turns])
+
+    def question(number: int) -> str:
+        item = int(np.searchsorted(starts, number, "right")) - 1
+        return items[item].prompt[number - int(starts[item])].content
+
+    def answer(number: int) -> str:
+        item = items[number // 2]
+        return item.rejected if number % 2 else item.chosen
+
+    ruler = ruler_for(
+        tokenizer.path, template, _sampled(question, int(starts[-1]), int(asked.sum())),
+        _sampled(answer, 2 * len(items), int(chosen.sum() + rejected.sum())),
+    )  # fmt: skip
+    prompts = ruler.prompts(asked, turns).astype(np.float32)
+    both = [RowTable(prompts, ruler.answers(size, 1).astype(np.float32)) for size in (chosen, rejected)]
+    return PairRows(both[0], both[1], items.firsts("key"))
 
 
 @functools.lru_cache(maxsize=16)
-def dialogue_rows(reading: Reading, tokenizer: TokenizerFolder, template: tuple[str, str]) -> tuple[Row, ...]:
+def dialogue_rows(reading: Reading, tokenizer: TokenizerFolder, template: tuple[str, str]) -> RowTable:
     """Every dialogue before fitting: all its answers, and all that is not one."""
+    import numpy as np
+
     items = dialogues_of(*reading).items
-    turns = [message for item in items for message in item.messages]
-    asked, said = ([m.content for m in turns if (m.role == "assistant") == own] for own in (False, True))
-    ruler = ruler_for(tokenizer.path, template, asked, said)
-    rows = []
-    for item in items:
-        answers = [m for m in item.messages if m.role == "assistant"]
-        prompt = ruler.prompt([m for m in item.messages if m.role != "assistant"])
-        rows.append(Row(prompt + (len(answers) - 1) * ruler.ask, sum(ruler.answer(m.content) for m in answers)))
-    return tuple(rows)
+    asked, asking, said, saying = (items.values(name) for name in ("asked", "asking", "said", "saying"))
+
+    def texts(counts: Sizes, size: Sizes, is_answer: bool) -> list[str]:
+        starts = np.cumsum(np.r_[0, counts])
+
+        def text(number: int) -> str:
+            item = int(np.searchsorted(starts, number, "right")) - 1
+            own = [m.content for m in items[item].messages if (m.role == "assistant") == is_answer]
+            return own[number - int(starts[item])]
+
+        return _sampled(text, int(starts[-1]), int(size.sum()))
+
+    ruler = ruler_for(tokenizer.path, template, texts(asking, asked, False), texts(saying, said, True))
+    prompts = ruler.prompts(asked, asking) + (saying - 1) * ruler.ask
+    return RowTable(prompts.astype(np.float32), ruler.answers(said, saying).astype(np.float32))
+
+
+def _sampled(text_of: Callable[[int], str], count: int, size: int) -> list[str]:
+    """Of `count` texts of `size` bytes some of at most about `SAMPLE_BYTES`, drawn with one seed: data often repeat in
+    a rhythm."""
+    share = SAMPLE_BYTES / max(1, size)
+    most = max(1, round(count * share))
+    return [text_of(n) for n in (range(count) if share >= 1 else random.Random(0).sample(range(count), most))]
 
 
 def ruler_for(folder: Path, template: tuple[str, str], asked: Sequence[str], said: Sequence[str]) -> Ruler:
@@ -237,12 +269,8 @@ def ruler_for(folder: Path, template: tuple[str, str], asked: Sequence[str], sai
 
 
 def _tokens_per_byte(texts: Sequence[str], tokenizer: Any) -> float:
-    """Of at most about `SAMPLE_BYTES` of texts, drawn with one seed: data often repeat in a rhythm."""
-    share = SAMPLE_BYTES / max(1, sum(map(len, texts)))
-    count = max(1, round(len(texts) * share))
-    sample = list(texts) if share >= 1 else random.Random(0).sample(list(texts), count)
-    tokens = sum(len(e.ids) for e in tokenizer.encode_batch(sample, add_special_tokens=False))
-    return tokens / max(1, sum(len(text.encode()) for text in sample)) or 1 / BYTES_PER_TOKEN
+    tokens = sum(len(e.ids) for e in tokenizer.encode_batch(list(texts), add_special_tokens=False))
+    return tokens / max(1, sum(len(text.encode()) for text in texts)) or 1 / BYTES_PER_TOKEN
 
 
 @functools.lru_cache(maxsize=8)

@@ -6,16 +6,18 @@ It is made once for a command. The screen, the question, the checks before the w
 from __future__ import annotations
 
 import contextlib
+import functools
 import gc
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from adpa_cli import stages
 from adpa_cli.errors import AdpaError
-from adpa_cli.estimate.cost import Clock, Cost, cost_of, fullest
+from adpa_cli.estimate.advice import advise
+from adpa_cli.estimate.cost import Clock, Cost, cost_of, fullest, waiting_words
 from adpa_cli.estimate.preflight import (
     check_torch,
-    fit_problems,
+    disk_problems,
     is_here,
     plain_checks,
     refuse,
@@ -25,6 +27,7 @@ from adpa_cli.estimate.preflight import (
 from adpa_cli.hub import External
 from adpa_cli.hub import repository as hub
 from adpa_cli.machine import Machine
+from adpa_cli.planning.frozen_models import check_offload
 from adpa_cli.planning.lineage import hub_files
 from adpa_cli.planning.planner import Plan
 from adpa_cli.spec import Runtime
@@ -50,6 +53,8 @@ class Survey:
     basis: str = ""
     problems: tuple[AdpaError, ...] = ()
     remarks: tuple[str, ...] = ()
+    command: str = ""
+    """One that makes the same with none of its problems, where these are of memory."""
     is_checked: bool = False
 
     @property
@@ -111,8 +116,10 @@ class Survey:
         return replace(self, plan=plan, costs=own, problems=(), remarks=(), is_checked=True)
 
 
-def survey(plan: Plan, store: Store, runtime: Runtime, machine: Machine | None = None) -> Survey:
-    """Look a plan over. Only stages that are to be built are looked into; a plan that exists costs nothing.
+def survey(plan: Plan, store: Store, runtime: Runtime, machine: Machine | None = None, command: str = "") -> Survey:
+    """Look a plan over, that of a `command` line where one is given.
+
+    Only stages that are to be built are looked into; a plan that exists costs nothing.
 
     Problems are those that can be named without loading a model's libraries: of what cannot fit, of data that are
     here, and of lengths. Raises AdpaError where torch cannot compute on the card, for which nothing can be planned.
@@ -138,11 +145,16 @@ def survey(plan: Plan, store: Store, runtime: Runtime, machine: Machine | None =
             else Cost(node, existing[node.recipe.id])
             for node in nodes
         )
-        problems, remarks = run_checks(plain_checks([node for node in missing if is_here(node)], store, plan.ignored))
-    remarks = [*older_words(nodes, existing), *remarks]
+        checks = plain_checks([node for node in missing if is_here(node)], store, plan.ignored)
+        problems, remarks = run_checks([*checks, functools.partial(check_offload, nodes, runtime)])
+    slow = dict.fromkeys(text for cost in costs for text in waiting_words(cost))
+    remarks = [*older_words(nodes, existing), *remarks, *slow]
     surveyed = Survey(plan, store, runtime, machine, costs, clock.basis)
-    problems = [*fit_problems(surveyed.building, machine, surveyed.download, store), *problems]
-    return replace(surveyed, problems=tuple(problems), remarks=tuple(remarks))
+    full = list(disk_problems(surveyed.building, machine, surveyed.download, store))
+    advice = advise(surveyed.building, machine, store)
+    fitting = f"{command} {advice.together}" if command and advice.together and not (full or problems) else ""
+    problems = [*full, *advice.problems, *problems]
+    return replace(surveyed, problems=tuple(problems), remarks=tuple(remarks), command=fitting)
 
 
 def older_words(nodes: Sequence[Node], existing: Mapping[str, Manifest | None]) -> list[str]:
@@ -181,4 +193,5 @@ def check(survey: Survey, note: Callable[[str], None]) -> None:
     for text in remarks:
         if text not in survey.remarks:  # which the plan has shown
             note(text)
-    refuse([*survey.problems, *(error for error in problems if error.message not in reported)])
+    more = [error for error in problems if error.message not in reported]
+    refuse([*survey.problems, *more], "" if more else survey.command)

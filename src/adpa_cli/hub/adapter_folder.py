@@ -7,6 +7,7 @@ is an error. A folder of others names its base as a path, or as a hub name that 
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -18,16 +19,16 @@ from typing import Any
 from adpa_cli.data.sources import HUB_ID
 from adpa_cli.errors import AdpaError, DataError, NotFound
 from adpa_cli.hub.repository import cached_commit, snapshot
-from adpa_cli.spec import Quantise
+from adpa_cli.spec import LowRank, Quantise
 from adpa_cli.store import manifest as manifests
 from adpa_cli.store.identity import (
     ADAPTER,
     ADAPTER_BASE,
+    ADAPTER_SETTINGS,
     HashCache,
     adapter_config,
     adapter_digest,
     file_digest,
-    has_tokenizer,
     is_adapter,
     json_object,
     model_digest,
@@ -36,6 +37,16 @@ from adpa_cli.store.identity import (
 from adpa_cli.store.store import MARKER, Store
 
 REVISION = "main"
+UNREAD = {
+    "peft_type", "task_type", "auto_mapping", "base_model_name_or_path", "revision", "inference_mode", "peft_version",
+    "lora_dropout", "bias", "modules_to_save", "init_lora_weights", "eva_config", "loftq_config", "corda_config",
+    "lora_ga_config", "qalora_group_size", "megatron_core", "velora_config",
+}  # fmt: skip
+"""What adapter_config.json says of where an adapter comes from, of its training, and of tensors that are in its file as
+they are."""
+CHANGES_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
+"""Ways to begin that take from the weights of the base what they put into the adapter."""
+MERGE = "merge it with peft: PeftModel.from_pretrained(BASE, FOLDER).merge_and_unload().save_pretrained('MERGED')"
 
 
 @dataclass(frozen=True)
@@ -74,6 +85,27 @@ class AdapterFolder:
         return (said,) if isinstance(said, str) else tuple(sorted(map(str, said)))
 
     @property
+    def low_rank(self) -> LowRank:
+        """Its matrices by the settings that make them; the layers as they were asked for, where adpa made it."""
+        layers = str(self.made_on.get("targets") or ",".join(self.targets))
+        return LowRank(self.rank, self.alpha, layers, self.quantise)
+
+    @cached_property
+    def settings(self) -> Mapping[str, Any]:
+        """How it computes, as peft's configuration takes it. Raises DataError where that cannot be done beside frozen
+        weights, or is not known here."""
+        begin = str(self.config.get("init_lora_weights") or "").lower()
+        if begin.startswith(CHANGES_THE_BASE):
+            raise DataError(
+                f"the adapter {self.path} began with init_lora_weights={begin}, which changes the base as well", MERGE
+            )
+        given = {key for key, value in self.config.items() if value}
+        if other := sorted(given - {*ADAPTER_SETTINGS, *UNREAD}):
+            raise DataError(f"the adapter {self.path} uses {', '.join(other)}, which is not read here", MERGE)
+        read = (*ADAPTER_SETTINGS, "task_type")
+        return {key: self.config[key] for key in read if self.config.get(key) is not None}
+
+    @property
     def quantise(self) -> Quantise | None:
         """How the weights of its base were stored when it was trained; None for two or four bytes each."""
         return self.made_on.get("quantise")
@@ -81,7 +113,7 @@ class AdapterFolder:
     @property
     def content(self) -> str:
         """Its base by content, `artifact:<id>` or `model:<sha256>`: as recorded, else by the folder that is found."""
-        return self._recorded or f"model:{model_digest(self.base, self._hashes)}"
+        return self._recorded or f"model:{self._digest(self.base)}"
 
     @property
     def _recorded(self) -> str:
@@ -109,7 +141,7 @@ class AdapterFolder:
             return _whole(place, self.path)
         if (other := next(filter(self._is_base, self._elsewhere()), None)) is not None:
             return _whole(other, self.path)
-        if place is None:
+        if place is None or not self._content_of(place):  # of a hub model the small files may be here alone
             raise self._missing()
         raise DataError(
             f"the base of the adapter {self.path} has changed since the adapter was made: {place} is "
@@ -149,9 +181,13 @@ class AdapterFolder:
         try:
             if self._recorded.startswith("artifact:"):
                 return f"artifact:{manifests.read(folder).id}"
-            return f"model:{model_digest(folder, self._hashes)}"
-        except AdpaError:
+            return f"model:{self._digest(folder)}"
+        except (AdpaError, OSError):
             return ""
+
+    def _digest(self, folder: Path) -> str:
+        """That of a model folder. The process remembers it, and so does the store."""
+        return _digest_once(folder, file_states(folder), self._store)
 
     def _elsewhere(self) -> Iterator[Path]:
         """Other folders that may have the base, where its content is known: no name tells that they are right."""
@@ -165,9 +201,9 @@ class AdapterFolder:
 
     @cached_property
     def _store(self) -> Store | None:
-        """The store that the folder is an artifact of, finished or in the making."""
-        root = Path(os.path.abspath(self.path)).parent.parent
-        return Store(root) if (root / MARKER).is_file() else None
+        """The store that the folder is in: as an artifact, finished or in the making, or as a step of one."""
+        above = Path(os.path.abspath(self.path)).parents
+        return next((Store(root) for root in above if (root / MARKER).is_file()), None)
 
     @property
     def _hashes(self) -> HashCache | None:
@@ -187,6 +223,12 @@ class AdapterFolder:
             revision = f" --revision {self.revision}" if self.revision != REVISION else ""
             hint = f"hf download {name}{revision}\n or, for a folder of yours, write its path into {config}"
             return NotFound(f"the base of the adapter {self.path}, {name}, is not on this machine", hint)
+        if self._recorded and self._store is not None:
+            return NotFound(
+                f"the base of the adapter {self.path} is not at {name}",
+                "put it there again, or let this store see once where it lies, for it knows the base by its content: "
+                "adpa sft --model FOLDER -n",
+            )
         return NotFound(
             f"the base of the adapter {self.path} is not at {name}",
             f"put it there, or write where it lies, or its hub name, into {config}, as base_model_name_or_path",
@@ -208,10 +250,24 @@ def folder_digest(folder: Path, cache: HashCache | None = None) -> str:
     return model_digest(folder, cache) if adapter is None else adapter.digest(model_digest(adapter.base, cache), cache)
 
 
-def tokenizer_folder(folder: Path) -> Path:
-    """The folder with the tokenizer of a model folder: of an adapter that brings none its base, else the same."""
-    adapter = AdapterFolder.of(folder)
-    return folder if adapter is None or has_tokenizer(os.listdir(folder)) else adapter.base
+@functools.lru_cache(maxsize=8)
+def _digest_once(folder: Path, files: tuple[Any, ...], store: Store | None) -> str:
+    return model_digest(folder, store.hash_cache if store else None)
+
+
+def file_states(folder: Path) -> tuple[Any, ...]:
+    """What changes with any file of a folder."""
+    with os.scandir(folder) as entries:
+        return tuple(sorted((entry.name, *_state(entry)) for entry in entries))
+
+
+def _state(entry: os.DirEntry[str]) -> tuple[int, int]:
+    """What changes with a file, or with the file that a link leads to."""
+    try:
+        stat = entry.stat()
+    except OSError:  # a link that leads nowhere
+        return 0, 0
+    return stat.st_size, stat.st_mtime_ns
 
 
 def _whole(base: Path, adapter: Path) -> Path:

@@ -16,6 +16,7 @@ from typing import Any
 
 from adpa_cli.data.preferences import DataSet, Dialogue, Loaded, Pair, Purpose
 from adpa_cli.data.sources import Source, layout_of, located, parse_source, source_files
+from adpa_cli.data.tables import code_digest
 from adpa_cli.errors import NotFound, UsageError
 from adpa_cli.families import DATA_ALIASES
 from adpa_cli.hub import External, HubFile, stand_in
@@ -70,7 +71,10 @@ def open_sources(where: Sequence[str]) -> list[Source]:
             name = text.removeprefix(BUILTIN)
             rows_of = world.demonstrations if name == "tiny-sft" else world.preferences
             for split in world.SPLITS:
-                opened.append(Source(name, "rows", split=split, rows=functools.partial(rows_of, split)))
+                made_by = f"{split} {code_digest(world.__file__)}"
+                opened.append(
+                    Source(name, "rows", split=split, rows=functools.partial(rows_of, split), content=made_by)
+                )
         else:
             opened.append(parse_source(text))
     return opened

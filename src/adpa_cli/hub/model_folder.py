@@ -16,11 +16,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
-from adpa_cli.data.tokenizer import NAMED, token_text
+from adpa_cli.data.tokenizer import NAMED, Tokenizer, token_text
 from adpa_cli.errors import AdpaError, DataError
-from adpa_cli.hub.adapter_folder import AdapterFolder, tokenizer_folder
+from adpa_cli.hub.adapter_folder import AdapterFolder, file_states
 from adpa_cli.sizes import ModelSize
-from adpa_cli.store.identity import ADAPTER
+from adpa_cli.spec import Quantise
+from adpa_cli.store.identity import ADAPTER, has_tokenizer
 
 BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "float64": 8, "float8_e4m3fn": 1, "int8": 1}
 BESIDE = ("tokenizer*", "special_tokens_map*", "added_tokens*", "merges.txt", "vocab.*", "config.json")
@@ -80,7 +81,7 @@ class ModelFolder:
     def of(path: Path) -> ModelFolder:
         """The folder at a path: the same object as long as no file in it changes, nor in the base of an adapter."""
         adapter = AdapterFolder.of(path)
-        files = _states(path) + (_states(adapter.base) if adapter else ())
+        files = file_states(path) + (file_states(adapter.base) if adapter else ())
         return _folder(path, files)
 
     @cached_property
@@ -119,6 +120,11 @@ class ModelFolder:
         return isinstance(self.raw_config.get("text_config"), dict)
 
     @property
+    def quantise(self) -> Quantise | None:
+        """How the weights of an adapter's base were stored in its training; None for whole weights."""
+        return self.adapter.quantise if self.adapter else None
+
+    @property
     def unused_adapter(self) -> str | None:
         """The model that an adapter beside whole weights was trained on, "" where it does not say; None without one."""
         if self.adapter or not (self.path / ADAPTER).is_file():
@@ -143,8 +149,12 @@ class ModelFolder:
     @cached_property
     def texts(self) -> ModelFolder:
         """The folder with the tokenizer: of an adapter that brings none its base, else the same."""
-        place = tokenizer_folder(self.path)
-        return self if place == self.path else ModelFolder.of(place)
+        return self if self.adapter is None or has_tokenizer(os.listdir(self.path)) else self.whole
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer, read anew. Raises NotFound where there is none, AdpaError where it cannot be read."""
+        return Tokenizer.of(self.texts.path)
 
     @cached_property
     def rows(self) -> int:
@@ -344,21 +354,6 @@ class ModelFolder:
 @functools.lru_cache(maxsize=32)
 def _folder(path: Path, files: tuple[Any, ...]) -> ModelFolder:
     return ModelFolder(path, AdapterFolder.of(path))
-
-
-def _states(folder: Path) -> tuple[Any, ...]:
-    """What changes with any file of a folder."""
-    with os.scandir(folder) as entries:
-        return tuple(sorted((entry.name, *_state(entry)) for entry in entries))
-
-
-def _state(entry: os.DirEntry[str]) -> tuple[int, int]:
-    """What changes with a file, or with the file that a link leads to."""
-    try:
-        stat = entry.stat()
-    except OSError:  # a link that leads nowhere
-        return 0, 0
-    return stat.st_size, stat.st_mtime_ns
 
 
 def not_fetched(path: Path) -> DataError:

@@ -7,7 +7,9 @@ Both are written here. What the folder that the weights came from said, and tran
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 Json = Mapping[str, Any]
@@ -20,6 +22,17 @@ ABOUT_THE_FILE = (
 """What a configuration says of the file it stood in, or what the saved one knows better."""
 NO_SAMPLING = ("_from_model_config", "transformers_version", "output_attentions", "output_hidden_states", "use_cache")
 GLOBAL, LOCAL = "full_attention", "sliding_attention"
+
+
+def write_settings(path: Path, value: Json) -> None:
+    """Write an object as transformers and peft do."""
+    path.write_text(json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def edit_settings(path: Path, changes: Json) -> None:
+    """Give an object in a file other fields; nothing where there is no such file."""
+    if path.exists():
+        write_settings(path, {**json.loads(path.read_bytes()), **changes})
 
 
 def portable_config(saved: Json, source: Json) -> dict[str, Any]:

@@ -32,7 +32,7 @@ SEQUENCE_TO_SEQUENCE = (
 )  # fmt: skip
 _IN_LAYER = re.compile(r"(?:^|\.)([a-z_]+\.\d+\..+)$")
 _FIRST = re.compile(r"(?:^|\.)([a-z_]+\.\d+\..+)\.lora_A\.weight$")
-UNQUANTISED = "take the model that it was quantised from"
+UNQUANTISED = "take the model that it was quantised from; --set STAGE.quantise=nf4 stores that in four bits"
 DECODERS_WANTED = "use a decoder-only language model, such as Llama, Qwen, Mistral, Gemma or Phi"
 
 
@@ -51,11 +51,13 @@ def check_model(folder: ModelFolder, name: str) -> None:
 
 
 def check_adapter(folder: ModelFolder, adapter: AdapterFolder, name: str) -> None:
-    """Raise DataError for an adapter whose matrices do not fit the weights of its base, or its own rank.
+    """Raise DataError for an adapter that computes in a way which is not known here, or whose matrices do not fit the
+    weights of its base, or its own rank.
 
     Layers go by their names within the base's layers, for what stands before those differs between folders. Nothing is
     compared while one of the two is not on this machine.
     """
+    _ = adapter.settings
     file = adapter.path / ADAPTER_WEIGHTS
     if not file.exists() or not folder.shapes:
         return

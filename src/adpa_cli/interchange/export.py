@@ -12,28 +12,24 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
 from adpa_cli.data.chat import Encoder
 from adpa_cli.data.examples import Message
-from adpa_cli.data.tokenizer import CONFIG as SETTINGS
-from adpa_cli.data.tokenizer import FILE as TOKENIZER
-from adpa_cli.data.tokenizer import Tokenizer, portable_settings
-from adpa_cli.disk import explained, sha256_file, share, sync_folder
-from adpa_cli.errors import AdpaError, Corrupt, DataError, NotFound, UsageError
-from adpa_cli.hub.adapter_folder import tokenizer_folder
+from adpa_cli.disk import explained, share, sync_folder
+from adpa_cli.errors import AdpaError, DataError, NotFound, UsageError
 from adpa_cli.hub.model_folder import ModelFolder
-from adpa_cli.hub.portable import portable_config
-from adpa_cli.interchange.narrowing import Effect, Narrowing, narrowed
+from adpa_cli.interchange.model_copies import copy_adapter, copy_model
+from adpa_cli.interchange.narrowing import ROWS, Effect, Narrowing, narrowed
 from adpa_cli.machine import expanded
 from adpa_cli.planning.lineage import Trained
 from adpa_cli.planning.resolve_inputs import Names
 from adpa_cli.signal.rows import AnswerKey, SignalRows
 from adpa_cli.signal.shard import Shard, SignalReader
-from adpa_cli.store.identity import model_files
+from adpa_cli.store.identity import ADAPTER
 from adpa_cli.store.manifest import Manifest
 
 CONVERTER = "convert_hf_to_gguf.py"
@@ -42,6 +38,7 @@ LONGEST = 8192  # tokens of context that Ollama is asked for at most: it reserve
 CARD = "README.md"
 EXPORTED = (
     "config.json",
+    ADAPTER,
     "Modelfile",
     "signal-00000.parquet",
     "signal-00000.safetensors",
@@ -53,12 +50,15 @@ GROUP_TOKENS = 1 << 14
 
 @dataclass(frozen=True)
 class Form:
-    """What a model is written as: `to` hf, ollama or gguf; `narrowing` says what its weights become, None as they are;
-    `converter` is where llama.cpp lies."""
+    """What a model is written as: `to` hf, ollama or gguf, or as the `adapter` that it is; `narrowing` says what its
+    weights become, None as they are; `converter` is where llama.cpp lies. `rows` is the most held-out rows to measure
+    the merging of an adapter on that was trained beside quantised weights."""
 
     to: str = "hf"
+    adapter: bool = False
     narrowing: Narrowing | None = None
     converter: str | None = None
+    rows: int = ROWS
 
 
 def export(
@@ -71,15 +71,20 @@ def export(
     converter, Corrupt for damaged files, AdpaError for weights that the dtype cannot hold.
     """
     program = find_converter(form.converter) if form.to == "gguf" else []
+    whole = ModelFolder.of(model.folder)
+    asked = form.narrowing or (Narrowing("float32", rows=form.rows) if whole.quantise else None)
     with explained(target.absolute().parent, f"{target} is not written"), fresh_folder(target, force) as folder:
         # llama.cpp rounds to the nearest, so it is given weights that need no rounding.
-        place = folder if form.to != "gguf" else folder / name_of(model) if form.narrowing else model.folder
+        is_copied = bool(asked or whole.adapter)
+        place = folder if form.to != "gguf" else folder / name_of(model) if is_copied else model.folder
         effect = None
-        if place != model.folder:
+        if form.adapter:
+            copy_adapter(model, folder)
+        elif place != model.folder:
             place.mkdir(exist_ok=True)
             copy_model(model, place)
-        if form.narrowing is not None:
-            effect = narrowed(names, model, place, form.narrowing, note)
+        if asked is not None and not form.adapter:
+            effect = narrowed(names, model, place, asked, note)
         if form.to == "gguf":
             outtype = GGUF_TYPES[form.narrowing.dtype if form.narrowing else None]
             convert(program, place, folder / f"{name_of(model)}.gguf", outtype)
@@ -135,47 +140,11 @@ def check_target(target: Path, force: bool) -> None:
         raise UsageError(f"{target} holds a model already", "replace it with --force, or name another folder")
 
 
-def copy_model(model: Trained, folder: Path) -> None:
-    """Copy the files that make up a model, each checked against the manifest where there is one."""
-    for name in model_files(model.folder):
-        shutil.copyfile(model.folder / name, folder / name)
-        known = model.manifest.files.get(name) if model.manifest else None
-        if known is not None and sha256_file(folder / name) != known["sha256"]:
-            raise Corrupt(f"{name} of {model.label} is damaged", f"see what else is: adpa verify {model.label}")
-    _make_portable(folder)
-
-
-def _make_portable(folder: Path) -> None:
-    """Rewrite what transformers 4 and 5 would read differently: nothing in a folder that was saved for both."""
-    _rewritten(folder / "config.json", lambda config: portable_config(config, {}))
-    if not (folder / TOKENIZER).is_file():
-        return
-    tokenizer = Tokenizer.of(folder)
-    if _rewritten(folder / SETTINGS, lambda settings: _portable_tokenizer(settings, tokenizer.vocabulary)):
-        from adpa_cli.engine.models import keep_ids
-
-        keep_ids(folder, tokenizer)
-
-
-def _portable_tokenizer(settings: dict[str, Any], vocabulary: Mapping[str, int]) -> dict[str, Any]:
-    kept: dict[str, Any] = {name: settings[name] for name in ("chat_template", "auto_map") if name in settings}
-    return {**portable_settings(settings, vocabulary), **kept}
-
-
-def _rewritten(path: Path, change: Callable[[dict[str, Any]], dict[str, Any]]) -> bool:
-    """Whether a file of JSON had to be changed."""
-    before = json.loads(path.read_bytes()) if path.is_file() else {}
-    after = change(before)
-    if after != before:
-        path.write_text(json.dumps(after, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
-    return after != before
-
-
 def modelfile(model: Trained) -> str:
     """What `ollama create` reads: the template in Go, the end token, the context."""
     from adpa_cli.engine.layout.examples import end_ids
 
-    encoder = Encoder(Tokenizer.of(tokenizer_folder(model.folder)), model.template)
+    encoder = Encoder(ModelFolder.of(model.folder).tokenizer, model.template)
     # What adds a BOS by itself must not find another one in the template.
     bos = encoder.tokenizer.named.get("bos_token", "") if encoder.bos_id is not None else ""
     template, several = go_template(encoder.render, bos)

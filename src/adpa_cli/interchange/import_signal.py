@@ -20,12 +20,10 @@ import yaml
 
 from adpa_cli.data.chat import Encoder
 from adpa_cli.data.templates import Template
-from adpa_cli.data.tokenizer import Tokenizer
 from adpa_cli.errors import DataError, NotFound, UsageError
 from adpa_cli.families import GENERIC, Alias, ReadyPair
 from adpa_cli.hub import External
 from adpa_cli.hub import repository as hub
-from adpa_cli.hub.adapter_folder import tokenizer_folder
 from adpa_cli.hub.externals import pairs_of
 from adpa_cli.hub.model_folder import ModelFolder
 from adpa_cli.interchange.captured import (
@@ -239,7 +237,7 @@ def import_signal_of(names: Names, store: Store, asked: Asked, command: str, mon
             return work.hit
         signal = SignalSpec(k, size, float(asked.precision), 0.0, {"aligned": content}, "float32")
         metrics = write_signal(work.dir, signal, items)
-        if folder is not None and (file := tokenizer_folder(folder) / "tokenizer.json").exists():
+        if folder is not None and (file := ModelFolder.of(folder).texts.path / "tokenizer.json").exists():
             _keep_tokenizer(file, work.dir)
         on = data.label if data is not None else "its own tokens"
         return work.commit({**metrics, "what": f"{asked.format}, on {on}"}, sources, {"role": "signal"})
@@ -353,7 +351,7 @@ def _model(names: Names, asked: Asked, monitor: Monitor) -> Artifact | External 
 
 
 def _encoder(folder: Path, template: Template) -> Encoder | None:
-    return Encoder(Tokenizer.of(tokenizer_folder(folder)), template) if template.text else None
+    return Encoder(ModelFolder.of(folder).tokenizer, template) if template.text else None
 
 
 def _known(data: External, encoder: Encoder, asked: Asked, truncation: Truncation) -> Known:
@@ -376,7 +374,7 @@ def _rows(asked: Asked, files: Sequence[Path], settings: Any, folder: Path | Non
 
 
 def _spelling(folder: Path) -> Spelling:
-    tokenizer = Tokenizer.of(tokenizer_folder(folder))
+    tokenizer = ModelFolder.of(folder).tokenizer
     decoder = json.loads(tokenizer.core.to_str()).get("decoder")
     added = {text: tokenizer.vocabulary[text] for text in tokenizer.added}
     pieces = [tokenizer.token_of(number) for number in range(1 + max(tokenizer.vocabulary.values()))]

@@ -9,15 +9,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adpa_cli.data.examples import win
-from adpa_cli.data.tokenizer import Tokenizer
 from adpa_cli.errors import AdpaError, DataError, NotFound
 from adpa_cli.hub import External, Located
-from adpa_cli.hub.adapter_folder import tokenizer_folder
 from adpa_cli.hub.model_folder import ModelFolder
 from adpa_cli.machine import available_memory
 from adpa_cli.planning.lineage import Trained, locate, start_of
@@ -106,13 +105,14 @@ def narrowed(
     from adpa_cli.engine.casting import cast_weights, roundings
     from adpa_cli.engine.update import folder_pairs, measured_update
 
+    quantise = ModelFolder.of(model.folder).quantise
     if asked.dtype == "float32":
         cast_weights(folder, asked.dtype)
-        return None
+        return _merged(names, model, folder, quantise, asked.rows, note) if quantise else None
     update, start, why = {}, None, ""
     try:
         start = _start(names, model)
-        update = measured_update(folder_pairs(start.path, model.folder), roundings(asked.dtype, model.folder))
+        update = measured_update(folder_pairs(start.path, folder), roundings(asked.dtype, folder))
     except AdpaError as error:
         why = error.message
     seen = update.get("seen", {})
@@ -120,8 +120,24 @@ def narrowed(
     if not cast_weights(folder, asked.dtype, rounding):
         return Effect(asked.dtype, rounding, (f"every weight is a number of {asked.dtype} already: none is rounded",))
     said = _kept_words(asked, rounding, start.label, seen) if start and seen else _unknown_words(asked, rounding, why)
-    effect = Effect(asked.dtype, rounding, (said,), _loss_words(rounding, seen), start.label if start else "", update)
+    words = (*((_merge_words(quantise),) if quantise else ()), said)
+    effect = Effect(asked.dtype, rounding, words, _loss_words(rounding, seen), start.label if start else "", update)
     return _measured(effect, names, model, folder, start, asked.rows, note) if asked.rows else effect
+
+
+def _merged(
+    names: Names, model: Trained, folder: Path, quantise: str, rows: int, note: Callable[[str], None]
+) -> Effect:  # fmt: skip
+    """What it changes that an adapter, trained beside quantised weights, is merged into those of more bits."""
+    effect = Effect("float32", "nearest", (_merge_words(quantise),))
+    start = None
+    with suppress(AdpaError):
+        start = _start(names, model)
+    return _measured(effect, names, model, folder, start, rows, note) if rows else effect
+
+
+def _merge_words(quantise: str) -> str:
+    return f"the adapter was trained beside {quantise} weights of its base, and is merged into the whole ones"
 
 
 def _start(names: Names, model: Trained) -> Located:
@@ -182,7 +198,8 @@ def _measured(
         base = answer_logps(start.path, spec, examples, parts) if start else None
     except AdpaError as error:
         return replace(effect, said=(*effect.said, f"nothing was measured on held-out rows: {error.message}"))
-    moved = [f"rounding changes the log-prob of a token by {_rms(after, before):.3g} nat (rms)"]
+    what = "merging" if ModelFolder.of(model.folder).quantise else "rounding"
+    moved = [f"{what} changes the log-prob of a token by {_rms(after, before):.3g} nat (rms)"]
     if base is not None:
         moved.append(f"training had changed it by {_rms(before, base):.3g}")
     figures = [_figures(logps, before, base, examples) for logps in (before, after)]
@@ -208,7 +225,7 @@ def _held_out(names: Names, model: Trained, rows: int) -> tuple[str, EvalSpec, S
     if model.manifest is None:
         raise NotFound("the data that it was trained on are not known")
     data, spec = _data(names, model.manifest), make(TrainSpec, model.manifest.spec)
-    encoder = ex.encoder_of(Tokenizer.of(tokenizer_folder(model.folder)), spec)
+    encoder = ex.encoder_of(ModelFolder.of(model.folder).tokenizer, spec)
     read = (data.where, "test", None, spec.skip_bad_rows, spec.template)
     if every()[model.manifest.stage].reads == "pairs":
         pairs = sorted(pairs_of(*read).items, key=lambda pair: pair.id)[:rows]

@@ -10,7 +10,6 @@ from adpa_cli.data.rendering import RULES, Thinking, answer_end, behind_answer, 
 from adpa_cli.data.templates import TEMPLATES, Template
 from adpa_cli.data.tokenizer import added_tokens
 from adpa_cli.errors import DataError, NotFound, UsageError
-from adpa_cli.hub.adapter_folder import tokenizer_folder
 from adpa_cli.hub.model_folder import ModelFolder
 from adpa_cli.machine import expanded
 
@@ -85,7 +84,7 @@ def template_in(folder: Path, choice: TemplateChoice) -> Template | None:
     names = {**model.named, **({"eos_token": choice.end} if choice.end else {})}
     try:
         lost = left_out(given.text, names)
-        end = answer_end(given.text, names, added_tokens(tokenizer_folder(folder))) or given.end
+        end = answer_end(given.text, names, added_tokens(ModelFolder.of(folder).texts.path)) or given.end
     except DataError as error:
         raise UsageError(
             f"the chat template of {folder.name} cannot be used: {error.message}", "give another: --template FILE|NAME"

@@ -21,7 +21,7 @@ from adpa_cli.errors import AdpaError, NotFound, UsageError
 from adpa_cli.families import Alias, Family, ReadyPair, alias_of_base, family_of_base, generic
 from adpa_cli.hub import External, HubFile, Kind, Located
 from adpa_cli.hub import repository as hub
-from adpa_cli.hub.adapter_folder import folder_digest, tokenizer_folder
+from adpa_cli.hub.adapter_folder import folder_digest
 from adpa_cli.hub.model_folder import ModelFolder
 from adpa_cli.planning.chat_templates import NO_CHOICE, TemplateChoice, template_in
 from adpa_cli.planning.resolve_inputs import Names
@@ -212,7 +212,7 @@ def vocabulary_problem(student: Input, teacher: Input, store: Store) -> AdpaErro
     models = [_lowest(item, store) for item in (student, teacher)]
     if not all(model.is_open for model in models if isinstance(model, External)):
         return None
-    folders = [tokenizer_folder(folder_of(model, store)) for model in models]
+    folders = [ModelFolder.of(folder_of(model, store)).texts.path for model in models]
     files = [folder / TOKENIZER for folder in folders]
     if all(path.is_file() for path in files):
         first, second = (file_digest(path, store.hash_cache) for path in files)

@@ -20,6 +20,7 @@ from adpa_cli.hub.externals import BUILTIN
 from adpa_cli.hub.model_folder import ModelFolder
 from adpa_cli.lab import END, TEMPLATE
 from adpa_cli.planning import lineage
+from adpa_cli.planning.adapters import adapter_of
 from adpa_cli.planning.resolve_inputs import Names
 from adpa_cli.planning.settings import UserSettings, plain_spec, train_spec, user_settings
 from adpa_cli.spec import TrainSpec
@@ -183,7 +184,8 @@ class Planner:
             return {}
         parts = ("chosen", "rejected")
         shared = ("template", "end", "dtype", "max_length", "truncation", "limit", "skip_bad_rows", "smoke", "quantise")
-        fixed = {"parts": parts, **{name: getattr(spec, name) for name in shared}}
+        is_merged = not spec.lora and adapter_of(start.input, self.names.store) is not None
+        fixed = {"parts": parts, "merged": is_merged, **{name: getattr(spec, name) for name in shared}}
         name = START_LOGPS.name
         start_spec = plain_spec(StartSpec, name, start.family, self.settings(name), **fixed)
         inputs = {"model": start.input, "data": data}

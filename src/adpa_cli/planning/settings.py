@@ -47,7 +47,10 @@ def installed_trackers(text: str) -> list[str]:
 
 
 S = TypeVar("S", bound=Dataclass)
-DERIVED = {"method", "method_version", "params", "template", "end", "parts", "split", "suite", "smoke", "judged_tokens"}
+DERIVED = {
+    "method", "method_version", "params", "template", "end", "parts", "split", "suite", "smoke", "judged_tokens",
+    "merged",
+}  # fmt: skip
 """Fields that a plan fills in itself; nobody sets them by hand."""
 REHEARSAL = {"limit": 64, "max_steps": 4, "batch_size": 16, "noise_answers": 8}
 """The most that a stage does under `--smoke`: four steps that see every one of its rows once."""

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import PurePath
 
 from adpa_cli import __version__
+from adpa_cli.report.adapter import Facts
 from adpa_cli.report.lineage import made_from, what
 from adpa_cli.report.page import spec_items
 from adpa_cli.report.scores import by_model
@@ -19,24 +20,38 @@ LICENCE = "choose one that the licences of the base model and of the data allow"
 
 def card(
     title: str, end: str, manifest: Manifest | None, store: Store, said: Sequence[str] = (),
-    table: Sequence[Sequence[str]] = (),
+    table: Sequence[Sequence[str]] = (), adapter: Facts | None = None, merged: bool = True,
 ) -> str:  # fmt: skip
     """Markdown with the front matter that the Hugging Face hub reads; the licence is left to the user.
 
-    What is `said` of the weights, and a `table` below a head of what was measured of them, get a section.
+    What is `said` of the weights, and a `table` below a head of what was measured of them, get a section, and so does
+    an `adapter`, which is `merged` into the weights or lies there as it is.
     """
     sources = _sources(manifest, store) if manifest else []
-    lines = ["---", "library_name: transformers", "pipeline_tag: text-generation", "tags:", "- adpa"]
+    library = "transformers" if merged else "peft"
+    lines = ["---", f"library_name: {library}", "pipeline_tag: text-generation", "tags:", "- adpa"]
+    lines += ["- lora"] if adapter else []
     lines += [f"- {manifest.spec['method']}"] if manifest and manifest.spec.get("method") else []
+    sources += [("model:", adapter.base)] if adapter and adapter.of_hub else []
     lines += _hub_names("base_model", sources, "model:") + _hub_names("datasets", sources, "data:")
     lines += [f"# license: {LICENCE}", "---", "", f"# {title}", ""]
     if manifest is None:
         lines += [f"Exported by adpa {__version__} from a model that it did not make.", ""]
     else:
         lines += _recipe_and_scores(manifest, store)
+    lines += _adapter(adapter, merged) if adapter else []
     lines += _weights(said, table)
     lines += ["## Use", "", f"Answers end with `{end}`; the chat template is in the tokenizer.", ""]
-    lines += ["```python", *_EXAMPLE, "```", "", "## Licence", "", f"Not stated yet: {LICENCE}.", ""]
+    lines += [
+        "```python",
+        *(_EXAMPLE if merged else _ADAPTER_EXAMPLE),
+        "```",
+        "",
+        "## Licence",
+        "",
+        f"Not stated yet: {LICENCE}.",
+        "",
+    ]
     return "\n".join(lines)
 
 
@@ -46,6 +61,19 @@ _EXAMPLE = (
     'answer = pipeline("text-generation", "FOLDER")([{"role": "user", "content": "Hello"}])',
     'print(answer[0]["generated_text"][-1]["content"])',
 )
+
+
+_ADAPTER_EXAMPLE = (
+    "from peft import AutoPeftModelForCausalLM",
+    "",
+    'model = AutoPeftModelForCausalLM.from_pretrained("FOLDER")  # with the base that adapter_config.json names',
+)
+
+
+def _adapter(adapter: Facts, merged: bool) -> list[str]:
+    """The section on an adapter: what it is, and what has become of it."""
+    place = "merged into those weights, in float32" if merged else "alone: the weights of its base do not come along"
+    return ["## Adapter", "", f"A LoRA adapter, {place}.", "", *(f"- {item}" for item in adapter.items()), ""]
 
 
 def _recipe_and_scores(manifest: Manifest, store: Store) -> list[str]:

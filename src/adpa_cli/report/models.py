@@ -95,7 +95,7 @@ def training_card(family: Family, side: Side, size: ModelSize, lean: bool = Fals
 
     A `lean` training keeps weights in bfloat16 and computes activations again.
     """
-    specs = list(_specs(family, side))
+    specs = list(training_specs(family, side))
     stages = tuple(dict.fromkeys(stage for stage, _ in specs))
     memory = max(_training(spec, size, lean) for _, spec in specs)
     options = [*(f"--set {stage}.weights=bfloat16" for stage in stages), "--runtime recompute=true"] if lean else []
@@ -110,7 +110,7 @@ def reading_card(size: ModelSize) -> Card:
     return Card((CACHE_TEACHER.name,), memory, _smallest(memory))
 
 
-def _specs(family: Family, side: Side) -> Iterator[tuple[str, TrainSpec]]:
+def training_specs(family: Family, side: Side) -> Iterator[tuple[str, TrainSpec]]:
     """The trainings that a model of one side of a family goes through, with the names of their stages."""
     (method,) = SFT.methods()
     if not family.instruct:

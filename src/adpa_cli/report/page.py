@@ -16,6 +16,7 @@ from adpa_cli.errors import UsageError
 from adpa_cli.families import Family, family_of_base, stage_settings
 from adpa_cli.lab import TEMPLATE
 from adpa_cli.report import text
+from adpa_cli.report.adapter import Facts, facts_of
 from adpa_cli.report.lineage import Link, base_name, made_from, used_by, what
 from adpa_cli.report.scores import Score, by_model, scores_of
 from adpa_cli.spec import TrainSpec
@@ -58,6 +59,8 @@ class Page:
     curves: Curves
     non_defaults: list[str] | None = None
     """Settings that are not the family's; None for a model of no family."""
+    adapter: Facts | None = None
+    """What there is to say of an adapter; None for anything else."""
 
     @property
     def name(self) -> str:
@@ -80,6 +83,7 @@ def collect(store: Store, manifest: Manifest) -> Page:
         scores_of(manifest, by_model(artifacts)),
         read_curves(folder),
         non_defaults(manifest, by_id),
+        facts_of(folder),
     )
 
 
@@ -91,6 +95,8 @@ def screen(page: Page, width: int, now: float) -> str:
         lines += text.wrap("what", [what(manifest)], width)
     lines += text.wrap("made by", [str(manifest.made.get("command", "?")), _effort(manifest, now)], width, "     ")
     lines += text.wrap("method" if "method" in manifest.spec else "spec", spec_items(manifest.spec), width)
+    if page.adapter:
+        lines += text.wrap("adapter", page.adapter.items(), width, " · ")
     if page.non_defaults:
         lines += text.wrap("differs", ["from the family's defaults:", *page.non_defaults], width)
     if tuned := metrics.get("runtime"):
@@ -102,7 +108,8 @@ def screen(page: Page, width: int, now: float) -> str:
     lines += selection_lines(metrics, width)
     lines += curve_lines(page.curves, width)
     watch = metrics.get("watch", [])
-    for warning in [watch] if isinstance(watch, str) else watch:
+    problem = [page.adapter.problem] if page.adapter and page.adapter.problem else []
+    for warning in [*([watch] if isinstance(watch, str) else watch), *problem]:
         lines += text.wrap("watch", str(warning).split(), width, " ")
     if commands := next_commands(page):
         lines += text.wrap("next", commands, width, " · ")
@@ -156,7 +163,10 @@ def next_commands(page: Page) -> list[str]:
     if stage is None and any(file.endswith(".safetensors") and "/" not in file for file in manifest.files):
         stage = DISTILL  # a later version's stage: what has weights is a model
     models = (link.ref for link in page.parents if link.role == "model" and link.ref)
-    return (stage.next_commands(page.name) if stage else []) or [f"adpa show {ref}" for ref in models][:1]
+    commands = stage.next_commands(page.name) if stage else []
+    if page.adapter:  # which no program serves by its folder alone: adpa path says what to type
+        commands = [f"adpa path {page.name}" if "$(adpa path" in command else command for command in commands]
+    return commands or [f"adpa show {ref}" for ref in models][:1]
 
 
 def tsv(page: Page) -> str:
@@ -181,6 +191,7 @@ def record(page: Page) -> dict[str, Any]:
         "used_by": [{"ref": ref, "what": purpose} for ref, purpose in page.children],
         "scores": [score.record() for score in page.scores],
         "differs": page.non_defaults,
+        **({"adapter": page.adapter.record()} if page.adapter else {}),
     }
 
 

@@ -131,11 +131,8 @@ class Signals:
         ]
 
     def _at(self, place: int) -> tuple[AnswerKey, SignalRows]:
-        for shard in self._reader.shards:
-            if place < len(shard):
-                return shard.keys[place], shard.read(place)
-            place -= len(shard)
-        raise IndexError(place)
+        shard, i = self._reader.at(place)
+        return shard.keys[i], shard.read(i)
 
     def _source(self, place: int) -> dict[str, Any]:
         """Where the answer comes from, as far as the store knows."""
@@ -158,7 +155,7 @@ class Signals:
         return {
             "k": spec.k, "vocabulary": spec.vocab_size, "step": spec.step, **pair, **spec.greatest_errors,
             "answers": len(self), "tokens": self._reader.tokens,
-            "bytes": sum(shard.path.stat().st_size for shard in self._reader.shards),
+            "bytes": sum(path.stat().st_size for path in self._reader.shards.paths),
             "teachers": {role: self._name(content) for role, content in spec.teachers.items()},
             "sampled_answers": len(places), **_figures([self._at(place)[1] for place in places]),
         }  # fmt: skip
@@ -301,8 +298,8 @@ def collect(store: Store, manifest: Manifest) -> dict[str, Any]:
 def _bytes_per_token(reader: SignalReader) -> dict[str, float]:
     """Stored bytes per token by column, and of all of them."""
     sizes = dict.fromkeys(COLUMNS, 0.0)
-    for shard in reader.shards:
-        for name, size in column_bytes(shard.path).items():
+    for path in reader.shards.paths:
+        for name, size in column_bytes(path).items():
             sizes[name] += size / max(1, reader.tokens)
     return {**sizes, "all": sum(sizes.values())}
 
@@ -342,7 +339,8 @@ def _measured(distances: dict[str, Any]) -> list[str]:
         method, end, _ = name.partition(COSINE)
         rows += [(value, "{:.6f}", f"cosine of {method.upper()}'s gradient with the full vocabulary's")] if end else []
     lines = [f"  {form.format(value):>12}  {words}" for value, form, words in rows if value is not None]
-    return [f"against the teacher, {size}; student: {distances['student']}", *lines]
+    whole = f" with whole weights, where the signal is of {distances['stored']} ones" if "stored" in distances else ""
+    return [f"against the teacher{whole}, {size}; student: {distances['student']}", *lines]
 
 
 def tsv(figures: dict[str, Any]) -> str:

@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from adpa_cli.data.tables import WATCH, heeding, watching
 from adpa_cli.errors import AdpaError, Stopped
 from adpa_cli.estimate.cost import Cost
 from adpa_cli.estimate.survey import Survey, check
@@ -169,7 +170,8 @@ def _computed(job: Job, work: Work, threads: int, log: Log, show: Show) -> dict[
         show.note(text)
 
     try:
-        metrics = run(job, Monitor(progress, note, show.stop), threads)
+        with watching(heeding(show.stop, WATCH.get())):
+            metrics = run(job, Monitor(progress, note, show.stop), threads)
     except AdpaError as error:
         error.hint = error.hint.replace("--set STAGE.", f"--set {job.stage}.")  # what a model needs, any stage may say
         log.say(error.message)

@@ -165,7 +165,8 @@ def measure(
     roles = [role for role in ("aligned", "reference") if role in job.inputs]
     for n, role in enumerate(roles):
         _save(job, role, answers, spec, monitor, (n, len(roles)))
-    return _measured(names.store.folder(manifest.ref), work, answers, roles, spec.support == "topk")
+    measured = _measured(names.store.folder(manifest.ref), work, answers, roles, spec.support == "topk")
+    return {**measured, "stored": spec.quantise} if spec.quantise else measured
 
 
 def _name(answer: Answer) -> str:
@@ -178,7 +179,7 @@ def _save(
     job: Job, role: str, answers: list[Answer], spec: CaptureSpec, monitor: Monitor, turn: tuple[int, int]
 ) -> None:
     """Keep a teacher's log-probs of each run of tokens in the work folder: one layer of one teacher is in memory at a
-    time. They are in float32 whatever the signal was computed in, so that its errors show.
+    time. They are in float32 and of whole weights, whatever the signal was computed in and of, so that its errors show.
 
     `turn` counts the teachers before this one, and all of them.
     """

@@ -20,6 +20,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import IO, Any
 
+from adpa_cli.data.tables import WATCH, heeding, watching
 from adpa_cli.errors import AdpaError, Stopped
 from adpa_cli.stages import Job, Monitor, compute
 
@@ -124,6 +125,8 @@ def _heard(message: Mapping[str, Any], rank: int, monitor: Monitor) -> AdpaError
         monitor.progress(message["step"], message["of"], message["numbers"])
     if message["kind"] == "note" and rank == 0:
         monitor.note(message["text"])
+    if message["kind"] == "reading":
+        WATCH.get()(message["what"], message["done"], message["of"])
     if message["kind"] == "stopped":
         return Stopped(message["signal"], message["text"])
     if message["kind"] == "error":
@@ -174,8 +177,13 @@ def main() -> int:
     from adpa_cli.engine.device import prepare
 
     prepare(int(os.environ["OMP_NUM_THREADS"]))
+
+    def tell(what: str, done: int, of: int) -> None:
+        say(kind="reading", what=what, done=done, of=of)
+
     try:
-        compute(job, monitor, rank, processes)
+        with watching(heeding(monitor.stop, tell)):
+            compute(job, monitor, rank, processes)
     except Stopped as stopped:
         say(kind="stopped", signal=stopped.signal_name, text=stopped.message)
     except AdpaError as error:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from adpa_cli.disk import numbered, sha256_file, swap, sync_file, sync_folder
 from adpa_cli.errors import AdpaError, Corrupt
-from adpa_cli.hub.adapter_folder import tokenizer_folder
+from adpa_cli.hub.model_folder import ModelFolder
 from adpa_cli.planning.resolve_inputs import Names
 from adpa_cli.running.recorded_inputs import recorded_job
 from adpa_cli.signal import stored_frames
@@ -95,7 +95,7 @@ def _rewrite(
     if TOKENIZER in files:
         import zstandard
 
-        text = (tokenizer_folder(job.one("aligned").path) / "tokenizer.json").read_bytes()
+        text = (ModelFolder.of(job.one("aligned").path).texts.path / "tokenizer.json").read_bytes()
         (new / TOKENIZER).write_bytes(zstandard.ZstdCompressor(level=19).compress(text))
     names = [name for name in files if name != TOKENIZER]
     record: dict[str, Any] = {"files": {}, "rows": 0, "compared": 0, "greatest_steps": 0.0}

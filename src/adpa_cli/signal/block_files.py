@@ -7,12 +7,14 @@ the one that computes.
 from __future__ import annotations
 
 import json
+import os
 import zlib
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
+from fnmatch import fnmatchcase
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -72,6 +74,27 @@ def _crc(head: dict[str, Any], tensors: dict[str, Any]) -> int:
 def block_path(folder: Path, role: str, index: int) -> Path:
     """The file of one finished block of one teacher."""
     return folder / f"_{role}-{index:06d}.block"
+
+
+@dataclass(frozen=True)
+class BlockPaths(Sequence[Path]):
+    """The files of the finished blocks of one teacher, by the numbers of the blocks: `size` from 0 on."""
+
+    folder: Path
+    role: str
+    size: int
+
+    @classmethod
+    def of(cls, folder: Path, role: str) -> BlockPaths:
+        """All that are in a folder."""
+        with os.scandir(folder) as entries:
+            return cls(folder, role, sum(fnmatchcase(entry.name, f"_{role}-*.block") for entry in entries))
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __getitem__(self, index: Any) -> Any:
+        return block_path(self.folder, self.role, range(self.size)[index])
 
 
 def shard_path(folder: Path, number: int) -> Path:

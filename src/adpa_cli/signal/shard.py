@@ -5,6 +5,8 @@ The bytes are specified in docs/format.md.
 
 from __future__ import annotations
 
+import bisect
+import functools
 import json
 import os
 import shutil
@@ -13,7 +15,7 @@ import weakref
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from itertools import accumulate, pairwise
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from numpy.typing import NDArray
 
 from adpa_cli.disk import atomic, numbered
 from adpa_cli.errors import Corrupt, DataError, NotFound
+from adpa_cli.signal.answer_index import AnswerIndex, AnswerKeys
 from adpa_cli.signal.codec import Compressor, Decompressor, Ranking, decode_frames, encode_frame, most_content
 from adpa_cli.signal.numbers import Cursor, Streams
 from adpa_cli.signal.rows import MAX_TOKENS, AnswerKey, Ints, SignalRows, SignalSpec, checked, checked_ids
@@ -31,6 +34,10 @@ BATCH = 1 << 18
 """Ids that iteration decodes at a time: enough to outweigh numpy's calls, few enough to stay in the cache."""
 MAGIC = b"adpa-sig"
 VERSION = 1
+MAX_BYTES = 1 << 56
+"""More than any file has: a bound on the sizes that a damaged header can name."""
+OPEN = 64
+"""Shards that a reader of many keeps open: each holds its ranking, 4 bytes for each id of the vocabulary and more."""
 PRELUDE = 20
 """Bytes before the header: magic, version u32, bytes of the header u32, crc32 of both and of the header u32."""
 
@@ -40,10 +47,10 @@ class Index:
     """Everything a shard says before its first frame."""
 
     spec: SignalSpec
-    keys: tuple[AnswerKey, ...]
-    tokens: tuple[int, ...]
+    keys: Sequence[AnswerKey]
+    tokens: NDArray[np.int64]
     """Tokens of each answer."""
-    sizes: tuple[int, ...]
+    sizes: NDArray[np.int64]
     """Bytes of each answer's frame, in file order."""
     ranking_size: int
     """Bytes of the ranking's frame, which comes first."""
@@ -60,8 +67,8 @@ def write_index(index: Index) -> bytes:
         "example_id": [key.example_id for key in index.keys],
         "part": [key.part for key in index.keys],
         "hash": [key.tokens for key in index.keys],
-        "tokens": index.tokens,
-        "bytes": index.sizes,
+        "tokens": index.tokens.tolist(),
+        "bytes": index.sizes.tolist(),
     }
     header = {**spec, "ranking": {"bytes": index.ranking_size, "classes": index.classes}, "answers": answers}
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
@@ -90,9 +97,10 @@ def read_index(prelude: bytes, frame: bytes) -> Index:
         header = json.loads(Decompressor().content(frame))
         answers, ranking = header["answers"], header["ranking"]
         columns = (answers["example_id"], answers["part"], answers["hash"], answers["tokens"], answers["bytes"])
-        keys = tuple(AnswerKey(*row[:3]) for row in zip(*columns, strict=True))
-        if not all(type(text) is str for column in columns[:3] for text in column):
+        if not all(set(map(type, column)) <= {str} for column in columns[:3]):
             raise TypeError("a key is not text")
+        if len(set(map(len, columns))) > 1:
+            raise ValueError("the columns of the answers are not equally long")
         spec = SignalSpec(
             k=_count(header["k"]),
             vocab_size=_count(header["vocab_size"]),
@@ -102,10 +110,13 @@ def read_index(prelude: bytes, frame: bytes) -> Index:
             dtype=str(header["dtype"]),
             draws=_count(header.get("draws", 0)),
         )
-        tokens, sizes = (tuple(map(_count, column)) for column in columns[3:])
-        if max(tokens, default=0) > MAX_TOKENS:
+        if max(map(_count, columns[3]), default=0) > MAX_TOKENS:
             raise ValueError("too many tokens in an answer")
-        return Index(spec, keys, tokens, sizes, _count(ranking["bytes"]), tuple(map(_count, ranking["classes"])))
+        if sum(map(_count, [*columns[4], ranking["bytes"]])) > MAX_BYTES:
+            raise ValueError("too many bytes")
+        tokens, sizes = (np.array(column, dtype=np.int64) for column in columns[3:])
+        keys, classes = AnswerKeys(*columns[:3]), tuple(map(_count, ranking["classes"]))
+        return Index(spec, keys, tokens, sizes, ranking["bytes"], classes)
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError, OverflowError, DataError) as error:
         raise Corrupt(f"the header does not describe a signal ({error})") from None
 
@@ -147,7 +158,7 @@ def read_ranking(frame: bytes, index: Index) -> Ranking:
     data.finish()
     bounds = np.cumsum([0, *index.classes])
     ids = np.concatenate([np.zeros(0, dtype=np.int64), *(np.cumsum(gaps[a:b]) - 1 for a, b in pairwise(bounds))])
-    if (ids.size and ids.max() >= vocabulary) or np.unique(ids).size != ids.size:
+    if ids.max(initial=0) >= vocabulary or np.bincount(ids, minlength=1).max() > 1:
         raise Corrupt("the ranking names an id twice, or one outside the vocabulary")
     return Ranking(ids.astype(np.int32), vocabulary)
 
@@ -173,7 +184,7 @@ def write_shard(path: Path, spec: SignalSpec, answers: Answers) -> None:
             sizes.append(len(frame))
         if len({(key.example_id, key.part) for key in keys}) < len(keys):
             raise DataError(f"{path.name}: an example and part occur twice", "give every answer its own example id")
-        index = Index(spec, tuple(keys), tuple(tokens), tuple(sizes), len(ranking_frame), classes)
+        index = Index(spec, keys, np.array(tokens, np.int64), np.array(sizes, np.int64), len(ranking_frame), classes)
         with atomic(path) as out:
             out.write(write_index(index) + ranking_frame)
             frames.seek(0)
@@ -212,7 +223,7 @@ class Shard:
             self.spec, self.keys, self.tokens, self.sizes = index.spec, index.keys, index.tokens, index.sizes
             self.ranking_frame = os.pread(self._file, min(index.ranking_size, length), PRELUDE + size)
             self.ranking = read_ranking(self.ranking_frame, index)
-            self._offsets = list(accumulate(index.sizes, initial=PRELUDE + size + index.ranking_size))
+            self._offsets = np.cumsum(np.r_[PRELUDE + size + index.ranking_size, index.sizes])
             if not partial and self._offsets[-1] != length:
                 raise Corrupt(f"{length} bytes where the header says {self._offsets[-1]}")
         except Corrupt as problem:
@@ -235,19 +246,19 @@ class Shard:
 
     def frame(self, i: int) -> bytes:
         """The stored bytes of row i; of a truncated file what there is of them."""
-        return os.pread(self._file, self.sizes[i], self._offsets[i])
+        return os.pread(self._file, int(self.sizes[i]), int(self._offsets[i]))
 
     def _read(self, start: int, end: int, raw: bool) -> list[SignalRows]:
         """The rows from `start` on, up to but not `end`."""
-        first, last = self._offsets[start], self._offsets[end]
+        first, *ends = self._offsets[start : end + 1].tolist()
+        last = ends[-1]
         data = memoryview(os.pread(self._file, last - first, first))
         if len(data) < last - first:
             raise Corrupt("the file ends too early")
-        frames = []
-        for i in range(start, end):
-            frame = data[self._offsets[i] - first : self._offsets[i + 1] - first]
-            content = self._decompressor.content(frame, most_content(self.tokens[i], self.spec))
-            frames.append((self.keys[i], self.tokens[i], content))
+        frames, tokens = [], self.tokens[start:end].tolist()
+        for key, count, (a, b) in zip(self.keys[start:end], tokens, pairwise([first, *ends]), strict=True):
+            content = self._decompressor.content(data[a - first : b - first], most_content(count, self.spec))
+            frames.append((key, count, content))
         return decode_frames(frames, self.spec, self.ranking, raw)
 
     def __iter__(self) -> Iterator[tuple[AnswerKey, SignalRows]]:
@@ -263,7 +274,7 @@ class Shard:
     def _batches(self) -> Iterator[tuple[int, int]]:
         """Runs of answers that are decoded together: of about `BATCH` ids, or one answer that is longer."""
         start, waiting = 0, 0
-        for i, tokens in enumerate(self.tokens):
+        for i, tokens in enumerate(self.tokens.tolist()):
             size = (tokens + 1) * self.spec.k
             if i > start and waiting + size > BATCH:
                 yield start, i
@@ -283,34 +294,68 @@ class Shard:
         return problems
 
 
+class Shards(Sequence[Shard]):
+    """The shards in some files, opened when they are asked for; the last OPEN of them stay open."""
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        self.paths = paths
+        self._opened = functools.lru_cache(OPEN)(lambda n: Shard(paths[n]))
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, n: Any) -> Any:
+        return self._opened(n)
+
+
 class SignalReader:
     """The teacher signal of an artifact folder: every `signal-*.adpa` in it.
 
-    Raises NotFound without a shard, Corrupt when a header is damaged or the shards do not belong together.
+    It holds 16 bytes an answer, and what OPEN shards hold. Raises NotFound without a shard, Corrupt when a header is
+    damaged or the shards do not belong together.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = Path(folder)
-        self.shards = [Shard(path) for path in numbered(self.folder, "signal-*.adpa")]
+        self.shards = Shards(numbered(self.folder, "signal-*.adpa"))
         if not self.shards:
             raise NotFound(f"no teacher signal in {self.folder}", "make one with `adpa cache-teacher`")
         self.spec: SignalSpec = self.shards[0].spec
-        self._rows: dict[str, dict[str, tuple[AnswerKey, Shard, int]]] = {}
+        self._index, self._starts = AnswerIndex(), [0]
+        self.tokens = 0
         for shard in self.shards:
             if shard.spec != self.spec:
-                raise Corrupt(f"{shard.path}: its header differs from that of {self.shards[0].path.name}")
-            for i, key in enumerate(shard.keys):
-                if self._rows.setdefault(key.example_id, {}).setdefault(key.part, (key, shard, i))[1:] != (shard, i):
-                    raise Corrupt(f"{shard.path}: example {key.example_id!r} ({key.part}) is in two shards")
-        self.tokens: int = sum(sum(shard.tokens) for shard in self.shards)
-        self.parts: tuple[str, ...] = tuple(sorted({key.part for shard in self.shards for key in shard.keys}))
+                raise Corrupt(f"{shard.path}: its header differs from that of {self.shards.paths[0].name}")
+            self._index.add(shard.keys)
+            self._starts.append(self._starts[-1] + len(shard))
+            self.tokens += int(shard.tokens.sum())
+        self._index.sort()
+        self.parts: tuple[str, ...] = tuple(sorted(self._index.parts))
+        self._check_names()
+
+    def _check_names(self) -> None:
+        """Raise Corrupt where two answers have one name."""
+        for places in self._index.namesakes():
+            names = set[tuple[str, str]]()
+            for shard, i in map(self.at, places):
+                name = (shard.keys[i].example_id, shard.keys[i].part)
+                if name in names:
+                    raise Corrupt(f"{shard.path}: example {name[0]!r} ({name[1]}) is in two shards")
+                names.add(name)
 
     def __len__(self) -> int:
-        return sum(len(shard) for shard in self.shards)
+        return self._starts[-1]
+
+    def at(self, place: int) -> tuple[Shard, int]:
+        """The shard and the row in it of an answer, counted over all shards. Raises IndexError."""
+        if not 0 <= place < len(self):
+            raise IndexError(place)
+        number = bisect.bisect_right(self._starts, place) - 1
+        return self.shards[number], place - self._starts[number]
 
     def read(self, key: AnswerKey, *, raw: bool = False) -> SignalRows:
         """The rows of one answer. Raises DataError naming what differs: the example, its part or its tokens."""
-        stored, shard, i = self._find(key)
+        stored, shard, i = self._find(key.example_id, key.part)
         if stored.tokens != key.tokens:
             raise DataError(
                 f"{self.folder}: example {key.example_id!r} ({key.part}), field tokens: the signal is for tokens "
@@ -319,21 +364,35 @@ class SignalReader:
             )
         return shard.read(i, raw=raw)
 
-    def covers(self, keys: Iterable[AnswerKey]) -> list[AnswerKey]:
-        """The keys that `read` would refuse."""
-        return [key for key in keys if self._rows.get(key.example_id, {}).get(key.part, (None,))[0] != key]
+    def named(self, example_id: str, part: str) -> SignalRows:
+        """The rows of an answer of whatever tokens. Raises DataError as `read` does."""
+        _, shard, i = self._find(example_id, part)
+        return shard.read(i)
 
-    def _find(self, key: AnswerKey) -> tuple[AnswerKey, Shard, int]:
-        parts = self._rows.get(key.example_id)
-        if parts is None:
+    def check(self, keys: Iterable[AnswerKey]) -> None:
+        """Raise what `read` raises for the first key that it refuses."""
+        for key in self._index.missing(keys):
+            self.read(key)
+
+    def _place(self, example_id: str, part: str) -> tuple[AnswerKey, Shard, int] | None:
+        for shard, i in map(self.at, self._index.places(example_id, part)):
+            key = shard.keys[i]
+            if (key.example_id, key.part) == (example_id, part):
+                return key, shard, i
+        return None
+
+    def _find(self, example_id: str, part: str) -> tuple[AnswerKey, Shard, int]:
+        found = self._place(example_id, part)
+        if found is not None:
+            return found
+        parts = [other for other in self.parts if self._place(example_id, other)]
+        if not parts:
+            examples = np.unique(np.array([hash(key.example_id) for shard in self.shards for key in shard.keys]))
             raise DataError(
-                f"{self.folder}: field example_id: {key.example_id!r} is not among its {len(self._rows)} examples",
+                f"{self.folder}: field example_id: {example_id!r} is not among its {len(examples)} examples",
                 "run `adpa cache-teacher` on these data",
             )
-        if key.part not in parts:
-            raise DataError(
-                f"{self.folder}: example {key.example_id!r}, field part: {key.part!r} was not captured, "
-                f"only {', '.join(sorted(parts))}",
-                "run `adpa cache-teacher` on these answers",
-            )
-        return parts[key.part]
+        raise DataError(
+            f"{self.folder}: example {example_id!r}, field part: {part!r} was not captured, only {', '.join(parts)}",
+            "run `adpa cache-teacher` on these answers",
+        )

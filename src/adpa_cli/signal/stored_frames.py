@@ -31,8 +31,9 @@ EXACT = 1 / 1024
 def patch_shard(path: Path, stored: Shard, new: Mapping[int, SignalRows]) -> None:
     """Write `stored` as a shard whose rows numbered in `new` are those; the other frames are copied byte by byte."""
     frames = [frame_of(stored, i, new[i]) if i in new else stored.frame(i) for i in range(len(stored))]
+    index = replace(stored.index, sizes=np.array([len(frame) for frame in frames], dtype=np.int64))
     with atomic(path) as out:
-        out.write(write_index(replace(stored.index, sizes=tuple(map(len, frames)))) + stored.ranking_frame)
+        out.write(write_index(index) + stored.ranking_frame)
         out.writelines(frames)
 
 
@@ -65,7 +66,7 @@ def column_bytes(path: Path) -> dict[str, float]:
     A block of zstandard that holds several columns counts for each by its share of the content. Raises Corrupt.
     """
     sizes, shard = dict.fromkeys(COLUMNS, 0.0), Shard(path, partial=True)
-    for i, tokens in enumerate(shard.tokens):
+    for i, tokens in enumerate(shard.tokens.tolist()):
         blocks, content = _blocks(shard.frame(i))
         runs = _runs(content, tokens, shard.spec)
         for name, size in _shared_out(blocks, runs).items():

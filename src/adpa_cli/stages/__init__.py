@@ -24,7 +24,7 @@ from typing import Any, Literal, Protocol, TypeVar
 from adpa_cli.engine.costs import Held, scoring_in_turn
 from adpa_cli.errors import AdpaError, Stopped
 from adpa_cli.hub import External, Located
-from adpa_cli.sizes import Disk, Memory, ModelSize, Row, Rows, Where, forward_flops
+from adpa_cli.sizes import Disk, Memory, ModelSize, Row, Rows, RowTable, Where, forward_flops, joined
 from adpa_cli.spec import Runtime, hashed
 from adpa_cli.store.identity import Recipe
 from adpa_cli.store.manifest import Manifest
@@ -42,16 +42,16 @@ MODEL_ROLES = (*DECODER_ROLES, "reward_model")
 class Lengths(Protocol):
     """How long the rows of one node's inputs are, measured or guessed. Raises AdpaError where data cannot be read."""
 
-    def dialogues(self) -> list[Row]:
-        """Of the dialogues that it trains on, within its `max_length`."""
+    def dialogues(self) -> RowTable:
+        """Of the dialogues that it trains on, within its `max_length`, or packed into rows of it."""
 
-    def pairs(self, split: str) -> Rows:
+    def pairs(self, split: str) -> dict[str, RowTable]:
         """Of the chosen and of the rejected answer to every pair of one side, within its `max_length`."""
 
-    def prompts(self, split: str) -> list[Row]:
+    def prompts(self, split: str) -> RowTable:
         """Of the prompts of one side, each once and whole, with the chosen answer."""
 
-    def answers(self) -> list[Row]:
+    def answers(self) -> RowTable:
         """Of its rollouts, one a prompt."""
 
 
@@ -69,10 +69,10 @@ class Load:
         """Examples."""
         return max(map(len, self.rows.values()), default=0)
 
-    @property
-    def flat(self) -> list[Row]:
+    @cached_property
+    def flat(self) -> Sequence[Row]:
         """The rows of all parts."""
-        return [row for part in self.rows.values() for row in part]
+        return joined(self.rows)
 
 
 def read_once_flops(node: Node, load: Load) -> float:
@@ -202,6 +202,11 @@ def compute(job: Job, monitor: Monitor, rank: int, processes: int) -> None:
     stage = every()[job.stage]
     with layers_wait("none" if stage.kind == "training" else job.runtime.offload, job.folder):
         stage.compute(job, monitor, rank, processes)
+
+
+def stored_words(spec: Any) -> str:
+    """How a stage stores the weights that it reads, to stand behind the name of a model; "" where as they are held."""
+    return f" in {spec.quantise}" if spec.quantise else ""
 
 
 def _silent(step: int, of: int, numbers: Mapping[str, float]) -> None:

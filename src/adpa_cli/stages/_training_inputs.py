@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,20 +11,22 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from adpa_cli import methods
+from adpa_cli.data.items import Items
 from adpa_cli.data.preferences import Pair
 from adpa_cli.errors import DataError
+from adpa_cli.hub.adapter_folder import AdapterFolder
 from adpa_cli.hub.externals import dialogues_of, pairs_of
 from adpa_cli.hub.model_folder import ModelFolder
 from adpa_cli.methods import Method, Need
 from adpa_cli.signal.rows import AnswerKey, SignalRows
 from adpa_cli.signal.shard import SignalReader
-from adpa_cli.spec import Dtype, TrainSpec
+from adpa_cli.spec import TrainSpec
 from adpa_cli.stages import Job, Monitor, every
-from adpa_cli.stages.rewards import read_rewards
-from adpa_cli.stages.start_logps import StartLogps
+from adpa_cli.stages._logps_table import StartLogps
+from adpa_cli.stages.rewards import Rewards
 
 if TYPE_CHECKING:
-    from adpa_cli.engine.layout.examples import Cut
+    from adpa_cli.engine.layout.examples import Answers, Cut, Examples
 
 SCORERS = {"start": "model", "aligned": "aligned", "reference": "reference"}
 """The input that gives each score of an answer which is drawn online."""
@@ -37,7 +39,7 @@ class Data:
     None where none are.
     """
 
-    examples: list[Any]
+    examples: Examples
     signal_of: Any
     notes: tuple[str, ...]
     online: Any = None
@@ -50,61 +52,61 @@ class Data:
 def gather(job: Job, spec: TrainSpec, method: Method, params: Any, encoder: Any, monitor: Monitor) -> Data:
     """Examples with every part that the method reads, and the way to their signal."""
     from adpa_cli.engine.layout import examples as ex
-    from adpa_cli.engine.layout.examples import Example
+    from adpa_cli.engine.layout.tokenised import rows_of
 
     source = job.one("data")
     if every()[job.stage].reads == "dialogues":
-        return _dialogues(job, spec, encoder, monitor)
+        return _dialogues(job, spec, monitor)
     pairs = pairs_of(source.where, "train", spec.limit, spec.skip_bad_rows, spec.template)
     wanted = method.needs_for(params)
     needs = [need for need in wanted if not need.online]
-    answers: dict[str, dict[str, Any]] = {}
+    ids, prompts = (pairs.items.values(name) for name in ("id", "key"))
+    answers: dict[str, ex.Answers] = {}
+    places: dict[str, Any] = {}
     cut = ex.Cut()
     for need in needs:
-        if spec.source(need.part) != "rollout":
+        part = spec.source(need.part)
+        if part != "rollout":
             both = ex.answers_for(spec, source, "train", job.one("model").path)
-            answers[need.part] = {answer.key.example_id: answer for answer in both.of(spec.source(need.part))}
-            cut = both.cut
+            answers[need.part], cut = both.of(part), both.cut
         else:
-            rows = {a.key.example_id: a for a in _rollouts(job, spec, need, encoder)}
-            answers["rollout"] = {p.id: rows[ex.rollout_id(p)] for p in pairs.items if ex.rollout_id(p) in rows}
-    kept = [p for p in pairs.items if all(p.id in answers[need.part] for need in needs)]
+            answers[need.part] = _rollouts(job, spec, need, encoder)
+        places[need.part] = rows_of(prompts if part == "rollout" else ids, answers[need.part].ids)
+    kept = np.flatnonzero(np.all([own >= 0 for own in places.values()], axis=0)) if needs else np.arange(len(ids))
     said = cut.words("pairs", spec.max_length)
     lacking = len(pairs.items) - len(kept) - cut.left_out
     if lacking > 0:
         said.append(f"{lacking} of {len(pairs.items)} pairs have no rollout and are left out")
     for text in said:
         monitor.note(text)
-    if not kept:
+    if not len(kept):
         raise _nothing_left(job, spec, cut)
-    made_examples = [Example(p.id, {need.part: answers[need.part][p.id].sequence() for need in needs}) for p in kept]
-    notes = (*pairs.notes, *said)
+    examples = ex.Examples({part: own.at(places[part][kept]) for part, own in answers.items()}, ids[kept])
 
-    def keys(asks: Callable[[Need], object]) -> dict[tuple[str, str], AnswerKey]:
-        return {(p.id, need.part): answers[need.part][p.id].key for p in kept for need in needs if asks(need)}
+    def keys(asks: Callable[[Need], object]) -> dict[str, Iterable[AnswerKey]]:
+        return {spec.source(need.part): examples.parts[need.part].answer_keys() for need in needs if asks(need)}
 
-    online = _online(job, spec, params, encoder, kept) if len(needs) < len(wanted) else None
-    rewards = read_rewards(job.one("rewards").path) if any(need.reward for need in needs) else {}
+    online = _online(job, spec, params, encoder, pairs.items.at(kept)) if len(needs) < len(wanted) else None
+    rewards = Rewards(job.one("rewards").path) if any(need.reward for need in needs) else {}
     signal_of = _signals(job, keys(lambda need: need.signal), method)
     start_of = _start_of(job, keys(lambda need: need.start))
-    return Data(made_examples, signal_of, notes, online, rewards, start_of, cut.numbers())
+    return Data(examples, signal_of, (*pairs.notes, *said), online, rewards, start_of, cut.numbers())
 
 
-def _dialogues(job: Job, spec: TrainSpec, encoder: Any, monitor: Monitor) -> Data:
+def _dialogues(job: Job, spec: TrainSpec, monitor: Monitor) -> Data:
     """Dialogues, for a stage that reads these."""
-    from adpa_cli.engine.layout.examples import dialogue_examples
+    from adpa_cli.engine.layout.examples import dialogues_for
     from adpa_cli.engine.layout.packed_dialogues import packed_examples
 
-    source = job.one("data")
+    source, folder, every_token = job.one("data"), job.one("model").path, spec.train_on == "all"
     loaded = dialogues_of(source.where, "train", spec.limit, spec.skip_bad_rows, spec.template)
     if spec.packed:
-        rows = packed_examples(loaded.items, encoder, spec.max_length, spec.train_on == "all", source.label)
-        return Data(rows, _no_signal, loaded.notes)
-    examples, cut = dialogue_examples(loaded.items, encoder, spec.max_length, source.label, spec.train_on == "all")
+        return Data(packed_examples(spec, source, folder, every_token), _no_signal, loaded.notes)
+    examples, cut = dialogues_for(spec, source, "train", folder, every_token=every_token)
     said = cut.words("dialogues", spec.max_length)
     for text in said:
         monitor.note(text)
-    if not examples:
+    if not len(examples):
         raise _nothing_left(job, spec, cut)
     return Data(examples, _no_signal, (*loaded.notes, *said), truncation=cut.numbers())
 
@@ -117,23 +119,25 @@ def _nothing_left(job: Job, spec: TrainSpec, cut: Cut) -> DataError:
     return cut.nothing_left(data, every()[job.stage].reads, spec.max_length, job.stage)
 
 
-def _online(job: Job, spec: TrainSpec, params: Any, encoder: Any, pairs: Sequence[Pair]) -> Any:
+def _online(job: Job, spec: TrainSpec, params: Any, encoder: Any, pairs: Items[Pair]) -> Any:
     """The prompts of `pairs`, and the models that judge the answers which the student draws for them."""
     from adpa_cli.engine.generation.sampling import Decoding, Sampling
-    from adpa_cli.engine.layout.examples import end_ids, fitted_prompt
-    from adpa_cli.engine.training.online import Sources
+    from adpa_cli.engine.layout.examples import end_ids, prompts_for
+    from adpa_cli.engine.training.online import Scorer, Sources
 
     label = job.one("data").label
-    prompts = {p.id: fitted_prompt(p, encoder, spec, params.max_new_tokens, label, job.stage) for p in pairs}
+    prompts = prompts_for(pairs, pairs.values("id"), encoder, spec, params.max_new_tokens, label, job.stage)
     taught = spec.teachers_dtype or spec.dtype
-    dtypes: dict[str, Dtype] = {"start": spec.dtype}  # which the student is compared with
-    scorers = {name: (job.one(role).path, dtypes.get(name, taught)) for name, role in SCORERS.items()}
+    start = job.one("model").path
+    is_merged = AdapterFolder.of(start) is not None and not spec.lora
+    scorers = {name: Scorer(job.one(role).path, taught) for name, role in SCORERS.items()}
+    scorers["start"] = Scorer(start, spec.dtype, spec.quantise, is_merged)  # as the student that is compared with it
     sampling = Sampling(params.temperature, 1.0, params.max_new_tokens, spec.seed)
-    ends = end_ids(encoder, job.one("model").path)
+    ends = end_ids(encoder, start)
     return Sources(prompts, scorers, Decoding(sampling, ends, encoder.pad_id, spec.max_length, spec.dtype))
 
 
-def _rollouts(job: Job, spec: TrainSpec, need: Need, encoder: Any) -> list[Any]:
+def _rollouts(job: Job, spec: TrainSpec, need: Need, encoder: Any) -> Answers:
     """The generated answers that a method reads. Where it learns to write them, one of an end token only is none."""
     from adpa_cli.engine.layout import examples as ex
 
@@ -143,14 +147,17 @@ def _rollouts(job: Job, spec: TrainSpec, need: Need, encoder: Any) -> list[Any]:
         return ex.answers_as_text(rollouts, encoder, spec.max_length, source.label)
     answers = ex.rollout_answers(rollouts)
     ids = ModelFolder.of(job.one("model").path).vocabulary
-    most = max((max(answer.answer) for answer in answers), default=0)
+    most = max((int(batch.items("rollout").max(initial=0)) for batch in answers.table.batches()), default=0)
     if most >= ids:
         raise DataError(
             f"the rollouts {source.label} have the id {most}; the student has {ids}",
             "take answers of a teacher with the student's vocabulary, or --states student",
         )
-    empty = {(end,) for end in ex.end_ids(encoder, job.one("model").path)}
-    return answers if need.signal else [answer for answer in answers if answer.answer not in empty]
+    if need.signal:
+        return answers
+    ends = set(ex.end_ids(encoder, job.one("model").path))
+    short = np.flatnonzero(answers.tokens == 1).tolist()
+    return answers.at(np.delete(np.arange(len(answers)), [n for n in short if answers[n].answer[0] in ends]))
 
 
 def scaled_params(job: Job, spec: TrainSpec, method: Method) -> Any:
@@ -178,39 +185,39 @@ def _no_signal(example_id: str, part: str) -> SignalRows:
     raise DataError(f"example {example_id} ({part}) was asked for signal that its method does not need")
 
 
-def _start_of(job: Job, keys: Mapping[tuple[str, str], AnswerKey]) -> dict[tuple[str, str], Any]:
-    """Log-probs [T] of some answers under the start model."""
+def _start_of(job: Job, keys: Mapping[str, Iterable[AnswerKey]]) -> Mapping[tuple[str, str], Any]:
+    """Log-probs [T] under the start model of some answers, given by part; all are checked at once."""
     if not keys:
         return {}
     table = StartLogps(job.one("start-logps"))
-    return {name: table.of(key) for name, key in keys.items()}
+    for own in keys.values():
+        table.check(own)
+    return table
 
 
-def _signals(job: Job, keys: Mapping[tuple[str, str], AnswerKey], method: Method) -> Any:
-    """Reads the signal of an answer from whichever of the given caches covers its part; all are checked at once."""
+def _signals(job: Job, keys: Mapping[str, Iterable[AnswerKey]], method: Method) -> Any:
+    """Reads the signal of an answer from whichever of the given caches covers its part; all, given by part, are checked
+    at once."""
     if not keys:
         return _no_signal
     readers: dict[str, SignalReader] = {}
     for cache in job.inputs.get("cache", ()):
         reader = SignalReader(Path(cache.path))
         readers.update(dict.fromkeys(reader.parts, reader))
-    for part in {key.part for key in keys.values()} - readers.keys():
+    for part in keys.keys() - readers.keys():
         raise DataError(
             f"{job.ref}: no signal given covers the {part} answers",
             f"make it: adpa cache-teacher --teacher T {'--rollouts R' if part == 'rollout' else '--data SRC'}",
         )
-    for part, reader in readers.items():
-        missing = reader.covers([key for key in keys.values() if key.part == part])
-        if missing:
-            reader.read(missing[0])
+    for part, own in keys.items():
+        readers[part].check(own)
 
     ids = ModelFolder.of(job.one("model").path).vocabulary
     needs_labels = any(need.labels for need in method.needs if need.signal)
 
     def signal_of(example_id: str, part: str) -> SignalRows:
-        key = keys[example_id, part]
-        reader = readers[key.part]
-        rows = reader.read(key)
+        reader = readers[part]
+        rows = reader.named(example_id, part)
         if rows.ids.size and int(rows.ids.max()) >= ids:
             raise DataError(
                 f"the signal in {reader.folder.name} has the id {int(rows.ids.max())}; the student has {ids}",

@@ -6,8 +6,9 @@ written, and a shard that has all of its blocks compressed, while the teacher wo
 
 from __future__ import annotations
 
-import functools
+import bisect
 import json
+from array import array
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -15,14 +16,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from adpa_cli.coerce import Auto, auto_target
-from adpa_cli.disk import numbered, write_json
+from adpa_cli.disk import write_json
 from adpa_cli.engine.costs import TILES, TILES_OF_DRAWS, Held, scoring_in_turn, signal_bytes_per_token, signal_disk
 from adpa_cli.sizes import Disk, Memory, Rows
 from adpa_cli.spec import Dtype, Quantise, Truncation, make, noise_answers, quantise, truncation
-from adpa_cli.stages import Job, Lengths, Load, Monitor, Node, Stage, _noise, stop_if_asked, with_progress
+from adpa_cli.stages import Job, Lengths, Load, Monitor, Node, Stage, _noise, stop_if_asked, stored_words, with_progress
 from adpa_cli.stages._precision import fitting
 
 if TYPE_CHECKING:
+    from adpa_cli.engine.layout.examples import Answers
     from adpa_cli.signal.rows import AnswerKey, SignalRows, SignalSpec
 
     Captured = Sequence[tuple[AnswerKey, SignalRows]]
@@ -133,12 +135,14 @@ class Blocks:
 
     blocks: list[Any]
     shared: bool
+    tokens: Sequence[int]
+    """Of the answers of each block of the whole capture."""
 
     def shards(self) -> list[range]:
         """Blocks by shard."""
         from adpa_cli.signal import block_files
 
-        return block_files.shards_of([sum(len(item.answer) for item in block.items) for block in self.blocks])
+        return block_files.shards_of(self.tokens)
 
 
 def compute(job: Job, monitor: Monitor, rank: int = 0, processes: int = 1) -> None:
@@ -177,8 +181,9 @@ def _judge_noise(job: Job, spec: CaptureSpec, plan: Blocks, monitor: Monitor, of
     from adpa_cli.engine import noise
     from adpa_cli.engine.device import device, refused_when_full
 
-    answers = [answer for block in plan.blocks for answer in block.items]
-    sample = noise.first_by_hash(answers, lambda answer: str(answer.key), spec.noise_answers)
+    answers = answers_of(job, spec)
+    keys = enumerate(answers.answer_keys())
+    sample = [answers[n] for n, _ in noise.first_by_hash(keys, lambda key: str(key[1]), spec.noise_answers)]
     teachers = {role: noise.Teacher(job.one(role).path, job.one(role).label) for role in _roles(job)}
     how = noise.Sampled(spec.top_k, spec.student_vocab, spec.block_tokens // 2, device(), job.stage, spec.quantise)
 
@@ -218,8 +223,8 @@ def _pass(
     settings: dict[str, Any] = {
         "teacher": teacher.label, "student_vocab": spec.student_vocab, "dtype": spec.dtype, "share": share,
     }  # fmt: skip
-    number_of = {index: number for number, shard in enumerate(shards) for index in shard}
-    left = Counter(number_of.get(block.index) for block in plan.blocks)
+    starts = [shard.start for shard in shards]
+    left = Counter(bisect.bisect_right(starts, block.index) - 1 for block in plan.blocks)
     with block_files.background_writer() as write:
         for block in with_progress(plan.blocks, monitor, done, of):
             longest = max(len(item.prompt) + len(item.answer) for item in block.items)
@@ -227,9 +232,9 @@ def _pass(
             with fits, overflow_named(model, spec.dtype, job.stage):
                 rows = _rows(job, spec, role, block, model, plan.shared and not share, settings)
             write(_keep, job, role, block, rows)
-            number = number_of.get(block.index)
+            number = bisect.bisect_right(starts, block.index) - 1
             left[number] -= 1
-            if number is not None and not left[number]:
+            if shards and not left[number]:
                 paths = [_path(job, role, index) for index in shards[number]]
                 write(_encode, job, spec, number, paths)
 
@@ -300,13 +305,13 @@ def finish(job: Job) -> dict[str, Any]:
     """Encode the shards that are not there yet, and keep the tokenizer beside them."""
     import zstandard
 
-    from adpa_cli.hub.adapter_folder import tokenizer_folder
+    from adpa_cli.hub.model_folder import ModelFolder
     from adpa_cli.signal import block_files
 
     spec = make(CaptureSpec, job.spec)
     role = _roles(job)[-1]
-    paths = numbered(job.folder, f"_{role}-*.block")
-    facts, tokens = Facts(), list[int]()
+    paths = block_files.BlockPaths.of(job.folder, role)
+    facts, tokens = Facts(), array("q")
     for path in paths:
         before = facts.tokens
         facts.add(block_files.load_block(path))
@@ -320,7 +325,7 @@ def finish(job: Job) -> dict[str, Any]:
         signal, chosen = fitting(signal, paths, target)
     for number, shard in enumerate(block_files.shards_of(tokens)):
         block_files.write(job.folder, number, signal, [paths[index] for index in shard])
-    tokenizer = tokenizer_folder(job.one("aligned").path) / "tokenizer.json"
+    tokenizer = ModelFolder.of(job.one("aligned").path).texts.path / "tokenizer.json"
     if tokenizer.exists():
         packed = zstandard.ZstdCompressor(level=19).compress(tokenizer.read_bytes())
         (job.folder / "tokenizer.json.zst").write_bytes(packed)
@@ -329,11 +334,22 @@ def finish(job: Job) -> dict[str, Any]:
     metrics["say"] += chosen.pop("say", [])
     noise = _noise.metrics(job.folder, "advantage", spec.dtype, job.stage)
     metrics["say"] += noise.pop("say", [])
+    stored = {role: how for role in _roles(job) if (how := _stored(job, spec, role))}
+    if stored:
+        ways, whose = " and ".join(dict.fromkeys(stored.values())), "teacher" + "s" * (len(stored) > 1)
+        metrics |= {"stored": stored, "say": [*metrics["say"], f"weights of its {whose} stored as {ways}"]}
     if watch := [*metrics.pop("watch", []), *noise.pop("watch", [])]:
         metrics["watch"] = watch
     path = job.folder / TRUNCATION
     cut = json.loads(path.read_text()) if path.exists() else {}
     return {**metrics, **noise, **chosen, **_sharing(job), **cut, "bytes_per_token": size / facts.tokens}
+
+
+def _stored(job: Job, spec: CaptureSpec, role: str) -> str | None:
+    """How the weights of a teacher are stored while it is read: as asked for, or as its adapter was trained."""
+    from adpa_cli.hub.model_folder import ModelFolder
+
+    return ModelFolder.of(job.one(role).path).quantise or spec.quantise
 
 
 def signal_of(job: Job, spec: CaptureSpec, rows: Any) -> Any:
@@ -342,10 +358,12 @@ def signal_of(job: Job, spec: CaptureSpec, rows: Any) -> Any:
     from adpa_cli.signal.rows import SignalSpec
 
     step = spec.precision if auto_target(spec.precision) is None else 0.0
+    stored = _stored(job, spec, "aligned")
     return SignalSpec(
         k=int(rows.ids.shape[1]), vocab_size=ModelFolder.of(job.one("aligned").path).vocabulary, step=float(step),
         difference_step=spec.pair_precision or 0.0, teachers={role: job.one(role).content for role in _roles(job)},
-        dtype=spec.dtype, draws=spec.samples if spec.support == "sampled" else 0,
+        dtype=f"{spec.dtype}, weights in {stored}" if stored else spec.dtype,
+        draws=spec.samples if spec.support == "sampled" else 0,
     )  # fmt: skip
 
 
@@ -365,51 +383,33 @@ def _path(job: Job, role: str, index: int) -> Path:
     return block_files.block_path(job.folder, role, index)
 
 
-def answers_of(job: Job, spec: CaptureSpec) -> list[Any]:
+def answers_of(job: Job, spec: CaptureSpec) -> Answers:
     """The answers to capture, each once."""
     from adpa_cli.engine.layout import examples as ex
 
     if "rollouts" in job.inputs:
-        rollouts = ex.read_rollouts(job.one("rollouts").path)
-        return list(ex.rollout_answers(rollouts[: spec.limit]))
-    folder = job.one("aligned").path
-    both = ex.answers_for(spec, job.one("data"), "train", folder)
-    return [answer for part in spec.parts for answer in both.of(part)]
+        return ex.rollout_answers(ex.read_rollouts(job.one("rollouts").path)[: spec.limit])
+    both = ex.answers_for(spec, job.one("data"), "train", job.one("aligned").path)
+    return ex.Answers(both.chosen.table, spec.parts)
 
 
 def plan_of(job: Job, spec: CaptureSpec) -> Blocks:
     """The answers in blocks: of single rows, or of the answers to one prompt where the sizes make that worth it."""
-    from adpa_cli.engine.layout.micro_batches import Block, cut_blocks
+    from adpa_cli.engine.layout.micro_batches import mapped_blocks
+    from adpa_cli.engine.layout.tokenised import PromptGroups
 
     answers = answers_of(job, spec)
-    cut = functools.partial(cut_blocks, id_of=lambda group: _name(group[0]), tokens=spec.block_tokens)
-    groups = _by_prompt(answers) if spec.prompts == "auto" else []
-    shared = bool(groups) and sum(map(_length, groups)) <= MOST_SHARED * sum(_length([a]) for a in answers)
-    blocks = cut(groups if shared else [[answer] for answer in answers], _length)
-    return Blocks([Block(b.index, tuple(answer for group in b.items for answer in group)) for b in blocks], shared)
-
-
-def _by_prompt(answers: Sequence[Any]) -> list[list[Any]]:
-    """The answers of each example that have one prompt, together; it may have been cut in different ways."""
-    groups: dict[Any, list[Any]] = {}
-    for answer in answers:
-        groups.setdefault((answer.key.example_id, answer.prompt), []).append(answer)
-    return list(groups.values())
-
-
-def _length(group: Sequence[Any]) -> int:
-    """Tokens of a row with one prompt and some answers to it."""
-    return len(group[0].prompt) + sum(len(answer.answer) for answer in group)
-
-
-def _name(answer: Any) -> str:
-    return f"{answer.key.example_id}/{answer.key.part}"
+    alone, groups = (PromptGroups(answers, shared) for shared in (False, spec.prompts == "auto"))
+    shared = float(groups.lengths.sum()) <= MOST_SHARED * float(alone.lengths.sum())
+    groups = groups if shared else alone
+    blocks, numbers = mapped_blocks(groups, groups.lengths, groups.ids, spec.block_tokens)
+    return Blocks(blocks, shared, [int(groups.tokens[own].sum()) for own in numbers])
 
 
 def rows(node: Node, lengths: Lengths) -> Rows:
     """The answers that are captured."""
     if "rollouts" in node.inputs:
-        return {"rollout": [row.fitted(node.spec.max_length) for row in lengths.answers()[: node.spec.limit]]}
+        return {"rollout": lengths.answers()[: node.spec.limit].fitted(node.spec.max_length)}
     pairs = lengths.pairs("train")
     return {part: pairs[part] for part in node.spec.parts}
 
@@ -435,6 +435,7 @@ def memory(node: Node, load: Load) -> Memory:
 def what(node: Node) -> str:
     """Whose signal it is, and on which answers."""
     who = f"{node.about}+reference" if "reference" in node.inputs else node.about
+    who += stored_words(node.spec)
     if "rollouts" in node.inputs:
         return f"{who}, on rollouts {node.label_of('rollouts')}"
     return f"{who}, on {'+'.join(node.spec.parts)}"

@@ -19,7 +19,7 @@ from adpa_cli.engine.costs import scores_disk
 from adpa_cli.errors import AdpaError
 from adpa_cli.sizes import Disk, Rows
 from adpa_cli.spec import make
-from adpa_cli.stages import Job, Lengths, Load, Monitor, Node, Stage, _noise, with_progress
+from adpa_cli.stages import Job, Lengths, Load, Monitor, Node, Stage, _noise, stored_words, with_progress
 from adpa_cli.suites import EvalSpec
 
 if TYPE_CHECKING:
@@ -46,7 +46,6 @@ def compute(job: Job, monitor: Monitor, rank: int = 0, processes: int = 1) -> No
 def finish(job: Job) -> dict[str, Any]:
     """Scores with their intervals; the numbers of every row stay in scores.json."""
     from adpa_cli.data.examples import win
-    from adpa_cli.engine.layout.examples import prompts_of_pairs
 
     spec = make(EvalSpec, job.spec)
     suite = suites.every()[spec.suite]
@@ -55,8 +54,7 @@ def finish(job: Job) -> dict[str, Any]:
         for name in ("margins", "rewards", "against")
         if (job.folder / f"_{name}.json").exists()
     }
-    prompts = prompts_of_pairs(spec, job.one("data"), "test")
-    prompts = {pair: prompts[pair] for pair in read["margins"]}
+    prompts = _prompt_of_pairs(job, spec)
     shared = len(set(prompts.values())) < len(prompts)  # such pairs are drawn together when models are compared
     write_json(job.folder / "scores.json", {**read, "prompts": prompts} if shared else read)
     (margins,) = _aligned(read["margins"])
@@ -106,6 +104,16 @@ def bootstrap(values: Any, spec: EvalSpec, prompts: Sequence[str] = ()) -> dict[
     return {"value": float(numbers.mean()), "low": float(low), "high": float(high), "n": len(numbers)}
 
 
+def _prompt_of_pairs(job: Job, spec: EvalSpec) -> dict[str, str]:
+    """The id of the prompt of every pair that is measured, by the id of the pair."""
+    from adpa_cli.hub.externals import pairs_of
+
+    data = job.one("data")
+    items = pairs_of(data.where, "test", spec.limit, spec.skip_bad_rows, spec.template).items
+    measured = items.of_half(spec.measure_on, data.label).records(("id", "key"))
+    return {f"{pair:016x}": f"{prompt:016x}" for pair, prompt in measured}
+
+
 def _aligned(*tables: dict[str, float]) -> list[Floats]:
     """The rows that all tables have, in one order."""
     import numpy as np
@@ -136,15 +144,13 @@ def _margins(job: Job, spec: EvalSpec, monitor: Monitor) -> dict[str, float]:
 
 def _rewards(job: Job, spec: EvalSpec, role: str) -> dict[str, float]:
     """The reward of every answer of a rollout artifact to the prompts that are measured, by the hash of its prompt."""
-    from adpa_cli.data.examples import in_half
     from adpa_cli.engine.layout.examples import read_rollouts
 
     suite = suites.every()[spec.suite]
     if suite.rewards is None:
         raise AdpaError(f"the suite {suite.name} judges no answers")
     scorers = {scorer: job.one(scorer) for scorer in suite.scorers}
-    answers = [row for row in read_rollouts(job.one(role).path) if in_half(row.id, spec.measure_on)]
-    return suite.rewards(scorers, spec, answers)
+    return suite.rewards(scorers, spec, read_rollouts(job.one(role).path).of_half(spec.measure_on))
 
 
 def rows(node: Node, lengths: Lengths) -> Rows:
@@ -162,7 +168,7 @@ def what(node: Node) -> str:
     """Which suite measured whom, and with what the measured model was compared."""
     is_compared = "reference" in node.inputs and "aligned" not in node.inputs
     compared = f", reference {node.label_of('reference')}" if is_compared else ""
-    return f"{node.spec.suite} of {node.about}{compared}"
+    return f"{node.spec.suite} of {node.about}{stored_words(node.spec)}{compared}"
 
 
 EVAL = Stage(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from adpa_cli.disk import write_json
 from adpa_cli.engine.costs import scores_disk
 from adpa_cli.sizes import Disk, Rows
 from adpa_cli.spec import Dtype, Quantise, make, noise_answers, quantise
-from adpa_cli.stages import Job, Lengths, Load, Monitor, Node, Stage, _noise, with_progress
+from adpa_cli.stages import Job, Lengths, Load, Monitor, Node, Stage, _noise, stored_words, with_progress
 
 PARTS = ("chosen", "rejected")
 TABLE = "rewards.json"
@@ -89,10 +89,37 @@ def finish(job: Job) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def read_rewards(folder: Path) -> dict[tuple[str, str], float]:
-    """The rewards of a `rewards` artifact by (pair id, part)."""
-    table = json.loads((folder / TABLE).read_text(encoding="utf-8"))
-    return {(pair, part): value for part, values in table.items() for pair, value in values.items()}
+class Rewards(Mapping[tuple[str, str], float]):
+    """The rewards of an artifact by (pair id, part), in 16 bytes each: by the ids as numbers, which are sorted."""
+
+    def __init__(self, folder: Path) -> None:
+        text = (folder / TABLE).read_text(encoding="utf-8")
+        self._parts: dict[str, tuple[Any, Any]] = json.loads(text, object_pairs_hook=_columns)
+
+    def __len__(self) -> int:
+        return sum(len(ids) for ids, _ in self._parts.values())
+
+    def __iter__(self) -> Iterator[tuple[str, str]]:
+        return ((f"{int(pair):016x}", part) for part, (ids, _) in self._parts.items() for pair in ids)
+
+    def __getitem__(self, name: tuple[str, str]) -> float:
+        ids, values = self._parts[name[1]]
+        wanted = int(name[0], 16)
+        at = int(ids.searchsorted(ids.dtype.type(wanted)))
+        if at == len(ids) or int(ids[at]) != wanted:
+            raise KeyError(name)
+        return float(values[at])
+
+
+def _columns(entries: list[tuple[str, Any]]) -> Any:
+    """What becomes of an object of the table: of that of a part its ids [n] as sorted numbers and their values [n]."""
+    import numpy as np
+
+    if any(isinstance(value, tuple) for _, value in entries[:1]):
+        return dict(entries)
+    ids = np.array([int(pair, 16) for pair, _ in entries], dtype=np.uint64)
+    order = ids.argsort()
+    return ids[order], np.array([value for _, value in entries], dtype=np.float64)[order]
 
 
 def rows(node: Node, lengths: Lengths) -> Rows:
@@ -108,6 +135,7 @@ def disk(node: Node, load: Load) -> Disk:
 REWARDS = Stage(
     "rewards", 6, 1, RewardsSpec, "scoring", "rewards", compute, finish, rows, disk, one_process=True,
     flops=lambda node, load: _noise.flops(node, load, load.count),
-    what=lambda node: f"of pairs, by {node.label_of('reward_model')}", follows=("limit", "max_length"),
+    what=lambda node: f"of pairs, by {node.label_of('reward_model')}{stored_words(node.spec)}",
+    follows=("limit", "max_length"),
 )  # fmt: skip
 STAGES = (REWARDS,)

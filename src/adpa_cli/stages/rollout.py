@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Literal
 
 from adpa_cli.disk import numbered, write_json
 from adpa_cli.engine.costs import Held, generating_memory, rollout_disk
-from adpa_cli.sizes import Disk, Memory, Row, Rows
+from adpa_cli.sizes import Disk, Memory, Rows, RowTable
 from adpa_cli.spec import Dtype, Quantise, Split, make, quantise
-from adpa_cli.stages import Job, Lengths, Load, Monitor, Node, Stage, stop_if_asked
+from adpa_cli.stages import Job, Lengths, Load, Monitor, Node, Stage, stop_if_asked, stored_words
+
+if TYPE_CHECKING:
+    from adpa_cli.data.items import Items
+    from adpa_cli.data.preferences import Pair
+
+MADE = ("prompt_ids", "answer_ids", "text", "cut")
 
 
 @dataclass(frozen=True)
@@ -42,24 +48,24 @@ class RolloutSpec:
 
 def compute(job: Job, monitor: Monitor, rank: int = 0, processes: int = 1) -> None:
     """Leave one `_block-NNNNNN.json` per finished block in the work folder; blocks that are there are kept."""
-    from adpa_cli.data.tokenizer import Tokenizer
     from adpa_cli.engine.device import block_that_fits, device
     from adpa_cli.engine.generation.generate import generate_block
     from adpa_cli.engine.generation.sampling import Decoding, Sampling
     from adpa_cli.engine.layout.examples import end_ids
     from adpa_cli.engine.layout.micro_batches import longest_first
-    from adpa_cli.engine.models import load
+    from adpa_cli.engine.models import load, load_checked
     from adpa_cli.engine.overflow import overflow_named
-    from adpa_cli.hub.adapter_folder import tokenizer_folder
+    from adpa_cli.hub.model_folder import ModelFolder
 
     spec = make(RolloutSpec, job.spec)
     folder = job.one("model").path
-    encoder, blocks = _blocks(job, spec, Tokenizer.of(tokenizer_folder(folder)))
+    encoder, blocks = _blocks(job, spec, ModelFolder.of(folder).tokenizer)
     own = longest_first(blocks)[rank::processes]
     mine = [block for block in own if not _path(job, block.index).exists()]
     if not mine:
         return
-    model = load(folder, dtype=spec.dtype, device=device(), quantise=spec.quantise)
+    loaded = load_checked if spec.quantise else load  # some layers read a weight otherwise than by their products
+    model = loaded(folder, dtype=spec.dtype, device=device(), quantise=spec.quantise)
     sampling = Sampling(spec.temperature, spec.top_p, spec.max_new_tokens, spec.seed)
     decoding = Decoding(sampling, end_ids(encoder, folder), encoder.pad_id, spec.max_length, spec.dtype)
     done = len(own) - len(mine)
@@ -82,23 +88,23 @@ def compute(job: Job, monitor: Monitor, rank: int = 0, processes: int = 1) -> No
 
 def finish(job: Job) -> dict[str, Any]:
     """Put the blocks together, in the order of the data."""
-    from adpa_cli.engine.layout.examples import ROWS, Rollout, write_rollouts
+    import numpy as np
 
-    spec = make(RolloutSpec, job.spec)
-    blocks = numbered(job.folder, "_block-*.json")
-    made = {row["id"]: row for path in blocks for row in json.loads(path.read_text(encoding="utf-8"))}
-    rows = [
-        Rollout(
-            id=row, prompt=pair.prompt, prompt_ids=tuple(made[row]["prompt_ids"]),
-            answer_ids=tuple(made[row]["answer_ids"]), text=made[row]["text"], cut=made[row]["cut"],
-        )
-        for row, pair in _asked(job, spec).items()
-    ]  # fmt: skip
-    write_rollouts(job.folder / ROWS, rows)
-    lengths = [len(row.answer_ids) for row in rows]
+    from adpa_cli.engine.layout.examples import ROWS, Rollout, rollouts_table, write_rollouts
+    from adpa_cli.engine.layout.tokenised import rows_of
+
+    spec, blocks = make(RolloutSpec, job.spec), numbered(job.folder, "_block-*.json")
+    read = (row for path in blocks for row in json.loads(path.read_text(encoding="utf-8")))
+    made = rollouts_table(Rollout(row["id"], (), *(row[name] for name in MADE)) for row in read)
+    asked = _asked(job, spec)
+    places = rows_of(asked.values("key"), made.table.values("id")).tolist()
+    answered = (replace(made[place], prompt=pair.prompt) for place, pair in zip(places, asked, strict=True))
+    write_rollouts(job.folder / ROWS, answered)
+    lengths, cut = made.table.lengths("rollout")[places], made.table.values("cut")[places]
     return {
-        "answers": len(rows), "tokens": sum(lengths), "mean_tokens": sum(lengths) / len(rows),
-        "cut": sum(row.cut for row in rows) / len(rows), "blocks": len(blocks),
+        "answers": len(lengths), "tokens": int(lengths.sum(dtype=np.int64)),
+        "mean_tokens": int(lengths.sum(dtype=np.int64)) / len(lengths), "cut": int(cut.sum()) / len(cut),
+        "blocks": len(blocks),
     }  # fmt: skip
 
 
@@ -106,42 +112,36 @@ def _path(job: Job, index: int) -> Any:
     return job.folder / f"_block-{index:06d}.json"
 
 
-def _asked(job: Job, spec: RolloutSpec) -> dict[str, Any]:
-    """The first pair with each prompt by the prompt's id, in the order of the data."""
-    from adpa_cli.engine.layout.examples import rollout_id
+def _asked(job: Job, spec: RolloutSpec) -> Items[Pair]:
+    """The first pair with each prompt, in the order of the data."""
     from adpa_cli.hub.externals import pairs_of, prompts_of
 
     read = prompts_of if spec.ties and spec.split == "test" else pairs_of
-    loaded = read(job.one("data").where, spec.split, spec.limit, spec.skip_bad_rows, spec.template)
-    pairs: dict[str, Any] = {}
-    for pair in loaded.items:
-        pairs.setdefault(rollout_id(pair), pair)
-    return pairs
+    items = read(job.one("data").where, spec.split, spec.limit, spec.skip_bad_rows, spec.template).items
+    return items.at(items.firsts("key"))
 
 
 def _blocks(job: Job, spec: RolloutSpec, tokenizer: Any) -> tuple[Any, Any]:
-    from adpa_cli.engine.generation.generate import POOL
-    from adpa_cli.engine.layout.examples import encoder_of, fitted_prompt
-    from adpa_cli.engine.layout.micro_batches import cut_blocks
+    import numpy as np
 
-    encoder = encoder_of(tokenizer, spec)
-    items = []
-    for row, pair in _asked(job, spec).items():
-        label = job.one("data").label
-        items.append((row, fitted_prompt(pair, encoder, spec, spec.max_new_tokens, label, job.stage)))
-    return encoder, cut_blocks(
-        items,
-        lambda item: min(len(item[1]) + spec.max_new_tokens, spec.max_length),
-        lambda item: item[0],
-        POOL * spec.block_tokens,
-    )
+    from adpa_cli.engine.generation.generate import POOL
+    from adpa_cli.engine.layout.examples import encoder_of, prompts_for
+    from adpa_cli.engine.layout.micro_batches import mapped_blocks
+
+    encoder, asked, label = encoder_of(tokenizer, spec), _asked(job, spec), job.one("data").label
+    names = asked.values("key")
+    prompts = prompts_for(asked, names, encoder, spec, spec.max_new_tokens, label, job.stage)
+    lengths = np.minimum(prompts.lengths + spec.max_new_tokens, spec.max_length)
+    return encoder, mapped_blocks(prompts, lengths, [names], POOL * spec.block_tokens)[0]
 
 
 def rows(node: Node, lengths: Lengths) -> Rows:
     """A row for each prompt, with an answer that is not written yet: as long as the chosen one, where it may be."""
-    spec, prompts = node.spec, lengths.prompts(node.spec.split)
-    longest = [min(r.answer, spec.max_new_tokens, max(1.0, spec.max_length - r.prompt)) for r in prompts]
-    return {"rollout": [Row(r.prompt, answer) for r, answer in zip(prompts, longest, strict=True)]}
+    import numpy as np
+
+    spec, asked = node.spec, lengths.prompts(node.spec.split)
+    room = np.maximum(1.0, spec.max_length - asked.prompts)
+    return {"rollout": RowTable(asked.prompts, np.minimum(np.minimum(asked.answers, spec.max_new_tokens), room))}
 
 
 def memory(node: Node, load: Load) -> Memory:
@@ -160,7 +160,7 @@ def disk(node: Node, load: Load) -> Disk:
 def what(node: Node) -> str:
     """Whose answers they are, how they are drawn, and to which prompts."""
     how = f"temperature {node.spec.temperature:g}" if node.spec.temperature else "greedy"
-    return f"by {node.label_of('model')}, {how}, {node.spec.split} prompts"
+    return f"by {node.label_of('model')}{stored_words(node.spec)}, {how}, {node.spec.split} prompts"
 
 
 def next_commands(name: str) -> list[str]:

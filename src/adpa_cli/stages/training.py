@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import typing
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,13 +11,15 @@ from adpa_cli.disk import write_json
 from adpa_cli.engine import costs
 from adpa_cli.errors import DataError
 from adpa_cli.hub import External
-from adpa_cli.sizes import Disk, Memory, Row, Rows, packed_rows
+from adpa_cli.sizes import Disk, Memory, Rows
 from adpa_cli.spec import TrainSpec, make, tracker_names
 from adpa_cli.stages import Job, Lengths, Load, Monitor, Node, Stage, every
+from adpa_cli.stages._update import COMPUTED, first_steps, lost_update, rounds, share_words, update_of
 
 if TYPE_CHECKING:
     from adpa_cli.data.chat import Encoder
     from adpa_cli.engine.adapters import Base
+    from adpa_cli.engine.training.checkpoint_selection import CheckpointSelection
     from adpa_cli.methods import Method, Need
     from adpa_cli.stages._training_inputs import Data
 
@@ -28,8 +29,6 @@ GAMMA_RATIO = 3.0  # γ × RMS(A) outside this factor of the tuned one is worth 
 
 def compute(job: Job, monitor: Monitor, rank: int = 0, processes: int = 1) -> None:
     """Train, and leave a Hugging Face folder and metrics.jsonl in the work folder."""
-    from adpa_cli.data.tokenizer import Tokenizer
-    from adpa_cli.engine.adapters import adapter_state, name_base
     from adpa_cli.engine.device import forget_peak, make_accelerator
     from adpa_cli.engine.layout.examples import encoder_of
     from adpa_cli.engine.training import schedule
@@ -38,21 +37,20 @@ def compute(job: Job, monitor: Monitor, rank: int = 0, processes: int = 1) -> No
     from adpa_cli.engine.training.loop import Run, train
     from adpa_cli.engine.training.online import Online
     from adpa_cli.engine.training.step_report import tracking
-    from adpa_cli.hub.adapter_folder import tokenizer_folder
+    from adpa_cli.hub.model_folder import ModelFolder
     from adpa_cli.stages._training_inputs import gather, scaled_params
 
     spec = make(TrainSpec, job.spec)
     method = method_of(spec.method)
     params = scaled_params(job, spec, method)
     folder = job.one("model").path
-    encoder = encoder_of(Tokenizer.of(tokenizer_folder(folder)), spec)
+    encoder = encoder_of(ModelFolder.of(folder).tokenizer, spec)
     data = gather(job, spec, method, params, encoder, monitor)
     rows, end = len(data.examples), spec.last_step(schedule.steps_of(len(data.examples), spec))
     held = validation(job, spec, encoder) if spec.select == "best" else None
     accelerator = make_accelerator(job.runtime.rendezvous)
     student, tuned = _student(job, spec, encoder, str(accelerator.device), data)
     base = base_of(folder, job.one("model").content, spec) if spec.lora else None
-    before = adapter_state(student.model) if spec.lora else {}
     inputs = (data.examples, data.online, spec, params, job.folder, job.runtime.tokens_per_device)
     feed = Online(student, accelerator, *inputs) if data.online else None
 
@@ -65,22 +63,18 @@ def compute(job: Job, monitor: Monitor, rank: int = 0, processes: int = 1) -> No
         run = Run(
             spec=spec, method=method, params=params, examples=data.examples, end_id=encoder.end_id, stage=job.stage,
             signal_of=data.signal_of, work=job.folder, runtime=job.runtime, progress=monitor.progress, track=track,
-            look=_first_steps(job, spec, student, monitor, end), note=monitor.note, stop=monitor.stop,
+            look=first_steps(job, spec, student, monitor, end), note=monitor.note, stop=monitor.stop,
             evaluation_steps=evaluated, evaluate=selection.evaluate, feed=feed,
             critic_lr=params.critic_lr if feed else 0.0, reward_of=data.reward_of, start_of=data.start_of,
         )  # fmt: skip
         summary = train(student, run, accelerator)
     preferred = _preferred(job, spec, encoder, student, accelerator) if method.scalar_head and not held else {}
     if accelerator.is_main_process:
-        chosen = selection.take_best() if held else end
-        if not held:
-            save_in(job.folder)
-        elif base:
-            name_base(job.folder, base)  # the folder of the best step lies deeper
+        chosen = _kept_step(selection, base, end)
         write_json(job.folder / RESULT, {
             **preferred, **_selected(job, spec, chosen, bool(held), bool(evaluated)),
             **measured(job.folder, end, accelerator.device.type), **_sizes(student.model, data),
-            **({"runtime": tuned} if tuned else {}), **_update(job, spec, student.model, before), "final": summary,
+            **({"runtime": tuned} if tuned else {}), **update_of(job, spec, student.model), "final": summary,
         })  # fmt: skip
     accelerator.wait_for_everyone()
 
@@ -94,6 +88,19 @@ def _saver(model: Any, encoder: Encoder, source: Path, base: Base | None) -> Cal
     return lambda folder: save(model, encoder.tokenizer, folder, text, end, source, base)
 
 
+def _kept_step(selection: CheckpointSelection, base: Base | None, end: int) -> int:
+    """The step whose weights become those of the artifact: the best, or the last one."""
+    from adpa_cli.engine.adapters import name_base
+
+    if selection.measure is None:
+        selection.save(selection.work)
+        return end
+    step = selection.take_best()
+    if base:
+        name_base(selection.work, base)  # the folder of the best step lies deeper
+    return step
+
+
 def _sizes(model: Any, data: Data) -> dict[str, Any]:
     """How many examples and tokens there were, and how many parameters, of which so many trained if not all; what was
     cut, and what was said of the data."""
@@ -103,7 +110,7 @@ def _sizes(model: Any, data: Data) -> dict[str, Any]:
     trained = {"trained": parameters_of(model, trained=True)} if has_adapter(model) else {}
     return {
         "examples": len(data.examples), "parameters": parameters_of(model), **trained,
-        "tokens": sum(part.tokens for e in data.examples for part in e.parts.values()),
+        "tokens": data.examples.tokens,
         **data.truncation, "notes": list(data.notes),
     }  # fmt: skip
 
@@ -136,15 +143,16 @@ def _student(job: Job, spec: TrainSpec, encoder: Encoder, device: str, data: Dat
 
     folder = job.one("model").path
     if method_of(spec.method).scalar_head:
-        model = load_reward_model(folder, encoder.tokenizer, encoder.end_id, spec, device)
+        model = load_reward_model(folder, encoder.tokenizer, encoder.end_id, device, spec)
         tuned = tune(model, spec, job.runtime)
         return RewardModel(model, spec.dtype), tuned
     model = load_adapted(folder, spec, device) if spec.lora else load_checked(folder, train=True, device=device)
     packer = None
     if job.runtime.attention == "auto":
-        lengths = [len(sequence) for example in data.examples for sequence in example.parts.values()]
-        longest = spec.max_length if data.online else max(lengths)  # answers that are drawn may be as long as that
-        packer = packer_of(model, spec.dtype, longest, sum(lengths) / len(lengths))
+        lengths = data.examples.lengths
+        # Answers that are drawn may be as long as max_length.
+        longest = spec.max_length if data.online else int(lengths.max())
+        packer = packer_of(model, spec.dtype, longest, float(lengths.mean()))
     tuned = tune(model, spec, job.runtime)
     student = Student(model, spec.dtype, critic_of(model, spec.dtype) if data.online else None)
     student.packer = packer
@@ -168,7 +176,9 @@ def finish(job: Job) -> dict[str, Any]:
     metrics: dict[str, Any] = json.loads((job.folder / RESULT).read_text())
     metrics["memory"] = {"estimate": job.hints.get("memory"), **metrics["memory"]}
     spec, update = make(TrainSpec, job.spec), metrics.get("update", {})
-    say = [f"its products see {_share(update['seen'][COMPUTED])} of the update"] if update and _rounds(spec) else []
+    say = [f"its products see {share_words(update['seen'][COMPUTED])} of the update"] if update and rounds(spec) else []
+    if spec.lora:
+        say.append(f"{metrics['trained']:,} parameters trained beside {metrics['parameters'] - metrics['trained']:,}")
     watch = [*unequal_gradients(metrics.get("gradients", {})), *lost_update(update, job.stage, spec)]
     if job.spec.get("select") == "best":
         chosen = metrics["selection"]
@@ -188,102 +198,8 @@ def finish(job: Job) -> dict[str, Any]:
     return {**metrics, **({"say": say} if say else {}), **({"watch": watch} if watch else {})}
 
 
-ALL = 0.9995
-"""A part of something that is all of it, to the digits that are shown."""
 GRADIENT_RATIO = 30.0
 """Times that the gradient of one term may exceed that of another before it is worth a warning."""
-
-
-LEAST_SEEN = 0.5
-"""The part of a training's change that products must see, or it is worth a warning."""
-HARDLY, FIRST_STEPS = 0.05, 8
-"""The part of it, and the steps after which it is looked at while there is time to begin again."""
-COMPUTED = "computed"
-OFF_GRID = 0.01
-"""The share of a model's weights between numbers of bfloat16 from which on it is told."""
-
-
-def _rounds(spec: TrainSpec) -> bool:
-    """Whether products read other weights than those that train and are kept."""
-    return spec.dtype == "bfloat16" != spec.weights and not spec.lora
-
-
-def _update(job: Job, spec: TrainSpec, model: Any, before: Mapping[str, Any]) -> dict[str, Any]:
-    """`update`: the change of the saved weights from those that the training started from, as products see it; of a
-    model with an adapter, which was `before`, that of the adapter at the end."""
-    from adpa_cli.engine.update import adapter_update, folder_pairs, measured_update
-
-    if spec.lora:
-        return {"update": adapter_update(model, before)}
-    found = measured_update(folder_pairs(job.one("model").path, job.folder))
-    if found:
-        found["seen"][COMPUTED] = found["seen"]["bfloat16"] if _rounds(spec) else 1.0
-    return {"update": found} if found else {}
-
-
-def unseen(update: Mapping[str, Any], dtype: str) -> float | None:
-    """The part of a training's change that products in `dtype` see, by its metrics, where that is less than half."""
-    seen = float(update.get("seen", {}).get(dtype, 1.0))
-    return seen if seen < LEAST_SEEN else None
-
-
-def finer(stage: str, spec: Any) -> str:
-    """What to type for a stage that computes in bfloat16, so that it reads weights with more digits."""
-    offered = typing.get_args(typing.get_type_hints(type(spec))["dtype"])
-    held = f"--set {stage}.weights=float32 " if getattr(spec, "weights", "") == "bfloat16" else ""
-    return f"{held}--set {stage}.dtype={'float16' if 'float16' in offered else 'float32'}"
-
-
-def lost_update(update: Mapping[str, Any], stage: str, spec: TrainSpec) -> list[str]:
-    """Warnings where less than half of what was learned is seen: by the training itself, by what reads its model."""
-    said = []
-    if (seen := unseen(update, COMPUTED)) is not None:
-        said.append(
-            f"the forward pass saw {100 * seen:.1f} % of what was learned, for its products read the weights in "
-            "bfloat16: the loss that is shown and the gradients are nearly those of the start, "
-            f"so compute with dtype=float32: {finer(stage, spec)}"
-        )
-    if (seen := unseen(update, "bfloat16")) is not None:
-        said.append(
-            f"rounded to bfloat16 the weights keep {100 * seen:.1f} % of what was learned "
-            f"({100 * update['differ']['bfloat16']:.1f} % of them differ from those before): capture and evaluate this "
-            "model in float16, to which weights are rounded without bias, or in float32 (--set STAGE.dtype=float16); "
-            "adpa export says what serving keeps"
-        )
-    return said
-
-
-def _first_steps(job: Job, spec: TrainSpec, student: Any, monitor: Monitor, end: int) -> Callable[[int], None]:
-    """Notes what rounding does to weights: to those of the start at once, and to what the first steps have learned."""
-    from adpa_cli.engine import update as updates
-
-    start = job.one("model")
-    if spec.dtype == "bfloat16" and start.kind == "model":
-        share = updates.share_off_grid(start.path, "bfloat16")
-        if share > OFF_GRID:
-            monitor.note(
-                f"bfloat16 rounds {_share(share)} of the weights of {start.label} for each product; in float32 "
-                f"they are read as they are: {finer(job.stage, spec)}"
-            )
-
-    def look(step: int) -> None:
-        if step != FIRST_STEPS or step == end or not _rounds(spec):
-            return
-        before, after = updates.folder_weights(start.path), updates.model_weights(student.model)
-        seen = updates.measured_update(updates.pairs(before, after, sample=True)).get("seen", {}).get("bfloat16", 1.0)
-        if seen < HARDLY:
-            monitor.note(
-                f"after step {step} products in bfloat16 see {100 * seen:.1f} % of what was learned, so the loss "
-                f"and the gradients are nearly those of the start: {finer(job.stage, spec)}, "
-                "or a higher learning rate (--lr)"
-            )
-
-    return look
-
-
-def _share(part: float) -> str:
-    """A part of something in words; noise may take it a little beyond all."""
-    return "all" if part >= ALL else f"{100 * part:.1f} %"
 
 
 def measured(work: Path, step: int, device: str) -> dict[str, Any]:
@@ -316,24 +232,19 @@ def unequal_gradients(gradients: Mapping[str, float]) -> list[str]:
 
 def validation(job: Job, spec: TrainSpec, encoder: Encoder) -> Any:
     """What scores a point: dialogues of `sft` by likelihood, pairs by preference, or answers by a reward model."""
-    from adpa_cli.data.examples import of_half
     from adpa_cli.engine.layout import examples as ex
     from adpa_cli.engine.training.checkpoint_selection import HeldOut
-    from adpa_cli.hub.externals import dialogues_of
 
-    source, half = job.one("data"), spec.select_on
+    source, folder, half = job.one("data"), job.one("model").path, spec.select_on
     if "reward_model" in job.inputs:
         return reward_selection(job, spec, encoder)
     if every()[job.stage].reads == "pairs":
-        return HeldOut(ex.pair_examples(spec, source, "test", job.one("model").path, half), ("chosen", "rejected"))
-    loaded = dialogues_of(source.where, "test", spec.limit, spec.skip_bad_rows, spec.template)
-    items = of_half(loaded.items, half, source.label)
-    return HeldOut(ex.dialogue_examples(items, encoder, spec.max_length, source.label)[0], ("chosen",))
+        return HeldOut(ex.pair_examples(spec, source, "test", folder, half), ("chosen", "rejected"))
+    return HeldOut(ex.dialogues_for(spec, source, "test", folder, half)[0], ("chosen",))
 
 
 def reward_selection(job: Job, spec: TrainSpec, encoder: Encoder) -> Any:
     """Greedy answers to each held-out prompt to select by once, judged by the reward model of the job."""
-    from adpa_cli.data.examples import of_half
     from adpa_cli.engine.generation.sampling import Decoding, Sampling
     from adpa_cli.engine.layout import examples as ex
     from adpa_cli.engine.rewards.reward_model import reward_scores
@@ -344,10 +255,10 @@ def reward_selection(job: Job, spec: TrainSpec, encoder: Encoder) -> Any:
     longest = spec.judged_tokens or spec.max_length
     read = pairs_of if spec.select_on == "all" else prompts_of  # a prompt is judged though its answers in the data tie
     loaded = read(source.where, "test", spec.limit, spec.skip_bad_rows, spec.template)
-    asked = {ex.rollout_id(pair): pair for pair in reversed(of_half(loaded.items, spec.select_on, source.label))}
-    prompts = {
-        name: ex.fitted_prompt(pair, encoder, spec, longest, source.label, job.stage) for name, pair in asked.items()
-    }
+    items = loaded.items.of_half(spec.select_on, source.label)
+    firsts = items.at(items.firsts("key"))
+    asked = {ex.rollout_id(pair): pair for pair in firsts}
+    prompts = ex.prompts_for(firsts, firsts.values("key"), encoder, spec, longest, source.label, job.stage)
 
     def rewards(answers: Mapping[str, Sequence[int]]) -> list[float]:
         dialogues = [(asked[name].prompt, encoder.decode(ids)) for name, ids in answers.items()]
@@ -388,17 +299,16 @@ def rows(node: Node, lengths: Lengths) -> Rows:
     """Dialogues, or both answers of every pair with those that the method trains on besides."""
     spec = node.spec
     if node.declared.reads == "dialogues":
-        return {"chosen": packed_rows(lengths.dialogues(), spec.max_length) if spec.packed else lengths.dialogues()}
-    parts = dict(lengths.pairs("train"))
+        return {"chosen": lengths.dialogues()}
+    parts = lengths.pairs("train")
     if "rollouts" in node.inputs:
-        answers = lengths.answers()
-        mean = sum(row.answer for row in answers) / len(answers) if answers else None
-        parts["rollout"] = [Row(r.prompt, r.answer if mean is None else mean) for r in parts["chosen"]]
+        answers, chosen = lengths.answers(), parts["chosen"]
+        parts["rollout"] = chosen if not answers else chosen.answered(answers.totals.answer / len(answers))
     elif is_online(spec):  # guessed to be as long as the chosen ones
         parts["rollout"] = parts["chosen"]
     elif spec.source("rollout") != "rollout":
         parts["rollout"] = parts[spec.source("rollout")]
-    return parts
+    return dict(parts)
 
 
 def parts_of(spec: TrainSpec) -> tuple[str, ...]:

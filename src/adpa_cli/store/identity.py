@@ -37,13 +37,11 @@ ADAPTER = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 ADAPTER_BASE = "adapter_base.json"
 """What adpa writes beside an adapter: the content of its base, and how its weights were stored in training."""
-_WITHOUT_EFFECT = {
-    "base_model_name_or_path", "revision", "inference_mode", "task_type", "auto_mapping", "peft_version",
-    "lora_dropout", "init_lora_weights", "loftq_config", "eva_config", "corda_config", "lora_ga_config",
-    "megatron_config", "megatron_core", "qalora_group_size", "ensure_weight_tying",
-}  # fmt: skip
-"""What adapter_config.json says of where the base lies and of how a training began: a finished adapter computes alike.
-"""
+ADAPTER_SETTINGS = (
+    "r", "lora_alpha", "target_modules", "exclude_modules", "fan_in_fan_out", "use_rslora", "rank_pattern",
+    "alpha_pattern", "layers_to_transform", "layers_pattern", "use_dora", "lora_bias",
+)  # fmt: skip
+"""What adapter_config.json says of how an adapter computes; where its base lies and how it was trained is no part."""
 FROM_GGUF = (
     "name the folder that it was made from, or convert it once, in Python: "
     "transformers.AutoModelForCausalLM.from_pretrained(FOLDER, gguf_file=NAME).save_pretrained('CONVERTED')"
@@ -181,8 +179,8 @@ def adapter_digest(
     Where the base lies moves nothing, and neither does the order in which peft wrote a set down: of adapter_config.json
     counts what says how the matrices are applied, of adapter_base.json (`made_on`) how the base is stored.
     """
-    said = {**config, "quantise": made_on.get("quantise")}
-    kept = {key: _unordered(value) for key, value in said.items() if value and key not in _WITHOUT_EFFECT}
+    said = {"quantise": made_on.get("quantise"), **{key: config.get(key) for key in ADAPTER_SETTINGS}}
+    kept = {key: _unordered(value) for key, value in said.items() if value}
     files = {name: sha for name, sha in shas.items() if name != ADAPTER_BASE}
     return digest_of({**files, ADAPTER: hashlib.sha256(canonical(kept)).hexdigest(), "base": base})
 

@@ -20,7 +20,7 @@ from adpa_cli.hub import Located
 from adpa_cli.spec import Dtype, Quantise, Truncation, noise_answers, quantise, truncation
 
 if TYPE_CHECKING:
-    from adpa_cli.engine.layout.examples import Example, Rollout
+    from adpa_cli.engine.layout.examples import Example, Rollouts
     from adpa_cli.engine.scoring import LabelLogps
     from adpa_cli.methods import Part
 
@@ -57,7 +57,7 @@ class EvalSpec:
             raise UsageError(f"suite={self.suite}", f"suite is one of {', '.join(every())}")
 
 
-Rewards = Callable[[Mapping[str, Located], EvalSpec, "Sequence[Rollout]"], dict[str, float]]
+Rewards = Callable[[Mapping[str, Located], EvalSpec, "Rollouts"], dict[str, float]]
 """(scorers by role, spec, answers) -> the reward of each answer by the hash of its prompt."""
 Logps = Callable[[Path, "Sequence[Example]", "Sequence[Part]"], "LabelLogps"]
 """(folder of a model, examples, parts) -> log-probs of these answers under it, computed as the stage says."""

@@ -5,21 +5,22 @@ It is the sum of the advantage that ADPA is trained on.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from adpa_cli.hub import Located
 from adpa_cli.suites import EvalSpec, Suite, implicit_rewards, logps_under
 
 if TYPE_CHECKING:
-    from adpa_cli.engine.layout.examples import Rollout
+    from adpa_cli.engine.layout.examples import Rollouts
 
 
-def rewards(scorers: Mapping[str, Located], spec: EvalSpec, rollouts: Sequence[Rollout]) -> dict[str, float]:
+def rewards(scorers: Mapping[str, Located], spec: EvalSpec, rollouts: Rollouts) -> dict[str, float]:
     """Sum over the tokens of every answer of log π_aligned - log π_reference, by the hash of its prompt."""
-    from adpa_cli.engine.layout.examples import Example, rollout_answers
+    from adpa_cli.engine.layout.examples import Examples, rollout_answers
 
-    examples = [Example(a.key.example_id, {"rollout": a.sequence()}) for a in rollout_answers(rollouts)]
+    answers = rollout_answers(rollouts)
+    examples = Examples({"rollout": answers}, answers.ids)
     aligned, reference = (scorers[who].path for who in SUITE.scorers)
     sums = implicit_rewards(aligned, reference, examples, ("rollout",), logps_under(spec))
     return {row.id: sums.get((row.id, "rollout"), 0.0) for row in rollouts}  # the sum over an empty answer is 0

@@ -158,11 +158,9 @@ class Reader:
 def _reader(model: str, choice: TemplateChoice, refresh: bool) -> Reader:
     """How a model reads turns: under its own template, its family's, or the one that was named."""
     from adpa_cli.data.chat import Encoder
-    from adpa_cli.data.tokenizer import Tokenizer
     from adpa_cli.estimate.preflight import template_words
     from adpa_cli.families import GENERIC, Alias, ReadyPair
     from adpa_cli.hub import External
-    from adpa_cli.hub.adapter_folder import tokenizer_folder
     from adpa_cli.hub.model_folder import ModelFolder
     from adpa_cli.planning import lineage
     from adpa_cli.planning.planner import Planner
@@ -183,7 +181,7 @@ def _reader(model: str, choice: TemplateChoice, refresh: bool) -> Reader:
     source = f"{item.label} ({file})" if file else f"the family ({family.template})"
     source = source if isinstance(item, External) else item.label
     source = "--template" if choice.template else source
-    encoder = Encoder(Tokenizer.of(tokenizer_folder(folder)), template)
+    encoder = Encoder(ModelFolder.of(folder).tokenizer, template)
     by = "--end says" if choice.end else "it writes"
     words = [f"template of {source}; answers end with {encoder.template.end} (id {encoder.end_id}), as {by}"]
     return Reader(encoder, source, words + template_words(encoder, ModelFolder.of(folder).stop_ids))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -49,6 +50,9 @@ def export(
         int | None,
         opt.option("--rows", help="Held-out rows to measure a rounded model on; 0 for none [64].", metavar="N"),
     ] = None,
+    adapter: Annotated[
+        bool, opt.option("--adapter", help="An adapter as it is, for peft and vLLM [merged into its base].")
+    ] = False,
     force: Annotated[bool, opt.option("--force", help="Replace an earlier export.")] = False,
     converter: Annotated[
         str | None,
@@ -57,43 +61,27 @@ def export(
 ) -> None:
     """Copy a model or a signal out of the store for other tools; nothing of it stays linked to the store.
 
+    An adapter is merged into the weights of its base, in float32, unless --adapter is given.
     With a --dtype of two bytes it says what rounding keeps of the training. To compare answers as well:
     adpa eval DIR --against REF --reward-model MODEL.
 
     adpa export best ./my-model · adpa export best ./my-ollama --to ollama · adpa export best ./half --dtype bfloat16
     """
-    from adpa_cli.interchange import export as exports
-    from adpa_cli.planning.lineage import trained
-    from adpa_cli.planning.resolve_inputs import Names
-    from adpa_cli.report.card import card
+    from adpa_cli.interchange.export import check_target
     from adpa_cli.store.store import Store
 
     needed("DIR", str(folder) if folder.parts else "")
-    if converter is not None and to != "gguf":
-        raise UsageError(f"--converter has no meaning with --to {to}", "leave it out, or give --to gguf")
-    narrowing = narrowing_of(dtype, rounding, rows)
+    asked = Asked(to, dtype, rounding, rows, adapter, converter)
+    asked.check()
     target = expanded(folder)
-    exports.check_target(target, force)
+    check_target(target, force)
     word = one_value("REF", ref)
     quiet_libraries()
-    effect = None
     with ids_only():
         store = Store.find_or_empty(GLOBALS.store)
         if target.absolute().is_relative_to(store.root):
             raise UsageError(f"{folder} is inside the store", "name a folder outside of it")
-        if signal := signal_of(store, word, to, dtype):
-            form: exports.SignalFormat = "safetensors" if to == "safetensors" else "parquet"
-            exports.export_signal(store.folder(signal.ref), signal, target, form, force)
-        else:
-            names = Names(store)
-            model = trained(names, word)
-
-            def readme(effect: Effect | None) -> str:
-                about = (effect.said, effect.table()) if effect else ((), ())
-                return card(exports.name_of(model), model.template.end, model.manifest, store, *about)
-
-            wanted = exports.Form(to or "hf", narrowing, converter)
-            effect = exports.export(names, model, target, wanted, force, readme, note)
+        effect = written(store, word, target, asked, force)
     if effect is not None:
         show(effect)
     files = sorted(path.name for path in target.iterdir())
@@ -101,17 +89,70 @@ def export(
     out(lambda: f"{target}  {', '.join(files)}", lambda: str(target), lambda: record)
 
 
-def narrowing_of(dtype: str | None, rounding: Rounding | None, rows: int | None) -> Narrowing | None:
-    """What is to become of the weights; None where they stay. Raises UsageError for options that have no meaning."""
-    from adpa_cli.interchange.narrowing import ROWS, Narrowing
+@dataclass(frozen=True)
+class Asked:
+    """What was asked of an export, by its options."""
 
-    for option, value in (("--rounding", rounding), ("--rows", rows)):
-        if value is not None and dtype not in ("bfloat16", "float16"):
-            kept = f"--dtype {dtype}" if dtype else "weights as they are"
-            raise UsageError(f"{option} has no meaning with {kept}: nothing is rounded", "give --dtype bfloat16")
-    if rows is not None and rows < 0:
-        raise UsageError(f"--rows is {rows}", "give 0 (measure nothing) or more")
-    return Narrowing(dtype, rounding, ROWS if rows is None else rows) if dtype else None
+    to: str | None
+    dtype: str | None
+    rounding: Rounding | None
+    rows: int | None
+    adapter: bool
+    converter: str | None
+
+    def check(self) -> None:
+        """Raise UsageError for options that exclude each other."""
+        if self.converter is not None and self.to != "gguf":
+            raise UsageError(f"--converter has no meaning with --to {self.to}", "leave it out, or give --to gguf")
+        other = None if self.to == "hf" else self.to
+        changes = {"--to": other, "--dtype": self.dtype, "--rounding": self.rounding, "--rows": self.rows}
+        for option, value in changes.items():
+            if self.adapter and value is not None:
+                raise UsageError(f"{option} {value} and --adapter exclude each other", "leave one of them out")
+
+    def narrowing(self, is_quantised: bool = False) -> Narrowing | None:
+        """What is to become of the weights; None where they stay. Raises UsageError for options that have no meaning.
+
+        What merging does to an adapter that was trained beside quantised weights is measured in every dtype.
+        """
+        from adpa_cli.interchange.narrowing import ROWS, Narrowing
+
+        for option, value in (("--rounding", self.rounding), ("--rows", None if is_quantised else self.rows)):
+            if value is not None and self.dtype not in ("bfloat16", "float16"):
+                kept = f"--dtype {self.dtype}" if self.dtype else "weights as they are"
+                raise UsageError(f"{option} has no meaning with {kept}: nothing is rounded", "give --dtype bfloat16")
+        if self.rows is not None and self.rows < 0:
+            raise UsageError(f"--rows is {self.rows}", "give 0 (measure nothing) or more")
+        return Narrowing(self.dtype, self.rounding, ROWS if self.rows is None else self.rows) if self.dtype else None
+
+
+def written(store: Store, word: str, target: Path, asked: Asked, force: bool) -> Effect | None:
+    """Export the signal or the model that a word names into the folder `target`; what fewer bits do to a model."""
+    from adpa_cli.hub.model_folder import ModelFolder
+    from adpa_cli.interchange import export as exports
+    from adpa_cli.interchange.narrowing import ROWS
+    from adpa_cli.planning.lineage import trained
+    from adpa_cli.planning.resolve_inputs import Names
+    from adpa_cli.report.adapter import facts_of
+    from adpa_cli.report.card import card
+
+    if signal := signal_of(store, word, asked):
+        asked.narrowing()  # which has no meaning there
+        to: exports.SignalFormat = "safetensors" if asked.to == "safetensors" else "parquet"
+        exports.export_signal(store.folder(signal.ref), signal, target, to, force)
+        return None
+    names = Names(store)
+    model = trained(names, word)
+    narrowing = asked.narrowing(ModelFolder.of(model.folder).quantise is not None)
+    rows = ROWS if asked.rows is None else asked.rows
+
+    def readme(effect: Effect | None) -> str:
+        said, table = (effect.said, effect.table()) if effect else ((), [])
+        facts, merged = facts_of(model.folder), not asked.adapter
+        return card(exports.name_of(model), model.template.end, model.manifest, store, said, table, facts, merged)
+
+    form = exports.Form(asked.to or "hf", asked.adapter, narrowing, asked.converter, rows)
+    return exports.export(names, model, target, form, force, readme, note)
 
 
 def note(text: str) -> None:
@@ -130,8 +171,8 @@ def show(effect: Effect) -> None:
         say(f"watch  {warning}\n")
 
 
-def signal_of(store: Store, word: str, to: str | None, dtype: str | None) -> Manifest | None:
-    """The signal that a word names; None for a model. Raises UsageError for a format of the other kind."""
+def signal_of(store: Store, word: str, asked: Asked) -> Manifest | None:
+    """The signal that a word names; None for a model. Raises UsageError for what is asked of the other kind."""
     from adpa_cli.interchange.export import FORMATS
     from adpa_cli.stages import product_of
 
@@ -140,11 +181,12 @@ def signal_of(store: Store, word: str, to: str | None, dtype: str | None) -> Man
     except AdpaError:
         manifest = None
     if manifest is None or product_of(manifest.stage) != "signal":
-        if to in FORMATS:
-            raise UsageError(f"--to {to} is for signals, and {word} is none", "a model goes --to hf, ollama or gguf")
+        if asked.to in FORMATS:
+            hint = "a model goes --to hf, ollama or gguf"
+            raise UsageError(f"--to {asked.to} is for signals, and {word} is none", hint)
         return None
-    if to not in (None, *FORMATS) or dtype is not None:
-        refused = f"--to {to}" if dtype is None else f"--dtype {dtype}"
+    to, dtype = None if asked.to in FORMATS else asked.to, asked.dtype
+    if refused := "--adapter" if asked.adapter else f"--dtype {dtype}" if dtype else f"--to {to}" if to else "":
         raise UsageError(f"{refused} is for models, and {manifest.ref} is a signal", "give --to parquet or safetensors")
     return manifest
 

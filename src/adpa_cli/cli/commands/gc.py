@@ -28,12 +28,13 @@ def gc(
 ) -> None:
     """Remove what no tag, finished result or recent work needs, after showing it.
 
-    Finished results are what distill and eval made. Rehearsals go after a day, unfinished work after --days. Never what
-    a command at work is building or using.
+    Finished results are what distill and eval made. Rehearsals go after a day, unfinished work after --days, and so do
+    tables of rows in the cache ($ADPA_CACHE). Never what a command at work is building or using.
 
     adpa gc · adpa gc best --days 3 · adpa gc -n
     """
     from adpa_cli import stages
+    from adpa_cli.data.tables import remove_unused
     from adpa_cli.store import gc as collector
 
     asking = not (dry_run or yes)
@@ -51,8 +52,10 @@ def gc(
             sweep = replace(sweep, removed=collector.collect(store, sweep, keep, GLOBALS.command))
         else:
             dry_run = True
+    freed = 0 if dry_run else remove_unused(days)
     if not (dry_run or GLOBALS.quiet):
-        sys.stderr.write(f"removed {len(sweep.removed)}, {_size(sweep.removed)} free again\n")
+        rows = f"; tables of rows: {text.human_size(freed)}" if freed else ""
+        sys.stderr.write(f"removed {len(sweep.removed)}, {_size(sweep.removed)} free again{rows}\n")
 
 
 def screen(sweep: Sweep, width: int) -> str:

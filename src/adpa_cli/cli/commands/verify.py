@@ -9,11 +9,15 @@ from typing import TYPE_CHECKING, Annotated
 from adpa_cli.cli.commands import Command
 from adpa_cli.cli.console import options as opt
 from adpa_cli.cli.console.streams import GLOBALS, artifacts, out
-from adpa_cli.errors import Corrupt, UsageError
+from adpa_cli.errors import AdpaError, Corrupt, UsageError
 
 if TYPE_CHECKING:
     from adpa_cli.store.manifest import Manifest
     from adpa_cli.store.store import Damage, Store
+
+
+BASE = "base"
+"""In the place of a file: the model that an adapter was trained on."""
 
 
 def verify(
@@ -22,7 +26,8 @@ def verify(
     teacher: Annotated[str | None, opt.teacher("--teacher", help="Where the recorded teacher is [looked for].")] = None,
     reference: Annotated[str | None, opt.teacher("--reference", help="Where its reference is [looked for].")] = None,
 ) -> None:
-    """Rehash every file and name what is damaged: the file, and for signals the row.
+    """Rehash every file and name what is damaged: the file, and for signals the row; of adapters a base that is gone
+    or has changed.
 
     adpa verify · adpa verify best · adpa verify 0d9e --repair
     """
@@ -34,7 +39,10 @@ def verify(
         raise UsageError("--teacher and --reference are for --repair", "add --repair, or leave them out")
     store, manifests = artifacts(refs)
     manifests = manifests if refs else store.artifacts()
-    damages = {manifest.ref: checks.verify(store, manifest, damaged_rows) for manifest in manifests}
+    damages = {manifest.ref: [*checks.verify(store, manifest, damaged_rows)] for manifest in manifests}
+    for ref, damaged in damages.items():
+        if not damaged and (error := missing_base(store, ref)):
+            damaged.append(checks.Damage(BASE, error.message))
     repairs = mend(store, damages, manifests, {"aligned": teacher, "reference": reference}) if repair else {}
     for ref in repairs:
         damages[ref] = checks.verify(store, store.resolve(ref), damaged_rows)
@@ -45,11 +53,24 @@ def verify(
             for ref, damaged in bad.items() for damage in damaged
         ]  # fmt: skip
         raise Corrupt(
-            "\n".join([f"{len(bad)} of {len(manifests)} artifacts are damaged", *lines]), advice(damages, manifests),
+            "\n".join([f"{len(bad)} of {len(manifests)} artifacts are damaged", *lines]),
+            advice(store, damages, manifests),
             {"damage": {ref: record[ref] for ref in bad}},
         )  # fmt: skip
     text = "\n".join(f"{ref}\trepaired\t{repairs[ref]}" if ref in repairs else f"{ref}\twhole" for ref in damages)
     out(lambda: text.expandtabs(30), lambda: text, lambda: record)
+
+
+def missing_base(store: Store, ref: str) -> AdpaError | None:
+    """Why the base of an adapter cannot be used; None where it can, and for what is none."""
+    from adpa_cli.hub.adapter_folder import AdapterFolder
+
+    try:
+        adapter = AdapterFolder.of(store.folder(ref))
+        _ = adapter.base if adapter else None
+    except AdpaError as error:
+        return error
+    return None
 
 
 def damaged_rows(path: Path) -> list[str]:
@@ -64,14 +85,16 @@ def damaged_rows(path: Path) -> list[str]:
     return [f"row {row + 1} ({keys[row].example_id} {keys[row].part})" for row in bad]
 
 
-def advice(damages: Mapping[str, Sequence[Damage]], manifests: Sequence[Manifest]) -> str:
-    """What to do about damaged artifacts: repair signals, make the others again."""
+def advice(store: Store, damages: Mapping[str, Sequence[Damage]], manifests: Sequence[Manifest]) -> str:
+    """What to do about damaged artifacts: repair signals, bring back the bases of adapters, make the others again."""
     from adpa_cli.running.repair import signal_files
 
     lines = []
     for manifest in manifests:
         files = [damage.file for damage in damages.get(manifest.ref, ())]
-        if files and _is_signal(manifest) and len(signal_files(files)) == len(files):
+        if files == [BASE] and (error := missing_base(store, manifest.ref)):
+            lines.append(error.hint)
+        elif files and _is_signal(manifest) and len(signal_files(files)) == len(files):
             lines.append(f"adpa verify {manifest.ref} --repair")
         elif files:
             lines.append(f"move the folder {manifest.ref} away, then: {manifest.made.get('command', 'make it again')}")
@@ -98,7 +121,7 @@ def mend(
         if others or not _is_signal(manifest):
             raise Corrupt(
                 f"{manifest.ref}: {', '.join(others or files)} cannot be computed again by itself",
-                advice(damages, [manifest]),
+                advice(store, damages, [manifest]),
             )
         with computing(store, int(manifest.made.get("threads", 0))) as monitor:
             record = repair(Names(store), manifest, files, teachers, GLOBALS.command, monitor)

@@ -17,6 +17,7 @@ from adpa_cli.cli.console.progress import Screen
 from adpa_cli.cli.console.stopping import Stopping, stoppable
 from adpa_cli.cli.console.streams import GLOBALS, Output, confirm, ids_only, no_stdin, quiet_libraries, terminal_width
 from adpa_cli.cli.recipes.recorded import recorded_request
+from adpa_cli.data.tables import watching
 from adpa_cli.errors import AdpaError, Stopped, UsageError
 from adpa_cli.estimate.preflight import is_ordinary, refuse
 from adpa_cli.estimate.survey import Survey, survey
@@ -47,7 +48,8 @@ def console(store: Store, stop_after: float | None) -> Iterator[Console]:
     with ids_only() as output, stoppable(lambda: GLOBALS.again(store.root), stop_after) as stopping:
         # A program that reads errors as JSON is told nothing else.
         screen = Screen(GLOBALS.quiet or (GLOBALS.json and not sys.stderr.isatty()), output.is_pipe)
-        yield Console(screen, output, stopping)
+        with watching(screen.reading):
+            yield Console(screen, output, stopping)
 
 
 @contextlib.contextmanager
@@ -71,10 +73,10 @@ def make(request: Request) -> None:
         plan = request.plan(store)
         check_tag_fits(plan, options.tag)
         if options.dry_run:
-            show_only(survey(plan, store, runtime), desk)
+            show_only(survey(plan, store, runtime, command=GLOBALS.command), desk)
             return
         store = created(store, desk.screen)
-        surveyed = survey(plan, store, runtime)
+        surveyed = survey(plan, store, runtime, command=GLOBALS.command)
 
         def made(manifest: Manifest) -> None:
             hand_over(manifest, store, options.tag, desk.output)
@@ -113,7 +115,7 @@ def show_only(surveyed: Survey, desk: Console) -> None:
     """What --dry-run prints. A plan that cannot be carried out is shown on stderr and refused, as a build would."""
     if surveyed.problems:
         desk.screen.say(plan_text(surveyed, terminal_width()))
-        refuse(surveyed.problems)
+        refuse(surveyed.problems, surveyed.command)
     if GLOBALS.json:
         shown = json.dumps(plan_json(surveyed), ensure_ascii=False, indent=1)
     elif os.isatty(desk.output.descriptor):

@@ -15,6 +15,8 @@ from adpa_cli.stages import Node
 from adpa_cli.store.manifest import Manifest
 
 REDRAW_SECONDS = 0.1
+WORTH_DRAWING = 5.0
+"""Seconds after which one is told of the data that are read."""
 WAIT_WORTH_SAYING = 0.05
 _ASIDE = {"grad_norm", "critic_grad_norm", "tokens", "padding", "tokens_per_s", "mfu", "wait"}
 
@@ -36,6 +38,7 @@ class Screen:
         self._began, self._share_before = 0.0, -1.0
         self._drawn_at, self._drawn = 0.0, False
         self._seconds: dict[str, float] = {}
+        self._reading, self._reading_pace, self._reading_began = "", Pace(), 0.0
 
     def expect(self, seconds: Mapping[str, float]) -> None:
         """How long the stages that are still to be made may take, by label: the bar then shows the whole time left."""
@@ -72,6 +75,24 @@ class Screen:
             self._draw("  ".join([f"{self._head} {_bar(share, _columns())}", *words]))
         else:
             self.say("  ".join([f"  {self._head}", *words]))
+
+    def reading(self, what: str, done: int, of: int) -> None:
+        """So many rows of the data are read or tokenised, of how many (0 where nobody knows); said where it takes a
+        while."""
+        now = time.monotonic()
+        if what != self._reading:
+            self._reading, self._reading_pace, self._reading_began = what, Pace(), now
+        share, waited = done / of if of else 0.0, now - self._reading_began
+        if (self.live and waited < WORTH_DRAWING) or (not self.live and not self._reading_pace.is_due(share)):
+            return
+        left = [f"{text.human_time(waited / share * (1 - share))} left"] if share else []
+        counted = [f"{done:,}/{of:,} rows" if of else f"{done:,} rows", *left]
+        if not self.live:
+            self.say("  ".join([f"  {what}", *counted]))
+        elif done == of:
+            self.close()
+        elif now - self._drawn_at >= REDRAW_SECONDS:
+            self._draw("  ".join([f"{what} {_bar(share, _columns())}" if of else what, *counted]))
 
     def _time(self, left: float | None) -> str:
         """The time that this stage still takes, and all of them together where their times are estimated."""

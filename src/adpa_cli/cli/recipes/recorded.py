@@ -19,6 +19,7 @@ from adpa_cli.data.templates import TEMPLATES
 from adpa_cli.errors import AdpaError, NotFound
 from adpa_cli.families import alias_of_base, aliases, ready_pairs
 from adpa_cli.hub import External
+from adpa_cli.hub.adapter_folder import folder_digest
 from adpa_cli.machine import expanded
 from adpa_cli.planning.chat_templates import read_template
 from adpa_cli.planning.lineage import base_name
@@ -168,7 +169,7 @@ def _placed(request: Mapping[str, Any], store: Store) -> dict[str, Any]:
             return text
         if "model" not in facts:
             return _path_word(Names(store).data_words({"sources": [facts]})[0])
-        folder = store.hash_cache.locate(str(facts["model"]).removeprefix("model:"))
+        folder = store.hash_cache.locate(str(facts["model"]).removeprefix("model:"), folder_digest)
         if folder is None:
             raise NotFound(f"{text}, which this was made from, is not where it was")
         return _path_word(str(folder))

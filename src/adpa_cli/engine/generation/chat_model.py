@@ -14,7 +14,6 @@ import torch
 from adpa_cli.data.chat import Encoder
 from adpa_cli.data.examples import Message
 from adpa_cli.data.templates import Template
-from adpa_cli.data.tokenizer import Tokenizer
 from adpa_cli.engine.arithmetic import computing
 from adpa_cli.engine.device import device
 from adpa_cli.engine.generation.generate import cast_once, generate_block
@@ -23,7 +22,7 @@ from adpa_cli.engine.layout.examples import end_ids
 from adpa_cli.engine.models import load
 from adpa_cli.engine.overflow import overflow_named
 from adpa_cli.errors import AdpaError, DataError, NotFinite
-from adpa_cli.hub.adapter_folder import tokenizer_folder
+from adpa_cli.hub.model_folder import ModelFolder
 from adpa_cli.spec import Dtype
 
 LEAST_ROOM = 64  # tokens kept for an answer before old turns are dropped
@@ -53,7 +52,7 @@ class ChatAnswer:
 
 def load_chat_model(label: str, folder: Path, template: Template, dtype: Dtype) -> ChatModel:
     """The model in `folder` to answer with, which computes in `dtype`."""
-    encoder = Encoder(Tokenizer.of(tokenizer_folder(folder)), template)
+    encoder = Encoder(ModelFolder.of(folder).tokenizer, template)
     with _dtype_to_type():
         model: Any = load(folder, dtype=dtype, device=device())
     longest = getattr(model.config, "max_position_embeddings", None) or 4096

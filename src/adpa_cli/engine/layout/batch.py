@@ -91,7 +91,7 @@ def collate(
     sequences = [example.parts[need.part] for need in needs for example in examples]
     labels = [sequence.ids[sequence.answer].astype(np.int64) for sequence in sequences]
     flat = np.concatenate(labels)
-    signals = {need.part: [required(signal_of)(e.id, need.part) for e in examples] for need in needs if need.signal}
+    signals = {need.part: [required(signal_of)(*e.name(need.part)) for e in examples] for need in needs if need.signal}
     k = max((s.ids.shape[1] for part in signals.values() for s in part), default=0)
     ids = np.full((len(flat), 1 + k), -1, dtype=np.int64)
     ids[:, 0] = flat

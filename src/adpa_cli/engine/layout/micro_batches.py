@@ -9,9 +9,12 @@ from __future__ import annotations
 import bisect
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Generic, NamedTuple, TypeVar
+from itertools import pairwise
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
@@ -20,6 +23,7 @@ from adpa_cli.engine.layout.examples import Example
 from adpa_cli.errors import AdpaError
 
 Item = TypeVar("Item")
+Of = TypeVar("Of", covariant=True)
 
 
 class Load(NamedTuple):
@@ -67,7 +71,14 @@ class Block(Generic[Item]):
     """Rows that are computed together; `index` numbers the blocks of a stage from 0, shortest rows first."""
 
     index: int
-    items: tuple[Item, ...]
+    items: Sequence[Item]
+
+
+class Many(Protocol[Of]):
+    """Rows that are made when they are asked for."""
+
+    def at(self, numbers: NDArray[np.int64]) -> Sequence[Of]:
+        """Those of some numbers."""
 
 
 def cut_blocks(
@@ -78,16 +89,51 @@ def cut_blocks(
     A row longer than `tokens` has a block of its own. Raises AdpaError where two rows share an id (the order, and so
     the cut, would depend on the order given) or where `tokens` is below 1.
     """
+    ordered = sorted(items, key=lambda item: (length_of(item), id_of(item)))
+    _check_ids([id_of(item) for item in ordered])
+    edges = _edges(np.array([length_of(item) for item in ordered]), tokens)
+    return [Block(index, tuple(ordered[low:high])) for index, (low, high) in enumerate(pairwise(edges))]
+
+
+def mapped_blocks(
+    items: Many[Item], lengths: NDArray[Any], ids: Sequence[NDArray[Any]], tokens: int
+) -> tuple[list[Block[Item]], list[NDArray[np.int64]]]:
+    """The blocks of `cut_blocks` for rows that are not in memory, and the numbers of the rows in each.
+
+    `lengths` [n] are those of the rows; by the columns `ids` [n] rows of one length are sorted, and no two are alike.
+    """
+    order = np.lexsort((*reversed(ids), lengths))
+    by_id = np.lexsort(tuple(reversed(ids)))
+    alike = np.all([column[by_id[1:]] == column[by_id[:-1]] for column in ids], axis=0)
+    if alike.any():
+        raise _two_of(" ".join(str(column[by_id[alike.argmax()]]) for column in ids))
+    numbers = [order[low:high] for low, high in pairwise(_edges(lengths[order], tokens))]
+    return [Block(index, items.at(own)) for index, own in enumerate(numbers)], numbers
+
+
+def _check_ids(ids: Iterable[str]) -> None:
+    seen: set[str] = set()
+    for id_ in ids:
+        if id_ in seen:
+            raise _two_of(id_)
+        seen.add(id_)
+
+
+def _two_of(id_: str) -> AdpaError:
+    return AdpaError(f"two rows have the id {id_!r}", "give every row an id of its own")
+
+
+def _edges(lengths: NDArray[Any], tokens: int) -> list[int]:
+    """Where blocks begin, and the end: of rows by ascending `lengths`, as many as longest × count ≤ `tokens` allows."""
     if tokens < 1:
         raise AdpaError(f"a block of {tokens} tokens was asked for", "give a token budget of 1 or more")
-    ordered = sorted(items, key=lambda item: (length_of(item), id_of(item)))
-    seen: set[str] = set()
-    for item in ordered:
-        if id_of(item) in seen:
-            raise AdpaError(f"two rows have the id {id_of(item)!r}", "give every row an id of its own")
-        seen.add(id_of(item))
-    batches = consecutive_batches(ordered, length_of, lambda load: load.padded <= tokens)
-    return [Block(index, tuple(batch)) for index, batch in enumerate(batches)]
+    edges = [0]
+    while edges[-1] < len(lengths):
+        start = edges[-1]
+        longest = lengths[start : start + max(1, tokens // max(1, int(lengths[start])))]
+        fitting = np.count_nonzero(longest.astype(np.int64) * np.arange(1, len(longest) + 1) <= tokens)
+        edges.append(start + max(1, int(fitting)))
+    return edges
 
 
 def longest_first(batches: Sequence[Item]) -> list[Item]:

@@ -27,13 +27,14 @@ from adpa_cli.engine.layerwise import load_layerwise
 from adpa_cli.engine.layout.batch import Batch
 from adpa_cli.engine.layout.micro_batches import by_length, consecutive_batches, longest_first, padded
 from adpa_cli.engine.layout.row_layout import RowLayout
-from adpa_cli.engine.models import LOAD_ERRORS, SCALAR_HEAD, first_line, load
+from adpa_cli.engine.models import SCALAR_HEAD, load
 from adpa_cli.engine.overflow import overflow_named
+from adpa_cli.engine.tokenizer_files import LOAD_ERRORS, first_line
 from adpa_cli.engine.training.adapted import load_adapted
 from adpa_cli.engine.training.student import Student, scalars
 from adpa_cli.errors import AdpaError, NotFinite
 from adpa_cli.hub import Located
-from adpa_cli.hub.adapter_folder import AdapterFolder, tokenizer_folder
+from adpa_cli.hub.adapter_folder import AdapterFolder
 from adpa_cli.hub.model_folder import ModelFolder
 from adpa_cli.spec import Dtype, Quantise, TrainSpec
 from adpa_cli.tensors.output import Stats
@@ -59,7 +60,7 @@ def reward_scores(
         if model.kind == "artifact":
             encoded = _as_trained(model, dialogues)
         else:
-            tokenizer = Tokenizer.of(tokenizer_folder(model.path))
+            tokenizer = ModelFolder.of(model.path).tokenizer
             template = ModelFolder.of(model.path).template or spec.template
             context = ModelFolder.of(model.path).context
             encoded = [_encode(tokenizer, dialogue, template, context) for dialogue in dialogues]
@@ -123,14 +124,16 @@ class RewardModel(Student):
         return values
 
 
-def load_reward_model(folder: Path, tokenizer: Tokenizer, end_id: int, spec: TrainSpec, device: str) -> PreTrainedModel:
+def load_reward_model(
+    folder: Path, tokenizer: Tokenizer, end_id: int, device: str, spec: TrainSpec | None = None
+) -> PreTrainedModel:
     """The model in `folder` under a scalar head, which is 0 where the folder has none, to be trained: all of it, or its
-    head and an adapter.
+    head and an adapter where a `spec` asks for that.
 
     Its head reads the last token that is no padding, so its configuration gets a padding token that no answer ends
     with. Raises AdpaError for a model that transformers has no such classifier of.
     """
-    if spec.lora:
+    if spec and spec.lora:
         model = load_adapted(folder, spec, device, scalar=True)
     else:
         model = load(folder, train=True, device=device, scalar=True)
@@ -142,7 +145,7 @@ def load_reward_model(folder: Path, tokenizer: Tokenizer, end_id: int, spec: Tra
 
 def _as_trained(model: Located, dialogues: Sequence[Dialogue]) -> list[list[int]]:
     """Token ids as in the training of `model`: under its template, to its end token, within its length."""
-    tokenizer = Tokenizer.of(tokenizer_folder(model.path))
+    tokenizer = ModelFolder.of(model.path).tokenizer
     encoder = Encoder(tokenizer, Template(model.values["template"], model.values["end"]))
     longest = int(model.values["max_length"])
     sequences = []

@@ -20,21 +20,23 @@ def load_adapted(folder: Path, spec: TrainSpec, device: str, scalar: bool = Fals
 
     Raises as `check_lora`, `load_checked` and `add_adapter` do.
     """
-    check_lora(spec, folder)
+    adapter = AdapterFolder.of(folder)
+    check_lora(spec, folder, adapter.low_rank if adapter else None, str(folder))
     if scalar:
         model = load(folder, dtype=spec.dtype, device=device, scalar=True, quantise=spec.quantise, new_head=True)
     else:
         model = load_checked(folder, dtype=spec.dtype, device=device, quantise=spec.quantise)
-    if AdapterFolder.of(folder) is None:
+    if adapter is None:
         add_adapter(model, body_of(model), spec)
     train_adapter(model, SCALAR_HEAD if scalar else "")
     return model
 
 
 def base_of(folder: Path, content: str, spec: TrainSpec) -> Base:
-    """What the adapter of a training is one of that starts from `folder`, a model of that content."""
-    if (adapter := AdapterFolder.of(folder)) is not None:
-        hub = (adapter.base_name, adapter.revision) if adapter.is_of_hub else ("", "")
-        return Base(adapter.base, adapter.content, *hub, spec.quantise)
-    is_cached = folder.parent.name == "snapshots" and title(folder) != folder.name
-    return Base(folder, content, *((title(folder), folder.name) if is_cached else ("", "")), spec.quantise)
+    """What the adapter of a training is one of that starts from `folder`, a model of that content. A base of the hub is
+    at the commit that is here."""
+    adapter = AdapterFolder.of(folder)
+    base, content = (adapter.base, adapter.content) if adapter else (folder, content)
+    is_cached = base.parent.name == "snapshots" and title(base) != base.name
+    name, revision = (title(base), base.name) if is_cached else ("", "")
+    return Base(base, content, name, revision, spec.quantise, spec.lora_targets)

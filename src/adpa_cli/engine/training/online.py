@@ -106,12 +106,23 @@ def _padded(buffer: RolloutBuffer) -> tuple[Tensor, dict[str, Tensor]]:
 
 
 @dataclass(frozen=True)
+class Scorer:
+    """A model that answers are scored by: its folder, what it computes in, how its weights are stored, and whether its
+    adapter is merged into them."""
+
+    folder: Path
+    dtype: Dtype
+    quantise: Quantise | None = None
+    merged: bool = False
+
+
+@dataclass(frozen=True)
 class Sources:
-    """What answers are drawn for, how, and scored by: prompt ids by example id, and a model folder, what it computes in
-    and how its weights are stored, by the name of its score ("start", "aligned", "reference")."""
+    """What answers are drawn for, how, and scored by: prompt ids by example id, and models by the names of their scores
+    ("start", "aligned", "reference")."""
 
     prompts: Mapping[str, Sequence[int]]
-    scorers: Mapping[str, tuple[Path, Dtype, Quantise | None]]
+    scorers: Mapping[str, Scorer]
     decoding: Decoding
 
 
@@ -213,8 +224,9 @@ class Online:
             return halving_logps(model, examples, ("rollout",), self.tokens, self.accelerator.device)
 
         scores = {"drawn": score(self.student), "values": score(required(self.student.critic))}
-        for name, (folder, dtype, stored) in self.sources.scorers.items():
-            model = load_checked(folder, dtype=dtype, quantise=stored)
+        for name, scorer in self.sources.scorers.items():
+            folder, dtype = scorer.folder, scorer.dtype
+            model = load_checked(folder, dtype=dtype, train=scorer.merged, quantise=scorer.quantise)
             ids = body_and_head(model)[1].shape[0]
             if max(int(e.parts["rollout"].ids.max()) for e in examples) >= ids:
                 raise AdpaError(

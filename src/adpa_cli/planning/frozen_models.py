@@ -1,0 +1,69 @@
+"""How the models of a plan are stored that a stage only reads, and where their layers wait: what is refused before any
+work. Everything here reads JSON."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Sequence
+
+from adpa_cli.engine.lora import missing_bitsandbytes
+from adpa_cli.errors import UsageError
+from adpa_cli.hub import External
+from adpa_cli.planning.adapters import adapter_of
+from adpa_cli.spec import Quantise, Runtime, TrainSpec
+from adpa_cli.stages import MODEL_ROLES, Input, Node
+from adpa_cli.store.store import Store
+
+COMPARED = ("aligned", "model")
+"""Roles of a model that is compared with the one of the role `reference`."""
+
+
+def check_stored(node: Node, store: Store) -> tuple[str, ...]:
+    """Raise AdpaError where weights are to be read in few bits without the library that does it, and UsageError where
+    the two models whose difference a stage computes would be stored otherwise. What is remarked is that few bits may
+    leave nothing of the difference of two models with whole weights."""
+    asked: Quantise | None = getattr(node.spec, "quantise", None)
+    models = {
+        role: item for role, item in node.flat_inputs()
+        if role in MODEL_ROLES and not (isinstance(item, External) and not item.is_open)
+    }  # fmt: skip
+    stored = {role: _stored(item, store) or asked for role, item in models.items()}
+    if any(stored.values()) and importlib.util.find_spec("bitsandbytes") is None:
+        raise missing_bitsandbytes()
+    role = next((role for role in COMPARED if role in models), None)
+    if isinstance(node.spec, TrainSpec) or role is None or "reference" not in models:
+        return ()
+    if stored[role] != stored["reference"]:
+        way = stored[role] or stored["reference"]
+        raise UsageError(
+            f"{node.stage}: {models[role].label} is read with {_words(stored[role])} and {models['reference'].label} "
+            f"with {_words(stored['reference'])}, so their difference would be that of the weights",
+            f"read both alike: --set {node.stage}.quantise={way}",
+        )
+    if asked and adapter_of(models[role], store) is None:
+        both = f"{models[role].label} and {models['reference'].label}"
+        return (
+            f"{node.stage} stores {both} as {asked}, each by itself, which may leave little of their difference: "
+            "adpa show SIGNAL --fidelity --teacher recorded measures it; adapters on quantised weights keep all of it",
+        )
+    return ()
+
+
+def check_offload(nodes: Sequence[Node], runtime: Runtime) -> tuple[str, ...]:
+    """Raise UsageError where layers are to wait elsewhere and no stage only reads models."""
+    if runtime.offload != "none" and nodes and all(node.declared.kind == "training" for node in nodes):
+        raise UsageError(
+            f"--runtime offload={runtime.offload} is for models that are read, and {nodes[0].stage} trains its own",
+            "leave it out; --set lora=16 --set quantise=nf4 and --runtime recompute=true are for trainings",
+        )
+    return ()
+
+
+def _stored(item: Input, store: Store) -> Quantise | None:
+    """How the weights of a model are stored wherever it is read, for its adapter was trained beside them."""
+    made = adapter_of(item, store)
+    return made.quantise if made is not None else None
+
+
+def _words(quantise: Quantise | None) -> str:
+    return f"{quantise} weights" if quantise else "whole weights"
