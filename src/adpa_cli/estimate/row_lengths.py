@@ -84,7 +84,7 @@ class RowLengths:
     def dialogues(self) -> RowTable:
         """Of the dialogues that it trains on, within its `max_length`, or packed into rows of it."""
         rows, spec = dialogue_rows(*self.reading("train")), self.node.spec
-        return rows.packed(spec.max_length) if spec.packed else rows.fitted(spec.max_length)
+        return rows.packed(spec.max_length) if getattr(spec, "packed", False) else rows.fitted(spec.max_length)
 
     def pairs(self, split: str) -> dict[str, RowTable]:
         """Of both answers to every pair of one side, within its `max_length`."""
@@ -138,7 +138,7 @@ def cut_words(node: Node, store: Store) -> list[str]:
     Raises AdpaError where its data cannot be read.
     """
     kind, longest = node.declared.reads, node.spec.max_length
-    if kind == "dialogues" and node.spec.packed:
+    if getattr(node.spec, "packed", False):
         return []
     reading = RowLengths(node, store).reading(node.declared.split(node.spec))
     import numpy as np
