@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
+    AutoModelForImageTextToText,
     AutoModelForSequenceClassification,
     Dots1Config,
     Dots1ForCausalLM,
@@ -433,14 +434,16 @@ def test_layers_on_quantised_weights_are_read_as_they_were_trained(base: Path, t
 def test_the_text_part_of_a_model_that_sees_images(tmp_path: Path) -> None:
     base = tmp_path / "base"
     write_vision_language(base, byte_level())
-    folder = written(base, tmp_path / "adapter")
-    first = torch.tensor([[5, 9, 7, 30, 11, 8]])
+    folder, first = tmp_path / "adapter", torch.tensor([[5, 9, 7, 30, 11, 8]])
+    write_adapter(moved(adapted(base)), folder, base_of(base, "", spec(lora=4)))
     with torch.no_grad():
         expected = moved(adapted(base))(input_ids=first).logits
         assert torch.equal(load_checked(folder)(input_ids=first).logits, expected)
-    change(folder, lambda t: [t.update({k.replace("layers", "language_model.layers", 1): t.pop(k)}) for k in list(t)])
+        whole = read_by_peft(base, folder, AutoModelForImageTextToText)
+        torch.testing.assert_close(whole(input_ids=first).logits, expected)
+    change(folder, lambda t: [t.update({k.replace("language_model.", "", 1): t.pop(k)}) for k in list(t)])
     with torch.no_grad():
-        assert torch.equal(load_checked(folder)(input_ids=first).logits, expected), "as peft names layers of the whole"
+        assert torch.equal(load_checked(folder)(input_ids=first).logits, expected), "as in a model of that part alone"
 
 
 # How one is trained.
