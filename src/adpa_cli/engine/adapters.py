@@ -35,7 +35,7 @@ from adpa_cli.engine.arithmetic import HELD_IN, in_float32
 from adpa_cli.engine.frozen import Place, check_finite, held, held_places
 from adpa_cli.engine.lora import check_rank, chosen_layers, ends_with, missing_peft
 from adpa_cli.engine.quantised import EXPERTS, QuantisedLinear, library
-from adpa_cli.errors import AdpaError, NotFound, UsageError
+from adpa_cli.errors import AdpaError, NotFound
 from adpa_cli.hub.adapter_folder import AdapterFolder
 from adpa_cli.hub.model_folder import header
 from adpa_cli.hub.portable import edit_settings, write_settings
@@ -224,19 +224,6 @@ def shape_in(adapter: AdapterFolder, name: str) -> tuple[int, ...]:
     path = adapter.path / ADAPTER_WEIGHTS
     entries = header(path) if path.is_file() else {}
     return next((tuple(entry["shape"]) for key, entry in entries.items() if _own_name(key) == name), ())
-
-
-def stored_as(adapter: AdapterFolder, asked: Quantise | None) -> Quantise | None:
-    """How the weights of the base of an adapter are stored: as in its training, else as is asked.
-
-    Raises UsageError where both say something else.
-    """
-    if adapter.quantise and asked not in (None, adapter.quantise):
-        raise UsageError(
-            f"the adapter {adapter.path} was trained beside {adapter.quantise} weights, and {asked} ones are asked for",
-            f"--set STAGE.quantise={adapter.quantise}, or leave it out",
-        )
-    return adapter.quantise or asked
 
 
 def adapter_tensors(adapter: AdapterFolder) -> dict[str, Tensor]:
