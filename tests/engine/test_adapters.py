@@ -562,6 +562,31 @@ def test_a_training_goes_on_with_the_adapter_that_it_starts_from(base: Path, tmp
     assert has_adapter(load_adapted(folder, same, "cpu")), "the same layers in other words"
 
 
+@pytest.mark.parametrize(
+    ("model", "settings", "part"),
+    [
+        ("llama", {"target_modules": ["q_proj", "lm_head"]}, "lm_head"),
+        ("llama", {"target_modules": ["q_proj", "embed_tokens"]}, "embed_tokens"),
+        ("opt", {"target_modules": ["q_proj"], "bias": "lora_only"}, "q_proj.base_layer.bias"),
+        ("opt", {"target_modules": ["q_proj"], "modules_to_save": ["final_layer_norm"]}, ""),
+        ("opt", {"target_modules": ["q_proj"], "bias": "all"}, "q_proj.base_layer.bias"),
+    ],
+)
+def test_a_training_that_would_lose_a_part_of_an_adapter_is_refused(
+    model: str, settings: dict[str, Any], part: str, tmp_path: Path
+) -> None:
+    base = base_folder(tmp_path / "base", model)
+    folder = foreign(base, tmp_path / "adapter", **settings)
+    own = spec(lora=4, lora_targets=",".join(sorted(settings["target_modules"])))
+    if part:
+        with pytest.raises(UsageError, match=f"is merged when it is read .*{part}") as caught:
+            load_adapted(folder, own, "cpu")
+        assert f"adpa export {folder} MERGED" in caught.value.hint
+        return
+    write_adapter(load_adapted(folder, own, "cpu"), tmp_path / "again", base_of(folder, "", own))
+    assert torch.equal(logits(load(tmp_path / "again")), logits(load(folder)))
+
+
 def test_experts_that_are_no_linear_layers_are_said_to_be_left_out(tmp_path: Path) -> None:
     for name in ("mixtral", "qwen2 moe"):
         folder = base_folder(tmp_path / name, name)

@@ -8,8 +8,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from adpa_cli.errors import AdpaError, UsageError
-from adpa_cli.hub.model_folder import ModelFolder
+from adpa_cli.hub.adapter_folder import AdapterFolder
+from adpa_cli.hub.model_folder import IN_LAYERS, ModelFolder, header
 from adpa_cli.spec import ALL_LINEAR, LowRank, Quantise, TrainSpec
+from adpa_cli.store.identity import ADAPTER_WEIGHTS
 
 INSTALL = "pip install 'adpa-cli[lora]'"
 _IN_LAYER = re.compile(r"\.\d+\.")
@@ -63,10 +65,13 @@ def check_lora(spec: TrainSpec, folder: Path, there: LowRank | None, start: str)
 
     What a folder without weights does not tell is seen when the model is loaded.
     """
-    shapes = ModelFolder.of(folder).shapes
+    model = ModelFolder.of(folder)
+    shapes = model.shapes
     layers = _linear_layers(shapes)
     if there and (asked := spec.low_rank):
         _check_same(asked, there, start, list(layers))
+        if model.adapter:
+            _check_apart(model.adapter, start)
     elif layers:
         for name in chosen_layers(list(layers), spec.lora_targets):
             check_rank(spec.rank, name, layers[name])
@@ -105,6 +110,20 @@ def _check_same(asked: LowRank, there: LowRank, start: str, layers: Sequence[str
             f"{start} is an adapter of the layers {there.lora_targets}, whose training goes on, and lora_targets="
             f"{asked.lora_targets} is asked for",
             f"--set STAGE.lora_targets={there.lora_targets}, {merge}",
+        )
+
+
+def _check_apart(adapter: AdapterFolder, start: str) -> None:
+    """Raise UsageError for an adapter of which a part is merged when it is read: what is beside the embedding or the
+    head, and biases of layers with matrices. A training would lose that part."""
+    file = adapter.path / ADAPTER_WEIGHTS
+    names = header(file) if file.is_file() else {}
+    merged = [n for n in names if ".base_layer." in n or (".lora_" in n and not IN_LAYERS.search(n))]
+    if merged:
+        raise UsageError(
+            f"no training can go on with the adapter {start}: a part of it is merged when it is read ({merged[0]})",
+            f"merge it once and train an adapter of that: adpa export {start} MERGED; or train all weights: leave lora "
+            "out",
         )
 
 
