@@ -231,8 +231,10 @@ def test_a_base_that_is_closed_is_named(here: Cli, hub: Hub) -> None:
     assert "gated" in answer
 
 
-def test_what_is_trained_on_a_hub_base_names_it_by_its_commit(here: Cli, hub: Hub, tmp_path: Path) -> None:
-    words = ("sft", "--model", "org/base", "--data", "few.jsonl", "--set", "lora=4", *TRAIN)
+@pytest.mark.parametrize("name", ["org/base", "org/adapter"])
+def test_what_is_trained_on_a_hub_base_names_it_by_its_commit(here: Cli, hub: Hub, tmp_path: Path, name: str) -> None:
+    targets = f"lora_targets={TARGETS}"
+    words = ("sft", "--model", name, "--data", "few.jsonl", "--set", "lora=4", "--set", targets, *TRAIN)
     ref = here(*words).ref
     said = json.loads((folder(ref) / "adapter_config.json").read_text())
     assert said["base_model_name_or_path"] == "org/base"

@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
+    AutoModelForImageTextToText,
     AutoModelForSequenceClassification,
     Dots1Config,
     Dots1ForCausalLM,
@@ -433,14 +434,16 @@ def test_layers_on_quantised_weights_are_read_as_they_were_trained(base: Path, t
 def test_the_text_part_of_a_model_that_sees_images(tmp_path: Path) -> None:
     base = tmp_path / "base"
     write_vision_language(base, byte_level())
-    folder = written(base, tmp_path / "adapter")
-    first = torch.tensor([[5, 9, 7, 30, 11, 8]])
+    folder, first = tmp_path / "adapter", torch.tensor([[5, 9, 7, 30, 11, 8]])
+    write_adapter(moved(adapted(base)), folder, base_of(base, "", spec(lora=4)))
     with torch.no_grad():
         expected = moved(adapted(base))(input_ids=first).logits
         assert torch.equal(load_checked(folder)(input_ids=first).logits, expected)
-    change(folder, lambda t: [t.update({k.replace("layers", "language_model.layers", 1): t.pop(k)}) for k in list(t)])
+        whole = read_by_peft(base, folder, AutoModelForImageTextToText)
+        torch.testing.assert_close(whole(input_ids=first).logits, expected)
+    change(folder, lambda t: [t.update({k.replace("language_model.", "", 1): t.pop(k)}) for k in list(t)])
     with torch.no_grad():
-        assert torch.equal(load_checked(folder)(input_ids=first).logits, expected), "as peft names layers of the whole"
+        assert torch.equal(load_checked(folder)(input_ids=first).logits, expected), "as in a model of that part alone"
 
 
 # How one is trained.
@@ -557,6 +560,31 @@ def test_a_training_goes_on_with_the_adapter_that_it_starts_from(base: Path, tmp
         assert "merge it and train all weights" in caught.value.hint
     same = spec(lora=4, lora_targets="down_proj,gate_proj,up_proj,q_proj,k_proj,v_proj,o_proj")
     assert has_adapter(load_adapted(folder, same, "cpu")), "the same layers in other words"
+
+
+@pytest.mark.parametrize(
+    ("model", "settings", "part"),
+    [
+        ("llama", {"target_modules": ["q_proj", "lm_head"]}, "lm_head"),
+        ("llama", {"target_modules": ["q_proj", "embed_tokens"]}, "embed_tokens"),
+        ("opt", {"target_modules": ["q_proj"], "bias": "lora_only"}, "q_proj.base_layer.bias"),
+        ("opt", {"target_modules": ["q_proj"], "modules_to_save": ["final_layer_norm"]}, ""),
+        ("opt", {"target_modules": ["q_proj"], "bias": "all"}, "q_proj.base_layer.bias"),
+    ],
+)
+def test_a_training_that_would_lose_a_part_of_an_adapter_is_refused(
+    model: str, settings: dict[str, Any], part: str, tmp_path: Path
+) -> None:
+    base = base_folder(tmp_path / "base", model)
+    folder = foreign(base, tmp_path / "adapter", **settings)
+    own = spec(lora=4, lora_targets=",".join(sorted(settings["target_modules"])))
+    if part:
+        with pytest.raises(UsageError, match=f"is merged when it is read .*{part}") as caught:
+            load_adapted(folder, own, "cpu")
+        assert f"adpa export {folder} MERGED" in caught.value.hint
+        return
+    write_adapter(load_adapted(folder, own, "cpu"), tmp_path / "again", base_of(folder, "", own))
+    assert torch.equal(logits(load(tmp_path / "again")), logits(load(folder)))
 
 
 def test_experts_that_are_no_linear_layers_are_said_to_be_left_out(tmp_path: Path) -> None:

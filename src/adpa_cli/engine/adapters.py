@@ -35,7 +35,7 @@ from adpa_cli.engine.arithmetic import HELD_IN, in_float32
 from adpa_cli.engine.frozen import Place, check_finite, held, held_places
 from adpa_cli.engine.lora import check_rank, chosen_layers, ends_with, missing_peft
 from adpa_cli.engine.quantised import EXPERTS, QuantisedLinear, library
-from adpa_cli.errors import AdpaError, NotFound, UsageError
+from adpa_cli.errors import AdpaError, NotFound
 from adpa_cli.hub.adapter_folder import AdapterFolder
 from adpa_cli.hub.model_folder import header
 from adpa_cli.hub.portable import edit_settings, write_settings
@@ -46,13 +46,16 @@ NAME = "default"
 """What peft calls an adapter in a model, which stands in the names of its tensors there."""
 PREFIX = "base_model.model."
 """What stands before the names of tensors in a folder of peft."""
+TEXT_PART = "language_model."
+"""What stands in the names of the part that reads text in a model of several parts."""
 LAYERS = (nn.Linear, Conv1D)
 
 
 @dataclass(frozen=True)
 class Base:
     """What an adapter is trained on: its `folder`, and what that has by `content`, "" where nobody knows; where it is
-    of the hub its `name` and `revision`; how its weights are stored; and its layers that were asked for."""
+    of the hub its `name` and `revision`; how its weights are stored; its layers that were asked for; and whether it has
+    several parts, of which the adapter's model is the one that reads text."""
 
     folder: Path
     content: str
@@ -60,6 +63,7 @@ class Base:
     revision: str = ""
     quantise: Quantise | None = None
     targets: str = ""
+    has_text_part: bool = False
 
 
 def peft(module: str = "") -> Any:
@@ -222,19 +226,6 @@ def shape_in(adapter: AdapterFolder, name: str) -> tuple[int, ...]:
     return next((tuple(entry["shape"]) for key, entry in entries.items() if _own_name(key) == name), ())
 
 
-def stored_as(adapter: AdapterFolder, asked: Quantise | None) -> Quantise | None:
-    """How the weights of the base of an adapter are stored: as in its training, else as is asked.
-
-    Raises UsageError where both say something else.
-    """
-    if adapter.quantise and asked not in (None, adapter.quantise):
-        raise UsageError(
-            f"the adapter {adapter.path} was trained beside {adapter.quantise} weights, and {asked} ones are asked for",
-            f"--set STAGE.quantise={adapter.quantise}, or leave it out",
-        )
-    return adapter.quantise or asked
-
-
 def adapter_tensors(adapter: AdapterFolder) -> dict[str, Tensor]:
     """The tensors of an adapter, float32, by their names in the model. Raises AdpaError where they cannot be read."""
     path = adapter.path / ADAPTER_WEIGHTS
@@ -251,7 +242,7 @@ def adapter_tensors(adapter: AdapterFolder) -> dict[str, Tensor]:
 
 def _own_name(name: str) -> str:
     """What a tensor of an adapter's file is called in the model; the part that reads text stands alone there."""
-    return re.sub(r"(^|\.)language_model\.", r"\1", name.removeprefix(PREFIX).replace(".base_layer.", "."))
+    return re.sub(rf"(^|\.){re.escape(TEXT_PART)}", r"\1", name.removeprefix(PREFIX).replace(".base_layer.", "."))
 
 
 def _key(name: str) -> str:
@@ -347,6 +338,8 @@ def write_adapter(model: Any, folder: Path, base: Base) -> None:
         if name.rpartition(".")[0] in (config.modules_to_save or ())
     }  # fmt: skip
     tensors = {_key(name): weight.detach() for name, weight in adapter_weights(model).items()} | whole
+    if base.has_text_part:
+        tensors = {re.sub(r"^model\.", f"model.{TEXT_PART}", name): tensor for name, tensor in tensors.items()}
     written = {f"{PREFIX}{name}": tensor.to("cpu", torch.float32).contiguous() for name, tensor in tensors.items()}
     save_file(written, folder / ADAPTER_WEIGHTS, {"format": "pt"})
     values = {key: sorted(value) if isinstance(value, set) else value for key, value in config.to_dict().items()}

@@ -13,8 +13,9 @@ import torch
 from torch import nn
 from transformers import AutoConfig, PreTrainedModel
 
-from adpa_cli.engine.adapters import attach_adapter, shape_in, stored_as
+from adpa_cli.engine.adapters import attach_adapter, shape_in
 from adpa_cli.engine.frozen import Place, Skeleton
+from adpa_cli.engine.lora import stored_as
 from adpa_cli.engine.models import SCALAR_HEAD, body_of, load, skeleton_of
 from adpa_cli.engine.offload import layers_of, names_within, visit
 from adpa_cli.hub.adapter_folder import AdapterFolder
@@ -34,7 +35,7 @@ def load_layerwise(
     config = AutoConfig.from_pretrained(base, trust_remote_code=False, local_files_only=True)
     if scalar:
         config.num_labels = 1
-    stored = stored_as(adapter, quantise) if adapter else quantise
+    stored = stored_as(adapter.low_rank if adapter else None, quantise, str(folder))
     new_head = adapter is not None and bool(shape_in(adapter, SCALAR_HEAD))
     skeleton = skeleton_of(base, config, "float32", scalar, stored, new_head)
     if skeleton is None:

@@ -8,8 +8,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from adpa_cli.errors import AdpaError, UsageError
-from adpa_cli.hub.model_folder import ModelFolder
-from adpa_cli.spec import ALL_LINEAR, LowRank, TrainSpec
+from adpa_cli.hub.adapter_folder import AdapterFolder
+from adpa_cli.hub.model_folder import IN_LAYERS, ModelFolder, header
+from adpa_cli.spec import ALL_LINEAR, LowRank, Quantise, TrainSpec
+from adpa_cli.store.identity import ADAPTER_WEIGHTS
 
 INSTALL = "pip install 'adpa-cli[lora]'"
 _IN_LAYER = re.compile(r"\.\d+\.")
@@ -36,7 +38,8 @@ def chosen_layers(names: Sequence[str], targets: str) -> list[str]:
             there = ",".join(dict.fromkeys(name.rpartition(".")[2] for name in names))
             raise UsageError(
                 f"lora_targets: no linear layer in the body of the model is called {end!r}",
-                f"its layers are --set STAGE.lora_targets={there}; all are --set STAGE.lora_targets={ALL_LINEAR}",
+                f"name some of its layers, --set STAGE.lora_targets={there}, or all: "
+                f"--set STAGE.lora_targets={ALL_LINEAR}",
             )
     return [name for name in names if any(ends_with(name, end) for end in ends)]
 
@@ -62,25 +65,29 @@ def check_lora(spec: TrainSpec, folder: Path, there: LowRank | None, start: str)
 
     What a folder without weights does not tell is seen when the model is loaded.
     """
-    shapes = ModelFolder.of(folder).shapes
+    model = ModelFolder.of(folder)
+    shapes = model.shapes
     layers = _linear_layers(shapes)
     if there and (asked := spec.low_rank):
         _check_same(asked, there, start, list(layers))
+        if model.adapter:
+            _check_apart(model.adapter, start)
     elif layers:
         for name in chosen_layers(list(layers), spec.lora_targets):
             check_rank(spec.rank, name, layers[name])
-    has_experts = any(_is_expert(name, shape) for name, shape in shapes.items())
+    has_experts = any(is_expert(name, shape) for name, shape in shapes.items())
     return (f"lora leaves the experts of {start} as they are: they are no linear layers",) if has_experts else ()
 
 
-def _is_expert(name: str, shape: Sequence[int]) -> bool:
+def is_expert(name: str, shape: Sequence[int]) -> bool:
+    """Whether a tensor of a file is of experts, which are one tensor in a model, or else of no linear layer."""
     return _EXPERT.search(name) is not None or len(shape) > 2
 
 
 def _linear_layers(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
     """The linear layers of a body with their shapes, by the names of its weights; none for one with experts, which are
     other tensors in files than in models."""
-    if any(_is_expert(name, shape) for name, shape in shapes.items()):
+    if any(is_expert(name, shape) for name, shape in shapes.items()):
         return {}
     return {
         name.removesuffix(".weight"): shape for name, shape in shapes.items()
@@ -104,6 +111,34 @@ def _check_same(asked: LowRank, there: LowRank, start: str, layers: Sequence[str
             f"{asked.lora_targets} is asked for",
             f"--set STAGE.lora_targets={there.lora_targets}, {merge}",
         )
+
+
+def _check_apart(adapter: AdapterFolder, start: str) -> None:
+    """Raise UsageError for an adapter of which a part is merged when it is read: what is beside the embedding or the
+    head, and biases of layers with matrices. A training would lose that part."""
+    file = adapter.path / ADAPTER_WEIGHTS
+    names = header(file) if file.is_file() else {}
+    merged = [n for n in names if ".base_layer." in n or (".lora_" in n and not IN_LAYERS.search(n))]
+    if merged:
+        raise UsageError(
+            f"no training can go on with the adapter {start}: a part of it is merged when it is read ({merged[0]})",
+            f"merge it once and train an adapter of that: adpa export {start} MERGED; or train all weights: leave lora "
+            "out",
+        )
+
+
+def stored_as(made: LowRank | None, asked: Quantise | None, name: str) -> Quantise | None:
+    """How the weights of a model of that name are stored: as in the training of its adapter, else as is asked.
+
+    Raises UsageError where both say something else.
+    """
+    there = made.quantise if made else None
+    if there and asked not in (None, there):
+        raise UsageError(
+            f"{name} is an adapter that was trained beside {there} weights, and {asked} ones are asked for",
+            f"--set STAGE.quantise={there}, or leave it out",
+        )
+    return there or asked
 
 
 def _same_layers(asked: str, there: str, layers: Sequence[str]) -> bool:

@@ -30,10 +30,11 @@ from transformers.utils import logging as transformers_logging
 
 from adpa_cli.data.tokenizer import Tokenizer
 from adpa_cli.engine import offload
-from adpa_cli.engine.adapters import Base, attach_adapter, merge_adapter, shape_in, stored_as, write_adapter
+from adpa_cli.engine.adapters import Base, attach_adapter, merge_adapter, shape_in, write_adapter
 from adpa_cli.engine.arithmetic import HELD_IN, computing, in_float32
 from adpa_cli.engine.device import is_out_of_memory
 from adpa_cli.engine.frozen import Skeleton, check_finite, hold
+from adpa_cli.engine.lora import stored_as
 from adpa_cli.engine.quantised import quantise_layers
 from adpa_cli.engine.tokenizer_files import LOAD_ERRORS, first_line, save_tokenizer
 from adpa_cli.errors import AdpaError, NotFound
@@ -71,7 +72,7 @@ def load(
     adapter = AdapterFolder.of(folder)
     if adapter is None:
         return _load(folder, dtype, train, device, scalar, quantise, new_head or train)
-    stored = None if train else stored_as(adapter, quantise)
+    stored = None if train else stored_as(adapter.low_rank, quantise, str(folder))
     has_head = new_head or train or bool(shape_in(adapter, SCALAR_HEAD))
     model = _load(adapter.base, dtype, train, device, scalar, stored, has_head)
     attach_adapter(model, body_of(model), adapter, "float32" if train else dtype, device)

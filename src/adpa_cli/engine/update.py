@@ -7,7 +7,6 @@ not. Weights come tensor by tensor from safetensors files, or from a model in me
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +20,7 @@ from adpa_cli.engine.adapters import NAME, adapter_layers, adapter_tensors
 from adpa_cli.engine.models import load
 from adpa_cli.engine.quantised import QuantisedLinear, weight_as_read
 from adpa_cli.hub.adapter_folder import AdapterFolder
-from adpa_cli.hub.model_folder import ModelFolder
+from adpa_cli.hub.model_folder import IN_LAYERS, ModelFolder
 from adpa_cli.sizes import spread
 
 Pair = tuple[str, Tensor, Tensor]
@@ -31,7 +30,6 @@ Way = Callable[[str, Tensor], Tensor]
 SAMPLED_TENSORS, SAMPLED_WEIGHTS = 24, 2**16
 """How many tensors a sample has, and about how many weights of each."""
 _CHUNK = 2**18
-_IN_LAYER = re.compile(r"(?:^|\.)([a-z_]+\.\d+\..+)$")
 
 
 def nearest(dtype: torch.dtype) -> Way:
@@ -56,7 +54,7 @@ class Weights:
 
         A layer is what has a number in its name. A product reads a matrix, or one for each expert.
         """
-        inside = {name: _IN_LAYER.search(name) for name, shape in self.shapes.items() if len(shape) in (2, 3)}
+        inside = {name: IN_LAYERS.search(name) for name, shape in self.shapes.items() if len(shape) in (2, 3)}
         return {match[1]: name for name, match in inside.items() if match}
 
 

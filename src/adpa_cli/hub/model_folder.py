@@ -10,6 +10,7 @@ import functools
 import json
 import math
 import os
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -35,6 +36,9 @@ GENERATION = "generation_config.json"
 NARROW = {"F16", "BF16"}
 WHOLE = ("F64", "F32", "F16", "BF16")
 """Numbers that weights are read from, as safetensors files call them."""
+IN_LAYERS = re.compile(r"(?:^|\.)([a-z_]+\.\d+\..+)$")
+"""Names of tensors of layers, which have numbers, with their names within the layers: what stands before those differs
+between folders."""
 POINTER = b"version https://git-lfs"
 """What stands in a file of a cloned repository whose content was not fetched."""
 Fact = TypeVar("Fact")

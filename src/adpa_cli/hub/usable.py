@@ -12,7 +12,7 @@ from typing import Any
 
 from adpa_cli.errors import AdpaError, DataError
 from adpa_cli.hub.adapter_folder import AdapterFolder
-from adpa_cli.hub.model_folder import FETCH, ModelFolder, header
+from adpa_cli.hub.model_folder import FETCH, IN_LAYERS, ModelFolder, header
 from adpa_cli.store.identity import ADAPTER, ADAPTER_WEIGHTS
 
 CHECKED = 4
@@ -30,7 +30,6 @@ SEQUENCE_TO_SEQUENCE = (
     "bart", "blenderbot", "bigbird_pegasus", "fsmt", "led", "longt5", "m2m_100", "marian", "mbart", "mt5", "mvp",
     "nllb-moe", "pegasus", "plbart", "prophetnet", "switch_transformers", "t5", "t5gemma", "umt5", "whisper",
 )  # fmt: skip
-_IN_LAYER = re.compile(r"(?:^|\.)([a-z_]+\.\d+\..+)$")
 _FIRST = re.compile(r"(?:^|\.)([a-z_]+\.\d+\..+)\.lora_A\.weight$")
 UNQUANTISED = "take the model that it was quantised from; --set STAGE.quantise=nf4 stores that in four bits"
 DECODERS_WANTED = "use a decoder-only language model, such as Llama, Qwen, Mistral, Gemma or Phi"
@@ -61,7 +60,7 @@ def check_adapter(folder: ModelFolder, adapter: AdapterFolder, name: str) -> Non
     file = adapter.path / ADAPTER_WEIGHTS
     if not file.exists() or not folder.shapes:
         return
-    weights = {within[1]: shape for of, shape in folder.shapes.items() if (within := _IN_LAYER.search(of))}
+    weights = {within[1]: shape for of, shape in folder.shapes.items() if (within := IN_LAYERS.search(of))}
     shapes = {of: tuple(entry["shape"]) for of, entry in header(file).items()}
     firsts = {within[1]: (of, shape) for of, shape in shapes.items() if (within := _FIRST.search(of))}
     for layer, (of, first) in firsts.items():

@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import importlib.util
 
-from adpa_cli.engine.lora import check_lora, missing_peft
-from adpa_cli.errors import AdpaError, UsageError
+from adpa_cli.engine.lora import check_lora, missing_peft, stored_as
+from adpa_cli.errors import AdpaError
 from adpa_cli.hub import External
 from adpa_cli.hub.adapter_folder import AdapterFolder
 from adpa_cli.planning.lineage import folder_of
@@ -38,12 +38,7 @@ def _check(node: Node, role: str, item: Input, store: Store) -> tuple[str, ...]:
         raise missing_peft()
     if training:
         return check_lora(training, folder_of(item, store), made, item.label) if training.lora else ()
-    asked = getattr(spec, "quantise", None)
-    if made and made.quantise and asked not in (None, made.quantise):
-        raise UsageError(
-            f"quantise={asked}, and the adapter {item.label} was trained beside {made.quantise} weights",
-            f"--set {node.stage}.quantise={made.quantise}, or leave it out",
-        )
+    stored_as(made, getattr(spec, "quantise", None), item.label)
     return ()
 
 

@@ -10,6 +10,7 @@ from adpa_cli.engine.adapters import Base, add_adapter, train_adapter
 from adpa_cli.engine.lora import check_lora
 from adpa_cli.engine.models import SCALAR_HEAD, body_of, load, load_checked
 from adpa_cli.hub.adapter_folder import AdapterFolder
+from adpa_cli.hub.model_folder import ModelFolder
 from adpa_cli.hub.repository import title
 from adpa_cli.spec import TrainSpec
 
@@ -39,4 +40,5 @@ def base_of(folder: Path, content: str, spec: TrainSpec) -> Base:
     base, content = (adapter.base, adapter.content) if adapter else (folder, content)
     is_cached = base.parent.name == "snapshots" and title(base) != base.name
     name, revision = (title(base), base.name) if is_cached else ("", "")
-    return Base(base, content, name, revision, spec.quantise, spec.lora_targets)
+    has_text_part = ModelFolder.of(base).has_text_part
+    return Base(base, content, name, revision, spec.quantise, spec.lora_targets, has_text_part)
