@@ -129,8 +129,10 @@ def _packed(matrix: Tensor, how: Quantise) -> tuple[Tensor, Tensor]:
     float32."""
     library()
     if how == "int8":
-        packed, scales, _ = torch.ops.bitsandbytes.int8_vectorwise_quant(matrix.half())
-        return packed, scales
+        # The library takes float16, whose range is not that of weights: the largest of each row is brought to about 1.
+        exponents = torch.frexp(matrix.abs().amax(1, keepdim=True).float()).exponent
+        packed, scales, _ = torch.ops.bitsandbytes.int8_vectorwise_quant(torch.ldexp(matrix.float(), -exponents).half())
+        return packed, torch.ldexp(scales, exponents.view(-1))
     # In whole runs, for which neither the length of a row nor an odd number of weights is a special case.
     runs = nn.functional.pad(matrix.view(-1), (0, -matrix.numel() % RUN)).view(-1, RUN)
     packed, scales = torch.ops.bitsandbytes.quantize_4bit(runs, RUN, how, torch.uint8)
