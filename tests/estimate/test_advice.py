@@ -299,3 +299,20 @@ def test_experts_in_one_tensor_are_not_quantised_and_that_is_said(cli: Cli, stor
     assert mixed["rows"][0]["memory"] - dense["rows"][0]["memory"] == 2 * 16 * 8 * 2048 * 4096
     said = "cache-teacher quantises the linear layers of llama-1b only; 46 % of its weights are experts, which stay as"
     assert said in str(mixed["notes"])
+
+
+def test_experts_of_a_model_that_is_not_here_are_known_from_its_configuration(
+    cli: Cli, hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_driver(tmp_path / "bin", monkeypatch, 80)
+    memory = {}
+    for name, more in (("dense", {}), ("mixed", {"num_local_experts": 8})):
+        folder = write_sparse(tmp_path / name, "llama-3.1-8b", TEMPLATES["llama-3"].text)
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps(config | more))
+        hub.add(f"org/{name}", folder, shas={"model.safetensors": weights_digest(folder)})
+        plan = ["plan", "cache-teacher", "--teacher", f"org/{name}", "--data", "argilla/dpo-mix-7k", "--json"]
+        for how in ("none", "nf4"):
+            memory[name, how] = json.loads(cli(*plan, "--set", f"quantise={how}").out)["rows"][0]["memory"]
+    assert memory["dense", "nf4"] < 0.6 * memory["dense", "none"]
+    assert memory["mixed", "nf4"] >= memory["mixed", "none"] == memory["dense", "none"]

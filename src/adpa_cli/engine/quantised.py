@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from adpa_cli.engine.arithmetic import HELD_IN
-from adpa_cli.engine.lora import missing_bitsandbytes
+from adpa_cli.engine.lora import EXPERTS, missing_bitsandbytes
 from adpa_cli.errors import AdpaError
 from adpa_cli.spec import Dtype, Quantise
 
@@ -30,8 +30,6 @@ RUN = 64
 """Weights that share a scale in nf4."""
 LEVELS = 127
 """Of int8, on each side of 0."""
-EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
-"""As configurations call how many outputs a router has."""
 
 
 @functools.cache

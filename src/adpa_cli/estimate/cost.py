@@ -33,7 +33,7 @@ from adpa_cli.engine.costs import (
     waiting_disk,
     waiting_seconds,
 )
-from adpa_cli.engine.lora import is_expert
+from adpa_cli.engine.lora import EXPERTS, is_expert
 from adpa_cli.engine.training.schedule import whole_steps
 from adpa_cli.errors import AdpaError
 from adpa_cli.estimate.row_lengths import RowLengths
@@ -143,14 +143,17 @@ def with_adapter(item: Input, store: Store) -> ModelSize:
 
     Raises as `model_size` does, and as an adapter whose base is not here.
     """
-    shapes = ModelFolder.of(folder_of(item, store)).shapes
+    folder = ModelFolder.of(folder_of(item, store))
+    size, shapes = model_size(item, store), folder.shapes
     sides: dict[str, int] = {}
     for name, shape in shapes.items():
         if len(shape) == 2 and not is_expert(name, shape) and (layer := LAYER.search(name)):
             sides[layer[2]] = sides.get(layer[2], 0) + sum(shape)
     unpacked = sum(math.prod(shape) for name, shape in shapes.items() if is_expert(name, shape))
     is_fused = any(map(EXPERT.search, shapes))
-    size = replace(model_size(item, store), linear=tuple(sides.items()), unpacked=unpacked, is_fused=is_fused)
+    if not shapes and any((folder.config.get(name) or 1) > 1 for name in EXPERTS):  # as most folders have experts
+        unpacked, is_fused = size.body, True
+    size = replace(size, linear=tuple(sides.items()), unpacked=unpacked, is_fused=is_fused)
     made = adapter_of(item, store)
     own = low_rank(size, made.lora, made.lora_targets) if made else 0
     return replace(size, adapter=own, quantise=made.quantise if made else None)
