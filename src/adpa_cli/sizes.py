@@ -58,6 +58,8 @@ class ModelSize:
     """Parameters of the low-rank matrices that it has beside these weights."""
     quantise: str | None = None
     """How the weights of its products are stored wherever it is read, since its adapter was trained beside them."""
+    unpacked: int = 0
+    """Weights of its body that are in no linear layer of it, such as experts that are one tensor; never quantised."""
     is_fused: bool = False
     """Whether it is loaded whole in float32, since its experts are apart in the folder and one tensor in the model."""
 

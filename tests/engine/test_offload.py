@@ -101,6 +101,22 @@ def test_an_adapter_beside_them_has_the_same_bits(quantise: Quantise | None, tmp
     assert not torch.equal(found, base)
 
 
+def run_out(*_: Any) -> None:
+    raise RuntimeError("out of memory")
+
+
+def test_a_layer_that_breaks_off_leaves_its_tensors_where_they_wait(tmp_path: Path) -> None:
+    tiny_llama().save_pretrained(tmp_path)
+    model = on_disk(tmp_path, tmp_path, dtype="float16")
+    expected = hidden_states(model, IDS, None, dtype="float16")
+    breaking = model.model.layers[1].mlp.down_proj.register_forward_hook(run_out)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        hidden_states(model, IDS, None, dtype="float16")
+    breaking.remove()
+    assert {weight.untyped_storage().nbytes() for weight in model.model.layers.parameters()} == {1}
+    assert torch.equal(hidden_states(model, IDS, None, dtype="float16"), expected)
+
+
 def test_on_a_cpu_the_memory_of_the_machine_is_no_other_place(tmp_path: Path) -> None:
     tiny_llama().save_pretrained(tmp_path)
     with layers_wait("cpu", tmp_path):

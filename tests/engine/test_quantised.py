@@ -113,6 +113,15 @@ def test_each_weight_is_the_nearest_of_its_levels(shape: tuple[int, int], how: Q
     torch.testing.assert_close(read(stored(layer, how)).double(), restored(layer.weight.detach(), how))
 
 
+@pytest.mark.parametrize("largest", [1e-30, 1e-9, 3.0, 1e5, 1e30])
+@pytest.mark.parametrize("how", WAYS)
+def test_weights_of_any_size_keep_their_digits(how: Quantise, largest: float) -> None:
+    layer = nn.Linear(64, 2)
+    weight = torch.linspace(-1, 1, 128).view(2, 64).detach() * largest
+    layer.weight = nn.Parameter(weight)
+    assert float((read(stored(layer, how)) - weight).abs().max()) < {"nf4": 0.16, "int8": 0.005}[how] * largest
+
+
 def test_nf4_is_that_of_the_library(tmp_path: Path) -> None:
     layer = nn.Linear(256, 128)
     packed, state = bnb.quantize_4bit(layer.weight.detach(), quant_type="nf4", compress_statistics=False)

@@ -33,8 +33,8 @@ from transformers.pytorch_utils import Conv1D
 
 from adpa_cli.engine.arithmetic import HELD_IN, in_float32
 from adpa_cli.engine.frozen import Place, check_finite, held, held_places
-from adpa_cli.engine.lora import check_rank, chosen_layers, ends_with, missing_peft
-from adpa_cli.engine.quantised import EXPERTS, QuantisedLinear, library
+from adpa_cli.engine.lora import EXPERTS, check_rank, chosen_layers, ends_with, missing_peft
+from adpa_cli.engine.quantised import QuantisedLinear, library
 from adpa_cli.errors import AdpaError, NotFound
 from adpa_cli.hub.adapter_folder import AdapterFolder
 from adpa_cli.hub.model_folder import header

@@ -276,9 +276,10 @@ def stored_in(model: ModelSize, held: Held) -> str | None:
 
 
 def products(model: ModelSize, held: Held) -> float:
-    """Bytes of the weights of a body. Experts that are one tensor are not quantised, and they are nearly all of it."""
-    quantise = None if model.is_fused else stored_in(model, held)
-    return model.body * (QUANTISED[quantise] if quantise else 4.0 if held.dtype == "float32" else 2.0)
+    """Bytes of the weights of a body, of which not all are quantised."""
+    whole = 4.0 if held.dtype == "float32" else 2.0
+    each = QUANTISED.get(stored_in(model, held) or "", whole)
+    return each * (model.body - model.unpacked) + whole * model.unpacked
 
 
 def beside(model: ModelSize, held: Held) -> float:

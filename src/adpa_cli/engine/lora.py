@@ -14,7 +14,8 @@ from adpa_cli.spec import ALL_LINEAR, LowRank, Quantise, TrainSpec
 from adpa_cli.store.identity import ADAPTER_WEIGHTS
 
 INSTALL = "pip install 'adpa-cli[lora]'"
-_IN_LAYER = re.compile(r"\.\d+\.")
+EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+"""As configurations call how many outputs a router has."""
 _EXPERT = re.compile(r"\.experts?\.")
 
 
@@ -91,7 +92,7 @@ def _linear_layers(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int
         return {}
     return {
         name.removesuffix(".weight"): shape for name, shape in shapes.items()
-        if name.endswith(".weight") and len(shape) == 2 and _IN_LAYER.search(name)
+        if name.endswith(".weight") and len(shape) == 2 and IN_LAYERS.search(name)
     }  # fmt: skip
 
 

@@ -150,7 +150,7 @@ def visit(
             place.put(tensor)
 
     layer.register_forward_pre_hook(lambda *_: bring(own()))
-    layer.register_forward_hook(leave)
+    layer.register_forward_hook(leave, always_call=True)  # a layer that ran out of memory would keep what it needs
     leave()
 
 

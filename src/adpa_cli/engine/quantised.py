@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from adpa_cli.engine.arithmetic import HELD_IN
-from adpa_cli.engine.lora import missing_bitsandbytes
+from adpa_cli.engine.lora import EXPERTS, missing_bitsandbytes
 from adpa_cli.errors import AdpaError
 from adpa_cli.spec import Dtype, Quantise
 
@@ -30,8 +30,6 @@ RUN = 64
 """Weights that share a scale in nf4."""
 LEVELS = 127
 """Of int8, on each side of 0."""
-EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
-"""As configurations call how many outputs a router has."""
 
 
 @functools.cache
@@ -129,8 +127,10 @@ def _packed(matrix: Tensor, how: Quantise) -> tuple[Tensor, Tensor]:
     float32."""
     library()
     if how == "int8":
-        packed, scales, _ = torch.ops.bitsandbytes.int8_vectorwise_quant(matrix.half())
-        return packed, scales
+        # The library takes float16, whose range is not that of weights: the largest of each row is brought to about 1.
+        exponents = torch.frexp(matrix.abs().amax(1, keepdim=True).float()).exponent
+        packed, scales, _ = torch.ops.bitsandbytes.int8_vectorwise_quant(torch.ldexp(matrix.float(), -exponents).half())
+        return packed, torch.ldexp(scales, exponents.view(-1))
     # In whole runs, for which neither the length of a row nor an odd number of weights is a special case.
     runs = nn.functional.pad(matrix.view(-1), (0, -matrix.numel() % RUN)).view(-1, RUN)
     packed, scales = torch.ops.bitsandbytes.quantize_4bit(runs, RUN, how, torch.uint8)

@@ -8,12 +8,15 @@ way is of use to which stage.
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from adpa_cli.engine.lora import INSTALL
 from adpa_cli.errors import AdpaError, UsageError
-from adpa_cli.estimate.cost import Cost, disk_of, with_adapter
+from adpa_cli.estimate.cost import Cost, waiting_bytes, with_adapter
 from adpa_cli.families import READY_PAIRS
 from adpa_cli.machine import BOUNDLESS, Machine
 from adpa_cli.planning.adapters import check_adapters
@@ -24,6 +27,7 @@ from adpa_cli.stages import MODEL_ROLES, Input, Load, Node
 from adpa_cli.store.store import Store
 
 SMALLEST = 256  # tokens: nobody is told to go below
+INDENT = "\n    "
 BLOCK = "block_tokens"
 LORA: Mapping[str, Any] = {"weights": "float32", "lora": 16}
 RECIPES: Sequence[Mapping[str, Any]] = (
@@ -32,6 +36,8 @@ RECIPES: Sequence[Mapping[str, Any]] = (
 """Settings with which a stage takes less memory, in the order in which they are tried."""
 RUNS: Sequence[Mapping[str, Any]] = ({}, {"recompute": True}, {"offload": "cpu"}, {"offload": "disk"})
 """Ways of running with which it does, likewise."""
+LIBRARIES = {"lora": "peft", "quantise": "bitsandbytes"}
+"""What must be installed for a setting."""
 OPTIONS = {"processes": "--gpus", "tokens_per_device": "--tokens-per-device"}
 """What sets a field of a runtime that is no key of `--runtime`."""
 
@@ -51,21 +57,38 @@ class Change:
     def words(self, before: Runtime) -> str:
         """What to type for it where stages would run as `before`."""
         typed = [f"--set {stage}.{key}={value}" for (stage, key), value in self.settings.items()]
+        return " ".join([*typed, *self._running(before)])
+
+    def command(self, line: str, before: Runtime, in_recipe: bool) -> str:
+        """A command line with it, after what it needs is installed; settings stand in the recipe that it is of."""
+        lacking = f"{INSTALL} && " if self.is_lacking else ""
+        if not in_recipe or not self.settings:
+            return f"{lacking}{line} {self.words(before)}"
+        lines = ", ".join(f"{stage}.{key} = {json.dumps(value)}" for (stage, key), value in self.settings.items())
+        return f"write {lines} into the recipe, then {lacking}{' '.join([line, *self._running(before)])}"
+
+    def _running(self, before: Runtime) -> Iterator[str]:
         for each in dataclasses.fields(Runtime):
             value = getattr(self.runtime, each.name)
             if value != getattr(before, each.name):
                 text = str(value).lower()
-                typed.append(
-                    f"{OPTIONS[each.name]} {text}" if each.name in OPTIONS else f"--runtime {each.name}={text}"
-                )
-        return " ".join(typed)
+                yield f"{OPTIONS[each.name]} {text}" if each.name in OPTIONS else f"--runtime {each.name}={text}"
 
     @property
-    def what(self) -> str:
-        """What it does to the result, in words."""
-        if all(key == BLOCK for _, key in self.settings):
-            return "changes no more than rounding"
-        return "makes another recipe, with another result and id"
+    def is_lacking(self) -> bool:
+        """Whether a library that it needs is not installed."""
+        needed = {LIBRARIES[key] for _, key in self.settings if key in LIBRARIES}
+        return any(importlib.util.find_spec(library) is None for library in needed)
+
+    def effect(self, before: Runtime) -> str:
+        """What it does to a result that was made as `before`, in words."""
+        if any(key != BLOCK for _, key in self.settings):
+            return "makes another recipe, with another result and id"
+        if self.settings:
+            return "changes rounding, and the id with it"
+        if replace(self.runtime, recompute=before.recompute, offload=before.offload) != before:
+            return "changes rounding at most, and no id"
+        return "changes nothing of the result"
 
     def without(self, nodes: Sequence[Node]) -> Change:
         """The same without settings that each of some nodes has already."""
@@ -86,24 +109,24 @@ class Found:
 
 
 @dataclass(frozen=True)
-class Advice:
-    """What does not fit in memory, an error with its hint for each stage; and the options under which all of it would,
-    "" where there are none."""
-
-    problems: tuple[AdpaError, ...] = ()
-    together: str = ""
-
-
-@dataclass(frozen=True)
 class Room:
-    """A machine, and the store in which the models of a plan are."""
+    """A machine, whose `disk` is what a plan leaves of it to layers that wait, the store in which models are, and the
+    trainings that decide how what they derive is made, by its id."""
 
     machine: Machine
     store: Store
+    owners: Mapping[str, Node] = field(default_factory=dict)
+
+    def owner_of(self, node: Node) -> Node:
+        """The stage that decides how another one is made: mostly itself."""
+        return self.owners.get(node.recipe.id, node)
 
     def load_of(self, node: Node, load: Load, change: Change) -> tuple[Node, Load]:
         """A stage and its load as they would be planned with a change."""
-        node = remade(node, change)
+        owner = self.owner_of(node)
+        derived = {made.recipe.id: name for name, made in owner.derived.items()}
+        remade_owner = remade(owner, change)
+        node = remade_owner if owner is node else remade_owner.derived[derived[node.recipe.id]]
         read = [item for role, item in node.flat_inputs() if role in MODEL_ROLES]
         is_other = bool(change.settings) and any(isinstance(item, Node) for item in read)
         models = tuple(with_adapter(item, self.store) for item in read) if is_other else load.models
@@ -115,8 +138,9 @@ class Room:
 
         A change under which the stage would be refused for another reason takes more than there is.
         """
-        node, load = self.load_of(node, load, change)
+        waited = load.runtime.offload == "disk"
         try:
+            node, load = self.load_of(node, load, change)
             check_adapters(node, self.store)
             check_stored(node, self.store)
         except UsageError:
@@ -126,24 +150,20 @@ class Room:
             pass  # the checks of the plan say what else is missing
         memory = node.declared.memory(node, load)
         fits = memory.device <= self.machine.memory and memory.host <= self.machine.host_memory
-        return memory.device, fits and disk_of(node, load).extra <= self.machine.disk
+        waits = 0 if waited else waiting_bytes(node, load)  # where they do already, that is said of the whole plan
+        return memory.device, fits and (not waits or waits <= self.machine.disk)
 
-    def first_or_none(self, node: Node, load: Load, change: Change, owner: Node) -> Found | None:
-        """`first` for a stage that does not fit under a change; None for one that does.
-
-        A training that only needs smaller micro-batches does on a card: it halves them by itself.
-        """
-        if self.needs(node, load, change)[1]:
-            return None
+    def has_room(self, node: Node, load: Load, change: Change) -> bool:
+        """Whether a stage fits under a change; a training that only needs smaller micro-batches does on a card: it
+        halves them by itself."""
         halves = self.machine.kind == "cuda" and node.declared.kind == "training"
-        if halves and any(self.needs(node, load, half)[1] for half in list(halvings(change, node))[-1:]):
-            return None
-        return self.first(node, load, change, owner)
+        trials = [change, *(list(halvings(change, node))[-1:] if halves else ())]
+        return any(self.needs(node, load, trial)[1] for trial in trials)
 
-    def first(self, node: Node, load: Load, change: Change, owner: Node) -> Found:
-        """The first of what can be changed further with which a stage fits; its recipe is decided by its `owner`."""
+    def first(self, node: Node, load: Load, change: Change) -> Found:
+        """The first of what can be changed further with which a stage fits."""
         smallest, least = change, self.needs(node, load, change)[0]
-        for trial in trials(change, owner):
+        for trial in trials(change, self.owner_of(node)):
             halves = list(halvings(trial, node))
             need, fits = self.needs(node, load, trial)
             if fits:
@@ -156,6 +176,11 @@ class Room:
                 smallest, least = trial, need
         smallest = next((h for h in halvings(smallest, node) if self.needs(node, load, h)[0] == least), smallest)
         return Found(None, smallest, least)
+
+
+def owners_of(nodes: Sequence[Node]) -> dict[str, Node]:
+    """The trainings among some stages that others are derived of, by the ids of these."""
+    return {made.recipe.id: node for node in nodes for made in node.derived.values()}
 
 
 def remade(node: Node, change: Change, known: dict[int, Node] | None = None) -> Node:
@@ -193,8 +218,9 @@ def trials(change: Change, owner: Node) -> Iterator[Change]:
         if set(recipe) - known:
             continue
         settings = {
-            (node.stage, key): value for node in _goes_on(owner, change, recipe) for key, value in recipe.items()
-        }
+            (node.stage, key): _kept(node, key, value) for node in _goes_on(owner, change, recipe)
+            for key, value in recipe.items()
+        }  # fmt: skip
         more = replace(change, settings={**change.settings, **settings})
         try:
             more.spec_of(owner.stage, owner.spec)
@@ -203,6 +229,11 @@ def trials(change: Change, owner: Node) -> Iterator[Change]:
         for processes in counts:
             for run in RUNS:
                 yield replace(more, runtime=replace(change.runtime, **run, processes=processes))
+
+
+def _kept(node: Node, key: str, value: Any) -> Any:
+    """A setting of a recipe for a stage, which keeps a rank that is lower already."""
+    return min(value, node.spec.lora or value) if key == "lora" else value
 
 
 def _goes_on(node: Node, change: Change, recipe: Mapping[str, Any]) -> Iterator[Node]:
@@ -227,26 +258,51 @@ def halvings(change: Change, node: Node) -> Iterator[Change]:
         tokens //= 2
 
 
-def advise(costs: Sequence[Cost], machine: Machine, store: Store) -> Advice:
-    """What of some stages to be built does not fit in memory, and what would."""
+def advise(
+    costs: Sequence[Cost], machine: Machine, store: Store, download: int = 0
+) -> tuple[list[AdpaError], Change | None]:
+    """What of some stages to be built does not fit in memory, an error with its hint for each; and the change under
+    which all of it would, None where there is none. `download` are bytes to fetch."""
     told = [(cost.node, cost.load) for cost in costs if cost.memory is not None and cost.load is not None]
-    owners = {made.recipe.id: node for node, _ in told for made in node.derived.values()}
-    room, problems = Room(machine, store), list[AdpaError]()
-    for node, load in told:
-        found = room.first_or_none(node, load, Change(load.runtime), owners.get(node.recipe.id, node))
-        if found is not None:
-            problems.append(_problem(node, load, found, machine, [node for node, _ in told]))
-    if not problems:
-        return Advice()
-    before = together = Change(told[0][1].runtime)
-    for node, load in told * 2:  # what a later stage needs may undo what an earlier one had
-        found = room.first_or_none(node, load, together, owners.get(node.recipe.id, node))
-        if found is not None and found.change is None:
-            return Advice(tuple(problems))
-        together = found.change if found is not None and found.change is not None else together
-    if any(room.first_or_none(node, load, together, node) is not None for node, load in told):
-        return Advice(tuple(problems))
-    return Advice(tuple(problems), together.without([node for node, _ in told]).words(before.runtime))
+    nodes = [node for node, _ in told]
+    taken = sum(cost.disk.keeps for cost in costs if cost.disk) + (download if machine.cache is None else 0)
+    room = Room(replace(machine, disk=machine.disk - taken), store, owners_of(nodes))
+
+    def lacking(change: Change) -> Iterator[tuple[Node, Load, Found]]:
+        """The stages that do not fit under a change, with what would have to be changed further."""
+        for node, load in told:
+            if not room.has_room(node, load, change):
+                yield node, load, room.first(node, load, change)
+
+    change = before = Change(told[0][1].runtime if told else Runtime())
+    problems = [_problem(node, load, found, machine, nodes) for node, load, found in lacking(change)]
+    for _ in range(2 * len(problems)):  # what a later stage needs may undo what an earlier one had
+        _, _, found = next(lacking(change))
+        if found.change is None:
+            break
+        change = found.change
+        if all(room.has_room(node, load, change) for node, load in told):
+            return problems, _needed(room, told, change, before).without(nodes)
+    return problems, None
+
+
+def _needed(room: Room, told: Sequence[tuple[Node, Load]], change: Change, before: Change) -> Change:
+    """What of a change is needed: what one stage had first, it may do without after what others needed."""
+    as_it_is = [room.needs(node, load, change)[1] for node, load in told]  # where no training halves anything
+
+    def is_enough(less: Change) -> bool:
+        return all(
+            room.needs(node, load, less)[1] or (not fits and room.has_room(node, load, less))
+            for (node, load), fits in zip(told, as_it_is, strict=True)
+        )
+
+    for key in change.settings:
+        less = replace(change, settings={other: value for other, value in change.settings.items() if other != key})
+        change = less if is_enough(less) else change
+    for each in dataclasses.fields(Runtime):
+        less = replace(change, runtime=replace(change.runtime, **{each.name: getattr(before.runtime, each.name)}))
+        change = less if less != change and is_enough(less) else change
+    return change
 
 
 def _problem(node: Node, load: Load, found: Found, machine: Machine, nodes: Sequence[Node]) -> AdpaError:
@@ -259,12 +315,13 @@ def _problem(node: Node, load: Load, found: Found, machine: Machine, nodes: Sequ
     elif machine.kind == "cpu":
         has = f"this machine has available {size_words(machine.memory)}"
     message = f"{node.role} ({node.label}) needs about {needs}; {has}"
-    if found.change is not None:
-        change = found.change.without(nodes)
-        return AdpaError(message, f"{change.words(load.runtime)}     ({node.role}: {change.what})")
-    words = found.smallest.without(nodes).words(load.runtime)
-    least = f"{size_words(found.least)} at least" + (f", with {words}" if words else "")
-    return AdpaError(f"{message}; it would take {least}", _other_model(node, machine))
+    change = (found.change or found.smallest).without(nodes)
+    words = change.words(load.runtime)
+    if found.change is None:
+        least = f"it would take {size_words(found.least)} at least" + (f", with {words}" if words else "")
+        return AdpaError(f"{message};{INDENT}{least}", _other_model(node, machine))
+    effect = change.effect(load.runtime) + (f", and needs {INSTALL}" if change.is_lacking else "")
+    return AdpaError(f"{message};{INDENT}it fits with {words}, which {effect}", words)
 
 
 def _other_model(node: Node, machine: Machine) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
+import math
 import os
 import re
 import statistics
@@ -32,6 +33,7 @@ from adpa_cli.engine.costs import (
     waiting_disk,
     waiting_seconds,
 )
+from adpa_cli.engine.lora import EXPERTS, is_expert
 from adpa_cli.engine.training.schedule import whole_steps
 from adpa_cli.errors import AdpaError
 from adpa_cli.estimate.row_lengths import RowLengths
@@ -111,9 +113,14 @@ def cost_of(node: Node, store: Store, runtime: Runtime, machine: Machine, clock:
 def disk_of(node: Node, load: Load) -> Disk:
     """What a stage takes on the disk, the layers among it that wait there."""
     disk = node.declared.disk(node, load)
+    return replace(disk, extra=disk.extra + waiting_bytes(node, load))
+
+
+def waiting_bytes(node: Node, load: Load) -> int:
+    """What layers take on the disk that wait there, those of each process of a stage."""
     if node.declared.kind == "training":
-        return disk
-    return replace(disk, extra=disk.extra + waiting_disk(load.models, Held.by(node.spec, load.runtime)))
+        return 0
+    return load.where.processes * waiting_disk(load.models, Held.by(node.spec, load.runtime))
 
 
 def waiting(node: Node, load: Load) -> float:
@@ -128,6 +135,7 @@ def waiting(node: Node, load: Load) -> float:
 LAYER = re.compile(r"\.\d+\.(.*\.)?(\w+)\.weight")
 """Names of what belongs to a layer, with the end of that of the module."""
 EXPERT = re.compile(r"\.experts\.\d+\.")
+"""Names of what belongs to one expert, in folders that have each apart."""
 
 
 def with_adapter(item: Input, store: Store) -> ModelSize:
@@ -135,12 +143,17 @@ def with_adapter(item: Input, store: Store) -> ModelSize:
 
     Raises as `model_size` does, and as an adapter whose base is not here.
     """
-    shapes = ModelFolder.of(folder_of(item, store)).shapes
+    folder = ModelFolder.of(folder_of(item, store))
+    size, shapes = model_size(item, store), folder.shapes
     sides: dict[str, int] = {}
     for name, shape in shapes.items():
-        if len(shape) == 2 and not EXPERT.search(name) and (layer := LAYER.search(name)):
+        if len(shape) == 2 and not is_expert(name, shape) and (layer := LAYER.search(name)):
             sides[layer[2]] = sides.get(layer[2], 0) + sum(shape)
-    size = replace(model_size(item, store), linear=tuple(sides.items()), is_fused=any(map(EXPERT.search, shapes)))
+    unpacked = sum(math.prod(shape) for name, shape in shapes.items() if is_expert(name, shape))
+    is_fused = any(map(EXPERT.search, shapes))
+    if not shapes and any((folder.config.get(name) or 1) > 1 for name in EXPERTS):  # as most folders have experts
+        unpacked, is_fused = size.body, True
+    size = replace(size, linear=tuple(sides.items()), unpacked=unpacked, is_fused=is_fused)
     made = adapter_of(item, store)
     own = low_rank(size, made.lora, made.lora_targets) if made else 0
     return replace(size, adapter=own, quantise=made.quantise if made else None)

@@ -51,7 +51,7 @@ def refuse(problems: Sequence[AdpaError], command: str = "") -> None:
         lines = [error.message for error in problems]
         said = lines[0] if len(lines) == 1 else "\n  ".join((f"{len(lines)} problems (nothing was started)", *lines))
         hints = "\nand: ".join(dict.fromkeys(error.hint for error in problems if error.hint))
-        raise type(problems[0])(said, hints + (f"\nall: {command}" if command else ""))
+        raise type(problems[0])(said, command or hints)
 
 
 def is_here(node: Node) -> bool:

@@ -116,8 +116,15 @@ class Survey:
         return replace(self, plan=plan, costs=own, problems=(), remarks=(), is_checked=True)
 
 
-def survey(plan: Plan, store: Store, runtime: Runtime, machine: Machine | None = None, command: str = "") -> Survey:
-    """Look a plan over, that of a `command` line where one is given.
+def survey(
+    plan: Plan,
+    store: Store,
+    runtime: Runtime,
+    machine: Machine | None = None,
+    command: str = "",
+    in_recipe: bool = False,
+) -> Survey:
+    """Look a plan over, that of a `command` line where one is given, whose settings may stand in a recipe.
 
     Only stages that are to be built are looked into; a plan that exists costs nothing.
 
@@ -151,9 +158,9 @@ def survey(plan: Plan, store: Store, runtime: Runtime, machine: Machine | None =
     remarks = [*older_words(nodes, existing), *remarks, *slow]
     surveyed = Survey(plan, store, runtime, machine, costs, clock.basis)
     full = list(disk_problems(surveyed.building, machine, surveyed.download, store))
-    advice = advise(surveyed.building, machine, store)
-    fitting = f"{command} {advice.together}" if command and advice.together and not (full or problems) else ""
-    problems = [*full, *advice.problems, *problems]
+    too_large, change = advise(surveyed.building, machine, store, surveyed.download)
+    fitting = change.command(command, runtime, in_recipe) if command and change and not (full or problems) else ""
+    problems = [*full, *too_large, *problems]
     return replace(surveyed, problems=tuple(problems), remarks=tuple(remarks), command=fitting)
 
 

@@ -4,12 +4,15 @@ work. Everything here reads JSON."""
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 
-from adpa_cli.engine.lora import missing_bitsandbytes
+from adpa_cli.engine.lora import is_expert, missing_bitsandbytes
 from adpa_cli.errors import UsageError
 from adpa_cli.hub import External
+from adpa_cli.hub.model_folder import ModelFolder
 from adpa_cli.planning.adapters import adapter_of
+from adpa_cli.planning.lineage import folder_of
 from adpa_cli.spec import Quantise, Runtime, TrainSpec
 from adpa_cli.stages import MODEL_ROLES, Input, Node
 from adpa_cli.store.store import Store
@@ -20,8 +23,8 @@ COMPARED = ("aligned", "model")
 
 def check_stored(node: Node, store: Store) -> tuple[str, ...]:
     """Raise AdpaError where weights are to be read in few bits without the library that does it, and UsageError where
-    the two models whose difference a stage computes would be stored otherwise. What is remarked is that few bits may
-    leave nothing of the difference of two models with whole weights."""
+    the two models whose difference a stage computes would be stored otherwise. What is remarked is how much of a model
+    stays as it is, and that few bits may leave nothing of the difference of two models with whole weights."""
     asked: Quantise | None = getattr(node.spec, "quantise", None)
     models = {
         role: item for role, item in node.flat_inputs()
@@ -31,8 +34,9 @@ def check_stored(node: Node, store: Store) -> tuple[str, ...]:
     if any(stored.values()) and importlib.util.find_spec("bitsandbytes") is None:
         raise missing_bitsandbytes()
     role = next((role for role in COMPARED if role in models), None)
+    said = tuple(words for role, item in models.items() if stored[role] for words in _expert_words(node, item, store))
     if isinstance(node.spec, TrainSpec) or role is None or "reference" not in models:
-        return ()
+        return said
     if stored[role] != stored["reference"]:
         way = stored[role] or stored["reference"]
         raise UsageError(
@@ -43,10 +47,22 @@ def check_stored(node: Node, store: Store) -> tuple[str, ...]:
     if asked and adapter_of(models[role], store) is None:
         both = f"{models[role].label} and {models['reference'].label}"
         return (
+            *said,
             f"{node.stage} stores {both} as {asked}, each by itself, which may leave little of their difference: "
             "adpa show SIGNAL --fidelity --teacher recorded measures it; adapters on quantised weights keep all of it",
         )
-    return ()
+    return said
+
+
+def _expert_words(node: Node, item: Input, store: Store) -> Iterator[str]:
+    shapes = ModelFolder.of(folder_of(item, store)).shapes
+    left = sum(math.prod(shape) for name, shape in shapes.items() if is_expert(name, shape))
+    share = 100 * left / max(1, sum(map(math.prod, shapes.values())))
+    if share >= 1:
+        yield (
+            f"{node.stage} quantises the linear layers of {item.label} only; {share:.0f} % of its weights are experts, "
+            "which stay as they are"
+        )
 
 
 def check_offload(nodes: Sequence[Node], runtime: Runtime) -> tuple[str, ...]:

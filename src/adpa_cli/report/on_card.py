@@ -13,11 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from adpa_cli.errors import AdpaError, UsageError
-from adpa_cli.estimate.advice import Change, Room, halvings
+from adpa_cli.estimate.advice import Change, Room, halvings, owners_of
 from adpa_cli.estimate.cost import planned_rows
 from adpa_cli.families import GENERIC, INSTRUCT, Family, Side, aliases
 from adpa_cli.machine import BOUNDLESS, Machine, first_card
-from adpa_cli.methods import Need
 from adpa_cli.planning.settings import needs_of, plain_spec
 from adpa_cli.report import text
 from adpa_cli.report.models import Entry, count_words, entries, training_specs
@@ -51,8 +50,8 @@ class Fit:
 
     @property
     def with_words(self) -> str:
-        """The options without what stands around them."""
-        return TYPED.sub("", self.options)
+        """The options without what stands around them, none broken at a space."""
+        return TYPED.sub("", self.options).replace("-device ", "-device=")
 
 
 def card_bytes(words: str) -> int:
@@ -75,8 +74,10 @@ def fits(memory: int) -> Iterator[Fit]:
     machine = Machine("cuda", "card", "", memory, BOUNDLESS, BOUNDLESS)
     for one in entries():
         by_stage: dict[str, Fit] = {}
-        for node in _nodes(one):
-            found = _fit(one, node, machine)
+        nodes = list(_nodes(one))
+        room = Room(machine, Store(Path()), owners_of(nodes))
+        for node in nodes:
+            found = _fit(one, node, room)
             if node.stage not in by_stage or _hardest(found) > _hardest(by_stage[node.stage]):
                 by_stage[node.stage] = found
         yield from by_stage.values()
@@ -86,17 +87,17 @@ def _hardest(fit: Fit) -> tuple[bool, int, int]:
     return not fit.runs, len(fit.options), fit.memory
 
 
-def _fit(one: Entry, node: Node, machine: Machine) -> Fit:
+def _fit(one: Entry, node: Node, room: Room) -> Fit:
     """One stage; its options are those that a plan would advise."""
-    room, runtime = Room(machine, Store(Path())), Runtime()
-    load = Load(planned_rows(node, room.store, runtime)[0], (one.model.size,), runtime, Where(machine.kind))
-    change = Change(runtime)
-    found, facts = room.first_or_none(node, load, change, node), (one.alias, one.role, one.model.parameters, node.stage)
-    if found is None:  # as it is, or with micro-batches that a training halves by itself
+    runtime = Runtime()
+    load = Load(planned_rows(node, room.store, runtime)[0], (one.model.size,), runtime, Where(room.machine.kind))
+    change, facts = Change(runtime), (one.alias, one.role, one.model.parameters, node.stage)
+    if room.has_room(node, load, change):  # as it is, or with micro-batches that a training halves by itself
         needs = (room.needs(node, load, smaller) for smaller in (change, *halvings(change, node)))
         return Fit(*facts, True, next(need for need, is_enough in needs if is_enough), "")
+    found = room.first(node, load, change)
     change = found.change or found.smallest
-    options = change.without([node]).words(runtime)
+    options = change.without([node, room.owner_of(node)]).words(runtime)
     return Fit(*facts, found.change is not None, room.needs(node, load, change)[0], options)
 
 
@@ -118,14 +119,14 @@ def _trainings(family: Family, side: Side) -> Iterator[Node]:
     for stage, spec in training_specs(family, side):
         needs = needs_of(spec.method, {})
         cache = {"cache": _capture(family, "signal")} if any(need.signal for need in needs) else {}
-        yield Node(stage, spec, cache, side)
-        yield from _start(stage, spec, needs)
+        derived = {"start": _start(stage, spec)} if any(need.start for need in needs) else {}
+        yield Node(stage, spec, cache, side, derived=derived)
+        yield from derived.values()
 
 
-def _start(stage: str, spec: TrainSpec, needs: Sequence[Need]) -> Iterator[Node]:
-    if any(need.start for need in needs):
-        shared = {name: getattr(spec, name) for name in ("dtype", "max_length", "limit", "skip_bad_rows", "smoke")}
-        yield Node(START_LOGPS.name, StartSpec(("chosen", "rejected"), "", "", **shared), {}, stage)
+def _start(stage: str, spec: TrainSpec) -> Node:
+    shared = {name: getattr(spec, name) for name in ("dtype", "max_length", "limit", "skip_bad_rows", "smoke")}
+    return Node(START_LOGPS.name, StartSpec(("chosen", "rejected"), "", "", **shared), {}, stage)
 
 
 def _capture(family: Family, role: str) -> Node:
@@ -144,9 +145,9 @@ def screen(every: Sequence[Fit], memory: int, width: int) -> str:
         pieces = [piece for group in _groups(stages) for piece in text.fold(group, width - len(head), "")]
         lines += [f"{' ' * len(head) if n else head}{piece}" for n, piece in enumerate(pieces)]
     notes = (
-        f"On a card with {size_words(memory)} of memory, with rows of full length. Options are settings of a stage "
-        "(--set STAGE.lora=16) and ways of running (--runtime recompute=true, --tokens-per-device 4096): --json has "
-        "them as they are typed.",
+        f"On a card with {size_words(memory)} of memory, with rows of full length. Stages run as they are where no "
+        "options stand. Options are settings of a stage (--set STAGE.lora=16) and ways of running (--runtime "
+        "recompute=true, --tokens-per-device=4096): --json has them as they are typed.",
         f"Instruct siblings ({INSTRUCT}) need what their base models do, without the first fine-tuning.",
     )
     return "\n".join([*lines, *(line for note in notes for line in text.fold(note, width, ""))])

@@ -12,8 +12,8 @@ from adpa_cli.errors import UsageError
 
 
 @opt.making(
-    "sets", "skip_bad_rows", "ignore_columns", "limit", "smoke", "knobs", "stop_after", "no_wait", "refresh", "dry_run",
-    "yes",
+    "sets", "skip_bad_rows", "ignore_columns", "limit", "smoke", "tokens_per_device", "knobs", "stop_after", "no_wait",
+    "refresh", "dry_run", "yes",
 )  # fmt: skip
 def evaluate(
     models: Annotated[

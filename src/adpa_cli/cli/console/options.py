@@ -204,13 +204,13 @@ def _hints() -> dict[str, Any]:
 
 
 INFERENCE = (
-    "sets", "skip_bad_rows", "ignore_columns", "template", "end", "thinking", "limit", "smoke", "gpus", "knobs",
-    "stop_after", "no_wait", "refresh", "tag", "dry_run", "yes",
+    "sets", "skip_bad_rows", "ignore_columns", "template", "end", "thinking", "limit", "smoke", "gpus",
+    "tokens_per_device", "knobs", "stop_after", "no_wait", "refresh", "tag", "dry_run", "yes",
 )  # fmt: skip
-"""What every command has that runs a model over data."""
+"""What every command has that runs a model over data; the model may have to be trained first."""
 SETTINGS = ("lr", "epochs", "batch_size", "max_steps", "select", "keep")
 """Options that are settings of a spec by the same name."""
-TRAINING = (*INFERENCE, *SETTINGS, "seed", "tokens_per_device")
+TRAINING = (*INFERENCE, *SETTINGS, "seed")
 """What every command has that trains."""
 RUNNING = tuple(name for name, hint in _hints().items() if hint.__metadata__[0].rich_help_panel in (WHERE, FIRST))
 """What says how to run and never enters an id."""

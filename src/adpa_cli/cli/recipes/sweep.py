@@ -14,11 +14,12 @@ from typing import Any
 from adpa_cli.cli.console.make import Console, ask_if_large, carry_out, check_tag_fits, console, created, hand_over
 from adpa_cli.cli.console.options import Request
 from adpa_cli.cli.console.plan_screen import plan_text
-from adpa_cli.cli.console.streams import GLOBALS, Output, command_line, terminal_width
+from adpa_cli.cli.console.streams import GLOBALS, command_line, terminal_width
 from adpa_cli.cli.recipes.choice import ROW, Ask, Step, check_choices, check_one_tag, following
 from adpa_cli.cli.recipes.closing import measured_lines
 from adpa_cli.cli.recipes.grid import Cell, Recipe, as_text
 from adpa_cli.errors import AdpaError, Stopped
+from adpa_cli.estimate.preflight import refuse
 from adpa_cli.estimate.survey import Survey, check, survey
 from adpa_cli.planning.planner import Plan
 from adpa_cli.report import scores as report
@@ -92,10 +93,10 @@ def sweep(
             desk.screen.say("this shard has no cell")
             return
         if dry_run:
-            show_cells(steps, store, desk.output)
+            show_cells(steps, _whole(steps, store), desk)
             return
         store = created(store, desk.screen)
-        whole = survey(together(steps), store, options.runtime())
+        whole = _whole(steps, store)
         if whole.building:
             desk.screen.say(plan_text(whole, terminal_width()))
             if recipe.report is not None:
@@ -119,6 +120,12 @@ def sweep(
             desk.screen.say("the rows are measured when all shards are done: repeat the command without --shard")
         if failures or making.unmeasured:
             raise _summary(failures, steps, making.unmeasured)
+
+
+def _whole(steps: Sequence[Step], store: Store) -> Survey:
+    """The survey of all cells together."""
+    runtime = steps[0].request.options.runtime()
+    return survey(together(steps), store, runtime, command=GLOBALS.command, in_recipe=True)
 
 
 @dataclass
@@ -229,8 +236,13 @@ def _typed(words: Sequence[str]) -> Iterator[None]:
         GLOBALS.argv, GLOBALS.words = before
 
 
-def show_cells(steps: Sequence[Step], store: Store, output: Output) -> None:
-    """What --dry-run prints: number, found or build, id, settings of every cell."""
+def show_cells(steps: Sequence[Step], whole: Survey, desk: Console) -> None:
+    """What --dry-run prints: number, found or build, id, settings of every cell. What cannot be carried out is refused,
+    as a build would."""
+    if whole.problems:
+        desk.screen.say(plan_text(whole, terminal_width()))
+        refuse(whole.problems, whole.command)
+    output, store = desk.output, whole.store
     rows = [
         (str(step.number), _state(step, target, store), target.label, step.shown)
         for step in steps
@@ -244,7 +256,6 @@ def show_cells(steps: Sequence[Step], store: Store, output: Output) -> None:
         head = ("", "", "ID", *map(str.upper, varying))
         cells = [(*row[:3], *(as_text(row[3].get(key, "")) for key in varying)) for row in rows]
         table = text.table(head, cells, terminal_width(), flexible=2, floor=27)
-        whole = survey(together(steps), store, steps[0].request.options.runtime())
         output.line("\n".join([plan_text(whole, terminal_width()), "", *table]))
     else:
         pairs = [(*row[:3], " ".join(f"{key}={as_text(value)}" for key, value in row[3].items())) for row in rows]

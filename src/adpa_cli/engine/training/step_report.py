@@ -24,6 +24,7 @@ from adpa_cli.engine.adapters import has_adapter
 from adpa_cli.engine.costs import training_flops
 from adpa_cli.engine.device import gathered, peak_memory
 from adpa_cli.engine.layout.examples import TokenSequence
+from adpa_cli.engine.lora import EXPERTS
 from adpa_cli.engine.quantised import QuantisedLinear
 from adpa_cli.engine.training.student import Student
 from adpa_cli.errors import AdpaError
@@ -51,7 +52,6 @@ number with sparsity only, half of it.
 
 SLOWER = ("MIG", "Laptop", "Ti", "SUPER")
 """What makes another device of a name, or a part of one."""
-EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts")
 PROJECT = "adpa"
 RUN_NAME = {"wandb": "name", "trackio": "name", "mlflow": "run_name", "swanlab": "experiment_name"}
 """The argument that takes the name of a run, in trackers that take it beside that of its project."""
