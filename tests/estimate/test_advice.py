@@ -8,14 +8,20 @@ import re
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from adpa_cli import machine
+from adpa_cli.cli.console.app import run_words
+from adpa_cli.cli.console.options import Request
+from adpa_cli.cli.console.streams import take_globals
 from adpa_cli.data.templates import TEMPLATES
+from adpa_cli.estimate.advice import Change, Room, owners_of
 from adpa_cli.families import FAMILIES, Family, published
-from adpa_cli.sizes import ModelSize
-from adpa_cli.stages import every
+from adpa_cli.sizes import ModelSize, Where
+from adpa_cli.spec import Runtime
+from adpa_cli.stages import Load, Node, every, in_order
 from adpa_cli.store.store import Store
 from support.cards import MEBIBYTES, store_beside_card, write_driver
 from support.cli_samples import Cli, write_rows
@@ -316,3 +322,30 @@ def test_experts_of_a_model_that_is_not_here_are_known_from_its_configuration(
             memory[name, how] = json.loads(cli(*plan, "--set", f"quantise={how}").out)["rows"][0]["memory"]
     assert memory["dense", "nf4"] < 0.6 * memory["dense", "none"]
     assert memory["mixed", "nf4"] >= memory["mixed", "none"] == memory["dense", "none"]
+
+
+CHANGES = [
+    {("sft", "lora"): 16, ("dpo-teacher", "lora"): 8, ("dpo-teacher", "quantise"): "nf4"},
+    {("sft", "weights"): "bfloat16", ("distill", "weights"): "bfloat16"},
+    {("cache-teacher", "quantise"): "int8", ("cache-teacher", "block_tokens"): 4096, ("rollout", "quantise"): "nf4"},
+    {("distill", "lora"): 16, ("distill", "quantise"): "nf4", ("start-logps", "block_tokens"): 512},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("settings", CHANGES, ids=lambda settings: " ".join(key for _, key in settings))
+def test_what_is_planned_with_a_change_is_what_is_planned_when_it_is_typed(
+    settings: dict[tuple[str, str], Any], cli: Cli
+) -> None:
+    def planned(*more: str) -> list[Node]:
+        words = ["distill", "--method", "adpa+", "--student", "tiny", *more]
+        request = run_words(take_globals(words))
+        assert isinstance(request, Request)
+        plan = request.plan(Store.find_or_empty(None))
+        return in_order((*plan.targets, *plan.evals), lambda node: False)
+
+    change = Change(Runtime(), settings)
+    room = Room(machine.Machine("cpu", "", "", 0, 0, 0), Store(Path()), owners_of(planned()))
+    load = Load({}, (), Runtime(), Where())
+    found = {room.load_of(node, load, change)[0].label for node in planned()}
+    assert found == {node.label for node in planned(*shlex.split(change.words(Runtime())))}
+    assert found != {node.label for node in planned()}

@@ -197,17 +197,20 @@ def remade(node: Node, change: Change, known: dict[int, Node] | None = None) -> 
             role: tuple(map(again, item)) if isinstance(item, tuple) else again(item)
             for role, item in node.inputs.items()
         }
-        spec = change.spec_of(node.stage, node.spec)
-        derived = {name: _follower(made, node.spec, spec, change) for name, made in node.derived.items()}
+        spec = node.spec if node.is_settled else change.spec_of(node.stage, node.spec)
+        derived = {
+            name: replace(remade(made, change, known), spec=_followed(made, node.spec, spec, change))
+            for name, made in node.derived.items()
+        }
         known[id(node)] = replace(node, spec=spec, inputs=inputs, derived=derived)
     return known[id(node)]
 
 
-def _follower(made: Node, before: Any, after: Any, change: Change) -> Node:
-    """What a training derives: it has the settings of the training that it has had, as they are then."""
+def _followed(made: Node, before: Any, after: Any, change: Change) -> Any:
+    """The spec of what a training derives: it has the settings of the training that it has had, as they are then."""
     names = [f.name for f in dataclasses.fields(made.spec) if hasattr(before, f.name)]
     same = {name: getattr(after, name) for name in names if getattr(before, name) == getattr(made.spec, name)}
-    return replace(made, spec=change.spec_of(made.stage, replace(made.spec, **same)))
+    return change.spec_of(made.stage, replace(made.spec, **same))
 
 
 def trials(change: Change, owner: Node) -> Iterator[Change]:

@@ -242,7 +242,7 @@ class Planner:
         shared = {key: value for key, value in user.items() if key in ("max_length", "skip_bad_rows", "smoke", "ties")}
         if EVAL.name == self.stage and self.user.limit is not None:
             shared["limit"] = self.user.limit
-        return _rollout(model, data, "test", shared, ROLLOUT.name, EVAL_ROLLOUT)
+        return replace(_rollout(model, data, "test", shared, ROLLOUT.name, EVAL_ROLLOUT), is_settled=True)
 
 
 SIDES = {"student": "student", "teacher": "reference teacher"}

@@ -281,6 +281,8 @@ class Node:
     """What helps to judge the result; never hashed."""
     derived: Mapping[str, Node] = field(default_factory=dict)
     """What it reads besides its inputs and is built before it. It follows from the recipe, and is no part of it."""
+    is_settled: bool = False
+    """Whether settings of its stage are for others: evaluations compare answers that are all drawn in one way."""
 
     @property
     def declared(self) -> Stage:
