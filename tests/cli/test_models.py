@@ -168,6 +168,7 @@ def test_the_screen_of_a_card_fits_the_terminal() -> None:
         lines = screen(found, int(8e9), width).splitlines()
         assert max(map(len, lines)) <= width
         assert "llama-3.1-8b" in "\n".join(lines)
+        assert "tokens-per-device=" in "\n".join(lines), "which nothing breaks from its number"
     assert "not sft, dpo-teacher" in "\n".join(lines)
     assert "-it " not in "\n".join(lines[:-3]), "siblings are told of at the end"
 

@@ -271,25 +271,39 @@ def advise(
     taken = sum(cost.disk.keeps for cost in costs if cost.disk) + (download if machine.cache is None else 0)
     room = Room(replace(machine, disk=machine.disk - taken), store, owners_of(nodes))
 
-    def lacking(change: Change) -> Iterator[tuple[Node, Load, Found]]:
-        """The stages that do not fit under a change, with what would have to be changed further."""
-        for node, load in told:
-            if not room.has_room(node, load, change):
-                yield node, load, room.first(node, load, change)
+    before = Change(told[0][1].runtime if told else Runtime())
+    lacking = list(_lacking(room, told, before))
+    is_lost = any(found.change is None for *_, found in lacking)
+    problems = [_problem(node, load, found, machine, nodes, is_lost) for node, load, found in lacking]
+    change = _together(room, told, before) if problems and not is_lost else None
+    return problems, change.without(nodes) if change else None
 
-    change = before = Change(told[0][1].runtime if told else Runtime())
-    problems = [_problem(node, load, found, machine, nodes) for node, load, found in lacking(change)]
-    for _ in range(2 * len(problems)):  # what a later stage needs may undo what an earlier one had
-        _, _, found = next(lacking(change))
+
+Told = Sequence[tuple[Node, Load]]
+"""Stages with what they work on."""
+
+
+def _lacking(room: Room, told: Told, change: Change) -> Iterator[tuple[Node, Load, Found]]:
+    """The stages that do not fit under a change, with what would have to be changed further."""
+    for node, load in told:
+        if not room.has_room(node, load, change):
+            yield node, load, room.first(node, load, change)
+
+
+def _together(room: Room, told: Told, before: Change) -> Change | None:
+    """A change under which all of some stages fit; None where none was found."""
+    change = before
+    for _ in range(2 * len(told)):  # what a later stage needs may undo what an earlier one had
+        *_, found = next(_lacking(room, told, change), (None,))
+        if found is None:
+            return _needed(room, told, change, before)
         if found.change is None:
             break
         change = found.change
-        if all(room.has_room(node, load, change) for node, load in told):
-            return problems, _needed(room, told, change, before).without(nodes)
-    return problems, None
+    return None
 
 
-def _needed(room: Room, told: Sequence[tuple[Node, Load]], change: Change, before: Change) -> Change:
+def _needed(room: Room, told: Told, change: Change, before: Change) -> Change:
     """What of a change is needed: what one stage had first, it may do without after what others needed."""
     as_it_is = [room.needs(node, load, change)[1] for node, load in told]  # where no training halves anything
 
@@ -308,8 +322,9 @@ def _needed(room: Room, told: Sequence[tuple[Node, Load]], change: Change, befor
     return change
 
 
-def _problem(node: Node, load: Load, found: Found, machine: Machine, nodes: Sequence[Node]) -> AdpaError:
-    """What a stage, one of all `nodes`, needs and what is there, with what to type."""
+def _problem(node: Node, load: Load, found: Found, machine: Machine, nodes: Sequence[Node], is_lost: bool) -> AdpaError:
+    """What a stage, one of all `nodes`, needs and what is there, with what to type; no hint where all `is_lost`, for
+    another stage fits with nothing."""
     memory = node.declared.memory(node, load)
     needs, has = f"{size_words(memory.device)} of memory", f"{machine.name} has {size_words(machine.memory)}"
     if memory.device <= machine.memory:
@@ -324,14 +339,15 @@ def _problem(node: Node, load: Load, found: Found, machine: Machine, nodes: Sequ
         least = f"it would take {size_words(found.least)} at least" + (f", with {words}" if words else "")
         return AdpaError(f"{message};{INDENT}{least}", _other_model(node, machine))
     effect = change.effect(load.runtime) + (f", and needs {INSTALL}" if change.is_lacking else "")
-    return AdpaError(f"{message};{INDENT}it fits with {words}, which {effect}", words)
+    return AdpaError(f"{message};{INDENT}it fits with {words}, which {effect}", "" if is_lost else words)
 
 
 def _other_model(node: Node, machine: Machine) -> str:
     """What is left where nothing makes a stage fit."""
     more = "; more GPUs are no help, for each holds the whole model" if machine.kind == "cuda" else ""
     if node.role in ("aligned teacher", "reference teacher"):
-        ready = " or ".join(pair.alias for pair in READY_PAIRS)
-        return f"a ready pair, which is not trained: --teacher {ready}; or a smaller teacher{more}"
+        *others, last = (pair.alias for pair in READY_PAIRS)
+        ready = f"{', '.join(others)} or {last}"
+        return f"a ready pair, which is not trained (adpa distill --teacher {ready}), or a smaller teacher{more}"
     kind = "student" if node.declared.kind == "training" else "model"
     return f"a smaller {kind} (adpa models), or a machine with more memory{more}"

@@ -79,8 +79,6 @@ class Cost:
     """Parameters of the model that it trains."""
     load: Load | None = None
     """What it works on, by which its memory was told."""
-    waits: float = 0.0
-    """Seconds of these in which layers come to the device that wait elsewhere."""
 
     @property
     def memory_of_process(self) -> int | None:
@@ -106,8 +104,7 @@ def cost_of(node: Node, store: Store, runtime: Runtime, machine: Machine, clock:
         disk = training_disk(changed, min(node.spec.max_steps or UNREAD_STEPS, UNREAD_STEPS), 1) if changed else None
         return Cost(node, None, disk, memory, trained=trained, load=load)
     seconds = clock.seconds(stage.kind, stage.flops(node, load), answer_share(rows), where.processes, node.spec.dtype)
-    waits = waiting(node, load)
-    return Cost(node, None, disk_of(node, load), memory, seconds + waits, load.count, trained, load, waits)
+    return Cost(node, None, disk_of(node, load), memory, seconds + waiting(node, load), load.count, trained, load)
 
 
 def disk_of(node: Node, load: Load) -> Disk:
@@ -161,10 +158,11 @@ def with_adapter(item: Input, store: Store) -> ModelSize:
 
 def waiting_words(cost: Cost) -> list[str]:
     """What is said of a stage whose layers wait elsewhere: nobody has measured how fast they come."""
-    if not cost.waits or cost.load is None:
+    waits = waiting(cost.node, cost.load) if cost.load and cost.seconds else 0.0
+    if cost.load is None or not waits:
         return []
     offload = cost.load.runtime.offload
-    share = f"{cost.waits / 60:,.0f} min of its time" if cost.waits >= 90 else f"{cost.waits:,.0f} s of its time"
+    share = f"{waits / 60:,.0f} min of its time" if waits >= 90 else f"{waits:,.0f} s of its time"
     return [
         f"{cost.node.role}: layers wait with offload={offload}; at {COMING[offload] / 1e9:.0f} GB a second, which is "
         f"guessed, they come to the device in {share}"

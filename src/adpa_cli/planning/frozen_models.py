@@ -70,7 +70,8 @@ def check_offload(nodes: Sequence[Node], runtime: Runtime) -> tuple[str, ...]:
     if runtime.offload != "none" and nodes and all(node.declared.kind == "training" for node in nodes):
         raise UsageError(
             f"--runtime offload={runtime.offload} is for models that are read, and {nodes[0].stage} trains its own",
-            "leave it out; --set lora=16 --set quantise=nf4 and --runtime recompute=true are for trainings",
+            "leave out --runtime offload; for trainings there are --set lora=16 --set quantise=nf4 and --runtime "
+            "recompute=true",
         )
     return ()
 
