@@ -272,7 +272,7 @@ def test_a_sweep_reaches_the_cells_that_have_them(cli: Cli) -> None:
         (["--method", "adpa", "--set", "kd_teacher=reference"], "--set kd_teacher: no such setting here"),
         (["--method", "adpa", "--set", "gamma=-1"], "parameters of adpa: gamma=1.5, missing_reference=kth"),
         (["--method", "adpa", "--set", "missing_reference=no"], "parameters of adpa: gamma=1.5, missing_reference=kth"),
-        (["--method", "seqkd", "--set", "gama=1"], "states=teacher, reduction=seqmean, preset=paper, kd_teacher=ali"),
+        (["--method", "seqkd", "--set", "gama=1"], "quantise=None, reduction=seqmean, preset=paper, kd_teacher=ali"),
     ],
 )  # fmt: skip
 def test_what_a_method_does_not_have_is_refused(cli: Cli, words: list[str], said: str) -> None:

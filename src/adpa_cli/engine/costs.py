@@ -59,7 +59,7 @@ class Held:
     @classmethod
     def by(cls, spec: Any, runtime: Runtime) -> Held:
         """As a stage of inference has them."""
-        return cls(spec.dtype, spec.quantise, runtime.offload)
+        return cls(spec.dtype, getattr(spec, "quantise", None), runtime.offload)
 
 
 def training_memory(model: ModelSize, rows: Rows, spec: Any, runtime: Runtime, ids: int, where: Where) -> Memory:

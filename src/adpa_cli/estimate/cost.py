@@ -122,7 +122,7 @@ def waiting_bytes(node: Node, load: Load) -> int:
 
 def waiting(node: Node, load: Load) -> float:
     """Seconds in which layers come to the device that wait elsewhere, in each of the processes of a stage."""
-    if node.declared.kind == "training":
+    if node.declared.kind == "training" or load.runtime.offload == "none":
         return 0.0
     held, is_drawn = Held.by(node.spec, load.runtime), node.declared.kind == "generating"
     times = layer_passes(load.rows, node.spec.block_tokens, is_drawn) / load.where.processes
