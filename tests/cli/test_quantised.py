@@ -189,5 +189,5 @@ def test_what_cannot_be_is_refused_before_any_work(
     for asked in ((*words, *NF4), (*sft, *LORA)):
         refused = cli.refused(1, *asked)
         assert "need bitsandbytes, which is not installed" in refused
-        assert "pip install 'adpa-cli[lora]'" in refused
+        assert "pip install peft bitsandbytes" in refused
     assert len(Store.find(pipeline.store).artifacts()) == before

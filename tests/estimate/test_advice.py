@@ -282,8 +282,8 @@ def test_what_must_be_installed_first_is_said(
     found = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == "peft" else found(name, *rest))
     said = cli.refused(1, "plan", *DPO, "./llama-8b")
-    assert "with another result and id, and needs pip install 'adpa-cli[lora]'\n" in said
-    assert "\ntry: pip install 'adpa-cli[lora]' && adpa plan dpo-teacher" in said
+    assert "with another result and id, and needs pip install peft bitsandbytes\n" in said
+    assert "\ntry: pip install peft bitsandbytes && adpa plan dpo-teacher" in said
 
 
 def test_what_is_refused_for_another_reason_has_no_command_that_fits(cli: Cli, store: Store, tmp_path: Path) -> None:
