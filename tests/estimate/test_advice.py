@@ -23,7 +23,7 @@ from adpa_cli.sizes import ModelSize, Where
 from adpa_cli.spec import Runtime
 from adpa_cli.stages import Load, Node, every, in_order
 from adpa_cli.store.store import Store
-from support.cards import MEBIBYTES, store_beside_card, write_driver
+from support.cards import MEBIBYTES, add_data, store_beside_card, write_driver
 from support.cli_samples import Cli, write_rows
 from support.fake_hub import Hub, serve, use
 from support.sparse_models import (
@@ -67,11 +67,7 @@ def hub(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterat
                 if name not in served.repos:
                     folder = write_sparse(tmp_path / alias, alias, template)
                     served.add(name, folder, shas={"model.safetensors": weights_digest(folder)})
-        for name, rows in (("argilla/dpo-mix-7k", PAIRS), ("HuggingFaceH4/deita-10k-v0-sft", DIALOGUES)):
-            folder = tmp_path / name.rpartition("/")[2]
-            folder.mkdir()
-            write_rows(folder / "train.jsonl", rows)
-            served.add(f"datasets/{name}", folder)
+        add_data(served, tmp_path, PAIRS, DIALOGUES)
         yield served
 
 
