@@ -317,11 +317,16 @@ def _unnamed(schema: Any, fill: Fill) -> Table:
 
 @contextlib.contextmanager
 def _room(folder: Path | None, name: str) -> Iterator[Path]:
-    """A private folder, which is gone afterwards. Raises AdpaError where the disk is full."""
+    """A private folder, which is gone afterwards. Raises AdpaError where the disk is full, and where somebody removed
+    the folder that it is in."""
     try:
         with tempfile.TemporaryDirectory(prefix=name, dir=folder) as private:
             yield Path(private)
     except Exception as error:
+        if folder and isinstance(error, FileNotFoundError) and not folder.exists():
+            raise AdpaError(
+                f"{folder} was removed while rows of the data were written there", "repeat the command"
+            ) from error
         if not is_disk_full(error):
             raise
         raise AdpaError(
