@@ -22,7 +22,7 @@ from adpa_cli.engine.models import load
 from adpa_cli.hub.adapter_folder import AdapterFolder
 from adpa_cli.lab import world
 from adpa_cli.store.store import Store
-from support.cli_samples import Cli, write_rows
+from support.cli_samples import Cli, write_pairs, write_rows
 
 LORA = ["--set", "lora=4", "--set", "sft.lora=4", "--set", "dpo-teacher.lora=4"]
 FEW = [
@@ -36,11 +36,7 @@ PATIENCE = 120.0
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with pairs; the store of the tests of this module is beside them."""
-    folder = tmp_path_factory.mktemp("lora")
-    (folder / "pairs").mkdir()
-    for split, count in (("train", 24), ("test", 8)):
-        write_rows(folder / "pairs" / f"{split}.jsonl", world.preferences(split)[:count])
-    return folder
+    return write_pairs(tmp_path_factory.mktemp("lora"))
 
 
 @pytest.fixture

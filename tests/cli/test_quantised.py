@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 
 from adpa_cli.engine.quantised import library
-from adpa_cli.lab import BASES, world
+from adpa_cli.lab import BASES
 from adpa_cli.signal.shard import SignalReader
 from adpa_cli.store.manifest import Manifest
 from adpa_cli.store.store import Store
-from support.cli_samples import Cli, Pipeline, write_rows
+from support.cli_samples import Cli, Pipeline, write_pairs
 
 NF4 = ("--set", "quantise=nf4")
 LORA = ("--set", "lora=4", *NF4)
@@ -26,11 +26,7 @@ FEW = ("--limit", "24", "--batch-size", "8")
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with pairs; the store of the tests of this module is beside them."""
-    folder = tmp_path_factory.mktemp("quantised")
-    (folder / "pairs").mkdir()
-    for split, count in (("train", 24), ("test", 8)):
-        write_rows(folder / "pairs" / f"{split}.jsonl", world.preferences(split)[:count])
-    return folder
+    return write_pairs(tmp_path_factory.mktemp("quantised"))
 
 
 @pytest.fixture
@@ -189,5 +185,5 @@ def test_what_cannot_be_is_refused_before_any_work(
     for asked in ((*words, *NF4), (*sft, *LORA)):
         refused = cli.refused(1, *asked)
         assert "need bitsandbytes, which is not installed" in refused
-        assert "pip install 'adpa-cli[lora]'" in refused
+        assert "pip install peft bitsandbytes" in refused
     assert len(Store.find(pipeline.store).artifacts()) == before

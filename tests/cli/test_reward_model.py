@@ -8,7 +8,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from adpa_cli.lab import world
 from adpa_cli.store.store import Store
-from support.cli_samples import Cli, write_rows
+from support.cli_samples import Cli, write_pairs
 
 FEW = ["--set", "sft.max_steps=2", "--set", "sft.limit=64", "--limit", "24", "--max-steps", "2"]
 UPSTREAM = ["--set", "reward-model.max_steps=2", "--set", "reward-model.limit=24"]
@@ -17,11 +17,7 @@ UPSTREAM = ["--set", "reward-model.max_steps=2", "--set", "reward-model.limit=24
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with pairs; the store of the tests of this module is beside them."""
-    folder = tmp_path_factory.mktemp("reward")
-    (folder / "pairs").mkdir()
-    for split, count in (("train", 24), ("test", 8)):
-        write_rows(folder / "pairs" / f"{split}.jsonl", world.preferences(split)[:count])
-    return folder
+    return write_pairs(tmp_path_factory.mktemp("reward"))
 
 
 @pytest.fixture

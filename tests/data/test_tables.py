@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import time
 from pathlib import Path
 
@@ -148,3 +149,14 @@ def test_a_person_is_told_of_rows_that_take_a_while(
     assert len(said) == 10
     Screen(quiet=True).reading("reading", 1, 2)
     assert capsys.readouterr().err == ""
+
+
+def test_a_cache_that_is_removed_while_it_is_written_is_named(cache: Path) -> None:
+    def fill(add: tables.Watch) -> dict[str, int]:
+        shutil.rmtree(cache)
+        return {}
+
+    with pytest.raises(AdpaError, match="numbers was removed while rows of the data were written there") as caught:
+        table("numbers", ["a table"], SCHEMA, fill)
+    assert caught.value.hint == "repeat the command"
+    assert len(table("numbers", ["a table"], SCHEMA, lambda add: {})) == 0

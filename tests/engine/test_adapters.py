@@ -223,7 +223,7 @@ def test_without_peft_it_is_said_what_to_install(base: Path, monkeypatch: pytest
     for use in (lambda: adapted(base), lambda: load(folder)):
         with pytest.raises(AdpaError, match="peft, which is not installed") as caught:
             use()
-        assert caught.value.hint == "pip install 'adpa-cli[lora]'"
+        assert caught.value.hint == "pip install peft bitsandbytes"
 
 
 # What is written.

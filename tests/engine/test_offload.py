@@ -26,13 +26,13 @@ from adpa_cli.errors import AdpaError
 from adpa_cli.sizes import ModelSize
 from adpa_cli.spec import Dtype, Quantise
 from support.light_update import answers, write_pair
+from support.offloaded import IDS, memory_of
 from support.sparse_models import shapes_of, write_weights
 from support.tiny_models import END, PAD, VOCABULARY, tiny_llama
 from support.tuned_models import spec
 from support.wild_models import KINDS, wild_folder
 
 DTYPES: list[Dtype] = ["float32", "tf32", "float16", "bfloat16"]
-IDS = torch.tensor([[5, 9, 7, 30, 11, 8]])
 WAYS: list[Quantise | None] = [None, "nf4", "int8"]
 MEGABYTE = 2**20
 
@@ -124,28 +124,6 @@ def test_on_a_cpu_the_memory_of_the_machine_is_no_other_place(tmp_path: Path) ->
     assert model.model.layers[0].mlp.up_proj.weight.dtype == torch.float16
 
 
-def _private() -> int:
-    """Bytes of memory that this process shares with no file."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return 1024 * int(next(line for line in lines if line.startswith("RssAnon")).split()[1])
-
-
-def _memory_of(folder: Path, place: Path, report: Any) -> None:
-    """What a model takes of it with its layers on the disk, and here, after loading and after it has computed."""
-    torch.set_num_threads(1)
-    tiny_llama().save_pretrained(place / "tiny")
-    hidden_states(load(place / "tiny", dtype="float16"), IDS, None, dtype="float16")  # what libraries take is taken
-    ways: tuple[Any, ...] = ("disk", "none")
-    for where in ways:
-        before = _private()
-        with layers_wait(where, place):
-            model: Any = load(folder, dtype="float16")
-        loaded = _private()
-        hidden_states(model, IDS, None, dtype="float16")
-        report.put((loaded - before, _private() - before, sorted(path.name for path in place.iterdir())))
-        del model
-
-
 def test_what_waits_on_the_disk_is_not_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Mapped pages do not count: they are the kernel's, which takes them as it needs."""
     size = ModelSize(0, hidden=1024, layers=4, inner=2048, keys=1024, width=1024, vocabulary=VOCABULARY, tied=False)
@@ -164,7 +142,7 @@ def test_what_waits_on_the_disk_is_not_in_memory(tmp_path: Path, monkeypatch: py
     monkeypatch.setenv("MALLOC_MMAP_THRESHOLD_", "65536")  # what is freed is given back
     context = multiprocessing.get_context("spawn")
     report = context.Queue()
-    child = context.Process(target=_memory_of, args=(folder, place, report))
+    child = context.Process(target=memory_of, args=(folder, place, report))
     child.start()
     (*disk, left), (*here, _) = report.get(timeout=120), report.get(timeout=120)
     child.join()

@@ -268,4 +268,4 @@ def test_without_the_library_it_says_what_to_install(tmp_path: Path, monkeypatch
             load(tmp_path, quantise="nf4")
     finally:
         library.cache_clear()
-    assert caught.value.hint == "pip install 'adpa-cli[lora]'"
+    assert caught.value.hint == "pip install peft bitsandbytes"

@@ -23,7 +23,7 @@ from adpa_cli.sizes import ModelSize, Where
 from adpa_cli.spec import Runtime
 from adpa_cli.stages import Load, Node, every, in_order
 from adpa_cli.store.store import Store
-from support.cards import MEBIBYTES, store_beside_card, write_driver
+from support.cards import MEBIBYTES, add_data, store_beside_card, write_driver
 from support.cli_samples import Cli, write_rows
 from support.fake_hub import Hub, serve, use
 from support.sparse_models import (
@@ -67,11 +67,7 @@ def hub(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterat
                 if name not in served.repos:
                     folder = write_sparse(tmp_path / alias, alias, template)
                     served.add(name, folder, shas={"model.safetensors": weights_digest(folder)})
-        for name, rows in (("argilla/dpo-mix-7k", PAIRS), ("HuggingFaceH4/deita-10k-v0-sft", DIALOGUES)):
-            folder = tmp_path / name.rpartition("/")[2]
-            folder.mkdir()
-            write_rows(folder / "train.jsonl", rows)
-            served.add(f"datasets/{name}", folder)
+        add_data(served, tmp_path, PAIRS, DIALOGUES)
         yield served
 
 
@@ -282,8 +278,8 @@ def test_what_must_be_installed_first_is_said(
     found = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == "peft" else found(name, *rest))
     said = cli.refused(1, "plan", *DPO, "./llama-8b")
-    assert "with another result and id, and needs pip install 'adpa-cli[lora]'\n" in said
-    assert "\ntry: pip install 'adpa-cli[lora]' && adpa plan dpo-teacher" in said
+    assert "with another result and id, and needs pip install peft bitsandbytes\n" in said
+    assert "\ntry: pip install peft bitsandbytes && adpa plan dpo-teacher" in said
 
 
 def test_what_is_refused_for_another_reason_has_no_command_that_fits(cli: Cli, store: Store, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from adpa_cli.stages.rollout import ROLLOUT
 from adpa_cli.stages.start_logps import START_LOGPS
 from adpa_cli.stages.training import DISTILL, DPO_TEACHER, SFT
 from adpa_cli.store.store import Store
-from support.cards import CARD, MEBIBYTES, RESERVED, room, store_beside_card, write_driver, write_torch
+from support.cards import CARD, MEBIBYTES, RESERVED, add_data, room, store_beside_card, write_driver, write_torch
 from support.cli_samples import Cli, Ran, write_rows
 from support.fake_hub import Hub, serve, use
 from support.sparse_models import LLAMA_70B, remember_weights, weights_digest, write_sparse
@@ -71,11 +71,7 @@ def hub(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterat
         for name, repository in REPOSITORIES.items():
             folder = write_model(tmp_path / name)
             served.add(repository, folder, shas={"model.safetensors": weights_digest(folder)})
-        for name, rows in (("argilla/dpo-mix-7k", PAIRS), ("HuggingFaceH4/deita-10k-v0-sft", DIALOGUES)):
-            folder = tmp_path / name.rpartition("/")[2]
-            folder.mkdir()
-            write_rows(folder / "train.jsonl", rows)
-            served.add(f"datasets/{name}", folder)
+        add_data(served, tmp_path, PAIRS, DIALOGUES)
         yield served
 
 

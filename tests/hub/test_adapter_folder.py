@@ -283,6 +283,10 @@ def other_shape(adapter: Path) -> None:
     save_file(wide, path)
 
 
+def no_pattern(adapter: Path) -> None:
+    change(adapter / "adapter_config.json", target_modules="(")
+
+
 def other_layers(adapter: Path) -> None:
     path = adapter / "adapter_model.safetensors"
     save_file({name.replace(".layers.", ".blocks."): tensor for name, tensor in load_file(path).items()}, path)
@@ -294,6 +298,7 @@ def other_layers(adapter: Path) -> None:
         (of_another_kind, "of the kind IA3, and only LoRA is read", "merge_and_unload"),
         (as_pickle, "adapter without adapter_model.safetensors (only adapter_model.bin)", "save_pretrained"),
         (as_gguf, "adapter without adapter_model.safetensors (only adapter.gguf)", "save_pretrained"),
+        (no_pattern, "target_modules is '(', no pattern", "fetch or write"),
         (another_way, "uses trainable_token_indices, which is not read here", "merge_and_unload"),
         (another_start, "init_lora_weights=pissa_niter_4, which changes the base as well", "merge_and_unload"),
         (without_rank, "does not tell its rank and scale: r is None", "again"),

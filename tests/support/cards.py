@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from adpa_cli import machine
 from adpa_cli.estimate import cost
 from adpa_cli.store.store import Store
+from support.cli_samples import write_rows
+from support.fake_hub import Hub
 from support.store_samples import new_store
 
 CARD, RESERVED = "NVIDIA GeForce RTX 4090", 347
@@ -66,3 +70,12 @@ def store_beside_card(folder: Path, patch: pytest.MonkeyPatch, host: int = 24 * 
     known = {f"{here.host} {here.name} {form} {threads}": speed for form in forms}
     (made.root / cost.REMEMBERED).write_text(json.dumps(known))
     return made
+
+
+def add_data(hub: Hub, folder: Path, pairs: Sequence[Any], dialogues: Sequence[Any]) -> None:
+    """Put rows onto a hub as the data of the families whose data are the paper's."""
+    for name, rows in (("argilla/dpo-mix-7k", pairs), ("HuggingFaceH4/deita-10k-v0-sft", dialogues)):
+        place = folder / name.rpartition("/")[2]
+        place.mkdir()
+        write_rows(place / "train.jsonl", rows)
+        hub.add(f"datasets/{name}", place)

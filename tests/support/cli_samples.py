@@ -103,6 +103,14 @@ def build_pipeline(folder: Path) -> Pipeline:
     return made
 
 
+def write_pairs(folder: Path) -> Path:
+    """A folder with some pairs of the miniature in its folder `pairs`: 24 to train on, and 8 of the test side."""
+    (folder / "pairs").mkdir()
+    for split, count in (("train", 24), ("test", 8)):
+        write_rows(folder / "pairs" / f"{split}.jsonl", world.preferences(split)[:count])
+    return folder
+
+
 def write_rows(path: Path, rows: Sequence[Any]) -> Path:
     """JSON Lines."""
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")

@@ -40,7 +40,7 @@ from adpa_cli.data.examples import (
 from adpa_cli.data.repeated import Numbered
 from adpa_cli.data.shapes import DIALOGUES, PAIRS, Prepare, Recorded, Sides, detect
 from adpa_cli.data.sources import Source, read_part
-from adpa_cli.data.tables import BATCH, Table, code_digest, record_batch, runs, table, watched
+from adpa_cli.data.tables import BATCH, Table, code_digest, file_facts, record_batch, runs, table, watched
 from adpa_cli.data.unknown import unknown_shape
 from adpa_cli.errors import DataError
 
@@ -133,8 +133,6 @@ class Items(Sequence[Item], Generic[Item]):
             return False
         return all(one == two for one, two in zip(self, other, strict=True))
 
-    __hash__ = None  # type: ignore[assignment]  # as of a list
-
     def records(self, columns: Sequence[str]) -> Iterator[tuple[Any, ...]]:
         """The values of some columns of each."""
         import numpy as np
@@ -214,8 +212,7 @@ def read_items(part: Source, purpose: Purpose) -> FileItems:
 
 
 def facts_of(part: Source) -> list[Any] | None:
-    """What tells the content of a file from any other: its place, size, times and inode. None for rows that are in no
-    file, and of which nothing tells.
+    """What tells the content of a file from any other. None for rows that are in no file, and of which nothing tells.
 
     Waits until the clock has moved on since a file was written, which may else change again without another time.
     """
@@ -226,8 +223,7 @@ def facts_of(part: Source) -> list[Any] | None:
     written = os.stat(part.path).st_ctime_ns
     tick = COARSE_TICK if written % 10**9 == 0 else TICK
     time.sleep(min(tick, max(0.0, tick - (time.time() - written / 1e9))))
-    stat = os.stat(part.path)
-    return [str(part.path.resolve()), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
+    return file_facts(part.path)
 
 
 class Rows:

@@ -255,7 +255,6 @@ def _without_repetitions(
     given: Items[Item], files: Sequence[FileItems], notes: list[str], purpose: Purpose
 ) -> Loaded[Item]:
     """The items of one side, each id once, so that an id is a key; DataError when none are left."""
-
     kept = given.at(given.firsts("id"))
     dropped = {**_total(file.bad for file in files), **_total(file.passed for file in files)}
     if not len(kept):

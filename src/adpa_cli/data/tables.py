@@ -93,6 +93,12 @@ def code_digest(*modules: str) -> str:
     return digest.hexdigest()
 
 
+def file_facts(path: Path) -> list[Any]:
+    """What tells the content of a file from any other, short of reading it: its place, size, times and inode."""
+    stat = path.stat()
+    return [str(path.resolve()), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
+
+
 class Table:
     """The rows of one table, mapped. Numbers and lists of numbers are views of the file. Safe in several threads."""
 
@@ -311,11 +317,16 @@ def _unnamed(schema: Any, fill: Fill) -> Table:
 
 @contextlib.contextmanager
 def _room(folder: Path | None, name: str) -> Iterator[Path]:
-    """A private folder, which is gone afterwards. Raises AdpaError where the disk is full."""
+    """A private folder, which is gone afterwards. Raises AdpaError where the disk is full, and where somebody removed
+    the folder that it is in."""
     try:
         with tempfile.TemporaryDirectory(prefix=name, dir=folder) as private:
             yield Path(private)
     except Exception as error:
+        if folder and isinstance(error, FileNotFoundError) and not folder.exists():
+            raise AdpaError(
+                f"{folder} was removed while rows of the data were written there", "repeat the command"
+            ) from error
         if not is_disk_full(error):
             raise
         raise AdpaError(

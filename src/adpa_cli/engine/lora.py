@@ -13,7 +13,7 @@ from adpa_cli.hub.model_folder import IN_LAYERS, ModelFolder, header
 from adpa_cli.spec import ALL_LINEAR, LowRank, Quantise, TrainSpec
 from adpa_cli.store.identity import ADAPTER_WEIGHTS
 
-INSTALL = "pip install 'adpa-cli[lora]'"
+INSTALL = "pip install peft bitsandbytes"
 EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 """As configurations call how many outputs a router has."""
 _EXPERT = re.compile(r"\.experts?\.")

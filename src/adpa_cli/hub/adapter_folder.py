@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import os
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -37,6 +38,7 @@ from adpa_cli.store.identity import (
 from adpa_cli.store.store import MARKER, Store
 
 REVISION = "main"
+FETCH = "fetch or write the folder again"
 UNREAD = {
     "peft_type", "task_type", "auto_mapping", "base_model_name_or_path", "revision", "inference_mode", "peft_version",
     "lora_dropout", "bias", "modules_to_save", "init_lora_weights", "eva_config", "loftq_config", "corda_config",
@@ -99,6 +101,8 @@ class AdapterFolder:
             raise DataError(
                 f"the adapter {self.path} began with init_lora_weights={begin}, which changes the base as well", MERGE
             )
+        for key in ("target_modules", "exclude_modules"):
+            _check_pattern(self.config.get(key), f"{self.path / ADAPTER}: {key}")
         given = {key for key, value in self.config.items() if value}
         if other := sorted(given - {*ADAPTER_SETTINGS, *UNREAD}):
             raise DataError(f"the adapter {self.path} uses {', '.join(other)}, which is not read here", MERGE)
@@ -268,6 +272,14 @@ def _state(entry: os.DirEntry[str]) -> tuple[int, int]:
     except OSError:  # a link that leads nowhere
         return 0, 0
     return stat.st_size, stat.st_mtime_ns
+
+
+def _check_pattern(said: Any, where: str) -> None:
+    """Raise DataError for a text that is no regular expression; names in a list are none."""
+    try:
+        re.compile(said if isinstance(said, str) else "")
+    except re.error as error:
+        raise DataError(f"{where} is {said!r}, no pattern: {error}", FETCH) from error
 
 
 def _whole(base: Path, adapter: Path) -> Path:

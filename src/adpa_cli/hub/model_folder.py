@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 
 from adpa_cli.data.tokenizer import NAMED, Tokenizer, token_text
 from adpa_cli.errors import AdpaError, DataError
-from adpa_cli.hub.adapter_folder import AdapterFolder, file_states
+from adpa_cli.hub.adapter_folder import FETCH, AdapterFolder, file_states
 from adpa_cli.sizes import ModelSize
 from adpa_cli.spec import Quantise
 from adpa_cli.store.identity import ADAPTER, has_tokenizer
@@ -29,7 +29,6 @@ BESIDE = ("tokenizer*", "special_tokens_map*", "added_tokens*", "merges.txt", "v
 EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "embed_in.weight", "word_embeddings.weight", "tok_embeddings.weight")
 OTHER_PARTS = ("vision", "visual", "audio", "projector", "image", "connector", "merger")
 TEXT_KEYS = {"vocab_size", "max_position_embeddings", "hidden_size", "num_hidden_layers", "num_attention_heads"}
-FETCH = "fetch or write the folder again"
 CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "max_sequence_length", "n_ctx")
 INDEX = "model.safetensors.index.json"
 GENERATION = "generation_config.json"

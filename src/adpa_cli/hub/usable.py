@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from adpa_cli.errors import AdpaError, DataError
-from adpa_cli.hub.adapter_folder import AdapterFolder
-from adpa_cli.hub.model_folder import FETCH, IN_LAYERS, ModelFolder, header
+from adpa_cli.hub.adapter_folder import FETCH, AdapterFolder
+from adpa_cli.hub.model_folder import IN_LAYERS, ModelFolder, header
 from adpa_cli.store.identity import ADAPTER, ADAPTER_WEIGHTS
 
 CHECKED = 4

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from adpa_cli.data.tables import BATCH, Batch, Table, table
+from adpa_cli.data.tables import BATCH, Batch, Table, file_facts, table
 from adpa_cli.disk import atomic
 from adpa_cli.errors import Corrupt, DataError
 from adpa_cli.hub import Located
@@ -75,8 +75,6 @@ def read(path: Path) -> list[KeyedLogps]:
 
 def _mapped(path: Path) -> Table:
     """The rows of a Parquet file as a table that is mapped: its pages are checked when that is made."""
-    stat = path.stat()
-    made_from = [str(path.resolve()), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
     schema = pa.schema([*((name, pa.string()) for name in NAMES), ("logps", pa.large_list(pa.float32()))])
 
     def fill(add: Callable[[Any], None]) -> dict[str, Any]:
@@ -85,7 +83,7 @@ def _mapped(path: Path) -> Table:
                 add(batch.cast(schema))
         return {}
 
-    return table("start-logps", made_from, schema, fill)
+    return table("start-logps", file_facts(path), schema, fill)
 
 
 class StartLogps(Mapping[tuple[str, str], Logps]):

@@ -16,7 +16,7 @@ from adpa_cli.data.chat import Encoded, Encoder, fit_answers
 from adpa_cli.data.examples import in_half, prompt_key
 from adpa_cli.data.items import Items
 from adpa_cli.data.preferences import Dialogue, Message, Pair
-from adpa_cli.data.tables import BATCH, Table, code_digest, table, watched
+from adpa_cli.data.tables import BATCH, Table, code_digest, file_facts, table, watched
 from adpa_cli.data.templates import Template
 from adpa_cli.data.tokenizer import Tokenizer
 from adpa_cli.engine.layout.sequences import Answer, Cut, Example, TokenSequence
@@ -286,15 +286,13 @@ def read_rollouts(folder: Path) -> Rollouts:
     import pyarrow.parquet as pq
 
     path = folder / ROWS
-    stat = path.stat()
-    made_from = [str(path.resolve()), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
 
     def read() -> Iterator[Rollout]:
         with pq.ParquetFile(path) as file:
             for batch in file.iter_batches(BATCH):
                 yield from (Rollout(**{**row, "prompt": _turns(row["prompt"])}) for row in batch.to_pylist())
 
-    return rollouts_table(read(), made_from)
+    return rollouts_table(read(), file_facts(path))
 
 
 def rollouts_table(rows: Iterable[Rollout], made_from: Any = None) -> Rollouts:
