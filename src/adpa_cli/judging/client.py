@@ -1,0 +1,248 @@
+"""One question to a judge behind any OpenAI-compatible chat endpoint, asked until its reply can be used.
+
+`openai` asks again what fails in transport: 408, 409, 429, 5xx, lost connections, timeouts. What it hands over as an
+answer though it is none is asked again here: broken JSON, HTML, no choices, an empty text, one cut by length.
+Nothing that is raised or returned holds a key, or a URL with more than its host and path.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import json
+import os
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
+from urllib.parse import parse_qsl, urlsplit, urlunsplit
+
+from adpa_cli.errors import AdpaError, UsageError
+
+T = TypeVar("T")
+TRIES, SAME_TRIES = 6, 3
+"""How often a question is asked in all where replies are no answers, and where they are one and the same text."""
+RETRIES = 6
+"""Of `openai`, beneath each of them: about half a minute."""
+PAUSE, LONGEST_PAUSE = 0.25, 1.0
+"""Seconds before a question is asked the second time, twice as long each time after, and the longest."""
+KEY = "OPENAI_API_KEY"
+SETTINGS = {
+    "top_logprobs": "eval.top_logprobs=5, or eval.verdict=text, which asks for no log-probs",
+    "logprobs": "eval.verdict=text, which asks for no log-probs",
+    "max_completion_tokens": "eval.max_completion_tokens=none",
+    "max_tokens": "eval.max_completion_tokens=N, which is sent instead, or eval.max_tokens=none",
+    "temperature": "eval.temperature=none",
+    "seed": "eval.seed=none",
+}
+"""What to set where a server refuses a parameter, by the name that it has there; the longer names first."""
+TOO_LONG = ("context length", "context_length", "context window", "too long", "maximum model length")
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """Where a judge listens. The URL may hold a user, a password and a query; `place` is what of it is shown."""
+
+    url: str = field(repr=False)
+    concurrency: int = 16
+    timeout: float = 600.0
+
+    def __post_init__(self) -> None:
+        parts = urlsplit(self.url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise UsageError(
+                "--judge-url is no URL of a server", "give one such as --judge-url http://localhost:8000/v1"
+            )
+
+    @property
+    def place(self) -> str:
+        """The URL without user, password, query and fragment."""
+        return shown_url(self.url)
+
+    @property
+    def secrets(self) -> list[str]:
+        """What nobody may read: the key, and what the URL holds beside its place."""
+        parts = urlsplit(self.url)
+        query = [value for _, value in parse_qsl(parts.query)]
+        return [text for text in (os.environ.get(KEY), parts.password, parts.username, *query) if text]
+
+    def without_secrets(self, text: str) -> str:
+        """A text of the server without them."""
+        for secret in sorted(self.secrets, key=len, reverse=True):
+            text = text.replace(secret, "…")
+        return text
+
+
+def shown_url(url: str) -> str:
+    """A URL without user, password, query and fragment."""
+    parts = urlsplit(url)
+    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What a server answered: the text, the tokens with their log-probs (None where it gives none), why it ended, how
+    many tokens it took, and the name of the model that the server gives."""
+
+    text: str
+    tokens: Sequence[Mapping[str, Any]] | None
+    finish_reason: str | None
+    usage: Mapping[str, int]
+    model: str | None
+
+    @property
+    def is_cut(self) -> bool:
+        return self.finish_reason == "length"
+
+
+@dataclass(frozen=True)
+class Answer(Generic[T]):
+    """A reply with what was read from it, or neither and why; and how many requests it took."""
+
+    reply: Reply | None
+    value: T | None
+    attempts: int
+    why: str = ""
+
+
+class Client:
+    """Asks one judge. `close` it in the event loop in which it was used."""
+
+    def __init__(self, endpoint: Endpoint) -> None:
+        parts = urlsplit(endpoint.url)
+        self.endpoint = endpoint
+        self.is_reached = False
+        base = urlunsplit((parts.scheme, parts.netloc, parts.path, "", ""))
+        self._openai = openai_module().AsyncOpenAI(
+            base_url=base, api_key=os.environ.get(KEY) or "none", timeout=endpoint.timeout, max_retries=RETRIES,
+            default_query=dict(parse_qsl(parts.query)),
+        )  # fmt: skip
+
+    async def close(self) -> None:
+        await self._openai.close()
+
+    async def ask(self, body: Mapping[str, Any], read: Callable[[Reply], T | None]) -> Answer[T]:
+        """The answer to a chat completion of `body`, of which `read` makes what is wanted, or None where it cannot.
+
+        Raises AdpaError where no question would be answered: nobody listens, the key or a parameter is refused.
+        """
+        attempts, why, reply = 0, "", None
+        seen: Counter[str] = Counter()
+        for again in range(TRIES):
+            if again:
+                await asyncio.sleep(min(PAUSE * 2 ** (again - 1), LONGEST_PAUSE))
+            text, more, why = await self._text(body)
+            attempts += more
+            if text is None:
+                if why:
+                    break
+                why = "the server failed each time"
+                continue
+            answered = reply_of(text)
+            if isinstance(answered, str):
+                why = answered
+                continue
+            reply, value = answered, read(answered)
+            if value is not None:
+                return Answer(reply, value, attempts)
+            why = "the reply is cut by length" if reply.is_cut else "the reply holds no verdict"
+            seen[reply.text] += 1
+            if seen[reply.text] >= SAME_TRIES:
+                break
+        return Answer(reply, None, attempts, why)
+
+    async def _text(self, body: Mapping[str, Any]) -> tuple[str | None, int, str]:
+        """(the body of an answer, requests that it took, ""), (None, …, "") where the server failed, and (None, …, why)
+        where it refuses this question."""
+        openai = openai_module()
+        retries = RETRIES if self.is_reached else 1
+        try:
+            answer = await self._openai.with_options(max_retries=retries).chat.completions.with_raw_response.create(
+                **body
+            )
+        except openai.BadRequestError as error:
+            return None, 1, self._refused(error)
+        except (openai.AuthenticationError, openai.PermissionDeniedError, openai.NotFoundError) as error:
+            raise self._closed(error) from None
+        except openai.APIConnectionError as error:
+            if self.is_reached:
+                return None, 1 + retries, ""
+            raise self._unreached(isinstance(error, openai.APITimeoutError)) from None
+        except openai.APIStatusError as error:
+            self.is_reached = True
+            retried = error.status_code in (408, 409, 429) or error.status_code >= 500
+            why = "" if retried else f"the server refuses it ({error.status_code}): {self._words(error)}"
+            return None, 1 + retries if retried else 1, why
+        self.is_reached = True
+        return answer.text, 1 + int(answer.retries_taken), ""
+
+    def _words(self, error: Any) -> str:
+        return self.endpoint.without_secrets(str(error.message))[:300]
+
+    def _refused(self, error: Any) -> str:
+        """Why a question of 400 is refused; AdpaError where every other would be too."""
+        words = self._words(error)
+        is_long = any(text in words.lower() for text in TOO_LONG)
+        name = None if is_long else next((name for name in SETTINGS if name in words), None)
+        if name is not None:
+            raise AdpaError(
+                f"the judge at {self.endpoint.place} refuses the parameter {name} (400): {words}",
+                f"the same command with --set {SETTINGS[name]}",
+            )
+        return f"the server refuses it (400): {words}"
+
+    def _closed(self, error: Any) -> AdpaError:
+        place, words = self.endpoint.place, self._words(error)
+        if error.status_code == 404:
+            return AdpaError(
+                f"the judge at {place} knows no such path or model (404): {words}",
+                "check --judge NAME, and that --judge-url ends where /chat/completions follows, as a rule with /v1",
+            )
+        kept = "is set" if os.environ.get(KEY) else "is not set"
+        return AdpaError(
+            f"the judge at {place} refuses the key ({error.status_code}); ${KEY} {kept}",
+            f"export {KEY}=KEY, then again",
+        )
+
+    def _unreached(self, is_slow: bool) -> AdpaError:
+        if is_slow:
+            return AdpaError(
+                f"the judge at {self.endpoint.place} did not answer within {self.endpoint.timeout:g} s",
+                "wait until it is ready, or allow more: --runtime judge_timeout=SECONDS",
+            )
+        return AdpaError(
+            f"nobody listens at {self.endpoint.place}",
+            "start the judge there, e.g. vllm serve NAME, or name where it listens: --judge-url URL",
+        )
+
+
+def reply_of(text: str) -> Reply | str:
+    """The reply in the body of a chat completion, or why it holds none."""
+    try:
+        answer = json.loads(text)
+    except ValueError:
+        return "the server sent HTML" if text.lstrip()[:1] == "<" else "the server sent no JSON"
+    choices = answer.get("choices") if isinstance(answer, dict) else None
+    if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
+        return "the server sent no choices"
+    choice, usage = choices[0], answer.get("usage")
+    content = (choice.get("message") or {}).get("content")
+    if not isinstance(content, str) or not content.strip():
+        return "the reply is empty" + (", and cut by length" if choice.get("finish_reason") == "length" else "")
+    counts = usage if isinstance(usage, dict) else {}
+    usage = {name: counts[name] for name in ("prompt_tokens", "completion_tokens") if isinstance(counts.get(name), int)}
+    tokens = (choice.get("logprobs") or {}).get("content")
+    is_listed = isinstance(tokens, list) and all(isinstance(token, dict) and "logprob" in token for token in tokens)
+    return Reply(
+        content, tokens if is_listed and tokens else None, choice.get("finish_reason"), usage, answer.get("model")
+    )
+
+
+def openai_module() -> Any:
+    """`openai`, which is not loaded before a judge is asked. AdpaError where it is not installed."""
+    try:
+        return importlib.import_module("openai")
+    except ImportError:
+        raise AdpaError(
+            "a judge is asked through openai, which is not installed", "pip install 'adpa-cli[eval]'"
+        ) from None
