@@ -47,6 +47,12 @@ class NotFound(AdpaError):
     exit_code = 3
 
 
+class ComeAgain(AdpaError):
+    """What was done is kept, and the same command does the rest."""
+
+    exit_code = 75
+
+
 class Busy(AdpaError):
     """Another process is building the artifact and the caller asked not to wait."""
 

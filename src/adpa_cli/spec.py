@@ -212,6 +212,12 @@ class Runtime:
     offload: Literal["none", "cpu", "disk"] = knob("none")
     """Where the layers of a frozen model wait that a stage reads: on the device, in the machine's memory, on its disk.
     """
+    judge_url: str = field(default="", repr=False)
+    """Where a judge listens; it may hold a password."""
+    judge_concurrency: int = knob(16)
+    """Calls of a judge that are under way at once."""
+    judge_timeout: float = knob(600.0)
+    """Seconds after which a call is given up and asked again."""
     trackers: str = knob("none")
     """Where the numbers of each step go besides, such as tensorboard,wandb: names that accelerate has for trackers."""
 

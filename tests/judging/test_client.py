@@ -22,7 +22,7 @@ PARAMETERS = {"model": "j", "temperature": 0.0, "max_tokens": 8, "logprobs": Tru
 
 def calls(count: int) -> list[Call]:
     return [
-        Call(f"{n:016x}", part, [{"role": "user", "content": f"{n} {part}"}], {"chars": [n, 1]})
+        Call(f"{n:016x}", "order", part, [{"role": "user", "content": f"{n} {part}"}], {"chars": [n, 1]})
         for n in range(count)
         for part in (1, 2)
     ]
@@ -46,7 +46,7 @@ def test_every_kind_of_fault_is_survived_and_no_call_is_kept_twice(tmp_path: Pat
         journal, unusable = ask(judge.url, tmp_path, calls(60))
     assert unusable == []
     lines = [json.loads(line) for line in (tmp_path / "_calls.jsonl").read_text().splitlines()]
-    assert len(lines) == len({(line["id"], line["part"]) for line in lines}) == 120
+    assert len(lines) == len({(line["id"], line["order"]) for line in lines}) == 120
     assert {line["verdict"] for line in lines} == {0.0}
     assert set(judge.met) == set(FAULTS)
     assert sum(line["attempts"] for line in lines) > 120
@@ -58,7 +58,7 @@ def test_a_row_tells_the_whole_call(tmp_path: Path) -> None:
         journal, _ = ask(judge.url, tmp_path, calls(1)[:1])
     (row,) = journal.rows.values()
     assert row == {
-        "id": "0" * 16, "part": 1, "messages": calls(1)[0].digest, "chars": [0, 1], "verdict": 1.0, "logps": None,
+        "id": "0" * 16, "order": 1, "messages": calls(1)[0].digest, "chars": [0, 1], "verdict": 1.0, "logps": None,
         "reply": "A", "finish_reason": "stop", "usage": {"prompt_tokens": 7, "completion_tokens": 2},
         "model": "j-served", "attempts": 1,
     }  # fmt: skip
@@ -83,7 +83,7 @@ def test_what_cannot_be_read_is_returned_with_its_reply_and_not_kept(tmp_path: P
     say = {"0 1": "I cannot say.", "0 2": "A", "1 1": "", "1 2": "B"}
     with judging(Judge(lambda messages: say[messages[-1]["content"]])) as judge:
         journal, unusable = ask(judge.url, tmp_path, calls(2))
-    assert {(row["id"][-1], row["part"]): row["why"] for row in unusable} == {
+    assert {(row["id"][-1], row["order"]): row["why"] for row in unusable} == {
         ("0", 1): "the reply holds no verdict", ("1", 1): "the reply is empty",
     }  # fmt: skip
     assert unusable[0]["reply"] == "I cannot say."

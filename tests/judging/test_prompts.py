@@ -9,7 +9,7 @@ import pytest
 
 from adpa_cli.data.examples import Message
 from adpa_cli.errors import DataError, NotFound, UsageError
-from adpa_cli.judging.prompts import chosen, question_words, read_template, stored, templates_of
+from adpa_cli.judging.prompts import chosen, question_words, read_templates, stored, templates_of
 from support.cli_samples import write_rows
 
 PAIR = {"name": "pair", "type": "pairwise", "system_prompt": "Say [[A]], [[B]] or [[C]].", "prompt_template":
@@ -45,7 +45,7 @@ def test_ours_are_of_every_kind_and_read_again_as_they_are_stored() -> None:
     ):
         template = chosen(templates_of(None), kind, two, reference)
         assert template.name[-2:] == "-1"
-        assert read_template(stored(template)) == template
+        assert read_templates(stored([template])) == (template,)
     assert chosen(templates_of(None), "pairwise").marks == ("A", "B")
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import zstandard
 
-from adpa_cli.judging.win_rates import Judged, consistency, detectable, lc_win_rate, position_bias, win_rate
+from adpa_cli.judging.win_rates import Judged, detectable, judged_prompts, lc_win_rate, standard_error
 
 
 def published(path: Path) -> list[Judged]:
@@ -24,41 +24,43 @@ def published(path: Path) -> list[Judged]:
     ]
 
 
-def no_interval(wins: Any) -> dict[str, float]:
-    return {"value": float(np.mean(wins))}
-
-
 @pytest.mark.parametrize(
     ("name", "rate", "lc"), [("near", 0.29921932, pytest.approx(0.2593, abs=0.0005)), ("far", 0.02591451, None)]
 )
 def test_published_annotations(shared_data: Path, name: str, rate: float, lc: Any) -> None:
     """The leaderboard's win rates; length control is supported where both sides have longer answers."""
     judged = published(shared_data / f"alpaca_eval_annotations_{name}.json.zst")
-    found = win_rate(judged, no_interval)
-    assert found["value"] == pytest.approx(rate, abs=1e-8)
+    assert np.mean([one.win for one in judged]) == pytest.approx(rate, abs=1e-8)
     controlled = lc_win_rate(judged, 50, 0)
     assert controlled["supported"] == (lc is not None)
     if lc is not None:
-        assert found["standard_error"] == pytest.approx(0.01393458, abs=1e-8)
+        assert standard_error([one.win for one in judged]) == pytest.approx(0.01393458, abs=1e-8)
         assert controlled["value"] == lc
         assert controlled["low"] < controlled["value"] < controlled["high"]
 
 
 def test_a_judge_that_always_names_the_first() -> None:
-    judged = [Judged(str(n), 1.0, 0.0, (1, 2)) for n in range(4)]
-    assert win_rate(judged, no_interval)["value"] == 0.5
-    assert win_rate(judged, no_interval)["standard_error"] == 0.0
-    assert position_bias(judged) == 0.5
-    assert consistency(judged) == 0.0
+    rows = [{"id": "a", "order": order, "verdict": 1.0, "chars": [1, 2]} for order in (1, 2)]
+    assert judged_prompts(rows) == [Judged("a", 1.0, 0.0, (1, 2))]
+    (judged,) = judged_prompts(rows)
+    assert (judged.win, judged.bias, judged.is_consistent) == (0.5, 0.5, False)
+    assert standard_error([judged.win] * 3) == 0.0
+    assert standard_error([0.5]) is None
 
 
 def test_orders_count_as_one_prompt_and_equal_answers_as_half() -> None:
-    judged = [Judged("a", 0.9, 0.7, (1, 2)), Judged("b", 0.2, 0.6, (1, 2)), Judged("c", None, None, (3, 3), True)]
-    assert win_rate(judged, no_interval)["value"] == pytest.approx((0.8 + 0.4 + 0.5) / 3)
-    assert position_bias(judged) == pytest.approx((0.9 + 0.3 + 0.2 + 0.4) / 4 - 0.5)
-    assert consistency(judged) == 0.5
-    assert position_bias(judged[2:]) is None
-    assert consistency([Judged("a", 0.9, None, (1, 2))]) is None
+    rows = [
+        {"id": "b", "order": 2, "verdict": 0.3, "chars": [4, 2]},
+        {"id": "c", "order": 0, "identical": True, "chars": [3, 3]},
+        {"id": "b", "order": 1, "verdict": 0.9, "chars": [4, 2]},
+        {"id": "d", "order": 1, "verdict": None, "chars": [1, 1]},
+        {"id": "e", "order": 1, "verdict": None, "chars": [1, 2]},
+        {"id": "e", "order": 2, "verdict": 0.6, "chars": [1, 2]},
+    ]
+    b, c, e = judged_prompts(rows)
+    assert (b.win, b.bias, b.is_consistent) == (pytest.approx(0.8), pytest.approx(0.1), True)
+    assert (c.win, c.bias, c.is_identical) == (0.5, None, True)
+    assert (e.first, e.win, e.is_consistent) == (None, pytest.approx(0.4), None)
 
 
 def test_length_control_finds_the_rate_that_was_put_in() -> None:

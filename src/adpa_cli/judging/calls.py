@@ -1,7 +1,8 @@
 """The calls of a judge, kept one by one: what a kill loses are those in flight, and what is kept is not asked again.
 
-A call is named by the id of its prompt and by its part: which answer was shown first, or which turn was graded. Calls
-lie in JSON Lines, each synced to the disk before the next is taken up.
+A call is named by the id of its prompt and by a number: its order, 1 where the measured model's answer is shown first
+and 2 where it is shown second, or the turn that is graded. Calls lie in JSON Lines, each synced to the disk before the
+next is taken up.
 """
 
 from __future__ import annotations
@@ -13,16 +14,19 @@ import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from adpa_cli.disk import sync_folder
+from adpa_cli.disk import sync_folder, write_atomic
 from adpa_cli.judging.client import Answer, Client, Endpoint, Reply
 from adpa_cli.judging.verdicts import Verdict
 
+ROWS_FILE = "judgements.jsonl"
+"""In an artifact of judgements: a row a call, and one for each prompt whose two answers are one text."""
 LOOK, GRACE = 0.5, 10.0
 """Seconds between two looks for a stop, and those that calls in flight are given after one."""
 Name = tuple[str, int]
-"""The id of a prompt, and a part: 1 and 2 are the orders of two answers, or turns."""
+"""The id of a prompt, and its order or turn."""
+Unit = Literal["order", "turn"]
 
 
 @dataclass(frozen=True)
@@ -30,19 +34,25 @@ class Call:
     """A question to a judge: whose it is, its messages, and what is kept of it beside the reply."""
 
     id: str
-    part: int
+    unit: Unit
+    number: int
     messages: Sequence[Mapping[str, str]]
     about: Mapping[str, Any]
 
     @property
     def name(self) -> Name:
-        return self.id, self.part
+        return self.id, self.number
 
     @property
     def digest(self) -> str:
         """sha256 of the messages as JSON."""
         text = json.dumps(list(self.messages), ensure_ascii=False, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
+
+
+def name_of(row: Mapping[str, Any]) -> Name:
+    """The name of the call that a row is of."""
+    return row["id"], row["order"] if "order" in row else row["turn"]
 
 
 class Journal:
@@ -59,7 +69,7 @@ class Journal:
                 row = None
             if row is None:
                 break
-            self.rows[row["id"], row["part"]] = row
+            self.rows[name_of(row)] = row
             whole += len(line)
         self._file = path.open("ab")
         self._file.truncate(whole)
@@ -70,10 +80,37 @@ class Journal:
         self._file.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
         self._file.flush()
         os.fsync(self._file.fileno())
-        self.rows[row["id"], row["part"]] = row
+        self.rows[name_of(row)] = row
 
     def close(self) -> None:
         self._file.close()
+
+
+def read_rows(folder: Path) -> list[dict[str, Any]]:
+    """The rows of an artifact of judgements."""
+    with (folder / ROWS_FILE).open(encoding="utf-8") as lines:
+        return [json.loads(line) for line in lines]
+
+
+def write_rows(folder: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write the rows of an artifact of judgements."""
+    lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    write_atomic(folder / ROWS_FILE, "".join(lines).encode())
+
+
+def call_facts(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """How many calls have a verdict and how many have none, how many were read from log-probs, what all of them took,
+    and the names of the models that answered."""
+    asked = [row for row in rows if "verdict" in row]
+    read = [row for row in asked if row["verdict"] is not None]
+    usage = [row.get("usage") or {} for row in asked]
+    return {
+        "stored": len(read), "unparsable": len(asked) - len(read), "identical": len(rows) - len(asked),
+        "attempts": sum(row.get("attempts", 0) for row in asked),
+        "from_logprobs": sum(row.get("logps") is not None for row in read),
+        "served": sorted({str(row["model"]) for row in asked if row.get("model")}),
+        **{name: sum(each.get(name, 0) for each in usage) for name in ("prompt_tokens", "completion_tokens")},
+    }  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -142,5 +179,5 @@ def row_of(call: Call, answer: Answer[Verdict]) -> dict[str, Any]:
         "reply": reply.text, "finish_reason": reply.finish_reason, "usage": dict(reply.usage), "model": reply.model,
     }  # fmt: skip
     read = {"why": answer.why} if verdict is None else {"verdict": verdict.value, "logps": verdict.logps}
-    return {"id": call.id, "part": call.part, "messages": call.digest, **call.about, **read, **said,
+    return {"id": call.id, call.unit: call.number, "messages": call.digest, **call.about, **read, **said,
             "attempts": answer.attempts}  # fmt: skip

@@ -33,7 +33,7 @@ SETTINGS = {
     "max_completion_tokens": "eval.max_completion_tokens=none",
     "max_tokens": "eval.max_completion_tokens=N, which is sent instead, or eval.max_tokens=none",
     "temperature": "eval.temperature=none",
-    "seed": "eval.seed=none",
+    "seed": "eval.judge_seed=none",
 }
 """What to set where a server refuses a parameter, by the name that it has there; the longer names first."""
 TOO_LONG = ("context length", "context_length", "context window", "too long", "maximum model length")

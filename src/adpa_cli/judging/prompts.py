@@ -7,6 +7,7 @@ new file. They and AlpacaEval's have a block for each turn, `<|im_start|>ROLE â€
 from __future__ import annotations
 
 import functools
+import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -136,16 +137,24 @@ def chosen(templates: Sequence[Template], kind: Kind, two_turns: bool = False, r
     return exact[0]
 
 
-def stored(template: Template) -> str:
-    """A template as text that `read_template` reads, the same for equal ones."""
-    return json.dumps(asdict(template), ensure_ascii=False, sort_keys=True)
+def stored(templates: Sequence[Template]) -> str:
+    """Templates as text that `read_templates` reads, the same for equal ones."""
+    return json.dumps([asdict(template) for template in templates], ensure_ascii=False, sort_keys=True)
 
 
 @functools.cache
-def read_template(text: str) -> Template:
-    """The template that `stored` wrote."""
-    row = json.loads(text)
-    return Template(row["name"], tuple((role, content) for role, content in row["turns"]), tuple(row["marks"]))
+def read_templates(text: str) -> tuple[Template, ...]:
+    """The templates that `stored` wrote."""
+    return tuple(
+        Template(row["name"], tuple((role, content) for role, content in row["turns"]), tuple(row["marks"]))
+        for row in json.loads(text)
+    )
+
+
+def prompt_name(text: str) -> str:
+    """The names of stored templates with the beginning of the hash of their text; "" where there are none."""
+    names = " + ".join(template.name for template in read_templates(text))
+    return f"{names} ({hashlib.sha256(text.encode()).hexdigest()[:8]})" if names else ""
 
 
 def question_words(prompt: Sequence[Message]) -> str:

@@ -6,7 +6,7 @@ orders counts once, with the mean of the two. All figures are shares of 1.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -42,31 +42,47 @@ class Judged:
         orders = [p for p in (self.first, self.second) if p is not None]
         return 0.5 if self.is_identical else sum(orders) / len(orders)
 
+    @property
+    def bias(self) -> float | None:
+        """How much more than one half the answer that is shown first wins; None where one order was not judged. It is
+        0.5 under a judge that always names the first one."""
+        return None if self.first is None or self.second is None else (self.first - self.second) / 2
 
-def win_rate(judged: Sequence[Judged], bootstrap: Any) -> dict[str, Any]:
-    """Mean P(win) with its interval from `bootstrap`, and `standard_error`, the sample's standard deviation over √n."""
-    import numpy as np
-
-    wins = np.array([each.win for each in judged])
-    error = float(wins.std(ddof=1) / np.sqrt(len(wins))) if len(wins) > 1 else None
-    return {**bootstrap(wins), "standard_error": error}
-
-
-def position_bias(judged: Sequence[Judged]) -> float | None:
-    """How much more than one half the answer that is shown first wins, over prompts judged in both orders; None without
-    any. A judge that always names the first one has 0.5."""
-    both = [(each.first, each.second) for each in judged if each.first is not None and each.second is not None]
-    return sum(first + 1 - second for first, second in both) / (2 * len(both)) - 0.5 if both else None
-
-
-def consistency(judged: Sequence[Judged]) -> float | None:
-    """Share of the prompts judged in both orders whose winner is the same in both; None without any."""
-    both = [(each.first, each.second) for each in judged if each.first is not None and each.second is not None]
-    return sum(_winner(first) == _winner(second) for first, second in both) / len(both) if both else None
+    @property
+    def is_consistent(self) -> bool | None:
+        """Whether both orders have one winner; None where one was not judged."""
+        return None if self.first is None or self.second is None else _winner(self.first) == _winner(self.second)
 
 
 def _winner(p: float) -> int:
     return (p > 0.5) - (p < 0.5)
+
+
+def judged_prompts(rows: Iterable[Mapping[str, Any]]) -> list[Judged]:
+    """The prompts that the rows of an artifact of judgements are of; those without any verdict are not among them.
+
+    A verdict is P(the answer shown first is better), and the measured model's is shown first in order 1.
+    """
+    orders: dict[str, dict[int, float]] = {}
+    about: dict[str, Mapping[str, Any]] = {}
+    for row in rows:
+        if row.get("identical") or row["verdict"] is not None:
+            about.setdefault(row["id"], row)
+            orders.setdefault(row["id"], {})[row["order"]] = row.get("verdict", 0.5)
+    return [
+        Judged(
+            name, given.get(1), 1 - given[2] if 2 in given else None, tuple(about[name]["chars"]),
+            bool(about[name].get("identical")),
+        )
+        for name, given in orders.items()
+    ]  # fmt: skip
+
+
+def standard_error(values: Sequence[float]) -> float | None:
+    """The sample's standard deviation over √n; None for fewer than two values."""
+    import statistics  # which brings decimals along
+
+    return statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else None
 
 
 def lc_win_rate(judged: Sequence[Judged], resamples: int, seed: int) -> dict[str, Any]:
