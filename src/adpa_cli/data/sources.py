@@ -324,12 +324,34 @@ def _folder_here(name: str) -> str:
 
 @functools.lru_cache(maxsize=32)
 def ask_datasets(names: tuple[str, ...], readme: str) -> Layout:
-    """The layout that the head of a README.md gives to files of these names. Raises ValueError, TypeError, OSError.
+    """The layout that the head of a README.md gives to files of these names. Raises ValueError, TypeError, OSError."""
+    default, entries = _configurations(readme)
+    given = _divided(names, entries)
+    layouts = {
+        config: _named({split: [path for path in paths if holds_data(path)] for split, paths in splits.items()})
+        for config, splits in given.items()
+    }
+    return {"default": default, "configs": layouts}
 
-    The library looks for files on a disk, and those of a hub are not here yet: an empty file stands for each.
+
+def split_files(names: Sequence[str], readme: str, data_files: Any = None, data_dir: str = "") -> Layout:
+    """The layout that the datasets library itself gives to files of these names: by the head of a README.md, by the
+    patterns `data_files`, or by its own rule. Raises as `ask_datasets`.
     """
+    default, entries = _configurations(readme) if data_files is None and not data_dir else (None, {})
+    if not entries:
+        chosen = {} if data_files is None else {"data_files": data_files}
+        default, entries = "default", {"default": {**chosen, "data_dir": data_dir}}
+    layouts = {
+        config: {split: [path.as_posix() for path in paths] for split, paths in splits.items()}
+        for config, splits in _divided(names, entries).items()
+    }
+    return {"default": default, "configs": layouts}
+
+
+def _configurations(readme: str) -> tuple[str | None, Mapping[str, Mapping[str, Any]]]:
+    """(the default one, what is said of each) of the configurations in the head of a README.md."""
     quiet_datasets()
-    from datasets.data_files import DataFilesDict, get_data_patterns, sanitize_patterns
     from datasets.utils.metadata import MetadataConfigs
     from huggingface_hub import DatasetCard
     from yaml import YAMLError
@@ -341,7 +363,20 @@ def ask_datasets(names: tuple[str, ...], readme: str) -> Layout:
         configs = MetadataConfigs.from_dataset_card_data(card)
     except YAMLError as error:
         raise ValueError(str(error)) from error
-    layouts: dict[str, Any] = {}
+    return configs.get_default_config_name(), configs
+
+
+def _divided(
+    names: Sequence[str], configs: Mapping[str, Mapping[str, Any]]
+) -> dict[str, dict[str, list[Path]]]:  # fmt: skip
+    """The files of each split of each configuration.
+
+    The library looks for files on a disk, and those of a hub are not here yet: an empty file stands for each.
+    """
+    quiet_datasets()
+    from datasets.data_files import DataFilesDict, get_data_patterns, sanitize_patterns
+
+    layouts: dict[str, dict[str, list[Path]]] = {}
     with tempfile.TemporaryDirectory() as place:
         root = Path(place).resolve()
         for name in names:
@@ -356,9 +391,8 @@ def ask_datasets(names: tuple[str, ...], readme: str) -> Layout:
                 given = DataFilesDict.from_patterns(wanted, base_path=base)
             except FileNotFoundError:  # as when another configuration is here only
                 given = {}
-            files = {str(s): [Path(path).relative_to(root) for path in paths] for s, paths in given.items()}
-            layouts[config] = _named({s: [path for path in paths if holds_data(path)] for s, paths in files.items()})
-    return {"default": configs.get_default_config_name(), "configs": layouts}
+            layouts[config] = {str(s): [Path(path).relative_to(root) for path in paths] for s, paths in given.items()}
+    return layouts
 
 
 def _by_name(paths: Iterable[PurePath]) -> dict[str, list[str]]:

@@ -253,22 +253,35 @@ def data_files(source: Source, commit: str, cache: HashCache) -> tuple[tuple[Hub
     Raises as `model`.
     """
     name = source.base
+    listed = listed_files(name, commit, cache)
+    if not any(holds_data(path) for path in map(PurePosixPath, listed)):
+        raise DataError(f"{name}: no data files in this data set", "name one with .parquet, .jsonl or .csv files")
+    layout = look(map(PurePosixPath, listed), readme_in(snapshot(name, "dataset", commit)), name, asking(cache))
+    files = source_files(source, layout)
+    hashed = hashed_files(name, commit, listed, [path for path, _ in files], cache)
+    return hashed, [split for _, split in files], list(layout["left_out"])
+
+
+def listed_files(name: str, commit: str, cache: HashCache) -> Mapping[str, Any]:
+    """{path: [bytes, sha256 or ""]} of the files of a hub data set at a commit; its README.md is fetched, to be read
+    beside the data. Raises Closed."""
     said = _said(name, "dataset", commit, cache)
     folder = snapshot(name, "dataset", commit)
     if said is None:
         _whole_data(name, commit)
         here = [str(path.relative_to(folder)) for path in sorted(folder.rglob("*")) if path.is_file()]
-        listed = {path: [(folder / path).stat().st_size, ""] for path in here}
-    else:
-        listed = said["files"]
+        return {path: [(folder / path).stat().st_size, ""] for path in here}
+    listed: Mapping[str, Any] = said["files"]
     if README in listed and not os.path.exists(folder / README):
-        _get(name, "dataset", commit, README)  # it stays beside the data, to be read with them
-    if not any(holds_data(path) for path in map(PurePosixPath, listed)):
-        raise DataError(f"{name}: no data files in this data set", "name one with .parquet, .jsonl or .csv files")
-    layout = look(map(PurePosixPath, listed), readme_in(folder), name, asking(cache))
-    files = source_files(source, layout)
-    hashed = _hashed(name, "dataset", commit, listed, [path for path, _ in files], cache)
-    return hashed, [split for _, split in files], list(layout["left_out"])
+        _get(name, "dataset", commit, README)
+    return listed
+
+
+def hashed_files(
+    name: str, commit: str, listed: Mapping[str, Any], wanted: Sequence[str], cache: HashCache
+) -> tuple[HubFile, ...]:
+    """Some of the `listed_files` of a hub data set, with their digests."""
+    return _hashed(name, "dataset", commit, listed, wanted, cache)
 
 
 def asking(cache: HashCache) -> Ask:
