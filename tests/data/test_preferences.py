@@ -141,7 +141,7 @@ def test_a_tie_is_a_prompt_of_its_side_and_moves_no_pair(tmp_path):
         path = tmp_path / name
         path.write_text("".join(json.dumps(row) + "\n" for row in listed))
         data = DataSet([parse_source(str(path))], "pairs", skip_bad_rows=False)
-        return {side: (data.pairs(side).items, data.prompts(side).items) for side in ("train", "test")}
+        return {side: (data.pairs(side).items, data.prompts(side, None, True).items) for side in ("train", "test")}
 
     without, mixed = sides("without.jsonl", decided), sides("mixed.jsonl", [*tied[:200], *decided, *tied[200:]])
     for side in ("train", "test"):

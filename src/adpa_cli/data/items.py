@@ -38,7 +38,7 @@ from adpa_cli.data.examples import (
     trimmed,
 )
 from adpa_cli.data.repeated import Numbered
-from adpa_cli.data.shapes import DIALOGUES, PAIRS, Prepare, Recorded, Sides, detect
+from adpa_cli.data.shapes import DIALOGUES, PAIRS, PROMPT, Prepare, Recorded, Sides, detect
 from adpa_cli.data.sources import Source, read_part
 from adpa_cli.data.tables import BATCH, Table, code_digest, file_facts, record_batch, runs, table, watched
 from adpa_cli.data.unknown import unknown_shape
@@ -49,7 +49,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 SHOWN_PROBLEMS = 5
-Purpose = Literal["pairs", "dialogues"]
+Purpose = Literal["pairs", "dialogues", "prompts"]
+"""What rows are read for; of prompts the answers are passed over."""
 TRIMMED = "dialogues lost turns before the first question or after the last answer"
 TICK, COARSE_TICK = 0.02, 2.0
 """Seconds in which the clock of a file system moves on, and of one that counts whole seconds."""
@@ -191,6 +192,11 @@ class FileItems:
     unread: tuple[Unread, ...]
     columns: Mapping[str, bool]
 
+    @property
+    def is_prompts(self) -> bool:
+        """Whether its items are prompts alone."""
+        return self.shape == PROMPT.name
+
 
 def read_items(part: Source, purpose: Purpose) -> FileItems:
     """All sound items of one file, as it was read first; its problems are for whoever uses them.
@@ -289,9 +295,11 @@ def _maker(
     """
     if purpose == "dialogues" and (turns := detect(DIALOGUES, sample)):
         return turns.name, partial(_dialogue, turns.read, remarks), turns.prepare
+    if purpose == "prompts" and PROMPT.fits(sample):
+        return PROMPT.name, lambda row, number: make_prompt(PROMPT.read(row), number), PROMPT.prepare
     if sides := detect(PAIRS, sample):
         return sides.name, partial(_pair, sides.read), sides.prepare
-    raise unknown_shape(part, sample, purpose)
+    raise unknown_shape(part, sample, "pairs" if purpose == "prompts" else purpose)
 
 
 def _dialogue(read: Callable[[Row], Prompt], remarks: Counter[str], row: Row, number: int) -> Dialogue:

@@ -15,7 +15,8 @@ from adpa_cli.data.items import SHOWN_PROBLEMS, TEXT, FileItems, Items, Purpose,
 from adpa_cli.data.rendering import refusal
 from adpa_cli.data.sources import Source, has_test, holds_data, left_out, not_chosen, parts
 from adpa_cli.data.tables import Table, record_batch, table, watched
-from adpa_cli.errors import DataError
+from adpa_cli.data.unknown import UnknownShape
+from adpa_cli.errors import AdpaError, DataError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -25,6 +26,9 @@ __all__ = [
     "DataSet", "Dialogue", "Loaded", "Message", "Pair", "Prompt", "Purpose", "check_unused", "load_dialogues",
     "load_pairs",
 ]  # fmt: skip
+
+
+SIDES = ("train", "test")
 
 
 @dataclass(frozen=True)
@@ -110,9 +114,21 @@ class DataSet:
         """The pairs of one side; see `load_pairs`."""
         return self._limited(split, limit)
 
-    def prompts(self, split: str, limit: int | None = None) -> Loaded[Pair]:
-        """The pairs of one side with the prompts whose answers tie, as pairs of empty answers."""
-        return self._limited(split, limit, with_ties=True)
+    def prompts(self, split: str, limit: int | None = None, with_ties: bool = False) -> Loaded[Pair]:
+        """The pairs of one side, and prompts as pairs of empty answers: those that stand alone, and if asked for those
+        whose answers tie."""
+        return self._limited(split, limit, with_ties)
+
+    def has_pairs(self) -> bool:
+        """Whether some file holds pairs, or cannot be read."""
+        try:
+            return any(
+                not self._file(number, part).is_prompts
+                for number, source in enumerate(self.sources)
+                for part in parts(source, "test" if has_test(source) else "train", self._chosen_for)
+            )
+        except AdpaError:
+            return True
 
     def dialogues(self, split: str, limit: int | None = None) -> Loaded[Dialogue]:
         """The dialogues of one side; see `load_dialogues`."""
@@ -128,7 +144,7 @@ class DataSet:
         """[n] which items of a file are prompts whose answers tie."""
         import numpy as np
 
-        are_pairs = self.purpose == "pairs"
+        are_pairs = self.purpose != "dialogues" and not file.is_prompts
         return file.items.values("said") == 0 if are_pairs else np.zeros(len(file.items), bool)
 
     def _side(self, side: str, with_ties: bool = False) -> Loaded[Any]:
@@ -139,9 +155,9 @@ class DataSet:
         """
         import numpy as np
 
-        if side not in ("train", "test"):
-            raise DataError(f"data have no side {side!r}", "it is train or test")
-        named = any(source.names_test for source in self.sources)
+        if side not in (*SIDES, "all"):
+            raise DataError(f"data have no side {side!r}", "it is train, test or all")
+        named = side != "all" and any(source.names_test for source in self.sources)
         read: list[tuple[bool, FileItems]] = []
         unnamed: list[str] = []
         others: list[str] = []
@@ -150,9 +166,12 @@ class DataSet:
                 continue
             whole = named or has_test(source)
             unnamed += left_out(source)
-            others += not_chosen(source, self.purpose)
-            for part in parts(source, side if whole else "train", self.purpose):
-                read.append((whole, self._file(number, part)))
+            others += not_chosen(source, self._chosen_for)
+            sides = ("train",) if not whole else SIDES if side == "all" else (side,)
+            own = {part.text: part for name in sides for part in parts(source, name, self._chosen_for)}
+            for part in own.values():
+                file = self._file(number, part)
+                read.append((whole or side == "all" or file.is_prompts, file))
         if not read:
             names = ", ".join(source.text for source in self.sources) or "no source"
             raise DataError(f"{names}: only test splits, nothing to train on", "add --data with a training split")
@@ -184,8 +203,22 @@ class DataSet:
     def _file(self, number: int, part: Source) -> FileItems:
         key = (number, part.text)
         if key not in self._files:
-            self._files[key] = read_items(part, self.purpose)
+            self._files[key] = self._read(part)
         return self._files[key]
+
+    @property
+    def _chosen_for(self) -> str:
+        """The purpose for which a split is chosen where there are several."""
+        return "pairs" if self.purpose == "prompts" else self.purpose
+
+    def _read(self, part: Source) -> FileItems:
+        """The items of a file; where prompts will do, those of a file that holds no pairs."""
+        if self.purpose != "prompts":
+            return read_items(part, self.purpose)
+        try:
+            return read_items(part, "pairs")
+        except UnknownShape:
+            return read_items(part, self.purpose)
 
     def _refused(self, file: FileItems) -> Table | None:
         """The items of a file whose turns the chat template refuses; None without one, and where it takes all.

@@ -317,6 +317,26 @@ DIALOGUES: tuple[Shape[Prompt], ...] = (
 )
 
 
+ASKING = ("prompt", "instruction", "turns")
+"""Columns that may hold a prompt which nothing is to be learned from; FastChat's questions have several `turns`."""
+
+
+def first_question(row: Row) -> Prompt:
+    """A prompt alone; of questions that are asked one after the other the first."""
+    field, value = first_value(row, ASKING) or next((field, row[field]) for field in ASKING if field in row)
+    if field != "turns":
+        return after_columns(row, question_in(row, field))
+    if not isinstance(value, list) or not all(isinstance(turn, str) for turn in value):
+        raise Problem("turns are no list of texts", field, f"{type(value).__name__}", "write [first question, …]")
+    return after_columns(row, (Message("user", value[0]),))
+
+
+PROMPT: Shape[Prompt] = Shape(
+    "prompts without answers", lambda sample: any(field in sample for field in ASKING), first_question
+)
+"""What a model may be asked, and compared with others by its answers."""
+
+
 def detect(shapes: tuple[Shape[T], ...], sample: Mapping[str, Any]) -> Shape[T] | None:
     """The first shape that fits a sample row."""
     return next((shape for shape in shapes if shape.fits(sample)), None)

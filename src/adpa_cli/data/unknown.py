@@ -12,6 +12,11 @@ from adpa_cli.data.shapes import DIALOGUES, PAIRS, Shape, detect
 from adpa_cli.data.sources import Source
 from adpa_cli.errors import DataError
 
+
+class UnknownShape(DataError):
+    """Rows whose columns are those of no shape."""
+
+
 ASKED = ("query", "question", "input", "user", "human", "problem", "post", "user_prompt", "context")
 BETTER = ("better", "preferred", "winner", "win", "accepted", "accept", "positive", "pos", "good", "best", "j")
 WORSE = ("worse", "dispreferred", "loser", "lose", "reject", "negative", "neg", "bad", "worst", "non_preferred", "k")
@@ -33,26 +38,26 @@ OTHER_NAMES = (
 """Names that others give to what is read here: of pairs, and of dialogues."""
 
 
-def unknown_shape(part: Source, sample: Mapping[str, Any], purpose: str) -> DataError:
+def unknown_shape(part: Source, sample: Mapping[str, Any], purpose: str) -> UnknownShape:
     """The error for columns that no shape of this purpose has."""
     columns = ", ".join(sorted(sample)) or "none"
     other = detect(DIALOGUES, sample)
     if other is not None:
         hint = "preference data have chosen and rejected; dialogues are for: adpa sft --data, adpa data --sft"
-        return DataError(f"{part.text}: {other.name}, not preference pairs (columns: {columns})", hint)
+        return UnknownShape(f"{part.text}: {other.name}, not preference pairs (columns: {columns})", hint)
     if "label" in sample and "completion" in sample:
-        return DataError(
+        return UnknownShape(
             f"{part.text}: answers with a label, not pairs (columns: {columns})", "give chosen and rejected"
         )
     if "text" in sample and purpose == "dialogues":
         hint = "give the turns as messages: [{role, content}, …], or prompt and completion"
-        return DataError(f"{part.text}: text without turns, so nothing tells prompt from answer", hint)
+        return UnknownShape(f"{part.text}: text without turns, so nothing tells prompt from answer", hint)
     shapes: tuple[Shape[Any], ...] = (*PAIRS, *(DIALOGUES if purpose == "dialogues" else ()))
     known = "; ".join(shape.name for shape in shapes)
     guess = _renamed(sample, shapes) or _misspelt(sample, shapes)
     if not guess and purpose == "pairs" and (renamed := _renamed(sample, DIALOGUES)):
         guess = f"dialogues for adpa sft? {renamed}"
-    return DataError(f"{part.text}: unknown shape (columns: {columns})", f"{guess}known: {known}")
+    return UnknownShape(f"{part.text}: unknown shape (columns: {columns})", f"{guess}known: {known}")
 
 
 def _renamed(sample: Mapping[str, Any], shapes: tuple[Shape[Any], ...]) -> str:

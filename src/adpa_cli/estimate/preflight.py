@@ -11,7 +11,7 @@ from adpa_cli import stages
 from adpa_cli.data.chat import Encoder
 from adpa_cli.data.examples import Dialogue, Message, Pair, dialogue_of
 from adpa_cli.data.items import Items
-from adpa_cli.data.preferences import check_unused, ignored_words, left_out_words
+from adpa_cli.data.preferences import Loaded, check_unused, ignored_words, left_out_words
 from adpa_cli.data.rendering import DAY, REASONING, answer_end, thinking_words
 from adpa_cli.data.tables import code_digest, record_batch, table, watched
 from adpa_cli.data.templates import Template
@@ -21,7 +21,7 @@ from adpa_cli.estimate.cost import Cost, fullest
 from adpa_cli.estimate.row_lengths import cut_words
 from adpa_cli.hub import External, usable
 from adpa_cli.hub import repository as hub
-from adpa_cli.hub.externals import dialogues_of, pairs_of
+from adpa_cli.hub.externals import dialogues_of, has_pairs, pairs_of, prompts_of
 from adpa_cli.hub.model_folder import ModelFolder
 from adpa_cli.machine import OTHER_TORCH, Machine, card_words, torch_without_gpu
 from adpa_cli.planning.adapters import check_adapters
@@ -38,6 +38,10 @@ FIRST_ROWS = 8
 """Rows on which it is seen before any work that what is fed is what the template writes."""
 
 
+READERS: Mapping[str, Callable[..., Loaded[Any]]] = {
+    "pairs": pairs_of, "dialogues": dialogues_of, "prompts": prompts_of,
+}  # fmt: skip
+"""What reads one side of some data, by what a stage wants of them."""
 SAMPLE = VARIED[0]
 Check = Callable[[], Sequence[str]]
 """Returns remarks, raises AdpaError."""
@@ -108,14 +112,15 @@ def plain_checks(nodes: Sequence[Node], store: Store, ignored: frozenset[str] = 
     for node in _underived(nodes):
         data, folders = node.inputs.get("data"), _models(node, store)
         if isinstance(data, External):
-            kind, split = node.declared.reads, node.declared.split(node.spec)
+            split = node.declared.split(node.spec)
+            kind = "pairs" if node.declared.reads == "prompts" and has_pairs(data) else node.declared.reads
             key = (data.where, kind, split, node.spec.limit, node.spec.skip_bad_rows, node.spec.template)
             if first("data", *key):
                 yield functools.partial(_data, data, ignored, *key)
                 read[key] = data.label
             if isinstance(node.spec, TrainSpec) and node.spec.select != "last":
                 yield functools.partial(_selects, data, kind, node.spec)
-            if first("cut", *key, node.spec.max_length):
+            if any(role in MODEL_ROLES for role in node.inputs) and first("cut", *key, node.spec.max_length):
                 yield functools.partial(_cut, node, store)
             for _, folder in folders:
                 if first("rows", folder, key):
@@ -184,9 +189,9 @@ def _data(
     skip_bad_rows: bool, template: str,
 ) -> Sequence[str]:  # fmt: skip
     """Read one side of a data set whole; how much of it is used, and what was said while reading."""
-    read = dialogues_of if kind == "dialogues" else pairs_of
-    loaded = read(where, split, limit, skip_bad_rows, template)
-    check_unused(loaded, ignored)
+    loaded = READERS[kind](where, split, limit, skip_bad_rows, template)
+    if kind != "prompts":  # whose answers nobody asks for
+        check_unused(loaded, ignored)
     of_hub = [name for source in data.facts.get("sources", ()) for name in source.get("left_out", ())]
     unnamed = left_out_words([name for name in of_hub if name not in loaded.left_out])  # they are not fetched
     used = f"{len(loaded.items):,} {kind}" + (f" (limit {limit:,})" if limit == len(loaded.items) else "")
@@ -200,7 +205,7 @@ def is_ordinary(remark: str) -> bool:
 
 def _ignored(ignored: frozenset[str], read: Mapping[Any, str]) -> Sequence[str]:
     """The columns that were to be ignored and cannot be, in all data of a plan."""
-    data = [(dialogues_of if kind == "dialogues" else pairs_of)(where, *rest) for where, kind, *rest in read]
+    data = [READERS[kind](where, *rest) for where, kind, *rest in read]
     return ignored_words(data, ignored, " + ".join(dict.fromkeys(read.values())))
 
 
@@ -208,7 +213,7 @@ def _selects(data: External, kind: str, spec: TrainSpec) -> Sequence[str]:
     """Whether there are rows for `--select best` to look at, or steps enough for `--select STEP`."""
     from adpa_cli.engine.training.schedule import steps_of
 
-    read = dialogues_of if kind == "dialogues" else pairs_of
+    read = READERS[kind]
     rest = (spec.limit, spec.skip_bad_rows, spec.template)
     if spec.select == "best":
         try:
@@ -299,11 +304,10 @@ def _first_rows(
 ) -> Sequence[str]:  # fmt: skip
     """What is fed of the first rows is what the template writes for them. Raises DataError where it is not."""
     encoder = _encoder(folder, template, end)
-    read = dialogues_of if kind == "dialogues" else pairs_of
-    items: Items[Any] = read(where, split, limit, skip_bad_rows, template).items
+    items: Items[Any] = READERS[kind](where, split, limit, skip_bad_rows, template).items
     for item in items[:FIRST_ROWS]:
         with named_row(f"{name} row {item.row}"):
-            encoder.dialogue(dialogue_of(item))
+            encoder.prompt(item.prompt) if kind == "prompts" else encoder.dialogue(dialogue_of(item))
     return control_words(name, items, encoder) if is_first else ()
 
 
@@ -347,7 +351,7 @@ def _turns(item: Pair | Dialogue) -> Sequence[Message]:
 def _context(folder: Path, node: Node) -> Sequence[str]:
     """The context holds `max_length`."""
     context = ModelFolder.of(folder).context
-    if context is not None and node.spec.max_length > context:
+    if context is not None and (node.spec.max_length or 0) > context:
         raise DataError(
             f"{node.stage}: max_length {node.spec.max_length} exceeds the context of {context} tokens "
             f"of {hub.title(folder)}",

@@ -12,12 +12,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from adpa_cli.data.examples import Message
+from adpa_cli.data.answers import answers_of
+from adpa_cli.data.examples import Message, Pair
+from adpa_cli.data.items import Items
 from adpa_cli.data.rendering import render
 from adpa_cli.engine.layout.examples import Cut, Reading, answers_for, dialogues_for
 from adpa_cli.errors import AdpaError, DataError
 from adpa_cli.hub import External
-from adpa_cli.hub.externals import dialogues_of, pairs_of
+from adpa_cli.hub.externals import dialogues_of, pairs_of, prompts_of
 from adpa_cli.hub.model_folder import ModelFolder
 from adpa_cli.planning.lineage import folder_of, locate, single
 from adpa_cli.planning.resolve_inputs import Names
@@ -92,8 +94,8 @@ class RowLengths:
         return {"chosen": both.chosen.fitted(longest), "rejected": both.rejected.fitted(longest)}
 
     def prompts(self, split: str) -> RowTable:
-        """Of the prompts of one side, each once and whole, with the chosen answer."""
-        both = pair_rows(*self.reading(split))
+        """Of the prompts of one side, each once and whole, with the chosen answer, or with an endless one."""
+        both = pair_rows(*self.reading(split), read=prompts_of)
         return RowTable(both.chosen.prompts[both.firsts], both.chosen.answers[both.firsts])
 
     def answers(self) -> RowTable:
@@ -109,7 +111,10 @@ class RowLengths:
                     rows if isinstance(rows, RowTable) else RowTable(*np.array([(r.prompt, r.answer) for r in rows]).T)
                 )
             made = Artifact(manifest)
-        if not isinstance(made, Artifact):
+        if isinstance(made, External):
+            answers = [(sum(len(t.content) for t in a.prompt), len(a.text)) for a in answers_of(Path(made.where[0]))]
+            return RowTable(*(np.array(answers, dtype=np.float32).T / BYTES_PER_TOKEN + TURN_TOKENS))
+        if made is None:
             return RowTable(np.zeros(0), np.zeros(0))
         count, mean = int(made.manifest.metrics["answers"]), float(made.manifest.metrics["mean_tokens"])
         return RowTable(np.full(count, _mean_prompt(made, self.store)), np.full(count, mean))
@@ -186,7 +191,7 @@ def _mean_prompt(made: Artifact, store: Store) -> float:
         folder = store.folder(made.label if below is None else below.ref)
         template, end = str(spec["template"]), str(spec["end"])
         reading = (data.where, str(spec["split"]), spec["limit"], bool(spec.get("skip_bad_rows")), template)
-        rows = pair_rows(reading, TokenizerFolder.of(folder, store), (template, end)).chosen
+        rows = pair_rows(reading, TokenizerFolder.of(folder, store), (template, end), read=prompts_of).chosen
         return rows.totals.prompt / len(rows)
     except (AdpaError, OSError, KeyError):
         return float(made.manifest.metrics["mean_tokens"])
@@ -202,11 +207,13 @@ class PairRows:
 
 
 @functools.lru_cache(maxsize=16)
-def pair_rows(reading: Reading, tokenizer: TokenizerFolder, template: tuple[str, str]) -> PairRows:
-    """The answers of every pair, before fitting."""
+def pair_rows(
+    reading: Reading, tokenizer: TokenizerFolder, template: tuple[str, str], read: Callable[..., Any] = pairs_of
+) -> PairRows:
+    """The answers of every pair, before fitting; those of a prompt alone are endless."""
     import numpy as np
 
-    items = pairs_of(*reading).items
+    items: Items[Pair] = read(*reading).items
     asked, turns, chosen, rejected = (items.values(name) for name in ("asked", "asking", "said", "refused"))
     starts = np.cumsum(np.r_[0, turns])
 
@@ -223,7 +230,8 @@ def pair_rows(reading: Reading, tokenizer: TokenizerFolder, template: tuple[str,
         _sampled(answer, 2 * len(items), int(chosen.sum() + rejected.sum())),
     )  # fmt: skip
     prompts = ruler.prompts(asked, turns).astype(np.float32)
-    both = [RowTable(prompts, ruler.answers(size, 1).astype(np.float32)) for size in (chosen, rejected)]
+    tokens = (np.where(chosen > 0, ruler.answers(size, 1), np.inf) for size in (chosen, rejected))
+    both = [RowTable(prompts, size.astype(np.float32)) for size in tokens]
     return PairRows(both[0], both[1], items.firsts("key"))
 
 

@@ -43,10 +43,18 @@ def pairs_of(
 
 
 def prompts_of(
-    where: tuple[str, ...], split: str, limit: int | None, skip_bad_rows: bool, template: str = ""
+    where: tuple[str, ...], split: str, limit: int | None, skip_bad_rows: bool, template: str = "", ties: bool = False
 ) -> Loaded[Pair]:
-    """The pairs of one side with the prompts whose answers tie, which have empty answers."""
-    return _data_set(where, "pairs", skip_bad_rows, template).prompts(split, limit)
+    """The pairs of one side, with the prompts whose answers tie if these are asked for; files of prompts alone serve
+    whole on either side, as pairs of empty answers."""
+    return _data_set(where, "prompts", skip_bad_rows, template).prompts(split, limit, ties)
+
+
+def has_pairs(data: External) -> bool:
+    """Whether data hold pairs and not prompts alone; data that are not here, or not sound, are taken to."""
+    if data.download or not data.is_open:
+        return True
+    return _data_set(data.where, "prompts", True, "").has_pairs()
 
 
 def dialogues_of(

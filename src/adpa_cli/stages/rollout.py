@@ -114,10 +114,10 @@ def _path(job: Job, index: int) -> Any:
 
 def _asked(job: Job, spec: RolloutSpec) -> Items[Pair]:
     """The first pair with each prompt, in the order of the data."""
-    from adpa_cli.hub.externals import pairs_of, prompts_of
+    from adpa_cli.hub.externals import prompts_of
 
-    read = prompts_of if spec.ties and spec.split == "test" else pairs_of
-    items = read(job.one("data").where, spec.split, spec.limit, spec.skip_bad_rows, spec.template).items
+    ties = spec.ties and spec.split == "test"
+    items = prompts_of(job.one("data").where, spec.split, spec.limit, spec.skip_bad_rows, spec.template, ties).items
     return items.at(items.firsts("key"))
 
 
@@ -169,7 +169,7 @@ def next_commands(name: str) -> list[str]:
 
 ROLLOUT = Stage(
     "rollout", 5, 1, RolloutSpec, "generating", "answers", compute, finish, rows, disk, memory,
-    what=what, next_commands=next_commands, parts=lambda spec: ("rollout",), split=lambda spec: str(spec.split),
-    vocabulary_of="model", follows=("limit", "max_length"),
+    what=what, next_commands=next_commands, reads="prompts", parts=lambda spec: ("rollout",),
+    split=lambda spec: str(spec.split), vocabulary_of="model", follows=("limit", "max_length"),
 )  # fmt: skip
 STAGES = (ROLLOUT,)

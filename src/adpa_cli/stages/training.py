@@ -249,12 +249,12 @@ def reward_selection(job: Job, spec: TrainSpec, encoder: Encoder) -> Any:
     from adpa_cli.engine.layout import examples as ex
     from adpa_cli.engine.rewards.reward_model import reward_scores
     from adpa_cli.engine.training.checkpoint_selection import SCORE_TOKENS, RewardSelection
-    from adpa_cli.hub.externals import pairs_of, prompts_of
+    from adpa_cli.hub.externals import prompts_of
 
     source = job.one("data")
     longest = spec.judged_tokens or spec.max_length
-    read = pairs_of if spec.select_on == "all" else prompts_of  # a prompt is judged though its answers in the data tie
-    loaded = read(source.where, "test", spec.limit, spec.skip_bad_rows, spec.template)
+    ties = spec.select_on != "all"  # a prompt is judged though its answers in the data tie
+    loaded = prompts_of(source.where, "test", spec.limit, spec.skip_bad_rows, spec.template, ties)
     items = loaded.items.of_half(spec.select_on, source.label)
     firsts = items.at(items.firsts("key"))
     asked = {ex.rollout_id(pair): pair for pair in firsts}
