@@ -18,6 +18,9 @@ from adpa_cli.store.store import Store
 from support.cli_samples import Cli, Pipeline
 
 
+LENGTHS = {"answer_tokens", "cut_share", "repeated_share"}
+
+
 def scores(pipeline: Pipeline, ref: str) -> dict[str, Any]:
     return dict(Store.find(pipeline.store).resolve(ref).metrics["scores"])
 
@@ -59,7 +62,7 @@ def test_the_tiny_suite_is_the_reward_of_the_world(pipeline: Pipeline, cli: Cli)
 
 def test_without_an_opponent_there_is_no_win_rate(pipeline: Pipeline, cli: Cli) -> None:
     ran = cli("eval", pipeline.made("student"), "--data", pipeline.data)
-    assert set(scores(pipeline, ran.ref)) == {"reward_accuracy", "mean_reward"}
+    assert set(scores(pipeline, ran.ref)) == {"mean_reward", *LENGTHS}
 
 
 def test_several_models_give_one_line_each(pipeline: Pipeline, cli: Cli) -> None:
@@ -76,7 +79,7 @@ def test_a_reward_model_judges(pipeline: Pipeline, cli: Cli, reward_model: Path)
     student, start = pipeline.made("distill adpa"), pipeline.made("student")
     ran = cli("eval", student, "--against", start, "--reward-model", "./rm", "--data", pipeline.data)
     found = scores(pipeline, ran.ref)
-    assert set(found) == {"reward_accuracy", "mean_reward", "win_rate"}
+    assert set(found) == {"mean_reward", "win_rate", *LENGTHS}
     assert Store.find(pipeline.store).resolve(ran.ref).spec["suite"] == "reward-model"
     same = cli(
         "eval",
@@ -100,11 +103,11 @@ def test_the_implicit_reward_of_the_teachers_judges(pipeline: Pipeline, cli: Cli
     ran = cli("eval", student, *words)
     made = Store.find(pipeline.store).resolve(ran.ref)
     assert made.spec["suite"] == "implicit"
-    assert (
-        made.inputs["reference"]
-        == f"artifact:{Store.find(pipeline.store).resolve(pipeline.made('reference teacher')).id}"
-    )
-    assert set(scores(pipeline, ran.ref)) == {"reward_accuracy", "mean_reward", "win_rate"}
+    store = Store.find(pipeline.store)
+    rewards = store.get(str(made.inputs["rewards"]))
+    assert rewards is not None
+    assert rewards.inputs["reference"] == f"artifact:{store.resolve(pipeline.made('reference teacher')).id}"
+    assert set(scores(pipeline, ran.ref)) == {"mean_reward", "win_rate", *LENGTHS}
     named = cli("eval", student, *words, "--suite", "implicit", "--reference", pipeline.made("reference teacher"))
     assert named.ref == ran.ref
     assert made.metrics["watch"] == [suites.every()["implicit"].remark]

@@ -13,9 +13,12 @@ from support.cli_samples import Cli, Pipeline, Ran
 TINY_PLAN = [
     "sft/3905119e52ac", "sft/002e5accef00", "start-logps/2e543ce7edb7", "dpo-teacher/88ce4bbe399d",
     "cache-teacher/d9fc3713d8a3", "distill/13a15353da73", "rollout/24f38a88d7cc", "cache-teacher/f85958b724ef",
-    "distill/bd34f374e43b", "rollout/c40727011902", "eval/aed505e5856a", "rollout/a7cf7a74daa1",
-    "eval/53c0edd3141d", "rollout/a7220cdaba66", "eval/f503740c1b97", "rollout/ed326a7b079d",
-    "eval/16e92a33acbf", "rollout/4af8fc65333d", "eval/3ff8b0760b3a",
+    "distill/bd34f374e43b", "rollout/c40727011902", "rewards/0eda34f86eed", "eval/7d13c4b9f9d5",
+    "eval/1a14ec6528f9", "rollout/a7cf7a74daa1", "rewards/5c463204c241", "eval/a3e73e9fbc92",
+    "eval/5674727d170a", "rollout/a7220cdaba66", "rewards/2599875118fa", "eval/c55e2b02b48f",
+    "eval/e0db9680c681", "rollout/ed326a7b079d", "rewards/fc4e7dae9810", "eval/d5f62a99ec9f",
+    "eval/7df95bfd9fab", "rollout/4af8fc65333d", "rewards/5c3072ad263f", "eval/829eb69c5a94",
+    "eval/50c51f3fea38",
 ]  # fmt: skip
 ADPA_PLUS = ("distill", "--method", "adpa+", "--student", "tiny")
 
@@ -86,7 +89,7 @@ def test_adpa_plus_is_dckd_followed_by_adpa(pipeline: Pipeline, cli: Cli) -> Non
 
 def test_seed_moves_what_comes_after_the_sft_of_the_student(cli: Cli) -> None:
     models = ["student", "reference teacher", "start log-probs", "aligned teacher", "signal"]
-    evaluations = ["rollouts", "eval"] * 3  # of the start and of both teachers
+    evaluations = ["rollouts", "rewards", "eval", "eval"] * 3  # of the start and of both teachers
     assert unmoved(ids(cli, *ADPA_PLUS), ids(cli, *ADPA_PLUS, "--seed", "1")) == models + evaluations
 
 
@@ -97,7 +100,7 @@ def test_seed_all_moves_everything(cli: Cli) -> None:
 def test_a_setting_of_one_stage_moves_only_what_rests_on_it(cli: Cli) -> None:
     before = ids(cli, *ADPA_PLUS)
     after = ids(cli, *ADPA_PLUS, "--set", "gamma=0.3")
-    assert len(before) - len(unmoved(before, after)) == 3  # the last training, its answers, its numbers
+    assert len(before) - len(unmoved(before, after)) == 5  # the last training, its answers, their rewards, its numbers
     after = ids(cli, *ADPA_PLUS, "--set", "dpo-teacher.beta=0.2")
     start = ["student", "reference teacher", "start log-probs"]
-    assert unmoved(before, after) == [*start, "rollouts", "eval", "rollouts", "eval"]
+    assert unmoved(before, after) == [*start, *["rollouts", "rewards", "eval", "eval"] * 2]

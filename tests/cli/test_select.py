@@ -80,7 +80,7 @@ def test_what_selected_a_model_does_not_measure_it(cli: Cli, pipeline: Pipeline,
         ran = cli("eval", *more, *words)
         made = store.resolve(ran.ref)
         figures = json.loads((store.folder(made.ref) / "scores.json").read_text())
-        return figures["margins"], made.metrics, made.ref
+        return figures["rows"]["margin"], made.metrics, made.ref
 
     report, said, ref = measured(best)
     everything, nothing, other = measured(usual)

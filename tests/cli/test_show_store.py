@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from adpa_cli.report import compare, page
+from adpa_cli.report import page
+from adpa_cli.report.differences import Difference, Rows, paired, rows_of
 from adpa_cli.store.store import Store
 from support.cli_samples import Cli, Pipeline
 
@@ -44,16 +45,17 @@ def test_models_are_compared_row_by_row(pipeline: Pipeline, cli: Cli) -> None:
     """The three figures are counted by hand from the margins of the two evaluations."""
     start, student = pipeline.made("student"), pipeline.made("distill adpa")
     rows = {line[0]: line[1:] for line in cli("show", start, student).rows}
-    name = "more than column 1: reward-accuracy on pairs (n=12) [tiny]"
+    name = "more than column 1: reward-accuracy on pairs (n=12) [accuracy]"
     empty, said = rows[name]
     assert empty == "null"
     store = Store.find(pipeline.store)
     margins = []
     for ref in (start, student):
-        mine = {
-            m.ref for m in store.artifacts() if m.stage == "eval" and store.resolve(ref).id in str(m.inputs["model"])
-        }
-        margins.append(json.loads((store.folder(mine.pop()) / "scores.json").read_text())["margins"])
+        (mine,) = {
+            m.ref for m in store.artifacts()
+            if m.stage == "eval" and m.spec["suite"] == "accuracy" and store.resolve(ref).id in str(m.inputs["model"])
+        }  # fmt: skip
+        margins.append(json.loads((store.folder(mine) / "scores.json").read_text())["rows"]["margin"])
     won = [{row: (value > 0) + 0.5 * (value == 0) for row, value in table.items()} for table in margins]
     mean = 100 * sum(won[1][row] - won[0][row] for row in won[0]) / len(won[0])
     assert said.startswith(f"{mean:+.1f} (")
@@ -64,21 +66,23 @@ def test_the_difference_of_pairs_is_narrower_than_that_of_strangers() -> None:
     """Rows that are hard for one model are hard for the other: only a paired bootstrap sees it."""
     hard = {str(n): float(n % 10) for n in range(100)}
     better = {row: value + 1.0 for row, value in hard.items()}
-    assert compare.paired(better, hard) == (1.0, 1.0, 1.0)
-    assert compare.paired({"a": 1.0}, {"b": 1.0}) is None
-    found = compare.paired({"1": 1.0, "2": 0.0, "3": 5.0}, {"1": 0.0, "2": 0.0})
+    found = paired(Rows(better, {}), Rows(hard, {}))
     assert found is not None
-    assert found[0] == pytest.approx(0.5)
-    assert (found[1], found[2]) == (0.0, 1.0)
-    together = compare.paired({"1": 1.0, "2": 0.0}, {"1": 0.0, "2": 0.0}, {"1": "p", "2": "p"})
-    assert together == (0.5, 0.5, 0.5), "two pairs of one prompt are one draw"
+    assert (found.value, found.low, found.high, found.n) == (1.0, 1.0, 1.0, 100)
+    assert found.p < 0.001
+    assert paired(Rows({"a": 1.0}, {}), Rows({"b": 1.0}, {})) is None
+    found = paired(Rows({"1": 1.0, "2": 0.0, "3": 5.0}, {}), Rows({"1": 0.0, "2": 0.0}, {}))
+    assert found == Difference(0.5, 0.0, 1.0, 1.0, 2)
+    one = {"1": "p", "2": "p"}
+    together = paired(Rows({"1": 1.0, "2": 0.0}, one), Rows({"1": 0.0, "2": 0.0}, one))
+    assert together == Difference(0.5, 0.5, 0.5, 1.0, 2), "two pairs of one prompt are one draw"
 
 
 @pytest.mark.parametrize("content", [None, "{", '{"margins": {}}'])
 def test_evaluations_without_their_rows_have_no_differences(tmp_path: Path, content: str | None) -> None:
     if content is not None:
         (tmp_path / "scores.json").write_text(content)
-    assert compare.values(tmp_path, "reward_accuracy") == {}
+    assert rows_of(tmp_path, "reward_accuracy") == Rows({}, {})
 
 
 def test_manifests_hold_names_hashes_and_counts_but_no_paths_and_no_rows(pipeline: Pipeline) -> None:

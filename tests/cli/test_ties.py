@@ -38,8 +38,10 @@ def test_prompts_whose_answers_tie_are_measured(pipeline: Pipeline, cli: Cli, ra
     for ties in ("true", "false"):
         made = store.resolve(cli(*words, "--set", f"rollout.ties={ties}").ref)
         scores = made.metrics["scores"]
+        accuracy = store.resolve(cli("eval", student, "--data", "./rated", "--suite", "accuracy").ref)
+        pairs = accuracy.metrics["scores"]["reward_accuracy"]["n"]
         answers = read_rollouts(store.folder(str(made.inputs["rollouts"])))
-        found[ties] = [scores["mean_reward"]["n"], len(answers), scores["reward_accuracy"]["n"]]
+        found[ties] = [scores["mean_reward"]["n"], len(answers), pairs]
         rewards = [world.reward(row.prompt[-1].content, row.text) for row in answers]
         assert scores["mean_reward"]["value"] == pytest.approx(sum(rewards) / len(rewards))
     assert found == {"true": [24, 24, 12], "false": [12, 12, 12]}

@@ -254,9 +254,15 @@ def test_first_rows_of_a_signal_are_answers(store: Store) -> None:
     assert "Sure Yeah" in rows.first_screen(store, manifest, 1, 120)
 
 
-def test_rows_of_an_evaluation_are_pairs_then_prompts(store: Store) -> None:
+def test_rows_of_an_evaluation_have_what_each_adds_to_a_metric(store: Store) -> None:
+    kept = {"rows": {"agreement": {"p9": 1.0}, "margin": {"p9": 0.5}}, "prompts": {"p9": "q"}}
+    manifest = make(store, "eval", {"model": MODEL}, files={"scores.json": json.dumps(kept).encode()})
+    assert rows.first_tsv(store, manifest, 9) == "row\tkind\tid\tagreement\tmargin\n1\tpair\tp9\t1.0\t0.5\n"
+
+
+def test_rows_of_an_older_evaluation_are_pairs_then_prompts(store: Store) -> None:
     answers = make_rollouts(store)
-    scores = {"margins": {"p9": 0.5, "p1": -0.25}, "rewards": {"0" * 16: 0.75}, "against": {"0" * 16: 0.5, "x": 1.0}}
+    scores = {"margins": {"p9": 0.5, "p1": -0.25}, "rewards": {"0" * 16: 0.75}, "against": {"0" * 16: 0.5}}
     files = {"scores.json": json.dumps(scores).encode()}
     manifest = make(store, "eval", {"model": MODEL, "rollouts": f"artifact:{answers.id}"}, files=files)
     assert rows.first_tsv(store, manifest, 9) == (

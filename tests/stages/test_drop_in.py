@@ -72,14 +72,15 @@ STAGES = (COUNT,)
 SUITE = '''
 """Answers judged by their length."""
 
-from adpa_cli.suites import Suite
+from adpa_cli.data.answers import answers_of
+from adpa_cli.suites import REWARDS, ROLLOUTS, Suite, reward_figures
 
 
-def rewards(scorers, spec, rollouts):
-    return {row.id: float(len(row.text)) for row in rollouts}
+def rewards(inputs, spec):
+    return {answer.id: float(len(answer.text)) for answer in answers_of(inputs[ROLLOUTS].path)}
 
 
-SUITE = Suite("length", 9, rewards)
+SUITE = Suite("length", 99, reward_figures, (ROLLOUTS, REWARDS), rewards=rewards)
 '''
 
 
@@ -155,7 +156,6 @@ def test_a_suite_is_one_file(drop_in: str, pipeline: Pipeline, cli: Cli) -> None
     ref = cli(*words).ref
     manifest = Store.find(pipeline.store).resolve(ref)
     assert manifest.spec["suite"] == "length"
-    assert "suite is one of accuracy, tiny, reward-model, implicit, agreement, length" in cli.refused(
-        2, "eval", model, "--suite", "width"
-    )
+    assert f"suite is one of {', '.join(suites.every())}" in cli.refused(2, "eval", model, "--suite", "width")
+    assert list(suites.every())[-1] == "length"
     assert "length" in cli("show", ref).out

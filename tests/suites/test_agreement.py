@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from math import exp, log
 from pathlib import Path
 from typing import Any
@@ -71,17 +72,17 @@ def test_by_hand(unigrams: Path, cli: Cli) -> None:
     words = ("./model", "--suite", "agreement", "--reference", "./reference", "--data", "./pairs", *SETS)
     made = evaluated(cli, *words)
     kept = figures(made)
-    assert sorted(kept["margins"].values()) == pytest.approx(sorted(MARGINS.values()), abs=2e-6)
+    assert sorted(kept["rows"]["margin"].values()) == pytest.approx(sorted(MARGINS.values()), abs=2e-6)
     assert len(set(kept["prompts"].values())) == 3
     found = made.metrics["scores"]
-    assert set(found) == {"agreement"}
+    assert set(found) == {"agreement", "longer_baseline", "longer_agreement"}
     assert (found["agreement"]["value"], found["agreement"]["n"]) == (1.5 / 4, 4)
     assert found["agreement"]["low"] == 0.0, "the two pairs of one prompt are wrong, and are drawn together"
     mean_square = sum(margin**2 for margin in MARGINS.values()) / 4
     assert made.metrics["margin_rms"] == pytest.approx(mean_square**0.5, abs=1e-6)
     assert exp(BEST - OTHER) == pytest.approx(3)
     page = screen(collect(Store.find(unigrams / "adpa-store"), made), 100, made.at)
-    assert "agreement on pairs (n=4)  37.5 " in page
+    assert re.search(r" agreement on pairs \(n=4\) +37.5 ", page)
     assert f"margin_rms {made.metrics['margin_rms']:.3g}"[:14] in page
 
 
@@ -123,7 +124,8 @@ def test_a_teacher_finds_the_model_that_it_was_aligned_from(cli: Cli, tmp_path: 
     assert score["n"] == 40
     assert made.metrics["margin_rms"] > 0
     assert evaluated(cli, "aligned", "--suite", "agreement", "--reference", reference).id == made.id
-    assert [found["metric"] for found in json.loads(cli("show", "aligned", "--json").out)["scores"]] == ["agreement"]
+    shown = [found["metric"] for found in json.loads(cli("show", "aligned", "--json").out)["scores"]]
+    assert shown == ["agreement", "longer_agreement", "longer_baseline", "shorter_agreement"]
     recipe = cli("show", made.ref, "--recipe").out
     assert 'suite = "agreement"' in recipe
 

@@ -19,9 +19,9 @@ from adpa_cli.families import CHAINS, Alias, Family, ReadyPair, chain_of, stage_
 from adpa_cli.hub import External
 from adpa_cli.methods import Method, Need
 from adpa_cli.planning import alignment, lineage
-from adpa_cli.planning.planner import EVAL_ROLLOUT, Inputs, Model, Plan, Planner, Teachers
+from adpa_cli.planning.evaluations import family_evals
+from adpa_cli.planning.planner import Inputs, Model, Plan, Planner, Teachers
 from adpa_cli.planning.requests import (
-    family_evals,
     pairs_for,
     planner_of,
     recorded_data,
@@ -30,6 +30,7 @@ from adpa_cli.planning.requests import (
 )
 from adpa_cli.planning.resolve_inputs import Names
 from adpa_cli.planning.settings import (
+    EVAL_ROLLOUT,
     UserSettings,
     kd_teacher,
     needs_of,

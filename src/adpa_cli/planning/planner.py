@@ -22,7 +22,14 @@ from adpa_cli.lab import END, TEMPLATE
 from adpa_cli.planning import lineage
 from adpa_cli.planning.adapters import adapter_of
 from adpa_cli.planning.resolve_inputs import Names
-from adpa_cli.planning.settings import UserSettings, plain_spec, train_spec, user_settings
+from adpa_cli.planning.settings import (
+    EVAL_ROLLOUT,
+    UserSettings,
+    plain_spec,
+    settable,
+    train_spec,
+    user_settings,
+)
 from adpa_cli.spec import TrainSpec
 from adpa_cli.stages import Input, Node, Stage, in_order
 from adpa_cli.stages.cache_teacher import CACHE_TEACHER, CaptureSpec
@@ -32,10 +39,9 @@ from adpa_cli.stages.rollout import ROLLOUT, RolloutSpec
 from adpa_cli.stages.start_logps import START_LOGPS, StartSpec
 from adpa_cli.stages.training import DPO_TEACHER, REWARD_MODEL, SFT
 from adpa_cli.store.store import Store
+from adpa_cli.suites import Suite
 
 Inputs = dict[str, Input | tuple[Input, ...]]
-EVAL_ROLLOUT = f"{EVAL.name}.{ROLLOUT.name}"
-"""A family's settings of the answers that an evaluation has judged."""
 
 
 @dataclass(frozen=True)
@@ -167,10 +173,11 @@ class Planner:
         user = self.settings(stage.name, method)
         return train_spec(stage.name, method, start.family, (stage.name,), user, start.template)
 
-    def rewards(self, reward_model: Model, data: External) -> Node:
-        """What a reward model gives to both answers of every pair."""
+    def rewards(self, reward_model: Model, data: External, split: str = "train") -> Node:
+        """What a reward model gives to both answers of every pair of one side of the data."""
         user = {**self.preset, **self.settings(REWARDS.name)}
-        spec = plain_spec(RewardsSpec, REWARDS.name, reward_model.family, user, **_fixed(reward_model))
+        fixed = {**_fixed(reward_model), "split": split}
+        spec = plain_spec(RewardsSpec, REWARDS.name, reward_model.family, user, **fixed)
         inputs = {"reward_model": reward_model.input, "data": data}
         return Node(REWARDS.name, spec, inputs, "rewards")
 
@@ -233,18 +240,29 @@ class Planner:
         user = {**self.preset, **self.settings(ROLLOUT.name, seeded=True)}
         return _rollout(model, data, split, user, ROLLOUT.name)
 
-    def eval_rollout(self, model: Model, data: External) -> Node:
-        """The answers of a model that an evaluation has judged.
+    def eval_rollout(self, model: Model, data: External, decoding: Mapping[str, Any]) -> Node:
+        """The answers of a model that an evaluation has judged, drawn as its suite says unless a setting does.
 
-        They are drawn the same way for every model and seed of training, or their numbers could not be compared.
+        They are drawn the same way for every model and seed of training, or their numbers could not be compared; what a
+        command that trains says of its own rollouts does not hold for them.
         """
         user = self.settings(ROLLOUT.name, seeded=True)
-        shared = {key: value for key, value in user.items() if key in ("max_length", "skip_bad_rows", "smoke", "ties")}
-        if EVAL.name == self.stage and self.user.limit is not None:
-            shared["limit"] = self.user.limit
-        return replace(_rollout(model, data, "test", shared, ROLLOUT.name, EVAL_ROLLOUT), is_settled=True)
+        is_about = EVAL.name == self.stage
+        if not is_about:
+            user = {key: value for key, value in user.items() if key in SHARED_BY_ROLLOUTS}
+        user = {**decoding, **user, **self.user.by_stage.get(EVAL_ROLLOUT, {})}
+        return replace(_rollout(model, data, "test", user, ROLLOUT.name, EVAL_ROLLOUT), is_settled=not is_about)
+
+    def answer_rewards(self, suite: Suite, judge: Model, answers: Input, scorers: Mapping[str, Input]) -> Node:
+        """What a suite gives to some answers; `judge` has the family and the template that are not the scorers' own."""
+        user = {key: value for key, value in self.settings(EVAL.name).items() if key in settable(REWARDS.name)}
+        fixed = {**_fixed(judge), "scorer": suite.name}
+        spec = plain_spec(RewardsSpec, REWARDS.name, judge.family, {**user, **self.settings(REWARDS.name)}, **fixed)
+        return Node(REWARDS.name, spec, {"rollouts": answers, **scorers}, "rewards")
 
 
+SHARED_BY_ROLLOUTS = ("max_length", "skip_bad_rows", "smoke", "ties")
+"""Settings of a command's rollouts that hold for those which an evaluation has judged too."""
 SIDES = {"student": "student", "teacher": "reference teacher"}
 """The role of the fine-tuned model of each side of a family."""
 

@@ -1,4 +1,5 @@
-"""One function per making command: from the words of the command line to a `Plan`. `adpa distill` has its own file.
+"""One function per making command: from the words of the command line to a `Plan`. `adpa distill` and `adpa eval`
+have files of their own.
 
 A name stands for a model by the role that its option asks for: an alias of a family is a base model to `adpa sft`, a
 fine-tuned student to `adpa rollout`, and an aligned teacher, with all it takes, to `adpa cache-teacher`.
@@ -6,25 +7,21 @@ fine-tuned student to `adpa rollout`, and an aligned teacher, with all it takes,
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Literal
+from collections.abc import Sequence
+from dataclasses import replace
 
-from adpa_cli import stages, suites
+from adpa_cli import stages
 from adpa_cli.errors import UsageError
-from adpa_cli.families import GENERIC, Alias, Family, ReadyPair, ready_pairs
+from adpa_cli.families import GENERIC, Alias, Family, ReadyPair
 from adpa_cli.hub import External
 from adpa_cli.planning import lineage
-from adpa_cli.planning.planner import SIDES, Inputs, Model, Plan, Planner, Teachers
+from adpa_cli.planning.planner import SIDES, Model, Plan, Planner, Teachers
 from adpa_cli.planning.resolve_inputs import Names
-from adpa_cli.planning.settings import UserSettings, check_keys, plain_spec
-from adpa_cli.stages import Artifact, Input, Node, Stage
+from adpa_cli.planning.settings import UserSettings, check_keys
+from adpa_cli.stages import Artifact, Input, Stage
 from adpa_cli.stages.cache_teacher import CACHE_TEACHER
-from adpa_cli.stages.eval import EVAL
 from adpa_cli.stages.rollout import ROLLOUT
-from adpa_cli.stages.training import DPO_TEACHER, REWARD_MODEL, SFT, method_words
-from adpa_cli.store.store import Store
-from adpa_cli.suites import EvalSpec, Suite
+from adpa_cli.stages.training import DPO_TEACHER, REWARD_MODEL, SFT
 
 REWARD_MODEL_OPTION = "--reward-model"
 
@@ -52,10 +49,10 @@ def model_of(planner: Planner, text: str, option: str, as_reference: bool = Fals
         return planner.fine_tuned(replace(model, side="teacher") if as_reference else model)
     if isinstance(model, ReadyPair):
         model = planner.names.hub_model(model.reference if as_reference else model.aligned)
-    return _as_it_is(planner, model, option)
+    return as_it_is(planner, model, option)
 
 
-def _as_it_is(planner: Planner, model: Artifact | External, option: str) -> Model:
+def as_it_is(planner: Planner, model: Artifact | External, option: str) -> Model:
     """A model that is used without training it; UsageError for a base model, which has no template."""
     family = lineage.family_of(model, planner.names.store)
     template = lineage.template_of(model, planner.user.templates)
@@ -85,12 +82,12 @@ def teachers_of(planner: Planner, family: Family, teacher: str | None, reference
         below = model_of(planner, reference, "--reference", as_reference=True).input
     else:
         below = lineage.reference_of(model, names.store)
-    aligned_as_is = _as_it_is(planner, model, "--teacher")
-    notes = _of_reference(planner, aligned_as_is, below) if below is not None else ()
+    aligned_as_is = as_it_is(planner, model, "--teacher")
+    notes = reference_words(planner, aligned_as_is, below) if below is not None else ()
     return Teachers(model, below, aligned_as_is.family, aligned_as_is.template, notes)
 
 
-def _of_reference(planner: Planner, aligned: Model, reference: Input) -> tuple[str, ...]:
+def reference_words(planner: Planner, aligned: Model, reference: Input) -> tuple[str, ...]:
     """What is to be said of a reference that an aligned model is compared with. UsageError for another template."""
     model = aligned.input
     if not lineage.is_base(reference):
@@ -120,7 +117,7 @@ def pairs_for(planner: Planner, model: Model) -> External:
     """The preference data that were named, else those that a model was trained on, else the family's."""
     if not planner.pairs and isinstance(model.input, Artifact):
         stage = stages.every()[model.input.stage]
-        if stage.makes == "model" and stage.reads == "pairs":
+        if stage.makes in ("model", "reward model") and stage.reads == "pairs":
             return recorded_data(planner.names, model.input)
     return planner.pairs_of(model.family)
 
@@ -211,190 +208,3 @@ def plan_reward_model(
     planner = planner_of(REWARD_MODEL, names, user, data, sft_data)
     start = model_of(planner, model, "--model", as_reference=True)
     return Plan((planner.reward_model(start, pairs_for(planner, start)),), start.template)
-
-
-# Evaluation, by itself or after a distillation.
-
-
-@dataclass(frozen=True)
-class Evaluate:
-    """What `adpa eval` was asked for."""
-
-    models: tuple[str, ...]
-    suite: str | None = None
-    against: str | None = None
-    reward_model: str | None = None
-    teacher: str | None = None
-    reference: str | None = None
-    data: tuple[str, ...] = ()
-
-
-def plan_eval(names: Names, user: UserSettings, request: Evaluate) -> Plan:
-    """`adpa eval REF… [--suite NAME] [--against REF]`: one numbers artifact per model."""
-    planner = planner_of(EVAL, names, user, request.data)
-    models = [model_of(planner, text, "REF") for text in request.models]
-    family, template = models[0].family, models[0].template
-    suite = _suite(request, family)
-    _check_read(request, suite)
-    judges = _scorers(planner, request, family, suite)
-    against = model_of(planner, request.against, "--against").input if request.against else None
-    if against is not None:
-        lineage.same_template(template, against, "opponent", user.templates)
-    nodes: list[Node] = []
-    notes: tuple[str, ...] = (suite.remark,) if suite.remark else ()
-    sources = [pairs_for(planner, model) for model in models]
-    opponents = [] if against is None else [against]
-    is_halved = any(
-        selected_on(measured, data, names.store)
-        for model, data in zip(models, sources, strict=True)
-        for measured in (model.input, *opponents)
-    )
-    for text, model, data in zip(request.models, models, sources, strict=True):
-        lineage.same_template(template, model.input, "model", user.templates)
-        scorers = dict(judges)
-        if "reference" in suite.scorers and "reference" not in scorers:
-            scorers["reference"] = below = _reference_for(planner, request, suite, text, model)
-            notes += _of_reference(planner, model, below)
-        nodes.append(_eval_node(planner, model, data, model.input.label, against, suite, scorers, is_halved))
-    return Plan(tuple(nodes), template, notes=notes)
-
-
-def _reference_for(planner: Planner, request: Evaluate, suite: Suite, text: str, model: Model) -> Input:
-    """The model that a measured one was trained from: the one that was named, else what is recorded."""
-    measured, named = model.input, request.reference or (text if text in ready_pairs() else None)
-    if named:
-        reference: Input | None = model_of(planner, named, "--reference", as_reference=True).input
-    else:
-        reference = None if isinstance(measured, External) else lineage.start_of(measured, planner.names.store)
-    if reference is None:
-        raise UsageError(
-            f"the suite {suite.name} compares a model with the one that it was aligned from; {measured.label} comes "
-            "from outside and does not say which that is",
-            lineage.reference_hint(measured, planner.names.store),
-        )
-    if reference.content == measured.content:
-        raise UsageError(
-            f"{measured.label} is compared with itself: every margin would be 0",
-            "name the model that it was aligned from: --reference MODEL",
-        )
-    return reference
-
-
-def family_evals(
-    planner: Planner,
-    start: Model,
-    data: External,
-    students: Sequence[Node],
-    teachers: Sequence[tuple[Input, str]],
-    reward_model: Input | None = None,
-) -> tuple[Node, ...]:
-    """The family's evaluation of the start, of every student trained, and of its teachers with their roles.
-
-    A reward model judges where the family has no judge of its own.
-    """
-    suite, scorers = suites.every()[start.family.suite], dict[str, Input]()
-    if reward_model is not None and suite.rewards is None:
-        suite, scorers = suites.judged_by("reward_model"), {"reward_model": reward_model}
-    models: list[tuple[Input, str]] = [
-        (start.input, "start"),
-        *((student, method_words(student.spec)) for student in students),
-    ]
-    if suite.with_teachers:
-        models += teachers
-    is_halved = any(selected_on(model, data, planner.names.store) for model, _ in models)
-    return tuple(
-        _eval_node(planner, replace(start, input=model), data, role, start.input, suite, scorers, is_halved)
-        for model, role in models
-    )
-
-
-def selected_on(model: Input, data: External, store: Store) -> Literal["", "validation", "all"]:
-    """The held-out prompts of some data that a model, or one that it was trained from, was selected by; "" for none."""
-    found: set[str] = set()
-    below: Input | None = model
-    while isinstance(below, Node | Artifact):
-        inputs = below.manifest.inputs if isinstance(below, Artifact) else below.recipe.inputs
-        if below.values.get("select") == "best" and inputs.get("data") == data.content:
-            found.add(below.values.get("select_on", "all"))
-        below = lineage.single(below, "model", store)
-    return "all" if "all" in found else "validation" if found else ""
-
-
-def _eval_node(
-    planner: Planner,
-    model: Model,
-    data: External,
-    role: str,
-    against: Input | None,
-    suite: Suite,
-    scorers: Mapping[str, Input],
-    is_halved: bool = False,
-) -> Node:
-    """The numbers of one model; its answers are judged against those of `against` where the suite judges answers.
-
-    Where `is_halved`, prompts by which a model was selected are left out, for every model alike.
-    """
-    inputs: Inputs = {"model": model.input, "data": data, **scorers}
-    if suite.rewards is not None:
-        inputs["rollouts"] = planner.eval_rollout(model, data)
-        if against is not None and against.content != model.input.content:
-            inputs["against"] = planner.eval_rollout(replace(model, input=against), data)
-    fixed = {"template": model.template.text, "end": model.template.end, "suite": suite.name}
-    user = {**({"measure_on": "report"} if is_halved else {}), **planner.settings(EVAL.name)}
-    spec = plain_spec(EvalSpec, EVAL.name, model.family, user, **fixed)
-    hints = {"selected_on": selected_on(model.input, data, planner.names.store)}
-    return Node(EVAL.name, spec, inputs, EVAL.name, role, hints)
-
-
-def _suite(request: Evaluate, family: Family) -> Suite:
-    """The suite that was named, else the one that judges by what was named, else the family's."""
-    if request.suite is not None:
-        EvalSpec("", "", request.suite)  # refuses a name that is none
-        return suites.every()[request.suite]
-    if request.reward_model:
-        return suites.judged_by("reward_model")
-    if request.teacher:
-        return suites.judged_by("aligned", "reference")
-    return suites.judged_by("reference") if request.reference else suites.every()[family.suite]
-
-
-def _check_read(request: Evaluate, suite: Suite) -> None:
-    """Raise UsageError for a model that was named and that the suite does not ask."""
-    what = "judges no answers" if suite.rewards is None else "judges by other means"
-    if request.against is not None and suite.rewards is None:
-        raise UsageError(
-            f"--against {request.against} would not be used: the suite {suite.name} {what}",
-            "name who judges: --reward-model MODEL, or --teacher T --reference R for its implicit reward",
-        )
-    asked = {
-        "--reward-model": (request.reward_model, "reward_model"),
-        "--teacher": (request.teacher, "aligned"),
-        "--reference": (request.reference, "reference"),
-    }
-    for option, (named, role) in asked.items():
-        if named is not None and role not in suite.scorers:
-            readers = " or ".join(suites.judging_by(role))
-            raise UsageError(
-                f"{option} {named} would not be used: the suite {suite.name} {what}",
-                f"leave it out, or choose a suite that reads it: --suite {readers}",
-            )
-
-
-def _scorers(planner: Planner, request: Evaluate, family: Family, suite: Suite) -> dict[str, Input]:
-    """The models that a suite judges by, as they were named, whatever model it measures."""
-    scorers: dict[str, Input] = {}
-    if "reward_model" in suite.scorers:
-        if not request.reward_model:
-            raise UsageError(
-                f"the suite {suite.name} needs a reward model",
-                "give --reward-model MODEL (a folder, hub id or artifact), or make one: adpa reward-model --model M",
-            )
-        scorers["reward_model"] = reward_model_of(planner, request.reward_model)
-    if "aligned" in suite.scorers:
-        teachers = teachers_of(planner, family, request.teacher, request.reference)
-        if teachers.reference is None:
-            raise UsageError(
-                "the implicit reward needs the model the teacher was aligned from", "give --reference MODEL"
-            )
-        scorers |= {"aligned": teachers.aligned, "reference": teachers.reference}
-    return scorers

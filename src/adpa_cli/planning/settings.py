@@ -21,6 +21,8 @@ from adpa_cli.families import Family, stage_settings
 from adpa_cli.planning.chat_templates import NO_CHOICE, TemplateChoice
 from adpa_cli.spec import Dataclass, Runtime, TrainSpec, make, tracker_names
 from adpa_cli.stages.cache_teacher import CACHE_TEACHER
+from adpa_cli.stages.eval import EVAL
+from adpa_cli.stages.rollout import ROLLOUT
 from adpa_cli.stages.training import is_online
 
 PACKAGES = {
@@ -49,9 +51,11 @@ def installed_trackers(text: str) -> list[str]:
 S = TypeVar("S", bound=Dataclass)
 DERIVED = {
     "method", "method_version", "params", "template", "end", "parts", "split", "suite", "smoke", "judged_tokens",
-    "merged",
+    "merged", "scorer", "judge", "prompts", "judged",
 }  # fmt: skip
 """Fields that a plan fills in itself; nobody sets them by hand."""
+EVAL_ROLLOUT = f"{EVAL.name}.{ROLLOUT.name}"
+"""Settings, of a family or typed, of the answers that an evaluation has judged."""
 REHEARSAL = {"limit": 64, "max_steps": 4, "batch_size": 16, "noise_answers": 8}
 """The most that a stage does under `--smoke`: four steps that see every one of its rows once."""
 
@@ -79,7 +83,7 @@ def parse_sets(items: Sequence[str]) -> tuple[dict[str, str], dict[str, dict[str
         if not equals or not name or not value:
             raise UsageError(f"--set {item}", "write --set KEY=VALUE or --set STAGE.KEY=VALUE, e.g. --set gamma=2")
         stage, dot, key = name.rpartition(".")
-        if dot and stage not in stages.names():
+        if dot and stage not in (*stages.names(), EVAL_ROLLOUT):
             raise UsageError(f"--set {item}: no stage is called {stage!r}", f"stages: {', '.join(stages.names())}")
         (by_stage.setdefault(stage, {}) if dot else bare)[key.replace("-", "_")] = value
     return bare, by_stage
@@ -145,7 +149,7 @@ def check_keys(user: UserSettings, stage: str, of_methods: Sequence[str]) -> Non
     Keys with a stage are checked too where the command does not build that stage: a pipeline gives one set of options
     to all its commands, and a slip must show in the first.
     """
-    settings = {key: value for method in of_methods for key, value in settable(stage, method).items()}
+    settings = _typed_for(stage, of_methods)
     for key in user.bare:
         if key not in settings:
             elsewhere = next((name for name in stages.names() if key in settable(name)), None)
@@ -153,10 +157,18 @@ def check_keys(user: UserSettings, stage: str, of_methods: Sequence[str]) -> Non
             guess += f"of another stage: --set {elsewhere}.{key}=…; " if elsewhere else ""
             raise UsageError(f"--set {key}: no such setting here", f"{guess}settings: {_listed(settings)}")
     for name, values in user.by_stage.items():
-        settings = {key: value for method in methods_of(name) for key, value in settable(name, method).items()}
+        of = ROLLOUT.name if name == EVAL_ROLLOUT else name
+        settings = _typed_for(of, methods_of(of))
         for key in values:
             if key not in settings:
                 raise UsageError(f"--set {name}.{key}: no such setting", f"settings: {_listed(settings)}")
+
+
+def _typed_for(stage: str, of_methods: Sequence[str]) -> dict[str, Any]:
+    """Every key that may be typed for a stage with its default, those of the stages that are set by it among them."""
+    own = {key: value for method in of_methods for key, value in settable(stage, method).items()}
+    others = (name for name, other in stages.every().items() if other.set_by == stage)
+    return {key: value for name in others for key, value in settable(name).items()} | own
 
 
 def user_settings(user: UserSettings, stage: str, method: str, command: str, seeded: bool) -> dict[str, Any]:
@@ -171,7 +183,9 @@ def user_settings(user: UserSettings, stage: str, method: str, command: str, see
     for seed, applies in ((user.seed_all, True), (user.seed, seeded or is_about)):
         if seed is not None and applies and "seed" in keys:
             values["seed"] = seed
-    values |= _known({**(user.bare if is_about else {}), **user.by_stage.get(stage, {})}, keys)
+    above = stages.every()[stage].set_by
+    bare = user.bare if is_about or above == command else {}
+    values |= _known({**bare, **user.by_stage.get(above, {}), **user.by_stage.get(stage, {})}, keys)
     if user.limit is not None and (is_about or "limit" in follows):
         values.setdefault("limit", user.limit)
     if "max_length" in user.bare and "max_length" in follows:

@@ -9,10 +9,12 @@ from typing import Any
 
 from adpa_cli.errors import Corrupt
 from adpa_cli.report import text
+from adpa_cli.stages.eval import SCORES
 from adpa_cli.store.manifest import Manifest
 from adpa_cli.store.store import Store
 
-SCORES = "scores.json"
+OLDER = {"margin": "margins", "reward": "rewards", "against": "against"}
+"""The rows of an older version by their names here."""
 _FIELDS = {"id", "prompt", "prompt_ids", "answer_ids", "text", "cut"}
 
 
@@ -101,8 +103,7 @@ class Evaluated:
         return len(self._rows)
 
     def record(self, place: int) -> dict[str, Any]:
-        """A "pair" with its `margin` in nats (per token unless its suite measures pairs otherwise), or a "prompt" with
-        `reward` and the opponent's (`against`)."""
+        """A "pair" or a "prompt", with what it adds to each metric, and what else was measured of it by its name."""
         return dict(self._rows[place])
 
     brief = record
@@ -126,14 +127,17 @@ class Evaluated:
 
 
 def _read_scores(folder: Path) -> list[dict[str, Any]]:
+    """The rows of an evaluation; those of an older version have no names of metrics."""
     try:
-        scores = json.loads((folder / SCORES).read_text(encoding="utf-8"))
-        against = scores.get("against", {})
-        rows = [{"kind": "pair", "id": key, "margin": float(value)} for key, value in scores["margins"].items()]
-        for key, value in scores.get("rewards", {}).items():
-            opponent = {"against": float(against[key])} if key in against else {}
-            rows.append({"kind": "prompt", "id": key, "reward": float(value), **opponent})
+        kept = json.loads((folder / SCORES).read_text(encoding="utf-8"))
+        numbers = kept["rows"] if "rows" in kept else {name: kept[old] for name, old in OLDER.items() if old in kept}
+        pairs = kept.get("prompts", {}).keys() | numbers.get("margin", {}).keys()
+        rows: dict[str, dict[str, Any]] = {}
+        for name, values in numbers.items():
+            for key, value in values.items():
+                row = rows.setdefault(key, {"kind": "pair" if key in pairs else "prompt", "id": key})
+                row[name] = float(value)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         hint = f"adpa verify {folder.parent.name}/{folder.name}"
         raise Corrupt(f"{folder / SCORES} cannot be read: {error}", hint) from error
-    return rows
+    return list(rows.values())

@@ -42,7 +42,7 @@ _OF_POINTS = ("reward", "accuracy", "margin", "nll")
 Curves = Mapping[str, Sequence[float | None]]
 
 MOST_CHILDREN = 12
-_SHOWN_ELSEWHERE = {"what", "watch", "say", "scores", "suite", "data", "scorer", "runtime", *METRICS}
+_SHOWN_ELSEWHERE = {"what", "watch", "say", "scores", "suite", "data", "scorer", "measured", "runtime", *METRICS}
 
 
 @dataclass(frozen=True)

@@ -2,30 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from adpa_cli.report import text
 from adpa_cli.report.text import number
-from adpa_cli.stages import Node, product_of
+from adpa_cli.stages import product_of
 from adpa_cli.store.manifest import Manifest
-from adpa_cli.store.store import Store
 
 ACCURACY, REWARD, WIN = "reward_accuracy", "mean_reward", "win_rate"
-_SHARES = ("accuracy", "rate", "share", "agreement")
+_SHARES = ("accuracy", "rate", "share", "agreement", "baseline", "bias", "consistency")
 SEEDS = ("seed", "seed-all")
+PARTS = ("value", "low", "high", "n", "against", "of")
+"""What every entry of a number may have."""
 DIGITS = 3
 """Of what is no share, behind the point."""
-Column = tuple[str, str, str, str, str]
-"""What was measured: (metric, suite, data, scorer, opponent). Numbers of two kinds never share a column."""
+Column = tuple[str, ...]
+"""What was measured: the metric, and all that two numbers must share to be compared; see `Score`."""
 
 
 @dataclass(frozen=True)
 class Score:
-    """One number of one model. Two scores may be compared when their `kind` is equal.
+    """One number of one model. Two scores may be compared when their `kind` is equal: the metric, who scored, what the
+    data hold, their side, how many rows, how answers were drawn, the opponent, and which held-out prompts were asked.
 
     `low` and `high` bound the confidence interval; `against` is the ref of the model a win rate was measured against.
+    `measured` says by content what `suite`, `data` and `scorer` say by name.
     """
 
     metric: str
@@ -42,14 +47,22 @@ class Score:
     prompts: str = ""
     """Which of the held-out prompts it is of; "" for all of them."""
 
-    @property
-    def kind(self) -> tuple[str, str, str, str, str]:
-        return self.metric, self.suite, self.measured_on, self.scorer, self.against
+    measured: tuple[tuple[str, str], ...] = ()
+    more: Mapping[str, Any] = field(default_factory=dict, compare=False)
+    """What else is known of the number, such as its standard error."""
 
     @property
-    def question(self) -> tuple[str, str, str, str, str]:
+    def kind(self) -> Column:
+        return *self.question, self.prompts
+
+    @property
+    def question(self) -> Column:
         """The kind, whichever prompts were asked: two scores of one question may be compared on those of both."""
-        return self.metric, self.suite, self.data, self.scorer, self.against
+        return self.metric, self.against, *(f"{key} {value}" for key, value in self.measured)
+
+    def beside(self, against: str = "") -> Score:
+        """The same number, to be compared with those whose opponents are others, which are all called `against`."""
+        return replace(self, against=against, measured=_without(self.measured, "opponent"))
 
     @property
     def measured_on(self) -> str:
@@ -59,7 +72,7 @@ class Score:
     @property
     def is_share(self) -> bool:
         """Whether the value is a share of 1, shown in percent."""
-        return self.metric.rpartition("_")[2] in _SHARES
+        return self.metric.rpartition("_")[2] in _SHARES or bool(self.more.get("share"))
 
     @property
     def label(self) -> str:
@@ -89,7 +102,7 @@ class Score:
 
     def record(self) -> dict[str, Any]:
         """The score as JSON, with the eval artifact it is from."""
-        return {key: value for key, value in asdict(self).items() if key != "at"}
+        return {key: value for key, value in asdict(self).items() if key not in ("at", "measured", "more")}
 
 
 def value_words(value: float, spread: float | None, is_share: bool, digits: int) -> str:
@@ -100,21 +113,42 @@ def value_words(value: float, spread: float | None, is_share: bool, digits: int)
 
 
 def scores(manifest: Manifest) -> list[Score]:
-    """The numbers of one eval artifact, the most telling first; empty for other artifacts."""
+    """The numbers of one eval artifact, the most telling first; empty for other artifacts. No number that the data do
+    not support is among them."""
     metrics = manifest.metrics
     if product_of(manifest.stage) != "scores" or not isinstance(metrics.get("scores"), dict):
         return []
     suite, data, scorer = (str(metrics.get(key) or "") for key in ("suite", "data", "scorer"))
+    measured = _measured(manifest, suite, data, scorer)
     numbers = [
         Score(
             name, float(entry["value"]), entry.get("low"), entry.get("high"), entry.get("n"),
-            suite, data, scorer, str(entry.get("against") or ""), manifest.ref, manifest.at,
+            suite, data, "" if entry.get("of") else scorer, str(entry.get("against") or ""), manifest.ref, manifest.at,
             str(metrics.get("prompts") or ""),
+            _without(measured, *["opponent"] * ("against" not in entry), *["scorer"] * ("of" in entry)),
+            {key: value for key, value in entry.items() if key not in PARTS},
         )
         for name, entry in metrics["scores"].items()
-        if isinstance(entry, dict) and isinstance(entry.get("value"), int | float)
+        if isinstance(entry, dict) and isinstance(entry.get("value"), int | float) and entry.get("supported", True)
     ]  # fmt: skip
     return sorted(numbers, key=lambda s: (s.metric != ACCURACY, s.metric != REWARD, s.metric == WIN, s.metric))
+
+
+def _without(measured: tuple[tuple[str, str], ...], *keys: str) -> tuple[tuple[str, str], ...]:
+    return tuple(item for item in measured if item[0] not in keys)
+
+
+def _measured(manifest: Manifest, suite: str, data: str, scorer: str) -> tuple[tuple[str, str], ...]:
+    """By what the figures of an artifact may be compared; of an older evaluation what its inputs and spec tell."""
+    recorded = manifest.metrics.get("measured")
+    if not isinstance(recorded, dict):
+        given = {
+            role: content for role, content in manifest.inputs.items() if role not in ("model", "rollouts", "against")
+        }
+        opponent = manifest.inputs.get("against")
+        known = [given, manifest.spec.get("limit"), suite, data, scorer]
+        recorded = {"older": known, "opponent": opponent}
+    return tuple((key, json.dumps(recorded[key], sort_keys=True)) for key in sorted(recorded))
 
 
 def measured_model(manifest: Manifest) -> str | None:
@@ -161,10 +195,12 @@ class Line:
 def screen(lines: Sequence[Line], width: int) -> str:
     """The table for `width` columns; below it the means where cells differ in a seed only."""
     width = max(width, 60)
-    columns = list(dict.fromkeys(score.kind for line in lines for score in line.scores))
+    scored = [score for line in lines for score in line.scores]
+    columns = list(dict.fromkeys(score.kind for score in scored))
+    titles = _titles(columns, scored)
     varying = differing([line.settings for line in lines if not line.name])
     tagged = any(line.tags for line in lines)
-    head = ("", *map(str.upper, varying), *_titles(columns), *["TAG"] * tagged, "ID")
+    head = ("", *map(str.upper, varying), *titles, *["TAG"] * tagged, "ID")
     rows = []
     for n, line in enumerate(lines, 1):
         settings = (line.settings.get(key, "") for key in varying)
@@ -176,7 +212,7 @@ def screen(lines: Sequence[Line], width: int) -> str:
     kept = [key for key in varying if key not in SEEDS]
     over_seeds = _means(lines, columns, kept)
     if over_seeds:
-        shown += ["", *text.table(("over seeds", *map(str.upper, kept), *_titles(columns)), over_seeds, width)]
+        shown += ["", *text.table(("over seeds", *map(str.upper, kept), *titles), over_seeds, width)]
     asked = dict.fromkeys(score.prompts for line in lines for score in line.scores if score.prompts)
     notes = [f"held-out prompts: {words}" for words in asked]
     notes += ["± half of a 95 % interval"] if columns else []
@@ -190,19 +226,36 @@ def differing(settings: Sequence[Mapping[str, str]]) -> list[str]:
     return [key for key in keys if len({each.get(key) for each in settings}) > 1]
 
 
-def _titles(columns: Sequence[Column]) -> list[str]:
+def _titles(columns: Sequence[Column], scored: Sequence[Score]) -> list[str]:
     """The metric, with what sets it apart from other columns of that metric."""
-
-    def title(column: Column) -> str:
-        metric, suite, data, _, against = column
-        alike = [other for other in columns if other[0] == metric]
-        where = f" on {data or suite}" if len({other[1:4] for other in alike}) > 1 else ""
-        return _title(metric) + (f" against {against}" if against else "") + where
-
-    return [title(column) for column in columns]
+    first = {score.kind: score for score in reversed(scored)}
+    names = distinct_names({column: title(first[column].metric) + first[column].opponent for column in columns}, first)
+    return [names[column] for column in columns]
 
 
-def _title(metric: str) -> str:
+def distinct_names(names: Mapping[Column, str], first: Mapping[Column, Score]) -> dict[Column, str]:
+    """A name for each kind of numbers that no other has: with the data, who scored, the suite and at last the content.
+
+    `first` has a number of each kind.
+    """
+    told = dict(names)
+    suffixes: tuple[Callable[[Score], str], ...] = (
+        lambda score: f" on {score.measured_on or score.suite}",
+        lambda score: f" by {score.scorer}" if score.scorer else "",
+        lambda score: f" [{score.suite}]" if score.suite else "",
+        lambda score: f" #{hashlib.sha256(repr(score.kind).encode()).hexdigest()[:6]}",
+    )
+    for more in suffixes:
+        alike = {name for name in told.values() if list(told.values()).count(name) > 1}
+        for kind, name in told.items():
+            said = more(first[kind])
+            if name in alike and said.strip() not in name:
+                told[kind] = name + said
+    return told
+
+
+def title(metric: str) -> str:
+    """The head of the column of a metric."""
     return metric.replace("_", " ").upper()
 
 
@@ -228,23 +281,3 @@ def _mean(lines: Sequence[Line], column: Column) -> str:
     if len(values) < 2:
         return ""
     return value_words(statistics.fmean(values), statistics.stdev(values), same[0].is_share, DIGITS)
-
-
-def results(store: Store, evals: Sequence[Node]) -> str:
-    """One row per evaluated model, in the plan's order; ± is half of the 95 % interval."""
-    measured = [(node, scores(manifest)) for node in evals if (manifest := store.get(node.label))]
-    if not measured:
-        return "nothing was measured"
-    every = [score for _, numbers in measured for score in numbers]
-    metrics = [metric for metric in (REWARD, WIN, ACCURACY) if any(score.metric == metric for score in every)]
-    rows = []
-    for node, numbers in measured:
-        cells = {score.metric: score.words(DIGITS) for score in numbers}
-        model = node.inputs["model"]
-        rows.append((node.about, *(cells.get(m, "") for m in metrics), "" if isinstance(model, tuple) else model.label))
-    size = max(score.n or 0 for score in every)
-    judged = "win rate against start in %, 50 = nothing gained" if WIN in metrics else "accuracy in %"
-    table = text.table(("MODEL", *map(_title, metrics), "ID"), rows, 10**6)
-    which = "; ".join(dict.fromkeys(score.prompts for score in every if score.prompts))
-    asked = f"held-out prompts: {size}{f' ({which})' if which else ''}"
-    return "\n".join([f"{asked}; {judged}; ± half of a 95 % interval", *table])

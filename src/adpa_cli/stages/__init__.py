@@ -21,6 +21,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeVar
 
+from adpa_cli.data.items import Purpose
 from adpa_cli.engine.costs import Held, scoring_in_turn
 from adpa_cli.errors import AdpaError, Stopped
 from adpa_cli.hub import External, Located
@@ -32,7 +33,7 @@ from adpa_cli.store.manifest import Manifest
 T = TypeVar("T")
 Kind = Literal["training", "scoring", "generating"]
 """What the time of a stage depends on."""
-Product = Literal["model", "reward model", "signal", "answers", "rewards", "start log-probs", "scores"]
+Product = Literal["model", "reward model", "signal", "answers", "rewards", "start log-probs", "judgements", "dialogues", "scores"]
 DECODER_ROLES = ("model", "aligned", "reference")
 """The inputs of any stage that are language models."""
 MODEL_ROLES = (*DECODER_ROLES, "reward_model")
@@ -49,7 +50,7 @@ class Lengths(Protocol):
         """Of the chosen and of the rejected answer to every pair of one side, within its `max_length`."""
 
     def prompts(self, split: str) -> RowTable:
-        """Of the prompts of one side, each once and whole, with the chosen answer."""
+        """Of the prompts of one side, each once and whole, with the chosen answer, or with an endless one."""
 
     def answers(self) -> RowTable:
         """Of its rollouts, one a prompt."""
@@ -107,7 +108,8 @@ class Stage:
     rows: Callable[[Node, Lengths], Rows]
     disk: Callable[[Node, Load], Disk]
     memory: Callable[[Node, Load], Memory] = scoring_memory
-    flops: Callable[[Node, Load], float] = read_once_flops
+    flops: Callable[[Node, Load], float | None] = read_once_flops
+    """None where nobody can tell."""
     what: Callable[[Node], str] = lambda node: node.about
     """Its artifact in a line."""
     next_commands: Callable[[str], list[str]] = lambda name: []
@@ -116,13 +118,19 @@ class Stage:
     """The methods that it may train with; "" for a stage that trains nothing."""
     any_method: bool = False
     """Whether the user chooses the method, and where its inputs come from."""
-    reads: Literal["pairs", "dialogues"] = "pairs"
+    reads: Purpose = "pairs"
     parts: Callable[[Any], tuple[str, ...]] = lambda spec: ("chosen", "rejected")
     """The parts of a spec's rows where the data cannot be read yet."""
     split: Callable[[Any], str] = lambda spec: "train"
     """The side of the data that a spec reads."""
     one_process: bool = False
     """Whether more processes are of no use."""
+    check: Callable[[Any, Runtime], None] = lambda spec, runtime: None
+    """Raises AdpaError for what a spec lacks of how it runs, before any work."""
+    is_remote: bool = False
+    """Whether it is computed elsewhere: nothing of this machine has a part in its bytes, nor tells how long it takes."""
+    set_by: str = ""
+    """The stage among whose settings people find those of this one."""
     vocabulary_of: str = ""
     """The input whose vocabulary the ids in its artifact are of."""
     follows: tuple[str, ...] = ()

@@ -1,27 +1,45 @@
-"""The `rewards` stage: what a reward model gives to the chosen and to the rejected answer of every pair."""
+"""The `rewards` stage: what a reward model gives to both answers of every pair, or a suite's reward of given answers.
+
+The rewards of answers stand under the hash of their prompt. Evaluations share them: no answer is scored twice by one
+scorer.
+"""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from adpa_cli import suites
 from adpa_cli.data.preferences import Pair
 from adpa_cli.disk import write_json
 from adpa_cli.engine.costs import scores_disk
-from adpa_cli.sizes import Disk, Rows
+from adpa_cli.errors import AdpaError
+from adpa_cli.sizes import Disk, Memory, Rows
 from adpa_cli.spec import Dtype, Quantise, make, noise_answers, quantise
-from adpa_cli.stages import Job, Lengths, Load, Monitor, Node, Stage, _noise, stored_words, with_progress
+from adpa_cli.stages import (
+    Job,
+    Lengths,
+    Load,
+    Monitor,
+    Node,
+    Stage,
+    _noise,
+    scoring_memory,
+    stored_words,
+    with_progress,
+)
+from adpa_cli.suites import REWARDS_FILE as TABLE
+from adpa_cli.suites import ROLLOUTS
 
 PARTS = ("chosen", "rejected")
-TABLE = "rewards.json"
 
 
 @dataclass(frozen=True)
 class RewardsSpec:
-    """One `rewards` stage: what a reward model gives to both answers of every pair."""
+    """One `rewards` stage: what a reward model gives to both answers of every pair, or a suite to given answers."""
 
     template: str
     end: str
@@ -35,9 +53,20 @@ class RewardsSpec:
     noise_answers: int = noise_answers()
     """Pairs whose rewards are computed in float32 too."""
 
+    split: Literal["train", "test", "all"] = field(default="train", metadata={"neutral": "train"})
+    """The side of the data whose pairs are rewarded."""
+    scorer: str = field(default="", metadata={"neutral": ""})
+    """The suite that rewards given answers; "" where a reward model scores pairs."""
+
     def without_effect(self) -> set[str]:
-        """Float32 is what others are held to."""
-        return {"noise_answers"} if self.dtype == "float32" else set()
+        """Float32 is what others are held to. Answers are all of those that are given; only tokens have a length."""
+        if not self.scorer:
+            return {"noise_answers"} if self.dtype == "float32" else set()
+        idle = {"limit", "skip_bad_rows", "noise_answers"}
+        scorers = suites.every()[self.scorer].scorers
+        if not scorers:
+            return {*idle, "dtype", "max_length", "block_tokens", "quantise"}
+        return {*idle, "max_length"} if "aligned" not in scorers else idle
 
 
 def compute(job: Job, monitor: Monitor, rank: int = 0, processes: int = 1) -> None:
@@ -47,7 +76,10 @@ def compute(job: Job, monitor: Monitor, rank: int = 0, processes: int = 1) -> No
     from adpa_cli.hub.externals import pairs_of
 
     spec = make(RewardsSpec, job.spec)
-    pairs = pairs_of(job.one("data").where, "train", spec.limit, spec.skip_bad_rows).items
+    if spec.scorer:
+        _score_answers(job, spec, monitor)
+        return
+    pairs = pairs_of(job.one("data").where, spec.split, spec.limit, spec.skip_bad_rows).items
 
     def rewards(of: Sequence[Pair], part: str, is_exact: bool = False) -> list[float]:
         dialogues = [(pair.prompt, getattr(pair, part)) for pair in of]
@@ -67,6 +99,16 @@ def compute(job: Job, monitor: Monitor, rank: int = 0, processes: int = 1) -> No
             write_json(path, {pair.id: value for pair, value in zip(pairs, rewards(pairs, part), strict=True)})
 
 
+def _score_answers(job: Job, spec: RewardsSpec, monitor: Monitor) -> None:
+    """Leave the rewards of the given answers in the work folder."""
+    path, rewards = job.folder / f"_{ROLLOUTS}.json", suites.every()[spec.scorer].rewards
+    if rewards is None:
+        raise AdpaError(f"the suite {spec.scorer} rewards no answers")
+    if not path.exists():
+        write_json(path, rewards({role: items[0] for role, items in job.inputs.items()}, spec))
+    monitor.progress(1, 1, {})
+
+
 def _margins(chosen: Sequence[float], rejected: Sequence[float]) -> Any:
     import numpy as np
 
@@ -79,8 +121,12 @@ def finish(job: Job) -> dict[str, Any]:
 
     from adpa_cli.data.examples import win
 
-    rewards = {part: json.loads((job.folder / f"_{part}.json").read_text(encoding="utf-8")) for part in PARTS}
+    parts = (ROLLOUTS,) if job.spec.get("scorer") else PARTS
+    rewards = {part: json.loads((job.folder / f"_{part}.json").read_text(encoding="utf-8")) for part in parts}
     write_json(job.folder / TABLE, rewards)
+    if ROLLOUTS in rewards:
+        values = list(rewards[ROLLOUTS].values())
+        return {"answers": len(values), "mean_reward": float(np.mean(values))}
     margins = np.array([rewards["chosen"][pair] - rewards["rejected"][pair] for pair in rewards["chosen"]])
     return {
         "pairs": len(margins), "accuracy": float(np.mean([win(margin) for margin in margins])),
@@ -123,8 +169,8 @@ def _columns(entries: list[tuple[str, Any]]) -> Any:
 
 
 def rows(node: Node, lengths: Lengths) -> Rows:
-    """Both answers of every pair."""
-    return lengths.pairs("train")
+    """Both answers of every pair, or every given answer."""
+    return {"rollout": lengths.answers()} if node.spec.scorer else lengths.pairs(node.spec.split)
 
 
 def disk(node: Node, load: Load) -> Disk:
@@ -132,10 +178,22 @@ def disk(node: Node, load: Load) -> Disk:
     return scores_disk(load.count, len(load.rows))
 
 
+def memory(node: Node, load: Load) -> Memory:
+    """Of the models that score, one after the other; rules need none."""
+    return scoring_memory(node, load) if load.models else Memory(0, 0)
+
+
+def what(node: Node) -> str:
+    """Of what, and by whom."""
+    if not node.spec.scorer:
+        return f"of pairs, by {node.label_of('reward_model')}{stored_words(node.spec)}"
+    by = " over ".join(node.label_of(role) for role in suites.every()[node.spec.scorer].scorers)
+    return f"of {node.label_of(ROLLOUTS)}, by {by or node.spec.scorer}{stored_words(node.spec) if by else ''}"
+
+
 REWARDS = Stage(
-    "rewards", 6, 1, RewardsSpec, "scoring", "rewards", compute, finish, rows, disk, one_process=True,
-    flops=lambda node, load: _noise.flops(node, load, load.count),
-    what=lambda node: f"of pairs, by {node.label_of('reward_model')}{stored_words(node.spec)}",
-    follows=("limit", "max_length"),
+    "rewards", 6, 1, RewardsSpec, "scoring", "rewards", compute, finish, rows, disk, memory,
+    lambda node, load: _noise.flops(node, load, load.count), what=what, one_process=True,
+    split=lambda spec: str(spec.split), follows=("limit", "max_length"),
 )  # fmt: skip
 STAGES = (REWARDS,)

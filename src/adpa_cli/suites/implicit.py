@@ -5,29 +5,26 @@ It is the sum of the advantage that ADPA is trained on.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import Any
 
-from adpa_cli.hub import Located
-from adpa_cli.suites import EvalSpec, Suite, implicit_rewards, logps_under
+from adpa_cli.suites import REWARDS, ROLLOUTS, Inputs, Suite, implicit_rewards, logps_under, reward_figures
 
-if TYPE_CHECKING:
-    from adpa_cli.engine.layout.examples import Rollouts
+SCORERS = ("aligned", "reference")
 
 
-def rewards(scorers: Mapping[str, Located], spec: EvalSpec, rollouts: Rollouts) -> dict[str, float]:
+def rewards(inputs: Inputs, spec: Any) -> dict[str, float]:
     """Sum over the tokens of every answer of log π_aligned - log π_reference, by the hash of its prompt."""
-    from adpa_cli.engine.layout.examples import Examples, rollout_answers
+    from adpa_cli.engine.layout.examples import Examples, scored_answers
 
-    answers = rollout_answers(rollouts)
+    aligned, reference = (inputs[who].path for who in SCORERS)
+    ids, answers = scored_answers(inputs[ROLLOUTS], spec, aligned)
     examples = Examples({"rollout": answers}, answers.ids)
-    aligned, reference = (scorers[who].path for who in SUITE.scorers)
     sums = implicit_rewards(aligned, reference, examples, ("rollout",), logps_under(spec))
-    return {row.id: sums.get((row.id, "rollout"), 0.0) for row in rollouts}  # the sum over an empty answer is 0
+    return {id_: sums.get((id_, "rollout"), 0.0) for id_ in ids}  # the sum over an empty answer is 0
 
 
 SUITE = Suite(
-    "implicit", 4, rewards, ("aligned", "reference"),
+    "implicit", 4, reward_figures, (ROLLOUTS, REWARDS), SCORERS, rewards,
     remark="the implicit reward of the teachers is the signal that ADPA is trained on: of a student of theirs it says "
     "how well that was learned, not how good its answers are; a reward model judges these: --reward-model MODEL",
 )  # fmt: skip

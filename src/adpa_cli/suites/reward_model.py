@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import Any
 
-from adpa_cli.hub import Located
-from adpa_cli.suites import EvalSpec, Suite
-
-if TYPE_CHECKING:
-    from adpa_cli.engine.layout.examples import Rollouts
+from adpa_cli.data.answers import answers_of
+from adpa_cli.suites import REWARDS, ROLLOUTS, Inputs, Suite, reward_figures
 
 
-def rewards(scorers: Mapping[str, Located], spec: EvalSpec, rollouts: Rollouts) -> dict[str, float]:
+def rewards(inputs: Inputs, spec: Any) -> dict[str, float]:
     """The number that the reward model gives to every answer, by the hash of its prompt."""
     from adpa_cli.engine.rewards.reward_model import reward_scores
 
-    dialogues = [(row.prompt, row.text) for row in rollouts]
-    model, tokens = scorers["reward_model"], spec.block_tokens
-    values = reward_scores(model, dialogues, spec, tokens, "eval", quantise=spec.quantise)
-    return {row.id: value for row, value in zip(rollouts, values, strict=True)}
+    answers = answers_of(inputs[ROLLOUTS].path)
+    dialogues = [(answer.prompt, answer.text) for answer in answers]
+    values = reward_scores(inputs["reward_model"], dialogues, spec, spec.block_tokens, "STAGE", quantise=spec.quantise)
+    return {answer.id: value for answer, value in zip(answers, values, strict=True)}
 
 
-SUITE = Suite("reward-model", 3, rewards, ("reward_model",))
+SUITE = Suite("reward-model", 3, reward_figures, (ROLLOUTS, REWARDS), ("reward_model",), rewards)

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import Any
 
-from adpa_cli.hub import Located
-from adpa_cli.suites import EvalSpec, Suite
-
-if TYPE_CHECKING:
-    from adpa_cli.engine.layout.examples import Rollouts
+from adpa_cli.data.answers import answers_of
+from adpa_cli.suites import REWARDS, ROLLOUTS, Inputs, Suite, reward_figures
 
 
-def rewards(scorers: Mapping[str, Located], spec: EvalSpec, rollouts: Rollouts) -> dict[str, float]:
+def rewards(inputs: Inputs, spec: Any) -> dict[str, float]:
     """The reward, 0 to 1, of every answer by the hash of its prompt."""
     from adpa_cli.lab import world
 
-    return {row.id: world.reward(row.prompt[-1].content, row.text) for row in rollouts}
+    return {
+        answer.id: world.reward(answer.prompt[-1].content, answer.text) for answer in answers_of(inputs[ROLLOUTS].path)
+    }
 
 
-SUITE = Suite("tiny", 2, rewards, with_teachers=True)
+SUITE = Suite("tiny", 2, reward_figures, (ROLLOUTS, REWARDS), rewards=rewards, with_teachers=True)

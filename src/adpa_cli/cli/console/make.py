@@ -23,7 +23,8 @@ from adpa_cli.estimate.preflight import is_ordinary, refuse
 from adpa_cli.estimate.survey import Survey, survey
 from adpa_cli.families import reserved_words
 from adpa_cli.planning.planner import Plan
-from adpa_cli.report.scores import results
+from adpa_cli.report.evaluation import entries, write
+from adpa_cli.report.evaluation import screen as table
 from adpa_cli.report.text import for_encoding, human_age
 from adpa_cli.running.execute import Show, execute, threads_per_process
 from adpa_cli.spec import Runtime
@@ -77,18 +78,45 @@ def make(request: Request) -> None:
             return
         store = created(store, desk.screen)
         surveyed = survey(plan, store, runtime, command=GLOBALS.command)
+        so_far: dict[str, Manifest] = {}
+        is_evaluation = all(target.declared.makes == "scores" for target in plan.targets)
 
         def made(manifest: Manifest) -> None:
-            hand_over(manifest, store, options.tag, desk.output)
+            if not (is_evaluation and GLOBALS.json):  # whose numbers stand in one line with what they are compared with
+                hand_over(manifest, store, options.tag, desk.output)
 
-        if surveyed.building:
-            desk.screen.say(plan_text(surveyed, terminal_width()))
-            ask_if_large(surveyed, options.yes)
-            carry_out(surveyed, desk, made)
-        else:
-            _say_exists(surveyed, desk.screen, made)
-        if plan.evals:
-            desk.screen.say(results(store, plan.evals))
+        try:
+            if surveyed.building:
+                desk.screen.say(plan_text(surveyed, terminal_width()))
+                ask_if_large(surveyed, options.yes)
+                carry_out(surveyed, desk, made, so_far)
+            else:
+                _say_exists(surveyed, desk.screen, made)
+        finally:
+            if is_evaluation or plan.evals:
+                show_measured(request, plan, store, desk, is_evaluation, so_far)
+
+
+def show_measured(
+    request: Request, plan: Plan, store: Store, desk: Console, is_evaluation: bool, so_far: Mapping[str, Manifest]
+) -> None:
+    """Close with the numbers that are there, also where a later one failed: on the screen, in the file that was asked
+    for, and, of a command that evaluates, as JSON."""
+    lines = entries(store, (*plan.targets, *plan.evals) if is_evaluation else plan.evals, so_far)
+    if not lines:
+        return
+    desk.screen.say(table(lines, is_evaluation))
+    if request.to is not None:
+        write(request.to, lines)
+        desk.screen.say(f"written: {request.to}")
+    if is_evaluation and GLOBALS.json:
+        made = {target.recipe.id for target in plan.targets}
+        for line in lines:
+            for manifest in [manifest for manifest in line.evals if manifest.id in made][:1]:
+                if manifest.id in so_far:
+                    desk.output.line(json.dumps({"ref": None, **line.record()}, ensure_ascii=False))
+                else:
+                    hand_over(manifest, store, request.options.tag, desk.output, line.record())
 
 
 def created(planned_in: Store, screen: Screen) -> Store:
@@ -135,8 +163,11 @@ def ask_if_large(surveyed: Survey, yes: bool) -> None:
         raise AdpaError("nothing was started", "the same command with --yes goes ahead without asking")
 
 
-def carry_out(surveyed: Survey, desk: Console, made: Callable[[Manifest], None]) -> None:
-    """Build what is missing; `made` hears of each target as soon as it is committed, or if it exists."""
+def carry_out(
+    surveyed: Survey, desk: Console, made: Callable[[Manifest], None], so_far: dict[str, Manifest] | None = None
+) -> None:
+    """Build what is missing; `made` hears of each target as soon as it is committed, or if it exists. Figures whose
+    inputs are not whole yet are put into `so_far`, by their ids."""
     store, plan = surveyed.store, surveyed.plan
     targets = {target.recipe.id for target in plan.targets}
 
@@ -149,6 +180,7 @@ def carry_out(surveyed: Survey, desk: Console, made: Callable[[Manifest], None])
     desk.screen.expect({c.node.label: c.seconds for c in surveyed.building if c.seconds is not None})
     show = Show(
         desk.screen.start, done, desk.screen.progress, desk.screen.say, lambda: stopping.asked,
+        lambda node, manifest: {} if so_far is None else so_far.update({node.recipe.id: manifest}),
         stopping.is_working, GLOBALS.again(),
     )  # fmt: skip
     try:

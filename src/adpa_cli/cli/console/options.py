@@ -9,6 +9,7 @@ import functools
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_type_hints
 
 import typer
@@ -114,6 +115,11 @@ class Options:
     tokens_per_device: Annotated[
         int | None, where("--tokens-per-device", help="Padded tokens of a micro-batch.", metavar="N")
     ] = None
+    judge_url: Annotated[
+        str | None,
+        where("--judge-url", help="Where a judge listens, any OpenAI-compatible endpoint; its key is $OPENAI_API_KEY.",
+              metavar="URL"),
+    ] = None  # fmt: skip
     knobs: Annotated[
         list[str] | None, where("--runtime", help="How stages run, e.g. recompute=true.", metavar="KEY=VAL")
     ] = None
@@ -163,16 +169,20 @@ class Options:
 
     def runtime(self, look: bool = True) -> Runtime:
         """How to run; without a `look` at the machine, which loads torch, only the words are checked."""
+        from adpa_cli.judging.client import Endpoint
         from adpa_cli.planning.settings import NONE, installed_trackers, parse_runtime
         from adpa_cli.spec import Runtime, make
 
         if self.tokens_per_device is not None and self.tokens_per_device < 1:
             raise UsageError(f"--tokens-per-device {self.tokens_per_device}", "give 1 or more; a longer row goes alone")
+        if self.judge_url is not None:
+            Endpoint(self.judge_url)  # refuses what is no URL
         values = parse_runtime(self.knobs or ())
         installed_trackers(values.get("trackers", NONE))
         return make(Runtime, {
             "processes": processes(self.gpus, look), "wait": not self.no_wait,
             "tokens_per_device": self.tokens_per_device or Runtime().tokens_per_device,
+            "judge_url": self.judge_url or "",
             "stop_after": None if self.stop_after is None else seconds_of(self.stop_after),
             **values,
         })  # fmt: skip
@@ -184,6 +194,8 @@ class Request:
 
     options: Options
     planned: Callable[[Names, UserSettings], Plan]
+    to: Path | None = None
+    """The file that the closing table is written to besides."""
 
     def plan(self, store: Store) -> Plan:
         """Its plan in a store. Raises one error that lists everything of the hub that is not open to us."""

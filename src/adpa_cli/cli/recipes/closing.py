@@ -6,7 +6,7 @@ Each line is measured by a command line of `adpa eval` of its own, against the l
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from adpa_cli.cli.recipes.choice import ROW, TAG, Step, are_alike, best_of, lines
@@ -14,11 +14,14 @@ from adpa_cli.cli.recipes.grid import AGAINST, MEASURED, Recipe, Row, evaluation
 from adpa_cli.errors import UsageError
 from adpa_cli.hub import External
 from adpa_cli.planning.lineage import command_word
+from adpa_cli.planning.planner import SHARED_BY_ROLLOUTS
 from adpa_cli.planning.requests import REWARD_MODEL_OPTION
 from adpa_cli.report import scores as report
-from adpa_cli.report.scores import scores
+from adpa_cli.report.evaluation import Entry as Measured
 from adpa_cli.stages import Input, Node
 from adpa_cli.stages.eval import EVAL
+from adpa_cli.stages.rewards import REWARDS
+from adpa_cli.stages.rollout import ROLLOUT
 from adpa_cli.stages.training import DISTILL
 from adpa_cli.store.store import Store
 
@@ -26,8 +29,8 @@ REWARD_MODEL = REWARD_MODEL_OPTION.removeprefix("--")
 CARRIED = ("data", "skip-bad-rows", "ignore-columns", "smoke", "max_length")
 """Keys of a cell that hold for its evaluation too, besides those of other stages."""
 MEASURE_ON = f"{EVAL.name}.measure_on"
-Measure = Callable[[Sequence[str]], "tuple[Node, ...] | None"]
-"""Carries out a command line of `adpa eval`: the evaluations that it made; None where it failed."""
+Measure = Callable[[Sequence[str]], "list[Measured] | None"]
+"""Carries out a command line of `adpa eval`: a line for each model that it measured; None where it failed."""
 
 
 @dataclass(frozen=True)
@@ -122,8 +125,7 @@ def measured_lines(
         names = (command_word(entry.model), *entry.points)
         made = measure(_words(recipe, entry.step, names, opponent, is_selected))
         for n, name in enumerate(names):
-            manifest = store.get(made[n].label) if made else None
-            numbers = [replace(s, against=against if s.against else "") for s in scores(manifest)] if manifest else []
+            numbers = [s.beside(against) if s.against else s for s in made[n].scores] if made else []
             at = {"step": name.rpartition("@")[2]} if n else {}
             own = () if isinstance(entry.model, External) or n else tags.get(entry.model.content.partition(":")[2], ())
             note = entry.note if made else "not measured"
@@ -149,6 +151,14 @@ def _opponent(recipe: Recipe, entry: Entry, every: Sequence[Entry]) -> Input | N
     return None if model is None or entry.model is None or model.content == entry.model.content else model
 
 
+def _is_own(key: str) -> bool:
+    """Whether a setting of a stage is of the training, or of answers and rewards that it learns from."""
+    stage, _, name = key.rpartition(".")
+    if stage == ROLLOUT.name:
+        return name not in SHARED_BY_ROLLOUTS
+    return stage in (DISTILL.name, REWARDS.name)
+
+
 def _words(
     recipe: Recipe, step: Step, models: Sequence[str], opponent: Input | None, is_selected: bool
 ) -> tuple[str, ...]:
@@ -156,7 +166,7 @@ def _words(
     settings = step.cell.settings
     carried = {
         key: value for key, value in settings.items()
-        if key in CARRIED or ("." in key and not key.startswith(f"{DISTILL.name}."))
+        if key in CARRIED or ("." in key and not _is_own(key))
     }  # fmt: skip
     if is_selected:
         carried.setdefault(MEASURE_ON, "report")

@@ -24,6 +24,7 @@ from adpa_cli.estimate.survey import Survey, check, survey
 from adpa_cli.planning.planner import Plan
 from adpa_cli.report import scores as report
 from adpa_cli.report import text
+from adpa_cli.report.evaluation import Entry, entries
 from adpa_cli.report.scores import scores
 from adpa_cli.stages import Node
 from adpa_cli.store.manifest import Manifest
@@ -169,8 +170,8 @@ class Making:
                 self.desk.screen.say(f"cell {place} failed: {error.message}")
         return failures
 
-    def measured(self, words: Sequence[str]) -> tuple[Node, ...] | None:
-        """What a command line of the closing table made; None where it failed."""
+    def measured(self, words: Sequence[str]) -> list[Entry] | None:
+        """The lines that a command line of the closing table made; None where it failed."""
         try:
             plan = self.ask(words).plan(self.whole.store)
             surveyed = self._surveyed(plan)
@@ -182,7 +183,7 @@ class Making:
         failed = self._carried_out(words, surveyed, lambda manifest: None)
         if failed is not None:
             self.unmeasured.append(failed)
-        return None if failed else plan.targets
+        return None if failed else entries(self.whole.store, (*plan.targets, *plan.evals))
 
     def _followed(self, step: Step) -> Step | None:
         """A step with what was chosen by now in the rows that it follows."""
@@ -282,7 +283,8 @@ def _lines(steps: Sequence[Step], store: Store, failures: Sequence[Failure]) -> 
         for node in step.plan.evals:
             model = node.inputs["model"]
             if model not in step.plan.targets and not isinstance(model, tuple) and (numbers := _at_end(node, store)):
-                others.setdefault(node.label, report.Line({}, model.label, numbers, name=node.about))
+                line = others.setdefault(model.content, report.Line({}, model.label, (), name=node.about))
+                others[model.content] = replace(line, scores=tuple(dict.fromkeys((*line.scores, *numbers))))
     cells = {line.ref for line in lines}
     return [*lines, *(line for line in others.values() if line.ref not in cells)]
 
@@ -297,7 +299,7 @@ def _tags(store: Store) -> dict[str, list[str]]:
 
 def _at_end(node: Node, store: Store) -> tuple[Any, ...]:
     """The scores of an evaluation that closes a training, whose opponent is the start of that, whichever it is."""
-    return tuple(replace(score, against="") for score in _scores(node, store))
+    return tuple(score.beside() for score in _scores(node, store))
 
 
 def _scores(node: Node, store: Store) -> tuple[Any, ...]:

@@ -12,6 +12,7 @@ from typing import Any, overload
 import numpy as np
 from numpy.typing import NDArray
 
+from adpa_cli.data.answers import answers_of
 from adpa_cli.data.chat import Encoded, Encoder, fit_answers
 from adpa_cli.data.examples import in_half, prompt_key
 from adpa_cli.data.items import Items
@@ -213,6 +214,23 @@ def rollout_answers(rollouts: Rollouts) -> Answers:
     """Generated answers, by the hash of their prompt; empty ones teach nothing and are left out."""
     lengths = rollouts.table.lengths("rollout")[rollouts.places]
     return Answers(rollouts.table, ROLLOUT, rollouts.places[lengths > 0])
+
+
+def scored_answers(given: Located, spec: Any, folder: Path) -> tuple[list[str], Answers]:
+    """(the ids of all answers of a rollout artifact or of a file, those that are not empty as tokens).
+
+    Answers of a file, and of a model with other tokens than the one in `folder`, become tokens of that one, within the
+    `max_length` of a stage's spec.
+    """
+    encoder = encoder_of(ModelFolder.of(folder).tokenizer, spec)
+    if given.kind == "artifact":
+        rows = read_rollouts(given.path)
+        if not are_foreign(rows, encoder):
+            return [f"{id_:016x}" for id_ in rows.table.values("id").tolist()], rollout_answers(rows)
+    else:
+        answers = answers_of(given.path)
+        rows = rollouts_table((Rollout(a.id, a.prompt, (), (), a.text, False) for a in answers), file_facts(given.path))
+    return [row.id for row in rows], answers_as_text(rows, encoder, spec.max_length, given.label)
 
 
 def are_foreign(rollouts: Sequence[Rollout], encoder: Encoder) -> bool:

@@ -1,0 +1,504 @@
+"""The nodes of evaluations, by the inputs that their suites read: `adpa eval`, and what closes a distillation.
+
+Answers, their rewards and a judge's replies are nodes of their own, which evaluations share by their ids. Where the
+data hold pairs, reward accuracy is measured beside a suite that judges answers.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from adpa_cli import stages, suites
+from adpa_cli.data.files import EXTENSIONS
+from adpa_cli.data.templates import TEMPLATES
+from adpa_cli.errors import UsageError
+from adpa_cli.families import GENERIC, Family, ready_pairs
+from adpa_cli.hub import External
+from adpa_cli.hub.externals import has_pairs
+from adpa_cli.hub.model_folder import ModelFolder
+from adpa_cli.planning import lineage
+from adpa_cli.planning.planner import SHARED_BY_ROLLOUTS, Inputs, Model, Plan, Planner
+from adpa_cli.planning.requests import (
+    REWARD_MODEL_OPTION,
+    model_of,
+    pairs_for,
+    planner_of,
+    recorded_data,
+    reference_words,
+    reward_model_of,
+    teachers_of,
+)
+from adpa_cli.planning.resolve_inputs import Names
+from adpa_cli.planning.settings import EVAL_ROLLOUT, UserSettings, plain_spec, settable
+from adpa_cli.stages import Artifact, Input, Node, product_of
+from adpa_cli.stages.eval import EVAL
+from adpa_cli.stages.rewards import REWARDS
+from adpa_cli.stages.rollout import ROLLOUT
+from adpa_cli.stages.training import method_words
+from adpa_cli.store.identity import canonical
+from adpa_cli.store.store import Store
+from adpa_cli.suites import AGAINST, AGAINST_REWARDS, JUDGEMENTS, ROLLOUTS, EvalSpec, Suite
+
+Judged = Callable[[Inputs], Node]
+"""(answers and those of the opponent, by role) -> what a judge says of them."""
+DECODING = ("temperature", "top_p", "max_new_tokens", "max_length", "seed", "dtype", "quantise")
+"""Settings of a rollout that say how answers are drawn."""
+NO_SCORER = ("template", "end", "block_tokens", "noise_answers", "limit", "skip_bad_rows", "smoke", "max_length")
+"""Settings of a scoring that do not say who scores: how much at a time, or of what."""
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """What `adpa eval` was asked for."""
+
+    models: tuple[str, ...]
+    suite: str | None = None
+    against: str | None = None
+    reward_model: str | None = None
+    teacher: str | None = None
+    reference: str | None = None
+    data: tuple[str, ...] = ()
+    split: str | None = None
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What is measured, or compared with: a model, answers that are there, or a reward model."""
+
+    model: Model
+    kind: Literal["model", "answers", "reward model"] = "model"
+
+    @property
+    def input(self) -> Input:
+        """What was named, or what it stands for."""
+        return self.model.input
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One evaluation of several models: what they are measured by and compared with.
+
+    `judges` are the models that a suite judges by, whatever it measures. Where `is_halved`, prompts by which a model
+    was selected are left out, for every model alike.
+    """
+
+    planner: Planner
+    suite: Suite
+    judges: Mapping[str, Input] = field(default_factory=dict)
+    against: Measured | None = None
+    is_halved: bool = False
+    split: str = "test"
+    judged: Judged | None = None
+
+    def node(self, measured: Measured, data: External | None, role: str, own: Mapping[str, Input]) -> Node:
+        """The figures of one model on some data, by the common judges and by its `own`."""
+        suite, planner = self.suite, self.planner
+        scorers = {**self.judges, **own}
+        inputs: Inputs = {} if measured.kind == "answers" else {"model": measured.input}
+        if suite.margins is not None and data is not None:
+            inputs["data"] = data
+            judge = scorers.pop("reward_model", None)
+            if judge is not None:
+                inputs[suites.REWARDS] = planner.rewards(replace(measured.model, input=judge), data, self.split)
+            else:
+                inputs |= scorers
+        if ROLLOUTS in suite.reads:
+            inputs[ROLLOUTS] = self._answers(measured, data)
+            if self.against is not None and self.against.input.content != measured.input.content:
+                inputs[AGAINST] = self._answers(self.against, data)
+                if self.judged is not None:
+                    inputs[JUDGEMENTS] = self.judged(inputs)
+            if suites.REWARDS in suite.reads:
+                for answers, rewards in ((ROLLOUTS, suites.REWARDS), (AGAINST, AGAINST_REWARDS)):
+                    given = inputs.get(answers)
+                    if given is not None and not isinstance(given, tuple):
+                        inputs[rewards] = planner.answer_rewards(suite, measured.model, given, scorers)
+        return self.made(suite, measured, inputs, data, role, scorers)
+
+    def accuracy(self, measured: Measured, data: External | None, role: str) -> Node | None:
+        """The reward accuracy of a model beside what a suite says of its answers; None where nobody can measure it."""
+        suite = suites.of_pairs()
+        if self.suite.margins is not None or measured.kind != "model" or data is None or not has_pairs(data):
+            return None
+        return self.made(suite, measured, {"model": measured.input, "data": data}, data, role, {})
+
+    def _answers(self, measured: Measured, data: External | None) -> Input:
+        """The answers of a model to the held-out prompts of the data, or those that are there."""
+        if measured.kind == "answers":
+            return measured.input
+        if data is None:
+            raise UsageError(
+                f"nothing tells which prompts {measured.input.label} is to answer", "name them: --data SRC"
+            )
+        return self.planner.eval_rollout(measured.model, data, self.suite.decoding)
+
+    def made(
+        self, suite: Suite, measured: Measured, inputs: Inputs, data: External | None, role: str,
+        scorers: Mapping[str, Input],
+    ) -> Node:  # fmt: skip
+        model = measured.model
+        fixed: dict[str, Any] = {"template": model.template.text, "end": model.template.end, "suite": suite.name}
+        if suite.margins is not None:
+            fixed["split"] = self.split
+        user = {**({"measure_on": "report"} if self.is_halved else {}), **self.planner.settings(EVAL.name)}
+        spec = plain_spec(EvalSpec, EVAL.name, model.family, user, **fixed)
+        hints = {
+            "selected_on": selected_on(*origin(measured, data, self.planner.names.store), self.planner.names.store),
+            "about": about(spec, inputs, data, scorers),
+        }
+        return Node(EVAL.name, spec, inputs, EVAL.name, role, hints)
+
+
+def plan_eval(names: Names, user: UserSettings, request: Evaluate, judged: Judged | None = None) -> Plan:
+    """`adpa eval REF… [--suite NAME] [--against REF]`: one numbers artifact per model, and its accuracy on pairs."""
+    planner = planner_of(EVAL, names, user, request.data)
+    every = [measured_of(planner, text, "REF") for text in request.models]
+    first = next((each for each in every if each.kind == "model"), every[0])
+    suite = _suite(request, first)
+    _check_read(request, suite)
+    against = measured_of(planner, request.against, "--against") if request.against else None
+    for each in [*every, *([against] if against else [])]:
+        _check_measured(each, suite)
+        if each.kind == "model":
+            role = "model" if each is not against else "opponent"
+            lineage.same_template(first.model.template, each.input, role, user.templates)
+    every = [
+        replace(each, model=replace(first.model, input=each.input)) if each.kind == "answers" else each
+        for each in every
+    ]
+    judges = _scorers(planner, request, first.model.family, suite)
+    sources = [_data_for(planner, each, against, request) for each in every]
+    store = names.store
+    is_halved = any(
+        selected_on(*origin(measured, data, store), store)
+        for each, data in zip(every, sources, strict=True)
+        for measured in (each, *([against] if against else []))
+    )
+    evaluation = Evaluation(planner, suite, judges, against, is_halved, request.split or "test", judged)
+    nodes: list[Node] = []
+    beside: list[Node] = []
+    notes: tuple[str, ...] = (suite.remark,) if suite.remark else ()
+    for text, each, data in zip(request.models, every, sources, strict=True):
+        own, said = _own_scorers(planner, request, suite, text, each, judges)
+        notes += said
+        nodes.append(evaluation.node(each, data, each.input.label, own))
+        if accuracy := evaluation.accuracy(each, data, each.input.label):
+            beside.append(accuracy)
+    check_effect(user, [*nodes, *beside])
+    return Plan(tuple(nodes), first.model.template, tuple(beside), notes)
+
+
+def family_evals(
+    planner: Planner,
+    start: Model,
+    data: External,
+    students: Sequence[Node],
+    teachers: Sequence[tuple[Input, str]],
+    reward_model: Input | None = None,
+) -> tuple[Node, ...]:
+    """The family's evaluation of the start, of every student trained, and of its teachers with their roles.
+
+    A reward model judges where the family has no judge of its own.
+    """
+    suite, judges = suites.every()[start.family.suite], dict[str, Input]()
+    if reward_model is not None and suite.rewards is None:
+        suite, judges = suites.judged_by("reward_model"), {"reward_model": reward_model}
+    models: list[tuple[Input, str]] = [
+        (start.input, "start"),
+        *((student, method_words(student.spec)) for student in students),
+    ]
+    if suite.with_teachers:
+        models += teachers
+    store = planner.names.store
+    is_halved = any(selected_on(model, data.content, store) for model, _ in models)
+    evaluation = Evaluation(planner, suite, judges, Measured(start), is_halved)
+    nodes: list[Node] = []
+    for model, role in models:
+        measured = Measured(replace(start, input=model))
+        nodes.append(evaluation.node(measured, data, role, {}))
+        nodes += [node] if (node := evaluation.accuracy(measured, data, role)) else []
+    return tuple(nodes)
+
+
+# What the words of the command mean.
+
+
+def measured_of(planner: Planner, text: str, option: str) -> Measured:
+    """The model, the reward model or the answers that REF or `--against` names.
+
+    Answers are those of a rollout artifact, or of a file in AlpacaEval's format. Raises UsageError and NotFound.
+    """
+    names = planner.names
+    if text.lower().endswith(EXTENSIONS):
+        return Measured(plain_model(planner, names.data((text,))), "answers")
+    made_by = stages.making("model", "answers", "reward model")
+    meant = names.model(text, f"{option} {REWARD_MODEL_OPTION}", made_by)
+    if isinstance(meant, Artifact) and (product := product_of(meant.stage)) != "model":
+        return Measured(plain_model(planner, meant), "answers" if product == "answers" else "reward model")
+    if isinstance(meant, External) and is_classifier(meant):
+        return Measured(plain_model(planner, meant), "reward model")
+    return Measured(model_of(planner, text, option))
+
+
+def is_classifier(model: External) -> bool:
+    """Whether a model from outside gives classes, or rewards, and writes no text."""
+    listed = ModelFolder.of(Path(model.where[0])).config.get("architectures") if model.is_open else None
+    return any("SequenceClassification" in str(name) for name in listed or ())
+
+
+def plain_model(planner: Planner, item: Artifact | External) -> Model:
+    """Answers, or a reward model, with the template that they were made under, else the usual one."""
+    template = None
+    if "template" in item.values if isinstance(item, Artifact) else item.content.startswith("model:"):
+        template = lineage.template_of(item, planner.user.templates)
+    default = TEMPLATES[GENERIC.template]
+    return Model(item, GENERIC, template or planner.user.templates.applied(default, {"eos_token": default.end}))
+
+
+def _data_for(planner: Planner, each: Measured, against: Measured | None, request: Evaluate) -> External | None:
+    """The data whose prompts or pairs a model is measured on; None for answers, which have their prompts.
+
+    They are what was named, else those of the answers that a model is compared with, else its own.
+    """
+    if each.kind == "answers":
+        return None
+    if not request.data and against is not None and against.kind == "answers":
+        given = against.input
+        return (
+            given
+            if isinstance(given, External)
+            else recorded_data(planner.names, given)
+            if isinstance(given, Artifact)
+            else None
+        )
+    return pairs_for(planner, each.model)
+
+
+def _suite(request: Evaluate, first: Measured) -> Suite:
+    """The suite that was named, else the one that judges by what was named, else the family's."""
+    if request.suite is not None:
+        EvalSpec("", "", request.suite)  # refuses a name that is none
+        return suites.every()[request.suite]
+    if first.kind == "reward model":
+        return suites.judged_by("reference")
+    if request.reward_model:
+        return suites.judged_by("reward_model")
+    if request.teacher:
+        return suites.judged_by("aligned", "reference")
+    return suites.judged_by("reference") if request.reference else suites.every()[first.model.family.suite]
+
+
+def _check_measured(each: Measured, suite: Suite) -> None:
+    """Raise UsageError for answers that a suite does not read, and for a reward model that it does not measure."""
+    if each.kind == "answers" and ROLLOUTS not in suite.reads:
+        raise UsageError(
+            f"{each.input.label} holds answers, and the suite {suite.name} judges no answers",
+            f"name who judges: {REWARD_MODEL_OPTION} MODEL, or choose another suite: --suite NAME",
+        )
+    if each.kind == "reward model" and not (suite.margins and suites.REWARDS in suite.reads):
+        measuring = " or ".join(s.name for s in suites.every().values() if s.margins and suites.REWARDS in s.reads)
+        raise UsageError(
+            f"{each.input.label} is a reward model, which writes no answers",
+            f"measure it on pairs: --suite {measuring}",
+        )
+
+
+def _check_read(request: Evaluate, suite: Suite) -> None:
+    """Raise UsageError for a model that was named and that the suite does not ask."""
+    what = "judges no answers" if ROLLOUTS not in suite.reads else "judges by other means"
+    if request.against is not None and ROLLOUTS not in suite.reads:
+        raise UsageError(
+            f"--against {request.against} would not be used: the suite {suite.name} {what}",
+            "name who judges: --reward-model MODEL, or --teacher T --reference R for its implicit reward",
+        )
+    if request.split is not None and suite.margins is None:
+        raise UsageError(
+            f"--split {request.split} would not be used: the suite {suite.name} measures no pairs",
+            "leave it out: answers are to held-out prompts",
+        )
+    is_by_any = suite.margins is not None and suites.REWARDS in suite.reads
+    asked = {
+        REWARD_MODEL_OPTION: (request.reward_model, "reward_model"),
+        "--teacher": (request.teacher, "aligned"),
+        "--reference": (request.reference, "reference"),
+    }
+    for option, (named, role) in asked.items():
+        if named is None or role in suite.scorers or (role == "reward_model" and is_by_any):
+            continue
+        raise UsageError(
+            f"{option} {named} would not be used: the suite {suite.name} {what}",
+            f"leave it out, or choose a suite that reads it: --suite {' or '.join(suites.judging_by(role))}",
+        )
+
+
+def _scorers(planner: Planner, request: Evaluate, family: Family, suite: Suite) -> dict[str, Input]:
+    """The models that a suite judges by, as they were named, whatever model it measures."""
+    scorers: dict[str, Input] = {}
+    if request.reward_model:
+        scorers["reward_model"] = reward_model_of(planner, request.reward_model)
+    elif "reward_model" in suite.scorers:
+        raise UsageError(
+            f"the suite {suite.name} needs a reward model",
+            "give --reward-model MODEL (a folder, hub id or artifact), or make one: adpa reward-model --model M",
+        )
+    if "aligned" in suite.scorers:
+        teachers = teachers_of(planner, family, request.teacher, request.reference)
+        if teachers.reference is None:
+            raise UsageError(
+                "the implicit reward needs the model the teacher was aligned from", "give --reference MODEL"
+            )
+        scorers |= {"aligned": teachers.aligned, "reference": teachers.reference}
+    return scorers
+
+
+def _own_scorers(
+    planner: Planner, request: Evaluate, suite: Suite, text: str, each: Measured, judges: Mapping[str, Input]
+) -> tuple[dict[str, Input], tuple[str, ...]]:
+    """(what a model is judged by that no other is, what is to be said of it)."""
+    if each.kind == "reward model":
+        return {"reward_model": each.input}, ()
+    if "reference" not in suite.scorers or judges:
+        return {}, ()
+    below = _reference_for(planner, request, suite, text, each.model)
+    return {"reference": below}, reference_words(planner, each.model, below)
+
+
+def _reference_for(planner: Planner, request: Evaluate, suite: Suite, text: str, model: Model) -> Input:
+    """The model that a measured one was trained from: the one that was named, else what is recorded."""
+    measured, named = model.input, request.reference or (text if text in ready_pairs() else None)
+    if named:
+        reference: Input | None = model_of(planner, named, "--reference", as_reference=True).input
+    else:
+        reference = None if isinstance(measured, External) else lineage.start_of(measured, planner.names.store)
+    if reference is None:
+        raise UsageError(
+            f"the suite {suite.name} compares a model with the one that it was aligned from; {measured.label} comes "
+            "from outside and does not say which that is",
+            lineage.reference_hint(measured, planner.names.store),
+        )
+    if reference.content == measured.content:
+        raise UsageError(
+            f"{measured.label} is compared with itself: every margin would be 0",
+            "name the model that it was aligned from: --reference MODEL",
+        )
+    return reference
+
+
+# What figures may be compared by.
+
+
+def origin(measured: Measured, data: External | None, store: Store) -> tuple[Input | None, str]:
+    """(the model behind what is measured, the content of the data that it is measured on); None where nobody knows."""
+    item = measured.input
+    if measured.kind != "answers":
+        return item, data.content if data is not None else ""
+    if not isinstance(item, Artifact):
+        return None, ""
+    return lineage.single(item, "model", store), str(item.manifest.inputs.get("data", ""))
+
+
+def selected_on(model: Input | None, data: str, store: Store) -> Literal["", "validation", "all"]:
+    """The held-out prompts of some data, by their content, that a model, or one that it was trained from, was selected
+    by; "" for none."""
+    found: set[str] = set()
+    below = model
+    while isinstance(below, Node | Artifact):
+        inputs = below.manifest.inputs if isinstance(below, Artifact) else below.recipe.inputs
+        if below.values.get("select") == "best" and inputs.get("data") == data:
+            found.add(below.values.get("select_on", "all"))
+        below = lineage.single(below, "model", store)
+    return "all" if "all" in found else "validation" if found else ""
+
+
+def about(spec: EvalSpec, inputs: Inputs, data: External | None, scorers: Mapping[str, Input]) -> dict[str, Any]:
+    """What an evaluation keeps for people and for comparisons: the name of the data, who scores, and `measured`.
+
+    Two figures of one metric may be compared when `measured` is the same: the content of the data, their side, how many
+    rows, how answers were drawn, who scored them, and the opponent.
+    """
+    given = inputs.get(ROLLOUTS)
+    values = given.values if isinstance(given, Node | Artifact) else {}
+    read, label = _data_of(given, data)
+    opponent = inputs.get(AGAINST)
+    scorer = _scorer(spec, inputs, scorers)
+    measured = {
+        "data": read,
+        "split": str(values.get("split", "")) if given is not None else spec.split,
+        "limit": values.get("limit") if given is not None else spec.limit,
+        "decoding": {key: values[key] for key in DECODING if key in values},
+        "scorer": hashlib.sha256(canonical(scorer)).hexdigest()[:16] if scorer else "",
+        "opponent": "" if opponent is None or isinstance(opponent, tuple) else opponent.content,
+    }
+    names = [item.label for item in scorers.values()] if ROLLOUTS in inputs else []
+    judge = str(scorer.get("spec", {}).get("judge", ""))
+    return {"data": label, "scorer": judge or " over ".join(names), "measured": measured}
+
+
+def _data_of(answers: Input | tuple[Input, ...] | None, data: External | None) -> tuple[str, str]:
+    """(content, name) of the data that were answered, or whose pairs are measured."""
+    if isinstance(answers, Artifact):
+        content = str(answers.manifest.inputs.get("data", ""))
+        return content, str(answers.manifest.sources.get(content, {}).get("name", ""))
+    if isinstance(answers, External):
+        return answers.content, answers.label
+    return (data.content, data.label) if data is not None else ("", "")
+
+
+def _scorer(spec: EvalSpec, inputs: Inputs, scorers: Mapping[str, Input]) -> dict[str, Any]:
+    """What tells one scorer of answers from another; empty where the measured model itself says what it prefers."""
+    if ROLLOUTS not in inputs and (JUDGEMENTS not in inputs or "data" in inputs):
+        return {}
+    scoring = inputs.get(JUDGEMENTS, inputs.get(suites.REWARDS))
+    values = scoring.values if isinstance(scoring, Node | Artifact) else {}
+    own = {key: value for key, value in values.items() if key not in NO_SCORER}
+    return {"spec": own, "models": {role: item.content for role, item in scorers.items()}}
+
+
+# What was typed and moves nothing.
+
+
+def check_effect(user: UserSettings, nodes: Sequence[Node]) -> None:
+    """Raise UsageError for a setting of the evaluations, or of the answers or rewards that they read, that moves none.
+
+    What a pipeline says to all of its commands is let through.
+    """
+    effective: dict[str, set[str]] = {}
+    for node in (each for one in nodes for each in _built(one)):
+        idle = node.spec.without_effect() if hasattr(node.spec, "without_effect") else set()
+        known = {f.name for f in dataclasses.fields(node.spec)} - (idle - {"noise_answers"})
+        for stage in filter(None, (node.stage, node.declared.set_by)):
+            effective.setdefault(stage, set()).update(known)
+    of_rewards = effective.get(REWARDS.name, set()) & set(settable(REWARDS.name))
+    own = effective.get(EVAL.name, set()) | of_rewards
+    given = (
+        ("", user.bare, own | (effective.get(ROLLOUT.name, set()) & set(EVAL.follows))),
+        (f"{EVAL.name}.", user.by_stage.get(EVAL.name, {}), own),
+        (
+            f"{ROLLOUT.name}.",
+            user.by_stage.get(ROLLOUT.name, {}),
+            effective.get(ROLLOUT.name, set()).union(SHARED_BY_ROLLOUTS),
+        ),
+        (f"{EVAL_ROLLOUT}.", user.by_stage.get(EVAL_ROLLOUT, {}), effective.get(ROLLOUT.name, set())),
+        (f"{REWARDS.name}.", user.by_stage.get(REWARDS.name, {}), effective.get(REWARDS.name, set())),
+    )
+    for prefix, settings, known in given:
+        for key, value in settings.items():
+            if key not in known:
+                moves = ", ".join(sorted(known & set(settable(prefix.rstrip(".").rpartition(".")[2] or EVAL.name))))
+                raise UsageError(
+                    f"--set {prefix}{key}={value} has no effect on this evaluation",
+                    f"leave it out; what has one: {moves}" if moves else "leave it out",
+                )
+
+
+def _built(node: Node) -> Iterator[Node]:
+    """An evaluation, and what it reads that is computed for evaluations alone."""
+    yield node
+    for _, item in node.flat_inputs():
+        if isinstance(item, Node) and item.declared.makes in ("answers", "rewards", "judgements", "dialogues"):
+            yield from _built(item)

@@ -1,0 +1,225 @@
+"""The table that evaluations end with: a line for each model, and by how much it differs from the first one.
+
+Differences are paired by rows, with an interval from resamples of the prompts and the p of swapping the two models,
+prompt by prompt; Holm's correction is over all differences of the table.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from adpa_cli.disk import write_atomic
+from adpa_cli.errors import UsageError
+from adpa_cli.report import text
+from adpa_cli.report.differences import Difference, paired, rows_of
+from adpa_cli.report.scores import ACCURACY, DIGITS, REWARD, WIN, Score, scores, title
+from adpa_cli.stages import Node
+from adpa_cli.statistics import holm
+from adpa_cli.store.manifest import Manifest
+from adpa_cli.store.store import Store
+
+LEVEL = 0.05
+"""Of the corrected p below which a difference has the mark."""
+MARK = "*"
+FIRST = (REWARD, WIN, ACCURACY)
+"""Metrics that stand before others."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One line: a model, or answers, with the evaluations that measured it.
+
+    `differences` are by metric: how much more it has than the first line, and the corrected p.
+    """
+
+    name: str
+    label: str
+    evals: tuple[Manifest, ...]
+    scores: tuple[Score, ...]
+    differences: Mapping[str, tuple[Difference, float]] = field(default_factory=dict)
+
+    @property
+    def by_metric(self) -> dict[str, Score]:
+        """Its numbers by metric."""
+        return {score.metric: score for score in reversed(self.scores)}
+
+    def record(self) -> dict[str, Any]:
+        """The line as JSON: every number that was stored, also those that no table shows."""
+        numbers = {name: entry for made in self.evals for name, entry in made.metrics["scores"].items()}
+        apart = {name: _record(*found) for name, found in self.differences.items()}
+        judges = [made.metrics["judge"] for made in self.evals if "judge" in made.metrics]
+        judge = {"judge": judges[0]} if judges else {}
+        return {"model": self.label, "scores": numbers, "differences": apart, **judge}
+
+
+def _record(found: Difference, p_holm: float) -> dict[str, Any]:
+    values = {"difference" if key == "value" else key: value for key, value in asdict(found).items()}
+    return {**values, "p_holm": p_holm}
+
+
+def entries(store: Store, evals: Sequence[Node], so_far: Mapping[str, Manifest] | None = None) -> list[Entry]:
+    """The lines of some evaluations that are in the store, one a model, in their order; `so_far` are those, by id, whose
+    inputs are not whole yet."""
+    by_model: dict[str, list[tuple[Node, Manifest]]] = {}
+    for node in evals:
+        manifest = store.get(node.label) or (so_far or {}).get(node.recipe.id)
+        if manifest is not None:
+            by_model.setdefault(_measured(node)[0], []).append((node, manifest))
+    found = []
+    for made in by_model.values():
+        node, manifests = made[0][0], tuple(manifest for _, manifest in made)
+        numbers = tuple(score for manifest in manifests for score in scores(manifest))
+        found.append(Entry(node.about, _measured(node)[1], manifests, numbers))
+    return _compared(store, found)
+
+
+def _measured(node: Node) -> tuple[str, str]:
+    """(content, label) of the model that was measured, or of the answers."""
+    item = next((node.inputs[role] for role in ("model", "rollouts", "judgements") if role in node.inputs), ())
+    return (node.label, node.label) if isinstance(item, tuple) else (item.content, item.label)
+
+
+def _compared(store: Store, found: Sequence[Entry]) -> list[Entry]:
+    """The lines with what sets each apart from the first one, where both were measured alike."""
+    if not found:
+        return []
+    first = found[0].by_metric
+    apart: list[dict[str, Difference]] = []
+    for entry in found[1:]:
+        own: dict[str, Difference] = {}
+        for metric, score in entry.by_metric.items():
+            base = first.get(metric)
+            if base is None or score.question != base.question:
+                continue
+            both = (rows_of(store.folder(each.ref), metric) for each in (score, base))
+            if difference := paired(*both):
+                own[metric] = difference
+        apart.append(own)
+    corrected = iter(holm([each.p for own in apart for each in own.values()]))
+    lines = [{metric: (each, next(corrected)) for metric, each in own.items()} for own in apart]
+    return [found[0], *(replace(e, differences=own) for e, own in zip(found[1:], lines, strict=True))]
+
+
+def metrics_of(lines: Sequence[Entry]) -> list[str]:
+    """The metrics of some lines, the most telling first."""
+    named = dict.fromkeys(score.metric for line in lines for score in line.scores)
+    return [*(metric for metric in FIRST if metric in named), *(metric for metric in named if metric not in FIRST)]
+
+
+def screen(lines: Sequence[Entry], with_differences: bool) -> str:
+    """One row a model, in the order of the plan; below it, if asked for, what sets each apart from the first one."""
+    if not lines:
+        return "nothing was measured"
+    metrics = metrics_of(lines)
+    every = [score for line in lines for score in line.scores]
+    opponents = dict.fromkeys(score.against for score in every if score.against)
+    judged = f"win rate against {' or '.join(opponents)} in %, 50 = nothing gained; " if opponents else ""
+    which = "; ".join(dict.fromkeys(score.prompts for score in every if score.prompts))
+    size = max((score.n or 0 for score in every), default=0)
+    head = f"held-out prompts: {size}{f' ({which})' if which else ''}; {judged}shares in %; ± half of a 95 % interval"
+    rows = [(line.name, *(_cell(line, metric) for metric in metrics), line.label) for line in lines]
+    shown = [head, *text.table(("MODEL", *map(title, metrics), "ID"), rows, 10**6)]
+    apart = _apart(lines) if with_differences else []
+    if apart:
+        columns = ("MODEL", "METRIC", "MORE", "LOW", "HIGH", "P", "P HOLM", "")
+        shown += ["", f"more than {lines[0].name}, paired by prompt; {MARK} where p, corrected by Holm, < {LEVEL}"]
+        shown += text.table(columns, apart, 10**6)
+    return "\n".join(shown)
+
+
+def _cell(line: Entry, metric: str) -> str:
+    score = line.by_metric.get(metric)
+    return score.words(DIGITS) if score else ""
+
+
+def _apart(lines: Sequence[Entry]) -> list[tuple[str, ...]]:
+    """A row for each difference: shares in percent points."""
+    rows = []
+    for line in lines[1:]:
+        for metric, (found, p_holm) in line.differences.items():
+            scale, digits = (100, 1) if line.by_metric[metric].is_share else (1, DIGITS)
+            numbers = (f"{scale * number:+.{digits}f}" for number in (found.value, found.low, found.high))
+            mark = MARK if p_holm < LEVEL else ""
+            rows.append((line.name, metric.replace("_", "-"), *numbers, f"{found.p:.4f}", f"{p_holm:.4f}", mark))
+    return rows
+
+
+def checked_path(name: str) -> Path:
+    """The file that a table is to be written to; UsageError for a kind that is none."""
+    path = Path(name)
+    if path.suffix.lower() not in WRITERS:
+        raise UsageError(f"--to {name}: unknown kind of table", f"give a name that ends with {' or '.join(WRITERS)}")
+    if not path.parent.is_dir():
+        raise UsageError(f"--to {name}: there is no folder {path.parent}", "name a file in a folder that is there")
+    return path
+
+
+def write(path: Path, lines: Sequence[Entry]) -> None:
+    """Write the table to a file whose ending says how."""
+    write_atomic(path, WRITERS[path.suffix.lower()](lines).encode())
+
+
+def as_csv(lines: Sequence[Entry]) -> str:
+    """Plain numbers with a column for each part: value, interval and count, then the difference and its p."""
+    out = io.StringIO()
+    metrics = metrics_of(lines)
+    parts = ("value", "low", "high", "n")
+    apart = ("difference", "low", "high", "p", "p_holm")
+    head = [name for m in metrics for name in (*_columns(m, parts), *(f"{m}_difference_{part}" for part in apart))]
+    table = csv.writer(out, lineterminator="\n")
+    table.writerow(["model", "id", *head])
+    for line in lines:
+        cells: list[Any] = []
+        for metric in metrics:
+            score, found = line.by_metric.get(metric), line.differences.get(metric)
+            cells += ["" if score is None else getattr(score, part) for part in parts]
+            record = _record(*found) if found else {}
+            cells += [record.get(part, "") for part in apart]
+        table.writerow([line.name, line.label, *cells])
+    return out.getvalue()
+
+
+def _columns(metric: str, parts: Sequence[str]) -> list[str]:
+    return [metric if part == "value" else f"{metric}_{part}" for part in parts]
+
+
+def _cells(lines: Sequence[Entry]) -> tuple[list[str], list[list[str]]]:
+    """(head, rows) for people: each number with half of its interval, and the mark of its difference."""
+    metrics = metrics_of(lines)
+    rows = []
+    for line in lines:
+        marks = {metric for metric, (_, p_holm) in line.differences.items() if p_holm < LEVEL}
+        rows.append([line.name, *(f"{_cell(line, m)} {MARK if m in marks else ''}".strip() for m in metrics)])
+    return ["model", *(metric.replace("_", " ") for metric in metrics)], rows
+
+
+def as_markdown(lines: Sequence[Entry]) -> str:
+    """A table of Markdown."""
+    head, rows = _cells(lines)
+    table = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
+    cells = ([cell.replace("|", "\\|") for cell in row] for row in table)
+    return "".join(f"| {' | '.join(row)} |\n" for row in cells)
+
+
+def as_tex(lines: Sequence[Entry]) -> str:
+    """A tabular of LaTeX."""
+    head, rows = _cells(lines)
+    body = [" & ".join(map(_escaped, row)) + r" \\" for row in (head, *rows)]
+    columns = "l" + "r" * (len(head) - 1)
+    inside = [rf"\begin{{tabular}}{{{columns}}}", body[0], r"\hline", *body[1:], r"\end{tabular}", ""]
+    return "\n".join(inside)
+
+
+def _escaped(cell: str) -> str:
+    """Text as LaTeX writes it."""
+    for special in "\\&%$#_{}":
+        cell = cell.replace(special, r"\textbackslash " if special == "\\" else rf"\{special}")
+    return cell.replace("±", r"$\pm$").replace("^", r"\^{}").replace("~", r"\~{}")
+
+
+WRITERS: Mapping[str, Callable[[Sequence[Entry]], str]] = {".csv": as_csv, ".md": as_markdown, ".tex": as_tex}
