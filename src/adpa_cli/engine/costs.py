@@ -435,6 +435,12 @@ def scoring_in_turn(
     return Memory(max(m.device for m in each) + where.processes * left, max(m.host for m in each))
 
 
+def requests_memory(model: ModelSize, tokens: float, held: Held, where: Where) -> Memory:
+    """One model over batches of so many tokens, with the logits of all of them and their log-probs."""
+    work = passing(model, tokens, held, where) + 12 * tokens * model.vocabulary
+    return where.total(frozen(model, held, where), work, 0.0, beside(model, held))
+
+
 REACHED: Mapping[str, float] = {"training": 0.35, "scoring": 0.35, "generating": 0.1}
 """Share of a product's speed that each kind of work reached with models of 12 M parameters on a CPU."""
 

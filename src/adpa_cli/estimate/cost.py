@@ -103,8 +103,12 @@ def cost_of(node: Node, store: Store, runtime: Runtime, machine: Machine, clock:
     if not is_read:
         disk = training_disk(changed, min(node.spec.max_steps or UNREAD_STEPS, UNREAD_STEPS), 1) if changed else None
         return Cost(node, None, disk, memory, trained=trained, load=load)
-    seconds = clock.seconds(stage.kind, stage.flops(node, load), answer_share(rows), where.processes, node.spec.dtype)
-    return Cost(node, None, disk_of(node, load), memory, seconds + waiting(node, load), load.count, trained, load)
+    flops = stage.flops(node, load)
+    whole = None
+    if flops is not None and not stage.is_remote:
+        seconds = clock.seconds(stage.kind, flops, answer_share(rows), where.processes, node.spec.dtype)
+        whole = seconds + waiting(node, load)
+    return Cost(node, None, disk_of(node, load), memory, whole, load.count, trained, load)
 
 
 def disk_of(node: Node, load: Load) -> Disk:
