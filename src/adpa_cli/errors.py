@@ -8,6 +8,7 @@ from __future__ import annotations
 import signal
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, ClassVar
 
 
@@ -48,9 +49,10 @@ class NotFound(AdpaError):
 
 
 class ComeAgain(AdpaError):
-    """What was done is kept, and the same command does the rest."""
+    """What was done is kept, and the same command does the rest; `folder` has what there is of an artifact."""
 
     exit_code = 75
+    folder: Path | None = None
 
 
 class Busy(AdpaError):

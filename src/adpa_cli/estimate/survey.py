@@ -184,6 +184,12 @@ def _no_search_for_cycles() -> Iterator[None]:
             gc.enable()
 
 
+def _check_ready(node: Node, runtime: Runtime) -> Sequence[str]:
+    """Whether a stage lacks nothing of how it runs."""
+    node.declared.check(node.spec, runtime)
+    return ()
+
+
 def check(survey: Survey, note: Callable[[str], None]) -> None:
     """Fetch the data of the stages to be built, and check the rest of what can be known before any work.
 
@@ -196,7 +202,8 @@ def check(survey: Survey, note: Callable[[str], None]) -> None:
     late = [node for node in missing if not is_here(node)]
     reported = {error.message for error in survey.problems}
     plain = plain_checks(late, survey.store, survey.plan.ignored)
-    problems, remarks = run_checks((*plain, *saved_checks(missing, survey.store)))
+    ready = (functools.partial(_check_ready, node, survey.runtime) for node in missing)
+    problems, remarks = run_checks((*ready, *plain, *saved_checks(missing, survey.store)))
     for text in remarks:
         if text not in survey.remarks:  # which the plan has shown
             note(text)

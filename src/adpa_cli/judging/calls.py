@@ -18,6 +18,7 @@ from typing import Any, Literal
 
 from adpa_cli.disk import sync_folder, write_atomic
 from adpa_cli.judging.client import Answer, Client, Endpoint, Reply
+from adpa_cli.judging.prompts import prompt_name
 from adpa_cli.judging.verdicts import Verdict
 
 ROWS_FILE = "judgements.jsonl"
@@ -111,6 +112,12 @@ def call_facts(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "served": sorted({str(row["model"]) for row in asked if row.get("model")}),
         **{name: sum(each.get(name, 0) for each in usage) for name in ("prompt_tokens", "completion_tokens")},
     }  # fmt: skip
+
+
+def judge_record(values: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What an evaluation tells of its judge: by the spec of the artifact whose rows it read."""
+    who = {"name": values.get("judge", ""), "prompt": prompt_name(str(values.get("prompts", "[]")))}
+    return {**who, **call_facts(rows)}
 
 
 @dataclass(frozen=True)

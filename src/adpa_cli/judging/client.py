@@ -74,7 +74,9 @@ class Endpoint:
 
 
 def shown_url(url: str) -> str:
-    """A URL without user, password, query and fragment."""
+    """A URL without user, password, query and fragment; what is none is not shown."""
+    if "://" not in url:
+        return "…"
     parts = urlsplit(url)
     return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
 

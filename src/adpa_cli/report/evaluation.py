@@ -63,8 +63,8 @@ def _record(found: Difference, p_holm: float) -> dict[str, Any]:
 
 
 def entries(store: Store, evals: Sequence[Node], so_far: Mapping[str, Manifest] | None = None) -> list[Entry]:
-    """The lines of some evaluations that are in the store, one a model, in their order; `so_far` are those, by id, whose
-    inputs are not whole yet."""
+    """The lines of some evaluations that are in the store, one a model, in their order; `so_far` are those, by id,
+    whose inputs are not whole yet."""
     by_model: dict[str, list[tuple[Node, Manifest]]] = {}
     for node in evals:
         manifest = store.get(node.label) or (so_far or {}).get(node.recipe.id)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import platform
+import tempfile
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from adpa_cli.data.tables import WATCH, heeding, watching
-from adpa_cli.errors import AdpaError, Stopped
+from adpa_cli.errors import AdpaError, ComeAgain, Stopped
 from adpa_cli.estimate.cost import Cost
 from adpa_cli.estimate.survey import Survey, check
 from adpa_cli.hub import External, Located
@@ -29,7 +30,7 @@ from adpa_cli.spec import Dtype, Runtime
 from adpa_cli.stages import Artifact, Job, Monitor, Node, compute, every
 from adpa_cli.store.build import LOG, Work
 from adpa_cli.store.lock import reserved
-from adpa_cli.store.manifest import Manifest
+from adpa_cli.store.manifest import Manifest, utc
 from adpa_cli.store.store import Store
 
 EVERY_SECONDS, EVERY_SHARE, LEAST_SECONDS = 60.0, 0.05, 5.0
@@ -80,6 +81,8 @@ class Show:
     progress: Callable[[int, int, Mapping[str, float]], None]
     note: Callable[[str], None]
     stop: Callable[[], str | None]
+    so_far: Callable[[Node, Manifest], None] = lambda node, manifest: None
+    """Called for figures that are made of what there is of an input: they are shown, and no artifact."""
     working: Callable[[bool], None] = lambda busy: None
     """Called when a stage begins and ends to compute: meanwhile the stage looks at `stop` itself."""
     again: str = ""
@@ -91,25 +94,61 @@ def execute(survey: Survey, command: str, request: Mapping[str, Any], show: Show
 
     `request` is the command in a form that can be read, which is recorded with each. `show.done` is called for each
     stage as soon as it is committed, or if it exists. Where a check sees a problem nothing is started, and one error
-    lists all of them.
+    lists all of them. What does not rest on a stage that another run has to finish is made before that is raised.
     """
     finished: dict[str, Manifest] = {}
+    begun: dict[str, ComeAgain] = {}
     left = len(survey.building)
     with reserved(survey.store.root, _needed(survey), command):
         check(survey, show.note)
         for n, cost in enumerate(survey.costs, 1):
             manifest, is_new = cost.artifact, False
             if manifest is None:
-                show.start(cost.node, n, len(survey.costs))
-                manifest, is_new = _build(cost, survey, command, request, show)
                 left -= 1
+                if lacking := _unfinished(cost.node, begun):
+                    begun[cost.node.recipe.id] = lacking
+                    _show_so_far(cost.node, begun, survey.store, show)
+                    continue
+                show.start(cost.node, n, len(survey.costs))
+                try:
+                    manifest, is_new = _build(cost, survey, command, request, show)
+                except ComeAgain as error:
+                    begun[cost.node.recipe.id] = error
+                    continue
             finished[cost.node.recipe.id] = manifest
             show.done(cost.node, manifest, is_new)
             if left and (name := show.stop()):
                 by = Stopped.words(name)
                 message = f"stopped by {by} after {manifest.ref}, with {left} more to make"
                 raise Stopped(name, message, show.again or command)
+    for unfinished in begun.values():
+        raise unfinished
     return finished
+
+
+def _unfinished(node: Node, begun: Mapping[str, ComeAgain]) -> ComeAgain | None:
+    """What an input of a node lacks; None where all are whole."""
+    inputs = (item for _, item in node.reads() if isinstance(item, Node))
+    return next((begun[item.recipe.id] for item in inputs if item.recipe.id in begun), None)
+
+
+def _show_so_far(node: Node, begun: Mapping[str, ComeAgain], store: Store, show: Show) -> None:
+    """Show the figures of a node by what there is of its inputs."""
+    if node.declared.makes != "scores":
+        return
+    inputs: dict[str, tuple[Located, ...]] = {}
+    for role, item in node.flat_inputs():
+        error = begun.get(item.recipe.id) if isinstance(item, Node) else None
+        if error is not None and error.folder is not None and isinstance(item, Node):
+            located = Located("artifact", item.content, item.label, (str(error.folder),), item.values)
+        else:
+            located = locate(item, store)
+        inputs[role] = (*inputs.get(role, ()), located)
+    with tempfile.TemporaryDirectory() as folder:
+        metrics = node.declared.finish(Job(node.stage, node.label, node.recipe.spec, inputs, folder, hints=node.hints))
+    recipe = node.recipe.to_json()
+    made = {"at": utc(time.time())}
+    show.so_far(node, Manifest(id=node.recipe.id, **recipe, sources={}, files={}, metrics=metrics, made=made))
 
 
 def _needed(survey: Survey) -> list[str]:
@@ -123,10 +162,11 @@ def _build(cost: Cost, survey: Survey, command: str, request: Mapping[str, Any],
     """(the manifest of one artifact, whether it was made here); waits for another process that makes it already."""
     node, store, runtime = cost.node, survey.store, survey.runtime
     threads = threads_per_process(runtime)
-    environment = {
+    machine = {
         "machine": platform.machine(), "device": _device(), "threads": threads, "dtype": _arithmetic(node.spec.dtype),
         "versions": versions(),
     }  # fmt: skip
+    environment = {} if node.declared.is_remote else machine  # another machine is no reason to ask a judge again
     with store.build(
         node.recipe, command=command, environment=environment, wait=runtime.wait, announce=show.note, again=show.again
     ) as work:
@@ -146,7 +186,7 @@ def _build(cost: Cost, survey: Survey, command: str, request: Mapping[str, Any],
         try:
             metrics = _computed(job, work, threads, log, show)
             sources = {i.content: dict(i.facts) for _, i in node.flat_inputs() if isinstance(i, External)}
-            about = {**_about(node, runtime), "request": request}
+            about = {**machine, **_about(node, runtime), "request": request}
             return work.commit({**metrics, "what": _what(node)}, sources, about), True
         finally:
             show.working(False)
@@ -173,6 +213,8 @@ def _computed(job: Job, work: Work, threads: int, log: Log, show: Show) -> dict[
         with watching(heeding(show.stop, WATCH.get())):
             metrics = run(job, Monitor(progress, note, show.stop), threads)
     except AdpaError as error:
+        if isinstance(error, ComeAgain):
+            error.folder = work.dir
         error.hint = error.hint.replace("--set STAGE.", f"--set {job.stage}.")  # what a model needs, any stage may say
         log.say(error.message)
         by = Stopped.words(error.signal_name) if isinstance(error, Stopped) else error.message.splitlines()[0]

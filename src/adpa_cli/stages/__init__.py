@@ -33,7 +33,9 @@ from adpa_cli.store.manifest import Manifest
 T = TypeVar("T")
 Kind = Literal["training", "scoring", "generating"]
 """What the time of a stage depends on."""
-Product = Literal["model", "reward model", "signal", "answers", "rewards", "start log-probs", "judgements", "dialogues", "scores"]
+Product = Literal[
+    "model", "reward model", "signal", "answers", "rewards", "start log-probs", "judgements", "dialogues", "scores"
+]
 DECODER_ROLES = ("model", "aligned", "reference")
 """The inputs of any stage that are language models."""
 MODEL_ROLES = (*DECODER_ROLES, "reward_model")
@@ -128,7 +130,7 @@ class Stage:
     check: Callable[[Any, Runtime], None] = lambda spec, runtime: None
     """Raises AdpaError for what a spec lacks of how it runs, before any work."""
     is_remote: bool = False
-    """Whether it is computed elsewhere: nothing of this machine has a part in its bytes, nor tells how long it takes."""
+    """Whether it is computed elsewhere: nothing of this machine has a part in its bytes or tells how long it takes."""
     set_by: str = ""
     """The stage among whose settings people find those of this one."""
     vocabulary_of: str = ""

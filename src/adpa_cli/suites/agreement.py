@@ -2,7 +2,8 @@
 
 It is the key figure of a reward model and of a DPO teacher. The reward of an answer is what a reward model gives, or
 the implicit reward of a model: the sum over the answer's tokens of log π_model - log π_reference; the β of DPO moves no
-sign. A judge prefers an answer where its mean P(win) over both orders is above one half. Beside it stands how often the longer answer is the chosen one, which is what a judge of length alone would reach.
+sign. A judge prefers an answer where its mean P(win) over both orders is above one half. Beside it stands how often the
+longer answer is the chosen one, which is what a judge of length alone would reach.
 """
 
 from __future__ import annotations

@@ -13,8 +13,8 @@ from adpa_cli.errors import UsageError
 
 
 @opt.making(
-    "sets", "skip_bad_rows", "ignore_columns", "limit", "smoke", "tokens_per_device", "judge_url", "knobs", "stop_after",
-    "no_wait", "refresh", "dry_run", "yes",
+    "sets", "skip_bad_rows", "ignore_columns", "limit", "smoke", "tokens_per_device", "judge_url", "knobs",
+    "stop_after", "no_wait", "refresh", "dry_run", "yes",
 )  # fmt: skip
 def evaluate(
     models: Annotated[

@@ -176,11 +176,15 @@ def carry_out(
         if node.recipe.id in targets:
             made(manifest)
 
+    def begun(node: Node, manifest: Manifest) -> None:
+        if so_far is not None:
+            so_far[node.recipe.id] = manifest
+
     stopping = desk.stopping
     desk.screen.expect({c.node.label: c.seconds for c in surveyed.building if c.seconds is not None})
     show = Show(
         desk.screen.start, done, desk.screen.progress, desk.screen.say, lambda: stopping.asked,
-        lambda node, manifest: {} if so_far is None else so_far.update({node.recipe.id: manifest}),
+        begun,
         stopping.is_working, GLOBALS.again(),
     )  # fmt: skip
     try:

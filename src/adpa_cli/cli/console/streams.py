@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adpa_cli.errors import AdpaError, NotFound, UsageError
+from adpa_cli.judging.client import shown_url
 from adpa_cli.report.text import for_encoding, is_text
 
 if TYPE_CHECKING:
@@ -60,6 +61,7 @@ def command_line(words: Sequence[str]) -> str:
 
 
 GLOBALS = Globals()
+JUDGE_URL = "--judge-url"
 _FLAGS = {"--json": "json", "-q": "quiet", "--quiet": "quiet", "-v": "verbose", "--verbose": "verbose"}
 _OWN_WORDS = ("--store", "--tag", "--set", "--data", "--sft-data")  # these say themselves what they lack
 _FILES = ("run", "--data", "--sft-data", "--reward-model")  # a bare word after these may be a file
@@ -68,7 +70,7 @@ _FILES = ("run", "--data", "--sft-data", "--reward-model")  # a bare word after 
 def take_globals(argv: Sequence[str]) -> list[str]:
     """Set GLOBALS from `argv` and return the rest. Raises UsageError for a value that is empty."""
     # One process may run several commands, as tests do.
-    vars(GLOBALS).update(vars(Globals(argv=list(argv), begun=time.monotonic())))
+    vars(GLOBALS).update(vars(Globals(argv=without_secrets(argv), begun=time.monotonic())))
     rest: list[str] = []
     words = iter(argv)
     for word in words:
@@ -84,8 +86,17 @@ def take_globals(argv: Sequence[str]) -> list[str]:
         else:
             rest.append(word)
     _check_values(rest)
-    GLOBALS.words = rest
+    GLOBALS.words = without_secrets(rest)
     return rest
+
+
+def without_secrets(words: Sequence[str]) -> list[str]:
+    """The words with nothing of a judge's URL but its place: what was typed is recorded and shown."""
+    return [
+        f"{head}{shown_url(word[len(head) :])}" if head or before == JUDGE_URL else word
+        for before, word in zip(["", *words], words, strict=False)
+        for head in [f"{JUDGE_URL}=" if word.startswith(f"{JUDGE_URL}=") else ""]
+    ]
 
 
 def _check_values(words: Sequence[str]) -> None:

@@ -1,0 +1,206 @@
+"""`adpa eval` by a judge behind a real endpoint: what is asked, kept, asked again, and shown."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from adpa_cli.store.store import Store
+from support.cli_samples import Cli, Pipeline, write_rows
+from support.judge_server import Judge, judging
+
+WORDS = ("--set", "rollout.max_new_tokens=12", "--judge", "j")
+
+
+def longer(messages: list[dict[str, str]]) -> str:
+    """A judge that prefers the longer answer, and the first of two equally long ones."""
+    text = messages[-1]["content"]
+    first = text.partition("=== Answer A ===\n")[2].partition("\n\n=== Answer B ===")[0]
+    second = text.partition("=== Answer B ===\n")[2].partition("\n\n=== Your verdict")[0]
+    return "A" if len(first) >= len(second) else "B"
+
+
+def judgements(store: Path) -> list[Any]:
+    return [made for made in Store.find(store).artifacts() if made.stage == "judgements"]
+
+
+def rows(store: Path) -> list[dict[str, Any]]:
+    (made,) = judgements(store)
+    text = (store / made.ref / "judgements.jsonl").read_text(encoding="utf-8")
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def test_a_judge_compares_answers_in_both_orders(pipeline: Pipeline, cli: Cli) -> None:
+    student, start = pipeline.made("distill adpa"), pipeline.made("student")
+    with judging(Judge(longer)) as judge:
+        words = ("eval", student, "--against", start, "--data", pipeline.data, *WORDS, "--judge-url", judge.url)
+        ran = cli(*words, "--json")
+        assert ran.code == 0, ran.err
+        (line,) = map(json.loads, ran.out.splitlines())
+        assert cli(*words).ref == line["ref"]
+    made = rows(pipeline.store)
+    asked = [row for row in made if "verdict" in row]
+    assert len(judge.bodies) == len(asked) == line["judge"]["stored"]
+    assert {(row["id"], row["order"]) for row in asked} == {(row["id"], n) for row in asked for n in (1, 2)}
+    wins = {row["id"]: 0.5 if row.get("identical") else float(row["chars"][0] > row["chars"][1]) for row in made}
+    same = {row["id"] for row in made if row["chars"][0] == row["chars"][1]}
+    wins |= dict.fromkeys(same, 0.5)
+    rate = line["scores"]["win_rate"]
+    assert rate["value"] == pytest.approx(sum(wins.values()) / len(wins))
+    assert rate["n"] == len(wins) == 12
+    assert rate["against"] == start
+    assert line["scores"]["lc_win_rate"].keys() >= {"value", "low", "high", "supported", "sides"}
+    assert line["judge"]["name"] == "j"
+    assert line["judge"]["prompt"].startswith("pairwise-1 (")
+    assert "reward_accuracy" in line["scores"]
+
+
+def compare(pipeline: Pipeline, *words: object) -> tuple[object, ...]:
+    student, start = pipeline.made("distill adpa"), pipeline.made("student")
+    return ("eval", student, "--against", start, "--data", pipeline.data, *WORDS, *words)
+
+
+def test_what_stays_unusable_is_shown_and_asked_again_alone(pipeline: Pipeline, cli: Cli) -> None:
+    """Exit 75 with the table of what there is; then only what is missing is asked, or it is left out."""
+    asked = []
+
+    def say(messages: list[dict[str, str]]) -> str:
+        asked.append(messages[-1]["content"])
+        return "I would rather not say." if asked[-1] == asked[0] else "A"
+
+    with judging(Judge(say)) as judge:
+        words = compare(pipeline, "--judge-url", judge.url, "--runtime", "judge_concurrency=1")
+        ran = cli(*words)
+        assert ran.code == 75, ran.err
+        assert "I would rather not say." in ran.err
+        assert "WIN RATE" in ran.err
+        assert judgements(pipeline.store) == []
+        whole = len(set(asked))
+        again = cli(*words, "--json")
+        assert again.code == 75
+        (line,) = map(json.loads, again.out.splitlines())
+        assert (line["ref"], line["judge"]["unparsable"], line["judge"]["stored"]) == (None, 1, whole - 1)
+        assert set(asked[whole + 2 :]) == {asked[0]}, "the others are kept"
+        left = cli(*words, "--set", "eval.unparsable=leave-out", "--json")
+        assert left.code == 0, left.err
+        (line,) = map(json.loads, left.out.splitlines())
+        assert (line["judge"]["unparsable"], line["judge"]["stored"]) == (1, whole - 1)
+        assert "1 call has no verdict and is left out" in cli("show", line["ref"]).out
+        assert len(set(asked)) == whole
+        judge.say = lambda messages: "A"
+        done = cli(*words, "--json")
+        (line,) = map(json.loads, done.out.splitlines())
+    assert (line["judge"]["unparsable"], line["judge"]["stored"]) == (0, whole)
+    assert len(judgements(pipeline.store)) == 2
+
+
+def test_nothing_is_done_where_no_reply_can_be_used(pipeline: Pipeline, cli: Cli) -> None:
+    with judging(Judge(lambda messages: "Hm.")) as judge:
+        said = cli.refused(1, *compare(pipeline, "--judge-url", judge.url))
+    assert "can be used" in said
+    assert judgements(pipeline.store) == []
+
+
+def test_another_port_finds_the_same_and_nothing_tells_where_it_was(
+    pipeline: Pipeline, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-qz9-key")
+    with judging(Judge(lambda messages: "A", key="")) as judge:
+        url = judge.url.replace("://", "://ada:qz9-word@") + "?token=qz9-query"
+        first = cli(*compare(pipeline, f"--judge-url={url}"), "-v")
+    with judging(Judge(lambda messages: "A")) as other:
+        second = cli(*compare(pipeline, "--judge-url", other.url))
+    assert first.ref == second.ref
+    assert other.bodies == []
+    assert "qz9" not in first.err
+    for path in pipeline.store.rglob("*"):
+        assert not path.is_file() or b"qz9" not in path.read_bytes(), path
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        ((), 2, "nobody said where the judge j listens"),
+        (("--judge-url", "localhost:8000"), 2, "no URL of a server"),
+        (("--judge-url", "http://127.0.0.1:9/v1"), 1, "nobody listens at http://127.0.0.1:9/v1"),
+        (("--judge-url", "http://127.0.0.1:9/v1", "--judge-prompts", "none.txt"), 3, "no such file"),
+        (("--judge-url", "http://127.0.0.1:9/v1", "--set", "eval.temperatur=1"), 2, "no such setting"),
+        (("--suite", "accuracy"), 2, "would not be used"),
+    ],
+)
+def test_bad_input(pipeline: Pipeline, cli: Cli, words: tuple[str, ...], code: int, said: str) -> None:
+    assert said in cli.refused(code, *compare(pipeline, *words))
+
+
+def test_a_judge_needs_an_opponent_and_a_suite_of_a_judge_needs_one(pipeline: Pipeline, cli: Cli) -> None:
+    student = pipeline.made("distill adpa")
+    assert "--against REF" in cli.refused(2, "eval", student, "--judge", "j")
+    assert "--judge NAME" in cli.refused(2, "eval", student, "--suite", "win-rate", "--against", student)
+
+
+def test_how_often_a_judge_prefers_the_chosen_answers(pipeline: Pipeline, cli: Cli) -> None:
+    """A judge of length alone agrees as often as the longer answer is the chosen one."""
+    with judging(Judge(longer)) as judge:
+        words = ("eval", "--suite", "agreement", "--data", pipeline.data, "--judge", "j", "--judge-url", judge.url)
+        ran = cli(*words, "--split", "test", "--json")
+        assert ran.code == 0, ran.err
+        (line,) = map(json.loads, ran.out.splitlines())
+        assert cli(*words, "--split", "all", "--limit", "3", "--json").code == 0
+    scores = line["scores"]
+    assert scores["agreement"]["value"] == scores["longer_baseline"]["value"]
+    assert scores["agreement"]["n"] == 12
+    assert line["model"].startswith("judgements/")
+    assert line["judge"]["stored"] == 24
+    assert len(judge.bodies) == 24 + 6
+
+
+QUESTIONS = [
+    {"question_id": 81, "category": "writing", "turns": ["Say hello.", "Say it again."]},
+    {"question_id": 111, "category": "math", "turns": ["What is 2 and 2?", "And 3 and 3?"]},
+]
+REFERENCES = [{"question_id": 111, "model_id": "gpt-4", "choices": [{"index": 0, "turns": ["It is 4.", "It is 6."]}]}]
+
+
+def test_both_turns_are_graded(pipeline: Pipeline, cli: Cli, tmp_path: Path) -> None:
+    """Math beside its reference; the second question is asked after the model's own answer to the first."""
+    write_rows(tmp_path / "questions.jsonl", QUESTIONS)
+    write_rows(tmp_path / "references.jsonl", REFERENCES)
+
+    def grade(messages: list[dict[str, str]]) -> str:
+        text = messages[-1]["content"]
+        return f"Fine.\n[[{1 + 2 * ('Second request' in text) + 5 * ('odel solution' in text)}]]"
+
+    words = (
+        "eval", pipeline.made("distill adpa"), "--suite", "mt-bench", "--data", "questions.jsonl",
+        "--references", "references.jsonl", "--set", "rollout.max_new_tokens=8", "--judge", "j",
+    )  # fmt: skip
+    with judging(Judge(grade)) as judge:
+        ran = cli(*words, "--judge-url", judge.url, "--json")
+        assert ran.code == 0, ran.err
+        again = cli(*words, "--judge-url", judge.url)
+    (line,) = map(json.loads, ran.out.splitlines())
+    found = {name: score["value"] for name, score in line["scores"].items()}
+    assert found == {
+        "grade": (1 + 3 + 6 + 8) / 4, "turn_1_grade": 3.5, "turn_2_grade": 5.5, "writing_grade": 2.0, "math_grade": 7.0,
+    }  # fmt: skip
+    assert again.ref == line["ref"]
+    asked = dict(zip(judge.asked, judge.bodies, strict=True))
+    (second,) = [text for text in asked if "It is 6." in text]
+    (dialogue,) = [row for row in dialogues(pipeline.store) if row["question_id"] == 111]
+    assert all(text in second for text in (*dialogue["questions"], *dialogue["text"], "It is 4."))
+    assert all("logprobs" not in body and body["max_tokens"] == 2048 for body in judge.bodies)
+
+
+def dialogues(store: Path) -> list[dict[str, Any]]:
+    (made,) = [made for made in Store.find(store).artifacts() if made.stage == "two-turns"]
+    text = (store / made.ref / "dialogues.jsonl").read_text(encoding="utf-8")
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def test_a_question_of_one_turn_is_refused(pipeline: Pipeline, cli: Cli, tmp_path: Path) -> None:
+    write_rows(tmp_path / "questions.jsonl", [*QUESTIONS, {"question_id": 3, "category": "x", "turns": ["One."]}])
+    words = ("--suite", "mt-bench", "--data", "questions.jsonl", "--judge", "j", "--judge-url", "http://127.0.0.1:9/v1")
+    assert "questions.jsonl row 3: a question of one turn" in cli.refused(1, "eval", pipeline.made("student"), *words)
