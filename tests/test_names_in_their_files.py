@@ -21,6 +21,9 @@ OTHER_MEANINGS = {
     "accuracy": "a number that is measured, by its name in metrics",
     "agreement": "the same",
     "tiny": "the built-in family",
+    "judgements": "the input of an evaluation that holds what a judge said, and the kind of artifact",
+    "alpaca-eval": "the format of its files",
+    "mt-bench": "the format of its files",
     "adpa": "the program",
 }
 IN_DATA = ("data/sources.py", "eval")

@@ -42,6 +42,10 @@ EXPORTED = (
     "Modelfile",
     "signal-00000.parquet",
     "signal-00000.safetensors",
+    "model_outputs.json",
+    "annotations.json",
+    "model_answer",
+    "model_judgment",
 )  # what an export leaves, by which it is known
 SignalFormat = Literal["parquet", "safetensors"]
 FORMATS: tuple[SignalFormat, ...] = ("parquet", "safetensors")

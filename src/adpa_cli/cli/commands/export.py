@@ -26,12 +26,13 @@ def export(
     ],
     folder: Annotated[Path, opt.argument("DIR", "A folder to be made.")],
     to: Annotated[
-        Literal["hf", "ollama", "gguf", "parquet", "safetensors"] | None,
+        Literal["hf", "ollama", "gguf", "parquet", "safetensors", "alpaca-eval", "mt-bench"] | None,
         opt.option(
             "--to",
-            help="hf, ollama (with a Modelfile), gguf (by llama.cpp); of a signal parquet or safetensors [hf, parquet]",
+            help="hf, ollama (with a Modelfile), gguf (by llama.cpp); of a signal parquet or safetensors; of answers "
+            "and judgements alpaca-eval or mt-bench [hf, parquet]",
             metavar="FORMAT",
-            completion=complete.words("hf", "ollama", "gguf"),
+            completion=complete.words("hf", "ollama", "gguf", "alpaca-eval", "mt-bench"),
         ),
     ] = None,
     dtype: Annotated[
@@ -59,7 +60,7 @@ def export(
         opt.option("--converter", help="llama.cpp, or its convert_hf_to_gguf.py [$LLAMA_CPP, PATH].", metavar="PATH"),
     ] = None,
 ) -> None:
-    """Copy a model or a signal out of the store for other tools; nothing of it stays linked to the store.
+    """Copy a model, a signal, answers or judgements out of the store for other tools; nothing stays linked to it.
 
     An adapter is merged into the weights of its base, in float32, unless --adapter is given.
     With a --dtype of two bytes it says what rounding keeps of the training. To compare answers as well:
@@ -130,12 +131,17 @@ def written(store: Store, word: str, target: Path, asked: Asked, force: bool) ->
     """Export the signal or the model that a word names into the folder `target`; what fewer bits do to a model."""
     from adpa_cli.hub.model_folder import ModelFolder
     from adpa_cli.interchange import export as exports
+    from adpa_cli.interchange import judged
     from adpa_cli.interchange.narrowing import ROWS
     from adpa_cli.planning.lineage import trained
     from adpa_cli.planning.resolve_inputs import Names
     from adpa_cli.report.adapter import facts_of
     from adpa_cli.report.card import card
 
+    if known := next((each for each in judged.FORMATS if each == asked.to), None):
+        asked.narrowing()
+        judged.export_judged(Names(store), store.resolve(word), target, known, force)
+        return None
     if signal := signal_of(store, word, asked):
         asked.narrowing()  # which has no meaning there
         to: exports.SignalFormat = "safetensors" if asked.to == "safetensors" else "parquet"

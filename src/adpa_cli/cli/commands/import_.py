@@ -1,21 +1,27 @@
-"""`adpa import`: another tool's capture of a teacher as signal."""
+"""`adpa import`: another tool's capture of a teacher as signal, or a judge's annotations as judgements."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from adpa_cli.cli.commands import Command
 from adpa_cli.cli.console import complete
 from adpa_cli.cli.console import options as opt
 from adpa_cli.cli.console.streams import GLOBALS, needed
 
+if TYPE_CHECKING:
+    from adpa_cli.interchange.judged import Format
+
 
 def import_(
     files: Annotated[list[str], opt.argument("FILE…", "Captures, or the folder of them.")],
     format: Annotated[
-        Literal["distillkit", "top-logprobs"],
+        Literal["distillkit", "top-logprobs", "alpaca-eval", "mt-bench"],
         opt.option(
-            "--format", help="distillkit: its Parquet; top-logprobs: chat completions as JSONL.", metavar="FORMAT"
+            "--format",
+            help="distillkit: its Parquet; top-logprobs: chat completions as JSONL; alpaca-eval: annotations.json; "
+            "mt-bench: FastChat's judgments of single answers.",
+            metavar="FORMAT",
         ),
     ],
     settings: Annotated[
@@ -27,7 +33,7 @@ def import_(
     ] = None,
     data: Annotated[
         list[str] | None,
-        opt.option("--data", help="Preference data that it belongs to [its own tokens].", metavar="SRC"),
+        opt.option("--data", help="Preference data that it belongs to, or questions [its own tokens].", metavar="SRC"),
     ] = None,
     precision: Annotated[
         float | None,
@@ -41,13 +47,15 @@ def import_(
     ] = False,
     tag: Annotated[str | None, opt.option("--tag", help="Name it.", metavar="NAME", completion=complete.tags)] = None,
 ) -> None:
-    """Keep another tool's capture of a teacher as signal.
+    """Keep another tool's capture of a teacher as signal, or a judge's annotations as judgements.
 
     adpa import ./capture --format distillkit --model ./T --data pairs.jsonl
+    adpa import annotations.json --format alpaca-eval
     """
     from adpa_cli.cli.console.make import console, created, hand_over
     from adpa_cli.families import reserved_words
     from adpa_cli.interchange.import_signal import Asked, import_signal_of
+    from adpa_cli.interchange.judged import FORMATS
     from adpa_cli.planning.resolve_inputs import Names
     from adpa_cli.spec import make
     from adpa_cli.stages import Monitor
@@ -56,10 +64,13 @@ def import_(
 
     if tag is not None:
         check_tag(needed("--tag", tag), reserved_words())
+    words = tuple(needed("FILE", word) for word in files)
+    if form := next((form for form in FORMATS if form == format), None):
+        _import_judgements(words, form, tuple(data or ()), tag)
+        return
     sizes: dict[str, Any] = {"precision": precision, "max_length": max_length}
     sizes = {key: value for key, value in sizes.items() if value is not None}
     make(CaptureSpec, {"parts": "text", "template": "", "end": "", **sizes})  # the ranges of a capture hold
-    words = tuple(needed("FILE", word) for word in files)
     asked = Asked(
         words, format, settings, model and needed("--model", model), tuple(data or ()), skip_bad_rows=skip_bad_rows,
         **sizes,
@@ -76,6 +87,22 @@ def import_(
                 desk.screen.say(f"answers without a position for their end token: {ends:,}; nothing is distilled there")
         finally:
             desk.screen.close()
+        hand_over(manifest, store, tag, desk.output)
+
+
+def _import_judgements(words: tuple[str, ...], form: Format, data: tuple[str, ...], tag: str | None) -> None:
+    """Keep annotations, and print the id of what is made of them."""
+    from adpa_cli.cli.console.make import console, created, hand_over
+    from adpa_cli.interchange.judged import import_judgements
+    from adpa_cli.planning.resolve_inputs import Names
+    from adpa_cli.stages import Monitor
+    from adpa_cli.store.store import Store
+
+    planned_in = Store.find_or_empty(GLOBALS.store)
+    with console(planned_in, None) as desk:
+        store = created(planned_in, desk.screen)
+        monitor = Monitor(desk.screen.progress, desk.screen.say, lambda: desk.stopping.asked)
+        manifest = import_judgements(Names(store), store, words, form, data, GLOBALS.command, monitor)
         hand_over(manifest, store, tag, desk.output)
 
 
