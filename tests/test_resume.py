@@ -47,7 +47,8 @@ class Chain:
     def refs(self, capfd: pytest.CaptureFixture[str]) -> dict[str, str]:
         assert main([*self.words, "--dry-run"]) == 0
         rows = [line.split("\t") for line in capfd.readouterr().out.splitlines()]
-        return {row[2]: row[4] for row in reversed(rows)}
+        refs = {row[2]: row[4] for row in reversed(rows)}
+        return refs | {"accuracy": next(row[4] for row in rows if row[3].startswith("accuracy of"))}
 
     def end_when(self, ref: str, pattern: str, how: signal.Signals) -> tuple[int, str, Path]:
         """Run until a file of the work on `ref` appears, then send a signal: exit status, stderr, work folder."""
@@ -125,7 +126,7 @@ def test_a_pipeline_killed_in_every_stage_ends_with_the_same_bytes(
     assert left["progress"] == {"step": step, "of": 48}
     assert left["command"] in said
 
-    chain.end_when(refs["eval"], "_margins.json", signal.SIGKILL)
+    chain.end_when(refs["accuracy"], "_margins.json", signal.SIGKILL)
     assert main(chain.words) == 0
     assert unfinished(chain.store, capfd) == []
 

@@ -118,11 +118,12 @@ def test_a_stop_in_any_stage_goes_on_to_the_same_bytes(tmp_path: Path, capfd: py
         re.sub(r" .*", "", row[2]): next(cell for cell in row if re.fullmatch(r"[a-z-]+/[0-9a-f]{12}", cell))
         for row in reversed(rows)
     }
+    refs["judged"] = [row[4] for row in rows if row[2] == "rollouts"][-1]
     where = tmp_path
     for stage, how in (
         ("student", signal.SIGINT), ("student", signal.SIGTERM), ("aligned", signal.SIGHUP),
         ("rollouts", signal.SIGUSR1), ("signal", signal.SIGTERM), ("distill", signal.SIGALRM),
-        ("eval", signal.SIGINT),
+        ("judged", signal.SIGINT),
     ):  # fmt: skip
         before = step_of(store, refs[stage])
         with adpa(words, where) as running:
@@ -133,7 +134,7 @@ def test_a_stop_in_any_stage_goes_on_to_the_same_bytes(tmp_path: Path, capfd: py
             assert f"error: stopped by {name} after " in running.said
             words = going_on(running.said)
             # Each target's id is printed when it is there; nothing else ever is.
-            assert running.out.read_text() in ("", f"{refs['distill']}\n" if stage == "eval" else "")
+            assert running.out.read_text() in ("", f"{refs['distill']}\n" if stage == "judged" else "")
         where = tmp_path / "elsewhere"
         where.mkdir(exist_ok=True)
     with adpa(words, where) as running:

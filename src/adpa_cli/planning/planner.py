@@ -257,7 +257,8 @@ class Planner:
         """What a suite gives to some answers; `judge` has the family and the template that are not the scorers' own."""
         user = {key: value for key, value in self.settings(EVAL.name).items() if key in settable(REWARDS.name)}
         fixed = {**_fixed(judge), "scorer": suite.name}
-        spec = plain_spec(RewardsSpec, REWARDS.name, judge.family, {**user, **self.settings(REWARDS.name)}, **fixed)
+        user |= self.settings(REWARDS.name)
+        spec = plain_spec(RewardsSpec, REWARDS.name, judge.family, user, (EVAL.name, REWARDS.name), **fixed)
         return Node(REWARDS.name, spec, {"rollouts": answers, **scorers}, "rewards")
 
 

@@ -117,7 +117,8 @@ def screen(lines: Sequence[Entry], with_differences: bool) -> str:
         return "nothing was measured"
     metrics = metrics_of(lines)
     every = [score for line in lines for score in line.scores]
-    opponents = dict.fromkeys(score.against for score in every if score.against)
+    names = {line.label: line.name for line in lines}
+    opponents = dict.fromkeys(names.get(score.against, score.against) for score in every if score.against)
     judged = f"win rate against {' or '.join(opponents)} in %, 50 = nothing gained; " if opponents else ""
     which = "; ".join(dict.fromkeys(score.prompts for score in every if score.prompts))
     size = max((score.n or 0 for score in every), default=0)

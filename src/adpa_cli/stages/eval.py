@@ -30,6 +30,7 @@ def compute(job: Job, monitor: Monitor, rank: int = 0, processes: int = 1) -> No
     path = job.folder / MARGINS
     if suites.every()[spec.suite].margins and not any(role in job.inputs for role in SCORED) and not path.exists():
         write_json(path, _margins(job, spec, monitor))
+    monitor.progress(1, 1, {})
 
 
 def finish(job: Job) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from adpa_cli.cli.console.options import Request
-from adpa_cli.cli.console.plan_screen import plan_json, plan_text, plan_tsv
+from adpa_cli.cli.console.plan_screen import judge_words, plan_json, plan_text, plan_tsv
 from adpa_cli.cli.console.progress import Screen
 from adpa_cli.cli.console.stopping import Stopping, stoppable
 from adpa_cli.cli.console.streams import GLOBALS, Output, confirm, ids_only, no_stdin, quiet_libraries, terminal_width
@@ -103,14 +103,14 @@ def show_measured(
     """Close with the numbers that are there, also where a later one failed: on the screen, in the file that was asked
     for, and, of a command that evaluates, as JSON."""
     lines = entries(store, (*plan.targets, *plan.evals) if is_evaluation else plan.evals, so_far)
-    if not lines:
+    made = {target.recipe.id for target in plan.targets}
+    if not lines or (is_evaluation and not any(manifest.id in made for line in lines for manifest in line.evals)):
         return
     desk.screen.say(table(lines, is_evaluation))
     if request.to is not None:
         write(request.to, lines)
         desk.screen.say(f"written: {request.to}")
     if is_evaluation and GLOBALS.json:
-        made = {target.recipe.id for target in plan.targets}
         for line in lines:
             for manifest in [manifest for manifest in line.evals if manifest.id in made][:1]:
                 if manifest.id in so_far:
@@ -150,7 +150,8 @@ def show_only(surveyed: Survey, desk: Console) -> None:
         shown = plan_text(surveyed, terminal_width())
     else:
         shown = plan_tsv(surveyed).rstrip("\n")
-        for note in (*surveyed.plan.notes, *(text for text in surveyed.remarks if not is_ordinary(text))):
+        remarks = (text for text in surveyed.remarks if not is_ordinary(text))
+        for note in (*surveyed.plan.notes, *remarks, *judge_words(surveyed)):
             desk.screen.say(note)
     desk.output.line(for_encoding(shown, sys.stdout.encoding))
 
