@@ -218,6 +218,8 @@ class Runtime:
     """Calls of a judge that are under way at once."""
     judge_timeout: float = knob(600.0)
     """Seconds after which a call is given up and asked again."""
+    judge_price: tuple[float, float] | None = None
+    """Of a judge's tokens in and out, $ per million: for plans alone."""
     trackers: str = knob("none")
     """Where the numbers of each step go besides, such as tensorboard,wandb: names that accelerate has for trackers."""
 

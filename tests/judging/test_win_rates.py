@@ -83,5 +83,5 @@ def test_length_control_of_what_cannot_be_fitted_is_still_a_number() -> None:
 
 
 def test_what_805_prompts_can_tell() -> None:
-    assert detectable(805) == pytest.approx(0.0493, abs=1e-4)
+    assert detectable(805) == pytest.approx(0.0395, abs=1e-4)
     assert detectable(0) is None

@@ -30,14 +30,12 @@ from adpa_cli.planning.settings import EVAL_ROLLOUT, UserSettings, plain_spec
 from adpa_cli.stages import Artifact, Node, product_of
 from adpa_cli.stages._judge_calls import PAIRS, REFERENCES
 from adpa_cli.stages.eval import EVAL
-from adpa_cli.stages.judge import JUDGEMENTS, JudgeSpec
+from adpa_cli.stages.judge import JUDGEMENTS, LONG, SHORT, JudgeSpec
 from adpa_cli.stages.rollout import ROLLOUT
 from adpa_cli.stages.two_turns import QUESTIONS, TWO_TURNS, TwoTurnsSpec
 from adpa_cli.suites import AGAINST, ROLLOUTS, EvalSpec, Suite
 
 JUDGE, JUDGE_URL, PROMPTS, REFERENCES_OPTION = "--judge", "--judge-url", "--judge-prompts", "--references"
-SHORT, LONG = 16, 2048
-"""The most tokens of a reply that is one mark, and of one that explains itself first."""
 
 
 @dataclass(frozen=True)

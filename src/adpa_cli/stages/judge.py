@@ -17,11 +17,13 @@ from typing import Any, Literal
 
 from adpa_cli.disk import write_json
 from adpa_cli.errors import AdpaError, ComeAgain, UsageError
+from adpa_cli.hub import External
 from adpa_cli.judging.calls import Asked, Call, Journal, ask_all, call_facts, name_of, write_rows
 from adpa_cli.judging.client import Endpoint, Reply, openai_module
-from adpa_cli.judging.prompts import prompt_name, read_templates
+from adpa_cli.judging.prompts import prompt_name, question_words, read_templates
 from adpa_cli.judging.verdicts import Verdict, grade, preference
-from adpa_cli.sizes import Disk, Memory, Rows
+from adpa_cli.judging.win_rates import detectable
+from adpa_cli.sizes import Disk, Memory, Row, Rows
 from adpa_cli.spec import Runtime, make
 from adpa_cli.stages import Job, Lengths, Load, Monitor, Node, Stage, stop_if_asked
 from adpa_cli.stages._judge_calls import ORDERS, PAIRS, planned
@@ -34,6 +36,10 @@ NO_LOGPROBS = (
 )
 SHOWN = 3
 BYTES_PER_CALL = 1000
+SHORT, LONG = 16, 2048
+"""The most tokens of a reply that is one mark, and of one that explains itself first."""
+CHARS, MARK_TOKENS, EXPLAINED_TOKENS = 4.0, 2, 300
+"""Characters of a token, and tokens of a reply, as they usually are."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +56,7 @@ class JudgeSpec:
     """Whether log-probs are asked for; where a server gives none the text is read all the same."""
     top_logprobs: int = field(default=20, metadata={"low": 1, "high": 20})
     temperature: float | None = 0.0
-    max_tokens: int | None = 16
+    max_tokens: int | None = SHORT
     max_completion_tokens: int | None = field(default=None, metadata={"neutral": None, "low": 1})
     """Sent instead of `max_tokens`, which newer servers refuse."""
     judge_seed: int | None = field(default=None, metadata={"neutral": None})
@@ -77,6 +83,11 @@ class JudgeSpec:
     def dtype(self) -> str:
         """Nothing is computed here."""
         return "float32"
+
+    @property
+    def max_length(self) -> int:
+        """Of rows that cannot be read yet, for estimates."""
+        return 2048
 
     @property
     def parameters(self) -> dict[str, Any]:
@@ -189,8 +200,39 @@ def _hint(unusable: Sequence[Mapping[str, Any]]) -> str:
 
 
 def rows(node: Node, lengths: Lengths) -> Rows:
-    """The answers that are judged."""
-    return {"rollout": lengths.answers()} if node.spec.judged == "answers" else {}
+    """The answers that are judged, or the mean of the two answers of each pair."""
+    if node.spec.judged == "answers":
+        return {"rollout": lengths.answers()}
+    of = node.inputs[PAIRS if node.spec.judged == "pairs" else ROLLOUTS]
+    if isinstance(of, Node):
+        return of.declared.rows(of, lengths)
+    return {"rollout": _pair_rows(of, node.spec)} if isinstance(of, External) else {}
+
+
+def _pair_rows(pairs: External, spec: JudgeSpec) -> list[Row]:
+    """By the characters of their texts. AdpaError where they are not on this machine."""
+    from adpa_cli.hub.externals import pairs_of
+
+    if pairs.download or not pairs.is_open:
+        raise AdpaError(f"{pairs.label} is not on this machine")
+    return [
+        Row(len(question_words(pair.prompt)) / CHARS, (len(pair.chosen) + len(pair.rejected)) / 2 / CHARS)
+        for pair in pairs_of(pairs.where, spec.split, spec.limit, spec.skip_bad_rows).items
+    ]
+
+
+def forecast(spec: JudgeSpec, load: Load) -> dict[str, Any]:
+    """About what asking takes: `calls` at most, tokens in and out, the `cost` in $ at the price that the runtime has,
+    and the difference of win rates that as many prompts find, `detectable`. Nobody is asked."""
+    templates, price = read_templates(spec.prompts), load.runtime.judge_price
+    turns = spec.judged == "turns"
+    calls = load.count if turns else len(ORDERS) * load.count
+    asked = sum(len(text) for t in templates for _, text in t.turns) / len(templates) / CHARS
+    shown = sum(row.prompt + (1 if turns else 2) * row.answer for row in load.flat) * (calls / max(1, load.count))
+    given = calls * (MARK_TOKENS if spec.max_tokens == SHORT else EXPLAINED_TOKENS)
+    tokens = {"prompt_tokens": round(shown + calls * asked), "completion_tokens": given}
+    cost = None if price is None else sum(p * n for p, n in zip(price, tokens.values(), strict=True)) / 1e6
+    return {"calls": calls, **tokens, "cost": cost, "detectable": None if turns else detectable(load.count)}
 
 
 def disk(node: Node, load: Load) -> Disk:

@@ -13,8 +13,8 @@ from adpa_cli.errors import UsageError
 
 
 @opt.making(
-    "sets", "skip_bad_rows", "ignore_columns", "limit", "smoke", "tokens_per_device", "judge_url", "knobs",
-    "stop_after", "no_wait", "refresh", "dry_run", "yes",
+    "sets", "skip_bad_rows", "ignore_columns", "limit", "smoke", "tokens_per_device", "judge_url", "judge_price",
+    "knobs", "stop_after", "no_wait", "refresh", "dry_run", "yes",
 )  # fmt: skip
 def evaluate(
     models: Annotated[
@@ -79,7 +79,7 @@ def evaluate(
     from adpa_cli.planning.judges import Judge, plan_evaluation
     from adpa_cli.report.evaluation import checked_path
 
-    if not models and not judge:
+    if not models and not judge and not reward_model:
         raise UsageError("no model to measure", "adpa eval REF…")
     inputs = {"--against": against, "--reward-model": reward_model, "--teacher": teacher, "--reference": reference,
               "--judge": judge, "--judge-prompts": judge_prompts, "--references": references}  # fmt: skip

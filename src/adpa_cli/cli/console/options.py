@@ -120,6 +120,9 @@ class Options:
         where("--judge-url", help="Where a judge listens, any OpenAI-compatible endpoint; its key is $OPENAI_API_KEY.",
               metavar="URL"),
     ] = None  # fmt: skip
+    judge_price: Annotated[
+        str | None, where("--judge-price", help="$ per million tokens of a judge, for -n.", metavar="IN,OUT")
+    ] = None
     knobs: Annotated[
         list[str] | None, where("--runtime", help="How stages run, e.g. recompute=true.", metavar="KEY=VAL")
     ] = None
@@ -182,7 +185,7 @@ class Options:
         return make(Runtime, {
             "processes": processes(self.gpus, look), "wait": not self.no_wait,
             "tokens_per_device": self.tokens_per_device or Runtime().tokens_per_device,
-            "judge_url": self.judge_url or "",
+            "judge_url": self.judge_url or "", "judge_price": price_of(self.judge_price),
             "stop_after": None if self.stop_after is None else seconds_of(self.stop_after),
             **values,
         })  # fmt: skip
@@ -260,6 +263,19 @@ def _place(parameter: inspect.Parameter) -> int:
     """Panels keep their order whoever declares an option; arguments come first."""
     (info,) = [meta for meta in parameter.annotation.__metadata__ if isinstance(meta, typer.models.ParameterInfo)]
     return PANELS.index(str(info.rich_help_panel)) if info.rich_help_panel else -1
+
+
+def price_of(text: str | None) -> tuple[float, float] | None:
+    """The two numbers of `--judge-price IN,OUT`; UsageError for anything else."""
+    if text is None:
+        return None
+    try:
+        into, out = (float(part) for part in text.split(","))
+    except ValueError:
+        raise UsageError(f"--judge-price {text}", "give two numbers, e.g. --judge-price 2.5,10") from None
+    if not (0 <= into < float("inf") and 0 <= out < float("inf")):
+        raise UsageError(f"--judge-price {text}", "give two numbers of $ that are 0 or more")
+    return into, out
 
 
 def column_names(listed: str | None) -> frozenset[str]:

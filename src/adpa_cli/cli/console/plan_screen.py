@@ -10,6 +10,7 @@ from adpa_cli.machine import shown
 from adpa_cli.planning.planner import Plan
 from adpa_cli.report import text
 from adpa_cli.stages import Input, Node
+from adpa_cli.stages.judge import JudgeSpec, forecast
 
 if TYPE_CHECKING:
     from adpa_cli.estimate.cost import Cost
@@ -53,10 +54,37 @@ def plan_json(survey: Survey) -> dict[str, Any]:
         }
         for n, cost in enumerate(survey.costs, 1)
     ]  # fmt: skip
+    judge = {"judge": judged} if (judged := judge_forecast(survey)) else {}
     return {
         "store": str(survey.store.root), "end": survey.plan.template.end, "models": models, "rows": rows,
-        "totals": totals, "notes": [*survey.plan.notes, *survey.remarks],
+        "totals": totals, **judge, "notes": [*survey.plan.notes, *survey.remarks],
     }  # fmt: skip
+
+
+def judge_forecast(survey: Survey) -> dict[str, Any]:
+    """About what the judges of a plan take together, and the least difference that all comparisons find; empty where no
+    judge is asked, or nobody can tell."""
+    asked = [cost for cost in survey.building if isinstance(cost.node.spec, JudgeSpec) and cost.rows is not None]
+    each = [forecast(cost.node.spec, cost.load) for cost in asked if cost.load is not None]
+    if not each:
+        return {}
+    sums = {key: sum(one[key] for one in each) for key in ("calls", "prompt_tokens", "completion_tokens")}
+    costs = [one["cost"] for one in each]
+    found = [one["detectable"] for one in each if one["detectable"]]
+    return {**sums, "cost": None if None in costs else sum(costs), "detectable": max(found, default=None)}
+
+
+def judge_words(survey: Survey) -> list[str]:
+    """The same in a line."""
+    if not (judge := judge_forecast(survey)):
+        return []
+    cost = "" if judge["cost"] is None else f", about ${judge['cost']:,.2f}"
+    least = judge["detectable"]
+    found = f"; {100 * least:.1f} points of win rate are found with 80 % power" if least else ""
+    return [
+        f"judge: at most {judge['calls']:,} calls, about {judge['prompt_tokens']:,} tokens in and "
+        f"{judge['completion_tokens']:,} out{cost}{found}"
+    ]
 
 
 def _state(cost: Cost) -> str:
@@ -71,7 +99,7 @@ def plan_text(survey: Survey, width: int) -> str:
     """A plan for a terminal of `width` columns; no line is longer."""
     lines = [*_head(survey, width)]
     lines += [text.cut(line, width) for line in _table(survey, width)]
-    for note in (*survey.plan.notes, *survey.remarks):
+    for note in (*survey.plan.notes, *survey.remarks, *judge_words(survey)):
         lines += filled([note], width, " ")
     return "\n".join([*lines, *_foot(survey, width), *filled([CALM], width, " ")])
 
