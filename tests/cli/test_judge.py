@@ -3,14 +3,27 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from adpa_cli.engine.models import save
 from adpa_cli.store.store import Store
 from support.cli_samples import Cli, Pipeline, write_rows
-from support.judge_server import Judge, judging
+from support.judge_server import FAULTS, Judge, judging, token
+from support.model_folders import byte_level
+from support.serve import sayer, serving
+from support.tiny_models import TEMPLATE, as_ours
 
 WORDS = ("--set", "rollout.max_new_tokens=12", "--judge", "j")
 
@@ -204,3 +217,146 @@ def test_a_question_of_one_turn_is_refused(pipeline: Pipeline, cli: Cli, tmp_pat
     write_rows(tmp_path / "questions.jsonl", [*QUESTIONS, {"question_id": 3, "category": "x", "turns": ["One."]}])
     words = ("--suite", "mt-bench", "--data", "questions.jsonl", "--judge", "j", "--judge-url", "http://127.0.0.1:9/v1")
     assert "questions.jsonl row 3: a question of one turn" in cli.refused(1, "eval", pipeline.made("student"), *words)
+
+
+def test_a_plan_tells_what_a_judge_takes_and_asks_nobody(pipeline: Pipeline, cli: Cli) -> None:
+    words = compare(pipeline, "--judge-url", "http://127.0.0.1:9/v1", "-n", "--judge-price", "2.5,10")
+    judge = json.loads(cli(*words, "--json").out)["judge"]
+    assert judge["calls"] == 24
+    assert judge["completion_tokens"] == 48
+    assert 24 * 150 < judge["prompt_tokens"] < 24 * 400
+    assert judge["cost"] == pytest.approx((2.5 * judge["prompt_tokens"] + 480) / 1e6)
+    assert judge["detectable"] == pytest.approx(2.8 * 0.4 / 12**0.5)
+    assert "at most 24 calls" in cli(*words).err
+    assert "two numbers" in cli.refused(2, *compare(pipeline, "-n", "--judge-price", "cheap"))
+
+
+def answers(folder: Path, count: int) -> tuple[str, str]:
+    """Two files of answers to some prompts, in AlpacaEval's format."""
+    for name, text in (("ours", "Because of {}."), ("theirs", "{} is why, as everybody knows.")):
+        rows = [{"instruction": f"Why {n}?", "output": text.format(n), "generator": name} for n in range(count)]
+        (folder / f"{name}.json").write_text(json.dumps(rows))
+    return "ours.json", "theirs.json"
+
+
+@pytest.mark.slow
+def test_a_kill_loses_only_what_was_in_flight(cli: Cli, tmp_path: Path) -> None:
+    """250 prompts at 16 at once, one request in ten with a fault; no stored call is asked again after kill -9."""
+    ours, theirs = answers(tmp_path, 250)
+    words = ["eval", ours, "--against", theirs, "--judge", "j", "--judge-url"]
+    with judging(Judge(longer, faults=0.1)) as judge:
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        command = [sys.executable, "-m", "adpa_cli", *words, judge.url]
+        with subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.DEVNULL) as run:
+            while len(judge.bodies) < 200 and run.poll() is None:
+                time.sleep(0.01)
+            run.kill()
+        assert run.returncode == -9
+        before = set(judge.asked)
+        (journal,) = tmp_path.glob("adpa-store/.partial/*/_calls.jsonl")
+        kept = journal.read_text().count("\n")
+        assert len(before) - 32 < kept <= len(before)
+        done = len(judge.bodies)
+        ran = cli(*words, judge.url, "--json")
+        assert ran.code == 0, ran.err
+    (line,) = map(json.loads, ran.out.splitlines())
+    assert (line["judge"]["stored"], line["judge"]["unparsable"]) == (500, 0)
+    assert line["judge"]["attempts"] > 500
+    again = judge.asked[done:]
+    assert len(again) == len(set(again)) == 500 - kept
+    made = rows(tmp_path / "adpa-store")
+    assert len({(row["id"], row["order"]) for row in made}) == len(made) == 500
+    assert set(judge.met) == set(FAULTS)
+    with judging(Judge(longer)) as other:
+        assert cli(*words, other.url).ref == line["ref"]
+    assert other.bodies == []
+
+
+def test_a_judge_that_always_names_the_first(cli: Cli, tmp_path: Path) -> None:
+    ours, theirs = answers(tmp_path, 6)
+    with judging(Judge(lambda messages: "A")) as judge:
+        ran = cli("eval", ours, "--against", theirs, "--judge", "j", "--judge-url", judge.url, "--json")
+    scores = json.loads(ran.out)["scores"]
+    found = [scores[name]["value"] for name in ("win_rate", "position_bias", "consistency")]
+    assert found == [0.5, 0.5, 0.0]
+    assert scores["win_rate"]["standard_error"] == 0.0
+
+
+def test_answers_to_other_prompts(cli: Cli, tmp_path: Path) -> None:
+    ours, theirs = answers(tmp_path, 4)
+    few = json.loads((tmp_path / theirs).read_text())[:3]
+    (tmp_path / theirs).write_text(json.dumps(few))
+    with judging(Judge(longer)) as judge:
+        words = ("eval", ours, "--against", theirs, "--judge", "j", "--judge-url", judge.url)
+        ran = cli(*words)
+        assert "answers 3 of the 4 prompts" in " ".join(ran.err.split())
+        assert len(judge.bodies) == 6
+        (tmp_path / theirs).write_text(json.dumps([{**row, "instruction": "Who?" + row["output"]} for row in few]))
+        assert "answers none of the 4 prompts" in cli.refused(1, *words)
+        (tmp_path / theirs).write_text(json.dumps([*few, few[0]]))
+        assert "row 4: the prompt of row 1 is answered again" in cli.refused(1, *words)
+
+
+def test_log_probs_of_a_real_model(cli: Cli, tmp_path: Path) -> None:
+    """A server over a model that lists true log-probs: P(win) is the softmax over the two letters, mean of both orders;
+    as text it is the likelier letter. The server favours the letters alike, so that both are among the twenty."""
+    ours, theirs = answers(tmp_path, 3)
+    tokenizer = byte_level()
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(LlamaConfig(
+        vocab_size=tokenizer.get_vocab_size(), hidden_size=16, intermediate_size=32, num_hidden_layers=1,
+        num_attention_heads=2,
+        max_position_embeddings=4096, initializer_range=0.5,
+    ))  # fmt: skip
+    letters = [tokenizer.token_to_id(letter) for letter in "AB"]
+    firsts: dict[str, float] = {}
+
+    def say(messages: list[dict[str, str]]) -> Any:
+        ids = tokenizer.encode("".join(message["content"] for message in messages)).ids
+        with torch.no_grad():
+            logits = model(torch.tensor([ids])).logits[0, -1].double()
+        firsts[messages[-1]["content"]] = float(logits[letters].softmax(0)[0])
+        logits[letters] += 20.0
+        top = logits.log_softmax(0).topk(20)
+        names = map(tokenizer.id_to_token, top.indices.tolist())
+        listed = dict(zip(names, top.values.tolist(), strict=True))
+        name = next(iter(listed))
+        return name, [token(name, listed.pop(name), **listed)]
+
+    with judging(Judge(say)) as judge:
+        words = ("eval", ours, "--against", theirs, "--judge", "j", "--judge-url", judge.url, "--json")
+        line, text = (json.loads(cli(*words, *more).out) for more in ((), ("--set", "eval.verdict=text")))
+    expected = []
+    for row in json.loads((tmp_path / ours).read_text()):
+        one, two = (p for asked, p in firsts.items() if row["output"] in asked and row["instruction"] in asked)
+        expected.append((one + 1 - two) / 2)
+    assert line["judge"]["from_logprobs"] == 6
+    assert line["scores"]["win_rate"]["value"] == pytest.approx(sum(expected) / 3, abs=1e-6)
+    assert text["judge"]["from_logprobs"] == 0
+    assert text["id"] != line["id"]
+    wins = [float(p > 0.5) for p in firsts.values()]
+    assert text["scores"]["win_rate"]["value"] == pytest.approx(sum(wins[::2]) / 6 + sum(1 - w for w in wins[1::2]) / 6)
+    assert all("logprobs" not in body for body in judge.bodies[6:])
+
+
+@pytest.mark.slow
+def test_transformers_serve_as_judge(cli: Cli, tmp_path: Path) -> None:
+    """It gives no log-probs: what its model says, always A, is read from the text."""
+    ours, theirs = answers(tmp_path, 2)
+    words = {name: number for number, name in enumerate(("<unk>", "<pad>", "<s>", "</s>", "<end>", "A"))}
+    inner = Tokenizer(WordLevel(words, unk_token="<unk>"))
+    inner.pre_tokenizer = WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=inner, unk_token="<unk>", pad_token="<pad>", bos_token="<s>", eos_token="</s>",
+        additional_special_tokens=["<end>"],
+    )  # fmt: skip
+    model = sayer(tokenizer, ("<end>", "A", "<end>"), 1024)
+    save(model, as_ours(tokenizer), tmp_path / "judge", TEMPLATE, "<end>")
+    with serving(tmp_path / "judge", tmp_path / "log") as url:
+        asked = ("eval", ours, "--against", theirs, "--judge-url", f"{url}/v1", "--judge", tmp_path / "judge")
+        ran = cli(*asked, "--json")
+    line = json.loads(ran.out)
+    assert [line["scores"][name]["value"] for name in ("win_rate", "consistency")] == [0.5, 0.0]
+    assert (line["judge"]["stored"], line["judge"]["from_logprobs"]) == (4, 0)
+    (made,) = judgements(tmp_path / "adpa-store")
+    assert "gives no log-probs" in made.metrics["say"][0]
