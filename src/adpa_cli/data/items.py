@@ -263,7 +263,7 @@ def _fill(part: Source, purpose: Purpose, add: Callable[[Any], None]) -> Mapping
         recorded = Recorded(prepared)
         try:
             item = make(recorded, number)
-            kept.append(record(item if purpose == "pairs" else as_dialogue(item), prompt_key(item)))
+            kept.append(record(as_dialogue(item) if purpose == "dialogues" else item, prompt_key(item)))
             unread.add(recorded, item)
         except Passed as reason:
             passed[reason.kind] += 1

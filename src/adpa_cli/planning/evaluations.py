@@ -48,6 +48,8 @@ Judged = Callable[[Inputs], Node]
 """(answers and those of the opponent, by role) -> what a judge says of them."""
 DECODING = ("temperature", "top_p", "max_new_tokens", "max_length", "seed", "dtype", "quantise")
 """Settings of a rollout that say how answers are drawn."""
+ROLES = {"model": "model", "reward model": "reward_model"}
+"""The role of what is measured among the inputs of an evaluation; answers have that of rollouts."""
 NO_SCORER = ("template", "end", "block_tokens", "noise_answers", "limit", "skip_bad_rows", "smoke", "max_length")
 """Settings of a scoring that do not say who scores: how much at a time, or of what."""
 
@@ -99,14 +101,11 @@ class Evaluation:
         """The figures of one model on some data, by the common judges and by its `own`."""
         suite, planner = self.suite, self.planner
         scorers = {**self.judges, **own}
-        inputs: Inputs = {} if measured.kind == "answers" else {"model": measured.input}
+        inputs: Inputs = {} if measured.kind == "answers" else {ROLES[measured.kind]: measured.input}
         if suite.margins is not None and data is not None:
-            inputs["data"] = data
-            judge = scorers.pop("reward_model", None)
-            if judge is not None:
-                inputs[suites.REWARDS] = planner.rewards(replace(measured.model, input=judge), data, self.split)
-            else:
-                inputs |= scorers
+            inputs |= {"data": data, **scorers}
+            if measured.kind == "reward model":
+                inputs[suites.REWARDS] = planner.rewards(measured.model, data, self.split)
         if ROLLOUTS in suite.reads:
             inputs[ROLLOUTS] = self._answers(measured, data)
             if self.against is not None and self.against.input.content != measured.input.content:
@@ -157,6 +156,8 @@ class Evaluation:
 def plan_eval(names: Names, user: UserSettings, request: Evaluate, judged: Judged | None = None) -> Plan:
     """`adpa eval REF… [--suite NAME] [--against REF]`: one numbers artifact per model, and its accuracy on pairs."""
     planner = planner_of(EVAL, names, user, request.data)
+    if request.reward_model and (not request.models or _ranks_pairs(request.suite)):  # it is what is measured
+        request = replace(request, models=(*request.models, request.reward_model), reward_model=None)
     every = [measured_of(planner, text, "REF") for text in request.models]
     first = next((each for each in every if each.kind == "model"), every[0])
     suite = _suite(request, first)
@@ -172,7 +173,8 @@ def plan_eval(names: Names, user: UserSettings, request: Evaluate, judged: Judge
         for each in every
     ]
     judges = _scorers(planner, request, first.model.family, suite)
-    sources = [_data_for(planner, each, against, request) for each in every]
+    asked = _asked_by(planner, request, [*([against] if against else []), *every])
+    sources = [asked or pairs_for(planner, each.model) if each.kind != "answers" else asked for each in every]
     store = names.store
     is_halved = any(
         selected_on(*origin(measured, data, store), store)
@@ -257,26 +259,25 @@ def plain_model(planner: Planner, item: Artifact | External) -> Model:
     if "template" in item.values if isinstance(item, Artifact) else item.content.startswith("model:"):
         template = lineage.template_of(item, planner.user.templates)
     default = TEMPLATES[GENERIC.template]
-    return Model(item, GENERIC, template or planner.user.templates.applied(default, {"eos_token": default.end}))
+    is_model = template is not None and product_of(getattr(item, "stage", "")) != "answers"
+    family = lineage.family_of(item, planner.names.store) if is_model else GENERIC
+    return Model(item, family, template or planner.user.templates.applied(default, {"eos_token": default.end}))
 
 
-def _data_for(planner: Planner, each: Measured, against: Measured | None, request: Evaluate) -> External | None:
-    """The data whose prompts or pairs a model is measured on; None for answers, which have their prompts.
-
-    They are what was named, else those of the answers that a model is compared with, else its own.
-    """
-    if each.kind == "answers":
+def _asked_by(planner: Planner, request: Evaluate, every: Sequence[Measured]) -> External | None:
+    """The data whose prompts were answered where answers are compared with those of models, unless data were named."""
+    given = next((each.input for each in every if each.kind == "answers"), None)
+    if given is None or request.data or all(each.kind == "answers" for each in every):
         return None
-    if not request.data and against is not None and against.kind == "answers":
-        given = against.input
-        return (
-            given
-            if isinstance(given, External)
-            else recorded_data(planner.names, given)
-            if isinstance(given, Artifact)
-            else None
-        )
-    return pairs_for(planner, each.model)
+    if isinstance(given, Artifact):
+        return recorded_data(planner.names, given)
+    return given if isinstance(given, External) else None
+
+
+def _ranks_pairs(suite: str | None) -> bool:
+    """Whether a suite of that name measures reward models by the pairs that they rank."""
+    named = suites.every().get(suite or "")
+    return named is not None and named.margins is not None and suites.REWARDS in named.reads
 
 
 def _suite(request: Evaluate, first: Measured) -> Suite:
@@ -300,8 +301,8 @@ def _check_measured(each: Measured, suite: Suite) -> None:
             f"{each.input.label} holds answers, and the suite {suite.name} judges no answers",
             f"name who judges: {REWARD_MODEL_OPTION} MODEL, or choose another suite: --suite NAME",
         )
-    if each.kind == "reward model" and not (suite.margins and suites.REWARDS in suite.reads):
-        measuring = " or ".join(s.name for s in suites.every().values() if s.margins and suites.REWARDS in s.reads)
+    if each.kind == "reward model" and not _ranks_pairs(suite.name):
+        measuring = " or ".join(filter(_ranks_pairs, suites.every()))
         raise UsageError(
             f"{each.input.label} is a reward model, which writes no answers",
             f"measure it on pairs: --suite {measuring}",
@@ -321,14 +322,13 @@ def _check_read(request: Evaluate, suite: Suite) -> None:
             f"--split {request.split} would not be used: the suite {suite.name} measures no pairs",
             "leave it out: answers are to held-out prompts",
         )
-    is_by_any = suite.margins is not None and suites.REWARDS in suite.reads
     asked = {
         REWARD_MODEL_OPTION: (request.reward_model, "reward_model"),
         "--teacher": (request.teacher, "aligned"),
         "--reference": (request.reference, "reference"),
     }
     for option, (named, role) in asked.items():
-        if named is None or role in suite.scorers or (role == "reward_model" and is_by_any):
+        if named is None or role in suite.scorers:
             continue
         raise UsageError(
             f"{option} {named} would not be used: the suite {suite.name} {what}",
@@ -360,9 +360,7 @@ def _own_scorers(
     planner: Planner, request: Evaluate, suite: Suite, text: str, each: Measured, judges: Mapping[str, Input]
 ) -> tuple[dict[str, Input], tuple[str, ...]]:
     """(what a model is judged by that no other is, what is to be said of it)."""
-    if each.kind == "reward model":
-        return {"reward_model": each.input}, ()
-    if "reference" not in suite.scorers or judges:
+    if each.kind != "model" or "reference" not in suite.scorers or judges:
         return {}, ()
     below = _reference_for(planner, request, suite, text, each.model)
     return {"reference": below}, reference_words(planner, each.model, below)

@@ -92,6 +92,8 @@ def differences(store: Store, columns: Sequence[Sequence[Score]]) -> dict[str, l
     for question in dict.fromkeys(score.question for column in columns for score in column):
         places = [place for place, by_question in enumerate(newest) if question in by_question]
         first = newest[places[0]][question]
+        if first.is_of_data:
+            continue
         is_alike = len({newest[place][question].prompts for place in places}) == 1
         base = rows_of(store.folder(first.ref), first.metric)
         row: list[str | None] = [None] * len(columns)

@@ -80,7 +80,8 @@ def entries(store: Store, evals: Sequence[Node], so_far: Mapping[str, Manifest] 
 
 def _measured(node: Node) -> tuple[str, str]:
     """(content, label) of the model that was measured, or of the answers."""
-    item = next((node.inputs[role] for role in ("model", "rollouts", "judgements") if role in node.inputs), ())
+    roles = ("model", "reward_model", "rollouts", "judgements")
+    item = next((node.inputs[role] for role in roles if role in node.inputs), ())
     return (node.label, node.label) if isinstance(item, tuple) else (item.content, item.label)
 
 
@@ -94,7 +95,7 @@ def _compared(store: Store, found: Sequence[Entry]) -> list[Entry]:
         own: dict[str, Difference] = {}
         for metric, score in entry.by_metric.items():
             base = first.get(metric)
-            if base is None or score.question != base.question:
+            if base is None or score.question != base.question or score.is_of_data:
                 continue
             both = (rows_of(store.folder(each.ref), metric) for each in (score, base))
             if difference := paired(*both):
@@ -142,7 +143,10 @@ def _apart(lines: Sequence[Entry]) -> list[tuple[str, ...]]:
     """A row for each difference: shares in percent points."""
     rows = []
     for line in lines[1:]:
-        for metric, (found, p_holm) in line.differences.items():
+        for metric in metrics_of([line]):
+            if metric not in line.differences:
+                continue
+            found, p_holm = line.differences[metric]
             scale, digits = (100, 1) if line.by_metric[metric].is_share else (1, DIGITS)
             numbers = (f"{scale * number:+.{digits}f}" for number in (found.value, found.low, found.high))
             mark = MARK if p_holm < LEVEL else ""

@@ -16,7 +16,7 @@ from adpa_cli.store.manifest import Manifest
 ACCURACY, REWARD, WIN = "reward_accuracy", "mean_reward", "win_rate"
 _SHARES = ("accuracy", "rate", "share", "agreement", "baseline", "bias", "consistency")
 SEEDS = ("seed", "seed-all")
-PARTS = ("value", "low", "high", "n", "against", "of")
+PARTS = ("value", "low", "high", "n", "against")
 """What every entry of a number may have."""
 DIGITS = 3
 """Of what is no share, behind the point."""
@@ -63,6 +63,11 @@ class Score:
     def beside(self, against: str = "") -> Score:
         """The same number, to be compared with those whose opponents are others, which are all called `against`."""
         return replace(self, against=against, measured=_without(self.measured, "opponent"))
+
+    @property
+    def is_of_data(self) -> bool:
+        """Whether it says nothing of a model, so that no two differ in it."""
+        return self.more.get("of") == "data"
 
     @property
     def measured_on(self) -> str:
@@ -152,8 +157,8 @@ def _measured(manifest: Manifest, suite: str, data: str, scorer: str) -> tuple[t
 
 
 def measured_model(manifest: Manifest) -> str | None:
-    """The id of the model that an eval artifact measured, when that is an artifact."""
-    model = manifest.inputs.get("model")
+    """The id of the model, or the reward model, that an eval artifact measured, when that is an artifact."""
+    model = manifest.inputs.get("model", manifest.inputs.get("reward_model"))
     if product_of(manifest.stage) != "scores" or not isinstance(model, str) or not model.startswith("artifact:"):
         return None
     return model.removeprefix("artifact:")

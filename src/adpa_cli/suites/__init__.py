@@ -96,10 +96,10 @@ class Figures:
     """What an evaluation found.
 
     `scores` are its numbers by metric, each with `value`, `low`, `high` and `n`; a number without an interval has the
-    first alone. One with `against` names the opponent, and one that is `of` "answers" is the same whoever scores them.
-    `rows` are by metric what each pair or prompt adds to its mean, by which models are compared, and any
-    other number of theirs. `prompts` names the prompt of each row where rows are pairs. `more` goes into the metrics,
-    and `watch` is what people are warned of.
+    first alone. One with `against` names the opponent; one that is `of` "answers" is the same whoever scores them, and
+    one of "data" whoever is measured. `rows` are by metric what each pair or prompt adds to its mean, by which models
+    are compared, and any other number of theirs. `prompts` names the prompt of each row where rows are pairs. `more`
+    goes into the metrics, and `watch` is what people are warned of.
     """
 
     scores: Mapping[str, Mapping[str, Any]]

@@ -80,6 +80,7 @@ def with_lengths(found: Figures, inputs: Inputs, spec: EvalSpec) -> Figures:
     }
     kept = {metric: numbers for metric, numbers in rows.items() if numbers}
     scores: dict[str, Any] = {metric: interval(numbers, spec, found.prompts) for metric, numbers in kept.items()}
+    scores["longer_baseline"]["of"] = "data"
     size = [margin**2 for margin in found.rows["margin"].values()]
     rms = {"margin_rms": (sum(size) / len(size)) ** 0.5} if size else {}
     return Figures({**found.scores, **scores}, {**found.rows, **kept}, found.prompts, rms, found.watch)
