@@ -360,3 +360,19 @@ def test_transformers_serve_as_judge(cli: Cli, tmp_path: Path) -> None:
     assert (line["judge"]["stored"], line["judge"]["from_logprobs"]) == (4, 0)
     (made,) = judgements(tmp_path / "adpa-store")
     assert "gives no log-probs" in made.metrics["say"][0]
+
+
+def test_a_judged_table_names_the_judge_and_its_agreement(pipeline: Pipeline, cli: Cli, tmp_path: Path) -> None:
+    ours, theirs = answers(tmp_path, 5)
+    with judging(Judge(longer)) as judge:
+        words = ("--judge", "j", "--judge-url", judge.url)
+        compared = ("eval", ours, "--against", theirs, *words)
+        said = " ".join(cli(*compared).err.split())
+        assert "judge: j by pairwise-1 (" in said
+        assert "how often it agrees with people is not measured" in said
+        line = json.loads(cli("eval", "--suite", "agreement", "--data", pipeline.data, *words, "--json").out)
+        shown = cli(*compared, "--to", "table.md").err
+    share = line["scores"]["agreement"]["value"]
+    assert f"it prefers the chosen answer of {100 * share:.1f} % of pairs" in " ".join(shown.split())
+    assert "judge: j by pairwise-1 (" in (tmp_path / "table.md").read_text()
+    assert "not AlpacaEval's LC" not in shown, "the answers of one side are all longer"

@@ -17,6 +17,7 @@ from adpa_cli.disk import write_atomic
 from adpa_cli.errors import UsageError
 from adpa_cli.report import text
 from adpa_cli.report.differences import Difference, paired, rows_of
+from adpa_cli.report.judges import judge_words, length_words
 from adpa_cli.report.scores import ACCURACY, DIGITS, REWARD, WIN, Score, scores, title
 from adpa_cli.stages import Node
 from adpa_cli.statistics import holm
@@ -41,6 +42,8 @@ class Entry:
     label: str
     evals: tuple[Manifest, ...]
     scores: tuple[Score, ...]
+    judge: str = ""
+    """What is said of the judge whose verdicts it has."""
     differences: Mapping[str, tuple[Difference, float]] = field(default_factory=dict)
 
     @property
@@ -74,7 +77,7 @@ def entries(store: Store, evals: Sequence[Node], so_far: Mapping[str, Manifest] 
     for made in by_model.values():
         node, manifests = made[0][0], tuple(manifest for _, manifest in made)
         numbers = tuple(score for manifest in manifests for score in scores(manifest))
-        found.append(Entry(node.about, _measured(node)[1], manifests, numbers))
+        found.append(Entry(node.about, _measured(node)[1], manifests, numbers, judge_words(store, manifests)))
     return _compared(store, found)
 
 
@@ -131,7 +134,13 @@ def screen(lines: Sequence[Entry], with_differences: bool) -> str:
         columns = ("MODEL", "METRIC", "MORE", "LOW", "HIGH", "P", "P HOLM", "")
         shown += ["", f"more than {lines[0].name}, paired by prompt; {MARK} where p, corrected by Holm, < {LEVEL}"]
         shown += text.table(columns, apart, 10**6)
-    return "\n".join(shown)
+    return "\n".join([*shown, *notes_of(lines)])
+
+
+def notes_of(lines: Sequence[Entry]) -> list[str]:
+    """What is said below a table: who judged, and which number is not the one of that name elsewhere."""
+    judges = dict.fromkeys(line.judge for line in lines if line.judge)
+    return [*judges, *length_words([score for line in lines for score in line.scores])]
 
 
 def _cell(line: Entry, metric: str) -> str:
@@ -177,7 +186,7 @@ def as_csv(lines: Sequence[Entry]) -> str:
     apart = ("difference", "low", "high", "p", "p_holm")
     head = [name for m in metrics for name in (*_columns(m, parts), *(f"{m}_difference_{part}" for part in apart))]
     table = csv.writer(out, lineterminator="\n")
-    table.writerow(["model", "id", *head])
+    table.writerow(["model", "id", *head, "judge"])
     for line in lines:
         cells: list[Any] = []
         for metric in metrics:
@@ -185,7 +194,7 @@ def as_csv(lines: Sequence[Entry]) -> str:
             cells += ["" if score is None else getattr(score, part) for part in parts]
             record = _record(*found) if found else {}
             cells += [record.get(part, "") for part in apart]
-        table.writerow([line.name, line.label, *cells])
+        table.writerow([line.name, line.label, *cells, line.judge])
     return out.getvalue()
 
 
@@ -208,7 +217,8 @@ def as_markdown(lines: Sequence[Entry]) -> str:
     head, rows = _cells(lines)
     table = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
     cells = ([cell.replace("|", "\\|") for cell in row] for row in table)
-    return "".join(f"| {' | '.join(row)} |\n" for row in cells)
+    notes = [f"\n{note}\n" for note in notes_of(lines)]
+    return "".join([*(f"| {' | '.join(row)} |\n" for row in cells), *notes])
 
 
 def as_tex(lines: Sequence[Entry]) -> str:
@@ -217,7 +227,7 @@ def as_tex(lines: Sequence[Entry]) -> str:
     body = [" & ".join(map(_escaped, row)) + r" \\" for row in (head, *rows)]
     columns = "l" + "r" * (len(head) - 1)
     inside = [rf"\begin{{tabular}}{{{columns}}}", body[0], r"\hline", *body[1:], r"\end{tabular}", ""]
-    return "\n".join(inside)
+    return "\n".join([*(f"% {note}" for note in notes_of(lines)), *inside])
 
 
 def _escaped(cell: str) -> str:
