@@ -159,11 +159,12 @@ def plan_eval(names: Names, user: UserSettings, request: Evaluate, judged: Judge
     if request.reward_model and (not request.models or _ranks_pairs(request.suite)):  # it is what is measured
         request = replace(request, models=(*request.models, request.reward_model), reward_model=None)
     every = [measured_of(planner, text, "REF") for text in request.models]
-    first = next((each for each in every if each.kind == "model"), every[0])
+    against = measured_of(planner, request.against, "--against") if request.against else None
+    named = [*every, *([against] if against else [])]
+    first = next((each for each in named if each.kind == "model"), every[0])
     suite = _suite(request, first)
     _check_read(request, suite)
-    against = measured_of(planner, request.against, "--against") if request.against else None
-    for each in [*every, *([against] if against else [])]:
+    for each in named:
         _check_measured(each, suite)
         if each.kind == "model":
             role = "model" if each is not against else "opponent"
@@ -173,7 +174,7 @@ def plan_eval(names: Names, user: UserSettings, request: Evaluate, judged: Judge
         for each in every
     ]
     judges = _scorers(planner, request, first.model.family, suite)
-    asked = _asked_by(planner, request, [*([against] if against else []), *every])
+    asked = _asked_by(planner, request, [*named[len(every) :], *every])
     sources = [asked or pairs_for(planner, each.model) if each.kind != "answers" else asked for each in every]
     store = names.store
     is_halved = any(
