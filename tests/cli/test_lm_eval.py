@@ -23,7 +23,7 @@ from adpa_cli.lab import BASES
 from adpa_cli.store.store import Store
 from support import fake_hub
 from support.cli_samples import Cli
-from support.lm_eval_tasks import CHOICES, SUBJECTS, write_leaderboard, write_rows, write_task
+from support.lm_eval_tasks import CHOICES, ROLLED, SUBJECTS, write_leaderboard, write_rows, write_task
 
 BATCH = 4
 """Of the stage, unless said."""
@@ -70,17 +70,25 @@ def test_numbers_are_those_of_lm_eval_on_exported_weights(cli: Cli, tmp_path: Pa
     """To the last digit, of tasks and of a group, for a model that was trained here."""
     trained = cli("sft", "--model", "tiny", "--max-steps", "2", "--limit", "32").ref
     assert cli("export", trained, tmp_path / "exported").code == 0
-    words = ("eval", trained, "--tasks", "hellaswag,gsm8k,mmlu", "--include-path", tasks, "--set", "dtype=float32")
+    write_task(tasks, "prose", body=ROLLED)
+    names = ["hellaswag", "gsm8k", "mmlu", "prose"]
+    words = ("eval", trained, "--tasks", ",".join(names), "--include-path", tasks, "--set", "dtype=float32")
     ran = cli(*words, "--set", "eval.num_fewshot=2")
-    theirs = harness_finds(tmp_path / "exported", tasks, ["hellaswag", "gsm8k", "mmlu"], 2)
+    theirs = harness_finds(tmp_path / "exported", tasks, names, 2)
     assert values(ran.ref) == {
         "hellaswag.acc": theirs["hellaswag"]["acc,none"],
         "hellaswag.acc_norm": theirs["hellaswag"]["acc_norm,none"],
         "gsm8k.exact_match.strict-match": theirs["gsm8k"]["exact_match,strict-match"],
         "gsm8k.exact_match.flexible-extract": theirs["gsm8k"]["exact_match,flexible-extract"],
         "mmlu.acc": theirs["mmlu"]["acc,none"],
+        "prose.word_perplexity": theirs["prose"]["word_perplexity,none"],
+        "prose.bits_per_byte": theirs["prose"]["bits_per_byte,none"],
     }
-    assert kept(ran.ref)["tasks"]["mmlu_anatomy"] == {"documents": 8, "version": "7", "shots": 2}
+    assert kept(ran.ref)["scores"]["prose.word_perplexity"] == {
+        "value": values(ran.ref)["prose.word_perplexity"],
+        "n": 6,
+    }
+    assert kept(ran.ref)["tasks"]["mmlu"] == {"documents": 12, "version": "7", "shots": "2"}
     mmlu = kept(ran.ref)["scores"]["mmlu.acc"]
     assert mmlu["n"] == 12
     assert mmlu["low"] < mmlu["value"] < mmlu["high"]
@@ -108,9 +116,8 @@ def test_the_leaderboard_is_six_tasks_with_their_examples(cli: Cli, model: str, 
     assert found["mmlu_weighted"] == pytest.approx((8 * subjects[0] + 4 * subjects[1]) / 12)
     assert found["mean_of_six"] == pytest.approx(sum(found[name] for name in shots) / 6)
     assert "mmlu has 2 subjects here" in ran.err
-    tasks_of = kept(ran.ref)["tasks"]
-    assert {name: tasks_of[name]["shots"] for name in shots if name != "mmlu"} == {
-        name: count for name, count in shots.items() if name != "mmlu"
+    assert {name: each["shots"] for name, each in kept(ran.ref)["tasks"].items()} == {
+        name: str(count) for name, count in shots.items()
     }
     rows = json.loads((Path("adpa-store") / ran.ref / "scores.json").read_text())["rows"]
     for metric in ("mean_of_six", "mmlu", "mmlu_weighted"):
@@ -180,7 +187,7 @@ def test_what_cannot_be_measured_is_named(cli: Cli, model: str, tasks: Path, mon
     assert "the task gsm8k cannot be measured" in said
     (tasks / "hellaswag.jsonl").unlink()
     assert "hellaswag reads files that are not here" in cli.refused(1, *words, "--tasks", "hellaswag")
-    said = cli.refused(3, *words, "--tasks", "hellaswagg")
+    said = cli.refused(3, "eval", model, "--tasks", "hellaswagg")
     assert "no task is called 'hellaswagg'" in said
     assert "did you mean hellaswag" in said
 

@@ -30,7 +30,7 @@ def manager(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     folder = tmp_path_factory.mktemp("lm-eval")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(datasets.config, "HF_DATASETS_CACHE", folder / "datasets")
-        yield task_manager(str(write_leaderboard(folder / "tasks")), with_own=False)
+        yield task_manager(str(write_leaderboard(folder / "tasks")), "", with_own=False)
 
 
 def task(manager: Any, name: str, shots: int = 2) -> Any:

@@ -30,6 +30,14 @@ filter_list:
   - {name: flexible-extract, filter: [{function: take_first}]}
 """
 
+ROLLED = """
+output_type: loglikelihood_rolling
+doc_to_text: ""
+doc_to_target: "{{question}}"
+metric_list: [{metric: word_perplexity}, {metric: bits_per_byte}]
+"""
+"""Whose numbers are made of the log-probs of all documents, so that their last digits tell."""
+
 
 def write_rows(path: Path, count: int, seed: str, choices: int = 3) -> Path:
     """Questions of a few words, with some answers of which one is right."""

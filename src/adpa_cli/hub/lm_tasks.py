@@ -8,6 +8,7 @@ is told to read the files themselves: what was fetched once needs no network.
 from __future__ import annotations
 
 import difflib
+import functools
 import glob
 import hashlib
 import importlib
@@ -36,6 +37,8 @@ BUILDERS = {
 PACKED = (".gz", ".zst", ".bz2", ".xz")
 IN_TASK = ("task", "group", "tag", "task_alias", "group_alias", "aggregate_metric_list", "metadata")
 """Keys of an entry of a group that are no settings of the tasks in it."""
+AVERAGES = ("aggregate_metric_list", "metadata")
+"""Those of a group that say how it is averaged, and its version."""
 NEAREST = 3
 
 
@@ -113,8 +116,10 @@ def described(names: Mapping[str, Mapping[str, Any]], folder: External | None, c
     return LmTasks(**known)
 
 
-def task_manager(include: str | None, with_own: bool) -> Any:
-    """The index of the tasks in a folder, and of the harness's own where asked for, which takes seconds."""
+@functools.lru_cache(maxsize=2)
+def task_manager(include: str | None, content: str, with_own: bool) -> Any:
+    """The index of the tasks in a folder of some `content`, and of the harness's own where asked for, which takes
+    seconds."""
     return harness("tasks").TaskManager(include_path=include, include_defaults=with_own)
 
 
@@ -122,7 +127,7 @@ def _looked_up(names: Mapping[str, Mapping[str, Any]], folder: External | None) 
     """What `described` remembers. The harness's own tasks are read where the folder does not have all."""
     include = folder.where[0] if folder else None
     for with_own in (False, True) if include else (True,):
-        index = task_manager(include, with_own).task_index
+        index = task_manager(include, folder.content if folder else "", with_own).task_index
         found: dict[str, dict[str, Any]] = {"leaves": {}, "groups": {}}
         try:
             for name, settings in names.items():
@@ -151,28 +156,35 @@ def _add(
     config = entry.cfg or {}
     if entry.kind.name == "TAG":
         return [child for task in sorted(entry.tags) for child in _add(task, settings, index, found)]
-    if entry.kind.name != "GROUP":
-        own = {**config, **settings}
-        found["leaves"].setdefault(name, _leaf(own, settings, entry.kind.name == "PY_TASK"))
-        return [name]
-    shared = {**{key: value for key, value in config.items() if key not in IN_TASK}, **settings}
-    children = [child for item in config.get("task") or () for child in _member(name, item, shared, index, found)]
-    found["groups"][name] = {"children": children, **{key: config[key] for key in IN_TASK[4:] if config.get(key)}}
+    if entry.kind.name == "GROUP":
+        return _group(name, config, settings, index, found)
+    found["leaves"].setdefault(name, _leaf({**config, **settings}, settings, entry.kind.name == "PY_TASK"))
     return [name]
 
 
-def _member(
-    group: str, item: Any, shared: Mapping[str, Any], index: Mapping[str, Any], found: dict[str, dict[str, Any]]
+def _group(
+    name: str,
+    config: Mapping[str, Any],
+    settings: Mapping[str, Any],
+    index: Mapping[str, Any],
+    found: dict[str, dict[str, Any]],
 ) -> list[str]:
-    """Add one entry of a group, which is a name or a name with settings; the names that it has in there."""
-    named = item if isinstance(item, Mapping) else {"task": item}
-    name = str(named.get("task", named.get("group")))
-    settings = {**shared, **{key: value for key, value in named.items() if key not in IN_TASK}}
-    if name not in index:
-        raise NotFound(
-            f"the group {group} has a task that is defined inside it, {name}", "give the task a file of its own"
-        )
-    return _add(name, settings, index, found)
+    """Add a group and all that is in it; its name."""
+    shared = {**{key: value for key, value in config.items() if key not in IN_TASK}, **settings}
+    children: list[str] = []
+    for item in config.get("task") or ():
+        named = item if isinstance(item, Mapping) else {"task": item}
+        inside, own = named.get("group", named.get("task")), {k: v for k, v in named.items() if k not in IN_TASK}
+        if isinstance(inside, str) and inside in index:
+            children += _add(inside, {**shared, **own}, index, found)
+        elif "group" in named and isinstance(named.get("task"), list):
+            children += _group(f"{name}::{inside}", named, shared, index, found)
+        else:
+            raise NotFound(
+                f"the group {name} has a task that has no file of its own: {inside}", "measure its tasks by their names"
+            )
+    found["groups"][name] = {"children": children, **{key: config[key] for key in AVERAGES if config.get(key)}}
+    return [name]
 
 
 def _leaf(config: Mapping[str, Any], settings: Mapping[str, Any], is_code: bool) -> dict[str, Any]:

@@ -8,8 +8,7 @@ data and of a folder that adds tasks; the versions of the tasks, which follow fr
 from __future__ import annotations
 
 import contextlib
-import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ from adpa_cli.sizes import Disk, Memory, Rows
 from adpa_cli.spec import Dtype, Quantise, make, quantise
 from adpa_cli.stages import Job, Lengths, Load, Monitor, Node, Stage, stop_if_asked, stored_words
 from adpa_cli.stages.eval import SCORES
-from adpa_cli.suites.lm_eval import DONE, TASKS
+from adpa_cli.suites.lm_eval import DONE, TASKS, finished, groups, tasks_in
 
 TASK_DATA, TASK_FOLDER = "task_data", "task_folder"
 """The roles of the data that tasks read, and of the folder that adds tasks."""
@@ -77,7 +76,8 @@ def compute(job: Job, monitor: Monitor, rank: int = 0, processes: int = 1) -> No
     if not todo:
         return
     given = job.inputs.get(TASK_FOLDER, ())
-    manager = task_manager(str(given[0].path) if given else None, tasks["with_own"])
+    where, content = (str(given[0].path), given[0].content) if given else (None, "")
+    manager = task_manager(where, content, tasks["with_own"])
     first = loaded_task(manager, todo[0][1], tasks["leaves"][todo[0][1]], spec)
     asked, count = _asked(job, spec), len(tasks["leaves"])
     for n, name in todo:
@@ -166,15 +166,24 @@ def finish(job: Job) -> dict[str, Any]:
     inputs = {role: items[0] for role, items in job.inputs.items() if items}
     suite: Any = suites.every()[spec.suite]
     found = suite.figures(inputs, spec, job.folder)
-    kept = [json.loads(path.read_text(encoding="utf-8")) for path in sorted((job.folder / DONE).glob("*.json"))]
+    kept = {each["task"]: each for each in finished(job.folder)}
     about = ("numbers", "documents", "version", "shots")
-    write_json(job.folder / RESULTS, {each["task"]: {key: each[key] for key in about} for each in kept})
+    write_json(job.folder / RESULTS, {task: {key: each[key] for key in about} for task, each in kept.items()})
     write_json(job.folder / SCORES, {"rows": found.rows, "prompts": found.prompts})
     watch = [*found.watch, *job.hints.get("watch", ())]
+    known = groups(job.folder)
     return {
         "suite": spec.suite, **job.hints["about"], "scores": found.scores, **({"watch": watch} if watch else {}),
-        "tasks": {each["task"]: {key: each[key] for key in about[1:]} for each in kept},
+        "tasks": {name: _facts([kept[task] for task in tasks_in(name, known)]) for name in spec.tasks},
     }  # fmt: skip
+
+
+def _facts(measured: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What was measured under one name: the versions of the tasks, their examples, and all documents."""
+    versions = sorted({each["version"] for each in measured})
+    shots = sorted({str(each["shots"]) for each in measured})
+    documents = sum(each["documents"] for each in measured)
+    return {"version": ", ".join(versions), "shots": ", ".join(shots), "documents": documents}
 
 
 def rows(node: Node, lengths: Lengths) -> Rows:

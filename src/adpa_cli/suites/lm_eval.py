@@ -44,10 +44,14 @@ class Part:
     weight: float
 
 
+def finished(folder: Path) -> list[dict[str, Any]]:
+    """What was kept of each finished task, in the order of the tasks."""
+    return [json.loads(path.read_text(encoding="utf-8")) for path in sorted((folder / DONE).glob("*.json"))]
+
+
 def results(folder: Path) -> dict[str, Result]:
-    """What is kept of every finished task, by its name."""
-    kept = (json.loads(path.read_text(encoding="utf-8")) for path in sorted((folder / DONE).glob("*.json")))
-    return {each["task"]: Result(each["numbers"], each["rows"], each["documents"]) for each in kept}
+    """The numbers of every finished task, by its name."""
+    return {each["task"]: Result(each["numbers"], each["rows"], each["documents"]) for each in finished(folder)}
 
 
 def groups(folder: Path) -> Mapping[str, Mapping[str, Any]]:
