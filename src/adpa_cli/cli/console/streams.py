@@ -64,7 +64,8 @@ GLOBALS = Globals()
 JUDGE_URL = "--judge-url"
 _FLAGS = {"--json": "json", "-q": "quiet", "--quiet": "quiet", "-v": "verbose", "--verbose": "verbose"}
 _OWN_WORDS = ("--store", "--tag", "--set", "--data", "--sft-data")  # these say themselves what they lack
-_FILES = ("run", "--data", "--sft-data", "--reward-model")  # a bare word after these may be a file
+_FILES = ("run", "--data", "--sft-data", "--reward-model", "--include-path", "--judge-prompts", "--references")
+"""A bare word after these may be a file or a folder."""
 
 
 def take_globals(argv: Sequence[str]) -> list[str]:
