@@ -359,7 +359,7 @@ def test_transformers_serve_as_judge(cli: Cli, tmp_path: Path) -> None:
     assert [line["scores"][name]["value"] for name in ("win_rate", "consistency")] == [0.5, 0.0]
     assert (line["judge"]["stored"], line["judge"]["from_logprobs"]) == (4, 0)
     (made,) = judgements(tmp_path / "adpa-store")
-    assert "gives no log-probs" in made.metrics["say"][0]
+    assert "0 of 4 verdicts" in made.metrics["say"][0]
 
 
 def test_a_judged_table_names_the_judge_and_its_agreement(pipeline: Pipeline, cli: Cli, tmp_path: Path) -> None:
@@ -376,3 +376,42 @@ def test_a_judged_table_names_the_judge_and_its_agreement(pipeline: Pipeline, cl
     assert f"it prefers the chosen answer of {100 * share:.1f} % of pairs" in " ".join(shown.split())
     assert "judge: j by pairwise-1 (" in (tmp_path / "table.md").read_text()
     assert "not AlpacaEval's LC" not in shown, "the answers of one side are all longer"
+
+
+def test_a_recipe_closes_with_win_rates_by_its_judge(pipeline: Pipeline, cli: Cli, tmp_path: Path) -> None:
+    """Where the judge listens is said to `adpa run`; the row that others are compared with is not judged."""
+    (tmp_path / "judged.toml").write_text(f"""
+student = "tiny"
+data = "{pipeline.data}"
+max-steps = 2
+limit = 40
+"sft.max_steps" = 2
+"sft.limit" = 64
+"dpo-teacher.max_steps" = 2
+"dpo-teacher.limit" = 40
+"rollout.max_new_tokens" = 12
+
+[report]
+suite = "win-rate"
+judge = "j"
+against = "Student"
+data = "questions.jsonl"
+
+[[rows]]
+name = "Student"
+measures = "start"
+
+[[rows]]
+name = "DCKD"
+method = "dckd"
+""")
+    write_rows(tmp_path / "questions.jsonl", [{"instruction": f"Say {n}."} for n in range(5)])
+    with judging(Judge(lambda messages: "A")) as judge:
+        ran = cli("run", "judged.toml", "--judge-url", judge.url, "-y", "--json")
+        assert ran.code == 0, ran.err
+        shown = cli("run", "judged.toml", "--judge-url", judge.url, "-y")
+    student, dckd = [line for line in map(json.loads, ran.out.splitlines()) if "line" in line]
+    assert "win_rate" not in {score["metric"] for score in student["scores"]}
+    (rate,) = [score for score in dckd["scores"] if score["metric"] == "win_rate"]
+    assert (rate["value"], rate["n"], rate["against"]) == (0.5, 5, "Student")
+    assert "judge: j by pairwise-1 (" in " ".join(shown.err.split())

@@ -190,6 +190,8 @@ class Line:
     name: str = ""
     note: str = ""
     """What is said behind its id, e.g. failed."""
+    judge: str = ""
+    """What is said below the table of the judge whose verdicts it has."""
 
     def record(self) -> dict[str, Any]:
         """The line as JSON."""
@@ -222,7 +224,8 @@ def screen(lines: Sequence[Line], width: int) -> str:
     notes = [f"held-out prompts: {words}" for words in asked]
     notes += ["± half of a 95 % interval"] if columns else []
     notes += ["over seeds: mean ± standard deviation"] if over_seeds else []
-    return "\n".join([*shown, "; ".join(notes)]).rstrip("\n")
+    judges = dict.fromkeys(line.judge for line in lines if line.judge)
+    return "\n".join([*shown, "; ".join(notes), *judges]).rstrip("\n")
 
 
 def differing(settings: Sequence[Mapping[str, str]]) -> list[str]:

@@ -31,9 +31,6 @@ from adpa_cli.suites import AGAINST, ROLLOUTS
 
 CALLS, UNUSABLE = "_calls.jsonl", "_unusable.json"
 """In the work folder: the calls that were answered, and the last tries of those that were not."""
-NO_LOGPROBS = (
-    "the judge's server gives no log-probs for some verdicts, or none: those are read from the text as 1, ½ or 0"
-)
 SHOWN = 3
 BYTES_PER_CALL = 1000
 SHORT, LONG = 16, 2048
@@ -176,7 +173,10 @@ def finish(job: Job) -> dict[str, Any]:
             "--set eval.unparsable=leave-out",
         )
     is_text = spec.judged != "turns" and spec.verdict != "text" and facts["from_logprobs"] < facts["stored"]
-    said = {"say": [NO_LOGPROBS]} if is_text else {}
+    listed = f"{facts['from_logprobs']:,} of {facts['stored']:,}"
+    said = (
+        {"say": [f"log-probs were given for {listed} verdicts; the others are read from the text"]} if is_text else {}
+    )
     return {"judge": spec.judge, "prompt": prompt_name(spec.prompts), **facts, **said}
 
 

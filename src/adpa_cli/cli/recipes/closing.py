@@ -13,6 +13,7 @@ from adpa_cli.cli.recipes.choice import ROW, TAG, Step, are_alike, best_of, line
 from adpa_cli.cli.recipes.grid import AGAINST, MEASURED, Recipe, Row, evaluation_words
 from adpa_cli.errors import UsageError
 from adpa_cli.hub import External
+from adpa_cli.planning.judges import JUDGE as JUDGE_OPTION
 from adpa_cli.planning.lineage import command_word
 from adpa_cli.planning.planner import SHARED_BY_ROLLOUTS
 from adpa_cli.planning.requests import REWARD_MODEL_OPTION
@@ -26,6 +27,7 @@ from adpa_cli.stages.training import DISTILL
 from adpa_cli.store.store import Store
 
 REWARD_MODEL = REWARD_MODEL_OPTION.removeprefix("--")
+JUDGE = JUDGE_OPTION.removeprefix("--")
 CARRIED = ("data", "skip-bad-rows", "ignore-columns", "smoke", "max_length")
 """Keys of a cell that hold for its evaluation too, besides those of other stages."""
 MEASURE_ON = f"{EVAL.name}.measure_on"
@@ -129,7 +131,9 @@ def measured_lines(
             at = {"step": name.rpartition("@")[2]} if n else {}
             own = () if isinstance(entry.model, External) or n else tags.get(entry.model.content.partition(":")[2], ())
             note = entry.note if made else "not measured"
-            table.append(report.Line({**entry.settings, **at}, name, tuple(numbers), tuple(own), note=note))
+            judge = made[n].judge if made else ""
+            settings = {**entry.settings, **at}
+            table.append(report.Line(settings, name, tuple(numbers), tuple(own), note=note, judge=judge))
     return table
 
 
@@ -176,4 +180,6 @@ def _words(
         asked[REWARD_MODEL] = command_word(judge)  # the very one, whatever seeds it was made with
     if opponent is not None:
         asked[AGAINST] = command_word(opponent)
+    elif JUDGE in asked:
+        asked[AGAINST] = models[0]  # of which nobody is asked, but its answers are measured
     return evaluation_words(models, {**carried, **asked})

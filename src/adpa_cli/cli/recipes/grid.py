@@ -146,8 +146,8 @@ def _check_closing(recipe: Recipe) -> None:
     allowed = keys_of(makers()[EVAL.name].function)
     names = [row.name for row in recipe.rows]
     for key in recipe.report:
-        if key not in allowed or key in ("models", "data"):
-            options = ", ".join(name for name in allowed if name not in ("models", "data"))
+        if key not in allowed or key == "models":
+            options = ", ".join(name for name in allowed if name != "models")
             raise recipe.refused(f"report.{key}", "the closing evaluation has no such key", f"options: {options}")
     for against in (str(recipe.report.get(AGAINST, "")), *(row.against for row in recipe.rows)):
         if against and against not in names:
