@@ -7,7 +7,6 @@ data hold pairs, reward accuracy is measured beside a suite that judges answers.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -22,6 +21,7 @@ from adpa_cli.hub import External
 from adpa_cli.hub.externals import has_pairs
 from adpa_cli.hub.model_folder import ModelFolder
 from adpa_cli.planning import lineage
+from adpa_cli.planning.comparable import about, selected_on, selection_behind
 from adpa_cli.planning.planner import SHARED_BY_ROLLOUTS, Inputs, Model, Plan, Planner
 from adpa_cli.planning.requests import (
     REWARD_MODEL_OPTION,
@@ -40,18 +40,12 @@ from adpa_cli.stages.eval import EVAL
 from adpa_cli.stages.rewards import REWARDS
 from adpa_cli.stages.rollout import ROLLOUT
 from adpa_cli.stages.training import method_words
-from adpa_cli.store.identity import canonical
-from adpa_cli.store.store import Store
 from adpa_cli.suites import AGAINST, AGAINST_REWARDS, JUDGEMENTS, ROLLOUTS, EvalSpec, Suite
 
 Judged = Callable[[Inputs], Node]
 """(answers and those of the opponent, by role) -> what a judge says of them."""
-DECODING = ("temperature", "top_p", "max_new_tokens", "max_length", "seed", "dtype", "quantise")
-"""Settings of a rollout that say how answers are drawn."""
 ROLES = {"model": "model", "reward model": "reward_model"}
 """The role of what is measured among the inputs of an evaluation; answers have that of rollouts."""
-NO_SCORER = ("template", "end", "block_tokens", "noise_answers", "limit", "skip_bad_rows", "smoke", "max_length")
-"""Settings of a scoring that do not say who scores: how much at a time, or of what."""
 
 
 @dataclass(frozen=True)
@@ -147,7 +141,7 @@ class Evaluation:
         user = {**({"measure_on": "report"} if self.is_halved else {}), **self.planner.settings(EVAL.name)}
         spec = plain_spec(EvalSpec, EVAL.name, model.family, user, **fixed)
         hints = {
-            "selected_on": selected_on(*origin(measured, data, self.planner.names.store), self.planner.names.store),
+            "selected_on": selection_behind(model.input, measured.kind == "answers", data, self.planner.names.store),
             "about": about(spec, inputs, data, scorers),
         }
         return Node(EVAL.name, spec, inputs, EVAL.name, role, hints)
@@ -178,7 +172,7 @@ def plan_eval(names: Names, user: UserSettings, request: Evaluate, judged: Judge
     sources = [asked or pairs_for(planner, each.model) if each.kind != "answers" else asked for each in every]
     store = names.store
     is_halved = any(
-        selected_on(*origin(measured, data, store), store)
+        selection_behind(measured.input, measured.kind == "answers", data, store)
         for each, data in zip(every, sources, strict=True)
         for measured in (each, *([against] if against else []))
     )
@@ -386,76 +380,6 @@ def _reference_for(planner: Planner, request: Evaluate, suite: Suite, text: str,
             "name the model that it was aligned from: --reference MODEL",
         )
     return reference
-
-
-# What figures may be compared by.
-
-
-def origin(measured: Measured, data: External | None, store: Store) -> tuple[Input | None, str]:
-    """(the model behind what is measured, the content of the data that it is measured on); None where nobody knows."""
-    item = measured.input
-    if measured.kind != "answers":
-        return item, data.content if data is not None else ""
-    if not isinstance(item, Artifact):
-        return None, ""
-    return lineage.single(item, "model", store), str(item.manifest.inputs.get("data", ""))
-
-
-def selected_on(model: Input | None, data: str, store: Store) -> Literal["", "validation", "all"]:
-    """The held-out prompts of some data, by their content, that a model, or one that it was trained from, was selected
-    by; "" for none."""
-    found: set[str] = set()
-    below = model
-    while isinstance(below, Node | Artifact):
-        inputs = below.manifest.inputs if isinstance(below, Artifact) else below.recipe.inputs
-        if below.values.get("select") == "best" and inputs.get("data") == data:
-            found.add(below.values.get("select_on", "all"))
-        below = lineage.single(below, "model", store)
-    return "all" if "all" in found else "validation" if found else ""
-
-
-def about(spec: EvalSpec, inputs: Inputs, data: External | None, scorers: Mapping[str, Input]) -> dict[str, Any]:
-    """What an evaluation keeps for people and for comparisons: the name of the data, who scores, and `measured`.
-
-    Two figures of one metric may be compared when `measured` is the same: the content of the data, their side, how many
-    rows, how answers were drawn, who scored them, and the opponent.
-    """
-    given = inputs.get(ROLLOUTS)
-    values = given.values if isinstance(given, Node | Artifact) else {}
-    read, label = _data_of(given, data)
-    opponent = inputs.get(AGAINST)
-    scorer = _scorer(spec, inputs, scorers)
-    measured = {
-        "data": read,
-        "split": str(values.get("split", "")) if given is not None else spec.split,
-        "limit": values.get("limit") if given is not None else spec.limit,
-        "decoding": {key: values[key] for key in DECODING if key in values},
-        "scorer": hashlib.sha256(canonical(scorer)).hexdigest()[:16] if scorer else "",
-        "opponent": "" if opponent is None or isinstance(opponent, tuple) else opponent.content,
-    }
-    names = [item.label for item in scorers.values()] if ROLLOUTS in inputs else []
-    judge = str(scorer.get("spec", {}).get("judge", ""))
-    return {"data": label, "scorer": judge or " over ".join(names), "measured": measured}
-
-
-def _data_of(answers: Input | tuple[Input, ...] | None, data: External | None) -> tuple[str, str]:
-    """(content, name) of the data that were answered, or whose pairs are measured."""
-    if isinstance(answers, Artifact):
-        content = str(answers.manifest.inputs.get("data", ""))
-        return content, str(answers.manifest.sources.get(content, {}).get("name", ""))
-    if isinstance(answers, External):
-        return answers.content, answers.label
-    return (data.content, data.label) if data is not None else ("", "")
-
-
-def _scorer(spec: EvalSpec, inputs: Inputs, scorers: Mapping[str, Input]) -> dict[str, Any]:
-    """What tells one scorer of answers from another; empty where the measured model itself says what it prefers."""
-    if ROLLOUTS not in inputs and (JUDGEMENTS not in inputs or "data" in inputs):
-        return {}
-    scoring = inputs.get(JUDGEMENTS, inputs.get(suites.REWARDS))
-    values = scoring.values if isinstance(scoring, Node | Artifact) else {}
-    own = {key: value for key, value in values.items() if key not in NO_SCORER}
-    return {"spec": own, "models": {role: item.content for role, item in scorers.items()}}
 
 
 # What was typed and moves nothing.
