@@ -28,7 +28,7 @@ from adpa_cli.hub.externals import Externals
 from adpa_cli.hub.repository import Closed
 from adpa_cli.store.identity import HashCache, canonical, digest_of, file_digest
 
-INSTALL = "pip install 'adpa-cli[eval]'"
+INSTALL = "pip install lm_eval, which the extra eval brings"
 BUILDERS = {
     ".parquet": "parquet", ".jsonl": "json", ".json": "json", ".csv": "csv", ".tsv": "csv", ".txt": "text",
     ".arrow": "arrow",

@@ -246,5 +246,5 @@ def openai_module() -> Any:
         return importlib.import_module("openai")
     except ImportError:
         raise AdpaError(
-            "a judge is asked through openai, which is not installed", "pip install 'adpa-cli[eval]'"
+            "a judge is asked through openai, which is not installed", "pip install openai, which the extra eval brings"
         ) from None

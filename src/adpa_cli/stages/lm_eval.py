@@ -8,10 +8,12 @@ data and of a folder that adds tasks; the versions of the tasks, which follow fr
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from adpa_cli import suites
 from adpa_cli.disk import write_json
@@ -72,24 +74,24 @@ def compute(job: Job, monitor: Monitor, rank: int = 0, processes: int = 1) -> No
     tasks: Mapping[str, Any] = job.hints["tasks"]
     write_json(job.folder / TASKS, {"groups": tasks["groups"]})
     (job.folder / DONE).mkdir(exist_ok=True)
-    todo = [(n, name) for n, name in enumerate(tasks["leaves"]) if not _done(job, n).exists()]
+    todo = [name for name in tasks["leaves"] if not _done(job, name).exists()]
     if not todo:
         return
     given = job.inputs.get(TASK_FOLDER, ())
     where, content = (str(given[0].path), given[0].content) if given else (None, "")
     manager = task_manager(where, content, tasks["with_own"])
-    first = loaded_task(manager, todo[0][1], tasks["leaves"][todo[0][1]], spec)
+    first = loaded_task(manager, todo[0], tasks["leaves"][todo[0]], spec)  # whose data may be missing: before the model
     asked, count = _asked(job, spec), len(tasks["leaves"])
-    for n, name in todo:
-        task = first if (n, name) == todo[0] else loaded_task(manager, name, tasks["leaves"][name], spec)
-        _measure(job, spec, asked, task, n, lambda done, of, n=n: _heard(monitor, n, count, done, of))  # type: ignore[misc]
+    for n, name in enumerate(todo, count - len(todo)):
+        task = first if name == todo[0] else loaded_task(manager, name, tasks["leaves"][name], spec)
+        _measure(job, spec, asked, task, functools.partial(_heard, monitor, n, count))
         monitor.progress(n + 1, count, {})
-        if (n, name) != todo[-1]:
+        if n + 1 < count:
             stop_if_asked(monitor, n + 1, count)
 
 
-def _done(job: Job, number: int) -> Path:
-    return job.folder / DONE / f"{number:05d}.json"
+def _done(job: Job, task: str) -> Path:
+    return job.folder / DONE / f"{quote(task, safe='')}.json"
 
 
 def _asked(job: Job, spec: LmEvalSpec) -> Any:
@@ -138,12 +140,12 @@ def loaded_task(manager: Any, name: str, leaf: Mapping[str, Any], spec: LmEvalSp
     return task
 
 
-def _measure(job: Job, spec: LmEvalSpec, asked: Any, task: Any, number: int, heard: Any) -> None:
+def _measure(job: Job, spec: LmEvalSpec, asked: Any, task: Any, heard: Any) -> None:
     """Measure one task and keep what was found; the replies to its requests are no longer needed then."""
     from adpa_cli.engine.lm_eval_model import measured
     from adpa_cli.engine.overflow import overflow_named
 
-    name, requests = task.task_name, job.folder / f"_requests-{number:05d}.db"
+    name, requests = task.task_name, job.folder / f"_requests-{quote(task.task_name, safe='')}.db"
     smaller = f"--set eval.batch_size={spec.batch_size // 2}" if spec.batch_size > 1 else "--set eval.max_length=N"
     try:
         with overflow_named(asked.model, spec.dtype, "eval"):
@@ -156,7 +158,7 @@ def _measure(job: Job, spec: LmEvalSpec, asked: Any, task: Any, number: int, hea
     }  # fmt: skip
     version, shots = task.VERSION, task.get_config("num_fewshot")
     about = {"documents": found["n-samples"][name]["effective"], "version": str(version), "shots": shots}
-    write_json(_done(job, number), {"task": name, "numbers": numbers, "rows": rows, **about})
+    write_json(_done(job, name), {"task": name, "numbers": numbers, "rows": rows, **about})
     requests.unlink(missing_ok=True)
 
 

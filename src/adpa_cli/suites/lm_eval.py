@@ -20,7 +20,7 @@ from adpa_cli.suites import Figures, Inputs, Suite
 TASKS = "_tasks.json"
 """In the work folder: what the names of the command stand for."""
 DONE = "_done"
-"""The folder in it with a file for each finished task, by its number."""
+"""The folder in it with a file for each finished task, by its name."""
 PLAIN = "none"
 """How the harness calls it where no filter is between a reply and its metric."""
 
@@ -45,7 +45,7 @@ class Part:
 
 
 def finished(folder: Path) -> list[dict[str, Any]]:
-    """What was kept of each finished task, in the order of the tasks."""
+    """What was kept of each finished task, in the order of their names."""
     return [json.loads(path.read_text(encoding="utf-8")) for path in sorted((folder / DONE).glob("*.json"))]
 
 
