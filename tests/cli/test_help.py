@@ -167,7 +167,7 @@ def test_help_goes_to_stdout_whatever_stands_around_it(cli: Cli, monkeypatch: py
     screens = [cli("eval", "--help"), cli("eval", "-h"), cli("--json", "eval", "-q", "--help")]
     assert [(ran.code, ran.err) for ran in screens] == [(0, "")] * 3
     assert len({ran.out for ran in screens}) == 1
-    assert "or agreement [family]" in screens[0].out
+    assert "or lm-eval [family]" in screens[0].out
     assert cli().out == cli("--help").out == cli("-h").out
 
 

@@ -30,7 +30,8 @@ def judge_words(store: Store, evals: Sequence[Manifest]) -> str:
         None,
     )
     if measured is None:
-        return f"{who}; how often it agrees with people is not measured: adpa eval --suite {AGREEMENT} --judge NAME"
+        asked = f"adpa eval --suite {AGREEMENT} --judge NAME --data PAIRS"
+        return f"{who}; how often it agrees with people is not measured: {asked}"
     share, longer = (_scores(measured)[key]["value"] for key in (AGREEMENT, "longer_baseline"))
     data = measured.metrics.get("data") or "pairs"
     return f"{who}; it prefers the chosen answer of {100 * share:.1f} % of {data}, length alone {100 * longer:.1f} %"
