@@ -157,6 +157,8 @@ def _add(
     if entry.kind.name == "TAG":
         return [child for task in sorted(entry.tags) for child in _add(task, settings, index, found)]
     if entry.kind.name == "GROUP":
+        if f"{entry.yaml_path.parent}{os.sep}" in repr(config):  # how the index writes a function that it did not load
+            raise NotFound(f"the group {name} gives its tasks code of its own", "measure its tasks by their names")
         return _group(name, config, settings, index, found)
     found["leaves"].setdefault(name, _leaf({**config, **settings}, settings, entry.kind.name == "PY_TASK"))
     return [name]
