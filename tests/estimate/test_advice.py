@@ -44,7 +44,7 @@ PAPER = ("llama-3.2-1b", "danube3-500m", "danube2-1.8b", "llama-2-7b")
 RECIPE = "another recipe"
 LEAN = [
     "--runtime", "recompute=true", "--runtime", "offload=disk", "--tokens-per-device", "256",
-    *(word for name, stage in every().items() if stage.kind != "training"
+    *(word for name, stage in every().items() if stage.kind != "training" and hasattr(stage.spec, "block_tokens")
       for word in ("--set", f"{name}.block_tokens=256")),
 ]  # fmt: skip
 """All that takes less memory and keeps what results are."""
