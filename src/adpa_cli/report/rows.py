@@ -8,15 +8,18 @@ from typing import Any
 from adpa_cli.errors import NotFound, UsageError
 from adpa_cli.report import text
 from adpa_cli.report.answer_rows import Answers, Evaluated
+from adpa_cli.report.judged_rows import JsonRows
 from adpa_cli.report.signal_rows import Signals
 from adpa_cli.stages import Product, making, product_of
 from adpa_cli.store.build import plain
 from adpa_cli.store.manifest import Manifest
 from adpa_cli.store.store import Store
 
-Rows = Answers | Evaluated | Signals
+Rows = Answers | Evaluated | JsonRows | Signals
 """The rows of one artifact by place, from 0: whole, in brief, as lines for a terminal, as records for a pipe."""
-_ROWS: Mapping[Product, type[Rows]] = {"signal": Signals, "answers": Answers, "scores": Evaluated}
+_ROWS: Mapping[Product, type[Rows]] = {
+    "signal": Signals, "answers": Answers, "scores": Evaluated, "judgements": JsonRows, "dialogues": JsonRows,
+}  # fmt: skip
 
 
 def row_screen(store: Store, manifest: Manifest, index: int, width: int) -> str:
