@@ -161,6 +161,12 @@ def ready_pairs() -> dict[str, ReadyPair]:
     return {pair.alias: pair for pair in READY_PAIRS}
 
 
+def reward_models() -> dict[str, Published]:
+    """Every reward model that has an alias, by that, the largest first."""
+    known = {alias: _published(entry, entry["hub"]) for alias, entry in _FILE["reward-models"].items()}
+    return dict(sorted(known.items(), key=lambda item: -item[1].parameters))
+
+
 def published() -> dict[str, Published]:
     """What is known of the model of every alias; of a ready pair that of its aligned teacher."""
     known: dict[str, Published] = {}
@@ -194,7 +200,7 @@ def chain_of(method: str) -> tuple[str, ...]:
 
 def reserved_words() -> set[str]:
     """Words that cannot be tags because they mean something else."""
-    return {*aliases(), *ready_pairs()}
+    return {*aliases(), *ready_pairs(), *reward_models()}
 
 
 def stage_settings(family: Family, *keys: str) -> dict[str, Any]:

@@ -77,7 +77,7 @@ def test_a_capture_an_answer_and_a_score_of_a_quantised_model(how: str, pipeline
     plain, few = (cli("rollout", "--student", student, "--data", data, *short, *own).ref for own in ((), quantise))
     assert manifest(few).metrics["what"].startswith(f"by {student} in {how}, ")
     assert plain != few
-    scored = manifest(cli("eval", student, "--data", data, *quantise).ref)
+    scored = manifest(cli("eval", student, "--data", data, "--suite", "accuracy", *quantise).ref)
     assert scored.spec["quantise"] == how
     assert scored.metrics["scores"]["reward_accuracy"]["n"]
 

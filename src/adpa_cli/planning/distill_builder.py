@@ -98,8 +98,11 @@ def plan_distill(names: Names, user: UserSettings, request: Distill) -> Plan:
         students.append(builder.training(method, students[-1] if students else start.input, method == chain[-1]))
     _check_use(artifacts, students, request.method)
     measured = builder.measured_teachers(chain)
-    evals = family_evals(planner, start, data, students, measured, judge) if request.evaluate else ()
     notes = (*(teachers.notes if teachers else ()), *builder.carried_over(chain))
+    evals: tuple[Node, ...] = ()
+    if request.evaluate:
+        evals, said = family_evals(planner, start, data, students, measured, judge)
+        notes += said
     return Plan((students[-1],), start.template, evals, notes)
 
 

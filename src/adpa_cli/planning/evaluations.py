@@ -15,11 +15,13 @@ from typing import Any, Literal
 from adpa_cli import stages, suites
 from adpa_cli.data.files import EXTENSIONS
 from adpa_cli.data.templates import TEMPLATES
-from adpa_cli.errors import UsageError
-from adpa_cli.families import GENERIC, Family, ready_pairs
+from adpa_cli.engine.costs import Held, scoring_memory
+from adpa_cli.errors import AdpaError, UsageError
+from adpa_cli.families import GENERIC, Family, ready_pairs, reward_models
 from adpa_cli.hub import External
 from adpa_cli.hub.externals import has_pairs
 from adpa_cli.hub.model_folder import ModelFolder
+from adpa_cli.machine import Machine
 from adpa_cli.planning import lineage
 from adpa_cli.planning.comparable import about, selected_on, selection_behind
 from adpa_cli.planning.planner import SHARED_BY_ROLLOUTS, Inputs, Model, Plan, Planner
@@ -35,9 +37,11 @@ from adpa_cli.planning.requests import (
 )
 from adpa_cli.planning.resolve_inputs import Names
 from adpa_cli.planning.settings import EVAL_ROLLOUT, UserSettings, plain_spec, settable
+from adpa_cli.sizes import Row, Where
+from adpa_cli.spec import Runtime
 from adpa_cli.stages import Artifact, Input, Node, product_of
 from adpa_cli.stages.eval import EVAL
-from adpa_cli.stages.rewards import REWARDS
+from adpa_cli.stages.rewards import REWARDS, RewardsSpec
 from adpa_cli.stages.rollout import ROLLOUT
 from adpa_cli.stages.training import method_words
 from adpa_cli.suites import AGAINST, AGAINST_REWARDS, JUDGEMENTS, ROLLOUTS, EvalSpec, Suite
@@ -197,12 +201,15 @@ def family_evals(
     students: Sequence[Node],
     teachers: Sequence[tuple[Input, str]],
     reward_model: Input | None = None,
-) -> tuple[Node, ...]:
-    """The family's evaluation of the start, of every student trained, and of its teachers with their roles.
+) -> tuple[tuple[Node, ...], tuple[str, ...]]:
+    """The family's evaluation of the start, of every student trained, and of its teachers with their roles; and what is
+    to be said of it.
 
-    A reward model judges where the family has no judge of its own.
+    A reward model judges where the family has no judge of its own: the one that was named, else one that fits.
     """
-    suite, judges = suites.every()[start.family.suite], dict[str, Input]()
+    suite, judges, notes = suites.every()[start.family.suite], dict[str, Input](), tuple[str, ...]()
+    if reward_model is None and suite.rewards is None and start.family.alias:
+        reward_model, notes = fitting_judge(planner, start)
     if reward_model is not None and suite.rewards is None:
         suite, judges = suites.judged_by("reward_model"), {"reward_model": reward_model}
     models: list[tuple[Input, str]] = [
@@ -219,7 +226,34 @@ def family_evals(
         measured = Measured(replace(start, input=model))
         nodes.append(evaluation.node(measured, data, role, {}))
         nodes += [node] if (node := evaluation.accuracy(measured, data, role)) else []
-    return tuple(nodes)
+    return tuple(nodes), notes
+
+
+def fitting_judge(planner: Planner, start: Model) -> tuple[Input | None, tuple[str, ...]]:
+    """The largest reward model with an alias that fits this machine's card, or the smallest without a card, and what is
+    said of it; None where the hub gives none, and then why.
+
+    It is not asked for by a setting, so that a plan is not refused for it.
+    """
+    names, machine = replace(planner.names, access=None), Machine.here(planner.names.store.root)
+    usual = plain_spec(RewardsSpec, REWARDS.name, start.family, {}, template="", end="")
+    held, where = Held.by(usual, Runtime()), Where(machine.kind)
+    rows = {"rollout": [Row(usual.max_length / 2, usual.max_length / 2)] * (usual.block_tokens // usual.max_length)}
+    known = list(reward_models().items())
+    fitting = known[-1:]
+    if machine.kind == "cuda":
+        needs = {alias: scoring_memory(model.size, rows, held, usual.block_tokens, 1, where) for alias, model in known}
+        fitting = [(alias, model) for alias, model in known if needs[alias].device <= machine.memory]
+    why = "none with an alias fits this machine"
+    for alias, model in fitting:
+        try:
+            judge = names.hub_model(model.name)
+        except AdpaError as error:
+            why = error.message
+            continue
+        said = f"answers are judged by {alias}, the largest reward model with an alias that fits this machine"
+        return judge, (f"{said}; {REWARD_MODEL_OPTION} MODEL names another",)
+    return None, (f"no reward model judges the answers: {why}; name one: {REWARD_MODEL_OPTION} MODEL",)
 
 
 # What the words of the command mean.

@@ -10,7 +10,7 @@ from pathlib import Path
 from adpa_cli import stages
 from adpa_cli.data.sources import HUB_ID
 from adpa_cli.errors import NotFound, UsageError
-from adpa_cli.families import Alias, ReadyPair, aliases, ready_pairs
+from adpa_cli.families import Alias, ReadyPair, aliases, ready_pairs, reward_models
 from adpa_cli.hub import External
 from adpa_cli.hub.externals import Externals
 from adpa_cli.hub.model_folder import ModelFolder
@@ -32,6 +32,11 @@ class Names(Externals):
             raise UsageError(f"{option} is empty", "the command before it may have failed; give a model")
         if text.startswith((".", "/", "~")):
             return self._decoder(self.folder(expanded(text)), option)
+        if text in reward_models():
+            if "reward" in option:
+                return self.hub_model(reward_models()[text].name)
+            said = f"{option} {text} is a reward model, which writes no answers"
+            raise UsageError(said, f"let it judge: --reward-model {text}")
         known: dict[str, Alias | ReadyPair] = {**aliases(), **ready_pairs()}
         if text in known:
             if tagged := self.store.tags().get(text):

@@ -41,9 +41,10 @@ def models(product: Product = "model", pairs: bool = False) -> Completion:
     """Aliases, and the models of a kind with their tags; for a teacher the ready `pairs` too."""
 
     def candidates(ctx: typer.Context, incomplete: str) -> Iterable[str]:
-        from adpa_cli.families import aliases, ready_pairs
+        from adpa_cli.families import aliases, ready_pairs, reward_models
 
-        return [*aliases(), *(ready_pairs() if pairs else ()), *_stored(ctx, incomplete, (product,))]
+        own = reward_models() if product == "reward model" else ()
+        return [*aliases(), *own, *(ready_pairs() if pairs else ()), *_stored(ctx, incomplete, (product,))]
 
     return beginning(candidates)
 
