@@ -148,6 +148,12 @@ def test_bad_input(pipeline: Pipeline, cli: Cli, words: tuple[str, ...], code: i
     assert said in cli.refused(code, *compare(pipeline, *words))
 
 
+def test_without_the_extra_nothing_is_begun(pipeline: Pipeline, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "openai", None)
+    said = cli.refused(1, *compare(pipeline, "--judge-url", "http://127.0.0.1:9/v1"))
+    assert "pip install openai" in said
+
+
 def test_a_judge_needs_an_opponent_and_a_suite_of_a_judge_needs_one(pipeline: Pipeline, cli: Cli) -> None:
     student = pipeline.made("distill adpa")
     assert "--against REF" in cli.refused(2, "eval", student, "--judge", "j")
@@ -205,6 +211,9 @@ def test_both_turns_are_graded(pipeline: Pipeline, cli: Cli, tmp_path: Path) -> 
     (dialogue,) = [row for row in dialogues(pipeline.store) if row["question_id"] == 111]
     assert all(text in second for text in (*dialogue["questions"], *dialogue["text"], "It is 4."))
     assert all("logprobs" not in body and body["max_tokens"] == 2048 for body in judge.bodies)
+    (made,) = judgements(pipeline.store)
+    assert json.loads(cli("show", made.ref, "--row", 2, "--json").out)["reply"] == "Fine.\n[[3]]"
+    assert "And 3 and 3?" in cli("show", dict(made.parents())["rollouts"], "--rows", 2).out
 
 
 def dialogues(store: Path) -> list[dict[str, Any]]:

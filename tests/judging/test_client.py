@@ -130,6 +130,20 @@ def test_nobody_listening(tmp_path: Path) -> None:
     assert "--judge-url" in refused.value.hint
 
 
+def test_a_judge_that_takes_too_long(tmp_path: Path) -> None:
+    with judging(Judge(lambda messages: "A", delay=1.0)) as judge, pytest.raises(AdpaError) as refused:
+        ask(judge.url, tmp_path, calls(1)[:1], timeout=0.1)
+    assert "did not answer within 0.1 s" in refused.value.message
+    assert "judge_timeout" in refused.value.hint
+
+
+def test_an_unknown_model_or_path(tmp_path: Path) -> None:
+    with judging(Judge(lambda messages: "A", status=404, words="no model j")) as judge, pytest.raises(AdpaError) as no:
+        ask(judge.url, tmp_path, calls(1))
+    assert "no model j" in no.value.message
+    assert "--judge NAME" in no.value.hint
+
+
 def test_a_refused_key_is_not_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", "sk-hidden-1")
     with judging(Judge(lambda messages: "A", key="sk-right")) as judge:
