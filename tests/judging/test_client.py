@@ -130,6 +130,17 @@ def test_nobody_listening(tmp_path: Path) -> None:
     assert "--judge-url" in refused.value.hint
 
 
+def test_a_judge_that_goes_away_is_not_waited_for_call_by_call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it said is kept."""
+    monkeypatch.setattr("adpa_cli.judging.client.RETRIES", 0)
+    with judging(Judge(lambda messages: "A")) as judge:
+        judge.say = lambda messages: judge.stop() if len(judge.bodies) == 20 else "A"
+        with pytest.raises(AdpaError, match="any more") as gone:
+            ask(judge.url, tmp_path, calls(100), concurrency=4)
+    assert "is kept" in gone.value.hint
+    assert (tmp_path / "_calls.jsonl").read_text().count("\n") >= 15
+
+
 def test_a_judge_that_takes_too_long(tmp_path: Path) -> None:
     with judging(Judge(lambda messages: "A", delay=1.0)) as judge, pytest.raises(AdpaError) as refused:
         ask(judge.url, tmp_path, calls(1)[:1], timeout=0.1)

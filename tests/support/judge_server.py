@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import random
 import socket
 import threading
@@ -41,6 +42,8 @@ class Judge:
     met: Counter[str] = field(default_factory=Counter)
     """Faults by kind."""
     headers: list[dict[str, str]] = field(default_factory=list)
+    stop: Callable[[], Any] = lambda: None
+    """Ends the server at once."""
     random: random.Random = field(default_factory=lambda: random.Random(3))
 
     @property
@@ -60,13 +63,17 @@ def judging(judge: Judge) -> Iterator[Judge]:
         thread.start()
         while not server.started:
             time.sleep(0.01)
+        judge.stop = functools.partial(_end, server)
         judge.url = f"http://127.0.0.1:{listener.getsockname()[1]}/v1"
         try:
             yield judge
         finally:
-            server.should_exit = True
-            server.force_exit = True
+            _end(server)
             thread.join(10)
+
+
+def _end(server: uvicorn.Server) -> None:
+    server.should_exit = server.force_exit = True
 
 
 def application(judge: Judge) -> FastAPI:

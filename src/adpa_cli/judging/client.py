@@ -24,6 +24,8 @@ TRIES, SAME_TRIES = 6, 3
 """How often a question is asked in all where replies are no answers, and where they are one and the same text."""
 RETRIES = 6
 """Of `openai`, beneath each of them: about half a minute."""
+LOST = 16
+"""Calls in a row whose connection is lost, each after all retries, before nobody is thought to listen any more."""
 PAUSE, LONGEST_PAUSE = 0.25, 1.0
 """Seconds before a question is asked the second time, twice as long each time after, and the longest."""
 KEY = "OPENAI_API_KEY"
@@ -114,6 +116,7 @@ class Client:
         parts = urlsplit(endpoint.url)
         self.endpoint = endpoint
         self.is_reached = False
+        self._lost = 0
         base = urlunsplit((parts.scheme, parts.netloc, parts.path, "", ""))
         self._openai = openai_module().AsyncOpenAI(
             base_url=base, api_key=os.environ.get(KEY) or "none", timeout=endpoint.timeout, max_retries=RETRIES,
@@ -167,15 +170,17 @@ class Client:
         except (openai.AuthenticationError, openai.PermissionDeniedError, openai.NotFoundError) as error:
             raise self._closed(error) from None
         except openai.APIConnectionError as error:
-            if self.is_reached:
+            is_slow = isinstance(error, openai.APITimeoutError)
+            self._lost += not is_slow
+            if self.is_reached and self._lost < LOST:
                 return None, 1 + retries, ""
-            raise self._unreached(isinstance(error, openai.APITimeoutError)) from None
+            raise self._unreached(is_slow) from None
         except openai.APIStatusError as error:
             self.is_reached = True
             retried = error.status_code in (408, 409, 429) or error.status_code >= 500
             why = "" if retried else f"the server refuses it ({error.status_code}): {self._words(error)}"
             return None, 1 + retries if retried else 1, why
-        self.is_reached = True
+        self.is_reached, self._lost = True, 0
         return answer.text, 1 + int(answer.retries_taken), ""
 
     def _words(self, error: Any) -> str:
@@ -211,6 +216,11 @@ class Client:
             return AdpaError(
                 f"the judge at {self.endpoint.place} did not answer within {self.endpoint.timeout:g} s",
                 "wait until it is ready, or allow more: --runtime judge_timeout=SECONDS",
+            )
+        if self.is_reached:
+            return AdpaError(
+                f"nobody listens at {self.endpoint.place} any more",
+                "what the judge said is kept: when it is back, the same command asks for the rest",
             )
         return AdpaError(
             f"nobody listens at {self.endpoint.place}",
