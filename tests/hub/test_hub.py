@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from transformers import LlamaConfig, LlamaForSequenceClassification
 
 from adpa_cli.errors import Corrupt, DataError
 from adpa_cli.hub import repository as hubs
@@ -258,6 +259,35 @@ def test_fetch_prepares_a_machine_without_network(
     assert cli(*asked).ref == planned[0][4]
     assert hub.asked == []
     assert "nothing to fetch" in cli("plan", *asked, "--fetch").err
+
+
+def test_an_evaluation_is_fetched_with_its_prompts_and_its_reward_model(
+    hub: Hub, pipeline: Pipeline, cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Afterwards it works without a network; prompts that are not here yet are not taken for pairs."""
+    ready = pipeline.store / pipeline.made("aligned teacher")
+    hub.add("org/ready", ready)
+    judge = shutil.copytree(ready, tmp_path / "judge")
+    config = json.loads((judge / "config.json").read_text())
+    model = LlamaForSequenceClassification(LlamaConfig(**{**config, "num_labels": 1, "pad_token_id": 0}))
+    model.save_pretrained(judge)
+    hub.add("org/judge", judge)
+    prompts = [{"instruction": pair["prompt"][-1]["content"]} for pair in world.preferences("test")[:4]]
+    (tmp_path / "prompts").mkdir()
+    hub.add("datasets/org/prompts", write_rows(tmp_path / "prompts" / "train.jsonl", prompts).parent)
+    asked = ("eval", "org/ready", "--reward-model", "org/judge", "--data", "org/prompts", "--set", "max_length=256")
+    asked = (*asked, "--set", "rollout.max_new_tokens=8")
+    planned = [row[4] for row in cli(*asked, "-n").rows]
+    fetched = cli("plan", *asked, "--fetch")
+    assert [row[4] for row in fetched.rows] == planned
+    assert "fetched: org/ready, org/judge, org/prompts" in fetched.err
+    hub.asked.clear()
+    offline(monkeypatch)
+    unplug(hub, monkeypatch)
+    ran = cli(*asked, "--json")
+    assert ran.code == 0, ran.err
+    assert json.loads(ran.out)["scores"]["mean_reward"]["n"] == 4
+    assert hub.asked == []
 
 
 def test_weights_come_right_before_the_stage_that_reads_them(hub: Hub, cli: Cli, tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from adpa_cli.data.preferences import DataSet, Dialogue, Loaded, Pair, Purpose
 from adpa_cli.data.sources import Source, layout_of, located, parse_source, source_files
 from adpa_cli.data.tables import code_digest
 from adpa_cli.errors import NotFound, UsageError
-from adpa_cli.families import DATA_ALIASES
+from adpa_cli.families import DATA_ALIASES, FAMILIES
 from adpa_cli.hub import External, HubFile, stand_in
 from adpa_cli.hub import repository as hub
 from adpa_cli.hub.adapter_folder import AdapterFolder
@@ -51,9 +51,10 @@ def prompts_of(
 
 
 def has_pairs(data: External) -> bool:
-    """Whether data hold pairs and not prompts alone; data that are not here, or not sound, are taken to."""
+    """Whether data hold pairs and not prompts alone; what is not sound is taken to. Of data that are not here yet only
+    those of a family are known to."""
     if data.download or not data.is_open:
-        return True
+        return data.label in {DATA_ALIASES.get(family.data, family.data) for family in FAMILIES}
     return _data_set(data.where, "prompts", True, "").has_pairs()
 
 
