@@ -17,7 +17,6 @@ from adpa_cli.lab import BASES, world
 from adpa_cli.store.store import Store
 from support.cli_samples import Cli, Pipeline
 
-
 LENGTHS = {"answer_tokens", "cut_share", "repeated_share"}
 
 

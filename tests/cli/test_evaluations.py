@@ -216,6 +216,17 @@ def test_the_table_compares_with_the_first_model(pipeline: Pipeline, cli: Cli, t
     assert "there is no folder nowhere" in cli.refused(2, *words, "--to", "nowhere/table.md")
 
 
+def test_numbers_that_are_not_alike_are_marked(pipeline: Pipeline, cli: Cli, tmp_path: Path, judges: list[str]) -> None:
+    answers_file(tmp_path / "gold.json")
+    ran = cli("eval", pipeline.made("student"), "gold.json", "--data", pipeline.data, *TINY)
+    rows = {line.split()[0]: line for line in ran.err.splitlines() if "†" in line}
+    assert "gold.json" in rows, "nothing tells how the answers of a file were drawn"
+    assert "† measured on other rows" in ran.err
+    ran = cli("eval", pipeline.made("student"), "--data", pipeline.data, "--reward-model", judges[0])
+    assert f"rewards by {judges[0]}" in ran.err
+    assert "†" not in ran.err
+
+
 def test_a_point_of_a_training_is_measured(pipeline: Pipeline, cli: Cli) -> None:
     words = ("distill", "--method", "sft", "--student", pipeline.made("student"), "--data", pipeline.data, *FEW)
     ref = cli(*words, "--no-eval", "--keep", "all").ref

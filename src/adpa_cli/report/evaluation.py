@@ -26,7 +26,8 @@ from adpa_cli.store.store import Store
 
 LEVEL = 0.05
 """Of the corrected p below which a difference has the mark."""
-MARK = "*"
+MARK, OTHER = "*", "†"
+"""Behind a difference that is no chance, and behind a number that may not be compared with the first of its metric."""
 FIRST = (REWARD, WIN, ACCURACY)
 """Metrics that stand before others."""
 
@@ -126,8 +127,11 @@ def screen(lines: Sequence[Entry], with_differences: bool) -> str:
     judged = f"win rate against {' or '.join(opponents)} in %, 50 = nothing gained; " if opponents else ""
     which = "; ".join(dict.fromkeys(score.prompts for score in every if score.prompts))
     size = max((score.n or 0 for score in every), default=0)
-    head = f"held-out prompts: {size}{f' ({which})' if which else ''}; {judged}shares in %; ± half of a 95 % interval"
-    rows = [(line.name, *(_cell(line, metric) for metric in metrics), line.label) for line in lines]
+    sides = {made.metrics.get("measured", {}).get("split", "test") for line in lines for made in line.evals}
+    what = "held-out prompts" if sides <= {"test"} else "rows"
+    head = f"{what}: {size}{f' ({which})' if which else ''}; {judged}shares in %; ± half of a 95 % interval"
+    usual = _first_questions(lines)
+    rows = [(line.name, *(_cell(line, metric, usual) for metric in metrics), line.label) for line in lines]
     shown = [head, *text.table(("MODEL", *map(title, metrics), "ID"), rows, 10**6)]
     apart = _apart(lines) if with_differences else []
     if apart:
@@ -140,12 +144,22 @@ def screen(lines: Sequence[Entry], with_differences: bool) -> str:
 def notes_of(lines: Sequence[Entry]) -> list[str]:
     """What is said below a table: who judged, and which number is not the one of that name elsewhere."""
     judges = dict.fromkeys(line.judge for line in lines if line.judge)
-    return [*judges, *length_words([score for line in lines for score in line.scores])]
+    every = [score for line in lines for score in line.scores]
+    rewards = dict.fromkeys(f"rewards by {s.scorer}" for s in every if s.metric == REWARD and s.scorer)
+    is_mixed = len({score.question for score in every}) > len({score.metric for score in every})
+    others = [f"{OTHER} measured on other rows, by another scorer or otherwise than above it"] if is_mixed else []
+    return [*rewards, *judges, *length_words(every), *others]
 
 
-def _cell(line: Entry, metric: str) -> str:
+def _first_questions(lines: Sequence[Entry]) -> dict[str, Any]:
+    """By metric what its first number answers."""
+    return {score.metric: score.question for line in reversed(lines) for score in reversed(line.scores)}
+
+
+def _cell(line: Entry, metric: str, usual: Mapping[str, Any]) -> str:
+    """A number, with a mark where it may not be compared with the first one of its metric."""
     score = line.by_metric.get(metric)
-    return score.words(DIGITS) if score else ""
+    return "" if score is None else score.words(DIGITS) + (f" {OTHER}" if score.question != usual[metric] else "")
 
 
 def _apart(lines: Sequence[Entry]) -> list[tuple[str, ...]]:
@@ -204,11 +218,11 @@ def _columns(metric: str, parts: Sequence[str]) -> list[str]:
 
 def _cells(lines: Sequence[Entry]) -> tuple[list[str], list[list[str]]]:
     """(head, rows) for people: each number with half of its interval, and the mark of its difference."""
-    metrics = metrics_of(lines)
+    metrics, usual = metrics_of(lines), _first_questions(lines)
     rows = []
     for line in lines:
         marks = {metric for metric, (_, p_holm) in line.differences.items() if p_holm < LEVEL}
-        rows.append([line.name, *(f"{_cell(line, m)} {MARK if m in marks else ''}".strip() for m in metrics)])
+        rows.append([line.name, *(f"{_cell(line, m, usual)} {MARK if m in marks else ''}".strip() for m in metrics)])
     return ["model", *(metric.replace("_", " ") for metric in metrics)], rows
 
 
@@ -234,7 +248,7 @@ def _escaped(cell: str) -> str:
     """Text as LaTeX writes it."""
     for special in "\\&%$#_{}":
         cell = cell.replace(special, r"\textbackslash " if special == "\\" else rf"\{special}")
-    return cell.replace("±", r"$\pm$").replace("^", r"\^{}").replace("~", r"\~{}")
+    return cell.replace("±", r"$\pm$").replace(OTHER, r"$\dagger$").replace("^", r"\^{}").replace("~", r"\~{}")
 
 
 WRITERS: Mapping[str, Callable[[Sequence[Entry]], str]] = {".csv": as_csv, ".md": as_markdown, ".tex": as_tex}
