@@ -60,8 +60,19 @@ def base_name(item: Input | Manifest, store: Store) -> str:
         below = single(below, "model", store)
     if not isinstance(below, External):
         return ""
-    training = store.get(str(below.facts["point_of"])) if "point_of" in below.facts else None
-    return base_name(training, store) if training else str(below.facts.get("name", ""))
+    training = training_of(below, store)
+    return base_name(training, store) if training is not None else str(below.facts.get("name", ""))
+
+
+def training_of(model: Input, store: Store) -> Made | None:
+    """What trained a model, of which it may be a kept point; None for one that comes from outside."""
+    return point_of(model.facts, store) if isinstance(model, External) else model
+
+
+def point_of(facts: Mapping[str, Any], store: Store) -> Artifact | None:
+    """The training that a model is a kept point of, by its provenance; None for another model."""
+    manifest = store.get(str(facts["point_of"])) if "point_of" in facts else None
+    return Artifact(manifest) if manifest else None
 
 
 def family_of(model: Input, store: Store) -> Family:
@@ -124,7 +135,8 @@ def template_of(item: Input, choice: TemplateChoice = NO_CHOICE) -> Template | N
 
 def reference_of(teacher: Input, store: Store) -> Input | None:
     """The model that an aligned teacher was aligned from; None where its history does not say."""
-    return None if isinstance(teacher, External) or teacher.stage != DPO_TEACHER.name else start_of(teacher, store)
+    training = training_of(teacher, store)
+    return start_of(training, store) if training is not None and training.stage == DPO_TEACHER.name else None
 
 
 def start_of(model: Made, store: Store) -> Input | None:

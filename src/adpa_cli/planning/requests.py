@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
 
 from adpa_cli import stages, suites
 from adpa_cli.errors import UsageError
@@ -20,7 +19,7 @@ from adpa_cli.planning.resolve_inputs import Names
 from adpa_cli.planning.settings import UserSettings, check_keys, plain_spec
 from adpa_cli.stages import Artifact, Input, Node, Stage
 from adpa_cli.stages.cache_teacher import CACHE_TEACHER
-from adpa_cli.stages.eval import EVAL
+from adpa_cli.stages.eval import ELSEWHERE, EVAL, SELECTED_ON
 from adpa_cli.stages.rollout import ROLLOUT
 from adpa_cli.stages.training import DPO_TEACHER, REWARD_MODEL, SFT, method_words
 from adpa_cli.store.store import Store
@@ -118,10 +117,11 @@ def reward_model_of(planner: Planner, text: str) -> Input:
 
 def pairs_for(planner: Planner, model: Model) -> External:
     """The preference data that were named, else those that a model was trained on, else the family's."""
-    if not planner.pairs and isinstance(model.input, Artifact):
-        stage = stages.every()[model.input.stage]
+    training = lineage.training_of(model.input, planner.names.store)
+    if not planner.pairs and isinstance(training, Artifact):
+        stage = stages.every()[training.stage]
         if stage.makes == "model" and stage.reads == "pairs":
-            return recorded_data(planner.names, model.input)
+            return recorded_data(planner.names, training)
     return planner.pairs_of(model.family)
 
 
@@ -265,7 +265,8 @@ def _reference_for(planner: Planner, request: Evaluate, suite: Suite, text: str,
     if named:
         reference: Input | None = model_of(planner, named, "--reference", as_reference=True).input
     else:
-        reference = None if isinstance(measured, External) else lineage.start_of(measured, planner.names.store)
+        training = lineage.training_of(measured, planner.names.store)
+        reference = None if training is None else lineage.start_of(training, planner.names.store)
     if reference is None:
         raise UsageError(
             f"the suite {suite.name} compares a model with the one that it was aligned from; {measured.label} comes "
@@ -308,16 +309,20 @@ def family_evals(
     )
 
 
-def selected_on(model: Input, data: External, store: Store) -> Literal["", "validation", "all"]:
-    """The held-out prompts of some data that a model, or one that it was trained from, was selected by; "" for none."""
-    found: set[str] = set()
-    below: Input | None = model
-    while isinstance(below, Node | Artifact):
+def selected_on(model: Input, data: External, store: Store) -> str:
+    """The held-out prompts that selected a model, one that it was trained from, or the points of which it is one.
+
+    One of `SELECTED_ON`. Other data than those at hand may hold the same prompts, which are of the same half there.
+    """
+    found, below = set[str](), lineage.training_of(model, store)
+    while below is not None:
         inputs = below.manifest.inputs if isinstance(below, Artifact) else below.recipe.inputs
-        if below.values.get("select") == "best" and inputs.get("data") == data.content:
-            found.add(below.values.get("select_on", "all"))
-        below = lineage.single(below, "model", store)
-    return "all" if "all" in found else "validation" if found else ""
+        if below.values.get("select") == "best":
+            elsewhere = "" if inputs.get("data") == data.content else ELSEWHERE
+            found.add(below.values.get("select_on", "all") + elsewhere)
+        start = lineage.single(below, "model", store)
+        below = lineage.training_of(start, store) if start is not None else None
+    return next((prompts for prompts in SELECTED_ON if prompts in found), "")
 
 
 def _eval_node(
