@@ -127,7 +127,8 @@ def measured_lines(
             at = {"step": name.rpartition("@")[2]} if n else {}
             own = () if isinstance(entry.model, External) or n else tags.get(entry.model.content.partition(":")[2], ())
             note = entry.note if made else "not measured"
-            table.append(report.Line({**entry.settings, **at}, name, tuple(numbers), tuple(own), note=note))
+            settings = {**entry.settings, **at}
+            table.append(report.Line(settings, name, tuple(numbers), tuple(own), note=note, chosen=recipe.choose))
     return table
 
 
