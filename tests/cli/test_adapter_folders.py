@@ -125,7 +125,9 @@ def test_the_reference_of_an_adapter_is_found_by_its_lineage(here: Cli) -> None:
 
 def test_what_was_learned_is_that_of_the_step_that_is_kept(here: Cli) -> None:
     few = ("--model", "sft", "--data", "few.jsonl", "--set", "lora=4", *LENGTH)
-    ref = here("sft", *few, "--max-steps", "3", "--batch-size", "8", "--lr", "0.1", "--select", "best").ref
+    few = (*few, "--max-steps", "3", "--batch-size", "8", "--lr", "0.1", "--select", "best")
+    assert "or use all of them: --set sft.select_on=all" in here.refused(1, "sft", *few), "one prompt is held out"
+    ref = here("sft", *few, "--set", "sft.select_on=all").ref
     metrics = Store.find().resolve(ref).metrics
     points = [point["step"] for point in metrics["selection"]["points"]]
     assert metrics["selection"]["step"] < points[-1], "such a rate leads away again"

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from adpa_cli.hub.externals import pairs_of
 from adpa_cli.lab import world
 from adpa_cli.store.store import Store
 from support.cli_samples import Cli, Pipeline, Ran, write_rows
@@ -123,6 +124,23 @@ def test_other_data_may_hold_the_prompts_that_selected(cli: Cli, pipeline: Pipel
     assert prompts(best, "--set", "measure_on=all") == "some of which may have selected it"
     assert prompts(everything) == "report half, some of which may have selected it"
     assert prompts(distill(cli, pipeline).ref) is None
+
+
+def test_a_half_without_prompts_is_refused_before_any_work(cli: Cli, pipeline: Pipeline) -> None:
+    folder = pipeline.store.parent / "one-half"
+    folder.mkdir()
+    held = pairs_of((str(pipeline.data),), "test", None, False).items.of_half("validation", "pairs")
+    asked = {pair.prompt[-1].content for pair in held}
+    for split in ("train", "test"):
+        rows = [json.loads(line) for line in (pipeline.data / f"{split}.jsonl").read_text().splitlines()]
+        kept = [row for row in rows if split == "train" or row["prompt"][-1]["content"] in asked]
+        write_rows(folder / f"{split}.jsonl", kept)
+    words = ("distill", "--method", "dpo", "--student", pipeline.made("student"), "--data", folder, *STEPS[:-1], "-n")
+    assert cli(*words).code == 0
+    said = cli.refused(1, *words, "--select", "best")
+    assert "one-half: none of the held-out prompts is of the report half" in said
+    assert "or use all of them: --set eval.measure_on=all" in said
+    assert cli(*words, "--select", "best", "--set", "eval.measure_on=all").code == 0
 
 
 def test_a_kept_point_is_measured_as_its_training_is(cli: Cli, pipeline: Pipeline, store: Store) -> None:

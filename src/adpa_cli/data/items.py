@@ -156,18 +156,19 @@ class Items(Sequence[Item], Generic[Item]):
 
         return np.concatenate([held.values(column) for held in self.tables])[self.places]
 
-    def of_half(self, half: str, name: str) -> Items[Item]:
-        """Those of some held-out items of the data `name` whose prompts are of a half. DataError where none are."""
+    def of_half(self, half: str, name: str, setting: str = "") -> Items[Item]:
+        """Those of some held-out items of the data `name` whose prompts are of a half. DataError where none are, with
+        the `setting` that takes all of them."""
         import numpy as np
 
         if half == "all":
             return self
         kept = np.flatnonzero(in_half(self.values("key"), half))
         if not len(kept):
+            hint = f", or use all of them: --set {setting}=all" if setting else ""
             raise DataError(
                 f"{name}: none of the held-out prompts is of the {half} half",
-                "give data with more held-out prompts, or use all of them: --set distill.select_on=all to select, "
-                "--set eval.measure_on=all to measure",
+                f"give data with more held-out prompts{hint}",
             )
         return self.at(kept)
 
