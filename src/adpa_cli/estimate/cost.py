@@ -236,16 +236,19 @@ def _speeds(
     form = products_of(dtype, machine.kind)
     for manifest in made:
         stage = stages.every().get(manifest.stage)
-        if stage is None or not machine.made(manifest.made) or _worked(manifest) < TELLING_SECONDS:
+        worked = _worked(manifest)
+        if stage is None or not machine.made(manifest.made) or worked < TELLING_SECONDS:
             continue
         if products_of(str(manifest.spec.get("dtype")), machine.kind) != form:
             continue
         if flops := _flops_of(manifest, stage, store, share):
-            yield manifest, flops / _worked(manifest)
+            yield manifest, flops / worked
 
 
 def _worked(manifest: Manifest) -> float:
-    return float(manifest.made["seconds"]) - START_SECONDS
+    """Seconds of a finished stage in its steps or its blocks alone: what else it did grows with other sizes. 0 where
+    its manifest does not tell."""
+    return float(manifest.metrics.get("speed", {}).get("seconds") or manifest.made.get("worked") or 0.0)
 
 
 def _flops_of(manifest: Manifest, stage: Stage, store: Store, share: float) -> float:
