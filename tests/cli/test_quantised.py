@@ -167,7 +167,7 @@ def test_what_cannot_be_is_refused_before_any_work(
     sft = ("sft", "--model", "tiny", "--limit", 8)
     assert "nf4" in cli.refused(2, *words, "--set", "quantise=nf3")
     refused = cli.refused(2, *sft, *NF4)
-    assert "--set lora=16 --set quantise=nf4" in refused
+    assert "--set sft.lora=16 --set sft.quantise=nf4" in refused
     refused = " ".join(cli.refused(2, *sft, "--runtime", "offload=disk").split())
     assert "offload=disk is for models that are read, and sft trains its own" in refused
     assert "--set lora=16" in refused
