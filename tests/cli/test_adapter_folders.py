@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 import warnings
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from peft import AutoPeftModelForCausalLM, PeftModel
+from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, pipeline
 
@@ -194,6 +196,34 @@ def test_other_storage_of_a_base_than_in_training_is_refused(here: Cli, tmp_path
     answer = here.refused(2, *words, "-y")
     assert "was trained beside nf4 weights" in answer
     assert "--set rollout.quantise=nf4" in answer
+    for key in ("quantise", "rollout.quantise"):
+        answer = here.refused(2, *words[:5], "--set", f"{key}=none", *LENGTH, "-n")
+        assert "was trained beside nf4 weights, and whole ones are asked for" in answer
+        assert "--set rollout.quantise=nf4" in answer
+    assert here(*words[:5], "--set", "eval.quantise=none", *LENGTH, "-n").code == 0, "it is about another stage"
+
+
+def test_layers_of_a_pattern_are_named_as_a_shell_takes_them(here: Cli, tmp_path: Path) -> None:
+    pattern = r".*(self_attn|mlp)\.[a-z]{1,4}_proj"
+    write_adapter(tmp_path / "pattern", tmp_path / "whole", "../whole", target_modules=pattern, lora_dropout=0.1,
+                  modules_to_save=["norm"])  # fmt: skip
+    words = ("sft", "--model", "./pattern", "--data", "few.jsonl", "--set", "lora=4", *TRAIN)
+    hint = here.refused(2, *words).partition("try:")[2].partition(", or merge")[0]
+    said = here(*words, *shlex.split(hint))
+    assert said.code == 0, said.err
+    told = " ".join(said.err.split())
+    assert "pattern was trained with lora_dropout=0.1, and its training goes on without dropout" in told
+    assert "pattern brings norm whole, which stay as they are: only its matrices are trained" in told
+    before, after = (load_file(path / "adapter_model.safetensors") for path in (tmp_path / "pattern", folder(said.ref)))
+    assert before.keys() == after.keys()
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {name for name in before if ".lora_" in name}
+
+
+def test_a_broken_pattern_is_named_before_any_work(here: Cli, tmp_path: Path) -> None:
+    change(tmp_path / "foreign" / "adapter_config.json", target_modules="(q_proj")
+    for words in reads("./foreign"):
+        assert "target_modules is '(q_proj', no pattern" in here(*words, "-n").err
 
 
 # On the hub.

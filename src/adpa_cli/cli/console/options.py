@@ -65,7 +65,7 @@ teacher = functools.partial(option, metavar="MODEL", completion=models(pairs=Tru
 Teacher = Annotated[str | None, teacher("--teacher", help="The aligned teacher, or a ready pair [family].")]
 Reference = Annotated[str | None, teacher("--reference", help="The model the teacher was aligned from [family].")]
 reward_model = functools.partial(option, "--reward-model", metavar="MODEL", completion=models("reward model"))
-SkipBadRows = Annotated[bool, option("--skip-bad-rows", help="Leave out rows that cannot be used.")]
+SkipBadRows = Annotated[bool, option("--skip-bad-rows", help="Leave out rows that cannot be used, broken lines too.")]
 IgnoreColumns = Annotated[
     str | None,
     option("--ignore-columns", help="Columns that may stay unread though they look like content.", metavar="NAME,…"),
@@ -189,12 +189,15 @@ class Request:
         """Its plan in a store. Raises one error that lists everything of the hub that is not open to us."""
         from adpa_cli import stages
         from adpa_cli.hub.repository import Access
+        from adpa_cli.planning.frozen_models import check_whole
         from adpa_cli.planning.resolve_inputs import Names
 
         words = [word for word in GLOBALS.argv if word not in ("plan", FETCH, "--dry-run", "-n")]
         access = Access(words if words[:1] and words[0] in stages.names() else [])
         with access.checked():
-            plan = self.planned(Names(store, self.options.refresh, access), self.options.given())
+            user = self.options.given()
+            plan = self.planned(Names(store, self.options.refresh, access), user)
+            check_whole(plan, user, store)
         return replace(plan, ignored=column_names(self.options.ignore_columns))
 
 
