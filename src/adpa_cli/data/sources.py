@@ -15,11 +15,10 @@ import re
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import chain
 from pathlib import Path, PurePath, PurePosixPath
 from typing import Any
 
-from adpa_cli.data.examples import Row
+from adpa_cli.data.examples import Problem, Row
 from adpa_cli.data.files import EXTENSIONS, KNOWN, OTHER_DATA, quiet_datasets, read_file
 from adpa_cli.errors import AdpaError, DataError, NotFound, UsageError
 from adpa_cli.machine import expanded
@@ -121,11 +120,15 @@ def read_rows(source: Source) -> Iterator[tuple[int, Row]]:
 
     Raises NotFound when nothing is there, DataError (file and row named) when it cannot be read or is empty.
     """
-    yield from chain.from_iterable(read_part(part) for part in parts(source, "test" if source.names_test else "train"))
+    for part in parts(source, "test" if source.names_test else "train"):
+        for number, row in read_part(part):
+            if isinstance(row, Problem):
+                raise DataError(f"{part.text} row {number}: {row.content}", row.fix)
+            yield number, row
 
 
-def read_part(part: Source) -> Iterator[tuple[int, Row]]:
-    """All rows of one of the `parts` of a source."""
+def read_part(part: Source) -> Iterator[tuple[int, Row | Problem]]:
+    """All rows of one of the `parts` of a source, with a Problem in the place of one that cannot be read."""
     if part.kind == "rows":
         rows = part.rows() if callable(part.rows) else part.rows
         if not rows:
