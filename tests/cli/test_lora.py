@@ -109,6 +109,8 @@ def test_a_teacher_beside_whole_weights(dtype: str, here: Cli) -> None:
     adapter = AdapterFolder.of(folder)
     assert adapter is not None
     assert (adapter.rank, adapter.alpha, adapter.targets) == (2, 3, ("q_proj", "v_proj"))
+    assert "peft" in made.made["versions"]
+    assert "bitsandbytes" not in made.made["versions"]
     said = json.loads((folder / "adapter_config.json").read_text())
     base = store.get(str(made.inputs["model"]))
     assert base is not None

@@ -6,6 +6,7 @@ import json
 import math
 import shutil
 import sys
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -83,9 +84,17 @@ def test_a_capture_an_answer_and_a_score_of_a_quantised_model(how: str, pipeline
 
 
 def test_a_signal_of_a_quantised_teacher_beside_the_whole_one(pipeline: Pipeline, cli: Cli) -> None:
-    asked = ("show", cli(*captured(pipeline), *NF4, "--precision", "0", "--pair-precision", "0").ref, "--fidelity")
-    ran = cli(*asked, "--teacher", "recorded", "--rows", 4, "--json")
-    measured = json.loads(ran.out)["measured"]
+    half = ("--set", "dtype=float16", "--precision", "0", "--pair-precision", "0")
+    ran = cli(*captured(pipeline), *NF4, *half)
+    line = "answers of the same nf4 weights were computed in float32 too: difference to the reference"
+    asked = ("show", ran.ref, "--fidelity", "--teacher", "recorded", "--rows", 4)
+    for told in (said(ran), " ".join(cli("show", ran.ref).out.split())):
+        assert line in told
+        assert "adpa show SIGNAL --fidelity --teacher recorded compares with whole weights" in told
+    measured = json.loads(cli(*asked, "--json").out)["measured"]
+    assert measured["adpa_gradient_cosine"] < 0.95
+    assert "capture with whole weights, without --set cache-teacher.quantise=nf4" in measured["watch"]
+    assert measured["watch"] in dict(cli(*asked).rows).values()
     assert measured["stored"] == "nf4"
     assert measured["kl_error"] > 1e-4, "what nf4 loses, for the signal is stored whole"
 
@@ -147,7 +156,9 @@ def test_an_adapter_on_four_bits_learns_and_dpo_begins_at_log_2(here: Cli, place
     signal = manifest(here(*words, "--reference", sft).ref)
     assert signal.metrics["stored"] == {"aligned": "nf4", "reference": "nf4"}, "both are adapters on four bits"
     assert signal.metrics["rms_advantage"] > 0
+    assert all(version(name) == signal.made["versions"][name] for name in ("peft", "bitsandbytes"))
     whole = here("sft", "--model", "tiny", *FEW, "--max-steps", 2).ref
+    assert not {"peft", "bitsandbytes"} & manifest(whole).made["versions"].keys()
     refused = " ".join(here.refused(2, *words, "--reference", whole).split())
     assert f"{teacher} is read with nf4 weights and {whole} with whole weights" in refused
     assert "--set cache-teacher.quantise=nf4" in refused

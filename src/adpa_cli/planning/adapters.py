@@ -43,6 +43,14 @@ def _check(node: Node, role: str, item: Input, store: Store) -> tuple[str, ...]:
     return ()
 
 
+def libraries_of(node: Node, store: Store) -> tuple[str, ...]:
+    """The libraries of adapters and of weights in few bits that a stage computes with."""
+    adapters = [adapter_of(item, store) for role, item in node.flat_inputs() if role in MODEL_ROLES]
+    adapters += [node.spec.low_rank] if isinstance(node.spec, TrainSpec) else []
+    stored = [getattr(node.spec, "quantise", None), *(made.quantise for made in adapters if made)]
+    return ("peft",) * any(adapters) + ("bitsandbytes",) * any(stored)
+
+
 def adapter_of(item: Input, store: Store) -> LowRank | None:
     """The low-rank matrices that a model has beside the weights of its base, trained or still to be; None for whole
     weights, and for a model that could not be looked at."""
