@@ -375,7 +375,9 @@ def test_verify_notices_a_base_that_is_gone_or_has_changed(here: Cli, tmp_path: 
     assert before[:12] in said
     assert "changed" in here.refused(1, "rollout", "--student", ref, "--data", "pairs.jsonl", "-n")
     shutil.move(tmp_path / "whole", tmp_path / "away")
-    assert "is not at ../../../whole" in here.refused(5, "verify", ref)
+    gone = here.refused(5, "verify", ref)
+    assert f"is not at {tmp_path / 'whole'}" in gone
+    assert f"mv FOLDER {tmp_path / 'whole'}\n" in gone
 
 
 def test_a_base_that_moved_is_found_by_its_content(here: Cli, tmp_path: Path) -> None:
