@@ -17,7 +17,9 @@ from adpa_cli.lab import BASES
 from adpa_cli.signal.shard import SignalReader
 from adpa_cli.store.manifest import Manifest
 from adpa_cli.store.store import Store
-from support.cli_samples import Cli, Pipeline, write_pairs
+from support.cli_samples import Cli, Pipeline, write_pairs, write_rows
+from support.light_update import write_pair
+from support.tiny_models import TEMPLATE
 
 NF4 = ("--set", "quantise=nf4")
 LORA = ("--set", "lora=4", *NF4)
@@ -92,11 +94,21 @@ def test_a_signal_of_a_quantised_teacher_beside_the_whole_one(pipeline: Pipeline
         assert line in told
         assert "adpa show SIGNAL --fidelity --teacher recorded compares with whole weights" in told
     measured = json.loads(cli(*asked, "--json").out)["measured"]
-    assert measured["adpa_gradient_cosine"] < 0.95
-    assert "capture with whole weights, without --set cache-teacher.quantise=nf4" in measured["watch"]
-    assert measured["watch"] in dict(cli(*asked).rows).values()
+    worst = min(value for name, value in measured.items() if name.endswith("_gradient_cosine"))
+    assert (worst < 0.95) == ("watch" in measured)
     assert measured["stored"] == "nf4"
     assert measured["kl_error"] > 1e-4, "what nf4 loses, for the signal is stored whole"
+
+
+def test_a_signal_that_few_bits_have_lost_is_warned_of(cli: Cli, tmp_path: Path) -> None:
+    teacher, reference = write_pair(tmp_path / "pair", template=TEMPLATE)
+    rows = [{"prompt": f"w{n} w{n + 1}", "chosen": f"w{n} w2 w{n} w4", "rejected": f"w{n + 1} w3 w5"} for n in range(8)]
+    data = ("--data", write_rows(tmp_path / "pairs.jsonl", rows), "--set", "max_length=32")
+    words = ("cache-teacher", "--teacher", teacher, "--reference", reference, *data)
+    ref = cli(*words, *NF4).ref
+    measured = json.loads(cli("show", ref, "--fidelity", "--teacher", "recorded", "--json").out)["measured"]
+    assert measured["adpa_gradient_cosine"] < 0.95
+    assert "capture with whole weights, without --set cache-teacher.quantise=nf4" in measured["watch"]
 
 
 @pytest.mark.parametrize(("dtype", "quantise"), [("float32", "none"), ("float16", "nf4"), ("bfloat16", "none")])
