@@ -144,6 +144,11 @@ def card_words(card: str, version: str) -> str:
     return f"{card} is here, and torch {version} is built for CPUs only"
 
 
+OTHER_DRIVER = (
+    "update the driver, or install a torch that is built for it (https://pytorch.org); "
+    "or put CUDA_VISIBLE_DEVICES= before the command to compute on the CPU"
+)
+"""What to type where a card is there and the installed torch cannot open it."""
 OTHER_TORCH = (
     "pip install --force-reinstall torch, for a build with CUDA; "
     "or put CUDA_VISIBLE_DEVICES= before the command to compute on the CPU"
