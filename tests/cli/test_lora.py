@@ -180,6 +180,7 @@ def test_without_lora_an_adapter_is_merged_and_trained_whole(quantise: str, here
     [
         (["lora=0"], "lora=0 is out of range", "lora is 1 or more"),
         (["lora=-1"], "lora=-1 is out of range", "lora is 1 or more"),
+        (["lora=4", "quantise=fp4"], "quantise=fp4 is no value of quantise", "quantise is one of nf4, int8"),
         (["lora=4", "lora_alpha=0"], "lora_alpha=0.0 makes no sense", "lora_alpha must be above 0"),
         (["lora=4096"], "is a rank beyond that of model.layers.0", "--set sft.lora=48"),
         (

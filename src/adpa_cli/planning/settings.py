@@ -77,7 +77,9 @@ def parse_sets(items: Sequence[str]) -> tuple[dict[str, str], dict[str, dict[str
     for item in items:
         name, equals, value = item.partition("=")
         if not equals or not name or not value:
-            raise UsageError(f"--set {item}", "write --set KEY=VALUE or --set STAGE.KEY=VALUE, e.g. --set gamma=2")
+            raise UsageError(
+                f"--set {item} is no KEY=VALUE", "write --set KEY=VALUE or --set STAGE.KEY=VALUE, e.g. --set gamma=2"
+            )
         stage, dot, key = name.rpartition(".")
         if dot and stage not in stages.names():
             raise UsageError(f"--set {item}: no stage is called {stage!r}", f"stages: {', '.join(stages.names())}")

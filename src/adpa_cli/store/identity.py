@@ -417,7 +417,7 @@ def _check(value: object, where: str) -> None:
         return
     if type(value) is float:
         if not math.isfinite(value):
-            raise UsageError(f"{where} is {value}", "give a finite number")
+            raise UsageError(f"{where} is {value}, which is no finite number", "give a finite number")
     elif isinstance(value, Mapping):
         for key, item in value.items():
             if type(key) is not str:
