@@ -241,7 +241,7 @@ class Problems:
         self.first = sorted([*self.first, (number, f"{where}: {problem.content} ({problem.fix})")])[:SHOWN_PROBLEMS]
 
 
-def _fill(part: Source, purpose: Purpose, add: Callable[[Any], None]) -> Mapping[str, Any]:
+def _fill(part: Source, purpose: Purpose, add: Callable[..., None]) -> Mapping[str, Any]:
     """Write the items of a file down; what else is to be known of it."""
     rows, sample, names = Rows(part), dict[str, Any](), dict[str, None]()
     problems, remarks, passed, unread = Problems(part.text), Counter[str](), Counter[str](), UnreadColumns(part.text)
@@ -272,7 +272,7 @@ def _fill(part: Source, purpose: Purpose, add: Callable[[Any], None]) -> Mapping
         shape, make, prepare = _maker(part, sample, purpose, remarks)
         every = records(prepare(rows.sound, remarks))
         for batch in iter(lambda: list(itertools.islice(every, BATCH)), []):
-            add(record_batch(list(zip(*batch, strict=True)), columns))
+            add(record_batch(list(zip(*batch, strict=True)), columns), rows.count)
     return {
         "shape": shape, "rows": rows.count, "problems": problems.first, "bad": problems.kinds, "passed": passed,
         "remarks": remarks, "unread": [asdict(each) for each in unread.all()],
