@@ -122,6 +122,7 @@ def test_the_first_five_problems_are_listed_and_all_counted(cli: Cli, tmp_path: 
         ("other.jsonl", '{"question": "a", "answer": "b"}\n', ["other.jsonl: unknown shape", "answer, question"]),
         ("list.jsonl", "[1, 2]\n", ["list.jsonl row 1", "list instead of an object"]),
         ("notes.txt", "hello", ["notes.txt: unknown kind of file", ".jsonl"]),
+        ("null.jsonl", '{"prompt": "a", "chosen": null}\n', ["(columns: prompt; without any value: chosen)"]),
     ],
 )
 def test_a_file_that_cannot_be_read_is_named(
@@ -131,6 +132,18 @@ def test_a_file_that_cannot_be_read_is_named(
     said = cli.refused(1, *DPO, "--student", "tiny", "--data", f"./{name}")
     for word in words:
         assert word in said
+
+
+def test_what_is_no_source_is_told_what_to_write(cli: Cli, tmp_path: Path) -> None:
+    write_rows(tmp_path / "pairs.jsonl", rows())
+    (tmp_path / "pairs.tsv").touch()
+    for code, words, said in (
+        (1, ["pairs.tsv"], "pairs.tsv: unknown kind of file"),
+        (3, ["*.jsonl"], "patterns are not expanded: name the folder, or give each file"),
+        (3, ["https://huggingface.co/datasets/org/name"], "a data set of the hub is written org/name"),
+        (2, ["pairs.jsonl", "more.jsonl"], "an option takes one value: repeat it for each"),
+    ):
+        assert said in cli.refused(code, *SFT, "--data", *words)
 
 
 def test_a_prompt_longer_than_the_context_loses_its_beginning_and_is_counted(

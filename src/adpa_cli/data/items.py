@@ -269,7 +269,7 @@ def _fill(part: Source, purpose: Purpose, add: Callable[..., None]) -> Mapping[s
 
     shape, columns = "", schema()
     if rows.count > problems.kinds.total():
-        shape, make, prepare = _maker(part, sample, purpose, remarks)
+        shape, make, prepare = _maker(part, sample, names, purpose, remarks)
         every = records(prepare(rows.sound, remarks))
         for batch in iter(lambda: list(itertools.islice(every, BATCH)), []):
             add(record_batch(list(zip(*batch, strict=True)), columns), rows.count)
@@ -281,7 +281,7 @@ def _fill(part: Source, purpose: Purpose, add: Callable[..., None]) -> Mapping[s
 
 
 def _maker(
-    part: Source, sample: Row, purpose: Purpose, remarks: Counter[str]
+    part: Source, sample: Row, names: Iterable[str], purpose: Purpose, remarks: Counter[str]
 ) -> tuple[str, Callable[[Row, int], Pair | Dialogue], Prepare]:
     """The shape of rows with these columns, what makes an item of one, and what is done to them before.
 
@@ -291,7 +291,7 @@ def _maker(
         return turns.name, partial(_dialogue, turns.read, remarks), turns.prepare
     if sides := detect(PAIRS, sample):
         return sides.name, partial(_pair, sides.read), sides.prepare
-    raise unknown_shape(part, sample, purpose)
+    raise unknown_shape(part, sample, names, purpose)
 
 
 def _dialogue(read: Callable[[Row], Prompt], remarks: Counter[str], row: Row, number: int) -> Dialogue:
