@@ -202,7 +202,6 @@ def check(survey: Survey, note: Callable[[str], None]) -> None:
     """
     if survey.is_checked:
         return
-    check_card(survey.machine)
     missing = [cost.node for cost in survey.building]
     hub.fetch(hub_files(missing, "dataset"), survey.store.hash_cache, note)  # the checks read every row
     late = [node for node in missing if not is_here(node)]
@@ -214,3 +213,4 @@ def check(survey: Survey, note: Callable[[str], None]) -> None:
             note(text)
     more = [error for error in problems if error.message not in reported]
     refuse([*survey.problems, *more], "" if more else survey.command)
+    check_card(survey.machine)
