@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import os
 import subprocess
@@ -756,15 +755,11 @@ def watched(words: list[str], root: Path) -> tuple[int, int]:
     child = subprocess.Popen([sys.executable, "-m", "adpa_cli", *words, "-q"], stdout=subprocess.DEVNULL)
 
     def watch() -> None:
-        for look in itertools.count():
-            if over.wait(0.005):
-                break
+        while not over.wait(0.003):
             # What wait4 tells would include this process, of which the child is a fork.
             status = Path(f"/proc/{child.pid}/status").read_text()
             most = [int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM:")]
             resident[0] = max(resident[0], 1024 * sum(most))
-            if not look % 50:  # it takes long, and libraries stay once they are there
-                libraries[0] = max(libraries[0], library_pages(child.pid))
             sizes = []
             for folder, _, names in os.walk(root):
                 for name in names:
@@ -774,13 +769,19 @@ def watched(words: list[str], root: Path) -> tuple[int, int]:
                         continue
             fullest[0] = max(fullest[0], sum(sizes))
 
-    watcher = threading.Thread(target=watch)
-    watcher.start()
+    def watch_libraries() -> None:
+        while not over.wait(0.5):  # it takes long, and libraries stay once they are there
+            libraries[0] = max(libraries[0], library_pages(child.pid))
+
+    watchers = [threading.Thread(target=watch), threading.Thread(target=watch_libraries)]
+    for watcher in watchers:
+        watcher.start()
     try:
         os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)  # ended, and still to be read in /proc
     finally:
         over.set()
-        watcher.join()
+        for watcher in watchers:
+            watcher.join()
     assert child.wait() == 0
     return resident[0] - libraries[0] + LIBRARY_PAGES, fullest[0]
 
