@@ -13,7 +13,7 @@ from adpa_cli.data.examples import Dialogue, Message, Pair, dialogue_of
 from adpa_cli.data.items import Items
 from adpa_cli.data.preferences import check_unused, ignored_words, left_out_words
 from adpa_cli.data.rendering import DAY, REASONING, answer_end, thinking_words
-from adpa_cli.data.tables import code_digest, record_batch, table, watched
+from adpa_cli.data.tables import CacheFull, code_digest, record_batch, table, watched
 from adpa_cli.data.templates import Template
 from adpa_cli.data.tokenizer import VARIED, Tokenizer, compare, different_cut
 from adpa_cli.errors import AdpaError, DataError, named_row
@@ -70,6 +70,8 @@ def run_checks(checks: Iterable[Check]) -> tuple[list[AdpaError], list[str]]:
             remarks.update(dict.fromkeys(check()))
         except AdpaError as error:
             problems.setdefault(error.message, error)
+            if isinstance(error, CacheFull):  # no fault of the plan, and other checks would read in vain too
+                break
     return list(problems.values()), list(remarks)
 
 
