@@ -144,15 +144,23 @@ def rollout_job(store: Path, work: Path, processes: int = 2) -> Job:
 @pytest.mark.slow
 def test_a_signal_stops_every_process_and_its_blocks_are_those_of_one(stores: dict[str, Path], tmp_path: Path) -> None:
     several, one = tmp_path / "several", tmp_path / "one"
+
+    def of_processes() -> set[int]:
+        """The processes, by the numbers of their blocks, that have kept one."""
+        blocks = (re.fullmatch(r"_block-(\d+)\.json", path.name) for path in several.iterdir())
+        return {int(block[1]) % 2 for block in blocks if block}
+
     steps: list[int] = []
-    asking = Monitor(lambda step, of, numbers: steps.append(step), stop=lambda: "SIGUSR1" if steps else None)
+    asking = Monitor(
+        lambda step, of, numbers: steps.append(step), stop=lambda: "SIGUSR1" if len(of_processes()) == 2 else None
+    )
     several.mkdir()
     with pytest.raises(Stopped, match="after block") as caught:
         run_stage(rollout_job(stores["beneath"], several), asking, 1)
     assert caught.value.exit_code == 75
     kept = sorted(path.name for path in several.iterdir())
     assert 1 < len(kept) < 1000
-    assert {int(re.fullmatch(r"_block-(\d+)\.json", name)[1]) % 2 for name in kept} == {0, 1}
+    assert of_processes() == {0, 1}
 
     steps.clear()
     with pytest.raises(Stopped):

@@ -191,3 +191,23 @@ def test_a_cache_that_is_removed_while_it_is_written_is_named(cache: Path) -> No
         table("numbers", ["a table"], SCHEMA, fill)
     assert caught.value.hint == "repeat the command"
     assert len(table("numbers", ["a table"], SCHEMA, lambda add: {})) == 0
+
+
+def test_what_others_clear_away_meanwhile_is_never_a_table_at_work(cache: Path) -> None:
+    at_work: list[list[str]] = []
+
+    def fill(add: tables.Watch) -> dict[str, int]:
+        (private,) = cache.glob("numbers/.*-*")
+        os.utime(private, (0, 0))
+        remove_unused()
+        at_work.append(sorted(path.name for path in private.iterdir()))
+        add(pa.record_batch([pa.array([1]), pa.array([[1]]), pa.array(["1"])], SCHEMA))
+        return {}
+
+    assert len(table("numbers", ["here"], SCHEMA, fill)) == 1
+    assert at_work == [["table"]]
+    left = cache / "numbers" / ".left-by-a-killed-one"
+    left.mkdir()
+    os.utime(left, (0, 0))
+    remove_unused()
+    assert [path.name for path in cache.glob("numbers/.*")] == []

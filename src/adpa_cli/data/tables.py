@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 T = TypeVar("T")
-ROWS, ABOUT, HELD = "rows.arrow", "about.json", "held"
+ROWS, ABOUT = "rows.arrow", "about.json"
 TEMPORARY = "adpa-rows-"
 """What temporary folders of tables are called."""
 JUST_MADE = 10.0
@@ -348,9 +348,9 @@ def _room(folder: Path | None, name: str) -> Iterator[Path]:
     """A private folder, which is held, and gone afterwards. Raises AdpaError where somebody removed the folder that it
     is in."""
     try:
-        with tempfile.TemporaryDirectory(prefix=name, dir=folder) as private, contextlib.ExitStack() as stack:
+        with contextlib.ExitStack() as stack, tempfile.TemporaryDirectory(prefix=name, dir=folder) as private:
             with contextlib.suppress(OSError):  # no locks here
-                stack.enter_context(_held(Path(private)))
+                stack.enter_context(_held(Path(private)))  # until it is gone
             yield Path(private)
     except FileNotFoundError as error:
         if folder is None or folder.exists():
@@ -361,22 +361,24 @@ def _room(folder: Path | None, name: str) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def _held(private: Path) -> Iterator[None]:
-    """Hold a private folder, as its maker does until it is done. Raises OSError where another process does."""
-    with (private / HELD).open("a") as handle:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+def _held(private: Path, otherwise: int = 0) -> Iterator[None]:
+    """Hold a private folder, as its maker does until it is gone; `otherwise` is `fcntl.LOCK_NB` to raise OSError where
+    another process holds it, which is else waited for."""
+    handle = os.open(private, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | otherwise)
         yield
+    finally:
+        os.close(handle)
 
 
 def _remove_left(folders: Iterable[Path], age: float = JUST_MADE) -> int:
     """Remove private folders of processes that were killed so many seconds ago; returns their bytes."""
     freed = 0
     for path in folders:
-        with contextlib.suppress(OSError):
-            is_new = time.time() - path.stat().st_mtime < age
-            with _held(path):
+        with contextlib.suppress(OSError), _held(path, fcntl.LOCK_NB):
+            if time.time() - path.stat().st_mtime >= age:
                 size = _size(path)
-            if not is_new:
                 shutil.rmtree(path)
                 freed += size
     return freed
