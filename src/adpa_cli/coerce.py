@@ -37,7 +37,7 @@ def coerce(kind: Any, value: Any, name: str) -> Any:
         return coerce(kinds[0], value, name)
     if origin is Literal:
         if value not in args:
-            raise UsageError(f"{name}={value}", f"{name} is one of {', '.join(map(str, args))}")
+            raise UsageError(f"{name}={value} is no value of {name}", f"{name} is one of {', '.join(map(str, args))}")
         return value
     if origin is tuple:
         items = value.split(",") if isinstance(value, str) else value
@@ -92,9 +92,12 @@ def check(f: dataclasses.Field[Any], value: Any) -> None:
     if f.name in STEPS and isinstance(value, float) and 0 < value < 1e-6:
         raise UsageError(f"{f.name}={value} is out of range", f"{f.name} is 0 (exact), or lies between 1e-6 and 16")
     if choices and value not in choices:
-        raise UsageError(f"{f.name}={value}", f"{f.name} is one of {', '.join(map(str, choices))}")
+        raise UsageError(
+            f"{f.name}={value} is no value of {f.name}", f"{f.name} is one of {', '.join(map(str, choices))}"
+        )
     if "pattern" in f.metadata and not re.fullmatch(f.metadata["pattern"], value):
-        raise UsageError(f"{f.name}={value}", f"{f.name} is last, best, or the number of a step from 1")
+        hint = f"{f.name} is last, best, or the number of a step from 1"
+        raise UsageError(f"{f.name}={value} is no value of {f.name}", hint)
 
 
 def auto_target(precision: float | Auto) -> float | None:

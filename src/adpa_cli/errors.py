@@ -80,6 +80,16 @@ def named_row(where: str) -> Iterator[None]:
         raise DataError(f"{where}: {error.message}", error.hint) from error
 
 
+@contextmanager
+def hints_for(stage: str) -> Iterator[None]:
+    """Name the stage in hints on settings that any stage may have, which say `--set STAGE.`."""
+    try:
+        yield
+    except AdpaError as error:
+        error.hint = error.hint.replace("STAGE.", f"{stage}.")
+        raise
+
+
 class Stopped(AdpaError):
     """Stopped by a signal, or by `--stop-after` (the kernel's alarm), after the work was saved."""
 

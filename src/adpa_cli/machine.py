@@ -9,7 +9,7 @@ import re
 import resource
 import shutil
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,11 +19,11 @@ from adpa_cli.errors import UsageError
 LIBRARIES = ("adpa-cli", "torch", "transformers", "accelerate", "numpy", "tokenizers", "zstandard", "pyarrow")
 
 
-def versions() -> dict[str, str]:
-    """The libraries that equal bytes depend on, by name."""
+def versions(more: Sequence[str] = ()) -> dict[str, str]:
+    """The libraries that equal bytes depend on, by name, and `more` of them."""
     from importlib.metadata import version  # not needed by most commands, and slow to import
 
-    return {name: version(name) for name in LIBRARIES}
+    return {name: version(name) for name in (*LIBRARIES, *more)}
 
 
 CGROUPS = (
@@ -144,6 +144,11 @@ def card_words(card: str, version: str) -> str:
     return f"{card} is here, and torch {version} is built for CPUs only"
 
 
+OTHER_DRIVER = (
+    "update the driver, or install a torch that is built for it (https://pytorch.org); "
+    "or put CUDA_VISIBLE_DEVICES= before the command to compute on the CPU"
+)
+"""What to type where a card is there and the installed torch cannot open it."""
 OTHER_TORCH = (
     "pip install --force-reinstall torch, for a build with CUDA; "
     "or put CUDA_VISIBLE_DEVICES= before the command to compute on the CPU"

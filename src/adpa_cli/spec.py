@@ -7,6 +7,7 @@ A field that is added later declares `neutral`, the value that means the old beh
 from __future__ import annotations
 
 import dataclasses
+import shlex
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -52,6 +53,12 @@ class Dataclass(typing.Protocol):
 
 
 S = TypeVar("S", bound=Dataclass)
+
+
+def one_spelling(targets: str) -> str:
+    """The one way to write layers that get low-rank matrices, however they were listed."""
+    ends = {end.strip() for end in targets.split(",")}
+    return ",".join(sorted(ends - {""})) or targets
 
 
 @dataclass(frozen=True)
@@ -122,10 +129,9 @@ class TrainSpec:
     """Which tokens of a dialogue are trained: those of the assistant's turns, or all."""
 
     def without_effect(self) -> set[str]:
-        """The rollouts are an input, which tells whose they are; answers of the data themselves are none. How low-rank
-        matrices are made says nothing where there are none, nor do prompts by which nothing is selected."""
+        """The rollouts are an input, which tells whose they are; answers of the data themselves are none. Without a
+        selection there are no prompts for it."""
         idle = {"states"} if self.source("rollout") == "rollout" else set()
-        idle |= set() if self.lora else {"lora_alpha", "lora_targets"}
         return idle if self.select == "best" else {*idle, "select_on"}
 
     @property
@@ -148,24 +154,36 @@ class TrainSpec:
         return self.states if part == "rollout" and self.states in ("chosen", "rejected") else part
 
     def __post_init__(self) -> None:
-        if self.quantise and not self.lora:
-            raise UsageError(
-                f"quantise={self.quantise} stores weights that do not change, and all weights are trained here",
-                f"train low-rank matrices beside them: --set lora=16 --set quantise={self.quantise}",
-            )
+        if not self.lora:
+            self._check_whole()
         if self.lora and self.weights == "bfloat16":
             raise UsageError(
                 "weights=bfloat16 is for a training of all weights; the matrices of lora are float32",
-                "leave out one of the two: --set weights=float32, or --set lora=none",
+                "leave out one of the two: --set STAGE.weights=float32, or --set STAGE.lora=none",
             )
         if self.weights == "bfloat16":
             object.__setattr__(self, "dtype", "bfloat16")
         if self.lora_alpha == 2 * self.rank:  # what means the same is one recipe
             object.__setattr__(self, "lora_alpha", None)
-        ends = {end.strip() for end in self.lora_targets.split(",")}
-        object.__setattr__(self, "lora_targets", ",".join(sorted(ends)))
+        object.__setattr__(self, "lora_targets", one_spelling(self.lora_targets))
         if self.max_steps is not None:
             self.last_step(self.max_steps)
+
+    def _check_whole(self) -> None:
+        """Raise UsageError for what is said of low-rank matrices, or of the weights beside them, where all weights are
+        trained."""
+        if self.quantise:
+            raise UsageError(
+                f"quantise={self.quantise} stores weights that do not change, and all weights are trained here",
+                f"train low-rank matrices beside them: --set STAGE.lora=16 --set STAGE.quantise={self.quantise}",
+            )
+        alpha = "" if self.lora_alpha is None else f"lora_alpha={self.lora_alpha:g}"
+        targets = "" if self.lora_targets == ALL_LINEAR else f"lora_targets={self.lora_targets}"
+        if said := alpha or targets:
+            raise UsageError(
+                f"{said} is about low-rank matrices, and without lora all weights are trained here",
+                f"train such matrices: --set STAGE.lora=16 --set {shlex.quote(f'STAGE.{said}')}; or leave {said} out",
+            )
 
     def last_step(self, steps: int) -> int:
         """The step that a run of `steps` need not go beyond; UsageError when it does not get that far."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 import warnings
 from collections.abc import Iterator
@@ -11,14 +12,16 @@ from typing import Any
 
 import pytest
 import torch
-from peft import AutoPeftModelForCausalLM, PeftModel
+from peft import AutoPeftModelForCausalLM, AutoPeftModelForSequenceClassification, PeftModel
+from safetensors.torch import load_file
 from torch import Tensor
-from transformers import AutoModelForCausalLM, pipeline
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, pipeline
 
 from adpa_cli.cli.main import main
 from adpa_cli.engine.models import load
+from adpa_cli.engine.rewards.reward_model import sequence_rewards
 from adpa_cli.engine.update import adapter_update
-from adpa_cli.lab import world
+from adpa_cli.lab import BASES, world
 from adpa_cli.store.identity import model_digest
 from adpa_cli.store.store import Store
 from support.cli_samples import Cli, write_rows
@@ -34,6 +37,8 @@ folder, _, out, _, outtype = sys.argv[1:]
 names = {"config.json", "model.safetensors", "adapter_config.json"} & {p.name for p in pathlib.Path(folder).iterdir()}
 pathlib.Path(out).write_text(f"{sorted(names)} {outtype}")
 """
+FEW = ("--set", "sft.max_steps=1", "--set", "sft.max_length=128")
+IDS = list(range(3, 19))
 TARGETS = "down_proj,q_proj,v_proj"
 
 
@@ -125,7 +130,9 @@ def test_the_reference_of_an_adapter_is_found_by_its_lineage(here: Cli) -> None:
 
 def test_what_was_learned_is_that_of_the_step_that_is_kept(here: Cli) -> None:
     few = ("--model", "sft", "--data", "few.jsonl", "--set", "lora=4", *LENGTH)
-    ref = here("sft", *few, "--max-steps", "3", "--batch-size", "8", "--lr", "0.1", "--select", "best").ref
+    few = (*few, "--max-steps", "3", "--batch-size", "8", "--lr", "0.1", "--select", "best")
+    assert "or use all of them: --set sft.select_on=all" in here.refused(1, "sft", *few), "one prompt is held out"
+    ref = here("sft", *few, "--set", "sft.select_on=all").ref
     metrics = Store.find().resolve(ref).metrics
     points = [point["step"] for point in metrics["selection"]["points"]]
     assert metrics["selection"]["step"] < points[-1], "such a rate leads away again"
@@ -194,6 +201,34 @@ def test_other_storage_of_a_base_than_in_training_is_refused(here: Cli, tmp_path
     answer = here.refused(2, *words, "-y")
     assert "was trained beside nf4 weights" in answer
     assert "--set rollout.quantise=nf4" in answer
+    for key in ("quantise", "rollout.quantise"):
+        answer = here.refused(2, *words[:5], "--set", f"{key}=none", *LENGTH, "-n")
+        assert "was trained beside nf4 weights, and whole ones are asked for" in answer
+        assert "--set rollout.quantise=nf4" in answer
+    assert here(*words[:5], "--set", "eval.quantise=none", *LENGTH, "-n").code == 0, "it is about another stage"
+
+
+def test_layers_of_a_pattern_are_named_as_a_shell_takes_them(here: Cli, tmp_path: Path) -> None:
+    pattern = r".*(self_attn|mlp)\.[a-z]{1,4}_proj"
+    write_adapter(tmp_path / "pattern", tmp_path / "whole", "../whole", target_modules=pattern, lora_dropout=0.1,
+                  modules_to_save=["norm"])  # fmt: skip
+    words = ("sft", "--model", "./pattern", "--data", "few.jsonl", "--set", "lora=4", *TRAIN)
+    hint = here.refused(2, *words).partition("try:")[2].partition(", or merge")[0]
+    said = here(*words, *shlex.split(hint))
+    assert said.code == 0, said.err
+    told = " ".join(said.err.split())
+    assert "pattern was trained with lora_dropout=0.1, and its training goes on without dropout" in told
+    assert "pattern brings norm whole, which stay as they are: only its matrices are trained" in told
+    before, after = (load_file(path / "adapter_model.safetensors") for path in (tmp_path / "pattern", folder(said.ref)))
+    assert before.keys() == after.keys()
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {name for name in before if ".lora_" in name}
+
+
+def test_a_broken_pattern_is_named_before_any_work(here: Cli, tmp_path: Path) -> None:
+    change(tmp_path / "foreign" / "adapter_config.json", target_modules="(q_proj")
+    for words in reads("./foreign"):
+        assert "target_modules is '(q_proj', no pattern" in here(*words, "-n").err
 
 
 # On the hub.
@@ -264,6 +299,56 @@ def test_merged_and_adapter_say_the_same(here: Cli, tmp_path: Path, name: str) -
     assert not (tmp_path / "adapter" / "adapter_base.json").exists()
     answer = pipeline("text-generation", str(tmp_path / "merged"), max_new_tokens=2)([{"role": "user", "content": "a"}])
     assert answer[0]["generated_text"][-1]["role"] == "assistant"
+
+
+@pytest.mark.parametrize("start", ["tiny", "sft"])
+def test_a_reward_model_is_exported_with_its_head(here: Cli, tmp_path: Path, start: str) -> None:
+    words = ("reward-model", "--model", start, "--data", "pairs.jsonl", "--sft-data", "few.jsonl", *FEW)
+    ref = here(*words, "--set", "lora=4", *TRAIN).ref
+    for name, *options in (("merged",), ("adapter", "--adapter"), ("half", "--dtype", "bfloat16")):
+        ran = here("export", ref, name, *options)
+        assert ran.code == 0, ran.err
+        assert "pipeline_tag: text-classification" in (tmp_path / name / "README.md").read_text()
+    expected = sequence_rewards(folder(ref), [IDS, IDS[:-4]], "float32", "cpu", 64)
+    whole: Any = AutoModelForSequenceClassification.from_pretrained(tmp_path / "merged").eval()
+    padded = torch.tensor([IDS, [*IDS[:-4], *4 * [whole.config.pad_token_id]]])
+    with torch.no_grad():
+        rewards = whole(input_ids=padded, attention_mask=(padded != whole.config.pad_token_id).long()).logits[:, 0]
+    assert rewards.tolist() == pytest.approx(expected, rel=1e-4, abs=1e-6)
+    assert len(set(expected)) == 2
+    judge = pipeline("text-classification", str(tmp_path / "merged"), function_to_apply="none")
+    texts = ["copy a b", "a"]
+    scores = judge(texts, batch_size=2)
+    assert [row["score"] for row in scores] == pytest.approx([judge(text)[0]["score"] for text in texts], rel=1e-4)
+    said = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+    assert (said["task_type"], said["modules_to_save"]) == ("SEQ_CLS", ["score"])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        alone: Any = AutoPeftModelForSequenceClassification.from_pretrained(tmp_path / "adapter", num_labels=1).eval()
+    with torch.no_grad():
+        (reward,) = alone(input_ids=torch.tensor([IDS])).logits[:, 0].tolist()
+    assert reward == pytest.approx(expected[0], rel=1e-4, abs=1e-6)
+    for name in ("./merged", "./adapter"):
+        ran = here("eval", "sft", "--reward-model", name, "--data", "pairs.jsonl", "--limit", "2", *LENGTH, "-y")
+        assert ran.code == 0, ran.err
+    assert "--to ollama is for models that answer" in here.refused(2, "export", ref, "out", "--to", "ollama")
+    assert f"adpa export {ref} DIR" in here("path", ref).err
+
+
+def test_an_adapter_of_a_model_that_never_answered_is_merged_with_a_warning(here: Cli, tmp_path: Path) -> None:
+    base = Path(shutil.copytree(BASES / "student", tmp_path / "bare"))
+    write_adapter(tmp_path / "mine", base, "../bare")
+    for name in ("./mine", "./bare"):
+        out = tmp_path / f"{Path(name).name}-out"
+        ran = here("export", name, out)
+        assert ran.code == 0, ran.err
+        assert "has no chat template: programs that chat" in ran.err
+        assert not (out / "chat_template.jinja").exists()
+        assert "It has no chat template." in (out / "README.md").read_text()
+        expected = logits(load(tmp_path / name))
+        assert near(logits(AutoModelForCausalLM.from_pretrained(out).eval()), expected)
+    assert here("export", "./mine", "alone", "--adapter").code == 0
+    assert "has no chat template" in here.refused(2, "export", "./mine", "x", "--to", "ollama")
 
 
 def test_a_merged_export_takes_every_dtype_and_says_what_it_keeps(here: Cli, tmp_path: Path) -> None:
@@ -345,7 +430,9 @@ def test_verify_notices_a_base_that_is_gone_or_has_changed(here: Cli, tmp_path: 
     assert before[:12] in said
     assert "changed" in here.refused(1, "rollout", "--student", ref, "--data", "pairs.jsonl", "-n")
     shutil.move(tmp_path / "whole", tmp_path / "away")
-    assert "is not at ../../../whole" in here.refused(5, "verify", ref)
+    gone = here.refused(5, "verify", ref)
+    assert f"is not at {tmp_path / 'whole'}" in gone
+    assert f"mv FOLDER {tmp_path / 'whole'}\n" in gone
 
 
 def test_a_base_that_moved_is_found_by_its_content(here: Cli, tmp_path: Path) -> None:

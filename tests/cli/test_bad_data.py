@@ -11,6 +11,7 @@ import pytest
 from adpa_cli.lab import world
 from adpa_cli.store.store import Store
 from support.cli_samples import Cli, Pipeline, write_rows
+from support.data_files import write
 
 SFT = ("sft", "--model", "tiny", "--max-steps", "1")
 DPO = ("distill", "--method", "dpo", "--max-steps", "1", "--no-eval")
@@ -72,6 +73,35 @@ def test_bad_rows_are_left_out_when_asked_and_counted(pipeline: Pipeline, cli: C
     assert any("missing rejected 1" in note for note in notes)
 
 
+@pytest.mark.parametrize(("name", "broken"), [("pairs.jsonl", b'{"prompt": \n'), ("pairs.csv", b"a,b\n")])
+def test_a_broken_line_is_left_out_when_asked_and_named(cli: Cli, tmp_path: Path, name: str, broken: bytes) -> None:
+    rows = [{"prompt": f"why {number} ?", "chosen": "so .", "rejected": "no ."} for number in range(9)]
+    lines = write(tmp_path / name, rows)
+    whole = lines.read_bytes().splitlines(keepends=True)
+    lines.write_bytes(b"".join([*whole[:4], broken, *whole[4:]]))
+    words = (*SFT, "--data", name, "--dry-run")
+    said = cli.refused(1, *words)
+    assert "1 of 10 rows cannot be used" in said
+    assert f"{name} row 5: " in said
+    assert "--skip-bad-rows" in said
+    said = " ".join(cli(*words, "--skip-bad-rows").err.split())
+    assert f"rows that cannot be used: {name} row 5" in said
+
+
+def test_a_file_without_a_sound_row_is_refused_as_such(cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "pairs.jsonl").write_bytes(b"\x80\x81\n" * 7)
+    said = cli.refused(1, "data", "pairs.jsonl")
+    assert "7 of 7 rows cannot be used" in said
+    assert "no pairs left of 7 rows: not UTF-8 7" in cli.refused(1, "data", "pairs.jsonl", "--skip-bad-rows")
+
+
+def test_a_list_that_is_broken_cannot_be_skipped(cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "pairs.json").write_text('[{"prompt": "a"},\n{"prompt"]')
+    said = cli.refused(1, "data", "pairs.json", "--skip-bad-rows")
+    assert "pairs.json row 2: broken JSON" in said
+    assert "no row can be skipped" in said
+
+
 def test_the_first_five_problems_are_listed_and_all_counted(cli: Cli, tmp_path: Path) -> None:
     spoilt = rows()
     for number in range(7):
@@ -92,6 +122,7 @@ def test_the_first_five_problems_are_listed_and_all_counted(cli: Cli, tmp_path: 
         ("other.jsonl", '{"question": "a", "answer": "b"}\n', ["other.jsonl: unknown shape", "answer, question"]),
         ("list.jsonl", "[1, 2]\n", ["list.jsonl row 1", "list instead of an object"]),
         ("notes.txt", "hello", ["notes.txt: unknown kind of file", ".jsonl"]),
+        ("null.jsonl", '{"prompt": "a", "chosen": null}\n', ["(columns: prompt; without any value: chosen)"]),
     ],
 )
 def test_a_file_that_cannot_be_read_is_named(
@@ -101,6 +132,18 @@ def test_a_file_that_cannot_be_read_is_named(
     said = cli.refused(1, *DPO, "--student", "tiny", "--data", f"./{name}")
     for word in words:
         assert word in said
+
+
+def test_what_is_no_source_is_told_what_to_write(cli: Cli, tmp_path: Path) -> None:
+    write_rows(tmp_path / "pairs.jsonl", rows())
+    (tmp_path / "pairs.tsv").touch()
+    for code, words, said in (
+        (1, ["pairs.tsv"], "pairs.tsv: unknown kind of file"),
+        (3, ["*.jsonl"], "patterns are not expanded: name the folder, or give each file"),
+        (3, ["https://huggingface.co/datasets/org/name"], "a data set of the hub is written org/name"),
+        (2, ["pairs.jsonl", "more.jsonl"], "an option takes one value: repeat it for each"),
+    ):
+        assert said in cli.refused(code, *SFT, "--data", *words)
 
 
 def test_a_prompt_longer_than_the_context_loses_its_beginning_and_is_counted(

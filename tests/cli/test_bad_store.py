@@ -14,7 +14,7 @@ import pytest
 from adpa_cli.cli.console.progress import Screen
 from adpa_cli.stages import Node
 from adpa_cli.store.store import Store
-from support.cli_samples import Cli
+from support.cli_samples import Cli, write_rows
 
 SFT = ("sft", "--model", "tiny", "--max-steps", "1", "--limit", "8")
 Disk = Callable[[str], Path]
@@ -105,3 +105,38 @@ def test_a_disk_that_fills_in_mid_plan_keeps_what_is_whole_and_the_command_goes_
     assert all(f"done   {ref}" not in again.err for ref in plan[:2])
     assert {manifest.ref for manifest in Store.find(store).artifacts()} == set(plan)
     assert Store.find(store).unfinished() == []
+
+
+def data_of(folder: Path) -> list[str]:
+    """Options that name two files, which make two tables."""
+    pairs = [{"prompt": f"why {number} ?", "chosen": "because .", "rejected": "no ."} for number in range(3000)]
+    for name in ("pairs", "dialogues"):
+        write_rows(folder / f"{name}.jsonl", pairs)
+    return ["--data", "pairs.jsonl", "--sft-data", "dialogues.jsonl"]
+
+
+def test_a_full_disk_of_the_cache_is_one_error(
+    cli: Cli, disk: Disk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = disk("size=200k")
+    monkeypatch.setenv("ADPA_CACHE", str(place))
+    words = ("distill", "--method", "dpo", "--student", "tiny", "--no-eval", *data_of(tmp_path))
+    said, _, tried = cli.refused(1, *words, "-n").partition("\ntry: ")
+    assert said.startswith(
+        f"the disk of {place} is full, where rows of the data are kept, and this table of them takes"
+    )
+    assert "is full" not in said.removeprefix(f"the disk of {place} is full")
+    assert tried.strip().endswith("export ADPA_CACHE=DIR")
+    assert [path for path in place.glob("*/*") if path.name.startswith(".")] == []
+
+
+def test_a_cache_that_cannot_be_written_is_said_once(
+    cli: Cli, disk: Disk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = disk("size=8m")
+    disk("ro")
+    monkeypatch.setenv("ADPA_CACHE", str(place))
+    words = ("distill", "--method", "dpo", "--student", "tiny", "--no-eval", *data_of(tmp_path))
+    for ran in (cli(*words, "-n"), cli("data", "pairs.jsonl")):
+        assert ran.code == 0
+        assert ran.err.count(f"{place} cannot be written (Read-only file system): rows of the data are kept in ") == 1

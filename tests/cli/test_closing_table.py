@@ -180,6 +180,7 @@ ROWS = '[[rows]]\nname = "A"\nmethod = "dckd"\nalpha = [1, 2]\n'
     ("text", "said"),
     [
         (f'choose = "alpha"\n{ROWS}', 'alpha cannot be chosen among cells that select nothing'),
+        (f'choose = ["alpha", "gama"]\nselect = "best"\n{ROWS}', "no cell has a key gama"),
         (f"points = true\n{ROWS}", "points are measured that no training keeps"),
         ('[[rows]]\nmethod = "dckd"\n', "rows: is no table with a name"),
         (ROWS + ROWS, "two rows are called A"),

@@ -109,6 +109,8 @@ def test_a_teacher_beside_whole_weights(dtype: str, here: Cli) -> None:
     adapter = AdapterFolder.of(folder)
     assert adapter is not None
     assert (adapter.rank, adapter.alpha, adapter.targets) == (2, 3, ("q_proj", "v_proj"))
+    assert "peft" in made.made["versions"]
+    assert "bitsandbytes" not in made.made["versions"]
     said = json.loads((folder / "adapter_config.json").read_text())
     base = store.get(str(made.inputs["model"]))
     assert base is not None
@@ -178,6 +180,7 @@ def test_without_lora_an_adapter_is_merged_and_trained_whole(quantise: str, here
     [
         (["lora=0"], "lora=0 is out of range", "lora is 1 or more"),
         (["lora=-1"], "lora=-1 is out of range", "lora is 1 or more"),
+        (["lora=4", "quantise=fp4"], "quantise=fp4 is no value of quantise", "quantise is one of nf4, int8"),
         (["lora=4", "lora_alpha=0"], "lora_alpha=0.0 makes no sense", "lora_alpha must be above 0"),
         (["lora=4096"], "is a rank beyond that of model.layers.0", "--set sft.lora=48"),
         (
@@ -185,8 +188,11 @@ def test_without_lora_an_adapter_is_merged_and_trained_whole(quantise: str, here
             "no linear layer in the body of the model is called 'q'",
             "lora_targets=down_proj",
         ),
-        (["lora=4", "weights=bfloat16"], "weights=bfloat16 is for a training of all weights", "--set lora=none"),
-        (["quantise=nf4"], "all weights are trained here", "--set lora=16 --set quantise=nf4"),
+        (["lora=4", "weights=bfloat16"], "weights=bfloat16 is for a training of all weights", "--set sft.lora=none"),
+        (["quantise=nf4"], "all weights are trained here", "--set sft.lora=16 --set sft.quantise=nf4"),
+        (["lora_alpha=8"], "lora_alpha=8 is about low-rank matrices", "--set sft.lora=16 --set sft.lora_alpha=8"),
+        (["lora_targets=q_proj"], "without lora all weights are trained", "--set sft.lora_targets=q_proj; or leave"),
+        (["lora=none", "lora_alpha=8"], "without lora all weights are trained", "or leave lora_alpha=8 out"),
     ],
 )
 def test_what_cannot_be_is_refused_before_any_work(
@@ -199,6 +205,14 @@ def test_what_cannot_be_is_refused_before_any_work(
         assert to_do in refused
     assert not list((tmp_path / "adpa-store").glob("sft/*"))
     assert not [path for path in (tmp_path / "adpa-store").glob(".partial/*") if path.is_dir()]
+
+
+def test_what_is_said_of_the_matrices_of_one_stage_leaves_the_others_alone(cli: Cli) -> None:
+    keys = ("lora=4", "lora_alpha=3", "lora_targets=q_proj")
+    own = tuple(word for key in keys for word in ("--set", f"dpo-teacher.{key}"))
+    assert cli("distill", "--method", "dckd", "--student", "tiny", *own, "-n").code == 0
+    said = cli.refused(2, "distill", "--method", "dckd", "--student", "tiny", "--set", "lora_alpha=3", *own, "-n")
+    assert "--set distill.lora=16 --set distill.lora_alpha=3" in said
 
 
 def scaled(base: Path) -> None:

@@ -13,6 +13,7 @@ import pytest
 from adpa_cli.cli.console import make
 from adpa_cli.cli.console import streams as ask
 from adpa_cli.cli.console.plan_screen import plan_text, plan_tsv
+from adpa_cli.cli.console.progress import CALM
 from adpa_cli.data.templates import Template
 from adpa_cli.errors import AdpaError
 from adpa_cli.estimate import survey as surveys
@@ -57,7 +58,7 @@ def test_no_line_of_a_plan_is_longer_than_the_terminal(seen: Survey, with_hub: S
         lines = plan_text(one, width).splitlines()
         assert max(map(width_of, lines)) <= width
         whole = " ".join(" ".join(lines).split())
-        assert "Every stage can be interrupted and repeated." in whole
+        assert CALM not in whole, "which is said when the work begins"
         assert all(cost.node.label in whole for cost in one.costs), "ids are whole at any width"
 
 
@@ -71,8 +72,8 @@ def test_what_the_screen_says(with_hub: Survey) -> None:
     assert lines[2].rstrip().endswith("in HF cache")
     assert lines[3].rstrip().endswith("download 16.1 GB")
     assert lines[4].split()[:3] == ["1", "build", "student"]
-    assert lines[-2].startswith("download 16.1 GB · keeps ? · peak +? (free ")
-    assert lines[-2].endswith("· about ?")
+    assert lines[-1].startswith("download 16.1 GB · keeps ? · peak +? (free ")
+    assert lines[-1].endswith("· about ?")
 
 
 def test_models_are_called_by_their_alias(seen: Survey) -> None:
@@ -88,12 +89,35 @@ def test_the_foot_of_a_plan_on_a_card() -> None:
     plan: Any = SimpleNamespace(template=Template("x", "</s>"), notes=("mind the gap",))
     store = Store(Path("/x"))
     text = plan_text(Survey(plan, store, Runtime(), card, (cost,), "guessed from the model sizes"), 160)
-    assert text.splitlines()[-3:] == [
+    assert text.splitlines()[-2:] == [
         "mind the gap",
         "download 0 B · keeps 8.2 GB · peak +15.0 GB (free 812 GB) · RTX 4090's memory 21.4 GB of 24.0 GB · "
         "about 4.4 h, guessed from the model sizes",
-        "Every stage can be interrupted and repeated.",
     ]
+
+
+def test_an_adapter_is_named_with_the_rate_that_suits_it(cli: Cli) -> None:
+    words = ("distill", "--method", "dckd", "--student", "tiny", "--set", "sft.lora=4", "-n")
+    ran = cli(*words)
+    adapters = [row[3] for row in ran.rows if ", lora 4" in row[3]]
+    assert {row[4].partition("/")[0] for row in ran.rows if row[3] in adapters} == {"sft"}
+    rates = [line for line in ran.err.splitlines() if "adapters usually take about ten times that rate" in line]
+    assert rates
+    assert all(line.startswith("sft trains an adapter at lr=") for line in rates)
+    (row,) = {tuple(line.partition("at lr=")[2].replace(",", "").split()) for line in rates[:1]}
+    assert rates[0].endswith(f"--set sft.lr={10 * float(row[0]):g}")
+    assert "ten times" not in cli(*words, "--set", "sft.lr=0.01").err
+    assert "ten times" not in cli("sft", "--model", "tiny", "--set", "lora=4", "--lr", "0.01", "-n").err
+    plain = cli(*words[:5], "-n")
+    assert "ten times" not in plain.err
+    assert "lora" not in plain.out
+
+
+def test_a_rank_that_no_layer_has_is_named_alone(cli: Cli) -> None:
+    said = cli.refused(2, "sft", "--model", "tiny", "--set", "lora=1e9", "-n")
+    assert said.startswith("lora=1000000000 is a rank beyond that of model.layers.0")
+    assert said.rpartition("try: ")[2].startswith("--set sft.lora=48")
+    assert not [word for word in ("memory", "disk", "problems") if word in said]
 
 
 def test_a_pipe_gets_bytes_and_seconds_uncut(with_hub: Survey) -> None:
@@ -126,6 +150,8 @@ def test_a_dry_run_and_a_build_stop_with_all_problems(
     assert (looked.code, looked.out) == (1, "")
     for part in ("  build  ", "2 problems (nothing was started)", "sft: max_length 99999 exceeds the context"):
         assert part in looked.err
+    assert CALM not in looked.err
+    assert CALM not in cli(*words).err
     monkeypatch.setattr(Machine, "here", classmethod(lambda cls, root: replace(MACHINE, disk=1000, memory=10**6)))
     said = cli.refused(1, *words)
     assert "problems (nothing was started)" in said

@@ -6,6 +6,7 @@ import json
 import math
 import shutil
 import sys
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,9 @@ from adpa_cli.lab import BASES
 from adpa_cli.signal.shard import SignalReader
 from adpa_cli.store.manifest import Manifest
 from adpa_cli.store.store import Store
-from support.cli_samples import Cli, Pipeline, write_pairs
+from support.cli_samples import Cli, Pipeline, write_pairs, write_rows
+from support.light_update import write_pair
+from support.tiny_models import TEMPLATE
 
 NF4 = ("--set", "quantise=nf4")
 LORA = ("--set", "lora=4", *NF4)
@@ -83,11 +86,29 @@ def test_a_capture_an_answer_and_a_score_of_a_quantised_model(how: str, pipeline
 
 
 def test_a_signal_of_a_quantised_teacher_beside_the_whole_one(pipeline: Pipeline, cli: Cli) -> None:
-    asked = ("show", cli(*captured(pipeline), *NF4, "--precision", "0", "--pair-precision", "0").ref, "--fidelity")
-    ran = cli(*asked, "--teacher", "recorded", "--rows", 4, "--json")
-    measured = json.loads(ran.out)["measured"]
+    half = ("--set", "dtype=float16", "--precision", "0", "--pair-precision", "0")
+    ran = cli(*captured(pipeline), *NF4, *half)
+    line = "answers of the same nf4 weights were computed in float32 too: difference to the reference"
+    asked = ("show", ran.ref, "--fidelity", "--teacher", "recorded", "--rows", 4)
+    for told in (said(ran), " ".join(cli("show", ran.ref).out.split())):
+        assert line in told
+        assert "adpa show SIGNAL --fidelity --teacher recorded compares with whole weights" in told
+    measured = json.loads(cli(*asked, "--json").out)["measured"]
+    worst = min(value for name, value in measured.items() if name.endswith("_gradient_cosine"))
+    assert (worst < 0.95) == ("watch" in measured)
     assert measured["stored"] == "nf4"
     assert measured["kl_error"] > 1e-4, "what nf4 loses, for the signal is stored whole"
+
+
+def test_a_signal_that_few_bits_have_lost_is_warned_of(cli: Cli, tmp_path: Path) -> None:
+    teacher, reference = write_pair(tmp_path / "pair", template=TEMPLATE)
+    rows = [{"prompt": f"w{n} w{n + 1}", "chosen": f"w{n} w2 w{n} w4", "rejected": f"w{n + 1} w3 w5"} for n in range(8)]
+    data = ("--data", write_rows(tmp_path / "pairs.jsonl", rows), "--set", "max_length=32")
+    words = ("cache-teacher", "--teacher", teacher, "--reference", reference, *data)
+    ref = cli(*words, *NF4).ref
+    measured = json.loads(cli("show", ref, "--fidelity", "--teacher", "recorded", "--json").out)["measured"]
+    assert measured["adpa_gradient_cosine"] < 0.95
+    assert "capture with whole weights, without --set cache-teacher.quantise=nf4" in measured["watch"]
 
 
 @pytest.mark.parametrize(("dtype", "quantise"), [("float32", "none"), ("float16", "nf4"), ("bfloat16", "none")])
@@ -147,7 +168,9 @@ def test_an_adapter_on_four_bits_learns_and_dpo_begins_at_log_2(here: Cli, place
     signal = manifest(here(*words, "--reference", sft).ref)
     assert signal.metrics["stored"] == {"aligned": "nf4", "reference": "nf4"}, "both are adapters on four bits"
     assert signal.metrics["rms_advantage"] > 0
+    assert all(version(name) == signal.made["versions"][name] for name in ("peft", "bitsandbytes"))
     whole = here("sft", "--model", "tiny", *FEW, "--max-steps", 2).ref
+    assert not {"peft", "bitsandbytes"} & manifest(whole).made["versions"].keys()
     refused = " ".join(here.refused(2, *words, "--reference", whole).split())
     assert f"{teacher} is read with nf4 weights and {whole} with whole weights" in refused
     assert "--set cache-teacher.quantise=nf4" in refused
@@ -167,7 +190,7 @@ def test_what_cannot_be_is_refused_before_any_work(
     sft = ("sft", "--model", "tiny", "--limit", 8)
     assert "nf4" in cli.refused(2, *words, "--set", "quantise=nf3")
     refused = cli.refused(2, *sft, *NF4)
-    assert "--set lora=16 --set quantise=nf4" in refused
+    assert "--set sft.lora=16 --set sft.quantise=nf4" in refused
     refused = " ".join(cli.refused(2, *sft, "--runtime", "offload=disk").split())
     assert "offload=disk is for models that are read, and sft trains its own" in refused
     assert "--set lora=16" in refused

@@ -158,6 +158,16 @@ def test_a_recipe_that_is_not_there(cli: Cli) -> None:
     assert "write I/N" in cli.refused(2, "run", write('method = "dpo"\nstudent = "tiny"\n'), "--shard", "3/2")
 
 
+def test_an_id_of_another_store_says_so(pipeline: Pipeline, cli: Cli, tmp_path: Path) -> None:
+    student = pipeline.made("student")
+    values = {"method": "dpo", "student": student, "data": str(pipeline.data)}
+    recipe = write("".join(f"{key} = {json.dumps(value)}\n" for key, value in values.items()))
+    assert cli("run", recipe, "-n").code == 0
+    said, _, tried = cli.refused(3, "run", recipe, "-n", "--store", tmp_path / "other").partition("\ntry: ")
+    assert f"{student} is no tag, id or stage@latest in {tmp_path / 'other'}" in said
+    assert f"--store DIR; there, adpa show {student} --recipe says how to make it" in tried
+
+
 def test_shards_are_the_whole_grid(cli: Cli) -> None:
     text = 'method = ["dpo", "adpa"]\nstudent = "tiny"\nseed = [0, 1, 2]\ngamma = [1, 2]\n'
     whole = [ref for ref, _ in cells(cli, text)]

@@ -9,8 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from adpa_cli.hub.externals import pairs_of
+from adpa_cli.lab import world
 from adpa_cli.store.store import Store
-from support.cli_samples import Cli, Pipeline, Ran
+from support.cli_samples import Cli, Pipeline, Ran, write_rows
 
 LIKE_TINY = ("--set", "max_length=128", "--set", "dtype=float32")
 STEPS = ("--epochs", "2", "--batch-size", "10", "--limit", "40", "--no-eval")  # 8 steps; points 2, 4, 6, 8
@@ -102,6 +104,53 @@ def test_what_selected_a_model_does_not_measure_it(cli: Cli, pipeline: Pipeline,
     assert both[0] == ref
     assert store.resolve(both[1]).metrics["prompts"] == "report half", "what is measured together, on the same prompts"
     assert '"prompts": "report half"' in cli("show", ref).out
+
+
+def test_other_data_may_hold_the_prompts_that_selected(cli: Cli, pipeline: Pipeline, store: Store) -> None:
+    """They are of the same half there: what selected a model does not measure it under another name either."""
+    rows = [json.loads(line) for line in (pipeline.data / "test.jsonl").read_text().splitlines()]
+    others = pipeline.store.parent / "others"
+    others.mkdir()
+    write_rows(others / "train.jsonl", world.preferences("train")[:40])
+    write_rows(others / "test.jsonl", [*rows, *world.preferences("test")[20:30]])
+    words = ("--suite", "accuracy", "--data", others)
+    best = distill(cli, pipeline, "--select", "best").ref
+    everything = distill(cli, pipeline, "--select", "best", "--set", "select_on=all").ref
+
+    def prompts(ref: str, *more: object) -> str | None:
+        return store.resolve(cli("eval", ref, *words, *more).ref).metrics.get("prompts")
+
+    assert prompts(best) == "report half"
+    assert prompts(best, "--set", "measure_on=all") == "some of which may have selected it"
+    assert prompts(everything) == "report half, some of which may have selected it"
+    assert prompts(distill(cli, pipeline).ref) is None
+
+
+def test_a_half_without_prompts_is_refused_before_any_work(cli: Cli, pipeline: Pipeline) -> None:
+    folder = pipeline.store.parent / "one-half"
+    folder.mkdir()
+    held = pairs_of((str(pipeline.data),), "test", None, False).items.of_half("validation", "pairs")
+    asked = {pair.prompt[-1].content for pair in held}
+    for split in ("train", "test"):
+        rows = [json.loads(line) for line in (pipeline.data / f"{split}.jsonl").read_text().splitlines()]
+        kept = [row for row in rows if split == "train" or row["prompt"][-1]["content"] in asked]
+        write_rows(folder / f"{split}.jsonl", kept)
+    words = ("distill", "--method", "dpo", "--student", pipeline.made("student"), "--data", folder, *STEPS[:-1], "-n")
+    assert cli(*words).code == 0
+    said = cli.refused(1, *words, "--select", "best")
+    assert "one-half: none of the held-out prompts is of the report half" in said
+    assert "or use all of them: --set eval.measure_on=all" in said
+    assert cli(*words, "--select", "best", "--set", "eval.measure_on=all").code == 0
+
+
+def test_a_kept_point_is_measured_as_its_training_is(cli: Cli, pipeline: Pipeline, store: Store) -> None:
+    """On its data, beside the model that it was trained from, and on the prompts that selected no point of it."""
+    best = distill(cli, pipeline, "--select", "best", "--keep", "all").ref
+    whole, point = (store.resolve(cli("eval", ref, "--suite", "agreement").ref) for ref in (best, f"{best}@2"))
+    assert point.metrics["prompts"] == whole.metrics["prompts"] == "report half"
+    assert (point.inputs["data"], point.inputs["reference"]) == (whole.inputs["data"], whole.inputs["reference"])
+    said = cli.refused(3, "eval", f"{best}@3")
+    assert f"try: {best}@2 or {best}@4 or {best}@6 or {best}@8" in said
 
 
 def test_a_point_that_all_prompts_selected_has_the_id_of_before(cli: Cli, pipeline: Pipeline, store: Store) -> None:

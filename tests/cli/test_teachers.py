@@ -74,3 +74,18 @@ def test_the_release_keeps_every_half_epoch(pipeline: Pipeline, cli: Cli) -> Non
         f"step-{step:06d}" for step in (2, 4, 6, 8)
     ]
     assert json.loads((store.folder(ref) / "manifest.json").read_text())["spec"]["params"]["gamma"] == 1.6
+
+
+def test_a_kept_point_of_a_teacher_has_its_beta_and_its_reference(pipeline: Pipeline, cli: Cli) -> None:
+    words = ("--set", "beta=0.3", "--set", "keep=all", "--epochs", 1, "--batch-size", 20, "--limit", 40)
+    teacher = cli("dpo-teacher", "--reference", pipeline.made("reference teacher"), "--data", pipeline.data, *words).ref
+    made, _ = distilled(cli, pipeline, "--method", "ddpo", "--teacher", f"{teacher}@1")
+    assert made.spec["params"]["beta_teacher"] == 0.3
+    store = Store.find(pipeline.store)
+    (signal,) = (store.get(content) for content in made.inputs["cache"])
+    assert signal is not None
+    reference = store.get(str(signal.inputs["reference"]))
+    assert reference is not None
+    assert reference.ref == pipeline.made("reference teacher")
+    again = cli("distill", *FEW, "--data", pipeline.data, "--method", "ddpo", "--cache", signal.ref)
+    assert again.ref == made.ref

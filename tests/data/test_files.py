@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
+
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from adpa_cli.data.sources import parse_source, read_rows
+from adpa_cli.data.examples import Problem
+from adpa_cli.data.sources import parse_source, read_part, read_rows
 from adpa_cli.errors import DataError
 from support.data_files import ROWS, write
 
@@ -51,8 +54,12 @@ def test_json_lines_under_the_name_of_json(tmp_path):
         ("a.json", b"3", "a.json: int instead of a list"),
         ("a.json", b'[{"a": 1}, 2]', "a.json row 2: int instead of an object"),
         ("a.csv", b"a,b\n1,2\n3\n", "a.csv row 3: more or fewer cells"),
-        ("a.csv", b"a,b\n1,\xff\n", "a.csv row 2: .*utf-8"),
+        ("a.csv", b"a,b\n1,\xff\n", "a.csv row 2: not UTF-8"),
         ("a.csv", b"a,b\n", "a.csv: no rows"),
+        ("a.csv", b"a,\xff\n1,2\n", "a.csv: the names of its columns are not UTF-8"),
+        ("a.csv", b'a,b\n1,2\n3,"4\n5,6\n', "a.csv row 3: a quote that is never closed"),
+        ("a.csv", b'a,b\n1,"2', "a.csv row 2: a quote that is never closed"),
+        ("a.jsonl", b"[" * 100_000, "a.jsonl row 1: broken JSON"),
         ("a.parquet", b"no parquet", "a.parquet: not readable as Parquet"),
         ("a.csv", b"prompt;chosen;rejected\na,b;c;d\n", "a.csv: one column, which is called 'prompt;chosen;rejected'"),
         ("a.csv", b"prompt\tchosen\na\tb\n", "a.csv: one column"),
@@ -75,6 +82,33 @@ def test_a_compressed_file_that_was_cut_short_is_not_read_as_whole(tmp_path, nam
     path.write_bytes(path.read_bytes()[:-6])
     with pytest.raises(DataError, match=r"ended|end-of-stream"):
         list(read_rows(parse_source(str(path))))
+
+
+def test_a_compressed_file_that_is_damaged_inside_is_named(tmp_path):
+    path = write(tmp_path / "r.jsonl.gz", [{"prompt": os.urandom(50).hex()} for _ in range(3000)])
+    torn = bytearray(path.read_bytes())
+    torn[len(torn) // 2 : len(torn) // 2 + 40] = b"\xff" * 40
+    path.write_bytes(torn)
+    with pytest.raises(DataError, match=r"r\.jsonl\.gz row \d+: ") as caught:
+        list(read_part(parse_source(str(path))))
+    assert "no row of it can be skipped" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "numbers", "kinds"),
+    [
+        ("a.jsonl", b'{"a": "1"}\n{"a"\n\n[2]\n{"a": "\xff"}\n{"a": "2"}', (1, 6),
+         {2: "broken JSON", 4: "not an object", 5: "not UTF-8"}),
+        ("a.csv", b'a,b\n1,"1\n"\n\n2\n3,\xff\n4,"a ""b"" c"', (2, 6),
+         {4: "more or fewer cells than the header", 5: "not UTF-8"}),
+        ("a.json", b'[{"a": 1}, 2, {"a": 2}]', (1, 3), {2: "not an object"}),
+    ],
+)  # fmt: skip
+def test_what_follows_a_row_that_is_broken_is_read(tmp_path, name, content, numbers, kinds):
+    (tmp_path / name).write_bytes(content)
+    rows = dict(read_part(parse_source(str(tmp_path / name))))
+    assert {number: row.kind for number, row in rows.items() if isinstance(row, Problem)} == kinds
+    assert tuple(number for number, row in rows.items() if isinstance(row, dict)) == numbers
 
 
 def test_nested_values_come_out_as_they_were_written(tmp_path):

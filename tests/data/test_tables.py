@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shutil
+import tempfile
 import time
 from pathlib import Path
 
@@ -96,14 +98,41 @@ def test_a_file_that_changes_while_it_is_read_is_an_error(tmp_path: Path, monkey
 
 
 def test_a_full_disk_says_where_tables_may_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*given: object) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(items, "record_batch", full)
-    with pytest.raises(AdpaError, match=r"the disk of .*cache/items.* is full") as raised:
-        load_pairs([parse_source(write(tmp_path / "pairs.jsonl", 3))])
-    assert raised.value.hint.endswith("export ADPA_CACHE=DIR")
+    monkeypatch.setattr(tables, "ROWS", "/dev/full")
+    source = write(tmp_path / "pairs.jsonl", 3 * BATCH)
+    said = f"the disk of {tmp_path}/cache is full, where rows of the data are kept"
+    with pytest.raises(AdpaError, match=rf"{said}, and this table of them takes about 0\.\d MB") as raised:
+        load_pairs([parse_source(source)])
+    assert raised.value.hint.endswith("(adpa gc), or keep them on another disk: export ADPA_CACHE=DIR")
     assert list((tmp_path / "cache" / "items").iterdir()) == []
+    monkeypatch.setenv("ADPA_CACHE", source)
+    with pytest.raises(AdpaError, match="is full") as raised:
+        load_pairs([parse_source(source)])
+    assert raised.value.hint == "free some space, or keep them on another disk: export TMPDIR=DIR"
+
+
+def test_what_a_killed_process_left_goes_and_what_is_being_made_stays(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    left, new, own = cache / "items" / ".a-left", cache / "items" / ".b-new", tmp_path / "adpa-rows-left"
+    for folder in (left, new, own):
+        (folder / "table").mkdir(parents=True)
+        (folder / "table" / tables.ROWS).write_bytes(b"rows")
+    for folder in (left, own):
+        os.utime(folder, (0, 0))
+
+    def fill(add: tables.Watch) -> dict[str, int]:
+        (private,) = (path for path in (cache / "numbers").glob(".*") if path.is_dir())
+        os.utime(private, (0, 0))
+        assert remove_unused(10_000) >= len(b"rows")
+        assert private.exists()
+        return {}
+
+    table("numbers", ["a table"], SCHEMA, fill)
+    assert (left.exists(), new.exists(), own.exists()) == (False, True, True)
+    numbers(3)
+    assert not own.exists()
 
 
 def test_tables_that_nobody_opened_lately_go(tmp_path: Path, cache: Path) -> None:
@@ -124,6 +153,8 @@ def test_the_first_pass_is_told_and_stopped_between_batches(tmp_path: Path) -> N
     rows = 2 * BATCH + 10
     assert [done for what, done, _ in told if what == f"reading {source}"][:3] == [BATCH, 2 * BATCH, rows]
     assert {of for _, _, of in told} == {0, rows}
+    passes = [what for what, _ in itertools.groupby(what for what, *_ in told)]
+    assert len(passes) == len(set(passes)) == 3, "each pass is called what it is for"
     told.clear()
     with watching(lambda *what: told.append(what)):
         load_pairs([parse_source(source)])
@@ -160,3 +191,23 @@ def test_a_cache_that_is_removed_while_it_is_written_is_named(cache: Path) -> No
         table("numbers", ["a table"], SCHEMA, fill)
     assert caught.value.hint == "repeat the command"
     assert len(table("numbers", ["a table"], SCHEMA, lambda add: {})) == 0
+
+
+def test_what_others_clear_away_meanwhile_is_never_a_table_at_work(cache: Path) -> None:
+    at_work: list[list[str]] = []
+
+    def fill(add: tables.Watch) -> dict[str, int]:
+        (private,) = cache.glob("numbers/.*-*")
+        os.utime(private, (0, 0))
+        remove_unused()
+        at_work.append(sorted(path.name for path in private.iterdir()))
+        add(pa.record_batch([pa.array([1]), pa.array([[1]]), pa.array(["1"])], SCHEMA))
+        return {}
+
+    assert len(table("numbers", ["here"], SCHEMA, fill)) == 1
+    assert at_work == [["table"]]
+    left = cache / "numbers" / ".left-by-a-killed-one"
+    left.mkdir()
+    os.utime(left, (0, 0))
+    remove_unused()
+    assert [path.name for path in cache.glob("numbers/.*")] == []

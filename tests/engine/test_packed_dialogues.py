@@ -109,6 +109,15 @@ def test_the_preset_of_the_release_trains_through_the_command(cli: Cli, tmp_path
     assert log[0]["loss"] == pytest.approx(mean_loss(pieces), rel=1e-5)
 
 
+def test_rows_of_one_token_are_refused(cli: Cli, tmp_path: Path) -> None:
+    """Nothing comes before their token, so nothing is trained on."""
+    write_dialogues(tmp_path / "rows")
+    words = ("--set", "preset=release", "--set", "max_length=1", "--max-steps", 1)
+    said = cli.refused(1, "sft", "--model", "tiny", "--data", "./rows", *words)
+    assert "none of 3 dialogues fits into 1 token" in said
+    assert "--set sft.max_length=4" in said
+
+
 def mean_loss(pieces: list[list[int]]) -> float:
     """Cross-entropy per token of some rows under the base model, nats."""
     from transformers import AutoModelForCausalLM

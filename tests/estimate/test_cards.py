@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from adpa_cli import machine
 from adpa_cli.data.templates import TEMPLATES
@@ -174,6 +175,23 @@ def test_a_torch_for_cpus_beside_a_card_is_refused_before_any_work(
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert json.loads(cli("plan", "sft", "--model", "tiny", "--json").out)["totals"]["device"] == "cpu"
     assert json.loads(cli("env", "--json").out)["devices.unused"] is None
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="torch opens the card that is here")
+@pytest.mark.parametrize("is_known", [False, True], ids=["never measured", "its speed is known"])
+def test_a_card_that_torch_cannot_open_is_refused_before_any_work(
+    is_known: bool, cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As beside too old a driver: torch would compute on the CPU, or end in a traceback where its speed is measured."""
+    if is_known:
+        store_beside_card(tmp_path, monkeypatch)
+    else:
+        write_driver(tmp_path / "bin", monkeypatch)
+        write_torch(tmp_path / "site", monkeypatch, "2.13.0", "13.0")
+    said = cli.refused(1, "sft", "--model", "tiny", "--max-steps", "1")
+    assert said.startswith(f"{CARD} is here, and torch {torch.__version__} cannot open it: ")
+    assert "try: update the driver" in said
+    assert "CUDA_VISIBLE_DEVICES= " in said
 
 
 @pytest.mark.parametrize(

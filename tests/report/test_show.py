@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import textwrap
@@ -388,6 +389,22 @@ def test_win_rates_against_different_opponents_are_told_apart(store: Store, fami
     table = scores.screen([scores.Line({}, each.ref, tuple(measured[each.id])) for each in (one, two)], 200)
     assert f"WIN RATE against {sft.ref}" in table.splitlines()[0]
     assert f"WIN RATE against {two.ref}" in table.splitlines()[0]
+
+
+def test_a_row_is_averaged_over_all_its_seeds_whatever_was_chosen_for_each() -> None:
+    """A mean over the seeds alone that chose one value would be of some seeds, picked by their luck."""
+    values = {("0", "5"): 0.2, ("1", "5"): 0.3, ("2", "1"): 0.7}
+
+    def table(chosen: tuple[str, ...]) -> list[str]:
+        lines = []
+        for (seed, gamma), value in values.items():
+            score = scores.Score("mean_reward", value, None, None, None, "tiny", "pairs", "", "", "eval/1", 0)
+            lines.append(scores.Line({"seed": seed, "gamma": gamma}, f"distill/{seed}", (score,), chosen=chosen))
+        return [line.rstrip() for line in scores.screen(lines, 200).splitlines() if re.match(r"\d seeds ", line)]
+
+    (chosen,), (fixed,) = table(("gamma",)), table(())
+    assert re.split(r"  +", chosen) == ["3 seeds", "5, 1", "0.400 ±0.265"]
+    assert re.split(r"  +", fixed) == ["2 seeds", "5", "0.250 ±0.071"], "of a grid each setting is a line"
 
 
 def test_external_content_is_compared_by_digest(store: Store) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -109,6 +110,20 @@ def test_other_damage_is_answered_with_the_command_that_makes_it_again(pipeline:
     assert "adpa distill --method adpa+" in said
     assert "cannot be computed again by itself" in cli.refused(5, "verify", ref, "--repair")
     assert "name it: adpa verify REF --repair" in cli.refused(2, "verify", "--repair")
+
+
+def test_what_to_type_is_about_the_store_that_is_checked(pipeline: Pipeline, cli: Cli, tmp_path: Path) -> None:
+    ref, signal = pipeline.made("student"), pipeline.made("signal #1")
+    moved = pipeline.store.rename(tmp_path / "moved")
+    words = json.loads((moved / ref / "manifest.json").read_text())["made"]["command"].split()
+    typed = words[words.index("--store") + 1]
+    flipped(moved / ref / "model.safetensors", -1)
+    said = cli.refused(5, "verify", "--store", moved, ref)
+    assert f"move the folder {moved / ref} away, then: adpa distill --method adpa+" in said
+    assert said.strip().endswith(f" --store {moved}")
+    assert typed not in said
+    flipped(moved / signal / SHARD, frames_of(moved / signal / SHARD)[5].start + 40)
+    assert f"adpa verify {signal} --repair --store {moved}" in cli.refused(5, "verify", "--store", moved, signal)
 
 
 def test_a_lost_tokenizer_of_a_signal_is_written_again(pipeline: Pipeline, cli: Cli) -> None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from adpa_cli.data.examples import Message, Problem, make_prompt, prompt_key
-from adpa_cli.data.files import read_file
+from adpa_cli.data.files import whole_rows
 from adpa_cli.data.shapes import after_columns, given_prompt
 from adpa_cli.errors import Corrupt, DataError
 
@@ -55,7 +55,7 @@ def answers_of(path: Path) -> Sequence[Answered]:
 
 def _of_file(path: Path) -> Iterator[tuple[int, Answered]]:
     """(row number, answer) of each row of a file."""
-    for number, row in read_file(path):
+    for number, row in whole_rows(path):
         try:
             prompt = make_prompt(after_columns(row, given_prompt(row)))
         except Problem as problem:

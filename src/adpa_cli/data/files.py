@@ -2,7 +2,8 @@
 
 JSON Lines, JSON and CSV, compressed or not, are read here: every value as it stands, rows that differ in their columns,
 and the number of a row as an editor or a sheet counts it. Parquet, and Arrow as `save_to_disk` writes it, are read by
-the datasets library.
+the datasets library. A line or a row that is broken comes as a Problem in its place, and those after it are read; what
+breaks a whole file is an error.
 """
 
 from __future__ import annotations
@@ -15,14 +16,18 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Callable, Iterator
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from adpa_cli.data.examples import Problem
 from adpa_cli.disk import unreadable
 from adpa_cli.errors import DataError, NotFound
 
-TEXTS = (".jsonl", ".ndjson", ".json", ".csv")
+LINES = (".jsonl", ".ndjson")
+TEXTS = (*LINES, ".json", ".csv")
 PACKED = (".gz", ".zst")
 EXTENSIONS = (*TEXTS, *(text + packed for text in TEXTS for packed in PACKED), ".parquet")
 KNOWN = f"{' '.join(TEXTS)} (also {', '.join(PACKED)}) .parquet"
@@ -33,16 +38,20 @@ OTHER_DATA = (
     ".tfrecord", ".zip", ".tar", ".tgz", ".7z", ".rar", *PACKED, ".xz", ".bz2", ".lz4",
 )  # fmt: skip
 """Endings of files that may well hold rows and are not read."""
-DAMAGED = "damaged or cut short; fetch it again"
+DAMAGED = "damaged or cut short, so that no row of it can be skipped; fetch it again"
+TORN = (EOFError, OSError, zlib.error)
+"""What reading a file that is damaged or cut short raises."""
+END_OF_FILE = "\U000f0000 the end"
+"""A last line for the reader of CSV, which would take the end of the file for the end of an open quote."""
 BATCH = 1024  # rows in memory at a time
 CALLS = ("tools", "functions", "tool_calls", "function_call")
 """Columns, and keys of turns, of objects whose keys differ from row to row."""
 
 
-def read_file(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(row number, row) of a file, whose extension says what it is.
+def read_file(path: Path) -> Iterator[tuple[int, dict[str, Any] | Problem]]:
+    """(row number, row, or what is wrong with it) of a file, whose extension says what it is.
 
-    Raises NotFound when the file is missing, DataError (file and row named) when it is broken, empty or unknown.
+    Raises NotFound when the file is missing, DataError when it is broken as a whole, empty or unknown.
     """
     if not path.is_file():
         raise NotFound(f"{path}: no such file", "check the path; relative ones start at the working directory")
@@ -54,12 +63,21 @@ def read_file(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         raise unreadable(path)
     count = 0
     for number, row in reader(path):
-        if not isinstance(row, dict):
-            raise DataError(f"{path} row {number}: {type(row).__name__} instead of an object", "write one object a row")
+        if not isinstance(row, dict | Problem):
+            found = f"{type(row).__name__} instead of an object"
+            row = Problem("not an object", "", found, "write one object a row")
         count += 1
         yield number, row
     if count == 0:
         raise DataError(f"{path}: no rows in this file", "name a file that has rows")
+
+
+def whole_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(row number, row) of a file. Raises as `read_file` does, and DataError for a row that cannot be read."""
+    for number, row in read_file(path):
+        if isinstance(row, Problem):
+            raise DataError(f"{path.name} row {number}: {row.content}", row.fix)
+        yield number, row
 
 
 def read_jsonl(path: Path) -> Iterator[tuple[int, Any]]:
@@ -67,14 +85,15 @@ def read_jsonl(path: Path) -> Iterator[tuple[int, Any]]:
     number = 0
     try:
         for number, line in enumerate(open_lines(path), 1):
-            text = line.decode("utf-8-sig" if number == 1 else "utf-8")
-            if text.strip():
-                yield number, json.loads(text)
-    except json.JSONDecodeError as error:
-        raise DataError(f"{path} row {number}: broken JSON: {error}", f"look at line {number}") from error
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path} row {number}: not UTF-8: {error.reason}", "convert the file to UTF-8") from error
-    except (EOFError, OSError) as error:
+            try:
+                text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+                if text.strip():
+                    yield number, json.loads(text)
+            except UnicodeDecodeError as error:
+                yield number, Problem("not UTF-8", "", f"not UTF-8: {error.reason}", "convert the file to UTF-8")
+            except (ValueError, RecursionError) as error:
+                yield number, Problem("broken JSON", "", f"broken JSON: {error}", f"look at line {number}")
+    except TORN as error:
         raise DataError(f"{path} row {number + 1}: {error}", DAMAGED) from error
 
 
@@ -145,10 +164,11 @@ def read_json(path: Path) -> Iterator[tuple[int, Any]]:
         if error.msg == "Extra data":
             yield from read_jsonl(path)
             return
-        raise DataError(f"{path} row {error.lineno}: broken JSON: {error}", f"look at line {error.lineno}") from error
+        hint = f"mend line {error.lineno}: of a broken list no row can be skipped (of {' '.join(LINES)} they can)"
+        raise DataError(f"{path} row {error.lineno}: broken JSON: {error}", hint) from error
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: not UTF-8: {error.reason}", "convert the file to UTF-8") from error
-    except (EOFError, OSError) as error:
+    except TORN as error:
         raise DataError(f"{path}: {error}", DAMAGED) from error
     if isinstance(value, dict):
         value = [value]
@@ -162,24 +182,47 @@ def read_csv(path: Path) -> Iterator[tuple[int, Any]]:
     import csv
 
     csv.field_size_limit(2**31 - 1)
-    number = 1
+    number, names = 0, list[str]()
     try:
         with opened(path) as file:
-            reader = csv.DictReader(io.TextIOWrapper(file, encoding="utf-8-sig", newline=""))
-            names = reader.fieldnames or ()
-            if len(names) == 1 and (mark := re.search(r"[;\t|]", names[0] or "")):
-                said = f"{path}: one column, which is called {names[0]!r}"
-                raise DataError(said, f"its cells are separated by {mark[0]!r}: save it with commas")
-            if twice := [name for name in dict.fromkeys(names) if name and list(names).count(name) > 1]:
-                raise DataError(f"{path}: two columns are called {', '.join(twice)}", "rename or remove one")
-            for number, row in enumerate(reader, 2):
-                if None in row or None in row.values():
-                    raise DataError(f"{path} row {number}: more or fewer cells than the header", "check its quotes")
-                yield number, row
-    except (csv.Error, UnicodeDecodeError) as error:
+            text = io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="")
+            for number, cells in enumerate(csv.reader(chain(text, [END_OF_FILE])), 1):
+                if END_OF_FILE in cells[:1]:
+                    return
+                if cells and END_OF_FILE in cells[-1]:
+                    said = f"{path} row {number}: a quote that is never closed, so that all after it is one cell"
+                    raise DataError(said, "close it, or write it twice; until then no row can be skipped")
+                if not names:
+                    names = _header(path, cells)
+                elif cells:
+                    yield number, _csv_row(names, cells)
+    except csv.Error as error:
         raise DataError(f"{path} row {number + 1}: {error}", "save it as UTF-8 CSV") from error
-    except (EOFError, OSError) as error:
+    except TORN as error:
         raise DataError(f"{path} row {number + 1}: {error}", DAMAGED) from error
+
+
+def _header(path: Path, names: list[str]) -> list[str]:
+    """The names of the columns of a table. Raises DataError where they are none."""
+    if len(names) == 1 and (mark := re.search(r"[;\t|]", names[0])):
+        said = f"{path}: one column, which is called {names[0]!r}"
+        raise DataError(said, f"its cells are separated by {mark[0]!r}: save it with commas")
+    if twice := [name for name in dict.fromkeys(names) if name and names.count(name) > 1]:
+        raise DataError(f"{path}: two columns are called {', '.join(twice)}", "rename or remove one")
+    if isinstance(_csv_row(names, names), Problem):
+        raise DataError(f"{path}: the names of its columns are not UTF-8", "save it as UTF-8 CSV")
+    return names
+
+
+def _csv_row(names: Sequence[str], cells: Sequence[str]) -> dict[str, str] | Problem:
+    if len(cells) != len(names):
+        found = f"more or fewer cells than the header: {len(cells)} instead of {len(names)}"
+        return Problem("more or fewer cells than the header", "", found, "check its quotes")
+    try:
+        "".join(cells).encode()
+    except UnicodeEncodeError:
+        return Problem("not UTF-8", "", "not UTF-8", "save it as UTF-8 CSV")
+    return dict(zip(names, cells, strict=True))
 
 
 def read_columns(path: Path) -> Iterator[tuple[int, Any]]:
@@ -191,7 +234,8 @@ def read_columns(path: Path) -> Iterator[tuple[int, Any]]:
         with tempfile.TemporaryDirectory() as cache:  # for its lock: of the rows nothing is kept
             yield from enumerate((row for table in _tables(path, kind, cache) for row in _rows(table)), 1)
     except (pyarrow.ArrowException, OSError, ValueError) as error:
-        raise DataError(f"{path}: not readable as {kind}: {error}", f"the file is damaged; {again}") from error
+        hint = f"the file is damaged, so that no row of it can be skipped; {again}"
+        raise DataError(f"{path}: not readable as {kind}: {error}", hint) from error
 
 
 def _tables(path: Path, kind: str, cache: str) -> Iterator[Any]:
@@ -268,7 +312,7 @@ def _packed_too(*endings: str) -> tuple[str, ...]:
 
 
 READERS = {
-    _packed_too(".jsonl", ".ndjson"): read_jsonl,
+    _packed_too(*LINES): read_jsonl,
     _packed_too(".json"): read_json,
     _packed_too(".csv"): read_csv,
     (".parquet", ".arrow"): read_columns,

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import json
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, Literal, overload
@@ -157,27 +158,29 @@ class Items(Sequence[Item], Generic[Item]):
 
         return np.concatenate([held.values(column) for held in self.tables])[self.places]
 
-    def of_half(self, half: str, name: str) -> Items[Item]:
-        """Those of some held-out items of the data `name` whose prompts are of a half. DataError where none are."""
+    def of_half(self, half: str, name: str, setting: str = "") -> Items[Item]:
+        """Those of some held-out items of the data `name` whose prompts are of a half. DataError where none are, with
+        the `setting` that takes all of them."""
         import numpy as np
 
         if half == "all":
             return self
         kept = np.flatnonzero(in_half(self.values("key"), half))
         if not len(kept):
+            hint = f", or use all of them: --set {setting}=all" if setting else ""
             raise DataError(
                 f"{name}: none of the held-out prompts is of the {half} half",
-                "give data with more held-out prompts, or use all of them: --set distill.select_on=all to select, "
-                "--set eval.measure_on=all to measure",
+                f"give data with more held-out prompts{hint}",
             )
         return self.at(kept)
 
 
 @dataclass(frozen=True)
 class FileItems:
-    """The sound items of one file and the name of its shape; how many rows it has, the first problems, how many rows
-    were unusable or hold no example, by kind; remarks with the number of rows that each is about; what nothing read;
-    all columns, and whether they are read. `made_from` names the table of the items; None for rows that have no file.
+    """The sound items of one file and the name of its shape ("" without any row); how many rows it has, the first
+    problems, each after the number of its row, how many rows were unusable or hold no example, by kind; remarks with
+    the number of rows that each is about; what nothing read; all columns, and whether they are read. `made_from` names
+    the table of the items; None for rows that have no file.
     """
 
     name: str
@@ -185,7 +188,7 @@ class FileItems:
     made_from: Any
     shape: str
     rows: int
-    problems: tuple[str, ...]
+    problems: tuple[tuple[int, str], ...]
     bad: Counter[str]
     passed: Counter[str]
     remarks: Counter[str]
@@ -211,9 +214,10 @@ def read_items(part: Source, purpose: Purpose) -> FileItems:
     about = made.about
     bad, passed, remarks = (Counter(about[name]) for name in ("bad", "passed", "remarks"))
     unread = tuple(Unread(**each) for each in about["unread"])
+    problems = tuple((row, words) for row, words in about["problems"])
     return FileItems(
-        part.text, made, made_from, about["shape"], about["rows"], tuple(about["problems"]), bad, passed, remarks,
-        unread, about["columns"],
+        part.text, made, made_from, about["shape"], about["rows"], problems, bad, passed, remarks, unread,
+        about["columns"],
     )  # fmt: skip
 
 
@@ -233,61 +237,82 @@ def facts_of(part: Source) -> list[Any] | None:
 
 
 class Rows:
-    """All rows of one file, read again each time that they are walked through."""
+    """The rows of one file, read again each time that they are walked through."""
 
     def __init__(self, part: Source) -> None:
         self.part = replace(part, rows=part.rows()) if callable(part.rows) else part
         self.count = 0
 
-    def __iter__(self) -> Iterator[Numbered]:
-        return watched(read_part(self.part), f"reading {self.part.text}", self.count)
+    def all(self, what: str) -> Iterator[tuple[int, Row | Problem]]:
+        """All of them; `what` is done with them meanwhile."""
+        return watched(read_part(self.part), f"{what} {self.part.text}", self.count)
+
+    def sound(self, what: str) -> Iterator[Numbered]:
+        """Those that can be read."""
+        return ((number, row) for number, row in self.all(what) if not isinstance(row, Problem))
 
 
-def _fill(part: Source, purpose: Purpose, add: Callable[[Any], None]) -> Mapping[str, Any]:
+class Problems:
+    """What is wrong with rows of one file: how many there are of each kind, and the first ones in words."""
+
+    def __init__(self, file: str) -> None:
+        self.file = file
+        self.kinds: Counter[str] = Counter()
+        self.first: list[tuple[int, str]] = []
+        """Each after the number of its row, by these."""
+
+    def add(self, number: int, problem: Problem) -> None:
+        """What is wrong with a row."""
+        self.kinds[problem.kind] += 1
+        where = f"{self.file} row {number}" + (f", {problem.field}" if problem.field else "")
+        self.first = sorted([*self.first, (number, f"{where}: {problem.content} ({problem.fix})")])[:SHOWN_PROBLEMS]
+
+
+def _fill(part: Source, purpose: Purpose, add: Callable[..., None]) -> Mapping[str, Any]:
     """Write the items of a file down; what else is to be known of it."""
     rows, sample, names = Rows(part), dict[str, Any](), dict[str, None]()
-    for _, row in rows:
+    problems, remarks, passed, unread = Problems(part.text), Counter[str](), Counter[str](), UnreadColumns(part.text)
+    for number, row in rows.all("reading"):
         rows.count += 1
-        if row.keys() - sample.keys():
+        if isinstance(row, Problem):
+            problems.add(number, row)
+        elif row.keys() - sample.keys():
             names.update(dict.fromkeys(row))
             sample.update((name, value) for name, value in row.items() if value is not None and name not in sample)
-    remarks: Counter[str] = Counter()
-    shape, make, prepare = _maker(part, sample, purpose, remarks)
-    problems: list[str] = []
-    bad: Counter[str] = Counter()
-    passed: Counter[str] = Counter()
-    unread = UnreadColumns(part.text)
-    kept: list[tuple[Any, ...]] = []
-    columns = schema()
-    for number, prepared in prepare(rows, remarks):
-        recorded = Recorded(prepared)
-        try:
-            item = make(recorded, number)
-            kept.append(record(as_dialogue(item) if purpose == "dialogues" else item, prompt_key(item)))
-            unread.add(recorded, item)
-        except Passed as reason:
-            passed[reason.kind] += 1
-            if isinstance(reason, Tie) and purpose == "pairs":
-                with contextlib.suppress(Problem):
-                    tie = make_prompt(reason.prompt, number)
-                    kept.append(record(tie, prompt_key(tie)))
-        except Problem as problem:
-            bad[problem.kind] += 1
-            if len(problems) < SHOWN_PROBLEMS:
-                problems.append(f"{part.text} row {number}, {problem.field}: {problem.content} ({problem.fix})")
-        if len(kept) == BATCH:
-            add(record_batch(list(zip(*kept, strict=True)), columns))
-            kept.clear()
-    if kept:
-        add(record_batch(list(zip(*kept, strict=True)), columns))
+
+    def records(prepared: Iterable[Numbered]) -> Iterator[tuple[Any, ...]]:
+        for number, row in prepared:
+            recorded = Recorded(row)
+            try:
+                item = make(recorded, number)
+                made = record(as_dialogue(item) if purpose == "dialogues" else item, prompt_key(item))
+                unread.add(recorded, item)
+            except Passed as reason:
+                passed[reason.kind] += 1
+                if isinstance(reason, Tie) and purpose == "pairs":
+                    with contextlib.suppress(Problem):
+                        tie = make_prompt(reason.prompt, number)
+                        yield record(tie, prompt_key(tie))
+            except Problem as problem:
+                problems.add(number, problem)
+            else:
+                yield made
+
+    shape, columns = "", schema()
+    if rows.count > problems.kinds.total():
+        shape, make, prepare = _maker(part, sample, names, purpose, remarks)
+        every = records(prepare(rows.sound, remarks))
+        for batch in iter(lambda: list(itertools.islice(every, BATCH)), []):
+            add(record_batch(list(zip(*batch, strict=True)), columns), rows.count)
     return {
-        "shape": shape, "rows": rows.count, "problems": problems, "bad": bad, "passed": passed, "remarks": remarks,
-        "unread": [asdict(each) for each in unread.all()], "columns": {name: name in unread.read for name in names},
+        "shape": shape, "rows": rows.count, "problems": problems.first, "bad": problems.kinds, "passed": passed,
+        "remarks": remarks, "unread": [asdict(each) for each in unread.all()],
+        "columns": {name: name in unread.read for name in names},
     }  # fmt: skip
 
 
 def _maker(
-    part: Source, sample: Row, purpose: Purpose, remarks: Counter[str]
+    part: Source, sample: Row, names: Iterable[str], purpose: Purpose, remarks: Counter[str]
 ) -> tuple[str, Callable[[Row, int], Pair | Dialogue], Prepare]:
     """The shape of rows with these columns, what makes an item of one, and what is done to them before.
 
@@ -299,7 +324,7 @@ def _maker(
         return PROMPT.name, lambda row, number: make_prompt(PROMPT.read(row), number), PROMPT.prepare
     if sides := detect(PAIRS, sample):
         return sides.name, partial(_pair, sides.read), sides.prepare
-    raise unknown_shape(part, sample, "pairs" if purpose == "prompts" else purpose)
+    raise unknown_shape(part, sample, names, "pairs" if purpose == "prompts" else purpose)
 
 
 def _dialogue(read: Callable[[Row], Prompt], remarks: Counter[str], row: Row, number: int) -> Dialogue:

@@ -235,7 +235,7 @@ class DataSet:
         if (refused := self._refused(file)) is None:
             return file
         bad = file.bad + Counter({"refused by the chat template": len(refused)})
-        return replace(file, problems=(*file.problems, *refused.about["problems"]), bad=bad)
+        return replace(file, problems=(*file.problems, *map(tuple, refused.about["problems"])), bad=bad)
 
 
 def refused_items(file: FileItems, template: str) -> Table:
@@ -246,7 +246,7 @@ def refused_items(file: FileItems, template: str) -> Table:
 
     def fill(add: Any) -> dict[str, Any]:
         places: list[int] = []
-        problems: list[str] = []
+        problems: list[tuple[int, str]] = []
         every = (values for batch in file.items.batches() for values in batch.records(None, TEXT))
         for place, values in enumerate(watched(every, f"checking the turns of {file.name}", len(file.items))):
             item = item_of(*values)
@@ -254,7 +254,7 @@ def refused_items(file: FileItems, template: str) -> Table:
                 continue  # two answers that tie are not read
             if why := refusal(template, dialogue_of(item)):
                 places.append(place)
-                problems += [f"{file.name} row {item.row}: {why}"] * (len(problems) < SHOWN_PROBLEMS)
+                problems += [(item.row, f"{file.name} row {item.row}: {why}")] * (len(problems) < SHOWN_PROBLEMS)
         add(record_batch([places], schema))
         return {"problems": problems}
 
@@ -276,7 +276,7 @@ def _check(files: Sequence[FileItems], purpose: Purpose) -> None:
     if not bad:
         return
     kinds = ", ".join(f"{kind} {count}" for kind, count in bad.most_common())
-    shown = "".join(f"\n  {problem}" for problem in [p for file in files for p in file.problems][:SHOWN_PROBLEMS])
+    shown = "".join(f"\n  {problem}" for _, problem in [p for file in files for p in file.problems][:SHOWN_PROBLEMS])
     more = f"\n  … {bad.total() - SHOWN_PROBLEMS} more" if bad.total() > SHOWN_PROBLEMS else ""
     rows = sum(file.rows for file in files)
     message = f"{bad.total()} of {rows} rows cannot be used{shown}{more}\n  by kind: {kinds}"
@@ -298,7 +298,15 @@ def _without_repetitions(
     notes += [_counted(count, words) for words, count in _total(file.remarks for file in files).items() if count]
     if dropped:
         notes.append("left out" + _counts(dropped))
-    return Loaded(kept, " + ".join(dict.fromkeys(file.shape for file in files)), tuple(notes), dropped)
+    notes += [f"rows that cannot be used: {_places(file)}" for file in files if file.problems]
+    return Loaded(kept, " + ".join(dict.fromkeys(file.shape for file in files if file.shape)), tuple(notes), dropped)
+
+
+def _places(file: FileItems) -> str:
+    """The first rows of a file that cannot be used."""
+    numbers = sorted({number for number, _ in file.problems})
+    more = ", …" if file.bad.total() > len(numbers) else ""
+    return f"{PurePosixPath(file.name).name} row{'s' * (len(numbers) > 1)} {', '.join(map(str, numbers))}{more}"
 
 
 def _total(counts: Iterable[Counter[str]]) -> Counter[str]:

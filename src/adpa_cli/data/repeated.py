@@ -10,13 +10,16 @@ from adpa_cli.data.examples import Problem, Prompt, Row
 from adpa_cli.data.turns import checked, is_sharegpt, transcript, turns_of, written_turns
 
 Numbered = tuple[int, Row]
+Rows = Callable[[str], Iterable[Numbered]]
+"""Given what is done with them, all rows of a file once more."""
+CHECKING = "checking the rows of"
 SURE_WORDS = 3
 """Words of a prompt that no two answers begin with by chance."""
 
 
 def cut_repeated(
     fields: Sequence[str], prompt_of: Callable[[Row], Prompt]
-) -> Callable[[Iterable[Numbered], Counter[str]], Iterator[Numbered]]:
+) -> Callable[[Rows, Counter[str]], Iterator[Numbered]]:
     """Rows without the prompt at the beginning of the answers in `fields`, where each of these repeats it whole.
 
     A short prompt counts as repeated only where most rows repeat theirs: "Hi" may well be answered by "Hi there". The
@@ -24,9 +27,9 @@ def cut_repeated(
     """
     where = "both answers" if len(fields) > 1 else "the answer"
 
-    def prepare(rows: Iterable[Numbered], remarks: Counter[str]) -> Iterator[Numbered]:
+    def prepare(rows: Rows, remarks: Counter[str]) -> Iterator[Numbered]:
         count, whole, alone = 0, 0, Counter[str]()
-        for _, row in rows:
+        for _, row in rows("looking for repeated prompts in"):
             repeating = _repeated(row, fields, prompt_of)[1]
             count += 1
             whole += len(repeating) == len(fields)
@@ -36,7 +39,7 @@ def cut_repeated(
             if 2 * alone[field] > count:
                 said = f"rows had the prompt repeated at the beginning of {field} alone, where it stayed"
                 remarks[said] = alone[field]
-        for number, row in rows:
+        for number, row in rows(CHECKING):
             prompt, repeating = _repeated(row, fields, prompt_of)
             if len(repeating) == len(fields) and (is_usual or len(prompt.split()) >= SURE_WORDS):
                 remarks[f"rows had the prompt repeated at the beginning of {where}, where it was cut"] += 1

@@ -14,7 +14,7 @@ from itertools import takewhile
 from typing import Any, Generic, TypeVar
 
 from adpa_cli.data.examples import Message, Passed, Problem, Prompt, Row, Tie
-from adpa_cli.data.repeated import Numbered, cut_repeated
+from adpa_cli.data.repeated import CHECKING, Numbered, Rows, cut_repeated
 from adpa_cli.data.turns import (
     checked,
     earlier_turns,
@@ -30,7 +30,7 @@ from adpa_cli.data.turns import (
 
 T = TypeVar("T")
 Sides = tuple[Prompt, str, str]  # prompt, chosen, rejected
-Prepare = Callable[[Iterable[Numbered], Counter[str]], Iterator[Numbered]]
+Prepare = Callable[[Rows, Counter[str]], Iterator[Numbered]]
 
 DIALOGUE_COLUMNS = ("conversations", "messages")
 PROMPTS = ("prompt", "question", "instruction", "input", *DIALOGUE_COLUMNS)
@@ -69,8 +69,8 @@ class Recorded(Mapping[str, Any]):
         return len(self._row)
 
 
-def _as_they_are(rows: Iterable[Numbered], remarks: Counter[str]) -> Iterator[Numbered]:
-    yield from rows
+def _as_they_are(rows: Rows, remarks: Counter[str]) -> Iterator[Numbered]:
+    yield from rows(CHECKING)
 
 
 @dataclass(frozen=True)
@@ -219,10 +219,10 @@ def rated_twice(row: Row) -> Sides:
     return (prompt, first, second) if one > two else (prompt, second, first)
 
 
-def join_responses(rows: Iterable[Numbered], remarks: Counter[str]) -> Iterator[Numbered]:
+def join_responses(rows: Rows, remarks: Counter[str]) -> Iterator[Numbered]:
     """Two consecutive rows of one prompt become one row, the second under `partner`."""
     waiting: Numbered | None = None
-    for number, row in rows:
+    for number, row in rows(CHECKING):
         if waiting is not None and waiting[1].get("prompt") == row.get("prompt"):
             yield waiting[0], {**waiting[1], "partner": row}
             waiting = None

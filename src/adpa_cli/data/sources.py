@@ -15,11 +15,11 @@ import re
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import chain
+from glob import has_magic
 from pathlib import Path, PurePath, PurePosixPath
 from typing import Any
 
-from adpa_cli.data.examples import Row
+from adpa_cli.data.examples import Problem, Row
 from adpa_cli.data.files import EXTENSIONS, KNOWN, OTHER_DATA, quiet_datasets, read_file
 from adpa_cli.errors import AdpaError, DataError, NotFound, UsageError
 from adpa_cli.machine import expanded
@@ -105,13 +105,15 @@ def parse_source(text: str) -> Source:
         if split:
             raise UsageError(f"{text}: a file has no splits", f"leave out #{split}, or name a folder or a hub data set")
         return Source(text, "file", path)
-    if base.startswith((".", "/", "~")) or path.is_absolute():
-        if path.is_file():
-            raise DataError(f"{base}: unknown kind of file", "known: " + KNOWN)
+    hub_id, is_path = HUB_ID.fullmatch(base), base.startswith((".", "/", "~")) or path.is_absolute()
+    if (is_path or hub_id is None) and path.exists() and not path.is_dir():
+        raise DataError(f"{base}: unknown kind of file", "known: " + KNOWN)
+    if is_path:
         return Source(text, "folder", path, split or None)
-    hub_id = HUB_ID.fullmatch(base)
     if hub_id is None:
-        hint = f"a folder is written ./{base}, a hub data set org/name, a file with one of {KNOWN}"
+        hint = "a data set of the hub is written org/name; fetch what is elsewhere, and name the file"
+        if "://" not in base:
+            hint = f"a folder is written ./{base}, a hub data set org/name, a file with one of {KNOWN}"
         raise NotFound(f"no data source is called {base!r}", hint)
     return Source(hub_id["name"] + (f"#{split}" if split else ""), "hub", None, split or None, hub_id["revision"])
 
@@ -121,11 +123,15 @@ def read_rows(source: Source) -> Iterator[tuple[int, Row]]:
 
     Raises NotFound when nothing is there, DataError (file and row named) when it cannot be read or is empty.
     """
-    yield from chain.from_iterable(read_part(part) for part in parts(source, "test" if source.names_test else "train"))
+    for part in parts(source, "test" if source.names_test else "train"):
+        for number, row in read_part(part):
+            if isinstance(row, Problem):
+                raise DataError(f"{part.text} row {number}: {row.content}", row.fix)
+            yield number, row
 
 
-def read_part(part: Source) -> Iterator[tuple[int, Row]]:
-    """All rows of one of the `parts` of a source."""
+def read_part(part: Source) -> Iterator[tuple[int, Row | Problem]]:
+    """All rows of one of the `parts` of a source, with a Problem in the place of one that cannot be read."""
     if part.kind == "rows":
         rows = part.rows() if callable(part.rows) else part.rows
         if not rows:
@@ -172,7 +178,8 @@ def located(source: Source) -> Source:
     if source.kind == "hub" and source.path is None:
         source = replace(source, path=download(source, source.revision))
     if source.path is not None and not source.path.exists():
-        raise NotFound(f"{source.text}: no such {source.kind}", "check the path")
+        hint = "patterns are not expanded: name the folder, or give each file" if has_magic(source.text) else ""
+        raise NotFound(f"{source.text}: no such {source.kind}", hint or "check the path")
     return source
 
 

@@ -2,8 +2,8 @@
 
 A table is a folder in the cache, with `rows.arrow` and `about.json`, whose name is the hash of all that it was made
 from: it is never stale, and may be deleted at any time, for a reader keeps what it has mapped. It appears by a rename,
-so that nobody sees half of one. Where the cache cannot be written, and for rows that nothing names, a table is made in
-a temporary folder that is gone as soon as it is mapped.
+so that nobody sees half of one. Where the cache may not be written, which is said, and for rows that nothing names, a
+table is made in a temporary folder that is gone as soon as it is mapped. A full disk is an error in either place.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from adpa_cli.disk import is_disk_full, sync_file
 from adpa_cli.errors import AdpaError, Stopped
+from adpa_cli.sizes import size_words
 
 if TYPE_CHECKING:
     import numpy as np
@@ -34,6 +35,10 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 ROWS, ABOUT = "rows.arrow", "about.json"
+TEMPORARY = "adpa-rows-"
+"""What temporary folders of tables are called."""
+JUST_MADE = 10.0
+"""Seconds in which the process that makes a folder has certainly locked it."""
 BATCH = 1024
 """Rows that are written, and read, at a time."""
 OPEN_BATCHES = 64
@@ -43,8 +48,16 @@ UNUSED_DAYS = 30
 Watch = Callable[[str, int, int], None]
 """Told what is being done, how many rows are, and of how many (0 where nobody knows). It may raise Stopped."""
 WATCH: ContextVar[Watch] = ContextVar("watch", default=lambda what, done, of: None)
-Fill = Callable[[Callable[[Any], None]], Mapping[str, Any]]
-"""Given what adds a record batch to a table; returns what else is to be known of it, as JSON."""
+Note = Callable[[str], None]
+NOTE: ContextVar[Note] = ContextVar("note", default=lambda line: None)
+"""Told in words what a user should know."""
+Fill = Callable[[Callable[..., None]], Mapping[str, Any]]
+"""Given what adds a record batch to a table, with the number of rows that will be added in all where it is known;
+returns what else is to be known of it, as JSON."""
+
+
+class CacheFull(AdpaError):
+    """The disk that tables are kept on is full, which is no fault of the data."""
 
 
 def watched(items: Iterable[T], what: str, of: int = 0) -> Iterator[T]:
@@ -69,13 +82,14 @@ def heeding(stop: Callable[[], str | None], tell: Watch) -> Watch:
 
 
 @contextlib.contextmanager
-def watching(watch: Watch) -> Iterator[None]:
-    """Let `watch` hear of the rows that are read and tokenised meanwhile."""
-    before = WATCH.set(watch)
+def watching(watch: Watch, note: Note = lambda line: None) -> Iterator[None]:
+    """Let `watch` hear of the rows that are read and tokenised meanwhile, and `note` once what a user should know."""
+    tokens = WATCH.set(watch), NOTE.set(functools.cache(note))
     try:
         yield
     finally:
-        WATCH.reset(before)
+        WATCH.reset(tokens[0])
+        NOTE.reset(tokens[1])
 
 
 def cache_folder() -> Path:
@@ -287,7 +301,7 @@ def record_batch(columns: Sequence[Sequence[Any]], schema: Any) -> Any:
 def table(kind: str, made_from: Any, schema: Any, fill: Fill) -> Table:
     """The table that was made from so and so (JSON; None where nothing names it): it is made where there is none.
 
-    Another process that makes it already is waited for. Raises AdpaError where the disk is full.
+    Another process that makes it already is waited for. Raises CacheFull.
     """
     if made_from is None:
         return _unnamed(schema, fill)
@@ -295,44 +309,83 @@ def table(kind: str, made_from: Any, schema: Any, fill: Fill) -> Table:
     place = cache_folder() / kind / hashlib.sha256(text.encode()).hexdigest()[:32]
     if found := _found(place):
         return found
-    if not _may_hold(place.parent):
+    if why := _unwritable(place.parent):
+        kept = f"rows of the data are kept in {tempfile.gettempdir()}, for this command alone"
+        NOTE.get()(f"{cache_folder()} cannot be written ({why}): {kept} (another folder: ADPA_CACHE=DIR)")
         return _unnamed(schema, fill)
     with _alone(place), _room(place.parent, f".{place.name}-") as private:
-        return _found(place) or _made(private / "table", schema, fill, place)
+        return _found(place) or _made(private, schema, fill, place)
 
 
-def _may_hold(folder: Path) -> bool:
-    """Whether tables can be kept in a folder, which is made where it can be."""
+def _unwritable(folder: Path) -> str:
+    """Why no tables can be kept in a folder, which is made where it can be; "" where they can, or its disk is full."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError:
-        return False
-    return os.access(folder, os.W_OK | os.X_OK)
+        tempfile.TemporaryFile(dir=folder).close()  # rights alone do not tell, as where root is nobody on a network
+    except OSError as error:
+        if is_disk_full(error):
+            raise _full(0) from error
+        return error.strerror or str(error)
+    return ""
+
+
+def _full(needed: int, is_cache: bool = True) -> CacheFull:
+    """The error for a full disk of the cache, or of temporary folders, where a table needs so many bytes."""
+    where, name = (cache_folder(), "ADPA_CACHE") if is_cache else (tempfile.gettempdir(), "TMPDIR")
+    size = f", and this table of them takes about {size_words(needed)}" if needed else ""
+    hint = f"free some space{' (adpa gc)' * is_cache}, or keep them on another disk: export {name}=DIR"
+    return CacheFull(f"the disk of {where} is full, where rows of the data are kept{size}", hint)
 
 
 def _unnamed(schema: Any, fill: Fill) -> Table:
-    with _room(None, "adpa-rows-") as private:
-        return _made(private / "table", schema, fill)
+    _remove_left(Path(tempfile.gettempdir()).glob(f"{TEMPORARY}*"))
+    with _room(None, TEMPORARY) as private:
+        return _made(private, schema, fill)
 
 
 @contextlib.contextmanager
 def _room(folder: Path | None, name: str) -> Iterator[Path]:
-    """A private folder, which is gone afterwards. Raises AdpaError where the disk is full, and where somebody removed
-    the folder that it is in."""
+    """A private folder, which is held, and gone afterwards. Raises AdpaError where somebody removed the folder that it
+    is in."""
     try:
-        with tempfile.TemporaryDirectory(prefix=name, dir=folder) as private:
+        with contextlib.ExitStack() as stack, tempfile.TemporaryDirectory(prefix=name, dir=folder) as private:
+            with contextlib.suppress(OSError):  # no locks here
+                stack.enter_context(_held(Path(private)))  # until it is gone
             yield Path(private)
-    except Exception as error:
-        if folder and isinstance(error, FileNotFoundError) and not folder.exists():
-            raise AdpaError(
-                f"{folder} was removed while rows of the data were written there", "repeat the command"
-            ) from error
-        if not is_disk_full(error):
+    except FileNotFoundError as error:
+        if folder is None or folder.exists():
             raise
         raise AdpaError(
-            f"the disk of {folder or tempfile.gettempdir()} is full: the rows of the data do not fit there as a table",
-            "free some space (adpa gc), or keep such tables on another disk: export ADPA_CACHE=DIR",
+            f"{folder} was removed while rows of the data were written there", "repeat the command"
         ) from error
+
+
+@contextlib.contextmanager
+def _held(private: Path, otherwise: int = 0) -> Iterator[None]:
+    """Hold a private folder, as its maker does until it is gone; `otherwise` is `fcntl.LOCK_NB` to raise OSError where
+    another process holds it, which is else waited for."""
+    handle = os.open(private, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | otherwise)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _remove_left(folders: Iterable[Path], age: float = JUST_MADE) -> int:
+    """Remove private folders of processes that were killed so many seconds ago; returns their bytes."""
+    freed = 0
+    for path in folders:
+        with contextlib.suppress(OSError), _held(path, fcntl.LOCK_NB):
+            if time.time() - path.stat().st_mtime >= age:
+                size = _size(path)
+                shutil.rmtree(path)
+                freed += size
+    return freed
+
+
+def _size(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.rglob("*"))
 
 
 def _found(place: Path) -> Table | None:
@@ -351,23 +404,30 @@ def _found(place: Path) -> Table | None:
     return found
 
 
-def _made(folder: Path, schema: Any, fill: Fill, place: Path | None = None) -> Table:
-    """A new table, written to a private folder, which then becomes `place`."""
+def _made(private: Path, schema: Any, fill: Fill, place: Path | None = None) -> Table:
+    """A new table, written to a private folder, which then becomes `place`. Raises CacheFull."""
     import pyarrow as pa
 
-    starts = [0]
-    folder.mkdir()
-    with (folder / ROWS).open("wb") as file, pa.ipc.new_file(file, schema) as out:
+    folder, starts, needed = private / "table", [0], 0
+    try:
+        folder.mkdir()
+        with (folder / ROWS).open("wb") as file, pa.ipc.new_file(file, schema) as out:
 
-        def add(batch: Any) -> None:
-            if len(batch):
-                out.write_batch(batch)
-                starts.append(starts[-1] + len(batch))
+            def add(batch: Any, of: int = 0) -> None:
+                nonlocal needed
+                if len(batch):
+                    needed = batch.nbytes * max(of, starts[-1] + len(batch)) // len(batch)
+                    out.write_batch(batch)
+                    starts.append(starts[-1] + len(batch))
 
-        about = fill(add)
-    (folder / ABOUT).write_text(json.dumps({**about, "starts": starts}), encoding="utf-8")
-    for name in (ROWS, ABOUT) if place else ():
-        sync_file(folder / name)
+            about = fill(add)
+        (folder / ABOUT).write_text(json.dumps({**about, "starts": starts}), encoding="utf-8")
+        for name in (ROWS, ABOUT) if place else ():
+            sync_file(folder / name)
+    except OSError as error:
+        if not is_disk_full(error):
+            raise
+        raise _full(needed, place is not None) from error
     made = Table(folder)
     if place is not None:
         with contextlib.suppress(OSError):  # where it is by now, without locks
@@ -385,17 +445,16 @@ def _alone(place: Path) -> Iterator[None]:
             handle = stack.enter_context(path.open("w"))
             stack.callback(path.unlink, missing_ok=True)
             fcntl.flock(handle, fcntl.LOCK_EX)
-            for left in place.parent.glob(f".{place.name}-*"):  # by a writer that was killed
-                shutil.rmtree(left, ignore_errors=True)
+            _remove_left(place.parent.glob(f".{place.name}-*"), 0)
         yield
 
 
 def remove_unused(days: float = UNUSED_DAYS) -> int:
-    """Remove the tables that nobody opened in so many days; returns their bytes."""
-    oldest, freed = time.time() - days * 86400, 0
-    for path in cache_folder().glob("*/*"):
+    """Remove the tables that nobody opened in so many days, and what killed processes left; returns their bytes."""
+    oldest, freed = time.time() - days * 86400, _remove_left(cache_folder().glob("*/.*"))
+    for path in cache_folder().glob("*/[!.]*"):
         with contextlib.suppress(OSError):
             if path.stat().st_mtime < oldest:
-                freed += sum(file.stat().st_size for file in path.rglob("*"))
+                freed += _size(path)
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
     return freed

@@ -180,7 +180,7 @@ class Tokenizer:
         return Tokenizer(core, self.config)
 
     def saved_files(self, template: str, end: str) -> dict[str, bytes]:
-        """The files of this tokenizer under a chat template that ends answers with `end`, by name.
+        """The files of this tokenizer under a chat template, "" for none, that ends answers with `end`, by name.
 
         Transformers 4 and 5 load them and get these ids: tokenizer.json is that of the source, the class is one that
         takes it as it is, and no token is named that would first have to be added to the vocabulary.
@@ -189,7 +189,7 @@ class Tokenizer:
         return {
             FILE: self.source if self.source is not None else self.core.to_str(pretty=True).encode(),
             CONFIG: (json.dumps(config, indent=2, ensure_ascii=False, sort_keys=True) + "\n").encode(),
-            "chat_template.jinja": self._asked_alike(template).encode(),
+            **({"chat_template.jinja": self._asked_alike(template).encode()} if template else {}),
         }
 
     def _asked_alike(self, template: str) -> str:

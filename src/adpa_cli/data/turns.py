@@ -43,7 +43,7 @@ def value_of(row: Row, field: str) -> Any:
     """The value of a field that must be there."""
     value = row.get(field)
     if value is None:
-        raise Problem(f"missing {field}", field, "missing", f"give the row a {field}")
+        raise Problem(f"missing {field}", field, "missing", f"give the row its {field}")
     return value
 
 

@@ -38,9 +38,10 @@ OTHER_NAMES = (
 """Names that others give to what is read here: of pairs, and of dialogues."""
 
 
-def unknown_shape(part: Source, sample: Mapping[str, Any], purpose: str) -> UnknownShape:
-    """The error for columns that no shape of this purpose has."""
-    columns = ", ".join(sorted(sample)) or "none"
+def unknown_shape(part: Source, sample: Mapping[str, Any], names: Iterable[str], purpose: str) -> UnknownShape:
+    """The error for columns that no shape of this purpose has; of the `names` some hold nothing in any row."""
+    empty = ", ".join(sorted(set(names) - set(sample)))
+    columns = (", ".join(sorted(sample)) or "none") + (f"; without any value: {empty}" if empty else "")
     other = detect(DIALOGUES, sample)
     if other is not None:
         hint = "preference data have chosen and rejected; dialogues are for: adpa sft --data, adpa data --sft"

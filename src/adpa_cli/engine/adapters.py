@@ -136,6 +136,8 @@ def train_adapter(model: nn.Module, scalar_head: str = "") -> None:
         weight.requires_grad_(_is_adapter_weight(name) or name == scalar_head)
     if scalar_head:
         _keep_whole(model, [scalar_head])
+        untyped: Any = model
+        untyped.peft_config[NAME].task_type = "SEQ_CLS"  # whatever the adapter was before that goes on
 
 
 def _shape(layer: Any) -> tuple[int, int]:

@@ -15,8 +15,8 @@ from transformers import AutoConfig, PreTrainedModel
 
 from adpa_cli.engine.adapters import attach_adapter, shape_in
 from adpa_cli.engine.frozen import Place, Skeleton
-from adpa_cli.engine.lora import stored_as
-from adpa_cli.engine.models import SCALAR_HEAD, body_of, load, skeleton_of
+from adpa_cli.engine.lora import SCALAR_HEAD, stored_as
+from adpa_cli.engine.models import body_of, load, skeleton_of
 from adpa_cli.engine.offload import layers_of, names_within, visit
 from adpa_cli.hub.adapter_folder import AdapterFolder
 from adpa_cli.spec import Quantise

@@ -4,15 +4,18 @@ work. No torch."""
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from adpa_cli.errors import AdpaError, UsageError
 from adpa_cli.hub.adapter_folder import AdapterFolder
 from adpa_cli.hub.model_folder import IN_LAYERS, ModelFolder, header
-from adpa_cli.spec import ALL_LINEAR, LowRank, Quantise, TrainSpec
+from adpa_cli.spec import ALL_LINEAR, LowRank, Quantise, TrainSpec, one_spelling
 from adpa_cli.store.identity import ADAPTER_WEIGHTS
 
+SCALAR_HEAD = "score.weight"
+"""As classifiers of decoders call it in transformers."""
 INSTALL = "pip install peft bitsandbytes"
 EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 """As configurations call how many outputs a router has."""
@@ -80,6 +83,16 @@ def check_lora(spec: TrainSpec, folder: Path, there: LowRank | None, start: str)
     return (f"lora leaves the experts of {start} as they are: they are no linear layers",) if has_experts else ()
 
 
+def left_behind(adapter: AdapterFolder, start: str) -> tuple[str, ...]:
+    """What an adapter called `start` was trained with that a training which goes on with it does not do."""
+    said = []
+    if dropout := adapter.config.get("lora_dropout"):
+        said.append(f"{start} was trained with lora_dropout={dropout:g}, and its training goes on without dropout")
+    if kept := sorted({*(adapter.config.get("modules_to_save") or ())} - {SCALAR_HEAD.removesuffix(".weight")}):
+        said.append(f"{start} brings {', '.join(kept)} whole, which stay as they are: only its matrices are trained")
+    return tuple(said)
+
+
 def is_expert(name: str, shape: Sequence[int]) -> bool:
     """Whether a tensor of a file is of experts, which are one tensor in a model, or else of no linear layer."""
     return _EXPERT.search(name) is not None or len(shape) > 2
@@ -110,7 +123,7 @@ def _check_same(asked: LowRank, there: LowRank, start: str, layers: Sequence[str
         raise UsageError(
             f"{start} is an adapter of the layers {there.lora_targets}, whose training goes on, and lora_targets="
             f"{asked.lora_targets} is asked for",
-            f"--set STAGE.lora_targets={there.lora_targets}, {merge}",
+            f"--set {shlex.quote(f'STAGE.lora_targets={there.lora_targets}')}, {merge}",
         )
 
 
@@ -135,16 +148,21 @@ def stored_as(made: LowRank | None, asked: Quantise | None, name: str) -> Quanti
     """
     there = made.quantise if made else None
     if there and asked not in (None, there):
-        raise UsageError(
-            f"{name} is an adapter that was trained beside {there} weights, and {asked} ones are asked for",
-            f"--set STAGE.quantise={there}, or leave it out",
-        )
+        raise other_storage(name, there, asked)
     return there or asked
+
+
+def other_storage(name: str, there: Quantise, asked: str) -> UsageError:
+    """The error where the base of an adapter is to be read otherwise than it was stored in training."""
+    return UsageError(
+        f"{name} is an adapter that was trained beside {there} weights, and {asked} ones are asked for",
+        f"--set STAGE.quantise={there}, or leave it out",
+    )
 
 
 def _same_layers(asked: str, there: str, layers: Sequence[str]) -> bool:
     """Whether two ways to name layers mean the same among those of a model; where none are known, the same words."""
-    if asked == there:
+    if asked == one_spelling(there):
         return True
     try:
         return bool(layers) and set(chosen_layers(layers, asked)) == set(chosen_layers(layers, there))

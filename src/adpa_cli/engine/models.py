@@ -34,7 +34,7 @@ from adpa_cli.engine.adapters import Base, attach_adapter, merge_adapter, shape_
 from adpa_cli.engine.arithmetic import HELD_IN, computing, in_float32
 from adpa_cli.engine.device import is_out_of_memory
 from adpa_cli.engine.frozen import Skeleton, check_finite, hold
-from adpa_cli.engine.lora import stored_as
+from adpa_cli.engine.lora import SCALAR_HEAD, stored_as
 from adpa_cli.engine.quantised import quantise_layers
 from adpa_cli.engine.tokenizer_files import LOAD_ERRORS, first_line, save_tokenizer
 from adpa_cli.errors import AdpaError, NotFound
@@ -43,9 +43,6 @@ from adpa_cli.hub.model_folder import ModelFolder
 from adpa_cli.hub.portable import portable_config, portable_generation, write_settings
 from adpa_cli.spec import Dtype, Quantise
 from adpa_cli.tensors.output import Head
-
-SCALAR_HEAD = "score.weight"
-"""As classifiers of decoders call it in transformers."""
 
 
 def load(

@@ -38,7 +38,7 @@ from adpa_cli.engine.training.schedule import whole_steps
 from adpa_cli.errors import AdpaError
 from adpa_cli.estimate.row_lengths import RowLengths
 from adpa_cli.hub.model_folder import ModelFolder
-from adpa_cli.machine import Machine
+from adpa_cli.machine import OTHER_DRIVER, Machine
 from adpa_cli.planning.adapters import adapter_of
 from adpa_cli.planning.lineage import folder_of, model_in_folder, model_size
 from adpa_cli.sizes import Disk, Memory, ModelSize, Row, Rows, Where
@@ -240,16 +240,19 @@ def _speeds(
     form = products_of(dtype, machine.kind)
     for manifest in made:
         stage = stages.every().get(manifest.stage)
-        if stage is None or not machine.made(manifest.made) or _worked(manifest) < TELLING_SECONDS:
+        worked = _worked(manifest)
+        if stage is None or not machine.made(manifest.made) or worked < TELLING_SECONDS:
             continue
         if products_of(str(manifest.spec.get("dtype")), machine.kind) != form:
             continue
         if flops := _flops_of(manifest, stage, store, share):
-            yield manifest, flops / _worked(manifest)
+            yield manifest, flops / worked
 
 
 def _worked(manifest: Manifest) -> float:
-    return float(manifest.made["seconds"]) - START_SECONDS
+    """Seconds of a finished stage in its steps or its blocks alone: what else it did grows with other sizes. 0 where
+    its manifest does not tell."""
+    return float(manifest.metrics.get("speed", {}).get("seconds") or manifest.made.get("worked") or 0.0)
 
 
 def _flops_of(manifest: Manifest, stage: Stage, store: Store, share: float) -> float:
@@ -323,7 +326,7 @@ def product_speed(
     is_cpu = machine.kind == "cpu"
     if before is not None and not before.is_due(now, is_cpu, shown):
         return before.speed
-    speed, times = _product_here() if is_cpu else _product_on_card(form), 1
+    speed, times = _product_here() if is_cpu else _product_on_card(machine, form), 1
     if before is not None:
         speed, times = max(speed, before.speed), before.measured + 1
     if store.root.exists():
@@ -374,6 +377,19 @@ def _quickest(product: Callable[[], object]) -> float:
         time.sleep(SPACE_SECONDS)
 
 
+def check_card(machine: Machine) -> None:
+    """Raise AdpaError for a machine with a card that torch cannot open, as beside too old a driver; it loads torch."""
+    if machine.kind == "cuda":
+        import torch
+
+        try:
+            torch.empty(0, device="cuda")
+        except (RuntimeError, AssertionError) as error:
+            why = str(error).partition(". ")[0].rstrip(".")
+            message = f"{machine.name} is here, and torch {torch.__version__} cannot open it: {why}"
+            raise AdpaError(message, OTHER_DRIVER) from error
+
+
 def _product_here(side: int = 512) -> float:
     """In float32 by numpy, which has no other format that is fast: a plan on a CPU loads no torch."""
     import numpy as np
@@ -382,9 +398,10 @@ def _product_here(side: int = 512) -> float:
     return 2 * side**3 / _quickest(lambda: matrix @ matrix)
 
 
-def _product_on_card(form: str, side: int = 4096) -> float:
+def _product_on_card(machine: Machine, form: str, side: int = 4096) -> float:
     import torch
 
+    check_card(machine)
     matrix = torch.randn(side, side, device="cuda", dtype=torch.float16 if form == "float16" else torch.float32)
     usual = torch.get_float32_matmul_precision()
 

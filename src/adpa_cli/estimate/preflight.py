@@ -13,7 +13,7 @@ from adpa_cli.data.examples import Dialogue, Message, Pair, dialogue_of
 from adpa_cli.data.items import Items
 from adpa_cli.data.preferences import Loaded, check_unused, ignored_words, left_out_words
 from adpa_cli.data.rendering import DAY, REASONING, answer_end, thinking_words
-from adpa_cli.data.tables import code_digest, record_batch, table, watched
+from adpa_cli.data.tables import CacheFull, code_digest, record_batch, table, watched
 from adpa_cli.data.templates import Template
 from adpa_cli.data.tokenizer import VARIED, Tokenizer, compare, different_cut
 from adpa_cli.errors import AdpaError, DataError, named_row
@@ -33,6 +33,7 @@ from adpa_cli.stages import DECODER_ROLES, MODEL_ROLES, Node
 from adpa_cli.stages._update import finer, unseen
 from adpa_cli.stages.training import needs_of
 from adpa_cli.store.store import Store
+from adpa_cli.suites import EvalSpec
 
 FIRST_ROWS = 8
 """Rows on which it is seen before any work that what is fed is what the template writes."""
@@ -73,6 +74,8 @@ def run_checks(checks: Iterable[Check]) -> tuple[list[AdpaError], list[str]]:
             remarks.update(dict.fromkeys(check()))
         except AdpaError as error:
             problems.setdefault(error.message, error)
+            if isinstance(error, CacheFull):  # no fault of the plan, and other checks would read in vain too
+                break
     return list(problems.values()), list(remarks)
 
 
@@ -119,7 +122,9 @@ def plain_checks(nodes: Sequence[Node], store: Store, ignored: frozenset[str] = 
                 yield functools.partial(_data, data, ignored, *key)
                 read[key] = data.label
             if isinstance(node.spec, TrainSpec) and node.spec.select != "last":
-                yield functools.partial(_selects, data, kind, node.spec)
+                yield functools.partial(_selects, data, kind, node.spec, node.stage)
+            if isinstance(node.spec, EvalSpec) and node.spec.measure_on != "all" and first("half", *key):
+                yield functools.partial(_measures, data, node.spec)
             if any(role in MODEL_ROLES for role in node.inputs) and first("cut", *key, node.spec.max_length):
                 yield functools.partial(_cut, node, store)
             for _, folder in folders:
@@ -209,7 +214,7 @@ def _ignored(ignored: frozenset[str], read: Mapping[Any, str]) -> Sequence[str]:
     return ignored_words(data, ignored, " + ".join(dict.fromkeys(read.values())))
 
 
-def _selects(data: External, kind: str, spec: TrainSpec) -> Sequence[str]:
+def _selects(data: External, kind: str, spec: TrainSpec, stage: str) -> Sequence[str]:
     """Whether there are rows for `--select best` to look at, or steps enough for `--select STEP`."""
     from adpa_cli.engine.training.schedule import steps_of
 
@@ -221,9 +226,16 @@ def _selects(data: External, kind: str, spec: TrainSpec) -> Sequence[str]:
         except DataError as error:
             hint = "give data with a test split or more prompts, or leave out --select"
             raise DataError(f"--select best looks at held-out rows of {data.label}: {error.message}", hint) from error
-        items.of_half(spec.select_on, data.label)
+        items.of_half(spec.select_on, data.label, f"{stage}.select_on")
         return ()
     spec.last_step(steps_of(len(read(data.where, "train", *rest).items), spec))
+    return ()
+
+
+def _measures(data: External, spec: EvalSpec) -> Sequence[str]:
+    """Whether there are held-out prompts of the half that is measured."""
+    held = pairs_of(data.where, "test", spec.limit, spec.skip_bad_rows, spec.template).items
+    held.of_half(spec.measure_on, data.label, "eval.measure_on")
     return ()
 
 

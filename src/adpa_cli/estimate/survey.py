@@ -12,9 +12,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from adpa_cli import stages
-from adpa_cli.errors import AdpaError
+from adpa_cli.errors import AdpaError, UsageError
 from adpa_cli.estimate.advice import advise
-from adpa_cli.estimate.cost import Clock, Cost, cost_of, fullest, waiting_words
+from adpa_cli.estimate.cost import CANNOT_TELL, Clock, Cost, check_card, cost_of, fullest, waiting_words
 from adpa_cli.estimate.preflight import (
     check_torch,
     disk_problems,
@@ -27,6 +27,7 @@ from adpa_cli.estimate.preflight import (
 from adpa_cli.hub import External
 from adpa_cli.hub import repository as hub
 from adpa_cli.machine import Machine
+from adpa_cli.planning.adapters import check_adapters
 from adpa_cli.planning.frozen_models import check_offload
 from adpa_cli.planning.lineage import hub_files
 from adpa_cli.planning.planner import Plan
@@ -129,7 +130,8 @@ def survey(
     Only stages that are to be built are looked into; a plan that exists costs nothing.
 
     Problems are those that can be named without loading a model's libraries: of what cannot fit, of data that are
-    here, and of lengths. Raises AdpaError where torch cannot compute on the card, for which nothing can be planned.
+    here, and of lengths. Raises AdpaError where torch cannot compute on the card, and UsageError for an adapter that no
+    model can have: for neither there is anything to plan.
     """
     existing: dict[str, Manifest | None] = {}
 
@@ -144,6 +146,7 @@ def survey(
         costs = tuple(Cost(node, existing[node.recipe.id]) for node in nodes)
         return Survey(plan, store, runtime, machine, costs, is_checked=True)
     check_torch(machine)
+    refuse(_impossible_adapters(missing, store))
     clock = Clock(store, machine)
     with _no_search_for_cycles():
         costs = tuple(
@@ -162,6 +165,14 @@ def survey(
     fitting = change.command(command, runtime, in_recipe) if command and change and not (full or problems) else ""
     problems = [*full, *too_large, *problems]
     return replace(surveyed, problems=tuple(problems), remarks=tuple(remarks), command=fitting)
+
+
+def _impossible_adapters(nodes: Sequence[Node], store: Store) -> list[AdpaError]:
+    """What is asked of adapters that cannot be made, as far as the models that they are of are here."""
+    with contextlib.suppress(*CANNOT_TELL):
+        problems, _ = run_checks(functools.partial(check_adapters, node, store) for node in nodes)
+        return [problem for problem in problems if isinstance(problem, UsageError)]
+    return []
 
 
 def older_words(nodes: Sequence[Node], existing: Mapping[str, Manifest | None]) -> list[str]:
@@ -209,3 +220,4 @@ def check(survey: Survey, note: Callable[[str], None]) -> None:
             note(text)
     more = [error for error in problems if error.message not in reported]
     refuse([*survey.problems, *more], "" if more else survey.command)
+    check_card(survey.machine)

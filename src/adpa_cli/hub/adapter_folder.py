@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import os
 import re
+import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -216,26 +217,28 @@ class AdapterFolder:
     def _missing(self) -> NotFound:
         """The error of a base that is nowhere, with what to type for it."""
         name, config = self.base_name, self.path / ADAPTER
+        place = os.path.realpath(self.path / name)
+        back = f"put it there again: mv FOLDER {shlex.quote(place)}\n or"
         if not name:
             hint = f"write the model that it was trained on into {config}, as base_model_name_or_path"
             return NotFound(f"the adapter {self.path} does not name its base", hint)
         if self._recorded.startswith("artifact:"):
             hint = "make it again with the command that made it, or bring the whole store along: the base is in it"
-            base = f"artifact {self._recorded.removeprefix('artifact:')[:12]} at {name}"
+            base = f"artifact {self._recorded.removeprefix('artifact:')[:12]} at {place}"
             return NotFound(f"the base of the adapter {self.path}, {base}, is not there", hint)
         if self.is_of_hub:
             revision = f" --revision {self.revision}" if self.revision != REVISION else ""
             hint = f"hf download {name}{revision}\n or, for a folder of yours, write its path into {config}"
             return NotFound(f"the base of the adapter {self.path}, {name}, is not on this machine", hint)
         if self._recorded and self._store is not None:
+            seen = f"adpa sft --model FOLDER -n --store {shlex.quote(str(self._store.root))}"
             return NotFound(
-                f"the base of the adapter {self.path} is not at {name}",
-                "put it there again, or let this store see once where it lies, for it knows the base by its content: "
-                "adpa sft --model FOLDER -n",
+                f"the base of the adapter {self.path} is not at {place}",
+                f"{back} let this store see once where it lies, for it knows the base by its content: {seen}",
             )
         return NotFound(
-            f"the base of the adapter {self.path} is not at {name}",
-            f"put it there, or write where it lies, or its hub name, into {config}, as base_model_name_or_path",
+            f"the base of the adapter {self.path} is not at {place}",
+            f"{back} write where it lies, or its hub name, into {config}, as base_model_name_or_path",
         )
 
     def digest(self, base: str, cache: HashCache | None = None) -> str:

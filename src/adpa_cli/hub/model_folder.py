@@ -128,6 +128,13 @@ class ModelFolder:
         return self.adapter.quantise if self.adapter else None
 
     @property
+    def is_classifier(self) -> bool:
+        """Whether it gives numbers for a text, as reward models do, and no tokens."""
+        if self.adapter and (task := self.adapter.config.get("task_type")):
+            return bool(task == "SEQ_CLS")
+        return any("ForSequenceClassification" in str(made_as) for made_as in self.config.get("architectures") or ())
+
+    @property
     def unused_adapter(self) -> str | None:
         """The model that an adapter beside whole weights was trained on, "" where it does not say; None without one."""
         if self.adapter or not (self.path / ADAPTER).is_file():

@@ -75,6 +75,9 @@ def export(
     converter, Corrupt for damaged files, AdpaError for weights that the dtype cannot hold.
     """
     program = find_converter(form.converter) if form.to == "gguf" else []
+    if form.to == "ollama" and (model.is_judge or not model.template.text):
+        what = "is a reward model" if model.is_judge else "has no chat template"
+        raise UsageError(f"--to ollama is for models that answer, and {model.label} {what}", "leave out --to ollama")
     whole = ModelFolder.of(model.folder)
     asked = form.narrowing or (Narrowing("float32", rows=form.rows) if whole.quantise else None)
     with explained(target.absolute().parent, f"{target} is not written"), fresh_folder(target, force) as folder:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from adpa_cli.data.answers import Answered, answers_of
-from adpa_cli.data.files import read_file
+from adpa_cli.data.files import whole_rows
 from adpa_cli.data.questions import NEED_REFERENCE, questions_of
 from adpa_cli.disk import explained
 from adpa_cli.errors import UsageError
@@ -59,10 +59,10 @@ def import_judgements(
         questions = questions_of(open_sources(asked.where)) if asked else []
         if asked is not None:
             inputs["questions"], sources[asked.content] = asked.content, dict(asked.facts)
-        rows, about = mt_bench_rows(path.name, read_file(path), {each.id: each.category for each in questions})
+        rows, about = mt_bench_rows(path.name, whole_rows(path), {each.id: each.category for each in questions})
         judge, model, more = about["judge"], about["model"], {"judged": "turns"}
     else:
-        rows, about = alpaca_eval_rows(path.name, read_file(path))
+        rows, about = alpaca_eval_rows(path.name, whole_rows(path))
         judge, model = about["annotator"] or "unknown", about["generator_2"]
         more = {"judged": "answers", "opponent": about["generator_1"]}
     content, facts = content_of([path], store.hash_cache)

@@ -12,7 +12,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from adpa_cli.data.templates import Template
 from adpa_cli.data.tokenizer import CONFIG as SETTINGS
 from adpa_cli.data.tokenizer import FILE as TOKENIZER
 from adpa_cli.data.tokenizer import Tokenizer, portable_settings
@@ -40,7 +39,7 @@ def copy_model(model: Trained, folder: Path) -> None:
     _check(model.folder, model.manifest, model.label)
     is_artifact = (adapter.base / manifests.FILE_NAME).is_file()
     _check(adapter.base, manifests.read(adapter.base) if is_artifact else None)
-    merge_into(model.folder, folder, model.template)
+    merge_into(model, folder)
 
 
 def copy_adapter(model: Trained, folder: Path) -> None:
@@ -102,12 +101,17 @@ def _rewritten(path: Path, change: Callable[[dict[str, Any]], dict[str, Any]]) -
     return after != before
 
 
-def merge_into(folder: Path, place: Path, template: Template) -> None:
+def merge_into(model: Trained, place: Path) -> None:
     """Write the whole weights of an adapter's model, merged in float32, with the configuration of its base and with its
-    own tokenizer. Raises AdpaError as `engine.models.load` and `save` do."""
+    own tokenizer; a reward model skips the padding that this names. Raises AdpaError as `engine.models.load` and `save`
+    do."""
     from adpa_cli.engine.models import load, save
 
-    tokenizer = ModelFolder.of(folder).tokenizer
-    save(load(folder, train=True), tokenizer, place, template.text, template.end, folder)
+    tokenizer, template = ModelFolder.of(model.folder).tokenizer, model.template
+    merged = load(model.folder, train=True, scalar=model.is_judge)
+    padding = tokenizer.named_id("pad_token")
+    if model.is_judge and padding is not None:
+        merged.config.pad_token_id = padding
+    save(merged, tokenizer, place, template.text, template.end, model.folder)
     for path in place.glob("*.safetensors"):
         share(path)

@@ -224,6 +224,8 @@ def _held_out(names: Names, model: Trained, rows: int) -> tuple[str, EvalSpec, S
 
     if model.manifest is None:
         raise NotFound("the data that it was trained on are not known")
+    if model.is_judge:
+        raise NotFound("a reward model has no log-probs")
     data, spec = _data(names, model.manifest), make(TrainSpec, model.manifest.spec)
     encoder = ex.encoder_of(ModelFolder.of(model.folder).tokenizer, spec)
     read = (data.where, "test", None, spec.skip_bad_rows, spec.template)

@@ -80,7 +80,9 @@ def bounds(clamp: str) -> tuple[float, float] | None:
     except ValueError:
         low, high = 1.0, 0.0
     if not low <= high:
-        raise UsageError(f"clamp={clamp}", "clamp is none, release, or two numbers such as clamp=-2,2")
+        raise UsageError(
+            f"clamp={clamp} is no value of clamp", "clamp is none, release, or two numbers such as clamp=-2,2"
+        )
     return low, high
 
 

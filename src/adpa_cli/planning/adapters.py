@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import importlib.util
 
-from adpa_cli.engine.lora import check_lora, missing_peft, stored_as
-from adpa_cli.errors import AdpaError
+from adpa_cli.engine.lora import check_lora, left_behind, missing_peft, stored_as
+from adpa_cli.errors import hints_for
 from adpa_cli.hub import External
 from adpa_cli.hub.adapter_folder import AdapterFolder
 from adpa_cli.planning.lineage import folder_of
@@ -23,11 +23,8 @@ def check_adapters(node: Node, store: Store) -> tuple[str, ...]:
     for role, item in node.flat_inputs():
         if role not in MODEL_ROLES or (isinstance(item, External) and not item.is_open):
             continue
-        try:
+        with hints_for(node.stage):
             said += _check(node, role, item, store)
-        except AdpaError as error:
-            error.hint = error.hint.replace("--set STAGE.", f"--set {node.stage}.")
-            raise
     return tuple(said)
 
 
@@ -37,18 +34,34 @@ def _check(node: Node, role: str, item: Input, store: Store) -> tuple[str, ...]:
     if (made or (training and training.lora)) and importlib.util.find_spec("peft") is None:
         raise missing_peft()
     if training:
-        return check_lora(training, folder_of(item, store), made, item.label) if training.lora else ()
+        if not training.lora:
+            return ()
+        said = check_lora(training, folder_of(item, store), made, item.label)
+        adapter = _adapter_folder(item, store)
+        return (*said, *left_behind(adapter, item.label)) if adapter else said
     stored_as(made, getattr(spec, "quantise", None), item.label)
     return ()
+
+
+def libraries_of(node: Node, store: Store) -> tuple[str, ...]:
+    """The libraries of adapters and of weights in few bits that a stage computes with."""
+    adapters = [adapter_of(item, store) for role, item in node.flat_inputs() if role in MODEL_ROLES]
+    adapters += [node.spec.low_rank] if isinstance(node.spec, TrainSpec) else []
+    stored = [getattr(node.spec, "quantise", None), *(made.quantise for made in adapters if made)]
+    return ("peft",) * any(adapters) + ("bitsandbytes",) * any(stored)
 
 
 def adapter_of(item: Input, store: Store) -> LowRank | None:
     """The low-rank matrices that a model has beside the weights of its base, trained or still to be; None for whole
     weights, and for a model that could not be looked at."""
-    if isinstance(item, External) and not item.is_open:
-        return None
     if isinstance(item, Node) and store.get(item.label) is None:
         trained: TrainSpec = item.spec
         return trained.low_rank
-    adapter = AdapterFolder.of(folder_of(item, store))
+    adapter = _adapter_folder(item, store)
     return adapter.low_rank if adapter else None
+
+
+def _adapter_folder(item: Input, store: Store) -> AdapterFolder | None:
+    """The folder of an adapter that is there; None for one that is still to be trained, and for another model."""
+    is_open = item.is_open if isinstance(item, External) else store.get(item.label) is not None
+    return AdapterFolder.of(folder_of(item, store)) if is_open else None

@@ -41,18 +41,22 @@ class Aligned:
 def of_input(aligned: Input, reference: Input | None, store: Store) -> Aligned:
     """The teacher that a plan names."""
     below = reference.content if reference is not None else ""
-    if isinstance(aligned, External):
-        return _published(aligned.content, below, aligned.label, str(aligned.facts.get("name", "")))
-    base = lineage.base_name(aligned, store)
-    return Aligned(aligned.content, below, aligned.label, base, *_beta(aligned.values))
+    training = lineage.training_of(aligned, store)
+    if training is not None:
+        base = lineage.base_name(aligned, store)
+        return Aligned(aligned.content, below, aligned.label, base, *_beta(training.values))
+    name = str(aligned.facts.get("name", "")) if isinstance(aligned, External) else ""
+    return _published(aligned.content, below, aligned.label, name)
 
 
 def of_signal(signal: Artifact, store: Store) -> Aligned:
     """The teacher whose signal was captured."""
     content, below = (str(signal.manifest.inputs[role]) for role in ("aligned", "reference"))
-    if isinstance(made := lineage.single(signal, "aligned", store), Artifact):
-        return Aligned(content, below, made.label, lineage.base_name(made, store), *_beta(made.values))
-    name = str(signal.manifest.sources.get(content, {}).get("name", ""))
+    facts = signal.manifest.sources.get(content, {})
+    name = str(facts.get("name", ""))
+    made = lineage.single(signal, "aligned", store) or lineage.point_of(facts, store)
+    if isinstance(made, Artifact):
+        return Aligned(content, below, name or made.label, lineage.base_name(made, store), *_beta(made.values))
     return _published(content, below, name or f"the teacher of {signal.label}", name)
 
 

@@ -27,7 +27,7 @@ class TemplateChoice:
         """From the words of the three options. Raises UsageError and NotFound."""
         rule = next((rule for rule in RULES if rule == thinking), None)
         if thinking is not None and rule is None:
-            raise UsageError(f"--thinking {thinking}", f"it is {' or '.join(RULES)}")
+            raise UsageError(f"--thinking {thinking} is no rule of thinking", f"it is {' or '.join(RULES)}")
         if end == "":
             raise UsageError("--end is empty", "name a token: --end TOKEN")
         named = read_template(template) if template is not None else None

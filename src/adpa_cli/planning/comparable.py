@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 from adpa_cli import suites
 from adpa_cli.hub import External
 from adpa_cli.planning import lineage
 from adpa_cli.planning.planner import Inputs
 from adpa_cli.stages import Artifact, Input, Node
+from adpa_cli.stages.eval import ELSEWHERE, SELECTED_ON
 from adpa_cli.store.identity import canonical
 from adpa_cli.store.store import Store
 from adpa_cli.suites import AGAINST, JUDGEMENTS, ROLLOUTS, EvalSpec
@@ -21,11 +22,9 @@ NO_SCORER = ("template", "end", "block_tokens", "noise_answers", "limit", "skip_
 """Settings of a scoring that do not say who scores: how much at a time, or of what."""
 
 
-def selection_behind(
-    measured: Input, is_answers: bool, data: External | None, store: Store
-) -> Literal["", "validation", "all"]:
-    """The held-out prompts by which a measured model was selected, or the model whose answers are measured; "" where
-    nobody knows it."""
+def selection_behind(measured: Input, is_answers: bool, data: External | None, store: Store) -> str:
+    """The held-out prompts that selected a measured model, or the model whose answers are measured: one of
+    `SELECTED_ON`, "" where nobody knows it."""
     if not is_answers:
         return selected_on(measured, data.content, store) if data is not None else ""
     if not isinstance(measured, Artifact):
@@ -34,17 +33,20 @@ def selection_behind(
     return selected_on(lineage.single(measured, "model", store), content, store)
 
 
-def selected_on(model: Input | None, data: str, store: Store) -> Literal["", "validation", "all"]:
-    """The held-out prompts of some data, by their content, that a model, or one that it was trained from, was selected
-    by; "" for none."""
-    found: set[str] = set()
-    below = model
-    while isinstance(below, Node | Artifact):
+def selected_on(model: Input | None, data: str, store: Store) -> str:
+    """The held-out prompts that selected a model, one that it was trained from, or the points of which it is one.
+
+    One of `SELECTED_ON`. Other data than those at hand, which are named by their content, may hold the same prompts,
+    which are of the same half there.
+    """
+    found, below = set[str](), lineage.training_of(model, store) if model is not None else None
+    while below is not None:
         inputs = below.manifest.inputs if isinstance(below, Artifact) else below.recipe.inputs
-        if below.values.get("select") == "best" and inputs.get("data") == data:
-            found.add(below.values.get("select_on", "all"))
-        below = lineage.single(below, "model", store)
-    return "all" if "all" in found else "validation" if found else ""
+        if below.values.get("select") == "best":
+            found.add(below.values.get("select_on", "all") + ("" if inputs.get("data") == data else ELSEWHERE))
+        start = lineage.single(below, "model", store)
+        below = lineage.training_of(start, store) if start is not None else None
+    return next((prompts for prompts in SELECTED_ON if prompts in found), "")
 
 
 def about(spec: EvalSpec, inputs: Inputs, data: External | None, scorers: Mapping[str, Input]) -> dict[str, Any]:

@@ -355,11 +355,13 @@ def _readable(signal: Made, method: Method, needs: Sequence[Need]) -> Made:
     it needs them. Raises UsageError."""
     steps = [signal.values.get(key) for key in ("precision", "pair_precision")]
     if any(need.exact for need in needs) and any(steps):
+        is_planned = isinstance(signal, Node)
+        what = "the signal that is to be made" if is_planned else signal.label
         raise UsageError(
-            f"{method.name} learns what is first in the signal, which rounding changes; {signal.label} is stored in "
+            f"{method.name} learns what is first in the signal, which rounding changes; {what} is stored in "
             f"steps of {' and '.join(_step(step) for step in steps if step)} nat",
-            f"make it with exact numbers: adpa cache-teacher … --precision exact --pair-precision exact"
-            f"\n or: leave it out, and {method.name} has such a signal made",
+            f"leave out {'precision and pair_precision' if is_planned else '--cache ' + signal.label}: "
+            f"{method.name} has a signal of exact numbers made",
         )
     support, other = needs[0].support, str(signal.values.get("support", "topk"))
     if other == support:

@@ -401,7 +401,8 @@ def _reference_for(planner: Planner, request: Evaluate, suite: Suite, text: str,
     if named:
         reference: Input | None = model_of(planner, named, "--reference", as_reference=True).input
     else:
-        reference = None if isinstance(measured, External) else lineage.start_of(measured, planner.names.store)
+        training = lineage.training_of(measured, planner.names.store)
+        reference = None if training is None else lineage.start_of(training, planner.names.store)
     if reference is None:
         raise UsageError(
             f"the suite {suite.name} compares a model with the one that it was aligned from; {measured.label} comes "

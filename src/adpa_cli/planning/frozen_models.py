@@ -7,12 +7,14 @@ import importlib.util
 import math
 from collections.abc import Iterator, Sequence
 
-from adpa_cli.engine.lora import is_expert, missing_bitsandbytes
-from adpa_cli.errors import UsageError
+from adpa_cli.engine.lora import is_expert, missing_bitsandbytes, other_storage
+from adpa_cli.errors import UsageError, hints_for
 from adpa_cli.hub import External
 from adpa_cli.hub.model_folder import ModelFolder
 from adpa_cli.planning.adapters import adapter_of
 from adpa_cli.planning.lineage import folder_of
+from adpa_cli.planning.planner import Plan
+from adpa_cli.planning.settings import UserSettings
 from adpa_cli.spec import Quantise, Runtime, TrainSpec
 from adpa_cli.stages import MODEL_ROLES, Input, Node
 from adpa_cli.store.store import Store
@@ -52,6 +54,20 @@ def check_stored(node: Node, store: Store) -> tuple[str, ...]:
             "adpa show SIGNAL --fidelity --teacher recorded measures it; adapters on quantised weights keep all of it",
         )
     return said
+
+
+def check_whole(plan: Plan, user: UserSettings, store: Store) -> None:
+    """Raise UsageError where a user wrote `quantise=none` for a model whose adapter was trained beside weights in few
+    bits: a spec does not tell that from nothing said."""
+    for node in plan.nodes(store):
+        typed = {**(user.bare if node in plan.targets else {}), **user.by_stage.get(node.stage, {})}
+        is_read = not isinstance(node.spec, TrainSpec) and not node.is_settled
+        if not is_read or "quantise" not in typed or node.spec.quantise:
+            continue
+        for role, item in node.flat_inputs():
+            if role in MODEL_ROLES and (way := _stored(item, store)):
+                with hints_for(node.stage):
+                    raise other_storage(item.label, way, "whole")
 
 
 def _expert_words(node: Node, item: Input, store: Store) -> Iterator[str]:

@@ -27,7 +27,7 @@ from adpa_cli.planning.chat_templates import NO_CHOICE, TemplateChoice, template
 from adpa_cli.planning.resolve_inputs import Names
 from adpa_cli.sizes import ModelSize
 from adpa_cli.spec import Dtype
-from adpa_cli.stages import Artifact, Input, Made, Node, product_of
+from adpa_cli.stages import Artifact, Input, Made, Node, making, product_of
 from adpa_cli.stages.training import DPO_TEACHER, SFT
 from adpa_cli.store.identity import file_digest
 from adpa_cli.store.manifest import Manifest
@@ -60,8 +60,19 @@ def base_name(item: Input | Manifest, store: Store) -> str:
         below = single(below, "model", store)
     if not isinstance(below, External):
         return ""
-    training = store.get(str(below.facts["point_of"])) if "point_of" in below.facts else None
-    return base_name(training, store) if training else str(below.facts.get("name", ""))
+    training = training_of(below, store)
+    return base_name(training, store) if training is not None else str(below.facts.get("name", ""))
+
+
+def training_of(model: Input, store: Store) -> Made | None:
+    """What trained a model, of which it may be a kept point; None for one that comes from outside."""
+    return point_of(model.facts, store) if isinstance(model, External) else model
+
+
+def point_of(facts: Mapping[str, Any], store: Store) -> Artifact | None:
+    """The training that a model is a kept point of, by its provenance; None for another model."""
+    manifest = store.get(str(facts["point_of"])) if "point_of" in facts else None
+    return Artifact(manifest) if manifest else None
 
 
 def family_of(model: Input, store: Store) -> Family:
@@ -124,7 +135,8 @@ def template_of(item: Input, choice: TemplateChoice = NO_CHOICE) -> Template | N
 
 def reference_of(teacher: Input, store: Store) -> Input | None:
     """The model that an aligned teacher was aligned from; None where its history does not say."""
-    return None if isinstance(teacher, External) or teacher.stage != DPO_TEACHER.name else start_of(teacher, store)
+    training = training_of(teacher, store)
+    return start_of(training, store) if training is not None and training.stage == DPO_TEACHER.name else None
 
 
 def start_of(model: Made, store: Store) -> Input | None:
@@ -303,27 +315,35 @@ class Trained:
     dtype: Dtype = "float32"
     """What it computes in when it answers."""
 
+    @property
+    def is_judge(self) -> bool:
+        """Whether it is a reward model, whose head gives one number."""
+        made = self.manifest
+        return product_of(made.stage) == "reward model" if made else ModelFolder.of(self.folder).is_classifier
+
 
 def trained(
     names: Names,
     text: str,
     note: Callable[[str], None] = lambda text: None,
     choice: TemplateChoice = NO_CHOICE,
+    answers: bool = True,
 ) -> Trained:
     """What `text` means to a command that never builds: an artifact, tag, folder, hub model, or an alias.
 
     An alias means the family's fine-tuned student, or its aligned teacher, when the store has one; that of an instruct
-    model means this model. Raises NotFound with
-    the command that makes it, UsageError for several of them and for a model without a chat template.
+    model means this model. Where no `answers` are asked for, it may be a reward model, and its chat template empty.
+    Raises NotFound with
+    the command that makes it, UsageError for several of them and for a model that answers without a chat template.
     """
-    model = names.model(text, "REF")
+    model = names.model(text, "REF", () if answers else making("model", "reward model"))
     if isinstance(model, ReadyPair):
         model = names.hub_model(model.aligned)
     if isinstance(model, Alias):
         is_made = not model.family.instruct
         model = Artifact(_of_family(model, text, names.store)) if is_made else names.base(model.model)
     template = template_of(model, choice)
-    if template is None:
+    if template is None and answers:
         what = "it is a base model that was not taught to answer"
         raise missing_template(text, f"fine-tune it first: adpa sft --model {text}", what)
     if isinstance(model, External):
@@ -331,6 +351,7 @@ def trained(
         folder, manifest = Path(model.where[0]), None
     else:
         folder, manifest = readable(names.store.folder(model.label)), model.manifest
+    template = template or Template("", ModelFolder.of(folder).end_token)
     return Trained(model.label, folder, template, manifest, family_of(model, names.store).inference)
 
 

@@ -62,6 +62,25 @@ class Plan:
         return in_order((*self.targets, *self.evals), lambda node: store.get(node.label) is not None)
 
 
+ADAPTER_RATE = 10
+"""Times the learning rate of all weights that adapters usually take (Schulman et al. 2025, LoRA Without Regret)."""
+
+
+def rate_notes(plan: Plan, user: UserSettings, store: Store) -> tuple[str, ...]:
+    """What is said of adapters that are to be trained at the learning rate of all weights, for the user set none."""
+    about = {target.stage for target in plan.targets}
+    said = []
+    for node in plan.nodes(store):
+        typed = {**(user.bare if node.stage in about else {}), **user.by_stage.get(node.stage, {})}
+        if isinstance(node.spec, TrainSpec) and node.spec.lora and "lr" not in typed and not store.get(node.label):
+            rate = f"--set {node.stage}.lr={ADAPTER_RATE * node.spec.lr:g}"
+            said.append(
+                f"{node.stage} trains an adapter at lr={node.spec.lr:g}, which suits a training of all weights; "
+                f"adapters usually take about ten times that rate: {rate}"
+            )
+    return tuple(dict.fromkeys(said))
+
+
 @dataclass(frozen=True)
 class Model:
     """A model, the family whose settings hold for what is made with it, and the chat template that goes with it."""
@@ -218,7 +237,10 @@ class Planner:
         user = {**self.preset, **({"precision": 0} if exact else {}), **self.settings(stage)}
         if reference is None:
             if stage == self.stage and "pair_precision" in user:
-                raise UsageError("--pair-precision, and no reference teacher", "name one: --reference MODEL")
+                raise UsageError(
+                    "--pair-precision is of a difference, and no reference teacher is named",
+                    "name one: --reference MODEL",
+                )
             fixed["pair_precision"] = None
         elif coerce(float | Auto, user.get("precision", 1), "precision") == 0:
             user.setdefault("pair_precision", 0)

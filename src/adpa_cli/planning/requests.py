@@ -115,10 +115,11 @@ def reward_model_of(planner: Planner, text: str) -> Input:
 
 def pairs_for(planner: Planner, model: Model) -> External:
     """The preference data that were named, else those that a model was trained on, else the family's."""
-    if not planner.pairs and isinstance(model.input, Artifact):
-        stage = stages.every()[model.input.stage]
+    training = lineage.training_of(model.input, planner.names.store)
+    if not planner.pairs and isinstance(training, Artifact):
+        stage = stages.every()[training.stage]
         if stage.makes in ("model", "reward model") and stage.reads == "pairs":
-            return recorded_data(planner.names, model.input)
+            return recorded_data(planner.names, training)
     return planner.pairs_of(model.family)
 
 

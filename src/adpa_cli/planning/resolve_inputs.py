@@ -58,8 +58,11 @@ class Names(Externals):
         """A kept point of a training, `REF@STEP`: the weights after that step. NotFound where they were not kept."""
         kept = {int(path.name.partition("-")[2]): path for path in self.store.folder(artifact.label).glob("step-*")}
         if step not in kept:
-            has = f"it kept steps {', '.join(map(str, sorted(kept)))}" if kept else "it kept no points"
-            raise NotFound(f"{option} {artifact.label}@{step}: {has}", "train with --keep all, which keeps every point")
+            steps = sorted(kept)
+            has = f"it kept steps {', '.join(map(str, steps))}" if kept else "it kept no points"
+            names = " or ".join(f"{artifact.label}@{n}" for n in steps)
+            hint = names or "train with --keep all, which keeps every point"
+            raise NotFound(f"{option} {artifact.label}@{step}: {has}", hint)
         label = f"{artifact.label}@{step}"
         model = self.folder(kept[step])
         return replace(model, label=label, facts={**model.facts, "name": label, "point_of": artifact.label})

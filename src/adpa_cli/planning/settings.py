@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 from adpa_cli import methods, stages
 from adpa_cli.coerce import coerce
 from adpa_cli.data.templates import Template
-from adpa_cli.errors import UsageError
+from adpa_cli.errors import UsageError, hints_for
 from adpa_cli.families import Family, stage_settings
 from adpa_cli.planning.chat_templates import NO_CHOICE, TemplateChoice
 from adpa_cli.spec import Dataclass, Runtime, TrainSpec, make, tracker_names
@@ -81,7 +81,9 @@ def parse_sets(items: Sequence[str]) -> tuple[dict[str, str], dict[str, dict[str
     for item in items:
         name, equals, value = item.partition("=")
         if not equals or not name or not value:
-            raise UsageError(f"--set {item}", "write --set KEY=VALUE or --set STAGE.KEY=VALUE, e.g. --set gamma=2")
+            raise UsageError(
+                f"--set {item} is no KEY=VALUE", "write --set KEY=VALUE or --set STAGE.KEY=VALUE, e.g. --set gamma=2"
+            )
         stage, dot, key = name.rpartition(".")
         if dot and stage not in (*stages.names(), EVAL_ROLLOUT):
             raise UsageError(f"--set {item}: no stage is called {stage!r}", f"stages: {', '.join(stages.names())}")
@@ -210,7 +212,8 @@ def train_spec(
     for f in dataclasses.fields(read.params):
         rest.pop(f.name, None)
     fixed = {"method": method, "method_version": read.version, "params": with_effect(params_of(method, merged))}
-    spec = make(TrainSpec, {**rest, **fixed, "template": template.text, "end": template.end})
+    with hints_for(stage):
+        spec = make(TrainSpec, {**rest, **fixed, "template": template.text, "end": template.end})
     if spec.dtype == "bfloat16" and spec.teachers_dtype is None and is_online(spec):
         spec = dataclasses.replace(spec, teachers_dtype=family.inference)
     return rehearsed(spec)

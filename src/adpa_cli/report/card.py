@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import PurePath
 
 from adpa_cli import __version__
+from adpa_cli.data.templates import Template
 from adpa_cli.report.adapter import Facts
 from adpa_cli.report.lineage import made_from, what
 from adpa_cli.report.page import spec_items
@@ -18,8 +20,28 @@ from adpa_cli.store.store import Store
 LICENCE = "choose one that the licences of the base model and of the data allow"
 
 
+@dataclass(frozen=True)
+class Use:
+    """What an exported model is for, as the hub calls it, and how: a sentence and lines of Python."""
+
+    task: str
+    said: str
+    example: Sequence[str]
+
+
+def usage_of(template: Template, is_judge: bool, merged: bool) -> Use:
+    """How a model with a chat template is used, a judge for its number: `merged` whole weights, or an adapter alone."""
+    if is_judge:
+        said = "Its one number is the reward of a dialogue as the chat template in the tokenizer writes it."
+        return Use("text-classification", said, _JUDGE_EXAMPLE if merged else _ADAPTER_JUDGE_EXAMPLE)
+    if not template.text:
+        return Use("text-generation", "It has no chat template.", _PLAIN_EXAMPLE if merged else _ADAPTER_EXAMPLE)
+    said = f"Answers end with `{template.end}`; the chat template is in the tokenizer."
+    return Use("text-generation", said, _EXAMPLE if merged else _ADAPTER_EXAMPLE)
+
+
 def card(
-    title: str, end: str, manifest: Manifest | None, store: Store, said: Sequence[str] = (),
+    title: str, use: Use, manifest: Manifest | None, store: Store, said: Sequence[str] = (),
     table: Sequence[Sequence[str]] = (), adapter: Facts | None = None, merged: bool = True,
 ) -> str:  # fmt: skip
     """Markdown with the front matter that the Hugging Face hub reads; the licence is left to the user.
@@ -29,7 +51,7 @@ def card(
     """
     sources = _sources(manifest, store) if manifest else []
     library = "transformers" if merged else "peft"
-    lines = ["---", f"library_name: {library}", "pipeline_tag: text-generation", "tags:", "- adpa"]
+    lines = ["---", f"library_name: {library}", f"pipeline_tag: {use.task}", "tags:", "- adpa"]
     lines += ["- lora"] if adapter else []
     lines += [f"- {manifest.spec['method']}"] if manifest and manifest.spec.get("method") else []
     sources += [("model:", adapter.base)] if adapter and adapter.of_hub else []
@@ -41,10 +63,10 @@ def card(
         lines += _recipe_and_scores(manifest, store)
     lines += _adapter(adapter, merged) if adapter else []
     lines += _weights(said, table)
-    lines += ["## Use", "", f"Answers end with `{end}`; the chat template is in the tokenizer.", ""]
+    lines += ["## Use", "", use.said, ""]
     lines += [
         "```python",
-        *(_EXAMPLE if merged else _ADAPTER_EXAMPLE),
+        *use.example,
         "```",
         "",
         "## Licence",
@@ -60,6 +82,29 @@ _EXAMPLE = (
     "",
     'answer = pipeline("text-generation", "FOLDER")([{"role": "user", "content": "Hello"}])',
     'print(answer[0]["generated_text"][-1]["content"])',
+)
+
+
+_PLAIN_EXAMPLE = (
+    "from transformers import pipeline",
+    "",
+    'print(pipeline("text-generation", "FOLDER")("Hello")[0]["generated_text"])',
+)
+
+
+_JUDGE_EXAMPLE = (
+    "from transformers import AutoTokenizer, pipeline",
+    "",
+    'turns = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Hi."}]',
+    'text = AutoTokenizer.from_pretrained("FOLDER").apply_chat_template(turns, tokenize=False)',
+    'print(pipeline("text-classification", "FOLDER")(text, function_to_apply="none")[0]["score"])',
+)
+
+
+_ADAPTER_JUDGE_EXAMPLE = (
+    "from peft import AutoPeftModelForSequenceClassification",
+    "",
+    'model = AutoPeftModelForSequenceClassification.from_pretrained("FOLDER", num_labels=1)  # with its base',
 )
 
 

@@ -64,7 +64,8 @@ def card_bytes(words: str) -> int:
     found = re.fullmatch(r"(\d+(?:\.\d+)?) ?(?:GB|G)?", words.strip(), re.IGNORECASE)
     if found is None or not 0 < float(found[1]) < 10_000:
         raise UsageError(
-            f"--card {words}: how many gigabytes a card has", "adpa models --card 24, or the one of this machine: here"
+            f"--card {words} is not the size of a card: gigabytes, such as 24 or 11.5, above 0 and below 10,000",
+            "adpa models --card 24, or the one of this machine: adpa models --card here",
         )
     return int(float(found[1]) * 1e9)
 

@@ -192,6 +192,8 @@ class Line:
     """What is said behind its id, e.g. failed."""
     judge: str = ""
     """What is said below the table of the judge whose verdicts it has."""
+    chosen: tuple[str, ...] = ()
+    """The keys whose values were chosen among several, and may be others for another seed."""
 
     def record(self) -> dict[str, Any]:
         """The line as JSON."""
@@ -268,15 +270,24 @@ def title(metric: str) -> str:
 
 
 def _means(lines: Sequence[Line], columns: Sequence[Column], kept: Sequence[str]) -> list[tuple[str, ...]]:
-    """(name and number of seeds, settings, mean ± standard deviation …) of the lines that differ in a seed only."""
+    """(name and number of seeds, settings, mean ± standard deviation …) of the lines that differ in a seed only, and in
+    what was chosen for each."""
     groups: dict[tuple[str, ...], list[Line]] = {}
     for line in lines:
         if line.scores:
-            key = (line.name, *(line.settings.get(name, "") for name in kept))
+            key = (line.name, *(line.settings.get(name, "") for name in kept if name not in line.chosen))
             groups.setdefault(key, []).append(line)
+
+    def values(members: Sequence[Line], key: str) -> str:
+        return ", ".join(dict.fromkeys(line.settings.get(key, "") for line in members))
+
     return [
-        (f"{name} {len(members)} seeds".strip(), *settings, *(_mean(members, column) for column in columns))
-        for (name, *settings), members in groups.items()
+        (
+            f"{name} {len(members)} seeds".strip(),
+            *(values(members, key) for key in kept),
+            *(_mean(members, column) for column in columns),
+        )
+        for (name, *_), members in groups.items()
         if len(members) > 1
     ]
 

@@ -327,12 +327,12 @@ def screen(figures: dict[str, Any], width: int) -> str:
     costs = [f"{name} {size:.1f}" for name, size in sizes.items() if name != "all" and size]
     lines += text.wrap("bytes per token   ", [f"{sizes['all']:.1f}:", *costs], width, "  ")
     if "measured" in figures:
-        lines += _measured(figures["measured"])
+        lines += _measured(figures["measured"], width)
     return "\n".join(text.cut(line.rstrip(), width) for line in lines) + "\n"
 
 
-def _measured(distances: dict[str, Any]) -> list[str]:
-    """How far the signal is from its teacher."""
+def _measured(distances: dict[str, Any], width: int) -> list[str]:
+    """How far the signal is from its teacher, and what to do where that is far."""
     size = f"{distances['answers']} answers, {distances['tokens']:,} tokens"
     rows = [(distances.get(name), form, words) for name, (form, words) in DISTANCES.items()]
     for name, value in distances.items():
@@ -340,7 +340,8 @@ def _measured(distances: dict[str, Any]) -> list[str]:
         rows += [(value, "{:.6f}", f"cosine of {method.upper()}'s gradient with the full vocabulary's")] if end else []
     lines = [f"  {form.format(value):>12}  {words}" for value, form, words in rows if value is not None]
     whole = f" with whole weights, where the signal is of {distances['stored']} ones" if "stored" in distances else ""
-    return [f"against the teacher{whole}, {size}; student: {distances['student']}", *lines]
+    watch = text.wrap("watch  ", distances["watch"].split(" "), width, " ") if "watch" in distances else []
+    return [f"against the teacher{whole}, {size}; student: {distances['student']}", *lines, *watch]
 
 
 def tsv(figures: dict[str, Any]) -> str:

@@ -23,6 +23,7 @@ from adpa_cli.estimate.survey import Survey, check
 from adpa_cli.hub import External, Located
 from adpa_cli.hub import repository as hub
 from adpa_cli.machine import versions
+from adpa_cli.planning.adapters import libraries_of
 from adpa_cli.planning.lineage import locate
 from adpa_cli.planning.settings import TRACKERS_FOLDER
 from adpa_cli.sizes import size_words
@@ -164,7 +165,7 @@ def _build(cost: Cost, survey: Survey, command: str, request: Mapping[str, Any],
     threads = threads_per_process(runtime)
     machine = {
         "machine": platform.machine(), "device": _device(), "threads": threads, "dtype": _arithmetic(node.spec.dtype),
-        "versions": versions(),
+        "versions": versions(libraries_of(node, store)),
     }  # fmt: skip
     environment = {} if node.declared.is_remote else machine  # another machine is no reason to ask a judge again
     with store.build(
@@ -186,7 +187,8 @@ def _build(cost: Cost, survey: Survey, command: str, request: Mapping[str, Any],
         try:
             metrics = _computed(job, work, threads, log, show)
             sources = {i.content: dict(i.facts) for _, i in node.flat_inputs() if isinstance(i, External)}
-            about = {**machine, **_about(node, runtime), "request": request}
+            worked = round(work.progress.get("worked", 0.0), 3)
+            about = {**machine, **_about(node, runtime), "request": request, **({"worked": worked} if worked else {})}
             return work.commit({**metrics, "what": _what(node)}, sources, about), True
         finally:
             show.working(False)
@@ -198,12 +200,15 @@ def _computed(job: Job, work: Work, threads: int, log: Log, show: Show) -> dict[
 
     def progress(step: int, of: int, numbers: Mapping[str, float]) -> None:
         nonlocal saved
-        work.progress = {"step": step, "of": of}
+        work.progress |= {"step": step, "of": of}
         if time.monotonic() - saved >= SAVE_SECONDS:
             saved = time.monotonic()
             work.save_state(work.progress)
         log.progress(step, of, numbers)
         show.progress(step, of, numbers)
+
+    def worked(seconds: float) -> None:
+        work.progress["worked"] = work.progress.get("worked", 0.0) + seconds
 
     def note(text: str) -> None:
         log.say(text)
@@ -211,11 +216,11 @@ def _computed(job: Job, work: Work, threads: int, log: Log, show: Show) -> dict[
 
     try:
         with watching(heeding(show.stop, WATCH.get())):
-            metrics = run(job, Monitor(progress, note, show.stop), threads)
+            metrics = run(job, Monitor(progress, note, show.stop, worked), threads)
     except AdpaError as error:
         if isinstance(error, ComeAgain):
             error.folder = work.dir
-        error.hint = error.hint.replace("--set STAGE.", f"--set {job.stage}.")  # what a model needs, any stage may say
+        error.hint = error.hint.replace("STAGE.", f"{job.stage}.")  # what a model needs, any stage may say
         log.say(error.message)
         by = Stopped.words(error.signal_name) if isinstance(error, Stopped) else error.message.splitlines()[0]
         work.save_state(work.progress, stopped=by)

@@ -145,6 +145,10 @@ def _mass(logps: Tensor, counted: Tensor) -> Tensor:
 
 
 ANSWERS = 8
+COSINE = "_gradient_cosine"
+"""Behind the name of a method, of whose gradient the cosine is."""
+LEAST_COSINE = 0.95
+"""Of the gradient from a signal with that from whole teachers: what an error of a third of the gradient leaves."""
 
 
 def measure(
@@ -166,7 +170,21 @@ def measure(
     for n, role in enumerate(roles):
         _save(job, role, answers, spec, monitor, (n, len(roles)))
     measured = _measured(names.store.folder(manifest.ref), work, answers, roles, spec.support == "topk")
-    return {**measured, "stored": spec.quantise} if spec.quantise else measured
+    stored = {"stored": spec.quantise} if spec.quantise else {}
+    return {**measured, **stored, **_warning(measured, job.stage, spec.quantise)}
+
+
+def _warning(measured: Mapping[str, Any], stage: str, quantise: str | None) -> dict[str, str]:
+    """What to capture otherwise where the gradient of a method keeps little of the teachers'; nothing elsewhere."""
+    cosines = [(value, name) for name, value in measured.items() if name.endswith(COSINE) and value is not None]
+    worst, name = min(cosines, default=(1.0, ""))
+    if worst >= LEAST_COSINE:
+        return {}
+    way = f"--set {stage}.dtype=float32, with more ids, or with smaller steps"
+    rather = f"whole weights, without --set {stage}.quantise={quantise}" if quantise else way
+    method = name.removesuffix(COSINE).upper()
+    said = f"more than a third of {method}'s gradient is error: its cosine is below {LEAST_COSINE:g}"
+    return {"watch": f"{said}; capture with {rather}"}
 
 
 def _name(answer: Answer) -> str:
@@ -220,7 +238,7 @@ def _measured(folder: Path, work: Path, answers: list[Answer], roles: list[str],
             for name, (kept, full) in gradients(dense, rows).items():
                 sums = torch.stack([(a * b).sum() for a, b in ((kept, full), (kept, kept), (full, full))])
                 products[name] = products[name] + sums if name in products else sums
-    cosines = {f"{name}_gradient_cosine": _cosine(*sums.tolist()) for name, sums in products.items()}
+    cosines = {f"{name}{COSINE}": _cosine(*sums.tolist()) for name, sums in products.items()}
     student = "the reference teacher" if "reference" in roles else "the teacher with half its logits"
     share = {"kl_error": kl / tokens, "top1_agreement": hits / tokens} if topk else {}
     return {"answers": len(answers), "tokens": tokens, "student": student, **share, **cosines}

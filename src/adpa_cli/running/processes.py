@@ -120,11 +120,13 @@ def _death(statuses: Sequence[int | None], stopping: str | None) -> AdpaError:
 
 
 def _heard(message: Mapping[str, Any], rank: int, monitor: Monitor) -> AdpaError | None:
-    """Pass on what a rank says, of progress only the first one's; what it raised, if that is what it says."""
+    """Pass on what a rank says, of progress and time only the first one's; what it raised, if that is what it says."""
     if message["kind"] == "progress" and rank == 0:
         monitor.progress(message["step"], message["of"], message["numbers"])
     if message["kind"] == "note" and rank == 0:
         monitor.note(message["text"])
+    if message["kind"] == "worked" and rank == 0:
+        monitor.worked(message["seconds"])
     if message["kind"] == "reading":
         WATCH.get()(message["what"], message["done"], message["of"])
     if message["kind"] == "stopped":
@@ -171,6 +173,7 @@ def main() -> int:
         lambda step, of, numbers: say(kind="progress", step=step, of=of, numbers=dict(numbers)),
         lambda text: say(kind="note", text=text),
         lambda: received[0] if received else None,
+        lambda seconds: say(kind="worked", seconds=seconds),
     )
     import torch
 

@@ -25,6 +25,8 @@ FINER = 8.0
 """Times that the error of bfloat16 exceeds that of float16."""
 WORDS = {"advantage": "difference to the reference", "log_ratio": "log-ratio of an answer"}
 """Figures by what they are called in sentences; the advantage that a method reads has a floor besides."""
+STORED = "stored"
+"""How a stage stores the weights of its models, and of those that its sample is held to, where that is in few bits."""
 
 Figures = Mapping[str, Any]
 """`rms` of the exact numbers, `error`, the RMS of what the others are off by, and their `correlation` or None; nats."""
@@ -37,8 +39,9 @@ def judged(job: Job, monitor: Monitor, signal: str, measure: Callable[[], dict[s
     """
     path, dtype = job.folder / FILE, job.spec["dtype"]
     if not path.exists():
-        monitor.note(f"a sample is computed in float32 too, to see what {dtype} does to it")
-        write_json(path, measure())
+        stored = {STORED: way} if (way := job.spec.get("quantise")) else {}
+        monitor.note(f"a sample{_weights(stored)} is computed in float32 too, to see what {dtype} does to it")
+        write_json(path, {**measure(), **stored})
     found = json.loads(path.read_text(encoding="utf-8"))
     figures = found.get(signal)
     if figures is None or ratio(figures) >= LEAST or found["answers"] < FEWEST or job.spec.get("smoke"):
@@ -104,7 +107,7 @@ def flops(node: Node, load: Load, count: int) -> float:
 
 
 def sentence(noise: Mapping[str, Any]) -> str:
-    """The figures of a sample in words."""
+    """The figures of a sample in words. What few bits of weights lose it cannot tell, for its truth has the same."""
     parts = [
         f"{_words(name)} {figures['rms']:.3g} nat with an error of {figures['error']:.2g}{_correlation(figures)}"
         for name, figures in noise.items()
@@ -112,8 +115,16 @@ def sentence(noise: Mapping[str, Any]) -> str:
     ]
     if not parts:
         parts = [f"log-probs are off by {noise['logps']['error']:.2g} nat"]
-    count = noise["answers"]
-    return f"{count:,} {'answer was' if count == 1 else 'answers were'} computed in float32 too: {', '.join(parts)}"
+    if STORED in noise and "logps" in noise:
+        parts.append("adpa show SIGNAL --fidelity --teacher recorded compares with whole weights")
+    count, weights = noise["answers"], _weights(noise)
+    answers = f"1 answer{weights} was" if count == 1 else f"{count:,} answers{weights} were"
+    return f"{answers} computed in float32 too: {', '.join(parts)}"
+
+
+def _weights(noise: Mapping[str, Any]) -> str:
+    """Of which weights a sample is, in words; "" where they are whole."""
+    return f" of the same {noise[STORED]} weights" if STORED in noise else ""
 
 
 def _correlation(figures: Figures) -> str:

@@ -95,13 +95,16 @@ def gather(job: Job, spec: TrainSpec, method: Method, params: Any, encoder: Any,
 
 def _dialogues(job: Job, spec: TrainSpec, monitor: Monitor) -> Data:
     """Dialogues, for a stage that reads these."""
-    from adpa_cli.engine.layout.examples import dialogues_for
+    from adpa_cli.engine.layout.examples import Cut, dialogues_for
     from adpa_cli.engine.layout.packed_dialogues import packed_examples
 
     source, folder, every_token = job.one("data"), job.one("model").path, spec.train_on == "all"
     loaded = dialogues_of(source.where, "train", spec.limit, spec.skip_bad_rows, spec.template)
     if spec.packed:
-        return Data(packed_examples(spec, source, folder, every_token), _no_signal, loaded.notes)
+        rows = packed_examples(spec, source, folder, every_token)
+        if not len(rows):
+            raise _nothing_left(job, spec, Cut(rows=len(loaded.items), left_out=len(loaded.items)))
+        return Data(rows, _no_signal, loaded.notes)
     examples, cut = dialogues_for(spec, source, "train", folder, every_token=every_token)
     said = cut.words("dialogues", spec.max_length)
     for text in said:

@@ -119,7 +119,7 @@ class Facts:
             if steps < FEWEST_STEPS:
                 metrics["watch"] = [
                     f"the advantage is only {steps:.2g} steps of the stored difference: rounding is felt; "
-                    f"--pair-precision {signal.difference_step / 8:g}"
+                    f"--set {CACHE_TEACHER.name}.pair_precision={signal.difference_step / 8:g}"
                 ]
         metrics["say"].append(said)
         return metrics

@@ -55,13 +55,22 @@ def _inputs(job: Job) -> Inputs:
     return {role: items[0] for role, items in job.inputs.items() if items}
 
 
+ELSEWHERE = " of other data"
+SELECTED_ON = ("all", "validation", f"all{ELSEWHERE}", f"validation{ELSEWHERE}")
+"""The held-out prompts that may have selected a model: those at hand or of other data, all or a half."""
+
+
 def prompts_words(measured: str, selected: str) -> str:
     """Which of the held-out prompts a model was measured on, and whether it was selected by some of them; "" for all of
-    them where it was not. `selected` is what it was selected on, "" where nothing was."""
-    some = "some of which" if (measured, selected) == ("all", "validation") else "which"
-    is_shared = selected and ("all" in (measured, selected) or measured == selected)
+    them where it was not. `selected` is one of `SELECTED_ON`, "" where nothing selected it."""
+    by = selected.removesuffix(ELSEWHERE)
+    if by != selected:
+        words = "some of which may have selected it"
+    else:
+        words = f"{'some of which' if (measured, by) == ('all', 'validation') else 'which'} selected it"
+    is_shared = by and ("all" in (measured, by) or measured == by)
     said = [] if measured == "all" else [f"{measured} half"]
-    return ", ".join([*said, *([f"{some} selected it"] if is_shared else [])])
+    return ", ".join([*said, *([words] if is_shared else [])])
 
 
 def _margins(job: Job, spec: EvalSpec, monitor: Monitor) -> dict[str, float]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -70,6 +71,7 @@ def compute(job: Job, monitor: Monitor, rank: int = 0, processes: int = 1) -> No
     decoding = Decoding(sampling, end_ids(encoder, folder), encoder.pad_id, spec.max_length, spec.dtype)
     done = len(own) - len(mine)
     for n, block in enumerate(mine, 1):
+        began = time.monotonic()
         prompts, ids = [item[1] for item in block.items], [item[0] for item in block.items]
         length = min(max(map(len, prompts)) + spec.max_new_tokens, spec.max_length)
         together = min(len(prompts), max(1, spec.block_tokens // length))
@@ -80,6 +82,7 @@ def compute(job: Job, monitor: Monitor, rank: int = 0, processes: int = 1) -> No
             for row, prompt, a in zip(ids, prompts, made, strict=True)
         ]
         write_json(_path(job, block.index), rows)
+        monitor.worked(time.monotonic() - began)
         tokens = sum(len(answer.ids) for answer in made) / len(made)
         monitor.progress(done + n, done + len(mine), {"tokens/answer": tokens})
         if n < len(mine):

@@ -13,7 +13,7 @@ from adpa_cli.errors import DataError
 from adpa_cli.hub import External
 from adpa_cli.sizes import Disk, Memory, Rows
 from adpa_cli.spec import TrainSpec, make, tracker_names
-from adpa_cli.stages import Job, Lengths, Load, Monitor, Node, Stage, every
+from adpa_cli.stages import Job, Lengths, Load, Monitor, Node, Stage, every, stored_words
 from adpa_cli.stages._update import COMPUTED, first_steps, lost_update, rounds, share_words, update_of
 
 if TYPE_CHECKING:
@@ -369,9 +369,14 @@ def method_words(spec: TrainSpec) -> str:
     return f"{spec.method}{scale}{on}"
 
 
+def adapter_words(spec: TrainSpec) -> str:
+    """That a training makes an adapter, to stand behind what it does; "" where all weights are trained."""
+    return f", lora {spec.lora}{stored_words(spec)}" if spec.lora else ""
+
+
 def what(node: Node) -> str:
     """The method with its one telling parameter, and the model that it starts from."""
-    return f"{method_words(node.spec)} from {node.label_of('model')}"
+    return f"{method_words(node.spec)} from {node.label_of('model')}{adapter_words(node.spec)}"
 
 
 def next_commands(name: str) -> list[str]:
@@ -391,8 +396,8 @@ def next_of_reward_model(name: str) -> list[str]:
 
 SFT = Stage(
     "sft", 1, 1, TrainSpec, "training", "model", compute, finish, rows, disk, memory, flops,
-    what=lambda node: f"{node.label_of('model')} on {node.label_of('data')}", next_commands=next_commands,
-    methods=lambda: ("sft",), reads="dialogues", parts=lambda spec: ("chosen",),
+    what=lambda node: f"{node.label_of('model')} on {node.label_of('data')}{adapter_words(node.spec)}",
+    next_commands=next_commands, methods=lambda: ("sft",), reads="dialogues", parts=lambda spec: ("chosen",),
 )  # fmt: skip
 DPO_TEACHER = Stage(
     "dpo-teacher", 2, 1, TrainSpec, "training", "model", compute, finish, rows, disk, memory, flops,
@@ -400,8 +405,8 @@ DPO_TEACHER = Stage(
 )  # fmt: skip
 REWARD_MODEL = Stage(
     "reward-model", 3, 1, TrainSpec, "training", "reward model", compute, finish, rows, disk, memory, flops,
-    what=lambda node: f"reward model on {node.label_of('model')}", next_commands=next_of_reward_model,
-    methods=lambda: ("reward-model",), parts=parts_of,
+    what=lambda node: f"reward model on {node.label_of('model')}{adapter_words(node.spec)}",
+    next_commands=next_of_reward_model, methods=lambda: ("reward-model",), parts=parts_of,
 )  # fmt: skip
 DISTILL = Stage(
     "distill", 8, 1, TrainSpec, "training", "model", compute, finish, rows, disk, memory, flops,

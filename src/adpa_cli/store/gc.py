@@ -152,11 +152,15 @@ def _roots(
     for manifest in artifacts:
         limit = _limit(keep.days, bool(manifest.made.get("smoke")))
         if now - manifest.at < DAY * limit:
-            yield manifest.id, f"made in the last {limit:g} days"
+            yield manifest.id, f"made in the last {_days(limit)}"
 
 
 def _limit(days: float, smoke: bool) -> float:
     return min(days, SMOKE_DAYS) if smoke else days
+
+
+def _days(count: float) -> str:
+    return f"{count:g} day{'s' * (count != 1)}"
 
 
 def _contents(values: Iterable[str | list[str]]) -> list[str]:
@@ -196,7 +200,7 @@ def _alive(attempt: Attempt, days: float, now: float) -> str:
     if attempt.holder:
         return f"being built by {attempt.holder}"
     limit = _limit(days, attempt.smoke)
-    return f"can be gone on with, saved in the last {limit:g} days" if now - attempt.at < DAY * limit else ""
+    return f"can be gone on with, saved in the last {_days(limit)}" if now - attempt.at < DAY * limit else ""
 
 
 def _leftovers(root: Path) -> Iterator[Item]:

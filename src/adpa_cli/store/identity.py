@@ -9,6 +9,7 @@ import json
 import math
 import os
 import re
+import shlex
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
@@ -42,6 +43,16 @@ ADAPTER_SETTINGS = (
     "alpha_pattern", "layers_to_transform", "layers_pattern", "use_dora", "lora_bias",
 )  # fmt: skip
 """What adapter_config.json says of how an adapter computes; where its base lies and how it was trained is no part."""
+MERGED = frozenset((
+    "ADALORA", "BOFT", "BONE", "C3A", "DELORA", "FOURIERFT", "GRALORA", "HRA", "IA3", "LN_TUNING", "LOHA", "LOKR",
+    "MISS", "OFT", "OSF", "RANDLORA", "ROAD", "SHIRA", "TRAINABLE_TOKENS", "VBLORA", "VERA", "WAVEFT",
+))  # fmt: skip
+"""Kinds of adapters of peft that change weights of their base, and are merged into these."""
+NEVER_MERGED = frozenset((
+    "ADAPTION_PROMPT", "CARTRIDGE", "CPT", "MULTITASK_PROMPT_TUNING", "POLY", "PREFIX_TUNING", "PROMPT_TUNING",
+    "P_TUNING", "XLORA",
+))  # fmt: skip
+"""Those that put vectors before what a model reads, or choose among matrices for each input."""
 FROM_GGUF = (
     "name the folder that it was made from, or convert it once, in Python: "
     "transformers.AutoModelForCausalLM.from_pretrained(FOLDER, gguf_file=NAME).save_pretrained('CONVERTED')"
@@ -246,9 +257,7 @@ def adapter_config(content: bytes, where: str) -> dict[str, Any]:
     if kind != "LORA":
         of = base or "a model that it does not name"
         raise NoModel(
-            f"{where} is an adapter of {of} of the kind {kind}, and only LoRA is read",
-            f"merge it once, in Python: peft.AutoPeftModelForCausalLM.from_pretrained({where!r}).merge_and_unload()"
-            ".save_pretrained('MERGED'), copy the tokenizer's files there, and name ./MERGED",
+            f"{where} is an adapter of {of} of the kind {kind}, and only LoRA is read", _instead(kind, where, base)
         )
     rank, alpha = config.get("r"), config.get("lora_alpha")
     if type(rank) is not int or rank < 1 or type(alpha) not in (int, float):
@@ -257,6 +266,21 @@ def adapter_config(content: bytes, where: str) -> dict[str, Any]:
             "fetch or write the folder again",
         )
     return config
+
+
+def _instead(kind: str, where: str, base: str) -> str:
+    """What to do with an adapter of another kind than LoRA."""
+    merge = (
+        f"merge it once, in Python: peft.AutoPeftModelForCausalLM.from_pretrained({where!r}).merge_and_unload()"
+        ".save_pretrained('MERGED'), copy the tokenizer's files there, and name ./MERGED"
+    )
+    named = shlex.quote(base) if base else "BASE"
+    train = f"train a LoRA adapter of its base instead: adpa sft --model {named} --set lora=16"
+    if kind in MERGED:
+        return merge
+    if kind in NEVER_MERGED:
+        return f"no weights compute the same, so it cannot be merged; {train}"
+    return f"where your peft knows {kind} and has a way to merge it, {merge}\n or {train}"
 
 
 def json_object(content: bytes, where: str) -> dict[str, Any]:
@@ -393,7 +417,7 @@ def _check(value: object, where: str) -> None:
         return
     if type(value) is float:
         if not math.isfinite(value):
-            raise UsageError(f"{where} is {value}", "give a finite number")
+            raise UsageError(f"{where} is {value}, which is no finite number", "give a finite number")
     elif isinstance(value, Mapping):
         for key, item in value.items():
             if type(key) is not str:

@@ -346,9 +346,12 @@ def _unknown(store: Store, text: str) -> NotFound:
     names = [*store.tags(), *refs, *(ref.split("/")[1] for ref in refs)]
     close = difflib.get_close_matches(text, names, n=3, cutoff=0.6)
     meant = f"did you mean {' or '.join(close)}? " if close else ""
-    short = "an id takes 4 digits or more; " if re.fullmatch("[0-9a-f]{1,3}", text) else ""
+    is_short, is_id = (re.fullmatch(pattern, text) for pattern in ("[0-9a-f]{1,3}", "(.+/)?[0-9a-f]{12,64}"))
+    short = "an id takes 4 digits or more; " if is_short else ""
+    other = f"of another store? name it: --store DIR; there, adpa show {text} --recipe says how to make it; "
     return NotFound(
-        f"{text} is no tag, id or stage@latest in {store.root}", f"{meant}{short}see what there is: adpa show"
+        f"{text} is no tag, id or stage@latest in {store.root}",
+        f"{meant}{short}{other if is_id else ''}see what there is: adpa show",
     )
 
 

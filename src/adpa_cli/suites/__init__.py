@@ -78,7 +78,7 @@ class EvalSpec:
 
     def __post_init__(self) -> None:
         if self.suite not in every():
-            raise UsageError(f"suite={self.suite}", f"suite is one of {', '.join(every())}")
+            raise UsageError(f"suite={self.suite} is no suite", f"suite is one of {', '.join(every())}")
 
 
 Inputs = Mapping[str, Located]

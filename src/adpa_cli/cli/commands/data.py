@@ -44,7 +44,9 @@ def data(
 
     adpa data pairs.jsonl --model ./small · adpa data tiny-pairs
     """
+    from adpa_cli.cli.console.progress import Screen
     from adpa_cli.data.preferences import check_unused, ignored_words, load_dialogues, load_pairs
+    from adpa_cli.data.tables import watching
     from adpa_cli.estimate.preflight import control_words
     from adpa_cli.families import DATA_ALIASES
     from adpa_cli.hub.externals import BUILTIN, open_sources
@@ -60,10 +62,12 @@ def data(
         raise UsageError("--template, --end and --thinking say how a model reads", "name one: --model MODEL")
     reader = _reader(model, choice, refresh) if model is not None else None
     encoder = reader.encoder if reader else None
+    screen = Screen(GLOBALS.quiet)
     opened, label = open_sources(names), " + ".join(sources)
     if split == "train" and all(source.names_test for source in opened):
         raise DataError(f"{label}: only test splits, nothing to train on", "look at the other side: --split test")
-    loaded = load(opened, split, None, skip_bad_rows, encoder.template.text if encoder else "")
+    with watching(screen.reading, screen.say):
+        loaded = load(opened, split, None, skip_bad_rows, encoder.template.text if encoder else "")
     ignored = opt.column_names(ignore_columns)
     check_unused(loaded, ignored)
     loaded = replace(loaded, notes=(*loaded.notes, *ignored_words([loaded], ignored, label)))

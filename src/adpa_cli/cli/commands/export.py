@@ -136,7 +136,7 @@ def written(store: Store, word: str, target: Path, asked: Asked, force: bool) ->
     from adpa_cli.planning.lineage import trained
     from adpa_cli.planning.resolve_inputs import Names
     from adpa_cli.report.adapter import facts_of
-    from adpa_cli.report.card import card
+    from adpa_cli.report.card import card, usage_of
 
     if known := next((each for each in judged.FORMATS if each == asked.to), None):
         asked.narrowing()
@@ -148,14 +148,17 @@ def written(store: Store, word: str, target: Path, asked: Asked, force: bool) ->
         exports.export_signal(store.folder(signal.ref), signal, target, to, force)
         return None
     names = Names(store)
-    model = trained(names, word)
+    model = trained(names, word, answers=False)
+    if not (model.template.text or model.is_judge):
+        say(f"watch  {model.label} has no chat template: programs that chat with what is written need one\n")
     narrowing = asked.narrowing(ModelFolder.of(model.folder).quantise is not None)
     rows = ROWS if asked.rows is None else asked.rows
 
     def readme(effect: Effect | None) -> str:
         said, table = (effect.said, effect.table()) if effect else ((), [])
         facts, merged = facts_of(model.folder), not asked.adapter
-        return card(exports.name_of(model), model.template.end, model.manifest, store, said, table, facts, merged)
+        use = usage_of(model.template, model.is_judge, merged)
+        return card(exports.name_of(model), use, model.manifest, store, said, table, facts, merged)
 
     form = exports.Form(asked.to or "hf", asked.adapter, narrowing, asked.converter, rows)
     return exports.export(names, model, target, form, force, readme, note)

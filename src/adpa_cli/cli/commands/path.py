@@ -39,7 +39,7 @@ def remarks(folder: Path, manifest: Manifest) -> Sequence[str]:
 
     try:
         said = usage(folder, manifest.ref)
-        return said if product_of(manifest.stage) == "model" else said[:1]
+        return said if product_of(manifest.stage) == "model" else (*said[:1], *said[2:])
     except AdpaError as error:
         return f"watch  {error.message}", f"try: {error.hint}"
 

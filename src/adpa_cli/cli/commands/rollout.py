@@ -32,7 +32,7 @@ def rollout(
     from adpa_cli.planning.requests import plan_rollout
 
     if split not in ("train", "test"):
-        raise UsageError(f"--split {split}", "it is train or test")
+        raise UsageError(f"--split {split} is no side of the data", "it is train or test")
     model = one_value("--student", student)
     options = options.setting(temperature=temperature, top_p=top_p, max_new_tokens=max_new_tokens)
     return opt.Request(options, lambda names, given: plan_rollout(names, given, model, data or (), (), split))

@@ -44,7 +44,9 @@ def _shard(text: str | None) -> tuple[int, int]:
     """(I, N) of `I/N`, 1 ≤ I ≤ N; everything without one."""
     match = re.fullmatch(r"(\d{1,6})/(\d{1,6})", text or "1/1")
     if match is None or not 1 <= int(match[1]) <= int(match[2]):
-        raise UsageError(f"--shard {text}", "write I/N with I from 1 to N, e.g. --shard $SLURM_ARRAY_TASK_ID/8")
+        raise UsageError(
+            f"--shard {text} is no part of a grid", "write I/N with I from 1 to N, e.g. --shard $SLURM_ARRAY_TASK_ID/8"
+        )
     return int(match[1]), int(match[2])
 
 

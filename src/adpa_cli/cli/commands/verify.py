@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from adpa_cli.cli.commands import Command
 from adpa_cli.cli.console import options as opt
-from adpa_cli.cli.console.streams import GLOBALS, artifacts, out
+from adpa_cli.cli.console.streams import GLOBALS, artifacts, command_line, out
 from adpa_cli.errors import AdpaError, Corrupt, UsageError
 
 if TYPE_CHECKING:
@@ -95,10 +96,19 @@ def advice(store: Store, damages: Mapping[str, Sequence[Damage]], manifests: Seq
         if files == [BASE] and (error := missing_base(store, manifest.ref)):
             lines.append(error.hint)
         elif files and _is_signal(manifest) and len(signal_files(files)) == len(files):
-            lines.append(f"adpa verify {manifest.ref} --repair")
+            lines.append(_in_this_store(f"adpa verify {manifest.ref} --repair"))
         elif files:
-            lines.append(f"move the folder {manifest.ref} away, then: {manifest.made.get('command', 'make it again')}")
+            again = _in_this_store(str(manifest.made.get("command", "adpa …")))
+            lines.append(f"move the folder {store.folder(manifest.ref)} away, then: {again}")
     return "\n or: ".join(lines[:5])
+
+
+def _in_this_store(command: str) -> str:
+    """A command line for the store that is checked, which may have moved since it was typed."""
+    words = shlex.split(command)[1:]
+    pairs = zip(["", *words], words, strict=False)
+    own = [word for before, word in pairs if "--store" not in (before, word.partition("=")[0])]
+    return command_line([*own, "--store", str(GLOBALS.store)] if GLOBALS.store else own)
 
 
 def mend(

@@ -152,7 +152,8 @@ def usage_error(error: TyperException, words: Sequence[str]) -> UsageError:
     if typed and not isinstance(error, typer.BadParameter):
         return UsageError(f"{typed} has no value", f"give it: {typed} VALUE")
     message, _, _ = str(getattr(error, "format_message", error.__str__)()).partition(", unable to parse")
-    return UsageError(message, f"{path} --help")
+    several = "an option takes one value: repeat it for each; " * message.startswith("Got unexpected extra argument")
+    return UsageError(message, f"{several}{path} --help")
 
 
 def _as_setting(command: str, option: str, words: Sequence[str], parameters: set[str]) -> str:

@@ -49,7 +49,7 @@ def console(store: Store, stop_after: float | None) -> Iterator[Console]:
     with ids_only() as output, stoppable(lambda: GLOBALS.again(store.root), stop_after) as stopping:
         # A program that reads errors as JSON is told nothing else.
         screen = Screen(GLOBALS.quiet or (GLOBALS.json and not sys.stderr.isatty()), output.is_pipe)
-        with watching(screen.reading):
+        with watching(screen.reading, screen.say):
             yield Console(screen, output, stopping)
 
 

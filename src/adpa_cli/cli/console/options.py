@@ -66,7 +66,7 @@ teacher = functools.partial(option, metavar="MODEL", completion=models(pairs=Tru
 Teacher = Annotated[str | None, teacher("--teacher", help="The aligned teacher, or a ready pair [family].")]
 Reference = Annotated[str | None, teacher("--reference", help="The model the teacher was aligned from [family].")]
 reward_model = functools.partial(option, "--reward-model", metavar="MODEL", completion=models("reward model"))
-SkipBadRows = Annotated[bool, option("--skip-bad-rows", help="Leave out rows that cannot be used.")]
+SkipBadRows = Annotated[bool, option("--skip-bad-rows", help="Leave out rows that cannot be used, broken lines too.")]
 IgnoreColumns = Annotated[
     str | None,
     option("--ignore-columns", help="Columns that may stay unread though they look like content.", metavar="NAME,…"),
@@ -177,7 +177,8 @@ class Options:
         from adpa_cli.spec import Runtime, make
 
         if self.tokens_per_device is not None and self.tokens_per_device < 1:
-            raise UsageError(f"--tokens-per-device {self.tokens_per_device}", "give 1 or more; a longer row goes alone")
+            what = f"--tokens-per-device {self.tokens_per_device} leaves no room for a row"
+            raise UsageError(what, "give 1 or more; a longer row goes alone")
         if self.judge_url is not None:
             Endpoint(self.judge_url)  # refuses what is no URL
         values = parse_runtime(self.knobs or ())
@@ -204,13 +205,18 @@ class Request:
         """Its plan in a store. Raises one error that lists everything of the hub that is not open to us."""
         from adpa_cli import stages
         from adpa_cli.hub.repository import Access
+        from adpa_cli.planning.frozen_models import check_whole
+        from adpa_cli.planning.planner import rate_notes
         from adpa_cli.planning.resolve_inputs import Names
 
         words = [word for word in GLOBALS.argv if word not in ("plan", FETCH, "--dry-run", "-n")]
         access = Access(words if words[:1] and words[0] in stages.names() else [])
         with access.checked():
-            plan = self.planned(Names(store, self.options.refresh, access), self.options.given())
-        return replace(plan, ignored=column_names(self.options.ignore_columns))
+            user = self.options.given()
+            plan = self.planned(Names(store, self.options.refresh, access), user)
+            check_whole(plan, user, store)
+        notes = (*plan.notes, *rate_notes(plan, user, store))
+        return replace(plan, notes=notes, ignored=column_names(self.options.ignore_columns))
 
 
 @functools.cache
@@ -288,7 +294,7 @@ def processes(gpus: str | None, look: bool = True) -> int:
     if gpus is None or (gpus == "all" and not look):
         return 1
     if gpus != "all" and not (gpus.isdigit() and int(gpus)):
-        raise UsageError(f"--gpus {gpus}", "give a number of processes, or all")
+        raise UsageError(f"--gpus {gpus} is no number of processes", "give one from 1, or all")
     if not look:
         return int(gpus)
     import torch
@@ -297,5 +303,5 @@ def processes(gpus: str | None, look: bool = True) -> int:
     if gpus == "all":
         return max(1, count)
     if torch.cuda.is_available() and int(gpus) > count:
-        raise UsageError(f"--gpus {gpus}, and there are {count}", "--gpus all uses every one")
+        raise UsageError(f"--gpus {gpus} are more than the {count} that are here", "--gpus all uses every one")
     return int(gpus)

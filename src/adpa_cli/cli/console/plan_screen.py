@@ -21,7 +21,6 @@ ROLES = {
     "aligned": "aligned teacher", "reference": "reference teacher", "model": "model", "reward_model": "reward model",
 }  # fmt: skip
 GAP = "  "
-CALM = "Every stage can be interrupted and repeated."
 WIDE = 88  # columns below which the numbers of a stage stand on a line of their own
 
 
@@ -101,7 +100,7 @@ def plan_text(survey: Survey, width: int) -> str:
     lines += [text.cut(line, width) for line in _table(survey, width)]
     for note in (*survey.plan.notes, *survey.remarks, *judge_words(survey)):
         lines += filled([note], width, " ")
-    return "\n".join([*lines, *_foot(survey, width), *filled([CALM], width, " ")])
+    return "\n".join([*lines, *_foot(survey, width)])
 
 
 def _head(survey: Survey, width: int) -> Iterator[str]:

@@ -18,6 +18,7 @@ REDRAW_SECONDS = 0.1
 WORTH_DRAWING = 5.0
 """Seconds after which one is told of the data that are read."""
 WAIT_WORTH_SAYING = 0.05
+CALM = "Every stage can be interrupted and repeated."
 _ASIDE = {"grad_norm", "critic_grad_norm", "tokens", "padding", "tokens_per_s", "mfu", "wait"}
 
 
@@ -51,7 +52,9 @@ class Screen:
             streams.say(line + "\n")
 
     def start(self, node: Node, n: int, of: int) -> None:
-        """A stage begins."""
+        """A stage begins; before the first it is said that nothing is lost where one is stopped."""
+        if not self.stage:
+            self.say(CALM)
         self.stage, self._head = node.label, f"[{n}/{of}] {node.role}"
         self._pace, self._began, self._share_before = Pace(), time.monotonic(), -1.0
         self._seconds.pop(node.label, None)

@@ -56,7 +56,11 @@ class Step:
 
 
 def check_choices(recipe: Recipe, steps: Sequence[Step]) -> None:
-    """Raise UsageError where a recipe chooses among trainings without a score, or measures points that are not kept."""
+    """Raise UsageError where a recipe chooses a key that no cell has, or among trainings without a score, or measures
+    points that are not kept."""
+    held = list(dict.fromkeys(key for step in steps for key in step.settings))
+    if unknown := [key for key in recipe.choose if key not in held]:
+        raise recipe.refused("choose", f"no cell has a key {', '.join(unknown)}", f"keys: {', '.join(held)}")
     for candidates in lines(steps, recipe.choose).values():
         if len(candidates) > 1 and any(step.target.spec.select != "best" for step in candidates):
             varying = ", ".join(recipe.choose)

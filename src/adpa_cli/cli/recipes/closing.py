@@ -131,9 +131,9 @@ def measured_lines(
             at = {"step": name.rpartition("@")[2]} if n else {}
             own = () if isinstance(entry.model, External) or n else tags.get(entry.model.content.partition(":")[2], ())
             note = entry.note if made else "not measured"
-            judge = made[n].judge if made else ""
-            settings = {**entry.settings, **at}
-            table.append(report.Line(settings, name, tuple(numbers), tuple(own), note=note, judge=judge))
+            judge, settings = made[n].judge if made else "", {**entry.settings, **at}
+            line = report.Line(settings, name, tuple(numbers), tuple(own), note=note, judge=judge, chosen=recipe.choose)
+            table.append(line)
     return table
 
 

@@ -377,7 +377,7 @@ def _tokenised(items: Items[Any], parts: Sequence[str], encoding: Encoding) -> t
     def fill(add: Any) -> dict[str, Any]:
         cut = Cut()
         for batch, lost in encoded_batches(items, parts, encoding):
-            add(batch)
+            add(batch, len(items))
             cut += lost
             WATCH.get()(f"tokenising {encoding.name}", cut.rows, len(items))
         return {"cut": vars(cut)}

@@ -27,7 +27,8 @@ from adpa_cli.engine.layerwise import load_layerwise
 from adpa_cli.engine.layout.batch import Batch
 from adpa_cli.engine.layout.micro_batches import by_length, consecutive_batches, longest_first, padded
 from adpa_cli.engine.layout.row_layout import RowLayout
-from adpa_cli.engine.models import SCALAR_HEAD, load
+from adpa_cli.engine.lora import SCALAR_HEAD
+from adpa_cli.engine.models import load
 from adpa_cli.engine.overflow import overflow_named
 from adpa_cli.engine.tokenizer_files import LOAD_ERRORS, first_line
 from adpa_cli.engine.training.adapted import load_adapted

@@ -7,8 +7,8 @@ from pathlib import Path
 from transformers import PreTrainedModel
 
 from adpa_cli.engine.adapters import Base, add_adapter, train_adapter
-from adpa_cli.engine.lora import check_lora
-from adpa_cli.engine.models import SCALAR_HEAD, body_of, load, load_checked
+from adpa_cli.engine.lora import SCALAR_HEAD, check_lora
+from adpa_cli.engine.models import body_of, load, load_checked
 from adpa_cli.hub.adapter_folder import AdapterFolder
 from adpa_cli.hub.model_folder import ModelFolder
 from adpa_cli.hub.repository import title

@@ -29,7 +29,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils.import_utils import is_liger_kernel_available
 
 from adpa_cli.engine.layout import row_layout
-from adpa_cli.engine.models import SCALAR_HEAD
+from adpa_cli.engine.lora import SCALAR_HEAD
 from adpa_cli.errors import AdpaError, UsageError
 from adpa_cli.spec import Runtime, TrainSpec
 from adpa_cli.tensors.rounding import NOISE_BITS, rounded
