@@ -146,7 +146,7 @@ def test_every_key_of_a_stage_is_in_the_ids_of_that_stage_only(store: Store, sta
         assert moved, f"{stage}.{key}={value} is not in the id"
         is_read = (stage == "dpo-teacher" and key in START) or (stage, key) == ("sft", "lora")  # which is merged there
         follows = {"start-logps"} if is_read else set()
-        follows |= {"eval"} if stage != "sft" and key == "select" else set()  # on what selected nothing
+        follows |= {"eval"} if key == "select" else set()  # on what selected nothing
         assert {before[role].stage for role in moved} == {stage} | follows, f"{stage}.{key}"
         assert all(there[role].recipe.id != after[role].recipe.id for role in moved)
         seen.add(key)

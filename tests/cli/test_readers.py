@@ -134,7 +134,7 @@ def test_methods_and_models_list_what_there_is(cli: Cli) -> None:
     assert [row[0] for row in cli("methods").rows] == sorted(["adpa+", *methods.names()])
     assert {"adpa", "dckd", "dpo", "sft"} <= set(methods.names())
     parameters = {row[1]: row[2:5] for row in cli("methods", "adpa").rows if row[0] == "parameter"}
-    assert parameters["gamma"][:2] == ["1.5", "paper"]
+    assert parameters["gamma"][:2] == ["1.5", "ours"]
     assert {"tiny", "llama-3.2-1b", "tulu-3-8b", "zephyr-7b"} <= {row[0] for row in cli("models").rows}
 
 

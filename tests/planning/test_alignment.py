@@ -166,7 +166,7 @@ def test_what_is_first_in_a_signal_is_read_from_exact_numbers(names: Names) -> N
     for key, typed in (("precision", "1/4096"), ("pair_precision", "1/128"), ("precision", "auto=0.001")):
         with pytest.raises(UsageError, match="rounding changes") as error:
             planned(names, "q-argmax", UserSettings(by_stage={"cache-teacher": {key: typed}}))
-        assert "--precision exact --pair-precision exact" in error.value.hint
+        assert "leave out precision and pair_precision" in error.value.hint
     given = {"parts": ("rollout",), "precision": 1 / 32, "pair_precision": 1 / 128, "template": usual.spec.template,
              "end": usual.spec.end}  # fmt: skip
     contents = {role: item.content for role, item in usual.flat_inputs()}
