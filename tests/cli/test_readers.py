@@ -17,7 +17,7 @@ from support.cli_samples import Cli, Pipeline, write_rows
 
 def test_show_lists_every_artifact_newest_first(pipeline: Pipeline, cli: Cli) -> None:
     rows = cli("show").rows
-    assert len(rows) == 19
+    assert len(rows) == 29
     assert [row[5] for row in rows] == sorted((row[5] for row in rows), reverse=True) or rows[0][0].startswith("eval/")
     student = next(row for row in rows if row[0] == pipeline.made("distill adpa"))
     assert student[1] == "adpa+ γ 1 tiny"

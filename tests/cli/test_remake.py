@@ -36,7 +36,7 @@ def stages(cli: Cli, name: str, *words: object) -> set[str]:
 def test_every_artifact_of_a_family_is_made_again_from_nothing(pipeline: Pipeline, cli: Cli) -> None:
     made = Store.find(pipeline.store).artifacts()
     assert {manifest.stage for manifest in made} == {
-        "sft", "start-logps", "dpo-teacher", "cache-teacher", "rollout", "distill", "eval",
+        "sft", "start-logps", "dpo-teacher", "cache-teacher", "rollout", "distill", "rewards", "eval",
     }  # fmt: skip
     for manifest in made:
         name = recipe(cli, manifest.ref)

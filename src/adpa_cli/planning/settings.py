@@ -51,7 +51,7 @@ def installed_trackers(text: str) -> list[str]:
 S = TypeVar("S", bound=Dataclass)
 DERIVED = {
     "method", "method_version", "params", "template", "end", "parts", "split", "suite", "smoke", "judged_tokens",
-    "merged", "scorer", "judge", "prompts", "judged",
+    "merged", "scorer", "judged",
 }  # fmt: skip
 """Fields that a plan fills in itself; nobody sets them by hand."""
 EVAL_ROLLOUT = f"{EVAL.name}.{ROLLOUT.name}"
