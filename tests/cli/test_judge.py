@@ -335,16 +335,17 @@ def test_log_probs_of_a_real_model(cli: Cli, tmp_path: Path) -> None:
     with judging(Judge(say)) as judge:
         words = ("eval", ours, "--against", theirs, "--judge", "j", "--judge-url", judge.url, "--json")
         line, text = (json.loads(cli(*words, *more).out) for more in ((), ("--set", "eval.verdict=text")))
-    expected = []
+    expected, by_letter = [], []
     for row in json.loads((tmp_path / ours).read_text()):
-        one, two = (p for asked, p in firsts.items() if row["output"] in asked and row["instruction"] in asked)
+        both = [asked for asked in firsts if row["output"] in asked and row["instruction"] in asked]
+        one, two = (firsts[asked] for asked in sorted(both, key=lambda asked: asked.index(row["output"])))
         expected.append((one + 1 - two) / 2)
+        by_letter.append((float(one > 0.5) + float(two < 0.5)) / 2)
     assert line["judge"]["from_logprobs"] == 6
     assert line["scores"]["win_rate"]["value"] == pytest.approx(sum(expected) / 3, abs=1e-6)
     assert text["judge"]["from_logprobs"] == 0
     assert text["id"] != line["id"]
-    wins = [float(p > 0.5) for p in firsts.values()]
-    assert text["scores"]["win_rate"]["value"] == pytest.approx(sum(wins[::2]) / 6 + sum(1 - w for w in wins[1::2]) / 6)
+    assert text["scores"]["win_rate"]["value"] == pytest.approx(sum(by_letter) / 3)
     assert all("logprobs" not in body for body in judge.bodies[6:])
 
 
