@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import json
 import os
@@ -13,7 +14,7 @@ import pytest
 
 from adpa_cli.errors import AdpaError, UsageError
 from adpa_cli.judging.calls import Asked, Call, Journal, ask_all
-from adpa_cli.judging.client import Endpoint, Reply
+from adpa_cli.judging.client import Endpoint, Reply, reply_of
 from adpa_cli.judging.verdicts import Verdict, preference
 from support.judge_server import FAULTS, Judge, judging
 
@@ -114,6 +115,44 @@ def test_a_refused_parameter_names_its_setting(tmp_path: Path, name: str, settin
     assert setting in refused.value.hint
 
 
+def test_the_parameter_that_was_sent_is_named_not_the_one_to_send_instead(tmp_path: Path) -> None:
+    words = "'max_tokens' is not supported with this model. Use 'max_completion_tokens' instead."
+    with judging(Judge(lambda messages: "A", status=400, words=words)) as judge, pytest.raises(AdpaError) as refused:
+        ask(judge.url, tmp_path, calls(1))
+    assert "refuses the parameter max_tokens (400)" in refused.value.message
+    assert "eval.max_completion_tokens=N" in refused.value.hint
+
+
+def test_a_server_that_only_fails_is_not_asked_call_by_call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("adpa_cli.judging.client.RETRIES", 0)
+    said = pytest.raises(AdpaError, match=r"fails each time \(503\): .*loading")
+    with judging(Judge(lambda messages: "A", status=503, words="loading")) as judge, said as failing:
+        ask(judge.url, tmp_path, calls(100), concurrency=4)
+    assert "the same command" in failing.value.hint
+
+
+@pytest.mark.parametrize(
+    ("choice", "found"),
+    [
+        ({"message": "A"}, "the reply is empty"),
+        ({"message": {"content": [{"text": "A"}]}}, "the reply is empty"),
+        ({"message": {"content": "A \ud800"}, "finish_reason": {}}, Reply("A ?", None, None, {}, None)),
+        ({"message": {"content": "A"}, "logprobs": ["A"]}, Reply("A", None, None, {}, None)),
+        *(
+            ({"message": {"content": "A"}, "logprobs": {"content": [token]}}, Reply("A", None, None, {}, None))
+            for token in (
+                {"token": "A", "logprob": None},
+                {"token": "A", "logprob": float("nan")},
+                {"token": "A", "logprob": -1.0, "top_logprobs": [{"token": "A"}]},
+                {"token": "A", "logprob": -1.0, "top_logprobs": {"A": -1.0}},
+            )
+        ),
+    ],
+)
+def test_an_answer_of_another_form_is_no_accident(choice: dict[str, Any], found: Reply | str) -> None:
+    assert reply_of(json.dumps({"choices": [choice], "model": 1})) == found
+
+
 def test_a_question_that_is_too_long_stops_no_other(tmp_path: Path) -> None:
     """Though its refusal names a parameter."""
     words = "This model's maximum context length is 10 tokens, and 'max_tokens' is 8."
@@ -178,6 +217,16 @@ def test_user_password_and_query_reach_the_server_and_nobody_else(tmp_path: Path
     assert "hidden" not in said
     assert "ada" not in said
     assert Endpoint(url).place == judge.url
+
+
+def test_a_reply_is_kept_without_the_key_and_the_password(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the server repeats; a short word of the URL is a word of the reply."""
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-hidden-1")
+    sent = base64.b64encode(b"B:hidden@2").decode()
+    with judging(Judge(lambda messages: f"sk-hidden-1 hidden@2 hidden%402 hidden 3 {sent}\nB")) as judge:
+        url = judge.url.replace("://", "://B:hidden%402@") + "?token=hidden%203"
+        journal, _ = ask(url, tmp_path, calls(1))
+    assert {(row["reply"], row["verdict"]) for row in journal.rows.values()} == {("… … … … …\nB", 0.0)}
 
 
 @pytest.mark.parametrize("url", ["localhost:8000/v1", "ftp://a/v1", "http://", "here"])

@@ -8,14 +8,16 @@ Nothing that is raised or returned holds a key, or a URL with more than its host
 from __future__ import annotations
 
 import asyncio
+import base64
 import importlib
 import json
+import math
 import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Generic, TypeVar
-from urllib.parse import parse_qsl, urlsplit, urlunsplit
+from urllib.parse import parse_qsl, unquote, urlsplit, urlunsplit
 
 from adpa_cli.errors import AdpaError, UsageError
 
@@ -26,8 +28,12 @@ RETRIES = 6
 """Of `openai`, beneath each of them: about half a minute."""
 LOST = 16
 """Calls in a row whose connection is lost, each after all retries, before nobody is thought to listen any more."""
+ROUNDS = 3
+"""How often every call under way may end with 429 or 5xx, each after all retries, with no answer between: minutes."""
 PAUSE, LONGEST_PAUSE = 0.25, 1.0
 """Seconds before a question is asked the second time, twice as long each time after, and the longest."""
+SECRET = 6
+"""Characters from which on a secret is looked for in a reply; a shorter one may be a word of it."""
 KEY = "OPENAI_API_KEY"
 SETTINGS = {
     "top_logprobs": "eval.top_logprobs=5, or eval.verdict=text, which asks for no log-probs",
@@ -65,13 +71,17 @@ class Endpoint:
     def secrets(self) -> list[str]:
         """What nobody may read: the key, and what the URL holds beside its place."""
         parts = urlsplit(self.url)
+        user = f"{unquote(parts.username or '')}:{unquote(parts.password or '')}"
+        sent = base64.b64encode(user.encode()).decode() if user != ":" else None
+        typed = [field.partition("=")[2] for field in parts.query.split("&")]
         query = [value for _, value in parse_qsl(parts.query)]
-        return [text for text in (os.environ.get(KEY), parts.password, parts.username, *query) if text]
+        said = (os.environ.get(KEY), sent, parts.password, parts.username, *user.split(":", 1), *typed, *query)
+        return [text for text in said if text]
 
-    def without_secrets(self, text: str) -> str:
-        """A text of the server without them."""
+    def without_secrets(self, text: str, shortest: int = 1) -> str:
+        """A text of the server without them, or without those of so many characters."""
         for secret in sorted(self.secrets, key=len, reverse=True):
-            text = text.replace(secret, "…")
+            text = text.replace(secret, "…") if len(secret) >= shortest else text
         return text
 
 
@@ -116,7 +126,7 @@ class Client:
         parts = urlsplit(endpoint.url)
         self.endpoint = endpoint
         self.is_reached = False
-        self._lost = 0
+        self._lost, self._failed = 0, 0
         base = urlunsplit((parts.scheme, parts.netloc, parts.path, "", ""))
         self._openai = openai_module().AsyncOpenAI(
             base_url=base, api_key=os.environ.get(KEY) or "none", timeout=endpoint.timeout, max_retries=RETRIES,
@@ -147,7 +157,7 @@ class Client:
             if isinstance(answered, str):
                 why = answered
                 continue
-            reply, value = answered, read(answered)
+            reply, value = replace(answered, text=self.endpoint.without_secrets(answered.text, SECRET)), read(answered)
             if value is not None:
                 return Answer(reply, value, attempts)
             why = "the reply is cut by length" if reply.is_cut else "the reply holds no verdict"
@@ -166,7 +176,7 @@ class Client:
                 **body
             )
         except openai.BadRequestError as error:
-            return None, 1, self._refused(error)
+            return None, 1, self._refused(error, body)
         except (openai.AuthenticationError, openai.PermissionDeniedError, openai.NotFoundError) as error:
             raise self._closed(error) from None
         except openai.APIConnectionError as error:
@@ -177,20 +187,24 @@ class Client:
             raise self._unreached(is_slow) from None
         except openai.APIStatusError as error:
             self.is_reached = True
-            retried = error.status_code in (408, 409, 429) or error.status_code >= 500
-            why = "" if retried else f"the server refuses it ({error.status_code}): {self._words(error)}"
-            return None, 1 + retries if retried else 1, why
-        self.is_reached, self._lost = True, 0
+            if error.status_code not in (408, 409, 429) and error.status_code < 500:
+                return None, 1, f"the server refuses it ({error.status_code}): {self._words(error)}"
+            self._failed += 1
+            if self._failed >= ROUNDS * self.endpoint.concurrency:
+                raise self._failing(error) from None
+            return None, 1 + retries, ""
+        self.is_reached, self._lost, self._failed = True, 0, 0
         return answer.text, 1 + int(answer.retries_taken), ""
 
     def _words(self, error: Any) -> str:
         return self.endpoint.without_secrets(str(error.message))[:300]
 
-    def _refused(self, error: Any) -> str:
-        """Why a question of 400 is refused; AdpaError where every other would be too."""
+    def _refused(self, error: Any, body: Mapping[str, Any]) -> str:
+        """Why a question of 400 is refused; AdpaError where every other would be too: it names a parameter of `body`,
+        and maybe another that is to be sent instead."""
         words = self._words(error)
         is_long = any(text in words.lower() for text in TOO_LONG)
-        name = None if is_long else next((name for name in SETTINGS if name in words), None)
+        name = None if is_long else next((name for name in SETTINGS if name in body and name in words), None)
         if name is not None:
             raise AdpaError(
                 f"the judge at {self.endpoint.place} refuses the parameter {name} (400): {words}",
@@ -209,6 +223,12 @@ class Client:
         return AdpaError(
             f"the judge at {place} refuses the key ({error.status_code}); ${KEY} {kept}",
             f"export {KEY}=KEY, then again",
+        )
+
+    def _failing(self, error: Any) -> AdpaError:
+        return AdpaError(
+            f"the judge at {self.endpoint.place} fails each time ({error.status_code}): {self._words(error)}",
+            "what the judge said is kept: when it works again, the same command asks for the rest",
         )
 
     def _unreached(self, is_slow: bool) -> AdpaError:
@@ -238,16 +258,34 @@ def reply_of(text: str) -> Reply | str:
     if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
         return "the server sent no choices"
     choice, usage = choices[0], answer.get("usage")
-    content = (choice.get("message") or {}).get("content")
-    if not isinstance(content, str) or not content.strip():
+    message = choice.get("message")
+    content = _encodable(message.get("content")) if isinstance(message, dict) else None
+    if not content or not content.strip():
         return "the reply is empty" + (", and cut by length" if choice.get("finish_reason") == "length" else "")
     counts = usage if isinstance(usage, dict) else {}
     usage = {name: counts[name] for name in ("prompt_tokens", "completion_tokens") if isinstance(counts.get(name), int)}
-    tokens = (choice.get("logprobs") or {}).get("content")
-    is_listed = isinstance(tokens, list) and all(isinstance(token, dict) and "logprob" in token for token in tokens)
-    return Reply(
-        content, tokens if is_listed and tokens else None, choice.get("finish_reason"), usage, answer.get("model")
-    )
+    ended, served = _encodable(choice.get("finish_reason")), _encodable(answer.get("model"))
+    return Reply(content, _listed(choice.get("logprobs")), ended, usage, served)
+
+
+def _encodable(value: Any) -> str | None:
+    """A text without halves of surrogate pairs, which no file can hold; None where it is no text."""
+    return value.encode("utf-8", "replace").decode() if isinstance(value, str) else None
+
+
+def _listed(logprobs: Any) -> Sequence[Mapping[str, Any]] | None:
+    """The tokens of a reply with their log-probs; None where the server gives none, or any that is no number."""
+    tokens = logprobs.get("content") if isinstance(logprobs, dict) else None
+    if not isinstance(tokens, list) or not all(isinstance(token, dict) for token in tokens):
+        return None
+    tops = [token.get("top_logprobs") or [] for token in tokens]
+    every = [*tokens, *(other for top in tops if isinstance(top, list) for other in top)]
+    are_numbers = all(isinstance(one, dict) and _is_number(one.get("logprob")) for one in every)
+    return tokens if tokens and are_numbers and all(isinstance(top, list) for top in tops) else None
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not math.isnan(value)
 
 
 def openai_module() -> Any:

@@ -196,6 +196,8 @@ def _hint(unusable: Sequence[Mapping[str, Any]]) -> str:
     cut = sum("cut" in row["why"] for row in unusable)
     if 2 * cut > len(unusable):
         return "allow longer replies: --set eval.max_tokens=2048"
+    if 2 * sum(row["why"].startswith("the server") for row in unusable) > len(unusable):
+        return "see the log of the judge's server, and mend what its words name"
     return "see whether the judge follows the prompt, or give another: --judge-prompts FILE"
 
 
