@@ -138,5 +138,8 @@ def test_what_an_evaluation_needs_is_named(pipeline: Pipeline, cli: Cli, reward_
     raw = json.loads((reward_model / "config.json").read_text())
     raw.update(id2label={"0": "a", "1": "b"}, label2id={"a": 0, "b": 1})
     (reward_model / "config.json").write_text(json.dumps(raw))
-    said = cli.refused(1, *words, "--reward-model", "./rm")
-    assert "rm" in said
+    said = cli.refused(1, *words, "--reward-model", "./rm", "-n")
+    assert "the classifier rm has 2 outputs; a reward model has one" in said
+    shutil.copytree(BASES / "student", "./writer")
+    said = cli.refused(1, *words, "--reward-model", "./writer", "-n")
+    assert "writer is no reward model (LlamaForCausalLM)" in said

@@ -14,6 +14,7 @@ from adpa_cli.data.answers import answers_of
 from adpa_cli.hub import Located
 from adpa_cli.hub.externals import pairs_of
 from adpa_cli.lab import world
+from adpa_cli.report.evaluation import _p_words
 from adpa_cli.statistics import bootstrap, sign_flip_p
 from adpa_cli.store.store import Store
 from adpa_cli.suites import EvalSpec, Figures, repeated_share
@@ -157,6 +158,45 @@ def test_answers_to_other_prompts_are_counted(pipeline: Pipeline, cli: Cli, tmp_
     assert "gold.json holds answers, and the suite accuracy judges no answers" in said
 
 
+def test_given_answers_leave_no_choice_of_prompts(pipeline: Pipeline, cli: Cli, tmp_path: Path) -> None:
+    answers_file(tmp_path / "gold.json")
+    said = cli.refused(2, "eval", "gold.json", "--suite", "tiny", "--data", pipeline.data)
+    assert "would not be used: all that is measured are answers that are there" in said
+    said = cli.refused(2, "eval", "gold.json", "--suite", "tiny", "--limit", "4")
+    assert "--limit 4 has no effect" in said
+    both = ("eval", "gold.json", pipeline.made("student"), "--suite", "tiny", "--data", pipeline.data, "--limit", "4")
+    assert cli(*both, "-n").code == 0
+
+
+def test_a_context_shorter_than_the_length_of_pairs_is_enough_for_answers(
+    pipeline: Pipeline, cli: Cli, tmp_path: Path
+) -> None:
+    """Only pairs have a use for the `max_length` of an evaluation, which may not be set for answers."""
+    assert cli("export", pipeline.made("student"), tmp_path / "short").code == 0
+    config = json.loads((tmp_path / "short" / "config.json").read_text())
+    (tmp_path / "short" / "config.json").write_text(json.dumps({**config, "max_position_embeddings": 128}))
+    write_rows(tmp_path / "asked.jsonl", [{"prompt": "one"}, {"prompt": "two"}])
+    words = ("eval", "./short", "--data", "asked.jsonl", *TINY, "--set", "rollout.max_length=128", "-n")
+    ran = cli(*words)
+    assert ran.code == 0, ran.err
+
+
+def test_a_file_that_answers_twice_is_refused_before_a_model_answers(
+    pipeline: Pipeline, cli: Cli, tmp_path: Path
+) -> None:
+    rows = json.loads(answers_file(tmp_path / "gold.json").read_text())
+    (tmp_path / "twice.json").write_text(json.dumps([*rows, rows[0]]))
+    words = ("eval", pipeline.made("student"), "--data", pipeline.data, *TINY)
+    for more in (("--against", "twice.json"), ("twice.json",)):
+        said = cli.refused(1, *words, *more, "-n")
+        assert "twice.json row 13: the prompt of row 1 is answered again" in said
+
+
+def test_the_option_is_named_as_it_was_typed(pipeline: Pipeline, cli: Cli) -> None:
+    for words, option in ((("nobody",), "REF"), ((pipeline.made("student"), "--against", "nobody"), "--against")):
+        assert cli.refused(3, "eval", *words, "--suite", "tiny").startswith(f"{option} nobody: ")
+
+
 def test_prompts_need_no_answers(pipeline: Pipeline, cli: Cli, tmp_path: Path) -> None:
     """`prompt`, `instruction` and FastChat's `turns`; none is held out, and reward accuracy is not measured on them."""
     texts = [pair["prompt"][-1]["content"] for pair in world.preferences("test")[:5]]
@@ -207,6 +247,8 @@ def test_the_table_compares_with_the_first_model(pipeline: Pipeline, cli: Cli, t
     with (tmp_path / "table.csv").open() as file:
         written = list(csv.DictReader(file))
     assert [float(row["mean_reward"]) for row in written] == [line["scores"]["mean_reward"]["value"] for line in lines]
+    found = lines[1]["differences"]["mean_reward"]
+    assert float(written[1]["mean_reward_difference"]) == found["difference"]
     assert float(written[1]["mean_reward_difference_p_holm"]) == lines[1]["differences"]["mean_reward"]["p_holm"]
     for name, begins in (("table.md", "| model | mean reward |"), ("table.tex", "\\begin{tabular}{lrrrrr}")):
         said = cli(*words, "--to", name).err
@@ -225,6 +267,11 @@ def test_numbers_that_are_not_alike_are_marked(pipeline: Pipeline, cli: Cli, tmp
     ran = cli("eval", pipeline.made("student"), "--data", pipeline.data, "--reward-model", judges[0])
     assert f"rewards by {judges[0]}" in ran.err
     assert "†" not in ran.err
+
+
+def test_no_p_is_shown_as_0() -> None:
+    words = {each: _p_words(each) for each in (1.0, 0.0835, 0.0001, 0.00005)}
+    assert list(words.values()) == ["1.0000", "0.0835", "0.0001", "<0.0001"]
 
 
 def test_a_point_of_a_training_is_measured(pipeline: Pipeline, cli: Cli) -> None:

@@ -26,11 +26,13 @@ from adpa_cli.hub.model_folder import ModelFolder
 from adpa_cli.machine import OTHER_TORCH, Machine, card_words, torch_without_gpu
 from adpa_cli.planning.adapters import check_adapters
 from adpa_cli.planning.frozen_models import check_stored
+from adpa_cli.planning.given import check_given
 from adpa_cli.planning.lineage import folder_of
 from adpa_cli.sizes import size_words
 from adpa_cli.spec import TrainSpec
 from adpa_cli.stages import DECODER_ROLES, MODEL_ROLES, Node
 from adpa_cli.stages._update import finer, unseen
+from adpa_cli.stages.rewards import RewardsSpec
 from adpa_cli.stages.training import needs_of
 from adpa_cli.store.store import Store
 from adpa_cli.suites import EvalSpec
@@ -135,6 +137,7 @@ def plain_checks(nodes: Sequence[Node], store: Store, ignored: frozenset[str] = 
             if first("template", folder, node.spec.template, node.spec.end):
                 yield functools.partial(_template, folder, node)
         yield functools.partial(check_adapters, node, store)
+        yield functools.partial(check_given, node)
         yield functools.partial(check_stored, node, store)
         yield functools.partial(_lost_digits, node, store)
         teachers = [f for role, f in folders if role != "model"] + _teachers_behind(node, store)
@@ -361,7 +364,9 @@ def _turns(item: Pair | Dialogue) -> Sequence[Message]:
 
 
 def _context(folder: Path, node: Node) -> Sequence[str]:
-    """The context holds `max_length`."""
+    """The context holds `max_length`, where the stage has a use for it."""
+    if isinstance(node.spec, EvalSpec | RewardsSpec) and "max_length" in node.spec.without_effect():
+        return ()
     context = ModelFolder.of(folder).context
     if context is not None and (node.spec.max_length or 0) > context:
         raise DataError(

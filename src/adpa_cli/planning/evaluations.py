@@ -162,6 +162,7 @@ def plan_eval(names: Names, user: UserSettings, request: Evaluate, judged: Judge
     first = next((each for each in named if each.kind == "model"), every[0])
     suite = _suite(request, first)
     _check_read(request, suite)
+    _check_asked(request, suite, named)
     for each in named:
         _check_measured(each, suite)
         if each.kind == "model":
@@ -268,7 +269,7 @@ def measured_of(planner: Planner, text: str, option: str) -> Measured:
     if text.lower().endswith(EXTENSIONS):
         return Measured(plain_model(planner, names.data((text,))), "answers")
     made_by = stages.making("model", "answers", "reward model")
-    meant = names.model(text, f"{option} {REWARD_MODEL_OPTION}", made_by)
+    meant = names.model(text, option, made_by, may_reward=True)
     if isinstance(meant, Artifact) and (product := product_of(meant.stage)) != "model":
         return Measured(plain_model(planner, meant), "answers" if product == "answers" else "reward model")
     if isinstance(meant, External) and is_classifier(meant):
@@ -365,6 +366,17 @@ def _check_read(request: Evaluate, suite: Suite) -> None:
         )
 
 
+def _check_asked(request: Evaluate, suite: Suite, named: Sequence[Measured]) -> None:
+    """Raise UsageError for data that were named though no model answers their prompts."""
+    if suite.margins is not None or request.data in ((), (suite.prompts,)):
+        return
+    if all(each.kind == "answers" for each in named):
+        raise UsageError(
+            f"--data {' '.join(request.data)} would not be used: all that is measured are answers that are there",
+            "leave it out: answers are measured on the prompts that they answer",
+        )
+
+
 def _scorers(planner: Planner, request: Evaluate, family: Family, suite: Suite) -> dict[str, Input]:
     """The models that a suite judges by, as they were named, whatever model it measures."""
     scorers: dict[str, Input] = {}
@@ -444,6 +456,10 @@ def check_effect(user: UserSettings, nodes: Sequence[Node]) -> None:
         (f"{EVAL_ROLLOUT}.", user.by_stage.get(EVAL_ROLLOUT, {}), effective.get(ROLLOUT.name, set())),
         (f"{REWARDS.name}.", user.by_stage.get(REWARDS.name, {}), effective.get(REWARDS.name, set())),
     )
+    if user.limit is not None and not any("limit" in known for known in effective.values()):
+        raise UsageError(
+            f"--limit {user.limit} has no effect on this evaluation", "leave it out: given answers are measured whole"
+        )
     for prefix, settings, known in given:
         for key, value in settings.items():
             if key not in known:

@@ -23,17 +23,21 @@ from adpa_cli.stages import Artifact
 class Names(Externals):
     """Resolves names against one store: what is in it, and what comes from outside."""
 
-    def model(self, text: str, option: str, made_by: Sequence[str] = ()) -> Alias | ReadyPair | Artifact | External:
+    def model(
+        self, text: str, option: str, made_by: Sequence[str] = (), may_reward: bool = False
+    ) -> Alias | ReadyPair | Artifact | External:
         """What a model option means; an artifact is `made_by` one of some stages, any that makes models unless said.
 
-        Raises UsageError and NotFound.
+        A model from outside writes texts, unless it `may_reward` or the option asks for a reward model. Raises
+        UsageError and NotFound.
         """
+        may_reward = may_reward or "reward" in option
         if not text:
             raise UsageError(f"{option} is empty", "the command before it may have failed; give a model")
         if text.startswith((".", "/", "~")):
-            return self._decoder(self.folder(expanded(text)), option)
+            return self._decoder(self.folder(expanded(text)), may_reward)
         if text in reward_models():
-            if "reward" in option:
+            if may_reward:
                 return self.hub_model(reward_models()[text].name)
             said = f"{option} {text} is a reward model, which writes no answers"
             raise UsageError(said, f"let it judge: --reward-model {text}")
@@ -48,7 +52,7 @@ class Names(Externals):
                 )
             return known[text]
         if HUB_ID.fullmatch(text) and text.split("/")[0] not in stages.names():
-            return self._decoder(self.hub_model(text), option)
+            return self._decoder(self.hub_model(text), may_reward)
         ref, _, step = text.rpartition("@")
         if ref and step.isdigit():
             return self._point(self.made(ref, made_by or stages.making("model"), option), int(step), option)
@@ -68,9 +72,9 @@ class Names(Externals):
         return replace(model, label=label, facts={**model.facts, "name": label, "point_of": artifact.label})
 
     @staticmethod
-    def _decoder(model: External, option: str) -> External:
-        """A model from outside, refused where one that writes texts is wanted and it does not; a judge need not."""
-        if model.is_open and "reward" not in option:
+    def _decoder(model: External, may_reward: bool) -> External:
+        """A model from outside, refused where one that writes texts is wanted and it does not."""
+        if model.is_open and not may_reward:
             check_decoder(ModelFolder.of(Path(model.where[0])), model.label)
         return model
 

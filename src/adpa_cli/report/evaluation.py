@@ -26,6 +26,8 @@ from adpa_cli.store.store import Store
 
 LEVEL = 0.05
 """Of the corrected p below which a difference has the mark."""
+LEAST_P = 1e-4
+"""Below which a p is shown as less than this."""
 MARK, OTHER = "*", "†"
 """Behind a difference that is no chance, and behind a number that may not be compared with the first of its metric."""
 FIRST = (REWARD, WIN, ACCURACY)
@@ -173,8 +175,13 @@ def _apart(lines: Sequence[Entry]) -> list[tuple[str, ...]]:
             scale, digits = (100, 1) if line.by_metric[metric].is_share else (1, DIGITS)
             numbers = (f"{scale * number:+.{digits}f}" for number in (found.value, found.low, found.high))
             mark = MARK if p_holm < LEVEL else ""
-            rows.append((line.name, metric.replace("_", "-"), *numbers, f"{found.p:.4f}", f"{p_holm:.4f}", mark))
+            rows.append((line.name, metric.replace("_", "-"), *numbers, _p_words(found.p), _p_words(p_holm), mark))
     return rows
+
+
+def _p_words(p: float) -> str:
+    """A p with four digits; one that is less than they show is never called 0."""
+    return f"{p:.4f}" if p >= LEAST_P else f"<{LEAST_P:.4f}"
 
 
 def checked_path(name: str) -> Path:
@@ -198,7 +205,7 @@ def as_csv(lines: Sequence[Entry]) -> str:
     metrics = metrics_of(lines)
     parts = ("value", "low", "high", "n")
     apart = ("difference", "low", "high", "p", "p_holm")
-    head = [name for m in metrics for name in (*_columns(m, parts), *(f"{m}_difference_{part}" for part in apart))]
+    head = [name for m in metrics for name in (*_columns(m, parts), *_columns(f"{m}_difference", apart))]
     table = csv.writer(out, lineterminator="\n")
     table.writerow(["model", "id", *head, "judge"])
     for line in lines:
@@ -213,7 +220,8 @@ def as_csv(lines: Sequence[Entry]) -> str:
 
 
 def _columns(metric: str, parts: Sequence[str]) -> list[str]:
-    return [metric if part == "value" else f"{metric}_{part}" for part in parts]
+    """The first part has the name alone."""
+    return [metric, *(f"{metric}_{part}" for part in parts[1:])]
 
 
 def _cells(lines: Sequence[Entry]) -> tuple[list[str], list[list[str]]]:
