@@ -12,7 +12,7 @@ import pytest
 
 from adpa_cli.data.templates import TEMPLATES
 from adpa_cli.engine.costs import trained
-from adpa_cli.families import FAMILIES, aliases, published, ready_pairs
+from adpa_cli.families import FAMILIES, aliases, published, ready_pairs, reward_models
 from adpa_cli.planning.settings import train_spec
 from adpa_cli.report.models import (
     CARD,
@@ -23,6 +23,7 @@ from adpa_cli.report.models import (
     listed,
     page_tables,
     reading_card,
+    reward_entries,
     training_card,
 )
 from adpa_cli.report.on_card import card_bytes, fits, screen
@@ -36,7 +37,8 @@ BY_ALIAS = {family.alias: family for family in FAMILIES}
 
 def test_tsv_and_json_have_every_alias_with_its_facts(cli: Cli) -> None:
     rows = {row[0]: row[1:] for row in cli("models").rows}
-    assert set(rows) == {*aliases(), *ready_pairs()}
+    assert set(rows) == {*aliases(), *ready_pairs(), *reward_models()}
+    assert rows["fsfairx"][:2] == ["reward model", "sfairXC/FsfairX-LLaMA3-RM-v0.1"]
     assert rows["qwen3-0.6b"][:5] == ["student", "Qwen/Qwen3-0.6B-Base", "596049920", "apache-2.0", "no"]
     assert rows["gemma-3-4b-it"][:5] == ["teacher", "google/gemma-3-4b-it", "4300079472", "gemma", "yes"]
     assert rows["llama-3.2-1b"][7] == "llama-3.1-8b", "the paper's teacher, before any ready pair"
@@ -61,7 +63,7 @@ def test_a_ready_pair_tells_how_it_was_aligned(cli: Cli) -> None:
 
 def test_no_line_of_the_table_is_longer_than_the_terminal_and_the_card_stays() -> None:
     for width in (80, 118, 200):
-        lines = listed(list(entries()), width).splitlines()
+        lines = listed([*entries(), *reward_entries()], width).splitlines()
         assert max(map(len, lines)) <= width
         assert {"ALIAS", "MODEL", "LICENCE", "GATED", "CARD", "LEAN"} <= set(lines[0].split())
 

@@ -24,12 +24,14 @@ from adpa_cli.families import (
     ReadyPair,
     Side,
     published,
+    reward_models,
 )
 from adpa_cli.planning.settings import needs_of, plain_spec, train_spec
 from adpa_cli.report import text
 from adpa_cli.sizes import ModelSize, Row, Where
 from adpa_cli.spec import Runtime, TrainSpec
 from adpa_cli.stages.cache_teacher import CACHE_TEACHER, CaptureSpec
+from adpa_cli.stages.rewards import REWARDS, RewardsSpec
 from adpa_cli.stages.training import DISTILL, DPO_TEACHER, SFT
 
 CARDS = (8, 12, 16, 24, 32, 40, 48, 80, 96, 141)
@@ -88,6 +90,15 @@ def entries() -> Iterator[Entry]:
     for pair in READY_PAIRS:
         model = known[pair.alias]
         yield Entry(pair.alias, "ready pair", model, reading_card(model.size), pair=pair)
+
+
+def reward_entries() -> Iterator[Entry]:
+    """The reward models that have an alias, with the card on which they score answers."""
+    spec = plain_spec(RewardsSpec, REWARDS.name, GENERIC, {}, template="", end="")
+    rows = {"rollout": [_row(spec.max_length)] * (spec.block_tokens // spec.max_length)}
+    for alias, model in reward_models().items():
+        memory = scoring_memory(model.size, rows, Held(spec.dtype), spec.block_tokens, 1, CARD).device
+        yield Entry(alias, "reward model", model, Card((REWARDS.name,), memory, _smallest(memory)))
 
 
 def training_card(family: Family, side: Side, size: ModelSize, lean: bool = False) -> Card:
@@ -155,8 +166,9 @@ def listed(every: Sequence[Entry], width: int) -> str:
     ]  # fmt: skip
     lines = text.table(HEADS, rows, width, flexible=2, right=(3,), expendable=(9, 8, 1), floor=18)
     notes = [
-        "CARD: the smallest GPU for sft and distill (students), sft and dpo-teacher (teachers), or cache-teacher (a "
-        "ready pair). LEAN: with bfloat16 weights and recomputation, by the options in --json. GATED: ask on the hub.",
+        "CARD: the smallest GPU for sft and distill (students), sft and dpo-teacher (teachers), cache-teacher (a ready "
+        "pair), or rewards (a reward model). LEAN: with bfloat16 weights and recomputation, by the options in --json. "
+        "GATED: ask on the hub.",
         *(pair_words(one.pair) for one in every if one.pair),
     ]
     return "\n".join([*lines, *(line for note in notes for line in text.fold(note, width, ""))])
@@ -182,7 +194,7 @@ def tsv_rows(every: Sequence[Entry]) -> Iterator[tuple[str | int, ...]]:
 
 
 def page_tables() -> str:
-    """The tables of docs/models.md: base models with their instruct siblings, then ready pairs."""
+    """The tables of docs/models.md: base models with their instruct siblings, ready pairs, and reward models."""
     every = list(entries())
     siblings = {one.alias.removesuffix(INSTRUCT): one.model.name for one in every if one.alias.endswith(INSTRUCT)}
     lines = [
@@ -206,6 +218,10 @@ def page_tables() -> str:
                 f"| `{pair.alias}` | `{pair.aligned}` | `{pair.reference}` | {how} | {one.model.licence} "
                 f"| {one.card} | {students} |"
             )
+    lines += ["", "| reward model | model | parameters | licence | card |", "|---" * 5 + "|"]
+    for one in reward_entries():
+        size = count_words(one.model.parameters)
+        lines.append(f"| `{one.alias}` | `{one.model.name}` | {size} | {one.model.licence} | {one.card} |")
     return "\n".join(lines) + "\n"
 
 

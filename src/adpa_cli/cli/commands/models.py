@@ -14,7 +14,7 @@ def models(
         str | None, opt.option("--card", help="What runs on a card of so many GB, or here.", metavar="GB|here")
     ] = None,
 ) -> None:
-    """List the aliases: each model with size, licence and card, its teacher and data; the ready pairs.
+    """List the aliases: models with size, licence, card, teacher and data; ready pairs; reward models.
 
     adpa models · adpa models --card 24
     """
@@ -32,7 +32,7 @@ def models(
             lambda: [on_card.record(fit) for fit in fits],
         )
         return
-    every = list(catalogue.entries())
+    every = [*catalogue.entries(), *catalogue.reward_entries()]
     out(
         lambda: catalogue.listed(every, terminal_width()),
         lambda: text.tsv(catalogue.tsv_rows(every)),
