@@ -481,8 +481,9 @@ def test_a_stage_says_how_long_its_steps_and_blocks_took_by_themselves(pipeline:
     told = {}
     for manifest in Store.find(pipeline.store).artifacts():
         told[manifest.stage] = seconds = times._worked(manifest)
-        assert 0 < seconds < manifest.made["seconds"], manifest.ref
-    assert {"sft", "distill", "start-logps", "cache-teacher", "rollout"} <= set(told)
+        if "rewards" not in manifest.inputs:  # figures of what others have computed
+            assert 0 < seconds < manifest.made["seconds"], manifest.ref
+    assert {"sft", "distill", "start-logps", "cache-teacher", "rollout", "eval"} <= set(told)
 
 
 # Models, rows, machine.

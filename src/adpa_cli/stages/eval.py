@@ -15,7 +15,7 @@ from adpa_cli.disk import write_json
 from adpa_cli.engine.costs import scores_disk
 from adpa_cli.sizes import Disk, Memory, Rows
 from adpa_cli.spec import make
-from adpa_cli.stages import Job, Lengths, Load, Monitor, Node, Stage, _noise, scoring_memory, stored_words
+from adpa_cli.stages import Job, Lengths, Load, Monitor, Node, Stage, _noise, scoring_memory, stored_words, with_progress
 from adpa_cli.suites import AGAINST, JUDGEMENTS, MARGINS, REWARDS, EvalSpec, Inputs
 
 SCORES = "scores.json"
@@ -29,8 +29,10 @@ def compute(job: Job, monitor: Monitor, rank: int = 0, processes: int = 1) -> No
     spec = make(EvalSpec, job.spec)
     path = job.folder / MARGINS
     if suites.every()[spec.suite].margins and not any(role in job.inputs for role in SCORED) and not path.exists():
-        write_json(path, _margins(job, spec, monitor))
-    monitor.progress(1, 1, {})
+        for measured in with_progress([_margins], monitor):
+            write_json(path, measured(job, spec, monitor))
+    else:
+        monitor.progress(1, 1, {})
 
 
 def finish(job: Job) -> dict[str, Any]:
