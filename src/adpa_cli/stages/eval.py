@@ -15,7 +15,18 @@ from adpa_cli.disk import write_json
 from adpa_cli.engine.costs import scores_disk
 from adpa_cli.sizes import Disk, Memory, Rows
 from adpa_cli.spec import make
-from adpa_cli.stages import Job, Lengths, Load, Monitor, Node, Stage, _noise, scoring_memory, stored_words, with_progress
+from adpa_cli.stages import (
+    Job,
+    Lengths,
+    Load,
+    Monitor,
+    Node,
+    Stage,
+    _noise,
+    scoring_memory,
+    stored_words,
+    with_progress,
+)
 from adpa_cli.suites import AGAINST, JUDGEMENTS, MARGINS, REWARDS, EvalSpec, Inputs
 
 SCORES = "scores.json"
