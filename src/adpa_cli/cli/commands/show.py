@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from adpa_cli.cli.commands import Command
 from adpa_cli.cli.console import options as opt
-from adpa_cli.cli.console.streams import artifacts, needed, out, terminal_width
+from adpa_cli.cli.console.streams import GLOBALS, artifacts, needed, out, say, terminal_width
 from adpa_cli.errors import UsageError
 
 if TYPE_CHECKING:
+    from adpa_cli.signal.rows import AnswerKey
     from adpa_cli.store.manifest import Manifest
     from adpa_cli.store.store import Store
 
@@ -22,6 +23,13 @@ def show(
     row: Annotated[int | None, opt.option("--row", help="One row of rollouts or signals, from 1.", metavar="N")] = None,
     recipe: Annotated[bool, opt.option("--recipe", help="The TOML that makes it again: adpa run.")] = False,
     everything: Annotated[bool, opt.option("--all", help="List everything.")] = False,
+    html: Annotated[
+        str | None,
+        opt.option("--html", help="With --row: write the tokens of a signal's row as a page.", metavar="FILE"),
+    ] = None,
+    student: Annotated[
+        str | None, opt.teacher("--student", help="With --html: also the log-probs under this model.")
+    ] = None,
     fidelity: Annotated[bool, opt.option("--fidelity", help="What a signal keeps, and its bytes.")] = False,
     teacher: Annotated[
         str | None, opt.teacher("--teacher", help="With --fidelity: compare with it; or `recorded`.")
@@ -37,6 +45,10 @@ def show(
     store, manifests = artifacts(refs)
     if teacher is not None and not fidelity:
         raise UsageError("--teacher compares a signal with its teacher", "adpa show REF --fidelity --teacher recorded")
+    if html is not None and row is None:
+        raise UsageError("--html writes the page of one row of a signal", "adpa show REF --row 1 --html row.html")
+    if student is not None and html is None:
+        raise UsageError("--student is shown on the page of a row", "adpa show REF --row 1 --html row.html --student M")
     first_rows = count is not None and teacher is None
     views = {"--fidelity": fidelity, "--recipe": recipe, "--row N": row is not None, "--rows N": first_rows}
     options = [name for name, given in views.items() if given]
@@ -49,7 +61,15 @@ def show(
     elif recipe:
         show_recipe(store, manifests[0])
     elif row is not None:
-        show_row(store, manifests[0], row)
+        from adpa_cli.report.rows import with_rows
+
+        manifest = with_rows(store, manifests[0])
+        if manifest is not manifests[0] and not GLOBALS.quiet:
+            say(f"{manifests[0].ref} learned from {manifest.ref}, whose row {row} follows\n")
+        if html is not None:
+            write_tokens(store, manifest, row, html, student)
+        else:
+            show_row(store, manifest, row)
     elif count is not None:
         show_rows(store, manifests[0], count)
     elif len(manifests) > 1:
@@ -102,6 +122,31 @@ def show_row(store: Store, manifest: Manifest, index: int) -> None:
         lambda: rows.row_tsv(store, manifest, index),
         lambda: rows.row_record(store, manifest, index),
     )
+
+
+def write_tokens(store: Store, manifest: Manifest, index: int, file: str, student: str | None) -> None:
+    """Write the page of row `index` of a signal, from 1, with the log-probs of a `student` where one is named."""
+    from adpa_cli.report.html import checked_path, save, tokens
+    from adpa_cli.report.rows import signal_row
+    from adpa_cli.report.signal_prompts import prompt_of
+
+    path = checked_path("--html", file)
+    signals, place = signal_row(store, manifest, index)
+    key, _ = signals.answer(place)
+    logps = None if student is None else _student_logps(store, manifest, key, needed("--student", student))
+    facts = [*signals.facts(place), *([("student", student)] if student else [])]
+    shown = tokens.block(signals, place, prompt_of(store, manifest, key), facts, logps)
+    save(path, tokens.page(f"{manifest.ref}, row {index:,}", shown))
+    out(lambda: f"written: {path}", lambda: str(path), lambda: {"written": str(path)})
+
+
+def _student_logps(store: Store, manifest: Manifest, key: AnswerKey, student: str) -> list[float]:
+    from adpa_cli.cli.console.make import computing
+    from adpa_cli.planning.resolve_inputs import Names
+    from adpa_cli.running.student_logps import student_logps
+
+    with computing(store) as monitor:
+        return student_logps(Names(store), manifest, key, student, monitor)
 
 
 def show_rows(store: Store, manifest: Manifest, count: int) -> None:
