@@ -21,6 +21,12 @@ if TYPE_CHECKING:
 def show(
     refs: Annotated[list[str] | None, opt.argument("REF…", "Artifacts; none lists the store; - reads stdin.")] = None,
     row: Annotated[int | None, opt.option("--row", help="One row of rollouts or signals, from 1.", metavar="N")] = None,
+    plot: Annotated[
+        str | None,
+        opt.option(
+            "--plot", help="Draw how these numbers of trainings moved [those that tell most].", metavar="[NAME,…]"
+        ),
+    ] = None,
     recipe: Annotated[bool, opt.option("--recipe", help="The TOML that makes it again: adpa run.")] = False,
     everything: Annotated[bool, opt.option("--all", help="List everything.")] = False,
     html: Annotated[
@@ -40,7 +46,7 @@ def show(
 ) -> None:
     """Show what is in the store: the list, one artifact, what differs between several, or one row.
 
-    adpa show · adpa show best · adpa show best other · adpa show cache-teacher/0d9e --row 17
+    adpa show · adpa show best · adpa show best other --plot · adpa show cache-teacher/0d9e --row 17
     """
     store, manifests = artifacts(refs)
     if teacher is not None and not fidelity:
@@ -54,6 +60,12 @@ def show(
     options = [name for name, given in views.items() if given]
     if len(options) > 1:
         raise UsageError(f"{' and '.join(options)} are not shown together", f"adpa show REF {options[0]}")
+    if plot is not None:
+        if options or not manifests:
+            wrong = f"--plot and {options[0]} are not shown together" if options else "--plot draws trainings"
+            raise UsageError(wrong, "adpa show REF… --plot")
+        show_plots(store, manifests, plot)
+        return
     if options and len(manifests) != 1:
         raise UsageError(f"{options[0]} is of one artifact", f"adpa show REF {options[0]}")
     if fidelity:
@@ -110,6 +122,28 @@ def show_several(store: Store, manifests: Sequence[Manifest]) -> None:
         lambda: compare.screen(rows, refs, terminal_width()),
         lambda: compare.tsv(rows, refs),
         lambda: compare.record(rows, refs),
+    )
+
+
+def show_plots(store: Store, manifests: Sequence[Manifest], asked: str) -> None:
+    """The curves of trainings, over each other where there are several; `asked` names numbers, "" the usual ones."""
+    import os
+    import sys
+
+    from adpa_cli.report import plots
+    from adpa_cli.report.curves import curves_of, names_in
+    from adpa_cli.report.lineage import what
+
+    tags = {artifact: tag for tag, artifact in store.tags().items()}
+    trainings = {manifest.ref: curves_of(store, manifest) for manifest in manifests}
+    labels = [f"{tags.get(manifest.id, manifest.ref)}  {what(manifest)}" for manifest in manifests]
+    names = names_in(list(trainings.values()), asked)
+    is_coloured = bool(os.environ.get("FORCE_COLOR")) or not os.environ.get("NO_COLOR")
+    braille = (sys.stdout.encoding or "").lower().startswith("utf")
+    out(
+        lambda: plots.screen(trainings, names, labels, terminal_width(), is_coloured, braille),
+        lambda: plots.tsv(trainings, names),
+        lambda: plots.record(trainings, names),
     )
 
 
