@@ -57,8 +57,8 @@ def test_the_log_probs_of_a_student_that_is_the_teacher_are_the_teachers(cli: Cl
 
 def test_what_is_refused(cli: Cli, pipeline: Pipeline) -> None:
     signal = pipeline.made("signal #2")
-    assert "--html writes the page of one row" in cli.refused(2, "show", signal, "--html", "a.html")
-    assert "--student is shown on the page" in cli.refused(2, "show", signal, "--row", 1, "--student", "tiny")
+    assert "--html needs --row" in cli.refused(2, "show", signal, "--html", "a.html")
+    assert "--student needs --html" in cli.refused(2, "show", signal, "--row", 1, "--student", "tiny")
     assert "does not end with .html" in cli.refused(2, "show", signal, "--row", 1, "--html", "a.png")
     assert "is no signal" in cli.refused(2, "show", pipeline.made("rollouts"), "--row", 1, "--html", "a.html")
     assert "several models" in cli.refused(2, "show", signal, "--row", 1, "--html", "a.html", "--student", "tiny")

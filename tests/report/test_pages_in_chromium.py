@@ -63,3 +63,29 @@ def test_tokens_are_readable_without_scripts(browser: Browser, pipeline: Pipelin
     text = page.run("document.body.innerText")
     assert "most probable here" in text
     assert "Point at a token" not in text
+
+
+def test_the_report_of_two_models(browser: Browser, pipeline: Pipeline, cli: Cli, tmp_path: Path) -> None:
+    path = tmp_path / "report.html"
+    assert cli("report", pipeline.made("distill dckd"), pipeline.made("distill adpa"), "--to", path).code == 0
+    page = browser.page()
+    check_everywhere(page, path)
+    stops = " ".join(page.open(path).tab_stops())
+    assert all(name in stops for name in ("Scores", "SUMMARY.", "INPUT.", "SELECT.", "DIV.answer", "DIV.graph Lineage"))
+    assert page.run("document.querySelectorAll('.graph a').length") == stops.count("SVGAnimatedString")
+    page.run("document.querySelector('#words').focus()")
+    page.send("Input.insertText", text="nowhere to be found")
+    assert page.run("[...document.querySelectorAll('.sample')].every(one => one.hidden)")
+    page.run("document.querySelector('.graph a').focus()")
+    page.key("Enter")
+    target = page.run("location.hash")
+    assert page.run(f"document.querySelector('{target} pre').checkVisibility()")
+
+
+def test_a_report_is_readable_without_scripts(browser: Browser, pipeline: Pipeline, cli: Cli, tmp_path: Path) -> None:
+    path = tmp_path / "report.html"
+    assert cli("report", pipeline.made("distill adpa"), "--to", path).code == 0
+    page = browser.page().open(path, scripts=False)
+    text = page.run("document.body.innerText")
+    assert all(words in text for words in ("Scores", "reward accuracy", "Answers side by side", "most probable here"))
+    assert "Filter" not in text

@@ -22,16 +22,12 @@ def show(
     refs: Annotated[list[str] | None, opt.argument("REF…", "Artifacts; none lists the store; - reads stdin.")] = None,
     row: Annotated[int | None, opt.option("--row", help="One row of rollouts or signals, from 1.", metavar="N")] = None,
     plot: Annotated[
-        str | None,
-        opt.option(
-            "--plot", help="Draw how these numbers of trainings moved [those that tell most].", metavar="[NAME,…]"
-        ),
+        str | None, opt.option("--plot", help="Draw how numbers of trainings moved [the usual].", metavar="[NAME,…]")
     ] = None,
     recipe: Annotated[bool, opt.option("--recipe", help="The TOML that makes it again: adpa run.")] = False,
     everything: Annotated[bool, opt.option("--all", help="List everything.")] = False,
     html: Annotated[
-        str | None,
-        opt.option("--html", help="With --row: write the tokens of a signal's row as a page.", metavar="FILE"),
+        str | None, opt.option("--html", help="With --row: write the row of a signal as a page.", metavar="FILE")
     ] = None,
     student: Annotated[
         str | None, opt.teacher("--student", help="With --html: also the log-probs under this model.")
@@ -49,39 +45,29 @@ def show(
     adpa show · adpa show best · adpa show best other --plot · adpa show cache-teacher/0d9e --row 17
     """
     store, manifests = artifacts(refs)
-    if teacher is not None and not fidelity:
-        raise UsageError("--teacher compares a signal with its teacher", "adpa show REF --fidelity --teacher recorded")
-    if html is not None and row is None:
-        raise UsageError("--html writes the page of one row of a signal", "adpa show REF --row 1 --html row.html")
-    if student is not None and html is None:
-        raise UsageError("--student is shown on the page of a row", "adpa show REF --row 1 --html row.html --student M")
+    for name, value, other, is_given, example in (
+        ("--teacher", teacher, "--fidelity", fidelity, "--fidelity --teacher recorded"),
+        ("--html", html, "--row", row is not None, "--row 1 --html row.html"),
+        ("--student", student, "--html", html is not None, "--row 1 --html row.html --student MODEL"),
+    ):
+        if value is not None and not is_given:
+            raise UsageError(f"{name} needs {other}", f"adpa show REF {example}")
     first_rows = count is not None and teacher is None
     views = {"--fidelity": fidelity, "--recipe": recipe, "--row N": row is not None, "--rows N": first_rows}
-    options = [name for name, given in views.items() if given]
+    options = [name for name, given in {**views, "--plot": plot is not None}.items() if given]
     if len(options) > 1:
         raise UsageError(f"{' and '.join(options)} are not shown together", f"adpa show REF {options[0]}")
-    if plot is not None:
-        if options or not manifests:
-            wrong = f"--plot and {options[0]} are not shown together" if options else "--plot draws trainings"
-            raise UsageError(wrong, "adpa show REF… --plot")
-        show_plots(store, manifests, plot)
-        return
-    if options and len(manifests) != 1:
-        raise UsageError(f"{options[0]} is of one artifact", f"adpa show REF {options[0]}")
+    if options and (len(manifests) != 1 if plot is None else not manifests):
+        what = "one artifact" if plot is None else "trainings"
+        raise UsageError(f"{options[0]} is of {what}", f"adpa show REF {options[0]}")
     if fidelity:
         show_fidelity(store, manifests[0], teacher, count)
     elif recipe:
         show_recipe(store, manifests[0])
+    elif plot is not None:
+        show_plots(store, manifests, plot)
     elif row is not None:
-        from adpa_cli.report.rows import with_rows
-
-        manifest = with_rows(store, manifests[0])
-        if manifest is not manifests[0] and not GLOBALS.quiet:
-            say(f"{manifests[0].ref} learned from {manifest.ref}, whose row {row} follows\n")
-        if html is not None:
-            write_tokens(store, manifest, row, html, student)
-        else:
-            show_row(store, manifest, row)
+        show_row(store, manifests[0], row, html, student)
     elif count is not None:
         show_rows(store, manifests[0], count)
     elif len(manifests) > 1:
@@ -147,10 +133,16 @@ def show_plots(store: Store, manifests: Sequence[Manifest], asked: str) -> None:
     )
 
 
-def show_row(store: Store, manifest: Manifest, index: int) -> None:
-    """Row `index` of an artifact, from 1."""
+def show_row(store: Store, asked: Manifest, index: int, html: str | None, student: str | None) -> None:
+    """Row `index` of an artifact, from 1, of a model that of its signal; on a page where `html` names one."""
     from adpa_cli.report import rows
 
+    manifest = rows.with_rows(store, asked)
+    if manifest is not asked and not GLOBALS.quiet:
+        say(f"{asked.ref} learned from {manifest.ref}, whose row {index} follows\n")
+    if html is not None:
+        write_tokens(store, manifest, index, html, student)
+        return
     out(
         lambda: rows.row_screen(store, manifest, index, terminal_width()),
         lambda: rows.row_tsv(store, manifest, index),
