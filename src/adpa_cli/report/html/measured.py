@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -35,11 +35,17 @@ from adpa_cli.store.manifest import Manifest
 from adpa_cli.store.store import Store
 
 FIRST = (ACCURACY, REWARD, WIN)
-"""Metrics of which more is better, and which are compared, most telling last."""
+"""Metrics that stand before others."""
+NOT_MORE_IS_BETTER = ("bias", "baseline", "perplexity", "bits_per_byte", "nll")
+"""How the names of numbers end that are no merit of a model."""
+MOST_COMPARED = 12
+"""Kinds of scores whose differences are tested."""
 FEW = 8
 """Models up to which differences have exact intervals and tests; for more they are those of a normal distribution."""
-UNSAID = ("tag", "keep")
+UNSAID = ("tag", "keep", "no-eval")
 """Values of a command that change no weights."""
+LETTERS, MOST_KEYS = 60, 6
+"""Of a name that is made of settings, and settings with columns of their own."""
 START = "start"
 
 
@@ -73,6 +79,8 @@ class Compared:
     """The settings that differ."""
     curves: Mapping[str, Mapping[str, Curve]]
     """Those of each model by its ref."""
+    merits: Sequence[Column]
+    """The kinds of scores of which more is better: these are compared and drawn."""
 
     @property
     def asked(self) -> list[Model]:
@@ -87,7 +95,7 @@ class Compared:
     @property
     def table_keys(self) -> Sequence[str]:
         """The settings that have columns of their own: those of models that go by tags, for other names tell them."""
-        return self.keys if any(model.tags for model in self.asked) else ()
+        return self.keys if any(model.tags for model in self.asked) and len(self.keys) <= MOST_KEYS else ()
 
     def evaluations(self, model: Model) -> list[Manifest]:
         """The evaluations of a model, newest first."""
@@ -120,7 +128,10 @@ def compared(store: Store, asked: Sequence[Manifest]) -> Compared:
     opponents = {m.ref: "its start" if m.role == START and roles.count(START) > 1 else m.name for m in models}
     models = [replace(m, scores=_scores(scored.get(m.manifest.id, ()), opponents)) for m in models]
     curves = {manifest.ref: curves_of(store, manifest, artifacts.values()) for manifest in chosen}
-    return Compared(store, artifacts, models, _columns(models), keys, curves)
+    by_ref = {manifest.ref: manifest for manifest in artifacts.values()}
+    merits = {kind for m in models for kind, score in m.scores.items() if _is_merit(score, by_ref[score.ref])}
+    columns = _columns(models, merits)
+    return Compared(store, artifacts, models, columns, keys, curves, [kind for kind in columns if kind in merits])
 
 
 def _models(asked: Sequence[Manifest], artifacts: Mapping[str, Manifest]) -> list[Manifest]:
@@ -178,7 +189,7 @@ def _names(
     names = []
     for manifest, own in zip(chosen, settings, strict=True):
         said = " ".join(own[key] if key == "method" else f"{key}={own[key]}" for key in keys if key in own)
-        names.append(next(iter(tags.get(manifest.id, ())), "") or said or what(manifest))
+        names.append(next(iter(tags.get(manifest.id, ())), "") or text.cut(said, LETTERS) or what(manifest))
     return [
         f"{name} ({manifest.id[:4]})" if names.count(name) > 1 else name
         for name, manifest in zip(names, chosen, strict=True)
@@ -194,10 +205,18 @@ def _scores(scores: Sequence[Score], opponents: Mapping[str, str]) -> dict[Colum
     return found
 
 
-def _columns(models: Sequence[Model]) -> dict[Column, str]:
+def _is_merit(score: Score, evaluation: Manifest) -> bool:
+    """Whether more of a score is better: it is no property of the answers alone, as their length is."""
+    entry = evaluation.metrics["scores"].get(score.metric, {})
+    return not entry.get("of") and not score.metric.partition(",")[0].endswith(NOT_MORE_IS_BETTER)
+
+
+def _columns(models: Sequence[Model], merits: Set[Column]) -> dict[Column, str]:
     first = {kind: score for model in reversed(models) for kind, score in model.scores.items()}
     names = distinct_names({kind: title(s.metric).lower() + s.opponent for kind, s in first.items()}, first)
-    ranked = sorted(first, key=lambda kind: (_rank(first[kind].metric), -sum(kind in m.scores for m in models)))
+    ranked = sorted(
+        first, key=lambda kind: (_rank(first[kind].metric), kind not in merits, -sum(kind in m.scores for m in models))
+    )
     return {kind: names[kind] for kind in ranked}
 
 
@@ -221,9 +240,9 @@ def table(found: Compared) -> list[tuple[Model, list[Cell | None]]]:
     """The cells of every model, in the order of the columns."""
     apart = _differences(found)
     best: dict[Column, float] = {}
-    for kind in found.columns:
+    for kind in found.merits:
         values = [m.scores[kind].value for m in found.asked if kind in m.scores]
-        if kind[0] in FIRST and len(values) > 1:
+        if len(values) > 1:
             best[kind] = max(values)
     return [
         (model, [_cell(model, kind, best, apart.get((model.ref, kind))) for kind in found.columns])
@@ -256,9 +275,7 @@ def _differences(found: Compared) -> dict[tuple[str, Column], tuple[Difference, 
     others = [model for model in found.models if model is not base]
     compare = paired if len(found.models) <= FEW else normal
     made: dict[tuple[str, Column], Difference] = {}
-    for kind in found.columns:
-        if kind[0] not in FIRST or kind not in base.scores:
-            continue
+    for kind in [kind for kind in found.merits if kind in base.scores][:MOST_COMPARED]:
         rows = rows_of(found.store.folder(base.scores[kind].ref), kind[0])
         for model in others:
             if kind in model.scores:

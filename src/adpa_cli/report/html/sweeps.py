@@ -112,8 +112,8 @@ def by_setting(found: Compared) -> list[Figure]:
         if key in SEEDS or len(values) < LEAST_VALUES:
             continue
         is_log = min(values) > 0 and max(values) / min(values) >= WIDE
-        for kind, name in list(found.columns.items()):
-            series = _by_others(found, key, kind) if kind[0] in FIRST else []
+        for kind in found.merits[:MOST]:
+            name, series = found.columns[kind], _by_others(found, key, kind)
             if series:
                 is_share = any(m.scores[kind].is_share for m in found.asked if kind in m.scores)
                 drawn.append(
