@@ -70,6 +70,9 @@ def test_the_report_of_two_models(browser: Browser, pipeline: Pipeline, cli: Cli
     assert cli("report", pipeline.made("distill dckd"), pipeline.made("distill adpa"), "--to", path).code == 0
     page = browser.page()
     check_everywhere(page, path)
+    page.open(path, 794, dark=True).send("Emulation.setEmulatedMedia", media="print")
+    assert page.run("document.documentElement.scrollWidth") == 794  # nothing is cut off on paper
+    assert page.run("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
     stops = " ".join(page.open(path).tab_stops())
     assert all(name in stops for name in ("Scores", "SUMMARY.", "INPUT.", "SELECT.", "DIV.answer", "DIV.graph Lineage"))
     assert page.run("document.querySelectorAll('.graph a').length") == stops.count("SVGAnimatedString")

@@ -102,7 +102,7 @@ class Page:
 
     def dark(self, dark: bool) -> None:
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
-        self.send("Emulation.setEmulatedMedia", features=[scheme])
+        self.send("Emulation.setEmulatedMedia", media="", features=[scheme])
 
     def run(self, script: str) -> Any:
         """The value of a script in the page, or of its promise."""
