@@ -14,6 +14,7 @@ import pytest
 from adpa_cli.stages.eval import SCORES
 from adpa_cli.store.store import Store
 from support.cli_samples import Cli, Pipeline
+from support.judge_server import Judge, judging
 
 
 def table(path: Path) -> list[dict[str, str]]:
@@ -63,6 +64,18 @@ def test_the_page_names_every_command_and_shows_answers(cli: Cli, pipeline: Pipe
     assert all(f'id="a-{one.ref.replace("/", "-")}"' in shown for one in lineage if one is not None)
     assert len(re.findall('class="sample"', shown)) > 5
     assert "Where teacher and student differ" in shown
+
+
+def test_what_a_judge_said_stands_beside_what_rewards_say(cli: Cli, pipeline: Pipeline) -> None:
+    model, start = pipeline.made("distill adpa"), pipeline.made("student")
+    with judging(Judge(lambda messages: "A")) as judge:
+        words = ("eval", model, "--against", start, "--data", pipeline.data, "--set", "rollout.max_new_tokens=12")
+        assert cli(*words, "--judge", "j", "--judge-url", judge.url).code == 0
+    assert cli("report", model, "--to", "out").code == 0
+    rows = [row for row in table(Path("out/scores.csv")) if row["metric"].startswith("win rate")]
+    assert len({row["metric"] for row in rows}) == 2
+    assert any(row["metric"].endswith("by j") for row in rows)
+    assert "by j" in Path("out/report.html").read_text(encoding="utf-8")
 
 
 def test_a_tag_names_a_model(cli: Cli, pipeline: Pipeline) -> None:

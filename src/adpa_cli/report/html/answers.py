@@ -49,9 +49,10 @@ class Side:
 
 @dataclass(frozen=True)
 class Sample:
-    """A prompt with the answers of some models; `gap` is how far their rewards lie apart."""
+    """A prompt with the answers of some models; `place` is its place among all, `gap` how far rewards lie apart."""
 
     id: str
+    place: int
     prompt: Sequence[Mapping[str, str]]
     sides: Sequence[Side]
     gap: float
@@ -72,7 +73,7 @@ class AllAnswers:
                 rollout = self.found.artifacts.get(str(evaluation.inputs.get("rollouts", "")).removeprefix("artifact:"))
                 score = next((s for s in model.scores.values() if s.ref == evaluation.ref and s.metric == REWARD), None)
                 if rollout is not None:
-                    folder = self.found.store.folder(evaluation.ref)
+                    folder = self.found.folder(evaluation.ref)
                     rewards, lengths = (rows_of(folder, name).numbers for name in (REWARD, LENGTH))
                     drawn.setdefault(_question(score), []).append(
                         Answered(model, evaluation, rollout, rewards, lengths)
@@ -84,14 +85,17 @@ class AllAnswers:
 
     @cached_property
     def sides(self) -> list[Answered]:
-        """The models to set side by side: those that others are compared with, then the best, or all where few."""
-        if len(self.models) <= MOST_SIDES:
-            return self.models
-        around = [answered for answered in self.models if answered.model.role]
-        asked = [answered for answered in self.models if not answered.model.role]
+        """The models to set side by side."""
+        return self._some(self.models, MOST_SIDES)
+
+    @staticmethod
+    def _some(models: Sequence[Answered], most: int) -> list[Answered]:
+        """All where there are few, else those that others are compared with, and the best; in their order."""
+        around = [answered for answered in models if answered.model.role][: most // 2]
+        asked = [answered for answered in models if not answered.model.role]
         ranked = sorted(asked, key=lambda each: -_mean(each.rewards))
-        kept = [*ranked[: MOST_SIDES - min(2, len(around))], *around[:2]]
-        return [answered for answered in self.models if answered in kept]
+        kept = {answered.model.ref for answered in (*around, *ranked[: most - len(around)])}
+        return [answered for answered in models if answered.model.ref in kept]
 
     def samples(self) -> list[Sample]:
         """Prompts that all sides answered: half of them those on which rewards lie apart most, half spread evenly."""
@@ -106,20 +110,24 @@ class AllAnswers:
         common = [id_ for id_ in ids[0] if all(id_ in own for own in ids)]
         gaps = {id_: _gap([answered.rewards.get(id_) for answered in sides]) for id_ in common}
         apart = sorted(common, key=lambda id_: -gaps[id_])[: MOST_PROMPTS // 2]
-        rest = [id_ for id_ in common if id_ not in set(apart)]
+        chosen = set(apart)
+        rest = [id_ for id_ in common if id_ not in chosen]
         kept = [*apart, *(rest[place] for place in spread(len(rest), MOST_PROMPTS - len(apart)))]
         return [
-            Sample(id_, [{**turn, "content": _cut(turn["content"])} for turn in read[0].record(ids[0][id_])["prompt"]],
-                   [_side(a, own, places[id_]) for a, own, places in zip(sides, read, ids, strict=True)], gaps[id_])
-            for id_ in kept
+            Sample(
+                id_, ids[0][id_],
+                [{**turn, "content": _cut(turn["content"])} for turn in read[0].record(ids[0][id_])["prompt"]],
+                [_side(a, own, places[id_]) for a, own, places in zip(sides, read, ids, strict=True)], gaps[id_],
+            )
+            for id_ in sorted(kept, key=lambda id_: -gaps[id_])
         ]  # fmt: skip
 
     def matrix(self) -> tuple[list[str], list[list[tuple[float, float] | None]]] | None:
         """(names, by row how often its rewards beat those of the column, and half of a 95 % interval); ties count half.
 
-        None without two models that were rewarded.
+        Of many models those that others are compared with, and the best. None without two that were rewarded.
         """
-        own = [answered for answered in self.models if answered.rewards][:MOST_IN_MATRIX]
+        own = self._some([answered for answered in self.models if answered.rewards], MOST_IN_MATRIX)
         if len(own) < 2:
             return None
         return [each.model.name for each in own], [

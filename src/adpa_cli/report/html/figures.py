@@ -122,7 +122,9 @@ def lines(
             axes.minorticks_off()
         elif all(float(x).is_integer() for each in drawn for x in each.xs):
             axes.xaxis.get_major_locator().set_params(integer=True)
-        if len(named) > 1:
+        if many:
+            axes.figure.legend(loc="outside upper left", ncols=4)  # a place among many lines is long to find
+        elif len(named) > 1:
             axes.legend()
     return Figure(name, title, caption, saved[0], wide(across, drawn))
 
@@ -139,7 +141,10 @@ def points(name: str, title: str, series: Sequence[Series], across: str, along: 
             for low, high in each.bounds:
                 axes.plot([x, x], [low, high], color=colour, linewidth=1)
             axes.plot([x], [y], mark, color=colour, markersize=5, label=label)
-        axes.legend()
+        if len(series) > MOST_NAMED:
+            axes.figure.legend(loc="outside upper left", ncols=4)
+        else:
+            axes.legend()
     rows = [(each.full_name, each.xs[0], each.ys[0], *(each.bounds[0] if each.bounds else ())) for each in series]
     return Figure(name, title, caption, saved[0], [("model", across, along, "low", "high"), *rows])
 

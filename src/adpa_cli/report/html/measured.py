@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -96,6 +97,10 @@ class Compared:
     def table_keys(self) -> Sequence[str]:
         """The settings that have columns of their own: those of models that go by tags, for other names tell them."""
         return self.keys if any(model.tags for model in self.asked) and len(self.keys) <= MOST_KEYS else ()
+
+    def folder(self, ref: str) -> Path:
+        """Where the files of one of its artifacts are, which are there: nothing is looked for."""
+        return self.store.root / ref
 
     def evaluations(self, model: Model) -> list[Manifest]:
         """The evaluations of a model, newest first."""
@@ -276,10 +281,10 @@ def _differences(found: Compared) -> dict[tuple[str, Column], tuple[Difference, 
     compare = paired if len(found.models) <= FEW else normal
     made: dict[tuple[str, Column], Difference] = {}
     for kind in [kind for kind in found.merits if kind in base.scores][:MOST_COMPARED]:
-        rows = rows_of(found.store.folder(base.scores[kind].ref), kind[0])
+        rows = rows_of(found.folder(base.scores[kind].ref), kind[0])
         for model in others:
             if kind in model.scores:
-                own = rows_of(found.store.folder(model.scores[kind].ref), kind[0])
+                own = rows_of(found.folder(model.scores[kind].ref), kind[0])
                 if difference := compare(own, rows):
                     made[model.ref, kind] = difference
     corrected = holm([difference.p for difference in made.values()])
