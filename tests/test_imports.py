@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from adpa_cli.cli import commands
+from support.cli_samples import Pipeline
 from support.store_samples import new_store, place, recipe
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -196,6 +197,12 @@ def test_a_plan_is_made_without_slow_libraries(tmp_path: Path) -> None:
     plan = run_without(SLOW, [["distill", "--method", "adpa+", "--student", "tiny", "--dry-run"]], tmp_path)
     assert [line.split("\t")[1] for line in plan.splitlines()] == ["build"] * len(plan.splitlines())
     assert "dpo-teacher/" in plan
+
+
+def test_a_report_and_the_page_of_a_row_are_made_without_slow_libraries(pipeline: Pipeline, tmp_path: Path) -> None:
+    model, signal = pipeline.made("distill adpa"), pipeline.made("signal #1")
+    run_without(SLOW, [["report", model], ["show", signal, "--row", "1", "--html", "row.html"]], tmp_path)
+    assert (tmp_path / "report.html").is_file()
 
 
 def test_a_blocked_library_is_noticed(tmp_path: Path) -> None:

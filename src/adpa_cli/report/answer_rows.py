@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -51,10 +52,15 @@ class Answers:
         """One answer as a line."""
         return [self.brief(place)]
 
+    @cached_property
+    def ids(self) -> dict[str, int]:
+        """The place of every answer by its id."""
+        named = self._table.column("id").to_pylist()
+        return {answer_id: place for place, answer_id in reversed(list(enumerate(named)))}
+
     def find(self, answer_id: str) -> int | None:
         """The place of an answer by its id."""
-        ids = self._table.column("id").to_pylist()
-        return ids.index(answer_id) if answer_id in ids else None
+        return self.ids.get(answer_id)
 
 
 def parent_answers(store: Store, manifest: Manifest) -> Answers | None:

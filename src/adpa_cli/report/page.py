@@ -34,10 +34,12 @@ Artifacts = Mapping[str, Manifest]
 FILE_NAME = "metrics.jsonl"
 METRICS = ("final", "gradients", "entropy", "update", "noise", "speed", "memory", "selection")
 """The metrics of a manifest that the lines of this file show."""
-_NOT_CURVES = {"step", "epoch", "lr", "seconds", "time", "at", "tokens", "of", "rows", "tokens_per_device", "padding"}
+ABOUT_STEPS = {"step", "epoch", "lr", "seconds", "time", "at", "tokens", "of", "rows", "tokens_per_device", "padding"}
+"""Columns that say something of the steps, and not of what they learn."""
 _FIRST = ("loss", "advantage", "entropy", "length")
 _LAST = "grad_norm"
-_OF_POINTS = ("reward", "accuracy", "margin", "nll")
+POINT_METRICS = ("reward", "accuracy", "margin", "nll")
+"""What the points of a training may be selected by."""
 
 Curves = Mapping[str, Sequence[float | None]]
 
@@ -287,14 +289,15 @@ def read_curves(folder: Path) -> dict[str, list[float | None]]:
 
 def curve_lines(curves: Curves, width: int, count: int = 4) -> list[str]:
     """`name  first curve last`: the loss first, then up to `count` - 1 other numbers that change."""
-    names = [name for name in curves if name not in _NOT_CURVES and name.rpartition(".")[2] not in _NOT_CURVES]
-    names.sort(key=_place)
+    names = [name for name in curves if name not in ABOUT_STEPS and name.rpartition(".")[2] not in ABOUT_STEPS]
+    names.sort(key=curve_order)
     varied = [name for name in names if name == "loss" or len(set(curves[name]) - {None}) > 1]
     items = [f"{name} {_curve(curves[name])}" for name in varied[:count]]
     return text.wrap("curves", items, width, "    ") if items else []
 
 
-def _place(name: str) -> int:
+def curve_order(name: str) -> int:
+    """Where a number stands among others: the most telling ones come first."""
     begin = name.partition("/")[0]
     return _FIRST.index(begin) if begin in _FIRST else len(_FIRST) + begin.startswith(_LAST)
 
@@ -374,6 +377,6 @@ def selection_lines(metrics: Mapping[str, Any], width: int) -> list[str]:
     half = f" by the {selection['prompts']} half" if selection.get("prompts") == "validation" else ""
     items = [f"step {selection['step']} ({selection['rule']}{half})"]
     for point in selection["points"]:
-        numbers = [f"{name} {text.number(value)}" for name, value in point.items() if name in _OF_POINTS]
+        numbers = [f"{name} {text.number(value)}" for name, value in point.items() if name in POINT_METRICS]
         items.append(" ".join([f"{point['step']}:", *numbers]) if numbers else f"step-{point['step']:06d}")
     return text.wrap("selected", items, width, " · ")

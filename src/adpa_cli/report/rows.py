@@ -72,6 +72,23 @@ def _in_line(value: Any) -> str:
     return text.printable(" ".join(shown.split()))
 
 
+def with_rows(store: Store, manifest: Manifest) -> Manifest:
+    """The artifact whose rows are meant: of a model the signal that it learned from last, while the store has it."""
+    if product_of(manifest.stage) in _ROWS:
+        return manifest
+    parents = [store.get(digest) for _, digest in manifest.parents()]
+    signals = [parent for parent in parents if parent is not None and product_of(parent.stage) == "signal"]
+    return max(signals, key=lambda parent: parent.at, default=manifest)
+
+
+def signal_row(store: Store, manifest: Manifest, index: int) -> tuple[Signals, int]:
+    """A signal, and the place of its row `index`, from 1. Raises UsageError for another artifact, NotFound."""
+    rows, place = _row(store, manifest, index)
+    if not isinstance(rows, Signals):
+        raise UsageError(f"{manifest.ref} is no signal", f"only {', '.join(making('signal'))} artifacts have tokens")
+    return rows, place
+
+
 def _open(store: Store, manifest: Manifest) -> Rows:
     product = product_of(manifest.stage)
     if product is None or product not in _ROWS:

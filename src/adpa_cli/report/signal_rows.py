@@ -29,6 +29,10 @@ MAX_BYTES = 1 << 28
 SAMPLE = 200
 """Answers that the figures beside a single row are taken from."""
 TOKEN_WIDTH = 18
+MOST_PARTS = 4
+"""Tokens that one character is cut into at most: the bytes of UTF-8."""
+UNREADABLE = "\ufffd"
+"""What stands for bytes that are no whole character."""
 EDGES = (0.0, 0.5, 0.8, 0.9, 0.95, 0.98, 0.99, 0.999, 1.0)
 """Bounds of the histogram of the mass inside the ids."""
 BAR = 30
@@ -57,7 +61,7 @@ class Tokens:
         if token_id in self.special:
             return text.printable(raw)
         decoded = self.inner.decode([token_id], skip_special_tokens=False)
-        if "\ufffd" in decoded:  # part of a character: only the tokenizer's own spelling tells which
+        if UNREADABLE in decoded:  # part of a character: only the tokenizer's own spelling tells which
             decoded = raw
         elif raw.startswith("▁") and not decoded.startswith(" "):  # decoders drop the space that begins a text
             decoded = f" {decoded}"
@@ -68,6 +72,20 @@ class Tokens:
         if self.inner is None:
             return " ".join(map(self.one, token_ids))
         return str(self.inner.decode(list(token_ids), skip_special_tokens=False))
+
+    def pieces(self, token_ids: Sequence[int]) -> list[str]:
+        """What each token adds to a text. Of tokens that are parts of one character the last has all of it."""
+        pieces: list[str] = []
+        start, read = 0, 0  # what is read again says whether a space stands between two tokens
+        for end, token_id in enumerate(token_ids, 1):
+            whole = self.all(token_ids[start:end]) if self.inner is not None else ""
+            is_part = whole.endswith(UNREADABLE) and end - read < MOST_PARTS
+            added = whole[len(self.all(token_ids[start:read])) :] if whole and not is_part else ""
+            is_unknown = self.inner is None or self.inner.id_to_token(token_id) is None
+            pieces.append(self.one(token_id) if is_unknown else added)
+            if not is_part:
+                start, read = read, end
+        return pieces
 
 
 def load_tokens(folder: Path) -> Tokens:
@@ -96,7 +114,7 @@ class Signals:
         self._store, self._manifest = store, manifest
         folder = store.folder(manifest.ref)
         self._reader = SignalReader(folder)
-        self._tokenizer = load_tokens(folder)
+        self.names = load_tokens(folder)
 
     def __len__(self) -> int:
         return len(self._reader)
@@ -107,16 +125,16 @@ class Signals:
 
     def brief(self, place: int) -> dict[str, Any]:
         """One answer: its key, its length, its text and the mean log-prob of its tokens."""
-        key, rows = self._at(place)
+        key, rows = self.answer(place)
         return {
             "example_id": key.example_id, "part": key.part, "tokens_hash": key.tokens, "answer_tokens": len(rows),
             "mean_logp": float(rows.label_logps.mean()) if len(rows) else None,
-            "text": self._tokenizer.all(rows.label_ids.tolist()),
+            "text": self.names.all(rows.label_ids.tolist()),
         }  # fmt: skip
 
     def records(self, place: int) -> list[dict[str, Any]]:
         """Each token of one answer."""
-        return list(_token_records(self._at(place)[1], self._tokenizer))
+        return list(_token_records(self.answer(place)[1], self.names))
 
     def lines(self, place: int, width: int) -> list[str]:
         """The figures of the whole signal, then a table of the answer's tokens."""
@@ -130,15 +148,24 @@ class Signals:
             *_table(self.records(place), self._reader.spec.has_reference, width),
         ]
 
-    def _at(self, place: int) -> tuple[AnswerKey, SignalRows]:
+    def answer(self, place: int) -> tuple[AnswerKey, SignalRows]:
+        """What names one answer, and what the signal holds of it."""
         shard, i = self._reader.at(place)
         return shard.keys[i], shard.read(i)
+
+    def facts(self, place: int) -> list[tuple[str, str]]:
+        """What to know of the signal and of where one answer comes from, as (term, words)."""
+        facts, source = self._facts(), self._source(place)
+        said = [("from", source["from"])] if "from" in source else []
+        said += [(f"{role} teacher", name) for role, name in facts["teachers"].items()]
+        what = f"{self._manifest.ref}, top {facts['k']} of {facts['vocabulary']:,} ids"
+        return [*said, ("signal", f"{what}, row {place + 1:,} of {len(self):,}")]
 
     def _source(self, place: int) -> dict[str, Any]:
         """Where the answer comes from, as far as the store knows."""
         answers = parent_answers(self._store, self._manifest)
         if answers is not None:
-            at = answers.find(self._at(place)[0].example_id)
+            at = answers.find(self.answer(place)[0].example_id)
             if at is not None:
                 return {"from": f"{answers.ref}#{at + 1}", "prompt_tokens": answers.record(at)["prompt_tokens"]}
         data = self._manifest.inputs.get("data")
@@ -157,7 +184,7 @@ class Signals:
             "answers": len(self), "tokens": self._reader.tokens,
             "bytes": sum(path.stat().st_size for path in self._reader.shards.paths),
             "teachers": {role: self._name(content) for role, content in spec.teachers.items()},
-            "sampled_answers": len(places), **_figures([self._at(place)[1] for place in places]),
+            "sampled_answers": len(places), **_figures([self.answer(place)[1] for place in places]),
         }  # fmt: skip
 
 

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from adpa_cli.cli.commands import Command
 from adpa_cli.cli.console import options as opt
-from adpa_cli.cli.console.streams import artifacts, needed, out, terminal_width
+from adpa_cli.cli.console.streams import GLOBALS, artifacts, needed, out, say, terminal_width
 from adpa_cli.errors import UsageError
 
 if TYPE_CHECKING:
+    from adpa_cli.signal.rows import AnswerKey
     from adpa_cli.store.manifest import Manifest
     from adpa_cli.store.store import Store
 
@@ -20,8 +21,17 @@ if TYPE_CHECKING:
 def show(
     refs: Annotated[list[str] | None, opt.argument("REF…", "Artifacts; none lists the store; - reads stdin.")] = None,
     row: Annotated[int | None, opt.option("--row", help="One row of rollouts or signals, from 1.", metavar="N")] = None,
+    plot: Annotated[
+        str | None, opt.option("--plot", help="Draw how numbers of trainings moved [the usual].", metavar="[NAME,…]")
+    ] = None,
     recipe: Annotated[bool, opt.option("--recipe", help="The TOML that makes it again: adpa run.")] = False,
     everything: Annotated[bool, opt.option("--all", help="List everything.")] = False,
+    html: Annotated[
+        str | None, opt.option("--html", help="With --row: write the row of a signal as a page.", metavar="FILE")
+    ] = None,
+    student: Annotated[
+        str | None, opt.teacher("--student", help="With --html: also the log-probs under this model.")
+    ] = None,
     fidelity: Annotated[bool, opt.option("--fidelity", help="What a signal keeps, and its bytes.")] = False,
     teacher: Annotated[
         str | None, opt.teacher("--teacher", help="With --fidelity: compare with it; or `recorded`.")
@@ -32,24 +42,32 @@ def show(
 ) -> None:
     """Show what is in the store: the list, one artifact, what differs between several, or one row.
 
-    adpa show · adpa show best · adpa show best other · adpa show cache-teacher/0d9e --row 17
+    adpa show · adpa show best · adpa show best other --plot · adpa show cache-teacher/0d9e --row 17
     """
     store, manifests = artifacts(refs)
-    if teacher is not None and not fidelity:
-        raise UsageError("--teacher compares a signal with its teacher", "adpa show REF --fidelity --teacher recorded")
+    for name, value, other, is_given, example in (
+        ("--teacher", teacher, "--fidelity", fidelity, "--fidelity --teacher recorded"),
+        ("--html", html, "--row", row is not None, "--row 1 --html row.html"),
+        ("--student", student, "--html", html is not None, "--row 1 --html row.html --student MODEL"),
+    ):
+        if value is not None and not is_given:
+            raise UsageError(f"{name} needs {other}", f"adpa show REF {example}")
     first_rows = count is not None and teacher is None
     views = {"--fidelity": fidelity, "--recipe": recipe, "--row N": row is not None, "--rows N": first_rows}
-    options = [name for name, given in views.items() if given]
+    options = [name for name, given in {**views, "--plot": plot is not None}.items() if given]
     if len(options) > 1:
         raise UsageError(f"{' and '.join(options)} are not shown together", f"adpa show REF {options[0]}")
-    if options and len(manifests) != 1:
-        raise UsageError(f"{options[0]} is of one artifact", f"adpa show REF {options[0]}")
+    if options and (len(manifests) != 1 if plot is None else not manifests):
+        what = "one artifact" if plot is None else "trainings"
+        raise UsageError(f"{options[0]} is of {what}", f"adpa show REF {options[0]}")
     if fidelity:
         show_fidelity(store, manifests[0], teacher, count)
     elif recipe:
         show_recipe(store, manifests[0])
+    elif plot is not None:
+        show_plots(store, manifests, plot)
     elif row is not None:
-        show_row(store, manifests[0], row)
+        show_row(store, manifests[0], row, html, student)
     elif count is not None:
         show_rows(store, manifests[0], count)
     elif len(manifests) > 1:
@@ -93,15 +111,68 @@ def show_several(store: Store, manifests: Sequence[Manifest]) -> None:
     )
 
 
-def show_row(store: Store, manifest: Manifest, index: int) -> None:
-    """Row `index` of an artifact, from 1."""
+def show_plots(store: Store, manifests: Sequence[Manifest], asked: str) -> None:
+    """The curves of trainings, over each other where there are several; `asked` names numbers, "" the usual ones."""
+    import os
+    import sys
+
+    from adpa_cli.report import plots
+    from adpa_cli.report.curves import curves_of, names_in
+    from adpa_cli.report.lineage import what
+
+    tags = {artifact: tag for tag, artifact in store.tags().items()}
+    trainings = {manifest.ref: curves_of(store, manifest) for manifest in manifests}
+    labels = [f"{tags.get(manifest.id, manifest.ref)}  {what(manifest)}" for manifest in manifests]
+    names = names_in(list(trainings.values()), asked)
+    is_coloured = bool(os.environ.get("FORCE_COLOR")) or not os.environ.get("NO_COLOR")
+    braille = (sys.stdout.encoding or "").lower().startswith("utf")
+    out(
+        lambda: plots.screen(trainings, names, labels, terminal_width(), is_coloured, braille),
+        lambda: plots.tsv(trainings, names),
+        lambda: plots.record(trainings, names),
+    )
+
+
+def show_row(store: Store, asked: Manifest, index: int, html: str | None, student: str | None) -> None:
+    """Row `index` of an artifact, from 1, of a model that of its signal; on a page where `html` names one."""
     from adpa_cli.report import rows
 
+    manifest = rows.with_rows(store, asked)
+    if manifest is not asked and not GLOBALS.quiet:
+        say(f"{asked.ref} learned from {manifest.ref}, whose row {index} follows\n")
+    if html is not None:
+        write_tokens(store, manifest, index, html, student)
+        return
     out(
         lambda: rows.row_screen(store, manifest, index, terminal_width()),
         lambda: rows.row_tsv(store, manifest, index),
         lambda: rows.row_record(store, manifest, index),
     )
+
+
+def write_tokens(store: Store, manifest: Manifest, index: int, file: str, student: str | None) -> None:
+    """Write the page of row `index` of a signal, from 1, with the log-probs of a `student` where one is named."""
+    from adpa_cli.report.html import checked_path, save, tokens
+    from adpa_cli.report.rows import signal_row
+    from adpa_cli.report.signal_prompts import prompt_of
+
+    path = checked_path("--html", file)
+    signals, place = signal_row(store, manifest, index)
+    key, _ = signals.answer(place)
+    logps = None if student is None else _student_logps(store, manifest, key, needed("--student", student))
+    facts = [*signals.facts(place), *([("student", student)] if student else [])]
+    shown = tokens.block(signals, place, prompt_of(store, manifest, key), facts, logps)
+    save(path, tokens.page(f"{manifest.ref}, row {index:,}", shown))
+    out(lambda: f"written: {path}", lambda: str(path), lambda: {"written": str(path)})
+
+
+def _student_logps(store: Store, manifest: Manifest, key: AnswerKey, student: str) -> list[float]:
+    from adpa_cli.cli.console.make import computing
+    from adpa_cli.planning.resolve_inputs import Names
+    from adpa_cli.running.student_logps import student_logps
+
+    with computing(store) as monitor:
+        return student_logps(Names(store), manifest, key, student, monitor)
 
 
 def show_rows(store: Store, manifest: Manifest, count: int) -> None:

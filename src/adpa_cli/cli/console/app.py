@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import functools
 import inspect
+import re
 import sys
 from collections.abc import Callable, Sequence
 from difflib import get_close_matches
-from itertools import pairwise
+from itertools import pairwise, zip_longest
 from typing import Annotated, Any, cast
 
 import typer
@@ -39,6 +40,7 @@ class Command(TyperCommand):
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         if not ctx.resilient_parsing:
+            args = _with_empty_values(self, args)
             _refuse_swallowed(self, args)
         return super().parse_args(ctx, args)
 
@@ -76,6 +78,16 @@ def _values(command: TyperCommand, ctx: Any, name: str, key: str, incomplete: st
     for item in items:
         item.value = item.value.partition("=")[2]
     return [item for item in items if item.value]
+
+
+def _with_empty_values(command: TyperCommand, args: Sequence[str]) -> list[str]:
+    """The words with an empty value behind options that stand alone: those may whose whole metavar is in brackets."""
+    options = (param for param in command.params if isinstance(param, TyperOption))
+    alone = {name for param in options if re.fullmatch(r"\[.*\]", str(param.metavar)) for name in param.opts}
+    words: list[str] = []
+    for word, following in zip_longest(args, args[1:], fillvalue="--"):
+        words += [word, ""] if word in alone and following.startswith("-") else [word]
+    return words
 
 
 def _refuse_swallowed(command: TyperCommand, args: list[str]) -> None:
