@@ -8,7 +8,8 @@ import pyarrow as pa
 
 from adpa_cli.data.tables import table
 from adpa_cli.engine.layout.examples import Answer, Answers, Cut, PairAnswers
-from adpa_cli.engine.layout.tokenised import PAIR, rows_batch, schema
+from adpa_cli.engine.layout.token_rows import PAIR
+from adpa_cli.engine.layout.tokenised import rows_batch, schema
 from adpa_cli.signal.rows import AnswerKey, token_hash
 
 

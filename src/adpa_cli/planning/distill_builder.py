@@ -355,13 +355,11 @@ def _readable(signal: Made, method: Method, needs: Sequence[Need]) -> Made:
     it needs them. Raises UsageError."""
     steps = [signal.values.get(key) for key in ("precision", "pair_precision")]
     if any(need.exact for need in needs) and any(steps):
-        is_planned = isinstance(signal, Node)
-        what = "the signal that is to be made" if is_planned else signal.label
+        coarse = "precision and pair_precision" if isinstance(signal, Node) else f"--cache {signal.label}"
         raise UsageError(
-            f"{method.name} learns what is first in the signal, which rounding changes; {what} is stored in "
+            f"{method.name} learns what is first in the signal, which rounding changes; {signal.label} is stored in "
             f"steps of {' and '.join(_step(step) for step in steps if step)} nat",
-            f"leave out {'precision and pair_precision' if is_planned else '--cache ' + signal.label}: "
-            f"{method.name} has a signal of exact numbers made",
+            f"leave out {coarse}: {method.name} has a signal of exact numbers made",
         )
     support, other = needs[0].support, str(signal.values.get("support", "topk"))
     if other == support:
@@ -386,12 +384,9 @@ def _step(step: Any) -> str:
 
 
 def _start(
-    planner: Planner,
-    request: Distill,
-    model: Alias | Artifact | External,
-    family: Family,
+    planner: Planner, request: Distill, model: Alias | Artifact | External, family: Family,
     teacher_template: Template | None,
-) -> Model:
+) -> Model:  # fmt: skip
     """The model that training starts from, with the plan's template: the teacher's, else the student's or family's.
 
     An alias, and a base model whose SFT data are named, are fine-tuned first with that template.

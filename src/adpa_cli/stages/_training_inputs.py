@@ -52,7 +52,7 @@ class Data:
 def gather(job: Job, spec: TrainSpec, method: Method, params: Any, encoder: Any, monitor: Monitor) -> Data:
     """Examples with every part that the method reads, and the way to their signal."""
     from adpa_cli.engine.layout import examples as ex
-    from adpa_cli.engine.layout.tokenised import rows_of
+    from adpa_cli.engine.layout.token_rows import rows_of
 
     source = job.one("data")
     if every()[job.stage].reads == "dialogues":

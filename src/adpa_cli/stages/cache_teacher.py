@@ -396,7 +396,7 @@ def answers_of(job: Job, spec: CaptureSpec) -> Answers:
 def plan_of(job: Job, spec: CaptureSpec) -> Blocks:
     """The answers in blocks: of single rows, or of the answers to one prompt where the sizes make that worth it."""
     from adpa_cli.engine.layout.micro_batches import mapped_blocks
-    from adpa_cli.engine.layout.tokenised import PromptGroups
+    from adpa_cli.engine.layout.token_rows import PromptGroups
 
     answers = answers_of(job, spec)
     alone, groups = (PromptGroups(answers, shared) for shared in (False, spec.prompts == "auto"))

@@ -94,7 +94,7 @@ def finish(job: Job) -> dict[str, Any]:
     import numpy as np
 
     from adpa_cli.engine.layout.examples import ROWS, Rollout, rollouts_table, write_rollouts
-    from adpa_cli.engine.layout.tokenised import rows_of
+    from adpa_cli.engine.layout.token_rows import rows_of
 
     spec, blocks = make(RolloutSpec, job.spec), numbered(job.folder, "_block-*.json")
     read = (row for path in blocks for row in json.loads(path.read_text(encoding="utf-8")))

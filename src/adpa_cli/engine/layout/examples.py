@@ -21,14 +21,9 @@ from adpa_cli.data.tables import BATCH, Table, code_digest, file_facts, table, w
 from adpa_cli.data.templates import Template
 from adpa_cli.data.tokenizer import Tokenizer
 from adpa_cli.engine.layout.sequences import Answer, Cut, Example, TokenSequence
+from adpa_cli.engine.layout.token_rows import DIALOGUE, PAIR, ROLLOUT, Answers, Examples, Prompts
 from adpa_cli.engine.layout.tokenised import (
-    DIALOGUE,
-    PAIR,
-    ROLLOUT,
-    Answers,
     Encoding,
-    Examples,
-    Prompts,
     dialogues_table,
     fitted_dialogue,
     fitted_pair,

@@ -19,17 +19,8 @@ from adpa_cli.data.items import Items
 from adpa_cli.data.preferences import Dialogue
 from adpa_cli.data.tables import WATCH, Batch, code_digest, table
 from adpa_cli.engine.layout.examples import encoding
-from adpa_cli.engine.layout.tokenised import (
-    DIALOGUE,
-    Answers,
-    Encoding,
-    Examples,
-    dialogue_row,
-    encoded_batches,
-    rows_batch,
-    schema,
-    sequence_of,
-)
+from adpa_cli.engine.layout.token_rows import DIALOGUE, Answers, Examples, sequence_of
+from adpa_cli.engine.layout.tokenised import Encoding, dialogue_row, encoded_batches, rows_batch, schema
 from adpa_cli.hub import Located
 from adpa_cli.hub.externals import dialogues_of
 
