@@ -53,7 +53,7 @@ class JudgeSpec:
     """Whether log-probs are asked for; where a server gives none the text is read all the same."""
     top_logprobs: int = field(default=20, metadata={"low": 1, "high": 20})
     temperature: float | None = 0.0
-    max_tokens: int | None = SHORT
+    max_tokens: int | None = field(default=SHORT, metadata={"low": 1})
     max_completion_tokens: int | None = field(default=None, metadata={"neutral": None, "low": 1})
     """Sent instead of `max_tokens`, which newer servers refuse."""
     judge_seed: int | None = field(default=None, metadata={"neutral": None})
