@@ -251,6 +251,9 @@ def test_a_plan_tells_what_a_judge_takes_and_asks_nobody(pipeline: Pipeline, cli
     assert 24 * 150 < judge["prompt_tokens"] < 24 * 400
     assert judge["cost"] == pytest.approx((2.5 * judge["prompt_tokens"] + 480) / 1e6)
     assert judge["detectable"] == pytest.approx(2.8 * 0.4 / 12**0.5)
+    for key, most in (("max_tokens", 1), ("max_tokens", 100), ("max_completion_tokens", 2048)):
+        limited = json.loads(cli(*words, "--set", f"eval.{key}={most}", "--json").out)["judge"]
+        assert limited["completion_tokens"] == 24 * min(300, most)
     assert "at most 24 calls" in cli(*words).err
     assert "two numbers" in cli.refused(2, *compare(pipeline, "-n", "--judge-price", "cheap"))
 
