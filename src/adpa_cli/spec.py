@@ -197,9 +197,10 @@ class TrainSpec:
         return min(int(self.select), steps)
 
 
-def knob(default: Any) -> Any:
-    """A field of `Runtime` that `--runtime KEY=VALUE` sets; its name, type and default are all that is said of it."""
-    return field(default=default, metadata={"knob": True})
+def knob(default: Any, low: float | None = None) -> Any:
+    """A field of `Runtime` that `--runtime KEY=VALUE` sets; its name, type and default, and its least value, are all
+    that is said of it."""
+    return field(default=default, metadata={"knob": True, "low": low})
 
 
 @dataclass(frozen=True)
@@ -232,9 +233,9 @@ class Runtime:
     """
     judge_url: str = field(default="", repr=False)
     """Where a judge listens; it may hold a password."""
-    judge_concurrency: int = knob(16)
+    judge_concurrency: int = knob(16, low=1)
     """Calls of a judge that are under way at once."""
-    judge_timeout: float = knob(600.0)
+    judge_timeout: float = knob(600.0, low=1)
     """Seconds after which a call is given up and asked again."""
     judge_price: tuple[float, float] | None = None
     """Of a judge's tokens in and out, $ per million: for plans alone."""

@@ -99,6 +99,17 @@ def test_answers_and_their_rewards_are_made_once(pipeline: Pipeline, cli: Cli) -
     assert sum(row[1] == "build" and row[2] in ("rollouts", "rewards") for row in later) == 2
 
 
+def test_given_answers_are_rewarded_once_beside_models_of_any_template(
+    pipeline: Pipeline, cli: Cli, tmp_path: Path, judges: list[str]
+) -> None:
+    answers_file(tmp_path / "gold.json")
+    words = ("--reward-model", judges[0], "--set", "rewards.dtype=float32", "--set", "rewards.block_tokens=512", "-n")
+    alone = [row[4] for row in cli("eval", "gold.json", *words).rows if row[2] == "rewards"]
+    model = pipeline.made("student")
+    beside = cli("eval", model, "gold.json", "--data", pipeline.data, *words).rows
+    assert [row[4] for row in beside if row[2] == "rewards" and "gold.json" in row[3]] == alone
+
+
 def test_settings_of_the_answers_reach_them(pipeline: Pipeline, cli: Cli) -> None:
     words = (pipeline.made("student"), "--data", pipeline.data, "--suite", "tiny")
     usual = manifest(pipeline, cli("eval", *words).ref)

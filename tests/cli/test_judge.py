@@ -142,10 +142,23 @@ def test_another_port_finds_the_same_and_nothing_tells_where_it_was(
         (("--judge-url", "http://127.0.0.1:9/v1", "--judge-prompts", "none.txt"), 3, "no such file"),
         (("--judge-url", "http://127.0.0.1:9/v1", "--set", "eval.temperatur=1"), 2, "no such setting"),
         (("--suite", "accuracy"), 2, "would not be used"),
+        (("--judge-url", "http://ada:hid/den@127.0.0.1:9/v1"), 2, "no URL of a server"),
+        (("--runtime", "judge_concurrency=0"), 2, "judge_concurrency is 1 or more"),
+        (("--runtime", "judge_timeout=0"), 2, "judge_timeout is 1 or more"),
+        (("--set", "eval.max_tokens=0"), 2, "max_tokens is 1 or more"),
     ],
 )
 def test_bad_input(pipeline: Pipeline, cli: Cli, words: tuple[str, ...], code: int, said: str) -> None:
     assert said in cli.refused(code, *compare(pipeline, *words))
+
+
+def test_a_url_that_is_none_is_told_to_nobody(pipeline: Pipeline, cli: Cli) -> None:
+    """Neither where a slash in a password ends its host, nor where its port is none."""
+    for password in ("qz8word/1", "8/qz8word", "qz8word@["):
+        url = f"http://ada:{password}@127.0.0.1:9/v1"
+        assert "qz8word" not in cli.refused(2, *compare(pipeline, "--judge-url", url, "-v"))
+    for path in pipeline.store.rglob("*"):
+        assert not path.is_file() or b"qz8word" not in path.read_bytes(), path
 
 
 def test_without_the_extra_nothing_is_begun(pipeline: Pipeline, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -168,6 +181,8 @@ def test_how_often_a_judge_prefers_the_chosen_answers(pipeline: Pipeline, cli: C
         assert ran.code == 0, ran.err
         (line,) = map(json.loads, ran.out.splitlines())
         assert cli(*words, "--split", "all", "--limit", "3", "--json").code == 0
+    of_pairs = next(made for made in judgements(pipeline.store) if made.spec.get("judged") == "pairs")
+    assert "of the two answers of pairs" in cli.refused(2, "eval", of_pairs.ref)
     scores = line["scores"]
     assert scores["agreement"]["value"] == scores["longer_baseline"]["value"]
     assert scores["agreement"]["n"] == 12
@@ -236,6 +251,9 @@ def test_a_plan_tells_what_a_judge_takes_and_asks_nobody(pipeline: Pipeline, cli
     assert 24 * 150 < judge["prompt_tokens"] < 24 * 400
     assert judge["cost"] == pytest.approx((2.5 * judge["prompt_tokens"] + 480) / 1e6)
     assert judge["detectable"] == pytest.approx(2.8 * 0.4 / 12**0.5)
+    for key, most in (("max_tokens", 1), ("max_tokens", 100), ("max_completion_tokens", 2048)):
+        limited = json.loads(cli(*words, "--set", f"eval.{key}={most}", "--json").out)["judge"]
+        assert limited["completion_tokens"] == 24 * min(300, most)
     assert "at most 24 calls" in cli(*words).err
     assert "two numbers" in cli.refused(2, *compare(pipeline, "-n", "--judge-price", "cheap"))
 

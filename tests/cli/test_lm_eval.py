@@ -99,6 +99,7 @@ def test_numbers_are_those_of_lm_eval_on_exported_weights(cli: Cli, tmp_path: Pa
 def test_the_leaderboard_is_six_tasks_with_their_examples(cli: Cli, model: str, tmp_path: Path, tasks: Path) -> None:
     """Each number as the harness finds it with the leaderboard's examples; MMLU is the plain mean of its subjects."""
     ran = cli("eval", model, "--suite", "open-llm-v1", "--include-path", tasks, "--set", "dtype=float32")
+    assert "\ndocuments: " in ran.err
     found = values(ran.ref)
     shots = {"arc_challenge": 25, "hellaswag": 10, "truthfulqa_mc2": 0, "mmlu": 5, "winogrande": 5, "gsm8k": 5}
     theirs = {
@@ -180,6 +181,7 @@ def test_what_cannot_be_measured_is_named(cli: Cli, model: str, tasks: Path, mon
     assert "--tasks hellaswag would not be used" in cli.refused(
         2, *words, "--suite", "accuracy", "--tasks", "hellaswag"
     )
+    assert "REF a.json holds answers" in cli.refused(2, "eval", "a.json", "--tasks", "hellaswag")
     assert "--data x would not be used" in cli.refused(2, *words, "--tasks", "hellaswag", "--data", "x")
     assert "no such folder" in cli.refused(3, "eval", model, "--tasks", "hellaswag", "--include-path", "./nowhere")
     assert "has no effect" in cli.refused(2, *words, "--suite", "open-llm-v1", "--set", "num_fewshot=1")

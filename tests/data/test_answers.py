@@ -46,6 +46,7 @@ def test_a_rollout_holds_the_same_prompts_with_lengths(tmp_path: Path) -> None:
         ([{"instruction": "a", "output": "b"}, {"instruction": "c", "output": None}], "row 2, output: NoneType"),
         ([{"instruction": " ", "output": "b"}], "row 1, prompt"),
         ([{"output": "b"}], "row 1, prompt"),
+        ([{"instruction": "a", "output": "b \ud800"}], "row 1: half a surrogate pair"),
         ([["a"]], "row 1: list instead of an object"),
     ],
 )

@@ -47,12 +47,27 @@ def test_annotations_are_measured_and_written_back(cli: Cli, tmp_path: Path) -> 
         ({"output_2": None}, "row 2: an annotation has instruction, output_1 and output_2"),
         ({"generator_2": "other"}, "row 2: generator_2 is 'other'"),
         ({"instruction": "Question 0"}, "row 2: the instruction was met before"),
+        ({"output_2": "half \ud800"}, "row 2: half a surrogate pair"),
     ],
 )
 def test_what_is_no_annotation(cli: Cli, tmp_path: Path, change: dict[str, Any], said: str) -> None:
     rows = [ANNOTATIONS[0], {**ANNOTATIONS[1], **change}]
     (tmp_path / "annotations.json").write_text(json.dumps(rows))
     assert said in cli.refused(1, "import", "annotations.json", "--format", "alpaca-eval")
+
+
+def test_what_has_no_effect_on_judgements_is_refused(cli: Cli, tmp_path: Path) -> None:
+    """Neither does a suite measure those of another kind."""
+    (tmp_path / "annotations.json").write_text(json.dumps(ANNOTATIONS))
+    write_rows(tmp_path / "judgments.jsonl", JUDGMENTS)
+    compared = cli("import", "annotations.json", "--format", "alpaca-eval").ref
+    graded = cli("import", "judgments.jsonl", "--format", "mt-bench").ref
+    for words in (("--judge", "j"), ("--against", "base"), ("--data", "a.jsonl"), ("--split", "all"), ("--limit", 2)):
+        assert f"{words[0]} {words[1]} has no effect" in cli.refused(2, "eval", compared, *words)
+    assert "has no effect" in cli.refused(2, "eval", compared, "--set", "rollout.temperature=0")
+    assert "choose mt-bench" in cli.refused(2, "eval", graded, "--suite", "win-rate")
+    assert "choose win-rate or alpaca-eval" in cli.refused(2, "eval", compared, "--suite", "accuracy")
+    assert cli("eval", compared, "--suite", "alpaca-eval", "--set", "eval.bootstrap=50").code == 0
 
 
 def test_published_annotations(cli: Cli, shared_data: Path) -> None:

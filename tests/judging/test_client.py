@@ -14,7 +14,7 @@ import pytest
 
 from adpa_cli.errors import AdpaError, UsageError
 from adpa_cli.judging.calls import Asked, Call, Journal, ask_all
-from adpa_cli.judging.client import Endpoint, Reply, reply_of
+from adpa_cli.judging.client import Endpoint, Reply, reply_of, shown_url
 from adpa_cli.judging.verdicts import Verdict, preference
 from support.judge_server import FAULTS, Judge, judging
 
@@ -229,8 +229,15 @@ def test_a_reply_is_kept_without_the_key_and_the_password(tmp_path: Path, monkey
     assert {(row["reply"], row["verdict"]) for row in journal.rows.values()} == {("… … … … …\nB", 0.0)}
 
 
-@pytest.mark.parametrize("url", ["localhost:8000/v1", "ftp://a/v1", "http://", "here"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "localhost:8000/v1", "ftp://a/v1", "http://", "here", "http://a:port/v1", "http://a:99999/v1", "http://[::1/v1",
+        "http://ada:hid/den@a/v1", "http://ada:1/den@a/v1",
+    ],
+)  # fmt: skip
 def test_what_is_no_url(url: str) -> None:
+    assert "den" not in shown_url(url)
     with pytest.raises(UsageError, match="no URL of a server"):
         Endpoint(url)
 

@@ -77,7 +77,18 @@ def whole_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     for number, row in read_file(path):
         if isinstance(row, Problem):
             raise DataError(f"{path.name} row {number}: {row.content}", row.fix)
+        if not is_encodable(row):
+            raise DataError(f"{path.name} row {number}: half a surrogate pair", "write proper Unicode")
         yield number, row
+
+
+def is_encodable(row: object) -> bool:
+    """Whether UTF-8 can hold every text in a row: a file of JSON may spell half a surrogate pair."""
+    try:
+        json.dumps(row, ensure_ascii=False, default=str).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def read_jsonl(path: Path) -> Iterator[tuple[int, Any]]:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from adpa_cli.data.examples import sha256
+from adpa_cli.data.files import is_encodable
 from adpa_cli.data.sources import Source, read_rows
 from adpa_cli.errors import DataError
 
@@ -82,4 +83,6 @@ def references_of(sources: Sequence[Source]) -> dict[str, Reference]:
 def _rows(sources: Sequence[Source]) -> Iterator[tuple[Source, int, Mapping[str, Any]]]:
     for source in sources:
         for row, values in read_rows(source):
+            if not is_encodable(values):
+                raise DataError(f"{source.base} row {row}: half a surrogate pair", "write proper Unicode")
             yield source, row, values

@@ -32,6 +32,8 @@ ROUNDS = 3
 """How often every call under way may end with 429 or 5xx, each after all retries, with no answer between: minutes."""
 PAUSE, LONGEST_PAUSE = 0.25, 1.0
 """Seconds before a question is asked the second time, twice as long each time after, and the longest."""
+HIDDEN = "…"
+"""What is shown instead of a URL that cannot be read."""
 SECRET = 6
 """Characters from which on a secret is looked for in a reply; a shorter one may be a word of it."""
 KEY = "OPENAI_API_KEY"
@@ -56,10 +58,16 @@ class Endpoint:
     timeout: float = 600.0
 
     def __post_init__(self) -> None:
-        parts = urlsplit(self.url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
+        try:
+            parts = urlsplit(self.url)
+            is_url = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+        except ValueError:  # of a port that is none, or of half an IPv6 address
+            is_url = False
+        if not is_url or shown_url(self.url) == HIDDEN:
             raise UsageError(
-                "--judge-url is no URL of a server", "give one such as --judge-url http://localhost:8000/v1"
+                "--judge-url is no URL of a server",
+                "give one such as --judge-url http://localhost:8000/v1; in a user or password, / ? # @ are "
+                "%2F %3F %23 %40",
             )
 
     @property
@@ -87,9 +95,14 @@ class Endpoint:
 
 def shown_url(url: str) -> str:
     """A URL without user, password, query and fragment; what is none is not shown."""
-    if "://" not in url:
-        return "…"
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+        parts.port  # noqa: B018 - raises for a port that is none
+    except ValueError:
+        return HIDDEN
+    is_split = "@" in url and "@" not in parts.netloc and "@" in parts.path  # by a / in a password
+    if "://" not in url or is_split:
+        return HIDDEN
     return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
 
 

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from adpa_cli import suites
+from adpa_cli.data.files import EXTENSIONS
 from adpa_cli.errors import UsageError
 from adpa_cli.families import Alias, ReadyPair
 from adpa_cli.hub.lm_tasks import LmTasks, TaskData, described, harness_version, task_data, task_folder
@@ -128,6 +129,8 @@ def _asked(request: Benchmark, suite: Suite) -> dict[str, int | None]:
 
 def _model(planner: Planner, text: str) -> Model:
     """The model that REF names. One without a chat template is measured too: prompts are no dialogues here."""
+    if text.lower().endswith(EXTENSIONS):
+        raise UsageError(f"REF {text} holds answers, and tasks are put to models", "name a model")
     meaning = planner.names.model(text, "REF")
     if isinstance(meaning, Alias | ReadyPair) or lineage.template_of(meaning, planner.user.templates) is not None:
         return model_of(planner, text, "REF")

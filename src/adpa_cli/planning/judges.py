@@ -54,6 +54,8 @@ class Judge:
 def plan_evaluation(names: Names, user: UserSettings, request: Evaluate, judge: Judge) -> Plan:
     """`adpa eval REF…` by a judge, or by a suite that needs none. Raises UsageError for a judge who is not asked."""
     said = _said(names, request)
+    if said:
+        _check_said(request, judge, said)
     suite = _suite(request, judge, said)
     if suite is None:
         for option, value in ((JUDGE, judge.name), (PROMPTS, judge.prompts), (REFERENCES_OPTION, judge.references)):
@@ -91,6 +93,27 @@ def _suite(request: Evaluate, judge: Judge, said: Sequence[Artifact]) -> Suite |
     if kinds or judge.name:
         return suites.of_judgements(*(kinds or {"answers"}))
     return None
+
+
+def _check_said(request: Evaluate, judge: Judge, said: Sequence[Artifact]) -> None:
+    """Raise UsageError where judgements are not what the suite measures, and for an option without effect on them."""
+    kind, label = str(said[0].values.get("judged", "answers")), said[0].label
+    fitting = [suite.name for suite in suites.every().values() if suite.judged == kind]
+    if not fitting:
+        raise UsageError(
+            f"{label} is of the two answers of pairs, and measured with them",
+            f"adpa eval --suite agreement {JUDGE} NAME --data PAIRS",
+        )
+    if request.suite not in (None, *fitting):
+        raise UsageError(f"the suite {request.suite} does not measure {label}", f"choose {' or '.join(fitting)}")
+    given = {
+        "--against": request.against, "--reward-model": request.reward_model, "--teacher": request.teacher,
+        "--reference": request.reference, "--data": " ".join(request.data), "--split": request.split,
+        JUDGE: judge.name, PROMPTS: judge.prompts, REFERENCES_OPTION: judge.references,
+    }  # fmt: skip
+    for option, value in given.items():
+        if value:
+            raise UsageError(f"{option} {value} has no effect on what a judge has said already", "leave it out")
 
 
 @dataclass(frozen=True)
@@ -133,6 +156,7 @@ def _plan(
     judging = Judging(planner, judge, Evaluation(planner, suite, split=request.split or "test"))
     if said:
         nodes = [judging.node(_measured(planner, each), {suites.JUDGEMENTS: each}, None, each.label) for each in said]
+        check_effect(planner.user, nodes)
         return Plan(tuple(nodes), plain_model(planner, said[0]).template)
     if suite.judge_margins:
         return _of_pairs(judging, request)

@@ -279,6 +279,8 @@ class Planner:
         """What a suite gives to some answers; `judge` has the family and the template that are not the scorers' own."""
         user = {key: value for key, value in self.settings(EVAL.name).items() if key in settable(REWARDS.name)}
         fixed = {**_fixed(judge), "scorer": suite.name}
+        if _reads_its_own(scorers.get("reward_model")):
+            fixed |= {"template": "", "end": ""}  # so that no answer is scored again beside another model
         user |= self.settings(REWARDS.name)
         spec = plain_spec(RewardsSpec, REWARDS.name, judge.family, user, (EVAL.name, REWARDS.name), **fixed)
         return Node(REWARDS.name, spec, {"rollouts": answers, **scorers}, "rewards")
@@ -294,6 +296,13 @@ def _rollout(model: Model, data: External, split: str, user: Mapping[str, Any], 
     fixed = {**_fixed(model), "split": split}
     spec = plain_spec(RolloutSpec, ROLLOUT.name, model.family, user, keys, **fixed)
     return Node(ROLLOUT.name, spec, {"model": model.input, "data": data}, "rollouts")
+
+
+def _reads_its_own(reward_model: Input | None) -> bool:
+    """Whether a reward model reads answers under a template of its own, whatever that of the measured model is."""
+    if not isinstance(reward_model, External):
+        return reward_model is not None
+    return not reward_model.is_open or bool(ModelFolder.of(Path(reward_model.where[0])).template)
 
 
 def _fixed(model: Model | Teachers) -> dict[str, str]:

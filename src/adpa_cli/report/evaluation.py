@@ -129,8 +129,7 @@ def screen(lines: Sequence[Entry], with_differences: bool) -> str:
     judged = f"win rate against {' or '.join(opponents)} in %, 50 = nothing gained; " if opponents else ""
     which = "; ".join(dict.fromkeys(score.prompts for score in every if score.prompts))
     size = max((score.n or 0 for score in every), default=0)
-    sides = {made.metrics.get("measured", {}).get("split", "test") for line in lines for made in line.evals}
-    what = "held-out prompts" if sides <= {"test"} else "rows"
+    what = _counted([made.metrics.get("measured", {}) for line in lines for made in line.evals])
     head = f"{what}: {size}{f' ({which})' if which else ''}; {judged}shares in %; ± half of a 95 % interval"
     usual = _first_questions(lines)
     rows = [(line.name, *(_cell(line, metric, usual) for metric in metrics), line.label) for line in lines]
@@ -141,6 +140,13 @@ def screen(lines: Sequence[Entry], with_differences: bool) -> str:
         shown += ["", f"more than {lines[0].name}, paired by prompt; {MARK} where p, corrected by Holm, < {LEVEL}"]
         shown += text.table(columns, apart, 10**6)
     return "\n".join([*shown, *notes_of(lines)])
+
+
+def _counted(measured: Sequence[Mapping[str, Any]]) -> str:
+    """What it is that some evaluations, by what they were `measured` on, are means over."""
+    if measured and all("tasks" in each for each in measured):
+        return "documents"
+    return "held-out prompts" if {each.get("split", "test") for each in measured} <= {"test"} else "rows"
 
 
 def notes_of(lines: Sequence[Entry]) -> list[str]:

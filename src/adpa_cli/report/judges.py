@@ -22,7 +22,7 @@ def judge_words(store: Store, evals: Sequence[Manifest]) -> str:
         return ""
     by = f" by {record['prompt']}" if record["prompt"] else ""
     lost = f", {record['unparsable']:,} without a verdict" if record["unparsable"] else ""
-    who = f"judge: {record['name']}{by}, {record['stored']:,} calls{lost}"
+    who = f"judge: {record['name']}{by}, {record['stored'] + record['unparsable']:,} calls{lost}"
     if any(AGREEMENT in made.metrics["scores"] for made in evals):
         return who
     measured = next(

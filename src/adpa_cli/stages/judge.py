@@ -53,7 +53,7 @@ class JudgeSpec:
     """Whether log-probs are asked for; where a server gives none the text is read all the same."""
     top_logprobs: int = field(default=20, metadata={"low": 1, "high": 20})
     temperature: float | None = 0.0
-    max_tokens: int | None = SHORT
+    max_tokens: int | None = field(default=SHORT, metadata={"low": 1})
     max_completion_tokens: int | None = field(default=None, metadata={"neutral": None, "low": 1})
     """Sent instead of `max_tokens`, which newer servers refuse."""
     judge_seed: int | None = field(default=None, metadata={"neutral": None})
@@ -231,7 +231,8 @@ def forecast(spec: JudgeSpec, load: Load) -> dict[str, Any]:
     calls = load.count if turns else len(ORDERS) * load.count
     asked = sum(len(text) for t in templates for _, text in t.turns) / len(templates) / CHARS
     shown = sum(row.prompt + (1 if turns else 2) * row.answer for row in load.flat) * (calls / max(1, load.count))
-    given = calls * (MARK_TOKENS if spec.max_tokens == SHORT else EXPLAINED_TOKENS)
+    most = spec.max_completion_tokens or spec.max_tokens or LONG
+    given = calls * (min(MARK_TOKENS, most) if most <= SHORT else min(EXPLAINED_TOKENS, most))
     tokens = {"prompt_tokens": round(shown + calls * asked), "completion_tokens": given}
     cost = None if price is None else sum(p * n for p, n in zip(price, tokens.values(), strict=True)) / 1e6
     return {"calls": calls, **tokens, "cost": cost, "detectable": None if turns else detectable(load.count)}
