@@ -27,7 +27,7 @@ GROUND = ("errors", "coerce", "machine", "families", "spec", "sizes", "disk", "s
 FLOORS = {
     **dict.fromkeys(("adpa_cli", *(f"adpa_cli.{name}" for name in GROUND)), 0),
     "adpa_cli.tensors": 1, "adpa_cli.signal": 1, "adpa_cli.data": 1, "adpa_cli.store": 1,
-    "adpa_cli.lab": 1, "adpa_cli.hub": 2, "adpa_cli.methods": 2, "adpa_cli.judging": 2,
+    "adpa_cli.lab": 1, "adpa_cli.hub": 2, "adpa_cli.methods": 2, "adpa_cli.judges": 2,
     "adpa_cli.engine": 3, "adpa_cli.lab.pretrain": 4,
     "adpa_cli.suites": 4, "adpa_cli.stages": 5,
     "adpa_cli.planning": 6, "adpa_cli.estimate": 7,

@@ -16,9 +16,9 @@ from adpa_cli.errors import UsageError
 from adpa_cli.hub.externals import open_sources
 from adpa_cli.interchange.export import CARD, fresh_folder
 from adpa_cli.interchange.import_signal import content_of
-from adpa_cli.judging.annotations import alpaca_eval_rows, annotations_of, judgments, mt_bench_rows
-from adpa_cli.judging.calls import call_facts, read_rows, write_rows
-from adpa_cli.judging.prompts import chosen, question_words, read_templates
+from adpa_cli.judges.annotations import alpaca_eval_rows, annotations_of, judgments, mt_bench_rows
+from adpa_cli.judges.calls import call_facts, read_rows, write_rows
+from adpa_cli.judges.prompts import chosen, question_words, read_templates
 from adpa_cli.machine import expanded
 from adpa_cli.planning.resolve_inputs import Names
 from adpa_cli.stages import Monitor, product_of

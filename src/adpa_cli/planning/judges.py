@@ -12,7 +12,7 @@ from adpa_cli import suites
 from adpa_cli.errors import NotFound, UsageError
 from adpa_cli.families import GENERIC, stage_settings
 from adpa_cli.hub import External
-from adpa_cli.judging.prompts import Kind, Template, chosen, stored, templates_of
+from adpa_cli.judges.prompts import Kind, Template, chosen, stored, templates_of
 from adpa_cli.machine import expanded
 from adpa_cli.planning import lineage
 from adpa_cli.planning.evaluations import (

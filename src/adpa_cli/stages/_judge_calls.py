@@ -8,8 +8,8 @@ from typing import Any
 from adpa_cli.data.answers import Answered, answers_of
 from adpa_cli.data.questions import NEED_REFERENCE, Reference, references_of
 from adpa_cli.errors import DataError
-from adpa_cli.judging.calls import Call
-from adpa_cli.judging.prompts import Template, chosen, question_words, read_templates
+from adpa_cli.judges.calls import Call
+from adpa_cli.judges.prompts import Template, chosen, question_words, read_templates
 from adpa_cli.stages import Job
 from adpa_cli.stages.two_turns import read_dialogues
 from adpa_cli.suites import AGAINST, ROLLOUTS, common_prompts

@@ -18,11 +18,11 @@ from typing import Any, Literal
 from adpa_cli.disk import write_json
 from adpa_cli.errors import AdpaError, ComeAgain, UsageError
 from adpa_cli.hub import External
-from adpa_cli.judging.calls import Asked, Call, Journal, ask_all, call_facts, name_of, write_rows
-from adpa_cli.judging.client import Endpoint, Reply, openai_module
-from adpa_cli.judging.prompts import prompt_name, question_words, read_templates
-from adpa_cli.judging.verdicts import Verdict, grade, preference
-from adpa_cli.judging.win_rates import detectable
+from adpa_cli.judges.calls import Asked, Call, Journal, ask_all, call_facts, name_of, write_rows
+from adpa_cli.judges.client import Endpoint, Reply, openai_module
+from adpa_cli.judges.prompts import prompt_name, question_words, read_templates
+from adpa_cli.judges.verdicts import Verdict, grade, preference
+from adpa_cli.judges.win_rates import detectable
 from adpa_cli.sizes import Disk, Memory, Row, Rows
 from adpa_cli.spec import Runtime, make
 from adpa_cli.stages import Job, Lengths, Load, Monitor, Node, Stage, stop_if_asked
@@ -46,7 +46,7 @@ class JudgeSpec:
     judge: str
     """The name of the model, as its server knows it."""
     prompts: str
-    """The templates that are filled in, as `judging.prompts` stores them."""
+    """The templates that are filled in, as `judges.prompts` stores them."""
     judged: Literal["answers", "pairs", "turns"] = "answers"
     """What is compared: answers of two models, or the two of each pair of some data; or the turns that are graded."""
     verdict: Literal["logprobs", "text"] = "logprobs"

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adpa_cli.data.examples import win
-from adpa_cli.judging.calls import judge_record, read_rows
-from adpa_cli.judging.win_rates import judged_prompts
+from adpa_cli.judges.calls import judge_record, read_rows
+from adpa_cli.judges.win_rates import judged_prompts
 from adpa_cli.suites import (
     JUDGEMENTS,
     MARGINS,

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from adpa_cli.errors import DataError
-from adpa_cli.judging.calls import judge_record, read_rows
+from adpa_cli.judges.calls import judge_record, read_rows
 from adpa_cli.suites import JUDGEMENTS, EvalSpec, Figures, Inputs, Suite, interval
 
 METRIC = "grade"

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from adpa_cli.errors import DataError
-from adpa_cli.judging.calls import judge_record, read_rows
-from adpa_cli.judging.win_rates import LEAST_SIDE, Judged, judged_prompts, lc_win_rate, standard_error
+from adpa_cli.judges.calls import judge_record, read_rows
+from adpa_cli.judges.win_rates import LEAST_SIDE, Judged, judged_prompts, lc_win_rate, standard_error
 from adpa_cli.suites import (
     AGAINST,
     JUDGEMENTS,

@@ -172,7 +172,7 @@ class Options:
 
     def runtime(self, look: bool = True) -> Runtime:
         """How to run; without a `look` at the machine, which loads torch, only the words are checked."""
-        from adpa_cli.judging.client import Endpoint
+        from adpa_cli.judges.client import Endpoint
         from adpa_cli.planning.settings import NONE, installed_trackers, parse_runtime
         from adpa_cli.spec import Runtime, make
 

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adpa_cli.errors import AdpaError, NotFound, UsageError
-from adpa_cli.judging.client import shown_url
+from adpa_cli.judges.client import shown_url
 from adpa_cli.report.text import for_encoding, is_text
 
 if TYPE_CHECKING:

@@ -63,7 +63,7 @@ def annotations_of(rows: Sequence[Mapping[str, Any]], texts: Mapping[str, Mappin
 
     `texts` are the other columns of each by the id of its prompt.
     """
-    from adpa_cli.judging.win_rates import judged_prompts
+    from adpa_cli.judges.win_rates import judged_prompts
 
     return [{**texts[one.id], "preference": 1 + one.win} for one in judged_prompts(rows)]
 

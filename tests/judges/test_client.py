@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 
 from adpa_cli.errors import AdpaError, UsageError
-from adpa_cli.judging.calls import Asked, Call, Journal, ask_all
-from adpa_cli.judging.client import Endpoint, Reply, reply_of, shown_url
-from adpa_cli.judging.verdicts import Verdict, preference
+from adpa_cli.judges.calls import Asked, Call, Journal, ask_all
+from adpa_cli.judges.client import Endpoint, Reply, reply_of, shown_url
+from adpa_cli.judges.verdicts import Verdict, preference
 from support.judge_server import FAULTS, Judge, judging
 
 PARAMETERS = {"model": "j", "temperature": 0.0, "max_tokens": 8, "logprobs": True, "top_logprobs": 5}
@@ -124,7 +124,7 @@ def test_the_parameter_that_was_sent_is_named_not_the_one_to_send_instead(tmp_pa
 
 
 def test_a_server_that_only_fails_is_not_asked_call_by_call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("adpa_cli.judging.client.RETRIES", 0)
+    monkeypatch.setattr("adpa_cli.judges.client.RETRIES", 0)
     said = pytest.raises(AdpaError, match=r"fails each time \(503\): .*loading")
     with judging(Judge(lambda messages: "A", status=503, words="loading")) as judge, said as failing:
         ask(judge.url, tmp_path, calls(100), concurrency=4)
@@ -171,7 +171,7 @@ def test_nobody_listening(tmp_path: Path) -> None:
 
 def test_a_judge_that_goes_away_is_not_waited_for_call_by_call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What it said is kept."""
-    monkeypatch.setattr("adpa_cli.judging.client.RETRIES", 0)
+    monkeypatch.setattr("adpa_cli.judges.client.RETRIES", 0)
     with judging(Judge(lambda messages: "A")) as judge:
         judge.say = lambda messages: judge.stop() if len(judge.bodies) == 20 else "A"
         with pytest.raises(AdpaError, match="any more") as gone:

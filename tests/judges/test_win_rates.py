@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import zstandard
 
-from adpa_cli.judging.win_rates import Judged, detectable, judged_prompts, lc_win_rate, standard_error
+from adpa_cli.judges.win_rates import Judged, detectable, judged_prompts, lc_win_rate, standard_error
 
 
 def published(path: Path) -> list[Judged]:

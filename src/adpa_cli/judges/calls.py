@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from adpa_cli.disk import sync_folder, write_atomic
-from adpa_cli.judging.client import Answer, Client, Endpoint, Reply
-from adpa_cli.judging.prompts import prompt_name
-from adpa_cli.judging.verdicts import Verdict
+from adpa_cli.judges.client import Answer, Client, Endpoint, Reply
+from adpa_cli.judges.prompts import prompt_name
+from adpa_cli.judges.verdicts import Verdict
 
 ROWS_FILE = "judgements.jsonl"
 """In an artifact of judgements: a row a call, and one for each prompt whose two answers are one text."""

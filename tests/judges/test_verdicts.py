@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from adpa_cli.judging.verdicts import grade, preference
+from adpa_cli.judges.verdicts import grade, preference
 from support.judge_server import token
 
 LETTERS, BRACKETS, CASES = ("A", "B"), ("[[A]]", "[[B]]", "[[C]]"), ("m", "M")

@@ -9,7 +9,7 @@ import pytest
 
 from adpa_cli.data.examples import Message
 from adpa_cli.errors import DataError, NotFound, UsageError
-from adpa_cli.judging.prompts import chosen, question_words, read_templates, stored, templates_of
+from adpa_cli.judges.prompts import chosen, question_words, read_templates, stored, templates_of
 from support.cli_samples import write_rows
 
 PAIR = {"name": "pair", "type": "pairwise", "system_prompt": "Say [[A]], [[B]] or [[C]].", "prompt_template":
