@@ -8,11 +8,13 @@ from typing import Any
 
 import pytest
 
+from adpa_cli.report.scores import Line, scores, screen
+from adpa_cli.store.store import Store
 from support.cli_samples import Cli, Pipeline, write_rows
 from support.judge_server import Judge, judging
 
 ANNOTATIONS = [
-    {"instruction": f"Question {n}", "output_1": "x" * n, "generator_1": "base", "output_2": "yy",
+    {"instruction": f"Question {n}", "output_1": "x" * n, "generator_1": "base", "output_2": "y\u2028\x85",
      "generator_2": "ours", "annotator": "someone", "preference": preference, "dataset": "d"}
     for n, preference in enumerate((1.0, 1.25, 2, 1.5, 0))
 ]  # fmt: skip
@@ -31,8 +33,9 @@ def test_annotations_are_measured_and_written_back(cli: Cli, tmp_path: Path) -> 
     (line,) = measured(cli, ref)
     assert line["scores"]["win_rate"]["value"] == pytest.approx((0 + 0.25 + 1 + 0.5 + 0.5) / 5)
     assert line["scores"]["win_rate"]["against"] == "base"
-    assert line["scores"]["lc_win_rate"]["sides"] == {"longer": 0.4, "shorter": 0.4}
+    assert line["scores"]["lc_win_rate"]["sides"] == {"longer": 0.6, "shorter": 0.2}
     assert "position_bias" not in line["scores"]
+    assert json.loads(cli("show", ref, "--row", "1", "--json").out)["annotation"]["output_2"] == "y\u2028\x85"
     assert line["judge"]["name"] == "someone"
     assert cli("export", ref, "out", "--to", "alpaca-eval").code == 0
     written = json.loads((tmp_path / "out" / "annotations.json").read_text())
@@ -70,7 +73,7 @@ def test_what_has_no_effect_on_judgements_is_refused(cli: Cli, tmp_path: Path) -
     assert cli("eval", compared, "--suite", "alpaca-eval", "--set", "eval.bootstrap=50").code == 0
 
 
-def test_published_annotations(cli: Cli, shared_data: Path) -> None:
+def test_published_annotations(cli: Cli, shared_data: Path, tmp_path: Path) -> None:
     """The figures of the leaderboard; length control is supported on one of the two."""
     refs = [
         cli("import", shared_data / f"alpaca_eval_annotations_{name}.json.zst", "--format", "alpaca-eval").ref
@@ -86,6 +89,9 @@ def test_published_annotations(cli: Cli, shared_data: Path) -> None:
     assert far["differences"]["win_rate"]["difference"] == pytest.approx(0.02591451 - 0.29921932, abs=1e-8)
     shown = cli("eval", *refs).err
     assert "LC WIN RATE" in shown
+    made = Store.find(tmp_path / "adpa-store").resolve(near["ref"])
+    line = Line({}, near["model"], tuple(scores(made)), name="near")
+    assert ("LC WIN RATE" in screen([line], 200), "not AlpacaEval's LC" in screen([line], 200)) == (True, True)
     assert "19.8" not in shown, "what extrapolates is not shown"
 
 

@@ -17,8 +17,8 @@ from adpa_cli.disk import write_atomic
 from adpa_cli.errors import UsageError
 from adpa_cli.report import text
 from adpa_cli.report.differences import Difference, paired, rows_of
-from adpa_cli.report.judges import judge_words, length_words
-from adpa_cli.report.scores import ACCURACY, DIGITS, REWARD, WIN, Score, scores, title
+from adpa_cli.report.judges import judge_words
+from adpa_cli.report.scores import ACCURACY, DIGITS, REWARD, WIN, Score, length_words, scores, title
 from adpa_cli.stages import Node
 from adpa_cli.statistics import holm
 from adpa_cli.store.manifest import Manifest

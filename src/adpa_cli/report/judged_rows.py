@@ -22,7 +22,7 @@ class JsonRows:
         self.ref = manifest.ref
         (path,) = (store.folder(manifest.ref) / name for name in manifest.files if name.endswith(".jsonl"))
         try:
-            self._rows: list[dict[str, Any]] = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+            self._rows: list[dict[str, Any]] = [json.loads(line) for line in path.read_bytes().splitlines()]
         except (OSError, ValueError) as error:
             raise Corrupt(f"{path}: the rows cannot be read: {error}", f"adpa verify {self.ref}") from error
 

@@ -5,13 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from adpa_cli.report.scores import Score
 from adpa_cli.store.manifest import Manifest
 from adpa_cli.store.store import Store
 
 AGREEMENT = "agreement"
-LENGTH_CONTROLLED = "lc_win_rate"
-NOT_OFFICIAL = "lc win rate is not AlpacaEval's LC: it has no term for the difficulty of instructions"
 
 
 def judge_words(store: Store, evals: Sequence[Manifest]) -> str:
@@ -45,8 +42,3 @@ def _is_of(made: Manifest, record: dict[str, Any]) -> bool:
 
 def _scores(made: Manifest) -> Any:
     return made.metrics.get("scores") or {}
-
-
-def length_words(scores: Sequence[Score]) -> list[str]:
-    """What is said where a length-controlled win rate is shown."""
-    return [NOT_OFFICIAL] if any(score.metric == LENGTH_CONTROLLED for score in scores) else []

@@ -18,6 +18,8 @@ _SHARES = ("accuracy", "rate", "share", "agreement", "baseline", "bias", "consis
 SEEDS = ("seed", "seed-all")
 PARTS = ("value", "low", "high", "n", "against")
 """What every entry of a number may have."""
+LENGTH_CONTROLLED = "lc_win_rate"
+NOT_OFFICIAL = "lc win rate is not AlpacaEval's LC: it has no term for the difficulty of instructions"
 DIGITS = 3
 """Of what is no share, behind the point."""
 Column = tuple[str, ...]
@@ -227,7 +229,12 @@ def screen(lines: Sequence[Line], width: int) -> str:
     notes += ["± half of a 95 % interval"] if columns else []
     notes += ["over seeds: mean ± standard deviation"] if over_seeds else []
     judges = dict.fromkeys(line.judge for line in lines if line.judge)
-    return "\n".join([*shown, "; ".join(notes), *judges]).rstrip("\n")
+    return "\n".join([*shown, "; ".join(notes), *judges, *length_words(scored)]).rstrip("\n")
+
+
+def length_words(scores: Sequence[Score]) -> list[str]:
+    """What is said where a length-controlled win rate is shown."""
+    return [NOT_OFFICIAL] if any(score.metric == LENGTH_CONTROLLED for score in scores) else []
 
 
 def differing(settings: Sequence[Mapping[str, str]]) -> list[str]:
