@@ -280,6 +280,21 @@ def test_numbers_that_are_not_alike_are_marked(pipeline: Pipeline, cli: Cli, tmp
     assert "†" not in ran.err
 
 
+def test_two_files_that_answer_the_same_prompts_are_compared(cli: Cli, tmp_path: Path, judges: list[str]) -> None:
+    gold = json.loads(answers_file(tmp_path / "gold.json").read_text(encoding="utf-8"))
+    worse = [{**row, "output": " ".join(reversed(row["output"].split()))} for row in reversed(gold)]
+    (tmp_path / "worse.json").write_text(json.dumps(worse), encoding="utf-8")
+    ran = cli("eval", "gold.json", "worse.json", "--reward-model", judges[0], "--json")
+    first, second = (json.loads(line) for line in ran.out.splitlines())
+    assert first["differences"] == {}
+    found = second["differences"]["mean_reward"]
+    means = [line["scores"]["mean_reward"]["value"] for line in (first, second)]
+    assert found["difference"] == pytest.approx(means[1] - means[0])
+    (tmp_path / "other.json").write_text(json.dumps(worse[1:]), encoding="utf-8")
+    *_, last = cli("eval", "gold.json", "other.json", "--reward-model", judges[0], "--json").out.splitlines()
+    assert json.loads(last)["differences"] == {}
+
+
 def test_no_p_is_shown_as_0() -> None:
     words = {each: _p_words(each) for each in (1.0, 0.0835, 0.0001, 0.00005)}
     assert list(words.values()) == ["1.0000", "0.0835", "0.0001", "<0.0001"]

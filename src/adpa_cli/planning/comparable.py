@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from adpa_cli import suites
+from adpa_cli.data.answers import answers_of
 from adpa_cli.hub import External
 from adpa_cli.planning import lineage
 from adpa_cli.planning.planner import Inputs
@@ -74,12 +76,14 @@ def about(spec: EvalSpec, inputs: Inputs, data: External | None, scorers: Mappin
 
 
 def _data_of(answers: Input | tuple[Input, ...] | None, data: External | None) -> tuple[str, str]:
-    """(content, name) of the data that were answered, or whose pairs are measured."""
+    """(content, name) of the data that were answered, or whose pairs are measured; of a file of answers the content is
+    that of its prompts, whoever answered them."""
     if isinstance(answers, Artifact):
         content = str(answers.manifest.inputs.get("data", ""))
         return content, str(answers.manifest.sources.get(content, {}).get("name", ""))
     if isinstance(answers, External):
-        return answers.content, answers.label
+        asked = sorted(answer.id for answer in answers_of(Path(answers.where[0])))
+        return f"prompts:{hashlib.sha256(canonical(asked)).hexdigest()[:16]}", answers.label
     return (data.content, data.label) if data is not None else ("", "")
 
 
