@@ -397,8 +397,7 @@ several. Rates, epochs and batches of the paper's families stand below the param
 def document() -> str:
     """The whole page."""
     entries = every()
-    # An anchor lacks the signs of its heading, and the second of two that are then equal has a number.
-    links = [[f"[{one.name}](#{one.name.replace('+', '-1')})", *one.columns] for one in entries]
+    links = [[f"[{one.name}](#{_anchor(one)})", *one.columns] for one in entries]
     differing = [[f"`{one.name}`", f"`{key}`", words] for one in entries for key, words in one.readings.items()]
     parts = [
         HEAD,
@@ -414,7 +413,8 @@ def document() -> str:
 
 def section(one: Entry) -> Iterator[str]:
     """One method."""
-    yield f"\n## {one.name}\n"
+    yield f'\n<a id="{_anchor(one)}"></a>\n' if _anchor(one) != one.name else ""
+    yield f"## {one.name}\n"
     yield f"{one.summary[0].upper()}{one.summary[1:]}. Source: {one.source}.\n"
     yield f"```text\n{one.formula}\n```\n"
     yield from _table(("answers", "with"), one.needs)
@@ -438,6 +438,11 @@ def section(one: Entry) -> Iterator[str]:
     builds = ", ".join(f"{stage} ({what})" for stage, what in one.stages)
     yield f"\nBuilds {builds}, and then evaluates.\n"
     yield f"```console\n$ {one.example}\n```"
+
+
+def _anchor(one: Entry) -> str:
+    """What links to the section of a method: its name, for which readers of Markdown drop a sign in different ways."""
+    return one.name.replace("+", "-plus")
 
 
 def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
