@@ -380,8 +380,8 @@ HEAD = f"""\
 # Training methods
 
 This page is generated from the files in `src/adpa_cli/methods`: `{COMMAND}`.
-`adpa methods NAME` prints one section of it. [How it works](how-it-works.md) explains the main methods in words, and the
-[glossary](glossary.md) the terms.
+`adpa methods NAME` prints one section of it. [How it works](how-it-works.md) explains the main methods in words, and
+the [glossary](glossary.md) explains the terms.
 
 | symbol | meaning |
 |---|---|
@@ -395,10 +395,11 @@ This page is generated from the files in `src/adpa_cli/methods`: `{COMMAND}`.
 
 Every loss is then averaged over the examples of a batch.
 
-`--set KEY=VALUE` sets a parameter. Its default comes from the paper ([paper]: Gao et al. 2025 for their own methods, the cited
-source for the others), from released code ([release]), or was chosen by this project ([ours]). `--set preset=NAME` sets several
-parameters at once. The learning rate, epochs and batch size of the paper's families stand below the parameters, with their
-sources. The column `tiny` shows the values of the built-in family where they are different.
+`--set KEY=VALUE` sets a parameter. Its default comes from the paper ([paper]: Gao et al. 2025 for their own methods,
+the cited source for the others), from released code ([release]), or was chosen by this project ([ours]).
+`--set preset=NAME` sets several parameters at once. The learning rate, epochs and batch size of the paper's families
+stand below the parameters, with their sources. The column `tiny` shows the values of the built-in family where they are
+different.
 """
 
 
