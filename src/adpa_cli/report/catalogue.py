@@ -103,7 +103,7 @@ def _chain(name: str) -> Entry:
     needs = [need for method in each for need in method.needs]
     needs = [need for need in needs if need.signal or need.part not in {n.part for n in needs if n.signal}]
     formula = "; then ".join(f"{method.name}: {method.formula}" for method in each)
-    note = f"A bare `--set KEY=VALUE` is taken by each of {' and '.join(chain)} that has such a parameter."
+    note = f"`--set KEY=VALUE` sets the parameter in each of {' and '.join(chain)} that has it."
     return Entry(
         name, summary, "Gao et al. 2025, Algorithm 2", formula, columns(needs, "student"),
         tuple(need_words(needs, "student")), (), tuple(_united(each)), tuple(training(*chain)), {},
