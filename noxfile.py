@@ -1,4 +1,4 @@
-"""`nox -s lint types tests bench real` share one environment, installed once; `quickstart`, `wheel` make their own."""
+"""`nox -s lint types tests bench real` share one environment, installed once; the other sessions make their own."""
 
 from __future__ import annotations
 
@@ -55,6 +55,14 @@ def bench(session: nox.Session) -> None:
     """Every benchmark, as JSON."""
     for script in sorted(Path("benchmarks").glob("*.py")):
         tool(session, "python", str(script), "--json")
+
+
+@nox.session(reuse_venv=True)
+def docs(session: nox.Session) -> None:
+    """The site of the documentation, in the folder `site`; a broken link or a page without a place is an error."""
+    project = nox.project.load_toml("pyproject.toml")["project"]
+    session.install("-c", "constraints.txt", *project["optional-dependencies"]["docs"])
+    session.run("mkdocs", "build", "--strict", "--quiet", *session.posargs, env={"NO_MKDOCS_2_WARNING": "1"})
 
 
 @nox.session(venv_backend="none")

@@ -8,6 +8,7 @@ The models are those of `tiny`, trained for two steps.
 from __future__ import annotations
 
 import re
+import runpy
 import shutil
 from pathlib import Path
 
@@ -89,3 +90,9 @@ def test_a_block_that_fails_is_noticed(desk: Path, capfd: pytest.CaptureFixture[
     done = docs_shell.run("adpa models | cat | head -n 1; adpa methods | grep ^simpo", desk, capfd)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith("tiny\t")
+
+
+def test_the_diagrams_are_what_their_script_draws() -> None:
+    images = ROOT / "docs" / "images"
+    for name, diagram in runpy.run_path(str(images / "diagrams.py"))["DIAGRAMS"].items():
+        assert (images / name).read_text(encoding="utf-8") == diagram().svg(), "run: python docs/images/diagrams.py"

@@ -25,22 +25,45 @@ PRESETS = {
     }
 }  # fmt: skip
 READINGS = {
-    "clamp": "The paper has no clamp. The released code bounds A to [1e-8, 1-1e-8], so that tokens which alignment made"
-    " less likely count as unchanged and no token counts for more than 1: `release`.",
-    "missing_reference": "By the paper an aligned id that the reference's top k lacks takes the least log-prob of the "
-    "reference's list; the released code takes that of the aligned list: `aligned`.",
-    "kd_on_eos": "The released cache has no end token: A is 0 there and it still counts in the mean: `false`.",
-    "reduction": "The paper sums over tokens (`seqsum`); the released code averages over the tokens of a micro-batch of"
-    " one answer (`seqmean`).",
-    "lr": "1e-5 in the paper, 5e-7 in the released recipe.",
-    "gamma": "The paper sweeps 0.5 to 5 and finds 3 best once; the released recipe has 1.6. Sweep it.",
-    "student_tail": "Eq. 10 sums over the vocabulary; what a token counts that the teacher's top k lacks is not said.",
+    "clamp": (
+        "The paper has no clamp. The released code limits A to [1e-8, 1-1e-8] (`release`). A token that alignment "
+        "made less likely then counts as unchanged, and no token counts for more than 1."
+    ),
+    "missing_reference": (
+        "If an aligned token is missing from the reference's top k, the paper uses the smallest log-prob of the "
+        "reference's list. The released code uses the smallest of the aligned list (`aligned`)."
+    ),
+    "kd_on_eos": (
+        "The released cache does not contain the end token (`false`). A is 0 there, and the position still counts "
+        "in the mean."
+    ),
+    "reduction": (
+        "The paper sums over tokens (`seqsum`). The released code averages over the tokens of a micro-batch, which "
+        "has one answer (`seqmean`)."
+    ),
+    "lr": "The paper uses 1e-5, and the released recipe 5e-7.",
+    "gamma": (
+        "The paper tries 0.5 to 5 and reports 3 as the best value for one pair of models. The released recipe uses "
+        "1.6. Try several values."
+    ),
+    "student_tail": (
+        "Eq. 10 sums over the whole vocabulary. The paper does not say what counts for a token outside the "
+        "teacher's top k."
+    ),
 }
 NOTES = (
-    "The objective is linear in π: only L_SFT and few steps keep π from a point mass. Watch entropy and length.",
-    "A has no β, so γ does not carry over between teacher pairs: compare γ times the RMS of A, which plans print.",
-    "Without a clamp a token outside the top k (A = 0) beats every token inside with A < 0: at a large γ mass leaks "
-    "there, unless `student_tail=floor`.",
+    (
+        "The objective is linear in π. Without L_SFT, or after many steps, π puts all its probability on one token. "
+        "Watch the entropy and the length of answers."
+    ),
+    (
+        "A does not contain β, so a γ for one pair of teachers does not suit another. Compare γ times the RMS of A, "
+        "which plans print."
+    ),
+    (
+        "Without a clamp, a token outside the top k (A = 0) is better than every token inside with A < 0. With a "
+        "large γ, probability moves to the tokens outside, unless you set `student_tail=floor`."
+    ),
 )
 
 MissingReference = Literal["kth", "aligned", "exact"]
@@ -54,16 +77,22 @@ class Params:
     gamma: float = param(1.5, "weight of the expected advantage", low=0.0, high=1000.0)
     missing_reference: MissingReference = param(
         "kth",
-        "log-prob of a token outside the reference's top k: its k-th, the aligned list's last, or the true one",
+        (
+            "log-prob of a token outside the reference's top k: that of its k-th token, of the aligned list's last, "
+            "or the true one"
+        ),
         choices=get_args(MissingReference),
         origin="paper",
     )
     student_tail: StudentTail = param(
         "zero",
-        "advantage of what is outside the aligned top k: none, the two masses' log-ratio, or the row's least",
+        (
+            "advantage of tokens outside the aligned top k: 0, the log-ratio of their total probabilities, or the "
+            "position's smallest"
+        ),
         choices=get_args(StudentTail),
     )
-    clamp: str = param("none", "bounds of the advantage: none, release (1e-8 to 1-1e-8), or low,high", origin="paper")
+    clamp: str = param("none", "limits of the advantage: none, release (1e-8 to 1-1e-8), or low,high", origin="paper")
     kd_on_eos: bool = param(True, "use the advantage at the end token too", origin="paper")
     reduction: Reduction = averaging()
 

@@ -14,8 +14,18 @@ SUMMARY = "ADPA without its reference teacher: reverse cross-entropy on the stud
 FORMULA = "L_SFT(y_w) - γ mean_t Σ_a π(a|s_t) log π_aligned(a|s_t), outside the top k its least log-prob, on ŷ"
 NEEDS = (Need("chosen"), Need("rollout", signal=("aligned",)))
 TEACHERS_WEIGHT = "gamma"
-READINGS = {"gamma": "The paper gives none for this ablation; the scale is that of a cross-entropy, larger than A."}
-NOTES = ("The objective is least at a point mass on the aligned teacher's likeliest token: only L_SFT prevents it.",)
+READINGS = {
+    "gamma": (
+        "The paper gives no value for this ablation. The term is a cross-entropy, whose values are larger than "
+        "those of A."
+    )
+}
+NOTES = (
+    (
+        "The objective is smallest if all probability is on the aligned teacher's most probable token. Only L_SFT "
+        "prevents this."
+    ),
+)
 
 
 @dataclass(frozen=True)

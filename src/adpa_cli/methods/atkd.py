@@ -17,16 +17,24 @@ FORMULA = (
 )
 NEEDS = (Need("chosen", signal=("aligned",)),)
 READINGS = {
-    "sft_weight": "The released ATKD trains without SFT; whether the paper's comparison added it is not said.",
-    "kd_teacher": "The paper does not say which teacher this baseline has; that of its own methods is taken.",
+    "sft_weight": "The released ATKD trains without SFT. The paper does not say whether its comparison added SFT.",
+    "kd_teacher": (
+        "The paper does not say which teacher this baseline uses. Here it is the teacher of the paper's own methods."
+    ),
 }
 NOTES = (
-    "The median is taken within each answer, as the released code does at a micro-batch of one.",
-    "The comparison is strict: an answer of two tokens or fewer has no easy token, and its mean of them is 0.",
-    "All that a signal of k ids leaves out is one class, in which DKD tells no ids apart. On random logits the "
-    "gradient at the logits has a cosine of 0.93 to 1.00 with that of the whole vocabulary where the ids hold half of "
-    "the teacher's mass, and of 0.99 and more from three quarters on; `cache-teacher` says how much they hold.",
-    "DKD is not weighed by 1-π_aligned(y_t), although KL = TKD + (1-π_aligned(y_t)) DKD.",
+    "The median is that of each answer, as in the released code with a micro-batch of one answer.",
+    (
+        "A token is easy if the teacher's doubt about it is strictly below the median. An answer of two tokens or "
+        "fewer therefore has no easy token, and its mean over easy tokens is 0."
+    ),
+    (
+        "All tokens outside the stored top k are one class, and DKD does not distinguish between them. On random "
+        "logits, the gradient was compared with that of the whole vocabulary. Its cosine is 0.93 to 1.00 if the top "
+        "k has half of the teacher's probability, and at least 0.99 from three quarters on. `cache-teacher` prints "
+        "that share."
+    ),
+    "DKD is not multiplied by 1-π_aligned(y_t), although KL = TKD + (1-π_aligned(y_t)) DKD.",
 )
 
 
@@ -34,7 +42,7 @@ NOTES = (
 class Params:
     """Balance of the two sets of tokens."""
 
-    easy_weight: float = param(0.2, "λ: weight of the easy tokens; the hard ones take 1-λ", low=0.0, high=1.0,
+    easy_weight: float = param(0.2, "λ: weight of the easy tokens; that of the hard ones is 1-λ", low=0.0, high=1.0,
                                origin="release")  # fmt: skip
     sft_weight: float = param(0.0, "weight of -log π(y_t), mean per answer", low=0.0, high=1000.0, origin="release")
 

@@ -24,18 +24,32 @@ PRESETS = {
     }
 }  # fmt: skip
 READINGS = {
-    "tail": "The paper keeps the teacher's top 50 and does not say what becomes of the rest; the released code makes it"
-    " one class (`bucket`), others renormalise the list.",
-    "kd_on_eos": "The released cache has no end token: KL is 0 there and it still counts in the mean: `false`.",
-    "reduction": "Eqs. 5-6 sum over tokens (`seqsum`) beside a mean L_SFT; the released code averages both.",
-    "alpha": "The paper sweeps 0.1 to 5 and finds 0.2 best once; the released recipe has 0.1.",
-    "lr": "1e-5 in the paper, 5e-7 in the released recipe.",
+    "tail": (
+        "The paper stores the teacher's top 50 and does not say what becomes of the other tokens. The released code "
+        "treats them as one class (`bucket`). Other projects scale the list so that it sums to 1."
+    ),
+    "kd_on_eos": (
+        "The released cache does not contain the end token (`false`). The KL is 0 there, and the position still "
+        "counts in the mean."
+    ),
+    "reduction": "Eqs. 5-6 sum over tokens (`seqsum`), while L_SFT is a mean. The released code averages both.",
+    "alpha": (
+        "The paper tries 0.1 to 5 and reports 0.2 as the best value for one pair of models. The released recipe "
+        "uses 0.1."
+    ),
+    "lr": "The paper uses 1e-5, and the released recipe 5e-7.",
 }
 NOTES = (
-    "`dispreferred=false` is an ablation of the paper's Table 2, and the same loss as `vanilla-kd`.",
-    "`kd_teacher=sft-chosen` is the other: a teacher fine-tuned on the chosen answers instead of aligned by DPO.",
-    "Of the full KL's gradient `bucket` has the ids right and shares out the rest by the student; `renormalised` "
-    "presses all mass onto the ids; `sampled` is unbiased and noisy, on ids that were drawn: `--support sampled`.",
+    "`dispreferred=false` is an ablation in the paper's Table 2. Its loss is that of `vanilla-kd`.",
+    (
+        "`kd_teacher=sft-chosen` is the other ablation: the teacher is fine-tuned on the chosen answers instead of "
+        "being aligned with DPO."
+    ),
+    (
+        "The three values of `tail` differ in their gradients. That of `bucket` is exact for the stored tokens, and "
+        "keeps the student's own distribution over the others. `renormalised` moves all probability to the stored "
+        "tokens. `sampled` is unbiased but noisy, and needs a signal with `--support sampled`."
+    ),
 )
 
 Tail = Literal["bucket", "renormalised", "sampled"]
@@ -43,7 +57,10 @@ Tail = Literal["bucket", "renormalised", "sampled"]
 
 def tail_param() -> Any:
     """The parameter `tail`, of `vanilla-kd` too."""
-    words = "what is outside the teacher's top k: one class, or renormalised away; sampled: of ids drawn, nothing is"
+    words = (
+        "how tokens outside the teacher's top k count: as one class, not at all, or (sampled) by tokens drawn from "
+        "the teacher"
+    )
     return param("bucket", words, choices=get_args(Tail), origin="release")
 
 

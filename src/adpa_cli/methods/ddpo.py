@@ -20,15 +20,23 @@ NEEDS = (
 )
 TEACHERS_BETA = "beta_teacher"
 READINGS = {
-    "beta": "Neither paper nor released code gives the β of this baseline; that of the teacher's DPO is taken.",
+    "beta": (
+        "Neither the paper nor the released code gives the β of this baseline. Here it is that of the teacher's DPO."
+    ),
     "reward": (
-        "The paper does not say which reward is distilled. implicit needs no model beside the teachers; explicit is "
-        "nearer to Fisch et al., who fit a reward model."
+        "The paper does not say which reward is distilled. `implicit` needs no model besides the teachers. "
+        "`explicit` is closer to Fisch et al., who train a reward model."
     ),
 }
 NOTES = (
-    "Which answer of a pair is the chosen one does not matter: the teachers' margin says how much better it is.",
-    "The error is squared over sums of whole answers, so gradients are large: keep the clipping of gradients.",
+    (
+        "It does not matter which answer of a pair is the chosen one. The teachers' margin says which answer is "
+        "better, and by how much."
+    ),
+    (
+        "The error is a squared difference of sums over whole answers, so gradients are large. Do not switch off "
+        "the clipping of gradients."
+    ),
 )
 
 
@@ -42,7 +50,9 @@ class Params:
         origin="paper",
     )  # fmt: skip
     reward: str = param(
-        "implicit", "whose margin is fitted: the teachers' log-ratio, or a reward model's (adpa reward-model)",
+        "implicit", (
+            "whose margin the student learns: the teachers' log-ratio, or that of a reward model (adpa reward-model)"
+        ),
         choices=("implicit", "explicit"), later=True,
     )  # fmt: skip
     unit: Unit = unit_param()

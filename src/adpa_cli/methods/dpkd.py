@@ -13,12 +13,21 @@ SUMMARY = "direct preference knowledge distillation: DPO with the aligned teache
 FORMULA = "(1-m) L_SFT(y_w) - m log σ(β [r_w - r_l]), r = mean_t (log π(y_t) - log π_aligned(y_t))"
 NEEDS = (Need("chosen", signal=("aligned",)), Need("rejected", signal=("aligned",)))
 READINGS = {
-    "length_norm": "Eq. 9 divides by the length, Eq. 8 does not (`false`). The released code compares the two models' "
-    "likeliest tokens position by position instead, which needs no pairs: not offered.",
-    "kd_teacher": "The paper does not say which teacher this baseline has; that of its own methods is taken.",
-    "mix": "The source weighs its language modelling loss by λ; the released code mixes halves.",
+    "length_norm": (
+        "Eq. 9 divides by the length, and Eq. 8 does not (`false`). The released code instead compares the most "
+        "probable tokens of the two models at each position, which uses no pairs. That variant does not exist here."
+    ),
+    "kd_teacher": (
+        "The paper does not say which teacher this baseline uses. Here it is the teacher of the paper's own methods."
+    ),
+    "mix": "The source multiplies its language modelling loss by λ. The released code uses half of each loss.",
 }
-NOTES = ("The reference is the teacher, not the start model. With means the logits are tiny: sweep β over 0.1, 1, 2.",)
+NOTES = (
+    (
+        "The reference is the teacher, not the start model. Means per token make the logits very small, so try "
+        "β = 0.1, 1 and 2."
+    ),
+)
 
 
 @dataclass(frozen=True)
@@ -27,7 +36,9 @@ class Params:
 
     beta: float = param(0.1, "scale of the log-ratio to the teacher", low=0.0, high=1000.0, origin="release")
     length_norm: bool = param(True, "compare the mean log-ratio per token (Eq. 9), not the sum (Eq. 8)", origin="paper")
-    mix: float = param(0.5, "weight of the preference loss; SFT has the rest", low=0.0, high=1.0, origin="release")
+    mix: float = param(
+        0.5, "weight of the preference loss; the weight of SFT is 1 minus this", low=0.0, high=1.0, origin="release"
+    )
     reduction: Reduction = averaging("of SFT: ")
 
 

@@ -12,8 +12,13 @@ SOURCE = "Rafailov et al. 2023, Eq. 7; Gao et al. 2025, Eq. 4"
 SUMMARY = "direct preference optimisation; also trains the aligned teacher"
 FORMULA = "-log σ(β h), h = Σ_t log π(y_w)/π_start(y_w) - Σ_t log π(y_l)/π_start(y_l)"
 NEEDS = (Need("chosen", start=True), Need("rejected", start=True))
-READINGS = {"beta": "0.05 for the teacher in the paper, 0.01 in the released recipes and in SimPO's tuning of DPO."}
-NOTES = ("Sums, not means: a longer answer weighs more. Chosen log-probs usually fall; `adpa show` says by how much.",)
+READINGS = {"beta": "The paper uses 0.05 for the teacher. The released recipes, and SimPO's tuning of DPO, use 0.01."}
+NOTES = (
+    (
+        "The loss uses sums, so longer answers count more. The log-probs of chosen answers usually fall; `adpa show` "
+        "prints by how much."
+    ),
+)
 
 
 @dataclass(frozen=True)

@@ -19,19 +19,27 @@ NEEDS = (Need("chosen"), Need("rollout", online=True))
 PASSES = "ppo_epochs"
 TEACHERS_BETA = "beta"
 READINGS = {
-    "token_reward_clip": "The paper names no bound; the code of RTO (Zhong et al. 2024), where the reward per token "
-    "comes from, clips it to ±0.05.",
-    "reward": "Both are the paper's: Eq. 29 (`token`), Eqs. 26-27 (`sequence`).",
+    "token_reward_clip": (
+        "The paper gives no limit. The code of RTO (Zhong et al. 2024), from which the paper takes its reward per "
+        "token, limits it to ±0.05."
+    ),
+    "reward": "The paper has both: Eq. 29 (`token`) and Eqs. 26-27 (`sequence`).",
 }
 NOTES = (
-    "The constants of PPO are not in the paper but those of RTO's code. The critic starts as a copy of the start model "
-    "under a head of zeros; it is no part of the artifact.",
-    "Eq. 27 pays at the end token; an answer that was cut has none and is paid at its last token. `cut` in "
-    "metrics.jsonl says how many were.",
-    "The distance to the start model is part of the reward and is not differentiated.",
-    "Log-probs are those at temperature 1, whatever answers are drawn at.",
-    "Student, critic and their optimizers are in memory together; start model and teachers are loaded in turn each "
-    "time that answers are drawn.",
+    (
+        "The paper does not give the constants of PPO. They are those of RTO's code. The critic starts as a copy of "
+        "the start model with a head of zeros, and is not part of the artifact."
+    ),
+    (
+        "Eq. 27 gives the reward at the end token. An answer that was cut has none, and gets its reward at its last "
+        "token. `cut` in metrics.jsonl says how many answers were cut."
+    ),
+    "The distance to the start model is part of the reward. It is not differentiated.",
+    "Log-probs are those at temperature 1, whatever `temperature` the answers are generated with.",
+    (
+        "Student, critic and their optimizers are in memory at the same time. The start model and the teachers are "
+        "loaded one after the other, each time that answers are generated."
+    ),
 )
 
 Reward = Literal["token", "sequence"]
@@ -41,20 +49,29 @@ Reward = Literal["token", "sequence"]
 class Params:
     """The reward, and the constants of PPO, which the paper does not give."""
 
-    reward: Reward = param("token", "where the teachers' log-ratio is paid", choices=get_args(Reward), origin="paper")
-    beta: float = param(0.05, "β of the reward and of its distance to the start", low=0.0, high=100.0, origin="paper")
-    token_reward_clip: float | None = param(None, "greatest reward of one token, in nats", low=0.0, high=1000.0)
-    rollout_batch: int = param(1024, "prompts answered at a time, in whole batches", low=1, high=1e6)
-    ppo_epochs: int = param(1, "passes over the answers of one time", low=1, high=100)
-    temperature: float = param(1.0, "of the answers", low=0.0, high=100.0)
-    max_new_tokens: int = param(1024, "tokens of an answer at most", low=1, high=1e6)
-    clip: float = param(0.2, "how far π/π_old may go from 1 and still count", low=0.0, high=10.0)
-    value_clip: float = param(0.2, "how far a value may go from the old one and still count", low=0.0, high=1000.0)
+    reward: Reward = param(
+        "token",
+        "where the reward is given: at each token, or once per answer",
+        choices=get_args(Reward),
+        origin="paper",
+    )
+    beta: float = param(
+        0.05, "β of the reward and of the distance to the start model", low=0.0, high=100.0, origin="paper"
+    )
+    token_reward_clip: float | None = param(None, "largest absolute reward of one token, in nats", low=0.0, high=1000.0)
+    rollout_batch: int = param(1024, "prompts answered before each update phase, in whole batches", low=1, high=1e6)
+    ppo_epochs: int = param(1, "passes over the answers of each update phase", low=1, high=100)
+    temperature: float = param(1.0, "sampling temperature of the answers", low=0.0, high=100.0)
+    max_new_tokens: int = param(1024, "largest number of tokens of an answer", low=1, high=1e6)
+    clip: float = param(0.2, "distance of π/π_old from 1 beyond which the gradient is cut off", low=0.0, high=10.0)
+    value_clip: float = param(
+        0.2, "distance of a value from the old one beyond which the gradient is cut off", low=0.0, high=1000.0
+    )
     value_weight: float = param(1.0, "c_v: weight of the critic's error", low=0.0, high=1000.0)
     critic_lr: float = param(9e-6, "peak learning rate of the critic", low=0.0, high=10.0)
-    discount: float = param(1.0, "of later rewards", low=0.0, high=1.0)
+    discount: float = param(1.0, "discount factor of later rewards", low=0.0, high=1.0)
     gae_lambda: float = param(0.95, "λ of the advantage estimate", low=0.0, high=1.0)
-    whiten: bool = param(True, "scale the advantages of one time to mean 0 and deviation 1")
+    whiten: bool = param(True, "scale the advantages of each update phase to mean 0 and standard deviation 1")
     sft_weight: float = param(1.0, "weight of -log π(y_t) on chosen answers", low=0.0, high=1000.0, origin="paper")
 
 

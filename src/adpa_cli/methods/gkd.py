@@ -20,7 +20,7 @@ class Params:
     """The divergence, and how much supervised training goes with it."""
 
     beta: float = param(
-        0.5, "weight of the teacher in the mixture; at 0 the forward, at 1 the reverse divergence", low=0.0, high=1.0
+        0.5, "weight of the teacher in the mixture; 0 is the forward divergence, 1 the reverse one", low=0.0, high=1.0
     )
     sft_weight: float = param(1.0, "σ: weight of -log π(y_t) on chosen answers", low=0.0, high=1000.0)
     reduction: Reduction = averaging()

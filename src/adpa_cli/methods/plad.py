@@ -13,11 +13,16 @@ SUMMARY = "preference-based distillation as a ranking hinge (re-implementation)"
 FORMULA = "max(0, δ - s_w + s_l) + λ L_SFT(y_w), s = Σ_t log π(y_t)"
 NEEDS = (Need("chosen"), Need("rejected"))
 READINGS = {
-    "length_norm": "The source ranks log P(y|x), a sum; scores averaged over the length are offered (`true`).",
-    "delta": "No code was published and the constants are not printed: sweep 0.5, 1, 5.",
-    "sft_weight": "Whether SFT goes with it is not said: sweep 0, 0.1, 1.",
+    "length_norm": "The source compares log P(y|x), which is a sum. `true` uses the mean per token instead.",
+    "delta": "No code was published, and the paper does not print its constants. Try 0.5, 1 and 5.",
+    "sft_weight": "The source does not say whether it adds SFT. Try 0, 0.1 and 1.",
 }
-NOTES = ("A re-implementation: the source pairs teacher with student answers, here the pairs are true preferences.",)
+NOTES = (
+    (
+        "This is a re-implementation. The source compares the teacher's answers with the student's; here the pairs are "
+        "those of the data."
+    ),
+)
 
 
 @dataclass(frozen=True)

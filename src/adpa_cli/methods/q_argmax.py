@@ -15,15 +15,20 @@ FORMULA = "L_SFT(y_w) - γ mean_t log π(a*_t|s_t), a*_t = argmax over the align
 NEEDS = (Need("chosen"), Need("rollout", signal=("aligned", "reference"), exact=True))
 TEACHERS_WEIGHT = "gamma"
 READINGS = {
-    "plausibility": "The paper takes the argmax over the vocabulary, a cache has the top k only; the released code has "
-    "an unused helper that asks for a probability of 0.1 first.",
-    "gamma": "The paper gives none for this ablation.",
+    "plausibility": (
+        "The paper takes the argmax over the whole vocabulary, but a signal contains only the top k. The released "
+        "code has an unused function that first requires a probability of 0.1."
+    ),
+    "gamma": "The paper gives no value for this ablation.",
 }
 NOTES = (
-    "Where both teachers agree every advantage is 0, and the aligned teacher's likeliest token is taken.",
-    "It learns one token of each position, and another one where rounding changes which is the first: in the usual "
-    "steps of a signal, 1/32 and 1/128 nat, at 2 to 16 % of positions; with exact differences alone, at 0.5 to 0.9 %, "
-    "by the floor rule. It reads signal of exact numbers only, and has such a signal made.",
+    "If both teachers agree, every advantage is 0, and the aligned teacher's most probable token is taken.",
+    (
+        "The method learns one token at each position. Rounding can change which one: with the usual storage steps, "
+        "1/32 and 1/128 nat, at 2 to 16 % of the positions. If only the differences are exact, it is 0.5 to 0.9 %, "
+        "because of the floor rule. The method therefore reads only signals with exact numbers, and plans such a "
+        "signal by itself."
+    ),
 )
 
 
@@ -33,9 +38,12 @@ class Params:
 
     gamma: float = param(1.5, "weight of the favoured token", low=0.0, high=1000.0)
     plausibility: float = param(
-        0.0, "least aligned probability of the favoured token; where none has it, the likeliest", low=0.0, high=1.0
+        0.0,
+        "smallest aligned probability of the favoured token; if no token has it, the most probable one is taken",
+        low=0.0,
+        high=1.0,
     )
-    kd_on_eos: bool = param(True, "learn the favoured token where the answer ends too")
+    kd_on_eos: bool = param(True, "learn the favoured token at the end token too")
     reduction: Reduction = averaging()
 
 

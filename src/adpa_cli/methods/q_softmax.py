@@ -15,9 +15,11 @@ FORMULA = "L_SFT(y_w) + γ mean_t KL(softmax over the aligned top k of β A(s_t,
 NEEDS = (Need("chosen"), Need("rollout", signal=("aligned", "reference")))
 TEACHERS_WEIGHT, TEACHERS_BETA = "gamma", "beta"
 READINGS = {
-    "beta": "Eq. 31 uses the advantage of Eq. 8, which carries the teacher's β, so that the target is almost uniform "
-    "over the ids; the helper in the released code leaves β out: 1.",
-    "gamma": "The paper gives none for this ablation.",
+    "beta": (
+        "Eq. 31 uses the advantage of Eq. 8, which contains the teacher's β. The target is then almost uniform over "
+        "the stored tokens. The function in the released code leaves β out (1)."
+    ),
+    "gamma": "The paper gives no value for this ablation.",
 }
 
 
@@ -27,11 +29,13 @@ class Params:
 
     gamma: float = param(1.5, "weight of the divergence", low=0.0, high=1000.0)
     beta: float = param(
-        0.05, "scale of the advantage in the softmax: the teacher's DPO beta by Eq. 8, or 1 for the plain log-ratio",
+        0.05, (
+            "scale of the advantage in the softmax: the β of the teacher's DPO (Eq. 8), or 1 for the plain log-ratio"
+        ),
         low=0.0, high=1e6, origin="paper",
     )  # fmt: skip
     unit: Unit = unit_param()
-    kd_on_eos: bool = param(True, "distil where the answer ends too")
+    kd_on_eos: bool = param(True, "distil at the end token too")
     reduction: Reduction = averaging()
 
 

@@ -14,9 +14,16 @@ FORMULA = "mean over answers of -1/|y| Σ_t log π(y_t), y the teacher's answer"
 NEEDS = (Need("rollout"),)
 STATES = "teacher"
 READINGS = {
-    "kd_teacher": "The paper does not say which teacher this baseline has; that of its own methods is taken.",
+    "kd_teacher": (
+        "The paper does not say which teacher this baseline uses. Here it is the teacher of the paper's own methods."
+    ),
 }
-NOTES = ("The source decodes with a beam, the paper does not say how; here the settings of `rollout` hold.",)
+NOTES = (
+    (
+        "The source generates answers with beam search, and the paper does not say how. Here the settings of `rollout` "
+        "are used."
+    ),
+)
 
 
 @dataclass(frozen=True)

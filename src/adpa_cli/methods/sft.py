@@ -18,9 +18,11 @@ PRESETS = {
     }
 }  # fmt: skip
 NOTES = (
-    "The preset is of the stage `sft`: `--set sft.preset=release`. The released code lays dialogues end to end, cuts "
-    "them into rows of 2,048 tokens and trains on every token; its templates are `--template llama-3-release` and "
-    "`zephyr-release`.",
+    (
+        "The preset belongs to the stage `sft`: `--set sft.preset=release`. The released code joins dialogues end "
+        "to end, divides them into rows of 2,048 tokens and trains every token. Its templates are `--template "
+        "llama-3-release` and `zephyr-release`."
+    ),
 )
 
 

@@ -13,11 +13,13 @@ SUMMARY = "simple preference optimisation: length-normalised, with a target marg
 FORMULA = "-log σ(β [mean_t log π(y_w) - mean_t log π(y_l) - ρ]), ρ = γ/β of the source"
 NEEDS = (Need("chosen"), Need("rejected"))
 READINGS = {
-    "beta": "2 in the code and in the recipe for the Llama-3-8B base model; up to 10 in other runs of the source.",
-    "gamma_beta_ratio": "0.25 in the code of the source, 0.5 in the recipe for the Llama-3-8B base model.",
-    "lr": "The source warns of large rates, under which answers become incoherent or repeat themselves.",
+    "beta": (
+        "The source uses 2 in its code and in its recipe for the Llama-3-8B base model, and up to 10 in other runs."
+    ),
+    "gamma_beta_ratio": "The source uses 0.25 in its code, and 0.5 in its recipe for the Llama-3-8B base model.",
+    "lr": "The source warns that large rates make answers incoherent or repetitive.",
 }
-NOTES = ("γ of the source is β ρ here.",)
+NOTES = ("The γ of the source is β ρ here.",)
 
 
 @dataclass(frozen=True)

@@ -16,12 +16,16 @@ NEEDS = (Need("chosen", signal=("aligned",), labels=False),)
 TEACHERS_WEIGHT = "alpha"
 SAMPLED = {"tail": "sampled"}
 READINGS = {
-    "tail": "The paper keeps the teacher's top 50 and does not say what becomes of the rest; the released code makes it"
-    " one class (`bucket`), others renormalise the list.",
-    "alpha": "The paper gives none for this baseline; that of dckd is taken.",
-    "kd_teacher": "The paper does not say which teacher this baseline has; that of its own methods is taken.",
+    "tail": (
+        "The paper stores the teacher's top 50 and does not say what becomes of the other tokens. The released code "
+        "treats them as one class (`bucket`). Other projects scale the list so that it sums to 1."
+    ),
+    "alpha": "The paper gives no value for this baseline. Here it is that of dckd.",
+    "kd_teacher": (
+        "The paper does not say which teacher this baseline uses. Here it is the teacher of the paper's own methods."
+    ),
 }
-NOTES = ("As printed, Eq. 1 has a minus before the bracket with the divergence and would maximise it.",)
+NOTES = ("Eq. 1 is printed with a minus before the bracket that contains the divergence, and would maximise it.",)
 
 
 @dataclass(frozen=True)

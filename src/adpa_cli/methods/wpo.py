@@ -14,8 +14,8 @@ SUMMARY = "weighted preference optimisation: DPO on pairs weighted by how on-pol
 FORMULA = "-w log σ(β h), h as in dpo, w = min(1, exp(ω_w + ω_l)), ω = mean_t (log π(y_t) - log Σ_v π(v|s_t)²)"
 NEEDS = (Need("chosen", start=True, stats=True), Need("rejected", start=True, stats=True))
 NOTES = (
-    "The weight follows the student at every step and carries no gradient.",
-    "TRL multiplies the two weights without the clamp at 1 of the released code.",
+    "The weight is computed from the student at every step, and has no gradient.",
+    "The released code limits the weights to 1. TRL multiplies the two weights without a limit.",
 )
 
 

@@ -103,7 +103,7 @@ def _chain(name: str) -> Entry:
     needs = [need for method in each for need in method.needs]
     needs = [need for need in needs if need.signal or need.part not in {n.part for n in needs if n.signal}]
     formula = "; then ".join(f"{method.name}: {method.formula}" for method in each)
-    note = f"A bare `--set KEY=VALUE` is taken by each of {' and '.join(chain)} that has such a parameter."
+    note = f"`--set KEY=VALUE` sets the parameter in each of {' and '.join(chain)} that has it."
     return Entry(
         name, summary, "Gao et al. 2025, Algorithm 2", formula, columns(needs, "student"),
         tuple(need_words(needs, "student")), (), tuple(_united(each)), tuple(training(*chain)), {},
@@ -379,33 +379,41 @@ COMMAND = "python -m adpa_cli.report.catalogue > docs/methods.md"
 HEAD = f"""\
 # Training methods
 
-Made from the files in `src/adpa_cli/methods` by `{COMMAND}`.
-`adpa methods NAME` shows a section of this page at the terminal.
+This page is generated from the files in `src/adpa_cli/methods`: `{COMMAND}`.
+`adpa methods NAME` prints one section of it. [How it works](how-it-works.md) explains the main methods in words, and
+the [glossary](glossary.md) explains the terms.
 
-Symbols: y_w is the chosen answer of a pair, y_l the rejected one, ŷ an answer that a model wrote; π is the student,
-π_start the model that training starts from, π_aligned and π_reference the teachers; s_t is the prompt with the answer
-before token t; mean_t runs over the tokens of an answer, the end token included; L_SFT(y) is mean_t of -log π(y_t).
+| symbol | meaning |
+|---|---|
+| y_w, y_l | the chosen (better) and the rejected (worse) answer of a pair |
+| ŷ | an answer that a model wrote |
+| π, π_start | the student, and the model that its training starts from |
+| π_aligned, π_reference | the aligned teacher, and the reference teacher that it was made from |
+| s_t | the prompt, followed by the answer before token t |
+| mean_t | the mean over the tokens of an answer, the end token included |
+| L_SFT(y) | mean_t of -log π(y_t) |
+
 Every loss is then averaged over the examples of a batch.
 
-A parameter is set by `--set KEY=VALUE`. Its default comes from the paper ([paper]: Gao et al. 2025 for its own methods,
-the cited source for the others), from released code ([release]), or was chosen here ([ours]). `--set preset=NAME` sets
-several. Rates, epochs and batches of the paper's families stand below the parameters, each with its source. The column
-`tiny` has what the built-in family sets otherwise.
+`--set KEY=VALUE` sets a parameter. Its default comes from the paper ([paper]: Gao et al. 2025 for their own methods,
+the cited source for the others), from released code ([release]), or was chosen by this project ([ours]).
+`--set preset=NAME` sets several parameters at once. The learning rate, epochs and batch size of the paper's families
+stand below the parameters, with their sources. The column `tiny` shows the values of the built-in family where they are
+different.
 """
 
 
 def document() -> str:
     """The whole page."""
     entries = every()
-    # An anchor lacks the signs of its heading, and the second of two that are then equal has a number.
-    links = [[f"[{one.name}](#{one.name.replace('+', '-1')})", *one.columns] for one in entries]
+    links = [[f"[{one.name}](#{_anchor(one)})", *one.columns] for one in entries]
     differing = [[f"`{one.name}`", f"`{key}`", words] for one in entries for key, words in one.readings.items()]
     parts = [
         HEAD,
         "## What each method needs\n",
-        *_table(("method", "answers", "cached signal", "besides"), links),
+        *_table(("method", "answers", "teacher signal", "also needs"), links),
         "\n## Where paper and code, or two sources, differ\n",
-        "The default follows the paper unless the section of the method says otherwise.\n",
+        "The default follows the paper, unless the section of the method says otherwise.\n",
         *_table(("method", "option", "what differs"), differing),
         *(line for one in entries for line in section(one)),
     ]
@@ -414,7 +422,8 @@ def document() -> str:
 
 def section(one: Entry) -> Iterator[str]:
     """One method."""
-    yield f"\n## {one.name}\n"
+    yield f'\n<a id="{_anchor(one)}"></a>\n' if _anchor(one) != one.name else ""
+    yield f"## {one.name}\n"
     yield f"{one.summary[0].upper()}{one.summary[1:]}. Source: {one.source}.\n"
     yield f"```text\n{one.formula}\n```\n"
     yield from _table(("answers", "with"), one.needs)
@@ -427,7 +436,7 @@ def section(one: Entry) -> Iterator[str]:
             (f"`{p.name}`", p.default, tiny.get(p.name, ""), p.limits, f"[{p.origin}]", p.doc) for p in one.parameters
         ])  # fmt: skip
     trained = [f"{', '.join(f'`{w}`' for w in words)} ({origin})" for words, origin in training_words(one)]
-    yield f"\nIn the paper's families it trains at {'; '.join(trained)}."
+    yield f"\nDefaults of the training in the paper's families: {'; '.join(trained)}."
     others = [words for words in settings(one.family) if words.split("=")[0] not in {p.name for p in one.parameters}]
     if others:
         yield f"\nThe family `tiny` sets {', '.join(f'`{words}`' for words in others)}."
@@ -436,8 +445,13 @@ def section(one: Entry) -> Iterator[str]:
     notes = [*(f"- `{key}`: {words}" for key, words in one.readings.items()), *(f"- {words}" for words in one.notes)]
     yield from ["", *notes] if notes else []
     builds = ", ".join(f"{stage} ({what})" for stage, what in one.stages)
-    yield f"\nBuilds {builds}, and then evaluates.\n"
+    yield f"\nFor an alias as the student, the command below builds {builds}, and then evaluates.\n"
     yield f"```console\n$ {one.example}\n```"
+
+
+def _anchor(one: Entry) -> str:
+    """What links to the section of a method: its name, for which readers of Markdown drop a sign in different ways."""
+    return one.name.replace("+", "-plus")
 
 
 def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
