@@ -467,11 +467,12 @@ def requests(recipe: Recipe) -> list[tuple[Cell, Request]]:
 
 def request_of(recipe: Recipe, words: Sequence[str]) -> Request:
     """What a command line of a recipe asks for. Raises UsageError naming the file."""
-    from adpa_cli.cli.console.app import run_words, usage_error
+    from adpa_cli.cli.console.app import program, run_words
+    from adpa_cli.cli.console.mistyped import usage_error
 
     try:
         request: Request = run_words(words)
     except (TyperException, UsageError) as error:
-        refused = error if isinstance(error, UsageError) else usage_error(error, words)
+        refused = error if isinstance(error, UsageError) else usage_error(error, words, program())
         raise UsageError(f"{recipe.source}: {refused.message}", refused.hint) from None
     return request

@@ -14,7 +14,7 @@ from typer.exceptions import TyperException
 from adpa_cli import stages
 from adpa_cli.cli.commands import makers
 from adpa_cli.cli.recipes.grid import Key, Recipe, keys_of, requests, values_of, word
-from adpa_cli.data.sources import split_off
+from adpa_cli.data.sources import columns_off, split_off
 from adpa_cli.data.templates import TEMPLATES
 from adpa_cli.errors import AdpaError, NotFound
 from adpa_cli.families import alias_of_base, aliases, ready_pairs
@@ -46,7 +46,7 @@ def recorded_request(words: Sequence[str], plan: Plan, store: Store) -> dict[str
         if key.is_template:
             return text if text in TEMPLATES else read_template(text).text
         if key.is_data or (key.is_model and text.startswith((".", "/", "~"))):
-            base, split = split_off(text)
+            base, split = split_off(columns_off(text)[0])
             name, facts = local.get(f"{expanded(base).resolve()}{split and '#'}{split}", (text, None))
             if facts is None:  # nothing in the plan reads it, so it may be left out where only this machine has it
                 return "" if expanded(base).exists() else text
@@ -67,7 +67,7 @@ def _local(plan: Plan) -> dict[str, tuple[str, Mapping[str, Any]]]:
             is_local = not (facts or external.facts).get("commit")
             name = str((facts or external.facts)["name"])
             if is_local:
-                found[path] = (name, facts or {"model": external.content})
+                found[columns_off(path)[0]] = (name, facts or {"model": external.content})
     return found
 
 

@@ -105,7 +105,7 @@ def sweep(
             ask_if_large(whole, options.yes)
             check(whole, desk.screen.say)
         else:
-            desk.screen.say(f"found, nothing to do: {len(steps)} cell{'s' * (len(steps) != 1)}")
+            desk.screen.say(f"Nothing to do: all {len(steps)} combinations are there.")
         making = Making(recipe, ask, whole, desk, {step.number: step for step in every})
         failures = making.failures(steps)
         steps = [making.steps[step.number] for step in steps]
