@@ -53,7 +53,7 @@ def test_show_of_a_row(pipeline: Pipeline, cli: Cli, role: str) -> None:
     assert len(head) == len(first) >= 3
     assert json.loads(cli("show", ref, "--row", "1", "--json").out)
     said = cli.refused(3, "show", ref, "--row", "9999")
-    assert "it has rows 1 to" in said
+    assert "rows are numbered 1 to" in said
     assert f"adpa show {ref} --row" in said
 
 
@@ -69,7 +69,7 @@ def test_the_first_rows_are_listed_a_line_each(pipeline: Pipeline, cli: Cli) -> 
 
 def test_a_row_is_asked_of_one_artifact_that_has_rows(pipeline: Pipeline, cli: Cli) -> None:
     assert "has no rows" in cli.refused(2, "show", pipeline.made("student"), "--row", "1")
-    assert "--row N is of one artifact" in cli.refused(2, "show", "--row", "1")
+    assert "--row N needs the name of one artifact" in cli.refused(2, "show", "--row", "1")
 
 
 def test_unfinished_work_is_listed_with_the_command_that_goes_on(
@@ -95,10 +95,13 @@ def test_tags_are_given_moved_listed_and_removed(pipeline: Pipeline, cli: Cli) -
     first, second = pipeline.made("distill dckd"), pipeline.made("distill adpa")
     assert cli("tag", "best", first).code == 0
     assert cli("tag").rows == [["best", first]]
-    assert cli("tag", "best", second).code == 0
+    assert f"already names {first}" in cli.refused(2, "tag", "best", second)
+    assert f"moved here from {first}" in cli("tag", "best", second, "--force").err
     assert json.loads(cli("tag", "--json").out) == {"best": second}
     assert cli("path", "best").ref == str(pipeline.store / second)
-    assert cli("tag", "best", "--delete").code == 0
+    assert cli("tag", "other", first).code == 0
+    assert "there is no tag nosuch" in cli.refused(3, "tag", "--delete", "other", "nosuch")
+    assert cli("tag", "other", "best", "--delete").code == 0
     assert cli("tag").out == ""
     assert (pipeline.store / second).is_dir()
     assert "there is no tag best" in cli.refused(3, "tag", "best", "--delete")
@@ -117,6 +120,7 @@ def test_names_that_mean_something_else_are_no_tags(pipeline: Pipeline, cli: Cli
 
 def test_a_tag_needs_something_to_name(pipeline: Pipeline, cli: Cli) -> None:
     assert "adpa tag best REF" in cli.refused(2, "tag", "best")
+    assert "adpa tag --delete NAME" in cli.refused(2, "tag", "--delete")
     assert "did you mean" in cli.refused(3, "tag", "best", pipeline.made("student")[:-1] + "x")
 
 
@@ -156,7 +160,7 @@ def test_data_shows_rows_as_the_model_sees_them(cli: Cli, tmp_path: Path) -> Non
 def test_data_of_a_file_needs_a_model_for_its_tokens(pipeline: Pipeline, cli: Cli, tmp_path: Path) -> None:
     write_rows(tmp_path / "pairs.jsonl", world.preferences("train")[:6])
     plain = cli("data", "pairs.jsonl", "--rows", "1")
-    assert "no --model" in plain.err
+    assert "Add --model MODEL" in plain.err
     assert len(plain.rows) == 2
     assert "<|assistant|>" not in plain.out
     ref = pipeline.made("student")
