@@ -172,7 +172,7 @@ def test_answers_to_other_prompts_are_counted(pipeline: Pipeline, cli: Cli, tmp_
 def test_given_answers_leave_no_choice_of_prompts(pipeline: Pipeline, cli: Cli, tmp_path: Path) -> None:
     answers_file(tmp_path / "gold.json")
     said = cli.refused(2, "eval", "gold.json", "--suite", "tiny", "--data", pipeline.data)
-    assert "would not be used: all that is measured are answers that are there" in said
+    assert "has no effect: given answers are measured on their own prompts" in said
     said = cli.refused(2, "eval", "gold.json", "--suite", "tiny", "--limit", "4")
     assert "--limit 4 has no effect" in said
     both = ("eval", "gold.json", pipeline.made("student"), "--suite", "tiny", "--data", pipeline.data, "--limit", "4")
@@ -226,7 +226,7 @@ def test_prompts_need_no_answers(pipeline: Pipeline, cli: Cli, tmp_path: Path) -
     )
     assert manifest(pipeline, answered.ref).metrics["answers"] == 5
     said = cli.refused(1, "distill", "--method", "dpo", "--student", pipeline.made("student"), "--data", "prompt.jsonl")
-    assert "unknown shape" in said
+    assert "do not form preference pairs" in said
     write_rows(tmp_path / "bad.jsonl", [{"turns": "one"}])
     assert "turns are no list of texts" in cli.refused(
         1, "eval", pipeline.made("student"), "--data", "bad.jsonl", "--suite", "tiny"
@@ -333,7 +333,7 @@ def test_a_reward_model_is_measured_on_pairs(pipeline: Pipeline, cli: Cli, judge
     said = cli.refused(
         2, "eval", pipeline.made("student"), "--data", pipeline.data, "--suite", "tiny", "--split", "all"
     )
-    assert "--split all would not be used: the suite tiny measures no pairs" in said
+    assert "--split has no effect with --suite tiny, which does not measure pairs" in said
 
 
 def test_the_longer_answer_of_published_pairs_is_mostly_the_chosen_one(shared_data: Path) -> None:

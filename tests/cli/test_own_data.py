@@ -40,7 +40,7 @@ def test_a_column_that_nothing_reads_is_refused_unless_it_is_ignored(cli: Cli, t
     write_rows(tmp_path / "pairs.jsonl", pairs(input="and say why", score=3))
     for words in (("data", "pairs.jsonl"), (*SFT, "pairs.jsonl", "--dry-run"), (*SFT, "pairs.jsonl")):
         said = cli.refused(1, *words)
-        assert "pairs.jsonl row 1: the column input holds 'and say why', and nothing reads it" in said
+        assert "pairs.jsonl row 1: the column input holds 'and say why', and it would not be used" in said
         assert "--ignore-columns input" in said
         ran = cli(*words, "--ignore-columns", "input")
         assert ran.code == 0, ran.err

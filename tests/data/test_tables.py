@@ -160,7 +160,7 @@ def test_the_first_pass_is_told_and_stopped_between_batches(tmp_path: Path) -> N
         load_pairs([parse_source(source)])
     assert told == []
     write(tmp_path / "pairs.jsonl", 2 * BATCH)
-    stopped = pytest.raises(Stopped, match=r"stopped by SIGTERM while reading .*pairs\.jsonl")
+    stopped = pytest.raises(Stopped, match=r"Stopped by SIGTERM while reading .*pairs\.jsonl")
     with stopped, watching(heeding(lambda: "SIGTERM" if len(told) > 1 else None, lambda *what: told.append(what))):
         pairs_of((source,), "train", 5, False)
     assert [done for _, done, _ in told] == [BATCH, 2 * BATCH]

@@ -50,7 +50,7 @@ def test_annotations_are_measured_and_written_back(cli: Cli, tmp_path: Path) -> 
         ({"output_2": None}, "row 2: an annotation has instruction, output_1 and output_2"),
         ({"generator_2": "other"}, "row 2: generator_2 is 'other'"),
         ({"instruction": "Question 0"}, "row 2: the instruction was met before"),
-        ({"output_2": "half \ud800"}, "row 2: half a surrogate pair"),
+        ({"output_2": "half \ud800"}, "row 2 has half of a surrogate pair"),
     ],
 )
 def test_what_is_no_annotation(cli: Cli, tmp_path: Path, change: dict[str, Any], said: str) -> None:

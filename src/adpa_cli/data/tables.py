@@ -76,7 +76,7 @@ def heeding(stop: Callable[[], str | None], tell: Watch) -> Watch:
     def watch(what: str, done: int, of: int) -> None:
         tell(what, done, of)
         if name := stop():
-            raise Stopped(name, f"stopped by {Stopped.words(name)} while {what}; finished stages are kept")
+            raise Stopped(name, f"{Stopped.opening(name)} while {what}; finished stages are saved")
 
     return watch
 
