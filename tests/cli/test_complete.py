@@ -139,8 +139,8 @@ def test_keys_and_values_of_the_runtime(offered: Offer) -> None:
 def test_keys_of_a_stage(offered: Offer) -> None:
     line = "adpa distill --method adpa+ --student tiny --set "
     assert offered(line + "rollout.temp") == ["rollout.temperature=", "rollout.temperature=0.7"]
-    assert "dpo-teacher.beta=0.05" in offered(line + "dpo-teacher.b")
-    assert "sft.lr=1e-05" in offered(line + "sf")
+    assert "dpo-teacher.beta=0.1" in offered(line + "dpo-teacher.b")
+    assert "sft.lr=0.002" in offered(line + "sf")
     assert offered(line + "nosuch.l") == []
 
 

@@ -94,7 +94,7 @@ def test_a_hub_name_that_is_a_folder_too_is_told_so(
 
 def test_names_of_stages_are_no_organisations_of_the_hub(pipeline: Pipeline, cli: Cli) -> None:
     for name in ("sft/nothing", "distill/0000", "rollout/abc", "eval/x"):
-        assert "is no tag, id or stage@latest" in cli.refused(3, "rollout", "--student", name)
+        assert "there is no tag or id" in cli.refused(3, "rollout", "--student", name)
     assert "cache-teacher@latest" in cli.refused(2, "rollout", "--student", "cache-teacher@latest")
 
 

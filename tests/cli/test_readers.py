@@ -63,8 +63,8 @@ def test_the_first_rows_are_listed_a_line_each(pipeline: Pipeline, cli: Cli) -> 
     assert [line[head.index("row")] for line in lines] == ["1", "2", "3"]
     records = json.loads(cli("show", ref, "--rows", "3", "--json").out)
     assert [record["id"] for record in records] == [line[head.index("id")] for line in lines]
-    assert "--rows 0" in cli.refused(2, "show", ref, "--rows", "0")
-    assert "not shown together" in cli.refused(2, "show", ref, "--rows", "3", "--row", "1")
+    assert "--rows must be 1 or more" in cli.refused(2, "show", ref, "--rows", "0")
+    assert "cannot be shown together" in cli.refused(2, "show", ref, "--rows", "3", "--row", "1")
 
 
 def test_a_row_is_asked_of_one_artifact_that_has_rows(pipeline: Pipeline, cli: Cli) -> None:
@@ -171,8 +171,8 @@ def test_data_of_a_file_needs_a_model_for_its_tokens(pipeline: Pipeline, cli: Cl
     assert [line["row"] for line in record["shown"]] == [int(row[0]) for row in cli("data", "pairs.jsonl").rows[1:]]
     assert record["rows"] == 5  # one prompt is held out
     assert any("1 prompt held out" in note for note in record["notes"])
-    assert "--split dev" in cli.refused(2, "data", "pairs.jsonl", "--split", "dev")
-    assert "is a pair" in cli.refused(2, "data", "pairs.jsonl", "--model", "tulu-3-8b")
+    assert "--split must be train or test" in cli.refused(2, "data", "pairs.jsonl", "--split", "dev")
+    assert "is a ready pair" in cli.refused(2, "data", "pairs.jsonl", "--model", "tulu-3-8b")
 
 
 def test_the_screen_at_the_end_compares_start_students_and_teachers(pipeline: Pipeline, cli: Cli) -> None:

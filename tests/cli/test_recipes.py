@@ -132,7 +132,7 @@ def test_tables_and_spellings_are_the_same_settings(cli: Cli) -> None:
         ('student = "-"\nmethod = "dpo"\n', "recipe.toml:1: student: a recipe does not read ids from stdin"),
         ('student = "tiny"\nmethod = "dpo"\nlr = 1979-05-27\n', "recipe.toml:3: lr: is neither text, a number"),
         ('student = "tiny"\nmethod = "dpo"\nlr = "fast"\n', "recipe.toml: Invalid value for '--lr'"),
-        ('student = "tiny"\nmethod = "dop"\n', "no method is called 'dop'"),
+        ('student = "tiny"\nmethod = "dop"\n', "there is no method 'dop'"),
         ('method = "dpo"\n', "recipe.toml: --student is missing"),
         ('command = "show"\n', "recipe.toml:1: command: show makes nothing"),
         ('method = "dpo\n', "recipe.toml is no TOML"),
@@ -164,7 +164,7 @@ def test_an_id_of_another_store_says_so(pipeline: Pipeline, cli: Cli, tmp_path: 
     recipe = write("".join(f"{key} = {json.dumps(value)}\n" for key, value in values.items()))
     assert cli("run", recipe, "-n").code == 0
     said, _, tried = cli.refused(3, "run", recipe, "-n", "--store", tmp_path / "other").partition("\ntry: ")
-    assert f"{student} is no tag, id or stage@latest in {tmp_path / 'other'}" in said
+    assert f"there is no tag or id {student} in {tmp_path / 'other'}" in said
     assert f"--store DIR; there, adpa show {student} --recipe says how to make it" in tried
 
 

@@ -71,7 +71,7 @@ def test_a_wrong_word_is_named_and_answered(cli: Cli, words: list[str], names: s
 @pytest.mark.parametrize(
     ("setting", "answer"),
     [
-        ("gamma=-1", "between 0.0 and 1000.0"), ("gamma=nan", "a finite number"), ("gamma=much", "a finite number"),
+        ("gamma=-1", "between 0 and 1000"), ("gamma=nan", "a finite number"), ("gamma=much", "a finite number"),
         ("lr=0", "above 0"), ("lr=inf", "a finite number"), ("epochs=-1", "above 0"), ("batch_size=0", "above 0"),
         ("batch_size=1.5", "a whole number"),
         ("batch_size=1e999", "a whole number"), ("lr=1e999", "a finite number"),
@@ -84,9 +84,9 @@ def test_a_wrong_word_is_named_and_answered(cli: Cli, words: list[str], names: s
     ],
 )  # fmt: skip
 def test_a_value_out_of_range_is_refused_before_any_work(cli: Cli, setting: str, answer: str) -> None:
-    said, _, tried = cli.refused(2, *ADPA_PLUS, "--set", setting).partition("\ntry: ")
-    assert setting.split("=")[0].rpartition(".")[2] in said
-    assert answer in tried
+    said = cli.refused(2, *ADPA_PLUS, "--set", setting)
+    assert setting.split("=")[0].rpartition(".")[2] in said.partition("\ntry: ")[0]
+    assert answer in said
 
 
 @pytest.mark.parametrize(

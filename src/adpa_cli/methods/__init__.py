@@ -327,10 +327,10 @@ def unknown(name: str, known: Sequence[str]) -> UsageError:
     """The error for a word that is no method, with a suggestion from the words that are known."""
     import difflib
 
-    close = difflib.get_close_matches(name.replace("plus", "+"), known, n=1)
-    return UsageError(
-        f"no method is called {name!r}", f"{f'did you mean {close[0]}? ' if close else ''}methods: {', '.join(known)}"
-    )
+    plain = name.lower().replace("_", "-").replace("-plus", "+").replace("plus", "+")
+    close = difflib.get_close_matches(plain, known, n=1, cutoff=0.7)
+    guess = f"did you mean {close[0]}? " if close else ""
+    return UsageError(f"there is no method {name!r}", f"{guess}All methods: {', '.join(known)}")
 
 
 def passes_of(name: str, params: Mapping[str, Any]) -> int:

@@ -161,7 +161,8 @@ def family_defaults(stage: str, method: str, family: Family) -> dict[str, Any]:
     """Every key of a stage (and of its method) with its default in a family."""
     defaults = settable(stage, method)
     dtype = family.dtype if method else family.inference
-    own = {"dtype": dtype, "select_on": "validation", **stage_settings(family, stage, f"{stage}.{method}")}
+    keys = (stage, f"{stage}.student", f"{stage}.{method}")
+    own = {"dtype": dtype, "select_on": "validation", **stage_settings(family, *keys)}
     return {**defaults, **_known(own, defaults)}
 
 
