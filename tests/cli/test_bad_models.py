@@ -92,7 +92,7 @@ def test_a_folder_without_a_tokenizer_is_refused(pipeline: Pipeline, cli: Cli, b
     ):  # fmt: skip
         said = cli.refused(1, *words)
         assert "has a model but no tokenizer" in said
-        assert "copy the tokenizer files there" in said
+        assert "copy the model's tokenizer files into that folder" in said
 
 
 @pytest.mark.parametrize(

@@ -183,7 +183,7 @@ def test_a_turn_with_a_name_calls_no_tool() -> None:
 @pytest.mark.parametrize(("lost", "name"), [("user", "question"), ("assistant", "answer")])
 def test_a_template_that_leaves_out_what_is_said_is_refused(folder: Path, lost: str, name: str) -> None:
     text = TURNS.replace("{{ m.content }}", f"{{{{ m.content if m.role != '{lost}' }}}}").replace("BEHIND", "<end>")
-    with pytest.raises(UsageError, match=f"leaves out what is said: the {name} is not"):
+    with pytest.raises(UsageError, match=f"it does not write the text of the {name}"):
         template_in(folder, TemplateChoice(Template(text), "<end>"))
 
 
@@ -228,7 +228,7 @@ def test_a_template_without_an_end_of_its_own_takes_one_that_is_named(folder: Pa
     """As GLM-4's, whose answers end where the next question begins."""
     text = TURNS.replace("BEHIND", "")
     (folder / "chat_template.jinja").write_text(text)
-    with pytest.raises(UsageError, match="ends an answer with no token of its tokenizer") as caught:
+    with pytest.raises(UsageError, match="does not end an answer with a token of the tokenizer") as caught:
         template_in(folder, TemplateChoice())
     assert "--end TOKEN" in caught.value.hint
     named = template_in(folder, TemplateChoice.of(None, "<user>", None))

@@ -50,7 +50,7 @@ def test_a_signal_in_the_last_step_stops_before_the_next_stage(
     first, last = [node.label for node in plan.nodes(store)]
 
     watching = Watching()
-    with pytest.raises(Stopped, match=f"stopped by SIGUSR1 after {first}, with 1 more to make") as caught:
+    with pytest.raises(Stopped, match=f"Stopped by SIGUSR1 after {first}; 1 more to make") as caught:
         execute(survey(plan, store, Runtime()), "adpa distill …", {}, watching.show())
     assert (caught.value.exit_code, caught.value.hint) == (75, "adpa distill …")
     assert watching.finished == [first]

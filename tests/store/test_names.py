@@ -76,7 +76,7 @@ def test_a_newer_store_is_refused_and_a_torn_marker_named(store: Store) -> None:
     marker = store.root / "adpa.json"
     assert json.loads(marker.read_text()) == {"format": 1}
     marker.write_text('{"format": 2}')
-    with pytest.raises(AdpaError, match="made by a newer adpa"):
+    with pytest.raises(AdpaError, match="made by a newer version of adpa"):
         Store.find(store.root)
     marker.write_text("")
     with pytest.raises(Corrupt, match=r"adpa\.json"):

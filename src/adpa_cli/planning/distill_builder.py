@@ -423,7 +423,7 @@ def _check_use(artifacts: Sequence[Artifact], nodes: Sequence[Node], method: str
         if artifact.content not in used:
             parts = f" ({'+'.join(artifact.values['parts'])})" if product_of(artifact.stage) == "signal" else ""
             raise UsageError(
-                f"{method} does not read {artifact.label}{parts}",
+                f"the method {method} does not read {artifact.label}{parts}",
                 f"leave it out, or see what {method} reads: adpa methods {method}",
             )
 
