@@ -185,7 +185,7 @@ def test_an_answer_cut_to_nothing_is_named(pipeline: Pipeline, cli: Cli, tmp_pat
     assert "pairs.jsonl: none of 11 dialogues fits into 1 token" in said
     assert "--set sft.max_length=" in said
     said = cli.refused(1, "rollout", "--student", student, "--data", "pairs.jsonl", "--set", "max_length=1")
-    assert "pairs.jsonl row 1, prompt: leaves no answer to generate in 1" in said
+    assert "pairs.jsonl row 1, prompt: leaves no room for an answer in 1" in said
     assert "try: --set rollout.max_length=2" in said
 
 

@@ -367,7 +367,7 @@ def test_a_hub_data_set_follows_its_readme_and_the_store_remembers_what_it_says(
     )
     write_rows(folder / "unnamed.jsonl", world.preferences("train")[:3])
     hub.add("datasets/org/two", folder)
-    with pytest.raises(DataError, match=r"org/two: several configurations, and no default one: #hard, #easy") as caught:
+    with pytest.raises(DataError, match=r"org/two has several configurations and no default: #hard, #easy") as caught:
         Names(store).data(["org/two"])
     assert caught.value.hint == "name one: org/two#hard"
     easy = Names(store).data(["org/two#easy"])
