@@ -188,7 +188,7 @@ ROWS = '[[rows]]\nname = "A"\nmethod = "dckd"\nalpha = [1, 2]\n'
         ('[[rows]]\nname = "A"\nmeasures = "start"\ngamma = 2\n', "the row A measures start and has gamma"),
         (f'{ROWS}against = "B"\n', "against: no row is called B"),
         (f'[report]\nseed = 2\n{ROWS}', "report.seed: the closing evaluation has no such key"),
-        (f'[report]\nsuite = "best"\n{ROWS}', "suite=best"),
+        (f'[report]\nsuite = "best"\n{ROWS}', "no suite called 'best'"),
         (f'{ROWS}[[rows]]\nname = "B"\nmethod = "adpa+"\nalpha = "{{C}}"\n', "alpha: no row C with that key"),
         (f'{ROWS}gamma = 2\n', "gamma: adpa distill has no such key"),
         (f'gamma = 2\n{ROWS}', "recipe.toml:2: gamma: adpa distill has no such key"),

@@ -76,4 +76,4 @@ def test_what_cannot_be_drawn(cli: Cli, pipeline: Pipeline) -> None:
     assert "there is no such number" in cli.refused(2, "show", model, "--plot", "lss")
     assert "nothing to plot" in cli.refused(2, "show", pipeline.made("rollouts"), "--plot")
     assert "cannot be shown together" in cli.refused(2, "show", model, "--plot", "--recipe")
-    assert "--plot is of trainings" in cli.refused(2, "show", "--plot")
+    assert "--plot needs the name of trainings" in cli.refused(2, "show", "--plot")

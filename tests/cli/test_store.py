@@ -84,7 +84,7 @@ def test_a_store_of_a_newer_format_is_left_alone(pipeline: Pipeline, cli: Cli, w
     (pipeline.store / "adpa.json").write_text('{"format": 2}')
     before = sorted(pipeline.store.rglob("*"))
     said = cli.refused(1, *words)
-    assert "was made by a newer adpa (store format 2; this one reads up to 1)" in said
+    assert "was made by a newer version of adpa (store format 2; this version reads up to 1)" in said
     assert "git pull && pip install ." in said
     assert sorted(pipeline.store.rglob("*")) == before
 

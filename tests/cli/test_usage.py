@@ -54,7 +54,7 @@ ADPA_PLUS = ("distill", "--method", "adpa+", "--student", "tiny")
         (["data", "tiny-pairs", "--rows", "-1"], "--rows must be 0 or more; got -1", "leave --rows out"),
         (["data", "tiny-pairs", "--max-length", "0"], "--max-length must be 1 or more; got 0", "--max-length out"),
         (["eval"], "adpa eval needs the model to measure", "adpa eval REF"),
-        (["eval", "tiny", "--suite", "best"], "suite=best", "accuracy, tiny, reward-model, implicit"),
+        (["eval", "tiny", "--suite", "best"], "no suite called 'best'", "accuracy, tiny, reward-model, implicit"),
         (["eval", "tiny", "--suite", "reward-model"], "reward-model", "--reward-model MODEL"),
         (["distill", "--method", "dpoo", "--student", "tiny"], "'dpoo'", "did you mean dpo?"),
         (["distill", "--method", "adpaplus", "--student", "tiny"], "'adpaplus'", "did you mean adpa+?"),

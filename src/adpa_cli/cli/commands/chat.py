@@ -20,6 +20,7 @@ from adpa_cli.cli.console import complete
 from adpa_cli.cli.console import options as opt
 from adpa_cli.cli.console.streams import GLOBALS, ids_only, quiet_libraries, say, terminal_width
 from adpa_cli.errors import AdpaError, NotFound, UsageError
+from adpa_cli.lab import TEMPLATE
 from adpa_cli.report import text
 from adpa_cli.report.text import pad, width_of
 from adpa_cli.spec import Dtype
@@ -31,6 +32,12 @@ if TYPE_CHECKING:
     from adpa_cli.planning.lineage import Trained
 
 COMMANDS = "/reset starts a new conversation, /quit quits"
+TINY_WORLD = """\
+The built-in tiny models know a world of 232 words: letters, numbers, capitals and colours. Ask in lower case, with a
+space before every full stop. For example:
+  what is the capital of peru .
+  be polite : put y h e in order .
+  keep it short : write six zero in digits ."""
 GAP = " │ "
 LEAST = 24
 """Columns below which two texts are shown one after the other."""
@@ -155,6 +162,8 @@ def converse(trained: Sequence[Trained], opening: list[Message], sampling: Sampl
 
     models = _load(trained)
     _note(f"{' · '.join(model.label for model in models)} · {COMMANDS}")
+    if any(model.template.text.startswith(TEMPLATE) for model in trained):
+        _note(TINY_WORLD)
     conversations = [list(opening) for _ in models]
     pressed = False
     while True:

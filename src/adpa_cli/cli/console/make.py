@@ -134,7 +134,7 @@ def created(planned_in: Store, screen: Screen) -> Store:
     """The store to work in, created and announced if there was none; what planning learnt before is kept in it."""
     store = replace(Store.find(GLOBALS.store, create=True), pinned=planned_in.pinned)
     if store.created:
-        screen.say(f"created the store {store.root}")
+        screen.say(f"Created the store {store.root}.")
         planned_in.hash_cache.save()
         planned_in.keep_pins(store)
     return store

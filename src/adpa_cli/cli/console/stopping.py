@@ -60,7 +60,7 @@ class Stopping:
     def stopped(self) -> Stopped:
         """What to raise when nothing had to be saved."""
         name = self.asked or "SIGINT"
-        return Stopped(name, f"stopped by {Stopped.words(name)}; everything that was finished is saved", self.again())
+        return Stopped(name, f"{Stopped.opening(name)}; everything that was finished is saved", self.again())
 
     def watch(self, wakeup: int) -> None:
         """Leave at the second signal, whatever the main thread is doing; ends when the pipe `wakeup` is closed."""

@@ -86,7 +86,7 @@ def read(text: str, source: str) -> Recipe:
         raw = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         hint = "a recipe has lines KEY = VALUE; see docs/recipes.md"
-        raise UsageError(f"{source} is no TOML: {error}", hint) from None
+        raise UsageError(f"{source} is not valid TOML: {error}", hint) from None
     pins, rows = raw.pop(PINS, {}), raw.pop("rows", [])
     choose, points, report = raw.pop("choose", []), raw.pop("points", False), raw.pop("report", None)
     values = _flattened(raw)
@@ -449,10 +449,15 @@ def read_recipe(name: str) -> Recipe:
             why = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
             raise NotFound(f"{name} cannot be read: {why}", "name a recipe: adpa run RECIPE.toml") from None
     if sys.stdin is None or sys.stdin.isatty():
-        raise UsageError("- reads a recipe from a pipe, and stdin is a terminal", "adpa show REF --recipe | adpa run -")
+        raise UsageError(
+            "adpa run - reads a recipe from a pipe, but stdin is a terminal", "adpa show REF --recipe | adpa run -"
+        )
     text = sys.stdin.read()
     if not text.strip():
-        raise NotFound("-: nothing came through the pipe", "the command before it failed, or printed nothing")
+        raise NotFound(
+            "adpa run -: nothing came through the pipe",
+            "look at the command before the pipe: it failed, or printed nothing",
+        )
     return read(text, "stdin")
 
 

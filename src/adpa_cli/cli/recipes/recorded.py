@@ -142,7 +142,7 @@ def recipe_of(store: Store, manifest: Manifest) -> Again:
     if found:  # the last reading is the request as it was recorded: what makes something else in the end is another one
         return next(again for again in found if again.targets == found[-1].targets)
     raise NotFound(
-        f"no command of this adpa makes {manifest.ref} again from what is here{why}",
+        f"this version of adpa has no command that makes {manifest.ref} again{why}",
         f"it was made by: {typed or '?'}",
     )
 
@@ -171,7 +171,7 @@ def _placed(request: Mapping[str, Any], store: Store) -> dict[str, Any]:
             return _path_word(Names(store).data_words({"sources": [facts]})[0])
         folder = store.hash_cache.locate(str(facts["model"]).removeprefix("model:"), folder_digest)
         if folder is None:
-            raise NotFound(f"{text}, which this was made from, is not where it was")
+            raise NotFound(f"{text}, from which this was made, is no longer there")
         return _path_word(str(folder))
 
     return _changed(request["command"], request["values"], path)
