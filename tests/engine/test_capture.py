@@ -174,7 +174,7 @@ def test_a_teacher_without_mass_on_known_ids_is_refused() -> None:
     [
         (named_answer("r", [2], []), None, "'r': the answer has no tokens"),
         (named_answer("r", [], [8]), None, "'r': the prompt has no tokens"),
-        (named_answer("r", [2], [VOCABULARY]), None, f"'r': the answer has the token {VOCABULARY}"),
+        (named_answer("r", [2], [VOCABULARY]), None, f"'r': the answer has the token id {VOCABULARY}"),
         (named_answer("r", [2], [34]), 34, "token id 34, which the student does not have"),
     ],
 )
