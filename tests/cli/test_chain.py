@@ -96,7 +96,9 @@ def test_artifacts_of_the_wrong_kind_are_refused(pipeline: Pipeline, cli: Cli) -
     words = ("distill", "--method", "adpa", "--student", student)
     assert "--cache needs an artifact of cache-teacher" in cli.refused(2, *words, "--cache", rollouts)
     assert "--rollouts needs an artifact of rollout" in cli.refused(2, *words, "--rollouts", student)
-    assert "is no reward-model" in cli.refused(2, "eval", student, "--reward-model", student)
+    assert "--reward-model needs an artifact of reward-model" in cli.refused(
+        2, "eval", student, "--reward-model", student
+    )
 
 
 def test_adpa_needs_the_model_the_teacher_was_aligned_from(pipeline: Pipeline, cli: Cli) -> None:

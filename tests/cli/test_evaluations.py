@@ -85,7 +85,7 @@ def test_what_was_measured_otherwise_is_not_compared(pipeline: Pipeline, cli: Cl
     words = ("--data", pipeline.data, "--suite", "tiny")
     one = cli("eval", student, *words).ref
     other = cli("eval", start, *words, *more).ref
-    assert not any(line[0].startswith("more than") for line in cli("show", one, other).rows)
+    assert not any(line[0].startswith("difference from") for line in cli("show", one, other).rows)
 
 
 def test_answers_and_their_rewards_are_made_once(pipeline: Pipeline, cli: Cli) -> None:
@@ -166,7 +166,7 @@ def test_answers_to_other_prompts_are_counted(pipeline: Pipeline, cli: Cli, tmp_
         "few.json answers 5 of the 12 prompts" in ran.err or "few.json answers 5 of the 12" in cli("show", ran.ref).out
     )
     said = cli.refused(2, "eval", "gold.json", "--suite", "accuracy")
-    assert "gold.json holds answers, and the suite accuracy judges no answers" in said
+    assert "gold.json holds answers, and the suite accuracy measures models only" in said
 
 
 def test_given_answers_leave_no_choice_of_prompts(pipeline: Pipeline, cli: Cli, tmp_path: Path) -> None:
@@ -264,9 +264,9 @@ def test_the_table_compares_with_the_first_model(pipeline: Pipeline, cli: Cli, t
     for name, begins in (("table.md", "| model | mean reward |"), ("table.tex", "\\begin{tabular}{lrrrrr}")):
         said = cli(*words, "--to", name).err
         assert (tmp_path / name).read_text().startswith(begins)
-        assert re.search(rf"more than {models[0]}, paired by prompt", said)
+        assert re.search(rf"difference from {models[0]}, paired by prompt", said)
     assert "--to table.pdf" in cli.refused(2, *words, "--to", "table.pdf")
-    assert "there is no folder nowhere" in cli.refused(2, *words, "--to", "nowhere/table.md")
+    assert "the folder nowhere does not exist" in cli.refused(2, *words, "--to", "nowhere/table.md")
 
 
 def test_numbers_that_are_not_alike_are_marked(pipeline: Pipeline, cli: Cli, tmp_path: Path, judges: list[str]) -> None:

@@ -177,7 +177,8 @@ def test_data_of_a_file_needs_a_model_for_its_tokens(pipeline: Pipeline, cli: Cl
 
 def test_the_screen_at_the_end_compares_start_students_and_teachers(pipeline: Pipeline, cli: Cli) -> None:
     said = cli(*pipeline.words).err
-    table = said[said.index("MODEL") :].splitlines()
+    *table, after = said[said.index("MODEL") :].splitlines()
+    assert after.startswith("next: adpa show eval/")
     assert [line.split("  ")[0].split(" γ")[0].split(" α")[0] for line in table[1:]] == [
         "start", "dckd", "adpa", "reference teacher", "aligned teacher",
     ]  # fmt: skip
