@@ -442,3 +442,22 @@ def test_five_hundred_artifacts_list_without_heavy_libraries(store: Store) -> No
         check=False,
     )
     assert done.stdout.split() == ["500", str(listing.SHORT)], done.stderr
+
+
+def test_fewer_than_twenty_rows_tell_nothing() -> None:
+    few, enough = (
+        scores.Score("win_rate", 0.75, 0.75, 0.75, n, "tiny", "pairs", "", "start", "eval/1", 0) for n in (19, 20)
+    )
+    assert few.words() == "75.0 (too few to tell)"
+    assert enough.words() == "75.0 ±0.0"
+
+
+def test_benchmarks_stand_in_the_order_of_their_suite_with_the_mean_last(store: Store) -> None:
+    names = ("mean_of_six", "winogrande", "gsm8k", "arc_challenge", "mmlu", "mmlu_weighted", "hellaswag")
+    made = add(
+        store, "eval", {"model": MODEL}, 1,
+        metrics={"suite": "open-llm-v1", "scores": {name: {"value": 0.5, "n": 30} for name in names}},
+        tasks={name: {} for name in names[1:]},
+    )  # fmt: skip
+    found = [score.metric for score in scores.scores(made)]
+    assert found == ["arc_challenge", "hellaswag", "mmlu", "mmlu_weighted", "winogrande", "gsm8k", "mean_of_six"]
