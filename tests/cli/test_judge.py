@@ -164,7 +164,7 @@ def test_a_url_that_is_none_is_told_to_nobody(pipeline: Pipeline, cli: Cli) -> N
 def test_without_the_extra_nothing_is_begun(pipeline: Pipeline, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "openai", None)
     said = cli.refused(1, *compare(pipeline, "--judge-url", "http://127.0.0.1:9/v1"))
-    assert "pip install openai" in said
+    assert "pip install 'adpa-cli[eval]'" in said
 
 
 def test_a_judge_needs_an_opponent_and_a_suite_of_a_judge_needs_one(pipeline: Pipeline, cli: Cli) -> None:
@@ -240,7 +240,7 @@ def dialogues(store: Path) -> list[dict[str, Any]]:
 def test_a_question_of_one_turn_is_refused(pipeline: Pipeline, cli: Cli, tmp_path: Path) -> None:
     write_rows(tmp_path / "questions.jsonl", [*QUESTIONS, {"question_id": 3, "category": "x", "turns": ["One."]}])
     words = ("--suite", "mt-bench", "--data", "questions.jsonl", "--judge", "j", "--judge-url", "http://127.0.0.1:9/v1")
-    assert "questions.jsonl row 3: a question of one turn" in cli.refused(1, "eval", pipeline.made("student"), *words)
+    assert "questions.jsonl row 3 has one turn" in cli.refused(1, "eval", pipeline.made("student"), *words)
 
 
 def test_a_plan_tells_what_a_judge_takes_and_asks_nobody(pipeline: Pipeline, cli: Cli) -> None:

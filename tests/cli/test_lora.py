@@ -180,7 +180,7 @@ def test_without_lora_an_adapter_is_merged_and_trained_whole(quantise: str, here
     [
         (["lora=0"], "lora must be 1 or more; got 0", "leave lora out"),
         (["lora=-1"], "lora must be 1 or more; got -1", "leave lora out"),
-        (["lora=4", "quantise=fp4"], "quantise must be one of nf4, int8; got fp4", "did you mean quantise=nf4"),
+        (["lora=4", "quantise=fp4"], "quantise must be one of nf4, int8; got fp4", "for example quantise=nf4"),
         (["lora=4", "lora_alpha=0"], "lora_alpha must be above 0; got 0", "leave lora_alpha out"),
         (["lora=4096"], "exceeds the rank of model.layers.0", "--set sft.lora=48"),
         (
@@ -190,7 +190,7 @@ def test_without_lora_an_adapter_is_merged_and_trained_whole(quantise: str, here
         ),
         (["lora=4", "weights=bfloat16"], "weights=bfloat16 applies to training all weights", "--set sft.lora=none"),
         (["quantise=nf4"], "all weights are trained here", "--set sft.lora=16 --set sft.quantise=nf4"),
-        (["lora_alpha=8"], "lora_alpha=8 is about low-rank matrices", "--set sft.lora=16 --set sft.lora_alpha=8"),
+        (["lora_alpha=8"], "lora_alpha=8 applies to LoRA adapters only", "--set sft.lora=16 --set sft.lora_alpha=8"),
         (["lora_targets=q_proj"], "without lora all weights are trained", "--set sft.lora_targets=q_proj; or remove"),
         (["lora=none", "lora_alpha=8"], "without lora all weights are trained", "or remove lora_alpha=8"),
     ],

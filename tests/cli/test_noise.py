@@ -153,4 +153,4 @@ def test_a_teacher_that_is_its_own_reference_is_refused_as_such(cli: Cli, words:
     said = " ".join(cli.refused(1, command, "--teacher", teacher, "--reference", teacher, *more).split())
     assert "the two models give the same probabilities" in said
     assert "--reference MODEL" in said
-    assert "noise_answers is 0 or more" in cli.refused(2, *words, "--set", "noise_answers=-1")
+    assert "noise_answers must be 0 or more" in cli.refused(2, *words, "--set", "noise_answers=-1")

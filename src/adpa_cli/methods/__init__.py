@@ -263,13 +263,13 @@ Unit = Literal["nat", "rms"]
 
 def unit_param() -> Any:
     """The unit of the advantage that a teacher's β scales. Where it is its RMS, β has no teacher's value."""
-    words = "what the advantage is counted in: nats, or its RMS over the signal (then β is not the teacher's)"
+    words = "unit of the advantage: nats, or its RMS over the signal (then β differs from the teacher's)"
     return param("nat", words, choices=get_args(Unit), later=True)
 
 
 def averaging(of: str = "") -> Any:
     """The parameter `reduction` that most methods have; `of` names the terms where it is not about all."""
-    words = f"{of}mean per answer, over all tokens of the batch, or sum per answer"
+    words = f"{of}how token losses are combined: mean per answer, mean over all tokens of the batch, or sum per answer"
     return param("seqmean", words, choices=get_args(Reduction))
 
 
@@ -278,11 +278,11 @@ class Sources:
     """Where the inputs of a method come from: settings of the plan, which enter an id through those inputs."""
 
     states: str = param(
-        "student", "whose answers take the place of the student's own (appendix E)", choices=get_args(States)
+        "student", "whose answers to train on instead of the student's own (appendix E)", choices=get_args(States)
     )
     kd_teacher: str = param(
         "aligned",
-        "the teacher: the aligned one, its reference, or that one fine-tuned on the chosen answers",
+        "which teacher to use: the aligned one, its reference, or the reference fine-tuned on the chosen answers",
         choices=KD_TEACHERS,
     )
 

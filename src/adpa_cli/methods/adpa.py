@@ -54,13 +54,13 @@ class Params:
     gamma: float = param(1.5, "weight of the expected advantage", low=0.0, high=1000.0)
     missing_reference: MissingReference = param(
         "kth",
-        "log-prob of a token outside the reference's top k: its k-th, the aligned list's last, or the true one",
+        "log-prob of a token outside the reference's top k: its k-th, the last of the aligned list, or the exact one",
         choices=get_args(MissingReference),
         origin="paper",
     )
     student_tail: StudentTail = param(
         "zero",
-        "advantage of what is outside the aligned top k: none, the two masses' log-ratio, or the row's least",
+        "advantage outside the aligned top k: 0, the log-ratio of the remaining masses, or the row's lowest",
         choices=get_args(StudentTail),
     )
     clamp: str = param("none", "bounds of the advantage: none, release (1e-8 to 1-1e-8), or low,high", origin="paper")
