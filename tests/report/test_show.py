@@ -457,7 +457,7 @@ def test_benchmarks_stand_in_the_order_of_their_suite_with_the_mean_last(store: 
     made = add(
         store, "eval", {"model": MODEL}, 1,
         metrics={"suite": "open-llm-v1", "scores": {name: {"value": 0.5, "n": 30} for name in names}},
-        tasks={name: {} for name in names[1:]},
+        tasks={name: {} for name in names[1:] if name != "mmlu_weighted"},
     )  # fmt: skip
     found = [score.metric for score in scores.scores(made)]
     assert found == ["arc_challenge", "hellaswag", "mmlu", "mmlu_weighted", "winogrande", "gsm8k", "mean_of_six"]
