@@ -178,7 +178,7 @@ def test_names_of_the_hub_keep_their_commits_on_another_machine(
         assert cli("run", name).ref == ref
         cli(*words, "--refresh")
         said = cli.refused(2, "run", name)
-    assert f"h2oai/h2o-danube3-500m-base is {meant[:8]} in the recipe, and ffffffff in" in said
+    assert f"h2oai/h2o-danube3-500m-base is at commit {meant[:8]} in the recipe but at ffffffff in" in said
 
 
 def test_recipe_is_of_one_artifact(pipeline: Pipeline, cli: Cli) -> None:

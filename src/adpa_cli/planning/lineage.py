@@ -345,7 +345,7 @@ def trained(
     template = template_of(model, choice)
     if template is None and answers:
         what = "it is a base model, which was not trained to answer"
-        raise missing_template(text, f"fine-tune it first: adpa sft --model {text}", what)
+        raise missing_template(text, f"fine-tune it first: adpa sft --model {text} --data FILE.jsonl", what)
     if isinstance(model, External):
         hub.fetch(model.files, names.store.hash_cache, note)
         folder, manifest = Path(model.where[0]), None

@@ -72,7 +72,7 @@ def as_it_is(planner: Planner, model: Artifact | External, option: str) -> Model
     template = lineage.template_of(model, planner.user.templates)
     if template is None:
         alias = lineage.alias_of(model)
-        hint = f"fine-tune it first: adpa sft --model {lineage.command_word(model)}"
+        hint = f"fine-tune it first: adpa sft --model {lineage.command_word(model)} --data FILE.jsonl"
         hint += f"\n or: {option} {alias}, which is fine-tuned first" if alias else ""
         hint += "\n or: --template FILE|NAME, where it was trained with one that its folder lacks"
         raise lineage.missing_template(f"{option} {model.label}", hint, "it is a base model")
