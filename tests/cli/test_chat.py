@@ -147,8 +147,12 @@ def test_bad_words_are_refused_before_anything_is_loaded(pipeline: Pipeline, cli
     assert "one or two models; got 3" in cli.refused(2, "chat", student, student, student)
     assert f"adpa chat {student} - < prompts" in cli.refused(2, "chat", student)
     assert "nothing came through the pipe" in cli.refused(3, "chat", student, "-", stdin="\n")
-    assert "--temperature must be 0 (greedy) or more; got -1" in cli.refused(2, "chat", student, "-", "--temperature", "-1", stdin="hello\n")
-    assert "--max-new-tokens must be 1 or more; got 0" in cli.refused(2, "chat", student, "-", "--max-new-tokens", "0", stdin="x\n")
+    assert "--temperature must be 0 (greedy) or more; got -1" in cli.refused(
+        2, "chat", student, "-", "--temperature", "-1", stdin="hello\n"
+    )
+    assert "--max-new-tokens must be 1 or more; got 0" in cli.refused(
+        2, "chat", student, "-", "--max-new-tokens", "0", stdin="x\n"
+    )
     assert "needs an artifact of sft or" in cli.refused(2, "chat", pipeline.made("rollouts"), "-", stdin="hello\n")
     assert "prompt 2 is not UTF-8 text" in cli.refused(2, "chat", student, "-", stdin="hello\n\udcff\n")
     said = cli.refused(1, "chat", student, "-", stdin="hello\n" + "the word " * 200 + "\n")
