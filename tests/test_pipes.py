@@ -104,7 +104,7 @@ def test_one_worst_case_of_everything(pipeline: Pipeline, tmp_path: Path) -> Non
     first, again = ran.stdout.splitlines()
     assert re.fullmatch(r"<rollout/[0-9a-f]{12}>", first)
     assert first == again
-    assert "found, nothing to do: rollout/" in ran.stderr
+    assert "Nothing to do: rollout/" in ran.stderr
     assert (pipeline.store / first[1:-1] / "log.txt").exists()
 
 

@@ -116,7 +116,7 @@ def test_a_pipeline_killed_in_every_stage_ends_with_the_same_bytes(
 
     status, said, folder = chain.end_when(refs["distill adpa"], "_resume.json", signal.SIGTERM)
     assert status == 143, said
-    stopped = re.search(r"stopped by SIGTERM after step (\d+) of 48; the work is saved", said)
+    stopped = re.search(r"Stopped by SIGTERM at step (\d+) of 48; progress is saved", said)
     assert stopped, said
     step = int(stopped[1])
     assert 6 <= step < 48

@@ -44,13 +44,13 @@ def test_the_others_still_stop_it_and_so_does_its_own_alarm(tmp_path: Path) -> N
     hook = f"{IGNORE}signal.signal(signal.SIGALRM, signal.SIG_IGN)\n"
     with adpa([*WORDS, "400", "--stop-after", "2s"], tmp_path, hook=hook) as running:
         assert running.code() == 75, running.said
-        assert "stopped by --stop-after after step" in running.said
+        assert "Stopped by --stop-after at step" in running.said
     with adpa([*WORDS, "400", "--store", "other"], tmp_path, hook=hook) as running:
         running.until(lambda: list(tmp_path.glob("other/.partial/*/metrics.jsonl")), "the first step")
         running.signal(signal.SIGHUP)
         running.signal(signal.SIGTERM)
         assert running.code() == 143, running.said
-        assert "stopped by SIGTERM" in running.said
+        assert "topped by SIGTERM" in running.said
 
 
 @pytest.mark.parametrize("name", ["SIGHUP", "SIGINT", "SIGUSR1", "SIGTERM"])

@@ -55,7 +55,7 @@ from adpa_cli.cli.console.options import Request
 from adpa_cli.cli.console.streams import confirm
 planned = Request.plan
 def asked(*arguments):
-    sys.stderr.write(f"the answer is {confirm('Go on?', True)}\\n")
+    sys.stderr.write(f"the answer is {confirm('Continue?', True)}\\n")
     return planned(*arguments)
 Request.plan = asked
 """
@@ -84,7 +84,7 @@ def pairs_in(folder: Path) -> Path:
 
 def going_on(said: str) -> list[str]:
     """The words of the command that a stopped one names at its end."""
-    found = re.search(r"\ntry: (adpa .*)\s*$", said)
+    found = re.search(r"Continue with:\n  (adpa .*)\s*$", said)
     assert found, said
     words = shlex.split(found[1])[1:]
     assert "-" not in words
@@ -131,7 +131,9 @@ def test_a_stop_in_any_stage_goes_on_to_the_same_bytes(tmp_path: Path, capfd: py
             running.signal(how)
             assert running.code() == CODES[how], running.said
             name = "--stop-after" if how == signal.SIGALRM else how.name
-            assert f"error: stopped by {name} after " in running.said
+            stopped = "Stopped" if how == signal.SIGINT else f"Stopped by {name}"
+            assert re.search(rf"\n{stopped} (at|after) [^\n]* Continue with:\n", running.said), running.said
+            assert "error:" not in running.said
             words = going_on(running.said)
             # Each target's id is printed when it is there; nothing else ever is.
             assert running.out.read_text() in ("", f"{refs['distill']}\n" if stage == "judged" else "")
@@ -142,9 +144,9 @@ def test_a_stop_in_any_stage_goes_on_to_the_same_bytes(tmp_path: Path, capfd: py
         assert running.out.read_text() == f"{refs['distill']}\n"
     assert contents(store) == contents(tmp_path / "whole")
     log = (store / refs["student"] / "log.txt").read_text()
-    told = [re.sub(r"^\S+  | after .*", "", line) for line in log.splitlines() if "$ adpa" not in line]
-    assert [line for line in told if line.startswith(("stopped", "done"))] == [
-        "stopped by SIGINT", "stopped by SIGTERM", "done",
+    told = [re.sub(r"^\S+  | (after|at) .*", "", line) for line in log.splitlines() if "$ adpa" not in line]
+    assert [line for line in told if line.startswith(("Stopped", "done"))] == [
+        "Stopped", "Stopped by SIGTERM", "done",
     ]  # fmt: skip
     assert not list((store / ".partial").glob("*/"))
 
@@ -156,7 +158,7 @@ def test_a_signal_outside_of_work_stops_at_once(tmp_path: Path) -> None:
             running.until(lambda running=running: "planning" in running.said, "the plan")
             running.signal(how)
             assert running.code() == CODES[how]
-            assert f"error: stopped by {how.name}; what is finished is kept" in running.said
+            assert f"Stopped by {how.name}; everything that was finished is saved. Continue with:" in running.said
             assert going_on(running.said) == [*SFT, "--store", str(tmp_path / "adpa-store")]
     store = Store.find(tmp_path / "adpa-store", create=True)
     with adpa([*SFT, "-n"], tmp_path) as running:
@@ -186,7 +188,7 @@ def test_the_second_signal_leaves_at_once(tmp_path: Path) -> None:
         running.until(lambda: "[1/1] student" in running.said, "the stage")
         time.sleep(0.3)
         running.signal(signal.SIGTERM)
-        running.until(lambda: "finishing this step" in running.said, "the answer")
+        running.until(lambda: "again to quit immediately." in running.said, "the answer")
         running.signal(signal.SIGINT)
         assert running.code() == 130
         assert running.out.read_text() == ""
@@ -206,7 +208,7 @@ def test_a_closed_window_stops_and_saves(tmp_path: Path) -> None:
 def test_a_question_stands_on_the_terminal_alone(tmp_path: Path) -> None:
     def asked(answer: str) -> tuple[int, str, str]:
         with adpa([*SFT, "-n"], tmp_path, terminal=True, hook=ASK) as running:
-            running.until(lambda: "Go on? [Y/n] " in running.screen, "the question")
+            running.until(lambda: "Continue? [Y/n] " in running.screen, "the question")
             if answer == "SIGTERM":
                 running.signal(signal.SIGTERM)
             else:
@@ -216,11 +218,11 @@ def test_a_question_stands_on_the_terminal_alone(tmp_path: Path) -> None:
     for answer, meant in (("\n", True), ("maybe\nn\n", False), ("\x04", False)):
         code, screen, out = asked(answer)
         assert (code, f"the answer is {meant}" in screen) == (0, True), screen
-        assert screen.count("Go on?") == 1 + answer.startswith("maybe")
-        assert "Go on?" not in out
+        assert screen.count("Continue?") == 1 + answer.startswith("maybe")
+        assert "Continue?" not in out
     code, screen, out = asked("SIGTERM")
     assert (code, out) == (143, "")
-    assert "stopped by SIGTERM" in screen
+    assert "Stopped by SIGTERM" in screen
 
 
 def asserted_plain(running: Running, of: int) -> None:
@@ -309,5 +311,5 @@ def test_a_clock_that_jumps_breaks_nothing(tmp_path: Path) -> None:
     assert 0 < made.made["seconds"] < 60
     with adpa(words, tmp_path, hook=jump.format(-2 * 10**8)) as running:
         assert running.code() == 0
-        assert "found, nothing to do" in running.said
-        assert "(made 0 s ago" in running.said
+        assert "Nothing to do" in running.said
+        assert "was made 0 s ago" in running.said

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import re
 import types
 import typing
+from collections.abc import Collection
 from typing import Any, Literal, Union
 
 from adpa_cli.errors import UsageError
@@ -37,7 +39,7 @@ def coerce(kind: Any, value: Any, name: str) -> Any:
         return coerce(kinds[0], value, name)
     if origin is Literal:
         if value not in args:
-            raise UsageError(f"{name}={value} is no value of {name}", f"{name} is one of {', '.join(map(str, args))}")
+            raise _not_among(name, value, args)
         return value
     if origin is tuple:
         items = value.split(",") if isinstance(value, str) else value
@@ -47,7 +49,9 @@ def coerce(kind: Any, value: Any, name: str) -> Any:
     try:
         return _SCALARS[kind](value)
     except (ValueError, TypeError, OverflowError, ZeroDivisionError):
-        raise UsageError(f"{name}={value!r} is not {_WORDS[kind]}", f"give {name} as {_WORDS[kind]}") from None
+        raise UsageError(
+            f"{name} must be {_WORDS[kind]}; got {value}", f"for example {name}={_EXAMPLES[kind]}"
+        ) from None
 
 
 def _integer(value: Any) -> int:
@@ -83,21 +87,32 @@ def _step(value: Any) -> Step:
 def check(f: dataclasses.Field[Any], value: Any) -> None:
     """Raise UsageError unless the value of a field lies where its name, or its metadata, allows."""
     if f.name in POSITIVE and value is not None and not value > 0:
-        raise UsageError(f"{f.name}={value} makes no sense", f"{f.name} must be above 0")
+        raise UsageError(f"{f.name} must be above 0; got {value:g}", f"leave {f.name} out for its default")
     low, high = RANGES.get(f.name, (f.metadata.get("low"), f.metadata.get("high")))
     choices = f.metadata.get("choices")
     if isinstance(value, int | float) and ((low is not None and value < low) or (high is not None and value > high)):
-        allowed = f"lies between {low} and {high}" if high is not None else f"is {low} or more"
-        raise UsageError(f"{f.name}={value} is out of range", f"{f.name} {allowed}")
+        allowed = f"between {low:g} and {high:g}" if high is not None else f"{low} or more"
+        raise UsageError(f"{f.name} must be {allowed}; got {value:g}", f"leave {f.name} out for its default")
     if f.name in STEPS and isinstance(value, float) and 0 < value < 1e-6:
-        raise UsageError(f"{f.name}={value} is out of range", f"{f.name} is 0 (exact), or lies between 1e-6 and 16")
-    if choices and value not in choices:
         raise UsageError(
-            f"{f.name}={value} is no value of {f.name}", f"{f.name} is one of {', '.join(map(str, choices))}"
+            f"{f.name} must be 0 (exact), or between 1e-6 and 16; got {value:g}", f"for example {f.name}=1/32"
         )
+    if choices and value not in choices:
+        raise _not_among(f.name, value, choices)
     if "pattern" in f.metadata and not re.fullmatch(f.metadata["pattern"], value):
-        hint = f"{f.name} is last, best, or the number of a step from 1"
-        raise UsageError(f"{f.name}={value} is no value of {f.name}", hint)
+        raise UsageError(
+            f"{f.name} must be last, best, or the number of a step from 1; got {value}", f"leave {f.name} out for last"
+        )
+
+
+def _not_among(name: str, value: Any, allowed: Collection[Any]) -> UsageError:
+    """The error for a value that is none of those allowed, with the nearest of them."""
+    words = [str(one) for one in allowed]
+    close = difflib.get_close_matches(str(value).lower(), words, n=1, cutoff=0.7)
+    return UsageError(
+        f"{name} must be one of {', '.join(words)}; got {value}", f"{'did you mean' if close else 'for example'} "
+        f"{name}={(close or words)[0]}{'?' if close else ''}"
+    )  # fmt: skip
 
 
 def auto_target(precision: float | Auto) -> float | None:
@@ -123,4 +138,7 @@ _SCALARS: dict[Any, Any] = {
 _WORDS: dict[Any, str] = {
     int: "a whole number", float: "a finite number", bool: "true or false", str: "text", dict[str, Any]: "a table",
     Step: "a number of nats such as 1/32, or exact", Auto: "auto=NATS with a mean KL above 0, such as auto=0.001",
+}  # fmt: skip
+_EXAMPLES: dict[Any, str] = {
+    int: "8", float: "0.5", bool: "true", str: "text", dict[str, Any]: "{}", Step: "1/32", Auto: "auto=0.001"
 }  # fmt: skip

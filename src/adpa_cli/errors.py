@@ -29,10 +29,10 @@ class AdpaError(Exception):
 
 
 class NotFinite(AdpaError):
-    """What a model gives for the token `ids` are no numbers."""
+    """A model gave outputs that are not finite numbers for the token `ids`."""
 
     def __init__(self, message: str, ids: Sequence[int]) -> None:
-        super().__init__(message, "check the model's weights, or compute in float32")
+        super().__init__(message, "check the weights of the model, or compute in float32: --set dtype=float32")
         self.ids = tuple(ids)
 
 
@@ -43,7 +43,7 @@ class UsageError(AdpaError):
 
 
 class NotFound(AdpaError):
-    """A name that means nothing here: no such artifact, tag, file, alias, or an empty stdin."""
+    """A name that stands for nothing: there is no such artifact, tag, file or alias, or stdin is empty."""
 
     exit_code = 3
 
@@ -105,6 +105,11 @@ class Stopped(AdpaError):
         """The signals that stop a command, without those that it was told to ignore by whoever started it (`nohup`)."""
         known = [name for name in cls.CODES if hasattr(signal, name)]
         return [name for name in known if signal.getsignal(getattr(signal, name)) is not signal.SIG_IGN]
+
+    @classmethod
+    def opening(cls, signal_name: str) -> str:
+        """How a message begins that tells where it stopped; whoever typed Ctrl-C knows why."""
+        return "Stopped" if signal_name == "SIGINT" else f"Stopped by {cls.words(signal_name)}"
 
     @staticmethod
     def words(signal_name: str) -> str:

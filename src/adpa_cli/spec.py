@@ -158,8 +158,8 @@ class TrainSpec:
             self._check_whole()
         if self.lora and self.weights == "bfloat16":
             raise UsageError(
-                "weights=bfloat16 is for a training of all weights; the matrices of lora are float32",
-                "leave out one of the two: --set STAGE.weights=float32, or --set STAGE.lora=none",
+                "weights=bfloat16 applies to training all weights, and the matrices of lora are always float32",
+                "use one of the two: --set STAGE.weights=float32, or --set STAGE.lora=none",
             )
         if self.weights == "bfloat16":
             object.__setattr__(self, "dtype", "bfloat16")
@@ -174,15 +174,15 @@ class TrainSpec:
         trained."""
         if self.quantise:
             raise UsageError(
-                f"quantise={self.quantise} stores weights that do not change, and all weights are trained here",
-                f"train low-rank matrices beside them: --set STAGE.lora=16 --set STAGE.quantise={self.quantise}",
+                f"quantise={self.quantise} works only for weights that stay fixed, and all weights are trained here",
+                f"train a LoRA adapter instead: --set STAGE.lora=16 --set STAGE.quantise={self.quantise}",
             )
         alpha = "" if self.lora_alpha is None else f"lora_alpha={self.lora_alpha:g}"
         targets = "" if self.lora_targets == ALL_LINEAR else f"lora_targets={self.lora_targets}"
         if said := alpha or targets:
             raise UsageError(
-                f"{said} is about low-rank matrices, and without lora all weights are trained here",
-                f"train such matrices: --set STAGE.lora=16 --set {shlex.quote(f'STAGE.{said}')}; or leave {said} out",
+                f"{said} applies to LoRA adapters only, and without lora all weights are trained",
+                f"train an adapter: --set STAGE.lora=16 --set {shlex.quote(f'STAGE.{said}')}; or remove {said}",
             )
 
     def last_step(self, steps: int) -> int:
@@ -191,8 +191,8 @@ class TrainSpec:
             return steps
         if int(self.select) > steps and not self.smoke:
             raise UsageError(
-                f"--select {self.select}: the run has {steps} steps",
-                f"give a step up to {steps}, or best; more steps come with --epochs and --max-steps",
+                f"--select {self.select} is not possible: the run has only {steps} steps",
+                f"use a step up to {steps}, or best; for more steps, raise --epochs or --max-steps",
             )
         return min(int(self.select), steps)
 
@@ -254,7 +254,7 @@ def make(cls: type[S], values: Mapping[str, Any]) -> S:
     known = {f.name for f in dataclasses.fields(cls)}
     unknown = sorted(set(values) - known)
     if unknown:
-        raise UsageError(f"no setting is called {unknown[0]!r}", f"settings: {', '.join(sorted(known))}")
+        raise UsageError(f"there is no setting called {unknown[0]!r}", f"the settings are: {', '.join(sorted(known))}")
     spec = cls(**{name: coerce(kinds[name], value, name) for name, value in values.items()})
     for f in dataclasses.fields(cls):
         check(f, getattr(spec, f.name))

@@ -165,7 +165,7 @@ def test_a_foreign_adapter_is_found_again_by_a_recipe(here: Cli, tmp_path: Path)
 @pytest.mark.parametrize(
     ("words", "said", "to_do"),
     [
-        (("--reference", "sft", "--set", "lora=8"), "lora=4, whose training goes on, and lora=8", "dpo-teacher.lora=4"),
+        (("--reference", "sft", "--set", "lora=8"), "its training cannot continue with lora=8", "dpo-teacher.lora=4"),
         (("--reference", "sft", "--set", "lora=4", "--set", "lora_alpha=3"), "lora_alpha=8", "teacher.lora_alpha=8"),
         (
             ("--reference", "./foreign", "--set", "lora=4"),
@@ -203,7 +203,7 @@ def test_other_storage_of_a_base_than_in_training_is_refused(here: Cli, tmp_path
     assert "--set rollout.quantise=nf4" in answer
     for key in ("quantise", "rollout.quantise"):
         answer = here.refused(2, *words[:5], "--set", f"{key}=none", *LENGTH, "-n")
-        assert "was trained beside nf4 weights, and whole ones are asked for" in answer
+        assert "was trained with nf4 weights, and whole weights were requested" in answer
         assert "--set rollout.quantise=nf4" in answer
     assert here(*words[:5], "--set", "eval.quantise=none", *LENGTH, "-n").code == 0, "it is about another stage"
 
@@ -331,7 +331,7 @@ def test_a_reward_model_is_exported_with_its_head(here: Cli, tmp_path: Path, sta
     for name in ("./merged", "./adapter"):
         ran = here("eval", "sft", "--reward-model", name, "--data", "pairs.jsonl", "--limit", "2", *LENGTH, "-y")
         assert ran.code == 0, ran.err
-    assert "--to ollama is for models that answer" in here.refused(2, "export", ref, "out", "--to", "ollama")
+    assert "--to ollama needs a model that writes answers" in here.refused(2, "export", ref, "out", "--to", "ollama")
     assert f"adpa export {ref} DIR" in here("path", ref).err
 
 

@@ -37,7 +37,7 @@ def test_an_empty_data_set_is_refused_by_every_command(pipeline: Pipeline, cli: 
     before = {manifest.ref for manifest in Store.find(pipeline.store).artifacts()}
     for words in [*commands(pipeline, "empty.jsonl"), ["data", "empty.jsonl"]]:
         said = cli.refused(1, *words)
-        assert "empty.jsonl: no rows in this file" in said
+        assert "empty.jsonl has no rows" in said
     assert {manifest.ref for manifest in Store.find(pipeline.store).artifacts()} == before
     assert Store.find(pipeline.store).unfinished() == []
 
@@ -49,7 +49,7 @@ def test_a_row_without_rejected_is_named_by_every_command(pipeline: Pipeline, cl
     for words in [*commands(pipeline, "pairs.jsonl"), ["data", "pairs.jsonl"]]:
         said = cli.refused(1, *words)
         assert "1 of 12 rows cannot be used" in said
-        assert "pairs.jsonl row 7, rejected: missing" in said
+        assert "pairs.jsonl row 7, rejected: the column is missing" in said
         assert "--skip-bad-rows" in said
 
 
@@ -92,14 +92,16 @@ def test_a_file_without_a_sound_row_is_refused_as_such(cli: Cli, tmp_path: Path)
     (tmp_path / "pairs.jsonl").write_bytes(b"\x80\x81\n" * 7)
     said = cli.refused(1, "data", "pairs.jsonl")
     assert "7 of 7 rows cannot be used" in said
-    assert "no pairs left of 7 rows: not UTF-8 7" in cli.refused(1, "data", "pairs.jsonl", "--skip-bad-rows")
+    assert "none of the 7 rows can be used as pairs: not UTF-8 7" in cli.refused(
+        1, "data", "pairs.jsonl", "--skip-bad-rows"
+    )
 
 
 def test_a_list_that_is_broken_cannot_be_skipped(cli: Cli, tmp_path: Path) -> None:
     (tmp_path / "pairs.json").write_text('[{"prompt": "a"},\n{"prompt"]')
     said = cli.refused(1, "data", "pairs.json", "--skip-bad-rows")
-    assert "pairs.json row 2: broken JSON" in said
-    assert "no row can be skipped" in said
+    assert "pairs.json row 2: the JSON is broken" in said
+    assert "broken rows can be skipped only in" in said
 
 
 def test_the_first_five_problems_are_listed_and_all_counted(cli: Cli, tmp_path: Path) -> None:
@@ -116,13 +118,17 @@ def test_the_first_five_problems_are_listed_and_all_counted(cli: Cli, tmp_path: 
 @pytest.mark.parametrize(
     ("name", "content", "words"),
     [
-        ("broken.jsonl", '{"prompt": "a"\n', ["broken.jsonl row 1", "broken JSON"]),
+        ("broken.jsonl", '{"prompt": "a"\n', ["broken.jsonl row 1", "the JSON is broken"]),
         ("latin.jsonl", b'{"prompt": "\xe9"}\n', ["latin.jsonl row 1", "not UTF-8"]),
-        ("cut.jsonl.gz", b"\x1f\x8b\x08\x00\x00", ["cut.jsonl.gz", "cut short"]),
-        ("other.jsonl", '{"question": "a", "answer": "b"}\n', ["other.jsonl: unknown shape", "answer, question"]),
-        ("list.jsonl", "[1, 2]\n", ["list.jsonl row 1", "list instead of an object"]),
-        ("notes.txt", "hello", ["notes.txt: unknown kind of file", ".jsonl"]),
-        ("null.jsonl", '{"prompt": "a", "chosen": null}\n', ["(columns: prompt; without any value: chosen)"]),
+        ("cut.jsonl.gz", b"\x1f\x8b\x08\x00\x00", ["cut.jsonl.gz", "damaged or incomplete"]),
+        (
+            "other.jsonl",
+            '{"question": "a", "answer": "b"}\n',
+            ["other.jsonl do not form preference pairs", "answer, question"],
+        ),
+        ("list.jsonl", "[1, 2]\n", ["list.jsonl row 1", "not a JSON object but of type list"]),
+        ("notes.txt", "hello", ["notes.txt is not a kind of file that can be read", ".jsonl"]),
+        ("null.jsonl", '{"prompt": "a", "chosen": null}\n', ["prompt; without any value: chosen"]),
     ],
 )
 def test_a_file_that_cannot_be_read_is_named(
@@ -136,9 +142,9 @@ def test_a_file_that_cannot_be_read_is_named(
 
 def test_what_is_no_source_is_told_what_to_write(cli: Cli, tmp_path: Path) -> None:
     write_rows(tmp_path / "pairs.jsonl", rows())
-    (tmp_path / "pairs.tsv").touch()
+    (tmp_path / "pairs.xlsx").touch()
     for code, words, said in (
-        (1, ["pairs.tsv"], "pairs.tsv: unknown kind of file"),
+        (1, ["pairs.xlsx"], "pairs.xlsx is not a kind of file that can be read"),
         (3, ["*.jsonl"], "patterns are not expanded: name the folder, or give each file"),
         (3, ["https://huggingface.co/datasets/org/name"], "a data set of the hub is written org/name"),
         (2, ["pairs.jsonl", "more.jsonl"], "an option takes one value: repeat it for each"),
@@ -179,7 +185,7 @@ def test_an_answer_cut_to_nothing_is_named(pipeline: Pipeline, cli: Cli, tmp_pat
     assert "pairs.jsonl: none of 11 dialogues fits into 1 token" in said
     assert "--set sft.max_length=" in said
     said = cli.refused(1, "rollout", "--student", student, "--data", "pairs.jsonl", "--set", "max_length=1")
-    assert "pairs.jsonl row 1, prompt: leaves no answer to generate in 1" in said
+    assert "pairs.jsonl row 1, prompt: leaves no room for an answer in 1" in said
     assert "try: --set rollout.max_length=2" in said
 
 

@@ -62,7 +62,7 @@ def test_a_teacher_that_cuts_a_text_otherwise_is_refused_before_any_work(
     raw = json.loads(path.read_text())
     path.write_text(json.dumps({**raw, "pre_tokenizer": {"type": "Whitespace"}}))
     words = ("distill", "--method", "dckd", "--student", pipeline.made("student"), "--data", pipeline.data)
-    assert "cut a text differently" in cli.refused(1, *words, "--teacher", "./t")
+    assert "split this text differently" in cli.refused(1, *words, "--teacher", "./t")
 
 
 def test_merges_in_another_order_cut_single_words_otherwise() -> None:
@@ -86,13 +86,13 @@ def test_a_folder_without_a_tokenizer_is_refused(pipeline: Pipeline, cli: Cli, b
     for folder in (base, teacher):
         (folder / "tokenizer.json").unlink()
     for words in (
-        ["sft", "--model", "./base"], ["rollout", "--student", "./t"], ["cache-teacher", "--teacher", "./t"],
+        ["sft", "--model", "./base", "--data", "tiny-sft"], ["rollout", "--student", "./t"], ["cache-teacher", "--teacher", "./t"],
         ["distill", "--method", "dpo", "--student", "./t"], ["dpo-teacher", "--reference", "./t"], ["eval", "./t"],
         ["data", "tiny-pairs", "--model", "./t"],
     ):  # fmt: skip
         said = cli.refused(1, *words)
         assert "has a model but no tokenizer" in said
-        assert "copy the tokenizer files there" in said
+        assert "copy the model's tokenizer files into that folder" in said
 
 
 @pytest.mark.parametrize(
@@ -101,7 +101,7 @@ def test_a_folder_without_a_tokenizer_is_refused(pipeline: Pipeline, cli: Cli, b
 )
 def test_a_folder_without_a_model_is_refused(cli: Cli, base: Path, missing: str, code: int, found: str) -> None:
     (base / missing).unlink()
-    assert found in cli.refused(code, "sft", "--model", "./base")
+    assert found in cli.refused(code, "sft", "--model", "./base", "--data", "tiny-sft")
 
 
 def test_a_base_model_without_template_gets_the_default_one_said_and_saved(
@@ -123,7 +123,7 @@ def test_a_base_model_is_refused_where_a_trained_one_is_needed(cli: Cli, base: P
     said = cli.refused(2, *words)
     assert "chat template" in said
     assert "adpa sft --model " in said
-    assert "/base\n or: --template FILE|NAME" in said
+    assert "/base --data FILE.jsonl\n or: --template FILE|NAME" in said
 
 
 def test_not_a_number_in_the_weights_is_named(pipeline: Pipeline, cli: Cli, teacher: Path) -> None:
@@ -164,6 +164,6 @@ def test_the_hub_is_not_asked_for_what_looks_like_a_folder_and_is_named_when_it_
     cli: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    said = cli.refused(1, "sft", "--model", "org/name")
-    assert "org/name                         not on this machine · HF_HUB_OFFLINE is set" in said
+    said = cli.refused(1, "sft", "--model", "org/name", "--data", "tiny-sft")
+    assert "org/name   not on this machine · HF_HUB_OFFLINE is set" in said
     assert "adpa plan sft --model org/name --fetch" in said

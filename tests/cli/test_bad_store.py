@@ -63,7 +63,7 @@ def test_a_read_only_store_serves_what_it_has_and_refuses_to_make_more(cli: Cli,
     store = disk("size=8m") / "store"
     made = cli(*SFT, "--store", store).ref
     disk("ro")
-    assert "found, nothing to do" in cli(*SFT, "--store", store).err
+    assert "Nothing to do" in cli(*SFT, "--store", store).err
     assert made in cli("show", "--store", store).out
     for words in ([*SFT, "--seed", "1"], ["tag", "mine", made]):
         said, _, tried = cli.refused(1, *words, "--store", store).partition("\ntry: ")

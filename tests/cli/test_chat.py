@@ -143,17 +143,21 @@ def test_prompts_through_a_pipe_give_one_line_each(pipeline: Pipeline, cli: Cli)
 
 def test_bad_words_are_refused_before_anything_is_loaded(pipeline: Pipeline, cli: Cli) -> None:
     student = pipeline.made("student")
-    assert "one or two models, not 0" in cli.refused(2, "chat", "-", stdin="hello\n")
-    assert "one or two models, not 3" in cli.refused(2, "chat", student, student, student)
+    assert "one or two models; got none" in cli.refused(2, "chat", "-", stdin="hello\n")
+    assert "one or two models; got 3" in cli.refused(2, "chat", student, student, student)
     assert f"adpa chat {student} - < prompts" in cli.refused(2, "chat", student)
     assert "nothing came through the pipe" in cli.refused(3, "chat", student, "-", stdin="\n")
-    assert "--temperature is -1.0" in cli.refused(2, "chat", student, "-", "--temperature", "-1", stdin="hello\n")
-    assert "--max-new-tokens is 0" in cli.refused(2, "chat", student, "-", "--max-new-tokens", "0", stdin="x\n")
-    assert "is no sft or" in cli.refused(2, "chat", pipeline.made("rollouts"), "-", stdin="hello\n")
+    assert "--temperature must be 0 (greedy) or more; got -1" in cli.refused(
+        2, "chat", student, "-", "--temperature", "-1", stdin="hello\n"
+    )
+    assert "--max-new-tokens must be 1 or more; got 0" in cli.refused(
+        2, "chat", student, "-", "--max-new-tokens", "0", stdin="x\n"
+    )
+    assert "needs an artifact of sft or" in cli.refused(2, "chat", pipeline.made("rollouts"), "-", stdin="hello\n")
     assert "prompt 2 is not UTF-8 text" in cli.refused(2, "chat", student, "-", stdin="hello\n\udcff\n")
     said = cli.refused(1, "chat", student, "-", stdin="hello\n" + "the word " * 200 + "\n")
     assert "prompt 2 has 40" in said
-    assert f"{student} sees 256" in said
+    assert f"{student} takes 256" in said
     base = Path(talk.__file__).parents[2] / "lab" / "bases" / "student"
     assert "has no chat template" in cli.refused(2, "chat", base, "-", stdin="hello\n")
 
@@ -234,11 +238,11 @@ def test_a_conversation_at_a_terminal(pipeline: Pipeline, cli: Cli, tmp_path: Pa
     assert " ".join(" ".join(row[0].split()) for row in rows).split() == answer.split()
     assert {len(line) for line in [head, *lines[:-1]]} <= set(range(81))
     terminal.type("/reset\n")
-    assert "forgotten" in terminal.until("\n> ")
+    assert "A new conversation" in terminal.until("\n> ")
     terminal.type("/help\n")
-    assert "/quit leaves" in terminal.until("\n> ")
+    assert "/quit quits" in terminal.until("\n> ")
     terminal.type("\x03")
-    assert "once more to leave" in terminal.until("\n> ")
+    assert "Press Ctrl-C again" in terminal.until("\n> ")
     terminal.type("\x03")
     terminal.until("", 5)
     assert os.waitstatus_to_exitcode(os.waitpid(terminal.pid, 0)[1]) == 130

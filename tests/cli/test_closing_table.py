@@ -146,9 +146,9 @@ def test_every_kept_point_is_measured(pipeline: Pipeline, cli: Cli) -> None:
     assert "WIN RATE" in table
 
     alone = cli("eval", f"{ran.ref}@2", "--against", pipeline.made("student"), "--data", pipeline.data)
-    assert "found, nothing to do" in alone.err
-    assert "it kept steps 2, 4" in cli.refused(3, "eval", f"{ran.ref}@3", "--data", pipeline.data)
-    assert "it kept no points" in cli.refused(3, "eval", f"{pipeline.made('student')}@3", "--data", pipeline.data)
+    assert "Nothing to do" in alone.err
+    assert "only steps 2, 4 were kept" in cli.refused(3, "eval", f"{ran.ref}@3", "--data", pipeline.data)
+    assert "no steps were kept" in cli.refused(3, "eval", f"{pipeline.made('student')}@3", "--data", pipeline.data)
 
 
 def test_what_failed_is_not_chosen(pipeline: Pipeline, cli: Cli) -> None:
@@ -159,9 +159,9 @@ def test_what_failed_is_not_chosen(pipeline: Pipeline, cli: Cli) -> None:
     obstacle.write_text("not an artifact")
     ran = cli("run", name)
     assert ran.code == 1
-    assert "follows the choice of DCKD, which is not made" in ran.err
+    assert "follows the choice of DCKD, which has not been made" in ran.err
     assert lines(ran.err)["DCKD"][-1].endswith("not chosen: a cell failed")
-    assert "3 of 5 cells failed" in ran.err
+    assert "3 of 5 combinations failed" in ran.err
 
 
 def test_a_shard_makes_cells_and_leaves_the_table(pipeline: Pipeline, cli: Cli) -> None:
@@ -169,7 +169,7 @@ def test_a_shard_makes_cells_and_leaves_the_table(pipeline: Pipeline, cli: Cli) 
     ran = cli("run", name, "--shard", "1/3")
     assert len(ran.out.split()) == 1
     assert "follows the choice of DCKD" in ran.err
-    assert "repeat the command without --shard" in ran.err
+    assert "Repeat the command without --shard" in ran.err
     assert not evaluations(Store.find(pipeline.store))
 
 
@@ -179,16 +179,16 @@ ROWS = '[[rows]]\nname = "A"\nmethod = "dckd"\nalpha = [1, 2]\n'
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        (f'choose = "alpha"\n{ROWS}', 'alpha cannot be chosen among cells that select nothing'),
-        (f'choose = ["alpha", "gama"]\nselect = "best"\n{ROWS}', "no cell has a key gama"),
-        (f"points = true\n{ROWS}", "points are measured that no training keeps"),
+        (f'choose = "alpha"\n{ROWS}', 'alpha cannot be chosen among trainings that select no checkpoint'),
+        (f'choose = ["alpha", "gama"]\nselect = "best"\n{ROWS}', "no combination has a key gama"),
+        (f"points = true\n{ROWS}", "it measures checkpoints that no training keeps"),
         ('[[rows]]\nmethod = "dckd"\n', "rows: is no table with a name"),
         (ROWS + ROWS, "two rows are called A"),
         ('[[rows]]\nname = "A"\nmeasures = "teacher"\n', "the row A measures teacher"),
         ('[[rows]]\nname = "A"\nmeasures = "start"\ngamma = 2\n', "the row A measures start and has gamma"),
         (f'{ROWS}against = "B"\n', "against: no row is called B"),
         (f'[report]\nseed = 2\n{ROWS}', "report.seed: the closing evaluation has no such key"),
-        (f'[report]\nsuite = "best"\n{ROWS}', "suite=best"),
+        (f'[report]\nsuite = "best"\n{ROWS}', "no suite called 'best'"),
         (f'{ROWS}[[rows]]\nname = "B"\nmethod = "adpa+"\nalpha = "{{C}}"\n', "alpha: no row C with that key"),
         (f'{ROWS}gamma = 2\n', "gamma: adpa distill has no such key"),
         (f'gamma = 2\n{ROWS}', "recipe.toml:2: gamma: adpa distill has no such key"),

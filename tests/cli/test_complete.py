@@ -138,9 +138,9 @@ def test_keys_and_values_of_the_runtime(offered: Offer) -> None:
 
 def test_keys_of_a_stage(offered: Offer) -> None:
     line = "adpa distill --method adpa+ --student tiny --set "
-    assert offered(line + "rollout.temp") == ["rollout.temperature=", "rollout.temperature=0.0"]
-    assert "dpo-teacher.beta=0.05" in offered(line + "dpo-teacher.b")
-    assert "sft.lr=1e-05" in offered(line + "sf")
+    assert offered(line + "rollout.temp") == ["rollout.temperature=", "rollout.temperature=0.7"]
+    assert "dpo-teacher.beta=0.1" in offered(line + "dpo-teacher.b")
+    assert "sft.lr=0.002" in offered(line + "sf")
     assert offered(line + "nosuch.l") == []
 
 
@@ -181,7 +181,10 @@ def test_every_choice_is_taken_and_every_metavar_that_is_completed_is_that_of_an
 
 @pytest.mark.parametrize(
     ("shell", "expected"),
-    [("zsh", '--select":"Whose weights are kept"'), ("fish", "--select\tWhose weights are kept")],
+    [
+        ("zsh", '--select":"Which checkpoint becomes the result"'),
+        ("fish", "--select\tWhich checkpoint becomes the result"),
+    ],
 )
 def test_zsh_and_fish_show_what_an_option_means(
     shell: str, expected: str, cli: Cli, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch

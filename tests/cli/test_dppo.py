@@ -33,7 +33,7 @@ def test_a_plan_has_the_teachers_and_neither_signal_nor_rollouts_of_the_student(
     ("words", "said"),
     [
         (("--set", "reward=word"), "reward is one of token, sequence"),
-        (("--set", "ppo_epochs=0"), "ppo_epochs lies between 1 and 100"),
+        (("--set", "ppo_epochs=0"), "ppo_epochs must be between 1 and 100"),
         (("--set", "states=teacher"), "no such setting here"),
     ],
 )
@@ -67,10 +67,10 @@ def test_it_trains_a_student_that_the_others_can_use(pipeline: Pipeline, cli: Cl
     assert all(name in shown for name in below.values())
     assert "nothing to do" in cli(*words).err
 
-    assert f"dppo has no use for {pipeline.made('signal')}" in cli.refused(
+    assert f"the method dppo does not read {pipeline.made('signal')}" in cli.refused(
         2, *words, "--cache", pipeline.made("signal")
     )
-    assert "dppo has no use for" in cli.refused(2, *words, "--rollouts", pipeline.made("rollouts"))
+    assert "the method dppo does not read" in cli.refused(2, *words, "--rollouts", pipeline.made("rollouts"))
 
 
 def test_a_student_of_no_family_needs_both_teachers_named(pipeline: Pipeline, cli: Cli, tmp_path: Path) -> None:

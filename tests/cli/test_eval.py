@@ -134,12 +134,12 @@ def test_what_an_evaluation_needs_is_named(pipeline: Pipeline, cli: Cli, reward_
     assert "--reference MODEL" in cli.refused(2, *words, "--teacher", teacher)
     for option in ("--against", "--reward-model", "--teacher"):
         said = cli.refused(2, *words, "--suite", "accuracy", option, teacher)
-        assert f"{option} {teacher} would not be used: the suite accuracy judges no answers" in said
+        assert f"{option} has no effect with --suite accuracy, which does not judge answers" in said
     raw = json.loads((reward_model / "config.json").read_text())
     raw.update(id2label={"0": "a", "1": "b"}, label2id={"a": 0, "b": 1})
     (reward_model / "config.json").write_text(json.dumps(raw))
     said = cli.refused(1, *words, "--reward-model", "./rm", "-n")
-    assert "the classifier rm has 2 outputs; a reward model has one" in said
+    assert "rm is not a reward model: it has 2 outputs instead of one" in said
     shutil.copytree(BASES / "student", "./writer")
     said = cli.refused(1, *words, "--reward-model", "./writer", "-n")
-    assert "writer is no reward model (LlamaForCausalLM)" in said
+    assert "writer is not a reward model: LlamaForCausalLM has no head that gives one number" in said

@@ -61,7 +61,7 @@ def test_scores_of_two_reward_models_stand_in_two_rows(pipeline: Pipeline, cli: 
     assert not any("mean-reward" in name for name in rows if name.startswith("more"))
     alike = cli("eval", start, "--reward-model", judges[0], *words).ref
     names = [line[0] for line in cli("show", one, alike).rows]
-    assert any(name.startswith("more than column 1: mean-reward") for name in names)
+    assert any(name.startswith("difference from the first: mean-reward") for name in names)
 
 
 def test_two_files_of_one_name_do_not_share_a_row(pipeline: Pipeline, cli: Cli, tmp_path: Path) -> None:
@@ -85,7 +85,7 @@ def test_what_was_measured_otherwise_is_not_compared(pipeline: Pipeline, cli: Cl
     words = ("--data", pipeline.data, "--suite", "tiny")
     one = cli("eval", student, *words).ref
     other = cli("eval", start, *words, *more).ref
-    assert not any(line[0].startswith("more than") for line in cli("show", one, other).rows)
+    assert not any(line[0].startswith("difference from") for line in cli("show", one, other).rows)
 
 
 def test_answers_and_their_rewards_are_made_once(pipeline: Pipeline, cli: Cli) -> None:
@@ -158,7 +158,7 @@ def test_answers_to_other_prompts_are_counted(pipeline: Pipeline, cli: Cli, tmp_
     gold = json.loads(answers_file(tmp_path / "others.json", 13).read_text())
     (tmp_path / "others.json").write_text(json.dumps(gold[12:]))
     said = cli.refused(1, "eval", "gold.json", "--against", "others.json", "--suite", "tiny")
-    assert "others.json answers none of the 12 prompts that gold.json answers" in said
+    assert "others.json has no answer to any of the 12 prompts that gold.json answers" in said
     answers_file(tmp_path / "few.json", 5)
     ran = cli("eval", "gold.json", "--against", "few.json", "--suite", "tiny")
     assert manifest(pipeline, ran.ref).metrics["scores"]["win_rate"]["n"] == 5
@@ -166,13 +166,13 @@ def test_answers_to_other_prompts_are_counted(pipeline: Pipeline, cli: Cli, tmp_
         "few.json answers 5 of the 12 prompts" in ran.err or "few.json answers 5 of the 12" in cli("show", ran.ref).out
     )
     said = cli.refused(2, "eval", "gold.json", "--suite", "accuracy")
-    assert "gold.json holds answers, and the suite accuracy judges no answers" in said
+    assert "gold.json holds answers, and the suite accuracy measures models only" in said
 
 
 def test_given_answers_leave_no_choice_of_prompts(pipeline: Pipeline, cli: Cli, tmp_path: Path) -> None:
     answers_file(tmp_path / "gold.json")
     said = cli.refused(2, "eval", "gold.json", "--suite", "tiny", "--data", pipeline.data)
-    assert "would not be used: all that is measured are answers that are there" in said
+    assert "has no effect: given answers are measured on their own prompts" in said
     said = cli.refused(2, "eval", "gold.json", "--suite", "tiny", "--limit", "4")
     assert "--limit 4 has no effect" in said
     both = ("eval", "gold.json", pipeline.made("student"), "--suite", "tiny", "--data", pipeline.data, "--limit", "4")
@@ -226,7 +226,7 @@ def test_prompts_need_no_answers(pipeline: Pipeline, cli: Cli, tmp_path: Path) -
     )
     assert manifest(pipeline, answered.ref).metrics["answers"] == 5
     said = cli.refused(1, "distill", "--method", "dpo", "--student", pipeline.made("student"), "--data", "prompt.jsonl")
-    assert "unknown shape" in said
+    assert "do not form preference pairs" in said
     write_rows(tmp_path / "bad.jsonl", [{"turns": "one"}])
     assert "turns are no list of texts" in cli.refused(
         1, "eval", pipeline.made("student"), "--data", "bad.jsonl", "--suite", "tiny"
@@ -264,9 +264,9 @@ def test_the_table_compares_with_the_first_model(pipeline: Pipeline, cli: Cli, t
     for name, begins in (("table.md", "| model | mean reward |"), ("table.tex", "\\begin{tabular}{lrrrrr}")):
         said = cli(*words, "--to", name).err
         assert (tmp_path / name).read_text().startswith(begins)
-        assert re.search(rf"more than {models[0]}, paired by prompt", said)
+        assert re.search(rf"difference from {models[0]}, paired by prompt", said)
     assert "--to table.pdf" in cli.refused(2, *words, "--to", "table.pdf")
-    assert "there is no folder nowhere" in cli.refused(2, *words, "--to", "nowhere/table.md")
+    assert "the folder nowhere does not exist" in cli.refused(2, *words, "--to", "nowhere/table.md")
 
 
 def test_numbers_that_are_not_alike_are_marked(pipeline: Pipeline, cli: Cli, tmp_path: Path, judges: list[str]) -> None:
@@ -328,12 +328,12 @@ def test_a_reward_model_is_measured_on_pairs(pipeline: Pipeline, cli: Cli, judge
     both = cli("eval", judges[0], "--data", pipeline.data, "--split", "all", "--json").out
     assert json.loads(both)["scores"]["agreement"]["n"] == 52
     said = cli.refused(2, "eval", judges[0], "--data", pipeline.data, "--suite", "tiny")
-    assert "is a reward model, which writes no answers" in said
+    assert "is a reward model, which cannot write answers" in said
     assert "--suite agreement" in said
     said = cli.refused(
         2, "eval", pipeline.made("student"), "--data", pipeline.data, "--suite", "tiny", "--split", "all"
     )
-    assert "--split all would not be used: the suite tiny measures no pairs" in said
+    assert "--split has no effect with --suite tiny, which does not measure pairs" in said
 
 
 def test_the_longer_answer_of_published_pairs_is_mostly_the_chosen_one(shared_data: Path) -> None:

@@ -175,22 +175,24 @@ def test_hashed_files_have_no_paths_and_the_id_follows_the_content(
 def test_what_cannot_be_measured_is_named(cli: Cli, model: str, tasks: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     words = ("eval", model, "--include-path", tasks)
     assert "name them: --tasks" in cli.refused(2, *words, "--suite", "lm-eval")
-    assert "the suite open-llm-v1 has tasks of its own" in cli.refused(
+    assert "--tasks cannot be combined with --suite open-llm-v1, which has tasks of its own" in cli.refused(
         2, *words, "--suite", "open-llm-v1", "--tasks", "hellaswag"
     )
-    assert "--tasks hellaswag would not be used" in cli.refused(
+    assert "--tasks hellaswag has no effect: the suite accuracy does not read it" in cli.refused(
         2, *words, "--suite", "accuracy", "--tasks", "hellaswag"
     )
-    assert "REF a.json holds answers" in cli.refused(2, "eval", "a.json", "--tasks", "hellaswag")
+    assert "a.json holds answers; benchmark tasks need a model" in cli.refused(
+        2, "eval", "a.json", "--tasks", "hellaswag"
+    )
     assert "--data x would not be used" in cli.refused(2, *words, "--tasks", "hellaswag", "--data", "x")
     assert "no such folder" in cli.refused(3, "eval", model, "--tasks", "hellaswag", "--include-path", "./nowhere")
     assert "has no effect" in cli.refused(2, *words, "--suite", "open-llm-v1", "--set", "num_fewshot=1")
     said = cli.refused(1, *words, "--tasks", "gsm8k", "--set", "eval.max_length=8")
     assert "the task gsm8k cannot be measured" in said
     (tasks / "hellaswag.jsonl").unlink()
-    assert "hellaswag reads files that are not here" in cli.refused(1, *words, "--tasks", "hellaswag")
+    assert "hellaswag needs files that are not on this machine" in cli.refused(1, *words, "--tasks", "hellaswag")
     said = cli.refused(3, "eval", model, "--tasks", "hellaswagg")
-    assert "no task is called 'hellaswagg'" in said
+    assert "lm-evaluation-harness has no task called 'hellaswagg'" in said
     assert "did you mean hellaswag" in said
 
     def missing(name: str) -> str:

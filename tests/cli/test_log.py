@@ -22,7 +22,7 @@ def test_the_log_of_an_artifact(cli: Cli, pipeline: Pipeline) -> None:
     assert json.loads(cli("log", ref, "--json").out) == kept.splitlines()
     (pipeline.store / ref / LOG).unlink()
     assert "has no log" in cli.refused(3, "log", ref)
-    assert "is no tag" in cli.refused(3, "log", "nothing")
+    assert "there is no tag or id" in cli.refused(3, "log", "nothing")
 
 
 def test_a_log_is_followed_until_its_work_is_an_artifact(cli: Cli, tmp_path: Path) -> None:
@@ -75,5 +75,5 @@ def test_what_cannot_be_drawn(cli: Cli, pipeline: Pipeline) -> None:
     model = pipeline.made("distill adpa")
     assert "there is no such number" in cli.refused(2, "show", model, "--plot", "lss")
     assert "nothing to plot" in cli.refused(2, "show", pipeline.made("rollouts"), "--plot")
-    assert "not shown together" in cli.refused(2, "show", model, "--plot", "--recipe")
-    assert "--plot is of trainings" in cli.refused(2, "show", "--plot")
+    assert "cannot be shown together" in cli.refused(2, "show", model, "--plot", "--recipe")
+    assert "--plot needs the name of trainings" in cli.refused(2, "show", "--plot")

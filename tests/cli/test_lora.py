@@ -178,21 +178,21 @@ def test_without_lora_an_adapter_is_merged_and_trained_whole(quantise: str, here
 @pytest.mark.parametrize(
     ("settings", "said", "to_do"),
     [
-        (["lora=0"], "lora=0 is out of range", "lora is 1 or more"),
-        (["lora=-1"], "lora=-1 is out of range", "lora is 1 or more"),
-        (["lora=4", "quantise=fp4"], "quantise=fp4 is no value of quantise", "quantise is one of nf4, int8"),
-        (["lora=4", "lora_alpha=0"], "lora_alpha=0.0 makes no sense", "lora_alpha must be above 0"),
-        (["lora=4096"], "is a rank beyond that of model.layers.0", "--set sft.lora=48"),
+        (["lora=0"], "lora must be 1 or more; got 0", "leave lora out"),
+        (["lora=-1"], "lora must be 1 or more; got -1", "leave lora out"),
+        (["lora=4", "quantise=fp4"], "quantise must be one of nf4, int8; got fp4", "for example quantise=nf4"),
+        (["lora=4", "lora_alpha=0"], "lora_alpha must be above 0; got 0", "leave lora_alpha out"),
+        (["lora=4096"], "exceeds the rank of model.layers.0", "--set sft.lora=48"),
         (
             ["lora=4", "lora_targets=q"],
             "no linear layer in the body of the model is called 'q'",
             "lora_targets=down_proj",
         ),
-        (["lora=4", "weights=bfloat16"], "weights=bfloat16 is for a training of all weights", "--set sft.lora=none"),
+        (["lora=4", "weights=bfloat16"], "weights=bfloat16 applies to training all weights", "--set sft.lora=none"),
         (["quantise=nf4"], "all weights are trained here", "--set sft.lora=16 --set sft.quantise=nf4"),
-        (["lora_alpha=8"], "lora_alpha=8 is about low-rank matrices", "--set sft.lora=16 --set sft.lora_alpha=8"),
-        (["lora_targets=q_proj"], "without lora all weights are trained", "--set sft.lora_targets=q_proj; or leave"),
-        (["lora=none", "lora_alpha=8"], "without lora all weights are trained", "or leave lora_alpha=8 out"),
+        (["lora_alpha=8"], "lora_alpha=8 applies to LoRA adapters only", "--set sft.lora=16 --set sft.lora_alpha=8"),
+        (["lora_targets=q_proj"], "without lora all weights are trained", "--set sft.lora_targets=q_proj; or remove"),
+        (["lora=none", "lora_alpha=8"], "without lora all weights are trained", "or remove lora_alpha=8"),
     ],
 )
 def test_what_cannot_be_is_refused_before_any_work(

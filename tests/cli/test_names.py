@@ -55,7 +55,7 @@ def test_a_word_that_is_an_alias_and_a_tag_lists_both(pipeline: Pipeline, cli: C
     cli("tag", "mine", student)
     (pipeline.store / "tags" / "mine").rename(pipeline.store / "tags" / "tiny")
     said = cli.refused(2, "rollout", "--student", "tiny")
-    assert "the alias tiny" in said
+    assert "it is an alias" in said
     assert f"the tag of {student}" in said
     assert "adpa tag --delete tiny" in said
 
@@ -94,8 +94,8 @@ def test_a_hub_name_that_is_a_folder_too_is_told_so(
 
 def test_names_of_stages_are_no_organisations_of_the_hub(pipeline: Pipeline, cli: Cli) -> None:
     for name in ("sft/nothing", "distill/0000", "rollout/abc", "eval/x"):
-        assert "is no tag, id or stage@latest" in cli.refused(3, "rollout", "--student", name)
-    assert "cache-teacher@latest" in cli.refused(2, "rollout", "--student", "cache-teacher@latest")
+        assert "there is no tag or id" in cli.refused(3, "rollout", "--student", name)
+    assert "is of cache-teacher" in cli.refused(2, "rollout", "--student", "cache-teacher@latest")
 
 
 def test_data_are_files_by_their_extension_and_several_are_joined(pipeline: Pipeline, cli: Cli) -> None:

@@ -40,7 +40,7 @@ def test_an_advantage_that_bfloat16_has_not_is_refused(cli: Cli, words: list[Any
     again = cli(*words, "--set", "dtype=bfloat16", "--runtime", "noise=accept")
     noise = manifest(again.ref).metrics["noise"]["advantage"]
     assert noise["error"] == pytest.approx(noise["rms"], rel=1e-3)
-    assert "it is accepted" in " ".join(again.err.split())
+    assert "continuing, because noise=accept" in " ".join(again.err.split())
     assert "only 1 times the noise of bfloat16" in " ".join(again.err.split())
 
 
@@ -117,8 +117,8 @@ def test_the_card_of_a_student_tells_what_its_signals_were_off_by(cli: Cli, word
 @pytest.mark.parametrize(
     ("rows", "value", "problem", "dtype"),
     [
-        (slice(None), 6e4, "layers.1.mlp.up_proj goes beyond 65,504", "tf32"),
-        (slice(1), 1e6, "the weight layers.1.mlp.up_proj.weight goes up to 1e+06", "float32"),
+        (slice(None), 6e4, "layers.1.mlp.up_proj exceeds 65,504", "tf32"),
+        (slice(1), 1e6, "the weight layers.1.mlp.up_proj.weight reaches 1e+06", "float32"),
     ],
 )
 def test_what_float16_does_not_hold_is_refused_with_the_words_to_type(
@@ -151,6 +151,6 @@ def test_what_float16_does_not_hold_is_refused_with_the_words_to_type(
 def test_a_teacher_that_is_its_own_reference_is_refused_as_such(cli: Cli, words: list[Any]) -> None:
     command, _, teacher, _, _, *more = words
     said = " ".join(cli.refused(1, command, "--teacher", teacher, "--reference", teacher, *more).split())
-    assert "the models that are compared say the same" in said
+    assert "the two models give the same probabilities" in said
     assert "--reference MODEL" in said
-    assert "noise_answers is 0 or more" in cli.refused(2, *words, "--set", "noise_answers=-1")
+    assert "noise_answers must be 0 or more" in cli.refused(2, *words, "--set", "noise_answers=-1")

@@ -40,7 +40,7 @@ def test_a_column_that_nothing_reads_is_refused_unless_it_is_ignored(cli: Cli, t
     write_rows(tmp_path / "pairs.jsonl", pairs(input="and say why", score=3))
     for words in (("data", "pairs.jsonl"), (*SFT, "pairs.jsonl", "--dry-run"), (*SFT, "pairs.jsonl")):
         said = cli.refused(1, *words)
-        assert "pairs.jsonl row 1: the column input holds 'and say why', and nothing reads it" in said
+        assert "pairs.jsonl row 1: the column input holds 'and say why', and it would not be used" in said
         assert "--ignore-columns input" in said
         ran = cli(*words, "--ignore-columns", "input")
         assert ran.code == 0, ran.err
@@ -109,3 +109,19 @@ def test_a_test_split_alone_is_shown_with_the_other_side(cli: Cli, tmp_path: Pat
         write_rows(tmp_path / "d" / f"{split}.jsonl", pairs())
     assert "--split test" in cli.refused(1, "data", "./d#test")
     assert cli("data", "./d#test", "--split", "test").code == 0
+
+
+def test_columns_have_other_names_and_the_recipe_says_so(cli: Cli, tmp_path: Path) -> None:
+    named = [{"question": row["prompt"], "good": row["chosen"], "bad": row["rejected"]} for row in pairs()]
+    write_rows(tmp_path / "named.jsonl", named)
+    write_rows(tmp_path / "pairs.jsonl", pairs())
+    columns = ("--columns", "prompt=question,chosen=good,rejected=bad")
+    said = cli.refused(1, *SFT, "named.jsonl", "--dry-run")
+    assert "did you mean prompt, chosen, rejected for question, good, bad? --columns prompt=question" in said
+    assert "7 rows (train), read as prompt, chosen, rejected" in cli("data", "named.jsonl", *columns).err
+    made = cli(*SFT, "named.jsonl", *columns)
+    assert made.code == 0, made.err
+    assert made.ref != cli(*SFT, "pairs.jsonl").ref
+    (tmp_path / "again.toml").write_text(cli("show", made.ref, "--recipe").out)
+    assert cli("run", "again.toml").ref == made.ref
+    assert "--columns prompt=question names" in cli.refused(2, *SFT[:3], *("--columns", "prompt=question"))

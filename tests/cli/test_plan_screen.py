@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import typer
 
 from adpa_cli.cli.console import make
 from adpa_cli.cli.console import streams as ask
@@ -66,14 +67,14 @@ def test_what_the_screen_says(with_hub: Survey) -> None:
     lines = plan_text(with_hub, 200).splitlines()
     assert lines[0].startswith("store ")
     assert "(0 artifacts) · student tiny · teacher allenai/Llama-3.1-Tulu-3-8B-SFT@f2a0 · " in lines[0]
-    assert lines[0].endswith("template tiny, ends <|end|>")
+    assert lines[0].endswith("template tiny, answers end with <|end|>")
     assert lines[1] == "data  tiny-sft 4,000 dialogues · tiny-pairs 4,000 pairs"
     assert "found  aligned teacher" in lines[2]
     assert lines[2].rstrip().endswith("in HF cache")
     assert lines[3].rstrip().endswith("download 16.1 GB")
     assert lines[4].split()[:3] == ["1", "build", "student"]
-    assert lines[-1].startswith("download 16.1 GB · keeps ? · peak +? (free ")
-    assert lines[-1].endswith("· about ?")
+    assert lines[-1].startswith("downloads 16.1 GB · stores ? · disk at most +? (")
+    assert lines[-1].endswith("· time unknown")
 
 
 def test_models_are_called_by_their_alias(seen: Survey) -> None:
@@ -91,7 +92,7 @@ def test_the_foot_of_a_plan_on_a_card() -> None:
     text = plan_text(Survey(plan, store, Runtime(), card, (cost,), "guessed from the model sizes"), 160)
     assert text.splitlines()[-2:] == [
         "mind the gap",
-        "download 0 B · keeps 8.2 GB · peak +15.0 GB (free 812 GB) · RTX 4090's memory 21.4 GB of 24.0 GB · "
+        "stores 8.2 GB · disk at most +15.0 GB (812 GB free) · RTX 4090's memory 21.4 GB of 24.0 GB · "
         "about 4.4 h, guessed from the model sizes",
     ]
 
@@ -101,7 +102,7 @@ def test_an_adapter_is_named_with_the_rate_that_suits_it(cli: Cli) -> None:
     ran = cli(*words)
     adapters = [row[3] for row in ran.rows if ", lora 4" in row[3]]
     assert {row[4].partition("/")[0] for row in ran.rows if row[3] in adapters} == {"sft"}
-    rates = [line for line in ran.err.splitlines() if "adapters usually take about ten times that rate" in line]
+    rates = [line for line in ran.err.splitlines() if "adapters usually need about ten times as much" in line]
     assert rates
     assert all(line.startswith("sft trains an adapter at lr=") for line in rates)
     (row,) = {tuple(line.partition("at lr=")[2].replace(",", "").split()) for line in rates[:1]}
@@ -115,7 +116,7 @@ def test_an_adapter_is_named_with_the_rate_that_suits_it(cli: Cli) -> None:
 
 def test_a_rank_that_no_layer_has_is_named_alone(cli: Cli) -> None:
     said = cli.refused(2, "sft", "--model", "tiny", "--set", "lora=1e9", "-n")
-    assert said.startswith("lora=1000000000 is a rank beyond that of model.layers.0")
+    assert said.startswith("lora=1000000000 exceeds the rank of model.layers.0")
     assert said.rpartition("try: ")[2].startswith("--set sft.lora=48")
     assert not [word for word in ("memory", "disk", "problems") if word in said]
 
@@ -154,7 +155,7 @@ def test_a_dry_run_and_a_build_stop_with_all_problems(
     assert CALM not in cli(*words).err
     monkeypatch.setattr(Machine, "here", classmethod(lambda cls, root: replace(MACHINE, disk=1000, memory=10**6)))
     said = cli.refused(1, *words)
-    assert "problems (nothing was started)" in said
+    assert "problems were found, and nothing was started" in said
     for part in ("free; the plan needs", "max_length 99999 exceeds"):
         assert part in said
     assert not list((tmp_path / "adpa-store").glob("sft/*"))
@@ -164,7 +165,7 @@ def test_nothing_is_looked_at_for_what_is_found(pipeline: Pipeline, cli: Cli, mo
     monkeypatch.setattr(surveys, "cost_of", None)
     monkeypatch.setattr(surveys, "plain_checks", None)
     ran = cli(*pipeline.words)
-    assert "found, nothing to do" in ran.err
+    assert "Nothing to do" in ran.err
 
 
 @pytest.mark.parametrize(
@@ -184,13 +185,12 @@ def test_only_a_large_plan_that_can_begin_is_asked_about(
     slow = tuple(replace(cost, seconds=3600.0 if large else 1.0) for cost in seen.costs)
     one = replace(seen, costs=slow, problems=(AdpaError("x"),) if problem else ())
     if asked:
-        with pytest.raises(AdpaError, match="nothing was started") as refused:
+        with pytest.raises(typer.Exit) as left:
             make.ask_if_large(one, yes)
-        assert refused.value.exit_code == 1
-        assert "--yes" in refused.value.hint
+        assert left.value.exit_code == 0, "an answer is no error"
     else:
         make.ask_if_large(one, yes)
-    assert questions == ([("Go on?", True)] if asked else [])
+    assert questions == ([("Continue?", True)] if asked else [])
 
 
 def test_without_a_terminal_a_large_plan_goes_ahead(seen: Survey, monkeypatch: pytest.MonkeyPatch) -> None:

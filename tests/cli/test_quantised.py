@@ -67,7 +67,7 @@ def test_a_capture_an_answer_and_a_score_of_a_quantised_model(how: str, pipeline
     assert made.metrics["stored"] == {"aligned": how, "reference": how}
     assert made.metrics["what"] == f"aligned+reference in {how}, on chosen+rejected"
     assert f"weights of its teachers stored as {how}" in said(ran)
-    assert f"as {how}, each by itself, which may leave little of their difference" in said(ran)
+    assert f"to {how} separately, which may lose much of their difference" in said(ran)
     shown = " ".join(cli("show", ran.ref).out.split())
     assert f"aligned+reference in {how}" in shown
     assert SignalReader(pipeline.store / ran.ref).spec.dtype == f"float32, weights in {how}"
@@ -207,6 +207,6 @@ def test_what_cannot_be_is_refused_before_any_work(
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
     for asked in ((*words, *NF4), (*sft, *LORA)):
         refused = cli.refused(1, *asked)
-        assert "need bitsandbytes, which is not installed" in refused
+        assert "need the package bitsandbytes, which is not installed" in refused
         assert "pip install peft bitsandbytes" in refused
     assert len(Store.find(pipeline.store).artifacts()) == before

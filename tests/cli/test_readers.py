@@ -53,7 +53,7 @@ def test_show_of_a_row(pipeline: Pipeline, cli: Cli, role: str) -> None:
     assert len(head) == len(first) >= 3
     assert json.loads(cli("show", ref, "--row", "1", "--json").out)
     said = cli.refused(3, "show", ref, "--row", "9999")
-    assert "it has rows 1 to" in said
+    assert "rows are numbered 1 to" in said
     assert f"adpa show {ref} --row" in said
 
 
@@ -63,13 +63,13 @@ def test_the_first_rows_are_listed_a_line_each(pipeline: Pipeline, cli: Cli) -> 
     assert [line[head.index("row")] for line in lines] == ["1", "2", "3"]
     records = json.loads(cli("show", ref, "--rows", "3", "--json").out)
     assert [record["id"] for record in records] == [line[head.index("id")] for line in lines]
-    assert "--rows 0" in cli.refused(2, "show", ref, "--rows", "0")
-    assert "not shown together" in cli.refused(2, "show", ref, "--rows", "3", "--row", "1")
+    assert "--rows must be 1 or more" in cli.refused(2, "show", ref, "--rows", "0")
+    assert "cannot be shown together" in cli.refused(2, "show", ref, "--rows", "3", "--row", "1")
 
 
 def test_a_row_is_asked_of_one_artifact_that_has_rows(pipeline: Pipeline, cli: Cli) -> None:
     assert "has no rows" in cli.refused(2, "show", pipeline.made("student"), "--row", "1")
-    assert "--row N is of one artifact" in cli.refused(2, "show", "--row", "1")
+    assert "--row N needs the name of one artifact" in cli.refused(2, "show", "--row", "1")
 
 
 def test_unfinished_work_is_listed_with_the_command_that_goes_on(
@@ -95,10 +95,13 @@ def test_tags_are_given_moved_listed_and_removed(pipeline: Pipeline, cli: Cli) -
     first, second = pipeline.made("distill dckd"), pipeline.made("distill adpa")
     assert cli("tag", "best", first).code == 0
     assert cli("tag").rows == [["best", first]]
-    assert cli("tag", "best", second).code == 0
+    assert f"already names {first}" in cli.refused(2, "tag", "best", second)
+    assert f"moved here from {first}" in cli("tag", "best", second, "--force").err
     assert json.loads(cli("tag", "--json").out) == {"best": second}
     assert cli("path", "best").ref == str(pipeline.store / second)
-    assert cli("tag", "best", "--delete").code == 0
+    assert cli("tag", "other", first).code == 0
+    assert "there is no tag nosuch" in cli.refused(3, "tag", "--delete", "other", "nosuch")
+    assert cli("tag", "other", "best", "--delete").code == 0
     assert cli("tag").out == ""
     assert (pipeline.store / second).is_dir()
     assert "there is no tag best" in cli.refused(3, "tag", "best", "--delete")
@@ -117,6 +120,7 @@ def test_names_that_mean_something_else_are_no_tags(pipeline: Pipeline, cli: Cli
 
 def test_a_tag_needs_something_to_name(pipeline: Pipeline, cli: Cli) -> None:
     assert "adpa tag best REF" in cli.refused(2, "tag", "best")
+    assert "adpa tag --delete NAME" in cli.refused(2, "tag", "--delete")
     assert "did you mean" in cli.refused(3, "tag", "best", pipeline.made("student")[:-1] + "x")
 
 
@@ -156,7 +160,7 @@ def test_data_shows_rows_as_the_model_sees_them(cli: Cli, tmp_path: Path) -> Non
 def test_data_of_a_file_needs_a_model_for_its_tokens(pipeline: Pipeline, cli: Cli, tmp_path: Path) -> None:
     write_rows(tmp_path / "pairs.jsonl", world.preferences("train")[:6])
     plain = cli("data", "pairs.jsonl", "--rows", "1")
-    assert "no --model" in plain.err
+    assert "Add --model MODEL" in plain.err
     assert len(plain.rows) == 2
     assert "<|assistant|>" not in plain.out
     ref = pipeline.made("student")
@@ -167,13 +171,14 @@ def test_data_of_a_file_needs_a_model_for_its_tokens(pipeline: Pipeline, cli: Cl
     assert [line["row"] for line in record["shown"]] == [int(row[0]) for row in cli("data", "pairs.jsonl").rows[1:]]
     assert record["rows"] == 5  # one prompt is held out
     assert any("1 prompt held out" in note for note in record["notes"])
-    assert "--split dev" in cli.refused(2, "data", "pairs.jsonl", "--split", "dev")
-    assert "is a pair" in cli.refused(2, "data", "pairs.jsonl", "--model", "tulu-3-8b")
+    assert "--split must be train or test" in cli.refused(2, "data", "pairs.jsonl", "--split", "dev")
+    assert "is a ready pair" in cli.refused(2, "data", "pairs.jsonl", "--model", "tulu-3-8b")
 
 
 def test_the_screen_at_the_end_compares_start_students_and_teachers(pipeline: Pipeline, cli: Cli) -> None:
     said = cli(*pipeline.words).err
-    table = said[said.index("MODEL") :].splitlines()
+    *table, after = said[said.index("MODEL") :].splitlines()
+    assert after.startswith("next: adpa show eval/")
     assert [line.split("  ")[0].split(" γ")[0].split(" α")[0] for line in table[1:]] == [
         "start", "dckd", "adpa", "reference teacher", "aligned teacher",
     ]  # fmt: skip

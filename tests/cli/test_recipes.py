@@ -131,12 +131,12 @@ def test_tables_and_spellings_are_the_same_settings(cli: Cli) -> None:
         ('student = "tiny"\nmethod = "dpo"\nseed = [[1], [2]]\n', "recipe.toml:3: seed: is a list of lists"),
         ('student = "-"\nmethod = "dpo"\n', "recipe.toml:1: student: a recipe does not read ids from stdin"),
         ('student = "tiny"\nmethod = "dpo"\nlr = 1979-05-27\n', "recipe.toml:3: lr: is neither text, a number"),
-        ('student = "tiny"\nmethod = "dpo"\nlr = "fast"\n', "recipe.toml: Invalid value for '--lr'"),
-        ('student = "tiny"\nmethod = "dop"\n', "no method is called 'dop'"),
+        ('student = "tiny"\nmethod = "dpo"\nlr = "fast"\n', "recipe.toml: --lr must be a number; got fast"),
+        ('student = "tiny"\nmethod = "dop"\n', "there is no method 'dop'"),
         ('method = "dpo"\n', "recipe.toml: --student is missing"),
         ('command = "show"\n', "recipe.toml:1: command: show makes nothing"),
-        ('method = "dpo\n', "recipe.toml is no TOML"),
-        ('method = ["dpo", "dckd"]\nstudent = "tiny"\ntag = "best"\n', "several cells would carry the tag best"),
+        ('method = "dpo\n', "recipe.toml is not valid TOML"),
+        ('method = ["dpo", "dckd"]\nstudent = "tiny"\ntag = "best"\n', "several combinations would get the tag best"),
         ('method = "dpo"\nstudent = "tiny"\ntag = "{gamma}"\n', "recipe.toml:3: tag: {gamma} is no key of this recipe"),
         ('method = "dpo"\nstudent = "tiny"\ntag = "{method}/1"\n', "'dpo/1' cannot be a tag"),
     ],
@@ -155,7 +155,7 @@ def test_an_unknown_key_lists_what_there_is_with_defaults(cli: Cli) -> None:
 def test_a_recipe_that_is_not_there(cli: Cli) -> None:
     assert "cannot be read" in cli.refused(3, "run", "nothing.toml")
     assert "nothing came through the pipe" in cli.refused(3, "run", "-")
-    assert "write I/N" in cli.refused(2, "run", write('method = "dpo"\nstudent = "tiny"\n'), "--shard", "3/2")
+    assert "--shard must be I/N" in cli.refused(2, "run", write('method = "dpo"\nstudent = "tiny"\n'), "--shard", "3/2")
 
 
 def test_an_id_of_another_store_says_so(pipeline: Pipeline, cli: Cli, tmp_path: Path) -> None:
@@ -164,8 +164,8 @@ def test_an_id_of_another_store_says_so(pipeline: Pipeline, cli: Cli, tmp_path: 
     recipe = write("".join(f"{key} = {json.dumps(value)}\n" for key, value in values.items()))
     assert cli("run", recipe, "-n").code == 0
     said, _, tried = cli.refused(3, "run", recipe, "-n", "--store", tmp_path / "other").partition("\ntry: ")
-    assert f"{student} is no tag, id or stage@latest in {tmp_path / 'other'}" in said
-    assert f"--store DIR; there, adpa show {student} --recipe says how to make it" in tried
+    assert f"there is no tag or id {student} in {tmp_path / 'other'}" in said
+    assert f"--store DIR (adpa show {student} --recipe prints there how to make it)" in tried
 
 
 def test_shards_are_the_whole_grid(cli: Cli) -> None:
@@ -180,7 +180,7 @@ def test_one_tag_for_several_artifacts_is_refused(pipeline: Pipeline, cli: Cli) 
     first = pipeline.made("rollouts")
     second = cli("rollout", "--student", pipeline.made("student"), "--limit", 4, "--max-new-tokens", 4).ref
     words = ("cache-teacher", "--teacher", pipeline.made("aligned teacher"), "--rollouts", first, "--rollouts", second)
-    assert "--tag best names one artifact, and this makes 2" in cli.refused(2, *words, "--tag", "best")
+    assert "--tag best can name one artifact, but this command makes 2" in cli.refused(2, *words, "--tag", "best")
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
@@ -218,8 +218,8 @@ def test_a_failed_cell_does_not_keep_the_others(pipeline: Pipeline, cli: Cli) ->
     ran = cli("run", name)
     assert ran.code == 1
     assert ran.out.split() == [refs[0], refs[2]]
-    assert "1 of 3 cells failed" in ran.err
-    assert re.search(r"\n  cell 2 method=dpo.*has no manifest", ran.err), ran.err
+    assert "1 of 3 combinations failed" in ran.err
+    assert re.search(r"\n  combination 2 method=dpo.*files but no manifest", ran.err), ran.err
     shutil.rmtree(obstacle.parent)
     again = cli("run", name, "--json")
     assert again.code == 0, again.err
@@ -241,13 +241,15 @@ def test_what_rests_on_a_failed_stage_is_not_tried(pipeline: Pipeline, cli: Cli)
     obstacle.write_text("not an artifact")
     ran = cli("run", name)
     assert (ran.code, ran.out) == (1, "")
-    assert f"needs {signal}, which failed in cell 1" in ran.err
+    assert f"needs {signal}, which failed in combination 1" in ran.err
 
 
 def test_a_stopped_sweep_says_what_goes_on(pipeline: Pipeline, cli: Cli) -> None:
     name = small(pipeline, 'method = "sft"\nseed = [7, 8]')
-    said = cli.refused(75, "run", name, "--stop-after", "0.01s")
-    assert f"try: adpa run {Path(name).resolve()} --stop-after 0.01s --store {pipeline.store}" in said
+    ran = cli("run", name, "--stop-after", "0.01s")
+    assert ran.code == 75
+    said = ran.err
+    assert f"Continue with:\n  adpa run {Path(name).resolve()} --stop-after 0.01s --store {pipeline.store}" in said
     assert len(cli("run", name).out.split()) == 2
 
 
@@ -257,7 +259,7 @@ def test_two_jobs_share_a_sweep(pipeline: Pipeline, cli: Cli) -> None:
     assert cli("run", name, "--shard", "2/2").out.split() == [refs[1]]
     assert cli("run", name, "--shard", "1/2").out.split() == [refs[0], refs[2]]
     assert [row[1] for row in cli("run", name, "-n").rows] == ["found"] * 3
-    assert "this shard has no cell" in cli("run", name, "--shard", "4/4").err
+    assert "This shard has no combination" in cli("run", name, "--shard", "4/4").err
 
 
 def test_the_closing_table_has_means_over_seeds(pipeline: Pipeline, cli: Cli) -> None:

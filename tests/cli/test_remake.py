@@ -133,7 +133,7 @@ def test_files_are_named_from_here_with_their_digest(pipeline: Pipeline, cli: Cl
     assert "# pairs.jsonl: sha256 " in text
     os.remove(source)
     said = cli.refused(3, "show", ref, "--recipe")
-    assert f"no command of this adpa makes {ref} again from what is here: pairs.jsonl" in said
+    assert f"this version of adpa has no command that makes {ref} again: pairs.jsonl" in said
 
 
 def test_files_of_one_name_and_a_folder_with_one_file_are_told_apart(
@@ -178,13 +178,13 @@ def test_names_of_the_hub_keep_their_commits_on_another_machine(
         assert cli("run", name).ref == ref
         cli(*words, "--refresh")
         said = cli.refused(2, "run", name)
-    assert f"h2oai/h2o-danube3-500m-base is {meant[:8]} in the recipe, and ffffffff in" in said
+    assert f"h2oai/h2o-danube3-500m-base is at commit {meant[:8]} in the recipe but at ffffffff in" in said
 
 
 def test_recipe_is_of_one_artifact(pipeline: Pipeline, cli: Cli) -> None:
-    assert "--recipe is of one artifact" in cli.refused(2, "show", "--recipe")
+    assert "--recipe needs the name of one artifact" in cli.refused(2, "show", "--recipe")
     both = (pipeline.made("student"), pipeline.made("rollouts"))
-    assert "--recipe is of one artifact" in cli.refused(2, "show", *both, "--recipe")
+    assert "--recipe needs the name of one artifact" in cli.refused(2, "show", *both, "--recipe")
 
 
 @pytest.mark.parametrize("role", ["student", "distill adpa"])
@@ -208,7 +208,7 @@ def test_an_artifact_without_a_recorded_request_answers_with_its_command(pipelin
     manifest["made"]["command"] = "adpa distill --method adpa+ --student tiny --loudly"
     path.write_text(json.dumps(manifest))
     said = cli.refused(3, "show", ref, "--recipe")
-    assert f"no command of this adpa makes {ref} again" in said
+    assert f"this version of adpa has no command that makes {ref} again" in said
     assert "it was made by: adpa distill --method adpa+ --student tiny --loudly" in said
 
 

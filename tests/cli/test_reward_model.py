@@ -106,7 +106,9 @@ def test_it_judges_answers_under_every_name(here: Cli, place: Path) -> None:
     upstream = ["--set", "sft.max_steps=2", "--set", "sft.limit=64", *UPSTREAM]
     rows = here("eval", student, *few, *upstream, "--reward-model", "tiny", "-n").rows
     assert by_id in [row[4] for row in rows], "the family's own"
-    assert "is no reward-model" in here.refused(2, "eval", student, "--reward-model", student)
+    assert "--reward-model needs an artifact of reward-model" in here.refused(
+        2, "eval", student, "--reward-model", student
+    )
 
 
 def test_ddpo_fits_the_rewards_of_one(here: Cli, place: Path) -> None:

@@ -60,7 +60,9 @@ def test_what_is_refused(cli: Cli, pipeline: Pipeline) -> None:
     assert "--html needs --row" in cli.refused(2, "show", signal, "--html", "a.html")
     assert "--student needs --html" in cli.refused(2, "show", signal, "--row", 1, "--student", "tiny")
     assert "does not end with .html" in cli.refused(2, "show", signal, "--row", 1, "--html", "a.png")
-    assert "is no signal" in cli.refused(2, "show", pipeline.made("rollouts"), "--row", 1, "--html", "a.html")
+    assert "shows the tokens of a teacher signal" in cli.refused(
+        2, "show", pipeline.made("rollouts"), "--row", 1, "--html", "a.html"
+    )
     assert "several models" in cli.refused(2, "show", signal, "--row", 1, "--html", "a.html", "--student", "tiny")
-    assert "it has rows 1 to" in cli.refused(3, "show", signal, "--row", 9999, "--html", "a.html")
+    assert "rows are numbered 1 to" in cli.refused(3, "show", signal, "--row", 9999, "--html", "a.html")
     assert not Path("a.html").exists()

@@ -47,7 +47,7 @@ def test_how_ids_are_drawn_is_in_the_id_where_they_are(cli: Cli, setting: str) -
     [
         ("atkd", "", "atkd reads a top k"), ("dckd", "tail=bucket", "--set tail=sampled"),
         ("dpkd", "", "dpkd reads a top k"),
-        ("adpa", "", "an advantage needs both at the ids of a top k"),
+        ("adpa", "", "the advantage of two needs a top k"),
     ],
 )  # fmt: skip
 def test_methods_that_need_a_top_k_refuse_drawn_ids(cli: Cli, method: str, more: str, words: str) -> None:
@@ -67,7 +67,7 @@ def test_a_capture_of_drawn_ids_teaches(cli: Cli, pipeline: Pipeline) -> None:
             assert rows.weights is not None
             np.testing.assert_allclose(rows.weights.sum(1), 1, atol=1e-6)
     pair = ("cache-teacher", "--teacher", teacher, "--reference", teacher, "--data", "tiny-pairs", *FEW)
-    assert "support=sampled is of one teacher" in cli.refused(2, *pair, "--support", "sampled")
+    assert "support=sampled works with one teacher only" in cli.refused(2, *pair, "--support", "sampled")
     student = pipeline.made("student")
     words = ("distill", "--method", "dckd", "--student", student, "--cache", made, "--data", "tiny-pairs", *FEW)
     assert "--set tail=sampled" in cli.refused(2, *words, "--no-eval")

@@ -47,7 +47,7 @@ def test_the_best_point_is_what_an_evaluation_finds_best(cli: Cli, pipeline: Pip
     chosen = store.resolve(made.ref).metrics["selection"]
     assert [point["step"] for point in chosen["points"]] == [2, 4, 6, 8]
     assert chosen["rule"] == "best"
-    assert f"step {chosen['step']} of 8 is the best" in made.err
+    assert f"best step is {chosen['step']} of 8" in made.err
     assert weights(folder) == weights(folder / f"step-{chosen['step']:06d}")
     assert len({weights(folder / f"step-{step:06d}") for step in (2, 4, 6, 8)}) == 4
 
@@ -138,7 +138,7 @@ def test_a_half_without_prompts_is_refused_before_any_work(cli: Cli, pipeline: P
     words = ("distill", "--method", "dpo", "--student", pipeline.made("student"), "--data", folder, *STEPS[:-1], "-n")
     assert cli(*words).code == 0
     said = cli.refused(1, *words, "--select", "best")
-    assert "one-half: none of the held-out prompts is of the report half" in said
+    assert "none of the held-out prompts of one-half falls into the half used for report" in said
     assert "or use all of them: --set eval.measure_on=all" in said
     assert cli(*words, "--select", "best", "--set", "eval.measure_on=all").code == 0
 

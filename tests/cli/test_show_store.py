@@ -45,7 +45,7 @@ def test_models_are_compared_row_by_row(pipeline: Pipeline, cli: Cli) -> None:
     """The three figures are counted by hand from the margins of the two evaluations."""
     start, student = pipeline.made("student"), pipeline.made("distill adpa")
     rows = {line[0]: line[1:] for line in cli("show", start, student).rows}
-    name = "more than column 1: reward-accuracy on pairs (n=12) [accuracy]"
+    name = "difference from the first: reward-accuracy on pairs (n=12) [accuracy]"
     empty, said = rows[name]
     assert empty == "null"
     store = Store.find(pipeline.store)
@@ -59,7 +59,7 @@ def test_models_are_compared_row_by_row(pipeline: Pipeline, cli: Cli) -> None:
     won = [{row: (value > 0) + 0.5 * (value == 0) for row, value in table.items()} for table in margins]
     mean = 100 * sum(won[1][row] - won[0][row] for row in won[0]) / len(won[0])
     assert said.startswith(f"{mean:+.1f} (")
-    assert any(key.startswith("more than column 1: mean-reward") for key in rows)
+    assert any(key.startswith("difference from the first: mean-reward") for key in rows)
 
 
 def test_the_difference_of_pairs_is_narrower_than_that_of_strangers() -> None:

@@ -155,7 +155,7 @@ def test_what_was_made_from_them_stays_whole_without_them(pipeline: Pipeline, cl
     assert ref not in {item.ref for item in gone}
     gc.collect(store, gc.survey(store, gc.Keep(RESULTS, (), 0)), gc.Keep(RESULTS, (), 0), "adpa gc")
     assert "start-logps" not in json.dumps(json.loads(cli("show", ref, "--json").out)["made_from"])
-    assert "found, nothing to do" in cli(*words, "--method", "dpo").err
+    assert "Nothing to do" in cli(*words, "--method", "dpo").err
     assert store.get(scored) is None, "nothing is built for what is there"
     Path("again.toml").write_text(cli("show", ref, "--recipe").out)
     assert cli("run", "again.toml").ref == ref

@@ -314,7 +314,7 @@ def test_the_teachers_own_answers_are_not_foreign_to_those_who_read_them(pipelin
     assert f"adpa rollout --student {teacher}, or --allow-foreign-rollouts" in foreign
     assert cli(*words, "--method", "seqkd", "--rollouts", own, "--allow-foreign-rollouts").code == 0
     unused = cli.refused(2, *words, "--method", "adpa", "--states", "chosen", "--rollouts", by_teacher)
-    assert f"adpa has no use for {by_teacher}" in unused
+    assert f"the method adpa does not read {by_teacher}" in unused
 
 
 def test_answers_of_a_teacher_that_nobody_named_are_taken_as_the_teachers(

@@ -84,7 +84,7 @@ def test_a_store_of_a_newer_format_is_left_alone(pipeline: Pipeline, cli: Cli, w
     (pipeline.store / "adpa.json").write_text('{"format": 2}')
     before = sorted(pipeline.store.rglob("*"))
     said = cli.refused(1, *words)
-    assert "was made by a newer adpa (store format 2; this one reads up to 1)" in said
+    assert "was made by a newer version of adpa (store format 2; this version reads up to 1)" in said
     assert "git pull && pip install ." in said
     assert sorted(pipeline.store.rglob("*")) == before
 
@@ -104,7 +104,7 @@ def test_a_reference_that_matches_two_artifacts_lists_both(pipeline: Pipeline, c
     place(store, twin)
     for words in (["path", known], ["rollout", "--student", known], ["show", known], ["tag", "mine", known]):
         said = cli.refused(2, *words)
-        assert f"{known} could be any of distill/{twin.id[:12]}, {pipeline.made('student')}" in said
+        assert f"{known} is ambiguous: it could be any of distill/{twin.id[:12]}, {pipeline.made('student')}" in said
     assert cli("path", f"sft/{known}").ref.endswith(pipeline.made("student"))
 
 
@@ -112,7 +112,7 @@ def test_an_alias_that_is_a_tag_too_is_refused(pipeline: Pipeline, cli: Cli) -> 
     assert "tiny is a built-in name" in cli.refused(2, "tag", "tiny", "sft@latest")
     (pipeline.store / "tags").mkdir(exist_ok=True)
     (pipeline.store / "tags" / "tiny").write_text("0" * 64)
-    assert "tiny has two meanings: the alias tiny, and the tag of 000000000000" in cli.refused(
+    assert "tiny is ambiguous: it is an alias, and also the tag of 000000000000" in cli.refused(
         2, "rollout", "--student", "tiny"
     )
 
@@ -121,7 +121,7 @@ def test_a_folder_with_other_things_is_not_made_a_store(cli: Cli, tmp_path: Path
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.txt").write_text("mine")
     said = cli.refused(2, "sft", "--model", "tiny", "--store", "full")
-    assert "holds other things and is no store" in said
+    assert "is not a store, and it holds other files" in said
     assert [path.name for path in (tmp_path / "full").iterdir()] == ["thesis.txt"]
 
 

@@ -147,13 +147,13 @@ def test_stdin_is_read_after_the_other_options_are_checked(cli: Cli) -> None:
 
 def test_two_dashes_are_misuse(cli: Cli) -> None:
     said = cli.refused(2, "distill", "--method", "adpa", "--student", "-", "--cache", "-", stdin="sft/0123")
-    assert "stdin can be read once" in said
+    assert "only one option can read the pipe" in said
 
 
 def test_an_option_that_takes_one_model_refuses_two(pipeline: Pipeline, cli: Cli) -> None:
     refs = "\n".join([pipeline.made("distill dckd"), pipeline.made("distill adpa")])
-    assert "takes one model, and stdin has 2" in cli.refused(2, "rollout", "--student", "-", stdin=refs)
-    assert "is no manifest" in cli.refused(2, "rollout", "--student", "-", stdin="{broken")
+    assert "takes one model, but 2 came through the pipe" in cli.refused(2, "rollout", "--student", "-", stdin=refs)
+    assert "delivered JSON without an id" in cli.refused(2, "rollout", "--student", "-", stdin="{broken")
 
 
 def test_work_that_is_no_stage_tells_the_time_since_its_own_start(

@@ -41,13 +41,16 @@ def test_a_rollout_holds_the_same_prompts_with_lengths(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("rows", "said"),
     [
-        ([{"instruction": "a", "output": "b"}, {"instruction": "a", "output": "c"}], "row 2: the prompt of row 1"),
-        ([{"instruction": "a"}], "row 1, output: no such column"),
+        (
+            [{"instruction": "a", "output": "b"}, {"instruction": "a", "output": "c"}],
+            "row 2 answers the same prompt as row 1",
+        ),
+        ([{"instruction": "a"}], "row 1, output: the column is missing"),
         ([{"instruction": "a", "output": "b"}, {"instruction": "c", "output": None}], "row 2, output: NoneType"),
         ([{"instruction": " ", "output": "b"}], "row 1, prompt"),
         ([{"output": "b"}], "row 1, prompt"),
-        ([{"instruction": "a", "output": "b \ud800"}], "row 1: half a surrogate pair"),
-        ([["a"]], "row 1: list instead of an object"),
+        ([{"instruction": "a", "output": "b \ud800"}], "row 1 has half of a surrogate pair"),
+        ([["a"]], "row 1: the row is not a JSON object but of type list"),
     ],
 )
 def test_a_broken_row_is_named(tmp_path: Path, rows: object, said: str) -> None:

@@ -218,7 +218,7 @@ def test_end_token_must_be_one_token(without_bos, end):
     if end == "four":
         assert Encoder(without_bos, Template(ZEPHYR.text)).end_id == 1
         end = "four ."
-    with pytest.raises(AdpaError, match="not one") as caught:
+    with pytest.raises(AdpaError, match="and must be one") as caught:
         Encoder(without_bos, Template(ZEPHYR.text, end))
     assert "'</s>'" in caught.value.hint
 
@@ -251,7 +251,7 @@ def test_prompt_without_bos_loses_its_first_tokens():
 
 @pytest.mark.parametrize("length", [0, 1, 2, 3])
 def test_what_cannot_fit_names_the_row_and_the_length_to_set(length):
-    with pytest.raises(DataError, match="row 7: prompt of 6 and answer of 4 tokens") as caught:
+    with pytest.raises(DataError, match="row 7: a prompt of 6 and an answer of 4 tokens") as caught:
         fit(PROMPT, ANSWER, length, bos_id=0, where="row 7")
     assert caught.value.hint == "--set max_length=10"
 
@@ -319,7 +319,7 @@ def test_vocabularies_are_compared_by_map_not_by_size(tmp_path, with_bos, withou
 def test_the_token_that_ends_texts_is_offered_first_though_it_pads_too(without_bos):
     """SmolLM2's `<|im_end|>` is both: what is offered must not lack the one token that is right."""
     config = {**without_bos.config, "pad_token": "</s>", "unk_token": "<s>"}
-    with pytest.raises(AdpaError, match="no end of turn") as refused:
+    with pytest.raises(AdpaError, match="answers have no end token") as refused:
         Encoder(FolderTokenizer(without_bos.core, config), Template(ZEPHYR.text, "<none>"))
-    assert refused.value.hint.partition("it has ")[2].startswith("'</s>', ")
+    assert refused.value.hint.partition("they are ")[2].startswith("'</s>', ")
     assert "'<s>'" not in refused.value.hint

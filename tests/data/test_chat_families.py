@@ -207,7 +207,7 @@ def test_turns_that_a_template_does_not_take_are_refused(case: Case) -> None:
             case.encoder.dialogue(ROWS[name])
         assert "--template" in caught.value.hint
     if not case.family.tools:
-        assert "does not write tools" in refusal(case.template.text, TOOL_ROW)
+        assert "cannot write tools" in refusal(case.template.text, TOOL_ROW)
     for name in (*ROWS, *(["tools"] if case.family.tools else [])):
         if name not in case.family.refuses:
             assert refusal(case.template.text, ALL_ROWS[name]) == "", name

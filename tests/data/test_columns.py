@@ -41,7 +41,9 @@ def test_metadata_are_listed_and_no_error():
 def test_a_column_of_the_example_that_nothing_reads_is_an_error(column, value):
     loaded = load_pairs(rows({**PAIR, "score": 1}, {**PAIR, "prompt": "so ?", column: value}))
     assert loaded.notes == (f"not used: columns {column} (metadata: score)",)
-    with pytest.raises(DataError, match=f"rows row 2: the column {column} holds .*, and nothing reads it") as caught:
+    with pytest.raises(
+        DataError, match=f"rows row 2: the column {column} holds .*, and it would not be used"
+    ) as caught:
         check_unused(loaded, ("score",))
     assert f"--ignore-columns score,{column}" in caught.value.hint
     check_unused(loaded, (column,))

@@ -201,9 +201,9 @@ def test_turns_without_part_in_training_are_left_out_and_said():
 @pytest.mark.parametrize(
     ("row", "found"),
     [
-        ({"text": "once upon a time"}, "text without turns"),
+        ({"text": "once upon a time"}, "has a column text that does not say where the prompt ends"),
         ({"prompt": Q, "completion": A, "label": True}, "answers with a label"),
-        ({"foo": 1, "bar": 2}, r"unknown shape \(columns: bar, foo\)"),
+        ({"foo": 1, "bar": 2}, r"do not form dialogues: bar, foo"),
     ],
 )
 def test_shapes_that_cannot_serve(row, found):
@@ -215,14 +215,17 @@ def test_shapes_that_cannot_serve(row, found):
 @pytest.mark.parametrize(
     ("row", "guess"),
     [
-        ({"prompt": Q, "chosen": A, "rejectd": B}, "did you mean rejected for rejectd? known: "),
-        ({"Prompt": Q, "Chosen": A, "Rejected": B}, "did you mean chosen for Chosen? did you mean prompt for Prompt? "),
-        ({"prompt": Q, "chosen": A, "third": B}, "known: "),
-        ({"promt": Q, "answer": A}, "known: "),
+        ({"prompt": Q, "chosen": A, "rejectd": B}, "did you mean rejected for rejectd? --columns rejected=rejectd; "),
+        (
+            {"Prompt": Q, "Chosen": A, "Rejected": B},
+            "did you mean prompt, chosen, rejected for Prompt, Chosen, Rejected? --columns ",
+        ),
+        ({"prompt": Q, "chosen": A, "third": B}, "the forms that are read: "),
+        ({"promt": Q, "answer": A}, "the forms that are read: "),
     ],
 )
 def test_a_misspelt_column_is_asked_for_where_that_would_do(row, guess):
-    with pytest.raises(DataError, match="unknown shape") as caught:
+    with pytest.raises(DataError, match="do not form") as caught:
         pairs(row)
     assert caught.value.hint.startswith(guess)
 
@@ -231,25 +234,25 @@ def test_a_misspelt_column_is_asked_for_where_that_would_do(row, guess):
     ("columns", "load", "said"),
     [
         ("query response_chosen response_rejected", load_pairs,
-         "rename query, response_chosen, response_rejected to prompt, chosen, rejected; "),
+         "did you mean prompt, chosen, rejected for query, response_chosen, response_rejected? --columns "),
         ("prompt Chosen-Response Rejected-Response", load_pairs,
-         "rename Chosen-Response, Rejected-Response to chosen, rejected; "),
+         "did you mean chosen, rejected for Chosen-Response, Rejected-Response? --columns "),
         ("question response_j response_k", load_pairs,
-         "rename question, response_j, response_k to prompt, chosen, rejected; "),
-        ("prompt better worse", load_pairs, "rename better, worse to chosen, rejected; "),
-        ("question answer", load_dialogues, "rename question, answer to prompt, completion; "),
-        ("prompt answer", load_pairs, "dialogues for adpa sft? rename answer to completion; "),
-        ("prompt response answer", load_dialogues, "known: "),
+         "did you mean prompt, chosen, rejected for question, response_j, response_k? --columns "),
+        ("prompt better worse", load_pairs, "did you mean chosen, rejected for better, worse? --columns "),
+        ("question answer", load_dialogues, "did you mean prompt, completion for question, answer? --columns "),
+        ("prompt answer", load_pairs, "these look like dialogues, which adpa sft --data reads: "),
+        ("prompt response answer", load_dialogues, "the forms that are read: "),
     ],
 )  # fmt: skip
 def test_columns_that_others_call_otherwise_are_to_be_renamed(columns, load, said):
-    with pytest.raises(DataError, match="unknown shape") as caught:
+    with pytest.raises(DataError, match="do not form") as caught:
         load(rows({name: name for name in columns.split()}))
     assert caught.value.hint.startswith(said)
 
 
 def test_dialogues_are_no_pairs():
-    with pytest.raises(DataError, match="messages, not preference pairs") as caught:
+    with pytest.raises(DataError, match="and preference pairs are needed") as caught:
         pairs({"messages": [turn("user", Q), turn("assistant", A)]})
     assert "adpa sft" in caught.value.hint
 
@@ -265,12 +268,16 @@ def chat(*roles_and_texts):
 @pytest.mark.parametrize(
     ("bad", "kind", "said_of_it"),
     [
-        ({"prompt": Q, "chosen": A}, "missing rejected", "row 2, rejected: missing"),
-        ({"prompt": Q, "chosen": A, "rejected": None}, "missing rejected", "row 2, rejected: missing"),
+        ({"prompt": Q, "chosen": A}, "missing rejected", "row 2, rejected: the column is missing"),
+        ({"prompt": Q, "chosen": A, "rejected": None}, "missing rejected", "row 2, rejected: the column is missing"),
         ({"prompt": Q, "chosen": 3, "rejected": B}, "chosen: wrong type", "row 2, chosen: int instead of turns"),
         ({"prompt": 3, "chosen": A, "rejected": B}, "prompt: wrong type", "row 2, prompt: int"),
-        ({"prompt": Q, "chosen": " \n", "rejected": B}, "empty chosen", "row 2, chosen: an empty answer"),
-        ({"prompt": Q, "chosen": A, "rejected": A}, "chosen equals rejected", "row 2, rejected: the same text"),
+        ({"prompt": Q, "chosen": " \n", "rejected": B}, "empty chosen", "row 2, chosen: the answer is empty"),
+        (
+            {"prompt": Q, "chosen": A, "rejected": A},
+            "chosen equals rejected",
+            "row 2, rejected: both answers are the same text",
+        ),
         ({"prompt": " ", "chosen": A, "rejected": B}, "empty prompt", "row 2, prompt"),
         ({"prompt": Q, "chosen": "\ud800", "rejected": B}, "chosen: broken characters", "row 2, chosen"),
         (
@@ -286,7 +293,7 @@ def chat(*roles_and_texts):
         (
             {"prompt": [{"role": "user"}], "chosen": A, "rejected": B},
             "prompt: missing content",
-            r"row 2, prompt\[0\].content: missing",
+            r"row 2, prompt\[0\].content: the key is missing",
         ),
         (
             {"chosen": chat(("user", Q), ("assistant", A)), "rejected": chat(("user", Q2), ("assistant", B))},
@@ -296,7 +303,7 @@ def chat(*roles_and_texts):
         (
             {"chosen": chat(("user", Q)), "rejected": chat(("user", Q))},
             "chosen: no answer",
-            "row 2, chosen: ends with the user's turn",
+            "row 2, chosen: the turns end with the user's",
         ),
         ({"prompt": Q, "chosen": [], "rejected": B}, "chosen: wrong type", "row 2, chosen: an empty list"),
     ],
@@ -329,7 +336,7 @@ def test_first_five_problems_and_all_counts():
 
 
 def test_nothing_left_is_an_error():
-    with pytest.raises(DataError, match="no pairs left of 1 rows: empty rejected 1"):
+    with pytest.raises(DataError, match="none of the 1 rows can be used as pairs: empty rejected 1"):
         pairs({"prompt": Q, "chosen": A, "rejected": ""}, skip_bad_rows=True)
 
 
@@ -337,7 +344,7 @@ def test_nothing_left_is_an_error():
     ("messages", "found"),
     [
         (chat(("user", Q)), "ends with the user's turn"),
-        (chat(("user", Q), ("assistant", "")), r"messages\[1\]: an empty turn"),
+        (chat(("user", Q), ("assistant", "")), r"messages\[1\]: this turn of the assistant is empty"),
         (chat(("assistant", A)), "no turn of the user"),
         (chat(("system", "s")), "no turn of the user"),
     ],
@@ -442,7 +449,7 @@ def test_a_split_of_its_own_is_used(tmp_path):
     assert load_pairs([folder]).notes == ()
     named = parse_source(f"{tmp_path}#test")
     assert len(load_pairs([named], "test").items) == 7
-    with pytest.raises(DataError, match="only test splits"):
+    with pytest.raises(DataError, match="holds test splits only"):
         load_pairs([named])
     beside = write(tmp_path / "more" / "x.jsonl", [good(i) for i in range(40, 50)])
     assert len(load_pairs([beside, named]).items) == 10
@@ -543,7 +550,7 @@ def test_a_dialogue_that_begins_with_an_empty_question_is_refused_by_its_row(ask
     question = ("user", asked), ("assistant", A)
     for place, turns in ((0, question), (1, (("system", Q2), *question, ("user", Q), ("assistant", B)))):
         bad = {"messages": chat(*turns)}
-        said_of_it = rf"rows row 2, messages\[{place}\]: an empty turn of the user"
+        said_of_it = rf"rows row 2, messages\[{place}\]: this turn of the user is empty"
         with pytest.raises(DataError, match=said_of_it):
             load_dialogues(rows(whole, bad))
         assert load_dialogues(rows(whole, bad), skip_bad_rows=True).dropped == {"empty prompt": 1}

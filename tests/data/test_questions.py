@@ -40,10 +40,10 @@ def test_both_forms_are_one_question(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("rows", "said"),
     [
-        ([{**ROW, "turns": ["One?"]}], "row 1: a question of one turn"),
-        ([{**ROW, "turns": "One?"}], "row 1: no list of turns"),
-        ([ROW, {**ROW, "turns": ["One?", " "]}], "row 2: no list of turns"),
-        ([ROW, ROW], "row 2: the question 81 is there twice"),
+        ([{**ROW, "turns": ["One?"]}], "row 1 has one turn"),
+        ([{**ROW, "turns": "One?"}], "row 1 has no list of turns"),
+        ([ROW, {**ROW, "turns": ["One?", " "]}], "row 2 has no list of turns"),
+        ([ROW, ROW], "row 2 repeats the question 81"),
     ],
 )
 def test_what_is_no_question(tmp_path: Path, rows: list[dict[str, Any]], said: str) -> None:
@@ -52,5 +52,5 @@ def test_what_is_no_question(tmp_path: Path, rows: list[dict[str, Any]], said: s
 
 
 def test_what_is_no_reference_answer(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="row 1: no reference answer"):
+    with pytest.raises(DataError, match="row 1 is not a reference answer"):
         references_of([parse_source(str(write_rows(tmp_path / "r.jsonl", [ROW])))])

@@ -72,7 +72,7 @@ def test_a_system_turn_that_is_written_until_the_answer_only_is_refused_with_bot
         "[{{ messages[0].content if loop.last }}{{ m.content }}]{% endif %}{% endfor %}"
     )
     said = refusal(late, [Message("system", "Be."), Q, A])
-    assert "differently once it is answered" in said
+    assert "differently once the answer follows" in said
     assert refusal(TURNS, [Message("system", "Be."), Q, A]) == ""
 
 
@@ -177,13 +177,13 @@ def test_a_turn_with_a_name_calls_no_tool() -> None:
     text = TURNS.replace("BEHIND", "<end>")
     assert refusal(text, [Q, Message("assistant", "Yo", json.dumps({"name": "bob"}))]) == ""
     call = json.dumps({"tool_calls": [{"type": "function", "function": {"name": "f", "arguments": {}}}]})
-    assert "does not write tools" in refusal(text, [Q, Message("assistant", "", call), A])
+    assert "cannot write tools" in refusal(text, [Q, Message("assistant", "", call), A])
 
 
 @pytest.mark.parametrize(("lost", "name"), [("user", "question"), ("assistant", "answer")])
 def test_a_template_that_leaves_out_what_is_said_is_refused(folder: Path, lost: str, name: str) -> None:
     text = TURNS.replace("{{ m.content }}", f"{{{{ m.content if m.role != '{lost}' }}}}").replace("BEHIND", "<end>")
-    with pytest.raises(UsageError, match=f"leaves out what is said: the {name} is not"):
+    with pytest.raises(UsageError, match=f"it does not write the text of the {name}"):
         template_in(folder, TemplateChoice(Template(text), "<end>"))
 
 
@@ -192,7 +192,7 @@ def test_a_template_that_writes_a_token_that_the_tokenizer_lacks_is_refused(fold
     tokenizer = FolderTokenizer.of(folder)
     text = TURNS.replace("BEHIND", "<end>")
     assert Encoder(tokenizer, Template(text, "<end>")).bos_id is None
-    with pytest.raises(AdpaError, match=r"writes the bos_token '\[BOS\]', which the tokenizer does not have"):
+    with pytest.raises(AdpaError, match=r"writes the bos_token '\[BOS\]', which is not in the tokenizer's vocabulary"):
         Encoder(tokenizer, Template("{{ bos_token }}" + text, "<end>"))
 
 
@@ -202,9 +202,9 @@ def test_an_end_is_refused_beside_a_template_that_has_another_one_by_name(folder
 
 
 def test_reasoning_that_cannot_be_left_out_is_refused_by_name() -> None:
-    with pytest.raises(UsageError, match=r"--thinking off: .* cannot be taken out"):
+    with pytest.raises(UsageError, match=r"--thinking off does not work .* cannot be removed"):
         with_thinking(ALWAYS, NAMES, "off")
-    with pytest.raises(UsageError, match="knows no reasoning"):
+    with pytest.raises(UsageError, match="does not mention reasoning"):
         with_thinking(TURNS, NAMES, "keep")
 
 
@@ -228,7 +228,7 @@ def test_a_template_without_an_end_of_its_own_takes_one_that_is_named(folder: Pa
     """As GLM-4's, whose answers end where the next question begins."""
     text = TURNS.replace("BEHIND", "")
     (folder / "chat_template.jinja").write_text(text)
-    with pytest.raises(UsageError, match="ends an answer with no token of its tokenizer") as caught:
+    with pytest.raises(UsageError, match="does not end an answer with a token of the tokenizer") as caught:
         template_in(folder, TemplateChoice())
     assert "--end TOKEN" in caught.value.hint
     named = template_in(folder, TemplateChoice.of(None, "<user>", None))

@@ -119,5 +119,5 @@ def test_a_prompt_that_only_one_answer_repeats_stays():
 
 
 def test_an_answer_that_is_the_prompt_alone_is_empty():
-    with pytest.raises(DataError, match="row 1, rejected: an empty answer"):
+    with pytest.raises(DataError, match="row 1, rejected: the answer is empty"):
         pair_of({"prompt": "What is that ?", "chosen": "What is that ? A cat.", "rejected": "What is that ?"})

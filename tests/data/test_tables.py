@@ -93,15 +93,15 @@ def test_a_file_that_changes_while_it_is_read_is_an_error(tmp_path: Path, monkey
     source = write(tmp_path / "pairs.jsonl", 30)
     record = items.record
     monkeypatch.setattr(items, "record", lambda *given: (os.utime(source), record(*given))[1])
-    with pytest.raises(DataError, match=r"pairs\.jsonl changed while it was read"):
+    with pytest.raises(DataError, match=r"pairs\.jsonl changed while it was being read"):
         load_pairs([parse_source(source)])
 
 
 def test_a_full_disk_says_where_tables_may_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tables, "ROWS", "/dev/full")
     source = write(tmp_path / "pairs.jsonl", 3 * BATCH)
-    said = f"the disk of {tmp_path}/cache is full, where rows of the data are kept"
-    with pytest.raises(AdpaError, match=rf"{said}, and this table of them takes about 0\.\d MB") as raised:
+    said = f"the disk of {tmp_path}/cache, where prepared data are kept, is full"
+    with pytest.raises(AdpaError, match=rf"{said}; these data take about 0\.\d MB") as raised:
         load_pairs([parse_source(source)])
     assert raised.value.hint.endswith("(adpa gc), or keep them on another disk: export ADPA_CACHE=DIR")
     assert list((tmp_path / "cache" / "items").iterdir()) == []
@@ -160,7 +160,7 @@ def test_the_first_pass_is_told_and_stopped_between_batches(tmp_path: Path) -> N
         load_pairs([parse_source(source)])
     assert told == []
     write(tmp_path / "pairs.jsonl", 2 * BATCH)
-    stopped = pytest.raises(Stopped, match=r"stopped by SIGTERM while reading .*pairs\.jsonl")
+    stopped = pytest.raises(Stopped, match=r"Stopped by SIGTERM while reading .*pairs\.jsonl")
     with stopped, watching(heeding(lambda: "SIGTERM" if len(told) > 1 else None, lambda *what: told.append(what))):
         pairs_of((source,), "train", 5, False)
     assert [done for _, done, _ in told] == [BATCH, 2 * BATCH]
@@ -187,9 +187,9 @@ def test_a_cache_that_is_removed_while_it_is_written_is_named(cache: Path) -> No
         shutil.rmtree(cache)
         return {}
 
-    with pytest.raises(AdpaError, match="numbers was removed while rows of the data were written there") as caught:
+    with pytest.raises(AdpaError, match="numbers was deleted while data were being written to it") as caught:
         table("numbers", ["a table"], SCHEMA, fill)
-    assert caught.value.hint == "repeat the command"
+    assert caught.value.hint == "run the command again"
     assert len(table("numbers", ["a table"], SCHEMA, lambda add: {})) == 0
 
 

@@ -127,7 +127,7 @@ def test_files_that_are_none_are_named(tmp_path: Path) -> None:
     with pytest.raises(NotFound, match="has no tokenizer"):
         Tokenizer.of(tmp_path)
     (tmp_path / "tokenizer.json").write_text("{")
-    with pytest.raises(AdpaError, match=r"does not load: tokenizer\.json"):
+    with pytest.raises(AdpaError, match=r"cannot be loaded: tokenizer\.json"):
         Tokenizer.of(tmp_path)
     (tmp_path / "tokenizer.json").unlink()
     (tmp_path / "vocab.json").write_text("{}")

@@ -83,7 +83,7 @@ def test_other_text_that_begins_like_a_list_stays_text(text):
     ['[{"role": "user", "content": "hi"}', "array([{'content': 'hi', 'role': 'user'}], dtype=object)", "[{'role': u}]"],
 )
 def test_turns_as_text_that_cannot_be_read_are_named(text):
-    with pytest.raises(DataError, match=r"rows row 1, chosen: .*begins as turns do"):
+    with pytest.raises(DataError, match=r"rows row 1, chosen: .*looks like a list of turns"):
         pair_of({"chosen": text, "rejected": text})
 
 
@@ -178,12 +178,15 @@ def test_no_tools_are_none(tools):
 @pytest.mark.parametrize(
     ("row", "said"),
     [
-        ({"messages": TURNS, "tools": "a calculator"}, "tools: not a list of objects"),
-        ({"messages": [turn("user", Q), turn("assistant", None, tool_calls=[{"x": 1}])]}, "tool_calls: a call without"),
-        ({"messages": [turn("user", Q), turn("assistant", None)]}, r"messages\[1\].content: missing"),
-        ({"messages": [turn("user", Q), turn("assistant", A, name=3)]}, r"messages\[1\].name: int"),
+        ({"messages": TURNS, "tools": "a calculator"}, "tools: it is not a list of objects"),
+        (
+            {"messages": [turn("user", Q), turn("assistant", None, tool_calls=[{"x": 1}])]},
+            "tool_calls: a tool call has no",
+        ),
+        ({"messages": [turn("user", Q), turn("assistant", None)]}, r"messages\[1\].content: the key is missing"),
+        ({"messages": [turn("user", Q), turn("assistant", A, name=3)]}, r"messages\[1\].name: its type is int"),
         ({"messages": [Q, A]}, r"messages\[0\]: str instead of \{role, content\}"),
-        ({"messages": [turn("user", {"text": Q}), TURNS[1]]}, r"messages\[0\].content: dict instead of text"),
+        ({"messages": [turn("user", {"text": Q}), TURNS[1]]}, r"messages\[0\].content: its type is dict"),
     ],
 )
 def test_what_is_no_tool_no_call_and_no_text_is_named(row, said):
@@ -193,7 +196,7 @@ def test_what_is_no_tool_no_call_and_no_text_is_named(row, said):
 
 def test_an_answer_of_a_pair_is_text():
     called = [turn("assistant", None, tool_calls=[CALL])]
-    with pytest.raises(DataError, match="row 1, chosen: an answer with more than text"):
+    with pytest.raises(DataError, match="row 1, chosen: the answer has more than text"):
         pair_of({"prompt": Q, "chosen": called, "rejected": [turn("assistant", B)]})
 
 
@@ -368,9 +371,9 @@ def test_a_system_that_says_nothing_is_none(text):
 def test_two_systems_with_different_texts_are_refused():
     row = {"prompt": Q, "chosen": A, "rejected": B, "system": "be brief", "system_prompt": "be brief\n"}
     assert pair_of(row)[0] == (SYSTEM, USER)
-    with pytest.raises(DataError, match="system_message: another text than in the column system ") as caught:
+    with pytest.raises(DataError, match="system_message: its text differs from that in the column system ") as caught:
         pair_of({**row, "system_message": "be long"})
-    assert "keep system or system_message" in str(caught.value)
+    assert "keep one of the columns system and system_message" in str(caught.value)
 
 
 def test_a_turn_that_is_written_in_two_ways_says_the_same_in_both():

@@ -210,7 +210,7 @@ def test_targets_and_ranks_that_cannot_be_are_refused(base: Path) -> None:
     assert "--set STAGE.lora_targets=q_proj,k_proj,v_proj,o_proj,gate_proj,up_proj,down_proj" in caught.value.hint
     with pytest.raises(UsageError, match="lora_targets: no linear layer"):
         adapted(base, lora_targets="lm_head")
-    with pytest.raises(UsageError, match="lora=17 is a rank beyond that of model") as caught:
+    with pytest.raises(UsageError, match="lora=17 exceeds the rank of model") as caught:
         adapted(base, lora=17)
     assert caught.value.hint.startswith("--set STAGE.lora=16")
     assert adapter_layers(adapted(base, lora=16))
@@ -357,7 +357,7 @@ UP = "base_model.model.model.layers.1.self_attn.q_proj.lora_B.weight"
         (lambda t: t.pop(UP), "1 of the adapter's tensors are missing, model.layers.1.self_attn.q_proj.lora_B"),
         (lambda t: t.update({UP.replace("1", "7"): t[UP].clone()}), "it has no layer for 1 tensors, model.layers.7"),
         (lambda t: t.update({UP: torch.zeros(3, 4)}), r"is \[16, 4\] there, and \[3, 4\] in the adapter"),
-        (lambda t: t.update({UP: t[UP] * torch.inf}), "holds values that are not finite"),
+        (lambda t: t.update({UP: t[UP] * torch.inf}), "has values that are not finite"),
         (lambda t: t.update({"base_model.model.model.gate.weight": torch.zeros(2)}), "it has no model.gate.weight"),
         (lambda t: t.update({"base_model.model.lm_head.weight": torch.zeros(2, 2)}), r"lm_head.weight is \[37, 16\]"),
     ],
@@ -426,7 +426,7 @@ def test_layers_on_quantised_weights_are_read_as_they_were_trained(base: Path, t
     assert torch.equal(logits(again), logits(model))
     assert torch.equal(logits(load_layerwise(tmp_path / "adapter", "cpu")), logits(model))
     assert not torch.equal(logits(load(tmp_path / "adapter", train=True).eval()), logits(model)), "merged into the base"
-    with pytest.raises(UsageError, match="trained beside nf4 weights, and int8 ones are asked for") as caught:
+    with pytest.raises(UsageError, match="trained with nf4 weights, and int8 weights were requested") as caught:
         load(tmp_path / "adapter", quantise="int8")
     assert "quantise=nf4" in caught.value.hint
 
@@ -550,7 +550,7 @@ def test_a_training_goes_on_with_the_adapter_that_it_starts_from(base: Path, tmp
     assert all(torch.equal(tensor, adapter_state(model)[name]) for name, tensor in adapter_state(before).items())
     assert {name for name, weight in model.named_parameters() if weight.requires_grad} == adapter_weights(model).keys()
     for settings, said in (
-        ({"lora": 8}, "an adapter with lora=4, whose training goes on, and lora=8 is asked for"),
+        ({"lora": 8}, "an adapter with lora=4, and its training cannot continue with lora=8"),
         ({"lora": 4, "lora_alpha": 4}, "an adapter with lora_alpha=8"),
         ({"lora": 4, "lora_targets": "q_proj"}, "an adapter of the layers down_proj,gate_proj"),
         ({"lora": 4, "quantise": "nf4"}, "an adapter with quantise=none"),
@@ -579,7 +579,7 @@ def test_a_training_that_would_lose_a_part_of_an_adapter_is_refused(
     folder = foreign(base, tmp_path / "adapter", **settings)
     own = spec(lora=4, lora_targets=",".join(sorted(settings["target_modules"])))
     if part:
-        with pytest.raises(UsageError, match=f"is merged when it is read .*{part}") as caught:
+        with pytest.raises(UsageError, match=f"is merged on loading .*{part}") as caught:
             load_adapted(folder, own, "cpu")
         assert f"adpa export {folder} MERGED" in caught.value.hint
         return

@@ -164,7 +164,7 @@ def test_a_teacher_without_mass_on_known_ids_is_refused() -> None:
     with torch.no_grad():
         states = model.model(input_ids=torch.tensor([[2]])).last_hidden_state[0, 0]
         model.lm_head.weight[36] = 100 * states / states.norm() ** 2
-    with pytest.raises(AdpaError, match=r"Big puts no mass .*'only'"):
+    with pytest.raises(AdpaError, match=r"Big gives no probability .*'only'"):
         aligned_pass(model, answers, 5, teacher="Big", student_vocab=36)
     assert aligned_pass(model, answers, 5, teacher="Big")[0].ids[0, 0] == 36
 
@@ -174,8 +174,8 @@ def test_a_teacher_without_mass_on_known_ids_is_refused() -> None:
     [
         (named_answer("r", [2], []), None, "'r': the answer has no tokens"),
         (named_answer("r", [], [8]), None, "'r': the prompt has no tokens"),
-        (named_answer("r", [2], [VOCABULARY]), None, f"'r': the answer has the token {VOCABULARY}"),
-        (named_answer("r", [2], [34]), 34, "token 34, which the student lacks"),
+        (named_answer("r", [2], [VOCABULARY]), None, f"'r': the answer has the token id {VOCABULARY}"),
+        (named_answer("r", [2], [34]), 34, "token id 34, which the student does not have"),
     ],
 )
 def test_rows_that_cannot_be_captured_are_named(answer: Answer, student_vocab: int | None, message: str) -> None:
@@ -185,9 +185,9 @@ def test_rows_that_cannot_be_captured_are_named(answer: Answer, student_vocab: i
 
 def test_a_reference_of_other_answers_or_of_a_smaller_vocabulary_is_refused() -> None:
     rows = aligned_pass(tiny_llama(), ANSWERS, VOCABULARY, teacher="T")
-    with pytest.raises(DataError, match=r"'first'.*another answer"):
+    with pytest.raises(DataError, match=r"'first'.*differs from the aligned teacher's"):
         reference_pass(tiny_llama(), [replace(ANSWERS[0], answer=(9, 9, 9)), *ANSWERS[1:]], rows, teacher="R")
-    with pytest.raises(AdpaError, match=f"has the id {VOCABULARY - 1}, but R has {VOCABULARY - 1} ids"):
+    with pytest.raises(AdpaError, match=f"has the token id {VOCABULARY - 1}, while R has {VOCABULARY - 1}"):
         reference_pass(tiny_llama(vocabulary=VOCABULARY - 1), ANSWERS, rows, teacher="R")
 
 

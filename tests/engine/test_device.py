@@ -58,7 +58,7 @@ def test_a_training_that_runs_out_of_memory_goes_on_with_less_and_ends_alike(lef
     limited = told(left / "limited")
     now = limited["summary"]["tokens_per_device"]
     assert 1 < now < WANTED
-    assert limited["said"][-1] == f"out of memory: going on with --tokens-per-device {now}"
+    assert limited["said"][-1] == f"A step did not fit in memory; continuing with --tokens-per-device {now}"
     assert told(left / "small")["said"] == []
     assert far(left / "limited", left / "small") < 1e-5
     lines = [json.loads(line) for line in (left / "limited" / METRICS).read_text().splitlines()]
@@ -71,7 +71,7 @@ def test_when_one_of_two_processes_runs_out_of_memory_both_do_the_step_over(left
     now = ranks[0]["summary"]["tokens_per_device"]
     assert 1 < now < WANTED // 2
     assert ranks[0] == ranks[1]
-    assert ranks[0]["said"][-1] == f"out of memory: going on with --tokens-per-device {now}"
+    assert ranks[0]["said"][-1] == f"A step did not fit in memory; continuing with --tokens-per-device {now}"
     assert far(left / "rank0", left / "small") < 1e-5
     weights = [(left / f"rank{number}" / "weights.safetensors").read_bytes() for number in (0, 1)]
     assert weights[0] == weights[1]

@@ -152,7 +152,7 @@ def test_a_weight_out_of_range_is_refused_by_name(tmp_path: Path) -> None:
     with torch.no_grad():
         model.model.layers[1].mlp.up_proj.weight[0, 0] = 1e6
     model.save_pretrained(tmp_path)
-    with pytest.raises(AdpaError, match=r"layers.1.mlp.up_proj.weight goes up to 1e\+06") as raised:
+    with pytest.raises(AdpaError, match=r"layers.1.mlp.up_proj.weight reaches 1e\+06") as raised:
         load(tmp_path, dtype="float16")
     assert "dtype=bfloat16" in str(raised.value.hint)
     assert load(tmp_path, dtype="bfloat16") is not None

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 
+from adpa_cli.data.tables import watching
 from adpa_cli.engine.device import make_accelerator
 from adpa_cli.engine.training import loop
 from adpa_cli.engine.training.loop import Run, resume_step, train
@@ -137,7 +138,7 @@ def test_a_stopped_run_goes_on_at_that_step_and_ends_with_the_same_bytes(tmp_pat
     for at, seen in ((3, [0, 1, 2, 3]), (8, [0, 4, 5, 6, 7, 8])):
         run, stop = stoppable_run(parts, at)
         stop.seen[0] = resume_step(parts)
-        with pytest.raises(Stopped, match=f"SIGTERM after step {at} of 12") as caught:
+        with pytest.raises(Stopped, match=f"Stopped by SIGTERM at step {at} of 12; progress is saved") as caught:
             go(run)
         assert caught.value.exit_code == 143
         assert stop.seen[1:] == seen[1:]
@@ -224,3 +225,23 @@ def test_dropout_is_not_drawn(tmp_path: Path) -> None:
         train(student, make_run("sft", ROWS, SIGNAL, work), make_accelerator())
         whole.append(bytes_of(student))
     assert whole[0] == whole[1]
+
+
+def test_the_first_step_of_a_run_is_watched_row_by_row(tmp_path: Path) -> None:
+    """Also after a resume point, and to the end of the step though a signal came meanwhile."""
+    seen: list[tuple[str, int, int]] = []
+
+    def watch(what: str, done: int, of: int) -> None:
+        seen.append((what, done, of))
+        raise Stopped("SIGINT", "now")
+
+    with watching(watch), pytest.raises(Stopped, match="at step 6 of"):
+        go(stoppable_run(tmp_path, 6)[0])
+    assert {what for what, _, _ in seen} == {"computing step 1"}
+    assert [done for _, done, _ in seen] == sorted(done for _, done, _ in seen)
+    assert len(seen) > 2
+    assert seen[-1][1] == seen[-1][2]
+    seen.clear()
+    with watching(watch):
+        go(stoppable_run(tmp_path, None)[0])
+    assert {what for what, _, _ in seen} == {"computing step 7"}

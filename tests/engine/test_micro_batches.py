@@ -52,7 +52,7 @@ def test_every_row_is_in_one_block_within_the_budget_in_any_order(
 def test_ids_that_repeat_and_empty_budgets_are_refused() -> None:
     with pytest.raises(AdpaError, match="'a'"):
         cut([("a", 1), ("a", 2)], 8)
-    with pytest.raises(AdpaError, match="0 tokens"):
+    with pytest.raises(AdpaError, match="1 or more; got 0"):
         cut([("a", 1)], 0)
 
 
@@ -69,5 +69,5 @@ def test_rows_that_are_not_in_memory_are_cut_like_those_that_are(tokens: int) ->
     blocks, numbers = mapped_blocks(Numbers(), lengths, [ids], tokens)
     assert [(b.index, list(b.items)) for b in blocks] == [(b.index, list(b.items)) for b in expected]
     assert [own.tolist() for own in numbers] == [list(b.items) for b in expected]
-    with pytest.raises(AdpaError, match="two rows have the id"):
+    with pytest.raises(AdpaError, match="two rows have the same id"):
         mapped_blocks(Numbers(), lengths, [ids // 2], tokens)

@@ -163,7 +163,8 @@ def test_a_missing_tensor_is_named_instead_of_drawn_at_random(folder: Path) -> N
 
 def test_a_tensor_of_another_shape_is_named(folder: Path) -> None:
     edit_config(folder, intermediate_size=24)
-    with pytest.raises(AdpaError, match=r"model\.layers\.0\.mlp\.down_proj\.weight .* is \[16, 32\]; .*\[16, 24\]"):
+    shapes = r"has the shape \[16, 32\], .*\[16, 24\]"
+    with pytest.raises(AdpaError, match=rf"model\.layers\.0\.mlp\.down_proj\.weight .* {shapes}"):
         load(folder)
 
 
@@ -221,7 +222,7 @@ def test_a_folder_that_does_not_load_is_named_with_a_hint(folder: Path, damage: 
 
 def test_a_folder_without_a_usable_tokenizer_says_what_to_do(folder: Path) -> None:
     (folder / "tokenizer.json").write_text("{")
-    with pytest.raises(AdpaError, match="does not load") as caught:
+    with pytest.raises(AdpaError, match="cannot be loaded") as caught:
         Tokenizer.of(folder)
     assert caught.value.hint
     (folder / "tokenizer.json").unlink()

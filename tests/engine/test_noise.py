@@ -141,7 +141,7 @@ def test_the_layer_that_leaves_the_range_of_float16_is_named(tmp_path: Path) -> 
     model.save_pretrained(tmp_path)
     loaded = load(tmp_path, dtype="float16")
     with (
-        pytest.raises(AdpaError, match=r"row '3'.*: layers\.1\.mlp\.up_proj goes beyond 65,504") as raised,
+        pytest.raises(AdpaError, match=r"row '3'.*: layers\.1\.mlp\.up_proj exceeds 65,504") as raised,
         overflow_named(loaded, "float16", "cache-teacher"),
     ):
         aligned_pass(loaded, answers()[3:], K, teacher="it", dtype="float16")

@@ -248,5 +248,5 @@ def test_a_buffer_is_forgotten_once_no_resumed_run_needs_it(folders: dict[str, P
 def test_a_student_with_tokens_that_a_teacher_lacks_is_told_so(folders: dict[str, Path], tmp_path: Path) -> None:
     small = tmp_path / "small"
     tiny_llama(1, vocabulary=8).save_pretrained(small)
-    with pytest.raises(online.AdpaError, match="a token that small lacks: it has 8 ids"):
+    with pytest.raises(online.AdpaError, match="a token that small does not have: its vocabulary has 8 ids"):
         go({**folders, "aligned": small}, tmp_path / "work")

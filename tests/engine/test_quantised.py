@@ -238,7 +238,7 @@ def test_a_weight_beyond_float16_is_refused_by_name(how: Quantise, tmp_path: Pat
     with torch.no_grad():
         model.model.layers[1].mlp.up_proj.weight[3, 5] = 7e4
     model.save_pretrained(tmp_path)
-    with pytest.raises(AdpaError, match=r"layers\.1\.mlp\.up_proj\.weight goes up to 7e\+04") as caught:
+    with pytest.raises(AdpaError, match=r"layers\.1\.mlp\.up_proj\.weight reaches 7e\+04") as caught:
         load(tmp_path, dtype="float16", quantise=how)
     assert "dtype=float32" in caught.value.hint
     if how == "nf4":
@@ -248,7 +248,7 @@ def test_a_weight_beyond_float16_is_refused_by_name(how: Quantise, tmp_path: Pat
 def test_a_model_whose_layers_read_weights_by_themselves_is_refused(tmp_path: Path) -> None:
     config = MambaConfig(vocab_size=VOCABULARY, hidden_size=16, state_size=4, num_hidden_layers=1)
     MambaForCausalLM(config).save_pretrained(tmp_path)
-    with pytest.raises(AdpaError, match="MambaForCausalLM does not compute in float16 with nf4 weights") as caught:
+    with pytest.raises(AdpaError, match="MambaForCausalLM cannot compute in float16 with nf4 weights") as caught:
         load_checked(tmp_path, dtype="float16", quantise="nf4")
     assert "quantise=none" in caught.value.hint
 
@@ -264,7 +264,7 @@ def test_without_the_library_it_says_what_to_install(tmp_path: Path, monkeypatch
     library.cache_clear()
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
     try:
-        with pytest.raises(AdpaError, match="need bitsandbytes, which is not installed") as caught:
+        with pytest.raises(AdpaError, match="need the package bitsandbytes, which is not installed") as caught:
             load(tmp_path, quantise="nf4")
     finally:
         library.cache_clear()

@@ -41,7 +41,7 @@ PAIRS = [{"prompt": f"{n} {QUESTION}", "chosen": ANSWER, "rejected": f"no: {ANSW
 DIALOGUES = [{"prompt": f"{n} {QUESTION}", "completion": ANSWER} for n in range(16)]
 BASES = {f.alias: f for f in FAMILIES if not f.instruct and not f.student.startswith("builtin:")}
 PAPER = ("llama-3.2-1b", "danube3-500m", "danube2-1.8b", "llama-2-7b")
-RECIPE = "another recipe"
+RECIPE = "another result, under another id"
 LEAN = [
     "--runtime", "recompute=true", "--runtime", "offload=disk", "--tokens-per-device", "256",
     *(word for name, stage in every().items() if stage.kind != "training" and hasattr(stage.spec, "block_tokens")
@@ -153,14 +153,14 @@ def test_a_teacher_of_70_b_trains_on_80_gb_with_four_bits_and_on_24_gb_not_at_al
     assert check_advice(cli, plan)
     write_driver(tmp_path / "bin", monkeypatch, 24)
     said = cli.refused(1, *plan)
-    least = re.search(r"it would take (\d+)\.\d GB at least, with (--set .*)\n", said)
+    least = re.search(r"it would need at least (\d+)\.\d GB, with (--set .*)\n", said)
     assert least
     assert 55 < int(least[1]) < 75
     assert "dpo-teacher.quantise=nf4" in least[2]
     assert "\ntry: a ready pair, which is not trained (adpa distill --teacher tulu-3-8b" in said, (
         "first, for only that helps"
     )
-    assert "more GPUs are no help" in said
+    assert "more GPUs do not help" in said
     assert not check_advice(cli, plan)
 
 
@@ -174,7 +174,7 @@ def test_the_layers_of_a_teacher_of_70_b_wait_where_there_is_room(
     assert advised(cli.refused(1, *plan))["signal"] == (["--runtime", "offload=cpu"], False)
     ran = cli(*plan, "--runtime", "offload=cpu", "--json")
     assert ran.code == 0, ran.err
-    assert "layers wait with offload=cpu; at 25 GB a second, which is guessed" in ran.out
+    assert "with offload=cpu, moving layers to the device takes" in ran.out
     monkeypatch.setattr(machine, "available_memory", lambda: 24 * 10**9)
     assert advised(cli.refused(1, *plan))["signal"] == (["--runtime", "offload=disk"], False)
     monkeypatch.setattr(machine, "free_bytes", lambda folder: 10**11)
@@ -278,7 +278,7 @@ def test_what_must_be_installed_first_is_said(
     found = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == "peft" else found(name, *rest))
     said = cli.refused(1, "plan", *DPO, "./llama-8b")
-    assert "with another result and id, and needs pip install peft bitsandbytes\n" in said
+    assert "gives another result, under another id, and needs pip install peft bitsandbytes\n" in said
     assert "\ntry: pip install peft bitsandbytes && adpa plan dpo-teacher" in said
 
 
@@ -301,7 +301,7 @@ def test_experts_in_one_tensor_are_not_quantised_and_that_is_said(cli: Cli, stor
     remember_weights(tmp_path / "llama-1b", store.hash_cache)
     mixed = json.loads(cli(*plan).out)
     assert mixed["rows"][0]["memory"] - dense["rows"][0]["memory"] == 2 * 16 * 8 * 2048 * 4096
-    said = "cache-teacher quantises the linear layers of llama-1b only; 46 % of its weights are experts, which stay as"
+    said = "cache-teacher quantises only the linear layers of llama-1b; 46 % of its weights are experts, which are not"
     assert said in str(mixed["notes"])
 
 

@@ -143,7 +143,7 @@ def test_the_pair_in_folders_fits_with_rows_of_full_length(cli: Cli, folders: di
         assert f"| {size / 1e9:.1f} |" in page, f"{stage} needs {size_words(size)}, and the page says otherwise"
     said = cli.refused(1, *plan)
     assert said.count(f"{CARD} has {size_words(ROOM)};\n") == 3, "the trainings, and no inference"
-    assert "fits with --set distill.weights=bfloat16 --tokens-per-device 4096, which makes another recipe" in said
+    assert "fits with --set distill.weights=bfloat16 --tokens-per-device 4096, which gives another result" in said
 
 
 def test_an_older_driver_does_not_say_what_it_keeps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -249,16 +249,16 @@ def test_fetch_prepares_a_machine_without_network(
     (row,) = fetched.rows
     assert row[:5] == planned[0][:5]
     assert (planned[0][5], row[5].isdigit()) == ("?", True), "the rows to answer can be counted now"
-    assert "fetched: org/ready, org/pairs" in fetched.err
+    assert "Downloaded org/ready, org/pairs" in fetched.err
     assert len([path for path in hub.bodies() if path.endswith(".safetensors")]) == 1
     assert json.loads(cli("plan", *asked, "--json").out)["rows"][0]["id"] == planned[0][4]
     hub.asked.clear()
     offline(monkeypatch)
     long = (*asked[:-1], "max_length=999")
-    assert "exceeds the context of 256 tokens of org/ready" in cli.refused(1, *long)
+    assert "is more than the 256 tokens that org/ready can read" in cli.refused(1, *long)
     assert cli(*asked).ref == planned[0][4]
     assert hub.asked == []
-    assert "nothing to fetch" in cli("plan", *asked, "--fetch").err
+    assert "Nothing to download" in cli("plan", *asked, "--fetch").err
 
 
 def test_an_evaluation_is_fetched_with_its_prompts_and_its_reward_model(
@@ -280,7 +280,7 @@ def test_an_evaluation_is_fetched_with_its_prompts_and_its_reward_model(
     planned = [row[4] for row in cli(*asked, "-n").rows]
     fetched = cli("plan", *asked, "--fetch")
     assert [row[4] for row in fetched.rows] == planned
-    assert "fetched: org/ready, org/judge, org/prompts" in fetched.err
+    assert "Downloaded org/ready, org/judge, org/prompts" in fetched.err
     hub.asked.clear()
     offline(monkeypatch)
     unplug(hub, monkeypatch)
@@ -322,14 +322,16 @@ def test_what_is_no_model_is_named_on_the_hub_without_its_weights(hub: Hub, cli:
     (quantised / "config.json").write_text(json.dumps({**config, "quantization_config": {"quant_method": "awq"}}))
     hub.add("org/quantised", quantised)
     for _ in ("asked", "remembered"):
-        assert "is an adapter of org/base of the kind IA3" in cli.refused(1, "sft", "--model", "org/adapter", "-n")
-        assert "is quantised (AWQ" in cli.refused(1, "sft", "--model", "org/quantised", "-n")
+        assert "is an adapter of org/base of the kind IA3" in cli.refused(
+            1, "sft", "--model", "org/adapter", "--data", "tiny-sft", "-n"
+        )
+        assert "is quantised (AWQ" in cli.refused(1, "sft", "--model", "org/quantised", "--data", "tiny-sft", "-n")
     assert not [path for path in hub.bodies() if path.endswith(".safetensors")]
 
 
 def test_only_making_commands_are_planned(cli: Cli) -> None:
-    assert "show makes nothing that could be planned" in cli.refused(2, "plan", "show")
-    assert "no command to plan" in cli.refused(2, "plan", "--fetch")
+    assert "adpa plan cannot plan 'show'" in cli.refused(2, "plan", "show")
+    assert "adpa plan needs the command" in cli.refused(2, "plan", "--fetch")
     assert "--methd" in cli.refused(2, "plan", "distill", "--methd", "dckd")
 
 
@@ -367,7 +369,7 @@ def test_a_hub_data_set_follows_its_readme_and_the_store_remembers_what_it_says(
     )
     write_rows(folder / "unnamed.jsonl", world.preferences("train")[:3])
     hub.add("datasets/org/two", folder)
-    with pytest.raises(DataError, match=r"org/two: several configurations, and no default one: #hard, #easy") as caught:
+    with pytest.raises(DataError, match=r"org/two has several configurations and no default: #hard, #easy") as caught:
         Names(store).data(["org/two"])
     assert caught.value.hint == "name one: org/two#hard"
     easy = Names(store).data(["org/two#easy"])

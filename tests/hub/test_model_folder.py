@@ -55,10 +55,10 @@ def test_sizes_are_those_of_the_weights(folder: Path) -> None:
 
 def test_what_a_folder_does_not_say_is_named(folder: Path) -> None:
     change(folder / "config.json", hidden_size=None)
-    with pytest.raises(AdpaError, match=r"m/config\.json does not tell 'hidden_size'"):
+    with pytest.raises(AdpaError, match=r"m/config\.json does not state 'hidden_size'"):
         _ = ModelFolder.of(folder).size
     change(folder / "tokenizer_config.json", eos_token=None)
-    with pytest.raises(DataError, match="names no end token"):
+    with pytest.raises(DataError, match="has no end token"):
         _ = ModelFolder.of(folder).end_token
     (folder / "special_tokens_map.json").write_text(json.dumps({"eos_token": {"content": "<end>"}}))
     assert ModelFolder.of(folder).end_token == "<end>"
@@ -100,10 +100,10 @@ def test_rows_are_counted_in_the_weights_where_they_are_here(folder: Path) -> No
 
 def test_files_that_hold_no_object_are_named(folder: Path) -> None:
     (folder / "config.json").write_text("[1]")
-    with pytest.raises(DataError, match=r"config\.json holds no JSON object"):
+    with pytest.raises(DataError, match=r"config\.json is not a JSON object"):
         _ = ModelFolder.of(folder).config
     (folder / "tokenizer.json").write_text('{"version": "1.0"}')
-    with pytest.raises(DataError, match=r"tokenizer\.json is no tokenizer"):
+    with pytest.raises(DataError, match=r"tokenizer\.json is not a tokenizer"):
         _ = ModelFolder.of(folder).token_ids
 
 

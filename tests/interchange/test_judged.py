@@ -45,12 +45,12 @@ def test_annotations_are_measured_and_written_back(cli: Cli, tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"preference": None}, "row 2: preference is None"),
-        ({"preference": 3}, "row 2: preference is 3"),
-        ({"output_2": None}, "row 2: an annotation has instruction, output_1 and output_2"),
+        ({"preference": None}, "row 2: preference must be a number from 1 to 2; it is None"),
+        ({"preference": 3}, "row 2: preference must be a number from 1 to 2; it is 3"),
+        ({"output_2": None}, "row 2: an annotation needs instruction, output_1 and output_2"),
         ({"generator_2": "other"}, "row 2: generator_2 is 'other'"),
-        ({"instruction": "Question 0"}, "row 2: the instruction was met before"),
-        ({"output_2": "half \ud800"}, "row 2: half a surrogate pair"),
+        ({"instruction": "Question 0"}, "row 2: the instruction occurs a second time"),
+        ({"output_2": "half \ud800"}, "row 2 has half of a surrogate pair"),
     ],
 )
 def test_what_is_no_annotation(cli: Cli, tmp_path: Path, change: dict[str, Any], said: str) -> None:
@@ -66,7 +66,7 @@ def test_what_has_no_effect_on_judgements_is_refused(cli: Cli, tmp_path: Path) -
     compared = cli("import", "annotations.json", "--format", "alpaca-eval").ref
     graded = cli("import", "judgments.jsonl", "--format", "mt-bench").ref
     for words in (("--judge", "j"), ("--against", "base"), ("--data", "a.jsonl"), ("--split", "all"), ("--limit", 2)):
-        assert f"{words[0]} {words[1]} has no effect" in cli.refused(2, "eval", compared, *words)
+        assert f"{words[0]} has no effect" in cli.refused(2, "eval", compared, *words)
     assert "has no effect" in cli.refused(2, "eval", compared, "--set", "rollout.temperature=0")
     assert "choose mt-bench" in cli.refused(2, "eval", graded, "--suite", "win-rate")
     assert "choose win-rate or alpaca-eval" in cli.refused(2, "eval", compared, "--suite", "accuracy")
@@ -151,10 +151,10 @@ def test_judgments_are_measured_and_written_back(cli: Cli, tmp_path: Path) -> No
 
 def test_what_is_no_judgment_and_what_has_no_such_form(cli: Cli, pipeline: Pipeline, tmp_path: Path) -> None:
     write_rows(tmp_path / "j.jsonl", [*JUDGMENTS, JUDGMENTS[0]])
-    assert "row 4: turn 1 of the question 81 was met before" in cli.refused(
+    assert "row 4: turn 1 of the question 81 occurs a second time" in cli.refused(
         1, "import", "j.jsonl", "--format", "mt-bench"
     )
     write_rows(tmp_path / "k.jsonl", [{"question_id": 1, "score": 3}])
-    assert "row 1: no judgment" in cli.refused(1, "import", "k.jsonl", "--format", "mt-bench")
+    assert "row 1: a judgment needs" in cli.refused(1, "import", "k.jsonl", "--format", "mt-bench")
     said = cli.refused(2, "export", pipeline.made("student"), "out", "--to", "mt-bench")
     assert "is for answers of two turns, or grades" in said

@@ -125,7 +125,7 @@ def test_the_parameter_that_was_sent_is_named_not_the_one_to_send_instead(tmp_pa
 
 def test_a_server_that_only_fails_is_not_asked_call_by_call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("adpa_cli.judges.client.RETRIES", 0)
-    said = pytest.raises(AdpaError, match=r"fails each time \(503\): .*loading")
+    said = pytest.raises(AdpaError, match=r"keeps failing \(503\): .*loading")
     with judging(Judge(lambda messages: "A", status=503, words="loading")) as judge, said as failing:
         ask(judge.url, tmp_path, calls(100), concurrency=4)
     assert "the same command" in failing.value.hint
@@ -164,7 +164,7 @@ def test_a_question_that_is_too_long_stops_no_other(tmp_path: Path) -> None:
 def test_nobody_listening(tmp_path: Path) -> None:
     with judging(Judge(lambda messages: "A")) as judge:
         url = judge.url
-    with pytest.raises(AdpaError, match=r"nobody listens at http://127\.0\.0\.1:") as refused:
+    with pytest.raises(AdpaError, match=r"there is no judge at http://127\.0\.0\.1:") as refused:
         ask(url, tmp_path, calls(1))
     assert "--judge-url" in refused.value.hint
 
@@ -176,7 +176,7 @@ def test_a_judge_that_goes_away_is_not_waited_for_call_by_call(tmp_path: Path, m
         judge.say = lambda messages: judge.stop() if len(judge.bodies) == 20 else "A"
         with pytest.raises(AdpaError, match="any more") as gone:
             ask(judge.url, tmp_path, calls(100), concurrency=4)
-    assert "is kept" in gone.value.hint
+    assert "are saved" in gone.value.hint
     assert (tmp_path / "_calls.jsonl").read_text().count("\n") >= 15
 
 
@@ -238,7 +238,7 @@ def test_a_reply_is_kept_without_the_key_and_the_password(tmp_path: Path, monkey
 )  # fmt: skip
 def test_what_is_no_url(url: str) -> None:
     assert "den" not in shown_url(url)
-    with pytest.raises(UsageError, match="no URL of a server"):
+    with pytest.raises(UsageError, match="not a valid URL of a server"):
         Endpoint(url)
 
 

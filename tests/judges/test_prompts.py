@@ -67,9 +67,9 @@ def test_a_template_of_alpaca_eval(tmp_path: Path) -> None:
     ("text", "words"),
     [
         ("", "empty file"),
-        ("{", "row 1 is no judge prompt"),
-        (json.dumps({**PAIR, "type": "listwise"}), "of type 'listwise'"),
-        (json.dumps({**PAIR, "system_prompt": "Say which."}), "how the judge is to name"),
+        ("{", "row 1 is not a judge prompt"),
+        (json.dumps({**PAIR, "type": "listwise"}), "has the type 'listwise'"),
+        (json.dumps({**PAIR, "system_prompt": "Say which."}), "the judge how to name"),
         ("<|im_start|>user\n{instruction}<|im_end|>", "no place for an answer"),
     ],
 )

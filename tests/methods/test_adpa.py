@@ -243,7 +243,7 @@ def test_clamp_reads_two_numbers_and_nothing_else():
     assert bounds("release") == (1e-8, 1 - 1e-8)
     assert bounds("-2,2.5") == (-2.0, 2.5)
     for bad in ("", "1", "2,1", "a,b", "nan,1", "1,2,3"):
-        with pytest.raises(UsageError, match="clamp="):
+        with pytest.raises(UsageError, match="clamp must be"):
             ADPA.params(clamp=bad)
 
 

@@ -132,5 +132,5 @@ def test_empty_answers_are_left_out_and_a_cut_one_gets_no_end(tmp_path: Path, pa
 
 def test_answers_with_ids_that_the_student_lacks_are_refused(tmp_path: Path, pairs: list[dict[str, Any]]) -> None:
     data = source(tmp_path / "pairs", pairs)
-    with pytest.raises(DataError, match="rollout/0 have the id 9999; the student has 238"):
+    with pytest.raises(DataError, match="rollout/0 use the token id 9999, and the student's vocabulary has 238"):
         sequences("seqkd", data, answered(tmp_path / "rollouts", data, [[5, 9999]] * len(pairs)))

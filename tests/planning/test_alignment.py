@@ -144,15 +144,15 @@ def test_weights_that_were_found_under_other_teachers_are_remarked_on(hub: Hub, 
     assert planned(names, "adpa+").notes == ()
     plan = planned(names, "adpa+", teacher="zephyr-7b")
     alpha, gamma = plan.notes
-    assert alpha.startswith("alpha=0.2 of dckd was not found under")
-    assert gamma.startswith("gamma=1.5 of adpa was not found under")
+    assert alpha.startswith("the default alpha=0.2 of dckd was not tuned with")
+    assert gamma.startswith("the default gamma=1.5 of adpa was not tuned with")
     assert "RMS" not in gamma
     for key in ("alpha", "gamma"):
         notes = planned(names, "adpa+", UserSettings({key: "0.4"}), "zephyr-7b").notes
-        assert [note for note in notes if note.startswith(key)] == [], "who types one knows"
+        assert [note for note in notes if note.startswith(f"the default {key}")] == [], "who types one knows"
     signal(names, planned(names, "adpa", teacher="zephyr-7b"), 0.31)
     (own,) = planned(names, "adpa", student="tiny", teacher="zephyr-7b").notes
-    assert own.startswith("gamma=1 of adpa")
+    assert own.startswith("the default gamma=1 of adpa was not tuned with")
     assert "RMS of the advantage: 0.31 nat under" in own
     assert "0.57 nat under the family's own" in own
     assert planned(names, "dpo", teacher="zephyr-7b").notes == (), "it has no such weight"
@@ -164,20 +164,20 @@ def test_what_is_first_in_a_signal_is_read_from_exact_numbers(names: Names) -> N
     (usual,) = [node for node in planned(names, "adpa").nodes(names.store) if node.stage == "cache-teacher"]
     assert (usual.spec.precision, usual.spec.pair_precision) == (1 / 32, 1 / 128)
     for key, typed in (("precision", "1/4096"), ("pair_precision", "1/128"), ("precision", "auto=0.001")):
-        with pytest.raises(UsageError, match="rounding changes") as error:
+        with pytest.raises(UsageError, match="rounding can change") as error:
             planned(names, "q-argmax", UserSettings(by_stage={"cache-teacher": {key: typed}}))
         assert "leave out precision and pair_precision" in error.value.hint
     given = {"parts": ("rollout",), "precision": 1 / 32, "pair_precision": 1 / 128, "template": usual.spec.template,
              "end": usual.spec.end}  # fmt: skip
     contents = {role: item.content for role, item in usual.flat_inputs()}
     coarse = place(names.store, recipe("cache-teacher", contents, **given))
-    with pytest.raises(UsageError, match="in steps of 1/32 and 1/128 nat"):
+    with pytest.raises(UsageError, match="to steps of 1/32 and 1/128 nat"):
         planned(names, "q-argmax", cache=(coarse.ref,))
 
 
 def test_the_release_is_selected_by_a_reward_model_and_reads_what_it_trains_on(names: Names) -> None:
     released = UserSettings({"preset": "release"})
-    with pytest.raises(UsageError, match="a reward model prefers") as error:
+    with pytest.raises(UsageError, match="by a reward model") as error:
         planned(names, "adpa", released)
     assert "--reward-model MODEL" in error.value.hint
     for plan in (

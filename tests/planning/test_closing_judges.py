@@ -71,10 +71,10 @@ def test_the_largest_that_fits_judges(hub: Hub, store: Store, tmp_path: Path, mo
         )
         assert sum(what.startswith("reward-model of ") for what in made) == 2
         assert sum(what.startswith("accuracy of ") for what in made) == 2
-        assert any(f"judged by {alias}" in note for note in notes)
+        assert any(f"{alias} judges the answers" in note for note in notes)
     made, notes = planned(store, reward_model="fsfairx")
     assert any(reward_models()["fsfairx"].name in what for what in made)
-    assert not any("judged by" in note for note in notes)
+    assert not any(" judges the answers; it is" in note for note in notes)
 
 
 def test_a_hub_without_reward_models_refuses_no_plan(hub: Hub, store: Store) -> None:
@@ -87,4 +87,4 @@ def test_a_hub_without_reward_models_refuses_no_plan(hub: Hub, store: Store) -> 
 def test_an_alias_of_a_reward_model_writes_no_answers(hub: Hub, cli: Cli) -> None:
     assert set(reward_models()) <= reserved_words()
     said = cli.refused(2, "rollout", "--student", "fsfairx", "--data", "dpo-mix-7k")
-    assert "fsfairx is a reward model, which writes no answers" in said
+    assert "fsfairx is a reward model, which cannot write answers" in said

@@ -262,4 +262,4 @@ def test_a_ready_pair_gives_the_student_its_template(hub: Hub, names: Names, tmp
     assert isinstance(fine_tuned, Node)
     assert (fine_tuned.role, fine_tuned.spec.template) == ("student", own)
     (carried,) = plan.notes
-    assert "does not carry over" in carried
+    assert "differs between teachers" in carried

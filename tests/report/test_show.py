@@ -138,7 +138,7 @@ def test_numbers_of_another_data_set_are_marked(store: Store) -> None:
     screen = listing.screen(listing.collect(store), 120, NOW)
     assert lines_of(screen)[old.ref].endswith("90.0 ±1.7 †")
     assert lines_of(screen)[new.ref].endswith("60.0 ±1.7")
-    assert "† measured in another way" in screen
+    assert "† not measured as the score named above" in screen
     measure(store, old, 5 * HOUR, reward_accuracy=0.65)
     screen = listing.screen(listing.collect(store), 120, NOW)
     assert lines_of(screen)[old.ref].endswith("65.0 ±1.7")
@@ -203,7 +203,7 @@ def test_unfinished_work_shows_how_far_it_is_and_how_to_go_on(store: Store, monk
     assert lines[-3:] == [
         "unfinished",
         f"{recipe('distill', n=1).ref}  62 %, step 94 of 151, stopped 5 d ago by SIGTERM",
-        f"  go on: {command}",
+        f"  continue with: {command}",
     ]
     with store.build(recipe("distill", n=1), command=command):
         assert "being built by process" in listing.screen(listing.collect(store), 200, NOW)
@@ -370,7 +370,7 @@ def test_several_artifacts_show_only_what_differs(store: Store, family: dict[str
     assert compare.tsv(rows, refs).splitlines()[2] == "gamma\t1.5\t3.0"
     assert json.loads(json.dumps(compare.record(rows, refs)))["artifacts"] == refs
     assert compare.collect(store, [family["one"], family["one"]]) == {}
-    assert "no difference" in compare.screen({}, refs, 80)
+    assert "do not differ" in compare.screen({}, refs, 80)
 
 
 def test_win_rates_against_different_opponents_are_told_apart(store: Store, family: dict[str, Manifest]) -> None:
@@ -442,3 +442,22 @@ def test_five_hundred_artifacts_list_without_heavy_libraries(store: Store) -> No
         check=False,
     )
     assert done.stdout.split() == ["500", str(listing.SHORT)], done.stderr
+
+
+def test_fewer_than_twenty_rows_tell_nothing() -> None:
+    few, enough = (
+        scores.Score("win_rate", 0.75, 0.75, 0.75, n, "tiny", "pairs", "", "start", "eval/1", 0) for n in (19, 20)
+    )
+    assert few.words() == "75.0 (too few to tell)"
+    assert enough.words() == "75.0 ±0.0"
+
+
+def test_benchmarks_stand_in_the_order_of_their_suite_with_the_mean_last(store: Store) -> None:
+    names = ("mean_of_six", "winogrande", "gsm8k", "arc_challenge", "mmlu", "mmlu_weighted", "hellaswag")
+    made = add(
+        store, "eval", {"model": MODEL}, 1,
+        metrics={"suite": "open-llm-v1", "scores": {name: {"value": 0.5, "n": 30} for name in names}},
+        tasks={name: {} for name in names[1:] if name != "mmlu_weighted"},
+    )  # fmt: skip
+    found = [score.metric for score in scores.scores(made)]
+    assert found == ["arc_challenge", "hellaswag", "mmlu", "mmlu_weighted", "winogrande", "gsm8k", "mean_of_six"]

@@ -86,6 +86,7 @@ def test_a_table_shortens_one_column_then_leaves_out_the_expendable() -> None:
         "ID     WHAT               AGE",
         "sft/1  a student of man…  6 d",
         "x      y                  3 mo",
+        "(no room for: SIZE)",
     ]
     for width in range(1, 60):
         assert max(map(text.width_of, text.table(header, rows, width, flexible=1, expendable=(2,)))) <= width

@@ -50,7 +50,7 @@ def test_a_signal_in_the_last_step_stops_before_the_next_stage(
     first, last = [node.label for node in plan.nodes(store)]
 
     watching = Watching()
-    with pytest.raises(Stopped, match=f"stopped by SIGUSR1 after {first}, with 1 more to make") as caught:
+    with pytest.raises(Stopped, match=f"Stopped by SIGUSR1 after {first}; 1 more to make") as caught:
         execute(survey(plan, store, Runtime()), "adpa distill …", {}, watching.show())
     assert (caught.value.exit_code, caught.value.hint) == (75, "adpa distill …")
     assert watching.finished == [first]
@@ -69,3 +69,15 @@ def test_a_rank_that_dies_before_it_reads_its_job_is_no_closed_pipe() -> None:
     ranks._kill([child])
     assert child.stdin is not None
     assert child.stdin.closed
+
+
+def test_a_plan_says_where_begun_work_continues(shared_pipeline: Pipeline, tmp_path: Path) -> None:
+    (tmp_path / "store").mkdir()
+    store = Store.find(tmp_path / "store", create=True)
+    asked = Distill(method="sft", student="tiny", data=(str(shared_pipeline.data),), evaluate=False)
+    plan = plan_distill(Names(store), SETTINGS, asked)
+    first = plan.nodes(store)[0]
+    with store.build(first.recipe, command="adpa distill …") as work:
+        (work.dir / "_resume.json").write_text("{}")
+        work.save_state({"step": 90, "of": 250})
+    assert f"{first.role} ({first.label}) continues at step 90 of 250" in survey(plan, store, Runtime()).remarks

@@ -156,6 +156,6 @@ def test_a_suite_is_one_file(drop_in: str, pipeline: Pipeline, cli: Cli) -> None
     ref = cli(*words).ref
     manifest = Store.find(pipeline.store).resolve(ref)
     assert manifest.spec["suite"] == "length"
-    assert f"suite is one of {', '.join(suites.every())}" in cli.refused(2, "eval", model, "--suite", "width")
+    assert f"use one of {', '.join(suites.every())}" in cli.refused(2, "eval", model, "--suite", "width")
     assert list(suites.every())[-1] == "length"
     assert "length" in cli("show", ref).out

@@ -175,7 +175,7 @@ def source_of(job: Job) -> Located:
         ),
         (
             {"tokens": "0" * 32},
-            r"example '0000000000000003' \(chosen\), field tokens: the log-probs are of tokens [0-9a-f]{32}",
+            r"example '0000000000000003' \(chosen\), field tokens: the log-probs are for tokens [0-9a-f]{32}",
         ),
     ],
 )

@@ -116,7 +116,7 @@ def test_a_second_process_is_named_waited_for_and_hit(tmp_path: Path) -> None:
         with store.build(recipe(), command="adpa sft", announce=announce) as mine:
             assert mine.hit is not None
             assert (store.folder(mine.hit.id) / "model.safetensors").read_bytes() == b"theirs"
-        assert said == [f"waiting for {work.ref}, which {work.holder} is building"]
+        assert said == [f"waiting for {work.ref}, which {work.holder} is making"]
     finally:
         (store.root / "finish").touch()
         assert child.wait(timeout=30) == 0
@@ -173,7 +173,7 @@ def test_work_of_another_environment_starts_again(tmp_path: Path) -> None:
     with store.build(recipe(), command="c", environment={"torch": "2.13"}, announce=said.append) as work:
         assert work.progress == {}
         assert [path.name for path in work.dir.iterdir()] == ["state.json"]
-    assert said == [f"{recipe().ref} starts again: torch was 2.9, is 2.13"]
+    assert said == [f"{recipe().ref} starts again, because torch was 2.9 and is now 2.13"]
 
 
 def test_torn_state_starts_again(tmp_path: Path) -> None:

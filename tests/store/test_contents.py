@@ -168,12 +168,12 @@ def test_shards_come_from_the_index(model: Path) -> None:
     weights = [name for name in model_files(model) if "safetensors" in name]
     assert weights == ["model-1.safetensors", "model-2.safetensors", "model.safetensors.index.json"]
     (model / "model.safetensors.index.json").write_text("[]")
-    with pytest.raises(DataError, match="is no list of weight files"):
+    with pytest.raises(DataError, match="does not list weight files"):
         model_digest(model)
 
 
 def test_incomplete_models_say_what_is_missing(model: Path, tmp_path: Path) -> None:
-    with pytest.raises(NotFound, match="no folder"):
+    with pytest.raises(NotFound, match="is not a folder"):
         model_digest(tmp_path / "none")
     (model / "model.safetensors").rename(model / "pytorch_model.bin")
     with pytest.raises(DataError, match=r"only pytorch_model.bin.*weights load from safetensors only"):

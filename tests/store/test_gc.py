@@ -188,15 +188,31 @@ def test_the_command_shows_asks_and_removes(tmp_path: Path, cli: Cli, monkeypatc
     assert [row[:3] for row in cli("gc", "-n").rows] == [
         ["goes", "artifact", gone.ref], ["stays", "artifact", kept.ref]
     ]  # fmt: skip
-    record = json.loads(cli("gc", "-n", "--json", gone.ref).out)
+    record = json.loads(cli("gc", "-n", "--json", "--keep", gone.ref).out)
     assert record["goes"] == []
     assert {entry["id"]: entry["why"] for entry in record["stays"]}[gone.ref] == "named"
     for module in ("console.streams", "commands.gc"):
         monkeypatch.setattr(f"adpa_cli.cli.{module}.can_ask", lambda: True)
-    assert "Delete what goes" in cli("gc", stdin="\n").err
+    assert "Delete 1 artifact" in cli("gc", stdin="\n").err
     assert store.get(gone.ref)
     ran = cli("gc", "--yes")
-    assert "removed 1," in ran.err
+    assert "Removed 1 artifact" in ran.err
     assert ran.rows[0][:3] == ["goes", "artifact", gone.ref]
     assert [manifest.ref for manifest in store.artifacts()] == [kept.ref]
     assert cli("gc", "--yes", "-q").err == ""
+
+
+def test_what_is_to_be_removed_goes_with_what_only_it_needs(tmp_path: Path, cli: Cli) -> None:
+    store = new_store(tmp_path)
+    shared = put(store, "sft", 1, n=1)
+    own = put(store, "sft", 1, n=2)
+    model = put(store, "distill", 1, [own, shared], n=3)
+    other = put(store, "distill", 1, [shared], n=4)
+    measured = put(store, "eval", 1, [model], n=5)
+    store.tag("mine", model.id)
+    assert f"adpa gc --keep {model.ref}, or adpa gc --remove {model.ref}" in cli.refused(2, "gc", model.ref, "-n")
+    assert "is needed by" in cli.refused(2, "gc", "--remove", own.ref, "-y")
+    ran = cli("gc", "--remove", "mine", "--yes")
+    assert {row[2] for row in ran.rows if row[0] == "goes"} == {own.ref, model.ref, measured.ref}
+    assert {manifest.ref for manifest in store.artifacts()} == {shared.ref, other.ref}
+    assert store.tags() == {}

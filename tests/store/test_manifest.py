@@ -77,7 +77,11 @@ def test_verify_names_each_damaged_file(store: Store) -> None:
     (folder / "b").write_bytes(b"bb")
     (folder / "c").unlink()
     found = verify(store, made)
-    assert found == [Damage("a", "its bytes have changed"), Damage("b", "2 bytes, not 4"), Damage("c", "missing")]
+    assert found == [
+        Damage("a", "its bytes have changed"),
+        Damage("b", "it has 2 bytes instead of 4"),
+        Damage("c", "missing"),
+    ]
     assert verified_at(store, made.id) is None, "an artifact found damaged is no longer verified"
 
 

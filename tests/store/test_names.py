@@ -65,7 +65,7 @@ def test_environment_names_a_store_and_the_option_goes_first(tmp_path: Path, mon
 
 def test_a_folder_of_other_things_does_not_become_a_store(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").touch()
-    with pytest.raises(UsageError, match="holds other things"):
+    with pytest.raises(UsageError, match="holds other files"):
         Store.find(tmp_path, create=True)
     with pytest.raises(UsageError):
         Store.find(tmp_path / "thesis.tex", create=True)
@@ -76,7 +76,7 @@ def test_a_newer_store_is_refused_and_a_torn_marker_named(store: Store) -> None:
     marker = store.root / "adpa.json"
     assert json.loads(marker.read_text()) == {"format": 1}
     marker.write_text('{"format": 2}')
-    with pytest.raises(AdpaError, match="made by a newer adpa"):
+    with pytest.raises(AdpaError, match="made by a newer version of adpa"):
         Store.find(store.root)
     marker.write_text("")
     with pytest.raises(Corrupt, match=r"adpa\.json"):
@@ -121,9 +121,9 @@ def test_two_meanings_are_an_error_that_lists_both(store: Store) -> None:
 @pytest.mark.parametrize(
     ("name", "message", "hint"),
     [
-        ("tiny", "tiny is a built-in name, not an artifact", "adpa models"),
+        ("tiny", "tiny is an alias of a model, and no artifact", "adpa models"),
         ("sft@latest", "no sft is finished in", "adpa show --all"),
-        ("abc", "abc is no tag", "an id takes 4 digits or more"),
+        ("abc", "there is no tag or id abc", "an id needs 4 digits or more"),
     ],
 )
 def test_a_word_that_almost_means_something_is_told_what(store: Store, name: str, message: str, hint: str) -> None:
@@ -146,7 +146,7 @@ def test_unfinished_work_is_named_with_the_command_that_goes_on(store: Store) ->
         work.save_state({"step": 1})
     with pytest.raises(NotFound, match="unfinished") as found:
         store.resolve(recipe().id[:8])
-    assert found.value.hint == f"go on: adpa sft --model tiny --store {store.root}"
+    assert found.value.hint == f"adpa sft --model tiny --store {store.root}"
 
 
 def test_latest_is_the_newest_of_its_stage(store: Store) -> None:

@@ -91,7 +91,9 @@ def test_two_models_are_compared_pair_by_pair(unigrams: Path, cli: Cli) -> None:
     words = ("--suite", "agreement", "--reference", "./reference", "--data", "./pairs", *SETS)
     refs = cli("eval", "./model", "./contrary", *words).out.splitlines()
     said = json.loads(cli("show", *refs, "--json").out)["differences"]
-    (differences,) = [values for name, values in said.items() if name.startswith("more than column 1: agreement")]
+    (differences,) = [
+        values for name, values in said.items() if name.startswith("difference from the first: agreement")
+    ]
     assert differences[0] is None
     assert differences[1].startswith("+25.0 ("), (
         "right and wrong change places, and of the two long answers so does one"
@@ -141,16 +143,16 @@ def test_what_is_missing_or_does_not_fit_is_said(unigrams: Path, cli: Cli) -> No
     words = ("--data", "./pairs", *SETS)
     asked = ("eval", "./model", "--suite", "agreement", *words)
     said = cli.refused(2, *asked)
-    assert "comes from outside and does not say" in said
+    assert "compares a model with the one that it was aligned from" in said
     assert "--reference MODEL" in said
     assert "every margin would be 0" in cli.refused(2, *asked, "--reference", "./model")
     assert "--reference is empty" in cli.refused(2, *asked, "--reference", "")
-    assert "nowhere is no folder" in cli.refused(3, *asked, "--reference", "./nowhere")
+    assert "nowhere is not a folder" in cli.refused(3, *asked, "--reference", "./nowhere")
     said = cli.refused(2, *asked, "--reference", "./reference", "--teacher", "./model")
-    assert "--teacher ./model would not be used: the suite agreement" in said
+    assert "--teacher has no effect with --suite agreement" in said
     assert "--suite implicit" in said
     said = cli.refused(2, "eval", "./model", "--suite", "accuracy", "--reference", "./reference", *words)
-    assert "--reference ./reference would not be used: the suite accuracy judges no answers" in said
+    assert "--reference has no effect with --suite accuracy, which does not judge answers" in said
     assert "--suite implicit or agreement" in said
 
 

@@ -31,7 +31,7 @@ def write(path: Path, rows=ROWS) -> Path:
         pq.write_table(pa.Table.from_pylist(rows), path)
     else:
         file = io.StringIO(newline="")
-        writer = csv.DictWriter(file, list(rows[0]))
+        writer = csv.DictWriter(file, list(rows[0]), delimiter="\t" if ".tsv" in path.name else ",")
         writer.writeheader()
         writer.writerows(rows)
         path.write_bytes(packed(path, file.getvalue().encode()))

@@ -12,7 +12,8 @@ import sys
 import typer
 from typer.exceptions import TyperException
 
-from adpa_cli.cli.console.app import run_words, usage_error
+from adpa_cli.cli.console.app import program, run_words
+from adpa_cli.cli.console.mistyped import usage_error
 from adpa_cli.cli.console.options import Request
 from adpa_cli.cli.console.streams import fail, nobody_reads, open_closed, take_globals, take_text
 from adpa_cli.disk import is_forbidden, unreadable
@@ -38,7 +39,7 @@ def main(argv: list[str] | None = None) -> int:
     except typer.Abort:
         return 130
     except TyperException as error:
-        return fail(usage_error(error, words))
+        return fail(usage_error(error, words, program()))
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:

@@ -46,8 +46,8 @@ def answers_of(path: Path) -> Sequence[Answered]:
     for number, answer in _of_file(path):
         if answer.id in answers:
             raise DataError(
-                f"{path.name} row {number}: the prompt of row {rows[answer.id]} is answered again",
-                "keep one answer to each prompt",
+                f"{path.name} row {number} answers the same prompt as row {rows[answer.id]}",
+                "keep one answer per prompt",
             )
         answers[answer.id], rows[answer.id] = answer, number
     return list(answers.values())
@@ -60,11 +60,11 @@ def _of_file(path: Path) -> Iterator[tuple[int, Answered]]:
             prompt = make_prompt(after_columns(row, given_prompt(row)))
         except Problem as problem:
             said = f"{path.name} row {number}, {problem.field}: {problem.content}"
-            raise DataError(said, "give each row an instruction and an output") from None
+            raise DataError(said, "every row needs the columns instruction and output") from None
         if not isinstance(row.get(ANSWER), str):
-            found = f"{type(row[ANSWER]).__name__} instead of text" if ANSWER in row else "no such column"
+            found = f"{type(row[ANSWER]).__name__} instead of text" if ANSWER in row else "the column is missing"
             raise DataError(
-                f"{path.name} row {number}, {ANSWER}: {found}", "give each row an instruction and an output"
+                f"{path.name} row {number}, {ANSWER}: {found}", "every row needs the columns instruction and output"
             )
         yield number, Answered(prompt_key(prompt)[:16], prompt.prompt, row[ANSWER])
 

@@ -332,8 +332,8 @@ def _check_names(tokenizer: Tokenizer, template: str, names: Mapping[str, str]) 
     for name, token in names.items():
         if name in template and tokenizer.id_of(token) is None:
             raise AdpaError(
-                f"the chat template writes the {name} {token!r}, which the tokenizer does not have",
-                f"name one in tokenizer_config.json that tokenizer.json has, or give a template without {name}: "
+                f"the chat template writes the {name} {token!r}, which is not in the tokenizer's vocabulary",
+                f"set a {name} in tokenizer_config.json that tokenizer.json has, or use a template without it: "
                 "--template FILE|NAME",
             )
 
@@ -343,13 +343,17 @@ def single_token(tokenizer: Tokenizer, end: str) -> int:
     ids = tokenizer.ids(end) if end else []
     if len(ids) == 1 and ids[0] == tokenizer.id_of(end):
         return ids[0]
-    fault = f"{end!r} is {len(ids)} tokens of this tokenizer" if end else "the tokenizer has no end token"
+    fault = (
+        f"{end!r} is {len(ids)} tokens in this tokenizer, and must be one" if end else "the tokenizer has no end token"
+    )
     own = tokenizer.named.get("eos_token", "")  # which may fill up shorter rows too
     never = {text for text in tokenizer.named.values() if text != own}  # such as <bos> and <pad>
     offered = sorted((token for token in tokenizer.specials if token not in never), key=lambda token: token != own)
     known = ", ".join(map(repr, offered)) or "none"
-    hint = f"name one of its special tokens: --end TOKEN; it has {known}\n or: another template: --template FILE|NAME"
-    raise AdpaError(f"no end of turn: {fault}, not one", hint)
+    hint = (
+        f"choose one of its special tokens: --end TOKEN; they are {known}\n or: another template: --template FILE|NAME"
+    )
+    raise AdpaError(f"answers have no end token: {fault}", hint)
 
 
 def fit(
@@ -362,7 +366,8 @@ def fit(
     """
     fitted = fit_answers(prompt, [answer], max_length, bos_id=bos_id)
     if fitted is None:
-        message = f"{where}: prompt of {len(prompt)} and answer of {len(answer)} tokens do not fit into {max_length}"
+        asked = f"a prompt of {len(prompt)} and an answer of {len(answer)} tokens"
+        message = f"{where}: {asked} do not fit into {max_length} tokens"
         raise DataError(message, f"--set max_length={len(prompt) + len(answer)}")
     return fitted[0]
 

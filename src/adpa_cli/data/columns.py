@@ -6,13 +6,14 @@ says that it belongs to the example is an error, unless it repeats what was read
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 from adpa_cli.data.examples import Dialogue, Pair, Problem
-from adpa_cli.data.shapes import SYSTEM, Recorded
+from adpa_cli.data.shapes import PROMPTS, SYSTEM, Recorded
 from adpa_cli.data.turns import turns_of, unread_keys
 
 SHOWN_NAMES = 12
@@ -64,11 +65,12 @@ class UnreadColumns:
     def add(self, row: Recorded, item: Pair | Dialogue) -> None:
         """What was not read of the row that gave an item."""
         said: set[str] | None = None
+        is_asked = any(plain_name(name) in PROMPTS for name, _ in row.items_read())
         for name, value in row.items_unread():
             if _is_bad(name, value, item):
                 self._lost(name, item.row, value)
                 continue
-            if plain_name(name) not in CONTENT:
+            if plain_name(name) not in CONTENT and (is_asked or not nearest(name, PROMPTS)):
                 self._first.setdefault(name, (item.row, ""))
                 continue
             if self._repeated[name] >= ENOUGH and not self._own[name]:
@@ -104,6 +106,11 @@ class UnreadColumns:
 def plain_name(name: str) -> str:
     """The name of a column as `CONTENT` has it."""
     return re.sub(r"[\W_]+", "_", name.strip().lower())
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """The known name that a column is a misspelling of; "" where there is none."""
+    return next(iter(difflib.get_close_matches(plain_name(name), list(known), 1, 0.85)), "")
 
 
 def _is_bad(name: str, value: object, item: Pair | Dialogue) -> bool:

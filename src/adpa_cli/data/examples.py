@@ -104,9 +104,11 @@ def make_pair(prompt: Sequence[Message], chosen: str, rejected: str, row: int = 
     _check_prompt(prompt)
     for name, answer in (("chosen", chosen), ("rejected", rejected)):
         if not answer.strip():
-            raise Problem(f"empty {name}", name, "an empty answer", "write an answer")
+            raise Problem(f"empty {name}", name, "the answer is empty", "write an answer")
     if chosen == rejected:
-        raise Problem("chosen equals rejected", "rejected", "the same text as chosen", "give two different answers")
+        raise Problem(
+            "chosen equals rejected", "rejected", "both answers are the same text", "give two different answers"
+        )
     return Pair(sha256([plain(prompt), chosen, rejected])[:16], tuple(prompt), chosen, rejected, row)
 
 
@@ -120,24 +122,33 @@ def _check_prompt(prompt: Sequence[Message]) -> None:
     """Raise Problem where nobody asks at the end of a prompt."""
     if not prompt or prompt[-1].role not in ("user", "tool"):
         last = f"ends with the {prompt[-1].role}'s turn" if prompt else "nothing before the answer"
-        raise Problem("prompt does not end with the user", "prompt", last, "let the user speak last")
+        raise Problem("prompt does not end with the user", "prompt", last, "end the prompt with a turn of the user")
     if prompt[-1].role == "user" and not prompt[-1].content.strip():
-        raise Problem("empty prompt", "prompt", "the last turn is empty", "write what the user asks")
+        raise Problem("empty prompt", "prompt", "the last turn of the prompt is empty", "write what the user asks")
 
 
 def make_dialogue(messages: Sequence[Message], row: int = 0) -> Dialogue:
     """A dialogue with the id of its content. Raises Problem where it cannot be trained on."""
     roles = [message.role for message in messages]
     if "user" not in roles:
-        raise Problem("no prompt", "messages", "no turn of the user", "begin with the user")
+        raise Problem("no prompt", "messages", "the dialogue has no turn of the user", "begin with a turn of the user")
     if roles[-1] != "assistant":
-        raise Problem("no answer", "messages", f"ends with the {roles[-1]}'s turn", "let the assistant answer")
+        raise Problem(
+            "no answer",
+            "messages",
+            f"the dialogue ends with the {roles[-1]}'s turn",
+            "end with an answer of the assistant",
+        )
     first = roles.index("user")
     if not messages[first].content.strip():
-        raise Problem("empty prompt", f"messages[{first}]", "an empty turn of the user", "write what the user asks")
+        raise Problem(
+            "empty prompt", f"messages[{first}]", "this turn of the user is empty", "write what the user asks"
+        )
     for index, message in enumerate(messages):
         if message.role == "assistant" and not message.content.strip() and "tool_calls" not in turn_dict(message):
-            raise Problem("empty answer", f"messages[{index}]", "an empty turn of the assistant", "write an answer")
+            raise Problem(
+                "empty answer", f"messages[{index}]", "this turn of the assistant is empty", "write an answer"
+            )
     return Dialogue(sha256(plain(messages))[:16], tuple(messages), row)
 
 

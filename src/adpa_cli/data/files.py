@@ -1,9 +1,9 @@
 """The rows of one data file, whatever its kind, each with the number that finds it again.
 
-JSON Lines, JSON and CSV, compressed or not, are read here: every value as it stands, rows that differ in their columns,
-and the number of a row as an editor or a sheet counts it. Parquet, and Arrow as `save_to_disk` writes it, are read by
-the datasets library. A line or a row that is broken comes as a Problem in its place, and those after it are read; what
-breaks a whole file is an error.
+JSON Lines, JSON, CSV and TSV, compressed or not, are read here: every value as it stands, rows that differ in their
+columns, and the number of a row as an editor or a sheet counts it. Parquet, and Arrow as `save_to_disk` writes it, are
+read by the datasets library. A line or a row that is broken comes as a Problem in its place, and those after it are
+read; what breaks a whole file is an error.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ from adpa_cli.disk import unreadable
 from adpa_cli.errors import DataError, NotFound
 
 LINES = (".jsonl", ".ndjson")
-TEXTS = (*LINES, ".json", ".csv")
+TEXTS = (*LINES, ".json", ".csv", ".tsv")
 PACKED = (".gz", ".zst")
 EXTENSIONS = (*TEXTS, *(text + packed for text in TEXTS for packed in PACKED), ".parquet")
 KNOWN = f"{' '.join(TEXTS)} (also {', '.join(PACKED)}) .parquet"
 """The kinds of files that are read, to say aloud."""
 OTHER_DATA = (
-    ".tsv", ".txt", ".text", ".jsonlines", ".jl", ".json5", ".xml", ".xls", ".xlsx", ".ods", ".feather", ".orc",
+    ".txt", ".text", ".jsonlines", ".jl", ".json5", ".xml", ".xls", ".xlsx", ".ods", ".feather", ".orc",
     ".avro", ".pkl", ".pickle", ".npy", ".npz", ".h5", ".hdf5", ".db", ".sqlite", ".sqlite3", ".duckdb", ".msgpack",
     ".tfrecord", ".zip", ".tar", ".tgz", ".7z", ".rar", *PACKED, ".xz", ".bz2", ".lz4",
 )  # fmt: skip
 """Endings of files that may well hold rows and are not read."""
-DAMAGED = "damaged or cut short, so that no row of it can be skipped; fetch it again"
+DAMAGED = "the file is damaged or incomplete; download or write it again"
 TORN = (EOFError, OSError, zlib.error)
 """What reading a file that is damaged or cut short raises."""
 END_OF_FILE = "\U000f0000 the end"
@@ -54,22 +54,22 @@ def read_file(path: Path) -> Iterator[tuple[int, dict[str, Any] | Problem]]:
     Raises NotFound when the file is missing, DataError when it is broken as a whole, empty or unknown.
     """
     if not path.is_file():
-        raise NotFound(f"{path}: no such file", "check the path; relative ones start at the working directory")
+        raise NotFound(f"{path} does not exist", "check the path; relative paths start at the current directory")
     name = path.name.lower()
     reader = next((reader for endings, reader in READERS.items() if name.endswith(endings)), None)
     if reader is None:
-        raise DataError(f"{path}: unknown kind of file", "known: " + KNOWN)
+        raise DataError(f"{path} is not a kind of file that can be read", f"use one of: {KNOWN}")
     if os.path.exists(path) and not os.access(path, os.R_OK):
         raise unreadable(path)
     count = 0
     for number, row in reader(path):
         if not isinstance(row, dict | Problem):
-            found = f"{type(row).__name__} instead of an object"
-            row = Problem("not an object", "", found, "write one object a row")
+            found = f"the row is not a JSON object but of type {type(row).__name__}"
+            row = Problem("not an object", "", found, "write one object per row")
         count += 1
         yield number, row
     if count == 0:
-        raise DataError(f"{path}: no rows in this file", "name a file that has rows")
+        raise DataError(f"{path} has no rows", "name a file that has rows")
 
 
 def whole_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -78,7 +78,10 @@ def whole_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         if isinstance(row, Problem):
             raise DataError(f"{path.name} row {number}: {row.content}", row.fix)
         if not is_encodable(row):
-            raise DataError(f"{path.name} row {number}: half a surrogate pair", "write proper Unicode")
+            raise DataError(
+                f"{path.name} row {number} has half of a surrogate pair, which is not valid Unicode",
+                "fix or remove that character",
+            )
         yield number, row
 
 
@@ -101,9 +104,12 @@ def read_jsonl(path: Path) -> Iterator[tuple[int, Any]]:
                 if text.strip():
                     yield number, json.loads(text)
             except UnicodeDecodeError as error:
-                yield number, Problem("not UTF-8", "", f"not UTF-8: {error.reason}", "convert the file to UTF-8")
+                yield (
+                    number,
+                    Problem("not UTF-8", "", f"the text is not UTF-8: {error.reason}", "convert the file to UTF-8"),
+                )
             except (ValueError, RecursionError) as error:
-                yield number, Problem("broken JSON", "", f"broken JSON: {error}", f"look at line {number}")
+                yield number, Problem("broken JSON", "", f"the JSON is broken: {error}", f"fix line {number}")
     except TORN as error:
         raise DataError(f"{path} row {number + 1}: {error}", DAMAGED) from error
 
@@ -175,36 +181,40 @@ def read_json(path: Path) -> Iterator[tuple[int, Any]]:
         if error.msg == "Extra data":
             yield from read_jsonl(path)
             return
-        hint = f"mend line {error.lineno}: of a broken list no row can be skipped (of {' '.join(LINES)} they can)"
-        raise DataError(f"{path} row {error.lineno}: broken JSON: {error}", hint) from error
+        hint = f"fix line {error.lineno}; broken rows can be skipped only in {' and '.join(LINES)} files"
+        raise DataError(f"{path} row {error.lineno}: the JSON is broken: {error}", hint) from error
     except UnicodeDecodeError as error:
-        raise DataError(f"{path}: not UTF-8: {error.reason}", "convert the file to UTF-8") from error
+        raise DataError(f"{path} is not UTF-8: {error.reason}", "convert the file to UTF-8") from error
     except TORN as error:
         raise DataError(f"{path}: {error}", DAMAGED) from error
     if isinstance(value, dict):
         value = [value]
     if not isinstance(value, list):
-        raise DataError(f"{path}: {type(value).__name__} instead of a list of objects", "write [{…}, {…}]")
+        raise DataError(
+            f"{path} holds a value of type {type(value).__name__}, and a list of objects is needed", "write [{…}, {…}]"
+        )
     yield from enumerate(value, 1)
 
 
 def read_csv(path: Path) -> Iterator[tuple[int, Any]]:
-    """Comma-separated values under a header; the first row after the header is row 2, as a sheet counts."""
+    """Values separated by commas, or by tabs in a file called .tsv, under a header; the first row after the header is
+    row 2, as a spreadsheet counts."""
     import csv
 
     csv.field_size_limit(2**31 - 1)
     number, names = 0, list[str]()
+    mark = "\t" if ".tsv" in path.name.lower()[-8:] else ","
     try:
         with opened(path) as file:
             text = io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="")
-            for number, cells in enumerate(csv.reader(chain(text, [END_OF_FILE])), 1):
+            for number, cells in enumerate(csv.reader(chain(text, [END_OF_FILE]), delimiter=mark), 1):
                 if END_OF_FILE in cells[:1]:
                     return
                 if cells and END_OF_FILE in cells[-1]:
-                    said = f"{path} row {number}: a quote that is never closed, so that all after it is one cell"
-                    raise DataError(said, "close it, or write it twice; until then no row can be skipped")
+                    said = f"{path} row {number}: a quote is opened and never closed, so all that follows is one cell"
+                    raise DataError(said, "close the quote, or write it twice if it belongs to the text")
                 if not names:
-                    names = _header(path, cells)
+                    names = _header(path, cells, mark)
                 elif cells:
                     yield number, _csv_row(names, cells)
     except csv.Error as error:
@@ -213,22 +223,23 @@ def read_csv(path: Path) -> Iterator[tuple[int, Any]]:
         raise DataError(f"{path} row {number + 1}: {error}", DAMAGED) from error
 
 
-def _header(path: Path, names: list[str]) -> list[str]:
+def _header(path: Path, names: list[str], mark: str) -> list[str]:
     """The names of the columns of a table. Raises DataError where they are none."""
-    if len(names) == 1 and (mark := re.search(r"[;\t|]", names[0])):
-        said = f"{path}: one column, which is called {names[0]!r}"
-        raise DataError(said, f"its cells are separated by {mark[0]!r}: save it with commas")
+    if len(names) == 1 and (found := re.search(r"[;\t|,]", names[0])) and found[0] != mark:
+        said = f"{path} has a single column, called {names[0]!r}"
+        hint = f"the cells are separated by {found[0]!r}; save them with commas as .csv, or with tabs as .tsv"
+        raise DataError(said, hint)
     if twice := [name for name in dict.fromkeys(names) if name and names.count(name) > 1]:
-        raise DataError(f"{path}: two columns are called {', '.join(twice)}", "rename or remove one")
+        raise DataError(f"{path} has two columns called {', '.join(twice)}", "rename or remove one of them")
     if isinstance(_csv_row(names, names), Problem):
-        raise DataError(f"{path}: the names of its columns are not UTF-8", "save it as UTF-8 CSV")
+        raise DataError(f"the column names of {path} are not UTF-8", "save the file as UTF-8")
     return names
 
 
 def _csv_row(names: Sequence[str], cells: Sequence[str]) -> dict[str, str] | Problem:
     if len(cells) != len(names):
-        found = f"more or fewer cells than the header: {len(cells)} instead of {len(names)}"
-        return Problem("more or fewer cells than the header", "", found, "check its quotes")
+        found = f"the number of cells is {len(cells)}, and the header has {len(names)}"
+        return Problem("more or fewer cells than the header", "", found, "check the quotes of this row")
     try:
         "".join(cells).encode()
     except UnicodeEncodeError:
@@ -240,13 +251,17 @@ def read_columns(path: Path) -> Iterator[tuple[int, Any]]:
     """Rows of a Parquet file, or of an Arrow file as `save_to_disk` writes it, a batch in memory at a time."""
     import pyarrow
 
-    kind, again = ("Arrow", "save it again") if path.name.lower().endswith(".arrow") else ("Parquet", "fetch it again")
+    kind, again = (
+        ("Arrow", "write it again")
+        if path.name.lower().endswith(".arrow")
+        else ("Parquet", "download or write it again")
+    )
     try:
         with tempfile.TemporaryDirectory() as cache:  # for its lock: of the rows nothing is kept
             yield from enumerate((row for table in _tables(path, kind, cache) for row in _rows(table)), 1)
     except (pyarrow.ArrowException, OSError, ValueError) as error:
-        hint = f"the file is damaged, so that no row of it can be skipped; {again}"
-        raise DataError(f"{path}: not readable as {kind}: {error}", hint) from error
+        hint = f"the file is damaged; {again}"
+        raise DataError(f"{path} cannot be read as {kind}: {error}", hint) from error
 
 
 def _tables(path: Path, kind: str, cache: str) -> Iterator[Any]:
@@ -325,6 +340,6 @@ def _packed_too(*endings: str) -> tuple[str, ...]:
 READERS = {
     _packed_too(*LINES): read_jsonl,
     _packed_too(".json"): read_json,
-    _packed_too(".csv"): read_csv,
+    _packed_too(".csv", ".tsv"): read_csv,
     (".parquet", ".arrow"): read_columns,
 }

@@ -42,7 +42,7 @@ from adpa_cli.data.repeated import Numbered
 from adpa_cli.data.shapes import DIALOGUES, PAIRS, PROMPT, Prepare, Recorded, Sides, detect
 from adpa_cli.data.sources import Source, read_part
 from adpa_cli.data.tables import BATCH, Table, code_digest, file_facts, record_batch, runs, table, watched
-from adpa_cli.data.unknown import unknown_shape
+from adpa_cli.data.unknown import check_columns, unknown_shape
 from adpa_cli.errors import DataError
 
 if TYPE_CHECKING:
@@ -169,8 +169,8 @@ class Items(Sequence[Item], Generic[Item]):
         if not len(kept):
             hint = f", or use all of them: --set {setting}=all" if setting else ""
             raise DataError(
-                f"{name}: none of the held-out prompts is of the {half} half",
-                f"give data with more held-out prompts{hint}",
+                f"none of the held-out prompts of {name} falls into the half used for {half}",
+                f"use data with more held-out prompts{hint}",
             )
         return self.at(kept)
 
@@ -207,10 +207,13 @@ def read_items(part: Source, purpose: Purpose) -> FileItems:
     Raises DataError for an unknown shape, and for a file that changes meanwhile.
     """
     facts = facts_of(part)
-    made_from = facts and ["items", purpose, part.text, facts, code_digest()]
+    made_from = facts and ["items", purpose, part.text, part.columns, facts, code_digest()]
     made = table("items", made_from, schema(), lambda add: _fill(part, purpose, add))
     if facts != facts_of(part):
-        raise DataError(f"{part.text} changed while it was read", "wait until it is written, then repeat the command")
+        raise DataError(
+            f"{part.text} changed while it was being read",
+            "wait until nothing writes to it, then run the command again",
+        )
     about = made.about
     bad, passed, remarks = (Counter(about[name]) for name in ("bad", "passed", "remarks"))
     unread = tuple(Unread(**each) for each in about["unread"])
@@ -318,6 +321,7 @@ def _maker(
 
     Preference data make pairs for either purpose. Dialogues that are trimmed are counted in `remarks`.
     """
+    check_columns(part, names)
     if purpose == "dialogues" and (turns := detect(DIALOGUES, sample)):
         return turns.name, partial(_dialogue, turns.read, remarks), turns.prepare
     if purpose == "prompts" and PROMPT.fits(sample):

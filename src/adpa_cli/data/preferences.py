@@ -8,14 +8,15 @@ from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any, Generic
 
-from adpa_cli.data.columns import Unread, shown_names, unused_words
+from adpa_cli.data.columns import Unread, nearest, shown_names, unused_words
 from adpa_cli.data.examples import Dialogue, Item, Message, Pair, Prompt, dialogue_of, held_out_keys
 from adpa_cli.data.files import KNOWN
 from adpa_cli.data.items import SHOWN_PROBLEMS, TEXT, FileItems, Items, Purpose, item_of, read_items
 from adpa_cli.data.rendering import refusal
+from adpa_cli.data.shapes import PROMPTS
 from adpa_cli.data.sources import Source, has_test, holds_data, left_out, not_chosen, parts
 from adpa_cli.data.tables import Table, record_batch, table, watched
-from adpa_cli.data.unknown import UnknownShape
+from adpa_cli.data.unknown import UnknownShape, meant
 from adpa_cli.errors import AdpaError, DataError
 
 if TYPE_CHECKING:
@@ -59,9 +60,11 @@ def check_unused(loaded: Loaded[Any], ignored: Collection[str]) -> None:
     if not lost:
         return
     names = ",".join(dict.fromkeys([*ignored, *(each.column for each in lost)]))
-    lines = [f"{e.file} row {e.row}: the column {e.column} holds {e.value}, and nothing reads it" for e in lost]
+    lines = [f"{e.file} row {e.row}: the column {e.column} holds {e.value}, and it would not be used" for e in lost]
     more = [f"… {len(lines) - SHOWN_PROBLEMS} more"] if len(lines) > SHOWN_PROBLEMS else []
-    hint = f"rename or join columns (docs/data.md says which are read), or go on without: --ignore-columns {names}"
+    near = {e.column: role for e in lost if (role := nearest(e.column, PROMPTS)) and role != e.column}
+    first = f"{meant(near)}; " if near else "rename the column to one that is read (docs/data.md lists them); "
+    hint = f"{first}or leave it out: --ignore-columns {names}"
     raise DataError("\n  ".join([*lines[:SHOWN_PROBLEMS], *more]), hint)
 
 
@@ -156,7 +159,7 @@ class DataSet:
         import numpy as np
 
         if side not in (*SIDES, "all"):
-            raise DataError(f"data have no side {side!r}", "it is train, test or all")
+            raise DataError(f"data have no split {side!r}", "use train, test or all")
         named = side != "all" and any(source.names_test for source in self.sources)
         read: list[tuple[bool, FileItems]] = []
         unnamed: list[str] = []
@@ -174,7 +177,9 @@ class DataSet:
                 read.append((whole or side == "all" or file.is_prompts, file))
         if not read:
             names = ", ".join(source.text for source in self.sources) or "no source"
-            raise DataError(f"{names}: only test splits, nothing to train on", "add --data with a training split")
+            raise DataError(
+                f"{names} holds test splits only, so there is nothing to train on", "add --data with a training split"
+            )
         files = [self._checked(file) for _, file in read]
         if not self.skip_bad_rows:
             _check(files, self.purpose)
@@ -280,8 +285,8 @@ def _check(files: Sequence[FileItems], purpose: Purpose) -> None:
     more = f"\n  … {bad.total() - SHOWN_PROBLEMS} more" if bad.total() > SHOWN_PROBLEMS else ""
     rows = sum(file.rows for file in files)
     message = f"{bad.total()} of {rows} rows cannot be used{shown}{more}\n  by kind: {kinds}"
-    other = " (a family's own dialogues: --set sft.skip_bad_rows=true)" if purpose == "dialogues" else ""
-    raise DataError(message, f"mend these rows, or leave them out: --skip-bad-rows{other}")
+    other = " (for the fine-tuning data of a family: --set sft.skip_bad_rows=true)" if purpose == "dialogues" else ""
+    raise DataError(message, f"fix these rows, or skip them: --skip-bad-rows{other}")
 
 
 def _without_repetitions(
@@ -292,7 +297,10 @@ def _without_repetitions(
     dropped = {**_total(file.bad for file in files), **_total(file.passed for file in files)}
     if not len(kept):
         rows = sum(file.rows for file in files)
-        raise DataError(f"no {purpose} left of {rows} rows{_counts(dropped)}", "look at them with: adpa data SOURCE")
+        raise DataError(
+            f"none of the {rows} rows can be used as {purpose}{_counts(dropped)}",
+            "see what is wrong with them: adpa data SOURCE",
+        )
     if len(given) > len(kept):
         dropped["repeated"] = len(given) - len(kept)
     notes += [_counted(count, words) for words, count in _total(file.remarks for file in files).items() if count]

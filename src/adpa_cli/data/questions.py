@@ -55,13 +55,13 @@ def questions_of(sources: Sequence[Source], limit: int | None = None) -> list[Qu
         turns = next((values[name] for name in ASKED if isinstance(values.get(name), list)), None)
         where = f"{source.base} row {row}"
         if turns is None or not all(isinstance(turn, str) and turn.strip() for turn in turns):
-            raise DataError(f"{where}: no list of turns", HINT)
+            raise DataError(f"{where} has no list of turns", HINT)
         if len(turns) < 2:
-            raise DataError(f"{where}: a question of one turn; both turns of each are graded", HINT)
+            raise DataError(f"{where} has one turn, and this suite grades two turns of each question", HINT)
         number = next((values[name] for name in NAMES if isinstance(values.get(name), int | str)), sha256(turns)[:16])
         name = question_id(number)
         if name in found:
-            raise DataError(f"{where}: the question {number} is there twice", "keep one of the rows")
+            raise DataError(f"{where} repeats the question {number}", "keep one of the two rows")
         found[name] = Question(name, number, str(values.get("category") or ""), tuple(turns[:2]))
     return list(found.values())[:limit]
 
@@ -74,8 +74,8 @@ def references_of(sources: Sequence[Source]) -> dict[str, Reference]:
             turns = values["choices"][0]["turns"]
             name = question_id(values["question_id"])
         except (KeyError, IndexError, TypeError):
-            hint = "give FastChat's reference_answer file: question_id, model_id, choices: [{turns: […]}]"
-            raise DataError(f"{source.base} row {row}: no reference answer", hint) from None
+            hint = "use FastChat's reference_answer format: question_id, model_id, choices: [{turns: […]}]"
+            raise DataError(f"{source.base} row {row} is not a reference answer", hint) from None
         found[name] = Reference(tuple(str(turn) for turn in turns), str(values.get("model_id") or ""))
     return found
 
@@ -84,5 +84,8 @@ def _rows(sources: Sequence[Source]) -> Iterator[tuple[Source, int, Mapping[str,
     for source in sources:
         for row, values in read_rows(source):
             if not is_encodable(values):
-                raise DataError(f"{source.base} row {row}: half a surrogate pair", "write proper Unicode")
+                raise DataError(
+                    f"{source.base} row {row} has half of a surrogate pair, which is not valid Unicode",
+                    "fix or remove that character",
+                )
             yield source, row, values

@@ -61,8 +61,8 @@ def render(text: str, messages: Sequence[Message], ask: bool, names: Mapping[str
     turns = [turn_dict(message) for message in messages if message.role != TOOLS]
     if (tools or any(turn["role"] == "tool" or turn.get("tool_calls") for turn in turns)) and not knows_tools(text):
         raise DataError(
-            "the chat template does not write tools: these turns have tools or calls of them, which would be lost",
-            "leave such rows out (--skip-bad-rows), or give a template that writes them: --template FILE",
+            "the chat template cannot write tools, and these turns contain tools or tool calls, which would be lost",
+            "skip such rows (--skip-bad-rows), or use a template that supports tools: --template FILE",
         )
     if _takes_parts_only(text):
         turns = [{**turn, "content": _parts(turn["content"])} for turn in turns]
@@ -72,7 +72,7 @@ def render(text: str, messages: Sequence[Message], ask: bool, names: Mapping[str
         roles = ", ".join(turn["role"] for turn in turns)
         raise DataError(
             f"the chat template refuses these turns ({roles}): {error}",
-            "leave such rows out (--skip-bad-rows), or give a template that takes them: --template FILE",
+            "skip such rows (--skip-bad-rows), or use a template that accepts them: --template FILE",
         ) from error
 
 
@@ -226,9 +226,9 @@ def answer_part(before: str, full: str) -> tuple[str, bool]:
         return full[block.start() :], not block[1]
     at = sum(1 for _ in takewhile(lambda both: both[0] == both[1], zip(full, before, strict=False)))
     raise DataError(
-        "the chat template renders a dialogue differently once it is answered: it asks with "
-        f"{before[at : at + 40]!r} and then writes {full[at : at + 40]!r}",
-        "leave such rows out (--skip-bad-rows), or give a template that writes each turn once: --template FILE",
+        "the chat template writes the prompt differently once the answer follows: before the answer it writes "
+        f"{before[at : at + 40]!r}, with the answer {full[at : at + 40]!r}",
+        "skip such rows (--skip-bad-rows), or use a template whose earlier turns stay the same: --template FILE",
     )
 
 
@@ -302,7 +302,8 @@ def with_thinking(text: str, names: Mapping[str, str], rule: Thinking | None) ->
     if not SWITCHES.search(text):
         if rule is not None:
             raise UsageError(
-                f"--thinking {rule}: the chat template knows no reasoning ({CLOSED})", "leave out --thinking"
+                f"--thinking {rule} has no effect: the chat template does not mention reasoning ({CLOSED})",
+                "remove --thinking",
             )
         return text
     opens = opens_only(text, names)
@@ -332,8 +333,8 @@ def _unopened(text: str, names: Mapping[str, str]) -> str:
         if (_written(changed, names, ask=True), _written(changed, names, ask=False)) == wanted:
             return changed
     raise UsageError(
-        "--thinking off: the chat template opens a block of reasoning in a way that cannot be taken out",
-        "use --thinking keep, or give a template without it: --template FILE",
+        "--thinking off does not work with this chat template: it opens the reasoning in a way that cannot be removed",
+        "use --thinking keep, or a template without reasoning: --template FILE",
     )
 
 

@@ -7,6 +7,7 @@ dialogue in columns of its own (the system's text, an earlier dialogue, tools) i
 
 from __future__ import annotations
 
+import difflib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -119,8 +120,10 @@ def _system_beside(row: Row) -> Prompt:
     for name, text in given.items():
         first = next(iter(given))
         if text.strip() != given[first].strip():
-            content = f"another text than in the column {first}"
-            raise Problem("two system texts", name, content, f"keep {first} or {name}, or join them")
+            content = f"its text differs from that in the column {first}"
+            raise Problem(
+                "two system texts", name, content, f"keep one of the columns {first} and {name}, or join them"
+            )
     return tuple(Message("system", text) for text in list(given.values())[:1])
 
 
@@ -155,7 +158,7 @@ def sided_turns(row: Row) -> Sides:
         shared = f"{same or 'no'} turn{' is' if same == 1 else 's are'} shared"
         follow = f"{len(chosen) - same} and {len(rejected) - same} follow"
         content = f"chosen and rejected answer different prompts: {shared}, and {follow}"
-        fix = "let both begin with the same turns, and one answer follow"
+        fix = "begin both with the same turns, followed by one answer each"
         raise Problem("prompts differ", "rejected", content, fix)
     return after_columns(row, chosen[:-1]), _answer(chosen[-1], "chosen"), _answer(rejected[-1], "rejected")
 
@@ -166,19 +169,26 @@ def _side(row: Row, field: str) -> Prompt:
     if isinstance(value, str) and not written_turns(checked(value, field), field):
         turns = transcript(value) or (Message("assistant", value),)
         if turns[-1].role != "assistant":
-            raise Problem(f"empty {field}", field, "a transcript without an answer", "end with the assistant")
+            raise Problem(
+                f"empty {field}", field, "the transcript has no answer", "end with an answer of the assistant"
+            )
         return turns
     turns = turns_of(value, field)
     if turns[-1].role != "assistant":
-        raise Problem(f"{field}: no answer", field, f"ends with the {turns[-1].role}'s turn", "end with the assistant")
+        raise Problem(
+            f"{field}: no answer",
+            field,
+            f"the turns end with the {turns[-1].role}'s",
+            "end with an answer of the assistant",
+        )
     return turns
 
 
 def _answer(turn: Message, field: str) -> str:
     if turn.more:
-        content = "an answer with more than text (a call of a tool, a name or reasoning apart)"
+        content = "the answer has more than text (a tool call, a name or separate reasoning)"
         raise Problem(
-            f"{field}: more than text", field, content, "give answers as text, reasoning between <think> tags"
+            f"{field}: more than text", field, content, "write answers as text, with any reasoning between <think> tags"
         )
     return turn.content
 
@@ -189,7 +199,10 @@ def shared_beginning(row: Row) -> Sides:
     shared = "".join(a for a, _ in takewhile(lambda both: both[0] == both[1], zip(chosen, rejected, strict=False)))
     shared = shared[: max(shared.rfind(" "), shared.rfind("\n")) + 1]
     if not shared.strip():
-        raise Problem("no prompt", "chosen", "the two texts share no beginning", "add a column prompt")
+        near = difflib.get_close_matches("prompt", [name for name in row if name not in SIDES], 1, 0.6)
+        fix = f"did you mean prompt for {near[0]}? --columns prompt={near[0]}" if near else "add a column prompt"
+        content = f"no column holds the prompt, and the two texts share no beginning (columns: {', '.join(row)})"
+        raise Problem("no prompt", "chosen", content, fix)
     cut = len(shared)
     prompt = after_columns(row, (Message("user", shared.strip()),))
     return prompt, chosen[cut:].lstrip(), rejected[cut:].lstrip()
@@ -327,7 +340,12 @@ def first_question(row: Row) -> Prompt:
     if field != "turns":
         return after_columns(row, question_in(row, field))
     if not isinstance(value, list) or not all(isinstance(turn, str) for turn in value):
-        raise Problem("turns are no list of texts", field, f"{type(value).__name__}", "write [first question, …]")
+        raise Problem(
+            "turns are no list of texts",
+            field,
+            f"its type is {type(value).__name__}",
+            "write a list of texts: [first question, …]",
+        )
     return after_columns(row, (Message("user", value[0]),))
 
 

@@ -25,6 +25,8 @@ from adpa_cli.errors import AdpaError, DataError, NotFound, UsageError
 from adpa_cli.machine import expanded
 
 HUB_ID = re.compile(r"(?P<name>[\w.\-]+/[\w.\-]+)(@(?P<revision>[\w./\-]+))?")
+COLUMNS_AFTER = re.compile(r"(?P<base>.+)\?(?P<columns>[^?=,]+=[^?]*)")
+"""A source with the columns that are read under other names: `SOURCE?ROLE=NAME,…`."""
 CONFIG_AFTER = re.compile(r"(?P<base>.*[^:]):(?P<config>[^:/\\]+)")
 SPLIT_NAME = re.compile(r"(?:^|[_.\-])(train|test|validation|valid|val|eval|dev)(_[a-z]+)?(?=$|[_.\-])", re.IGNORECASE)
 PATTERNS = [f"*{extension}" for extension in (*EXTENSIONS, ".arrow")]
@@ -45,6 +47,7 @@ class Source:
 
     `content` tells such rows from all others, where anything does.
     `split` is what stands after #: SPLIT, CONFIG or CONFIG/SPLIT. `NAME:CONFIG` is another way to write `NAME#CONFIG`.
+    `columns` are pairs of a name that is read here and the name of the column in the files.
     """
 
     text: str
@@ -54,6 +57,7 @@ class Source:
     revision: str | None = None
     rows: Sequence[Row] | Callable[[], Sequence[Row]] = ()
     content: str = ""
+    columns: tuple[tuple[str, str], ...] = ()
 
     @property
     def base(self) -> str:
@@ -71,6 +75,29 @@ Layout = Mapping[str, Any]
 configurations has one that is called ""; files that no split is named after are in the split "". `look` adds
 "left_out", the names of data files that are in no split, or of a kind that is not read."""
 Ask = Callable[[tuple[str, ...], str], Layout]
+
+
+def columns_off(text: str) -> tuple[str, str]:
+    """(a source without its columns, `ROLE=NAME,…` or ""), as `with_columns` writes them."""
+    named = None if _is_here(text) else COLUMNS_AFTER.fullmatch(text)
+    return (named["base"], named["columns"]) if named else (text, "")
+
+
+def with_columns(text: str, columns: str) -> str:
+    """A source whose columns are read under other names; one that says so itself, and one without any, stay."""
+    return f"{text}?{columns}" if columns and text and not columns_off(text)[1] else text
+
+
+def columns_in(text: str) -> tuple[tuple[str, str], ...]:
+    """The pairs of `ROLE=NAME,…`, by roles. UsageError for a part that is no pair, and for a name that comes twice."""
+    pairs = [tuple(word.strip() for word in part.partition("=")[::2]) for part in text.split(",")]
+    example = "write the name that is read, then the column in your data: --columns prompt=question,chosen=good"
+    if not all(role and name for role, name in pairs):
+        raise UsageError(f"--columns {text} does not name a column for each role", example)
+    for side in zip(*pairs, strict=True):
+        if twice := [name for name in dict.fromkeys(side) if side.count(name) > 1]:
+            raise UsageError(f"--columns {text} names {twice[0]} twice", example)
+    return tuple(sorted((role, name) for role, name in pairs))
 
 
 def split_off(text: str) -> tuple[str, str]:
@@ -92,22 +119,28 @@ def _is_here(path: str) -> bool:
 
 
 def parse_source(text: str) -> Source:
-    """Read `SOURCE[@REVISION][:CONFIG][#SPLIT]`.
+    """Read `SOURCE[@REVISION][:CONFIG][#SPLIT][?ROLE=NAME,…]`.
 
     Raises UsageError on an empty text, NotFound on a bare word, DataError on a file of an unknown kind.
     """
     if not text.strip():
         raise UsageError("a data source is empty", "name a file, a folder (./NAME) or a hub data set (org/name)")
+    text, columns = columns_off(text)
+    if columns:
+        return replace(parse_source(text), columns=columns_in(columns))
     base, split = split_off(text)
     path = expanded(base)
     text = f"{base}#{split}" if split else base
     if base.lower().endswith(EXTENSIONS) and not path.is_dir():
         if split:
-            raise UsageError(f"{text}: a file has no splits", f"leave out #{split}, or name a folder or a hub data set")
+            raise UsageError(
+                f"{text} names a split, and a single file has none",
+                f"remove #{split}, or name a folder or a hub data set",
+            )
         return Source(text, "file", path)
     hub_id, is_path = HUB_ID.fullmatch(base), base.startswith((".", "/", "~")) or path.is_absolute()
     if (is_path or hub_id is None) and path.exists() and not path.is_dir():
-        raise DataError(f"{base}: unknown kind of file", "known: " + KNOWN)
+        raise DataError(f"{base} is not a kind of file that can be read", f"use one of: {KNOWN}")
     if is_path:
         return Source(text, "folder", path, split or None)
     if hub_id is None:
@@ -131,11 +164,27 @@ def read_rows(source: Source) -> Iterator[tuple[int, Row]]:
 
 
 def read_part(part: Source) -> Iterator[tuple[int, Row | Problem]]:
-    """All rows of one of the `parts` of a source, with a Problem in the place of one that cannot be read."""
+    """All rows of one of the `parts` of a source, with a Problem in the place of one that cannot be read.
+
+    Its `columns` have the names that are read; a column that has such a name already is replaced.
+    """
+    if not part.columns:
+        yield from _recorded_rows(part)
+        return
+    roles = {name: role for role, name in part.columns}
+    for number, row in _recorded_rows(part):
+        if not isinstance(row, Problem):
+            named = {roles[name]: value for name, value in row.items() if name in roles}
+            row = {**{name: value for name, value in row.items() if name not in roles}, **named}
+        yield number, row
+
+
+def _recorded_rows(part: Source) -> Iterator[tuple[int, Row | Problem]]:
+    """The rows as they are recorded."""
     if part.kind == "rows":
         rows = part.rows() if callable(part.rows) else part.rows
         if not rows:
-            raise DataError(f"{part.text}: no rows", "name a source that has rows")
+            raise DataError(f"{part.text} has no rows", "name a source that has rows")
         yield from ((number, dict(row)) for number, row in enumerate(rows, 1))
     elif part.path is not None:
         yield from read_file(part.path)
@@ -179,7 +228,7 @@ def located(source: Source) -> Source:
         source = replace(source, path=download(source, source.revision))
     if source.path is not None and not source.path.exists():
         hint = "patterns are not expanded: name the folder, or give each file" if has_magic(source.text) else ""
-        raise NotFound(f"{source.text}: no such {source.kind}", hint or "check the path")
+        raise NotFound(f"{source.text} does not exist", hint or "check the path")
     return source
 
 
@@ -206,7 +255,7 @@ def look(names: Iterable[PurePath], readme: str, where: str, ask: Ask | None = N
     others = [name.as_posix() for name in listed if may_hold_data(name)]
     if not data:
         there = f" that can be read (there is {', '.join(others[:SHOWN_FILES])})" if others else ""
-        raise DataError(f"{where}: no data files{there} in this folder", f"known: {KNOWN} .arrow")
+        raise DataError(f"{where} has no data files{there}", f"use one of these kinds: {KNOWN} .arrow")
     every = tuple(name.as_posix() for name in data)
     if CONFIGURED.match(readme) is None:
         return _with_left_out({"default": "", "configs": {"": _by_name(data)}}, (*every, *others))
@@ -262,12 +311,14 @@ def configuration(source: Source, layout: Layout) -> tuple[str, dict[str, list[s
     listed = ", ".join(f"#{name}" for name in configs if name) or "none"
     if config is None:
         hint = f"name one: {source.base}#{next(iter(configs))}"
-        raise DataError(f"{source.base}: several configurations, and no default one: {listed}", hint)
+        raise DataError(f"{source.base} has several configurations and no default: {listed}", hint)
     if config not in configs:
-        raise NotFound(f"{source.text}: no configuration {config!r}", f"configurations: {listed}")
+        raise NotFound(f"{source.base} has no configuration called {config!r}", f"its configurations are: {listed}")
     splits = configs[config]
     if not splits:
-        raise DataError(f"{source.base}: no data files in the configuration {config}", f"configurations: {listed}")
+        raise DataError(
+            f"the configuration {config} of {source.base} has no data files", f"its configurations are: {listed}"
+        )
     return (f"{config}/" if config != default else ""), splits, split
 
 
@@ -311,17 +362,19 @@ def download(source: Source, revision: str | None) -> Path:
         return Path(snapshot_download(name, repo_type="dataset", revision=revision, allow_patterns=wanted))
     except errors.GatedRepoError as error:
         hint = f"hf auth login, then accept the terms on https://huggingface.co/datasets/{name}"
-        raise AdpaError(f"{asked}: gated, not open to you", hint) from error
+        raise AdpaError(f"{asked} is gated, and your account has no access to it", hint) from error
     except errors.RevisionNotFoundError as error:
-        raise NotFound(f"{name}: no revision {revision!r}", f"leave it out: {name}") from error
+        raise NotFound(f"{name} has no revision {revision!r}", f"use the latest one: {name}") from error
     except errors.RepositoryNotFoundError as error:
         hint = f"{_folder_here(name)}check the spelling; a folder is written ./NAME; a private one needs: hf auth login"
-        raise NotFound(f"{asked}: no such data set on the hub", hint) from error
+        raise NotFound(f"the hub has no data set called {asked}", hint) from error
     except errors.LocalEntryNotFoundError as error:
         hint = f"{_folder_here(name)}connect once, or name a local file or folder; the built-in `tiny` needs no network"
-        raise AdpaError(f"{asked}: not on this machine, and the hub cannot be reached", hint) from error
+        raise AdpaError(f"{asked} is not on this machine, and the hub cannot be reached", hint) from error
     except (errors.HfHubHTTPError, OSError) as error:
-        raise AdpaError(f"{asked}: the download failed: {error}", "repeat the command; it goes on") from error
+        raise AdpaError(
+            f"the download of {asked} failed: {error}", "run the same command again; the download resumes"
+        ) from error
 
 
 def _folder_here(name: str) -> str:
@@ -435,7 +488,7 @@ def _choose_split(base: str, mark: str, names: Iterable[str], named: str, side: 
     names = list(names)
     listed = ", ".join(f"#{mark}{name}" for name in names)
     if named and named not in names:
-        raise NotFound(f"{base}#{mark}{named}: no split {named!r}", f"it has {listed}")
+        raise NotFound(f"{base} has no split called {named!r}", f"its splits are: {listed}")
     if named and is_test(named) == (side == "test"):
         return named
     fitting = [name for name in names if is_test(name) == (side == "test")]
@@ -446,5 +499,7 @@ def _choose_split(base: str, mark: str, names: Iterable[str], named: str, side: 
                 return stem + ending
     if len(fitting) == 1:
         return fitting[0]
-    hint = f"name one: {base}#{mark}{fitting[0]}" if fitting else f"name a source that has rows to {side} on"
-    raise DataError(f"{base}: no one split for {side} {purpose}; it has {listed}", hint)
+    hint = (
+        f"name one of them, for example {base}#{mark}{fitting[0]}" if fitting else f"name a source with a {side} split"
+    )
+    raise DataError(f"it is not clear which split of {base} to use as {side} {purpose}; its splits are: {listed}", hint)

@@ -76,7 +76,7 @@ def heeding(stop: Callable[[], str | None], tell: Watch) -> Watch:
     def watch(what: str, done: int, of: int) -> None:
         tell(what, done, of)
         if name := stop():
-            raise Stopped(name, f"stopped by {Stopped.words(name)} while {what}; what was finished before is kept")
+            raise Stopped(name, f"{Stopped.opening(name)} while {what}; finished stages are saved")
 
     return watch
 
@@ -310,8 +310,10 @@ def table(kind: str, made_from: Any, schema: Any, fill: Fill) -> Table:
     if found := _found(place):
         return found
     if why := _unwritable(place.parent):
-        kept = f"rows of the data are kept in {tempfile.gettempdir()}, for this command alone"
-        NOTE.get()(f"{cache_folder()} cannot be written ({why}): {kept} (another folder: ADPA_CACHE=DIR)")
+        kept = f"prepared data are kept in {tempfile.gettempdir()} for this command only"
+        NOTE.get()(
+            f"{cache_folder()} is not writable ({why}), so {kept}; to choose another folder: export ADPA_CACHE=DIR"
+        )
         return _unnamed(schema, fill)
     with _alone(place), _room(place.parent, f".{place.name}-") as private:
         return _found(place) or _made(private, schema, fill, place)
@@ -332,9 +334,9 @@ def _unwritable(folder: Path) -> str:
 def _full(needed: int, is_cache: bool = True) -> CacheFull:
     """The error for a full disk of the cache, or of temporary folders, where a table needs so many bytes."""
     where, name = (cache_folder(), "ADPA_CACHE") if is_cache else (tempfile.gettempdir(), "TMPDIR")
-    size = f", and this table of them takes about {size_words(needed)}" if needed else ""
+    size = f"; these data take about {size_words(needed)}" if needed else ""
     hint = f"free some space{' (adpa gc)' * is_cache}, or keep them on another disk: export {name}=DIR"
-    return CacheFull(f"the disk of {where} is full, where rows of the data are kept{size}", hint)
+    return CacheFull(f"the disk of {where}, where prepared data are kept, is full{size}", hint)
 
 
 def _unnamed(schema: Any, fill: Fill) -> Table:
@@ -355,9 +357,7 @@ def _room(folder: Path | None, name: str) -> Iterator[Path]:
     except FileNotFoundError as error:
         if folder is None or folder.exists():
             raise
-        raise AdpaError(
-            f"{folder} was removed while rows of the data were written there", "repeat the command"
-        ) from error
+        raise AdpaError(f"{folder} was deleted while data were being written to it", "run the command again") from error
 
 
 @contextlib.contextmanager

@@ -70,7 +70,7 @@ class Tokenizer:
         if not path.is_file():
             if not any((folder / name).is_file() for name in OTHER_FORMATS):
                 known = ", ".join((FILE, *OTHER_FORMATS))
-                raise NotFound(f"{folder} has no tokenizer: none of {known} is there", HINT)
+                raise NotFound(f"{folder} has no tokenizer: it contains none of {known}", HINT)
             return _converted(folder, config)
         from tokenizers import Tokenizer as Core
 
@@ -78,7 +78,7 @@ class Tokenizer:
         try:
             core = Core.from_str(source.decode("utf-8"))
         except Exception as error:  # the library raises nothing more special
-            raise AdpaError(f"the tokenizer in {folder} does not load: {path.name}: {error}", HINT) from error
+            raise AdpaError(f"the tokenizer in {folder} cannot be loaded: {path.name}: {error}", HINT) from error
         return Tokenizer(core, config, source)
 
     def __post_init__(self) -> None:
@@ -174,8 +174,8 @@ class Tokenizer:
         for old, new in names.items():
             if core.token_to_id(new) != self.id_of(old):
                 raise AdpaError(
-                    f"turns name the special token {old!r}, and the tokenizer cannot read it as text",
-                    "leave such rows out, or use a tokenizer that holds it as an added token",
+                    f"a turn contains the special token {old!r}, which this tokenizer cannot encode as text",
+                    "skip such rows (--skip-bad-rows), or use a tokenizer that lists it among its added tokens",
                 )
         return Tokenizer(core, self.config)
 
@@ -275,7 +275,7 @@ def added_tokens(folder: Path) -> list[str]:
     try:
         entries = json.JSONDecoder().raw_decode(text, start.end())[0] if start else []
     except ValueError as error:
-        raise AdpaError(f"{path} is no JSON: {error}", "fetch the folder again") from error
+        raise AdpaError(f"{path} is not valid JSON: {error}", "download the folder again") from error
     return [token_text(entry) for entry in entries or ()]
 
 
@@ -311,7 +311,7 @@ def _json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_bytes())
     except ValueError as error:
-        raise AdpaError(f"{path} is no JSON: {error}", "fetch the folder again") from error
+        raise AdpaError(f"{path} is not valid JSON: {error}", "download the folder again") from error
     return copy.deepcopy(value) if isinstance(value, dict) else {}
 
 

@@ -43,7 +43,7 @@ def value_of(row: Row, field: str) -> Any:
     """The value of a field that must be there."""
     value = row.get(field)
     if value is None:
-        raise Problem(f"missing {field}", field, "missing", f"give the row its {field}")
+        raise Problem(f"missing {field}", field, "the column is missing or empty", f"add {field} to the row")
     return value
 
 
@@ -62,11 +62,18 @@ def text_of(row: Row, field: str) -> str:
 def checked(value: object, field: str) -> str:
     """The value itself when it is a string that UTF-8 can hold."""
     if not isinstance(value, str):
-        raise Problem(f"{field}: wrong type", field, f"{type(value).__name__} instead of text", "write a string")
+        raise Problem(
+            f"{field}: wrong type", field, f"its type is {type(value).__name__}, and text is needed", "write a string"
+        )
     try:
         value.encode()
     except UnicodeEncodeError as error:
-        raise Problem(f"{field}: broken characters", field, "half a surrogate pair", "write proper Unicode") from error
+        raise Problem(
+            f"{field}: broken characters",
+            field,
+            "the text has half of a surrogate pair, which is not valid Unicode",
+            "fix or remove that character",
+        ) from error
     return value
 
 
@@ -78,7 +85,9 @@ def number_of(row: Row, field: str, low: float, high: float) -> float:
     except (TypeError, ValueError):
         number = float("nan")
     if isinstance(value, bool) or not low <= number <= high:
-        raise Problem(f"{field}: not a rating", field, f"{value!r}", f"write a number from {low:g} to {high:g}")
+        raise Problem(
+            f"{field}: not a rating", field, f"{value!r} is not a rating", f"write a number from {low:g} to {high:g}"
+        )
     return number
 
 
@@ -110,7 +119,10 @@ def written_turns(text: str, field: str) -> Any:
         return value
     if value is None and WRITTEN_TURNS.match(text) and _literal(text[: text.rfind("]") + 1]) is None:
         raise Problem(
-            f"{field}: broken turns", field, f"{text[:40]!r}… begins as turns do and is not JSON", "write JSON"
+            f"{field}: broken turns",
+            field,
+            f"{text[:40]!r}… looks like a list of turns and is not valid JSON",
+            "fix the JSON",
         )
     return None
 
@@ -168,7 +180,12 @@ def earlier_turns(value: object, field: str) -> Prompt:
     if isinstance(value, str):
         value = _literal(checked(value, field))
         if value is None:
-            raise Problem(f"{field}: wrong type", field, "text instead of turns", "write [[question, answer], …]")
+            raise Problem(
+                f"{field}: wrong type",
+                field,
+                "it is text, and a list of turns is needed",
+                "write [[question, answer], …]",
+            )
     if not isinstance(value, list) or not all(isinstance(each, list | tuple) for each in value):
         return turns_of(value, field) if value else ()
     turns: list[Message] = []
@@ -234,7 +251,12 @@ def _turn(turn: object, place: str, field: str) -> Message:
     name, said = ("from", "value") if is_sharegpt(turn) else ("role", "content")
     role = turn.get(name)
     if not isinstance(role, str) or role.lower() not in ROLES:
-        raise Problem(f"{field}: unknown role", f"{place}.{name}", repr(role), "use system, user, assistant or tool")
+        raise Problem(
+            f"{field}: unknown role",
+            f"{place}.{name}",
+            f"{role!r} is not a known role",
+            "use system, user, assistant or tool",
+        )
     content, calls = turn.get(said), turn.get("tool_calls") or turn.get(CALLED)
     if role.lower() == CALLED:
         content, calls = None, content
@@ -247,7 +269,7 @@ def _turn(turn: object, place: str, field: str) -> Message:
     if content is None and "tool_calls" in more:
         content = ""
     if content is None:
-        raise Problem(f"{field}: missing {said}", f"{place}.{said}", "missing", "write the turn's text")
+        raise Problem(f"{field}: missing {said}", f"{place}.{said}", "the key is missing", "add the turn's text")
     if isinstance(content, list):
         content = parts_text(content, f"{place}.{said}", field)
     beside = _json(dict(sorted(more.items())), place) if more else ""
@@ -274,7 +296,9 @@ def _call(call: Mapping[str, Any], place: str) -> dict[str, Any]:
     as templates expect them."""
     inside = call.get("function", call)
     if not isinstance(inside, Mapping) or not isinstance(inside.get("name"), str):
-        raise Problem("tool_calls: no name", place, "a call without the name of a function", "write {function: {name}}")
+        raise Problem(
+            "tool_calls: no name", place, "a tool call has no function name", "write {function: {name, arguments}}"
+        )
     function = {key: value for key, value in inside.items() if value is not None}
     arguments = function.get("arguments")
     if isinstance(arguments, str):
@@ -297,7 +321,9 @@ def _list_of(value: object, field: str) -> list[Mapping[str, Any]]:
     listed = [listed] if isinstance(listed, Mapping) else listed
     items = [_literal(each) if isinstance(each, str) else each for each in listed] if isinstance(listed, list) else None
     if items is None or not all(isinstance(each, Mapping) for each in items):
-        raise Problem(f"{field}: wrong type", field, "not a list of objects", "write a list of objects, or JSON of one")
+        raise Problem(
+            f"{field}: wrong type", field, "it is not a list of objects", "write a list of objects, or the JSON of one"
+        )
     return [each for each in items if isinstance(each, Mapping)]
 
 
@@ -306,5 +332,10 @@ def _json(value: object, field: str) -> str:
     try:
         text = json.dumps(value, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
     except (TypeError, ValueError) as error:
-        raise Problem(f"{field}: no JSON", field, str(error), "write values that JSON has") from error
+        raise Problem(
+            f"{field}: no JSON",
+            field,
+            f"it cannot be written as JSON: {error}",
+            "use text, numbers, true, false, null, lists and objects",
+        ) from error
     return checked(text, field)

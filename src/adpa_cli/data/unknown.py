@@ -1,13 +1,14 @@
-"""What is said of rows whose columns have no shape: what they are instead, and which columns to rename."""
+"""What is said of columns that are not read as they are: what they may be instead, and how to name them."""
 
 from __future__ import annotations
 
 import difflib
 import re
+import shlex
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from adpa_cli.data.columns import plain_name
+from adpa_cli.data.columns import plain_name, shown_names
 from adpa_cli.data.shapes import DIALOGUES, PAIRS, Shape, detect
 from adpa_cli.data.sources import Source
 from adpa_cli.errors import DataError
@@ -17,6 +18,7 @@ class UnknownShape(DataError):
     """Rows whose columns are those of no shape."""
 
 
+NEEDED = {"pairs": "preference pairs", "dialogues": "dialogues"}
 ASKED = ("query", "question", "input", "user", "human", "problem", "post", "user_prompt", "context")
 BETTER = ("better", "preferred", "winner", "win", "accepted", "accept", "positive", "pos", "good", "best", "j")
 WORSE = ("worse", "dispreferred", "loser", "lose", "reject", "negative", "neg", "bad", "worst", "non_preferred", "k")
@@ -38,27 +40,42 @@ OTHER_NAMES = (
 """Names that others give to what is read here: of pairs, and of dialogues."""
 
 
+def check_columns(part: Source, names: Iterable[str]) -> None:
+    """Raise DataError where `--columns` names a column that a file does not have; `names` are after the mapping."""
+    there = set(names)
+    for role, name in part.columns:
+        if there and role not in there:
+            near = difflib.get_close_matches(name, there, 1, 0.6)
+            hint = f"did you mean {near[0]}? --columns {role}={near[0]}" if near else "name one of these columns"
+            raise DataError(f"{part.text} has no column {name!r}; its columns are: {shown_names(sorted(there))}", hint)
+
+
 def unknown_shape(part: Source, sample: Mapping[str, Any], names: Iterable[str], purpose: str) -> UnknownShape:
     """The error for columns that no shape of this purpose has; of the `names` some hold nothing in any row."""
     empty = ", ".join(sorted(set(names) - set(sample)))
     columns = (", ".join(sorted(sample)) or "none") + (f"; without any value: {empty}" if empty else "")
     other = detect(DIALOGUES, sample)
     if other is not None:
-        hint = "preference data have chosen and rejected; dialogues are for: adpa sft --data, adpa data --sft"
-        return UnknownShape(f"{part.text}: {other.name}, not preference pairs (columns: {columns})", hint)
-    if "label" in sample and "completion" in sample:
-        return UnknownShape(
-            f"{part.text}: answers with a label, not pairs (columns: {columns})", "give chosen and rejected"
+        said = f"{part.text} holds dialogues ({other.name}), and preference pairs are needed here"
+        hint = (
+            "give data with the columns chosen and rejected; dialogues are read by adpa sft --data and adpa data --sft"
         )
+        return UnknownShape(f"{said}. Its columns are: {columns}", hint)
+    if "label" in sample and "completion" in sample:
+        said = f"{part.text} holds single answers with a label, and preference pairs are needed here"
+        hint = "give data with the two answers to each prompt in the columns chosen and rejected"
+        return UnknownShape(f"{said}. Its columns are: {columns}", hint)
     if "text" in sample and purpose == "dialogues":
-        hint = "give the turns as messages: [{role, content}, …], or prompt and completion"
-        return UnknownShape(f"{part.text}: text without turns, so nothing tells prompt from answer", hint)
+        said = f"{part.text} has a column text that does not say where the prompt ends and the answer begins"
+        hint = "give the columns prompt and completion, or a column messages: [{role, content}, …]"
+        return UnknownShape(f"{said}. Its columns are: {columns}", hint)
     shapes: tuple[Shape[Any], ...] = (*PAIRS, *(DIALOGUES if purpose == "dialogues" else ()))
     known = "; ".join(shape.name for shape in shapes)
     guess = _renamed(sample, shapes) or _misspelt(sample, shapes)
     if not guess and purpose == "pairs" and (renamed := _renamed(sample, DIALOGUES)):
-        guess = f"dialogues for adpa sft? {renamed}"
-    return UnknownShape(f"{part.text}: unknown shape (columns: {columns})", f"{guess}known: {known}")
+        guess = f"these look like dialogues, which adpa sft --data reads: {renamed}"
+    said = f"the columns of {part.text} do not form {NEEDED[purpose]}: {columns}"
+    return UnknownShape(said, f"{guess}the forms that are read: {known}")
 
 
 def _renamed(sample: Mapping[str, Any], shapes: tuple[Shape[Any], ...]) -> str:
@@ -68,7 +85,7 @@ def _renamed(sample: Mapping[str, Any], shapes: tuple[Shape[Any], ...]) -> str:
         taken = set(sample) - set(new)
         is_clear = len(set(new.values())) == len(new) and not taken & set(new.values())
         if is_clear and detect(shapes, {new.get(column, column): value for column, value in sample.items()}):
-            return f"rename {', '.join(new)} to {', '.join(new.values())}; "
+            return f"{meant(new)}; "
     return ""
 
 
@@ -77,9 +94,15 @@ def _misspelt(sample: Mapping[str, Any], shapes: tuple[Shape[Any], ...]) -> str:
     words = {word for shape in shapes for word in re.findall(r"\w+", shape.name)}
     near = {
         column: match[0]
-        for column in sample.keys() - words
-        if (match := difflib.get_close_matches(column.lower(), words - sample.keys(), 1, 0.8))
+        for column in sample
+        if column not in words and (match := difflib.get_close_matches(column.lower(), words - sample.keys(), 1, 0.8))
     }
     if not near or detect(shapes, {near.get(column, column): value for column, value in sample.items()}) is None:
         return ""
-    return "".join(f"did you mean {near[column]} for {column}? " for column in sorted(near))
+    return f"{meant(near)}; "
+
+
+def meant(names: Mapping[str, str]) -> str:
+    """The question whether columns are meant under other names, {column: name that is read}, and the option for it."""
+    option = shlex.quote(",".join(f"{role}={column}" for column, role in names.items()))
+    return f"did you mean {', '.join(names.values())} for {', '.join(names)}? --columns {option}"

@@ -202,8 +202,8 @@ def attach_adapter(
     settings, tensors = adapter.settings, adapter_tensors(adapter)
     if settings.get("use_dora") and any(isinstance(module, QuantisedLinear) for module in body.modules()):
         raise AdpaError(
-            f"the adapter {adapter.path} is a DoRA, which reads the weights of its base, and these are quantised",
-            "leave them as they are: --set STAGE.quantise=none",
+            f"the adapter {adapter.path} is a DoRA, which needs the unquantised weights of its base",
+            "do not quantise the base: --set STAGE.quantise=none",
         )
     whole = {name: tensors.pop(name) for name in list(tensors) if not _is_adapter_weight(name)}
     _put_whole(model, body, adapter, whole, dtype, device)
@@ -232,11 +232,11 @@ def adapter_tensors(adapter: AdapterFolder) -> dict[str, Tensor]:
     """The tensors of an adapter, float32, by their names in the model. Raises AdpaError where they cannot be read."""
     path = adapter.path / ADAPTER_WEIGHTS
     if not path.is_file():
-        raise NotFound(f"the adapter {adapter.path} has no {ADAPTER_WEIGHTS}", "fetch or write the folder again")
+        raise NotFound(f"the adapter {adapter.path} has no {ADAPTER_WEIGHTS}", "download or write the folder again")
     try:
         read = load_file(path)
     except (OSError, SafetensorError) as error:
-        raise AdpaError(f"{path} cannot be read: {error}", "fetch or write the folder again") from error
+        raise AdpaError(f"{path} cannot be read: {error}", "download or write the folder again") from error
     for name, tensor in read.items():
         check_finite(tensor, name, adapter.path)
     return {_own_name(name): tensor.float() for name, tensor in read.items()}
@@ -270,8 +270,8 @@ def _put_whole(
             raise _misfit(adapter, f"it has no {name}")
         if own[name].untyped_storage().nbytes() < own[name].nbytes:
             raise AdpaError(
-                f"the adapter {adapter.path} brings {name} whole, and the layers of its base wait elsewhere",
-                "leave out --runtime offload",
+                f"the adapter {adapter.path} replaces {name} as a whole, which does not work with offloading",
+                "remove --runtime offload",
             )
         module: Any = model.get_submodule(path)
         is_stored = isinstance(module, QuantisedLinear) and attribute == "weight"

@@ -114,15 +114,15 @@ def reference_pass(
     for answer, row in zip(answers, rows, strict=True):
         if list(answer.answer) != row.label_ids.tolist():
             raise DataError(
-                f"row {answer.key.example_id!r}: the aligned teacher's rows are of another answer",
-                "capture both teachers over the same answers",
+                f"row {answer.key.example_id!r}: the reference teacher's answer differs from the aligned teacher's",
+                "run both teachers over the same answers",
             )
     states, head, mask = _forward(model, answers, student_vocab, dtype, share)
     asked = np.concatenate([np.concatenate([row.label_ids[:, None], row.ids], 1) for row in rows])
     if int(asked.max()) >= len(head.weight):
         raise AdpaError(
-            f"the aligned teacher's top k has the id {int(asked.max())}, but {teacher} has {len(head.weight)} ids",
-            "use two teachers with one vocabulary",
+            f"the aligned teacher's top k has the token id {int(asked.max())}, while {teacher} has {len(head.weight)}",
+            "use two teachers with the same vocabulary",
         )
     wanted = torch.from_numpy(asked).long().to(states.device)
     tiles = [
@@ -197,7 +197,7 @@ def _forward(
     size = len(head.weight)
     mask = torch.arange(size, device=head.weight.device) < (size if student_vocab is None else student_vocab)
     if not bool(mask.any()):
-        raise AdpaError("no id of the teacher's vocabulary is known to the student", "use models of one vocabulary")
+        raise AdpaError("teacher and student have no token in common", "use models with the same vocabulary")
     has_id = mask.tolist()
     for answer in answers:
         _check_answer(answer, has_id)
@@ -231,17 +231,17 @@ def _check_answer(answer: Answer, known: Sequence[bool]) -> None:
     row = answer.key.example_id
     for name, tokens in (("prompt", answer.prompt), ("answer", answer.answer)):
         if not tokens:
-            raise DataError(f"row {row!r}: the {name} has no tokens", "drop the row, or its template")
+            raise DataError(f"row {row!r}: the {name} has no tokens", "remove the row, or use another template")
         outside = [token for token in tokens if not 0 <= token < len(known)]
         if outside:
             raise DataError(
-                f"row {row!r}: the {name} has the token {outside[0]}; the teacher has {len(known)} ids",
+                f"row {row!r}: the {name} has the token id {outside[0]}, and the teacher has {len(known)} ids",
                 "tokenise the rows with the teacher's own vocabulary",
             )
     lacking = [token for token in answer.answer if not known[token]]
     if lacking:
         raise DataError(
-            f"row {row!r}: the answer has the token {lacking[0]}, which the student lacks",
+            f"row {row!r}: the answer has the token id {lacking[0]}, which the student does not have",
             "tokenise the rows with the student's own vocabulary",
         )
 
@@ -256,6 +256,6 @@ def _check_finite(teacher: str, answer: Answer, logps: Floats, label: Floats, re
 def _check_coverage(teacher: str, answer: Answer, logps: Floats) -> None:
     if float(np.exp(logps.astype(np.float64)).sum(1).max()) < MIN_COVERAGE:
         raise AdpaError(
-            f"{teacher} puts no mass on ids that the student has, for row {answer.key.example_id!r}",
-            "use a teacher and a student of one vocabulary",
+            f"{teacher} gives no probability to any token that the student has, in row {answer.key.example_id!r}",
+            "use a teacher and a student with the same vocabulary",
         )

@@ -90,8 +90,8 @@ def _cast(name: str, values: Tensor, dtype: str, noise: str | None, start: int) 
     if not written.isfinite().all():
         largest, limit = float(values.abs().max()), torch.finfo(wanted).max
         raise AdpaError(
-            f"the tensor {name} holds a weight of {largest:.6g}, and {dtype} ends at {limit:.6g}",
-            f"take a dtype of wider range: --dtype {WIDER.get(dtype, 'float32')}",
+            f"the tensor {name} has a weight of {largest:.6g}, and the largest {dtype} is {limit:.6g}",
+            f"use a dtype with a wider range: --dtype {WIDER.get(dtype, 'float32')}",
         )
     return written
 

@@ -95,8 +95,8 @@ def held(weight: Tensor, key: str, dtype: Dtype) -> Tensor:
         kept.copy_(stochastic(given, out.dtype, name))
     if not bool(torch.isfinite(out).all()):
         raise AdpaError(
-            f"the weight {key} goes up to {float(weight.abs().max()):.4g}, and float16 ends at 65,504",
-            "compute in another dtype: --set STAGE.dtype=float32, or --set STAGE.dtype=bfloat16",
+            f"the weight {key} reaches {float(weight.abs().max()):.4g}, and the largest float16 is 65,504",
+            "use another dtype: --set STAGE.dtype=float32, or --set STAGE.dtype=bfloat16",
         )
     return out
 
@@ -229,8 +229,8 @@ def check_finite(tensor: Tensor, name: str, folder: Path) -> None:
     ends = tensor.aminmax() if tensor.numel() else ()  # which copies nothing, and passes on what is no number
     if not all(bool(torch.isfinite(end)) for end in ends):
         raise AdpaError(
-            f"the tensor {name} in {folder} holds values that are not finite",
-            "fetch or write the folder again: its weights are damaged or belong to another model",
+            f"the tensor {name} in {folder} has values that are not finite (infinity or NaN)",
+            "download or write the folder again: its weights are damaged, or belong to another model",
         )
 
 

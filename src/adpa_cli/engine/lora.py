@@ -24,12 +24,12 @@ _EXPERT = re.compile(r"\.experts?\.")
 
 def missing_peft() -> AdpaError:
     """The error where peft is not installed."""
-    return AdpaError("adapters (lora) need peft, which is not installed", INSTALL)
+    return AdpaError("adapters (lora) need the package peft, which is not installed", INSTALL)
 
 
 def missing_bitsandbytes() -> AdpaError:
     """The error where bitsandbytes is not installed."""
-    return AdpaError("weights in few bits (quantise) need bitsandbytes, which is not installed", INSTALL)
+    return AdpaError("quantised weights (quantise) need the package bitsandbytes, which is not installed", INSTALL)
 
 
 def chosen_layers(names: Sequence[str], targets: str) -> list[str]:
@@ -57,8 +57,8 @@ def check_rank(rank: int, name: str, shape: Sequence[int]) -> None:
     """Raise UsageError for a rank beyond the weights [out, in] of a layer of that name."""
     if rank > min(shape):
         raise UsageError(
-            f"lora={rank} is a rank beyond that of {name}, which has {shape[0]:,} × {shape[1]:,} weights",
-            f"--set STAGE.lora={min(shape)}, or leave such layers out: --set STAGE.lora_targets=NAME,NAME",
+            f"lora={rank} exceeds the rank of {name}, which has {shape[0]:,} × {shape[1]:,} weights",
+            f"--set STAGE.lora={min(shape)}, or choose other layers: --set STAGE.lora_targets=NAME,NAME",
         )
 
 
@@ -116,7 +116,7 @@ def _check_same(asked: LowRank, there: LowRank, start: str, layers: Sequence[str
         wanted, own = (_word(getattr(one, key)) for one in (asked, there))
         if wanted != own:
             raise UsageError(
-                f"{start} is an adapter with {key}={own}, whose training goes on, and {key}={wanted} is asked for",
+                f"{start} is an adapter with {key}={own}, and its training cannot continue with {key}={wanted}",
                 f"--set STAGE.{key}={own}, {merge}",
             )
     if not _same_layers(asked.lora_targets, there.lora_targets, layers):
@@ -135,7 +135,7 @@ def _check_apart(adapter: AdapterFolder, start: str) -> None:
     merged = [n for n in names if ".base_layer." in n or (".lora_" in n and not IN_LAYERS.search(n))]
     if merged:
         raise UsageError(
-            f"no training can go on with the adapter {start}: a part of it is merged when it is read ({merged[0]})",
+            f"the training of the adapter {start} cannot continue: a part of it is merged on loading ({merged[0]})",
             f"merge it once and train an adapter of that: adpa export {start} MERGED; or train all weights: leave lora "
             "out",
         )
@@ -155,8 +155,8 @@ def stored_as(made: LowRank | None, asked: Quantise | None, name: str) -> Quanti
 def other_storage(name: str, there: Quantise, asked: str) -> UsageError:
     """The error where the base of an adapter is to be read otherwise than it was stored in training."""
     return UsageError(
-        f"{name} is an adapter that was trained beside {there} weights, and {asked} ones are asked for",
-        f"--set STAGE.quantise={there}, or leave it out",
+        f"{name} is an adapter that was trained with {there} weights, and {asked} weights were requested",
+        f"--set STAGE.quantise={there}, or remove that setting",
     )
 
 

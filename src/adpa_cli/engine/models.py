@@ -107,8 +107,8 @@ def _load(
         )
     except LOAD_ERRORS as error:
         raise AdpaError(
-            f"the model in {folder} does not load: {first_line(error)}",
-            "use a folder with config.json and *.safetensors of a causal language model that transformers knows",
+            f"the model in {folder} cannot be loaded: {first_line(error)}",
+            "use a folder with config.json and *.safetensors of a causal language model that transformers supports",
         ) from error
     model.to(device)
     model.train(train)
@@ -138,7 +138,7 @@ def load_checked(
             raise
         how, instead = f" with {quantise} weights" * bool(quantise), "quantise=none" if quantise else "dtype=float32"
         raise AdpaError(
-            f"{type(model).__name__} does not compute in {dtype}{how}: {first_line(error)}",
+            f"{type(model).__name__} cannot compute in {dtype}{how}: {first_line(error)}",
             f"--set STAGE.{instead}",
         ) from error
     return model
@@ -253,7 +253,7 @@ def _text_model(whole: Any, scalar: bool) -> Any:
 def _no_text_model(whole: Any) -> AdpaError:
     return AdpaError(
         f"transformers has no model for the text part of {type(whole).__name__} alone",
-        "use a model of text, or one whose text part is one, such as Gemma 3 or Mistral Small 3",
+        "use a text model, or one whose text part can be used alone, such as Gemma 3 or Mistral Small 3",
     )
 
 
@@ -268,12 +268,14 @@ def _turn_dropout_off(config: Any) -> None:
 
 def _check_weights(model: PreTrainedModel, folder: Path, info: dict[str, Any]) -> None:
     missing, mismatched = sorted(info["missing_keys"]), sorted(info["mismatched_keys"])
-    hint = "fetch or write the folder again: its weights are damaged or belong to another model"
+    hint = "download or write the folder again: its weights are damaged or belong to another model"
     if missing:
-        raise AdpaError(f"{folder} lacks {len(missing)} of its model's tensors, {missing[0]} among them", hint)
+        raise AdpaError(f"{folder} lacks {len(missing)} of its model's tensors, such as {missing[0]}", hint)
     if mismatched:
         name, stored, expected = mismatched[0]
-        raise AdpaError(f"the tensor {name} in {folder} is {list(stored)}; config.json says {list(expected)}", hint)
+        raise AdpaError(
+            f"the tensor {name} in {folder} has the shape {list(stored)}, and config.json says {list(expected)}", hint
+        )
     for name, tensor in model.state_dict().items():
         if tensor.is_floating_point():
             check_finite(tensor, name, folder)
@@ -341,7 +343,10 @@ def save(
     """
     end_id = tokenizer.id_of(end_token)
     if end_id is None:
-        raise AdpaError(f"the end token {end_token!r} is not in the tokenizer's vocabulary", "choose one that is")
+        raise AdpaError(
+            f"the end token {end_token!r} is not in the tokenizer's vocabulary",
+            "choose a token that is in it: --end TOKEN",
+        )
     origin = ModelFolder.of(source) if source is not None and _is_model(source) else None
     ends = [end_id, *(other for other in (origin.stop_ids if origin else ()) if other != end_id)]
     generates, padding = model.can_generate(), _padding(model, tokenizer, end_id)
@@ -433,7 +438,7 @@ def body_and_head(model: PreTrainedModel) -> tuple[nn.Module, Tensor, Tensor | N
         body = model.base_model
     if body is model or head is None or not isinstance(getattr(head, "weight", None), Tensor):
         raise AdpaError(
-            f"{type(model).__name__} does not show its decoder and its output embeddings",
+            f"{type(model).__name__} does not expose its decoder and its output embeddings",
             "use a decoder-only model such as Llama, Qwen, Mistral, Phi or Pythia",
         )
     return body, head.weight, getattr(head, "bias", None)

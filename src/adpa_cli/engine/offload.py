@@ -101,9 +101,9 @@ def unload(body: nn.Module, device: str) -> None:
     """
     if _ASKED.get().where == "disk":
         raise AdpaError(
-            f"offload=disk reads weights one by one, and files of this {type(body).__name__} name them otherwise than "
+            f"offload=disk reads weights one by one, and the files of this {type(body).__name__} use other names than "
             "transformers does, which loads them all at once",
-            "let them wait in memory: --runtime offload=cpu",
+            "keep them in memory instead: --runtime offload=cpu",
         )
     for layer in _layers_that_wait(body):
         _let_wait(layer, _ASKED.get().keep, device)
@@ -120,8 +120,8 @@ def _layers_that_wait(body: nn.Module) -> list[nn.Module]:
     layers = layers_of(body)
     if not layers:
         raise AdpaError(
-            f"transformers does not say what the layers of a {type(body).__name__} are, so none can wait elsewhere",
-            "leave out --runtime offload",
+            f"transformers does not say what the layers of a {type(body).__name__} are, so they cannot be offloaded",
+            "remove --runtime offload",
         )
     return layers
 
@@ -195,7 +195,7 @@ def _check_room(folder: Path, needed: int) -> None:
         raise AdpaError(
             f"offload=disk writes {size_words(needed)} of weights into {folder}, whose disk has {size_words(free)} "
             "left; nothing was written",
-            f"make room there, or {LESS}",
+            f"free some space there, or {LESS}",
         )
 
 
@@ -205,5 +205,5 @@ def _disk_errors(folder: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise AdpaError(
-            f"offload=disk cannot write weights into {folder}: {error.strerror}; nothing is left of them there", LESS
+            f"offload=disk cannot write weights into {folder}: {error.strerror}; what was written is removed", LESS
         ) from error

@@ -27,8 +27,8 @@ def overflow_named(model: PreTrainedModel, dtype: Dtype, stage: str) -> Iterator
         if not layer:
             raise
         raise AdpaError(
-            f"{error.message}: {layer} goes beyond 65,504, where float16 ends",
-            f"compute in tf32, which has the digits of float16 and the range of float32: --set {stage}.dtype=tf32",
+            f"{error.message}: {layer} exceeds 65,504, the largest float16",
+            f"use tf32, which has the precision of float16 and the range of float32: --set {stage}.dtype=tf32",
         ) from error
 
 

@@ -80,8 +80,8 @@ class QuantisedLinear(nn.Linear):
         packed, scales = _packed(matrix, self.how)
         if not float(scales.max()) <= torch.finfo(self.read_in).max:
             raise AdpaError(
-                f"the weight {name} goes up to {float(weight.abs().max()):.4g}, and float16 ends at 65,504",
-                "compute in another dtype: --set STAGE.dtype=float32, or --set STAGE.dtype=bfloat16",
+                f"the weight {name} reaches {float(weight.abs().max()):.4g}, and the largest float16 is 65,504",
+                "use another dtype: --set STAGE.dtype=float32, or --set STAGE.dtype=bfloat16",
             )
         self.weight, self.scales = nn.Parameter(packed, requires_grad=False), scales
 
@@ -148,8 +148,8 @@ def quantise_layers(body: nn.Module, config: Any, how: Quantise, dtype: Dtype) -
     layers = dict(_linear(body, experts))
     if not layers:
         raise AdpaError(
-            f"{type(body).__name__} has no linear layer whose weights could be stored as {how}",
-            "leave its weights as they are: --set STAGE.quantise=none",
+            f"{type(body).__name__} has no linear layer that could be stored as {how}",
+            "do not quantise it: --set STAGE.quantise=none",
         )
     for name, layer in layers.items():
         stored = QuantisedLinear(layer, how, HELD_IN.get(dtype, torch.float32))

@@ -83,12 +83,12 @@ class Change:
     def effect(self, before: Runtime) -> str:
         """What it does to a result that was made as `before`, in words."""
         if any(key != BLOCK for _, key in self.settings):
-            return "makes another recipe, with another result and id"
+            return "gives another result, under another id"
         if self.settings:
-            return "changes rounding, and the id with it"
+            return "changes the result by rounding, and the id"
         if replace(self.runtime, recompute=before.recompute, offload=before.offload) != before:
-            return "changes rounding at most, and no id"
-        return "changes nothing of the result"
+            return "changes the result by rounding at most, and not the id"
+        return "does not change the result"
 
     def without(self, nodes: Sequence[Node]) -> Change:
         """The same without settings that each of some nodes has already."""
@@ -331,12 +331,12 @@ def _problem(node: Node, load: Load, found: Found, machine: Machine, nodes: Sequ
         needs = f"{size_words(memory.host)} of memory beside the GPU's"
         has = f"{size_words(machine.host_memory)} are available"
     elif machine.kind == "cpu":
-        has = f"this machine has available {size_words(machine.memory)}"
+        has = f"this machine has {size_words(machine.memory)} available"
     message = f"{node.role} ({node.label}) needs about {needs}; {has}"
     change = (found.change or found.smallest).without(nodes)
     words = change.words(load.runtime)
     if found.change is None:
-        least = f"it would take {size_words(found.least)} at least" + (f", with {words}" if words else "")
+        least = f"it would need at least {size_words(found.least)}" + (f", with {words}" if words else "")
         return AdpaError(f"{message};{INDENT}{least}", _other_model(node, machine))
     effect = change.effect(load.runtime) + (f", and needs {INSTALL}" if change.is_lacking else "")
     return AdpaError(f"{message};{INDENT}it fits with {words}, which {effect}", "" if is_lost else words)
@@ -344,10 +344,10 @@ def _problem(node: Node, load: Load, found: Found, machine: Machine, nodes: Sequ
 
 def _other_model(node: Node, machine: Machine) -> str:
     """What is left where nothing makes a stage fit."""
-    more = "; more GPUs are no help, for each holds the whole model" if machine.kind == "cuda" else ""
+    more = "; more GPUs do not help, since each holds the whole model" if machine.kind == "cuda" else ""
     if node.role in ("aligned teacher", "reference teacher"):
         *others, last = (pair.alias for pair in READY_PAIRS)
         ready = f"{', '.join(others)} or {last}"
-        return f"a ready pair, which is not trained (adpa distill --teacher {ready}), or a smaller teacher{more}"
+        return f"use a ready pair of teachers (adpa distill --teacher {ready}), or a smaller teacher{more}"
     kind = "student" if node.declared.kind == "training" else "model"
-    return f"a smaller {kind} (adpa models), or a machine with more memory{more}"
+    return f"use a smaller {kind} (adpa models lists them), or a machine with more memory{more}"

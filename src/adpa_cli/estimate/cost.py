@@ -58,7 +58,7 @@ MUCH_FASTER = 2.0
 FEWEST_TRIES, MOST_TRIES, AGREEING = 4, 16, 1.1
 SPACE_SECONDS, MOST_SECONDS = 0.01, 0.5
 """Of one measurement: its tries, how close the two best must come, the time between tries and of all of them."""
-DID, GUESSED = "from what this machine did", "guessed from the model sizes"
+DID, GUESSED = "measured on this machine", "guessed from the model sizes"
 
 UNREAD_STEPS = 1000
 CANNOT_TELL = (AdpaError, OSError, KeyError, IndexError)
@@ -168,8 +168,8 @@ def waiting_words(cost: Cost) -> list[str]:
     offload = cost.load.runtime.offload
     share = f"{waits / 60:,.0f} min of its time" if waits >= 90 else f"{waits:,.0f} s of its time"
     return [
-        f"{cost.node.role}: layers wait with offload={offload}; at {COMING[offload] / 1e9:.0f} GB a second, which is "
-        f"guessed, they come to the device in {share}"
+        f"{cost.node.role}: with offload={offload}, moving layers to the device takes {share}, assuming "
+        f"{COMING[offload] / 1e9:.0f} GB per second"
     ]
 
 

@@ -56,7 +56,11 @@ def refuse(problems: Sequence[AdpaError], command: str = "") -> None:
         raise problems[0]
     if problems:
         lines = [error.message for error in problems]
-        said = lines[0] if len(lines) == 1 else "\n  ".join((f"{len(lines)} problems (nothing was started)", *lines))
+        said = (
+            lines[0]
+            if len(lines) == 1
+            else "\n  ".join((f"{len(lines)} problems were found, and nothing was started:", *lines))
+        )
         hints = "\nand: ".join(dict.fromkeys(error.hint for error in problems if error.hint))
         raise type(problems[0])(said, command or hints)
 
@@ -88,11 +92,11 @@ def _lost_digits(node: Node, store: Store) -> list[str]:
     for item in [item for role, item in read if role in MODEL_ROLES]:
         if isinstance(item, External):
             is_finer = item.is_open and ModelFolder.of(Path(item.where[0])).stored == {"F16"}
-            why = "whose weights are float16, of three bits more" if is_finer else ""
+            why = "though its weights are float16, which has three bits more" if is_finer else ""
         else:
             manifest = store.get(item.label)
             seen = unseen(manifest.metrics.get("update", {}), "bfloat16") if manifest else None
-            why = "" if seen is None else f"which sees {100 * seen:.1f} % of what that has learned"
+            why = "" if seen is None else f"which keeps only {100 * seen:.1f} % of what training changed"
         if why:
             said.append(f"{node.stage} reads {item.label} in bfloat16, {why}: {finer(node.stage, node.spec)}")
     return said
@@ -227,8 +231,8 @@ def _selects(data: External, kind: str, spec: TrainSpec, stage: str) -> Sequence
         try:
             items = read(data.where, "test", *rest).items
         except DataError as error:
-            hint = "give data with a test split or more prompts, or leave out --select"
-            raise DataError(f"--select best looks at held-out rows of {data.label}: {error.message}", hint) from error
+            hint = "use data with a test split or with more prompts, or leave out --select"
+            raise DataError(f"--select best needs held-out rows of {data.label}: {error.message}", hint) from error
         items.of_half(spec.select_on, data.label, f"{stage}.select_on")
         return ()
     spec.last_step(steps_of(len(read(data.where, "train", *rest).items), spec))
@@ -256,8 +260,8 @@ def _vocabularies(teacher: Path, student: Path, spec: Any) -> Sequence[str]:
     other = SAMPLE if ids[0] != ids[1] else different_cut(_tokenizer(teacher), _tokenizer(student))
     if other is not None:
         raise DataError(
-            f"the tokenizers in {hub.title(teacher)} and {hub.title(student)} have one vocabulary and cut a text "
-            f"differently (merges, normaliser or begin token): {other!r}",
+            f"the tokenizers of {hub.title(teacher)} and {hub.title(student)} have the same vocabulary but split this "
+            f"text differently (their merges, normaliser or first token differ): {other!r}",
             "use models of one family, or copy the teacher's tokenizer files beside the student",
         )
     return notes
@@ -285,20 +289,20 @@ def template_words(encoder: Encoder, stop_ids: Sequence[int]) -> list[str]:
     written = answer_end(template.text, {**tokenizer.named, "eos_token": template.end}, tokenizer.added)
     if written not in ("", template.end):
         said.append(
-            f"answers end with {template.end}, as they did in the older version that this was made by; the chat "
-            f"template writes {written}: make it again from its base model to have that"
+            f"answers end with {template.end}, as in the version that made this model, although the chat template "
+            f"writes {written}; to change that, train again from the base model"
         )
     elif own != template.end:
         stops = dict.fromkeys([template.end, *(str(tokenizer.token_of(id_)) for id_ in stop_ids)])
         said.append(
             f"answers end with {template.end}, which the chat template writes; "
-            + (f"the tokenizer's own end is {own}" if own else "the tokenizer names no end of its own")
-            + f"; what is made here stops at {' and '.join(stops)}"
+            + (f"the tokenizer's eos_token is {own}" if own else "the tokenizer has no eos_token")
+            + f"; models made here stop at {' and '.join(stops)}"
         )
     if rule := thinking_words(template.text):
         said.append(rule)
     if "strftime_now" in template.text:
-        said.append(f"the chat template writes today's date: it is always {DAY} here, and in what is saved")
+        said.append(f"the chat template writes today's date; here, and in saved models, it is always {DAY}")
     return said
 
 
@@ -348,13 +352,15 @@ def control_words(name: str, items: Items[Any], encoder: Encoder) -> list[str]:
     made_from = [items.digest, encoder.template.text, encoder.controls, code_digest()]
     found = table("words", made_from, schema, fill)
     count, first, lost = len(found), found.about["first"], found.about["lost"]
-    said = f"not used: {REASONING} of {lost:,} row{'s' * (lost != 1)} of {name}, which the chat template does not write"
+    said = f"{lost:,} row{'s' * (lost != 1)} of {name} have {REASONING}, which the chat template leaves out"
     reasoning = [said] if lost else []
     if not count:
         return reasoning
-    rows = f"{count:,} row{'s' * (count != 1)} of {name} name{'s' * (count == 1)}"
-    rendered = ": if a template has written these texts already, give their turns" if 2 * count > len(items) else ""
-    return [f"{rows} special tokens of the model, such as {first}, which stay text{rendered}"]
+    rows = f"{count:,} row{'s' * (count != 1)} of {name} contain{'s' * (count == 1)}"
+    rendered = (
+        "; if a template was already applied to these texts, give their turns instead" if 2 * count > len(items) else ""
+    )
+    return [f"{rows} the model's special tokens, such as {first}, which are read as plain text{rendered}"]
 
 
 def _turns(item: Pair | Dialogue) -> Sequence[Message]:
@@ -370,8 +376,8 @@ def _context(folder: Path, node: Node) -> Sequence[str]:
     context = ModelFolder.of(folder).context
     if context is not None and (node.spec.max_length or 0) > context:
         raise DataError(
-            f"{node.stage}: max_length {node.spec.max_length} exceeds the context of {context} tokens "
-            f"of {hub.title(folder)}",
+            f"{node.stage}: max_length={node.spec.max_length} is more than the {context} tokens that "
+            f"{hub.title(folder)} can read",
             f"--set {node.stage}.max_length={context}",
         )
     return ()
@@ -391,15 +397,14 @@ def disk_problems(costs: Sequence[Cost], machine: Machine, download: int, store:
     most, at = fullest(costs)
     needed = most + (download if machine.cache is None else 0)
     if needed > machine.disk:
-        stage = f", while {at.node.role} is made" if at else ""
+        stage = f", most of it for {at.node.role}" if at else ""
         yield AdpaError(
-            f"the disk of {store.root} has {size_words(machine.disk)} free; "
-            f"the plan needs {size_words(needed)} there{stage}",
+            f"the disk of {store.root} has {size_words(machine.disk)} free; the plan needs {size_words(needed)}{stage}",
             "free some space (adpa gc), or keep the store on another disk: --store DIR",
         )
     if machine.cache is not None and download > machine.cache:
         yield AdpaError(
             f"the disk of the Hugging Face cache has {size_words(machine.cache)} free; "
-            f"{size_words(download)} are to be downloaded",
+            f"the plan downloads {size_words(download)}",
             "free some space, or keep the cache on another disk: export HF_HOME=DIR",
         )

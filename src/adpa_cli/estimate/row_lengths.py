@@ -133,7 +133,7 @@ def _data_and_model(node: Node) -> tuple[External, Input]:
     data = node.inputs["data"]
     model = next(node.inputs[role] for role in MODEL_ROLES if role in node.inputs)
     if not isinstance(data, External) or isinstance(model, tuple):
-        raise AdpaError(f"{node.label} does not tell what it reads")
+        raise AdpaError(f"{node.label} does not record which data it reads")
     return data, model
 
 
@@ -166,8 +166,8 @@ def cut_words(node: Node, store: Store) -> list[str]:
     if not count:
         return []
     return [
-        f"about {count:,} of {len(prompts):,} {kind} are longer than max_length {longest}: about {tokens:,.0f} tokens "
-        f"are cut, and about {lost:,} answers lose their end"
+        f"about {count:,} of {len(prompts):,} {kind} are longer than max_length={longest}; about {tokens:,.0f} tokens "
+        f"are cut off, and about {lost:,} answers lose their end"
     ]
 
 

@@ -158,7 +158,7 @@ def survey(
         checks = plain_checks([node for node in missing if is_here(node)], store, plan.ignored)
         problems, remarks = run_checks([*checks, functools.partial(check_offload, nodes, runtime)])
     slow = dict.fromkeys(text for cost in costs for text in waiting_words(cost))
-    remarks = [*older_words(nodes, existing), *remarks, *slow]
+    remarks = [*resumed_words(missing, store), *older_words(nodes, existing), *remarks, *slow]
     surveyed = Survey(plan, store, runtime, machine, costs, clock.basis)
     full = list(disk_problems(surveyed.building, machine, surveyed.download, store))
     too_large, change = advise(surveyed.building, machine, store, surveyed.download)
@@ -175,12 +175,27 @@ def _impossible_adapters(nodes: Sequence[Node], store: Store) -> list[AdpaError]
     return []
 
 
+def resumed_words(nodes: Sequence[Node], store: Store) -> list[str]:
+    """What is said of stages that an earlier command began: they continue where it saved last."""
+    begun = {work.recipe.id: work.progress for work in store.unfinished()}
+    found = [(node, begun.get(node.recipe.id, {})) for node in nodes]
+    return [
+        f"{node.role} ({node.label}) continues at step {progress['step']:,} of {progress['of']:,}"
+        for node, progress in found
+        if progress.get("step") and progress.get("of")
+    ]
+
+
 def older_words(nodes: Sequence[Node], existing: Mapping[str, Manifest | None]) -> list[str]:
     """What is said of artifacts in a plan that a stage of an older version made: they are used as they are."""
     inputs = [item.manifest for node in nodes for _, item in node.flat_inputs() if isinstance(item, Artifact)]
     used = [*inputs, *(manifest for manifest in existing.values() if manifest is not None)]
     old = [manifest.ref for manifest in used if manifest.version < stages.every()[manifest.stage].version]
-    return [f"made by an older version: {', '.join(dict.fromkeys(old))}"] if old else []
+    return (
+        [f"These were made by an older version and are used as they are: {', '.join(dict.fromkeys(old))}"]
+        if old
+        else []
+    )
 
 
 @contextlib.contextmanager

@@ -39,7 +39,7 @@ from adpa_cli.store.identity import (
 from adpa_cli.store.store import MARKER, Store
 
 REVISION = "main"
-FETCH = "fetch or write the folder again"
+FETCH = "download or write the folder again"
 UNREAD = {
     "peft_type", "task_type", "auto_mapping", "base_model_name_or_path", "revision", "inference_mode", "peft_version",
     "lora_dropout", "bias", "modules_to_save", "init_lora_weights", "eva_config", "loftq_config", "corda_config",

@@ -9,13 +9,22 @@ import functools
 import hashlib
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from adpa_cli.data.preferences import DataSet, Dialogue, Loaded, Pair, Purpose
-from adpa_cli.data.sources import Source, layout_of, located, parse_source, source_files
+from adpa_cli.data.sources import (
+    Source,
+    columns_in,
+    columns_off,
+    layout_of,
+    located,
+    parse_source,
+    source_files,
+    with_columns,
+)
 from adpa_cli.data.tables import code_digest
 from adpa_cli.errors import NotFound, UsageError
 from adpa_cli.families import DATA_ALIASES, FAMILIES
@@ -73,7 +82,8 @@ def _data_set(where: tuple[str, ...], purpose: Purpose, skip_bad_rows: bool, tem
 def open_sources(where: Sequence[str]) -> list[Source]:
     """The sources behind a data input, ready to be read; rows that are built in are made when they are."""
     opened: list[Source] = []
-    for text in where:
+    for written in where:
+        text, columns = columns_off(written)
         if text.startswith(BUILTIN):
             from adpa_cli.lab import world
 
@@ -82,10 +92,17 @@ def open_sources(where: Sequence[str]) -> list[Source]:
             for split in world.SPLITS:
                 made_by = f"{split} {code_digest(world.__file__)}"
                 opened.append(
-                    Source(name, "rows", split=split, rows=functools.partial(rows_of, split), content=made_by)
+                    Source(
+                        name,
+                        "rows",
+                        split=split,
+                        rows=functools.partial(rows_of, split),
+                        content=made_by,
+                        columns=columns_in(columns) if columns else (),
+                    )
                 )
         else:
-            opened.append(parse_source(text))
+            opened.append(parse_source(written))
     return opened
 
 
@@ -178,17 +195,19 @@ class Externals:
     def data(self, texts: Sequence[str]) -> External:
         """One or several data sources as one input, by the content of their files."""
         sources: list[_DataSource] = []
-        for text in texts:
+        for given in texts:
+            text, columns = columns_off(given)
             if not text:
                 raise UsageError("a data source is empty", "name a file, a folder (./NAME), a hub data set (org/name)")
             name, _, split = text.partition("#")
             base = DATA_ALIASES.get(name, name)
             try:
-                sources.append(self._data_source(f"{base}#{split}" if split else base))
+                sources.append(self._data_source(f"{base}#{split}" if split else base, columns))
             except Closed as why:
                 self._note(f"data {base}", why)
                 return stand_in("data", base)
-        hashed = [{key: source.facts[key] for key in ("files", "splits", "split")} for source in sources]
+        told = ("files", "splits", "split", "columns")
+        hashed = [{key: source.facts[key] for key in told if key in source.facts} for source in sources]
         label = " + ".join(source.facts["name"] for source in sources)
         files = [file for source in sources for file in source.files]
         return External(
@@ -224,9 +243,15 @@ class Externals:
                     )
                 where.append(_folder_or_file(source, [path for path in paths if path is not None]))
             where[-1] += f"#{source['split']}" if source["split"] else ""
+            where[-1] = with_columns(where[-1], source.get("columns", ""))
         return where
 
-    def _data_source(self, text: str) -> _DataSource:
+    def _data_source(self, text: str, columns: str = "") -> _DataSource:
+        """One source; where its `columns` have other names than are read, that is part of what it is."""
+        if columns:
+            columns = ",".join(map("=".join, columns_in(columns)))
+            plain = self._data_source(text)
+            return replace(plain, facts={**plain.facts, "columns": columns}, where=with_columns(plain.where, columns))
         if text.startswith(BUILTIN):
             return _builtin_data(text)
         source = parse_source(text)

@@ -86,7 +86,7 @@ def harness_version() -> str:
 def task_folder(path: Path, cache: HashCache) -> External:
     """A folder that adds tasks, by the content of all that it holds. NotFound where there is none."""
     if not path.is_dir():
-        raise NotFound(f"--include-path {path}: no such folder", "name a folder with *.yaml files of tasks")
+        raise NotFound(f"--include-path {path}: no such folder", "name a folder that has *.yaml files of tasks")
     files = sorted(file for file in path.rglob("*") if file.is_file() and _is_content(file.relative_to(path)))
     shas = {file.relative_to(path).as_posix(): file_digest(file, cache) for file in files}
     size = sum(file.stat().st_size for file in files)
@@ -145,7 +145,10 @@ def _looked_up(names: Mapping[str, Mapping[str, Any]], folder: External | None) 
 def _no_task(name: str, index: Mapping[str, Any]) -> NotFound:
     close = difflib.get_close_matches(name, list(index), NEAREST, 0.6)
     hint = f"did you mean {' or '.join(close)}? " if close else ""
-    return NotFound(f"no task is called {name!r}", f"{hint}all of them: lm-eval ls tasks; --include-path DIR adds more")
+    return NotFound(
+        f"lm-evaluation-harness has no task called {name!r}",
+        f"{hint}to list all tasks: lm-eval ls tasks; --include-path DIR adds more",
+    )
 
 
 def _add(
@@ -158,7 +161,9 @@ def _add(
         return [child for task in sorted(entry.tags) for child in _add(task, settings, index, found)]
     if entry.kind.name == "GROUP":
         if f"{entry.yaml_path.parent}{os.sep}" in repr(config):  # how the index writes a function that it did not load
-            raise NotFound(f"the group {name} gives its tasks code of its own", "measure its tasks by their names")
+            raise NotFound(
+                f"the group {name} changes its tasks by code, which is not supported", "name its tasks one by one"
+            )
         return _group(name, config, settings, index, found)
     found["leaves"].setdefault(name, _leaf({**config, **settings}, settings, entry.kind.name == "PY_TASK"))
     return [name]
@@ -183,7 +188,7 @@ def _group(
             children += _group(f"{name}::{inside}", named, shared, index, found)
         else:
             raise NotFound(
-                f"the group {name} has a task that has no file of its own: {inside}", "measure its tasks by their names"
+                f"the group {name} has a task without a file of its own: {inside}", "name its tasks one by one"
             )
     found["groups"][name] = {"children": children, **{key: config[key] for key in AVERAGES if config.get(key)}}
     return [name]
@@ -260,7 +265,7 @@ def _local(name: str, leaf: Mapping[str, Any], cache: HashCache) -> tuple[Extern
     if lacking := [split for split, files in splits.items() if not files]:
         of = f" for the split {lacking[0]}" if lacking[0] else ""
         raise DataError(
-            f"the task {name} reads files that are not here{of}", "see data_files in the task's *.yaml file"
+            f"the task {name} needs files that are not on this machine{of}", "see data_files in the task's *.yaml file"
         )
     shas = {
         f"{split}/{n}": file_digest(Path(file), cache)

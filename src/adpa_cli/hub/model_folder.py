@@ -53,7 +53,7 @@ def told_by(file: str) -> Callable[[Callable[[ModelFolder], Fact]], cached_prope
                 return read(folder)
             except (TypeError, ValueError, KeyError, IndexError, AttributeError, ArithmeticError) as error:
                 what = read.__name__.replace("_", " ")
-                raise DataError(f"{folder.path / file} does not tell its {what}: {error}", FETCH) from error
+                raise DataError(f"{folder.path / file} does not state its {what}: {error}", FETCH) from error
 
         return cached_property(checked)
 
@@ -195,7 +195,7 @@ class ModelFolder:
             return None
         raw = self._json("tokenizer.json")
         if not isinstance(raw.get("model"), dict):
-            raise DataError(f"{self.path / 'tokenizer.json'} is no tokenizer: it has no model", FETCH)
+            raise DataError(f"{self.path / 'tokenizer.json'} is not a tokenizer: it has no model", FETCH)
         vocabulary = raw["model"].get("vocab") or {}
         words = vocabulary if isinstance(vocabulary, dict) else {entry[0]: n for n, entry in enumerate(vocabulary)}
         added = {entry["content"]: entry for entry in raw.get("added_tokens") or ()}
@@ -228,7 +228,7 @@ class ModelFolder:
         if token := self.token("eos_token"):
             return token
         raise DataError(
-            f"the tokenizer in {self.path} names no end token (eos_token)", "add eos_token to tokenizer_config.json"
+            f"the tokenizer in {self.path} has no end token (eos_token)", "add eos_token to tokenizer_config.json"
         )
 
     @property
@@ -246,7 +246,7 @@ class ModelFolder:
         if named and "default" not in named:
             raise DataError(
                 f"{self.path.name} has chat templates for some uses ({where}: {', '.join(named)}), and none by default",
-                "write the one that is wanted into a file and name it: --template FILE",
+                "save the template you want as a file and name it: --template FILE",
             )
         return where, named.get("default", "")
 
@@ -349,16 +349,16 @@ class ModelFolder:
         try:
             value = json.loads(content)
         except ValueError as error:
-            raise DataError(f"{path} is no JSON: {error}", FETCH) from error
+            raise DataError(f"{path} is not valid JSON: {error}", FETCH) from error
         if not isinstance(value, dict):
-            raise DataError(f"{path} holds no JSON object", FETCH)
+            raise DataError(f"{path} is not a JSON object", FETCH)
         return value
 
     def _first(self, *names: str) -> Any:
         for name in names:
             if self.config.get(name) is not None:
                 return self.config[name]
-        raise AdpaError(f"{self.path.name}/config.json does not tell {names[0]!r}")
+        raise AdpaError(f"{self.path.name}/config.json does not state {names[0]!r}")
 
 
 @functools.lru_cache(maxsize=32)
@@ -368,7 +368,9 @@ def _folder(path: Path, files: tuple[Any, ...]) -> ModelFolder:
 
 def not_fetched(path: Path) -> DataError:
     """The error of a file of which a cloned repository has the pointer and not the content."""
-    return DataError(f"{path} was not fetched: it is a pointer of Git LFS", "fetch it in that folder: git lfs pull")
+    return DataError(
+        f"{path} was not downloaded: it is only a pointer of Git LFS", "download it, in that folder: git lfs pull"
+    )
 
 
 def header(path: Path) -> Mapping[str, Any]:
@@ -385,9 +387,9 @@ def header(path: Path) -> Mapping[str, Any]:
             tensors = {name: entry for name, entry in header.items() if name != "__metadata__"}
             needed = 8 + length + max((entry["data_offsets"][1] for entry in tensors.values()), default=0)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise DataError(f"{path} is no safetensors file: its header cannot be read", FETCH) from error
+            raise DataError(f"{path} is not a safetensors file: its header cannot be read", FETCH) from error
     if size < needed:
-        raise DataError(f"{path} ends early: it has {size} of {needed} bytes", FETCH)
+        raise DataError(f"{path} is incomplete: it has {size} of {needed} bytes", FETCH)
     return tensors
 
 

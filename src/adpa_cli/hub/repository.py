@@ -80,9 +80,9 @@ def closed(error: Exception, name: str, revision: str | None, kind: str) -> Clos
     if isinstance(error, Closed):
         return error
     if is_disk_full(error):
-        hint = "free some space, or keep the cache on another disk: export HF_HOME=DIR; the same command goes on"
+        hint = "free some space, or keep the cache on another disk: export HF_HOME=DIR; then run the command again"
         return Closed(name, f"the disk of the Hugging Face cache is full ({constants.HF_HUB_CACHE})", hint)
-    hint = "keep the cache where you may write: export HF_HOME=DIR"
+    hint = "keep the cache in a folder that you can write to: export HF_HOME=DIR"
     if isinstance(error, OSError) and error.errno is not None and error.filename is not None:
         return Closed(name, f"the Hugging Face cache cannot be written ({error.filename})", hint)
     if isinstance(error, RuntimeError) and "home directory" in str(error):  # pathlib's words
@@ -107,7 +107,7 @@ def closed(error: Exception, name: str, revision: str | None, kind: str) -> Clos
     if status == 403:
         return Closed(name, "not open to the owner of this token", f"ask for access on {page}")
     if isinstance(error, errors.HfHubHTTPError) and status is not None and status < 500:
-        return Closed(name, f"the hub answers {status}", "repeat the command; it goes on")
+        return Closed(name, f"the hub answers {status}", "run the same command again; the download resumes")
     if constants.HF_HUB_OFFLINE or isinstance(error, errors.OfflineModeIsEnabled):
         return _not_here(name)
     cause = type(error.__cause__ or error).__name__ if status is None else str(status)

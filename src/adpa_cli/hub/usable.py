@@ -80,7 +80,7 @@ def check_adapter(folder: ModelFolder, adapter: AdapterFolder, name: str) -> Non
 
 def _other_base(name: str, adapter: AdapterFolder, why: str) -> DataError:
     return DataError(
-        f"{name} is no adapter of {adapter.base_name}: {why}",
+        f"{name} is not an adapter of {adapter.base_name}: {why}",
         f"write the model that it was trained on into {adapter.path / ADAPTER}, as base_model_name_or_path",
     )
 
@@ -146,15 +146,15 @@ def _check_code(folder: ModelFolder, name: str) -> None:
     config = folder.raw_config
     kind = str(config.get("model_type", ""))
     if not kind:
-        raise DataError(f"config.json of {name} names no model_type, so nothing knows how to load it", DECODERS_WANTED)
+        raise DataError(f"config.json of {name} has no model_type, so it is not known how to load it", DECODERS_WANTED)
     if not config.get("auto_map"):
         return
     from transformers import CONFIG_MAPPING
 
     if kind not in CONFIG_MAPPING:
         raise DataError(
-            f"{name} brings code of its own (model_type {kind}), and code of a model never runs here",
-            "use a model whose type transformers has itself",
+            f"{name} needs its own code (model_type {kind}), and code that comes with a model is never run",
+            "use a model whose type is part of transformers",
         )
 
 
@@ -173,8 +173,8 @@ def _check_ids(folder: ModelFolder, name: str) -> None:
     said = folder.config.get("vocab_size")
     if isinstance(said, int) and folder.rows != said and not folder.has_text_part:
         raise DataError(
-            f"config.json of {name} says vocab_size {said}, and its embedding has {folder.rows} rows",
-            "fetch the folder again: its weights or its config.json belong to another model",
+            f"config.json of {name} says vocab_size {said}, and the embedding has {folder.rows} rows",
+            "download the folder again: its weights or its config.json belong to another model",
         )
     tokens = folder.tokens
     if tokens is None or "vocab_size" not in folder.config or tokens.last < folder.rows:

@@ -77,7 +77,9 @@ def export(
     program = find_converter(form.converter) if form.to == "gguf" else []
     if form.to == "ollama" and (model.is_judge or not model.template.text):
         what = "is a reward model" if model.is_judge else "has no chat template"
-        raise UsageError(f"--to ollama is for models that answer, and {model.label} {what}", "leave out --to ollama")
+        raise UsageError(
+            f"--to ollama needs a model that writes answers, and {model.label} {what}", "leave out --to ollama"
+        )
     whole = ModelFolder.of(model.folder)
     asked = form.narrowing or (Narrowing("float32", rows=form.rows) if whole.quantise else None)
     with explained(target.absolute().parent, f"{target} is not written"), fresh_folder(target, force) as folder:
@@ -136,15 +138,15 @@ def check_target(target: Path, force: bool) -> None:
     if not target.exists() and not target.is_symlink():
         return
     if target.is_symlink() or not target.is_dir():
-        raise UsageError(f"{target} is no folder", "name a folder that does not exist yet")
+        raise UsageError(f"{target} is a file, and a folder is needed", "name a folder that does not exist yet")
     names = [path.name for path in target.iterdir()]
     if not names:
         return
     earlier = CARD in names and (any(name in names for name in EXPORTED) or any(n.endswith(".gguf") for n in names))
     if not earlier:
-        raise UsageError(f"{target} holds other things ({names[0]}, …)", "name a folder that does not exist yet")
+        raise UsageError(f"{target} is not empty (it holds {names[0]}, …)", "name a folder that does not exist yet")
     if not force:
-        raise UsageError(f"{target} holds a model already", "replace it with --force, or name another folder")
+        raise UsageError(f"{target} already holds a model", "replace it with --force, or name another folder")
 
 
 def modelfile(model: Trained) -> str:
@@ -156,7 +158,10 @@ def modelfile(model: Trained) -> str:
     bos = encoder.tokenizer.named.get("bos_token", "") if encoder.bos_id is not None else ""
     template, several = go_template(encoder.render, bos)
     if '"""' in template:
-        raise AdpaError("the chat template holds three quotes, which a Modelfile cannot", "export --to hf instead")
+        raise AdpaError(
+            "the chat template contains three double quotes in a row, which a Modelfile cannot hold",
+            "export --to hf instead",
+        )
     context = min(ModelFolder.of(model.folder).context or LONGEST, LONGEST)
     stops = (encoder.tokenizer.token_of(id_) for id_ in end_ids(encoder, model.folder))
     lines = [
@@ -192,8 +197,8 @@ def convert(program: list[str], model: Path, out: Path, outtype: str) -> None:
     done = subprocess.run(words, stdin=subprocess.DEVNULL, stdout=sys.stderr.fileno(), check=False)
     if done.returncode != 0 or not out.is_file():
         raise AdpaError(
-            f"{Path(program[-1]).name} failed (exit {done.returncode}) on {model.name}; its own words are above",
-            "llama.cpp may not know this architecture or tokenizer; --to hf always works",
+            f"{Path(program[-1]).name} failed on {model.name} (exit {done.returncode}); its own error is printed above",
+            "llama.cpp may not support this architecture or tokenizer; export with --to hf instead",
         )
 
 
@@ -377,7 +382,7 @@ def _around(text: str, *words: str) -> list[str]:
         before, _, text = text.partition(word)
         pieces.append(before)
     if not _ or any(word in part for part in (*pieces, text) for word in words):
-        raise ValueError(f"{words} do not stand there once each")
+        raise ValueError(f"{words} are not each there exactly once")
     return [*pieces, text]
 
 

@@ -130,7 +130,7 @@ def keyed(
             f"{hints[0] if hints else OF_OTHERS}, or leave them out: --skip-bad-rows",
         )  # fmt: skip
     if not seen:
-        raise DataError("there is nothing to import: no row", "name a file with rows")
+        raise DataError("there is nothing to import: the files have no rows", "name a file with rows")
 
 
 def rows_of(item: Keyed, k: int) -> SignalRows:
@@ -184,7 +184,8 @@ def vocabulary_of(items: Sequence[Keyed], least: int) -> tuple[int, int]:
         most = max(int(row.ids.max()), max(row.tokens))
         if most >= least:
             raise DataError(
-                f"{row.where}: the id {most}; the vocabulary has {least}", "give the tokenizer it was made with"
+                f"{row.where}: the token id {most} is outside the vocabulary of {least} tokens",
+                "name the model that was captured: --model MODEL",
             )
     return min(k, least), least
 
@@ -313,7 +314,7 @@ def _files(asked: Asked) -> list[Path]:
         path = expanded(word)
         inside = sorted(path.glob(f"*{ending}"), key=lambda p: (len(p.name), p.name)) if path.is_dir() else [path]
         if not inside or not inside[0].is_file():
-            raise NotFound(f"{word}: no {ending.removeprefix('.')} file is there", "name the files, or their folder")
+            raise NotFound(f"{word} holds no {ending.removeprefix('.')} file", "name the files, or their folder")
         files += inside
     return files
 
@@ -322,7 +323,7 @@ def _settings(asked: Asked, first: Path) -> Settings:
     """The settings of DistillKit's compressor: the file that is named, else the one beside the capture."""
     path = expanded(asked.settings) if asked.settings else first.parent / SETTINGS
     if not path.is_file():
-        raise NotFound(f"{path} is not there: what the capture was compressed with", "name it: --settings FILE")
+        raise NotFound(f"{path} is missing; it says how the capture was compressed", "name it: --settings FILE")
     try:
         settings = yaml.safe_load(path.read_text(encoding="utf-8"))
         if not isinstance(settings, dict):
@@ -337,11 +338,13 @@ def _model(names: Names, asked: Asked, monitor: Monitor) -> Artifact | External 
     """The model whose tokenizer the tokens are of."""
     if asked.model is None:
         if asked.data or asked.format == "top-logprobs":
-            raise UsageError("--model is missing: whose tokenizer and template", "give it: --model MODEL")
+            raise UsageError("--model is missing; it says whose tokenizer and chat template were used", "--model MODEL")
         return None
     model = names.model(asked.model, "--model")
     if isinstance(model, Alias | ReadyPair):
-        raise UsageError(f"--model {asked.model} stands for several models", "name an artifact, a folder or org/name")
+        raise UsageError(
+            f"--model {asked.model} is an alias of several models", "name an artifact, a folder or org/name"
+        )
     if isinstance(model, External):
         hub.fetch(model.files, names.store.hash_cache, monitor.note)
     if asked.data and lineage.template_of(model) is None:

@@ -51,7 +51,9 @@ def import_judgements(
     `data` are the questions whose categories judgments do not tell. Raises NotFound and DataError as their readers do.
     """
     if len(words) != 1:
-        raise UsageError(f"{len(words)} files, and one is imported at a time", f"adpa import FILE --format {form}")
+        raise UsageError(
+            f"{len(words)} files are named, but one is imported at a time", f"adpa import FILE --format {form}"
+        )
     path = expanded(words[0])
     inputs, sources = {}, {}
     if form == "mt-bench":
@@ -97,7 +99,10 @@ def export_judged(names: Names, manifest: Manifest, target: Path, form: Format, 
         fitting = (
             "answers, or a judge's comparisons of them" if form == "alpaca-eval" else "answers of two turns, or grades"
         )
-        raise UsageError(f"--to {form} is for {fitting}, and {manifest.ref} is none", "see what there is: adpa show")
+        raise UsageError(
+            f"--to {form} needs {fitting}, and {manifest.ref} is a {manifest.stage} artifact",
+            "see what there is: adpa show",
+        )
     with explained(target.absolute().parent, f"{target} is not written"), fresh_folder(target, force) as private:
         for name, value in files.items():
             path = private / name

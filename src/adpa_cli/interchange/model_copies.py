@@ -49,7 +49,9 @@ def copy_adapter(model: Trained, folder: Path) -> None:
     """
     adapter = AdapterFolder.of(model.folder)
     if adapter is None:
-        raise UsageError(f"--adapter: {model.label} has whole weights", "leave out --adapter: they are copied")
+        raise UsageError(
+            f"--adapter works for adapters only, and {model.label} has whole weights", "leave out --adapter"
+        )
     _copy_files(model, folder)
     (folder / ADAPTER_BASE).unlink(missing_ok=True)
     if adapter.quantise:

@@ -118,7 +118,7 @@ def narrowed(
     seen = update.get("seen", {})
     rounding = asked.rounding or ("stochastic" if seen.get("nearest", 1.0) < ENOUGH else "nearest")
     if not cast_weights(folder, asked.dtype, rounding):
-        return Effect(asked.dtype, rounding, (f"every weight is a number of {asked.dtype} already: none is rounded",))
+        return Effect(asked.dtype, rounding, (f"all weights fit {asked.dtype} exactly, so none is rounded",))
     said = _kept_words(asked, rounding, start.label, seen) if start and seen else _unknown_words(asked, rounding, why)
     words = (*((_merge_words(quantise),) if quantise else ()), said)
     effect = Effect(asked.dtype, rounding, words, _loss_words(rounding, seen), start.label if start else "", update)
@@ -192,12 +192,12 @@ def _measured(
     try:
         data, spec, examples = _held_out(names, model, rows)
         parts: Any = tuple(examples[0].parts)
-        note(f"measuring on {len(examples)} held-out rows of {data} in float32 (--rows 0 leaves it out)")
+        note(f"measuring on {len(examples)} held-out rows of {data} in float32 (--rows 0 skips this)")
         _check_memory(model.folder)
         before, after = (answer_logps(place, spec, examples, parts) for place in (model.folder, folder))
         base = answer_logps(start.path, spec, examples, parts) if start else None
     except AdpaError as error:
-        return replace(effect, said=(*effect.said, f"nothing was measured on held-out rows: {error.message}"))
+        return replace(effect, said=(*effect.said, f"held-out rows were not measured: {error.message}"))
     what = "merging" if ModelFolder.of(model.folder).quantise else "rounding"
     moved = [f"{what} changes the log-prob of a token by {_rms(after, before):.3g} nat (rms)"]
     if base is not None:

@@ -17,7 +17,7 @@ from adpa_cli.errors import DataError
 Rows = Iterable[tuple[int, Mapping[str, Any]]]
 """(row number, row) of a file."""
 GENERATORS = ("generator_1", "generator_2")
-MEND = "mend or remove the row"
+MEND = "fix or remove the row"
 
 
 def alpaca_eval_rows(name: str, rows: Rows) -> tuple[list[dict[str, Any]], dict[str, str]]:
@@ -32,18 +32,18 @@ def alpaca_eval_rows(name: str, rows: Rows) -> tuple[list[dict[str, Any]], dict[
         where = f"{name} row {number}"
         texts = [row.get(key) for key in ("instruction", "output_1", "output_2")]
         if not all(isinstance(text, str) for text in texts):
-            raise DataError(f"{where}: an annotation has instruction, output_1 and output_2", MEND)
+            raise DataError(f"{where}: an annotation needs instruction, output_1 and output_2", MEND)
         who = {key: str(row.get(key) or "") for key in (*GENERATORS, "annotator")}
         if (about := about or who) != who:
             other = next(key for key in who if who[key] != about[key])
             raise DataError(
-                f"{where}: {other} is {who[other]!r}, and {about[other]!r} in the first row",
+                f"{where}: {other} is {who[other]!r}, and it is {about[other]!r} in the first row",
                 "import the annotations of one model by one judge at a time",
             )
         instruction, theirs, ours = (str(text) for text in texts)
         key = prompt_key(make_prompt([Message("user", instruction)]))[:16]
         if key in found:
-            raise DataError(f"{where}: the instruction was met before", "keep one annotation of each")
+            raise DataError(f"{where}: the instruction occurs a second time", "keep one annotation per instruction")
         kept = {k: v for k, v in row.items() if k not in ("raw_completion", "preference")}
         found[key] = {
             "id": key, "order": 2, "verdict": 2 - _preference(row.get("preference"), where), "logps": None,
@@ -54,7 +54,7 @@ def alpaca_eval_rows(name: str, rows: Rows) -> tuple[list[dict[str, Any]], dict[
 
 def _preference(value: Any, where: str) -> float:
     if not isinstance(value, int | float) or not (value == 0 or 1 <= value <= 2):
-        raise DataError(f"{where}: preference is {value!r}, which is no number from 1 to 2", MEND)
+        raise DataError(f"{where}: preference must be a number from 1 to 2; it is {value!r}", MEND)
     return float(value) or 1.5
 
 
@@ -83,15 +83,15 @@ def mt_bench_rows(name: str, rows: Rows, categories: Mapping[str, str]) -> tuple
             judge = row["judge"]
             who = {"model": str(row["model"]), "judge": str(judge[0] if isinstance(judge, list) else judge)}
         except (KeyError, TypeError, ValueError, IndexError):
-            raise DataError(f"{where}: no judgment with question_id, model, judge, score and turn", MEND) from None
+            raise DataError(f"{where}: a judgment needs question_id, model, judge, score and turn", MEND) from None
         if (about := about or who) != who:
             other = next(k for k in who if who[k] != about[k])
             raise DataError(
-                f"{where}: {other} is {who[other]!r}, and {about[other]!r} in the first row",
+                f"{where}: {other} is {who[other]!r}, and it is {about[other]!r} in the first row",
                 "import the judgments of one model by one judge at a time",
             )
         if (key, turn) in found:
-            raise DataError(f"{where}: turn {turn} of the question {row['question_id']} was met before", MEND)
+            raise DataError(f"{where}: turn {turn} of the question {row['question_id']} occurs a second time", MEND)
         is_read = 1 <= score <= 10
         found[key, turn] = {
             "id": key, "turn": turn, "verdict": score if is_read else None, "logps": None,

@@ -65,7 +65,7 @@ class Endpoint:
             is_url = False
         if not is_url or shown_url(self.url) == HIDDEN:
             raise UsageError(
-                "--judge-url is no URL of a server",
+                "--judge-url is not a valid URL of a server",
                 "give one such as --judge-url http://localhost:8000/v1; in a user or password, / ? # @ are "
                 "%2F %3F %23 %40",
             )
@@ -221,7 +221,7 @@ class Client:
         if name is not None:
             raise AdpaError(
                 f"the judge at {self.endpoint.place} refuses the parameter {name} (400): {words}",
-                f"the same command with --set {SETTINGS[name]}",
+                f"run the same command with --set {SETTINGS[name]}",
             )
         return f"the server refuses it (400): {words}"
 
@@ -229,35 +229,35 @@ class Client:
         place, words = self.endpoint.place, self._words(error)
         if error.status_code == 404:
             return AdpaError(
-                f"the judge at {place} knows no such path or model (404): {words}",
-                "check --judge NAME, and that --judge-url ends where /chat/completions follows, as a rule with /v1",
+                f"the judge at {place} does not know this path or model (404): {words}",
+                "check --judge NAME, and that --judge-url is the part before /chat/completions, usually ending in /v1",
             )
         kept = "is set" if os.environ.get(KEY) else "is not set"
         return AdpaError(
             f"the judge at {place} refuses the key ({error.status_code}); ${KEY} {kept}",
-            f"export {KEY}=KEY, then again",
+            f"export {KEY}=KEY, then run the same command again",
         )
 
     def _failing(self, error: Any) -> AdpaError:
         return AdpaError(
-            f"the judge at {self.endpoint.place} fails each time ({error.status_code}): {self._words(error)}",
-            "what the judge said is kept: when it works again, the same command asks for the rest",
+            f"the judge at {self.endpoint.place} keeps failing ({error.status_code}): {self._words(error)}",
+            "replies so far are saved; when the judge works again, run the same command to ask for the rest",
         )
 
     def _unreached(self, is_slow: bool) -> AdpaError:
         if is_slow:
             return AdpaError(
                 f"the judge at {self.endpoint.place} did not answer within {self.endpoint.timeout:g} s",
-                "wait until it is ready, or allow more: --runtime judge_timeout=SECONDS",
+                "wait until it is ready, or allow more time: --runtime judge_timeout=SECONDS",
             )
         if self.is_reached:
             return AdpaError(
-                f"nobody listens at {self.endpoint.place} any more",
-                "what the judge said is kept: when it is back, the same command asks for the rest",
+                f"the judge at {self.endpoint.place} cannot be reached any more",
+                "replies so far are saved; when the judge is back, run the same command to ask for the rest",
             )
         return AdpaError(
-            f"nobody listens at {self.endpoint.place}",
-            "start the judge there, e.g. vllm serve NAME, or name where it listens: --judge-url URL",
+            f"there is no judge at {self.endpoint.place}: the connection failed",
+            "start it there, for example with vllm serve NAME, or give its address: --judge-url URL",
         )
 
 
@@ -307,5 +307,5 @@ def openai_module() -> Any:
         return importlib.import_module("openai")
     except ImportError:
         raise AdpaError(
-            "a judge is asked through openai, which is not installed", "pip install openai, which the extra eval brings"
+            "judges need the package openai, which is not installed", "pip install 'adpa-cli[eval]'"
         ) from None

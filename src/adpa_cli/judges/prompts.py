@@ -73,7 +73,7 @@ def templates_of(path: Path | None) -> tuple[Template, ...]:
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise NotFound(f"--judge-prompts {path}: there is no such file", HINT) from None
+        raise NotFound(f"--judge-prompts {path}: no such file", HINT) from None
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"--judge-prompts {path}: the file cannot be read ({error})", HINT) from None
     if TURN.search(text):
@@ -103,9 +103,9 @@ def _of_fastchat(line: str, where: str) -> Template:
         kind, name = row["type"], str(row["name"])
         turns = tuple(turn for turn in (("system", row["system_prompt"]), ("user", row["prompt_template"])) if turn[1])
     except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{where} is no judge prompt: {error!r}", HINT) from None
+        raise DataError(f"{where} is not a judge prompt: {error!r}", HINT) from None
     if kind not in ("pairwise", "single"):
-        raise DataError(f"{where} is of type {kind!r}; known are pairwise and single", HINT)
+        raise DataError(f"{where} has the type {kind!r}, and must be pairwise or single", HINT)
     return Template(name, turns, _marks(turns, name) if kind == "pairwise" else ())
 
 
@@ -121,8 +121,8 @@ def _marks(turns: Sequence[tuple[str, str]], name: str) -> tuple[str, ...]:
         if words.issuperset(pair):
             return pair
     raise DataError(
-        f"{name}: the template does not say how the judge is to name the better answer",
-        "known are [[A]] and [[B]], Output (a) and Output (b), m and M, A and B",
+        f"{name}: the template does not tell the judge how to name the better answer",
+        "use [[A]] and [[B]], Output (a) and Output (b), m and M, or A and B",
     )
 
 

@@ -263,13 +263,13 @@ Unit = Literal["nat", "rms"]
 
 def unit_param() -> Any:
     """The unit of the advantage that a teacher's β scales. Where it is its RMS, β has no teacher's value."""
-    words = "unit of the advantage: nats, or its RMS over the signal (β is then not that of the teacher)"
+    words = "unit of the advantage: nats, or its RMS over the signal (then β differs from the teacher's)"
     return param("nat", words, choices=get_args(Unit), later=True)
 
 
 def averaging(of: str = "") -> Any:
     """The parameter `reduction` that most methods have; `of` names the terms where it is not about all."""
-    words = f"{of}mean per answer, mean over all tokens of the batch, or sum per answer"
+    words = f"{of}how token losses are combined: mean per answer, mean over all tokens of the batch, or sum per answer"
     return param("seqmean", words, choices=get_args(Reduction))
 
 
@@ -277,10 +277,12 @@ def averaging(of: str = "") -> Any:
 class Sources:
     """Where the inputs of a method come from: settings of the plan, which enter an id through those inputs."""
 
-    states: str = param("student", "whose answers it is trained on (appendix E)", choices=get_args(States))
+    states: str = param(
+        "student", "whose answers to train on instead of the student's own (appendix E)", choices=get_args(States)
+    )
     kd_teacher: str = param(
         "aligned",
-        "which teacher: the aligned one, its reference, or the reference fine-tuned on the chosen answers",
+        "which teacher to use: the aligned one, its reference, or the reference fine-tuned on the chosen answers",
         choices=KD_TEACHERS,
     )
 
@@ -325,10 +327,10 @@ def unknown(name: str, known: Sequence[str]) -> UsageError:
     """The error for a word that is no method, with a suggestion from the words that are known."""
     import difflib
 
-    close = difflib.get_close_matches(name.replace("plus", "+"), known, n=1)
-    return UsageError(
-        f"no method is called {name!r}", f"{f'did you mean {close[0]}? ' if close else ''}methods: {', '.join(known)}"
-    )
+    plain = name.lower().replace("_", "-").replace("-plus", "+").replace("plus", "+")
+    close = difflib.get_close_matches(plain, known, n=1, cutoff=0.7)
+    guess = f"did you mean {close[0]}? " if close else ""
+    return UsageError(f"there is no method {name!r}", f"{guess}All methods: {', '.join(known)}")
 
 
 def passes_of(name: str, params: Mapping[str, Any]) -> int:

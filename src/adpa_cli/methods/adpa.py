@@ -110,7 +110,7 @@ def bounds(clamp: str) -> tuple[float, float] | None:
         low, high = 1.0, 0.0
     if not low <= high:
         raise UsageError(
-            f"clamp={clamp} is no value of clamp", "clamp is none, release, or two numbers such as clamp=-2,2"
+            f"clamp must be none, release or two numbers; got clamp={clamp}", "for example: --set clamp=-2,2"
         )
     return low, high
 

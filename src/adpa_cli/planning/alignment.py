@@ -100,12 +100,13 @@ def teachers_beta(method: Method, params: Any, teacher: Aligned, store: Store) -
     key, rms = method.teachers_beta, rms_advantage(teacher, store)
     size = "" if rms is None else f"; the RMS of the advantage is {rms:.3g} nat"
     usual = getattr(params, key)
-    hint = f"say it: --set {key}=X (the teachers of the paper have {usual:g})"
+    hint = f"give the value: --set {key}=X (the teachers of the paper have {usual:g})"
     if "unit" in vars(params):
-        hint += f"\n or: --set unit=rms, which counts the advantage in its RMS; {key} is {usual:g} then, unless you say"
+        hint += (
+            f"\n or: --set unit=rms, which divides the advantage by its RMS; {key} is then {usual:g} unless you set it"
+        )
     raise UsageError(
-        f"{method.name} multiplies the log-ratio of the teachers by the β that aligned them; {teacher.label} "
-        f"{teacher.why}{size}",
+        f"{method.name} needs the β that the teacher was aligned with, but {teacher.label} {teacher.why}{size}",
         hint,
     )
 
@@ -119,6 +120,6 @@ def carried_over(method: Method, family: Family, teacher: Aligned, store: Store)
         sizes.append(f"{family.gamma_rms / value:.3g} nat under the family's own")
     known = f" (RMS of the advantage: {', '.join(sizes)})" if sizes else ""
     return (
-        f"{key}={value:g} of {method.name} was not found under {teacher.label}, and what is best under one teacher "
-        f"does not carry over to another{known}: try several, --set {key}=X"
+        f"the default {key}={value:g} of {method.name} was not tuned with {teacher.label}, and the best value differs "
+        f"between teachers{known}; try several: --set {key}=X"
     )

@@ -93,7 +93,11 @@ class Measuring:
 
     def _watch(self) -> list[str]:
         names = ", ".join(self.data.unknown)
-        return [f"the data of {names} are fetched by code of the tasks: the id does not tell them"] if names else []
+        return (
+            [f"{names}: code of the task fetches its data, so a change of these data does not change the id"]
+            if names
+            else []
+        )
 
 
 def plan_benchmark(names: Names, user: UserSettings, request: Benchmark, suite: Suite) -> Plan:
@@ -116,13 +120,14 @@ def _asked(request: Benchmark, suite: Suite) -> dict[str, int | None]:
     if suite.tasks:
         if request.tasks is not None:
             raise UsageError(
-                f"{TASKS} {request.tasks} would not be used: the suite {suite.name} has tasks of its own",
-                f"leave it out, or leave out --suite: {TASKS} {request.tasks}",
+                f"{TASKS} cannot be combined with --suite {suite.name}, which has tasks of its own",
+                f"leave out one of the two, for example: {TASKS} {request.tasks}",
             )
         return dict(suite.tasks)
     if not listed:
         raise UsageError(
-            f"the suite {suite.name} needs tasks", f"name them: {TASKS} hellaswag,gsm8k; all: lm-eval ls tasks"
+            f"--suite {suite.name} needs the names of tasks",
+            f"name them: {TASKS} hellaswag,gsm8k (list all: lm-eval ls tasks)",
         )
     return dict.fromkeys(listed)
 
@@ -130,7 +135,7 @@ def _asked(request: Benchmark, suite: Suite) -> dict[str, int | None]:
 def _model(planner: Planner, text: str) -> Model:
     """The model that REF names. One without a chat template is measured too: prompts are no dialogues here."""
     if text.lower().endswith(EXTENSIONS):
-        raise UsageError(f"REF {text} holds answers, and tasks are put to models", "name a model")
+        raise UsageError(f"{text} holds answers; benchmark tasks need a model", "name a model: adpa models, adpa show")
     meaning = planner.names.model(text, "REF")
     if isinstance(meaning, Alias | ReadyPair) or lineage.template_of(meaning, planner.user.templates) is not None:
         return model_of(planner, text, "REF")

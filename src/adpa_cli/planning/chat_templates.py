@@ -27,7 +27,7 @@ class TemplateChoice:
         """From the words of the three options. Raises UsageError and NotFound."""
         rule = next((rule for rule in RULES if rule == thinking), None)
         if thinking is not None and rule is None:
-            raise UsageError(f"--thinking {thinking} is no rule of thinking", f"it is {' or '.join(RULES)}")
+            raise UsageError(f"--thinking must be {' or '.join(RULES)}; got {thinking!r}", "--thinking off")
         if end == "":
             raise UsageError("--end is empty", "name a token: --end TOKEN")
         named = read_template(template) if template is not None else None
@@ -59,13 +59,17 @@ def read_template(word: str) -> Template:
         return Template(word)
     path = expanded(word)
     if not path.is_file():
-        raise NotFound(f"--template {word}: no such file or name", f"names: {', '.join(sorted(TEMPLATES))}")
+        raise NotFound(
+            f"--template {word} is neither a file nor the name of a template", f"names: {', '.join(sorted(TEMPLATES))}"
+        )
     try:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
-        raise UsageError(f"--template {word}: not UTF-8: {error.reason}", "name a file with a chat template") from None
+        raise UsageError(
+            f"--template {word} is not a text file in UTF-8 ({error.reason})", "name a file with a Jinja chat template"
+        ) from None
     if not text.strip():
-        raise UsageError(f"--template {word} is empty", "name a file with a chat template (Jinja)")
+        raise UsageError(f"--template {word} is an empty file", "name a file with a Jinja chat template")
     return Template(text)
 
 
@@ -91,18 +95,18 @@ def template_in(folder: Path, choice: TemplateChoice) -> Template | None:
         ) from error
     if lost:
         raise UsageError(
-            f"the chat template of {folder.name} leaves out what is said: the {lost} is not in what it writes",
+            f"the chat template of {folder.name} is broken: it does not write the text of the {lost}",
             "give another: --template FILE|NAME",
         )
     if choice.end and end not in ("", choice.end):
         raise UsageError(
-            f"--end {choice.end}: the chat template of {folder.name} ends an answer with {end}",
+            f"--end {choice.end} contradicts the chat template of {folder.name}, which ends an answer with {end}",
             f"leave out --end, or give a template that ends answers with {choice.end}: --template FILE|NAME",
         )
     if not (end or choice.end):
         raise UsageError(
-            f"the chat template of {folder.name} ends an answer with no token of its tokenizer: behind the answer "
-            f"stands {behind_answer(given.text, names)!r}",
+            f"the chat template of {folder.name} does not end an answer with a token of the tokenizer; it writes "
+            f"{behind_answer(given.text, names)!r} after the answer",
             "name the token that ends answers: --end TOKEN, or give another template: --template FILE|NAME",
         )
     return choice.applied(Template(given.text, end), names)

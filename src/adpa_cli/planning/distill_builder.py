@@ -77,13 +77,15 @@ def needed_methods(method: str) -> tuple[str, ...]:
 def plan_distill(names: Names, user: UserSettings, request: Distill) -> Plan:
     """`adpa distill --method NAME --student S …`: whatever is missing, then the student."""
     chain = needed_methods(request.method)
-    planner = planner_of(DISTILL, names, user, request.data, request.sft_data, chain)
+    planner = planner_of(DISTILL, names, user, request.data, request.sft_data, chain, about=request.student)
     planner = replace(planner, preset=_preset_of_inputs(planner, chain))
     caches = [names.made(text, (CACHE_TEACHER.name,), "--cache") for text in request.cache]
     rollouts = [names.made(text, (ROLLOUT.name,), "--rollouts") for text in request.rollouts]
     model = names.model(request.student, "--student")
     if isinstance(model, ReadyPair):
-        raise UsageError(f"--student {request.student} is a pair of teachers", f"use it as --teacher {request.student}")
+        raise UsageError(
+            f"--student {request.student} is a pair of teachers, not a student", f"--teacher {request.student}"
+        )
     family = model.family if isinstance(model, Alias) else lineage.family_of(model, names.store)
     teachers = _teachers(planner, request, chain, caches, family)
     artifacts = (*caches, *rollouts)
@@ -186,8 +188,8 @@ class Builder:
         selects = "select" in preset_of(DISTILL.name, spec.method, user) and "select" not in user
         if selects and self.reward_model is None:
             raise UsageError(
-                f"preset={user['preset']} takes the weights whose answers a reward model prefers, and none is named",
-                "name it: --reward-model MODEL\n or: --select last, which takes the weights at the end",
+                f"preset={user['preset']} selects the checkpoint by a reward model, and no reward model is named",
+                "name one: --reward-model MODEL\n or: --select last, which keeps the final weights",
             )
 
     # What is taken over from the teachers.
@@ -252,14 +254,15 @@ class Builder:
 
     def _foreign_rollouts(self, rollouts: Artifact, author: Input, by_teacher: bool) -> UsageError:
         model = lineage.single(rollouts, "model", self.planner.names.store)
-        purpose = f"--states teacher reads those of {author.label}"
+        purpose = f"--states teacher trains on answers of {author.label}"
         hint = f"adpa rollout --student {lineage.command_word(author)}, or --allow-foreign-rollouts"
         if not by_teacher:
-            purpose = f"{self.request.method} trains {author.label} on its own"
+            purpose = f"{self.request.method} trains {author.label} on its own answers"
             if self.teachers is not None and rollouts.manifest.inputs["model"] == self.teachers.aligned.content:
-                hint += "\n or: --states teacher, which reads the teacher's"
+                hint += "\n or: --states teacher, which trains on the teacher's answers"
         return UsageError(
-            f"the rollouts {rollouts.label} are answers of {model.label if model else 'another model'}; {purpose}", hint
+            f"the rollouts {rollouts.label} are answers of {model.label if model else 'another model'}, but {purpose}",
+            hint,
         )
 
     def _beneath_caches(self) -> Artifact | None:
@@ -285,7 +288,7 @@ class Builder:
         teachers, on_data = self._fitting_teachers(), "data" in answers
         if teachers is None:
             raise UsageError(
-                f"none of the caches given covers the {' and '.join(roles)} teacher on {'+'.join(parts)}",
+                f"no --cache artifact holds the {' and '.join(roles)} teacher on the {' and '.join(parts)} answers",
                 f"make it: adpa cache-teacher --teacher T {'--data SRC' if on_data else '--rollouts R'}",
             )
         support = needs[0].support
@@ -313,7 +316,9 @@ class Builder:
         if name == "aligned":
             return teachers.aligned
         if teachers.reference is None:
-            raise UsageError(f"kd_teacher={name} needs the reference teacher", "name it: --reference MODEL")
+            raise UsageError(
+                f"kd_teacher={name} needs the model that the teacher was aligned from", "name it: --reference MODEL"
+            )
         if name == "reference":
             return teachers.reference
         reference = Model(teachers.reference, teachers.family, self.start.template)
@@ -323,7 +328,8 @@ class Builder:
         """Both teachers, for a method that asks them while it trains."""
         if self.teachers is None or self.teachers.reference is None:
             raise UsageError(
-                f"{self.request.method} needs both teachers at hand", "name them: --teacher MODEL --reference MODEL"
+                f"{self.request.method} runs both teachers during training, so both must be named",
+                "--teacher MODEL --reference MODEL",
             )
         return {"aligned": self.teachers.aligned, "reference": self.teachers.reference}
 
@@ -344,7 +350,7 @@ class Builder:
         if teachers is None or teachers.reference is None:
             raise UsageError(
                 f"{self.request.method} needs a reward model",
-                "name one: --reward-model MODEL, or a teacher of its own",
+                "name one: --reward-model MODEL\n or: a teacher to train one from: --teacher MODEL --reference MODEL",
             )
         reference = Model(teachers.reference, teachers.family, teachers.template)
         return replace(self.start, input=self.planner.reward_model(reference, self.data))
@@ -357,9 +363,9 @@ def _readable(signal: Made, method: Method, needs: Sequence[Need]) -> Made:
     if any(need.exact for need in needs) and any(steps):
         coarse = "precision and pair_precision" if isinstance(signal, Node) else f"--cache {signal.label}"
         raise UsageError(
-            f"{method.name} learns what is first in the signal, which rounding changes; {signal.label} is stored in "
-            f"steps of {' and '.join(_step(step) for step in steps if step)} nat",
-            f"leave out {coarse}: {method.name} has a signal of exact numbers made",
+            f"{method.name} learns the token with the largest advantage, which rounding can change; {signal.label} is "
+            f"rounded to steps of {' and '.join(_step(step) for step in steps if step)} nat",
+            f"leave out {coarse}; {method.name} then stores an exact signal",
         )
     support, other = needs[0].support, str(signal.values.get("support", "topk"))
     if other == support:
@@ -368,12 +374,12 @@ def _readable(signal: Made, method: Method, needs: Sequence[Need]) -> Made:
     if support == "sampled":
         defaults = {f.name: f.default for f in dataclasses.fields(method.params)}
         listed = " ".join(f"--set {key}={defaults[key]}" for key in method.sampled)
-        hint = f"{listed}, or a signal of --support sampled"
+        hint = f"{listed}\n or: use a signal made with adpa cache-teacher --set support=sampled"
     elif sampled:
         hint = f"{sampled}, which reads such ids"
     else:
         readers = " and ".join(name for name in methods.names() if methods.load(name).sampled)
-        hint = f"leave away {CACHE_TEACHER.name}.support=sampled: only {readers} read such ids"
+        hint = f"leave out --set {CACHE_TEACHER.name}.support=sampled, which only {readers} can read"
     words = {"topk": "a top k", "sampled": "ids drawn from the teacher"}
     raise UsageError(f"{method.name} reads {words[support]}; the signal {signal.label} has {words[other]}", hint)
 
@@ -401,7 +407,7 @@ def _start(
     if not request.sft_data:
         alias = lineage.alias_of(model)
         raise UsageError(
-            f"--student {model.label} is a base model without chat template",
+            f"--student {model.label} is a base model: it has no chat template and must be fine-tuned first",
             (f"--student {alias}, which is fine-tuned first\n or: " if alias else "")
             + f"--student {request.student} --sft-data DIALOGUES, which fine-tunes it first"
             "\n or: --template FILE|NAME, where it was trained with one that its folder lacks",
@@ -417,8 +423,8 @@ def _check_use(artifacts: Sequence[Artifact], nodes: Sequence[Node], method: str
         if artifact.content not in used:
             parts = f" ({'+'.join(artifact.values['parts'])})" if product_of(artifact.stage) == "signal" else ""
             raise UsageError(
-                f"{method} has no use for {artifact.label}{parts}",
-                "leave it out; adpa methods NAME says what one reads",
+                f"the method {method} does not read {artifact.label}{parts}",
+                f"leave it out, or see what {method} reads: adpa methods {method}",
             )
 
 
@@ -430,11 +436,14 @@ def _teachers(
     online = any(need.online for method in chain for need in methods.load(method).needs)  # no signal stands in
     if request.teacher is None and (not roles or (caches and not online) or not family.alias):
         if request.reference is not None:
-            raise UsageError("--reference is given without --teacher", "name both teachers, or neither")
+            raise UsageError(
+                "--reference is given without --teacher", "name both: --teacher MODEL --reference MODEL, or neither"
+            )
         if online or (roles and not caches):
             raise UsageError(
-                f"{request.method} needs a teacher, and the student belongs to no family",
-                "name one: --teacher MODEL" + ("" if online else f"\n or: give what it makes: {_makes(chain[-1])}"),
+                f"{request.method} needs a teacher, and none can be guessed for this student",
+                "name one: --teacher MODEL"
+                + ("" if online else f"\n or: give what a teacher made: {_makes(chain[-1])}"),
             )
         return None
     teachers = teachers_of(planner, family, request.teacher, request.reference)
@@ -494,5 +503,6 @@ def _no_reference(planner: Planner, request: Distill, aligned: Input) -> UsageEr
     what = "a hub model" if commit else "a folder" if isinstance(aligned, External) else aligned.label
     hint = lineage.reference_hint(aligned, planner.names.store)
     if other := methods.load(needed_methods(request.method)[-1]).without_reference:
-        hint += f"\n or: --method {other}, which does without"
-    return UsageError(f"{request.method} needs the model that the teacher was aligned from; {what} does not say", hint)
+        hint += f"\n or: --method {other}, which does not need it"
+    said = f"{request.method} needs the model that the teacher was aligned from, and {what} does not name it"
+    return UsageError(said, hint)

@@ -130,7 +130,7 @@ class Evaluation:
             return measured.input
         if data is None:
             raise UsageError(
-                f"nothing tells which prompts {measured.input.label} is to answer", "name them: --data SRC"
+                f"nothing says which prompts {measured.input.label} should answer", "name them: --data SRC"
             )
         return self.planner.eval_rollout(measured.model, data, self.suite.decoding)
 
@@ -252,9 +252,9 @@ def fitting_judge(planner: Planner, start: Model) -> tuple[Input | None, tuple[s
         except AdpaError as error:
             why = error.message
             continue
-        said = f"answers are judged by {alias}, the largest reward model with an alias that fits this machine"
-        return judge, (f"{said}; {REWARD_MODEL_OPTION} MODEL names another",)
-    return None, (f"no reward model judges the answers: {why}; name one: {REWARD_MODEL_OPTION} MODEL",)
+        said = f"{alias} judges the answers; it is the largest built-in reward model that fits this machine"
+        return judge, (f"{said} (to choose another: {REWARD_MODEL_OPTION} MODEL)",)
+    return None, (f"no reward model judges the answers, since {why}; name one: {REWARD_MODEL_OPTION} MODEL",)
 
 
 # What the words of the command mean.
@@ -328,29 +328,29 @@ def _check_measured(each: Measured, suite: Suite) -> None:
     """Raise UsageError for answers that a suite does not read, and for a reward model that it does not measure."""
     if each.kind == "answers" and ROLLOUTS not in suite.reads:
         raise UsageError(
-            f"{each.input.label} holds answers, and the suite {suite.name} judges no answers",
-            f"name who judges: {REWARD_MODEL_OPTION} MODEL, or choose another suite: --suite NAME",
+            f"{each.input.label} holds answers, and the suite {suite.name} measures models only",
+            f"choose a suite that judges answers, or name a judge: {REWARD_MODEL_OPTION} MODEL",
         )
     if each.kind == "reward model" and not _ranks_pairs(suite.name):
         measuring = " or ".join(filter(_ranks_pairs, suites.every()))
         raise UsageError(
-            f"{each.input.label} is a reward model, which writes no answers",
+            f"{each.input.label} is a reward model, which cannot write answers",
             f"measure it on pairs: --suite {measuring}",
         )
 
 
 def _check_read(request: Evaluate, suite: Suite) -> None:
     """Raise UsageError for a model that was named and that the suite does not ask."""
-    what = "judges no answers" if ROLLOUTS not in suite.reads else "judges by other means"
+    what = "does not judge answers" if ROLLOUTS not in suite.reads else "judges in another way"
     if request.against is not None and ROLLOUTS not in suite.reads:
         raise UsageError(
-            f"--against {request.against} would not be used: the suite {suite.name} {what}",
-            "name who judges: --reward-model MODEL, or --teacher T --reference R for its implicit reward",
+            f"--against has no effect with --suite {suite.name}, which {what}",
+            "name a judge: --reward-model MODEL\n or: --teacher T --reference R, whose implicit reward then judges",
         )
     if request.split is not None and suite.margins is None:
         raise UsageError(
-            f"--split {request.split} would not be used: the suite {suite.name} measures no pairs",
-            "leave it out: answers are to held-out prompts",
+            f"--split has no effect with --suite {suite.name}, which does not measure pairs",
+            "leave it out: held-out prompts are always answered",
         )
     asked = {
         REWARD_MODEL_OPTION: (request.reward_model, "reward_model"),
@@ -361,8 +361,8 @@ def _check_read(request: Evaluate, suite: Suite) -> None:
         if named is None or role in suite.scorers:
             continue
         raise UsageError(
-            f"{option} {named} would not be used: the suite {suite.name} {what}",
-            f"leave it out, or choose a suite that reads it: --suite {' or '.join(suites.judging_by(role))}",
+            f"{option} has no effect with --suite {suite.name}, which {what}",
+            f"leave it out, or choose a suite that uses it: --suite {' or '.join(suites.judging_by(role))}",
         )
 
 
@@ -372,8 +372,8 @@ def _check_asked(request: Evaluate, suite: Suite, named: Sequence[Measured]) -> 
         return
     if all(each.kind == "answers" for each in named):
         raise UsageError(
-            f"--data {' '.join(request.data)} would not be used: all that is measured are answers that are there",
-            "leave it out: answers are measured on the prompts that they answer",
+            f"--data {' '.join(request.data)} has no effect: given answers are measured on their own prompts",
+            "leave out --data",
         )
 
 
@@ -384,14 +384,14 @@ def _scorers(planner: Planner, request: Evaluate, family: Family, suite: Suite) 
         scorers["reward_model"] = reward_model_of(planner, request.reward_model)
     elif "reward_model" in suite.scorers:
         raise UsageError(
-            f"the suite {suite.name} needs a reward model",
-            "give --reward-model MODEL (a folder, hub id or artifact), or make one: adpa reward-model --model M",
+            f"--suite {suite.name} needs a reward model",
+            "name one: --reward-model MODEL\n or: train one: adpa reward-model --model M",
         )
     if "aligned" in suite.scorers:
         teachers = teachers_of(planner, family, request.teacher, request.reference)
         if teachers.reference is None:
             raise UsageError(
-                "the implicit reward needs the model the teacher was aligned from", "give --reference MODEL"
+                "the implicit reward needs the model that the teacher was aligned from", "name it: --reference MODEL"
             )
         scorers |= {"aligned": teachers.aligned, "reference": teachers.reference}
     return scorers
@@ -417,13 +417,13 @@ def _reference_for(planner: Planner, request: Evaluate, suite: Suite, text: str,
         reference = None if training is None else lineage.start_of(training, planner.names.store)
     if reference is None:
         raise UsageError(
-            f"the suite {suite.name} compares a model with the one that it was aligned from; {measured.label} comes "
-            "from outside and does not say which that is",
+            f"--suite {suite.name} compares a model with the one that it was aligned from, which {measured.label} does "
+            "not name",
             lineage.reference_hint(measured, planner.names.store),
         )
     if reference.content == measured.content:
         raise UsageError(
-            f"{measured.label} is compared with itself: every margin would be 0",
+            f"{measured.label} would be compared with itself, so every margin would be 0",
             "name the model that it was aligned from: --reference MODEL",
         )
     return reference
@@ -458,7 +458,8 @@ def check_effect(user: UserSettings, nodes: Sequence[Node]) -> None:
     )
     if user.limit is not None and not any("limit" in known for known in effective.values()):
         raise UsageError(
-            f"--limit {user.limit} has no effect on this evaluation", "leave it out: given answers are measured whole"
+            f"--limit {user.limit} has no effect on this evaluation",
+            "leave it out: all of the given answers are measured",
         )
     for prefix, settings, known in given:
         for key, value in settings.items():
@@ -466,7 +467,7 @@ def check_effect(user: UserSettings, nodes: Sequence[Node]) -> None:
                 moves = ", ".join(sorted(known & set(settable(prefix.rstrip(".").rpartition(".")[2] or EVAL.name))))
                 raise UsageError(
                     f"--set {prefix}{key}={value} has no effect on this evaluation",
-                    f"leave it out; what has one: {moves}" if moves else "leave it out",
+                    f"leave it out; settings with an effect here: {moves}" if moves else "leave it out",
                 )
 
 

@@ -42,16 +42,16 @@ def check_stored(node: Node, store: Store) -> tuple[str, ...]:
     if stored[role] != stored["reference"]:
         way = stored[role] or stored["reference"]
         raise UsageError(
-            f"{node.stage}: {models[role].label} is read with {_words(stored[role])} and {models['reference'].label} "
-            f"with {_words(stored['reference'])}, so their difference would be that of the weights",
+            f"{node.stage} would read {models[role].label} with {_words(stored[role])} but {models['reference'].label} "
+            f"with {_words(stored['reference'])}, so part of their difference would come from rounding",
             f"read both alike: --set {node.stage}.quantise={way}",
         )
     if asked and adapter_of(models[role], store) is None:
         both = f"{models[role].label} and {models['reference'].label}"
         return (
             *said,
-            f"{node.stage} stores {both} as {asked}, each by itself, which may leave little of their difference: "
-            "adpa show SIGNAL --fidelity --teacher recorded measures it; adapters on quantised weights keep all of it",
+            f"{node.stage} quantises {both} to {asked} separately, which may lose much of their difference; "
+            "to measure it: adpa show SIGNAL --fidelity --teacher recorded",
         )
     return said
 
@@ -76,8 +76,8 @@ def _expert_words(node: Node, item: Input, store: Store) -> Iterator[str]:
     share = 100 * left / max(1, sum(map(math.prod, shapes.values())))
     if share >= 1:
         yield (
-            f"{node.stage} quantises the linear layers of {item.label} only; {share:.0f} % of its weights are experts, "
-            "which stay as they are"
+            f"{node.stage} quantises only the linear layers of {item.label}; {share:.0f} % of its weights are experts, "
+            "which are not quantised"
         )
 
 
@@ -85,9 +85,8 @@ def check_offload(nodes: Sequence[Node], runtime: Runtime) -> tuple[str, ...]:
     """Raise UsageError where layers are to wait elsewhere and no stage only reads models."""
     if runtime.offload != "none" and nodes and all(node.declared.kind == "training" for node in nodes):
         raise UsageError(
-            f"--runtime offload={runtime.offload} is for models that are read, and {nodes[0].stage} trains its own",
-            "leave out --runtime offload; for trainings there are --set lora=16 --set quantise=nf4 and --runtime "
-            "recompute=true",
+            f"--runtime offload={runtime.offload} works for models that are only read, and {nodes[0].stage} trains one",
+            "leave it out; to save memory in training: --set lora=16 --set quantise=nf4 --runtime recompute=true",
         )
     return ()
 

@@ -38,13 +38,13 @@ def check_reward_model(folder: ModelFolder, name: str) -> None:
     made_as = config.get("architectures") or []
     if not heads and not folder.is_classifier and (made_as or folder.adapter):
         called = ", ".join(map(str, made_as)) or config.get("model_type", "")
-        raise DataError(f"{name} is no reward model ({called}), for it has no head that gives a number", REWARDS_WANTED)
+        raise DataError(f"{name} is not a reward model: {called} has no head that gives one number", REWARDS_WANTED)
     labels = config.get("id2label")
     count = len(labels) if isinstance(labels, dict) else config.get("num_labels", USUAL_LABELS)
     if heads and folder.adapter:
         count = heads[0][0]
     if count != 1:
-        raise DataError(f"the classifier {name} has {count} outputs; a reward model has one", REWARDS_WANTED)
+        raise DataError(f"{name} is not a reward model: it has {count} outputs instead of one", REWARDS_WANTED)
 
 
 def _brought(folder: ModelFolder) -> dict[str, tuple[int, ...]]:

@@ -62,8 +62,8 @@ def plan_evaluation(names: Names, user: UserSettings, request: Evaluate, judge: 
             if value is not None:
                 known = ", ".join(each.name for each in suites.every().values() if each.judged or each.judge_margins)
                 raise UsageError(
-                    f"{option} {value} would not be used: the suite {request.suite} asks no judge",
-                    f"leave it out, or choose one that does: --suite {known}",
+                    f"{option} has no effect with --suite {request.suite}, which asks no judge",
+                    f"leave it out, or choose a suite that asks one: --suite {known}",
                 )
         return plan_eval(names, user, request)
     return _plan(names, user, request, judge, suite, said)
@@ -77,7 +77,7 @@ def _said(names: Names, request: Evaluate) -> list[Artifact]:
             manifest = names.store.resolve(text)
             found += [Artifact(manifest)] if product_of(manifest.stage) == "judgements" else []
     if found and len(found) < len(request.models):
-        raise UsageError("judgements and models are measured apart", "run the command once for each kind")
+        raise UsageError("judgements and models cannot be measured by one command", "run one command for each kind")
     return found
 
 
@@ -89,7 +89,7 @@ def _suite(request: Evaluate, judge: Judge, said: Sequence[Artifact]) -> Suite |
         return named if named.judged or (judge.name and named.judge_margins) else None
     kinds = {str(each.values.get("judged", "answers")) for each in said}
     if len(kinds) > 1:
-        raise UsageError("judgements of several kinds are measured apart", "run the command once for each")
+        raise UsageError("judgements of several kinds cannot be measured by one command", "run one command for each")
     if kinds or judge.name:
         return suites.of_judgements(*(kinds or {"answers"}))
     return None
@@ -101,11 +101,11 @@ def _check_said(request: Evaluate, judge: Judge, said: Sequence[Artifact]) -> No
     fitting = [suite.name for suite in suites.every().values() if suite.judged == kind]
     if not fitting:
         raise UsageError(
-            f"{label} is of the two answers of pairs, and measured with them",
+            f"{label} holds judgements of preference pairs, which are measured together with their pairs",
             f"adpa eval --suite agreement {JUDGE} NAME --data PAIRS",
         )
     if request.suite not in (None, *fitting):
-        raise UsageError(f"the suite {request.suite} does not measure {label}", f"choose {' or '.join(fitting)}")
+        raise UsageError(f"--suite {request.suite} cannot measure {label}", f"--suite {' or '.join(fitting)}")
     given = {
         "--against": request.against, "--reward-model": request.reward_model, "--teacher": request.teacher,
         "--reference": request.reference, "--data": " ".join(request.data), "--split": request.split,
@@ -113,7 +113,7 @@ def _check_said(request: Evaluate, judge: Judge, said: Sequence[Artifact]) -> No
     }  # fmt: skip
     for option, value in given.items():
         if value:
-            raise UsageError(f"{option} {value} has no effect on what a judge has said already", "leave it out")
+            raise UsageError(f"{option} has no effect on judgements that exist already", f"leave out {option} {value}")
 
 
 @dataclass(frozen=True)
@@ -132,7 +132,7 @@ class Judging:
         """What the judge is asked by. UsageError without a judge, and where its file holds no such template."""
         if not self.judge.name:
             suite = self.evaluation.suite.name
-            raise UsageError(f"the suite {suite} needs a judge", f"name one: {JUDGE} NAME {JUDGE_URL} URL")
+            raise UsageError(f"--suite {suite} needs a judge", f"name one: {JUDGE} NAME {JUDGE_URL} URL")
         return chosen(self.judge.templates(), kind, two_turns, reference)
 
     def judgements(self, inputs: Inputs, kinds: Sequence[tuple[Kind, bool, bool]], **fixed: Any) -> Node:
@@ -161,7 +161,7 @@ def _plan(
     if suite.judge_margins:
         return _of_pairs(judging, request)
     if not request.models:
-        raise UsageError("no model to measure", "adpa eval REF…")
+        raise UsageError("no model is named to be measured", "adpa eval MODEL …")
     if suite.judged == "turns":
         return _of_turns(judging, request)
     return _of_answers(judging, request)
@@ -176,10 +176,11 @@ def _of_pairs(judging: Judging, request: Evaluate) -> Plan:
     planner, judge = judging.planner, judging.judge
     if request.models:
         raise UsageError(
-            f"{JUDGE} {judge.name} is what is measured on pairs, beside {request.models[0]}", "leave one of the two out"
+            f"on pairs, either the judge {judge.name} or the model {request.models[0]} is measured, not both",
+            "leave one of the two out",
         )
     if not request.data:
-        raise UsageError("nothing tells which pairs the judge is to compare", "name them: --data SRC")
+        raise UsageError("nothing says which pairs the judge should compare", "name them: --data SRC")
     data = planner.names.data(request.data)
     rows = {"limit": planner.user.limit, "skip_bad_rows": planner.user.skip_bad_rows, "split": request.split or "test"}
     given = judging.judgements({PAIRS: data}, [("pairwise", False, False)], judged="pairs", **rows)
@@ -227,7 +228,10 @@ def _of_answers(judging: Judging, request: Evaluate) -> Plan:
     """How often the judge prefers the answers of each model to those of the opponent; and their accuracy on pairs."""
     planner, suite = judging.planner, judging.evaluation.suite
     if not request.against:
-        raise UsageError(f"the suite {suite.name} compares answers with those of an opponent", "name it: --against REF")
+        raise UsageError(
+            f"--suite {suite.name} compares answers with those of an opponent, and none is named",
+            "name it: --against REF",
+        )
     judging.template_of("pairwise")
 
     def judged(inputs: Inputs) -> Node:

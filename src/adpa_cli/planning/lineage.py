@@ -127,7 +127,7 @@ def template_of(item: Input, choice: TemplateChoice = NO_CHOICE) -> Template | N
     made = Template(str(item.values["template"]), str(item.values["end"]))
     if not choice.agrees(made):
         raise UsageError(
-            f"{item.label} was made with another chat template, end token or rule of thinking than you ask for",
+            f"{item.label} was made with another chat template, end token or --thinking than you ask for",
             "leave out --template, --end and --thinking, or start from its base model",
         )
     return made
@@ -153,7 +153,7 @@ def start_of(model: Made, store: Store) -> Input | None:
     elif folder := model_in_folder(content, facts, store):
         return folder
     raise NotFound(
-        f"{model.label} was trained from a model that is not in this store", "name it with --reference MODEL"
+        f"{model.label} was trained from a model that this store does not have", "name it: --reference MODEL"
     )
 
 
@@ -199,7 +199,7 @@ def same_template(template: Template, item: Input, role: str, choice: TemplateCh
     base = "its base model" if is_folder else "the base model's alias"
     raise UsageError(
         said,
-        f"give {base} to --student, with --sft-data DIALOGUES: it is then fine-tuned with the teacher's template",
+        f"give {base} to --student, with --sft-data DIALOGUES; it is then fine-tuned with the teacher's template",
     )
 
 
@@ -344,8 +344,8 @@ def trained(
         model = Artifact(_of_family(model, text, names.store)) if is_made else names.base(model.model)
     template = template_of(model, choice)
     if template is None and answers:
-        what = "it is a base model that was not taught to answer"
-        raise missing_template(text, f"fine-tune it first: adpa sft --model {text}", what)
+        what = "it is a base model, which was not trained to answer"
+        raise missing_template(text, f"fine-tune it first: adpa sft --model {text} --data FILE.jsonl", what)
     if isinstance(model, External):
         hub.fetch(model.files, names.store.hash_cache, note)
         folder, manifest = Path(model.where[0]), None
@@ -364,8 +364,8 @@ def _of_family(alias: Alias, text: str, store: Store) -> Manifest:
         if manifest.stage == stage and not manifest.made.get("smoke") and base_name(manifest, store) == alias.model
     ]
     if not manifests:
-        raise NotFound(f"{text}: this store has no {kind} {text} yet", f"make it: {command.format(alias=text)}")
+        raise NotFound(f"this store has no {kind} {text} yet", f"make it: {command.format(alias=text)}")
     if len(manifests) > 1:
         refs = ", ".join(manifest.ref for manifest in manifests)
-        raise UsageError(f"{text} could be any of {refs}", f"name one: {manifests[0].ref}")
+        raise UsageError(f"{text} could mean any of {refs}", f"name one: {manifests[0].ref}")
     return manifests[0]

@@ -75,8 +75,8 @@ def rate_notes(plan: Plan, user: UserSettings, store: Store) -> tuple[str, ...]:
         if isinstance(node.spec, TrainSpec) and node.spec.lora and "lr" not in typed and not store.get(node.label):
             rate = f"--set {node.stage}.lr={ADAPTER_RATE * node.spec.lr:g}"
             said.append(
-                f"{node.stage} trains an adapter at lr={node.spec.lr:g}, which suits a training of all weights; "
-                f"adapters usually take about ten times that rate: {rate}"
+                f"{node.stage} trains an adapter at lr={node.spec.lr:g}, a rate for training all weights; "
+                f"adapters usually need about ten times as much: {rate}"
             )
     return tuple(dict.fromkeys(said))
 
@@ -238,7 +238,7 @@ class Planner:
         if reference is None:
             if stage == self.stage and "pair_precision" in user:
                 raise UsageError(
-                    "--pair-precision is of a difference, and no reference teacher is named",
+                    "--pair-precision needs a reference teacher, and none is named",
                     "name one: --reference MODEL",
                 )
             fixed["pair_precision"] = None
@@ -251,8 +251,8 @@ class Planner:
         spec = plain_spec(CaptureSpec, stage, teachers.family, user, **fixed)
         if reference is not None and spec.support == "sampled":
             raise UsageError(
-                "support=sampled is of one teacher: an advantage needs both at the ids of a top k",
-                f"leave --reference away, or --set {stage}.support=topk",
+                "support=sampled works with one teacher only; the advantage of two needs a top k",
+                f"leave out --reference, or --set {stage}.support=topk",
             )
         inputs: Inputs = {"aligned": aligned, **answers, **({"reference": reference} if reference else {})}
         return Node(stage, spec, inputs, "signal", name)

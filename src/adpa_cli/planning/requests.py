@@ -8,11 +8,12 @@ fine-tuned student to `adpa rollout`, and an aligned teacher, with all it takes,
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 
 from adpa_cli import stages
-from adpa_cli.errors import UsageError
-from adpa_cli.families import GENERIC, Alias, Family, ReadyPair
+from adpa_cli.errors import AdpaError, UsageError
+from adpa_cli.families import GENERIC, Alias, Family, ReadyPair, aliases, family_of_base
 from adpa_cli.hub import External
 from adpa_cli.planning import lineage
 from adpa_cli.planning.planner import SIDES, Model, Plan, Planner, Teachers
@@ -28,11 +29,24 @@ REWARD_MODEL_OPTION = "--reward-model"
 
 def planner_of(
     stage: Stage, names: Names, user: UserSettings, pairs: Sequence[str] = (), dialogues: Sequence[str] = (),
-    of_methods: Sequence[str] | None = None,
+    of_methods: Sequence[str] | None = None, about: str = "",
 ) -> Planner:  # fmt: skip
-    """The planner of a command about one stage, with some of its methods. Raises UsageError for an unknown setting."""
-    check_keys(user, stage.name, stage.methods() if of_methods is None else of_methods)
+    """The planner of a command about one stage, with some of its methods, and `about` a model.
+
+    Raises UsageError for an unknown setting, with the defaults for that model.
+    """
+    known = stage.methods() if of_methods is None else of_methods
+    check_keys(user, stage.name, known, lambda: _family_named(names, about))
     return Planner(names, user, stage.name, pairs, dialogues)
+
+
+def _family_named(names: Names, text: str) -> Family:
+    """The family of the model that a word names; the paper's settings where nothing tells."""
+    if alias := aliases().get(text):
+        return alias.family
+    with suppress(AdpaError, OSError):
+        return lineage.family_of(Artifact(names.store.resolve(text)), names.store)
+    return family_of_base(text) or GENERIC
 
 
 # What the words of an option mean.
@@ -58,7 +72,7 @@ def as_it_is(planner: Planner, model: Artifact | External, option: str) -> Model
     template = lineage.template_of(model, planner.user.templates)
     if template is None:
         alias = lineage.alias_of(model)
-        hint = f"fine-tune it first: adpa sft --model {lineage.command_word(model)}"
+        hint = f"fine-tune it first: adpa sft --model {lineage.command_word(model)} --data FILE.jsonl"
         hint += f"\n or: {option} {alias}, which is fine-tuned first" if alias else ""
         hint += "\n or: --template FILE|NAME, where it was trained with one that its folder lacks"
         raise lineage.missing_template(f"{option} {model.label}", hint, "it is a base model")
@@ -139,7 +153,7 @@ def recorded_data(names: Names, artifact: Artifact) -> External:
 
 def plan_sft(names: Names, user: UserSettings, model: str, data: Sequence[str]) -> Plan:
     """`adpa sft --model M [--data D]`."""
-    planner = planner_of(SFT, names, user, dialogues=data)
+    planner = planner_of(SFT, names, user, dialogues=data, about=model)
     meaning = names.model(model, "--model")
     if isinstance(meaning, ReadyPair):
         raise UsageError(
@@ -148,6 +162,12 @@ def plan_sft(names: Names, user: UserSettings, model: str, data: Sequence[str]) 
     if isinstance(meaning, Alias):
         base, side, role = planner.base(meaning), meaning.side, SIDES[meaning.side]
     else:
+        if not data:
+            word = lineage.command_word(meaning)
+            raise UsageError(
+                f"--model {model} is no alias, so there is no data to fall back on: adpa sft needs --data",
+                f"adpa sft --model {word} --data FILE.jsonl",
+            )
         # Nothing tells which side of a pair a folder or hub model is going to be.
         family = lineage.family_of(meaning, names.store)
         base, side, role = Model(meaning, family, planner.template(family, meaning)), "student", SFT.name
@@ -162,7 +182,7 @@ def plan_dpo_teacher(
     names: Names, user: UserSettings, reference: str, data: Sequence[str], sft_data: Sequence[str]
 ) -> Plan:
     """`adpa dpo-teacher --reference R [--data D]`."""
-    planner = planner_of(DPO_TEACHER, names, user, data, sft_data)
+    planner = planner_of(DPO_TEACHER, names, user, data, sft_data, about=reference)
     start = model_of(planner, reference, "--reference", as_reference=True)
     return Plan((planner.dpo_teacher(start, planner.pairs_of(start.family)),), start.template)
 
@@ -177,7 +197,7 @@ def plan_capture(
     sft_data: Sequence[str],
 ) -> Plan:
     """`adpa cache-teacher --teacher T [--reference R] (--data D or --rollouts A)`."""
-    planner = planner_of(CACHE_TEACHER, names, user, data, sft_data)
+    planner = planner_of(CACHE_TEACHER, names, user, data, sft_data, about=teacher)
     teachers = teachers_of(planner, GENERIC, teacher, reference)
     if data and rollouts:
         raise UsageError("both --data and --rollouts are given", "one cache covers one of them; run the command twice")
@@ -197,7 +217,7 @@ def plan_rollout(
     names: Names, user: UserSettings, student: str, data: Sequence[str], sft_data: Sequence[str], split: str
 ) -> Plan:
     """`adpa rollout --student S [--data D]`."""
-    planner = planner_of(ROLLOUT, names, user, data, sft_data)
+    planner = planner_of(ROLLOUT, names, user, data, sft_data, about=student)
     model = model_of(planner, student, "--student")
     return Plan((planner.rollout(model, pairs_for(planner, model), split),), model.template)
 
@@ -206,6 +226,6 @@ def plan_reward_model(
     names: Names, user: UserSettings, model: str, data: Sequence[str], sft_data: Sequence[str]
 ) -> Plan:
     """`adpa reward-model --model M [--data D]`."""
-    planner = planner_of(REWARD_MODEL, names, user, data, sft_data)
+    planner = planner_of(REWARD_MODEL, names, user, data, sft_data, about=model)
     start = model_of(planner, model, "--model", as_reference=True)
     return Plan((planner.reward_model(start, pairs_for(planner, start)),), start.template)

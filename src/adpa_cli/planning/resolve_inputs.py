@@ -39,15 +39,15 @@ class Names(Externals):
         if text in reward_models():
             if may_reward:
                 return self.hub_model(reward_models()[text].name)
-            said = f"{option} {text} is a reward model, which writes no answers"
-            raise UsageError(said, f"let it judge: --reward-model {text}")
+            said = f"{option} {text} is a reward model, which cannot write answers"
+            raise UsageError(said, f"use it as a judge: --reward-model {text}")
         known: dict[str, Alias | ReadyPair] = {**aliases(), **ready_pairs()}
         if text in known:
             if tagged := self.store.tags().get(text):
                 made = self.store.get(tagged)
                 ref = made.ref if made else tagged[:12]
                 raise UsageError(
-                    f"{text} has two meanings: the alias {text}, and the tag of {ref}",
+                    f"{text} is ambiguous: it is an alias, and also the tag of {ref}",
                     f"write {ref} for the artifact, or remove the tag: adpa tag --delete {text}",
                 )
             return known[text]
@@ -63,10 +63,10 @@ class Names(Externals):
         kept = {int(path.name.partition("-")[2]): path for path in self.store.folder(artifact.label).glob("step-*")}
         if step not in kept:
             steps = sorted(kept)
-            has = f"it kept steps {', '.join(map(str, steps))}" if kept else "it kept no points"
+            has = f"only steps {', '.join(map(str, steps))} were kept" if kept else "no steps were kept"
             names = " or ".join(f"{artifact.label}@{n}" for n in steps)
-            hint = names or "train with --keep all, which keeps every point"
-            raise NotFound(f"{option} {artifact.label}@{step}: {has}", hint)
+            hint = names or "train with --keep all, which keeps the weights of every checkpoint"
+            raise NotFound(f"{option} {artifact.label}@{step} does not exist: {has}", hint)
         label = f"{artifact.label}@{step}"
         model = self.folder(kept[step])
         return replace(model, label=label, facts={**model.facts, "name": label, "point_of": artifact.label})
@@ -85,13 +85,18 @@ class Names(Externals):
         try:
             manifest = self.store.resolve(text)
         except NotFound as error:
-            close = difflib.get_close_matches(text, [*aliases(), *ready_pairs()], n=2, cutoff=0.5)
+            known = [*aliases(), *ready_pairs(), *self.store.tags()]
+            close = difflib.get_close_matches(text.lower(), known, n=2, cutoff=0.7)
+            stage = text.partition("@")[0].lower()
             hint = f"did you mean {' or '.join(close)}?" if close and "/" not in text else error.hint
+            if stage in made_by and text != f"{stage}@latest" and "/" not in text:
+                hint = f"the newest artifact of this stage is {stage}@latest; adpa show lists all"
             if Path(text).is_dir():
                 hint = f"a folder is written with its path: ./{text}"
             raise NotFound(f"{option} {text}: {error.message}", hint) from None
         if manifest.stage not in made_by:
             raise UsageError(
-                f"{option} {text}: {manifest.ref} is no {' or '.join(made_by)}", "see what there is: adpa show"
+                f"{option} needs an artifact of {' or '.join(made_by)}; {manifest.ref} is of {manifest.stage}",
+                "see what there is: adpa show",
             )
         return Artifact(manifest)

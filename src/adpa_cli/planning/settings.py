@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import importlib.util
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -17,7 +17,7 @@ from adpa_cli import methods, stages
 from adpa_cli.coerce import coerce
 from adpa_cli.data.templates import Template
 from adpa_cli.errors import UsageError, hints_for
-from adpa_cli.families import Family, stage_settings
+from adpa_cli.families import GENERIC, Family, stage_settings
 from adpa_cli.planning.chat_templates import NO_CHOICE, TemplateChoice
 from adpa_cli.spec import Dataclass, Runtime, TrainSpec, make, tracker_names
 from adpa_cli.stages.cache_teacher import CACHE_TEACHER
@@ -40,7 +40,9 @@ def installed_trackers(text: str) -> list[str]:
     names = tracker_names(text)
     for name in names:
         if name not in PACKAGES:
-            raise UsageError(f"--runtime trackers={text}: no tracker is called {name}", f"known: {', '.join(PACKAGES)}")
+            raise UsageError(
+                f"--runtime trackers={text}: there is no tracker called {name!r}", f"trackers: {', '.join(PACKAGES)}"
+            )
     missing = [name for name in names if importlib.util.find_spec(name) is None]
     if missing:
         packages = " ".join(PACKAGES[name] for name in missing)
@@ -82,11 +84,15 @@ def parse_sets(items: Sequence[str]) -> tuple[dict[str, str], dict[str, dict[str
         name, equals, value = item.partition("=")
         if not equals or not name or not value:
             raise UsageError(
-                f"--set {item} is no KEY=VALUE", "write --set KEY=VALUE or --set STAGE.KEY=VALUE, e.g. --set gamma=2"
+                f"--set takes KEY=VALUE; got {item!r}" if item else "--set is empty; it takes KEY=VALUE",
+                "for example --set gamma=2 or --set sft.lr=1e-5 (--set KEY=VALUE, or STAGE.KEY=VALUE)",
             )
         stage, dot, key = name.rpartition(".")
         if dot and stage not in (*stages.names(), EVAL_ROLLOUT):
-            raise UsageError(f"--set {item}: no stage is called {stage!r}", f"stages: {', '.join(stages.names())}")
+            meant = _did_you_mean(stage.lower(), stages.names())
+            raise UsageError(
+                f"--set {item}: there is no stage {stage!r}", f"{meant}stages: {', '.join(stages.names())}"
+            )
         (by_stage.setdefault(stage, {}) if dot else bare)[key.replace("-", "_")] = value
     return bare, by_stage
 
@@ -99,13 +105,14 @@ def parse_runtime(items: Sequence[str]) -> dict[str, str]:
         name, _, value = item.partition("=")
         key = name.replace("-", "_")
         if not value or key not in keys:
-            what = "no such key" if value else "write KEY=VALUE"
+            what = "there is no such key" if value else "a key and its value are needed, KEY=VALUE"
             guess = _did_you_mean(key, keys) if value else ""
-            raise UsageError(f"--runtime {item}: {what}", f"{guess}keys: {_listed(keys)}")
+            raise UsageError(f"--runtime {item}: {what}", f"{guess}keys and defaults: {_listed(keys)}")
         values[key] = value
     if values.get("liger") == "on" and coerce(bool, values.get("compile", False), "compile"):
         raise UsageError(
-            "--runtime liger=on and compile=true exclude each other", "--runtime liger=auto, or without compile=true"
+            "--runtime liger=on and compile=true cannot be combined",
+            "leave one of them out, or use --runtime liger=auto",
         )
     return values
 
@@ -116,7 +123,12 @@ def _did_you_mean(key: str, keys: Iterable[str]) -> str:
 
 
 def _listed(values: Mapping[str, Any]) -> str:
-    return ", ".join(f"{name}={value}" for name, value in values.items())
+    return ", ".join(f"{name}={spelled(value)}" for name, value in values.items())
+
+
+def spelled(value: Any) -> str:
+    """A value as it would be typed."""
+    return str(value).lower() if value is None or isinstance(value, bool) else str(value)
 
 
 def knobs() -> list[dataclasses.Field[Any]]:
@@ -145,8 +157,20 @@ def _defaults(cls: type[Dataclass]) -> dict[str, Any]:
     return {f.name: f.default for f in dataclasses.fields(cls) if f.default is not dataclasses.MISSING}
 
 
-def check_keys(user: UserSettings, stage: str, of_methods: Sequence[str]) -> None:
-    """Raise UsageError, listing all settings, for a bare key that the command's stage lacks with all of its methods.
+def family_defaults(stage: str, method: str, family: Family) -> dict[str, Any]:
+    """Every key of a stage (and of its method) with its default in a family."""
+    defaults = settable(stage, method)
+    dtype = family.dtype if method else family.inference
+    keys = (stage, f"{stage}.student", f"{stage}.{method}")
+    own = {"dtype": dtype, "select_on": "validation", **stage_settings(family, *keys)}
+    return {**defaults, **_known(own, defaults)}
+
+
+def check_keys(
+    user: UserSettings, stage: str, of_methods: Sequence[str], family: Callable[[], Family] = lambda: GENERIC
+) -> None:
+    """Raise UsageError, listing all settings with the `family`'s defaults, for a bare key that the command's stage
+    lacks with all of its methods.
 
     Keys with a stage are checked too where the command does not build that stage: a pipeline gives one set of options
     to all its commands, and a slip must show in the first.
@@ -156,21 +180,26 @@ def check_keys(user: UserSettings, stage: str, of_methods: Sequence[str]) -> Non
         if key not in settings:
             elsewhere = next((name for name in stages.names() if key in settable(name)), None)
             guess = _did_you_mean(key, settings)
-            guess += f"of another stage: --set {elsewhere}.{key}=…; " if elsewhere else ""
-            raise UsageError(f"--set {key}: no such setting here", f"{guess}settings: {_listed(settings)}")
+            guess += f"{elsewhere} has it: --set {elsewhere}.{key}=…; " if elsewhere else ""
+            defaults = _listed(_typed_for(stage, of_methods, family()))
+            raise UsageError(f"--set {key}: {stage} has no such setting", f"{guess}settings and defaults: {defaults}")
     for name, values in user.by_stage.items():
         of = ROLLOUT.name if name == EVAL_ROLLOUT else name
         settings = _typed_for(of, methods_of(of))
         for key in values:
             if key not in settings:
-                raise UsageError(f"--set {name}.{key}: no such setting", f"settings: {_listed(settings)}")
+                defaults = _listed(_typed_for(of, methods_of(of), family()))
+                guess = _did_you_mean(key, settings)
+                raise UsageError(
+                    f"--set {name}.{key}: {name} has no such setting", f"{guess}settings and defaults: {defaults}"
+                )
 
 
-def _typed_for(stage: str, of_methods: Sequence[str]) -> dict[str, Any]:
+def _typed_for(stage: str, of_methods: Sequence[str], family: Family = GENERIC) -> dict[str, Any]:
     """Every key that may be typed for a stage with its default, those of the stages that are set by it among them."""
-    own = {key: value for method in of_methods for key, value in settable(stage, method).items()}
+    own = {key: value for method in of_methods for key, value in family_defaults(stage, method, family).items()}
     others = (name for name, other in stages.every().items() if other.set_by == stage)
-    return {key: value for name in others for key, value in settable(name).items()} | own
+    return {key: value for name in others for key, value in family_defaults(name, "", family).items()} | own
 
 
 def user_settings(user: UserSettings, stage: str, method: str, command: str, seeded: bool) -> dict[str, Any]:
@@ -228,7 +257,7 @@ def preset_of(stage: str, method: str, user: Mapping[str, Any]) -> Mapping[str, 
     presets = {name: own for name, own in methods.load(method).presets.items() if own.keys() <= settings.keys()}
     chosen = user.get("preset", settings["preset"])
     if chosen not in ("paper", *presets):
-        raise UsageError(f"{stage} {method} has no preset {chosen!r}", f"presets: {', '.join(('paper', *presets))}")
+        raise UsageError(f"{method} has no preset called {chosen!r}", f"presets: {', '.join(('paper', *presets))}")
     return presets.get(chosen, {})
 
 

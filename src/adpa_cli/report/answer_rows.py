@@ -8,7 +8,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from adpa_cli.errors import Corrupt
+from adpa_cli.data.examples import Pair
+from adpa_cli.errors import AdpaError, Corrupt
+from adpa_cli.hub.externals import pairs_of
+from adpa_cli.planning.resolve_inputs import Names
 from adpa_cli.report import text
 from adpa_cli.stages.eval import SCORES
 from adpa_cli.store.manifest import Manifest
@@ -63,11 +66,33 @@ class Answers:
         return self.ids.get(answer_id)
 
 
-def parent_answers(store: Store, manifest: Manifest) -> Answers | None:
-    """The answers that an artifact was made from, while their rollout is in the store."""
-    digest = dict(manifest.parents()).get("rollouts")
+def parent_answers(store: Store, manifest: Manifest, role: str = "rollouts") -> Answers | None:
+    """The answers that an artifact was made from, or compared with, while their rollout is in the store."""
+    digest = dict(manifest.parents()).get(role)
     rollout = store.get(digest) if digest else None
     return Answers(store, rollout) if rollout else None
+
+
+def pair_of(store: Store, manifest: Manifest, name: str, split: str) -> Pair | None:
+    """The preference pair with an id, of the data that an artifact read; None where they are not found any more.
+
+    Nothing is downloaded.
+    """
+    import numpy as np
+
+    content, spec = manifest.inputs.get("data"), manifest.spec
+    facts: Any = manifest.sources.get(str(content))
+    if not isinstance(content, str) or facts is None or "template" not in spec:
+        return None
+    try:
+        data = Names(store).data_of(facts, content)
+        if data.download or not data.is_open:
+            return None
+        pairs = pairs_of(data.where, split, spec.get("limit"), bool(spec.get("skip_bad_rows")), spec["template"]).items
+    except (AdpaError, OSError):
+        return None
+    found = np.flatnonzero(pairs.values("id") == np.uint64(int(name, 16)))
+    return pairs[int(found[0])] if found.size else None
 
 
 def dialogue(row: Mapping[str, Any], width: int) -> list[str]:
@@ -119,17 +144,34 @@ class Evaluated:
         return [self.record(place)]
 
     def lines(self, place: int, width: int) -> list[str]:
-        """One row for a terminal; a prompt with the answer that was judged, while its rollout is in the store."""
+        """One row for a terminal: what was measured, then a prompt with the answer and that of the opponent, or a pair,
+        as far as they are still there."""
         row = self._rows[place]
         head = [f"row {place + 1:,} of {len(self):,}", f"{row['kind']} {row['id']}"]
         lines = text.wrap(f"{self.ref}   ", head, width, "   ")
         numbers = [f"{name} {value:+.4f}" for name, value in row.items() if name not in ("kind", "id")]
         lines += text.wrap("measured", numbers, width, "   ")
-        answers = parent_answers(self._store, self._manifest) if row["kind"] == "prompt" else None
-        at = answers.find(row["id"]) if answers else None
-        if answers is None or at is None:
-            return lines
-        return [*lines, *text.wrap("from", [f"{answers.ref}#{at + 1}"], width), *dialogue(answers.record(at), width)]
+        lines += self._pair(row["id"], width) if row["kind"] == "pair" else []
+        for role in ("rollouts", "against") if row["kind"] == "prompt" else ():
+            answers = parent_answers(self._store, self._manifest, role)
+            at = answers.find(row["id"]) if answers else None
+            if answers is None or at is None:
+                continue
+            shown = answers.record(at)
+            if role == "against":
+                lines += [f"answer of {answers.ref}#{at + 1}, the opponent", *text.fold(shown["text"], width)]
+            else:
+                lines += [*text.wrap("from", [f"{answers.ref}#{at + 1}"], width), *dialogue(shown, width)]
+        return lines
+
+    def _pair(self, name: str, width: int) -> list[str]:
+        """The prompt and both answers of a pair, while its data are where they were."""
+        pair = pair_of(self._store, self._manifest, name, str(self._manifest.spec.get("split", "test")))
+        if pair is None:
+            return ["The pair is not shown: its data are not where they were."]
+        turns = [(turn.role, turn.content) for turn in pair.prompt]
+        turns += [("chosen", pair.chosen), ("rejected", pair.rejected)]
+        return [line for role, content in turns for line in (role, *text.fold(content, width))]
 
 
 def _read_scores(folder: Path) -> list[dict[str, Any]]:

@@ -101,8 +101,9 @@ def differences(store: Store, columns: Sequence[Sequence[Score]]) -> dict[str, l
             folder = store.folder(newest[place][question].ref)
             row[place] = _words(paired(rows_of(folder, first.metric), base), first.is_share)
         if any(row):
-            common = "" if is_alike else ", on the prompts of both"
-            rows[f"more than column {places[0] + 1}: {names[first.kind]}{common}"] = row
+            common = "" if is_alike else ", on the prompts that both answered"
+            base_name = f"column {places[0] + 1}" if places[0] else "the first"
+            rows[f"difference from {base_name}: {names[first.kind]}{common}"] = row
     return rows
 
 
@@ -118,7 +119,7 @@ def _words(difference: Difference | None, is_share: bool) -> str | None:
 def screen(rows: Rows, refs: Sequence[str], width: int) -> str:
     """The comparison for a terminal: a table where it fits, else one block of lines for each row."""
     if not rows:
-        return "no difference in what they are made from or what was measured\n"
+        return "These do not differ in what they were made from, nor in what was measured.\n"
     cells = [(name, *(text.cut(text.number(value), 40) for value in values)) for name, values in rows.items()]
     # A long text beside short numbers is cut before the columns are given up; the label keeps what tells it apart.
     each = max((width - LABEL) // len(refs) - 2, *map(text.width_of, refs))

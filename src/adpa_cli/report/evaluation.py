@@ -18,8 +18,8 @@ from adpa_cli.errors import UsageError
 from adpa_cli.report import text
 from adpa_cli.report.differences import Difference, paired, rows_of
 from adpa_cli.report.judges import judge_words
-from adpa_cli.report.scores import ACCURACY, DIGITS, REWARD, WIN, Score, length_words, scores, title
-from adpa_cli.stages import Node
+from adpa_cli.report.scores import ACCURACY, DIGITS, INTERVAL, REWARD, WIN, Score, length_words, scores, title
+from adpa_cli.stages import Node, product_of
 from adpa_cli.statistics import holm
 from adpa_cli.store.manifest import Manifest
 from adpa_cli.store.store import Store
@@ -28,6 +28,10 @@ LEVEL = 0.05
 """Of the corrected p below which a difference has the mark."""
 LEAST_P = 1e-4
 """Below which a p is shown as less than this."""
+MOST_NAMED = 6
+"""Models of a table up to which a command that follows names all of them."""
+UNCUT = 10**6
+"""Columns of what is no terminal."""
 MARK, OTHER = "*", "†"
 """Behind a difference that is no chance, and behind a number that may not be compared with the first of its metric."""
 FIRST = (REWARD, WIN, ACCURACY)
@@ -76,11 +80,14 @@ def entries(store: Store, evals: Sequence[Node], so_far: Mapping[str, Manifest] 
         manifest = store.get(node.label) or (so_far or {}).get(node.recipe.id)
         if manifest is not None:
             by_model.setdefault(_measured(node)[0], []).append((node, manifest))
+    tags = {store_id: tag for tag, store_id in reversed(store.tags().items())}
     found = []
     for made in by_model.values():
         node, manifests = made[0][0], tuple(manifest for _, manifest in made)
         numbers = tuple(score for manifest in manifests for score in scores(manifest))
-        found.append(Entry(node.about, _measured(node)[1], manifests, numbers, judge_words(store, manifests)))
+        content, label = _measured(node)
+        name = tags.get(content.removeprefix("artifact:"), node.about)
+        found.append(Entry(name, label, manifests, numbers, judge_words(store, manifests)))
     return _compared(store, found)
 
 
@@ -118,28 +125,45 @@ def metrics_of(lines: Sequence[Entry]) -> list[str]:
     return [*(metric for metric in FIRST if metric in named), *(metric for metric in named if metric not in FIRST)]
 
 
-def screen(lines: Sequence[Entry], with_differences: bool) -> str:
-    """One row a model, in the order of the plan; below it, if asked for, what sets each apart from the first one."""
+def screen(lines: Sequence[Entry], with_differences: bool, width: int = UNCUT) -> str:
+    """One row a model, in the order of the plan; below it, if asked for, what sets each apart from the first one, and
+    what to type next. Where `width` is too small the last numbers are left out, never an id."""
     if not lines:
-        return "nothing was measured"
+        return "Nothing was measured."
     metrics = metrics_of(lines)
     every = [score for line in lines for score in line.scores]
     names = {line.label: line.name for line in lines}
     opponents = dict.fromkeys(names.get(score.against, score.against) for score in every if score.against)
-    judged = f"win rate against {' or '.join(opponents)} in %, 50 = nothing gained; " if opponents else ""
+    judged = f"win rate in % against {' or '.join(opponents)}, where 50 = as good; " if opponents else ""
     which = "; ".join(dict.fromkeys(score.prompts for score in every if score.prompts))
     size = max((score.n or 0 for score in every), default=0)
     what = _counted([made.metrics.get("measured", {}) for line in lines for made in line.evals])
-    head = f"{what}: {size}{f' ({which})' if which else ''}; {judged}shares in %; ± half of a 95 % interval"
+    head = f"{what}: {size}{f' ({which})' if which else ''}; {judged}shares in %; {INTERVAL}"
     usual = _first_questions(lines)
     rows = [(line.name, *(_cell(line, metric, usual) for metric in metrics), line.label) for line in lines]
-    shown = [head, *text.table(("MODEL", *map(title, metrics), "ID"), rows, 10**6)]
+    numbers = range(1, len(metrics) + 1)
+    shown = [
+        *text.fold(head, width, ""),
+        *text.table(("MODEL", *map(title, metrics), "ID"), rows, width, expendable=numbers[:0:-1]),
+    ]
     apart = _apart(lines) if with_differences else []
     if apart:
-        columns = ("MODEL", "METRIC", "MORE", "LOW", "HIGH", "P", "P HOLM", "")
-        shown += ["", f"more than {lines[0].name}, paired by prompt; {MARK} where p, corrected by Holm, < {LEVEL}"]
-        shown += text.table(columns, apart, 10**6)
-    return "\n".join([*shown, *notes_of(lines)])
+        columns = ("MODEL", "METRIC", "DIFFERENCE", "LOW", "HIGH", "P", "P HOLM", "")
+        shown += [
+            "",
+            f"difference from {lines[0].name}, paired by prompt; {MARK} marks p below {LEVEL} after Holm's correction",
+        ]
+        shown += text.table(columns, apart, width, expendable=(5, 3, 4))
+    return "\n".join([*shown, *notes_of(lines), *next_words(lines)])
+
+
+def next_words(lines: Sequence[Entry]) -> list[str]:
+    """What to type after a table: a look at the rows of the last evaluation, and a report of the models."""
+    rows = next((line.evals[0].ref for line in reversed(lines) if line.evals), "")
+    models = [line.label for line in lines if product_of(line.label.partition("/")[0]) == "model"]
+    commands = [f"adpa show {rows} --rows 10"] * bool(rows)
+    commands += [f"adpa report {' '.join(models)}", f"adpa chat {models[-1]}"] if 0 < len(models) <= MOST_NAMED else []
+    return [f"next: {'  ·  '.join(commands)}"] if commands else []
 
 
 def _counted(measured: Sequence[Mapping[str, Any]]) -> str:
@@ -155,7 +179,11 @@ def notes_of(lines: Sequence[Entry]) -> list[str]:
     every = [score for line in lines for score in line.scores]
     rewards = dict.fromkeys(f"rewards by {s.scorer}" for s in every if s.metric == REWARD and s.scorer)
     is_mixed = len({score.question for score in every}) > len({score.metric for score in every})
-    others = [f"{OTHER} measured on other rows, by another scorer or otherwise than above it"] if is_mixed else []
+    others = (
+        [f"{OTHER} measured on other rows or in another way than the number at the top of its column"]
+        if is_mixed
+        else []
+    )
     return [*rewards, *judges, *length_words(every), *others]
 
 
@@ -194,9 +222,12 @@ def checked_path(name: str) -> Path:
     """The file that a table is to be written to; UsageError for a kind that is none."""
     path = Path(name)
     if path.suffix.lower() not in WRITERS:
-        raise UsageError(f"--to {name}: unknown kind of table", f"give a name that ends with {' or '.join(WRITERS)}")
+        raise UsageError(
+            f"--to {name}: a table cannot be written as {path.suffix or 'a file without an ending'}",
+            f"end the name with {', '.join(WRITERS)}",
+        )
     if not path.parent.is_dir():
-        raise UsageError(f"--to {name}: there is no folder {path.parent}", "name a file in a folder that is there")
+        raise UsageError(f"--to {name}: the folder {path.parent} does not exist", f"create it: mkdir -p {path.parent}")
     return path
 
 

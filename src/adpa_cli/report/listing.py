@@ -123,7 +123,7 @@ def screen(listing: Listing, width: int, now: float, everything: bool = False, l
     if len(rows) < len(listing.rows):
         lines.append(f"… {len(listing.rows) - len(rows)} more (adpa show --all)")
     if any(row.score and not row.comparable for row in rows):
-        lines += text.wrap("", ["† measured in another way;", "see adpa show ID"], width, " ")
+        lines += text.wrap("", ["† not measured as the score named above;", "see: adpa show ID"], width, " ")
     lines += _unfinished(listing, width, now)
     lines += [text.cut(f"unreadable: {error.message}", width) for error in listing.errors]
     return "\n".join(lines) + "\n"
@@ -156,7 +156,7 @@ def _unfinished(listing: Listing, width: int, now: float) -> list[str]:
         by = f" by {item.stopped}" if item.stopped and not item.holder else ""
         lines.append(text.cut(f"{item.ref}  {_progress(item.progress)}{state}{by}", width))
         if not item.holder:
-            lines.append(f"  go on: {item.command}")
+            lines.append(f"  continue with: {item.command}")
     return lines
 
 

@@ -90,12 +90,21 @@ def collect(store: Store, manifest: Manifest) -> Page:
 
 
 def screen(page: Page, width: int, now: float) -> str:
-    """The page for a terminal."""
+    """The page for a terminal: results first, then what they were made from and by which settings."""
     manifest, metrics = page.manifest, page.manifest.metrics
     lines = [text.cut(_head(page, now), width)]
     if "what" in metrics:
         lines += text.wrap("what", [what(manifest)], width)
+    lines += _scores(page, width)
+    lines += curve_lines(page.curves, width)
+    lines += training_lines(metrics, width)
+    lines += selection_lines(metrics, width)
+    watch = metrics.get("watch", [])
+    problem = [page.adapter.problem] if page.adapter and page.adapter.problem else []
+    for warning in [*([watch] if isinstance(watch, str) else watch), *problem]:
+        lines += text.wrap("watch", str(warning).split(), width, " ")
     lines += text.wrap("made by", [str(manifest.made.get("command", "?")), _effort(manifest, now)], width, "     ")
+    lines += _lineage(page, width)
     lines += text.wrap("method" if "method" in manifest.spec else "spec", spec_items(manifest.spec), width)
     if page.adapter:
         lines += text.wrap("adapter", page.adapter.items(), width, " · ")
@@ -103,16 +112,7 @@ def screen(page: Page, width: int, now: float) -> str:
         lines += text.wrap("differs", ["from the family's defaults:", *page.non_defaults], width)
     if tuned := metrics.get("runtime"):
         lines += text.wrap("runtime", [f"{key} {text.number(value)}" for key, value in tuned.items()], width)
-    lines += _lineage(page, width)
-    lines += _scores(page, width)
-    lines += training_lines(metrics, width)
     lines += _metrics(manifest, width)
-    lines += selection_lines(metrics, width)
-    lines += curve_lines(page.curves, width)
-    watch = metrics.get("watch", [])
-    problem = [page.adapter.problem] if page.adapter and page.adapter.problem else []
-    for warning in [*([watch] if isinstance(watch, str) else watch), *problem]:
-        lines += text.wrap("watch", str(warning).split(), width, " ")
     if commands := next_commands(page):
         lines += text.wrap("next", commands, width, " · ")
     return "\n".join(lines) + "\n"

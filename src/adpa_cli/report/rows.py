@@ -44,7 +44,7 @@ def row_tsv(store: Store, manifest: Manifest, index: int) -> str:
 def first_records(store: Store, manifest: Manifest, count: int) -> list[dict[str, Any]]:
     """The first `count` rows as JSON, each flat and in short; raises UsageError unless `count` is at least 1."""
     if count < 1:
-        raise UsageError(f"--rows {count} shows nothing", f"adpa show {manifest.ref} --rows 10")
+        raise UsageError(f"--rows must be 1 or more; got {count}", f"adpa show {manifest.ref} --rows 10")
     rows = _open(store, manifest)
     return [plain({"row": place + 1, **rows.brief(place)}) for place in range(min(count, len(rows)))]
 
@@ -62,7 +62,7 @@ def first_screen(store: Store, manifest: Manifest, count: int, width: int) -> st
     cells = [
         [text.cut(_in_line(record.get(name)), 200 if name == wide else 20) for name in names] for record in records
     ]
-    lines = text.table(names, cells, width, names.index(wide), (0,)) if cells else ["no rows"]
+    lines = text.table(names, cells, width, names.index(wide), (0,)) if cells else ["There are no rows."]
     return "\n".join(lines) + "\n"
 
 
@@ -85,7 +85,10 @@ def signal_row(store: Store, manifest: Manifest, index: int) -> tuple[Signals, i
     """A signal, and the place of its row `index`, from 1. Raises UsageError for another artifact, NotFound."""
     rows, place = _row(store, manifest, index)
     if not isinstance(rows, Signals):
-        raise UsageError(f"{manifest.ref} is no signal", f"only {', '.join(making('signal'))} artifacts have tokens")
+        raise UsageError(
+            f"--html shows the tokens of a teacher signal, and {manifest.ref} is not one",
+            f"name a signal ({' or '.join(making('signal'))}): adpa show lists them",
+        )
     return rows, place
 
 
@@ -93,7 +96,8 @@ def _open(store: Store, manifest: Manifest) -> Rows:
     product = product_of(manifest.stage)
     if product is None or product not in _ROWS:
         raise UsageError(
-            f"{manifest.ref} has no rows: only {', '.join(making(*_ROWS))} artifacts have", f"adpa show {manifest.ref}"
+            f"{manifest.ref} has no rows to show; rows are kept by {', '.join(making(*_ROWS))}",
+            f"adpa show {manifest.ref}",
         )
     return _ROWS[product](store, manifest)
 
@@ -102,7 +106,7 @@ def _row(store: Store, manifest: Manifest, index: int) -> tuple[Rows, int]:
     """The rows of an artifact, and the place of one of them."""
     rows = _open(store, manifest)
     if not 1 <= index <= len(rows):
-        valid = f"rows 1 to {len(rows)}" if len(rows) else "no rows"
+        valid = f"rows are numbered 1 to {len(rows)}" if len(rows) else "it has no rows"
         hint = f"adpa show {manifest.ref} --row {min(max(index, 1), len(rows))}" if len(rows) else ""
-        raise NotFound(f"row {index} of {manifest.ref}: it has {valid}", hint)
+        raise NotFound(f"{manifest.ref} has no row {index}: {valid}", hint)
     return rows, index - 1

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+from adpa_cli import suites
 from adpa_cli.report import text
 from adpa_cli.report.text import number
 from adpa_cli.stages import product_of
@@ -22,6 +23,9 @@ LENGTH_CONTROLLED = "lc_win_rate"
 NOT_OFFICIAL = "lc win rate is not AlpacaEval's LC: it has no term for the difficulty of instructions"
 DIGITS = 3
 """Of what is no share, behind the point."""
+FEW, TOO_FEW = 20, "(too few to tell)"
+"""Rows below which an interval tells nothing, and what is said in its place."""
+INTERVAL = "± half-width of the 95 % confidence interval"
 Column = tuple[str, ...]
 """What was measured: the metric, and all that two numbers must share to be compared; see `Score`."""
 
@@ -103,8 +107,11 @@ class Score:
         return f"{self.metric.replace('_', '-')}{opponent}{where}{by}{count}"
 
     def words(self, digits: int = 2) -> str:
-        """68.1 ±1.7: percent for shares, else so many digits, and behind it half the width of the interval."""
+        """68.1 ±1.7: percent for shares, else so many digits, and behind it half the width of the interval; for fewer
+        than FEW rows that it cannot tell."""
         half = None if self.low is None or self.high is None else (self.high - self.low) / 2
+        if half is not None and self.n is not None and self.n < FEW:
+            return f"{value_words(self.value, None, self.is_share, digits)} {TOO_FEW}"
         return value_words(self.value, half, self.is_share, digits)
 
     def record(self) -> dict[str, Any]:
@@ -120,8 +127,8 @@ def value_words(value: float, spread: float | None, is_share: bool, digits: int)
 
 
 def scores(manifest: Manifest) -> list[Score]:
-    """The numbers of one eval artifact, the most telling first; empty for other artifacts. No number that the data do
-    not support is among them."""
+    """The numbers of one eval artifact, the most telling first; those of benchmarks in the order of their tasks, with
+    the mean last. Empty for other artifacts. No number that the data do not support is among them."""
     metrics = manifest.metrics
     if product_of(manifest.stage) != "scores" or not isinstance(metrics.get("scores"), dict):
         return []
@@ -138,7 +145,16 @@ def scores(manifest: Manifest) -> list[Score]:
         for name, entry in metrics["scores"].items()
         if isinstance(entry, dict) and isinstance(entry.get("value"), int | float) and entry.get("supported", True)
     ]  # fmt: skip
+    if isinstance(tasks := manifest.spec.get("tasks"), Mapping):
+        order = [*(suites.every()[suite].tasks or () if suite in suites.every() else ()), *tasks]
+        return sorted(numbers, key=lambda score: _place(score.metric, order))
     return sorted(numbers, key=lambda s: (s.metric != ACCURACY, s.metric != REWARD, s.metric == WIN, s.metric))
+
+
+def _place(metric: str, tasks: Sequence[str]) -> tuple[bool, int, str]:
+    """Where the number of a benchmark stands: by its task (a longer name first where two fit), then by its own name."""
+    places = [n for n, task in enumerate(tasks) if metric == task or metric.startswith((f"{task}.", f"{task}_"))]
+    return metric.startswith("mean"), max(places, key=lambda n: len(tasks[n]), default=len(tasks)), metric
 
 
 def _without(measured: tuple[tuple[str, str], ...], *keys: str) -> tuple[tuple[str, str], ...]:
@@ -219,14 +235,16 @@ def screen(lines: Sequence[Line], width: int) -> str:
         cells = (numbers.get(column, "") for column in columns)
         tags = [" ".join(line.tags)] * tagged
         rows.append((line.name or str(n), *settings, *cells, *tags, f"{line.ref}  {line.note}".rstrip()))
-    shown = text.table(head, rows, width)
+    first = 1 + len(varying)
+    measured = range(first, first + len(columns))
+    shown = text.table(head, rows, width, expendable=measured[:0:-1])
     kept = [key for key in varying if key not in SEEDS]
     over_seeds = _means(lines, columns, kept)
     if over_seeds:
         shown += ["", *text.table(("over seeds", *map(str.upper, kept), *titles), over_seeds, width)]
     asked = dict.fromkeys(score.prompts for line in lines for score in line.scores if score.prompts)
     notes = [f"held-out prompts: {words}" for words in asked]
-    notes += ["± half of a 95 % interval"] if columns else []
+    notes += [INTERVAL] if columns else []
     notes += ["over seeds: mean ± standard deviation"] if over_seeds else []
     judges = dict.fromkeys(line.judge for line in lines if line.judge)
     return "\n".join([*shown, "; ".join(notes), *judges, *length_words(scored)]).rstrip("\n")

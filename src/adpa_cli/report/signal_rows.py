@@ -15,6 +15,7 @@ from adpa_cli.errors import Corrupt, UsageError
 from adpa_cli.report import text
 from adpa_cli.report.answer_rows import parent_answers
 from adpa_cli.report.lineage import content_name
+from adpa_cli.report.signal_prompts import prompt_of
 from adpa_cli.signal.rows import AnswerKey, SignalRows, advantage, label_positions, rms_advantage
 from adpa_cli.signal.shard import SignalReader
 from adpa_cli.signal.stored_frames import COLUMNS, column_bytes
@@ -137,16 +138,20 @@ class Signals:
         return list(_token_records(self.answer(place)[1], self.names))
 
     def lines(self, place: int, width: int) -> list[str]:
-        """The figures of the whole signal, then a table of the answer's tokens."""
+        """The prompt and the answer, a table of the answer's tokens, and the figures of the whole signal."""
         answer, source = self.brief(place), self._source(place)
         prompt = f"prompt {source['prompt_tokens']:,}, " if "prompt_tokens" in source else ""
         head = [f"{prompt}answer {answer['answer_tokens']:,} tokens", f"{answer['part']} of {answer['example_id']}"]
         head += [f"from {source['from']}"] if "from" in source else []
+        turns = prompt_of(self._store, self._manifest, self.answer(place)[0])
+        asked = [line for turn in turns or () for line in (turn["role"], *text.fold(turn["content"], width))]
         return [
-            *_head(self._manifest.ref, self._facts(), width),
             *text.wrap(f"row {place + 1:,} of {len(self):,}   ", head, width, "   "),
-            *_table(self.records(place), self._reader.spec.has_reference, width),
-        ]
+            *(asked or ["The prompt is not shown: neither its rollouts nor its data are where they were."]),
+            "answer", *text.fold(answer["text"], width), "",
+            *_table(self.records(place), self._reader.spec.has_reference, width), "",
+            *_head(self._manifest.ref, self._facts(), width),
+        ]  # fmt: skip
 
     def answer(self, place: int) -> tuple[AnswerKey, SignalRows]:
         """What names one answer, and what the signal holds of it."""
@@ -293,7 +298,10 @@ def _extreme(record: dict[str, Any], name: str) -> str:
 def collect(store: Store, manifest: Manifest) -> dict[str, Any]:
     """The figures of a whole signal, every answer read once. Raises UsageError for another artifact, Corrupt."""
     if product_of(manifest.stage) != "signal":
-        raise UsageError(f"{manifest.ref} is no signal", f"--fidelity is of {', '.join(making('signal'))} artifacts")
+        raise UsageError(
+            f"--fidelity measures teacher signals, and {manifest.ref} is not one",
+            f"name a signal ({' or '.join(making('signal'))}): adpa show lists them",
+        )
     reader = SignalReader(store.folder(manifest.ref))
     spec, counts = reader.spec, np.zeros(len(EDGES) - 1, dtype=np.int64)
     total, outside, squares = 0.0, 0, 0.0
@@ -345,7 +353,7 @@ def screen(figures: dict[str, Any], width: int) -> str:
     lines.append(f"taken token outside the ids: {100 * figures['taken_outside']:.2f} %")
     if "rms_advantage" in figures:
         steps = figures["rms_advantage_steps"]
-        stored = "stored exactly" if steps is None else f"{steps:.3g} steps of the stored difference"
+        stored = "stored exactly" if steps is None else f"{steps:.3g} times the storage resolution"
         lines.append(f"RMS of the advantage {figures['rms_advantage']:.3g} nat, {stored}")
     for name, what in ((ERROR, "a log-prob"), (PAIR_ERROR, "a difference")):
         if name in figures and (error := _greatest(figures, name)):

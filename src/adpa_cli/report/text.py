@@ -109,7 +109,7 @@ def table(
     """Lines of aligned columns, two spaces apart, no longer than `width`.
 
     Only the column `flexible` is shortened, down to `floor`; then the `expendable` columns are left out in that order,
-    and what is still too long is cut.
+    which a last line says, and what is still too long is cut.
     """
     lines = [list(header), *map(list, rows)]
     kept = list(range(len(header)))
@@ -120,10 +120,12 @@ def table(
             kept.remove(column)
     spare = width + 2 - sum(widths[c] + 2 for c in kept)
     widths[flexible] = min(natural, widths[flexible] + max(0, spare))
-    return [
+    shown = [
         cut("  ".join(pad(cut(line[c], widths[c]), widths[c], c in right) for c in kept).rstrip(), width)
         for line in lines
     ]
+    dropped = [header[c] for c in range(len(header)) if c not in kept]
+    return [*shown, cut(f"(no room for: {', '.join(dropped)})", width)] if dropped else shown
 
 
 def tsv(rows: Iterable[Sequence[Any]]) -> str:

@@ -119,8 +119,7 @@ def execute(survey: Survey, command: str, request: Mapping[str, Any], show: Show
             finished[cost.node.recipe.id] = manifest
             show.done(cost.node, manifest, is_new)
             if left and (name := show.stop()):
-                by = Stopped.words(name)
-                message = f"stopped by {by} after {manifest.ref}, with {left} more to make"
+                message = f"{Stopped.opening(name)} after {manifest.ref}; {left} more to make. Finished work is saved"
                 raise Stopped(name, message, show.again or command)
     for unfinished in begun.values():
         raise unfinished
@@ -181,7 +180,7 @@ def _build(cost: Cost, survey: Survey, command: str, request: Mapping[str, Any],
         log = Log(work.dir / LOG)
         log.say(f"$ {command}\n{node.role}: {node.what}  {node.label}")
         if memory is not None:
-            log.say(f"about {size_words(memory)} of memory expected{' a process' * (runtime.processes > 1)}")
+            log.say(f"expected memory: about {size_words(memory)}{' a process' * (runtime.processes > 1)}")
         work.save_state(work.progress or {"step": 0, "of": 0})
         show.working(True)
         try:

@@ -162,7 +162,9 @@ def measure(
     from adpa_cli.engine.noise import first_by_hash
 
     if count < 1:
-        raise UsageError(f"--rows {count} measures nothing", f"adpa show {manifest.ref} --fidelity --rows {ANSWERS}")
+        raise UsageError(
+            f"--rows must be 1 or more; got {count}", f"adpa show {manifest.ref} --fidelity --rows {ANSWERS}"
+        )
     job = recorded_job(names, manifest, models, work)
     spec = make(CaptureSpec, job.spec)
     answers = first_by_hash(capture.answers_of(job, spec), _name, count)
@@ -183,8 +185,8 @@ def _warning(measured: Mapping[str, Any], stage: str, quantise: str | None) -> d
     way = f"--set {stage}.dtype=float32, with more ids, or with smaller steps"
     rather = f"whole weights, without --set {stage}.quantise={quantise}" if quantise else way
     method = name.removesuffix(COSINE).upper()
-    said = f"more than a third of {method}'s gradient is error: its cosine is below {LEAST_COSINE:g}"
-    return {"watch": f"{said}; capture with {rather}"}
+    said = f"more than a third of the gradient of {method} is error (cosine below {LEAST_COSINE:g})"
+    return {"watch": f"{said}; store the signal again with {rather}"}
 
 
 def _name(answer: Answer) -> str:

@@ -111,12 +111,16 @@ def _death(statuses: Sequence[int | None], stopping: str | None) -> AdpaError:
     status, rank = min((status, rank) for rank, status in enumerate(statuses) if status)
     who = f"process {rank} of {len(statuses)}"
     if status > 0:
-        return AdpaError(f"{who} died with status {status}", "what it said is above; repeat the command to go on")
+        return AdpaError(
+            f"{who} failed with exit status {status}", "its own error is printed above; repeat the command to continue"
+        )
     name = signal.Signals(-status).name
     if name == stopping:
-        return Stopped(name, f"stopped by {Stopped.words(name)} before {who} had started")
-    hint = "the kernel does this when memory runs out (see dmesg): fewer processes, or --tokens-per-device N"
-    return AdpaError(f"{who} was killed by {name}", hint if name == "SIGKILL" else "repeat the command to go on")
+        return Stopped(name, f"{Stopped.opening(name)} before {who} had started")
+    hint = (
+        "the system does this when memory runs out (see dmesg); use fewer processes, or a smaller --tokens-per-device"
+    )
+    return AdpaError(f"{who} was killed by {name}", hint if name == "SIGKILL" else "repeat the command to continue")
 
 
 def _heard(message: Mapping[str, Any], rank: int, monitor: Monitor) -> AdpaError | None:

@@ -28,7 +28,7 @@ def recorded_job(names: Names, manifest: Manifest, models: Mapping[str, str | No
     """
     if "imported" in manifest.spec:
         raise UsageError(
-            f"{manifest.ref} was imported: this store has no teacher of it", "import it again: adpa import FILE"
+            f"{manifest.ref} was imported, so this store does not have its teacher", "import it again: adpa import FILE"
         )
     inputs = {}
     for role, value in manifest.inputs.items():
@@ -49,12 +49,12 @@ def _teacher(names: Names, manifest: Manifest, role: str, content: str, text: st
     if text not in (None, RECORDED):
         model = names.model(str(text), option)
         if isinstance(model, Alias | ReadyPair):
-            raise UsageError(f"{option} {text} stands for several models", "name an artifact, or a folder: ./MODEL")
+            raise UsageError(f"{option} {text} is an alias of several models", "name an artifact, or a folder: ./MODEL")
         if model.content != content:
             raise UsageError(
                 f"{option} {text} is not the {role} teacher of {manifest.ref}: "
                 f"it is {model.content[:22]}…, and not {content[:22]}…",
-                f"leave {option} out to look for the recorded one",
+                f"leave out {option} to use the recorded one",
             )
         return model
     if content.startswith("artifact:"):

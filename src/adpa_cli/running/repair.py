@@ -171,7 +171,7 @@ def _compared(undamaged: Mapping[Key, tuple[Shard, int]], rows: Mapping[Key, Sig
             raise AdpaError(
                 f"{ref} is not repaired: row {i + 1} of {shard.path.name} ({' '.join(key)}) is undamaged, "
                 f"and comes out {steps:.3g} quantisation steps away here",
-                "repair it on the machine type and with the versions that made it: adpa show names them",
+                "repair it on the kind of machine, and with the library versions, that made it (adpa show lists them)",
             )
         greatest = max(greatest, steps)
     return {"compared": len(undamaged), "greatest_steps": greatest}

@@ -33,7 +33,7 @@ def student_logps(names: Names, manifest: Manifest, key: AnswerKey, student: str
 
     model = names.model(student, "--student")
     if isinstance(model, Alias | ReadyPair):
-        raise UsageError(f"--student {student} stands for several models", "name an artifact, or a folder: ./MODEL")
+        raise UsageError(f"--student {student} is an alias of several models", "name an artifact, or a folder: ./MODEL")
     folder = locate(model, names.store).path
     answer = _answer(names, manifest, key, folder)
     loaded: Any = load_checked(folder, device=device())
@@ -67,7 +67,7 @@ def _answer(names: Names, manifest: Manifest, key: AnswerKey, folder: Path) -> A
     answer: Answer | None = next((found[n] for n in alike if found[n].key == key), None)
     if answer is None:
         raise NotFound(
-            f"{key.label} of {manifest.ref} cannot be made again from what this store has",
-            "name a student with the tokenizer of the teachers",
+            f"{key.label} of {manifest.ref} cannot be rebuilt: the tokens differ from those that were stored",
+            "name a student that has the teachers' tokenizer",
         )
     return answer

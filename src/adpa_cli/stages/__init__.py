@@ -239,8 +239,7 @@ def stop_if_asked(monitor: Monitor, done: int, of: int) -> None:
     """Raise Stopped between two blocks of an inference stage when a signal came."""
     signal = monitor.stop()
     if signal:
-        by = Stopped.words(signal)
-        raise Stopped(signal, f"stopped by {by} after block {done} of {of}; finished blocks are kept")
+        raise Stopped(signal, f"{Stopped.opening(signal)} after block {done} of {of}; finished blocks are saved")
 
 
 def with_progress(items: Sequence[T], monitor: Monitor, done: int = 0, of: int = 0) -> Iterator[T]:

@@ -80,7 +80,9 @@ def _turns(
 def _references(job: Job, note: Callable[[str], None]) -> dict[str, Reference]:
     """The reference answers of a job; none without a file. DataError where one lacks the second turn."""
     if not job.inputs.get(REFERENCES):
-        note("math, reasoning and coding are graded without reference answers: --references FILE gives some")
+        note(
+            "Math, reasoning and coding questions are graded without reference answers; to add some: --references FILE"
+        )
         return {}
     from adpa_cli.hub.externals import open_sources
 
@@ -88,11 +90,14 @@ def _references(job: Job, note: Callable[[str], None]) -> dict[str, Reference]:
     found = references_of(open_sources(located.where))
     short = [name for name, reference in found.items() if len(reference.turns) < 2]
     if short:
-        raise DataError(f"{located.label}: the reference answer to {short[0]} has one turn", "give both turns of each")
+        raise DataError(
+            f"{located.label}: the reference answer to question {short[0]} has one turn, and two are needed",
+            "add the second turn",
+        )
     authors = sorted({reference.author for reference in found.values()})
     if "gpt-4" in authors:
         note(
-            "the reference answers are by gpt-4; of FastChat's thirty, thirteen are wrong (its pull request 3158): "
-            "mend them, or give others"
+            "The reference answers are by gpt-4; 13 of FastChat's 30 are wrong (its pull request 3158): "
+            "correct them, or use others"
         )
     return found

@@ -134,7 +134,7 @@ class StartLogps(Mapping[tuple[str, str], Logps]):
         tokens = batch.cell("tokens", i)
         if tokens != key.tokens:
             raise DataError(
-                f"{self._label}: example {key.example_id!r} ({key.part}), field tokens: the log-probs are of tokens "
+                f"{self._label}: example {key.example_id!r} ({key.part}), field tokens: the log-probs are for tokens "
                 f"{tokens}, the data now give {key.tokens}",
                 self._again,
             )

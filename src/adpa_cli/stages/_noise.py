@@ -40,26 +40,30 @@ def judged(job: Job, monitor: Monitor, signal: str, measure: Callable[[], dict[s
     path, dtype = job.folder / FILE, job.spec["dtype"]
     if not path.exists():
         stored = {STORED: way} if (way := job.spec.get("quantise")) else {}
-        monitor.note(f"a sample{_weights(stored)} is computed in float32 too, to see what {dtype} does to it")
+        monitor.note(
+            f"A sample{_weights(stored)} is also computed in float32, to measure the rounding error of {dtype}"
+        )
         write_json(path, {**measure(), **stored})
     found = json.loads(path.read_text(encoding="utf-8"))
     figures = found.get(signal)
     if figures is None or ratio(figures) >= LEAST or found["answers"] < FEWEST or job.spec.get("smoke"):
         return
     if job.runtime.noise == "accept":
-        monitor.note(f"the noise of {dtype} is larger than the {_words(signal)}; it is accepted")
+        monitor.note(
+            f"The rounding error of {dtype} is larger than the {_words(signal)}; continuing, because noise=accept"
+        )
         return
     if figures["rms"] < EQUAL:
         raise AdpaError(
-            f"{job.stage}: the {_words(signal)} is {figures['rms']:.3g} nat, no more than float32 rounds: "
-            "the models that are compared say the same",
-            "name a reference that differs from the teacher: --reference MODEL; or go on: --runtime noise=accept",
+            f"{job.stage}: the {_words(signal)} is {figures['rms']:.3g} nat, no more than float32's rounding error: "
+            "the two models give the same probabilities",
+            "name a reference that differs from the teacher: --reference MODEL; or continue: --runtime noise=accept",
         )
     raise AdpaError(
-        f"{job.stage}: in {dtype} the {_words(signal)} of {figures['rms']:.3g} nat lies below an error of "
+        f"{job.stage}: in {dtype} the {_words(signal)} of {figures['rms']:.3g} nat is smaller than the rounding error, "
         f"{figures['error']:.3g} nat, so it would be noise",
-        f"compute more exactly: --set {job.stage}.dtype={more_exact(dtype, figures)}, for which every {job.stage} "
-        "of the command is made anew; or go on with what is there: --runtime noise=accept",
+        f"compute more precisely: --set {job.stage}.dtype={more_exact(dtype, figures)}, for which every {job.stage} "
+        "of the command is made again; or continue: --runtime noise=accept",
     )
 
 

@@ -118,7 +118,10 @@ def _nothing_left(job: Job, spec: TrainSpec, cut: Cut) -> DataError:
     """The error for data of which no row can be trained on."""
     data = job.one("data").label
     if cut.left_out < cut.rows or not cut.rows:
-        return DataError(f"no pair of {data} has a rollout in {job.one('rollouts').label}", "adpa rollout --data …")
+        return DataError(
+            f"none of the pairs of {data} has an answer in {job.one('rollouts').label}",
+            "generate answers to these prompts: adpa rollout --data SRC",
+        )
     return cut.nothing_left(data, every()[job.stage].reads, spec.max_length, job.stage)
 
 
@@ -153,8 +156,8 @@ def _rollouts(job: Job, spec: TrainSpec, need: Need, encoder: Any) -> Answers:
     most = max((int(batch.items("rollout").max(initial=0)) for batch in answers.table.batches()), default=0)
     if most >= ids:
         raise DataError(
-            f"the rollouts {source.label} have the id {most}; the student has {ids}",
-            "take answers of a teacher with the student's vocabulary, or --states student",
+            f"the rollouts {source.label} use the token id {most}, and the student's vocabulary has {ids} ids",
+            "use a teacher with the student's vocabulary, or train on the student's own answers: --states student",
         )
     if need.signal:
         return answers
@@ -173,7 +176,10 @@ def scaled_params(job: Job, spec: TrainSpec, method: Method) -> Any:
         return params
     rms = next((rms for cache in job.inputs["cache"] if (rms := rms_advantage(cache.path))), None)
     if rms is None:
-        raise DataError(f"{job.ref}: the signal does not say the RMS of the advantage", "--set unit=nat")
+        raise DataError(
+            f"{job.ref}: the signal does not record the RMS of the advantage, which unit=rms needs",
+            "use nats instead: --set unit=nat",
+        )
     return replace(params, **{method.teachers_beta: getattr(params, method.teachers_beta) / rms})
 
 
@@ -209,7 +215,7 @@ def _signals(job: Job, keys: Mapping[str, Iterable[AnswerKey]], method: Method) 
         readers.update(dict.fromkeys(reader.parts, reader))
     for part in keys.keys() - readers.keys():
         raise DataError(
-            f"{job.ref}: no signal given covers the {part} answers",
+            f"{job.ref}: none of the given teacher signals covers the {part} answers",
             f"make it: adpa cache-teacher --teacher T {'--rollouts R' if part == 'rollout' else '--data SRC'}",
         )
     for part, own in keys.items():
@@ -223,14 +229,14 @@ def _signals(job: Job, keys: Mapping[str, Iterable[AnswerKey]], method: Method) 
         rows = reader.named(example_id, part)
         if rows.ids.size and int(rows.ids.max()) >= ids:
             raise DataError(
-                f"the signal in {reader.folder.name} has the id {int(rows.ids.max())}; the student has {ids}",
-                f"capture it for this student: adpa cache-teacher … --set student_vocab={ids}",
+                f"the signal in {reader.folder.name} has the id {int(rows.ids.max())}, and the student has {ids} ids",
+                f"make it for this student: adpa cache-teacher … --set student_vocab={ids}",
             )
         if needs_labels and np.isneginf(rows.label_logps).any():
             raise DataError(
                 f"{method.name} needs the teacher's log-prob of every token; the signal in {reader.folder.name} lacks "
                 f"some of example {example_id} ({part})",
-                f"capture it with adpa cache-teacher, or train with {' or '.join(_without_labels())}",
+                f"make it with adpa cache-teacher, or train with {' or '.join(_without_labels())}",
             )
         return rows
 

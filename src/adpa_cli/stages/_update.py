@@ -83,7 +83,7 @@ def first_steps(job: Job, spec: TrainSpec, student: Any, monitor: Monitor, end: 
         share = updates.share_off_grid(start.path if is_merged else whole, "bfloat16")
         if share > OFF_GRID:
             monitor.note(
-                f"bfloat16 rounds {share_words(share)} of the weights of {start.label} for each product; in float32 "
+                f"bfloat16 rounds {share_words(share)} of the weights of {start.label} in every product; in float32 "
                 f"they are read as they are: {finer(job.stage, spec)}"
             )
 

@@ -115,10 +115,10 @@ class Facts:
         said = f"RMS of the advantage {rms:.3g} nat"
         if signal.difference_step:
             steps = metrics["rms_advantage_steps"] = rms / signal.difference_step
-            said += f", {steps:.3g} steps of the stored difference"
+            said += f", {steps:.3g} times the storage resolution"
             if steps < FEWEST_STEPS:
                 metrics["watch"] = [
-                    f"the advantage is only {steps:.2g} steps of the stored difference: rounding is felt; "
+                    f"the advantage is only {steps:.2g} times the storage resolution, so rounding matters; "
                     f"--set {CACHE_TEACHER.name}.pair_precision={signal.difference_step / 8:g}"
                 ]
         metrics["say"].append(said)

@@ -74,7 +74,7 @@ class JudgeSpec:
 
     def __post_init__(self) -> None:
         if not self.judge.strip():
-            raise UsageError("the judge has no name", "name the model as its server knows it: --judge NAME")
+            raise UsageError("--judge is empty", "give the name by which the server knows the model: --judge NAME")
 
     @property
     def dtype(self) -> str:
@@ -144,7 +144,7 @@ def check(spec: JudgeSpec, runtime: Runtime) -> None:
 def endpoint_of(judge: str, runtime: Runtime) -> Endpoint:
     """Where a judge listens; UsageError where nobody said."""
     if not runtime.judge_url:
-        raise UsageError(f"nobody said where the judge {judge} listens", "name it: --judge-url http://HOST:PORT/v1")
+        raise UsageError(f"the address of the judge {judge} is missing", "add it: --judge-url http://HOST:PORT/v1")
     return Endpoint(runtime.judge_url, runtime.judge_concurrency, runtime.judge_timeout)
 
 
@@ -162,14 +162,14 @@ def finish(job: Job) -> dict[str, Any]:
     facts = call_facts(rows)
     if unusable and not facts["stored"]:
         raise AdpaError(
-            f"none of {len(unusable):,} replies of the judge {spec.judge} can be used{_shown(unusable)}",
+            f"none of the {len(unusable):,} replies of the judge {spec.judge} can be used{_shown(unusable)}",
             _hint(unusable),
         )
     if unusable and spec.unparsable == "ask":
         raise ComeAgain(
-            f"{len(unusable):,} of {len(kept) + len(unusable):,} replies of the judge {spec.judge} hold no verdict"
+            f"{len(unusable):,} of {len(kept) + len(unusable):,} replies of the judge {spec.judge} contain no verdict"
             f"{_shown(unusable)}",
-            f"the same command asks for these only; {_hint(unusable)}, or leave them out: "
+            f"run the same command to ask again for these only; {_hint(unusable)}, or skip them: "
             "--set eval.unparsable=leave-out",
         )
     is_text = spec.judged != "turns" and spec.verdict != "text" and facts["from_logprobs"] < facts["stored"]
@@ -197,7 +197,7 @@ def _hint(unusable: Sequence[Mapping[str, Any]]) -> str:
     if 2 * cut > len(unusable):
         return "allow longer replies: --set eval.max_tokens=2048"
     if 2 * sum(row["why"].startswith("the server") for row in unusable) > len(unusable):
-        return "see the log of the judge's server, and mend what its words name"
+        return "see the log of the judge's server, and fix what its message names"
     return "see whether the judge follows the prompt, or give another: --judge-prompts FILE"
 
 

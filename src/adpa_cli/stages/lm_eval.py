@@ -130,8 +130,8 @@ def loaded_task(manager: Any, name: str, leaf: Mapping[str, Any], spec: LmEvalSp
     except Exception as error:  # the code of tasks, and of what they import, raises anything
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise AdpaError(
-            f"the task {name} does not load: {first}",
-            "where its data are not on this machine, on one with a network: adpa plan eval … --fetch",
+            f"the task {name} cannot be loaded: {first}",
+            "if its data are missing, download them on a machine with a network: adpa plan eval … --fetch",
         ) from error
     own = task.get_config("num_fewshot")
     if own is None or (spec.num_fewshot is not None and own != 0 and "num_fewshot" not in leaf["settings"]):
@@ -151,7 +151,9 @@ def _measure(job: Job, spec: LmEvalSpec, asked: Any, task: Any, heard: Any) -> N
         with overflow_named(asked.model, spec.dtype, "eval"):
             found, rows = measured(asked, task, requests, heard, spec.limit, spec.chat, smaller)
     except (ValueError, AssertionError, ImportError) as error:  # how the harness, and the code of tasks, refuse
-        raise AdpaError(f"the task {name} cannot be measured: {error}", "leave it out, or mend what it says") from error
+        raise AdpaError(
+            f"the task {name} cannot be measured: {error}", "remove the task, or fix what the message names"
+        ) from error
     numbers = {
         key: float(value) for key, value in found["results"][name].items()
         if "," in key and "_stderr," not in key and isinstance(value, int | float)

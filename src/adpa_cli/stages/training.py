@@ -182,7 +182,7 @@ def finish(job: Job) -> dict[str, Any]:
     watch = [*unequal_gradients(metrics.get("gradients", {})), *lost_update(update, job.stage, spec)]
     if job.spec.get("select") == "best":
         chosen = metrics["selection"]
-        say.append(f"step {chosen['step']} of {chosen['points'][-1]['step']} is the best")
+        say.append(f"the best step is {chosen['step']} of {chosen['points'][-1]['step']}")
     sizes = [rms for cache in job.inputs.get("cache", ()) if (rms := rms_advantage(cache.path)) is not None]
     weight = job.spec["params"].get(method_of(job.spec["method"]).advantage_weight)
     if weight is not None and sizes:
@@ -193,7 +193,7 @@ def finish(job: Job) -> dict[str, Any]:
         if usual and not usual / GAMMA_RATIO <= product <= usual * GAMMA_RATIO:
             watch.append(
                 f"γ × RMS of the advantage is {product:.3g} where the family's γ was tuned at {usual:.3g}: "
-                f"γ does not carry over between teachers; try --set gamma={usual / sizes[0]:.2g}"
+                f"a good γ for one teacher is not one for another; try --set gamma={usual / sizes[0]:.2g}"
             )
     return {**metrics, **({"say": say} if say else {}), **({"watch": watch} if watch else {})}
 
@@ -226,7 +226,7 @@ def unequal_gradients(gradients: Mapping[str, float]) -> list[str]:
     (least, weak), (most, strong) = pulling[0], pulling[-1]
     return [
         f"the gradient of {strong} is {most / least:.0f} times that of {weak} ({most:.2g} and {least:.2g} at the "
-        f"logits): {weak} hardly trains; weigh them otherwise, or leave it out"
+        f"logits): {weak} has almost no effect; change the weights of the two terms, or remove {weak}"
     ]
 
 

@@ -134,7 +134,9 @@ class Work:
         state = read_state(self.dir)
         if state is None or state["environment"] != plain(self.environment):
             if state is not None and announce:
-                announce(f"{self.recipe.ref} starts again: {_difference(state['environment'], self.environment)}")
+                announce(
+                    f"{self.recipe.ref} starts again, because {_difference(state['environment'], self.environment)}"
+                )
             shutil.rmtree(self.dir, ignore_errors=True)
             state = {"progress": {}, "seconds": 0.0}
         self.dir.mkdir(parents=True, exist_ok=True)
@@ -156,7 +158,7 @@ class Work:
         self.dir, owner = folders[0], owners[folders[0]]
         if owner is not None and states[self.dir] == "silent":
             if announce:
-                announce(f"{ref}: {owner.who} is silent; going on with a copy of its work")
+                announce(f"{ref}: {owner.who} has stopped responding; continuing with a copy of its work")
             self.dir = _copied(folders[0], owner, folders[0].with_name(f"{self.recipe.id}.{hold.claim.token}"), ref)
         for folder, owner in owners.items():
             if owner is not None:
@@ -177,15 +179,17 @@ class Work:
         owner = claims.read(owner_path(self.dir))
         if owner is None or owner.token != self._claim.token:
             raise AdpaError(
-                f"{self.recipe.ref} was taken over by another process while this one stood still",
-                f"nothing is damaged; the same command finds what the other one makes: {self.again}",
+                f"another process took over {self.recipe.ref} while this one was suspended",
+                f"nothing is lost; the same command finds what the other process makes: {self.again}",
             )
 
     def find_hit(self) -> bool:
         """Look whether the artifact is there by now. Raises Corrupt when its place is taken by something else."""
         if not (self.target / manifests.FILE_NAME).exists():
             if self.target.is_dir() and any(self.target.iterdir()):
-                raise Corrupt(f"{self.target} has no manifest, so it is no artifact", "move that folder away")
+                raise Corrupt(
+                    f"{self.target} has files but no manifest, so it is not an artifact", "move that folder away"
+                )
             return False
         self.hit = manifests.read(self.target)
         if self.hit.id != self.recipe.id:
@@ -277,8 +281,8 @@ def at_work(folder: Path) -> str:
 
 
 def _busy(ref: str, owner: Claim, place: Path) -> Busy:
-    return Busy(f"{ref} is being built by {owner.who}, though its lock was free",
-                f"wait until it is made; where that process is gone: rm {shlex.quote(str(place))}")  # fmt: skip
+    return Busy(f"{ref} is already being made by {owner.who}",
+                f"wait until it is finished; if that process is gone: rm {shlex.quote(str(place))}")  # fmt: skip
 
 
 def _copied(folder: Path, owner: Claim, target: Path, ref: str) -> Path:
@@ -332,4 +336,4 @@ def _files(folder: Path) -> dict[str, dict[str, Any]]:
 
 def _difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     keys = sorted(key for key in {*before, *now} if before.get(key) != now.get(key))
-    return ", ".join(f"{key} was {before.get(key)}, is {now.get(key)}" for key in keys[:3])
+    return ", ".join(f"{key} was {before.get(key)} and is now {now.get(key)}" for key in keys[:3])

@@ -11,13 +11,13 @@ import contextlib
 import os
 import shutil
 import time
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from adpa_cli.disk import explained
-from adpa_cli.errors import Busy
+from adpa_cli.errors import Busy, UsageError
 from adpa_cli.store import manifest as manifests
 from adpa_cli.store.build import at_work, owner_path, read_state, recipe_of
 from adpa_cli.store.identity import Recipe
@@ -32,11 +32,17 @@ TRASH = "trash"
 
 @dataclass(frozen=True)
 class Keep:
-    """What stays for its own sake: finished artifacts of the stages `results`, the full ids `named`, work of `days`."""
+    """What stays for its own sake: finished artifacts of the stages `results`, the full ids `named`, work of `days`.
+
+    Where full ids are `unwanted`, only these go, with what was measured of them and what only they need; artifacts of
+    the stages `lasting` that were made from them stand against it.
+    """
 
     results: Collection[str]
     named: Collection[str]
     days: float
+    unwanted: Collection[str] = ()
+    lasting: Collection[str] = ()
 
 
 @dataclass(frozen=True)
@@ -86,6 +92,8 @@ def survey(store: Store, keep: Keep, now: float | None = None) -> Sweep:
     now = time.time() if now is None else now
     artifacts = store.artifacts()
     attempts = list(_attempts(store.root))
+    if keep.unwanted:
+        return _removal(store, artifacts, attempts, keep)
     live = {attempt.folder: _alive(attempt, keep.days, now) for attempt in attempts}
     reasons = _reached(artifacts, _roots(store, artifacts, attempts, live, keep, now))
     removed: list[Item] = []
@@ -93,18 +101,60 @@ def survey(store: Store, keep: Keep, now: float | None = None) -> Sweep:
     for manifest in artifacts:
         why = reasons.get(manifest.id)
         what = str(manifest.metrics.get("what") or manifest.stage)
-        gone = "a rehearsal" if manifest.made.get("smoke") else f"no result, tag or use in {keep.days:g} days needs it"
+        gone = (
+            "a rehearsal"
+            if manifest.made.get("smoke")
+            else f"no tag or result needs it, and it is older than {keep.days:g} days"
+        )
         folder = store.root / manifest.ref
         item = Item("artifact", manifest.ref, what, _size(folder), manifest.at, why or gone, folder)
         (kept if why else removed).append(item)
     for attempt in attempts:
         ref = attempt.recipe.ref if attempt.recipe else f"{PARTIAL}/{attempt.folder.name[:12]}"
         why = live[attempt.folder]
-        gone = "a rehearsal that stopped" if attempt.smoke else f"not gone on with for {keep.days:g} days"
+        gone = "a rehearsal that stopped" if attempt.smoke else f"not resumed for {keep.days:g} days"
         item = Item("unfinished", ref, "unfinished", _size(attempt.folder), attempt.at, why or gone, attempt.folder)
         (kept if why else removed).append(item)
     removed += _leftovers(store.root)
     return Sweep(tuple(removed), tuple(kept))
+
+
+def _removal(store: Store, artifacts: Sequence[Manifest], attempts: Sequence[Attempt], keep: Keep) -> Sweep:
+    """The unwanted artifacts, with what only they need. Raises UsageError where something that stays needs one."""
+    tags = {artifact: tag for tag, artifact in store.tags().items()}
+    running = {content for a in attempts if a.holder and a.recipe for content in _contents(a.recipe.inputs.values())}
+    why = {**{name: f"tag {tag}" for name, tag in tags.items()}, **dict.fromkeys(keep.named, "named")}
+    why |= dict.fromkeys((*reservations(store.root), *running), "in use")
+    children: dict[str, list[Manifest]] = {}
+    for manifest in artifacts:
+        for _, parent in manifest.parents():
+            children.setdefault(parent, []).append(manifest)
+    going = dict.fromkeys(keep.unwanted, "named by --remove")
+    for one in (queue := list(going)):
+        for child in children.get(one, ()):
+            if child.id not in going and (child.stage in keep.lasting or child.id in why):
+                needing = store.resolve(one).ref
+                raise UsageError(
+                    f"{needing} is needed by {child.ref}" + (f" ({why[child.id]})" if child.id in why else ""),
+                    f"keep it, or remove both: adpa gc --remove {needing} --remove {child.ref}",
+                )
+            if child.id not in going:
+                going[child.id] = "made from what is removed"
+                queue.append(child.id)
+    if used := next((name for name in going if why.get(name) in ("in use", "named")), ""):
+        raise UsageError(f"{store.resolve(used).ref} is {why[used]}", "repeat the command without it, or later")
+    for manifest in artifacts:  # newest first: what needs an artifact is looked at before it
+        needed_by = children.get(manifest.id, [])
+        if needed_by and manifest.id not in why and all(child.id in going for child in needed_by):
+            going.setdefault(manifest.id, "nothing else needs it")
+    items = []
+    for manifest in artifacts:
+        what, folder = str(manifest.metrics.get("what") or manifest.stage), store.root / manifest.ref
+        reason = going.get(manifest.id) or why.get(manifest.id, "not named by --remove")
+        items.append((Item("artifact", manifest.ref, what, _size(folder), manifest.at, reason, folder), manifest.id))
+    return Sweep(
+        tuple(item for item, name in items if name in going), tuple(item for item, name in items if name not in going)
+    )
 
 
 def collect(store: Store, chosen: Sweep, keep: Keep, command: str) -> tuple[Item, ...]:
@@ -122,6 +172,9 @@ def collect(store: Store, chosen: Sweep, keep: Keep, command: str) -> tuple[Item
                 if item.folder in allowed and item.kind != "leftover" and _move(store.root, item, trash, command):
                     moved.append(item)
         moved += [item for item in chosen.removed if item.kind == "leftover"]
+        for tag, artifact in store.tags().items() if keep.unwanted else ():
+            if store.get(artifact) is None:
+                store.untag(tag)
         for folder in trash.glob("*"):
             shutil.rmtree(folder, ignore_errors=True)  # another collector may be deleting it too
     return tuple(moved)
@@ -200,7 +253,7 @@ def _alive(attempt: Attempt, days: float, now: float) -> str:
     if attempt.holder:
         return f"being built by {attempt.holder}"
     limit = _limit(days, attempt.smoke)
-    return f"can be gone on with, saved in the last {_days(limit)}" if now - attempt.at < DAY * limit else ""
+    return f"can be resumed; saved in the last {_days(limit)}" if now - attempt.at < DAY * limit else ""
 
 
 def _leftovers(root: Path) -> Iterator[Item]:

@@ -155,7 +155,7 @@ def file_digest(path: Path, cache: HashCache | None = None) -> str:
     """Hex sha256 of a file's content. Raises NotFound without the file, DataError when it changes meanwhile."""
     before = _stat(path)
     if before is None or not path.is_file():
-        raise NotFound(f"{path} is no file", "check the path")
+        raise NotFound(f"{path} is not a file", "check the path")
     if cache is not None and (known := cache.get(path)):
         return known
     sha = sha256_file(path)
@@ -175,7 +175,7 @@ def model_digest(folder: Path, cache: HashCache | None = None) -> str:
     """
     names = model_files(folder)
     if ADAPTER in names:
-        raise DataError(f"{folder} is an adapter, no model of its own", "name the model that it was trained on")
+        raise DataError(f"{folder} is an adapter, not a whole model", "name the model that it was trained on")
     sha = digest_of({name: file_digest(folder / name, cache) for name in names})
     if cache is not None:
         cache.put_folder(folder, sha)
@@ -211,9 +211,9 @@ def digest_of(shas: Mapping[str, str]) -> str:
 def model_files(folder: Path) -> list[str]:
     """Sorted names of the files that determine a model folder; errors as in `model_digest`."""
     if folder.is_file() and folder.suffix == ".gguf":
-        raise NoModel(f"{folder} is a GGUF file, which holds no weights that can be trained", FROM_GGUF)
+        raise NoModel(f"{folder} is a GGUF file, whose weights cannot be trained", FROM_GGUF)
     if not folder.is_dir():
-        raise NotFound(f"{folder} is no folder", "give a model folder, a hub name (org/name) or an artifact")
+        raise NotFound(f"{folder} is not a folder", "give a model folder, a hub name (org/name) or an artifact")
     names = sorted(item.name for item in folder.iterdir() if item.is_file())
     return determining(names, str(folder), lambda name: (folder / name).read_bytes())
 
@@ -228,14 +228,16 @@ def determining(names: list[str], where: str, read: Callable[[str], bytes]) -> l
         return _of_adapter(names, where)
     if "config.json" not in names and (quantised := _matching(names, ["*.gguf"])):
         raise NoModel(
-            f"{where} holds only GGUF ({', '.join(quantised[:3])}), no weights that can be trained", FROM_GGUF
+            f"{where} holds only GGUF files ({', '.join(quantised[:3])}), whose weights cannot be trained", FROM_GGUF
         )
     if "config.json" not in names:
-        raise DataError(f"{where} has no config.json, so it is no model", "name the folder that holds config.json")
+        raise DataError(
+            f"{where} is not a model folder: it has no config.json", "name the folder that holds config.json"
+        )
     if not has_tokenizer(names):
         raise DataError(
-            f"{where} has a model but no tokenizer (tokenizer.json)",
-            "copy the tokenizer files there: adpa never guesses which tokenizer a model was trained with",
+            f"{where} has a model but no tokenizer (tokenizer.json is missing)",
+            "copy the model's tokenizer files into that folder",
         )
     return sorted({*_matching(names, _DETERMINING), *_weights(where, names, read)})
 
@@ -257,12 +259,13 @@ def adapter_config(content: bytes, where: str) -> dict[str, Any]:
     if kind != "LORA":
         of = base or "a model that it does not name"
         raise NoModel(
-            f"{where} is an adapter of {of} of the kind {kind}, and only LoRA is read", _instead(kind, where, base)
+            f"{where} is an adapter of {of} of the kind {kind}; only LoRA adapters can be read",
+            _instead(kind, where, base),
         )
     rank, alpha = config.get("r"), config.get("lora_alpha")
     if type(rank) is not int or rank < 1 or type(alpha) not in (int, float):
         raise DataError(
-            f"{where}/{ADAPTER} does not tell its rank and scale: r is {rank!r} and lora_alpha {alpha!r}",
+            f"{where}/{ADAPTER} has no usable rank and scale: r is {rank!r} and lora_alpha is {alpha!r}",
             "fetch or write the folder again",
         )
     return config
@@ -288,9 +291,9 @@ def json_object(content: bytes, where: str) -> dict[str, Any]:
     try:
         value = json.loads(content)
     except ValueError as error:
-        raise DataError(f"{where} is no JSON: {error}", "fetch or write the folder again") from error
+        raise DataError(f"{where} is not valid JSON: {error}", "fetch or write the folder again") from error
     if not isinstance(value, dict):
-        raise DataError(f"{where} holds no JSON object", "fetch or write the folder again")
+        raise DataError(f"{where} does not hold a JSON object", "fetch or write the folder again")
     return value
 
 
@@ -405,7 +408,7 @@ def _shards(where: str, names: list[str], read: Callable[[str], bytes]) -> list[
     try:
         shards = sorted({str(name) for name in json.loads(read(INDEX))["weight_map"].values()})
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DataError(f"{where}/{INDEX} is no list of weight files: {error}", "download the model again") from error
+        raise DataError(f"{where}/{INDEX} does not list weight files: {error}", "download the model again") from error
     if missing := [name for name in shards if name not in names]:
         raise DataError(f"{where} lacks {', '.join(missing[:3])}, which its index names", "download the model again")
     return shards
@@ -417,7 +420,7 @@ def _check(value: object, where: str) -> None:
         return
     if type(value) is float:
         if not math.isfinite(value):
-            raise UsageError(f"{where} is {value}, which is no finite number", "give a finite number")
+            raise UsageError(f"{where} is {value}, which is not a finite number", "give a finite number")
     elif isinstance(value, Mapping):
         for key, item in value.items():
             if type(key) is not str:

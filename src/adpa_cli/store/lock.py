@@ -53,7 +53,7 @@ def locked(
     """
     what = what or path.stem
     with contextlib.ExitStack() as stack:
-        with explained(path.parent, f"{what} needs its lock there"):
+        with explained(path.parent, f"{what} needs a lock file there"):
             path.parent.mkdir(parents=True, exist_ok=True)
             handle = _opened(path)
             stack.callback(os.close, handle)
@@ -160,10 +160,10 @@ def _acquired(handle: int, path: Path, asked: _Asked) -> Claim:
         time.sleep(_GRACE_SECONDS)
         other = _attempt(handle, path, asked)
     if isinstance(other, str) and not asked.wait:
-        hint = "leave out --no-wait to wait for it, or come again later"
-        raise Busy(f"{asked.what} is being built by {other}", hint)
+        hint = "leave out --no-wait to wait for it, or try again later"
+        raise Busy(f"{asked.what} is already being made by {other}", hint)
     if isinstance(other, str) and asked.announce:
-        asked.announce(f"waiting for {asked.what}, which {other} is building")
+        asked.announce(f"waiting for {asked.what}, which {other} is making")
     while isinstance(other, str):
         time.sleep(POLL_SECONDS)
         other = _attempt(handle, path, asked)

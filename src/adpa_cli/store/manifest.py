@@ -142,8 +142,8 @@ def migrate(
         raise Corrupt(f"the manifest of {what} has the format {version!r}")
     if version > current:
         raise AdpaError(
-            f"{what} was made by a newer adpa (manifest format {version}; this one reads up to {current})",
-            "upgrade it in the folder of its source: git pull && pip install .",
+            f"{what} was made by a newer adpa (its manifest has format {version}; this adpa reads up to {current})",
+            "upgrade adpa, in the folder of its source: git pull && pip install .",
         )
     for step in range(version, current):
         raw = {**migrations[step](raw), "format": step + 1}

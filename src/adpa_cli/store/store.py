@@ -42,11 +42,14 @@ FORMAT = 1
 def check_tag(name: str, reserved: Collection[str] = ()) -> None:
     """Raise UsageError for a name that could be taken for an id, a path or one of `reserved` (aliases, words)."""
     if not TAG.fullmatch(name):
-        raise UsageError(f"{name!r} cannot be a tag", "use letters, digits and . _ + -, at most 64, no / or @")
+        raise UsageError(f"{name!r} cannot be a tag", "use up to 64 letters, digits and . _ + -, for example my-model")
     if DIGITS.fullmatch(name.lower()):
-        raise UsageError(f"{name} looks like an id", f"choose a name that has other letters, e.g. run-{name}")
+        raise UsageError(
+            f"{name} looks like an id, which has only the digits 0-9 and the letters a-f",
+            f"use another letter somewhere, for example run-{name}",
+        )
     if name in reserved:
-        raise UsageError(f"{name} is a built-in name", f"choose another, e.g. my-{name}")
+        raise UsageError(f"{name} is a built-in name", f"use another one, for example my-{name}")
 
 
 def pinned_commit(root: Path, lock: Path, name: str, lookup: Callable[[str], str], refresh: bool) -> str:
@@ -85,7 +88,9 @@ def resolve(store: Store, text: str) -> Manifest:
         return _of_tag(store, text, tagged, begun)
     if len(begun) > 1:
         both = ", ".join(sorted(manifest.ref for manifest in begun))
-        raise UsageError(f"{text} could be any of {both}", "give more digits, or the stage before them")
+        raise UsageError(
+            f"{text} is ambiguous: it could be any of {both}", "type more digits, or put the stage before them"
+        )
     stage, _, latest = text.partition("@")
     if latest == "latest":
         newest_first = (manifest for manifest in store.artifacts() if manifest.stage == stage)
@@ -132,16 +137,19 @@ class Store:
             start = Path(os.environ["ADPA_STORE"])
         if start is not None:
             places = [expanded(start).absolute()]
-            asked = f"{start} is no store"
+            asked = f"{start} is not a store"
         else:
             here = Path.cwd()
             places = [folder / FOLDER for folder in (here, *here.parents)]
-            asked = f"no {FOLDER} in {here} or above it"
+            asked = f"there is no store ({FOLDER}) in {here} or in a folder above it"
         for place in places:
             if os.path.isfile(place / MARKER):  # pathlib raises for a folder above that others may not look into
                 return cls(_supported(place))
         if not create:
-            raise NotFound(asked, "name one with --store DIR or $ADPA_STORE; the first adpa sft or distill creates one")
+            raise NotFound(
+                asked,
+                "name a store with --store DIR or $ADPA_STORE; the first command that builds something creates one",
+            )
         return cls._create(places[0])
 
     @classmethod
@@ -163,7 +171,7 @@ class Store:
         _check_place(root)
         if root.exists() and (not root.is_dir() or any(root.iterdir())):
             raise UsageError(
-                f"{root} holds other things and is no store", f"give an empty folder: --store {root / FOLDER}"
+                f"{root} is not a store, and it holds other files", f"give an empty folder: --store {root / FOLDER}"
             )
         with explained(root, "the store is not created"):
             make_folder(root)
@@ -242,7 +250,7 @@ class Store:
     def untag(self, name: str) -> None:
         """Remove a name; what it named stays. Raises NotFound."""
         if name not in self.tags():
-            raise NotFound(f"there is no tag {name}", f"tags: {', '.join(sorted(self.tags())) or 'none'}")
+            raise NotFound(f"there is no tag called {name}", f"tags: {', '.join(sorted(self.tags())) or 'none'}")
         (self.root / "tags" / name).unlink()
 
     def tags(self) -> dict[str, str]:
@@ -264,8 +272,8 @@ class Store:
         commit = pinned_commit(self.root, self.root / PARTIAL / "pins.lock", name, look, refresh)
         if meant not in (None, commit):
             raise UsageError(
-                f"{name} is {meant[:8]} in the recipe, and {commit[:8]} in {self.root}",
-                "make it in a store of its own: --store DIR; --refresh moves the name in this one",
+                f"{name} is at commit {meant[:8]} in the recipe but at {commit[:8]} in {self.root}",
+                "use another store: --store DIR\n or: --refresh, which changes the commit in this one",
             )
         return commit
 
@@ -312,9 +320,14 @@ def _of_tag(store: Store, tag: str, tagged: str, begun: list[Manifest]) -> Manif
     manifest = store.get(tagged)
     if begun:
         both = [f"the tag of {manifest.ref if manifest else tagged[:12]}", *(f"the id {other.ref}" for other in begun)]
-        raise UsageError(f"{tag} could be {' or '.join(both)}", f"remove the tag: adpa tag --delete {tag}")
+        raise UsageError(
+            f"{tag} is ambiguous: it could be {' or '.join(both)}", f"remove the tag: adpa tag --delete {tag}"
+        )
     if manifest is None:
-        raise NotFound(f"the tag {tag} names {tagged[:12]}, which is gone", f"move it: adpa tag {tag} REF")
+        raise NotFound(
+            f"the tag {tag} names {tagged[:12]}, which no longer exists",
+            f"adpa tag {tag} REF moves it to another artifact",
+        )
     return manifest
 
 
@@ -331,27 +344,31 @@ def _beginning_with(store: Store, text: str) -> list[Manifest]:
 def _unknown(store: Store, text: str) -> NotFound:
     for work in store.unfinished():
         if len(text) >= 4 and (work.ref.startswith(text) or work.recipe.id.startswith(text)):
-            return NotFound(f"{work.ref} is unfinished", f"go on: {work.command}")
+            return NotFound(f"{work.ref} is unfinished", f"{work.command}")
     stage, _, latest = text.partition("@")
     if latest == "latest" and STAGE_NAME.fullmatch(stage):
         return NotFound(
-            f"{text}: no {stage} is finished in {store.root} (rehearsals are never the latest)",
-            "see what there is: adpa show --all",
+            f"{text}: no {stage} is finished in {store.root} (rehearsals do not count)",
+            "adpa show --all lists what there is",
         )
     if text in reserved_words():
         return NotFound(
-            f"{text} is a built-in name, not an artifact of {store.root}", "see what there is: adpa show, adpa models"
+            f"{text} is an alias of a model, and no artifact in {store.root} has this name",
+            "adpa models explains the aliases, adpa show lists the artifacts",
         )
     refs = [f"{folder.parent.name}/{folder.name}" for folder in store.folders()]
     names = [*store.tags(), *refs, *(ref.split("/")[1] for ref in refs)]
-    close = difflib.get_close_matches(text, names, n=3, cutoff=0.6)
+    named = {name.lower(): name for name in names}
+    close = [named[word] for word in difflib.get_close_matches(text.lower(), named, n=3, cutoff=0.75)]
+    if any(ref.startswith(f"{stage.lower()}/") for ref in refs):
+        close = [f"{stage.lower()}@latest"]
     meant = f"did you mean {' or '.join(close)}? " if close else ""
     is_short, is_id = (re.fullmatch(pattern, text) for pattern in ("[0-9a-f]{1,3}", "(.+/)?[0-9a-f]{12,64}"))
-    short = "an id takes 4 digits or more; " if is_short else ""
-    other = f"of another store? name it: --store DIR; there, adpa show {text} --recipe says how to make it; "
+    short = "an id needs 4 digits or more; " if is_short else ""
+    other = f"if it is in another store, add --store DIR (adpa show {text} --recipe prints there how to make it); "
     return NotFound(
-        f"{text} is no tag, id or stage@latest in {store.root}",
-        f"{meant}{short}{other if is_id else ''}see what there is: adpa show",
+        f"there is no tag or id {text} in {store.root}",
+        f"{meant}{short}{other if is_id else ''}adpa show lists what there is",
     )
 
 
@@ -383,8 +400,8 @@ def _supported(root: Path) -> Path:
         raise Corrupt(f"{root / MARKER} is damaged: {error}", f'restore it: {{"format": {FORMAT}}}') from error
     if version > FORMAT:
         raise AdpaError(
-            f"{root} was made by a newer adpa (store format {version}; this one reads up to {FORMAT})",
-            "upgrade it in the folder of its source: git pull && pip install .",
+            f"{root} was made by a newer version of adpa (store format {version}; this version reads up to {FORMAT})",
+            "upgrade adpa, in the folder of its source: git pull && pip install .",
         )
     return root
 
@@ -412,7 +429,12 @@ def verify(store: Store, manifest: Manifest, rows: Callable[[Path], list[str]] |
     damages = [damage for damage in checks if damage is not None]
     recipe = Recipe(manifest.stage, manifest.version, manifest.spec, manifest.inputs)
     if recipe.id != manifest.id:
-        damages.append(Damage(manifests.FILE_NAME, f"its recipe hashes to {recipe.id[:12]}, not {manifest.id[:12]}"))
+        damages.append(
+            Damage(
+                manifests.FILE_NAME,
+                f"its settings or inputs were changed: they hash to {recipe.id[:12]}, not {manifest.id[:12]}",
+            )
+        )
     mark = _mark(store, manifest.id)
     with contextlib.suppress(OSError):  # a store that is mounted read-only can be verified, not marked
         if damages:
@@ -440,7 +462,7 @@ def _check(folder: Path, name: str, manifest: Manifest, rows: Callable[[Path], l
         return Damage(name, "missing")
     size = path.stat().st_size
     if size != expected["bytes"]:
-        problem = f"{size} bytes, not {expected['bytes']}"
+        problem = f"it has {size:,} bytes instead of {expected['bytes']:,}"
     elif sha256_file(path) != expected["sha256"]:
         problem = "its bytes have changed"
     else:

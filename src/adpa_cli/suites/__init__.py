@@ -78,7 +78,7 @@ class EvalSpec:
 
     def __post_init__(self) -> None:
         if self.suite not in every():
-            raise UsageError(f"suite={self.suite} is no suite", f"suite is one of {', '.join(every())}")
+            raise UsageError(f"there is no suite called {self.suite!r}", f"use one of {', '.join(every())}")
 
 
 Inputs = Mapping[str, Located]
@@ -281,8 +281,8 @@ def common_prompts(
     shared = sorted(ours.keys() & theirs.keys())
     if not shared:
         raise DataError(
-            f"{author_of(against)} answers none of the {len(ours):,} prompts that {author_of(answers)} answers",
-            "compare answers to the same prompts: --data SRC names those that models answer",
+            f"{author_of(against)} has no answer to any of the {len(ours):,} prompts that {author_of(answers)} answers",
+            "compare answers to the same prompts; --data SRC names the prompts that models answer",
         )
     if len(shared) == len(ours):
         return shared, ()
@@ -303,8 +303,8 @@ def of_half(prompts: Sequence[str], spec: EvalSpec, name: str) -> list[str]:
     kept = in_half(np.array([int(prompt, 16) for prompt in prompts], dtype=np.uint64), spec.measure_on)
     if not kept.any():
         raise DataError(
-            f"{name}: none of {len(prompts):,} prompts is of the {spec.measure_on} half",
-            "give data with more held-out prompts, or use all of them: --set eval.measure_on=all",
+            f"none of the {len(prompts):,} prompts of {name} falls into the half used for {spec.measure_on}",
+            "use data with more held-out prompts, or measure on all of them: --set eval.measure_on=all",
         )
     return [prompt for prompt, is_kept in zip(prompts, kept, strict=True) if is_kept]
 

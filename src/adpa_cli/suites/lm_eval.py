@@ -107,7 +107,7 @@ def parts_of(tasks: Sequence[str], key: str, found: Mapping[str, Result], is_wei
     if not having:
         raise DataError(
             f"no task of {', '.join(tasks[:3])} gives {key.replace(',', ' with the filter ')}",
-            "see what the tasks' files list as metrics, or measure them with --suite lm-eval",
+            "check the metrics listed in the tasks' files, or measure them with --suite lm-eval",
         )
     total = sum(len(found[task].rows[key]) for task in having)
     shares = {task: len(found[task].rows[key]) / total if is_weighted else 1 / len(having) for task in having}

@@ -25,7 +25,7 @@ def figures(inputs: Inputs, spec: EvalSpec, folder: Path) -> Figures:
     rows = read_rows(given.path)
     graded = [row for row in rows if row["verdict"] is not None]
     if not graded:
-        raise DataError(f"{given.label} has no grade of any turn", f"adpa show {given.label}")
+        raise DataError(f"{given.label} contains no grade", f"adpa show {given.label}")
     parts: dict[str, dict[str, float]] = {METRIC: {}}
     prompts = {}
     for row in sorted(graded, key=lambda row: (row["turn"], row["category"])):

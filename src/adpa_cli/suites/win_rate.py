@@ -42,7 +42,7 @@ def figures(inputs: Inputs, spec: EvalSpec, folder: Path) -> Figures:
     rows = read_rows(given.path)
     judged = {one.id: one for one in judged_prompts(rows)}
     if not judged:
-        raise DataError(f"{given.label} has no verdict on any prompt", f"adpa show {given.label}")
+        raise DataError(f"{given.label} contains no verdict", f"adpa show {given.label}")
     measured = [judged[name] for name in of_half(list(judged), spec, given.label)]
     kept = _rows(measured)
     scores: dict[str, dict[str, Any]] = {metric: interval(numbers, spec) for metric, numbers in kept.items()}

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import importlib
 import pkgutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -18,13 +18,17 @@ PANELS = ("Build", "Look", "Use", "Keep")
 
 @dataclass(frozen=True)
 class Command:
-    """A command of `adpa`; `settings` are for its parser. What `Build` lists makes artifacts and can be planned."""
+    """A command of `adpa`; `settings` are for its parser, `also` is what other tools call it.
+
+    What `Build` lists makes artifacts and can be planned.
+    """
 
     name: str
     panel: Literal["Build", "Look", "Use", "Keep"]
     place: int
     function: Callable[..., Any]
     settings: Mapping[str, Any] = field(default_factory=dict)
+    also: Sequence[str] = ()
 
 
 @functools.cache

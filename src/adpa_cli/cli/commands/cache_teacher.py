@@ -18,33 +18,42 @@ def cache_teacher(
     rollouts: Annotated[
         list[str] | None,
         opt.option(
-            "--rollouts", help="Answers to score; - reads stdin.", metavar="ID", completion=artifacts("answers")
+            "--rollouts",
+            help="Rollouts whose answers are scored; - reads stdin.",
+            metavar="ID",
+            completion=artifacts("answers"),
         ),
     ] = None,
-    top_k: Annotated[int | None, opt.much("--top-k", help="Ids kept per token [50].", metavar="K")] = None,
+    top_k: Annotated[int | None, opt.much("--top-k", help="Log-probs stored per token [50].", metavar="K")] = None,
     precision: Annotated[
         str | None,
         opt.much(
-            "--precision", help="Step of stored log-probs [1/32], exact, or auto=KL that finds one.", metavar="NATS"
+            "--precision",
+            help="Resolution of the stored log-probs: a number, exact, or auto=KL [1/32].",
+            metavar="NATS",
         ),
     ] = None,
     pair_precision: Annotated[
         str | None,
         opt.much(
             "--pair-precision",
-            help="Step of the stored difference to the reference [1/128], or exact.",
+            help="Resolution of the stored difference to the reference: a number, or exact [1/128].",
             metavar="NATS",
         ),
     ] = None,
     support: Annotated[
-        str | None, opt.much("--support", help="Which ids: topk, or sampled (drawn).", metavar="KIND")
+        str | None,
+        opt.much(
+            "--support", help="Which tokens are stored: topk, or sampled (drawn at random) [topk].", metavar="KIND"
+        ),
     ] = None,
     *,
     options: opt.Options,
 ) -> opt.Request:
-    """Keep a teacher's top-k signal on given answers, so that training needs no teacher.
+    """Store the teacher's top-k log-probabilities for given answers, so that training does not need the teacher.
 
-    adpa cache-teacher --teacher T --data pairs.jsonl · adpa cache-teacher --teacher T --rollouts R
+    adpa cache-teacher --teacher tiny-teacher --data tiny-pairs
+    adpa cache-teacher --teacher ./teacher --rollouts rollout/1b2c3d4e5f60
     """
     from adpa_cli.planning.requests import plan_capture
 
@@ -56,4 +65,4 @@ def cache_teacher(
     )
 
 
-COMMAND = Command("cache-teacher", "Build", 4, cache_teacher)
+COMMAND = Command("cache-teacher", "Build", 4, cache_teacher, also=("cache", "capture", "logits", "logprobs"))

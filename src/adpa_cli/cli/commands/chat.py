@@ -20,6 +20,7 @@ from adpa_cli.cli.console import complete
 from adpa_cli.cli.console import options as opt
 from adpa_cli.cli.console.streams import GLOBALS, ids_only, quiet_libraries, say, terminal_width
 from adpa_cli.errors import AdpaError, NotFound, UsageError
+from adpa_cli.lab import TEMPLATE
 from adpa_cli.report import text
 from adpa_cli.report.text import pad, width_of
 from adpa_cli.spec import Dtype
@@ -30,7 +31,13 @@ if TYPE_CHECKING:
     from adpa_cli.engine.generation.sampling import Sampling
     from adpa_cli.planning.lineage import Trained
 
-COMMANDS = "/reset forgets the conversation, /quit leaves"
+COMMANDS = "/reset starts a new conversation, /quit quits"
+TINY_WORLD = """\
+The built-in tiny models know a world of 232 words: letters, numbers, capitals and colours. Ask in lower case, with a
+space before every full stop. For example:
+  what is the capital of peru .
+  be polite : put y h e in order .
+  keep it short : write six zero in digits ."""
 GAP = " │ "
 LEAST = 24
 """Columns below which two texts are shown one after the other."""
@@ -39,26 +46,34 @@ LEAST = 24
 def chat(
     refs: Annotated[
         list[str] | None,
-        opt.argument("REF [REF]", "Who answers; - reads one prompt a line [required].", complete.artifacts("model")),
+        opt.argument(
+            "REF [REF]",
+            "One model, or two to compare; - reads one prompt per line [required].",
+            complete.artifacts("model"),
+        ),
     ] = None,
     template: opt.ChatTemplate = None,
     end: opt.End = None,
     thinking: opt.Thinking = None,
-    system: Annotated[str | None, opt.option("--system", help="Said before the conversation.", metavar="TEXT")] = None,
-    temperature: Annotated[float, opt.option("--temperature", help="0 is greedy.", metavar="X")] = 0.0,
-    max_new_tokens: Annotated[int, opt.option("--max-new-tokens", help="Per answer.", metavar="N")] = 512,
-    seed: Annotated[int, opt.option("--seed", help="Of the sampling.", metavar="N")] = 0,
+    system: Annotated[str | None, opt.option("--system", help="System prompt.", metavar="TEXT")] = None,
+    temperature: Annotated[
+        float, opt.option("--temperature", help="Sampling temperature; 0 is greedy.", metavar="X")
+    ] = 0.0,
+    max_new_tokens: Annotated[
+        int, opt.option("--max-new-tokens", help="Longest answer, in tokens.", metavar="N")
+    ] = 512,
+    seed: Annotated[int, opt.option("--seed", help="Random seed of the sampling.", metavar="N")] = 0,
     dtype: Annotated[
         Dtype | None,
-        opt.option("--dtype", help="What it computes in [the model's].", metavar="|".join(get_args(Dtype))),
+        opt.option("--dtype", help="Compute in this dtype [the model's].", metavar="|".join(get_args(Dtype))),
     ] = None,
 ) -> None:
-    """Talk to a model with its own chat template, or to two side by side. Nothing is built for it.
+    """Talk to a model, or to two side by side, in its own chat template. Nothing is built.
 
     adpa chat best · adpa chat best distill/51c0 · adpa chat best - < prompts.txt > answers.txt
 
-    With - each line is a prompt of its own; one line per answer goes to stdout (a column per model, line breaks as
-    spaces; --json keeps them). Ctrl-C stops an answer, Ctrl-D leaves; /reset starts again, /quit leaves.
+    With - each line of stdin is a prompt, and each answer is one line of stdout (one column per model, line breaks as
+    spaces; --json keeps them). Ctrl-C stops an answer and Ctrl-D quits; /reset starts again, /quit quits.
     """
     from adpa_cli.data.examples import Message
     from adpa_cli.planning.chat_templates import TemplateChoice
@@ -69,13 +84,23 @@ def chat(
     words = [ref for ref in refs or () if ref != "-"]
     piped = len(words) < len(refs or ())
     if not 1 <= len(words) <= 2:
-        raise UsageError(f"chat takes one or two models, not {len(words)}", "adpa chat REF [REF], see adpa show")
+        raise UsageError(
+            f"adpa chat takes one or two models; got {len(words) or 'none'}",
+            "name artifacts, tags or folders: adpa chat REF [REF]; adpa show lists them",
+        )
     if not piped and not (sys.stdin is not None and sys.stdin.isatty()):
-        raise UsageError("chat talks at a terminal, and stdin is none", f"adpa chat {' '.join(words)} - < prompts")
+        raise UsageError(
+            "adpa chat needs a terminal to talk at",
+            f"send prompts through a pipe: adpa chat {' '.join(words)} - < prompts.txt",
+        )
     if not 0 <= temperature < float("inf"):
-        raise UsageError(f"--temperature is {temperature}", "give 0 (greedy) or more")
+        raise UsageError(
+            f"--temperature must be 0 (greedy) or more; got {temperature:g}", "leave --temperature out for 0"
+        )
     if max_new_tokens < 1:
-        raise UsageError(f"--max-new-tokens is {max_new_tokens}", "give 1 or more")
+        raise UsageError(
+            f"--max-new-tokens must be 1 or more; got {max_new_tokens}", "leave --max-new-tokens out for 512"
+        )
     prompts = read_prompts() if piped else []
     names = Names(Store.find_or_empty(GLOBALS.store))
     choice = TemplateChoice.of(template, end, thinking)
@@ -99,13 +124,15 @@ def read_prompts() -> list[str]:
     Raises UsageError at a terminal and for bytes that are no text, NotFound without any.
     """
     if sys.stdin is None or sys.stdin.isatty():
-        raise UsageError("chat - reads prompts from a pipe, and stdin is a terminal", "leave out the - to talk here")
+        raise UsageError(
+            "adpa chat - reads prompts from a pipe, but stdin is a terminal", "leave the - out to talk here"
+        )
     lines = [line for line in sys.stdin.read().splitlines() if line.strip()]
     if not lines:
-        raise NotFound("chat -: nothing came through the pipe", "send one prompt a line")
+        raise NotFound("adpa chat -: nothing came through the pipe", "send one prompt per line")
     for number, line in enumerate(lines, 1):
         if not text.is_text(line):
-            raise UsageError(f"chat -: prompt {number} is not UTF-8 text", "iconv -t UTF-8")
+            raise UsageError(f"adpa chat -: prompt {number} is not UTF-8 text", "convert the prompts: iconv -t UTF-8")
     return lines
 
 
@@ -135,6 +162,8 @@ def converse(trained: Sequence[Trained], opening: list[Message], sampling: Sampl
 
     models = _load(trained)
     _note(f"{' · '.join(model.label for model in models)} · {COMMANDS}")
+    if any(model.template.text.startswith(TEMPLATE) for model in trained):
+        _note(TINY_WORLD)
     conversations = [list(opening) for _ in models]
     pressed = False
     while True:
@@ -145,11 +174,11 @@ def converse(trained: Sequence[Trained], opening: list[Message], sampling: Sampl
                 return 0
             if line == "/reset":
                 conversations = [list(opening) for _ in models]
-                _note("forgotten")
+                _note("A new conversation begins.")
             elif line.startswith("/"):
                 _note(COMMANDS)
             elif not text.is_text(line):
-                _note("that is not UTF-8 text")
+                _note("This line is not UTF-8 text.")
             elif line:
                 conversations, pressed = _turn(models, conversations, line, sampling)
         except EOFError:
@@ -160,7 +189,7 @@ def converse(trained: Sequence[Trained], opening: list[Message], sampling: Sampl
             if pressed:
                 return 130
             pressed = True
-            _note("once more to leave, or Ctrl-D")
+            _note("Press Ctrl-C again or Ctrl-D to quit.")
 
 
 def _turn(
@@ -178,7 +207,7 @@ def _turn(
         for model, turns in zip(models, prompts, strict=True):
             ids, dropped = fitted_conversation(model, turns, sampling)
             if dropped:
-                _note(f"({model.label}: {dropped} old turns no longer fit into {model.context} tokens)")
+                _note(f"({model.label} forgets the {dropped} oldest turns: its context has {model.context} tokens)")
             streams.append(answer_text(model, ids, sampling))
         _show(models, streams, answers)
     except KeyboardInterrupt:
@@ -277,4 +306,4 @@ def _note(line: str) -> None:
     say(f"{line}\n")
 
 
-COMMAND = Command("chat", "Use", 1, chat)
+COMMAND = Command("chat", "Use", 1, chat, also=("talk", "ask", "interact"))

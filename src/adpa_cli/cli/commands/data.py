@@ -25,22 +25,23 @@ ASCII_MARKS = ("[[", "]]")
 
 
 def data(
-    sources: Annotated[list[str], opt.argument("SRC…", "Files, folders, hub data sets or aliases.")],
+    sources: Annotated[list[str], opt.argument("SRC…", "Files, folders, hub data sets or aliases [required].")],
     model: Annotated[
-        str | None, opt.option("--model", help="Whose tokenizer and template to use.", metavar="MODEL")
+        str | None, opt.option("--model", help="The model whose tokenizer and template to use.", metavar="MODEL")
     ] = None,
-    dialogues: Annotated[bool, opt.option("--sft", help="Read as dialogues of an SFT stage.")] = False,
-    count: Annotated[int, opt.option("--rows", help="Rows to show.", metavar="N")] = 3,
-    split: Annotated[str, opt.option("--split", help="Which side: train or test.", metavar="SIDE")] = "train",
-    max_length: Annotated[int, opt.option("--max-length", help="Tokens of a row at most.", metavar="N")] = 2048,
+    dialogues: Annotated[bool, opt.option("--sft", help="Read the rows as dialogues, as adpa sft does.")] = False,
+    count: Annotated[int, opt.option("--rows", help="Number of rows to show.", metavar="N")] = 3,
+    split: Annotated[str, opt.option("--split", help="Which rows: train or test.", metavar="SIDE")] = "train",
+    max_length: Annotated[int, opt.option("--max-length", help="Longest row, in tokens.", metavar="N")] = 2048,
     template: opt.ChatTemplate = None,
     end: opt.End = None,
     thinking: opt.Thinking = None,
     skip_bad_rows: opt.SkipBadRows = False,
     ignore_columns: opt.IgnoreColumns = None,
+    columns: opt.Columns = None,
     refresh: opt.Refresh = False,
 ) -> None:
-    """Show the first rows as the model sees them, with the trained tokens marked; check all rows.
+    """Check all rows of a data set, and show the first ones as a model sees them, trained tokens marked.
 
     adpa data pairs.jsonl --model ./small · adpa data tiny-pairs
     """
@@ -54,18 +55,20 @@ def data(
 
     _check_options(split, count, max_length)
     names = [DATA_ALIASES.get(source, source) for source in sources]
+    if columns is not None:
+        names = opt.renamed({"data": names}, columns)["data"]
     load: Any = load_dialogues if dialogues or "builtin:tiny-sft" in names else load_pairs
     if model is None and all(name.startswith(BUILTIN) for name in names):
         model = "tiny"
     choice = TemplateChoice.of(template, end, thinking)
     if model is None and choice:
-        raise UsageError("--template, --end and --thinking say how a model reads", "name one: --model MODEL")
+        raise UsageError("--template, --end and --thinking need a model to apply to", "add --model MODEL")
     reader = _reader(model, choice, refresh) if model is not None else None
     encoder = reader.encoder if reader else None
     screen = Screen(GLOBALS.quiet)
     opened, label = open_sources(names), " + ".join(sources)
     if split == "train" and all(source.names_test for source in opened):
-        raise DataError(f"{label}: only test splits, nothing to train on", "look at the other side: --split test")
+        raise DataError(f"{label} has only test rows, and train rows are asked for", f"adpa data {label} --split test")
     with watching(screen.reading, screen.say):
         loaded = load(opened, split, None, skip_bad_rows, encoder.template.text if encoder else "")
     ignored = opt.column_names(ignore_columns)
@@ -73,7 +76,7 @@ def data(
     loaded = replace(loaded, notes=(*loaded.notes, *ignored_words([loaded], ignored, label)))
     head = [_summary(label, split, loaded), *loaded.notes]
     if reader is None:
-        head.append("no --model: turns as text; name one to see its template and tokens")
+        head.append("Turns are shown as text. Add --model MODEL to see its template and tokens.")
     else:
         reader.words.extend(control_words(label, loaded.items, reader.encoder))
         head += reader.words
@@ -83,11 +86,11 @@ def data(
 def _check_options(split: str, count: int, max_length: int) -> None:
     """Raise UsageError for a value that means nothing."""
     if split not in ("train", "test"):
-        raise UsageError(f"--split {split}", "it is train or test")
+        raise UsageError(f"--split must be train or test; got {split}", "leave --split out for train")
     if count < 0:
-        raise UsageError(f"--rows is {count}", "give 0 or more")
+        raise UsageError(f"--rows must be 0 or more; got {count}", "leave --rows out for 3")
     if max_length < 1:
-        raise UsageError(f"--max-length is {max_length}", "give 1 or more")
+        raise UsageError(f"--max-length must be 1 or more; got {max_length}", "leave --max-length out for 2048")
 
 
 def _summary(label: str, split: str, loaded: Any) -> str:
@@ -176,7 +179,7 @@ def _reader(model: str, choice: TemplateChoice, refresh: bool) -> Reader:
     names = Names(store, refresh)
     named = names.model(model, "--model")
     if isinstance(named, ReadyPair):
-        raise UsageError(f"--model {model} is a pair", f"name one: {named.aligned}")
+        raise UsageError(f"--model {model} is a ready pair of two models", f"name one of them: --model {named.aligned}")
     family = named.family if isinstance(named, Alias) else GENERIC
     item = names.base(named.model) if isinstance(named, Alias) else named
     template = Planner(names, UserSettings(templates=choice), "").template(family, item)
@@ -300,4 +303,4 @@ def _escape(text: str) -> str:
     return escape(text)
 
 
-COMMAND = Command("data", "Look", 3, data)
+COMMAND = Command("data", "Look", 3, data, also=("dataset", "datasets", "preview-data"))

@@ -16,16 +16,14 @@ def distill(
         str | None,
         opt.option(
             "--method",
-            help="dckd, adpa, adpa+, dpo, … All: adpa methods [required].",
+            help="For example dckd, adpa or adpa+; adpa methods lists all [required].",
             metavar="NAME",
             completion=complete.methods,
         ),
     ] = None,
     student: Annotated[
         str | None,
-        opt.option(
-            "--student", help="Alias (is fine-tuned first) or a model to start from [required].", metavar="MODEL"
-        ),
+        opt.option("--student", help="The model to train; an alias is fine-tuned first [required].", metavar="MODEL"),
     ] = None,
     teacher: opt.Teacher = None,
     reference: opt.Reference = None,
@@ -33,13 +31,18 @@ def distill(
     sft_data: opt.SftData = None,
     rollouts: Annotated[
         list[str] | None,
-        opt.option("--rollouts", help="Use these rollouts.", metavar="ID", completion=complete.artifacts("answers")),
+        opt.option(
+            "--rollouts",
+            help="Train on the answers of this rollout.",
+            metavar="ID",
+            completion=complete.artifacts("answers"),
+        ),
     ] = None,
     cache: Annotated[
         list[str] | None,
         opt.option(
             "--cache",
-            help="Use this signal; may be repeated; - reads stdin.",
+            help="Use this stored signal; may be repeated; - reads stdin.",
             metavar="ID",
             completion=complete.artifacts("signal"),
         ),
@@ -48,25 +51,25 @@ def distill(
         str | None,
         opt.option(
             "--states",
-            help="Whose answers stand in for rollouts [student].",
+            help="Whose answers to train on [student].",
             metavar="student|chosen|rejected|teacher",
         ),
     ] = None,
     allow_foreign_rollouts: Annotated[
-        bool, opt.option("--allow-foreign-rollouts", help="Train on answers of another model.")
+        bool, opt.option("--allow-foreign-rollouts", help="Allow --rollouts that another model wrote.")
     ] = False,
     reward_model: Annotated[
-        str | None, opt.reward_model(help="Judges in the closing eval, for --select best and ddpo.")
+        str | None, opt.reward_model(help="A reward model for the evaluation, for --select best and for ddpo.")
     ] = None,
-    no_eval: Annotated[bool, opt.after("--no-eval", help="Leave out the evaluation at the end.")] = False,
+    no_eval: Annotated[bool, opt.after("--no-eval", help="Skip the evaluation at the end.")] = False,
     *,
     options: opt.Options,
 ) -> opt.Request:
-    """Train a small model on a larger model's preferences. Builds whatever is missing first.
+    """Train a small model on a larger model's preferences, and build whatever that needs first.
 
     adpa distill --method adpa+ --student tiny                                minutes, offline, CPU
     adpa distill --method adpa+ --student llama-3.2-1b --teacher tulu-3-8b    with a ready pair
-    adpa distill --method dckd --student $S --cache -                         in a pipe
+    adpa distill --method dckd --student ./small --data pairs.jsonl --teacher tulu-3-8b
     """
     from adpa_cli.planning.distill_builder import Distill, needed_methods, plan_distill
 
@@ -85,4 +88,4 @@ def distill(
     return opt.Request(options.setting(states=states), lambda names, given: plan_distill(names, given, inputs))
 
 
-COMMAND = Command("distill", "Build", 6, distill)
+COMMAND = Command("distill", "Build", 6, distill, also=("train", "fit", "align", "kd", "distillation"))

@@ -19,7 +19,7 @@ def dpo_teacher(
     *,
     options: opt.Options,
 ) -> opt.Request:
-    """Align the reference teacher with DPO: the aligned teacher.
+    """Align a fine-tuned teacher with DPO, which makes the aligned teacher.
 
     adpa dpo-teacher --reference sft/3f9c0a1b2c4d --data pairs.jsonl
     """
@@ -29,4 +29,4 @@ def dpo_teacher(
     return opt.Request(options, lambda names, given: plan_dpo_teacher(names, given, start, data or (), sft_data or ()))
 
 
-COMMAND = Command("dpo-teacher", "Build", 2, dpo_teacher)
+COMMAND = Command("dpo-teacher", "Build", 2, dpo_teacher, also=("teacher",))

@@ -107,7 +107,7 @@ def fact_text(name: str, value: Any) -> str:
     if name in SIZES and value is not None:
         return text.human_size(value)
     if name == "devices" and not value:
-        return "no GPU, the CPU computes"
+        return "no GPU; the CPU is used"
     if isinstance(value, list):
         return " · ".join(value)
     if isinstance(value, bool):
@@ -125,7 +125,7 @@ def fact_plain(value: Any) -> str:
 
 
 def env() -> None:
-    """Show what this machine offers: versions, devices, cores, memory, the store, the Hugging Face cache.
+    """Show this machine: versions, GPUs, cores, memory, the store and the Hugging Face cache.
 
     adpa env · adpa env --json > env.json
     """
@@ -139,4 +139,4 @@ def env() -> None:
     )
 
 
-COMMAND = Command("env", "Look", 6, env)
+COMMAND = Command("env", "Look", 6, env, also=("doctor", "system", "gpu", "gpus"))

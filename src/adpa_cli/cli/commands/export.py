@@ -22,49 +22,58 @@ if TYPE_CHECKING:
 
 def export(
     ref: Annotated[
-        str, opt.argument("REF", "The model or signal; - reads stdin.", completion=complete.artifacts("model"))
+        str,
+        opt.argument(
+            "REF",
+            "The model, signal, answers or judgements; - reads stdin [required].",
+            completion=complete.artifacts("model"),
+        ),
     ],
-    folder: Annotated[Path, opt.argument("DIR", "A folder to be made.")],
+    folder: Annotated[Path, opt.argument("DIR", "The folder to create [required].")],
     to: Annotated[
         Literal["hf", "ollama", "gguf", "parquet", "safetensors", "alpaca-eval", "mt-bench"] | None,
         opt.option(
             "--to",
-            help="hf, ollama (with a Modelfile), gguf (by llama.cpp); of a signal parquet or safetensors; of answers "
-            "and judgements alpaca-eval or mt-bench [hf, parquet]",
+            help="Format of a model: hf, ollama (with a Modelfile) or gguf (by llama.cpp); of a signal: parquet or "
+            "safetensors; of answers and judgements: alpaca-eval or mt-bench [hf, parquet]",
             metavar="FORMAT",
             completion=complete.words("hf", "ollama", "gguf", "alpaca-eval", "mt-bench"),
         ),
     ] = None,
     dtype: Annotated[
         Literal["float32", "bfloat16", "float16"] | None,
-        opt.option("--dtype", help="Of the weights [as they are].", metavar="float32|bfloat16|float16"),
+        opt.option(
+            "--dtype", help="Convert the weights to this dtype [as they are].", metavar="float32|bfloat16|float16"
+        ),
     ] = None,
     rounding: Annotated[
         Literal["nearest", "stochastic"] | None,
         opt.option(
             "--rounding",
-            help="To a --dtype of two bytes [nearest; stochastic where that loses most of what training changed].",
+            help="How weights are rounded to a shorter dtype [nearest, unless that loses most of the training].",
             metavar="nearest|stochastic",
         ),
     ] = None,
     rows: Annotated[
         int | None,
-        opt.option("--rows", help="Held-out rows to measure a rounded model on; 0 for none [64].", metavar="N"),
+        opt.option("--rows", help="Held-out rows that a rounded model is measured on; 0 for none [64].", metavar="N"),
     ] = None,
     adapter: Annotated[
-        bool, opt.option("--adapter", help="An adapter as it is, for peft and vLLM [merged into its base].")
+        bool, opt.option("--adapter", help="Write an adapter as it is, for peft and vLLM [merged into its base].")
     ] = False,
     force: Annotated[bool, opt.option("--force", help="Replace an earlier export.")] = False,
     converter: Annotated[
         str | None,
-        opt.option("--converter", help="llama.cpp, or its convert_hf_to_gguf.py [$LLAMA_CPP, PATH].", metavar="PATH"),
+        opt.option(
+            "--converter", help="Folder of llama.cpp, or its convert_hf_to_gguf.py [$LLAMA_CPP, PATH].", metavar="PATH"
+        ),
     ] = None,
 ) -> None:
-    """Copy a model, a signal, answers or judgements out of the store for other tools; nothing stays linked to it.
+    """Copy a model, a signal, answers or judgements out of the store, in the format of another tool.
 
     An adapter is merged into the weights of its base, in float32, unless --adapter is given.
-    With a --dtype of two bytes it says what rounding keeps of the training. To compare answers as well:
-    adpa eval DIR --against REF --reward-model MODEL.
+    With --dtype bfloat16 or float16, it reports how much of the training survives the rounding. To compare answers too,
+    run adpa eval DIR --against REF --reward-model MODEL.
 
     adpa export best ./my-model · adpa export best ./my-ollama --to ollama · adpa export best ./half --dtype bfloat16
     """
@@ -81,7 +90,7 @@ def export(
     with ids_only():
         store = Store.find_or_empty(GLOBALS.store)
         if target.absolute().is_relative_to(store.root):
-            raise UsageError(f"{folder} is inside the store", "name a folder outside of it")
+            raise UsageError(f"{folder} is inside the store", "name a folder outside of the store")
         effect = written(store, word, target, asked, force)
     if effect is not None:
         show(effect)
@@ -104,12 +113,15 @@ class Asked:
     def check(self) -> None:
         """Raise UsageError for options that exclude each other."""
         if self.converter is not None and self.to != "gguf":
-            raise UsageError(f"--converter has no meaning with --to {self.to}", "leave it out, or give --to gguf")
+            raise UsageError(
+                f"--converter has no effect {f'with --to {self.to}' if self.to else 'without --to gguf'}",
+                "add --to gguf, or leave it out",
+            )
         other = None if self.to == "hf" else self.to
         changes = {"--to": other, "--dtype": self.dtype, "--rounding": self.rounding, "--rows": self.rows}
         for option, value in changes.items():
             if self.adapter and value is not None:
-                raise UsageError(f"{option} {value} and --adapter exclude each other", "leave one of them out")
+                raise UsageError(f"{option} {value} and --adapter cannot be combined", "leave one of them out")
 
     def narrowing(self, is_quantised: bool = False) -> Narrowing | None:
         """What is to become of the weights; None where they stay. Raises UsageError for options that have no meaning.
@@ -121,9 +133,11 @@ class Asked:
         for option, value in (("--rounding", self.rounding), ("--rows", None if is_quantised else self.rows)):
             if value is not None and self.dtype not in ("bfloat16", "float16"):
                 kept = f"--dtype {self.dtype}" if self.dtype else "weights as they are"
-                raise UsageError(f"{option} has no meaning with {kept}: nothing is rounded", "give --dtype bfloat16")
+                raise UsageError(
+                    f"{option} has no effect with {kept}, since nothing is rounded", "add --dtype bfloat16"
+                )
         if self.rows is not None and self.rows < 0:
-            raise UsageError(f"--rows is {self.rows}", "give 0 (measure nothing) or more")
+            raise UsageError(f"--rows must be 0 or more; got {self.rows}", "--rows 0 measures nothing")
         return Narrowing(self.dtype, self.rounding, ROWS if self.rows is None else self.rows) if self.dtype else None
 
 
@@ -150,7 +164,7 @@ def written(store: Store, word: str, target: Path, asked: Asked, force: bool) ->
     names = Names(store)
     model = trained(names, word, answers=False)
     if not (model.template.text or model.is_judge):
-        say(f"watch  {model.label} has no chat template: programs that chat with what is written need one\n")
+        say(f"Warning: {model.label} has no chat template, and programs that chat with the export need one.\n")
     narrowing = asked.narrowing(ModelFolder.of(model.folder).quantise is not None)
     rows = ROWS if asked.rows is None else asked.rows
 
@@ -191,13 +205,15 @@ def signal_of(store: Store, word: str, asked: Asked) -> Manifest | None:
         manifest = None
     if manifest is None or product_of(manifest.stage) != "signal":
         if asked.to in FORMATS:
-            hint = "a model goes --to hf, ollama or gguf"
-            raise UsageError(f"--to {asked.to} is for signals, and {word} is none", hint)
+            hint = "export a model with --to hf, ollama or gguf"
+            raise UsageError(f"--to {asked.to} is for signals, but {word} is not a signal", hint)
         return None
     to, dtype = None if asked.to in FORMATS else asked.to, asked.dtype
     if refused := "--adapter" if asked.adapter else f"--dtype {dtype}" if dtype else f"--to {to}" if to else "":
-        raise UsageError(f"{refused} is for models, and {manifest.ref} is a signal", "give --to parquet or safetensors")
+        raise UsageError(
+            f"{refused} is for models, but {manifest.ref} is a signal", "export it with --to parquet or safetensors"
+        )
     return manifest
 
 
-COMMAND = Command("export", "Use", 3, export)
+COMMAND = Command("export", "Use", 3, export, also=("convert", "save", "push", "publish", "upload"))

@@ -14,40 +14,47 @@ if TYPE_CHECKING:
 
 
 def import_(
-    files: Annotated[list[str], opt.argument("FILE…", "Captures, or the folder of them.")],
+    files: Annotated[list[str], opt.argument("FILE…", "The files, or the folder that holds them.")],
     format: Annotated[
         Literal["distillkit", "top-logprobs", "alpaca-eval", "mt-bench"],
         opt.option(
             "--format",
-            help="distillkit: its Parquet; top-logprobs: chat completions as JSONL; alpaca-eval: annotations.json; "
-            "mt-bench: FastChat's judgments of single answers.",
+            help="What the files are: distillkit (Parquet), top-logprobs (chat completions as JSON Lines), alpaca-eval "
+            "(annotations.json) or mt-bench (FastChat's judgments of single answers) [required].",
             metavar="FORMAT",
         ),
     ],
     settings: Annotated[
         str | None,
-        opt.option("--settings", help="Of DistillKit's compressor [compression_config.yaml].", metavar="FILE"),
+        opt.option("--settings", help="Settings of DistillKit's compressor [compression_config.yaml].", metavar="FILE"),
     ] = None,
     model: Annotated[
-        str | None, opt.option("--model", help="Whose tokenizer and template the tokens are of.", metavar="MODEL")
+        str | None, opt.option("--model", help="The model whose tokenizer and template were used.", metavar="MODEL")
     ] = None,
     data: Annotated[
         list[str] | None,
-        opt.option("--data", help="Preference data that it belongs to, or questions [its own tokens].", metavar="SRC"),
+        opt.option(
+            "--data", help="The preference data, or the questions, that it belongs to [its own tokens].", metavar="SRC"
+        ),
     ] = None,
     precision: Annotated[
         float | None,
-        opt.option("--precision", help="Step of stored log-probs in nats; 0 is exact [1/32].", metavar="NATS"),
+        opt.option(
+            "--precision", help="Resolution of the stored log-probs in nats; 0 is exact [1/32].", metavar="NATS"
+        ),
     ] = None,
     max_length: Annotated[
-        int | None, opt.option("--max-length", help="Tokens of the data's rows, as in training [2048].", metavar="N")
+        int | None,
+        opt.option("--max-length", help="Longest row of the data in tokens, as in training [2048].", metavar="N"),
     ] = None,
     skip_bad_rows: Annotated[
-        bool, opt.option("--skip-bad-rows", help="Leave out what is no answer of the data.")
+        bool, opt.option("--skip-bad-rows", help="Skip answers that the data do not have.")
     ] = False,
-    tag: Annotated[str | None, opt.option("--tag", help="Name it.", metavar="NAME", completion=complete.tags)] = None,
+    tag: Annotated[
+        str | None, opt.option("--tag", help="Give the result a name.", metavar="NAME", completion=complete.tags)
+    ] = None,
 ) -> None:
-    """Keep another tool's capture of a teacher as signal, or a judge's annotations as judgements.
+    """Import log-probabilities of a teacher, or a judge's annotations, that another tool wrote.
 
     adpa import ./capture --format distillkit --model ./T --data pairs.jsonl
     adpa import annotations.json --format alpaca-eval
@@ -82,9 +89,13 @@ def import_(
         try:
             manifest = import_signal_of(Names(store), store, asked, GLOBALS.command, monitor)
             if (lost := manifest.metrics.get("unknown_labels")) and not GLOBALS.quiet:
-                desk.screen.say(f"{100 * lost:.1f} % of the tokens have no log-prob of their own; DCKD needs none")
+                desk.screen.say(
+                    f"{100 * lost:.1f} % of the tokens have no log-prob of their own. DCKD can be trained without it."
+                )
             if (ends := manifest.metrics.get("uncovered")) and not GLOBALS.quiet:
-                desk.screen.say(f"answers without a position for their end token: {ends:,}; nothing is distilled there")
+                desk.screen.say(
+                    f"{ends:,} answers have no position for their end token, so the end is not distilled there."
+                )
         finally:
             desk.screen.close()
         hand_over(manifest, store, tag, desk.output)

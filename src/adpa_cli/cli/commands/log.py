@@ -23,13 +23,13 @@ SECONDS = 0.3
 
 
 def log(
-    ref: Annotated[str, opt.argument("REF", "An artifact, or work that is not finished; - reads stdin.")],
-    follow: Annotated[bool, opt.option("-f", "--follow", help="Go on printing until the work ends.")] = False,
+    ref: Annotated[str, opt.argument("REF", "An artifact, or unfinished work; - reads stdin.")],
+    follow: Annotated[bool, opt.option("-f", "--follow", help="Keep printing until the work ends.")] = False,
 ) -> None:
-    """Print the log of an artifact, or of work that is not finished.
+    """Print the log of an artifact, or of unfinished work.
 
     adpa log best
-    adpa log distill/9a1b2c3d4e5f -f   until it is made, or stops
+    adpa log distill/9a1b2c3d4e5f -f   until it is finished or stops
     """
     from adpa_cli.store.store import Store
 
@@ -52,12 +52,14 @@ def _log_of(store: Store, ref: str) -> tuple[Path, Callable[[], bool]]:
     if len({work.recipe.id for work in works}) == 1:
         folder = build.attempts(store.root, works[0].recipe.id)[0]
         if not (folder / build.LOG).is_file():
-            raise NotFound(f"{works[0].ref} has no log yet", f"it goes on with: {works[0].command}")
+            raise NotFound(f"{works[0].ref} has no log yet", f"continue it with: {works[0].command}")
         return folder / build.LOG, lambda: bool(build.at_work(folder)) and folder.is_dir()
     manifest = store.resolve(ref)
     path = store.folder(manifest.ref) / build.LOG
     if not path.is_file():
-        raise NotFound(f"{manifest.ref} has no log: it was imported or copied without", f"adpa show {manifest.ref}")
+        raise NotFound(
+            f"{manifest.ref} has no log; it was imported, or copied without one", f"adpa show {manifest.ref}"
+        )
     return path, lambda: False
 
 
@@ -84,4 +86,4 @@ def _shown(data: bytes) -> str:
     return printable(data.decode("utf-8", "replace").replace("\r", "").replace("\t", "    "))
 
 
-COMMAND = Command("log", "Look", 2, log)
+COMMAND = Command("log", "Look", 2, log, also=("logs", "tail"))

@@ -11,8 +11,10 @@ from adpa_cli.cli.console.streams import out, terminal_width
 from adpa_cli.report import text
 
 
-def methods(name: Annotated[str | None, opt.argument("NAME", "One method in full.", complete.methods)] = None) -> None:
-    """List the training methods, or show one with its formula, needs and parameters.
+def methods(
+    name: Annotated[str | None, opt.argument("NAME", "Show this method in full.", complete.methods)] = None,
+) -> None:
+    """List the training methods, or show one with its formula, inputs and parameters.
 
     adpa methods · adpa methods adpa
     """
@@ -34,4 +36,4 @@ def methods(name: Annotated[str | None, opt.argument("NAME", "One method in full
         )
 
 
-COMMAND = Command("methods", "Look", 4, methods)
+COMMAND = Command("methods", "Look", 4, methods, also=("losses", "algorithms"))

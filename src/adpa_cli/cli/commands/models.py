@@ -11,10 +11,13 @@ from adpa_cli.cli.console.streams import out, terminal_width
 
 def models(
     card: Annotated[
-        str | None, opt.option("--card", help="What runs on a card of so many GB, or here.", metavar="GB|here")
+        str | None,
+        opt.option(
+            "--card", help="Show what can be trained on a GPU with so many GB, or on this one.", metavar="GB|here"
+        ),
     ] = None,
 ) -> None:
-    """List the aliases: models with size, licence, card, teacher and data; ready pairs; reward models.
+    """List the models that have an alias, with size, licence, teacher and data; ready pairs and reward models too.
 
     adpa models · adpa models --card 24
     """
@@ -40,4 +43,4 @@ def models(
     )
 
 
-COMMAND = Command("models", "Look", 5, models)
+COMMAND = Command("models", "Look", 5, models, also=("aliases",))

@@ -15,10 +15,10 @@ if TYPE_CHECKING:
     from adpa_cli.store.manifest import Manifest
 
 
-def path(ref: Annotated[str, opt.argument("REF", "An artifact or tag; - reads stdin.")]) -> None:
+def path(ref: Annotated[str, opt.argument("REF", "An artifact or a tag; - reads stdin [required].")]) -> None:
     """Print the folder of an artifact, for other tools.
 
-    Of an adapter it says on stderr which model it belongs to, and how the two are served or merged.
+    For an adapter, stderr says which base model it needs, and how to serve or merge the two.
 
     vllm serve $(adpa path best)
     """
@@ -44,4 +44,4 @@ def remarks(folder: Path, manifest: Manifest) -> Sequence[str]:
         return f"watch  {error.message}", f"try: {error.hint}"
 
 
-COMMAND = Command("path", "Use", 2, path)
+COMMAND = Command("path", "Use", 2, path, also=("serve", "where", "which"))

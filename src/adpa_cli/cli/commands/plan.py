@@ -17,11 +17,11 @@ PASSED_ON = {"ignore_unknown_options": True, "allow_interspersed_args": False}
 
 def plan(
     words: Annotated[
-        list[str] | None, opt.argument("COMMAND…", "A making command with its options [required].")
+        list[str] | None, opt.argument("COMMAND…", "The command to plan, with its options [required].")
     ] = None,
-    fetch: Annotated[bool, opt.option(FETCH, help="Download every model and data set of the plan.")] = False,
+    fetch: Annotated[bool, opt.option(FETCH, help="Download every model and data set that the plan reads.")] = False,
 ) -> opt.Request | None:
-    """Show the plan of a making command: the same as that command with --dry-run.
+    """Show what a command would build, download and take, without doing it; the same as --dry-run.
 
     adpa plan distill --method adpa+ --student tiny
     adpa plan distill --method adpa+ --student llama-3.2-1b --fetch     for a machine without network
@@ -30,12 +30,17 @@ def plan(
 
     typed = [word for word in words or () if word != FETCH]
     if not typed:
-        raise UsageError("no command to plan", "adpa plan distill --method adpa+ --student tiny")
+        raise UsageError("adpa plan needs the command to plan", "adpa plan distill --method adpa+ --student tiny")
     fetching = fetch or FETCH in (words or ())
     if fetching and typed[0] == "run":
-        raise UsageError("adpa run plans its cells one by one", "adpa plan COMMAND … --fetch for the command of a cell")
+        raise UsageError(
+            "--fetch cannot download for adpa run, which plans its combinations one by one",
+            "give it the command of one combination: adpa plan distill … --fetch",
+        )
     if typed[0] not in makers() and not typed[0].startswith("-"):
-        raise UsageError(f"{typed[0]} makes nothing that could be planned", f"commands: {', '.join(makers())}")
+        raise UsageError(
+            f"adpa plan cannot plan {typed[0]!r}", f"it plans one of these commands: {', '.join(makers())}"
+        )
     request = run_words([*typed, "--dry-run"])
     if not isinstance(request, opt.Request):  # a command that carries out its own plan, as run does, has shown it
         return None
@@ -56,12 +61,12 @@ def fetch_all(request: opt.Request) -> None:
 
     store = Store.find(GLOBALS.store, create=True)
     if store.created:
-        note(f"created the store {store.root}")
+        note(f"Created the store {store.root}.")
     building = [node for node in request.plan(store).nodes(store) if store.get(node.label) is None]
     files = [*hub_files(building, "model"), *hub_files(building, "dataset")]
     hub.fetch(files, store.hash_cache, note)
     names = dict.fromkeys(file.repo for file in files)
-    note(f"fetched: {', '.join(names)}" if names else "nothing to fetch: all of it is here")
+    note(f"Downloaded {', '.join(names)}." if names else "Nothing to download: all of it is here.")
 
 
-COMMAND = Command("plan", "Look", 2, plan, PASSED_ON)
+COMMAND = Command("plan", "Look", 2, plan, PASSED_ON, also=("dry-run", "preview", "fetch", "download", "pull"))

@@ -12,12 +12,17 @@ from adpa_cli.errors import UsageError
 
 
 def report(
-    refs: Annotated[list[str] | None, opt.argument("REF…", "Models, or evaluations of them; - reads stdin.")] = None,
+    refs: Annotated[list[str] | None, opt.argument("REF…", "Models or evaluations; - reads stdin [required].")] = None,
     to: Annotated[
-        str, opt.option("--to", help="Page, or folder for SVG and CSV too [report.html].", metavar="FILE.html|DIR")
+        str,
+        opt.option(
+            "--to",
+            help="The page, or a folder that also gets the figures as SVG and CSV [report.html].",
+            metavar="FILE.html|DIR",
+        ),
     ] = "report.html",
 ) -> None:
-    """Write a page about models: their scores, curves, answers and lineage.
+    """Write a web page about models: scores, curves, sample answers and lineage.
 
     adpa report best
     adpa report best other --to report.html
@@ -26,7 +31,7 @@ def report(
     store, manifests = artifacts(refs)
     if not manifests:
         raise UsageError(
-            "a report is of models, and none is named", "adpa report REF…, or adpa run R.toml | adpa report -"
+            "adpa report needs the models to report on", "adpa report REF…, or adpa run sweep.toml | adpa report -"
         )
     path = Path(to)
     if path.suffix.lower() in (".html", ".htm"):
@@ -34,7 +39,9 @@ def report(
 
         checked_path("--to", to)
     elif path.is_file() or (path.suffix and not path.is_dir()):
-        raise UsageError(f"--to {to} is neither a page nor a folder", "name FILE.html, or a folder: report/")
+        raise UsageError(
+            f"--to must be a file that ends in .html, or a folder; got {to}", "for example --to report.html"
+        )
     from adpa_cli.report.html.report import write
 
     written = [str(one) for one in write(store, manifests, path)]

@@ -16,7 +16,7 @@ def reward_model(
         opt.option(
             "--model",
             "--teacher",
-            help="The model that gets the head; an alias is its reference teacher [required].",
+            help="The model to start from; an alias stands for its reference teacher [required].",
             metavar="MODEL",
         ),
     ] = None,
@@ -25,7 +25,9 @@ def reward_model(
     *,
     options: opt.Options,
 ) -> opt.Request:
-    """Train a reward model on preferences: a scalar head, Bradley–Terry.
+    """Train a reward model on preference pairs.
+
+    A scalar head is put on the model and fitted with the Bradley–Terry loss.
 
     adpa reward-model --model tiny
     """

@@ -13,29 +13,36 @@ from adpa_cli.errors import UsageError
 @opt.making(*opt.INFERENCE, "seed")
 def rollout(
     student: Annotated[
-        str | None, opt.option("--student", help="The model that answers; - reads stdin [required].", metavar="MODEL")
+        str | None,
+        opt.option("--student", help="The model that writes the answers; - reads stdin [required].", metavar="MODEL"),
     ] = None,
     data: opt.Data = None,
     split: Annotated[
-        str, opt.option("--split", help="Which side of the data: train or test [train].", metavar="SIDE")
+        str, opt.option("--split", help="Which prompts: train or test [train].", metavar="SIDE")
     ] = "train",
-    temperature: Annotated[float | None, opt.much("--temperature", help="0 is greedy [family].", metavar="T")] = None,
-    top_p: Annotated[float | None, opt.much("--top-p", help="Mass of the nucleus [1].", metavar="P")] = None,
-    max_new_tokens: Annotated[int | None, opt.count("--max-new-tokens", help="Tokens of an answer at most.")] = None,
+    temperature: Annotated[
+        float | None, opt.much("--temperature", help="Sampling temperature; 0 is greedy [the family's].", metavar="T")
+    ] = None,
+    top_p: Annotated[
+        float | None, opt.much("--top-p", help="Sample from the most likely tokens up to this mass [1].", metavar="P")
+    ] = None,
+    max_new_tokens: Annotated[int | None, opt.count("--max-new-tokens", help="Longest answer, in tokens.")] = None,
     *,
     options: opt.Options,
 ) -> opt.Request:
-    """Let a model answer every prompt of the data, once.
+    """Let a model answer every prompt of the data once.
 
     adpa rollout --student distill/c0ffee123456 --data pairs.jsonl
     """
     from adpa_cli.planning.requests import plan_rollout
 
     if split not in ("train", "test"):
-        raise UsageError(f"--split {split} is no side of the data", "it is train or test")
+        raise UsageError(f"--split must be train or test; got {split}", "leave --split out for train")
     model = one_value("--student", student)
     options = options.setting(temperature=temperature, top_p=top_p, max_new_tokens=max_new_tokens)
     return opt.Request(options, lambda names, given: plan_rollout(names, given, model, data or (), (), split))
 
 
-COMMAND = Command("rollout", "Build", 5, rollout)
+COMMAND = Command(
+    "rollout", "Build", 5, rollout, also=("generate", "infer", "inference", "predict", "sample", "answer")
+)

@@ -14,15 +14,15 @@ from adpa_cli.errors import UsageError
 
 @opt.making("smoke", *opt.RUNNING)
 def run(
-    recipe: Annotated[str | None, opt.argument("RECIPE.toml", "What to make; - reads stdin [required].")] = None,
+    recipe: Annotated[str | None, opt.argument("RECIPE.toml", "The recipe file; - reads stdin [required].")] = None,
     shard: Annotated[
         str | None,
-        opt.where("--shard", help="Every N-th cell from the I-th: for job arrays.", metavar="I/N"),
+        opt.where("--shard", help="Run every N-th combination from the I-th on, for job arrays.", metavar="I/N"),
     ] = None,
     *,
     options: opt.Options,
 ) -> None:
-    """Make every cell of a recipe; what cells share is built once.
+    """Run every combination in a recipe file. What combinations share is built once.
 
     adpa run sweep.toml · adpa run sweep.toml --dry-run
     """
@@ -45,9 +45,9 @@ def _shard(text: str | None) -> tuple[int, int]:
     match = re.fullmatch(r"(\d{1,6})/(\d{1,6})", text or "1/1")
     if match is None or not 1 <= int(match[1]) <= int(match[2]):
         raise UsageError(
-            f"--shard {text} is no part of a grid", "write I/N with I from 1 to N, e.g. --shard $SLURM_ARRAY_TASK_ID/8"
+            f"--shard must be I/N with I from 1 to N; got {text}", "for example --shard $SLURM_ARRAY_TASK_ID/8"
         )
     return int(match[1]), int(match[2])
 
 
-COMMAND = Command("run", "Build", 8, run)
+COMMAND = Command("run", "Build", 8, run, also=("sweep", "grid", "apply", "launch"))

@@ -12,18 +12,26 @@ from adpa_cli.cli.console.streams import needed
 @opt.making(*opt.TRAINING)
 def sft(
     model: Annotated[
-        str | None, opt.option("--model", help="The base model: alias, folder or hub id [required].", metavar="MODEL")
+        str | None,
+        opt.option("--model", help="The base model: an alias, a folder or a hub id [required].", metavar="MODEL"),
     ] = None,
     data: Annotated[
         list[str] | None,
-        opt.option("--data", help="Dialogues, or preference data (their chosen answers).", metavar="SRC"),
+        opt.option(
+            "--data",
+            help="Dialogues, or preference data (its chosen answers are used) [of an alias: its family's].",
+            metavar="SRC",
+        ),
     ] = None,
     *,
     options: opt.Options,
 ) -> opt.Request:
-    """Fine-tune a base model on dialogues: the student to start from, or the reference teacher.
+    """Fine-tune a base model on dialogues.
+
+    The result is a student to start from, or the reference teacher that adpa dpo-teacher aligns.
 
     adpa sft --model ./small --data dialogues.jsonl
+    adpa sft --model tiny                              offline, a minute on a CPU
     """
     from adpa_cli.planning.requests import plan_sft
 
@@ -31,4 +39,4 @@ def sft(
     return opt.Request(options, lambda names, given: plan_sft(names, given, base, data or ()))
 
 
-COMMAND = Command("sft", "Build", 1, sft)
+COMMAND = Command("sft", "Build", 1, sft, also=("finetune", "fine-tune", "tune"))

@@ -19,28 +19,39 @@ if TYPE_CHECKING:
 
 
 def show(
-    refs: Annotated[list[str] | None, opt.argument("REF…", "Artifacts; none lists the store; - reads stdin.")] = None,
-    row: Annotated[int | None, opt.option("--row", help="One row of rollouts or signals, from 1.", metavar="N")] = None,
-    plot: Annotated[
-        str | None, opt.option("--plot", help="Draw how numbers of trainings moved [the usual].", metavar="[NAME,…]")
+    refs: Annotated[
+        list[str] | None, opt.argument("REF…", "Artifacts or tags; without any, the store is listed; - reads stdin.")
     ] = None,
-    recipe: Annotated[bool, opt.option("--recipe", help="The TOML that makes it again: adpa run.")] = False,
-    everything: Annotated[bool, opt.option("--all", help="List everything.")] = False,
+    row: Annotated[
+        int | None,
+        opt.option("--row", help="Show one row, counted from 1, of rollouts, signals or evaluations.", metavar="N"),
+    ] = None,
+    plot: Annotated[
+        str | None,
+        opt.option(
+            "--plot", help="Plot the course of a training, for example loss,reward [the usual].", metavar="[NAME,…]"
+        ),
+    ] = None,
+    recipe: Annotated[bool, opt.option("--recipe", help="Print the recipe that makes it again, for adpa run.")] = False,
+    everything: Annotated[
+        bool, opt.option("--all", help="List everything, evaluations and old work included.")
+    ] = False,
     html: Annotated[
-        str | None, opt.option("--html", help="With --row: write the row of a signal as a page.", metavar="FILE")
+        str | None, opt.option("--html", help="With --row: write the row of a signal as a web page.", metavar="FILE")
     ] = None,
     student: Annotated[
-        str | None, opt.teacher("--student", help="With --html: also the log-probs under this model.")
+        str | None, opt.teacher("--student", help="With --html: add the log-probabilities of this model.")
     ] = None,
-    fidelity: Annotated[bool, opt.option("--fidelity", help="What a signal keeps, and its bytes.")] = False,
+    fidelity: Annotated[bool, opt.option("--fidelity", help="Report a signal's accuracy and size per token.")] = False,
     teacher: Annotated[
-        str | None, opt.teacher("--teacher", help="With --fidelity: compare with it; or `recorded`.")
+        str | None,
+        opt.teacher("--teacher", help="With --fidelity: measure against this teacher, or against the `recorded` one."),
     ] = None,
     count: Annotated[
-        int | None, opt.option("--rows", help="The first N rows; with --teacher, answers to compare.", metavar="N")
+        int | None, opt.option("--rows", help="Show the first N rows; with --teacher, compare N answers.", metavar="N")
     ] = None,
 ) -> None:
-    """Show what is in the store: the list, one artifact, what differs between several, or one row.
+    """Show the store, one artifact, the differences between several, or one row.
 
     adpa show · adpa show best · adpa show best other --plot · adpa show cache-teacher/0d9e --row 17
     """
@@ -56,10 +67,10 @@ def show(
     views = {"--fidelity": fidelity, "--recipe": recipe, "--row N": row is not None, "--rows N": first_rows}
     options = [name for name, given in {**views, "--plot": plot is not None}.items() if given]
     if len(options) > 1:
-        raise UsageError(f"{' and '.join(options)} are not shown together", f"adpa show REF {options[0]}")
+        raise UsageError(f"{' and '.join(options)} cannot be shown together", f"adpa show REF {options[0]}")
     if options and (len(manifests) != 1 if plot is None else not manifests):
         what = "one artifact" if plot is None else "trainings"
-        raise UsageError(f"{options[0]} is of {what}", f"adpa show REF {options[0]}")
+        raise UsageError(f"{options[0]} needs the name of {what}", f"adpa show REF {options[0]}")
     if fidelity:
         show_fidelity(store, manifests[0], teacher, count)
     elif recipe:
@@ -139,7 +150,7 @@ def show_row(store: Store, asked: Manifest, index: int, html: str | None, studen
 
     manifest = rows.with_rows(store, asked)
     if manifest is not asked and not GLOBALS.quiet:
-        say(f"{asked.ref} learned from {manifest.ref}, whose row {index} follows\n")
+        say(f"{asked.ref} was trained on {manifest.ref}; this is its row {index}.\n")
     if html is not None:
         write_tokens(store, manifest, index, html, student)
         return
@@ -219,4 +230,4 @@ def _measured(store: Store, manifest: Manifest, teacher: str, count: int | None)
         return measure(Names(store), manifest, {"aligned": teacher}, number, Path(work), monitor)
 
 
-COMMAND = Command("show", "Look", 1, show)
+COMMAND = Command("show", "Look", 1, show, also=("list", "ls", "ps", "status", "inspect", "info", "runs", "get"))

@@ -22,22 +22,33 @@ BASE = "base"
 
 
 def verify(
-    refs: Annotated[list[str] | None, opt.argument("REF…", "Artifacts; none checks all; - reads stdin.")] = None,
-    repair: Annotated[bool, opt.option("--repair", help="Compute damaged rows of signals again.")] = False,
-    teacher: Annotated[str | None, opt.teacher("--teacher", help="Where the recorded teacher is [looked for].")] = None,
-    reference: Annotated[str | None, opt.teacher("--reference", help="Where its reference is [looked for].")] = None,
+    refs: Annotated[
+        list[str] | None, opt.argument("REF…", "Artifacts or tags; without any, all are checked; - reads stdin.")
+    ] = None,
+    repair: Annotated[bool, opt.option("--repair", help="Compute the damaged rows of signals again.")] = False,
+    teacher: Annotated[
+        str | None,
+        opt.teacher("--teacher", help="With --repair: the recorded teacher, where it is not found [looked for]."),
+    ] = None,
+    reference: Annotated[
+        str | None,
+        opt.teacher("--reference", help="With --repair: the recorded reference, where it is not found [looked for]."),
+    ] = None,
 ) -> None:
-    """Rehash every file and name what is damaged: the file, and for signals the row; of adapters a base that is gone
-    or has changed.
+    """Check the stored files against their checksums, and name what is damaged.
+
+    Of signals the damaged rows are named, of adapters a base model that is missing or has changed.
 
     adpa verify · adpa verify best · adpa verify 0d9e --repair
     """
     from adpa_cli.store import store as checks
 
     if repair and not refs:
-        raise UsageError("--repair needs to be told of what", "name it: adpa verify REF --repair")
+        raise UsageError(
+            "--repair needs the artifact to repair", "adpa verify REF --repair; adpa verify names what is damaged"
+        )
     if not repair and (teacher or reference):
-        raise UsageError("--teacher and --reference are for --repair", "add --repair, or leave them out")
+        raise UsageError("--teacher and --reference have no effect without --repair", "add --repair, or leave them out")
     store, manifests = artifacts(refs)
     manifests = manifests if refs else store.artifacts()
     damages = {manifest.ref: [*checks.verify(store, manifest, damaged_rows)] for manifest in manifests}
@@ -148,8 +159,12 @@ def _is_signal(manifest: Manifest) -> bool:
 def _in_a_line(repair: Mapping[str, object]) -> str:
     if not repair["rows"]:
         return "written again"
-    same = "the very bytes of before" if repair.get("same_bytes") else "other bytes than before, within a step"
+    same = (
+        "the same bytes as before"
+        if repair.get("same_bytes")
+        else "not the same bytes as before, but within the stored resolution"
+    )
     return f"{repair['rows']} rows computed again: {same}; {repair['compared']} undamaged rows compared"
 
 
-COMMAND = Command("verify", "Keep", 2, verify)
+COMMAND = Command("verify", "Keep", 2, verify, also=("check", "fsck", "validate", "repair"))

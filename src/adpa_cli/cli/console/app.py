@@ -1,4 +1,4 @@
-"""How the program is put together out of its commands, and what it answers to a mistyped line."""
+"""How the program is put together out of its commands."""
 
 from __future__ import annotations
 
@@ -7,17 +7,16 @@ import inspect
 import re
 import sys
 from collections.abc import Callable, Sequence
-from difflib import get_close_matches
 from itertools import pairwise, zip_longest
 from typing import Annotated, Any, cast
 
 import typer
 from typer.core import TyperCommand, TyperGroup, TyperOption
-from typer.exceptions import TyperException
 
 from adpa_cli import __version__
 from adpa_cli.cli import commands
 from adpa_cli.cli.console.help_screens import EVERYWHERE, command_help, first_sentence, group_help, split_default
+from adpa_cli.cli.console.mistyped import unknown_command
 from adpa_cli.cli.console.options import option, with_parameters
 from adpa_cli.cli.console.streams import terminal_width
 from adpa_cli.errors import UsageError
@@ -65,9 +64,7 @@ class Group(TyperGroup):
         if ctx.resilient_parsing and args[0] == "plan" and args[1:2] and args[1] in self.commands:
             args = args[1:]  # a plan's line is completed as that of the command it plans
         if not ctx.resilient_parsing and args[0] not in self.commands and not args[0].startswith("-"):
-            close = get_close_matches(args[0], self.commands)
-            guess = f"did you mean {' or '.join(close)}? " if close else ""
-            raise UsageError(f"no command is called {args[0]!r}", f"{guess}all commands: {ctx.command_path} --help")
+            raise unknown_command(args[0], args[1:], self)
         return super().resolve_command(ctx, args)
 
 
@@ -97,7 +94,10 @@ def _refuse_swallowed(command: TyperCommand, args: list[str]) -> None:
         if word == "--":
             return
         if word in options and not options[word].is_flag and following in options:
-            raise UsageError(f"{word} has no value", f"the command before it may have failed; give it: {word} VALUE")
+            raise UsageError(
+                f"{word} has no value: {following} follows it",
+                f"write {word} VALUE; a $variable in its place may have been empty",
+            )
 
 
 def declared(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -148,50 +148,3 @@ def adpa(
     ] = False,
 ) -> None:
     """Align small language models by distilling preferences from larger, aligned ones."""
-
-
-def usage_error(error: TyperException, words: Sequence[str]) -> UsageError:
-    """An error of the command line's parser in our form; `--gamma 3` is answered with how parameters are set."""
-    ctx = getattr(error, "ctx", None)
-    path = ctx.command_path if ctx is not None else "adpa"
-    typed, close = getattr(error, "option_name", None), getattr(error, "possibilities", None)
-    if typed and close is not None and ctx is not None:
-        parameters = {str(param.name) for param in ctx.command.params}
-        setting = _as_setting(str(ctx.command.name), typed, words, parameters)
-        meant = setting or "".join(get_close_matches(typed, close, n=1))
-        hint = f"did you mean {meant}? all options: {path} --help" if meant else f"{path} --help"
-        return UsageError(f"{path} has no option {typed}", hint)
-    if typed and not isinstance(error, typer.BadParameter):
-        return UsageError(f"{typed} has no value", f"give it: {typed} VALUE")
-    message, _, _ = str(getattr(error, "format_message", error.__str__)()).partition(", unable to parse")
-    several = "an option takes one value: repeat it for each; " * message.startswith("Got unexpected extra argument")
-    return UsageError(message, f"{several}{path} --help")
-
-
-def _as_setting(command: str, option: str, words: Sequence[str], parameters: set[str]) -> str:
-    """`--gamma 3` or `--gamma=3` as `--set gamma=3` or `--runtime gamma=3`, where a command with those parameters takes
-    one of these; "" when nothing has such a key."""
-    from adpa_cli import stages
-    from adpa_cli.planning.settings import knobs, settable
-
-    key = option.lstrip("-").replace("-", "_")
-    at = next((n for n, word in enumerate(words) if word.partition("=")[0] == option), len(words))
-    typed, _, value = words[at].partition("=") if at < len(words) else (option, "", "")
-    if typed == option and not value and at + 1 < len(words) and not words[at + 1].startswith("--"):
-        value = words[at + 1]
-    for stage in dict.fromkeys((command, *stages.names())) if "sets" in parameters else ():
-        methods = _methods_of(words) if stages.every()[stage].any_method else ("",)
-        if any(key in settable(stage, method) for method in methods):
-            return f"--set {'' if stage == command else stage + '.'}{key}={value or '…'}"
-    is_knob = "knobs" in parameters and key in {field.name for field in knobs()}
-    return f"--runtime {key}={value or '…'}" if is_knob else ""
-
-
-def _methods_of(words: Sequence[str]) -> Sequence[str]:
-    """The methods that a command line runs; all when it names none that exists."""
-    from adpa_cli import methods
-    from adpa_cli.families import chain_of
-
-    spelled = " ".join(words).replace("--method=", "--method ").split()
-    typed = [after for word, after in pairwise(spelled) if word == "--method"]
-    return [name for word in typed for name in chain_of(word) if name in methods.names()] or methods.names()

@@ -125,12 +125,15 @@ def _key_values(incomplete: str, values: Mapping[str, list[str]]) -> list[str]:
 def _values_by_key(stage: str, ctx: typer.Context) -> dict[str, list[str]]:
     """The keys of a stage, those of its method too, each with its default and the other values it may have."""
     from adpa_cli import methods, stages
-    from adpa_cli.families import chain_of
-    from adpa_cli.planning.settings import methods_of, settable
+    from adpa_cli.families import GENERIC, aliases, chain_of
+    from adpa_cli.planning.settings import family_defaults, methods_of
 
     method = ctx.params.get("method") or "" if stages.every()[stage].any_method else methods_of(stage)[0]
     chain = [name for name in chain_of(method) if name in methods.names()]
-    values = {key: _spelled(value) for name in chain or [""] for key, value in settable(stage, name).items()}
+    named = (aliases().get(str(ctx.params.get(name))) for name in ("student", "model", "reference", "teacher"))
+    family = next((alias.family for alias in named if alias), GENERIC)
+    defaults = (family_defaults(stage, name, family) for name in chain or [""])
+    values = {key: _spelled(value) for each in defaults for key, value in each.items()}
     for name in chain:
         for field in (*dataclasses.fields(methods.load(name).params), *dataclasses.fields(methods.Sources)):
             if field.name in values:

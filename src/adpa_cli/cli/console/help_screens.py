@@ -25,7 +25,7 @@ FOLDABLE = {MUCH, WHERE}
 EVERYWHERE = "Everywhere"
 """The panel of the options that every command takes: one line at the end."""
 EXIT = (
-    "Exit:", "0 done", "1 failed", "2 usage", "3 not found", "4 busy", "5 corrupt", "75 come again",
+    "Exit:", "0 done", "1 failed", "2 usage", "3 not found", "4 busy", "5 corrupt", "75 run again",
     "129/130/143 stopped",
 )  # fmt: skip
 
@@ -68,10 +68,13 @@ def command_help(command: TyperCommand, path: str, width: int) -> str:
         if e.panel != EVERYWHERE:
             panels.setdefault(e.panel, []).append(e)
     column = max((len(e.names) for panel in panels.values() for e in panel if len(e.names) < width // 3), default=0)
-    shown = {name: [name, *rows(panel, width, column)] for name, panel in panels.items()}
+    shown = {name: [*wrapped(name, width, "  "), *rows(panel, width, column)] for name, panel in panels.items()}
     for name in sorted(FOLDABLE & shown.keys(), key=lambda name: (-len(shown[name]), name)):
         if len(lines) + len(tail) + sum(map(len, shown.values())) > LINES:
-            shown[name] = [name, *(f"  {line}" for line in flowed([e.brief for e in panels[name]], width - 2))]
+            shown[name] = [
+                *wrapped(name, width, "  "),
+                *(f"  {line}" for line in flowed([e.brief for e in panels[name]], width - 2)),
+            ]
     return "\n".join([*lines, *(line for panel in shown.values() for line in panel), *tail])
 
 
@@ -88,7 +91,7 @@ def group_help(group: TyperGroup, path: str, width: int) -> str:
                 lines += row(str(command.name), column, command.short_help or "", width)
     entries = entries_of(group)
     own = [e.names for e in entries if e.panel != EVERYWHERE]
-    lines += [f"{path} COMMAND --help tells more.", *flowed(own, width), *everywhere(entries, width)]
+    lines += [f"{path} COMMAND --help explains a command.", *flowed(own, width), *everywhere(entries, width)]
     return "\n".join(lines)
 
 

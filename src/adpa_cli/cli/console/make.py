@@ -11,19 +11,30 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+import typer
+
 from adpa_cli.cli.console.options import Request
 from adpa_cli.cli.console.plan_screen import judge_words, plan_json, plan_text, plan_tsv
 from adpa_cli.cli.console.progress import Screen
 from adpa_cli.cli.console.stopping import Stopping, stoppable
-from adpa_cli.cli.console.streams import GLOBALS, Output, confirm, ids_only, no_stdin, quiet_libraries, terminal_width
+from adpa_cli.cli.console.streams import (
+    GLOBALS,
+    Output,
+    confirm,
+    ids_only,
+    no_stdin,
+    quiet_libraries,
+    say,
+    terminal_width,
+)
 from adpa_cli.cli.recipes.recorded import recorded_request
 from adpa_cli.data.tables import watching
-from adpa_cli.errors import AdpaError, Stopped, UsageError
+from adpa_cli.errors import Stopped, UsageError
 from adpa_cli.estimate.preflight import is_ordinary, refuse
 from adpa_cli.estimate.survey import Survey, survey
 from adpa_cli.families import reserved_words
 from adpa_cli.planning.planner import Plan
-from adpa_cli.report.evaluation import entries, write
+from adpa_cli.report.evaluation import UNCUT, entries, write
 from adpa_cli.report.evaluation import screen as table
 from adpa_cli.report.text import for_encoding, human_age
 from adpa_cli.running.execute import Show, execute, threads_per_process
@@ -106,7 +117,7 @@ def show_measured(
     made = {target.recipe.id for target in plan.targets}
     if not lines or (is_evaluation and not any(manifest.id in made for line in lines for manifest in line.evals)):
         return
-    desk.screen.say(table(lines, is_evaluation))
+    desk.screen.say(table(lines, is_evaluation, terminal_width() if sys.stderr.isatty() else UNCUT))
     if request.to is not None:
         write(request.to, lines)
         desk.screen.say(f"written: {request.to}")
@@ -123,7 +134,7 @@ def created(planned_in: Store, screen: Screen) -> Store:
     """The store to work in, created and announced if there was none; what planning learnt before is kept in it."""
     store = replace(Store.find(GLOBALS.store, create=True), pinned=planned_in.pinned)
     if store.created:
-        screen.say(f"created the store {store.root}")
+        screen.say(f"Created the store {store.root}.")
         planned_in.hash_cache.save()
         planned_in.keep_pins(store)
     return store
@@ -134,8 +145,8 @@ def check_tag_fits(plan: Plan, tag: str | None) -> None:
     if tag and len({target.recipe.id for target in plan.targets}) > 1:
         names = ", ".join(target.label for target in plan.targets)
         raise UsageError(
-            f"--tag {tag} names one artifact, and this makes {len(plan.targets)}: {names}",
-            f"leave out --tag, and name them afterwards: adpa tag {tag}-1 {plan.targets[0].label}",
+            f"--tag {tag} can name one artifact, but this command makes {len(plan.targets)}: {names}",
+            f"leave --tag out and name them afterwards: adpa tag {tag}-1 {plan.targets[0].label}",
         )
 
 
@@ -160,8 +171,9 @@ def ask_if_large(surveyed: Survey, yes: bool) -> None:
     """Ask a person at a terminal before a large plan begins; one that cannot begin is not asked about."""
     if yes or surveyed.problems or not surveyed.is_large:
         return
-    if not confirm("Go on?", True):
-        raise AdpaError("nothing was started", "the same command with --yes goes ahead without asking")
+    if not confirm("Continue?", True):
+        say("Nothing was started.\n")
+        raise typer.Exit
 
 
 def carry_out(
@@ -205,8 +217,8 @@ def _say_exists(surveyed: Survey, screen: Screen, made: Callable[[Manifest], Non
     for target in plan.targets:
         if manifest := artifacts[target.recipe.id]:
             age = human_age(time.time() - manifest.at)
-            measured = f", {len(plan.evals)} evaluations reused" if plan.evals else ""
-            screen.say(f"found, nothing to do: {manifest.ref} (made {age} ago by the same spec{measured})")
+            measured = f"; {len(plan.evals)} evaluations reused" if plan.evals else ""
+            screen.say(f"Nothing to do: {manifest.ref} was made {age} ago with the same settings{measured}.")
             made(manifest)
 
 
@@ -215,6 +227,10 @@ def hand_over(
 ) -> None:
     """Tag a finished target and print its id; `also` is said about it in JSON."""
     if tag:
+        before = store.tags().get(tag)
         store.tag(tag, manifest.id, reserved_words())
+        if before not in (None, manifest.id) and not GLOBALS.quiet:
+            earlier = store.get(str(before))
+            say(f"The tag {tag} moved here from {earlier.ref if earlier else str(before)[:12]}.\n")
     record = {"id": manifest.id, "ref": manifest.ref, "path": str(store.root / manifest.ref), **(also or {})}
     output.line(json.dumps(record, ensure_ascii=False) if GLOBALS.json else manifest.ref)

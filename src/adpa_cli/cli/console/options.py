@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_type_hints
@@ -27,7 +27,13 @@ if TYPE_CHECKING:
     from adpa_cli.store.store import Store
 
 R = TypeVar("R")
-WHAT, MUCH, WHERE, AFTER, FIRST = "What", "How much", "Where and when (noise at most)", "After", "Look first"
+WHAT, MUCH, WHERE, AFTER, FIRST = (
+    "What",
+    "How much",
+    "Execution (changes results by rounding at most)",
+    "After",
+    "Look first",
+)
 PANELS = (WHAT, MUCH, WHERE, AFTER, FIRST)
 FETCH = "--fetch"
 """Of `adpa plan`: downloads what the plan reads."""
@@ -59,30 +65,41 @@ def argument(metavar: str, help: str, completion: Completion | None = None) -> A
 
 
 Data = Annotated[
-    list[str] | None, option("--data", help="Preference data; several are concatenated [family].", metavar="SRC")
+    list[str] | None,
+    option("--data", help="Preference data; repeat it to concatenate several [the family's].", metavar="SRC"),
 ]
-SftData = Annotated[list[str] | None, option("--sft-data", help="Data of the SFT stages [family].", metavar="SRC")]
+SftData = Annotated[
+    list[str] | None,
+    option("--sft-data", help="Dialogues for the fine-tuning before it [the family's].", metavar="SRC"),
+]
 teacher = functools.partial(option, metavar="MODEL", completion=models(pairs=True))
-Teacher = Annotated[str | None, teacher("--teacher", help="The aligned teacher, or a ready pair [family].")]
-Reference = Annotated[str | None, teacher("--reference", help="The model the teacher was aligned from [family].")]
+Teacher = Annotated[str | None, teacher("--teacher", help="The aligned teacher, or a ready pair [the family's].")]
+Reference = Annotated[
+    str | None, teacher("--reference", help="The model that the teacher was aligned from [the family's].")
+]
 reward_model = functools.partial(option, "--reward-model", metavar="MODEL", completion=models("reward model"))
-SkipBadRows = Annotated[bool, option("--skip-bad-rows", help="Leave out rows that cannot be used, broken lines too.")]
+SkipBadRows = Annotated[bool, option("--skip-bad-rows", help="Skip rows that cannot be used, broken lines included.")]
 IgnoreColumns = Annotated[
     str | None,
-    option("--ignore-columns", help="Columns that may stay unread though they look like content.", metavar="NAME,…"),
+    option("--ignore-columns", help="Do not stop because these columns of the data are not read.", metavar="NAME,…"),
 ]
-Refresh = Annotated[bool, where("--refresh", help="Ask the hub again what its names mean now.")]
+Columns = Annotated[
+    str | None,
+    option("--columns", help="Map columns of the data, e.g. prompt=question,chosen=good.",
+           metavar="ROLE=NAME,…"),
+]  # fmt: skip
+Refresh = Annotated[bool, where("--refresh", help="Look up the newest commit of hub models and data again.")]
 
 
 TEMPLATE_METAVAR = "FILE|NAME"
 ChatTemplate = Annotated[
-    str | None, option("--template", help="Chat template: a file or a name [the model's].", metavar=TEMPLATE_METAVAR)
+    str | None,
+    option("--template", help="Chat template, as a file or by name [the model's].", metavar=TEMPLATE_METAVAR),
 ]
-End = Annotated[
-    str | None, option("--end", help="Token that ends an answer [what the template writes].", metavar="TOKEN")
-]
+End = Annotated[str | None, option("--end", help="The token that ends an answer [the template's].", metavar="TOKEN")]
 Thinking = Annotated[
-    str | None, option("--thinking", help="Reasoning before answers [as the template does].", metavar="off|keep")
+    str | None,
+    option("--thinking", help="Turn reasoning off, or keep it in the data [the template's].", metavar="off|keep"),
 ]
 
 
@@ -92,53 +109,64 @@ class Options:
 
     sets: Annotated[
         list[str] | None,
-        option("--set", help="Parameter, e.g. gamma=2, sft.lr=1e-5.", metavar="[STAGE.]KEY=VAL"),
+        option("--set", help="Set a parameter, for example gamma=2 or sft.lr=1e-5.", metavar="[STAGE.]KEY=VAL"),
     ] = None
     skip_bad_rows: SkipBadRows = False
     ignore_columns: IgnoreColumns = None
+    columns: Columns = None
     template: ChatTemplate = None
     end: End = None
     thinking: Thinking = None
-    seed: Annotated[int | None, count("--seed", help="Seed of what comes after the student's SFT [0].")] = None
-    seed_all: Annotated[int | None, count("--seed-all", help="Seed of every stage.")] = None
-    limit: Annotated[int | None, count("--limit", help="Use the first N rows.")] = None
-    max_steps: Annotated[int | None, count("--max-steps", help="Stop training after N steps.")] = None
-    lr: Annotated[float | None, much("--lr", help="Peak learning rate.", metavar="X")] = None
-    epochs: Annotated[float | None, much("--epochs", help="Passes over the data.", metavar="X")] = None
-    batch_size: Annotated[int | None, count("--batch-size", help="Rows of an optimizer step, over all processes.")] = (
+    seed: Annotated[
+        int | None,
+        count("--seed", help="Random seed (of adpa distill: not for the student's fine-tuning; see --seed-all) [0]."),
+    ] = None
+    seed_all: Annotated[int | None, count("--seed-all", help="Random seed of every stage.")] = None
+    limit: Annotated[int | None, count("--limit", help="Use only the first N rows; the plan says in which stages.")] = (
         None
     )
-    smoke: Annotated[bool, much("--smoke", help="Rehearse every stage on 64 rows and 4 steps.")] = False
+    max_steps: Annotated[
+        int | None, count("--max-steps", help="Stop training after N steps; the plan says in which stages.")
+    ] = None
+    lr: Annotated[float | None, much("--lr", help="Peak learning rate.", metavar="X")] = None
+    epochs: Annotated[float | None, much("--epochs", help="Passes over the data.", metavar="X")] = None
+    batch_size: Annotated[int | None, count("--batch-size", help="Rows per optimizer step, over all processes.")] = None
+    smoke: Annotated[bool, much("--smoke", help="Try every stage on 64 rows and 4 steps.")] = False
     gpus: Annotated[
-        str | None, where("--gpus", help="Processes: one per GPU, or sharing the CPU.", metavar="N|all")
+        str | None, where("--gpus", help="Number of processes: one per GPU, or sharing the CPU.", metavar="N|all")
     ] = None
     tokens_per_device: Annotated[
-        int | None, where("--tokens-per-device", help="Padded tokens of a micro-batch.", metavar="N")
+        int | None, where("--tokens-per-device", help="Tokens of a micro-batch, padding included.", metavar="N")
     ] = None
     judge_url: Annotated[
         str | None,
-        where("--judge-url", help="Where a judge listens, any OpenAI-compatible endpoint; its key is $OPENAI_API_KEY.",
+        where("--judge-url", help="OpenAI-compatible endpoint of the judge; its key is read from $OPENAI_API_KEY.",
               metavar="URL"),
     ] = None  # fmt: skip
     judge_price: Annotated[
-        str | None, where("--judge-price", help="$ per million tokens of a judge, for -n.", metavar="IN,OUT")
+        str | None,
+        where("--judge-price", help="Price of the judge in $ per million tokens, for the estimate.", metavar="IN,OUT"),
     ] = None
     knobs: Annotated[
-        list[str] | None, where("--runtime", help="How stages run, e.g. recompute=true.", metavar="KEY=VAL")
+        list[str] | None, where("--runtime", help="Set how stages run, for example recompute=true.", metavar="KEY=VAL")
     ] = None
     stop_after: Annotated[
-        str | None, where("--stop-after", help="Save and exit 75 after, e.g., 3h50m.", metavar="TIME")
+        str | None,
+        where("--stop-after", help="Save and exit with 75 after this time, for example 3h50m.", metavar="TIME"),
     ] = None
-    no_wait: Annotated[bool, where("--no-wait", help="Exit 4 if another process builds the same.")] = False
+    no_wait: Annotated[
+        bool, where("--no-wait", help="Exit with 4 instead of waiting if another process builds the same.")
+    ] = False
     refresh: Refresh = False
-    tag: Annotated[str | None, after("--tag", help="Name what is made.", metavar="NAME", completion=tags)] = None
+    tag: Annotated[str | None, after("--tag", help="Give the result a name.", metavar="NAME", completion=tags)] = None
     select: Annotated[
-        str | None, after("--select", help="Whose weights are kept [last].", metavar="last|best|STEP")
+        str | None, after("--select", help="Which checkpoint becomes the result [last].", metavar="last|best|STEP")
     ] = None
     keep: Annotated[
-        str | None, after("--keep", help="The other points' weights too [selected].", metavar="selected|all")
+        str | None,
+        after("--keep", help="Keep only the selected checkpoint, or all of them [selected].", metavar="selected|all"),
     ] = None
-    dry_run: Annotated[bool, option("--dry-run", "-n", help="Show the plan only.", panel=FIRST)] = False
+    dry_run: Annotated[bool, option("--dry-run", "-n", help="Only show the plan.", panel=FIRST)] = False
     yes: Annotated[bool, option("--yes", "-y", help="Do not ask before a large plan.", panel=FIRST)] = False
 
     def setting(self, **values: Any) -> Options:
@@ -151,6 +179,11 @@ class Options:
         from adpa_cli.families import reserved_words
         from adpa_cli.store.store import check_tag
 
+        for name in ("lr", "epochs", "batch_size", "max_steps", "limit"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                option = f"--{name.replace('_', '-')}"
+                raise UsageError(f"{option} must be above 0; got {value:g}", f"leave {option} out for its default")
         self.given(), self.runtime(look=False)
         if self.tag == "":
             raise UsageError("--tag is empty", "give a name: --tag NAME")
@@ -177,8 +210,10 @@ class Options:
         from adpa_cli.spec import Runtime, make
 
         if self.tokens_per_device is not None and self.tokens_per_device < 1:
-            what = f"--tokens-per-device {self.tokens_per_device} leaves no room for a row"
-            raise UsageError(what, "give 1 or more; a longer row goes alone")
+            raise UsageError(
+                f"--tokens-per-device must be 1 or more; got {self.tokens_per_device}",
+                "a row that is longer is computed alone, so 8192 fits most models: --tokens-per-device 8192",
+            )
         if self.judge_url is not None:
             Endpoint(self.judge_url)  # refuses what is no URL
         values = parse_runtime(self.knobs or ())
@@ -215,8 +250,27 @@ class Request:
             user = self.options.given()
             plan = self.planned(Names(store, self.options.refresh, access), user)
             check_whole(plan, user, store)
-        notes = (*plan.notes, *rate_notes(plan, user, store))
+        notes = (*plan.notes, *rate_notes(plan, user, store), *reach_notes(plan, self.options, store))
         return replace(plan, notes=notes, ignored=column_names(self.options.ignore_columns))
+
+
+def reach_notes(plan: Plan, options: Options, store: Store) -> Iterator[str]:
+    """In which of the trainings that are to be made `--limit` and `--max-steps` hold, where it is not in all."""
+    from adpa_cli.spec import TrainSpec
+
+    trainings = {
+        node.stage: node.spec
+        for node in plan.nodes(store)
+        if isinstance(node.spec, TrainSpec) and not store.get(node.label)
+    }
+    for name in ("limit", "max_steps"):
+        value = getattr(options, name)
+        without = [stage for stage, spec in trainings.items() if getattr(spec, name) is None]
+        if value is not None and without and not options.smoke:
+            others = [stage for stage in trainings if stage not in without]
+            more = " ".join(f"--set {stage}.{name}={value}" for stage in without)
+            reached = f" applies to {' and '.join(others)}, and not" if others else " does not apply"
+            yield f"--{name.replace('_', '-')} {value}{reached} to {' and '.join(without)}, unless you add {more}"
 
 
 @functools.cache
@@ -225,7 +279,7 @@ def _hints() -> dict[str, Any]:
 
 
 INFERENCE = (
-    "sets", "skip_bad_rows", "ignore_columns", "template", "end", "thinking", "limit", "smoke", "gpus",
+    "sets", "skip_bad_rows", "ignore_columns", "columns", "template", "end", "thinking", "limit", "smoke", "gpus",
     "tokens_per_device", "knobs", "stop_after", "no_wait", "refresh", "tag", "dry_run", "yes",
 )  # fmt: skip
 """What every command has that runs a model over data; the model may have to be trained first."""
@@ -250,11 +304,24 @@ def making(*names: str) -> Callable[[Callable[..., R]], Callable[..., R]]:
         @functools.wraps(function)
         def command(**values: Any) -> R:
             options = Options(**{name: values.pop(name) for name in names}).checked()
+            if options.columns is not None:
+                values |= renamed(values, options.columns)
             return function(options=options, **values)
 
         return with_parameters(command, sorted([*own, *shared], key=_place))
 
     return decorate
+
+
+def renamed(values: Mapping[str, Any], columns: str) -> dict[str, list[str]]:
+    """The data sources among the values of a command, with the columns that `--columns` reads under other names."""
+    from adpa_cli.data.sources import columns_in, with_columns
+
+    columns_in(columns)
+    given = {name: values[name] for name in ("data", "sft_data") if values.get(name)}
+    if not given:
+        raise UsageError(f"--columns {columns} names columns of --data, which is not given", "add --data SRC")
+    return {name: [with_columns(text, columns) for text in texts] for name, texts in given.items()}
 
 
 def with_parameters(function: Callable[..., R], parameters: Sequence[inspect.Parameter]) -> Callable[..., R]:
@@ -278,9 +345,11 @@ def price_of(text: str | None) -> tuple[float, float] | None:
     try:
         into, out = (float(part) for part in text.split(","))
     except ValueError:
-        raise UsageError(f"--judge-price {text}", "give two numbers, e.g. --judge-price 2.5,10") from None
+        raise UsageError(
+            f"--judge-price must be two prices, of input and of output; got {text}", "for example --judge-price 2.5,10"
+        ) from None
     if not (0 <= into < float("inf") and 0 <= out < float("inf")):
-        raise UsageError(f"--judge-price {text}", "give two numbers of $ that are 0 or more")
+        raise UsageError(f"--judge-price must be 0 or more; got {text}", "for example --judge-price 2.5,10")
     return into, out
 
 
@@ -294,7 +363,7 @@ def processes(gpus: str | None, look: bool = True) -> int:
     if gpus is None or (gpus == "all" and not look):
         return 1
     if gpus != "all" and not (gpus.isdigit() and int(gpus)):
-        raise UsageError(f"--gpus {gpus} is no number of processes", "give one from 1, or all")
+        raise UsageError(f"--gpus must be a number from 1, or all; got {gpus}", "--gpus all uses every GPU")
     if not look:
         return int(gpus)
     import torch
@@ -303,5 +372,5 @@ def processes(gpus: str | None, look: bool = True) -> int:
     if gpus == "all":
         return max(1, count)
     if torch.cuda.is_available() and int(gpus) > count:
-        raise UsageError(f"--gpus {gpus} are more than the {count} that are here", "--gpus all uses every one")
+        raise UsageError(f"--gpus {gpus} asks for more GPUs than there are here ({count})", "--gpus all uses every one")
     return int(gpus)

@@ -79,7 +79,7 @@ def judge_words(survey: Survey) -> list[str]:
         return []
     cost = "" if judge["cost"] is None else f", about ${judge['cost']:,.2f}"
     least = judge["detectable"]
-    found = f"; {100 * least:.1f} points of win rate are found with 80 % power" if least else ""
+    found = f"; a difference of {100 * least:.1f} points of win rate is detected with 80 % power" if least else ""
     return [
         f"judge: at most {judge['calls']:,} calls, about {judge['prompt_tokens']:,} tokens in and "
         f"{judge['completion_tokens']:,} out{cost}{found}"
@@ -107,7 +107,7 @@ def _head(survey: Survey, width: int) -> Iterator[str]:
     plan, store = survey.plan, survey.store
     held = len(store.artifacts(on_error=lambda error: None))
     facts = [f"store {shown(store.root)} ({held} artifact{'s' * (held != 1)})", *_who(survey)]
-    yield from filled([*facts, f"template {template_name(plan)}, ends {plan.template.end}"], width)
+    yield from filled([*facts, f"template {template_name(plan)}, answers end with {plan.template.end}"], width)
     data = dict(_data(survey))
     if data:
         sets = [f"{name} {count}".rstrip() for name, count in data.items()]
@@ -186,11 +186,11 @@ def _foot(survey: Survey, width: int) -> Iterator[str]:
         return
     device = f"{machine.name}'s memory" if machine.kind == "cuda" else "memory"
     seconds = survey.seconds
-    about = "about ?" if seconds is None else f"about {text.human_time(seconds)}, {survey.basis}"
+    about = "time unknown" if seconds is None else f"about {text.human_time(seconds)}, {survey.basis}"
     yield from filled(
         [
-            f"download {_size(survey.download)}", f"keeps {_size(survey.keeps)}",
-            f"peak +{_size(survey.peak)} (free {_size(machine.disk)})",
+            *([f"downloads {_size(survey.download)}"] if survey.download else []), f"stores {_size(survey.keeps)}",
+            f"disk at most +{_size(survey.peak)} ({_size(machine.disk)} free)",
             f"{device} {_size(survey.memory)} of {_size(machine.memory)}", about,
         ],
         width,

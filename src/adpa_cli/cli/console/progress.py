@@ -18,7 +18,7 @@ REDRAW_SECONDS = 0.1
 WORTH_DRAWING = 5.0
 """Seconds after which one is told of the data that are read."""
 WAIT_WORTH_SAYING = 0.05
-CALM = "Every stage can be interrupted and repeated."
+CALM = "You can interrupt this at any time; the same command continues where it stopped."
 _ASIDE = {"grad_norm", "critic_grad_norm", "tokens", "padding", "tokens_per_s", "mfu", "wait"}
 
 

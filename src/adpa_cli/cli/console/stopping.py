@@ -25,7 +25,9 @@ def seconds_of(text: str) -> float:
     parts = re.findall(r"(\d+(?:\.\d+)?)([dhms])", text) if _TIME.fullmatch(text) else []
     seconds = sum(float(number) * _UNITS[unit] for number, unit in parts)
     if not 0 < seconds < 1e8:
-        raise UsageError(f"--stop-after {text} is no time", "write it as 3h50m, 90s or 2h")
+        raise UsageError(
+            f"--stop-after must be a time with its unit; got {text}", "write, for example, 3h50m, 90s or 2h"
+        )
     return seconds
 
 
@@ -52,12 +54,13 @@ class Stopping:
         self.asked = signal.Signals(number).name
         if not self.working:
             raise _Leave
-        say(f"\n{Stopped.words(self.asked)}: finishing this step and saving; a signal more leaves at once\n")
+        again = "Press Ctrl-C" if self.asked == "SIGINT" else "Send the signal"
+        say(f"\nStopping after this step and saving the progress. {again} again to quit immediately.\n")
 
     def stopped(self) -> Stopped:
         """What to raise when nothing had to be saved."""
         name = self.asked or "SIGINT"
-        return Stopped(name, f"stopped by {Stopped.words(name)}; what is finished is kept", self.again())
+        return Stopped(name, f"{Stopped.opening(name)}; everything that was finished is saved", self.again())
 
     def watch(self, wakeup: int) -> None:
         """Leave at the second signal, whatever the main thread is doing; ends when the pipe `wakeup` is closed."""

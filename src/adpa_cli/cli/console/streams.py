@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from adpa_cli.errors import AdpaError, NotFound, UsageError
+from adpa_cli.errors import AdpaError, NotFound, Stopped, UsageError
 from adpa_cli.judges.client import shown_url
 from adpa_cli.report.text import for_encoding, is_text
 
@@ -105,11 +105,14 @@ def _check_values(words: Sequence[str]) -> None:
     for before, word in zip(["", *words], words, strict=False):
         name, mark, value = word.partition("=") if word.startswith("--") else (before, "=", word)
         if not is_text(word):
-            raise UsageError(f"{word} is not UTF-8 text", "rename the file or folder: no library opens it by that name")
+            raise UsageError(
+                f"{word} is not UTF-8 text", "rename the file or folder: libraries cannot open a file with such a name"
+            )
         if mark and not value.strip():
             option = name if name.startswith("-") else "REF"
             if option not in _OWN_WORDS:
-                raise UsageError(f"{option} is empty", "the command before it may have failed; give it a value")
+                hint = "give it a value; a $variable in its place may have been empty, or the command before it failed"
+                raise UsageError(f"{option} is empty", hint)
 
 
 def whole_paths(argv: Sequence[str]) -> list[str]:
@@ -160,18 +163,27 @@ def read_ids(option: str) -> list[str]:
     Raises UsageError at a terminal, NotFound when nothing came.
     """
     if sys.stdin is not None and sys.stdin.isatty():
-        raise UsageError(f"{option} - reads ids from a pipe, and stdin is a terminal", f"adpa … | adpa … {option} -")
+        raise UsageError(f"{option} - reads ids from a pipe, but stdin is a terminal", f"adpa … | adpa … {option} -")
     try:
         text = "" if sys.stdin is None else sys.stdin.read()
     except UnicodeDecodeError as error:
-        raise UsageError(f"{option} -: what came through the pipe is no text", "pipe ids: adpa … | adpa …") from error
+        raise UsageError(
+            f"{option} -: the pipe delivered bytes that are not text",
+            "pipe the ids that a command prints: adpa … | adpa …",
+        ) from error
     except OSError:  # a stdin that was closed, or a folder
         text = ""
     if not is_text(text):
-        raise UsageError(f"{option} -: what came through the pipe is no text", "pipe ids: adpa … | adpa …")
+        raise UsageError(
+            f"{option} -: the pipe delivered bytes that are not text",
+            "pipe the ids that a command prints: adpa … | adpa …",
+        )
     ids = _ids_in(text.removeprefix("\ufeff"), option)
     if not ids:
-        raise NotFound(f"{option} -: nothing came through the pipe", "the command before it failed, or made nothing")
+        raise NotFound(
+            f"{option} -: nothing came through the pipe",
+            "look at the command before the pipe: it failed, or printed nothing",
+        )
     return ids
 
 
@@ -187,8 +199,8 @@ def _ids_in(text: str, option: str) -> list[str]:
                 word = str(value["id"])
             except (ValueError, KeyError) as error:
                 line = text.splitlines()[0][:60]
-                hint = "pipe ids, or adpa show REF --json"
-                raise UsageError(f"{option} -: this is no manifest: {line}", hint) from error
+                hint = "pipe ids, or what adpa show REF --json prints"
+                raise UsageError(f"{option} -: the pipe delivered JSON without an id: {line}", hint) from error
         ids.append(word.rstrip())
         text = text[end:]
     return ids
@@ -200,7 +212,10 @@ class Values(dict[str, list[str]]):
     def one(self, option: str) -> str:
         """The only value of an option that takes one."""
         if len(self[option]) != 1:
-            raise UsageError(f"{option} takes one model, and stdin has {len(self[option])}", "choose one of them")
+            raise UsageError(
+                f"{option} takes one model, but {len(self[option])} came through the pipe",
+                f"name one of them: {option} {(*self[option], 'REF')[0]}",
+            )
         return self[option][0]
 
     def optional(self, option: str) -> str | None:
@@ -213,7 +228,10 @@ def dashes(options: Mapping[str, str | Sequence[str] | None]) -> Values:
     values = Values({name: [given] if isinstance(given, str) else list(given or ()) for name, given in options.items()})
     places = [(name, i) for name, items in values.items() for i, item in enumerate(items) if item == "-"]
     if len(places) > 1:
-        raise UsageError("stdin can be read once, and several options ask for it", "name the others by id")
+        raise UsageError(
+            "only one option can read the pipe (-), but several ask for it",
+            "give - to one of them, and ids to the others",
+        )
     for name, i in places:
         ids = read_ids(name)
         values[name][i : i + 1] = ids
@@ -245,15 +263,21 @@ def artifacts(refs: str | Sequence[str] | None) -> tuple[Store, list[Manifest]]:
 def needed(option: str, value: str | None) -> str:
     """An option that must be there and must not be empty."""
     if value is None:
-        raise UsageError(f"{option} is missing", f"give it: {option} VALUE")
+        command = f"adpa {GLOBALS.words[0]}" if GLOBALS.words else "adpa COMMAND"
+        raise UsageError(f"{option} is missing", f"add it: {command} {option} …; what it takes: {command} --help")
     if not value:
-        raise UsageError(f"{option} is empty", "the command before it may have failed")
+        raise UsageError(
+            f"{option} is empty", "give it a value; a $variable or a command before it may have been empty"
+        )
     return value
 
 
 def fail(error: AdpaError) -> int:
     """Say what went wrong on stderr, with -v also where; returns the exit code."""
-    if GLOBALS.json:
+    if isinstance(error, Stopped) and not GLOBALS.json:
+        again = f" Continue with:\n  {error.hint}" if error.hint else ""
+        say(f"{error.message[:1].upper()}{error.message[1:].rstrip('.')}.{again}\n")
+    elif GLOBALS.json:
         record = {"error": error.message, "hint": error.hint, "exit": error.exit_code, **error.facts}
         say(json.dumps(record, ensure_ascii=False) + "\n")
     else:

@@ -60,14 +60,18 @@ def check_choices(recipe: Recipe, steps: Sequence[Step]) -> None:
     points that are not kept."""
     held = list(dict.fromkeys(key for step in steps for key in step.settings))
     if unknown := [key for key in recipe.choose if key not in held]:
-        raise recipe.refused("choose", f"no cell has a key {', '.join(unknown)}", f"keys: {', '.join(held)}")
+        raise recipe.refused(
+            "choose",
+            f"no combination has a key {', '.join(unknown)}",
+            f"choose by one of these keys: {', '.join(held)}",
+        )
     for candidates in lines(steps, recipe.choose).values():
         if len(candidates) > 1 and any(step.target.spec.select != "best" for step in candidates):
             varying = ", ".join(recipe.choose)
-            problem = f"{varying} cannot be chosen among cells that select nothing"
-            raise recipe.refused("choose", problem, 'score each by the prompts that select: select = "best"')
+            problem = f"{varying} cannot be chosen among trainings that select no checkpoint"
+            raise recipe.refused("choose", problem, 'add select = "best", which scores each on the selection prompts')
     if recipe.points and any(step.target.spec.keep != "all" for step in steps):
-        raise recipe.refused("points", "points are measured that no training keeps", 'keep them: keep = "all"')
+        raise recipe.refused("points", "it measures checkpoints that no training keeps", 'add keep = "all"')
 
 
 def lines(steps: Sequence[Step], choose: Sequence[str]) -> dict[tuple[Any, ...], list[Step]]:
@@ -134,4 +138,6 @@ def check_one_tag(steps: Sequence[Step], varying: Sequence[str]) -> None:
         tag = step.request.options.tag
         if tag and tags.setdefault(tag, step) is not step:
             example = "-".join(f"{{{key}}}" for key in varying if key not in (TAG, ROW))
-            raise UsageError(f"several cells would carry the tag {tag}", f'tell them apart: tag = "{tag}-{example}"')
+            raise UsageError(
+                f"several combinations would get the tag {tag}", f'give each its own: tag = "{tag}-{example}"'
+            )

@@ -86,7 +86,7 @@ def read(text: str, source: str) -> Recipe:
         raw = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         hint = "a recipe has lines KEY = VALUE; see docs/recipes.md"
-        raise UsageError(f"{source} is no TOML: {error}", hint) from None
+        raise UsageError(f"{source} is not valid TOML: {error}", hint) from None
     pins, rows = raw.pop(PINS, {}), raw.pop("rows", [])
     choose, points, report = raw.pop("choose", []), raw.pop("points", False), raw.pop("report", None)
     values = _flattened(raw)
@@ -449,10 +449,15 @@ def read_recipe(name: str) -> Recipe:
             why = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
             raise NotFound(f"{name} cannot be read: {why}", "name a recipe: adpa run RECIPE.toml") from None
     if sys.stdin is None or sys.stdin.isatty():
-        raise UsageError("- reads a recipe from a pipe, and stdin is a terminal", "adpa show REF --recipe | adpa run -")
+        raise UsageError(
+            "adpa run - reads a recipe from a pipe, but stdin is a terminal", "adpa show REF --recipe | adpa run -"
+        )
     text = sys.stdin.read()
     if not text.strip():
-        raise NotFound("-: nothing came through the pipe", "the command before it failed, or printed nothing")
+        raise NotFound(
+            "adpa run -: nothing came through the pipe",
+            "look at the command before the pipe: it failed, or printed nothing",
+        )
     return read(text, "stdin")
 
 
@@ -467,11 +472,12 @@ def requests(recipe: Recipe) -> list[tuple[Cell, Request]]:
 
 def request_of(recipe: Recipe, words: Sequence[str]) -> Request:
     """What a command line of a recipe asks for. Raises UsageError naming the file."""
-    from adpa_cli.cli.console.app import run_words, usage_error
+    from adpa_cli.cli.console.app import program, run_words
+    from adpa_cli.cli.console.mistyped import usage_error
 
     try:
         request: Request = run_words(words)
     except (TyperException, UsageError) as error:
-        refused = error if isinstance(error, UsageError) else usage_error(error, words)
+        refused = error if isinstance(error, UsageError) else usage_error(error, words, program())
         raise UsageError(f"{recipe.source}: {refused.message}", refused.hint) from None
     return request

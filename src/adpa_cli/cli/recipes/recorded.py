@@ -14,7 +14,7 @@ from typer.exceptions import TyperException
 from adpa_cli import stages
 from adpa_cli.cli.commands import makers
 from adpa_cli.cli.recipes.grid import Key, Recipe, keys_of, requests, values_of, word
-from adpa_cli.data.sources import split_off
+from adpa_cli.data.sources import columns_off, split_off
 from adpa_cli.data.templates import TEMPLATES
 from adpa_cli.errors import AdpaError, NotFound
 from adpa_cli.families import alias_of_base, aliases, ready_pairs
@@ -46,7 +46,7 @@ def recorded_request(words: Sequence[str], plan: Plan, store: Store) -> dict[str
         if key.is_template:
             return text if text in TEMPLATES else read_template(text).text
         if key.is_data or (key.is_model and text.startswith((".", "/", "~"))):
-            base, split = split_off(text)
+            base, split = split_off(columns_off(text)[0])
             name, facts = local.get(f"{expanded(base).resolve()}{split and '#'}{split}", (text, None))
             if facts is None:  # nothing in the plan reads it, so it may be left out where only this machine has it
                 return "" if expanded(base).exists() else text
@@ -67,7 +67,7 @@ def _local(plan: Plan) -> dict[str, tuple[str, Mapping[str, Any]]]:
             is_local = not (facts or external.facts).get("commit")
             name = str((facts or external.facts)["name"])
             if is_local:
-                found[path] = (name, facts or {"model": external.content})
+                found[columns_off(path)[0]] = (name, facts or {"model": external.content})
     return found
 
 
@@ -142,7 +142,7 @@ def recipe_of(store: Store, manifest: Manifest) -> Again:
     if found:  # the last reading is the request as it was recorded: what makes something else in the end is another one
         return next(again for again in found if again.targets == found[-1].targets)
     raise NotFound(
-        f"no command of this adpa makes {manifest.ref} again from what is here{why}",
+        f"this version of adpa has no command that makes {manifest.ref} again{why}",
         f"it was made by: {typed or '?'}",
     )
 
@@ -171,7 +171,7 @@ def _placed(request: Mapping[str, Any], store: Store) -> dict[str, Any]:
             return _path_word(Names(store).data_words({"sources": [facts]})[0])
         folder = store.hash_cache.locate(str(facts["model"]).removeprefix("model:"), folder_digest)
         if folder is None:
-            raise NotFound(f"{text}, which this was made from, is not where it was")
+            raise NotFound(f"{text}, from which this was made, is no longer there")
         return _path_word(str(folder))
 
     return _changed(request["command"], request["values"], path)

@@ -63,7 +63,7 @@ def together(steps: Sequence[Step]) -> Plan:
     ends = dict.fromkeys(plan.template.end for plan in plans)
     notes = list(dict.fromkeys(note for plan in plans for note in plan.notes))
     if len(ends) > 1:
-        notes.append(f"the cells have {len(ends)} templates, which end with {', '.join(ends)}")
+        notes.append(f"the combinations use {len(ends)} chat templates, which end with {', '.join(ends)}")
     targets = {node.recipe.id: node for plan in plans for node in plan.targets}
     evals = {node.recipe.id: node for plan in plans for node in plan.evals}
     ignored = frozenset[str]().union(*(plan.ignored for plan in plans))
@@ -91,7 +91,7 @@ def sweep(
     with console(store, options.runtime(look=False).stop_after) as desk:
         every, steps = plan_cells(recipe, requests, ask, store, shard)
         if not steps:
-            desk.screen.say("this shard has no cell")
+            desk.screen.say("This shard has no combination to run.")
             return
         if dry_run:
             show_cells(steps, _whole(steps, store), desk)
@@ -101,11 +101,11 @@ def sweep(
         if whole.building:
             desk.screen.say(plan_text(whole, terminal_width()))
             if recipe.report is not None:
-                desk.screen.say("the rows of the closing table are measured when their cells are made")
+                desk.screen.say("The rows of the closing table are measured when their models are built.")
             ask_if_large(whole, options.yes)
             check(whole, desk.screen.say)
         else:
-            desk.screen.say(f"found, nothing to do: {len(steps)} cell{'s' * (len(steps) != 1)}")
+            desk.screen.say(f"Nothing to do: all {len(steps)} combinations are there.")
         making = Making(recipe, ask, whole, desk, {step.number: step for step in every})
         failures = making.failures(steps)
         steps = [making.steps[step.number] for step in steps]
@@ -118,7 +118,7 @@ def sweep(
         width = terminal_width() if sys.stderr.isatty() else UNCUT
         desk.screen.say(report.screen(table, width))
         if recipe.report is not None and shard != (1, 1):
-            desk.screen.say("the rows are measured when all shards are done: repeat the command without --shard")
+            desk.screen.say("The rows are measured when all shards are done. Repeat the command without --shard then.")
         if failures or making.unmeasured:
             raise _summary(failures, steps, making.unmeasured)
 
@@ -151,23 +151,25 @@ class Making:
             step = self._followed(planned)
             if step is None:
                 rows = " and ".join(dict.fromkeys(planned.cell.follows.values()))
-                failures.append(Failure(planned, "", AdpaError(f"follows the choice of {rows}, which is not made")))
+                failures.append(
+                    Failure(planned, "", AdpaError(f"it follows the choice of {rows}, which has not been made"))
+                )
                 continue
             self.steps[step.number] = step
             surveyed = self.whole.of(step.plan) if step is planned else self._surveyed(step.plan)
             labels = [node.label for node in surveyed.nodes]
             blocked = next((label for label in labels if label in failed), None)
             if blocked is not None:
-                why = f"needs {blocked}, which failed in cell {failed[blocked].number}"
+                why = f"needs {blocked}, which failed in combination {failed[blocked].number}"
                 failures.append(Failure(step, blocked, AdpaError(why)))
                 continue
             if surveyed.building:
-                self.desk.screen.say(f"cell {place} of {len(steps)}: {command_line(step.cell.words)}")
+                self.desk.screen.say(f"Combination {place} of {len(steps)}: {command_line(step.cell.words)}")
             error = self._error(step, surveyed)
             if error is not None:
                 missing = next((label for label in labels if self.whole.store.get(label) is None), "")
                 failures.append(Failure(step, missing, error))
-                self.desk.screen.say(f"cell {place} failed: {error.message}")
+                self.desk.screen.say(f"Combination {place} failed: {error.message}")
         return failures
 
     def measured(self, words: Sequence[str]) -> list[Entry] | None:
@@ -314,10 +316,10 @@ def _summary(failures: Sequence[Failure], steps: Sequence[Step], unmeasured: Seq
     for failure in failures:
         settings = failure.step.settings
         cell = " ".join([str(failure.step.number), *(f"{key}={settings[key]}" for key in varying if key in settings)])
-        said.append(f"\n  cell {cell}: {failure.error.message}")
+        said.append(f"\n  combination {cell}: {failure.error.message}")
     said += [f"\n  not measured: {error.message}" for error in unmeasured]
     errors = [*(failure.error for failure in failures), *unmeasured]
     hints = dict.fromkeys(error.hint for error in errors if error.hint)
-    again = f"{GLOBALS.command}   (finished cells are found)"
-    count = f"{len(failures)} of {len(steps)} cells failed" if failures else "the closing table is not whole"
+    again = f"{GLOBALS.command}   (what is finished is not built again)"
+    count = f"{len(failures)} of {len(steps)} combinations failed" if failures else "the closing table is not complete"
     return AdpaError(f"{count}{''.join(said)}", "\n or: ".join([*hints, again]))

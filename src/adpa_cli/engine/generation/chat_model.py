@@ -86,8 +86,8 @@ def chat_answers(chat: ChatModel, prompts: Sequence[Sequence[Message]], sampling
     for number, ids in enumerate(every, 1):
         if len(ids) >= chat.context:
             raise DataError(
-                f"prompt {number} has {len(ids)} tokens, and {chat.label} sees {chat.context} with the answer",
-                "shorten it",
+                f"prompt {number} has {len(ids)} tokens, and {chat.label} takes {chat.context} with the answer",
+                "shorten the prompt",
             )
     decoding = Decoding(sampling, chat.end_ids, chat.encoder.pad_id, chat.context, chat.dtype)
     for start in range(0, len(every), BLOCK):

@@ -37,11 +37,14 @@ class Sampling:
 
     def __post_init__(self) -> None:
         if not 0 <= self.temperature < float("inf"):
-            raise UsageError(f"temperature is {self.temperature}", "give 0 (greedy) or more")
+            raise UsageError(f"temperature must be 0 or more; got {self.temperature}", "use 0 for greedy decoding")
         if not 0 < self.top_p <= 1:
-            raise UsageError(f"top_p is {self.top_p}", "give a number above 0, at most 1")
+            raise UsageError(f"top_p must be above 0 and at most 1; got {self.top_p}", "use 1 for all tokens")
         if self.max_new_tokens < 1:
-            raise UsageError(f"max_new_tokens is {self.max_new_tokens}", "give 1 or more")
+            raise UsageError(
+                f"max_new_tokens must be 1 or more; got {self.max_new_tokens}",
+                "use the number of tokens that an answer may have",
+            )
 
 
 @dataclass(frozen=True)
@@ -77,8 +80,8 @@ def answer_limit(prompt_tokens: int, row_id: str, sampling: Sampling, context: i
     """The most tokens that an answer to a prompt may have. Raises AdpaError where the prompt leaves no room."""
     if not 0 < prompt_tokens < context:
         raise AdpaError(
-            f"row {row_id!r}: a prompt of {prompt_tokens} tokens leaves no answer to generate in {context}",
-            "cut the prompt from the left, or allow a longer context",
+            f"row {row_id!r}: a prompt of {prompt_tokens} tokens leaves no room for an answer in {context} tokens",
+            "shorten the prompt, or allow a longer context",
         )
     return min(sampling.max_new_tokens, context - prompt_tokens)
 

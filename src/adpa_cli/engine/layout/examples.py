@@ -172,7 +172,7 @@ def _some_left(answers: PairAnswers, max_length: int, name: str) -> PairAnswers:
     """The same answers. Raises DataError where there were pairs and none is left."""
     if answers.cut.rows and not len(answers.chosen):
         raise DataError(
-            f"{name}: nothing to train on is left of any of {answers.cut.rows} pairs within max_length {max_length}",
+            f"{name}: none of the {answers.cut.rows} pairs has anything to train on within max_length {max_length}",
             f"--set max_length={4 * max_length}",
         )
     return answers

@@ -120,13 +120,13 @@ def _check_ids(ids: Iterable[str]) -> None:
 
 
 def _two_of(id_: str) -> AdpaError:
-    return AdpaError(f"two rows have the id {id_!r}", "give every row an id of its own")
+    return AdpaError(f"two rows have the same id {id_!r}", "give every row its own id")
 
 
 def _edges(lengths: NDArray[Any], tokens: int) -> list[int]:
     """Where blocks begin, and the end: of rows by ascending `lengths`, as many as longest × count ≤ `tokens` allows."""
     if tokens < 1:
-        raise AdpaError(f"a block of {tokens} tokens was asked for", "give a token budget of 1 or more")
+        raise AdpaError(f"the number of tokens per block must be 1 or more; got {tokens}", "use 1 or more")
     edges = [0]
     while edges[-1] < len(lengths):
         start = edges[-1]

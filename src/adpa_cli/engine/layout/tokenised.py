@@ -91,7 +91,10 @@ def fitted_pair(
     for part, answer in zip(PAIR, answers, strict=True):
         fitted.append(fit(prompt, answer, max_length, bos_id=encoder.bos_id, where=f"{where}, {part}"))
         if not fitted[-1].answer:
-            raise DataError(f"{where}, {part}: nothing is left of the answer", f"--set max_length={max_length * 2}")
+            raise DataError(
+                f"{where}, {part}: the answer has no tokens left within max_length",
+                f"--set max_length={max_length * 2}",
+            )
     return fitted
 
 
@@ -122,7 +125,7 @@ def fitted_prompt(pair: Pair, encoder: Encoder, rules: Encoding) -> tuple[int, .
     fitted = fit(ids, [encoder.end_id] * rules.room, rules.max_length, bos_id=encoder.bos_id, where=where)
     if len(fitted.prompt) >= rules.max_length:
         raise DataError(
-            f"{where}: leaves no answer to generate in {rules.max_length} tokens",
+            f"{where} leaves no room for an answer in {rules.max_length} tokens",
             f"--set {rules.stage}.max_length={2 * rules.max_length}",
         )
     return fitted.prompt
@@ -177,8 +180,8 @@ def encoded_batches(items: Items[Any], parts: Sequence[str], encoding: Encoding)
                 yield waiting.popleft().result()
         except BrokenProcessPool as error:
             raise AdpaError(
-                f"{encoding.name}: a process that made token ids was killed",
-                "the kernel does this when memory runs out (see dmesg); repeat the command",
+                f"{encoding.name}: a process that tokenised the data was killed",
+                "the kernel does this when memory runs out (see dmesg); run the command again",
             ) from error
         finally:
             pool.shutdown(wait=False, cancel_futures=True)

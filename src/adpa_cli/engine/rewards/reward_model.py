@@ -163,9 +163,9 @@ def _load(folder: Path, dtype: Dtype, device: str, layerwise: bool, quantise: Qu
     try:
         outputs = _outputs(folder, adapter)
     except LOAD_ERRORS as error:
-        raise AdpaError(f"the reward model in {folder.name} does not load: {first_line(error)}", hint) from error
+        raise AdpaError(f"the reward model in {folder.name} cannot be loaded: {first_line(error)}", hint) from error
     if outputs != 1:
-        raise AdpaError(f"the classifier in {folder.name} has {outputs} outputs; a reward model has one", hint)
+        raise AdpaError(f"the classifier in {folder.name} has {outputs} outputs, and a reward model has one", hint)
     if layerwise:
         model = load_layerwise(folder, device, scalar=True, quantise=quantise)
     else:

@@ -27,6 +27,7 @@ from accelerate import Accelerator
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from adpa_cli.data.tables import WATCH
 from adpa_cli.disk import share, sync_file, sync_folder, write_atomic
 from adpa_cli.engine.device import ROOM, agree, all_fit, fitting, refused_when_full, sum_gradients
 from adpa_cli.engine.layout.batch import Batch, SignalOf, collate
@@ -113,6 +114,8 @@ def train(student: Student, run: Run, accelerator: Accelerator) -> dict[str, flo
             objective = Objective(run.method, run.params, examples, measured=step % EVERY == 0)
             began, waited = time.monotonic(), prefetch.waited
             batches = functools.partial(prefetch.batches, step)
+            if step == done:  # it may take minutes, and nothing else shows that it goes on
+                batches = functools.partial(_watched, batches, f"computing step {step + 1}", len(examples))
             numbers, signal, tokens = _step(student, optimizer, run, accelerator, objective, batches, tokens)
             pace = clock.add(objective.sequences, time.monotonic() - began, prefetch.waited - waited)
             numbers |= about
@@ -130,8 +133,7 @@ def train(student: Student, run: Run, accelerator: Accelerator) -> dict[str, flo
                 clock.save()
                 accelerator.wait_for_everyone()
             if signal and step + 1 < end:
-                by = Stopped.words(signal)
-                raise Stopped(signal, f"stopped by {by} after step {step + 1} of {end}; the work is saved")
+                raise Stopped(signal, f"{Stopped.opening(signal)} at step {step + 1} of {end}; progress is saved")
     clock.save()
     log.flush()
     return log.summary(end)
@@ -184,7 +186,7 @@ def _step(
         dealt = step_batches(examples, parts, tokens, accelerator.num_processes, packed)
         tokens = smaller_budget(dealt, examples, parts, packed, run.stage)
     if tokens < before:
-        run.note(f"out of memory: going on with --tokens-per-device {tokens}")
+        run.note(f"A step did not fit in memory; continuing with --tokens-per-device {tokens}")
     with refused_when_full(BESIDE, f"use {ROOM}"):
         sum_gradients(student, accelerator)
     norms = [float(accelerator.clip_grad_norm_(group["params"], run.spec.clip)) for group in optimizer.param_groups]
@@ -192,13 +194,28 @@ def _step(
     numbers = objective.numbers(totals)
     if not all(map(math.isfinite, (numbers["loss"], *norms))):
         raise AdpaError(
-            f"the loss or its gradient is not finite ({numbers['loss']}, {', '.join(map(str, norms))})",
-            "lower the learning rate (--lr), or look at the data: adpa data SOURCE",
+            f"the loss or its gradient is not finite (loss {numbers['loss']}, norm {', '.join(map(str, norms))})",
+            "use a lower learning rate (--lr), or check the data: adpa data SOURCE",
         )
     with refused_when_full(BESIDE, f"use {ROOM}"):
         optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     return {**numbers, **dict(zip(("grad_norm", "critic_grad_norm"), norms, strict=False))}, signal, tokens
+
+
+def _watched(batches: Callable[[int], Iterator[Laid]], what: str, rows: int, tokens: int) -> Iterator[Laid]:
+    """The micro-batches of a step of so many rows, with a word to whoever watches after each.
+
+    A signal to stop waits for the end of the step, where all processes agree on it.
+    """
+    done = 0
+    for laid, weight in batches(tokens):
+        yield laid, weight
+        done += round(weight) * max(len(part.mask) for part in laid.parts.values())
+        with contextlib.suppress(Stopped):
+            WATCH.get()(what, done, rows)
+    with contextlib.suppress(Stopped):
+        WATCH.get()(what, rows, rows)
 
 
 def _gradients(

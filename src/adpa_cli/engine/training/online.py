@@ -230,14 +230,14 @@ class Online:
             ids = body_and_head(model)[1].shape[0]
             if max(int(e.parts["rollout"].ids.max()) for e in examples) >= ids:
                 raise AdpaError(
-                    f"the student drew a token that {folder.name} lacks: it has {ids:,} ids",
-                    "take teachers that have every id of the student",
+                    f"the student generated a token that {folder.name} does not have: its vocabulary has {ids:,} ids",
+                    "use teachers whose vocabulary includes the student's",
                 )
             scores[name] = score(Student(model, dtype))
             if not all(np.isfinite(logps).all() for logps in scores[name].values()):
                 raise AdpaError(
-                    f"{folder.name} gives log-probs in {dtype} that are no numbers for answers which the student drew",
-                    "compute the teachers in a dtype of a wider range: --set teachers_dtype=tf32",
+                    f"{folder.name} gives log-probs in {dtype} that are not finite for the student's answers",
+                    "use a dtype with a wider range for the teachers: --set teachers_dtype=tf32",
                 )
             del model
         return {e.id: {name: logps[e.id, "rollout"] for name, logps in scores.items()} for e in examples}

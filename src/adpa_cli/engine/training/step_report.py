@@ -221,7 +221,7 @@ def tracking(
                 tracker.store_init_configuration(_settings(spec))
             except Exception as error:
                 what = f"the tracker {name} did not start: {error}"
-                raise AdpaError(what, f"set {name} up, or leave it out of --runtime trackers=") from error
+                raise AdpaError(what, f"set up {name}, or remove it from --runtime trackers=") from error
             trackers.append(tracker)
 
         def track(step: int, numbers: Mapping[str, float]) -> None:
@@ -230,7 +230,7 @@ def tracking(
                     tracker.log(dict(numbers), step=step)
                 except Exception as error:
                     trackers.remove(tracker)
-                    note(f"the tracker {tracker.name} failed and is told nothing more: {error}")
+                    note(f"the tracker {tracker.name} failed and is not used any more: {error}")
 
         yield track
 

@@ -21,6 +21,7 @@ from adpa_cli.report.scores import (
     DIGITS,
     REWARD,
     SEEDS,
+    TOO_FEW,
     WIN,
     Column,
     Score,
@@ -271,7 +272,8 @@ def _cell(
         more = f"{scale * difference.value:+.{digits}f}".replace("-", "−")
         mark = "" if p >= LEVEL else "▲" if difference.value > 0 else "▼"
     is_best = not model.role and score.value == best.get(kind)
-    return Cell(score.words(DIGITS).replace("-", "−"), bounds, is_best, more, mark)
+    words, few, _ = score.words(DIGITS).partition(f" {TOO_FEW}")
+    return Cell(words.replace("-", "−"), f"too few to tell, n={score.n}" if few else bounds, is_best, more, mark)
 
 
 def _differences(found: Compared) -> dict[tuple[str, Column], tuple[Difference, float]]:
