@@ -86,7 +86,8 @@ def test_a_folder_without_a_tokenizer_is_refused(pipeline: Pipeline, cli: Cli, b
     for folder in (base, teacher):
         (folder / "tokenizer.json").unlink()
     for words in (
-        ["sft", "--model", "./base", "--data", "tiny-sft"], ["rollout", "--student", "./t"], ["cache-teacher", "--teacher", "./t"],
+        ["sft", "--model", "./base", "--data", "tiny-sft"], ["rollout", "--student", "./t"],
+        ["cache-teacher", "--teacher", "./t"],
         ["distill", "--method", "dpo", "--student", "./t"], ["dpo-teacher", "--reference", "./t"], ["eval", "./t"],
         ["data", "tiny-pairs", "--model", "./t"],
     ):  # fmt: skip
