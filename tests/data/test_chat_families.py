@@ -269,7 +269,7 @@ def test_names_of_special_tokens_in_turns_are_text(case: Case) -> None:
 
 def test_the_documentation_names_the_end_of_every_family() -> None:
     rows = (
-        (Path(__file__).parents[2] / "docs" / "models.md").read_text(encoding="utf-8").split("### Templates tested")[1]
+        (Path(__file__).parents[2] / "docs" / "models.md").read_text(encoding="utf-8").split("### Tested templates")[1]
     )
     for name, family in FAMILIES.items():
         assert f"`{family.end}`".replace("|", "\\|") in rows, name
