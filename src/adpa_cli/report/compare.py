@@ -109,9 +109,7 @@ def differences(store: Store, columns: Sequence[Sequence[Score]]) -> dict[str, l
 def _words(difference: Difference | None, is_share: bool) -> str | None:
     if difference is None:
         return None
-    scale, digits = (100, 1) if is_share else (1, 2)
-    numbers = (difference.value, difference.low, difference.high)
-    mean, low, high = (f"{scale * number:+.{digits}f}" for number in numbers)
+    mean, low, high = difference.words(is_share, 2)
     return f"{mean} ({low} to {high})"
 
 

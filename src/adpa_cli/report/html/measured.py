@@ -13,7 +13,7 @@ import numpy as np
 from adpa_cli.errors import UsageError
 from adpa_cli.report import text
 from adpa_cli.report.curves import Curve, curves_of
-from adpa_cli.report.differences import Difference, Rows, paired, rows_of
+from adpa_cli.report.differences import Difference, Rows, corrected, paired, rows_of
 from adpa_cli.report.evaluation import LEVEL
 from adpa_cli.report.lineage import what
 from adpa_cli.report.scores import (
@@ -28,10 +28,10 @@ from adpa_cli.report.scores import (
     differing,
     distinct_names,
     measured_model,
+    scaled,
     title,
 )
 from adpa_cli.stages import product_of
-from adpa_cli.statistics import holm
 from adpa_cli.store.manifest import Manifest
 from adpa_cli.store.store import Store
 
@@ -261,14 +261,14 @@ def _cell(
     score = model.scores.get(kind)
     if score is None:
         return None
-    scale, digits, unit = (100, 1, " %") if score.is_share else (1, DIGITS, "")
+    scale, digits = scaled(score.is_share, DIGITS)
     bounds = more = mark = ""
     if score.low is not None and score.high is not None:
-        bounds = f"{scale * score.low:.{digits}f} to {scale * score.high:.{digits}f}{unit}"
+        bounds = f"{scale * score.low:.{digits}f} to {scale * score.high:.{digits}f}{' %' if score.is_share else ''}"
         bounds += f", n={text.number(score.n)}" if score.n is not None else ""
     if apart is not None:
         difference, p = apart
-        more = f"{scale * difference.value:+.{digits}f}".replace("-", "−")
+        more = difference.words(score.is_share, DIGITS)[0].replace("-", "−")
         mark = "" if p >= LEVEL else "▲" if difference.value > 0 else "▼"
     is_best = not model.role and score.value == best.get(kind)
     return Cell(score.words(DIGITS).replace("-", "−"), bounds, is_best, more, mark)
@@ -279,16 +279,16 @@ def _differences(found: Compared) -> dict[tuple[str, Column], tuple[Difference, 
     base = found.base
     others = [model for model in found.models if model is not base]
     compare = paired if len(found.models) <= FEW else normal
+    kinds = [kind for kind in found.merits if kind in base.scores][:MOST_COMPARED]
+    rows = {kind: rows_of(found.folder(base.scores[kind].ref), kind[0]) for kind in kinds}
     made: dict[tuple[str, Column], Difference] = {}
-    for kind in [kind for kind in found.merits if kind in base.scores][:MOST_COMPARED]:
-        rows = rows_of(found.folder(base.scores[kind].ref), kind[0])
-        for model in others:
+    for model in others:
+        for kind in kinds:
             if kind in model.scores:
                 own = rows_of(found.folder(model.scores[kind].ref), kind[0])
-                if difference := compare(own, rows):
+                if difference := compare(own, rows[kind]):
                     made[model.ref, kind] = difference
-    corrected = holm([difference.p for difference in made.values()])
-    return {key: (one, p) for (key, one), p in zip(made.items(), corrected, strict=True)}
+    return corrected(made)
 
 
 def normal(ours: Rows, theirs: Rows) -> Difference | None:
@@ -323,7 +323,7 @@ def _spread(members: Sequence[Model], kind: Column) -> str:
     scores = [model.scores[kind] for model in members if kind in model.scores]
     if len(scores) < 2:
         return "–"
-    scale, digits = (100, 1) if scores[0].is_share else (1, DIGITS)
+    scale, digits = scaled(scores[0].is_share, DIGITS)
     values = scale * np.array([score.value for score in scores])
     return f"{values.mean():.{digits}f} ± {values.std(ddof=1):.{digits}f}"
 
