@@ -105,7 +105,7 @@ def _score_answers(job: Job, spec: RewardsSpec, monitor: Monitor) -> None:
     if rewards is None:
         raise AdpaError(f"the suite {spec.scorer} rewards no answers")
     if not path.exists():
-        write_json(path, rewards({role: items[0] for role, items in job.inputs.items()}, spec))
+        write_json(path, rewards(job.firsts, spec))
     monitor.progress(1, 1, {})
 
 
