@@ -98,6 +98,11 @@ class Compared:
         """The settings that have columns of their own: those of models that go by tags, for other names tell them."""
         return self.keys if any(model.tags for model in self.asked) and len(self.keys) <= MOST_KEYS else ()
 
+    @property
+    def is_approximate(self) -> bool:
+        """Whether intervals and tests of differences are those of a normal distribution."""
+        return len(self.models) > FEW
+
     def folder(self, ref: str) -> Path:
         """Where the files of one of its artifacts are, which are there: nothing is looked for."""
         return self.store.root / ref
@@ -133,8 +138,7 @@ def compared(store: Store, asked: Sequence[Manifest]) -> Compared:
     opponents = {m.ref: "its start" if m.role == START and roles.count(START) > 1 else m.name for m in models}
     models = [replace(m, scores=_scores(scored.get(m.manifest.id, ()), opponents)) for m in models]
     curves = {manifest.ref: curves_of(store, manifest, artifacts.values()) for manifest in chosen}
-    by_ref = {manifest.ref: manifest for manifest in artifacts.values()}
-    merits = {kind for m in models for kind, score in m.scores.items() if _is_merit(score, by_ref[score.ref])}
+    merits = {kind for m in models for kind, score in m.scores.items() if _is_merit(score)}
     columns = _columns(models, merits)
     return Compared(store, artifacts, models, columns, keys, curves, [kind for kind in columns if kind in merits])
 
@@ -193,12 +197,17 @@ def _names(
     """A name for each model that no other has: its tag, else the settings that set it apart, else what it is."""
     names = []
     for manifest, own in zip(chosen, settings, strict=True):
-        said = " ".join(own[key] if key == "method" else f"{key}={own[key]}" for key in keys if key in own)
+        said = setting_words({key: own[key] for key in keys if key in own})
         names.append(next(iter(tags.get(manifest.id, ())), "") or text.cut(said, LETTERS) or what(manifest))
     return [
         f"{name} ({manifest.id[:4]})" if names.count(name) > 1 else name
         for name, manifest in zip(names, chosen, strict=True)
     ]
+
+
+def setting_words(settings: Mapping[str, str]) -> str:
+    """Settings in one line; a method goes without its key."""
+    return " ".join(value if key == "method" else f"{key}={value}" for key, value in settings.items())
 
 
 def _scores(scores: Sequence[Score], opponents: Mapping[str, str]) -> dict[Column, Score]:
@@ -210,10 +219,9 @@ def _scores(scores: Sequence[Score], opponents: Mapping[str, str]) -> dict[Colum
     return found
 
 
-def _is_merit(score: Score, evaluation: Manifest) -> bool:
+def _is_merit(score: Score) -> bool:
     """Whether more of a score is better: it is no property of the answers alone, as their length is."""
-    entry = evaluation.metrics["scores"].get(score.metric, {})
-    return not entry.get("of") and not score.metric.partition(",")[0].endswith(NOT_MORE_IS_BETTER)
+    return not score.more.get("of") and not score.metric.partition(",")[0].endswith(NOT_MORE_IS_BETTER)
 
 
 def _columns(models: Sequence[Model], merits: Set[Column]) -> dict[Column, str]:
@@ -278,7 +286,7 @@ def _differences(found: Compared) -> dict[tuple[str, Column], tuple[Difference, 
     """By how much every line differs from the base, with the p of all of them corrected together (Holm)."""
     base = found.base
     others = [model for model in found.models if model is not base]
-    compare = paired if len(found.models) <= FEW else normal
+    compare = normal if found.is_approximate else paired
     kinds = [kind for kind in found.merits if kind in base.scores][:MOST_COMPARED]
     rows = {kind: rows_of(found.folder(base.scores[kind].ref), kind[0]) for kind in kinds}
     made: dict[tuple[str, Column], Difference] = {}
@@ -311,8 +319,8 @@ def over_seeds(found: Compared) -> list[tuple[str, int, list[str]]]:
     """(settings, number of seeds, mean ± standard deviation by column) of the lines that differ in a seed only."""
     groups: dict[str, list[Model]] = {}
     for model in found.asked:
-        kept = [f"{k}={v}" if k != "method" else v for k, v in model.settings.items() if k not in SEEDS]
-        groups.setdefault(" ".join(kept) or "all", []).append(model)
+        kept = {key: value for key, value in model.settings.items() if key not in SEEDS}
+        groups.setdefault(setting_words(kept) or "all", []).append(model)
     return [
         (name, len(members), [_spread(members, kind) for kind in found.columns])
         for name, members in groups.items() if len(members) > 1 and any(k in m.settings for m in members for k in SEEDS)
