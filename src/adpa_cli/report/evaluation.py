@@ -75,11 +75,13 @@ def entries(store: Store, evals: Sequence[Node], so_far: Mapping[str, Manifest] 
         manifest = store.get(node.label) or (so_far or {}).get(node.recipe.id)
         if manifest is not None:
             by_model.setdefault(_measured(node)[0], []).append((node, manifest))
+    is_judged = any("judge" in manifest.metrics for made in by_model.values() for _, manifest in made)
+    artifacts = store.artifacts(lambda error: None) if is_judged else []
     found = []
     for made in by_model.values():
         node, manifests = made[0][0], tuple(manifest for _, manifest in made)
         numbers = tuple(score for manifest in manifests for score in scores(manifest))
-        found.append(Entry(node.about, _measured(node)[1], manifests, numbers, judge_words(store, manifests)))
+        found.append(Entry(node.about, _measured(node)[1], manifests, numbers, judge_words(manifests, artifacts)))
     return _compared(store, found)
 
 
