@@ -83,7 +83,7 @@ def data(
 def _check_options(split: str, count: int, max_length: int) -> None:
     """Raise UsageError for a value that means nothing."""
     if split not in ("train", "test"):
-        raise UsageError(f"--split {split}", "it is train or test")
+        raise UsageError(f"--split {split} is no side of the data", "it is train or test")
     if count < 0:
         raise UsageError(f"--rows is {count}", "give 0 or more")
     if max_length < 1:

@@ -88,7 +88,7 @@ def evaluate(
             needed(option, value)
     measured = tuple(dashes({"REF": models})["REF"]) if models else ()
     if split not in (None, "test", "train", "all"):
-        raise UsageError(f"--split {split}", "it is test, train or all")
+        raise UsageError(f"--split {split} is no side of the data", "it is test, train or all")
     evaluation = Evaluate(measured, suite, against, reward_model, teacher, reference, tuple(data or ()), split)
     path = None if to is None else checked_path(needed("--to", to))
     benchmark = Benchmark(measured, suite, tasks, include_path)

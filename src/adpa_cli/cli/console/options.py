@@ -278,9 +278,9 @@ def price_of(text: str | None) -> tuple[float, float] | None:
     try:
         into, out = (float(part) for part in text.split(","))
     except ValueError:
-        raise UsageError(f"--judge-price {text}", "give two numbers, e.g. --judge-price 2.5,10") from None
+        raise UsageError(f"--judge-price {text} is no price", "give two numbers, e.g. --judge-price 2.5,10") from None
     if not (0 <= into < float("inf") and 0 <= out < float("inf")):
-        raise UsageError(f"--judge-price {text}", "give two numbers of $ that are 0 or more")
+        raise UsageError(f"--judge-price {text} is no price", "give two numbers of $ that are 0 or more")
     return into, out
 
 
