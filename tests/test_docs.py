@@ -54,7 +54,7 @@ def desk(tmp_path: Path, shared_pipeline: Pipeline, monkeypatch: pytest.MonkeyPa
     for settings in (families.PAPER, families.TINY):
         for stage, values in SHORT.items():
             short = {**settings.get(stage, {}), "max_length": 128, **values}
-            monkeypatch.setitem(settings, stage, short)  # type: ignore[arg-type]
+            monkeypatch.setitem(settings, stage, short)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     folder = tmp_path / "desk"
     folder.mkdir()

@@ -107,7 +107,9 @@ def file_map() -> dict[str, str]:
     folders: dict[int, str] = {-1: ""}
     found: dict[str, str] = {}
     for line in block[1].splitlines():
-        indent, name, caption = re.fullmatch(r"([│ ]*)[├└]── (\S+) *(.*)", line).groups()  # type: ignore[union-attr]
+        found_line = re.fullmatch(r"([│ ]*)[├└]── (\S+) *(.*)", line)
+        assert found_line is not None
+        indent, name, caption = found_line.groups()
         depth = len(indent) // 4
         path = folders[depth - 1] + name
         folders[depth] = path

@@ -322,6 +322,9 @@ def test_a_reward_model_is_exported_with_its_head(here: Cli, tmp_path: Path, sta
     assert [row["score"] for row in scores] == pytest.approx([judge(text)[0]["score"] for text in texts], rel=1e-4)
     said = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
     assert (said["task_type"], said["modules_to_save"]) == ("SEQ_CLS", ["score"])
+    for name in ("merged", "adapter"):
+        ran = here("eval", f"./{name}", "--data", "pairs.jsonl", "--suite", "accuracy", "-n")
+        assert f"{name} is a reward model, which writes no answers" in ran.err
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
         alone: Any = AutoPeftModelForSequenceClassification.from_pretrained(tmp_path / "adapter", num_labels=1).eval()

@@ -23,7 +23,7 @@ from adpa_cli.lab import BASES
 from adpa_cli.store.store import Store
 from support import fake_hub
 from support.cli_samples import Cli
-from support.lm_eval_tasks import CHOICES, ROLLED, SUBJECTS, write_leaderboard, write_rows, write_task
+from support.lm_eval_tasks import CHOICES, ROLLED, SUBJECTS, write_leaderboard, write_questions, write_task
 
 BATCH = 4
 """Of the stage, unless said."""
@@ -168,7 +168,7 @@ def test_hashed_files_have_no_paths_and_the_id_follows_the_content(
     chat = cli("eval", model, "--tasks", "hellaswag", "--include-path", tasks, "--set", "eval.chat=true", "-n")
     assert chat.code == 0
     assert first.ref not in chat.out
-    write_rows(tasks / "hellaswag.jsonl", 6, "other rows")
+    write_questions(tasks / "hellaswag.jsonl", 6, "other rows")
     assert cli("eval", model, "--tasks", "hellaswag", "--include-path", tasks).ref != first.ref
 
 
@@ -209,7 +209,7 @@ def hub(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[f
     for config in ("easy", "hard"):
         (folder / config).mkdir(parents=True)
         for split, count in (("validation", 5), ("train", 20)):
-            path = write_rows(tmp_path / f"{split}.jsonl", count, f"{config} {split}")
+            path = write_questions(tmp_path / f"{split}.jsonl", count, f"{config} {split}")
             rows = [json.loads(line) for line in path.read_text().splitlines()]
             pq.write_table(pa.Table.from_pylist(rows), folder / config / f"{split}-00000-of-00001.parquet")
     listed = "".join(f"- config_name: {c}\n  data_files:\n  - split: validation\n    path: {c}/validation-*\n"

@@ -70,7 +70,7 @@ def test_the_best_model_comes_out_again_in_an_empty_store(pipeline: Pipeline, cl
     assert cli("run", name).ref == best
     again = cli("run", name, "--store", "empty")
     assert again.out.split() == [best], again.err
-    files = {s: Store.find(Path(s)).get(best).files for s in ("adpa-store", "empty")}  # type: ignore[union-attr]
+    files = {s: Store.find(Path(s)).resolve(best).files for s in ("adpa-store", "empty")}
     assert files["adpa-store"]["model.safetensors"] == files["empty"]["model.safetensors"]
 
 

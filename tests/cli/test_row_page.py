@@ -5,16 +5,17 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from support.cli_samples import Cli, Pipeline
 
 
-def data_of(path: Path) -> dict[str, object]:
+def data_of(path: Path) -> dict[str, Any]:
     """What the script of a page is given of its tokens."""
     (found,) = re.findall(r'class="token-data">(.*?)</script>', path.read_text(encoding="utf-8"), re.DOTALL)
-    data: dict[str, object] = json.loads(found)
+    data: dict[str, Any] = json.loads(found)
     return data
 
 
@@ -27,7 +28,7 @@ def test_the_page_has_the_prompt_and_the_numbers_of_the_row(cli: Cli, pipeline: 
         assert "The prompt is not shown" not in shown
         tokens = data_of(Path("row.html"))["tokens"]
         assert isinstance(tokens, list)
-        names = [name for name, _ in data_of(Path("row.html"))["metrics"]]  # type: ignore[attr-defined]
+        names = [name for name, _ in data_of(Path("row.html"))["metrics"]]
         logps = [token["v"][names.index("log-prob")] for token in tokens]
         assert logps == pytest.approx([token["logp"] for token in row["tokens"]], abs=1e-3)
 
@@ -49,8 +50,8 @@ def test_the_log_probs_of_a_student_that_is_the_teacher_are_the_teachers(cli: Cl
         words = ("show", pipeline.made(signal), "--row", 2, "--html", "row.html", "--student", teacher)
         assert cli(*words).code == 0
         data = data_of(Path("row.html"))
-        names = [name for name, _ in data["metrics"]]  # type: ignore[attr-defined]
-        values = [token["v"] for token in data["tokens"]]  # type: ignore[attr-defined]
+        names = [name for name, _ in data["metrics"]]
+        values = [token["v"] for token in data["tokens"]]
         ours, theirs = ([value[names.index(name)] for value in values] for name in ("student", "log-prob"))
         assert ours == pytest.approx(theirs, abs=0.05)
 

@@ -67,7 +67,9 @@ def signal_of(nodes: dict[str, Node]) -> tuple[str, str] | None:
         return who, "+".join(node.spec.parts)
     answers = node.inputs["rollouts"]
     assert isinstance(answers, Node)
-    answering = {nodes[role].content: role for role in nodes}[answers.inputs["model"].content]  # type: ignore[union-attr]
+    writer = answers.inputs["model"]
+    assert isinstance(writer, Node)
+    answering = {nodes[role].content: role for role in nodes}[writer.content]
     return who, f"rollouts of the {answering}"
 
 

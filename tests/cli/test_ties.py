@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from adpa_cli.data.examples import in_half
 from adpa_cli.engine.layout.examples import read_rollouts
 from adpa_cli.families import PAPER
 from adpa_cli.lab import world
@@ -62,7 +63,7 @@ def test_a_training_reads_no_tie_and_a_reward_model_selects_by_them(pipeline: Pi
                    "--set", "ties=true", "--max-new-tokens", 4)  # fmt: skip
     answers = read_rollouts(store.folder(rollouts.ref))
     assert len(answers) == len(prompts) == 24
-    half = len(answers.of_half("validation"))
+    half = int(in_half(answers.table.values("id"), "validation").sum())
     assert {point["prompts"] for point in made.metrics["selection"]["points"]} == {half}
     whole = store.resolve(cli(*words, "--set", "select_on=all").ref)
     assert {point["prompts"] for point in whole.metrics["selection"]["points"]} == {12}, "those of pairs, as ever"

@@ -61,6 +61,13 @@ def test_a_broken_row_is_named(tmp_path: Path, rows: object, said: str) -> None:
     assert said in caught.value.message
 
 
+def test_a_file_is_read_again_only_once_it_has_changed(tmp_path: Path) -> None:
+    path = written(tmp_path, [{"instruction": "Say a.", "output": "a"}])
+    assert answers_of(path) is answers_of(path)
+    written(tmp_path, [{"instruction": "Say a.", "output": "another"}])
+    assert [answer.text for answer in answers_of(path)] == ["another"]
+
+
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(NotFound, match=r"gone\.json"):
         answers_of(tmp_path / "gone.json")

@@ -162,7 +162,7 @@ def test_the_end_token_is_kept_and_a_cut_answer_gets_none() -> None:
 
     calls: list[int] = []
     model = tiny_llama()
-    model.lm_head = Stopping()  # type: ignore[assignment]
+    model.lm_head = Stopping()
     assert generate(model, PROMPTS[:2], ROWS[:2], Sampling(max_new_tokens=9)) == [Generated([9, 9, END], cut=False)] * 2
     calls.clear()
     assert generate(model, PROMPTS[:2], ROWS[:2], Sampling(max_new_tokens=2)) == [Generated([9, 9], cut=True)] * 2

@@ -770,7 +770,7 @@ def watched(words: list[str], root: Path) -> tuple[int, int]:
             fullest[0] = max(fullest[0], sum(sizes))
 
     def watch_libraries() -> None:
-        while not over.wait(0.5):  # it takes long, and libraries stay once they are there
+        while not over.wait(1.5):  # it takes long, and short peaks on the disk are missed meanwhile
             libraries[0] = max(libraries[0], library_pages(child.pid))
 
     watchers = [threading.Thread(target=watch), threading.Thread(target=watch_libraries)]

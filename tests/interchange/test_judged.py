@@ -113,6 +113,9 @@ def test_our_judgements_as_annotations(pipeline: Pipeline, cli: Cli, tmp_path: P
     assert line["scores"]["win_rate"]["value"] == 0.5
     rollout = next(line.split("\t")[0] for line in cli("show", "--all").out.splitlines() if line.startswith("rollout/"))
     assert cli("export", rollout, "answers", "--to", "alpaca-eval").code == 0
+    assert "--dtype float16 is for models" in cli.refused(
+        2, "export", rollout, "no", "--to", "alpaca-eval", "--dtype", "float16"
+    )
     assert json.loads((tmp_path / "answers" / "model_outputs.json").read_text())[0].keys() == {
         "instruction", "output", "generator",
     }  # fmt: skip

@@ -94,7 +94,10 @@ def test_what_cannot_be_read_is_returned_with_its_reply_and_not_kept(tmp_path: P
 
 def test_a_stop_begins_no_further_call(tmp_path: Path) -> None:
     with judging(Judge(lambda messages: "A", delay=0.05)) as judge:
-        stop = lambda: "SIGTERM" if len(judge.bodies) >= 6 else None  # noqa: E731
+
+        def stop() -> str | None:
+            return "SIGTERM" if len(judge.bodies) >= 6 else None
+
         journal, _ = ask(judge.url, tmp_path, calls(30), stop, concurrency=2)
     assert 6 <= len(journal.rows) <= 8
 

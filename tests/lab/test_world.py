@@ -75,7 +75,7 @@ def test_a_prompt_of_another_world_is_refused() -> None:
     with pytest.raises(DataError, match="what is love"):
         world.reward("what is love ?", "the answer is a .")
     with pytest.raises(DataError, match="no split 'dev'"):
-        world.preferences("dev")  # type: ignore[arg-type]
+        world.preferences("dev")
 
 
 def test_every_wording_is_read_back() -> None:

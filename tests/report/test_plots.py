@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from pathlib import Path
@@ -14,6 +13,7 @@ from adpa_cli.report import plots, text
 from adpa_cli.report.curves import Curve, curves_of, names_in
 from adpa_cli.report.page import FILE_NAME
 from adpa_cli.store.store import Store
+from support.cli_samples import write_rows
 from support.store_samples import make, new_store, place, recipe
 
 LINE = Curve(list(range(1, 101)), [float(n) for n in range(100)])
@@ -80,7 +80,7 @@ def test_a_long_curve_is_averaged() -> None:
 
 
 def steps(folder: Path, *rows: dict[str, float]) -> None:
-    (folder / FILE_NAME).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_rows(folder / FILE_NAME, rows)
 
 
 def test_the_curves_of_a_training(tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ from adpa_cli.report.page import FILE_NAME
 from adpa_cli.stages.eval import SCORES
 from adpa_cli.store.manifest import Manifest
 from adpa_cli.store.store import Store
+from support.cli_samples import write_rows
 from support.store_samples import DATA, MODEL, make, new_store, place, recipe
 
 PROMPTS = [f"{n:016x}" for n in range(40)]
@@ -40,8 +41,8 @@ def cell(store: Store, steps: int = 20, **values: Any) -> Manifest:
     made = place(store, recipe("distill", inputs, **values), 100.0 + number, metrics={"what": "dckd"},
                  made={"at": f"2026-01-01T00:{number // 60:02}:{number % 60:02}Z", "command": f"adpa distill {values}",
                        "seconds": 2.0, "request": request})  # fmt: skip
-    rows = ({"step": n, "loss": 1 / n, "length/rollout": 9 + n % 5} for n in range(1, steps + 1))
-    (store.root / made.ref / FILE_NAME).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    rows = [{"step": n, "loss": 1 / n, "length/rollout": 9 + n % 5} for n in range(1, steps + 1)]
+    write_rows(store.root / made.ref / FILE_NAME, rows)
     return made
 
 
@@ -199,8 +200,8 @@ def test_lineage_goes_from_left_to_right(store: Store) -> None:
 def test_a_page_of_sixty_cells_is_small_and_asks_for_nothing(store: Store, tmp_path: Path) -> None:
     cells = sweep(store, tuple(n / 10 for n in range(1, 31)))
     for made in cells:
-        rows = ({"step": n, "loss": math.sin(n), "sft": 1 / n, "length/rollout": n} for n in range(1, 251))
-        (store.root / made.ref / FILE_NAME).write_text("".join(json.dumps(row) + "\n" for row in rows))
+        rows = [{"step": n, "loss": math.sin(n), "sft": 1 / n, "length/rollout": n} for n in range(1, 251)]
+        write_rows(store.root / made.ref / FILE_NAME, rows)
     (page,) = write(store, cells, tmp_path / "r.html")
     assert page.stat().st_size < 3_000_000
     shown = page.read_text(encoding="utf-8")

@@ -7,6 +7,7 @@ import math
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -57,10 +58,10 @@ def test_what_tokens_are_coloured_by() -> None:
 
 
 def test_one_teacher_has_no_advantage() -> None:
-    none = dict.fromkeys(
+    none: dict[str, Any] = dict.fromkeys(
         ("difference", "in_reference", "reference_kth", "reference_label_logps", "reference_rest_logps")
     )
-    alone = replace(rows(), **none)  # type: ignore[arg-type]
+    alone = replace(rows(), **none)
     assert list(by_name(tokens.metrics(alone))) == ["log-prob", "entropy"]
 
 

@@ -5,7 +5,6 @@ It is driven by the DevTools protocol over two pipes, which no library has to be
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import itertools
 import json
@@ -127,12 +126,6 @@ class Page:
                 break
             stops.append(str(stop))
         return stops
-
-    def picture(self, path: Path, whole: bool = True) -> Path:
-        """A PNG of the page."""
-        data = self.send("Page.captureScreenshot", format="png", captureBeyondViewport=whole)["data"]
-        path.write_bytes(base64.b64decode(data))
-        return path
 
     @property
     def contrasts(self) -> list[tuple[float, str]]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import random
 from pathlib import Path
+
+from support.cli_samples import write_rows
 
 WORDS = ("red", "blue", "cat", "dog", "seven", "nine", "sun", "moon")
 SUBJECTS = ("anatomy", "astronomy")
@@ -39,7 +40,7 @@ metric_list: [{metric: word_perplexity}, {metric: bits_per_byte}]
 """Whose numbers are made of the log-probs of all documents, so that their last digits tell."""
 
 
-def write_rows(path: Path, count: int, seed: str, choices: int = 3) -> Path:
+def write_questions(path: Path, count: int, seed: str, choices: int = 3) -> Path:
     """Questions of a few words, with some answers of which one is right."""
     drawn = random.Random(seed)
     rows = []
@@ -48,14 +49,13 @@ def write_rows(path: Path, count: int, seed: str, choices: int = 3) -> Path:
         right = drawn.randrange(choices)
         question = " ".join(drawn.choices(WORDS, k=drawn.randint(2, 6)))
         rows.append({"question": question, "choices": answers, "answer": right, "said": answers[right]})
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return path
+    return write_rows(path, rows)
 
 
 def write_task(folder: Path, name: str, count: int = 6, body: str = CHOICES, more: str = "") -> None:
     """One task: its rows, those of its examples, and its *.yaml file."""
-    test = write_rows(folder / f"{name}.jsonl", count, name)
-    shots = write_rows(folder / f"{name}-shots.jsonl", 30, f"{name} shots")
+    test = write_questions(folder / f"{name}.jsonl", count, name)
+    shots = write_questions(folder / f"{name}-shots.jsonl", 30, f"{name} shots")
     head = f"task: {name}\ndataset_path: json\ntest_split: test\nfewshot_split: train\n"
     data = f"dataset_kwargs:\n  data_files:\n    test: {test}\n    train: {shots}\n"
     text = f"{head}{data}{body.lstrip()}metadata: {{version: 7}}\n{more}"

@@ -36,10 +36,9 @@ def _become_adpa(words: list[str], folder: str, files: tuple[str, str, str], env
         os.dup2(opened, number)
         os.close(opened)
     coding = env.get("PYTHONIOENCODING", "utf-8")
-    # They stay open as long as the process lives.
-    sys.stdin = open(0, encoding=coding, closefd=False)  # noqa: SIM115
-    sys.stdout = open(1, "w", encoding=coding, closefd=False)  # noqa: SIM115
-    sys.stderr = open(2, "w", 1, encoding=coding, errors="backslashreplace", closefd=False)  # noqa: SIM115
+    sys.stdin = open(0, encoding=coding, closefd=False)  # noqa: SIM115  stays open
+    sys.stdout = open(1, "w", encoding=coding, closefd=False)  # noqa: SIM115  stays open
+    sys.stderr = open(2, "w", 1, encoding=coding, errors="backslashreplace", closefd=False)  # noqa: SIM115  stays open
     from adpa_cli.cli.main import main
 
     exec(hook, {})

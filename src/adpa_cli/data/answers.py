@@ -5,14 +5,17 @@ Such a file is a list of objects with `instruction`, `output` and, for people, `
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from adpa_cli.data.examples import Message, Problem, make_prompt, prompt_key
 from adpa_cli.data.files import whole_rows
 from adpa_cli.data.shapes import after_columns, given_prompt
+from adpa_cli.data.tables import file_facts
 from adpa_cli.errors import Corrupt, DataError
 
 ANSWER = "output"
@@ -36,11 +39,19 @@ class Answered:
 def answers_of(path: Path) -> Sequence[Answered]:
     """The answers of a rollout artifact, whose folder is given, or of a file, in their order, one to a prompt.
 
+    A file is read once in a process, as long as it does not change.
+
     Raises NotFound for a missing file, DataError that names file and row for a row that is no answer and for a prompt
     that is answered twice, and Corrupt where the rows of an artifact cannot be read.
     """
     if path.is_dir():
         return list(_of_rollout(path))
+    return _in_file(path, tuple(file_facts(path)) if path.is_file() else ())
+
+
+@functools.lru_cache(maxsize=8)
+def _in_file(path: Path, facts: tuple[Any, ...]) -> tuple[Answered, ...]:
+    """The answers of a file of which `facts` tell the content."""
     answers: dict[str, Answered] = {}
     rows: dict[str, int] = {}
     for number, answer in _of_file(path):
@@ -50,7 +61,7 @@ def answers_of(path: Path) -> Sequence[Answered]:
                 "keep one answer per prompt",
             )
         answers[answer.id], rows[answer.id] = answer, number
-    return list(answers.values())
+    return tuple(answers.values())
 
 
 def _of_file(path: Path) -> Iterator[tuple[int, Answered]]:

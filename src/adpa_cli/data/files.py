@@ -22,7 +22,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from adpa_cli.data.examples import Problem
+from adpa_cli.data.examples import Problem, Row
 from adpa_cli.disk import unreadable
 from adpa_cli.errors import DataError, NotFound
 
@@ -72,26 +72,23 @@ def read_file(path: Path) -> Iterator[tuple[int, dict[str, Any] | Problem]]:
         raise DataError(f"{path} has no rows", "name a file that has rows")
 
 
-def whole_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+def whole_rows(path: Path) -> Iterator[tuple[int, Row]]:
     """(row number, row) of a file. Raises as `read_file` does, and DataError for a row that cannot be read."""
     for number, row in read_file(path):
-        if isinstance(row, Problem):
-            raise DataError(f"{path.name} row {number}: {row.content}", row.fix)
-        if not is_encodable(row):
-            raise DataError(
-                f"{path.name} row {number} has half of a surrogate pair, which is not valid Unicode",
-                "fix or remove that character",
-            )
-        yield number, row
+        yield number, whole_row(f"{path.name} row {number}", row)
 
 
-def is_encodable(row: object) -> bool:
-    """Whether UTF-8 can hold every text in a row: a file of JSON may spell half a surrogate pair."""
+def whole_row(where: str, row: Row | Problem) -> Row:
+    """The same row. Raises DataError for one that cannot be read, or has a text that UTF-8 cannot hold: a file of JSON
+    may spell half a surrogate pair."""
+    if isinstance(row, Problem):
+        raise DataError(f"{where}: {row.content}", row.fix)
     try:
         json.dumps(row, ensure_ascii=False, default=str).encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+    except UnicodeEncodeError as error:
+        message = f"{where} has half of a surrogate pair, which is not valid Unicode"
+        raise DataError(message, "fix or remove that character") from error
+    return row
 
 
 def read_jsonl(path: Path) -> Iterator[tuple[int, Any]]:

@@ -7,10 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from adpa_cli.data.examples import sha256
-from adpa_cli.data.files import is_encodable
+from adpa_cli.data.examples import Row, sha256
 from adpa_cli.data.sources import Source, read_rows
 from adpa_cli.errors import DataError
 
@@ -51,9 +49,8 @@ def questions_of(sources: Sequence[Source], limit: int | None = None) -> list[Qu
     """The questions of some sources, in their order. DataError that names the row of one that has no second turn, and
     of one that is there twice."""
     found: dict[str, Question] = {}
-    for source, row, values in _rows(sources):
+    for where, values in _rows(sources):
         turns = next((values[name] for name in ASKED if isinstance(values.get(name), list)), None)
-        where = f"{source.base} row {row}"
         if turns is None or not all(isinstance(turn, str) and turn.strip() for turn in turns):
             raise DataError(f"{where} has no list of turns", HINT)
         if len(turns) < 2:
@@ -69,23 +66,19 @@ def questions_of(sources: Sequence[Source], limit: int | None = None) -> list[Qu
 def references_of(sources: Sequence[Source]) -> dict[str, Reference]:
     """Reference answers by the id of their question. DataError that names a row which is none."""
     found = {}
-    for source, row, values in _rows(sources):
+    for where, values in _rows(sources):
         try:
             turns = values["choices"][0]["turns"]
             name = question_id(values["question_id"])
         except (KeyError, IndexError, TypeError):
             hint = "use FastChat's reference_answer format: question_id, model_id, choices: [{turns: […]}]"
-            raise DataError(f"{source.base} row {row} is not a reference answer", hint) from None
+            raise DataError(f"{where} is not a reference answer", hint) from None
         found[name] = Reference(tuple(str(turn) for turn in turns), str(values.get("model_id") or ""))
     return found
 
 
-def _rows(sources: Sequence[Source]) -> Iterator[tuple[Source, int, Mapping[str, Any]]]:
+def _rows(sources: Sequence[Source]) -> Iterator[tuple[str, Row]]:
+    """(where it stands, row) of every row."""
     for source in sources:
-        for row, values in read_rows(source):
-            if not is_encodable(values):
-                raise DataError(
-                    f"{source.base} row {row} has half of a surrogate pair, which is not valid Unicode",
-                    "fix or remove that character",
-                )
-            yield source, row, values
+        for number, row in read_rows(source):
+            yield f"{source.base} row {number}", row

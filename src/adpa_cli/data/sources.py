@@ -20,7 +20,7 @@ from pathlib import Path, PurePath, PurePosixPath
 from typing import Any
 
 from adpa_cli.data.examples import Problem, Row
-from adpa_cli.data.files import EXTENSIONS, KNOWN, OTHER_DATA, quiet_datasets, read_file
+from adpa_cli.data.files import EXTENSIONS, KNOWN, OTHER_DATA, quiet_datasets, read_file, whole_row
 from adpa_cli.errors import AdpaError, DataError, NotFound, UsageError
 from adpa_cli.machine import expanded
 
@@ -158,9 +158,7 @@ def read_rows(source: Source) -> Iterator[tuple[int, Row]]:
     """
     for part in parts(source, "test" if source.names_test else "train"):
         for number, row in read_part(part):
-            if isinstance(row, Problem):
-                raise DataError(f"{part.text} row {number}: {row.content}", row.fix)
-            yield number, row
+            yield number, whole_row(f"{part.text} row {number}", row)
 
 
 def read_part(part: Source) -> Iterator[tuple[int, Row | Problem]]:

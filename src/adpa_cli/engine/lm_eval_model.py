@@ -24,7 +24,7 @@ from adpa_cli.data.templates import Template
 from adpa_cli.engine.arithmetic import computing
 from adpa_cli.engine.device import ROOM, refused_when_full
 from adpa_cli.engine.generation.generate import cast_once
-from adpa_cli.engine.models import load, load_checked
+from adpa_cli.engine.models import load_to_generate
 from adpa_cli.errors import NotFinite
 from adpa_cli.hub.lm_tasks import harness
 from adpa_cli.hub.model_folder import ModelFolder
@@ -47,10 +47,9 @@ def harness_model(
     tokens, or as many as the model sees. Prompts are rendered by the template `chat`, if there is one and a task is
     asked with it.
 
-    Raises as `load` does.
+    Raises as `load_to_generate` does.
     """
-    loaded = load_checked if quantise else load
-    model: Any = loaded(folder, dtype=dtype, device=device, quantise=quantise)
+    model: Any = load_to_generate(folder, dtype, device, quantise)
     if said := ModelFolder.of(folder).raw_generation:
         make: Any = GenerationConfig
         model.generation_config = make.from_dict(dict(said))
@@ -73,7 +72,7 @@ def _class() -> Any:
     """The harness's class with our arithmetic and our templates."""
     parent: Any = harness("models.huggingface").HFLM
 
-    class Loaded(parent):  # type: ignore[misc]  # untyped
+    class Loaded(parent):  # type: ignore[misc]  # the harness has no types
         """A model that is loaded already."""
 
         computes_in: Dtype = "float32"

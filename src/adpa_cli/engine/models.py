@@ -144,6 +144,13 @@ def load_checked(
     return model
 
 
+def load_to_generate(folder: Path, dtype: Dtype, device: str, quantise: Quantise | None) -> PreTrainedModel:
+    """The frozen causal language model in `folder`, to draw answers with. Quantised ones are checked, for some layers
+    read a weight otherwise than by their products. Raises as `load_checked` does."""
+    loaded = load_checked if quantise else load
+    return loaded(folder, dtype=dtype, device=device, quantise=quantise)
+
+
 def _frozen(
     folder: Path, config: Any, dtype: Dtype, device: str, scalar: bool, quantise: Quantise | None, new_head: bool
 ) -> PreTrainedModel:

@@ -157,9 +157,9 @@ class Externals:
         try:
             base = hub.base_model(adapter.base_name, adapter.revision, str(adapter.path), self.store.hash_cache)
         except Closed as why:
-            self._note(adapter.base_name, why)
+            self.note(adapter.base_name, why)
             return stand_in("model", adapter.base_name)
-        self._note(adapter.base_name, None)
+        self.note(adapter.base_name, None)
         return base
 
     def _usable(self, model: External) -> External:
@@ -187,9 +187,9 @@ class Externals:
             commit = self.store.pin(text, lambda _: hub.commit_of(name, revision or None, "model"), self.refresh)
             model = hub.model(name, commit, self.store.hash_cache)
         except Closed as why:
-            self._note(text, why)
+            self.note(text, why)
             return stand_in("model", name)
-        self._note(text, None)
+        self.note(text, None)
         return self._usable(model)
 
     def data(self, texts: Sequence[str]) -> External:
@@ -204,7 +204,7 @@ class Externals:
             try:
                 sources.append(self._data_source(f"{base}#{split}" if split else base, columns))
             except Closed as why:
-                self._note(f"data {base}", why)
+                self.note(f"data {base}", why)
                 return stand_in("data", base)
         told = ("files", "splits", "split", "columns")
         hashed = [{key: source.facts[key] for key in told if key in source.facts} for source in sources]
@@ -273,12 +273,9 @@ class Externals:
         return _DataSource(facts, where, (), sum(file.stat().st_size for file in paths))
 
     def _hub_data(self, source: Source) -> _DataSource:
-        asked = source.base + (f"@{source.revision}" if source.revision else "")
-        commit = self.store.pin(
-            f"datasets/{asked}", lambda _: hub.commit_of(source.base, source.revision, "dataset"), self.refresh
-        )
+        commit = self.data_commit(source.base, source.revision)
         files, splits, left_out = hub.data_files(source, commit, self.store.hash_cache)
-        self._note(f"data {asked}", None)
+        self.note(f"data {_revised(source.base, source.revision)}", None)
         split = source.split or ""
         shas = [file.sha for file in files]
         facts = {
@@ -288,12 +285,21 @@ class Externals:
         where = str(hub.snapshot(source.base, "dataset", commit)) + (f"#{split}" if split else "")
         return _DataSource(facts, where, files, sum(file.size for file in files))
 
-    def _note(self, text: str, why: Closed | None) -> None:
+    def data_commit(self, name: str, revision: str | None) -> str:
+        """The commit of a hub data set that this store has pinned. Raises Closed."""
+        asked = f"datasets/{_revised(name, revision)}"
+        return self.store.pin(asked, lambda _: hub.commit_of(name, revision, "dataset"), self.refresh)
+
+    def note(self, text: str, why: Closed | None) -> None:
         """Remember what the hub says of a name; raise it when nobody collects."""
         if self.access is not None:
             self.access.asked[text] = why
         elif why is not None:
             raise why
+
+
+def _revised(name: str, revision: str | None) -> str:
+    return f"{name}@{revision}" if revision else name
 
 
 @dataclass(frozen=True)

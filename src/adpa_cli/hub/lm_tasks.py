@@ -230,9 +230,7 @@ def task_data(externals: Externals, tasks: LmTasks) -> TaskData:
             found[repo], more = _of_hub(externals, repo, revision, leaves)
             read |= more
         except Closed as why:
-            if externals.access is None:
-                raise
-            externals.access.asked[f"data {repo}"] = why
+            externals.note(f"data {repo}", why)
     unique = {item.content: item for item in found.values()}
     return TaskData(tuple(unique.values()), read, tuple(unknown))
 
@@ -290,10 +288,7 @@ def _of_hub(
     externals: Externals, repo: str, revision: str | None, leaves: Mapping[str, Mapping[str, Any]]
 ) -> tuple[External, dict[str, Mapping[str, Any]]]:
     """A data set of the hub as far as some tasks read it, and what tells each to read its files."""
-    asked, cache = f"{repo}@{revision}" if revision else repo, externals.store.hash_cache
-    commit = externals.store.pin(
-        f"datasets/{asked}", lambda _: hub.commit_of(repo, revision, "dataset"), externals.refresh
-    )
+    commit, cache = externals.data_commit(repo, revision), externals.store.hash_cache
     listed = hub.listed_files(repo, commit, cache)
     folder = hub.snapshot(repo, "dataset", commit)
     splits = {

@@ -107,7 +107,8 @@ def export_judged(names: Names, manifest: Manifest, target: Path, form: Format, 
         for name, value in files.items():
             path = private / name
             path.parent.mkdir(exist_ok=True)
-            path.write_text(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, indent=1))
+            text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, indent=1)
+            path.write_text(text, encoding="utf-8")
         (private / CARD).write_text(f"# {manifest.ref}\n\n{HOW[form]}", encoding="utf-8")
 
 
@@ -139,8 +140,7 @@ def _of_comparisons(names: Names, manifest: Manifest, rows: Sequence[Mapping[str
 
 def _answers(names: Names, manifest: Manifest, role: str) -> tuple[dict[str, Answered], str]:
     """(answers that were judged by the ids of their prompts, whose they are)."""
-    content = str(manifest.inputs[role])
-    made = names.store.get(content.removeprefix("artifact:")) if content.startswith("artifact:") else None
+    content, made = _input(names, manifest, role)
     if made is not None:
         path, author = names.store.folder(made.ref), _author(names, made)
     else:
@@ -149,10 +149,15 @@ def _answers(names: Names, manifest: Manifest, role: str) -> tuple[dict[str, Ans
     return {answer.id: answer for answer in answers_of(path)}, author
 
 
+def _input(names: Names, manifest: Manifest, role: str) -> tuple[str, Manifest | None]:
+    """(what an artifact was made from in a role, its manifest where that is an artifact of the store)."""
+    content = str(manifest.inputs.get(role, ""))
+    return content, names.store.get(content) if content.startswith("artifact:") else None
+
+
 def _author(names: Names, manifest: Manifest) -> str:
     """The model that wrote the answers of an artifact."""
-    content = str(manifest.inputs.get("model", ""))
-    made = names.store.get(content.removeprefix("artifact:")) if content.startswith("artifact:") else None
+    content, made = _input(names, manifest, "model")
     return made.ref if made else str(manifest.sources.get(content, {}).get("name", manifest.ref))
 
 
@@ -171,7 +176,7 @@ def _of_grades(names: Names, manifest: Manifest, rows: Sequence[Mapping[str, Any
     """Judgments of single answers, with the answers where they are in the store."""
     judge, author = str(manifest.spec["judge"]), str(manifest.metrics.get("model", ""))
     files: dict[str, str] = {}
-    made = names.store.get(str(manifest.inputs.get(ROLLOUTS, "")).removeprefix("artifact:"))
+    _, made = _input(names, manifest, ROLLOUTS)
     if made is not None:
         author = _author(names, made)
         files |= _model_answers(names.store.folder(made.ref), author)

@@ -13,10 +13,11 @@ from typing import Any
 from adpa_cli.data.examples import Message, make_prompt, prompt_key
 from adpa_cli.data.questions import question_id
 from adpa_cli.errors import DataError
+from adpa_cli.judges.verdicts import HIGHEST, LOWEST
+from adpa_cli.judges.win_rates import judged_prompts
 
 Rows = Iterable[tuple[int, Mapping[str, Any]]]
 """(row number, row) of a file."""
-GENERATORS = ("generator_1", "generator_2")
 MEND = "fix or remove the row"
 
 
@@ -33,13 +34,9 @@ def alpaca_eval_rows(name: str, rows: Rows) -> tuple[list[dict[str, Any]], dict[
         texts = [row.get(key) for key in ("instruction", "output_1", "output_2")]
         if not all(isinstance(text, str) for text in texts):
             raise DataError(f"{where}: an annotation needs instruction, output_1 and output_2", MEND)
-        who = {key: str(row.get(key) or "") for key in (*GENERATORS, "annotator")}
-        if (about := about or who) != who:
-            other = next(key for key in who if who[key] != about[key])
-            raise DataError(
-                f"{where}: {other} is {who[other]!r}, and it is {about[other]!r} in the first row",
-                "import the annotations of one model by one judge at a time",
-            )
+        who = {key: str(row.get(key) or "") for key in ("generator_1", "generator_2", "annotator")}
+        about = about or who
+        _check_same(where, who, about, "annotations")
         instruction, theirs, ours = (str(text) for text in texts)
         key = prompt_key(make_prompt([Message("user", instruction)]))[:16]
         if key in found:
@@ -50,6 +47,16 @@ def alpaca_eval_rows(name: str, rows: Rows) -> tuple[list[dict[str, Any]], dict[
             "reply": str(row.get("raw_completion") or ""), "chars": [len(ours), len(theirs)], "annotation": kept,
         }  # fmt: skip
     return list(found.values()), about
+
+
+def _check_same(where: str, who: Mapping[str, str], first: Mapping[str, str], what: str) -> None:
+    """Raise DataError for a row of another model or judge than the first."""
+    for key, name in who.items():
+        if name != first[key]:
+            raise DataError(
+                f"{where}: {key} is {name!r}, and {first[key]!r} in the first row",
+                f"import the {what} of one model by one judge at a time",
+            )
 
 
 def _preference(value: Any, where: str) -> float:
@@ -63,8 +70,6 @@ def annotations_of(rows: Sequence[Mapping[str, Any]], texts: Mapping[str, Mappin
 
     `texts` are the other columns of each by the id of its prompt.
     """
-    from adpa_cli.judges.win_rates import judged_prompts
-
     return [{**texts[one.id], "preference": 1 + one.win} for one in judged_prompts(rows)]
 
 
@@ -84,15 +89,11 @@ def mt_bench_rows(name: str, rows: Rows, categories: Mapping[str, str]) -> tuple
             who = {"model": str(row["model"]), "judge": str(judge[0] if isinstance(judge, list) else judge)}
         except (KeyError, TypeError, ValueError, IndexError):
             raise DataError(f"{where}: a judgment needs question_id, model, judge, score and turn", MEND) from None
-        if (about := about or who) != who:
-            other = next(k for k in who if who[k] != about[k])
-            raise DataError(
-                f"{where}: {other} is {who[other]!r}, and it is {about[other]!r} in the first row",
-                "import the judgments of one model by one judge at a time",
-            )
+        about = about or who
+        _check_same(where, who, about, "judgments")
         if (key, turn) in found:
             raise DataError(f"{where}: turn {turn} of the question {row['question_id']} occurs a second time", MEND)
-        is_read = 1 <= score <= 10
+        is_read = LOWEST <= score <= HIGHEST
         found[key, turn] = {
             "id": key, "turn": turn, "verdict": score if is_read else None, "logps": None,
             "question_id": row["question_id"], "category": categories.get(key, ""),

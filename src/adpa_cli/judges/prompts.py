@@ -24,7 +24,6 @@ SAME = {"question": ("instruction", "question_1"), "answer_a": ("output_1",), "a
 """Names of fields that mean what ours do: AlpacaEval's, and those of FastChat's templates of two turns."""
 TURN = re.compile(r"<\|im_start\|>(\w+)\n(.*?)<\|im_end\|>", re.DOTALL)
 FIELD = re.compile(r"\{(\w+)\}")
-FIRST, SECOND = "{question}", "{question_2}"
 HINT = "give a judge_prompts.jsonl of FastChat, or a template of AlpacaEval with <|im_start|>user … <|im_end|>"
 
 

@@ -84,7 +84,7 @@ def _logps_at(
     masses: dict[str, float] = {}
     for other in listed:
         name = _bare(str(other.get("token", "")))
-        if name in letters or (name == TIE and TIE in letters):
+        if name in letters:
             masses[name] = masses.get(name, 0.0) + math.exp(min(0.0, float(other["logprob"])))
     return {name: math.log(mass) for name, mass in masses.items() if mass}
 

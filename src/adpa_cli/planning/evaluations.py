@@ -272,15 +272,9 @@ def measured_of(planner: Planner, text: str, option: str) -> Measured:
     meant = names.model(text, option, made_by, may_reward=True)
     if isinstance(meant, Artifact) and (product := product_of(meant.stage)) != "model":
         return Measured(plain_model(planner, meant), "answers" if product == "answers" else "reward model")
-    if isinstance(meant, External) and is_classifier(meant):
+    if isinstance(meant, External) and meant.is_open and ModelFolder.of(Path(meant.where[0])).is_classifier:
         return Measured(plain_model(planner, meant), "reward model")
     return Measured(model_of(planner, text, option))
-
-
-def is_classifier(model: External) -> bool:
-    """Whether a model from outside gives classes, or rewards, and writes no text."""
-    listed = ModelFolder.of(Path(model.where[0])).config.get("architectures") if model.is_open else None
-    return any("SequenceClassification" in str(name) for name in listed or ())
 
 
 def plain_model(planner: Planner, item: Artifact | External) -> Model:

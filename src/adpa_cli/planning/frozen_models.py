@@ -60,9 +60,8 @@ def check_whole(plan: Plan, user: UserSettings, store: Store) -> None:
     """Raise UsageError where a user wrote `quantise=none` for a model whose adapter was trained beside weights in few
     bits: a spec does not tell that from nothing said."""
     for node in plan.nodes(store):
-        typed = {**(user.bare if node in plan.targets else {}), **user.by_stage.get(node.stage, {})}
         is_read = not isinstance(node.spec, TrainSpec) and not node.is_settled
-        if not is_read or "quantise" not in typed or node.spec.quantise:
+        if not is_read or "quantise" not in plan.typed(node, user) or node.spec.quantise:
             continue
         for role, item in node.flat_inputs():
             if role in MODEL_ROLES and (way := _stored(item, store)):

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 from adpa_cli import suites
@@ -46,6 +47,7 @@ class Judge:
     prompts: str | None = None
     references: str | None = None
 
+    @cached_property
     def templates(self) -> tuple[Template, ...]:
         """Of the file that was named, else ours."""
         return templates_of(expanded(self.prompts) if self.prompts else None)
@@ -100,9 +102,10 @@ def _check_said(request: Evaluate, judge: Judge, said: Sequence[Artifact]) -> No
     kind, label = str(said[0].values.get("judged", "answers")), said[0].label
     fitting = [suite.name for suite in suites.every().values() if suite.judged == kind]
     if not fitting:
+        of_pairs = next(suite.name for suite in suites.every().values() if suite.judge_margins)
         raise UsageError(
             f"{label} holds judgements of preference pairs, which are measured together with their pairs",
-            f"adpa eval --suite agreement {JUDGE} NAME --data PAIRS",
+            f"adpa eval --suite {of_pairs} {JUDGE} NAME --data PAIRS",
         )
     if request.suite not in (None, *fitting):
         raise UsageError(f"--suite {request.suite} cannot measure {label}", f"--suite {' or '.join(fitting)}")
@@ -133,7 +136,7 @@ class Judging:
         if not self.judge.name:
             suite = self.evaluation.suite.name
             raise UsageError(f"--suite {suite} needs a judge", f"name one: {JUDGE} NAME {JUDGE_URL} URL")
-        return chosen(self.judge.templates(), kind, two_turns, reference)
+        return chosen(self.judge.templates, kind, two_turns, reference)
 
     def judgements(self, inputs: Inputs, kinds: Sequence[tuple[Kind, bool, bool]], **fixed: Any) -> Node:
         """What the judge says; `kinds` are those of the templates that it is asked by: (kind, two turns, reference)."""

@@ -333,8 +333,8 @@ def trained(
 
     An alias means the family's fine-tuned student, or its aligned teacher, when the store has one; that of an instruct
     model means this model. Where no `answers` are asked for, it may be a reward model, and its chat template empty.
-    Raises NotFound with
-    the command that makes it, UsageError for several of them and for a model that answers without a chat template.
+    Raises NotFound with the command that makes it, UsageError for several of them and for a model that answers without
+    a chat template.
     """
     model = names.model(text, "REF", () if answers else making("model", "reward model"))
     if isinstance(model, ReadyPair):

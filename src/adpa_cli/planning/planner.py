@@ -61,6 +61,11 @@ class Plan:
         """Every stage that is looked at, inputs before what uses them; nothing beneath what the store has."""
         return in_order((*self.targets, *self.evals), lambda node: store.get(node.label) is not None)
 
+    def typed(self, node: Node, user: UserSettings) -> Mapping[str, Any]:
+        """What a user typed for a stage: by its name, or without one where the command is about it."""
+        bare = user.bare if any(node.stage == target.stage for target in self.targets) else {}
+        return {**bare, **user.by_stage.get(node.stage, {})}
+
 
 ADAPTER_RATE = 10
 """Times the learning rate of all weights that adapters usually take (Schulman et al. 2025, LoRA Without Regret)."""
@@ -68,11 +73,10 @@ ADAPTER_RATE = 10
 
 def rate_notes(plan: Plan, user: UserSettings, store: Store) -> tuple[str, ...]:
     """What is said of adapters that are to be trained at the learning rate of all weights, for the user set none."""
-    about = {target.stage for target in plan.targets}
     said = []
     for node in plan.nodes(store):
-        typed = {**(user.bare if node.stage in about else {}), **user.by_stage.get(node.stage, {})}
-        if isinstance(node.spec, TrainSpec) and node.spec.lora and "lr" not in typed and not store.get(node.label):
+        is_usual = "lr" not in plan.typed(node, user)
+        if isinstance(node.spec, TrainSpec) and node.spec.lora and is_usual and not store.get(node.label):
             rate = f"--set {node.stage}.lr={ADAPTER_RATE * node.spec.lr:g}"
             said.append(
                 f"{node.stage} trains an adapter at lr={node.spec.lr:g}, a rate for training all weights; "

@@ -48,7 +48,7 @@ def collect(store: Store, manifests: Sequence[Manifest]) -> dict[str, list[Any]]
     names = dict.fromkeys(name for column in columns for name in column)
     rows = {name: [column.get(name) for column in columns] for name in names}
     differing = {name: values for name, values in rows.items() if len({json.dumps(value) for value in values}) > 1}
-    return differing | differences(store, scored)
+    return differing | differences(store, scored, titles)
 
 
 def _facts(manifest: Manifest, by_id: Mapping[str, Manifest]) -> dict[str, Any]:
@@ -80,13 +80,14 @@ def _numbers(scored: Sequence[Score], names: Mapping[Column, str]) -> dict[str, 
     return numbers
 
 
-def differences(store: Store, columns: Sequence[Sequence[Score]]) -> dict[str, list[str | None]]:
+def differences(
+    store: Store, columns: Sequence[Sequence[Score]], names: Mapping[Column, str]
+) -> dict[str, list[str | None]]:
     """Row name -> for each model its difference to the first one that was measured alike (None for that one).
 
     Scores are compared only where all agrees that `Score` names. Shares are in percent points. Where two were measured
     on different halves of the held-out prompts, they are compared on the prompts of both, and the row says so.
     """
-    names = _names(columns)
     newest = [{score.question: score for score in reversed(column)} for column in columns]
     rows: dict[str, list[str | None]] = {}
     for question in dict.fromkeys(score.question for column in columns for score in column):
@@ -110,9 +111,7 @@ def differences(store: Store, columns: Sequence[Sequence[Score]]) -> dict[str, l
 def _words(difference: Difference | None, is_share: bool) -> str | None:
     if difference is None:
         return None
-    scale, digits = (100, 1) if is_share else (1, 2)
-    numbers = (difference.value, difference.low, difference.high)
-    mean, low, high = (f"{scale * number:+.{digits}f}" for number in numbers)
+    mean, low, high = difference.words(is_share, 2)
     return f"{mean} ({low} to {high})"
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from adpa_cli.errors import UsageError
-from adpa_cli.report.page import ABOUT_STEPS, POINT_METRICS, curve_order, read_curves
+from adpa_cli.report.page import POINT_METRICS, curve_names, read_curves
 from adpa_cli.report.scores import scores
 from adpa_cli.store.manifest import Manifest
 from adpa_cli.store.store import Store
@@ -46,16 +46,11 @@ def curves_of(store: Store, manifest: Manifest, artifacts: Iterable[Manifest] = 
     columns = read_curves(store.folder(manifest.ref))
     steps = columns.get(STEP, [])
     found: dict[str, Curve] = {}
-    for name in sorted((name for name in columns if not _is_about(name)), key=curve_order):
+    for name in curve_names(columns):
         pairs = [(x, y) for x, y in zip(steps, columns[name], strict=False) if x is not None and y is not None]
         if pairs:
             found[name] = Curve([x for x, _ in pairs], [y for _, y in pairs])
     return found | _of_points(manifest) | _of_evaluated(manifest, artifacts)
-
-
-def _is_about(name: str) -> bool:
-    """Whether a column says something of the steps and not of what they learn."""
-    return name in ABOUT_STEPS or name.rpartition(".")[2] in ABOUT_STEPS
 
 
 def _of_points(manifest: Manifest) -> dict[str, Curve]:

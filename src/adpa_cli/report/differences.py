@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeVar
 
+from adpa_cli.report.scores import scaled
 from adpa_cli.stages.eval import SCORES
-from adpa_cli.statistics import bootstrap, sign_flip_p
+from adpa_cli.statistics import bootstrap, holm, sign_flip_p
 
+Key = TypeVar("Key")
 Table = Mapping[str, float]
 
 
@@ -32,14 +36,26 @@ class Difference:
     p: float
     n: int
 
+    def words(self, is_share: bool, digits: int) -> tuple[str, str, str]:
+        """(value, low, high) with their signs: of a share in percent points, else with so many digits."""
+        scale, places = scaled(is_share, digits)
+        value, low, high = (f"{scale * number:+.{places}f}" for number in (self.value, self.low, self.high))
+        return value, low, high
+
 
 def rows_of(folder: Path, metric: str) -> Rows:
     """The rows of a metric of the evaluation in `folder`; none where that was not kept, as by older versions."""
     try:
-        kept = json.loads((folder / SCORES).read_bytes())
+        kept = _kept((folder / SCORES).absolute())
         return Rows(kept["rows"].get(metric, {}), kept["prompts"])
     except (OSError, ValueError, KeyError, AttributeError, TypeError):
         return Rows({}, {})
+
+
+@functools.lru_cache(maxsize=4)
+def _kept(path: Path) -> Any:
+    """What an evaluation kept: one file has all its metrics, which are asked for one by one."""
+    return json.loads(path.read_bytes())
 
 
 def paired(ours: Rows, theirs: Rows) -> Difference | None:
@@ -51,3 +67,9 @@ def paired(ours: Rows, theirs: Rows) -> Difference | None:
     prompts = [theirs.prompts.get(row, row) for row in rows]
     mean = bootstrap(values, prompts)
     return Difference(mean["value"], mean["low"], mean["high"], sign_flip_p(values, prompts), len(rows))
+
+
+def corrected(found: Mapping[Key, Difference]) -> dict[Key, tuple[Difference, float]]:
+    """Each difference with its p, which is corrected for the number of all of them (Holm)."""
+    ps = holm([one.p for one in found.values()])
+    return {key: (one, p) for (key, one), p in zip(found.items(), ps, strict=True)}

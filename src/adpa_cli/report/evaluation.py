@@ -16,11 +16,10 @@ from typing import Any
 from adpa_cli.disk import write_atomic
 from adpa_cli.errors import UsageError
 from adpa_cli.report import text
-from adpa_cli.report.differences import Difference, paired, rows_of
+from adpa_cli.report.differences import Difference, corrected, paired, rows_of
 from adpa_cli.report.judges import judge_words
 from adpa_cli.report.scores import ACCURACY, DIGITS, INTERVAL, REWARD, WIN, Score, length_words, scores, title
 from adpa_cli.stages import Node, product_of
-from adpa_cli.statistics import holm
 from adpa_cli.store.manifest import Manifest
 from adpa_cli.store.store import Store
 
@@ -81,13 +80,15 @@ def entries(store: Store, evals: Sequence[Node], so_far: Mapping[str, Manifest] 
         if manifest is not None:
             by_model.setdefault(_measured(node)[0], []).append((node, manifest))
     tags = {store_id: tag for tag, store_id in reversed(store.tags().items())}
+    is_judged = any("judge" in manifest.metrics for made in by_model.values() for _, manifest in made)
+    artifacts = store.artifacts(lambda error: None) if is_judged else []
     found = []
     for made in by_model.values():
         node, manifests = made[0][0], tuple(manifest for _, manifest in made)
         numbers = tuple(score for manifest in manifests for score in scores(manifest))
         content, label = _measured(node)
         name = tags.get(content.removeprefix("artifact:"), node.about)
-        found.append(Entry(name, label, manifests, numbers, judge_words(store, manifests)))
+        found.append(Entry(name, label, manifests, numbers, judge_words(manifests, artifacts)))
     return _compared(store, found)
 
 
@@ -103,20 +104,19 @@ def _compared(store: Store, found: Sequence[Entry]) -> list[Entry]:
     if not found:
         return []
     first = found[0].by_metric
-    apart: list[dict[str, Difference]] = []
-    for entry in found[1:]:
-        own: dict[str, Difference] = {}
+    apart: dict[tuple[int, str], Difference] = {}
+    for place, entry in enumerate(found[1:], 1):
         for metric, score in entry.by_metric.items():
             base = first.get(metric)
             if base is None or score.question != base.question or score.is_of_data:
                 continue
             both = (rows_of(store.folder(each.ref), metric) for each in (score, base))
             if difference := paired(*both):
-                own[metric] = difference
-        apart.append(own)
-    corrected = iter(holm([each.p for own in apart for each in own.values()]))
-    lines = [{metric: (each, next(corrected)) for metric, each in own.items()} for own in apart]
-    return [found[0], *(replace(e, differences=own) for e, own in zip(found[1:], lines, strict=True))]
+                apart[place, metric] = difference
+    lines: list[dict[str, tuple[Difference, float]]] = [{} for _ in found]
+    for (place, metric), difference_and_p in corrected(apart).items():
+        lines[place][metric] = difference_and_p
+    return [replace(entry, differences=own) for entry, own in zip(found, lines, strict=True)]
 
 
 def metrics_of(lines: Sequence[Entry]) -> list[str]:
@@ -200,14 +200,13 @@ def _cell(line: Entry, metric: str, usual: Mapping[str, Any]) -> str:
 
 def _apart(lines: Sequence[Entry]) -> list[tuple[str, ...]]:
     """A row for each difference: shares in percent points."""
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for line in lines[1:]:
         for metric in metrics_of([line]):
             if metric not in line.differences:
                 continue
             found, p_holm = line.differences[metric]
-            scale, digits = (100, 1) if line.by_metric[metric].is_share else (1, DIGITS)
-            numbers = (f"{scale * number:+.{digits}f}" for number in (found.value, found.low, found.high))
+            numbers = found.words(line.by_metric[metric].is_share, DIGITS)
             mark = MARK if p_holm < LEVEL else ""
             rows.append((line.name, metric.replace("_", "-"), *numbers, _p_words(found.p), _p_words(p_holm), mark))
     return rows

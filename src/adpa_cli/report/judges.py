@@ -6,14 +6,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from adpa_cli.store.manifest import Manifest
-from adpa_cli.store.store import Store
 
 AGREEMENT = "agreement"
 
 
-def judge_words(store: Store, evals: Sequence[Manifest]) -> str:
+def judge_words(evals: Sequence[Manifest], artifacts: Sequence[Manifest]) -> str:
     """Who judged, by which prompt, and how often that judge prefers the chosen answers of pairs, by the newest of the
-    evaluations that measured it so; "" where no judge did."""
+    `artifacts` that measured it so; "" where no judge did."""
     record = next((made.metrics["judge"] for made in evals if "judge" in made.metrics), None)
     if record is None:
         return ""
@@ -22,10 +21,7 @@ def judge_words(store: Store, evals: Sequence[Manifest]) -> str:
     who = f"judge: {record['name']}{by}, {record['stored'] + record['unparsable']:,} calls{lost}"
     if any(AGREEMENT in made.metrics["scores"] for made in evals):
         return who
-    measured = next(
-        (made for made in store.artifacts(lambda error: None) if _is_of(made, record) and AGREEMENT in _scores(made)),
-        None,
-    )
+    measured = next((made for made in artifacts if _is_of(made, record) and AGREEMENT in _scores(made)), None)
     if measured is None:
         asked = f"adpa eval --suite {AGREEMENT} --judge NAME --data PAIRS"
         return f"{who}; how often it agrees with people is not measured: {asked}"

@@ -34,7 +34,7 @@ Artifacts = Mapping[str, Manifest]
 FILE_NAME = "metrics.jsonl"
 METRICS = ("final", "gradients", "entropy", "update", "noise", "speed", "memory", "selection")
 """The metrics of a manifest that the lines of this file show."""
-ABOUT_STEPS = {"step", "epoch", "lr", "seconds", "time", "at", "tokens", "of", "rows", "tokens_per_device", "padding"}
+_ABOUT_STEPS = {"step", "epoch", "lr", "seconds", "time", "at", "tokens", "of", "rows", "tokens_per_device", "padding"}
 """Columns that say something of the steps, and not of what they learn."""
 _FIRST = ("loss", "advantage", "entropy", "length")
 _LAST = "grad_norm"
@@ -289,15 +289,18 @@ def read_curves(folder: Path) -> dict[str, list[float | None]]:
 
 def curve_lines(curves: Curves, width: int, count: int = 4) -> list[str]:
     """`name  first curve last`: the loss first, then up to `count` - 1 other numbers that change."""
-    names = [name for name in curves if name not in ABOUT_STEPS and name.rpartition(".")[2] not in ABOUT_STEPS]
-    names.sort(key=curve_order)
-    varied = [name for name in names if name == "loss" or len(set(curves[name]) - {None}) > 1]
+    varied = [name for name in curve_names(curves) if name == "loss" or len(set(curves[name]) - {None}) > 1]
     items = [f"{name} {_curve(curves[name])}" for name in varied[:count]]
     return text.wrap("curves", items, width, "    ") if items else []
 
 
-def curve_order(name: str) -> int:
-    """Where a number stands among others: the most telling ones come first."""
+def curve_names(curves: Curves) -> list[str]:
+    """The numbers that say something of what steps learn, the most telling first."""
+    names = (name for name in curves if not {name, name.rpartition(".")[2]} & _ABOUT_STEPS)
+    return sorted(names, key=_order)
+
+
+def _order(name: str) -> int:
     begin = name.partition("/")[0]
     return _FIRST.index(begin) if begin in _FIRST else len(_FIRST) + begin.startswith(_LAST)
 

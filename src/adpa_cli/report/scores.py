@@ -119,9 +119,14 @@ class Score:
         return {key: value for key, value in asdict(self).items() if key not in ("at", "measured", "more")}
 
 
+def scaled(is_share: bool, digits: int) -> tuple[int, int]:
+    """(factor, digits behind the point) of a number that is shown: a share is in percent."""
+    return (100, 1) if is_share else (1, digits)
+
+
 def value_words(value: float, spread: float | None, is_share: bool, digits: int) -> str:
     """A number and its spread: a share in percent with one digit, anything else with so many `digits`."""
-    scale, places = (100, 1) if is_share else (1, digits)
+    scale, places = scaled(is_share, digits)
     behind = "" if spread is None else f" ±{scale * spread:.{places}f}"
     return f"{scale * value:.{places}f}{behind}"
 

@@ -160,10 +160,10 @@ class Signals:
 
     def facts(self, place: int) -> list[tuple[str, str]]:
         """What to know of the signal and of where one answer comes from, as (term, words)."""
-        facts, source = self._facts(), self._source(place)
+        spec, source = self._reader.spec, self._source(place)
         said = [("from", source["from"])] if "from" in source else []
-        said += [(f"{role} teacher", name) for role, name in facts["teachers"].items()]
-        what = f"{self._manifest.ref}, top {facts['k']} of {facts['vocabulary']:,} ids"
+        said += [(f"{role} teacher", self._name(content)) for role, content in spec.teachers.items()]
+        what = f"{self._manifest.ref}, top {spec.k} of {spec.vocab_size:,} ids"
         return [*said, ("signal", f"{what}, row {place + 1:,} of {len(self):,}")]
 
     def _source(self, place: int) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from adpa_cli.data.tables import WATCH, heeding, watching
-from adpa_cli.errors import AdpaError, ComeAgain, Stopped
+from adpa_cli.errors import AdpaError, ComeAgain, Stopped, hints_for
 from adpa_cli.estimate.cost import Cost
 from adpa_cli.estimate.survey import Survey, check
 from adpa_cli.hub import External, Located
@@ -214,12 +214,11 @@ def _computed(job: Job, work: Work, threads: int, log: Log, show: Show) -> dict[
         show.note(text)
 
     try:
-        with watching(heeding(show.stop, WATCH.get())):
+        with watching(heeding(show.stop, WATCH.get())), hints_for(job.stage):
             metrics = run(job, Monitor(progress, note, show.stop, worked), threads)
     except AdpaError as error:
         if isinstance(error, ComeAgain):
             error.folder = work.dir
-        error.hint = error.hint.replace("STAGE.", f"{job.stage}.")  # what a model needs, any stage may say
         log.say(error.message)
         by = Stopped.words(error.signal_name) if isinstance(error, Stopped) else error.message.splitlines()[0]
         work.save_state(work.progress, stopped=by)

@@ -47,9 +47,7 @@ def _teacher(names: Names, manifest: Manifest, role: str, content: str, text: st
     """The teacher of a role, as `text` names it or as it is recorded."""
     option = OPTIONS[role]
     if text not in (None, RECORDED):
-        model = names.model(str(text), option)
-        if isinstance(model, Alias | ReadyPair):
-            raise UsageError(f"{option} {text} is an alias of several models", "name an artifact, or a folder: ./MODEL")
+        model = one_model(names, str(text), option)
         if model.content != content:
             raise UsageError(
                 f"{option} {text} is not the {role} teacher of {manifest.ref}: "
@@ -67,6 +65,14 @@ def _teacher(names: Names, manifest: Manifest, role: str, content: str, text: st
             f"name it: {option} MODEL (a folder, or a hub model that is downloaded)",
         )
     return local
+
+
+def one_model(names: Names, text: str, option: str) -> Artifact | External:
+    """The model that an option names. UsageError for an alias, which stands for several."""
+    model = names.model(text, option)
+    if isinstance(model, Alias | ReadyPair):
+        raise UsageError(f"{option} {text} stands for several models", "name an artifact, or a folder: ./MODEL")
+    return model
 
 
 def _artifact(names: Names, content: str, what: str, hint: str = "") -> Artifact:

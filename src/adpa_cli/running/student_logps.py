@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adpa_cli.errors import NotFound, UsageError
-from adpa_cli.families import Alias, ReadyPair
 from adpa_cli.planning.lineage import locate
 from adpa_cli.planning.resolve_inputs import Names
+from adpa_cli.running.recorded_inputs import one_model
 from adpa_cli.spec import make
 from adpa_cli.stages import Monitor
 from adpa_cli.stages.cache_teacher import CaptureSpec
@@ -31,9 +31,7 @@ def student_logps(names: Names, manifest: Manifest, key: AnswerKey, student: str
     from adpa_cli.engine.scoring import halving_logps
     from adpa_cli.engine.training.student import Student
 
-    model = names.model(student, "--student")
-    if isinstance(model, Alias | ReadyPair):
-        raise UsageError(f"--student {student} is an alias of several models", "name an artifact, or a folder: ./MODEL")
+    model = one_model(names, student, "--student")
     folder = locate(model, names.store).path
     answer = _answer(names, manifest, key, folder)
     loaded: Any = load_checked(folder, device=device())

@@ -192,6 +192,11 @@ class Job:
             raise AdpaError(f"{self.ref} has no input {role}")
         return self.inputs[role][0]
 
+    @property
+    def firsts(self) -> dict[str, Located]:
+        """The first input of each role that has one."""
+        return {role: items[0] for role, items in self.inputs.items() if items}
+
     def to_json(self) -> str:
         return json.dumps(asdict(self))
 

@@ -11,7 +11,7 @@ from adpa_cli.errors import DataError
 from adpa_cli.judges.calls import Call
 from adpa_cli.judges.prompts import Template, chosen, question_words, read_templates
 from adpa_cli.stages import Job
-from adpa_cli.stages.two_turns import read_dialogues
+from adpa_cli.stages.two_turns import TURNS, read_dialogues
 from adpa_cli.suites import AGAINST, ROLLOUTS, common_prompts
 
 PAIRS, REFERENCES = "pairs", "references"
@@ -71,7 +71,7 @@ def _turns(
         if reference is not None:
             values |= {f"ref_answer_{n}": text for n, text in enumerate(reference.turns, 1)}
         about = {"question_id": row["question_id"], "category": row["category"]}
-        for turn in (1, 2):
+        for turn in TURNS:
             template = chosen(templates, "single", turn == 2, reference is not None)
             own = {"question": values["question_1"], "answer": values["answer_1"]} if turn == 1 else {}
             yield Call(row["id"], "turn", turn, template.filled({**values, **own}), about)

@@ -159,7 +159,7 @@ def compute(job: Job, monitor: Monitor, rank: int = 0, processes: int = 1) -> No
     of = before + len(roles) * len(wanted)
     has_moved = before > 0 and not (job.folder / _noise.FILE).exists()
     if rank == 0 and before:
-        _judge_noise(job, spec, plan, monitor, of)
+        _judge_noise(job, spec, monitor, of)
     elif before:
         _noise.wait(job, monitor)
     for n, role in enumerate(roles):
@@ -173,7 +173,7 @@ def compute(job: Job, monitor: Monitor, rank: int = 0, processes: int = 1) -> No
         _pass(job, spec, role, replace(plan, blocks=todo), monitor, done, of, plan.shards() if early else [])
 
 
-def _judge_noise(job: Job, spec: CaptureSpec, plan: Blocks, monitor: Monitor, of: int) -> None:
+def _judge_noise(job: Job, spec: CaptureSpec, monitor: Monitor, of: int) -> None:
     """Compute a sample in float32 too, and refuse the work where the advantage lies below the error of fewer bits.
 
     It takes the first steps `of` all.

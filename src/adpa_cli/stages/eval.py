@@ -8,6 +8,7 @@ figure has a 95 % interval from a bootstrap over prompts.
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from adpa_cli import suites
@@ -27,7 +28,7 @@ from adpa_cli.stages import (
     stored_words,
     with_progress,
 )
-from adpa_cli.suites import AGAINST, JUDGEMENTS, MARGINS, REWARDS, EvalSpec, Inputs
+from adpa_cli.suites import AGAINST, JUDGEMENTS, MARGINS, REWARDS, EvalSpec
 
 SCORES = "scores.json"
 """What each pair or prompt adds to the figures."""
@@ -39,7 +40,7 @@ def compute(job: Job, monitor: Monitor, rank: int = 0, processes: int = 1) -> No
     """Leave the margins of the pairs in the work folder, where the suite asks for them. Run by one process only."""
     spec = make(EvalSpec, job.spec)
     path = job.folder / MARGINS
-    if suites.every()[spec.suite].margins and not any(role in job.inputs for role in SCORED) and not path.exists():
+    if is_scoring(spec, job.inputs) and not path.exists():
         for measured in with_progress([_margins], monitor):
             write_json(path, measured(job, spec, monitor))
     else:
@@ -50,7 +51,7 @@ def finish(job: Job) -> dict[str, Any]:
     """Scores with their intervals, and what they may be compared by; the numbers of every row stay in scores.json."""
     spec = make(EvalSpec, job.spec)
     suite = suites.every()[spec.suite]
-    found = suite.figures(_inputs(job), spec, job.folder)
+    found = suite.figures(job.firsts, spec, job.folder)
     write_json(job.folder / SCORES, {"rows": found.rows, "prompts": found.prompts})
     noise = _noise.metrics(job.folder, "margin", spec.dtype, job.stage)
     if noise:
@@ -62,10 +63,6 @@ def finish(job: Job) -> dict[str, Any]:
     measured_on = {"prompts": words} if words else {}
     about = dict(job.hints.get("about", {}))
     return {"suite": spec.suite, **about, **measured_on, "scores": found.scores, **found.more, **noise}
-
-
-def _inputs(job: Job) -> Inputs:
-    return {role: items[0] for role, items in job.inputs.items() if items}
 
 
 ELSEWHERE = " of other data"
@@ -92,9 +89,9 @@ def _margins(job: Job, spec: EvalSpec, monitor: Monitor) -> dict[str, float]:
     from adpa_cli.engine.noise import compared, first_by_hash
 
     margins: Any = suites.every()[spec.suite].margins
-    inputs = _inputs(job)
+    inputs = job.firsts
     examples = ex.pair_examples(spec, inputs["data"], spec.split, inputs["model"].path, spec.measure_on)
-    measured = functools.partial(margins, inputs)
+    measured: Callable[..., dict[str, float]] = functools.partial(margins, inputs)
 
     def noise() -> dict[str, Any]:
         import numpy as np
@@ -106,17 +103,17 @@ def _margins(job: Job, spec: EvalSpec, monitor: Monitor) -> dict[str, float]:
 
     if _noise.sample_size(spec):
         _noise.judged(job, monitor, "margin", noise)
-    return measured(examples, suites.logps_under(spec))  # type: ignore[no-any-return]
+    return measured(examples, suites.logps_under(spec))
 
 
-def is_scoring(node: Node) -> bool:
-    """Whether an evaluation scores pairs itself."""
-    return bool(suites.every()[node.spec.suite].margins) and not any(role in node.inputs for role in SCORED)
+def is_scoring(spec: EvalSpec, inputs: Mapping[str, Any]) -> bool:
+    """Whether an evaluation with these inputs scores pairs itself."""
+    return suites.every()[spec.suite].margins is not None and not any(role in inputs for role in SCORED)
 
 
 def rows(node: Node, lengths: Lengths) -> Rows:
     """Both answers of every measured pair, or of about half of them; none where figures are made of what is there."""
-    if not is_scoring(node):
+    if not is_scoring(node.spec, node.inputs):
         return {}
     every_other = 1 if node.spec.measure_on == "all" else 2
     return {part: rows[::every_other] for part, rows in lengths.pairs(node.spec.split).items()}
@@ -129,12 +126,12 @@ def disk(node: Node, load: Load) -> Disk:
 
 def memory(node: Node, load: Load) -> Memory:
     """Of scoring pairs; nothing where figures are made of what is there."""
-    return scoring_memory(node, load) if is_scoring(node) else Memory(0, 0)
+    return scoring_memory(node, load) if is_scoring(node.spec, node.inputs) else Memory(0, 0)
 
 
 def flops(node: Node, load: Load) -> float:
     """Operations of scoring pairs."""
-    return _noise.flops(node, load, load.count) if is_scoring(node) else 0.0
+    return _noise.flops(node, load, load.count) if is_scoring(node.spec, node.inputs) else 0.0
 
 
 def what(node: Node) -> str:

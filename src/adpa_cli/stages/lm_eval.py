@@ -167,9 +167,8 @@ def _measure(job: Job, spec: LmEvalSpec, asked: Any, task: Any, heard: Any) -> N
 def finish(job: Job) -> dict[str, Any]:
     """The figures of the suite, what they may be compared by, and the versions of all that was measured."""
     spec = make(LmEvalSpec, job.spec)
-    inputs = {role: items[0] for role, items in job.inputs.items() if items}
     suite: Any = suites.every()[spec.suite]
-    found = suite.figures(inputs, spec, job.folder)
+    found = suite.figures(job.firsts, spec, job.folder)
     kept = {each["task"]: each for each in finished(job.folder)}
     about = ("numbers", "documents", "version", "shots")
     write_json(job.folder / RESULTS, {task: {key: each[key] for key in about} for task, each in kept.items()})

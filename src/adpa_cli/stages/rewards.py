@@ -31,8 +31,7 @@ from adpa_cli.stages import (
     stored_words,
     with_progress,
 )
-from adpa_cli.suites import REWARDS_FILE as TABLE
-from adpa_cli.suites import ROLLOUTS
+from adpa_cli.suites import REWARDS_FILE, ROLLOUTS
 
 PARTS = ("chosen", "rejected")
 
@@ -105,7 +104,7 @@ def _score_answers(job: Job, spec: RewardsSpec, monitor: Monitor) -> None:
     if rewards is None:
         raise AdpaError(f"the suite {spec.scorer} rewards no answers")
     if not path.exists():
-        write_json(path, rewards({role: items[0] for role, items in job.inputs.items()}, spec))
+        write_json(path, rewards(job.firsts, spec))
     monitor.progress(1, 1, {})
 
 
@@ -123,7 +122,7 @@ def finish(job: Job) -> dict[str, Any]:
 
     parts = (ROLLOUTS,) if job.spec.get("scorer") else PARTS
     rewards = {part: json.loads((job.folder / f"_{part}.json").read_text(encoding="utf-8")) for part in parts}
-    write_json(job.folder / TABLE, rewards)
+    write_json(job.folder / REWARDS_FILE, rewards)
     if ROLLOUTS in rewards:
         values = list(rewards[ROLLOUTS].values())
         return {"answers": len(values), "mean_reward": float(np.mean(values))}
@@ -139,7 +138,7 @@ class Rewards(Mapping[tuple[str, str], float]):
     """The rewards of an artifact by (pair id, part), in 16 bytes each: by the ids as numbers, which are sorted."""
 
     def __init__(self, folder: Path) -> None:
-        text = (folder / TABLE).read_text(encoding="utf-8")
+        text = (folder / REWARDS_FILE).read_text(encoding="utf-8")
         self._parts: dict[str, tuple[Any, Any]] = json.loads(text, object_pairs_hook=_columns)
 
     def __len__(self) -> int:

@@ -54,7 +54,7 @@ def compute(job: Job, monitor: Monitor, rank: int = 0, processes: int = 1) -> No
     from adpa_cli.engine.generation.sampling import Decoding, Sampling
     from adpa_cli.engine.layout.examples import end_ids
     from adpa_cli.engine.layout.micro_batches import longest_first
-    from adpa_cli.engine.models import load, load_checked
+    from adpa_cli.engine.models import load_to_generate
     from adpa_cli.engine.overflow import overflow_named
     from adpa_cli.hub.model_folder import ModelFolder
 
@@ -65,8 +65,7 @@ def compute(job: Job, monitor: Monitor, rank: int = 0, processes: int = 1) -> No
     mine = [block for block in own if not _path(job, block.index).exists()]
     if not mine:
         return
-    loaded = load_checked if spec.quantise else load  # some layers read a weight otherwise than by their products
-    model = loaded(folder, dtype=spec.dtype, device=device(), quantise=spec.quantise)
+    model = load_to_generate(folder, spec.dtype, device(), spec.quantise)
     sampling = Sampling(spec.temperature, spec.top_p, spec.max_new_tokens, spec.seed)
     decoding = Decoding(sampling, end_ids(encoder, folder), encoder.pad_id, spec.max_length, spec.dtype)
     done = len(own) - len(mine)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,10 +11,10 @@ from typing import Any
 from adpa_cli.data.examples import Message
 from adpa_cli.data.questions import TEMPERATURES, Question, questions_of
 from adpa_cli.disk import write_atomic, write_json
-from adpa_cli.engine.costs import Held, generating_memory, rollout_disk
-from adpa_cli.sizes import Disk, Memory, Row, Rows
+from adpa_cli.sizes import Row, Rows
 from adpa_cli.spec import Dtype, Quantise, make, quantise
-from adpa_cli.stages import Job, Lengths, Load, Monitor, Node, Stage, stop_if_asked, stored_words
+from adpa_cli.stages import Job, Lengths, Monitor, Node, Stage, stop_if_asked, stored_words
+from adpa_cli.stages.rollout import disk, memory
 
 TURNS = (1, 2)
 FILE = "dialogues.jsonl"
@@ -54,15 +54,14 @@ def compute(job: Job, monitor: Monitor, rank: int = 0, processes: int = 1) -> No
     """Leave a file with the answers to each turn in the work folder; what is there is kept. Run by one process only."""
     from adpa_cli.engine.device import device
     from adpa_cli.engine.layout.examples import encoder_of, end_ids
-    from adpa_cli.engine.models import load, load_checked
+    from adpa_cli.engine.models import load_to_generate
     from adpa_cli.hub.model_folder import ModelFolder
 
     spec, folder = make(TwoTurnsSpec, job.spec), job.one("model").path
     if all(_path(job, turn).exists() for turn in TURNS):
         return
     encoder = encoder_of(ModelFolder.of(folder).tokenizer, spec)
-    loaded = load_checked if spec.quantise else load
-    model = loaded(folder, dtype=spec.dtype, device=device(), quantise=spec.quantise)
+    model = load_to_generate(folder, spec.dtype, device(), spec.quantise)
     asked = _questions(job, spec)
     before: dict[str, list[dict[str, Any]]] = {question.id: [] for question in asked}
     for turn in TURNS:
@@ -104,7 +103,7 @@ def _answers(
 
     most = max(spec.max_length - spec.max_new_tokens, spec.max_length // 2)
     answers = {}
-    for temperature, questions in _by_temperature(asked, spec):
+    for temperature, questions in _by_temperature(asked, spec).items():
         sampling = Sampling(temperature, spec.top_p, spec.max_new_tokens, spec.seed)
         decoding = Decoding(sampling, ends, encoder.pad_id, spec.max_length, spec.dtype)
         prompts = [encoder.prompt(dialogues[question.id])[-most:] for question in questions]
@@ -117,13 +116,13 @@ def _answers(
     return answers
 
 
-def _by_temperature(asked: Sequence[Question], spec: TwoTurnsSpec) -> Iterator[tuple[float, list[Question]]]:
-    """(temperature, questions whose answers are drawn at it)."""
+def _by_temperature(asked: Sequence[Question], spec: TwoTurnsSpec) -> dict[float, list[Question]]:
+    """The questions by the temperature that their answers are drawn at."""
     groups: dict[float, list[Question]] = {}
     for question in asked:
         own = TEMPERATURES.get(question.category, 0.0) if spec.temperature is None else spec.temperature
         groups.setdefault(own, []).append(question)
-    yield from groups.items()
+    return groups
 
 
 def _path(job: Job, turn: int) -> Path:
@@ -162,19 +161,6 @@ def rows(node: Node, lengths: Lengths) -> Rows:
     return {
         "rollout": [Row(TYPICAL, most)] * count + [Row(2 * TYPICAL + most, most).fitted(node.spec.max_length)] * count
     }
-
-
-def memory(node: Node, load: Load) -> Memory:
-    """Of drawing answers in blocks."""
-    spec, held = node.spec, Held.by(node.spec, load.runtime)
-    return generating_memory(
-        load.models[0], load.flat, held, spec.block_tokens, spec.max_new_tokens, spec.max_length, load.where
-    )
-
-
-def disk(node: Node, load: Load) -> Disk:
-    """Of the answers."""
-    return rollout_disk(load.flat, load.models[0].vocabulary)
 
 
 def what(node: Node) -> str:

@@ -289,9 +289,15 @@ def common_prompts(
     return shared, (f"{author_of(against)} answers {len(shared):,} of the {len(ours):,} prompts: the others count not",)
 
 
+def read_rewards(folder: Path) -> dict[str, dict[str, float]]:
+    """The table of an artifact of rewards."""
+    table: dict[str, dict[str, float]] = json.loads((folder / REWARDS_FILE).read_text(encoding="utf-8"))
+    return table
+
+
 def _rewards(table: Located, spec: EvalSpec) -> dict[str, float]:
     """What was given to the answers that are measured, by the hash of their prompt."""
-    rewards: dict[str, float] = json.loads((table.path / REWARDS_FILE).read_text(encoding="utf-8"))[ROLLOUTS]
+    rewards = read_rewards(table.path)[ROLLOUTS]
     kept = of_half(list(rewards), spec, table.label)
     return {prompt: rewards[prompt] for prompt in kept}
 

@@ -21,7 +21,6 @@ from adpa_cli.suites import (
     JUDGEMENTS,
     MARGINS,
     REWARDS,
-    REWARDS_FILE,
     EvalSpec,
     Figures,
     Inputs,
@@ -30,6 +29,7 @@ from adpa_cli.suites import (
     implicit_rewards,
     interval,
     pair_figures,
+    read_rewards,
 )
 
 if TYPE_CHECKING:
@@ -53,9 +53,7 @@ def figures(inputs: Inputs, spec: EvalSpec, folder: Path) -> Figures:
         found = {one.id: one.win - 0.5 for one in judged_prompts(rows)}
         more = {"judge": judge_record(inputs[JUDGEMENTS].values, rows)}
     elif REWARDS in inputs:
-        given: dict[str, dict[str, float]] = json.loads(
-            (inputs[REWARDS].path / REWARDS_FILE).read_text(encoding="utf-8")
-        )
+        given = read_rewards(inputs[REWARDS].path)
         found = {pair: value - given["rejected"][pair] for pair, value in given["chosen"].items()}
     else:
         found = json.loads((folder / MARGINS).read_text(encoding="utf-8"))

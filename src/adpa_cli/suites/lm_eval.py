@@ -152,7 +152,7 @@ def _of_group(name: str, found: Mapping[str, Result], known: Mapping[str, Mappin
     """What the harness makes of a group: it weighs tasks by their documents unless the group says otherwise."""
     from adpa_cli.hub.lm_tasks import harness
 
-    tasks, scored = tasks_in(name, known), dict[str, tuple[dict[str, Any], dict[str, float]]]()
+    tasks, scored = tasks_in(name, known), Scored()
     for entry in known[name][AVERAGED]:
         is_weighted = bool(entry.get("weight_by_size", True))
         having = {key for task in tasks for key in found[task].numbers if key.partition(",")[0] == entry["metric"]}

@@ -1,4 +1,4 @@
-"""`adpa export`: a model or a signal as files for other tools."""
+"""`adpa export`: a model, a signal, answers or judgements as files for other tools."""
 
 from __future__ import annotations
 
@@ -153,7 +153,9 @@ def written(store: Store, word: str, target: Path, asked: Asked, force: bool) ->
     from adpa_cli.report.card import card, usage_of
 
     if known := next((each for each in judged.FORMATS if each == asked.to), None):
-        asked.narrowing()
+        if asked.dtype is not None:
+            raise UsageError(f"--dtype {asked.dtype} is for models, and --to {known} is for answers", "leave it out")
+        asked.narrowing()  # which has no meaning there
         judged.export_judged(Names(store), store.resolve(word), target, known, force)
         return None
     if signal := signal_of(store, word, asked):

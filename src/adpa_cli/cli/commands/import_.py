@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from adpa_cli.cli.commands import Command
@@ -10,7 +12,7 @@ from adpa_cli.cli.console import options as opt
 from adpa_cli.cli.console.streams import GLOBALS, needed
 
 if TYPE_CHECKING:
-    from adpa_cli.interchange.judged import Format
+    from adpa_cli.store.manifest import Manifest
 
 
 def import_(
@@ -59,35 +61,41 @@ def import_(
     adpa import ./capture --format distillkit --model ./T --data pairs.jsonl
     adpa import annotations.json --format alpaca-eval
     """
-    from adpa_cli.cli.console.make import console, created, hand_over
     from adpa_cli.families import reserved_words
     from adpa_cli.interchange.import_signal import Asked, import_signal_of
-    from adpa_cli.interchange.judged import FORMATS
-    from adpa_cli.planning.resolve_inputs import Names
+    from adpa_cli.interchange.judged import FORMATS, import_judgements
     from adpa_cli.spec import make
-    from adpa_cli.stages import Monitor
     from adpa_cli.stages.cache_teacher import CaptureSpec
-    from adpa_cli.store.store import Store, check_tag
+    from adpa_cli.store.store import check_tag
 
     if tag is not None:
         check_tag(needed("--tag", tag), reserved_words())
-    words = tuple(needed("FILE", word) for word in files)
+    words, sources = tuple(needed("FILE", word) for word in files), tuple(data or ())
     if form := next((form for form in FORMATS if form == format), None):
-        _import_judgements(words, form, tuple(data or ()), tag)
+        keep(partial(import_judgements, words=words, form=form, data=sources), tag)
         return
     sizes: dict[str, Any] = {"precision": precision, "max_length": max_length}
     sizes = {key: value for key, value in sizes.items() if value is not None}
     make(CaptureSpec, {"parts": "text", "template": "", "end": "", **sizes})  # the ranges of a capture hold
     asked = Asked(
-        words, format, settings, model and needed("--model", model), tuple(data or ()), skip_bad_rows=skip_bad_rows,
-        **sizes,
-    )  # fmt: skip
+        words, format, settings, model and needed("--model", model), sources, skip_bad_rows=skip_bad_rows, **sizes
+    )
+    keep(partial(import_signal_of, asked=asked), tag)
+
+
+def keep(imported: Callable[..., Manifest], tag: str | None) -> None:
+    """Import what `imported` does, and print the id of what is made of it."""
+    from adpa_cli.cli.console.make import console, created, hand_over
+    from adpa_cli.planning.resolve_inputs import Names
+    from adpa_cli.stages import Monitor
+    from adpa_cli.store.store import Store
+
     planned_in = Store.find_or_empty(GLOBALS.store)
     with console(planned_in, None) as desk:
         store = created(planned_in, desk.screen)
         monitor = Monitor(desk.screen.progress, desk.screen.say, lambda: desk.stopping.asked)
         try:
-            manifest = import_signal_of(Names(store), store, asked, GLOBALS.command, monitor)
+            manifest = imported(Names(store), store, command=GLOBALS.command, monitor=monitor)
             if (lost := manifest.metrics.get("unknown_labels")) and not GLOBALS.quiet:
                 desk.screen.say(
                     f"{100 * lost:.1f} % of the tokens have no log-prob of their own. DCKD can be trained without it."
@@ -98,22 +106,6 @@ def import_(
                 )
         finally:
             desk.screen.close()
-        hand_over(manifest, store, tag, desk.output)
-
-
-def _import_judgements(words: tuple[str, ...], form: Format, data: tuple[str, ...], tag: str | None) -> None:
-    """Keep annotations, and print the id of what is made of them."""
-    from adpa_cli.cli.console.make import console, created, hand_over
-    from adpa_cli.interchange.judged import import_judgements
-    from adpa_cli.planning.resolve_inputs import Names
-    from adpa_cli.stages import Monitor
-    from adpa_cli.store.store import Store
-
-    planned_in = Store.find_or_empty(GLOBALS.store)
-    with console(planned_in, None) as desk:
-        store = created(planned_in, desk.screen)
-        monitor = Monitor(desk.screen.progress, desk.screen.say, lambda: desk.stopping.asked)
-        manifest = import_judgements(Names(store), store, words, form, data, GLOBALS.command, monitor)
         hand_over(manifest, store, tag, desk.output)
 
 

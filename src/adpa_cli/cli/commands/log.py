@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -71,14 +70,13 @@ def _growing(path: Path, is_running: Callable[[], bool]) -> Iterator[str]:
             last = not is_running()
             rest += file.read()
             whole, mark, rest = rest.rpartition(b"\n")
-            if whole or mark:
+            if mark:
                 yield _shown(whole + mark)
             if last:
                 if rest:
                     yield _shown(rest + b"\n")
                 return
-            with contextlib.suppress(InterruptedError):
-                time.sleep(SECONDS)
+            time.sleep(SECONDS)
 
 
 def _shown(data: bytes) -> str:

@@ -123,11 +123,11 @@ def show_measured(
         desk.screen.say(f"written: {request.to}")
     if is_evaluation and GLOBALS.json:
         for line in lines:
-            for manifest in [manifest for manifest in line.evals if manifest.id in made][:1]:
-                if manifest.id in so_far:
-                    desk.output.line(json.dumps({"ref": None, **line.record()}, ensure_ascii=False))
-                else:
-                    hand_over(manifest, store, request.options.tag, desk.output, line.record())
+            manifest = next((manifest for manifest in line.evals if manifest.id in made), None)
+            if manifest is not None and manifest.id in so_far:
+                desk.output.line(json.dumps({"ref": None, **line.record()}, ensure_ascii=False))
+            elif manifest is not None:
+                hand_over(manifest, store, request.options.tag, desk.output, line.record())
 
 
 def created(planned_in: Store, screen: Screen) -> Store:
@@ -196,8 +196,7 @@ def carry_out(
     stopping = desk.stopping
     desk.screen.expect({c.node.label: c.seconds for c in surveyed.building if c.seconds is not None})
     show = Show(
-        desk.screen.start, done, desk.screen.progress, desk.screen.say, lambda: stopping.asked,
-        begun,
+        desk.screen.start, done, desk.screen.progress, desk.screen.say, lambda: stopping.asked, begun,
         stopping.is_working, GLOBALS.again(),
     )  # fmt: skip
     try:

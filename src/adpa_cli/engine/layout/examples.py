@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from adpa_cli.data.answers import answers_of
 from adpa_cli.data.chat import Encoded, Encoder, fit_answers
-from adpa_cli.data.examples import in_half, prompt_key
+from adpa_cli.data.examples import prompt_key
 from adpa_cli.data.items import Items
 from adpa_cli.data.preferences import Dialogue, Message, Pair
 from adpa_cli.data.tables import BATCH, Table, code_digest, file_facts, table, watched
@@ -84,11 +84,6 @@ class Rollouts(Sequence[Rollout]):
         prompt, answer = (tuple(batch.list(name, row).tolist()) for name in ("prompt", "rollout"))
         id_, turns = f"{batch.cell('id', row):016x}", _turns(batch.cell("turns", row))
         return Rollout(id_, turns, prompt, answer, batch.cell("text", row), batch.cell("cut", row))
-
-    def of_half(self, half: str) -> Rollouts:
-        """The answers to the held-out prompts of a half."""
-        kept = in_half(self.table.values("id")[self.places], half)
-        return Rollouts(self.table, self.made_from if kept.all() else None, self.places[kept])
 
 
 def encoder_of(tokenizer: Tokenizer, spec: Any) -> Encoder:

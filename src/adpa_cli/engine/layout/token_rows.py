@@ -19,7 +19,6 @@ PAIR = ("chosen", "rejected")
 DIALOGUE = ("chosen",)
 ROLLOUT = ("rollout",)
 OTHER_PROMPT, MASK = "rejected_prompt", "chosen_mask"
-NONE = np.zeros(0, np.int32)
 
 
 class Answers(Sequence[Answer]):
@@ -42,8 +41,7 @@ class Answers(Sequence[Answer]):
     def __getitem__(self, number: int | slice) -> Answer | Answers:
         if isinstance(number, slice):
             return Answers(self.table, self.parts, self.places[number])
-        part, row = self._place(number)
-        batch, at = self.table.place(row)
+        part, batch, at = self._place(number)
         prompt, answer, _ = _ids(batch, part, at)
         key = AnswerKey(_hex(batch.values("id")[at]), part, batch.values(f"{part}_hash")[at].tobytes().hex())
         return Answer(key, tuple(prompt.tolist()), tuple(answer.tolist()), bool(batch.values(f"{part}_cut")[at]))
@@ -52,20 +50,19 @@ class Answers(Sequence[Answer]):
         """Those of some numbers."""
         return Answers(self.table, self.parts, self.places[numbers])
 
-    def _place(self, number: int) -> tuple[str, int]:
+    def _place(self, number: int) -> tuple[str, Batch, int]:
+        """The part of one, and the rows among which its own is at a place."""
         part, row = divmod(int(self.places[number]), len(self.table))
-        return self.parts[part], row
+        return self.parts[part], *self.table.place(row)
 
     def name(self, number: int) -> tuple[str, str]:
         """The example id and the part in the key of one."""
-        part, row = self._place(number)
-        batch, at = self.table.place(row)
+        part, batch, at = self._place(number)
         return _hex(batch.values("id")[at]), part
 
     def sequence(self, number: int) -> TokenSequence:
         """The token ids of one, with a mask on what is trained."""
-        part, row = self._place(number)
-        batch, at = self.table.place(row)
+        part, batch, at = self._place(number)
         return sequence_of(batch, part, at)
 
     def answer_keys(self) -> Iterator[AnswerKey]:

@@ -30,11 +30,12 @@ from adpa_cli.data.tables import BATCH, WATCH, Table, code_digest, record_batch,
 from adpa_cli.data.templates import Template
 from adpa_cli.data.tokenizer import Tokenizer
 from adpa_cli.engine.layout.sequences import Cut
-from adpa_cli.engine.layout.token_rows import DIALOGUE, MASK, NONE, OTHER_PROMPT, PAIR
+from adpa_cli.engine.layout.token_rows import DIALOGUE, MASK, OTHER_PROMPT, PAIR
 from adpa_cli.errors import AdpaError, DataError, named_row
 from adpa_cli.signal.rows import token_hash
 from adpa_cli.spec import Truncation
 
+NONE = np.zeros(0, np.int32)
 MUCH_TEXT = 8_000_000
 """Bytes of text that take one core longer than other processes take to start."""
 AHEAD = 2

@@ -8,6 +8,7 @@ from functools import cached_property
 
 import numpy as np
 
+from adpa_cli.data.examples import win
 from adpa_cli.errors import AdpaError
 from adpa_cli.report.answer_rows import Answers
 from adpa_cli.report.differences import rows_of
@@ -23,6 +24,7 @@ LENGTH = "answer_tokens"
 MOST_SIDES, MOST_PROMPTS, MOST_LETTERS = 4, 24, 1500
 MOST_IN_MATRIX = 16
 BINS = 6
+Matrix = tuple[list[str], list[list[tuple[float, float] | None]]]
 
 
 @dataclass(frozen=True)
@@ -122,7 +124,7 @@ class AllAnswers:
             for id_ in sorted(kept, key=lambda id_: -gaps[id_])
         ]  # fmt: skip
 
-    def matrix(self) -> tuple[list[str], list[list[tuple[float, float] | None]]] | None:
+    def matrix(self) -> Matrix | None:
         """(names, by row how often its rewards beat those of the column, and half of a 95 % interval); ties count half.
 
         Of many models those that others are compared with, and the best. None without two that were rewarded.
@@ -183,7 +185,7 @@ def _wins(ours: Mapping[str, float], theirs: Mapping[str, float]) -> tuple[float
     common = [id_ for id_ in ours if id_ in theirs]
     if not common:
         return None
-    won = np.array([(np.sign(ours[id_] - theirs[id_]) + 1) / 2 for id_ in common])
+    won = np.array([win(ours[id_] - theirs[id_]) for id_ in common])
     return float(won.mean()), float(1.96 * won.std() / np.sqrt(len(won)))
 
 

@@ -104,12 +104,10 @@ def lines(
     """Lines over a common axis. `marks` draws every point; `log` is of the axis `across`."""
     drawn = [each for each in series if any(math.isfinite(y) for y in each.ys)]
     with _axes(name, across, along) as (axes, saved):
-        named: set[str] = set()
         many = len(drawn) > MOST_NAMED
-        for each in drawn:
+        labels = _labels(drawn)
+        for each, label in zip(drawn, labels, strict=True):
             colour, dash = COLOURS[each.colour % len(COLOURS)], DASHES[each.colour // len(COLOURS) % len(DASHES)]
-            label = None if each.label in named or len(named) == MOST_NAMED else _plain(each.label)
-            named |= {each.label} if label else set()
             axes.plot(each.xs, each.ys, dash, color=colour, label=label, linewidth=0.7 if many else 1.4,
                       marker="o" if marks else None, markersize=3)  # fmt: skip
             if each.bounds:
@@ -124,7 +122,7 @@ def lines(
             axes.xaxis.get_major_locator().set_params(integer=True)
         if many:
             axes.figure.legend(loc="outside upper left", ncols=4)  # a place among many lines is long to find
-        elif len(named) > 1:
+        elif len(drawn) - labels.count(None) > 1:
             axes.legend()
     return Figure(name, title, caption, saved[0], wide(across, drawn))
 
@@ -132,11 +130,8 @@ def lines(
 def points(name: str, title: str, series: Sequence[Series], across: str, along: str, caption: str = "") -> Figure:
     """One point for each series, whose bounds are vertical."""
     with _axes(name, across, along) as (axes, saved):
-        named: set[str] = set()
-        for each in series:
+        for each, label in zip(series, _labels(series), strict=True):
             colour, mark = COLOURS[each.colour % len(COLOURS)], MARKS[each.colour // len(COLOURS) % len(MARKS)]
-            label = None if each.label in named or len(named) == MOST_NAMED else _plain(each.label)
-            named |= {each.label} if label else set()
             (x,), (y,) = each.xs, each.ys
             for low, high in each.bounds:
                 axes.plot([x, x], [low, high], color=colour, linewidth=1)
@@ -147,6 +142,13 @@ def points(name: str, title: str, series: Sequence[Series], across: str, along: 
             axes.legend()
     rows = [(each.full_name, each.xs[0], each.ys[0], *(each.bounds[0] if each.bounds else ())) for each in series]
     return Figure(name, title, caption, saved[0], [("model", across, along, "low", "high"), *rows])
+
+
+def _labels(series: Sequence[Series]) -> list[str | None]:
+    """What the legend says of each: a label once, and of many labels the first ones."""
+    named = list(dict.fromkeys(each.label for each in series))[:MOST_NAMED]
+    first = {label: next(n for n, each in enumerate(series) if each.label == label) for label in named}
+    return [_plain(each.label) if first.get(each.label) == n else None for n, each in enumerate(series)]
 
 
 def wide(across: str, series: Sequence[Series]) -> list[list[Any]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from adpa_cli.report import text
@@ -45,7 +45,7 @@ class Graph:
     edges: Sequence[str]
     width: int
     height: int
-    members: Sequence[Manifest] = field(default=())
+    members: Sequence[Manifest]
     """Every artifact, those that others rest on first."""
 
 

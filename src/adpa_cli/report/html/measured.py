@@ -13,7 +13,7 @@ import numpy as np
 from adpa_cli.errors import UsageError
 from adpa_cli.report import text
 from adpa_cli.report.curves import Curve, curves_of
-from adpa_cli.report.differences import Difference, Rows, paired, rows_of
+from adpa_cli.report.differences import Difference, Rows, corrected, paired, rows_of
 from adpa_cli.report.evaluation import LEVEL
 from adpa_cli.report.lineage import what
 from adpa_cli.report.scores import (
@@ -29,10 +29,10 @@ from adpa_cli.report.scores import (
     differing,
     distinct_names,
     measured_model,
+    scaled,
     title,
 )
 from adpa_cli.stages import product_of
-from adpa_cli.statistics import holm
 from adpa_cli.store.manifest import Manifest
 from adpa_cli.store.store import Store
 
@@ -99,6 +99,11 @@ class Compared:
         """The settings that have columns of their own: those of models that go by tags, for other names tell them."""
         return self.keys if any(model.tags for model in self.asked) and len(self.keys) <= MOST_KEYS else ()
 
+    @property
+    def is_approximate(self) -> bool:
+        """Whether intervals and tests of differences are those of a normal distribution."""
+        return len(self.models) > FEW
+
     def folder(self, ref: str) -> Path:
         """Where the files of one of its artifacts are, which are there: nothing is looked for."""
         return self.store.root / ref
@@ -134,8 +139,7 @@ def compared(store: Store, asked: Sequence[Manifest]) -> Compared:
     opponents = {m.ref: "its start" if m.role == START and roles.count(START) > 1 else m.name for m in models}
     models = [replace(m, scores=_scores(scored.get(m.manifest.id, ()), opponents)) for m in models]
     curves = {manifest.ref: curves_of(store, manifest, artifacts.values()) for manifest in chosen}
-    by_ref = {manifest.ref: manifest for manifest in artifacts.values()}
-    merits = {kind for m in models for kind, score in m.scores.items() if _is_merit(score, by_ref[score.ref])}
+    merits = {kind for m in models for kind, score in m.scores.items() if _is_merit(score)}
     columns = _columns(models, merits)
     return Compared(store, artifacts, models, columns, keys, curves, [kind for kind in columns if kind in merits])
 
@@ -194,12 +198,17 @@ def _names(
     """A name for each model that no other has: its tag, else the settings that set it apart, else what it is."""
     names = []
     for manifest, own in zip(chosen, settings, strict=True):
-        said = " ".join(own[key] if key == "method" else f"{key}={own[key]}" for key in keys if key in own)
+        said = setting_words({key: own[key] for key in keys if key in own})
         names.append(next(iter(tags.get(manifest.id, ())), "") or text.cut(said, LETTERS) or what(manifest))
     return [
         f"{name} ({manifest.id[:4]})" if names.count(name) > 1 else name
         for name, manifest in zip(names, chosen, strict=True)
     ]
+
+
+def setting_words(settings: Mapping[str, str]) -> str:
+    """Settings in one line; a method goes without its key."""
+    return " ".join(value if key == "method" else f"{key}={value}" for key, value in settings.items())
 
 
 def _scores(scores: Sequence[Score], opponents: Mapping[str, str]) -> dict[Column, Score]:
@@ -211,10 +220,9 @@ def _scores(scores: Sequence[Score], opponents: Mapping[str, str]) -> dict[Colum
     return found
 
 
-def _is_merit(score: Score, evaluation: Manifest) -> bool:
+def _is_merit(score: Score) -> bool:
     """Whether more of a score is better: it is no property of the answers alone, as their length is."""
-    entry = evaluation.metrics["scores"].get(score.metric, {})
-    return not entry.get("of") and not score.metric.partition(",")[0].endswith(NOT_MORE_IS_BETTER)
+    return not score.more.get("of") and not score.metric.partition(",")[0].endswith(NOT_MORE_IS_BETTER)
 
 
 def _columns(models: Sequence[Model], merits: Set[Column]) -> dict[Column, str]:
@@ -262,14 +270,14 @@ def _cell(
     score = model.scores.get(kind)
     if score is None:
         return None
-    scale, digits, unit = (100, 1, " %") if score.is_share else (1, DIGITS, "")
+    scale, digits = scaled(score.is_share, DIGITS)
     bounds = more = mark = ""
     if score.low is not None and score.high is not None:
-        bounds = f"{scale * score.low:.{digits}f} to {scale * score.high:.{digits}f}{unit}"
+        bounds = f"{scale * score.low:.{digits}f} to {scale * score.high:.{digits}f}{' %' if score.is_share else ''}"
         bounds += f", n={text.number(score.n)}" if score.n is not None else ""
     if apart is not None:
         difference, p = apart
-        more = f"{scale * difference.value:+.{digits}f}".replace("-", "−")
+        more = difference.words(score.is_share, DIGITS)[0].replace("-", "−")
         mark = "" if p >= LEVEL else "▲" if difference.value > 0 else "▼"
     is_best = not model.role and score.value == best.get(kind)
     words, few, _ = score.words(DIGITS).partition(f" {TOO_FEW}")
@@ -280,17 +288,17 @@ def _differences(found: Compared) -> dict[tuple[str, Column], tuple[Difference, 
     """By how much every line differs from the base, with the p of all of them corrected together (Holm)."""
     base = found.base
     others = [model for model in found.models if model is not base]
-    compare = paired if len(found.models) <= FEW else normal
+    compare = normal if found.is_approximate else paired
+    kinds = [kind for kind in found.merits if kind in base.scores][:MOST_COMPARED]
+    rows = {kind: rows_of(found.folder(base.scores[kind].ref), kind[0]) for kind in kinds}
     made: dict[tuple[str, Column], Difference] = {}
-    for kind in [kind for kind in found.merits if kind in base.scores][:MOST_COMPARED]:
-        rows = rows_of(found.folder(base.scores[kind].ref), kind[0])
-        for model in others:
+    for model in others:
+        for kind in kinds:
             if kind in model.scores:
                 own = rows_of(found.folder(model.scores[kind].ref), kind[0])
-                if difference := compare(own, rows):
+                if difference := compare(own, rows[kind]):
                     made[model.ref, kind] = difference
-    corrected = holm([difference.p for difference in made.values()])
-    return {key: (one, p) for (key, one), p in zip(made.items(), corrected, strict=True)}
+    return corrected(made)
 
 
 def normal(ours: Rows, theirs: Rows) -> Difference | None:
@@ -313,8 +321,8 @@ def over_seeds(found: Compared) -> list[tuple[str, int, list[str]]]:
     """(settings, number of seeds, mean ± standard deviation by column) of the lines that differ in a seed only."""
     groups: dict[str, list[Model]] = {}
     for model in found.asked:
-        kept = [f"{k}={v}" if k != "method" else v for k, v in model.settings.items() if k not in SEEDS]
-        groups.setdefault(" ".join(kept) or "all", []).append(model)
+        kept = {key: value for key, value in model.settings.items() if key not in SEEDS}
+        groups.setdefault(setting_words(kept) or "all", []).append(model)
     return [
         (name, len(members), [_spread(members, kind) for kind in found.columns])
         for name, members in groups.items() if len(members) > 1 and any(k in m.settings for m in members for k in SEEDS)
@@ -325,7 +333,7 @@ def _spread(members: Sequence[Model], kind: Column) -> str:
     scores = [model.scores[kind] for model in members if kind in model.scores]
     if len(scores) < 2:
         return "–"
-    scale, digits = (100, 1) if scores[0].is_share else (1, DIGITS)
+    scale, digits = scaled(scores[0].is_share, DIGITS)
     values = scale * np.array([score.value for score in scores])
     return f"{values.mean():.{digits}f} ± {values.std(ddof=1):.{digits}f}"
 

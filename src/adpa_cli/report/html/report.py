@@ -10,8 +10,9 @@ from typing import Any
 
 from adpa_cli.errors import AdpaError
 from adpa_cli.report import text
+from adpa_cli.report.evaluation import LEVEL
 from adpa_cli.report.html import graph, render, save
-from adpa_cli.report.html.answers import AllAnswers, Sample
+from adpa_cli.report.html.answers import AllAnswers, Matrix, Sample
 from adpa_cli.report.html.disagreement import Disagreement, disagreement
 from adpa_cli.report.html.figures import Figure, as_csv, library
 from adpa_cli.report.html.measured import Compared, compared, numbers, over_seeds, table
@@ -46,6 +47,10 @@ class Report:
         return self.answers.samples()
 
     @cached_property
+    def matrix(self) -> Matrix | None:
+        return self.answers.matrix()
+
+    @cached_property
     def differences(self) -> Disagreement | None:
         """Of the first of the models that learned from a signal, one of two teachers if there is any."""
         pairs = {m.ref: "reference" in with_rows(self.store, m.manifest).inputs for m in self.found.asked}
@@ -78,9 +83,10 @@ class Report:
         found = self.found
         return render(
             "report.html.j2", title=f"Report: {self.title}", found=found, table=table(found), figures=self.figures,
-            over_seeds=over_seeds(found), matrix=self.answers.matrix(), samples=self.samples,
+            over_seeds=over_seeds(found), matrix=self.matrix, samples=self.samples,
             differences=self.differences, lineage=self.lineage, words=graph.words, what=what, levels=LEVELS,
-            number=text.number, human_time=text.human_time, csv=as_csv(numbers(found)), watch=list(_watch(found)),
+            level=LEVEL, number=text.number, human_time=text.human_time, csv=as_csv(numbers(found)),
+            watch=list(_watch(found)),
             kinds=list(dict.fromkeys(what(model.manifest) for model in found.asked)), size=(graph.WIDTH, graph.HEIGHT),
         )  # fmt: skip
 
@@ -93,8 +99,8 @@ class Report:
         found["scores.csv"] = as_csv(numbers(self.found))
         found["lineage.csv"] = as_csv(graph.numbers(self.lineage))
         found["steps.csv"] = as_csv(list(self._steps()))
-        if matrix := self.answers.matrix():
-            names, cells = matrix
+        if self.matrix:
+            names, cells = self.matrix
             rows = [[name, *(cell and cell[0] for cell in row)] for name, row in zip(names, cells, strict=True)]
             found["win-matrix.csv"] = as_csv([["", *names], *rows])
         if self.differences:

@@ -9,7 +9,7 @@ import numpy as np
 
 from adpa_cli.report.curves import HELD_OUT, Curve, names_in
 from adpa_cli.report.html.figures import COLOURS, Figure, Series, lines
-from adpa_cli.report.html.measured import FIRST, Compared, Model
+from adpa_cli.report.html.measured import FIRST, Compared, Model, setting_words
 from adpa_cli.report.scores import SEEDS, Column, Score
 
 POINTS = 80
@@ -68,10 +68,10 @@ def grouped(found: Compared, models: Sequence[Model]) -> dict[str, tuple[str, in
     for key in found.keys:
         values = list(dict.fromkeys(model.settings.get(key, "–") for model in asked))
         if 1 < len(values) <= len(COLOURS) - 2 and key not in SEEDS:
-            said = "" if key == "method" else f"{key}="
             groups = {m.ref: m.settings.get(key, "–") for m in asked}
             around = {m.ref: (m.name, len(values) + n) for n, m in enumerate(m for m in models if m.role)}
-            return {**{ref: (said + value, values.index(value)) for ref, value in groups.items()}, **around}
+            divided = {ref: (setting_words({key: value}), values.index(value)) for ref, value in groups.items()}
+            return divided | around
     return own
 
 
@@ -143,8 +143,7 @@ def _by_others(found: Compared, key: str, kind: Column) -> list[Series]:
         value = _value(model, key)
         if value is not None and kind in model.scores:
             others = {k: v for k, v in model.settings.items() if k != key and k not in SEEDS}
-            label = " ".join(v if k == "method" else f"{k}={v}" for k, v in others.items())
-            groups.setdefault(label, {}).setdefault(value, []).append(model.scores[kind])
+            groups.setdefault(setting_words(others), {}).setdefault(value, []).append(model.scores[kind])
     series = []
     for n, (label, by_value) in enumerate(groups.items()):
         if len(by_value) > 1:
