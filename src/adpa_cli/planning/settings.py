@@ -41,7 +41,7 @@ def installed_trackers(text: str) -> list[str]:
     for name in names:
         if name not in PACKAGES:
             raise UsageError(
-                f"--runtime trackers={text}: there is no tracker called {name!r}", f"trackers: {', '.join(PACKAGES)}"
+                f"--runtime trackers={text}: there is no tracker called {name!r}", f"use some of {', '.join(PACKAGES)}"
             )
     missing = [name for name in names if importlib.util.find_spec(name) is None]
     if missing:

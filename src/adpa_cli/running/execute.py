@@ -34,6 +34,8 @@ from adpa_cli.store.lock import reserved
 from adpa_cli.store.manifest import Manifest, utc
 from adpa_cli.store.store import Store
 
+SETTINGS = ("scores", "measured", "step")
+"""Metrics that are no numbers of their own for a tracker: they hold others, or repeat settings."""
 EVERY_SECONDS, EVERY_SHARE, LEAST_SECONDS = 60.0, 0.05, 5.0
 SAVE_SECONDS = 5.0
 """How old the progress may be that a killed stage leaves behind for `adpa show`."""
@@ -231,18 +233,27 @@ def _computed(job: Job, work: Work, threads: int, log: Log, show: Show) -> dict[
 
 
 def run(job: Job, monitor: Monitor, threads: int) -> dict[str, Any]:
-    """Compute a stage in this process, or in as many as the runtime asks for, and finish it here."""
+    """Compute a stage in this process, or in as many as the runtime asks for, and finish it here.
+
+    Trackers hear of a training step by step, from itself, and of any other stage when it is finished.
+    """
     from adpa_cli.engine.device import prepare
+    from adpa_cli.engine.trackers import numbers, tracking
 
     stage = every()[job.stage]
     prepare(threads)
-    if job.runtime.processes > 1 and not stage.one_process:
-        from adpa_cli.running.processes import compute_in_processes
+    trackers, *run = job.tracked
+    with tracking([] if stage.kind == "training" else trackers, *run, monitor.note) as track:
+        if job.runtime.processes > 1 and not stage.one_process:
+            from adpa_cli.running.processes import compute_in_processes
 
-        compute_in_processes(job, monitor, threads)
-    else:
-        compute(job, monitor, 0, 1)
-    return stage.finish(job)
+            compute_in_processes(job, monitor, threads)
+        else:
+            compute(job, monitor, 0, 1)
+        metrics = stage.finish(job)
+        told = {**metrics, **metrics.get("scores", {})}
+        track(0, numbers({name: value for name, value in told.items() if name not in SETTINGS}))
+    return metrics
 
 
 def threads_per_process(runtime: Runtime) -> int:

@@ -27,7 +27,7 @@ from adpa_cli.engine.costs import Held, scoring_in_turn
 from adpa_cli.errors import AdpaError, Stopped
 from adpa_cli.hub import External, Located
 from adpa_cli.sizes import Disk, Memory, ModelSize, Row, Rows, RowTable, Where, forward_flops, joined
-from adpa_cli.spec import Runtime, hashed
+from adpa_cli.spec import Runtime, hashed, tracker_names
 from adpa_cli.store.identity import Recipe
 from adpa_cli.store.manifest import Manifest
 
@@ -196,6 +196,13 @@ class Job:
     def firsts(self) -> dict[str, Located]:
         """The first input of each role that has one."""
         return {role: items[0] for role, items in self.inputs.items() if items}
+
+    @property
+    def tracked(self) -> tuple[list[str], str, Path, dict[str, Any]]:
+        """The trackers that hear of the job, the name of its run there, where they write, and the run's settings."""
+        inputs = {role: item.label for role, item in self.firsts.items()}
+        logs = Path(self.logs or self.folder / "_trackers")
+        return tracker_names(self.runtime.trackers), self.ref, logs, {**inputs, **self.spec}
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))

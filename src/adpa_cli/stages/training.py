@@ -12,7 +12,7 @@ from adpa_cli.engine import costs
 from adpa_cli.errors import DataError
 from adpa_cli.hub import External
 from adpa_cli.sizes import Disk, Memory, Rows
-from adpa_cli.spec import TrainSpec, make, tracker_names
+from adpa_cli.spec import TrainSpec, make
 from adpa_cli.stages import Job, Lengths, Load, Monitor, Node, Stage, every, stored_words
 from adpa_cli.stages._update import COMPUTED, first_steps, lost_update, rounds, share_words, update_of
 
@@ -31,12 +31,12 @@ def compute(job: Job, monitor: Monitor, rank: int = 0, processes: int = 1) -> No
     """Train, and leave a Hugging Face folder and metrics.jsonl in the work folder."""
     from adpa_cli.engine.device import forget_peak, make_accelerator
     from adpa_cli.engine.layout.examples import encoder_of
+    from adpa_cli.engine.trackers import tracking
     from adpa_cli.engine.training import schedule
     from adpa_cli.engine.training.adapted import base_of
     from adpa_cli.engine.training.checkpoint_selection import CheckpointSelection
     from adpa_cli.engine.training.loop import Run, train
     from adpa_cli.engine.training.online import Online
-    from adpa_cli.engine.training.step_report import tracking
     from adpa_cli.hub.model_folder import ModelFolder
     from adpa_cli.stages._training_inputs import gather, scaled_params
 
@@ -58,13 +58,12 @@ def compute(job: Job, monitor: Monitor, rank: int = 0, processes: int = 1) -> No
     selection = CheckpointSelection(job.folder, student, accelerator, save_in, held, spec.keep == "all")
     evaluated = schedule.evaluation_steps(rows, spec.batch_size, end) if held or spec.keep == "all" else frozenset()
     forget_peak(accelerator.device)
-    logs = Path(job.logs or job.folder / "_trackers")
-    with tracking(tracker_names(job.runtime.trackers), job.ref, logs, job.spec, monitor.note) as track:
+    with tracking(*job.tracked, monitor.note) as track:
         run = Run(
             spec=spec, method=method, params=params, examples=data.examples, end_id=encoder.end_id, stage=job.stage,
             signal_of=data.signal_of, work=job.folder, runtime=job.runtime, progress=monitor.progress, track=track,
             look=first_steps(job, spec, student, monitor, end), note=monitor.note, stop=monitor.stop,
-            evaluation_steps=evaluated, evaluate=selection.evaluate, feed=feed,
+            evaluation_steps=evaluated, evaluate=lambda step: track(step, selection.evaluate(step)), feed=feed,
             critic_lr=params.critic_lr if feed else 0.0, reward_of=data.reward_of, start_of=data.start_of,
         )  # fmt: skip
         summary = train(student, run, accelerator)
@@ -176,7 +175,8 @@ def finish(job: Job) -> dict[str, Any]:
     metrics: dict[str, Any] = json.loads((job.folder / RESULT).read_text())
     metrics["memory"] = {"estimate": job.hints.get("memory"), **metrics["memory"]}
     spec, update = make(TrainSpec, job.spec), metrics.get("update", {})
-    say = [f"its products see {share_words(update['seen'][COMPUTED])} of the update"] if update and rounds(spec) else []
+    seen = share_words(update["seen"][COMPUTED]) if update and rounds(spec) else ""
+    say = [f"computing in bfloat16 saw {seen} of what training changed"] if seen else []
     if spec.lora:
         say.append(f"{metrics['trained']:,} parameters trained beside {metrics['parameters'] - metrics['trained']:,}")
     watch = [*unequal_gradients(metrics.get("gradients", {})), *lost_update(update, job.stage, spec)]

@@ -9,12 +9,13 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from adpa_cli.cli.console.make import Console, ask_if_large, carry_out, check_tag_fits, console, created, hand_over
 from adpa_cli.cli.console.options import Request
 from adpa_cli.cli.console.plan_screen import plan_text
-from adpa_cli.cli.console.streams import GLOBALS, command_line, terminal_width
+from adpa_cli.cli.console.streams import GLOBALS, command_line, is_coloured, terminal_width
 from adpa_cli.cli.recipes.choice import ROW, Ask, Step, check_choices, check_one_tag, following
 from adpa_cli.cli.recipes.closing import measured_lines
 from adpa_cli.cli.recipes.grid import Cell, Recipe, as_text
@@ -22,10 +23,12 @@ from adpa_cli.errors import AdpaError, Stopped
 from adpa_cli.estimate.preflight import refuse
 from adpa_cli.estimate.survey import Survey, check, survey
 from adpa_cli.planning.planner import Plan
+from adpa_cli.planning.settings import TRACKERS_FOLDER
 from adpa_cli.report import scores as report
 from adpa_cli.report import text
 from adpa_cli.report.evaluation import Entry, entries
 from adpa_cli.report.scores import scores
+from adpa_cli.spec import tracker_names
 from adpa_cli.stages import Node
 from adpa_cli.store.manifest import Manifest
 from adpa_cli.store.store import Store
@@ -113,10 +116,11 @@ def sweep(
             table = _lines(steps, store, failures)
         else:
             table = measured_lines(recipe, steps, store, making.measured, _tags(store))
-            for line in table if GLOBALS.json else ():
-                desk.output.line(json.dumps(line.record(), ensure_ascii=False))
+        for line in table if GLOBALS.json else ():
+            desk.output.line(json.dumps(line.record(), ensure_ascii=False))
         width = terminal_width() if sys.stderr.isatty() else UNCUT
-        desk.screen.say(report.screen(table, width))
+        desk.screen.say(report.screen(table, width, is_coloured(sys.stderr)))
+        _track(table, recipe, whole, desk)
         if recipe.report is not None and shard != (1, 1):
             desk.screen.say("The rows are measured when all shards are done. Repeat the command without --shard then.")
         if failures or making.unmeasured:
@@ -152,7 +156,7 @@ class Making:
             if step is None:
                 rows = " and ".join(dict.fromkeys(planned.cell.follows.values()))
                 failures.append(
-                    Failure(planned, "", AdpaError(f"it follows the choice of {rows}, which has not been made"))
+                    Failure(planned, "", AdpaError(f"it needs the values chosen for {rows}, and none could be chosen"))
                 )
                 continue
             self.steps[step.number] = step
@@ -247,12 +251,12 @@ def show_cells(steps: Sequence[Step], whole: Survey, desk: Console) -> None:
         refuse(whole.problems, whole.command)
     output, store = desk.output, whole.store
     rows = [
-        (str(step.number), _state(step, target, store), target.label, step.shown)
+        (str(step.number), _state(step, target, store), target.label, step.shown, target.recipe.id)
         for step in steps
         for target in step.plan.targets
     ]
     if GLOBALS.json:
-        keys = ("cell", "state", "ref", "settings")
+        keys = ("cell", "state", "ref", "settings", "id")
         output.line(json.dumps([dict(zip(keys, row, strict=True)) for row in rows], ensure_ascii=False, indent=1))
     elif os.isatty(output.descriptor):
         varying = report.differing([step.settings for step in steps])
@@ -289,6 +293,19 @@ def _lines(steps: Sequence[Step], store: Store, failures: Sequence[Failure]) -> 
                 others[model.content] = replace(line, scores=tuple(dict.fromkeys((*line.scores, *numbers))))
     cells = {line.ref for line in lines}
     return [*lines, *(line for line in others.values() if line.ref not in cells)]
+
+
+def _track(lines: Sequence[report.Line], recipe: Recipe, whole: Survey, desk: Console) -> None:
+    """Send each line of the closing table to the trackers, as a run of its own with the settings of the line."""
+    names, logs = tracker_names(whole.runtime.trackers), whole.store.root / TRACKERS_FOLDER
+    if not names:
+        return
+    from adpa_cli.engine.trackers import numbers, tracking
+
+    for line in lines:
+        run, settings = f"sweep/{Path(recipe.source).stem}/{line.ref}", {**line.settings, "model": line.ref}
+        with tracking(names, run, logs, settings, desk.screen.say) as track:
+            track(0, numbers({score.metric: score.record() for score in reversed(line.scores)}))
 
 
 def _tags(store: Store) -> dict[str, list[str]]:

@@ -50,11 +50,19 @@ class CheckpointSelection:
     measure: HeldOut | RewardSelection | None
     keep_all: bool
 
-    def evaluate(self, step: int) -> None:
-        """Score the student after `step`; keep its weights if they are the best so far, or if all are kept."""
-        record = {"step": step, **(self.measure.score(self.student, self.accelerator) if self.measure else {})}
-        if not self.accelerator.is_main_process:
-            return
+    def evaluate(self, step: int) -> dict[str, float]:
+        """Score the student after `step`; keep its weights if they are the best so far, or if all are kept.
+
+        Returns the scores, each as `held_out/NAME`.
+        """
+        scores = self.measure.score(self.student, self.accelerator) if self.measure else {}
+        if self.accelerator.is_main_process:
+            self._keep({"step": step, **scores})
+        return {f"held_out/{name}": value for name, value in scores.items()}
+
+    def _keep(self, record: Record) -> None:
+        """Add to what was measured so far, and keep the weights of this moment if they are wanted."""
+        step = record["step"]
         before = [earlier for earlier in records(self.work) if earlier["step"] < step]
         if not self.keep_all:
             wanted = {self.folder(best(before)["step"])} if before else set()

@@ -1,4 +1,4 @@
-"""What a training says of its steps: their numbers, how fast it goes, and the trackers that hear of both.
+"""What a training says of its steps: their numbers, and how fast it goes.
 
 The numbers of the steps are the same each time and stand in metrics.jsonl. The speed is kept beside them: a run that is
 interrupted adds up what its pieces took, as far as that was saved. The MFU is that of Chowdhery et al. 2022 (PaLM),
@@ -7,16 +7,14 @@ appendix B: it counts the operations of the mathematics (`sizes.forward_flops`),
 
 from __future__ import annotations
 
-import contextlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 from torch import nn
 
 from adpa_cli.disk import write_atomic
@@ -27,7 +25,6 @@ from adpa_cli.engine.layout.examples import TokenSequence
 from adpa_cli.engine.lora import EXPERTS
 from adpa_cli.engine.quantised import QuantisedLinear
 from adpa_cli.engine.training.student import Student
-from adpa_cli.errors import AdpaError
 from adpa_cli.methods import Part
 from adpa_cli.sizes import ModelSize, Row, Rows
 
@@ -52,10 +49,6 @@ number with sparsity only, half of it.
 
 SLOWER = ("MIG", "Laptop", "Ti", "SUPER")
 """What makes another device of a name, or a part of one."""
-PROJECT = "adpa"
-RUN_NAME = {"wandb": "name", "trackio": "name", "mlflow": "run_name", "swanlab": "experiment_name"}
-"""The argument that takes the name of a run, in trackers that take it beside that of its project."""
-PROJECTS = (*RUN_NAME, "comet_ml")
 
 
 class StepLog:
@@ -197,53 +190,3 @@ def peak_flops(device: str, dtype: str) -> float | None:
         return None
     names = [name for name in PEAKS if f" {name} " in words]
     return PEAKS[max(names, key=len)] * TERA if names and dtype == "bfloat16" else None
-
-
-@contextlib.contextmanager
-def tracking(
-    names: Sequence[str], ref: str, logs: Path, spec: Mapping[str, Any], note: Callable[[str], None]
-) -> Iterator[Callable[[int, Mapping[str, float]], None]]:
-    """A function that hands the number of a step and its values to the trackers `names`.
-
-    Each gets the settings of `spec` and writes into `logs`, if at all, under the name `ref`. Only the main process
-    writes, once there is one. A tracker that fails later is noted and hears nothing more: no training ends for it.
-
-    Raises AdpaError where a tracker does not start, which most do not without an account.
-    """
-    with contextlib.ExitStack() as finishing:
-        trackers = []
-        for name in names:
-            try:
-                logs.mkdir(parents=True, exist_ok=True)
-                tracker = _tracker(name, ref, logs)
-                tracker.start()
-                finishing.callback(tracker.finish)
-                tracker.store_init_configuration(_settings(spec))
-            except Exception as error:
-                what = f"the tracker {name} did not start: {error}"
-                raise AdpaError(what, f"set up {name}, or remove it from --runtime trackers=") from error
-            trackers.append(tracker)
-
-        def track(step: int, numbers: Mapping[str, float]) -> None:
-            for tracker in list(trackers):
-                try:
-                    tracker.log(dict(numbers), step=step)
-                except Exception as error:
-                    trackers.remove(tracker)
-                    note(f"the tracker {tracker.name} failed and is not used any more: {error}")
-
-        yield track
-
-
-def _tracker(name: str, ref: str, logs: Path) -> Any:
-    project = PROJECT if name in PROJECTS else ref
-    more = {RUN_NAME[name]: ref} if name in RUN_NAME else {}
-    more |= {"dir": str(logs)} if name == "wandb" else {}  # else it writes into the working directory
-    kind: Any = LOGGER_TYPE_TO_CLASS[name]
-    return kind(project, logs, **more) if kind.requires_logging_directory else kind(project, **more)
-
-
-def _settings(spec: Mapping[str, Any]) -> dict[str, Any]:
-    """The numbers, switches and short words of a spec."""
-    flat = {**spec, **spec["params"]}
-    return {key: value for key, value in flat.items() if isinstance(value, int | float | str) and key != "template"}
