@@ -1,7 +1,9 @@
-"""What the shell offers after TAB: through Typer's protocol for bash, zsh and fish, and once in a real bash."""
+"""What the shell offers after TAB: through Typer's protocol for bash, zsh and fish, and in each of these shells."""
 
 from __future__ import annotations
 
+import contextlib
+import os
 import shutil
 import subprocess
 import sys
@@ -16,6 +18,7 @@ from adpa_cli.cli.console.app import program
 from adpa_cli.cli.main import main
 from adpa_cli.store.store import Store
 from support.cli_samples import Cli
+from support.shells import Shell
 from support.store_samples import new_store, place, recipe
 
 Offer = Callable[[str], list[str]]
@@ -46,7 +49,7 @@ def store(tmp_path: Path) -> Store:
     """A store with an artifact of two stages, each with a tag."""
     store = new_store(tmp_path)
     for n, stage in enumerate(("sft", "cache-teacher")):
-        made = place(store, recipe(stage=stage, n=n), float(n))
+        made = place(store, recipe(stage=stage, n=n), float(n), metrics={"what": "made by a test"})
         store.tag(f"my-{stage}", made.id)
     return store
 
@@ -70,13 +73,14 @@ def test_models_and_teachers_are_aliases_tags_and_ids(offered: Offer, store: Sto
     assert offered("adpa distill --teacher tul") == ["tulu-3-8b"]
     assert offered("adpa distill --student tul") == []
     assert offered("adpa distill --student my") == ["my-sft"]
-    assert offered("adpa distill --student sf") == [f"sft/{sft}"]
+    assert offered("adpa distill --student sf") == ["sft@latest", f"sft/{sft}"]
     assert offered(f"adpa distill --student {sft[:5]}") == [sft]
     assert offered("adpa distill --cache my") == ["my-cache-teacher"]
-    assert offered("adpa distill --cache ca") == [f"cache-teacher/{cache}"]
+    assert offered("adpa distill --cache ca") == ["cache-teacher@latest", f"cache-teacher/{cache}"]
     assert offered("adpa show my") == ["my-cache-teacher", "my-sft"]
     assert offered("adpa show my-sft my-c") == ["my-cache-teacher"]
-    assert set(offered("adpa path ")) == {"my-sft", "my-cache-teacher", f"sft/{sft}", f"cache-teacher/{cache}"}
+    newest = {"sft@latest", "cache-teacher@latest"}
+    assert set(offered("adpa path ")) == {*newest, "my-sft", "my-cache-teacher", f"sft/{sft}", f"cache-teacher/{cache}"}
     assert offered("adpa tag my-s") == ["my-sft"]
     assert offered(f"adpa tag new {sft[:5]}") == [sft]
 
@@ -90,11 +94,11 @@ def test_the_store_is_the_one_that_the_line_names(offered: Offer, store: Store, 
     assert offered(f"adpa --store={moved} show my") == ["my-cache-teacher", "my-sft"]
 
 
-def test_no_manifest_is_read_and_nothing_is_created(offered: Offer, store: Store, tmp_path: Path) -> None:
+def test_damaged_manifests_are_offered_and_nothing_is_created(offered: Offer, store: Store, tmp_path: Path) -> None:
     for manifest in store.root.rglob("manifest.json"):
         manifest.write_text("damaged")
     before = sorted(tmp_path.rglob("*"))
-    assert len(offered("adpa show ")) == 4
+    assert len(offered("adpa show ")) == 6
     assert sorted(tmp_path.rglob("*")) == before
     (store.root / "adpa.json").write_text("damaged")
     assert offered("adpa show ") == []
@@ -115,7 +119,7 @@ def test_values_of_a_key(offered: Offer) -> None:
     line = "adpa distill --method adpa --set "
     known = ["kth", "exact"]
     whole = offered(line + "missing_reference=")
-    assert whole[:2] == ["missing_reference=", "missing_reference=kth"]
+    assert whole[0] == "missing_reference=kth"
     assert set(known) <= {value.partition("=")[2] for value in whole}
     assert set(known) <= set(offered(line + "missing_reference ="))  # as bash splits it
     assert offered(line + "missing_reference = k") == ["kth"]
@@ -123,7 +127,7 @@ def test_values_of_a_key(offered: Offer) -> None:
     assert offered(line + "gamma=2 --lr 1 --meth") == []
     teachers = ["kd_teacher=", "kd_teacher=aligned", "kd_teacher=reference", "kd_teacher=sft-chosen"]
     assert offered("adpa distill --method dckd --set kd_t") == teachers
-    assert offered("adpa distill --method seqkd --set states=")[:2] == ["states=", "states=teacher"]
+    assert offered("adpa distill --method seqkd --set states=")[0] == "states=teacher"
     assert offered("adpa distill --states ") == ["student", "chosen", "rejected", "teacher"]
 
 
@@ -197,29 +201,62 @@ def test_zsh_and_fish_show_what_an_option_means(
     assert expected in capfd.readouterr().out.replace("\\", "")
 
 
-@pytest.mark.skipif(shutil.which("bash") is None, reason="no bash")
-def test_a_real_bash_completes_lines(tmp_path: Path, store: Store) -> None:
+@pytest.fixture
+def home(tmp_path: Path, store: Store, request: pytest.FixtureRequest) -> dict[str, str]:
+    """The environment of a user of a shell who has typed `adpa --install-completion` there."""
+    name = str(request.param)
+    if shutil.which(name) is None:
+        pytest.skip(f"{name} is not installed")
     program = tmp_path / "bin" / "adpa"
-    program.parent.mkdir()
+    for folder in (program.parent, tmp_path / "home"):
+        folder.mkdir()
     program.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m adpa_cli "$@"\n')
     program.chmod(0o755)
-    (tmp_path / "try.sh").write_text("""
-set -e
-PATH=$PWD/bin:$PATH
-adpa --show-completion bash > completion.sh
-. ./completion.sh
-complete -p adpa >&2
-try() {
-    COMP_WORDS=("$@") COMP_CWORD=$(($# - 1))
-    COMPREPLY=()
-    _adpa_completion adpa
-    echo "${COMPREPLY[*]}"
-}
-try adpa distill --method adpa
-try adpa --store "$PWD/adpa-store" distill --method adpa+ --student my
-try adpa distill --method dckd --set alp
-try adpa show 'no such'
-""")
-    done = subprocess.run(["bash", "try.sh"], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=True)
-    assert done.stderr == "complete -o default -F _adpa_completion adpa\n"
-    assert done.stdout.splitlines() == [" ".join(METHOD), "my-sft", "alpha= alpha=0.2", ""]
+    path = f"{program.parent}{os.pathsep}{os.environ['PATH']}"
+    environment = {**os.environ, "HOME": str(tmp_path / "home"), "PATH": path}
+    environment.pop("ZDOTDIR", None), environment.pop("XDG_CONFIG_HOME", None)
+    words = [name, "-c", "adpa --install-completion; true"]  # a shell that ends with a command becomes that command
+    done = subprocess.run(words, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=True)
+    assert f"{name} completion installed" in done.stdout, done
+    return environment
+
+
+@pytest.mark.parametrize(("home", "name"), [("bash", "bash"), ("zsh", "zsh")], indirect=["home"])
+def test_a_real_shell_completes_what_is_typed(home: dict[str, str], name: str, tmp_path: Path, store: Store) -> None:
+    sft = next((store.root / "sft").iterdir()).name
+    student = "adpa distill --method dckd --student tiny"
+    lines = {
+        "adpa di": "adpa distill ",  # the first Tab of a new shell
+        "adpa distill --meth": "adpa distill --method ",
+        "adpa distill --select be": "adpa distill --select best ",
+        f"adpa show {sft[:5]}": f"adpa show {sft} ",
+        "adpa show sft@": "adpa show sft@latest ",
+        "adpa --store adpa-store path my-s": "adpa --store adpa-store path my-sft ",
+        "adpa distill --data tiny-p": "adpa distill --data tiny-pairs ",
+        f"{student} --set alp": f"{student} --set alpha=",
+        f"{student} --set alpha=": f"{student} --set alpha=1.0 ",
+    }
+    with contextlib.closing(Shell(name, tmp_path, home)) as shell:
+        assert {line: shell.completed(line) for line in lines} == lines
+
+
+@pytest.mark.parametrize("home", ["fish"], indirect=True)
+def test_a_real_fish_completes_with_summaries(home: dict[str, str], tmp_path: Path, store: Store) -> None:
+    sft = next((store.root / "sft").iterdir()).name
+    lines = ("adpa cache-te", "adpa distill --student my-", "adpa distill --student sft",
+             "adpa distill --method dckd --student tiny --set alpha=")  # fmt: skip
+    script = "\n".join(f'complete -C "{line}"; echo' for line in lines)
+    done = subprocess.run(["fish", "-c", script], env=home, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    blocks = [block.splitlines() for block in done.stdout.split("\n\n")]
+    assert blocks[0][0].startswith("cache-teacher\tStore the teacher’s top-k"), done
+    assert len(blocks[0]) == 1, "a help takes one line"
+    assert blocks[1:4] == [[f"my-sft\tsft/{sft}: made by a test"], [f"sft/{sft}\tmade by a test",
+        "sft@latest\tthe newest of 1"], ["alpha=1.0"]]  # fmt: skip
+
+
+def test_bash_splits_a_word_at_its_at_sign(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COMP_WORDS", "\n".join(["adpa", "show", "sft", "@", "latest", "dpo-teacher", "@", "la", "-q"]))
+    monkeypatch.setenv("COMP_CWORD", "7")
+    complete.join_words()
+    assert os.environ["COMP_WORDS"].split("\n") == ["adpa", "show", "sft@latest", "dpo-teacher@la", "-q"]
+    assert os.environ["COMP_CWORD"] == "3"

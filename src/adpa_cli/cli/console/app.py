@@ -15,6 +15,7 @@ from typer.core import TyperCommand, TyperGroup, TyperOption
 
 from adpa_cli import __version__
 from adpa_cli.cli import commands
+from adpa_cli.cli.console import complete
 from adpa_cli.cli.console.help_screens import EVERYWHERE, command_help, first_sentence, group_help, split_default
 from adpa_cli.cli.console.mistyped import unknown_command
 from adpa_cli.cli.console.options import option, with_parameters
@@ -48,10 +49,7 @@ class Command(TyperCommand):
             typed = (ctx.params.get(name) or [""])[-1]
             if typed and "=" not in typed and not incomplete.startswith("-"):
                 return _values(self, ctx, name, typed, incomplete)
-        items = super().shell_complete(ctx, incomplete)
-        for item in items:
-            item.help = split_default(item.help or "")[0]  # shells print it through rich, which eats brackets
-        return items
+        return _printable(super().shell_complete(ctx, incomplete))
 
 
 class Group(TyperGroup):
@@ -60,12 +58,22 @@ class Group(TyperGroup):
     def format_help(self, ctx: Any, formatter: Any) -> None:
         formatter.write(group_help(self, ctx.command_path, terminal_width()))
 
+    def shell_complete(self, ctx: Any, incomplete: str) -> list[Any]:
+        return _printable(super().shell_complete(ctx, incomplete))
+
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         if ctx.resilient_parsing and args[0] == "plan" and args[1:2] and args[1] in self.commands:
             args = args[1:]  # a plan's line is completed as that of the command it plans
         if not ctx.resilient_parsing and args[0] not in self.commands and not args[0].startswith("-"):
             raise unknown_command(args[0], args[1:], self)
         return super().resolve_command(ctx, args)
+
+
+def _printable(items: list[Any]) -> list[Any]:
+    """Completions with help that shells can show."""
+    for item in items:
+        item.help = complete.printable(split_default(item.help or "")[0])
+    return items
 
 
 def _values(command: TyperCommand, ctx: Any, name: str, key: str, incomplete: str) -> list[Any]:
@@ -133,6 +141,9 @@ def program() -> Group:
 
 def run_words(words: Sequence[str]) -> Any:
     """What the command of a command line returns; its errors are raised."""
+    complete.join_words()
+    if any(word.endswith("-completion") for word in words):
+        complete.mend_scripts()
     return program()(list(words), standalone_mode=False, prog_name="adpa")
 
 

@@ -1,17 +1,18 @@
-"""What the shell offers after TAB. Only names are read: folders of the store, tags, aliases, keys of settings.
+"""What the shell offers after TAB: names of folders of the store, tags, aliases, keys of settings.
 
-An option says itself what completes its values: mostly its metavar does. An empty answer lets the shell complete file
-names.
+An option says itself what completes its values: mostly its metavar does. Zsh and fish also show what an artifact is;
+only the manifests of those that are offered are read for it. An empty answer lets the shell complete file names.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import os
+import textwrap
 import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import typer
 
@@ -19,12 +20,77 @@ if TYPE_CHECKING:
     from adpa_cli.stages import Product
     from adpa_cli.store.store import Store
 
-Completion = Callable[[typer.Context, str], list[str]]
+COLUMNS = 78
+"""Of a help, or a summary, beside a completion."""
+Completion = Callable[[typer.Context, str], list[str] | list[tuple[str, str]]]
+
+
+def join_words() -> None:
+    """Undo in the environment that bash splits `sft@latest` into three words."""
+    words, at = os.environ.get("COMP_WORDS", "").split("\n"), int(os.environ.get("COMP_CWORD", 0))
+    joined: list[str] = []
+    for n, word in enumerate(words):
+        if n and "@" in (word, words[n - 1]):
+            joined[-1] += word
+            at -= n <= int(os.environ["COMP_CWORD"])
+        else:
+            joined.append(word)
+    if len(joined) < len(words):
+        os.environ |= {"COMP_WORDS": "\n".join(joined), "COMP_CWORD": str(at)}
+
+
+def mend_scripts() -> None:
+    """Mend the scripts that Typer installs; remove this once they do both themselves.
+
+    Bash puts a completion in the place of the @ and what follows it, so that what stands before it must be left out.
+    Zsh loads the script with the first Tab, which must complete the line already.
+    """
+    from typer import _completion_shared as shared
+
+    scripts = shared._completion_scripts
+    cut = '    [[ $2 != @* ]] || COMPREPLY=( "${COMPREPLY[@]/#*@/@}" )\n'
+    scripts["bash"] = scripts["bash"].replace("    return 0", f"{cut}    return 0")
+    scripts["zsh"] += '[ "$funcstack[1]" != _%(prog_name)s ] || %(complete_func)s "$@"\n'
+
+
+def printable(text: str) -> str:
+    """A text as shells can show it beside a completion: rich breaks its lines on the way, and zsh drops apostrophes."""
+    return textwrap.shorten(text.replace("'", "’"), COLUMNS, placeholder=" …")
+
+
+class Stored(NamedTuple):
+    """A name, the folder of the artifact that it is for, if of one, and what is said before the summary of that."""
+
+    name: str
+    folder: Path | None = None
+    before: str = ""
+
+    def summary(self) -> str:
+        """What the artifact is, in a line; only `before` where its manifest cannot be read."""
+        from adpa_cli.errors import AdpaError
+        from adpa_cli.store.manifest import read
+
+        try:
+            what = str(read(self.folder).metrics.get("what", "")) if self.folder else ""
+        except AdpaError:
+            what = ""
+        return ": ".join(filter(None, (self.before, what)))
 
 
 def beginning(candidates: Callable[[typer.Context, str], Iterable[str]]) -> Completion:
     """A completion: the candidates that begin with what is typed."""
     return lambda ctx, incomplete: [name for name in candidates(ctx, incomplete) if name.startswith(incomplete)]
+
+
+def summarised(candidates: Callable[[typer.Context, str], Iterable[str | Stored]]) -> Completion:
+    """A completion by names of which some are those of artifacts, each with its summary."""
+
+    def found(ctx: typer.Context, incomplete: str) -> list[tuple[str, str]]:
+        named = [Stored(each) if isinstance(each, str) else each for each in candidates(ctx, incomplete)]
+        fitting = [each for each in named if each.name.startswith(incomplete)]
+        return [(each.name, printable(each.summary())) for each in fitting]
+
+    return found
 
 
 def words(*choices: str) -> Completion:
@@ -34,19 +100,19 @@ def words(*choices: str) -> Completion:
 
 def artifacts(*products: Product) -> Completion:
     """Artifacts of some kinds, or of all, with the tags that name one."""
-    return beginning(lambda ctx, incomplete: _stored(ctx, incomplete, products))
+    return summarised(lambda ctx, incomplete: _stored(ctx, incomplete, products))
 
 
 def models(product: Product = "model", pairs: bool = False) -> Completion:
     """Aliases, and the models of a kind with their tags; for a teacher the ready `pairs` too."""
 
-    def candidates(ctx: typer.Context, incomplete: str) -> Iterable[str]:
+    def candidates(ctx: typer.Context, incomplete: str) -> Iterable[str | Stored]:
         from adpa_cli.families import aliases, ready_pairs, reward_models
 
         own = reward_models() if product == "reward model" else ()
         return [*aliases(), *own, *(ready_pairs() if pairs else ()), *_stored(ctx, incomplete, (product,))]
 
-    return beginning(candidates)
+    return summarised(candidates)
 
 
 @beginning
@@ -117,8 +183,9 @@ def _key_values(incomplete: str, values: Mapping[str, list[str]]) -> list[str]:
     fitting = {key: v for key, v in values.items() if (key == typed if "=" in incomplete else key.startswith(typed))}
     if len(fitting) != 1:
         return [f"{key}={items[0]}" for key, items in fitting.items()]
-    # `key=` by itself comes first: shells set a space after an only candidate
-    candidates = [f"{key}={value}" for key, items in fitting.items() for value in dict.fromkeys(["", *items])]
+    # Before the `=` the key by itself comes first: shells set a space after an only candidate.
+    alone = [] if "=" in incomplete else [""]
+    candidates = [f"{key}={value}" for key, items in fitting.items() for value in dict.fromkeys([*alone, *items])]
     return [candidate for candidate in candidates if candidate.startswith(incomplete)]
 
 
@@ -148,19 +215,27 @@ def _spelled(value: Any) -> list[str]:
     return ["" if value is None else str(value)]
 
 
-def _stored(ctx: typer.Context, incomplete: str, products: tuple[Product, ...]) -> Iterator[str]:
-    """Tags and `stage/12hex` of some kinds, or of all; bare digits once some are typed. None for a path."""
+def _stored(ctx: typer.Context, incomplete: str, products: tuple[Product, ...]) -> Iterator[Stored]:
+    """Tags, `stage@latest` and `stage/12hex` of some kinds, or of all; bare digits once some are typed.
+
+    There are none for a path.
+    """
     from adpa_cli import stages
 
     store = None if incomplete.startswith((".", "/", "~")) else _store(ctx)
     if store is None:
         return
     names = {stage: _ids(store.root / stage) for stage in (stages.making(*products) if products else stages.names())}
-    yield from (tag for tag, full in store.tags().items() if any(full[:12] in ids for ids in names.values()))
+    for tag, full in store.tags().items():
+        stage = next((stage for stage, ids in names.items() if full[:12] in ids), "")
+        if stage:
+            yield Stored(tag, store.root / stage / full[:12], f"{stage}/{full[:12]}")
     for stage, ids in names.items():
-        yield from (f"{stage}/{name}" for name in ids)
+        if ids:
+            yield Stored(f"{stage}@latest", before=f"the newest of {len(ids)}")
+        yield from (Stored(f"{stage}/{name}", store.root / stage / name) for name in ids)
         if incomplete:
-            yield from ids
+            yield from (Stored(name, store.root / stage / name) for name in ids)
 
 
 def _ids(folder: Path) -> list[str]:
