@@ -135,8 +135,8 @@ def test_a_program_gets_one_object(cli: Cli) -> None:
     found = json.loads(ran.out)
     (row,) = found["rows"]
     assert (row["state"], row["stage"], row["rows"]) == ("build", "sft", 4000)
-    assert found["totals"]["keeps"] == row["size"]
-    assert found["totals"]["peak"] == row["size"] + row["extra"]
+    assert found["totals"]["keeps"] == row["bytes"]
+    assert found["totals"]["peak"] == row["bytes"] + row["extra"]
     assert found["totals"]["seconds"] == row["seconds"] > 0
     assert found["totals"]["memory"] == row["memory"] < found["totals"]["memory_available"]
     assert (found["totals"]["large"], ran.err) == (False, "")
@@ -149,14 +149,18 @@ def test_a_dry_run_and_a_build_stop_with_all_problems(
     words = ["sft", "--model", "tiny", "--data", bad, "--set", "max_length=99999"]
     looked = cli(*words, "-n")
     assert (looked.code, looked.out) == (1, "")
-    for part in ("  build  ", "2 problems (nothing was started)", "sft: max_length 99999 exceeds the context"):
+    for part in (
+        "  build  ",
+        "2 problems were found, and nothing was started",
+        "sft: max_length=99999 is more than the ",
+    ):
         assert part in looked.err
     assert CALM not in looked.err
     assert CALM not in cli(*words).err
     monkeypatch.setattr(Machine, "here", classmethod(lambda cls, root: replace(MACHINE, disk=1000, memory=10**6)))
     said = cli.refused(1, *words)
     assert "problems were found, and nothing was started" in said
-    for part in ("free; the plan needs", "max_length 99999 exceeds"):
+    for part in ("free; the plan needs", "max_length=99999 is more than the "):
         assert part in said
     assert not list((tmp_path / "adpa-store").glob("sft/*"))
 

@@ -108,7 +108,7 @@ def test_a_signal_that_few_bits_have_lost_is_warned_of(cli: Cli, tmp_path: Path)
     ref = cli(*words, *NF4).ref
     measured = json.loads(cli("show", ref, "--fidelity", "--teacher", "recorded", "--json").out)["measured"]
     assert measured["adpa_gradient_cosine"] < 0.95
-    assert "capture with whole weights, without --set cache-teacher.quantise=nf4" in measured["watch"]
+    assert "store the signal again with whole weights, without --set cache-teacher.quantise=nf4" in measured["watch"]
 
 
 @pytest.mark.parametrize(("dtype", "quantise"), [("float32", "none"), ("float16", "nf4"), ("bfloat16", "none")])
@@ -172,10 +172,11 @@ def test_an_adapter_on_four_bits_learns_and_dpo_begins_at_log_2(here: Cli, place
     whole = here("sft", "--model", "tiny", *FEW, "--max-steps", 2).ref
     assert not {"peft", "bitsandbytes"} & manifest(whole).made["versions"].keys()
     refused = " ".join(here.refused(2, *words, "--reference", whole).split())
-    assert f"{teacher} is read with nf4 weights and {whole} with whole weights" in refused
+    assert f"would read {teacher} with nf4 weights but {whole} with whole weights" in refused
     assert "--set cache-teacher.quantise=nf4" in refused
     assert here(*words, "--reference", whole, *NF4).ref
-    assert "trained beside nf4 weights" in here.refused(2, *words, "--reference", sft, "--set", "quantise=int8")
+    refused = here.refused(2, *words, "--reference", sft, "--set", "quantise=int8")
+    assert "was trained with nf4 weights, and int8 weights were requested" in refused
 
 
 def steps(place: Path, ref: str) -> list[dict[str, Any]]:
@@ -192,7 +193,7 @@ def test_what_cannot_be_is_refused_before_any_work(
     refused = cli.refused(2, *sft, *NF4)
     assert "--set sft.lora=16 --set sft.quantise=nf4" in refused
     refused = " ".join(cli.refused(2, *sft, "--runtime", "offload=disk").split())
-    assert "offload=disk is for models that are read, and sft trains its own" in refused
+    assert "offload=disk works for models that are only read, and sft trains one" in refused
     assert "--set lora=16" in refused
     assert "offload" in cli.refused(2, *words, "--runtime", "offload=tape")
     packed = shutil.copytree(BASES / "teacher", Path("packed"))

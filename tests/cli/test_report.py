@@ -87,8 +87,8 @@ def test_a_tag_names_a_model(cli: Cli, pipeline: Pipeline) -> None:
 def test_what_is_refused(cli: Cli, pipeline: Pipeline, tmp_path: Path) -> None:
     model = pipeline.made("distill adpa")
     (tmp_path / "file").write_text("")
-    assert "none is named" in cli.refused(2, "report")
+    assert "adpa report needs the models to report on" in cli.refused(2, "report")
     assert "is no model" in cli.refused(2, "report", pipeline.made("rollouts"))
-    assert "neither a page nor a folder" in cli.refused(2, "report", model, "--to", "report.pdf")
-    assert "neither a page nor a folder" in cli.refused(2, "report", model, "--to", "file")
+    assert "ends in .html, or a folder; got report.pdf" in cli.refused(2, "report", model, "--to", "report.pdf")
+    assert "ends in .html, or a folder; got file" in cli.refused(2, "report", model, "--to", "file")
     assert "no folder" in cli.refused(2, "report", model, "--to", "gone/report.html")

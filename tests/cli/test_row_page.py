@@ -37,7 +37,7 @@ def test_the_row_of_a_model_is_that_of_the_signal_it_learned_from(cli: Cli, pipe
     model, signal = pipeline.made("distill adpa"), pipeline.made("signal #2")
     ran = cli("show", model, "--row", 2)
     assert ran.out == cli("show", signal, "--row", 2).out
-    assert f"{model} learned from {signal}" in ran.err
+    assert f"{model} was trained on {signal}; this is its row 2." in ran.err
     assert cli("show", model, "--row", 2, "--html", "row.html").code == 0
     assert signal in Path("row.html").read_text(encoding="utf-8")
     assert "has no rows" in cli.refused(2, "show", pipeline.made("student"), "--row", 2)

@@ -97,13 +97,13 @@ def test_what_selected_a_model_does_not_measure_it(cli: Cli, pipeline: Pipeline,
     assert len(validation) == store.resolve(best).metrics["selection"]["points"][0]["pairs"]
 
     rows = cli("show", other, ref).rows
-    (row,) = [row for row in rows if row[0].endswith("on the prompts of both")]
+    (row,) = [row for row in rows if row[0].endswith("on the prompts that both answered")]
     wins = [np.mean([float(margins[pair] > 0) for pair in report]) for margins in (report, everything)]
     assert row[2].startswith(f"{100 * (wins[0] - wins[1]):+.1f} ")
     both = cli("eval", best, usual, *words).out.split()
     assert both[0] == ref
     assert store.resolve(both[1]).metrics["prompts"] == "report half", "what is measured together, on the same prompts"
-    assert '"prompts": "report half"' in cli("show", ref).out
+    assert "metrics   prompts report half\n" in cli("show", ref).out
 
 
 def test_other_data_may_hold_the_prompts_that_selected(cli: Cli, pipeline: Pipeline, store: Store) -> None:
@@ -187,11 +187,11 @@ def test_sft_selects_by_the_likelihood_of_held_out_dialogues(cli: Cli, pipeline:
 @pytest.mark.parametrize(
     ("more", "code", "words"),
     [
-        (("--select", "9"), 2, "--select 9: the run has 8 steps"),
-        (("--select", "5", "--max-steps", "4"), 2, "--select 5: the run has 4 steps"),
-        (("--select", "first"), 2, "select=first"),
-        (("--select", "0"), 2, "select=0"),
-        (("--keep", "none"), 2, "keep=none"),
+        (("--select", "9"), 2, "--select 9 is not possible: the run has only 8 steps"),
+        (("--select", "5", "--max-steps", "4"), 2, "--select 5 is not possible: the run has only 4 steps"),
+        (("--select", "first"), 2, "select must be last, best, or the number of a step from 1; got first"),
+        (("--select", "0"), 2, "select must be last, best, or the number of a step from 1; got 0"),
+        (("--keep", "none"), 2, "keep must be one of selected, all; got none"),
     ],
 )
 def test_what_cannot_be_selected_is_refused(
@@ -209,4 +209,4 @@ def test_best_without_held_out_rows_is_refused_before_anything_is_made(cli: Cli,
     found = cli.refused(
         1, "distill", "--method", "dpo", "--student", pipeline.made("student"), "--data", one, "--select", "best"
     )
-    assert "--select best looks at held-out rows of one.jsonl" in found
+    assert "--select best needs held-out rows of one.jsonl" in found

@@ -90,11 +90,11 @@ def test_how_they_are_cut_is_in_their_id_and_in_no_other(cli: Cli, words: Sequen
     assert first != other
     assert dpo == same
     said = cli.refused(2, *words, "--method", "dpo", "--set", "start-logps.dtype=bfloat16")
-    assert "settings: block_tokens=16384" in said
+    assert "try: settings and defaults: block_tokens=16384" in said
     plan = json.loads(cli(*words, "--method", "dpo", "-n", "--json").out)
     step, training = plan["rows"]
     assert (step["stage"], step["state"], step["rows"]) == ("start-logps", "build", 12)
-    assert all(step[key] > 0 for key in ("size", "memory", "seconds"))
+    assert all(step[key] > 0 for key in ("bytes", "memory", "seconds"))
     assert step["memory"] < training["memory"]
 
 
@@ -196,5 +196,5 @@ def test_a_damaged_table_stops_a_training_with_what_to_do(pipeline: Pipeline, cl
 def test_what_stands_against_a_training_is_told_once(cli: Cli, words: Sequence[str]) -> None:
     """The stage that scores its start has the same model, data and lengths."""
     said = cli.refused(1, *words, "--method", "dpo", "--set", "max_length=100000")
-    assert said.startswith("distill: max_length 100000 exceeds the context of ")
+    assert said.startswith("distill: max_length=100000 is more than the ")
     assert "problems" not in said

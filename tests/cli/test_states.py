@@ -268,13 +268,13 @@ def test_a_sweep_reaches_the_cells_that_have_them(cli: Cli) -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--method", "adpa", "--states", "other"], "states is one of student, chosen, rejected, teacher"),
-        (["--method", "dckd", "--set", "kd_teacher=dpo"], "kd_teacher is one of aligned, reference, sft-chosen"),
-        (["--method", "dckd", "--states", "chosen"], "--set states: no such setting here"),
-        (["--method", "adpa", "--set", "kd_teacher=reference"], "--set kd_teacher: no such setting here"),
+        (["--method", "adpa", "--states", "other"], "states must be one of student, chosen, rejected, teacher"),
+        (["--method", "dckd", "--set", "kd_teacher=dpo"], "kd_teacher must be one of aligned, reference, sft-chosen"),
+        (["--method", "dckd", "--states", "chosen"], "--set states: distill has no such setting"),
+        (["--method", "adpa", "--set", "kd_teacher=reference"], "--set kd_teacher: distill has no such setting"),
         (["--method", "adpa", "--set", "gamma=-1"], "parameters of adpa: gamma=1.5, missing_reference=kth"),
         (["--method", "adpa", "--set", "missing_reference=no"], "parameters of adpa: gamma=1.5, missing_reference=kth"),
-        (["--method", "seqkd", "--set", "gama=1"], "quantise=None, reduction=seqmean, preset=paper, kd_teacher=ali"),
+        (["--method", "seqkd", "--set", "gama=1"], "quantise=none, reduction=seqmean, preset=paper, kd_teacher=ali"),
     ],
 )  # fmt: skip
 def test_what_a_method_does_not_have_is_refused(cli: Cli, words: list[str], said: str) -> None:
@@ -293,7 +293,7 @@ def test_a_method_without_its_signal_says_which_stage_makes_it(pipeline: Pipelin
         ("seqkd", "--rollouts ID (adpa rollout --student T)"),
     ):
         said = cli.refused(2, *words, method)
-        assert f"{method} needs a teacher, and the student belongs to no family" in said
+        assert f"{method} needs a teacher, and none can be guessed for this student" in said
         assert stage in said
     covering = ["--cache", pipeline.made("signal")]
     said = cli.refused(2, *words, "adpa", *covering)
@@ -309,10 +309,10 @@ def test_the_teachers_own_answers_are_not_foreign_to_those_who_read_them(pipelin
         said = cli(*words, "--method", method, "--states", "teacher", "--rollouts", by_teacher)
         assert said.rows[-1][2] == f"distill {method}"
     said_no = cli.refused(2, *words, "--method", "adpa", "--rollouts", by_teacher)
-    assert f"the rollouts {by_teacher} are answers of {teacher}; adpa trains {student} on its own" in said_no
-    assert "or: --states teacher, which reads the teacher's" in said_no
+    assert f"the rollouts {by_teacher} are answers of {teacher}, but adpa trains {student} on its own" in said_no
+    assert "or: --states teacher, which trains on the teacher's answers" in said_no
     foreign = cli.refused(2, *words, "--method", "seqkd", "--rollouts", own)
-    assert f"--states teacher reads those of {teacher}" in foreign
+    assert f"--states teacher trains on answers of {teacher}" in foreign
     assert f"adpa rollout --student {teacher}, or --allow-foreign-rollouts" in foreign
     assert cli(*words, "--method", "seqkd", "--rollouts", own, "--allow-foreign-rollouts").code == 0
     unused = cli.refused(2, *words, "--method", "adpa", "--states", "chosen", "--rollouts", by_teacher)

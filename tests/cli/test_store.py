@@ -65,7 +65,7 @@ def test_verify_names_missing_shortened_and_changed_files(pipeline: Pipeline, cl
     flip(folder / "model.safetensors", 5000)
     said = cli.refused(5, "verify", pipeline.made("student"))
     problems = {line.split("\t")[1]: line.split("\t")[2] for line in said.splitlines() if "\t" in line}
-    assert problems.pop("config.json").startswith("2 bytes, not ")
+    assert problems.pop("config.json").startswith("it has 2 bytes instead of ")
     assert problems == {"metrics.jsonl": "missing", "model.safetensors": "its bytes have changed"}
 
 
@@ -94,7 +94,7 @@ def test_an_artifact_of_a_newer_format_is_named(pipeline: Pipeline, cli: Cli) ->
     path = pipeline.store / ref / "manifest.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "format": 2}))
     said = cli.refused(1, "rollout", "--student", ref)
-    assert f"{ref} was made by a newer adpa (manifest format 2; this one reads up to 1)" in said
+    assert f"{ref} was made by a newer adpa (its manifest has format 2; this adpa reads up to 1)" in said
 
 
 def test_a_reference_that_matches_two_artifacts_lists_both(pipeline: Pipeline, cli: Cli) -> None:
@@ -173,7 +173,7 @@ def test_the_second_of_two_builders_waits_and_prints_the_same_id(
             time.sleep(0.002)
         first.send_signal(signal.SIGSTOP)
         said = cli.refused(4, *words, "--no-wait")
-        assert f"is being built by process {first.pid}" in said
+        assert f"is already being made by process {first.pid}" in said
         assert "--max-steps 30" in said
         say = Screen.say
 

@@ -50,14 +50,14 @@ def test_what_is_first_is_learned_from_a_signal_that_is_stored_exactly(pipeline:
     assert usual is not None
     words = ("distill", "--method", "q-argmax", *FEW, "--data", pipeline.data)
     said = cli.refused(2, *words, "--cache", usual.ref)
-    assert f"{usual.ref} is stored in steps of 1/32 and 1/128 nat" in said
+    assert f"{usual.ref} is rounded to steps of 1/32 and 1/128 nat" in said
     assert cli(*words, "--cache", signal.ref).ref == made.ref
 
 
 @pytest.mark.parametrize("words", [("--set", "preset=release"), ("--set", "preset=release", "--set", "gamma=1")])
 def test_the_preset_of_the_release_asks_for_its_judge(words: tuple[str, ...], pipeline: Pipeline, cli: Cli) -> None:
     command = ("distill", "--method", "adpa", *FEW, "--data", pipeline.data, *words, "--set", "max_length=96")
-    assert "takes the weights whose answers a reward model prefers" in cli.refused(2, *command)
+    assert "selects the checkpoint by a reward model, and no reward model is named" in cli.refused(2, *command)
     planned = cli(*command, "--select", "last", "-n").rows[-1]
     assert planned[2] == "distill adpa"
 

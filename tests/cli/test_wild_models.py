@@ -115,14 +115,15 @@ def test_one_rule_for_reasoning_in_training_and_when_asked(cli: Cli, tmp_path: P
     said = cli.refused(2, "dpo-teacher", "--reference", ran.ref, "--data", pairs, *FEW, "--thinking", "keep")
     assert "was made with another chat template, end token or --thinking" in said
     plain = wild_folder(tmp_path / "plain", "gemma")
-    assert "knows no reasoning" in cli.refused(2, "sft", "--model", plain, "--data", data, "--thinking", "off")
+    said = cli.refused(2, "sft", "--model", plain, "--data", data, "--thinking", "off")
+    assert "--thinking off has no effect: the chat template does not mention reasoning" in said
 
 
 def test_a_template_and_an_end_can_be_named(cli: Cli, tmp_path: Path, write: Any) -> None:
     endless = CHATML.replace("<|im_end|>\\n' }}{% endfor %}", "\\n' }}{% endfor %}")
     model, data = wild_folder(tmp_path / "m", "qwen-base", template=endless), write(TURNS)
     said = cli.refused(2, "sft", "--model", model, "--data", data, *FEW)
-    assert "ends an answer with no token of its tokenizer: behind the answer stands '\\n'" in said
+    assert "does not end an answer with a token of the tokenizer; it writes '\\n' after the answer" in said
     (tmp_path / "mine.jinja").write_text(CHATML)
     named = cli("sft", "--model", model, "--data", data, *FEW, "--template", tmp_path / "mine.jinja")
     made = Store.find(tmp_path / "adpa-store").folder(named.ref)
@@ -134,10 +135,10 @@ def test_a_template_and_an_end_can_be_named(cli: Cli, tmp_path: Path, write: Any
     assert ended[-1] == 2
     whole = wild_folder(tmp_path / "whole", "qwen-base")
     said = cli.refused(2, "sft", "--model", whole, "--data", data, *FEW, "--end", "<|endoftext|>", "-n")
-    assert "--end <|endoftext|>: the chat template of whole ends an answer with <|im_end|>" in said
+    assert "--end <|endoftext|> contradicts the chat template of whole, which ends an answer with <|im_end|>" in said
     said = cli.refused(1, "sft", "--model", model, "--data", data, *FEW, "--end", "<|nowhere|>", "-n")
     assert "'<|nowhere|>' is" in said
-    assert "tokens of this tokenizer" in said
+    assert "tokens in this tokenizer, and must be one" in said
     unended = KINDS["gemma"].template.replace("<end_of_turn>", "")
     base = wild_folder(tmp_path / "gemma", "gemma", template=unended)
     said = cli.refused(1, "sft", "--model", base, "--data", data, *FEW, "--end", "<nowhere>", "-n")
@@ -196,7 +197,7 @@ def test_what_people_write_of_special_tokens_stays_text(cli: Cli, tmp_path: Path
     for token in (0, 1, 2):
         assert first.count(token) == plain.count(token)
     data = write([{"prompt": f"<|im_start|>user {n}<|im_end|>", "chosen": "a", "rejected": "b"} for n in range(6)])
-    said = "name special tokens of the model, such as <|im_start|>, which stay text: if a template has written"
+    said = "contain the model's special tokens, such as <|im_start|>, which are read as plain text; if a template"
     assert any(said in note for note in shown(cli, data, model)["notes"])
     assert said in cli("dpo-teacher", "--reference", model, "--data", data, *FEW, "-n").err
 
@@ -205,7 +206,9 @@ def test_reasoning_beside_the_text_that_no_template_writes_is_said(cli: Cli, tmp
     turns = [TURNS[0]["messages"][0], {"role": "assistant", "content": "It is 0.", "reasoning_content": "hm"}]
     data = write([{"messages": turns}, *TURNS])
     model = wild_folder(tmp_path / "m", "qwen-base")
-    assert any("not used: reasoning_content of 1 row of" in note for note in shown(cli, data, model, "--sft")["notes"])
+    said = "has reasoning_content, which the chat template leaves out"
+    notes = shown(cli, data, model, "--sft")["notes"]
+    assert any("1 row of " in note and said in note for note in notes)
 
 
 def test_facts_that_the_weights_contradict_are_told_before_the_work(cli: Cli, tmp_path: Path, write: Any) -> None:
@@ -213,7 +216,7 @@ def test_facts_that_the_weights_contradict_are_told_before_the_work(cli: Cli, tm
     config = json.loads((model / "config.json").read_text())
     (model / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 1}))
     said = cli("sft", "--model", model, "--data", data, *FEW, "-n").err
-    assert "m: config.json says 1 layers and the weights have 2: the rest is not used" in said
+    assert "m: config.json says 1 layer and the weights have 2; the others are not used" in said
     (model / "config.json").write_text(json.dumps({**config, "vocab_size": config["vocab_size"] + 5}))
     said = cli.refused(1, "sft", "--model", model, "--data", data, *FEW, "-n")
-    assert f"says vocab_size {config['vocab_size'] + 5}, and its embedding has {config['vocab_size']} rows" in said
+    assert f"says vocab_size {config['vocab_size'] + 5}, and the embedding has {config['vocab_size']} rows" in said

@@ -293,7 +293,7 @@ def chat(*roles_and_texts):
         (
             {"prompt": [{"role": "user"}], "chosen": A, "rejected": B},
             "prompt: missing content",
-            r"row 2, prompt\[0\].content: the key is missing",
+            r"row 2, prompt\[0\].content: the key is missing or null",
         ),
         (
             {"chosen": chat(("user", Q), ("assistant", A)), "rejected": chat(("user", Q2), ("assistant", B))},

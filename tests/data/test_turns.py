@@ -183,7 +183,7 @@ def test_no_tools_are_none(tools):
             {"messages": [turn("user", Q), turn("assistant", None, tool_calls=[{"x": 1}])]},
             "tool_calls: a tool call has no",
         ),
-        ({"messages": [turn("user", Q), turn("assistant", None)]}, r"messages\[1\].content: the key is missing"),
+        ({"messages": [turn("user", Q), turn("assistant", None)]}, r"\[1\].content: the key is missing or null"),
         ({"messages": [turn("user", Q), turn("assistant", A, name=3)]}, r"messages\[1\].name: its type is int"),
         ({"messages": [Q, A]}, r"messages\[0\]: str instead of \{role, content\}"),
         ({"messages": [turn("user", {"text": Q}), TURNS[1]]}, r"messages\[0\].content: its type is dict"),

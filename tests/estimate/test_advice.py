@@ -157,7 +157,7 @@ def test_a_teacher_of_70_b_trains_on_80_gb_with_four_bits_and_on_24_gb_not_at_al
     assert least
     assert 55 < int(least[1]) < 75
     assert "dpo-teacher.quantise=nf4" in least[2]
-    assert "\ntry: a ready pair, which is not trained (adpa distill --teacher tulu-3-8b" in said, (
+    assert "\ntry: use a ready pair of teachers, which need no training (adpa distill --teacher tulu-3-8b" in said, (
         "first, for only that helps"
     )
     assert "more GPUs do not help" in said

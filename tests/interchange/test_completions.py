@@ -152,7 +152,10 @@ def test_messages_of_the_request_are_turns(tmp_path: Path, messages: list[Any], 
 
 @pytest.mark.parametrize(
     ("content", "said"),
-    [(None, "content: missing"), ([{"type": "image_url", "image_url": {}}], r"content\[0\]: a part of type image_url")],
+    [
+        (None, "content: the key is missing or null"),
+        ([{"type": "image_url", "image_url": {}}], r"content\[0\]: a part of type image_url"),
+    ],
 )
 def test_messages_that_cannot_be_read_name_the_line(tmp_path: Path, content: Any, said: str) -> None:
     asked = [{"role": "user", "content": content}]
@@ -177,7 +180,7 @@ def test_an_answer_without_a_position_for_its_end_is_the_datas_and_trains(
     path = write_rows(tmp_path / "answers.jsonl", lines)
     words = ["import", path, "--format", "top-logprobs", "--model", model, "--data", pipeline.data]
     ran = cli(*words, "--precision", "0")
-    assert f"answers without a position for their end token: {len(lines)}; nothing is distilled there" in ran.err
+    assert f"{len(lines)} answers have no position for their end token, so the end is not distilled there" in ran.err
     assert Store.find(pipeline.store).resolve(ran.ref).metrics["uncovered"] == len(lines)
     reader = SignalReader(pipeline.store / ran.ref)
     rows = {(key.example_id, key.part): (key.tokens, shard.read(i)) for shard in reader.shards

@@ -122,7 +122,8 @@ def test_gguf_is_left_to_the_converter_of_llama_cpp(
     assert made.read_bytes() == b"GGUFbf16"
     (tmp_path / "llama" / "convert_hf_to_gguf.py").write_text("import sys; sys.exit(7)")
     monkeypatch.setenv("LLAMA_CPP", str(tmp_path / "llama"))
-    assert "failed (exit 7)" in cli.refused(1, "export", ref, "other", "--to", "gguf")
+    said = cli.refused(1, "export", ref, "other", "--to", "gguf")
+    assert f"convert_hf_to_gguf.py failed on {ref.partition('/')[2]} (exit 7); its own error is printed above" in said
     assert sorted(path.name for path in tmp_path.iterdir()) == ["adpa-store", "llama", "out"]
 
 

@@ -66,7 +66,7 @@ def test_safetensors_hold_the_same_with_an_empty_answer(tmp_path: Path, pipeline
 
 def test_formats_of_the_other_kind_and_taken_folders_are_refused(pipeline: Pipeline, cli: Cli) -> None:
     ref, model = pipeline.made("signal #1"), pipeline.made("student")
-    assert "give --to parquet" in cli.refused(2, "export", ref, "out", "--to", "ollama")
+    assert "try: export it with --to parquet or safetensors" in cli.refused(2, "export", ref, "out", "--to", "ollama")
     assert "--dtype bfloat16" in cli.refused(2, "export", ref, "out", "--dtype", "bfloat16")
     assert "is for signals" in cli.refused(2, "export", model, "out", "--to", "parquet")
     assert cli("export", ref, "out", "--to", "safetensors").code == 0

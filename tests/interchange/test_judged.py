@@ -10,7 +10,7 @@ import pytest
 
 from adpa_cli.report.scores import Line, scores, screen
 from adpa_cli.store.store import Store
-from support.cli_samples import Cli, Pipeline, write_rows
+from support.cli_samples import Cli, Pipeline, by_metric, write_rows
 from support.judge_server import Judge, judging
 
 ANNOTATIONS = [
@@ -31,10 +31,10 @@ def test_annotations_are_measured_and_written_back(cli: Cli, tmp_path: Path) -> 
     ref = cli("import", "annotations.json", "--format", "alpaca-eval").ref
     assert cli("import", "annotations.json", "--format", "alpaca-eval").ref == ref
     (line,) = measured(cli, ref)
-    assert line["scores"]["win_rate"]["value"] == pytest.approx((0 + 0.25 + 1 + 0.5 + 0.5) / 5)
-    assert line["scores"]["win_rate"]["against"] == "base"
-    assert line["scores"]["lc_win_rate"]["sides"] == {"longer": 0.6, "shorter": 0.2}
-    assert "position_bias" not in line["scores"]
+    assert by_metric(line)["win_rate"]["value"] == pytest.approx((0 + 0.25 + 1 + 0.5 + 0.5) / 5)
+    assert by_metric(line)["win_rate"]["against"] == "base"
+    assert by_metric(line)["lc_win_rate"]["sides"] == {"longer": 0.6, "shorter": 0.2}
+    assert "position_bias" not in by_metric(line)
     assert json.loads(cli("show", ref, "--row", "1", "--json").out)["annotation"]["output_2"] == "y\u2028\x85"
     assert line["judge"]["name"] == "someone"
     assert cli("export", ref, "out", "--to", "alpaca-eval").code == 0
@@ -66,10 +66,14 @@ def test_what_has_no_effect_on_judgements_is_refused(cli: Cli, tmp_path: Path) -
     compared = cli("import", "annotations.json", "--format", "alpaca-eval").ref
     graded = cli("import", "judgments.jsonl", "--format", "mt-bench").ref
     for words in (("--judge", "j"), ("--against", "base"), ("--data", "a.jsonl"), ("--split", "all"), ("--limit", 2)):
-        assert f"{words[0]} has no effect" in cli.refused(2, "eval", compared, *words)
+        said = cli.refused(2, "eval", compared, *words)
+        assert said.startswith(words[0])
+        assert "has no effect on" in said
+        assert f"leave out {words[0]}" in said or f"leave {words[0]} out" in said
     assert "has no effect" in cli.refused(2, "eval", compared, "--set", "rollout.temperature=0")
-    assert "choose mt-bench" in cli.refused(2, "eval", graded, "--suite", "win-rate")
-    assert "choose win-rate or alpaca-eval" in cli.refused(2, "eval", compared, "--suite", "accuracy")
+    said = cli.refused(2, "eval", graded, "--suite", "win-rate")
+    assert said == f"--suite win-rate cannot measure {graded}\ntry: --suite mt-bench\n"
+    assert "try: --suite win-rate or alpaca-eval" in cli.refused(2, "eval", compared, "--suite", "accuracy")
     assert cli("eval", compared, "--suite", "alpaca-eval", "--set", "eval.bootstrap=50").code == 0
 
 
@@ -80,13 +84,13 @@ def test_published_annotations(cli: Cli, shared_data: Path, tmp_path: Path) -> N
         for name in ("near", "far")
     ]
     near, far = measured(cli, *refs)
-    assert near["scores"]["win_rate"]["value"] == pytest.approx(0.29921932, abs=1e-8)
-    assert near["scores"]["win_rate"]["standard_error"] == pytest.approx(0.01393458, abs=1e-8)
-    assert near["scores"]["lc_win_rate"]["value"] == pytest.approx(0.2593, abs=0.0005)
-    assert near["scores"]["lc_win_rate"]["supported"]
-    assert far["scores"]["win_rate"]["value"] == pytest.approx(0.02591451, abs=1e-8)
-    assert not far["scores"]["lc_win_rate"]["supported"]
-    assert far["differences"]["win_rate"]["difference"] == pytest.approx(0.02591451 - 0.29921932, abs=1e-8)
+    assert by_metric(near)["win_rate"]["value"] == pytest.approx(0.29921932, abs=1e-8)
+    assert by_metric(near)["win_rate"]["standard_error"] == pytest.approx(0.01393458, abs=1e-8)
+    assert by_metric(near)["lc_win_rate"]["value"] == pytest.approx(0.2593, abs=0.0005)
+    assert by_metric(near)["lc_win_rate"]["supported"]
+    assert by_metric(far)["win_rate"]["value"] == pytest.approx(0.02591451, abs=1e-8)
+    assert not by_metric(far)["lc_win_rate"]["supported"]
+    assert by_metric(far, "differences")["win_rate"]["value"] == pytest.approx(0.02591451 - 0.29921932, abs=1e-8)
     shown = cli("eval", *refs).err
     assert "LC WIN RATE" in shown
     made = Store.find(tmp_path / "adpa-store").resolve(near["ref"])
@@ -110,7 +114,7 @@ def test_our_judgements_as_annotations(pipeline: Pipeline, cli: Cli, tmp_path: P
     assert [(row["instruction"], row["output"]) for row in ours] == [(r["instruction"], r["output_2"]) for r in rows]
     again = cli("import", tmp_path / "out" / "annotations.json", "--format", "alpaca-eval").ref
     (line,) = measured(cli, again)
-    assert line["scores"]["win_rate"]["value"] == 0.5
+    assert by_metric(line)["win_rate"]["value"] == 0.5
     rollout = next(line.split("\t")[0] for line in cli("show", "--all").out.splitlines() if line.startswith("rollout/"))
     assert cli("export", rollout, "answers", "--to", "alpaca-eval").code == 0
     assert "--dtype float16 is for models" in cli.refused(
@@ -141,10 +145,10 @@ def test_judgments_are_measured_and_written_back(cli: Cli, tmp_path: Path) -> No
     words = ("import", "gpt-4_single.jsonl", "--format", "mt-bench")
     plain, ref = cli(*words).ref, cli(*words, "--data", "question.jsonl").ref
     (line,) = measured(cli, ref)
-    found = {name: score["value"] for name, score in line["scores"].items()}
+    found = {name: score["value"] for name, score in by_metric(line).items()}
     assert found == {"grade": 5.5, "turn_1_grade": 5.5, "writing_grade": 7.0, "math_grade": 4.0}
     assert line["judge"]["unparsable"] == 1
-    assert measured(cli, plain)[0]["scores"].keys() == {"grade", "turn_1_grade"}
+    assert by_metric(measured(cli, plain)[0]).keys() == {"grade", "turn_1_grade"}
     assert cli("export", ref, "out", "--to", "mt-bench").code == 0
     (path,) = (tmp_path / "out" / "model_judgment").iterdir()
     written = [json.loads(row) for row in path.read_text().splitlines()]
@@ -160,4 +164,5 @@ def test_what_is_no_judgment_and_what_has_no_such_form(cli: Cli, pipeline: Pipel
     write_rows(tmp_path / "k.jsonl", [{"question_id": 1, "score": 3}])
     assert "row 1: a judgment needs" in cli.refused(1, "import", "k.jsonl", "--format", "mt-bench")
     said = cli.refused(2, "export", pipeline.made("student"), "out", "--to", "mt-bench")
-    assert "is for answers of two turns, or grades" in said
+    assert "--to mt-bench needs answers of two turns, or a judge's grades of them; sft/" in said
+    assert "holds neither" in said

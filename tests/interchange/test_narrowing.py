@@ -87,7 +87,7 @@ def test_what_nearest_would_lose_is_rounded_at_random(light: Light, cli: Cli, tm
 def test_nearest_is_done_when_it_is_asked_for_with_a_warning(light: Light, cli: Cli, tmp_path: Path) -> None:
     ran = cli("export", light.ref, "half", "--dtype", "bfloat16", "--rounding", "nearest", "--rows", "0", "-q")
     assert ran.rows == [["half"]]
-    assert ran.err.startswith("watch  most of what training changed is lost")
+    assert ran.err.startswith("Warning: most of what training changed is lost")
     assert "--rounding stochastic" in ran.err
     assert kept(light, tmp_path / "half") < 0.5
     before, after = (load_file(folder / "model.safetensors") for folder in (light.folder, tmp_path / "half"))
@@ -173,7 +173,7 @@ def test_what_is_not_known_is_said(light: Light, cli: Cli, tmp_path: Path) -> No
     assert "rounded stochastically" in ran.err
     assert "held-out rows were not measured" in ran.err
     again = cli("export", "./other", "third", "--dtype", "float16")
-    assert "every weight is a number of float16 already" in again.err
+    assert "all weights fit float16 exactly, so none is rounded" in again.err
 
 
 def test_float32_is_the_same_model(light: Light, cli: Cli, tmp_path: Path) -> None:
@@ -219,8 +219,9 @@ def test_options_without_meaning_are_refused(pipeline: Pipeline, cli: Cli, tmp_p
     ref = pipeline.made("student")
     assert "weights as they are" in cli.refused(2, "export", ref, "out", "--rounding", "nearest")
     assert "--dtype float32" in cli.refused(2, "export", ref, "out", "--dtype", "float32", "--rounding", "stochastic")
-    assert "--rows has no meaning" in cli.refused(2, "export", ref, "out", "--rows", "3")
-    assert "--rows is -1" in cli.refused(2, "export", ref, "out", "--dtype", "float16", "--rows", "-1")
+    assert "--rows has no effect with weights as they are" in cli.refused(2, "export", ref, "out", "--rows", "3")
+    refused = cli.refused(2, "export", ref, "out", "--dtype", "float16", "--rows", "-1")
+    assert "--rows must be 0 or more; got -1" in refused
     model = write_model(tmp_path / "huge")
     with torch.no_grad():
         model.get_parameter("model.layers.0.mlp.up_proj.weight")[0, 0] = 1e5

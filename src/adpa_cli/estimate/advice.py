@@ -348,6 +348,7 @@ def _other_model(node: Node, machine: Machine) -> str:
     if node.role in ("aligned teacher", "reference teacher"):
         *others, last = (pair.alias for pair in READY_PAIRS)
         ready = f"{', '.join(others)} or {last}"
-        return f"use a ready pair of teachers (adpa distill --teacher {ready}), or a smaller teacher{more}"
+        pair = f"a ready pair of teachers, which need no training (adpa distill --teacher {ready})"
+        return f"use {pair}, or a smaller teacher{more}"
     kind = "student" if node.declared.kind == "training" else "model"
     return f"use a smaller {kind} (adpa models lists them), or a machine with more memory{more}"

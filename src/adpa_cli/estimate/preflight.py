@@ -92,7 +92,7 @@ def _lost_digits(node: Node, store: Store) -> list[str]:
     for item in [item for role, item in read if role in MODEL_ROLES]:
         if isinstance(item, External):
             is_finer = item.is_open and ModelFolder.of(Path(item.where[0])).stored == {"F16"}
-            why = "though its weights are float16, which has three bits more" if is_finer else ""
+            why = "but its weights are float16, which is more precise" if is_finer else ""
         else:
             manifest = store.get(item.label)
             seen = unseen(manifest.metrics.get("update", {}), "bfloat16") if manifest else None
@@ -352,8 +352,8 @@ def control_words(name: str, items: Items[Any], encoder: Encoder) -> list[str]:
     made_from = [items.digest, encoder.template.text, encoder.controls, code_digest()]
     found = table("words", made_from, schema, fill)
     count, first, lost = len(found), found.about["first"], found.about["lost"]
-    said = f"{lost:,} row{'s' * (lost != 1)} of {name} have {REASONING}, which the chat template leaves out"
-    reasoning = [said] if lost else []
+    having = f"1 row of {name} has" if lost == 1 else f"{lost:,} rows of {name} have"
+    reasoning = [f"{having} {REASONING}, which the chat template leaves out"] if lost else []
     if not count:
         return reasoning
     rows = f"{count:,} row{'s' * (count != 1)} of {name} contain{'s' * (count == 1)}"

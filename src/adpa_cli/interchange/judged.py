@@ -96,12 +96,10 @@ def export_judged(names: Names, manifest: Manifest, target: Path, form: Format, 
     elif form == "mt-bench" and kind == "judgements" and manifest.spec.get("judged") == "turns":
         files |= _of_grades(names, manifest, read_rows(folder))
     else:
-        fitting = (
-            "answers, or a judge's comparisons of them" if form == "alpaca-eval" else "answers of two turns, or grades"
-        )
+        answers, verdicts = ("answers", "comparisons") if form == "alpaca-eval" else ("answers of two turns", "grades")
         raise UsageError(
-            f"--to {form} needs {fitting}, and {manifest.ref} is a {manifest.stage} artifact",
-            "see what there is: adpa show",
+            f"--to {form} needs {answers}, or a judge's {verdicts} of them; {manifest.ref} holds neither",
+            "see which artifacts there are: adpa show --all",
         )
     with explained(target.absolute().parent, f"{target} is not written"), fresh_folder(target, force) as private:
         for name, value in files.items():
