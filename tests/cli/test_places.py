@@ -143,7 +143,7 @@ def test_a_working_folder_that_is_gone_is_refused(cli: Cli, tmp_path: Path, monk
     monkeypatch.chdir(tmp_path / "gone")
     (tmp_path / "gone").rmdir()
     for words in (("show",), SFT):
-        assert "the working folder is gone" in cli.refused(3, *words)
+        assert "the working folder no longer exists" in cli.refused(3, *words)
 
 
 LOCALE = {
@@ -276,15 +276,19 @@ def _name(user: int) -> str:
     return pwd.getpwuid(user).pw_name
 
 
-def test_models_are_for_everybody_whom_the_umask_lets(pipeline: Pipeline, cli: Cli) -> None:
+def test_what_is_made_is_for_everybody_whom_the_umask_lets(pipeline: Pipeline, cli: Cli) -> None:
     before = os.umask(0o027)
     try:
-        ref = cli(*SFT, "--seed", "5").ref
-        assert cli("export", ref, "out").code == 0
+        model = cli(*SFT, "--seed", "5").ref
+        answers = cli("rollout", "--student", model, "--limit", 4, "--max-new-tokens", 4).ref
+        signal = cli("cache-teacher", "--teacher", model, "--rollouts", answers).ref
+        assert cli("export", model, "model").code == 0
+        assert cli("export", signal, "signal", "--to", "safetensors").code == 0
     finally:
         os.umask(before)
-    for path in [*(pipeline.store / ref).iterdir(), *Path("out").iterdir()]:
-        assert path.stat().st_mode & 0o777 == 0o640, path.name
+    places = [*(pipeline.store / ref for ref in (model, answers, signal)), Path("model"), Path("signal")]
+    for path in (path for place in places for path in (place, *place.rglob("*"))):
+        assert path.stat().st_mode & 0o777 == (0o750 if path.is_dir() else 0o640), path
 
 
 def test_a_cache_of_hashes_that_cannot_be_written_is_not_kept(common: Path) -> None:

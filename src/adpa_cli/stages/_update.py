@@ -56,16 +56,14 @@ def lost_update(update: Mapping[str, Any], stage: str, spec: TrainSpec) -> list[
     said = []
     if (seen := unseen(update, COMPUTED)) is not None:
         said.append(
-            f"the forward pass saw {100 * seen:.1f} % of what was learned, for its products read the weights in "
-            "bfloat16: the loss that is shown and the gradients are nearly those of the start, "
-            f"so compute with dtype=float32: {finer(stage, spec)}"
+            f"computing in bfloat16 saw only {100 * seen:.1f} % of what training changed in the weights, so the loss "
+            f"and the gradients were nearly those of the starting model; train it again with {finer(stage, spec)}"
         )
     if (seen := unseen(update, "bfloat16")) is not None:
         said.append(
-            f"rounded to bfloat16 the weights keep {100 * seen:.1f} % of what was learned "
-            f"({100 * update['differ']['bfloat16']:.1f} % of them differ from those before): capture and evaluate this "
-            "model in float16, to which weights are rounded without bias, or in float32 (--set STAGE.dtype=float16); "
-            "adpa export says what serving keeps"
+            f"rounding the weights to bfloat16 keeps only {100 * seen:.1f} % of what training changed "
+            f"({100 * update['differ']['bfloat16']:.1f} % of the weights differ from before); capture and evaluate "
+            "this model in float16 or float32 (--set STAGE.dtype=float16); adpa export reports what a dtype keeps"
         )
     return said
 
@@ -83,8 +81,8 @@ def first_steps(job: Job, spec: TrainSpec, student: Any, monitor: Monitor, end: 
         share = updates.share_off_grid(start.path if is_merged else whole, "bfloat16")
         if share > OFF_GRID:
             monitor.note(
-                f"bfloat16 rounds {share_words(share)} of the weights of {start.label} in every product; in float32 "
-                f"they are read as they are: {finer(job.stage, spec)}"
+                f"Computing in bfloat16 rounds {share_words(share)} of the weights of {start.label}; to use them "
+                f"unrounded: {finer(job.stage, spec)}"
             )
 
     def look(step: int) -> None:
@@ -94,9 +92,9 @@ def first_steps(job: Job, spec: TrainSpec, student: Any, monitor: Monitor, end: 
         seen = updates.measured_update(updates.pairs(before, after, sample=True)).get("seen", {}).get("bfloat16", 1.0)
         if seen < HARDLY:
             monitor.note(
-                f"after step {step} products in bfloat16 see {100 * seen:.1f} % of what was learned, so the loss "
-                f"and the gradients are nearly those of the start: {finer(job.stage, spec)}, "
-                "or a higher learning rate (--lr)"
+                f"At step {step}, computing in bfloat16 sees only {100 * seen:.1f} % of what training changed in the "
+                "weights, so the loss and the gradients are nearly those of the starting model; stop and use "
+                f"{finer(job.stage, spec)}, or a higher learning rate (--lr)"
             )
 
     return look
