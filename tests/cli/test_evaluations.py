@@ -19,7 +19,7 @@ from adpa_cli.statistics import bootstrap, sign_flip_p
 from adpa_cli.store.store import Store
 from adpa_cli.suites import EvalSpec, Figures, repeated_share
 from adpa_cli.suites.agreement import with_lengths
-from support.cli_samples import Cli, Pipeline, write_rows
+from support.cli_samples import Cli, Pipeline, by_metric, write_rows
 
 FEW = ("--max-steps", 2, "--batch-size", 10, "--limit", 40)
 TINY = ("--suite", "tiny", "--set", "rollout.max_new_tokens=12")
@@ -119,7 +119,7 @@ def test_settings_of_the_answers_reach_them(pipeline: Pipeline, cli: Cli) -> Non
     assert rollout.spec["temperature"] == 0
     assert cli("eval", *words, "--set", "eval.rollout.temperature=0").ref == greedy.ref
     short = cli("eval", *words, "--set", "rollout.max_new_tokens=3", "--json").out
-    assert json.loads(short)["scores"]["cut_share"]["value"] > 0.5
+    assert by_metric(json.loads(short))["cut_share"]["value"] > 0.5
 
 
 def test_what_has_no_effect_is_refused(pipeline: Pipeline, cli: Cli) -> None:
@@ -142,15 +142,15 @@ def test_answers_that_are_there_are_measured(pipeline: Pipeline, cli: Cli, tmp_p
     ran = cli("eval", "gold.json", "--against", student, *TINY, "--json")
     assert ran.code == 0, ran.err
     line = json.loads(ran.out)
-    assert line["scores"]["mean_reward"]["value"] == pytest.approx(sum(expected) / 12)
-    assert line["scores"]["win_rate"]["against"] == student
+    assert by_metric(line)["mean_reward"]["value"] == pytest.approx(sum(expected) / 12)
+    assert by_metric(line)["win_rate"]["against"] == student
     assert line["model"] == "gold.json"
     opponent = manifest(pipeline, str(manifest(pipeline, line["ref"]).inputs["against"]).removeprefix("artifact:"))
     both = json.loads(cli("eval", opponent.ref, "--against", "./gold.json", "--suite", "tiny", "--json").out)
-    assert both["scores"]["win_rate"]["value"] == pytest.approx(1 - line["scores"]["win_rate"]["value"])
-    assert both["scores"]["win_rate"]["against"] == "gold.json"
+    assert by_metric(both)["win_rate"]["value"] == pytest.approx(1 - by_metric(line)["win_rate"]["value"])
+    assert by_metric(both)["win_rate"]["against"] == "gold.json"
     by_model = json.loads(cli("eval", student, "--against", "gold.json", *TINY, "--json").out)
-    assert by_model["scores"]["win_rate"]["value"] == both["scores"]["win_rate"]["value"]
+    assert by_metric(by_model)["win_rate"]["value"] == by_metric(both)["win_rate"]["value"]
 
 
 def test_answers_to_other_prompts_are_counted(pipeline: Pipeline, cli: Cli, tmp_path: Path) -> None:
@@ -200,7 +200,7 @@ def test_a_file_that_answers_twice_is_refused_before_a_model_answers(
     words = ("eval", pipeline.made("student"), "--data", pipeline.data, *TINY)
     for more in (("--against", "twice.json"), ("twice.json",)):
         said = cli.refused(1, *words, *more, "-n")
-        assert "twice.json row 13: the prompt of row 1 is answered again" in said
+        assert "twice.json row 13 answers the same prompt as row 1" in said
 
 
 def test_the_option_is_named_as_it_was_typed(pipeline: Pipeline, cli: Cli) -> None:
@@ -239,28 +239,30 @@ def test_the_table_compares_with_the_first_model(pipeline: Pipeline, cli: Cli, t
     ran = cli(*words, "--json", "--to", "table.csv")
     lines = [json.loads(line) for line in ran.out.splitlines()]
     assert [line["model"] for line in lines] == models
-    assert lines[0]["differences"] == {}
+    assert lines[0]["differences"] == []
     store = Store.find(pipeline.store)
     tables = []
     for line in lines:
-        assert {"mean_reward", "reward_accuracy", "answer_tokens", "cut_share", "repeated_share"} <= set(line["scores"])
-        assert set(line["scores"]["mean_reward"]) == {"value", "low", "high", "n"}
+        numbers = by_metric(line)
+        assert {"mean_reward", "reward_accuracy", "answer_tokens", "cut_share", "repeated_share"} <= set(numbers)
+        assert numbers["mean_reward"]["evaluation"] == line["ref"]
         tables.append(json.loads((store.folder(line["ref"]) / "scores.json").read_text())["rows"]["mean_reward"])
     ps = []
     for line, table in zip(lines[1:], tables[1:], strict=True):
         apart = [table[row] - tables[0][row] for row in sorted(table)]
-        found, mean = line["differences"]["mean_reward"], bootstrap(apart)
-        assert (found["difference"], found["low"], found["high"]) == (mean["value"], mean["low"], mean["high"])
+        found, mean = by_metric(line, "differences")["mean_reward"], bootstrap(apart)
+        assert (found["value"], found["low"], found["high"]) == (mean["value"], mean["low"], mean["high"])
         assert found["p"] == sign_flip_p(apart)
-        ps += [(each["p"], each["p_holm"]) for each in line["differences"].values()]
+        ps += [(each["p"], each["p_holm"]) for each in line["differences"]]
     least = min(ps)
     assert least[1] == pytest.approx(min(1.0, len(ps) * least[0])), "the least p is multiplied by the number of tests"
     with (tmp_path / "table.csv").open() as file:
         written = list(csv.DictReader(file))
-    assert [float(row["mean_reward"]) for row in written] == [line["scores"]["mean_reward"]["value"] for line in lines]
-    found = lines[1]["differences"]["mean_reward"]
-    assert float(written[1]["mean_reward_difference"]) == found["difference"]
-    assert float(written[1]["mean_reward_difference_p_holm"]) == lines[1]["differences"]["mean_reward"]["p_holm"]
+    assert [float(row["mean_reward"]) for row in written] == [by_metric(line)["mean_reward"]["value"] for line in lines]
+    found = by_metric(lines[1], "differences")["mean_reward"]
+    assert float(written[1]["mean_reward_difference"]) == found["value"]
+    assert float(written[1]["mean_reward_difference_p_holm"]) == found["p_holm"]
+    assert (found["model"], found["from"]) == (models[1], models[0])
     for name, begins in (("table.md", "| model | mean reward |"), ("table.tex", "\\begin{tabular}{lrrrrr}")):
         said = cli(*words, "--to", name).err
         assert (tmp_path / name).read_text().startswith(begins)
@@ -286,13 +288,13 @@ def test_two_files_that_answer_the_same_prompts_are_compared(cli: Cli, tmp_path:
     (tmp_path / "worse.json").write_text(json.dumps(worse), encoding="utf-8")
     ran = cli("eval", "gold.json", "worse.json", "--reward-model", judges[0], "--json")
     first, second = (json.loads(line) for line in ran.out.splitlines())
-    assert first["differences"] == {}
-    found = second["differences"]["mean_reward"]
-    means = [line["scores"]["mean_reward"]["value"] for line in (first, second)]
-    assert found["difference"] == pytest.approx(means[1] - means[0])
+    assert first["differences"] == []
+    found = by_metric(second, "differences")["mean_reward"]
+    means = [by_metric(line)["mean_reward"]["value"] for line in (first, second)]
+    assert found["value"] == pytest.approx(means[1] - means[0])
     (tmp_path / "other.json").write_text(json.dumps(worse[1:]), encoding="utf-8")
     *_, last = cli("eval", "gold.json", "other.json", "--reward-model", judges[0], "--json").out.splitlines()
-    assert json.loads(last)["differences"] == {}
+    assert json.loads(last)["differences"] == []
 
 
 def test_no_p_is_shown_as_0() -> None:
@@ -316,17 +318,17 @@ def test_a_reward_model_is_measured_on_pairs(pipeline: Pipeline, cli: Cli, judge
     rewards_ref = manifest(pipeline, str(made.inputs["rewards"]).removeprefix("artifact:")).ref
     rewards = json.loads((Store.find(pipeline.store).folder(rewards_ref) / "rewards.json").read_text())
     right = [rewards["chosen"][pair] > rewards["rejected"][pair] for pair in rewards["chosen"]]
-    assert line["scores"]["agreement"]["value"] == pytest.approx(sum(right) / len(right))
-    assert line["scores"]["agreement"]["n"] == 40
+    assert by_metric(line)["agreement"]["value"] == pytest.approx(sum(right) / len(right))
+    assert by_metric(line)["agreement"]["n"] == 40
     pairs = [json.loads(row) for row in (pipeline.data / "train.jsonl").read_text().splitlines()]
     longer = [len(p["chosen"][-1]["content"]) - len(p["rejected"][-1]["content"]) for p in pairs]
     baseline = sum((more > 0) + 0.5 * (more == 0) for more in longer) / 40
-    assert line["scores"]["longer_baseline"]["value"] == pytest.approx(baseline)
-    assert line["scores"]["longer_agreement"]["n"] == sum(more > 0 for more in longer)
+    assert by_metric(line)["longer_baseline"]["value"] == pytest.approx(baseline)
+    assert by_metric(line)["longer_agreement"]["n"] == sum(more > 0 for more in longer)
     named = cli("eval", "--reward-model", judges[0], "--suite", "agreement", *words).ref
     assert named == line["ref"]
     both = cli("eval", judges[0], "--data", pipeline.data, "--split", "all", "--json").out
-    assert json.loads(both)["scores"]["agreement"]["n"] == 52
+    assert by_metric(json.loads(both))["agreement"]["n"] == 52
     said = cli.refused(2, "eval", judges[0], "--data", pipeline.data, "--suite", "tiny")
     assert "is a reward model, which cannot write answers" in said
     assert "--suite agreement" in said

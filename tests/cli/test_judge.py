@@ -19,7 +19,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from adpa_cli.engine.models import save
 from adpa_cli.store.store import Store
-from support.cli_samples import Cli, Pipeline, write_rows
+from support.cli_samples import Cli, Pipeline, by_metric, write_rows
 from support.judge_server import FAULTS, Judge, judging, token
 from support.model_folders import byte_level
 from support.serve import sayer, serving
@@ -61,14 +61,14 @@ def test_a_judge_compares_answers_in_both_orders(pipeline: Pipeline, cli: Cli) -
     wins = {row["id"]: 0.5 if row.get("identical") else float(row["chars"][0] > row["chars"][1]) for row in made}
     same = {row["id"] for row in made if row["chars"][0] == row["chars"][1]}
     wins |= dict.fromkeys(same, 0.5)
-    rate = line["scores"]["win_rate"]
+    rate = by_metric(line)["win_rate"]
     assert rate["value"] == pytest.approx(sum(wins.values()) / len(wins))
     assert rate["n"] == len(wins) == 12
     assert rate["against"] == start
-    assert line["scores"]["lc_win_rate"].keys() >= {"value", "low", "high", "supported", "sides"}
+    assert by_metric(line)["lc_win_rate"].keys() >= {"value", "low", "high", "supported", "sides"}
     assert line["judge"]["name"] == "j"
     assert line["judge"]["prompt"].startswith("pairwise-1 (")
-    assert "reward_accuracy" in line["scores"]
+    assert "reward_accuracy" in by_metric(line)
 
 
 def compare(pipeline: Pipeline, *words: object) -> tuple[object, ...]:
@@ -143,9 +143,9 @@ def test_another_port_finds_the_same_and_nothing_tells_where_it_was(
         (("--judge-url", "http://127.0.0.1:9/v1", "--set", "eval.temperatur=1"), 2, "no such setting"),
         (("--suite", "accuracy"), 2, "has no effect with --suite accuracy"),
         (("--judge-url", "http://ada:hid/den@127.0.0.1:9/v1"), 2, "not a valid URL of a server"),
-        (("--runtime", "judge_concurrency=0"), 2, "judge_concurrency is 1 or more"),
-        (("--runtime", "judge_timeout=0"), 2, "judge_timeout is 1 or more"),
-        (("--set", "eval.max_tokens=0"), 2, "max_tokens is 1 or more"),
+        (("--runtime", "judge_concurrency=0"), 2, "judge_concurrency must be 1 or more; got 0"),
+        (("--runtime", "judge_timeout=0"), 2, "judge_timeout must be 1 or more; got 0"),
+        (("--set", "eval.max_tokens=0"), 2, "max_tokens must be 1 or more; got 0"),
     ],
 )
 def test_bad_input(pipeline: Pipeline, cli: Cli, words: tuple[str, ...], code: int, said: str) -> None:
@@ -183,7 +183,7 @@ def test_how_often_a_judge_prefers_the_chosen_answers(pipeline: Pipeline, cli: C
         assert cli(*words, "--split", "all", "--limit", "3", "--json").code == 0
     of_pairs = next(made for made in judgements(pipeline.store) if made.spec.get("judged") == "pairs")
     assert "judgements of preference pairs" in cli.refused(2, "eval", of_pairs.ref)
-    scores = line["scores"]
+    scores = by_metric(line)
     assert scores["agreement"]["value"] == scores["longer_baseline"]["value"]
     assert scores["agreement"]["n"] == 12
     assert line["model"].startswith("judgements/")
@@ -216,7 +216,7 @@ def test_both_turns_are_graded(pipeline: Pipeline, cli: Cli, tmp_path: Path) -> 
         assert ran.code == 0, ran.err
         again = cli(*words, "--judge-url", judge.url)
     (line,) = map(json.loads, ran.out.splitlines())
-    found = {name: score["value"] for name, score in line["scores"].items()}
+    found = {name: score["value"] for name, score in by_metric(line).items()}
     assert found == {
         "grade": (1 + 3 + 6 + 8) / 4, "turn_1_grade": 3.5, "turn_2_grade": 5.5, "writing_grade": 2.0, "math_grade": 7.0,
     }  # fmt: skip
@@ -255,7 +255,9 @@ def test_a_plan_tells_what_a_judge_takes_and_asks_nobody(pipeline: Pipeline, cli
         limited = json.loads(cli(*words, "--set", f"eval.{key}={most}", "--json").out)["judge"]
         assert limited["completion_tokens"] == 24 * min(300, most)
     assert "at most 24 calls" in cli(*words).err
-    assert "two numbers" in cli.refused(2, *compare(pipeline, "-n", "--judge-price", "cheap"))
+    assert "must be two prices, of input and of output; got cheap" in cli.refused(
+        2, *compare(pipeline, "-n", "--judge-price", "cheap")
+    )
 
 
 def answers(folder: Path, count: int) -> tuple[str, str]:
@@ -303,7 +305,7 @@ def test_a_judge_that_always_names_the_first(cli: Cli, tmp_path: Path) -> None:
     ours, theirs = answers(tmp_path, 6)
     with judging(Judge(lambda messages: "A")) as judge:
         ran = cli("eval", ours, "--against", theirs, "--judge", "j", "--judge-url", judge.url, "--json")
-    scores = json.loads(ran.out)["scores"]
+    scores = by_metric(json.loads(ran.out))
     found = [scores[name]["value"] for name in ("win_rate", "position_bias", "consistency")]
     assert found == [0.5, 0.5, 0.0]
     assert scores["win_rate"]["standard_error"] == 0.0
@@ -321,7 +323,7 @@ def test_answers_to_other_prompts(cli: Cli, tmp_path: Path) -> None:
         (tmp_path / theirs).write_text(json.dumps([{**row, "instruction": "Who?" + row["output"]} for row in few]))
         assert "has no answer to any of the 4 prompts" in cli.refused(1, *words)
         (tmp_path / theirs).write_text(json.dumps([*few, few[0]]))
-        assert "row 4: the prompt of row 1 is answered again" in cli.refused(1, *words)
+        assert "row 4 answers the same prompt as row 1" in cli.refused(1, *words)
 
 
 def test_log_probs_of_a_real_model(cli: Cli, tmp_path: Path) -> None:
@@ -360,10 +362,10 @@ def test_log_probs_of_a_real_model(cli: Cli, tmp_path: Path) -> None:
         expected.append((one + 1 - two) / 2)
         by_letter.append((float(one > 0.5) + float(two < 0.5)) / 2)
     assert line["judge"]["from_logprobs"] == 6
-    assert line["scores"]["win_rate"]["value"] == pytest.approx(sum(expected) / 3, abs=1e-6)
+    assert by_metric(line)["win_rate"]["value"] == pytest.approx(sum(expected) / 3, abs=1e-6)
     assert text["judge"]["from_logprobs"] == 0
     assert text["id"] != line["id"]
-    assert text["scores"]["win_rate"]["value"] == pytest.approx(sum(by_letter) / 3)
+    assert by_metric(text)["win_rate"]["value"] == pytest.approx(sum(by_letter) / 3)
     assert all("logprobs" not in body for body in judge.bodies[6:])
 
 
@@ -384,7 +386,7 @@ def test_transformers_serve_as_judge(cli: Cli, tmp_path: Path) -> None:
         asked = ("eval", ours, "--against", theirs, "--judge-url", f"{url}/v1", "--judge", tmp_path / "judge")
         ran = cli(*asked, "--json")
     line = json.loads(ran.out)
-    assert [line["scores"][name]["value"] for name in ("win_rate", "consistency")] == [0.5, 0.0]
+    assert [by_metric(line)[name]["value"] for name in ("win_rate", "consistency")] == [0.5, 0.0]
     assert (line["judge"]["stored"], line["judge"]["from_logprobs"]) == (4, 0)
     (made,) = judgements(tmp_path / "adpa-store")
     assert "0 of 4 verdicts" in made.metrics["say"][0]
@@ -400,7 +402,7 @@ def test_a_judged_table_names_the_judge_and_its_agreement(pipeline: Pipeline, cl
         assert "how often it agrees with people is not measured" in said
         line = json.loads(cli("eval", "--suite", "agreement", "--data", pipeline.data, *words, "--json").out)
         shown = cli(*compared, "--to", "table.md").err
-    share = line["scores"]["agreement"]["value"]
+    share = by_metric(line)["agreement"]["value"]
     assert f"it prefers the chosen answer of {100 * share:.1f} % of pairs" in " ".join(shown.split())
     assert "judge: j by pairwise-1 (" in (tmp_path / "table.md").read_text()
     assert "not AlpacaEval's LC" not in shown, "the answers of one side are all longer"
@@ -438,7 +440,7 @@ method = "dckd"
         ran = cli("run", "judged.toml", "--judge-url", judge.url, "-y", "--json")
         assert ran.code == 0, ran.err
         shown = cli("run", "judged.toml", "--judge-url", judge.url, "-y")
-    student, dckd = [line for line in map(json.loads, ran.out.splitlines()) if "line" in line]
+    student, dckd = [line for line in map(json.loads, ran.out.splitlines()) if "scores" in line]
     assert "win_rate" not in {score["metric"] for score in student["scores"]}
     (rate,) = [score for score in dckd["scores"] if score["metric"] == "win_rate"]
     assert (rate["value"], rate["n"], rate["against"]) == (0.5, 5, "Student")

@@ -19,7 +19,7 @@ def test_the_log_of_an_artifact(cli: Cli, pipeline: Pipeline) -> None:
     assert cli("log", ref).out == kept
     assert cli("log", ref, "-f").out == kept
     assert cli("log", "-", stdin=ref).out == kept
-    assert json.loads(cli("log", ref, "--json").out) == kept.splitlines()
+    assert json.loads(cli("log", ref, "--json").out)["lines"] == kept.splitlines()
     (pipeline.store / ref / LOG).unlink()
     assert "has no log" in cli.refused(3, "log", ref)
     assert "there is no tag or id" in cli.refused(3, "log", "nothing")

@@ -21,7 +21,7 @@ from adpa_cli.lab import BASES, TEMPLATE, world
 from adpa_cli.planning.lineage import trained
 from adpa_cli.planning.resolve_inputs import Names
 from adpa_cli.store.store import Store
-from support.cli_samples import SMALL, Cli, Pipeline, write_rows
+from support.cli_samples import SMALL, Cli, Pipeline, by_metric, write_rows
 from support.fake_hub import Hub, serve, sha_of, use
 
 STEPS = ("--max-steps", 1, "--limit", 8, "--set", "max_length=128")
@@ -195,31 +195,31 @@ def test_everything_that_is_closed_is_told_at_once(
     asked = words("--student", "llama-3.2-1b", "--data", "org/pairs", "--sft-data", "tiny-sft")
     said = cli.refused(1, *asked)
     assert said == (
-        "2 of 3 downloads are not open to you (nothing was started)\n"
-        "  meta-llama/Llama-3.1-8B   gated · no token on this machine\n"
-        "  meta-llama/Llama-3.2-1B   gated · no token on this machine\n"
+        "2 of 3 downloads are not possible, and nothing was started\n"
+        "  meta-llama/Llama-3.1-8B   gated, and there is no token on this machine\n"
+        "  meta-llama/Llama-3.2-1B   gated, and there is no token on this machine\n"
         "try: hf auth login, then accept the licence on the model's page\n"
         " or: adpa distill --method dckd --no-eval --data org/pairs --sft-data tiny-sft --student danube2-1.8b "
         "--teacher zephyr-7b\n"
     )
     use(hub, tmp_path / "hf", monkeypatch, token="hf_x")
     said = cli.refused(1, *asked, "--dry-run")
-    assert "  meta-llama/Llama-3.2-1B   gated · its licence is not accepted by the owner of this token\n" in said
+    assert "  meta-llama/Llama-3.2-1B   gated, and the owner of this token has not accepted its licence\n" in said
     assert "accept it on https://huggingface.co/meta-llama/Llama-3.2-1B" in said
 
 
 def test_no_such_name_revision_and_hub_are_told_apart(hub: Hub, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     hub.add("org/m", BASES / "student")
     said = cli.refused(3, "rollout", "--student", "org/none", "--data", "org/nodata", "--dry-run")
-    assert "2 of 2 downloads are not open to you" in said
-    assert re.search(r"org/none +no such model on the hub", said)
-    assert re.search(r"org/nodata +no such data set on the hub", said)
+    assert "2 of 2 downloads are not possible" in said
+    assert re.search(r"org/none +there is no such model on the hub", said)
+    assert re.search(r"org/nodata +there is no such data set on the hub", said)
     said = cli.refused(3, "rollout", "--student", "org/m@v9", "--data", "tiny-pairs")
-    assert "org/m   no revision v9" in said
-    assert "leave it out: org/m" in said
+    assert "org/m   there is no revision v9" in said
+    assert "leave the revision out: org/m" in said
     unplug(hub, monkeypatch)
     said = cli.refused(1, "rollout", "--student", "org/other", "--data", "tiny-pairs")
-    assert "1 of 1 download is not here" in said
+    assert "1 of 1 download is not possible, and nothing was started" in said
     assert "the hub cannot be reached (ConnectError)" in said
 
 
@@ -229,7 +229,7 @@ def test_offline_nothing_is_asked_and_what_is_not_here_is_listed(
     hub.add("org/m", BASES / "student")
     offline(monkeypatch)
     said = cli.refused(1, "plan", "rollout", "--student", "org/m", "--data", "tiny-pairs")
-    assert "org/m   not on this machine · HF_HUB_OFFLINE is set" in said
+    assert "org/m   not on this machine, and HF_HUB_OFFLINE is set" in said
     want = "adpa plan rollout --student org/m --data tiny-pairs --fetch"
     assert f"try: on a machine with network: {want}\n" in said
     assert hub.asked == []
@@ -251,7 +251,7 @@ def test_fetch_prepares_a_machine_without_network(
     assert (planned[0][5], row[5].isdigit()) == ("?", True), "the rows to answer can be counted now"
     assert "Downloaded org/ready, org/pairs" in fetched.err
     assert len([path for path in hub.bodies() if path.endswith(".safetensors")]) == 1
-    assert json.loads(cli("plan", *asked, "--json").out)["rows"][0]["id"] == planned[0][4]
+    assert json.loads(cli("plan", *asked, "--json").out)["rows"][0]["ref"] == planned[0][4]
     hub.asked.clear()
     offline(monkeypatch)
     long = (*asked[:-1], "max_length=999")
@@ -286,7 +286,7 @@ def test_an_evaluation_is_fetched_with_its_prompts_and_its_reward_model(
     unplug(hub, monkeypatch)
     ran = cli(*asked, "--json")
     assert ran.code == 0, ran.err
-    assert json.loads(ran.out)["scores"]["mean_reward"]["n"] == 4
+    assert by_metric(json.loads(ran.out))["mean_reward"]["n"] == 4
     assert hub.asked == []
 
 

@@ -180,7 +180,7 @@ def test_a_cut_list_keeps_what_is_named_or_measured(store: Store) -> None:
 def test_a_long_text_does_not_push_numbers_out_of_their_columns(store: Store) -> None:
     one, two, three = (add(store, "sft", {}, HOUR, "long " * 20 + str(n), lr=n) for n in range(3))
     refs = [one.ref, two.ref, three.ref]
-    lines = compare.screen(compare.collect(store, [one, two, three]), refs, 118).splitlines()
+    lines = compare.screen(compare.collect(store, [one, two, three]), 118).splitlines()
     assert lines[0].split() == ["differs", "in", *refs]
     assert lines[2].split() == ["lr", "0", "1", "2"]
 
@@ -230,13 +230,22 @@ def test_the_piped_list_is_uncut_and_plain(store: Store, family: dict[str, Manif
         manifests.utc(NOW - 6 * HOUR),
         "0.5",
         "0.63",
+        "complete",
+        "",
     ]
-    assert {len(row) for row in rows} == {len(listing.HEADER)}
+    with store.build(recipe("distill", n=1), command="adpa distill …") as work:
+        work.save_state({"step": 94, "of": 151}, "SIGTERM")
+    *others, begun = [line.split("\t") for line in listing.tsv(listing.collect(store)).splitlines()]
+    assert others == rows
+    assert begun[:4] == [recipe("distill", n=1).ref, "62 %, step 94 of 151", "", ""]
+    assert begun[5:8] == ["", "", "stopped"]
+    assert begun[8].startswith("adpa distill …")
+    assert {len(row) for row in (*rows, begun)} == {len(listing.HEADER) + 2}
 
 
 def test_the_list_as_json(store: Store, family: dict[str, Manifest]) -> None:
     found = json.loads(json.dumps(listing.record(listing.collect(store))))
-    one = next(item for item in found["artifacts"] if item["full_id"] == family["one"].id)
+    one = next(item for item in found["artifacts"] if item["id"] == family["one"].id)
     assert one["tags"] == ["best"]
     assert one["score"]["value"] == 0.5
     assert one["win"]["against"] == family["sft"].ref
@@ -302,7 +311,7 @@ def test_what_a_later_version_made_is_shown_by_what_it_holds(store: Store, famil
     rows = lines_of(listing.screen(listing.collect(store), 120, NOW, everything=True))
     assert " zeta of best " in rows[model.ref]
     assert " later-scores " in rows[judged.ref]
-    assert compare.collect(store, [model, judged])["stage"] == ["later-model", "later-scores"]
+    assert compare.collect(store, [model, judged]).rows["stage"] == ["later-model", "later-scores"]
 
 
 def test_a_page_says_when_it_was_verified(store: Store) -> None:
@@ -344,33 +353,30 @@ def test_defaults_that_the_paper_does_not_give_say_whose_they_are() -> None:
     assert "gamma 77" in page.spec_items({"method": "adpa", "params": {**spec["params"], "gamma": 77.0}})
 
 
-def test_the_piped_page_is_name_and_value(store: Store, family: dict[str, Manifest]) -> None:
-    found = page.collect(store, family["one"])
-    rows = dict(line.split("\t") for line in page.tsv(found).splitlines())
-    assert rows["spec.params.gamma"] == "1.5"
-    assert rows["tags"] == '["best"]'
-    assert rows["id"] == family["one"].id
-    assert json.loads(json.dumps(page.record(found)))["used_by"][0]["what"].startswith("win-rate 63.0")
-
-
 def test_several_artifacts_show_only_what_differs(store: Store, family: dict[str, Manifest]) -> None:
     refs = [family["one"].ref, family["two"].ref]
-    rows = compare.collect(store, [family["one"], family["two"]])
-    assert rows == {
+    found = compare.collect(store, [family["one"], family["two"]])
+    assert found.rows == {
         "what": ["adpa γ 1.5 llama-3.2-1b", "adpa γ 3 llama-3.2-1b"],
         "gamma": [1.5, 3.0],
         "reward-accuracy on dpo-mix-7k#test (n=750) [accuracy]": ["50.0 ±1.7", "66.9 ±1.7"],
         f"win-rate against {family['sft'].ref} on dpo-mix-7k#test (n=750) [accuracy]": ["63.0 ±1.7", None],
     }
-    wide = compare.screen(rows, refs, 120).splitlines()
-    assert wide[0].split() == ["differs", "in", *refs]
-    assert wide[2].split() == ["gamma", "1.5", "3"]
-    narrow = compare.screen(rows, refs, 50)
-    assert f"gamma\n  {refs[0]}  1.5\n  {refs[1]}  3\n" in narrow
-    assert compare.tsv(rows, refs).splitlines()[2] == "gamma\t1.5\t3.0"
-    assert json.loads(json.dumps(compare.record(rows, refs)))["artifacts"] == refs
-    assert compare.collect(store, [family["one"], family["one"]]) == {}
-    assert "do not differ" in compare.screen({}, refs, 80)
+    wide = compare.screen(found, 120).splitlines()
+    assert wide[0].split() == ["differs", "in", "best", refs[1]]
+    assert wide[1].split() == ["id", *refs]
+    assert [line for line in wide if not line.startswith(" ")][2:] == ["settings", "scores"]
+    assert wide[4].split() == ["gamma", "1.5", "3"]
+    narrow = compare.screen(found, 50)
+    assert narrow.startswith(f"best = {refs[0]}\n")
+    assert f"gamma\n  {'best':<{len(refs[1])}}  1.5\n  {refs[1]}  3\n" in narrow
+    assert compare.tsv(found).splitlines()[2] == "gamma\t1.5\t3.0"
+    record = json.loads(json.dumps(compare.record(found)))
+    assert [made["ref"] for made in record["artifacts"]] == refs
+    assert record["settings"] == {"what": found.rows["what"], "gamma": [1.5, 3.0]}
+    assert [score["value"] for score in record["scores"][0]] == [0.63, 0.5]
+    assert compare.collect(store, [family["one"], family["one"]]).rows == {}
+    assert "do not differ" in compare.screen(compare.collect(store, [family["one"], family["one"]]), 80)
 
 
 def test_win_rates_against_different_opponents_are_told_apart(store: Store, family: dict[str, Manifest]) -> None:
@@ -381,9 +387,9 @@ def test_win_rates_against_different_opponents_are_told_apart(store: Store, fami
     row = {row.manifest.ref: row for row in listing.collect(store).rows}[one.ref]
     assert row.win is not None
     assert (row.win.value, row.win.against) == (0.63, sft.ref), "the list has wins over the start"
-    screen = compare.screen(compare.collect(store, [one, two]), [one.ref, two.ref], 200)
+    screen = compare.screen(compare.collect(store, [one, two]), 200)
     for opponent, values in ((sft, ["63.0", "±1.7", "58.0", "±1.7"]), (two, ["41.0", "±1.7"])):
-        (line,) = (line for line in screen.splitlines() if line.startswith(f"win-rate against {opponent.ref}"))
+        (line,) = (line for line in screen.splitlines() if line.strip().startswith(f"win-rate against {opponent.ref}"))
         assert [word for word in line.split() if word in values] == values
     measured = scores.by_model(store.artifacts())
     table = scores.screen([scores.Line({}, each.ref, tuple(measured[each.id])) for each in (one, two)], 200)
@@ -410,7 +416,8 @@ def test_a_row_is_averaged_over_all_its_seeds_whatever_was_chosen_for_each() -> 
 def test_external_content_is_compared_by_digest(store: Store) -> None:
     named = {"data:" + digit * 64: {"name": "pairs.jsonl"} for digit in "12"}
     one, two = (add(store, "sft", {"data": "data:" + digit * 64}, HOUR, sources=named) for digit in "12")
-    assert compare.collect(store, [one, two]) == {"from data": ["pairs.jsonl (11111111)", "pairs.jsonl (22222222)"]}
+    rows = compare.collect(store, [one, two]).rows
+    assert rows == {"from data": ["pairs.jsonl (11111111)", "pairs.jsonl (22222222)"]}
 
 
 def test_five_hundred_artifacts_list_without_heavy_libraries(store: Store) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -109,6 +109,11 @@ def write_pairs(folder: Path) -> Path:
     for split, count in (("train", 24), ("test", 8)):
         write_rows(folder / "pairs" / f"{split}.jsonl", world.preferences(split)[:count])
     return folder
+
+
+def by_metric(line: Mapping[str, Any], key: str = "scores") -> dict[str, Any]:
+    """The scores, or the differences, of a line of JSON by their metric."""
+    return {one["metric"]: one for one in line[key]}
 
 
 def write_rows(path: Path, rows: Sequence[Any]) -> Path:

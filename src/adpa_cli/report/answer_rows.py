@@ -51,10 +51,6 @@ class Answers:
         head = [f"row {place + 1:,} of {len(self):,}", f"id {row['id']}"]
         return [*text.wrap(f"{self.ref}   ", head, width, "   "), *dialogue(row, width)]
 
-    def records(self, place: int) -> list[dict[str, Any]]:
-        """One answer as a line."""
-        return [self.brief(place)]
-
     @cached_property
     def ids(self) -> dict[str, int]:
         """The place of every answer by its id."""
@@ -138,10 +134,6 @@ class Evaluated:
         return dict(self._rows[place])
 
     brief = record
-
-    def records(self, place: int) -> list[dict[str, Any]]:
-        """One row as a line."""
-        return [self.record(place)]
 
     def lines(self, place: int, width: int) -> list[str]:
         """One row for a terminal: what was measured, then a prompt with the answer and that of the opponent, or a pair,

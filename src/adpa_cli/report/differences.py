@@ -5,11 +5,12 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 from adpa_cli.report.scores import scaled
+from adpa_cli.report.text import BETTER, WORSE
 from adpa_cli.stages.eval import SCORES
 from adpa_cli.statistics import bootstrap, holm, sign_flip_p
 
@@ -35,6 +36,16 @@ class Difference:
     high: float
     p: float
     n: int
+
+    def record(self, metric: str, model: str, base: str, p_holm: float) -> dict[str, Any]:
+        """The difference as JSON: how much more of a metric `model` has than `base`, both by ref or name."""
+        return {"metric": metric, "model": model, "from": base, **asdict(self), "p_holm": p_holm}
+
+    def style(self, direction: int) -> str:
+        """That of better or worse, where the interval leaves out zero and the `direction` says which is better."""
+        if not direction or self.low <= 0 <= self.high:
+            return ""
+        return BETTER if self.value * direction > 0 else WORSE
 
     def words(self, is_share: bool, digits: int) -> tuple[str, str, str]:
         """(value, low, high) with their signs: of a share in percent points, else with so many digits."""

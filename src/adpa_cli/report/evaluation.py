@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,19 @@ from adpa_cli.errors import UsageError
 from adpa_cli.report import text
 from adpa_cli.report.differences import Difference, corrected, paired, rows_of
 from adpa_cli.report.judges import judge_words
-from adpa_cli.report.scores import ACCURACY, DIGITS, INTERVAL, REWARD, WIN, Score, length_words, scores, title
+from adpa_cli.report.scores import (
+    ACCURACY,
+    DIGITS,
+    INTERVAL,
+    REWARD,
+    WIN,
+    Score,
+    best_of,
+    best_words,
+    length_words,
+    scores,
+    title,
+)
 from adpa_cli.stages import Node, product_of
 from adpa_cli.store.manifest import Manifest
 from adpa_cli.store.store import Store
@@ -51,6 +63,8 @@ class Entry:
     judge: str = ""
     """What is said of the judge whose verdicts it has."""
     differences: Mapping[str, tuple[Difference, float]] = field(default_factory=dict)
+    base: str = ""
+    """The label of the first line."""
 
     @property
     def by_metric(self) -> dict[str, Score]:
@@ -59,16 +73,11 @@ class Entry:
 
     def record(self) -> dict[str, Any]:
         """The line as JSON: every number that was stored, also those that no table shows."""
-        numbers = {name: entry for made in self.evals for name, entry in made.metrics["scores"].items()}
-        apart = {name: _record(*found) for name, found in self.differences.items()}
+        every = [score for made in self.evals for score in scores(made, with_unsupported=True)]
+        apart = [one.record(metric, self.label, self.base, p) for metric, (one, p) in self.differences.items()]
         judges = [made.metrics["judge"] for made in self.evals if "judge" in made.metrics]
         judge = {"judge": judges[0]} if judges else {}
-        return {"model": self.label, "scores": numbers, "differences": apart, **judge}
-
-
-def _record(found: Difference, p_holm: float) -> dict[str, Any]:
-    values = {"difference" if key == "value" else key: value for key, value in asdict(found).items()}
-    return {**values, "p_holm": p_holm}
+        return {"model": self.label, "scores": [score.record() for score in every], "differences": apart, **judge}
 
 
 def entries(store: Store, evals: Sequence[Node], so_far: Mapping[str, Manifest] | None = None) -> list[Entry]:
@@ -116,7 +125,8 @@ def _compared(store: Store, found: Sequence[Entry]) -> list[Entry]:
     lines: list[dict[str, tuple[Difference, float]]] = [{} for _ in found]
     for (place, metric), difference_and_p in corrected(apart).items():
         lines[place][metric] = difference_and_p
-    return [replace(entry, differences=own) for entry, own in zip(found, lines, strict=True)]
+    label = found[0].label
+    return [replace(entry, differences=own, base=label) for entry, own in zip(found, lines, strict=True)]
 
 
 def metrics_of(lines: Sequence[Entry]) -> list[str]:
@@ -125,7 +135,7 @@ def metrics_of(lines: Sequence[Entry]) -> list[str]:
     return [*(metric for metric in FIRST if metric in named), *(metric for metric in named if metric not in FIRST)]
 
 
-def screen(lines: Sequence[Entry], with_differences: bool, width: int = UNCUT) -> str:
+def screen(lines: Sequence[Entry], with_differences: bool, width: int = UNCUT, is_coloured: bool = False) -> str:
     """One row a model, in the order of the plan; below it, if asked for, what sets each apart from the first one, and
     what to type next. Where `width` is too small the last numbers are left out, never an id."""
     if not lines:
@@ -140,13 +150,20 @@ def screen(lines: Sequence[Entry], with_differences: bool, width: int = UNCUT) -
     what = _counted([made.metrics.get("measured", {}) for line in lines for made in line.evals])
     head = f"{what}: {size}{f' ({which})' if which else ''}; {judged}shares in %; {INTERVAL}"
     usual = _first_questions(lines)
-    rows = [(line.name, *(_cell(line, metric, usual) for metric in metrics), line.label) for line in lines]
+    best = {
+        metric: best_of(s for line in lines if (s := line.by_metric.get(metric)) and s.question == usual[metric])
+        for metric in metrics
+    }
+    rows = [
+        (line.name, *(_cell(line, metric, usual, best[metric], is_coloured) for metric in metrics), line.label)
+        for line in lines
+    ]
     numbers = range(1, len(metrics) + 1)
     shown = [
         *text.fold(head, width, ""),
         *text.table(("MODEL", *map(title, metrics), "ID"), rows, width, expendable=numbers[:0:-1]),
     ]
-    apart = _apart(lines) if with_differences else []
+    apart = _apart(lines, is_coloured) if with_differences else []
     if apart:
         columns = ("MODEL", "METRIC", "DIFFERENCE", "LOW", "HIGH", "P", "P HOLM", "")
         shown += [
@@ -192,13 +209,16 @@ def _first_questions(lines: Sequence[Entry]) -> dict[str, Any]:
     return {score.metric: score.question for line in reversed(lines) for score in reversed(line.scores)}
 
 
-def _cell(line: Entry, metric: str, usual: Mapping[str, Any]) -> str:
+def _cell(
+    line: Entry, metric: str, usual: Mapping[str, Any], best: Score | None = None, is_coloured: bool = False
+) -> str:
     """A number, with a mark where it may not be compared with the first one of its metric."""
     score = line.by_metric.get(metric)
-    return "" if score is None else score.words(DIGITS) + (f" {OTHER}" if score.question != usual[metric] else "")
+    mark = f" {OTHER}" if score is not None and score.question != usual[metric] else ""
+    return "" if score is None else best_words(score, best, is_coloured, DIGITS) + mark
 
 
-def _apart(lines: Sequence[Entry]) -> list[tuple[str, ...]]:
+def _apart(lines: Sequence[Entry], is_coloured: bool) -> list[tuple[str, ...]]:
     """A row for each difference: shares in percent points."""
     rows: list[tuple[str, ...]] = []
     for line in lines[1:]:
@@ -206,7 +226,8 @@ def _apart(lines: Sequence[Entry]) -> list[tuple[str, ...]]:
             if metric not in line.differences:
                 continue
             found, p_holm = line.differences[metric]
-            numbers = found.words(line.by_metric[metric].is_share, DIGITS)
+            mean, *ends = found.words(line.by_metric[metric].is_share, DIGITS)
+            numbers = (text.styled(mean, found.style(line.by_metric[metric].direction), is_coloured), *ends)
             mark = MARK if p_holm < LEVEL else ""
             rows.append((line.name, metric.replace("_", "-"), *numbers, _p_words(found.p), _p_words(p_holm), mark))
     return rows
@@ -249,8 +270,7 @@ def as_csv(lines: Sequence[Entry]) -> str:
         for metric in metrics:
             score, found = line.by_metric.get(metric), line.differences.get(metric)
             cells += ["" if score is None else getattr(score, part) for part in parts]
-            record = _record(*found) if found else {}
-            cells += [record.get(part, "") for part in apart]
+            cells += [*(getattr(found[0], part) for part in parts[:3]), found[0].p, found[1]] if found else [""] * 5
         table.writerow([line.name, line.label, *cells, line.judge])
     return out.getvalue()
 

@@ -38,10 +38,6 @@ class JsonRows:
         row = {name: value for name, value in self._rows[place].items() if name not in LONG}
         return {name: " / ".join(map(str, value)) if isinstance(value, list) else value for name, value in row.items()}
 
-    def records(self, place: int) -> list[dict[str, Any]]:
-        """One row as a line."""
-        return [self.brief(place)]
-
     def lines(self, place: int, width: int) -> list[str]:
         """One row for a terminal."""
         row = self._rows[place]

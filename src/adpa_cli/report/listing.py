@@ -13,9 +13,9 @@ from adpa_cli.families import CHAINS, alias_of_base
 from adpa_cli.machine import shown
 from adpa_cli.report import text
 from adpa_cli.report.lineage import base_name, starts, what
-from adpa_cli.report.scores import WIN, Score, by_model, measured_model
+from adpa_cli.report.scores import WIN, Score, best_of, best_words, by_model, measured_model
 from adpa_cli.stages import every
-from adpa_cli.store.manifest import Manifest
+from adpa_cli.store.manifest import Manifest, utc
 from adpa_cli.store.store import Store, Unfinished
 
 HEADER = ("ID", "WHAT", "TAG", "SIZE", "AGE", "SCORE", "WIN vs start")
@@ -106,35 +106,40 @@ def collect(store: Store) -> Listing:
     return Listing(store.root, tuple(rows), tuple(store.unfinished()), total, free, newest, tuple(errors))
 
 
-def screen(listing: Listing, width: int, now: float, everything: bool = False, limit: int = SHORT) -> str:
-    """The list for a terminal of `width` columns; without `everything` the `limit` that tell most, newest first."""
+def screen(
+    listing: Listing, width: int, now: float, everything: bool = False, limit: int = SHORT, *, is_coloured: bool = False
+) -> str:
+    """The list for a terminal of `width` columns; without `everything` the `limit` that tell most."""
     rows = listing.rows if everything else _first_rows(listing.rows, limit)
+    best = best_of(row.score for row in rows if row.comparable and row.score)
     cells = [
         (
             row.manifest.ref, row.what, " ".join(row.tags) or "–", text.human_size(row.manifest.size),
             text.human_age(now - row.manifest.at),
-            row.score.words() + " †" * (not row.comparable) if row.score else "",
+            best_words(row.score, best, is_coloured) + " †" * (not row.comparable) if row.score else "",
             row.win.words() if row.win else "50 (start)" * row.is_start,
         )
         for row in rows
     ]  # fmt: skip
     lines = _head(listing, width)
-    lines += text.table(HEADER, cells, width, flexible=1, expendable=(3, 4, 2, 6, 5)) if rows else []
+    lines += text.table(HEADER, cells, width, flexible=1, expendable=(3, 4, 6, 2, 5)) if rows else []
     if len(rows) < len(listing.rows):
         lines.append(f"… {len(listing.rows) - len(rows)} more (adpa show --all)")
     if any(row.score and not row.comparable for row in rows):
         lines += text.wrap("", ["† not measured as the score named above;", "see: adpa show ID"], width, " ")
     lines += _unfinished(listing, width, now)
-    lines += [text.cut(f"unreadable: {error.message}", width) for error in listing.errors]
+    lines += [
+        text.cut(text.styled(f"unreadable: {error.message}", text.WORSE, is_coloured), width)
+        for error in listing.errors
+    ]
     return "\n".join(lines) + "\n"
 
 
 def _first_rows(rows: Sequence[ListRow], limit: int) -> tuple[ListRow, ...]:
-    """The `limit` rows to see first, in their order: named or measured ones and starts before the rest, none aside."""
+    """The `limit` rows to see first: named or measured ones and starts, then what they are made of, none aside."""
     shown = [row for row in rows if not row.aside]
     ranked = sorted(shown, key=lambda row: not (row.tags or row.score or row.win or row.is_start))
-    kept = {row.manifest.id for row in ranked[:limit]}
-    return tuple(row for row in shown if row.manifest.id in kept)
+    return tuple(ranked[:limit])
 
 
 def _head(listing: Listing, width: int) -> list[str]:
@@ -168,14 +173,25 @@ def _progress(progress: Mapping[str, Any]) -> str:
 
 
 def tsv(listing: Listing, everything: bool = False) -> str:
-    """The same columns, uncut, without a head: bytes, ISO time, plain numbers; rehearsals only with `everything`."""
-    return text.tsv(
+    """The same columns, uncut, without a head: bytes, ISO time, plain numbers; rehearsals only with `everything`.
+
+    Two more columns say whether the work is complete, and by which command it continues where it is not.
+    """
+    rows = [
         (
             row.manifest.ref, row.what, ",".join(row.tags), row.manifest.size, row.manifest.made["at"],
-            "" if row.score is None else row.score.value, "" if row.win is None else row.win.value,
+            "" if row.score is None else row.score.value, "" if row.win is None else row.win.value, "complete", "",
         )
         for row in listing.rows if everything or not row.manifest.made.get("smoke")
-    )  # fmt: skip
+    ]  # fmt: skip
+    begun = [
+        (
+            item.ref, _progress(item.progress).rstrip(", "), "", "", utc(item.at), "", "",
+            "running" if item.holder else "stopped", item.command,
+        )
+        for item in listing.unfinished
+    ]  # fmt: skip
+    return text.tsv([*rows, *begun])
 
 
 def record(listing: Listing) -> dict[str, Any]:
@@ -186,7 +202,7 @@ def record(listing: Listing) -> dict[str, Any]:
         "free": listing.free,
         "artifacts": [
             {
-                "id": row.manifest.ref, "full_id": row.manifest.id, "what": row.what, "tags": list(row.tags),
+                "id": row.manifest.id, "ref": row.manifest.ref, "what": row.what, "tags": list(row.tags),
                 "bytes": row.manifest.size, "at": row.manifest.made["at"], "score": row.score and row.score.record(),
                 "win": row.win and row.win.record(), "smoke": bool(row.manifest.made.get("smoke")),
             }
@@ -194,8 +210,8 @@ def record(listing: Listing) -> dict[str, Any]:
         ],
         "unfinished": [
             {
-                "id": item.ref, "command": item.command, "progress": dict(item.progress), "stopped": item.stopped,
-                "at": item.at, "holder": item.holder,
+                "id": item.recipe.id, "ref": item.ref, "command": item.command, "progress": dict(item.progress),
+                "stopped": item.stopped or None, "at": utc(item.at), "holder": item.holder or None,
             }
             for item in listing.unfinished
         ],

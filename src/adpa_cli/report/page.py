@@ -24,7 +24,7 @@ from adpa_cli.stages import every
 from adpa_cli.stages._noise import sentence
 from adpa_cli.stages.eval import EVAL
 from adpa_cli.stages.training import DISTILL, method_of
-from adpa_cli.store.manifest import Manifest
+from adpa_cli.store.manifest import Manifest, utc
 from adpa_cli.store.store import Store, verified_at
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ def collect(store: Store, manifest: Manifest) -> Page:
     )
 
 
-def screen(page: Page, width: int, now: float) -> str:
+def screen(page: Page, width: int, now: float, is_coloured: bool = False) -> str:
     """The page for a terminal: results first, then what they were made from and by which settings."""
     manifest, metrics = page.manifest, page.manifest.metrics
     lines = [text.cut(_head(page, now), width)]
@@ -102,7 +102,8 @@ def screen(page: Page, width: int, now: float) -> str:
     watch = metrics.get("watch", [])
     problem = [page.adapter.problem] if page.adapter and page.adapter.problem else []
     for warning in [*([watch] if isinstance(watch, str) else watch), *problem]:
-        lines += text.wrap("watch", str(warning).split(), width, " ")
+        label, *words = text.wrap("warning", str(warning).split(), width, " ")
+        lines += [text.styled("warning", text.WARNING, is_coloured) + label.removeprefix("warning"), *words]
     lines += text.wrap("made by", [str(manifest.made.get("command", "?")), _effort(manifest, now)], width, "     ")
     lines += _lineage(page, width)
     lines += text.wrap("method" if "method" in manifest.spec else "spec", spec_items(manifest.spec), width)
@@ -171,14 +172,6 @@ def next_commands(page: Page) -> list[str]:
     return commands or [f"adpa show {ref}" for ref in models][:1]
 
 
-def tsv(page: Page) -> str:
-    """The page as uncut lines of name and value, values as JSON unless they are text."""
-    return text.tsv(
-        (key, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
-        for key, value in text.flat(record(page)).items()
-    )
-
-
 def record(page: Page) -> dict[str, Any]:
     """The page as JSON: the manifest and what surrounds it."""
     return {
@@ -186,7 +179,7 @@ def record(page: Page) -> dict[str, Any]:
         "ref": page.manifest.ref,
         "path": str(page.folder),
         "tags": list(page.tags),
-        "verified": page.verified,
+        "verified": None if page.verified is None else utc(page.verified),
         "made_from": [
             {"role": link.role, "ref": link.ref, "what": link.text, "depth": link.depth} for link in page.parents
         ],
@@ -344,7 +337,8 @@ def _update(metrics: Mapping[str, Any]) -> list[str]:
         f"rounding to {dtype} keeps {_percent(seen[dtype])} ({_percent(share)} of weights differ)"
         for dtype, share in update["differ"].items()
     ]
-    return [f"weights moved by {moved} % (rms)", f"the training's products see {_percent(seen['computed'])}", *kept]
+    forward = f"the forward pass saw {_percent(seen['computed'])} of the change"
+    return [f"weights moved by {moved} % (rms)", forward, *kept]
 
 
 def _speed(metrics: Mapping[str, Any]) -> list[str]:

@@ -16,7 +16,7 @@ from adpa_cli.store.manifest import Manifest
 from adpa_cli.store.store import Store
 
 Rows = Answers | Evaluated | JsonRows | Signals
-"""The rows of one artifact by place, from 0: whole, in brief, as lines for a terminal, as records for a pipe."""
+"""The rows of one artifact by place, from 0: whole, in brief, and as lines for a terminal."""
 _ROWS: Mapping[Product, type[Rows]] = {
     "signal": Signals, "answers": Answers, "scores": Evaluated, "judgements": JsonRows, "dialogues": JsonRows,
 }  # fmt: skip
@@ -33,12 +33,6 @@ def row_record(store: Store, manifest: Manifest, index: int) -> dict[str, Any]:
     """One row as JSON (null for what is not finite); raises like `row_screen`."""
     rows, place = _row(store, manifest, index)
     return plain({"ref": manifest.ref, "row": index, "rows": len(rows), **rows.record(place)})
-
-
-def row_tsv(store: Store, manifest: Manifest, index: int) -> str:
-    """One row as tab-separated lines under a header: a signal has one line for each token, others one in all."""
-    rows, place = _row(store, manifest, index)
-    return text.records_tsv(rows.records(place))
 
 
 def first_records(store: Store, manifest: Manifest, count: int) -> list[dict[str, Any]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from adpa_cli import suites
@@ -16,6 +16,9 @@ from adpa_cli.store.manifest import Manifest
 
 ACCURACY, REWARD, WIN = "reward_accuracy", "mean_reward", "win_rate"
 _SHARES = ("accuracy", "rate", "share", "agreement", "baseline", "bias", "consistency")
+_BETTER_UP = {
+    "mean_reward", "reward_accuracy", "win_rate", "lc_win_rate", "agreement", "mean", "acc", "acc_norm", "exact_match",
+}  # fmt: skip
 SEEDS = ("seed", "seed-all")
 PARTS = ("value", "low", "high", "n", "against")
 """What every entry of a number may have."""
@@ -114,9 +117,31 @@ class Score:
             return f"{value_words(self.value, None, self.is_share, digits)} {TOO_FEW}"
         return value_words(self.value, half, self.is_share, digits)
 
+    @property
+    def direction(self) -> int:
+        """1 where more is better, -1 where less is, 0 for what is neither or not known to be."""
+        last = self.metric.rpartition(".")[2].removeprefix("longer_")
+        return 1 if last in _BETTER_UP or last.endswith("grade") else -1 if last.endswith("perplexity") else 0
+
     def record(self) -> dict[str, Any]:
-        """The score as JSON, with the eval artifact it is from."""
-        return {key: value for key, value in asdict(self).items() if key not in ("at", "measured", "more")}
+        """The score as JSON, with the evaluation that it is from and what else that kept about it."""
+        return {
+            "metric": self.metric, "value": self.value, "low": self.low, "high": self.high, "n": self.n,
+            "against": self.against or None, "data": self.data or None, "prompts": self.prompts or None,
+            "suite": self.suite or None, "scorer": self.scorer or None, "evaluation": self.ref, **self.more,
+        }  # fmt: skip
+
+
+def best_of(scores: Iterable[Score]) -> Score | None:
+    """The best of some scores of one kind; None where fewer than two are known, or nobody knows which is better."""
+    known = [score for score in scores if score.direction]
+    return max(known, key=lambda score: score.value * score.direction) if len(known) > 1 else None
+
+
+def best_words(score: Score, best: Score | None, is_coloured: bool, digits: int = 2) -> str:
+    """The words of a score, which stand out where it is as good as the `best`."""
+    is_best = best is not None and score.kind == best.kind and score.value == best.value
+    return text.styled(score.words(digits), text.BEST if is_best else "", is_coloured)
 
 
 def scaled(is_share: bool, digits: int) -> tuple[int, int]:
@@ -131,9 +156,9 @@ def value_words(value: float, spread: float | None, is_share: bool, digits: int)
     return f"{scale * value:.{places}f}{behind}"
 
 
-def scores(manifest: Manifest) -> list[Score]:
+def scores(manifest: Manifest, with_unsupported: bool = False) -> list[Score]:
     """The numbers of one eval artifact, the most telling first; those of benchmarks in the order of their tasks, with
-    the mean last. Empty for other artifacts. No number that the data do not support is among them."""
+    the mean last. Empty for other artifacts. A number that the data do not support is left out unless asked for."""
     metrics = manifest.metrics
     if product_of(manifest.stage) != "scores" or not isinstance(metrics.get("scores"), dict):
         return []
@@ -148,7 +173,8 @@ def scores(manifest: Manifest) -> list[Score]:
             {key: value for key, value in entry.items() if key not in PARTS},
         )
         for name, entry in metrics["scores"].items()
-        if isinstance(entry, dict) and isinstance(entry.get("value"), int | float) and entry.get("supported", True)
+        if isinstance(entry, dict) and isinstance(entry.get("value"), int | float)
+        and (with_unsupported or entry.get("supported", True))
     ]  # fmt: skip
     if isinstance(tasks := manifest.spec.get("tasks"), Mapping):
         order = [*(suites.every()[suite].tasks or () if suite in suites.every() else ()), *tasks]
@@ -221,10 +247,11 @@ class Line:
     def record(self) -> dict[str, Any]:
         """The line as JSON."""
         scores = [score.record() for score in self.scores]
-        return {"line": dict(self.settings), "model": self.ref, "scores": scores, "note": self.note}
+        about = {"name": self.name or None, "tags": list(self.tags), "note": self.note or None}
+        return {"model": self.ref, "settings": dict(self.settings), **about, "scores": scores}
 
 
-def screen(lines: Sequence[Line], width: int) -> str:
+def screen(lines: Sequence[Line], width: int, is_coloured: bool = False) -> str:
     """The table for `width` columns; below it the means where cells differ in a seed only."""
     width = max(width, 60)
     scored = [score for line in lines for score in line.scores]
@@ -234,9 +261,10 @@ def screen(lines: Sequence[Line], width: int) -> str:
     tagged = any(line.tags for line in lines)
     head = ("", *map(str.upper, varying), *titles, *["TAG"] * tagged, "ID")
     rows = []
+    best = {column: best_of(score for score in scored if score.kind == column) for column in columns}
     for n, line in enumerate(lines, 1):
         settings = (line.settings.get(key, "") for key in varying)
-        numbers = {score.kind: score.words(DIGITS) for score in reversed(line.scores)}
+        numbers = {s.kind: best_words(s, best[s.kind], is_coloured, DIGITS) for s in reversed(line.scores)}
         cells = (numbers.get(column, "") for column in columns)
         tags = [" ".join(line.tags)] * tagged
         rows.append((line.name or str(n), *settings, *cells, *tags, f"{line.ref}  {line.note}".rstrip()))

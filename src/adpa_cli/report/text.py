@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import re
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -12,6 +13,9 @@ from typing import Any
 BLOCKS = "▁▂▃▄▅▆▇█"
 _UNITS = ("B", "kB", "MB", "GB", "TB", "PB")
 _DAY = 86400
+BEST, BETTER, WORSE, WARNING = "1;32", "32", "31", "33"
+"""What is shown in colour, and how a terminal is told so: bold green, green, red, yellow."""
+_STYLES = re.compile(r"\x1b\[[\d;]*m")
 _AGES = (
     (60, 1, "s"), (3600, 60, "min"), (2 * _DAY, 3600, "h"), (60 * _DAY, _DAY, "d"), (730 * _DAY, 30.44 * _DAY, "mo")
 )  # fmt: skip
@@ -72,8 +76,14 @@ def flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return level
 
 
+def styled(text: str, style: str, is_coloured: bool) -> str:
+    """The text in a style where a stream shows colours; what it says must not depend on that."""
+    return f"\x1b[{style}m{text}\x1b[0m" if is_coloured and style and text else text
+
+
 def width_of(text: str) -> int:
-    """Terminal columns: East Asian wide characters take two, combining marks none."""
+    """Terminal columns: East Asian wide characters take two, combining marks and styles none."""
+    text = _STYLES.sub("", text) if "\x1b" in text else text
     if text.isascii():
         return len(text)
     return sum(
@@ -83,9 +93,10 @@ def width_of(text: str) -> int:
 
 
 def cut(text: str, width: int) -> str:
-    """At most `width` columns; what is cut off is marked by an ellipsis."""
+    """At most `width` columns; what is cut off is marked by an ellipsis, and has no style."""
     if width_of(text) <= width:
         return text
+    text = _STYLES.sub("", text)
     while text and width_of(text) > width - 1:
         text = text[:-1]
     return f"{text.rstrip()}…" if width > 0 else ""

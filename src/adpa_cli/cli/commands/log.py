@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -33,18 +33,18 @@ def log(
     from adpa_cli.store.store import Store
 
     store = Store.find(GLOBALS.store)
-    path, is_running = _log_of(store, one_value("REF", ref))
+    name, path, is_running = _log_of(store, one_value("REF", ref))
     if follow and not GLOBALS.json:
         for part in _growing(path, is_running):
             sys.stdout.write(for_encoding(part, sys.stdout.encoding))
             sys.stdout.flush()
         return
     text = _shown(path.read_bytes())
-    out(lambda: text, lambda: text, lambda: text.splitlines())
+    out(lambda: text, lambda: text, lambda: {**name, "lines": text.splitlines()})
 
 
-def _log_of(store: Store, ref: str) -> tuple[Path, Callable[[], bool]]:
-    """The log file of an artifact, or of work that was begun, and what tells whether somebody is at it now."""
+def _log_of(store: Store, ref: str) -> tuple[Mapping[str, str], Path, Callable[[], bool]]:
+    """The id and ref of an artifact or of work that was begun, its log file, and whether somebody is at it now."""
     from adpa_cli.store import build
 
     works = [w for w in store.unfinished() if len(ref) >= 4 and (w.ref.startswith(ref) or w.recipe.id.startswith(ref))]
@@ -52,14 +52,15 @@ def _log_of(store: Store, ref: str) -> tuple[Path, Callable[[], bool]]:
         folder = build.attempts(store.root, works[0].recipe.id)[0]
         if not (folder / build.LOG).is_file():
             raise NotFound(f"{works[0].ref} has no log yet", f"continue it with: {works[0].command}")
-        return folder / build.LOG, lambda: bool(build.at_work(folder)) and folder.is_dir()
+        name = {"id": works[0].recipe.id, "ref": works[0].ref}
+        return name, folder / build.LOG, lambda: bool(build.at_work(folder)) and folder.is_dir()
     manifest = store.resolve(ref)
     path = store.folder(manifest.ref) / build.LOG
     if not path.is_file():
         raise NotFound(
             f"{manifest.ref} has no log; it was imported, or copied without one", f"adpa show {manifest.ref}"
         )
-    return path, lambda: False
+    return {"id": manifest.id, "ref": manifest.ref}, path, lambda: False
 
 
 def _growing(path: Path, is_running: Callable[[], bool]) -> Iterator[str]:

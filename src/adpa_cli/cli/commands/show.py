@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from adpa_cli.cli.commands import Command
 from adpa_cli.cli.console import options as opt
-from adpa_cli.cli.console.streams import GLOBALS, artifacts, needed, out, say, terminal_width
+from adpa_cli.cli.console.streams import GLOBALS, artifacts, is_coloured, needed, out, say, terminal_width
 from adpa_cli.errors import UsageError
 
 if TYPE_CHECKING:
@@ -95,7 +96,7 @@ def show_all(store: Store, whole: bool) -> None:
 
     listed = listing.collect(store)
     out(
-        lambda: listing.screen(listed, terminal_width(), time.time(), whole),
+        lambda: listing.screen(listed, terminal_width(), time.time(), whole, is_coloured=is_coloured(sys.stdout)),
         lambda: listing.tsv(listed, whole),
         lambda: listing.record(listed),
     )
@@ -106,27 +107,24 @@ def show_one(store: Store, manifest: Manifest) -> None:
     from adpa_cli.report import page
 
     facts = page.collect(store, manifest)
-    out(lambda: page.screen(facts, terminal_width(), time.time()), lambda: page.tsv(facts), lambda: page.record(facts))
+    width, colour = terminal_width(), is_coloured(sys.stdout)
+    out(lambda: page.screen(facts, width, time.time(), colour), None, lambda: page.record(facts))
 
 
 def show_several(store: Store, manifests: Sequence[Manifest]) -> None:
     """What differs between artifacts."""
     from adpa_cli.report import compare
 
-    refs = [manifest.ref for manifest in manifests]
-    rows = compare.collect(store, manifests)
+    found = compare.collect(store, manifests)
     out(
-        lambda: compare.screen(rows, refs, terminal_width()),
-        lambda: compare.tsv(rows, refs),
-        lambda: compare.record(rows, refs),
+        lambda: compare.screen(found, terminal_width(), is_coloured(sys.stdout)),
+        lambda: compare.tsv(found),
+        lambda: compare.record(found),
     )
 
 
 def show_plots(store: Store, manifests: Sequence[Manifest], asked: str) -> None:
     """The curves of trainings, over each other where there are several; `asked` names numbers, "" the usual ones."""
-    import os
-    import sys
-
     from adpa_cli.report import plots
     from adpa_cli.report.curves import curves_of, names_in
     from adpa_cli.report.lineage import what
@@ -135,10 +133,10 @@ def show_plots(store: Store, manifests: Sequence[Manifest], asked: str) -> None:
     trainings = {manifest.ref: curves_of(store, manifest) for manifest in manifests}
     labels = [f"{tags.get(manifest.id, manifest.ref)}  {what(manifest)}" for manifest in manifests]
     names = names_in(list(trainings.values()), asked)
-    is_coloured = bool(os.environ.get("FORCE_COLOR")) or not os.environ.get("NO_COLOR")
+    colour = is_coloured(sys.stdout)
     braille = (sys.stdout.encoding or "").lower().startswith("utf")
     out(
-        lambda: plots.screen(trainings, names, labels, terminal_width(), is_coloured, braille),
+        lambda: plots.screen(trainings, names, labels, terminal_width(), colour, braille),
         lambda: plots.tsv(trainings, names),
         lambda: plots.record(trainings, names),
     )
@@ -156,7 +154,7 @@ def show_row(store: Store, asked: Manifest, index: int, html: str | None, studen
         return
     out(
         lambda: rows.row_screen(store, manifest, index, terminal_width()),
-        lambda: rows.row_tsv(store, manifest, index),
+        None,
         lambda: rows.row_record(store, manifest, index),
     )
 

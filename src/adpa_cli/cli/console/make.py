@@ -22,6 +22,7 @@ from adpa_cli.cli.console.streams import (
     Output,
     confirm,
     ids_only,
+    is_coloured,
     no_stdin,
     quiet_libraries,
     say,
@@ -117,7 +118,8 @@ def show_measured(
     made = {target.recipe.id for target in plan.targets}
     if not lines or (is_evaluation and not any(manifest.id in made for line in lines for manifest in line.evals)):
         return
-    desk.screen.say(table(lines, is_evaluation, terminal_width() if sys.stderr.isatty() else UNCUT))
+    width = terminal_width() if sys.stderr.isatty() else UNCUT
+    desk.screen.say(table(lines, is_evaluation, width, is_coloured(sys.stderr)))
     if request.to is not None:
         write(request.to, lines)
         desk.screen.say(f"written: {request.to}")
@@ -125,7 +127,9 @@ def show_measured(
         for line in lines:
             manifest = next((manifest for manifest in line.evals if manifest.id in made), None)
             if manifest is not None and manifest.id in so_far:
-                desk.output.line(json.dumps({"ref": None, **line.record()}, ensure_ascii=False))
+                desk.output.line(
+                    json.dumps({"id": None, "ref": None, "path": None, **line.record()}, ensure_ascii=False)
+                )
             elif manifest is not None:
                 hand_over(manifest, store, request.options.tag, desk.output, line.record())
 

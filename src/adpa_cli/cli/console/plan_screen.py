@@ -42,13 +42,14 @@ def plan_json(survey: Survey) -> dict[str, Any]:
         "seconds": survey.seconds, "basis": survey.basis, "large": survey.is_large,
     }  # fmt: skip
     models = [
-        {"role": role, "name": item.label, "size": item.size, "download": item.download}
+        {"role": role, "name": item.label, "bytes": item.size, "download": item.download}
         for role, item in _models(survey)
     ]
     rows = [
         {
             "n": n, "state": _state(cost), "stage": cost.node.stage, "role": cost.node.role, "what": cost.node.what,
-            "id": cost.node.label, "size": _bytes(cost), "extra": cost.disk and cost.disk.extra,
+            "id": cost.node.recipe.id, "ref": cost.node.label, "bytes": _bytes(cost),
+            "extra": cost.disk and cost.disk.extra,
             "memory": cost.memory and cost.memory.device, "seconds": cost.seconds, "rows": cost.rows,
         }
         for n, cost in enumerate(survey.costs, 1)

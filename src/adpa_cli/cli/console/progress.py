@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+import threading
 import time
 from collections.abc import Mapping, Sequence
 
@@ -15,6 +16,9 @@ from adpa_cli.stages import Node
 from adpa_cli.store.manifest import Manifest
 
 REDRAW_SECONDS = 0.1
+TURN_SECONDS, SILENT_SECONDS = 0.5, 60.0
+"""How often the sign of life turns, and after what silence a stage is said to be at work where no bar is drawn."""
+TURNING = "|/-\\"
 WORTH_DRAWING = 5.0
 """Seconds after which one is told of the data that are read."""
 WAIT_WORTH_SAYING = 0.05
@@ -26,7 +30,8 @@ class Screen:
     """Shows a plan being carried out: a line per finished stage, and where it is `live` one bar for the current one.
 
     The bar is drawn with carriage returns only, by a command in the foreground of a terminal whose ids go to no other
-    program: that one may share the terminal, and two bars would be drawn over each other.
+    program: that one may share the terminal, and two bars would be drawn over each other. While a stage is at work a
+    thread turns a sign of life, for loading a model and a block of a large one take minutes in which nothing is told.
     """
 
     def __init__(self, quiet: bool, into_a_pipe: bool = False) -> None:
@@ -40,6 +45,10 @@ class Screen:
         self._drawn_at, self._drawn = 0.0, False
         self._seconds: dict[str, float] = {}
         self._reading, self._reading_pace, self._reading_began = "", Pace(), 0.0
+        self._line, self._turns, self._told_at = "", 0, 0.0
+        self._idle = threading.Event()
+        self._idle.set()
+        self._lock = threading.RLock()
 
     def expect(self, seconds: Mapping[str, float]) -> None:
         """How long the stages that are still to be made may take, by label: the bar then shows the whole time left."""
@@ -48,8 +57,10 @@ class Screen:
     def say(self, line: str) -> None:
         """One line, above the bar."""
         if not self.quiet:
-            self.close()
-            streams.say(line + "\n")
+            with self._lock:
+                self._wipe()
+                streams.say(line + "\n")
+                self._told_at = time.monotonic()
 
     def start(self, node: Node, n: int, of: int) -> None:
         """A stage begins; before the first it is said that nothing is lost where one is stopped."""
@@ -62,21 +73,39 @@ class Screen:
             self._draw(f"{self._head}: {node.what}")
         else:
             self.say(f"{self._head}: {node.what}  {node.label}")
+        self._line = f"{self._head}: {node.what}"
+        if not self.quiet and self._idle.is_set():
+            self._idle = threading.Event()
+            threading.Thread(target=self._turn, args=(self._idle,), daemon=True).start()
+
+    def _turn(self, idle: threading.Event) -> None:
+        """Show that a stage is at work until the screen is closed."""
+        while not idle.wait(TURN_SECONDS):
+            with self._lock:
+                now = time.monotonic()
+                silent = now - max(self._drawn_at, self._told_at)
+                if idle.is_set() or not self._line or silent < (TURN_SECONDS if self.live else SILENT_SECONDS):
+                    continue
+                begun = "" if self._share_before >= 0 else f"  {text.human_time(now - self._began)} so far"
+                if self.live:
+                    self._turns += 1
+                    self._draw(f"{self._line}{begun}", TURNING[self._turns % len(TURNING)])
+                else:
+                    self.say(f"  {self._head}  at work{begun}")
 
     def progress(self, step: int, of: int, numbers: Mapping[str, float]) -> None:
         """A stage has done `step` of `of`."""
         share, now = step / max(of, 1), time.monotonic()
         if self._share_before < 0:  # loading, and the work of an earlier command, say nothing of the pace
             self._share_before, self._began = share, now
-        is_due = now - self._drawn_at >= REDRAW_SECONDS or step == of if self.live else self._pace.is_due(share)
-        if not is_due:
-            return
         done = share - self._share_before
         left = (now - self._began) / done * (1 - share) if done > 0 else None
         words = [f"{step}/{of}", self._time(left), *_number_words(numbers)]
+        self._line = "  ".join([f"{self._head} {_bar(share, _columns())}", *words])
         if self.live:
-            self._draw("  ".join([f"{self._head} {_bar(share, _columns())}", *words]))
-        else:
+            if now - self._drawn_at >= REDRAW_SECONDS or step == of:
+                self._draw(self._line)
+        elif self._pace.is_due(share):
             self.say("  ".join([f"  {self._head}", *words]))
 
     def reading(self, what: str, done: int, of: int) -> None:
@@ -93,9 +122,11 @@ class Screen:
         if not self.live:
             self.say("  ".join([f"  {what}", *counted]))
         elif done == of:
-            self.close()
+            self._wipe()
+            self._line = self._head
         elif now - self._drawn_at >= REDRAW_SECONDS:
-            self._draw("  ".join([f"{what} {_bar(share, _columns())}" if of else what, *counted]))
+            self._line = "  ".join([f"{what} {_bar(share, _columns())}" if of else what, *counted])
+            self._draw(self._line)
 
     def _time(self, left: float | None) -> str:
         """The time that this stage still takes, and all of them together where their times are estimated."""
@@ -106,6 +137,7 @@ class Screen:
 
     def done(self, node: Node, manifest: Manifest, fresh: bool) -> None:
         """A stage is finished, or was there."""
+        self._line = ""
         self._seconds.pop(node.label, None)
         if fresh:
             seconds = text.human_time(float(manifest.made["seconds"]))
@@ -113,19 +145,26 @@ class Screen:
             line = f"done   {node.label:<27} {node.role:<17} {seconds:>6}  {text.human_size(manifest.size):>8}  {said}"
             self.say(line.rstrip())
             for warning in manifest.metrics.get("watch", ()):
-                self.say(f"watch  {warning}")
+                self.say(f"{streams.in_colour('Warning:', text.WARNING)} {warning}")
 
-    def _draw(self, line: str) -> None:
+    def _draw(self, line: str, sign: str = "") -> None:
         width = _columns() - 1
-        shown = text.for_encoding(line, sys.stderr.encoding)
-        streams.say("\r" + text.pad(_fitted(shown, width), width))
-        self._drawn_at, self._drawn = time.monotonic(), True
+        shown = _fitted(text.for_encoding(line, sys.stderr.encoding), width - 2)
+        with self._lock:
+            streams.say("\r" + text.pad(f"{shown} {sign}", width))
+            self._drawn_at, self._drawn = time.monotonic(), True
+
+    def _wipe(self) -> None:
+        with self._lock:
+            if self._drawn:
+                streams.say("\r" + " " * (_columns() - 1) + "\r")
+                self._drawn = False
 
     def close(self) -> None:
-        """Leave a clean line."""
-        if self._drawn:
-            streams.say("\r" + " " * (_columns() - 1) + "\r")
-            self._drawn = False
+        """Leave a clean line; nothing is drawn until a stage begins."""
+        self._idle.set()
+        self._line = ""
+        self._wipe()
 
 
 def _can_draw() -> bool:
@@ -162,5 +201,5 @@ def _number_words(numbers: Mapping[str, float]) -> Sequence[str]:
     if "tokens_per_s" in numbers:
         words.append(f"{text.number(round(numbers['tokens_per_s']))} tokens/s")
     if numbers.get("wait", 0.0) >= WAIT_WORTH_SAYING:
-        words.append(f"waits {100 * numbers['wait']:.0f} %")
+        words.append(f"{100 * numbers['wait']:.0f} % waiting for data")
     return words

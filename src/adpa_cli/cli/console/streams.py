@@ -19,11 +19,11 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from adpa_cli.errors import AdpaError, NotFound, Stopped, UsageError
 from adpa_cli.judges.client import shown_url
-from adpa_cli.report.text import for_encoding, is_text
+from adpa_cli.report.text import WORSE, for_encoding, is_text, styled
 
 if TYPE_CHECKING:
     from adpa_cli.store.manifest import Manifest
@@ -283,16 +283,19 @@ def fail(error: AdpaError) -> int:
     else:
         where = "".join(traceback.format_exception(error)) if GLOBALS.verbose else ""
         hint = f"\ntry: {error.hint}" if error.hint else ""
-        say(f"{where}error: {error.message}{hint}\n")
+        say(f"{where}{in_colour('error:', WORSE)} {error.message}{hint}\n")
     return error.exit_code
 
 
-def out(screen: Callable[[], str], tsv: Callable[[], str], record: Callable[[], Any]) -> None:
-    """Write whichever of the three forms stdout asks for; only that one is made."""
+def out(screen: Callable[[], str], tsv: Callable[[], str] | None, record: Callable[[], Any]) -> None:
+    """Write whichever of the three forms stdout asks for; only that one is made.
+
+    What has no `tsv` is a page to be read: its screen goes into a pipe too, where `less` may be.
+    """
     if GLOBALS.json:
         text = _json(record())
     else:
-        text = screen() if sys.stdout.isatty() else tsv()
+        text = screen() if tsv is None or sys.stdout.isatty() else tsv()
     sys.stdout.write(for_encoding(text.rstrip("\n"), sys.stdout.encoding) + "\n" if text else "")
     sys.stdout.flush()
 
@@ -308,8 +311,24 @@ def _json(value: Any) -> str:
 
 
 def terminal_width() -> int:
-    """Columns of the terminal, 120 without one."""
+    """Columns of the terminal, also where stdout is a pipe to a program that shows it there; 120 without one."""
+    for stream in (sys.__stdout__, sys.__stderr__):
+        with contextlib.suppress(AttributeError, ValueError, OSError):
+            if not os.environ.get("COLUMNS") and (columns := os.get_terminal_size(stream.fileno()).columns):  # type: ignore[union-attr]
+                return columns
     return shutil.get_terminal_size((120, 24)).columns
+
+
+def is_coloured(stream: TextIO) -> bool:
+    """Whether a stream shows colours: FORCE_COLOR and NO_COLOR decide, else whether it is a terminal that has them."""
+    if os.environ.get("FORCE_COLOR", "0") not in ("", "0"):
+        return True
+    return not os.environ.get("NO_COLOR") and os.environ.get("TERM", "dumb") != "dumb" and stream.isatty()
+
+
+def in_colour(text: str, style: str) -> str:
+    """Words for stderr in a style, where that shows colours."""
+    return styled(text, style, is_coloured(sys.stderr))
 
 
 ANSWERS = {"y": True, "yes": True, "n": False, "no": False}
