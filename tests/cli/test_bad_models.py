@@ -109,7 +109,7 @@ def test_a_base_model_without_template_gets_the_default_one_said_and_saved(
     pipeline: Pipeline, cli: Cli, base: Path
 ) -> None:
     ran = cli("sft", "--model", "./base", "--data", pipeline.data, *FEW)
-    assert "base has no chat template; the default one (zephyr) is set and saved" in ran.err
+    assert "base has no chat template; the default one (zephyr) is used, and saved with the model" in ran.err
     saved = AutoTokenizer.from_pretrained(pipeline.store / ran.ref)
     assert saved.chat_template == ZEPHYR.text
     assert json.loads((pipeline.store / ran.ref / "generation_config.json").read_text())["eos_token_id"] == 3
@@ -166,5 +166,5 @@ def test_the_hub_is_not_asked_for_what_looks_like_a_folder_and_is_named_when_it_
 ) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     said = cli.refused(1, "sft", "--model", "org/name", "--data", "tiny-sft")
-    assert "org/name   not on this machine · HF_HUB_OFFLINE is set" in said
-    assert "adpa plan sft --model org/name --fetch" in said
+    assert "org/name   not on this machine, and HF_HUB_OFFLINE is set" in said
+    assert "adpa plan sft --model org/name --data tiny-sft --fetch" in said

@@ -158,7 +158,7 @@ def sees_images(folder: Path) -> None:
         (gguf_only, "m holds only GGUF files (model-Q4_K_M.gguf)", "gguf_file=NAME"),
         (too_few_rows, "only 300 rows: such ids are beyond the embedding", "resize_token_embeddings"),
         (an_encoder, "m is an encoder (BertForMaskedLM)", "decoder-only"),
-        (sequence_to_sequence, "m is an encoder and a decoder (T5ForConditionalGeneration)", "decoder-only"),
+        (sequence_to_sequence, "m is an encoder-decoder model (T5ForConditionalGeneration)", "decoder-only"),
         (code_of_its_own, "m needs its own code (model_type trap)", "part of transformers"),
         (no_type, "has no model_type", "decoder-only"),
         (no_json, "config.json is not valid JSON", "again"),

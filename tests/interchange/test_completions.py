@@ -71,7 +71,7 @@ def test_a_position_without_top_logprobs_says_how_to_ask_for_them(tmp_path: Path
 
 @pytest.mark.parametrize("logprob", [3.0, float("nan")])
 def test_a_log_prob_that_none_can_be_is_refused(tmp_path: Path, logprob: float) -> None:
-    with pytest.raises(DataError, match=r"line 1, position 0: the log-prob (3|nan)"):
+    with pytest.raises(DataError, match=r"line 1, position 0: its log-prob must be 0 or less; got (3|nan)"):
         read(tmp_path, completion(entry("It", logprob, ("It", -0.1))))
 
 
@@ -102,7 +102,7 @@ def test_half_a_character_is_refused_by_line_and_position(tmp_path: Path, half: 
     bad = {**entry("It", -0.1), **half} if is_taken else entry("It", -0.1)
     if not is_taken:
         bad["top_logprobs"].append({**half, "logprob": -3.0})
-    with pytest.raises(DataError, match=r"capture\.jsonl line 2, position 1: half a character") as caught:
+    with pytest.raises(DataError, match=r"capture\.jsonl line 2, position 1: the token is half a character") as caught:
         read(tmp_path, completion(entry("It", -0.1)), completion(entry("It", -0.1), bad))
     assert "return_tokens_as_token_ids" in caught.value.hint
 
@@ -123,8 +123,8 @@ def test_completions_that_cannot_be_read_are_left_out_when_asked(cli: Cli, pipel
     words = ["import", path, "--format", "top-logprobs", "--model", pipeline.made("aligned teacher")]
     said = cli.refused(1, *words)
     assert "2 of 3 rows cannot be used" in said
-    assert "answers.jsonl line 2, position 1: half a character" in said
-    assert "answers.jsonl line 3: no chat completion" in said
+    assert "answers.jsonl line 2, position 1: the token is half a character" in said
+    assert "answers.jsonl line 3: this is not a chat completion" in said
     assert "return_tokens_as_token_ids, or leave them out: --skip-bad-rows" in said
     assert len(SignalReader(pipeline.store / cli(*words, "--skip-bad-rows").ref)) == 1
 

@@ -99,10 +99,10 @@ def test_rows_of_other_data_are_named_or_left_out(
 
 @pytest.mark.parametrize(
     ("settings", "expected"),
-    [("k: 12\n", "d"), ("d: 40\nk: 13\nexact_k: 14\n", "0 <= exact_k"), ("- 3\n", "other.yaml: no table of settings"),
+    [("k: 12\n", "d"), ("d: 40\nk: 13\nexact_k: 14\n", "0 <= exact_k"), ("- 3\n", "other.yaml: the file holds no settings"),
      ("d: [\n", "other.yaml: while parsing a flow node"),
      (DOCUMENTED.format(d=60).replace("exact_k: 4 ", "exact_k: 3 "), "bytes of log-probs"),
-     ("legacy_logit_compression:\n  k: 3\n", "legacy captures hold logits")],
+     ("legacy_logit_compression:\n  k: 3\n", "a legacy capture, whose logits cannot be")],
 )  # fmt: skip
 def test_settings_that_do_not_fit_are_refused(
     pipeline: Pipeline, cli: Cli, sequences: Sequences, tmp_path: Path, settings: str, expected: str
@@ -148,13 +148,21 @@ def test_chat_completions_are_matched_by_their_messages_and_hold_the_rest(
         (
             lambda c: c[2].update(token="no such word", bytes=None),
             1,
-            "line 1, position 2: the token 'no such word' is no id",
+            "line 1, position 2: the token 'no such word' is not in the vocabulary",
         ),
-        (lambda c: c[1].update(token="", bytes=[]), 1, "position 1: a token without text"),
-        (lambda c: c[0]["top_logprobs"].append(c[0]["top_logprobs"][0]), 1, "position 0: an id is listed twice"),
-        (lambda c: c[0]["top_logprobs"][1].update(logprob=0.0), 1, "position 0: its tokens have a mass"),
+        (lambda c: c[1].update(token="", bytes=[]), 1, "position 1: the token has no text"),
+        (
+            lambda c: c[0]["top_logprobs"].append(c[0]["top_logprobs"][0]),
+            1,
+            "position 0: top_logprobs lists one token twice",
+        ),
+        (
+            lambda c: c[0]["top_logprobs"][1].update(logprob=0.0),
+            1,
+            "position 0: the probabilities of its tokens sum to",
+        ),
         (lambda c: c[0].pop("top_logprobs"), 1, "position 0"),
-        (lambda c: c.clear(), 1, "line 1: it has no logprobs.content"),
+        (lambda c: c.clear(), 1, "line 1: the choice has no logprobs.content"),
         (lambda c: (c.pop(), c.pop()), 1, "the end, the data have id"),
     ],
 )

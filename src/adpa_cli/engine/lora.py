@@ -121,8 +121,8 @@ def _check_same(asked: LowRank, there: LowRank, start: str, layers: Sequence[str
             )
     if not _same_layers(asked.lora_targets, there.lora_targets, layers):
         raise UsageError(
-            f"{start} is an adapter of the layers {there.lora_targets}, whose training goes on, and lora_targets="
-            f"{asked.lora_targets} is asked for",
+            f"{start} is an adapter with lora_targets={there.lora_targets}, and its training cannot continue with "
+            f"lora_targets={asked.lora_targets}",
             f"--set {shlex.quote(f'STAGE.lora_targets={there.lora_targets}')}, {merge}",
         )
 

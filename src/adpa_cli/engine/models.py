@@ -91,7 +91,7 @@ def _load(
 ) -> PreTrainedModel:
     """What `load` gives for a folder with whole weights; with `new_head` a scalar head that it lacks is 0."""
     if not (folder / "config.json").is_file():
-        raise NotFound(f"{folder} is not a model folder: it has no config.json", "adpa models")
+        raise NotFound(f"{folder} is not a model folder: it has no config.json", "adpa models lists what can be named")
     is_held = not train and dtype in HELD_IN
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)

@@ -317,7 +317,9 @@ def _builtin_data(text: str) -> _DataSource:
 
     name = text.removeprefix(BUILTIN)
     if name not in BUILTIN_DATA:
-        raise NotFound(f"no built-in data set is called {name}", f"there are {', '.join(BUILTIN_DATA)}")
+        raise NotFound(
+            f"no built-in data set is called {name}", f"the built-in data sets are {', '.join(BUILTIN_DATA)}"
+        )
     facts = {"name": name, "files": [f"{name} {world.VERSION}"], "splits": [""], "split": ""}
     return _DataSource(facts, text)
 

@@ -92,27 +92,31 @@ def closed(error: Exception, name: str, revision: str | None, kind: str) -> Clos
     page = f"https://huggingface.co/{'datasets/' * (kind == 'dataset')}{name}"
     if isinstance(error, errors.GatedRepoError):
         if get_token() is None:
-            return Closed(name, "gated · no token on this machine", LOG_IN)
-        return Closed(name, "gated · its licence is not accepted by the owner of this token", f"accept it on {page}")
+            return Closed(name, "gated, and there is no token on this machine", LOG_IN)
+        return Closed(name, "gated, and the owner of this token has not accepted its licence", f"accept it on {page}")
     if isinstance(error, errors.RevisionNotFoundError):
-        return Closed(name, f"no revision {revision}", f"leave it out: {name}", exit_code=3)
+        return Closed(name, f"there is no revision {revision}", f"leave the revision out: {name}", exit_code=3)
     if isinstance(error, errors.RepositoryNotFoundError):
         private = "" if get_token() else "; a private one needs: hf auth login"
-        hint = f"check the spelling; a folder is written ./{name}{private}"
-        return Closed(name, f"no such {what} on the hub" + _folder(name), hint, exit_code=3)
+        hint = f"check the spelling; if it is a folder, write ./{name}{private}"
+        return Closed(name, f"there is no such {what} on the hub" + _folder(name), hint, exit_code=3)
     if isinstance(error, errors.HFValidationError):
-        return Closed(name, "no name that the hub could have", f"a folder is written ./{name}", exit_code=3)
+        return Closed(name, "this cannot be a name on the hub", f"if it is a folder, write ./{name}", exit_code=3)
     if status == 401:
         return Closed(name, "the token on this machine is not valid", "hf auth login")
     if status == 403:
-        return Closed(name, "not open to the owner of this token", f"ask for access on {page}")
+        return Closed(name, "the owner of this token has no access to it", f"ask for access on {page}")
     if isinstance(error, errors.HfHubHTTPError) and status is not None and status < 500:
-        return Closed(name, f"the hub answers {status}", "run the same command again; the download resumes")
+        return Closed(
+            name, f"the hub answered with the error {status}", "run the same command again; the download resumes"
+        )
     if constants.HF_HUB_OFFLINE or isinstance(error, errors.OfflineModeIsEnabled):
         return _not_here(name)
     cause = type(error.__cause__ or error).__name__ if status is None else str(status)
     hint = "connect and repeat the command, or name folders (./NAME) instead; the built-in tiny needs no network"
-    return Closed(name, f"not on this machine · the hub cannot be reached ({cause})" + _folder(name), hint, away=True)
+    return Closed(
+        name, f"not on this machine, and the hub cannot be reached ({cause})" + _folder(name), hint, away=True
+    )
 
 
 @dataclass(frozen=True)
@@ -142,11 +146,10 @@ class Access:
         shut = [why for why in self.asked.values() if why is not None]
         if not shut:
             return None
-        many = len(shut) > 1
-        verb = f"{'are' if many else 'is'} not {'here' if all(why.away for why in shut) else 'open to you'}"
+        verb = f"{'are' if len(shut) > 1 else 'is'} not possible"
         total = f"{len(self.asked)} download{'s' * (len(self.asked) > 1)}"
         width = max(len(why.name) for why in shut)
-        lines = [f"{len(shut)} of {total} {verb} (nothing was started)"]
+        lines = [f"{len(shut)} of {total} {verb}, and nothing was started"]
         lines += [f"  {why.name:<{width}}   {why.reason}" for why in shut]
         command = shlex.join(self.argv) or "…"
         hints = [why.hint.replace("adpa plan …", f"adpa plan {command}") for why in shut]
@@ -346,7 +349,7 @@ def title(folder: Path) -> str:
 def _not_here(name: str) -> Closed:
     hint = "on a machine with network: adpa plan … --fetch"
     hint = f"for the folder: ./{name}" if _folder(name) else hint
-    return Closed(name, "not on this machine · HF_HUB_OFFLINE is set" + _folder(name), hint, away=True)
+    return Closed(name, "not on this machine, and HF_HUB_OFFLINE is set" + _folder(name), hint, away=True)
 
 
 def _folder(name: str) -> str:

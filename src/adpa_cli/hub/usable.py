@@ -92,7 +92,7 @@ def check_decoder(folder: ModelFolder, name: str) -> None:
     kind, made_as = str(config.get("model_type", "")), said if isinstance(said, list) else []
     writes = any(str(architecture).endswith(("ForCausalLM", "LMHeadModel")) for architecture in made_as)
     if config.get("is_encoder_decoder") or kind in SEQUENCE_TO_SEQUENCE:
-        raise DataError(f"{name} is an encoder and a decoder ({_called(kind, made_as)})", DECODERS_WANTED)
+        raise DataError(f"{name} is an encoder-decoder model ({_called(kind, made_as)})", DECODERS_WANTED)
     if kind in ENCODERS and not writes:
         raise DataError(f"{name} is an encoder ({_called(kind, made_as)}), which writes no text", DECODERS_WANTED)
     if "vision_config" in config or folder.has_text_part:

@@ -74,16 +74,16 @@ class Spelling:
         token, raw = entry.get("token"), entry.get("bytes")
         if isinstance(token, str) and token.startswith("token_id:") and token[9:].isdigit():
             if int(token[9:]) >= self.size:
-                raise ValueError(f"the id {token[9:]}; the vocabulary has {self.size}")
+                raise ValueError(f"it names the token id {token[9:]}, and the vocabulary has {self.size} ids")
             return int(token[9:])
         if not raw and not token:
-            raise ValueError("a token without text")
+            raise ValueError("the token has no text")
         if HALF in (bytes(raw).decode(errors="ignore") if raw else str(token)):
-            raise ValueError("half a character, of which the server gives neither bytes nor id")
+            raise ValueError("the token is half a character, and the server gave neither its bytes nor its id")
         ids = self.ids.get(bytes(raw) if raw else str(token).encode(), ())
         if len(ids) != 1:
-            shown = f"the ids {', '.join(map(str, ids[:3]))}" if ids else "no id"
-            raise ValueError(f"the token {token!r} is {shown} of the vocabulary")
+            shown = f"could be any of the ids {', '.join(map(str, ids[:3]))}" if ids else "is not in the vocabulary"
+            raise ValueError(f"the token {token!r} {shown}")
         return ids[0]
 
 
@@ -118,7 +118,8 @@ def read_top_logprobs(path: Path, words: Spelling) -> Iterator[Captured | DataEr
                 choices = list(_completion(raw)["choices"])
                 prompt = _prompt(raw)
             except (ValueError, KeyError, TypeError, AttributeError) as error:
-                yield DataError(f"{where}: no chat completion ({error!r})", "one JSON object with `choices` per line")
+                hint = "each line must be one JSON object with `choices`, as a chat server returns it"
+                yield DataError(f"{where}: this is not a chat completion ({error!r})", hint)
                 continue
             except Problem as problem:
                 yield DataError(f"{where}, {problem.field}: {problem.content}", problem.fix)
@@ -165,7 +166,8 @@ def settings_of(raw: Mapping[str, Any], where: str) -> Settings:
     raw = raw.get("logprob_compressor", raw)
     if not isinstance(raw, Mapping) or "legacy_logit_compression" in raw or "polynomial_degree" in raw:
         raise DataError(
-            f"{where}: legacy captures hold logits without their normaliser", "capture with DistillKit's newer form"
+            f"{where}: this is a legacy capture, whose logits cannot be turned into log-probs",
+            "capture again with a newer DistillKit, which stores compressed_logprobs",
         )
     try:
         bins = tuple(Bin(**{name: b[name] for name in Bin.__annotations__}) for b in raw.get("residual_bins") or ())
@@ -175,7 +177,7 @@ def settings_of(raw: Mapping[str, Any], where: str) -> Settings:
         _check(settings)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise DataError(
-            f"{where}: no settings of DistillKit's compressor ({error})", "give its compression_config.yaml"
+            f"{where}: these are not settings of DistillKit's compressor ({error})", "give its compression_config.yaml"
         ) from None
     return settings
 
@@ -193,7 +195,7 @@ def decode(codes: NDArray[np.uint8], s: Settings) -> NDArray[np.float64]:
     size = s.exact_k * _BYTES[s.exact_dtype] + len(s.polynomial_terms) * _BYTES[s.term_dtype]
     size += sum(_BYTES[b.scale_dtype] + (b.element_bits * b.num_elements + 7) // 8 for b in s.residual_bins)
     if codes.shape[1] != size:
-        raise ValueError(f"{codes.shape[1]} bytes of log-probs; the settings make {size}")
+        raise ValueError(f"a token has {codes.shape[1]} bytes of log-probs, and by the settings it would have {size}")
     exact = floats(take(s.exact_k * _BYTES[s.exact_dtype]), s.exact_dtype)
     tail = np.zeros((len(codes), rest))
     if s.polynomial_terms:
@@ -235,12 +237,14 @@ def read_distillkit(path: Path, s: Settings) -> Iterator[Captured]:
     try:
         file = pq.ParquetFile(path)
     except (pa.ArrowInvalid, OSError) as error:
-        raise DataError(f"{path.name} is no Parquet file ({error})", "name the data_*.parquet of a capture") from None
+        raise DataError(
+            f"{path.name} is not a Parquet file ({error})", "name the data_*.parquet of a capture"
+        ) from None
     missing = [name for name in COLUMNS if name not in file.schema_arrow.names]
     if missing:
         raise DataError(
             f"{path.name} has no column {missing[0]}, only {', '.join(file.schema_arrow.names[:6])}",
-            "only DistillKit's compressed_logprobs are read; its legacy form keeps logits without their normaliser",
+            "give a capture with compressed_logprobs; the legacy form of DistillKit cannot be read",
         )
     number = 0
     for batch in file.iter_batches(
@@ -279,7 +283,7 @@ def _prompt(raw: Any) -> Prompt | None:
 def _captured_completion(where: str, choice: Any, prompt: Prompt | None, words: Spelling) -> Captured:
     content = ((choice.get("logprobs") or {}) if isinstance(choice, dict) else {}).get("content")
     if not content:
-        raise DataError(f"{where}: it has no logprobs.content", "ask the server for logprobs and top_logprobs")
+        raise DataError(f"{where}: the choice has no logprobs.content", "ask the server for logprobs and top_logprobs")
     tokens, labels, rows = [], [], []
     for position, entry in enumerate(content):
         if isinstance(entry, dict) and "logprob" in entry and not entry.get("top_logprobs"):
@@ -304,7 +308,7 @@ def _captured_completion(where: str, choice: Any, prompt: Prompt | None, words: 
 def _logp(entry: Mapping[str, Any]) -> float:
     value = float(entry["logprob"])
     if not value <= np.log(MOST_MASS):
-        raise ValueError(f"the log-prob {value:.3g}")
+        raise ValueError(f"its log-prob must be 0 or less; got {value:.3g}")
     return value if value > UNLIKELY else -np.inf
 
 
@@ -312,31 +316,33 @@ def _checked(row: list[tuple[int, float]], token: int, logp: float) -> list[tupl
     if not row:
         raise ValueError("top_logprobs is empty")
     if len(dict(row)) < len(row):
-        raise ValueError("an id is listed twice")
+        raise ValueError("top_logprobs lists one token twice")
     mass = sum(np.exp(value) for value in {**dict(row), token: dict(row).get(token, logp)}.values())
     if not mass <= MOST_MASS:
-        raise ValueError(f"its tokens have a mass of {mass:.3g}")
+        raise ValueError(f"the probabilities of its tokens sum to {mass:.3g}, which is more than 1")
     return [(number, min(value, 0.0)) for number, value in row]
 
 
 def _check(s: Settings) -> None:
     for name in (s.exact_dtype, s.term_dtype, *(b.scale_dtype for b in s.residual_bins)):
         if name not in get_args(Float):
-            raise ValueError(f"the type {name!r}")
+            raise ValueError(f"{name!r} is not one of the types {', '.join(get_args(Float))}")
     counts = [s.d, s.k, *(n for b in s.residual_bins for n in (b.element_bits, b.num_elements))]
     if (
         not all(type(n) is int and n > 0 for n in counts)
         or type(s.exact_k) is not int
         or not 0 <= s.exact_k <= s.k <= s.d
     ):
-        raise ValueError("counts that do not fit: 0 <= exact_k <= k <= d")
+        raise ValueError(
+            "d, k and the counts of residual_bins must be whole numbers above 0, with 0 <= exact_k <= k <= d"
+        )
     if (
         any(b.element_bits > 32 for b in s.residual_bins)
         or sum(b.num_elements for b in s.residual_bins) > s.k - s.exact_k
     ):
-        raise ValueError("residual_bins that do not fit")
+        raise ValueError("residual_bins must hold at most k - exact_k values, of at most 32 bits each")
     if any(not (type(t) is int or t in _TERMS) for t in s.polynomial_terms):
-        raise ValueError(f"polynomial_terms {s.polynomial_terms}")
+        raise ValueError(f"polynomial_terms must be whole numbers, sqrt or exp; got {s.polynomial_terms}")
 
 
 def _curve(s: Settings, count: int) -> NDArray[np.float64]:
@@ -361,17 +367,19 @@ def _as(dtype: str, values: NDArray[np.float64]) -> NDArray[np.float64]:
 def _captured_text(where: str, row: Mapping[str, Any], s: Settings) -> Captured:
     tokens = tuple(row["input_ids"])
     if max(row.get("attention_mask") or (1,)) > 1:
-        raise ValueError("several texts are packed into it")
+        raise ValueError("several texts are packed into this row, which is not supported")
     codes, packed = (np.array(row[name], dtype=np.uint8) for name in COLUMNS[1:])
     count = len(tokens) - 1
     if count < 1 or len(codes) != len(packed) or len(codes) not in (count, count + 1):
-        raise ValueError(f"{len(codes)} and {len(packed)} positions for {len(tokens)} tokens")
+        raise ValueError(
+            f"it has {len(tokens)} tokens, but log-probs at {len(codes)} positions and ids at {len(packed)}"
+        )
     logps = np.minimum(decode(codes[:count], s), 0.0)
     ids = unpack(packed[:count], s.id_bits, s.k)
     if not np.isfinite(logps).all() or ids.max() >= s.d or max(tokens) >= s.d:
-        raise ValueError(f"a log-prob that is not finite, or an id beyond {s.d - 1}")
+        raise ValueError(f"it has a log-prob that is not finite, or a token id above {s.d - 1}")
     if (np.diff(np.sort(ids, axis=1), axis=1) == 0).any():
-        raise ValueError("an id occurs twice at one position")
+        raise ValueError("one position lists a token id twice")
     label = np.array(tokens[1:])
     label_logps = np.where(ids == label[:, None], logps, -np.inf).max(axis=1)
     return Captured(where, tokens[1:], ids.astype(np.int32), logps, label_logps, before=tokens[:1])

@@ -124,7 +124,7 @@ def keyed(
                 yield item
     if problems and (not skip or not seen):
         more = [f"… {len(problems) - FEW} more"] if len(problems) > FEW else []
-        fault = f"are no answers of {known.name}" if known and not hints else "cannot be used"
+        fault = f"are not answers of {known.name}" if known and not hints else "cannot be used"
         raise DataError(
             "\n  ".join([f"{len(problems)} of {count} rows {fault}", *problems[:FEW], *more]),
             f"{hints[0] if hints else OF_OTHERS}, or leave them out: --skip-bad-rows",
@@ -327,7 +327,7 @@ def _settings(asked: Asked, first: Path) -> Settings:
     try:
         settings = yaml.safe_load(path.read_text(encoding="utf-8"))
         if not isinstance(settings, dict):
-            raise ValueError("no table of settings")
+            raise ValueError("the file holds no settings")
     except (ValueError, yaml.YAMLError) as error:
         message = f"{path.name}: {' '.join(str(error).split())}"
         raise DataError(message, "give DistillKit's compression_config.yaml, or the same as JSON") from None
@@ -343,7 +343,7 @@ def _model(names: Names, asked: Asked, monitor: Monitor) -> Artifact | External 
     model = names.model(asked.model, "--model")
     if isinstance(model, Alias | ReadyPair):
         raise UsageError(
-            f"--model {asked.model} is an alias of several models", "name an artifact, a folder or org/name"
+            f"--model {asked.model} is an alias for several models", "name one: an artifact, ./folder or org/name"
         )
     if isinstance(model, External):
         hub.fetch(model.files, names.store.hash_cache, monitor.note)

@@ -65,7 +65,7 @@ class SignalSpec:
 
     def __post_init__(self) -> None:
         if not 0 <= self.draws <= MAX_DRAWS or (self.draws and self.has_reference):
-            raise DataError(f"draws={self.draws}: from 0 to {MAX_DRAWS}, and 0 with a reference teacher")
+            raise DataError(f"draws must be from 0 to {MAX_DRAWS}, and 0 with a reference teacher; got {self.draws}")
         if not 1 <= self.k <= self.vocab_size <= MAX_VOCABULARY:
             raise DataError(
                 f"a signal of k={self.k} ids over a vocabulary of {self.vocab_size}: "
