@@ -96,3 +96,9 @@ def test_the_diagrams_are_what_their_script_draws() -> None:
     images = ROOT / "docs" / "images"
     for name, diagram in runpy.run_path(str(images / "diagrams.py"))["DIAGRAMS"].items():
         assert (images / name).read_text(encoding="utf-8") == diagram().svg(), "run: python docs/images/diagrams.py"
+
+
+def test_the_pictures_of_readme_are_small() -> None:
+    pictures = re.findall(r"!\[[^]]+\]\((docs/images/\S+\.png)\)", PAGES[0].read_text(encoding="utf-8"))
+    assert len(pictures) == 2
+    assert all((ROOT / name).stat().st_size <= 300_000 for name in pictures)
