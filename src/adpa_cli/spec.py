@@ -240,7 +240,7 @@ class Runtime:
     judge_price: tuple[float, float] | None = None
     """Of a judge's tokens in and out, $ per million: for plans alone."""
     trackers: str = knob("none")
-    """Where the numbers of each step go besides, such as tensorboard,wandb: names that accelerate has for trackers."""
+    """The trackers that are sent the numbers too, such as tensorboard,wandb, by the names that accelerate has for them."""
 
 
 def tracker_names(text: str) -> list[str]:
