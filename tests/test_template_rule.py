@@ -129,7 +129,7 @@ def test_a_base_model_alone_is_refused_with_what_would_do(hub: Hub, cli: Cli, tm
     teacher = aligned(tmp_path / "teacher")
     words = ("distill", "--method", "dckd", "--teacher", teacher, "--data", "tiny-pairs", "--student")
     said = cli.refused(2, *words, "meta-llama/Llama-3.2-1B")
-    assert "is a base model without chat template" in said
+    assert "is a base model: it has no chat template and must be fine-tuned first" in said
     assert "try: --student llama-3.2-1b, which is fine-tuned first\n" in said
     assert " or: --student meta-llama/Llama-3.2-1B --sft-data DIALOGUES" in said
     said = cli.refused(2, *words, BASES / "student")
@@ -149,14 +149,14 @@ def test_a_teacher_that_does_not_say_what_it_was_aligned_from(hub: Hub, cli: Cli
     hub.add("org/dpo", folder, base="org/sft")
     words = ("distill", "--method", "adpa+", "--student", "tiny", "--data", "tiny-pairs", "--teacher")
     assert cli.refused(2, *words, "org/dpo") == (
-        "adpa+ needs the model that the teacher was aligned from; a hub model does not say\n"
+        "adpa+ needs the model that the teacher was aligned from, and the hub model org/dpo does not name it\n"
         "try: … --reference org/sft     (its card names this one; check it)\n"
-        " or: --method adpa-noref, which does without\n"
+        " or: --method adpa-noref, which does not need it\n"
     )
     said = cli.refused(2, *words, folder)
-    assert "a folder does not say\ntry: … --reference MODEL\n" in said
+    assert "and teacher does not name it\ntry: … --reference MODEL\n" in said
     said = cli.refused(2, "eval", "org/dpo", "--suite", "agreement", "--data", "tiny-pairs")
-    assert "does not say which that is\ntry: … --reference org/sft     (its card names this one; check it)\n" in said
+    assert "does not name\ntry: … --reference org/sft     (its card names this one; check it)\n" in said
 
 
 def test_a_ready_pair_is_measured_against_its_own_reference(hub: Hub, cli: Cli, tmp_path: Path) -> None:

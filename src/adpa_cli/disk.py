@@ -122,7 +122,7 @@ def explained(root: Path, lost: str) -> Iterator[None]:
                 full = f"a disk or quota is full, though {root} has room (look at $TMPDIR and $HF_HOME)"
             raise AdpaError(
                 f"{full}; {lost}, and nothing half-made is visible",
-                "free some space (adpa gc), then repeat the command: it goes on from the last saved state",
+                "free some space (adpa gc), then type the same command again; it continues from the last saved state",
             ) from error
         if is_forbidden(error) and str(error.filename).startswith(str(root)):
             place = error.filename if os.path.exists(error.filename) else os.path.dirname(error.filename)

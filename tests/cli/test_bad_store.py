@@ -96,7 +96,7 @@ def test_a_disk_that_fills_in_mid_plan_keeps_what_is_whole_and_the_command_goes_
     assert (ran.code, ran.out) == (1, "")
     assert "is full" in said
     assert "nothing half-made is visible" in said
-    assert "repeat the command: it goes on" in tried
+    assert "type the same command again; it continues from the last saved state" in tried
     assert {manifest.ref for manifest in Store.find(store).artifacts()} == set(plan[:2])
     assert {line.split("\t")[1] for line in cli("verify", "--store", store).out.splitlines()} == {"whole"}
     (place / "ballast").unlink()
@@ -122,10 +122,8 @@ def test_a_full_disk_of_the_cache_is_one_error(
     monkeypatch.setenv("ADPA_CACHE", str(place))
     words = ("distill", "--method", "dpo", "--student", "tiny", "--no-eval", *data_of(tmp_path))
     said, _, tried = cli.refused(1, *words, "-n").partition("\ntry: ")
-    assert said.startswith(
-        f"the disk of {place} is full, where rows of the data are kept, and this table of them takes"
-    )
-    assert "is full" not in said.removeprefix(f"the disk of {place} is full")
+    assert said.startswith(f"the disk of {place}, where prepared data are kept, is full; these data take about ")
+    assert said.count("is full") == 1
     assert tried.strip().endswith("export ADPA_CACHE=DIR")
     assert [path for path in place.glob("*/*") if path.name.startswith(".")] == []
 
@@ -139,4 +137,4 @@ def test_a_cache_that_cannot_be_written_is_said_once(
     words = ("distill", "--method", "dpo", "--student", "tiny", "--no-eval", *data_of(tmp_path))
     for ran in (cli(*words, "-n"), cli("data", "pairs.jsonl")):
         assert ran.code == 0
-        assert ran.err.count(f"{place} cannot be written (Read-only file system): rows of the data are kept in ") == 1
+        assert ran.err.count(f"{place} is not writable (Read-only file system), so ") == 1

@@ -87,16 +87,16 @@ def test_a_cache_of_other_answers_is_refused_and_the_row_named(pipeline: Pipelin
 
 def test_artifacts_of_the_wrong_kind_are_refused(pipeline: Pipeline, cli: Cli) -> None:
     signal, rollouts, student = (pipeline.made(role) for role in ("signal", "rollouts", "student"))
-    assert "--student needs an artifact of sft or dpo-teacher or distill" in cli.refused(
+    assert "--student needs an artifact made by sft or dpo-teacher or distill" in cli.refused(
         2, "rollout", "--student", signal
     )
-    assert "--rollouts needs an artifact of rollout" in cli.refused(
+    assert "--rollouts needs an artifact made by rollout" in cli.refused(
         2, "cache-teacher", "--teacher", student, "--rollouts", signal
     )
     words = ("distill", "--method", "adpa", "--student", student)
-    assert "--cache needs an artifact of cache-teacher" in cli.refused(2, *words, "--cache", rollouts)
-    assert "--rollouts needs an artifact of rollout" in cli.refused(2, *words, "--rollouts", student)
-    assert "--reward-model needs an artifact of reward-model" in cli.refused(
+    assert "--cache needs an artifact made by cache-teacher" in cli.refused(2, *words, "--cache", rollouts)
+    assert "--rollouts needs an artifact made by rollout" in cli.refused(2, *words, "--rollouts", student)
+    assert "--reward-model needs an artifact made by reward-model" in cli.refused(
         2, "eval", student, "--reward-model", student
     )
 

@@ -153,7 +153,7 @@ def test_bad_words_are_refused_before_anything_is_loaded(pipeline: Pipeline, cli
     assert "--max-new-tokens must be 1 or more; got 0" in cli.refused(
         2, "chat", student, "-", "--max-new-tokens", "0", stdin="x\n"
     )
-    assert "needs an artifact of sft or" in cli.refused(2, "chat", pipeline.made("rollouts"), "-", stdin="hello\n")
+    assert "needs an artifact made by sft or" in cli.refused(2, "chat", pipeline.made("rollouts"), "-", stdin="hello\n")
     assert "prompt 2 is not UTF-8 text" in cli.refused(2, "chat", student, "-", stdin="hello\n\udcff\n")
     said = cli.refused(1, "chat", student, "-", stdin="hello\n" + "the word " * 200 + "\n")
     assert "prompt 2 has 40" in said

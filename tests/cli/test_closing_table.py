@@ -97,7 +97,7 @@ def test_a_row_is_its_best_cell_on_prompts_that_selected_nothing(pipeline: Pipel
     plus = max(followed, key=_score)
     again = cli("run", name)
     shown = lines(again.err)
-    assert [record["line"]["row"] for record in table] == list(shown)
+    assert [record["settings"]["row"] for record in table] == list(shown)
     assert list(shown) == ["Teacher", "Student", "DCKD", "DCKD w/o dispreferred", "ADPA+"]
     assert [shown[row][-2] for row in ("DCKD", "ADPA+")] == [chosen.ref, plus.ref]
     assert shown["DCKD"][-1] == shown["ADPA+"][-1] == "best of 2"
@@ -159,8 +159,8 @@ def test_what_failed_is_not_chosen(pipeline: Pipeline, cli: Cli) -> None:
     obstacle.write_text("not an artifact")
     ran = cli("run", name)
     assert ran.code == 1
-    assert "follows the choice of DCKD, which has not been made" in ran.err
-    assert lines(ran.err)["DCKD"][-1].endswith("not chosen: a cell failed")
+    assert "it needs the values chosen for DCKD, and none could be chosen" in ran.err
+    assert lines(ran.err)["DCKD"][-1].endswith("not chosen: a combination failed")
     assert "3 of 5 combinations failed" in ran.err
 
 
@@ -168,7 +168,7 @@ def test_a_shard_makes_cells_and_leaves_the_table(pipeline: Pipeline, cli: Cli) 
     name = write(pipeline, TABLE)
     ran = cli("run", name, "--shard", "1/3")
     assert len(ran.out.split()) == 1
-    assert "follows the choice of DCKD" in ran.err
+    assert "it needs the values chosen for DCKD" in ran.err
     assert "Repeat the command without --shard" in ran.err
     assert not evaluations(Store.find(pipeline.store))
 
@@ -181,18 +181,18 @@ ROWS = '[[rows]]\nname = "A"\nmethod = "dckd"\nalpha = [1, 2]\n'
     [
         (f'choose = "alpha"\n{ROWS}', 'alpha cannot be chosen among trainings that select no checkpoint'),
         (f'choose = ["alpha", "gama"]\nselect = "best"\n{ROWS}', "no combination has a key gama"),
-        (f"points = true\n{ROWS}", "it measures checkpoints that no training keeps"),
-        ('[[rows]]\nmethod = "dckd"\n', "rows: is no table with a name"),
+        (f"points = true\n{ROWS}", "points: the checkpoints to measure are not kept by every training"),
+        ('[[rows]]\nmethod = "dckd"\n', "rows: each row must be a table with a name"),
         (ROWS + ROWS, "two rows are called A"),
         ('[[rows]]\nname = "A"\nmeasures = "teacher"\n', "the row A measures teacher"),
         ('[[rows]]\nname = "A"\nmeasures = "start"\ngamma = 2\n', "the row A measures start and has gamma"),
         (f'{ROWS}against = "B"\n', "against: no row is called B"),
         (f'[report]\nseed = 2\n{ROWS}', "report.seed: the closing evaluation has no such key"),
         (f'[report]\nsuite = "best"\n{ROWS}', "no suite called 'best'"),
-        (f'{ROWS}[[rows]]\nname = "B"\nmethod = "adpa+"\nalpha = "{{C}}"\n', "alpha: no row C with that key"),
+        (f'{ROWS}[[rows]]\nname = "B"\nmethod = "adpa+"\nalpha = "{{C}}"\n', "no row above B is called C and has"),
         (f'{ROWS}gamma = 2\n', "gamma: adpa distill has no such key"),
         (f'gamma = 2\n{ROWS}', "recipe.toml:2: gamma: adpa distill has no such key"),
-        ('command = "sft"\nmodel = "tiny"\n[report]\n', "report: sft trains no students"),
+        ('command = "sft"\nmodel = "tiny"\n[report]\n', "only distill has a closing table, and the command is sft"),
     ],
 )  # fmt: skip
 def test_a_table_that_cannot_be_made_is_refused(cli: Cli, text: str, said: str) -> None:

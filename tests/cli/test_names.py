@@ -95,7 +95,7 @@ def test_a_hub_name_that_is_a_folder_too_is_told_so(
 def test_names_of_stages_are_no_organisations_of_the_hub(pipeline: Pipeline, cli: Cli) -> None:
     for name in ("sft/nothing", "distill/0000", "rollout/abc", "eval/x"):
         assert "there is no tag or id" in cli.refused(3, "rollout", "--student", name)
-    assert "is of cache-teacher" in cli.refused(2, "rollout", "--student", "cache-teacher@latest")
+    assert "was made by cache-teacher" in cli.refused(2, "rollout", "--student", "cache-teacher@latest")
 
 
 def test_data_are_files_by_their_extension_and_several_are_joined(pipeline: Pipeline, cli: Cli) -> None:

@@ -106,7 +106,7 @@ def test_it_judges_answers_under_every_name(here: Cli, place: Path) -> None:
     upstream = ["--set", "sft.max_steps=2", "--set", "sft.limit=64", *UPSTREAM]
     rows = here("eval", student, *few, *upstream, "--reward-model", "tiny", "-n").rows
     assert by_id in [row[4] for row in rows], "the family's own"
-    assert "--reward-model needs an artifact of reward-model" in here.refused(
+    assert "--reward-model needs an artifact made by reward-model" in here.refused(
         2, "eval", student, "--reward-model", student
     )
 

@@ -99,7 +99,8 @@ def test_rows_of_other_data_are_named_or_left_out(
 
 @pytest.mark.parametrize(
     ("settings", "expected"),
-    [("k: 12\n", "d"), ("d: 40\nk: 13\nexact_k: 14\n", "0 <= exact_k"), ("- 3\n", "other.yaml: the file holds no settings"),
+    [("k: 12\n", "d"), ("d: 40\nk: 13\nexact_k: 14\n", "0 <= exact_k"),
+     ("- 3\n", "other.yaml: the file holds no settings"),
      ("d: [\n", "other.yaml: while parsing a flow node"),
      (DOCUMENTED.format(d=60).replace("exact_k: 4 ", "exact_k: 3 "), "bytes of log-probs"),
      ("legacy_logit_compression:\n  k: 3\n", "a legacy capture, whose logits cannot be")],

@@ -95,7 +95,7 @@ def test_a_length_normalised_beta_is_none_per_token_and_one_is_asked_for(method:
         hint = f"--set {BETA[method]}=X"
         assert hint in error.value.hint
         assert ("--set unit=rms" in error.value.hint) == (method != "dppo"), "which has no signal to measure"
-        why = "length-normalised DPO, whose β of 5" if teacher == "tulu-3-8b" else "does not say"
+        why = "length-normalised DPO, whose β of 5" if teacher == "tulu-3-8b" else "does not record it"
         assert why in error.value.message
     typed = UserSettings({BETA[method]: "0.2"})
     assert taken(planned(names, method, typed, "tulu-3-8b")) == 0.2

@@ -27,7 +27,7 @@ def test_the_page_shows_terms_with_their_gradients_speed_and_memory() -> None:
     assert page.training_lines(METRICS, 250) == [
         "terms     loss 1.25 · kl 0.5, ∇ 0.02 · sft 1, ∇ 0.125 · grad_norm 2 · length/rollout 312"
         " · entropy/chosen 1.5 · entropy/rollout 1.25",
-        "update    weights moved by 0.007156 % (rms) · the training's products see 100.0 %"
+        "update    weights moved by 0.007156 % (rms) · the forward pass saw 100.0 % of the change"
         " · rounding to bfloat16 keeps 4.0 % (2.1 % of weights differ)"
         " · rounding to float16 keeps 30.2 % (16.6 % of weights differ)",
         "speed     12,346 tokens/s · 41.2 % of the device's peak · 0.3 % waiting for data · 4.0 % padding"
@@ -98,4 +98,4 @@ def test_the_bar_tells_the_loss_two_terms_and_the_speed(
     shown.progress(2, 3, {**numbers, "wait": 0.123})
     calm, waiting = capfd.readouterr().err.splitlines()
     assert calm.endswith("loss 2  advantage 0.5  sft 1.5  5,123 tokens/s")
-    assert waiting.endswith("5,123 tokens/s  waits 12 %")
+    assert waiting.endswith("5,123 tokens/s  12 % waiting for data")

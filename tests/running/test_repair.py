@@ -1,4 +1,4 @@
-"""`adpa verify` on damaged signals, and `--repair`: the damaged rows again, the very bytes of before, or nothing."""
+"""`adpa verify` on damaged signals, and `--repair`: the damaged rows again, the same bytes as before, or nothing."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_damaged_frames_are_named_by_row_and_computed_again_to_the_same_bytes(pi
     assert f"try: adpa verify {ref} --repair" in said
     ran = cli("verify", ref, "--repair")
     assert ran.code == 0, ran.err
-    assert "3 rows computed again: the very bytes of before" in ran.out
+    assert "3 rows computed again: the same bytes as before" in ran.out
     assert path.read_bytes() == before
     (record,) = Store.find(pipeline.store).resolve(ref).repaired["repairs"]
     assert record["files"] == {SHARD: [4, 8, 12]}
@@ -108,8 +108,8 @@ def test_other_damage_is_answered_with_the_command_that_makes_it_again(pipeline:
     said = cli.refused(5, "verify", ref)
     assert "move the folder" in said
     assert "adpa distill --method adpa+" in said
-    assert "cannot be computed again by itself" in cli.refused(5, "verify", ref, "--repair")
-    assert "name it: adpa verify REF --repair" in cli.refused(2, "verify", "--repair")
+    assert "cannot be repaired; only the rows of a signal can" in cli.refused(5, "verify", ref, "--repair")
+    assert "adpa verify REF --repair; adpa verify names what is damaged" in cli.refused(2, "verify", "--repair")
 
 
 def test_what_to_type_is_about_the_store_that_is_checked(pipeline: Pipeline, cli: Cli, tmp_path: Path) -> None:

@@ -59,7 +59,9 @@ def _environment_error(error: OSError) -> AdpaError | None:
     """What to say of a disk or a user's rights; None for what is a bug."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         name = f": {error.filename}" if error.filename else ""
-        return AdpaError(f"the disk is full{name}", "free some space and repeat the command; it goes on")
+        return AdpaError(
+            f"the disk is full{name}", "free some space and type the same command again; it continues where it stopped"
+        )
     if is_forbidden(error):
         return unreadable(error.filename, error.strerror)
     if error.errno == errno.ENOENT and "temporary directory" in str(error):  # tempfile's words
@@ -74,7 +76,7 @@ def check_folder() -> None:
     try:
         os.getcwd()
     except FileNotFoundError as error:
-        raise NotFound("the working folder is gone", 'go to one that is there: cd "$HOME"') from error
+        raise NotFound("the working folder no longer exists", 'go to another one: cd "$HOME"') from error
 
 
 def run() -> None:

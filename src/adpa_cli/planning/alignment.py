@@ -71,7 +71,7 @@ def _published(content: str, reference: str, label: str, name: str) -> Aligned:
     """A teacher from outside, which is known if it is one of a ready pair."""
     pair = next((pair for pair in READY_PAIRS if pair.aligned == name), None)
     if pair is None:
-        return Aligned(content, reference, label, name, None, "does not say which it was")
+        return Aligned(content, reference, label, name, None, "does not record it")
     if pair.length_normalised:
         why = f"was aligned by a length-normalised DPO, whose β of {pair.beta:g} scales means and is no β per token"
         return Aligned(content, reference, label, name, None, why)

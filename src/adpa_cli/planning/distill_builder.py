@@ -499,8 +499,9 @@ def _makes(method: str) -> str:
 
 def _no_reference(planner: Planner, request: Distill, aligned: Input) -> UsageError:
     """The teacher does not say what it was aligned from; its card may, and one method does without."""
-    commit = aligned.facts.get("commit") if isinstance(aligned, External) else None
-    what = "a hub model" if commit else "a folder" if isinstance(aligned, External) else aligned.label
+    what = aligned.label
+    if isinstance(aligned, External) and aligned.facts.get("commit"):
+        what = f"the hub model {aligned.facts['name']}"
     hint = lineage.reference_hint(aligned, planner.names.store)
     if other := methods.load(needed_methods(request.method)[-1]).without_reference:
         hint += f"\n or: --method {other}, which does not need it"

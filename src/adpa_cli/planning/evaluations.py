@@ -453,7 +453,7 @@ def check_effect(user: UserSettings, nodes: Sequence[Node]) -> None:
     if user.limit is not None and not any("limit" in known for known in effective.values()):
         raise UsageError(
             f"--limit {user.limit} has no effect on this evaluation",
-            "leave it out: all of the given answers are measured",
+            "leave --limit out; all of the given answers are measured",
         )
     for prefix, settings, known in given:
         for key, value in settings.items():

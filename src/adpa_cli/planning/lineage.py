@@ -267,7 +267,10 @@ def model_size(item: Input, store: Store) -> ModelSize:
         return size
     weights = model.size if isinstance(model, External) else 0
     if not weights:
-        raise AdpaError(f"{model.label} has no weights to measure")
+        raise AdpaError(
+            f"{model.label} has no files of weights, so its size is unknown",
+            "name a model with *.safetensors files; adpa models lists some",
+        )
     return replace(size, parameters=int((weights - size.beside) / folder.weight_bytes))
 
 
@@ -367,5 +370,5 @@ def _of_family(alias: Alias, text: str, store: Store) -> Manifest:
         raise NotFound(f"this store has no {kind} {text} yet", f"make it: {command.format(alias=text)}")
     if len(manifests) > 1:
         refs = ", ".join(manifest.ref for manifest in manifests)
-        raise UsageError(f"{text} could mean any of {refs}", f"name one: {manifests[0].ref}")
+        raise UsageError(f"{text} could mean any of {refs}", f"name one of them, for example {manifests[0].ref}")
     return manifests[0]

@@ -144,7 +144,7 @@ def recorded_data(names: Names, artifact: Artifact) -> External:
         return names.data_of(artifact.manifest.sources[str(content)], str(content))
     rollouts = names.store.get(str(artifact.manifest.inputs.get("rollouts")))
     if rollouts is None:
-        raise UsageError(f"{artifact.label} does not tell its data", "name them: --data SRC")
+        raise UsageError(f"{artifact.label} does not record its data", "name them: --data SRC")
     return recorded_data(names, Artifact(rollouts))
 
 
@@ -157,7 +157,8 @@ def plan_sft(names: Names, user: UserSettings, model: str, data: Sequence[str]) 
     meaning = names.model(model, "--model")
     if isinstance(meaning, ReadyPair):
         raise UsageError(
-            f"--model {model}: a ready pair is trained already", f"give it to --teacher: adpa distill --teacher {model}"
+            f"--model {model} is a ready pair of two trained models, not a base model",
+            f"give it to --teacher: adpa distill --teacher {model}",
         )
     if isinstance(meaning, Alias):
         base, side, role = planner.base(meaning), meaning.side, SIDES[meaning.side]
@@ -173,7 +174,9 @@ def plan_sft(names: Names, user: UserSettings, model: str, data: Sequence[str]) 
         base, side, role = Model(meaning, family, planner.template(family, meaning)), "student", SFT.name
     notes: tuple[str, ...] = ()
     if not base.family.alias and lineage.template_of(base.input, user.templates) is None:
-        notes = (f"{base.input.label} has no chat template; the default one (zephyr) is set and saved",)
+        notes = (
+            f"{base.input.label} has no chat template; the default one (zephyr) is used, and saved with the model",
+        )
     node = planner.sft(base, planner.dialogues_of(base.family), side, role)
     return Plan((node,), base.template, notes=notes)
 

@@ -33,7 +33,7 @@ class Names(Externals):
         """
         may_reward = may_reward or "reward" in option
         if not text:
-            raise UsageError(f"{option} is empty", "the command before it may have failed; give a model")
+            raise UsageError(f"{option} is empty", "name a model; a $variable in its place may have been empty")
         if text.startswith((".", "/", "~")):
             return self._decoder(self.folder(expanded(text)), may_reward)
         if text in reward_models():
@@ -81,7 +81,7 @@ class Names(Externals):
     def made(self, text: str, made_by: Sequence[str], option: str) -> Artifact:
         """The artifact `made_by` one of some stages that `text` names."""
         if not text:
-            raise UsageError(f"{option} is empty", "the command before it may have failed; give an id")
+            raise UsageError(f"{option} is empty", "name an artifact; a $variable in its place may have been empty")
         try:
             manifest = self.store.resolve(text)
         except NotFound as error:
@@ -96,7 +96,8 @@ class Names(Externals):
             raise NotFound(f"{option} {text}: {error.message}", hint) from None
         if manifest.stage not in made_by:
             raise UsageError(
-                f"{option} needs an artifact of {' or '.join(made_by)}; {manifest.ref} is of {manifest.stage}",
+                f"{option} needs an artifact made by {' or '.join(made_by)}, but {manifest.ref} was made by "
+                f"{manifest.stage}",
                 "see what there is: adpa show",
             )
         return Artifact(manifest)

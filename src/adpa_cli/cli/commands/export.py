@@ -154,7 +154,9 @@ def written(store: Store, word: str, target: Path, asked: Asked, force: bool) ->
 
     if known := next((each for each in judged.FORMATS if each == asked.to), None):
         if asked.dtype is not None:
-            raise UsageError(f"--dtype {asked.dtype} is for models, and --to {known} is for answers", "leave it out")
+            raise UsageError(
+                f"--dtype {asked.dtype} is for models, and --to {known} is for answers", "leave --dtype out"
+            )
         asked.narrowing()  # which has no meaning there
         judged.export_judged(Names(store), store.resolve(word), target, known, force)
         return None
@@ -193,7 +195,7 @@ def show(effect: Effect) -> None:
     for line in (*effect.said, *lines):
         note(line)
     for warning in effect.watch:
-        say(f"watch  {warning}\n")
+        say(f"Warning: {warning}\n")
 
 
 def signal_of(store: Store, word: str, asked: Asked) -> Manifest | None:

@@ -23,7 +23,8 @@ MOST_KEPT = 12
 
 def gc(
     refs: Annotated[
-        list[str] | None, typer.Argument(metavar="REF…", help="Refused: it does not say which.", hidden=True)
+        list[str] | None,
+        typer.Argument(metavar="REF…", help="Refused: use --keep or --remove to say which is meant.", hidden=True),
     ] = None,
     kept: Annotated[
         list[str] | None,

@@ -13,7 +13,9 @@ def models(
     card: Annotated[
         str | None,
         opt.option(
-            "--card", help="Show what can be trained on a GPU with so many GB, or on this one.", metavar="GB|here"
+            "--card",
+            help="Show what can be trained on a GPU with this much memory, or on this machine.",
+            metavar="GB|here",
         ),
     ] = None,
 ) -> None:

@@ -41,7 +41,7 @@ def remarks(folder: Path, manifest: Manifest) -> Sequence[str]:
         said = usage(folder, manifest.ref)
         return said if product_of(manifest.stage) == "model" else (*said[:1], *said[2:])
     except AdpaError as error:
-        return f"watch  {error.message}", f"try: {error.hint}"
+        return f"Warning: {error.message}", f"try: {error.hint}"
 
 
 COMMAND = Command("path", "Use", 2, path, also=("serve", "where", "which"))

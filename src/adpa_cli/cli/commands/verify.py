@@ -141,7 +141,7 @@ def mend(
         others = sorted(set(files) - set(signal_files(files)))
         if others or not _is_signal(manifest):
             raise Corrupt(
-                f"{manifest.ref}: {', '.join(others or files)} cannot be computed again by itself",
+                f"{manifest.ref}: {', '.join(others or files)} cannot be repaired; only the rows of a signal can",
                 advice(store, damages, [manifest]),
             )
         with computing(store, int(manifest.made.get("threads", 0))) as monitor:

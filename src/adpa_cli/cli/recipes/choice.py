@@ -71,7 +71,7 @@ def check_choices(recipe: Recipe, steps: Sequence[Step]) -> None:
             problem = f"{varying} cannot be chosen among trainings that select no checkpoint"
             raise recipe.refused("choose", problem, 'add select = "best", which scores each on the selection prompts')
     if recipe.points and any(step.target.spec.keep != "all" for step in steps):
-        raise recipe.refused("points", "it measures checkpoints that no training keeps", 'add keep = "all"')
+        raise recipe.refused("points", "the checkpoints to measure are not kept by every training", 'add keep = "all"')
 
 
 def lines(steps: Sequence[Step], choose: Sequence[str]) -> dict[tuple[Any, ...], list[Step]]:
@@ -116,8 +116,8 @@ def following(step: Step, steps: Sequence[Step], recipe: Recipe, ask: Ask, store
         beside = [s for s in steps if s.cell.row.name == name and are_alike(s.cell.shared, step.cell.shared)]
         found = lines(beside, recipe.choose)
         if len(found) != 1:
-            problem = f"the row {name} has {len(found)} lines to follow"
-            raise recipe.refused(key, problem, "follow a row with one line, or choose among these: choose = [KEY]")
+            problem = f"it takes the value that the row {name} chose, but that row has {len(found)} lines in the table"
+            raise recipe.refused(key, problem, "name a row with one line, or choose one of its lines: choose = [KEY]")
         best = best_of(next(iter(found.values())), store)
         if best is None:
             return None

@@ -81,7 +81,9 @@ def _entry(recipe: Recipe, row: Row, candidates: Sequence[Step], axes: Sequence[
     kept = (ROW, *axes, *recipe.choose, *lists) if recipe.rows else step.settings.keys() - {TAG}
     settings = {key: value for key, value in step.settings.items() if key in kept}
     if not is_made:
-        return Entry(row, step, None, settings, "failed" if len(candidates) == 1 else "not chosen: a cell failed")
+        return Entry(
+            row, step, None, settings, "failed" if len(candidates) == 1 else "not chosen: a combination failed"
+        )
     note = f"best of {len(candidates)}" if len(candidates) > 1 else ""
     folder = store.folder(step.target.label)
     kept_points = sorted(folder.glob("step-*")) if recipe.points else ()
@@ -150,7 +152,10 @@ def _opponent(recipe: Recipe, entry: Entry, every: Sequence[Entry]) -> Input | N
         and all(other.step.cell.shared[key] == entry.step.cell.shared[key] for key in axes)
     ]  # fmt: skip
     if len(beside) > 1:
-        raise UsageError(f"the row {name} has {len(beside)} lines to compare {entry.row.name} with", "give it one line")
+        raise UsageError(
+            f"the row {entry.row.name} is to be compared with {name}, which has {len(beside)} lines in the table",
+            'name a row with one line: against = "ROW", or choose one of these lines: choose = [KEY]',
+        )
     model = beside[0].model if beside else None
     return None if model is None or entry.model is None or model.content == entry.model.content else model
 

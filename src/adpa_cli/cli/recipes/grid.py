@@ -93,7 +93,7 @@ def read(text: str, source: str) -> Recipe:
     command = str(values.pop("command", DISTILL.name))
     plain = Recipe(source, text, command, values)
     if not isinstance(pins, dict) or not all(isinstance(commit, str) for commit in pins.values()):
-        raise plain.refused(PINS, "is no table of commits", 'write "org/name" = "COMMIT" below [pins]')
+        raise plain.refused(PINS, "must be a table of names and commits", 'write "org/name" = "COMMIT" below [pins]')
     is_closing = bool(rows or choose or points)
     recipe = replace(
         plain, pins=pins, rows=_rows(plain, rows), points=points is True, report={} if is_closing and report is None
@@ -123,14 +123,20 @@ def _rows(recipe: Recipe, raw: Any) -> tuple[Row, ...]:
     rows: list[Row] = []
     for table in raw if isinstance(raw, list) else [raw]:
         if not isinstance(table, dict) or not isinstance(table.get(NAME), str):
-            raise recipe.refused("rows", "is no table with a name", 'write [[rows]], and below it name = "DCKD"')
+            raise recipe.refused(
+                "rows", "each row must be a table with a name", 'write [[rows]], and below it name = "DCKD"'
+            )
         values = _flattened(table)
         row = Row(*(values.pop(NAME), {}), *(str(values.pop(key, "")) for key in (MEASURES, AGAINST)))
         if row.name in (other.name for other in rows):
             raise recipe.refused("rows", f"two rows are called {row.name}", "give each a name of its own")
         if row.measures and (row.measures not in MEASURED or values):
             said = f"the row {row.name} measures {row.measures}" + (f" and has {', '.join(values)}" if values else "")
-            raise recipe.refused("rows", said, f"a row measures {' or '.join(MEASURED)}, and has no other keys then")
+            raise recipe.refused(
+                "rows",
+                said,
+                f"a row with measures = {' or '.join(map(repr, MEASURED))} has no other keys besides its name",
+            )
         rows.append(replace(row, values=values))
     return tuple(rows)
 
@@ -141,7 +147,9 @@ def _check_closing(recipe: Recipe) -> None:
         return
     if recipe.command != DISTILL.name:
         raise recipe.refused(
-            "report", f"{recipe.command} trains no students", "leave out command, or the closing table"
+            "report",
+            f"only {DISTILL.name} has a closing table, and the command is {recipe.command}",
+            "leave out command, or what asks for a closing table: [report], [[rows]], choose and points",
         )
     allowed = keys_of(makers()[EVAL.name].function)
     names = [row.name for row in recipe.rows]
@@ -160,7 +168,7 @@ def _check_value(recipe: Recipe, key: str, value: Any) -> None:
     """Raise UsageError for a value that no command line can have."""
     for item in flat(value):
         if not isinstance(item, str | int | float | bool):
-            raise recipe.refused(key, "is neither text, a number nor a list of them", "write KEY = VALUE")
+            raise recipe.refused(key, "must be text, a number, true or false, or a list of these", "write KEY = VALUE")
         if item == "-":
             raise recipe.refused(key, "a recipe does not read ids from stdin", "name the artifact by its id or tag")
     if isinstance(value, list) and not value:
@@ -342,7 +350,11 @@ def _first_value(recipe: Recipe, row: Row, key: str, name: str) -> Any:
     before = itertools.takewhile(lambda other: other is not row, recipe.rows)
     values = next(({**recipe.values, **other.values} for other in before if other.name == name), None)
     if values is None or key not in values:
-        raise recipe.refused(key, f"no row {name} with that key comes before {row.name}", "write {NAME} of a row above")
+        raise recipe.refused(
+            key,
+            f"no row above {row.name} is called {name} and has that key",
+            "write the name of a row above in braces: {ROW}",
+        )
     value = values[key]
     return value[0] if isinstance(value, list) else value
 
@@ -375,7 +387,7 @@ def _values(recipe: Recipe, key: str, value: Any, keys: Mapping[str, Key]) -> Se
             return [value]
         return [item if isinstance(item, list) else [item] for item in value]
     if nested:
-        raise recipe.refused(key, "is a list of lists, and takes one value", "give a list of its values to sweep")
+        raise recipe.refused(key, "takes one value, but is a list of lists", "give a list of its values to sweep")
     return value
 
 
@@ -417,7 +429,7 @@ def _tag(recipe: Recipe, tag: str, settings: Mapping[str, Any], every: Collectio
         key = option(match[2], settings) if match[2] not in every else match[2]
         if key not in every or key == "tag":
             allowed = ", ".join(f"{{{name}}}" for name in every if name != "tag")
-            raise recipe.refused("tag", f"{{{match[2]}}} is no key of this recipe", f"there are {allowed}")
+            raise recipe.refused("tag", f"the recipe has no key {match[2]} for {{{match[2]}}}", f"keys: {allowed}")
         return match[1] + as_text(settings[key]) if key in settings else ""
 
     return _PLACEHOLDER.sub(value, tag)
@@ -465,7 +477,9 @@ def requests(recipe: Recipe) -> list[tuple[Cell, Request]]:
     """The cells of a recipe, each as what its command was asked for. Raises UsageError naming the file."""
     commands = {name: command.function for name, command in makers().items() if name != "run"}
     if recipe.command not in commands:
-        raise recipe.refused("command", f"{recipe.command} makes nothing", f"commands: {', '.join(commands)}")
+        raise recipe.refused(
+            "command", f"a recipe cannot run adpa {recipe.command}", f"commands: {', '.join(commands)}"
+        )
     cells = expand(recipe, keys_of(commands[recipe.command]))
     return [(cell, request_of(recipe, cell.words)) for cell in cells]
 
