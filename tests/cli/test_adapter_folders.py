@@ -199,7 +199,7 @@ def test_other_storage_of_a_base_than_in_training_is_refused(here: Cli, tmp_path
     change(tmp_path / "foreign" / "adapter_base.json", quantise="nf4")
     words = ("rollout", "--student", "./foreign", "--data", "pairs.jsonl", "--set", "quantise=int8", *LENGTH)
     answer = here.refused(2, *words, "-y")
-    assert "was trained beside nf4 weights" in answer
+    assert "foreign is an adapter that was trained with nf4 weights, and int8 weights were requested" in answer
     assert "--set rollout.quantise=nf4" in answer
     for key in ("quantise", "rollout.quantise"):
         answer = here.refused(2, *words[:5], "--set", f"{key}=none", *LENGTH, "-n")
@@ -324,7 +324,7 @@ def test_a_reward_model_is_exported_with_its_head(here: Cli, tmp_path: Path, sta
     assert (said["task_type"], said["modules_to_save"]) == ("SEQ_CLS", ["score"])
     for name in ("merged", "adapter"):
         ran = here("eval", f"./{name}", "--data", "pairs.jsonl", "--suite", "accuracy", "-n")
-        assert f"{name} is a reward model, which writes no answers" in ran.err
+        assert f"{name} is a reward model, which cannot write answers" in ran.err
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
         alone: Any = AutoPeftModelForSequenceClassification.from_pretrained(tmp_path / "adapter", num_labels=1).eval()
@@ -345,7 +345,7 @@ def test_an_adapter_of_a_model_that_never_answered_is_merged_with_a_warning(here
         out = tmp_path / f"{Path(name).name}-out"
         ran = here("export", name, out)
         assert ran.code == 0, ran.err
-        assert "has no chat template: programs that chat" in ran.err
+        assert "has no chat template, and programs that chat" in ran.err
         assert not (out / "chat_template.jinja").exists()
         assert "It has no chat template." in (out / "README.md").read_text()
         expected = logits(load(tmp_path / name))
@@ -390,10 +390,10 @@ def test_merging_into_the_weights_that_were_quantised_is_measured(here: Cli, tmp
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (("./whole", "--adapter"), "--adapter: whole has whole weights"),
-        (("sft", "--adapter", "--dtype", "bfloat16"), "--dtype bfloat16 and --adapter exclude each other"),
-        (("sft", "--adapter", "--to", "ollama"), "--to ollama and --adapter exclude each other"),
-        (("sft", "--adapter", "--rows", "2"), "--rows 2 and --adapter exclude each other"),
+        (("./whole", "--adapter"), "--adapter works for adapters only, and whole has whole weights"),
+        (("sft", "--adapter", "--dtype", "bfloat16"), "--dtype bfloat16 and --adapter cannot be combined"),
+        (("sft", "--adapter", "--to", "ollama"), "--to ollama and --adapter cannot be combined"),
+        (("sft", "--adapter", "--rows", "2"), "--rows 2 and --adapter cannot be combined"),
     ],
 )
 def test_what_cannot_be_exported_as_an_adapter_is_named(here: Cli, words: tuple[str, ...], said: str) -> None:

@@ -147,7 +147,7 @@ def test_what_is_no_source_is_told_what_to_write(cli: Cli, tmp_path: Path) -> No
         (1, ["pairs.xlsx"], "pairs.xlsx is not a kind of file that can be read"),
         (3, ["*.jsonl"], "patterns are not expanded: name the folder, or give each file"),
         (3, ["https://huggingface.co/datasets/org/name"], "a data set of the hub is written org/name"),
-        (2, ["pairs.jsonl", "more.jsonl"], "an option takes one value: repeat it for each"),
+        (2, ["pairs.jsonl", "more.jsonl"], "an option takes one value, so repeat it for each"),
     ):
         assert said in cli.refused(code, *SFT, "--data", *words)
 
@@ -185,13 +185,13 @@ def test_an_answer_cut_to_nothing_is_named(pipeline: Pipeline, cli: Cli, tmp_pat
     assert "pairs.jsonl: none of 11 dialogues fits into 1 token" in said
     assert "--set sft.max_length=" in said
     said = cli.refused(1, "rollout", "--student", student, "--data", "pairs.jsonl", "--set", "max_length=1")
-    assert "pairs.jsonl row 1, prompt: leaves no room for an answer in 1" in said
+    assert "pairs.jsonl row 1, prompt leaves no room for an answer in 1" in said
     assert "try: --set rollout.max_length=2" in said
 
 
 def test_a_limit_beyond_the_context_names_the_setting(pipeline: Pipeline, cli: Cli) -> None:
     said = cli.refused(1, *SFT, "--set", "max_length=999")
-    assert "sft: max_length 999 exceeds the context of 256 tokens" in said
+    assert "sft: max_length=999 is more than the 256 tokens that student can read" in said
     assert "--set sft.max_length=256" in said
 
 
@@ -201,10 +201,10 @@ def test_several_problems_come_in_one_list(cli: Cli, tmp_path: Path) -> None:
     write_rows(tmp_path / "pairs.jsonl", spoilt)
     words = ("distill", "--method", "dckd", "--student", "tiny", "--data", "pairs.jsonl", "--no-eval")
     said = cli.refused(1, *words, "--set", "max_length=999", "--set", "sft.max_length=300")
-    assert "5 problems (nothing was started)" in said
+    assert "5 problems were found, and nothing was started:" in said
     assert "row 7, rejected" in said
     for stage in ("cache-teacher", "distill"):
-        assert f"{stage}: max_length 999 exceeds the context of 256 tokens" in said
-    assert said.count("sft: max_length 300 exceeds the context of 256 tokens") == 2
+        assert f"{stage}: max_length=999 is more than the 256 tokens that " in said
+    assert said.count("sft: max_length=300 is more than the 256 tokens that ") == 2
     for hint in ("--skip-bad-rows", "--set distill.max_length=256", "--set sft.max_length=256"):
         assert hint in said

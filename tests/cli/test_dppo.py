@@ -32,9 +32,9 @@ def test_a_plan_has_the_teachers_and_neither_signal_nor_rollouts_of_the_student(
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (("--set", "reward=word"), "reward is one of token, sequence"),
+        (("--set", "reward=word"), "reward must be one of token, sequence; got word"),
         (("--set", "ppo_epochs=0"), "ppo_epochs must be between 1 and 100"),
-        (("--set", "states=teacher"), "no such setting here"),
+        (("--set", "states=teacher"), "--set states: distill has no such setting"),
     ],
 )
 def test_what_it_does_not_take_is_refused(words: tuple[str, ...], said: str, cli: Cli) -> None:
@@ -65,7 +65,7 @@ def test_it_trains_a_student_that_the_others_can_use(pipeline: Pipeline, cli: Cl
     assert lines[0]["kl"] == pytest.approx(0.0, abs=1e-4)
     shown = cli("show", ref).out
     assert all(name in shown for name in below.values())
-    assert "nothing to do" in cli(*words).err
+    assert "Nothing to do" in cli(*words).err
 
     assert f"the method dppo does not read {pipeline.made('signal')}" in cli.refused(
         2, *words, "--cache", pipeline.made("signal")

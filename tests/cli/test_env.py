@@ -66,7 +66,7 @@ def test_gpus_are_those_that_the_driver_lists(tmp_path: Path, monkeypatch: pytes
 
 def test_a_screen_says_what_is_missing_in_words() -> None:
     assert env.fact_text("memory", 16_000_000_000) == "16.0 GB"
-    assert env.fact_text("devices", []) == "no GPU, the CPU computes"
+    assert env.fact_text("devices", []) == "no GPU; the CPU is used"
     assert env.fact_text("peft", None) == "–"
     assert env.fact_text("hub.token", False) == "no"
     assert env.fact_plain(None) == ""

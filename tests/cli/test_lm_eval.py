@@ -184,7 +184,9 @@ def test_what_cannot_be_measured_is_named(cli: Cli, model: str, tasks: Path, mon
     assert "a.json holds answers; benchmark tasks need a model" in cli.refused(
         2, "eval", "a.json", "--tasks", "hellaswag"
     )
-    assert "--data x would not be used" in cli.refused(2, *words, "--tasks", "hellaswag", "--data", "x")
+    assert "--data x has no effect: the suite lm-eval does not read it" in cli.refused(
+        2, *words, "--tasks", "hellaswag", "--data", "x"
+    )
     assert "no such folder" in cli.refused(3, "eval", model, "--tasks", "hellaswag", "--include-path", "./nowhere")
     assert "has no effect" in cli.refused(2, *words, "--suite", "open-llm-v1", "--set", "num_fewshot=1")
     said = cli.refused(1, *words, "--tasks", "gsm8k", "--set", "eval.max_length=8")
@@ -240,7 +242,7 @@ def test_what_was_fetched_needs_no_network(
         assert "--fetch" in said
     fetched = cli("plan", *words, "--fetch")
     assert fetched.code == 0, fetched.err
-    assert "fetched: org/quiz" in fetched.err
+    assert "Downloaded org/quiz." in fetched.err
     assert [Path(path).parent.name for path in hub.bodies() if path.endswith(".parquet")] == ["hard", "hard"]
     asked = len(hub.asked)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)

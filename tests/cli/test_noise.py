@@ -68,7 +68,7 @@ def test_float32_has_no_sample_and_a_rehearsal_never_refuses(cli: Cli, words: li
 
 def test_what_a_coarse_difference_asks_for_can_be_typed_in_every_command(cli: Cli, words: list[Any]) -> None:
     said = " ".join(cli(*words, "--pair-precision", "1/8").err.split())
-    assert "rounding is felt; --set cache-teacher.pair_precision=0.015625" in said
+    assert "so rounding matters; --set cache-teacher.pair_precision=0.015625" in said
     finer = ("--set", "cache-teacher.pair_precision=0.015625", "-n")
     assert cli(*words, *finer).code == cli("distill", "--method", "adpa", "--student", "tiny", *finer).code == 0
 

@@ -166,5 +166,5 @@ def test_a_step_is_the_one_of_the_whole_run(tmp_path: Path) -> None:
         return found
 
     assert weights("cut", select="4") == weights("whole")
-    with pytest.raises(UsageError, match="--select 10: the run has 9 steps"):
+    with pytest.raises(UsageError, match="--select 10 is not possible: the run has only 9 steps"):
         weights("beyond", select="10")

@@ -119,5 +119,5 @@ def test_files_are_divided_as_the_datasets_library_divides_them(tmp_path: Path, 
 
 def test_a_group_that_brings_code_is_refused(folder: Path, cache: HashCache) -> None:
     (folder / "code.yaml").write_text("group: code\ntask:\n  - {task: aa, process_results: !function utils.judge}\n")
-    with pytest.raises(NotFound, match="the group code gives its tasks code"):
+    with pytest.raises(NotFound, match="the group code changes its tasks by code"):
         described({"code": {}}, task_folder(folder, cache), cache)

@@ -102,4 +102,6 @@ def test_one_teacher_an_own_choice_of_answers_and_what_is_refused(pipeline: Pipe
     assert "is not the aligned teacher" in cli.refused(2, "show", ref, "--fidelity", "--teacher", student)
     assert "measures teacher signals" in cli.refused(2, "show", student, "--fidelity")
     assert "--fidelity --teacher recorded" in cli.refused(2, "show", ref, "--teacher", teacher)
-    assert "--rows 0" in cli.refused(2, "show", ref, "--fidelity", "--teacher", teacher, "--rows", "0")
+    assert "--rows must be 1 or more; got 0" in cli.refused(
+        2, "show", ref, "--fidelity", "--teacher", teacher, "--rows", "0"
+    )
