@@ -443,6 +443,13 @@ def requests_memory(model: ModelSize, tokens: float, held: Held, where: Where) -
 
 REACHED: Mapping[str, float] = {"training": 0.35, "scoring": 0.35, "generating": 0.1}
 """Share of a product's speed that each kind of work reached with models of 12 M parameters on a CPU."""
+SMALL = 150_000
+"""Parameters of a model that reaches half of it: what is no product takes as long there (measured with `tiny`)."""
+
+
+def reached(kind: str, parameters: int) -> float:
+    """The share of a product's speed that a kind of work reaches with a model of so many parameters."""
+    return REACHED[kind] * parameters / (parameters + SMALL)
 
 
 def training_flops(model: ModelSize, rows: Rows, passes: float, is_frozen: bool = False) -> float:

@@ -28,6 +28,7 @@ from adpa_cli.engine.costs import (
     answer_share,
     layer_passes,
     low_rank,
+    reached,
     trained_part,
     training_disk,
     waiting_disk,
@@ -47,7 +48,7 @@ from adpa_cli.stages import DECODER_ROLES, MODEL_ROLES, Artifact, Input, Load, N
 from adpa_cli.store.manifest import Manifest
 from adpa_cli.store.store import Store
 
-START_SECONDS = 1.0  # of a stage, besides its arithmetic
+START_SECONDS = 0.3  # of a stage, besides its arithmetic
 REMEMBERED = ".speed.json"
 RECENT, TELLING_SECONDS = 3, 5.0
 """How many finished stages are asked, and how long one must have worked to tell a speed."""
@@ -106,7 +107,8 @@ def cost_of(node: Node, store: Store, runtime: Runtime, machine: Machine, clock:
     flops = stage.flops(node, load)
     whole = None
     if flops is not None and not stage.is_remote:
-        seconds = clock.seconds(stage.kind, flops, answer_share(rows), where.processes, node.spec.dtype)
+        parameters = max((model.parameters for model in models), default=0)
+        seconds = clock.seconds(stage.kind, flops, answer_share(rows), where.processes, node.spec.dtype, parameters)
         whole = seconds + waiting(node, load)
     return Cost(node, None, disk_of(node, load), memory, whole, load.count, trained, load)
 
@@ -440,10 +442,14 @@ class Clock:
             )  # fmt: skip
         return self.products[form]
 
-    def seconds(self, kind: str, flops: float, share: float, processes: int, dtype: str) -> float:
-        """How long `flops` operations of a kind of stage take in a dtype; `share` of its tokens are answers."""
+    def seconds(self, kind: str, flops: float, share: float, processes: int, dtype: str, parameters: int) -> float:
+        """How long `flops` operations of a kind of stage take in a dtype with models of so many `parameters`; `share`
+        of its tokens are answers."""
         past = past_speed(self.store, kind, self.machine, self.made, share, dtype)
         if past:
             return START_SECONDS + flops / past
         self.guessed = True
-        return START_SECONDS + flops / (self.product(dtype, share) * REACHED[kind] * at_once(self.machine, processes))
+        if not flops:
+            return START_SECONDS
+        speed = self.product(dtype, share) * reached(kind, parameters) * at_once(self.machine, processes)
+        return START_SECONDS + flops / speed
