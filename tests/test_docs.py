@@ -86,7 +86,7 @@ def test_only_known_kinds_of_blocks_are_used() -> None:
 def test_a_block_that_fails_is_noticed(desk: Path, capfd: pytest.CaptureFixture[str]) -> None:
     done = docs_shell.run("x=$(adpa show nosuch); echo $x", desk, capfd)
     assert done.returncode == 3
-    assert "error: no adpa-store" in done.stderr
+    assert "error: there is no store" in done.stderr
     done = docs_shell.run("adpa models | cat | head -n 1; adpa methods | grep ^simpo", desk, capfd)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith("tiny\t")

@@ -240,7 +240,7 @@ class Runtime:
     judge_price: tuple[float, float] | None = None
     """Of a judge's tokens in and out, $ per million: for plans alone."""
     trackers: str = knob("none")
-    """The trackers that are sent the numbers too, such as tensorboard,wandb, by the names that accelerate has for them."""
+    """The trackers that are sent the numbers too, such as tensorboard,wandb, by the names that accelerate has."""
 
 
 def tracker_names(text: str) -> list[str]:
