@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import re
@@ -18,6 +19,9 @@ import pytest
 
 LFS = (".safetensors", ".parquet")
 WHERE = re.compile(r"/api/(models|datasets)/([^/]+/[^/]+)(?:/revision/([^/?]+))?")
+TREE = re.compile(r"/api/models/([^/]+/[^/]+)/tree/")
+TOKEN = "hf_mine"
+"""The token that may upload."""
 FILE = re.compile(r"/(datasets/)?([^/]+/[^/]+)/resolve/([^/]+)/([^?]+)")
 
 
@@ -30,6 +34,8 @@ class Repo:
     commit: str
     gated: bool = False
     base: str = ""
+    licence: str = ""
+    private: bool = False
     shas: dict[str, str] = field(default_factory=dict)
 
 
@@ -42,6 +48,12 @@ class Hub:
     asked: list[str] = field(default_factory=list)
     cut: dict[str, int] = field(default_factory=dict)
     """Break off after so many bytes of a file, once."""
+    uploads: Path | None = None
+    """Where repositories lie that are made here, and objects that were sent before they are named."""
+    role: str = "write"
+    """What the token may do."""
+    refusing: str = ""
+    """The beginning of the paths that are answered with 403 when they are written."""
 
     def add(self, name: str, folder: Path, **facts: Any) -> Repo:
         self.repos[name] = Repo(folder, hashlib.sha1(name.encode()).hexdigest(), **facts)
@@ -75,7 +87,11 @@ class Handler(BaseHTTPRequestHandler):
         path = unquote(self.path)
         start = re.match(r"bytes=(\d+)-", self.headers.get("Range", ""))
         self.hub.asked.append(f"{self.command}{f' (from {start[1]})' if start else ''} {path.partition('?')[0]}")
-        if found := WHERE.match(path):
+        if path == "/api/whoami-v2":
+            self.who()
+        elif (found := TREE.match(path)) and found[1] in self.hub.repos:
+            self.tree(self.hub.repos[found[1]])
+        elif found := WHERE.match(path):
             kind, name, revision = found.groups()
             repo = self.repo(("datasets/" if kind == "datasets" else "") + name, revision)
             if repo is not None:
@@ -107,8 +123,86 @@ class Handler(BaseHTTPRequestHandler):
                 sha = repo.shas.get(path.name) or sha_of(path)
                 entry["lfs"] = {"sha256": sha, "size": entry["size"], "pointerSize": 130}
             siblings.append(entry)
-        card = {"cardData": {"base_model": repo.base}} if repo.base else {}
-        return {"id": name, "sha": repo.commit, "siblings": siblings, "tags": [], **card}
+        card = {"base_model": repo.base, "license": repo.licence}
+        about = {"cardData": {key: value for key, value in card.items() if value}} if any(card.values()) else {}
+        return {"id": name, "sha": repo.commit, "siblings": siblings, "tags": [], "private": repo.private, **about}
+
+    def do_POST(self) -> None:
+        """An upload: a repository is made, files are announced, sent, and named by a commit."""
+        body = self.rfile.read(int(self.headers["Content-Length"] or 0))
+        path = unquote(self.path).partition("?")[0]
+        self.hub.asked.append(f"POST {path}")
+        assert self.hub.uploads is not None
+        if self.hub.refusing and path.startswith(self.hub.refusing):
+            self.send(403, b"{}", {}, True)
+        elif path == "/api/repos/create":
+            asked = json.loads(body)
+            name = "/".join(part for part in (asked.get("organization"), asked["name"]) if part)
+            folder = self.hub.uploads / name
+            folder.mkdir(parents=True)
+            (folder / ".gitattributes").write_text("")
+            self.hub.add(name, folder, private=asked.get("private") or asked.get("visibility") == "private")
+            self.reply({"url": f"{self.hub.url}/{name}"})
+        elif "/preupload/" in path:
+            files = json.loads(body)["files"]
+            self.reply({"files": [
+                {"path": name, "uploadMode": "lfs" if name.endswith(LFS) else "regular", "shouldIgnore": False}
+                for name in (str(file["path"]) for file in files)
+            ]})  # fmt: skip
+        elif path.endswith("/objects/batch"):
+            here = f"{self.hub.url}/lfs/"
+            self.reply({"objects": [
+                {**each, "actions": {"upload": {"href": here + each["oid"]}}} for each in json.loads(body)["objects"]
+            ]})  # fmt: skip
+        elif found := re.match(r"/api/models/([^/]+/[^/]+)/commit/", path):
+            self.commit(self.hub.repos[found[1]], [json.loads(line) for line in body.splitlines()])
+            self.reply({"commitUrl": f"{self.hub.url}/{found[1]}/commit/1", "commitOid": "1" * 40})
+        elif path == "/api/validate-yaml":
+            self.reply({"errors": [], "warnings": []})
+        else:
+            self.send(404, b"{}", {}, True)
+
+    def do_PUT(self) -> None:
+        """The bytes of a large file, under its digest."""
+        body = self.rfile.read(int(self.headers["Content-Length"] or 0))
+        self.hub.asked.append(f"PUT {self.path}")
+        assert self.hub.uploads is not None
+        (self.hub.uploads / self.path.rpartition("/")[2]).write_bytes(body)
+        self.send(200, b"", {}, True)
+
+    def commit(self, repo: Repo, lines: list[Any]) -> None:
+        """What a commit adds and deletes."""
+        assert self.hub.uploads is not None
+        for line in lines:
+            value = line["value"]
+            if line["key"] == "file":
+                (repo.folder / value["path"]).write_bytes(base64.b64decode(value["content"]))
+            elif line["key"] == "lfsFile":
+                data = (self.hub.uploads / value["oid"]).read_bytes()
+                assert hashlib.sha256(data).hexdigest() == value["oid"]
+                (repo.folder / value["path"]).write_bytes(data)
+            elif line["key"] == "deletedFile":
+                (repo.folder / value["path"]).unlink()
+
+    def reply(self, value: Any) -> None:
+        """JSON."""
+        self.send(200, json.dumps(value).encode(), {"Content-Type": "application/json"}, True)
+
+    def who(self) -> None:
+        """Whose token it is."""
+        if self.headers.get("Authorization") != f"Bearer {TOKEN}":
+            self.send(401, b"{}", {}, True)
+            return
+        auth = {"accessToken": {"role": self.hub.role}}
+        self.reply({"name": "me", "orgs": [{"name": "lab"}], "auth": auth})
+
+    def tree(self, repo: Repo) -> None:
+        """The files of a repository."""
+        names = sorted(path for path in repo.folder.rglob("*") if path.is_file())
+        self.reply([
+            {"type": "file", "path": str(path.relative_to(repo.folder)), "size": path.stat().st_size, "oid": "0" * 40}
+            for path in names
+        ])  # fmt: skip
 
     def file(self, repo: Repo, name: str, body: bool) -> None:
         path = repo.folder / name

@@ -33,6 +33,7 @@ from adpa_cli.data.sources import (
 from adpa_cli.disk import is_disk_full, write_atomic
 from adpa_cli.errors import AdpaError, Corrupt, DataError, NotFound
 from adpa_cli.hub import External, HubFile, Kind
+from adpa_cli.hub.licences import stated
 from adpa_cli.sizes import size_words
 from adpa_cli.store.identity import (
     ADAPTER,
@@ -311,6 +312,24 @@ def base_of(name: str, commit: str, cache: HashCache) -> str:
     return str((cache.recall(f"model/{name}@{commit}") or {}).get("base", ""))
 
 
+def licence_of(name: str, commit: str, kind: Kind, cache: HashCache, ask: bool) -> str:
+    """The licence that the card of a model or data set states at a commit; "" for none, or where nobody can be asked.
+
+    Without `ask` only what was once asked is known.
+    """
+    said = cache.recall(f"{kind}/{name}@{commit}") or {}
+    if "licence" in said or not ask:
+        return str(said.get("licence", ""))
+    from huggingface_hub import HfApi
+
+    try:
+        offline(name)
+        card = getattr(HfApi().repo_info(name, revision=commit, repo_type=kind), "card_data", None)
+    except Exception:  # see commit_of; a licence that nobody tells is unknown, which is said
+        return ""
+    return stated(getattr(card, "license", None), getattr(card, "license_name", None))
+
+
 def fetch(files: Sequence[HubFile], cache: HashCache, note: Callable[[str], None]) -> None:
     """Bring what is missing to this machine, going on where an earlier try stopped, and check all of it.
 
@@ -370,7 +389,8 @@ def cached_commit(name: str, revision: str, kind: Kind) -> str | None:
 
 
 def _said(name: str, kind: Kind, commit: str, cache: HashCache) -> Mapping[str, Any] | None:
-    """{"files": {path: [bytes, sha256 or ""]}, "base": …} by the hub, asked once; None where the cache must do."""
+    """{"files": {path: [bytes, sha256 or ""]}, "base": …, "licence": …} by the hub, asked once; None where it cannot be
+    asked, and the cache must do."""
     key = f"{kind}/{name}@{commit}"
     if (known := cache.recall(key)) is not None:
         return dict(known)
@@ -385,8 +405,13 @@ def _said(name: str, kind: Kind, commit: str, cache: HashCache) -> Mapping[str, 
             return None
         raise why from error
     listed = {s.rfilename: [s.size or 0, s.lfs.sha256 if s.lfs else ""] for s in getattr(info, "siblings", None) or ()}
-    base = getattr(getattr(info, "card_data", None), "base_model", None) or ""
-    said = {"files": listed, "base": base if isinstance(base, str) else str(base[0]) if len(base) == 1 else ""}
+    card = getattr(info, "card_data", None)
+    base = getattr(card, "base_model", None) or ""
+    said = {
+        "files": listed,
+        "base": base if isinstance(base, str) else str(base[0]) if len(base) == 1 else "",
+        "licence": stated(getattr(card, "license", None), getattr(card, "license_name", None)),
+    }
     cache.remember(key, said)
     return said
 

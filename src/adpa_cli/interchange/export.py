@@ -12,7 +12,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
@@ -35,7 +35,7 @@ from adpa_cli.store.manifest import Manifest
 CONVERTER = "convert_hf_to_gguf.py"
 GGUF_TYPES = {None: "auto", "float32": "f32", "bfloat16": "bf16", "float16": "f16"}
 LONGEST = 8192  # tokens of context that Ollama is asked for at most: it reserves them
-CARD = "README.md"
+CARD, NOTICE = "README.md", "NOTICE"
 EXPORTED = (
     "config.json",
     ADAPTER,
@@ -52,6 +52,10 @@ FORMATS: tuple[SignalFormat, ...] = ("parquet", "safetensors")
 GROUP_TOKENS = 1 << 14
 
 
+Papers = Callable[[Effect | None], Mapping[str, str]]
+"""The texts that go with a model, by the names of their files, for what fewer bits do to it."""
+
+
 @dataclass(frozen=True)
 class Form:
     """What a model is written as: `to` hf, ollama or gguf, or as the `adapter` that it is; `narrowing` says what its
@@ -66,13 +70,14 @@ class Form:
 
 
 def export(
-    names: Names, model: Trained, target: Path, form: Form, force: bool, card: Callable[[Effect | None], str],
+    names: Names, model: Trained, target: Path, form: Form, force: bool, papers: Papers,
     note: Callable[[str], None] = lambda text: None,
 ) -> Effect | None:  # fmt: skip
     """Write a model into the folder `target`, which appears whole or not at all; returns what fewer bits do to it.
 
-    `card` gives the README for that. Raises UsageError for a folder that holds other things, NotFound without a
-    converter, Corrupt for damaged files, AdpaError for weights that the dtype cannot hold.
+    `papers` gives the README and what else is to be read beside the files, for that. Raises UsageError for a folder
+    that holds other things, NotFound without a converter, Corrupt for damaged files, AdpaError for weights that the
+    dtype cannot hold.
     """
     program = find_converter(form.converter) if form.to == "gguf" else []
     if form.to == "ollama" and (model.is_judge or not model.template.text):
@@ -101,7 +106,8 @@ def export(
             shutil.rmtree(place)
         if form.to == "ollama":
             (folder / "Modelfile").write_text(modelfile(model), encoding="utf-8")
-        (folder / CARD).write_text(card(effect), encoding="utf-8")
+        for name, text in papers(effect).items():
+            (folder / name).write_text(text, encoding="utf-8")
     return effect
 
 

@@ -9,8 +9,11 @@ from pathlib import PurePath
 
 from adpa_cli import __version__
 from adpa_cli.data.templates import Template
+from adpa_cli.report import licences
 from adpa_cli.report.adapter import Facts
-from adpa_cli.report.lineage import made_from, what
+from adpa_cli.report.licences import Parent
+from adpa_cli.report.lineage import made_from as links_of
+from adpa_cli.report.lineage import what
 from adpa_cli.report.page import spec_items
 from adpa_cli.report.scores import by_model
 from adpa_cli.stages._noise import sentence
@@ -43,8 +46,10 @@ def usage_of(template: Template, is_judge: bool, merged: bool) -> Use:
 def card(
     title: str, use: Use, manifest: Manifest | None, store: Store, said: Sequence[str] = (),
     table: Sequence[Sequence[str]] = (), adapter: Facts | None = None, merged: bool = True,
+    made_from: Sequence[Parent] = (),
 ) -> str:  # fmt: skip
-    """Markdown with the front matter that the Hugging Face hub reads; the licence is left to the user.
+    """Markdown with the front matter that the Hugging Face hub reads; the licence is left to the user, unless that of
+    something that it was `made_from` leaves no choice.
 
     What is `said` of the weights, and a `table` below a head of what was measured of them, get a section, and so does
     an `adapter`, which is `merged` into the weights or lies there as it is.
@@ -56,7 +61,7 @@ def card(
     lines += [f"- {manifest.spec['method']}"] if manifest and manifest.spec.get("method") else []
     sources += [("model:", adapter.base)] if adapter and adapter.of_hub else []
     lines += _hub_names("base_model", sources, "model:") + _hub_names("datasets", sources, "data:")
-    lines += [f"# license: {LICENCE}", "---", "", f"# {title}", ""]
+    lines += [*licences.front_matter(made_from, LICENCE), "---", "", f"# {title}", "", *licences.banner(made_from)]
     if manifest is None:
         lines += [f"Exported by adpa {__version__} from a model that it did not make.", ""]
     else:
@@ -64,16 +69,7 @@ def card(
     lines += _adapter(adapter, merged) if adapter else []
     lines += _weights(said, table)
     lines += ["## Use", "", use.said, ""]
-    lines += [
-        "```python",
-        *use.example,
-        "```",
-        "",
-        "## Licence",
-        "",
-        f"Not stated yet: {LICENCE}.",
-        "",
-    ]
+    lines += ["```python", *use.example, "```", "", *licences.section(made_from, LICENCE)]
     return "\n".join(lines)
 
 
@@ -129,7 +125,7 @@ def _recipe_and_scores(manifest: Manifest, store: Store) -> list[str]:
     lines += [f"- {item}" for item in spec_items({k: v for k, v in manifest.spec.items() if k != "template"})]
     lines += ["", "Made from:", "", "```"]
     lines += [f"{link.branch}{link.ref or link.text}  {link.text if link.ref else ''} ({link.role})".rstrip()
-              for link in made_from(manifest, by_id)]  # fmt: skip
+              for link in links_of(manifest, by_id)]  # fmt: skip
     lines += ["```", "", f"Id of the recipe: `{manifest.id}`", ""]
     read = [by_id[parent] for role, parent in manifest.parents() if role == "cache" and parent in by_id]
     noises = [f"- `{made.ref}`: {sentence(made.metrics['noise'])}" for made in read if "noise" in made.metrics]

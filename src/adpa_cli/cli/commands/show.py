@@ -6,14 +6,16 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from adpa_cli.cli.commands import Command
+from adpa_cli.cli.console import complete
 from adpa_cli.cli.console import options as opt
 from adpa_cli.cli.console.streams import GLOBALS, artifacts, is_coloured, needed, out, say, terminal_width
 from adpa_cli.errors import UsageError
 
 if TYPE_CHECKING:
+    from adpa_cli.report.closure import Listing
     from adpa_cli.signal.rows import AnswerKey
     from adpa_cli.store.manifest import Manifest
     from adpa_cli.store.store import Store
@@ -51,6 +53,18 @@ def show(
     count: Annotated[
         int | None, opt.option("--rows", help="Show the first N rows; with --teacher, compare N answers.", metavar="N")
     ] = None,
+    closure: Annotated[
+        bool, opt.option("--closure", help="List artifacts [all] and what they were made from, to copy them.")
+    ] = False,
+    listing: Annotated[
+        Literal["ids", "files", "manifests"] | None,
+        opt.option(
+            "--list",
+            help="With --closure: folders, all files but the manifests, or what is copied last [ids].",
+            metavar="ids|files|manifests",
+            completion=complete.words("ids", "files", "manifests"),
+        ),
+    ] = None,
 ) -> None:
     """Show the store, one artifact, the differences between several, or one row.
 
@@ -61,21 +75,27 @@ def show(
         ("--teacher", teacher, "--fidelity", fidelity, "--fidelity --teacher recorded"),
         ("--html", html, "--row", row is not None, "--row 1 --html row.html"),
         ("--student", student, "--html", html is not None, "--row 1 --html row.html --student MODEL"),
+        ("--list", listing, "--closure", closure, f"--closure --list {listing}"),
     ):
         if value is not None and not is_given:
             raise UsageError(f"{name} needs {other}", f"adpa show REF {example}")
     first_rows = count is not None and teacher is None
     views = {"--fidelity": fidelity, "--recipe": recipe, "--row N": row is not None, "--rows N": first_rows}
-    options = [name for name, given in {**views, "--plot": plot is not None}.items() if given]
+    of_several = {"--plot": plot is not None, "--closure": closure}
+    options = [name for name, given in {**views, **of_several}.items() if given]
     if len(options) > 1:
         raise UsageError(f"{' and '.join(options)} cannot be shown together", f"adpa show REF {options[0]}")
-    if options and (len(manifests) != 1 if plot is None else not manifests):
-        what = "one artifact" if plot is None else "trainings"
+    takes_several = options and options[0] in of_several
+    if options and not closure and (not manifests if takes_several else len(manifests) != 1):
+        what = "trainings" if takes_several else "one artifact"
         raise UsageError(f"{options[0]} needs the name of {what}", f"adpa show REF {options[0]}")
     if fidelity:
         show_fidelity(store, manifests[0], teacher, count)
     elif recipe:
         show_recipe(store, manifests[0])
+    elif closure:
+        whole = [manifest for manifest in store.artifacts() if not manifest.made.get("smoke")]
+        show_closure(store, manifests if refs else whole, listing or "ids")
     elif plot is not None:
         show_plots(store, manifests, plot)
     elif row is not None:
@@ -121,6 +141,23 @@ def show_several(store: Store, manifests: Sequence[Manifest]) -> None:
         lambda: compare.tsv(found),
         lambda: compare.record(found),
     )
+
+
+def show_closure(store: Store, manifests: Sequence[Manifest], listing: Listing) -> None:
+    """All that artifacts need: a table, or a line for each folder or file, which other programs copy."""
+    from adpa_cli.report import closure as report
+    from adpa_cli.store.closure import closure
+
+    found = closure(store, manifests)
+
+    def lines() -> str:
+        remarks = report.said(found) if listing == "ids" else []
+        if not GLOBALS.quiet:
+            say("".join(f"{remark}\n" for remark in remarks))
+        return "".join(f"{line}\n" for line in report.lines(found, listing))
+
+    is_table = listing == "ids"
+    out(lambda: report.screen(found, terminal_width()) if is_table else lines(), lines, lambda: report.record(found))
 
 
 def show_plots(store: Store, manifests: Sequence[Manifest], asked: str) -> None:
