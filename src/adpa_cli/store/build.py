@@ -184,7 +184,8 @@ class Work:
     def finishing(self, announce: Callable[[str], None] | None = None) -> Iterator[None]:
         """Have the folder alone, once all of its blocks are there: at once, or after the other parts have left it.
 
-        `hit` is set where another process finished it meanwhile. Raises PartDone where one is about to.
+        The progress and the seconds of all parts are this work's now. `hit` is set where another process finished it
+        meanwhile. Raises PartDone where one is about to.
         """
         with contextlib.ExitStack() as stack:
             if self._part is not None:
@@ -197,8 +198,8 @@ class Work:
                 self._entered.close()
                 parts.wait_until_none(self.dir, announce, ref)
                 if self._is_open(hold, announce):
-                    state = read_state(self.dir)
-                    self._seconds_before = state["seconds"] - self.seconds if state else 0.0
+                    state = read_state(self.dir) or {"progress": {}, "seconds": 0.0}
+                    self.progress, self._seconds_before = state["progress"], state["seconds"] - self.seconds
             yield
 
     def _disown(self) -> None:
