@@ -208,6 +208,8 @@ class Runtime:
     """How a stage runs; may change a result by floating-point noise, never by more."""
 
     processes: int = 1
+    part: tuple[int, int] = (0, 1)
+    """Which part of the blocks of a stage this command computes, from 0 on, of how many."""
     tokens_per_device: int = 8192
     wait: bool = True
     stop_after: float | None = None

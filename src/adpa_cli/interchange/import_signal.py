@@ -152,7 +152,7 @@ def rows_of(item: Keyed, k: int) -> SignalRows:
 
 def write_signal(folder: Path, spec: SignalSpec, items: Sequence[Keyed]) -> dict[str, Any]:
     """Write the shards; what is reported of them."""
-    from adpa_cli.stages.cache_teacher import Facts
+    from adpa_cli.stages._signal_shards import Facts
 
     facts, group, tokens, number = Facts(), [], 0, 0
     for n, item in enumerate(items):
@@ -167,7 +167,7 @@ def write_signal(folder: Path, spec: SignalSpec, items: Sequence[Keyed]) -> dict
     uncovered = sum(int((row.ids[a:b] < 0).all(axis=1).sum()) for _, row, a, b in items)
     said |= {"uncovered": uncovered} if uncovered else {}
     size = sum(path.stat().st_size for path in folder.glob("signal-*.adpa"))
-    return {**facts.metrics(spec), **said, "bytes_per_token": size / facts.tokens}
+    return {**facts.metrics(spec, CACHE_TEACHER.name), **said, "bytes_per_token": size / facts.tokens}
 
 
 def content_of(files: Sequence[Path], cache: HashCache) -> tuple[str, dict[str, Any]]:

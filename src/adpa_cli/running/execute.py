@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from adpa_cli.data.tables import WATCH, heeding, watching
-from adpa_cli.errors import AdpaError, ComeAgain, Stopped, hints_for
+from adpa_cli.errors import AdpaError, ComeAgain, Stopped, UsageError, hints_for
 from adpa_cli.estimate.cost import Cost
 from adpa_cli.estimate.survey import Survey, check
 from adpa_cli.hub import External, Located
@@ -32,6 +32,7 @@ from adpa_cli.stages import Artifact, Job, Monitor, Node, compute, every
 from adpa_cli.store.build import LOG, Work
 from adpa_cli.store.lock import reserved
 from adpa_cli.store.manifest import Manifest, utc
+from adpa_cli.store.parts import Part, PartDone
 from adpa_cli.store.store import Store
 
 SETTINGS = ("scores", "measured", "step")
@@ -100,14 +101,20 @@ def execute(survey: Survey, command: str, request: Mapping[str, Any], show: Show
     lists all of them. What does not rest on a stage that another run has to finish is made before that is raised.
     """
     finished: dict[str, Manifest] = {}
-    begun: dict[str, ComeAgain] = {}
+    begun: dict[str, AdpaError] = {}
+    in_parts = survey.runtime.part[1] > 1
     left = len(survey.building)
     with reserved(survey.store.root, _needed(survey), command):
         check(survey, show.note)
+        if in_parts:
+            _check_parts(survey)
         for n, cost in enumerate(survey.costs, 1):
             manifest, is_new = cost.artifact, False
             if manifest is None:
                 left -= 1
+                if in_parts and cost.node.declared.missing is None:
+                    begun[cost.node.recipe.id] = PartDone("")
+                    continue
                 if lacking := _unfinished(cost.node, begun):
                     begun[cost.node.recipe.id] = lacking
                     _show_so_far(cost.node, begun, survey.store, show)
@@ -115,8 +122,10 @@ def execute(survey: Survey, command: str, request: Mapping[str, Any], show: Show
                 show.start(cost.node, n, len(survey.costs))
                 try:
                     manifest, is_new = _build(cost, survey, command, request, show)
-                except ComeAgain as error:
+                except (ComeAgain, PartDone) as error:
                     begun[cost.node.recipe.id] = error
+                    if isinstance(error, PartDone):
+                        show.note(error.message)
                     continue
             finished[cost.node.recipe.id] = manifest
             show.done(cost.node, manifest, is_new)
@@ -124,24 +133,43 @@ def execute(survey: Survey, command: str, request: Mapping[str, Any], show: Show
                 message = f"{Stopped.opening(name)} after {manifest.ref}; {left} more to make. Finished work is saved"
                 raise Stopped(name, message, show.again or command)
     for unfinished in begun.values():
-        raise unfinished
+        if not isinstance(unfinished, PartDone):
+            raise unfinished
+    if begun:
+        show.note("When all parts are done, repeat the command without --shard; it makes the rest.")
     return finished
 
 
-def _unfinished(node: Node, begun: Mapping[str, ComeAgain]) -> ComeAgain | None:
+def _check_parts(survey: Survey) -> None:
+    """Raise UsageError where nothing can be computed in parts before something else is made whole."""
+    whole: dict[str, Node] = {}
+    for node in (cost.node for cost in survey.building):
+        below = [item.recipe.id for _, item in node.reads() if isinstance(item, Node)]
+        if node.declared.missing is not None and not any(recipe in whole for recipe in below):
+            return
+        whole[node.recipe.id] = node
+    if whole:
+        first = next(iter(whole.values()))
+        raise UsageError(
+            f"--shard has nothing to share out: {first.label} ({first.role}) must be made first, by one job",
+            "run the command once without --shard, or make that artifact by its own command first",
+        )
+
+
+def _unfinished(node: Node, begun: Mapping[str, AdpaError]) -> AdpaError | None:
     """What an input of a node lacks; None where all are whole."""
     inputs = (item for _, item in node.reads() if isinstance(item, Node))
     return next((begun[item.recipe.id] for item in inputs if item.recipe.id in begun), None)
 
 
-def _show_so_far(node: Node, begun: Mapping[str, ComeAgain], store: Store, show: Show) -> None:
+def _show_so_far(node: Node, begun: Mapping[str, AdpaError], store: Store, show: Show) -> None:
     """Show the figures of a node by what there is of its inputs."""
     if node.declared.makes != "scores":
         return
     inputs: dict[str, tuple[Located, ...]] = {}
     for role, item in node.flat_inputs():
         error = begun.get(item.recipe.id) if isinstance(item, Node) else None
-        if error is not None and error.folder is not None and isinstance(item, Node):
+        if isinstance(error, ComeAgain) and error.folder is not None and isinstance(item, Node):
             located = Located("artifact", item.content, item.label, (str(error.folder),), item.values)
         else:
             located = locate(item, store)
@@ -169,9 +197,18 @@ def _build(cost: Cost, survey: Survey, command: str, request: Mapping[str, Any],
         "versions": versions(libraries_of(node, store)),
     }  # fmt: skip
     environment = {} if node.declared.is_remote else machine  # another machine is no reason to ask a judge again
-    with store.build(
-        node.recipe, command=command, environment=environment, wait=runtime.wait, announce=show.note, again=show.again
-    ) as work:
+    with (
+        store.build(
+            node.recipe,
+            command=command,
+            environment=environment,
+            wait=runtime.wait,
+            announce=show.note,
+            again=show.again,
+            part=Part(*runtime.part) if runtime.part[1] > 1 else None,
+        ) as work,
+        contextlib.ExitStack() as alone,
+    ):
         if work.hit is not None:
             return work.hit, False
         inputs = _located(node, store, show.note)
@@ -186,7 +223,9 @@ def _build(cost: Cost, survey: Survey, command: str, request: Mapping[str, Any],
         work.save_state(work.progress or {"step": 0, "of": 0})
         show.working(True)
         try:
-            metrics = _computed(job, work, threads, log, show)
+            metrics = _computed(job, work, threads, log, show, alone)
+            if work.hit is not None:
+                return work.hit, False
             sources = {i.content: dict(i.facts) for _, i in node.flat_inputs() if isinstance(i, External)}
             worked = round(work.progress.get("worked", 0.0), 3)
             about = {**machine, **_about(node, runtime), "request": request, **({"worked": worked} if worked else {})}
@@ -195,8 +234,9 @@ def _build(cost: Cost, survey: Survey, command: str, request: Mapping[str, Any],
             show.working(False)
 
 
-def _computed(job: Job, work: Work, threads: int, log: Log, show: Show) -> dict[str, Any]:
-    """The metrics of a stage, after its work; what stops it is recorded."""
+def _computed(job: Job, work: Work, threads: int, log: Log, show: Show, alone: contextlib.ExitStack) -> dict[str, Any]:
+    """The metrics of a stage, after its work; what stops it is recorded. Until `alone` ends no other job has a part in
+    that work; where one finished it meanwhile the work is a hit."""
     saved = float("-inf")
 
     def progress(step: int, of: int, numbers: Mapping[str, float]) -> None:
@@ -215,9 +255,17 @@ def _computed(job: Job, work: Work, threads: int, log: Log, show: Show) -> dict[
         log.say(text)
         show.note(text)
 
+    def finishes() -> bool:
+        _check_whole(job)
+        alone.enter_context(work.finishing(note))
+        return work.hit is None
+
     try:
         with watching(heeding(show.stop, WATCH.get())), hints_for(job.stage):
-            metrics = run(job, Monitor(progress, note, show.stop, worked), threads)
+            metrics = run(job, Monitor(progress, note, show.stop, worked), threads, finishes)
+    except PartDone:
+        work.save_state(work.progress)
+        raise
     except AdpaError as error:
         if isinstance(error, ComeAgain):
             error.folder = work.dir
@@ -232,8 +280,16 @@ def _computed(job: Job, work: Work, threads: int, log: Log, show: Show) -> dict[
     return metrics
 
 
-def run(job: Job, monitor: Monitor, threads: int) -> dict[str, Any]:
-    """Compute a stage in this process, or in as many as the runtime asks for, and finish it here.
+def _check_whole(job: Job) -> None:
+    """Raise PartDone where this job has a part in a stage that lacks blocks of other parts."""
+    missing = every()[job.stage].missing
+    if job.runtime.part[1] > 1 and missing is not None and (left := missing(job)):
+        words = Part(*job.runtime.part).words
+        raise PartDone(f"{words} of {job.ref} is done; {left:,} blocks are left to the other parts")
+
+
+def run(job: Job, monitor: Monitor, threads: int, finishes: Callable[[], bool] = lambda: True) -> dict[str, Any]:
+    """Compute a stage in this process, or in as many as the runtime asks for, and finish it here, if it `finishes`.
 
     Trackers hear of a training step by step, from itself, and of any other stage when it is finished.
     """
@@ -250,6 +306,8 @@ def run(job: Job, monitor: Monitor, threads: int) -> dict[str, Any]:
             compute_in_processes(job, monitor, threads)
         else:
             compute(job, monitor, 0, 1)
+        if not finishes():
+            return {}
         metrics = stage.finish(job)
         told = {**metrics, **metrics.get("scores", {})}
         track(0, numbers({name: value for name, value in told.items() if name not in SETTINGS}))

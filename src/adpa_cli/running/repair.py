@@ -191,7 +191,7 @@ def _write_whole(
 ) -> None:
     """A shard of which nothing could be used; its step is the recorded one."""
     facts = manifest.metrics
-    signal = replace(capture.signal_of(job, spec, answers[0][1]), k=int(facts["k"]), step=float(facts["step"]))
+    signal = replace(capture.signal_of(job, spec, int(facts["k"])), step=float(facts["step"]))
     write_shard(path, signal, [(key, narrowed(rows, signal.k)) for key, rows in answers])
 
 

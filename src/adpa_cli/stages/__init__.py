@@ -128,6 +128,8 @@ class Stage:
     """The side of the data that a spec reads."""
     one_process: bool = False
     """Whether more processes are of no use."""
+    missing: Callable[[Job], int] | None = None
+    """How many blocks of its work are not there yet; None where it is not made of blocks that jobs can share."""
     check: Callable[[Any, Runtime], None] = lambda spec, runtime: None
     """Raises AdpaError for what a spec lacks of how it runs, before any work."""
     is_remote: bool = False
@@ -191,6 +193,11 @@ class Job:
         if not self.inputs.get(role):
             raise AdpaError(f"{self.ref} has no input {role}")
         return self.inputs[role][0]
+
+    def own(self, blocks: Sequence[T], rank: int, processes: int) -> Sequence[T]:
+        """The blocks of one process of this job, which may have a part of them only."""
+        part, parts = self.runtime.part
+        return blocks[part * processes + rank :: parts * processes]
 
     @property
     def firsts(self) -> dict[str, Located]:

@@ -1,16 +1,16 @@
 """The `cache-teacher` stage: signal of one teacher, or of the aligned/reference pair, on given answers.
 
-One teacher is in memory at a time: first all blocks of the aligned teacher, then all of the reference. A block is
-written, and a shard that has all of its blocks compressed, while the teacher works on the next block.
+One teacher is in memory at a time: first some shards' blocks of the aligned teacher, then those of the reference. A
+block is written, and a shard that has all of its blocks compressed, while the teacher works on the next block.
 """
 
 from __future__ import annotations
 
 import bisect
+import functools
 import json
-from array import array
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -25,12 +25,12 @@ from adpa_cli.stages._precision import fitting
 
 if TYPE_CHECKING:
     from adpa_cli.engine.layout.examples import Answers
-    from adpa_cli.signal.rows import AnswerKey, SignalRows, SignalSpec
-
-    Captured = Sequence[tuple[AnswerKey, SignalRows]]
+    from adpa_cli.signal.rows import SignalSpec
+    from adpa_cli.stages._signal_shards import Facts
 
 TRUNCATION = "_truncation.json"
-FEWEST_STEPS = 8  # below this the rounding of a stored difference is felt in the gradient
+TURN_SHARDS = 64
+"""Shards whose blocks wait for a reference at once: a teacher is loaded again for each turn."""
 
 
 @dataclass(frozen=True)
@@ -70,61 +70,6 @@ class CaptureSpec:
         return idle | ({"truncation"} if self.parts == ("rollout",) else set())
 
 
-@dataclass
-class Facts:
-    """Sums over the answers of a capture, gathered block by block."""
-
-    answers: int = 0
-    tokens: int = 0
-    mass: float = 0.0
-    outside: int = 0
-    squares: float = 0.0
-    pair: bool = False
-    most_ids: int = 1
-    """Most ids that were drawn for one token."""
-
-    def add(self, block: Captured) -> None:
-        """Take in the answers of one block."""
-        import numpy as np
-
-        from adpa_cli.signal.rows import rms_advantage
-
-        for _, rows in block:
-            self.mass += float(np.exp(rows.logps).sum())
-            there = rows.ids == rows.label_ids[:, None]
-            self.outside += int((~(there if rows.weights is None else there & (rows.weights > 0)).any(1)).sum())
-            self.tokens += len(rows)
-            if rows.weights is not None:
-                self.most_ids = max(self.most_ids, int(np.count_nonzero(rows.weights, axis=1).max()))
-        self.answers += len(block)
-        self.pair = block[0][1].difference is not None
-        if self.pair:
-            self.squares += rms_advantage(rows for _, rows in block) ** 2 * sum(len(rows) for _, rows in block)
-
-    def metrics(self, signal: SignalSpec) -> dict[str, Any]:
-        """Means per token; the size of the advantage against the step it is stored with, and a warning when coarse."""
-        metrics: dict[str, Any] = {
-            "answers": self.answers, "tokens": self.tokens, "k": signal.k, "mean_mass": self.mass / self.tokens,
-            "taken_outside": self.outside / self.tokens, "step": signal.step, **signal.greatest_errors, "say": [],
-        }  # fmt: skip
-        if signal.draws:
-            metrics |= {"draws": signal.draws, "say": [f"{signal.draws} draws per token, at most {signal.k} ids"]}
-        if not self.pair:
-            return metrics
-        rms = metrics["rms_advantage"] = (self.squares / self.tokens) ** 0.5
-        said = f"RMS of the advantage {rms:.3g} nat"
-        if signal.difference_step:
-            steps = metrics["rms_advantage_steps"] = rms / signal.difference_step
-            said += f", {steps:.3g} times the storage resolution"
-            if steps < FEWEST_STEPS:
-                metrics["watch"] = [
-                    f"the advantage is only {steps:.2g} times the storage resolution, so rounding matters; "
-                    f"--set {CACHE_TEACHER.name}.pair_precision={signal.difference_step / 8:g}"
-                ]
-        metrics["say"].append(said)
-        return metrics
-
-
 MOST_SHARED = 7 / 8
 """Prompts that answers share are computed once where that leaves at most this part of the tokens."""
 
@@ -144,6 +89,11 @@ class Blocks:
 
         return block_files.shards_of(self.tokens)
 
+    def shard_of(self) -> Callable[[int], int]:
+        """A function that gives the shard of a block."""
+        starts = [shard.start for shard in self.shards()]
+        return lambda index: bisect.bisect_right(starts, index) - 1
+
 
 def compute(job: Job, monitor: Monitor, rank: int = 0, processes: int = 1) -> None:
     """Leave one block per block of answers in the work folder; blocks that are there are kept."""
@@ -154,23 +104,49 @@ def compute(job: Job, monitor: Monitor, rank: int = 0, processes: int = 1) -> No
     if rank == 0 and "data" in job.inputs:
         _tell_truncation(job, spec, monitor)
     roles = _roles(job)
-    wanted = longest_first(plan.blocks)[rank::processes]
+    wanted = job.own(longest_first(plan.blocks), rank, processes)
     before = 2 * len(roles) if _noise.sample_size(spec) else 0
-    of = before + len(roles) * len(wanted)
+    of, done = before + len(roles) * len(wanted), before
     has_moved = before > 0 and not (job.folder / _noise.FILE).exists()
     if rank == 0 and before:
         _judge_noise(job, spec, monitor, of)
     elif before:
         _noise.wait(job, monitor)
-    for n, role in enumerate(roles):
-        todo = [b for b in wanted if not any(_path(job, r, b.index).exists() for r in {role, roles[-1]})]
-        done = before + n * len(wanted) + len(wanted) - len(todo)
-        if todo and has_moved:  # each start leaves more than it found, also where every one is stopped at once
-            stop_if_asked(monitor, done, of)
-        has_moved = has_moved or bool(todo)
-        # What else a header says is known when all blocks are there.
-        early = role == roles[-1] and processes == 1 and auto_target(spec.precision) is None and spec.support == "topk"
-        _pass(job, spec, role, replace(plan, blocks=todo), monitor, done, of, plan.shards() if early else [])
+    for blocks in _turns(plan, wanted, len(roles)):
+        for role in roles:
+            todo = [block for block in blocks if not _is_there(job, plan, block, role)]
+            done += len(blocks) - len(todo)
+            if todo and has_moved:  # each start leaves more than it found, also where every one is stopped at once
+                stop_if_asked(monitor, done, of)
+            has_moved = has_moved or bool(todo)
+            _pass(job, spec, role, replace(plan, blocks=todo), monitor, done, of, is_kept=True)
+            done += len(todo)
+
+
+def _turns(plan: Blocks, wanted: Sequence[Any], roles: int) -> list[list[Any]]:
+    """The blocks that one teacher after the other computes: of a pair those of a few shards, which bounds what waits
+    on the disk."""
+    shard_of, turns = plan.shard_of(), dict[int, list[Any]]()
+    for block in wanted:
+        turns.setdefault(shard_of(block.index) // TURN_SHARDS if roles > 1 else 0, []).append(block)
+    return list(turns.values())
+
+
+def _is_there(job: Job, plan: Blocks, block: Any, role: str) -> bool:
+    """Whether one teacher has done a block; the last one's is in its shard in the end."""
+    from adpa_cli.signal import block_files
+
+    paths = (_path(job, name, block.index) for name in {role, _roles(job)[-1]})
+    return (
+        any(path.exists() for path in paths)
+        or block_files.shard_path(job.folder, plan.shard_of()(block.index)).exists()
+    )
+
+
+def missing(job: Job) -> int:
+    """How many blocks of the last teacher are not there yet."""
+    plan, role = plan_of(job, make(CaptureSpec, job.spec)), _roles(job)[-1]
+    return sum(not _is_there(job, plan, block, role) for block in plan.blocks)
 
 
 def _judge_noise(job: Job, spec: CaptureSpec, monitor: Monitor, of: int) -> None:
@@ -205,14 +181,15 @@ def _tell_truncation(job: Job, spec: CaptureSpec, monitor: Monitor) -> None:
 
 
 def _pass(
-    job: Job, spec: CaptureSpec, role: str, plan: Blocks, monitor: Monitor, done: int, of: int, shards: Sequence[range]
+    job: Job, spec: CaptureSpec, role: str, plan: Blocks, monitor: Monitor, done: int, of: int, is_kept: bool
 ) -> None:
-    """One teacher over the blocks of a plan, and those of the `shards` whose last block is among them."""
+    """One teacher over the blocks of a plan; with `is_kept` the shards are encoded whose last block is among them."""
     from adpa_cli.engine.device import block_that_fits, device
     from adpa_cli.engine.layout.shared_prompt import can_share
     from adpa_cli.engine.models import load_checked
     from adpa_cli.engine.overflow import overflow_named
     from adpa_cli.signal import block_files
+    from adpa_cli.stages._signal_shards import encode_if_whole
 
     if not plan.blocks:
         return
@@ -223,8 +200,9 @@ def _pass(
     settings: dict[str, Any] = {
         "teacher": teacher.label, "student_vocab": spec.student_vocab, "dtype": spec.dtype, "share": share,
     }  # fmt: skip
-    starts = [shard.start for shard in shards]
-    left = Counter(bisect.bisect_right(starts, block.index) - 1 for block in plan.blocks)
+    is_last = is_kept and role == _roles(job)[-1] and _is_known(spec)
+    shards, shard_of = plan.shards(), plan.shard_of()
+    left = Counter(shard_of(block.index) for block in plan.blocks)
     with block_files.background_writer() as write:
         for block in with_progress(plan.blocks, monitor, done, of):
             longest = max(len(item.prompt) + len(item.answer) for item in block.items)
@@ -232,11 +210,11 @@ def _pass(
             with fits, overflow_named(model, spec.dtype, job.stage):
                 rows = _rows(job, spec, role, block, model, plan.shared and not share, settings)
             write(_keep, job, role, block, rows)
-            number = bisect.bisect_right(starts, block.index) - 1
+            number = shard_of(block.index)
             left[number] -= 1
-            if shards and not left[number]:
-                paths = [_path(job, role, index) for index in shards[number]]
-                write(_encode, job, spec, number, paths)
+            if is_last and not left[number]:
+                signal = functools.partial(_signal, job, spec)
+                write(encode_if_whole, job.folder, number, signal, _paths(job, shards[number]))
 
 
 def _rows(
@@ -281,7 +259,7 @@ def recompute(job: Job, plan: Blocks, indices: Sequence[int], monitor: Monitor) 
     spec, roles = make(CaptureSpec, job.spec), _roles(job)
     todo = replace(plan, blocks=[block for block in plan.blocks if block.index in indices])
     for n, role in enumerate(roles):
-        _pass(job, spec, role, todo, monitor, n * len(todo.blocks), len(roles) * len(todo.blocks), [])
+        _pass(job, spec, role, todo, monitor, n * len(todo.blocks), len(roles) * len(todo.blocks), False)
     blocks = (load_block(_path(job, roles[-1], block.index)) for block in todo.blocks)
     return {(key.example_id, key.part): rows for block in blocks for key, rows in block}
 
@@ -295,10 +273,14 @@ def _keep(job: Job, role: str, block: Any, rows: Sequence[Any]) -> None:
         _path(job, "aligned", block.index).unlink()
 
 
-def _encode(job: Job, spec: CaptureSpec, number: int, paths: Sequence[Path]) -> None:
-    from adpa_cli.signal import block_files
+def _is_known(spec: CaptureSpec) -> bool:
+    """Whether all that the header of a shard says is known before the capture."""
+    return auto_target(spec.precision) is None and spec.support == "topk"
 
-    block_files.write(job.folder, number, signal_of(job, spec, block_files.load_block(paths[0])[0][1]), paths)
+
+def _paths(job: Job, shard: range) -> list[Path]:
+    """The files of the blocks of a shard."""
+    return [_path(job, _roles(job)[-1], index) for index in shard]
 
 
 def finish(job: Job) -> dict[str, Any]:
@@ -306,31 +288,24 @@ def finish(job: Job) -> dict[str, Any]:
     import zstandard
 
     from adpa_cli.hub.model_folder import ModelFolder
-    from adpa_cli.signal import block_files
+    from adpa_cli.stages._signal_shards import encode, facts_of
 
     spec = make(CaptureSpec, job.spec)
-    role = _roles(job)[-1]
-    paths = block_files.BlockPaths.of(job.folder, role)
-    facts, tokens = Facts(), array("q")
-    for path in paths:
-        before = facts.tokens
-        facts.add(block_files.load_block(path))
-        tokens.append(facts.tokens - before)
-    signal = signal_of(job, spec, block_files.load_block(paths[0])[0][1])
-    if signal.draws:
-        signal = replace(signal, k=facts.most_ids)
+    shards = [_paths(job, shard) for shard in plan_of(job, spec).shards()]
+    facts = facts_of(job.folder, shards)
+    signal = _signal(job, spec, facts)
     chosen: dict[str, Any] = {}
     target = auto_target(spec.precision)
     if target is not None:
-        signal, chosen = fitting(signal, paths, target)
-    for number, shard in enumerate(block_files.shards_of(tokens)):
-        block_files.write(job.folder, number, signal, [paths[index] for index in shard])
+        signal, chosen = fitting(signal, [path for paths in shards for path in paths], target)
+    for number, paths in enumerate(shards):
+        encode(job.folder, number, lambda _: signal, paths)
     tokenizer = ModelFolder.of(job.one("aligned").path).texts.path / "tokenizer.json"
     if tokenizer.exists():
         packed = zstandard.ZstdCompressor(level=19).compress(tokenizer.read_bytes())
         (job.folder / "tokenizer.json.zst").write_bytes(packed)
     size = sum(path.stat().st_size for path in job.folder.glob("signal-*.adpa"))
-    metrics = facts.metrics(signal)
+    metrics = facts.metrics(signal, job.stage)
     metrics["say"] += chosen.pop("say", [])
     noise = _noise.metrics(job.folder, "advantage", spec.dtype, job.stage)
     metrics["say"] += noise.pop("say", [])
@@ -345,6 +320,11 @@ def finish(job: Job) -> dict[str, Any]:
     return {**metrics, **noise, **chosen, **_sharing(job), **cut, "bytes_per_token": size / facts.tokens}
 
 
+def _signal(job: Job, spec: CaptureSpec, facts: Facts) -> SignalSpec:
+    """What the header of a shard says, by the sums over it or, where the ids were drawn, over all shards."""
+    return signal_of(job, spec, facts.most_ids if spec.support == "sampled" else facts.width)
+
+
 def _stored(job: Job, spec: CaptureSpec, role: str) -> str | None:
     """How the weights of a teacher are stored while it is read: as asked for, or as its adapter was trained."""
     from adpa_cli.hub.model_folder import ModelFolder
@@ -352,15 +332,15 @@ def _stored(job: Job, spec: CaptureSpec, role: str) -> str | None:
     return ModelFolder.of(job.one(role).path).quantise or spec.quantise
 
 
-def signal_of(job: Job, spec: CaptureSpec, rows: Any) -> Any:
-    """What the shards say of themselves; `rows` are any of theirs."""
+def signal_of(job: Job, spec: CaptureSpec, k: int) -> SignalSpec:
+    """What the shards say of themselves, with `k` ids a token."""
     from adpa_cli.hub.model_folder import ModelFolder
     from adpa_cli.signal.rows import SignalSpec
 
     step = spec.precision if auto_target(spec.precision) is None else 0.0
     stored = _stored(job, spec, "aligned")
     return SignalSpec(
-        k=int(rows.ids.shape[1]), vocab_size=ModelFolder.of(job.one("aligned").path).vocabulary, step=float(step),
+        k=k, vocab_size=ModelFolder.of(job.one("aligned").path).vocabulary, step=float(step),
         difference_step=spec.pair_precision or 0.0, teachers={role: job.one(role).content for role in _roles(job)},
         dtype=f"{spec.dtype}, weights in {stored}" if stored else spec.dtype,
         draws=spec.samples if spec.support == "sampled" else 0,
@@ -449,5 +429,6 @@ CACHE_TEACHER = Stage(
     "cache-teacher", 4, 1, CaptureSpec, "scoring", "signal", compute, finish, rows, disk, memory,
     lambda node, load: _noise.flops(node, load, len(load.flat)),
     what=what, next_commands=next_commands, vocabulary_of="aligned", follows=("limit", "max_length"),
+    missing=missing,
 )  # fmt: skip
 STAGES = (CACHE_TEACHER,)

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from adpa_cli import suites
 from adpa_cli.data.preferences import Pair
-from adpa_cli.disk import write_json
+from adpa_cli.disk import numbered, write_json
 from adpa_cli.engine.costs import scores_disk
 from adpa_cli.errors import AdpaError
 from adpa_cli.sizes import Disk, Memory, Rows
@@ -69,33 +69,87 @@ class RewardsSpec:
 
 
 def compute(job: Job, monitor: Monitor, rank: int = 0, processes: int = 1) -> None:
-    """Leave one file per part in the work folder; those that are there are kept. Run by one process only."""
-    from adpa_cli.engine.noise import compared, first_by_hash
-    from adpa_cli.engine.rewards.reward_model import reward_scores
-    from adpa_cli.hub.externals import pairs_of
+    """Leave one `_PART-NNNNNN.json` per finished block of pairs in the work folder, or one file of given answers; those
+    that are there are kept."""
+    from adpa_cli.engine.device import device
+    from adpa_cli.engine.layout.micro_batches import longest_first
+    from adpa_cli.engine.rewards.reward_model import Scorer, fitting_blocks
 
     spec = make(RewardsSpec, job.spec)
     if spec.scorer:
-        _score_answers(job, spec, monitor)
+        if rank == 0 and job.runtime.part[0] == 0:
+            _score_answers(job, spec, monitor)
         return
-    pairs = pairs_of(job.one("data").where, spec.split, spec.limit, spec.skip_bad_rows).items
+    pairs = _pairs(job, spec)
+    if _noise.sample_size(spec) and rank == 0:
+        _noise.judged(job, monitor, "margin", lambda: _margin_noise(job, spec, pairs))
+    elif _noise.sample_size(spec):
+        _noise.wait(job, monitor)
+    with fitting_blocks(spec.block_tokens, job.stage):
+        blocks = [block for part in PARTS for block in longest_first(_blocks(job, spec, pairs, part))]
+        own = job.own(blocks, rank, processes)
+        todo = [block for block in own if not block.path.exists()]
+        if not todo:
+            return
+        ends = {ids[-1] for block in blocks for ids in (block.encoded[i] for i in block.rows)}
+        scorer = Scorer(job.one("reward_model").path, ends, spec.dtype, device(), job.stage, quantise=spec.quantise)
+        for block in with_progress(todo, monitor, len(own) - len(todo)):
+            rewards = scorer.rewards(block.encoded, block.rows)
+            write_json(block.path, {pairs[i].id: value for i, value in zip(block.rows, rewards, strict=True)})
 
-    def rewards(of: Sequence[Pair], part: str, is_exact: bool = False) -> list[float]:
-        dialogues = [(pair.prompt, getattr(pair, part)) for pair in of]
+
+@dataclass(frozen=True)
+class Block:
+    """Pairs, by their positions, of which one answer goes through the reward model at once."""
+
+    path: Path
+    rows: Sequence[int]
+    encoded: Sequence[Sequence[int]]
+
+
+def _pairs(job: Job, spec: RewardsSpec) -> Sequence[Pair]:
+    from adpa_cli.hub.externals import pairs_of
+
+    return pairs_of(job.one("data").where, spec.split, spec.limit, spec.skip_bad_rows).items
+
+
+def _dialogues(pairs: Sequence[Pair], part: str) -> list[Any]:
+    return [(pair.prompt, getattr(pair, part)) for pair in pairs]
+
+
+def _blocks(job: Job, spec: RewardsSpec, pairs: Sequence[Pair], part: str) -> list[Block]:
+    """The blocks of one answer to all pairs."""
+    from adpa_cli.engine.rewards.reward_model import encoded_dialogues, reward_blocks
+
+    encoded = encoded_dialogues(job.one("reward_model"), _dialogues(pairs, part), spec)
+    blocks = enumerate(reward_blocks(encoded, spec.block_tokens))
+    return [Block(job.folder / f"_{part}-{index:06d}.json", rows, encoded) for index, rows in blocks]
+
+
+def missing(job: Job) -> int:
+    """How many blocks are not there yet."""
+    spec = make(RewardsSpec, job.spec)
+    if spec.scorer:
+        return int(not (job.folder / f"_{ROLLOUTS}.json").exists())
+    pairs = _pairs(job, spec)
+    return sum(not block.path.exists() for part in PARTS for block in _blocks(job, spec, pairs, part))
+
+
+def _margin_noise(job: Job, spec: RewardsSpec, pairs: Sequence[Pair]) -> dict[str, Any]:
+    """How far the margins of some pairs are from those of float32."""
+    from adpa_cli.engine.noise import compared, first_by_hash
+    from adpa_cli.engine.rewards.reward_model import reward_scores
+
+    sample = first_by_hash(pairs, lambda pair: pair.id, spec.noise_answers)
+
+    def margins(is_exact: bool) -> Any:
         model, tokens = job.one("reward_model"), spec.block_tokens
-        return reward_scores(model, dialogues, spec, tokens, job.stage, is_exact, spec.quantise)
+        return _margins(*(
+            reward_scores(model, _dialogues(sample, part), spec, tokens, job.stage, is_exact, spec.quantise)
+            for part in PARTS
+        ))  # fmt: skip
 
-    def noise() -> dict[str, Any]:
-        sample = first_by_hash(pairs, lambda pair: pair.id, spec.noise_answers)
-        both = [[rewards(sample, part, is_exact) for part in PARTS] for is_exact in (False, True)]
-        return {"answers": 2 * len(sample), "margin": compared(*(_margins(*parts) for parts in both))}
-
-    if _noise.sample_size(spec):
-        _noise.judged(job, monitor, "margin", noise)
-    for part in with_progress(PARTS, monitor):
-        path = job.folder / f"_{part}.json"
-        if not path.exists():
-            write_json(path, {pair.id: value for pair, value in zip(pairs, rewards(pairs, part), strict=True)})
+    return {"answers": 2 * len(sample), "margin": compared(margins(False), margins(True))}
 
 
 def _score_answers(job: Job, spec: RewardsSpec, monitor: Monitor) -> None:
@@ -120,8 +174,11 @@ def finish(job: Job) -> dict[str, Any]:
 
     from adpa_cli.data.examples import win
 
-    parts = (ROLLOUTS,) if job.spec.get("scorer") else PARTS
-    rewards = {part: json.loads((job.folder / f"_{part}.json").read_text(encoding="utf-8")) for part in parts}
+    spec = make(RewardsSpec, job.spec)
+    if spec.scorer:
+        rewards = {ROLLOUTS: json.loads((job.folder / f"_{ROLLOUTS}.json").read_text(encoding="utf-8"))}
+    else:
+        rewards = {part: _in_order(job, spec, part) for part in PARTS}
     write_json(job.folder / REWARDS_FILE, rewards)
     if ROLLOUTS in rewards:
         values = list(rewards[ROLLOUTS].values())
@@ -132,6 +189,14 @@ def finish(job: Job) -> dict[str, Any]:
         "margin": float(margins.mean()), "margin_rms": float(np.sqrt(np.mean(margins**2))),
         **_noise.metrics(job.folder, "margin", job.spec["dtype"], job.stage),
     }  # fmt: skip
+
+
+def _in_order(job: Job, spec: RewardsSpec, part: str) -> dict[str, float]:
+    """The reward of one answer to every pair by its id, in the order of the data."""
+    made: dict[str, float] = {}
+    for path in numbered(job.folder, f"_{part}-*.json"):
+        made |= json.loads(path.read_text(encoding="utf-8"))
+    return {pair.id: made[pair.id] for pair in _pairs(job, spec)}
 
 
 class Rewards(Mapping[tuple[str, str], float]):
@@ -192,7 +257,7 @@ def what(node: Node) -> str:
 
 REWARDS = Stage(
     "rewards", 6, 1, RewardsSpec, "scoring", "rewards", compute, finish, rows, disk, memory,
-    lambda node, load: _noise.flops(node, load, load.count), what=what, one_process=True,
+    lambda node, load: _noise.flops(node, load, load.count), what=what, missing=missing,
     split=lambda spec: str(spec.split), follows=("limit", "max_length"),
 )  # fmt: skip
 STAGES = (REWARDS,)

@@ -61,7 +61,7 @@ def compute(job: Job, monitor: Monitor, rank: int = 0, processes: int = 1) -> No
     spec = make(RolloutSpec, job.spec)
     folder = job.one("model").path
     encoder, blocks = _blocks(job, spec, ModelFolder.of(folder).tokenizer)
-    own = longest_first(blocks)[rank::processes]
+    own = job.own(longest_first(blocks), rank, processes)
     mine = [block for block in own if not _path(job, block.index).exists()]
     if not mine:
         return
@@ -86,6 +86,15 @@ def compute(job: Job, monitor: Monitor, rank: int = 0, processes: int = 1) -> No
         monitor.progress(done + n, done + len(mine), {"tokens/answer": tokens})
         if n < len(mine):
             stop_if_asked(monitor, done + n, done + len(mine))
+
+
+def missing(job: Job) -> int:
+    """How many blocks are not there yet."""
+    from adpa_cli.hub.model_folder import ModelFolder
+
+    spec = make(RolloutSpec, job.spec)
+    blocks = _blocks(job, spec, ModelFolder.of(job.one("model").path).tokenizer)[1]
+    return sum(not _path(job, block.index).exists() for block in blocks)
 
 
 def finish(job: Job) -> dict[str, Any]:
@@ -172,6 +181,6 @@ def next_commands(name: str) -> list[str]:
 ROLLOUT = Stage(
     "rollout", 5, 1, RolloutSpec, "generating", "answers", compute, finish, rows, disk, memory,
     what=what, next_commands=next_commands, reads="prompts", parts=lambda spec: ("rollout",),
-    split=lambda spec: str(spec.split), vocabulary_of="model", follows=("limit", "max_length"),
+    split=lambda spec: str(spec.split), vocabulary_of="model", follows=("limit", "max_length"), missing=missing,
 )  # fmt: skip
 STAGES = (ROLLOUT,)

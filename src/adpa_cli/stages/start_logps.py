@@ -52,7 +52,7 @@ def compute(job: Job, monitor: Monitor, rank: int = 0, processes: int = 1) -> No
     from adpa_cli.stages._logps_table import write
 
     spec = make(StartSpec, job.spec)
-    own = longest_first(_blocks(job, spec))[rank::processes]
+    own = job.own(longest_first(_blocks(job, spec)), rank, processes)
     todo = [block for block in own if not _path(job, block.index).exists()]
     if not todo:
         return
@@ -110,6 +110,11 @@ def _check(scored: Mapping[tuple[str, str], Logps], model: str, training: str) -
             )
 
 
+def missing(job: Job) -> int:
+    """How many blocks are not there yet."""
+    return sum(not _path(job, block.index).exists() for block in _blocks(job, make(StartSpec, job.spec)))
+
+
 def finish(job: Job) -> dict[str, Any]:
     """One table of all blocks, and how likely the answers are to the model."""
     from adpa_cli.stages._logps_table import TABLE, read, write
@@ -156,6 +161,6 @@ def what(node: Node) -> str:
 
 START_LOGPS = Stage(
     "start-logps", 7, 1, StartSpec, "scoring", "start log-probs", compute, finish, rows, disk,
-    what=what,
+    what=what, missing=missing,
 )  # fmt: skip
 STAGES = (START_LOGPS,)

@@ -10,7 +10,8 @@ Until the rename nothing is visible. The manifest is written after every other f
 a private folder says that only the rename is missing, and the next build of the same recipe does just that.
 
 A private folder has one writer, also where two processes hold what each takes for the lock: the one whose claim lies
-beside it. Where that one is silent and nobody can tell whether it has ended, its work is copied, not entered.
+beside it. Where that one is silent and nobody can tell whether it has ended, its work is copied, not entered. Several
+jobs may make parts of one artifact in one folder: `adpa_cli.store.parts` says how.
 """
 
 from __future__ import annotations
@@ -29,10 +30,12 @@ from adpa_cli.disk import explained, sha256_file, share, sync_file, sync_folder,
 from adpa_cli.errors import AdpaError, Busy, Corrupt
 from adpa_cli.store import claim as claims
 from adpa_cli.store import manifest as manifests
+from adpa_cli.store import parts
 from adpa_cli.store.claim import Claim
 from adpa_cli.store.identity import Recipe
-from adpa_cli.store.lock import PARTIAL, Hold, holder, locked
+from adpa_cli.store.lock import PARTIAL, POLL_SECONDS, Hold, holder, locked
 from adpa_cli.store.manifest import Manifest
+from adpa_cli.store.parts import Part, PartDone
 
 STATE = "state.json"
 LOG = "log.txt"
@@ -49,8 +52,9 @@ class Work:
     """
 
     def __init__(
-        self, root: Path, recipe: Recipe, command: str, environment: Mapping[str, Any], again: str = ""
-    ) -> None:
+        self, root: Path, recipe: Recipe, command: str, environment: Mapping[str, Any], again: str = "",
+        part: Part | None = None,
+    ) -> None:  # fmt: skip
         self.recipe = recipe
         self.command = command
         self.again = again or command
@@ -63,6 +67,8 @@ class Work:
         self._seconds_before = 0.0
         self._started = time.monotonic()
         self._claim: Claim | None = None
+        self._part = part
+        self._entered = contextlib.ExitStack()
 
     @property
     def seconds(self) -> float:
@@ -125,11 +131,7 @@ class Work:
 
     def open(self, hold: Hold, announce: Callable[[str], None] | None) -> None:
         """Enter a private folder: finish a commit that was cut off, go on with earlier work, or start clean."""
-        if self.find_hit():
-            return
-        self._own(hold, announce)
-        if (self.dir / manifests.FILE_NAME).exists():
-            self.hit = self.publish()
+        if not self._is_open(hold, announce):
             return
         state = read_state(self.dir)
         if state is None or state["environment"] != plain(self.environment):
@@ -141,7 +143,70 @@ class Work:
             state = {"progress": {}, "seconds": 0.0}
         self.dir.mkdir(parents=True, exist_ok=True)
         self.progress, self._seconds_before = state["progress"], state["seconds"]
+        parts.forget_states(self.dir)
         self._write_state("")
+
+    def _is_open(self, hold: Hold, announce: Callable[[str], None] | None) -> bool:
+        """Whether there is work to do in a private folder, which is this process's now."""
+        if self.find_hit():
+            return False
+        self._own(hold, announce)
+        if (self.dir / manifests.FILE_NAME).exists():
+            self.hit = self.publish()
+        return self.hit is None
+
+    def enter(self, part: Part, hold: Hold, announce: Callable[[str], None] | None) -> None:
+        """Enter a private folder beside the other parts of its work. Raises Busy where another process makes this part,
+        and AdpaError where what is there was made in another environment, for its parts would not fit together."""
+        what = f"{part.words} of {self.recipe.ref}"
+        lock = parts.lock_of(self.dir, part)
+        if self.find_hit():
+            return
+        self._entered.enter_context(locked(lock, self.command, wait=False, what=what))
+        if not self._is_open(hold, announce):
+            return
+        state = read_state(self.dir)
+        if state is not None and state["environment"] != plain(self.environment):
+            self._disown()
+            raise AdpaError(
+                f"{what} does not fit what other jobs have made, because "
+                f"{_difference(state['environment'], self.environment)}",
+                "run all parts in the same environment; to start again, remove the unfinished work first: "
+                f"adpa gc --remove {self.recipe.ref}",
+            )
+        self.dir.mkdir(parents=True, exist_ok=True)
+        if state is None:
+            self._write_state("", of_all=True)
+        self._write_state("")
+        self._disown()
+
+    @contextlib.contextmanager
+    def finishing(self, announce: Callable[[str], None] | None = None) -> Iterator[None]:
+        """Have the folder alone, once all of its blocks are there: at once, or after the other parts have left it.
+
+        The progress and the seconds of all parts are this work's now. `hit` is set where another process finished it
+        meanwhile. Raises PartDone where one is about to.
+        """
+        with contextlib.ExitStack() as stack:
+            if self._part is not None:
+                lock, ref = lock_path(self.dir), self.recipe.ref
+                try:
+                    hold = stack.enter_context(locked(lock, self.command, wait=False, what=ref))
+                except Busy as error:
+                    done = f"{self._part.words} of {ref} is done; {error.message}"
+                    raise PartDone(done) from None
+                self._entered.close()
+                parts.wait_until_none(self.dir, announce, ref)
+                if self._is_open(hold, announce):
+                    state = read_state(self.dir) or {"progress": {}, "seconds": 0.0}
+                    self.progress, self._seconds_before = state["progress"], state["seconds"] - self.seconds
+            yield
+
+    def _disown(self) -> None:
+        """Let other parts in."""
+        if self._claim is not None:
+            claims.removed(owner_path(self.dir), self._claim)
+            self._claim = None
 
     def _own(self, hold: Hold, announce: Callable[[str], None] | None) -> None:
         """Choose the folder to work in, and make it this process's: the one that was saved last, or a copy of it.
@@ -198,6 +263,7 @@ class Work:
 
     def close(self) -> None:
         """Let go of the folder, and forget an attempt that failed before it made anything worth going on with."""
+        self._entered.close()
         if self._claim is None or not claims.removed(owner_path(self.dir), self._claim):
             return
         if self.hit is not None:
@@ -207,12 +273,15 @@ class Work:
         elif not self.progress and {path.name for path in self.dir.iterdir()} <= {STATE, LOG}:
             shutil.rmtree(self.dir)
 
-    def _write_state(self, stopped: str) -> None:
+    def _write_state(self, stopped: str, of_all: bool = False) -> None:
         state = {
             "format": 1, "recipe": self.recipe.to_json(), "command": self.again, "environment": self.environment,
             "progress": self.progress, "seconds": self.seconds, "stopped": stopped, "at": time.time(),
         }  # fmt: skip
-        write_atomic(self.dir / STATE, json.dumps(plain(state), ensure_ascii=False).encode())
+        if self._part is not None and not of_all:
+            parts.write_state(self.dir, self._part, plain(state))
+        else:
+            write_atomic(self.dir / STATE, json.dumps(plain(state), ensure_ascii=False).encode())
 
 
 @contextlib.contextmanager
@@ -225,23 +294,26 @@ def build(
     wait: bool = True,
     announce: Callable[[str], None] | None = None,
     again: str = "",
+    part: Part | None = None,
 ) -> Iterator[Work]:
-    """Open the work on a recipe, alone: see the module's head. `again` is the command that goes on with it.
+    """Open the work on a recipe, alone, or a `part` of it: see the module's head. `again` is the command that goes on
+    with it.
 
     `environment` is what equal bytes depend on besides the recipe (library versions, threads, dtype): earlier work
     under another one is thrown away. Raises Busy if another process is at it and `wait` is false, AdpaError on a full
     disk.
     """
-    work = Work(root, recipe, command, environment or {}, again)
+    work = Work(root, recipe, command, environment or {}, again, part)
     if work.find_hit():
         yield work
         return
-    with (
-        explained(root, f"{recipe.ref} is not made"),
-        locked(lock_path(work.dir), command, wait=wait, announce=announce, what=recipe.ref) as hold,
-    ):
+    with explained(root, f"{recipe.ref} is not made"), contextlib.ExitStack() as stack:
         try:
-            work.open(hold, announce)
+            if part is None:
+                hold = stack.enter_context(_alone(work, wait, announce))
+                work.open(hold, announce)
+            else:
+                _enter(work, part, wait, announce)
             yield work
         except OSError:  # its folder may have been taken away from it
             work.check_owner()
@@ -249,6 +321,34 @@ def build(
         finally:
             with contextlib.suppress(OSError):
                 work.close()
+
+
+@contextlib.contextmanager
+def _alone(work: Work, wait: bool, announce: Callable[[str], None] | None) -> Iterator[Hold]:
+    """The lock of a build, which nobody has a part in. Raises Busy where somebody has and `wait` is false."""
+    ref = work.recipe.ref
+    with locked(lock_path(work.dir), work.command, wait=wait, announce=announce, what=ref) as hold:
+        if not wait and (busy := parts.at_work(work.dir)):
+            raise Busy(f"{ref} is already being made by {busy[0]}", "leave out --no-wait to wait for it")
+        parts.wait_until_none(work.dir, announce, ref)
+        yield hold
+
+
+def _enter(work: Work, part: Part, wait: bool, announce: Callable[[str], None] | None) -> None:
+    """Begin one part of a work; waits for another process that makes this part, unless Busy is asked for."""
+    ref = work.recipe.ref
+    while True:
+        try:
+            with locked(lock_path(work.dir), work.command, wait=wait, announce=announce, what=ref) as hold:
+                work.enter(part, hold, announce)
+            return
+        except Busy as error:
+            if not wait:
+                raise
+            if announce:
+                announce(f"Waiting: {error.message}")
+                announce = None
+        time.sleep(POLL_SECONDS)
 
 
 def attempts(root: Path, recipe_id: str) -> list[Path]:
@@ -277,7 +377,8 @@ def at_work(folder: Path) -> str:
     """Who works on what a private folder is for, or in it; empty when nobody does."""
     owner = claims.read(owner_path(folder))
     is_owned = owner is not None and owner.state(owner_path(folder)) == "alive"
-    return holder(lock_path(folder)) or (owner.who if owner is not None and is_owned else "")
+    whole = holder(lock_path(folder)) or (owner.who if owner is not None and is_owned else "")
+    return whole or ", ".join(parts.at_work(folder))
 
 
 def _busy(ref: str, owner: Claim, place: Path) -> Busy:
@@ -307,7 +408,8 @@ def read_state(folder: Path) -> dict[str, Any] | None:
         state = json.loads((folder / STATE).read_bytes())
         shape = {"recipe": dict, "environment": dict, "progress": dict, "seconds": float, "command": str,
                  "stopped": str, "at": float}  # fmt: skip
-        return state if state["format"] == 1 and all(isinstance(state[k], t) for k, t in shape.items()) else None
+        is_ours = state["format"] == 1 and all(isinstance(state[k], t) for k, t in shape.items())
+        return parts.with_parts(state, folder) if is_ours else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
 

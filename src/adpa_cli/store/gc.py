@@ -19,6 +19,7 @@ from typing import Literal
 from adpa_cli.disk import explained
 from adpa_cli.errors import Busy, UsageError
 from adpa_cli.store import manifest as manifests
+from adpa_cli.store import parts
 from adpa_cli.store.build import at_work, owner_path, read_state, recipe_of
 from adpa_cli.store.identity import Recipe
 from adpa_cli.store.lock import PARTIAL, collecting, forget_dead, locked, reservations
@@ -269,6 +270,8 @@ def _move(root: Path, item: Item, trash: Path, command: str) -> bool:
     trash.mkdir(parents=True, exist_ok=True)
     try:
         with locked(lock, command, wait=False):
+            if parts.at_work(item.folder):
+                return False
             (root / ".verified" / _id(item)).unlink(missing_ok=True)
             os.rename(item.folder, trash / f"{item.folder.name[:12]}-{os.urandom(4).hex()}")
             if item.kind == "unfinished":

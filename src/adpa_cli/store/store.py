@@ -29,6 +29,7 @@ from adpa_cli.store import manifest as manifests
 from adpa_cli.store.identity import STAGE_NAME, HashCache, Recipe
 from adpa_cli.store.lock import PARTIAL, collecting, locked
 from adpa_cli.store.manifest import Manifest
+from adpa_cli.store.parts import Part
 
 DIGITS = re.compile(r"[0-9a-f]{4,64}")
 """An id, or enough of its beginning."""
@@ -309,11 +310,14 @@ class Store:
         wait: bool = True,
         announce: Callable[[str], None] | None = None,
         again: str = "",
+        part: Part | None = None,
     ) -> contextlib.AbstractContextManager[builds.Work]:
-        """Open the work on a recipe, alone, or its finished artifact as `work.hit`: see `adpa_cli.store.build`."""
+        """Open the work on a recipe, alone or a part of it, or its finished artifact as `work.hit`: see
+        `adpa_cli.store.build`."""
         return builds.build(
-            self.root, recipe, command=command, environment=environment, wait=wait, announce=announce, again=again
-        )
+            self.root, recipe, command=command, environment=environment, wait=wait, announce=announce, again=again,
+            part=part,
+        )  # fmt: skip
 
 
 def _of_tag(store: Store, tag: str, tagged: str, begun: list[Manifest]) -> Manifest:

@@ -10,7 +10,7 @@ from adpa_cli.cli.console.complete import artifacts
 from adpa_cli.cli.console.streams import dashes, needed
 
 
-@opt.making(*opt.INFERENCE)
+@opt.making(*opt.INFERENCE, opt.SHARED)
 def cache_teacher(
     teacher: opt.Teacher = None,
     reference: opt.Reference = None,

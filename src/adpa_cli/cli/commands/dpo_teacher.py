@@ -9,7 +9,7 @@ from adpa_cli.cli.console import options as opt
 from adpa_cli.cli.console.streams import one_value
 
 
-@opt.making(*opt.TRAINING)
+@opt.making(*opt.TRAINING, opt.SHARED)
 def dpo_teacher(
     reference: Annotated[
         str | None, opt.teacher("--reference", "--teacher", help="The fine-tuned teacher to align [required].")

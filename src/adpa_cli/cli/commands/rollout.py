@@ -10,7 +10,7 @@ from adpa_cli.cli.console.streams import one_value
 from adpa_cli.errors import UsageError
 
 
-@opt.making(*opt.INFERENCE, "seed")
+@opt.making(*opt.INFERENCE, opt.SHARED, "seed")
 def rollout(
     student: Annotated[
         str | None,

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import fields, replace
 from typing import Annotated
 
 from adpa_cli.cli.commands import Command
 from adpa_cli.cli.console import options as opt
 from adpa_cli.cli.console.streams import needed
-from adpa_cli.errors import UsageError
 
 
 @opt.making("smoke", *opt.RUNNING)
@@ -29,7 +27,7 @@ def run(
     from adpa_cli.cli.recipes.grid import read_recipe, request_of, requests
     from adpa_cli.cli.recipes.sweep import sweep
 
-    part = _shard(shard)
+    part = opt.shard_of(shard)
     grid = read_recipe(needed("RECIPE.toml", recipe))
     values = {f.name: value for f in fields(options) if (value := getattr(options, f.name)) != f.default}
 
@@ -38,16 +36,6 @@ def run(
 
     cells = [(cell, run_so(asked)) for cell, asked in requests(grid)]
     sweep(grid, cells, lambda words: run_so(request_of(grid, words)), part, options.dry_run)
-
-
-def _shard(text: str | None) -> tuple[int, int]:
-    """(I, N) of `I/N`, 1 ≤ I ≤ N; everything without one."""
-    match = re.fullmatch(r"(\d{1,6})/(\d{1,6})", text or "1/1")
-    if match is None or not 1 <= int(match[1]) <= int(match[2]):
-        raise UsageError(
-            f"--shard must be I/N with I from 1 to N; got {text}", "for example --shard $SLURM_ARRAY_TASK_ID/8"
-        )
-    return int(match[1]), int(match[2])
 
 
 COMMAND = Command("run", "Build", 8, run, also=("sweep", "grid", "apply", "launch"))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -135,6 +136,11 @@ class Options:
     gpus: Annotated[
         str | None, where("--gpus", help="Number of processes: one per GPU, or sharing the CPU.", metavar="N|all")
     ] = None
+    shard: Annotated[
+        str | None,
+        where("--shard", help="Compute part I of N of what runs in blocks, and no training; for job arrays.",
+              metavar="I/N"),
+    ] = None  # fmt: skip
     tokens_per_device: Annotated[
         int | None, where("--tokens-per-device", help="Tokens of a micro-batch, padding included.", metavar="N")
     ] = None
@@ -217,9 +223,10 @@ class Options:
         if self.judge_url is not None:
             Endpoint(self.judge_url)  # refuses what is no URL
         values = parse_runtime(self.knobs or ())
+        index, count = shard_of(self.shard)
         installed_trackers(values.get("trackers", NONE))
         return make(Runtime, {
-            "processes": processes(self.gpus, look), "wait": not self.no_wait,
+            "processes": processes(self.gpus, look), "wait": not self.no_wait, "part": (index - 1, count),
             "tokens_per_device": self.tokens_per_device or Runtime().tokens_per_device,
             "judge_url": self.judge_url or "", "judge_price": price_of(self.judge_price),
             "stop_after": None if self.stop_after is None else seconds_of(self.stop_after),
@@ -287,7 +294,12 @@ SETTINGS = ("lr", "epochs", "batch_size", "max_steps", "select", "keep")
 """Options that are settings of a spec by the same name."""
 TRAINING = (*INFERENCE, *SETTINGS, "seed")
 """What every command has that trains."""
-RUNNING = tuple(name for name, hint in _hints().items() if hint.__metadata__[0].rich_help_panel in (WHERE, FIRST))
+SHARED = "shard"
+"""What the commands have whose work, or the first part of it, several jobs can share."""
+RUNNING = tuple(
+    name for name, hint in _hints().items()
+    if hint.__metadata__[0].rich_help_panel in (WHERE, FIRST) and name != SHARED
+)  # fmt: skip
 """What says how to run and never enters an id."""
 
 
@@ -351,6 +363,16 @@ def price_of(text: str | None) -> tuple[float, float] | None:
     if not (0 <= into < float("inf") and 0 <= out < float("inf")):
         raise UsageError(f"--judge-price must be 0 or more; got {text}", "for example --judge-price 2.5,10")
     return into, out
+
+
+def shard_of(text: str | None) -> tuple[int, int]:
+    """(I, N) of `--shard I/N`, 1 ≤ I ≤ N; everything without one."""
+    match = re.fullmatch(r"(\d{1,6})/(\d{1,6})", text or "1/1")
+    if match is None or not 1 <= int(match[1]) <= int(match[2]):
+        raise UsageError(
+            f"--shard must be I/N with I from 1 to N; got {text}", "for example --shard $SLURM_ARRAY_TASK_ID/8"
+        )
+    return int(match[1]), int(match[2])
 
 
 def column_names(listed: str | None) -> frozenset[str]:

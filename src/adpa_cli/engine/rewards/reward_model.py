@@ -5,8 +5,9 @@ A reward model is a decoder under the scalar head of transformers' sequence clas
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -56,20 +57,27 @@ def reward_scores(
     Raises AdpaError as `sequence_rewards` does, and where a block does not fit in memory: a setting of the `stage`, if
     any, makes it smaller.
     """
-    smaller = f"--set {stage}.block_tokens={max(1, tokens // 2)}, or {ROOM}" if stage else f"use {ROOM}"
-    with refused_when_full(f"a block of {tokens:,} tokens of the reward model", smaller):
-        if model.kind == "artifact":
-            encoded = _as_trained(model, dialogues)
-        else:
-            tokenizer = ModelFolder.of(model.path).tokenizer
-            template = ModelFolder.of(model.path).template or spec.template
-            context = ModelFolder.of(model.path).context
-            encoded = [_encode(tokenizer, dialogue, template, context) for dialogue in dialogues]
+    with fitting_blocks(tokens, stage):
+        encoded = encoded_dialogues(model, dialogues, spec)
         dtype: Dtype = "float32" if is_exact else spec.dtype
         return sequence_rewards(model.path, encoded, dtype, device(), tokens, stage, is_exact, quantise)
 
 
-@torch.no_grad()
+def fitting_blocks(tokens: int, stage: str = "") -> contextlib.AbstractContextManager[None]:
+    """Around the work on blocks of `tokens`: AdpaError where one does not fit in memory."""
+    smaller = f"--set {stage}.block_tokens={max(1, tokens // 2)}, or {ROOM}" if stage else f"use {ROOM}"
+    return refused_when_full(f"a block of {tokens:,} tokens of the reward model", smaller)
+
+
+def encoded_dialogues(model: Located, dialogues: Sequence[Dialogue], spec: Any) -> list[list[int]]:
+    """The ids of every dialogue as a reward model reads them: see `reward_scores`."""
+    if model.kind == "artifact":
+        return _as_trained(model, dialogues)
+    tokenizer, context = ModelFolder.of(model.path).tokenizer, ModelFolder.of(model.path).context
+    template = ModelFolder.of(model.path).template or spec.template
+    return [_encode(tokenizer, dialogue, template, context) for dialogue in dialogues]
+
+
 def sequence_rewards(
     folder: Path,
     encoded: Sequence[Sequence[int]],
@@ -85,25 +93,46 @@ def sequence_rewards(
     At most `block_tokens` padded tokens go through at once, or one longer sequence. Raises AdpaError when the model
     does not load, has not exactly one output, lacks the weights of its head, or gives a reward that is no number.
     """
-    model = _load(folder, dtype, device, layerwise, quantise)
-    pad = model.config.pad_token_id
-    if pad is None:
-        # The head reads the last token that is no padding, so padding must be an id that no dialogue ends with.
-        ends = {ids[-1] for ids in encoded}
-        pad = model.config.pad_token_id = next(i for i in range(len(ends) + 1) if i not in ends)
-    lengths = list(map(len, encoded))
+    scorer = Scorer(folder, {ids[-1] for ids in encoded}, dtype, device, stage, layerwise, quantise)
     rewards = [0.0] * len(encoded)
-    batches = consecutive_batches(by_length(lengths), lengths.__getitem__, lambda load: load.padded <= block_tokens)
-    with overflow_named(model, dtype, stage):
-        for rows in longest_first(batches):
-            ids, mask = padded([encoded[i] for i in rows], pad), padded([[1] * lengths[i] for i in rows])
-            with computing(dtype, torch.device(device)):
-                values = model(input_ids=ids.to(device), attention_mask=mask.to(device)).logits[:, 0].float().tolist()
-            for i, value in zip(rows, values, strict=True):
-                rewards[i] = value
-                if not math.isfinite(value):
-                    raise NotFinite(f"{folder.name} gives row {i + 1} the reward {value}", encoded[i])
+    for rows in longest_first(reward_blocks(encoded, block_tokens)):
+        for i, value in zip(rows, scorer.rewards(encoded, rows), strict=True):
+            rewards[i] = value
     return rewards
+
+
+def reward_blocks(encoded: Sequence[Sequence[int]], tokens: int) -> list[list[int]]:
+    """Positions of sequences by length, cut so that the padded size of a block is at most `tokens`, or it has one."""
+    lengths = list(map(len, encoded))
+    return consecutive_batches(by_length(lengths), lengths.__getitem__, lambda load: load.padded <= tokens)
+
+
+class Scorer:
+    """A reward model that is loaded to score sequences, which end with the ids `ends`; raises as `sequence_rewards`
+    does."""
+
+    def __init__(
+        self, folder: Path, ends: Collection[int], dtype: Dtype, device: str, stage: str = "", layerwise: bool = False,
+        quantise: Quantise | None = None,
+    ) -> None:  # fmt: skip
+        self._model = _load(folder, dtype, device, layerwise, quantise)
+        self._name, self._dtype, self._device, self._stage = folder.name, dtype, device, stage
+        if self._model.config.pad_token_id is None:
+            # The head reads the last token that is no padding, so padding must be an id that no dialogue ends with.
+            self._model.config.pad_token_id = next(i for i in range(len(ends) + 1) if i not in ends)
+
+    @torch.no_grad()
+    def rewards(self, encoded: Sequence[Sequence[int]], rows: Sequence[int]) -> list[float]:
+        """The rewards of the sequences at the positions `rows`, which go through the model at once."""
+        model, device, pad = self._model, self._device, self._model.config.pad_token_id
+        ids, mask = padded([encoded[i] for i in rows], pad), padded([[1] * len(encoded[i]) for i in rows])
+        with overflow_named(model, self._dtype, self._stage), computing(self._dtype, torch.device(device)):
+            out = model(input_ids=ids.to(device), attention_mask=mask.to(device)).logits[:, 0].float()
+        values: list[float] = out.tolist()
+        for i, value in zip(rows, values, strict=True):
+            if not math.isfinite(value):
+                raise NotFinite(f"{self._name} gives row {i + 1} the reward {value}", encoded[i])
+        return values
 
 
 class RewardModel(Student):
