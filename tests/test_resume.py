@@ -111,7 +111,7 @@ def test_a_pipeline_killed_in_every_stage_ends_with_the_same_bytes(
         assert status == -signal.SIGKILL
         assert not (folder / "manifest.json").exists()
         [left] = unfinished(chain.store, capfd)
-        assert (left["id"], left["holder"], left["stopped"]) == (refs[role], "", "")
+        assert (left["ref"], left["holder"], left["stopped"]) == (refs[role], None, None)
         assert 0 < left["progress"]["step"] < left["progress"]["of"]
 
     status, said, folder = chain.end_when(refs["distill adpa"], "_resume.json", signal.SIGTERM)
@@ -122,7 +122,7 @@ def test_a_pipeline_killed_in_every_stage_ends_with_the_same_bytes(
     assert 6 <= step < 48
     assert json.loads((folder / "_resume.json").read_text()) == {"step": step, "folder": f"_resume-{step:06d}"}
     [left] = unfinished(chain.store, capfd)
-    assert (left["id"], left["stopped"]) == (refs["distill adpa"], "SIGTERM")
+    assert (left["ref"], left["stopped"]) == (refs["distill adpa"], "SIGTERM")
     assert left["progress"] == {"step": step, "of": 48}
     assert left["command"] in said
 

@@ -91,7 +91,7 @@ def test_a_store_goes_on_where_it_was_moved_to_and_through_a_link(
     shutil.move(odd / "adpa-store", moved)
     (odd / "the link").symlink_to(moved)
     listed = json.loads(cli("show", "--json", "--store", "the link").out)["unfinished"]
-    assert [(item["id"], item["stopped"]) for item in listed] == [(whole, "SIGTERM")]
+    assert [(item["ref"], item["stopped"]) for item in listed] == [(whole, "SIGTERM")]
     assert cli(*words, "--store", "the link").ref == whole
     monkeypatch.setenv("ADPA_STORE", str(moved))
     assert cli(*words).ref == whole
@@ -166,7 +166,7 @@ def test_a_locale_that_knows_ascii_only_can_do_everything(pipeline: Pipeline, tm
         ["bash", "-c", script], cwd=folder, env={**os.environ, **LOCALE}, capture_output=True, text=True, check=False
     )
     _, line, status = ran.stdout.splitlines()
-    assert line.startswith("id\t")
+    assert line.startswith("sft/")
     assert status in ("0", "141")
     assert ran.stderr == ""
 

@@ -269,9 +269,8 @@ def _turn(turn: object, place: str, field: str) -> Message:
     if content is None and "tool_calls" in more:
         content = ""
     if content is None:
-        raise Problem(
-            f"{field}: missing {said}", f"{place}.{said}", "the key is missing or null", "add the turn's text"
-        )
+        missing = "the key is missing or null"
+        raise Problem(f"{field}: missing {said}", f"{place}.{said}", missing, "add the turn's text")
     if isinstance(content, list):
         content = parts_text(content, f"{place}.{said}", field)
     beside = _json(dict(sorted(more.items())), place) if more else ""

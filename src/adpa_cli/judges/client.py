@@ -303,6 +303,4 @@ def openai_module() -> Any:
     try:
         return importlib.import_module("openai")
     except ImportError:
-        raise AdpaError(
-            "judges need the package openai, which is not installed", "pip install 'adpa-cli[eval]'"
-        ) from None
+        raise AdpaError("judges need the package openai, which is not installed", "pip install openai") from None

@@ -298,8 +298,8 @@ def run(job: Job, monitor: Monitor, threads: int, finishes: Callable[[], bool] =
 
     stage = every()[job.stage]
     prepare(threads)
-    trackers, *run = job.tracked
-    with tracking([] if stage.kind == "training" else trackers, *run, monitor.note) as track:
+    names, ref, logs, settings = job.tracked
+    with tracking([] if stage.kind == "training" else names, ref, logs, settings, monitor.note) as track:
         if job.runtime.processes > 1 and not stage.one_process:
             from adpa_cli.running.processes import compute_in_processes
 
