@@ -53,8 +53,8 @@ SPEC: dict[str, tuple[list[str], list[str]]] = {
 
 OTHER_MODELS = {"thinking"}
 """Options of the spec that mean nothing for `tiny`: for a model that reasons see tests/cli/test_wild_models.py."""
-OF_JUDGES = {"judge_url", "judge_price"}
-"""Options of the runtime that no training has: tests/cli/test_judge.py."""
+OF_SERVERS = {"judge_url", "judge_price", "base_url"}
+"""Options of the runtime that name servers: tests/cli/test_judge.py and tests/cli/test_vllm.py."""
 
 
 @pytest.fixture
@@ -126,7 +126,7 @@ def test_leaving_bad_rows_out_reaches_dialogues_that_were_named(store: Store, tm
 
 def test_every_shared_option_is_on_one_side() -> None:
     present = {field.name for field in dataclasses.fields(Options)}
-    assert present - RUNTIME.keys() - SPEC.keys() - OTHER_MODELS - OF_JUDGES == set()
+    assert present - RUNTIME.keys() - SPEC.keys() - OTHER_MODELS - OF_SERVERS == set()
 
 
 @pytest.mark.parametrize("stage", ["sft", "dpo-teacher", "cache-teacher", "rollout", "distill", "eval"])
