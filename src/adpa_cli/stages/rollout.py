@@ -148,8 +148,9 @@ def _by_servers(
     job: Job, monitor: Monitor, spec: RolloutSpec, decoding: Decoding, blocks: Sequence[Block[Any]]
 ) -> Drawn:
     """Each block with its answers: from the servers that run, or from one that is started and ends with the stage."""
-    from adpa_cli.engine.generation.vllm import Client, local_score, ready
-    from adpa_cli.engine.generation.vllm_server import Server, started
+    from adpa_cli.engine.generation.vllm import Client
+    from adpa_cli.engine.generation.vllm_server import Server, ready, started
+    from adpa_cli.engine.scoring import scorer
     from adpa_cli.hub.model_folder import ModelFolder
 
     folder, urls = job.one("model").path, job.runtime.base_urls
@@ -162,7 +163,7 @@ def _by_servers(
                 lambda: stop_if_asked(monitor, 0, len(blocks)),
             ))]  # fmt: skip
         known = [ready(server, spec.engine_version, spec.max_length) for server in servers]
-        score = local_score(folder, spec.dtype, job.runtime.tokens_per_device) if urls else None
+        score = scorer(folder, spec.dtype, job.runtime.tokens_per_device) if urls else None
         client = Client(known, decoding, ModelFolder.of(folder).vocabulary, score)
         yield from client.drawn(blocks)
 

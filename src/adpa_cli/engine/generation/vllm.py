@@ -12,30 +12,23 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Any
 from urllib.error import HTTPError
 
 from adpa_cli.endpoint import BASE_URL
-from adpa_cli.engine.device import device
 from adpa_cli.engine.generation.generate import Generated
 from adpa_cli.engine.generation.sampling import Decoding, answer_limit, row_key
-from adpa_cli.engine.generation.vllm_server import LOST, Server, release
+from adpa_cli.engine.generation.vllm_server import LOST, Server
 from adpa_cli.engine.layout.micro_batches import Block
-from adpa_cli.engine.layout.sequences import Example, TokenSequence
-from adpa_cli.engine.models import load_checked
-from adpa_cli.engine.scoring import halving_logps
-from adpa_cli.engine.training.student import Student
 from adpa_cli.errors import AdpaError
-from adpa_cli.spec import Dtype
 
 AT_ONCE = 256
 """Rows under way at a server."""
 AHEAD = 1
 """Blocks that are asked for before the one that is waited for is whole, so that no server waits for its last rows."""
 TRIES, PAUSE = 9, 0.5
-"""Rounds over all servers for a row, and the seconds after the first that fails, twice as many after each: 2 min."""
+"""Rounds over all servers for a row, and the seconds after the first that fails, doubled after each: two minutes."""
 MOST_OFF = 0.1
 """Nats by which the mean log-prob of a server's tokens may differ from that under the local model."""
 WAIT = (408, 409, 425, 429)
@@ -47,19 +40,6 @@ Score = Callable[[Sequence[Sequence[int]], Sequence[Sequence[int]]], Sequence[fl
 """The log-probs of the tokens of answers to prompts, one after the other, under the local model."""
 
 
-def local_score(folder: Path, dtype: Dtype, tokens: int) -> Score:
-    """Scores by the model in a folder, at most `tokens` at a time; it is held for one call."""
-
-    def score(prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]]) -> list[float]:
-        rows = [TokenSequence.of(prompt, answer) for prompt, answer in zip(prompts, answers, strict=True)]
-        examples = [Example(str(n), {"rollout": row}) for n, row in enumerate(rows)]
-        student = Student(load_checked(folder, dtype=dtype, device=device()), dtype)
-        logps = halving_logps(student, examples, ["rollout"], tokens, device())
-        return [float(logp) for example in examples for logp in logps[example.id, "rollout"]]
-
-    return score
-
-
 @dataclass(frozen=True)
 class Reply:
     """An answer, by which server, and the log-probs of its tokens where they were asked for."""
@@ -69,35 +49,9 @@ class Reply:
     logps: list[float] | None
 
 
-def ready(server: Server, version: str, context: int) -> Server:
-    """A server with the name of the model that it serves. Raises AdpaError for one that cannot be used: of another
-    release, or with a context that is too short for prompts and answers together."""
-    if (found := release(server)) != version:
-        raise AdpaError(
-            f"the server at {server.place} runs vLLM {found}, and the answers are to be drawn by {version}",
-            f"use servers of one release, or leave out rollout.engine_version={version}",
-        )
-    try:
-        model = server.call("/v1/models", timeout=60)["data"][0]
-        name, longest = str(model["id"]), int(model.get("max_model_len") or context)
-    except (*LOST, LookupError, TypeError) as error:
-        why = server.why(error) if isinstance(error, LOST) else "no model is listed"
-        raise AdpaError(
-            f"the server at {server.place} does not say which model it serves: {why}",
-            f"start it with vllm serve MODEL-FOLDER; a key of it is read from ${Server.key}",
-        ) from None
-    if longest < context:
-        raise AdpaError(
-            f"the server at {server.place} has a context of {longest:,} tokens, and prompts and answers take up to "
-            f"{context:,}",
-            f"start it with --max-model-len {context}, or use --set rollout.max_length={longest}",
-        )
-    return replace(server, model=name)
-
-
 @dataclass
 class Client:
-    """Draws answers from servers; `score` is None where their weights are known. `close` it when it is done."""
+    """Draws answers from servers; `score` is None where their weights are known."""
 
     servers: Sequence[Server]
     decoding: Decoding

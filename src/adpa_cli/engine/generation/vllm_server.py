@@ -20,7 +20,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 from urllib.error import HTTPError
@@ -95,6 +95,32 @@ def release(server: Server) -> str:
             f"start one with vllm serve MODEL-FOLDER, and give its address: {BASE_URL} URL",
         )
     return str(found["version"])
+
+
+def ready(server: Server, version: str, context: int) -> Server:
+    """A server with the name of the model that it serves. Raises AdpaError for one that cannot be used: of another
+    release, or with a context that is too short for prompts and answers together."""
+    if (found := release(server)) != version:
+        raise AdpaError(
+            f"the server at {server.place} runs vLLM {found}, and the answers are to be drawn by {version}",
+            f"use servers of one release, or leave out rollout.engine_version={version}",
+        )
+    try:
+        model = server.call("/v1/models", timeout=60)["data"][0]
+        name, longest = str(model["id"]), int(model.get("max_model_len") or context)
+    except (*LOST, LookupError, TypeError) as error:
+        why = server.why(error) if isinstance(error, LOST) else "no model is listed"
+        raise AdpaError(
+            f"the server at {server.place} does not say which model it serves: {why}",
+            f"start it with vllm serve MODEL-FOLDER; a key of it is read from ${Server.key}",
+        ) from None
+    if longest < context:
+        raise AdpaError(
+            f"the server at {server.place} has a context of {longest:,} tokens, and prompts and answers take up to "
+            f"{context:,}",
+            f"start it with --max-model-len {context}, or use --set rollout.max_length={longest}",
+        )
+    return replace(server, model=name)
 
 
 @functools.cache
