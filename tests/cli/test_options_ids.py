@@ -138,6 +138,8 @@ def test_every_key_of_a_stage_is_in_the_ids_of_that_stage_only(store: Store, sta
             continue  # the student decides it; of drawn ids: tests/cli/test_sampled.py
         if key == "noise_answers":
             continue  # float32 has no noise: tests/cli/test_noise.py
+        if key in OF_VLLM:
+            continue  # which needs a server: tests/cli/test_vllm.py
         beside = [f"{stage}.lora=8"] if stage in METHODS and key in BESIDE_LORA else []
         there = nodes(store, UserSettings(*parse_sets(beside))) if beside else before
         own, by_stage = parse_sets([*beside, f"{stage}.{key}={value}"])
@@ -154,6 +156,7 @@ def test_every_key_of_a_stage_is_in_the_ids_of_that_stage_only(store: Store, sta
 
 
 DRAWN = {("cache-teacher", "samples"), ("cache-teacher", "seed"), ("cache-teacher", "support")}
+OF_VLLM = ("engine", "engine_version", "vllm")
 START = ("dtype", "weights", "max_length", "truncation", "limit", "skip_bad_rows", "quantise")
 """Settings of a training that the scoring of its start shares, if it has one; `weights` decide the dtype."""
 BESIDE_LORA = ("lora_alpha", "lora_targets", "quantise")
