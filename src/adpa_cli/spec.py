@@ -2,6 +2,7 @@
 
 Everything else (device, processes, micro-batch budget, waiting) is a `Runtime` and never enters an id.
 A field that is added later declares `neutral`, the value that means the old behaviour: there it is not hashed.
+One with `hashed` False only says where something is on this machine.
 """
 
 from __future__ import annotations
@@ -235,6 +236,8 @@ class Runtime:
     """
     judge_url: str = field(default="", repr=False)
     """Where a judge listens; it may hold a password."""
+    base_urls: tuple[str, ...] = field(default=(), repr=False)
+    """Servers of vLLM that run; the URLs may hold passwords."""
     judge_concurrency: int = knob(16, low=1)
     """Calls of a judge that are under way at once."""
     judge_timeout: float = knob(600.0, low=1)
@@ -268,8 +271,8 @@ def hashed(spec: Any) -> dict[str, Any]:
     idle: set[str] = spec.without_effect() if hasattr(type(spec), "without_effect") else set()
     out: dict[str, Any] = {}
     for f in dataclasses.fields(spec):
-        value = getattr(spec, f.name)
-        if f.name in idle or ("neutral" in f.metadata and value == f.metadata["neutral"]):
+        value, about = getattr(spec, f.name), f.metadata
+        if f.name in idle or not about.get("hashed", True) or ("neutral" in about and value == about["neutral"]):
             continue
         out[f.name] = list(value) if isinstance(value, tuple) else value
     return out

@@ -34,7 +34,8 @@ RUNTIME: dict[str, list[str]] = {
     "gpus": ["--gpus", "2"], "tokens_per_device": ["--tokens-per-device", "77"], "no_wait": ["--no-wait"],
     "tag": ["--tag", "mine"], "refresh": ["--refresh"], "dry_run": ["--dry-run"], "stop_after": ["--stop-after", "1h"],
     "ignore_columns": ["--ignore-columns", "source"],
-    "yes": ["--yes"], "launch": ["--launch", "ddp"], "knobs": ["--runtime", "recompute=true", "--runtime", "fused=no"],
+    "shard": ["--shard", "2/3"], "yes": ["--yes"],
+    "knobs": ["--runtime", "recompute=true", "--runtime", "fused=no"],
 }  # fmt: skip
 """Options that say where, when and how to run: they move no id."""
 SPEC: dict[str, tuple[list[str], list[str]]] = {
@@ -55,8 +56,8 @@ OTHER_MODELS = {"thinking"}
 """Options of the spec that mean nothing for `tiny`: for a model that reasons see tests/cli/test_wild_models.py."""
 OF_DATA = {"columns"}
 """Options that mean nothing without `--data`, whose content they change: tests/data/test_named_columns.py."""
-OF_JUDGES = {"judge_url", "judge_price"}
-"""Options of the runtime that no training has: tests/cli/test_judge.py."""
+OF_SERVERS = {"judge_url", "judge_price", "base_url"}
+"""Options of the runtime that name servers: tests/cli/test_judge.py and tests/cli/test_vllm.py."""
 
 
 @pytest.fixture
@@ -128,7 +129,7 @@ def test_leaving_bad_rows_out_reaches_dialogues_that_were_named(store: Store, tm
 
 def test_every_shared_option_is_on_one_side() -> None:
     present = {field.name for field in dataclasses.fields(Options)}
-    assert present - RUNTIME.keys() - SPEC.keys() - OTHER_MODELS - OF_DATA - OF_JUDGES == set()
+    assert present - RUNTIME.keys() - SPEC.keys() - OTHER_MODELS - OF_DATA - OF_SERVERS == set()
 
 
 @pytest.mark.parametrize("stage", ["sft", "dpo-teacher", "cache-teacher", "rollout", "distill", "eval"])
@@ -140,6 +141,8 @@ def test_every_key_of_a_stage_is_in_the_ids_of_that_stage_only(store: Store, sta
             continue  # the student decides it; of drawn ids: tests/cli/test_sampled.py
         if key == "noise_answers":
             continue  # float32 has no noise: tests/cli/test_noise.py
+        if key in OF_VLLM:
+            continue  # which needs a server: tests/cli/test_vllm.py
         beside = [f"{stage}.lora=8"] if stage in METHODS and key in BESIDE_LORA else []
         there = nodes(store, UserSettings(*parse_sets(beside))) if beside else before
         own, by_stage = parse_sets([*beside, f"{stage}.{key}={value}"])
@@ -156,6 +159,7 @@ def test_every_key_of_a_stage_is_in_the_ids_of_that_stage_only(store: Store, sta
 
 
 DRAWN = {("cache-teacher", "samples"), ("cache-teacher", "seed"), ("cache-teacher", "support")}
+OF_VLLM = ("engine", "engine_version", "vllm")
 START = ("dtype", "weights", "max_length", "truncation", "limit", "skip_bad_rows", "quantise")
 """Settings of a training that the scoring of its start shares, if it has one; `weights` decide the dtype."""
 BESIDE_LORA = ("lora_alpha", "lora_targets", "quantise")

@@ -83,7 +83,7 @@ rollout --student tiny --temp 0.5 | no option --temp | --temperature 0.5
 eval --model tiny | no option --model | adpa eval tiny
 eval tiny --benchmark tiny | no option --benchmark | --suite tiny
 eval tiny --baseline tiny | no option --baseline | --against tiny
-eval tiny --base-url http://x | no option --base-url | --judge-url http://x
+eval tiny --endpoint http://x | no option --endpoint | --judge-url http://x
 distill --model tiny | no option --model | --student tiny
 {PLUS} --fetch | no option --fetch | adpa plan distill --method adpa+ --student tiny --fetch
 {PLUS} --gamma 3 | no option --gamma | --set gamma=3

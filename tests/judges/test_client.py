@@ -12,9 +12,10 @@ from typing import Any
 
 import pytest
 
+from adpa_cli.endpoint import shown_url
 from adpa_cli.errors import AdpaError, UsageError
 from adpa_cli.judges.calls import Asked, Call, Journal, ask_all
-from adpa_cli.judges.client import Endpoint, Reply, reply_of, shown_url
+from adpa_cli.judges.client import Endpoint, Reply, reply_of
 from adpa_cli.judges.verdicts import Verdict, preference
 from support.judge_server import FAULTS, Judge, judging
 

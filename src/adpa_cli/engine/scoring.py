@@ -5,7 +5,8 @@ The full vocabulary is the yardstick for a signal.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -13,19 +14,24 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from adpa_cli.engine.device import device as own_device
 from adpa_cli.engine.device import halving
 from adpa_cli.engine.layout.batch import collate
 from adpa_cli.engine.layout.examples import Answer, Example
 from adpa_cli.engine.layout.micro_batches import micro_batches
+from adpa_cli.engine.layout.sequences import TokenSequence
 from adpa_cli.engine.layout.shared_prompt import answer_rows, states
-from adpa_cli.engine.models import output_head
+from adpa_cli.engine.models import load_checked, output_head
 from adpa_cli.engine.training.student import Critic, Student
 from adpa_cli.methods import Need, Part
+from adpa_cli.spec import Dtype
 
 BLOCK_BYTES = 1 << 26
 
 LabelLogps = dict[tuple[str, str], NDArray[np.float32]]
 """Float32 log-probs [T], in nats, of the answer tokens of (example id, part)."""
+Rows = Sequence[Sequence[int]]
+"""Token ids of some rows."""
 
 
 @torch.no_grad()
@@ -59,6 +65,20 @@ def halving_logps(
         lambda most: label_logps(model, examples, parts, most, device), tokens, longest * len(parts),
         f"a row of {len(parts)} × {longest:,} tokens",
     )  # fmt: skip
+
+
+def scorer(folder: Path, dtype: Dtype, tokens: int) -> Callable[[Rows, Rows], list[float]]:
+    """A function of prompts and their answers, as token ids: the log-probs of all answer tokens under the model in a
+    folder, in nats, one after the other. It reads at most `tokens` at a time, and holds the model for one call."""
+
+    def score(prompts: Rows, answers: Rows) -> list[float]:
+        rows = [TokenSequence.of(prompt, answer) for prompt, answer in zip(prompts, answers, strict=True)]
+        examples = [Example(str(n), {"rollout": row}) for n, row in enumerate(rows)]
+        student = Student(load_checked(folder, dtype=dtype, device=own_device()), dtype)
+        logps = halving_logps(student, examples, ["rollout"], tokens, own_device())
+        return [float(logp) for example in examples for logp in logps[example.id, "rollout"]]
+
+    return score
 
 
 def log_ratios(logps: LabelLogps, base: LabelLogps) -> dict[tuple[str, str], float]:

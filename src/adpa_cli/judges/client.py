@@ -7,18 +7,18 @@ Nothing that is raised or returned holds a key, or a URL with more than its host
 
 from __future__ import annotations
 
-import base64
 import importlib
 import json
 import math
 import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, Generic, TypeVar
-from urllib.parse import parse_qsl, unquote, urlsplit, urlunsplit
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Generic, TypeVar
+from urllib.parse import parse_qsl, urlsplit, urlunsplit
 
-from adpa_cli.errors import AdpaError, UsageError
+from adpa_cli.endpoint import JUDGE_URL, Address
+from adpa_cli.errors import AdpaError
 
 T = TypeVar("T")
 TRIES, SAME_TRIES = 6, 3
@@ -31,8 +31,6 @@ ROUNDS = 3
 """How often every call under way may end with 429 or 5xx, each after all retries, with no answer between: minutes."""
 PAUSE, LONGEST_PAUSE = 0.25, 1.0
 """Seconds before a question is asked the second time, twice as long each time after, and the longest."""
-HIDDEN = "…"
-"""What is shown instead of a URL that cannot be read."""
 SECRET = 6
 """Characters from which on a secret is looked for in a reply; a shorter one may be a word of it."""
 KEY = "OPENAI_API_KEY"
@@ -49,56 +47,13 @@ TOO_LONG = ("context length", "context_length", "context window", "too long", "m
 
 
 @dataclass(frozen=True)
-class Endpoint:
-    """Where a judge listens. The URL may hold a user, a password and a query; `place` is what of it is shown."""
+class Endpoint(Address):
+    """Where a judge listens, how many calls are under way there at once, and after how many seconds one is given up."""
 
-    url: str = field(repr=False)
+    option: ClassVar[str] = JUDGE_URL
+    key: ClassVar[str] = KEY
     concurrency: int = 16
     timeout: float = 600.0
-
-    def __post_init__(self) -> None:
-        parts = None if shown_url(self.url) == HIDDEN else urlsplit(self.url)
-        if parts is None or parts.scheme not in ("http", "https") or not parts.hostname or parts.port == 0:
-            raise UsageError(
-                "--judge-url is not a valid URL of a server",
-                "give one such as --judge-url http://localhost:8000/v1; in a user or password, / ? # @ are "
-                "%2F %3F %23 %40",
-            )
-
-    @property
-    def place(self) -> str:
-        """The URL without user, password, query and fragment."""
-        return shown_url(self.url)
-
-    @property
-    def secrets(self) -> list[str]:
-        """What nobody may read: the key, and what the URL holds beside its place."""
-        parts = urlsplit(self.url)
-        user = f"{unquote(parts.username or '')}:{unquote(parts.password or '')}"
-        sent = base64.b64encode(user.encode()).decode() if user != ":" else None
-        typed = [field.partition("=")[2] for field in parts.query.split("&")]
-        query = [value for _, value in parse_qsl(parts.query)]
-        said = (os.environ.get(KEY), sent, parts.password, parts.username, *user.split(":", 1), *typed, *query)
-        return [text for text in said if text]
-
-    def without_secrets(self, text: str, shortest: int = 1) -> str:
-        """A text of the server without them, or without those of so many characters."""
-        for secret in sorted(self.secrets, key=len, reverse=True):
-            text = text.replace(secret, "…") if len(secret) >= shortest else text
-        return text
-
-
-def shown_url(url: str) -> str:
-    """A URL without user, password, query and fragment; what is none is not shown."""
-    try:
-        parts = urlsplit(url)
-        parts.port  # noqa: B018 - raises for a port that is none
-    except ValueError:  # of a port that is none, or of half an IPv6 address
-        return HIDDEN
-    is_split = "@" in url and "@" not in parts.netloc and "@" in parts.path  # by a / in a password
-    if "://" not in url or is_split:
-        return HIDDEN
-    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from functools import cached_property
 from typing import Any
 
 from adpa_cli import suites
+from adpa_cli.endpoint import JUDGE_URL
 from adpa_cli.errors import NotFound, UsageError
 from adpa_cli.families import GENERIC, stage_settings
 from adpa_cli.hub import External
@@ -36,7 +37,7 @@ from adpa_cli.stages.rollout import ROLLOUT
 from adpa_cli.stages.two_turns import QUESTIONS, TWO_TURNS, TwoTurnsSpec
 from adpa_cli.suites import AGAINST, ROLLOUTS, EvalSpec, Suite
 
-JUDGE, JUDGE_URL, PROMPTS, REFERENCES_OPTION = "--judge", "--judge-url", "--judge-prompts", "--references"
+JUDGE, PROMPTS, REFERENCES_OPTION = "--judge", "--judge-prompts", "--references"
 
 
 @dataclass(frozen=True)

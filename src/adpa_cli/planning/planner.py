@@ -22,6 +22,7 @@ from adpa_cli.lab import END, TEMPLATE
 from adpa_cli.planning import lineage
 from adpa_cli.planning.adapters import adapter_of
 from adpa_cli.planning.resolve_inputs import Names
+from adpa_cli.planning.served import by_vllm
 from adpa_cli.planning.settings import (
     EVAL_ROLLOUT,
     UserSettings,
@@ -264,7 +265,7 @@ class Planner:
     def rollout(self, model: Model, data: External, split: str = "train") -> Node:
         """An answer of a model to every prompt of one side of the data."""
         user = {**self.preset, **self.settings(ROLLOUT.name, seeded=True)}
-        return _rollout(model, data, split, user, ROLLOUT.name)
+        return self._rollout(model, data, split, user, ROLLOUT.name)
 
     def eval_rollout(self, model: Model, data: External, decoding: Mapping[str, Any]) -> Node:
         """The answers of a model that an evaluation has judged, drawn as its suite says unless a setting does.
@@ -277,7 +278,15 @@ class Planner:
         if not is_about:
             user = {key: value for key, value in user.items() if key in SHARED_BY_ROLLOUTS}
         user = {**decoding, **user, **self.user.by_stage.get(EVAL_ROLLOUT, {})}
-        return replace(_rollout(model, data, "test", user, ROLLOUT.name, EVAL_ROLLOUT), is_settled=not is_about)
+        return replace(self._rollout(model, data, "test", user, ROLLOUT.name, EVAL_ROLLOUT), is_settled=not is_about)
+
+    def _rollout(self, model: Model, data: External, split: str, user: Mapping[str, Any], *keys: str) -> Node:
+        fixed = {**_fixed(model), "split": split}
+        spec = plain_spec(RolloutSpec, ROLLOUT.name, model.family, user, keys, **fixed)
+        if spec.is_served:
+            spec = by_vllm(spec, model.input, self.user.servers, self.names.store)
+        hints = {"vllm": spec.vllm} if spec.vllm else {}
+        return Node(ROLLOUT.name, spec, {"model": model.input, "data": data}, "rollouts", hints=hints)
 
     def answer_rewards(self, suite: Suite, judge: Model, answers: Input, scorers: Mapping[str, Input]) -> Node:
         """What a suite gives to some answers; `judge` has the family and the template that are not the scorers' own."""
@@ -294,12 +303,6 @@ SHARED_BY_ROLLOUTS = ("max_length", "skip_bad_rows", "smoke", "ties")
 """Settings of a command's rollouts that hold for those which an evaluation has judged too."""
 SIDES = {"student": "student", "teacher": "reference teacher"}
 """The role of the fine-tuned model of each side of a family."""
-
-
-def _rollout(model: Model, data: External, split: str, user: Mapping[str, Any], *keys: str) -> Node:
-    fixed = {**_fixed(model), "split": split}
-    spec = plain_spec(RolloutSpec, ROLLOUT.name, model.family, user, keys, **fixed)
-    return Node(ROLLOUT.name, spec, {"model": model.input, "data": data}, "rollouts")
 
 
 def _reads_its_own(reward_model: Input | None) -> bool:

@@ -74,6 +74,13 @@ class UserSettings:
     skip_bad_rows: bool = False
     smoke: bool = False
     templates: TemplateChoice = NO_CHOICE
+    servers: tuple[str, ...] = field(default=(), repr=False)
+    """The URLs of servers of vLLM that run, which may hold passwords: a plan asks them for their release."""
+
+    @property
+    def asks_vllm(self) -> bool:
+        """Whether some rollouts are to be drawn by vLLM."""
+        return any(values.get("engine") == "vllm" for values in (self.bare, *self.by_stage.values()))
 
 
 def parse_sets(items: Sequence[str]) -> tuple[dict[str, str], dict[str, dict[str, str]]]:

@@ -2,22 +2,36 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from adpa_cli.disk import numbered, write_json
-from adpa_cli.engine.costs import Held, generating_memory, rollout_disk
+from adpa_cli.endpoint import BASE_URL
+from adpa_cli.engine.costs import Held, generating_memory, rollout_disk, scoring_in_turn
+from adpa_cli.errors import UsageError
 from adpa_cli.sizes import Disk, Memory, Rows, RowTable
-from adpa_cli.spec import Dtype, Quantise, Split, make, quantise
-from adpa_cli.stages import Job, Lengths, Load, Monitor, Node, Stage, stop_if_asked, stored_words
+from adpa_cli.spec import Dtype, Quantise, Runtime, Split, make, quantise
+from adpa_cli.stages import Job, Lengths, Load, Monitor, Node, Stage, read_once_flops, stop_if_asked, stored_words
+from adpa_cli.store.build import LOG
 
 if TYPE_CHECKING:
     from adpa_cli.data.items import Items
     from adpa_cli.data.preferences import Pair
+    from adpa_cli.engine.generation.generate import Generated
+    from adpa_cli.engine.generation.sampling import Decoding
+    from adpa_cli.engine.layout.micro_batches import Block
+
+    Drawn = Generator[tuple[Block[Any], list[Generated]], None, None]
+    """Blocks of prompts, each with the answers to them."""
 
 MADE = ("prompt_ids", "answer_ids", "text", "cut")
+NONE = Memory(0, 0)
+NO_SERVER = "rollout.engine=vllm needs the executable of vLLM, or the address of a server that runs"
+SERVERS = f"add --set rollout.vllm=PATH, such as ~/vllm/bin/vllm; or {BASE_URL} http://HOST:8000"
 
 
 @dataclass(frozen=True)
@@ -33,7 +47,8 @@ class RolloutSpec:
     max_length: int = 2048
     seed: int = 0
     dtype: Dtype = "bfloat16"
-    engine: Literal["transformers"] = "transformers"
+    engine: Literal["hf", "vllm", "transformers"] = "hf"
+    """What draws the answers: the models of transformers, which older artifacts write out, or servers of vLLM."""
     block_tokens: int = 65536
     limit: int | None = None
     skip_bad_rows: bool = field(default=False, metadata={"neutral": False})
@@ -41,51 +56,116 @@ class RolloutSpec:
     quantise: Quantise | None = quantise()
     ties: bool = field(default=False, metadata={"neutral": False})
     """Whether prompts are answered whose answers in the data tie: a model can be measured on them, not trained."""
+    engine_version: str = field(default="", metadata={"neutral": ""})
+    """The release of vLLM: a plan asks the executable, or the servers, where nobody says."""
+    vllm: str | None = field(default=None, metadata={"hashed": False})
+    """The executable of vLLM that a server is started with."""
 
     def without_effect(self) -> set[str]:
         idle = {"ties"} if self.split == "train" else set()
         return {*idle, "seed", "top_p"} if self.temperature == 0 else idle
 
+    def __post_init__(self) -> None:
+        if self.engine == "hf":
+            object.__setattr__(self, "engine", "transformers")
+        said = [f"rollout.{name}={value}" for name in ("engine_version", "vllm") if (value := getattr(self, name))]
+        if said and not self.is_served:
+            raise UsageError(f"{said[0]} has no effect without vLLM", "add --set rollout.engine=vllm, or leave it out")
+        if self.is_served and self.quantise:
+            raise UsageError(
+                f"quantise={self.quantise} is how this program holds weights, and vLLM draws the answers",
+                "leave one of them out: --set rollout.quantise=none, or --set rollout.engine=hf",
+            )
+        if self.is_served and self.dtype == "tf32":
+            raise UsageError("vLLM has no dtype tf32", "use --set rollout.dtype=float32, or --set rollout.engine=hf")
+
+    @property
+    def is_served(self) -> bool:
+        """Whether servers of vLLM draw the answers."""
+        return self.engine == "vllm"
+
 
 def compute(job: Job, monitor: Monitor, rank: int = 0, processes: int = 1) -> None:
     """Leave one `_block-NNNNNN.json` per finished block in the work folder; blocks that are there are kept."""
-    from adpa_cli.engine.device import block_that_fits, device
-    from adpa_cli.engine.generation.generate import generate_block
     from adpa_cli.engine.generation.sampling import Decoding, Sampling
     from adpa_cli.engine.layout.examples import end_ids
     from adpa_cli.engine.layout.micro_batches import longest_first
-    from adpa_cli.engine.models import load_to_generate
-    from adpa_cli.engine.overflow import overflow_named
     from adpa_cli.hub.model_folder import ModelFolder
 
     spec = make(RolloutSpec, job.spec)
+    if spec.is_served:  # by one process, however many there are
+        processes = 1
+        if rank:
+            return
     folder = job.one("model").path
     encoder, blocks = _blocks(job, spec, ModelFolder.of(folder).tokenizer)
     own = job.own(longest_first(blocks), rank, processes)
     mine = [block for block in own if not _path(job, block.index).exists()]
     if not mine:
         return
-    model = load_to_generate(folder, spec.dtype, device(), spec.quantise)
     sampling = Sampling(spec.temperature, spec.top_p, spec.max_new_tokens, spec.seed)
     decoding = Decoding(sampling, end_ids(encoder, folder), encoder.pad_id, spec.max_length, spec.dtype)
-    done = len(own) - len(mine)
-    for n, block in enumerate(mine, 1):
+    done, draw = len(own) - len(mine), _by_servers if spec.is_served else _by_model
+    with contextlib.closing(draw(job, monitor, spec, decoding, mine)) as drawn:
+        for n, (block, made) in enumerate(drawn, done + 1):
+            rows = [
+                {
+                    "id": row,
+                    "prompt_ids": list(prompt),
+                    "answer_ids": a.ids,
+                    "cut": a.cut,
+                    "text": encoder.decode(a.ids),
+                }
+                for (row, prompt), a in zip(block.items, made, strict=True)
+            ]  # fmt: skip
+            write_json(_path(job, block.index), rows)
+            tokens = sum(len(answer.ids) for answer in made) / len(made)
+            monitor.progress(n, len(own), {"tokens/answer": tokens})
+            if n < len(own):
+                stop_if_asked(monitor, n, len(own))
+
+
+def _by_model(job: Job, monitor: Monitor, spec: RolloutSpec, decoding: Decoding, blocks: Sequence[Block[Any]]) -> Drawn:
+    """Each block with its answers, drawn here."""
+    from adpa_cli.engine.device import block_that_fits, device
+    from adpa_cli.engine.generation.generate import generate_block
+    from adpa_cli.engine.models import load_to_generate
+    from adpa_cli.engine.overflow import overflow_named
+
+    model = load_to_generate(job.one("model").path, spec.dtype, device(), spec.quantise)
+    for block in blocks:
         began = time.monotonic()
-        prompts, ids = [item[1] for item in block.items], [item[0] for item in block.items]
+        ids, prompts = zip(*block.items, strict=True)
         length = min(max(map(len, prompts)) + spec.max_new_tokens, spec.max_length)
         together = min(len(prompts), max(1, spec.block_tokens // length))
         with block_that_fits(job.stage, together, length), overflow_named(model, spec.dtype, job.stage):
             made = generate_block(model, prompts, ids, decoding, spec.block_tokens)
-        rows = [
-            {"id": row, "prompt_ids": list(prompt), "answer_ids": a.ids, "cut": a.cut, "text": encoder.decode(a.ids)}
-            for row, prompt, a in zip(ids, prompts, made, strict=True)
-        ]
-        write_json(_path(job, block.index), rows)
         monitor.worked(time.monotonic() - began)
-        tokens = sum(len(answer.ids) for answer in made) / len(made)
-        monitor.progress(done + n, done + len(mine), {"tokens/answer": tokens})
-        if n < len(mine):
-            stop_if_asked(monitor, done + n, done + len(mine))
+        yield block, made
+
+
+def _by_servers(
+    job: Job, monitor: Monitor, spec: RolloutSpec, decoding: Decoding, blocks: Sequence[Block[Any]]
+) -> Drawn:
+    """Each block with its answers: from the servers that run, or from one that is started and ends with the stage."""
+    from adpa_cli.engine.generation.vllm import Client
+    from adpa_cli.engine.generation.vllm_server import Server, ready, started
+    from adpa_cli.engine.scoring import scorer
+    from adpa_cli.hub.model_folder import ModelFolder
+
+    folder, urls = job.one("model").path, job.runtime.base_urls
+    with contextlib.ExitStack() as stack:
+        servers = [Server(url) for url in urls]
+        if not urls:
+            monitor.note("Starting vLLM; what it prints is in the log of the stage")
+            servers = [stack.enter_context(started(
+                str(job.hints["vllm"]), folder, spec.dtype, spec.max_length, job.folder / LOG,
+                lambda: stop_if_asked(monitor, 0, len(blocks)),
+            ))]  # fmt: skip
+        known = [ready(server, spec.engine_version, spec.max_length) for server in servers]
+        score = scorer(folder, spec.dtype, job.runtime.tokens_per_device) if urls else None
+        client = Client(known, decoding, ModelFolder.of(folder).vocabulary, score)
+        yield from client.drawn(blocks)
 
 
 def missing(job: Job) -> int:
@@ -156,8 +236,11 @@ def rows(node: Node, lengths: Lengths) -> Rows:
 
 
 def memory(node: Node, load: Load) -> Memory:
-    """Of drawing answers in blocks."""
+    """Of drawing answers in blocks, or of checking those of servers; what a server takes on this machine is its own."""
     spec, held = node.spec, Held.by(node.spec, load.runtime)
+    if spec.is_served:
+        tokens = load.runtime.tokens_per_device
+        return scoring_in_turn(load.models, load.rows, held, tokens, 1, load.where) if load.runtime.base_urls else NONE
     return generating_memory(
         load.models[0], load.flat, held, spec.block_tokens, spec.max_new_tokens, spec.max_length, load.where
     )
@@ -168,10 +251,26 @@ def disk(node: Node, load: Load) -> Disk:
     return rollout_disk(load.flat, load.models[0].vocabulary)
 
 
+def flops(node: Node, load: Load) -> float | None:
+    """Of drawing them here; nobody can tell how long a server takes."""
+    return None if node.spec.is_served else read_once_flops(node, load)
+
+
+def check(spec: RolloutSpec, runtime: Runtime) -> None:
+    """Raise UsageError where nothing says which servers draw the answers, or both things do that may."""
+    if spec.is_served and not spec.vllm and not runtime.base_urls:
+        raise UsageError(NO_SERVER, SERVERS)
+    if spec.is_served and spec.vllm and runtime.base_urls:
+        raise UsageError(
+            f"rollout.vllm={spec.vllm} starts a server, and {BASE_URL} names servers that run", "leave one of them out"
+        )
+
+
 def what(node: Node) -> str:
     """Whose answers they are, how they are drawn, and to which prompts."""
+    by = f" (vLLM {node.spec.engine_version})" if node.spec.is_served else ""
     how = f"temperature {node.spec.temperature:g}" if node.spec.temperature else "greedy"
-    return f"by {node.label_of('model')}{stored_words(node.spec)}, {how}, {node.spec.split} prompts"
+    return f"by {node.label_of('model')}{stored_words(node.spec)}{by}, {how}, {node.spec.split} prompts"
 
 
 def next_commands(name: str) -> list[str]:
@@ -179,8 +278,8 @@ def next_commands(name: str) -> list[str]:
 
 
 ROLLOUT = Stage(
-    "rollout", 5, 1, RolloutSpec, "generating", "answers", compute, finish, rows, disk, memory,
-    what=what, next_commands=next_commands, reads="prompts", parts=lambda spec: ("rollout",),
+    "rollout", 5, 1, RolloutSpec, "generating", "answers", compute, finish, rows, disk, memory, flops,
+    what=what, check=check, next_commands=next_commands, reads="prompts", parts=lambda spec: ("rollout",),
     split=lambda spec: str(spec.split), vocabulary_of="model", follows=("limit", "max_length"), missing=missing,
 )  # fmt: skip
 STAGES = (ROLLOUT,)

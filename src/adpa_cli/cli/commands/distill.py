@@ -10,7 +10,7 @@ from adpa_cli.cli.console import options as opt
 from adpa_cli.cli.console.streams import dashes, needed
 
 
-@opt.making(*opt.TRAINING, opt.SHARED, "seed_all")
+@opt.making(*opt.TRAINING, opt.SHARED, "seed_all", "base_url")
 def distill(
     method: Annotated[
         str | None,

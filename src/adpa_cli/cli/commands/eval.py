@@ -14,7 +14,7 @@ from adpa_cli.errors import UsageError
 
 @opt.making(
     "sets", "skip_bad_rows", "ignore_columns", "columns", "limit", "smoke", "tokens_per_device", "judge_url",
-    "judge_price", "knobs", "stop_after", "no_wait", "refresh", "dry_run", "yes",
+    "judge_price", "base_url", "knobs", "stop_after", "no_wait", "refresh", "dry_run", "yes",
 )  # fmt: skip
 def evaluate(
     models: Annotated[

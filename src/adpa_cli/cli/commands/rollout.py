@@ -10,7 +10,7 @@ from adpa_cli.cli.console.streams import one_value
 from adpa_cli.errors import UsageError
 
 
-@opt.making(*opt.INFERENCE, opt.SHARED, "seed")
+@opt.making(*opt.INFERENCE, opt.SHARED, "seed", "base_url")
 def rollout(
     student: Annotated[
         str | None,
@@ -27,6 +27,14 @@ def rollout(
         float | None, opt.much("--top-p", help="Sample from the most likely tokens up to this mass [1].", metavar="P")
     ] = None,
     max_new_tokens: Annotated[int | None, opt.count("--max-new-tokens", help="Longest answer, in tokens.")] = None,
+    engine: Annotated[
+        str | None,
+        opt.option(
+            "--engine",
+            help="What draws the answers: hf, or vllm with --base-url or --set rollout.vllm=PATH [hf].",
+            metavar="hf|vllm",
+        ),
+    ] = None,
     *,
     options: opt.Options,
 ) -> opt.Request:
@@ -39,7 +47,7 @@ def rollout(
     if split not in ("train", "test"):
         raise UsageError(f"--split must be train or test; got {split}", "leave --split out for train")
     model = one_value("--student", student)
-    options = options.setting(temperature=temperature, top_p=top_p, max_new_tokens=max_new_tokens)
+    options = options.setting(temperature=temperature, top_p=top_p, max_new_tokens=max_new_tokens, engine=engine)
     return opt.Request(options, lambda names, given: plan_rollout(names, given, model, data or (), (), split))
 
 

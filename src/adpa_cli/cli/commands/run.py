@@ -35,6 +35,8 @@ def run(
         return replace(asked, options=replace(asked.options, **values))
 
     cells = [(cell, run_so(asked)) for cell, asked in requests(grid)]
+    if not any(asked.options.given().asks_vllm for _, asked in cells):
+        options.check_servers()
     sweep(grid, cells, lambda words: run_so(request_of(grid, words)), part, options.dry_run)
 
 

@@ -18,6 +18,7 @@ import typer
 from adpa_cli.cli.console.complete import Completion, models, of_metavar, tags
 from adpa_cli.cli.console.stopping import seconds_of
 from adpa_cli.cli.console.streams import GLOBALS
+from adpa_cli.endpoint import BASE_URL
 from adpa_cli.errors import UsageError
 
 if TYPE_CHECKING:
@@ -153,6 +154,10 @@ class Options:
         str | None,
         where("--judge-price", help="Price of the judge in $ per million tokens, for the estimate.", metavar="IN,OUT"),
     ] = None
+    base_url: Annotated[
+        list[str] | None,
+        where(BASE_URL, help="vLLM server that draws the rollouts; repeat it for several at once.", metavar="URL"),
+    ] = None
     knobs: Annotated[
         list[str] | None, where("--runtime", help="Set how stages run, for example recompute=true.", metavar="KEY=VAL")
     ] = None
@@ -206,11 +211,21 @@ class Options:
         named = {name: value for name in SETTINGS if (value := getattr(self, name)) is not None}
         templates = TemplateChoice.of(self.template, self.end, self.thinking)
         return UserSettings(
-            {**own, **named}, by_stage, self.seed, self.seed_all, self.limit, self.skip_bad_rows, self.smoke, templates
-        )
+            {**own, **named}, by_stage, self.seed, self.seed_all, self.limit, self.skip_bad_rows, self.smoke, templates,
+            tuple(self.base_url or ()),
+        )  # fmt: skip
+
+    def check_servers(self) -> None:
+        """Raise UsageError for servers of vLLM where no rollout is to be drawn by it."""
+        if self.base_url and not self.given().asks_vllm:
+            raise UsageError(
+                f"{BASE_URL} names servers of vLLM, and the rollouts of this command are not drawn by vLLM",
+                "add --set rollout.engine=vllm (adpa rollout: --engine vllm); the address of a judge is --judge-url",
+            )
 
     def runtime(self, look: bool = True) -> Runtime:
         """How to run; without a `look` at the machine, which loads torch, only the words are checked."""
+        from adpa_cli.engine.generation.vllm_server import Server
         from adpa_cli.judges.client import Endpoint
         from adpa_cli.planning.settings import NONE, installed_trackers, parse_runtime
         from adpa_cli.spec import Runtime, make
@@ -222,6 +237,8 @@ class Options:
             )
         if self.judge_url is not None:
             Endpoint(self.judge_url)  # refuses what is no URL
+        for url in self.base_url or ():
+            Server(url)  # likewise
         values = parse_runtime(self.knobs or ())
         index, count = shard_of(self.shard)
         installed_trackers(values.get("trackers", NONE))
@@ -229,6 +246,7 @@ class Options:
             "processes": processes(self.gpus, look), "wait": not self.no_wait, "part": (index - 1, count),
             "tokens_per_device": self.tokens_per_device or Runtime().tokens_per_device,
             "judge_url": self.judge_url or "", "judge_price": price_of(self.judge_price),
+            "base_urls": tuple(self.base_url or ()),
             "stop_after": None if self.stop_after is None else seconds_of(self.stop_after),
             **values,
         })  # fmt: skip
@@ -318,7 +336,10 @@ def making(*names: str) -> Callable[[Callable[..., R]], Callable[..., R]]:
             options = Options(**{name: values.pop(name) for name in names}).checked()
             if options.columns is not None:
                 values |= renamed(values, options.columns)
-            return function(options=options, **values)
+            made = function(options=options, **values)
+            if isinstance(made, Request):
+                made.options.check_servers()
+            return made
 
         return with_parameters(command, sorted([*own, *shared], key=_place))
 

@@ -21,8 +21,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
+from adpa_cli.endpoint import BASE_URL, JUDGE_URL, shown_url
 from adpa_cli.errors import AdpaError, NotFound, Stopped, UsageError
-from adpa_cli.judges.client import shown_url
 from adpa_cli.report.text import WORSE, for_encoding, is_text, styled
 
 if TYPE_CHECKING:
@@ -61,7 +61,6 @@ def command_line(words: Sequence[str]) -> str:
 
 
 GLOBALS = Globals()
-JUDGE_URL = "--judge-url"
 _FLAGS = {"--json": "json", "-q": "quiet", "--quiet": "quiet", "-v": "verbose", "--verbose": "verbose"}
 _OWN_WORDS = ("--store", "--tag", "--set", "--data", "--sft-data")  # these say themselves what they lack
 _FILES = ("run", "--data", "--sft-data", "--reward-model", "--include-path", "--judge-prompts", "--references")
@@ -92,11 +91,12 @@ def take_globals(argv: Sequence[str]) -> list[str]:
 
 
 def without_secrets(words: Sequence[str]) -> list[str]:
-    """The words with nothing of a judge's URL but its place: what was typed is recorded and shown."""
+    """The words with nothing of a server's URL but its place: what was typed is recorded and shown."""
+    options = (JUDGE_URL, BASE_URL)
     return [
-        f"{head}{shown_url(word[len(head) :])}" if head or before == JUDGE_URL else word
+        f"{head}{shown_url(word[len(head) :])}" if head or before in options else word
         for before, word in zip(["", *words], words, strict=False)
-        for head in [f"{JUDGE_URL}=" if word.startswith(f"{JUDGE_URL}=") else ""]
+        for head in [next((f"{option}=" for option in options if word.startswith(f"{option}=")), "")]
     ]
 
 

@@ -56,7 +56,17 @@ def recorded_request(words: Sequence[str], plan: Plan, store: Store) -> dict[str
             return name
         return _reference(text, store) if key.is_model else text
 
-    return {"command": words[0], "values": _changed(words[0], values_of(words), resolved), "sources": sources}
+    values = _with_releases(_changed(words[0], values_of(words), resolved), plan)
+    return {"command": words[0], "values": values, "sources": sources}
+
+
+def _with_releases(values: Values, plan: Plan) -> dict[str, Any]:
+    """The values with the release of vLLM beside each engine that it is, and without the path of an executable."""
+    nodes = stages.in_order((*plan.targets, *plan.evals), lambda node: False)
+    releases = sorted({str(node.values["engine_version"]) for node in nodes if node.values.get("engine") == "vllm"})
+    engines = [key for key, value in values.items() if key.rpartition(".")[2] == "engine" and value == "vllm"]
+    kept = {key: value for key, value in values.items() if key.rpartition(".")[2] != "vllm"}
+    return {**{f"{key}_version": releases[0] for key in engines if releases}, **kept}
 
 
 def _local(plan: Plan) -> dict[str, tuple[str, Mapping[str, Any]]]:
