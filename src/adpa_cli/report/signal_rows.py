@@ -350,7 +350,7 @@ def screen(figures: dict[str, Any], width: int) -> str:
         share = entry["tokens"] / max(1, tokens)
         bar = "#" * round(BAR * entry["tokens"] / most)
         lines.append(f"  {entry['from']:5.3f} to {entry['to']:5.3f}  {100 * share:5.1f} %  {bar}")
-    lines.append(f"taken token outside the ids: {100 * figures['taken_outside']:.2f} %")
+    lines.append(f"tokens of the answers outside the top {k}: {100 * figures['taken_outside']:.2f} %")
     if "rms_advantage" in figures:
         steps = figures["rms_advantage_steps"]
         stored = "stored exactly" if steps is None else f"{steps:.3g} times the storage resolution"
