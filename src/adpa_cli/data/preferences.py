@@ -280,13 +280,14 @@ def _check(files: Sequence[FileItems], purpose: Purpose) -> None:
     bad = _total(file.bad for file in files)
     if not bad:
         return
-    kinds = ", ".join(f"{kind} {count}" for kind, count in bad.most_common())
+    kinds = ", ".join(f"{kind} ({count})" for kind, count in bad.most_common())
     shown = "".join(f"\n  {problem}" for _, problem in [p for file in files for p in file.problems][:SHOWN_PROBLEMS])
     more = f"\n  … {bad.total() - SHOWN_PROBLEMS} more" if bad.total() > SHOWN_PROBLEMS else ""
     rows = sum(file.rows for file in files)
     message = f"{bad.total()} of {rows} rows cannot be used{shown}{more}\n  by kind: {kinds}"
     other = " (for the fine-tuning data of a family: --set sft.skip_bad_rows=true)" if purpose == "dialogues" else ""
-    raise DataError(message, f"fix these rows, or skip them: --skip-bad-rows{other}")
+    hint = f"fix these rows, or skip them: --skip-bad-rows{other}"
+    raise DataError(message, "no row can be used: do what the brackets say" if bad.total() == rows else hint)
 
 
 def _without_repetitions(
@@ -328,4 +329,4 @@ def _counted(count: int, words: str) -> str:
 
 
 def _counts(counts: Mapping[str, int]) -> str:
-    return ": " + ", ".join(f"{kind} {count}" for kind, count in counts.items()) if counts else ""
+    return ": " + ", ".join(f"{kind} ({count})" for kind, count in counts.items()) if counts else ""
