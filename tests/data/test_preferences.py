@@ -439,7 +439,7 @@ def test_sides_of_a_file_are_held_out_alike_for_pairs_and_dialogues(tmp_path):
     train, test = (load_pairs([source], side) for side in ("train", "test"))
     assert len(train.items) == 95
     assert len(test.items) == 5
-    assert train.notes == ("no test split: 5 prompts held out by hash",)
+    assert train.notes == ("there is no test split: 5 prompts held out, chosen by hash",)
     chats = load_dialogues([source], "test").items
     assert [item.row for item in chats] == [item.row for item in test.items]
 

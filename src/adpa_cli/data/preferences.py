@@ -185,7 +185,11 @@ class DataSet:
             _check(files, self.purpose)
         pool = [file.items.values("key")[~self._ties(file)] for whole, file in read if not whole]
         held = held_out_keys(np.concatenate(pool)) if pool else np.zeros(0, np.uint64)
-        notes = [f"no test split: {len(held)} prompt{'s' * (len(held) != 1)} held out by hash"] if pool else []
+        notes = (
+            [f"there is no test split: {len(held)} prompt{'s' * (len(held) != 1)} held out, chosen by hash"]
+            if pool
+            else []
+        )
         chosen: list[NDArray[np.bool_]] = []
         for whole, file in read:
             of_side = np.ones(len(file.items), bool)

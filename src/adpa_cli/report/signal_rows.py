@@ -374,7 +374,11 @@ def _measured(distances: dict[str, Any], width: int) -> list[str]:
         method, end, _ = name.partition(COSINE)
         rows += [(value, "{:.6f}", f"cosine of {method.upper()}'s gradient with the full vocabulary's")] if end else []
     lines = [f"  {form.format(value):>12}  {words}" for value, form, words in rows if value is not None]
-    whole = f" with whole weights, where the signal is of {distances['stored']} ones" if "stored" in distances else ""
+    whole = (
+        f" with unquantised weights (the signal was made with {distances['stored']} weights)"
+        if "stored" in distances
+        else ""
+    )
     watch = text.wrap("warning  ", distances["watch"].split(" "), width, " ") if "watch" in distances else []
     return [f"against the teacher{whole}, {size}; student: {distances['student']}", *lines, *watch]
 

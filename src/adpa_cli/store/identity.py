@@ -282,7 +282,7 @@ def _instead(kind: str, where: str, base: str) -> str:
     if kind in MERGED:
         return merge
     if kind in NEVER_MERGED:
-        return f"no weights compute the same, so it cannot be merged; {train}"
+        return f"an adapter of this kind cannot be merged into the weights; {train}"
     return f"where your peft knows {kind} and has a way to merge it, {merge}\n or {train}"
 
 
