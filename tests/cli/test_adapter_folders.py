@@ -169,13 +169,13 @@ def test_a_foreign_adapter_is_found_again_by_a_recipe(here: Cli, tmp_path: Path)
         (("--reference", "sft", "--set", "lora=4", "--set", "lora_alpha=3"), "lora_alpha=8", "teacher.lora_alpha=8"),
         (
             ("--reference", "./foreign", "--set", "lora=4"),
-            f"is an adapter of the layers {TARGETS}", f"dpo-teacher.lora_targets={TARGETS}",
+            f"is an adapter with lora_targets={TARGETS}", f"dpo-teacher.lora_targets={TARGETS}",
         ),
         (
             ("--reference", "tiny", "--sft-data", "few.jsonl", "--set", "lora=4", "--set", "sft.lora=2"),
             "is an adapter with lora=2", "dpo-teacher.lora=2",
         ),
-        (("--reference", "sft", "--set", "lora=4", "--set", "lora_targets=q_proj"), "of the layers", "leave lora out"),
+        (("--reference", "sft", "--set", "lora=4", "--set", "lora_targets=q_proj"), "lora_targets=", "leave lora out"),
     ],
 )  # fmt: skip
 def test_another_adapter_than_the_one_that_goes_on_is_refused(

@@ -68,9 +68,9 @@ def test_bad_rows_are_left_out_when_asked_and_counted(pipeline: Pipeline, cli: C
     write_rows(tmp_path / "pairs.jsonl", spoilt)
     words = (*DPO, "--student", pipeline.made("student"), "--data", "pairs.jsonl")
     ran = cli(*words, "--skip-bad-rows")
-    assert "missing rejected 1" in ran.err
+    assert "missing rejected (1)" in ran.err
     notes = Store.find(pipeline.store).resolve(ran.ref).metrics["notes"]
-    assert any("missing rejected 1" in note for note in notes)
+    assert any("missing rejected (1)" in note for note in notes)
 
 
 @pytest.mark.parametrize(("name", "broken"), [("pairs.jsonl", b'{"prompt": \n'), ("pairs.csv", b"a,b\n")])
@@ -92,7 +92,7 @@ def test_a_file_without_a_sound_row_is_refused_as_such(cli: Cli, tmp_path: Path)
     (tmp_path / "pairs.jsonl").write_bytes(b"\x80\x81\n" * 7)
     said = cli.refused(1, "data", "pairs.jsonl")
     assert "7 of 7 rows cannot be used" in said
-    assert "none of the 7 rows can be used as pairs: not UTF-8 7" in cli.refused(
+    assert "none of the 7 rows can be used as pairs: not UTF-8 (7)" in cli.refused(
         1, "data", "pairs.jsonl", "--skip-bad-rows"
     )
 
@@ -112,7 +112,7 @@ def test_the_first_five_problems_are_listed_and_all_counted(cli: Cli, tmp_path: 
     said = cli.refused(1, *DPO, "--student", "tiny", "--data", "pairs.jsonl")
     assert said.count("pairs.jsonl row ") == 5
     assert "… 2 more" in said
-    assert "empty chosen 7" in said
+    assert "empty chosen (7)" in said
 
 
 @pytest.mark.parametrize(

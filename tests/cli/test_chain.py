@@ -81,7 +81,7 @@ def test_a_cache_of_other_answers_is_refused_and_the_row_named(pipeline: Pipelin
     other = pipeline.data / "test.jsonl"
     words = ("distill", "--method", "dckd", "--student", pipeline.made("student"), "--cache", pipeline.made("signal"))
     said = cli.refused(1, *words, "--data", other, *STEPS, "--no-eval")
-    assert "is not among its 40 examples" in said
+    assert "it was made for 40 others" in said
     assert "adpa cache-teacher" in said
 
 

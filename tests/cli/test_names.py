@@ -114,8 +114,8 @@ def test_prompts_held_out_without_a_test_split_are_recorded(pipeline: Pipeline, 
     shutil.copy(pipeline.data / "train.jsonl", "pairs.jsonl")
     words = ("distill", "--method", "dpo", "--student", pipeline.made("student"), "--data", "pairs.jsonl", "--no-eval")
     ran = cli(*words, "--max-steps", "1")
-    assert "no test split: 2 prompts held out by hash" in ran.err
-    assert "no test split: 2 prompts held out by hash" in cli("show", ran.ref, "--json").out
+    assert "there is no test split: 2 prompts held out, chosen by hash" in ran.err
+    assert "there is no test split: 2 prompts held out, chosen by hash" in cli("show", ran.ref, "--json").out
 
 
 def test_answers_of_another_student_are_refused_unless_they_are_allowed(pipeline: Pipeline, cli: Cli) -> None:

@@ -228,7 +228,7 @@ distill --method dpo --student sft@last | --student sft@last | sft@latest
 distill --method dpo --student Llama-3.2-1b | --student Llama-3.2-1b | did you mean llama-3.2-1b
 distill --method dpo --student abc | there is no tag or id abc | an id needs 4 digits
 distill --method dpo --student xyzzy | there is no tag or id xyzzy | adpa show
-sft --model nosuch | there is no tag or id nosuch | adpa show
+sft --model nosuch | there is no tag or id nosuch | for a hub model, write ORG/NAME; adpa show
 sft --model ./nosuch | nosuch | org/name
 sft --model tiny --data nosuch.jsonl | nosuch.jsonl | path
 sft --model tiny --data mydata | mydata | ./mydata

@@ -46,7 +46,10 @@ def test_a_rollout_holds_the_same_prompts_with_lengths(tmp_path: Path) -> None:
             "row 2 answers the same prompt as row 1",
         ),
         ([{"instruction": "a"}], "row 1, output: the column is missing"),
-        ([{"instruction": "a", "output": "b"}, {"instruction": "c", "output": None}], "row 2, output: NoneType"),
+        (
+            [{"instruction": "a", "output": "b"}, {"instruction": "c", "output": None}],
+            "row 2, output: its type is NoneType",
+        ),
         ([{"instruction": " ", "output": "b"}], "row 1, prompt"),
         ([{"output": "b"}], "row 1, prompt"),
         ([{"instruction": "a", "output": "b \ud800"}], "row 1 has half of a surrogate pair"),

@@ -305,9 +305,11 @@ def test_marks_follow_the_encoding_of_the_stream():
 
 
 def test_vocabularies_are_compared_by_map_not_by_size(tmp_path, with_bos, without_bos):
-    assert compare(with_bos, with_bos) == (f"one vocabulary of {len(with_bos.vocabulary)} tokens",)
+    assert compare(with_bos, with_bos) == (
+        f"both models have the same vocabulary of {len(with_bos.vocabulary)} tokens",
+    )
     larger = make_tokenizer(tmp_path / "more", True, extra=["<tool>"])
-    assert "1 ids only the teacher has ('<tool>')" in compare(larger, with_bos)[0]
+    assert "ids that only the teacher has: 1 ('<tool>')" in compare(larger, with_bos)[0]
     first_more = len(with_bos.vocabulary)
     with pytest.raises(AdpaError, match=f"id {first_more}: teacher has none, student '<tool>'"):
         compare(with_bos, larger)

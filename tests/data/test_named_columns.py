@@ -71,7 +71,7 @@ def test_a_prompt_that_is_misspelt_is_no_metadata(tmp_path):
     check_unused(loaded, {"promt"})
     for row in rows:
         row["chosen"] = "so ."
-    with pytest.raises(DataError, match="did you mean prompt for promt"):
+    with pytest.raises(DataError, match="if promt is the prompt, add --columns prompt=promt"):
         load_pairs([parse_source(str(write(tmp_path / "pairs.jsonl", rows)))], "all")
 
 

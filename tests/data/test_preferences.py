@@ -161,7 +161,7 @@ def test_ties_of_annotations_are_dropped():
     loaded = pairs({**row, "preference": 1.5}, {**row, "preference": 1})
     assert [item.row for item in loaded.items] == [2]
     assert loaded.dropped == {"tie": 1}
-    assert "left out: tie 1" in loaded.notes
+    assert "left out: tie (1)" in loaded.notes
 
 
 ONE, TWO = (user(Q), said(A)), (user(Q), said("so ."), user(Q2), said(A))
@@ -270,8 +270,12 @@ def chat(*roles_and_texts):
     [
         ({"prompt": Q, "chosen": A}, "missing rejected", "row 2, rejected: the column is missing"),
         ({"prompt": Q, "chosen": A, "rejected": None}, "missing rejected", "row 2, rejected: the column is missing"),
-        ({"prompt": Q, "chosen": 3, "rejected": B}, "chosen: wrong type", "row 2, chosen: int instead of turns"),
-        ({"prompt": 3, "chosen": A, "rejected": B}, "prompt: wrong type", "row 2, prompt: int"),
+        (
+            {"prompt": Q, "chosen": 3, "rejected": B},
+            "chosen: wrong type",
+            "row 2, chosen: its type is int, and text or turns",
+        ),
+        ({"prompt": 3, "chosen": A, "rejected": B}, "prompt: wrong type", "row 2, prompt: its type is int"),
         ({"prompt": Q, "chosen": " \n", "rejected": B}, "empty chosen", "row 2, chosen: the answer is empty"),
         (
             {"prompt": Q, "chosen": A, "rejected": A},
@@ -305,14 +309,14 @@ def chat(*roles_and_texts):
             "chosen: no answer",
             "row 2, chosen: the turns end with the user's",
         ),
-        ({"prompt": Q, "chosen": [], "rejected": B}, "chosen: wrong type", "row 2, chosen: an empty list"),
+        ({"prompt": Q, "chosen": [], "rejected": B}, "chosen: wrong type", "row 2, chosen: the list is empty"),
     ],
 )
 def test_problems_name_row_and_field_and_can_be_skipped(bad, kind, said_of_it):
     found = (good(1), bad, good(3))
     with pytest.raises(DataError, match=f"1 of 3 rows cannot be used\n  rows {said_of_it}") as caught:
         pairs(*found)
-    assert f"by kind: {kind} 1" in caught.value.message
+    assert f"by kind: {kind} (1)" in caught.value.message
     assert "--skip-bad-rows" in caught.value.hint
     loaded = pairs(*found, skip_bad_rows=True)
     assert [item.row for item in loaded.items] == [1, 3]
@@ -332,11 +336,11 @@ def test_first_five_problems_and_all_counts():
         pairs(*bad)
     assert caught.value.message.count("rows row ") == 5
     assert "… 3 more" in caught.value.message
-    assert "chosen equals rejected 4, empty rejected 4" in caught.value.message
+    assert "chosen equals rejected (4), empty rejected (4)" in caught.value.message
 
 
 def test_nothing_left_is_an_error():
-    with pytest.raises(DataError, match="none of the 1 rows can be used as pairs: empty rejected 1"):
+    with pytest.raises(DataError, match=r"none of the 1 rows can be used as pairs: empty rejected \(1\)"):
         pairs({"prompt": Q, "chosen": A, "rejected": ""}, skip_bad_rows=True)
 
 
@@ -435,7 +439,7 @@ def test_sides_of_a_file_are_held_out_alike_for_pairs_and_dialogues(tmp_path):
     train, test = (load_pairs([source], side) for side in ("train", "test"))
     assert len(train.items) == 95
     assert len(test.items) == 5
-    assert train.notes == ("no test split: 5 prompts held out by hash",)
+    assert train.notes == ("there is no test split: 5 prompts held out, chosen by hash",)
     chats = load_dialogues([source], "test").items
     assert [item.row for item in chats] == [item.row for item in test.items]
 

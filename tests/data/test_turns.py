@@ -100,7 +100,7 @@ def test_content_as_parts_is_its_text():
 )  # fmt: skip
 def test_parts_that_are_no_text_are_refused_by_name(part, kind):
     content = [{"type": "text", "text": Q}, part]
-    with pytest.raises(DataError, match=rf"row 1, messages\[0\].content\[1\]: a part of type {kind}"):
+    with pytest.raises(DataError, match=rf"row 1, messages\[0\].content\[1\]: its type is {kind}, and only text"):
         dialogue_of({"messages": [turn("user", content), TURNS[1]]})
 
 
@@ -185,7 +185,7 @@ def test_no_tools_are_none(tools):
         ),
         ({"messages": [turn("user", Q), turn("assistant", None)]}, r"\[1\].content: the key is missing or null"),
         ({"messages": [turn("user", Q), turn("assistant", A, name=3)]}, r"messages\[1\].name: its type is int"),
-        ({"messages": [Q, A]}, r"messages\[0\]: str instead of \{role, content\}"),
+        ({"messages": [Q, A]}, r"messages\[0\]: its type is str, and an object with role and content"),
         ({"messages": [turn("user", {"text": Q}), TURNS[1]]}, r"messages\[0\].content: its type is dict"),
     ],
 )

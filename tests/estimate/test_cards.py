@@ -189,7 +189,7 @@ def test_a_card_that_torch_cannot_open_is_refused_before_any_work(
         write_driver(tmp_path / "bin", monkeypatch)
         write_torch(tmp_path / "site", monkeypatch, "2.13.0", "13.0")
     said = cli.refused(1, "sft", "--model", "tiny", "--max-steps", "1")
-    assert said.startswith(f"{CARD} is here, and torch {torch.__version__} cannot open it: ")
+    assert said.startswith(f"torch {torch.__version__} cannot use the GPU of this machine, {CARD}: ")
     assert "try: update the driver" in said
     assert "CUDA_VISIBLE_DEVICES= " in said
 

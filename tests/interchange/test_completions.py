@@ -154,7 +154,7 @@ def test_messages_of_the_request_are_turns(tmp_path: Path, messages: list[Any], 
     ("content", "said"),
     [
         (None, "content: the key is missing or null"),
-        ([{"type": "image_url", "image_url": {}}], r"content\[0\]: a part of type image_url"),
+        ([{"type": "image_url", "image_url": {}}], r"content\[0\]: its type is image_url"),
     ],
 )
 def test_messages_that_cannot_be_read_name_the_line(tmp_path: Path, content: Any, said: str) -> None:

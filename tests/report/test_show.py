@@ -162,6 +162,15 @@ def test_long_lists_are_cut_and_rehearsals_hidden(store: Store) -> None:
     assert listing.screen(found, 100, NOW, everything=True).count("sft/") == 31
 
 
+def test_a_rehearsal_is_listed_by_its_tag_and_a_list_without_rows_says_why(store: Store) -> None:
+    made = add(store, "sft", {}, 0.0, n="rehearsal", made={"smoke": True})
+    assert listing.screen(listing.collect(store), 100, NOW).endswith(
+        "\nonly --smoke runs and evaluations\n… 1 more (adpa show --all)\n"
+    )
+    store.tag("first", made.ref)
+    assert f"{made.ref} " in listing.screen(listing.collect(store), 100, NOW)
+
+
 def test_a_cut_list_keeps_what_is_named_or_measured(store: Store) -> None:
     start = add(store, "sft", {}, 90 * HOUR)
     model = add(store, "distill", {"model": f"artifact:{start.id}"}, 90 * HOUR)

@@ -87,7 +87,8 @@ def test_a_reader_finds_what_a_dict_finds(tmp_path: Path, width: int, monkeypatc
         assert reader.named(key.example_id, key.part).label_ids.tolist() == sample_rows(n, 2, 3, 20).label_ids.tolist()
     for stranger in (AnswerKey("example-20", "chosen", ""), AnswerKey("example-0", "first", "")):
         with pytest.raises(
-            DataError, match=r"is not among its 20 examples|was not captured, only chosen, rejected, roll"
+            DataError,
+            match=r"it was made for 20 others|has no first answer of the example 'example-0', only chosen and ",
         ):
             reader.check([stranger])
     write_shard(tmp_path / "signal-00005.adpa", spec_of(3, 20), [(answers[0][0], sample_rows(answers[0][1], 2, 3, 20))])

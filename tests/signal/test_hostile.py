@@ -145,8 +145,8 @@ def test_headers_that_lie(tmp_path, changes, match):
 @pytest.mark.parametrize(
     ("data", "match"),
     [
-        (b"", "not a teacher signal"),
-        (b"PK\x03\x04" + bytes(100), "not a teacher signal"),
+        (b"", "this is not a teacher signal"),
+        (b"PK\x03\x04" + bytes(100), "this is not a teacher signal"),
         (b"adpa-sig" + b"\xff" * 12, "version"),
         (b"adpa-sig" + (1).to_bytes(4, "little") + b"\xff" * 8, "beyond the end"),
         (packed(b"{}", version=2), "version 2"),

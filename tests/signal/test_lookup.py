@@ -35,16 +35,20 @@ def test_answers_are_found_in_every_shard(folder):
 
 
 @pytest.mark.parametrize(
-    ("change", "field"),
-    [({"example_id": "nobody"}, "example_id"), ({"part": "rejected"}, "part"), ({"tokens": "0" * 32}, "tokens")],
+    ("change", "said"),
+    [
+        ({"example_id": "nobody"}, "has no example 'nobody'; it was made for [0-9] others"),
+        ({"part": "rejected"}, "has no rejected answer of the example 'example-2', only chosen and rollout"),
+        ({"tokens": "0" * 32}, "was made for other tokens of the example 'example-2'"),
+    ],
 )
-def test_a_mismatch_names_the_field_that_differs(folder, change, field):
+def test_a_mismatch_names_what_differs(folder, change, said):
     reader = SignalReader(folder)
     key = replace(reader.shards[1].keys[0], **change)
-    with pytest.raises(DataError, match=f"field {field}") as caught:
+    with pytest.raises(DataError, match=said) as caught:
         reader.read(key)
     assert "adpa cache-teacher" in caught.value.hint
-    with pytest.raises(DataError, match=f"field {field}"):
+    with pytest.raises(DataError, match=said):
         reader.check([reader.shards[0].keys[0], key])
 
 

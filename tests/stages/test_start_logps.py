@@ -156,7 +156,7 @@ def test_a_table_in_groups_is_looked_up_like_a_dict(bits: int, tmp_path: Path, m
     assert {name: logps.tolist() for name, logps in known.items()} == {
         (key.example_id, key.part): logps.tolist() for key, logps in rows.items()
     }
-    with pytest.raises(AdpaError, match="is not among its 100 examples"):
+    with pytest.raises(AdpaError, match="it was made for 100 others"):
         known.check([*rows, AnswerKey("row-100", "chosen", "")])
     assert ("row-0", "rollout") not in known
 
@@ -168,14 +168,14 @@ def source_of(job: Job) -> Located:
 @pytest.mark.parametrize(
     ("changed", "field"),
     [
-        ({"example_id": "row-77"}, r"field example_id: 'row-77' is not among its 11 examples"),
+        ({"example_id": "row-77"}, r"has no example 'row-77'; it was made for 11 others"),
         (
             {"part": "rollout"},
-            r"example '0000000000000003', field part: 'rollout' was not scored, only chosen, rejected",
+            r"has no rollout answer of the example '0000000000000003', only chosen and rejected",
         ),
         (
             {"tokens": "0" * 32},
-            r"example '0000000000000003' \(chosen\), field tokens: the log-probs are for tokens [0-9a-f]{32}",
+            r"other tokens of the example '0000000000000003' \(chosen\) than .* hashes are [0-9a-f]{32} and 0{32}",
         ),
     ],
 )

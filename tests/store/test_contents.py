@@ -173,7 +173,7 @@ def test_shards_come_from_the_index(model: Path) -> None:
 
 
 def test_incomplete_models_say_what_is_missing(model: Path, tmp_path: Path) -> None:
-    with pytest.raises(NotFound, match="is not a folder"):
+    with pytest.raises(NotFound, match="there is no folder"):
         model_digest(tmp_path / "none")
     (model / "model.safetensors").rename(model / "pytorch_model.bin")
     with pytest.raises(DataError, match=r"only pytorch_model.bin.*weights load from safetensors only"):

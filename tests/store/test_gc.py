@@ -86,7 +86,7 @@ def test_rehearsals_are_no_results_and_stay_a_day(tmp_path: Path) -> None:
     store.tag("kept", tagged.id)
     gone, kept = sorted_out(store)
     assert gone == {base.ref, result.ref}
-    assert kept == {fresh.ref: "made in the last 1 day", tagged.ref: "tag kept"}
+    assert kept == {fresh.ref: "made in the last day", tagged.ref: "tag kept"}
 
 
 def test_unfinished_work_stays_with_its_inputs_until_nobody_goes_on(tmp_path: Path) -> None:

@@ -142,7 +142,7 @@ def test_what_is_missing_or_does_not_fit_is_said(unigrams: Path, cli: Cli) -> No
     assert "--reference MODEL" in said
     assert "every margin would be 0" in cli.refused(2, *asked, "--reference", "./model")
     assert "--reference is empty" in cli.refused(2, *asked, "--reference", "")
-    assert "nowhere is not a folder" in cli.refused(3, *asked, "--reference", "./nowhere")
+    assert "there is no folder nowhere" in cli.refused(3, *asked, "--reference", "./nowhere")
     said = cli.refused(2, *asked, "--reference", "./reference", "--teacher", "./model")
     assert "--teacher has no effect with --suite agreement" in said
     assert "--suite implicit" in said

@@ -73,7 +73,11 @@ def _of_file(path: Path) -> Iterator[tuple[int, Answered]]:
             said = f"{path.name} row {number}, {problem.field}: {problem.content}"
             raise DataError(said, "every row needs the columns instruction and output") from None
         if not isinstance(row.get(ANSWER), str):
-            found = f"{type(row[ANSWER]).__name__} instead of text" if ANSWER in row else "the column is missing"
+            found = (
+                f"its type is {type(row[ANSWER]).__name__}, and text is needed"
+                if ANSWER in row
+                else "the column is missing"
+            )
             raise DataError(
                 f"{path.name} row {number}, {ANSWER}: {found}", "every row needs the columns instruction and output"
             )

@@ -343,9 +343,9 @@ def single_token(tokenizer: Tokenizer, end: str) -> int:
     ids = tokenizer.ids(end) if end else []
     if len(ids) == 1 and ids[0] == tokenizer.id_of(end):
         return ids[0]
-    fault = (
-        f"{end!r} is {len(ids)} tokens in this tokenizer, and must be one" if end else "the tokenizer has no end token"
-    )
+    fault = f"{end!r} is {len(ids)} tokens in this tokenizer, and must be one" if end else "the tokenizer has none"
+    if len(ids) == 1:
+        fault = f"{end!r} is not in the vocabulary of this tokenizer"
     own = tokenizer.named.get("eos_token", "")  # which may fill up shorter rows too
     never = {text for text in tokenizer.named.values() if text != own}  # such as <bos> and <pad>
     offered = sorted((token for token in tokenizer.specials if token not in never), key=lambda token: token != own)

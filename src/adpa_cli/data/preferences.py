@@ -185,7 +185,11 @@ class DataSet:
             _check(files, self.purpose)
         pool = [file.items.values("key")[~self._ties(file)] for whole, file in read if not whole]
         held = held_out_keys(np.concatenate(pool)) if pool else np.zeros(0, np.uint64)
-        notes = [f"no test split: {len(held)} prompt{'s' * (len(held) != 1)} held out by hash"] if pool else []
+        notes = (
+            [f"there is no test split: {len(held)} prompt{'s' * (len(held) != 1)} held out, chosen by hash"]
+            if pool
+            else []
+        )
         chosen: list[NDArray[np.bool_]] = []
         for whole, file in read:
             of_side = np.ones(len(file.items), bool)
@@ -280,13 +284,14 @@ def _check(files: Sequence[FileItems], purpose: Purpose) -> None:
     bad = _total(file.bad for file in files)
     if not bad:
         return
-    kinds = ", ".join(f"{kind} {count}" for kind, count in bad.most_common())
+    kinds = ", ".join(f"{kind} ({count})" for kind, count in bad.most_common())
     shown = "".join(f"\n  {problem}" for _, problem in [p for file in files for p in file.problems][:SHOWN_PROBLEMS])
     more = f"\n  … {bad.total() - SHOWN_PROBLEMS} more" if bad.total() > SHOWN_PROBLEMS else ""
     rows = sum(file.rows for file in files)
     message = f"{bad.total()} of {rows} rows cannot be used{shown}{more}\n  by kind: {kinds}"
     other = " (for the fine-tuning data of a family: --set sft.skip_bad_rows=true)" if purpose == "dialogues" else ""
-    raise DataError(message, f"fix these rows, or skip them: --skip-bad-rows{other}")
+    hint = f"fix these rows, or skip them: --skip-bad-rows{other}"
+    raise DataError(message, "no row can be used: do what the brackets say" if bad.total() == rows else hint)
 
 
 def _without_repetitions(
@@ -328,4 +333,4 @@ def _counted(count: int, words: str) -> str:
 
 
 def _counts(counts: Mapping[str, int]) -> str:
-    return ": " + ", ".join(f"{kind} {count}" for kind, count in counts.items()) if counts else ""
+    return ": " + ", ".join(f"{kind} ({count})" for kind, count in counts.items()) if counts else ""

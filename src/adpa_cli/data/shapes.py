@@ -200,8 +200,11 @@ def shared_beginning(row: Row) -> Sides:
     shared = shared[: max(shared.rfind(" "), shared.rfind("\n")) + 1]
     if not shared.strip():
         near = difflib.get_close_matches("prompt", [name for name in row if name not in SIDES], 1, 0.6)
-        fix = f"did you mean prompt for {near[0]}? --columns prompt={near[0]}" if near else "add a column prompt"
-        content = f"no column holds the prompt, and the two texts share no beginning (columns: {', '.join(row)})"
+        fix = f"if {near[0]} is the prompt, add --columns prompt={near[0]}" if near else "add a column prompt"
+        content = (
+            "there is no column prompt, and chosen and rejected do not begin with the same words; the columns are "
+            f"{', '.join(row)}"
+        )
         raise Problem("no prompt", "chosen", content, fix)
     cut = len(shared)
     prompt = after_columns(row, (Message("user", shared.strip()),))

@@ -220,9 +220,9 @@ def compare(teacher: Tokenizer, student: Tokenizer) -> tuple[str, ...]:
         raise AdpaError(message, OTHER_TOKENIZER)
     more = sorted(set(theirs) - set(ours))
     if not more:
-        return (f"one vocabulary of {len(ours)} tokens",)
+        return (f"both models have the same vocabulary of {len(ours)} tokens",)
     named = ", ".join(repr(theirs[id_]) for id_ in more[:SHOWN]) + (", …" if len(more) > SHOWN else "")
-    return (f"{len(more)} ids only the teacher has ({named}): their probability counts as mass outside",)
+    return (f"ids that only the teacher has: {len(more)} ({named}); they count as mass outside the stored ids",)
 
 
 def different_cut(one: Tokenizer, other: Tokenizer) -> str | None:

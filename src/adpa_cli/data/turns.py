@@ -102,8 +102,10 @@ def turns_of(value: object, field: str) -> Prompt:
     if isinstance(value, Mapping):
         return (_turn(value, field, field),)
     if not isinstance(value, list) or not value:
-        content = "an empty list" if value == [] else f"{type(value).__name__} instead of turns"
-        raise Problem(f"{field}: wrong type", field, content, "write a list of {role, content}")
+        content = (
+            "the list is empty" if value == [] else f"its type is {type(value).__name__}, and text or turns are needed"
+        )
+        raise Problem(f"{field}: wrong type", field, content, "write a string, or a list of {role, content}")
     return tuple(_turn(turn, f"{field}[{index}]", field) for index, turn in enumerate(value))
 
 
@@ -192,7 +194,7 @@ def earlier_turns(value: object, field: str) -> Prompt:
     for index, each in enumerate(value):
         place = f"{field}[{index}]"
         if len(each) != 2:
-            content = f"{len(each)} texts instead of a question and its answer"
+            content = f"it has {len(each)} texts, and a question and its answer are needed"
             raise Problem(f"{field}: wrong type", place, content, "write [[question, answer], …]")
         turns += (Message("user", checked(each[0], place)), Message("assistant", checked(each[1], place)))
     return tuple(turns)
@@ -218,8 +220,8 @@ def parts_text(value: Sequence[object], place: str, field: str) -> str:
         elif isinstance(part, Mapping) and kind in TEXT_PARTS:
             said.append(checked(part.get("text"), f"{place}[{index}].text"))
         else:
-            content = f"a part of type {kind}" if kind else f"{type(part).__name__} instead of a part with text"
-            fix = "this reads text only: leave the row out, or say it in words"
+            content = f"its type is {kind or type(part).__name__}, and only text can be read"
+            fix = "remove the row, or describe the part in words"
             raise Problem(f"{field}: not text", f"{place}[{index}]", content, fix)
     return "".join(checked(text, place) for text in said)
 
@@ -245,7 +247,7 @@ def unread_keys(value: object) -> Iterator[tuple[str, Any, bool]]:
 def _turn(turn: object, place: str, field: str) -> Message:
     given, turn = turn, _literal(turn) if isinstance(turn, str) else turn
     if not isinstance(turn, Mapping):
-        kind = f"{type(given).__name__} instead of {{role, content}}"
+        kind = f"its type is {type(given).__name__}, and an object with role and content is needed"
         raise Problem(f"{field}: wrong type", place, kind, "write a list of {role, content}")
     _check_one(turn, place, field)
     name, said = ("from", "value") if is_sharegpt(turn) else ("role", "content")

@@ -114,8 +114,9 @@ def reference_pass(
     for answer, row in zip(answers, rows, strict=True):
         if list(answer.answer) != row.label_ids.tolist():
             raise DataError(
-                f"row {answer.key.example_id!r}: the reference teacher's answer differs from the aligned teacher's",
-                "run both teachers over the same answers",
+                f"the reference teacher is given other tokens for the answer of row {answer.key.example_id!r} than the "
+                "aligned teacher was",
+                "give both teachers the same answers",
             )
     states, head, mask = _forward(model, answers, student_vocab, dtype, share)
     asked = np.concatenate([np.concatenate([row.label_ids[:, None], row.ids], 1) for row in rows])

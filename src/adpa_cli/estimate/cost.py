@@ -388,7 +388,7 @@ def check_card(machine: Machine) -> None:
             torch.empty(0, device="cuda")
         except (RuntimeError, AssertionError) as error:
             why = str(error).partition(". ")[0].rstrip(".")
-            message = f"{machine.name} is here, and torch {torch.__version__} cannot open it: {why}"
+            message = f"torch {torch.__version__} cannot use the GPU of this machine, {machine.name}: {why}"
             raise AdpaError(message, OTHER_DRIVER) from error
 
 

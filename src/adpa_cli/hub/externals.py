@@ -198,7 +198,9 @@ class Externals:
         for given in texts:
             text, columns = columns_off(given)
             if not text:
-                raise UsageError("a data source is empty", "name a file, a folder (./NAME), a hub data set (org/name)")
+                raise UsageError(
+                    "a data source is empty", "name a file, a folder (./NAME) or a hub data set (org/name)"
+                )
             name, _, split = text.partition("#")
             base = DATA_ALIASES.get(name, name)
             try:

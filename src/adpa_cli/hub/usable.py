@@ -106,7 +106,7 @@ def remarks(folder: ModelFolder, name: str) -> tuple[str, ...]:
         said.append(f"{name}: the adapter beside the weights{f' (of {base})' if base else ''} is not used")
     if (weights := _layers_of_weights(folder)) > (layers := folder.size.layers):
         stated = f"{layers} layer{'s' * (layers != 1)}"
-        said.append(f"{name}: config.json says {stated} and the weights have {weights}; the others are not used")
+        said.append(f"{name}: config.json says {stated} and the weights have {weights}; only the first are used")
     if folder.has_text_part:
         said.append(f"{name} has several parts: the one that reads text is used and saved, as a model of its own")
     return tuple(said)

@@ -295,7 +295,8 @@ def _captured_completion(where: str, choice: Any, prompt: Prompt | None, words: 
             listed = [top for top in entry["top_logprobs"] if _logp(top) > -np.inf]
             rows.append(_checked([(words.id_of(top), _logp(top)) for top in listed], tokens[-1], labels[-1]))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise DataError(f"{where}, position {position}: {error}", HINT) from None
+            problem = f"there is no field {error}" if isinstance(error, KeyError) else error
+            raise DataError(f"{where}, position {position}: {problem}", HINT) from None
     k = max(map(len, rows))
     ids = np.full((len(rows), k), -1, dtype=np.int32)
     logps = np.full((len(rows), k), -np.inf)

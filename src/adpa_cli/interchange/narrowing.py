@@ -210,7 +210,7 @@ def _measured(
 def _check_memory(folder: Path) -> None:
     need, room = 4 * ModelFolder.of(folder).size.parameters, available_memory()
     if need > room:
-        raise AdpaError(f"the float32 model takes {size_words(need)} of memory, and {size_words(room)} are free")
+        raise AdpaError(f"the model needs {size_words(need)} of memory in float32, and {size_words(room)} are free")
 
 
 def _held_out(names: Names, model: Trained, rows: int) -> tuple[str, EvalSpec, Sequence[Example]]:
@@ -223,7 +223,7 @@ def _held_out(names: Names, model: Trained, rows: int) -> tuple[str, EvalSpec, S
     from adpa_cli.hub.externals import dialogues_of, pairs_of
 
     if model.manifest is None:
-        raise NotFound("the data that it was trained on are not known")
+        raise NotFound("it is not recorded which data the model was trained on")
     if model.is_judge:
         raise NotFound("a reward model has no log-probs")
     data, spec = _data(names, model.manifest), make(TrainSpec, model.manifest.spec)
@@ -250,10 +250,10 @@ def _data(names: Names, manifest: Manifest) -> External:
     """The data that an artifact was made from. Raises NotFound where they are not on this machine."""
     content = str(manifest.inputs.get("data", ""))
     if content not in manifest.sources:
-        raise NotFound("the data that it was trained on are not known")
+        raise NotFound("it is not recorded which data the model was trained on")
     data = names.data_of(manifest.sources[content], content)
     if data.download or not data.is_open:
-        raise NotFound(f"the data {data.label} are not on this machine")
+        raise NotFound(f"the data it was trained on, {data.label}, are not on this machine")
     return data
 
 

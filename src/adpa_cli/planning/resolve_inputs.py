@@ -56,7 +56,7 @@ class Names(Externals):
         ref, _, step = text.rpartition("@")
         if ref and step.isdigit():
             return self._point(self.made(ref, made_by or stages.making("model"), option), int(step), option)
-        return self.made(text, made_by or stages.making("model"), option)
+        return self.made(text, made_by or stages.making("model"), option, "for a hub model, write ORG/NAME; ")
 
     def _point(self, artifact: Artifact, step: int, option: str) -> External:
         """A kept point of a training, `REF@STEP`: the weights after that step. NotFound where they were not kept."""
@@ -78,8 +78,8 @@ class Names(Externals):
             check_decoder(ModelFolder.of(Path(model.where[0])), model.label)
         return model
 
-    def made(self, text: str, made_by: Sequence[str], option: str) -> Artifact:
-        """The artifact `made_by` one of some stages that `text` names."""
+    def made(self, text: str, made_by: Sequence[str], option: str, instead: str = "") -> Artifact:
+        """The artifact `made_by` one of some stages that `text` names. What else could be named is `instead`."""
         if not text:
             raise UsageError(f"{option} is empty", "name an artifact; a $variable in its place may have been empty")
         try:
@@ -88,7 +88,7 @@ class Names(Externals):
             known = [*aliases(), *ready_pairs(), *self.store.tags()]
             close = difflib.get_close_matches(text.lower(), known, n=2, cutoff=0.7)
             stage = text.partition("@")[0].lower()
-            hint = f"did you mean {' or '.join(close)}?" if close and "/" not in text else error.hint
+            hint = f"did you mean {' or '.join(close)}?" if close and "/" not in text else instead + error.hint
             if stage in made_by and text != f"{stage}@latest" and "/" not in text:
                 hint = f"the newest artifact of this stage is {stage}@latest; adpa show lists all"
             if Path(text).is_dir():

@@ -38,7 +38,10 @@ class ListRow:
 
 @dataclass(frozen=True)
 class Listing:
-    """The whole store; `rows` are newest first, those `aside` (rehearsals, evaluations) are shown on request only."""
+    """The whole store; `rows` are newest first.
+
+    Those `aside`, which are evaluations and rehearsals without a tag, are shown on request only.
+    """
 
     root: Path
     rows: tuple[ListRow, ...]
@@ -93,7 +96,7 @@ def collect(store: Store) -> Listing:
     for manifest in artifacts:
         column = plain.get(manifest.id, [])
         alike = [score for score in column if newest is not None and score.kind == newest.kind]
-        aside = bool(manifest.made.get("smoke")) or measured_model(manifest) in by_id
+        aside = (bool(manifest.made.get("smoke")) and manifest.id not in tags) or measured_model(manifest) in by_id
         rows.append(
             ListRow(
                 manifest, title(manifest, by_id), tuple(tags.get(manifest.id, ())), next(iter(alike or column), None),
@@ -124,6 +127,7 @@ def screen(
     lines = _head(listing, width)
     lines += text.table(HEADER, cells, width, flexible=1, expendable=(3, 4, 6, 2, 5)) if rows else []
     if len(rows) < len(listing.rows):
+        lines += [] if rows else ["only --smoke runs and evaluations"]
         lines.append(f"… {len(listing.rows) - len(rows)} more (adpa show --all)")
     if any(row.score and not row.comparable for row in rows):
         lines += text.wrap("", ["† not measured as the score named above;", "see: adpa show ID"], width, " ")

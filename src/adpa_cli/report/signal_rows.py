@@ -350,7 +350,7 @@ def screen(figures: dict[str, Any], width: int) -> str:
         share = entry["tokens"] / max(1, tokens)
         bar = "#" * round(BAR * entry["tokens"] / most)
         lines.append(f"  {entry['from']:5.3f} to {entry['to']:5.3f}  {100 * share:5.1f} %  {bar}")
-    lines.append(f"taken token outside the ids: {100 * figures['taken_outside']:.2f} %")
+    lines.append(f"tokens of the answers outside the top {k}: {100 * figures['taken_outside']:.2f} %")
     if "rms_advantage" in figures:
         steps = figures["rms_advantage_steps"]
         stored = "stored exactly" if steps is None else f"{steps:.3g} times the storage resolution"
@@ -374,7 +374,11 @@ def _measured(distances: dict[str, Any], width: int) -> list[str]:
         method, end, _ = name.partition(COSINE)
         rows += [(value, "{:.6f}", f"cosine of {method.upper()}'s gradient with the full vocabulary's")] if end else []
     lines = [f"  {form.format(value):>12}  {words}" for value, form, words in rows if value is not None]
-    whole = f" with whole weights, where the signal is of {distances['stored']} ones" if "stored" in distances else ""
+    whole = (
+        f" with unquantised weights (the signal was made with {distances['stored']} weights)"
+        if "stored" in distances
+        else ""
+    )
     watch = text.wrap("warning  ", distances["watch"].split(" "), width, " ") if "watch" in distances else []
     return [f"against the teacher{whole}, {size}; student: {distances['student']}", *lines, *watch]
 

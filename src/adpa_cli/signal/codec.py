@@ -153,10 +153,10 @@ class Decompressor:
         try:
             facts = zstandard.get_frame_parameters(frame)
             if not facts.has_checksum or facts.dict_id or facts.content_size > bound:
-                raise Corrupt("a frame has no checksum, or an impossible size")
+                raise Corrupt("its compressed bytes have no checksum, or an impossible size")
             return self._zstd.decompress(frame, read_across_frames=False, allow_extra_data=False)
         except zstandard.ZstdError as error:
-            raise Corrupt(f"a frame does not decompress ({error})") from None
+            raise Corrupt(f"its bytes cannot be decompressed ({error})") from None
 
 
 def encode_frame(key: AnswerKey, rows: SignalRows, spec: SignalSpec, ranking: Ranking) -> list[bytes]:
@@ -168,12 +168,12 @@ def encode_frame(key: AnswerKey, rows: SignalRows, spec: SignalSpec, ranking: Ra
     deltas = ranks.copy()
     deltas[:, 1:] -= ranks[:, :-1] + 1
     if deltas.size and deltas.min() < 0:
-        raise DataError(f"{key.label}: field ids names an id twice in one token")
+        raise DataError(f"{key.label}: `ids` has one id twice at a token")
     rows = per_id(rows, lambda values: values.take(order))
     column, inside = label_positions(rows)
     entry = finite_or_zero(rows.logps[np.arange(len(rows)), column])
     if (np.abs(entry - finite_or_zero(rows.label_logps)) > 1e-3 - 1e-4 * entry)[inside].any():
-        raise DataError(f"{key.label}: field label_logps differs from the log-prob at the label's id")
+        raise DataError(f"{key.label}: `label_logps` differs from the log-prob at the label's id")
     outside = ~inside
     place = np.where(inside, column + 1, 0).astype(np.int32)
     labels = np.concatenate([place, ranking.ranks[rows.label_ids[outside]]])
@@ -258,7 +258,7 @@ def decode_frames(frames: Sequence[Framed], spec: SignalSpec, ranking: Ranking, 
     data = Cursor([content for _, _, content in frames])
     heads, tokens = data.head(3), [count for _, count, _ in frames]
     if [head[:2] for head in heads] != [(key_tag(key), count) for key, count, _ in frames]:
-        raise Corrupt("a frame belongs to another answer")
+        raise Corrupt("its bytes belong to another answer")
     missing = [head[2] for head in heads]
     ids = _decode_ids(data, tokens, spec, ranking)
     weights = _decode_weights(data, tokens, spec) if spec.draws else None
@@ -297,7 +297,7 @@ def _decode_ids(data: Cursor, tokens: Sequence[int], spec: SignalSpec, ranking: 
 def _decode_weights(data: Cursor, tokens: Sequence[int], spec: SignalSpec) -> Floats:
     counts = data.ints([n * spec.k for n in tokens], limit=max(spec.draws, ESCAPE)).reshape(-1, spec.k)
     if counts.size and counts.sum(axis=1, dtype=np.int64).max() > spec.draws:
-        raise Corrupt("a frame counts more draws than there were")
+        raise Corrupt("it counts more draws than there were")
     weights: Floats = counts.astype(np.float32)
     weights /= np.float32(spec.draws)
     return weights
@@ -307,7 +307,7 @@ def _to_ids(ranks: NDArray[Any], ranking: Ranking) -> Ints:
     try:
         return ranking.ids.take(ranks)
     except IndexError:
-        raise Corrupt("a frame has an id outside the vocabulary") from None
+        raise Corrupt("it has an id outside the vocabulary") from None
 
 
 def _decode_aligned(
@@ -352,7 +352,7 @@ def _outside(place: Ints, tokens: Sequence[int], missing: Sequence[int], k: int)
     """[M] the tokens whose label is not among their ids."""
     outside: Positions = (place == 0).nonzero()[0]
     if place.max(initial=0) > k or among(outside, tokens) != missing:
-        raise Corrupt("a frame places a label beyond its ids")
+        raise Corrupt("it places a label beyond its ids")
     return outside
 
 
@@ -392,7 +392,7 @@ def _decode_flips(data: Cursor, each: Sequence[int]) -> Positions:
     starts = list(accumulate(each, initial=0))
     flips = [gaps[a:b].cumsum() - 1 for a, b in pairwise(accumulate(counts, initial=0))]
     if any(run.size and run[-1] >= size for run, size in zip(flips, each, strict=True)):
-        raise Corrupt("a frame marks an id that it does not have")
+        raise Corrupt("it marks an id that it does not have")
     return np.concatenate([run + start for run, start in zip(flips, starts, strict=False)])
 
 

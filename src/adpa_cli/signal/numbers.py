@@ -127,7 +127,7 @@ class Cursor:
         try:
             heads = [numbers.unpack_from(buffer, at) for buffer, at in zip(self._buffers, self.at, strict=True)]
         except struct.error:
-            raise Corrupt("a frame ends too early") from None
+            raise Corrupt("its bytes end too early") from None
         self.at = [at + numbers.size for at in self.at]
         return heads
 
@@ -146,7 +146,7 @@ class Cursor:
         (at,) = (plane == ESCAPE).nonzero()
         counted = among(at, counts)
         if any(n != m or width > 4 or (width == 0) != (n == 0) for (n, width), m in zip(heads, counted, strict=True)):
-            raise Corrupt("a frame's escapes do not match their count")
+            raise Corrupt("it has another count of large integers than it says")
         if at.size:
             values[at] = self._escaped(heads, limit)
         return values
@@ -160,7 +160,7 @@ class Cursor:
             plane = _joined([piece[i * n : i * n + n] if i < own else bytes(n) for piece, (n, own) in pieces])
             more |= plane.astype(np.int32) << 8 * i
         if more.max() > limit - ESCAPE or (width == 4 and more.min() < 0):
-            raise Corrupt("a frame has an integer out of range")
+            raise Corrupt("it has an integer out of range")
         more += ESCAPE
         return more
 
@@ -177,7 +177,7 @@ class Cursor:
     def finish(self) -> None:
         """Raises Corrupt when bytes are left over."""
         if self.at != [len(buffer) for buffer in self._buffers]:
-            raise Corrupt("a frame is longer than its rows")
+            raise Corrupt("its bytes are more than its rows need")
 
     def _pieces(self, counts: Sequence[int]) -> list[memoryview]:
         pieces = []
@@ -185,7 +185,7 @@ class Cursor:
             at = self.at[i]
             self.at[i] = end = at + count
             if end > len(buffer):
-                raise Corrupt("a frame ends too early")
+                raise Corrupt("its bytes end too early")
             pieces.append(buffer[at:end])
         return pieces
 

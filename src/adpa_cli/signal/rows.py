@@ -65,17 +65,24 @@ class SignalSpec:
 
     def __post_init__(self) -> None:
         if not 0 <= self.draws <= MAX_DRAWS or (self.draws and self.has_reference):
-            raise DataError(f"draws must be from 0 to {MAX_DRAWS}, and 0 with a reference teacher; got {self.draws}")
+            raise DataError(
+                f"a signal of {self.draws} draws per token{' with a reference teacher' * self.has_reference} cannot be "
+                f"stored: there are at most {MAX_DRAWS} draws, and none with a reference teacher",
+                "choose fewer draws, or leave out the reference teacher",
+            )
         if not 1 <= self.k <= self.vocab_size <= MAX_VOCABULARY:
             raise DataError(
-                f"a signal of k={self.k} ids over a vocabulary of {self.vocab_size}: "
-                f"1 <= k <= vocabulary <= {MAX_VOCABULARY} must hold",
+                f"a signal of the top {self.k} ids of a vocabulary of {self.vocab_size} cannot be stored: "
+                f"1 <= top k <= vocabulary <= {MAX_VOCABULARY} must hold",
                 "choose another --top-k",
             )
         for name in ("step", "difference_step"):
             step = getattr(self, name)
             if step != 0 and not 1e-6 <= step <= 16:
-                raise DataError(f"{name}={step} nats: must be 0 (exact) or from 1e-6 to 16", "use --precision 0.03125")
+                raise DataError(
+                    f"{name} must be 0, which stores exact values, or from 1e-6 to 16 nats; got {step:g}",
+                    "use --precision 0.03125",
+                )
 
     @property
     def has_reference(self) -> bool:
@@ -142,7 +149,9 @@ def pair_of(rows: SignalRows) -> tuple[Floats, Bools, Floats, Floats, Floats]:
     """The five fields of the reference, in their order. Raises DataError when the rows have no reference teacher."""
     values: Any = tuple(getattr(rows, name) for name in PAIR_FIELDS)
     if any(value is None for value in values):
-        raise DataError("this signal has no reference teacher", "capture it with --reference")
+        raise DataError(
+            "this signal has no reference teacher", "make one that has: adpa cache-teacher --reference MODEL …"
+        )
     pair: tuple[Floats, Bools, Floats, Floats, Floats] = values
     return pair
 
@@ -178,7 +187,7 @@ def checked_ids(rows: SignalRows, spec: SignalSpec, where: str) -> Ints:
     """All ids of the rows, flat. Raises DataError naming `where` when one is outside the vocabulary."""
     ids: Ints = np.asarray(rows.ids, dtype=np.int32).reshape(-1)
     if ids.size and not 0 <= ids.min() <= ids.max() < spec.vocab_size:
-        raise DataError(f"{where}: field ids has an id outside 0 … {spec.vocab_size - 1}")
+        raise DataError(f"{where}: `ids` has a token id outside 0 … {spec.vocab_size - 1}")
     return ids
 
 
@@ -190,31 +199,31 @@ def checked(rows: SignalRows, spec: SignalSpec, where: str, slack: float = 0.01)
     arrays: dict[str, Any] = {}
     n = len(rows)
     if n > MAX_TOKENS:
-        raise DataError(f"{where}: {n} tokens; an answer has at most {MAX_TOKENS}")
+        raise DataError(f"{where} has {n} tokens, and at most {MAX_TOKENS} can be stored")
     for name in ("ids", "logps", "label_ids", "label_logps", "rest_logps", *PAIR_FIELDS, "weights"):
         value, wanted = getattr(rows, name), name not in PAIR_FIELDS or spec.has_reference
-        absent = "no reference teacher is"
+        absent = "there is no reference teacher"
         if name == "weights":
             wanted, absent = spec.draws > 0, "no ids were drawn"
         if (value is not None) != wanted:
-            raise DataError(f"{where}: field {name} is {'missing' if wanted else f'given, but {absent}'}")
+            raise DataError(f"{where}: `{name}` is {'missing' if wanted else f'given, but {absent}'}")
         if not wanted:
             continue
         dtype = np.int32 if name == "label_ids" else PER_ID.get(name, np.float32)
         shape = (n, spec.k) if name in PER_ID else (n,)
         array: NDArray[Any] = np.ascontiguousarray(value, dtype=dtype)
         if array.shape != shape:
-            raise DataError(f"{where}: field {name} has shape {array.shape}, expected {shape}")
+            raise DataError(f"{where}: `{name}` has the shape {array.shape}, and {shape} is needed")
         if dtype is np.float32 and np.isnan(array).any():
-            raise DataError(f"{where}: field {name} is not a number at token {int(np.argwhere(np.isnan(array))[0][0])}")
+            raise DataError(f"{where}: `{name}` has a NaN at token {int(np.argwhere(np.isnan(array))[0][0])}")
         if name == "difference" and np.isneginf(array).any():
-            raise DataError(f"{where}: field difference is -inf (see the rule in SignalRows.difference)")
+            raise DataError(f"{where}: `difference` is -inf at a token; an aligned log-prob of -inf counts as 0 in it")
         if name == "weights" and (array.min(initial=0) < 0 or (array.sum(1) > 1.001).any()):
-            raise DataError(f"{where}: field weights has a row that does not lie between 0 and 1")
+            raise DataError(f"{where}: `weights` must be 0 or more, and sum to at most 1 at each token")
         if dtype is np.float32 and name not in ("difference", "weights") and (array > slack).any():
-            raise DataError(f"{where}: field {name} has a log-prob above 0")
+            raise DataError(f"{where}: `{name}` has a log-prob above 0")
         if dtype is np.int32 and n and not 0 <= array.min() <= array.max() < spec.vocab_size:
-            raise DataError(f"{where}: field {name} has an id outside 0 … {spec.vocab_size - 1}")
+            raise DataError(f"{where}: `{name}` has a token id outside 0 … {spec.vocab_size - 1}")
         arrays[name] = array
     return SignalRows(**arrays)
 

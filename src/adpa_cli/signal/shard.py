@@ -80,10 +80,13 @@ def write_index(index: Index) -> bytes:
 def header_size(prelude: bytes, available: int) -> int:
     """Bytes of the header that follows the prelude. Raises Corrupt for another kind of file or an unknown version."""
     if len(prelude) < PRELUDE or prelude[:8] != MAGIC:
-        raise Corrupt("not a teacher signal (the file does not start with `adpa-sig`)")
+        raise Corrupt("this is not a teacher signal: the file does not start with `adpa-sig`")
     version, size = (int(x) for x in np.frombuffer(prelude, "<u4", 2, 8))
     if version != VERSION:
-        raise Corrupt(f"codec version {version}; this adpa reads version {VERSION}", "upgrade adpa")
+        raise Corrupt(
+            f"the file is in version {version} of the format, and this adpa reads version {VERSION} only",
+            "pip install --upgrade adpa-cli" if version > VERSION else "make the signal again with adpa cache-teacher",
+        )
     if size > available - PRELUDE:
         raise Corrupt("the header reaches beyond the end of the file")
     return size
@@ -153,13 +156,13 @@ def read_ranking(frame: bytes, index: Index) -> Ranking:
     data = Cursor([Decompressor().content(frame)])
     total, vocabulary = sum(index.classes), index.spec.vocab_size
     if total > vocabulary:
-        raise Corrupt("the ranking has more ids than the vocabulary")
+        raise Corrupt("its ranking of frequent ids has more ids than the vocabulary")
     gaps = data.ints([total]).astype(np.int64) + 1
     data.finish()
     bounds = np.cumsum([0, *index.classes])
     ids = np.concatenate([np.zeros(0, dtype=np.int64), *(np.cumsum(gaps[a:b]) - 1 for a, b in pairwise(bounds))])
     if ids.max(initial=0) >= vocabulary or np.bincount(ids, minlength=1).max() > 1:
-        raise Corrupt("the ranking names an id twice, or one outside the vocabulary")
+        raise Corrupt("its ranking of frequent ids names an id twice, or one outside the vocabulary")
     return Ranking(ids.astype(np.int32), vocabulary)
 
 
@@ -225,7 +228,7 @@ class Shard:
             self.ranking = read_ranking(self.ranking_frame, index)
             self._offsets = np.cumsum(np.r_[PRELUDE + size + index.ranking_size, index.sizes])
             if not partial and self._offsets[-1] != length:
-                raise Corrupt(f"{length} bytes where the header says {self._offsets[-1]}")
+                raise Corrupt(f"the file has {length} bytes, and its header says {self._offsets[-1]} bytes")
         except Corrupt as problem:
             self.close()
             hint = problem.hint or "adpa verify names what is damaged"
@@ -241,7 +244,8 @@ class Shard:
             return self._read(i, i + 1, raw)[0]
         except Corrupt as problem:
             raise Corrupt(
-                f"{self.path}: row {i}, {self.keys[i].label}: {problem.message}", "adpa verify names every damaged row"
+                f"{self.path}: row {i}, {self.keys[i].label}, is damaged: {problem.message}",
+                "adpa verify names every damaged row; adpa verify REF --repair computes them again",
             ) from None
 
     def frame(self, i: int) -> bytes:
@@ -325,7 +329,10 @@ class SignalReader:
         self.tokens = 0
         for shard in self.shards:
             if shard.spec != self.spec:
-                raise Corrupt(f"{shard.path}: its header differs from that of {self.shards.paths[0].name}")
+                raise Corrupt(
+                    f"{shard.path} does not belong to {self.shards.paths[0].name} beside it: their headers differ",
+                    "copy the folder again, or make the signal again with adpa cache-teacher",
+                )
             self._index.add(shard.keys)
             self._starts.append(self._starts[-1] + len(shard))
             self.tokens += int(shard.tokens.sum())
@@ -340,7 +347,10 @@ class SignalReader:
             for shard, i in map(self.at, places):
                 name = (shard.keys[i].example_id, shard.keys[i].part)
                 if name in names:
-                    raise Corrupt(f"{shard.path}: example {name[0]!r} ({name[1]}) is in two shards")
+                    raise Corrupt(
+                        f"{shard.path}: example {name[0]!r} ({name[1]}) is in two shards",
+                        "copy the folder again, or make the signal again with adpa cache-teacher",
+                    )
                 names.add(name)
 
     def __len__(self) -> int:
@@ -358,8 +368,8 @@ class SignalReader:
         stored, shard, i = self._find(key.example_id, key.part)
         if stored.tokens != key.tokens:
             raise DataError(
-                f"{self.folder}: example {key.example_id!r} ({key.part}), field tokens: the signal is for tokens "
-                f"{stored.tokens}, the data now give {key.tokens}",
+                f"the signal in {self.folder} was made for other tokens of the example {key.example_id!r} "
+                f"({key.part}) than the data give now: the hashes are {stored.tokens} and {key.tokens}",
                 "the data, the chat template or the tokenizer changed: run `adpa cache-teacher` again",
             )
         return shard.read(i, raw=raw)
@@ -389,10 +399,11 @@ class SignalReader:
         if not parts:
             examples = np.unique(np.array([hash(key.example_id) for shard in self.shards for key in shard.keys]))
             raise DataError(
-                f"{self.folder}: field example_id: {example_id!r} is not among its {len(examples)} examples",
+                f"the signal in {self.folder} has no example {example_id!r}; it was made for {len(examples)} others",
                 "run `adpa cache-teacher` on these data",
             )
         raise DataError(
-            f"{self.folder}: example {example_id!r}, field part: {part!r} was not captured, only {', '.join(parts)}",
+            f"the signal in {self.folder} has no {part} answer of the example {example_id!r}, only "
+            f"{' and '.join(parts)}",
             "run `adpa cache-teacher` on these answers",
         )

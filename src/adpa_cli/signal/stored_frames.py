@@ -46,7 +46,7 @@ def damage(path: Path) -> list[int]:
     shard = Shard(path, partial=True)
     damaged = {row for row, _, _ in shard.verify()}
     if write_ranking(shard.ranking.frequent, shard.index.classes) != shard.ranking_frame:
-        raise Corrupt(f"{path}: the ranking has changed")
+        raise Corrupt(f"{path}: its ranking of frequent ids has changed")
     whole = [i for i in range(len(shard)) if i not in damaged]
     unlike = [i for i in whole if frame_of(shard, i, shard.read(i, raw=True)) != shard.frame(i)]
     # Another version of zstandard writes every frame in its own way: then nothing follows from that.
@@ -85,7 +85,7 @@ def _blocks(frame: bytes) -> tuple[list[tuple[int, int]], bytes]:
         last, kind, size = head & 1, head >> 1 & 3, head >> 3
         end = start + 3 + (1 if kind == 1 else size)
         if end > len(frame):
-            raise Corrupt("a frame ends too early")
+            raise Corrupt("its bytes end too early")
         piece = stream.decompress(frame[start:end])
         blocks.append((end - start - 3, len(piece)))
         content += piece

@@ -134,8 +134,8 @@ class StartLogps(Mapping[tuple[str, str], Logps]):
         tokens = batch.cell("tokens", i)
         if tokens != key.tokens:
             raise DataError(
-                f"{self._label}: example {key.example_id!r} ({key.part}), field tokens: the log-probs are for tokens "
-                f"{tokens}, the data now give {key.tokens}",
+                f"{self._label} was made for other tokens of the example {key.example_id!r} ({key.part}) than the data "
+                f"give now: the hashes are {tokens} and {key.tokens}",
                 self._again,
             )
         return _logps(batch, i)
@@ -151,13 +151,12 @@ class StartLogps(Mapping[tuple[str, str], Logps]):
         parts = sorted(part for part in self._index.parts if self._place(key.example_id, part))
         if parts:
             return DataError(
-                f"{self._label}: example {key.example_id!r}, field part: {key.part!r} was not scored, "
-                f"only {', '.join(parts)}",
+                f"{self._label} has no {key.part} answer of the example {key.example_id!r}, only {' and '.join(parts)}",
                 self._again,
             )
         examples = np.unique(np.array([hash(example_id) for example_id, _ in self]))
         return DataError(
-            f"{self._label}: field example_id: {key.example_id!r} is not among its {len(examples)} examples",
+            f"{self._label} has no example {key.example_id!r}; it was made for {len(examples)} others",
             self._again,
         )
 

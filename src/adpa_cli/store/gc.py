@@ -214,7 +214,7 @@ def _limit(days: float, smoke: bool) -> float:
 
 
 def _days(count: float) -> str:
-    return f"{count:g} day{'s' * (count != 1)}"
+    return f"{count:g} days" if count != 1 else "day"
 
 
 def _contents(values: Iterable[str | list[str]]) -> list[str]:

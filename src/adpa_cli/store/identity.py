@@ -213,7 +213,7 @@ def model_files(folder: Path) -> list[str]:
     if folder.is_file() and folder.suffix == ".gguf":
         raise NoModel(f"{folder} is a GGUF file, whose weights cannot be trained", FROM_GGUF)
     if not folder.is_dir():
-        raise NotFound(f"{folder} is not a folder", "give a model folder, a hub name (org/name) or an artifact")
+        raise NotFound(f"there is no folder {folder}", "give a model folder, a hub name (org/name) or an artifact")
     names = sorted(item.name for item in folder.iterdir() if item.is_file())
     return determining(names, str(folder), lambda name: (folder / name).read_bytes())
 
@@ -282,7 +282,7 @@ def _instead(kind: str, where: str, base: str) -> str:
     if kind in MERGED:
         return merge
     if kind in NEVER_MERGED:
-        return f"no weights compute the same, so it cannot be merged; {train}"
+        return f"an adapter of this kind cannot be merged into the weights; {train}"
     return f"where your peft knows {kind} and has a way to merge it, {merge}\n or {train}"
 
 

@@ -286,7 +286,7 @@ def common_prompts(
         )
     if len(shared) == len(ours):
         return shared, ()
-    return shared, (f"{author_of(against)} answers {len(shared):,} of the {len(ours):,} prompts: the others count not",)
+    return shared, (f"{author_of(against)} answers {len(shared):,} of the {len(ours):,} prompts, and only these count",)
 
 
 def read_rewards(folder: Path) -> dict[str, dict[str, float]]:

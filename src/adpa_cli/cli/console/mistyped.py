@@ -119,10 +119,10 @@ def usage_error(error: TyperException, words: Sequence[str], program: TyperGroup
     if isinstance(parameter, TyperOption | TyperArgument):
         return _wrong_value(parameter, message, path, words)
     if extra := re.search(r"unexpected extra argument\S* \((.*)\)", message):
-        return UsageError(
-            f"{path} does not take {extra[1]!r}",
-            f"an option takes one value, so repeat it for each (--data A --data B); {all_of}",
-        )
+        before = words[: words.index(first)] if (first := extra[1].split()[0]) in words else words
+        repeat = "an option takes one value, so repeat it for each (--data A --data B); "
+        has_option = any(word.startswith("-") for word in before)
+        return UsageError(f"{path} does not take {extra[1]!r}", repeat * has_option + all_of)
     return UsageError(message, all_of)
 
 
@@ -160,7 +160,7 @@ def _wrong_value(
     value = _value(parameter, words)
     choices = re.findall(r"'([^']*)'", message.partition("is not one of")[2])
     if message.startswith("Missing") or not message:
-        meaning = f": {told.text}" if told.text else ""
+        meaning = f": {told.text[0].lower()}{told.text[1:]}" if told.text else ""
         return UsageError(f"{path} needs {told.usage}{meaning}", f"all options: {path} --help")
     if choices:
         close = near(value, choices)
@@ -196,7 +196,7 @@ def _unknown_option(
     elif others:
         named = [f"adpa {name}" for name in others]
         those = " and ".join(named) if len(named) < 3 else f"{', '.join(named[:2])} and others"
-        hint = f"{those} {'has' if len(others) == 1 else 'have'} this option; those of this one: {path} --help"
+        hint = f"{those} {'has' if len(others) == 1 else 'have'} this option; {path} --help lists what {path} has"
     else:
         hint = f"{path} --help"
     return UsageError(f"{path} has no option {typed}", hint)

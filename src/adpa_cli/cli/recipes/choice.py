@@ -117,7 +117,9 @@ def following(step: Step, steps: Sequence[Step], recipe: Recipe, ask: Ask, store
         found = lines(beside, recipe.choose)
         if len(found) != 1:
             problem = f"it takes the value that the row {name} chose, but that row has {len(found)} lines in the table"
-            raise recipe.refused(key, problem, "name a row with one line, or choose one of its lines: choose = [KEY]")
+            raise recipe.refused(
+                key, problem, 'name a row of one line, or let its best line be chosen: choose = ["KEY"]'
+            )
         best = best_of(next(iter(found.values())), store)
         if best is None:
             return None

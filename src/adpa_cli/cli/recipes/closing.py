@@ -154,7 +154,7 @@ def _opponent(recipe: Recipe, entry: Entry, every: Sequence[Entry]) -> Input | N
     if len(beside) > 1:
         raise UsageError(
             f"the row {entry.row.name} is to be compared with {name}, which has {len(beside)} lines in the table",
-            'name a row with one line: against = "ROW", or choose one of these lines: choose = [KEY]',
+            'compare it with a row of one line, against = "ROW", or let the best line be chosen, choose = ["KEY"]',
         )
     model = beside[0].model if beside else None
     return None if model is None or entry.model is None or model.content == entry.model.content else model

@@ -107,7 +107,9 @@ class Cut:
                 f"are cut, and {self.answers:,} answers lose their end"
             )
         if self.left_out:
-            said.append(f"{self.left_out:,} of {self.rows:,} {what} are left out: nothing to train on fits")
+            said.append(
+                f"{self.left_out:,} of {self.rows:,} {what} are left out: max_length leaves no token to train on"
+            )
         return said
 
     def nothing_left(self, data: str, what: str, max_length: int, stage: str) -> DataError:

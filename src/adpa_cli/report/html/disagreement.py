@@ -116,5 +116,5 @@ def _by_place(coloured: Sequence[Sequence[Metric]]) -> list[Figure]:
         xs = [float(100 * (part + 0.5) / PARTS) for part in kept]
         series = Series(first.name, xs, [float(y) for y in sums[kept] / counts[kept]])
         stem, title = first.name.lower().replace(" ", "-"), f"{first.name} from the beginning of an answer to its end"
-        drawn.append(lines(f"place-{stem}", title, [series], "part of the answer [%]", "mean of a token [nats]"))
+        drawn.append(lines(f"place-{stem}", title, [series], "part of the answer [%]", "mean per token [nats]"))
     return drawn
