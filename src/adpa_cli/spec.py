@@ -214,8 +214,6 @@ class Runtime:
     """Seconds after which the command stops as on a signal."""
     checkpoint_steps: int = 0
     """Steps between resume points; 0 means half an epoch."""
-    rendezvous: str = ""
-    """The file through which several processes find each other."""
     recompute: bool = knob(False)
     """Whether a training keeps only what enters each layer, and computes the rest again for the backward pass."""
     compile: bool = knob(False)

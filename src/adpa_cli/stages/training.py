@@ -29,8 +29,9 @@ GAMMA_RATIO = 3.0  # γ × RMS(A) outside this factor of the tuned one is worth 
 
 def compute(job: Job, monitor: Monitor, rank: int = 0, processes: int = 1) -> None:
     """Train, and leave a Hugging Face folder and metrics.jsonl in the work folder."""
-    from adpa_cli.engine.device import forget_peak, make_accelerator
+    from adpa_cli.engine.device import forget_peak
     from adpa_cli.engine.layout.examples import encoder_of
+    from adpa_cli.engine.ranks import Ranks
     from adpa_cli.engine.training import schedule
     from adpa_cli.engine.training.adapted import base_of
     from adpa_cli.engine.training.checkpoint_selection import CheckpointSelection
@@ -48,16 +49,16 @@ def compute(job: Job, monitor: Monitor, rank: int = 0, processes: int = 1) -> No
     data = gather(job, spec, method, params, encoder, monitor)
     rows, end = len(data.examples), spec.last_step(schedule.steps_of(len(data.examples), spec))
     held = validation(job, spec, encoder) if spec.select == "best" else None
-    accelerator = make_accelerator(job.runtime.rendezvous)
-    student, tuned = _student(job, spec, encoder, str(accelerator.device), data)
+    ranks = Ranks.here()
+    student, tuned = _student(job, spec, encoder, str(ranks.device), data)
     base = base_of(folder, job.one("model").content, spec) if spec.lora else None
     inputs = (data.examples, data.online, spec, params, job.folder, job.runtime.tokens_per_device)
-    feed = Online(student, accelerator, *inputs) if data.online else None
+    feed = Online(student, ranks, *inputs) if data.online else None
 
     save_in = _saver(student.model, encoder, folder, base)
-    selection = CheckpointSelection(job.folder, student, accelerator, save_in, held, spec.keep == "all")
+    selection = CheckpointSelection(job.folder, student, ranks, save_in, held, spec.keep == "all")
     evaluated = schedule.evaluation_steps(rows, spec.batch_size, end) if held or spec.keep == "all" else frozenset()
-    forget_peak(accelerator.device)
+    forget_peak(ranks.device)
     logs = Path(job.logs or job.folder / "_trackers")
     with tracking(tracker_names(job.runtime.trackers), job.ref, logs, job.spec, monitor.note) as track:
         run = Run(
@@ -67,16 +68,16 @@ def compute(job: Job, monitor: Monitor, rank: int = 0, processes: int = 1) -> No
             evaluation_steps=evaluated, evaluate=selection.evaluate, feed=feed,
             critic_lr=params.critic_lr if feed else 0.0, reward_of=data.reward_of, start_of=data.start_of,
         )  # fmt: skip
-        summary = train(student, run, accelerator)
-    preferred = _preferred(job, spec, encoder, student, accelerator) if method.scalar_head and not held else {}
-    if accelerator.is_main_process:
+        summary = train(student, run, ranks)
+    preferred = _preferred(job, spec, encoder, student, ranks) if method.scalar_head and not held else {}
+    if ranks.is_first:
         chosen = _kept_step(selection, base, end)
         write_json(job.folder / RESULT, {
             **preferred, **_selected(job, spec, chosen, bool(held), bool(evaluated)),
-            **measured(job.folder, end, accelerator.device.type), **_sizes(student.model, data),
+            **measured(job.folder, end, ranks.device.type), **_sizes(student.model, data),
             **({"runtime": tuned} if tuned else {}), **update_of(job, spec, student.model), "final": summary,
         })  # fmt: skip
-    accelerator.wait_for_everyone()
+    ranks.wait()
 
 
 def _saver(model: Any, encoder: Encoder, source: Path, base: Base | None) -> Callable[[Path], None]:
@@ -159,13 +160,13 @@ def _student(job: Job, spec: TrainSpec, encoder: Encoder, device: str, data: Dat
     return student, tuned
 
 
-def _preferred(job: Job, spec: TrainSpec, encoder: Encoder, student: Any, accelerator: Any) -> dict[str, Any]:
+def _preferred(job: Job, spec: TrainSpec, encoder: Encoder, student: Any, ranks: Any) -> dict[str, Any]:
     """How often a finished reward model prefers the chosen of two held-out answers; nothing where none are."""
     try:
         held = validation(job, spec, encoder)
     except DataError:  # which says that the data have no held-out side
         return {}
-    scores: dict[str, Any] = held.score(student, accelerator)
+    scores: dict[str, Any] = held.score(student, ranks)
     return scores
 
 

@@ -17,14 +17,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from accelerate import Accelerator
 
 from adpa_cli.data.examples import win
 from adpa_cli.disk import sync_file, sync_folder, write_atomic
-from adpa_cli.engine.device import summed
 from adpa_cli.engine.generation.generate import generate_share
 from adpa_cli.engine.generation.sampling import Decoding
 from adpa_cli.engine.layout.examples import Example
+from adpa_cli.engine.ranks import Ranks
 from adpa_cli.engine.rewards.reward_model import RewardModel
 from adpa_cli.engine.scoring import halving_logps, pair_margins
 from adpa_cli.engine.training.schedule import rank
@@ -45,15 +44,15 @@ class CheckpointSelection:
 
     work: Path
     student: Student
-    accelerator: Accelerator
+    ranks: Ranks
     save: Callable[[Path], None]
     measure: HeldOut | RewardSelection | None
     keep_all: bool
 
     def evaluate(self, step: int) -> None:
         """Score the student after `step`; keep its weights if they are the best so far, or if all are kept."""
-        record = {"step": step, **(self.measure.score(self.student, self.accelerator) if self.measure else {})}
-        if not self.accelerator.is_main_process:
+        record = {"step": step, **(self.measure.score(self.student, self.ranks) if self.measure else {})}
+        if not self.ranks.is_first:
             return
         before = [earlier for earlier in records(self.work) if earlier["step"] < step]
         if not self.keep_all:
@@ -108,18 +107,18 @@ class HeldOut:
     examples: Sequence[Example]
     parts: tuple[Part, ...]
 
-    def score(self, student: Student, accelerator: Accelerator) -> Record:
+    def score(self, student: Student, ranks: Ranks) -> Record:
         """The scores of `student`; each process does its share of the rows."""
-        mine = self.examples[accelerator.process_index :: accelerator.num_processes]
-        logps = halving_logps(student, mine, self.parts, SCORE_TOKENS, accelerator.device)
+        mine = ranks.share(self.examples)
+        logps = halving_logps(student, mine, self.parts, SCORE_TOKENS, ranks.device)
         if isinstance(student, RewardModel):
             logps = {key: values[-1:] for key, values in logps.items()}
         if "rejected" in self.parts:
             margins = np.array(list(pair_margins(logps, mine).values()), dtype=np.float64)
-            won, margin, pairs = summed(accelerator, [sum(map(win, margins)), margins.sum(), len(margins)])
+            won, margin, pairs = ranks.summed([sum(map(win, margins)), margins.sum(), len(margins)])
             return {"accuracy": won / pairs, "margin": margin / pairs, "pairs": int(pairs)}
         flat = [values.astype(np.float64) for values in logps.values()]
-        nats, tokens = summed(accelerator, [-sum(v.sum() for v in flat), sum(map(len, flat))])
+        nats, tokens = ranks.summed([-sum(v.sum() for v in flat), sum(map(len, flat))])
         return {"nll": nats / tokens, "tokens": int(tokens)}
 
 
@@ -131,9 +130,9 @@ class RewardSelection:
     rewards: Callable[[Mapping[str, Sequence[int]]], Sequence[float]]
     decoding: Decoding
 
-    def score(self, student: Student, accelerator: Accelerator) -> Record:
+    def score(self, student: Student, ranks: Ranks) -> Record:
         """The mean reward of the student's answers; each process does its share of the blocks."""
-        generated = generate_share(student.model, self.prompts, str, self.decoding, accelerator)
+        generated = generate_share(student.model, self.prompts, str, self.decoding, ranks)
         answers = {name: answer.ids for name, answer in generated.items()}
-        total, count = summed(accelerator, [sum(self.rewards(answers)) if answers else 0.0, len(answers)])
+        total, count = ranks.summed([sum(self.rewards(answers)) if answers else 0.0, len(answers)])
         return {"reward": total / count, "prompts": int(count)}

@@ -23,16 +23,16 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import torch
-from accelerate import Accelerator
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from adpa_cli.data.tables import WATCH
 from adpa_cli.disk import share, sync_file, sync_folder, write_atomic
-from adpa_cli.engine.device import ROOM, agree, all_fit, fitting, refused_when_full, sum_gradients
+from adpa_cli.engine.device import ROOM, fitting, refused_when_full
 from adpa_cli.engine.layout.batch import Batch, SignalOf, collate
 from adpa_cli.engine.layout.examples import Example
 from adpa_cli.engine.layout.micro_batches import smaller_budget, step_batches
+from adpa_cli.engine.ranks import Ranks
 from adpa_cli.engine.training.objective import EVERY, Objective
 from adpa_cli.engine.training.optimizer import make_optimizer
 from adpa_cli.engine.training.schedule import Feed, Fixed, half_epoch, learning_rate, steps_of
@@ -86,7 +86,7 @@ class Run:
     """Peak learning rate of the student's critic."""
 
 
-def train(student: Student, run: Run, accelerator: Accelerator) -> dict[str, float]:
+def train(student: Student, run: Run, ranks: Ranks) -> dict[str, float]:
     """Train `student` in place to the last step that is asked for; the means of each number over the last tenth.
 
     Resumes from the last resume point in `run.work`. Raises Stopped after saving when `run.stop` names a signal, and
@@ -98,14 +98,14 @@ def train(student: Student, run: Run, accelerator: Accelerator) -> dict[str, flo
     feed = run.feed or Fixed(run.examples, spec)
     peaks = (spec.lr, run.critic_lr)
     models = [model for model in (student.model, student.critic) if model is not None]
-    optimizer = accelerator.prepare(make_optimizer(models, peaks[: len(models)], spec, run.runtime.fused))
-    student.to(accelerator.device)
+    optimizer = make_optimizer(models, peaks[: len(models)], spec, run.runtime.fused)
+    student.to(ranks.device)
     done = load_resume(run.work, student, optimizer)
-    log = StepLog(run.work / METRICS, done, accelerator.is_main_process)
+    log = StepLog(run.work / METRICS, done, ranks.is_first)
     tokens = log.tokens(run.runtime.tokens_per_device)
-    clock = Clock(student, run.work, done, accelerator)
+    clock = Clock(student, run.work, done, ranks)
     every = run.runtime.checkpoint_steps or half_epoch(len(run.examples), spec.batch_size)
-    with prefetched_batches(student, run, feed, accelerator, end) as prefetch:
+    with prefetched_batches(student, run, feed, ranks, end) as prefetch:
         for step in range(done, end):
             rate = learning_rate(step, steps, spec.lr, spec.warmup_ratio)
             for group, peak in zip(optimizer.param_groups, peaks, strict=False):
@@ -116,7 +116,7 @@ def train(student: Student, run: Run, accelerator: Accelerator) -> dict[str, flo
             batches = functools.partial(prefetch.batches, step)
             if step == done:  # it may take minutes, and nothing else shows that it goes on
                 batches = functools.partial(_watched, batches, f"computing step {step + 1}", len(examples))
-            numbers, signal, tokens = _step(student, optimizer, run, accelerator, objective, batches, tokens)
+            numbers, signal, tokens = _step(student, optimizer, run, ranks, objective, batches, tokens)
             pace = clock.add(objective.sequences, time.monotonic() - began, prefetch.waited - waited)
             numbers |= about
             fewer = {} if tokens == run.runtime.tokens_per_device else {TOKENS: tokens}
@@ -127,11 +127,11 @@ def train(student: Student, run: Run, accelerator: Accelerator) -> dict[str, flo
             if step + 1 in run.evaluation_steps:
                 run.evaluate(step + 1)
             if signal or (step + 1 < end and ((step + 1) % every == 0 or step + 1 in run.evaluation_steps)):
-                if accelerator.is_main_process:
+                if ranks.is_first:
                     log.flush()
                     save_resume(run.work, step + 1, student, optimizer)
                 clock.save()
-                accelerator.wait_for_everyone()
+                ranks.wait()
             if signal and step + 1 < end:
                 raise Stopped(signal, f"{Stopped.opening(signal)} at step {step + 1} of {end}; progress is saved")
     clock.save()
@@ -139,9 +139,7 @@ def train(student: Student, run: Run, accelerator: Accelerator) -> dict[str, flo
     return log.summary(end)
 
 
-def prefetched_batches(
-    student: Student, run: Run, feed: Feed, accelerator: Accelerator, end: int
-) -> Prefetch[Cut, Laid]:
+def prefetched_batches(student: Student, run: Run, feed: Feed, ranks: Ranks, end: int) -> Prefetch[Cut, Laid]:
     """The micro-batches of this process up to step `end`, each with its weight: those of one left without rows
     repeat one and weigh nothing."""
     needs = run.method.needs_for(run.params)
@@ -149,15 +147,15 @@ def prefetched_batches(
     def cut(step: int, tokens: int) -> list[Cut]:
         examples, _ = feed.at(step)
         packed = student.packer is not None
-        dealt = step_batches(examples, len(needs), tokens, accelerator.num_processes, packed)
-        mine = dealt[accelerator.process_index]
+        dealt = step_batches(examples, len(needs), tokens, ranks.count, packed)
+        mine = dealt[ranks.rank]
         return [([examples[p] for p in positions or [0]], 1.0 if positions else 0.0) for positions in mine]
 
     def lay_out(item: Cut) -> Laid:
         examples, weight = item
         known, rewards = feed.experience, run.reward_of
         batch = collate(examples, needs, run.end_id, run.signal_of, run.start_of, known, rewards, student.packer)
-        return batch.pinned() if accelerator.device.type == "cuda" else batch, weight
+        return batch.pinned() if ranks.device.type == "cuda" else batch, weight
 
     return Prefetch(cut, lay_out, end, feed.known)
 
@@ -166,7 +164,7 @@ def _step(
     student: Student,
     optimizer: Any,
     run: Run,
-    accelerator: Accelerator,
+    ranks: Ranks,
     objective: Objective,
     batches: Callable[[int], Iterator[Laid]],
     tokens: int,
@@ -178,19 +176,19 @@ def _step(
     """
     before = tokens
     while True:
-        sums = fitting(functools.partial(_gradients, student, accelerator, objective, batches(tokens)))
-        if all_fit(accelerator, sums is not None) and sums is not None:
+        sums = fitting(functools.partial(_gradients, student, ranks, objective, batches(tokens)))
+        if ranks.all_fit(sums is not None) and sums is not None:
             break
         optimizer.zero_grad(set_to_none=True)
         examples, parts, packed = objective.examples, len(objective.sequences), student.packer is not None
-        dealt = step_batches(examples, parts, tokens, accelerator.num_processes, packed)
+        dealt = step_batches(examples, parts, tokens, ranks.count, packed)
         tokens = smaller_budget(dealt, examples, parts, packed, run.stage)
     if tokens < before:
         run.note(f"A step did not fit in memory; continuing with --tokens-per-device {tokens}")
     with refused_when_full(BESIDE, f"use {ROOM}"):
-        sum_gradients(student, accelerator)
-    norms = [float(accelerator.clip_grad_norm_(group["params"], run.spec.clip)) for group in optimizer.param_groups]
-    totals, signal = agree(accelerator, sums, run.stop())
+        ranks.sum_gradients(student)
+    norms = [float(nn.utils.clip_grad_norm_(group["params"], run.spec.clip)) for group in optimizer.param_groups]
+    totals, signal = ranks.agree(sums, run.stop())
     numbers = objective.numbers(totals)
     if not all(map(math.isfinite, (numbers["loss"], *norms))):
         raise AdpaError(
@@ -218,18 +216,17 @@ def _watched(batches: Callable[[int], Iterator[Laid]], what: str, rows: int, tok
         WATCH.get()(what, rows, rows)
 
 
-def _gradients(
-    student: Student, accelerator: Accelerator, objective: Objective, batches: Iterator[Laid]
-) -> dict[str, Tensor]:
+def _gradients(student: Student, ranks: Ranks, objective: Objective, batches: Iterator[Laid]) -> dict[str, Tensor]:
     """Add this process's share of the gradients to the parameters; the sums of its numbers.
 
     No process waits for another in here, so that each may run out of memory on its own.
     """
     sums: dict[str, Tensor] = {}
     for laid, weight in batches:
-        batch = laid.to(accelerator.device)
+        batch = laid.to(ranks.device)
         answers = student(batch.layouts, batch.ids, objective.stats, batch.drawn)
-        accelerator.backward(objective.loss(batch, answers, weight, sums))
+        share: Any = objective.loss(batch, answers, weight, sums)
+        share.backward()
     return sums
 
 
