@@ -15,8 +15,9 @@ import torch
 from adpa_cli.data.tables import watching
 from adpa_cli.engine.ranks import Ranks
 from adpa_cli.engine.training import loop
-from adpa_cli.engine.training.loop import Run, resume_step, train
+from adpa_cli.engine.training.loop import Run, train
 from adpa_cli.engine.training.objective import Objective
+from adpa_cli.engine.training.resume import resume_step
 from adpa_cli.engine.training.schedule import Fixed, learning_rate, step_rows
 from adpa_cli.engine.training.step_report import METRICS
 from adpa_cli.engine.training.student import Student

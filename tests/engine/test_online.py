@@ -20,8 +20,9 @@ from adpa_cli.engine.generation.sampling import Decoding, Sampling
 from adpa_cli.engine.layout.examples import Example
 from adpa_cli.engine.ranks import Ranks
 from adpa_cli.engine.training import online
-from adpa_cli.engine.training.loop import Run, resume_step, train
+from adpa_cli.engine.training.loop import Run, train
 from adpa_cli.engine.training.online import Online, RolloutBuffer, Scorer, Sources
+from adpa_cli.engine.training.resume import resume_step
 from adpa_cli.engine.training.schedule import learning_rate, step_rows
 from adpa_cli.engine.training.step_report import METRICS
 from adpa_cli.engine.training.student import Student, critic_of

@@ -112,6 +112,7 @@ def run() -> None:
 
     if rank:
         processes.serve()
+    launchers.leave_with_the_launcher()
     processes.ignore_the_end_of_others()
     code = main()
     processes.end(code)

@@ -14,6 +14,8 @@ import re
 import signal
 import sys
 import tempfile
+import threading
+import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -24,6 +26,7 @@ RESULT = "ADPA_RESULT"
 """The file in which rank 0 leaves its exit code for the process that launched it."""
 SAVE_SECONDS = 3600
 """What a step and its resume point may take after a signal, before a process is killed."""
+LOOK_SECONDS = 0.5
 PORTS = range(15000, 31000)
 WRAPPERS = {
     "ACCELERATE_USE_DEEPSPEED": "DeepSpeed", "ACCELERATE_USE_FSDP": "accelerate's FSDP",
@@ -98,6 +101,19 @@ def refuse_wrappers(environ: Mapping[str, str] = os.environ) -> None:
 def is_launched() -> bool:
     """Whether `--gpus N` started this process: then the one before it has shown the plan and asked."""
     return RESULT in os.environ
+
+
+def leave_with_the_launcher() -> None:
+    """End this process when the one that launched it is gone: killed, it has told nobody to stop."""
+    parent = os.getppid()
+
+    def look() -> None:
+        while os.getppid() == parent:
+            time.sleep(LOOK_SECONDS)
+        os._exit(1)
+
+    if is_launched():
+        threading.Thread(target=look, daemon=True).start()
 
 
 def leave_code(code: int) -> str:

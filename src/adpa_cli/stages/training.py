@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from adpa_cli.data.chat import Encoder
     from adpa_cli.engine.adapters import Base
     from adpa_cli.engine.training.checkpoint_selection import CheckpointSelection
+    from adpa_cli.engine.training.sharding import WholeModel
     from adpa_cli.methods import Method, Need
     from adpa_cli.stages._training_inputs import Data
 
@@ -37,6 +38,7 @@ def compute(job: Job, monitor: Monitor, rank: int = 0, processes: int = 1) -> No
     from adpa_cli.engine.training.checkpoint_selection import CheckpointSelection
     from adpa_cli.engine.training.loop import Run, train
     from adpa_cli.engine.training.online import Online
+    from adpa_cli.engine.training.sharding import WholeModel, is_shared_out, share_out
     from adpa_cli.engine.training.step_report import tracking
     from adpa_cli.hub.model_folder import ModelFolder
     from adpa_cli.stages._training_inputs import gather, scaled_params
@@ -50,43 +52,53 @@ def compute(job: Job, monitor: Monitor, rank: int = 0, processes: int = 1) -> No
     rows, end = len(data.examples), spec.last_step(schedule.steps_of(len(data.examples), spec))
     held = validation(job, spec, encoder) if spec.select == "best" else None
     ranks = Ranks.here()
+    shared = is_shared_out(spec, job.runtime, ranks.count, bool(data.online) or "reward_model" in job.inputs)
     student, tuned = _student(job, spec, encoder, str(ranks.device), data)
+    whole = WholeModel.of(student.model, ranks, shared)
+    if shared:
+        share_out(student, ranks)
     base = base_of(folder, job.one("model").content, spec) if spec.lora else None
     inputs = (data.examples, data.online, spec, params, job.folder, job.runtime.tokens_per_device)
     feed = Online(student, ranks, *inputs) if data.online else None
 
-    save_in = _saver(student.model, encoder, folder, base)
+    save_in = _saver(whole, encoder, folder, base)
     selection = CheckpointSelection(job.folder, student, ranks, save_in, held, spec.keep == "all")
     evaluated = schedule.evaluation_steps(rows, spec.batch_size, end) if held or spec.keep == "all" else frozenset()
     forget_peak(ranks.device)
     logs = Path(job.logs or job.folder / "_trackers")
-    with tracking(tracker_names(job.runtime.trackers), job.ref, logs, job.spec, monitor.note) as track:
+    trackers = tracker_names(job.runtime.trackers) if ranks.is_first else []
+    with tracking(trackers, job.ref, logs, job.spec, monitor.note) as track:
         run = Run(
             spec=spec, method=method, params=params, examples=data.examples, end_id=encoder.end_id, stage=job.stage,
             signal_of=data.signal_of, work=job.folder, runtime=job.runtime, progress=monitor.progress, track=track,
-            look=first_steps(job, spec, student, monitor, end), note=monitor.note, stop=monitor.stop,
+            look=first_steps(job, spec, whole.gathered, monitor, end), note=monitor.note, stop=monitor.stop,
             evaluation_steps=evaluated, evaluate=selection.evaluate, feed=feed,
             critic_lr=params.critic_lr if feed else 0.0, reward_of=data.reward_of, start_of=data.start_of,
         )  # fmt: skip
         summary = train(student, run, ranks)
     preferred = _preferred(job, spec, encoder, student, ranks) if method.scalar_head and not held else {}
-    if ranks.is_first:
-        chosen = _kept_step(selection, base, end)
+    chosen = _kept_step(selection, base, end)
+    if (model := whole.gathered()) is not None:
         write_json(job.folder / RESULT, {
             **preferred, **_selected(job, spec, chosen, bool(held), bool(evaluated)),
-            **measured(job.folder, end, ranks.device.type), **_sizes(student.model, data),
-            **({"runtime": tuned} if tuned else {}), **update_of(job, spec, student.model), "final": summary,
+            **measured(job.folder, end, ranks.device.type), **_sizes(model, data),
+            **({"runtime": tuned} if tuned else {}), **update_of(job, spec, model), "final": summary,
         })  # fmt: skip
-    ranks.wait()
 
 
-def _saver(model: Any, encoder: Encoder, source: Path, base: Base | None) -> Callable[[Path], None]:
+def _saver(whole: WholeModel, encoder: Encoder, source: Path, base: Base | None) -> Callable[[Path], None]:
     """Writes the model, or its adapter of a base, as it is by then, into a folder, with what its source says of
     itself."""
     from adpa_cli.engine.models import save
 
     text, end = encoder.template.text, encoder.template.end
-    return lambda folder: save(model, encoder.tokenizer, folder, text, end, source, base)
+
+    def save_in(folder: Path) -> None:
+        if (model := whole.gathered()) is not None:
+            save(model, encoder.tokenizer, folder, text, end, source, base)
+            whole.forget()
+
+    return save_in
 
 
 def _kept_step(selection: CheckpointSelection, base: Base | None, end: int) -> int:
@@ -95,6 +107,8 @@ def _kept_step(selection: CheckpointSelection, base: Base | None, end: int) -> i
 
     if selection.measure is None:
         selection.save(selection.work)
+        return end
+    if not selection.ranks.is_first:
         return end
     step = selection.take_best()
     if base:

@@ -25,8 +25,9 @@ from adpa_cli.engine.generation.sampling import Decoding
 from adpa_cli.engine.layout.examples import Example
 from adpa_cli.engine.ranks import Ranks
 from adpa_cli.engine.rewards.reward_model import RewardModel
-from adpa_cli.engine.scoring import halving_logps, pair_margins
+from adpa_cli.engine.scoring import halving_logps, label_logps, pair_margins
 from adpa_cli.engine.training.schedule import rank
+from adpa_cli.engine.training.sharding import is_sharded
 from adpa_cli.engine.training.student import Student
 from adpa_cli.methods import Part
 
@@ -40,7 +41,8 @@ Record = dict[str, Any]
 
 @dataclass(frozen=True)
 class CheckpointSelection:
-    """What is done after some steps: `save` writes the weights of this moment as a Hugging Face folder."""
+    """What is done after some steps: `save` writes the weights of this moment as a Hugging Face folder; every process
+    takes part in it."""
 
     work: Path
     student: Student
@@ -52,17 +54,18 @@ class CheckpointSelection:
     def evaluate(self, step: int) -> None:
         """Score the student after `step`; keep its weights if they are the best so far, or if all are kept."""
         record = {"step": step, **(self.measure.score(self.student, self.ranks) if self.measure else {})}
-        if not self.ranks.is_first:
-            return
-        before = [earlier for earlier in records(self.work) if earlier["step"] < step]
-        if not self.keep_all:
+        # The first process alone sees its own files at once, where a disk is shared.
+        before = [e for e in records(self.work) if e["step"] < step] if self.ranks.is_first else []
+        if self.ranks.is_first and not self.keep_all:
             wanted = {self.folder(best(before)["step"])} if before else set()
             for old in set(self.work.glob("_step-*")) - wanted:
                 shutil.rmtree(old)
         so_far = [*before, record]
-        if self.keep_all or best(so_far) is record:
+        is_wanted = self.keep_all or (self.ranks.is_first and best(so_far) is record)
+        if self.ranks.summed([float(is_wanted)]) != [0.0]:
             self._write(self.folder(step))
-        write_atomic(self.work / SCORES, json.dumps(so_far).encode())
+        if self.ranks.is_first:
+            write_atomic(self.work / SCORES, json.dumps(so_far).encode())
 
     def folder(self, step: int) -> Path:
         """Where the weights of a step lie; a name with `_` in front is gone after the commit."""
@@ -76,8 +79,11 @@ class CheckpointSelection:
 
     def _write(self, folder: Path) -> None:
         fresh = folder.with_name(f"_new-{folder.name}")
-        shutil.rmtree(fresh, ignore_errors=True)
+        if self.ranks.is_first:
+            shutil.rmtree(fresh, ignore_errors=True)
         self.save(fresh)
+        if not self.ranks.is_first:
+            return
         for path in (*fresh.rglob("*"), fresh):
             sync_file(path)
         shutil.rmtree(folder, ignore_errors=True)
@@ -110,7 +116,11 @@ class HeldOut:
     def score(self, student: Student, ranks: Ranks) -> Record:
         """The scores of `student`; each process does its share of the rows."""
         mine = ranks.share(self.examples)
-        logps = halving_logps(student, mine, self.parts, SCORE_TOKENS, ranks.device)
+        if is_sharded(student):
+            logps = label_logps(student, self.examples, self.parts, SCORE_TOKENS, ranks.device, ranks)
+            mine = [example for example in self.examples if (example.id, self.parts[0]) in logps]
+        else:
+            logps = halving_logps(student, mine, self.parts, SCORE_TOKENS, ranks.device)
         if isinstance(student, RewardModel):
             logps = {key: values[-1:] for key, values in logps.items()}
         if "rejected" in self.parts:

@@ -13,7 +13,6 @@ import contextlib
 import functools
 import json
 import math
-import shutil
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,32 +21,35 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-import torch
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+import numpy as np
+from torch import Tensor
 
 from adpa_cli.data.tables import WATCH
-from adpa_cli.disk import share, sync_file, sync_folder, write_atomic
+from adpa_cli.disk import write_atomic
 from adpa_cli.engine.device import ROOM, fitting, refused_when_full
 from adpa_cli.engine.layout.batch import Batch, SignalOf, collate
-from adpa_cli.engine.layout.examples import Example
+from adpa_cli.engine.layout.examples import Example, Examples
 from adpa_cli.engine.layout.micro_batches import smaller_budget, step_batches
 from adpa_cli.engine.ranks import Ranks
 from adpa_cli.engine.training.objective import EVERY, Objective
 from adpa_cli.engine.training.optimizer import make_optimizer
+from adpa_cli.engine.training.resume import load_resume, save_resume
 from adpa_cli.engine.training.schedule import Feed, Fixed, half_epoch, learning_rate, steps_of
+from adpa_cli.engine.training.sharding import clip, is_sharded, sum_at_end
 from adpa_cli.engine.training.step_report import METRICS, TOKENS, Clock, StepLog
 from adpa_cli.engine.training.student import Student
 from adpa_cli.errors import AdpaError, Stopped
 from adpa_cli.methods import Method
 from adpa_cli.spec import Runtime, TrainSpec
 
-POINTER = "_resume.json"
+FEWER = "_tokens.json"
+"""Where a process leaves how many tokens at a time the next start takes, after memory ran out in it alone."""
 DEPTH = 3
 """Micro-batches that wait, or are being made: the loop takes one while the next is made, and one evens out lengths."""
 BESIDE = "what a step needs beside its rows (a gradient and two moments for each trained weight)"
-Cut = tuple[list[Example], float]
-Laid = tuple[Batch, float]
+Cut = tuple[list[Example], float, bool]
+Laid = tuple[Batch, float, bool]
+"""A micro-batch with its weight, and whether it is the last of its step."""
 Wanted = TypeVar("Wanted")
 Ready = TypeVar("Ready")
 
@@ -99,10 +101,13 @@ def train(student: Student, run: Run, ranks: Ranks) -> dict[str, float]:
     peaks = (spec.lr, run.critic_lr)
     models = [model for model in (student.model, student.critic) if model is not None]
     optimizer = make_optimizer(models, peaks[: len(models)], spec, run.runtime.fused)
-    student.to(ranks.device)
-    done = load_resume(run.work, student, optimizer)
+    if not is_sharded(student):
+        student.to(ranks.device)
+    done = load_resume(run.work, student, optimizer, ranks)
     log = StepLog(run.work / METRICS, done, ranks.is_first)
-    tokens = log.tokens(run.runtime.tokens_per_device)
+    tokens = _fewer(run.work, log.tokens(run.runtime.tokens_per_device))
+    if is_sharded(student) and done < end:
+        _try_longest(student, run, ranks, tokens)
     clock = Clock(student, run.work, done, ranks)
     every = run.runtime.checkpoint_steps or half_epoch(len(run.examples), spec.batch_size)
     with prefetched_batches(student, run, feed, ranks, end) as prefetch:
@@ -127,9 +132,8 @@ def train(student: Student, run: Run, ranks: Ranks) -> dict[str, float]:
             if step + 1 in run.evaluation_steps:
                 run.evaluate(step + 1)
             if signal or (step + 1 < end and ((step + 1) % every == 0 or step + 1 in run.evaluation_steps)):
-                if ranks.is_first:
-                    log.flush()
-                    save_resume(run.work, step + 1, student, optimizer)
+                log.flush()
+                save_resume(run.work, step + 1, student, optimizer, ranks)
                 clock.save()
                 ranks.wait()
             if signal and step + 1 < end:
@@ -149,13 +153,16 @@ def prefetched_batches(student: Student, run: Run, feed: Feed, ranks: Ranks, end
         packed = student.packer is not None
         dealt = step_batches(examples, len(needs), tokens, ranks.count, packed)
         mine = dealt[ranks.rank]
-        return [([examples[p] for p in positions or [0]], 1.0 if positions else 0.0) for positions in mine]
+        return [
+            ([examples[p] for p in positions or [0]], 1.0 if positions else 0.0, n == len(mine))
+            for n, positions in enumerate(mine, 1)
+        ]
 
     def lay_out(item: Cut) -> Laid:
-        examples, weight = item
+        examples, weight, is_last = item
         known, rewards = feed.experience, run.reward_of
         batch = collate(examples, needs, run.end_id, run.signal_of, run.start_of, known, rewards, student.packer)
-        return batch.pinned() if ranks.device.type == "cuda" else batch, weight
+        return batch.pinned() if ranks.device.type == "cuda" else batch, weight, is_last
 
     return Prefetch(cut, lay_out, end, feed.known)
 
@@ -172,12 +179,15 @@ def _step(
     """One optimizer step; returns its numbers, the signal to stop at, if any, and the tokens at a time. `batches` are
     those of this process at so many tokens at a time.
 
-    Where it does not fit in the memory of a process, all of them do it over with half of the `tokens` at a time.
+    Where it does not fit in the memory of a process, all of them do it over with half of the `tokens` at a time; one
+    that has only its part of the weights cannot, and leaves that to the next start. Raises AdpaError then.
     """
     before = tokens
     while True:
         sums = fitting(functools.partial(_gradients, student, ranks, objective, batches(tokens)))
-        if ranks.all_fit(sums is not None) and sums is not None:
+        if sums is None and is_sharded(student):
+            raise _begun_again(student, run, ranks, objective, tokens)
+        if (is_sharded(student) or ranks.all_fit(sums is not None)) and sums is not None:
             break
         optimizer.zero_grad(set_to_none=True)
         examples, parts, packed = objective.examples, len(objective.sequences), student.packer is not None
@@ -186,8 +196,9 @@ def _step(
     if tokens < before:
         run.note(f"A step did not fit in memory; continuing with --tokens-per-device {tokens}")
     with refused_when_full(BESIDE, f"use {ROOM}"):
-        ranks.sum_gradients(student)
-    norms = [float(nn.utils.clip_grad_norm_(group["params"], run.spec.clip)) for group in optimizer.param_groups]
+        if not is_sharded(student):
+            ranks.sum_gradients(student)
+    norms = [clip(group["params"], run.spec.clip) for group in optimizer.param_groups]
     totals, signal = ranks.agree(sums, run.stop())
     numbers = objective.numbers(totals)
     if not all(map(math.isfinite, (numbers["loss"], *norms))):
@@ -201,14 +212,49 @@ def _step(
     return {**numbers, **dict(zip(("grad_norm", "critic_grad_norm"), norms, strict=False))}, signal, tokens
 
 
+def _try_longest(student: Student, run: Run, ranks: Ranks, tokens: int) -> None:
+    """Compute the gradients of the largest micro-batch there can be in all processes: what does not fit shows before
+    the first step. Raises AdpaError then."""
+    lengths = run.examples.lengths.max(0) if isinstance(run.examples, Examples) else [e.length for e in run.examples]
+    longest = np.argsort(lengths, kind="stable")[-run.spec.batch_size :]
+    examples = [run.examples[int(row)] for row in longest]
+    needs = run.method.needs_for(run.params)
+    cuts = step_batches(examples, len(needs), tokens, 1, student.packer is not None)[0]
+    chosen = [examples[p] for p in max(cuts, key=lambda cut: sum(examples[p].size for p in cut))]
+    objective = Objective(run.method, run.params, chosen, measured=True)
+    batch = collate(chosen, needs, run.end_id, run.signal_of, run.start_of, {}, run.reward_of, student.packer)
+    if fitting(functools.partial(_gradients, student, ranks, objective, iter([(batch, 0.0, True)]))) is None:
+        raise _begun_again(student, run, ranks, objective, tokens)
+    student.zero_grad(set_to_none=True)
+
+
+def _begun_again(student: Student, run: Run, ranks: Ranks, objective: Objective, tokens: int) -> AdpaError:
+    """What to raise where memory ran out in one process that shares its weights with others: they wait for it, so the
+    run ends, and the next start takes half of the tokens at a time. AdpaError from here where nothing can be halved."""
+    examples, parts, packed = objective.examples, len(objective.sequences), student.packer is not None
+    dealt = step_batches(examples, parts, tokens, ranks.count, packed)
+    fewer = smaller_budget(dealt, examples, parts, packed, run.stage)
+    write_atomic(run.work / FEWER, json.dumps(fewer).encode())
+    return AdpaError(
+        f"a step did not fit in the memory of process {ranks.rank} of {ranks.count}",
+        f"repeat the command: it continues from its last resume point with --tokens-per-device {fewer}",
+    )
+
+
+def _fewer(work: Path, tokens: int) -> int:
+    """The tokens at a time, or those that an earlier start left to this one."""
+    path = work / FEWER
+    return min(tokens, int(json.loads(path.read_text()))) if path.exists() else tokens
+
+
 def _watched(batches: Callable[[int], Iterator[Laid]], what: str, rows: int, tokens: int) -> Iterator[Laid]:
     """The micro-batches of a step of so many rows, with a word to whoever watches after each.
 
     A signal to stop waits for the end of the step, where all processes agree on it.
     """
     done = 0
-    for laid, weight in batches(tokens):
-        yield laid, weight
+    for laid, weight, is_last in batches(tokens):
+        yield laid, weight, is_last
         done += round(weight) * max(len(part.mask) for part in laid.parts.values())
         with contextlib.suppress(Stopped):
             WATCH.get()(what, done, rows)
@@ -219,10 +265,11 @@ def _watched(batches: Callable[[int], Iterator[Laid]], what: str, rows: int, tok
 def _gradients(student: Student, ranks: Ranks, objective: Objective, batches: Iterator[Laid]) -> dict[str, Tensor]:
     """Add this process's share of the gradients to the parameters; the sums of its numbers.
 
-    No process waits for another in here, so that each may run out of memory on its own.
+    Where each process has whole weights none waits for another in here, and each may run out of memory on its own.
     """
     sums: dict[str, Tensor] = {}
-    for laid, weight in batches:
+    for laid, weight, is_last in batches:
+        sum_at_end(student, is_last)
         batch = laid.to(ranks.device)
         answers = student(batch.layouts, batch.ids, objective.stats, batch.drawn)
         share: Any = objective.loss(batch, answers, weight, sums)
@@ -282,49 +329,3 @@ class Prefetch(contextlib.AbstractContextManager["Prefetch[Wanted, Ready]"], Gen
     def __exit__(self, *error: object) -> None:
         self._drop()
         self._worker.shutdown(wait=True)
-
-
-def save_resume(work: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Keep the state after `step` steps, of what is trained, then forget the state before it."""
-    folder = work / f"_resume-{step:06d}"
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    state: dict[int, dict[str, Tensor]] = optimizer.state_dict()["state"]
-    moments = {f"{i}.{name}": value for i, entry in state.items() for name, value in entry.items()}
-    trained = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
-    for name, tensors in (("model", trained), ("optimizer", moments)):
-        path = folder / f"{name}.safetensors"
-        save_file({key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}, path)
-        share(path)
-        sync_file(path)
-    sync_folder(folder)
-    write_atomic(work / POINTER, json.dumps({"step": step, "folder": folder.name}).encode())
-    for old in work.glob("_resume-*"):
-        if old != folder:
-            shutil.rmtree(old)
-
-
-def resume_step(work: Path) -> int:
-    """Steps done at the last resume point; 0 without one."""
-    path = work / POINTER
-    return int(json.loads(path.read_text())["step"]) if path.exists() else 0
-
-
-def load_resume(work: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
-    """Put the last resume point into `model` and `optimizer`; returns its step, 0 (and nothing changed) without one."""
-    step = resume_step(work)
-    if not step:
-        return 0
-    folder = work / json.loads((work / POINTER).read_text())["folder"]
-    weights = load_file(folder / "model.safetensors")
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if parameter.requires_grad:
-                parameter.copy_(weights[name])
-    flat = load_file(folder / "optimizer.safetensors")
-    state: dict[int, dict[str, Tensor]] = {}
-    for key, value in flat.items():
-        index, name = key.split(".", 1)
-        state.setdefault(int(index), {})[name] = value
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-    return step

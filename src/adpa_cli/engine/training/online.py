@@ -24,7 +24,7 @@ from adpa_cli.engine.layout.examples import Example, TokenSequence
 from adpa_cli.engine.models import body_and_head, load_checked
 from adpa_cli.engine.ranks import Ranks
 from adpa_cli.engine.scoring import LabelLogps, halving_logps
-from adpa_cli.engine.training.loop import resume_step
+from adpa_cli.engine.training.resume import resume_step
 from adpa_cli.engine.training.schedule import step_rows, steps_of
 from adpa_cli.engine.training.student import Critic, Student
 from adpa_cli.errors import AdpaError
