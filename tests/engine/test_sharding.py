@@ -13,9 +13,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from adpa_cli.engine.costs import check_shared_out, is_shared_out
 from adpa_cli.engine.ranks import Ranks
 from adpa_cli.engine.training import loop
-from adpa_cli.engine.training.sharding import is_shared_out
 from adpa_cli.errors import AdpaError
 from adpa_cli.spec import Runtime
 from support import sharded
@@ -92,12 +92,14 @@ def test_another_number_of_processes_goes_on(count: int, begun: str, folder: Pat
 def test_what_cannot_be_shared_out_is_whole_unless_it_was_asked_for(
     settings: dict[str, Any], draws: bool, words: str
 ) -> None:
-    assert is_shared_out(spec(), Runtime(), 2, False)
-    assert not is_shared_out(spec(), Runtime(), 1, False)
-    assert not is_shared_out(spec(), Runtime(shard="none"), 2, False)
+    assert is_shared_out(spec(), Runtime(), 2)
+    assert not is_shared_out(spec(), Runtime(), 1)
+    assert not is_shared_out(spec(), Runtime(shard="none"), 2)
     assert not is_shared_out(spec(**settings), Runtime(), 2, draws)
+    check_shared_out(spec(**settings), Runtime(), draws)
+    check_shared_out(spec(), Runtime(shard="all"))
     with pytest.raises(AdpaError, match=words) as caught:
-        is_shared_out(spec(**settings), Runtime(shard="all"), 2, draws)
+        check_shared_out(spec(**settings), Runtime(shard="all"), draws)
     assert caught.value.hint == "--runtime shard=none"
 
 

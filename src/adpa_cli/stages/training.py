@@ -12,7 +12,7 @@ from adpa_cli.engine import costs
 from adpa_cli.errors import DataError
 from adpa_cli.hub import External
 from adpa_cli.sizes import Disk, Memory, Rows
-from adpa_cli.spec import TrainSpec, make, tracker_names
+from adpa_cli.spec import Runtime, TrainSpec, make, tracker_names
 from adpa_cli.stages import Job, Lengths, Load, Monitor, Node, Stage, every, stored_words
 from adpa_cli.stages._update import COMPUTED, first_steps, lost_update, rounds, share_words, update_of
 
@@ -38,7 +38,7 @@ def compute(job: Job, monitor: Monitor, rank: int = 0, processes: int = 1) -> No
     from adpa_cli.engine.training.checkpoint_selection import CheckpointSelection
     from adpa_cli.engine.training.loop import Run, train
     from adpa_cli.engine.training.online import Online
-    from adpa_cli.engine.training.sharding import WholeModel, is_shared_out, share_out
+    from adpa_cli.engine.training.sharding import WholeModel, share_out
     from adpa_cli.engine.training.step_report import tracking
     from adpa_cli.hub.model_folder import ModelFolder
     from adpa_cli.stages._training_inputs import gather, scaled_params
@@ -52,7 +52,9 @@ def compute(job: Job, monitor: Monitor, rank: int = 0, processes: int = 1) -> No
     rows, end = len(data.examples), spec.last_step(schedule.steps_of(len(data.examples), spec))
     held = validation(job, spec, encoder) if spec.select == "best" else None
     ranks = Ranks.here()
-    shared = is_shared_out(spec, job.runtime, ranks.count, bool(data.online) or "reward_model" in job.inputs)
+    draws = bool(data.online) or "reward_model" in job.inputs
+    costs.check_shared_out(spec, job.runtime, draws)
+    shared = costs.is_shared_out(spec, job.runtime, ranks.count, draws)
     student, tuned = _student(job, spec, encoder, str(ranks.device), data)
     whole = WholeModel.of(student.model, ranks, shared)
     if shared:
@@ -360,6 +362,11 @@ def memory(node: Node, load: Load) -> Memory:
     return costs.training_memory(load.models[0], _read(node, load), spec, load.runtime, ids, load.where)
 
 
+def check(spec: TrainSpec, runtime: Runtime) -> None:
+    """Raise AdpaError where its weights are to be shared out and must be whole."""
+    costs.check_shared_out(spec, runtime, is_online(spec))
+
+
 def flops(node: Node, load: Load) -> float:
     """Of the passes over the rows, and of drawing answers where a method does."""
     from adpa_cli.engine.training.schedule import steps_of
@@ -413,18 +420,20 @@ SFT = Stage(
     "sft", 1, 1, TrainSpec, "training", "model", compute, finish, rows, disk, memory, flops,
     what=lambda node: f"{node.label_of('model')} on {node.label_of('data')}{adapter_words(node.spec)}",
     next_commands=next_commands, methods=lambda: ("sft",), reads="dialogues", parts=lambda spec: ("chosen",),
+    check=check,
 )  # fmt: skip
 DPO_TEACHER = Stage(
     "dpo-teacher", 2, 1, TrainSpec, "training", "model", compute, finish, rows, disk, memory, flops,
-    what=what, next_commands=next_commands, methods=lambda: ("dpo",), parts=parts_of,
+    what=what, next_commands=next_commands, check=check, methods=lambda: ("dpo",), parts=parts_of,
 )  # fmt: skip
 REWARD_MODEL = Stage(
     "reward-model", 3, 1, TrainSpec, "training", "reward model", compute, finish, rows, disk, memory, flops,
     what=lambda node: f"reward model on {node.label_of('model')}{adapter_words(node.spec)}",
-    next_commands=next_of_reward_model, methods=lambda: ("reward-model",), parts=parts_of,
+    next_commands=next_of_reward_model, check=check, methods=lambda: ("reward-model",), parts=parts_of,
 )  # fmt: skip
 DISTILL = Stage(
     "distill", 8, 1, TrainSpec, "training", "model", compute, finish, rows, disk, memory, flops,
     what=what, next_commands=next_commands, methods=method_names, any_method=True, parts=parts_of, is_result=True,
+    check=check,
 )  # fmt: skip
 STAGES = (SFT, DPO_TEACHER, REWARD_MODEL, DISTILL)

@@ -16,36 +16,16 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
-from transformers.modeling_layers import GradientCheckpointingLayer
 
+from adpa_cli.engine.offload import layers_of
 from adpa_cli.engine.ranks import Ranks
-from adpa_cli.errors import AdpaError
-from adpa_cli.spec import Runtime, TrainSpec
-
-
-def is_shared_out(spec: TrainSpec, runtime: Runtime, count: int, draws: bool) -> bool:
-    """Whether the weights of a training are shared out among `count` processes: where they may be, unless told
-    otherwise. `draws` tells that the student draws answers meanwhile.
-
-    Raises AdpaError where that was asked for and cannot be.
-    """
-    why = {
-        "weights=bfloat16 rounds each weight by its place in the whole": spec.weights == "bfloat16",
-        f"torch does not share out weights that are stored as {spec.quantise}": bool(spec.quantise),
-        "the student draws answers while it trains, for which it must be whole": draws,
-    }
-    reasons = [reason for reason, holds in why.items() if holds]
-    if reasons and runtime.shard == "all":
-        raise AdpaError(f"--runtime shard=all: {reasons[0]}", "--runtime shard=none")
-    return count > 1 and runtime.shard != "none" and not reasons
 
 
 def share_out(student: nn.Module, ranks: Ranks) -> None:
     """Leave this process its part of each weight of a student, which must be the same in all of them."""
     mesh = init_device_mesh(ranks.device.type, (ranks.count,))
-    for module in student.modules():
-        if isinstance(module, GradientCheckpointingLayer):
-            fully_shard(module, mesh=mesh)
+    for layer in layers_of(student):
+        fully_shard(layer, mesh=mesh)
     fully_shard(student, mesh=mesh)
     for module in student.modules():
         if isinstance(module, FSDPModule):
