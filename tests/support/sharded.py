@@ -20,11 +20,11 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from adpa_cli.engine.layout.row_layout import Packer
 from adpa_cli.engine.models import save
 from adpa_cli.engine.ranks import Ranks
+from adpa_cli.engine.sharding import WholeModel, share_out
 from adpa_cli.engine.training.adapted import load_adapted
 from adpa_cli.engine.training.checkpoint_selection import HeldOut
 from adpa_cli.engine.training.loop import train
 from adpa_cli.engine.training.optimizer import tune
-from adpa_cli.engine.training.sharding import WholeModel, share_out
 from adpa_cli.engine.training.student import Student
 from adpa_cli.errors import Stopped
 from adpa_cli.spec import Runtime

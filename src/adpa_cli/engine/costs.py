@@ -56,6 +56,8 @@ class Held:
     dtype: str
     quantise: str | None = None
     offload: str = "none"
+    parts: int = 1
+    """How many processes share its layers out."""
 
     @classmethod
     def by(cls, spec: Any, runtime: Runtime) -> Held:
@@ -292,6 +294,8 @@ def frozen(model: ModelSize, held: Held, where: Where) -> float:
     layers, wide = products(model, held), product_bytes(held.dtype, where)
     if waits(model, held, where):
         layers /= max(1, model.layers)
+    if held.parts > 1:  # the layer that computes and the next one are whole
+        layers = layers / held.parts + 2 * layers / max(1, model.layers)
     is_exact = held.dtype == "float32" and not stored_in(model, held)
     embedding = 0 if model.tied else (4 if is_exact else model.stored) * model.head
     copies = 4 if wide == 4 and held.dtype != "float32" else 0

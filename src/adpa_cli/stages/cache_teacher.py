@@ -7,6 +7,7 @@ written, and a shard that has all of its blocks compressed, while the teacher wo
 from __future__ import annotations
 
 import bisect
+import functools
 import json
 from array import array
 from collections import Counter
@@ -20,11 +21,24 @@ from adpa_cli.disk import write_json
 from adpa_cli.engine.costs import TILES, TILES_OF_DRAWS, Held, scoring_in_turn, signal_bytes_per_token, signal_disk
 from adpa_cli.sizes import Disk, Memory, Rows
 from adpa_cli.spec import Dtype, Quantise, Truncation, make, noise_answers, quantise, truncation
-from adpa_cli.stages import Job, Lengths, Load, Monitor, Node, Stage, _noise, stop_if_asked, stored_words, with_progress
+from adpa_cli.stages import (
+    Job,
+    Lengths,
+    Load,
+    Monitor,
+    Node,
+    Stage,
+    _noise,
+    _sharing,
+    stop_if_asked,
+    stored_words,
+    with_progress,
+)
 from adpa_cli.stages._precision import fitting
 
 if TYPE_CHECKING:
     from adpa_cli.engine.layout.examples import Answers
+    from adpa_cli.engine.ranks import Ranks
     from adpa_cli.signal.rows import AnswerKey, SignalRows, SignalSpec
 
     Captured = Sequence[tuple[AnswerKey, SignalRows]]
@@ -148,9 +162,15 @@ class Blocks:
 def compute(job: Job, monitor: Monitor, rank: int = 0, processes: int = 1) -> None:
     """Leave one block per block of answers in the work folder; blocks that are there are kept."""
     from adpa_cli.engine.layout.micro_batches import longest_first
+    from adpa_cli.engine.offload import layers_wait
+    from adpa_cli.engine.ranks import Ranks
 
     spec = make(CaptureSpec, job.spec)
     plan = plan_of(job, spec)
+    shared = Ranks.here() if _sharing.is_shared_out(job.runtime, processes) else None
+    told = monitor
+    if shared:  # all stop after the same block
+        monitor = replace(monitor, stop=lambda: shared.agree({}, told.stop())[1])
     if rank == 0 and "data" in job.inputs:
         _tell_truncation(job, spec, monitor)
     roles = _roles(job)
@@ -159,18 +179,27 @@ def compute(job: Job, monitor: Monitor, rank: int = 0, processes: int = 1) -> No
     of = before + len(roles) * len(wanted)
     has_moved = before > 0 and not (job.folder / _noise.FILE).exists()
     if rank == 0 and before:
-        _judge_noise(job, spec, monitor, of)
+        with layers_wait("cpu" if shared else job.runtime.offload, job.folder):
+            _judge_noise(job, spec, told, of)
     elif before:
-        _noise.wait(job, monitor)
+        _noise.wait(job, told)
     for n, role in enumerate(roles):
-        todo = [b for b in wanted if not any(_path(job, r, b.index).exists() for r in {role, roles[-1]})]
-        done = before + n * len(wanted) + len(wanted) - len(todo)
-        if todo and has_moved:  # each start leaves more than it found, also where every one is stopped at once
+        spare, todo = 0, [b for b in wanted if not _is_there(job, b, role, roles)]
+        if shared:
+            left = [b.index for b in longest_first(plan.blocks) if not _is_there(job, b, role, roles)]
+            todo, spare = _sharing.dealt(plan.blocks, left, shared)
+        done = before + n * len(wanted) + max(0, len(wanted) - len(todo))
+        if todo and has_moved and not shared:  # each start leaves more than it found, also if every one is stopped
             stop_if_asked(monitor, done, of)
         has_moved = has_moved or bool(todo)
         # What else a header says is known when all blocks are there.
         early = role == roles[-1] and processes == 1 and auto_target(spec.precision) is None and spec.support == "topk"
-        _pass(job, spec, role, replace(plan, blocks=todo), monitor, done, of, plan.shards() if early else [])
+        shards = plan.shards() if early else []
+        _pass(job, spec, role, replace(plan, blocks=todo), monitor, done, of, shards, shared, spare)
+
+
+def _is_there(job: Job, block: Any, role: str, roles: Sequence[str]) -> bool:
+    return any(_path(job, r, block.index).exists() for r in {role, roles[-1]})
 
 
 def _judge_noise(job: Job, spec: CaptureSpec, monitor: Monitor, of: int) -> None:
@@ -205,19 +234,24 @@ def _tell_truncation(job: Job, spec: CaptureSpec, monitor: Monitor) -> None:
 
 
 def _pass(
-    job: Job, spec: CaptureSpec, role: str, plan: Blocks, monitor: Monitor, done: int, of: int, shards: Sequence[range]
-) -> None:
-    """One teacher over the blocks of a plan, and those of the `shards` whose last block is among them."""
+    job: Job, spec: CaptureSpec, role: str, plan: Blocks, monitor: Monitor, done: int, of: int, shards: Sequence[range],
+    shared: Ranks | None = None, spare: int = 0,
+) -> None:  # fmt: skip
+    """One teacher over the blocks of a plan, and those of the `shards` whose last block is among them.
+
+    Where `shared` processes have a part of it each, the last `spare` blocks are computed for company and not kept.
+    """
     from adpa_cli.engine.device import block_that_fits, device
     from adpa_cli.engine.layout.shared_prompt import can_share
     from adpa_cli.engine.models import load_checked
     from adpa_cli.engine.overflow import overflow_named
+    from adpa_cli.engine.sharding import SharedModel
     from adpa_cli.signal import block_files
 
     if not plan.blocks:
         return
     teacher = job.one(role)
-    model = load_checked(teacher.path, dtype=spec.dtype, device=device(), quantise=spec.quantise)
+    model = load_checked(teacher.path, dtype=spec.dtype, device="cpu" if shared else device(), quantise=spec.quantise)
     share = plan.shared and can_share(model, spec.max_length)
     write_json(job.folder / f"_prompts-{role}.json", share)
     settings: dict[str, Any] = {
@@ -225,18 +259,27 @@ def _pass(
     }  # fmt: skip
     starts = [shard.start for shard in shards]
     left = Counter(bisect.bisect_right(starts, block.index) - 1 for block in plan.blocks)
+    if shared:
+        _sharing.check_prompts(plan.shared and not share, teacher.label, job.stage)
+    whole = SharedModel(model, shared) if shared else None
+    kept = len(plan.blocks) - spare
     with block_files.background_writer() as write:
-        for block in with_progress(plan.blocks, monitor, done, of):
+        for number, block in enumerate(with_progress(plan.blocks, monitor, done, of)):
             longest = max(len(item.prompt) + len(item.answer) for item in block.items)
             fits = block_that_fits(job.stage, len(block.items), longest)
             with fits, overflow_named(model, spec.dtype, job.stage):
-                rows = _rows(job, spec, role, block, model, plan.shared and not share, settings)
+                # What others keep may be gone already, so company reads nothing of it.
+                reads = role if number < kept else "aligned"
+                act = functools.partial(_rows, job, spec, reads, block, model, plan.shared and not share, settings)
+                rows = whole(act) if whole else act()
+            if number >= kept:
+                continue
             write(_keep, job, role, block, rows)
-            number = bisect.bisect_right(starts, block.index) - 1
-            left[number] -= 1
-            if shards and not left[number]:
-                paths = [_path(job, role, index) for index in shards[number]]
-                write(_encode, job, spec, number, paths)
+            shard = bisect.bisect_right(starts, block.index) - 1
+            left[shard] -= 1
+            if shards and not left[shard]:
+                paths = [_path(job, role, index) for index in shards[shard]]
+                write(_encode, job, spec, shard, paths)
 
 
 def _rows(
@@ -342,7 +385,7 @@ def finish(job: Job) -> dict[str, Any]:
         metrics["watch"] = watch
     path = job.folder / TRUNCATION
     cut = json.loads(path.read_text()) if path.exists() else {}
-    return {**metrics, **noise, **chosen, **_sharing(job), **cut, "bytes_per_token": size / facts.tokens}
+    return {**metrics, **noise, **chosen, **_shared_prompts(job), **cut, "bytes_per_token": size / facts.tokens}
 
 
 def _stored(job: Job, spec: CaptureSpec, role: str) -> str | None:
@@ -367,7 +410,7 @@ def signal_of(job: Job, spec: CaptureSpec, rows: Any) -> Any:
     )  # fmt: skip
 
 
-def _sharing(job: Job) -> dict[str, Any]:
+def _shared_prompts(job: Job) -> dict[str, Any]:
     """Whether each teacher computed the prompts that answers share once."""
     files = {role: job.folder / f"_prompts-{role}.json" for role in _roles(job)}
     return {"shared_prompts": {role: json.loads(path.read_text()) for role, path in files.items() if path.exists()}}
@@ -429,6 +472,8 @@ def memory(node: Node, load: Load) -> Memory:
     spec, draws = node.spec, node.spec.support == "sampled"
     ids, alive = (spec.samples, TILES_OF_DRAWS) if draws else (spec.top_k, TILES)
     held = Held.by(spec, load.runtime)
+    if _sharing.is_shared_out(load.runtime, load.where.processes):
+        held = replace(held, parts=load.where.processes)
     return scoring_in_turn(load.models, load.rows, held, spec.block_tokens, 1 + ids, load.where, alive)
 
 
@@ -449,5 +494,6 @@ CACHE_TEACHER = Stage(
     "cache-teacher", 4, 1, CaptureSpec, "scoring", "signal", compute, finish, rows, disk, memory,
     lambda node, load: _noise.flops(node, load, len(load.flat)),
     what=what, next_commands=next_commands, vocabulary_of="aligned", follows=("limit", "max_length"),
+    check=_sharing.check,
 )  # fmt: skip
 STAGES = (CACHE_TEACHER,)

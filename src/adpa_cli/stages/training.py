@@ -19,8 +19,8 @@ from adpa_cli.stages._update import COMPUTED, first_steps, lost_update, rounds, 
 if TYPE_CHECKING:
     from adpa_cli.data.chat import Encoder
     from adpa_cli.engine.adapters import Base
+    from adpa_cli.engine.sharding import WholeModel
     from adpa_cli.engine.training.checkpoint_selection import CheckpointSelection
-    from adpa_cli.engine.training.sharding import WholeModel
     from adpa_cli.methods import Method, Need
     from adpa_cli.stages._training_inputs import Data
 
@@ -33,12 +33,12 @@ def compute(job: Job, monitor: Monitor, rank: int = 0, processes: int = 1) -> No
     from adpa_cli.engine.device import forget_peak
     from adpa_cli.engine.layout.examples import encoder_of
     from adpa_cli.engine.ranks import Ranks
+    from adpa_cli.engine.sharding import WholeModel, share_out
     from adpa_cli.engine.training import schedule
     from adpa_cli.engine.training.adapted import base_of
     from adpa_cli.engine.training.checkpoint_selection import CheckpointSelection
     from adpa_cli.engine.training.loop import Run, train
     from adpa_cli.engine.training.online import Online
-    from adpa_cli.engine.training.sharding import WholeModel, share_out
     from adpa_cli.engine.training.step_report import tracking
     from adpa_cli.hub.model_folder import ModelFolder
     from adpa_cli.stages._training_inputs import gather, scaled_params

@@ -26,8 +26,8 @@ from adpa_cli.engine.layout.examples import Example
 from adpa_cli.engine.ranks import Ranks
 from adpa_cli.engine.rewards.reward_model import RewardModel
 from adpa_cli.engine.scoring import halving_logps, label_logps, pair_margins
+from adpa_cli.engine.sharding import is_sharded
 from adpa_cli.engine.training.schedule import rank
-from adpa_cli.engine.training.sharding import is_sharded
 from adpa_cli.engine.training.student import Student
 from adpa_cli.methods import Part
 

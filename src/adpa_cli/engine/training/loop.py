@@ -31,11 +31,11 @@ from adpa_cli.engine.layout.batch import Batch, SignalOf, collate
 from adpa_cli.engine.layout.examples import Example, Examples
 from adpa_cli.engine.layout.micro_batches import smaller_budget, step_batches
 from adpa_cli.engine.ranks import Ranks
+from adpa_cli.engine.sharding import clip, is_sharded, sum_at_end
 from adpa_cli.engine.training.objective import EVERY, Objective
 from adpa_cli.engine.training.optimizer import make_optimizer
 from adpa_cli.engine.training.resume import load_resume, save_resume
 from adpa_cli.engine.training.schedule import Feed, Fixed, half_epoch, learning_rate, steps_of
-from adpa_cli.engine.training.sharding import clip, is_sharded, sum_at_end
 from adpa_cli.engine.training.step_report import METRICS, TOKENS, Clock, StepLog
 from adpa_cli.engine.training.student import Student
 from adpa_cli.errors import AdpaError, Stopped

@@ -21,7 +21,7 @@ from torch.distributed.checkpoint.state_dict_saver import save
 
 from adpa_cli.disk import share, sync_file, sync_folder, write_atomic
 from adpa_cli.engine.ranks import Ranks
-from adpa_cli.engine.training.sharding import put
+from adpa_cli.engine.sharding import put
 
 POINTER = "_resume.json"
 PARTS = ".metadata"

@@ -1,4 +1,4 @@
-"""One training in several processes: each keeps its part of every weight, gradient and moment (torch's FSDP2).
+"""One model in several processes: each keeps its part of every weight, gradient and moment (torch's FSDP2).
 
 A decoder layer's weights are whole while it computes; embedding, norm and head are one group, for a tied head is the
 embedding, and they are whole from the beginning of the student's forward pass to its end. Gradients are summed, not
@@ -8,6 +8,7 @@ averaged, in float32: the loop has divided already. What reads weights outside o
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,16 +22,29 @@ from adpa_cli.engine.offload import layers_of
 from adpa_cli.engine.ranks import Ranks
 
 
-def share_out(student: nn.Module, ranks: Ranks) -> None:
-    """Leave this process its part of each weight of a student, which must be the same in all of them."""
+def share_out(model: nn.Module, ranks: Ranks) -> None:
+    """Leave this process its part of each weight of a model, which must be the same in all of them."""
     mesh = init_device_mesh(ranks.device.type, (ranks.count,))
-    for layer in layers_of(student):
+    for layer in layers_of(model):
         fully_shard(layer, mesh=mesh)
-    fully_shard(student, mesh=mesh)
-    for module in student.modules():
+    fully_shard(model, mesh=mesh)
+    for module in model.modules():
         if isinstance(module, FSDPModule):
             module.set_gradient_divide_factor(1.0)
             module.set_force_sum_reduction_for_comms(True)
+
+
+class SharedModel(nn.Module):
+    """A frozen model that processes share out, which they call equally often: each call is a forward pass of all."""
+
+    def __init__(self, model: nn.Module, ranks: Ranks) -> None:
+        super().__init__()
+        self.model = model
+        share_out(self, ranks)
+
+    def forward(self, action: Callable[[], Any]) -> Any:
+        """What `action` makes of the model, whose embedding, norm and head are whole meanwhile."""
+        return action()
 
 
 def is_sharded(student: nn.Module) -> bool:
