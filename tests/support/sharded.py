@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from adpa_cli.engine.layout import row_layout
 from adpa_cli.engine.layout.row_layout import Packer
 from adpa_cli.engine.models import save
 from adpa_cli.engine.ranks import Ranks
@@ -98,6 +99,7 @@ def resumed(work: Path, at: int | None) -> dict[str, Tensor]:
 def main(folder: Path) -> None:
     """Leave the weights of all cases, and of the runs that were begun in `folder`, each by its name."""
     torch.set_num_threads(1)
+    row_layout.FEW_TOKENS = 0  # processes would make unequally many forward passes, if they could
     dist.init_process_group("gloo")
     ranks = Ranks.here()
     made = {name: case(name, folder) for name in CASES}

@@ -37,15 +37,16 @@ def main(argv: list[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     try:
         check_folder()
-        result = run_words(take_globals(words) or ["--help"])
-        if isinstance(result, Request):
-            from adpa_cli.cli.console.make import make
+        try:
+            result = run_words(take_globals(words) or ["--help"])
+            if isinstance(result, Request):
+                from adpa_cli.cli.console.make import make
 
-            make(result)
+                make(result)
+        except launchers.Several as several:
+            return go_on(several)
     except AdpaError as error:
         return fail(error)
-    except launchers.Several as several:
-        return go_on(several)
     except typer.Exit as exit_:
         return int(exit_.exit_code)
     except typer.Abort:
@@ -91,11 +92,8 @@ def check_folder() -> None:
 
 def go_on(several: launchers.Several) -> int:
     """Run the same command in several processes, which are given what came through the pipe; its exit code."""
-    try:
-        with stdin_of(GLOBALS.piped):
-            return launchers.launch(GLOBALS.typed, several)
-    except AdpaError as error:
-        return fail(error)
+    with stdin_of(GLOBALS.piped):
+        return launchers.launch(GLOBALS.typed, several)
 
 
 def run() -> None:

@@ -50,7 +50,7 @@ def label_logps(
     logps: LabelLogps = {}
     for positions in micro_batches([e.length for e in examples], len(parts), tokens, ranks.count)[ranks.rank]:
         chosen = [examples[p] for p in positions or [0]]
-        batch = collate(chosen, needs).to(torch.device(device))
+        batch = collate(chosen, needs, in_one=ranks.count > 1).to(torch.device(device))
         flat = model.at_answers(batch).float().cpu().numpy()
         for name, part in batch.parts.items():
             where, mask = part.where.cpu().numpy(), part.mask.cpu().numpy()

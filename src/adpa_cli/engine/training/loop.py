@@ -161,7 +161,8 @@ def prefetched_batches(student: Student, run: Run, feed: Feed, ranks: Ranks, end
     def lay_out(item: Cut) -> Laid:
         examples, weight, is_last = item
         known, rewards = feed.experience, run.reward_of
-        batch = collate(examples, needs, run.end_id, run.signal_of, run.start_of, known, rewards, student.packer)
+        packer, in_one = student.packer, is_sharded(student)
+        batch = collate(examples, needs, run.end_id, run.signal_of, run.start_of, known, rewards, packer, in_one)
         return batch.pinned() if ranks.device.type == "cuda" else batch, weight, is_last
 
     return Prefetch(cut, lay_out, end, feed.known)
