@@ -113,7 +113,7 @@ def run() -> None:
     launchers.leave_with_the_launcher()
     processes.ignore_the_end_of_others()
     code = main()
-    processes.end(code)
+    processes.end()
     leave(code)
 
 

@@ -200,13 +200,13 @@ def lead(leave: Callable[[AdpaError], int]) -> None:
     team = Team(lines, {rank: said["host"] for rank, said in facts.items()}, leave)
 
 
-def end(code: int) -> None:
+def end() -> None:
     """Let the others go that no job ever reached; those of a team leave when their connection closes."""
-    if launchers.place()[1] == 1 or team is not None or code:
+    if launchers.place()[1] == 1 or team is not None:
         return
-    store = _store()
-    store.set(LINE, "")
     with contextlib.suppress(Exception):  # whoever is gone needs it no more
+        store = _store()
+        store.set(LINE, "")
         store.wait([f"{OVER}/{rank}" for rank in range(1, launchers.place()[1])], timedelta(seconds=30))
 
 
@@ -253,17 +253,17 @@ def serve() -> NoReturn:
 
 def _served() -> int:
     rank, _ = launchers.place()
-    received: list[str] = []
-    for name in Stopped.heeded():
-        signal.signal(getattr(signal, name), lambda number, _: received.append(signal.Signals(number).name))
     store = _store()
-    store.wait([LINE], MEET)
+    store.wait([LINE], HANG)  # a signal ends it meanwhile: nothing has begun
     address = store.get(LINE)
     if not address:
         store.set(f"{OVER}/{rank}", "")
         return 0
     at = json.loads(address)
     line = Client((os.environ["MASTER_ADDR"], at["port"]), authkey=bytes.fromhex(at["key"]))
+    received: list[str] = []
+    for name in Stopped.heeded():
+        signal.signal(getattr(signal, name), lambda number, _: received.append(signal.Signals(number).name))
     line.send(_facts())
     jobs: queue.SimpleQueue[Facts] = queue.SimpleQueue()
     threading.Thread(target=_hear, args=(line, jobs, received), daemon=True).start()
