@@ -111,3 +111,33 @@ def test_a_launcher_that_is_killed_takes_its_processes_along(tmp_path: Path) -> 
         while any(Path(f"/proc/{pid}").exists() for pid in ranks.values()):
             assert time.monotonic() < deadline
             time.sleep(0.05)
+
+
+def test_srun_starts_the_same_program(tmp_path: Path) -> None:
+    words = ["sft", "--model", "tiny", "--limit", "8", "--max-steps", "1"]
+    step = {
+        "SLURM_JOB_ID": str(free_port()), "SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "2",
+        "SLURM_STEP_TASKS_PER_NODE": "2", "SLURM_STEP_NODELIST": "localhost", "MASTER_PORT": str(free_port()),
+    }  # fmt: skip
+    tasks = [
+        subprocess.Popen(
+            [sys.executable, "-m", "adpa_cli", *words], cwd=tmp_path, text=True, stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env={**os.environ, "OMP_NUM_THREADS": "1", **step, "SLURM_PROCID": str(task), "SLURM_LOCALID": str(task)},
+        )
+        for task in range(2)
+    ]  # fmt: skip
+    said = [task.communicate(timeout=120) for task in tasks]
+    assert [task.returncode for task in tasks] == [0, 0], said
+    [made] = Store(tmp_path / "adpa-store").artifacts()
+    assert [out.strip() for out, _ in said] == [made.ref, ""]
+    assert said[1] == ("", "")
+    assert made.made["processes"] == 2
+
+
+def test_what_came_through_a_pipe_reaches_all(tmp_path: Path) -> None:
+    (tmp_path / "recipe").write_text('command = "sft"\nmodel = "tiny"\nlimit = 8\nmax_steps = 1\n')
+    with adpa(["run", "-", "--gpus", "2"], tmp_path, stdin=str(tmp_path / "recipe")) as running:
+        assert running.code() == 0, running.said
+    [made] = Store(tmp_path / "adpa-store").artifacts()
+    assert made.made["processes"] == 2

@@ -230,7 +230,8 @@ class Runtime:
     """Where the layers of a frozen model wait that a stage reads: on the device, in the machine's memory, on its disk.
     """
     shard: Literal["auto", "all", "none"] = knob("auto")
-    """Whether each of several processes has its part of the weights alone: of a model that trains, or none of them."""
+    """Whether each of several processes has only its part of a model: auto does so to a model that trains, all also to
+    the teachers of a capture, and with none each process has every weight."""
     judge_url: str = field(default="", repr=False)
     """Where a judge listens; it may hold a password."""
     judge_concurrency: int = knob(16, low=1)

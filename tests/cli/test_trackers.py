@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from adpa_cli.engine.ranks import Ranks
 from adpa_cli.engine.training.step_report import tracking
 from adpa_cli.errors import AdpaError
 from adpa_cli.planning.settings import PACKAGES, installed_trackers
@@ -61,7 +60,6 @@ def test_the_names_are_those_that_accelerate_knows() -> None:
 
 
 def test_a_tracker_that_does_not_start_is_an_error_that_says_so(tmp_path: Path) -> None:
-    Ranks.here()
     (tmp_path / "logs" / "sft").mkdir(parents=True)
     (tmp_path / "logs" / "sft" / "abc").write_text("in the way")
     given = (["tensorboard"], "sft/abc", tmp_path / "logs", {"params": {}})
@@ -70,7 +68,6 @@ def test_a_tracker_that_does_not_start_is_an_error_that_says_so(tmp_path: Path) 
 
 
 def test_a_tracker_that_fails_later_ends_no_training(tmp_path: Path) -> None:
-    Ranks.here()
     said: list[str] = []
     given = (["tensorboard"], "sft/abc", tmp_path / "logs", {"params": {}})
     with tracking(*given, said.append) as track:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import signal
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from adpa_cli.errors import AdpaError
+from adpa_cli.hub import Located
 from adpa_cli.running import launchers
-from adpa_cli.running.processes import check_alike
+from adpa_cli.running.processes import check_alike, check_files
+from adpa_cli.stages import Job
 from support.cli_samples import Cli
 
 STEP = {
@@ -103,6 +107,20 @@ def test_processes_that_would_compute_otherwise_are_refused(other: dict[str, Any
 
 def test_two_hosts_may_name_their_cards_alike() -> None:
     check_alike({0: facts(card="GPU-1"), 1: facts(card="GPU-1", host="b")})
+
+
+def test_a_node_that_does_not_see_the_store_says_so(tmp_path: Path) -> None:
+    model = Located("model", "model:m", "m", (str(tmp_path),))
+    data = Located("data", "data:d", "d", ("builtin:tiny-pairs",))
+    job = Job("rollout", "rollout/test", {}, {"model": (model,), "data": (data,)}, str(tmp_path))
+    check_files(job, "process 1 on b")
+    for unseen in (
+        dataclasses.replace(job, work=str(tmp_path / "gone")),
+        dataclasses.replace(job, inputs={"model": (dataclasses.replace(model, where=(str(tmp_path / "gone"),)),)}),
+    ):
+        with pytest.raises(AdpaError, match="process 1 on b does not see .*gone") as caught:
+            check_files(unseen, "process 1 on b")
+        assert "--store DIR" in caught.value.hint
 
 
 @pytest.mark.parametrize(
