@@ -141,3 +141,17 @@ def test_what_came_through_a_pipe_reaches_all(tmp_path: Path) -> None:
         assert running.code() == 0, running.said
     [made] = Store(tmp_path / "adpa-store").artifacts()
     assert made.made["processes"] == 2
+
+
+def test_a_failure_of_one_process_ends_all_and_is_told(tmp_path: Path) -> None:
+    """As a bug in a library would be: the second process cannot put a block in place."""
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "sitecustomize.py").write_text(
+        "import os\nif os.environ.get('RANK') == '1':\n    del os.replace\n"
+    )
+    path = os.pathsep.join([str(tmp_path / "site"), os.environ.get("PYTHONPATH", "")])
+    with adpa([*ROLLOUT, "--set", "block_tokens=1", "--gpus", "2"], tmp_path, env={"PYTHONPATH": path}) as running:
+        assert running.code() == 1, running.said
+    assert "process 1 on" in running.said
+    assert "module 'os' has no attribute 'replace'" in running.said
+    assert "rollout" not in {made.stage for made in Store(tmp_path / "adpa-store").artifacts()}

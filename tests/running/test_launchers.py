@@ -118,7 +118,7 @@ def test_a_node_that_does_not_see_the_store_says_so(tmp_path: Path) -> None:
         dataclasses.replace(job, work=str(tmp_path / "gone")),
         dataclasses.replace(job, inputs={"model": (dataclasses.replace(model, where=(str(tmp_path / "gone"),)),)}),
     ):
-        with pytest.raises(AdpaError, match="process 1 on b does not see .*gone") as caught:
+        with pytest.raises(AdpaError, match=r"process 1 on b does not see .*gone") as caught:
             check_files(unseen, "process 1 on b")
         assert "--store DIR" in caught.value.hint
 
