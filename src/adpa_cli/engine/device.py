@@ -27,8 +27,11 @@ ROOM = "a device with more memory, or a smaller model"
 
 
 def device() -> str:
-    """`cuda:N` for the local rank N where there is a GPU, else `cpu`."""
-    return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
+    """`cuda:N` for the local rank N where there is a GPU, else `cpu`. A launcher may show each process its own card
+    alone."""
+    if not torch.cuda.is_available():
+        return "cpu"
+    return f"cuda:{int(os.environ.get('LOCAL_RANK', '0')) % torch.cuda.device_count()}"
 
 
 def prepare(threads: int) -> None:

@@ -143,7 +143,7 @@ def launch(words: Sequence[str], several: Several) -> int:
             signals_to_handle=",".join(name for name in Stopped.heeded() if name != "SIGALRM"),
             logs_specs=DefaultLogsSpecs(log_dir=folder),
         )  # fmt: skip
-        with _environment(RESULT, str(result)), _environment("OMP_NUM_THREADS", str(several.threads)):
+        with _environment(RESULT, str(result)), _environment("OMP_NUM_THREADS", str(several.threads)), _handlers():
             try:
                 elastic_launch(config, sys.executable)("-m", "adpa_cli", *words)
             except SignalException as error:
@@ -170,6 +170,17 @@ KILLED = (
     "the system does this when memory runs out (see dmesg): use fewer processes, or a smaller --tokens-per-device; "
     "the same command continues"
 )
+
+
+@contextlib.contextmanager
+def _handlers() -> Iterator[None]:
+    """Put back the handlers of signals afterwards, which torch's agent replaces."""
+    before = {name: signal.getsignal(getattr(signal, name)) for name in Stopped.heeded()}
+    try:
+        yield
+    finally:
+        for name, handler in before.items():
+            signal.signal(getattr(signal, name), signal.SIG_DFL if handler is None else handler)
 
 
 @contextlib.contextmanager
