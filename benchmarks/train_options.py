@@ -23,9 +23,9 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from adpa_cli import methods
-from adpa_cli.engine.device import make_accelerator
 from adpa_cli.engine.layout.examples import Example, TokenSequence
 from adpa_cli.engine.layout.row_layout import packer_of
+from adpa_cli.engine.ranks import Ranks
 from adpa_cli.engine.training.loop import Run, train
 from adpa_cli.engine.training.optimizer import tune
 from adpa_cli.engine.training.student import Student
@@ -51,12 +51,12 @@ SETTINGS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 def measured(name: str, kind: str, threads: int, steps: int) -> tuple[float, float, float]:
     """(seconds of a step, peak memory in MB, loss of the last step) of a setting; called in a fresh process."""
     torch.set_num_threads(threads)
-    accelerator = make_accelerator()
+    ranks = Ranks.here()
     settings, runtime = SETTINGS[name]
     before = _peak(kind)
     torch.manual_seed(0)
     config = LlamaConfig(**SHAPES[kind], max_position_embeddings=2048, tie_word_embeddings=True)
-    with torch.device(accelerator.device):
+    with torch.device(ranks.device):
         model = LlamaForCausalLM(config).train()
     rows = examples(ROWS[kind], config.vocab_size)
     method = methods.load("sft")
@@ -72,7 +72,7 @@ def measured(name: str, kind: str, threads: int, steps: int) -> tuple[float, flo
             spec=spec, method=method, params=method.params(), examples=rows, end_id=2, signal_of=lambda e, p: None,
             work=Path(work), runtime=asked, progress=lambda *_: times.append(time.perf_counter()),
         )  # fmt: skip
-        last = train(student, run, accelerator)
+        last = train(student, run, ranks)
     return statistics.median(np.diff(times)[2:]), _peak(kind) - before, last["loss"]
 
 

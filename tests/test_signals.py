@@ -27,7 +27,7 @@ def ranks_of(pid: int) -> list[int]:
 def test_what_was_ignored_at_the_start_stops_neither_a_command_nor_its_processes(tmp_path: Path) -> None:
     with adpa([*WORDS, "2", "--gpus", "2"], tmp_path, hook=IGNORE) as running:
         running.until(lambda: list(tmp_path.glob("adpa-store/.partial/*/metrics.jsonl")), "the first step")
-        ranks = [child for child in ranks_of(running.pid) if b"running.processes" in _words(child)]
+        ranks = [child for child in ranks_of(running.pid) if b"adpa_cli" in _words(child)]
         assert len(ranks) == 2
         for pid in [*ranks, running.pid]:
             os.kill(pid, signal.SIGHUP)

@@ -12,9 +12,9 @@ from training.pace import Pace
 from training.workload import BETA, CLIP, END, LR, K, Workload, signal
 
 from adpa_cli import methods
-from adpa_cli.engine.device import make_accelerator
 from adpa_cli.engine.layout.examples import Example
 from adpa_cli.engine.layout.row_layout import packer_of
+from adpa_cli.engine.ranks import Ranks
 from adpa_cli.engine.scoring import label_logps
 from adpa_cli.engine.training.loop import Run, train
 from adpa_cli.engine.training.optimizer import tune
@@ -49,7 +49,7 @@ class Ours:
         runtime = Runtime(tokens_per_device=self.work.tokens_per_device, checkpoint_steps=steps)
         student.packer = packer_of(student.model, self.work.dtype, max(map(len, self.work.sequences())))
         tuned = tune(student.model, spec, runtime)
-        accelerator = make_accelerator()
+        ranks = Ranks.here()
         tokens = self.work.tokens_per_device
         started = [need.part for need in needs if need.start]
         losses: list[float] = []
@@ -65,10 +65,10 @@ class Ours:
                 spec=spec, method=method, params=params, examples=examples, end_id=END, work=Path(folder),
                 signal_of=self.signal_in(Path(folder), examples) if any(need.signal for need in needs) else _none,
                 runtime=runtime, progress=after,
-                start_of=label_logps(student, examples, started, tokens, accelerator.device) if started else {},
+                start_of=label_logps(student, examples, started, tokens, ranks.device) if started else {},
             )  # fmt: skip
             pace.begin()
-            train(student, run, accelerator)
+            train(student, run, ranks)
         return losses, {"packed": student.packer is not None, **tuned}
 
     def examples(self) -> list[Example]:

@@ -217,8 +217,6 @@ class Runtime:
     """Seconds after which the command stops as on a signal."""
     checkpoint_steps: int = 0
     """Steps between resume points; 0 means half an epoch."""
-    rendezvous: str = ""
-    """The file through which several processes find each other."""
     recompute: bool = knob(False)
     """Whether a training keeps only what enters each layer, and computes the rest again for the backward pass."""
     compile: bool = knob(False)
@@ -234,6 +232,9 @@ class Runtime:
     offload: Literal["none", "cpu", "disk"] = knob("none")
     """Where the layers of a frozen model wait that a stage reads: on the device, in the machine's memory, on its disk.
     """
+    shard: Literal["auto", "all", "none"] = knob("auto")
+    """Whether each of several processes has only its part of a model: auto does so to a model that trains, all also to
+    the teachers of a capture, and with none each process has every weight."""
     judge_url: str = field(default="", repr=False)
     """Where a judge listens; it may hold a password."""
     base_urls: tuple[str, ...] = field(default=(), repr=False)

@@ -14,10 +14,10 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from adpa_cli.engine.adapters import NAME, adapter_layers, adapter_weights
-from adpa_cli.engine.device import make_accelerator
 from adpa_cli.engine.generation.sampling import Decoding, Sampling
 from adpa_cli.engine.layout.row_layout import Packer
 from adpa_cli.engine.models import load, save
+from adpa_cli.engine.ranks import Ranks
 from adpa_cli.engine.scoring import label_logps
 from adpa_cli.engine.training.adapted import load_adapted
 from adpa_cli.engine.training.loop import train
@@ -59,7 +59,7 @@ def test_a_run_is_adamw_over_the_low_rank_matrices_alone(method: str, base: Path
     student = fresh(base)
     frozen = {n: p.clone() for n, p in student.model.named_parameters() if not p.requires_grad}
     begun = {n: t.double().requires_grad_() for n, t in adapter_state(student.model).items()}
-    train(student, run, make_accelerator())
+    train(student, run, Ranks.here())
 
     class Merged(torch.nn.Module):
         """The dense model with the products of the matrices added to its weights."""
@@ -92,7 +92,7 @@ def test_dpo_begins_where_no_answer_is_preferred(dtype: Dtype, base: Path, tmp_p
     """Under bfloat16 too, where start log-probs and the training read the same held weights."""
     scored = label_logps(Student(load(base, dtype=dtype), dtype), ROWS, ("chosen", "rejected"), 100_000, "cpu")
     run = make_run("dpo", ROWS, SIGNAL, tmp_path, start_of=scored, batch_size=9)
-    train(fresh(base, dtype), run, make_accelerator())
+    train(fresh(base, dtype), run, Ranks.here())
     assert lines(tmp_path)[0]["loss"] == pytest.approx(math.log(2), abs=1e-6 if dtype == "float32" else 2e-3)
 
 
@@ -104,7 +104,7 @@ def test_packed_rows_give_the_same_gradients(base: Path, tmp_path: Path) -> None
         if packer:
             student.model.set_attn_implementation("packed")
         work = tmp_path / str(packer is None)
-        train(student, make_run("sft", ROWS, SIGNAL, work, batch_size=9, lr=1e-3), make_accelerator())
+        train(student, make_run("sft", ROWS, SIGNAL, work, batch_size=9, lr=1e-3), Ranks.here())
         ends.append((adapter_state(student.model), lines(work)[0]["grad_norm"]))
     assert ends[1][1] == pytest.approx(ends[0][1], rel=1e-4)
     for name, tensor in ends[0][0].items():
@@ -113,13 +113,13 @@ def test_packed_rows_give_the_same_gradients(base: Path, tmp_path: Path) -> None
 
 def test_a_stopped_run_goes_on_to_the_same_bytes_and_keeps_no_frozen_weight(base: Path, tmp_path: Path) -> None:
     whole, stopped = fresh(base), fresh(base)
-    train(whole, stoppable_run(tmp_path / "whole", None)[0], make_accelerator())
+    train(whole, stoppable_run(tmp_path / "whole", None)[0], Ranks.here())
     with pytest.raises(Stopped):
-        train(stopped, stoppable_run(tmp_path / "cut", 7)[0], make_accelerator())
+        train(stopped, stoppable_run(tmp_path / "cut", 7)[0], Ranks.here())
     kept = load_file(next((tmp_path / "cut").glob("_resume-*")) / "model.safetensors")
     assert kept.keys() == {f"model.{name}" for name in adapter_weights(stopped.model)}
     again = fresh(base)
-    train(again, stoppable_run(tmp_path / "cut", None)[0], make_accelerator())
+    train(again, stoppable_run(tmp_path / "cut", None)[0], Ranks.here())
     ours, theirs = adapter_state(again.model), adapter_state(whole.model)
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
     assert (tmp_path / "cut" / METRICS).read_bytes() == (tmp_path / "whole" / METRICS).read_bytes()
@@ -141,12 +141,10 @@ def test_online_training_has_one_base_for_student_and_critic(base: Path, tmp_pat
         tiny_llama(seed).save_pretrained(tmp_path / name)
         scorers[name] = Scorer(tmp_path / name, "float32")
     sources = Sources(prompts, scorers, Decoding(sampling, (END,), PAD, own.max_length))
-    feed = Online(student, make_accelerator(), rows, sources, own, params, tmp_path, 60)
+    feed = Online(student, Ranks.here(), rows, sources, own, params, tmp_path, 60)
     before: dict[str, Tensor] = {name: p.clone() for name, p in student.named_parameters()}
     critic_lr = params.critic_lr
-    train(
-        student, dataclasses.replace(run, spec=own, params=params, feed=feed, critic_lr=critic_lr), make_accelerator()
-    )
+    train(student, dataclasses.replace(run, spec=own, params=params, feed=feed, critic_lr=critic_lr), Ranks.here())
     assert lines(tmp_path)[0]["kl"] == pytest.approx(0.0, abs=1e-4), "the student begins as its start"
     moved = {name for name, p in student.named_parameters() if not torch.equal(p, before[name])}
     assert {name.partition(".")[0] for name in moved} == {"model", "critic"}

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from adpa_cli.data.examples import win
-from adpa_cli.engine.device import make_accelerator
+from adpa_cli.engine.ranks import Ranks
 from adpa_cli.engine.training import schedule
 from adpa_cli.engine.training.checkpoint_selection import SCORES, CheckpointSelection, HeldOut, best, records
 from adpa_cli.engine.training.loop import train
@@ -39,7 +39,7 @@ def go(
     work.mkdir(exist_ok=True)
     student = Student(tiny_llama(0).requires_grad_(), "float32")
     save = functools.partial(keep, student)
-    selection = CheckpointSelection(work, student, make_accelerator(), save, held, keep_all)
+    selection = CheckpointSelection(work, student, Ranks.here(), save, held, keep_all)
 
     def at(step: int) -> None:
         if die:
@@ -50,7 +50,7 @@ def go(
 
     steps = schedule.evaluation_steps(len(ROWS), 3, 9)
     run = make_run("dpo", ROWS, None, work, evaluation_steps=steps, evaluate=at, start_of=START, **SETTINGS)
-    train(student, run, make_accelerator())
+    train(student, run, Ranks.here())
     return selection
 
 
@@ -72,7 +72,7 @@ def test_pairs_are_scored_by_their_mean_log_probs() -> None:
         margins = [
             float(_taken(model, e.parts["chosen"]).mean() - _taken(model, e.parts["rejected"]).mean()) for e in TEST
         ]
-    found = PAIRS.score(Student(model, "float32"), make_accelerator())
+    found = PAIRS.score(Student(model, "float32"), Ranks.here())
     assert found["accuracy"] == pytest.approx(sum(m > 0 for m in margins) / 7)
     assert found["margin"] == pytest.approx(sum(margins) / 7, rel=1e-4)
     assert found["pairs"] == 7
@@ -84,7 +84,7 @@ def test_dialogues_are_scored_by_the_likelihood_of_a_token() -> None:
     model = tiny_llama(0)
     with torch.no_grad():
         every = torch.cat([_taken(model, e.parts["chosen"]) for e in TEST])
-    found = HeldOut(TEST, ("chosen",)).score(Student(model, "float32"), make_accelerator())
+    found = HeldOut(TEST, ("chosen",)).score(Student(model, "float32"), Ranks.here())
     assert found["nll"] == pytest.approx(-float(every.double().mean()), rel=1e-5)
     assert found["tokens"] == len(every)
 
@@ -161,7 +161,7 @@ def test_a_step_is_the_one_of_the_whole_run(tmp_path: Path) -> None:
             "dpo", ROWS, None, tmp_path / name, evaluation_steps=frozenset({4}), evaluate=at,
             progress=lambda step, of, numbers: seen.append(of), start_of=START, **SETTINGS, **more,
         )  # fmt: skip
-        train(student, run, make_accelerator())
+        train(student, run, Ranks.here())
         assert seen == [4] * 4 if more else [9] * 9
         return found
 

@@ -14,13 +14,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM
 
 from adpa_cli.engine.arithmetic import HELD_IN
-from adpa_cli.engine.device import make_accelerator
 from adpa_cli.engine.generation import continuous_batching, generate, kv_cache
 from adpa_cli.engine.generation.continuous_batching import PartialAnswer, kept_rows
 from adpa_cli.engine.generation.generate import Generated, generate_block, generate_share, generate_statically
 from adpa_cli.engine.generation.kv_cache import supports_kv_cache
 from adpa_cli.engine.generation.sampling import Decoding, Sampling, row_key
 from adpa_cli.engine.models import load
+from adpa_cli.engine.ranks import Ranks
 from adpa_cli.errors import AdpaError
 from support.tiny_models import END, PAD, VOCABULARY, tiny_llama
 
@@ -192,9 +192,9 @@ def test_fewer_rows_at_once_where_memory_runs_out(monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr(generate, "generate_block", cramped)
     given = (model, dict(zip(names, prompts(), strict=True)), str, Decoding(GREEDY, (END,), PAD, CONTEXT))
-    shares = generate_share(*given, make_accelerator())
+    shares = generate_share(*given, Ranks.here())
     assert [shares[name] for name in names] == answered(model, 8)
     assert tried == [8 * LONGEST, 4 * LONGEST, 2 * LONGEST]
     monkeypatch.setattr(generate, "generate_block", lambda *given: cramped(*given, room=0))
     with pytest.raises(AdpaError, match="an answer of 24 tokens does not fit"):
-        generate_share(*given, make_accelerator())
+        generate_share(*given, Ranks.here())

@@ -13,10 +13,11 @@ import pytest
 import torch
 
 from adpa_cli.data.tables import watching
-from adpa_cli.engine.device import make_accelerator
+from adpa_cli.engine.ranks import Ranks
 from adpa_cli.engine.training import loop
-from adpa_cli.engine.training.loop import Run, resume_step, train
+from adpa_cli.engine.training.loop import Run, train
 from adpa_cli.engine.training.objective import Objective
+from adpa_cli.engine.training.resume import resume_step
 from adpa_cli.engine.training.schedule import Fixed, learning_rate, step_rows
 from adpa_cli.engine.training.step_report import METRICS
 from adpa_cli.engine.training.student import Student
@@ -36,12 +37,12 @@ def fresh() -> Student:
 
 def one_step(student: Any, optimizer: Any, run: Run) -> dict[str, float]:
     """The numbers of a step over all rows of a run whose batches hold them."""
-    accelerator, tokens = make_accelerator(), run.runtime.tokens_per_device
+    ranks, tokens = Ranks.here(), run.runtime.tokens_per_device
     feed = Fixed(run.examples, run.spec)
     objective = Objective(run.method, run.params, feed.at(0)[0])
-    with loop.prefetched_batches(student, run, feed, accelerator, 1) as ahead:
+    with loop.prefetched_batches(student, run, feed, ranks, 1) as ahead:
         batches = functools.partial(ahead.batches, 0)
-        numbers, signal, _ = loop._step(student, optimizer, run, accelerator, objective, batches, tokens)
+        numbers, signal, _ = loop._step(student, optimizer, run, ranks, objective, batches, tokens)
     assert signal is None
     return numbers
 
@@ -55,8 +56,7 @@ def gradients(run: Run, student: Student) -> tuple[dict[str, torch.Tensor], dict
         found.update({name: p.grad.clone() for name, p in student.model.named_parameters()})
 
     optimizer.register_step_pre_hook(keep)
-    module, prepared = make_accelerator().prepare(student, optimizer)
-    return found, one_step(module, prepared, run)
+    return found, one_step(student, optimizer, run)
 
 
 @pytest.mark.parametrize("tokens", [1, 60, 100_000])
@@ -85,7 +85,7 @@ def test_a_run_is_adamw_with_clipping_and_the_schedule(method: str, tmp_path: Pa
     settings = {"epochs": 2.0, "batch_size": 4, "lr": 3e-3, "clip": 0.5, "weight_decay": 0.1, "adam_beta2": 0.99}
     run = make_run(method, ROWS, SIGNAL, tmp_path, start_of=START, **settings)
     student = fresh()
-    train(student, run, make_accelerator())
+    train(student, run, Ranks.here())
 
     start = tiny_llama(0).double()
     dense = copy.deepcopy(start).requires_grad_()
@@ -113,7 +113,7 @@ def test_a_run_is_adamw_with_clipping_and_the_schedule(method: str, tmp_path: Pa
 
 def test_terms_are_logged_by_name_and_add_up(tmp_path: Path) -> None:
     run = make_run("adpa", ROWS, SIGNAL, tmp_path)
-    summary = train(fresh(), run, make_accelerator())
+    summary = train(fresh(), run, Ranks.here())
     assert set(summary) == {"sft", "advantage", "loss", "grad_norm", "length/rollout"}
     assert summary["loss"] == pytest.approx(summary["sft"] + run.params.gamma * summary["advantage"], rel=1e-5)
 
@@ -124,7 +124,7 @@ def bytes_of(student: Student) -> list[bytes]:
 
 def go(run: Run) -> Student:
     student = fresh()
-    train(student, run, make_accelerator())
+    train(student, run, Ranks.here())
     return student
 
 
@@ -210,7 +210,7 @@ def test_a_loss_that_is_not_finite_is_refused_before_the_weights_change(tmp_path
     student = fresh()
     before = bytes_of(student)
     with pytest.raises(AdpaError, match="not finite"):
-        train(student, make_run("adpa", ROWS, broken, tmp_path), make_accelerator())
+        train(student, make_run("adpa", ROWS, broken, tmp_path), Ranks.here())
     assert bytes_of(student) == before
 
 
@@ -222,7 +222,7 @@ def test_dropout_is_not_drawn(tmp_path: Path) -> None:
         work.mkdir()
         student = fresh()
         torch.manual_seed(seed)
-        train(student, make_run("sft", ROWS, SIGNAL, work), make_accelerator())
+        train(student, make_run("sft", ROWS, SIGNAL, work), Ranks.here())
         whole.append(bytes_of(student))
     assert whole[0] == whole[1]
 

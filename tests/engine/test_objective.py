@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from adpa_cli.engine.device import make_accelerator
+from adpa_cli.engine.ranks import Ranks
 from adpa_cli.engine.training.loop import train
 from adpa_cli.engine.training.step_report import METRICS, StepLog
 from adpa_cli.engine.training.student import Student
@@ -48,7 +48,7 @@ def first_step(method: str, tokens: int, work: Path) -> dict[str, float]:
     settings = {"batch_size": 9, "start_of": start_of(tiny_llama(0), ROWS)}
     run = make_run(method, ROWS, SIGNAL, work, runtime=Runtime(tokens_per_device=tokens), **settings)
     student = Student(tiny_llama(0).requires_grad_(), "float32")
-    train(student, run, make_accelerator())
+    train(student, run, Ranks.here())
     line: dict[str, float] = json.loads((work / METRICS).read_text().splitlines()[0])
     return line
 
@@ -105,7 +105,7 @@ def test_entropy_length_tokens_and_padding(tokens: int, tmp_path: Path) -> None:
 
 def test_what_is_measured_depends_on_the_step_alone(tmp_path: Path) -> None:
     run = make_run("dckd", ROWS, SIGNAL, tmp_path, epochs=5.0, batch_size=4)  # 12 steps
-    train(Student(tiny_llama(0).requires_grad_(), "float32"), run, make_accelerator())
+    train(Student(tiny_llama(0).requires_grad_(), "float32"), run, Ranks.here())
     lines = [json.loads(line) for line in (tmp_path / METRICS).read_text().splitlines()]
     assert [line["step"] for line in lines if "grad_norm/sft" in line] == [1, 11]
     assert [line["step"] for line in lines if "entropy/rejected" in line] == [1, 11]

@@ -14,14 +14,15 @@ import numpy as np
 import pytest
 import torch
 
-from adpa_cli.engine.device import make_accelerator
 from adpa_cli.engine.generation import generate
 from adpa_cli.engine.generation.generate import generate_block
 from adpa_cli.engine.generation.sampling import Decoding, Sampling
 from adpa_cli.engine.layout.examples import Example
+from adpa_cli.engine.ranks import Ranks
 from adpa_cli.engine.training import online
-from adpa_cli.engine.training.loop import Run, resume_step, train
+from adpa_cli.engine.training.loop import Run, train
 from adpa_cli.engine.training.online import Online, RolloutBuffer, Scorer, Sources
+from adpa_cli.engine.training.resume import resume_step
 from adpa_cli.engine.training.schedule import learning_rate, step_rows
 from adpa_cli.engine.training.step_report import METRICS
 from adpa_cli.engine.training.student import Student, critic_of
@@ -71,14 +72,14 @@ def prepared(student: Student, folders: dict[str, Path], work: Path, **settings:
     sampling = Sampling(read.temperature, 1.0, read.max_new_tokens, spec.seed)
     scorers = {name: Scorer(folder, "float32") for name, folder in folders.items()}
     sources = Sources(PROMPTS, scorers, Decoding(sampling, (END,), PAD, spec.max_length))
-    feed = Online(student, make_accelerator(), CHOSEN, sources, spec, read, work, run.runtime.tokens_per_device)
+    feed = Online(student, Ranks.here(), CHOSEN, sources, spec, read, work, run.runtime.tokens_per_device)
     return dataclasses.replace(run, spec=spec, params=read, feed=feed, critic_lr=read.critic_lr)
 
 
 def go(folders: dict[str, Path], work: Path, **settings: Any) -> tuple[Student, list[dict[str, float]]]:
     student = learner()
     run = prepared(student, folders, work, **settings)
-    train(student, run, make_accelerator())
+    train(student, run, Ranks.here())
     return student, [json.loads(line) for line in (work / METRICS).read_text().splitlines()]
 
 
@@ -162,7 +163,7 @@ def test_equal_teachers_pay_nothing_so_that_only_sft_is_left(folders: dict[str, 
     alone = Student(tiny_llama(0).train().requires_grad_(), "float32")
     (tmp_path / "sft").mkdir()
     run = make_run("sft", CHOSEN, None, tmp_path / "sft", batch_size=2, lr=3e-3, max_steps=2)
-    train(alone, run, make_accelerator())
+    train(alone, run, Ranks.here())
     for name, parameter in alone.model.named_parameters():
         torch.testing.assert_close(student.model.get_parameter(name), parameter, rtol=1e-4, atol=1e-6)
     assert [line["reward"] for line in lines] == pytest.approx([0.0, 0.0], abs=1e-5)

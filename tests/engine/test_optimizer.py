@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from adpa_cli.engine.device import make_accelerator
+from adpa_cli.engine.ranks import Ranks
 from adpa_cli.engine.training import optimizer as module
 from adpa_cli.engine.training.loop import train
 from adpa_cli.engine.training.optimizer import RoundingAdamW, make_optimizer, tune
@@ -142,7 +142,7 @@ def rounding_student(seed: int = 0) -> Student:
 
 def go(run: Any) -> Student:
     student = rounding_student()
-    train(student, run, make_accelerator())
+    train(student, run, Ranks.here())
     return student
 
 
@@ -184,7 +184,7 @@ def test_bfloat16_weights_learn_what_float32_weights_learn(tmp_path: Path) -> No
         work.mkdir()
         run = make_run("sft", examples(12), None, work, weights=weights, epochs=10.0, batch_size=6, lr=5e-3)
         run = dataclasses.replace(run, spec=dataclasses.replace(run.spec, dtype="bfloat16"))
-        train(student, run, make_accelerator())
+        train(student, run, Ranks.here())
         curves.append([json.loads(line)["loss"] for line in (work / "metrics.jsonl").read_text().splitlines()])
     assert curves[0][-1] < 0.6 * curves[0][0]
     assert curves[1] == pytest.approx(curves[0], rel=0.05)

@@ -13,10 +13,10 @@ from torch.nn.functional import logsigmoid
 from transformers import LlamaForSequenceClassification
 
 from adpa_cli import methods
-from adpa_cli.engine.device import make_accelerator
 from adpa_cli.engine.generation.sampling import Decoding, Sampling
 from adpa_cli.engine.layout.examples import Example
 from adpa_cli.engine.models import load, save
+from adpa_cli.engine.ranks import Ranks
 from adpa_cli.engine.rewards.reward_model import RewardModel, load_reward_model, sequence_rewards
 from adpa_cli.engine.scoring import label_logps
 from adpa_cli.engine.training.checkpoint_selection import HeldOut, RewardSelection, best
@@ -78,7 +78,7 @@ def test_a_step_is_the_gradient_through_the_plain_classifier(tokens: int, base: 
     plain = copy.deepcopy(ranker.model)
     loss = -logsigmoid(rewards(plain, ROWS, "chosen") - rewards(plain, ROWS, "rejected")).mean()
     loss.backward()
-    numbers = train(ranker, run, make_accelerator())
+    numbers = train(ranker, run, Ranks.here())
     assert numbers["loss"] == pytest.approx(loss.item(), rel=1e-5)
     norm = torch.cat([p.grad.flatten() for p in plain.parameters() if p.grad is not None]).norm()
     assert numbers["grad_norm"] == pytest.approx(float(norm), rel=1e-4)
@@ -87,7 +87,7 @@ def test_a_step_is_the_gradient_through_the_plain_classifier(tokens: int, base: 
 def test_what_is_saved_gives_the_rewards_of_the_training(base: Path, tmp_path: Path) -> None:
     run = make_run("reward-model", ROWS, none, tmp_path, max_steps=2)
     ranker, tokenizer = fresh(base), tiny_tokenizer()
-    train(ranker, run, make_accelerator())
+    train(ranker, run, Ranks.here())
     save(ranker.model, tokenizer, tmp_path / "saved", TEMPLATE, "<end>")
     loader: Any = LlamaForSequenceClassification
     model, info = loader.from_pretrained(tmp_path / "saved", output_loading_info=True)
@@ -106,12 +106,12 @@ def test_what_is_saved_gives_the_rewards_of_the_training(base: Path, tmp_path: P
 def test_a_stopped_run_goes_on_to_the_same_weights(base: Path, tmp_path: Path) -> None:
     whole, parts = fresh(base), [fresh(base), fresh(base)]
     settings: dict[str, Any] = {"epochs": 2.0}
-    train(whole, make_run("reward-model", ROWS, none, tmp_path / "whole", **settings), make_accelerator())
+    train(whole, make_run("reward-model", ROWS, none, tmp_path / "whole", **settings), Ranks.here())
     asked = iter([None, "SIGTERM"])
     first = make_run("reward-model", ROWS, none, tmp_path / "cut", stop=lambda: next(asked), **settings)
     with pytest.raises(Stopped):
-        train(parts[0], first, make_accelerator())
-    train(parts[1], make_run("reward-model", ROWS, none, tmp_path / "cut", **settings), make_accelerator())
+        train(parts[0], first, Ranks.here())
+    train(parts[1], make_run("reward-model", ROWS, none, tmp_path / "cut", **settings), Ranks.here())
     for (name, p), q in zip(whole.model.named_parameters(), parts[1].model.parameters(), strict=True):
         assert torch.equal(p, q), name
 
@@ -134,7 +134,7 @@ def test_a_classifier_of_several_classes_is_refused(tmp_path: Path) -> None:
 def test_held_out_pairs_are_preferred_by_their_rewards(base: Path) -> None:
     ranker = fresh(base)
     torch.nn.init.normal_(ranker.model.get_parameter("score.weight"), generator=torch.Generator().manual_seed(1))
-    found = HeldOut(ROWS, ("chosen", "rejected")).score(ranker, make_accelerator())
+    found = HeldOut(ROWS, ("chosen", "rejected")).score(ranker, Ranks.here())
     with torch.no_grad():
         margins = rewards(ranker.model, ROWS, "chosen") - rewards(ranker.model, ROWS, "rejected")
     assert found["accuracy"] == pytest.approx(float((margins > 0).float().mean()))
@@ -150,7 +150,7 @@ def test_a_judge_hears_greedy_answers_to_every_prompt() -> None:
 
     prompts = {"a": [5, 6], "b": [7], "c": [8, 9, 10]}
     decoding = Decoding(Sampling(max_new_tokens=4), (END,), PAD, 64)
-    found = RewardSelection(prompts, length, decoding).score(Student(model, "float32"), make_accelerator())
+    found = RewardSelection(prompts, length, decoding).score(Student(model, "float32"), Ranks.here())
     for name, ids in prompts.items():
         taken = list(ids)
         while len(taken) < len(ids) + 4 and taken[-1] != END:

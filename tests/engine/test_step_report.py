@@ -9,7 +9,7 @@ import pytest
 from transformers import AutoModelForCausalLM, LlamaForSequenceClassification, MambaConfig, MixtralConfig
 
 from adpa_cli.engine.costs import training_flops
-from adpa_cli.engine.device import make_accelerator
+from adpa_cli.engine.ranks import Ranks
 from adpa_cli.engine.training.loop import train
 from adpa_cli.engine.training.step_report import METRICS, SPEED, Speed, peak_flops, size_of
 from adpa_cli.engine.training.student import Student
@@ -90,7 +90,7 @@ def test_a_run_in_pieces_adds_up_what_they_took(tmp_path: Path) -> None:
             "sft", rows, None, tmp_path, epochs=2.0, batch_size=3, runtime=Runtime(checkpoint_steps=2),
             progress=progress, stop=lambda: "SIGTERM" if stop and len(seen) >= stop - 1 else None,
         )  # fmt: skip
-        train(Student(tiny_llama(0).requires_grad_(), "float32"), run, make_accelerator())
+        train(Student(tiny_llama(0).requires_grad_(), "float32"), run, Ranks.here())
 
     with pytest.raises(Stopped):
         go(stop=3)

@@ -131,11 +131,21 @@ def test_a_training_holds_weights_gradients_and_two_moments() -> None:
 def test_processes_share_the_memory_of_a_cpu_and_not_that_of_cards() -> None:
     rows = {"chosen": [Row(2, 2)]}
     one = memory.training_memory(SMALL, rows, spec_of(), Runtime(), 1, Where("cpu", 1))
-    two = memory.training_memory(SMALL, rows, spec_of(), Runtime(), 1, Where("cpu", 2))
+    two = memory.training_memory(SMALL, rows, spec_of(), Runtime(shard="none"), 1, Where("cpu", 2))
     assert two.device == pytest.approx(2 * (one.device + 4 * 1000), abs=2), "and the gradients' buckets"
     card = memory.training_memory(SMALL, rows, spec_of(), Runtime(), 1, Where("cuda", 2))
     assert CUDA < card.device < CUDA + 10**6
     assert card.host > 2 * PYTHON
+
+
+def test_weights_that_are_shared_out_take_less_of_each_card() -> None:
+    rows, model = {"chosen": [Row(2, 2)]}, replace(SMALL, parameters=10**9, layers=20)
+    one = memory.training_memory(model, rows, spec_of(), Runtime(), 1, Where("cuda", 1)).device
+    each = [memory.training_memory(model, rows, spec_of(), Runtime(), 1, Where("cuda", n)).device for n in (2, 8)]
+    # weights and moments and the part of the gradient by the number of cards; a gradient and two layers whole
+    assert each == pytest.approx([one - 8e9 + 4e9 + 4e8, one - 14e9 + 4e9 + 4e8], rel=1e-3)
+    whole = memory.training_memory(model, rows, spec_of(), Runtime(shard="none"), 1, Where("cuda", 8)).device
+    assert whole == pytest.approx(one + 4e9, rel=1e-3)
 
 
 def test_weights_in_bfloat16_take_eight_bytes_instead_of_eighteen() -> None:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from adpa_cli import methods
-from adpa_cli.engine.device import make_accelerator
+from adpa_cli.engine.ranks import Ranks
 from adpa_cli.engine.training.loop import train
 from adpa_cli.engine.training.student import Student
 from adpa_cli.methods import View
@@ -115,4 +115,4 @@ def test_the_loop_hands_it_the_squares_of_the_student(tmp_path):
     assert min(weights) < 0.99
     run = make_run("wpo", rows, None, tmp_path, max_steps=1, start_of=start_of(model, rows))
     student = Student(tiny_llama(0).requires_grad_(), "float32")
-    assert train(student, run, make_accelerator())["wpo"] == pytest.approx(math.log(2) * sum(weights) / 4, rel=1e-5)
+    assert train(student, run, Ranks.here())["wpo"] == pytest.approx(math.log(2) * sum(weights) / 4, rel=1e-5)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -13,7 +12,6 @@ from adpa_cli.estimate.survey import survey
 from adpa_cli.planning.distill_builder import Distill, plan_distill
 from adpa_cli.planning.resolve_inputs import Names
 from adpa_cli.planning.settings import UserSettings
-from adpa_cli.running import processes as ranks
 from adpa_cli.running.execute import Show, execute
 from adpa_cli.spec import Runtime
 from adpa_cli.store.store import Store
@@ -60,15 +58,6 @@ def test_a_signal_in_the_last_step_stops_before_the_next_stage(
     assert again.finished == [first, last]
     assert again.asked == "SIGUSR1"
     assert {manifest.ref for manifest in made.values()} == {first, last}
-
-
-def test_a_rank_that_dies_before_it_reads_its_job_is_no_closed_pipe() -> None:
-    child = subprocess.Popen(["false"], stdin=subprocess.PIPE, text=True)
-    child.wait()
-    ranks._write(child, "a job\n")
-    ranks._kill([child])
-    assert child.stdin is not None
-    assert child.stdin.closed
 
 
 def test_a_plan_says_where_begun_work_continues(shared_pipeline: Pipeline, tmp_path: Path) -> None:

@@ -22,8 +22,8 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
-from adpa_cli.engine.device import make_accelerator
 from adpa_cli.engine.layout.examples import Example, TokenSequence
+from adpa_cli.engine.ranks import Ranks
 from adpa_cli.engine.training.loop import train
 from adpa_cli.engine.training.student import Student
 from adpa_cli.errors import AdpaError
@@ -73,11 +73,14 @@ def body(folder: Path, tokens: int, more: int | None, rendezvous: str = "") -> N
         "dpo", rows, None, folder, batch_size=ROWS, epochs=2.0, lr=1e-4, note=said.append,
         runtime=Runtime(tokens_per_device=tokens), start_of=start_of(student.model, rows),
     )  # fmt: skip
-    accelerator = make_accelerator(rendezvous)
+    if rendezvous:
+        number = int(os.environ["RANK"])
+        torch.distributed.init_process_group("gloo", f"file://{rendezvous}", rank=number, world_size=2)
+    ranks = Ranks.here()
     if more is not None:
         limit(more)
     try:
-        outcome: dict[str, Any] = {"summary": train(student, run, accelerator)}
+        outcome: dict[str, Any] = {"summary": train(student, run, ranks)}
         save_file({name: p.detach() for name, p in student.named_parameters()}, folder / "weights.safetensors")
     except AdpaError as error:
         outcome = {"error": error.message, "hint": error.hint}

@@ -15,9 +15,19 @@ from typer.exceptions import TyperException
 from adpa_cli.cli.console.app import program, run_words
 from adpa_cli.cli.console.mistyped import usage_error
 from adpa_cli.cli.console.options import Request
-from adpa_cli.cli.console.streams import fail, nobody_reads, open_closed, take_globals, take_text
+from adpa_cli.cli.console.streams import (
+    GLOBALS,
+    fail,
+    nobody_reads,
+    open_closed,
+    say,
+    stdin_of,
+    take_globals,
+    take_text,
+)
 from adpa_cli.disk import is_forbidden, unreadable
 from adpa_cli.errors import AdpaError, NotFound
+from adpa_cli.running import launchers
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -27,11 +37,14 @@ def main(argv: list[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     try:
         check_folder()
-        result = run_words(take_globals(words) or ["--help"])
-        if isinstance(result, Request):
-            from adpa_cli.cli.console.make import make
+        try:
+            result = run_words(take_globals(words) or ["--help"])
+            if isinstance(result, Request):
+                from adpa_cli.cli.console.make import make
 
-            make(result)
+                make(result)
+        except launchers.Several as several:
+            return go_on(several)
     except AdpaError as error:
         return fail(error)
     except typer.Exit as exit_:
@@ -79,10 +92,38 @@ def check_folder() -> None:
         raise NotFound("the working folder no longer exists", 'go to another one: cd "$HOME"') from error
 
 
+def go_on(several: launchers.Several) -> int:
+    """Run the same command in several processes, which are given what came through the pipe; its exit code."""
+    with stdin_of(GLOBALS.piped):
+        return launchers.launch(GLOBALS.typed, several)
+
+
 def run() -> None:
-    """The console script."""
+    """The console script, in each of the processes that a launcher started."""
     name_files_in_utf8()
-    sys.exit(main())
+    try:
+        os.environ.update(launchers.slurm_as_torch(os.environ))
+    except AdpaError as error:
+        sys.exit(fail(error))
+    rank, count = launchers.place()
+    if count == 1:
+        sys.exit(main())
+    from adpa_cli.running import processes
+
+    if rank:
+        processes.serve()
+    launchers.leave_with_the_launcher()
+    processes.ignore_the_end_of_others()
+    code = main()
+    processes.end()
+    leave(code)
+
+
+def leave(code: int) -> None:
+    """End this process, the first of several, whatever its threads and theirs are doing."""
+    say(launchers.leave_code(code))
+    sys.stdout.flush()
+    os._exit(code)
 
 
 def name_files_in_utf8() -> None:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from adpa_cli.errors import AdpaError
 from adpa_cli.sizes import (
     DRAW_TOKENS,
     GPU_LOGIT_CELLS,
@@ -55,6 +56,8 @@ class Held:
     dtype: str
     quantise: str | None = None
     offload: str = "none"
+    parts: int = 1
+    """How many processes share its layers out."""
 
     @classmethod
     def by(cls, spec: Any, runtime: Runtime) -> Held:
@@ -69,7 +72,8 @@ def training_memory(model: ModelSize, rows: Rows, spec: Any, runtime: Runtime, i
     work = activations(model, micro, spec, runtime.recompute) + head_training(model, answers, ids, spec, where.kind)
     if spec.lora and where.kind == "cpu":
         work *= LORA_RETAINED
-    return where.total(trained(model, spec, where), work, row_bytes(rows) + _library(spec), loading(model, spec))
+    weights = trained(model, spec, where, is_shared_out(spec, runtime, where.processes))
+    return where.total(weights, work, row_bytes(rows) + _library(spec), loading(model, spec))
 
 
 def _library(spec: Any) -> int:
@@ -99,15 +103,44 @@ def online_memory(models: Sequence[ModelSize], rows: Rows, spec: Any, runtime: R
     return where.total(weights + left, max(step, drawing, reading), rest, loading(student, spec))
 
 
-def trained(model: ModelSize, spec: Any, where: Where) -> float:
+def check_shared_out(spec: Any, runtime: Runtime, draws: bool = False) -> None:
+    """Raise AdpaError where weights are to be shared out that every process must have whole."""
+    if runtime.shard == "all" and (why := _why_whole(spec, draws)):
+        raise AdpaError(f"--runtime shard=all: {why}", "--runtime shard=none")
+
+
+def is_shared_out(spec: Any, runtime: Runtime, count: int, draws: bool = False) -> bool:
+    """Whether the weights of a training are shared out among `count` processes: where they may be, unless told
+    otherwise. `draws` tells that the student draws answers meanwhile."""
+    return count > 1 and runtime.shard != "none" and not _why_whole(spec, draws)
+
+
+def _why_whole(spec: Any, draws: bool) -> str:
+    """Why every process of a training must have all weights; "" where it need not."""
+    if spec.weights == "bfloat16":
+        return "weights=bfloat16 rounds each weight by its place in the whole"
+    if spec.quantise:
+        return f"torch does not share out weights that are stored as {spec.quantise}"
+    return "the student draws answers while it trains, for which it must be whole" if draws else ""
+
+
+def trained(model: ModelSize, spec: Any, where: Where, shared: bool = False) -> float:
     """Weights, gradients and two moments, copies of weights for products, and what processes sum gradients in; all that
-    of low-rank matrices only, beside frozen weights, where a training has such."""
+    of low-rank matrices only, beside frozen weights, where a training has such.
+
+    Where weights are `shared` out, a process has its part of all these; besides the embedding and the head, two layers
+    and, until the end of a step, the gradients whole.
+    """
     size = weight_bytes(spec)
     copies = 2 if spec.dtype != spec.weights else 0
+    own = trained_part(model, spec)
+    if shared:
+        each = 4.0 * size / where.processes + size + copies
+        group = model.head * (1 if model.tied else 2) + 2 * model.body // max(1, model.layers)
+        beside = trained_beside(model, spec, where) / where.processes if spec.lora else 0.0
+        return own.parameters * each + size * group + beside
     each = 4.0 * size + copies + (size if where.processes > 1 else 0)
-    if not spec.lora:
-        return model.parameters * each
-    return trained_beside(model, spec, where) + each * trained_part(model, spec).parameters
+    return own.parameters * each + (trained_beside(model, spec, where) if spec.lora else 0.0)
 
 
 def trained_beside(model: ModelSize, spec: Any, where: Where) -> float:
@@ -261,6 +294,8 @@ def frozen(model: ModelSize, held: Held, where: Where) -> float:
     layers, wide = products(model, held), product_bytes(held.dtype, where)
     if waits(model, held, where):
         layers /= max(1, model.layers)
+    if held.parts > 1:  # the layer that computes and the next one are whole
+        layers = layers / held.parts + 2 * layers / max(1, model.layers)
     is_exact = held.dtype == "float32" and not stored_in(model, held)
     embedding = 0 if model.tied else (4 if is_exact else model.stored) * model.head
     copies = 4 if wide == 4 and held.dtype != "float32" else 0

@@ -1,8 +1,7 @@
-"""The device that this process computes on: its kernels, its memory, and the other processes.
+"""The device that this process computes on: its kernels and its memory.
 
 Training goes on with less at a time when memory runs out, which changes rounding only. A block of an inference stage is
-part of what its bytes depend on, so there the message names what to ask for. The processes of a training meet at the
-start, and in sums over all of them, at the same places in each.
+part of what its bytes depend on, so there the message names what to ask for.
 """
 
 from __future__ import annotations
@@ -10,20 +9,15 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 import torch
-from accelerate import Accelerator
-from accelerate.utils import DistributedType, gather_object
-from torch import Tensor, nn
 
 from adpa_cli import machine
-from adpa_cli.errors import AdpaError, Stopped
+from adpa_cli.errors import AdpaError
 
 Result = TypeVar("Result")
-Key = TypeVar("Key")
-Value = TypeVar("Value")
 _WORDS = (
     "can't allocate memory", "DefaultCPUAllocator", "CUDA out of memory", "_STATUS_ALLOC_FAILED",
     "can't start new thread",
@@ -33,8 +27,11 @@ ROOM = "a device with more memory, or a smaller model"
 
 
 def device() -> str:
-    """`cuda:N` for the local rank N where there is a GPU, else `cpu`."""
-    return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
+    """`cuda:N` for the local rank N where there is a GPU, else `cpu`. A launcher may show each process its own card
+    alone."""
+    if not torch.cuda.is_available():
+        return "cpu"
+    return f"cuda:{int(os.environ.get('LOCAL_RANK', '0')) % torch.cuda.device_count()}"
 
 
 def prepare(threads: int) -> None:
@@ -115,61 +112,3 @@ def block_that_fits(stage: str, rows: int, length: int) -> Iterator[None]:
         hint = f"--set {stage}.max_length={max(1, length // 2)}, or {ROOM}"
     with refused_when_full(f"{stage}: {what}", hint):
         yield
-
-
-def make_accelerator(rendezvous: str = "") -> Accelerator:
-    """One process on the GPU or CPU at hand, or a rank of several (gloo on CPU, nccl on GPU).
-
-    Ranks know their number from the environment and find each other through the file `rendezvous`.
-    """
-    if rendezvous and not torch.distributed.is_initialized():
-        if torch.cuda.is_available():
-            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-        torch.distributed.init_process_group(
-            "nccl" if torch.cuda.is_available() else "gloo", init_method=f"file://{rendezvous}",
-            rank=int(os.environ["RANK"]), world_size=int(os.environ["WORLD_SIZE"]),
-        )  # fmt: skip
-    # Both would otherwise be read from the environment, and change results under the same id.
-    accelerator = Accelerator(cpu=not torch.cuda.is_available(), mixed_precision="no", gradient_accumulation_steps=1)
-    kinds = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
-    if accelerator.distributed_type not in kinds:
-        raise AdpaError(
-            f"training under {accelerator.distributed_type.value} is not offered",
-            "launch plain processes: --gpus N",
-        )
-    return accelerator
-
-
-def gathered(items: Mapping[Key, Value]) -> dict[Key, Value]:
-    """The items of all processes, in each of them; keys are of one process."""
-    return dict(gather_object(list(items.items())))
-
-
-def summed(accelerator: Accelerator, values: Iterable[Tensor | float]) -> list[float]:
-    """Each of the values, of one number, summed over all processes."""
-    numbers = [torch.as_tensor(value, dtype=torch.float64, device=accelerator.device) for value in values]
-    sums: list[float] = accelerator.reduce(torch.stack(numbers), reduction="sum").tolist()
-    return sums
-
-
-def all_fit(accelerator: Accelerator, fits: bool) -> bool:
-    """Whether the step fitted in every process."""
-    return summed(accelerator, [float(not fits)]) == [0.0]
-
-
-def sum_gradients(student: nn.Module, accelerator: Accelerator) -> None:
-    """Add up the gradients of all processes: the only place where they meet, and only after each has its own."""
-    if accelerator.num_processes > 1:
-        for parameter in student.parameters():
-            if parameter.grad is not None:
-                torch.distributed.all_reduce(parameter.grad)
-
-
-def agree(
-    accelerator: Accelerator, sums: Mapping[str, Tensor], signal: str | None
-) -> tuple[dict[str, float], str | None]:
-    """Sum the numbers over all processes, and let a signal that reached one of them stop all at the same step."""
-    names, codes = sorted(sums), sorted(Stopped.CODES)
-    values = summed(accelerator, [*(sums[name] for name in names), *(float(code == signal) for code in codes)])
-    asked = [code for code, flag in zip(codes, values[len(names) :], strict=True) if flag]
-    return dict(zip(names, values, strict=False)), asked[0] if asked else None

@@ -22,11 +22,13 @@ from adpa_cli.engine.layout.micro_batches import micro_batches
 from adpa_cli.engine.layout.sequences import TokenSequence
 from adpa_cli.engine.layout.shared_prompt import answer_rows, states
 from adpa_cli.engine.models import load_checked, output_head
+from adpa_cli.engine.ranks import Ranks
 from adpa_cli.engine.training.student import Critic, Student
 from adpa_cli.methods import Need, Part
 from adpa_cli.spec import Dtype
 
 BLOCK_BYTES = 1 << 26
+ALONE = Ranks(0, 1, torch.device("cpu"))
 
 LabelLogps = dict[tuple[str, str], NDArray[np.float32]]
 """Float32 log-probs [T], in nats, of the answer tokens of (example id, part)."""
@@ -36,22 +38,29 @@ Rows = Sequence[Sequence[int]]
 
 @torch.no_grad()
 def label_logps(
-    model: Student | Critic, examples: Sequence[Example], parts: Sequence[Part], tokens: int, device: torch.device | str
+    model: Student | Critic,
+    examples: Sequence[Example],
+    parts: Sequence[Part],
+    tokens: int,
+    device: torch.device | str,
+    ranks: Ranks = ALONE,
 ) -> LabelLogps:
-    """Score every part of every example in length-sorted batches of at most `tokens` padded tokens.
+    """Score every part of every example in length-sorted batches of at most `tokens` padded tokens; of several `ranks`
+    that share out the model's weights each scores a part of the examples, in as many batches as the others.
 
     A reward model and a critic give values in place of log-probs: see `at_answers` of the model.
     """
-    model.to(device)
+    if ranks.count == 1:
+        model.to(device)
     needs = [Need(part) for part in parts]
     logps: LabelLogps = {}
-    for positions in micro_batches([example.length for example in examples], len(parts), tokens)[0]:
-        chosen = [examples[p] for p in positions]
-        batch = collate(chosen, needs).to(torch.device(device))
+    for positions in micro_batches([e.length for e in examples], len(parts), tokens, ranks.count)[ranks.rank]:
+        chosen = [examples[p] for p in positions or [0]]
+        batch = collate(chosen, needs, in_one=ranks.count > 1).to(torch.device(device))
         flat = model.at_answers(batch).float().cpu().numpy()
         for name, part in batch.parts.items():
             where, mask = part.where.cpu().numpy(), part.mask.cpu().numpy()
-            for i, example in enumerate(chosen):
+            for i, example in enumerate(chosen if positions else ()):
                 logps[example.id, name] = flat[where[i][mask[i]]]
     return logps
 

@@ -26,6 +26,7 @@ from adpa_cli.machine import versions
 from adpa_cli.planning.adapters import libraries_of
 from adpa_cli.planning.lineage import locate
 from adpa_cli.planning.settings import TRACKERS_FOLDER
+from adpa_cli.running import processes
 from adpa_cli.sizes import size_words
 from adpa_cli.spec import Dtype, Runtime
 from adpa_cli.stages import Artifact, Job, Monitor, Node, compute, every
@@ -300,10 +301,8 @@ def run(job: Job, monitor: Monitor, threads: int, finishes: Callable[[], bool] =
     prepare(threads)
     names, ref, logs, settings = job.tracked
     with tracking([] if stage.kind == "training" else names, ref, logs, settings, monitor.note) as track:
-        if job.runtime.processes > 1 and not stage.one_process:
-            from adpa_cli.running.processes import compute_in_processes
-
-            compute_in_processes(job, monitor, threads)
+        if processes.team is not None and not stage.one_process:
+            processes.team.compute(job, monitor, threads)
         else:
             compute(job, monitor, 0, 1)
         if not finishes():
@@ -315,11 +314,8 @@ def run(job: Job, monitor: Monitor, threads: int, finishes: Callable[[], bool] =
 
 
 def threads_per_process(runtime: Runtime) -> int:
-    """What OMP_NUM_THREADS says, else an equal share of the cores this process may use."""
-    if os.environ.get("OMP_NUM_THREADS", "").isdigit():
-        return int(os.environ["OMP_NUM_THREADS"])
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, cores // runtime.processes)
+    """Those of each process of this machine, of which a launcher may have started fewer than there are in all."""
+    return processes.threads_of(int(os.environ.get("LOCAL_WORLD_SIZE", runtime.processes)))
 
 
 def _device() -> str:

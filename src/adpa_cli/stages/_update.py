@@ -68,8 +68,13 @@ def lost_update(update: Mapping[str, Any], stage: str, spec: TrainSpec) -> list[
     return said
 
 
-def first_steps(job: Job, spec: TrainSpec, student: Any, monitor: Monitor, end: int) -> Callable[[int], None]:
-    """Notes what rounding does to weights: to those of the start at once, and to what the first steps have learned."""
+def first_steps(
+    job: Job, spec: TrainSpec, gathered: Callable[[], Any], monitor: Monitor, end: int
+) -> Callable[[int], None]:
+    """Notes what rounding does to weights: to those of the start at once, and to what the first steps have learned.
+
+    The model as it is comes from `gathered` in the first of all processes, which ask for it together.
+    """
     from adpa_cli.engine import update as updates
     from adpa_cli.hub.model_folder import ModelFolder
 
@@ -86,9 +91,9 @@ def first_steps(job: Job, spec: TrainSpec, student: Any, monitor: Monitor, end: 
             )
 
     def look(step: int) -> None:
-        if step != FIRST_STEPS or step == end or not rounds(spec):
+        if step != FIRST_STEPS or step == end or not rounds(spec) or (model := gathered()) is None:
             return
-        before, after = updates.folder_weights(start.path), updates.model_weights(student.model)
+        before, after = updates.folder_weights(start.path), updates.model_weights(model)
         seen = updates.measured_update(updates.pairs(before, after, sample=True)).get("seen", {}).get("bfloat16", 1.0)
         if seen < HARDLY:
             monitor.note(

@@ -20,11 +20,24 @@ from adpa_cli.disk import write_json
 from adpa_cli.engine.costs import TILES, TILES_OF_DRAWS, Held, scoring_in_turn, signal_bytes_per_token, signal_disk
 from adpa_cli.sizes import Disk, Memory, Rows
 from adpa_cli.spec import Dtype, Quantise, Truncation, make, noise_answers, quantise, truncation
-from adpa_cli.stages import Job, Lengths, Load, Monitor, Node, Stage, _noise, stop_if_asked, stored_words, with_progress
+from adpa_cli.stages import (
+    Job,
+    Lengths,
+    Load,
+    Monitor,
+    Node,
+    Stage,
+    _noise,
+    _sharing,
+    stop_if_asked,
+    stored_words,
+    with_progress,
+)
 from adpa_cli.stages._precision import fitting
 
 if TYPE_CHECKING:
     from adpa_cli.engine.layout.examples import Answers
+    from adpa_cli.engine.ranks import Ranks
     from adpa_cli.signal.rows import SignalSpec
     from adpa_cli.stages._signal_shards import Facts
 
@@ -98,28 +111,37 @@ class Blocks:
 def compute(job: Job, monitor: Monitor, rank: int = 0, processes: int = 1) -> None:
     """Leave one block per block of answers in the work folder; blocks that are there are kept."""
     from adpa_cli.engine.layout.micro_batches import longest_first
+    from adpa_cli.engine.offload import layers_wait
+    from adpa_cli.engine.ranks import Ranks
 
     spec = make(CaptureSpec, job.spec)
     plan = plan_of(job, spec)
+    shared = Ranks.here() if _sharing.is_shared_out(job.runtime, processes) else None
+    told = monitor
+    if shared:  # all stop after the same block
+        monitor = replace(monitor, stop=lambda: shared.agree({}, told.stop())[1])
     if rank == 0 and "data" in job.inputs:
         _tell_truncation(job, spec, monitor)
-    roles = _roles(job)
-    wanted = job.own(longest_first(plan.blocks), rank, processes)
+    roles, shard_of = _roles(job), plan.shard_of()
+    wanted = job.own(longest_first(plan.blocks), *((0, 1) if shared else (rank, processes)))
     before = 2 * len(roles) if _noise.sample_size(spec) else 0
     of, done = before + len(roles) * len(wanted), before
     has_moved = before > 0 and not (job.folder / _noise.FILE).exists()
     if rank == 0 and before:
-        _judge_noise(job, spec, monitor, of)
+        with layers_wait("cpu" if shared else job.runtime.offload, job.folder):
+            _judge_noise(job, spec, told, of)
     elif before:
-        _noise.wait(job, monitor)
+        _noise.wait(job, told)
     for blocks in _turns(plan, wanted, len(roles)):
         for role in roles:
-            todo = [block for block in blocks if not _is_there(job, plan, block, role)]
-            done += len(blocks) - len(todo)
-            if todo and has_moved:  # each start leaves more than it found, also where every one is stopped at once
+            spare, todo = 0, [block for block in blocks if not _is_there(job, shard_of, block, role)]
+            if shared:
+                todo, spare = _sharing.dealt(plan.blocks, [block.index for block in todo], shared)
+            done += max(0, len(blocks) - len(todo))
+            if todo and has_moved and not shared:  # each start leaves more than it found, also if each is stopped
                 stop_if_asked(monitor, done, of)
             has_moved = has_moved or bool(todo)
-            _pass(job, spec, role, replace(plan, blocks=todo), monitor, done, of, is_kept=True)
+            _pass(job, spec, role, replace(plan, blocks=todo), monitor, done, of, True, shared, spare)
             done += len(todo)
 
 
@@ -132,21 +154,19 @@ def _turns(plan: Blocks, wanted: Sequence[Any], roles: int) -> list[list[Any]]:
     return list(turns.values())
 
 
-def _is_there(job: Job, plan: Blocks, block: Any, role: str) -> bool:
+def _is_there(job: Job, shard_of: Callable[[int], int], block: Any, role: str) -> bool:
     """Whether one teacher has done a block; the last one's is in its shard in the end."""
     from adpa_cli.signal import block_files
 
-    paths = (_path(job, name, block.index) for name in {role, _roles(job)[-1]})
-    return (
-        any(path.exists() for path in paths)
-        or block_files.shard_path(job.folder, plan.shard_of()(block.index)).exists()
-    )
+    paths = [_path(job, name, block.index) for name in {role, _roles(job)[-1]}]
+    return any(path.exists() for path in (*paths, block_files.shard_path(job.folder, shard_of(block.index))))
 
 
 def missing(job: Job) -> int:
     """How many blocks of the last teacher are not there yet."""
     plan, role = plan_of(job, make(CaptureSpec, job.spec)), _roles(job)[-1]
-    return sum(not _is_there(job, plan, block, role) for block in plan.blocks)
+    shard_of = plan.shard_of()
+    return sum(not _is_there(job, shard_of, block, role) for block in plan.blocks)
 
 
 def _judge_noise(job: Job, spec: CaptureSpec, monitor: Monitor, of: int) -> None:
@@ -181,20 +201,25 @@ def _tell_truncation(job: Job, spec: CaptureSpec, monitor: Monitor) -> None:
 
 
 def _pass(
-    job: Job, spec: CaptureSpec, role: str, plan: Blocks, monitor: Monitor, done: int, of: int, is_kept: bool
-) -> None:
-    """One teacher over the blocks of a plan; with `is_kept` the shards are encoded whose last block is among them."""
+    job: Job, spec: CaptureSpec, role: str, plan: Blocks, monitor: Monitor, done: int, of: int, is_kept: bool,
+    shared: Ranks | None = None, spare: int = 0,
+) -> None:  # fmt: skip
+    """One teacher over the blocks of a plan; with `is_kept` the shards are encoded whose last block is among them.
+
+    Where `shared` processes have a part of it each, the last `spare` blocks are computed for company and not kept.
+    """
     from adpa_cli.engine.device import block_that_fits, device
     from adpa_cli.engine.layout.shared_prompt import can_share
     from adpa_cli.engine.models import load_checked
     from adpa_cli.engine.overflow import overflow_named
+    from adpa_cli.engine.sharding import SharedModel
     from adpa_cli.signal import block_files
     from adpa_cli.stages._signal_shards import encode_if_whole
 
     if not plan.blocks:
         return
     teacher = job.one(role)
-    model = load_checked(teacher.path, dtype=spec.dtype, device=device(), quantise=spec.quantise)
+    model = load_checked(teacher.path, dtype=spec.dtype, device="cpu" if shared else device(), quantise=spec.quantise)
     share = plan.shared and can_share(model, spec.max_length)
     write_json(job.folder / f"_prompts-{role}.json", share)
     settings: dict[str, Any] = {
@@ -202,19 +227,28 @@ def _pass(
     }  # fmt: skip
     is_last = is_kept and role == _roles(job)[-1] and _is_known(spec)
     shards, shard_of = plan.shards(), plan.shard_of()
-    left = Counter(shard_of(block.index) for block in plan.blocks)
+    kept = len(plan.blocks) - spare
+    left = Counter(shard_of(block.index) for block in plan.blocks[:kept])
+    if shared:
+        _sharing.check_prompts(plan.shared and not share, teacher.label, job.stage)
+    whole = SharedModel(model, shared) if shared else None
     with block_files.background_writer() as write:
-        for block in with_progress(plan.blocks, monitor, done, of):
+        for number, block in enumerate(with_progress(plan.blocks, monitor, done, of)):
             longest = max(len(item.prompt) + len(item.answer) for item in block.items)
             fits = block_that_fits(job.stage, len(block.items), longest)
             with fits, overflow_named(model, spec.dtype, job.stage):
-                rows = _rows(job, spec, role, block, model, plan.shared and not share, settings)
+                # What others keep may be gone already, so company reads nothing of it.
+                reads = role if number < kept else "aligned"
+                act = functools.partial(_rows, job, spec, reads, block, model, plan.shared and not share, settings)
+                rows = whole(act) if whole else act()
+            if number >= kept:
+                continue
             write(_keep, job, role, block, rows)
-            number = shard_of(block.index)
-            left[number] -= 1
-            if is_last and not left[number]:
+            shard = shard_of(block.index)
+            left[shard] -= 1
+            if is_last and not left[shard]:
                 signal = functools.partial(_signal, job, spec)
-                write(encode_if_whole, job.folder, number, signal, _paths(job, shards[number]))
+                write(encode_if_whole, job.folder, shard, signal, _paths(job, shards[shard]))
 
 
 def _rows(
@@ -317,7 +351,7 @@ def finish(job: Job) -> dict[str, Any]:
         metrics["watch"] = watch
     path = job.folder / TRUNCATION
     cut = json.loads(path.read_text()) if path.exists() else {}
-    return {**metrics, **noise, **chosen, **_sharing(job), **cut, "bytes_per_token": size / facts.tokens}
+    return {**metrics, **noise, **chosen, **_shared_prompts(job), **cut, "bytes_per_token": size / facts.tokens}
 
 
 def _signal(job: Job, spec: CaptureSpec, facts: Facts) -> SignalSpec:
@@ -347,7 +381,7 @@ def signal_of(job: Job, spec: CaptureSpec, k: int) -> SignalSpec:
     )  # fmt: skip
 
 
-def _sharing(job: Job) -> dict[str, Any]:
+def _shared_prompts(job: Job) -> dict[str, Any]:
     """Whether each teacher computed the prompts that answers share once."""
     files = {role: job.folder / f"_prompts-{role}.json" for role in _roles(job)}
     return {"shared_prompts": {role: json.loads(path.read_text()) for role, path in files.items() if path.exists()}}
@@ -409,6 +443,8 @@ def memory(node: Node, load: Load) -> Memory:
     spec, draws = node.spec, node.spec.support == "sampled"
     ids, alive = (spec.samples, TILES_OF_DRAWS) if draws else (spec.top_k, TILES)
     held = Held.by(spec, load.runtime)
+    if _sharing.is_shared_out(load.runtime, load.where.processes):
+        held = replace(held, parts=load.where.processes)
     return scoring_in_turn(load.models, load.rows, held, spec.block_tokens, 1 + ids, load.where, alive)
 
 
@@ -429,6 +465,6 @@ CACHE_TEACHER = Stage(
     "cache-teacher", 4, 1, CaptureSpec, "scoring", "signal", compute, finish, rows, disk, memory,
     lambda node, load: _noise.flops(node, load, len(load.flat)),
     what=what, next_commands=next_commands, vocabulary_of="aligned", follows=("limit", "max_length"),
-    missing=missing,
+    missing=missing, check=_sharing.check,
 )  # fmt: skip
 STAGES = (CACHE_TEACHER,)

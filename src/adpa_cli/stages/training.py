@@ -12,13 +12,14 @@ from adpa_cli.engine import costs
 from adpa_cli.errors import DataError
 from adpa_cli.hub import External
 from adpa_cli.sizes import Disk, Memory, Rows
-from adpa_cli.spec import TrainSpec, make
+from adpa_cli.spec import Runtime, TrainSpec, make
 from adpa_cli.stages import Job, Lengths, Load, Monitor, Node, Stage, every, stored_words
 from adpa_cli.stages._update import COMPUTED, first_steps, lost_update, rounds, share_words, update_of
 
 if TYPE_CHECKING:
     from adpa_cli.data.chat import Encoder
     from adpa_cli.engine.adapters import Base
+    from adpa_cli.engine.sharding import WholeModel
     from adpa_cli.engine.training.checkpoint_selection import CheckpointSelection
     from adpa_cli.methods import Method, Need
     from adpa_cli.stages._training_inputs import Data
@@ -29,8 +30,10 @@ GAMMA_RATIO = 3.0  # γ × RMS(A) outside this factor of the tuned one is worth 
 
 def compute(job: Job, monitor: Monitor, rank: int = 0, processes: int = 1) -> None:
     """Train, and leave a Hugging Face folder and metrics.jsonl in the work folder."""
-    from adpa_cli.engine.device import forget_peak, make_accelerator
+    from adpa_cli.engine.device import forget_peak
     from adpa_cli.engine.layout.examples import encoder_of
+    from adpa_cli.engine.ranks import Ranks
+    from adpa_cli.engine.sharding import WholeModel, share_out
     from adpa_cli.engine.trackers import tracking
     from adpa_cli.engine.training import schedule
     from adpa_cli.engine.training.adapted import base_of
@@ -48,43 +51,55 @@ def compute(job: Job, monitor: Monitor, rank: int = 0, processes: int = 1) -> No
     data = gather(job, spec, method, params, encoder, monitor)
     rows, end = len(data.examples), spec.last_step(schedule.steps_of(len(data.examples), spec))
     held = validation(job, spec, encoder) if spec.select == "best" else None
-    accelerator = make_accelerator(job.runtime.rendezvous)
-    student, tuned = _student(job, spec, encoder, str(accelerator.device), data)
+    ranks = Ranks.here()
+    draws = bool(data.online) or "reward_model" in job.inputs
+    costs.check_shared_out(spec, job.runtime, draws)
+    shared = costs.is_shared_out(spec, job.runtime, ranks.count, draws)
+    student, tuned = _student(job, spec, encoder, str(ranks.device), data)
+    whole = WholeModel.of(student.model, ranks, shared)
+    if shared:
+        share_out(student, ranks)
     base = base_of(folder, job.one("model").content, spec) if spec.lora else None
     inputs = (data.examples, data.online, spec, params, job.folder, job.runtime.tokens_per_device)
-    feed = Online(student, accelerator, *inputs) if data.online else None
+    feed = Online(student, ranks, *inputs) if data.online else None
 
-    save_in = _saver(student.model, encoder, folder, base)
-    selection = CheckpointSelection(job.folder, student, accelerator, save_in, held, spec.keep == "all")
+    save_in = _saver(whole, encoder, folder, base)
+    selection = CheckpointSelection(job.folder, student, ranks, save_in, held, spec.keep == "all")
     evaluated = schedule.evaluation_steps(rows, spec.batch_size, end) if held or spec.keep == "all" else frozenset()
-    forget_peak(accelerator.device)
-    with tracking(*job.tracked, monitor.note) as track:
+    forget_peak(ranks.device)
+    names, ref, logs, settings = job.tracked
+    with tracking(names if ranks.is_first else [], ref, logs, settings, monitor.note) as track:
         run = Run(
             spec=spec, method=method, params=params, examples=data.examples, end_id=encoder.end_id, stage=job.stage,
             signal_of=data.signal_of, work=job.folder, runtime=job.runtime, progress=monitor.progress, track=track,
-            look=first_steps(job, spec, student, monitor, end), note=monitor.note, stop=monitor.stop,
+            look=first_steps(job, spec, whole.gathered, monitor, end), note=monitor.note, stop=monitor.stop,
             evaluation_steps=evaluated, evaluate=lambda step: track(step, selection.evaluate(step)), feed=feed,
             critic_lr=params.critic_lr if feed else 0.0, reward_of=data.reward_of, start_of=data.start_of,
         )  # fmt: skip
-        summary = train(student, run, accelerator)
-    preferred = _preferred(job, spec, encoder, student, accelerator) if method.scalar_head and not held else {}
-    if accelerator.is_main_process:
-        chosen = _kept_step(selection, base, end)
+        summary = train(student, run, ranks)
+    preferred = _preferred(job, spec, encoder, student, ranks) if method.scalar_head and not held else {}
+    chosen = _kept_step(selection, base, end)
+    if (model := whole.gathered()) is not None:
         write_json(job.folder / RESULT, {
             **preferred, **_selected(job, spec, chosen, bool(held), bool(evaluated)),
-            **measured(job.folder, end, accelerator.device.type), **_sizes(student.model, data),
-            **({"runtime": tuned} if tuned else {}), **update_of(job, spec, student.model), "final": summary,
+            **measured(job.folder, end, ranks.device.type), **_sizes(model, data),
+            **({"runtime": tuned} if tuned else {}), **update_of(job, spec, model), "final": summary,
         })  # fmt: skip
-    accelerator.wait_for_everyone()
 
 
-def _saver(model: Any, encoder: Encoder, source: Path, base: Base | None) -> Callable[[Path], None]:
+def _saver(whole: WholeModel, encoder: Encoder, source: Path, base: Base | None) -> Callable[[Path], None]:
     """Writes the model, or its adapter of a base, as it is by then, into a folder, with what its source says of
     itself."""
     from adpa_cli.engine.models import save
 
     text, end = encoder.template.text, encoder.template.end
-    return lambda folder: save(model, encoder.tokenizer, folder, text, end, source, base)
+
+    def save_in(folder: Path) -> None:
+        if (model := whole.gathered()) is not None:
+            save(model, encoder.tokenizer, folder, text, end, source, base)
+            whole.forget()
+
+    return save_in
 
 
 def _kept_step(selection: CheckpointSelection, base: Base | None, end: int) -> int:
@@ -93,6 +108,8 @@ def _kept_step(selection: CheckpointSelection, base: Base | None, end: int) -> i
 
     if selection.measure is None:
         selection.save(selection.work)
+        return end
+    if not selection.ranks.is_first:
         return end
     step = selection.take_best()
     if base:
@@ -158,13 +175,13 @@ def _student(job: Job, spec: TrainSpec, encoder: Encoder, device: str, data: Dat
     return student, tuned
 
 
-def _preferred(job: Job, spec: TrainSpec, encoder: Encoder, student: Any, accelerator: Any) -> dict[str, Any]:
+def _preferred(job: Job, spec: TrainSpec, encoder: Encoder, student: Any, ranks: Any) -> dict[str, Any]:
     """How often a finished reward model prefers the chosen of two held-out answers; nothing where none are."""
     try:
         held = validation(job, spec, encoder)
     except DataError:  # which says that the data have no held-out side
         return {}
-    scores: dict[str, Any] = held.score(student, accelerator)
+    scores: dict[str, Any] = held.score(student, ranks)
     return scores
 
 
@@ -345,6 +362,11 @@ def memory(node: Node, load: Load) -> Memory:
     return costs.training_memory(load.models[0], _read(node, load), spec, load.runtime, ids, load.where)
 
 
+def check(spec: TrainSpec, runtime: Runtime) -> None:
+    """Raise AdpaError where its weights are to be shared out and must be whole."""
+    costs.check_shared_out(spec, runtime, is_online(spec))
+
+
 def flops(node: Node, load: Load) -> float:
     """Of the passes over the rows, and of drawing answers where a method does."""
     from adpa_cli.engine.training.schedule import steps_of
@@ -398,18 +420,20 @@ SFT = Stage(
     "sft", 1, 1, TrainSpec, "training", "model", compute, finish, rows, disk, memory, flops,
     what=lambda node: f"{node.label_of('model')} on {node.label_of('data')}{adapter_words(node.spec)}",
     next_commands=next_commands, methods=lambda: ("sft",), reads="dialogues", parts=lambda spec: ("chosen",),
+    check=check,
 )  # fmt: skip
 DPO_TEACHER = Stage(
     "dpo-teacher", 2, 1, TrainSpec, "training", "model", compute, finish, rows, disk, memory, flops,
-    what=what, next_commands=next_commands, methods=lambda: ("dpo",), parts=parts_of,
+    what=what, next_commands=next_commands, check=check, methods=lambda: ("dpo",), parts=parts_of,
 )  # fmt: skip
 REWARD_MODEL = Stage(
     "reward-model", 3, 1, TrainSpec, "training", "reward model", compute, finish, rows, disk, memory, flops,
     what=lambda node: f"reward model on {node.label_of('model')}{adapter_words(node.spec)}",
-    next_commands=next_of_reward_model, methods=lambda: ("reward-model",), parts=parts_of,
+    next_commands=next_of_reward_model, check=check, methods=lambda: ("reward-model",), parts=parts_of,
 )  # fmt: skip
 DISTILL = Stage(
     "distill", 8, 1, TrainSpec, "training", "model", compute, finish, rows, disk, memory, flops,
     what=what, next_commands=next_commands, methods=method_names, any_method=True, parts=parts_of, is_result=True,
+    check=check,
 )  # fmt: skip
 STAGES = (SFT, DPO_TEACHER, REWARD_MODEL, DISTILL)

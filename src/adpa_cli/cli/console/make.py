@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import sys
@@ -21,6 +22,7 @@ from adpa_cli.cli.console.streams import (
     GLOBALS,
     Output,
     confirm,
+    fail,
     ids_only,
     is_coloured,
     no_stdin,
@@ -30,7 +32,7 @@ from adpa_cli.cli.console.streams import (
 )
 from adpa_cli.cli.recipes.recorded import recorded_request
 from adpa_cli.data.tables import watching
-from adpa_cli.errors import Stopped, UsageError
+from adpa_cli.errors import AdpaError, Stopped, UsageError
 from adpa_cli.estimate.preflight import is_ordinary, refuse
 from adpa_cli.estimate.survey import Survey, survey
 from adpa_cli.families import reserved_words
@@ -38,6 +40,7 @@ from adpa_cli.planning.planner import Plan
 from adpa_cli.report.evaluation import UNCUT, entries, write
 from adpa_cli.report.evaluation import screen as table
 from adpa_cli.report.text import for_encoding, human_age
+from adpa_cli.running import launchers, processes
 from adpa_cli.running.execute import Show, execute, threads_per_process
 from adpa_cli.spec import Runtime
 from adpa_cli.stages import Monitor, Node
@@ -58,7 +61,8 @@ class Console:
 def console(store: Store, stop_after: float | None) -> Iterator[Console]:
     """The streams and signals of a maker that works in a store, or in the one that will be created there."""
     quiet_libraries()
-    with ids_only() as output, stoppable(lambda: GLOBALS.again(store.root), stop_after) as stopping:
+    again = functools.partial(GLOBALS.again, store.root)
+    with ids_only() as output, stoppable(again, stop_after, processes.failed) as stopping:
         # A program that reads errors as JSON is told nothing else.
         screen = Screen(GLOBALS.quiet or (GLOBALS.json and not sys.stderr.isatty()), output.is_pipe)
         with watching(screen.reading, screen.say):
@@ -97,10 +101,10 @@ def make(request: Request) -> None:
             if not (is_evaluation and GLOBALS.json):  # whose numbers stand in one line with what they are compared with
                 hand_over(manifest, store, options.tag, desk.output)
 
+        if surveyed.building:
+            show_and_ask(surveyed, desk, options.yes)
         try:
             if surveyed.building:
-                desk.screen.say(plan_text(surveyed, terminal_width()))
-                ask_if_large(surveyed, options.yes)
                 carry_out(surveyed, desk, made, so_far)
             else:
                 _say_exists(surveyed, desk.screen, made)
@@ -171,7 +175,22 @@ def show_only(surveyed: Survey, desk: Console) -> None:
     desk.output.line(for_encoding(shown, sys.stdout.encoding))
 
 
-def ask_if_large(surveyed: Survey, yes: bool) -> None:
+def show_and_ask(surveyed: Survey, desk: Console, yes: bool, remark: str = "") -> None:
+    """Show a plan, with a remark, and ask before a large one begins. Raises Several where other processes carry it
+    out, of which the first does neither again."""
+    if launchers.is_launched():
+        return
+    desk.screen.say(plan_text(surveyed, terminal_width()))
+    if remark:
+        desk.screen.say(remark)
+    _ask_if_large(surveyed, yes)
+    runtime = surveyed.runtime
+    is_shared = any(not cost.node.declared.one_process for cost in surveyed.building)
+    if runtime.processes > 1 and is_shared and not surveyed.problems and launchers.place() == (0, 1):
+        raise launchers.Several(runtime.processes, threads_per_process(runtime))
+
+
+def _ask_if_large(surveyed: Survey, yes: bool) -> None:
     """Ask a person at a terminal before a large plan begins; one that cannot begin is not asked about."""
     if yes or surveyed.problems or not surveyed.is_large:
         return
@@ -197,6 +216,7 @@ def carry_out(
         if so_far is not None:
             so_far[node.recipe.id] = manifest
 
+    processes.lead(_leave)
     stopping = desk.stopping
     desk.screen.expect({c.node.label: c.seconds for c in surveyed.building if c.seconds is not None})
     show = Show(
@@ -211,6 +231,13 @@ def carry_out(
         raise
     finally:
         desk.screen.close()
+
+
+def _leave(error: AdpaError) -> int:
+    """Say why this process ends with others that have failed; its exit code."""
+    code = fail(error)
+    say(launchers.leave_code(code))
+    return code
 
 
 def _say_exists(surveyed: Survey, screen: Screen, made: Callable[[Manifest], None]) -> None:

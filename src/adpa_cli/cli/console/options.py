@@ -20,6 +20,7 @@ from adpa_cli.cli.console.stopping import seconds_of
 from adpa_cli.cli.console.streams import GLOBALS
 from adpa_cli.endpoint import BASE_URL
 from adpa_cli.errors import UsageError
+from adpa_cli.running import launchers
 
 if TYPE_CHECKING:
     from adpa_cli.planning.planner import Plan
@@ -230,6 +231,7 @@ class Options:
         from adpa_cli.planning.settings import NONE, installed_trackers, parse_runtime
         from adpa_cli.spec import Runtime, make
 
+        launchers.refuse_wrappers()
         if self.tokens_per_device is not None and self.tokens_per_device < 1:
             raise UsageError(
                 f"--tokens-per-device must be 1 or more; got {self.tokens_per_device}",
@@ -402,7 +404,15 @@ def column_names(listed: str | None) -> frozenset[str]:
 
 
 def processes(gpus: str | None, look: bool = True) -> int:
-    """How many processes `--gpus N|all` asks for; without a GPU they share the CPU."""
+    """How many processes `--gpus N|all` asks for, or a launcher has started; without a GPU they share the CPU."""
+    started = launchers.place()[1]
+    if started > 1 and gpus in (None, "all", str(started)):
+        return started
+    if started > 1:
+        raise UsageError(
+            f"--gpus {gpus} is given in one of {started} processes that a launcher has started",
+            "leave --gpus out: the launcher says how many there are",
+        )
     if gpus is None or (gpus == "all" and not look):
         return 1
     if gpus != "all" and not (gpus.isdigit() and int(gpus)):

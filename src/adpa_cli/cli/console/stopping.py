@@ -38,10 +38,11 @@ class _Leave(BaseException):
 class Stopping:
     """`asked` is the name of the first signal that came, or None. While `working`, a stage looks at it itself."""
 
-    def __init__(self, again: Callable[[], str]) -> None:
+    def __init__(self, again: Callable[[], str], is_ending: Callable[[], bool]) -> None:
         self.asked: str | None = None
         self.working = False
         self.again = again
+        self.is_ending = is_ending
 
     def is_working(self, busy: bool) -> None:
         """A stage begins or ends to compute."""
@@ -49,7 +50,7 @@ class Stopping:
 
     def handle(self, number: int, frame: FrameType | None) -> None:
         """Note the first signal; outside of stage work unwind at once."""
-        if self.asked is not None:
+        if self.asked is not None or self.is_ending():
             return
         self.asked = signal.Signals(number).name
         if not self.working:
@@ -85,13 +86,16 @@ class Stopping:
 
 
 @contextlib.contextmanager
-def stoppable(again: Callable[[], str], after: float | None = None) -> Iterator[Stopping]:
+def stoppable(
+    again: Callable[[], str], after: float | None = None, is_ending: Callable[[], bool] = lambda: False
+) -> Iterator[Stopping]:
     """Catch the stopping signals for the time of a command, and stop it `after` seconds from its start.
 
     `again` is the command that goes on. Signals that are ignored already stay so, as `nohup` and shells want it, but
-    for the alarm that `after` asks for. Raises Stopped for a signal that comes outside of stage work.
+    for the alarm that `after` asks for; where the command `is_ending` anyway, none is heeded any more. Raises Stopped
+    for a signal that comes outside of stage work.
     """
-    stopping = Stopping(again)
+    stopping = Stopping(again, is_ending)
     names = {*Stopped.heeded(), *(["SIGALRM"] if after is not None else [])}
     before = {name: signal.getsignal(getattr(signal, name)) for name in names}
     reading, writing = os.pipe()

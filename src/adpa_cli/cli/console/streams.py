@@ -14,6 +14,7 @@ import shlex
 import shutil
 import stat
 import sys
+import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -38,6 +39,10 @@ class Globals:
     quiet: bool = False
     verbose: bool = False
     store: Path | None = None
+    typed: list[str] = field(default_factory=list)
+    """The words as they were typed, for other processes of the same command."""
+    piped: str = ""
+    """What was read from stdin."""
     argv: list[str] = field(default_factory=list)
     words: list[str] = field(default_factory=list)
     """The command with its own options."""
@@ -70,7 +75,7 @@ _FILES = ("run", "--data", "--sft-data", "--reward-model", "--include-path", "--
 def take_globals(argv: Sequence[str]) -> list[str]:
     """Set GLOBALS from `argv` and return the rest. Raises UsageError for a value that is empty."""
     # One process may run several commands, as tests do.
-    vars(GLOBALS).update(vars(Globals(argv=without_secrets(argv), begun=time.monotonic())))
+    vars(GLOBALS).update(vars(Globals(typed=list(argv), argv=without_secrets(argv), begun=time.monotonic())))
     rest: list[str] = []
     words = iter(argv)
     for word in words:
@@ -178,6 +183,7 @@ def read_ids(option: str) -> list[str]:
             f"{option} -: the pipe delivered bytes that are not text",
             "pipe the ids that a command prints: adpa … | adpa …",
         )
+    GLOBALS.piped = text
     ids = _ids_in(text.removeprefix("\ufeff"), option)
     if not ids:
         raise NotFound(
@@ -398,6 +404,21 @@ def ids_only() -> Iterator[Output]:
         with contextlib.suppress(OSError):
             sys.stdout.flush()
         os.dup2(kept, 1)
+        os.close(kept)
+
+
+@contextlib.contextmanager
+def stdin_of(text: str) -> Iterator[None]:
+    """Give libraries and children a stdin that holds a text: what is there belongs to whoever started the command."""
+    kept = os.dup(0)
+    with tempfile.TemporaryFile() as file:
+        file.write(text.encode(errors="surrogateescape"))
+        file.seek(0)
+        os.dup2(file.fileno(), 0)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 0)
         os.close(kept)
 
 

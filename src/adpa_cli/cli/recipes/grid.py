@@ -21,6 +21,7 @@ from typer.exceptions import TyperException
 from adpa_cli import stages
 from adpa_cli.cli.commands import makers
 from adpa_cli.cli.console.options import FIRST, TEMPLATE_METAVAR, WHERE, Request
+from adpa_cli.cli.console.streams import GLOBALS
 from adpa_cli.errors import NotFound, UsageError
 from adpa_cli.planning.distill_builder import needed_methods
 from adpa_cli.planning.settings import methods_of, settable
@@ -464,7 +465,7 @@ def read_recipe(name: str) -> Recipe:
         raise UsageError(
             "adpa run - reads a recipe from a pipe, but stdin is a terminal", "adpa show REF --recipe | adpa run -"
         )
-    text = sys.stdin.read()
+    text = GLOBALS.piped = sys.stdin.read()
     if not text.strip():
         raise NotFound(
             "adpa run -: nothing came through the pipe",

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from adpa_cli.cli.console.make import Console, ask_if_large, carry_out, check_tag_fits, console, created, hand_over
+from adpa_cli.cli.console.make import Console, carry_out, check_tag_fits, console, created, hand_over, show_and_ask
 from adpa_cli.cli.console.options import Request
 from adpa_cli.cli.console.plan_screen import plan_text
 from adpa_cli.cli.console.streams import GLOBALS, command_line, is_coloured, terminal_width
@@ -102,10 +102,8 @@ def sweep(
         store = created(store, desk.screen)
         whole = _whole(steps, store)
         if whole.building:
-            desk.screen.say(plan_text(whole, terminal_width()))
-            if recipe.report is not None:
-                desk.screen.say("The rows of the closing table are measured when their models are built.")
-            ask_if_large(whole, options.yes)
+            closing = "The rows of the closing table are measured when their models are built."
+            show_and_ask(whole, desk, options.yes, closing if recipe.report is not None else "")
             check(whole, desk.screen.say)
         else:
             desk.screen.say(f"Nothing to do: all {len(steps)} combinations are there.")

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedModel
 
@@ -24,6 +23,7 @@ from adpa_cli.engine.generation.continuous_batching import PartialAnswer, genera
 from adpa_cli.engine.generation.kv_cache import supports_kv_cache
 from adpa_cli.engine.generation.sampling import NOT_FINITE, Decoding, Sampling, answer_limit, noisy, row_key
 from adpa_cli.engine.layout.micro_batches import cut_blocks
+from adpa_cli.engine.ranks import Ranks
 from adpa_cli.sizes import DRAW_TOKENS
 from adpa_cli.spec import Dtype
 
@@ -85,7 +85,7 @@ def generate_share(
     prompts: Mapping[str, Sequence[int]],
     row_id: Callable[[str], str],
     decoding: Decoding,
-    accelerator: Accelerator,
+    ranks: Ranks,
 ) -> dict[str, Generated]:
     """Answers to this process's share of some prompts, by their names; `row_id` of a name seeds the noise of its row.
 
@@ -99,7 +99,7 @@ def generate_share(
 
     answers: dict[str, Generated] = {}
     blocks = cut_blocks(prompts, length, str, POOL * DRAW_TOKENS)
-    for block in blocks[accelerator.process_index :: accelerator.num_processes]:
+    for block in ranks.share(blocks):
         asked, row_ids = [prompts[name] for name in block.items], [row_id(name) for name in block.items]
         make = functools.partial(generate_block, model, asked, row_ids, decoding)
         one = max(map(length, block.items))

@@ -83,9 +83,11 @@ def collate(
     experience_of: ExperienceOf | None = None,
     reward_of: Mapping[tuple[str, str], float] | None = None,
     packer: Packer | None = None,
+    in_one: bool = False,
 ) -> Batch:
     """Lay out a micro-batch, packed where a `packer` asks for it, with what the `needs` ask for. `start_of` gives the
-    start model's label log-probs [T] of (example id, part), `reward_of` what a reward model gave to it.
+    start model's label log-probs [T] of (example id, part), `reward_of` what a reward model gave to it. With `in_one`
+    there is one forward pass, as processes need that share a model out: they make equally many.
     """
     needs = sorted(needs, key=lambda need: need.online)
     sequences = [example.parts[need.part] for need in needs for example in examples]
@@ -117,7 +119,7 @@ def collate(
         )  # fmt: skip
     fixed = sum(not need.online for need in needs) * len(examples)
     drawn = row_layouts(sequences[fixed:], starts[fixed:]) if fixed < len(sequences) else ()
-    layouts, tokens = row_layouts(sequences, starts, packer), sum(map(len, sequences))
+    layouts, tokens = row_layouts(sequences, starts, packer, in_one), sum(map(len, sequences))
     return Batch(layouts, torch.from_numpy(ids), parts, tokens, drawn)
 
 

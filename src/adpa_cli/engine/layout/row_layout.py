@@ -29,7 +29,7 @@ from transformers.masking_utils import sdpa_mask
 
 from adpa_cli.engine.arithmetic import computing
 from adpa_cli.engine.layout.examples import TokenSequence
-from adpa_cli.engine.layout.micro_batches import consecutive_batches
+from adpa_cli.engine.layout.micro_batches import by_length, consecutive_batches
 from adpa_cli.engine.layout.shared_prompt import sees_all
 from adpa_cli.engine.models import body_and_head
 from adpa_cli.spec import Dtype
@@ -83,13 +83,16 @@ class RowLayout:
     packing: Packing | None = None
 
 
-def row_layouts(sequences: Sequence[TokenSequence], starts: Any, packer: Packer | None = None) -> tuple[RowLayout, ...]:
-    """Lay out `sequences`; their answer positions are numbered from `starts` [S+1]."""
+def row_layouts(
+    sequences: Sequence[TokenSequence], starts: Any, packer: Packer | None = None, in_one: bool = False
+) -> tuple[RowLayout, ...]:
+    """Lay out `sequences`; their answer positions are numbered from `starts` [S+1]. All are in one layout where they
+    are packed, or have to be."""
     if packer is not None:
         return (_packed(sequences, starts, packer),)
-    return tuple(
-        _padded(group, sequences, starts) for group in length_groups([len(sequence) for sequence in sequences])
-    )
+    lengths = [len(sequence) for sequence in sequences]
+    groups = [by_length(lengths)[::-1]] if in_one else length_groups(lengths)
+    return tuple(_padded(group, sequences, starts) for group in groups)
 
 
 def answer_states(body: nn.Module, layout: RowLayout, dtype: Dtype) -> Tensor:

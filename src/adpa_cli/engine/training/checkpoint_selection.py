@@ -17,16 +17,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from accelerate import Accelerator
 
 from adpa_cli.data.examples import win
 from adpa_cli.disk import sync_file, sync_folder, write_atomic
-from adpa_cli.engine.device import summed
 from adpa_cli.engine.generation.generate import generate_share
 from adpa_cli.engine.generation.sampling import Decoding
 from adpa_cli.engine.layout.examples import Example
+from adpa_cli.engine.ranks import Ranks
 from adpa_cli.engine.rewards.reward_model import RewardModel
-from adpa_cli.engine.scoring import halving_logps, pair_margins
+from adpa_cli.engine.scoring import halving_logps, label_logps, pair_margins
+from adpa_cli.engine.sharding import is_sharded
 from adpa_cli.engine.training.schedule import rank
 from adpa_cli.engine.training.student import Student
 from adpa_cli.methods import Part
@@ -41,11 +41,12 @@ Record = dict[str, Any]
 
 @dataclass(frozen=True)
 class CheckpointSelection:
-    """What is done after some steps: `save` writes the weights of this moment as a Hugging Face folder."""
+    """What is done after some steps: `save` writes the weights of this moment as a Hugging Face folder; every process
+    takes part in it."""
 
     work: Path
     student: Student
-    accelerator: Accelerator
+    ranks: Ranks
     save: Callable[[Path], None]
     measure: HeldOut | RewardSelection | None
     keep_all: bool
@@ -55,23 +56,25 @@ class CheckpointSelection:
 
         Returns the scores, each as `held_out/NAME`.
         """
-        scores = self.measure.score(self.student, self.accelerator) if self.measure else {}
-        if self.accelerator.is_main_process:
-            self._keep({"step": step, **scores})
+        scores = self.measure.score(self.student, self.ranks) if self.measure else {}
+        self._keep({"step": step, **scores})
         return {f"held_out/{name}": value for name, value in scores.items()}
 
     def _keep(self, record: Record) -> None:
         """Add to what was measured so far, and keep the weights of this moment if they are wanted."""
         step = record["step"]
-        before = [earlier for earlier in records(self.work) if earlier["step"] < step]
-        if not self.keep_all:
+        # The first process alone sees its own files at once, where a disk is shared.
+        before = [e for e in records(self.work) if e["step"] < step] if self.ranks.is_first else []
+        if self.ranks.is_first and not self.keep_all:
             wanted = {self.folder(best(before)["step"])} if before else set()
             for old in set(self.work.glob("_step-*")) - wanted:
                 shutil.rmtree(old)
         so_far = [*before, record]
-        if self.keep_all or best(so_far) is record:
+        is_wanted = self.keep_all or (self.ranks.is_first and best(so_far) is record)
+        if self.ranks.summed([float(is_wanted)]) != [0.0]:
             self._write(self.folder(step))
-        write_atomic(self.work / SCORES, json.dumps(so_far).encode())
+        if self.ranks.is_first:
+            write_atomic(self.work / SCORES, json.dumps(so_far).encode())
 
     def folder(self, step: int) -> Path:
         """Where the weights of a step lie; a name with `_` in front is gone after the commit."""
@@ -85,8 +88,11 @@ class CheckpointSelection:
 
     def _write(self, folder: Path) -> None:
         fresh = folder.with_name(f"_new-{folder.name}")
-        shutil.rmtree(fresh, ignore_errors=True)
+        if self.ranks.is_first:
+            shutil.rmtree(fresh, ignore_errors=True)
         self.save(fresh)
+        if not self.ranks.is_first:
+            return
         for path in (*fresh.rglob("*"), fresh):
             sync_file(path)
         shutil.rmtree(folder, ignore_errors=True)
@@ -116,18 +122,22 @@ class HeldOut:
     examples: Sequence[Example]
     parts: tuple[Part, ...]
 
-    def score(self, student: Student, accelerator: Accelerator) -> Record:
+    def score(self, student: Student, ranks: Ranks) -> Record:
         """The scores of `student`; each process does its share of the rows."""
-        mine = self.examples[accelerator.process_index :: accelerator.num_processes]
-        logps = halving_logps(student, mine, self.parts, SCORE_TOKENS, accelerator.device)
+        mine = ranks.share(self.examples)
+        if is_sharded(student):
+            logps = label_logps(student, self.examples, self.parts, SCORE_TOKENS, ranks.device, ranks)
+            mine = [example for example in self.examples if (example.id, self.parts[0]) in logps]
+        else:
+            logps = halving_logps(student, mine, self.parts, SCORE_TOKENS, ranks.device)
         if isinstance(student, RewardModel):
             logps = {key: values[-1:] for key, values in logps.items()}
         if "rejected" in self.parts:
             margins = np.array(list(pair_margins(logps, mine).values()), dtype=np.float64)
-            won, margin, pairs = summed(accelerator, [sum(map(win, margins)), margins.sum(), len(margins)])
+            won, margin, pairs = ranks.summed([sum(map(win, margins)), margins.sum(), len(margins)])
             return {"accuracy": won / pairs, "margin": margin / pairs, "pairs": int(pairs)}
         flat = [values.astype(np.float64) for values in logps.values()]
-        nats, tokens = summed(accelerator, [-sum(v.sum() for v in flat), sum(map(len, flat))])
+        nats, tokens = ranks.summed([-sum(v.sum() for v in flat), sum(map(len, flat))])
         return {"nll": nats / tokens, "tokens": int(tokens)}
 
 
@@ -139,9 +149,9 @@ class RewardSelection:
     rewards: Callable[[Mapping[str, Sequence[int]]], Sequence[float]]
     decoding: Decoding
 
-    def score(self, student: Student, accelerator: Accelerator) -> Record:
+    def score(self, student: Student, ranks: Ranks) -> Record:
         """The mean reward of the student's answers; each process does its share of the blocks."""
-        generated = generate_share(student.model, self.prompts, str, self.decoding, accelerator)
+        generated = generate_share(student.model, self.prompts, str, self.decoding, ranks)
         answers = {name: answer.ids for name, answer in generated.items()}
-        total, count = summed(accelerator, [sum(self.rewards(answers)) if answers else 0.0, len(answers)])
+        total, count = ranks.summed([sum(self.rewards(answers)) if answers else 0.0, len(answers)])
         return {"reward": total / count, "prompts": int(count)}

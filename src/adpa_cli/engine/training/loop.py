@@ -13,7 +13,6 @@ import contextlib
 import functools
 import json
 import math
-import shutil
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,19 +21,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-import torch
-from accelerate import Accelerator
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+import numpy as np
+from torch import Tensor
 
 from adpa_cli.data.tables import WATCH
-from adpa_cli.disk import share, sync_file, sync_folder, write_atomic
-from adpa_cli.engine.device import ROOM, agree, all_fit, fitting, refused_when_full, sum_gradients
+from adpa_cli.disk import write_atomic
+from adpa_cli.engine.device import ROOM, fitting, refused_when_full
 from adpa_cli.engine.layout.batch import Batch, SignalOf, collate
-from adpa_cli.engine.layout.examples import Example
+from adpa_cli.engine.layout.examples import Example, Examples
 from adpa_cli.engine.layout.micro_batches import smaller_budget, step_batches
+from adpa_cli.engine.ranks import Ranks
+from adpa_cli.engine.sharding import clip, is_sharded, sum_at_end
 from adpa_cli.engine.training.objective import EVERY, Objective
 from adpa_cli.engine.training.optimizer import make_optimizer
+from adpa_cli.engine.training.resume import load_resume, save_resume
 from adpa_cli.engine.training.schedule import Feed, Fixed, half_epoch, learning_rate, steps_of
 from adpa_cli.engine.training.step_report import METRICS, TOKENS, Clock, StepLog
 from adpa_cli.engine.training.student import Student
@@ -42,12 +42,14 @@ from adpa_cli.errors import AdpaError, Stopped
 from adpa_cli.methods import Method
 from adpa_cli.spec import Runtime, TrainSpec
 
-POINTER = "_resume.json"
+FEWER = "_tokens.json"
+"""Where a process leaves how many tokens at a time the next start takes, after memory ran out in it alone."""
 DEPTH = 3
 """Micro-batches that wait, or are being made: the loop takes one while the next is made, and one evens out lengths."""
 BESIDE = "what a step needs beside its rows (a gradient and two moments for each trained weight)"
-Cut = tuple[list[Example], float]
-Laid = tuple[Batch, float]
+Cut = tuple[list[Example], float, bool]
+Laid = tuple[Batch, float, bool]
+"""A micro-batch with its weight, and whether it is the last of its step."""
 Wanted = TypeVar("Wanted")
 Ready = TypeVar("Ready")
 
@@ -86,7 +88,7 @@ class Run:
     """Peak learning rate of the student's critic."""
 
 
-def train(student: Student, run: Run, accelerator: Accelerator) -> dict[str, float]:
+def train(student: Student, run: Run, ranks: Ranks) -> dict[str, float]:
     """Train `student` in place to the last step that is asked for; the means of each number over the last tenth.
 
     Resumes from the last resume point in `run.work`. Raises Stopped after saving when `run.stop` names a signal, and
@@ -98,14 +100,17 @@ def train(student: Student, run: Run, accelerator: Accelerator) -> dict[str, flo
     feed = run.feed or Fixed(run.examples, spec)
     peaks = (spec.lr, run.critic_lr)
     models = [model for model in (student.model, student.critic) if model is not None]
-    optimizer = accelerator.prepare(make_optimizer(models, peaks[: len(models)], spec, run.runtime.fused))
-    student.to(accelerator.device)
-    done = load_resume(run.work, student, optimizer)
-    log = StepLog(run.work / METRICS, done, accelerator.is_main_process)
-    tokens = log.tokens(run.runtime.tokens_per_device)
-    clock = Clock(student, run.work, done, accelerator)
+    optimizer = make_optimizer(models, peaks[: len(models)], spec, run.runtime.fused)
+    if not is_sharded(student):
+        student.to(ranks.device)
+    done = load_resume(run.work, student, optimizer, ranks)
+    log = StepLog(run.work / METRICS, done, ranks.is_first)
+    tokens = _fewer(run.work, log.tokens(run.runtime.tokens_per_device))
+    if is_sharded(student) and done < end:
+        _try_longest(student, run, ranks, tokens)
+    clock = Clock(student, run.work, done, ranks)
     every = run.runtime.checkpoint_steps or half_epoch(len(run.examples), spec.batch_size)
-    with prefetched_batches(student, run, feed, accelerator, end) as prefetch:
+    with prefetched_batches(student, run, feed, ranks, end) as prefetch:
         for step in range(done, end):
             rate = learning_rate(step, steps, spec.lr, spec.warmup_ratio)
             for group, peak in zip(optimizer.param_groups, peaks, strict=False):
@@ -116,7 +121,7 @@ def train(student: Student, run: Run, accelerator: Accelerator) -> dict[str, flo
             batches = functools.partial(prefetch.batches, step)
             if step == done:  # it may take minutes, and nothing else shows that it goes on
                 batches = functools.partial(_watched, batches, f"computing step {step + 1}", len(examples))
-            numbers, signal, tokens = _step(student, optimizer, run, accelerator, objective, batches, tokens)
+            numbers, signal, tokens = _step(student, optimizer, run, ranks, objective, batches, tokens)
             pace = clock.add(objective.sequences, time.monotonic() - began, prefetch.waited - waited)
             numbers |= about
             fewer = {} if tokens == run.runtime.tokens_per_device else {TOKENS: tokens}
@@ -127,11 +132,10 @@ def train(student: Student, run: Run, accelerator: Accelerator) -> dict[str, flo
             if step + 1 in run.evaluation_steps:
                 run.evaluate(step + 1)
             if signal or (step + 1 < end and ((step + 1) % every == 0 or step + 1 in run.evaluation_steps)):
-                if accelerator.is_main_process:
-                    log.flush()
-                    save_resume(run.work, step + 1, student, optimizer)
+                log.flush()
+                save_resume(run.work, step + 1, student, optimizer, ranks)
                 clock.save()
-                accelerator.wait_for_everyone()
+                ranks.wait()
             if signal and step + 1 < end:
                 raise Stopped(signal, f"{Stopped.opening(signal)} at step {step + 1} of {end}; progress is saved")
     clock.save()
@@ -139,9 +143,7 @@ def train(student: Student, run: Run, accelerator: Accelerator) -> dict[str, flo
     return log.summary(end)
 
 
-def prefetched_batches(
-    student: Student, run: Run, feed: Feed, accelerator: Accelerator, end: int
-) -> Prefetch[Cut, Laid]:
+def prefetched_batches(student: Student, run: Run, feed: Feed, ranks: Ranks, end: int) -> Prefetch[Cut, Laid]:
     """The micro-batches of this process up to step `end`, each with its weight: those of one left without rows
     repeat one and weigh nothing."""
     needs = run.method.needs_for(run.params)
@@ -149,15 +151,19 @@ def prefetched_batches(
     def cut(step: int, tokens: int) -> list[Cut]:
         examples, _ = feed.at(step)
         packed = student.packer is not None
-        dealt = step_batches(examples, len(needs), tokens, accelerator.num_processes, packed)
-        mine = dealt[accelerator.process_index]
-        return [([examples[p] for p in positions or [0]], 1.0 if positions else 0.0) for positions in mine]
+        dealt = step_batches(examples, len(needs), tokens, ranks.count, packed)
+        mine = dealt[ranks.rank]
+        return [
+            ([examples[p] for p in positions or [0]], 1.0 if positions else 0.0, n == len(mine))
+            for n, positions in enumerate(mine, 1)
+        ]
 
     def lay_out(item: Cut) -> Laid:
-        examples, weight = item
+        examples, weight, is_last = item
         known, rewards = feed.experience, run.reward_of
-        batch = collate(examples, needs, run.end_id, run.signal_of, run.start_of, known, rewards, student.packer)
-        return batch.pinned() if accelerator.device.type == "cuda" else batch, weight
+        packer, in_one = student.packer, is_sharded(student)
+        batch = collate(examples, needs, run.end_id, run.signal_of, run.start_of, known, rewards, packer, in_one)
+        return batch.pinned() if ranks.device.type == "cuda" else batch, weight, is_last
 
     return Prefetch(cut, lay_out, end, feed.known)
 
@@ -166,7 +172,7 @@ def _step(
     student: Student,
     optimizer: Any,
     run: Run,
-    accelerator: Accelerator,
+    ranks: Ranks,
     objective: Objective,
     batches: Callable[[int], Iterator[Laid]],
     tokens: int,
@@ -174,23 +180,27 @@ def _step(
     """One optimizer step; returns its numbers, the signal to stop at, if any, and the tokens at a time. `batches` are
     those of this process at so many tokens at a time.
 
-    Where it does not fit in the memory of a process, all of them do it over with half of the `tokens` at a time.
+    Where it does not fit in the memory of a process, all of them do it over with half of the `tokens` at a time; one
+    that has only its part of the weights cannot, and leaves that to the next start. Raises AdpaError then.
     """
     before = tokens
     while True:
-        sums = fitting(functools.partial(_gradients, student, accelerator, objective, batches(tokens)))
-        if all_fit(accelerator, sums is not None) and sums is not None:
+        sums = fitting(functools.partial(_gradients, student, ranks, objective, batches(tokens)))
+        if sums is None and is_sharded(student):
+            raise _begun_again(student, run, ranks, objective, tokens)
+        if (is_sharded(student) or ranks.all_fit(sums is not None)) and sums is not None:
             break
         optimizer.zero_grad(set_to_none=True)
         examples, parts, packed = objective.examples, len(objective.sequences), student.packer is not None
-        dealt = step_batches(examples, parts, tokens, accelerator.num_processes, packed)
+        dealt = step_batches(examples, parts, tokens, ranks.count, packed)
         tokens = smaller_budget(dealt, examples, parts, packed, run.stage)
     if tokens < before:
         run.note(f"A step did not fit in memory; continuing with --tokens-per-device {tokens}")
     with refused_when_full(BESIDE, f"use {ROOM}"):
-        sum_gradients(student, accelerator)
-    norms = [float(accelerator.clip_grad_norm_(group["params"], run.spec.clip)) for group in optimizer.param_groups]
-    totals, signal = agree(accelerator, sums, run.stop())
+        if not is_sharded(student):
+            ranks.sum_gradients(student)
+    norms = [clip(group["params"], run.spec.clip) for group in optimizer.param_groups]
+    totals, signal = ranks.agree(sums, run.stop())
     numbers = objective.numbers(totals)
     if not all(map(math.isfinite, (numbers["loss"], *norms))):
         raise AdpaError(
@@ -203,14 +213,49 @@ def _step(
     return {**numbers, **dict(zip(("grad_norm", "critic_grad_norm"), norms, strict=False))}, signal, tokens
 
 
+def _try_longest(student: Student, run: Run, ranks: Ranks, tokens: int) -> None:
+    """Compute the gradients of the largest micro-batch there can be in all processes: what does not fit shows before
+    the first step. Raises AdpaError then."""
+    lengths = run.examples.lengths.max(0) if isinstance(run.examples, Examples) else [e.length for e in run.examples]
+    longest = np.argsort(lengths, kind="stable")[-run.spec.batch_size :]
+    examples = [run.examples[int(row)] for row in longest]
+    needs = run.method.needs_for(run.params)
+    cuts = step_batches(examples, len(needs), tokens, 1, student.packer is not None)[0]
+    chosen = [examples[p] for p in max(cuts, key=lambda cut: sum(examples[p].size for p in cut))]
+    objective = Objective(run.method, run.params, chosen, measured=True)
+    batch = collate(chosen, needs, run.end_id, run.signal_of, run.start_of, {}, run.reward_of, student.packer)
+    if fitting(functools.partial(_gradients, student, ranks, objective, iter([(batch, 0.0, True)]))) is None:
+        raise _begun_again(student, run, ranks, objective, tokens)
+    student.zero_grad(set_to_none=True)
+
+
+def _begun_again(student: Student, run: Run, ranks: Ranks, objective: Objective, tokens: int) -> AdpaError:
+    """What to raise where memory ran out in one process that shares its weights with others: they wait for it, so the
+    run ends, and the next start takes half of the tokens at a time. AdpaError from here where nothing can be halved."""
+    examples, parts, packed = objective.examples, len(objective.sequences), student.packer is not None
+    dealt = step_batches(examples, parts, tokens, ranks.count, packed)
+    fewer = smaller_budget(dealt, examples, parts, packed, run.stage)
+    write_atomic(run.work / FEWER, json.dumps(fewer).encode())
+    return AdpaError(
+        f"a step did not fit in the memory of process {ranks.rank} of {ranks.count}",
+        f"repeat the command: it continues from its last resume point with --tokens-per-device {fewer}",
+    )
+
+
+def _fewer(work: Path, tokens: int) -> int:
+    """The tokens at a time, or those that an earlier start left to this one."""
+    path = work / FEWER
+    return min(tokens, int(json.loads(path.read_text()))) if path.exists() else tokens
+
+
 def _watched(batches: Callable[[int], Iterator[Laid]], what: str, rows: int, tokens: int) -> Iterator[Laid]:
     """The micro-batches of a step of so many rows, with a word to whoever watches after each.
 
     A signal to stop waits for the end of the step, where all processes agree on it.
     """
     done = 0
-    for laid, weight in batches(tokens):
-        yield laid, weight
+    for laid, weight, is_last in batches(tokens):
+        yield laid, weight, is_last
         done += round(weight) * max(len(part.mask) for part in laid.parts.values())
         with contextlib.suppress(Stopped):
             WATCH.get()(what, done, rows)
@@ -218,18 +263,18 @@ def _watched(batches: Callable[[int], Iterator[Laid]], what: str, rows: int, tok
         WATCH.get()(what, rows, rows)
 
 
-def _gradients(
-    student: Student, accelerator: Accelerator, objective: Objective, batches: Iterator[Laid]
-) -> dict[str, Tensor]:
+def _gradients(student: Student, ranks: Ranks, objective: Objective, batches: Iterator[Laid]) -> dict[str, Tensor]:
     """Add this process's share of the gradients to the parameters; the sums of its numbers.
 
-    No process waits for another in here, so that each may run out of memory on its own.
+    Where each process has whole weights none waits for another in here, and each may run out of memory on its own.
     """
     sums: dict[str, Tensor] = {}
-    for laid, weight in batches:
-        batch = laid.to(accelerator.device)
+    for laid, weight, is_last in batches:
+        sum_at_end(student, is_last)
+        batch = laid.to(ranks.device)
         answers = student(batch.layouts, batch.ids, objective.stats, batch.drawn)
-        accelerator.backward(objective.loss(batch, answers, weight, sums))
+        share: Any = objective.loss(batch, answers, weight, sums)
+        share.backward()
     return sums
 
 
@@ -285,49 +330,3 @@ class Prefetch(contextlib.AbstractContextManager["Prefetch[Wanted, Ready]"], Gen
     def __exit__(self, *error: object) -> None:
         self._drop()
         self._worker.shutdown(wait=True)
-
-
-def save_resume(work: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Keep the state after `step` steps, of what is trained, then forget the state before it."""
-    folder = work / f"_resume-{step:06d}"
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    state: dict[int, dict[str, Tensor]] = optimizer.state_dict()["state"]
-    moments = {f"{i}.{name}": value for i, entry in state.items() for name, value in entry.items()}
-    trained = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
-    for name, tensors in (("model", trained), ("optimizer", moments)):
-        path = folder / f"{name}.safetensors"
-        save_file({key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}, path)
-        share(path)
-        sync_file(path)
-    sync_folder(folder)
-    write_atomic(work / POINTER, json.dumps({"step": step, "folder": folder.name}).encode())
-    for old in work.glob("_resume-*"):
-        if old != folder:
-            shutil.rmtree(old)
-
-
-def resume_step(work: Path) -> int:
-    """Steps done at the last resume point; 0 without one."""
-    path = work / POINTER
-    return int(json.loads(path.read_text())["step"]) if path.exists() else 0
-
-
-def load_resume(work: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
-    """Put the last resume point into `model` and `optimizer`; returns its step, 0 (and nothing changed) without one."""
-    step = resume_step(work)
-    if not step:
-        return 0
-    folder = work / json.loads((work / POINTER).read_text())["folder"]
-    weights = load_file(folder / "model.safetensors")
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if parameter.requires_grad:
-                parameter.copy_(weights[name])
-    flat = load_file(folder / "optimizer.safetensors")
-    state: dict[int, dict[str, Tensor]] = {}
-    for key, value in flat.items():
-        index, name = key.split(".", 1)
-        state.setdefault(int(index), {})[name] = value
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-    return step

@@ -13,19 +13,18 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save
 from torch import Tensor
 
 from adpa_cli.disk import write_atomic
-from adpa_cli.engine.device import gathered
 from adpa_cli.engine.generation.generate import Generated, generate_share
 from adpa_cli.engine.generation.sampling import Decoding
 from adpa_cli.engine.layout.examples import Example, TokenSequence
 from adpa_cli.engine.models import body_and_head, load_checked
+from adpa_cli.engine.ranks import Ranks
 from adpa_cli.engine.scoring import LabelLogps, halving_logps
-from adpa_cli.engine.training.loop import resume_step
+from adpa_cli.engine.training.resume import resume_step
 from adpa_cli.engine.training.schedule import step_rows, steps_of
 from adpa_cli.engine.training.student import Critic, Student
 from adpa_cli.errors import AdpaError
@@ -131,7 +130,7 @@ class Online:
     """A `Feed`: `examples` with an answer of the student beside their own parts. One instance for each process."""
 
     student: Student
-    accelerator: Accelerator
+    ranks: Ranks
     examples: Sequence[Example]
     sources: Sources
     spec: TrainSpec
@@ -177,7 +176,7 @@ class Online:
             buffer = RolloutBuffer.load(path)
         else:
             buffer = self._make(number, [self.examples[row] for row in rows])
-            if self.accelerator.is_main_process:
+            if self.ranks.is_first:
                 buffer.save(path)
                 self._forget()
         self._number, self._about = number, buffer_metrics(buffer, self.params)
@@ -201,9 +200,9 @@ class Online:
     def _make(self, number: int, examples: Sequence[Example]) -> RolloutBuffer:
         """An answer to each prompt by the student as it is now, and the scores of all; processes share the work."""
         answers = self._draw(number, [example.id for example in examples])
-        share = examples[self.accelerator.process_index :: self.accelerator.num_processes]
+        share = self.ranks.share(examples)
         mine = [Example(e.id, {"rollout": self._sequence(e.id, answers[e.id].ids)}) for e in share]
-        scored = gathered(self._score(mine) if mine else {})
+        scored = self.ranks.gathered(self._score(mine) if mine else {})
         made = [answers[example.id] for example in examples]
         names = ("drawn", "values", *self.sources.scorers)
         return RolloutBuffer(
@@ -215,13 +214,13 @@ class Online:
         """Answers by example id. The noise depends on the seed, the row and the buffer, not on who else is drawn."""
         prompts, decoding = {i: self.sources.prompts[i] for i in ids}, self.sources.decoding
         name = f"{{}} in buffer {number}".format
-        return gathered(generate_share(self.student.model, prompts, name, decoding, self.accelerator))
+        return self.ranks.gathered(generate_share(self.student.model, prompts, name, decoding, self.ranks))
 
     def _score(self, examples: Sequence[Example]) -> dict[str, dict[str, NDArray[np.float32]]]:
         """Scores [T] of each answer by example id and name, one model after the other."""
 
         def score(model: Student | Critic) -> LabelLogps:
-            return halving_logps(model, examples, ("rollout",), self.tokens, self.accelerator.device)
+            return halving_logps(model, examples, ("rollout",), self.tokens, self.ranks.device)
 
         scores = {"drawn": score(self.student), "values": score(required(self.student.critic))}
         for name, scorer in self.sources.scorers.items():

@@ -14,16 +14,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from torch import nn
 
 from adpa_cli.disk import write_atomic
 from adpa_cli.engine.adapters import has_adapter
 from adpa_cli.engine.costs import training_flops
-from adpa_cli.engine.device import gathered, peak_memory
+from adpa_cli.engine.device import peak_memory
 from adpa_cli.engine.layout.examples import TokenSequence
 from adpa_cli.engine.lora import EXPERTS
 from adpa_cli.engine.quantised import QuantisedLinear
+from adpa_cli.engine.ranks import Ranks
 from adpa_cli.engine.training.student import Student
 from adpa_cli.methods import Part
 from adpa_cli.sizes import ModelSize, Row, Rows
@@ -129,15 +129,15 @@ class Speed:
 class Clock:
     """Adds up the `Speed` of the steps of a student in `work`; a run that goes on after `done` steps goes on here."""
 
-    def __init__(self, student: Student, work: Path, done: int, accelerator: Accelerator) -> None:
-        self.work, self.accelerator = work, accelerator
+    def __init__(self, student: Student, work: Path, done: int, ranks: Ranks) -> None:
+        self.work, self.ranks = work, ranks
         self.total = Speed.load(work) if done else Speed()
-        device = accelerator.device
+        device = ranks.device
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
         peak = peak_flops(name, student.dtype)
         # A critic does work that the mathematics of the student does not tell of.
         self.size = None if peak is None or student.critic is not None else size_of(student.model)
-        self.peak = None if peak is None or self.size is None else peak * accelerator.num_processes
+        self.peak = None if peak is None or self.size is None else peak * ranks.count
         self.is_frozen = has_adapter(student.model)
 
     def add(self, sequences: Mapping[Part, Sequence[TokenSequence]], seconds: float, waited: float) -> dict[str, float]:
@@ -150,10 +150,10 @@ class Clock:
 
     def save(self) -> None:
         """Keep it beside a resume point; every process takes part, to find the most memory that one of them had."""
-        mine = {self.accelerator.process_index: peak_memory(self.accelerator.device)}
-        most = max(gathered(mine).values())
+        mine = {self.ranks.rank: peak_memory(self.ranks.device)}
+        most = max(self.ranks.gathered(mine).values())
         self.total = replace(self.total, memory=max(self.total.memory, most))
-        if self.accelerator.is_main_process:
+        if self.ranks.is_first:
             write_atomic(self.work / SPEED, json.dumps(asdict(self.total)).encode())
 
 

@@ -1,6 +1,6 @@
-"""The one module that is prepared for training: a language model whose forward ends in selected log-probs.
+"""The one module that trains: a language model whose forward ends in selected log-probs.
 
-The head is called inside `forward` because wrappers that shard parameters gather them only there. With it may go a
+The head is called inside `forward` because weights that processes share out are whole only there. With it may go a
 critic, as reinforcement learning needs it: a model's body with one number instead of a vocabulary at the end.
 """
 
@@ -36,20 +36,6 @@ class Student(nn.Module):
         self.dtype: Dtype = dtype
         self.packer: Packer | None = None
         """How batches for it are packed, if they are."""
-        self._no_split_modules: Any = getattr(model, "_no_split_modules", None)
-
-    def get_input_embeddings(self) -> nn.Module:
-        """The inner model's embeddings; sharding wrappers ask for them."""
-        return self.model.get_input_embeddings()
-
-    def get_output_embeddings(self) -> Any:
-        """The inner model's head."""
-        inner: Any = self.model
-        return inner.get_output_embeddings()
-
-    def tie_weights(self) -> None:
-        """Tie the inner model's head to its embeddings where its configuration says so."""
-        self.model.tie_weights()
 
     def forward(
         self, layouts: Sequence[RowLayout], ids: Tensor, stats: bool = False, drawn: tuple[RowLayout, ...] = ()
