@@ -21,6 +21,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from adpa_cli.engine.models import load
 from adpa_cli.hub.adapter_folder import AdapterFolder
 from adpa_cli.lab import world
+from adpa_cli.report.text import number
 from adpa_cli.store.store import Store
 from support.cli_samples import Cli, write_pairs, write_rows
 
@@ -83,7 +84,8 @@ def test_every_stage_of_a_pipeline_trains_an_adapter(method: str, here: Cli) -> 
         assert manifest.metrics["update"]["rms"] > 0
         page = here("show", manifest.ref)
         assert page.code == 0
-        assert "parameters trained beside" in page.out
+        assert "\nadapter   rank 4 · alpha 8 · beside" in page.out
+        assert f"trained {number(manifest.metrics['trained'])}" in " ".join(page.out.split())
         assert not [text for text in manifest.metrics.get("watch", ()) if "bfloat16" in text]
         with torch.no_grad():
             ours: Any = load(folder)

@@ -1,5 +1,6 @@
 """Reward models through the command line: trained, plain for transformers, judging, selecting and feeding a method."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from adpa_cli.lab import world
+from adpa_cli.report.text import number
 from adpa_cli.store.store import Store
 from support.cli_samples import Cli, write_pairs
 
@@ -63,8 +65,9 @@ def test_the_artifact_is_a_plain_classifier_with_its_accuracy(here: Cli, place: 
     assert metrics["pairs"] == 8
     assert metrics["margin"] == pytest.approx(sum(margins) / 8, abs=1e-5)
     assert metrics["accuracy"] == pytest.approx(sum((m > 0) + 0.5 * (m == 0) for m in margins) / 8)
-    page = here("show", ref).out
-    assert f"accuracy\t{metrics['accuracy']}" in page
+    page = json.loads(here("show", ref, "--json").out)
+    assert page["metrics"]["accuracy"] == metrics["accuracy"]
+    assert f"accuracy {number(metrics['accuracy'])}" in here("show", ref).out
 
 
 def again(here: Cli, ref: str) -> str:

@@ -552,7 +552,7 @@ def test_a_training_goes_on_with_the_adapter_that_it_starts_from(base: Path, tmp
     for settings, said in (
         ({"lora": 8}, "an adapter with lora=4, and its training cannot continue with lora=8"),
         ({"lora": 4, "lora_alpha": 4}, "an adapter with lora_alpha=8"),
-        ({"lora": 4, "lora_targets": "q_proj"}, "an adapter of the layers down_proj,gate_proj"),
+        ({"lora": 4, "lora_targets": "q_proj"}, "an adapter with lora_targets=down_proj,gate_proj"),
         ({"lora": 4, "quantise": "nf4"}, "an adapter with quantise=none"),
     ):
         with pytest.raises(UsageError, match=said) as caught:

@@ -85,7 +85,9 @@ def header_size(prelude: bytes, available: int) -> int:
     if version != VERSION:
         raise Corrupt(
             f"the file is in version {version} of the format, and this adpa reads version {VERSION} only",
-            "pip install --upgrade adpa-cli" if version > VERSION else "make the signal again with adpa cache-teacher",
+            "upgrade adpa, in the folder of its source: git pull && pip install ."
+            if version > VERSION
+            else "make the signal again with adpa cache-teacher",
         )
     if size > available - PRELUDE:
         raise Corrupt("the header reaches beyond the end of the file")

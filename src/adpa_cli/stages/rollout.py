@@ -47,8 +47,8 @@ class RolloutSpec:
     max_length: int = 2048
     seed: int = 0
     dtype: Dtype = "bfloat16"
-    engine: Literal["hf", "vllm", "transformers"] = "hf"
-    """What draws the answers: the models of transformers, which older artifacts write out, or servers of vLLM."""
+    engine: Literal["hf", "vllm", "transformers"] = "transformers"
+    """What draws the answers: the models of transformers, for which `hf` is short, or servers of vLLM."""
     block_tokens: int = 65536
     limit: int | None = None
     skip_bad_rows: bool = field(default=False, metadata={"neutral": False})
