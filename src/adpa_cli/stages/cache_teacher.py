@@ -25,7 +25,7 @@ from adpa_cli.stages._precision import fitting
 
 if TYPE_CHECKING:
     from adpa_cli.engine.layout.examples import Answers
-    from adpa_cli.signal.rows import AnswerKey, SignalRows, SignalSpec
+    from adpa_cli.signal.rows import AdvantageShape, AnswerKey, SignalRows, SignalSpec
 
     Captured = Sequence[tuple[AnswerKey, SignalRows]]
 
@@ -79,6 +79,8 @@ class Facts:
     mass: float = 0.0
     outside: int = 0
     squares: float = 0.0
+    entropy: float = 0.0
+    shape: AdvantageShape | None = None
     pair: bool = False
     most_ids: int = 1
     """Most ids that were drawn for one token."""
@@ -87,19 +89,23 @@ class Facts:
         """Take in the answers of one block."""
         import numpy as np
 
-        from adpa_cli.signal.rows import rms_advantage
+        from adpa_cli.signal.rows import AdvantageShape, entropy, rms_advantage
 
         for _, rows in block:
             self.mass += float(np.exp(rows.logps).sum())
             there = rows.ids == rows.label_ids[:, None]
             self.outside += int((~(there if rows.weights is None else there & (rows.weights > 0)).any(1)).sum())
             self.tokens += len(rows)
-            if rows.weights is not None:
+            if rows.weights is None:
+                self.entropy += float(entropy(rows).sum())
+            else:
                 self.most_ids = max(self.most_ids, int(np.count_nonzero(rows.weights, axis=1).max()))
         self.answers += len(block)
         self.pair = block[0][1].difference is not None
         if self.pair:
             self.squares += rms_advantage(rows for _, rows in block) ** 2 * sum(len(rows) for _, rows in block)
+            shape = AdvantageShape.of(rows for _, rows in block)
+            self.shape = shape if self.shape is None else self.shape + shape
 
     def metrics(self, signal: SignalSpec) -> dict[str, Any]:
         """Means per token; the size of the advantage against the step it is stored with, and a warning when coarse."""
@@ -109,9 +115,12 @@ class Facts:
         }  # fmt: skip
         if signal.draws:
             metrics |= {"draws": signal.draws, "say": [f"{signal.draws} draws per token, at most {signal.k} ids"]}
+        else:
+            metrics["entropy"] = self.entropy / self.tokens
         if not self.pair:
             return metrics
         rms = metrics["rms_advantage"] = (self.squares / self.tokens) ** 0.5
+        metrics |= {"advantage": self.shape.shares()} if self.shape is not None else {}
         said = f"RMS of the advantage {rms:.3g} nat"
         if signal.difference_step:
             steps = metrics["rms_advantage_steps"] = rms / signal.difference_step
