@@ -264,7 +264,7 @@ def test_values_are_chosen_on_one_half_by_seeds_of_their_own(pipeline: Pipeline,
     [
         (f"choose = [\"alpha\"]\n[tuning]\nseeed = 1\n{ROWS}", "seeed: adpa distill has no such key"),
         (f"[tuning]\nseed = 1\n{ROWS}", "tuning: there is nothing to choose"),
-        (f'[report]\n"rollout.temprature" = 1\n{ROWS}', "report.rollout.temprature: the closing evaluation has no such"),
+        (f'[report]\n"rollout.temprature" = 1\n{ROWS}', "report.rollout.temprature: the closing"),
     ],
 )  # fmt: skip
 def test_tuning_that_means_nothing_is_refused(cli: Cli, text: str, said: str) -> None:
