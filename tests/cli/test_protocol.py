@@ -24,7 +24,7 @@ FOLDER = Path(__file__).resolve().parents[2] / "examples" / "recipes" / "protoco
 EQUAL = ", equal FLOPs"
 
 
-@pytest.mark.parametrize(("name", "cells"), [("main", 184), ("beyond", 80), ("conditions", 168)])
+@pytest.mark.parametrize(("name", "cells"), [("main", 184), ("beyond", 80), ("conditions", 180)])
 def test_it_plans(name: str, cells: int, cli: Cli) -> None:
     rows = cli("run", FOLDER / f"{name}.toml", "-n").rows
     assert len(rows) == cells

@@ -294,25 +294,34 @@ def conditions_section(measured: Measured) -> Iterator[str | Figure]:
             at.setdefault(place, {})[row.partition(marker)[0]] = group
         fixed = {row: group for (row, _), group in measured.groups.items() if row in ("SFT", "DPO")}
         rows = sorted({row for groups in at.values() for row in groups})
-        body, curves = [], dict[str, list[tuple[float, float, float]]]()
+        body, whole, curves = [], list[str](), dict[str, list[tuple[float, float, float]]]()
         for place, groups in at.items():
             gaps = differences({**fixed, **groups}, (*ORDER, *STATES), SAMPLED)
             facts = measured.signal(groups.get("ADPA", next(iter(groups.values()))))
             means = [measured.words(groups[row], REWARD, SAMPLED) if row in groups else "" for row in rows]
             body.append((place, *means, *(f"{facts[name]:.3g}" if name in facts else "" for name in FACTS)))
             yield f"- **{place}**: " + ", ".join(f"{g.worse} {g.verdict} {g.better}" for g in gaps) + "."
+            whole += [place] if len(gaps) >= len(ORDER) and all(g.verdict == "<" for g in gaps) else []
             for row in rows:
                 number = _number(place)
                 found = measured.mean(groups[row], REWARD, SAMPLED) if row in groups else None
-                if found and number is not None:
+                if found and number is not None and any(row in pair for pair in ORDER):
                     curves.setdefault(row, []).append((number, *found))
         yield ""
+        if set(fixed) | set(rows) >= {row for pair in ORDER for row in pair}:
+            yield f"All of these claims together hold at {', '.join(whole) if whole else 'none of these'}.\n"
         yield "\n".join(table((what, *rows, *FACTS), body)) + "\n"
-        yield from _why(measured, at, what)
+        exact = {place.removesuffix(FEW_BITS): place for place in at if place.endswith(FEW_BITS)}
+        ones = {place: next(iter(groups.values())) for place, groups in at.items()}
+        pairs = [(few, f"{rate}{EXACT}") for rate, few in exact.items()]
+        if gaps := differences(ones, pairs, SAMPLED):
+            yield "\n".join(gap_table(gaps)) + "\n"
+        yield from _why(measured, at)
         if any(len(curve) > 1 for curve in curves.values()):
             yield _curves(curves, kind, what)
 
 
+FEW_BITS, EXACT = "bfloat16", "float32"
 FACTS = ("RMS(A)", "noise of A", "A < 0", "RMS(A) clamped", "γ × RMS", "teacher entropy", "student entropy")
 """What is measured of the signal and the training of ADPA at each point."""
 
@@ -324,7 +333,7 @@ def _number(place: str) -> float | None:
         return None
 
 
-def _why(measured: Measured, at: dict[str, dict[str, Group]], what: str) -> Iterator[str]:
+def _why(measured: Measured, at: dict[str, dict[str, Group]]) -> Iterator[str]:
     """Where ADPA gains most over DCKD and where least, or where it is best and worst, with what is measured there."""
     gains = {}
     for place, groups in at.items():
@@ -337,14 +346,15 @@ def _why(measured: Measured, at: dict[str, dict[str, Group]], what: str) -> Iter
     best, worst = max(gains, key=lambda p: gains[p]), min(gains, key=lambda p: gains[p])
     facts = {place: measured.signal(at[place]["ADPA"]) for place in (best, worst)}
     sizes = [
-        f"{name} is {facts[best][name]:.3g} there and {facts[worst][name]:.3g} here"
-        for name in FACTS if name in facts[best] and name in facts[worst]
+        f"{name} is {facts[best][name]:.3g} at the first and {facts[worst][name]:.3g} at the second"
+        for name in FACTS
+        if name in facts[best] and name in facts[worst]
+        and abs(facts[best][name] - facts[worst][name]) > 0.01 * abs(facts[best][name])
     ]  # fmt: skip
-    is_gain = "DCKD" in at[best]
-    first = f"ADPA {'gains most over DCKD' if is_gain else 'has the highest reward'} at {what} {best}"
-    second = f"{'least' if is_gain else 'the lowest'} at {worst}"
-    sign = "+" if is_gain else ""
-    yield f"{first} ({gains[best]:{sign}.3f}), {second} ({gains[worst]:{sign}.3f}): {'; '.join(sizes)}.\n"
+    subject, form = ("What ADPA gains over DCKD", "+.3f") if "DCKD" in at[best] else ("The reward of ADPA", ".3f")
+    tail = f": {'; '.join(sizes)}" if sizes else ""
+    most, least = (f"{place} ({gains[place]:{form}})" for place in (best, worst))
+    yield f"{subject} is greatest at {most} and least at {least}{tail}.\n"
 
 
 def _curves(curves: dict[str, list[tuple[float, float, float]]], kind: str, what: str) -> Figure:
@@ -409,7 +419,7 @@ chosen on one half of the held-out prompts by seeds of their own, as many settin
 below is measured on the other half. Rewards lie between 0 and 1 and are computed by a program. A row shows the mean ±
 standard deviation over the seeds; every stage is retrained for each. Differences are paired by seed and prompt. Their
 intervals hold for other seeds and prompts, and p values (prompts change sides together) are corrected for the number
-of claims in a table. A claim holds where p is below 0.05 and the interval excludes 0.
+of claims in a table or line. A claim holds where p is below 0.05 and the interval excludes 0.
 """
 KEEP = """## What to keep in mind
 
