@@ -133,7 +133,8 @@ def _rows(recipe: Recipe, raw: Any) -> tuple[Row, ...]:
                 "rows", "each row must be a table with a name", 'write [[rows]], and below it name = "DCKD"'
             )
         values = _flattened(table)
-        row = Row(*(values.pop(NAME), {}), *(str(values.pop(key, "")) for key in (MEASURES, AGAINST)))
+        name, measures, against = (str(values.pop(key, "")) for key in (NAME, MEASURES, AGAINST))
+        row = Row(name, {}, measures, against)
         if row.name in (other.name for other in rows):
             raise recipe.refused("rows", f"two rows are called {row.name}", "give each a name of its own")
         if row.measures and (row.measures not in MEASURED or values):
