@@ -438,8 +438,8 @@ def page(store: Store, recipes: Path, name: str) -> dict[str, str]:
         measured = Measured(path, store) if path.exists() and _can_plan(path) else None
         text += [head + "\n"] if head else []
         if measured is None or measured.missing:
-            part = "" if measured is None else f" {measured.missing} of {measured.lines} lines are missing."
-            text.append(f"`{stem}.toml` was not run to its end in this store.{part}\n")
+            left = "" if measured is None else f" {measured.missing} of {measured.lines} lines are missing."
+            text.append(f"`{stem}.toml` was not run to its end in this store.{left}\n")
             continue
         for part in section(measured):
             if isinstance(part, str):
