@@ -8,7 +8,7 @@ import math
 import numpy as np
 import pytest
 
-from adpa_cli.statistics import FLIPS, bootstrap, holm, sign_flip_p
+from adpa_cli.statistics import FLIPS, bootstrap, crossed_bootstrap, holm, sign_flip_p
 
 
 def test_the_interval_is_that_of_the_binomial() -> None:
@@ -61,3 +61,21 @@ def test_holm_by_hand() -> None:
     assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
     assert holm([0.9, 0.8]) == [1.0, 1.0]
     assert holm([]) == []
+
+
+def test_crossed_resamples_add_the_variance_of_seeds_to_that_of_prompts() -> None:
+    """Additive effects of seeds and prompts: the variance of the mean is σ²/n of the one plus that of the other."""
+    drawn = np.random.default_rng(0)
+    seeds, prompts = drawn.normal(0, 1, 40), drawn.normal(0, 2, 300)
+    table = 5 + seeds[:, None] + prompts[None, :]
+    found = crossed_bootstrap(table, resamples=20_000)
+    half = 1.96 * math.sqrt(seeds.var() / 40 + prompts.var() / 300)
+    assert found["value"] == pytest.approx(table.mean())
+    assert found["n"] == 12_000
+    np.testing.assert_allclose([found["low"], found["high"]], [table.mean() - half, table.mean() + half], atol=0.02)
+
+
+def test_seeds_that_disagree_widen_an_interval_that_prompts_alone_make_narrow() -> None:
+    table = np.repeat([[0.2], [-0.1]], 500, axis=1)
+    found = crossed_bootstrap(table)
+    assert (found["low"], found["high"]) == pytest.approx((-0.1, 0.2))

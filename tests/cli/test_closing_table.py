@@ -200,3 +200,73 @@ def test_a_table_that_cannot_be_made_is_refused(cli: Cli, text: str, said: str) 
     Path("recipe.toml").write_text(student + text, encoding="utf-8")
     assert said in cli.refused(2, "run", "recipe.toml")
     assert not Path("adpa-store").exists()
+
+
+TUNED = """
+choose = ["alpha", "gamma"]
+seed = [3, 4]
+
+[tuning]
+seed = [0, 1]
+
+[report]
+against = "Student"
+"rollout.temperature" = [0.7, 0.0]
+
+[[rows]]
+name = "Student"
+measures = "start"
+
+[[rows]]
+name = "DCKD"
+method = "dckd"
+alpha = [0.5, 20]
+
+[[rows]]
+name = "ADPA+"
+method = "adpa+"
+alpha = "{DCKD}"
+gamma = 1
+"""
+
+
+def test_values_are_chosen_on_one_half_by_seeds_of_their_own(pipeline: Pipeline, cli: Cli) -> None:
+    name = write(pipeline, TUNED)
+    states = [row[1] for row in cli("run", name, "-n").rows]
+    assert states == ["build"] * 4 + ["follows"] * 4, "two values for two seeds are tried, and two rows have two seeds"
+    ran = cli("run", name, "--json")
+    assert ran.code == 0, ran.err
+    records = [json.loads(line) for line in ran.out.splitlines()]
+    cells, table = records[:8], records[8:]
+    store = Store.find(pipeline.store)
+    rewards: dict[float, list[float]] = {}
+    halves = {m.inputs["model"]: m for m in store.artifacts() if m.metrics.get("prompts") == "validation half"}
+    for cell in cells[:4]:
+        assert (cell["settings"]["row"], cell["settings"]["seed"] in (0, 1)) == ("DCKD (tried)", True)
+        made = halves[f"artifact:{store.resolve(cell['ref']).id}"]
+        key = "mean_reward" if "mean_reward" in made.metrics["scores"] else "reward_accuracy"
+        rewards.setdefault(cell["settings"]["alpha"], []).append(made.metrics["scores"][key]["value"])
+    best = max(rewards, key=lambda alpha: sum(rewards[alpha]))
+    assert [cell["settings"]["alpha"] for cell in cells[4:]] == [best] * 4
+    assert [(line["settings"]["row"], line["settings"]["seed"]) for line in table] == [
+        ("Student", "3"), ("Student", "4"), ("DCKD", "3"), ("DCKD", "4"), ("ADPA+", "3"), ("ADPA+", "4")
+    ]  # fmt: skip
+    for line in table:
+        means = [score for score in line["scores"] if score["metric"] == "mean_reward"]
+        assert [score["prompts"] for score in means] == ["report half"] * 2
+        rollouts = [store.get(store.get(score["evaluation"]).inputs["rollouts"].partition(":")[2]) for score in means]
+        assert [made.spec["temperature"] for made in rollouts if made] == [0.7, 0.0]
+    assert [row[1] for row in cli("run", name, "-n").rows] == ["found"] * 8
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (f"choose = [\"alpha\"]\n[tuning]\nseeed = 1\n{ROWS}", "seeed: adpa distill has no such key"),
+        (f"[tuning]\nseed = 1\n{ROWS}", "tuning: there is nothing to choose"),
+        (f'[report]\n"rollout.temprature" = 1\n{ROWS}', "report.rollout.temprature: the closing"),
+    ],
+)  # fmt: skip
+def test_tuning_that_means_nothing_is_refused(cli: Cli, text: str, said: str) -> None:
+    Path("recipe.toml").write_text(f'student = "tiny"\n{text}', encoding="utf-8")
+    assert said in cli.refused(2, "run", "recipe.toml")

@@ -39,6 +39,29 @@ def test_an_advantage_counted_in_its_rms_trains_as_the_beta_that_it_comes_to(pip
     assert "unit" not in taken.spec["params"]
 
 
+@pytest.mark.parametrize("clamp", ["none", "-1.5,1.5"])
+def test_a_weight_counted_in_the_rms_trains_as_the_weight_that_it_comes_to(
+    clamp: str, pipeline: Pipeline, cli: Cli
+) -> None:
+    words = ("--method", "adpa", "--set", "gamma=0.5")
+    made, folder = distilled(cli, pipeline, *words, "--set", "unit=rms", "--set", f"clamp={clamp}")
+    store = Store.find(pipeline.store)
+    (signal,) = (store.get(content) for content in made.inputs["cache"])
+    assert signal is not None
+    rms = signal.metrics["rms_advantage"]
+    limits = "none" if clamp == "none" else f"{-1.5 * rms!r},{1.5 * rms!r}"
+    typed, other = distilled(
+        cli, pipeline, "--method", "adpa", "--set", f"gamma={0.5 / rms!r}", "--set", f"clamp={limits}"
+    )
+    assert (typed.id, "unit" in typed.spec["params"]) != (made.id, True)
+    ours, theirs = (load_file(path / "model.safetensors") for path in (folder, other))
+    assert all(np.array_equal(ours[name], theirs[name]) for name in ours)
+    assert made.metrics["gamma_rms"] == 0.5
+    assert typed.metrics["gamma_rms"] == pytest.approx(0.5)
+    plain, _ = distilled(cli, pipeline, *words, "--set", "unit=nat")
+    assert "unit" not in plain.spec["params"], "the unit is no part of the id where it is the nat"
+
+
 def test_what_is_first_is_learned_from_a_signal_that_is_stored_exactly(pipeline: Pipeline, cli: Cli) -> None:
     made, _ = distilled(cli, pipeline, "--method", "q-argmax")
     store = Store.find(pipeline.store)

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -53,6 +54,67 @@ def test_three_tokens_by_hand(values, scores):
     want = [-2 * q * (a - mean) for q, a in zip(pi, scores, strict=True)]
     assert grads["rollout"][0, 0].tolist() == pytest.approx(want, abs=1e-9)
     assert grads["chosen"][0, 0].tolist() == pytest.approx([-1 / 2, 1 / 4, 1 / 4])
+
+
+@pytest.mark.parametrize(
+    ("values", "scores"),
+    [
+        ({}, [2, 2 * LOG(3 / 2) / LOG(2), 0]),
+        ({"clamp": "-1,1.5"}, [1.5, 2 * LOG(3 / 2) / LOG(2), 0]),
+        ({"missing_reference": "exact", "clamp": "release"}, [1 - 1e-8, 1 - 1e-8, 0]),
+        ({"student_tail": "bucket", "clamp": "-1,1.5"}, [1.5, 2 * LOG(3 / 2) / LOG(2), -1]),
+    ],
+)
+def test_three_tokens_by_hand_in_units_of_the_rms(values, scores):
+    """RMS (log 2) / 2: the advantages log 2, log 3/2 (exact: log 3) and, in the bucket, log 1/5 are divided by it, and
+    limits are of what comes out. Loss = log 2 - 2 (A_0 / 4 + A_1 / 4 + A_2 / 2)."""
+    counted = ADPA.params(gamma=2.0, unit="rms", **values)
+    params = ADPA.in_nats(counted, LOG(2) / 2)
+    loss, grads = value_and_gradients(ADPA, params, THREE, k=2)
+    pi = [1 / 4, 1 / 4, 1 / 2]
+    mean = sum(q * a for q, a in zip(pi, scores, strict=True))
+    assert loss.item() == pytest.approx(LOG(2) - 2 * mean)
+    want = [-2 * q * (a - mean) for q, a in zip(pi, scores, strict=True)]
+    assert grads["rollout"][0, 0].tolist() == pytest.approx(want, abs=1e-8)
+
+
+def expected_by_numpy(x: Inputs, k: int, rms: float, clamp: tuple[float, float] | None) -> np.ndarray:
+    """[B,T] Σ over the aligned top k of π clamp(A / rms), with the k-th floor: in float64, position by position."""
+    student, aligned, reference = (t.detach().numpy().astype(np.float64) for t in (x.logits, x.aligned, x.reference))
+    found = np.zeros(student.shape[:2])
+    for b, t in np.ndindex(*found.shape):
+        q, p, r = (np.exp(v[b, t]) / np.exp(v[b, t]).sum() for v in (student, aligned, reference))
+        least = np.sort(r)[-k]
+        for a in np.argsort(-p)[:k]:
+            value = (np.log(p[a]) - np.log(max(r[a], least))) / rms
+            found[b, t] += q[a] * (value if clamp is None else min(max(value, clamp[0]), clamp[1]))
+    return found
+
+
+@pytest.mark.parametrize("clamp", [None, (-0.5, 0.75), (1e-8, 1 - 1e-8)])
+@pytest.mark.parametrize("unit", ["nat", "rms"])
+def test_normalised_and_clamped_as_written_out(clamp, unit):
+    words = "none" if clamp is None else ",".join(map(str, clamp))
+    params, rms = ADPA.params(clamp=words, unit=unit, gamma=1.7), 0.57
+    inputs = batch_for(ADPA, params)
+    read = ADPA.in_nats(params, rms) if unit == "rms" else params
+    term, view = advantage_term(inputs, read, k=4)
+    want = -1.7 * expected_by_numpy(inputs["rollout"], 4, rms if unit == "rms" else 1.0, clamp)
+    mask = view.mask.numpy()
+    np.testing.assert_allclose((term.weight * term.values.detach().numpy())[mask], want[mask], rtol=1e-9)
+
+
+@pytest.mark.parametrize("clamp", ["none", "-1,1"])
+def test_one_weight_suits_teachers_whose_difference_is_stretched(clamp):
+    """Log-ratios c times as large have c times the RMS, and the loss counted in it stays what it is."""
+    params = ADPA.params(clamp=clamp, unit="rms", missing_reference="exact")
+    inputs = batch_for(ADPA, params)
+    views = {n.part: view_of(inputs[n.part], n, 4) for n in ADPA.needs}
+    signal = views["rollout"].signal
+    stretched = dataclasses.replace(signal, difference=3 * signal.difference)
+    other = views | {"rollout": dataclasses.replace(views["rollout"], signal=stretched)}
+    ours, theirs = (ADPA.terms(v, ADPA.in_nats(params, rms))[1] for v, rms in ((views, 0.4), (other, 1.2)))
+    torch.testing.assert_close(theirs.weight * theirs.values, ours.weight * ours.values)
 
 
 @pytest.mark.parametrize("tail", ["zero", "bucket", "floor"])

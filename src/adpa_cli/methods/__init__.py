@@ -8,6 +8,7 @@ A method file defines
 * ``NEEDS``    tuple of `Need`: the answers it reads, and the teacher signal on each
 * ``needs(p)``  optional: the needs under these parameters, where they differ from ``NEEDS``
 * ``Params``   frozen dataclass of its parameters, each made with `param`
+* ``in_nats(p, rms)``  where it has `unit_param`: the same parameters for an advantage in nats
 * ``terms(views, p)``  the loss, as unreduced `Term`s
 * any other field of `Method` that it differs in, in capitals: ``READINGS``, ``NOTES``, ``PASSES``, ``PROBE`` …
 
@@ -23,7 +24,7 @@ import importlib
 import pkgutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast, get_args
 
 from adpa_cli.errors import UsageError
 
@@ -202,6 +203,8 @@ class Method:
     params: type[Any]
     terms: Callable[[Mapping[Part, View], Any], tuple[Term, ...]]
     needs_for: Callable[[Any], tuple[Need, ...]]
+    in_nats: Callable[[Any, float], Any] | None = None
+    """(parameters with `unit` rms, RMS of the advantage in nats) -> those with `unit` nat that mean the same."""
     presets: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
     """Values that replace defaults (of parameters, and of settings of the training), by the preset's name."""
     states: States = "student"
@@ -261,10 +264,19 @@ def param(
 Unit = Literal["nat", "rms"]
 
 
-def unit_param() -> Any:
-    """The unit of the advantage that a teacher's β scales. Where it is its RMS, β has no teacher's value."""
-    words = "unit of the advantage: nats, or its RMS over the signal (then β differs from the teacher's)"
+def unit_param(then: str = "β differs from the teacher's") -> Any:
+    """The unit of the advantage that a weight, or a teacher's β, scales; `then` says what follows where it is its RMS.
+
+    The method file defines `in_nats`.
+    """
+    words = f"unit of the advantage: nats, or its RMS over the signal (then {then})"
     return param("nat", words, choices=get_args(Unit), later=True)
+
+
+def scaled_beta(p: T, rms: float) -> T:
+    """`in_nats` of a method whose `beta` scales the advantage."""
+    changed: Any = p
+    return cast(T, dataclasses.replace(changed, beta=changed.beta / rms, unit="nat"))
 
 
 def averaging(of: str = "") -> Any:
@@ -320,7 +332,8 @@ def load(name: str) -> Method:
     m = importlib.import_module(f"{__name__}.{FILES[name]}")
     declared = {f.name: getattr(m, f.name.upper()) for f in dataclasses.fields(Method) if hasattr(m, f.name.upper())}
     needs_for = getattr(m, "needs", lambda p: m.NEEDS)
-    return Method(name=name, params=m.Params, terms=m.terms, needs_for=needs_for, **declared)
+    in_nats = getattr(m, "in_nats", None)
+    return Method(name=name, params=m.Params, terms=m.terms, needs_for=needs_for, in_nats=in_nats, **declared)
 
 
 def unknown(name: str, known: Sequence[str]) -> UsageError:

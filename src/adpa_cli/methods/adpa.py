@@ -4,11 +4,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 from adpa_cli.errors import UsageError
-from adpa_cli.methods import Need, Part, Probe, Reduction, Tensor, Term, View, averaging, param, required
+from adpa_cli.methods import (
+    Need,
+    Part,
+    Probe,
+    Reduction,
+    Tensor,
+    Term,
+    Unit,
+    View,
+    averaging,
+    param,
+    required,
+    unit_param,
+)
 
 VERSION = 1
 SOURCE = "Gao et al. 2025, Eqs. 8-10 and Algorithm 1"
@@ -46,6 +59,10 @@ READINGS = {
         "The paper tries 0.5 to 5 and reports 3 as the best value for one pair of models. The released recipe uses "
         "1.6. Try several values."
     ),
+    "unit": (
+        "Eq. 10 has A in nats (`nat`). `rms` is not in the paper: A is divided by its RMS over the signal, so that γ "
+        "is γ × RMS of `nat`, and one γ suits teachers whose advantages have different sizes."
+    ),
     "student_tail": (
         "Eq. 10 sums over the whole vocabulary. The paper does not say what counts for a token outside the "
         "teacher's top k."
@@ -58,7 +75,7 @@ NOTES = (
     ),
     (
         "A does not contain β, so a γ for one pair of teachers does not suit another. Compare γ times the RMS of A, "
-        "which plans print."
+        "which plans print, or set `unit=rms`, which divides A by its RMS."
     ),
     (
         "Without a clamp, a token outside the top k (A = 0) is better than every token inside with A < 0. With a "
@@ -93,6 +110,7 @@ class Params:
         choices=get_args(StudentTail),
     )
     clamp: str = param("none", "limits of the advantage: none, release (1e-8 to 1-1e-8), or low,high", origin="paper")
+    unit: Unit = unit_param("γ and the limits of clamp keep their meaning when the teachers change")
     kd_on_eos: bool = param(True, "use the advantage at the end token too", origin="paper")
     reduction: Reduction = averaging()
 
@@ -113,6 +131,16 @@ def bounds(clamp: str) -> tuple[float, float] | None:
             f"clamp must be none, release or two numbers; got clamp={clamp}", "for example: --set clamp=-2,2"
         )
     return low, high
+
+
+def in_nats(p: Params, rms: float) -> Params:
+    """The same parameters where A is counted in nats, for a signal whose advantage has this RMS, `rms` > 0.
+
+    γ Σ π clamp(A / rms, low, high) is (γ / rms) Σ π clamp(A, low rms, high rms).
+    """
+    limits = bounds(p.clamp)
+    clamp = p.clamp if limits is None else ",".join(repr(limit * rms) for limit in limits)
+    return replace(p, gamma=p.gamma / rms, clamp=clamp, unit="nat")
 
 
 def terms(views: Mapping[Part, View], p: Params) -> tuple[Term, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from adpa_cli.methods import Need, Part, Tensor, Term, Unit, View, param, required, unit_param
+from adpa_cli.methods import Need, Part, Tensor, Term, Unit, View, param, required, scaled_beta, unit_param
 
 VERSION = 1
 SOURCE = "Fisch et al. 2024, distilled DPO; the reward is the teachers' implicit one, or that of a reward model"
@@ -67,6 +67,9 @@ def needs(p: Params) -> tuple[Need, ...]:
     if p.reward == "implicit":
         return NEEDS
     return (Need("chosen", start=True, reward=True), Need("rejected", start=True, reward=True))
+
+
+in_nats = scaled_beta
 
 
 def terms(views: Mapping[Part, View], p: Params) -> tuple[Term, ...]:

@@ -6,7 +6,20 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from adpa_cli.methods import Need, Part, Reduction, Tensor, Term, Unit, View, averaging, param, required, unit_param
+from adpa_cli.methods import (
+    Need,
+    Part,
+    Reduction,
+    Tensor,
+    Term,
+    Unit,
+    View,
+    averaging,
+    param,
+    required,
+    scaled_beta,
+    unit_param,
+)
 
 VERSION = 1
 SOURCE = "Gao et al. 2025, Eq. 31"
@@ -37,6 +50,9 @@ class Params:
     unit: Unit = unit_param()
     kd_on_eos: bool = param(True, "distil at the end token too")
     reduction: Reduction = averaging()
+
+
+in_nats = scaled_beta
 
 
 def terms(views: Mapping[Part, View], p: Params) -> tuple[Term, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import astuple, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -250,3 +250,51 @@ def rms_advantage(answers: Iterable[SignalRows]) -> float:
         total += float(np.square(values).sum())
         count += values.size
     return math.sqrt(total / count) if count else 0.0
+
+
+@dataclass(frozen=True)
+class AdvantageShape:
+    """Sums over the ids of some answers; added up, and told by `shares`."""
+
+    ids: float = 0.0
+    mass: float = 0.0
+    negative: float = 0.0
+    negative_mass: float = 0.0
+    above_one: float = 0.0
+    clamped_squares: float = 0.0
+
+    @classmethod
+    def of(cls, answers: Iterable[SignalRows]) -> AdvantageShape:
+        """The sums of some answers, over the ids that `rms_advantage` counts."""
+        total = cls()
+        for rows in answers:
+            values = advantage(rows).astype(np.float64)
+            there = np.isfinite(values) & np.isfinite(rows.logps)
+            values, mass = values[there], np.exp(rows.logps[there].astype(np.float64))
+            below, clamped = values < 0, np.clip(values, 0.0, 1.0)
+            sums = values.size, mass.sum(), below.sum(), mass[below].sum(), (values > 1).sum(), np.square(clamped).sum()
+            total = total + cls(*map(float, sums))
+        return total
+
+    def __add__(self, other: AdvantageShape) -> AdvantageShape:
+        return AdvantageShape(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
+
+    def shares(self) -> dict[str, float]:
+        """The share of ids with A < 0, the part of the aligned teacher's mass on them, the share with A > 1, and the
+        RMS that is left where A is limited to [0, 1], as the release does."""
+        ids, mass = max(self.ids, 1.0), self.mass or 1.0
+        return {
+            "negative": self.negative / ids, "negative_mass": self.negative_mass / mass,
+            "above_one": self.above_one / ids, "clamped_rms": math.sqrt(self.clamped_squares / ids),
+        }  # fmt: skip
+
+
+def entropy(rows: SignalRows) -> Floats:
+    """[T] nats: the entropy of the aligned teacher over its top k and one class for the rest, at most the whole one."""
+    logps = rows.logps.astype(np.float64)
+    mass = np.exp(logps)
+    rest = np.maximum(1.0 - mass.sum(1), 0.0)
+    inside = np.where(mass > 0, mass * np.where(mass > 0, logps, 0.0), 0.0).sum(1)
+    outside = np.where(rest > 0, rest * np.log(np.where(rest > 0, rest, 1.0)), 0.0)
+    result: Floats = -(inside + outside)
+    return result

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adpa_cli.disk import write_json
 
 if TYPE_CHECKING:
-    from adpa_cli.signal.rows import AnswerKey, SignalRows, SignalSpec
+    from adpa_cli.signal.rows import AdvantageShape, AnswerKey, SignalRows, SignalSpec
 
     Captured = Sequence[tuple[AnswerKey, SignalRows]]
 
@@ -31,7 +31,9 @@ class Facts:
     mass: float = 0.0
     outside: int = 0
     squares: float = 0.0
-    pair: bool = False
+    entropy: float = 0.0
+    shape: AdvantageShape | None = None
+    """Of a pair."""
     width: int = 0
     """Ids that a block has for each token."""
     most_ids: int = 1
@@ -41,20 +43,30 @@ class Facts:
         """Take in the answers of one block."""
         import numpy as np
 
-        from adpa_cli.signal.rows import rms_advantage
+        from adpa_cli.signal.rows import AdvantageShape, entropy, rms_advantage
 
         for _, rows in block:
             self.mass += float(np.exp(rows.logps).sum())
             there = rows.ids == rows.label_ids[:, None]
             self.outside += int((~(there if rows.weights is None else there & (rows.weights > 0)).any(1)).sum())
             self.tokens += len(rows)
-            if rows.weights is not None:
+            if rows.weights is None:
+                self.entropy += float(entropy(rows).sum())
+            else:
                 self.most_ids = max(self.most_ids, int(np.count_nonzero(rows.weights, axis=1).max()))
         self.answers += len(block)
         self.width = int(block[0][1].ids.shape[1])
-        self.pair = block[0][1].difference is not None
-        if self.pair:
+        if block[0][1].difference is not None:
             self.squares += rms_advantage(rows for _, rows in block) ** 2 * sum(len(rows) for _, rows in block)
+            shape = AdvantageShape.of(rows for _, rows in block)
+            self.shape = shape if self.shape is None else self.shape + shape
+
+    def __add__(self, other: Facts) -> Facts:
+        total = Facts(width=other.width, most_ids=max(self.most_ids, other.most_ids))
+        for name in ("answers", "tokens", "mass", "outside", "squares", "entropy"):
+            setattr(total, name, getattr(self, name) + getattr(other, name))
+        total.shape = self.shape + other.shape if self.shape and other.shape else self.shape or other.shape
+        return total
 
     def metrics(self, signal: SignalSpec, stage: str) -> dict[str, Any]:
         """Means per token; the size of the advantage against the step it is stored with, and a warning when coarse."""
@@ -64,9 +76,12 @@ class Facts:
         }  # fmt: skip
         if signal.draws:
             metrics |= {"draws": signal.draws, "say": [f"{signal.draws} draws per token, at most {signal.k} ids"]}
-        if not self.pair:
+        else:
+            metrics["entropy"] = self.entropy / self.tokens
+        if self.shape is None:
             return metrics
         rms = metrics["rms_advantage"] = (self.squares / self.tokens) ** 0.5
+        metrics["advantage"] = self.shape.shares()
         said = f"RMS of the advantage {rms:.3g} nat"
         if signal.difference_step:
             steps = metrics["rms_advantage_steps"] = rms / signal.difference_step
@@ -82,13 +97,7 @@ class Facts:
 
 def facts_of(folder: Path, shards: Sequence[Sequence[Path]]) -> Facts:
     """The sums over all shards, given the files of the blocks of each, which are there where a shard is not."""
-    total = Facts()
-    for number, blocks in enumerate(shards):
-        part = _facts(folder, number, blocks)
-        for name in ("answers", "tokens", "mass", "outside", "squares"):
-            setattr(total, name, getattr(total, name) + getattr(part, name))
-        total.pair, total.width, total.most_ids = part.pair, part.width, max(total.most_ids, part.most_ids)
-    return total
+    return sum((_facts(folder, number, blocks) for number, blocks in enumerate(shards)), Facts())
 
 
 def encode(folder: Path, number: int, signal_of: Callable[[Facts], SignalSpec], blocks: Sequence[Path]) -> None:
@@ -118,11 +127,12 @@ def encode_if_whole(
 def _facts(folder: Path, number: int, blocks: Sequence[Path]) -> Facts:
     """The sums over one shard, which are kept."""
     from adpa_cli.signal.block_files import load_block
+    from adpa_cli.signal.rows import AdvantageShape
 
     path = folder / f"_facts-{number:05d}.json"
     if path.exists():
         kept = json.loads(path.read_bytes())
-        return Facts(**{f.name: kept[f.name] for f in fields(Facts)})
+        return Facts(**{**kept, "shape": kept["shape"] and AdvantageShape(**kept["shape"])})
     facts = Facts()
     for block in blocks:
         facts.add(load_block(block))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -167,20 +167,20 @@ def _rollouts(job: Job, spec: TrainSpec, need: Need, encoder: Any) -> Answers:
 
 
 def scaled_params(job: Job, spec: TrainSpec, method: Method) -> Any:
-    """The parameters of a training; where its teachers' β counts the advantage in its RMS, that β in nats.
+    """The parameters of a training; where they count the advantage in its RMS, those that mean the same in nats.
 
     Raises DataError where the signal does not say how large the advantage is.
     """
     params = method.params(**spec.params)
-    if spec.params.get("unit") != "rms":
+    if spec.params.get("unit") != "rms" or method.in_nats is None:
         return params
     rms = next((rms for cache in job.inputs["cache"] if (rms := rms_advantage(cache.path))), None)
-    if rms is None:
+    if not rms:
         raise DataError(
             f"{job.ref}: the signal does not record the RMS of the advantage, which unit=rms needs",
             "use nats instead: --set unit=nat",
         )
-    return replace(params, **{method.teachers_beta: getattr(params, method.teachers_beta) / rms})
+    return method.in_nats(params, rms)
 
 
 def rms_advantage(folder: Path) -> float | None:

@@ -203,14 +203,15 @@ def finish(job: Job) -> dict[str, Any]:
     sizes = [rms for cache in job.inputs.get("cache", ()) if (rms := rms_advantage(cache.path)) is not None]
     weight = job.spec["params"].get(method_of(job.spec["method"]).advantage_weight)
     if weight is not None and sizes:
-        product = metrics["gamma_rms"] = weight * sizes[0]
+        rms = 1.0 if job.spec["params"].get("unit") == "rms" else sizes[0]
+        product = metrics["gamma_rms"] = weight * rms
         usual = job.hints["gamma_rms"]
         beside = f" (the family's: {usual:.3g})" if usual else ""
         say.append(f"γ × RMS of the advantage {product:.3g} nat{beside}")
         if usual and not usual / GAMMA_RATIO <= product <= usual * GAMMA_RATIO:
             watch.append(
                 f"γ × RMS of the advantage is {product:.3g} where the family's γ was tuned at {usual:.3g}: "
-                f"a good γ for one teacher is not one for another; try --set gamma={usual / sizes[0]:.2g}"
+                f"a good γ for one teacher is not one for another; try --set gamma={usual / rms:.2g}"
             )
     return {**metrics, **({"say": say} if say else {}), **({"watch": watch} if watch else {})}
 

@@ -6,6 +6,7 @@ has that score in its manifest, so that nothing is measured again to choose amon
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -14,6 +15,7 @@ from adpa_cli.cli.console.options import Request
 from adpa_cli.cli.recipes.grid import Cell, Recipe, as_text, settled
 from adpa_cli.errors import UsageError
 from adpa_cli.planning.planner import Plan
+from adpa_cli.report.scores import ACCURACY, REWARD, scores
 from adpa_cli.stages import Node
 from adpa_cli.store.manifest import Manifest
 from adpa_cli.store.store import Store
@@ -65,7 +67,7 @@ def check_choices(recipe: Recipe, steps: Sequence[Step]) -> None:
             f"no combination has a key {', '.join(unknown)}",
             f"choose by one of these keys: {', '.join(held)}",
         )
-    for candidates in lines(steps, recipe.choose).values():
+    for candidates in lines([step for step in steps if not step.cell.row.is_tried], recipe.choose).values():
         if len(candidates) > 1 and any(step.target.spec.select != "best" for step in candidates):
             varying = ", ".join(recipe.choose)
             problem = f"{varying} cannot be chosen among trainings that select no checkpoint"
@@ -94,6 +96,32 @@ def best_of(candidates: Sequence[Step], store: Store) -> Step | None:
     return candidates[ranks.index(max(ranks))] if len(ranks) == len(candidates) else None
 
 
+def best_tried(candidates: Sequence[Step], choose: Sequence[str], store: Store) -> Step | None:
+    """A step with the values that are best on the prompts that select, by the mean over what else differs, such as
+    seeds; the first of equals. None while one of several is not measured.
+
+    The trainings select nothing, so each is judged by its evaluation: by the mean reward, else the reward accuracy.
+    """
+    found: dict[tuple[str, ...], list[float]] = {}
+    first: dict[tuple[str, ...], Step] = {}
+    for step in candidates:
+        score = _tried_score(step, store)
+        if score is None:
+            return None
+        key = tuple(step.settings.get(name, "") for name in choose)
+        found.setdefault(key, []).append(score)
+        first.setdefault(key, step)
+    return first[max(found, key=lambda key: statistics.fmean(found[key]))] if found else None
+
+
+def _tried_score(step: Step, store: Store) -> float | None:
+    """What the evaluation of a tried training says of it; None while there is none."""
+    nodes = [node for node in step.plan.evals if node.inputs.get("model") == step.target]
+    made = [manifest for node in nodes if (manifest := store.get(node.label)) is not None]
+    numbers = {score.metric: score.value for manifest in made for score in scores(manifest)}
+    return next((numbers[metric] for metric in (REWARD, ACCURACY) if metric in numbers), None)
+
+
 def selected_point(manifest: Manifest) -> Mapping[str, Any]:
     """What was measured of the point whose weights an artifact has."""
     selection = manifest.metrics["selection"]
@@ -114,13 +142,15 @@ def following(step: Step, steps: Sequence[Step], recipe: Recipe, ask: Ask, store
     values: dict[str, Any] = {}
     for key, name in step.cell.follows.items():
         beside = [s for s in steps if s.cell.row.name == name and are_alike(s.cell.shared, step.cell.shared)]
-        found = lines(beside, recipe.choose)
+        tried = [s for s in beside if s.cell.row.is_tried]
+        found = lines(beside, (*recipe.choose, *(recipe.tuning if tried else ())))
         if len(found) != 1:
             problem = f"it takes the value that the row {name} chose, but that row has {len(found)} lines in the table"
             raise recipe.refused(
                 key, problem, 'name a row of one line, or let its best line be chosen: choose = ["KEY"]'
             )
-        best = best_of(next(iter(found.values())), store)
+        candidates = next(iter(found.values()))
+        best = best_tried(candidates, recipe.choose, store) if tried else best_of(candidates, store)
         if best is None:
             return None
         values[key] = best.cell.settings[key]

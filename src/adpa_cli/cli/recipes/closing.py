@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from adpa_cli.cli.recipes.choice import ROW, TAG, Step, are_alike, best_of, lines
-from adpa_cli.cli.recipes.grid import AGAINST, MEASURED, Recipe, Row, evaluation_words
+from adpa_cli.cli.recipes.grid import AGAINST, MEASURED, Recipe, Row, report_points
+from adpa_cli.cli.recipes.words import evaluation_words
 from adpa_cli.errors import UsageError
 from adpa_cli.hub import External
 from adpa_cli.planning.judges import JUDGE as JUDGE_OPTION
@@ -51,9 +52,12 @@ class Entry:
 
 def entries(recipe: Recipe, steps: Sequence[Step], store: Store) -> list[Entry]:
     """The lines of the closing table, row by row."""
+    steps = [step for step in steps if not step.cell.row.is_tried]
     axes = _axes(steps)
     found: list[Entry] = []
     for row in recipe.rows or (Row(),):
+        if row.is_tried:
+            continue
         if row.measures:
             groups = {tuple(step.cell.shared[key] for key in axes): step for step in reversed(steps)}
             for step in reversed(groups.values()):
@@ -119,7 +123,7 @@ def measured_lines(
 ) -> list[report.Line]:
     """The closing table, every line measured by `measure`. `tags` are those of artifacts by their ids."""
     every = entries(recipe, steps, store)
-    is_selected = any(step.target.spec.select == "best" for step in steps)
+    is_selected = any(step.target.spec.select == "best" or step.cell.row.is_tried for step in steps)
     table: list[report.Line] = []
     for entry in every:
         if entry.model is None:
@@ -127,13 +131,17 @@ def measured_lines(
             continue
         opponent, against = _opponent(recipe, entry, every), entry.row.against or (recipe.report or {}).get(AGAINST, "")
         names = (command_word(entry.model), *entry.points)
-        made = measure(_words(recipe, entry.step, names, opponent, is_selected))
+        made = [
+            measure(_words(recipe, entry.step, names, opponent, is_selected, asked)) for asked in report_points(recipe)
+        ]
+        known = [one for one in made if one]
         for n, name in enumerate(names):
-            numbers = [s.beside(against) if s.against else s for s in made[n].scores] if made else []
+            every_score = (score for one in known for score in one[n].scores)
+            numbers = [s.beside(against) if s.against else s for s in dict.fromkeys(every_score)]
             at = {"step": name.rpartition("@")[2]} if n else {}
             own = () if isinstance(entry.model, External) or n else tags.get(entry.model.content.partition(":")[2], ())
-            note = entry.note if made else "not measured"
-            judge, settings = made[n].judge if made else "", {**entry.settings, **at}
+            note = entry.note if len(known) == len(made) else "not measured"
+            judge, settings = known[0][n].judge if known else "", {**entry.settings, **at}
             line = report.Line(settings, name, tuple(numbers), tuple(own), note=note, judge=judge, chosen=recipe.choose)
             table.append(line)
     return table
@@ -169,9 +177,11 @@ def _is_own(key: str) -> bool:
 
 
 def _words(
-    recipe: Recipe, step: Step, models: Sequence[str], opponent: Input | None, is_selected: bool
-) -> tuple[str, ...]:
-    """The command line that measures the models of a line, with what of the cell's settings holds for that too."""
+    recipe: Recipe, step: Step, models: Sequence[str], opponent: Input | None, is_selected: bool,
+    options: Mapping[str, Any],
+) -> tuple[str, ...]:  # fmt: skip
+    """The command line that measures the models of a line by `options` of the closing evaluation, with what of the
+    cell's settings holds for that too."""
     settings = step.cell.settings
     carried = {
         key: value for key, value in settings.items()
@@ -179,7 +189,7 @@ def _words(
     }  # fmt: skip
     if is_selected:
         carried.setdefault(MEASURE_ON, "report")
-    asked = {key: value for key, value in (recipe.report or {}).items() if key != AGAINST}
+    asked = {key: value for key, value in options.items() if key != AGAINST}
     judge = step.target.inputs.get("reward_model")
     if judge is not None and not isinstance(judge, tuple) and asked.get(REWARD_MODEL) == settings.get(REWARD_MODEL):
         asked[REWARD_MODEL] = command_word(judge)  # the very one, whatever seeds it was made with

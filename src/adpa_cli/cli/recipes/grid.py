@@ -3,25 +3,22 @@
 from __future__ import annotations
 
 import difflib
-import inspect
 import itertools
-import json
 import re
 import sys
 import tomllib
-import typing
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import typer
 from typer.exceptions import TyperException
 
 from adpa_cli import stages
 from adpa_cli.cli.commands import makers
-from adpa_cli.cli.console.options import FIRST, TEMPLATE_METAVAR, WHERE, Request
+from adpa_cli.cli.console.options import Request
 from adpa_cli.cli.console.streams import GLOBALS
+from adpa_cli.cli.recipes.words import SET, Key, command_words, keys_of, option, word
 from adpa_cli.errors import NotFound, UsageError
 from adpa_cli.planning.distill_builder import needed_methods
 from adpa_cli.planning.settings import methods_of, settable
@@ -29,7 +26,7 @@ from adpa_cli.stages.eval import EVAL
 from adpa_cli.stages.training import DISTILL
 from adpa_cli.suites import EvalSpec
 
-SET, PINS = "set", "pins"
+PINS, TUNING = "pins", "tuning"
 NAME, MEASURES, AGAINST = "name", "measures", "against"
 """Keys of a row that are about the closing table."""
 MEASURED = ("start", "aligned teacher")
@@ -49,6 +46,8 @@ class Row:
     """One of `MEASURED`; "" for a row of cells."""
     against: str = ""
     """The row whose answers are to be beaten; "" for that of the recipe."""
+    is_tried: bool = False
+    """Whether its cells are trainings by which the values of the row below are chosen, and no line of the table."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +66,10 @@ class Recipe:
     points: bool = False
     """Whether every kept point of a training is measured."""
     report: Mapping[str, Any] | None = None
-    """Options of the closing evaluation; None where each cell is evaluated by itself."""
+    """Options of the closing evaluation, and settings of what it reads; a list measures every line at each value. None
+    where each cell is evaluated by itself."""
+    tuning: tuple[str, ...] = ()
+    """Keys that are others while values are chosen; empty where each line chooses for itself."""
 
     @property
     def cell_rows(self) -> tuple[Row, ...]:
@@ -90,16 +92,20 @@ def read(text: str, source: str) -> Recipe:
         raise UsageError(f"{source} is not valid TOML: {error}", hint) from None
     pins, rows = raw.pop(PINS, {}), raw.pop("rows", [])
     choose, points, report = raw.pop("choose", []), raw.pop("points", False), raw.pop("report", None)
+    tuning = _flattened(raw.pop(TUNING, {}))
     values = _flattened(raw)
     command = str(values.pop("command", DISTILL.name))
     plain = Recipe(source, text, command, values)
     if not isinstance(pins, dict) or not all(isinstance(commit, str) for commit in pins.values()):
         raise plain.refused(PINS, "must be a table of names and commits", 'write "org/name" = "COMMIT" below [pins]')
     is_closing = bool(rows or choose or points)
+    report = {} if is_closing and report is None else report
     recipe = replace(
-        plain, pins=pins, rows=_rows(plain, rows), points=points is True, report={} if is_closing and report is None
-        else report, choose=tuple(choose) if isinstance(choose, list) else (str(choose),),
+        plain, pins=pins, rows=_rows(plain, rows), points=points is True, tuning=tuple(tuning),
+        report=report if report is None else _flattened(report),
+        choose=tuple(choose) if isinstance(choose, list) else (str(choose),),
     )  # fmt: skip
+    recipe = replace(recipe, rows=tuple(_tried_before(recipe, tuning))) if tuning else recipe
     for each in (values, *(row.values for row in recipe.rows), recipe.report or {}):
         for key, value in each.items():
             _check_value(recipe, key, value)
@@ -128,7 +134,8 @@ def _rows(recipe: Recipe, raw: Any) -> tuple[Row, ...]:
                 "rows", "each row must be a table with a name", 'write [[rows]], and below it name = "DCKD"'
             )
         values = _flattened(table)
-        row = Row(*(values.pop(NAME), {}), *(str(values.pop(key, "")) for key in (MEASURES, AGAINST)))
+        name, measures, against = (str(values.pop(key, "")) for key in (NAME, MEASURES, AGAINST))
+        row = Row(name, {}, measures, against)
         if row.name in (other.name for other in rows):
             raise recipe.refused("rows", f"two rows are called {row.name}", "give each a name of its own")
         if row.measures and (row.measures not in MEASURED or values):
@@ -140,6 +147,35 @@ def _rows(recipe: Recipe, raw: Any) -> tuple[Row, ...]:
             )
         rows.append(replace(row, values=values))
     return tuple(rows)
+
+
+def _tried_before(recipe: Recipe, tuning: Mapping[str, Any]) -> Iterator[Row]:
+    """The rows of a recipe with `tuning`: before each one with values to choose a row of the trainings that are tried,
+    measured on the validation half, and the row itself with the values that are chosen there.
+
+    Raises UsageError where nothing is chosen.
+    """
+    tried: dict[str, str] = {}
+    for row in recipe.rows:
+        values = {**recipe.values, **row.values}
+        grid = [key for key in recipe.choose if isinstance(values.get(key), list)]
+        known = {key: match[1] for key, value in row.values.items() if (match := _FOLLOWS.fullmatch(str(value)))}
+        row = replace(
+            row, values={**row.values, **{key: f"{{{tried.get(name, name)}}}" for key, name in known.items()}}
+        )
+        if row.measures or not grid:
+            yield row
+            continue
+        name = tried[row.name] = f"{row.name} (tried)"
+        on_half = {f"{EVAL.name}.measure_on": "validation"}
+        yield Row(name, {**row.values, **{key: values[key] for key in grid}, **tuning, **on_half}, is_tried=True)
+        yield replace(row, values={**row.values, **dict.fromkeys(grid, f"{{{name}}}")})
+    if not tried:
+        raise recipe.refused(
+            TUNING,
+            "there is nothing to choose",
+            'name the keys, choose = ["gamma"], and give rows lists of their values',
+        )
 
 
 def _check_closing(recipe: Recipe) -> None:
@@ -154,8 +190,9 @@ def _check_closing(recipe: Recipe) -> None:
         )
     allowed = keys_of(makers()[EVAL.name].function)
     names = [row.name for row in recipe.rows]
+    settings = [key for key in _settings(EVAL.name, {}) if "." in key]
     for key in recipe.report:
-        if key not in allowed or key == "models":
+        if key not in (*allowed, *settings) or key == "models":
             options = ", ".join(name for name in allowed if name != "models")
             raise recipe.refused(f"report.{key}", "the closing evaluation has no such key", f"options: {options}")
     for against in (str(recipe.report.get(AGAINST, "")), *(row.against for row in recipe.rows)):
@@ -182,11 +219,6 @@ def flat(value: Any) -> Iterator[Any]:
         yield from flat(item) if isinstance(item, list) else (item,)
 
 
-def word(value: Any) -> str:
-    """A TOML value as it is typed on the command line."""
-    return str(value).lower() if isinstance(value, bool) else str(value)
-
-
 def as_text(value: Any) -> str:
     """A value of a recipe for people: lists with commas."""
     return ",".join(map(word, value)) if isinstance(value, list) else word(value)
@@ -207,34 +239,6 @@ def _line_of(text: str, key: str) -> int | None:
 
 
 @dataclass(frozen=True)
-class Key:
-    """An option of a command under its name in a recipe: its long name, or an argument's own."""
-
-    flag: bool = False
-    several: bool = False
-    positional: bool = False
-    parameter: str = ""
-    """Its name in the signature."""
-    metavar: str = ""
-    panel: str = ""
-
-    @property
-    def is_model(self) -> bool:
-        """Whether it names models or artifacts."""
-        return self.metavar in ("MODEL", "ID", "REF…")
-
-    @property
-    def is_data(self) -> bool:
-        """Whether it names data sets."""
-        return self.metavar == "SRC"
-
-    @property
-    def is_template(self) -> bool:
-        """Whether it names a chat template, or a file with one."""
-        return self.metavar == TEMPLATE_METAVAR
-
-
-@dataclass(frozen=True)
 class Cell:
     """One point of a grid: every key of the recipe at its value here, and the command line that this is."""
 
@@ -245,59 +249,6 @@ class Cell:
     """The settings, as text, that cells of other rows have too: what is compared is alike in these."""
     follows: Mapping[str, str] = field(default_factory=dict)
     """By key, the row whose choice its value is. The words have the first of its values as long as none is made."""
-
-
-def keys_of(function: Callable[..., Any]) -> dict[str, Key]:
-    """What a command takes besides --set, by recipe key, read off its signature; nothing that only looks."""
-    keys: dict[str, Key] = {}
-    for parameter in inspect.signature(function).parameters.values():
-        meta = next(m for m in parameter.annotation.__metadata__ if isinstance(m, typer.models.ParameterInfo))
-        kind = typing.get_args(parameter.annotation)[0]
-        several = any(typing.get_origin(part) is list for part in (kind, *typing.get_args(kind)))
-        is_argument = isinstance(meta, typer.models.ArgumentInfo)
-        key = Key(kind is bool, several, is_argument, parameter.name, str(meta.metavar), str(meta.rich_help_panel))
-        if is_argument:
-            keys[parameter.name] = key
-        elif meta.rich_help_panel != FIRST:
-            # Inside Annotated the parser keeps the first name of an option where its default would be.
-            names = (str(meta.default), *(getattr(meta, "param_decls", None) or ()))
-            keys.update({name[2:]: key for name in names if name.startswith("--") and name[2:] != SET})
-    return keys
-
-
-def values_of(words: Sequence[str]) -> dict[str, Any]:
-    """The values of a command line by their names in a recipe, without those that only say how to run.
-
-    Raises what the parser does.
-    """
-    from adpa_cli.cli.console.app import program
-    from adpa_cli.planning.settings import parse_sets
-
-    params = program().commands[words[0]].make_context(words[0], list(words[1:])).params
-    values: dict[str, Any] = {}
-    keys = keys_of(makers()[words[0]].function)
-    names: dict[str, str] = {}
-    for name, key in keys.items():
-        names.setdefault(key.parameter, name)  # an option of two names goes by the first
-    for parameter, name in names.items():
-        key, value = keys[name], params[parameter]
-        is_unset = value is False or value in (None, [], ())  # 0 is a value, and equals False
-        if key.panel != WHERE and name != "tag" and not is_unset:
-            values[name] = list(value) if key.several else value
-    bare, by_stage = parse_sets(params.get("sets") or ())
-    # An option that is named like a setting is another thing: it may be followed by other stages, or refuse the value.
-    settings = {f"{words[0]}.{key}" if option(key, keys) in keys else key: value for key, value in bare.items()}
-    settings |= {f"{stage}.{key}": value for stage, named in by_stage.items() for key, value in named.items()}
-    return {**values, **{name: _toml_value(value) for name, value in settings.items()}}
-
-
-def _toml_value(text: str) -> Any:
-    """Text as the number or truth value that it spells, else as it is."""
-    try:
-        value = json.loads(text)
-    except ValueError:
-        return text
-    return value if isinstance(value, bool | int | float) else text
 
 
 def expand(recipe: Recipe, keys: Mapping[str, Key]) -> list[Cell]:
@@ -333,7 +284,7 @@ def _cell(recipe: Recipe, row: Row, here: dict[str, Any], point: Mapping[str, An
     """The cell of a point, `here` being what acts in it."""
     if "tag" in here:
         here["tag"] = _tag(recipe, str(here["tag"]), here, point)
-    if recipe.report is not None:
+    if recipe.report is not None and not row.is_tried:
         here["no-eval"] = True
     follows = {
         key: match[1] for key, value in here.items()
@@ -342,7 +293,7 @@ def _cell(recipe: Recipe, row: Row, here: dict[str, Any], point: Mapping[str, An
     first = {key: _first_value(recipe, row, key, name) for key, name in follows.items()}
     kept = [key for key in here if key in {option(key, keys) for key in recipe.values} - {"tag", *recipe.choose}]
     shared = {key: as_text(here[key]) for key in kept if key not in row.values}
-    words = _words(recipe.command, {**here, **first}, keys)
+    words = command_words(recipe.command, {**here, **first}, keys)
     return Cell(here, words, row, shared, follows)
 
 
@@ -363,19 +314,15 @@ def _first_value(recipe: Recipe, row: Row, key: str, name: str) -> Any:
 def settled(recipe: Recipe, cell: Cell, values: Mapping[str, Any]) -> Cell:
     """A cell that follows the choice of another row, with the values that were chosen."""
     settings = {**cell.settings, **values}
-    words = _words(recipe.command, settings, keys_of(makers()[recipe.command].function))
+    words = command_words(recipe.command, settings, keys_of(makers()[recipe.command].function))
     return replace(cell, settings=settings, words=words, follows={})
 
 
-def evaluation_words(models: Sequence[str], values: Mapping[str, Any]) -> tuple[str, ...]:
-    """The command line that measures some models with the values of a closing evaluation."""
-    return _words(EVAL.name, {**values, "models": list(models)}, keys_of(makers()[EVAL.name].function))
-
-
-def option(key: str, keys: Collection[str]) -> str:
-    """A key as the command spells it: hyphens in options, underscores in settings."""
-    hyphened = key.replace("_", "-")
-    return hyphened if hyphened in keys else key.replace("-", "_") if "." not in key else key
+def report_points(recipe: Recipe) -> list[dict[str, Any]]:
+    """The closing evaluations of a line: every point of the grid that the lists in its options make."""
+    keys, report = keys_of(makers()[EVAL.name].function), recipe.report or {}
+    axes = [_values(recipe, key, value, keys) for key, value in report.items()]
+    return [dict(zip(report, point, strict=True)) for point in itertools.product(*axes)]
 
 
 def _values(recipe: Recipe, key: str, value: Any, keys: Mapping[str, Key]) -> Sequence[Any]:
@@ -434,23 +381,6 @@ def _tag(recipe: Recipe, tag: str, settings: Mapping[str, Any], every: Collectio
         return match[1] + as_text(settings[key]) if key in settings else ""
 
     return _PLACEHOLDER.sub(value, tag)
-
-
-def _words(command: str, settings: Mapping[str, Any], keys: Mapping[str, Key]) -> tuple[str, ...]:
-    """The command line of a cell."""
-    words, arguments = [command], list[str]()
-    for name, value in settings.items():
-        items = value if isinstance(value, list) else [value]
-        key = keys.get(name)
-        if key is None:
-            words += ["--set", f"{name}={word(value)}"]
-        elif key.positional:
-            arguments += map(str, items)
-        elif key.flag:
-            words += [f"--{name}"] if value else []
-        else:
-            words += [part for item in items for part in (f"--{name}", word(item))]
-    return (*words, *arguments)
 
 
 def read_recipe(name: str) -> Recipe:

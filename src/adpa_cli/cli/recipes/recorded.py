@@ -13,7 +13,8 @@ from typer.exceptions import TyperException
 
 from adpa_cli import stages
 from adpa_cli.cli.commands import makers
-from adpa_cli.cli.recipes.grid import Key, Recipe, keys_of, requests, values_of, word
+from adpa_cli.cli.recipes.grid import Recipe, requests
+from adpa_cli.cli.recipes.words import Key, keys_of, values_of, word
 from adpa_cli.data.sources import columns_off, split_off
 from adpa_cli.data.templates import TEMPLATES
 from adpa_cli.errors import AdpaError, NotFound

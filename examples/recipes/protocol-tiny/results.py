@@ -1,0 +1,481 @@
+"""Writes docs/results.md and its figures from a store in which the recipes of this folder were run, or checks them.
+
+    python examples/recipes/protocol-tiny/results.py --store DIR [--check]
+
+Nothing is trained. Every number is read from the evaluations of the store, and every sentence that depends on numbers
+is made from them. With --check nothing is written, and the exit code is 1 where a file would be another one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from adpa_cli.cli.recipes.closing import measured_lines
+from adpa_cli.cli.recipes.grid import read_recipe, request_of, requests
+from adpa_cli.cli.recipes.sweep import plan_cells
+from adpa_cli.report.differences import rows_of
+from adpa_cli.report.evaluation import entries
+from adpa_cli.report.html.figures import Figure, Series, as_csv, lines, points
+from adpa_cli.report.scores import REWARD
+from adpa_cli.statistics import crossed_bootstrap, holm, sign_flip_p
+from adpa_cli.store.store import Store
+
+HERE = Path(__file__).resolve().parent
+PAGE = HERE.parents[2] / "docs" / "results.md"
+SAMPLED, GREEDY = "sampled", "greedy"
+LEVEL = 0.05
+EQUAL = ", equal FLOPs"
+ORDER = (
+    ("SFT", "DPO"), ("DPO", "DCKD"), ("DCKD", "ADPA"), ("ADPA", "ADPA+"), ("ADPA without reference", "ADPA"),
+)  # fmt: skip
+"""The order of the paper, the worse one first."""
+STATES = (("ADPA on chosen answers", "ADPA"), ("ADPA on the teacher's answers", "ADPA"))
+"""That a student's own answers are the best ones to train on."""
+
+
+@dataclass
+class Model:
+    """What was measured of one line of a table: a row, at one seed and one point of its settings."""
+
+    row: str
+    seed: str
+    point: str
+    ref: str
+    chosen: dict[str, str]
+    scores: dict[tuple[str, str], float] = field(default_factory=dict)
+    """By metric and decoding."""
+    prompts: dict[str, dict[str, float]] = field(default_factory=dict)
+    """By decoding, the reward of each answer by its prompt."""
+
+
+Group = dict[str, Model]
+"""The models of one row and point by their seeds."""
+
+
+@dataclass(frozen=True)
+class Gap:
+    """By how much one row exceeds another, paired by seed and prompt."""
+
+    worse: str
+    better: str
+    value: float
+    low: float
+    high: float
+    seeds: int
+    of: int
+    p: float
+
+    @property
+    def verdict(self) -> str:
+        """`<` where the second is better, `>` where the first one is, `≈` where that is not decided."""
+        if self.p >= LEVEL or self.low <= 0 <= self.high:
+            return "≈"
+        return "<" if self.value > 0 else ">"
+
+
+class Measured:
+    """The closing table of a recipe, as the store has it."""
+
+    def __init__(self, path: Path, store: Store) -> None:
+        """Read a recipe; the table is empty unless every line of it was measured."""
+        recipe = read_recipe(str(path))
+        steps, _ = plan_cells(recipe, requests(recipe), lambda words: request_of(recipe, words), store, (1, 1))
+
+        def found(words: Sequence[str]) -> Any:
+            plan = request_of(recipe, words).plan(store)
+            nodes = (*plan.targets, *plan.evals)
+            return entries(store, nodes) if all(store.get(node.label) for node in nodes) else None
+
+        table = measured_lines(recipe, steps, store, found, {})
+        self.store = store
+        self.lines, self.missing = len(table), sum(not line.scores or bool(line.note) for line in table)
+        self.groups: dict[tuple[str, str], Group] = {}
+        seeds = next((key for key in ("seed-all", "seed") if key in recipe.values), "seed")
+        for line in () if self.missing else table:
+            settings = dict(line.settings)
+            row, seed = settings.pop("row", ""), settings.pop(seeds, "0")
+            chosen = {key: settings.pop(key) for key in recipe.choose if key in settings}
+            point = ", ".join(settings.values())
+            model = Model(row, seed, point, line.ref, chosen)
+            for score in line.scores:
+                decoding = self._decoding(score.ref)
+                model.scores[score.metric, decoding] = score.value
+                if score.metric == REWARD:
+                    model.prompts[decoding] = dict(rows_of(store.folder(score.ref), REWARD).numbers)
+            self.groups.setdefault((row, point), {})[seed] = model
+
+    def _decoding(self, evaluation: str) -> str:
+        """How the answers of an evaluation were drawn; "" where it reads none."""
+        made = self.store.get(evaluation)
+        content = made.inputs.get("rollouts") if made else None
+        rollouts = self.store.get(str(content).partition(":")[2]) if content else None
+        return "" if rollouts is None else SAMPLED if rollouts.spec["temperature"] else GREEDY
+
+    def rows(self, point: str = "") -> list[str]:
+        """The rows that have this point."""
+        return [row for row, at in self.groups if at == point]
+
+    def mean(self, group: Group, metric: str, decoding: str = "") -> tuple[float, float] | None:
+        """Mean and standard deviation over the seeds."""
+        values = [m.scores[metric, decoding] for m in group.values() if (metric, decoding) in m.scores]
+        return (statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0) if values else None
+
+    def words(self, group: Group, metric: str, decoding: str = "", scale: float = 1.0) -> str:
+        """0.812 ± 0.004, or nothing."""
+        found, digits = self.mean(group, metric, decoding), 3 if scale == 1 else 1
+        return "" if found is None else f"{found[0] * scale:.{digits}f} ± {found[1] * scale:.{digits}f}"
+
+    def signal(self, group: Group) -> dict[str, float]:
+        """The facts of the signal that a row was trained on, and of its training: means over the seeds."""
+        found: dict[str, list[float]] = {}
+        for model in group.values():
+            made = self.store.get(model.ref)
+            if made is None:
+                continue
+            facts = {"student entropy": made.metrics.get("entropy", {}).get("rollout"), "γ × RMS": None}
+            facts["γ × RMS"] = made.metrics.get("gamma_rms")
+            caches = made.inputs.get("cache", [])
+            for content in [caches] if isinstance(caches, str) else caches:
+                signal = self.store.get(content.partition(":")[2])
+                if signal is None or "rms_advantage" not in signal.metrics:
+                    continue
+                shape = signal.metrics.get("advantage", {})
+                facts |= {
+                    "RMS(A)": signal.metrics["rms_advantage"], "A < 0": shape.get("negative"),
+                    "RMS(A) clamped": shape.get("clamped_rms"), "teacher entropy": signal.metrics.get("entropy"),
+                    "noise of A": signal.metrics.get("noise", {}).get("advantage", {}).get("error"),
+                }  # fmt: skip
+            for name, value in facts.items():
+                if value is not None:
+                    found.setdefault(name, []).append(float(value))
+        return {name: statistics.fmean(values) for name, values in found.items()}
+
+
+def differences(groups: dict[str, Group], pairs: Sequence[tuple[str, str]], decoding: str) -> list[Gap]:
+    """Better minus worse for each pair of rows that are there, on the seeds and prompts of both; Holm over all."""
+    found = []
+    for worse, better in pairs:
+        if worse not in groups or better not in groups:
+            continue
+        seeds = [seed for seed in groups[worse] if seed in groups[better]]
+        tables = [[groups[row][seed].prompts.get(decoding, {}) for seed in seeds] for row in (better, worse)]
+        prompts = sorted(set.intersection(*(set(each) for own in tables for each in own))) if seeds else []
+        if not prompts:
+            continue
+        ours, theirs = (np.array([[each[prompt] for prompt in prompts] for each in own]) for own in tables)
+        gap = ours - theirs
+        mean, by_seed = crossed_bootstrap(gap), gap.mean(1)
+        p = sign_flip_p(gap.ravel(), prompts * len(seeds))
+        alike = int((by_seed * mean["value"] > 0).sum())
+        found.append(Gap(worse, better, mean["value"], mean["low"], mean["high"], alike, len(seeds), p))
+    corrected = holm([gap.p for gap in found])
+    return [Gap(*(*tuple(vars(gap).values())[:-1], p)) for gap, p in zip(found, corrected, strict=True)]
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """A Markdown table."""
+    return ["| " + " | ".join(each) + " |" for each in (head, ["---"] * len(head), *rows)]
+
+
+def gap_table(gaps: Sequence[Gap]) -> list[str]:
+    """The differences with their intervals, and what follows."""
+    said = {"<": "holds", ">": "the reverse holds", "≈": "not decided"}
+    rows = [
+        (f"{g.worse} < {g.better}", f"{g.value:+.3f} ({g.low:+.3f} to {g.high:+.3f})", f"{g.seeds} of {g.of}",
+         f"{g.p:.2g}", said[g.verdict])
+        for g in gaps
+    ]  # fmt: skip
+    return table(("claim", "difference (95 % interval)", "seeds with this sign", "p (Holm)", "verdict"), rows)
+
+
+def order_words(gaps: Sequence[Gap]) -> str:
+    """One sentence on which of the claims hold."""
+    by: dict[str, list[str]] = {"<": [], ">": [], "≈": []}
+    for gap in gaps:
+        by[gap.verdict].append(f"{gap.worse} < {gap.better}")
+    parts = [
+        f"{words}: {'; '.join(by[sign])}"
+        for sign, words in (("<", "**Holds**"), (">", "**The reverse holds**"), ("≈", "**Not decided**")) if by[sign]
+    ]  # fmt: skip
+    return ". ".join(parts) + "." if parts else "Nothing can be compared."
+
+
+def leader_words(measured: Measured, rows: Sequence[str], decoding: str, groups: dict[str, Group]) -> str:
+    """Which row leads, and whether ADPA+ is behind it by more than chance."""
+    means = {row: found[0] for row in rows if (found := measured.mean(groups[row], REWARD, decoding))}
+    best = max(means, key=lambda row: means[row])
+    plus = "ADPA+"
+    if plus not in means:
+        return f"With {decoding} answers, {best} has the highest mean reward ({means[best]:.3f})."
+    gaps = {gap.better: gap for gap in differences(groups, [(plus, row) for row in means if row != plus], decoding)}
+    if best == plus:
+        beaten = [row for row, gap in gaps.items() if gap.verdict == ">"]
+        tail = f", and is better than {', '.join(beaten)} by more than chance" if beaten else ""
+        return f"With {decoding} answers, ADPA+ has the highest mean reward ({means[plus]:.3f}){tail}."
+    chance = "more than chance" if gaps[best].verdict == "<" else "no more than chance"
+    return (
+        f"With {decoding} answers, **ADPA+ does not lead**: {best} has {means[best]:.3f}, and ADPA+ {means[plus]:.3f}; "
+        f"the difference of {gaps[best].value:.3f} is {chance}."
+    )
+
+
+def main_section(measured: Measured) -> Iterator[str | Figure]:
+    """The table at equal steps and the one at equal FLOPs, each with its verdicts and a figure."""
+    every = {row: group for (row, _), group in measured.groups.items()}
+    models = {row: group for row, group in every.items() if row in ("Teacher", "Student")}
+    steps = {row: group for row, group in every.items() if row not in models and not row.endswith(EQUAL)}
+    flops = {row.removesuffix(EQUAL): group for row, group in every.items() if row.endswith(EQUAL)}
+    flops |= {"ADPA+": every["ADPA+"]} if flops and "ADPA+" in every else {}
+    for title, name, rows in (("Equal steps", "steps", steps), ("Equal FLOPs", "flops", flops)):
+        if not rows:
+            continue
+        yield f"## {title}\n"
+        yield "\n".join(_score_table(measured, {**models, **rows})) + "\n"
+        yield figure_of(measured, {**models, **rows}, f"main-{name}", title)
+        for decoding in (SAMPLED, GREEDY):
+            gaps = differences(rows, ORDER, decoding)
+            if gaps:
+                yield f"The order of the paper, {decoding}. {order_words(gaps)}\n"
+                yield "\n".join(gap_table(gaps)) + "\n"
+                yield leader_words(measured, list(rows), decoding, rows) + "\n"
+
+
+def _score_table(measured: Measured, groups: dict[str, Group]) -> list[str]:
+    """A line for each row, the best by sampled reward first."""
+    order = sorted(groups, key=lambda row: -(measured.mean(groups[row], REWARD, SAMPLED) or (0.0, 0.0))[0])
+    rows = []
+    for row in order:
+        group = groups[row]
+        chosen = next(iter(group.values())).chosen
+        settings = ", ".join(f"{key} {value}" for key, value in chosen.items())
+        cells = [measured.words(group, REWARD, decoding) for decoding in (SAMPLED, GREEDY)]
+        cells += [measured.words(group, "win_rate", SAMPLED, 100), measured.words(group, "reward_accuracy", "", 100)]
+        rows.append((row, settings, *cells, str(len(group))))
+    head = ("row", "chosen", "reward, sampled", "reward, greedy", "win rate, sampled", "reward accuracy", "seeds")
+    return table(head, rows)
+
+
+def figure_of(measured: Measured, groups: dict[str, Group], name: str, title: str) -> Figure:
+    """Greedy over sampled reward, a point for each row with its spread over the seeds."""
+    series = []
+    for n, (row, group) in enumerate(groups.items()):
+        x, y = (measured.mean(group, REWARD, decoding) for decoding in (SAMPLED, GREEDY))
+        if x and y:
+            series.append(Series(row, [x[0]], [y[0]], [(y[0] - y[1], y[0] + y[1])], n))
+    caption = "Means over the seeds; bars are one standard deviation."
+    return points(name, title, series, "mean reward, sampled", "mean reward, greedy", caption)
+
+
+KINDS = {
+    "rate": "the rate of the teacher's DPO", "steps": "epochs of the teacher's DPO", "γ": "γ",
+    "dtype": "dtype of the capture",
+}  # fmt: skip
+
+
+def conditions_section(measured: Measured) -> Iterator[str | Figure]:
+    """What the order depends on: for each condition a table of its points, the order at each, and a figure."""
+    for kind, what in KINDS.items():
+        marker = f", by {kind}"
+        own = {key: group for key, group in measured.groups.items() if marker in key[0]}
+        if not own:
+            continue
+        yield f"### By {what}\n"
+        at: dict[str, dict[str, Group]] = {}
+        for (row, point), group in own.items():
+            place = f"{row.partition(marker)[2].lstrip(', ')} {point}".strip()
+            at.setdefault(place, {})[row.partition(marker)[0]] = group
+        fixed = {row: group for (row, _), group in measured.groups.items() if row in ("SFT", "DPO")}
+        rows = sorted({row for groups in at.values() for row in groups})
+        body, whole, curves = [], list[str](), dict[str, list[tuple[float, float, float]]]()
+        for place, groups in at.items():
+            gaps = differences({**fixed, **groups}, (*ORDER, *STATES), SAMPLED)
+            facts = measured.signal(groups.get("ADPA", next(iter(groups.values()))))
+            means = [measured.words(groups[row], REWARD, SAMPLED) if row in groups else "" for row in rows]
+            body.append((place, *means, *(f"{facts[name]:.3g}" if name in facts else "" for name in FACTS)))
+            yield f"- **{place}**: " + ", ".join(f"{g.worse} {g.verdict} {g.better}" for g in gaps) + "."
+            whole += [place] if len(gaps) >= len(ORDER) and all(g.verdict == "<" for g in gaps) else []
+            for row in rows:
+                number = _number(place)
+                found = measured.mean(groups[row], REWARD, SAMPLED) if row in groups else None
+                if found and number is not None and any(row in pair for pair in ORDER):
+                    curves.setdefault(row, []).append((number, *found))
+        yield ""
+        if set(fixed) | set(rows) >= {row for pair in ORDER for row in pair}:
+            yield f"All of these claims together hold at {', '.join(whole) if whole else 'none of these'}.\n"
+        yield "\n".join(table((what, *rows, *FACTS), body)) + "\n"
+        exact = {place.removesuffix(FEW_BITS): place for place in at if place.endswith(FEW_BITS)}
+        ones = {place: next(iter(groups.values())) for place, groups in at.items()}
+        pairs = [(few, f"{rate}{EXACT}") for rate, few in exact.items()]
+        if gaps := differences(ones, pairs, SAMPLED):
+            yield "\n".join(gap_table(gaps)) + "\n"
+        yield from _why(measured, at)
+        if any(len(curve) > 1 for curve in curves.values()):
+            yield _curves(curves, kind, what)
+
+
+FEW_BITS, EXACT = "bfloat16", "float32"
+FACTS = ("RMS(A)", "noise of A", "A < 0", "RMS(A) clamped", "γ × RMS", "teacher entropy", "student entropy")
+"""What is measured of the signal and the training of ADPA at each point."""
+
+
+def _number(place: str) -> float | None:
+    try:
+        return float(place)
+    except ValueError:
+        return None
+
+
+def _why(measured: Measured, at: dict[str, dict[str, Group]]) -> Iterator[str]:
+    """Where ADPA gains most over DCKD and where least, or where it is best and worst, with what is measured there."""
+    gains = {}
+    for place, groups in at.items():
+        ours = measured.mean(groups["ADPA"], REWARD, SAMPLED) if "ADPA" in groups else None
+        theirs = measured.mean(groups["DCKD"], REWARD, SAMPLED) if "DCKD" in groups else None
+        if ours:
+            gains[place] = ours[0] - (theirs[0] if theirs else 0.0)
+    if len(gains) < 2:
+        return
+    best, worst = max(gains, key=lambda p: gains[p]), min(gains, key=lambda p: gains[p])
+    facts = {place: measured.signal(at[place]["ADPA"]) for place in (best, worst)}
+    sizes = [
+        f"{name} is {facts[best][name]:.3g} at the first and {facts[worst][name]:.3g} at the second"
+        for name in FACTS
+        if name in facts[best] and name in facts[worst]
+        and abs(facts[best][name] - facts[worst][name]) > 0.01 * abs(facts[best][name])
+    ]  # fmt: skip
+    subject, form = ("What ADPA gains over DCKD", "+.3f") if "DCKD" in at[best] else ("The reward of ADPA", ".3f")
+    tail = f": {'; '.join(sizes)}" if sizes else ""
+    most, least = (f"{place} ({gains[place]:{form}})" for place in (best, worst))
+    yield f"{subject} is greatest at {most} and least at {least}{tail}.\n"
+
+
+def _curves(curves: dict[str, list[tuple[float, float, float]]], kind: str, what: str) -> Figure:
+    series = []
+    for n, (row, curve) in enumerate(curves.items()):
+        xs, ys, spread = zip(*sorted(curve), strict=True)
+        bounds = [(y - s, y + s) for y, s in zip(ys, spread, strict=True)]
+        series.append(Series(row, xs, ys, bounds, n))
+    name = {"γ": "gamma"}.get(kind, kind)
+    caption = "Means over the seeds, sampled; bands are one standard deviation."
+    return lines(f"by-{name}", f"Reward by {what}", series, what, "mean reward", caption=caption, marks=True, log=True)
+
+
+def beyond_section(measured: Measured) -> Iterator[str | Figure]:
+    """The changes that are not in the paper, against ADPA+."""
+    groups = {row: group for (row, _), group in measured.groups.items()}
+    yield "\n".join(_score_table(measured, groups)) + "\n"
+    pairs = [("ADPA+", row) for row in groups if row.startswith("ADPA+,")]
+    wins: list[set[str]] = []
+    for decoding in (SAMPLED, GREEDY):
+        gaps = differences(groups, pairs, decoding)
+        wins.append({gap.better for gap in gaps if gap.verdict == "<"})
+        if gaps:
+            yield f"Against ADPA+, {decoding}. {order_words(gaps)}\n"
+            yield "\n".join(gap_table(gaps)) + "\n"
+    both = sorted(set.intersection(*wins)) if wins else []
+    yield (
+        f"Better than ADPA+ both sampled and greedy: {', '.join(both)}.\n" if both
+        else "None of them is better than ADPA+ both sampled and greedy.\n"
+    )  # fmt: skip
+
+
+def real_section(measured: Measured) -> Iterator[str | Figure]:
+    """The real pair: implicit reward, length and repetition."""
+    metrics = (REWARD, "answer_tokens", "repeated_share", "cut_share")
+    groups = {row: group for (row, _), group in measured.groups.items()}
+    decoding = next((d for g in groups.values() for m in g.values() for _, d in m.scores if d), GREEDY)
+    rows = [(row, *(measured.words(group, m, decoding) for m in metrics), str(len(group)))
+            for row, group in groups.items()]  # fmt: skip
+    yield "\n".join(table(("row", "implicit reward", "tokens", "repeated", "cut", "seeds"), rows)) + "\n"
+    gaps = differences(groups, ORDER, decoding)
+    yield f"The order of the paper, {decoding}. {order_words(gaps)}\n"
+    yield "\n".join(gap_table(gaps)) + "\n"
+
+
+SECTIONS = (
+    ("main", "", main_section),
+    ("conditions", "## Where the order holds", conditions_section),
+    ("beyond", "## Beyond the paper", beyond_section),
+    ("real", "## A real pair", real_section),
+)
+INTRODUCTION = """# Results
+
+This page is made from a store by one command, and so is every sentence on it that depends on numbers:
+
+```console
+$ python examples/recipes/protocol-tiny/results.py --store DIR
+```
+
+The world is the built-in one of 232 words, with a teacher of 0.39 M parameters and a student of 0.06 M. Settings were
+chosen on one half of the held-out prompts by seeds of their own, as many settings for each system, and everything
+below is measured on the other half. Rewards lie between 0 and 1 and are computed by a program. A row shows the mean ±
+standard deviation over the seeds; every stage is retrained for each. Differences are paired by seed and prompt. Their
+intervals hold for other seeds and prompts, and p values (prompts change sides together) are corrected for the number
+of claims in a table or line. A claim holds where p is below 0.05 and the interval excludes 0.
+"""
+KEEP = """## What to keep in mind
+
+- A miniature shows how methods behave there. It does not show that the same holds for large models.
+- The teacher has the student's task and vocabulary, so imitating it is easier than with models of people's language.
+- Settings were chosen for the table at equal steps, and taken over for the one at equal FLOPs.
+- Conditions have three seeds and fixed settings, not tuned at each point: they show regions, not exact borders.
+"""
+
+
+def page(store: Store, recipes: Path, name: str) -> dict[str, str]:
+    """The text of every file by its name: the page, and each figure with its numbers."""
+    text, files = [INTRODUCTION], dict[str, str]()
+    for stem, head, section in SECTIONS:
+        path = recipes / f"{stem}.toml"
+        measured = Measured(path, store) if path.exists() and _can_plan(path) else None
+        text += [head + "\n"] if head else []
+        if measured is None or measured.missing:
+            left = "" if measured is None else f" {measured.missing} of {measured.lines} lines are missing."
+            text.append(f"`{stem}.toml` was not run to its end in this store.{left}\n")
+            continue
+        for part in section(measured):
+            if isinstance(part, str):
+                text.append(part)
+                continue
+            files |= {f"{name}/{part.name}.svg": part.svg, f"{name}/{part.name}.csv": as_csv(part.numbers)}
+            text.append(
+                f"![{part.title}]({name}/{part.name}.svg)\n\n{part.caption} [Numbers]({name}/{part.name}.csv)\n"
+            )
+    return {f"{name}.md": "\n".join([*text, KEEP]), **files}
+
+
+def _can_plan(path: Path) -> bool:
+    """Whether what a recipe names in the working directory is there."""
+    values = read_recipe(str(path)).values
+    return all(Path(str(v)).exists() for v in values.values() if str(v).startswith("./"))
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Write the page, or check it."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--store", type=Path, default=Path("adpa-store"))
+    parser.add_argument("--recipes", type=Path, default=HERE)
+    parser.add_argument("--to", type=Path, default=PAGE)
+    parser.add_argument("--check", action="store_true")
+    options = parser.parse_args(words)
+    files = page(Store.find(options.store), options.recipes, options.to.stem)
+    places = {options.to.parent / name: text for name, text in files.items()}
+    differing = [path for path, text in places.items() if not path.exists() or path.read_text(encoding="utf-8") != text]
+    for path in differing:
+        if not options.check:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(places[path], encoding="utf-8")
+        sys.stdout.write(f"{'differs' if options.check else 'written'}: {path}\n")
+    return 1 if options.check and differing else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
