@@ -139,12 +139,12 @@ def test_a_shard_keeps_the_draws_exactly(tmp_path: Path, step: float) -> None:
 def test_draws_without_a_word_in_the_header_and_the_other_way_are_refused(tmp_path: Path) -> None:
     captured = aligned_pass(tiny_llama(), ANSWERS[:1], 5, teacher="T", support=support(12))
     key = AnswerKey("a", "chosen", "0" * 32)
-    with pytest.raises(DataError, match="weights is given, but no ids were drawn"):
+    with pytest.raises(DataError, match="`weights` is given, but no ids were drawn"):
         write_shard(tmp_path / "s.adpa", SignalSpec(12, VOCABULARY, teachers={"aligned": "t"}), [(key, captured[0])])
     plain = aligned_pass(tiny_llama(), ANSWERS[:1], 12, teacher="T")
-    with pytest.raises(DataError, match="weights is missing"):
+    with pytest.raises(DataError, match="`weights` is missing"):
         write_shard(tmp_path / "s.adpa", SignalSpec(12, VOCABULARY, draws=12), [(key, plain[0])])
-    with pytest.raises(DataError, match="0 with a reference teacher"):
+    with pytest.raises(DataError, match="none with a reference teacher"):
         SignalSpec(12, VOCABULARY, teachers={"aligned": "t", "reference": "r"}, draws=12)
 
 

@@ -296,7 +296,10 @@ def other_layers(adapter: Path) -> None:
 @pytest.mark.parametrize(
     ("kind", "to_do"),
     [
-        ("PREFIX_TUNING", "it cannot be merged; train a LoRA adapter of its base instead: adpa sft --model org/base"),
+        (
+            "PREFIX_TUNING",
+            "train a LoRA adapter of its base instead: adpa sft --model org/base",
+        ),
         ("NEWEST", "where your peft knows NEWEST and has a way to merge it, merge it once"),
         ("VERA", "merge it once, in Python"),
     ],

@@ -212,7 +212,9 @@ def _data(
 
 def is_ordinary(remark: str) -> bool:
     """Whether a remark only says that all is as it should be: how many rows there are, or that vocabularies agree."""
-    return remark.startswith("one vocabulary") or (remark.startswith("data ") and " · " not in remark)
+    return remark.startswith("both models have the same vocabulary") or (
+        remark.startswith("data ") and " · " not in remark
+    )
 
 
 def _ignored(ignored: frozenset[str], read: Mapping[Any, str]) -> Sequence[str]:

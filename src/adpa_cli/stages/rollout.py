@@ -237,10 +237,15 @@ def rows(node: Node, lengths: Lengths) -> Rows:
 
 def memory(node: Node, load: Load) -> Memory:
     """Of drawing answers in blocks, or of checking those of servers; what a server takes on this machine is its own."""
+    if not node.spec.is_served:
+        return drawing_memory(node, load)
+    held, tokens = Held.by(node.spec, load.runtime), load.runtime.tokens_per_device
+    return scoring_in_turn(load.models, load.rows, held, tokens, 1, load.where) if load.runtime.base_urls else NONE
+
+
+def drawing_memory(node: Node, load: Load) -> Memory:
+    """Of drawing answers in blocks."""
     spec, held = node.spec, Held.by(node.spec, load.runtime)
-    if spec.is_served:
-        tokens = load.runtime.tokens_per_device
-        return scoring_in_turn(load.models, load.rows, held, tokens, 1, load.where) if load.runtime.base_urls else NONE
     return generating_memory(
         load.models[0], load.flat, held, spec.block_tokens, spec.max_new_tokens, spec.max_length, load.where
     )

@@ -14,7 +14,7 @@ from adpa_cli.disk import write_atomic, write_json
 from adpa_cli.sizes import Row, Rows
 from adpa_cli.spec import Dtype, Quantise, make, quantise
 from adpa_cli.stages import Job, Lengths, Monitor, Node, Stage, stop_if_asked, stored_words
-from adpa_cli.stages.rollout import disk, memory
+from adpa_cli.stages.rollout import disk, drawing_memory
 
 TURNS = (1, 2)
 FILE = "dialogues.jsonl"
@@ -170,7 +170,7 @@ def what(node: Node) -> str:
 
 
 TWO_TURNS = Stage(
-    "two-turns", 10, 1, TwoTurnsSpec, "generating", "dialogues", compute, finish, rows, disk, memory, what=what,
+    "two-turns", 10, 1, TwoTurnsSpec, "generating", "dialogues", compute, finish, rows, disk, drawing_memory, what=what,
     parts=lambda spec: ("rollout",), one_process=True, vocabulary_of="model", set_by="rollout",
 )  # fmt: skip
 STAGES = (TWO_TURNS,)

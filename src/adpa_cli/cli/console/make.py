@@ -183,14 +183,14 @@ def show_and_ask(surveyed: Survey, desk: Console, yes: bool, remark: str = "") -
     desk.screen.say(plan_text(surveyed, terminal_width()))
     if remark:
         desk.screen.say(remark)
-    _ask_if_large(surveyed, yes)
+    ask_if_large(surveyed, yes)
     runtime = surveyed.runtime
     is_shared = any(not cost.node.declared.one_process for cost in surveyed.building)
     if runtime.processes > 1 and is_shared and not surveyed.problems and launchers.place() == (0, 1):
         raise launchers.Several(runtime.processes, threads_per_process(runtime))
 
 
-def _ask_if_large(surveyed: Survey, yes: bool) -> None:
+def ask_if_large(surveyed: Survey, yes: bool) -> None:
     """Ask a person at a terminal before a large plan begins; one that cannot begin is not asked about."""
     if yes or surveyed.problems or not surveyed.is_large:
         return

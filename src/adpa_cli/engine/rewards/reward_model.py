@@ -126,12 +126,13 @@ class Scorer:
         """The rewards of the sequences at the positions `rows`, which go through the model at once."""
         model, device, pad = self._model, self._device, self._model.config.pad_token_id
         ids, mask = padded([encoded[i] for i in rows], pad), padded([[1] * len(encoded[i]) for i in rows])
-        with overflow_named(model, self._dtype, self._stage), computing(self._dtype, torch.device(device)):
-            out = model(input_ids=ids.to(device), attention_mask=mask.to(device)).logits[:, 0].float()
-        values: list[float] = out.tolist()
-        for i, value in zip(rows, values, strict=True):
-            if not math.isfinite(value):
-                raise NotFinite(f"{self._name} gives row {i + 1} the reward {value}", encoded[i])
+        with overflow_named(model, self._dtype, self._stage):
+            with computing(self._dtype, torch.device(device)):
+                out = model(input_ids=ids.to(device), attention_mask=mask.to(device)).logits[:, 0].float()
+            values: list[float] = out.tolist()
+            for i, value in zip(rows, values, strict=True):
+                if not math.isfinite(value):
+                    raise NotFinite(f"{self._name} gives row {i + 1} the reward {value}", encoded[i])
         return values
 
 
