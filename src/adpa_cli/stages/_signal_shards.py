@@ -77,7 +77,7 @@ class Facts:
         if signal.draws:
             metrics |= {"draws": signal.draws, "say": [f"{signal.draws} draws per token, at most {signal.k} ids"]}
         else:
-            metrics["entropy"] = self.entropy / self.tokens
+            metrics["teacher_entropy"] = self.entropy / self.tokens
         if self.shape is None:
             return metrics
         rms = metrics["rms_advantage"] = (self.squares / self.tokens) ** 0.5
