@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import signal
+import socket
+from multiprocessing.connection import Client, Listener
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ import pytest
 from adpa_cli.errors import AdpaError
 from adpa_cli.hub import Located
 from adpa_cli.running import launchers
-from adpa_cli.running.processes import check_alike, check_files
+from adpa_cli.running.processes import _callers, check_alike, check_files
 from adpa_cli.stages import Job
 from support.cli_samples import Cli
 
@@ -103,6 +105,19 @@ def test_processes_that_would_compute_otherwise_are_refused(other: dict[str, Any
     check_alike({0: own, 1: facts(card="GPU-2") if own["card"] else facts()})
     with pytest.raises(AdpaError, match=words):
         check_alike({0: own, 1: other})
+
+
+def test_who_does_not_know_the_key_holds_nobody_up() -> None:
+    key = b"k" * 32
+    with Listener(("", 0)) as listener:
+        callers, address = _callers(listener, key), ("127.0.0.1", listener.address[1])
+        with socket.create_connection(address), socket.create_connection(address) as garbage:
+            garbage.sendall(b"GET / HTTP/1.0\r\n\r\n")
+            socket.create_connection(address).close()
+            with Client(address, authkey=key) as line:
+                line.send({"rank": 1})
+                assert callers.get(timeout=30)[1] == {"rank": 1}
+                assert callers.empty()
 
 
 def test_two_hosts_may_name_their_cards_alike() -> None:
