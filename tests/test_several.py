@@ -83,6 +83,7 @@ def test_signals_and_death_end_all_and_the_same_command_goes_on(tmp_path: Path) 
         running.signal(signal.SIGUSR1)
         assert running.code() == 75, running.said
         assert "topped by SIGUSR1 at step" in running.said
+        assert running.said.count("Starting 2 processes of 1 thread each.") == 1
         assert running.said.rstrip().splitlines()[-1].strip().startswith("adpa sft"), running.said
         assert running.out.read_text() == ""
     at = int(next(store.glob(".partial/*/_resume-*")).name.split("-")[1])

@@ -5,15 +5,17 @@ from __future__ import annotations
 import dataclasses
 import signal
 import socket
+from datetime import timedelta
 from multiprocessing.connection import Client, Listener
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch.distributed as dist
 
 from adpa_cli.errors import AdpaError
 from adpa_cli.hub import Located
-from adpa_cli.running import launchers
+from adpa_cli.running import launchers, processes
 from adpa_cli.running.processes import _callers, check_alike, check_files
 from adpa_cli.stages import Job
 from support.cli_samples import Cli
@@ -118,6 +120,15 @@ def test_who_does_not_know_the_key_holds_nobody_up() -> None:
                 line.send({"rank": 1})
                 assert callers.get(timeout=30)[1] == {"rank": 1}
                 assert callers.empty()
+
+
+def test_processes_that_never_come_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processes, "MEET", timedelta(seconds=0.1))
+    monkeypatch.setattr(processes, "_store", lambda: dist.HashStore())
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    with pytest.raises(AdpaError, match="of 3 processes these have not come: 1, 2"):
+        processes.lead(lambda error: 1)
 
 
 def test_two_hosts_may_name_their_cards_alike() -> None:

@@ -193,7 +193,15 @@ def lead(leave: Callable[[AdpaError], int]) -> None:
     store.set(LINE, json.dumps({"port": listener.address[1], "key": key.hex()}))
     lines, facts = {}, {0: _facts()}
     for _ in range(count - 1):
-        line, said = callers.get()
+        try:
+            line, said = callers.get(timeout=MEET.total_seconds())
+        except queue.Empty:
+            absent = ", ".join(str(rank) for rank in range(count) if rank not in facts)
+            raise AdpaError(
+                f"of {count} processes these have not come: {absent}",
+                "see in the launcher's output why they did not start; every node must reach the first one, "
+                f"{platform.node()}, at any port",
+            ) from None
         lines[said["rank"]], facts[said["rank"]] = line, said
     listener.close()
     check_alike(facts)
