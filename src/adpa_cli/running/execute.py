@@ -287,8 +287,9 @@ def _check_whole(job: Job) -> None:
     missing = every()[job.stage].missing
     if job.runtime.part[1] > 1 and missing is not None and (left := missing(job)):
         words = Part(*job.runtime.part).words
-        left_words = f"{left:,} blocks are left to the other parts, the last of which completes it"
-        raise PartDone(f"{words} of {job.ref} is done; {left_words}")
+        blocks = "1 block is" if left == 1 else f"{left:,} blocks are"
+        rest = f"{blocks} left to the other parts, the last of which completes it"
+        raise PartDone(f"{words} of {job.ref} is done; {rest}")
 
 
 def run(job: Job, monitor: Monitor, threads: int, finishes: Callable[[], bool] = lambda: True) -> dict[str, Any]:
