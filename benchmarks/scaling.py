@@ -73,6 +73,8 @@ def seconds_of_blocks(words: list[str], parts: list[list[int]], place: Path) -> 
             if any(job.wait() for job in jobs):
                 raise SystemExit(f"a job failed: adpa {' '.join(words)}")
         states = [path for part in (1, 2) for path in Path(store).glob(f".partial/*/_part-{part}-of-{PARTS}.json")]
+        if len(states) != 2:  # the jobs found nothing left to the third part, and completed it all
+            raise SystemExit("there are fewer blocks than parts; use more --pairs")
         return [float(json.loads(path.read_text())["progress"]["worked"]) for path in states]
 
 

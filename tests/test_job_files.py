@@ -28,7 +28,7 @@ def calls(folder: Path, words: list[str], code: int, **variables: str) -> tuple[
 @pytest.mark.parametrize("code", [0, 75, 1])
 def test_a_job_of_slurm_takes_its_part_and_is_requeued_by_75_alone(tmp_path: Path, code: int) -> None:
     script = EXAMPLES / "slurm" / "capture.sbatch"
-    slurm = {"SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "3", "SLURM_ARRAY_TASK_COUNT": "8"}
+    slurm = {"SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "3", "SLURM_ARRAY_TASK_COUNT": "1"}  # sent again
     ended, made = calls(tmp_path, ["bash", str(script)], code, **slurm)
     assert ended == code
     assert made[0].startswith("adpa cache-teacher --teacher org/a teacher --data pairs.jsonl --shard 3/8 ")

@@ -83,6 +83,7 @@ def test_signals_and_death_end_all_and_the_same_command_goes_on(tmp_path: Path) 
         running.signal(signal.SIGUSR1)
         assert running.code() == 75, running.said
         assert "topped by SIGUSR1 at step" in running.said
+        assert running.said.count("Starting 2 processes of 1 thread each.") == 1
         assert running.said.rstrip().splitlines()[-1].strip().startswith("adpa sft"), running.said
         assert running.out.read_text() == ""
     at = int(next(store.glob(".partial/*/_resume-*")).name.split("-")[1])
@@ -111,6 +112,41 @@ def test_a_launcher_that_is_killed_takes_its_processes_along(tmp_path: Path) -> 
         while any(Path(f"/proc/{pid}").exists() for pid in ranks.values()):
             assert time.monotonic() < deadline
             time.sleep(0.05)
+
+
+def test_a_launcher_that_is_killed_at_once_leaves_nobody(tmp_path: Path) -> None:
+    """Its processes are still loading libraries, and have not looked who started them."""
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "sitecustomize.py").write_text(
+        "import os, time\nif 'RANK' in os.environ:\n    open(os.environ['RANK'], 'w').close()\n    time.sleep(2)\n"
+    )
+    path = os.pathsep.join([str(tmp_path / "site"), os.environ.get("PYTHONPATH", "")])
+    with adpa([*SFT, "9"], tmp_path, env={"PYTHONPATH": path}) as running:
+        running.until(lambda: (tmp_path / "0").exists() and (tmp_path / "1").exists(), "both processes")
+        ranks = of_rank(running.pid)
+        assert set(ranks) == {0, 1}
+        running.signal(signal.SIGKILL)
+        deadline = time.monotonic() + 30
+        while any(Path(f"/proc/{pid}").exists() for pid in ranks.values()):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+    assert not Store(tmp_path / "adpa-store").artifacts()
+
+
+def test_a_signal_at_the_start_ends_all_soon_and_says_only_that(tmp_path: Path) -> None:
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "sitecustomize.py").write_text(
+        "import os, time\nif os.environ.get('RANK') == '1':\n    open('begun', 'w').close()\n    time.sleep(60)\n"
+    )
+    path = os.pathsep.join([str(tmp_path / "site"), os.environ.get("PYTHONPATH", "")])
+    with adpa([*SFT, "9"], tmp_path, env={"PYTHONPATH": path}) as running:
+        running.until(lambda: (tmp_path / "begun").exists() and len(of_rank(running.pid)) == 2, "both processes")
+        began = time.monotonic()
+        running.signal(signal.SIGTERM)
+        assert running.code() == 143, running.said
+        assert time.monotonic() - began < 25
+        assert "death signal" not in running.said
+        assert running.said.count("Stopped by SIGTERM") == 1
 
 
 def test_srun_starts_the_same_program(tmp_path: Path) -> None:

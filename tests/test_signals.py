@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import time
@@ -51,6 +52,14 @@ def test_the_others_still_stop_it_and_so_does_its_own_alarm(tmp_path: Path) -> N
         running.signal(signal.SIGTERM)
         assert running.code() == 143, running.said
         assert "topped by SIGTERM" in running.said
+
+
+def test_a_program_that_reads_errors_is_told_one_line(tmp_path: Path) -> None:
+    with adpa([*WORDS, "400", "--json"], tmp_path) as running:
+        running.until(lambda: list(tmp_path.glob("adpa-store/.partial/*/metrics.jsonl")), "the first step")
+        running.signal(signal.SIGTERM)
+        assert running.code() == 143, running.said
+        assert json.loads(running.said)["exit"] == 143
 
 
 @pytest.mark.parametrize("name", ["SIGHUP", "SIGINT", "SIGUSR1", "SIGTERM"])

@@ -55,7 +55,9 @@ def run_parts(cli: Cli, words: list[str], count: int) -> str:
         ran = cli(*words, "--shard", f"{part}/{count}")
         assert (ran.code, ran.out) == (0, ""), ran.err
         assert f"part {part} of {count} of {words[0]}/" in ran.err
-        assert "blocks are left to the other parts" in ran.err
+        assert "blocks are left to the other parts, the last of which completes it" in ran.err
+        assert "repeat the command" not in ran.err
+        assert "continues at step" not in ran.err
     return cli(*words, "--shard", f"{order[-1]}/{count}").ref
 
 

@@ -59,6 +59,8 @@ ADPA_PLUS = ("distill", "--method", "adpa+", "--student", "tiny")
         (["distill", "--method", "dpoo", "--student", "tiny"], "'dpoo'", "did you mean dpo?"),
         (["distill", "--method", "adpaplus", "--student", "tiny"], "'adpaplus'", "did you mean adpa+?"),
         (["distill", "--method", "dpo", "--student", "tulu-3-8b"], "pair of teachers", "--teacher tulu-3-8b"),
+        (["sft", "--model", "tiny", "--shard", "1/2"], "no option --shard", "adpa dpo-teacher, adpa cache-teacher"),
+        (["sft", "--model", "tiny", "--shard", "none"], "no option --shard", "--runtime shard=none"),
         (["methods", "adpaa"], "'adpaa'", "did you mean adpa?"),
     ],
 )  # fmt: skip

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import http.server
 import json
 import re
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -150,6 +152,15 @@ def test_what_is_missing_is_said_before_any_work(
     assert hint in refused
     assert "qz9" not in refused
     assert {path for path in pipeline.store.rglob("*") if path.name == "manifest.json"} <= before
+
+
+def test_a_page_of_another_program_is_not_shown(pipeline: Pipeline, cli: Cli) -> None:
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), http.server.BaseHTTPRequestHandler) as other:
+        threading.Thread(target=other.serve_forever, daemon=True).start()
+        words = ("--engine", "vllm", "--base-url", f"http://127.0.0.1:{other.server_port}")
+        said = cli.refused(1, *asked(pipeline, *words))
+        other.shutdown()
+    assert "does not say which release of vLLM it runs (501: Unsupported method ('GET'))" in said
 
 
 def test_other_programs_adapters_and_several_releases_are_refused(pipeline: Pipeline, cli: Cli) -> None:

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import signal
+import socket
+from datetime import timedelta
+from multiprocessing.connection import Client, Listener
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch.distributed as dist
 
 from adpa_cli.errors import AdpaError
 from adpa_cli.hub import Located
-from adpa_cli.running import launchers
-from adpa_cli.running.processes import check_alike, check_files
+from adpa_cli.running import launchers, processes
+from adpa_cli.running.processes import _callers, check_alike, check_files
 from adpa_cli.stages import Job
 from support.cli_samples import Cli
 
@@ -103,6 +107,28 @@ def test_processes_that_would_compute_otherwise_are_refused(other: dict[str, Any
     check_alike({0: own, 1: facts(card="GPU-2") if own["card"] else facts()})
     with pytest.raises(AdpaError, match=words):
         check_alike({0: own, 1: other})
+
+
+def test_who_does_not_know_the_key_holds_nobody_up() -> None:
+    key = b"k" * 32
+    with Listener(("", 0)) as listener:
+        callers, address = _callers(listener, key), ("127.0.0.1", listener.address[1])
+        with socket.create_connection(address), socket.create_connection(address) as garbage:
+            garbage.sendall(b"GET / HTTP/1.0\r\n\r\n")
+            socket.create_connection(address).close()
+            with Client(address, authkey=key) as line:
+                line.send({"rank": 1})
+                assert callers.get(timeout=30)[1] == {"rank": 1}
+                assert callers.empty()
+
+
+def test_processes_that_never_come_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processes, "MEET", timedelta(seconds=0.1))
+    monkeypatch.setattr(processes, "_store", lambda: dist.HashStore())
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    with pytest.raises(AdpaError, match="of 3 processes these have not come: 1, 2"):
+        processes.lead(lambda error: 1)
 
 
 def test_two_hosts_may_name_their_cards_alike() -> None:

@@ -110,9 +110,9 @@ def run() -> None:
         sys.exit(main())
     from adpa_cli.running import processes
 
+    launchers.leave_with_the_launcher()
     if rank:
         processes.serve()
-    launchers.leave_with_the_launcher()
     processes.ignore_the_end_of_others()
     code = main()
     processes.end()

@@ -158,7 +158,7 @@ def survey(
         checks = plain_checks([node for node in missing if is_here(node)], store, plan.ignored)
         problems, remarks = run_checks([*checks, functools.partial(check_offload, nodes, runtime)])
     slow = dict.fromkeys(text for cost in costs for text in waiting_words(cost))
-    remarks = [*resumed_words(missing, store), *older_words(nodes, existing), *remarks, *slow]
+    remarks = [*resumed_words(missing, store, runtime), *older_words(nodes, existing), *remarks, *slow]
     surveyed = Survey(plan, store, runtime, machine, costs, clock.basis)
     full = list(disk_problems(surveyed.building, machine, surveyed.download, store))
     too_large, change = advise(surveyed.building, machine, store, surveyed.download)
@@ -175,12 +175,21 @@ def _impossible_adapters(nodes: Sequence[Node], store: Store) -> list[AdpaError]
     return []
 
 
-def resumed_words(nodes: Sequence[Node], store: Store) -> list[str]:
-    """What is said of stages that an earlier command began: they continue where it saved last."""
+def resumed_words(nodes: Sequence[Node], store: Store, runtime: Runtime) -> list[str]:
+    """What is said of stages that an earlier command began: they continue where it saved last.
+
+    How far other jobs are that make parts of one says little of what is left to a part.
+    """
     begun = {work.recipe.id: work.progress for work in store.unfinished()}
     found = [(node, begun.get(node.recipe.id, {})) for node in nodes]
+    is_part = runtime.part[1] > 1
     return [
-        f"{node.role} ({node.label}) continues at step {progress['step']:,} of {progress['of']:,}"
+        f"{node.role} ({node.label}) "
+        + (
+            "uses the finished blocks that are in the store"
+            if is_part
+            else f"continues at step {progress['step']:,} of {progress['of']:,}"
+        )
         for node, progress in found
         if progress.get("step") and progress.get("of")
     ]

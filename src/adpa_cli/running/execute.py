@@ -103,7 +103,7 @@ def execute(survey: Survey, command: str, request: Mapping[str, Any], show: Show
     """
     finished: dict[str, Manifest] = {}
     begun: dict[str, AdpaError] = {}
-    in_parts = survey.runtime.part[1] > 1
+    in_parts, in_work = survey.runtime.part[1] > 1, 0
     left = len(survey.building)
     with reserved(survey.store.root, _needed(survey), command):
         check(survey, show.note)
@@ -126,6 +126,7 @@ def execute(survey: Survey, command: str, request: Mapping[str, Any], show: Show
                 except (ComeAgain, PartDone) as error:
                     begun[cost.node.recipe.id] = error
                     if isinstance(error, PartDone):
+                        in_work += 1
                         show.note(error.message)
                     continue
             finished[cost.node.recipe.id] = manifest
@@ -136,7 +137,7 @@ def execute(survey: Survey, command: str, request: Mapping[str, Any], show: Show
     for unfinished in begun.values():
         if not isinstance(unfinished, PartDone):
             raise unfinished
-    if begun:
+    if len(begun) > in_work:
         show.note("When all parts are done, repeat the command without --shard; it makes the rest.")
     return finished
 
@@ -286,7 +287,9 @@ def _check_whole(job: Job) -> None:
     missing = every()[job.stage].missing
     if job.runtime.part[1] > 1 and missing is not None and (left := missing(job)):
         words = Part(*job.runtime.part).words
-        raise PartDone(f"{words} of {job.ref} is done; {left:,} blocks are left to the other parts")
+        blocks = "1 block is" if left == 1 else f"{left:,} blocks are"
+        rest = f"{blocks} left to the other parts, the last of which completes it"
+        raise PartDone(f"{words} of {job.ref} is done; {rest}")
 
 
 def run(job: Job, monitor: Monitor, threads: int, finishes: Callable[[], bool] = lambda: True) -> dict[str, Any]:

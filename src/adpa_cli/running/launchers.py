@@ -23,7 +23,7 @@ from pathlib import Path
 from adpa_cli.errors import AdpaError, Stopped, UsageError
 
 RESULT = "ADPA_RESULT"
-"""The file in which rank 0 leaves its exit code for the process that launched it."""
+"""The file in which rank 0 leaves its exit code for the process that launched it, whose number the name ends with."""
 SAVE_SECONDS = 3600
 """What a step and its resume point may take after a signal, before a process is killed."""
 LOOK_SECONDS = 0.5
@@ -105,15 +105,15 @@ def is_launched() -> bool:
 
 def leave_with_the_launcher() -> None:
     """End this process when the one that launched it is gone: killed, it has told nobody to stop."""
-    parent = os.getppid()
 
-    def look() -> None:
-        while os.getppid() == parent:
+    def look(launcher: int) -> None:
+        while os.getppid() == launcher:
             time.sleep(LOOK_SECONDS)
         os._exit(1)
 
-    if is_launched():
-        threading.Thread(target=look, daemon=True).start()
+    if is_launched():  # it may be gone already, and this process another one's child
+        launcher = int(Path(os.environ[RESULT]).suffix[1:])
+        threading.Thread(target=look, args=(launcher,), daemon=True).start()
 
 
 def leave_code(code: int) -> str:
@@ -133,10 +133,12 @@ def launch(words: Sequence[str], several: Several) -> int:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    for name in logging.root.manager.loggerDict:  # each has a level of its own
+        if name.startswith("torch.distributed.elastic"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
     failure: AdpaError | None = None
     with tempfile.TemporaryDirectory(prefix="adpa-") as folder:
-        result = Path(folder) / "result"
+        result = Path(folder) / f"result.{os.getpid()}"
         config = LaunchConfig(
             min_nodes=1, max_nodes=1, nproc_per_node=several.count, run_id=uuid.uuid4().hex, rdzv_backend="c10d",
             rdzv_endpoint="localhost:0", local_addr="localhost", max_restarts=0, shutdown_timeout=SAVE_SECONDS,

@@ -20,7 +20,8 @@ import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import timedelta
-from multiprocessing.connection import Client, Connection, Listener, wait
+from multiprocessing import AuthenticationError
+from multiprocessing.connection import Client, Connection, Listener, answer_challenge, deliver_challenge, wait
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -186,18 +187,46 @@ def lead(leave: Callable[[AdpaError], int]) -> None:
     if count == 1 or team is not None:
         return
     key = secrets.token_bytes(32)
-    listener = Listener(("", 0), backlog=count, authkey=key)
+    listener = Listener(("", 0), backlog=count)
+    callers = _callers(listener, key)
     store = _store()
     store.set(LINE, json.dumps({"port": listener.address[1], "key": key.hex()}))
     lines, facts = {}, {0: _facts()}
     for _ in range(count - 1):
-        line = listener.accept()
-        said = line.recv()
+        try:
+            line, said = callers.get(timeout=MEET.total_seconds())
+        except queue.Empty:
+            absent = ", ".join(str(rank) for rank in range(count) if rank not in facts)
+            raise AdpaError(
+                f"of {count} processes these have not come: {absent}",
+                "see in the launcher's output why they did not start; every node must reach the first one, "
+                f"{platform.node()}, at any port",
+            ) from None
         lines[said["rank"]], facts[said["rank"]] = line, said
     listener.close()
     check_alike(facts)
     _make_group(store)
     team = Team(lines, {rank: said["host"] for rank, said in facts.items()}, leave)
+
+
+def _callers(listener: Listener, key: bytes) -> queue.SimpleQueue[tuple[Connection, Facts]]:
+    """Those that know the key, and what they say first. Others hold nobody up: a scan of ports, or a connection that
+    says nothing."""
+    callers: queue.SimpleQueue[tuple[Connection, Facts]] = queue.SimpleQueue()
+
+    def greet(line: Connection) -> None:
+        with contextlib.suppress(AuthenticationError, EOFError, OSError):
+            deliver_challenge(line, key)
+            answer_challenge(line, key)
+            callers.put((line, line.recv()))
+
+    def answer() -> None:
+        with contextlib.suppress(OSError):  # it is closed
+            while True:
+                threading.Thread(target=greet, args=(listener.accept(),), daemon=True).start()
+
+    threading.Thread(target=answer, daemon=True).start()
+    return callers
 
 
 def end() -> None:
@@ -207,6 +236,8 @@ def end() -> None:
     with contextlib.suppress(Exception):  # whoever is gone needs it no more
         store = _store()
         store.set(LINE, "")
+        if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":  # it outlives this process
+            return
         store.wait([f"{OVER}/{rank}" for rank in range(1, launchers.place()[1])], timedelta(seconds=30))
 
 

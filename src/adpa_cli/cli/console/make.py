@@ -187,7 +187,9 @@ def show_and_ask(surveyed: Survey, desk: Console, yes: bool, remark: str = "") -
     runtime = surveyed.runtime
     is_shared = any(not cost.node.declared.one_process for cost in surveyed.building)
     if runtime.processes > 1 and is_shared and not surveyed.problems and launchers.place() == (0, 1):
-        raise launchers.Several(runtime.processes, threads_per_process(runtime))
+        threads = threads_per_process(runtime)
+        desk.screen.say(f"Starting {runtime.processes} processes of {threads} thread{'s' * (threads > 1)} each.")
+        raise launchers.Several(runtime.processes, threads)
 
 
 def ask_if_large(surveyed: Survey, yes: bool) -> None:

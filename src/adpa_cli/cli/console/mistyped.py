@@ -17,7 +17,7 @@ from typer.exceptions import TyperException
 
 from adpa_cli.cli import commands
 from adpa_cli.cli.console.help_screens import entry
-from adpa_cli.cli.console.options import FETCH
+from adpa_cli.cli.console.options import FETCH, SHARED
 from adpa_cli.cli.console.streams import command_line
 from adpa_cli.errors import UsageError
 
@@ -276,7 +276,8 @@ def _as_setting(command: str, option: str, value: str, parameters: set[str]) -> 
         of = _methods_of(GLOBALS.words) if stages.every()[stage].any_method else ("",)
         if any(key in settable(stage, method) for method in of):
             return f"--set {'' if stage == command else stage + '.'}{key}={value or '…'}"
-    is_knob = "knobs" in parameters and key in {field.name for field in knobs()}
+    fits = key != SHARED or "/" not in value  # I/N is a part, as other commands have it
+    is_knob = "knobs" in parameters and fits and key in {field.name for field in knobs()}
     return f"--runtime {key}={value or '…'}" if is_knob else ""
 
 

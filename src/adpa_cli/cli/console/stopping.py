@@ -7,6 +7,7 @@ import os
 import re
 import select
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -55,6 +56,8 @@ class Stopping:
         self.asked = signal.Signals(number).name
         if not self.working:
             raise _Leave
+        if GLOBALS.json and not sys.stderr.isatty():  # who reads errors as JSON is told nothing else
+            return
         again = "Press Ctrl-C" if self.asked == "SIGINT" else "Send the signal"
         say(f"\nStopping after this step and saving the progress. {again} again to quit immediately.\n")
 

@@ -70,6 +70,7 @@ class Server(Address):
                 text = error.read().decode("utf-8", "replace")
             with contextlib.suppress(ValueError, KeyError, TypeError):
                 text = json.loads(text)["error"]["message"]
+            text = str(error.reason) if text.lstrip().startswith("<") else text  # a page of another program
             return self.without_secrets(f"{error.code}: {' '.join(text.split())}")[:300]
         return self.without_secrets(str(getattr(error, "reason", error)) or type(error).__name__)
 
