@@ -1,43 +1,54 @@
-"""Teachers that processes share out say the same to the byte as one that a process has whole."""
+"""Frozen models that processes share out give the same bytes as one that a process has whole."""
 
 from __future__ import annotations
 
 import hashlib
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from adpa_cli.cli.main import main
+from support import shared_stages
 from support.cli_samples import Cli, write_rows
 from support.light_update import write_pair
 from support.tiny_models import TEMPLATE
 
-ROWS = [{"prompt": f"w{n} w{n + 1}", "chosen": f"w{n} w2 w{n} w4", "rejected": f"w{n + 1} w3 w5"} for n in range(17)]
+TESTS = Path(__file__).parents[1]
 
 
 @pytest.fixture
 def words(tmp_path: Path) -> list[str]:
     teacher, reference = write_pair(tmp_path / "pair", template=TEMPLATE)
-    data = write_rows(tmp_path / "pairs.jsonl", ROWS)
+    data = write_rows(tmp_path / "pairs.jsonl", shared_stages.ROWS)
     named: list[Any] = ["--teacher", teacher, "--reference", reference, "--data", data]
     return ["cache-teacher", *map(str, named), "--set", "max_length=32", "--set", "block_tokens=40"]
 
 
-def digests(store: Path) -> dict[str, str]:
-    (folder,) = (store / "cache-teacher").iterdir()
-    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.glob("signal-*")}
+def digests(folder: Path) -> dict[str, str]:
+    """Of the files that stages leave, and of the blocks that they make them of."""
+    files = [path for path in folder.rglob("*") if path.is_file() and path.name != "_noise.json"]
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("dtype", ["bfloat16"])
-def test_a_shared_teacher_gives_the_same_bytes(words: list[str], dtype: str, tmp_path: Path) -> None:
-    words = [*words, "--set", f"dtype={dtype}", "--set", "prompts=apart", "--runtime", "noise=accept"]
-    assert main(["--store", str(tmp_path / "one"), *words]) == 0
-    expected = digests(tmp_path / "one")
-    assert expected
-    assert main(["--store", str(tmp_path / "two"), *words, "--gpus", "2", "--runtime", "shard=all"]) == 0
-    assert digests(tmp_path / "two") == expected
+def test_every_stage_gives_the_same_bytes_with_shared_models(tmp_path: Path) -> None:
+    shared_stages.write_inputs(tmp_path)
+    shared_stages.main(tmp_path)
+    launched = [
+        "torch.distributed.run", "--nproc-per-node", "3", "--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0",
+        "--local-addr", "localhost", "-m", "support.shared_stages", str(tmp_path),
+    ]  # fmt: skip
+    ran = subprocess.run(
+        [sys.executable, "-m", *launched], cwd=TESTS, env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True, text=True, timeout=240,
+    )  # fmt: skip
+    assert ran.returncode == 0, ran.stderr
+    alone = digests(tmp_path / "1")
+    assert {Path(name).parts[0] for name in alone} == set(shared_stages.jobs(tmp_path))
+    assert digests(tmp_path / "3") == alone
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,7 @@ import torch
 from accelerate import init_empty_weights
 from safetensors import safe_open
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from transformers.pytorch_utils import Conv1D
 
 from adpa_cli.engine.arithmetic import EXPANDED, HELD_IN
@@ -58,7 +59,13 @@ class Place:
         return found
 
     def put(self, tensor: Tensor) -> None:
-        """Put a frozen parameter, or a buffer, there."""
+        """Put a frozen parameter, or a buffer, there. Raises AdpaError where processes have a part each of what is
+        there: it would come back when they put it together."""
+        if isinstance(self.module._parameters.get(self.attribute), DTensor):
+            raise AdpaError(
+                f"{self.key or self.attribute} is shared out among processes, and an adapter replaces it",
+                "--runtime shard=none",
+            )
         if self.attribute in self.module._parameters:
             self.module._parameters[self.attribute] = nn.Parameter(tensor, requires_grad=False)
         else:
@@ -131,9 +138,13 @@ def hold(body: nn.Module, dtype: Dtype) -> None:
 def expanded(model: nn.Module) -> Iterator[None]:
     """Lets a model hold the weights that it has in float16 as float32 meanwhile, for many products of few rows.
 
-    Around float32 products each would be expanded again for every token.
+    Around float32 products each would be expanded again for every token. It stays so of a layer that processes share
+    out, and send to each other.
     """
-    narrow = [place for place in held_places(model, "float16") if place.tensor.dtype == torch.float16]
+    narrow = [
+        place for place in held_places(model, "float16")
+        if place.tensor.dtype == torch.float16 and not isinstance(place.tensor, DTensor)
+    ]  # fmt: skip
     for place in narrow:
         place.put(place.tensor.float())
         setattr(place.tensor, EXPANDED, True)
