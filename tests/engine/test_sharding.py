@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +16,9 @@ from adpa_cli.engine.training import loop
 from adpa_cli.errors import AdpaError
 from adpa_cli.spec import Runtime
 from support import sharded
+from support.processes import together
 from support.tuned_models import spec
 
-TESTS = Path(__file__).parents[1]
 COUNTS = (2, 3)
 pytestmark = pytest.mark.slow
 
@@ -37,15 +34,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         shutil.copytree(root / "left-1", own / "begun-1")
         if count == 3:
             shutil.copytree(root / "2" / "left-2", own / "begun-2")
-        launched = [
-            "torch.distributed.run", "--nproc-per-node", str(count), "--rdzv-backend", "c10d", "--rdzv-endpoint",
-            "localhost:0", "--local-addr", "localhost", "-m", "support.sharded", str(own),
-        ]  # fmt: skip
-        ran = subprocess.run(
-            [sys.executable, "-m", *launched], cwd=TESTS, env={**os.environ, "OMP_NUM_THREADS": "1"},
-            capture_output=True, text=True,
-        )  # fmt: skip
-        assert ran.returncode == 0, ran.stderr
+        together(sharded.main, own, count)
     return root
 
 

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +11,8 @@ import pytest
 from support import shared_stages
 from support.cli_samples import Cli, write_rows
 from support.light_update import write_pair
+from support.processes import together
 from support.tiny_models import TEMPLATE
-
-TESTS = Path(__file__).parents[1]
 
 
 @pytest.fixture
@@ -37,15 +33,7 @@ def digests(folder: Path) -> dict[str, str]:
 def test_every_stage_gives_the_same_bytes_with_shared_models(tmp_path: Path) -> None:
     shared_stages.write_inputs(tmp_path)
     shared_stages.main(tmp_path)
-    launched = [
-        "torch.distributed.run", "--nproc-per-node", "3", "--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0",
-        "--local-addr", "localhost", "-m", "support.shared_stages", str(tmp_path),
-    ]  # fmt: skip
-    ran = subprocess.run(
-        [sys.executable, "-m", *launched], cwd=TESTS, env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True, text=True, timeout=240,
-    )  # fmt: skip
-    assert ran.returncode == 0, ran.stderr
+    together(shared_stages.main, tmp_path, 3)
     alone = digests(tmp_path / "1")
     assert {Path(name).parts[0] for name in alone} == set(shared_stages.jobs(tmp_path))
     assert digests(tmp_path / "3") == alone

@@ -1,18 +1,12 @@
-"""Stages that read frozen models, as a program: `torchrun -m support.shared_stages FOLDER`, run in `tests`.
-
-Under a launcher its processes share the models out; without one a process has each of them whole. FOLDER holds the
-models and pairs that `write_inputs` makes.
-"""
+"""Stages that read frozen models: several processes share these out, and one process has each of them whole."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
 from transformers import LlamaConfig, LlamaForSequenceClassification
@@ -96,7 +90,8 @@ def watch(found: list[nn.Module]) -> None:
 
 
 def main(folder: Path) -> None:
-    """Leave what all stages make, each in a folder of its name below one for the number of processes."""
+    """Leave what all stages make, each in a folder of its name below one for the number of processes. `folder` holds
+    what `write_inputs` makes."""
     torch.set_num_threads(1)
     generate.POOL = 1
     ranks, found = Ranks.here(), list[nn.Module]()
@@ -113,9 +108,3 @@ def main(folder: Path) -> None:
         if ranks.is_first:
             every()[job.stage].finish(own)
     ranks.wait()
-
-
-if __name__ == "__main__":
-    dist.init_process_group("gloo")
-    main(Path(sys.argv[1]))
-    dist.destroy_process_group()
