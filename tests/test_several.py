@@ -144,6 +144,30 @@ def test_a_launcher_that_is_killed_takes_its_processes_along(tmp_path: Path) -> 
             time.sleep(0.05)
 
 
+REFUSAL = """
+from adpa_cli.engine.training import loop
+from adpa_cli.errors import AdpaError
+real = loop.train
+def train(student, run, *rest):
+    if run.spec.lr == 0.5:
+        raise AdpaError("the loss is not finite")
+    return real(student, run, *rest)
+loop.train = train
+"""
+"""As a training breaks off whose loss is not finite: in all processes."""
+
+
+def test_a_combination_that_fails_in_all_leaves_the_others(tmp_path: Path) -> None:
+    (tmp_path / "grid.toml").write_text(
+        'command = "sft"\nmodel = "tiny"\nlimit = 8\nmax_steps = 1\n[set]\nlr = [1e-3, 0.5, 1e-4]\n'
+    )
+    with under_srun(["run", "./grid.toml"], tmp_path, (REFUSAL, REFUSAL)) as tasks:
+        assert tasks[0].code() == 1, tasks[0].said
+        assert "1 of 3 combinations failed" in tasks[0].said
+        assert "combination 2 lr=0.5: the loss is not finite" in tasks[0].said
+    assert [made.made["processes"] for made in Store(tmp_path / "adpa-store").artifacts()] == [2, 2]
+
+
 def test_a_failure_of_one_process_ends_all_and_is_told(tmp_path: Path) -> None:
     """As a bug in a library would be: the second process cannot put a block in place."""
     words = [*ROLLOUT, "--set", "block_tokens=1"]

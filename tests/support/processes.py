@@ -23,7 +23,7 @@ SERVER.set_forkserver_preload([
     "pytest", "torch", "transformers", "adpa_cli.cli.main", "adpa_cli.cli.console.make", "adpa_cli.stages.training",
     "adpa_cli.stages.cache_teacher", "adpa_cli.stages.rollout", "adpa_cli.stages.eval", "adpa_cli.engine.training.loop",
     "adpa_cli.engine.capture", "adpa_cli.engine.generation.generate", "torch.distributed.fsdp",
-    "torch.distributed.checkpoint.state_dict_saver", "peft",
+    "torch.distributed.checkpoint.state_dict_saver",
 ])  # fmt: skip
 
 
