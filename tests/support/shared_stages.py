@@ -9,11 +9,10 @@ from typing import Any
 import torch
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
-from transformers import LlamaConfig, LlamaForSequenceClassification
+from transformers import LlamaConfig, LlamaForSequenceClassification, MixtralConfig, MixtralForCausalLM
 
-from adpa_cli.engine import offload
-from adpa_cli.engine.generation import generate
 from adpa_cli.engine.ranks import Ranks
+from adpa_cli.engine.sharding import Company
 from adpa_cli.hub import Located
 from adpa_cli.spec import Runtime
 from adpa_cli.stages import Job, Monitor, cache_teacher, compute, every, rewards, rollout, start_logps
@@ -21,26 +20,31 @@ from adpa_cli.stages import eval as evaluation
 from adpa_cli.suites import every as suites
 from support.cli_samples import write_rows
 from support.light_update import write_pair
+from support.peft_folders import write_adapter
 from support.tiny_models import TEMPLATE, VOCABULARY, pretrained_tokenizer
 
 ROWS = [{"prompt": f"w{n} w{n + 1}", "chosen": f"w{n} w2 w{n} w4", "rejected": f"w{n + 1} w3 w5"} for n in range(17)]
 READ = {"template": TEMPLATE, "end": "<end>", "max_length": 32}
+SIZES = {
+    "vocab_size": VOCABULARY, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2,
+    "num_attention_heads": 2, "num_key_value_heads": 2, "max_position_embeddings": 64, "initializer_range": 0.4,
+}  # fmt: skip
 SCORED = {**READ, "block_tokens": 40, "noise_answers": 4}
 
 
 def write_inputs(folder: Path) -> None:
-    """Two teachers, a reward model and pairs."""
+    """Two teachers, an adapter of one, one whose experts are read all at once, a reward model, and pairs."""
     write_pair(folder, template=TEMPLATE)
+    write_adapter(folder / "adapter", folder / "teacher")
     make: Any = LlamaConfig
     torch.manual_seed(0)
-    config = make(
-        vocab_size=VOCABULARY, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
-        max_position_embeddings=64, num_labels=1, initializer_range=0.4,
-    )  # fmt: skip
-    LlamaForSequenceClassification(config).save_pretrained(folder / "judge")
+    LlamaForSequenceClassification(make(**SIZES, num_labels=1)).save_pretrained(folder / "judge")
     tokenizer = pretrained_tokenizer()
     tokenizer.chat_template = TEMPLATE
     tokenizer.save_pretrained(folder / "judge")
+    experts: Any = MixtralConfig
+    MixtralForCausalLM(experts(**SIZES, num_local_experts=4, num_experts_per_tok=2)).save_pretrained(folder / "experts")
+    tokenizer.save_pretrained(folder / "experts")
     write_rows(folder / "pairs.jsonl", ROWS)
 
 
@@ -60,7 +64,7 @@ def jobs(folder: Path) -> dict[str, Job]:
 
     pair = {"aligned": "teacher", "reference": "reference"}
     captured = {**SCORED, "parts": ("chosen", "rejected"), "top_k": 8}
-    drawn = {**READ, "temperature": 0.7, "max_new_tokens": 12, "block_tokens": 64}
+    drawn = {**READ, "temperature": 0.7, "max_new_tokens": 12, "block_tokens": 16}
     started = {**READ, "parts": ("chosen", "rejected"), "block_tokens": 40}
     return {
         "capture": job(cache_teacher.CACHE_TEACHER.name, "bfloat16", captured, **pair),
@@ -69,6 +73,8 @@ def jobs(folder: Path) -> dict[str, Job]:
         ),
         "rollout": job(rollout.ROLLOUT.name, "bfloat16", drawn, model="teacher"),
         "rollout in tf32": job(rollout.ROLLOUT.name, "tf32", drawn, model="teacher"),
+        "rollout of an adapter": job(rollout.ROLLOUT.name, "bfloat16", drawn, model="adapter"),
+        "rollout of experts": job(rollout.ROLLOUT.name, "bfloat16", drawn, model="experts"),
         "start": job(start_logps.START_LOGPS.name, "float32", started, model="teacher"),
         "rewards": job(rewards.REWARDS.name, "bfloat16", SCORED, reward_model="judge"),
         "margins": job(
@@ -79,23 +85,22 @@ def jobs(folder: Path) -> dict[str, Job]:
 
 def watch(found: list[nn.Module]) -> None:
     """Note the layers that processes share out."""
-    real: Callable[..., Any] = offload.filled
+    real: Callable[..., None] = Company.begin
 
-    def filled(*args: Any) -> Any:
-        model = real(*args)
-        found.extend(module for module in model.modules() if isinstance(module, FSDPModule))
-        return model
+    def begin(company: Company, body: nn.Module, *rest: Any) -> None:
+        real(company, body, *rest)
+        found.extend(module for module in body.modules() if isinstance(module, FSDPModule))
 
-    offload.filled = filled  # type: ignore[assignment]
+    Company.begin = begin  # type: ignore[method-assign]
 
 
 def main(folder: Path) -> None:
     """Leave what all stages make, each in a folder of its name below one for the number of processes. `folder` holds
     what `write_inputs` makes."""
     torch.set_num_threads(1)
-    generate.POOL = 1
     ranks, found = Ranks.here(), list[nn.Module]()
-    watch(found)
+    if ranks.count > 1:
+        watch(found)
     for name, job in jobs(folder).items():
         work = folder / str(ranks.count) / name
         work.mkdir(parents=True, exist_ok=True)

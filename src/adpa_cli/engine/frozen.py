@@ -24,7 +24,6 @@ import torch
 from accelerate import init_empty_weights
 from safetensors import safe_open
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 from transformers.pytorch_utils import Conv1D
 
 from adpa_cli.engine.arithmetic import EXPANDED, HELD_IN
@@ -61,7 +60,7 @@ class Place:
     def put(self, tensor: Tensor) -> None:
         """Put a frozen parameter, or a buffer, there. Raises AdpaError where processes have a part each of what is
         there: it would come back when they put it together."""
-        if isinstance(self.module._parameters.get(self.attribute), DTensor):
+        if is_part(self.module._parameters.get(self.attribute)):
             raise AdpaError(
                 f"{self.key or self.attribute} is shared out among processes, and an adapter replaces it",
                 "--runtime shard=none",
@@ -70,6 +69,12 @@ class Place:
             self.module._parameters[self.attribute] = nn.Parameter(tensor, requires_grad=False)
         else:
             self.module._buffers[self.attribute] = tensor
+
+
+def is_part(tensor: Tensor | None) -> bool:
+    """Whether a tensor is what a process has of one that several share out; importing torch's class of these takes a
+    second."""
+    return hasattr(tensor, "device_mesh")
 
 
 def held_places(body: nn.Module, dtype: Dtype) -> Iterator[Place]:
@@ -143,7 +148,7 @@ def expanded(model: nn.Module) -> Iterator[None]:
     """
     narrow = [
         place for place in held_places(model, "float16")
-        if place.tensor.dtype == torch.float16 and not isinstance(place.tensor, DTensor)
+        if place.tensor.dtype == torch.float16 and not is_part(place.tensor)
     ]  # fmt: skip
     for place in narrow:
         place.put(place.tensor.float())
