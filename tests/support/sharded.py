@@ -103,6 +103,7 @@ def main(folder: Path) -> None:
     ranks = Ranks.here()
     made = {name: case(name, folder) for name in CASES}
     made |= {work.name: resumed(work, None) for work in sorted(folder.glob("begun-*"))}
-    resumed(folder / f"left-{ranks.count}", 7)
+    if ranks.count == 2:
+        resumed(folder / "left-2", 7)
     for name, weights in made.items() if ranks.is_first else ():
         save_file(weights, folder / f"{name}.safetensors")
