@@ -13,6 +13,7 @@ from transformers import LlamaConfig, LlamaForSequenceClassification, MixtralCon
 
 from adpa_cli.engine.ranks import Ranks
 from adpa_cli.engine.sharding import Company
+from adpa_cli.errors import Stopped
 from adpa_cli.hub import Located
 from adpa_cli.spec import Runtime
 from adpa_cli.stages import Job, Monitor, cache_teacher, compute, every, rewards, rollout, start_logps
@@ -94,6 +95,16 @@ def watch(found: list[nn.Module]) -> None:
     Company.begin = begin  # type: ignore[method-assign]
 
 
+def stopped(job: Job, ranks: Ranks) -> str:
+    """What all processes were stopped by where one is told to stop as soon as something is finished."""
+    told = Monitor(stop=lambda: "SIGTERM" if ranks.rank == 1 and any(job.folder.iterdir()) else None)
+    try:
+        compute(job, told, ranks.rank, ranks.count)
+    except Stopped as error:
+        return error.signal_name
+    return ""
+
+
 def main(folder: Path) -> None:
     """Leave what all stages make, each in a folder of its name below one for the number of processes. `folder` holds
     what `write_inputs` makes."""
@@ -106,6 +117,9 @@ def main(folder: Path) -> None:
         work.mkdir(parents=True, exist_ok=True)
         ranks.wait()
         own = Job(**{**vars(job), "work": str(work)})
+        if ranks.count > 1:
+            assert stopped(own, ranks) == "SIGTERM", name
+            ranks.wait()
         found.clear()
         compute(own, Monitor(), ranks.rank, ranks.count)
         assert bool(found) == (ranks.count > 1), name
