@@ -5,6 +5,10 @@ many words, and pairs of random words. The work is cut into three parts, of whic
 jobs leave their own figures behind. First part 1 and then part 2 run alone; then, in another store, both at once.
 `capture_speedup_2` and `rollout_speedup_2` are the seconds that the blocks took alone, added up, over those of the
 slower of the two jobs at once: blocks only, without start-up, tokens and finishing. The median over rounds.
+
+With `--whole`, `adpa_plus_2` is how many times as long `adpa distill --method adpa+ --student tiny` takes with
+`--gpus 2` as without, start-up and all, one after the other. Each has a store and caches of its own:
+nothing that the other made is found.
 """
 
 from __future__ import annotations
@@ -17,6 +21,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -89,11 +94,25 @@ def speedup(words: list[str], place: Path, rounds: int) -> dict[str, float]:
             "seconds_2": round(max(both), 1)}  # fmt: skip
 
 
+def seconds_of_all(words: list[str], place: Path) -> float:
+    """Seconds that a command takes in an empty store, beside empty caches."""
+    with tempfile.TemporaryDirectory(dir=place) as folder:
+        caches = {"HF_HOME": f"{folder}/hub", "XDG_CACHE_HOME": f"{folder}/cache", "TMPDIR": folder}
+        environment = {**os.environ, **caches, "OMP_NUM_THREADS": "1"}
+        began = time.monotonic()
+        subprocess.run(
+            [sys.executable, "-m", "adpa_cli", *words, "--store", f"{folder}/store", "-q"],
+            env=environment, cwd=place, check=True, stdout=subprocess.DEVNULL,
+        )  # fmt: skip
+        return time.monotonic() - began
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--pairs", type=int, default=192)
+    parser.add_argument("--whole", action="store_true", help="also time a whole distillation in two processes")
     asked = parser.parse_args()
     result: dict[str, Any] = {"cores": os.cpu_count(), "pairs": asked.pairs}
     with tempfile.TemporaryDirectory() as name:
@@ -106,6 +125,11 @@ def main() -> None:
                    "--set", "block_tokens=1024"]  # fmt: skip
         for stage, words in (("capture", capture), ("rollout", rollout)):
             result |= {f"{stage}_{key}": value for key, value in speedup(words, place, asked.rounds).items()}
+        if asked.whole:
+            words = ["distill", "--method", "adpa+", "--student", "tiny"]
+            one, two = (seconds_of_all([*words, *more], place) for more in ([], ["--gpus", "2"]))
+            result |= {"adpa_plus_2": round(two / one, 2), "whole_seconds_1": round(one, 1)}
+            result |= {"whole_seconds_2": round(two, 1)}
     if asked.json:
         print(json.dumps(result, indent=2))
     else:

@@ -233,8 +233,8 @@ class Runtime:
     """Where the layers of a frozen model wait that a stage reads: on the device, in the machine's memory, on its disk.
     """
     shard: Literal["auto", "all", "none"] = knob("auto")
-    """Whether each of several processes has only its part of a model: auto does so to a model that trains, all also to
-    the teachers of a capture, and with none each process has every weight."""
+    """Whether each of several processes has only its part of a model: auto does so to a model that trains, and to one
+    that a stage only reads where one card is too small for it; all does so to each, and none to no model."""
     judge_url: str = field(default="", repr=False)
     """Where a judge listens; it may hold a password."""
     base_urls: tuple[str, ...] = field(default=(), repr=False)

@@ -160,7 +160,7 @@ def test_a_teacher_of_70_b_trains_on_80_gb_with_four_bits_and_on_24_gb_not_at_al
     assert "\ntry: use a ready pair of teachers, which need no training (adpa distill --teacher tulu-3-8b" in said, (
         "first, for only that helps"
     )
-    assert "more GPUs do not help" in said
+    assert "or more GPUs, each of which then holds a part of it" in said
     assert not check_advice(cli, plan)
 
 
@@ -182,6 +182,28 @@ def test_the_layers_of_a_teacher_of_70_b_wait_where_there_is_room(
     assert is_other, "the disk has no room for two bytes a weight"
     assert words == ["--set", "cache-teacher.quantise=int8", "--runtime", "offload=disk"]
     assert cli(*plan, *words).code == 0
+
+
+def test_a_teacher_of_70_b_is_shared_out_where_one_card_is_too_small(
+    cli: Cli, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_own(store, tmp_path, "llama-70b", size=LLAMA_70B)
+    write_own(store, tmp_path, "llama-1b", "llama-3.2-1b")
+    write_driver(tmp_path / "bin", monkeypatch, 80)
+    plan = ["plan", *CAPTURE, "./llama-70b", "--gpus", "8"]
+    ran = cli(*plan)
+    assert ran.code == 0, ran.err
+    assert "signal: 8 processes share out each model that it reads" in ran.out + ran.err
+    asked = cli(*plan, "--runtime", "shard=all")
+    assert asked.code == 0
+    assert "share out" not in asked.out + asked.err
+    assert advised(cli.refused(1, *plan, "--runtime", "shard=none"))["signal"][0][2:] == ["--runtime", "offload=cpu"]
+    assert "share out" not in cli("plan", *CAPTURE, "./llama-1b", "--gpus", "8").err
+    assert advised(cli.refused(1, *plan[:-2]))["signal"] == (["--runtime", "offload=cpu"], False)
+    write_driver(tmp_path / "bin", monkeypatch, 8)
+    monkeypatch.setattr(machine, "available_memory", lambda: 24 * 10**9)
+    monkeypatch.setattr(machine, "free_bytes", lambda folder: 10**10)
+    assert "or more GPUs, each of which then holds a part of it: --gpus N" in cli.refused(1, *plan)
 
 
 def write_own(store: Store, tmp_path: Path, name: str, alias: str = "", size: ModelSize | None = None) -> None:

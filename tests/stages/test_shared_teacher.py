@@ -1,4 +1,4 @@
-"""Teachers that processes share out say the same to the byte as one that a process has whole."""
+"""Frozen models that processes share out give the same bytes as one that a process has whole."""
 
 from __future__ import annotations
 
@@ -8,36 +8,35 @@ from typing import Any
 
 import pytest
 
-from adpa_cli.cli.main import main
+from support import shared_stages
 from support.cli_samples import Cli, write_rows
 from support.light_update import write_pair
+from support.processes import together
 from support.tiny_models import TEMPLATE
-
-ROWS = [{"prompt": f"w{n} w{n + 1}", "chosen": f"w{n} w2 w{n} w4", "rejected": f"w{n + 1} w3 w5"} for n in range(17)]
 
 
 @pytest.fixture
 def words(tmp_path: Path) -> list[str]:
     teacher, reference = write_pair(tmp_path / "pair", template=TEMPLATE)
-    data = write_rows(tmp_path / "pairs.jsonl", ROWS)
+    data = write_rows(tmp_path / "pairs.jsonl", shared_stages.ROWS)
     named: list[Any] = ["--teacher", teacher, "--reference", reference, "--data", data]
     return ["cache-teacher", *map(str, named), "--set", "max_length=32", "--set", "block_tokens=40"]
 
 
-def digests(store: Path) -> dict[str, str]:
-    (folder,) = (store / "cache-teacher").iterdir()
-    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.glob("signal-*")}
+def digests(folder: Path) -> dict[str, str]:
+    """Of the files that stages leave, and of the blocks that they make them of."""
+    files = [path for path in folder.rglob("*") if path.is_file() and path.name != "_noise.json"]
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("dtype", ["bfloat16"])
-def test_a_shared_teacher_gives_the_same_bytes(words: list[str], dtype: str, tmp_path: Path) -> None:
-    words = [*words, "--set", f"dtype={dtype}", "--set", "prompts=apart", "--runtime", "noise=accept"]
-    assert main(["--store", str(tmp_path / "one"), *words]) == 0
-    expected = digests(tmp_path / "one")
-    assert expected
-    assert main(["--store", str(tmp_path / "two"), *words, "--gpus", "2", "--runtime", "shard=all"]) == 0
-    assert digests(tmp_path / "two") == expected
+def test_every_stage_gives_the_same_bytes_with_shared_models(tmp_path: Path) -> None:
+    shared_stages.write_inputs(tmp_path)
+    shared_stages.main(tmp_path)
+    together(shared_stages.main, tmp_path, 3)
+    alone = digests(tmp_path / "1")
+    assert {Path(name).parts[0] for name in alone} == set(shared_stages.jobs(tmp_path))
+    assert digests(tmp_path / "3") == alone
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,8 @@ SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload([
     "pytest", "torch", "transformers", "adpa_cli.cli.main", "adpa_cli.cli.console.make", "adpa_cli.stages.training",
     "adpa_cli.stages.cache_teacher", "adpa_cli.stages.rollout", "adpa_cli.stages.eval", "adpa_cli.engine.training.loop",
-    "adpa_cli.engine.capture", "adpa_cli.engine.generation.generate",
+    "adpa_cli.engine.capture", "adpa_cli.engine.generation.generate", "torch.distributed.fsdp",
+    "torch.distributed.checkpoint.state_dict_saver",
 ])  # fmt: skip
 
 
@@ -45,6 +46,35 @@ def _become_adpa(words: list[str], folder: str, files: tuple[str, str, str], env
     code = main(words)
     sys.stdout.flush()
     os._exit(code)
+
+
+def _become_rank(work: Callable[[Path], None], folder: Path, meet: str, rank: int, count: int) -> None:
+    """The life of a forked process that is one of several."""
+    import torch
+    import torch.distributed as dist
+
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{meet}", rank=rank, world_size=count)
+    work(folder)
+    dist.destroy_process_group()
+    sys.stdout.flush()
+    os._exit(0)
+
+
+def together(work: Callable[[Path], None], folder: Path, count: int) -> None:
+    """Run a function of a module in several processes, which make torch's process group."""
+    meet = str(folder / f"meet-{count}")
+    ranks = [SERVER.Process(target=_become_rank, args=(work, folder, meet, rank, count)) for rank in range(count)]
+    for rank in ranks:
+        rank.start()
+    deadline = time.monotonic() + PATIENCE
+    while any(rank.is_alive() for rank in ranks) and not any(rank.exitcode for rank in ranks):
+        assert time.monotonic() < deadline, "they do not end"
+        ranks[0].join(0.02)
+    codes = [rank.exitcode for rank in ranks]
+    for rank in ranks:
+        rank.kill()
+    assert codes == [0] * count, "a process says above what happened to it"
 
 
 @dataclass

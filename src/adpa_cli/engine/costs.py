@@ -60,9 +60,10 @@ class Held:
     """How many processes share its layers out."""
 
     @classmethod
-    def by(cls, spec: Any, runtime: Runtime) -> Held:
+    def by(cls, spec: Any, runtime: Runtime, where: Where) -> Held:
         """As a stage of inference has them."""
-        return cls(spec.dtype, getattr(spec, "quantise", None), runtime.offload)
+        parts = where.processes if runtime.shard == "all" else 1
+        return cls(spec.dtype, getattr(spec, "quantise", None), runtime.offload, parts)
 
 
 def training_memory(model: ModelSize, rows: Rows, spec: Any, runtime: Runtime, ids: int, where: Where) -> Memory:
@@ -354,7 +355,7 @@ def generating_memory(
 ) -> Memory:
     """Drawing answers in blocks, with all weights that are not quantised as products read them token by token."""
     work = block_of_answers(model, rows, held, block_tokens, new, longest, where)
-    if product_bytes(held.dtype, where) == 4 and not stored_in(model, held):
+    if product_bytes(held.dtype, where) == 4 and not stored_in(model, held) and held.parts == 1:
         held = replace(held, dtype="float32")
     return where.total(frozen(model, held, where), work, row_bytes({"rollout": rows}), beside(model, held))
 

@@ -58,11 +58,23 @@ class Place:
         return found
 
     def put(self, tensor: Tensor) -> None:
-        """Put a frozen parameter, or a buffer, there."""
+        """Put a frozen parameter, or a buffer, there. Raises AdpaError where processes have a part each of what is
+        there: it would come back when they put it together."""
+        if is_part(self.module._parameters.get(self.attribute)):
+            raise AdpaError(
+                f"{self.key or self.attribute} is shared out among processes, and an adapter replaces it",
+                "--runtime shard=none",
+            )
         if self.attribute in self.module._parameters:
             self.module._parameters[self.attribute] = nn.Parameter(tensor, requires_grad=False)
         else:
             self.module._buffers[self.attribute] = tensor
+
+
+def is_part(tensor: Tensor | None) -> bool:
+    """Whether a tensor is what a process has of one that several share out; importing torch's class of these takes a
+    second."""
+    return hasattr(tensor, "device_mesh")
 
 
 def held_places(body: nn.Module, dtype: Dtype) -> Iterator[Place]:
@@ -131,9 +143,13 @@ def hold(body: nn.Module, dtype: Dtype) -> None:
 def expanded(model: nn.Module) -> Iterator[None]:
     """Lets a model hold the weights that it has in float16 as float32 meanwhile, for many products of few rows.
 
-    Around float32 products each would be expanded again for every token.
+    Around float32 products each would be expanded again for every token. It stays so of a layer that processes share
+    out, and send to each other.
     """
-    narrow = [place for place in held_places(model, "float16") if place.tensor.dtype == torch.float16]
+    narrow = [
+        place for place in held_places(model, "float16")
+        if place.tensor.dtype == torch.float16 and not is_part(place.tensor)
+    ]  # fmt: skip
     for place in narrow:
         place.put(place.tensor.float())
         setattr(place.tensor, EXPANDED, True)

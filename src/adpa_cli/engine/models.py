@@ -160,13 +160,14 @@ def _frozen(
     if skeleton is not None:
         filled: PreTrainedModel = offload.filled(skeleton, body_of(skeleton.model), dtype, device)
         return filled
-    model: PreTrainedModel = _pretrained(folder, config, scalar, new_head)
-    if quantise:
-        quantise_layers(body_of(model), model.config.get_text_config(), quantise, dtype)
-    if dtype in HELD_IN:
-        hold(body_of(model), dtype)
-    if offload.is_asked(device):
-        offload.unload(body_of(model), device)
+    with offload.turn():
+        model: PreTrainedModel = _pretrained(folder, config, scalar, new_head)
+        if quantise:
+            quantise_layers(body_of(model), model.config.get_text_config(), quantise, dtype)
+        if dtype in HELD_IN:
+            hold(body_of(model), dtype)
+        if offload.is_asked(device):
+            offload.unload(body_of(model), dtype, device)
     return model
 
 

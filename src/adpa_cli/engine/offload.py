@@ -52,19 +52,40 @@ class Offload:
             return _mapped(tensors, self.folder)
         return [tensor.cpu().pin_memory() if torch.cuda.is_available() else tensor.cpu() for tensor in tensors]
 
+    def put(self, layer: nn.Module, device: str) -> None:
+        """Let a layer wait that is in memory."""
+        _let_wait(layer, self.keep, device)
+
+    def begin(self, body: nn.Module, layers: Sequence[nn.Module], dtype: Dtype) -> None:
+        """Go on once all layers of a body, which computes in `dtype`, were put where they wait."""
+
+    def turn(self) -> contextlib.AbstractContextManager[None]:
+        """Around reading a model that is whole in memory until its layers are put elsewhere."""
+        return contextlib.nullcontext()
+
 
 NOWHERE = Offload()
 _ASKED: ContextVar[Offload] = ContextVar("offload", default=NOWHERE)
 
 
-@contextlib.contextmanager
-def layers_wait(where: Literal["none", "cpu", "disk"], folder: Path) -> Iterator[None]:
+def layers_wait(where: Literal["none", "cpu", "disk"], folder: Path) -> contextlib.AbstractContextManager[None]:
     """Let the layers of the frozen models that are loaded meanwhile wait there."""
-    before = _ASKED.set(Offload(where, folder))
+    return placing(Offload(where, folder))
+
+
+@contextlib.contextmanager
+def placing(offload: Offload) -> Iterator[None]:
+    """Let the layers of the frozen models that are loaded meanwhile be where it says."""
+    before = _ASKED.set(offload)
     try:
         yield
     finally:
         _ASKED.reset(before)
+
+
+def turn() -> contextlib.AbstractContextManager[None]:
+    """Around reading a whole model and `unload`, which not all processes that share it out do at once."""
+    return _ASKED.get().turn()
 
 
 def is_asked(device: str) -> bool:
@@ -90,11 +111,12 @@ def filled(skeleton: Skeleton, body: nn.Module, dtype: Dtype, device: str) -> An
     skeleton.model.tie_weights()
     for layer, own in zip(layers, names, strict=True):
         skeleton.fill(own, dtype, device)
-        _let_wait(layer, offload.keep, device)
+        offload.put(layer, device)
+    offload.begin(body, layers, dtype)
     return skeleton.model.to(device)
 
 
-def unload(body: nn.Module, device: str) -> None:
+def unload(body: nn.Module, dtype: Dtype, device: str) -> None:
     """Let the layers of a body that is whole in the memory of the machine wait there.
 
     Raises AdpaError where they are to wait on the disk: no memory has room for them.
@@ -105,8 +127,10 @@ def unload(body: nn.Module, device: str) -> None:
             "transformers does, which loads them all at once",
             "keep them in memory instead: --runtime offload=cpu",
         )
-    for layer in _layers_that_wait(body):
-        _let_wait(layer, _ASKED.get().keep, device)
+    layers = _layers_that_wait(body)
+    for layer in layers:
+        _ASKED.get().put(layer, device)
+    _ASKED.get().begin(body, layers, dtype)
 
 
 def layers_of(body: nn.Module) -> list[nn.Module]:
@@ -120,8 +144,8 @@ def _layers_that_wait(body: nn.Module) -> list[nn.Module]:
     layers = layers_of(body)
     if not layers:
         raise AdpaError(
-            f"transformers does not say what the layers of a {type(body).__name__} are, so they cannot be offloaded",
-            "remove --runtime offload",
+            f"transformers does not say what the layers of a {type(body).__name__} are, so they have to stay there",
+            "--runtime offload=none --runtime shard=none",
         )
     return layers
 

@@ -7,8 +7,11 @@ averaged, in float32: the loop has divided already. What reads weights outside o
 
 from __future__ import annotations
 
+import contextlib
 import copy
-from collections.abc import Callable
+import gc
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,8 +21,12 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from adpa_cli.engine.offload import layers_of
+from adpa_cli.engine.arithmetic import computing
+from adpa_cli.engine.offload import Offload, layers_of
+from adpa_cli.engine.quantised import QuantisedLinear
 from adpa_cli.engine.ranks import Ranks
+from adpa_cli.errors import AdpaError
+from adpa_cli.spec import Dtype
 
 
 def share_out(model: nn.Module, ranks: Ranks) -> None:
@@ -34,17 +41,80 @@ def share_out(model: nn.Module, ranks: Ranks) -> None:
             module.set_force_sum_reduction_for_comms(True)
 
 
-class SharedModel(nn.Module):
-    """A frozen model that processes share out, which they call equally often: each call is a forward pass of all."""
+class Company(Offload):
+    """Processes that share out the layers of the frozen models that they load, one model after the other.
 
-    def __init__(self, model: nn.Module, ranks: Ranks) -> None:
+    A layer is whole while it and the one before it compute; embedding, norm and head are whole in each of them. Every
+    forward pass is one of all: whoever has nothing left to compute keeps the others company with a token of its own.
+    """
+
+    def __init__(self, ranks: Ranks, stop: Callable[[], str | None]) -> None:
         super().__init__()
-        self.model = model
-        share_out(self, ranks)
+        self.ranks, self.stop = ranks, stop
+        self.asked: str | None = None
+        """A signal that reached one of them, which all know of before the same forward pass."""
+        self._mesh = init_device_mesh(ranks.device.type, (ranks.count,))
+        self._works, self._is_needed = True, True
+        self._body: Any = None
+        self._dtype: Dtype = "float32"
 
-    def forward(self, action: Callable[[], Any]) -> Any:
-        """What `action` makes of the model, whose embedding, norm and head are whole meanwhile."""
-        return action()
+    def is_elsewhere(self, device: str) -> bool:
+        """Whether the layers of a model on a device are shared out: all are."""
+        return True
+
+    def put(self, layer: nn.Module, device: str) -> None:
+        """Leave this process its part of a layer."""
+        if any(isinstance(module, QuantisedLinear) for module in layer.modules()):
+            raise AdpaError("torch does not share out weights that are stored in few bits", "--runtime shard=none")
+        self._forget()
+        fully_shard(layer, mesh=self._mesh)
+
+    def begin(self, body: nn.Module, layers: Sequence[nn.Module], dtype: Dtype) -> None:
+        """Let each layer fetch the next one while it computes, and processes meet before the first one does."""
+        every = _Layers(layers)
+        fully_shard(every, mesh=self._mesh)
+        for layer, after in itertools.pairwise(layers):
+            layer.set_modules_to_forward_prefetch([after])  # type: ignore[operator]
+        every()
+        layers[0].register_forward_pre_hook(lambda *_: self.agree(), prepend=True)
+        self._body, self._dtype = body, dtype
+
+    @contextlib.contextmanager
+    def turn(self) -> Iterator[None]:
+        """Let one process after the other have a whole model in memory."""
+        for _ in range(self.ranks.rank):
+            self.ranks.wait()
+        yield
+        for _ in range(self.ranks.count - self.ranks.rank):
+            self.ranks.wait()
+
+    def accompany(self) -> None:
+        """Compute along with the model that was loaded last, until all processes have nothing left to do with it."""
+        self._works = False
+        ids = torch.zeros(1, 1, dtype=torch.int64, device=self.ranks.device)
+        while self._is_needed and self._body is not None:
+            with torch.no_grad(), computing(self._dtype, ids.device):
+                self._body(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)
+        self._forget()
+
+    def _forget(self) -> None:
+        """Let go of the model that was loaded last; torch's hooks and what they name hold each other."""
+        if self._body is not None:
+            self._body = None
+            gc.collect()
+
+    def agree(self) -> None:
+        """Learn of signals that reached any of the processes, and whether one of them works."""
+        working = {"working": torch.tensor(float(self._works))}
+        sums, asked = self.ranks.agree(working, self.asked or self.stop())
+        self.asked, self._is_needed = asked, sums["working"] > 0
+
+
+class _Layers(nn.ModuleList):
+    """All layers of a model, whose call computes nothing: torch looks in it which modules work together."""
+
+    def forward(self) -> None:
+        """Nothing."""
 
 
 def is_sharded(student: nn.Module) -> bool:

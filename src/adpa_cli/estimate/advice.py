@@ -16,7 +16,7 @@ from typing import Any
 
 from adpa_cli.engine.lora import INSTALL
 from adpa_cli.errors import AdpaError, UsageError
-from adpa_cli.estimate.cost import Cost, waiting_bytes, with_adapter
+from adpa_cli.estimate.cost import Cost, as_it_runs, has_room, waiting_bytes, with_adapter
 from adpa_cli.families import READY_PAIRS
 from adpa_cli.machine import BOUNDLESS, Machine
 from adpa_cli.planning.adapters import check_adapters
@@ -130,8 +130,8 @@ class Room:
         read = [item for role, item in node.flat_inputs() if role in MODEL_ROLES]
         is_other = bool(change.settings) and any(isinstance(item, Node) for item in read)
         models = tuple(with_adapter(item, self.store) for item in read) if is_other else load.models
-        processes = 1 if node.declared.one_process else change.runtime.processes
-        return node, replace(load, models=models, runtime=change.runtime, where=Where(load.where.kind, processes))
+        where = Where(load.where.kind, node.declared.processes(node.spec, change.runtime))
+        return node, as_it_runs(node, Load(load.rows, models, change.runtime, where), self.machine)
 
     def needs(self, node: Node, load: Load, change: Change) -> tuple[int, bool]:
         """The bytes that a stage would take on the device, and whether it then fits on the machine.
@@ -149,9 +149,8 @@ class Room:
         except AdpaError:
             pass  # the checks of the plan say what else is missing
         memory = node.declared.memory(node, load)
-        fits = memory.device <= self.machine.memory and memory.host <= self.machine.host_memory
         waits = 0 if waited else waiting_bytes(node, load)  # where they do already, that is said of the whole plan
-        return memory.device, fits and (not waits or waits <= self.machine.disk)
+        return memory.device, has_room(node, load, self.machine) and (not waits or waits <= self.machine.disk)
 
     def has_room(self, node: Node, load: Load, change: Change) -> bool:
         """Whether a stage fits under a change; a training that only needs smaller micro-batches does on a card: it
@@ -262,16 +261,19 @@ def halvings(change: Change, node: Node) -> Iterator[Change]:
 
 
 def advise(
-    costs: Sequence[Cost], machine: Machine, store: Store, download: int = 0
+    costs: Sequence[Cost], machine: Machine, store: Store, runtime: Runtime, download: int = 0
 ) -> tuple[list[AdpaError], Change | None]:
     """What of some stages to be built does not fit in memory, an error with its hint for each; and the change under
     which all of it would, None where there is none. `download` are bytes to fetch."""
-    told = [(cost.node, cost.load) for cost in costs if cost.memory is not None and cost.load is not None]
+    told = [
+        (cost.node, replace(cost.load, runtime=runtime))
+        for cost in costs if cost.memory is not None and cost.load is not None
+    ]  # fmt: skip
     nodes = [node for node, _ in told]
     taken = sum(cost.disk.keeps for cost in costs if cost.disk) + (download if machine.cache is None else 0)
     room = Room(replace(machine, disk=machine.disk - taken), store, owners_of(nodes))
 
-    before = Change(told[0][1].runtime if told else Runtime())
+    before = Change(runtime)
     lacking = list(_lacking(room, told, before))
     is_lost = any(found.change is None for *_, found in lacking)
     problems = [_problem(node, load, found, machine, nodes, is_lost) for node, load, found in lacking]
@@ -344,7 +346,10 @@ def _problem(node: Node, load: Load, found: Found, machine: Machine, nodes: Sequ
 
 def _other_model(node: Node, machine: Machine) -> str:
     """What is left where nothing makes a stage fit."""
-    more = "; more GPUs do not help, since each holds the whole model" if machine.kind == "cuda" else ""
+    more = "; more GPUs do not help, since each holds the whole model"
+    if node.declared.shares(node.spec):
+        more = "; or more GPUs, each of which then holds a part of it: --gpus N"
+    more = more if machine.kind == "cuda" else ""
     if node.role in ("aligned teacher", "reference teacher"):
         *others, last = (pair.alias for pair in READY_PAIRS)
         ready = f"{', '.join(others)} or {last}"

@@ -92,13 +92,12 @@ class Cost:
 def cost_of(node: Node, store: Store, runtime: Runtime, machine: Machine, clock: Clock) -> Cost:
     """What one stage takes; only what can be told, when its data or its model cannot be read yet."""
     stage = node.declared
-    where = Where(machine.kind, 1 if stage.one_process else runtime.processes)
     try:
         models = tuple(with_adapter(item, store) for role, item in node.flat_inputs() if role in MODEL_ROLES)
     except CANNOT_TELL:
         return Cost(node)
     rows, is_read = planned_rows(node, store, runtime)
-    load = Load(rows, models, runtime, where)
+    load = as_it_runs(node, Load(rows, models, runtime, _where(node, runtime, machine.kind)), machine)
     memory, changed = stage.memory(node, load), trained_part(models[0], node.spec) if stage.kind == "training" else None
     trained = changed.parameters if changed else 0
     if not is_read:
@@ -108,9 +107,44 @@ def cost_of(node: Node, store: Store, runtime: Runtime, machine: Machine, clock:
     whole = None
     if flops is not None and not stage.is_remote:
         parameters = max((model.parameters for model in models), default=0)
-        seconds = clock.seconds(stage.kind, flops, answer_share(rows), where.processes, node.spec.dtype, parameters)
+        count = 1 if stage.one_process else runtime.processes  # where they share models out all do the same
+        seconds = clock.seconds(stage.kind, flops, answer_share(rows), count, node.spec.dtype, parameters)
         whole = seconds + waiting(node, load)
     return Cost(node, None, disk_of(node, load), memory, whole, load.count, trained, load)
+
+
+def as_it_runs(node: Node, load: Load, machine: Machine) -> Load:
+    """What a stage works on; where one process has no room for the models that it reads, and several have room for
+    their parts, these share them out."""
+    runtime, can = load.runtime, node.declared.kind != "training" and node.declared.shares(node.spec)
+    is_open = runtime.shard == "auto" and runtime.processes > 1 and runtime.offload == "none"
+    is_stored = getattr(node.spec, "quantise", None) or any(model.quantise for model in load.models)
+    if not (can and is_open) or is_stored or has_room(node, load, machine):
+        return load
+    shared = replace(runtime, shard="all")
+    parts = replace(load, runtime=shared, where=_where(node, shared, machine.kind))
+    return parts if has_room(node, parts, machine) else load
+
+
+def has_room(node: Node, load: Load, machine: Machine) -> bool:
+    """Whether a machine has the memory of a stage."""
+    memory = node.declared.memory(node, load)
+    return memory.device <= machine.memory and memory.host <= machine.host_memory
+
+
+def _where(node: Node, runtime: Runtime, kind: str) -> Where:
+    return Where(kind, node.declared.processes(node.spec, runtime))
+
+
+def shared_words(cost: Cost, runtime: Runtime, machine: Machine) -> list[str]:
+    """What is said of a stage whose models processes share out though a command's `runtime` does not say so."""
+    if cost.load is None or cost.load.runtime == runtime:
+        return []
+    who = "this machine has" if machine.kind == "cpu" else f"{machine.name} has"
+    return [
+        f"{cost.node.role}: {runtime.processes} processes share out each model that it reads, since {who} no room for "
+        "whole ones in each of them; this gives the same bytes, and takes longer"
+    ]
 
 
 def disk_of(node: Node, load: Load) -> Disk:
@@ -123,14 +157,14 @@ def waiting_bytes(node: Node, load: Load) -> int:
     """What layers take on the disk that wait there, those of each process of a stage."""
     if node.declared.kind == "training":
         return 0
-    return load.where.processes * waiting_disk(load.models, Held.by(node.spec, load.runtime))
+    return load.where.processes * waiting_disk(load.models, Held.by(node.spec, load.runtime, load.where))
 
 
 def waiting(node: Node, load: Load) -> float:
     """Seconds in which layers come to the device that wait elsewhere, in each of the processes of a stage."""
     if node.declared.kind == "training" or load.runtime.offload == "none":
         return 0.0
-    held, is_drawn = Held.by(node.spec, load.runtime), node.declared.kind == "generating"
+    held, is_drawn = Held.by(node.spec, load.runtime, load.where), node.declared.kind == "generating"
     times = layer_passes(load.rows, node.spec.block_tokens, is_drawn) / load.where.processes
     return waiting_seconds(load.models, held, load.where, times)
 

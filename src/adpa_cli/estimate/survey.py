@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from adpa_cli import stages
 from adpa_cli.errors import AdpaError, UsageError
 from adpa_cli.estimate.advice import advise
-from adpa_cli.estimate.cost import CANNOT_TELL, Clock, Cost, check_card, cost_of, fullest, waiting_words
+from adpa_cli.estimate.cost import CANNOT_TELL, Clock, Cost, check_card, cost_of, fullest, shared_words, waiting_words
 from adpa_cli.estimate.preflight import (
     check_torch,
     disk_problems,
@@ -157,11 +157,12 @@ def survey(
         )
         checks = plain_checks([node for node in missing if is_here(node)], store, plan.ignored)
         problems, remarks = run_checks([*checks, functools.partial(check_offload, nodes, runtime)])
+    shared = dict.fromkeys(text for cost in costs for text in shared_words(cost, runtime, machine))
     slow = dict.fromkeys(text for cost in costs for text in waiting_words(cost))
-    remarks = [*resumed_words(missing, store, runtime), *older_words(nodes, existing), *remarks, *slow]
+    remarks = [*resumed_words(missing, store, runtime), *older_words(nodes, existing), *remarks, *shared, *slow]
     surveyed = Survey(plan, store, runtime, machine, costs, clock.basis)
     full = list(disk_problems(surveyed.building, machine, surveyed.download, store))
-    too_large, change = advise(surveyed.building, machine, store, surveyed.download)
+    too_large, change = advise(surveyed.building, machine, store, runtime, surveyed.download)
     fitting = change.command(command, runtime, in_recipe) if command and change and not (full or problems) else ""
     problems = [*full, *too_large, *problems]
     return replace(surveyed, problems=tuple(problems), remarks=tuple(remarks), command=fitting)

@@ -238,7 +238,8 @@ def fitting_judge(planner: Planner, start: Model) -> tuple[Input | None, tuple[s
     """
     names, machine = replace(planner.names, access=None), Machine.here(planner.names.store.root)
     usual = plain_spec(RewardsSpec, REWARDS.name, start.family, {}, template="", end="")
-    held, where = Held.by(usual, Runtime()), Where(machine.kind)
+    where = Where(machine.kind)
+    held = Held.by(usual, Runtime(), where)
     rows = {"rollout": [Row(usual.max_length / 2, usual.max_length / 2)] * (usual.block_tokens // usual.max_length)}
     known = list(reward_models().items())
     fitting = known[-1:]

@@ -28,7 +28,7 @@ from adpa_cli.planning.lineage import locate
 from adpa_cli.planning.settings import TRACKERS_FOLDER
 from adpa_cli.running import processes
 from adpa_cli.sizes import size_words
-from adpa_cli.spec import Dtype, Runtime
+from adpa_cli.spec import Dtype, Runtime, make
 from adpa_cli.stages import Artifact, Job, Monitor, Node, compute, every
 from adpa_cli.store.build import LOG, Work
 from adpa_cli.store.lock import reserved
@@ -192,7 +192,7 @@ def _needed(survey: Survey) -> list[str]:
 
 def _build(cost: Cost, survey: Survey, command: str, request: Mapping[str, Any], show: Show) -> tuple[Manifest, bool]:
     """(the manifest of one artifact, whether it was made here); waits for another process that makes it already."""
-    node, store, runtime = cost.node, survey.store, survey.runtime
+    node, store, runtime = cost.node, survey.store, cost.load.runtime if cost.load else survey.runtime
     threads = threads_per_process(runtime)
     machine = {
         "machine": platform.machine(), "device": _device(), "threads": threads, "dtype": _arithmetic(node.spec.dtype),
@@ -304,7 +304,7 @@ def run(job: Job, monitor: Monitor, threads: int, finishes: Callable[[], bool] =
     prepare(threads)
     names, ref, logs, settings = job.tracked
     with tracking([] if stage.kind == "training" else names, ref, logs, settings, monitor.note) as track:
-        if processes.team is not None and not stage.one_process:
+        if processes.team is not None and stage.processes(make(stage.spec, job.spec), job.runtime) > 1:
             processes.team.compute(job, monitor, threads)
         else:
             compute(job, monitor, 0, 1)

@@ -47,14 +47,18 @@ Facts = dict[str, Any]
 class Team:
     """What rank 0 has of the others: a connection to each, by rank."""
 
-    def __init__(self, lines: Mapping[int, Connection], hosts: Mapping[int, str], leave: Callable[[AdpaError], int]):
-        self._lines, self._hosts, self._leave = lines, hosts, leave
-        self._finished: queue.SimpleQueue[int] = queue.SimpleQueue()
+    def __init__(
+        self, lines: Mapping[int, Connection], hosts: Mapping[int, str], leave: Callable[[AdpaError], int], store: Any
+    ) -> None:
+        self._lines, self._hosts, self._leave, self._store = lines, hosts, leave, store
+        self._ended: set[int] = set()
+        self._timer: threading.Timer | None = None
+        self._groups, self._is_broken = 1, False
         self._told = False
         self.asked: str | None = None
         """The signal that another process was stopped by."""
         self.failure: AdpaError | None = None
-        """What another process failed with: there is no going on."""
+        """What another process failed with."""
         threading.Thread(target=self._listen, daemon=True).start()
 
     @property
@@ -63,7 +67,20 @@ class Team:
         return len(self._lines) + 1
 
     def compute(self, job: Job, monitor: Monitor, threads: int) -> None:
-        """Compute a job together; raises what the first failing process raised, Stopped where one was stopped."""
+        """Compute a job together; raises what the first failing process raised, Stopped where one was stopped.
+
+        Where all have ended it by then, as they do when what is wrong is wrong in each, they can compute another one.
+        """
+        self._ended.clear()
+        try:
+            self._compute(job, monitor, threads)
+        except Stopped:
+            raise
+        except AdpaError as error:
+            self._begin_again(error)
+            raise
+
+    def _compute(self, job: Job, monitor: Monitor, threads: int) -> None:
         self._say(job=job.to_json(), threads=threads)
         own = replace(monitor, stop=lambda: self._stop(monitor))
         try:
@@ -95,14 +112,27 @@ class Team:
 
     def _wait(self, monitor: Monitor) -> None:
         """Until all others have done their share, or were stopped."""
-        for _ in self._lines:
-            while True:
-                with contextlib.suppress(queue.Empty):
-                    self._finished.get(timeout=LOOK_SECONDS)
-                    break
-                if self.failure is not None:
-                    raise self.failure
-                monitor.stop()
+        while self.failure is not None or len(self._ended) < len(self._lines):
+            if self.failure is not None:
+                raise self.failure
+            monitor.stop()
+            time.sleep(LOOK_SECONDS)
+
+    def _begin_again(self, error: AdpaError) -> None:
+        """Be ready for another job, in a new group, if none of the others hangs in this one; else let this process
+        end."""
+        until = time.monotonic() + GRACE_SECONDS / 2
+        while len(self._ended) < len(self._lines):
+            if self._is_broken or time.monotonic() > until:
+                self._fail(error)
+                return
+            time.sleep(LOOK_SECONDS)
+        if self._timer is not None:
+            self._timer.cancel()
+        self.failure = self._timer = None
+        self._groups += 1
+        self._say(group=self._groups)
+        _make_group(self._store, self._groups)
 
     def _cause(self) -> AdpaError | None:
         """Why a sum over all processes broke off: one has left it."""
@@ -133,6 +163,7 @@ class Team:
                 except (EOFError, OSError):
                     del ranks[line]
                     if rank not in stopped:
+                        self._is_broken = True
                         who = f"process {rank} of {self.count} on {self._hosts[rank]}"
                         self._fail(AdpaError(f"{who} was killed, or left without a word", launchers.KILLED))
                     continue
@@ -140,19 +171,21 @@ class Team:
                     failure = AdpaError(message["error"], message["hint"])
                     failure.exit_code = message["code"]  # of the class it had over there
                     self._fail(failure)
-                    continue
+                    if not message["again"]:
+                        self._is_broken = True
+                        continue
                 if "stopped" in message:
                     stopped.add(rank)
                     self.asked = self.asked or message["stopped"]
-                self._finished.put(rank)
+                self._ended.add(rank)
 
     def _fail(self, failure: AdpaError) -> None:
         """Let the work here end by itself, which a sum on a card or a long block may not do."""
         if self.failure is None:
             self.failure = failure
-            timer = threading.Timer(GRACE_SECONDS, lambda: os._exit(self._leave(failure)))
-            timer.daemon = True
-            timer.start()
+            self._timer = threading.Timer(GRACE_SECONDS, lambda: os._exit(self._leave(failure)))
+            self._timer.daemon = True
+            self._timer.start()
 
 
 team: Team | None = None
@@ -206,7 +239,7 @@ def lead(leave: Callable[[AdpaError], int]) -> None:
     listener.close()
     check_alike(facts)
     _make_group(store)
-    team = Team(lines, {rank: said["host"] for rank, said in facts.items()}, leave)
+    team = Team(lines, {rank: said["host"] for rank, said in facts.items()}, leave, store)
 
 
 def _callers(listener: Listener, key: bytes) -> queue.SimpleQueue[tuple[Connection, Facts]]:
@@ -301,9 +334,12 @@ def _served() -> int:
     _make_group(store)
     while True:
         asked = jobs.get()
+        if "group" in asked:
+            _make_group(store, asked["group"])
+            continue
         said = _computed(Job.from_json(asked["job"]), asked["threads"], received)
         line.send(said)
-        if "finished" not in said:
+        if "finished" not in said and not said.get("again"):
             return 0
 
 
@@ -335,10 +371,15 @@ def _computed(job: Job, threads: int, received: list[str]) -> Facts:
     except Stopped as stopped:
         return {"stopped": stopped.signal_name}
     except AdpaError as error:
-        return {"error": error.message, "hint": error.hint, "code": error.exit_code}
+        return {"error": error.message, "hint": error.hint, "code": error.exit_code, "again": True}
     except Exception as error:
         crash = traceback.format_exc()
-        return {"error": f"{who} failed: {type(error).__name__}: {error}\n{crash}", "hint": "", "code": 1}
+        return {
+            "error": f"{who} failed: {type(error).__name__}: {error}\n{crash}",
+            "hint": "",
+            "code": 1,
+            "again": False,
+        }
     return {"finished": True}
 
 
@@ -384,7 +425,8 @@ def _store() -> Any:
     return store
 
 
-def _make_group(store: Any) -> None:
+def _make_group(store: Any, number: int = 1) -> None:
+    """Make torch's process group, in place of the one before: nothing that was sent in that arrives in this."""
     import torch
     from torch.distributed import distributed_c10d
 
@@ -394,7 +436,9 @@ def _make_group(store: Any) -> None:
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     if torch.cuda.is_available():
         torch.cuda.set_device(torch.device(device()))
-    own = distributed_c10d.PrefixStore("adpa/group", store)
+    if distributed_c10d.is_initialized():
+        distributed_c10d.destroy_process_group()
+    own = distributed_c10d.PrefixStore(f"adpa/group/{number}", store)
     distributed_c10d.init_process_group(backend, store=own, rank=rank, world_size=count, timeout=HANG)
 
 

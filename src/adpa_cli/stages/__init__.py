@@ -86,7 +86,7 @@ def read_once_flops(node: Node, load: Load) -> float:
 
 def scoring_memory(node: Node, load: Load) -> Memory:
     """Of a stage that reads blocks of given answers with one model after the other."""
-    held = Held.by(node.spec, load.runtime)
+    held = Held.by(node.spec, load.runtime, load.where)
     return scoring_in_turn(load.models, load.rows, held, node.spec.block_tokens, 1, load.where)
 
 
@@ -127,7 +127,9 @@ class Stage:
     split: Callable[[Any], str] = lambda spec: "train"
     """The side of the data that a spec reads."""
     one_process: bool = False
-    """Whether more processes are of no use."""
+    """Whether more processes are of no use, but to share models out."""
+    shares: Callable[[Any], bool] = lambda spec: False
+    """Whether processes can share out the models that a spec reads."""
     missing: Callable[[Job], int] | None = None
     """How many blocks of its work are not there yet; None where it is not made of blocks that jobs can share."""
     check: Callable[[Any, Runtime], None] = lambda spec, runtime: None
@@ -142,6 +144,11 @@ class Stage:
     """Settings of the stages that a command is about which this one takes over, for they decide what those read."""
     is_result: bool = False
     """Whether its artifacts are what people are after, which `adpa gc` keeps."""
+
+    def processes(self, spec: Any, runtime: Runtime) -> int:
+        """How many processes compute it."""
+        is_alone = self.one_process and not (runtime.shard == "all" and self.shares(spec))
+        return 1 if is_alone else runtime.processes
 
 
 @functools.cache

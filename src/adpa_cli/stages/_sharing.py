@@ -1,24 +1,25 @@
-"""Frozen models that processes share out: each has its part of the weights, and computes as often as the others."""
+"""Frozen models that processes share out: each has its part of the weights, and all make each forward pass together."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any
 
-from adpa_cli.errors import AdpaError
+from adpa_cli.errors import AdpaError, Stopped
 from adpa_cli.spec import Runtime
-
-if TYPE_CHECKING:
-    from adpa_cli.engine.ranks import Ranks
+from adpa_cli.stages import Job, Monitor
 
 
 def is_shared_out(runtime: Runtime, processes: int) -> bool:
-    """Whether frozen models are shared out among processes: where that is asked for, since it is slower."""
+    """Whether frozen models are shared out among processes: where a plan finds that one card is too small for the
+    whole, or where that is asked for, since it is slower."""
     return runtime.shard == "all" and processes > 1
 
 
 def check(spec: Any, runtime: Runtime) -> None:
-    """Raise AdpaError for what the models of a capture cannot be when they are shared out."""
+    """Raise AdpaError for what models cannot be when they are shared out."""
     others = {
         f"quantise={spec.quantise}": (bool(spec.quantise), "--runtime shard=none"),
         f"offload={runtime.offload}": (runtime.offload != "none", "--runtime offload=none"),
@@ -28,21 +29,44 @@ def check(spec: Any, runtime: Runtime) -> None:
             raise AdpaError(f"--runtime shard=all cannot be combined with {what}", hint)
 
 
-def check_prompts(in_halves: bool, label: str, stage: str) -> None:
-    """Raise AdpaError where blocks are computed in halves, of which a small one has none: then processes would compute
-    unequally often."""
-    if in_halves:
-        raise AdpaError(
-            f"--runtime shard=all: {label} cannot compute a prompt once that several answers share",
-            f"--set {stage}.prompts=apart",
-        )
+@contextlib.contextmanager
+def together(job: Job, monitor: Monitor, processes: int) -> Iterator[Monitor]:
+    """Around the work with one frozen model that is loaded in it. Where processes share it out, each of them comes here
+    equally often, and stays until all have done their work; the monitor to use meanwhile tells of signals that reached
+    any of them. Raises Stopped in all of them then."""
+    if not is_shared_out(job.runtime, processes):
+        yield monitor
+        return
+    from adpa_cli.engine.offload import placing
+    from adpa_cli.engine.ranks import Ranks
+    from adpa_cli.engine.sharding import Company
+
+    company = Company(Ranks.here(), monitor.stop)
+    company.agree()
+    if company.asked is None:
+        try:
+            with placing(company):
+                yield replace(monitor, stop=lambda: company.asked)
+        except Stopped:
+            company.accompany()
+            raise
+        company.accompany()
+    if company.asked is not None:
+        raise Stopped(company.asked, f"{Stopped.opening(company.asked)}; finished blocks are saved")
 
 
-def dealt(blocks: Sequence[Any], missing: Sequence[int], ranks: Ranks) -> tuple[list[Any], int]:
-    """This process's share of the blocks whose numbers the first process finds `missing`, as many as each other one's:
-    the last ones are spare, and only keep others company; how many of those there are."""
-    agreed = ranks.gathered({ranks.rank: missing})[0]
-    by_index = {block.index: block for block in blocks}
-    mine = [by_index[index] for index in ranks.share(agreed)]
-    spare = -(-len(agreed) // ranks.count) - len(mine)
-    return [*mine, *(by_index[agreed[0]] for _ in range(spare))], spare
+def alone(job: Job, processes: int) -> contextlib.AbstractContextManager[None]:
+    """Around what the first process does by itself with models that are shared out later: their layers wait in the
+    memory of the machine."""
+    from adpa_cli.engine.offload import layers_wait
+
+    return layers_wait("cpu" if is_shared_out(job.runtime, processes) else job.runtime.offload, job.folder)
+
+
+def is_any_left(job: Job, todo: Sequence[Any], processes: int) -> bool:
+    """Whether this process has work; where models are shared out, whether any process has."""
+    if not is_shared_out(job.runtime, processes):
+        return bool(todo)
+    from adpa_cli.engine.ranks import Ranks
+
+    return Ranks.here().summed([float(len(todo))]) != [0.0]

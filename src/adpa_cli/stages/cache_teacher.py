@@ -37,7 +37,6 @@ from adpa_cli.stages._precision import fitting
 
 if TYPE_CHECKING:
     from adpa_cli.engine.layout.examples import Answers
-    from adpa_cli.engine.ranks import Ranks
     from adpa_cli.signal.rows import SignalSpec
     from adpa_cli.stages._signal_shards import Facts
 
@@ -111,44 +110,41 @@ class Blocks:
 def compute(job: Job, monitor: Monitor, rank: int = 0, processes: int = 1) -> None:
     """Leave one block per block of answers in the work folder; blocks that are there are kept."""
     from adpa_cli.engine.layout.micro_batches import longest_first
-    from adpa_cli.engine.offload import layers_wait
-    from adpa_cli.engine.ranks import Ranks
 
     spec = make(CaptureSpec, job.spec)
     plan = plan_of(job, spec)
-    shared = Ranks.here() if _sharing.is_shared_out(job.runtime, processes) else None
-    told = monitor
-    if shared:  # all stop after the same block
-        monitor = replace(monitor, stop=lambda: shared.agree({}, told.stop())[1])
+    is_shared = _sharing.is_shared_out(job.runtime, processes)
     if rank == 0 and "data" in job.inputs:
         _tell_truncation(job, spec, monitor)
     roles, shard_of = _roles(job), plan.shard_of()
-    wanted = job.own(longest_first(plan.blocks), *((0, 1) if shared else (rank, processes)))
+    wanted = job.own(longest_first(plan.blocks), rank, processes)
     before = 2 * len(roles) if _noise.sample_size(spec) else 0
     of, done = before + len(roles) * len(wanted), before
     has_moved = before > 0 and not (job.folder / _noise.FILE).exists()
     if rank == 0 and before:
-        with layers_wait("cpu" if shared else job.runtime.offload, job.folder):
-            _judge_noise(job, spec, told, of)
-    elif before:
-        _noise.wait(job, told)
+        with _sharing.alone(job, processes):
+            _judge_noise(job, spec, monitor, of)
+    elif before and not is_shared:  # else they wait for the first one where all begin to share a teacher out
+        _noise.wait(job, monitor)
     for blocks in _turns(plan, wanted, len(roles)):
         for role in roles:
-            spare, todo = 0, [block for block in blocks if not _is_there(job, shard_of, block, role)]
-            if shared:
-                todo, spare = _sharing.dealt(plan.blocks, [block.index for block in todo], shared)
-            done += max(0, len(blocks) - len(todo))
-            if todo and has_moved and not shared:  # each start leaves more than it found, also if each is stopped
+            todo = [block for block in blocks if not _is_there(job, shard_of, block, role)]
+            done += len(blocks) - len(todo)
+            if todo and has_moved and not is_shared:  # each start leaves more than it found, also if each is stopped
                 stop_if_asked(monitor, done, of)
             has_moved = has_moved or bool(todo)
-            _pass(job, spec, role, replace(plan, blocks=todo), monitor, done, of, True, shared, spare)
+            if _sharing.is_any_left(job, todo, processes):
+                with _sharing.together(job, monitor, processes) as told:
+                    _pass(job, spec, role, replace(plan, blocks=todo), told, done, of)
             done += len(todo)
 
 
 def _turns(plan: Blocks, wanted: Sequence[Any], roles: int) -> list[list[Any]]:
     """The blocks that one teacher after the other computes: of a pair those of a few shards, which bounds what waits
-    on the disk."""
+    on the disk. Each process has equally many turns."""
     shard_of, turns = plan.shard_of(), dict[int, list[Any]]()
+    for block in plan.blocks if roles > 1 else ():
+        turns.setdefault(shard_of(block.index) // TURN_SHARDS, [])
     for block in wanted:
         turns.setdefault(shard_of(block.index) // TURN_SHARDS if roles > 1 else 0, []).append(block)
     return list(turns.values())
@@ -201,25 +197,18 @@ def _tell_truncation(job: Job, spec: CaptureSpec, monitor: Monitor) -> None:
 
 
 def _pass(
-    job: Job, spec: CaptureSpec, role: str, plan: Blocks, monitor: Monitor, done: int, of: int, is_kept: bool,
-    shared: Ranks | None = None, spare: int = 0,
-) -> None:  # fmt: skip
-    """One teacher over the blocks of a plan; with `is_kept` the shards are encoded whose last block is among them.
-
-    Where `shared` processes have a part of it each, the last `spare` blocks are computed for company and not kept.
-    """
+    job: Job, spec: CaptureSpec, role: str, plan: Blocks, monitor: Monitor, done: int, of: int, is_kept: bool = True
+) -> None:
+    """One teacher over the blocks of a plan; with `is_kept` the shards are encoded whose last block is among them."""
     from adpa_cli.engine.device import block_that_fits, device
     from adpa_cli.engine.layout.shared_prompt import can_share
     from adpa_cli.engine.models import load_checked
     from adpa_cli.engine.overflow import overflow_named
-    from adpa_cli.engine.sharding import SharedModel
     from adpa_cli.signal import block_files
     from adpa_cli.stages._signal_shards import encode_if_whole
 
-    if not plan.blocks:
-        return
     teacher = job.one(role)
-    model = load_checked(teacher.path, dtype=spec.dtype, device="cpu" if shared else device(), quantise=spec.quantise)
+    model = load_checked(teacher.path, dtype=spec.dtype, device=device(), quantise=spec.quantise)
     share = plan.shared and can_share(model, spec.max_length)
     write_json(job.folder / f"_prompts-{role}.json", share)
     settings: dict[str, Any] = {
@@ -227,22 +216,13 @@ def _pass(
     }  # fmt: skip
     is_last = is_kept and role == _roles(job)[-1] and _is_known(spec)
     shards, shard_of = plan.shards(), plan.shard_of()
-    kept = len(plan.blocks) - spare
-    left = Counter(shard_of(block.index) for block in plan.blocks[:kept])
-    if shared:
-        _sharing.check_prompts(plan.shared and not share, teacher.label, job.stage)
-    whole = SharedModel(model, shared) if shared else None
+    left = Counter(shard_of(block.index) for block in plan.blocks)
     with block_files.background_writer() as write:
-        for number, block in enumerate(with_progress(plan.blocks, monitor, done, of)):
+        for block in with_progress(plan.blocks, monitor, done, of):
             longest = max(len(item.prompt) + len(item.answer) for item in block.items)
             fits = block_that_fits(job.stage, len(block.items), longest)
             with fits, overflow_named(model, spec.dtype, job.stage):
-                # What others keep may be gone already, so company reads nothing of it.
-                reads = role if number < kept else "aligned"
-                act = functools.partial(_rows, job, spec, reads, block, model, plan.shared and not share, settings)
-                rows = whole(act) if whole else act()
-            if number >= kept:
-                continue
+                rows = _rows(job, spec, role, block, model, plan.shared and not share, settings)
             write(_keep, job, role, block, rows)
             shard = shard_of(block.index)
             left[shard] -= 1
@@ -442,9 +422,7 @@ def memory(node: Node, load: Load) -> Memory:
     """Of one teacher after the other over blocks of answers."""
     spec, draws = node.spec, node.spec.support == "sampled"
     ids, alive = (spec.samples, TILES_OF_DRAWS) if draws else (spec.top_k, TILES)
-    held = Held.by(spec, load.runtime)
-    if _sharing.is_shared_out(load.runtime, load.where.processes):
-        held = replace(held, parts=load.where.processes)
+    held = Held.by(spec, load.runtime, load.where)
     return scoring_in_turn(load.models, load.rows, held, spec.block_tokens, 1 + ids, load.where, alive)
 
 
@@ -465,6 +443,6 @@ CACHE_TEACHER = Stage(
     "cache-teacher", 4, 1, CaptureSpec, "scoring", "signal", compute, finish, rows, disk, memory,
     lambda node, load: _noise.flops(node, load, len(load.flat)),
     what=what, next_commands=next_commands, vocabulary_of="aligned", follows=("limit", "max_length"),
-    missing=missing, check=_sharing.check,
+    missing=missing, check=_sharing.check, shares=lambda spec: True,
 )  # fmt: skip
 STAGES = (CACHE_TEACHER,)

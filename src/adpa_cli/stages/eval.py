@@ -24,6 +24,7 @@ from adpa_cli.stages import (
     Node,
     Stage,
     _noise,
+    _sharing,
     scoring_memory,
     stored_words,
     with_progress,
@@ -37,12 +38,16 @@ SCORED = (REWARDS, JUDGEMENTS)
 
 
 def compute(job: Job, monitor: Monitor, rank: int = 0, processes: int = 1) -> None:
-    """Leave the margins of the pairs in the work folder, where the suite asks for them. Run by one process only."""
+    """Leave the margins of the pairs in the work folder, where the suite asks for them. One process computes them, or
+    all that share the models out: then the first one writes them."""
     spec = make(EvalSpec, job.spec)
     path = job.folder / MARGINS
-    if is_scoring(spec, job.inputs) and not path.exists():
+    todo = [_margins] * (is_scoring(spec, job.inputs) and not path.exists())
+    if _sharing.is_any_left(job, todo, processes):
         for measured in with_progress([_margins], monitor):
-            write_json(path, measured(job, spec, monitor))
+            margins = measured(job, spec, monitor, rank, processes)
+            if rank == 0:
+                write_json(path, margins)
     else:
         monitor.progress(1, 1, {})
 
@@ -83,7 +88,7 @@ def prompts_words(measured: str, selected: str) -> str:
     return ", ".join([*said, *([words] if is_shared else [])])
 
 
-def _margins(job: Job, spec: EvalSpec, monitor: Monitor) -> dict[str, float]:
+def _margins(job: Job, spec: EvalSpec, monitor: Monitor, rank: int, processes: int) -> dict[str, float]:
     """The margin of every pair as the suite measures it, once some of them were measured in float32 too."""
     from adpa_cli.engine.layout import examples as ex
     from adpa_cli.engine.noise import compared, first_by_hash
@@ -101,9 +106,11 @@ def _margins(job: Job, spec: EvalSpec, monitor: Monitor) -> dict[str, float]:
         pairs = sorted(both[0])
         return {"answers": 2 * len(sample), "margin": compared(*(np.array([m[pair] for pair in pairs]) for m in both))}
 
-    if _noise.sample_size(spec):
-        _noise.judged(job, monitor, "margin", noise)
-    return measured(examples, suites.logps_under(spec))
+    if _noise.sample_size(spec) and rank == 0:
+        with _sharing.alone(job, processes):
+            _noise.judged(job, monitor, "margin", noise)
+    with _sharing.together(job, monitor, processes):
+        return measured(examples, suites.logps_under(spec))
 
 
 def is_scoring(spec: EvalSpec, inputs: Mapping[str, Any]) -> bool:
@@ -145,6 +152,6 @@ def what(node: Node) -> str:
 EVAL = Stage(
     "eval", 9, 2, EvalSpec, "scoring", "scores", compute, finish, rows, disk, memory, flops,
     what=what, split=lambda spec: str(spec.split), one_process=True, follows=("max_length",),
-    is_result=True,
+    is_result=True, check=_sharing.check, shares=lambda spec: suites.every()[spec.suite].margins is not None,
 )  # fmt: skip
 STAGES = (EVAL,)

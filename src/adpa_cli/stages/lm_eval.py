@@ -202,7 +202,7 @@ def disk(node: Node, load: Load) -> Disk:
 def memory(node: Node, load: Load) -> Memory:
     """Of a batch of requests with all of their logits."""
     tokens = node.spec.batch_size * min(MOST_TOKENS, node.spec.max_length or MOST_TOKENS)
-    return requests_memory(load.models[0], tokens, Held.by(node.spec, load.runtime), load.where)
+    return requests_memory(load.models[0], tokens, Held.by(node.spec, load.runtime, load.where), load.where)
 
 
 def what(node: Node) -> str:

@@ -27,6 +27,7 @@ from adpa_cli.stages import (
     Node,
     Stage,
     _noise,
+    _sharing,
     scoring_memory,
     stored_words,
     with_progress,
@@ -75,27 +76,29 @@ def compute(job: Job, monitor: Monitor, rank: int = 0, processes: int = 1) -> No
     from adpa_cli.engine.layout.micro_batches import longest_first
     from adpa_cli.engine.rewards.reward_model import Scorer, fitting_blocks
 
-    spec = make(RewardsSpec, job.spec)
+    spec, is_shared = make(RewardsSpec, job.spec), _sharing.is_shared_out(job.runtime, processes)
     if spec.scorer:
-        if rank == 0 and job.runtime.part[0] == 0:
-            _score_answers(job, spec, monitor)
+        if job.runtime.part[0] == 0 and (rank == 0 or is_shared):
+            _score_answers(job, spec, monitor, rank, processes)
         return
     pairs = _pairs(job, spec)
     if _noise.sample_size(spec) and rank == 0:
-        _noise.judged(job, monitor, "margin", lambda: _margin_noise(job, spec, pairs))
-    elif _noise.sample_size(spec):
+        with _sharing.alone(job, processes):
+            _noise.judged(job, monitor, "margin", lambda: _margin_noise(job, spec, pairs))
+    elif _noise.sample_size(spec) and not is_shared:
         _noise.wait(job, monitor)
     with fitting_blocks(spec.block_tokens, job.stage):
         blocks = [block for part in PARTS for block in longest_first(_blocks(job, spec, pairs, part))]
         own = job.own(blocks, rank, processes)
         todo = [block for block in own if not block.path.exists()]
-        if not todo:
+        if not _sharing.is_any_left(job, todo, processes):
             return
         ends = {ids[-1] for block in blocks for ids in (block.encoded[i] for i in block.rows)}
-        scorer = Scorer(job.one("reward_model").path, ends, spec.dtype, device(), job.stage, quantise=spec.quantise)
-        for block in with_progress(todo, monitor, len(own) - len(todo)):
-            rewards = scorer.rewards(block.encoded, block.rows)
-            write_json(block.path, {pairs[i].id: value for i, value in zip(block.rows, rewards, strict=True)})
+        with _sharing.together(job, monitor, processes) as told:
+            scorer = Scorer(job.one("reward_model").path, ends, spec.dtype, device(), job.stage, quantise=spec.quantise)
+            for block in with_progress(todo, told, len(own) - len(todo)):
+                rewards = scorer.rewards(block.encoded, block.rows)
+                write_json(block.path, {pairs[i].id: value for i, value in zip(block.rows, rewards, strict=True)})
 
 
 @dataclass(frozen=True)
@@ -152,13 +155,17 @@ def _margin_noise(job: Job, spec: RewardsSpec, pairs: Sequence[Pair]) -> dict[st
     return {"answers": 2 * len(sample), "margin": compared(margins(False), margins(True))}
 
 
-def _score_answers(job: Job, spec: RewardsSpec, monitor: Monitor) -> None:
-    """Leave the rewards of the given answers in the work folder."""
+def _score_answers(job: Job, spec: RewardsSpec, monitor: Monitor, rank: int, processes: int) -> None:
+    """Leave the rewards of the given answers in the work folder. Processes that share the models out all compute them,
+    and the first one writes them."""
     path, rewards = job.folder / f"_{ROLLOUTS}.json", suites.every()[spec.scorer].rewards
     if rewards is None:
         raise AdpaError(f"the suite {spec.scorer} rewards no answers")
-    if not path.exists():
-        write_json(path, rewards(job.firsts, spec))
+    if _sharing.is_any_left(job, [path] * (not path.exists()), processes):
+        with _sharing.together(job, monitor, processes):
+            found = rewards(job.firsts, spec)
+        if rank == 0:
+            write_json(path, found)
     monitor.progress(1, 1, {})
 
 
@@ -258,6 +265,7 @@ def what(node: Node) -> str:
 REWARDS = Stage(
     "rewards", 6, 1, RewardsSpec, "scoring", "rewards", compute, finish, rows, disk, memory,
     lambda node, load: _noise.flops(node, load, load.count), what=what, missing=missing,
-    split=lambda spec: str(spec.split), follows=("limit", "max_length"),
+    split=lambda spec: str(spec.split), follows=("limit", "max_length"), check=_sharing.check,
+    shares=lambda spec: not spec.scorer or bool(suites.every()[spec.scorer].scorers),
 )  # fmt: skip
 STAGES = (REWARDS,)

@@ -15,7 +15,18 @@ from adpa_cli.engine.costs import Held, generating_memory, rollout_disk, scoring
 from adpa_cli.errors import UsageError
 from adpa_cli.sizes import Disk, Memory, Rows, RowTable
 from adpa_cli.spec import Dtype, Quantise, Runtime, Split, make, quantise
-from adpa_cli.stages import Job, Lengths, Load, Monitor, Node, Stage, read_once_flops, stop_if_asked, stored_words
+from adpa_cli.stages import (
+    Job,
+    Lengths,
+    Load,
+    Monitor,
+    Node,
+    Stage,
+    _sharing,
+    read_once_flops,
+    stop_if_asked,
+    stored_words,
+)
 from adpa_cli.store.build import LOG
 
 if TYPE_CHECKING:
@@ -101,12 +112,13 @@ def compute(job: Job, monitor: Monitor, rank: int = 0, processes: int = 1) -> No
     encoder, blocks = _blocks(job, spec, ModelFolder.of(folder).tokenizer)
     own = job.own(longest_first(blocks), rank, processes)
     mine = [block for block in own if not _path(job, block.index).exists()]
-    if not mine:
+    if not _sharing.is_any_left(job, mine, processes):
         return
     sampling = Sampling(spec.temperature, spec.top_p, spec.max_new_tokens, spec.seed)
     decoding = Decoding(sampling, end_ids(encoder, folder), encoder.pad_id, spec.max_length, spec.dtype)
     done, draw = len(own) - len(mine), _by_servers if spec.is_served else _by_model
-    with contextlib.closing(draw(job, monitor, spec, decoding, mine)) as drawn:
+    together = _sharing.together(job, monitor, processes)
+    with together as told, contextlib.closing(draw(job, told, spec, decoding, mine)) as drawn:
         for n, (block, made) in enumerate(drawn, done + 1):
             rows = [
                 {
@@ -122,7 +134,7 @@ def compute(job: Job, monitor: Monitor, rank: int = 0, processes: int = 1) -> No
             tokens = sum(len(answer.ids) for answer in made) / len(made)
             monitor.progress(n, len(own), {"tokens/answer": tokens})
             if n < len(own):
-                stop_if_asked(monitor, n, len(own))
+                stop_if_asked(told, n, len(own))
 
 
 def _by_model(job: Job, monitor: Monitor, spec: RolloutSpec, decoding: Decoding, blocks: Sequence[Block[Any]]) -> Drawn:
@@ -239,13 +251,13 @@ def memory(node: Node, load: Load) -> Memory:
     """Of drawing answers in blocks, or of checking those of servers; what a server takes on this machine is its own."""
     if not node.spec.is_served:
         return drawing_memory(node, load)
-    held, tokens = Held.by(node.spec, load.runtime), load.runtime.tokens_per_device
+    held, tokens = Held.by(node.spec, load.runtime, load.where), load.runtime.tokens_per_device
     return scoring_in_turn(load.models, load.rows, held, tokens, 1, load.where) if load.runtime.base_urls else NONE
 
 
 def drawing_memory(node: Node, load: Load) -> Memory:
     """Of drawing answers in blocks."""
-    spec, held = node.spec, Held.by(node.spec, load.runtime)
+    spec, held = node.spec, Held.by(node.spec, load.runtime, load.where)
     return generating_memory(
         load.models[0], load.flat, held, spec.block_tokens, spec.max_new_tokens, spec.max_length, load.where
     )
@@ -262,7 +274,10 @@ def flops(node: Node, load: Load) -> float | None:
 
 
 def check(spec: RolloutSpec, runtime: Runtime) -> None:
-    """Raise UsageError where nothing says which servers draw the answers, or both things do that may."""
+    """Raise UsageError where nothing says which servers draw the answers, or both things do that may, and AdpaError for
+    what a model cannot be when processes share it out."""
+    if not spec.is_served:
+        _sharing.check(spec, runtime)
     if spec.is_served and not spec.vllm and not runtime.base_urls:
         raise UsageError(NO_SERVER, SERVERS)
     if spec.is_served and spec.vllm and runtime.base_urls:
@@ -286,5 +301,6 @@ ROLLOUT = Stage(
     "rollout", 5, 1, RolloutSpec, "generating", "answers", compute, finish, rows, disk, memory, flops,
     what=what, check=check, next_commands=next_commands, reads="prompts", parts=lambda spec: ("rollout",),
     split=lambda spec: str(spec.split), vocabulary_of="model", follows=("limit", "max_length"), missing=missing,
+    shares=lambda spec: not spec.is_served,
 )  # fmt: skip
 STAGES = (ROLLOUT,)

@@ -14,8 +14,8 @@ from adpa_cli.disk import numbered
 from adpa_cli.engine.costs import start_logps_disk
 from adpa_cli.errors import AdpaError
 from adpa_cli.sizes import Disk, Rows
-from adpa_cli.spec import Quantise, TrainingDtype, Truncation, make, quantise, truncation
-from adpa_cli.stages import Job, Lengths, Load, Monitor, Node, Stage, stored_words, with_progress
+from adpa_cli.spec import Quantise, Runtime, TrainingDtype, Truncation, make, quantise, truncation
+from adpa_cli.stages import Job, Lengths, Load, Monitor, Node, Stage, _sharing, stored_words, with_progress
 
 if TYPE_CHECKING:
     from adpa_cli.stages._logps_table import KeyedLogps, Logps
@@ -54,17 +54,18 @@ def compute(job: Job, monitor: Monitor, rank: int = 0, processes: int = 1) -> No
     spec = make(StartSpec, job.spec)
     own = job.own(longest_first(_blocks(job, spec)), rank, processes)
     todo = [block for block in own if not _path(job, block.index).exists()]
-    if not todo:
+    if not _sharing.is_any_left(job, todo, processes):
         return
     folder, stored = job.one("model").path, spec.quantise
-    model = load_checked(folder, dtype=spec.dtype, train=spec.merged, device=device(), quantise=stored)
-    student = Student(model, spec.dtype)
-    for block in with_progress(todo, monitor, len(own) - len(todo)):
-        scored = _scored(job, spec, student, block.items, device())
-        _check(scored, job.one("model").label, job.hints["training"])
-        named = (key for answers in block.items.parts.values() for key in answers.answer_keys())
-        keys = {(key.example_id, key.part): key for key in named}
-        write(_path(job, block.index), [(keys[name], logps) for name, logps in scored.items()])
+    with _sharing.together(job, monitor, processes) as told:
+        model = load_checked(folder, dtype=spec.dtype, train=spec.merged, device=device(), quantise=stored)
+        student = Student(model, spec.dtype)
+        for block in with_progress(todo, told, len(own) - len(todo)):
+            scored = _scored(job, spec, student, block.items, device())
+            _check(scored, job.one("model").label, job.hints["training"])
+            named = (key for answers in block.items.parts.values() for key in answers.answer_keys())
+            keys = {(key.example_id, key.part): key for key in named}
+            write(_path(job, block.index), [(keys[name], logps) for name, logps in scored.items()])
 
 
 def _blocks(job: Job, spec: StartSpec) -> list[Any]:
@@ -159,8 +160,15 @@ def what(node: Node) -> str:
     return f"log-probs of {'+'.join(node.spec.parts)}, under {node.label_of('model')}{stored_words(node.spec)}"
 
 
+def check(spec: StartSpec, runtime: Runtime) -> None:
+    """Raise AdpaError for what models cannot be when processes share them out."""
+    _sharing.check(spec, runtime)
+    if spec.merged and _sharing.is_shared_out(runtime, runtime.processes):
+        raise AdpaError("--runtime shard=all cannot share out a model whose adapter is merged", "--runtime shard=none")
+
+
 START_LOGPS = Stage(
     "start-logps", 7, 1, StartSpec, "scoring", "start log-probs", compute, finish, rows, disk,
-    what=what, missing=missing,
+    what=what, missing=missing, check=check, shares=lambda spec: not spec.merged,
 )  # fmt: skip
 STAGES = (START_LOGPS,)

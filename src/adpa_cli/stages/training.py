@@ -368,6 +368,11 @@ def check(spec: TrainSpec, runtime: Runtime) -> None:
     costs.check_shared_out(spec, runtime, is_online(spec))
 
 
+def shares(spec: TrainSpec) -> bool:
+    """Whether several processes can have a part each of the weights."""
+    return costs.is_shared_out(spec, Runtime(), 2, is_online(spec))
+
+
 def flops(node: Node, load: Load) -> float:
     """Of the passes over the rows, and of drawing answers where a method does."""
     from adpa_cli.engine.training.schedule import steps_of
@@ -421,20 +426,21 @@ SFT = Stage(
     "sft", 1, 1, TrainSpec, "training", "model", compute, finish, rows, disk, memory, flops,
     what=lambda node: f"{node.label_of('model')} on {node.label_of('data')}{adapter_words(node.spec)}",
     next_commands=next_commands, methods=lambda: ("sft",), reads="dialogues", parts=lambda spec: ("chosen",),
-    check=check,
+    check=check, shares=shares,
 )  # fmt: skip
 DPO_TEACHER = Stage(
     "dpo-teacher", 2, 1, TrainSpec, "training", "model", compute, finish, rows, disk, memory, flops,
-    what=what, next_commands=next_commands, check=check, methods=lambda: ("dpo",), parts=parts_of,
+    what=what, next_commands=next_commands, check=check, shares=shares, methods=lambda: ("dpo",), parts=parts_of,
 )  # fmt: skip
 REWARD_MODEL = Stage(
     "reward-model", 3, 1, TrainSpec, "training", "reward model", compute, finish, rows, disk, memory, flops,
     what=lambda node: f"reward model on {node.label_of('model')}{adapter_words(node.spec)}",
-    next_commands=next_of_reward_model, check=check, methods=lambda: ("reward-model",), parts=parts_of,
+    next_commands=next_of_reward_model, check=check, shares=shares,
+    methods=lambda: ("reward-model",), parts=parts_of,
 )  # fmt: skip
 DISTILL = Stage(
     "distill", 8, 1, TrainSpec, "training", "model", compute, finish, rows, disk, memory, flops,
     what=what, next_commands=next_commands, methods=method_names, any_method=True, parts=parts_of, is_result=True,
-    check=check,
+    check=check, shares=shares,
 )  # fmt: skip
 STAGES = (SFT, DPO_TEACHER, REWARD_MODEL, DISTILL)

@@ -33,6 +33,7 @@ from adpa_cli.cli.console.streams import (
 from adpa_cli.cli.recipes.recorded import recorded_request
 from adpa_cli.data.tables import watching
 from adpa_cli.errors import AdpaError, Stopped, UsageError
+from adpa_cli.estimate.cost import Cost
 from adpa_cli.estimate.preflight import is_ordinary, refuse
 from adpa_cli.estimate.survey import Survey, survey
 from adpa_cli.families import reserved_words
@@ -185,11 +186,17 @@ def show_and_ask(surveyed: Survey, desk: Console, yes: bool, remark: str = "") -
         desk.screen.say(remark)
     ask_if_large(surveyed, yes)
     runtime = surveyed.runtime
-    is_shared = any(not cost.node.declared.one_process for cost in surveyed.building)
+    is_shared = any(_processes(cost, surveyed) > 1 for cost in surveyed.building)
     if runtime.processes > 1 and is_shared and not surveyed.problems and launchers.place() == (0, 1):
         threads = threads_per_process(runtime)
         desk.screen.say(f"Starting {runtime.processes} processes of {threads} thread{'s' * (threads > 1)} each.")
         raise launchers.Several(runtime.processes, threads)
+
+
+def _processes(cost: Cost, surveyed: Survey) -> int:
+    """How many processes compute a stage."""
+    runtime = cost.load.runtime if cost.load else surveyed.runtime
+    return cost.node.declared.processes(cost.node.spec, runtime)
 
 
 def ask_if_large(surveyed: Survey, yes: bool) -> None:
