@@ -150,7 +150,8 @@ class Measured:
                 shape = signal.metrics.get("advantage", {})
                 facts |= {
                     "RMS(A)": signal.metrics["rms_advantage"], "A < 0": shape.get("negative"),
-                    "RMS(A) clamped": shape.get("clamped_rms"), "teacher entropy": signal.metrics.get("teacher_entropy"),
+                    "RMS(A) clamped": shape.get("clamped_rms"),
+                    "teacher entropy": signal.metrics.get("teacher_entropy"),
                     "noise of A": signal.metrics.get("noise", {}).get("advantage", {}).get("error"),
                 }  # fmt: skip
             for name, value in facts.items():
