@@ -821,9 +821,12 @@ def test_disk_and_memory_of_a_training(which: str, tmp_path: Path, monkeypatch: 
     assert found.keeps
     assert found.peak
     before = sum(path.stat().st_size for path in store.root.rglob("*") if path.is_file())
-    resident, fullest = watched(
-        ["sft", *words, "--max-steps", "3", "--batch-size", "4", "--store", str(store.root)], store.root
-    )
+    words += ["--max-steps", "3", "--batch-size", "4"]
+    resident, fullest = watched(["sft", *words, "--store", str(store.root)], store.root)
+    for again in range(2):  # a short peak on the disk can be missed on a busy machine, never seen too large
+        if fullest - before < 0.9 * found.peak:
+            other = Store.find(tmp_path / f"again-{again}", create=True)
+            fullest = max(fullest, watched(["sft", *words, "--store", str(other.root)], other.root)[1])
     manifest = store.get(plan.targets[0].label)
     assert manifest is not None
     assert found.keeps == pytest.approx(manifest.size, rel=0.1)
