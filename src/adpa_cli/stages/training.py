@@ -19,6 +19,7 @@ from adpa_cli.stages._update import COMPUTED, first_steps, lost_update, rounds, 
 if TYPE_CHECKING:
     from adpa_cli.data.chat import Encoder
     from adpa_cli.engine.adapters import Base
+    from adpa_cli.engine.ranks import Ranks
     from adpa_cli.engine.sharding import WholeModel
     from adpa_cli.engine.training.checkpoint_selection import CheckpointSelection
     from adpa_cli.methods import Method, Need
@@ -33,7 +34,6 @@ def compute(job: Job, monitor: Monitor, rank: int = 0, processes: int = 1) -> No
     from adpa_cli.engine.device import forget_peak
     from adpa_cli.engine.layout.examples import encoder_of
     from adpa_cli.engine.ranks import Ranks
-    from adpa_cli.engine.sharding import WholeModel, share_out
     from adpa_cli.engine.trackers import tracking
     from adpa_cli.engine.training import schedule
     from adpa_cli.engine.training.adapted import base_of
@@ -52,13 +52,7 @@ def compute(job: Job, monitor: Monitor, rank: int = 0, processes: int = 1) -> No
     rows, end = len(data.examples), spec.last_step(schedule.steps_of(len(data.examples), spec))
     held = validation(job, spec, encoder) if spec.select == "best" else None
     ranks = Ranks.here()
-    draws = bool(data.online) or "reward_model" in job.inputs
-    costs.check_shared_out(spec, job.runtime, draws)
-    shared = costs.is_shared_out(spec, job.runtime, ranks.count, draws)
-    student, tuned = _student(job, spec, encoder, str(ranks.device), data)
-    whole = WholeModel.of(student.model, ranks, shared)
-    if shared:
-        share_out(student, ranks)
+    student, whole, tuned = _placed_student(job, spec, encoder, data, ranks)
     base = base_of(folder, job.one("model").content, spec) if spec.lora else None
     inputs = (data.examples, data.online, spec, params, job.folder, job.runtime.tokens_per_device)
     feed = Online(student, ranks, *inputs) if data.online else None
@@ -85,6 +79,22 @@ def compute(job: Job, monitor: Monitor, rank: int = 0, processes: int = 1) -> No
             **measured(job.folder, end, ranks.device.type), **_sizes(model, data),
             **({"runtime": tuned} if tuned else {}), **update_of(job, spec, model), "final": summary,
         })  # fmt: skip
+
+
+def _placed_student(
+    job: Job, spec: TrainSpec, encoder: Encoder, data: Data, ranks: Ranks
+) -> tuple[Any, WholeModel, dict[str, Any]]:
+    """The student where it trains, its weights shared out where that holds; the way to all of them; how it is tuned."""
+    from adpa_cli.engine.sharding import WholeModel, share_out
+
+    draws = bool(data.online) or "reward_model" in job.inputs
+    costs.check_shared_out(spec, job.runtime, draws)
+    is_shared = costs.is_shared_out(spec, job.runtime, ranks.count, draws)
+    student, tuned = _student(job, spec, encoder, str(ranks.device), data)
+    whole = WholeModel.of(student.model, ranks, is_shared)
+    if is_shared:
+        share_out(student, ranks)
+    return student, whole, tuned
 
 
 def _saver(whole: WholeModel, encoder: Encoder, source: Path, base: Base | None) -> Callable[[Path], None]:
