@@ -35,7 +35,7 @@ from adpa_cli.store.claim import Claim
 from adpa_cli.store.identity import Recipe
 from adpa_cli.store.lock import PARTIAL, POLL_SECONDS, Hold, holder, locked
 from adpa_cli.store.manifest import Manifest
-from adpa_cli.store.parts import Part, PartDone
+from adpa_cli.store.parts import Part, PartDone, recipe_of
 
 STATE = "state.json"
 LOG = "log.txt"
@@ -361,11 +361,6 @@ def attempts(root: Path, recipe_id: str) -> list[Path]:
 def lock_path(folder: Path) -> Path:
     """The lock of those who make what a private folder is for."""
     return folder.with_name(f"{recipe_of(folder)}.lock")
-
-
-def recipe_of(folder: Path) -> str:
-    """The id of the recipe that a private folder belongs to; a copy of another one's work has more to its name."""
-    return folder.name.partition(".")[0]
 
 
 def owner_path(folder: Path) -> Path:

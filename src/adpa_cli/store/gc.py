@@ -20,7 +20,7 @@ from adpa_cli.disk import explained
 from adpa_cli.errors import Busy, UsageError
 from adpa_cli.store import manifest as manifests
 from adpa_cli.store import parts
-from adpa_cli.store.build import at_work, owner_path, read_state, recipe_of
+from adpa_cli.store.build import at_work, owner_path, read_state
 from adpa_cli.store.identity import Recipe
 from adpa_cli.store.lock import PARTIAL, collecting, forget_dead, locked, reservations
 from adpa_cli.store.manifest import Manifest
@@ -282,7 +282,7 @@ def _move(root: Path, item: Item, trash: Path, command: str) -> bool:
 
 
 def _id(item: Item) -> str:
-    return manifests.read(item.folder).id if item.kind == "artifact" else recipe_of(item.folder)
+    return manifests.read(item.folder).id if item.kind == "artifact" else parts.recipe_of(item.folder)
 
 
 def _size(folder: Path) -> int:

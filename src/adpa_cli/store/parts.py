@@ -45,14 +45,19 @@ class PartDone(AdpaError):
     exit_code = 0
 
 
+def recipe_of(folder: Path) -> str:
+    """The id of the recipe that a private folder belongs to; a copy of another one's work has more to its name."""
+    return folder.name.partition(".")[0]
+
+
 def lock_of(folder: Path, part: Part) -> Path:
     """The lock of who makes one part of what a private folder is for."""
-    return folder.with_name(f"{_recipe(folder)}.{part.name}.lock")
+    return folder.with_name(f"{recipe_of(folder)}.{part.name}.lock")
 
 
 def at_work(folder: Path) -> list[str]:
     """Who works on a part of what a private folder is for."""
-    locks = folder.parent.glob(f"{_recipe(folder)}.part-*.lock")
+    locks = folder.parent.glob(f"{recipe_of(folder)}.part-*.lock")
     return [who for path in sorted(locks) if (who := holder(path))]
 
 
@@ -63,7 +68,7 @@ def wait_until_none(folder: Path, announce: Callable[[str], None] | None, what: 
         announce(f"Waiting for the jobs that make parts of {what}: {', '.join(busy)}")
     while at_work(folder):
         time.sleep(POLL_SECONDS)
-    for path in folder.parent.glob(f"{_recipe(folder)}.part-*.lock"):
+    for path in folder.parent.glob(f"{recipe_of(folder)}.part-*.lock"):
         claims_of = claim_path(path)
         if (claim := claims.read(claims_of)) is not None:
             claims.removed(claims_of, claim)
@@ -100,7 +105,3 @@ def forget_states(folder: Path) -> None:
 
 def _states(folder: Path) -> list[Path]:
     return sorted(folder.glob("_part-*-of-*.json"))
-
-
-def _recipe(folder: Path) -> str:
-    return folder.name.partition(".")[0]
