@@ -145,14 +145,17 @@ def test_a_launcher_that_is_killed_takes_its_processes_along(tmp_path: Path) -> 
             time.sleep(0.05)
 
 
+def at_start(folder: Path, code: str) -> dict[str, str]:
+    """An environment in which every new Python runs some code before anything else."""
+    (folder / "site").mkdir()
+    (folder / "site" / "sitecustomize.py").write_text(f"import os, time\n{code}")
+    return {"PYTHONPATH": os.pathsep.join([str(folder / "site"), os.environ.get("PYTHONPATH", "")])}
+
+
 def test_a_launcher_that_is_killed_at_once_leaves_nobody(tmp_path: Path) -> None:
     """Its processes are still loading libraries, and have not looked who started them."""
-    (tmp_path / "site").mkdir()
-    (tmp_path / "site" / "sitecustomize.py").write_text(
-        "import os, time\nif 'RANK' in os.environ:\n    open(os.environ['RANK'], 'w').close()\n    time.sleep(2)\n"
-    )
-    path = os.pathsep.join([str(tmp_path / "site"), os.environ.get("PYTHONPATH", "")])
-    with adpa([*SFT, "--gpus", "2"], tmp_path, env={"PYTHONPATH": path}) as running:
+    code = "if 'RANK' in os.environ:\n    open(os.environ['RANK'], 'w').close()\n    time.sleep(2)\n"
+    with adpa([*SFT, "--gpus", "2"], tmp_path, env=at_start(tmp_path, code)) as running:
         running.until(lambda: (tmp_path / "0").exists() and (tmp_path / "1").exists(), "both processes")
         ranks = of_rank(running.pid)
         assert set(ranks) == {0, 1}
@@ -165,12 +168,8 @@ def test_a_launcher_that_is_killed_at_once_leaves_nobody(tmp_path: Path) -> None
 
 
 def test_a_signal_at_the_start_ends_all_soon_and_says_only_that(tmp_path: Path) -> None:
-    (tmp_path / "site").mkdir()
-    (tmp_path / "site" / "sitecustomize.py").write_text(
-        "import os, time\nif os.environ.get('RANK') == '1':\n    open('begun', 'w').close()\n    time.sleep(60)\n"
-    )
-    path = os.pathsep.join([str(tmp_path / "site"), os.environ.get("PYTHONPATH", "")])
-    with adpa([*SFT, "--gpus", "2"], tmp_path, env={"PYTHONPATH": path}) as running:
+    code = "if os.environ.get('RANK') == '1':\n    open('begun', 'w').close()\n    time.sleep(60)\n"
+    with adpa([*SFT, "--gpus", "2"], tmp_path, env=at_start(tmp_path, code)) as running:
         running.until(lambda: (tmp_path / "begun").exists() and len(of_rank(running.pid)) == 2, "both processes")
         began = time.monotonic()
         running.signal(signal.SIGTERM)
