@@ -45,7 +45,7 @@ def write_model(folder: Path) -> None:
     model.save_pretrained(folder)
     words = {"<unk>": 0, "<s>": 1, "</s>": 2} | {f"w{n}": n for n in range(3, WORDS)}
     plain = Tokenizer(models.WordLevel(words, "<unk>"))
-    plain.pre_tokenizer = pre_tokenizers.WhitespaceSplit()  # type: ignore[assignment]
+    plain.pre_tokenizer = pre_tokenizers.WhitespaceSplit()  # type: ignore[assignment]  # its stub is read-only
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=plain, unk_token="<unk>", bos_token="<s>", eos_token="</s>", chat_template=TEMPLATE
     )

@@ -17,7 +17,7 @@ from typing import Any
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parents[1] / "tests"))
 
-from support.chromium import chromium  # noqa: E402
+from support.chromium import chromium  # noqa: E402  once tests/ is on the path
 
 MODELS = {
     "start": "student", "dckd": "distill dckd", "adpa": "distill adpa", "reference": "reference teacher",

@@ -92,7 +92,7 @@ def watch(found: list[nn.Module]) -> None:
         real(company, body, *rest)
         found.extend(module for module in body.modules() if isinstance(module, FSDPModule))
 
-    Company.begin = begin  # type: ignore[method-assign]
+    Company.begin = begin  # type: ignore[method-assign]  # in this process only
 
 
 def stopped(job: Job, ranks: Ranks) -> str:

@@ -74,7 +74,7 @@ class Company(Offload):
         every = _Layers(layers)
         fully_shard(every, mesh=self._mesh)
         for layer, after in itertools.pairwise(layers):
-            layer.set_modules_to_forward_prefetch([after])  # type: ignore[operator]
+            layer.set_modules_to_forward_prefetch([after])  # type: ignore[operator]  # of FSDPModule
         every()
         layers[0].register_forward_pre_hook(lambda *_: self.agree(), prepend=True)
         self._body, self._dtype = body, dtype

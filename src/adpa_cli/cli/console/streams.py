@@ -318,9 +318,10 @@ def _json(value: Any) -> str:
 
 def terminal_width() -> int:
     """Columns of the terminal, also where stdout is a pipe to a program that shows it there; 120 without one."""
-    for stream in (sys.__stdout__, sys.__stderr__):
+    streams = () if os.environ.get("COLUMNS") else (sys.__stdout__, sys.__stderr__)
+    for stream in streams:
         with contextlib.suppress(AttributeError, ValueError, OSError):
-            if not os.environ.get("COLUMNS") and (columns := os.get_terminal_size(stream.fileno()).columns):  # type: ignore[union-attr]
+            if stream is not None and (columns := os.get_terminal_size(stream.fileno()).columns):
                 return columns
     return shutil.get_terminal_size((120, 24)).columns
 
