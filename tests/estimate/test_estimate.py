@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
 import sys
-import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -759,41 +759,33 @@ def library_pages(process: int) -> int:
     return shared
 
 
+def bytes_below(root: Path) -> int:
+    """Bytes of the files below a folder that another process is writing to."""
+    total = 0
+    for folder, _, names in os.walk(root):
+        for name in names:
+            with contextlib.suppress(OSError):  # it was renamed meanwhile
+                total += os.stat(f"{folder}/{name}").st_size
+    return total
+
+
 def watched(words: list[str], root: Path) -> tuple[int, int]:
     """(most bytes resident, most bytes below `root`) while a command runs in a process of its own."""
-    resident, libraries, fullest, over = [0], [0], [0], threading.Event()
+    resident, libraries, fullest = 0, 0, 0
+    seen = 0  # bytes resident when the libraries' pages were read
     child = subprocess.Popen([sys.executable, "-m", "adpa_cli", *words, "-q"], stdout=subprocess.DEVNULL)
-
-    def watch() -> None:
-        while not over.wait(0.003):
-            # What wait4 tells would include this process, of which the child is a fork.
-            status = Path(f"/proc/{child.pid}/status").read_text()
-            most = [int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM:")]
-            resident[0] = max(resident[0], 1024 * sum(most))
-            sizes = []
-            for folder, _, names in os.walk(root):
-                for name in names:
-                    try:
-                        sizes.append(os.stat(f"{folder}/{name}").st_size)
-                    except OSError:  # it was renamed meanwhile
-                        continue
-            fullest[0] = max(fullest[0], sum(sizes))
-
-    def watch_libraries() -> None:
-        while not over.wait(1.5):  # it takes long, and short peaks on the disk are missed meanwhile
-            libraries[0] = max(libraries[0], library_pages(child.pid))
-
-    watchers = [threading.Thread(target=watch), threading.Thread(target=watch_libraries)]
-    for watcher in watchers:
-        watcher.start()
-    try:
-        os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)  # ended, and still to be read in /proc
-    finally:
-        over.set()
-        for watcher in watchers:
-            watcher.join()
+    # WNOWAIT: it has ended then, and is still to be read in /proc.
+    while os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT | os.WNOHANG) is None:
+        # What wait4 tells would include this process, of which the child is a fork.
+        status = Path(f"/proc/{child.pid}/status").read_text()
+        most = [int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM:")]
+        resident = max(resident, 1024 * sum(most))
+        if resident > 1.04 * seen:  # reading them takes long, and short peaks on the disk are missed meanwhile
+            seen, libraries = resident, max(libraries, library_pages(child.pid))
+        fullest = max(fullest, bytes_below(root))
+        time.sleep(0.003)
     assert child.wait() == 0
-    return resident[0] - libraries[0] + LIBRARY_PAGES, fullest[0]
+    return resident - libraries + LIBRARY_PAGES, fullest
 
 
 @pytest.mark.slow
