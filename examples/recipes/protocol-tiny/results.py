@@ -275,6 +275,19 @@ def figure_of(measured: Measured, groups: dict[str, Group], name: str, title: st
     return points(name, title, series, "mean reward, sampled", "mean reward, greedy", caption)
 
 
+def methods_section(measured: Measured) -> Iterator[str | Figure]:
+    """The other methods, each against ADPA+, and the ablation of DCKD."""
+    groups = {row: group for (row, _), group in measured.groups.items()}
+    yield "\n".join(_score_table(measured, groups)) + "\n"
+    yield figure_of(measured, groups, "methods", "The other methods")
+    others = [row for row in groups if row not in ("Student", "ADPA+") and not row.startswith("DCKD")]
+    pairs = [(row, "ADPA+") for row in others] + [(row, "DCKD") for row in groups if row.startswith("DCKD ")]
+    for decoding in (SAMPLED, GREEDY):
+        if gaps := differences(groups, pairs, decoding):
+            yield f"Against ADPA+ and DCKD, {decoding}. {order_words(gaps)}\n"
+            yield "\n".join(gap_table(gaps)) + "\n"
+
+
 KINDS = {
     "rate": "the rate of the teacher's DPO", "steps": "epochs of the teacher's DPO", "γ": "γ",
     "dtype": "dtype of the capture",
@@ -403,6 +416,7 @@ def real_section(measured: Measured) -> Iterator[str | Figure]:
 
 SECTIONS = (
     ("main", "", main_section),
+    ("methods", "## The other methods", methods_section),
     ("conditions", "## Where the order holds", conditions_section),
     ("beyond", "## Beyond the paper", beyond_section),
     ("real", "## A real pair", real_section),
