@@ -101,10 +101,11 @@ def test_an_option_out_of_range_is_refused_before_any_work(cli: Cli, option: str
     assert option.split()[0].lstrip("-").replace("-all", "").replace("-", "_") in said.replace("-", "_")
 
 
-def test_an_unknown_setting_lists_all_with_their_defaults(cli: Cli) -> None:
+def test_a_misspelt_setting_is_corrected_and_an_unknown_one_lists_all_with_their_defaults(cli: Cli) -> None:
     said = cli.refused(2, *ADPA_PLUS, "--set", "gama=2")
     assert "--set gama: distill has no such setting" in said
-    assert "did you mean gamma?" in said
+    assert said.endswith("did you mean gamma? its default: gamma=1.0\n"), "of the family"
+    said = cli.refused(2, *ADPA_PLUS, "--set", "margin=2")
     assert "lr=0.002" in said, "the default of the family"
     assert "max_steps=none" in said
     assert "missing_reference=kth" in said

@@ -58,6 +58,8 @@ class Model:
 
 Group = dict[str, Model]
 """The models of one row and point by their seeds."""
+Mean = tuple[float, float]
+"""Mean and standard deviation over the seeds."""
 
 
 @dataclass(frozen=True)
@@ -123,7 +125,7 @@ class Measured:
         """The rows that have this point."""
         return [row for row, at in self.groups if at == point]
 
-    def mean(self, group: Group, metric: str, decoding: str = "") -> tuple[float, float] | None:
+    def mean(self, group: Group, metric: str, decoding: str = "") -> Mean | None:
         """Mean and standard deviation over the seeds."""
         values = [m.scores[metric, decoding] for m in group.values() if (metric, decoding) in m.scores]
         return (statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0) if values else None
@@ -266,13 +268,18 @@ def _score_table(measured: Measured, groups: dict[str, Group]) -> list[str]:
 
 def figure_of(measured: Measured, groups: dict[str, Group], name: str, title: str) -> Figure:
     """Greedy over sampled reward, a point for each row with its spread over the seeds."""
-    series = []
-    for n, (row, group) in enumerate(groups.items()):
-        x, y = (measured.mean(group, REWARD, decoding) for decoding in (SAMPLED, GREEDY))
-        if x and y:
-            series.append(Series(row, [x[0]], [y[0]], [(y[0] - y[1], y[0] + y[1])], n))
-    caption = "Means over the seeds; bars are one standard deviation."
-    return points(name, title, series, "mean reward, sampled", "mean reward, greedy", caption)
+    ways = [measured.mean(groups[row], REWARD, decoding) for row in groups for decoding in (SAMPLED, GREEDY)]
+    series = _dots(list(groups), ways[::2], ways[1::2])
+    return points(name, title, series, "mean reward, sampled", "mean reward, greedy", BARS)
+
+
+BARS = "Means over the seeds; bars are one standard deviation."
+
+
+def _dots(names: Sequence[str], xs: Sequence[Mean | None], ys: Sequence[Mean | None]) -> list[Series]:
+    """A dot for each name that has both, with the spread of the second over the seeds."""
+    there = [(name, x[0], y) for name, x, y in zip(names, xs, ys, strict=True) if x and y]
+    return [Series(name, [x], [y[0]], [(y[0] - y[1], y[0] + y[1])], n) for n, (name, x, y) in enumerate(there)]
 
 
 def methods_section(measured: Measured) -> Iterator[str | Figure]:
@@ -333,6 +340,8 @@ def conditions_section(measured: Measured) -> Iterator[str | Figure]:
         yield from _why(measured, at)
         if any(len(curve) > 1 for curve in curves.values()):
             yield _curves(curves, kind, what)
+        elif exact:
+            yield _by_noise(measured, ones)
 
 
 FEW_BITS, EXACT = "bfloat16", "float32"
@@ -382,10 +391,20 @@ def _curves(curves: dict[str, list[tuple[float, float, float]]], kind: str, what
     return lines(f"by-{name}", f"Reward by {what}", series, what, "mean reward", caption=caption, marks=True, log=True)
 
 
+def _by_noise(measured: Measured, groups: dict[str, Group]) -> Figure:
+    """Reward over the noise of the advantage, as a share of its RMS; a capture in float32 has none."""
+    facts = [measured.signal(group) for group in groups.values()]
+    shares = [(each.get("noise of A", 0.0) / each["RMS(A)"], 0.0) for each in facts]
+    series = _dots(list(groups), shares, [measured.mean(group, REWARD, SAMPLED) for group in groups.values()])
+    caption = f"{BARS} Answers are sampled. A capture in float32 is at 0."
+    return points("by-noise", "Reward by the noise of the advantage", series, "noise / RMS(A)", "mean reward", caption)
+
+
 def beyond_section(measured: Measured) -> Iterator[str | Figure]:
     """The changes that are not in the paper, against ADPA+."""
     groups = {row: group for (row, _), group in measured.groups.items()}
     yield "\n".join(_score_table(measured, groups)) + "\n"
+    yield figure_of(measured, groups, "beyond", "Beyond the paper")
     pairs = [("ADPA+", row) for row in groups if row.startswith("ADPA+,")]
     wins: list[set[str]] = []
     for decoding in (SAMPLED, GREEDY):
@@ -409,6 +428,9 @@ def real_section(measured: Measured) -> Iterator[str | Figure]:
     rows = [(row, *(measured.words(group, m, decoding) for m in metrics), str(len(group)))
             for row, group in groups.items()]  # fmt: skip
     yield "\n".join(table(("row", "implicit reward", "tokens", "repeated", "cut", "seeds"), rows)) + "\n"
+    ways = [[measured.mean(group, metric, decoding) for group in groups.values()] for metric in metrics[:2]]
+    series = _dots(list(groups), ways[1], ways[0])
+    yield points("real", "A real pair", series, "tokens of an answer", "implicit reward", BARS)
     gaps = differences(groups, ORDER, decoding)
     yield f"The order of the paper, {decoding}. {order_words(gaps)}\n"
     yield "\n".join(gap_table(gaps)) + "\n"

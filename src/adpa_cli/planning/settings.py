@@ -176,8 +176,9 @@ def family_defaults(stage: str, method: str, family: Family) -> dict[str, Any]:
 def check_keys(
     user: UserSettings, stage: str, of_methods: Sequence[str], family: Callable[[], Family] = lambda: GENERIC
 ) -> None:
-    """Raise UsageError, listing all settings with the `family`'s defaults, for a bare key that the command's stage
-    lacks with all of its methods.
+    """Raise UsageError for a bare key that the command's stage lacks with all of its methods.
+
+    It says what may be meant, or lists all settings with the `family`'s defaults.
 
     Keys with a stage are checked too where the command does not build that stage: a pipeline gives one set of options
     to all its commands, and a slip must show in the first.
@@ -185,21 +186,32 @@ def check_keys(
     settings = _typed_for(stage, of_methods)
     for key in user.bare:
         if key not in settings:
-            elsewhere = next((name for name in stages.names() if key in settable(name)), None)
-            guess = _did_you_mean(key, settings)
-            guess += f"{elsewhere} has it: --set {elsewhere}.{key}=…; " if elsewhere else ""
-            defaults = _listed(_typed_for(stage, of_methods, family()))
-            raise UsageError(f"--set {key}: {stage} has no such setting", f"{guess}settings and defaults: {defaults}")
+            hint = _place_of(key, stage) or _meant(key, settings, _typed_for(stage, of_methods, family()))
+            of = f" for {' and '.join(of_methods)}" if stages.every()[stage].any_method else ""
+            raise UsageError(f"--set {key}: {stage} has no such setting{of}", hint)
     for name, values in user.by_stage.items():
         of = ROLLOUT.name if name == EVAL_ROLLOUT else name
         settings = _typed_for(of, methods_of(of))
         for key in values:
             if key not in settings:
-                defaults = _listed(_typed_for(of, methods_of(of), family()))
-                guess = _did_you_mean(key, settings)
-                raise UsageError(
-                    f"--set {name}.{key}: {name} has no such setting", f"{guess}settings and defaults: {defaults}"
-                )
+                hint = _meant(key, settings, _typed_for(of, methods_of(of), family()))
+                raise UsageError(f"--set {name}.{key}: {name} has no such setting", hint)
+
+
+def _place_of(key: str, stage: str) -> str:
+    """Which other stage and which other methods of this one have a setting; "" if none has."""
+    elsewhere = next((name for name in stages.names() if key in settable(name)), None)
+    having = [method for method in methods_of(stage) if method and key in settable(stage, method)]
+    found = [f"{elsewhere} has it: --set {elsewhere}.{key}=…"] if elsewhere else []
+    found += [f"these methods have it: {', '.join(having)}"] if having else []
+    return "; ".join(found)
+
+
+def _meant(key: str, settings: Iterable[str], defaults: Mapping[str, Any]) -> str:
+    """The setting that a misspelt one looks like with its default, or all of them."""
+    for close in difflib.get_close_matches(key, list(settings), n=1):
+        return f"did you mean {close}? its default: {_listed({close: defaults[close]})}"
+    return f"settings and defaults: {_listed(defaults)}"
 
 
 def _typed_for(stage: str, of_methods: Sequence[str], family: Family = GENERIC) -> dict[str, Any]:
@@ -269,13 +281,12 @@ def preset_of(stage: str, method: str, user: Mapping[str, Any]) -> Mapping[str, 
 
 
 def params_of(method: str, values: Mapping[str, Any]) -> Any:
-    """The parameters of a method among some values. UsageError that lists them all where one is out of range."""
+    """The parameters of a method among some values. UsageError where one is out of range."""
     cls = methods.load(method).params
-    defaults = _defaults(cls)
     try:
-        return make(cls, _known(values, defaults))
+        return make(cls, _known(values, _defaults(cls)))
     except UsageError as error:
-        raise UsageError(error.message, f"{error.hint}\nparameters of {method}: {_listed(defaults)}") from None
+        raise UsageError(error.message, f"{error.hint}; adpa methods {method} describes every parameter") from None
 
 
 def with_effect(params: Any) -> dict[str, Any]:
