@@ -28,6 +28,15 @@ class AdpaError(Exception):
         self.facts = dict(facts or {})
 
 
+def fault_in(error: Exception) -> str:
+    """What is wrong with content that a reader expected otherwise, without the words of Python."""
+    if isinstance(error, KeyError):
+        return f"there is no field {error}"
+    if isinstance(error, TypeError | AttributeError | IndexError):
+        return "a value is of another kind than is needed here"
+    return str(error)
+
+
 class NotFinite(AdpaError):
     """A model gave outputs that are not finite numbers for the token `ids`."""
 

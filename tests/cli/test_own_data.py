@@ -117,7 +117,7 @@ def test_columns_have_other_names_and_the_recipe_says_so(cli: Cli, tmp_path: Pat
     write_rows(tmp_path / "pairs.jsonl", pairs())
     columns = ("--columns", "prompt=question,chosen=good,rejected=bad")
     said = cli.refused(1, *SFT, "named.jsonl", "--dry-run")
-    assert "did you mean prompt, chosen, rejected for question, good, bad? --columns prompt=question" in said
+    assert "to read question, good, bad as prompt, chosen, rejected, add --columns prompt=question" in said
     assert "7 rows (train), read as prompt, chosen, rejected" in cli("data", "named.jsonl", *columns).err
     made = cli(*SFT, "named.jsonl", *columns)
     assert made.code == 0, made.err

@@ -67,7 +67,7 @@ def test_a_prompt_that_is_misspelt_is_no_metadata(tmp_path):
     loaded = load_pairs([parse_source(str(write(tmp_path / "pairs.jsonl", rows)))], "all")
     with pytest.raises(DataError, match="the column promt holds 'why 0 \\?', and it would not be used") as raised:
         check_unused(loaded, ())
-    assert raised.value.hint.startswith("did you mean prompt for promt? --columns prompt=promt; ")
+    assert raised.value.hint.startswith("to read promt as prompt, add --columns prompt=promt; ")
     check_unused(loaded, {"promt"})
     for row in rows:
         row["chosen"] = "so ."

@@ -215,10 +215,10 @@ def test_shapes_that_cannot_serve(row, found):
 @pytest.mark.parametrize(
     ("row", "guess"),
     [
-        ({"prompt": Q, "chosen": A, "rejectd": B}, "did you mean rejected for rejectd? --columns rejected=rejectd; "),
+        ({"prompt": Q, "chosen": A, "rejectd": B}, "to read rejectd as rejected, add --columns rejected=rejectd; "),
         (
             {"Prompt": Q, "Chosen": A, "Rejected": B},
-            "did you mean prompt, chosen, rejected for Prompt, Chosen, Rejected? --columns ",
+            "to read Prompt, Chosen, Rejected as prompt, chosen, rejected, add --columns ",
         ),
         ({"prompt": Q, "chosen": A, "third": B}, "the forms that are read: "),
         ({"promt": Q, "answer": A}, "the forms that are read: "),
@@ -234,13 +234,13 @@ def test_a_misspelt_column_is_asked_for_where_that_would_do(row, guess):
     ("columns", "load", "said"),
     [
         ("query response_chosen response_rejected", load_pairs,
-         "did you mean prompt, chosen, rejected for query, response_chosen, response_rejected? --columns "),
+         "to read query, response_chosen, response_rejected as prompt, chosen, rejected, add --columns "),
         ("prompt Chosen-Response Rejected-Response", load_pairs,
-         "did you mean chosen, rejected for Chosen-Response, Rejected-Response? --columns "),
+         "to read Chosen-Response, Rejected-Response as chosen, rejected, add --columns "),
         ("question response_j response_k", load_pairs,
-         "did you mean prompt, chosen, rejected for question, response_j, response_k? --columns "),
-        ("prompt better worse", load_pairs, "did you mean chosen, rejected for better, worse? --columns "),
-        ("question answer", load_dialogues, "did you mean prompt, completion for question, answer? --columns "),
+         "to read question, response_j, response_k as prompt, chosen, rejected, add --columns "),
+        ("prompt better worse", load_pairs, "to read better, worse as chosen, rejected, add --columns "),
+        ("question answer", load_dialogues, "to read question, answer as prompt, completion, add --columns "),
         ("prompt answer", load_pairs, "these look like dialogues, which adpa sft --data reads: "),
         ("prompt response answer", load_dialogues, "the forms that are read: "),
     ],

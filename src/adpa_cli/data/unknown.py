@@ -103,6 +103,6 @@ def _misspelt(sample: Mapping[str, Any], shapes: tuple[Shape[Any], ...]) -> str:
 
 
 def meant(names: Mapping[str, str]) -> str:
-    """The question whether columns are meant under other names, {column: name that is read}, and the option for it."""
+    """How to read columns under other names, {column: name that is read}."""
     option = shlex.quote(",".join(f"{role}={column}" for column, role in names.items()))
-    return f"did you mean {', '.join(names.values())} for {', '.join(names)}? --columns {option}"
+    return f"to read {', '.join(names)} as {', '.join(names.values())}, add --columns {option}"

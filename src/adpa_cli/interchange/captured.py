@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from adpa_cli.data.examples import Problem, Prompt
 from adpa_cli.data.turns import tools_of, turns_of
-from adpa_cli.errors import DataError
+from adpa_cli.errors import DataError, fault_in
 
 MOST_MASS = 1.01  # of the listed tokens: more is no softmax
 HINT = "ask the server for ids: vLLM has return_tokens_as_token_ids"
@@ -119,7 +119,7 @@ def read_top_logprobs(path: Path, words: Spelling) -> Iterator[Captured | DataEr
                 prompt = _prompt(raw)
             except (ValueError, KeyError, TypeError, AttributeError) as error:
                 hint = "each line must be one JSON object with `choices`, as a chat server returns it"
-                yield DataError(f"{where}: this is not a chat completion ({error!r})", hint)
+                yield DataError(f"{where}: this is not a chat completion: {fault_in(error)}", hint)
                 continue
             except Problem as problem:
                 yield DataError(f"{where}, {problem.field}: {problem.content}", problem.fix)
@@ -177,7 +177,8 @@ def settings_of(raw: Mapping[str, Any], where: str) -> Settings:
         _check(settings)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise DataError(
-            f"{where}: these are not settings of DistillKit's compressor ({error})", "give its compression_config.yaml"
+            f"{where}: these are not settings of DistillKit's compressor: {fault_in(error)}",
+            "give its compression_config.yaml",
         ) from None
     return settings
 
@@ -295,8 +296,7 @@ def _captured_completion(where: str, choice: Any, prompt: Prompt | None, words: 
             listed = [top for top in entry["top_logprobs"] if _logp(top) > -np.inf]
             rows.append(_checked([(words.id_of(top), _logp(top)) for top in listed], tokens[-1], labels[-1]))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            problem = f"there is no field {error}" if isinstance(error, KeyError) else error
-            raise DataError(f"{where}, position {position}: {problem}", HINT) from None
+            raise DataError(f"{where}, position {position}: {fault_in(error)}", HINT) from None
     k = max(map(len, rows))
     ids = np.full((len(rows), k), -1, dtype=np.int32)
     logps = np.full((len(rows), k), -np.inf)

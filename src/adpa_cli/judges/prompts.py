@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from adpa_cli.data.examples import Message
-from adpa_cli.errors import DataError, NotFound, UsageError
+from adpa_cli.errors import DataError, NotFound, UsageError, fault_in
 
 Kind = Literal["pairwise", "single"]
 """Whether a judge names the better of two answers, or grades one."""
@@ -102,7 +102,7 @@ def _of_fastchat(line: str, where: str) -> Template:
         kind, name = row["type"], str(row["name"])
         turns = tuple(turn for turn in (("system", row["system_prompt"]), ("user", row["prompt_template"])) if turn[1])
     except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{where} is not a judge prompt: {error!r}", HINT) from None
+        raise DataError(f"{where} is not a judge prompt: {fault_in(error)}", HINT) from None
     if kind not in ("pairwise", "single"):
         raise DataError(f"{where} has the type {kind!r}, and must be pairwise or single", HINT)
     return Template(name, turns, _marks(turns, name) if kind == "pairwise" else ())

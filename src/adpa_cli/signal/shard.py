@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adpa_cli.disk import atomic, numbered
-from adpa_cli.errors import Corrupt, DataError, NotFound
+from adpa_cli.errors import Corrupt, DataError, NotFound, fault_in
 from adpa_cli.signal.answer_index import AnswerIndex, AnswerKeys
 from adpa_cli.signal.codec import Compressor, Decompressor, Ranking, decode_frames, encode_frame, most_content
 from adpa_cli.signal.numbers import Cursor, Streams
@@ -103,7 +103,7 @@ def read_index(prelude: bytes, frame: bytes) -> Index:
         answers, ranking = header["answers"], header["ranking"]
         columns = (answers["example_id"], answers["part"], answers["hash"], answers["tokens"], answers["bytes"])
         if not all(set(map(type, column)) <= {str} for column in columns[:3]):
-            raise TypeError("a key is not text")
+            raise ValueError("a key is not text")
         if len(set(map(len, columns))) > 1:
             raise ValueError("the columns of the answers are not equally long")
         spec = SignalSpec(
@@ -123,7 +123,7 @@ def read_index(prelude: bytes, frame: bytes) -> Index:
         keys, classes = AnswerKeys(*columns[:3]), tuple(map(_count, ranking["classes"]))
         return Index(spec, keys, tokens, sizes, ranking["bytes"], classes)
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError, OverflowError, DataError) as error:
-        raise Corrupt(f"the header does not describe a signal ({error})") from None
+        raise Corrupt(f"the header does not describe a signal: {fault_in(error)}") from None
 
 
 def _count(value: Any) -> int:
