@@ -25,7 +25,7 @@ FOLDER = Path(__file__).resolve().parents[2] / "examples" / "recipes" / "protoco
 EQUAL = ", equal FLOPs"
 
 
-@pytest.mark.parametrize(("name", "cells"), [("main", 184), ("methods", 200), ("beyond", 80), ("conditions", 180)])
+@pytest.mark.parametrize(("name", "cells"), [("main", 248), ("methods", 296), ("beyond", 120), ("conditions", 180)])
 def test_it_plans(name: str, cells: int, cli: Cli) -> None:
     rows = cli("run", FOLDER / f"{name}.toml", "-n").rows
     assert len(rows) == cells
@@ -50,7 +50,7 @@ def test_every_system_has_as_many_settings_tried_on_prompts_and_seeds_that_are_n
     recipe = read_recipe(str(FOLDER / f"{name}.toml"))
     cells = [cell for cell, _ in requests(recipe)]
     tried = Counter(cell.row.name for cell in cells if cell.row.is_tried)
-    assert set(tried.values()) == {4 * 2}
+    assert set(tried.values()) == {8 * 2}
     own = {row.name for row in recipe.rows if not row.measures and not row.is_tried}
     systems = {name for name in own if not name.endswith(EQUAL)} - {"DCKD from the fine-tuned reference"}
     assert {f"{system} (tried)" for system in systems} == set(tried)
