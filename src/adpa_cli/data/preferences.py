@@ -160,26 +160,7 @@ class DataSet:
 
         if side not in (*SIDES, "all"):
             raise DataError(f"data have no split {side!r}", "use train, test or all")
-        named = side != "all" and any(source.names_test for source in self.sources)
-        read: list[tuple[bool, FileItems]] = []
-        unnamed: list[str] = []
-        others: list[str] = []
-        for number, source in enumerate(self.sources):
-            if named and source.names_test != (side == "test"):
-                continue
-            whole = named or has_test(source)
-            unnamed += left_out(source)
-            others += not_chosen(source, self._chosen_for)
-            sides = ("train",) if not whole else SIDES if side == "all" else (side,)
-            own = {part.text: part for name in sides for part in parts(source, name, self._chosen_for)}
-            for part in own.values():
-                file = self._file(number, part)
-                read.append((whole or side == "all" or file.is_prompts, file))
-        if not read:
-            names = ", ".join(source.text for source in self.sources) or "no source"
-            raise DataError(
-                f"{names} holds test splits only, so there is nothing to train on", "add --data with a training split"
-            )
+        read, unnamed, others = self._opened(side)
         files = [self._checked(file) for _, file in read]
         if not self.skip_bad_rows:
             _check(files, self.purpose)
@@ -208,6 +189,31 @@ class DataSet:
         said += [f"not chosen: {shown_names(others)} (name one to use it)"] if others else []
         columns = {name: any(file.columns.get(name) for file in files) for each in files for name in each.columns}
         return replace(loaded, notes=tuple(said), unread=unread, left_out=tuple(unnamed), columns=columns)
+
+    def _opened(self, side: str) -> tuple[list[tuple[bool, FileItems]], list[str], list[str]]:
+        """The files of a side, each with whether all of it is of that side; files that no split names, and those that
+        were not chosen."""
+        named = side != "all" and any(source.names_test for source in self.sources)
+        read: list[tuple[bool, FileItems]] = []
+        unnamed: list[str] = []
+        others: list[str] = []
+        for number, source in enumerate(self.sources):
+            if named and source.names_test != (side == "test"):
+                continue
+            whole = named or has_test(source)
+            unnamed += left_out(source)
+            others += not_chosen(source, self._chosen_for)
+            sides = ("train",) if not whole else SIDES if side == "all" else (side,)
+            own = {part.text: part for name in sides for part in parts(source, name, self._chosen_for)}
+            for part in own.values():
+                file = self._file(number, part)
+                read.append((whole or side == "all" or file.is_prompts, file))
+        if not read:
+            names = ", ".join(source.text for source in self.sources) or "no source"
+            raise DataError(
+                f"{names} holds test splits only, so there is nothing to train on", "add --data with a training split"
+            )
+        return read, unnamed, others
 
     def _file(self, number: int, part: Source) -> FileItems:
         key = (number, part.text)
