@@ -126,13 +126,16 @@ CONDITIONS = REPORT + STUDENT + ROW.format("SFT", "sft", "") + "".join(
 )  # fmt: skip
 
 
-def test_the_page_is_made_from_a_store_and_checked(pipeline: Pipeline, cli: Cli) -> None:
+def test_the_page_is_made_from_a_store_and_checked(
+    pipeline: Pipeline, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pytest.importorskip("matplotlib")
     Path("small").mkdir()
     seeds = "seed = [0, 1]"
     for name, text in (("main", MAIN), ("conditions", CONDITIONS)):
         head = SMALL.replace("{data}", str(pipeline.data)).replace("{seeds}", seeds)
         Path(f"small/{name}.toml").write_text(head + text, encoding="utf-8")
+    monkeypatch.syspath_prepend(FOLDER)
     make = runpy.run_path(str(FOLDER / "results.py"))["main"]
     words = ["--store", str(pipeline.store), "--recipes", "small", "--to", "docs/results.md"]
     assert cli("run", "small/main.toml").code == 0
