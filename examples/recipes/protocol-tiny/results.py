@@ -270,9 +270,9 @@ def beyond_section(measured: Measured) -> Iterator[str | Figure]:
 
 REAL = """The model is SmolLM2-135M-Instruct, on pairs of short answers from AlpacaEval's annotations. Its teacher is
 the same model after 16 steps of DPO, so nothing here is distilled from a larger model. Each training has 10 steps
-(ADPA+ 10 + 10) with fixed settings, and the seeds are those of the training alone. The reward is the implicit one of the
-teacher against its reference, in nats of a whole answer to a held-out prompt. ADPA is trained on this very quantity, so
-it shows that the signal arrives, and not that answers are better. No reward model judges them.
+(ADPA+ 10 + 10) with fixed settings, and the seeds are those of the training alone. The reward is the implicit one of
+the teacher against its reference, in nats of a whole answer to a held-out prompt. ADPA is trained on this very
+quantity, so it shows that the signal arrives, and not that answers are better. No reward model judges them.
 """
 
 
@@ -310,10 +310,11 @@ $ python examples/recipes/protocol-tiny/results.py --store DIR
 
 The world is the built-in one of 232 words, with a teacher of 0.39 M parameters and a student of 0.06 M; only the last
 section has a real model. Settings were chosen on one half of the held-out prompts by seeds of their own, as many
-settings for each system, and what is shown is measured on the other half. Rewards lie between 0 and 1 and are computed
-by a program. A row shows the mean ± standard deviation over the seeds; every stage is retrained for each. Differences
-are paired by seed and prompt. Their intervals hold for other seeds and prompts, and p values (prompts change sides together) are corrected for the number
-of claims in a table or line. A claim holds where p is below 0.05 and the interval excludes 0.
+settings for each system, and what is shown is measured on the other half. Rewards lie between 0 and 1 and are
+computed by a program. A row shows the mean ± standard deviation over the seeds; every stage is retrained for each.
+Differences are paired by seed and prompt. Their intervals hold for other seeds and prompts, and p values (prompts
+change sides together) are corrected for the number of claims in a table or line. A claim holds where p is below 0.05
+and the interval excludes 0.
 """
 KEEP = """## What to keep in mind
 
