@@ -234,7 +234,7 @@ def test_a_real_shell_completes_what_is_typed(home: dict[str, str], name: str, t
         "adpa --store adpa-store path my-s": "adpa --store adpa-store path my-sft ",
         "adpa distill --data tiny-p": "adpa distill --data tiny-pairs ",
         f"{student} --set alp": f"{student} --set alpha=",
-        f"{student} --set alpha=": f"{student} --set alpha=1.0 ",
+        f"{student} --set alpha=": f"{student} --set alpha=5.0 ",
     }
     with contextlib.closing(Shell(name, tmp_path, home)) as shell:
         assert {line: shell.completed(line) for line in lines} == lines
@@ -251,7 +251,7 @@ def test_a_real_fish_completes_with_summaries(home: dict[str, str], tmp_path: Pa
     assert blocks[0][0].startswith("cache-teacher\tStore the teacher’s top-k"), done
     assert len(blocks[0]) == 1, "a help takes one line"
     assert blocks[1:4] == [[f"my-sft\tsft/{sft}: made by a test"], [f"sft/{sft}\tmade by a test",
-        "sft@latest\tthe newest of 1"], ["alpha=1.0"]]  # fmt: skip
+        "sft@latest\tthe newest of 1"], ["alpha=5.0"]]  # fmt: skip
 
 
 def test_bash_splits_a_word_at_its_at_sign(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,11 +12,11 @@ from support.cli_samples import Cli, Pipeline, Ran
 # Whoever moves these ids makes everybody train again: a new family setting or a new way of hashing, nothing less.
 TINY_PLAN = [
     "sft/3905119e52ac", "sft/002e5accef00", "start-logps/2e543ce7edb7", "dpo-teacher/88ce4bbe399d",
-    "cache-teacher/d9fc3713d8a3", "distill/13a15353da73", "rollout/24f38a88d7cc", "cache-teacher/f85958b724ef",
-    "distill/bd34f374e43b", "rollout/c40727011902", "rewards/0eda34f86eed", "eval/7d13c4b9f9d5",
-    "eval/1a14ec6528f9", "rollout/a7cf7a74daa1", "rewards/5c463204c241", "eval/a3e73e9fbc92",
-    "eval/5674727d170a", "rollout/a7220cdaba66", "rewards/2599875118fa", "eval/c55e2b02b48f",
-    "eval/e0db9680c681", "rollout/ed326a7b079d", "rewards/fc4e7dae9810", "eval/d5f62a99ec9f",
+    "cache-teacher/d9fc3713d8a3", "distill/e6dfb133b3af", "rollout/2ea5b36d505f", "cache-teacher/4109b15426df",
+    "distill/05ebe926a8c8", "rollout/c40727011902", "rewards/0eda34f86eed", "eval/7d13c4b9f9d5",
+    "eval/1a14ec6528f9", "rollout/387ee4d3af2d", "rewards/0673bcabf4d8", "eval/46a8a78fa7f7",
+    "eval/834e0aaf7b80", "rollout/ee0877e6e1a3", "rewards/ea6b51ff9ae6", "eval/3f15b97198fa",
+    "eval/e83d897a1264", "rollout/ed326a7b079d", "rewards/fc4e7dae9810", "eval/d5f62a99ec9f",
     "eval/7df95bfd9fab", "rollout/4af8fc65333d", "rewards/5c3072ad263f", "eval/829eb69c5a94",
     "eval/50c51f3fea38",
 ]  # fmt: skip
@@ -54,8 +54,8 @@ def test_a_repeated_command_finds_everything_without_torch(pipeline: Pipeline) -
 @pytest.mark.parametrize(
     "said",
     [
-        ["--set", "alpha=1"],
-        ["--set", "distill.alpha=1.0"],
+        ["--set", "alpha=5"],
+        ["--set", "distill.alpha=5.0"],
         ["--set", "batch_size=32.0", "--batch-size", "32"],
         ["--seed", "0", "--set", "reduction=seqmean", "--set", "preset=paper"],
         ["--set", "eval.bootstrap=2000", "--seed-all", "0"],

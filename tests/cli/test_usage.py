@@ -106,7 +106,7 @@ def test_a_misspelt_setting_is_corrected_and_an_unknown_one_lists_all_with_their
     assert "--set gama: distill has no such setting" in said
     assert said.endswith("did you mean gamma? its default: gamma=1.0\n"), "of the family"
     said = cli.refused(2, *ADPA_PLUS, "--set", "margin=2")
-    assert "lr=0.002" in said, "the default of the family"
+    assert "lr=0.004" in said, "the default of the family"
     assert "max_steps=none" in said
     assert "missing_reference=kth" in said
 
