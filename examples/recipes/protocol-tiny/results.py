@@ -161,16 +161,18 @@ def conditions_section(measured: Measured) -> Iterator[str | Figure]:
         for (row, point), group in own.items():
             place = f"{row.partition(marker)[2].lstrip(', ')} {point}".strip()
             at.setdefault(place, {})[row.partition(marker)[0]] = group
-        fixed = {row: group for (row, _), group in measured.groups.items() if row in ("SFT", "DPO")}
+        fixed = {row: group for (row, _), group in measured.groups.items() if row in ("SFT", "DPO", "DCKD")}
         rows = sorted({row for groups in at.values() for row in groups})
         body, whole, curves = [], list[str](), dict[str, list[tuple[float, float, float]]]()
         for place, groups in at.items():
-            gaps = differences({**fixed, **groups}, (*ORDER, *STATES), SAMPLED)
+            claims = [pair for pair in (*ORDER, *STATES) if set(pair) & set(groups)]
+            gaps = differences({**fixed, **groups}, claims, SAMPLED)
             facts = measured.signal(groups.get("ADPA", next(iter(groups.values()))))
             means = [measured.words(groups[row], REWARD, SAMPLED) if row in groups else "" for row in rows]
             body.append((place, *means, *(f"{facts[name]:.3g}" if name in facts else "" for name in FACTS)))
-            yield f"- **{place}**: " + ", ".join(f"{g.worse} {g.verdict} {g.better}" for g in gaps) + "."
-            whole += [place] if len(gaps) >= len(ORDER) and all(g.verdict == "<" for g in gaps) else []
+            if gaps:
+                yield f"- **{place}**: " + ", ".join(f"{g.worse} {g.verdict} {g.better}" for g in gaps) + "."
+            whole += [place] if len(gaps) >= len(ORDER) - 1 and all(g.verdict == "<" for g in gaps) else []
             for row in rows:
                 number = _number(place)
                 found = measured.mean(groups[row], REWARD, SAMPLED) if row in groups else None
@@ -185,7 +187,8 @@ def conditions_section(measured: Measured) -> Iterator[str | Figure]:
         pairs = [(few, f"{rate}{EXACT}") for rate, few in exact.items()]
         if gaps := differences(ones, pairs, SAMPLED):
             yield "\n".join(gap_table(gaps)) + "\n"
-        yield from _why(measured, at)
+        if not exact:
+            yield from _why(measured, at)
         if any(len(curve) > 1 for curve in curves.values()):
             yield _curves(curves, kind, what)
         elif exact:
