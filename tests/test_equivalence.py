@@ -16,7 +16,7 @@ from adpa_cli.store.store import Store
 METHODS = ["sft", "dpo", "dckd", "adpa"]
 SMALL = [
     "--student", "tiny", "--no-eval", "--limit", "48", "--epochs", "5", "--max-steps", "30", "--set", "batch_size=7",
-    "--set", "sft.limit=64", "--set", "sft.max_steps=4", "--set", "dpo-teacher.limit=48",
+    "--lr", "1e-3", "--set", "sft.limit=64", "--set", "sft.max_steps=4", "--set", "dpo-teacher.limit=48",
     "--set", "dpo-teacher.max_steps=4", "--set", "rollout.max_new_tokens=16", "--set", "cache-teacher.block_tokens=600",
     "-q",
 ]  # fmt: skip

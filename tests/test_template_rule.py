@@ -167,7 +167,9 @@ def test_a_ready_pair_is_measured_against_its_own_reference(hub: Hub, cli: Cli, 
     hub.add(pair.reference, other)
     words = ("eval", "tulu-3-8b", "--suite", "agreement", "--data", "tiny-pairs", "-n", "--set", "max_length=128")
     (row,) = [row for row in cli(*words).rows if "agreement" in "".join(row)]
-    assert row == cli(*words, "--reference", pair.reference).rows[0]
+    named = cli(*words, "--reference", pair.reference).rows[0]
+    seconds = 6  # which a busy machine changes
+    assert row[:seconds] + row[seconds + 1 :] == named[:seconds] + named[seconds + 1 :]
     assert f"reference {pair.reference}" in "".join(row)
 
 

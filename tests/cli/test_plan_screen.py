@@ -205,13 +205,15 @@ def test_without_a_terminal_a_large_plan_goes_ahead(seen: Survey, monkeypatch: p
 
 def test_the_time_of_the_miniature_is_near_what_it_took(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     """Seconds of the nine stages up to the last training on two idle cores, whose products did 232 billion operations
-    a second: the sum must be within a factor of 1.5, a stage that took seconds within 2."""
+    a second: the sum must be within a factor of 1.5, a stage that took seconds within 2. The 18.8 s of ADPA were those
+    of 500 steps, of which it has half now."""
     took = {"student": 4.5, "reference teacher": 6.6, "start log-probs": 4.5, "aligned teacher": 17.4, "signal": 6.2,
-            "distill dckd": 10.6, "distill adpa": 18.8}  # fmt: skip
+            "distill dckd": 10.6, "distill adpa": 18.8 / 2}  # fmt: skip
     monkeypatch.setattr(Clock, "product", lambda *_: 232e9)
     ran = cli("distill", "--method", "adpa+", "--student", "tiny", "-n", "--json", "--no-eval")
     rows = json.loads(ran.out)["rows"]
     planned = {row["role"]: row["seconds"] for row in reversed(rows)}
     for role, seconds in took.items():
         assert seconds / 2 < planned[role] < 2 * seconds, role
-    assert 77 / 1.5 < sum(row["seconds"] for row in rows) < 77 * 1.5
+    whole = 77 - 18.8 / 2
+    assert whole / 1.5 < sum(row["seconds"] for row in rows) < whole * 1.5

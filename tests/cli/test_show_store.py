@@ -27,7 +27,7 @@ def test_a_page_says_what_is_not_the_familys(pipeline: Pipeline, cli: Cli) -> No
     changed = cli(*words, "--limit", "8", "--max-steps", "1", "--set", "alpha=0.5", "--teacher",
                   pipeline.made("student")).ref  # fmt: skip
     found = differs(cli, changed)
-    assert {"alpha 0.5 (1)", "max_steps 1 (–)", "limit 8 (–)", "teacher builtin:student"} == set(found)
+    assert {"alpha 0.5 (5)", "max_steps 1 (–)", "limit 8 (–)", "teacher builtin:student"} == set(found)
     store = Store.find(pipeline.store)
     said = page.screen(page.collect(store, store.resolve(changed)), 200, 0.0)
     assert "differs   from the family's defaults:  max_steps 1" in said

@@ -223,7 +223,7 @@ def test_the_teacher_that_is_learned_from(store: Store, method: str) -> None:
 def test_a_teacher_that_is_not_learned_from_is_not_measured(cli: Cli) -> None:
     rows = cli("distill", "--student", "tiny", "--method", "dckd", "--set", "kd_teacher=sft-chosen", "-n").rows
     assert [row[3].partition(",")[0] for row in rows if row[2] == "eval" and row[3].startswith("tiny")] == [
-        "tiny of start", "tiny of dckd α 1", "tiny of reference teacher", "tiny of sft-chosen teacher",
+        "tiny of start", "tiny of dckd α 5", "tiny of reference teacher", "tiny of sft-chosen teacher",
     ]  # fmt: skip
     assert ALIGNED not in {row[2] for row in rows}
 
