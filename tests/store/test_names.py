@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -50,6 +51,19 @@ def test_store_is_found_upward_as_git_does(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.chdir(deep)
     found = Store.find(create=True)
     assert (found.root, found.created) == (tmp_path / "adpa-store", False)
+
+
+def test_an_artifact_is_found_without_looking_at_others(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = make(store, n=1)
+    listed, stages = [], os.listdir(store.root)
+    monkeypatch.setattr("os.listdir", lambda folder: listed.append(folder) or stages)
+    for name in (made.ref, made.id, f"artifact:{made.id}"):
+        found = store.get(name)
+        assert found is not None
+        assert found.id == made.id
+    stage = made.ref.partition("/")[0]
+    assert [store.get(name) for name in (f"{stage}/{'0' * 12}", f"other/{'0' * 12}", f"tags/{'0' * 12}")] == [None] * 3
+    assert set(listed) <= {store.root}, "for the stages"
 
 
 def test_environment_names_a_store_and_the_option_goes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

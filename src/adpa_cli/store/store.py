@@ -193,17 +193,24 @@ class Store:
 
     def folders(self, only: str = "") -> Iterator[Path]:
         """The folder of every complete artifact, or of those of one stage."""
-        known = sorted(os.listdir(self.root)) if self.root.is_dir() else []  # see `find_or_empty`
-        for stage in [only] if only else known:
-            if STAGE_NAME.fullmatch(stage) and stage != "tags" and (self.root / stage).is_dir():
-                for name in os.listdir(self.root / stage):
-                    if len(name) == 12 and os.path.exists(f"{self.root}/{stage}/{name}/{manifests.FILE_NAME}"):
-                        yield self.root.joinpath(stage, name)
+        for stage in self._stages(only):
+            for name in os.listdir(self.root / stage):
+                if self._is_complete(stage, name):
+                    yield self.root.joinpath(stage, name)
+
+    def _stages(self, only: str = "") -> list[str]:
+        """The stages that have a folder, or the one that is asked for if it has one."""
+        known = sorted(os.listdir(self.root)) if not only and self.root.is_dir() else [only]  # see `find_or_empty`
+        return [s for s in known if STAGE_NAME.fullmatch(s) and s != "tags" and (self.root / s).is_dir()]
+
+    def _is_complete(self, stage: str, name: str) -> bool:
+        return len(name) == 12 and os.path.exists(f"{self.root}/{stage}/{name}/{manifests.FILE_NAME}")
 
     def _find(self, id_or_ref: str) -> Path | None:
         stage, _, hex_part = id_or_ref.removeprefix("artifact:").rpartition("/")
-        matches = (folder for folder in self.folders(stage) if folder.name == hex_part[:12])
-        return next(matches, None)
+        name = hex_part[:12]
+        found = (self.root.joinpath(each, name) for each in self._stages(stage) if self._is_complete(each, name))
+        return next(found, None)
 
     def folder(self, id_or_ref: str) -> Path:
         """Where an artifact's files are, by full id or `stage/12hex`. Raises NotFound."""
