@@ -324,7 +324,8 @@ KEEP = """## What to keep in mind
 - A miniature shows how methods behave there. It does not show that the same holds for large models.
 - The teacher has the student's task and vocabulary, so imitating it is easier than with models of people's language.
 - Settings were chosen for the table at equal steps, and taken over for the one at equal FLOPs.
-- Conditions have three seeds and fixed settings, not tuned at each point: they show regions, not exact borders.
+- Conditions have three seeds and fixed settings, neither tuned at each point nor those chosen above: they show regions,
+  not exact borders.
 """
 
 
