@@ -208,6 +208,23 @@ def test_if_another_was_first_theirs_stays(tmp_path: Path) -> None:
     assert list(store.root.glob(".partial/*/")) == []
 
 
+def test_what_another_commits_between_two_looks_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = new_store(tmp_path)
+    quick = make(store)
+    folder = store.folder(quick.id)
+    elsewhere = folder.rename(tmp_path / "elsewhere")
+    is_dir = Path.is_dir
+
+    def after_the_commit(path: Path) -> bool:
+        if path == folder and elsewhere.exists():
+            elsewhere.rename(folder)
+        return is_dir(path)
+
+    monkeypatch.setattr(Path, "is_dir", after_the_commit)
+    with store.build(recipe(), command="slow") as work:
+        assert work.hit == quick
+
+
 def test_a_place_taken_by_something_else_is_not_overwritten(tmp_path: Path) -> None:
     store = new_store(tmp_path)
     stranger = store.root / recipe().ref / "notes.txt"

@@ -250,8 +250,12 @@ class Work:
 
     def find_hit(self) -> bool:
         """Look whether the artifact is there by now. Raises Corrupt when its place is taken by something else."""
-        if not (self.target / manifests.FILE_NAME).exists():
-            if self.target.is_dir() and any(self.target.iterdir()):
+        manifest = self.target / manifests.FILE_NAME
+        if not manifest.exists():
+            is_taken = self.target.is_dir() and any(self.target.iterdir())
+            if is_taken and manifest.exists():  # another process committed it between the two looks
+                return self.find_hit()
+            if is_taken:
                 raise Corrupt(
                     f"{self.target} has files but no manifest, so it is not an artifact", "move that folder away"
                 )
