@@ -24,7 +24,7 @@ MODELS = {
     "aligned": "aligned teacher",
 }  # fmt: skip
 """The roles of the models, by the tags that they get here, in the order of the closing table."""
-ROW, TOKEN, WIDTH = 3966, 7, 1240
+ROW, TOKEN, WIDTH = 3966, 11, 1240
 """The row whose tokens are shown, the token that is pointed at, and the width of the window in pixels."""
 
 
