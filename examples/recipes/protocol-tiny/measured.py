@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -96,11 +96,16 @@ class Measured:
                     model.prompts[decoding] = dict(rows_of(store.folder(score.ref), REWARD).numbers)
             self.groups.setdefault((row, point), {})[seed] = model
 
+    @property
+    def by_row(self) -> dict[str, Group]:
+        """The models by row, where each row has one point."""
+        return {row: group for (row, _), group in self.groups.items()}
+
     def _decoding(self, evaluation: str) -> str:
         """How the answers of an evaluation were drawn; "" where it reads none."""
         made = self.store.get(evaluation)
         content = made.inputs.get("rollouts") if made else None
-        rollouts = self.store.get(str(content).partition(":")[2]) if content else None
+        rollouts = self.store.get(content) if isinstance(content, str) else None
         return "" if rollouts is None else SAMPLED if rollouts.spec["temperature"] else GREEDY
 
     def mean(self, group: Group, metric: str, decoding: str = "") -> Mean | None:
@@ -120,11 +125,11 @@ class Measured:
             made = self.store.get(model.ref)
             if made is None:
                 continue
-            facts = {"student entropy": made.metrics.get("entropy", {}).get("rollout"), "γ × RMS": None}
-            facts["γ × RMS"] = made.metrics.get("gamma_rms")
+            entropy = made.metrics.get("entropy", {}).get("rollout")
+            facts = {"student entropy": entropy, "γ × RMS": made.metrics.get("gamma_rms")}
             caches = made.inputs.get("cache", [])
             for content in [caches] if isinstance(caches, str) else caches:
-                signal = self.store.get(content.partition(":")[2])
+                signal = self.store.get(content)
                 if signal is None or "rms_advantage" not in signal.metrics:
                     continue
                 shape = signal.metrics.get("advantage", {})
@@ -158,4 +163,4 @@ def differences(groups: dict[str, Group], pairs: Sequence[tuple[str, str]], deco
         alike = int((by_seed * mean["value"] > 0).sum())
         found.append(Gap(worse, better, mean["value"], mean["low"], mean["high"], alike, len(seeds), p))
     corrected = holm([gap.p for gap in found])
-    return [Gap(*(*tuple(vars(gap).values())[:-1], p)) for gap, p in zip(found, corrected, strict=True)]
+    return [replace(gap, p=p) for gap, p in zip(found, corrected, strict=True)]

@@ -59,6 +59,11 @@ def order_words(gaps: Sequence[Gap]) -> str:
     return ". ".join(parts) + "." if parts else "Nothing can be compared."
 
 
+def verdicts(what: str, gaps: Sequence[Gap], decoding: str) -> str:
+    """What follows from the differences in one sentence, and their table."""
+    return "\n".join([f"{what}, {decoding}. {order_words(gaps)}\n", *gap_table(gaps)]) + "\n"
+
+
 def leader_words(measured: Measured, rows: Sequence[str], decoding: str, groups: dict[str, Group]) -> str:
     """Which row leads, and whether ADPA+ is behind it by more than chance."""
     means = {row: found[0] for row in rows if (found := measured.mean(groups[row], REWARD, decoding))}
@@ -80,7 +85,7 @@ def leader_words(measured: Measured, rows: Sequence[str], decoding: str, groups:
 
 def main_section(measured: Measured) -> Iterator[str | Figure]:
     """The table at equal steps and the one at equal FLOPs, each with its verdicts and a figure."""
-    every = {row: group for (row, _), group in measured.groups.items()}
+    every = measured.by_row
     models = {row: group for row, group in every.items() if row in ("Teacher", "Student")}
     steps = {row: group for row, group in every.items() if row not in models and not row.endswith(EQUAL)}
     flops = {row.removesuffix(EQUAL): group for row, group in every.items() if row.endswith(EQUAL)}
@@ -94,8 +99,7 @@ def main_section(measured: Measured) -> Iterator[str | Figure]:
         for decoding in (SAMPLED, GREEDY):
             gaps = differences(rows, ORDER, decoding)
             if gaps:
-                yield f"The order of the paper, {decoding}. {order_words(gaps)}\n"
-                yield "\n".join(gap_table(gaps)) + "\n"
+                yield verdicts("The order of the paper", gaps, decoding)
                 yield leader_words(measured, list(rows), decoding, rows) + "\n"
 
 
@@ -132,15 +136,14 @@ def _dots(names: Sequence[str], xs: Sequence[Mean | None], ys: Sequence[Mean | N
 
 def methods_section(measured: Measured) -> Iterator[str | Figure]:
     """The other methods, each against ADPA+, and the ablation of DCKD."""
-    groups = {row: group for (row, _), group in measured.groups.items()}
+    groups = measured.by_row
     yield "\n".join(_score_table(measured, groups)) + "\n"
     yield figure_of(measured, groups, "methods", "The other methods")
     others = [row for row in groups if row not in ("Student", "ADPA+") and not row.startswith("DCKD")]
     pairs = [(row, "ADPA+") for row in others] + [(row, "DCKD") for row in groups if row.startswith("DCKD ")]
     for decoding in (SAMPLED, GREEDY):
         if gaps := differences(groups, pairs, decoding):
-            yield f"Against ADPA+ and DCKD, {decoding}. {order_words(gaps)}\n"
-            yield "\n".join(gap_table(gaps)) + "\n"
+            yield verdicts("Against ADPA+ and DCKD", gaps, decoding)
 
 
 KINDS = {
@@ -253,7 +256,7 @@ def _by_noise(measured: Measured, groups: dict[str, Group]) -> Figure:
 
 def beyond_section(measured: Measured) -> Iterator[str | Figure]:
     """The changes that are not in the paper, against ADPA+."""
-    groups = {row: group for (row, _), group in measured.groups.items()}
+    groups = measured.by_row
     yield "\n".join(_score_table(measured, groups)) + "\n"
     yield figure_of(measured, groups, "beyond", "Beyond the paper")
     pairs = [("ADPA+", row) for row in groups if row.startswith("ADPA+,")]
@@ -262,8 +265,7 @@ def beyond_section(measured: Measured) -> Iterator[str | Figure]:
         gaps = differences(groups, pairs, decoding)
         wins.append({gap.better for gap in gaps if gap.verdict == "<"})
         if gaps:
-            yield f"Against ADPA+, {decoding}. {order_words(gaps)}\n"
-            yield "\n".join(gap_table(gaps)) + "\n"
+            yield verdicts("Against ADPA+", gaps, decoding)
     both = sorted(set.intersection(*wins)) if wins else []
     yield (
         f"Better than ADPA+ both sampled and greedy: {', '.join(both)}.\n" if both
@@ -283,7 +285,7 @@ def real_section(measured: Measured) -> Iterator[str | Figure]:
     """The real pair: implicit reward, length and repetition."""
     yield REAL
     metrics = (REWARD, "answer_tokens", "repeated_share", "cut_share")
-    groups = {row: group for (row, _), group in measured.groups.items()}
+    groups = measured.by_row
     decoding = next((d for g in groups.values() for m in g.values() for _, d in m.scores if d), GREEDY)
     rows = [(row, *(measured.words(group, m, decoding) for m in metrics), str(len(group)))
             for row, group in groups.items()]  # fmt: skip
@@ -292,8 +294,7 @@ def real_section(measured: Measured) -> Iterator[str | Figure]:
     series = _dots(list(groups), ways[1], ways[0])
     yield points("real", "A real pair", series, "tokens of an answer", "implicit reward", BARS)
     gaps = differences(groups, ORDER, decoding)
-    yield f"The order of the paper, {decoding}. {order_words(gaps)}\n"
-    yield "\n".join(gap_table(gaps)) + "\n"
+    yield verdicts("The order of the paper", gaps, decoding)
 
 
 SECTIONS = (

@@ -186,7 +186,7 @@ def check_keys(
     settings = _typed_for(stage, of_methods)
     for key in user.bare:
         if key not in settings:
-            hint = _place_of(key, stage) or _meant(key, settings, _typed_for(stage, of_methods, family()))
+            hint = _place_of(key, stage) or _meant(key, _typed_for(stage, of_methods, family()))
             of = f" for {' and '.join(of_methods)}" if stages.every()[stage].any_method else ""
             raise UsageError(f"--set {key}: {stage} has no such setting{of}", hint)
     for name, values in user.by_stage.items():
@@ -194,7 +194,7 @@ def check_keys(
         settings = _typed_for(of, methods_of(of))
         for key in values:
             if key not in settings:
-                hint = _meant(key, settings, _typed_for(of, methods_of(of), family()))
+                hint = _meant(key, _typed_for(of, methods_of(of), family()))
                 raise UsageError(f"--set {name}.{key}: {name} has no such setting", hint)
 
 
@@ -207,9 +207,9 @@ def _place_of(key: str, stage: str) -> str:
     return "; ".join(found)
 
 
-def _meant(key: str, settings: Iterable[str], defaults: Mapping[str, Any]) -> str:
+def _meant(key: str, defaults: Mapping[str, Any]) -> str:
     """The setting that a misspelt one looks like with its default, or all of them."""
-    for close in difflib.get_close_matches(key, list(settings), n=1):
+    for close in difflib.get_close_matches(key, list(defaults), n=1):
         return f"did you mean {close}? its default: {_listed({close: defaults[close]})}"
     return f"settings and defaults: {_listed(defaults)}"
 

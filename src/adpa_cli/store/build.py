@@ -253,13 +253,12 @@ class Work:
         manifest = self.target / manifests.FILE_NAME
         if not manifest.exists():
             is_taken = self.target.is_dir() and any(self.target.iterdir())
-            if is_taken and manifest.exists():  # another process committed it between the two looks
-                return self.find_hit()
-            if is_taken:
-                raise Corrupt(
-                    f"{self.target} has files but no manifest, so it is not an artifact", "move that folder away"
-                )
-            return False
+            if not manifest.exists():  # again: another process may commit it between the two looks
+                if is_taken:
+                    raise Corrupt(
+                        f"{self.target} has files but no manifest, so it is not an artifact", "move that folder away"
+                    )
+                return False
         self.hit = manifests.read(self.target)
         if self.hit.id != self.recipe.id:
             raise Corrupt(f"{self.target} holds {self.hit.id}, not {self.recipe.id}", "move that folder away")
