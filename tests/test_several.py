@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -131,6 +131,14 @@ def test_signals_and_death_end_all_and_the_same_command_goes_on(tmp_path: Path) 
     assert {made.made["processes"] for made in Store(store).artifacts()} == {2}
 
 
+def wait_until_gone(processes: Iterable[int], seconds: float) -> None:
+    """Return once none of some processes is there, which may take so long."""
+    deadline = time.monotonic() + seconds
+    while any(Path(f"/proc/{pid}").exists() for pid in processes):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
 def test_a_launcher_that_is_killed_takes_its_processes_along(tmp_path: Path) -> None:
     """What came to it through a pipe has reached them."""
     (tmp_path / "recipe").write_text('command = "sft"\nmodel = "tiny"\nlimit = 64\nepochs = 400\n')
@@ -139,10 +147,7 @@ def test_a_launcher_that_is_killed_takes_its_processes_along(tmp_path: Path) -> 
         ranks = of_rank(running.pid)
         assert set(ranks) == {0, 1}
         running.signal(signal.SIGKILL)
-        deadline = time.monotonic() + 10
-        while any(Path(f"/proc/{pid}").exists() for pid in ranks.values()):
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
+        wait_until_gone(ranks.values(), 10)
 
 
 def at_start(folder: Path, code: str) -> dict[str, str]:
@@ -160,10 +165,7 @@ def test_a_launcher_that_is_killed_at_once_leaves_nobody(tmp_path: Path) -> None
         ranks = of_rank(running.pid)
         assert set(ranks) == {0, 1}
         running.signal(signal.SIGKILL)
-        deadline = time.monotonic() + 30
-        while any(Path(f"/proc/{pid}").exists() for pid in ranks.values()):
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
+        wait_until_gone(ranks.values(), 30)
     assert not Store(tmp_path / "adpa-store").artifacts()
 
 

@@ -14,6 +14,7 @@ from transformers import AutoTokenizer
 from adpa_cli.data.chat import Encoder
 from adpa_cli.data.examples import Message
 from adpa_cli.data.templates import ZEPHYR, Template
+from adpa_cli.estimate.cost import Clock
 from adpa_cli.families import ready_pairs
 from adpa_cli.lab import BASES
 from adpa_cli.planning.distill_builder import Distill, plan_distill
@@ -159,7 +160,10 @@ def test_a_teacher_that_does_not_say_what_it_was_aligned_from(hub: Hub, cli: Cli
     assert "does not name\ntry: … --reference org/sft     (its card names this one; check it)\n" in said
 
 
-def test_a_ready_pair_is_measured_against_its_own_reference(hub: Hub, cli: Cli, tmp_path: Path) -> None:
+def test_a_ready_pair_is_measured_against_its_own_reference(
+    hub: Hub, cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Clock, "product", lambda *_: 232e9)  # a busy machine plans other seconds each time
     pair = ready_pairs()["tulu-3-8b"]
     hub.add(pair.aligned, aligned(tmp_path / "dpo"))
     other = aligned(tmp_path / "sft")
@@ -167,9 +171,7 @@ def test_a_ready_pair_is_measured_against_its_own_reference(hub: Hub, cli: Cli, 
     hub.add(pair.reference, other)
     words = ("eval", "tulu-3-8b", "--suite", "agreement", "--data", "tiny-pairs", "-n", "--set", "max_length=128")
     (row,) = [row for row in cli(*words).rows if "agreement" in "".join(row)]
-    named = cli(*words, "--reference", pair.reference).rows[0]
-    seconds = 6  # which a busy machine changes
-    assert row[:seconds] + row[seconds + 1 :] == named[:seconds] + named[seconds + 1 :]
+    assert row == cli(*words, "--reference", pair.reference).rows[0]
     assert f"reference {pair.reference}" in "".join(row)
 
 

@@ -26,7 +26,18 @@ dpo-teacher.max_steps = 2
 dpo-teacher.limit = 40
 rollout.max_new_tokens = 12
 """
-TABLE = """
+STUDENT_AND_DCKD = """
+[[rows]]
+name = "Student"
+measures = "start"
+
+[[rows]]
+name = "DCKD"
+method = "dckd"
+alpha = [0.5, 20]
+"""
+TABLE = (
+    """
 select = "best"
 choose = ["alpha", "gamma"]
 
@@ -36,16 +47,9 @@ against = "Student"
 [[rows]]
 name = "Teacher"
 measures = "aligned teacher"
-
-[[rows]]
-name = "Student"
-measures = "start"
-
-[[rows]]
-name = "DCKD"
-method = "dckd"
-alpha = [0.5, 20]
-
+"""
+    + STUDENT_AND_DCKD
+    + """
 [[rows]]
 name = "DCKD w/o dispreferred"
 method = "dckd"
@@ -58,6 +62,7 @@ method = "adpa+"
 alpha = "{DCKD}"
 gamma = [1, 5]
 """
+)
 
 
 def write(pipeline: Pipeline, more: str) -> str:
@@ -202,7 +207,8 @@ def test_a_table_that_cannot_be_made_is_refused(cli: Cli, text: str, said: str) 
     assert not Path("adpa-store").exists()
 
 
-TUNED = """
+TUNED = (
+    """
 choose = ["alpha", "gamma"]
 seed = [3, 4]
 
@@ -212,22 +218,16 @@ seed = [0, 1]
 [report]
 against = "Student"
 "rollout.temperature" = [0.7, 0.0]
-
-[[rows]]
-name = "Student"
-measures = "start"
-
-[[rows]]
-name = "DCKD"
-method = "dckd"
-alpha = [0.5, 20]
-
+"""
+    + STUDENT_AND_DCKD
+    + """
 [[rows]]
 name = "ADPA+"
 method = "adpa+"
 alpha = "{DCKD}"
 gamma = 1
 """
+)
 
 
 def test_values_are_chosen_on_one_half_by_seeds_of_their_own(pipeline: Pipeline, cli: Cli) -> None:
