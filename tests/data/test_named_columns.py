@@ -43,6 +43,13 @@ def test_a_column_that_is_not_there_is_named_beside_those_that_are(tmp_path):
     assert raised.value.hint == "did you mean question? --columns prompt=question"
 
 
+def test_a_column_that_is_not_there_is_not_replaced_by_one_of_the_name_that_is_read(tmp_path):
+    rows = [{"prompt": f"why {n} ?", "chosen": "so .", "rejected": "no ."} for n in range(3)]
+    path = write(tmp_path / "pairs.jsonl", rows)
+    with pytest.raises(DataError, match="has no column 'q'; its columns are: chosen, prompt, rejected"):
+        load_pairs([parse_source(named(path, "prompt=q"))])
+
+
 @pytest.mark.parametrize(
     "columns", ["prompt", "prompt=", "=question", "prompt=a,prompt=b", "prompt=a,chosen=a", "a=b,"]
 )
@@ -79,3 +86,12 @@ def test_dialogues_may_have_other_names_too(tmp_path):
     path = write(tmp_path / "said.jsonl", ROWS)
     loaded = load_dialogues([parse_source(named(path, "prompt=question,completion=good"))], "all")
     assert [turn.content for turn in loaded.items[0].messages] == ["why 0 ?", "so 0 ."]
+
+
+def test_files_with_different_columns_have_their_names_behind_each(tmp_path):
+    rows = [{"prompt": f"how {n} ?", "chosen": "so .", "rejected": "no ."} for n in range(3)]
+    one, other = write(tmp_path / "a.jsonl", ROWS), write(tmp_path / "b.jsonl", rows)
+    loaded = load_pairs([parse_source(f"{one}?{NAMED}"), parse_source(str(other))], "all")
+    assert [pair.prompt[-1].content for pair in loaded.items] == [f"why {n} ?" for n in range(12)] + [
+        f"how {n} ?" for n in range(3)
+    ]

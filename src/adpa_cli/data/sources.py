@@ -164,7 +164,8 @@ def read_rows(source: Source) -> Iterator[tuple[int, Row]]:
 def read_part(part: Source) -> Iterator[tuple[int, Row | Problem]]:
     """All rows of one of the `parts` of a source, with a Problem in the place of one that cannot be read.
 
-    Its `columns` have the names that are read; a column that has such a name already is replaced.
+    Its `columns` have the names that are read. A column that has such a name already is never read, so that a column
+    which a file does not have is noticed.
     """
     if not part.columns:
         yield from _recorded_rows(part)
@@ -173,7 +174,8 @@ def read_part(part: Source) -> Iterator[tuple[int, Row | Problem]]:
     for number, row in _recorded_rows(part):
         if not isinstance(row, Problem):
             named = {roles[name]: value for name, value in row.items() if name in roles}
-            row = {**{name: value for name, value in row.items() if name not in roles}, **named}
+            taken = {*roles, *roles.values()}
+            row = {**{name: value for name, value in row.items() if name not in taken}, **named}
         yield number, row
 
 

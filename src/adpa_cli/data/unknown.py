@@ -6,11 +6,13 @@ import difflib
 import re
 import shlex
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from adpa_cli.data.columns import plain_name, shown_names
+from adpa_cli.data.examples import Problem
 from adpa_cli.data.shapes import DIALOGUES, PAIRS, Shape, detect
-from adpa_cli.data.sources import Source
+from adpa_cli.data.sources import Source, read_part
 from adpa_cli.errors import DataError
 
 
@@ -42,9 +44,11 @@ OTHER_NAMES = (
 
 def check_columns(part: Source, names: Iterable[str]) -> None:
     """Raise DataError where `--columns` names a column that a file does not have; `names` are after the mapping."""
-    there = set(names)
+    mapped = set(names)
     for role, name in part.columns:
-        if there and role not in there:
+        if mapped and role not in mapped:
+            recorded = (row for _, row in read_part(replace(part, columns=())) if not isinstance(row, Problem))
+            there = set(next(recorded, ()))
             near = difflib.get_close_matches(name, there, 1, 0.6)
             hint = f"did you mean {near[0]}? --columns {role}={near[0]}" if near else "name one of these columns"
             raise DataError(f"{part.text} has no column {name!r}; its columns are: {shown_names(sorted(there))}", hint)
