@@ -47,6 +47,10 @@ against = "Student"
 [[rows]]
 name = "Teacher"
 measures = "aligned teacher"
+
+[[rows]]
+name = "Reference"
+measures = "reference teacher"
 """
     + STUDENT_AND_DCKD
     + """
@@ -103,14 +107,16 @@ def test_a_row_is_its_best_cell_on_prompts_that_selected_nothing(pipeline: Pipel
     again = cli("run", name)
     shown = lines(again.err)
     assert [record["settings"]["row"] for record in table] == list(shown)
-    assert list(shown) == ["Teacher", "Student", "DCKD", "DCKD w/o dispreferred", "ADPA+"]
+    assert list(shown) == ["Teacher", "Reference", "Student", "DCKD", "DCKD w/o dispreferred", "ADPA+"]
     assert [shown[row][-2] for row in ("DCKD", "ADPA+")] == [chosen.ref, plus.ref]
     assert shown["DCKD"][-1] == shown["ADPA+"][-1] == "best of 2"
     assert shown["Student"][-1] == pipeline.made("student")
 
     measured = evaluations(store)
     models = [chosen, made["DCKD w/o dispreferred",], plus]
-    assert {*(m.id for m in models), *(store.resolve(shown[r][-1]).id for r in ("Teacher", "Student"))} == {*measured}
+    given = [store.resolve(shown[row][-1]) for row in ("Teacher", "Reference", "Student")]
+    assert {m.id for m in [*models, *given]} == {*measured}
+    assert given[0].inputs["model"] == f"artifact:{given[1].id}", "the teacher was aligned from its reference"
     against = [measured[m.id].metrics["scores"]["win_rate"]["against"] for m in models]
     assert against == [pipeline.made("student"), chosen.ref, pipeline.made("student")]
     assert "win_rate" not in measured[store.resolve(pipeline.made("student")).id].metrics["scores"]

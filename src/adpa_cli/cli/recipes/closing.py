@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from adpa_cli.cli.recipes.choice import ROW, TAG, Step, are_alike, best_of, lines
-from adpa_cli.cli.recipes.grid import AGAINST, MEASURED, Recipe, Row, report_points
+from adpa_cli.cli.recipes.grid import AGAINST, START, TEACHERS, Recipe, Row, report_points
 from adpa_cli.cli.recipes.words import evaluation_words
 from adpa_cli.errors import UsageError
 from adpa_cli.hub import External
@@ -96,26 +96,25 @@ def _entry(recipe: Recipe, row: Row, candidates: Sequence[Step], axes: Sequence[
 
 
 def _beneath(steps: Sequence[Step], what: str) -> Input | None:
-    """The model that the students of some cells start from, or their aligned teacher; None where there is none."""
-    start, _ = MEASURED
+    """The model that the students of some cells start from, or one of their teachers; None where there is none."""
     for step in steps:
-        if what == start:
+        if what == START:
             model: Any = step.target
             while isinstance(model, Node) and model.stage == DISTILL.name:
                 model = model.inputs["model"]
             return model if not isinstance(model, tuple) else None
-        for node, role, item in _inputs(step.target):
-            if role == "aligned" and node.about in ("", role):
-                return item
+        for node in _nodes(step.target):
+            if "aligned" in node.inputs and TEACHERS[what] in node.inputs and node.about in ("", "aligned"):
+                return next(item for role, item in node.flat_inputs() if role == TEACHERS[what])
     return None
 
 
-def _inputs(node: Node) -> Iterator[tuple[Node, str, Input]]:
-    """Every input of a node and of the nodes beneath it, with the node that has it and its role there."""
-    for role, item in node.flat_inputs():
-        yield node, role, item
+def _nodes(node: Node) -> Iterator[Node]:
+    """A node and all beneath it."""
+    yield node
+    for _, item in node.flat_inputs():
         if isinstance(item, Node):
-            yield from _inputs(item)
+            yield from _nodes(item)
 
 
 def measured_lines(

@@ -29,7 +29,10 @@ from adpa_cli.suites import EvalSpec
 PINS, TUNING = "pins", "tuning"
 NAME, MEASURES, AGAINST = "name", "measures", "against"
 """Keys of a row that are about the closing table."""
-MEASURED = ("start", "aligned teacher")
+START = "start"
+TEACHERS = {"aligned teacher": "aligned", "reference teacher": "reference"}
+"""The two teachers of a signal, by their roles there."""
+MEASURED = (START, *TEACHERS)
 """Models that rows rest on, and that a row of their own may measure."""
 _HEADER = re.compile(r"\s*\[\s*([^\[\]]+?)\s*\]\s*(#.*)?$")
 _FOLLOWS = re.compile(r"\{([^{}]+)\}")
@@ -143,7 +146,7 @@ def _rows(recipe: Recipe, raw: Any) -> tuple[Row, ...]:
             raise recipe.refused(
                 "rows",
                 said,
-                f"a row with measures = {' or '.join(map(repr, MEASURED))} has no other keys besides its name",
+                f"write measures = {' or '.join(map(repr, MEASURED))}, and no other key besides the name",
             )
         rows.append(replace(row, values=values))
     return tuple(rows)
