@@ -162,6 +162,26 @@ def test_every_kept_point_is_measured(pipeline: Pipeline, cli: Cli) -> None:
     assert "no steps were kept" in cli.refused(3, "eval", f"{pipeline.made('student')}@3", "--data", pipeline.data)
 
 
+def test_the_teacher_of_each_line_is_measured(pipeline: Pipeline, cli: Cli) -> None:
+    name = write(
+        pipeline,
+        'epochs = 1\n[report]\n"rollout.temperature" = 0.7\n'
+        '[[rows]]\nname = "Teacher"\nmeasures = "aligned teacher"\nof = "DCKD"\n'
+        '[[rows]]\nname = "DCKD"\nmethod = "dckd"\n"dpo-teacher.lr" = [1e-5, 1e-3]\n',
+    )
+    ran = cli("run", name, "--json")
+    assert ran.code == 0, ran.err
+    table = [json.loads(line) for line in ran.out.splitlines()][2:]
+    settings = [(each["settings"]["row"], each["settings"]["dpo-teacher.lr"]) for each in table]
+    assert settings == [("Teacher", "1e-05"), ("Teacher", "0.001"), ("DCKD", "1e-05"), ("DCKD", "0.001")]
+    store = Store.find(pipeline.store)
+    teachers, students = ([store.resolve(each["model"]) for each in half] for half in (table[:2], table[2:]))
+    assert [teacher.spec["lr"] for teacher in teachers] == [1e-5, 1e-3]
+    for teacher, student in zip(teachers, students, strict=True):
+        (signal,) = (store.resolve(content.partition(":")[2][:12]) for content in student.inputs["cache"])
+        assert signal.inputs["aligned"] == f"artifact:{teacher.id}"
+
+
 def test_what_failed_is_not_chosen(pipeline: Pipeline, cli: Cli) -> None:
     name = write(pipeline, TABLE)
     first = cli("run", name, "-n").rows[0][2]
@@ -197,6 +217,8 @@ ROWS = '[[rows]]\nname = "A"\nmethod = "dckd"\nalpha = [1, 2]\n'
         (ROWS + ROWS, "two rows are called A"),
         ('[[rows]]\nname = "A"\nmeasures = "teacher"\n', "the row A measures teacher"),
         ('[[rows]]\nname = "A"\nmeasures = "start"\ngamma = 2\n', "the row A measures start and has gamma"),
+        (f'{ROWS}of = "A"\n', "of: the row A measures nothing"),
+        (f'{ROWS}[[rows]]\nname = "T"\nmeasures = "start"\nof = "B"\n', "of: no row of trainings is called B"),
         (f'{ROWS}against = "B"\n', "against: no row is called B"),
         (f'[report]\nseed = 2\n{ROWS}', "report.seed: the closing evaluation has no such key"),
         (f'[report]\nsuite = "best"\n{ROWS}', "no suite called 'best'"),

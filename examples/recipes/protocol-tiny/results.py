@@ -29,6 +29,8 @@ ORDER = (
 """The order of the paper, the worse one first."""
 STATES = (("ADPA on chosen answers", "ADPA"), ("ADPA on the teacher's answers", "ADPA"))
 """That a student's own answers are the best ones to train on."""
+CHANGES = tuple(("ADPA", f"ADPA, A {change}") for change in ("clamped to [0, 1]", "divided by its RMS"))
+"""What the changes of the advantage that are not in the paper would have to do."""
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
@@ -86,7 +88,7 @@ def leader_words(measured: Measured, rows: Sequence[str], decoding: str, groups:
 def main_section(measured: Measured) -> Iterator[str | Figure]:
     """The table at equal steps and the one at equal FLOPs, each with its verdicts and a figure."""
     every = measured.by_row
-    models = {row: group for row, group in every.items() if row in ("Teacher", "Student")}
+    models = {row: group for row, group in every.items() if row in GIVEN}
     steps = {row: group for row, group in every.items() if row not in models and not row.endswith(EQUAL)}
     flops = {row.removesuffix(EQUAL): group for row, group in every.items() if row.endswith(EQUAL)}
     flops |= {"ADPA+": every["ADPA+"]} if flops and "ADPA+" in every else {}
@@ -96,11 +98,29 @@ def main_section(measured: Measured) -> Iterator[str | Figure]:
         yield f"## {title}\n"
         yield "\n".join(_score_table(measured, {**models, **rows})) + "\n"
         yield figure_of(measured, {**models, **rows}, f"main-{name}", title)
+        if name == "steps":
+            yield from _lead(measured, models)
         for decoding in (SAMPLED, GREEDY):
             gaps = differences(rows, ORDER, decoding)
             if gaps:
                 yield verdicts("The order of the paper", gaps, decoding)
                 yield leader_words(measured, list(rows), decoding, rows) + "\n"
+
+
+GIVEN = ("Student", "Reference of the teacher", "Teacher")
+
+
+def _lead(measured: Measured, models: dict[str, Group]) -> Iterator[str]:
+    """How much of the teacher's lead over the student is alignment, and how much its reference has already."""
+    means = [found[0] for row in GIVEN if row in models and (found := measured.mean(models[row], REWARD, SAMPLED))]
+    if len(means) == len(GIVEN):
+        student, reference, teacher = means
+        yield (
+            f"With sampled answers, the teacher leads the student by {teacher - student:.3f}: its reference has "
+            f"{reference - student:.3f} of this already, and alignment adds {teacher - reference:.3f}. The advantage "
+            "is the teacher less the reference, so ADPA can learn only what alignment added. Systems without a "
+            "reference (SeqKD, ATKD, DCKD, ADPA without reference) learn both.\n"
+        )
 
 
 def _score_table(measured: Measured, groups: dict[str, Group]) -> list[str]:
@@ -146,6 +166,13 @@ def methods_section(measured: Measured) -> Iterator[str | Figure]:
             yield verdicts("Against ADPA+ and DCKD", gaps, decoding)
 
 
+CONDITIONS = """Rewards are those of sampled answers. RMS(A) is taken over the tokens and ids of a signal. The noise of
+A is the RMS of what the dtype of the capture adds to it; float32 adds none. The student's entropy is in nats for each
+token, a mean over the whole training.
+
+The objective of ADPA is linear in the student's probabilities. Only the fine-tuning term keeps the student from putting
+all of them on the id with the greatest advantage, and γ × RMS says how strong the pull is beside it.
+"""
 KINDS = {
     "rate": "the rate of the teacher's DPO", "steps": "epochs of the teacher's DPO", "γ": "γ",
     "dtype": "dtype of the capture",
@@ -154,48 +181,73 @@ KINDS = {
 
 def conditions_section(measured: Measured) -> Iterator[str | Figure]:
     """What the order depends on: for each condition a table of its points, the order at each, and a figure."""
+    yield CONDITIONS
+    fixed = {row: group for (row, _), group in measured.groups.items() if row in ("SFT", "DPO", "DCKD")}
     for kind, what in KINDS.items():
         marker = f", by {kind}"
-        own = {key: group for key, group in measured.groups.items() if marker in key[0]}
-        if not own:
-            continue
-        yield f"### By {what}\n"
         at: dict[str, dict[str, Group]] = {}
-        for (row, point), group in own.items():
-            place = f"{row.partition(marker)[2].lstrip(', ')} {point}".strip()
-            at.setdefault(place, {})[row.partition(marker)[0]] = group
-        fixed = {row: group for (row, _), group in measured.groups.items() if row in ("SFT", "DPO", "DCKD")}
-        rows = sorted({row for groups in at.values() for row in groups})
-        body, whole, curves = [], list[str](), dict[str, list[tuple[float, float, float]]]()
-        for place, groups in at.items():
-            claims = [pair for pair in (*ORDER, *STATES) if set(pair) & set(groups)]
-            gaps = differences({**fixed, **groups}, claims, SAMPLED)
-            facts = measured.signal(groups.get("ADPA", next(iter(groups.values()))))
-            means = [measured.words(groups[row], REWARD, SAMPLED) if row in groups else "" for row in rows]
-            body.append((place, *means, *(f"{facts[name]:.3g}" if name in facts else "" for name in FACTS)))
-            if gaps:
-                yield f"- **{place}**: " + ", ".join(f"{g.worse} {g.verdict} {g.better}" for g in gaps) + "."
-            whole += [place] if len(gaps) >= len(ORDER) - 1 and all(g.verdict == "<" for g in gaps) else []
-            for row in rows:
-                number = _number(place)
-                found = measured.mean(groups[row], REWARD, SAMPLED) if row in groups else None
-                if found and number is not None and any(row in pair for pair in ORDER):
-                    curves.setdefault(row, []).append((number, *found))
-        yield ""
-        if set(fixed) | set(rows) >= {row for pair in ORDER for row in pair}:
-            yield f"All of these claims together hold at {', '.join(whole) if whole else 'none of these'}.\n"
-        yield "\n".join(table((what, *rows, *FACTS), body)) + "\n"
-        exact = {place.removesuffix(FEW_BITS): place for place in at if place.endswith(FEW_BITS)}
-        ones = {place: next(iter(groups.values())) for place, groups in at.items()}
-        pairs = [(few, f"{rate}{EXACT}") for rate, few in exact.items()]
-        if gaps := differences(ones, pairs, SAMPLED):
-            yield "\n".join(gap_table(gaps)) + "\n"
-        if not exact:
-            yield from _why(measured, at)
-        if any(len(curve) > 1 for curve in curves.values()):
-            yield _curves(curves, kind, what)
-        elif exact:
-            yield _by_noise(measured, ones)
+        for (name, point), group in measured.groups.items():
+            row, is_own, more = name.partition(marker)
+            if is_own:
+                at.setdefault(f"{more.lstrip(', ')} {point}".strip(), {})[row] = group
+        if at:
+            yield f"### By {what}\n"
+            yield from _verdicts_at(at, fixed)
+            yield "\n".join(_points_table(measured, at, what)) + "\n"
+            yield from _noise(measured, at) if any(FEW_BITS in place for place in at) else _why(measured, at)
+            curves = _curves_of(measured, at)
+            if any(len(curve) > 1 for curve in curves.values()):
+                yield _curves(curves, kind, what)
+
+
+def _verdicts_at(at: dict[str, dict[str, Group]], fixed: dict[str, Group]) -> Iterator[str]:
+    """The order of the paper at each point, where all of it holds, and what changes of the advantage do."""
+    whole, changes = [], []
+    for place, groups in at.items():
+        claims = [pair for pair in (*ORDER, *STATES) if set(pair) & set(groups)]
+        gaps = differences({**fixed, **groups}, claims, SAMPLED)
+        if gaps:
+            yield f"- **{place}**: " + ", ".join(f"{g.worse} {g.verdict} {g.better}" for g in gaps) + "."
+        whole += [place] if len(gaps) >= len(ORDER) - 1 and all(g.verdict == "<" for g in gaps) else []
+        if gaps := differences(groups, CHANGES, SAMPLED):
+            changes.append(
+                f"- **{place}**: " + ", ".join(f"{g.better} {g.value:+.3f} ({g.verdict})" for g in gaps) + "."
+            )
+    yield ""
+    if set(fixed) | {row for groups in at.values() for row in groups} >= {row for pair in ORDER for row in pair}:
+        yield f"All of these claims together hold at {', '.join(whole) if whole else 'none of these'}.\n"
+    if changes:
+        yield "\n".join(["What changes of the advantage add to ADPA (< means more than chance):\n", *changes]) + "\n"
+
+
+def _points_table(measured: Measured, at: dict[str, dict[str, Group]], what: str) -> list[str]:
+    """A line for each point: the reward of each row, and what was measured of the signal and the training of ADPA."""
+    rows, body = sorted({row for groups in at.values() for row in groups}), []
+    for place, groups in at.items():
+        facts = measured.signal(groups.get("ADPA", next(iter(groups.values()))))
+        means = [measured.words(groups[row], REWARD, SAMPLED) if row in groups else "" for row in rows]
+        body.append((place, *means, *(f"{facts[name]:.3g}" if name in facts else "" for name in FACTS)))
+    return table((what, *rows, *FACTS), body)
+
+
+def _curves_of(measured: Measured, at: dict[str, dict[str, Group]]) -> dict[str, list[tuple[float, float, float]]]:
+    """(point, mean, standard deviation) of each row of the order, where points are numbers."""
+    curves: dict[str, list[tuple[float, float, float]]] = {}
+    for place, groups in at.items():
+        for row, group in groups.items():
+            found, number = measured.mean(group, REWARD, SAMPLED), _number(place)
+            if found and number is not None and any(row in pair for pair in ORDER):
+                curves.setdefault(row, []).append((number, *found))
+    return dict(sorted(curves.items()))
+
+
+def _noise(measured: Measured, at: dict[str, dict[str, Group]]) -> Iterator[str | Figure]:
+    """What a capture in few bits changes, and the reward over the noise."""
+    ones = {place: next(iter(groups.values())) for place, groups in at.items()}
+    few = [place for place in at if place.endswith(FEW_BITS)]
+    if gaps := differences(ones, [(place, place.removesuffix(FEW_BITS) + EXACT) for place in few], SAMPLED):
+        yield "\n".join(gap_table(gaps)) + "\n"
+    yield _by_noise(measured, ones)
 
 
 FEW_BITS, EXACT = "bfloat16", "float32"

@@ -58,15 +58,20 @@ def entries(recipe: Recipe, steps: Sequence[Step], store: Store) -> list[Entry]:
     for row in recipe.rows or (Row(),):
         if row.is_tried:
             continue
-        if row.measures:
+        if row.measures and not row.of:
             groups = {tuple(step.cell.shared[key] for key in axes): step for step in reversed(steps)}
             for step in reversed(groups.values()):
                 beside = [other for other in steps if are_alike(other.cell.shared, step.cell.shared)]
                 settings = {ROW: row.name, **{key: step.cell.shared[key] for key in axes}}
                 found.append(Entry(row, step, _beneath(beside, row.measures), settings))
             continue
-        for candidates in lines([step for step in steps if step.cell.row == row], recipe.choose).values():
-            found.append(_entry(recipe, row, candidates, axes, store))
+        own = [step for step in steps if step.cell.row.name == (row.of or row.name)]
+        for candidates in lines(own, recipe.choose).values():
+            entry = _entry(recipe, candidates[0].cell.row, candidates, axes, store)
+            if row.of:
+                model, settings = _beneath([entry.step], row.measures), {**entry.settings, ROW: row.name}
+                entry = Entry(row, entry.step, model, settings)
+            found.append(entry)
     return found
 
 

@@ -27,7 +27,7 @@ from adpa_cli.stages.training import DISTILL
 from adpa_cli.suites import EvalSpec
 
 PINS, TUNING = "pins", "tuning"
-NAME, MEASURES, AGAINST = "name", "measures", "against"
+NAME, MEASURES, OF, AGAINST = "name", "measures", "of", "against"
 """Keys of a row that are about the closing table."""
 START = "start"
 TEACHERS = {"aligned teacher": "aligned", "reference teacher": "reference"}
@@ -47,6 +47,8 @@ class Row:
     values: Mapping[str, Any] = field(default_factory=dict)
     measures: str = ""
     """One of `MEASURED`; "" for a row of cells."""
+    of: str = ""
+    """The row for each of whose lines such a model is measured; "" for the models that all rows share."""
     against: str = ""
     """The row whose answers are to be beaten; "" for that of the recipe."""
     is_tried: bool = False
@@ -137,17 +139,16 @@ def _rows(recipe: Recipe, raw: Any) -> tuple[Row, ...]:
                 "rows", "each row must be a table with a name", 'write [[rows]], and below it name = "DCKD"'
             )
         values = _flattened(table)
-        name, measures, against = (str(values.pop(key, "")) for key in (NAME, MEASURES, AGAINST))
-        row = Row(name, {}, measures, against)
+        name, measures, of, against = (str(values.pop(key, "")) for key in (NAME, MEASURES, OF, AGAINST))
+        row = Row(name, {}, measures, of, against)
         if row.name in (other.name for other in rows):
             raise recipe.refused("rows", f"two rows are called {row.name}", "give each a name of its own")
         if row.measures and (row.measures not in MEASURED or values):
             said = f"the row {row.name} measures {row.measures}" + (f" and has {', '.join(values)}" if values else "")
-            raise recipe.refused(
-                "rows",
-                said,
-                f"write measures = {' or '.join(map(repr, MEASURED))}, and no other key besides the name",
-            )
+            ways = " or ".join(map(repr, MEASURED))
+            raise recipe.refused("rows", said, f"write measures = {ways}, and besides the name at most of and against")
+        if row.of and not row.measures:
+            raise recipe.refused(OF, f"the row {row.name} measures nothing", 'add measures = "start", or leave out of')
         rows.append(replace(row, values=values))
     return tuple(rows)
 
@@ -198,6 +199,10 @@ def _check_closing(recipe: Recipe) -> None:
         if key not in (*allowed, *settings) or key == "models":
             options = ", ".join(name for name in allowed if name != "models")
             raise recipe.refused(f"report.{key}", "the closing evaluation has no such key", f"options: {options}")
+    trained = [row.name for row in recipe.rows if not row.measures]
+    for row in recipe.rows:
+        if row.of and row.of not in trained:
+            raise recipe.refused(OF, f"no row of trainings is called {row.of}", f"rows: {', '.join(trained)}")
     for against in (str(recipe.report.get(AGAINST, "")), *(row.against for row in recipe.rows)):
         if against and against not in names:
             raise recipe.refused(AGAINST, f"no row is called {against}", f"rows: {', '.join(names)}")
