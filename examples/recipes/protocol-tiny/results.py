@@ -182,7 +182,9 @@ KINDS = {
 def conditions_section(measured: Measured) -> Iterator[str | Figure]:
     """What the order depends on: for each condition a table of its points, the order at each, and a figure."""
     yield CONDITIONS
-    fixed = {row: group for (row, _), group in measured.groups.items() if row in ("SFT", "DPO", "DCKD")}
+    plain = {row: group for (row, point), group in measured.groups.items() if not point and ", by " not in row}
+    yield "\n".join(_score_table(measured, plain)) + "\n"
+    fixed = {row: plain[row] for row in ("SFT", "DPO", "DCKD") if row in plain}
     for kind, what in KINDS.items():
         marker = f", by {kind}"
         at: dict[str, dict[str, Group]] = {}
@@ -193,7 +195,7 @@ def conditions_section(measured: Measured) -> Iterator[str | Figure]:
         if at:
             yield f"### By {what}\n"
             yield from _verdicts_at(at, fixed)
-            yield "\n".join(_points_table(measured, at, what)) + "\n"
+            yield from _tables_at(measured, at, what)
             yield from _noise(measured, at) if any(FEW_BITS in place for place in at) else _why(measured, at)
             curves = _curves_of(measured, at)
             if any(len(curve) > 1 for curve in curves.values()):
@@ -220,23 +222,29 @@ def _verdicts_at(at: dict[str, dict[str, Group]], fixed: dict[str, Group]) -> It
         yield "\n".join(["What changes of the advantage add to ADPA (< means more than chance):\n", *changes]) + "\n"
 
 
-def _points_table(measured: Measured, at: dict[str, dict[str, Group]], what: str) -> list[str]:
-    """A line for each point: the reward of each row, and what was measured of the signal and the training of ADPA."""
-    rows, body = sorted({row for groups in at.values() for row in groups}), []
-    for place, groups in at.items():
-        facts = measured.signal(groups.get("ADPA", next(iter(groups.values()))))
-        means = [measured.words(groups[row], REWARD, SAMPLED) if row in groups else "" for row in rows]
-        body.append((place, *means, *(f"{facts[name]:.3g}" if name in facts else "" for name in FACTS)))
-    return table((what, *rows, *FACTS), body)
+def _tables_at(measured: Measured, at: dict[str, dict[str, Group]], what: str) -> Iterator[str]:
+    """The reward of each row at each point; and what was measured there of the signal and the training of ADPA."""
+    rows = sorted({row for groups in at.values() for row in groups})
+    means = [
+        (place, *(measured.words(groups[row], REWARD, SAMPLED) if row in groups else "" for row in rows))
+        for place, groups in at.items()
+    ]
+    yield "\n".join(table((what, *rows), means)) + "\n"
+    facts = {place: measured.signal(groups.get("ADPA", next(iter(groups.values())))) for place, groups in at.items()}
+    names = [name for name in FACTS if any(name in found for found in facts.values())]
+    sizes = [
+        (place, *(f"{found[name]:.3g}" if name in found else "" for name in names)) for place, found in facts.items()
+    ]
+    yield "\n".join(table((what, *names), sizes)) + "\n"
 
 
 def _curves_of(measured: Measured, at: dict[str, dict[str, Group]]) -> dict[str, list[tuple[float, float, float]]]:
-    """(point, mean, standard deviation) of each row of the order, where points are numbers."""
+    """(point, mean, standard deviation) of the teacher and each row of the order, where points are numbers."""
     curves: dict[str, list[tuple[float, float, float]]] = {}
     for place, groups in at.items():
         for row, group in groups.items():
             found, number = measured.mean(group, REWARD, SAMPLED), _number(place)
-            if found and number is not None and any(row in pair for pair in ORDER):
+            if found and number is not None and (row == "Teacher" or any(row in pair for pair in ORDER)):
                 curves.setdefault(row, []).append((number, *found))
     return dict(sorted(curves.items()))
 
@@ -377,7 +385,7 @@ KEEP = """## What to keep in mind
 - A miniature shows how methods behave there. It does not show that the same holds for large models.
 - The teacher has the student's task and vocabulary, so imitating it is easier than with models of people's language.
 - Settings were chosen for the table at equal steps, and taken over for the one at equal FLOPs.
-- Conditions have three seeds and fixed settings, neither tuned at each point nor those chosen above: they show regions,
+- Conditions have three seeds and fixed settings, those chosen for ADPA+ and not tuned at each point: they show regions,
   not exact borders.
 """
 
