@@ -243,6 +243,24 @@ def test_a_question_of_one_turn_is_refused(pipeline: Pipeline, cli: Cli, tmp_pat
     assert "questions.jsonl row 3 has one turn" in cli.refused(1, "eval", pipeline.made("student"), *words)
 
 
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ({"instruction": "Say hello.", "output": "Hello."}, "references.jsonl row 1 is not a reference answer"),
+        ({**REFERENCES[0], "choices": [{"turns": ["It is 4."]}]}, "references.jsonl row 1 has one turn"),
+    ],
+)
+def test_what_is_no_reference_answer_is_refused_before_any_answer(
+    pipeline: Pipeline, cli: Cli, tmp_path: Path, row: dict[str, Any], said: str
+) -> None:
+    write_rows(tmp_path / "questions.jsonl", QUESTIONS)
+    write_rows(tmp_path / "references.jsonl", [row])
+    words = ("--suite", "mt-bench", "--data", "questions.jsonl", "--references", "references.jsonl", "--judge", "j")
+    url = ("--judge-url", "http://127.0.0.1:9/v1")
+    assert said in cli.refused(1, "eval", pipeline.made("student"), *words, *url)
+    assert not [made for made in Store.find(pipeline.store).artifacts() if made.stage == "two-turns"]
+
+
 def test_a_plan_tells_what_a_judge_takes_and_asks_nobody(pipeline: Pipeline, cli: Cli) -> None:
     words = compare(pipeline, "--judge-url", "http://127.0.0.1:9/v1", "-n", "--judge-price", "2.5,10")
     judge = json.loads(cli(*words, "--json").out)["judge"]

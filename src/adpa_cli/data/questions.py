@@ -53,7 +53,7 @@ def questions_of(sources: Sequence[Source], limit: int | None = None) -> list[Qu
         turns = next((values[name] for name in ASKED if isinstance(values.get(name), list)), None)
         if turns is None or not all(isinstance(turn, str) and turn.strip() for turn in turns):
             raise DataError(f"{where} has no list of turns", HINT)
-        if len(turns) < 2:
+        if not isinstance(turns, list) or len(turns) < 2:
             raise DataError(f"{where} has one turn, and this suite grades two turns of each question", HINT)
         number = next((values[name] for name in NAMES if isinstance(values.get(name), int | str)), sha256(turns)[:16])
         name = question_id(number)
@@ -64,15 +64,17 @@ def questions_of(sources: Sequence[Source], limit: int | None = None) -> list[Qu
 
 
 def references_of(sources: Sequence[Source]) -> dict[str, Reference]:
-    """Reference answers by the id of their question. DataError that names a row which is none."""
+    """Reference answers by the id of their question. DataError that names a row which is none, or has one turn only."""
     found = {}
+    hint = "use FastChat's reference_answer format: question_id, model_id, choices: [{turns: [first, second]}]"
     for where, values in _rows(sources):
         try:
             turns = values["choices"][0]["turns"]
             name = question_id(values["question_id"])
         except (KeyError, IndexError, TypeError):
-            hint = "use FastChat's reference_answer format: question_id, model_id, choices: [{turns: […]}]"
             raise DataError(f"{where} is not a reference answer", hint) from None
+        if not isinstance(turns, list) or len(turns) < 2:
+            raise DataError(f"{where} has one turn, and this suite grades two turns of each question", hint)
         found[name] = Reference(tuple(str(turn) for turn in turns), str(values.get("model_id") or ""))
     return found
 

@@ -10,10 +10,12 @@ from functools import cached_property
 from typing import Any
 
 from adpa_cli import suites
+from adpa_cli.data.questions import references_of
 from adpa_cli.endpoint import JUDGE_URL
 from adpa_cli.errors import NotFound, UsageError
 from adpa_cli.families import GENERIC, stage_settings
 from adpa_cli.hub import External
+from adpa_cli.hub.externals import open_sources
 from adpa_cli.judges.prompts import Kind, Template, chosen, stored, templates_of
 from adpa_cli.machine import expanded
 from adpa_cli.planning import lineage
@@ -194,13 +196,21 @@ def _of_pairs(judging: Judging, request: Evaluate) -> Plan:
     return Plan((node,), measured.model.template)
 
 
+def _references(planner: Planner, text: str) -> External:
+    """The data with reference answers; what is here already is read, so that no answer is drawn in vain."""
+    data = planner.names.data((text,))
+    if data.is_open and not data.download:
+        references_of(open_sources(data.where))
+    return data
+
+
 def _of_turns(judging: Judging, request: Evaluate) -> Plan:
     """What the judge gives to both answers of each model to questions of two turns."""
     planner, judge = judging.planner, judging.judge
     questions = planner.pairs_of(GENERIC)
     inputs: Inputs = {}
     if judge.references:
-        inputs[REFERENCES] = planner.names.data((judge.references,))
+        inputs[REFERENCES] = _references(planner, judge.references)
     kinds: list[tuple[Kind, bool, bool]] = [
         ("single", two, reference) for reference in (False, True)[: 1 + len(inputs)] for two in (False, True)
     ]

@@ -7,7 +7,6 @@ from typing import Any
 
 from adpa_cli.data.answers import Answered, answers_of
 from adpa_cli.data.questions import NEED_REFERENCE, Reference, references_of
-from adpa_cli.errors import DataError
 from adpa_cli.judges.calls import Call
 from adpa_cli.judges.prompts import Template, chosen, question_words, read_templates
 from adpa_cli.stages import Job
@@ -78,7 +77,7 @@ def _turns(
 
 
 def _references(job: Job, note: Callable[[str], None]) -> dict[str, Reference]:
-    """The reference answers of a job; none without a file. DataError where one lacks the second turn."""
+    """The reference answers of a job; none without a file."""
     if not job.inputs.get(REFERENCES):
         note(
             "Math, reasoning and coding questions are graded without reference answers; to add some: --references FILE"
@@ -86,14 +85,7 @@ def _references(job: Job, note: Callable[[str], None]) -> dict[str, Reference]:
         return {}
     from adpa_cli.hub.externals import open_sources
 
-    located = job.one(REFERENCES)
-    found = references_of(open_sources(located.where))
-    short = [name for name, reference in found.items() if len(reference.turns) < 2]
-    if short:
-        raise DataError(
-            f"{located.label}: the reference answer to question {short[0]} has one turn, and two are needed",
-            "add the second turn",
-        )
+    found = references_of(open_sources(job.one(REFERENCES).where))
     authors = sorted({reference.author for reference in found.values()})
     if "gpt-4" in authors:
         note(
