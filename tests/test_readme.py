@@ -128,11 +128,15 @@ def test_file_map_names_what_exists_and_every_part_of_the_package() -> None:
 
 def test_the_rewards_in_readme_are_those_at_equal_steps() -> None:
     number = r"([\d.]+)"
-    words = rf"ADPA\+ reaches a mean reward of {number}, DCKD alone {number}, and ADPA without [a-z ]* {number}\."
+    words = (
+        rf"ADPA\+ reaches a mean reward of {number}, DCKD alone {number}, and ADPA without [a-z ]* {number}\. .*"
+        rf"teacher \({number}\) leads the student \({number}\), .* reference \({number}\)"
+    )
+    rows = ("ADPA+", "DCKD", "ADPA without reference", "Teacher", "Student", "Reference of the teacher")
     said = re.search(words, " ".join(README.split()))
     assert said is not None
     page = (ROOT / "docs" / "results.md").read_text(encoding="utf-8").partition("## Equal steps")[2]
-    for row, value in zip(("ADPA+", "DCKD", "ADPA without reference"), said.groups(), strict=True):
+    for row, value in zip(rows, said.groups(), strict=True):
         line = re.search(rf"^\| {re.escape(row)} \|[^|]*\| ([\d.]+) ±", page, re.MULTILINE)
         assert line is not None
         assert line[1] == value, row

@@ -110,17 +110,24 @@ def main_section(measured: Measured) -> Iterator[str | Figure]:
 GIVEN = ("Student", "Reference of the teacher", "Teacher")
 
 
+LEAD = """The advantage is the teacher less its reference, so beside its fine-tuning term ADPA can learn only what
+alignment added. Systems without a reference (SeqKD, ATKD, DCKD, ADPA without reference) learn what the reference knows,
+too.
+"""
+
+
 def _lead(measured: Measured, models: dict[str, Group]) -> Iterator[str]:
     """How much of the teacher's lead over the student is alignment, and how much its reference has already."""
-    means = [found[0] for row in GIVEN if row in models and (found := measured.mean(models[row], REWARD, SAMPLED))]
-    if len(means) == len(GIVEN):
-        student, reference, teacher = means
+    if len(models) < len(GIVEN):
+        return
+    for decoding in (SAMPLED, GREEDY):
+        found = [measured.mean(models[row], REWARD, decoding) for row in GIVEN]
+        student, reference, teacher = (mean[0] for mean in found if mean)
         yield (
-            f"With sampled answers, the teacher leads the student by {teacher - student:.3f}: its reference has "
-            f"{reference - student:.3f} of this already, and alignment adds {teacher - reference:.3f}. The advantage "
-            "is the teacher less the reference, so ADPA can learn only what alignment added. Systems without a "
-            "reference (SeqKD, ATKD, DCKD, ADPA without reference) learn both.\n"
+            f"With {decoding} answers, the teacher leads the student by {teacher - student:.3f}: its reference has "
+            f"{reference - student:.3f} of this already, and alignment adds {teacher - reference:+.3f}."
         )
+    yield LEAD
 
 
 def _score_table(measured: Measured, groups: dict[str, Group]) -> list[str]:
