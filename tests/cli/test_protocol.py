@@ -152,7 +152,7 @@ def test_the_page_is_made_from_a_store_and_checked(
     for file in re.findall(r"\]\((results/[^)]+)\)", page):
         assert Path("docs", file).stat().st_size > 0
     assert {path.name for path in Path("docs/results").iterdir()} == {
-        f"{name}.{kind}" for name in ("main-steps", "main-flops", "by-gamma") for kind in ("svg", "csv")
+        f"{name}.{kind}" for name in ("main-steps", "main-flops", "by-gamma", "by-pull") for kind in ("svg", "csv")
     }
     check_numbers(page, pipeline.store)
     Path("docs/results.md").write_text(page.replace("0.", "0,", 1), encoding="utf-8")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import json
 import math
 import re
@@ -18,7 +19,7 @@ from adpa_cli.errors import AdpaError, UsageError
 from adpa_cli.report.curves import Curve
 from adpa_cli.report.differences import Rows
 from adpa_cli.report.html import graph
-from adpa_cli.report.html.figures import VARIABLES, Series, as_csv, lines, points, wide
+from adpa_cli.report.html.figures import MOST_TICKS, VARIABLES, Series, _ticks, as_csv, lines, points, wide
 from adpa_cli.report.html.measured import compared, normal, over_seeds, table
 from adpa_cli.report.html.report import Report, write
 from adpa_cli.report.html.sweeps import along_training, binned, by_setting, grouped, training_curves
@@ -174,6 +175,17 @@ def test_a_figure_has_the_colours_of_its_page_and_escapes_what_it_is_called() ->
         assert not re.findall(r"<script|https?://(?!www\.w3\.org)", figure.inline)
         assert "<b>" not in figure.inline
     assert figure.inline == points("p", "P", [Series("a", [1], [2])], "x", "y").inline
+
+
+def test_labels_of_a_logarithmic_axis_have_room() -> None:
+    near = [2.0, *(1 + n / 1000 for n in range(200)), 64.0]
+    ticks = _ticks(near)
+    assert ticks[0] == 1
+    assert {2.0, 64.0} <= {*ticks}
+    assert all(after / before >= 64 ** (1 / MOST_TICKS) for before, after in itertools.pairwise(ticks))
+    assert _ticks([5e-6, 2e-5, 1e-4]) == [5e-6, 2e-5, 1e-4]
+    svg = lines("f", "F", [Series("a", [0.3061234, 1], [1, 2])], "x", "y", log=True).svg
+    assert ">0.306<" in svg
 
 
 def test_the_numbers_behind_a_figure() -> None:

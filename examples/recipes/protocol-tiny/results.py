@@ -29,7 +29,8 @@ ORDER = (
 """The order of the paper, the worse one first."""
 STATES = (("ADPA on chosen answers", "ADPA"), ("ADPA on the teacher's answers", "ADPA"))
 """That a student's own answers are the best ones to train on."""
-CHANGES = tuple(("ADPA", f"ADPA, A {change}") for change in ("clamped to [0, 1]", "divided by its RMS"))
+CLAMPED, DIVIDED = "ADPA, A clamped to [0, 1]", "ADPA, A divided by its RMS"
+CHANGES = (("ADPA", CLAMPED), ("ADPA", DIVIDED), ("DCKD", DIVIDED))
 """What the changes of the advantage that are not in the paper would have to do."""
 
 
@@ -207,6 +208,28 @@ def conditions_section(measured: Measured) -> Iterator[str | Figure]:
             curves = _curves_of(measured, at)
             if any(len(curve) > 1 for curve in curves.values()):
                 yield _curves(curves, kind, what)
+    yield f"### By {PULL}\n"
+    yield from _pull(measured)
+
+
+def _pull(measured: Measured) -> Iterator[str | Figure]:
+    """The reward of ADPA over γ × RMS, at all points of all conditions."""
+    curves: dict[str, list[tuple[float, float, float]]] = {}
+    for (name, _), group in measured.groups.items():
+        row, is_own, _ = name.partition(", by ")
+        found, pull = measured.mean(group, REWARD, SAMPLED), measured.signal(group).get(PULL)
+        if row in ("ADPA", "ADPA+") and is_own and found and pull:
+            curves.setdefault(row, []).append((pull, *found))
+    for row, curve in curves.items():
+        low, high = ([mean for pull, mean, _ in curve if (pull > 1) == is_high] for is_high in (False, True))
+        if low and high:
+            yield (
+                f"Over all points, the reward of {row} is {min(low):.3f} to {max(low):.3f} where {PULL} is at most 1, "
+                f"and {min(high):.3f} to {max(high):.3f} where it is more.\n"
+            )
+    if curves:
+        each = {row: sorted(set(curve)) for row, curve in curves.items()}
+        yield _curves(each, "pull", PULL)
 
 
 def _verdicts_at(at: dict[str, dict[str, Group]], fixed: dict[str, Group]) -> Iterator[str]:
@@ -216,17 +239,17 @@ def _verdicts_at(at: dict[str, dict[str, Group]], fixed: dict[str, Group]) -> It
         claims = [pair for pair in (*ORDER, *STATES) if set(pair) & set(groups)]
         gaps = differences({**fixed, **groups}, claims, SAMPLED)
         if gaps:
-            yield f"- **{place}**: " + ", ".join(f"{g.worse} {g.verdict} {g.better}" for g in gaps) + "."
+            yield f"- **{place}**: " + "; ".join(f"{g.worse} {g.verdict} {g.better}" for g in gaps) + "."
         whole += [place] if len(gaps) >= len(ORDER) - 1 and all(g.verdict == "<" for g in gaps) else []
         if gaps := differences(groups, CHANGES, SAMPLED):
             changes.append(
-                f"- **{place}**: " + ", ".join(f"{g.better} {g.value:+.3f} ({g.verdict})" for g in gaps) + "."
+                f"- **{place}**: " + "; ".join(f"{g.worse} {g.verdict} {g.better} ({g.value:+.3f})" for g in gaps) + "."
             )
     yield ""
     if set(fixed) | {row for groups in at.values() for row in groups} >= {row for pair in ORDER for row in pair}:
         yield f"All of these claims together hold at {', '.join(whole) if whole else 'none of these'}.\n"
     if changes:
-        yield "\n".join(["What changes of the advantage add to ADPA (< means more than chance):\n", *changes]) + "\n"
+        yield "\n".join(["What changes of the advantage do, beside ADPA and DCKD as they are:\n", *changes]) + "\n"
 
 
 def _tables_at(measured: Measured, at: dict[str, dict[str, Group]], what: str) -> Iterator[str]:
@@ -266,7 +289,8 @@ def _noise(measured: Measured, at: dict[str, dict[str, Group]]) -> Iterator[str 
 
 
 FEW_BITS, EXACT = "bfloat16", "float32"
-FACTS = ("RMS(A)", "noise of A", "A < 0", "RMS(A) clamped", "γ × RMS", "teacher entropy", "student entropy")
+PULL = "γ × RMS"
+FACTS = ("RMS(A)", "noise of A", "A < 0", "RMS(A) clamped", PULL, "teacher entropy", "student entropy")
 """What is measured of the signal and the training of ADPA at each point."""
 
 

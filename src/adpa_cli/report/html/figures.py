@@ -7,7 +7,7 @@ import importlib
 import io
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -23,6 +23,8 @@ SIZE = (4.8, 2.9)
 """Inches: at this size letters are as large as those of the text around, on a screen and on a phone."""
 MOST_NAMED = 12
 """Lines that a legend names."""
+MOST_TICKS = 12
+"""Labels that have room on a logarithmic axis."""
 _IDS = re.compile(r' id="(?:figure|axes|patch|matplotlib|xtick|ytick|line2d|text|legend|[A-Za-z]+Collection)[\w.]*"')
 _PLACES = re.compile(r' (?:d|x|y|transform)="[^"]*"')
 _LONG = re.compile(r"(\d+\.\d\d)\d+")
@@ -115,8 +117,8 @@ def lines(
                 axes.fill_between(each.xs, low, high, color=colour, alpha=0.15, linewidth=0)
         if log:
             axes.set_xscale("log")
-            ticks = sorted({x for each in drawn for x in each.xs})
-            axes.set_xticks(ticks, [f"{x:g}" for x in ticks], minor=False)
+            ticks = _ticks({x for each in drawn for x in each.xs})
+            axes.set_xticks(ticks, [f"{x:.3g}" for x in ticks], minor=False)
             axes.minorticks_off()
         elif all(float(x).is_integer() for each in drawn for x in each.xs):
             axes.xaxis.get_major_locator().set_params(integer=True)
@@ -125,6 +127,16 @@ def lines(
         elif len(drawn) - labels.count(None) > 1:
             axes.legend()
     return Figure(name, title, caption, saved[0], wide(across, drawn))
+
+
+def _ticks(xs: Iterable[float]) -> list[float]:
+    """Those of some positive numbers whose labels have room beside each other on a logarithmic axis."""
+    ticks: list[float] = []
+    every = sorted(xs)
+    for x in every:
+        if not ticks or math.log(x / ticks[-1]) * MOST_TICKS >= math.log(every[-1] / every[0]):
+            ticks.append(x)
+    return ticks
 
 
 def points(name: str, title: str, series: Sequence[Series], across: str, along: str, caption: str = "") -> Figure:
