@@ -8,7 +8,7 @@ import math
 import numpy as np
 import pytest
 
-from adpa_cli.statistics import FLIPS, bootstrap, crossed_bootstrap, holm, sign_flip_p
+from adpa_cli.statistics import FLIPS, T_QUANTILES, bootstrap, crossed_interval, holm, sign_flip_p
 
 
 def test_the_interval_is_that_of_the_binomial() -> None:
@@ -63,19 +63,28 @@ def test_holm_by_hand() -> None:
     assert holm([]) == []
 
 
-def test_crossed_resamples_add_the_variance_of_seeds_to_that_of_prompts() -> None:
-    """Additive effects of seeds and prompts: the variance of the mean is σ²/n of the one plus that of the other."""
+def test_a_crossed_interval_adds_the_variance_of_seeds_to_that_of_prompts() -> None:
+    """By hand: the means by seed are 1 and 3, those by prompt 1, 2 and 3; t of one degree of freedom is 12.706."""
+    table = [[0.0, 1.0, 2.0], [2.0, 3.0, 4.0]]
+    half = 12.706 * math.sqrt(2 / 2 + 1 / 3)
+    assert crossed_interval(table) == pytest.approx((2.0, 2 - half, 2 + half))
+    assert crossed_interval([[0.0, 1.0]]) == (0.5, -math.inf, math.inf)
+
+
+def test_a_crossed_interval_holds_for_other_seeds_and_prompts() -> None:
+    """Few seeds: at least 95 of 100 intervals contain the mean of the distributions that both are drawn from."""
     drawn = np.random.default_rng(0)
-    seeds, prompts = drawn.normal(0, 1, 40), drawn.normal(0, 2, 300)
-    table = 5 + seeds[:, None] + prompts[None, :]
-    found = crossed_bootstrap(table, resamples=20_000)
-    half = 1.96 * math.sqrt(seeds.var() / 40 + prompts.var() / 300)
-    assert found["value"] == pytest.approx(table.mean())
-    assert found["n"] == 12_000
-    np.testing.assert_allclose([found["low"], found["high"]], [table.mean() - half, table.mean() + half], atol=0.02)
+    held = 0
+    for _ in range(1000):
+        table = drawn.normal(0, 1, (3, 1)) + drawn.normal(0, 2, (1, 50)) + drawn.normal(0, 1, (3, 50))
+        _, low, high = crossed_interval(table)
+        held += low <= 0 <= high
+    assert held >= 950
 
 
-def test_seeds_that_disagree_widen_an_interval_that_prompts_alone_make_narrow() -> None:
-    table = np.repeat([[0.2], [-0.1]], 500, axis=1)
-    found = crossed_bootstrap(table)
-    assert (found["low"], found["high"]) == pytest.approx((-0.1, 0.2))
+def test_the_quantiles_are_those_of_students_t() -> None:
+    for freedom, quantile in enumerate(T_QUANTILES, 1):
+        ts = np.linspace(-quantile, quantile, 200_001)
+        scale = math.exp(math.lgamma((freedom + 1) / 2) - math.lgamma(freedom / 2)) / math.sqrt(freedom * math.pi)
+        density = scale * (1 + ts**2 / freedom) ** (-(freedom + 1) / 2)
+        assert density.sum() * (ts[1] - ts[0]) == pytest.approx(0.95, abs=5e-5)

@@ -11,27 +11,30 @@ from typing import Any
 import numpy as np
 
 from adpa_cli.cli.recipes.closing import measured_lines
-from adpa_cli.cli.recipes.grid import read_recipe, request_of, requests
+from adpa_cli.cli.recipes.grid import Recipe, read_recipe, request_of, requests
 from adpa_cli.cli.recipes.sweep import plan_cells
 from adpa_cli.report.differences import rows_of
 from adpa_cli.report.evaluation import entries
 from adpa_cli.report.scores import REWARD
-from adpa_cli.statistics import crossed_bootstrap, holm, sign_flip_p
+from adpa_cli.statistics import crossed_interval, holm, sign_flip_p
 from adpa_cli.store.store import Store
 
 SAMPLED, GREEDY = "sampled", "greedy"
 LEVEL = 0.05
+LESS, MORE, UNDECIDED = "<", ">", "?"
+RMS, NOISE, NEGATIVE, CLAMPED_RMS = "RMS(A)", "noise of A", "share of A < 0", "RMS(A) after clamping"
+PULL, TEACHER, STUDENT = "γ × RMS(A)", "teacher entropy", "student entropy"
+FACTS = (RMS, NOISE, NEGATIVE, CLAMPED_RMS, PULL, TEACHER, STUDENT)
+"""What is measured of a signal and the training on it."""
 
 
 @dataclass
 class Model:
     """What was measured of one line of a table: a row, at one seed and one point of its settings."""
 
-    row: str
-    seed: str
-    point: str
     ref: str
     chosen: dict[str, str]
+    """The values that were chosen, with an arrow at the greatest or least that was tried."""
     scores: dict[tuple[str, str], float] = field(default_factory=dict)
     """By metric and decoding."""
     prompts: dict[str, dict[str, float]] = field(default_factory=dict)
@@ -46,10 +49,11 @@ Mean = tuple[float, float]
 
 @dataclass(frozen=True)
 class Gap:
-    """By how much one row exceeds another, paired by seed and prompt."""
+    """The second row less the first, paired by seed and prompt: the mean, the ends of its 95 % interval, on how many
+    of the seeds it has this sign, and the corrected p."""
 
-    worse: str
-    better: str
+    first: str
+    second: str
     value: float
     low: float
     high: float
@@ -58,11 +62,11 @@ class Gap:
     p: float
 
     @property
-    def verdict(self) -> str:
-        """`<` where the second is better, `>` where the first one is, `≈` where that is not decided."""
+    def sign(self) -> str:
+        """LESS where the second row is better, MORE where the first one is, or UNDECIDED."""
         if self.p >= LEVEL or self.low <= 0 <= self.high:
-            return "≈"
-        return "<" if self.value > 0 else ">"
+            return UNDECIDED
+        return LESS if self.value > 0 else MORE
 
 
 class Measured:
@@ -86,9 +90,10 @@ class Measured:
         for line in () if self.missing else table:
             settings = dict(line.settings)
             row, seed = settings.pop("row", ""), settings.pop(seeds, "0")
-            chosen = {key: settings.pop(key) for key in recipe.choose if key in settings}
-            point = ", ".join(settings.values())
-            model = Model(row, seed, point, line.ref, chosen)
+            values = {key: settings.pop(key) for key in recipe.choose if key in settings}
+            chosen = {key: short(value) + _arrow(recipe, row, key, value) for key, value in values.items()}
+            point = ", ".join(short(value) for value in settings.values())
+            model = Model(line.ref, chosen)
             for score in line.scores:
                 decoding = self._decoding(score.ref)
                 model.scores[score.metric, decoding] = score.value
@@ -119,14 +124,17 @@ class Measured:
         return "" if found is None else f"{found[0] * scale:.{digits}f} ± {found[1] * scale:.{digits}f}"
 
     def signal(self, group: Group) -> dict[str, float]:
-        """The facts of the signal that a row was trained on, and of its training: means over the seeds."""
+        """The facts of the signal that a row was trained on, and of its training: means over the seeds.
+
+        A training that reads several signals is described by the one with an advantage.
+        """
         found: dict[str, list[float]] = {}
         for model in group.values():
             made = self.store.get(model.ref)
             if made is None:
                 continue
             entropy = made.metrics.get("entropy", {}).get("rollout")
-            facts = {"student entropy": entropy, "γ × RMS": made.metrics.get("gamma_rms")}
+            facts = {STUDENT: entropy, PULL: made.metrics.get("gamma_rms")}
             caches = made.inputs.get("cache", [])
             for content in [caches] if isinstance(caches, str) else caches:
                 signal = self.store.get(content)
@@ -134,10 +142,9 @@ class Measured:
                     continue
                 shape = signal.metrics.get("advantage", {})
                 facts |= {
-                    "RMS(A)": signal.metrics["rms_advantage"], "A < 0": shape.get("negative"),
-                    "RMS(A) clamped": shape.get("clamped_rms"),
-                    "teacher entropy": signal.metrics.get("teacher_entropy"),
-                    "noise of A": signal.metrics.get("noise", {}).get("advantage", {}).get("error"),
+                    RMS: signal.metrics["rms_advantage"], NEGATIVE: shape.get("negative"),
+                    CLAMPED_RMS: shape.get("clamped_rms"), TEACHER: signal.metrics.get("teacher_entropy"),
+                    NOISE: signal.metrics.get("noise", {}).get("advantage", {}).get("error"),
                 }  # fmt: skip
             for name, value in facts.items():
                 if value is not None:
@@ -145,22 +152,42 @@ class Measured:
         return {name: statistics.fmean(values) for name, values in found.items()}
 
 
+def short(text: str) -> str:
+    """A number as the recipes write it: 4e-3 and 5e-6, but 0.25; any other text as it is."""
+    try:
+        number = float(text)
+    except ValueError:
+        return text
+    if number == 0 or abs(number) >= 0.01:
+        return f"{number:g}"
+    mantissa, _, exponent = f"{number:.3e}".partition("e")
+    return f"{float(mantissa):g}e{int(exponent)}"
+
+
+def _arrow(recipe: Recipe, row: str, key: str, value: str) -> str:
+    """Where a chosen value is the greatest or the least of those that were tried for a row."""
+    tried = next((each for each in recipe.rows if each.is_tried and each.name == f"{row} (tried)"), None)
+    grid = {**recipe.values, **tried.values}.get(key) if tried else None
+    if not isinstance(grid, list) or not all(isinstance(each, int | float) for each in grid):
+        return ""
+    return {max(grid): " ↑", min(grid): " ↓"}.get(float(value), "")
+
+
 def differences(groups: dict[str, Group], pairs: Sequence[tuple[str, str]], decoding: str) -> list[Gap]:
-    """Better minus worse for each pair of rows that are there, on the seeds and prompts of both; Holm over all."""
+    """The difference of each pair of rows that are there, on the seeds and prompts of both; p corrected over all."""
     found = []
-    for worse, better in pairs:
-        if worse not in groups or better not in groups:
+    for first, second in pairs:
+        if first not in groups or second not in groups:
             continue
-        seeds = [seed for seed in groups[worse] if seed in groups[better]]
-        tables = [[groups[row][seed].prompts.get(decoding, {}) for seed in seeds] for row in (better, worse)]
+        seeds = [seed for seed in groups[first] if seed in groups[second]]
+        tables = [[groups[row][seed].prompts.get(decoding, {}) for seed in seeds] for row in (second, first)]
         prompts = sorted(set.intersection(*(set(each) for own in tables for each in own))) if seeds else []
         if not prompts:
             continue
         ours, theirs = (np.array([[each[prompt] for prompt in prompts] for each in own]) for own in tables)
         gap = ours - theirs
-        mean, by_seed = crossed_bootstrap(gap), gap.mean(1)
+        mean, low, high = crossed_interval(gap)
+        alike = int((gap.mean(1) * mean > 0).sum())
         p = sign_flip_p(gap.ravel(), prompts * len(seeds))
-        alike = int((by_seed * mean["value"] > 0).sum())
-        found.append(Gap(worse, better, mean["value"], mean["low"], mean["high"], alike, len(seeds), p))
-    corrected = holm([gap.p for gap in found])
-    return [replace(gap, p=p) for gap, p in zip(found, corrected, strict=True)]
+        found.append(Gap(first, second, mean, low, high, alike, len(seeds), p))
+    return [replace(gap, p=p) for gap, p in zip(found, holm([gap.p for gap in found]), strict=True)]
