@@ -38,7 +38,8 @@ FLOPS = """Each row has as many operations as ADPA+ above, whose row is the same
 count; the training of the teachers does not. More than half of what ADPA+ takes are captures and answers, which are
 made once, so the budgets differ less in longer trainings.
 """
-METHODS = """Each has as many steps as ADPA+. DCKD and ADPA+ are those of the table above.
+METHODS = """Each has as many steps as ADPA+. DCKD and ADPA+ are those of the table above. DCKD from the fine-tuned
+reference imitates the reference of the teacher, so alignment has no part in what it reaches.
 """
 CONDITIONS = """Each point has three seeds, so only large differences are decided: these are bold. All rewards are
 those of sampled answers.

@@ -57,7 +57,8 @@ READINGS = {
     "lr": "The paper uses 1e-5, and the released recipe 5e-7.",
     "gamma": (
         "The paper tries 0.5 to 5 and reports 3 as the best value for one pair of models. The released recipe uses "
-        "1.6. Try several values."
+        "1.6. Try several values. Each training prints γ × RMS of the advantage: where it is above about 1, answers "
+        "become worse in the miniature (docs/results.md)."
     ),
     "unit": (
         "Eq. 10 has A in nats (`nat`). `rms` is not in the paper: A is divided by its RMS over the signal, so that γ "
