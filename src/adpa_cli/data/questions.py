@@ -53,7 +53,7 @@ def questions_of(sources: Sequence[Source], limit: int | None = None) -> list[Qu
         turns = next((values[name] for name in ASKED if isinstance(values.get(name), list)), None)
         if turns is None or not all(isinstance(turn, str) and turn.strip() for turn in turns):
             raise DataError(f"{where} has no list of turns", HINT)
-        if not isinstance(turns, list) or len(turns) < 2:
+        if len(turns) < 2:
             raise DataError(f"{where} has one turn, and this suite grades two turns of each question", HINT)
         number = next((values[name] for name in NAMES if isinstance(values.get(name), int | str)), sha256(turns)[:16])
         name = question_id(number)
