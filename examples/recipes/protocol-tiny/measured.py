@@ -118,9 +118,9 @@ class Measured:
         values = [m.scores[metric, decoding] for m in group.values() if (metric, decoding) in m.scores]
         return (statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0) if values else None
 
-    def words(self, group: Group, metric: str, decoding: str = "", scale: float = 1.0) -> str:
+    def words(self, group: Group, metric: str, decoding: str = "", scale: float = 1.0, digits: int = 3) -> str:
         """0.812 ± 0.004, or nothing."""
-        found, digits = self.mean(group, metric, decoding), 3 if scale == 1 else 1
+        found = self.mean(group, metric, decoding)
         return "" if found is None else f"{found[0] * scale:.{digits}f} ± {found[1] * scale:.{digits}f}"
 
     def signal(self, group: Group) -> dict[str, float]:

@@ -106,8 +106,8 @@ def score_table(measured: Measured, groups: dict[str, Group], against: str) -> s
         group = groups[row]
         chosen = ", ".join(f"{key} {value}" for key, value in next(iter(group.values())).chosen.items())
         rewards = [measured.words(group, REWARD, decoding) for decoding in (SAMPLED, GREEDY)]
-        wins = "–" if row == against else measured.words(group, "win_rate", SAMPLED, 100)
-        rows.append((row, chosen, *rewards, wins, measured.words(group, "reward_accuracy", "", 100)))
+        wins = "–" if row == against else measured.words(group, "win_rate", SAMPLED, 100, 1)
+        rows.append((row, chosen, *rewards, wins, measured.words(group, "reward_accuracy", "", 100, 1)))
     head = ["row", "chosen", "reward, sampled", "reward, greedy", f"win rate against {against}", "reward accuracy"]
     if not any(row[1] for row in rows):
         return table([head[0], *head[2:]], [(row[0], *row[2:]) for row in rows])
@@ -329,14 +329,24 @@ def beyond_section(measured: Measured) -> Iterator[str | Figure]:
 def real_section(measured: Measured) -> Iterator[str | Figure]:
     """The real pair: implicit reward, length and repetition."""
     yield REAL
-    metrics = (REWARD, "answer_tokens", "repeated_share", "cut_share")
     groups = measured.by_row
     decoding = next((d for g in groups.values() for m in g.values() for _, d in m.scores if d), GREEDY)
-    rows = [(row, *(measured.words(group, m, decoding) for m in metrics)) for row, group in groups.items()]
-    yield table(("row", "implicit reward", "tokens", "repeated", "cut"), rows)
-    ways = [[measured.mean(group, metric, decoding) for group in groups.values()] for metric in metrics[:2]]
-    yield points("real", "A real pair", _dots(list(groups), ways[1], ways[0]), "tokens of an answer", "implicit reward",
-                 f"{BARS}.")  # fmt: skip
+    rewards, tokens = (
+        [measured.mean(group, metric, decoding) for group in groups.values()] for metric in (REWARD, "answer_tokens")
+    )
+    rows = []
+    for (row, group), reward, length in zip(groups.items(), rewards, tokens, strict=True):
+        rate = f"{1000 * reward[0] / length[0]:.1f}" if reward and length else ""
+        shares = [measured.words(group, metric, decoding, 100, 1) for metric in ("repeated_share", "cut_share")]
+        words = [
+            measured.words(group, REWARD, decoding),
+            rate,
+            measured.words(group, "answer_tokens", decoding, digits=1),
+        ]
+        rows.append((row, *words, *shares))
+    yield table(("row", "implicit reward", "in 1,000 tokens", "tokens", "repeated, %", "cut, %"), rows)
+    dots = _dots(list(groups), tokens, rewards)
+    yield points("real", "A real pair", dots, "tokens of an answer", "implicit reward", f"{BARS}.")
     yield "**The order of the paper.**\n"
     yield from verdicts(groups, ORDER, CLAIMS)
 

@@ -60,7 +60,8 @@ REAL = """The model is SmolLM2-135M-Instruct, on pairs of short answers from Alp
 the same model after 16 steps of DPO, so nothing here is distilled from a larger model. Each training has 10 steps
 (ADPA+ 10 + 10) with fixed settings, and the seeds are those of the training alone. The reward is the implicit one of
 the teacher against its reference, in nats of a whole answer to a held-out prompt. ADPA is trained on this very
-quantity, so it shows that the signal arrives, and not that answers are better. No reward model judges them.
+quantity, so it shows that the signal arrives, and not that answers are better. No reward model judges them. A longer
+answer can have a greater sum, and answers are cut at 96 tokens: read the reward beside their length.
 """
 KEEP = """## What to keep in mind
 
