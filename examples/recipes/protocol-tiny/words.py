@@ -61,7 +61,8 @@ the same model after 16 steps of DPO, so nothing here is distilled from a larger
 (ADPA+ 10 + 10) with fixed settings, and the seeds are those of the training alone. The reward is the implicit one of
 the teacher against its reference, in nats of a whole answer to a held-out prompt. ADPA is trained on this very
 quantity, so it shows that the signal arrives, and not that answers are better. No reward model judges them. A longer
-answer can have a greater sum, and answers are cut at 96 tokens: read the reward beside their length.
+answer can have a greater sum, and answers are cut at 96 tokens: read the reward beside their length. A student with
+more of it than the teacher itself has followed the advantage further than the teacher goes.
 """
 KEEP = """## What to keep in mind
 
