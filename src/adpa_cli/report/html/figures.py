@@ -21,8 +21,8 @@ VARIABLES = {**{colour: f"var(--s{n})" for n, colour in enumerate(COLOURS, 1)}, 
 DASHES, MARKS = ("-", "--", ":", "-."), ("o", "s", "^", "D")
 SIZE = (4.8, 2.9)
 """Inches: at this size letters are as large as those of the text around, on a screen and on a phone."""
-MOST_NAMED = 12
-"""Lines that a legend names."""
+MOST_INSIDE, MOST_NAMED = 12, 16
+"""Lines whose names have room among them, and lines that a legend names at all."""
 MOST_TICKS = 12
 """Labels that have room on a logarithmic axis."""
 _IDS = re.compile(r' id="(?:figure|axes|patch|matplotlib|xtick|ytick|line2d|text|legend|[A-Za-z]+Collection)[\w.]*"')
@@ -106,7 +106,7 @@ def lines(
     """Lines over a common axis. `marks` draws every point; `log` is of the axis `across`."""
     drawn = [each for each in series if any(math.isfinite(y) for y in each.ys)]
     with _axes(name, across, along) as (axes, saved):
-        many = len(drawn) > MOST_NAMED
+        many = len(drawn) > MOST_INSIDE
         labels = _labels(drawn)
         for each, label in zip(drawn, labels, strict=True):
             colour, dash = COLOURS[each.colour % len(COLOURS)], DASHES[each.colour // len(COLOURS) % len(DASHES)]
@@ -148,7 +148,7 @@ def points(name: str, title: str, series: Sequence[Series], across: str, along: 
             for low, high in each.bounds:
                 axes.plot([x, x], [low, high], color=colour, linewidth=1)
             axes.plot([x], [y], mark, color=colour, markersize=5, label=label)
-        if len(series) > MOST_NAMED:
+        if len(series) > MOST_INSIDE:
             axes.figure.legend(loc="outside upper left", ncols=4)
         else:
             axes.legend()
