@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from adpa_cli.data.sources import split_files
+from adpa_cli.data.layouts import split_files
 from adpa_cli.errors import NotFound
 from adpa_cli.hub import lm_tasks
 from adpa_cli.hub.lm_tasks import described, task_folder

@@ -12,9 +12,10 @@ from adpa_cli.data.columns import Unread, nearest, shown_names, unused_words
 from adpa_cli.data.examples import Dialogue, Item, Message, Pair, Prompt, dialogue_of, held_out_keys
 from adpa_cli.data.files import KNOWN
 from adpa_cli.data.items import SHOWN_PROBLEMS, TEXT, FileItems, Items, Purpose, item_of, read_items
+from adpa_cli.data.layouts import holds_data
 from adpa_cli.data.rendering import refusal
 from adpa_cli.data.shapes import PROMPTS
-from adpa_cli.data.sources import Source, has_test, holds_data, left_out, not_chosen, parts
+from adpa_cli.data.sources import Source, has_test, left_out, not_chosen, parts
 from adpa_cli.data.tables import Table, record_batch, table, watched
 from adpa_cli.data.unknown import UnknownShape, meant
 from adpa_cli.errors import AdpaError, DataError

@@ -14,17 +14,9 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from adpa_cli.data.layouts import layout_of
 from adpa_cli.data.preferences import DataSet, Dialogue, Loaded, Pair, Purpose
-from adpa_cli.data.sources import (
-    Source,
-    columns_in,
-    columns_off,
-    layout_of,
-    located,
-    parse_source,
-    source_files,
-    with_columns,
-)
+from adpa_cli.data.sources import Source, columns_in, columns_off, located, parse_source, source_files, with_columns
 from adpa_cli.data.tables import code_digest
 from adpa_cli.errors import NotFound, UsageError
 from adpa_cli.families import DATA_ALIASES, FAMILIES

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from adpa_cli.data.sources import readme_in
+from adpa_cli.data.layouts import readme_in
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from adpa_cli.data.sources import readme_in, split_files
+from adpa_cli.data.layouts import readme_in, split_files
 from adpa_cli.errors import AdpaError, DataError, NotFound
 from adpa_cli.hub import External
 from adpa_cli.hub import repository as hub

@@ -17,19 +17,8 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from adpa_cli.data.sources import (
-    HUB_ID,
-    PATTERNS,
-    README,
-    Ask,
-    Layout,
-    Source,
-    ask_datasets,
-    holds_data,
-    look,
-    readme_in,
-    source_files,
-)
+from adpa_cli.data.layouts import README, Ask, Layout, ask_datasets, holds_data, look, readme_in
+from adpa_cli.data.sources import HUB_ID, PATTERNS, Source, source_files
 from adpa_cli.disk import is_disk_full, write_atomic
 from adpa_cli.errors import AdpaError, Corrupt, DataError, NotFound
 from adpa_cli.hub import External, HubFile, Kind
