@@ -122,7 +122,7 @@ class RowLengths:
     def reading(self, split: str) -> tuple[Reading, TokenizerFolder, tuple[str, str]]:
         """What is read of the data, and the tokenizer and template of the model that reads it first."""
         (data, model), spec = _data_and_model(self.node), self.node.spec
-        if data.download or not data.is_open:
+        if not data.is_here:
             raise AdpaError(f"{data.label} is not on this machine")
         reading = (data.where, split, spec.limit, spec.skip_bad_rows, spec.template)
         return reading, TokenizerFolder.of(folder_of(model, self.store), self.store), (spec.template, spec.end)

@@ -66,6 +66,11 @@ class External:
         """Whether it could be looked at; what could not only stands in, until the plan is refused."""
         return bool(self.where)
 
+    @property
+    def is_here(self) -> bool:
+        """Whether all of it is on this machine, so that a plan can read it."""
+        return self.is_open and not self.download
+
 
 def stand_in(kind: str, name: str) -> External:
     """In place of a "model" or "data" of the hub that is closed to us, so that the rest of a plan can be looked at."""

@@ -54,7 +54,7 @@ def prompts_of(
 def has_pairs(data: External) -> bool:
     """Whether data hold pairs and not prompts alone; what is not sound is taken to. Of data that are not here yet only
     those of a family are known to."""
-    if data.download or not data.is_open:
+    if not data.is_here:
         return data.label in {DATA_ALIASES.get(family.data, family.data) for family in FAMILIES}
     return _data_set(data.where, "prompts", True, "").has_pairs()
 

@@ -252,7 +252,7 @@ def _data(names: Names, manifest: Manifest) -> External:
     if content not in manifest.sources:
         raise NotFound("it is not recorded which data the model was trained on")
     data = names.data_of(manifest.sources[content], content)
-    if data.download or not data.is_open:
+    if not data.is_here:
         raise NotFound(f"the data it was trained on, {data.label}, are not on this machine")
     return data
 

@@ -199,7 +199,7 @@ def _of_pairs(judging: Judging, request: Evaluate) -> Plan:
 def _references(planner: Planner, text: str) -> External:
     """The data with reference answers; what is here already is read, so that no answer is drawn in vain."""
     data = planner.names.data((text,))
-    if data.is_open and not data.download:
+    if data.is_here:
         references_of(open_sources(data.where))
     return data
 

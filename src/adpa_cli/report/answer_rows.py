@@ -82,7 +82,7 @@ def pair_of(store: Store, manifest: Manifest, name: str, split: str) -> Pair | N
         return None
     try:
         data = Names(store).data_of(facts, content)
-        if data.download or not data.is_open:
+        if not data.is_here:
             return None
         pairs = pairs_of(data.where, split, spec.get("limit"), bool(spec.get("skip_bad_rows")), spec["template"]).items
     except (AdpaError, OSError):

@@ -215,7 +215,7 @@ def _pair_rows(pairs: External, spec: JudgeSpec) -> list[Row]:
     """By the characters of their texts. AdpaError where they are not on this machine."""
     from adpa_cli.hub.externals import pairs_of
 
-    if pairs.download or not pairs.is_open:
+    if not pairs.is_here:
         raise AdpaError(f"{pairs.label} is not on this machine")
     return [
         Row(len(question_words(pair.prompt)) / CHARS, (len(pair.chosen) + len(pair.rejected)) / 2 / CHARS)
