@@ -11,7 +11,7 @@ import pytest
 
 from adpa_cli.store.manifest import Manifest
 from adpa_cli.store.store import Store
-from support.cli_samples import Cli, Pipeline
+from support.cli_samples import STUDENT_AND_DCKD, Cli, Pipeline
 
 SMALL = """
 student = "tiny"
@@ -26,16 +26,7 @@ dpo-teacher.max_steps = 2
 dpo-teacher.limit = 40
 rollout.max_new_tokens = 12
 """
-STUDENT_AND_DCKD = """
-[[rows]]
-name = "Student"
-measures = "start"
-
-[[rows]]
-name = "DCKD"
-method = "dckd"
-alpha = [0.5, 20]
-"""
+TWO_ALPHAS = f"{STUDENT_AND_DCKD}alpha = [0.5, 20]\n"
 TABLE = (
     """
 select = "best"
@@ -52,7 +43,7 @@ measures = "aligned teacher"
 name = "Reference"
 measures = "reference teacher"
 """
-    + STUDENT_AND_DCKD
+    + TWO_ALPHAS
     + """
 [[rows]]
 name = "DCKD w/o dispreferred"
@@ -247,7 +238,7 @@ seed = [0, 1]
 against = "Student"
 "rollout.temperature" = [0.7, 0.0]
 """
-    + STUDENT_AND_DCKD
+    + TWO_ALPHAS
     + """
 [[rows]]
 name = "ADPA+"

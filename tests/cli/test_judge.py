@@ -19,7 +19,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from adpa_cli.engine.models import save
 from adpa_cli.store.store import Store
-from support.cli_samples import Cli, Pipeline, by_metric, write_rows
+from support.cli_samples import STUDENT_AND_DCKD, Cli, Pipeline, by_metric, write_rows
 from support.judge_server import FAULTS, Judge, judging, token
 from support.model_folders import byte_level
 from support.serve import sayer, serving
@@ -444,15 +444,7 @@ suite = "win-rate"
 judge = "j"
 against = "Student"
 data = "questions.jsonl"
-
-[[rows]]
-name = "Student"
-measures = "start"
-
-[[rows]]
-name = "DCKD"
-method = "dckd"
-""")
+{STUDENT_AND_DCKD}""")
     write_rows(tmp_path / "questions.jsonl", [{"instruction": f"Say {n}."} for n in range(5)])
     with judging(Judge(lambda messages: "A")) as judge:
         ran = cli("run", "judged.toml", "--judge-url", judge.url, "-y", "--json")

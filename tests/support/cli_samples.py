@@ -22,6 +22,17 @@ SMALL = [
     "--set", "dpo-teacher.limit=40", "--limit", "40", "--set", "rollout.max_new_tokens=12",
 ]  # fmt: skip
 
+STUDENT_AND_DCKD = """
+[[rows]]
+name = "Student"
+measures = "start"
+
+[[rows]]
+name = "DCKD"
+method = "dckd"
+"""
+"""The first rows of a recipe; keys that follow are DCKD's."""
+
 
 @dataclass(frozen=True)
 class Ran:
