@@ -19,6 +19,11 @@ FLIPS = 20_000
 """Draws of signs where all combinations are more."""
 ROUNDING = 1e-9
 """Of the greatest sum: two sums that differ by less are equal."""
+T_QUANTILES = (
+    12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131, 2.120,
+    2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042,
+)  # fmt: skip
+"""The 97.5 % points of Student's t for 1, 2, … degrees of freedom; the last one is used for more."""
 
 
 def bootstrap(values: Any, groups: Sequence[str] = (), resamples: int = RESAMPLES, seed: int = 0) -> dict[str, float]:
@@ -30,13 +35,6 @@ def bootstrap(values: Any, groups: Sequence[str] = (), resamples: int = RESAMPLE
     low, high = np.percentile(sums[picks].sum(1) / counts[picks].sum(1), [2.5, 97.5])
     mean = float(np.asarray(values, dtype=np.float64).mean())
     return {"value": mean, "low": float(low), "high": float(high), "n": len(values)}
-
-
-T_QUANTILES = (
-    12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131, 2.120,
-    2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042,
-)  # fmt: skip
-"""The 97.5 % points of Student's t for 1, 2, … degrees of freedom; the last one is used for more."""
 
 
 def crossed_interval(table: Any) -> tuple[float, float, float]:
