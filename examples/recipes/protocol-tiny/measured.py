@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from adpa_cli.cli.recipes.closing import measured_lines
-from adpa_cli.cli.recipes.grid import Recipe, read_recipe, request_of, requests
+from adpa_cli.cli.recipes.grid import AGAINST, Recipe, read_recipe, request_of, requests
 from adpa_cli.cli.recipes.sweep import plan_cells
 from adpa_cli.report.differences import rows_of
 from adpa_cli.report.evaluation import entries
@@ -84,6 +84,8 @@ class Measured:
 
         table = measured_lines(recipe, steps, store, found, {})
         self.store = store
+        self.against = str((recipe.report or {}).get(AGAINST, ""))
+        """The row with whose answers those of the others are compared."""
         self.lines, self.missing = len(table), sum(not line.scores or bool(line.note) for line in table)
         self.groups: dict[tuple[str, str], Group] = {}
         seeds = next((key for key in ("seed-all", "seed") if key in recipe.values), "seed")

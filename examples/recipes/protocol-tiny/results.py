@@ -67,30 +67,27 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(each) + " |" for each in (head, ["---"] * len(head), *rows)) + "\n"
 
 
-def gap_table(found: dict[str, list[Gap]], words: dict[str, str]) -> str:
-    """The differences by decoding, with their intervals and what follows."""
-    rows = []
-    for gap in next(iter(found.values()), []):
-        for decoding, gaps in found.items():
-            one = next(each for each in gaps if (each.first, each.second) == (gap.first, gap.second))
-            size = f"{one.value:+.3f} ({one.low:+.3f} to {one.high:+.3f})"
-            p = "< 0.001" if one.p < 0.001 else f"{one.p:.3f}"
-            name = f"{one.second} less {one.first}"
-            rows.append((name, decoding, size, f"{one.seeds} of {one.of}", p, words[one.sign]))
-    return table(("", "answers", "difference (95 % interval)", "seeds with this sign", "p", "found"), rows)
+def by_decoding(groups: dict[str, Group], pairs: Sequence[tuple[str, str]]) -> dict[str, list[Gap]]:
+    """The differences of some pairs for each decoding that they were measured with."""
+    return {way: gaps for way in (SAMPLED, GREEDY) if (gaps := differences(groups, pairs, way))}
 
 
-def verdicts(groups: dict[str, Group], pairs: Sequence[tuple[str, str]], words: dict[str, str]) -> Iterator[str]:
-    """What follows from the differences of some pairs in a sentence for each decoding, and their table."""
-    ways = [way for way in (SAMPLED, GREEDY) if any(way in m.prompts for g in groups.values() for m in g.values())]
-    found = {way: gaps for way in ways if (gaps := differences(groups, pairs, way))}
+def verdicts(found: dict[str, list[Gap]], words: dict[str, str]) -> Iterator[str]:
+    """What follows from differences in a sentence for each decoding, and their table."""
     for way, gaps in found.items():
         for sign, said in words.items():
             names = [_found(gap) if words is CLAIMS else gap.second for gap in gaps if gap.sign == sign]
             if names:
                 yield f"- {way.capitalize()}, {said}: {'; '.join(names)}."
-    if found:
-        yield "\n" + gap_table(found, words)
+    rows = []
+    for gaps in zip(*found.values(), strict=True):
+        for way, gap in zip(found, gaps, strict=True):
+            size = f"{gap.value:+.3f} ({gap.low:+.3f} to {gap.high:+.3f})"
+            p = "< 0.001" if gap.p < 0.001 else f"{gap.p:.3f}"
+            name = f"{gap.second} less {gap.first}"
+            rows.append((name, way, size, f"{gap.seeds} of {gap.of}", p, words[gap.sign]))
+    if rows:
+        yield "\n" + table(("", "answers", "difference (95 % interval)", "seeds with this sign", "p", "found"), rows)
 
 
 def _found(gap: Gap) -> str:
@@ -98,8 +95,9 @@ def _found(gap: Gap) -> str:
     return f"{first} < {second}"
 
 
-def score_table(measured: Measured, groups: dict[str, Group], against: str) -> str:
+def score_table(measured: Measured, groups: dict[str, Group]) -> str:
     """A line for each row, the best by sampled reward first."""
+    against = measured.against
     order = sorted(groups, key=lambda row: -(measured.mean(groups[row], REWARD, SAMPLED) or (0.0, 0.0))[0])
     rows = []
     for row in order:
@@ -135,7 +133,7 @@ def main_section(measured: Measured) -> Iterator[str | Figure]:
     steps = {row: group for row, group in every.items() if row not in given and not row.endswith(EQUAL)}
     flops = {row.removesuffix(EQUAL): group for row, group in every.items() if row.endswith(EQUAL)}
     yield "## Equal steps\n"
-    yield score_table(measured, {**given, **steps}, "Student")
+    yield score_table(measured, {**given, **steps})
     yield rewards_figure(measured, {**given, **steps}, "main-steps", "Equal steps")
     yield from _lead(measured, given)
     yield from _order(steps)
@@ -143,7 +141,7 @@ def main_section(measured: Measured) -> Iterator[str | Figure]:
         flops["ADPA+"] = every["ADPA+"]
         yield "## Equal FLOPs\n"
         yield FLOPS
-        yield score_table(measured, flops, "Student")
+        yield score_table(measured, flops)
         yield rewards_figure(measured, flops, "main-flops", "Equal FLOPs")
         yield from _order(flops)
 
@@ -151,9 +149,9 @@ def main_section(measured: Measured) -> Iterator[str | Figure]:
 def _order(rows: dict[str, Group]) -> Iterator[str]:
     """What is found of the order of the paper, and whether ADPA+ leads."""
     yield "**The order of the paper.**\n"
-    yield from verdicts(rows, (*ORDER, (HALF, "ADPA+")), CLAIMS)
+    yield from verdicts(by_decoding(rows, (*ORDER, (HALF, "ADPA+"))), CLAIMS)
     yield "**Beside ADPA+.**\n"
-    yield from verdicts(rows, [("ADPA+", row) for row in rows if row not in ("ADPA+", HALF)], COMPARED)
+    yield from verdicts(by_decoding(rows, [("ADPA+", row) for row in rows if row not in ("ADPA+", HALF)]), COMPARED)
 
 
 def _lead(measured: Measured, given: dict[str, Group]) -> Iterator[str]:
@@ -174,13 +172,14 @@ def methods_section(measured: Measured) -> Iterator[str | Figure]:
     """The other methods, each against ADPA+, and the ablation of DCKD."""
     groups = measured.by_row
     yield METHODS
-    yield score_table(measured, groups, "Student")
+    yield score_table(measured, groups)
     yield rewards_figure(measured, groups, "methods", "The other methods")
     others = [row for row in groups if row not in ("Student", "ADPA+") and not row.startswith("DCKD ")]
     yield "**Beside ADPA+.**\n"
-    yield from verdicts(groups, [("ADPA+", row) for row in others], COMPARED)
+    yield from verdicts(by_decoding(groups, [("ADPA+", row) for row in others]), COMPARED)
     yield "**Beside DCKD.**\n"
-    yield from verdicts(groups, [("DCKD", row) for row in groups if row.startswith("DCKD ")], COMPARED)
+    ablations = [("DCKD", row) for row in groups if row.startswith("DCKD ")]
+    yield from verdicts(by_decoding(groups, ablations), COMPARED)
 
 
 Places = dict[str, dict[str, Group]]
@@ -191,21 +190,23 @@ def conditions_section(measured: Measured) -> Iterator[str | Figure]:
     """What the order depends on: for each condition the order at each point, what is measured there, and a figure."""
     yield CONDITIONS
     plain = {row: group for (row, point), group in measured.groups.items() if not point and ", by " not in row}
-    yield score_table(measured, plain, "Student")
+    yield score_table(measured, plain)
     fixed = {row: plain[row] for row in ("SFT", "DPO", "DCKD") if row in plain}
     conditions = {kind: _places(measured, kind) for kind in KINDS}
-    places = [{**fixed, **groups} for at in conditions.values() for groups in at.values()]
-    complete = [differences(groups, ORDER, SAMPLED) for groups in places]
-    complete = [gaps for gaps in complete if len(gaps) == len(ORDER)]
+    found = {kind: {place: _gaps(groups, fixed) for place, groups in at.items()} for kind, at in conditions.items()}
+    always = differences(fixed, ORDER, SAMPLED)
+    every = [[*always, *gaps] for at in found.values() for gaps in at.values()]
+    orders = [[gap for gap in gaps if (gap.first, gap.second) in ORDER] for gaps in every]
+    complete = [gaps for gaps in orders if {(gap.first, gap.second) for gap in gaps} == {*ORDER}]
     if complete:
         whole = sum(all(gap.sign == LESS for gap in gaps) for gaps in complete)
         yield f"The whole order of the paper holds at {whole} of the {len(complete)} points that have all systems.\n"
     for kind, at in conditions.items():
         if at:
             yield f"### By {KINDS[kind]}\n"
-            yield from _signs(at, fixed)
+            yield from _signs(found[kind])
             yield _facts_table(measured, at, KINDS[kind])
-            yield from _figures(measured, at, kind)
+            yield from (_noise(measured, at) if kind == "dtype" else _curves(measured, at, kind))
     yield from _pull(measured)
 
 
@@ -219,25 +220,21 @@ def _places(measured: Measured, kind: str) -> Places:
     return at
 
 
-def _signs(at: Places, fixed: dict[str, Group]) -> Iterator[str]:
-    """The difference of each pair of rows at each point."""
-    found = {
-        place: [
-            *differences({**fixed, **groups}, [p for p in (*ORDER, *STATES) if set(p) & set(groups)], SAMPLED),
-            *differences(groups, CHANGES, SAMPLED),
-        ]
-        for place, groups in at.items()
-    }
-    pairs = dict.fromkeys((gap.first, gap.second) for gaps in found.values() for gap in gaps)
-    if not pairs:
-        return
-    rows = []
-    for pair in pairs:
-        here = {place: gap for place, gaps in found.items() for gap in gaps if (gap.first, gap.second) == pair}
-        cells = [f"{gap.value:+.3f}" if (gap := here.get(place)) else "" for place in at]
-        bold = [place in here and here[place].sign != UNDECIDED for place in at]
-        rows.append((f"{pair[1]} less {pair[0]}", *(f"**{c}**" if b else c for c, b in zip(cells, bold, strict=True))))
-    yield table(("difference", *at), rows)
+def _gaps(groups: dict[str, Group], fixed: dict[str, Group]) -> list[Gap]:
+    """The differences at a point of all pairs of which one row depends on the point."""
+    claims = [pair for pair in (*ORDER, *STATES) if set(pair) & set(groups)]
+    return [*differences({**fixed, **groups}, claims, SAMPLED), *differences(groups, CHANGES, SAMPLED)]
+
+
+def _signs(found: dict[str, list[Gap]]) -> Iterator[str]:
+    """The differences at each point, those bold that are decided."""
+    cells: dict[str, dict[str, str]] = {}
+    for place, gaps in found.items():
+        for gap in gaps:
+            mark = "" if gap.sign == UNDECIDED else "**"
+            cells.setdefault(f"{gap.second} less {gap.first}", {})[place] = f"{mark}{gap.value:+.3f}{mark}"
+    if cells:
+        yield table(("difference", *found), [(name, *(row.get(p, "") for p in found)) for name, row in cells.items()])
 
 
 def _facts_table(measured: Measured, at: Places, what: str) -> str:
@@ -248,7 +245,7 @@ def _facts_table(measured: Measured, at: Places, what: str) -> str:
         (row, *(measured.words(groups[row], REWARD, SAMPLED) if row in groups else "" for groups in at.values()))
         for row in rows
     ]
-    facts = [_facts(measured, groups) for groups in at.values()]
+    facts = [measured.signal(groups.get("ADPA", next(iter(groups.values())))) for groups in at.values()]
     for name in FACTS:
         values = [f"{each[name]:.3f}" if name in each else "" for each in facts]
         if len(set(values)) > 1:
@@ -256,29 +253,24 @@ def _facts_table(measured: Measured, at: Places, what: str) -> str:
     return table((what, *at), body)
 
 
-def _facts(measured: Measured, groups: dict[str, Group]) -> dict[str, float]:
-    """What was measured of ADPA at a point, or of its only row."""
-    return measured.signal(groups.get("ADPA", next(iter(groups.values()))))
-
-
-def _figures(measured: Measured, at: Places, kind: str) -> Iterator[str | Figure]:
-    """The reward over the points where they are numbers; for dtypes what few bits change, and the reward over noise."""
+def _curves(measured: Measured, at: Places, kind: str) -> Iterator[Figure]:
+    """The reward of the teacher and of each row of the order over the points."""
     curves: dict[str, Curve] = {}
     for place, groups in at.items():
         for row, group in groups.items():
             found = measured.mean(group, REWARD, SAMPLED)
-            if found and kind != "dtype" and (row == "Teacher" or any(row in pair for pair in ORDER)):
+            if found and (row == "Teacher" or any(row in pair for pair in ORDER)):
                 curves.setdefault(row, []).append((float(place), *found))
-    if curves:
-        name = {"γ": "gamma"}.get(kind, kind)
-        yield _lines(dict(sorted(curves.items())), f"by-{name}", KINDS[kind])
-        return
+    yield _lines(dict(sorted(curves.items())), f"by-{'gamma' if kind == 'γ' else kind}", KINDS[kind])
+
+
+def _noise(measured: Measured, at: Places) -> Iterator[str | Figure]:
+    """What the noise of few bits changes, and the reward over the noise."""
     ones = {place: next(iter(groups.values())) for place, groups in at.items()}
     pairs = [(place.replace("bfloat16", "float32"), place) for place in at if place.endswith("bfloat16")]
-    gaps = differences(ones, pairs, SAMPLED)
-    sizes = {place: _facts(measured, groups) for place, groups in at.items()}
+    sizes = {place: measured.signal(group) for place, group in ones.items()}
     shares = {few: sizes[few].get(NOISE, 0.0) / sizes[exact][RMS] for exact, few in pairs if RMS in sizes[exact]}
-    for gap in gaps:
+    for gap in differences(ones, pairs, SAMPLED):
         yield (
             f"- {gap.second}: noise of {shares[gap.second]:.2f} × RMS(A) changes the reward by {gap.value:+.3f} "
             f"({gap.low:+.3f} to {gap.high:+.3f})."
@@ -299,7 +291,7 @@ def _pull(measured: Measured) -> Iterator[str | Figure]:
             curves.setdefault(row, []).append((pull, *found))
     if curves:
         yield f"### By {PULL}, at all these points\n"
-        yield _lines({row: sorted(set(curve)) for row, curve in curves.items()}, "by-pull", PULL)
+        yield _lines({row: list(set(curve)) for row, curve in curves.items()}, "by-pull", PULL)
 
 
 def _lines(curves: dict[str, Curve], name: str, what: str) -> Figure:
@@ -316,13 +308,12 @@ def beyond_section(measured: Measured) -> Iterator[str | Figure]:
     """The changes that are not in the paper, against ADPA+."""
     groups = measured.by_row
     yield BEYOND
-    yield score_table(measured, groups, "ADPA+")
+    yield score_table(measured, groups)
     yield rewards_figure(measured, groups, "beyond", "Beyond the paper")
-    pairs = [("ADPA+", row) for row in groups if row.startswith("ADPA+,")]
+    found = by_decoding(groups, [("ADPA+", row) for row in groups if row.startswith("ADPA+,")])
     yield "**Beside ADPA+.**\n"
-    yield from verdicts(groups, pairs, COMPARED)
-    better = [{g.second for g in differences(groups, pairs, way) if g.sign == LESS} for way in (SAMPLED, GREEDY)]
-    both = sorted(set.intersection(*better))
+    yield from verdicts(found, COMPARED)
+    both = sorted(set.intersection(*({gap.second for gap in found[way] if gap.sign == LESS} for way in found)))
     yield f"Better than ADPA+ both sampled and greedy: {', '.join(both) if both else 'none of them'}.\n"
 
 
@@ -348,7 +339,7 @@ def real_section(measured: Measured) -> Iterator[str | Figure]:
     dots = _dots(list(groups), tokens, rewards)
     yield points("real", "A real pair", dots, "tokens of an answer", "implicit reward", f"{BARS}.")
     yield "**The order of the paper.**\n"
-    yield from verdicts(groups, ORDER, CLAIMS)
+    yield from verdicts(by_decoding(groups, ORDER), CLAIMS)
 
 
 SECTIONS = (
